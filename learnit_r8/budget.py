@@ -1,0 +1,131 @@
+"""The budget: how much training there is, in steps or in seconds, and how much of it is done."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A number of steps or a number of seconds.
+
+    Attributes:
+        steps: Steps to do, or None.
+        seconds: Wall time to spend, or None.
+
+    >>> Budget(steps=200).progress(step=50, seconds=9.0)
+    0.25
+    >>> Budget(seconds=60.0).progress(step=50, seconds=15.0)
+    0.25
+    """
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    @classmethod
+    def of(
+        cls, num_epochs: float | None, num_steps: int | None, train_duration_seconds: float | None, steps_per_epoch: int
+    ) -> Budget:
+        """The budget that R8Scheduler's arguments stand for.
+
+        Raises:
+            ValueError: none or several of the three are given, or one is not positive and finite.
+        """
+        given = {
+            "num_epochs": num_epochs,
+            "num_steps": num_steps,
+            "train_duration_seconds": train_duration_seconds,
+        }
+        chosen = {name: value for name, value in given.items() if value is not None}
+        if len(chosen) != 1:
+            raise ValueError(f"exactly one of {', '.join(given)} must be given, got {chosen or 'none of them'}.")
+        for name, value in chosen.items():
+            if isinstance(value, bool) or not (isinstance(value, (int, float)) and 0 < value < math.inf):
+                raise ValueError(f"{name} must be a number > 0 and finite, got {value!r}.")
+        if num_epochs is not None:
+            return cls(steps=math.ceil(num_epochs * steps_per_epoch))
+        if num_steps is not None and num_steps != int(num_steps):
+            raise ValueError(f"num_steps must be a whole number, got {num_steps!r}.")
+        return cls(steps=num_steps, seconds=train_duration_seconds)
+
+    def progress(self, step: int, seconds: float) -> float:
+        """Finished share, in [0, 1]; 1.0 means stop."""
+        done = step / self.steps if self.steps is not None else seconds / (self.seconds or math.inf)
+        return min(1.0, done)
+
+
+class Stopwatch:
+    """Wall time spent training: counts from the first start, not while paused and not between two processes.
+
+    Readings are handed in, so that a decision reads the clock once.
+    """
+
+    def __init__(self) -> None:
+        self._spent = 0.0
+        self._since: float | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether time is being counted."""
+        return self._since is not None
+
+    def start(self, now: float) -> None:
+        """Count from here; nothing happens if it is running."""
+        if self._since is None:
+            self._since = now
+
+    def pause(self, now: float) -> None:
+        """Stop counting until the next `start`."""
+        self._spent = self.seconds(now)
+        self._since = None
+
+    def seconds(self, now: float) -> float:
+        """Seconds counted so far."""
+        return self._spent if self._since is None else self._spent + (now - self._since)
+
+    def reset(self, seconds: float, now: float) -> None:
+        """Have counted ``seconds`` by now; a running watch goes on running."""
+        self._spent = seconds
+        self._since = None if self._since is None else now
+
+
+_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """How often something is done: after so many steps, or after so many seconds.
+
+    Attributes:
+        steps: Steps, >= 1, or None.
+        seconds: Seconds, > 0, or None.
+    """
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    @classmethod
+    def parse(cls, name: str, value: Any) -> Interval:
+        """Read an interval argument: an int of steps, or a text such as "30s", "5min", "2h".
+
+        Raises:
+            ValueError: neither of the two; the message names the argument.
+
+        >>> Interval.parse("backup_every", 50), Interval.parse("backup_every", "1.5min")
+        (Interval(steps=50, seconds=None), Interval(steps=None, seconds=90.0))
+        """
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+            return cls(steps=value)
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h)\s*", value) if isinstance(value, str) else None
+        if match and float(match[1]) > 0:
+            return cls(seconds=float(match[1]) * _UNITS[match[2]])
+        raise ValueError(f'{name} must be a number of steps >= 1 or a time such as "30s", "5min" or "2h", got {value!r}.')
+
+    def is_due(self, steps: int, seconds: float) -> bool:
+        """Whether that much has passed since the last time."""
+        if self.steps is not None:
+            return steps >= self.steps
+        return self.seconds is not None and seconds >= self.seconds

@@ -1,0 +1,241 @@
+"""Checkpoints: written whole or not at all, and read without running any code from the file.
+
+A file holds a magic number, the format version, the length and the SHA-256 of a payload, and the payload: an
+uncompressed npz of plain arrays with one JSON text in it. It is written under a temporary name, flushed to the disk,
+renamed, and its folder flushed. ``docs/files.md`` describes it for other programs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import struct
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+MAGIC = b"R8CK"
+FORMAT = 1
+"""Raised by one whenever an old file can no longer be read as it is."""
+
+_HEADER = struct.Struct("<4sIQ32s")
+_NAME = re.compile(r"ck_(\d{12})\.r8")
+_TREE = "tree"
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        path: Its file.
+        state: The scheduler's state.
+        model_path: The model's file, checked; None if none was saved.
+        run_id: The run that wrote it.
+    """
+
+    path: Path
+    state: dict[str, Any]
+    model_path: Path | None
+    run_id: str
+
+
+class NoValidCheckpoint(ValueError):
+    """No file in the folder can be read; the message gives every file's reason."""
+
+
+def encode(state: Mapping[str, Any]) -> bytes:
+    """The content of a checkpoint file.
+
+    Args:
+        state: Nested dicts (with text keys) and lists of arrays, texts, booleans, ints, floats and None.
+
+    Raises:
+        TypeError: a value of another type; the message gives its dotted key.
+    """
+    arrays: dict[str, Any] = {}
+    tree = json.dumps(_to_tree(state, "state", arrays))
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **{_TREE: np.array(tree)}, **arrays)
+    payload = buffer.getvalue()
+    return _HEADER.pack(MAGIC, FORMAT, len(payload), hashlib.sha256(payload).digest()) + payload
+
+
+def decode(content: bytes) -> dict[str, Any]:
+    """The state that `encode` was given; tuples come back as lists.
+
+    Raises:
+        ValueError: not a checkpoint, damaged, cut short, or of a newer format.
+    """
+    if len(content) < _HEADER.size or content[:4] != MAGIC:
+        raise ValueError(f"the file must begin with {MAGIC!r} and a header of {_HEADER.size} bytes, got {content[:8]!r}.")
+    _, version, length, digest = _HEADER.unpack_from(content)
+    if version > FORMAT:
+        raise ValueError(f"the file's format must be at most {FORMAT}, got {version}: a newer version wrote it.")
+    payload = content[_HEADER.size :]
+    if len(payload) != length or hashlib.sha256(payload).digest() != digest:
+        raise ValueError(f"the file must hold {length} bytes with the SHA-256 in its header, got {len(payload)}; it is damaged.")
+    with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
+        state: dict[str, Any] = _from_tree(json.loads(str(arrays[_TREE])), arrays)
+    return state
+
+
+def _to_tree(value: Any, key: str, arrays: dict[str, Any]) -> Any:
+    if isinstance(value, np.ndarray):
+        if value.dtype.hasobject:
+            raise TypeError(f"{key} must be an array of numbers or texts, got dtype {value.dtype}.")
+        name = f"a{len(arrays)}"
+        arrays[name] = value
+        return {"__array__": name}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        for name in value:
+            if not isinstance(name, str) or name == "__array__":
+                raise TypeError(f"{key} must have texts as keys (and not '__array__'), got {name!r}.")
+        return {name: _to_tree(item, f"{key}.{name}", arrays) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_to_tree(item, f"{key}.{number}", arrays) for number, item in enumerate(value)]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{key} must be a number, text, boolean, None, array, or a dict or list of them, got {value!r}.")
+
+
+def _from_tree(value: Any, arrays: Mapping[str, Any]) -> Any:
+    if isinstance(value, dict):
+        if "__array__" in value:
+            return arrays[value["__array__"]]
+        return {name: _from_tree(item, arrays) for name, item in value.items()}
+    return [_from_tree(item, arrays) for item in value] if isinstance(value, list) else value
+
+
+class CheckpointStore:
+    """Numbered checkpoints in a folder: the newest valid one counts.
+
+    Args:
+        folder: Made when the first checkpoint is written.
+        keep: Checkpoints of this run to keep, >= 1; those of other runs are never touched.
+        run_id: Tells this run's files from others'.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, keep: int, run_id: str) -> None:
+        self.folder = Path(folder)
+        self.keep = keep
+        self.run_id = run_id
+        self._own: list[tuple[Path, Path | None]] = []
+
+    def save(self, state: Mapping[str, Any], write_model: Callable[[str], None] | None = None) -> Checkpoint:
+        """Write a checkpoint and delete this run's oldest beyond ``keep``.
+
+        Args:
+            state: As `encode` takes it.
+            write_model: Writes the model to the path it is given (a suffix of its own is accepted). The file is
+                made durable before the scheduler's file, which names it with its size and hash.
+
+        Raises:
+            TypeError: a value that cannot be saved.
+            OSError: the disk refused; the checkpoints before are untouched.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((int(match[1]) for match in map(_NAME.fullmatch, os.listdir(self.folder)) if match), default=0)
+        model = None if write_model is None else self._save_model(number, write_model)
+        path = self.folder / f"ck_{number:012d}.r8"
+        about = None if model is None else {"name": model.name, "size": model.stat().st_size, "sha256": _sha256(model)}
+        _write(path, encode({"run_id": self.run_id, "model": about, "scheduler": state}))
+        self._own.append((path, model))
+        for old in self._own[: -self.keep]:
+            for file in filter(None, old):
+                file.unlink(missing_ok=True)
+        del self._own[: -self.keep]
+        return Checkpoint(path, dict(state), model, self.run_id)
+
+    def _save_model(self, number: int, write_model: Callable[[str], None]) -> Path | None:
+        temporary = self.folder / f".tmp_{os.getpid()}_model_{number:012d}"
+        write_model(str(temporary))
+        written = sorted(self.folder.glob(temporary.name + "*"))
+        if not written:
+            return None
+        model = self.folder / f"model_{number:012d}{written[0].name[len(temporary.name) :]}"
+        _flush(written[0])
+        os.replace(written[0], model)
+        _flush_folder(self.folder)
+        return model
+
+    def load(self, path: str | os.PathLike[str] | None = None) -> Checkpoint:
+        """Read a checkpoint, by default the newest valid one in the folder; damaged ones are passed over, with a warning.
+
+        Raises:
+            NoValidCheckpoint: there is none that can be read.
+            ValueError: the file given by name cannot be used.
+        """
+        if path is not None:
+            return _read(Path(path))
+        names = (
+            sorted((name for name in os.listdir(self.folder) if _NAME.fullmatch(name)), reverse=True)
+            if self.folder.is_dir()
+            else []
+        )
+        reasons = []
+        for name in names:
+            try:
+                checkpoint = _read(self.folder / name)
+            except (OSError, ValueError) as error:
+                reasons.append(f"{name}: {error}")
+                continue
+            if reasons:
+                warnings.warn("checkpoints passed over: " + " | ".join(reasons), RuntimeWarning, stacklevel=3)
+            return checkpoint
+        raise NoValidCheckpoint(
+            f"checkpoint_dir must hold a valid checkpoint, got none in {str(self.folder)!r}: {reasons or 'no files'}."
+        )
+
+
+def _read(path: Path) -> Checkpoint:
+    content = decode(path.read_bytes())
+    about = content["model"]
+    model = None if about is None else path.parent / Path(about["name"]).name
+    if model is not None and (model.stat().st_size != about["size"] or _sha256(model) != about["sha256"]):
+        raise ValueError(f"the model's file must be as it was saved with the checkpoint, got another in {str(model)!r}.")
+    return Checkpoint(path, content["scheduler"], model, content["run_id"])
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".tmp_{os.getpid()}_{path.name}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    _flush_folder(path.parent)
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    # Windows has no way to flush a folder, and needs none.
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,80 @@
+"""The plain log: a line for every epoch, every event and every minute, on stderr; no control characters."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import TextIO
+
+from .. import events
+
+SECONDS_BETWEEN_LINES = 60.0
+
+
+class PlainLog:
+    """A listener that prints one line for every epoch and every event, and one a minute in between.
+
+    Args:
+        stream: Where to; by default stderr as it is when a line is printed.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream
+        self._run: events.RunStarted | None = None
+        self._last_line = -math.inf
+
+    def __call__(self, event: events.Event) -> None:
+        """Print the event's line, if it has one."""
+        line = self._line(event)
+        if line:
+            self._last_line = event.seconds
+            print(f"r8 {line}", file=self._stream or sys.stderr, flush=True)
+
+    def _line(self, event: events.Event) -> str:
+        match event:
+            case events.StepDone() if event.seconds - self._last_line >= SECONDS_BETWEEN_LINES:
+                return f"{self._where(event.epoch, event.step)}  loss {event.loss:.4g}  lr {event.lr:.3g}  {_left(event)}"
+            case events.EpochDone():
+                speed = event.samples / event.epoch_seconds if event.epoch_seconds > 0 else math.inf
+                return (
+                    f"{self._where(event.epoch, event.step)}  loss {event.loss:.4g}  lr {event.lr:.3g}  "
+                    f"{speed:,.0f} samples/s  {_left(event)}"
+                )
+            case events.RunStarted():
+                self._run = event
+                budget = f"{event.total_steps} steps" if event.total_steps else f"{event.train_duration_seconds:g} s"
+                return f"{event.name or 'run'}: {event.num_samples} samples in batches of {event.batch_size}, {budget}"
+            case events.BatchRefused():
+                samples = f", samples {list(event.samples)}" if event.samples else ""
+                return f"step {event.step}: loss {event.loss} refused{samples}; lr {event.lr:.3g} -> {event.next_lr:.3g}"
+            case events.RolledBack():
+                return f"step {event.step}: model restored from {event.source} of step {event.to_step}"
+            case events.IncidentEnded():
+                return f"step {event.step}: recovered"
+            case events.LrFound():
+                return f"learning rate {event.lr:.3g} found in {event.num_steps} steps"
+            case events.CheckpointSaved():
+                return f"step {event.step}: saved {event.path}"
+            case events.MetricsLogged():
+                return f"step {event.at_step}: " + "  ".join(f"{name} {value:.4g}" for name, value in event.metrics.items())
+            case events.RunEnded():
+                return f"{'finished' if event.finished else 'stopped'} after {event.step} steps, {_clock(event.seconds)}"
+        return ""
+
+    def _where(self, epoch: int, step: int) -> str:
+        run = self._run
+        if run is None or run.total_steps is None:
+            return f"epoch {epoch + 1}  step {step}"
+        return f"epoch {epoch + 1}/{math.ceil(run.total_steps / run.steps_per_epoch)}  step {step}/{run.total_steps}"
+
+
+def _left(event: events.StepDone | events.EpochDone) -> str:
+    seconds = event.seconds * (1 - event.progress) / event.progress if event.progress > 0 else math.nan
+    return f"left {_clock(seconds)}"
+
+
+def _clock(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -1,0 +1,326 @@
+"""Events: the only thing that leaves the scheduler. Frozen records, and their form as strict JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import traceback
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened.
+
+    Attributes:
+        step: Batches reported so far, refused ones included.
+        seconds: Training time so far, pauses and downtime excluded.
+    """
+
+    step: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunStarted(Event):
+    """The first batch of this process is about to be drawn.
+
+    Attributes:
+        name: Name of the run, "" if it has none.
+        num_samples: N.
+        batch_size: B.
+        steps_per_epoch: Steps in an epoch.
+        total_steps: Steps in the run; None with a time budget.
+        train_duration_seconds: The time budget; None without one.
+        policy: Name of the policy.
+    """
+
+    name: str
+    num_samples: int
+    batch_size: int
+    steps_per_epoch: int
+    total_steps: int | None
+    train_duration_seconds: float | None
+    policy: str
+
+
+@dataclass(frozen=True)
+class StepDone(Event):
+    """A batch was reported and learned from.
+
+    Attributes:
+        epoch: Its epoch, 0-based.
+        progress: Finished share of the budget, in [0, 1].
+        loss: Mean loss of the batch.
+        expected_loss: What the table predicted for it; NaN before it knew.
+        lr: Learning rate the batch was drawn with.
+        batch_size: Samples in it.
+        steady: Whether it was drawn to steady the training.
+    """
+
+    epoch: int
+    progress: float
+    loss: float
+    expected_loss: float
+    lr: float
+    batch_size: int
+    steady: bool
+
+
+@dataclass(frozen=True)
+class BatchRefused(Event):
+    """A loss was not learned from.
+
+    Attributes:
+        epoch: The epoch of the batch, 0-based.
+        loss: The refused mean loss; NaN, infinite or beyond float32.
+        lr: Learning rate the batch was drawn with.
+        next_lr: Learning rate from now on.
+        tries: Refusals in this incident.
+        samples: Positions of the samples whose own loss was not finite; empty where only a mean was reported.
+        reason: The guard's verdict.
+    """
+
+    epoch: int
+    loss: float
+    lr: float
+    next_lr: float
+    tries: int
+    samples: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class RolledBack(Event):
+    """The model was restored.
+
+    Attributes:
+        to_step: Steps reported when the restored state was taken.
+        source: "backup" or the name of the checkpoint.
+    """
+
+    to_step: int
+    source: str
+
+
+@dataclass(frozen=True)
+class IncidentEnded(Event):
+    """Enough good losses have followed a refused one."""
+
+
+@dataclass(frozen=True)
+class BatchAbandoned(Event):
+    """A drawn batch was not reported.
+
+    Attributes:
+        epoch: Its epoch, 0-based.
+        drawn_again: Whether it comes again at the end of the epoch; else it counts as a refused step.
+    """
+
+    epoch: int
+    drawn_again: bool
+
+
+@dataclass(frozen=True)
+class EpochDone(Event):
+    """All steps of an epoch were reported.
+
+    Attributes:
+        epoch: The epoch, 0-based.
+        progress: Finished share of the budget, in [0, 1].
+        loss: Mean over its good batch losses; NaN if there was none.
+        lr: Learning rate of its last batch.
+        samples: Samples trained on in it.
+        epoch_seconds: Training time between its first draw and its last report.
+    """
+
+    epoch: int
+    progress: float
+    loss: float
+    lr: float
+    samples: int
+    epoch_seconds: float
+
+
+@dataclass(frozen=True)
+class MetricsLogged(Event):
+    """The user logged values, of a validation for instance.
+
+    Attributes:
+        at_step: The step they belong to.
+        metrics: Name and value.
+    """
+
+    at_step: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class BackupTaken(Event):
+    """A model state was copied to RAM."""
+
+
+@dataclass(frozen=True)
+class CheckpointSaved(Event):
+    """A checkpoint is safely on disk.
+
+    Attributes:
+        path: The scheduler's file.
+        model_path: The model's file; None without one.
+    """
+
+    path: str
+    model_path: str | None
+
+
+@dataclass(frozen=True)
+class LrFound(Event):
+    """The search for a learning rate ended.
+
+    Attributes:
+        lr: The rate found.
+        num_steps: Steps it took, outside the budget.
+    """
+
+    lr: float
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class Notice(Event):
+    """Something the user should know once.
+
+    Attributes:
+        text: One sentence.
+    """
+
+    text: str
+
+
+@dataclass(frozen=True)
+class RunEnded(Event):
+    """The run was closed.
+
+    Attributes:
+        finished: Whether the budget was used up.
+    """
+
+    finished: bool
+
+
+EVENTS = {
+    kind.__name__: kind
+    for kind in (
+        RunStarted, StepDone, BatchRefused, RolledBack, IncidentEnded, BatchAbandoned, EpochDone, MetricsLogged,
+        BackupTaken, CheckpointSaved, LrFound, Notice, RunEnded,
+    )
+}  # fmt: skip
+
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+Listener = Callable[[Event], None]
+"""Hears every event, in order, on the training thread."""
+
+
+def to_json(event: Event) -> str:
+    """One line of strict JSON (RFC 8259): numbers that are not finite become the strings "nan", "inf", "-inf".
+
+    >>> to_json(RolledBack(step=7, seconds=1.5, to_step=5, source="backup"))
+    '{"kind": "RolledBack", "step": 7, "seconds": 1.5, "to_step": 5, "source": "backup"}'
+    """
+    fields = {"kind": type(event).__name__, **dataclasses.asdict(event)}
+    return json.dumps({name: _encoded(value) for name, value in fields.items()}, allow_nan=False)
+
+
+def from_json(line: str) -> Event:
+    """The event a line of `to_json` stands for; fields this version does not know are left out.
+
+    Raises:
+        ValueError: not JSON, an unknown kind, or a missing field; the message shows it.
+    """
+    fields = json.loads(line)
+    kind = fields.pop("kind", None) if isinstance(fields, dict) else None
+    if kind not in EVENTS:
+        raise ValueError(f"event kind must be one of {sorted(EVENTS)}, got {kind!r}.")
+    types = {field.name: str(field.type) for field in dataclasses.fields(EVENTS[kind])}
+    if missing := types.keys() - fields.keys():
+        raise ValueError(f"event {kind} must have the fields {sorted(types)}, got none for {sorted(missing)}.")
+    return EVENTS[kind](**{name: _decoded(fields[name], types[name]) for name in types})
+
+
+def _encoded(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    if isinstance(value, dict):
+        return {key: _encoded(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _decoded(value: Any, kind: str) -> Any:
+    if kind == "dict[str, float]":
+        return {key: _decoded(item, "float") for key, item in value.items()}
+    if kind.startswith("tuple"):
+        return tuple(value)
+    return _NON_FINITE.get(value, value) if "float" in kind and isinstance(value, str) else value
+
+
+class Announcer:
+    """Tells listeners what happened; one that raises is dropped with a warning, because a viewer must not end a run.
+
+    Args:
+        listeners: Called with every event, in this order.
+        where: Returns the step and the training seconds of now.
+
+    Raises:
+        TypeError: a listener is not callable.
+    """
+
+    def __init__(self, listeners: Iterable[Listener], where: Callable[[], tuple[int, float]]) -> None:
+        self._where = where
+        self._said: set[str] = set()
+        self._listeners: list[Listener] = []
+        for listener in listeners:
+            self.add(listener)
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether anybody listens; else events need not be made."""
+        return bool(self._listeners)
+
+    def add(self, listener: Listener) -> None:
+        """Tell this one too from now on.
+
+        Raises:
+            TypeError: it is not callable.
+        """
+        if not callable(listener):
+            raise TypeError(f"listeners must be callables that take an event, got {listener!r}.")
+        self._listeners.append(listener)
+
+    def tell(self, kind: type[Event], **fields: Any) -> None:
+        """Hand an event of this kind to everyone, in order."""
+        if not self._listeners:
+            return
+        step, seconds = self._where()
+        event = kind(step=step, seconds=seconds, **fields)
+        for listener in list(self._listeners):
+            try:
+                listener(event)
+            except Exception:
+                self._listeners.remove(listener)
+                warnings.warn(
+                    f"listener {listener!r} raised on {kind.__name__} and is dropped:\n{traceback.format_exc()}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+
+    def say_once(self, topic: str, text: str) -> None:
+        """Warn the user, the first time this topic comes up."""
+        if topic not in self._said:
+            self._said.add(topic)
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
+            self.tell(Notice, text=text)

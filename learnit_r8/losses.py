@@ -1,0 +1,75 @@
+"""Reading a reported loss: floats, arrays and tensors of any framework become numbers, and keep no graph alive."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .table import EXACT, WHOLE_BATCH
+
+
+class Reading(NamedTuple):
+    """A loss as the parts understand it.
+
+    Attributes:
+        mean: Mean over the samples of the batch.
+        means: The same, or float64[P] for its consecutive parts.
+        part_size: EXACT, WHOLE_BATCH or the size of a part.
+        lowest: The smallest of the means.
+    """
+
+    mean: float
+    means: float | NDArray[np.float64]
+    part_size: int
+    lowest: float
+
+
+def read_loss(loss: Any, batch_size: int, part_size: int | None = None) -> Reading:
+    """Turn a reported loss into numbers.
+
+    Args:
+        loss: A number or 0-dim array or tensor, the batch mean; or a vector, one loss for each sample, or with
+            ``part_size`` for each part.
+        batch_size: B, samples in the batch.
+        part_size: Samples in a part, >= 1; the last part may have fewer.
+
+    Raises:
+        TypeError: not a real number or a vector of them.
+        ValueError: a vector of another length, or a part size below 1.
+    """
+    if type(loss) is float and part_size is None:
+        return Reading(loss, loss, WHOLE_BATCH, loss)
+    if part_size is not None and (not isinstance(part_size, (int, np.integer)) or part_size < 1):
+        raise ValueError(f"part_size must be a whole number >= 1, got {part_size!r}.")
+    values = _as_array(loss)
+    if values.ndim == 0 and part_size is None:
+        mean = float(values)
+        return Reading(mean, mean, WHOLE_BATCH, mean)
+    size = part_size or 1
+    parts = -(-batch_size // size)
+    if values.ndim == 0 and parts == 1:
+        values = values.reshape(1)
+    if values.shape != (parts,):
+        what = f"one mean for each part of {size} samples" if part_size else f"one loss for each of the {batch_size} samples"
+        raise ValueError(f"loss must be a number or have shape ({parts},), {what}, got shape {values.shape}.")
+    if size == 1:
+        mean = float(np.add.reduce(values)) / batch_size
+        return Reading(mean, values, EXACT, mean)
+    last = batch_size - (parts - 1) * size
+    mean = float(np.add.reduce(values[:-1]) * size + values[-1] * last) / batch_size
+    return Reading(mean, values, int(size), float(values.min()))
+
+
+def _as_array(loss: Any) -> NDArray[np.float64]:
+    """float64 of any shape; from a tensor of torch, TensorFlow or JAX too, wherever it lies."""
+    value = loss
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        # numpy has no bfloat16; torch refuses to convert it.
+        value = value.float() if "bfloat16" in str(value.dtype) else value
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu" and array.dtype.name not in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+        raise TypeError(f"loss must be a real number, or an array or tensor of them, got {loss!r}.")
+    return array.astype(np.float64)

@@ -1,0 +1,82 @@
+"""The pace: which step it is, how much of the budget is done, and what the time is. The one place that reads the clock."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from .budget import Budget, Stopwatch
+
+
+class Pace:
+    """Where a run stands.
+
+    Args:
+        budget: How much there is to do.
+        steps_per_epoch: Steps in an epoch, >= 1.
+        clock: Returns seconds, monotonic.
+
+    Attributes:
+        step: Batches reported so far, refused ones included.
+        num_out: Batches drawn and not reported yet.
+    """
+
+    def __init__(self, budget: Budget, steps_per_epoch: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.budget = budget
+        self.steps_per_epoch = steps_per_epoch
+        self.step = 0
+        self.num_out = 0
+        self._clock = clock
+        self._watch = Stopwatch()
+
+    def start(self) -> None:
+        """Count time from here."""
+        self._watch.start(self._clock())
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far: from the first draw, without pauses and downtime."""
+        return self._watch.seconds(self._clock())
+
+    @property
+    def next_step(self) -> int:
+        """The step that a batch drawn now will be."""
+        return self.step + self.num_out
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch, 0-based."""
+        return self.step // self.steps_per_epoch
+
+    @property
+    def progress(self) -> float:
+        """Finished share of the budget, in [0, 1]."""
+        return self.budget.progress(self.step, self.seconds)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the budget is used up."""
+        return self.progress >= 1
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count the time spent inside."""
+        was_running = self._watch.is_running
+        if was_running:
+            self._watch.pause(self._clock())
+        try:
+            yield
+        finally:
+            if was_running:
+                self._watch.start(self._clock())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps and seconds; what is out is drawn again after a resume."""
+        return {"step": self.step, "seconds": self.seconds}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self.step, self.num_out = state["step"], 0
+        self._watch.reset(state["seconds"], self._clock())

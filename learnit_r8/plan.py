@@ -1,0 +1,333 @@
+"""The plan of a run: passes over the data, cut into chunks that are planned when they are reached.
+
+An epoch is one pass over the data in a random order that is never made whole. A chunk of about 16 thousand samples
+is taken from it, its records gathered once, arranged into batches, and its reports written to the table at once
+when its last batch is settled. The samples of a pass are distinct, so this equals learning from every report as it
+comes (``tests/test_plan.py``), and drawing or reporting a batch costs no numpy arithmetic. Cost and alternatives:
+``benchmarks/overhead.py``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .chunk import OUT, OUT_AGAIN, WAITING, Batch, Chunk
+from .order import Permutation
+from .policies import SHUFFLE, Candidates, Context, Policy
+from .table import SampleTable
+
+CHUNK_SAMPLES = 2**14
+"""Least samples in a chunk, where there are as many: its quartiles are within 0.4 % of rank those of the data."""
+
+CHUNK_BATCHES = 32
+MOST_SAMPLES = 2**16
+"""A chunk holds at least 32 batches, unless that takes more samples than this: memory stays small for huge batches."""
+
+LAST_BATCH = ("short", "drop", "fill")
+
+_PASS, _OUTSIDE, _POLICY = range(3)
+"""What a random key is for."""
+
+
+class Plan:
+    """Draws the batches of a run, and hands what is reported of them to the table.
+
+    Args:
+        table: What is known of the samples.
+        policy: Which samples come next, from the second pass on; the first takes everything, shuffled.
+        seed: >= 0; with the numbers of the pass and the chunk the key of all randomness.
+        last_batch: What becomes of the N mod B samples at the end of a pass: a "short" batch, "drop", or "fill" up
+            with samples from the start of the pass, which are trained on again and not learned from.
+
+    Raises:
+        ValueError: an unknown ``last_batch``, or "drop" with fewer samples than a batch.
+
+    Attributes:
+        steps_per_pass: Batches in a pass.
+        displaced: Batches that were left undrawn when their pass ended.
+        abandoned: Batches that were drawn and given up.
+    """
+
+    def __init__(self, table: SampleTable, *, policy: Policy, seed: int = 0, last_batch: str = "short") -> None:
+        size, batch = table.num_samples, table.batch_size
+        if last_batch not in LAST_BATCH:
+            raise ValueError(f"last_batch must be one of {LAST_BATCH}, got {last_batch!r}.")
+        if last_batch == "drop" and size < batch:
+            raise ValueError(f"last_batch='drop' needs num_samples >= batch_size={batch}, got {size}.")
+        self.table = table
+        self.policy = policy
+        self.steps_per_pass = size // batch if last_batch == "drop" else -(-size // batch)
+        self.displaced = 0
+        self.abandoned = 0
+        self.seed = seed
+        self._fills, self._drops = last_batch == "fill", last_batch == "drop"
+        self._full = min(batch, size)
+        batches = -(-size // batch)
+        wanted = min(max(CHUNK_SAMPLES, CHUNK_BATCHES * batch), max(MOST_SAMPLES, batch))
+        self._chunk_size = -(-batches // max(1, round(size / wanted))) * batch
+        self._forget()
+        table.sync = self.flush
+
+    def _forget(self) -> None:
+        """Begin before the first pass."""
+        self._context = Context(0.0, -1, self.table.batch_size, float("nan"))
+        self._chunk = Chunk(_NOBODY, self.table, expected=[], pass_number=-1)
+        self._open: list[Chunk] = []
+        self._returned: deque[Batch] = deque()
+        self._waiting: deque[Batch] = deque()
+        self._num_drawn = 0
+        self._num_outside = 0
+        self._sweep = 0
+        self._rank = self.table.num_samples
+        self._carried = _NOBODY
+        self._carried_weights: NDArray[np.float32] | None = None
+
+    @property
+    def pass_number(self) -> int:
+        """The pass being drawn, 0 for the cataloguing one; -1 before it."""
+        return self._context.pass_number
+
+    def start_pass(self, number: int, progress: float) -> None:
+        """Leave the pass before, undrawn batches and all, and begin another.
+
+        Batches that are out may still be reported. Everything reported so far counts for the new pass.
+
+        Args:
+            number: 0 for the cataloguing pass, which takes every sample in random order.
+            progress: Finished share of the budget, for the policy.
+        """
+        self.flush()
+        self.displaced += self._chunk.drop_undrawn()
+        self._close_settled()
+        for batch in self._waiting:
+            self.settle(batch)
+        self._waiting.clear()
+        self._context = Context(progress, number, self.table.batch_size, self.table.untrained_loss)
+        self._num_drawn = 0
+        self._start_sweep(0)
+
+    def _start_sweep(self, sweep: int) -> None:
+        self._sweep = sweep
+        self._rank = 0
+        self._carried, self._carried_weights = _NOBODY, None
+        self._order = self._permutation()
+
+    def _permutation(self) -> Permutation:
+        return Permutation(self.table.num_samples, [self.seed, _PASS, max(0, self.pass_number), self._sweep])
+
+    def draw(self) -> Batch:
+        """The next batch of the pass.
+
+        Raises:
+            RuntimeError: all batches of the pass were drawn, or the policy leaves too few samples for one.
+        """
+        if self._returned:
+            return self._returned.popleft()
+        if self._num_drawn == self.steps_per_pass:
+            return self._draw_waiting()
+        chunk = self._chunk
+        if chunk.drawn == len(chunk.states):
+            chunk = self._chunk = self._next_chunk()
+            self._open.append(chunk)
+        self._num_drawn += 1
+        return chunk.draw()
+
+    def _draw_waiting(self) -> Batch:
+        if not self._waiting:
+            raise RuntimeError(f"pass {self.pass_number} has {self.steps_per_pass} batches, and all were drawn.")
+        batch = self._waiting.popleft()
+        batch.chunk.states[batch.slot] = OUT_AGAIN
+        return batch
+
+    def draw_outside(self, policy: Policy) -> Batch | None:
+        """A batch from a random part of the data, outside the pass; None where the policy keeps too few samples."""
+        if self._returned:
+            return self._returned.popleft()
+        self.flush()
+        self._num_outside += 1
+        size = min(self._chunk_size, self.table.num_samples)
+        indices = Permutation(self.table.num_samples, [self.seed, _OUTSIDE, self._num_outside])(0, size)
+        rng = self._generator(_OUTSIDE, self._num_outside)
+        candidates = self._candidates(indices, self.table.take(indices))
+        keep, _ = policy.select(candidates, self._context, rng)
+        if keep.sum() < self._full:
+            return None
+        chosen = candidates.subset(keep)
+        first = policy.arrange(chosen, self.table.batch_size, rng)[: self._full]
+        for chunk in self._open:
+            chunk.forget_records()
+        chunk = self._arranged(SHUFFLE, chosen.indices[first], None, rng, -1)
+        self._open.append(chunk)
+        return chunk.draw()
+
+    def report(self, batch: Batch, means: float | NDArray[np.float64], trend: float) -> None:
+        """Note the loss of a batch that is out; the table learns it when the chunk closes.
+
+        Args:
+            batch: As drawn.
+            means: Mean loss of the batch, or float64[P] of its consecutive parts.
+            trend: What `SampleTable.observe` returned for it.
+        """
+        chunk = batch.chunk
+        chunk.report(batch.slot, means, trend)
+        if not chunk.unsettled:
+            self._close_settled()
+
+    def settle(self, batch: Batch) -> None:
+        """Close a batch that is out without learning from it."""
+        batch.chunk.settle(batch.slot)
+        if not batch.chunk.unsettled:
+            self._close_settled()
+
+    def abandon(self, batch: Batch) -> bool:
+        """Take back a batch that will not be reported.
+
+        Returns:
+            Whether its step is free again: the first time it waits for the end of the pass and is drawn once more.
+        """
+        self.abandoned += 1
+        chunk, slot, _ = batch
+        if chunk.states[slot] == OUT and chunk.pass_number == self.pass_number:
+            chunk.states[slot] = WAITING
+            self._waiting.append(batch)
+            return True
+        outside = chunk.pass_number < 0
+        self.settle(batch)
+        return outside
+
+    def flush(self) -> None:
+        """Let the table learn everything reported so far. When this happens changes no batch."""
+        for chunk in self._open:
+            chunk.learn()
+
+    def _close_settled(self) -> None:
+        for chunk in [chunk for chunk in self._open if not chunk.unsettled]:
+            chunk.learn()
+            self._open.remove(chunk)
+
+    def _next_chunk(self) -> Chunk:
+        """Plan the next chunk of the pass that gives at least one batch."""
+        policy = SHUFFLE if self.pass_number == 0 else self.policy
+        empty_sweeps = 0
+        while True:
+            if self._rank == self.table.num_samples:
+                empty_sweeps += 1
+                if empty_sweeps > 1:
+                    raise RuntimeError(
+                        f"policy {policy!r} keeps fewer than batch_size={self.table.batch_size} of "
+                        f"{self.table.num_samples} samples; it must leave enough for a batch."
+                    )
+                self._start_sweep(self._sweep + 1)
+            start = self._rank
+            self._rank = min(start + self._chunk_size, self.table.num_samples)
+            rng = self._generator(_POLICY, self.pass_number, self._sweep, start)
+            fresh = self._order(start, self._rank)
+            members, weights = fresh, None
+            if policy.selects:
+                members, weights = self._selected(policy, fresh, rng)
+            whole = len(members) // self._full * self._full
+            if whole and (policy.selects or self._drops):
+                if policy.selects:
+                    self._carried = members[whole:]
+                    self._carried_weights = None if weights is None else weights[whole:]
+                members, weights = members[:whole], None if weights is None else weights[:whole]
+            if len(members) >= self._full or not policy.selects:
+                return self._arranged(policy, members, weights, rng, self.pass_number)
+            self._carried, self._carried_weights = members, weights
+
+    def _selected(
+        self, policy: Policy, indices: NDArray[np.int64], rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
+        """What a policy keeps of some samples, behind what was carried over from the chunk before."""
+        keep, weights = policy.select(self._candidates(indices, self.table.take(indices)), self._context, rng)
+        members = np.concatenate([self._carried, indices[keep]])
+        if weights is None:
+            return members, None
+        carried = np.ones(len(self._carried), np.float32) if self._carried_weights is None else self._carried_weights
+        return members, np.concatenate([carried, weights[keep]])
+
+    def _arranged(
+        self,
+        policy: Policy,
+        members: NDArray[np.int64],
+        weights: NDArray[np.float32] | None,
+        rng: np.random.Generator,
+        pass_number: int,
+    ) -> Chunk:
+        """The chunk a policy makes of some samples."""
+        size = self.table.batch_size
+        records = self.table.take(members)
+        order = policy.arrange(self._candidates(members, records), size, rng)
+        counts = np.full(-(-len(members) // size), size)
+        counts[-1] -= -len(members) % size
+        missing = -len(members) % size if self._fills and pass_number >= 0 else 0
+        return Chunk(
+            members[order],
+            self.table,
+            expected=self.table.expected(records, order, counts),
+            pass_number=pass_number,
+            fill=self._order(0, self.table.num_samples)[np.arange(missing) % self.table.num_samples] if missing else None,
+            weights=None if weights is None else weights[order],
+            records=None if policy.selects else self.table.reordered(records, order),
+        )
+
+    def _generator(self, *key: int) -> np.random.Generator:
+        return np.random.Generator(np.random.SFC64(np.random.SeedSequence([self.seed, *key])))
+
+    def _candidates(self, indices: NDArray[np.int64], records: NDArray[Any]) -> Candidates:
+        return Candidates(
+            indices,
+            self.table.estimates(records),
+            records["last"],
+            records["mean"],
+            records["usage_count"].astype(np.int64),
+            np.zeros(len(indices), np.int64) if self.table.group_labels is None else records["group"].astype(np.int64),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to draw the very same batches; batches that are out are drawn again, first in line."""
+        place = {id(chunk): number for number, chunk in enumerate(self._open)}
+        out = [batch for chunk in self._open for batch in chunk.batches_out()]
+        return {
+            "context": list(self._context),
+            "sweep": self._sweep,
+            "rank": self._rank,
+            "num_drawn": self._num_drawn,
+            "num_outside": self._num_outside,
+            "displaced": self.displaced,
+            "abandoned": self.abandoned,
+            "carried": self._carried.copy(),
+            "carried_weights": None if self._carried_weights is None else self._carried_weights.copy(),
+            "chunks": [chunk.state_dict() for chunk in self._open],
+            "current": place.get(id(self._chunk), -1),
+            "returned": [[place[id(batch.chunk)], batch.slot] for batch in out],
+            "waiting": [[place[id(batch.chunk)], batch.slot] for batch in self._waiting],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned; the table must be loaded first."""
+        for chunk in self._open:
+            chunk.give_up()
+        self._forget()
+        progress, number, batch_size, untrained_loss = state["context"]
+        self._context = Context(progress, number, batch_size, untrained_loss)
+        self._start_sweep(state["sweep"])
+        self._rank = state["rank"]
+        self._num_drawn, self._num_outside = state["num_drawn"], state["num_outside"]
+        self.displaced, self.abandoned = state["displaced"], state["abandoned"]
+        self._carried = np.array(state["carried"], np.int64)
+        weights = state["carried_weights"]
+        self._carried_weights = None if weights is None else np.array(weights, np.float32)
+        self._open = [Chunk.from_state(chunk, self.table) for chunk in state["chunks"]]
+        if state["current"] >= 0:
+            self._chunk = self._open[state["current"]]
+        self._returned = deque(self._open[chunk].batch(slot) for chunk, slot in state["returned"])
+        self._waiting = deque(self._open[chunk].batch(slot) for chunk, slot in state["waiting"])
+
+
+_NOBODY = np.empty(0, np.int64)

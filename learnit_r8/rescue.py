@@ -1,0 +1,127 @@
+"""The rescue: carries out what recovery decides after a refused loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from . import events
+from .guard import LARGEST_LOSS, Verdict
+from .losses import Reading
+from .recovery import Recovery, RecoveryState, TrainingDiverged
+from .safekeeping import Restored, Safekeeping
+from .ticket import Ticket
+
+
+class Rescue:
+    """Restores the model, and remembers the incident.
+
+    Args:
+        recovery: What to try, and when to give up.
+        safekeeping: Where to go back to.
+        announcer: Who is told.
+    """
+
+    def __init__(self, recovery: Recovery, safekeeping: Safekeeping, announcer: events.Announcer) -> None:
+        self.recovery = recovery
+        self._safekeeping = safekeeping
+        self._announcer = announcer
+        self._state = RecoveryState()
+
+    @property
+    def lr_factor(self) -> float:
+        """What to multiply the scheduled learning rate by, in (0, 1]."""
+        return 1.0 if self._state.factor == 1 else self.recovery.lr_factor(self._state)
+
+    @property
+    def is_steadying(self) -> bool:
+        """Whether the next batch should be of low-loss samples."""
+        return self._state.steady_left > 0
+
+    def count_steady(self) -> None:
+        """Note that a steady batch was drawn."""
+        self._state = self._state._replace(steady_left=self._state.steady_left - 1)
+
+    def accepted(self) -> None:
+        """Note a good loss."""
+        before = self._state
+        if before.factor == 1:
+            return
+        self._state = self.recovery.accepted(before)
+        if before.tries and not self._state.tries:
+            self._announcer.tell(events.IncidentEnded)
+
+    def refused(
+        self, ticket: Ticket, reading: Reading, verdict: Verdict, *, scheduled_lr: float, most_steady: int
+    ) -> Restored | None:
+        """Answer a refused loss.
+
+        Args:
+            ticket: The batch.
+            reading: Its loss.
+            verdict: What the guard says of it.
+            scheduled_lr: Learning rate of the schedule now.
+            most_steady: Most steady batches to draw.
+
+        Returns:
+            Where the model was put back to; None if there is nothing to restore.
+
+        Raises:
+            TrainingDiverged: the incident has used up its tries; the model was restored all the same.
+        """
+        state = self._state = self.recovery.refused(self._state, most_steady)
+        samples = _not_finite(reading, ticket)
+        self._announcer.tell(
+            events.BatchRefused,
+            epoch=ticket.epoch,
+            loss=reading.mean,
+            lr=ticket.lr,
+            next_lr=scheduled_lr * self.lr_factor,
+            tries=state.tries,
+            samples=samples,
+            reason=verdict.value,
+        )
+        restored = self._safekeeping.restore()
+        if restored is not None:
+            self._announcer.tell(events.RolledBack, to_step=restored.step, source=restored.source)
+        else:
+            self._announcer.say_once(
+                "nothing to restore",
+                f"the loss of step {ticket.step} was {reading.mean}, and there is nothing to restore the model from; the "
+                "learning rate is lowered. Pass load_callback with state_callback, or call update_cpu_backup().",
+            )
+        if self.recovery.gives_up(state):
+            raise TrainingDiverged(self._diagnosis(ticket, reading, restored, samples))
+        return restored
+
+    def _diagnosis(self, ticket: Ticket, reading: Reading, restored: Restored | None, samples: tuple[int, ...]) -> str:
+        tried = (
+            f"The model was restored each time, last from {restored.source} as of step {restored.step}; is that state good?"
+            if restored
+            else "The model was never restored: pass load_callback with state_callback, or call update_cpu_backup()."
+        )
+        which = f"Samples whose own loss was not finite in the last one: {list(samples)}." if samples else (
+            "Report per-sample losses to learn which samples it was."
+        )  # fmt: skip
+        return (
+            f"{self._state.tries} losses were refused with fewer than {self.recovery.heal_steps} good ones between them, "
+            f"the last ({reading.mean}) at step {ticket.step} with lr={ticket.lr:.3g}. {tried} {which}"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The incident."""
+        return self._state._asdict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self._state = RecoveryState(**state)
+
+
+def _not_finite(reading: Reading, ticket: Ticket) -> tuple[int, ...]:
+    """The samples whose own loss is the reason; empty where only means were reported."""
+    losses = np.atleast_1d(reading.means)
+    if len(losses) != len(ticket.indices):
+        return ()
+    return tuple(ticket.indices[~(np.abs(losses) <= LARGEST_LOSS)].tolist())

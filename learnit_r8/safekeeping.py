@@ -1,0 +1,189 @@
+"""Safekeeping: the user's callbacks, the RAM backup and the checkpoints, and when each is due."""
+
+from __future__ import annotations
+
+import os
+import uuid
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .backup import RamBackup
+from .budget import Interval
+from .callbacks import call_load, call_save, check_callback
+from .checkpoint import Checkpoint, CheckpointStore, NoValidCheckpoint
+
+DEFAULT_FOLDER = "checkpoints"
+DEFAULT_BACKUP_EVERY = "30s"
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What the user handed in.
+
+    Attributes:
+        save: ``(state_dict, filepath)`` or ``(filepath)``: writes the model.
+        load: ``(source)``, ``(source, from_ram=)``: puts a model state back, from a path or a backup.
+        state: ``()``: returns the model state for a backup.
+
+    Raises:
+        TypeError: one is neither callable nor None.
+    """
+
+    save: Callable[..., Any] | None = None
+    load: Callable[..., Any] | None = None
+    state: Callable[[], Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("save", "load", "state"):
+            check_callback(f"{name}_callback", getattr(self, name))
+
+
+class Restored(NamedTuple):
+    """Where the model was put back to.
+
+    Attributes:
+        step: Steps reported when that state was taken.
+        source: "backup", or the checkpoint's name.
+    """
+
+    step: int
+    source: str
+
+
+class Safekeeping:
+    """Takes backups and writes checkpoints when they are due, and puts the model back.
+
+    Args:
+        callbacks: What the user handed in.
+        backup_every: Interval of backups through the state callback; None for every 30 s.
+        checkpoint_dir: Folder of the checkpoints; None for "checkpoints" if there is a save callback, else for none.
+        checkpoint_every: Interval of checkpoints; None for every epoch.
+        keep: Checkpoints of this run to keep, >= 1.
+
+    Raises:
+        ValueError: an interval that cannot be read, ``keep`` below 1, or an interval of something that is never done.
+        TypeError: a callback that is not callable.
+    """
+
+    def __init__(
+        self,
+        callbacks: Callbacks,
+        *,
+        backup_every: int | str | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        checkpoint_every: int | str | None = None,
+        keep: int = 3,
+    ) -> None:
+        if not isinstance(keep, int) or keep < 1:
+            raise ValueError(f"keep_checkpoints must be a whole number >= 1, got {keep!r}.")
+        if backup_every is not None and callbacks.state is None:
+            raise ValueError(f"backup_every needs a state_callback that returns the model state, got {backup_every!r} without.")
+        folder = DEFAULT_FOLDER if checkpoint_dir is None and callbacks.save is not None else checkpoint_dir
+        if checkpoint_every is not None and folder is None:
+            raise ValueError(f"checkpoint_every needs a checkpoint_dir or a save_callback, got {checkpoint_every!r} without.")
+        if folder is not None and not os.fspath(folder):
+            raise ValueError(f"checkpoint_dir must name a folder, got {checkpoint_dir!r}.")
+        self.callbacks = callbacks
+        self.backup = RamBackup()
+        self.store = None if folder is None else CheckpointStore(folder, keep=keep, run_id=uuid.uuid4().hex)
+        self.num_failed = 0
+        self._backup_every = Interval.parse("backup_every", DEFAULT_BACKUP_EVERY if backup_every is None else backup_every)
+        self._checkpoint_every = None if checkpoint_every is None else Interval.parse("checkpoint_every", checkpoint_every)
+        self._last_backup = (0, 0.0)
+        self._last_checkpoint = (0, 0.0)
+
+    def backup_is_due(self, step: int, seconds: float) -> bool:
+        """Whether to call `take_backup` now; true before the first step."""
+        if self.callbacks.state is None:
+            return False
+        since_step, since_seconds = self._last_backup
+        return self.backup.is_empty or self._backup_every.is_due(step - since_step, seconds - since_seconds)
+
+    def take_backup(self, step: int, seconds: float, draws: int, state: Any = None) -> None:
+        """Copy a model state to RAM, by default the state callback's; see `RamBackup.offer`."""
+        if state is None and self.callbacks.state is not None:
+            state = self.callbacks.state()
+        self.backup.offer(state, step=step, draws=draws)
+        self._last_backup = (step, seconds)
+
+    def checkpoint_is_due(self, step: int, seconds: float, *, at_end: bool) -> bool:
+        """Whether to call `save` now; ``at_end`` of an epoch or of the run."""
+        since_step, since_seconds = self._last_checkpoint
+        if self.store is None or step == since_step:
+            return False
+        if self._checkpoint_every is None:
+            return at_end
+        return self._checkpoint_every.is_due(step - since_step, seconds - since_seconds)
+
+    def count_from(self, step: int, seconds: float) -> None:
+        """Measure intervals from here: the run was resumed."""
+        self._last_backup = self._last_checkpoint = (step, seconds)
+
+    def save(self, state: dict[str, Any], step: int, seconds: float) -> Checkpoint:
+        """Write a checkpoint.
+
+        Raises:
+            RuntimeError: there is no folder for it.
+            OSError: the disk refused.
+        """
+        if self.store is None:
+            raise RuntimeError(f"checkpoint_dir or save_callback must be given to save checkpoints, got {self.store!r} and None.")
+        self._last_checkpoint = (step, seconds)
+        save = self.callbacks.save
+        if save is None:
+            return self.store.save(state)
+        given = {"scheduler": state, "model": self._model_state()}
+        return self.store.save(state, lambda path: call_save(save, given, path))
+
+    def try_to_save(self, state: dict[str, Any], step: int, seconds: float) -> Checkpoint | None:
+        """Write a checkpoint, but let the training go on if the disk refuses: None, and a warning."""
+        try:
+            return self.save(state, step, seconds)
+        except OSError as error:
+            self.num_failed += 1
+            warnings.warn(f"the checkpoint at step {step} could not be written: {error}", RuntimeWarning, stacklevel=2)
+            return None
+
+    def _model_state(self) -> Any:
+        if self.callbacks.state is not None:
+            return self.callbacks.state()
+        return self.backup.newest.state if self.backup.newest else None
+
+    def load(self, path: str | os.PathLike[str] | None) -> Checkpoint:
+        """Read a checkpoint and hand its model file to the load callback.
+
+        Raises:
+            RuntimeError: no path and no folder is known.
+            ValueError: it cannot be used; nothing was changed.
+        """
+        store = self.store
+        if store is None:
+            if path is None:
+                raise RuntimeError(f"path must be given where there is no checkpoint_dir, got {path!r}.")
+            store = CheckpointStore(Path(path).parent, keep=1, run_id="")
+        return store.load(path)
+
+    def put_back(self, checkpoint: Checkpoint) -> None:
+        """Hand a checkpoint's model file to the load callback, if it has one and there is one."""
+        if checkpoint.model_path is not None and self.callbacks.load is not None:
+            call_load(self.callbacks.load, str(checkpoint.model_path), from_ram=False)
+
+    def restore(self) -> Restored | None:
+        """Put the model back: from the RAM backup, else from the newest checkpoint of this run; None without either."""
+        if self.callbacks.load is None:
+            return None
+        backup = self.backup.restore()
+        if backup is not None:
+            call_load(self.callbacks.load, backup.state, from_ram=True)
+            return Restored(backup.step, "backup")
+        try:
+            checkpoint = None if self.store is None else self.store.load()
+        except NoValidCheckpoint:
+            return None
+        if checkpoint is None or checkpoint.model_path is None or checkpoint.run_id != self.store.run_id:  # type: ignore[union-attr]
+            return None
+        self.put_back(checkpoint)
+        return Restored(int(checkpoint.state["pace"]["step"]), checkpoint.path.name)

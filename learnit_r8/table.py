@@ -1,0 +1,403 @@
+"""The sample table: what is known of every sample, 16 bytes each.
+
+One record holds everything about a sample, so that a chunk of samples costs one gather and one scatter; two
+separate arrays would cost two cache misses a sample. An unseen sample is one with no use, so that the table of ten
+million samples is ready without being written to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import estimators
+from .guard import LARGEST_LOSS
+from .suspects import Suspects, worse_than_untrained
+
+RECORD = np.dtype([("loss", "<f4"), ("last", "<f4"), ("mean", "<f4"), ("usage_count", "<u2"), ("group", "<u2")])
+"""One sample: estimate (loss, or loss relative to the trend), last observation, mean of the observations, times
+learned from (saturating), the user's group."""
+
+MOST_USES = 2**16 - 1
+EXACT, WHOLE_BATCH = 1, 0
+"""Values of ``SampleTable.part_size`` besides the size of a part."""
+
+ESTIMATORS = {"relative": 1.0, "additive": 0.1}
+"""Estimators for batch means, with the weight of a new observation."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is known of one sample.
+
+    Attributes:
+        index: Its position in [0, N).
+        name: Its entry in ``sample_ids``, else the index.
+        loss: Estimated loss.
+        last: Last observation it was part of.
+        mean: Mean of its observations.
+        usage_count: Times learned from.
+    """
+
+    index: int
+    name: Any
+    loss: float
+    last: float
+    mean: float
+    usage_count: int
+
+
+class Quartile(NamedTuple):
+    """One quarter of the seen samples, by estimated loss.
+
+    Attributes:
+        low, high: Smallest and largest estimate in it.
+        mean: Mean estimate.
+        num_samples: Samples in it.
+        uses: Mean number of times they were learned from.
+    """
+
+    low: float
+    high: float
+    mean: float
+    num_samples: int
+    uses: float
+
+
+class SampleTable:
+    """Running loss and use of every sample.
+
+    Args:
+        num_samples: N, >= 1.
+        batch_size: B, >= 1; sets how fast the trend of the loss follows (half an epoch).
+        estimator: How a batch mean is divided: "relative" (default) or "additive" (the seed's rule).
+        alpha: Weight of a new observation, in (0, 1]; by default 0.5 for per-sample losses and 0.1 for "additive".
+            "relative" does not use it.
+        groups: Sequence of N labels (classes), or None.
+        sample_ids: Sequence of N names to show in place of indices, or None.
+
+    Raises:
+        ValueError: an unknown estimator, an alpha outside (0, 1], or sequences of another length than N.
+
+    Attributes:
+        part_size: Kind of the reports, fixed by the first: None before it, EXACT for one loss a sample, the size of
+            a part for means of parts, WHOLE_BATCH for batch means.
+        trend: Moving average of the batch losses; NaN before the first.
+        untrained_loss: Mean of the first batch losses (5 % of an epoch, at least two): what a model that has learnt
+            nothing loses.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        batch_size: int,
+        estimator: str = "relative",
+        alpha: float | None = None,
+        groups: ArrayLike | None = None,
+        sample_ids: Sequence[Any] | None = None,
+    ) -> None:
+        if estimator not in ESTIMATORS:
+            raise ValueError(f"estimator must be one of {sorted(ESTIMATORS)}, got {estimator!r}.")
+        if alpha is not None and not 0 < alpha <= 1:
+            raise ValueError(f"alpha must be in (0, 1], got {alpha!r}.")
+        if sample_ids is not None and len(sample_ids) != num_samples:
+            raise ValueError(f"sample_ids must have num_samples={num_samples} entries, got {len(sample_ids)}.")
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.estimator = estimator
+        self.alpha = alpha
+        self.sample_ids = sample_ids
+        self.part_size: int | None = None
+        self.trend = math.nan
+        self.untrained_loss = math.nan
+        self.sync: Callable[[], None] = _nothing
+        self._num_reports = 0
+        self._offsets = False
+        self._trend_weight = 2 / (num_samples / (2 * batch_size) + 1)
+        self._num_equal = 1 / self._trend_weight
+        self._num_untrained = max(2, -(-num_samples // (20 * batch_size)))
+        self._records = np.zeros(num_samples, RECORD)
+        self._words = self._records.view(np.complex128)
+        self.group_labels: NDArray[Any] | None = None
+        if groups is not None:
+            self._set_groups(np.asarray(groups))
+
+    def _set_groups(self, groups: NDArray[Any]) -> None:
+        if groups.shape != (self.num_samples,):
+            raise ValueError(f"groups must have shape ({self.num_samples},), one label a sample, got {groups.shape}.")
+        labels, codes = np.unique(groups, return_inverse=True)
+        if len(labels) >= self.batch_size:
+            raise ValueError(
+                f"groups must have fewer distinct labels than batch_size={self.batch_size}, got {len(labels)}: "
+                "a batch takes at least one sample of each."
+            )
+        self.group_labels = labels
+        self._records["group"] = codes
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    @property
+    def source(self) -> str:
+        """Where the estimates come from: "exact", "parts of 4", "batch means of 32" or "nothing yet"."""
+        if self.part_size is None:
+            return "nothing yet"
+        if self.part_size == EXACT:
+            return "exact"
+        return f"parts of {self.part_size}" if self.part_size else f"batch means of {self.batch_size}"
+
+    @property
+    def loss(self) -> NDArray[np.float32]:
+        """float32[N], estimated loss of every sample, NaN where never seen; a new array each time."""
+        self.sync()
+        return self.estimates(self._records)
+
+    avg_loss = loss
+
+    @property
+    def last(self) -> NDArray[np.float32]:
+        """float32[N], the last observation each sample was part of, NaN where never seen."""
+        return self._seen_values("last")
+
+    @property
+    def mean(self) -> NDArray[np.float32]:
+        """float32[N], mean of the observations each sample was part of, NaN where never seen."""
+        return self._seen_values("mean")
+
+    @property
+    def usage_count(self) -> NDArray[np.uint16]:
+        """uint16[N], times each sample was learned from; stays at 65535 once there."""
+        self.sync()
+        uses: NDArray[np.uint16] = self._records["usage_count"].copy()
+        return uses
+
+    def _seen_values(self, field: str) -> NDArray[np.float32]:
+        self.sync()
+        values: NDArray[np.float32] = np.where(self._records["usage_count"] > 0, self._records[field], np.float32("nan"))
+        return values
+
+    def take(self, indices: NDArray[np.int64]) -> NDArray[Any]:
+        """Copies of the records of some samples: RECORD[M]."""
+        return self._words.take(indices).view(RECORD)
+
+    def reordered(self, records: NDArray[Any], order: NDArray[np.int64]) -> NDArray[Any]:
+        """``records[order]``, ten times as fast as numpy does it for structured arrays."""
+        return records.view(np.complex128).take(order).view(RECORD)
+
+    def estimates(self, records: NDArray[Any]) -> NDArray[np.float32]:
+        """float32[M], the estimated losses in ``records``, NaN where never seen."""
+        values: NDArray[np.float32] = records["loss"]
+        if self._detrends:
+            trend = np.float32(self.trend)
+            values = values + trend if self._offsets else values * trend
+        uses = records["usage_count"]
+        return values if uses.all() else np.where(uses > 0, values, np.float32("nan"))
+
+    @property
+    def _detrends(self) -> bool:
+        return self.estimator == "relative" and self.part_size != EXACT
+
+    def check_part_size(self, part_size: int) -> None:
+        """Refuse reports of another kind than the first.
+
+        Raises:
+            ValueError: another kind was reported before.
+        """
+        if self.part_size is not None and part_size != self.part_size:
+            kinds = {EXACT: "one loss per sample", WHOLE_BATCH: "one mean per batch"}
+            old, new = (kinds.get(size, f"means of parts of {size}") for size in (self.part_size, part_size))
+            raise ValueError(f"loss must stay of the kind reported first ({old}), got {new}.")
+
+    def observe(self, mean: float, lowest: float) -> float:
+        """Move the trend on by one batch loss.
+
+        Args:
+            mean: The batch loss, finite.
+            lowest: The smallest part of it; <= 0 turns the "relative" estimator to differences for good.
+
+        Returns:
+            The trend before this loss (the loss itself, for the first one).
+        """
+        count = self._num_reports = self._num_reports + 1
+        if lowest <= 0 and not self._offsets:
+            self._use_offsets()
+        if count > self._num_untrained:
+            weight = self._trend_weight if count > self._num_equal else 1 / count
+            trend = self.trend
+            self.trend = trend + weight * (mean - trend)
+            return trend
+        self.untrained_loss = mean if count == 1 else self.untrained_loss + (mean - self.untrained_loss) / count
+        trend = mean if count == 1 else self.trend
+        self.trend = trend + (mean - trend) / count
+        return trend
+
+    def _use_offsets(self) -> None:
+        self.sync()
+        if self._detrends and self._num_reports > 1:
+            estimate = self._records["loss"]
+            estimate[self._records["usage_count"] > 0] -= 1
+            estimate *= np.float32(self.trend)
+        self._offsets = True
+
+    def expected(self, records: NDArray[Any], order: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[float]:
+        """Mean estimate of consecutive batches over the samples already seen, before the trend is put back.
+
+        Args:
+            records: RECORD[M].
+            order: int64[M], the order in which the records are cut into batches.
+            sizes: int64[P], samples of each batch, their sum M.
+
+        Returns:
+            P floats, for `with_trend`; NaN where no sample was seen.
+        """
+        values = records["loss"]
+        uses = records["usage_count"]
+        if uses.all():
+            return [float(value) for value in estimators.part_means(values[order], sizes)]
+        known = estimators.part_means((uses > 0).astype(np.float32)[order], sizes)
+        total = estimators.part_means(np.where(uses > 0, values, np.float32(0))[order], sizes)
+        expected = np.divide(total, known, out=np.full(len(sizes), math.nan), where=known > 0)
+        return [float(value) for value in expected]
+
+    def with_trend(self, expected: float) -> float:
+        """The loss that a value of `expected` stands for now."""
+        if not self._detrends:
+            return expected
+        return expected + self.trend if self._offsets else expected * self.trend
+
+    def learn(
+        self,
+        indices: NDArray[np.int64],
+        means: NDArray[np.float64],
+        sizes: NDArray[np.int64] | None,
+        trend: NDArray[np.float64],
+        records: NDArray[Any] | None = None,
+    ) -> None:
+        """Learn from reports on distinct samples. The order of such reports does not matter.
+
+        Args:
+            indices: int64[M], distinct.
+            means: float64[P], mean loss of consecutive parts of ``indices``; finite.
+            sizes: int64[P], samples of each part, their sum M; None if each sample is its own part.
+            trend: float64[P], what `observe` returned for the batch of each part.
+        """
+        records = self.take(indices)
+        uses = records["usage_count"]
+        seen = uses > 0
+        if sizes is None:
+            observed = means.astype(np.float32)
+        else:
+            observed = np.repeat(means.astype(np.float32), sizes)
+            records["loss"] = self._divided(records["loss"], seen, means, sizes, trend)
+        uses += uses < MOST_USES
+        count = uses.astype(np.float32)
+        if sizes is None:
+            alpha = 0.5 if self.alpha is None else self.alpha
+            records["loss"] = estimators.moving_average(records["loss"], observed, count, alpha)
+        records["last"] = observed
+        records["mean"] += (observed - records["mean"]) / count
+        self._words[indices] = records.view(np.complex128)
+
+    def _divided(
+        self,
+        estimate: NDArray[np.float32],
+        seen: NDArray[np.bool_],
+        means: NDArray[np.float64],
+        sizes: NDArray[np.int64],
+        trend: NDArray[np.float64],
+    ) -> NDArray[np.float32]:
+        if self.estimator == "additive":
+            return estimators.additive(estimate, seen, means, sizes, ESTIMATORS["additive"] if self.alpha is None else self.alpha)
+        if self._offsets:
+            return estimators.offset(estimate, means, trend, sizes)
+        return estimators.relative(np.where(seen, estimate, np.float32(1)), means, trend, sizes)
+
+    def hardest(self, k: int = 10) -> list[Sample]:
+        """The ``k`` seen samples with the highest estimated loss, highest first."""
+        loss = self.loss
+        order = np.argsort(-loss, kind="stable")[: min(k, int((~np.isnan(loss)).sum()))]
+        return self.describe(order)
+
+    def describe(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Sample]:
+        """What is known of some samples, in the given order."""
+        self.sync()
+        chosen = np.asarray(indices, np.int64)
+        records = self.take(chosen)
+        names = chosen.tolist() if self.sample_ids is None else [self.sample_ids[i] for i in chosen]
+        rows = zip(
+            chosen.tolist(),
+            names,
+            self.estimates(records).tolist(),
+            records["last"].tolist(),
+            records["mean"].tolist(),
+            records["usage_count"].tolist(),
+            strict=True,
+        )
+        return [Sample(*row) for row in rows]
+
+    def quartiles(self) -> list[Quartile]:
+        """The seen samples in four quarters, Q1 (lowest loss) to Q4; empty if fewer than four were seen."""
+        loss = self.loss
+        seen = np.flatnonzero(~np.isnan(loss))
+        if len(seen) < 4:
+            return []
+        ranked = seen[np.argsort(loss[seen], kind="stable")]
+        uses = self._records["usage_count"]
+        return [
+            Quartile(float(loss[q[0]]), float(loss[q[-1]]), float(loss[q].mean(dtype=np.float64)), len(q), float(uses[q].mean()))
+            for q in np.array_split(ranked, 4)
+        ]
+
+    def suspects(self) -> Suspects:
+        """Samples that look mislabelled, most suspect first; ask at 20 to 30 % of the training."""
+        self.sync()
+        return worse_than_untrained(self._records, self.untrained_loss, exact=self.part_size == EXACT)
+
+    def identity(self) -> dict[str, Any]:
+        """What a saved state must fit: sizes, estimator, and a digest of the names."""
+        names = None if self.sample_ids is None else hashlib.sha256(repr(list(self.sample_ids)).encode()).hexdigest()
+        return {
+            "num_samples": self.num_samples,
+            "batch_size": self.batch_size,
+            "estimator": self.estimator,
+            "sample_ids": names,
+        }
+
+    def check_identity(self, saved: Mapping[str, Any]) -> None:
+        """Refuse the state of another data set.
+
+        Raises:
+            ValueError: the saved state is of another number of samples, batch size, estimator, or of other names.
+        """
+        for name, value in self.identity().items():
+            if saved[name] != value:
+                raise ValueError(f"{name} must be that of the saved run ({saved[name]!r}), got {value!r}.")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything learned, copied: arrays of N by field name, and plain numbers."""
+        self.sync()
+        state: dict[str, Any] = {name: self._records[name].copy() for name in _FIELDS}
+        state["numbers"] = {name: getattr(self, name) for name in _NUMBERS}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned; groups and names stay those of this table."""
+        for name in _FIELDS:
+            self._records[name] = state[name]
+        for name in _NUMBERS:
+            setattr(self, name, state["numbers"][name])
+
+
+_FIELDS = ("loss", "last", "mean", "usage_count")
+_NUMBERS = ("part_size", "trend", "untrained_loss", "_num_reports", "_offsets")
+
+
+def _nothing() -> None:
+    """What `SampleTable.sync` does until a plan holds reports back."""
