@@ -122,7 +122,9 @@ class Interval:
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h)\s*", value) if isinstance(value, str) else None
         if match and float(match[1]) > 0:
             return cls(seconds=float(match[1]) * _UNITS[match[2]])
-        raise ValueError(f'{name} must be a number of steps >= 1 or a time such as "30s", "5min" or "2h", got {value!r}.')
+        raise ValueError(
+            f'{name} must be a number of steps >= 1 or a time such as "30s", "5min" or "2h", got {value!r}.'
+        )
 
     def is_due(self, steps: int, seconds: float) -> bool:
         """Whether that much has passed since the last time."""

@@ -73,13 +73,17 @@ def decode(content: bytes) -> dict[str, Any]:
         ValueError: not a checkpoint, damaged, cut short, or of a newer format.
     """
     if len(content) < _HEADER.size or content[:4] != MAGIC:
-        raise ValueError(f"the file must begin with {MAGIC!r} and a header of {_HEADER.size} bytes, got {content[:8]!r}.")
+        raise ValueError(
+            f"the file must begin with {MAGIC!r} and a header of {_HEADER.size} bytes, got {content[:8]!r}."
+        )
     _, version, length, digest = _HEADER.unpack_from(content)
     if version > FORMAT:
         raise ValueError(f"the file's format must be at most {FORMAT}, got {version}: a newer version wrote it.")
     payload = content[_HEADER.size :]
     if len(payload) != length or hashlib.sha256(payload).digest() != digest:
-        raise ValueError(f"the file must hold {length} bytes with the SHA-256 in its header, got {len(payload)}; it is damaged.")
+        raise ValueError(
+            f"the file must hold {length} bytes with the SHA-256 in its header, got {len(payload)}; it is damaged."
+        )
     with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
         state: dict[str, Any] = _from_tree(json.loads(str(arrays[_TREE])), arrays)
     return state
@@ -200,7 +204,9 @@ def _read(path: Path) -> Checkpoint:
     about = content["model"]
     model = None if about is None else path.parent / Path(about["name"]).name
     if model is not None and (model.stat().st_size != about["size"] or _sha256(model) != about["sha256"]):
-        raise ValueError(f"the model's file must be as it was saved with the checkpoint, got another in {str(model)!r}.")
+        raise ValueError(
+            f"the model's file must be as it was saved with the checkpoint, got another in {str(model)!r}."
+        )
     return Checkpoint(path, content["scheduler"], model, content["run_id"])
 
 

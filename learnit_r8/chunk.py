@@ -21,6 +21,7 @@ class Chunk:
     Args:
         members: int64[M], distinct samples in drawing order.
         table: What is known of the samples; its batch size cuts the chunk into batches.
+        sizes: int64, samples of each batch, their sum M.
         expected: Mean estimate of each batch when it was planned, for `SampleTable.with_trend`.
         pass_number: The pass it belongs to, or -1 for batches outside any pass.
         fill: int64[F], samples that only fill up the last batch and are not learned from.
@@ -35,7 +36,7 @@ class Chunk:
     """
 
     __slots__ = (
-        "_batch_size", "_means", "_parts", "_records", "_table", "_trend", "_views", "drawn", "expected", "handed", "members",
+        "_batch_size", "_means", "_parts", "_records", "_sizes", "_table", "_trend", "_views", "drawn", "expected", "handed", "members",
         "pass_number", "states", "unsettled", "weights",
     )  # fmt: skip
 
@@ -44,6 +45,7 @@ class Chunk:
         members: NDArray[np.int64],
         table: SampleTable,
         *,
+        sizes: NDArray[np.int64],
         expected: list[float],
         pass_number: int,
         fill: NDArray[np.int64] | None = None,
@@ -65,6 +67,7 @@ class Chunk:
         if full < len(self.handed):
             self._views.append(self.handed[full:])
         self._batch_size = table.batch_size
+        self._sizes = sizes
         self._parts = 0
         self._means: NDArray[np.float64] | None = None
         self._trend = np.zeros(len(expected))
@@ -74,7 +77,8 @@ class Chunk:
         slot = self.drawn
         self.drawn = slot + 1
         self.states[slot] = OUT
-        return Batch(self, slot, self._views[slot])
+        # The constructor of a named tuple is a Python function; this is not.
+        return tuple.__new__(Batch, (self, slot, self._views[slot]))
 
     def batch(self, slot: int) -> Batch:
         """The batch at a place of the chunk."""
@@ -102,14 +106,15 @@ class Chunk:
 
     def _make_room(self) -> NDArray[np.float64]:
         """The array of reports: as many a batch as there are parts in a full one, none missing but at its end."""
-        sizes = self._part_sizes()
         self._parts = -(-self._batch_size // (self._table.part_size or self._batch_size))
-        self._means = np.full(len(sizes), np.nan)
+        self._means = np.full(len(self._part_sizes()), np.nan)
         return self._means
 
     def _part_sizes(self) -> NDArray[np.int64]:
         """int64[P], samples in each part that is reported, over the whole chunk."""
         size, part = self._batch_size, self._table.part_size or self._batch_size
+        if part >= size:
+            return self._sizes
         starts = np.add.outer(np.arange(0, len(self.members), size), np.arange(0, size, part)).ravel()
         starts = starts[starts < len(self.members)]
         return np.diff(starts, append=len(self.members))
@@ -119,13 +124,11 @@ class Chunk:
         self.states[slot] = SETTLED
         self.unsettled -= 1
 
-    def drop_undrawn(self) -> int:
-        """Close the batches that were not drawn; their number."""
-        count = len(self.states) - self.drawn
+    def drop_undrawn(self) -> None:
+        """Close the batches that were not drawn."""
         for slot in range(self.drawn, len(self.states)):
             self.settle(slot)
         self.drawn = len(self.states)
-        return count
 
     def batches_out(self) -> list[Batch]:
         """The batches that are with the user."""
@@ -167,6 +170,7 @@ class Chunk:
             "handed": self.handed.copy(),
             "members": self.members.copy(),
             "weights": None if self.weights is None else self.weights.copy(),
+            "sizes": self._sizes.copy(),
             "expected": np.array(self.expected),
             "pass_number": self.pass_number,
             "states": np.frombuffer(self.states, np.uint8).copy(),
@@ -183,6 +187,7 @@ class Chunk:
             members,
             table,
             fill=handed[len(members) :],
+            sizes=np.array(state["sizes"], np.int64),
             expected=[float(value) for value in state["expected"]],
             pass_number=int(state["pass_number"]),
             weights=None if state["weights"] is None else np.array(state["weights"], np.float32),

@@ -60,7 +60,9 @@ def moving_average(estimate: Floats, observed: Floats, count: Floats, alpha: flo
     return moved
 
 
-def additive(estimate: Floats, seen: NDArray[np.bool_], means: Doubles, sizes: NDArray[np.int64], alpha: float) -> Floats:
+def additive(
+    estimate: Floats, seen: NDArray[np.bool_], means: Doubles, sizes: NDArray[np.int64], alpha: float
+) -> Floats:
     """Move every estimate of a part by the same share of the part's surprise, the seed's rule.
 
     ``estimate + alpha * (mean - mean(estimate))``; a sample never seen takes the observed mean, and the expected

@@ -52,7 +52,11 @@ def read_loss(loss: Any, batch_size: int, part_size: int | None = None) -> Readi
     if values.ndim == 0 and parts == 1:
         values = values.reshape(1)
     if values.shape != (parts,):
-        what = f"one mean for each part of {size} samples" if part_size else f"one loss for each of the {batch_size} samples"
+        what = (
+            f"one mean for each part of {size} samples"
+            if part_size
+            else f"one loss for each of the {batch_size} samples"
+        )
         raise ValueError(f"loss must be a number or have shape ({parts},), {what}, got shape {values.shape}.")
     if size == 1:
         mean = float(np.add.reduce(values)) / batch_size

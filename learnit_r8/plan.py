@@ -76,11 +76,11 @@ class Plan:
     def _forget(self) -> None:
         """Begin before the first pass."""
         self._context = Context(0.0, -1, self.table.batch_size, float("nan"))
-        self._chunk = Chunk(_NOBODY, self.table, expected=[], pass_number=-1)
+        self._chunk, self._limit = self._no_chunk(), 0
         self._open: list[Chunk] = []
         self._returned: deque[Batch] = deque()
         self._waiting: deque[Batch] = deque()
-        self._num_drawn = 0
+        self._drawn_before = 0
         self._num_outside = 0
         self._sweep = 0
         self._rank = self.table.num_samples
@@ -102,13 +102,14 @@ class Plan:
             progress: Finished share of the budget, for the policy.
         """
         self.flush()
-        self.displaced += self._chunk.drop_undrawn()
-        self._close_settled()
+        self._leave_chunk()
+        if self.pass_number >= 0:
+            self.displaced += self.steps_per_pass - self._drawn_before
         for batch in self._waiting:
             self.settle(batch)
         self._waiting.clear()
         self._context = Context(progress, number, self.table.batch_size, self.table.untrained_loss)
-        self._num_drawn = 0
+        self._drawn_before = 0
         self._start_sweep(0)
 
     def _start_sweep(self, sweep: int) -> None:
@@ -126,23 +127,36 @@ class Plan:
         Raises:
             RuntimeError: all batches of the pass were drawn, or the policy leaves too few samples for one.
         """
-        if self._returned:
-            return self._returned.popleft()
-        if self._num_drawn == self.steps_per_pass:
-            return self._draw_waiting()
         chunk = self._chunk
-        if chunk.drawn == len(chunk.states):
-            chunk = self._chunk = self._next_chunk()
-            self._open.append(chunk)
-        self._num_drawn += 1
+        if self._returned or chunk.drawn == self._limit:
+            return self._draw_elsewhere()
         return chunk.draw()
 
-    def _draw_waiting(self) -> Batch:
+    def _draw_elsewhere(self) -> Batch:
+        """The next batch where it is not simply the next of the chunk."""
+        if self._returned:
+            return self._returned.popleft()
+        self._leave_chunk()
+        left = self.steps_per_pass - self._drawn_before
+        if left:
+            self._chunk = self._next_chunk()
+            self._open.append(self._chunk)
+            self._limit = min(left, len(self._chunk.states))
+            return self._chunk.draw()
         if not self._waiting:
             raise RuntimeError(f"pass {self.pass_number} has {self.steps_per_pass} batches, and all were drawn.")
         batch = self._waiting.popleft()
         batch.chunk.states[batch.slot] = OUT_AGAIN
         return batch
+
+    def _leave_chunk(self) -> None:
+        self._drawn_before += self._chunk.drawn
+        self._chunk.drop_undrawn()
+        self._chunk, self._limit = self._no_chunk(), 0
+        self._close_settled()
+
+    def _no_chunk(self) -> Chunk:
+        return Chunk(_NOBODY, self.table, sizes=_NOBODY, expected=[], pass_number=-1)
 
     def draw_outside(self, policy: Policy) -> Batch | None:
         """A batch from a random part of the data, outside the pass; None where the policy keeps too few samples."""
@@ -211,34 +225,43 @@ class Plan:
             self._open.remove(chunk)
 
     def _next_chunk(self) -> Chunk:
-        """Plan the next chunk of the pass that gives at least one batch."""
+        """Plan the next chunk of the pass."""
         policy = SHUFFLE if self.pass_number == 0 else self.policy
-        empty_sweeps = 0
+        if policy.selects:
+            return self._next_selected_chunk(policy)
+        members, rng = self._next_samples()
+        if self._drops:
+            members = members[: len(members) // self._full * self._full]
+        return self._arranged(policy, members, None, rng, self.pass_number)
+
+    def _next_selected_chunk(self, policy: Policy) -> Chunk:
+        """Plan from what the policy keeps, sweeping over the data again where the sweep has no batch left."""
+        is_second_sweep = False
         while True:
             if self._rank == self.table.num_samples:
-                empty_sweeps += 1
-                if empty_sweeps > 1:
-                    raise RuntimeError(
-                        f"policy {policy!r} keeps fewer than batch_size={self.table.batch_size} of "
-                        f"{self.table.num_samples} samples; it must leave enough for a batch."
-                    )
+                members, weights = self._carried, self._carried_weights
+                if is_second_sweep and len(members):
+                    # The policy leaves less than a batch of the whole data: better a short one than none.
+                    break
+                if is_second_sweep:
+                    raise RuntimeError(f"policy must keep some of the {self._rank} samples, got none from {policy!r}.")
+                is_second_sweep = True
                 self._start_sweep(self._sweep + 1)
-            start = self._rank
-            self._rank = min(start + self._chunk_size, self.table.num_samples)
-            rng = self._generator(_POLICY, self.pass_number, self._sweep, start)
-            fresh = self._order(start, self._rank)
-            members, weights = fresh, None
-            if policy.selects:
-                members, weights = self._selected(policy, fresh, rng)
+            fresh, rng = self._next_samples()
+            members, weights = self._selected(policy, fresh, rng)
             whole = len(members) // self._full * self._full
-            if whole and (policy.selects or self._drops):
-                if policy.selects:
-                    self._carried = members[whole:]
-                    self._carried_weights = None if weights is None else weights[whole:]
-                members, weights = members[:whole], None if weights is None else weights[:whole]
-            if len(members) >= self._full or not policy.selects:
-                return self._arranged(policy, members, weights, rng, self.pass_number)
-            self._carried, self._carried_weights = members, weights
+            self._carried, members = members[whole:], members[:whole]
+            if weights is not None:
+                self._carried_weights, weights = weights[whole:], weights[:whole]
+            if whole:
+                break
+        return self._arranged(policy, members, weights, rng, self.pass_number)
+
+    def _next_samples(self) -> tuple[NDArray[np.int64], np.random.Generator]:
+        """The samples of the next chunk of the sweep in random order, and the chunk's generator."""
+        start = self._rank
+        self._rank = min(start + self._chunk_size, self.table.num_samples)
+        return self._order(start, self._rank), self._generator(_POLICY, self.pass_number, self._sweep, start)
 
     def _selected(
         self, policy: Policy, indices: NDArray[np.int64], rng: np.random.Generator
@@ -266,14 +289,18 @@ class Plan:
         counts = np.full(-(-len(members) // size), size)
         counts[-1] -= -len(members) % size
         missing = -len(members) % size if self._fills and pass_number >= 0 else 0
+        records = self.table.reordered(records, order)
         return Chunk(
             members[order],
             self.table,
-            expected=self.table.expected(records, order, counts),
+            sizes=counts,
+            expected=self.table.expected(records, counts),
             pass_number=pass_number,
-            fill=self._order(0, self.table.num_samples)[np.arange(missing) % self.table.num_samples] if missing else None,
+            fill=self._order(0, self.table.num_samples)[np.arange(missing) % self.table.num_samples]
+            if missing
+            else None,
             weights=None if weights is None else weights[order],
-            records=None if policy.selects else self.table.reordered(records, order),
+            records=None if policy.selects else records,
         )
 
     def _generator(self, *key: int) -> np.random.Generator:
@@ -297,7 +324,8 @@ class Plan:
             "context": list(self._context),
             "sweep": self._sweep,
             "rank": self._rank,
-            "num_drawn": self._num_drawn,
+            "drawn_before": self._drawn_before,
+            "limit": self._limit,
             "num_outside": self._num_outside,
             "displaced": self.displaced,
             "abandoned": self.abandoned,
@@ -318,7 +346,8 @@ class Plan:
         self._context = Context(progress, number, batch_size, untrained_loss)
         self._start_sweep(state["sweep"])
         self._rank = state["rank"]
-        self._num_drawn, self._num_outside = state["num_drawn"], state["num_outside"]
+        self._drawn_before, self._limit = state["drawn_before"], state["limit"]
+        self._num_outside = state["num_outside"]
         self.displaced, self.abandoned = state["displaced"], state["abandoned"]
         self._carried = np.array(state["carried"], np.int64)
         weights = state["carried_weights"]

@@ -55,7 +55,13 @@ class Recovery:
     def __post_init__(self) -> None:
         if not self.factors or not all(0 < factor <= 1 for factor in self.factors):
             raise ValueError(f"factors must be one or more numbers in (0, 1], got {self.factors!r}.")
-        for name, least in (("hold_steps", 0), ("ramp_steps", 0), ("steady_steps", 0), ("heal_steps", 1), ("max_tries", 0)):
+        for name, least in (
+            ("hold_steps", 0),
+            ("ramp_steps", 0),
+            ("steady_steps", 0),
+            ("heal_steps", 1),
+            ("max_tries", 0),
+        ):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}.")
@@ -81,7 +87,9 @@ class Recovery:
     def lr_factor(self, state: RecoveryState) -> float:
         """What to multiply the scheduled learning rate by, in (0, 1]."""
         ramped = (
-            (state.accepted - self.hold_steps) / self.ramp_steps if self.ramp_steps else float(state.accepted >= self.hold_steps)
+            (state.accepted - self.hold_steps) / self.ramp_steps
+            if self.ramp_steps
+            else float(state.accepted >= self.hold_steps)
         )
         return state.factor + (1 - state.factor) * min(1.0, max(0.0, ramped))
 

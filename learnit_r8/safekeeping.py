@@ -80,18 +80,26 @@ class Safekeeping:
         if not isinstance(keep, int) or keep < 1:
             raise ValueError(f"keep_checkpoints must be a whole number >= 1, got {keep!r}.")
         if backup_every is not None and callbacks.state is None:
-            raise ValueError(f"backup_every needs a state_callback that returns the model state, got {backup_every!r} without.")
+            raise ValueError(
+                f"backup_every needs a state_callback that returns the model state, got {backup_every!r} without."
+            )
         folder = DEFAULT_FOLDER if checkpoint_dir is None and callbacks.save is not None else checkpoint_dir
         if checkpoint_every is not None and folder is None:
-            raise ValueError(f"checkpoint_every needs a checkpoint_dir or a save_callback, got {checkpoint_every!r} without.")
+            raise ValueError(
+                f"checkpoint_every needs a checkpoint_dir or a save_callback, got {checkpoint_every!r} without."
+            )
         if folder is not None and not os.fspath(folder):
             raise ValueError(f"checkpoint_dir must name a folder, got {checkpoint_dir!r}.")
         self.callbacks = callbacks
         self.backup = RamBackup()
         self.store = None if folder is None else CheckpointStore(folder, keep=keep, run_id=uuid.uuid4().hex)
         self.num_failed = 0
-        self._backup_every = Interval.parse("backup_every", DEFAULT_BACKUP_EVERY if backup_every is None else backup_every)
-        self._checkpoint_every = None if checkpoint_every is None else Interval.parse("checkpoint_every", checkpoint_every)
+        self._backup_every = Interval.parse(
+            "backup_every", DEFAULT_BACKUP_EVERY if backup_every is None else backup_every
+        )
+        self._checkpoint_every = (
+            None if checkpoint_every is None else Interval.parse("checkpoint_every", checkpoint_every)
+        )
         self._last_backup = (0, 0.0)
         self._last_checkpoint = (0, 0.0)
 
@@ -102,11 +110,11 @@ class Safekeeping:
         since_step, since_seconds = self._last_backup
         return self.backup.is_empty or self._backup_every.is_due(step - since_step, seconds - since_seconds)
 
-    def take_backup(self, step: int, seconds: float, draws: int, state: Any = None) -> None:
-        """Copy a model state to RAM, by default the state callback's; see `RamBackup.offer`."""
-        if state is None and self.callbacks.state is not None:
-            state = self.callbacks.state()
-        self.backup.offer(state, step=step, draws=draws)
+    def take_backup(self, step: int, seconds: float, draws: int, get_state: Callable[[], Any] | None = None) -> None:
+        """Copy a model state to RAM, by default that of the state callback; see `RamBackup.offer`."""
+        get_state = get_state or self.callbacks.state
+        assert get_state is not None
+        self.backup.offer(get_state(), step=step, draws=draws)
         self._last_backup = (step, seconds)
 
     def checkpoint_is_due(self, step: int, seconds: float, *, at_end: bool) -> bool:
@@ -130,7 +138,9 @@ class Safekeeping:
             OSError: the disk refused.
         """
         if self.store is None:
-            raise RuntimeError(f"checkpoint_dir or save_callback must be given to save checkpoints, got {self.store!r} and None.")
+            raise RuntimeError(
+                f"checkpoint_dir or save_callback must be given to save checkpoints, got {self.store!r} and None."
+            )
         self._last_checkpoint = (step, seconds)
         save = self.callbacks.save
         if save is None:

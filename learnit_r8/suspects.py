@@ -54,7 +54,9 @@ def worse_than_untrained(records: NDArray[Any], untrained_loss: float, *, exact:
     seen = records["usage_count"] > 0
     median = float(np.median(loss[seen]))
     if not (untrained_loss > 0 and median < LEARNT * untrained_loss):
-        return _none(f"the model has not learnt the rest yet: median loss {median:.3g}, untrained {untrained_loss:.3g}.")
+        return _none(
+            f"the model has not learnt the rest yet: median loss {median:.3g}, untrained {untrained_loss:.3g}."
+        )
     flagged = (records["usage_count"] >= LEAST_USES) & (loss > untrained_loss)
     flagged &= (records["last"] > untrained_loss) & (records["last"] > np.float32(FALLING) * loss)
     share = float(flagged.mean())

@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import estimators
 from .guard import LARGEST_LOSS
 from .suspects import Suspects, worse_than_untrained
+from .views import Quartile, Sample, quartiles_of
 
 RECORD = np.dtype([("loss", "<f4"), ("last", "<f4"), ("mean", "<f4"), ("usage_count", "<u2"), ("group", "<u2")])
 """One sample: estimate (loss, or loss relative to the trend), last observation, mean of the observations, times
@@ -30,44 +30,6 @@ EXACT, WHOLE_BATCH = 1, 0
 
 ESTIMATORS = {"relative": 1.0, "additive": 0.1}
 """Estimators for batch means, with the weight of a new observation."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What is known of one sample.
-
-    Attributes:
-        index: Its position in [0, N).
-        name: Its entry in ``sample_ids``, else the index.
-        loss: Estimated loss.
-        last: Last observation it was part of.
-        mean: Mean of its observations.
-        usage_count: Times learned from.
-    """
-
-    index: int
-    name: Any
-    loss: float
-    last: float
-    mean: float
-    usage_count: int
-
-
-class Quartile(NamedTuple):
-    """One quarter of the seen samples, by estimated loss.
-
-    Attributes:
-        low, high: Smallest and largest estimate in it.
-        mean: Mean estimate.
-        num_samples: Samples in it.
-        uses: Mean number of times they were learned from.
-    """
-
-    low: float
-    high: float
-    mean: float
-    num_samples: int
-    uses: float
 
 
 class SampleTable:
@@ -180,7 +142,9 @@ class SampleTable:
 
     def _seen_values(self, field: str) -> NDArray[np.float32]:
         self.sync()
-        values: NDArray[np.float32] = np.where(self._records["usage_count"] > 0, self._records[field], np.float32("nan"))
+        values: NDArray[np.float32] = np.where(
+            self._records["usage_count"] > 0, self._records[field], np.float32("nan")
+        )
         return values
 
     def take(self, indices: NDArray[np.int64]) -> NDArray[Any]:
@@ -246,12 +210,11 @@ class SampleTable:
             estimate *= np.float32(self.trend)
         self._offsets = True
 
-    def expected(self, records: NDArray[Any], order: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[float]:
+    def expected(self, records: NDArray[Any], sizes: NDArray[np.int64]) -> list[float]:
         """Mean estimate of consecutive batches over the samples already seen, before the trend is put back.
 
         Args:
             records: RECORD[M].
-            order: int64[M], the order in which the records are cut into batches.
             sizes: int64[P], samples of each batch, their sum M.
 
         Returns:
@@ -260,9 +223,9 @@ class SampleTable:
         values = records["loss"]
         uses = records["usage_count"]
         if uses.all():
-            return [float(value) for value in estimators.part_means(values[order], sizes)]
-        known = estimators.part_means((uses > 0).astype(np.float32)[order], sizes)
-        total = estimators.part_means(np.where(uses > 0, values, np.float32(0))[order], sizes)
+            return [float(value) for value in estimators.part_means(values, sizes)]
+        known = estimators.part_means((uses > 0).astype(np.float32), sizes)
+        total = estimators.part_means(np.where(uses > 0, values, np.float32(0)), sizes)
         expected = np.divide(total, known, out=np.full(len(sizes), math.nan), where=known > 0)
         return [float(value) for value in expected]
 
@@ -287,8 +250,11 @@ class SampleTable:
             means: float64[P], mean loss of consecutive parts of ``indices``; finite.
             sizes: int64[P], samples of each part, their sum M; None if each sample is its own part.
             trend: float64[P], what `observe` returned for the batch of each part.
+            records: RECORD[M], the samples' current records if they are at hand; overwritten.
         """
-        records = self.take(indices)
+        records = self.take(indices) if records is None else records
+        # One sample's loss may overflow float32 where the mean of its batch does not.
+        means = np.clip(means, -LARGEST_LOSS, LARGEST_LOSS)
         uses = records["usage_count"]
         seen = uses > 0
         if sizes is None:
@@ -314,10 +280,13 @@ class SampleTable:
         trend: NDArray[np.float64],
     ) -> NDArray[np.float32]:
         if self.estimator == "additive":
-            return estimators.additive(estimate, seen, means, sizes, ESTIMATORS["additive"] if self.alpha is None else self.alpha)
+            return estimators.additive(
+                estimate, seen, means, sizes, ESTIMATORS["additive"] if self.alpha is None else self.alpha
+            )
         if self._offsets:
             return estimators.offset(estimate, means, trend, sizes)
-        return estimators.relative(np.where(seen, estimate, np.float32(1)), means, trend, sizes)
+        share = estimate if seen.all() else np.where(seen, estimate, np.float32(1))
+        return estimators.relative(share, means, trend, sizes)
 
     def hardest(self, k: int = 10) -> list[Sample]:
         """The ``k`` seen samples with the highest estimated loss, highest first."""
@@ -330,30 +299,22 @@ class SampleTable:
         self.sync()
         chosen = np.asarray(indices, np.int64)
         records = self.take(chosen)
-        names = chosen.tolist() if self.sample_ids is None else [self.sample_ids[i] for i in chosen]
-        rows = zip(
-            chosen.tolist(),
-            names,
-            self.estimates(records).tolist(),
-            records["last"].tolist(),
-            records["mean"].tolist(),
-            records["usage_count"].tolist(),
-            strict=True,
-        )
-        return [Sample(*row) for row in rows]
+        loss = self.estimates(records)
+        return [
+            Sample(
+                index=index,
+                name=index if self.sample_ids is None else self.sample_ids[index],
+                loss=float(loss[row]),
+                last=float(records["last"][row]),
+                mean=float(records["mean"][row]),
+                usage_count=int(records["usage_count"][row]),
+            )
+            for row, index in enumerate(chosen.tolist())
+        ]
 
     def quartiles(self) -> list[Quartile]:
         """The seen samples in four quarters, Q1 (lowest loss) to Q4; empty if fewer than four were seen."""
-        loss = self.loss
-        seen = np.flatnonzero(~np.isnan(loss))
-        if len(seen) < 4:
-            return []
-        ranked = seen[np.argsort(loss[seen], kind="stable")]
-        uses = self._records["usage_count"]
-        return [
-            Quartile(float(loss[q[0]]), float(loss[q[-1]]), float(loss[q].mean(dtype=np.float64)), len(q), float(uses[q].mean()))
-            for q in np.array_split(ranked, 4)
-        ]
+        return quartiles_of(self.loss, self.usage_count)
 
     def suspects(self) -> Suspects:
         """Samples that look mislabelled, most suspect first; ask at 20 to 30 % of the training."""

@@ -33,7 +33,9 @@ class PlainLog:
     def _line(self, event: events.Event) -> str:
         match event:
             case events.StepDone() if event.seconds - self._last_line >= SECONDS_BETWEEN_LINES:
-                return f"{self._where(event.epoch, event.step)}  loss {event.loss:.4g}  lr {event.lr:.3g}  {_left(event)}"
+                return (
+                    f"{self._where(event.epoch, event.step)}  loss {event.loss:.4g}  lr {event.lr:.3g}  {_left(event)}"
+                )
             case events.EpochDone():
                 speed = event.samples / event.epoch_seconds if event.epoch_seconds > 0 else math.inf
                 return (
@@ -46,7 +48,9 @@ class PlainLog:
                 return f"{event.name or 'run'}: {event.num_samples} samples in batches of {event.batch_size}, {budget}"
             case events.BatchRefused():
                 samples = f", samples {list(event.samples)}" if event.samples else ""
-                return f"step {event.step}: loss {event.loss} refused{samples}; lr {event.lr:.3g} -> {event.next_lr:.3g}"
+                return (
+                    f"step {event.step}: loss {event.loss} refused{samples}; lr {event.lr:.3g} -> {event.next_lr:.3g}"
+                )
             case events.RolledBack():
                 return f"step {event.step}: model restored from {event.source} of step {event.to_step}"
             case events.IncidentEnded():
@@ -56,9 +60,13 @@ class PlainLog:
             case events.CheckpointSaved():
                 return f"step {event.step}: saved {event.path}"
             case events.MetricsLogged():
-                return f"step {event.at_step}: " + "  ".join(f"{name} {value:.4g}" for name, value in event.metrics.items())
+                return f"step {event.at_step}: " + "  ".join(
+                    f"{name} {value:.4g}" for name, value in event.metrics.items()
+                )
             case events.RunEnded():
-                return f"{'finished' if event.finished else 'stopped'} after {event.step} steps, {_clock(event.seconds)}"
+                return (
+                    f"{'finished' if event.finished else 'stopped'} after {event.step} steps, {_clock(event.seconds)}"
+                )
         return ""
 
     def _where(self, epoch: int, step: int) -> str:

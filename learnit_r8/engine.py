@@ -1,0 +1,338 @@
+"""The engine: in which order the parts act on a batch and on its loss.
+
+plan.py, policies/          DRAW which samples come next
+... the user trains ...
+guard.py                    JUDGE whether the loss is one to learn from (recovery.py, rescue.py: what if not)
+table.py                    LEARN running loss and use of every sample
+pace.py, lr.py              MOVE ON: how far along, at what rate
+events.py                   TELL what happened
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from . import events
+from .checkpoint import Checkpoint
+from .chunk import Batch
+from .guard import Guard, GuardState, Verdict
+from .losses import Reading, read_loss
+from .lr import Schedule, check_rate
+from .pace import Pace
+from .plan import Plan
+from .policies import SHUFFLE, STEADY
+from .range_test import RangeTest
+from .recovery import Recovery
+from .rescue import Rescue
+from .safekeeping import Restored, Safekeeping
+from .table import EXACT, SampleTable
+from .tally import Tally
+from .ticket import Outcome, Ticket
+
+
+class Engine:
+    """Draws batches and takes their losses; owns nothing but the order of the parts and the count of the draws.
+
+    Args:
+        plan: Which samples come next; holds the table.
+        pace: How far along the run is.
+        make_schedule: Returns the schedule for a peak learning rate.
+        peak_lr: The peak to begin with.
+        guard: Which losses count.
+        recovery: What to do about the others.
+        safekeeping: Backups and checkpoints.
+        announcer: Who is told.
+        search: A search for the peak learning rate that goes before the run, or None.
+        name: Name of the run, "" if it has none.
+    """
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        pace: Pace,
+        make_schedule: Callable[[float], Schedule],
+        peak_lr: float,
+        guard: Guard,
+        recovery: Recovery,
+        safekeeping: Safekeeping,
+        announcer: events.Announcer,
+        search: RangeTest | None,
+        name: str,
+    ) -> None:
+        self.plan = plan
+        self.pace = pace
+        self.schedule = make_schedule(peak_lr)
+        self.guard = guard
+        self.safekeeping = safekeeping
+        self.announcer = announcer
+        self.rescue = Rescue(recovery, safekeeping, announcer)
+        self._make_schedule = make_schedule
+        self._search = search
+        self._found_lr: float | None = None
+        self._guard_state = GuardState()
+        self._tally = Tally()
+        self._num_draws = 0
+        self._epoch_ended = False
+        self._has_started = False
+        self.name = name
+
+    @property
+    def table(self) -> SampleTable:
+        """What is known of every sample."""
+        return self.plan.table
+
+    @property
+    def lr(self) -> float:
+        """The learning rate to use now."""
+        return self._lr_at(self.pace.progress)
+
+    def _lr_at(self, progress: float) -> float:
+        return self._scheduled_lr(progress) * self.rescue.lr_factor
+
+    def _scheduled_lr(self, progress: float) -> float:
+        return check_rate(self.schedule(progress), progress)
+
+    def draw(self) -> Ticket:
+        """Draw the next batch. Several may be out at a time.
+
+        Raises:
+            RuntimeError: the budget is spent, or every step that is left is out already.
+        """
+        self.between_steps()
+        pace = self.pace
+        step, seconds = pace.next_step, pace.seconds
+        progress = pace.budget.progress(step, seconds)
+        if progress >= 1:
+            raise RuntimeError(
+                f"draw() was called after {step} steps and {seconds:.1f} s, and the budget is {pace.budget}."
+            )
+        if self._search is not None:
+            batch, epoch, lr = self.plan.draw_outside(SHUFFLE), -1, self._search.lr
+            assert batch is not None
+        else:
+            pace.start()
+            self._tally.begin(seconds)
+            epoch = step // self.plan.steps_per_pass
+            if epoch != self.plan.pass_number:
+                self.plan.start_pass(epoch, progress)
+            batch, lr = self._next_batch(), self._lr_at(progress)
+            pace.num_out += 1
+        self._num_draws += 1
+        return Ticket(step, epoch, batch.indices, lr, batch.chunk.weights_of(batch.slot), self._num_draws - 1, batch)
+
+    def _next_batch(self) -> Batch:
+        if self.rescue.is_steadying:
+            self.rescue.count_steady()
+            steady = self.plan.draw_outside(STEADY)
+            if steady is not None:
+                return steady
+        return self.plan.draw()
+
+    def report(self, ticket: Ticket, loss: Any, *, part_size: int | None = None) -> Outcome:
+        """Judge, learn, move on, tell: what one trained batch sets in motion.
+
+        Call it before ``backward()``, and skip ``backward()`` and ``step()`` where the outcome is false; or after
+        ``step()``, where a refused loss is answered by restoring the model.
+
+        Args:
+            ticket: The batch, as `draw` gave it. In any order, each once.
+            loss: The batch mean: a float, or a 0-dim array or tensor of numpy, torch, TensorFlow or JAX. Or
+                float[B], the loss of each sample. Or with ``part_size``, float[P], the means of consecutive parts.
+                The first report fixes which of the three. Tensors are detached.
+            part_size: Samples in a part, >= 1; the last part of a batch may have fewer.
+
+        Returns:
+            The verdict, the learning rate to use now, and the step the model was put back to.
+
+        Raises:
+            RuntimeError: this ticket was reported before, or is not of this run.
+            TypeError: the loss is not a real number or a vector of them.
+            ValueError: the loss is of another length or kind than it must be. Nothing was changed.
+            TrainingDiverged: losses stay refused after everything was tried.
+        """
+        if not ticket.batch.is_out:
+            raise RuntimeError(f"ticket of step {ticket.step} was reported or given up before, or is not of this run.")
+        reading = read_loss(loss, len(ticket.indices), part_size)
+        kind = EXACT if self.table.batch_size == 1 else reading.part_size
+        self.table.check_part_size(kind)
+        if ticket.epoch < 0:
+            return self._report_search(ticket, reading)
+        expected = self.table.with_trend(ticket.batch.expected)
+        self._guard_state, verdict = self.guard.judge(self._guard_state, reading.mean, expected)
+        self._close(ticket)
+        if verdict is Verdict.GOOD:
+            self._learn(ticket, reading, kind, expected)
+            return Outcome(verdict, self.lr, None)
+        restored = self._refuse(ticket, reading, verdict)
+        return Outcome(verdict, self.lr, None if restored is None else restored.step)
+
+    def _close(self, ticket: Ticket) -> None:
+        """The step is done, whatever comes of it."""
+        self.pace.num_out -= 1
+        self.pace.step += 1
+
+    def _learn(self, ticket: Ticket, reading: Reading, kind: int, expected: float) -> None:
+        self.table.part_size = kind
+        trend = self.table.observe(reading.mean, reading.lowest)
+        self.plan.report(ticket.batch, reading.means, trend)
+        self.safekeeping.backup.confirm(ticket.draw)
+        self.rescue.accepted()
+        self._tally.add(reading.mean, len(ticket.indices))
+        if self.announcer.is_heard:
+            self.announcer.tell(
+                events.StepDone,
+                epoch=ticket.epoch,
+                progress=self.pace.progress,
+                loss=reading.mean,
+                expected_loss=expected,
+                lr=ticket.lr,
+                batch_size=len(ticket.indices),
+                steady=ticket.batch.chunk.pass_number < 0,
+            )
+        self._end_epoch_if_complete(ticket)
+
+    def _refuse(self, ticket: Ticket, reading: Reading, verdict: Verdict) -> Restored | None:
+        self.plan.settle(ticket.batch)
+        self._end_epoch_if_complete(ticket)
+        # The cataloguing pass is not cut short, and one incident costs at most a quarter of an epoch.
+        most_steady = self.plan.steps_per_pass // 4 if ticket.epoch > 0 else 0
+        scheduled = self._scheduled_lr(self.pace.progress)
+        return self.rescue.refused(ticket, reading, verdict, scheduled_lr=scheduled, most_steady=most_steady)
+
+    def _end_epoch_if_complete(self, ticket: Ticket) -> None:
+        if self.pace.step % self.plan.steps_per_pass:
+            return
+        tally, self._tally = self._tally, Tally()
+        self._epoch_ended = True
+        self.announcer.tell(
+            events.EpochDone,
+            epoch=ticket.epoch,
+            progress=self.pace.progress,
+            loss=tally.loss,
+            lr=ticket.lr,
+            samples=tally.samples,
+            epoch_seconds=self.pace.seconds - tally.began,
+        )
+
+    def _report_search(self, ticket: Ticket, reading: Reading) -> Outcome:
+        self.plan.settle(ticket.batch)
+        _, verdict = self.guard.judge(GuardState(), reading.mean)
+        search, restored = self._search, None
+        if search is not None:
+            search.take(reading.mean, refused=verdict is not Verdict.GOOD)
+            if search.is_done:
+                self._search = None
+                self._found_lr = search.result
+                self.schedule = self._make_schedule(search.result)
+                restored = self.safekeeping.restore()
+                self.announcer.tell(events.LrFound, lr=search.result, num_steps=search.num_steps)
+        return Outcome(verdict, self.lr, None if restored is None else restored.step)
+
+    def give_up(self, ticket: Ticket) -> None:
+        """Take back a batch that will not be reported: it is drawn once more at the end of its epoch.
+
+        The second time it counts as a refused step.
+
+        Args:
+            ticket: The batch; nothing happens if it is not out.
+        """
+        if not ticket.batch.is_out:
+            return
+        if ticket.epoch < 0:
+            self.plan.settle(ticket.batch)
+            return
+        drawn_again = self.plan.abandon(ticket.batch)
+        self.pace.num_out -= 1
+        self.announcer.tell(events.BatchAbandoned, epoch=ticket.epoch, drawn_again=drawn_again)
+        self.announcer.say_once(
+            "abandoned",
+            f"the batch of step {ticket.step} was not reported with update_with_loss(); such batches are drawn once more at "
+            "the end of the epoch, and count as refused steps if they are not reported then.",
+        )
+        if not drawn_again:
+            self.pace.step += 1
+            self._end_epoch_if_complete(ticket)
+
+    def between_steps(self) -> None:
+        """Do what must wait until the user's own step is complete: only then do model and scheduler fit together."""
+        if not self._has_started:
+            self._start()
+        keeping, step, seconds = self.safekeeping, self.pace.step, self.pace.seconds
+        if keeping.backup_is_due(step, seconds):
+            keeping.take_backup(step, seconds, self._num_draws)
+            self.announcer.tell(events.BackupTaken)
+        at_end = self._epoch_ended or self.pace.budget.progress(step, seconds) >= 1
+        self._epoch_ended = False
+        if keeping.checkpoint_is_due(step, seconds, at_end=at_end):
+            saved = keeping.try_to_save(self.state_dict(), step, seconds)
+            if saved is not None:
+                self._tell_saved(saved)
+
+    def _start(self) -> None:
+        self._has_started = True
+        budget, table = self.pace.budget, self.table
+        if self._search is not None and self.safekeeping.callbacks.state is None and self.safekeeping.backup.is_empty:
+            raise RuntimeError(
+                "auto_find_lr needs a model state to go back to, got none: pass state_callback or call "
+                "update_cpu_backup() before the first batch is drawn."
+            )
+        self.announcer.tell(
+            events.RunStarted,
+            name=self.name,
+            num_samples=table.num_samples,
+            batch_size=table.batch_size,
+            steps_per_epoch=self.plan.steps_per_pass,
+            total_steps=budget.steps,
+            train_duration_seconds=budget.seconds,
+            policy=self.plan.policy.name,
+        )
+
+    def _tell_saved(self, saved: Checkpoint) -> None:
+        model = None if saved.model_path is None else str(saved.model_path)
+        self.announcer.tell(events.CheckpointSaved, path=str(saved.path), model_path=model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on with the very same batches, rates and tables; at any step, with tickets out too.
+
+        Batches that are out are drawn again, first in line. The model, the callbacks and the budget are not in it.
+
+        Returns:
+            Nested dicts and lists of arrays and plain values.
+        """
+        return {
+            "format": 1,
+            "data": self.table.identity(),
+            "seed": self.plan.seed,
+            "table": self.table.state_dict(),
+            "plan": self.plan.state_dict(),
+            "pace": self.pace.state_dict(),
+            "rescue": self.rescue.state_dict(),
+            "guard": list(self._guard_state),
+            "tally": self._tally.state_dict(),
+            "num_draws": self._num_draws,
+            "search": None if self._search is None else self._search.state_dict(),
+            "found_lr": self._found_lr,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a saved state; the next batch is the one that would have come.
+
+        Raises:
+            ValueError: it is of another data set, batch size or estimator. Nothing was changed.
+        """
+        self.table.check_identity(state["data"])
+        self.plan.seed = state["seed"]
+        self.table.load_state_dict(state["table"])
+        self.plan.load_state_dict(state["plan"])
+        self.pace.load_state_dict(state["pace"])
+        self.rescue.load_state_dict(state["rescue"])
+        self._guard_state = type(self._guard_state)(*state["guard"])
+        self._tally = Tally.from_state(state["tally"])
+        self._num_draws = state["num_draws"]
+        self._search = None if state["search"] is None else RangeTest.from_state(state["search"])
+        self._found_lr = state["found_lr"]
+        if self._found_lr is not None:
+            self.schedule = self._make_schedule(self._found_lr)
+        self.safekeeping.count_from(self.pace.step, self.pace.seconds)

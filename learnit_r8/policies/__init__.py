@@ -1,0 +1,20 @@
+"""Batch policies: which samples come next. Frozen: what they know of a sample comes in with the chunk.
+
+A policy is a *selection* (which samples of a chunk to visit this pass) and an *arrangement* (who goes with whom).
+A chunk is a uniform random part of the data, about 16 thousand samples, in random order. To write one, subclass
+`Policy` and override `select`, `arrange` or both; ``docs/policies.md`` has an example.
+"""
+
+from .balanced import Balanced as Balanced
+from .balanced import Quartile as Quartile
+from .base import Candidates as Candidates
+from .base import Context as Context
+from .base import Policy as Policy
+from .match_mean import MatchMean as MatchMean
+from .registry import POLICIES as POLICIES
+from .registry import SHUFFLE as SHUFFLE
+from .registry import STEADY as STEADY
+from .registry import get_policy as get_policy
+from .registry import match_mean as match_mean
+from .shuffle import Shuffle as Shuffle
+from .steady import Steady as Steady

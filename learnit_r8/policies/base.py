@@ -1,0 +1,86 @@
+"""What a policy sees, what it answers, and the base of all policies."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Order = NDArray[np.int64]
+Kept = tuple[NDArray[np.bool_], NDArray[np.float32] | None]
+"""Which samples to keep, and what to weight them by."""
+
+
+class Candidates(NamedTuple):
+    """What a policy sees of the C samples of a chunk, in the random order of the pass.
+
+    Attributes:
+        indices: int64[C], their positions in the data set.
+        loss: float32[C], estimated loss, NaN where never seen.
+        last: float32[C], last observation; means nothing where never seen.
+        mean: float32[C], mean of the observations; means nothing where never seen.
+        usage_count: int64[C], times learned from.
+        group: int64[C], code of the user's label; 0 without groups.
+    """
+
+    indices: Order
+    loss: NDArray[np.float32]
+    last: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    usage_count: NDArray[np.int64]
+    group: NDArray[np.int64]
+
+    def subset(self, rows: NDArray[Any]) -> Candidates:
+        """The candidates at some positions: a boolean mask or integers."""
+        return Candidates(*(field[rows] for field in self))
+
+
+class Context(NamedTuple):
+    """What a policy knows besides the chunk; the same for a whole pass.
+
+    Attributes:
+        progress: Finished share of the budget when the pass began, in [0, 1].
+        pass_number: 0 for the cataloguing pass.
+        batch_size: B.
+        untrained_loss: Loss of a model that has learnt nothing; NaN before it is known.
+    """
+
+    progress: float
+    pass_number: int
+    batch_size: int
+    untrained_loss: float
+
+
+class Policy:
+    """Everything once a pass, in random order: the base of all policies."""
+
+    name = "shuffle"
+    selects = False
+    """Whether `select` may leave samples out; the pass then sweeps over the data until its batches are full."""
+
+    def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
+        """Choose the samples of a chunk to visit.
+
+        Args:
+            chunk: The candidates.
+            context: Where the run stands.
+            rng: The only source of randomness; keyed by seed, pass and chunk.
+
+        Returns:
+            bool[C], which to keep, and float32[C] weights for the loss, or None for no weights.
+        """
+        return np.ones(len(chunk.indices), bool), None
+
+    def arrange(self, chunk: Candidates, batch_size: int, rng: np.random.Generator) -> Order:
+        """Choose who goes with whom.
+
+        Args:
+            chunk: The samples to visit.
+            batch_size: B; consecutive runs of B places become batches.
+            rng: The only source of randomness.
+
+        Returns:
+            int64[C], a permutation of ``range(C)``: positions in ``chunk``, in drawing order.
+        """
+        return np.arange(len(chunk.indices))

@@ -1,0 +1,79 @@
+"""Batches whose mean loss is near that of the data, by swapping samples between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .base import Candidates, Context, Kept, Order, Policy
+from .ranking import filled_in
+from .shuffle import Shuffle
+
+
+@dataclass(frozen=True)
+class MatchMean(Policy):
+    """Another policy's batches, with samples swapped until each batch's mean loss is near that of the chunk.
+
+    In every round the batches are paired from both ends of their ranking by mean loss, and a pair swaps the highest
+    loss of the one for the lowest of the other if that lessens the larger of their two gaps.
+
+    Args:
+        inner: The policy that proposes the batches.
+        tolerance: Accepted gap between batch mean and chunk mean, relative to the latter, > 0.
+        max_swaps: Rounds, >= 0.
+
+    Raises:
+        ValueError: a tolerance or number of rounds outside its range.
+
+    Source: "Batch Loss Targeting" in the README of the public prototype of learnit-r8.
+    """
+
+    inner: Policy = field(default_factory=Shuffle)
+    tolerance: float = 0.1
+    max_swaps: int = 5
+
+    name = "match_mean"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.inner, Policy):
+            raise TypeError(f"inner must be a Policy, got {self.inner!r}.")
+        if not self.tolerance > 0:
+            raise ValueError(f"tolerance must be > 0, got {self.tolerance!r}.")
+        if self.max_swaps < 0:
+            raise ValueError(f"max_swaps must be >= 0, got {self.max_swaps!r}.")
+
+    @property
+    def selects(self) -> bool:  # type: ignore[override]
+        return self.inner.selects
+
+    def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
+        return self.inner.select(chunk, context, rng)
+
+    def arrange(self, chunk: Candidates, batch_size: int, rng: np.random.Generator) -> Order:
+        order: Order = self.inner.arrange(chunk, batch_size, rng).copy()
+        loss = filled_in(chunk.loss).astype(np.float64)
+        target = loss.mean()
+        rows = len(order) // batch_size
+        batches = order[: rows * batch_size].reshape(rows, batch_size)
+        for _ in range(self.max_swaps):
+            if not _swap_extremes(batches, loss, target, self.tolerance * abs(target)):
+                break
+        return order
+
+
+def _swap_extremes(batches: Order, loss: NDArray[np.float64], target: float, tolerance: float) -> bool:
+    """Swap one sample between batches paired from both ends of the ranking by mean loss; False if none moved."""
+    values = loss[batches]
+    gap = values.mean(axis=1) - target
+    ranked = np.argsort(gap, kind="stable")
+    low, high = ranked[: len(ranked) // 2], ranked[::-1][: len(ranked) // 2]
+    top, bottom = values[high].argmax(axis=1), values[low].argmin(axis=1)
+    moved = (values[high, top] - values[low, bottom]) / batches.shape[1]
+    before = np.maximum(np.abs(gap[high]), np.abs(gap[low]))
+    after = np.maximum(np.abs(gap[high] - moved), np.abs(gap[low] + moved))
+    better = (before > tolerance) & (after < before)
+    high, low, top, bottom = high[better], low[better], top[better], bottom[better]
+    batches[high, top], batches[low, bottom] = batches[low, bottom], batches[high, top]
+    return bool(len(high))

@@ -1,0 +1,80 @@
+"""Policies by name, and a check of those from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from .balanced import Balanced, Quartile
+from .base import Candidates, Context, Kept, Order, Policy
+from .match_mean import MatchMean
+from .shuffle import Shuffle
+from .steady import Steady
+
+SHUFFLE, STEADY = Shuffle(), Steady()
+
+POLICIES: Mapping[str, Policy] = {
+    policy.name: policy for policy in (Balanced(), Quartile(), SHUFFLE, MatchMean(), STEADY)
+}
+
+
+def get_policy(policy: str | Policy) -> Policy:
+    """The policy of that name, or the object itself.
+
+    Raises:
+        ValueError: no policy has that name.
+        TypeError: neither a name nor a `Policy`.
+    """
+    if isinstance(policy, Policy):
+        return policy if type(policy) in _OWN else _Checked(policy)
+    if not isinstance(policy, str):
+        raise TypeError(f"policy must be a name or a Policy, got {policy!r}.")
+    if policy not in POLICIES:
+        raise ValueError(f"policy must be one of {sorted(POLICIES)} or a Policy, got {policy!r}.")
+    return POLICIES[policy]
+
+
+def match_mean(policy: str | Policy = "shuffle", *, tolerance: float = 0.1, max_swaps: int = 5) -> MatchMean:
+    """`MatchMean` around a policy given by name or as an object."""
+    return MatchMean(get_policy(policy), tolerance, max_swaps)
+
+
+@dataclass(frozen=True)
+class _Checked(Policy):
+    """A policy from outside; refuses answers that would lose or repeat samples."""
+
+    inner: Policy
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.inner.name
+
+    @property
+    def selects(self) -> bool:  # type: ignore[override]
+        return self.inner.selects
+
+    def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
+        count = len(chunk.indices)
+        keep, weights = self.inner.select(chunk, context, rng)
+        if np.shape(keep) != (count,) or np.asarray(keep).dtype != bool:
+            raise ValueError(f"policy.select must return bool[{count}] and weights, got {keep!r} from {self.inner!r}.")
+        if weights is not None and np.shape(weights) != (count,):
+            raise ValueError(f"policy.select must return weights of shape ({count},) or None, got {weights!r}.")
+        return np.asarray(keep), None if weights is None else np.asarray(weights, np.float32)
+
+    def arrange(self, chunk: Candidates, batch_size: int, rng: np.random.Generator) -> Order:
+        order = np.asarray(self.inner.arrange(chunk, batch_size, rng))
+        count = len(chunk.indices)
+        met = np.zeros(count, bool)
+        if order.shape == (count,) and np.issubdtype(order.dtype, np.integer):
+            met[order % count] = True
+        if not met.all():
+            raise ValueError(
+                f"policy.arrange must return a permutation of range({count}), got {order!r} from {self.inner!r}."
+            )
+        return order.astype(np.int64)
+
+
+_OWN = frozenset(type(policy) for policy in POLICIES.values())

@@ -1,0 +1,34 @@
+"""Low-loss samples only, to steady a training that went wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .base import Candidates, Context, Kept, Order, Policy
+from .ranking import by_loss, positions_of, usage_first
+
+
+@dataclass(frozen=True)
+class Steady(Policy):
+    """Only the quarter of the seen samples with the lowest loss (Q1), least used first.
+
+    Used by recovery to steady the training after a refused loss.
+
+    Source: README of learnit-r8, "Stability & Automated Recovery".
+    """
+
+    name = "steady"
+    selects = True
+
+    def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
+        seen = int((chunk.usage_count > 0).sum())
+        lowest = by_loss(np.where(np.isnan(chunk.loss), np.float32(np.inf), chunk.loss))
+        keep = np.zeros(len(chunk.indices), bool)
+        keep[lowest[: min(seen, max(seen // 4, context.batch_size))]] = True
+        return keep, None
+
+    def arrange(self, chunk: Candidates, batch_size: int, rng: np.random.Generator) -> Order:
+        positions = np.arange(len(chunk.indices), dtype=np.int32)
+        return positions_of(np.sort(usage_first(chunk.usage_count, positions)))

@@ -1,0 +1,74 @@
+"""The table as people read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is known of one sample.
+
+    Attributes:
+        index: Its position in [0, N).
+        name: Its entry in ``sample_ids``, else the index.
+        loss: Estimated loss.
+        last: Last observation it was part of.
+        mean: Mean of its observations.
+        usage_count: Times learned from.
+    """
+
+    index: int
+    name: Any
+    loss: float
+    last: float
+    mean: float
+    usage_count: int
+
+
+@dataclass(frozen=True)
+class Quartile:
+    """One quarter of the seen samples, by estimated loss.
+
+    Attributes:
+        low, high: Smallest and largest estimate in it.
+        mean: Mean estimate.
+        num_samples: Samples in it.
+        uses: Mean number of times they were learned from.
+    """
+
+    low: float
+    high: float
+    mean: float
+    num_samples: int
+    uses: float
+
+
+def quartiles_of(loss: NDArray[np.float32], usage_count: NDArray[np.uint16]) -> list[Quartile]:
+    """The seen samples in four quarters, Q1 (lowest loss) to Q4.
+
+    Args:
+        loss: float32[N], NaN where never seen.
+        usage_count: uint16[N].
+
+    Returns:
+        Four quarters whose sizes differ by at most one; none if fewer than four samples were seen.
+    """
+    seen = np.flatnonzero(~np.isnan(loss))
+    if len(seen) < 4:
+        return []
+    ranked = seen[np.argsort(loss[seen], kind="stable")]
+    return [
+        Quartile(
+            low=float(loss[quarter[0]]),
+            high=float(loss[quarter[-1]]),
+            mean=float(loss[quarter].mean(dtype=np.float64)),
+            num_samples=len(quarter),
+            uses=float(usage_count[quarter].mean()),
+        )
+        for quarter in np.array_split(ranked, 4)
+    ]
