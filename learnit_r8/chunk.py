@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from array import array
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .table import EXACT, SampleTable
+from .table import EXACT, WHOLE_BATCH, SampleTable
 
 UNDRAWN, OUT, REPORTED, SETTLED, WAITING, OUT_AGAIN = range(6)
 """States of a batch: OUT with the user; REPORTED and not yet in the table; SETTLED: in the table, refused or given
@@ -30,15 +32,13 @@ class Chunk:
 
     Attributes:
         handed: int64[M + F], what the user gets views of, and may write into; ``members`` is kept apart.
+        views: int64[B] of ``handed`` for each batch.
         states: One of the states above for each batch.
+        reports: For each batch, once it is REPORTED, a float or the float64[P] of its consecutive parts.
+        trends: For each batch, once it is REPORTED, what `SampleTable.observe` returned for it.
         drawn: Batches handed out so far.
         unsettled: Batches neither settled nor reported.
     """
-
-    __slots__ = (
-        "_batch_size", "_means", "_parts", "_records", "_sizes", "_table", "_trend", "_views", "drawn", "expected", "handed", "members",
-        "pass_number", "states", "unsettled", "weights",
-    )  # fmt: skip
 
     def __init__(
         self,
@@ -63,61 +63,24 @@ class Chunk:
         self._table = table
         self._records = records
         full = len(self.handed) // table.batch_size * table.batch_size
-        self._views = list(self.handed[:full].reshape(-1, table.batch_size))
+        self.views = list(self.handed[:full].reshape(-1, table.batch_size))
         if full < len(self.handed):
-            self._views.append(self.handed[full:])
+            self.views.append(self.handed[full:])
         self._batch_size = table.batch_size
         self._sizes = sizes
-        self._parts = 0
-        self._means: NDArray[np.float64] | None = None
-        self._trend = np.zeros(len(expected))
-
-    def draw(self) -> Batch:
-        """The next undrawn batch; there must be one."""
-        slot = self.drawn
-        self.drawn = slot + 1
-        self.states[slot] = OUT
-        # The constructor of a named tuple is a Python function; this is not.
-        return tuple.__new__(Batch, (self, slot, self._views[slot]))
+        # Arrays of Python's own: storing a float in one of numpy's costs twice as much.
+        one_each = table.part_size == WHOLE_BATCH or table.batch_size == 1
+        self.reports: Any = array("d", bytes(8 * len(expected))) if one_each else [0.0] * len(expected)
+        self.trends = array("d", bytes(8 * len(expected)))
 
     def batch(self, slot: int) -> Batch:
         """The batch at a place of the chunk."""
-        return Batch(self, slot, self._views[slot])
+        return Batch(self, slot, self.views[slot])
 
     def weights_of(self, slot: int) -> NDArray[np.float32] | None:
         """float32[B], weights of one batch, or None."""
         start = slot * self._batch_size
         return None if self.weights is None else self.weights[start : start + self._batch_size]
-
-    def report(self, slot: int, means: float | NDArray[np.float64], trend: float) -> None:
-        """Keep a loss until `learn`: a float, or float64[P] for the consecutive parts of the batch."""
-        reports = self._means
-        if reports is None:
-            reports = self._make_room()
-        if isinstance(means, float):
-            reports[slot] = means
-        else:
-            start = slot * self._parts
-            room = reports[start : start + self._parts]
-            room[:] = means[: len(room)]
-        self._trend[slot] = trend
-        self.states[slot] = REPORTED
-        self.unsettled -= 1
-
-    def _make_room(self) -> NDArray[np.float64]:
-        """The array of reports: as many a batch as there are parts in a full one, none missing but at its end."""
-        self._parts = -(-self._batch_size // (self._table.part_size or self._batch_size))
-        self._means = np.full(len(self._part_sizes()), np.nan)
-        return self._means
-
-    def _part_sizes(self) -> NDArray[np.int64]:
-        """int64[P], samples in each part that is reported, over the whole chunk."""
-        size, part = self._batch_size, self._table.part_size or self._batch_size
-        if part >= size:
-            return self._sizes
-        starts = np.add.outer(np.arange(0, len(self.members), size), np.arange(0, size, part)).ravel()
-        starts = starts[starts < len(self.members)]
-        return np.diff(starts, append=len(self.members))
 
     def settle(self, slot: int) -> None:
         """Close a batch that was drawn and will not be learned from."""
@@ -145,24 +108,39 @@ class Chunk:
 
     def learn(self) -> None:
         """Write the reports that the table does not know yet to it."""
-        if self._means is None:
-            return
         states = np.frombuffer(self.states, np.uint8)
         reported = states == REPORTED
         if not reported.any():
             return
-        exact = self._table.part_size == EXACT
-        sizes = None if exact else self._part_sizes()
-        members, means, trend = self.members, self._means, np.repeat(self._trend, self._parts)[: len(self._means)]
+        members, sizes, records = self.members, self._sizes, self._records
+        reports, trends = self.reports, np.array(self.trends)
         if not reported.all():
-            of_sample = np.repeat(reported, self._batch_size)[: len(members)]
-            of_part = np.repeat(reported, self._parts)[: len(means)]
-            members, means, trend = members[of_sample], means[of_part], trend[of_part]
-            sizes = None if sizes is None else sizes[of_part]
-        records = self._records if reported.all() else None
-        self._table.learn(members, means, sizes, trend, records)
+            members, records = members[np.repeat(reported, sizes)], None
+            reports, sizes, trends = list(itertools.compress(reports, reported)), sizes[reported], trends[reported]
+        means, part_sizes, counts = self._parts(reports, sizes)
+        if counts is not None:
+            trends = np.repeat(trends, counts)
+        self._table.learn(members, means, part_sizes, trends, records)
         self._records = None
         states[reported] = SETTLED
+
+    def _parts(
+        self, reports: list[Any], sizes: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64] | None, NDArray[np.int64] | None]:
+        """Reported means of all parts, samples in each (None if one), and parts in each batch (None if one)."""
+        part_size = self._table.part_size
+        if self._batch_size == 1:
+            return np.array(reports), None, None
+        if not part_size:
+            return np.array(reports), sizes, None
+        counts = -(-sizes // part_size)
+        # The report on a batch that was filled up covers the filling, which comes last.
+        means = np.concatenate([means[:count] for means, count in zip(reports, counts.tolist(), strict=True)])
+        if part_size == EXACT:
+            return means, None, counts
+        part_sizes = np.full(len(means), part_size)
+        part_sizes[np.cumsum(counts) - 1] = sizes - (counts - 1) * part_size
+        return means, part_sizes, counts
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the table."""
@@ -175,8 +153,9 @@ class Chunk:
             "pass_number": self.pass_number,
             "states": np.frombuffer(self.states, np.uint8).copy(),
             "drawn": self.drawn,
-            "means": None if self._means is None else self._means.copy(),
-            "trend": self._trend.copy(),
+            "means": np.concatenate([np.atleast_1d(means) for means in self.reports]),
+            "lengths": [np.size(means) for means in self.reports],
+            "trends": list(self.trends),
         }
 
     @classmethod
@@ -196,9 +175,9 @@ class Chunk:
         chunk.states = bytearray(np.asarray(state["states"], np.uint8).tobytes())
         chunk.drawn = int(state["drawn"])
         chunk.unsettled = sum(state not in (REPORTED, SETTLED) for state in chunk.states)
-        if state["means"] is not None:
-            chunk._make_room()[:] = state["means"]
-        chunk._trend[:] = state["trend"]
+        for slot, means in enumerate(np.split(np.asarray(state["means"]), np.cumsum(state["lengths"])[:-1])):
+            chunk.reports[slot] = float(means[0]) if isinstance(chunk.reports, array) else means
+        chunk.trends = array("d", state["trends"])
         return chunk
 
 

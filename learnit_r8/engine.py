@@ -176,7 +176,7 @@ class Engine:
     def _learn(self, ticket: Ticket, reading: Reading, kind: int, expected: float) -> None:
         self.table.part_size = kind
         trend = self.table.observe(reading.mean, reading.lowest)
-        self.plan.report(ticket.batch, reading.means, trend)
+        self.plan.report(ticket.batch, reading.mean if self.table.batch_size == 1 else reading.means, trend)
         self.safekeeping.backup.confirm(ticket.draw)
         self.rescue.accepted()
         self._tally.add(reading.mean, len(ticket.indices))

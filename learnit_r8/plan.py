@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .chunk import OUT, OUT_AGAIN, WAITING, Batch, Chunk
+from .chunk import OUT, OUT_AGAIN, REPORTED, WAITING, Batch, Chunk
 from .order import Permutation
 from .policies import SHUFFLE, Candidates, Context, Policy
 from .table import SampleTable
 
-CHUNK_SAMPLES = 2**14
+CHUNK_SAMPLES = 2**14 - 2**9
 """Least samples in a chunk, where there are as many: its quartiles are within 0.4 % of rank those of the data."""
 
-CHUNK_BATCHES = 32
+CHUNK_BATCHES = 8
 MOST_SAMPLES = 2**16
 """A chunk holds at least 32 batches, unless that takes more samples than this: memory stays small for huge batches."""
 
@@ -70,13 +70,14 @@ class Plan:
         batches = -(-size // batch)
         wanted = min(max(CHUNK_SAMPLES, CHUNK_BATCHES * batch), max(MOST_SAMPLES, batch))
         self._chunk_size = -(-batches // max(1, round(size / wanted))) * batch
+        self._no_chunk = Chunk(_NOBODY, table, sizes=_NOBODY, expected=[], pass_number=-1)
         self._forget()
         table.sync = self.flush
 
     def _forget(self) -> None:
         """Begin before the first pass."""
         self._context = Context(0.0, -1, self.table.batch_size, float("nan"))
-        self._chunk, self._limit = self._no_chunk(), 0
+        self._chunk, self._limit = self._no_chunk, 0
         self._open: list[Chunk] = []
         self._returned: deque[Batch] = deque()
         self._waiting: deque[Batch] = deque()
@@ -128,9 +129,13 @@ class Plan:
             RuntimeError: all batches of the pass were drawn, or the policy leaves too few samples for one.
         """
         chunk = self._chunk
-        if self._returned or chunk.drawn == self._limit:
+        slot = chunk.drawn
+        if slot == self._limit or self._returned:
             return self._draw_elsewhere()
-        return chunk.draw()
+        chunk.drawn = slot + 1
+        chunk.states[slot] = OUT
+        # The constructor of a named tuple is a Python function; this is not.
+        return _new_tuple(Batch, (chunk, slot, chunk.views[slot]))
 
     def _draw_elsewhere(self) -> Batch:
         """The next batch where it is not simply the next of the chunk."""
@@ -142,7 +147,7 @@ class Plan:
             self._chunk = self._next_chunk()
             self._open.append(self._chunk)
             self._limit = min(left, len(self._chunk.states))
-            return self._chunk.draw()
+            return self.draw()
         if not self._waiting:
             raise RuntimeError(f"pass {self.pass_number} has {self.steps_per_pass} batches, and all were drawn.")
         batch = self._waiting.popleft()
@@ -152,11 +157,8 @@ class Plan:
     def _leave_chunk(self) -> None:
         self._drawn_before += self._chunk.drawn
         self._chunk.drop_undrawn()
-        self._chunk, self._limit = self._no_chunk(), 0
+        self._chunk, self._limit = self._no_chunk, 0
         self._close_settled()
-
-    def _no_chunk(self) -> Chunk:
-        return Chunk(_NOBODY, self.table, sizes=_NOBODY, expected=[], pass_number=-1)
 
     def draw_outside(self, policy: Policy) -> Batch | None:
         """A batch from a random part of the data, outside the pass; None where the policy keeps too few samples."""
@@ -176,8 +178,9 @@ class Plan:
         for chunk in self._open:
             chunk.forget_records()
         chunk = self._arranged(SHUFFLE, chosen.indices[first], None, rng, -1)
+        chunk.drawn, chunk.states[0] = 1, OUT
         self._open.append(chunk)
-        return chunk.draw()
+        return chunk.batch(0)
 
     def report(self, batch: Batch, means: float | NDArray[np.float64], trend: float) -> None:
         """Note the loss of a batch that is out; the table learns it when the chunk closes.
@@ -187,8 +190,11 @@ class Plan:
             means: Mean loss of the batch, or float64[P] of its consecutive parts.
             trend: What `SampleTable.observe` returned for it.
         """
-        chunk = batch.chunk
-        chunk.report(batch.slot, means, trend)
+        chunk, slot, _ = batch
+        chunk.reports[slot] = means
+        chunk.trends[slot] = trend
+        chunk.states[slot] = REPORTED
+        chunk.unsettled -= 1
         if not chunk.unsettled:
             self._close_settled()
 
@@ -359,4 +365,5 @@ class Plan:
         self._waiting = deque(self._open[chunk].batch(slot) for chunk, slot in state["waiting"])
 
 
+_new_tuple = tuple.__new__
 _NOBODY = np.empty(0, np.int64)

@@ -83,8 +83,8 @@ class SampleTable:
         self._num_reports = 0
         self._offsets = False
         self._trend_weight = 2 / (num_samples / (2 * batch_size) + 1)
-        self._num_equal = 1 / self._trend_weight
         self._num_untrained = max(2, -(-num_samples // (20 * batch_size)))
+        self._num_early = max(self._num_untrained, math.ceil(1 / self._trend_weight))
         self._records = np.zeros(num_samples, RECORD)
         self._words = self._records.view(np.complex128)
         self.group_labels: NDArray[Any] | None = None
@@ -189,17 +189,22 @@ class SampleTable:
         Returns:
             The trend before this loss (the loss itself, for the first one).
         """
+        trend = self.trend
+        if self._num_reports < self._num_early or (lowest <= 0 and not self._offsets):
+            return self._observe_early(mean, lowest)
+        self.trend = trend + self._trend_weight * (mean - trend)
+        return trend
+
+    def _observe_early(self, mean: float, lowest: float) -> float:
+        """`observe` while the trend is a plain mean, or where the first loss <= 0 is met."""
         count = self._num_reports = self._num_reports + 1
         if lowest <= 0 and not self._offsets:
             self._use_offsets()
-        if count > self._num_untrained:
-            weight = self._trend_weight if count > self._num_equal else 1 / count
-            trend = self.trend
-            self.trend = trend + weight * (mean - trend)
-            return trend
-        self.untrained_loss = mean if count == 1 else self.untrained_loss + (mean - self.untrained_loss) / count
         trend = mean if count == 1 else self.trend
-        self.trend = trend + (mean - trend) / count
+        self.trend = trend + max(self._trend_weight, 1 / count) * (mean - trend)
+        if count <= self._num_untrained:
+            before = mean if count == 1 else self.untrained_loss
+            self.untrained_loss = before + (mean - before) / count
         return trend
 
     def _use_offsets(self) -> None:
@@ -223,11 +228,12 @@ class SampleTable:
         values = records["loss"]
         uses = records["usage_count"]
         if uses.all():
-            return [float(value) for value in estimators.part_means(values, sizes)]
+            seen_by_all: list[float] = estimators.part_means(values, sizes).tolist()
+            return seen_by_all
         known = estimators.part_means((uses > 0).astype(np.float32), sizes)
         total = estimators.part_means(np.where(uses > 0, values, np.float32(0)), sizes)
-        expected = np.divide(total, known, out=np.full(len(sizes), math.nan), where=known > 0)
-        return [float(value) for value in expected]
+        expected: list[float] = np.divide(total, known, out=np.full(len(sizes), math.nan), where=known > 0).tolist()
+        return expected
 
     def with_trend(self, expected: float) -> float:
         """The loss that a value of `expected` stands for now."""
@@ -253,8 +259,9 @@ class SampleTable:
             records: RECORD[M], the samples' current records if they are at hand; overwritten.
         """
         records = self.take(indices) if records is None else records
-        # One sample's loss may overflow float32 where the mean of its batch does not.
-        means = np.clip(means, -LARGEST_LOSS, LARGEST_LOSS)
+        if self.part_size != WHOLE_BATCH:
+            # One sample's loss may overflow float32 where the mean of its batch does not.
+            means = np.clip(means, -LARGEST_LOSS, LARGEST_LOSS)
         uses = records["usage_count"]
         seen = uses > 0
         if sizes is None:
