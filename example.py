@@ -98,11 +98,12 @@ class Mlp:
 
 
 class Run(NamedTuple):
-    """What is left of a run under the scheduler."""
+    """What is left of a run under the scheduler; ``early_loss`` is the table when the suspects were asked for."""
 
     r8: R8Scheduler
     accuracy: float
     suspects: Suspects
+    early_loss: NDArray[np.float32]
 
 
 def train_with_r8(
@@ -132,8 +133,8 @@ def train_with_r8(
             r8.log(test_accuracy=accuracy)
             # Later on the network has learnt the wrong labels by heart, and they no longer stand out.
             if epoch + 1 == SUSPECTS_AFTER:
-                suspects = r8.table.suspects()
-    return Run(r8, accuracy, suspects)
+                suspects, early_loss = r8.table.suspects(), r8.table.loss.copy()
+    return Run(r8, accuracy, suspects, early_loss)
 
 
 def train_plainly(task: Task, schedule: Callable[[float], float], *, seed: int = 0, poison_step: int = -1) -> float:

@@ -1,6 +1,6 @@
 """A policy of one's own: visit the easiest quarter of the samples less often. It needs one method, `select`.
 
-It shows how to write one, not that this one pays: see "What it does not do" in the README.
+It shows how to write one; whether this one pays is another question.
 """
 
 from dataclasses import dataclass

@@ -20,14 +20,6 @@ model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.L
 optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9)
 
 
-def state():
-    return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-
-
-def save(state_dict, filepath):
-    torch.save(state_dict["model"], filepath + ".pt")
-
-
 def load(source, from_ram):
     saved = source if from_ram else torch.load(source)
     model.load_state_dict(saved["model"])
@@ -41,9 +33,10 @@ with (
         batch_size=BATCH_SIZE,
         num_epochs=EPOCHS,
         initial_lr=LR,
-        state_callback=state,
-        save_callback=save,
+        state_callback=lambda: {"model": model.state_dict(), "optimizer": optimizer.state_dict()},
+        save_callback=lambda state_dict, filepath: torch.save(state_dict["model"], filepath + ".pt"),
         load_callback=load,
+        backup_every=50,
         checkpoint_dir=folder,
     ) as r8,
 ):

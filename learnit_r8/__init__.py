@@ -1,4 +1,4 @@
-"""learnit::r8 decides which samples a model trains on next, at what learning rate, and what to do when it goes wrong."""
+"""learnit::r8: which samples a model trains on next, at what learning rate, and what to do when it goes wrong."""
 
 from __future__ import annotations
 

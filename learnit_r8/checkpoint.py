@@ -159,19 +159,29 @@ class CheckpointStore:
         return Checkpoint(path, dict(state), model, self.run_id)
 
     def _save_model(self, number: int, write_model: Callable[[str], None]) -> Path | None:
-        temporary = self.folder / f".tmp_{os.getpid()}_model_{number:012d}"
-        write_model(str(temporary))
-        written = sorted(self.folder.glob(temporary.name + "*"))
-        if not written:
-            return None
-        model = self.folder / f"model_{number:012d}{written[0].name[len(temporary.name) :]}"
-        _flush(written[0])
-        os.replace(written[0], model)
+        # No leading dot: torch.save refuses a name that is nothing but a suffix.
+        temporary = self.folder / f"tmp_{os.getpid()}_model_{number:012d}"
+        try:
+            write_model(str(temporary))
+            written = sorted(self.folder.glob(temporary.name + "*"))
+            if not written:
+                return None
+            model = self.folder / f"model_{number:012d}{written[0].name[len(temporary.name) :]}"
+            _flush(written[0])
+            os.replace(written[0], model)
+        finally:
+            for rest in self.folder.glob(temporary.name + "*"):
+                rest.unlink()
         _flush_folder(self.folder)
         return model
 
+    def load_own(self, back: int) -> Checkpoint | None:
+        """This run's checkpoint with ``back`` newer ones, or its oldest; only those with a model file; None without."""
+        own = [path for path, model in self._own if model is not None]
+        return _read(own[max(0, len(own) - 1 - back)]) if own else None
+
     def load(self, path: str | os.PathLike[str] | None = None) -> Checkpoint:
-        """Read a checkpoint, by default the newest valid one in the folder; damaged ones are passed over, with a warning.
+        """Read a checkpoint, by default the newest valid one; damaged ones are passed over, with a warning.
 
         Raises:
             NoValidCheckpoint: there is none that can be read.
@@ -211,7 +221,7 @@ def _read(path: Path) -> Checkpoint:
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".tmp_{os.getpid()}_{path.name}")
+    temporary = path.with_name(f"tmp_{os.getpid()}_{path.name}")
     try:
         with open(temporary, "wb") as file:
             file.write(content)

@@ -226,7 +226,7 @@ class Engine:
                 self._search = None
                 self._found_lr = search.result
                 self.schedule = self._make_schedule(search.result)
-                restored = self.safekeeping.restore()
+                restored = self.safekeeping.restore(1)
                 self.announcer.tell(events.LrFound, lr=search.result, num_steps=search.num_steps)
         return Outcome(verdict, self.lr, None if restored is None else restored.step)
 
@@ -248,8 +248,8 @@ class Engine:
         self.announcer.tell(events.BatchAbandoned, epoch=ticket.epoch, drawn_again=drawn_again)
         self.announcer.say_once(
             "abandoned",
-            f"the batch of step {ticket.step} was not reported with update_with_loss(); such batches are drawn once more at "
-            "the end of the epoch, and count as refused steps if they are not reported then.",
+            f"the batch of step {ticket.step} was not reported with update_with_loss(); such batches are drawn once "
+            "more at the end of the epoch, and count as refused steps if they are not reported then.",
         )
         if not drawn_again:
             self.pace.step += 1
@@ -260,11 +260,11 @@ class Engine:
         if not self._has_started:
             self._start()
         keeping, step, seconds = self.safekeeping, self.pace.step, self.pace.seconds
-        if keeping.backup_is_due(step, seconds):
-            keeping.take_backup(step, seconds, self._num_draws)
-            self.announcer.tell(events.BackupTaken)
         at_end = self._epoch_ended or self.pace.budget.progress(step, seconds) >= 1
         self._epoch_ended = False
+        if keeping.backup_is_due(step, seconds, at_end=at_end):
+            keeping.take_backup(step, seconds, self._num_draws)
+            self.announcer.tell(events.BackupTaken)
         if keeping.checkpoint_is_due(step, seconds, at_end=at_end):
             saved = keeping.try_to_save(self.state_dict(), step, seconds)
             if saved is not None:

@@ -81,7 +81,8 @@ class BatchRefused(Event):
         lr: Learning rate the batch was drawn with.
         next_lr: Learning rate from now on.
         tries: Refusals in this incident.
-        samples: Positions of the samples whose own loss was not finite; empty where only a mean was reported.
+        samples: Positions of the samples whose own loss was not finite; empty where only a mean was reported, and
+            where it was all of them.
         reason: The guard's verdict.
     """
 
@@ -110,6 +111,11 @@ class RolledBack(Event):
 @dataclass(frozen=True)
 class IncidentEnded(Event):
     """Enough good losses have followed a refused one."""
+
+
+@dataclass(frozen=True)
+class LrRestored(Event):
+    """The learning rate is back on its schedule."""
 
 
 @dataclass(frozen=True)
@@ -215,8 +221,8 @@ class RunEnded(Event):
 EVENTS = {
     kind.__name__: kind
     for kind in (
-        RunStarted, StepDone, BatchRefused, RolledBack, IncidentEnded, BatchAbandoned, EpochDone, MetricsLogged,
-        BackupTaken, CheckpointSaved, LrFound, Notice, RunEnded,
+        RunStarted, StepDone, BatchRefused, RolledBack, IncidentEnded, LrRestored, BatchAbandoned, EpochDone,
+        MetricsLogged, BackupTaken, CheckpointSaved, LrFound, Notice, RunEnded,
     )
 }  # fmt: skip
 

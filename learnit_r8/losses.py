@@ -66,7 +66,20 @@ def read_loss(loss: Any, batch_size: int, part_size: int | None = None) -> Readi
     return Reading(mean, values, int(size), float(values.min()))
 
 
-def _as_array(loss: Any) -> NDArray[np.float64]:
+def read_number(name: str, value: Any) -> float:
+    """A number, or a 0-dim array or tensor, as a float; the error names the value ``name``.
+
+    Raises:
+        TypeError: not a real number.
+        ValueError: more than one.
+    """
+    array = _as_array(value, name)
+    if array.ndim:
+        raise ValueError(f"{name} must be one number, got shape {array.shape}.")
+    return float(array)
+
+
+def _as_array(loss: Any, name: str = "loss") -> NDArray[np.float64]:
     """float64 of any shape; from a tensor of torch, TensorFlow or JAX too, wherever it lies."""
     value = loss
     if hasattr(value, "detach"):
@@ -75,5 +88,5 @@ def _as_array(loss: Any) -> NDArray[np.float64]:
         value = value.float() if "bfloat16" in str(value.dtype) else value
     array = np.asarray(value)
     if array.dtype.kind not in "fiu" and array.dtype.name not in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
-        raise TypeError(f"loss must be a real number, or an array or tensor of them, got {loss!r}.")
+        raise TypeError(f"{name} must be a real number, or an array or tensor of them, got {loss!r}.")
     return array.astype(np.float64)

@@ -105,6 +105,7 @@ class Permutation:
 
 
 def _wrapped(values: NDArray[np.uint32], limit: int) -> NDArray[np.uint32]:
-    """``values % limit`` for values below ``2 * limit``, four times as fast: uint32 wraps ``x - limit`` above x where x < limit."""
+    """``values % limit`` for values below ``2 * limit``, four times as fast."""
+    # uint32 wraps x - limit to something above x where x < limit.
     wrapped: NDArray[np.uint32] = np.minimum(values, values - np.uint32(limit), out=values)
     return wrapped

@@ -1,4 +1,4 @@
-"""The pace: which step it is, how much of the budget is done, and what the time is. The one place that reads the clock."""
+"""The pace: which step it is, how much of the budget is done, what the time is. Only this part reads the clock."""
 
 from __future__ import annotations
 

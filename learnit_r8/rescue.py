@@ -52,6 +52,8 @@ class Rescue:
         self._state = self.recovery.accepted(before)
         if before.tries and not self._state.tries:
             self._announcer.tell(events.IncidentEnded)
+        if self._state.factor == 1:
+            self._announcer.tell(events.LrRestored)
 
     def refused(
         self, ticket: Ticket, reading: Reading, verdict: Verdict, *, scheduled_lr: float, most_steady: int
@@ -83,14 +85,14 @@ class Rescue:
             samples=samples,
             reason=verdict.value,
         )
-        restored = self._safekeeping.restore()
+        restored = self._safekeeping.restore(state.tries)
         if restored is not None:
             self._announcer.tell(events.RolledBack, to_step=restored.step, source=restored.source)
         else:
             self._announcer.say_once(
                 "nothing to restore",
-                f"the loss of step {ticket.step} was {reading.mean}, and there is nothing to restore the model from; the "
-                "learning rate is lowered. Pass load_callback with state_callback, or call update_cpu_backup().",
+                f"the loss of step {ticket.step} was {reading.mean}, and there is nothing to restore the model from; "
+                "the learning rate is lowered. Pass load_callback with state_callback, or call update_cpu_backup().",
             )
         if self.recovery.gives_up(state):
             raise TrainingDiverged(self._diagnosis(ticket, reading, restored, samples))
@@ -98,16 +100,14 @@ class Rescue:
 
     def _diagnosis(self, ticket: Ticket, reading: Reading, restored: Restored | None, samples: tuple[int, ...]) -> str:
         tried = (
-            f"The model was restored each time, last from {restored.source} as of step {restored.step}; is that state good?"
+            f"The model was restored each time, last from {restored.source} of step {restored.step}; is that state good?"
             if restored
             else "The model was never restored: pass load_callback with state_callback, or call update_cpu_backup()."
         )
-        which = f"Samples whose own loss was not finite in the last one: {list(samples)}." if samples else (
-            "Report per-sample losses to learn which samples it was."
-        )  # fmt: skip
+        which = f"Samples whose own loss was not finite in the last one: {list(samples)}." if samples else ""
         return (
-            f"{self._state.tries} losses were refused with fewer than {self.recovery.heal_steps} good ones between them, "
-            f"the last ({reading.mean}) at step {ticket.step} with lr={ticket.lr:.3g}. {tried} {which}"
+            f"{self._state.tries} losses were refused with fewer than {self.recovery.heal_steps} good ones between "
+            f"them, the last ({reading.mean}) at step {ticket.step} with lr={ticket.lr:.3g}. {tried} {which}"
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -120,8 +120,9 @@ class Rescue:
 
 
 def _not_finite(reading: Reading, ticket: Ticket) -> tuple[int, ...]:
-    """The samples whose own loss is the reason; empty where only means were reported."""
+    """The samples whose own loss is the reason; none where only means were reported, or where it was all of them."""
     losses = np.atleast_1d(reading.means)
     if len(losses) != len(ticket.indices):
         return ()
-    return tuple(ticket.indices[~(np.abs(losses) <= LARGEST_LOSS)].tolist())
+    bad = ~(np.abs(losses) <= LARGEST_LOSS)
+    return () if bad.all() else tuple(ticket.indices[bad].tolist())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 import uuid
 import warnings
 from collections.abc import Callable
@@ -13,10 +14,10 @@ from typing import Any, NamedTuple
 from .backup import RamBackup
 from .budget import Interval
 from .callbacks import call_load, call_save, check_callback
-from .checkpoint import Checkpoint, CheckpointStore, NoValidCheckpoint
+from .checkpoint import Checkpoint, CheckpointStore
 
 DEFAULT_FOLDER = "checkpoints"
-DEFAULT_BACKUP_EVERY = "30s"
+DEFAULT_BACKUP_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Safekeeping:
 
     Args:
         callbacks: What the user handed in.
-        backup_every: Interval of backups through the state callback; None for every 30 s.
+        backup_every: Interval of backups through the state callback; None for every 30 s and every epoch.
         checkpoint_dir: Folder of the checkpoints; None for "checkpoints" if there is a save callback, else for none.
         checkpoint_every: Interval of checkpoints; None for every epoch.
         keep: Checkpoints of this run to keep, >= 1.
@@ -94,21 +95,23 @@ class Safekeeping:
         self.backup = RamBackup()
         self.store = None if folder is None else CheckpointStore(folder, keep=keep, run_id=uuid.uuid4().hex)
         self.num_failed = 0
-        self._backup_every = Interval.parse(
-            "backup_every", DEFAULT_BACKUP_EVERY if backup_every is None else backup_every
-        )
+        self._backup_every = None if backup_every is None else Interval.parse("backup_every", backup_every)
         self._checkpoint_every = (
             None if checkpoint_every is None else Interval.parse("checkpoint_every", checkpoint_every)
         )
         self._last_backup = (0, 0.0)
         self._last_checkpoint = (0, 0.0)
 
-    def backup_is_due(self, step: int, seconds: float) -> bool:
-        """Whether to call `take_backup` now; true before the first step."""
+    def backup_is_due(self, step: int, seconds: float, *, at_end: bool) -> bool:
+        """Whether to call `take_backup` now; true before the first step. ``at_end`` of an epoch or of the run."""
         if self.callbacks.state is None:
             return False
+        if self.backup.is_empty:
+            return True
         since_step, since_seconds = self._last_backup
-        return self.backup.is_empty or self._backup_every.is_due(step - since_step, seconds - since_seconds)
+        if self._backup_every is None:
+            return step > since_step and (at_end or seconds - since_seconds >= DEFAULT_BACKUP_SECONDS)
+        return self._backup_every.is_due(step - since_step, seconds - since_seconds)
 
     def take_backup(self, step: int, seconds: float, draws: int, get_state: Callable[[], Any] | None = None) -> None:
         """Copy a model state to RAM, by default that of the state callback; see `RamBackup.offer`."""
@@ -149,12 +152,17 @@ class Safekeeping:
         return self.store.save(state, lambda path: call_save(save, given, path))
 
     def try_to_save(self, state: dict[str, Any], step: int, seconds: float) -> Checkpoint | None:
-        """Write a checkpoint, but let the training go on if the disk refuses: None, and a warning."""
+        """Write a checkpoint, but let the training go on if that fails: None, and a warning."""
         try:
             return self.save(state, step, seconds)
-        except OSError as error:
+        except Exception:
+            # Whatever it is, in the user's callback or of the disk: the run is worth more than the file.
             self.num_failed += 1
-            warnings.warn(f"the checkpoint at step {step} could not be written: {error}", RuntimeWarning, stacklevel=2)
+            warnings.warn(
+                f"the checkpoint at step {step} could not be written:\n{traceback.format_exc()}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
             return None
 
     def _model_state(self) -> Any:
@@ -181,19 +189,20 @@ class Safekeeping:
         if checkpoint.model_path is not None and self.callbacks.load is not None:
             call_load(self.callbacks.load, str(checkpoint.model_path), from_ram=False)
 
-    def restore(self) -> Restored | None:
-        """Put the model back: from the RAM backup, else from the newest checkpoint of this run; None without either."""
+    def restore(self, tries: int) -> Restored | None:
+        """Put the model back: from the RAM backup, else from a checkpoint of this run; None without either.
+
+        Args:
+            tries: How often in this incident, this time included: with every try an older checkpoint is taken.
+        """
         if self.callbacks.load is None:
             return None
         backup = self.backup.restore()
         if backup is not None:
             call_load(self.callbacks.load, backup.state, from_ram=True)
             return Restored(backup.step, "backup")
-        try:
-            checkpoint = None if self.store is None else self.store.load()
-        except NoValidCheckpoint:
-            return None
-        if checkpoint is None or checkpoint.model_path is None or checkpoint.run_id != self.store.run_id:  # type: ignore[union-attr]
+        checkpoint = None if self.store is None else self.store.load_own(tries - 1)
+        if checkpoint is None:
             return None
         self.put_back(checkpoint)
         return Restored(int(checkpoint.state["pace"]["step"]), checkpoint.path.name)

@@ -17,7 +17,7 @@ from .budget import Budget
 from .checkpoint import Checkpoint
 from .engine import Engine
 from .guard import FiniteGuard, Guard
-from .losses import read_loss
+from .losses import read_number
 from .lr import Schedule, make_schedule
 from .order import MAX_SAMPLES
 from .pace import Pace
@@ -60,7 +60,7 @@ class R8Scheduler(Engine):
             the keyword ``from_ram``, that says which.
         state_callback: ``()``, returns the model state; with it backups are taken without your help, the first one
             before the first step.
-        backup_every: How often: steps, or a time such as "30s" (the default).
+        backup_every: How often: steps, or a time such as "5min"; by default every 30 s and every epoch.
         checkpoint_dir: Folder of the checkpoints.
         checkpoint_every: How often: steps, or a time; by default every epoch.
         keep_checkpoints: Checkpoints of this run to keep, >= 1.
@@ -255,8 +255,8 @@ class R8Scheduler(Engine):
         plan, table = self.plan, self.table
         lines = [
             f"step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr {self.lr:.3g}",
-            f"{self._guard_state.num_refused} losses refused, {plan.abandoned} batches not reported, "
-            f"{plan.displaced} left out for steady ones, {self.safekeeping.num_failed} checkpoints failed",
+            f"losses refused: {self._guard_state.num_refused}; batches not reported: {plan.abandoned}; "
+            f"left out for steady ones: {plan.displaced}; checkpoints failed: {self.safekeeping.num_failed}",
             f"losses of the samples ({table.source}):",
         ]
         lines += [
@@ -275,7 +275,7 @@ class R8Scheduler(Engine):
         Raises:
             TypeError: a value is not a number.
         """
-        values = {name: read_loss(value, 1).mean for name, value in metrics.items()}
+        values = {name: read_number(name, value) for name, value in metrics.items()}
         self.announcer.tell(events.MetricsLogged, metrics=values, at_step=self.global_step if step is None else step)
 
     def paused(self) -> contextlib.AbstractContextManager[None]:

@@ -119,7 +119,7 @@ class SampleTable:
     def loss(self) -> NDArray[np.float32]:
         """float32[N], estimated loss of every sample, NaN where never seen; a new array each time."""
         self.sync()
-        return self.estimates(self._records)
+        return self.estimates(self._records.copy())
 
     avg_loss = loss
 

@@ -47,7 +47,7 @@ class PlainLog:
                 budget = f"{event.total_steps} steps" if event.total_steps else f"{event.train_duration_seconds:g} s"
                 return f"{event.name or 'run'}: {event.num_samples} samples in batches of {event.batch_size}, {budget}"
             case events.BatchRefused():
-                samples = f", samples {list(event.samples)}" if event.samples else ""
+                samples = f", samples {_few(event.samples)}" if event.samples else ""
                 return (
                     f"step {event.step}: loss {event.loss} refused{samples}; lr {event.lr:.3g} -> {event.next_lr:.3g}"
                 )
@@ -55,10 +55,14 @@ class PlainLog:
                 return f"step {event.step}: model restored from {event.source} of step {event.to_step}"
             case events.IncidentEnded():
                 return f"step {event.step}: recovered"
+            case events.LrRestored():
+                return f"step {event.step}: learning rate back on its schedule"
             case events.LrFound():
                 return f"learning rate {event.lr:.3g} found in {event.num_steps} steps"
             case events.CheckpointSaved():
-                return f"step {event.step}: saved {event.path}"
+                return f"step {event.step}: saved {event.path}" + (
+                    "" if event.model_path else " (without a model file)"
+                )
             case events.MetricsLogged():
                 return f"step {event.at_step}: " + "  ".join(
                     f"{name} {value:.4g}" for name, value in event.metrics.items()
@@ -74,6 +78,10 @@ class PlainLog:
         if run is None or run.total_steps is None:
             return f"epoch {epoch + 1}  step {step}"
         return f"epoch {epoch + 1}/{math.ceil(run.total_steps / run.steps_per_epoch)}  step {step}/{run.total_steps}"
+
+
+def _few(samples: tuple[int, ...]) -> str:
+    return ", ".join(map(str, samples[:8])) + (f" and {len(samples) - 8} more" if len(samples) > 8 else "")
 
 
 def _left(event: events.StepDone | events.EpochDone) -> str:

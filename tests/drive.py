@@ -1,0 +1,100 @@
+"""What the tests of whole runs share: a clock turned by hand, toy models, and the seed's loop."""
+
+import numpy as np
+
+from learnit_r8 import R8Scheduler
+
+NAN, INF = float("nan"), float("inf")
+
+
+class FakeClock:
+    """Seconds that pass only when told to."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def advance(self, seconds):
+        self.now += seconds
+
+
+class TickingClock(FakeClock):
+    """Time that passes with every look at it, as it does outside of tests."""
+
+    def __init__(self, tick):
+        super().__init__()
+        self.tick = tick
+
+    def __call__(self):
+        self.now += self.tick
+        return self.now
+
+
+class Weights:
+    """A user's model of two numbers, with callbacks; it remembers what was put back."""
+
+    def __init__(self):
+        self.values = np.zeros(2)
+        self.loaded = []
+
+    def get(self):
+        return {"w": self.values}
+
+    def load(self, source, from_ram=False):
+        self.loaded.append((source, from_ram))
+        if from_ram:
+            self.values = source["w"]
+        else:
+            with open(source, "rb") as file:
+                self.values = np.load(file)
+
+    def save(self, state_dict, filepath):
+        with open(filepath, "wb") as file:
+            np.save(file, state_dict["model"]["w"])
+
+
+def make(num_samples=12, *, batch_size=4, **more):
+    """A small scheduler: by default three steps an epoch, two epochs."""
+    if not more.keys() & {"num_epochs", "num_steps", "train_duration_seconds"}:
+        more["num_epochs"] = 2
+    return R8Scheduler(num_samples, batch_size=batch_size, **more)
+
+
+def sample_losses(indices):
+    """float64[B], between 0.5 and 2.5, fixed for each sample."""
+    return 0.5 + (np.asarray(indices) * 7919 % 101) / 50
+
+
+def batch_loss(indices):
+    return float(sample_losses(indices).mean())
+
+
+def steps(r8):
+    """Epoch, samples and rate of every batch of the seed's loop; the caller reports."""
+    for epoch in r8.epoch_iterator():
+        for indices, lr in r8.batch_iterator():
+            yield epoch, indices, lr
+
+
+def train(r8, bad=(), value=NAN):
+    """Run to the end with losses that depend on the samples only; ``value`` at the steps in ``bad``."""
+    seen = []
+    for epoch, indices, lr in steps(r8):
+        seen.append((epoch, indices.tolist(), lr))
+        r8.update_with_loss(value if r8.global_step in bad else batch_loss(indices))
+    return seen
+
+
+def advance_to(r8, step, bad=(), value=NAN):
+    """Run to a step with nothing open after it."""
+    for _, indices, _ in steps(r8):
+        r8.update_with_loss(value if r8.global_step in bad else batch_loss(indices))
+        if r8.global_step >= step:
+            return
+
+
+def known(r8):
+    """What the table knows, for comparison."""
+    return {name: getattr(r8.table, name) for name in ("loss", "last", "mean", "usage_count")}

@@ -1,0 +1,123 @@
+import functools
+
+import pytest
+
+from learnit_r8.callbacks import call_load, call_save, check_callback
+
+
+class Recorder:
+    """Writes down the calls that arrive, in the form that each method has."""
+
+    def __init__(self):
+        self.calls = []
+
+    def two(self, state_dict, filepath):
+        self.calls.append((state_dict, filepath))
+
+    def two_and_more(self, state_dict, filepath, verbose=False):
+        self.calls.append((state_dict, filepath))
+
+    def one(self, filepath):
+        self.calls.append((filepath,))
+
+    def one_and_more(self, filepath, verbose=False):
+        self.calls.append((filepath,))
+
+    def anything(self, *args):
+        self.calls.append(args)
+
+    def source(self, source):
+        self.calls.append((source,))
+
+    def source_from_ram(self, source, from_ram=None):
+        self.calls.append((source, from_ram))
+
+    def source_keyword(self, source, *, from_ram):
+        self.calls.append((source, from_ram))
+
+    def source_keywords(self, source, **more):
+        self.calls.append((source, more["from_ram"]))
+
+    def __call__(self, state_dict, filepath):
+        self.calls.append((state_dict, filepath))
+
+
+@pytest.fixture
+def recorder():
+    return Recorder()
+
+
+@pytest.mark.parametrize(
+    ("form", "call"),
+    [
+        ("two", ({"k": 1}, "path")),
+        ("two_and_more", ({"k": 1}, "path")),
+        ("one", ("path",)),
+        ("one_and_more", ("path",)),
+        ("anything", ({"k": 1}, "path")),
+        ("__call__", ({"k": 1}, "path")),
+    ],
+)
+def test_save_callback_is_told_apart_by_what_it_requires(recorder, form, call):
+    """One required argument is the path; otherwise the state comes first."""
+    call_save(getattr(recorder, form), {"k": 1}, "path")
+
+    assert recorder.calls == [call]
+
+
+def test_save_callback_may_be_an_object(recorder):
+    """An object with __call__ is called like a function."""
+    call_save(recorder, {"k": 1}, "path")
+
+    assert recorder.calls == [({"k": 1}, "path")]
+
+
+def test_save_callback_may_be_partial(recorder):
+    """A partial counts what is left to fill in."""
+    call_save(functools.partial(recorder.two, {"mine": 1}), {"k": 1}, "path")
+
+    assert recorder.calls == [({"mine": 1}, "path")]
+
+
+def test_builtin_without_signature_gets_the_documented_form():
+    """A callable that cannot be inspected is called with the source alone."""
+    got = {}
+    call_load(got.update, {"k": 1}, from_ram=True)
+
+    assert got == {"k": 1}
+
+
+@pytest.mark.parametrize(
+    ("form", "call"),
+    [
+        ("source", ("backup",)),
+        ("source_from_ram", ("backup", True)),
+        ("source_keyword", ("backup", True)),
+        ("source_keywords", ("backup", True)),
+    ],
+)
+def test_load_callback_gets_from_ram_if_it_takes_it(recorder, form, call):
+    """from_ram is handed over only to callbacks that take that keyword."""
+    call_load(getattr(recorder, form), "backup", from_ram=True)
+
+    assert recorder.calls == [call]
+
+
+def test_from_ram_is_false_for_a_path(recorder):
+    """A path is announced as not from RAM."""
+    call_load(recorder.source_from_ram, "path", from_ram=False)
+
+    assert recorder.calls == [("path", False)]
+
+
+@pytest.mark.parametrize("callback", ["save", 3, {}])
+def test_callback_is_callable(callback):
+    """What cannot be called is refused under the argument's name."""
+    with pytest.raises(TypeError, match=rf"save_callback must be a function or None, got {callback!r}"):
+        check_callback("save_callback", callback)
+
+
+@pytest.mark.parametrize("callback", [None, print])
+def test_callback_may_be_missing(callback):
+    """None stands for no callback."""
+    check_callback("save_callback", callback)
