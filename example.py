@@ -133,7 +133,7 @@ def train_with_r8(
             r8.log(test_accuracy=accuracy)
             # Later on the network has learnt the wrong labels by heart, and they no longer stand out.
             if epoch + 1 == SUSPECTS_AFTER:
-                suspects, early_loss = r8.table.suspects(), r8.table.loss.copy()
+                suspects, early_loss = r8.table.suspects(), r8.table.loss
     return Run(r8, accuracy, suspects, early_loss)
 
 

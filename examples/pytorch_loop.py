@@ -34,7 +34,7 @@ with (
         num_epochs=EPOCHS,
         initial_lr=LR,
         state_callback=lambda: {"model": model.state_dict(), "optimizer": optimizer.state_dict()},
-        save_callback=lambda state_dict, filepath: torch.save(state_dict["model"], filepath + ".pt"),
+        save_callback=lambda state_dict, filepath: torch.save(state_dict["model"], filepath),
         load_callback=load,
         backup_every=50,
         checkpoint_dir=folder,

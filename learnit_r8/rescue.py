@@ -100,7 +100,7 @@ class Rescue:
 
     def _diagnosis(self, ticket: Ticket, reading: Reading, restored: Restored | None, samples: tuple[int, ...]) -> str:
         tried = (
-            f"The model was restored each time, last from {restored.source} of step {restored.step}; is that state good?"
+            f"The model was restored each time, last from {restored.source} of step {restored.step}: is that one good?"
             if restored
             else "The model was never restored: pass load_callback with state_callback, or call update_cpu_backup()."
         )
