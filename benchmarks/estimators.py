@@ -119,24 +119,16 @@ class Kalman:
         return self._share
 
 
-class FixedShare:
-    """Candidate: the table's "relative" rule, each share first moved a little towards 1.
-
-    With ``leak = min(0.0075, B / 1600)``: ``share += leak * (1 - share)``, then ``share *= (mean / trend) /
-    mean(share)``. Without it a sample that looked easy once has a share so small that factors move it too slowly.
-
-    Source: the fixed-share update of Herbster & Warmuth, "Tracking the best expert" (1998).
-    """
+class WithoutLeak:
+    """The table's "relative" rule without moving the shares back towards 1 first: what the leak is worth."""
 
     def __init__(self, num_samples: int, batch_size: int) -> None:
         self._trend = Trend(batch_size)
         self._share = np.ones(num_samples)
-        self._leak = min(0.0075, batch_size / 1600)
 
     def observe(self, indices: NDArray[np.int64], mean: float) -> None:
         """Learn from one batch."""
         share = self._share[indices]
-        share += self._leak * (1 - share)
         factor = np.clip(self._trend.ratio(mean) / share.mean(), 0.1, 10)
         self._share[indices] = np.clip(share * factor, 1e-4, 50)
 
@@ -151,7 +143,7 @@ def make_peers(batch_size: int) -> dict[str, Peer]:
         "peer: batch loss score": BatchLossScore(NUM_TRAINING),
         "peer: detrended average": DetrendedAverage(NUM_TRAINING, batch_size),
         "peer: Kalman": Kalman(NUM_TRAINING, batch_size),
-        "candidate: fixed share": FixedShare(NUM_TRAINING, batch_size),
+        "relative without its leak": WithoutLeak(NUM_TRAINING, batch_size),
     }
 
 

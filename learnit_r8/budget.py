@@ -49,7 +49,7 @@ class Budget:
             return cls(steps=math.ceil(num_epochs * steps_per_epoch))
         if num_steps is not None and num_steps != int(num_steps):
             raise ValueError(f"num_steps must be a whole number, got {num_steps!r}.")
-        return cls(steps=num_steps, seconds=train_duration_seconds)
+        return cls(steps=None if num_steps is None else int(num_steps), seconds=train_duration_seconds)
 
     def progress(self, step: int, seconds: float) -> float:
         """Finished share, in [0, 1]; 1.0 means stop."""

@@ -184,21 +184,21 @@ class SampleTable:
 
         Args:
             mean: The batch loss, finite.
-            lowest: The smallest part of it; <= 0 turns the "relative" estimator to differences for good.
+            lowest: The smallest part of it; < 0 turns the "relative" estimator to differences for good.
 
         Returns:
             The trend before this loss (the loss itself, for the first one).
         """
         trend = self.trend
-        if self._num_reports < self._num_early or (lowest <= 0 and not self._offsets):
+        if self._num_reports < self._num_early or (lowest < 0 and not self._offsets):
             return self._observe_early(mean, lowest)
         self.trend = trend + self._trend_weight * (mean - trend)
         return trend
 
     def _observe_early(self, mean: float, lowest: float) -> float:
-        """`observe` while the trend is a plain mean, or where the first loss <= 0 is met."""
+        """`observe` while the trend is a plain mean, or where the first loss < 0 is met."""
         count = self._num_reports = self._num_reports + 1
-        if lowest <= 0 and not self._offsets:
+        if lowest < 0 and not self._offsets:
             self._use_offsets()
         trend = mean if count == 1 else self.trend
         self.trend = trend + max(self._trend_weight, 1 / count) * (mean - trend)
@@ -293,7 +293,8 @@ class SampleTable:
         if self._offsets:
             return estimators.offset(estimate, means, trend, sizes)
         share = estimate if seen.all() else np.where(seen, estimate, np.float32(1))
-        return estimators.relative(share, means, trend, sizes)
+        leak = estimators.leak_of(self.part_size or self.batch_size)
+        return estimators.relative(share, means, trend, sizes, leak=leak)
 
     def hardest(self, k: int = 10) -> list[Sample]:
         """The ``k`` seen samples with the highest estimated loss, highest first."""

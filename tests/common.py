@@ -60,7 +60,7 @@ POLICIES = EVERYTHING + SELECTING
 LAST_BATCH = ["short", "drop", "fill"]
 
 sizes = st.one_of(
-    st.tuples(st.integers(1, 150), st.integers(1, 40)), st.tuples(st.integers(24_000, 60_000), st.integers(300, 5000))
+    st.tuples(st.integers(1, 150), st.integers(1, 40)), st.tuples(st.integers(24_000, 60_000), st.integers(1000, 9000))
 )
 """(N, B): some in one chunk, some in several."""
 
@@ -187,11 +187,14 @@ class Loop:
         self.reports += 1
 
     def finish(self):
-        """Report what is out; everything that is known in the end."""
+        """Report what is out and draw a little more; everything that can be known in the end."""
         while self.out:
             self._report(self.out.pop(0))
+        for _ in range(3):
+            self._draw(outside=False)
         table = self.table.state_dict()
-        return self.log, encode({"table": table, "plan": self.plan.state_dict()})
+        arrays = {name: values.tobytes() for name, values in table.items() if name != "numbers"}
+        return self.log, arrays, repr(table["numbers"]), (self.plan.displaced, self.plan.abandoned)
 
     def resumed(self):
         """A fresh table and plan that go on from the state of these."""
@@ -210,8 +213,8 @@ class Loop:
 
 ACTIONS = ["draw"] * 8 + ["report"] * 6 + ["refuse", "abandon", "outside", "read"]
 
-scripts = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 5)), min_size=15, max_size=30)
-in_turn = [("draw", 0), ("report", 0)] * 15
+scripts = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 5)), min_size=15, max_size=25)
+in_turn = [("draw", 0), ("report", 0)] * 14
 """One batch at a time, as `batch_iterator` does."""
 
 
@@ -246,7 +249,7 @@ class PolicySuite:
 
     @pytest.mark.parametrize("policy", POLICIES)
     @pytest.mark.parametrize("last_batch", LAST_BATCH)
-    @settings(max_examples=15)
+    @settings(max_examples=10)
     @given(size=sizes, seed=st.integers(0, 2**31))
     def test_catalogues_everything_once(self, policy, last_batch, size, seed):
         """The first pass takes every sample once, except the remainder where that is dropped."""
@@ -254,7 +257,7 @@ class PolicySuite:
 
     @pytest.mark.parametrize("policy", EVERYTHING)
     @pytest.mark.parametrize("last_batch", LAST_BATCH)
-    @settings(max_examples=15)
+    @settings(max_examples=10)
     @given(size=sizes, seed=st.integers(0, 2**31))
     def test_visits_everything_once(self, policy, last_batch, size, seed):
         """A policy that leaves nothing out takes every sample exactly once in later passes too."""
@@ -301,9 +304,11 @@ class PolicySuite:
 
     @pytest.mark.parametrize("policy", POLICIES)
     def test_passes_differ(self, policy):
-        """No two passes have the same order."""
+        """No two passes have the same order, even if all losses are equal."""
         _, plan = build(60, 8, policy, seed=1)
-        orders = {np.concatenate(run_pass(plan, number, losses=lambda i, _: 1.0 + i)).tobytes() for number in range(8)}
+        orders = {
+            np.concatenate(run_pass(plan, number, losses=lambda i, _: np.ones(len(i)))).tobytes() for number in range(8)
+        }
 
         assert len(orders) == 8
 
@@ -326,7 +331,7 @@ class PolicySuite:
         check_resume(lambda: build(22, 4, policy, estimator=estimator, seed=3), in_turn, part_size)
 
     @pytest.mark.parametrize("policy", EVERYTHING)
-    @settings(max_examples=12)
+    @settings(max_examples=8)
     @given(
         script=scripts,
         size=st.tuples(st.integers(1, 40), st.integers(1, 9)),
@@ -343,7 +348,7 @@ class PolicySuite:
         )
 
     @pytest.mark.parametrize("policy", SELECTING)
-    @settings(max_examples=12)
+    @settings(max_examples=8)
     @given(
         script=scripts, size=st.tuples(st.integers(1, 40), st.integers(1, 9)), part_size=st.sampled_from([None, 1, 3])
     )
@@ -374,7 +379,7 @@ def check_resume(make, script, part_size, lowest=0.0):
     whole = Loop(make, part_size, lowest)
     for action in script:
         whole.act(*action)
-    log, end = whole.finish()
+    end = whole.finish()
     first = Loop(make, part_size, lowest)
     for done, action in enumerate(script):
         resumed = first.resumed() if done % 3 == 0 else None
@@ -383,7 +388,7 @@ def check_resume(make, script, part_size, lowest=0.0):
             continue
         for later in script[done:]:
             resumed.act(*later)
-        assert resumed.finish() == (log, end), f"resumed after {done} actions"
+        assert resumed.finish() == end, f"resumed after {done} actions"
 
 
 def fingerprint():

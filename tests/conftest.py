@@ -1,7 +1,7 @@
 """Settings shared by all tests: hypothesis draws the same examples every time."""
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 pytest.register_assert_rewrite("common")
 
@@ -11,6 +11,7 @@ settings.register_profile(
     database=None,
     deadline=None,
     max_examples=30,
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("repeatable")

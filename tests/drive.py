@@ -95,6 +95,11 @@ def advance_to(r8, step, bad=(), value=NAN):
             return
 
 
+def flat(batches):
+    """All samples of some batches, in order."""
+    return [index for batch in batches for index in batch]
+
+
 def known(r8):
     """What the table knows, for comparison."""
     return {name: getattr(r8.table, name) for name in ("loss", "last", "mean", "usage_count")}

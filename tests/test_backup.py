@@ -57,7 +57,9 @@ def test_restoring_ends_the_trial(backup):
 
 
 @pytest.mark.parametrize(
-    "state", [np.array([1.0, 2.0]), {}, [], 0, np.zeros(0), {"w": np.ones(2)}, torch.ones(2)], ids=lambda state: type(state).__name__
+    "state",
+    [np.array([1.0, 2.0]), {}, [], 0, np.zeros(0), {"w": np.ones(2)}, torch.ones(2)],
+    ids=lambda state: type(state).__name__,
 )
 def test_any_value_is_a_backup(backup, state):
     """Arrays, tensors and empty values are backups like any other."""

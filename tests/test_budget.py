@@ -5,7 +5,9 @@ import pytest
 from learnit_r8.budget import Budget, Interval, Stopwatch
 
 
-@pytest.mark.parametrize(("epochs", "per_epoch", "steps"), [(3, 4, 12), (2.5, 4, 10), (2.1, 4, 9), (1e-9, 4, 1), (1, 1, 1)])
+@pytest.mark.parametrize(
+    ("epochs", "per_epoch", "steps"), [(3, 4, 12), (2.5, 4, 10), (2.1, 4, 9), (1e-9, 4, 1), (1, 1, 1)]
+)
 def test_epochs_become_steps_rounded_up(epochs, per_epoch, steps):
     """A budget of epochs is ceil(num_epochs * steps_per_epoch) steps, and at least one."""
     assert Budget.of(epochs, None, None, per_epoch) == Budget(steps=steps)
@@ -117,7 +119,9 @@ def test_interval_is_steps_or_a_time(value, interval):
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "30", "s", "0s", "-1s", "1 day", "", [1], float("nan")])
 def test_interval_that_cannot_be_read_is_refused(value):
     """Anything else is refused with the argument's name and the value."""
-    with pytest.raises(ValueError, match=r"backup_every must be a number of steps >= 1 or a time such as .*, got") as error:
+    with pytest.raises(
+        ValueError, match=r"backup_every must be a number of steps >= 1 or a time such as .*, got"
+    ) as error:
         Interval.parse("backup_every", value)
 
     assert repr(value) in str(error.value)

@@ -19,14 +19,21 @@ import learnit_r8
 from learnit_r8 import CheckpointStore, NoValidCheckpoint
 from learnit_r8.checkpoint import decode, encode
 
-STATE = {"step": 3, "table": {"loss": np.float32([1, 2.5]), "uses": np.uint16([[1], [2]])}, "chunks": [[0, None], ["a", True]]}
+STATE = {
+    "step": 3,
+    "table": {"loss": np.float32([1, 2.5]), "uses": np.uint16([[1], [2]])},
+    "chunks": [[0, None], ["a", True]],
+}
 
 KEYS = st.text(max_size=5).filter(lambda text: text != "__array__")
 PLAIN = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=20)
 ARRAYS = st_np.arrays(
-    st.sampled_from(["<f4", "<f8", "<i8", "<u2", "|b1", "<c16", "<U3"]), st_np.array_shapes(min_dims=0, min_side=0, max_side=3)
+    st.sampled_from(["<f4", "<f8", "<i8", "<u2", "|b1", "<c16", "<U3"]),
+    st_np.array_shapes(min_dims=0, min_side=0, max_side=3),
 )
-TREES = st.recursive(PLAIN | ARRAYS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=8)
+TREES = st.recursive(
+    PLAIN | ARRAYS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=8
+)
 
 
 def store_in(folder, keep=3, run_id="me"):
@@ -56,7 +63,9 @@ def describe(array):
 
 def test_nan_and_numpy_numbers_survive():
     """NaN, infinities and numpy scalars come back as floats and ints; tuples as lists."""
-    back = decode(encode({"x": [float("nan"), float("inf"), np.float32(0.5), np.int64(7), np.bool_(True)], "pair": (1, 2)}))
+    back = decode(
+        encode({"x": [float("nan"), float("inf"), np.float32(0.5), np.int64(7), np.bool_(True)], "pair": (1, 2)})
+    )
 
     assert repr(back) == "{'x': [nan, inf, 0.5, 7, True], 'pair': [1, 2]}"
 
@@ -64,7 +73,10 @@ def test_nan_and_numpy_numbers_survive():
 @pytest.mark.parametrize(
     ("state", "text"),
     [
-        ({"a": {"b": [1, object]}}, r"state\.a\.b\.1 must be a number, text, boolean, None, array, or a dict or list of them, got"),
+        (
+            {"a": {"b": [1, object]}},
+            r"state\.a\.b\.1 must be a number, text, boolean, None, array, or a dict or list of them, got",
+        ),
         ({"a": {1: 2}}, r"state\.a must have texts as keys \(and not '__array__'\), got 1"),
         ({"a": {"__array__": 2}}, r"state\.a must have texts as keys \(and not '__array__'\), got '__array__'"),
         ({"a": np.array([None, "x"])}, r"state\.a must be an array of numbers or texts, got dtype object"),
@@ -98,7 +110,9 @@ def test_file_cut_in_its_header_is_refused(length):
 
 def test_longer_file_is_refused():
     """A file with something behind its payload is refused."""
-    with pytest.raises(ValueError, match=r"the file must hold \d+ bytes with the SHA-256 in its header, got \d+; it is damaged"):
+    with pytest.raises(
+        ValueError, match=r"the file must hold \d+ bytes with the SHA-256 in its header, got \d+; it is damaged"
+    ):
         decode(encode(STATE) + b"\0")
 
 
@@ -171,7 +185,9 @@ def test_damaged_checkpoints_are_passed_over(tmp_path):
     third, second = sorted(tmp_path.glob("ck_*"))[2:0:-1]
     third.write_bytes(third.read_bytes()[:-1])
     second.write_bytes(b"")
-    with pytest.warns(RuntimeWarning, match=rf"checkpoints passed over: {third.name}: .*damaged.* \| {second.name}: .*begin with"):
+    with pytest.warns(
+        RuntimeWarning, match=rf"checkpoints passed over: {third.name}: .*damaged.* \| {second.name}: .*begin with"
+    ):
         checkpoint = store.load()
 
     assert checkpoint.state == {"step": 0}
@@ -180,7 +196,10 @@ def test_damaged_checkpoints_are_passed_over(tmp_path):
 def test_no_valid_checkpoint_is_an_error(tmp_path):
     """If no file can be read, the error gives the folder and every file's reason."""
     (tmp_path / "ck_000000000001.r8").write_bytes(b"junk")
-    with pytest.raises(NoValidCheckpoint, match=r"checkpoint_dir must hold a valid checkpoint, got none in .*ck_000000000001\.r8: the file"):
+    with pytest.raises(
+        NoValidCheckpoint,
+        match=r"checkpoint_dir must hold a valid checkpoint, got none in .*ck_000000000001\.r8: the file",
+    ):
         store_in(tmp_path).load()
 
 
@@ -267,7 +286,9 @@ def test_callback_may_leave_no_file(tmp_path):
     assert store.load().model_path is None
 
 
-@pytest.mark.parametrize("damage", [b"weighty", b"weight", b"weightsweights", None], ids=["content", "short", "long", "missing"])
+@pytest.mark.parametrize(
+    "damage", [b"weighty", b"weight", b"weightsweights", None], ids=["content", "short", "long", "missing"]
+)
 def test_checkpoint_with_another_model_is_passed_over(tmp_path, damage):
     """A checkpoint whose model's file is not the one it was saved with does not count."""
     store = store_in(tmp_path)
@@ -282,7 +303,9 @@ def test_tampered_model_is_an_error_by_name(tmp_path):
     """A checkpoint asked for by name is refused if its model's file was changed."""
     checkpoint = store_in(tmp_path).save({}, write_text("weights"))
     checkpoint.model_path.write_text("Weights")
-    with pytest.raises(ValueError, match="the model's file must be as it was saved with the checkpoint, got another in"):
+    with pytest.raises(
+        ValueError, match="the model's file must be as it was saved with the checkpoint, got another in"
+    ):
         store_in(tmp_path).load(checkpoint.path)
 
 
@@ -429,7 +452,11 @@ def test_killed_at_any_moment_it_goes_on(tmp_path):
     acknowledged = 0
     for _ in range(20):
         process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", KILLED], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-W", "error", "-c", KILLED],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         resumed = process.stdout.readline().split()
         assert resumed[:1] == ["resumed"], process.communicate()[1]

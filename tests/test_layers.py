@@ -12,8 +12,8 @@ import learnit_r8
 
 PACKAGE = Path(learnit_r8.__file__).parent
 NUMERIC = {
-    "order", "estimators", "suspects", "table", "views", "guard", "backup", "budget", "lr", "events", "range_test", "tally",
-    "losses",
+    "order", "estimators", "suspects", "table", "views", "guard", "backup", "budget", "lr", "events", "range_test",
+    "tally", "losses",
 }  # fmt: skip
 MIDDLE = {"chunk", "plan", "policies", "recovery", "checkpoint"}
 TOP = {"scheduler", "engine", "dashboard"}
@@ -49,7 +49,9 @@ def run(code, cwd, *flags, path=None):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     if path is not None:
         environment["PYTHONPATH"] = str(path)
-    done = subprocess.run([sys.executable, *flags, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, *flags, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
@@ -77,7 +79,9 @@ def test_imports_point_down(name):
 
 def test_recovery_and_checkpoint_are_handed_what_they_need():
     """Recovery knows no policy, store or backup; the store knows no scheduler part."""
-    own = {name for module in ("recovery", "checkpoint") for name in imports(PACKAGE / f"{module}.py") if name[0] == "."}
+    own = {
+        name for module in ("recovery", "checkpoint") for name in imports(PACKAGE / f"{module}.py") if name[0] == "."
+    }
 
     assert own == set()
 
@@ -91,7 +95,9 @@ def test_only_numpy_is_needed(path):
     assert not outside & {"curses", "pickle"}
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if path.parent.name != "dashboard"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if path.parent.name != "dashboard"], ids=lambda path: path.stem
+)
 def test_only_the_scheduler_loads_the_dashboard(path):
     """The dashboard is imported by one lazy import in the scheduler and nowhere else."""
     if path.stem == "scheduler":

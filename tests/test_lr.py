@@ -69,7 +69,9 @@ def test_rate_stays_between_zero_and_peak(mode, p, warmup, peak, floor_share):
     assert 0 <= schedule(p) <= peak * (1 + 1e-12)
 
 
-@pytest.mark.parametrize(("mode", "warmup"), [("cosine", 0.05), ("linear", 0.05), ("constant", 0.05), ("one_cycle", 0.3)])
+@pytest.mark.parametrize(
+    ("mode", "warmup"), [("cosine", 0.05), ("linear", 0.05), ("constant", 0.05), ("one_cycle", 0.3)]
+)
 def test_default_warmup_depends_on_the_mode(mode, warmup):
     """The default warm-up is 5 % of the budget, and 30 % for one cycle."""
     default = make_schedule(0.1, mode=mode, warmup_proportion=None, min_lr=0.0)
@@ -119,7 +121,9 @@ def test_one_cycle_out_of_range_is_refused(arguments):
 @pytest.mark.parametrize("rate", [-1e-9, math.nan, math.inf, -math.inf])
 def test_rate_that_cannot_be_used_is_refused(rate):
     """A schedule that returns no usable rate is named with the rate and the progress."""
-    with pytest.raises(ValueError, match=rf"scheduler_mode must return a learning rate >= 0 and finite, got {rate} at progress 0\.5"):
+    with pytest.raises(
+        ValueError, match=rf"scheduler_mode must return a learning rate >= 0 and finite, got {rate} at progress 0\.5"
+    ):
         check_rate(rate, 0.5)
 
 
@@ -144,9 +148,12 @@ def test_callable_is_tried_when_given():
 @pytest.mark.parametrize("mode", ["linear", "cosine", "constant"])
 def test_rates_of_a_run_follow_the_closed_form(mode):
     """Step t of T trains at the schedule's rate for progress t / T."""
-    rates = [lr for _, _, lr in train(make(40, batch_size=4, num_epochs=2, scheduler_mode=mode, warmup_proportion=0.25))]
+    rates = [
+        lr for _, _, lr in train(make(40, batch_size=4, num_epochs=2, scheduler_mode=mode, warmup_proportion=0.25))
+    ]
     expected = [
-        0.01 * (0.1 + 0.9 * (t / 20) / 0.25) if t / 20 < 0.25 else 0.01 * DECAY[mode]((t / 20 - 0.25) / 0.75) for t in range(20)
+        0.01 * (0.1 + 0.9 * (t / 20) / 0.25) if t / 20 < 0.25 else 0.01 * DECAY[mode]((t / 20 - 0.25) / 0.75)
+        for t in range(20)
     ]
 
     assert rates == pytest.approx(expected, rel=1e-12)

@@ -24,16 +24,27 @@ SCRIPT = [
     ),
     (
         events.BatchRefused(97, 121.0, 3, NAN, 0.01, 0.005, 1, (3, 17), "not finite"),
-        "r8 step 97: loss nan refused, samples [3, 17]; lr 0.01 -> 0.005",
+        "r8 step 97: loss nan refused, samples 3, 17; lr 0.01 -> 0.005",
     ),
-    (events.BatchRefused(98, 121.0, 3, INF, 0.01, 0.001, 2, (), "not finite"), "r8 step 98: loss inf refused; lr 0.01 -> 0.001"),
+    (
+        events.BatchRefused(98, 121.0, 3, INF, 0.01, 0.001, 2, (), "not finite"),
+        "r8 step 98: loss inf refused; lr 0.01 -> 0.001",
+    ),
     (events.RolledBack(98, 121.0, 64, "backup"), "r8 step 98: model restored from backup of step 64"),
     (events.IncidentEnded(130, 125.0), "r8 step 130: recovered"),
+    (events.LrRestored(130, 125.0), "r8 step 130: learning rate back on its schedule"),
     (events.BatchAbandoned(130, 125.0, 4, True), None),
     (events.Notice(130, 125.0, "a warning was shown already"), None),
     (events.LrFound(0, 0.0, 0.0321, 50), "r8 learning rate 0.0321 found in 50 steps"),
-    (events.CheckpointSaved(160, 130.0, "checkpoints/ck_5.r8", None), "r8 step 160: saved checkpoints/ck_5.r8"),
-    (events.MetricsLogged(160, 130.0, 155, {"accuracy": 0.98765, "loss": NAN}), "r8 step 155: accuracy 0.9877  loss nan"),
+    (events.CheckpointSaved(160, 130.0, "runs/ck_5.r8", "runs/model_5"), "r8 step 160: saved runs/ck_5.r8"),
+    (
+        events.CheckpointSaved(160, 130.0, "runs/ck_6.r8", None),
+        "r8 step 160: saved runs/ck_6.r8 (without a model file)",
+    ),
+    (
+        events.MetricsLogged(160, 130.0, 155, {"accuracy": 0.98765, "loss": NAN}),
+        "r8 step 155: accuracy 0.9877  loss nan",
+    ),
     (events.RunEnded(320, 3725.4, True), "r8 finished after 320 steps, 1:02:05"),
     (events.RunEnded(7, 0.0, False), "r8 stopped after 7 steps, 0:00:00"),
 ]

@@ -78,7 +78,14 @@ def test_factors_are_shares(factors):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("hold_steps", -1), ("ramp_steps", 1.5), ("steady_steps", None), ("heal_steps", 0), ("max_tries", -1), ("max_tries", "4")],
+    [
+        ("hold_steps", -1),
+        ("ramp_steps", 1.5),
+        ("steady_steps", None),
+        ("heal_steps", 0),
+        ("max_tries", -1),
+        ("max_tries", "4"),
+    ],
 )
 def test_counts_are_whole(name, value):
     """A count that is not whole, or too small, is refused by name and value."""

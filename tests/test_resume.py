@@ -102,6 +102,8 @@ def make_run(run, **more):
 )
 def test_resume_between_steps_is_exact(run, kind, stop, bad):
     """A fresh scheduler that takes over a state between two steps goes on bit by bit alike, refusals included."""
+    # A policy that draws seen samples only has nothing to draw after a first epoch without a good loss.
+    assume(not bad or run["policy"] != "steady")
     load = {"load_callback": lambda state: None, "recovery": SHORT}
     first = Driver(make_run(run, **load), kind, bad)
     first.r8.update_cpu_backup(0)
@@ -127,7 +129,7 @@ def test_resume_between_steps_is_exact(run, kind, stop, bad):
     st.data(),
 )
 def test_resume_with_tickets_out_is_exact(run, kind, stop, moves, data):
-    """Tickets of the epoch that are out when the state is taken, whatever their order, come again; then all is alike."""
+    """Tickets of the epoch that are out when the state is taken, in whatever order, come again; then all is alike."""
     first = Driver(make_run(run), kind)
     per_epoch = first.r8.steps_per_epoch
     stop = stop % first.r8.total_steps
@@ -208,6 +210,32 @@ def test_every_step_of_a_recovery_can_be_resumed(opened, value, kind):
     assert different == []
 
 
+def test_every_step_of_a_run_in_chunks_can_be_resumed():
+    """Also where the last batch of a chunk was just reported, and the epoch goes on, the next batch is the same."""
+    reference = Driver(make(40_000, batch_size=1000, num_epochs=1, clock=FakeClock()), "mean")
+    states = []
+    for _ in range(40):
+        states.append(reference.r8.state_dict())
+        reference.draw()
+        reference.report()
+    for step, state in enumerate(states):
+        resumed = Driver(make(40_000, batch_size=1000, num_epochs=1, clock=FakeClock()), "mean")
+        resumed.r8.load_state_dict(state)
+        resumed.draw()
+        assert resumed.seen[0] == reference.seen[2 * step], step
+
+
+def test_resume_counts_displaced_batches_alike():
+    """A state taken at the end of an epoch does not make the resumed run count batches as left out."""
+    r8 = make(12, num_epochs=2)
+    advance_to(r8, 3)
+    resumed = make(12, num_epochs=2)
+    resumed.load_state_dict(r8.state_dict())
+    advance_to(resumed, 6)
+
+    assert resumed.plan.displaced == 0
+
+
 def test_tickets_of_two_epochs_can_be_resumed():
     """Tickets of the end of one epoch and the start of the next that are out come again once, and no sample is lost."""
     first = Driver(make(12, num_epochs=2), "vector")
@@ -224,7 +252,9 @@ def test_tickets_of_two_epochs_can_be_resumed():
     second.draw()
     second.run_to_end()
 
-    assert [entry[2] for entry in second.seen if len(entry) == 5] == [entry[2] for entry in first.seen if len(entry) == 5]
+    assert [entry[2] for entry in second.seen if len(entry) == 5] == [
+        entry[2] for entry in first.seen if len(entry) == 5
+    ]
     assert second.r8.table.usage_count.tolist() == [2] * 12
 
 
@@ -233,7 +263,9 @@ def test_every_step_of_a_search_can_be_resumed():
 
     def build():
         model = Weights()
-        r8 = make(40, num_epochs=2, auto_find_lr=True, load_callback=model.load, state_callback=model.get, clock=FakeClock())
+        r8 = make(
+            40, num_epochs=2, auto_find_lr=True, load_callback=model.load, state_callback=model.get, clock=FakeClock()
+        )
         return Driver(r8, "mean")
 
     reference, states = build(), []
@@ -294,9 +326,10 @@ def test_state_is_a_snapshot():
     """Training on does not change a state that was taken."""
     r8 = make(20, num_epochs=3, clock=FakeClock())
     advance_to(r8, 7)
-    r8.draw()
+    ticket = r8.draw()
     state = r8.state_dict()
     saved = encode(state)
+    r8.report(ticket, 2.0)
     for _ in steps(r8):
         r8.update_with_loss(1.0)
 
@@ -372,15 +405,6 @@ def test_state_of_another_data_set_is_refused(other, text):
         fresh.load_state_dict(r8.state_dict())
 
     assert encode(fresh.state_dict()) == before
-
-
-def test_other_epoch_length_is_refused():
-    """A state of a run with another last_batch, whose epochs have another length, is refused."""
-    r8 = make(22, num_epochs=2, last_batch="short")
-    advance_to(r8, 3)
-    fresh = make(22, num_epochs=2, last_batch="drop")
-    with pytest.raises(ValueError, match="last_batch"):
-        fresh.load_state_dict(r8.state_dict())
 
 
 def test_budget_may_grow():

@@ -28,13 +28,17 @@ def test_keep_is_a_count(keep):
 
 def test_backup_interval_needs_a_state_callback():
     """backup_every without a state_callback would never do anything, and is refused."""
-    with pytest.raises(ValueError, match="backup_every needs a state_callback that returns the model state, got 5 without"):
+    with pytest.raises(
+        ValueError, match="backup_every needs a state_callback that returns the model state, got 5 without"
+    ):
         Safekeeping(Callbacks(), backup_every=5)
 
 
 def test_checkpoint_interval_needs_a_folder():
     """checkpoint_every without a folder or save_callback would never do anything, and is refused."""
-    with pytest.raises(ValueError, match="checkpoint_every needs a checkpoint_dir or a save_callback, got '5s' without"):
+    with pytest.raises(
+        ValueError, match="checkpoint_every needs a checkpoint_dir or a save_callback, got '5s' without"
+    ):
         Safekeeping(Callbacks(), checkpoint_every="5s")
 
 
@@ -46,7 +50,9 @@ def test_folder_has_a_name():
 
 def test_saving_needs_a_folder():
     """save_checkpoint() without a folder is a RuntimeError that says what to pass."""
-    with pytest.raises(RuntimeError, match="checkpoint_dir or save_callback must be given to save checkpoints, got None"):
+    with pytest.raises(
+        RuntimeError, match="checkpoint_dir or save_callback must be given to save checkpoints, got None"
+    ):
         make().save_checkpoint()
 
 
@@ -73,13 +79,15 @@ def test_backups_every_so_many_steps():
     assert told(events.BackupTaken, heard) == [0, 2, 4, 6]
 
 
-@pytest.mark.parametrize(("every", "taken"), [("20s", [0, 2, 4, 6]), (None, [0, 3, 6])])
-def test_backups_every_so_many_seconds(every, taken):
-    """backup_every="20s" takes a backup when 20 seconds of training have passed; the default is 30."""
+@pytest.mark.parametrize(
+    ("every", "per_step", "taken"), [("20s", 10, [0, 2, 4, 6]), (None, 15, [0, 2, 3, 5, 6]), (None, 0, [0, 3, 6])]
+)
+def test_backups_every_so_many_seconds(every, per_step, taken):
+    """backup_every="20s" takes a backup when 20 s of training have passed; the default is 30 s, and every epoch."""
     model, heard, clock = Weights(), [], FakeClock()
     r8 = make(state_callback=model.get, backup_every=every, listeners=[heard.append], clock=clock)
     for _ in steps(r8):
-        clock.advance(10)
+        clock.advance(per_step)
         r8.update_with_loss(1.0)
 
     assert told(events.BackupTaken, heard) == taken
@@ -107,7 +115,9 @@ def test_backup_of_none_is_a_backup():
 
 
 @pytest.mark.parametrize(
-    ("every", "saved"), [(None, [3, 6]), (2, [2, 4, 6]), ("20s", [2, 4, 6]), (4, [4])], ids=["epochs", "steps", "seconds", "rest"]
+    ("every", "saved"),
+    [(None, [3, 6]), (2, [2, 4, 6]), ("20s", [2, 4, 6]), (4, [4])],
+    ids=["epochs", "steps", "seconds", "rest"],
 )
 def test_checkpoints_are_due(tmp_path, every, saved):
     """Checkpoints come every epoch and at the end by default, else after so many steps or seconds."""
@@ -139,7 +149,9 @@ def test_checkpoints_hold_the_model_as_of_their_step(tmp_path):
     model, steps_saved = Weights(), []
     r8 = make(
         checkpoint_dir=tmp_path,
-        save_callback=lambda state, path: steps_saved.append((state["scheduler"]["pace"]["step"], state["model"]["w"][0])),
+        save_callback=lambda state, path: steps_saved.append(
+            (state["scheduler"]["pace"]["step"], state["model"]["w"][0])
+        ),
         state_callback=model.get,
     )
     with warnings.catch_warnings():
@@ -210,7 +222,9 @@ def test_failed_checkpoint_lets_the_run_go_on(tmp_path):
     """A disk that refuses costs a warning for each checkpoint, and is counted; the run goes on."""
     (tmp_path / "file").write_text("")
     r8 = make(checkpoint_dir=tmp_path / "file" / "saved")
-    with pytest.warns(RuntimeWarning, match="the checkpoint at step [36] could not be written: .*file") as caught:
+    with pytest.warns(
+        RuntimeWarning, match=r"(?s)the checkpoint at step [36] could not be written:.*Traceback.*file"
+    ) as caught:
         train(r8)
 
     assert (len(caught), r8.global_step, r8.safekeeping.num_failed) == (2, 6, 2)
@@ -267,6 +281,63 @@ def test_own_checkpoint_is_found_among_others(tmp_path):
         outcome = r8.report(r8.draw(), NAN)
 
     assert (outcome.rolled_back_to, model.values.tolist()) == (0, [5, 5])
+
+
+def test_older_checkpoints_are_tried_in_turn(tmp_path):
+    """With every refusal of an incident that has no RAM backup, an older checkpoint of this run is restored."""
+    model = Weights()
+
+    def save(path):
+        with open(path, "wb") as file:
+            np.save(file, model.values)
+
+    r8 = make(num_epochs=9, checkpoint_dir=tmp_path, checkpoint_every=99, save_callback=save, load_callback=model.load)
+    for step in (1, 2):
+        advance_to(r8, step)
+        model.values = np.full(2, float(step))
+        r8.save_checkpoint()
+    back = [r8.report(r8.draw(), NAN).rolled_back_to for _ in range(4)]
+
+    assert back == [2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("damage", ["checkpoint", "model", "missing"])
+def test_damaged_checkpoint_is_passed_over_in_recovery(tmp_path, damage):
+    """A checkpoint that was damaged since it was written is not restored; an older one of this run is."""
+    model = Weights()
+
+    def save(path):
+        with open(path, "wb") as file:
+            np.save(file, model.values)
+
+    r8 = make(num_epochs=9, checkpoint_dir=tmp_path, save_callback=save, load_callback=model.load)
+    r8.save_checkpoint()
+    advance_to(r8, 1)
+    newest = r8.save_checkpoint()
+    if damage == "checkpoint":
+        newest.path.write_bytes(b"junk")
+    elif damage == "model":
+        newest.model_path.write_bytes(b"junk")
+    else:
+        newest.path.unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        outcome = r8.report(r8.draw(), NAN)
+
+    assert outcome.rolled_back_to == 0
+
+
+def test_raising_save_callback_lets_the_run_go_on(tmp_path):
+    """A save callback that raises costs a warning with its traceback, not the run."""
+
+    def broken(state, path):
+        raise KeyError("layer4")
+
+    r8 = make(num_epochs=1, checkpoint_dir=tmp_path, save_callback=broken)
+    with pytest.warns(RuntimeWarning, match=r"(?s)the checkpoint at step 3 could not be written:.*Traceback.*layer4"):
+        train(r8)
+
+    assert (r8.global_step, list(tmp_path.iterdir())) == (3, [])
 
 
 def test_load_checkpoint_takes_a_path(tmp_path):
