@@ -21,7 +21,7 @@ from .order import Permutation
 from .policies import SHUFFLE, Candidates, Context, Policy
 from .table import SampleTable
 
-CHUNK_SAMPLES = 2**14 - 2**9
+CHUNK_SAMPLES = 3 * 2**13
 """Least samples in a chunk, where there are as many: its quartiles are within 0.4 % of rank those of the data."""
 
 CHUNK_BATCHES = 8
@@ -168,7 +168,7 @@ class Plan:
         self._num_outside += 1
         size = min(self._chunk_size, self.table.num_samples)
         indices = Permutation(self.table.num_samples, [self.seed, _OUTSIDE, self._num_outside])(0, size)
-        rng = self._generator(_OUTSIDE, self._num_outside)
+        rng = self._generator(policy, _OUTSIDE, self._num_outside)
         candidates = self._candidates(indices, self.table.take(indices))
         keep, _ = policy.select(candidates, self._context, rng)
         if keep.sum() < self._full:
@@ -235,7 +235,7 @@ class Plan:
         policy = SHUFFLE if self.pass_number == 0 else self.policy
         if policy.selects:
             return self._next_selected_chunk(policy)
-        members, rng = self._next_samples()
+        members, rng = self._next_samples(policy)
         if self._drops:
             members = members[: len(members) // self._full * self._full]
         return self._arranged(policy, members, None, rng, self.pass_number)
@@ -253,7 +253,7 @@ class Plan:
                     raise RuntimeError(f"policy must keep some of the {self._rank} samples, got none from {policy!r}.")
                 is_second_sweep = True
                 self._start_sweep(self._sweep + 1)
-            fresh, rng = self._next_samples()
+            fresh, rng = self._next_samples(policy)
             members, weights = self._selected(policy, fresh, rng)
             whole = len(members) // self._full * self._full
             self._carried, members = members[whole:], members[:whole]
@@ -263,11 +263,11 @@ class Plan:
                 break
         return self._arranged(policy, members, weights, rng, self.pass_number)
 
-    def _next_samples(self) -> tuple[NDArray[np.int64], np.random.Generator]:
+    def _next_samples(self, policy: Policy) -> tuple[NDArray[np.int64], np.random.Generator]:
         """The samples of the next chunk of the sweep in random order, and the chunk's generator."""
         start = self._rank
         self._rank = min(start + self._chunk_size, self.table.num_samples)
-        return self._order(start, self._rank), self._generator(_POLICY, self.pass_number, self._sweep, start)
+        return self._order(start, self._rank), self._generator(policy, _POLICY, self.pass_number, self._sweep, start)
 
     def _selected(
         self, policy: Policy, indices: NDArray[np.int64], rng: np.random.Generator
@@ -302,14 +302,20 @@ class Plan:
             sizes=counts,
             expected=self.table.expected(records, counts),
             pass_number=pass_number,
-            fill=self._order(0, self.table.num_samples)[np.arange(missing) % self.table.num_samples]
-            if missing
-            else None,
+            fill=self._fillers(missing) if missing else None,
             weights=None if weights is None else weights[order],
             records=None if policy.selects else records,
         )
 
-    def _generator(self, *key: int) -> np.random.Generator:
+    def _fillers(self, count: int) -> NDArray[np.int64]:
+        """The first samples of the pass, over again where there are not enough."""
+        first = self._order(0, min(count, self.table.num_samples))
+        return np.resize(first, count)
+
+    def _generator(self, policy: Policy, *key: int) -> np.random.Generator:
+        """The policy's generator; any will do where it uses none."""
+        if not policy.is_random:
+            return _SPARE_GENERATOR
         return np.random.Generator(np.random.SFC64(np.random.SeedSequence([self.seed, *key])))
 
     def _candidates(self, indices: NDArray[np.int64], records: NDArray[Any]) -> Candidates:
@@ -319,7 +325,7 @@ class Plan:
             records["last"],
             records["mean"],
             records["usage_count"].astype(np.int64),
-            np.zeros(len(indices), np.int64) if self.table.group_labels is None else records["group"].astype(np.int64),
+            None if self.table.group_labels is None else records["group"].astype(np.int64),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -365,5 +371,6 @@ class Plan:
         self._waiting = deque(self._open[chunk].batch(slot) for chunk, slot in state["waiting"])
 
 
+_SPARE_GENERATOR = np.random.default_rng(0)
 _new_tuple = tuple.__new__
 _NOBODY = np.empty(0, np.int64)

@@ -269,7 +269,9 @@ class SampleTable:
         else:
             observed = np.repeat(means.astype(np.float32), sizes)
             records["loss"] = self._divided(records["loss"], seen, means, sizes, trend)
-        uses += uses < MOST_USES
+        uses += np.uint16(1)
+        if not uses.all():
+            uses[uses == 0] = MOST_USES
         count = uses.astype(np.float32)
         if sizes is None:
             alpha = 0.5 if self.alpha is None else self.alpha

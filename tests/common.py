@@ -80,6 +80,8 @@ def report(plan, batch, losses, part_size=None):
     """Report losses of single samples as batch mean (None), as they are (1), or as means of parts; the trend it had."""
     if part_size is None:
         loss = float(np.mean(losses))
+    elif part_size == 1:
+        loss = losses
     else:
         loss = np.array([losses[start : start + part_size].mean() for start in range(0, len(losses), part_size)])
     table, reading = plan.table, read_loss(loss, len(losses), part_size)
@@ -116,7 +118,7 @@ def candidates(loss, *, usage_count=None, group=None):
     count = len(loss)
     loss = np.asarray(loss, np.float32)
     usage_count = np.ones(count, np.int64) if usage_count is None else np.asarray(usage_count, np.int64)
-    group = np.zeros(count, np.int64) if group is None else np.asarray(group, np.int64)
+    group = None if group is None else np.asarray(group, np.int64)
     return Candidates(np.arange(count), loss, loss, loss, usage_count, group)
 
 

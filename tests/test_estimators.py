@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnit_r8.estimators import FACTOR_RANGE, SHARE_RANGE, additive, moving_average, offset, part_means, relative
+from learnit_r8.estimators import (
+    FACTOR_RANGE,
+    SHARE_RANGE,
+    additive,
+    leak_of,
+    moving_average,
+    offset,
+    part_means,
+    relative,
+)
 
 ONE_PART = np.array([4])
 
@@ -98,18 +107,20 @@ def test_additive_moves_the_mean_by_alpha(example, alpha):
 
 def test_relative_by_hand():
     """Shares 1 and 3 predict twice the trend; four times the trend doubles them."""
-    assert relative(f32(1, 3), f64(4), f64(1), np.array([2])).tolist() == [2.0, 6.0]
+    assert relative(f32(1, 3), f64(4), f64(1), np.array([2]), leak=0).tolist() == [2.0, 6.0]
 
 
 def test_relative_divides_by_the_trend():
     """A batch exactly as bad as its shares predict changes nothing, however far the loss has fallen."""
-    assert relative(f32(0.5, 1.5), f64(0.25), f64(0.25), np.array([2])).tolist() == [0.5, 1.5]
+    assert relative(f32(0.5, 1.5), f64(0.25), f64(0.25), np.array([2]), leak=0).tolist() == [0.5, 1.5]
 
 
 @pytest.mark.parametrize(("mean", "factor"), [(1e9, FACTOR_RANGE[1]), (1e-9, FACTOR_RANGE[0])])
 def test_relative_bounds_one_correction(mean, factor):
     """One freak batch moves a share at most tenfold."""
-    np.testing.assert_allclose(relative(f32(1, 1), f64(mean), f64(1), np.array([2])), [factor, factor], rtol=1e-6)
+    np.testing.assert_allclose(
+        relative(f32(1, 1), f64(mean), f64(1), np.array([2]), leak=0), [factor, factor], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(("mean", "bound"), [(1e9, SHARE_RANGE[1]), (1e-9, SHARE_RANGE[0])])
@@ -117,7 +128,7 @@ def test_relative_bounds_the_shares(mean, bound):
     """However often, a share stays in [1e-4, 50]."""
     share = f32(1, 1)
     for _ in range(9):
-        share = relative(share, f64(mean), f64(1), np.array([2]))
+        share = relative(share, f64(mean), f64(1), np.array([2]), leak=0)
 
     assert share.tolist() == [np.float32(bound)] * 2
 
@@ -127,7 +138,7 @@ def test_relative_predicts_what_it_saw(example, trend):
     """After an unbounded correction the shares of a part predict what was observed."""
     share, sizes, means = example
     trends = np.full(len(sizes), trend)
-    moved = relative(share, means, trends, sizes)
+    moved = relative(share, means, trends, sizes, leak=0)
     factor = means / trend / part_means(share, sizes)
     free = (factor > FACTOR_RANGE[0]) & (factor < FACTOR_RANGE[1])
     free &= np.maximum.reduceat(moved, np.cumsum(sizes) - sizes) < SHARE_RANGE[1]
@@ -137,7 +148,20 @@ def test_relative_predicts_what_it_saw(example, trend):
 
 def test_relative_survives_a_trend_of_zero():
     """A trend of zero gives the largest correction, not a division by zero."""
-    assert relative(f32(1, 1), f64(1), f64(0), np.array([2])).tolist() == [10.0, 10.0]
+    assert relative(f32(1, 1), f64(1), f64(0), np.array([2]), leak=0).tolist() == [10.0, 10.0]
+
+
+def test_relative_leaks_towards_the_trend():
+    """First every share moves the leak of the way to 1: a quarter takes shares 5 and 1 to 4 and 1."""
+    assert relative(f32(5, 1), f64(5), f64(1), np.array([2]), leak=0.25).tolist() == [8.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("part_size", "leak"), [(1, 1 / 1600), (8, 0.005), (12, 0.0075), (32, 0.0075), (10_000, 0.0075)]
+)
+def test_leak(part_size, leak):
+    """Small parts, which tell more, leak less."""
+    assert leak_of(part_size) == leak
 
 
 def test_offset_by_hand():

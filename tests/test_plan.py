@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learnit_r8 import Policy, SampleTable
+from learnit_r8.estimators import leak_of
 from learnit_r8.plan import Plan
 from learnit_r8.policies import Balanced, Shuffle, Steady, get_policy
 
@@ -22,8 +23,8 @@ from learnit_r8.policies import Balanced, Shuffle, Steady, get_policy
 class SlowTable:
     """What the table must know, written out sample by sample and step by step in float64."""
 
-    def __init__(self, num_samples, estimator, alpha):
-        self.estimator, self.alpha = estimator, alpha
+    def __init__(self, num_samples, batch_size, estimator, alpha):
+        self.batch_size, self.estimator, self.alpha = batch_size, estimator, alpha
         self.value = np.zeros(num_samples)
         self.last, self.mean = np.full(num_samples, np.nan), np.zeros(num_samples)
         self.uses = np.zeros(num_samples, int)
@@ -31,7 +32,7 @@ class SlowTable:
 
     def learn(self, members, means, part_size, trend, trend_before):
         """One report; ``trend`` as `observe` returned it, ``trend_before`` what the table showed before."""
-        if part_size != 1 and self.estimator == "relative" and min(means) <= 0 and not self.offsets:
+        if part_size != 1 and self.estimator == "relative" and min(means) < 0 and not self.offsets:
             seen = self.uses > 0
             self.value[seen] = (self.value[seen] - 1) * trend_before
             self.offsets = True
@@ -56,6 +57,7 @@ class SlowTable:
         if self.offsets:
             return old + (mean - trend) - old.mean()
         share = np.where(seen, old, 1.0)
+        share = share + leak_of(part_size or self.batch_size) * (1 - share)
         return np.clip(share * min(max(mean / trend / share.mean(), 0.1), 10), 1e-4, 50)
 
     def loss(self, trend, part_size):
@@ -76,20 +78,18 @@ class SlowTable:
     seed=st.integers(0, 999),
 )
 def test_equals_learning_step_by_step(size, part_size, estimator, alpha, falls_below_zero, last_batch, seed):
-    """Chunks learn what a slow table learns step by step: any order of reports, some refused, some given up, read often."""
+    """Chunks learn what a slow table learns step by step, in any order, with batches refused, given up, and reads."""
     num_samples, batch_size = size
     table, plan = build(*size, Balanced(), seed=seed, last_batch=last_batch, estimator=estimator, alpha=alpha)
-    slow, rng = SlowTable(num_samples, estimator, alpha), np.random.Generator(np.random.SFC64(seed))
+    slow, rng = SlowTable(*size, estimator, alpha), np.random.Generator(np.random.SFC64(seed))
     kind = 1 if batch_size == 1 else part_size
     reports = 0
     for number in range(3):
         plan.start_pass(number, number / 3)
-        out, left, members_left = [], plan.steps_per_pass, num_samples
+        out, left = [], plan.steps_per_pass
         while left or out:
             if left and (not out or (len(out) < 4 and rng.random() < 0.5)):
                 batch = plan.draw()
-                again = any(batch.indices is other for other, _ in out)
-                assert not again
                 members = batch.indices[: min(batch_size, num_samples - batch.slot * batch_size)].copy()
                 out.append((batch, members))
                 left -= 1
@@ -108,7 +108,6 @@ def test_equals_learning_step_by_step(size, part_size, estimator, alpha, falls_b
                 reports += 1
             if what > 0.9:
                 assert len(table.loss) == num_samples
-        assert members_left == num_samples
 
     tolerance = {"rtol": 2e-4, "atol": 2e-4}
     np.testing.assert_array_equal(table.usage_count, slow.uses)
@@ -302,7 +301,7 @@ def test_outside_batches_are_no_part_of_the_pass():
 
 def test_outside_batches_are_steady():
     """The steady policy draws from the lowest quarter, another batch each time."""
-    table, plan = build(400, 8, Shuffle())
+    _, plan = build(400, 8, Shuffle())
     run_pass(plan, 0, losses=lambda indices, _: 1.0 + indices)
     drawn = [plan.draw_outside(Steady()).indices for _ in range(4)]
 

@@ -340,6 +340,30 @@ def test_raising_save_callback_lets_the_run_go_on(tmp_path):
     assert (r8.global_step, list(tmp_path.iterdir())) == (3, [])
 
 
+def test_loaded_checkpoint_ends_older_backups(tmp_path):
+    """After load_checkpoint() no refused loss goes back to a backup of the steps that were left behind."""
+    model = Weights()
+    r8 = make(
+        num_epochs=9,
+        checkpoint_dir=tmp_path,
+        checkpoint_every=99,
+        backup_every=1,
+        save_callback=model.save,
+        load_callback=model.load,
+        state_callback=model.get,
+    )
+    advance_to(r8, 1)
+    model.values = np.ones(2)
+    r8.save_checkpoint()
+    advance_to(r8, 4)
+    model.values = np.full(2, 4.0)
+    advance_to(r8, 6)
+    r8.load_checkpoint()
+    r8.report(r8.draw(), NAN)
+
+    assert model.values.tolist() == [1, 1]
+
+
 def test_load_checkpoint_takes_a_path(tmp_path):
     """A checkpoint can be loaded by name, also by a scheduler that has no folder."""
     r8 = make(checkpoint_dir=tmp_path, checkpoint_every=2)

@@ -21,7 +21,7 @@ class Candidates(NamedTuple):
         last: float32[C], last observation; means nothing where never seen.
         mean: float32[C], mean of the observations; means nothing where never seen.
         usage_count: int64[C], times learned from.
-        group: int64[C], code of the user's label; 0 without groups.
+        group: int64[C], code of the user's label; None without groups.
     """
 
     indices: Order
@@ -29,11 +29,11 @@ class Candidates(NamedTuple):
     last: NDArray[np.float32]
     mean: NDArray[np.float32]
     usage_count: NDArray[np.int64]
-    group: NDArray[np.int64]
+    group: NDArray[np.int64] | None
 
     def subset(self, rows: NDArray[Any]) -> Candidates:
         """The candidates at some positions: a boolean mask or integers."""
-        return Candidates(*(field[rows] for field in self))
+        return Candidates(*(None if field is None else field[rows] for field in self))  # type: ignore[arg-type]
 
 
 class Context(NamedTuple):
@@ -58,6 +58,8 @@ class Policy:
     name = "shuffle"
     selects = False
     """Whether `select` may leave samples out; the pass then sweeps over the data until its batches are full."""
+    is_random = True
+    """Whether `rng` is used. Making a generator costs as much as planning a thousand samples."""
 
     def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
         """Choose the samples of a chunk to visit.

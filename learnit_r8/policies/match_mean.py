@@ -48,6 +48,10 @@ class MatchMean(Policy):
     def selects(self) -> bool:  # type: ignore[override]
         return self.inner.selects
 
+    @property
+    def is_random(self) -> bool:  # type: ignore[override]
+        return self.inner.is_random
+
     def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
         return self.inner.select(chunk, context, rng)
 

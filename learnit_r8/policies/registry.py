@@ -55,6 +55,10 @@ class _Checked(Policy):
     def selects(self) -> bool:  # type: ignore[override]
         return self.inner.selects
 
+    @property
+    def is_random(self) -> bool:  # type: ignore[override]
+        return self.inner.is_random
+
     def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
         count = len(chunk.indices)
         keep, weights = self.inner.select(chunk, context, rng)

@@ -12,3 +12,4 @@ class Shuffle(Policy):
     """Every sample once a pass in random order: what a plain shuffle does. The baseline."""
 
     name = "shuffle"
+    is_random = False

@@ -20,6 +20,7 @@ class Steady(Policy):
     """
 
     name = "steady"
+    is_random = False
     selects = True
 
     def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
