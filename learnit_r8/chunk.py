@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from .table import EXACT, WHOLE_BATCH, SampleTable
 
-UNDRAWN, OUT, REPORTED, SETTLED, WAITING, OUT_AGAIN = range(6)
-"""States of a batch: OUT with the user; REPORTED and not yet in the table; SETTLED: in the table, refused or given
-up; WAITING: abandoned once, to be drawn again; OUT_AGAIN: with the user for the second time."""
+OPEN, REPORTED, SETTLED, WAITING, OUT_AGAIN = range(5)
+"""States of a batch: OPEN: not drawn, or with the user; REPORTED and not yet in the table; SETTLED: in the table,
+refused or given up; WAITING: abandoned once, to be drawn again; OUT_AGAIN: with the user for the second time."""
 
 
 class Chunk:
@@ -37,7 +37,6 @@ class Chunk:
         reports: For each batch, once it is REPORTED, a float or the float64[P] of its consecutive parts.
         trends: For each batch, once it is REPORTED, what `SampleTable.observe` returned for it.
         drawn: Batches handed out so far.
-        unsettled: Batches neither settled nor reported.
     """
 
     def __init__(
@@ -59,7 +58,6 @@ class Chunk:
         self.weights = weights
         self.states = bytearray(len(expected))
         self.drawn = 0
-        self.unsettled = len(expected)
         self._table = table
         self._records = records
         full = len(self.handed) // table.batch_size * table.batch_size
@@ -85,7 +83,11 @@ class Chunk:
     def settle(self, slot: int) -> None:
         """Close a batch that was drawn and will not be learned from."""
         self.states[slot] = SETTLED
-        self.unsettled -= 1
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every batch is reported or settled."""
+        return self.states.count(REPORTED) + self.states.count(SETTLED) == len(self.states)
 
     def drop_undrawn(self) -> None:
         """Close the batches that were not drawn."""
@@ -95,7 +97,7 @@ class Chunk:
 
     def batches_out(self) -> list[Batch]:
         """The batches that are with the user."""
-        return [self.batch(slot) for slot, state in enumerate(self.states) if state in (OUT, OUT_AGAIN)]
+        return [batch for batch in map(self.batch, range(self.drawn)) if batch.is_out]
 
     def forget_records(self) -> None:
         """Read the records again in `learn`, because somebody else may change them before."""
@@ -104,7 +106,6 @@ class Chunk:
     def give_up(self) -> None:
         """Close every batch, so that nothing of the chunk can be reported any more."""
         self.states[:] = bytes([SETTLED]) * len(self.states)
-        self.unsettled = 0
 
     def learn(self) -> None:
         """Write the reports that the table does not know yet to it."""
@@ -174,7 +175,6 @@ class Chunk:
         chunk.handed[:] = handed
         chunk.states = bytearray(np.asarray(state["states"], np.uint8).tobytes())
         chunk.drawn = int(state["drawn"])
-        chunk.unsettled = sum(state not in (REPORTED, SETTLED) for state in chunk.states)
         for slot, means in enumerate(np.split(np.asarray(state["means"]), np.cumsum(state["lengths"])[:-1])):
             chunk.reports[slot] = float(means[0]) if isinstance(chunk.reports, array) else means
         chunk.trends = array("d", state["trends"])
@@ -191,7 +191,8 @@ class Batch(NamedTuple):
     @property
     def is_out(self) -> bool:
         """Whether it is with the user: drawn, and neither reported nor given up."""
-        return self.chunk.states[self.slot] in (OUT, OUT_AGAIN)
+        state = self.chunk.states[self.slot]
+        return state == OUT_AGAIN or (state == OPEN and self.slot < self.chunk.drawn)
 
     @property
     def expected(self) -> float:

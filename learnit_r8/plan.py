@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .chunk import OUT, OUT_AGAIN, REPORTED, WAITING, Batch, Chunk
+from .chunk import OPEN, OUT_AGAIN, REPORTED, WAITING, Batch, Chunk
 from .order import Permutation
 from .policies import SHUFFLE, Candidates, Context, Policy
 from .table import SampleTable
@@ -133,7 +133,6 @@ class Plan:
         if slot == self._limit or self._returned:
             return self._draw_elsewhere()
         chunk.drawn = slot + 1
-        chunk.states[slot] = OUT
         # The constructor of a named tuple is a Python function; this is not.
         return _new_tuple(Batch, (chunk, slot, chunk.views[slot]))
 
@@ -164,6 +163,7 @@ class Plan:
         """A batch from a random part of the data, outside the pass; None where the policy keeps too few samples."""
         if self._returned:
             return self._returned.popleft()
+        self._close_settled()
         self.flush()
         self._num_outside += 1
         size = min(self._chunk_size, self.table.num_samples)
@@ -178,12 +178,12 @@ class Plan:
         for chunk in self._open:
             chunk.forget_records()
         chunk = self._arranged(SHUFFLE, chosen.indices[first], None, rng, -1)
-        chunk.drawn, chunk.states[0] = 1, OUT
+        chunk.drawn = 1
         self._open.append(chunk)
         return chunk.batch(0)
 
     def report(self, batch: Batch, means: float | NDArray[np.float64], trend: float) -> None:
-        """Note the loss of a batch that is out; the table learns it when the chunk closes.
+        """Note the loss of a batch that is out; the table learns it before its samples are planned again.
 
         Args:
             batch: As drawn.
@@ -194,15 +194,10 @@ class Plan:
         chunk.reports[slot] = means
         chunk.trends[slot] = trend
         chunk.states[slot] = REPORTED
-        chunk.unsettled -= 1
-        if not chunk.unsettled:
-            self._close_settled()
 
     def settle(self, batch: Batch) -> None:
         """Close a batch that is out without learning from it."""
         batch.chunk.settle(batch.slot)
-        if not batch.chunk.unsettled:
-            self._close_settled()
 
     def abandon(self, batch: Batch) -> bool:
         """Take back a batch that will not be reported.
@@ -212,7 +207,7 @@ class Plan:
         """
         self.abandoned += 1
         chunk, slot, _ = batch
-        if chunk.states[slot] == OUT and chunk.pass_number == self.pass_number:
+        if chunk.states[slot] == OPEN and chunk.pass_number == self.pass_number:
             chunk.states[slot] = WAITING
             self._waiting.append(batch)
             return True
@@ -226,7 +221,7 @@ class Plan:
             chunk.learn()
 
     def _close_settled(self) -> None:
-        for chunk in [chunk for chunk in self._open if not chunk.unsettled]:
+        for chunk in [chunk for chunk in self._open if chunk.is_settled]:
             chunk.learn()
             self._open.remove(chunk)
 

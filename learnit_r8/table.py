@@ -85,6 +85,7 @@ class SampleTable:
         self._trend_weight = 2 / (num_samples / (2 * batch_size) + 1)
         self._num_untrained = max(2, -(-num_samples // (20 * batch_size)))
         self._num_early = max(self._num_untrained, math.ceil(1 / self._trend_weight))
+        self._num_seen = 0
         self._records = np.zeros(num_samples, RECORD)
         self._words = self._records.view(np.complex128)
         self.group_labels: NDArray[Any] | None = None
@@ -161,8 +162,9 @@ class SampleTable:
         if self._detrends:
             trend = np.float32(self.trend)
             values = values + trend if self._offsets else values * trend
-        uses = records["usage_count"]
-        return values if uses.all() else np.where(uses > 0, values, np.float32("nan"))
+        if self._num_seen == self.num_samples:
+            return values
+        return np.where(records["usage_count"] > 0, values, np.float32("nan"))
 
     @property
     def _detrends(self) -> bool:
@@ -226,12 +228,12 @@ class SampleTable:
             P floats, for `with_trend`; NaN where no sample was seen.
         """
         values = records["loss"]
-        uses = records["usage_count"]
-        if uses.all():
+        if self._num_seen == self.num_samples:
             seen_by_all: list[float] = estimators.part_means(values, sizes).tolist()
             return seen_by_all
-        known = estimators.part_means((uses > 0).astype(np.float32), sizes)
-        total = estimators.part_means(np.where(uses > 0, values, np.float32(0)), sizes)
+        seen = records["usage_count"] > 0
+        known = estimators.part_means(seen.astype(np.float32), sizes)
+        total = estimators.part_means(np.where(seen, values, np.float32(0)), sizes)
         expected: list[float] = np.divide(total, known, out=np.full(len(sizes), math.nan), where=known > 0).tolist()
         return expected
 
@@ -263,7 +265,10 @@ class SampleTable:
             # One sample's loss may overflow float32 where the mean of its batch does not.
             means = np.clip(means, -LARGEST_LOSS, LARGEST_LOSS)
         uses = records["usage_count"]
-        seen = uses > 0
+        seen = None
+        if self._num_seen < self.num_samples:
+            seen = uses > 0
+            self._num_seen += len(seen) - int(np.count_nonzero(seen))
         if sizes is None:
             observed = means.astype(np.float32)
         else:
@@ -283,18 +288,18 @@ class SampleTable:
     def _divided(
         self,
         estimate: NDArray[np.float32],
-        seen: NDArray[np.bool_],
+        seen: NDArray[np.bool_] | None,
         means: NDArray[np.float64],
         sizes: NDArray[np.int64],
         trend: NDArray[np.float64],
     ) -> NDArray[np.float32]:
         if self.estimator == "additive":
-            return estimators.additive(
-                estimate, seen, means, sizes, ESTIMATORS["additive"] if self.alpha is None else self.alpha
-            )
+            alpha = ESTIMATORS["additive"] if self.alpha is None else self.alpha
+            known = np.ones(len(estimate), bool) if seen is None else seen
+            return estimators.additive(estimate, known, means, sizes, alpha)
         if self._offsets:
             return estimators.offset(estimate, means, trend, sizes)
-        share = estimate if seen.all() else np.where(seen, estimate, np.float32(1))
+        share = estimate if seen is None else np.where(seen, estimate, np.float32(1))
         leak = estimators.leak_of(self.part_size or self.batch_size)
         return estimators.relative(share, means, trend, sizes, leak=leak)
 
@@ -362,6 +367,7 @@ class SampleTable:
         """Take over what `state_dict` returned; groups and names stay those of this table."""
         for name in _FIELDS:
             self._records[name] = state[name]
+        self._num_seen = int(np.count_nonzero(self._records["usage_count"]))
         for name in _NUMBERS:
             setattr(self, name, state["numbers"][name])
 

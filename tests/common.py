@@ -102,6 +102,13 @@ def run_pass(plan, number, *, part_size=1, losses=true_losses):
     return drawn
 
 
+def catalogued(num_samples, batch_size, policy, part_size=1):
+    """A table and its plan after the first pass."""
+    table, plan = build(num_samples, batch_size, policy)
+    run_pass(plan, 0, part_size=part_size)
+    return table, plan
+
+
 def saved(plan):
     """The states of table and plan, through the bytes of a checkpoint file."""
     return decode(encode({"table": plan.table.state_dict(), "plan": plan.state_dict()}))
@@ -156,7 +163,8 @@ class Loop:
         self.make, self.part_size, self.lowest = make, part_size, lowest
         self.table, self.plan = make()
         self.out, self.log = [], []
-        self.steps = self.reports = 0
+        self.reports = 0
+        self.steps = (self.plan.pass_number + 1) * self.plan.steps_per_pass
 
     def act(self, action, choice):
         if action == "read":
@@ -169,7 +177,7 @@ class Loop:
             batch = self.out.pop(choice % len(self.out))
             if action == "report":
                 self._report(batch)
-            elif action == "refuse":
+            elif action == "refuse" or batch.chunk.pass_number < 0:
                 self.plan.settle(batch)
             else:
                 self.steps -= self.plan.abandon(batch)
@@ -243,11 +251,11 @@ class PolicySuite:
     def test_leaves_the_chunk_alone(self, policy, kind):
         """A policy changes nothing of the chunk it is shown."""
         chunk = candidates(random_losses(kind, 50, 1), usage_count=np.arange(50) % 3)
-        before = [field.tobytes() for field in chunk]
+        before = repr(list(chunk))
         policy.select(chunk, Context(0.5, 1, 8, 2.0), generator())
         policy.arrange(chunk, 8, generator())
 
-        assert [field.tobytes() for field in chunk] == before
+        assert repr(list(chunk)) == before
 
     @pytest.mark.parametrize("policy", POLICIES)
     @pytest.mark.parametrize("last_batch", LAST_BATCH)
@@ -356,7 +364,7 @@ class PolicySuite:
     )
     def test_selection_resumes_anywhere(self, policy, script, size, part_size):
         """Resuming is exact for policies that sweep more than once in a pass, too."""
-        check_resume(lambda: build(*size, policy), script, part_size)
+        check_resume(lambda: catalogued(*size, policy, part_size), script, part_size)
 
 
 def check_coverage(policy, size, seed, last_batch, *, number):

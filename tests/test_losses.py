@@ -113,7 +113,7 @@ def test_caller_keeps_the_array():
         np.complex64(1),
         True,
         np.bool_(False),
-        object(),
+        ...,
         {},
         {"loss": 1.0},
         Decimal(1),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from common import EVERYTHING, Loop, build, fingerprint, load, report, run_pass, saved, scripts, true_losses
+from common import EVERYTHING, Loop, build, catalogued, fingerprint, load, report, run_pass, saved, scripts, true_losses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -122,20 +122,20 @@ def test_equals_learning_step_by_step(size, part_size, estimator, alpha, falls_b
 @given(script=scripts, size=st.tuples(st.integers(1, 40), st.integers(1, 9)), lowest=st.sampled_from([0.0, 0.4]))
 def test_reading_changes_nothing(policy, part_size, script, size, lowest):
     """Reading the table, at any time and however often, changes neither batches nor table."""
-    check_reading(policy, part_size, script, size, lowest)
+    check_reading(lambda: build(*size, policy), part_size, script, lowest)
 
 
 @pytest.mark.parametrize("policy", [Steady()], ids=["steady"])
 @given(script=scripts, size=st.tuples(st.integers(1, 40), st.integers(1, 9)))
 def test_reading_changes_nothing_between_sweeps(policy, script, size):
     """Reading changes nothing for a policy that sweeps more than once in a pass, either."""
-    check_reading(policy, 1, script, size, 0.0)
+    check_reading(lambda: catalogued(*size, policy), 1, script)
 
 
-def check_reading(policy, part_size, script, size, lowest):
+def check_reading(make, part_size, script, lowest=0.0):
     ends = []
     for reads in (False, True):
-        loop = Loop(lambda: build(*size, policy), part_size, lowest)
+        loop = Loop(make, part_size, lowest)
         for action in script:
             if action[0] != "read":
                 loop.act(*action)

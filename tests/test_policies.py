@@ -202,14 +202,16 @@ def test_infinite_and_zero_losses_rank(policy):
 @pytest.mark.parametrize("count", [5, 6, 7, 9, 31])
 def test_remainder_is_random(count):
     """What does not fill the strata comes from every quartile equally often: no part of the data always comes last."""
-    loss, remainder, keys = np.arange(count, dtype=np.float32), count % 4, 1200
+    remainder, keys = count % 4, 1200
     tallies = np.zeros(4)
     for seed in range(keys):
-        order = Balanced().arrange(candidates(loss), 4, generator(seed))
+        indices = generator(seed).permutation(10_000)[:count]
+        loss = indices.astype(np.float32)
+        order = Balanced().arrange(candidates(loss)._replace(indices=indices), 4, generator(seed))
         whole = order[: count - remainder].reshape(-1, 4)
         # The stratum of a place is its column; the last row goes on with the same columns.
-        columns = np.argsort(loss[whole].mean(axis=0))
-        tallies[np.argsort(columns)[:remainder]] += 1
+        strata_by_loss = np.argsort(loss[whole].mean(axis=0))
+        tallies[np.argsort(strata_by_loss)[:remainder]] += 1
     wanted = keys * remainder / 4
 
     assert np.abs(tallies - wanted).max() < 5 * math.sqrt(keys * remainder / 4 * (1 - remainder / 4))
@@ -421,6 +423,21 @@ def test_checks_subclasses_of_our_policies():
 
     with pytest.raises(ValueError, match=r"policy.arrange must return a permutation of range\(4\)"):
         get_policy(Cut()).arrange(candidates(np.ones(4)), 2, generator())
+
+
+def test_derived_policy_has_its_own_generator():
+    """A user's policy that is derived from one of ours may draw random numbers: the same for the same seed."""
+
+    class Mixed(Balanced):
+        def arrange(self, chunk, batch_size, rng):
+            return rng.permutation(super().arrange(chunk, batch_size, rng))
+
+    runs = []
+    for _ in range(2):
+        _, plan = build(60, 8, get_policy(Mixed()))
+        runs.append([batch.tolist() for number in range(3) for batch in run_pass(plan, number)])
+
+    assert runs[0] == runs[1]
 
 
 def test_selection_is_not_ignored():

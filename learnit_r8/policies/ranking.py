@@ -54,7 +54,7 @@ def usage_first(usage_count: NDArray[np.int64], positions: NDArray[np.int32]) ->
 
 def positions_of(keys: NDArray[np.signedinteger[Any]]) -> Order:
     """int64, the positions in the lower 32 bits of keys."""
-    positions: Order = keys.astype(np.int32).astype(np.int64)
+    positions: Order = keys.astype(np.int32, copy=False).astype(np.int64)
     return positions
 
 
