@@ -26,6 +26,8 @@ class Chunk:
         sizes: int64, samples of each batch, their sum M.
         expected: Mean estimate of each batch when it was planned, for `SampleTable.with_trend`.
         pass_number: The pass it belongs to, or -1 for batches outside any pass.
+        sweep: Number of the sweep it belongs to, counted over the run: chunks of the same sweep share no sample.
+            -1 outside any pass.
         fill: int64[F], samples that only fill up the last batch and are not learned from.
         weights: float32[M], what to multiply each sample's loss by, or None.
         records: The members' records, as long as nobody else can change them; spares `learn` a second look.
@@ -47,6 +49,7 @@ class Chunk:
         sizes: NDArray[np.int64],
         expected: list[float],
         pass_number: int,
+        sweep: int,
         fill: NDArray[np.int64] | None = None,
         weights: NDArray[np.float32] | None = None,
         records: NDArray[Any] | None = None,
@@ -55,6 +58,7 @@ class Chunk:
         self.handed = members.copy() if fill is None else np.concatenate([members, fill])
         self.expected = expected
         self.pass_number = pass_number
+        self.sweep = sweep
         self.weights = weights
         self.states = bytearray(len(expected))
         self.drawn = 0
@@ -152,6 +156,7 @@ class Chunk:
             "sizes": self._sizes.copy(),
             "expected": np.array(self.expected),
             "pass_number": self.pass_number,
+            "sweep": self.sweep,
             "states": np.frombuffer(self.states, np.uint8).copy(),
             "drawn": self.drawn,
             "means": np.concatenate([np.atleast_1d(means) for means in self.reports]),
@@ -170,6 +175,7 @@ class Chunk:
             sizes=np.array(state["sizes"], np.int64),
             expected=[float(value) for value in state["expected"]],
             pass_number=int(state["pass_number"]),
+            sweep=int(state["sweep"]),
             weights=None if state["weights"] is None else np.array(state["weights"], np.float32),
         )
         chunk.handed[:] = handed

@@ -70,7 +70,7 @@ class Plan:
         batches = -(-size // batch)
         wanted = min(max(CHUNK_SAMPLES, CHUNK_BATCHES * batch), max(MOST_SAMPLES, batch))
         self._chunk_size = -(-batches // max(1, round(size / wanted))) * batch
-        self._no_chunk = Chunk(_NOBODY, table, sizes=_NOBODY, expected=[], pass_number=-1)
+        self._no_chunk = Chunk(_NOBODY, table, sizes=_NOBODY, expected=[], pass_number=-1, sweep=-1)
         self._forget()
         table.sync = self.flush
 
@@ -83,7 +83,7 @@ class Plan:
         self._waiting: deque[Batch] = deque()
         self._drawn_before = 0
         self._num_outside = 0
-        self._sweep = 0
+        self._sweep = -1
         self._rank = self.table.num_samples
         self._carried = _NOBODY
         self._carried_weights: NDArray[np.float32] | None = None
@@ -102,7 +102,6 @@ class Plan:
             number: 0 for the cataloguing pass, which takes every sample in random order.
             progress: Finished share of the budget, for the policy.
         """
-        self.flush()
         self._leave_chunk()
         if self.pass_number >= 0:
             self.displaced += self.steps_per_pass - self._drawn_before
@@ -111,16 +110,23 @@ class Plan:
         self._waiting.clear()
         self._context = Context(progress, number, self.table.batch_size, self.table.untrained_loss)
         self._drawn_before = 0
-        self._start_sweep(0)
+        self._start_sweep()
 
-    def _start_sweep(self, sweep: int) -> None:
-        self._sweep = sweep
+    def _start_sweep(self) -> None:
+        """Begin another run through the data; the chunks before may share samples with those to come."""
+        self.flush()
+        self._forget_records()
+        self._sweep += 1
         self._rank = 0
         self._carried, self._carried_weights = _NOBODY, None
         self._order = self._permutation()
 
     def _permutation(self) -> Permutation:
-        return Permutation(self.table.num_samples, [self.seed, _PASS, max(0, self.pass_number), self._sweep])
+        return Permutation(self.table.num_samples, [self.seed, _PASS, max(0, self._sweep)])
+
+    def _forget_records(self) -> None:
+        for chunk in self._open:
+            chunk.forget_records()
 
     def draw(self) -> Batch:
         """The next batch of the pass.
@@ -175,8 +181,6 @@ class Plan:
             return None
         chosen = candidates.subset(keep)
         first = policy.arrange(chosen, self.table.batch_size, rng)[: self._full]
-        for chunk in self._open:
-            chunk.forget_records()
         chunk = self._arranged(SHUFFLE, chosen.indices[first], None, rng, -1)
         chunk.drawn = 1
         self._open.append(chunk)
@@ -191,9 +195,16 @@ class Plan:
             trend: What `SampleTable.observe` returned for it.
         """
         chunk, slot, _ = batch
+        late = chunk.sweep != self._sweep
+        if late:
+            # It may share samples with reports still held back, and reports count in the order they come.
+            self.flush()
+            self._forget_records()
         chunk.reports[slot] = means
         chunk.trends[slot] = trend
         chunk.states[slot] = REPORTED
+        if late:
+            chunk.learn()
 
     def settle(self, batch: Batch) -> None:
         """Close a batch that is out without learning from it."""
@@ -247,7 +258,7 @@ class Plan:
                 if is_second_sweep:
                     raise RuntimeError(f"policy must keep some of the {self._rank} samples, got none from {policy!r}.")
                 is_second_sweep = True
-                self._start_sweep(self._sweep + 1)
+                self._start_sweep()
             fresh, rng = self._next_samples(policy)
             members, weights = self._selected(policy, fresh, rng)
             whole = len(members) // self._full * self._full
@@ -262,7 +273,7 @@ class Plan:
         """The samples of the next chunk of the sweep in random order, and the chunk's generator."""
         start = self._rank
         self._rank = min(start + self._chunk_size, self.table.num_samples)
-        return self._order(start, self._rank), self._generator(policy, _POLICY, self.pass_number, self._sweep, start)
+        return self._order(start, self._rank), self._generator(policy, _POLICY, self._sweep, start)
 
     def _selected(
         self, policy: Policy, indices: NDArray[np.int64], rng: np.random.Generator
@@ -297,9 +308,10 @@ class Plan:
             sizes=counts,
             expected=self.table.expected(records, counts),
             pass_number=pass_number,
+            sweep=self._sweep if pass_number >= 0 else -1,
             fill=self._fillers(missing) if missing else None,
             weights=None if weights is None else weights[order],
-            records=None if policy.selects else records,
+            records=records if pass_number >= 0 else None,
         )
 
     def _fillers(self, count: int) -> NDArray[np.int64]:
@@ -351,8 +363,8 @@ class Plan:
         self._forget()
         progress, number, batch_size, untrained_loss = state["context"]
         self._context = Context(progress, number, batch_size, untrained_loss)
-        self._start_sweep(state["sweep"])
-        self._rank = state["rank"]
+        self._sweep, self._rank = state["sweep"], state["rank"]
+        self._order = self._permutation()
         self._drawn_before, self._limit = state["drawn_before"], state["limit"]
         self._num_outside = state["num_outside"]
         self.displaced, self.abandoned = state["displaced"], state["abandoned"]

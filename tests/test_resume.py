@@ -322,6 +322,31 @@ def test_abandoned_batches_survive_a_resume():
     assert resumed.table.usage_count.tolist() == [2] * 20
 
 
+@pytest.mark.parametrize("kind", ["mean", "vector", "parts"])
+@pytest.mark.parametrize("look", ["table", "state", "summary"])
+def test_looking_changes_nothing(look, kind):
+    """Reading the table, the state or the summary at every step changes no batch and no estimate, also in recovery."""
+    looks = {
+        "table": lambda r8: r8.table.loss,
+        "state": lambda r8: r8.state_dict(),
+        "summary": lambda r8: r8.summary(),
+    }
+    runs = []
+    for is_looking in (False, True):
+        r8 = make(64, num_epochs=3, recovery=SHORT, load_callback=lambda state: None, clock=FakeClock())
+        r8.update_cpu_backup(0)
+        run = Driver(r8, kind, bad={3, 20, 22, 35})
+        while r8.global_step < 48:
+            run.draw()
+            if is_looking:
+                looks[look](r8)
+            run.report()
+        runs.append(run)
+
+    assert runs[0].seen == runs[1].seen
+    np.testing.assert_equal(known(runs[0].r8), known(runs[1].r8))
+
+
 def test_state_is_a_snapshot():
     """Training on does not change a state that was taken."""
     r8 = make(20, num_epochs=3, clock=FakeClock())
