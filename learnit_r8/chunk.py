@@ -28,8 +28,8 @@ class Chunk:
         pass_number: The pass it belongs to, or -1 for batches outside any pass.
         sweep: Number of the sweep it belongs to, counted over the run: chunks of the same sweep share no sample.
             -1 outside any pass.
-        fill: int64[F], samples that only fill up the last batch and are not learned from.
-        weights: float32[M], what to multiply each sample's loss by, or None.
+        fill: F, how many of the first samples also fill up the last batch; they are learned from once.
+        weights: float32[M], later float32[M + F], what to multiply each sample's loss by, or None.
         records: The members' records, as long as nobody else can change them; spares `learn` a second look.
 
     Attributes:
@@ -50,16 +50,17 @@ class Chunk:
         expected: list[float],
         pass_number: int,
         sweep: int,
-        fill: NDArray[np.int64] | None = None,
+        fill: int = 0,
         weights: NDArray[np.float32] | None = None,
         records: NDArray[Any] | None = None,
     ) -> None:
         self.members = members
-        self.handed = members.copy() if fill is None else np.concatenate([members, fill])
+        # Filled up from the start of the chunk, over again where that is not enough.
+        self.handed = np.resize(members, len(members) + fill)
         self.expected = expected
         self.pass_number = pass_number
         self.sweep = sweep
-        self.weights = weights
+        self.weights = None if weights is None else np.resize(weights, len(self.handed))
         self.states = bytearray(len(expected))
         self.drawn = 0
         self._table = table
@@ -148,7 +149,7 @@ class Chunk:
         return means, part_sizes, counts
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the table."""
+        """Everything but the table, which must have learned all reports."""
         return {
             "handed": self.handed.copy(),
             "members": self.members.copy(),
@@ -159,9 +160,6 @@ class Chunk:
             "sweep": self.sweep,
             "states": np.frombuffer(self.states, np.uint8).copy(),
             "drawn": self.drawn,
-            "means": np.concatenate([np.atleast_1d(means) for means in self.reports]),
-            "lengths": [np.size(means) for means in self.reports],
-            "trends": list(self.trends),
         }
 
     @classmethod
@@ -171,19 +169,16 @@ class Chunk:
         chunk = cls(
             members,
             table,
-            fill=handed[len(members) :],
+            fill=len(handed) - len(members),
             sizes=np.array(state["sizes"], np.int64),
             expected=[float(value) for value in state["expected"]],
             pass_number=int(state["pass_number"]),
             sweep=int(state["sweep"]),
-            weights=None if state["weights"] is None else np.array(state["weights"], np.float32),
+            weights=None if state["weights"] is None else np.array(state["weights"], np.float32)[: len(members)],
         )
         chunk.handed[:] = handed
         chunk.states = bytearray(np.asarray(state["states"], np.uint8).tobytes())
         chunk.drawn = int(state["drawn"])
-        for slot, means in enumerate(np.split(np.asarray(state["means"]), np.cumsum(state["lengths"])[:-1])):
-            chunk.reports[slot] = float(means[0]) if isinstance(chunk.reports, array) else means
-        chunk.trends = array("d", state["trends"])
         return chunk
 
 

@@ -41,8 +41,10 @@ def read_loss(loss: Any, batch_size: int, part_size: int | None = None) -> Readi
     """
     if type(loss) is float and part_size is None:
         return Reading(loss, loss, WHOLE_BATCH, loss)
-    if part_size is not None and (not isinstance(part_size, (int, np.integer)) or part_size < 1):
-        raise ValueError(f"part_size must be a whole number >= 1, got {part_size!r}.")
+    if part_size is not None:
+        if isinstance(part_size, bool) or not isinstance(part_size, (int, np.integer)) or part_size < 1:
+            raise ValueError(f"part_size must be a whole number >= 1, got {part_size!r}.")
+        part_size = int(part_size)
     values = _as_array(loss)
     if values.ndim == 0 and part_size is None:
         mean = float(values)
@@ -59,11 +61,17 @@ def read_loss(loss: Any, batch_size: int, part_size: int | None = None) -> Readi
         )
         raise ValueError(f"loss must be a number or have shape ({parts},), {what}, got shape {values.shape}.")
     if size == 1:
-        mean = float(np.add.reduce(values)) / batch_size
-        return Reading(mean, values, EXACT, mean)
-    last = batch_size - (parts - 1) * size
-    mean = float(np.add.reduce(values[:-1]) * size + values[-1] * last) / batch_size
-    return Reading(mean, values, int(size), float(values.min()))
+        total = _sum(values)
+    else:
+        last = batch_size - (parts - 1) * size
+        total = _sum(values[:-1]) * size + float(values[-1]) * last
+    return Reading(total / batch_size, values, size, float(values.min()))
+
+
+def _sum(values: NDArray[np.float64]) -> float:
+    # Infinities of both signs make NaN, which is what they should make, and no reason to warn.
+    with np.errstate(invalid="ignore"):
+        return float(np.add.reduce(values))
 
 
 def read_number(name: str, value: Any) -> float:
@@ -86,7 +94,10 @@ def _as_array(loss: Any, name: str = "loss") -> NDArray[np.float64]:
         value = value.detach().cpu()
         # numpy has no bfloat16; torch refuses to convert it.
         value = value.float() if "bfloat16" in str(value.dtype) else value
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} must be a number or a vector of them, got {loss!r}.") from error
     if array.dtype.kind not in "fiu" and array.dtype.name not in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
         raise TypeError(f"{name} must be a real number, or an array or tensor of them, got {loss!r}.")
     return array.astype(np.float64)

@@ -30,8 +30,8 @@ MOST_SAMPLES = 2**16
 
 LAST_BATCH = ("short", "drop", "fill")
 
-_PASS, _OUTSIDE, _POLICY = range(3)
-"""What a random key is for."""
+_PASS, _OUTSIDE, _POLICY, _OUTSIDE_POLICY = range(4)
+"""What a random key is for. Keys of one kind must be of one length: zeros at the end of a key do not count."""
 
 
 class Plan:
@@ -42,7 +42,7 @@ class Plan:
         policy: Which samples come next, from the second pass on; the first takes everything, shuffled.
         seed: >= 0; with the numbers of the pass and the chunk the key of all randomness.
         last_batch: What becomes of the N mod B samples at the end of a pass: a "short" batch, "drop", or "fill" up
-            with samples from the start of the pass, which are trained on again and not learned from.
+            with samples from earlier in the pass, which are trained on again and learned from once.
 
     Raises:
         ValueError: an unknown ``last_batch``, or "drop" with fewer samples than a batch.
@@ -61,11 +61,11 @@ class Plan:
             raise ValueError(f"last_batch='drop' needs num_samples >= batch_size={batch}, got {size}.")
         self.table = table
         self.policy = policy
+        self.last_batch = last_batch
         self.steps_per_pass = size // batch if last_batch == "drop" else -(-size // batch)
         self.displaced = 0
         self.abandoned = 0
         self.seed = seed
-        self._fills, self._drops = last_batch == "fill", last_batch == "drop"
         self._full = min(batch, size)
         batches = -(-size // batch)
         wanted = min(max(CHUNK_SAMPLES, CHUNK_BATCHES * batch), max(MOST_SAMPLES, batch))
@@ -73,6 +73,7 @@ class Plan:
         self._no_chunk = Chunk(_NOBODY, table, sizes=_NOBODY, expected=[], pass_number=-1, sweep=-1)
         self._forget()
         table.sync = self.flush
+        table.on_offsets = self._expect_offsets
 
     def _forget(self) -> None:
         """Begin before the first pass."""
@@ -87,6 +88,11 @@ class Plan:
         self._rank = self.table.num_samples
         self._carried = _NOBODY
         self._carried_weights: NDArray[np.float32] | None = None
+
+    @property
+    def has_returned(self) -> bool:
+        """Whether batches that were out when the state was saved are to be drawn first."""
+        return bool(self._returned)
 
     @property
     def pass_number(self) -> int:
@@ -146,6 +152,8 @@ class Plan:
         """The next batch where it is not simply the next of the chunk."""
         if self._returned:
             return self._returned.popleft()
+        if self.pass_number < 0:
+            raise RuntimeError(f"draw() needs a pass, got pass_number={self.pass_number}; call start_pass() first.")
         self._leave_chunk()
         left = self.steps_per_pass - self._drawn_before
         if left:
@@ -174,7 +182,7 @@ class Plan:
         self._num_outside += 1
         size = min(self._chunk_size, self.table.num_samples)
         indices = Permutation(self.table.num_samples, [self.seed, _OUTSIDE, self._num_outside])(0, size)
-        rng = self._generator(policy, _OUTSIDE, self._num_outside)
+        rng = self._generator(policy, _OUTSIDE_POLICY, self._num_outside)
         candidates = self._candidates(indices, self.table.take(indices))
         keep, _ = policy.select(candidates, self._context, rng)
         if keep.sum() < self._full:
@@ -214,7 +222,8 @@ class Plan:
         """Take back a batch that will not be reported.
 
         Returns:
-            Whether its step is free again: the first time it waits for the end of the pass and is drawn once more.
+            Whether its step is free again, because it waits for the end of the pass to be drawn once more: a batch of
+            the pass being drawn, the first time.
         """
         self.abandoned += 1
         chunk, slot, _ = batch
@@ -222,9 +231,17 @@ class Plan:
             chunk.states[slot] = WAITING
             self._waiting.append(batch)
             return True
-        outside = chunk.pass_number < 0
         self.settle(batch)
-        return outside
+        return False
+
+    def forget_outside(self) -> None:
+        """Do not draw batches from outside the pass again after a resume."""
+        self._open = [chunk for chunk in self._open if chunk.pass_number >= 0]
+
+    def _expect_offsets(self, trend: float) -> None:
+        """Turn what was expected of planned batches into differences to the trend, as the table just did."""
+        for chunk in self._open:
+            chunk.expected = [(share - 1) * trend for share in chunk.expected]
 
     def flush(self) -> None:
         """Let the table learn everything reported so far. When this happens changes no batch."""
@@ -232,7 +249,7 @@ class Plan:
             chunk.learn()
 
     def _close_settled(self) -> None:
-        for chunk in [chunk for chunk in self._open if chunk.is_settled]:
+        for chunk in [chunk for chunk in self._open if chunk.is_settled and chunk is not self._chunk]:
             chunk.learn()
             self._open.remove(chunk)
 
@@ -242,7 +259,7 @@ class Plan:
         if policy.selects:
             return self._next_selected_chunk(policy)
         members, rng = self._next_samples(policy)
-        if self._drops:
+        if self.last_batch == "drop":
             members = members[: len(members) // self._full * self._full]
         return self._arranged(policy, members, None, rng, self.pass_number)
 
@@ -263,8 +280,8 @@ class Plan:
             members, weights = self._selected(policy, fresh, rng)
             whole = len(members) // self._full * self._full
             self._carried, members = members[whole:], members[:whole]
-            if weights is not None:
-                self._carried_weights, weights = weights[whole:], weights[:whole]
+            self._carried_weights = None if weights is None else weights[whole:]
+            weights = None if weights is None else weights[:whole]
             if whole:
                 break
         return self._arranged(policy, members, weights, rng, self.pass_number)
@@ -281,10 +298,11 @@ class Plan:
         """What a policy keeps of some samples, behind what was carried over from the chunk before."""
         keep, weights = policy.select(self._candidates(indices, self.table.take(indices)), self._context, rng)
         members = np.concatenate([self._carried, indices[keep]])
-        if weights is None:
+        if weights is None and self._carried_weights is None:
             return members, None
         carried = np.ones(len(self._carried), np.float32) if self._carried_weights is None else self._carried_weights
-        return members, np.concatenate([carried, weights[keep]])
+        fresh = np.ones(int(keep.sum()), np.float32) if weights is None else weights[keep]
+        return members, np.concatenate([carried, fresh])
 
     def _arranged(
         self,
@@ -300,7 +318,7 @@ class Plan:
         order = policy.arrange(self._candidates(members, records), size, rng)
         counts = np.full(-(-len(members) // size), size)
         counts[-1] -= -len(members) % size
-        missing = -len(members) % size if self._fills and pass_number >= 0 else 0
+        missing = -len(members) % size if self.last_batch == "fill" and pass_number >= 0 else 0
         records = self.table.reordered(records, order)
         return Chunk(
             members[order],
@@ -309,15 +327,10 @@ class Plan:
             expected=self.table.expected(records, counts),
             pass_number=pass_number,
             sweep=self._sweep if pass_number >= 0 else -1,
-            fill=self._fillers(missing) if missing else None,
+            fill=missing,
             weights=None if weights is None else weights[order],
             records=records if pass_number >= 0 else None,
         )
-
-    def _fillers(self, count: int) -> NDArray[np.int64]:
-        """The first samples of the pass, over again where there are not enough."""
-        first = self._order(0, min(count, self.table.num_samples))
-        return np.resize(first, count)
 
     def _generator(self, policy: Policy, *key: int) -> np.random.Generator:
         """The policy's generator; any will do where it uses none."""
@@ -326,17 +339,16 @@ class Plan:
         return np.random.Generator(np.random.SFC64(np.random.SeedSequence([self.seed, *key])))
 
     def _candidates(self, indices: NDArray[np.int64], records: NDArray[Any]) -> Candidates:
-        return Candidates(
-            indices,
-            self.table.estimates(records),
-            records["last"],
-            records["mean"],
-            records["usage_count"].astype(np.int64),
-            None if self.table.group_labels is None else records["group"].astype(np.int64),
-        )
+        last, mean = records["last"], records["mean"]
+        # Views of records that the chunk will write back: not for the policy to change.
+        last.flags.writeable = mean.flags.writeable = False
+        usage_count = records["usage_count"].astype(np.int64)
+        group = None if self.table.group_labels is None else records["group"].astype(np.int64)
+        return Candidates(indices, self.table.estimates(records), last, mean, usage_count, group)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to draw the very same batches; batches that are out are drawn again, first in line."""
+        self.flush()
         place = {id(chunk): number for number, chunk in enumerate(self._open)}
         out = [batch for chunk in self._open for batch in chunk.batches_out()]
         return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -45,12 +46,14 @@ class SampleTable:
         sample_ids: Sequence of N names to show in place of indices, or None.
 
     Raises:
-        ValueError: an unknown estimator, an alpha outside (0, 1], or sequences of another length than N.
+        ValueError: a size below 1, an unknown estimator, an alpha outside (0, 1], or sequences of another length than N.
 
     Attributes:
         part_size: Kind of the reports, fixed by the first: None before it, EXACT for one loss a sample, the size of
             a part for means of parts, WHOLE_BATCH for batch means.
         trend: Moving average of the batch losses; NaN before the first.
+        sync: Called before the table is read; a plan that holds reports back hands them over then.
+        on_offsets: Called with the trend when losses turn negative and estimates become differences to it.
         untrained_loss: Mean of the first batch losses (5 % of an epoch, at least two): what a model that has learnt
             nothing loses.
     """
@@ -65,12 +68,16 @@ class SampleTable:
         groups: ArrayLike | None = None,
         sample_ids: Sequence[Any] | None = None,
     ) -> None:
+        for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+                raise ValueError(f"{name} must be a whole number >= 1, got {value!r}.")
         if estimator not in ESTIMATORS:
             raise ValueError(f"estimator must be one of {sorted(ESTIMATORS)}, got {estimator!r}.")
-        if alpha is not None and not 0 < alpha <= 1:
+        if alpha is not None and not (isinstance(alpha, numbers.Real) and 0 < alpha <= 1):
             raise ValueError(f"alpha must be in (0, 1], got {alpha!r}.")
-        if sample_ids is not None and len(sample_ids) != num_samples:
-            raise ValueError(f"sample_ids must have num_samples={num_samples} entries, got {len(sample_ids)}.")
+        if sample_ids is not None and not (hasattr(sample_ids, "__len__") and len(sample_ids) == num_samples):
+            size = len(sample_ids) if hasattr(sample_ids, "__len__") else repr(sample_ids)
+            raise ValueError(f"sample_ids must have num_samples={num_samples} entries, got {size}.")
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.estimator = estimator
@@ -80,9 +87,10 @@ class SampleTable:
         self.trend = math.nan
         self.untrained_loss = math.nan
         self.sync: Callable[[], None] = _nothing
+        self.on_offsets: Callable[[float], None] = _nothing
         self._num_reports = 0
         self._offsets = False
-        self._trend_weight = 2 / (num_samples / (2 * batch_size) + 1)
+        self._trend_weight = min(1.0, 2 / (num_samples / (2 * batch_size) + 1))
         self._num_untrained = max(2, -(-num_samples // (20 * batch_size)))
         self._num_early = max(self._num_untrained, math.ceil(1 / self._trend_weight))
         self._num_seen = 0
@@ -96,10 +104,10 @@ class SampleTable:
         if groups.shape != (self.num_samples,):
             raise ValueError(f"groups must have shape ({self.num_samples},), one label a sample, got {groups.shape}.")
         labels, codes = np.unique(groups, return_inverse=True)
-        if len(labels) >= self.batch_size:
+        if len(labels) >= min(self.batch_size, 2**16):
             raise ValueError(
                 f"groups must have fewer distinct labels than batch_size={self.batch_size}, got {len(labels)}: "
-                "a batch takes at least one sample of each."
+                "a batch takes at least one sample of each, and 65535 are the most."
             )
         self.group_labels = labels
         self._records["group"] = codes
@@ -215,6 +223,7 @@ class SampleTable:
             estimate = self._records["loss"]
             estimate[self._records["usage_count"] > 0] -= 1
             estimate *= np.float32(self.trend)
+            self.on_offsets(self.trend)
         self._offsets = True
 
     def expected(self, records: NDArray[Any], sizes: NDArray[np.int64]) -> list[float]:
@@ -300,7 +309,7 @@ class SampleTable:
         if self._offsets:
             return estimators.offset(estimate, means, trend, sizes)
         share = estimate if seen is None else np.where(seen, estimate, np.float32(1))
-        leak = estimators.leak_of(self.part_size or self.batch_size)
+        leak = estimators.leak_of(min(self.part_size or self.batch_size, self.batch_size))
         return estimators.relative(share, means, trend, sizes, leak=leak)
 
     def hardest(self, k: int = 10) -> list[Sample]:
@@ -315,6 +324,8 @@ class SampleTable:
         chosen = np.asarray(indices, np.int64)
         records = self.take(chosen)
         loss = self.estimates(records)
+        records["last"][records["usage_count"] == 0] = math.nan
+        records["mean"][records["usage_count"] == 0] = math.nan
         return [
             Sample(
                 index=index,
@@ -376,5 +387,5 @@ _FIELDS = ("loss", "last", "mean", "usage_count")
 _NUMBERS = ("part_size", "trend", "untrained_loss", "_num_reports", "_offsets")
 
 
-def _nothing() -> None:
-    """What `SampleTable.sync` does until a plan holds reports back."""
+def _nothing(*_: object) -> None:
+    """What `SampleTable.sync` and ``on_offsets`` do until a plan holds reports back."""

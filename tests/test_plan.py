@@ -57,7 +57,7 @@ class SlowTable:
         if self.offsets:
             return old + (mean - trend) - old.mean()
         share = np.where(seen, old, 1.0)
-        share = share + leak_of(part_size or self.batch_size) * (1 - share)
+        share = share + leak_of(min(part_size or self.batch_size, self.batch_size)) * (1 - share)
         return np.clip(share * min(max(mean / trend / share.mean(), 0.1), 10), 1e-4, 50)
 
     def loss(self, trend, part_size):

@@ -74,4 +74,4 @@ class Quartile(Policy):
 
 def _any_number(chunk: Candidates) -> int:
     """A number that depends on the chunk alone: its order is random, so its first sample is as good as a generator."""
-    return int(chunk.indices[0]) * 2654435761 >> 16
+    return (int(chunk.indices[0]) * 0x9E3779B97F4A7C15 & (2**64 - 1)) >> 32

@@ -56,10 +56,13 @@ class Policy:
     """Everything once a pass, in random order: the base of all policies."""
 
     name = "shuffle"
-    selects = False
-    """Whether `select` may leave samples out; the pass then sweeps over the data until its batches are full."""
     is_random = True
     """Whether `rng` is used. Making a generator costs as much as planning a thousand samples."""
+
+    @property
+    def selects(self) -> bool:
+        """Whether `select` may leave samples out; the pass then sweeps over the data until its batches are full."""
+        return type(self).select is not Policy.select
 
     def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
         """Choose the samples of a chunk to visit.

@@ -45,7 +45,7 @@ class MatchMean(Policy):
             raise ValueError(f"max_swaps must be >= 0, got {self.max_swaps!r}.")
 
     @property
-    def selects(self) -> bool:  # type: ignore[override]
+    def selects(self) -> bool:
         return self.inner.selects
 
     @property

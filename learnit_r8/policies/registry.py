@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,6 +27,8 @@ def get_policy(policy: str | Policy) -> Policy:
         ValueError: no policy has that name.
         TypeError: neither a name nor a `Policy`.
     """
+    if isinstance(policy, MatchMean):
+        return replace(policy, inner=get_policy(policy.inner))
     if isinstance(policy, Policy):
         return policy if type(policy) in _OWN else _Checked(policy)
     if not isinstance(policy, str):
@@ -52,12 +54,8 @@ class _Checked(Policy):
         return self.inner.name
 
     @property
-    def selects(self) -> bool:  # type: ignore[override]
+    def selects(self) -> bool:
         return self.inner.selects
-
-    @property
-    def is_random(self) -> bool:  # type: ignore[override]
-        return self.inner.is_random
 
     def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
         count = len(chunk.indices)
@@ -73,7 +71,7 @@ class _Checked(Policy):
         count = len(chunk.indices)
         met = np.zeros(count, bool)
         if order.shape == (count,) and np.issubdtype(order.dtype, np.integer):
-            met[order % count] = True
+            met[order[(order >= 0) & (order < count)]] = True
         if not met.all():
             raise ValueError(
                 f"policy.arrange must return a permutation of range({count}), got {order!r} from {self.inner!r}."
@@ -81,4 +79,4 @@ class _Checked(Policy):
         return order.astype(np.int64)
 
 
-_OWN = frozenset(type(policy) for policy in POLICIES.values())
+_OWN = frozenset([*(type(policy) for policy in POLICIES.values()), _Checked])

@@ -21,7 +21,6 @@ class Steady(Policy):
 
     name = "steady"
     is_random = False
-    selects = True
 
     def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
         seen = int((chunk.usage_count > 0).sum())
