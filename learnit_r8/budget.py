@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,7 @@ class Budget:
         if len(chosen) != 1:
             raise ValueError(f"exactly one of {', '.join(given)} must be given, got {chosen or 'none of them'}.")
         for name, value in chosen.items():
-            if isinstance(value, bool) or not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            if isinstance(value, bool) or not (isinstance(value, numbers.Real) and 0 < value < math.inf):
                 raise ValueError(f"{name} must be a number > 0 and finite, got {value!r}.")
         if num_epochs is not None:
             return cls(steps=math.ceil(num_epochs * steps_per_epoch))
@@ -117,8 +118,8 @@ class Interval:
         >>> Interval.parse("backup_every", 50), Interval.parse("backup_every", "1.5min")
         (Interval(steps=50, seconds=None), Interval(steps=None, seconds=90.0))
         """
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-            return cls(steps=value)
+        if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1:
+            return cls(steps=int(value))
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h)\s*", value) if isinstance(value, str) else None
         if match and float(match[1]) > 0:
             return cls(seconds=float(match[1]) * _UNITS[match[2]])

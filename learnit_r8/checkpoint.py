@@ -12,9 +12,10 @@ import io
 import json
 import os
 import re
+import shutil
 import struct
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,8 +78,8 @@ def decode(content: bytes) -> dict[str, Any]:
             f"the file must begin with {MAGIC!r} and a header of {_HEADER.size} bytes, got {content[:8]!r}."
         )
     _, version, length, digest = _HEADER.unpack_from(content)
-    if version > FORMAT:
-        raise ValueError(f"the file's format must be at most {FORMAT}, got {version}: a newer version wrote it.")
+    if version != FORMAT:
+        raise ValueError(f"the file's format must be {FORMAT}, got {version}: another version wrote it.")
     payload = content[_HEADER.size :]
     if len(payload) != length or hashlib.sha256(payload).digest() != digest:
         raise ValueError(
@@ -97,7 +98,7 @@ def _to_tree(value: Any, key: str, arrays: dict[str, Any]) -> Any:
         arrays[name] = value
         return {"__array__": name}
     if isinstance(value, np.generic):
-        return value.item()
+        return _to_tree(value.item(), key, arrays)
     if isinstance(value, Mapping):
         for name in value:
             if not isinstance(name, str) or name == "__array__":
@@ -132,6 +133,7 @@ class CheckpointStore:
         self.keep = keep
         self.run_id = run_id
         self._own: list[tuple[Path, Path | None]] = []
+        self._base: Path | None = None
 
     def save(self, state: Mapping[str, Any], write_model: Callable[[str], None] | None = None) -> Checkpoint:
         """Write a checkpoint and delete this run's oldest beyond ``keep``.
@@ -146,11 +148,17 @@ class CheckpointStore:
             OSError: the disk refused; the checkpoints before are untouched.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        number = 1 + max((int(match[1]) for match in map(_NAME.fullmatch, os.listdir(self.folder)) if match), default=0)
-        model = None if write_model is None else self._save_model(number, write_model)
+        names = [*os.listdir(self.folder), *(path.name for path, _ in self._own)]
+        number = 1 + max((int(match[1]) for match in map(_NAME.fullmatch, names) if match), default=0)
         path = self.folder / f"ck_{number:012d}.r8"
-        about = None if model is None else {"name": model.name, "size": model.stat().st_size, "sha256": _sha256(model)}
-        _write(path, encode({"run_id": self.run_id, "model": about, "scheduler": state}))
+        model = None if write_model is None else self._save_model(number, write_model)
+        try:
+            about = None if model is None else _about(model)
+            _write(path, encode({"run_id": self.run_id, "model": about, "scheduler": state}))
+        except BaseException:
+            if model is not None:
+                model.unlink(missing_ok=True)
+            raise
         self._own.append((path, model))
         for old in self._own[: -self.keep]:
             for file in filter(None, old):
@@ -166,19 +174,30 @@ class CheckpointStore:
             written = sorted(self.folder.glob(temporary.name + "*"))
             if not written:
                 return None
+            if len(written) > 1 or written[0].is_dir():
+                raise ValueError(f"save_callback must write one file, got {[path.name for path in written]}.")
             model = self.folder / f"model_{number:012d}{written[0].name[len(temporary.name) :]}"
             _flush(written[0])
             os.replace(written[0], model)
         finally:
             for rest in self.folder.glob(temporary.name + "*"):
-                rest.unlink()
+                shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
         _flush_folder(self.folder)
         return model
 
     def load_own(self, back: int) -> Checkpoint | None:
-        """This run's checkpoint with ``back`` newer ones, or its oldest; only those with a model file; None without."""
+        """A checkpoint of this run with a model file, passing over damaged ones with a warning; None without.
+
+        Args:
+            back: How many newer ones to leave out, as far as there are older ones.
+        """
         own = [path for path, model in self._own if model is not None]
-        return _read(own[max(0, len(own) - 1 - back)]) if own else None
+        own = own[: max(1, len(own) - back)]
+        return _first_valid(reversed(own if own or self._base is None else [self._base]), [])
+
+    def go_on_from(self, checkpoint: Checkpoint) -> None:
+        """Take a checkpoint as the one to go back to until this run has its own."""
+        self._base = None if checkpoint.model_path is None else checkpoint.path
 
     def load(self, path: str | os.PathLike[str] | None = None) -> Checkpoint:
         """Read a checkpoint, by default the newest valid one; damaged ones are passed over, with a warning.
@@ -189,31 +208,42 @@ class CheckpointStore:
         """
         if path is not None:
             return _read(Path(path))
-        names = (
-            sorted((name for name in os.listdir(self.folder) if _NAME.fullmatch(name)), reverse=True)
-            if self.folder.is_dir()
-            else []
-        )
-        reasons = []
-        for name in names:
-            try:
-                checkpoint = _read(self.folder / name)
-            except (OSError, ValueError) as error:
-                reasons.append(f"{name}: {error}")
-                continue
-            if reasons:
-                warnings.warn("checkpoints passed over: " + " | ".join(reasons), RuntimeWarning, stacklevel=3)
-            return checkpoint
-        raise NoValidCheckpoint(
-            f"checkpoint_dir must hold a valid checkpoint, got none in {str(self.folder)!r}: {reasons or 'no files'}."
-        )
+        names = os.listdir(self.folder) if self.folder.is_dir() else []
+        reasons: list[str] = []
+        newest_first = (self.folder / name for name in sorted(filter(_NAME.fullmatch, names), reverse=True))
+        checkpoint = _first_valid(newest_first, reasons)
+        if checkpoint is None:
+            where = str(self.folder)
+            raise NoValidCheckpoint(
+                f"checkpoint_dir must hold a valid checkpoint, got none in {where!r}: {reasons or 'no files'}."
+            )
+        return checkpoint
+
+
+def _first_valid(paths: Iterable[Path], reasons: list[str]) -> Checkpoint | None:
+    """The first that can be read; why the ones before cannot is put into ``reasons`` and said."""
+    for path in paths:
+        try:
+            checkpoint = _read(path)
+        except (OSError, ValueError) as error:
+            reasons.append(f"{path.name}: {error}")
+            continue
+        if reasons:
+            warnings.warn("checkpoints passed over: " + " | ".join(reasons), RuntimeWarning, stacklevel=4)
+        return checkpoint
+    return None
+
+
+def _about(model: Path) -> dict[str, Any]:
+    """What a checkpoint says of its model file, to know it again."""
+    return {"name": model.name, "size": model.stat().st_size, "sha256": _sha256(model)}
 
 
 def _read(path: Path) -> Checkpoint:
     content = decode(path.read_bytes())
     about = content["model"]
     model = None if about is None else path.parent / Path(about["name"]).name
-    if model is not None and (model.stat().st_size != about["size"] or _sha256(model) != about["sha256"]):
+    if model is not None and _about(model) != about:
         raise ValueError(
             f"the model's file must be as it was saved with the checkpoint, got another in {str(model)!r}."
         )

@@ -35,6 +35,7 @@ class Chunk:
     Attributes:
         handed: int64[M + F], what the user gets views of, and may write into; ``members`` is kept apart.
         views: int64[B] of ``handed`` for each batch.
+        table: The table its reports go to.
         states: One of the states above for each batch.
         reports: For each batch, once it is REPORTED, a float or the float64[P] of its consecutive parts.
         trends: For each batch, once it is REPORTED, what `SampleTable.observe` returned for it.
@@ -63,7 +64,7 @@ class Chunk:
         self.weights = None if weights is None else np.resize(weights, len(self.handed))
         self.states = bytearray(len(expected))
         self.drawn = 0
-        self._table = table
+        self.table = table
         self._records = records
         full = len(self.handed) // table.batch_size * table.batch_size
         self.views = list(self.handed[:full].reshape(-1, table.batch_size))
@@ -126,7 +127,7 @@ class Chunk:
         means, part_sizes, counts = self._parts(reports, sizes)
         if counts is not None:
             trends = np.repeat(trends, counts)
-        self._table.learn(members, means, part_sizes, trends, records)
+        self.table.learn(members, means, part_sizes, trends, records)
         self._records = None
         states[reported] = SETTLED
 
@@ -134,7 +135,7 @@ class Chunk:
         self, reports: list[Any], sizes: NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], NDArray[np.int64] | None, NDArray[np.int64] | None]:
         """Reported means of all parts, samples in each (None if one), and parts in each batch (None if one)."""
-        part_size = self._table.part_size
+        part_size = self.table.part_size
         if self._batch_size == 1:
             return np.array(reports), None, None
         if not part_size:

@@ -101,13 +101,21 @@ class Engine:
             RuntimeError: the budget is spent, or every step that is left is out already.
         """
         self.between_steps()
+        ticket = self._draw_within_budget()
+        if ticket is None:
+            raise RuntimeError(
+                f"draw() was called with {self.pace.next_step} steps reported or out after {self.pace.seconds:.1f} s, "
+                f"and the budget is {self.pace.budget}."
+            )
+        return ticket
+
+    def _draw_within_budget(self) -> Ticket | None:
+        """The next batch; None if the budget is spent."""
         pace = self.pace
         step, seconds = pace.next_step, pace.seconds
         progress = pace.budget.progress(step, seconds)
         if progress >= 1:
-            raise RuntimeError(
-                f"draw() was called after {step} steps and {seconds:.1f} s, and the budget is {pace.budget}."
-            )
+            return None
         if self._search is not None:
             batch, epoch, lr = self.plan.draw_outside(SHUFFLE), -1, self._search.lr
             assert batch is not None
@@ -115,7 +123,8 @@ class Engine:
             pace.start()
             self._tally.begin(seconds)
             epoch = step // self.plan.steps_per_pass
-            if epoch != self.plan.pass_number:
+            # Batches that are drawn again after a resume may be of the pass before.
+            if epoch > self.plan.pass_number:
                 self.plan.start_pass(epoch, progress)
             batch, lr = self._next_batch(), self._lr_at(progress)
             pace.num_out += 1
@@ -123,7 +132,7 @@ class Engine:
         return Ticket(step, epoch, batch.indices, lr, batch.chunk.weights_of(batch.slot), self._num_draws - 1, batch)
 
     def _next_batch(self) -> Batch:
-        if self.rescue.is_steadying:
+        if self.rescue.is_steadying and not self.plan.has_returned:
             self.rescue.count_steady()
             steady = self.plan.draw_outside(STEADY)
             if steady is not None:
@@ -152,7 +161,7 @@ class Engine:
             ValueError: the loss is of another length or kind than it must be. Nothing was changed.
             TrainingDiverged: losses stay refused after everything was tried.
         """
-        if not ticket.batch.is_out:
+        if not ticket.batch.is_out or ticket.batch.chunk.table is not self.table:
             raise RuntimeError(f"ticket of step {ticket.step} was reported or given up before, or is not of this run.")
         reading = read_loss(loss, len(ticket.indices), part_size)
         kind = EXACT if self.table.batch_size == 1 else reading.part_size
@@ -219,16 +228,22 @@ class Engine:
     def _report_search(self, ticket: Ticket, reading: Reading) -> Outcome:
         self.plan.settle(ticket.batch)
         _, verdict = self.guard.judge(GuardState(), reading.mean)
-        search, restored = self._search, None
-        if search is not None:
-            search.take(reading.mean, refused=verdict is not Verdict.GOOD)
-            if search.is_done:
-                self._search = None
-                self._found_lr = search.result
-                self.schedule = self._make_schedule(search.result)
-                restored = self.safekeeping.restore(1)
-                self.announcer.tell(events.LrFound, lr=search.result, num_steps=search.num_steps)
+        restored = None
+        if self._search is not None:
+            self._search.take(reading.mean, refused=verdict is not Verdict.GOOD)
+            restored = self._end_search_if_done()
         return Outcome(verdict, self.lr, None if restored is None else restored.step)
+
+    def _end_search_if_done(self) -> Restored | None:
+        search = self._search
+        if search is None or not search.is_done:
+            return None
+        self._search, self._found_lr = None, search.result
+        self.schedule = self._make_schedule(search.result)
+        self.plan.forget_outside()
+        restored = self.safekeeping.restore(1)
+        self.announcer.tell(events.LrFound, lr=search.result, num_steps=search.num_steps)
+        return restored
 
     def give_up(self, ticket: Ticket) -> None:
         """Take back a batch that will not be reported: it is drawn once more at the end of its epoch.
@@ -242,11 +257,14 @@ class Engine:
             return
         if ticket.epoch < 0:
             self.plan.settle(ticket.batch)
+            if self._search is not None:
+                self._search.skip()
+                self._end_search_if_done()
             return
         drawn_again = self.plan.abandon(ticket.batch)
         self.pace.num_out -= 1
         self.announcer.tell(events.BatchAbandoned, epoch=ticket.epoch, drawn_again=drawn_again)
-        self.announcer.say_once(
+        self.announcer.warn_once(
             "abandoned",
             f"the batch of step {ticket.step} was not reported with update_with_loss(); such batches are drawn once "
             "more at the end of the epoch, and count as refused steps if they are not reported then.",
@@ -271,13 +289,13 @@ class Engine:
                 self._tell_saved(saved)
 
     def _start(self) -> None:
-        self._has_started = True
         budget, table = self.pace.budget, self.table
         if self._search is not None and self.safekeeping.callbacks.state is None and self.safekeeping.backup.is_empty:
             raise RuntimeError(
                 "auto_find_lr needs a model state to go back to, got none: pass state_callback or call "
                 "update_cpu_backup() before the first batch is drawn."
             )
+        self._has_started = True
         self.announcer.tell(
             events.RunStarted,
             name=self.name,
@@ -292,6 +310,8 @@ class Engine:
     def _tell_saved(self, saved: Checkpoint) -> None:
         model = None if saved.model_path is None else str(saved.model_path)
         self.announcer.tell(events.CheckpointSaved, path=str(saved.path), model_path=model)
+        if model is None and self.safekeeping.callbacks.save is not None:
+            self.announcer.note_once("no model file", "save_callback left no file: checkpoints hold no model.")
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on with the very same batches, rates and tables; at any step, with tickets out too.
@@ -303,7 +323,7 @@ class Engine:
         """
         return {
             "format": 1,
-            "data": self.table.identity(),
+            "data": self._identity(),
             "seed": self.plan.seed,
             "table": self.table.state_dict(),
             "plan": self.plan.state_dict(),
@@ -316,13 +336,23 @@ class Engine:
             "found_lr": self._found_lr,
         }
 
+    def _identity(self) -> dict[str, Any]:
+        """What a saved state must fit."""
+        return {**self.table.identity(), "last_batch": self.plan.last_batch}
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a saved state; the next batch is the one that would have come.
 
         Raises:
-            ValueError: it is of another data set, batch size or estimator. Nothing was changed.
+            ValueError: it is incomplete, or of another data set, batch size, estimator or last_batch. Nothing was
+                changed.
         """
-        self.table.check_identity(state["data"])
+        missing = _PARTS - state.keys()
+        if missing:
+            raise ValueError(f"state must be what state_dict() returned, got one without {sorted(missing)}.")
+        for name, value in self._identity().items():
+            if state["data"].get(name) != value:
+                raise ValueError(f"{name} must be that of the saved run ({state['data'].get(name)!r}), got {value!r}.")
         self.plan.seed = state["seed"]
         self.table.load_state_dict(state["table"])
         self.plan.load_state_dict(state["plan"])
@@ -336,3 +366,6 @@ class Engine:
         if self._found_lr is not None:
             self.schedule = self._make_schedule(self._found_lr)
         self.safekeeping.count_from(self.pace.step, self.pace.seconds)
+
+
+_PARTS = {"data", "seed", "table", "plan", "pace", "rescue", "guard", "tally", "num_draws", "search", "found_lr"}

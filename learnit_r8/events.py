@@ -202,9 +202,11 @@ class Notice(Event):
 
     Attributes:
         text: One sentence.
+        is_warning: Whether it went out as a Python warning too.
     """
 
     text: str
+    is_warning: bool
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,7 @@ def from_json(line: str) -> Event:
     """
     fields = json.loads(line)
     kind = fields.pop("kind", None) if isinstance(fields, dict) else None
-    if kind not in EVENTS:
+    if not isinstance(kind, str) or kind not in EVENTS:
         raise ValueError(f"event kind must be one of {sorted(EVENTS)}, got {kind!r}.")
     types = {field.name: str(field.type) for field in dataclasses.fields(EVENTS[kind])}
     if missing := types.keys() - fields.keys():
@@ -289,6 +291,8 @@ class Announcer:
         self._where = where
         self._said: set[str] = set()
         self._listeners: list[Listener] = []
+        if not isinstance(listeners, Iterable):
+            raise TypeError(f"listeners must be a list of callables, got {listeners!r}.")
         for listener in listeners:
             self.add(listener)
 
@@ -324,9 +328,15 @@ class Announcer:
                     stacklevel=2,
                 )
 
-    def say_once(self, topic: str, text: str) -> None:
+    def note_once(self, topic: str, text: str) -> None:
+        """Tell listeners, the first time this topic comes up."""
+        if topic not in self._said:
+            self._said.add(topic)
+            self.tell(Notice, text=text, is_warning=False)
+
+    def warn_once(self, topic: str, text: str) -> None:
         """Warn the user, the first time this topic comes up."""
         if topic not in self._said:
             self._said.add(topic)
             warnings.warn(text, RuntimeWarning, stacklevel=4)
-            self.tell(Notice, text=text)
+            self.tell(Notice, text=text, is_warning=True)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .table import EXACT, WHOLE_BATCH
+from .table import WHOLE_BATCH
 
 
 class Reading(NamedTuple):

@@ -12,8 +12,9 @@ LAST_LR = 10.0
 SLOWEST_GROWTH = 1.05
 LEAST_STEPS = 50
 SMOOTHING = 0.15
+NUM_FIRST = 8
 SAFE_SHARE = 0.1
-"""Of the rate at which the loss turned up: measured in ``benchmarks/range_test.py``."""
+"""Of the rate at which the loss turned up."""
 
 
 class RangeTest:
@@ -27,6 +28,9 @@ class RangeTest:
     Args:
         max_steps: Most steps to take, >= 2.
 
+    Attributes:
+        num_steps: Steps taken.
+
     Source: after the LR range test of Smith, arXiv:1506.01186 (there the rise is linear and the curve is read by
     eye); factor 1.05 and start as in the public prototype of learnit-r8.
     """
@@ -34,6 +38,7 @@ class RangeTest:
     def __init__(self, max_steps: int) -> None:
         self.max_steps = max_steps
         self.growth = max(SLOWEST_GROWTH, (LAST_LR / FIRST_LR) ** (1 / max(1, max_steps - 1)))
+        self.num_steps = 0
         self._losses: list[float] = []
         self._smooth = math.nan
         self._lowest = math.inf
@@ -47,12 +52,7 @@ class RangeTest:
     @property
     def lr(self) -> float:
         """The rate for the next step."""
-        return FIRST_LR * math.exp(math.log(self.growth) * len(self._losses))
-
-    @property
-    def num_steps(self) -> int:
-        """Steps taken."""
-        return len(self._losses)
+        return FIRST_LR * math.exp(math.log(self.growth) * self.num_steps)
 
     @property
     def is_done(self) -> bool:
@@ -67,16 +67,32 @@ class RangeTest:
     def take(self, loss: float, *, refused: bool) -> None:
         """Learn from the loss of a step taken with `lr`."""
         reached = self.lr
-        self._losses.append(loss)
+        self.num_steps += 1
         if not refused:
+            self._losses.append(loss)
             known = not math.isnan(self._smooth)
             self._smooth = self._smooth + SMOOTHING * (loss - self._smooth) if known else loss
             self._lowest = min(self._lowest, self._smooth)
-        if refused or self._has_turned_up() or len(self._losses) >= self.max_steps:
-            self._result = SAFE_SHARE * reached
+        if refused or self._has_turned_up() or self.num_steps >= self.max_steps:
+            self._finish(reached)
+
+    def skip(self) -> None:
+        """Count a step whose loss was not reported."""
+        reached = self.lr
+        self.num_steps += 1
+        if self.num_steps >= self.max_steps:
+            self._finish(reached)
+
+    def _finish(self, reached: float) -> None:
+        if len(self._losses) < NUM_FIRST:
+            raise RuntimeError(
+                f"auto_find_lr needs at least {NUM_FIRST} good losses to begin with, got {len(self._losses)} in "
+                f"{self.num_steps} steps; give initial_lr instead."
+            )
+        self._result = SAFE_SHARE * reached
 
     def _has_turned_up(self) -> bool:
-        first = self._losses[:8]
+        first = self._losses[:NUM_FIRST]
         if len(self._losses) <= len(first):
             return False
         gained = max(0.0, statistics.median(first) - self._lowest)
@@ -86,6 +102,7 @@ class RangeTest:
         """Everything needed to go on."""
         return {
             "max_steps": self.max_steps,
+            "num_steps": self.num_steps,
             "losses": list(self._losses),
             "smooth": self._smooth,
             "lowest": self._lowest,
@@ -96,6 +113,7 @@ class RangeTest:
     def from_state(cls, state: Mapping[str, Any]) -> RangeTest:
         """The search that `state_dict` was taken of."""
         test = cls(state["max_steps"])
+        test.num_steps = state["num_steps"]
         test._losses = list(state["losses"])
         test._smooth, test._lowest, test._result = state["smooth"], state["lowest"], state["result"]
         return test

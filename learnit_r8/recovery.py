@@ -53,8 +53,12 @@ class Recovery:
     max_tries: int = 4
 
     def __post_init__(self) -> None:
-        if not self.factors or not all(0 < factor <= 1 for factor in self.factors):
-            raise ValueError(f"factors must be one or more numbers in (0, 1], got {self.factors!r}.")
+        if (
+            not isinstance(self.factors, tuple)
+            or not self.factors
+            or not all(0 < factor <= 1 for factor in self.factors)
+        ):
+            raise ValueError(f"factors must be a tuple of numbers in (0, 1], got {self.factors!r}.")
         for name, least in (
             ("hold_steps", 0),
             ("ramp_steps", 0),

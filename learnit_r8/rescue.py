@@ -47,12 +47,12 @@ class Rescue:
     def accepted(self) -> None:
         """Note a good loss."""
         before = self._state
-        if before.factor == 1:
+        if before.factor == 1 and not before.tries:
             return
         self._state = self.recovery.accepted(before)
         if before.tries and not self._state.tries:
             self._announcer.tell(events.IncidentEnded)
-        if self._state.factor == 1:
+        if self._state.factor == 1 and before.factor != 1:
             self._announcer.tell(events.LrRestored)
 
     def refused(
@@ -89,7 +89,7 @@ class Rescue:
         if restored is not None:
             self._announcer.tell(events.RolledBack, to_step=restored.step, source=restored.source)
         else:
-            self._announcer.say_once(
+            self._announcer.warn_once(
                 "nothing to restore",
                 f"the loss of step {ticket.step} was {reading.mean}, and there is nothing to restore the model from; "
                 "the learning rate is lowered. Pass load_callback with state_callback, or call update_cpu_backup().",

@@ -89,7 +89,7 @@ class Safekeeping:
             raise ValueError(
                 f"checkpoint_every needs a checkpoint_dir or a save_callback, got {checkpoint_every!r} without."
             )
-        if folder is not None and not os.fspath(folder):
+        if folder is not None and not (isinstance(folder, (str, os.PathLike)) and os.fspath(folder)):
             raise ValueError(f"checkpoint_dir must name a folder, got {checkpoint_dir!r}.")
         self.callbacks = callbacks
         self.backup = RamBackup()
@@ -130,7 +130,8 @@ class Safekeeping:
         return self._checkpoint_every.is_due(step - since_step, seconds - since_seconds)
 
     def count_from(self, step: int, seconds: float) -> None:
-        """Measure intervals from here: the run was resumed."""
+        """Measure intervals from here: the run was resumed, and backups of before are of other steps."""
+        self.backup = RamBackup()
         self._last_backup = self._last_checkpoint = (step, seconds)
 
     def save(self, state: dict[str, Any], step: int, seconds: float) -> Checkpoint:
@@ -186,6 +187,8 @@ class Safekeeping:
 
     def put_back(self, checkpoint: Checkpoint) -> None:
         """Hand a checkpoint's model file to the load callback, if it has one and there is one."""
+        if self.store is not None:
+            self.store.go_on_from(checkpoint)
         if checkpoint.model_path is not None and self.callbacks.load is not None:
             call_load(self.callbacks.load, str(checkpoint.model_path), from_ram=False)
 
@@ -204,5 +207,5 @@ class Safekeeping:
         checkpoint = None if self.store is None else self.store.load_own(tries - 1)
         if checkpoint is None:
             return None
-        self.put_back(checkpoint)
+        call_load(self.callbacks.load, str(checkpoint.model_path), from_ram=False)
         return Restored(int(checkpoint.state["pace"]["step"]), checkpoint.path.name)

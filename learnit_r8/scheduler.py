@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -127,6 +128,13 @@ class R8Scheduler(Engine):
         plan = Plan(table, policy=get_policy(policy), seed=seed, last_batch=last_batch)
         budget = Budget.of(num_epochs, num_steps, train_duration_seconds, plan.steps_per_pass)
         pace = Pace(budget, plan.steps_per_pass, clock)
+        for argument, value, method in (
+            ("guard", guard, "judge"),
+            ("recovery", recovery, "refused"),
+            ("clock", clock, "__call__"),
+        ):
+            if not hasattr(value, method):
+                raise TypeError(f"{argument} must have a method {method}, got {value!r}.")
         if auto_find_lr and (load_callback is None or callable(scheduler_mode)):
             raise ValueError(
                 "auto_find_lr needs a load_callback to put the model back with, and a scheduler_mode given by name; "
@@ -171,7 +179,7 @@ class R8Scheduler(Engine):
                 return
             draws = self._num_draws
             yield self.current_epoch
-            if self._num_draws == draws:
+            if self._num_draws == draws and not self.pace.is_finished:
                 raise RuntimeError(
                     f"epoch {self.current_epoch} ended with no batch drawn; iterate over batch_iterator()."
                 )
@@ -192,9 +200,11 @@ class R8Scheduler(Engine):
             if self._open is not None:
                 self.give_up(self._open)
             self.between_steps()
-            if self.pace.is_finished or (self._search is None and self.current_epoch != epoch):
+            if self._search is None and self.current_epoch != epoch:
                 return
-            ticket = self._open = self.draw()
+            ticket = self._open = self._draw_within_budget()
+            if ticket is None:
+                return
             if ticket.weights is not None:
                 raise RuntimeError(
                     f"policy {self.plan.policy!r} weights samples: use draw() and report(), and ticket.weights."
@@ -286,8 +296,11 @@ class R8Scheduler(Engine):
         """Copy a model state to RAM, for the load callback to get back after a refused loss.
 
         Args:
-            state: Anything `copy.deepcopy` copies: arrays, tensors, nests of them.
+            state: Anything `copy.deepcopy` copies: arrays, tensors, nests of them. While a learning rate is searched
+                for it is not taken: the search goes back to the state of before.
         """
+        if self._search is not None and self._has_started:
+            return
         self.safekeeping.take_backup(self.global_step, self.pace.seconds, self._num_draws, lambda: state)
         self.announcer.tell(events.BackupTaken)
 
@@ -321,9 +334,12 @@ class R8Scheduler(Engine):
         if self._is_closed:
             return
         self._is_closed = True
-        if self._has_started:
-            self.between_steps()
-        self.announcer.tell(events.RunEnded, finished=self.pace.is_finished)
+        try:
+            # On the way out of an exception the user's step may be half done, and must not be saved.
+            if self._has_started and sys.exc_info()[0] is None:
+                self.between_steps()
+        finally:
+            self.announcer.tell(events.RunEnded, finished=self.pace.is_finished)
 
     def __enter__(self) -> R8Scheduler:
         return self

@@ -46,7 +46,8 @@ class SampleTable:
         sample_ids: Sequence of N names to show in place of indices, or None.
 
     Raises:
-        ValueError: a size below 1, an unknown estimator, an alpha outside (0, 1], or sequences of another length than N.
+        ValueError: a size below 1, an unknown estimator, an alpha outside (0, 1], or a sequence of another length
+            than N.
 
     Attributes:
         part_size: Kind of the reports, fixed by the first: None before it, EXACT for one loss a sample, the size of
@@ -356,16 +357,6 @@ class SampleTable:
             "estimator": self.estimator,
             "sample_ids": names,
         }
-
-    def check_identity(self, saved: Mapping[str, Any]) -> None:
-        """Refuse the state of another data set.
-
-        Raises:
-            ValueError: the saved state is of another number of samples, batch size, estimator, or of other names.
-        """
-        for name, value in self.identity().items():
-            if saved[name] != value:
-                raise ValueError(f"{name} must be that of the saved run ({saved[name]!r}), got {value!r}.")
 
     def state_dict(self) -> dict[str, Any]:
         """Everything learned, copied: arrays of N by field name, and plain numbers."""

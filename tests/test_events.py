@@ -175,7 +175,7 @@ def test_topic_is_said_once():
         announcer.say_once("topic", "look here")
     announcer.say_once("topic", "look here")
 
-    assert heard == [events.Notice(3, 1.5, "look here")]
+    assert heard == [events.Notice(3, 1.5, "look here", is_warning=True)]
 
 
 def test_events_of_a_small_run():

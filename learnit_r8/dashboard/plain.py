@@ -28,7 +28,8 @@ class PlainLog:
         line = self._line(event)
         if line:
             self._last_line = event.seconds
-            print(f"r8 {line}", file=self._stream or sys.stderr, flush=True)
+            text = "".join(character if character.isprintable() else "?" for character in line)
+            print(f"r8 {text}", file=self._stream or sys.stderr, flush=True)
 
     def _line(self, event: events.Event) -> str:
         match event:
@@ -55,14 +56,14 @@ class PlainLog:
                 return f"step {event.step}: model restored from {event.source} of step {event.to_step}"
             case events.IncidentEnded():
                 return f"step {event.step}: recovered"
+            case events.Notice() if not event.is_warning:
+                return event.text
             case events.LrRestored():
                 return f"step {event.step}: learning rate back on its schedule"
             case events.LrFound():
                 return f"learning rate {event.lr:.3g} found in {event.num_steps} steps"
             case events.CheckpointSaved():
-                return f"step {event.step}: saved {event.path}" + (
-                    "" if event.model_path else " (without a model file)"
-                )
+                return f"step {event.step}: saved {event.path}"
             case events.MetricsLogged():
                 return f"step {event.at_step}: " + "  ".join(
                     f"{name} {value:.4g}" for name, value in event.metrics.items()
