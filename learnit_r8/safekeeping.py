@@ -130,8 +130,7 @@ class Safekeeping:
         return self._checkpoint_every.is_due(step - since_step, seconds - since_seconds)
 
     def count_from(self, step: int, seconds: float) -> None:
-        """Measure intervals from here: the run was resumed, and backups of before are of other steps."""
-        self.backup = RamBackup()
+        """Measure intervals from here: the run was resumed."""
         self._last_backup = self._last_checkpoint = (step, seconds)
 
     def save(self, state: dict[str, Any], step: int, seconds: float) -> Checkpoint:
@@ -186,7 +185,8 @@ class Safekeeping:
         return store.load(path)
 
     def put_back(self, checkpoint: Checkpoint) -> None:
-        """Hand a checkpoint's model file to the load callback, if it has one and there is one."""
+        """Hand a checkpoint's model file to the load callback, if there are both; forget backups of other steps."""
+        self.backup = RamBackup()
         if self.store is not None:
             self.store.go_on_from(checkpoint)
         if checkpoint.model_path is not None and self.callbacks.load is not None:

@@ -141,10 +141,10 @@ def test_other_file_is_refused():
 
 
 def test_newer_format_is_refused():
-    """A file of a newer version says so."""
+    """A file of another version says so."""
     content = bytearray(encode(STATE))
     content[4:8] = struct.pack("<I", 2)
-    with pytest.raises(ValueError, match="the file's format must be at most 1, got 2: a newer version wrote it"):
+    with pytest.raises(ValueError, match="the file's format must be 1, got 2: another version wrote it"):
         decode(bytes(content))
 
 

@@ -172,10 +172,20 @@ def test_topic_is_said_once():
     heard = []
     announcer = Announcer([heard.append], lambda: (3, 1.5))
     with pytest.warns(RuntimeWarning, match="look here"):
-        announcer.say_once("topic", "look here")
-    announcer.say_once("topic", "look here")
+        announcer.warn_once("topic", "look here")
+    announcer.warn_once("topic", "look here")
 
     assert heard == [events.Notice(3, 1.5, "look here", is_warning=True)]
+
+
+def test_topic_is_noted_once():
+    """A note is told the first time only, and does not warn."""
+    heard = []
+    announcer = Announcer([heard.append], lambda: (3, 1.5))
+    announcer.note_once("topic", "by the way")
+    announcer.note_once("topic", "by the way")
+
+    assert heard == [events.Notice(3, 1.5, "by the way", is_warning=False)]
 
 
 def test_events_of_a_small_run():

@@ -66,12 +66,22 @@ def test_flat_loss_searches_to_the_end():
 
 def test_refused_loss_ends_the_search():
     """A refused loss ends the search with a tenth of the rate it was taken at."""
-    test = RangeTest(8)
-    test.take(1.0, refused=False)
-    test.take(1.0, refused=False)
+    test = RangeTest(20)
+    for _ in range(9):
+        test.take(1.0, refused=False)
+    reached = test.lr
     test.take(float("nan"), refused=True)
 
-    assert (test.is_done, test.result) == (True, pytest.approx(1e-6 * 100 * 0.1))
+    assert (test.is_done, test.result) == (True, pytest.approx(0.1 * reached))
+
+
+def test_search_needs_losses_to_begin_with():
+    """A loss refused among the first tells nothing of the rate, and is an error."""
+    test = RangeTest(20)
+    test.take(1.0, refused=False)
+
+    with pytest.raises(RuntimeError, match="auto_find_lr needs at least 8 good losses to begin with, got 1 in 2 steps"):
+        test.take(float("nan"), refused=True)
 
 
 def test_rising_loss_ends_the_search():

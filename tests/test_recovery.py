@@ -72,7 +72,7 @@ def test_all_is_well_after_the_ramp():
 @pytest.mark.parametrize("factors", [(), (0.0,), (0.5, 1.1), (-1,), (float("nan"),)])
 def test_factors_are_shares(factors):
     """Factors outside (0, 1], or none at all, are refused."""
-    with pytest.raises(ValueError, match=r"factors must be one or more numbers in \(0, 1\], got"):
+    with pytest.raises(ValueError, match=r"factors must be a tuple of numbers in \(0, 1\], got"):
         Recovery(factors=factors)
 
 
