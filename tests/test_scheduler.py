@@ -185,11 +185,15 @@ def test_search_that_never_reports_ends():
     """A search for a learning rate whose batches are never reported ends with an error after its number of steps."""
     r8 = make(12, num_epochs=2, auto_find_lr=True, load_callback=print, state_callback=dict)
     drawn = []
+
+    def train():
+        for step in steps(r8):
+            drawn.append(step)
+
     with pytest.raises(
         RuntimeError, match="auto_find_lr needs at least 8 good losses to begin with, got 0 in 50 steps"
     ):
-        for step in steps(r8):
-            drawn.append(step)
+        train()
 
     assert len(drawn) == 50
 
