@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from .checks import is_number
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -44,7 +46,7 @@ class Budget:
         if len(chosen) != 1:
             raise ValueError(f"exactly one of {', '.join(given)} must be given, got {chosen or 'none of them'}.")
         for name, value in chosen.items():
-            if isinstance(value, bool) or not (isinstance(value, numbers.Real) and 0 < value < math.inf):
+            if not (is_number(value) and 0 < value < math.inf):
                 raise ValueError(f"{name} must be a number > 0 and finite, got {value!r}.")
         if num_epochs is not None:
             return cls(steps=math.ceil(num_epochs * steps_per_epoch))

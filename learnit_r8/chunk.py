@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .table import EXACT, WHOLE_BATCH, SampleTable
+from .kinds import EXACT, WHOLE_BATCH
+from .table import SampleTable
 
 OPEN, REPORTED, SETTLED, WAITING, OUT_AGAIN = range(5)
 """States of a batch: OPEN: not drawn, or with the user; REPORTED and not yet in the table; SETTLED: in the table,

@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import events
-from .checkpoint import Checkpoint
+from .announcer import Announcer
 from .chunk import Batch
 from .guard import Guard, GuardState, Verdict
+from .kinds import EXACT, check_kind
 from .losses import Reading, read_loss
 from .lr import Schedule, check_rate
 from .pace import Pace
@@ -26,7 +27,7 @@ from .range_test import RangeTest
 from .recovery import Recovery
 from .rescue import Rescue
 from .safekeeping import Restored, Safekeeping
-from .table import EXACT, SampleTable
+from .table import SampleTable
 from .tally import Tally
 from .ticket import Outcome, Ticket
 
@@ -57,7 +58,7 @@ class Engine:
         guard: Guard,
         recovery: Recovery,
         safekeeping: Safekeeping,
-        announcer: events.Announcer,
+        announcer: Announcer,
         search: RangeTest | None,
         name: str,
     ) -> None:
@@ -165,7 +166,7 @@ class Engine:
             raise RuntimeError(f"ticket of step {ticket.step} was reported or given up before, or is not of this run.")
         reading = read_loss(loss, len(ticket.indices), part_size)
         kind = EXACT if self.table.batch_size == 1 else reading.part_size
-        self.table.check_part_size(kind)
+        check_kind(kind, self.table.part_size)
         if ticket.epoch < 0:
             return self._report_search(ticket, reading)
         expected = self.table.with_trend(ticket.batch.expected)
@@ -217,7 +218,7 @@ class Engine:
         self._epoch_ended = True
         self.announcer.tell(
             events.EpochDone,
-            epoch=ticket.epoch,
+            epoch=self.pace.epoch - 1,
             progress=self.pace.progress,
             loss=tally.loss,
             lr=ticket.lr,
@@ -277,16 +278,10 @@ class Engine:
         """Do what must wait until the user's own step is complete: only then do model and scheduler fit together."""
         if not self._has_started:
             self._start()
-        keeping, step, seconds = self.safekeeping, self.pace.step, self.pace.seconds
+        step, seconds = self.pace.step, self.pace.seconds
         at_end = self._epoch_ended or self.pace.budget.progress(step, seconds) >= 1
         self._epoch_ended = False
-        if keeping.backup_is_due(step, seconds, at_end=at_end):
-            keeping.take_backup(step, seconds, self._num_draws)
-            self.announcer.tell(events.BackupTaken)
-        if keeping.checkpoint_is_due(step, seconds, at_end=at_end):
-            saved = keeping.try_to_save(self.state_dict(), step, seconds)
-            if saved is not None:
-                self._tell_saved(saved)
+        self.safekeeping.between_steps(step, seconds, self._num_draws, at_end=at_end, get_state=self.state_dict)
 
     def _start(self) -> None:
         budget, table = self.pace.budget, self.table
@@ -306,12 +301,6 @@ class Engine:
             train_duration_seconds=budget.seconds,
             policy=self.plan.policy.name,
         )
-
-    def _tell_saved(self, saved: Checkpoint) -> None:
-        model = None if saved.model_path is None else str(saved.model_path)
-        self.announcer.tell(events.CheckpointSaved, path=str(saved.path), model_path=model)
-        if model is None and self.safekeeping.callbacks.save is not None:
-            self.announcer.note_once("no model file", "save_callback left no file: checkpoints hold no model.")
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on with the very same batches, rates and tables; at any step, with tickets out too.

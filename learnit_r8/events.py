@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import traceback
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -274,69 +272,3 @@ def _decoded(value: Any, kind: str) -> Any:
     if kind.startswith("tuple"):
         return tuple(value)
     return _NON_FINITE.get(value, value) if "float" in kind and isinstance(value, str) else value
-
-
-class Announcer:
-    """Tells listeners what happened; one that raises is dropped with a warning, because a viewer must not end a run.
-
-    Args:
-        listeners: Called with every event, in this order.
-        where: Returns the step and the training seconds of now.
-
-    Raises:
-        TypeError: a listener is not callable.
-    """
-
-    def __init__(self, listeners: Iterable[Listener], where: Callable[[], tuple[int, float]]) -> None:
-        self._where = where
-        self._said: set[str] = set()
-        self._listeners: list[Listener] = []
-        if not isinstance(listeners, Iterable):
-            raise TypeError(f"listeners must be a list of callables, got {listeners!r}.")
-        for listener in listeners:
-            self.add(listener)
-
-    @property
-    def is_heard(self) -> bool:
-        """Whether anybody listens; else events need not be made."""
-        return bool(self._listeners)
-
-    def add(self, listener: Listener) -> None:
-        """Tell this one too from now on.
-
-        Raises:
-            TypeError: it is not callable.
-        """
-        if not callable(listener):
-            raise TypeError(f"listeners must be callables that take an event, got {listener!r}.")
-        self._listeners.append(listener)
-
-    def tell(self, kind: type[Event], **fields: Any) -> None:
-        """Hand an event of this kind to everyone, in order."""
-        if not self._listeners:
-            return
-        step, seconds = self._where()
-        event = kind(step=step, seconds=seconds, **fields)
-        for listener in list(self._listeners):
-            try:
-                listener(event)
-            except Exception:
-                self._listeners.remove(listener)
-                warnings.warn(
-                    f"listener {listener!r} raised on {kind.__name__} and is dropped:\n{traceback.format_exc()}",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-
-    def note_once(self, topic: str, text: str) -> None:
-        """Tell listeners, the first time this topic comes up."""
-        if topic not in self._said:
-            self._said.add(topic)
-            self.tell(Notice, text=text, is_warning=False)
-
-    def warn_once(self, topic: str, text: str) -> None:
-        """Warn the user, the first time this topic comes up."""
-        if topic not in self._said:
-            self._said.add(topic)
-            warnings.warn(text, RuntimeWarning, stacklevel=4)
-            self.tell(Notice, text=text, is_warning=True)

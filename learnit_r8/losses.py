@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .table import WHOLE_BATCH
+from .kinds import EXACT, WHOLE_BATCH
 
 
 class Reading(NamedTuple):
@@ -60,7 +60,7 @@ def read_loss(loss: Any, batch_size: int, part_size: int | None = None) -> Readi
             else f"one loss for each of the {batch_size} samples"
         )
         raise ValueError(f"loss must be a number or have shape ({parts},), {what}, got shape {values.shape}.")
-    if size == 1:
+    if size == EXACT:
         total = _sum(values)
     else:
         last = batch_size - (parts - 1) * size

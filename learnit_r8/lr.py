@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from .checks import is_number
 
 Schedule = Callable[[float], float]
 """Maps progress, the finished share of the budget in [0, 1], to a learning rate."""
@@ -134,14 +135,10 @@ def check_rate(lr: float, progress: float) -> float:
     return float(lr)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
 def _check_shape(peak_lr: float, warmup: float, floor: float) -> None:
-    if not (_is_number(peak_lr) and 0 < peak_lr < math.inf):
+    if not (is_number(peak_lr) and 0 < peak_lr < math.inf):
         raise ValueError(f"initial_lr must be > 0 and finite, got {peak_lr!r}.")
-    if not (_is_number(warmup) and 0 <= warmup <= 1):
+    if not (is_number(warmup) and 0 <= warmup <= 1):
         raise ValueError(f"warmup_proportion must be in [0, 1], got {warmup!r}.")
-    if not (_is_number(floor) and 0 <= floor <= peak_lr):
+    if not (is_number(floor) and 0 <= floor <= peak_lr):
         raise ValueError(f"min_lr must be in [0, initial_lr={peak_lr!r}], got {floor!r}.")

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .chunk import OPEN, OUT_AGAIN, REPORTED, WAITING, Batch, Chunk
-from .order import Permutation
-from .policies import SHUFFLE, Candidates, Context, Policy
+from .draft import Draft
+from .policies import SHUFFLE, Context, Policy
+from .sweep import Sweep
 from .table import SampleTable
 
 CHUNK_SAMPLES = 3 * 2**13
@@ -27,6 +28,9 @@ CHUNK_SAMPLES = 3 * 2**13
 CHUNK_BATCHES = 8
 MOST_SAMPLES = 2**16
 """A chunk holds at least 32 batches, unless that takes more samples than this: memory stays small for huge batches."""
+
+POOL_SAMPLES, POOL_BATCHES = 2**12, 8
+"""A batch outside the pass is taken from at least so many random samples, and from so many batches of them."""
 
 LAST_BATCH = ("short", "drop", "fill")
 
@@ -84,10 +88,8 @@ class Plan:
         self._waiting: deque[Batch] = deque()
         self._drawn_before = 0
         self._num_outside = 0
-        self._sweep = -1
-        self._rank = self.table.num_samples
-        self._carried = _NOBODY
-        self._carried_weights: NDArray[np.float32] | None = None
+        self._num_sweeps = -1
+        self._sweep = self._new_sweep()
 
     @property
     def has_returned(self) -> bool:
@@ -122,13 +124,11 @@ class Plan:
         """Begin another run through the data; the chunks before may share samples with those to come."""
         self.flush()
         self._forget_records()
-        self._sweep += 1
-        self._rank = 0
-        self._carried, self._carried_weights = _NOBODY, None
-        self._order = self._permutation()
+        self._num_sweeps += 1
+        self._sweep = self._new_sweep()
 
-    def _permutation(self) -> Permutation:
-        return Permutation(self.table.num_samples, [self.seed, _PASS, max(0, self._sweep)])
+    def _new_sweep(self) -> Sweep:
+        return Sweep(self.table.num_samples, self._chunk_size, [self.seed, _PASS, max(0, self._num_sweeps)])
 
     def _forget_records(self) -> None:
         for chunk in self._open:
@@ -180,16 +180,15 @@ class Plan:
         self._close_settled()
         self.flush()
         self._num_outside += 1
-        size = min(self._chunk_size, self.table.num_samples)
-        indices = Permutation(self.table.num_samples, [self.seed, _OUTSIDE, self._num_outside])(0, size)
-        rng = self._generator(policy, _OUTSIDE_POLICY, self._num_outside)
-        candidates = self._candidates(indices, self.table.take(indices))
-        keep, _ = policy.select(candidates, self._context, rng)
-        if keep.sum() < self._full:
+        size = max(POOL_SAMPLES, POOL_BATCHES * self.table.batch_size)
+        pool = Sweep(self.table.num_samples, size, [self.seed, _OUTSIDE, self._num_outside])
+        draft = self._draft(policy, _OUTSIDE_POLICY, self._num_outside)
+        kept, _ = draft.select(pool.next_part())
+        if len(kept) < self._full:
             return None
-        chosen = candidates.subset(keep)
-        first = policy.arrange(chosen, self.table.batch_size, rng)[: self._full]
-        chunk = self._arranged(SHUFFLE, chosen.indices[first], None, rng, -1)
+        # Arranged first, so that what is taken is what the policy would draw first.
+        first = draft.chunk((kept, None), sweep=-1, fill=False).members[: self._full]
+        chunk = self._draft(SHUFFLE).chunk((first, None), sweep=-1, fill=False)
         chunk.drawn = 1
         self._open.append(chunk)
         return chunk.batch(0)
@@ -203,7 +202,7 @@ class Plan:
             trend: What `SampleTable.observe` returned for it.
         """
         chunk, slot, _ = batch
-        late = chunk.sweep != self._sweep
+        late = chunk.sweep != self._num_sweeps
         if late:
             # It may share samples with reports still held back, and reports count in the order they come.
             self.flush()
@@ -258,93 +257,39 @@ class Plan:
         policy = SHUFFLE if self.pass_number == 0 else self.policy
         if policy.selects:
             return self._next_selected_chunk(policy)
-        members, rng = self._next_samples(policy)
+        draft = self._draft(policy, _POLICY, self._num_sweeps, self._sweep.rank)
+        indices = self._sweep.next_part()
         if self.last_batch == "drop":
-            members = members[: len(members) // self._full * self._full]
-        return self._arranged(policy, members, None, rng, self.pass_number)
+            indices = indices[: len(indices) // self._full * self._full]
+        return draft.chunk((indices, None), sweep=self._num_sweeps, fill=self.last_batch == "fill")
 
     def _next_selected_chunk(self, policy: Policy) -> Chunk:
         """Plan from what the policy keeps, sweeping over the data again where the sweep has no batch left."""
-        is_second_sweep = False
+        swept_again = False
+        samples = self._sweep.left_over
         while True:
-            if self._rank == self.table.num_samples:
-                members, weights = self._carried, self._carried_weights
-                if is_second_sweep and len(members):
-                    # The policy leaves less than a batch of the whole data: better a short one than none.
-                    break
-                if is_second_sweep:
-                    raise RuntimeError(f"policy must keep some of the {self._rank} samples, got none from {policy!r}.")
-                is_second_sweep = True
+            if self._sweep.is_done and swept_again:
+                # The policy leaves less than a batch of the whole data: better a short one than none.
+                samples = self._sweep.left_over
+                if not len(samples[0]):
+                    raise RuntimeError(f"policy must keep some of {len(self.table)} samples, got none from {policy!r}.")
+                break
+            if self._sweep.is_done:
+                swept_again = True
                 self._start_sweep()
-            fresh, rng = self._next_samples(policy)
-            members, weights = self._selected(policy, fresh, rng)
-            whole = len(members) // self._full * self._full
-            self._carried, members = members[whole:], members[:whole]
-            self._carried_weights = None if weights is None else weights[whole:]
-            weights = None if weights is None else weights[:whole]
+            draft = self._draft(policy, _POLICY, self._num_sweeps, self._sweep.rank)
+            kept = self._sweep.add(*draft.select(self._sweep.next_part()))
+            whole = len(kept[0]) // self._full * self._full
+            samples = self._sweep.leave(whole, kept)
             if whole:
                 break
-        return self._arranged(policy, members, weights, rng, self.pass_number)
+        return draft.chunk(samples, sweep=self._num_sweeps, fill=self.last_batch == "fill")
 
-    def _next_samples(self, policy: Policy) -> tuple[NDArray[np.int64], np.random.Generator]:
-        """The samples of the next chunk of the sweep in random order, and the chunk's generator."""
-        start = self._rank
-        self._rank = min(start + self._chunk_size, self.table.num_samples)
-        return self._order(start, self._rank), self._generator(policy, _POLICY, self._sweep, start)
-
-    def _selected(
-        self, policy: Policy, indices: NDArray[np.int64], rng: np.random.Generator
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
-        """What a policy keeps of some samples, behind what was carried over from the chunk before."""
-        keep, weights = policy.select(self._candidates(indices, self.table.take(indices)), self._context, rng)
-        members = np.concatenate([self._carried, indices[keep]])
-        if weights is None and self._carried_weights is None:
-            return members, None
-        carried = np.ones(len(self._carried), np.float32) if self._carried_weights is None else self._carried_weights
-        fresh = np.ones(int(keep.sum()), np.float32) if weights is None else weights[keep]
-        return members, np.concatenate([carried, fresh])
-
-    def _arranged(
-        self,
-        policy: Policy,
-        members: NDArray[np.int64],
-        weights: NDArray[np.float32] | None,
-        rng: np.random.Generator,
-        pass_number: int,
-    ) -> Chunk:
-        """The chunk a policy makes of some samples."""
-        size = self.table.batch_size
-        records = self.table.take(members)
-        order = policy.arrange(self._candidates(members, records), size, rng)
-        counts = np.full(-(-len(members) // size), size)
-        counts[-1] -= -len(members) % size
-        missing = -len(members) % size if self.last_batch == "fill" and pass_number >= 0 else 0
-        records = self.table.reordered(records, order)
-        return Chunk(
-            members[order],
-            self.table,
-            sizes=counts,
-            expected=self.table.expected(records, counts),
-            pass_number=pass_number,
-            sweep=self._sweep if pass_number >= 0 else -1,
-            fill=missing,
-            weights=None if weights is None else weights[order],
-            records=records if pass_number >= 0 else None,
-        )
-
-    def _generator(self, policy: Policy, *key: int) -> np.random.Generator:
-        """The policy's generator; any will do where it uses none."""
-        if not policy.is_random:
-            return _SPARE_GENERATOR
-        return np.random.Generator(np.random.SFC64(np.random.SeedSequence([self.seed, *key])))
-
-    def _candidates(self, indices: NDArray[np.int64], records: NDArray[Any]) -> Candidates:
-        last, mean = records["last"], records["mean"]
-        # Views of records that the chunk will write back: not for the policy to change.
-        last.flags.writeable = mean.flags.writeable = False
-        usage_count = records["usage_count"].astype(np.int64)
-        group = None if self.table.group_labels is None else records["group"].astype(np.int64)
-        return Candidates(indices, self.table.estimates(records), last, mean, usage_count, group)
+    def _draft(self, policy: Policy, *key: int) -> Draft:
+        rng = _SPARE_GENERATOR
+        if policy.is_random:
+            rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence([self.seed, *key])))
+        return Draft(self.table, policy, self._context, rng)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to draw the very same batches; batches that are out are drawn again, first in line."""
@@ -353,15 +298,13 @@ class Plan:
         out = [batch for chunk in self._open for batch in chunk.batches_out()]
         return {
             "context": list(self._context),
-            "sweep": self._sweep,
-            "rank": self._rank,
+            "num_sweeps": self._num_sweeps,
+            "sweep": self._sweep.state_dict(),
             "drawn_before": self._drawn_before,
             "limit": self._limit,
             "num_outside": self._num_outside,
             "displaced": self.displaced,
             "abandoned": self.abandoned,
-            "carried": self._carried.copy(),
-            "carried_weights": None if self._carried_weights is None else self._carried_weights.copy(),
             "chunks": [chunk.state_dict() for chunk in self._open],
             "current": place.get(id(self._chunk), -1),
             "returned": [[place[id(batch.chunk)], batch.slot] for batch in out],
@@ -375,14 +318,12 @@ class Plan:
         self._forget()
         progress, number, batch_size, untrained_loss = state["context"]
         self._context = Context(progress, number, batch_size, untrained_loss)
-        self._sweep, self._rank = state["sweep"], state["rank"]
-        self._order = self._permutation()
+        self._num_sweeps = state["num_sweeps"]
+        self._sweep = self._new_sweep()
+        self._sweep.load_state_dict(state["sweep"])
         self._drawn_before, self._limit = state["drawn_before"], state["limit"]
         self._num_outside = state["num_outside"]
         self.displaced, self.abandoned = state["displaced"], state["abandoned"]
-        self._carried = np.array(state["carried"], np.int64)
-        weights = state["carried_weights"]
-        self._carried_weights = None if weights is None else np.array(weights, np.float32)
         self._open = [Chunk.from_state(chunk, self.table) for chunk in state["chunks"]]
         if state["current"] >= 0:
             self._chunk = self._open[state["current"]]

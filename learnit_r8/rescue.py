@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import events
+from .announcer import Announcer
 from .guard import LARGEST_LOSS, Verdict
 from .losses import Reading
 from .recovery import Recovery, RecoveryState, TrainingDiverged
@@ -24,7 +25,7 @@ class Rescue:
         announcer: Who is told.
     """
 
-    def __init__(self, recovery: Recovery, safekeeping: Safekeeping, announcer: events.Announcer) -> None:
+    def __init__(self, recovery: Recovery, safekeeping: Safekeeping, announcer: Announcer) -> None:
         self.recovery = recovery
         self._safekeeping = safekeeping
         self._announcer = announcer

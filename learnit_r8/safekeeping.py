@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import traceback
 import uuid
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import events
+from .announcer import Announcer
 from .backup import RamBackup
 from .budget import Interval
 from .callbacks import call_load, call_save, check_callback
@@ -63,6 +66,7 @@ class Safekeeping:
         checkpoint_dir: Folder of the checkpoints; None for "checkpoints" if there is a save callback, else for none.
         checkpoint_every: Interval of checkpoints; None for every epoch.
         keep: Checkpoints of this run to keep, >= 1.
+        announcer: Who is told.
 
     Raises:
         ValueError: an interval that cannot be read, ``keep`` below 1, or an interval of something that is never done.
@@ -77,6 +81,7 @@ class Safekeeping:
         checkpoint_dir: str | os.PathLike[str] | None = None,
         checkpoint_every: int | str | None = None,
         keep: int = 3,
+        announcer: Announcer,
     ) -> None:
         if not isinstance(keep, int) or keep < 1:
             raise ValueError(f"keep_checkpoints must be a whole number >= 1, got {keep!r}.")
@@ -92,6 +97,7 @@ class Safekeeping:
         if folder is not None and not (isinstance(folder, (str, os.PathLike)) and os.fspath(folder)):
             raise ValueError(f"checkpoint_dir must name a folder, got {checkpoint_dir!r}.")
         self.callbacks = callbacks
+        self._announcer = announcer
         self.backup = RamBackup()
         self.store = None if folder is None else CheckpointStore(folder, keep=keep, run_id=uuid.uuid4().hex)
         self.num_failed = 0
@@ -102,8 +108,24 @@ class Safekeeping:
         self._last_backup = (0, 0.0)
         self._last_checkpoint = (0, 0.0)
 
-    def backup_is_due(self, step: int, seconds: float, *, at_end: bool) -> bool:
-        """Whether to call `take_backup` now; true before the first step. ``at_end`` of an epoch or of the run."""
+    def between_steps(
+        self, step: int, seconds: float, draws: int, *, at_end: bool, get_state: Callable[[], dict[str, Any]]
+    ) -> None:
+        """Take a backup and write a checkpoint, if they are due.
+
+        Args:
+            step: Steps reported so far.
+            seconds: Training seconds so far.
+            draws: Batches drawn so far.
+            at_end: Whether an epoch or the run has just ended.
+            get_state: Returns the scheduler's state.
+        """
+        if self._backup_is_due(step, seconds, at_end=at_end) and self.callbacks.state is not None:
+            self.take_backup(self.callbacks.state(), step, seconds, draws)
+        if self._checkpoint_is_due(step, seconds, at_end=at_end):
+            self._try_to_save(get_state(), step, seconds)
+
+    def _backup_is_due(self, step: int, seconds: float, *, at_end: bool) -> bool:
         if self.callbacks.state is None:
             return False
         if self.backup.is_empty:
@@ -113,15 +135,7 @@ class Safekeeping:
             return step > since_step and (at_end or seconds - since_seconds >= DEFAULT_BACKUP_SECONDS)
         return self._backup_every.is_due(step - since_step, seconds - since_seconds)
 
-    def take_backup(self, step: int, seconds: float, draws: int, get_state: Callable[[], Any] | None = None) -> None:
-        """Copy a model state to RAM, by default that of the state callback; see `RamBackup.offer`."""
-        get_state = get_state or self.callbacks.state
-        assert get_state is not None
-        self.backup.offer(get_state(), step=step, draws=draws)
-        self._last_backup = (step, seconds)
-
-    def checkpoint_is_due(self, step: int, seconds: float, *, at_end: bool) -> bool:
-        """Whether to call `save` now; ``at_end`` of an epoch or of the run."""
+    def _checkpoint_is_due(self, step: int, seconds: float, *, at_end: bool) -> bool:
         since_step, since_seconds = self._last_checkpoint
         if self.store is None or step == since_step:
             return False
@@ -132,6 +146,12 @@ class Safekeeping:
     def count_from(self, step: int, seconds: float) -> None:
         """Measure intervals from here: the run was resumed."""
         self._last_backup = self._last_checkpoint = (step, seconds)
+
+    def take_backup(self, state: Any, step: int, seconds: float, draws: int) -> None:
+        """Copy a model state to RAM; see `RamBackup.offer`."""
+        self.backup.offer(state, step=step, draws=draws)
+        self._last_backup = (step, seconds)
+        self._announcer.tell(events.BackupTaken)
 
     def save(self, state: dict[str, Any], step: int, seconds: float) -> Checkpoint:
         """Write a checkpoint.
@@ -145,16 +165,22 @@ class Safekeeping:
                 f"checkpoint_dir or save_callback must be given to save checkpoints, got {self.store!r} and None."
             )
         self._last_checkpoint = (step, seconds)
+        write_model = None
         save = self.callbacks.save
-        if save is None:
-            return self.store.save(state)
-        given = {"scheduler": state, "model": self._model_state()}
-        return self.store.save(state, lambda path: call_save(save, given, path))
+        if save is not None:
+            given = {"scheduler": state, "model": self._model_state()}
+            write_model = functools.partial(call_save, save, given)
+        saved = self.store.save(state, write_model)
+        model_path = None if saved.model_path is None else str(saved.model_path)
+        self._announcer.tell(events.CheckpointSaved, path=str(saved.path), model_path=model_path)
+        if save is not None and model_path is None:
+            self._announcer.note_once("no model file", "save_callback left no file: checkpoints hold no model.")
+        return saved
 
-    def try_to_save(self, state: dict[str, Any], step: int, seconds: float) -> Checkpoint | None:
-        """Write a checkpoint, but let the training go on if that fails: None, and a warning."""
+    def _try_to_save(self, state: dict[str, Any], step: int, seconds: float) -> None:
+        """Write a checkpoint, but let the training go on with a warning if that fails."""
         try:
-            return self.save(state, step, seconds)
+            self.save(state, step, seconds)
         except Exception:
             # Whatever it is, in the user's callback or of the disk: the run is worth more than the file.
             self.num_failed += 1
@@ -163,7 +189,6 @@ class Safekeeping:
                 RuntimeWarning,
                 stacklevel=2,
             )
-            return None
 
     def _model_state(self) -> Any:
         if self.callbacks.state is not None:

@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import events
+from .announcer import Announcer
 from .budget import Budget
 from .checkpoint import Checkpoint
+from .checks import whole_number
 from .engine import Engine
 from .guard import FiniteGuard, Guard
 from .losses import read_number
@@ -140,6 +142,7 @@ class R8Scheduler(Engine):
                 "auto_find_lr needs a load_callback to put the model back with, and a scheduler_mode given by name; "
                 f"got load_callback={load_callback!r} and scheduler_mode={scheduler_mode!r}."
             )
+        announcer = Announcer(listeners, lambda: (pace.step, pace.seconds))
         super().__init__(
             plan=plan,
             pace=pace,
@@ -155,8 +158,9 @@ class R8Scheduler(Engine):
                 checkpoint_dir=checkpoint_dir,
                 checkpoint_every=checkpoint_every,
                 keep=keep_checkpoints,
+                announcer=announcer,
             ),
-            announcer=events.Announcer(listeners, lambda: (pace.step, pace.seconds)),
+            announcer=announcer,
             search=RangeTest.for_run(budget.steps) if auto_find_lr else None,
             name=name or "",
         )
@@ -301,8 +305,7 @@ class R8Scheduler(Engine):
         """
         if self._search is not None and self._has_started:
             return
-        self.safekeeping.take_backup(self.global_step, self.pace.seconds, self._num_draws, lambda: state)
-        self.announcer.tell(events.BackupTaken)
+        self.safekeeping.take_backup(state, self.global_step, self.pace.seconds, self._num_draws)
 
     def save_checkpoint(self) -> Checkpoint:
         """Write a checkpoint now.
@@ -311,9 +314,7 @@ class R8Scheduler(Engine):
             RuntimeError: neither checkpoint_dir nor save_callback was given.
             OSError: the disk refused; the checkpoints before are untouched.
         """
-        saved = self.safekeeping.save(self.state_dict(), self.global_step, self.pace.seconds)
-        self._tell_saved(saved)
-        return saved
+        return self.safekeeping.save(self.state_dict(), self.global_step, self.pace.seconds)
 
     def load_checkpoint(self, path: str | os.PathLike[str] | None = None) -> None:
         """Go on from a checkpoint: the scheduler's state, and the model through the load callback.
@@ -346,10 +347,3 @@ class R8Scheduler(Engine):
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def whole_number(name: str, value: Any, *, least: int, most: int) -> int:
-    """``value`` as an int; ValueError, naming the argument, unless it is whole and within its range."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
-        raise ValueError(f"{name} must be a whole number in [{least}, {most}], got {value!r}.")
-    return int(value)

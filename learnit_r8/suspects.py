@@ -30,7 +30,7 @@ class Suspects(NamedTuple):
     reason: str
 
 
-def worse_than_untrained(records: NDArray[Any], untrained_loss: float, *, exact: bool) -> Suspects:
+def worse_than_untrained(records: Any, untrained_loss: float, *, exact: bool) -> Suspects:
     """Flag the samples that a trained model gets worse than an untrained one, and does not improve on.
 
     A sample is flagged when it was used at least 4 times, its running and its last loss exceed the untrained loss,

@@ -1,15 +1,9 @@
-"""The sample table: what is known of every sample, 16 bytes each.
-
-One record holds everything about a sample, so that a chunk of samples costs one gather and one scatter; two
-separate arrays would cost two cache misses a sample. An unseen sample is one with no use, so that the table of ten
-million samples is ready without being written to.
-"""
+"""The sample table: what is known of every sample, and how it is learned."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,17 +11,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import estimators
+from .checks import is_number, whole_number
 from .guard import LARGEST_LOSS
+from .kinds import EXACT, WHOLE_BATCH, source_of
+from .records import Records, count_use
 from .suspects import Suspects, worse_than_untrained
-from .views import Quartile, Sample, quartiles_of
-
-RECORD = np.dtype([("loss", "<f4"), ("last", "<f4"), ("mean", "<f4"), ("usage_count", "<u2"), ("group", "<u2")])
-"""One sample: estimate (loss, or loss relative to the trend), last observation, mean of the observations, times
-learned from (saturating), the user's group."""
-
-MOST_USES = 2**16 - 1
-EXACT, WHOLE_BATCH = 1, 0
-"""Values of ``SampleTable.part_size`` besides the size of a part."""
+from .views import Quartile, Sample, quartiles_of, samples_of
 
 ESTIMATORS = {"relative": 1.0, "additive": 0.1}
 """Estimators for batch means, with the weight of a new observation."""
@@ -69,18 +58,14 @@ class SampleTable:
         groups: ArrayLike | None = None,
         sample_ids: Sequence[Any] | None = None,
     ) -> None:
-        for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
-            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-                raise ValueError(f"{name} must be a whole number >= 1, got {value!r}.")
+        self.num_samples = num_samples = whole_number("num_samples", num_samples, least=1)
+        self.batch_size = batch_size = whole_number("batch_size", batch_size, least=1)
         if estimator not in ESTIMATORS:
             raise ValueError(f"estimator must be one of {sorted(ESTIMATORS)}, got {estimator!r}.")
-        if alpha is not None and not (isinstance(alpha, numbers.Real) and 0 < alpha <= 1):
+        if alpha is not None and not (is_number(alpha) and 0 < alpha <= 1):
             raise ValueError(f"alpha must be in (0, 1], got {alpha!r}.")
-        if sample_ids is not None and not (hasattr(sample_ids, "__len__") and len(sample_ids) == num_samples):
-            size = len(sample_ids) if hasattr(sample_ids, "__len__") else repr(sample_ids)
-            raise ValueError(f"sample_ids must have num_samples={num_samples} entries, got {size}.")
-        self.num_samples = num_samples
-        self.batch_size = batch_size
+        if sample_ids is not None and (not hasattr(sample_ids, "__len__") or len(sample_ids) != num_samples):
+            raise ValueError(f"sample_ids must have num_samples={num_samples} entries, got {_size(sample_ids)}.")
         self.estimator = estimator
         self.alpha = alpha
         self.sample_ids = sample_ids
@@ -95,8 +80,7 @@ class SampleTable:
         self._num_untrained = max(2, -(-num_samples // (20 * batch_size)))
         self._num_early = max(self._num_untrained, math.ceil(1 / self._trend_weight))
         self._num_seen = 0
-        self._records = np.zeros(num_samples, RECORD)
-        self._words = self._records.view(np.complex128)
+        self.records = Records(num_samples)
         self.group_labels: NDArray[Any] | None = None
         if groups is not None:
             self._set_groups(np.asarray(groups))
@@ -111,7 +95,7 @@ class SampleTable:
                 "a batch takes at least one sample of each, and 65535 are the most."
             )
         self.group_labels = labels
-        self._records["group"] = codes
+        self.records["group"][:] = codes
 
     def __len__(self) -> int:
         return self.num_samples
@@ -119,17 +103,13 @@ class SampleTable:
     @property
     def source(self) -> str:
         """Where the estimates come from: "exact", "parts of 4", "batch means of 32" or "nothing yet"."""
-        if self.part_size is None:
-            return "nothing yet"
-        if self.part_size == EXACT:
-            return "exact"
-        return f"parts of {self.part_size}" if self.part_size else f"batch means of {self.batch_size}"
+        return source_of(self.part_size, self.batch_size)
 
     @property
     def loss(self) -> NDArray[np.float32]:
         """float32[N], estimated loss of every sample, NaN where never seen; a new array each time."""
         self.sync()
-        return self.estimates(self._records.copy())
+        return np.array(self._estimates(self.records["loss"], self.records["usage_count"]))
 
     avg_loss = loss
 
@@ -147,48 +127,29 @@ class SampleTable:
     def usage_count(self) -> NDArray[np.uint16]:
         """uint16[N], times each sample was learned from; stays at 65535 once there."""
         self.sync()
-        uses: NDArray[np.uint16] = self._records["usage_count"].copy()
+        uses: NDArray[np.uint16] = self.records["usage_count"].copy()
         return uses
 
     def _seen_values(self, field: str) -> NDArray[np.float32]:
         self.sync()
-        values: NDArray[np.float32] = np.where(
-            self._records["usage_count"] > 0, self._records[field], np.float32("nan")
-        )
+        values: NDArray[np.float32] = np.where(self.records["usage_count"] > 0, self.records[field], np.float32("nan"))
         return values
 
-    def take(self, indices: NDArray[np.int64]) -> NDArray[Any]:
-        """Copies of the records of some samples: RECORD[M]."""
-        return self._words.take(indices).view(RECORD)
-
-    def reordered(self, records: NDArray[Any], order: NDArray[np.int64]) -> NDArray[Any]:
-        """``records[order]``, ten times as fast as numpy does it for structured arrays."""
-        return records.view(np.complex128).take(order).view(RECORD)
-
     def estimates(self, records: NDArray[Any]) -> NDArray[np.float32]:
-        """float32[M], the estimated losses in ``records``, NaN where never seen."""
-        values: NDArray[np.float32] = records["loss"]
+        """float32[M], the estimated losses in ``records``, NaN where never seen; may be a view of them."""
+        return self._estimates(records["loss"], records["usage_count"])
+
+    def _estimates(self, values: NDArray[np.float32], uses: NDArray[np.uint16]) -> NDArray[np.float32]:
         if self._detrends:
             trend = np.float32(self.trend)
             values = values + trend if self._offsets else values * trend
         if self._num_seen == self.num_samples:
             return values
-        return np.where(records["usage_count"] > 0, values, np.float32("nan"))
+        return np.where(uses > 0, values, np.float32("nan"))
 
     @property
     def _detrends(self) -> bool:
         return self.estimator == "relative" and self.part_size != EXACT
-
-    def check_part_size(self, part_size: int) -> None:
-        """Refuse reports of another kind than the first.
-
-        Raises:
-            ValueError: another kind was reported before.
-        """
-        if self.part_size is not None and part_size != self.part_size:
-            kinds = {EXACT: "one loss per sample", WHOLE_BATCH: "one mean per batch"}
-            old, new = (kinds.get(size, f"means of parts of {size}") for size in (self.part_size, part_size))
-            raise ValueError(f"loss must stay of the kind reported first ({old}), got {new}.")
 
     def observe(self, mean: float, lowest: float) -> float:
         """Move the trend on by one batch loss.
@@ -221,8 +182,8 @@ class SampleTable:
     def _use_offsets(self) -> None:
         self.sync()
         if self._detrends and self._num_reports > 1:
-            estimate = self._records["loss"]
-            estimate[self._records["usage_count"] > 0] -= 1
+            estimate = self.records["loss"]
+            estimate[self.records["usage_count"] > 0] -= 1
             estimate *= np.float32(self.trend)
             self.on_offsets(self.trend)
         self._offsets = True
@@ -270,30 +231,25 @@ class SampleTable:
             trend: float64[P], what `observe` returned for the batch of each part.
             records: RECORD[M], the samples' current records if they are at hand; overwritten.
         """
-        records = self.take(indices) if records is None else records
+        records = self.records.take(indices) if records is None else records
         if self.part_size != WHOLE_BATCH:
             # One sample's loss may overflow float32 where the mean of its batch does not.
             means = np.clip(means, -LARGEST_LOSS, LARGEST_LOSS)
-        uses = records["usage_count"]
         seen = None
         if self._num_seen < self.num_samples:
-            seen = uses > 0
+            seen = records["usage_count"] > 0
             self._num_seen += len(seen) - int(np.count_nonzero(seen))
+        count = count_use(records)
         if sizes is None:
+            alpha = 0.5 if self.alpha is None else self.alpha
             observed = means.astype(np.float32)
+            records["loss"] = estimators.moving_average(records["loss"], observed, count, alpha)
         else:
             observed = np.repeat(means.astype(np.float32), sizes)
             records["loss"] = self._divided(records["loss"], seen, means, sizes, trend)
-        uses += np.uint16(1)
-        if not uses.all():
-            uses[uses == 0] = MOST_USES
-        count = uses.astype(np.float32)
-        if sizes is None:
-            alpha = 0.5 if self.alpha is None else self.alpha
-            records["loss"] = estimators.moving_average(records["loss"], observed, count, alpha)
         records["last"] = observed
         records["mean"] += (observed - records["mean"]) / count
-        self._words[indices] = records.view(np.complex128)
+        self.records.put(indices, records)
 
     def _divided(
         self,
@@ -323,21 +279,8 @@ class SampleTable:
         """What is known of some samples, in the given order."""
         self.sync()
         chosen = np.asarray(indices, np.int64)
-        records = self.take(chosen)
-        loss = self.estimates(records)
-        records["last"][records["usage_count"] == 0] = math.nan
-        records["mean"][records["usage_count"] == 0] = math.nan
-        return [
-            Sample(
-                index=index,
-                name=index if self.sample_ids is None else self.sample_ids[index],
-                loss=float(loss[row]),
-                last=float(records["last"][row]),
-                mean=float(records["mean"][row]),
-                usage_count=int(records["usage_count"][row]),
-            )
-            for row, index in enumerate(chosen.tolist())
-        ]
+        records = self.records.take(chosen)
+        return samples_of(chosen, records, self.estimates(records), self.sample_ids)
 
     def quartiles(self) -> list[Quartile]:
         """The seen samples in four quarters, Q1 (lowest loss) to Q4; empty if fewer than four were seen."""
@@ -346,7 +289,7 @@ class SampleTable:
     def suspects(self) -> Suspects:
         """Samples that look mislabelled, most suspect first; ask at 20 to 30 % of the training."""
         self.sync()
-        return worse_than_untrained(self._records, self.untrained_loss, exact=self.part_size == EXACT)
+        return worse_than_untrained(self.records, self.untrained_loss, exact=self.part_size == EXACT)
 
     def identity(self) -> dict[str, Any]:
         """What a saved state must fit: sizes, estimator, and a digest of the names."""
@@ -361,21 +304,25 @@ class SampleTable:
     def state_dict(self) -> dict[str, Any]:
         """Everything learned, copied: arrays of N by field name, and plain numbers."""
         self.sync()
-        state: dict[str, Any] = {name: self._records[name].copy() for name in _FIELDS}
+        state: dict[str, Any] = {name: self.records[name].copy() for name in _FIELDS}
         state["numbers"] = {name: getattr(self, name) for name in _NUMBERS}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned; groups and names stay those of this table."""
         for name in _FIELDS:
-            self._records[name] = state[name]
-        self._num_seen = int(np.count_nonzero(self._records["usage_count"]))
+            self.records[name][:] = state[name]
+        self._num_seen = int(np.count_nonzero(self.records["usage_count"]))
         for name in _NUMBERS:
             setattr(self, name, state["numbers"][name])
 
 
 _FIELDS = ("loss", "last", "mean", "usage_count")
 _NUMBERS = ("part_size", "trend", "untrained_loss", "_num_reports", "_offsets")
+
+
+def _size(value: Any) -> str:
+    return str(len(value)) if hasattr(value, "__len__") else repr(value)
 
 
 def _nothing(*_: object) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,4 +73,31 @@ def quartiles_of(loss: NDArray[np.float32], usage_count: NDArray[np.uint16]) -> 
             uses=float(usage_count[quarter].mean()),
         )
         for quarter in np.array_split(ranked, 4)
+    ]
+
+
+def samples_of(
+    indices: NDArray[np.int64],
+    records: NDArray[Any],
+    loss: NDArray[np.float32],
+    names: Sequence[Any] | None,
+) -> list[Sample]:
+    """What is known of some samples.
+
+    Args:
+        indices: int64[M], their positions.
+        records: RECORD[M].
+        loss: float32[M], their estimated losses.
+        names: N names, or None to show the positions.
+    """
+    return [
+        Sample(
+            index=index,
+            name=index if names is None else names[index],
+            loss=float(loss[row]),
+            last=float(records["last"][row]) if records["usage_count"][row] else math.nan,
+            mean=float(records["mean"][row]) if records["usage_count"][row] else math.nan,
+            usage_count=int(records["usage_count"][row]),
+        )
+        for row, index in enumerate(indices.tolist())
     ]

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learnit_r8 import events
-from learnit_r8.events import EVENTS, Announcer, RolledBack, from_json, to_json
+from learnit_r8.announcer import Announcer
+from learnit_r8.events import EVENTS, RolledBack, from_json, to_json
 
 VALUES = {
     "int": st.integers(0, 2**53),

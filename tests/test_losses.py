@@ -8,8 +8,8 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
+from learnit_r8.kinds import EXACT, WHOLE_BATCH
 from learnit_r8.losses import read_loss
-from learnit_r8.table import EXACT, WHOLE_BATCH
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from learnit_r8.records import RECORD
 from learnit_r8.suspects import worse_than_untrained
-from learnit_r8.table import RECORD
 
 UNTRAINED = 2.0
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from learnit_r8 import SampleTable
 from learnit_r8.guard import LARGEST_LOSS
-from learnit_r8.table import EXACT, WHOLE_BATCH
+from learnit_r8.kinds import EXACT, WHOLE_BATCH
 
 
 def tell(table, indices, losses, part_size=EXACT):
@@ -154,19 +154,6 @@ def test_source(part_size, source):
     table.part_size = part_size
 
     assert table.source == source
-
-
-def test_kind_of_reports_is_fixed():
-    """Reports stay of the kind of the first."""
-    table = SampleTable(20, batch_size=8)
-    table.check_part_size(4)
-    table.part_size = EXACT
-    table.check_part_size(EXACT)
-
-    with pytest.raises(ValueError, match=r"loss must stay of .* first \(one loss per sample\), got one mean per batch"):
-        table.check_part_size(WHOLE_BATCH)
-    with pytest.raises(ValueError, match=r"\(one loss per sample\), got means of parts of 4"):
-        table.check_part_size(4)
 
 
 @pytest.fixture

@@ -1,0 +1,73 @@
+"""Drafting a chunk: what a policy sees of some samples, and the batches it makes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .chunk import Chunk
+from .policies import Candidates, Context, Policy
+from .records import reordered
+from .sweep import Weighted
+from .table import SampleTable
+
+
+class Draft:
+    """Makes chunks of samples, as a policy wants them.
+
+    Args:
+        table: What is known of the samples.
+        policy: Selects and arranges them.
+        context: What the policy is told besides the samples.
+        rng: The policy's generator.
+    """
+
+    def __init__(self, table: SampleTable, policy: Policy, context: Context, rng: np.random.Generator) -> None:
+        self._table = table
+        self._policy = policy
+        self._context = context
+        self._rng = rng
+
+    def select(self, indices: NDArray[np.int64]) -> Weighted:
+        """The samples that the policy keeps, and their weights."""
+        candidates = self._candidates(indices, self._table.records.take(indices))
+        keep, weights = self._policy.select(candidates, self._context, self._rng)
+        return indices[keep], None if weights is None else weights[keep]
+
+    def chunk(self, samples: Weighted, *, sweep: int, fill: bool) -> Chunk:
+        """The batches that the policy makes of some samples.
+
+        Args:
+            samples: The samples and their weights.
+            sweep: The sweep they are from, -1 for none.
+            fill: Whether to fill up the last batch.
+        """
+        table, (indices, weights) = self._table, samples
+        records = table.records.take(indices)
+        order = self._policy.arrange(self._candidates(indices, records), table.batch_size, self._rng)
+        records = reordered(records, order)
+        missing = -len(indices) % table.batch_size
+        sizes = np.full(-(-len(indices) // table.batch_size), table.batch_size)
+        sizes[-1] -= missing
+        in_pass = sweep >= 0
+        return Chunk(
+            indices[order],
+            table,
+            sizes=sizes,
+            expected=table.expected(records, sizes),
+            pass_number=self._context.pass_number if in_pass else -1,
+            sweep=sweep,
+            fill=missing if fill else 0,
+            weights=None if weights is None else weights[order],
+            records=records if in_pass else None,
+        )
+
+    def _candidates(self, indices: NDArray[np.int64], records: NDArray[Any]) -> Candidates:
+        last, mean = records["last"], records["mean"]
+        # Views of records that the chunk will write back: not for the policy to change.
+        last.flags.writeable = mean.flags.writeable = False
+        usage_count = records["usage_count"].astype(np.int64)
+        group = None if self._table.group_labels is None else records["group"].astype(np.int64)
+        return Candidates(indices, self._table.estimates(records), last, mean, usage_count, group)
