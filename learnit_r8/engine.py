@@ -101,8 +101,7 @@ class Engine:
         Raises:
             RuntimeError: the budget is spent, or every step that is left is out already.
         """
-        self.between_steps()
-        ticket = self._draw_within_budget()
+        ticket = self.draw_if_any()
         if ticket is None:
             raise RuntimeError(
                 f"draw() was called with {self.pace.next_step} steps reported or out after {self.pace.seconds:.1f} s, "
@@ -110,8 +109,9 @@ class Engine:
             )
         return ticket
 
-    def _draw_within_budget(self) -> Ticket | None:
-        """The next batch; None if the budget is spent."""
+    def draw_if_any(self) -> Ticket | None:
+        """Draw the next batch; None if the budget is spent, or every step that is left is out already."""
+        self.between_steps()
         pace = self.pace
         step, seconds = pace.next_step, pace.seconds
         progress = pace.budget.progress(step, seconds)

@@ -203,10 +203,10 @@ class R8Scheduler(Engine):
         while True:
             if self._open is not None:
                 self.give_up(self._open)
-            self.between_steps()
             if self._search is None and self.current_epoch != epoch:
+                self.between_steps()
                 return
-            ticket = self._open = self._draw_within_budget()
+            ticket = self._open = self.draw_if_any()
             if ticket is None:
                 return
             if ticket.weights is not None:

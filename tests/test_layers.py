@@ -13,9 +13,9 @@ import learnit_r8
 PACKAGE = Path(learnit_r8.__file__).parent
 NUMERIC = {
     "order", "estimators", "suspects", "table", "views", "guard", "backup", "budget", "lr", "events", "range_test",
-    "tally", "losses",
+    "tally", "losses", "checks", "kinds", "records",
 }  # fmt: skip
-MIDDLE = {"chunk", "plan", "policies", "recovery", "checkpoint"}
+MIDDLE = {"announcer", "chunk", "draft", "plan", "policies", "recovery", "checkpoint", "sweep"}
 TOP = {"scheduler", "engine", "dashboard"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

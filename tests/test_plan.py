@@ -425,7 +425,7 @@ def test_policy_that_keeps_nothing():
     _, plan = build(20, 4, get_policy(Keeping(0)))
     plan.start_pass(1, 0.5)
 
-    with pytest.raises(RuntimeError, match=r"policy must keep some of the 20 samples, got none from .*Keeping"):
+    with pytest.raises(RuntimeError, match=r"policy must keep some of 20 samples, got none from .*Keeping"):
         plan.draw()
 
 

@@ -5,7 +5,10 @@ import pytest
 from drive import NAN, FakeClock, Weights, advance_to, make, steps, train
 
 from learnit_r8 import events
+from learnit_r8.announcer import Announcer
 from learnit_r8.safekeeping import Callbacks, Safekeeping
+
+NOBODY = Announcer([], lambda: (0, 0.0))
 
 
 def told(kind, heard):
@@ -23,7 +26,7 @@ def test_callbacks_are_callable(name):
 def test_keep_is_a_count(keep):
     """keep_checkpoints below 1, or not whole, is refused."""
     with pytest.raises(ValueError, match=f"keep_checkpoints must be a whole number >= 1, got {keep!r}"):
-        Safekeeping(Callbacks(), keep=keep)
+        Safekeeping(Callbacks(), announcer=NOBODY, keep=keep)
 
 
 def test_backup_interval_needs_a_state_callback():
@@ -31,7 +34,7 @@ def test_backup_interval_needs_a_state_callback():
     with pytest.raises(
         ValueError, match="backup_every needs a state_callback that returns the model state, got 5 without"
     ):
-        Safekeeping(Callbacks(), backup_every=5)
+        Safekeeping(Callbacks(), announcer=NOBODY, backup_every=5)
 
 
 def test_checkpoint_interval_needs_a_folder():
@@ -39,13 +42,13 @@ def test_checkpoint_interval_needs_a_folder():
     with pytest.raises(
         ValueError, match="checkpoint_every needs a checkpoint_dir or a save_callback, got '5s' without"
     ):
-        Safekeeping(Callbacks(), checkpoint_every="5s")
+        Safekeeping(Callbacks(), announcer=NOBODY, checkpoint_every="5s")
 
 
 def test_folder_has_a_name():
     """An empty checkpoint_dir is refused."""
     with pytest.raises(ValueError, match="checkpoint_dir must name a folder, got ''"):
-        Safekeeping(Callbacks(), checkpoint_dir="")
+        Safekeeping(Callbacks(), announcer=NOBODY, checkpoint_dir="")
 
 
 def test_saving_needs_a_folder():

@@ -238,7 +238,7 @@ def test_groups():
     table = SampleTable(4, batch_size=3, groups=["dog", "cat", "dog", "cat"])
 
     assert table.group_labels.tolist() == ["cat", "dog"]
-    assert table.take(np.arange(4))["group"].tolist() == [1, 0, 1, 0]
+    assert table.records.take(np.arange(4))["group"].tolist() == [1, 0, 1, 0]
 
 
 def test_state_goes_on():
