@@ -1,0 +1,169 @@
+"""Epochs whose batches R8Scheduler draws: data-aware, at its learning rate, with the loss of every sample."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .task import Task, needs_closure
+from .validation import device_of, is_sum, mean_loss, moved
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..scheduler import R8Scheduler
+    from ..ticket import Ticket
+
+
+class DrawnEpochs:
+    """Trains the epochs of a scheduler, from wherever it stands to the end of its budget.
+
+    Args:
+        scheduler: Draws batches and hears their losses.
+        task: What to train.
+
+    Attributes:
+        step: Epochs finished, the last one of a broken budget included.
+    """
+
+    def __init__(self, scheduler: R8Scheduler, task: Task) -> None:
+        self.step = scheduler.current_epoch
+        self._r8, self._task = scheduler, task
+        self._sample_losses = sample_losses(task.loss_fn)
+        self._needs_closure = needs_closure(task.optimizer)
+        rates = [float(group["lr"]) for group in task.optimizer.param_groups]
+        self._lr_shares = [rate / max(rates) if max(rates) > 0 else 1.0 for rate in rates]
+
+    def train(self) -> tuple[float, int] | None:
+        """Train to the end of the epoch: its mean loss and its samples, or None if the budget was spent before."""
+        r8, losses, sizes = self._r8, [], []
+        epoch, samples = r8.current_epoch, 0
+        while (ticket := draw_or_none(r8)) is not None:
+            samples += len(ticket.indices)
+            loss = self._train_batch(ticket)
+            if loss is not None:
+                losses.append(loss)
+                sizes.append(len(ticket.indices))
+            if r8.current_epoch != epoch or r8.progress >= 1:
+                break
+        if not samples:
+            return None
+        self.step = epoch + 1
+        return mean_loss(losses, sizes, max(1, sum(sizes)), is_sum=is_sum(self._task.loss_fn)), samples
+
+    def _train_batch(self, ticket: Ticket) -> torch.Tensor | None:
+        """The mean loss, or None if the scheduler refused the batch or put the model back."""
+        optimizer = self._task.optimizer
+        for group, share in zip(optimizer.param_groups, self._lr_shares, strict=True):
+            set_lr(group, ticket.lr * share)
+        loss, report = self._losses(ticket)
+        outcome = self._r8.report(ticket, report.detach())
+        if not outcome or outcome.rolled_back_to is not None:
+            return None
+        step: Any = optimizer.step
+        if self._needs_closure:
+            step(lambda: self._backward(self._losses(ticket)[0]))
+        else:
+            self._backward(loss)
+            step()
+        return loss.detach()  # type: ignore[no-any-return]
+
+    def _backward(self, loss: Any) -> Any:
+        self._task.optimizer.zero_grad()
+        loss.backward()
+        return loss
+
+    def _losses(self, ticket: Ticket) -> tuple[Any, Any]:
+        """What to train on, a 0-dim tensor, and what to report, float[B] where the loss function allows it."""
+        import torch
+
+        data, model, _, loss_fn, last_label = self._task
+        rows = torch.from_numpy(ticket.indices).to(data[0].device)
+        batch = moved([tensor.index_select(0, rows) for tensor in data], device_of(model))
+        arguments = (model(*batch[:-1]), batch[-1]) if last_label else (model(*batch),)
+        if ticket.weights is not None:
+            each = self._of_samples(arguments, len(rows), with_gradient=True)
+            return (each * torch.from_numpy(ticket.weights).to(each)).mean(), each
+        loss = loss_fn(*arguments)
+        if loss.ndim:
+            return loss.mean(), per_row(loss, len(rows))
+        if self._sample_losses is None:
+            return loss, loss
+        return loss, self._of_samples(arguments, len(rows), with_gradient=False)
+
+    def _of_samples(self, arguments: tuple[Any, ...], count: int, *, with_gradient: bool) -> Any:
+        import torch
+
+        if self._sample_losses is None:
+            each = self._task.loss_fn(*arguments)
+        else:
+            with torch.set_grad_enabled(with_gradient):
+                each = self._sample_losses(*arguments)
+        return per_row(each, count)
+
+
+def draw_or_none(scheduler: R8Scheduler) -> Ticket | None:
+    """The next batch, or None once the budget is spent."""
+    if scheduler.progress >= 1:
+        # Between two steps the scheduler saves what is due; after the last one nobody else would ask it to.
+        next(scheduler.epoch_iterator(), None)
+        return None
+    try:
+        return scheduler.draw()
+    except RuntimeError as error:
+        # A time budget can run out just before the drawing; anything else is an error.
+        if scheduler.progress < 1 or "draw() was called after" not in str(error):
+            raise
+        return None
+
+
+def sample_losses(loss_fn: Any) -> Callable[..., Any] | None:
+    """The same loss for each row, unreduced and without class weights; None if it cannot be told."""
+    import torch
+
+    if isinstance(loss_fn, torch.nn.Module) and hasattr(loss_fn, "reduction"):
+        unreduced: Any = copy.deepcopy(loss_fn)
+        unreduced.reduction = "none"
+        if getattr(unreduced, "weight", None) is not None:
+            unreduced.weight = None
+        return unreduced  # type: ignore[no-any-return]
+    try:
+        takes_reduction = "reduction" in inspect.signature(loss_fn).parameters
+    except (TypeError, ValueError):
+        return None
+    return (lambda *arguments: loss_fn(*arguments, reduction="none")) if takes_reduction else None
+
+
+def per_row(losses: Any, count: int) -> Any:
+    """float[B] from unreduced losses [B, ...]."""
+    if losses.ndim == 0 or len(losses) != count:
+        raise ValueError(
+            f"loss_fn must give one loss for each of the {count} samples, got shape {tuple(losses.shape)}."
+        )
+    return losses if losses.ndim == 1 else losses.flatten(1).mean(1)
+
+
+def set_lr(group: dict[str, Any], lr: float) -> None:
+    """Set a parameter group's learning rate; a tensor, as compiled optimizers have, stays that tensor."""
+    if hasattr(group["lr"], "fill_"):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr
+
+
+def check_scheduled(scheduler: Any, task: Task, *, batch_size: int | None, shuffle: bool, generator: Any) -> None:
+    """Raise TypeError or ValueError unless the scheduler and the other arguments of an epoch stream agree."""
+    for name in ("draw", "report"):
+        if not hasattr(scheduler, name):
+            raise TypeError(f"scheduler must be an R8Scheduler, got {scheduler!r}.")
+    count, table = len(task.data[0]), scheduler.table
+    if table.num_samples != count:
+        raise ValueError(f"data must have the scheduler's {table.num_samples} samples, got {count}.")
+    if batch_size is not None and batch_size != table.batch_size:
+        raise ValueError(f"batch_size must be the scheduler's {table.batch_size} or left out, got {batch_size!r}.")
+    if not shuffle or generator is not None:
+        raise ValueError(
+            f"shuffle and generator must be left out where a scheduler draws, got {shuffle!r} and {generator!r}."
+        )

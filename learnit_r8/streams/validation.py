@@ -1,0 +1,130 @@
+"""Validation: a loss over held-out rows, as something to `augment` a stream with."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..triggers.when import whole
+from .batches import check_rows, in_order
+
+if TYPE_CHECKING:
+    import torch
+
+LossFunction = Callable[..., Any]
+"""``(prediction, label)``, or ``(prediction)`` without labels; returns a 0-dim tensor, or one loss for each row."""
+
+
+def validation_loss(
+    data: Sequence[torch.Tensor],
+    loss_fn: LossFunction,
+    *,
+    key: str = "val_loss",
+    last_label: bool = True,
+    batch_size: int = 4096,
+) -> Callable[[Mapping[str, Any]], dict[str, float]]:
+    """Make an augmenter that evaluates ``event["model"]``: in eval mode, without gradients, batch by batch.
+
+    Every module is in the mode it was in before when it is done, also after an error.
+
+    Args:
+        data: [N, ...] tensors; inputs, and the label last.
+        loss_fn: ``loss_fn(model(*inputs), label)``. Batches are averaged by their rows, or added up over all rows
+            and divided by N where ``loss_fn.reduction`` is "sum".
+        key: Name of the loss in the event.
+        last_label: Whether the last tensor is the label; if not, ``loss_fn(model(*data))``.
+        batch_size: Rows in a batch, >= 1.
+
+    Raises:
+        ValueError: no rows, unequal lengths, no label, or a batch size below 1.
+        TypeError: a tensor or the loss function is none; later, the event has no torch module.
+    """
+    count = check_data(data, loss_fn, last_label=last_label)
+    size = whole("batch_size", batch_size, least=1)
+
+    def evaluate(event: Mapping[str, Any]) -> dict[str, float]:
+        model = check_model(event.get("model"))
+        place = device_of(model)
+        losses, sizes = [], []
+        with _evaluating(model):
+            for batch in in_order(data, size):
+                losses.append(batch_loss(model, moved(batch, place), loss_fn, last_label))
+                sizes.append(len(batch[0]))
+        return {key: mean_loss(losses, sizes, count, is_sum=is_sum(loss_fn))}
+
+    return evaluate
+
+
+def check_data(data: Any, loss_fn: Any, *, last_label: bool) -> int:
+    """N, the rows of ``data``; ValueError or TypeError if a loss could not be computed of it."""
+    if not isinstance(data, (tuple, list)):
+        raise TypeError(f"data must be a tuple of tensors, got {type(data).__name__}.")
+    if last_label and len(data) < 2:
+        raise ValueError(f"data must be inputs and a label last, got {len(data)} tensors; or pass last_label=False.")
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn must be callable, got {loss_fn!r}.")
+    return check_rows(data, "data")
+
+
+def check_model(model: Any) -> torch.nn.Module:
+    """``model``; TypeError unless it is a torch module."""
+    import torch
+
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {model!r}.")
+    return model
+
+
+def batch_loss(model: torch.nn.Module, batch: Sequence[torch.Tensor], loss_fn: LossFunction, last_label: bool) -> Any:
+    """The mean loss of a batch, as a 0-dim tensor."""
+    if last_label:
+        *inputs, label = batch
+        loss = loss_fn(model(*inputs), label)
+    else:
+        loss = loss_fn(model(*batch))
+    return loss.mean() if loss.ndim else loss
+
+
+def mean_loss(losses: Sequence[torch.Tensor], sizes: Sequence[int], count: int, *, is_sum: bool) -> float:
+    """The mean over ``count`` rows of batch losses, read from the device at once; NaN without any."""
+    import torch
+
+    if not losses:
+        return math.nan
+    values = torch.stack(list(losses)).tolist()
+    weights = [1] * len(sizes) if is_sum else sizes
+    return math.fsum(value * weight for value, weight in zip(values, weights, strict=True)) / count
+
+
+def is_sum(loss_fn: Any) -> bool:
+    """Whether a loss function adds up over the batch."""
+    return getattr(loss_fn, "reduction", None) == "sum"
+
+
+def device_of(model: torch.nn.Module) -> torch.device | None:
+    """Where a model's parameters are; None if it has none."""
+    first = next(model.parameters(), None)
+    return None if first is None else first.device
+
+
+def moved(batch: Sequence[torch.Tensor], device: torch.device | None) -> Sequence[torch.Tensor]:
+    """A batch where the model is."""
+    if device is None or batch[0].device == device:
+        return batch
+    return [tensor.to(device, non_blocking=True) for tensor in batch]
+
+
+@contextlib.contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    import torch
+
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
