@@ -79,6 +79,7 @@ class DrawnEpochs:
         """What to train on, a 0-dim tensor, and what to report, float[B] where the loss function allows it."""
         import torch
 
+        torch.clear_autocast_cache()
         data, model, _, loss_fn, last_label = self._task
         rows = torch.from_numpy(ticket.indices).to(data[0].device)
         batch = moved([tensor.index_select(0, rows) for tensor in data], device_of(model))

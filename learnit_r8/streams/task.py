@@ -31,9 +31,14 @@ class Task(NamedTuple):
 
     def trainer(self) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
         """A function that trains one batch and returns its loss, detached and not read from the device."""
+        import torch
+
         _, model, optimizer, loss_fn, last_label = self
+        forget_casts = torch.clear_autocast_cache
 
         def forward_and_backward(batch: Sequence[torch.Tensor]) -> torch.Tensor:
+            # In a reader's autocast block, cast weights would outlive the step that changed the weights.
+            forget_casts()
             optimizer.zero_grad()
             loss = batch_loss(model, batch, loss_fn, last_label)
             loss.backward()

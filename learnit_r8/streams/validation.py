@@ -120,6 +120,8 @@ def moved(batch: Sequence[torch.Tensor], device: torch.device | None) -> Sequenc
 def _evaluating(model: torch.nn.Module) -> Iterator[None]:
     import torch
 
+    # In a reader's autocast block, weights that were cast before the last training step would be evaluated.
+    torch.clear_autocast_cache()
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
