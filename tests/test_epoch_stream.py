@@ -181,6 +181,17 @@ class TestEpochStream:
 
         assert event["train_loss"] == pytest.approx(3.0)
 
+    def test_losses_are_read_in_blocks(self, monkeypatch):
+        """However many batches there are between two readings, the mean is over all of them."""
+        means = []
+        for read_every in (1, 3, 1000):
+            monkeypatch.setattr("learnit_r8.streams.validation.READ_EVERY", read_every)
+            torch.manual_seed(0)
+            data, model, optimizer = line(50, noise=1.0)
+            means.append(next(epoch_stream(data, model, optimizer, nn.MSELoss(), batch_size=4))["train_loss"])
+
+        assert means == pytest.approx([means[0]] * 3, rel=1e-12)
+
     def test_unreduced_and_summed_losses(self):
         """One loss for each row is averaged; a sum is told per row."""
         for reduction in ("none", "mean", "sum"):

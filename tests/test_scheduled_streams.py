@@ -149,6 +149,19 @@ class TestScheduled:
         assert len(used) == 8
         assert used[-1][0] == pytest.approx(rates[-1])
 
+    def test_a_second_stream_keeps_the_ratio_of_the_first(self):
+        """Also where the first one ended at a rate of zero."""
+        data, model, _ = line(64)
+        optimizer = torch.optim.SGD([{"params": [model.weight], "lr": 0.5}, {"params": [model.bias], "lr": 0.05}])
+        for _ in range(2):
+            r8 = R8Scheduler(64, batch_size=16, num_epochs=1, scheduler_mode=lambda progress: 0.4 * (progress < 0.7))
+            list(epoch_stream(data, model, optimizer, nn.MSELoss(), scheduler=r8))
+            assert [group["lr"] for group in optimizer.param_groups] == [0.0, 0.0]
+        r8 = R8Scheduler(64, batch_size=16, num_epochs=1, scheduler_mode=lambda progress: 0.4)
+        list(epoch_stream(data, model, optimizer, nn.MSELoss(), scheduler=r8))
+
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.4, 0.04])
+
     def test_a_refused_batch_is_skipped(self):
         """The update of a batch whose loss is not finite is not made, and its loss is not in the mean."""
         x, y = torch.ones(64, 1), torch.ones(64, 1)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .task import Task, needs_closure
-from .validation import device_of, is_sum, mean_loss, moved
+from .validation import MeanLoss, device_of, moved
 
 if TYPE_CHECKING:
     import torch
@@ -33,25 +33,25 @@ class DrawnEpochs:
         self._r8, self._task = scheduler, task
         self._sample_losses = sample_losses(task.loss_fn)
         self._needs_closure = needs_closure(task.optimizer)
-        rates = [float(group["lr"]) for group in task.optimizer.param_groups]
+        # As torch's own schedulers do, so that a second stream does not measure the ratios at the end of the first.
+        rates = [group.setdefault("initial_lr", float(group["lr"])) for group in task.optimizer.param_groups]
         self._lr_shares = [rate / max(rates) if max(rates) > 0 else 1.0 for rate in rates]
 
     def train(self) -> tuple[float, int] | None:
         """Train to the end of the epoch: its mean loss and its samples, or None if the budget was spent before."""
-        r8, losses, sizes = self._r8, [], []
+        r8, mean = self._r8, MeanLoss(self._task.loss_fn)
         epoch, samples = r8.current_epoch, 0
         while (ticket := draw_or_none(r8)) is not None:
             samples += len(ticket.indices)
             loss = self._train_batch(ticket)
             if loss is not None:
-                losses.append(loss)
-                sizes.append(len(ticket.indices))
+                mean.add(loss, len(ticket.indices))
             if r8.current_epoch != epoch or r8.progress >= 1:
                 break
         if not samples:
             return None
         self.step = epoch + 1
-        return mean_loss(losses, sizes, max(1, sum(sizes)), is_sum=is_sum(self._task.loss_fn)), samples
+        return mean.value(), samples
 
     def _train_batch(self, ticket: Ticket) -> torch.Tensor | None:
         """The mean loss, or None if the scheduler refused the batch or put the model back."""
@@ -154,11 +154,15 @@ def set_lr(group: dict[str, Any], lr: float) -> None:
         group["lr"] = lr
 
 
+def check_scheduler(name: str, value: Any) -> None:
+    """Raise TypeError, naming the argument, unless ``value`` draws batches and takes reports."""
+    if not (hasattr(value, "draw") and hasattr(value, "report")):
+        raise TypeError(f"{name} must be an R8Scheduler, got {value!r}.")
+
+
 def check_scheduled(scheduler: Any, task: Task, *, batch_size: int | None, shuffle: bool, generator: Any) -> None:
     """Raise TypeError or ValueError unless the scheduler and the other arguments of an epoch stream agree."""
-    for name in ("draw", "report"):
-        if not hasattr(scheduler, name):
-            raise TypeError(f"scheduler must be an R8Scheduler, got {scheduler!r}.")
+    check_scheduler("scheduler", scheduler)
     count, table = len(task.data[0]), scheduler.table
     if table.num_samples != count:
         raise ValueError(f"data must have the scheduler's {table.num_samples} samples, got {count}.")

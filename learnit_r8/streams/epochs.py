@@ -13,7 +13,7 @@ from .batches import in_order, shuffled
 from .drawn import DrawnEpochs, check_scheduled
 from .event import Event
 from .task import Task, check_optimizer
-from .validation import LossFunction, check_data, check_model, device_of, is_sum, mean_loss, moved
+from .validation import LossFunction, MeanLoss, check_data, check_model, device_of, moved
 
 if TYPE_CHECKING:
     import torch
@@ -82,17 +82,20 @@ class _Epochs(Protocol):
 
 class _ShuffledEpochs:
     def __init__(self, task: Task, size: int, shuffle: bool, generator: torch.Generator | None) -> None:
-        self.step = 0
+        self.step, self._loss = 0, 0.0
         self._task, self._size, self._shuffle, self._generator = task, size, shuffle, generator
 
     def train(self) -> tuple[float, int]:
         task, size, count = self._task, self._size, len(self._task.data[0])
-        train_batch, place = task.trainer(), device_of(task.model)
+        if not math.isfinite(self._loss):
+            _check_weights(task.model, self.step, self._loss)
+        train_batch, place, mean = task.trainer(), device_of(task.model), MeanLoss(task.loss_fn)
         batches = shuffled(task.data, count, size, self._generator) if self._shuffle else in_order(task.data, size)
-        losses = [train_batch(moved(batch, place)) for batch in batches]
-        sizes = [min(size, count - start) for start in range(0, count, size)]
+        for batch in batches:
+            mean.add(train_batch(moved(batch, place)), len(batch[0]))
         self.step += 1
-        return mean_loss(losses, sizes, count, is_sum=is_sum(task.loss_fn)), count
+        self._loss = mean.value()
+        return self._loss, count
 
 
 def _events(epochs: _Epochs, model: torch.nn.Module, extra: Mapping[str, Any]) -> Iterator[Event]:
@@ -113,8 +116,6 @@ def _events(epochs: _Epochs, model: torch.nn.Module, extra: Mapping[str, Any]) -
         event.elapsed = Elapsed(*now, *last)
         last = now
         yield event
-        if not math.isfinite(loss):
-            _check_weights(model, epochs.step, loss)
 
 
 def _check_weights(model: torch.nn.Module, step: int, loss: float) -> None:

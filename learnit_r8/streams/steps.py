@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..triggers import Elapsed
-from .drawn import draw_or_none
+from .drawn import check_scheduler, draw_or_none
 from .event import Event
 
 if TYPE_CHECKING:
@@ -38,8 +38,7 @@ def step_stream(r8: R8Scheduler, train_step: Callable[..., Any], *, part_size: i
     """
     if not callable(train_step):
         raise TypeError(f"train_step must be callable, got {train_step!r}.")
-    if not (hasattr(r8, "draw") and hasattr(r8, "report")):
-        raise TypeError(f"r8 must be an R8Scheduler, got {r8!r}.")
+    check_scheduler("r8", r8)
     return _events(r8, train_step, part_size)
 
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 LossFunction = Callable[..., Any]
 """``(prediction, label)``, or ``(prediction)`` without labels; returns a 0-dim tensor, or one loss for each row."""
 
+READ_EVERY = 1024
+"""Losses kept on the device before they are read: reading each would make it wait, keeping all would fill it."""
+
 
 def validation_loss(
     data: Sequence[torch.Tensor],
@@ -41,31 +44,30 @@ def validation_loss(
         ValueError: no rows, unequal lengths, no label, or a batch size below 1.
         TypeError: a tensor or the loss function is none; later, the event has no torch module.
     """
-    count = check_data(data, loss_fn, last_label=last_label)
+    check_data(data, loss_fn, last_label=last_label)
     size = whole("batch_size", batch_size, least=1)
 
     def evaluate(event: Mapping[str, Any]) -> dict[str, float]:
         model = check_model(event.get("model"))
         place = device_of(model)
-        losses, sizes = [], []
+        mean = MeanLoss(loss_fn)
         with _evaluating(model):
             for batch in in_order(data, size):
-                losses.append(batch_loss(model, moved(batch, place), loss_fn, last_label))
-                sizes.append(len(batch[0]))
-        return {key: mean_loss(losses, sizes, count, is_sum=is_sum(loss_fn))}
+                mean.add(batch_loss(model, moved(batch, place), loss_fn, last_label), len(batch[0]))
+        return {key: mean.value()}
 
     return evaluate
 
 
-def check_data(data: Any, loss_fn: Any, *, last_label: bool) -> int:
-    """N, the rows of ``data``; ValueError or TypeError if a loss could not be computed of it."""
+def check_data(data: Any, loss_fn: Any, *, last_label: bool) -> None:
+    """Raise ValueError or TypeError unless a loss can be computed of the data."""
     if not isinstance(data, (tuple, list)):
         raise TypeError(f"data must be a tuple of tensors, got {type(data).__name__}.")
     if last_label and len(data) < 2:
         raise ValueError(f"data must be inputs and a label last, got {len(data)} tensors; or pass last_label=False.")
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be callable, got {loss_fn!r}.")
-    return check_rows(data, "data")
+    check_rows(data, "data")
 
 
 def check_model(model: Any) -> torch.nn.Module:
@@ -87,20 +89,41 @@ def batch_loss(model: torch.nn.Module, batch: Sequence[torch.Tensor], loss_fn: L
     return loss.mean() if loss.ndim else loss
 
 
-def mean_loss(losses: Sequence[torch.Tensor], sizes: Sequence[int], count: int, *, is_sum: bool) -> float:
-    """The mean over ``count`` rows of batch losses, read from the device at once; NaN without any."""
-    import torch
+class MeanLoss:
+    """The mean of batch losses over their rows, read from the device once in a while.
 
-    if not losses:
-        return math.nan
-    values = torch.stack(list(losses)).tolist()
-    weights = [1] * len(sizes) if is_sum else sizes
-    return math.fsum(value * weight for value, weight in zip(values, weights, strict=True)) / count
+    Args:
+        loss_fn: Whose losses they are; those of one with the reduction "sum" are added up and divided by the rows.
+    """
 
+    def __init__(self, loss_fn: LossFunction) -> None:
+        self._is_sum = getattr(loss_fn, "reduction", None) == "sum"
+        self._unread: list[torch.Tensor] = []
+        self._sizes: list[int] = []
+        self._total = 0.0
+        self._rows = 0
 
-def is_sum(loss_fn: Any) -> bool:
-    """Whether a loss function adds up over the batch."""
-    return getattr(loss_fn, "reduction", None) == "sum"
+    def add(self, loss: torch.Tensor, size: int) -> None:
+        """Take the loss of one more batch, a 0-dim tensor, of so many rows."""
+        self._unread.append(loss)
+        self._sizes.append(size)
+        if len(self._unread) == READ_EVERY:
+            self._read()
+
+    def _read(self) -> None:
+        import torch
+
+        values, sizes = torch.stack(self._unread).tolist(), self._sizes
+        weights = [1] * len(sizes) if self._is_sum else sizes
+        self._total += math.fsum(value * weight for value, weight in zip(values, weights, strict=True))
+        self._rows += sum(sizes)
+        self._unread, self._sizes = [], []
+
+    def value(self) -> float:
+        """The mean so far; NaN before the first batch."""
+        if self._unread:
+            self._read()
+        return self._total / self._rows if self._rows else math.nan
 
 
 def device_of(model: torch.nn.Module) -> torch.device | None:
