@@ -381,6 +381,18 @@ class TestEpochStreamDefects:
         assert history[-1]["train_loss"] < history[0]["train_loss"]
         assert history[-1]["val_loss"] == pytest.approx(nn.functional.mse_loss(model(x), y).item(), rel=0.02)
 
+    def test_device_moves_where_there_is_only_one_device(self):
+        """Batches go where the parameters are; where everything is there already, they are passed on as they are."""
+        from learnit_r8.streams.validation import device_of, moved
+
+        model, batches = nn.Linear(1, 1, device="meta"), [[torch.ones(2, 1), torch.ones(2)]]
+
+        assert [[t.device.type for t in batch] for batch in moved(batches, device_of(model), batches[0])] == [
+            ["meta"] * 2
+        ]
+        assert moved(batches, torch.device("cpu"), batches[0]) is batches
+        assert moved(batches, device_of(nn.Identity()), batches[0]) is batches
+
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
     @pytest.mark.parametrize("scheduled", [False, True])
     def test_no_device_moves(self, scheduled):

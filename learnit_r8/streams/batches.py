@@ -23,7 +23,7 @@ def iter_batches(
     """Go once through rows that belong together.
 
     Args:
-        *tensors: [N, ...] each; row i of one belongs to row i of the others. On one device.
+        *tensors: [N, ...] each; row i of one belongs to row i of the others.
         batch_size: B, rows in a batch, >= 1; the last batch may have fewer.
         shuffle: Whether in a random order.
         generator: Where the order is drawn from; by default torch's global one.
@@ -64,9 +64,9 @@ def shuffled(
     """Batches in a random order: every row once."""
     import torch
 
-    source, target = generator.device if generator is not None else tensors[0].device, tensors[0].device
-    order = torch.randperm(count, generator=generator, device=source).to(target)
+    source = generator.device if generator is not None else tensors[0].device
+    order = torch.randperm(count, generator=generator, device=source)
     row_bytes = sum(tensor.element_size() * tensor[0].numel() for tensor in tensors)
     chunk = max(1, CHUNK_BYTES // max(1, row_bytes * size)) * size
     for rows in order.split(chunk):  # type: ignore[no-untyped-call]
-        yield from in_order([tensor.index_select(0, rows) for tensor in tensors], size)
+        yield from in_order([tensor.index_select(0, rows.to(tensor.device)) for tensor in tensors], size)

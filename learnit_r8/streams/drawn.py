@@ -81,8 +81,9 @@ class DrawnEpochs:
 
         torch.clear_autocast_cache()
         data, model, _, loss_fn, last_label = self._task
-        rows = torch.from_numpy(ticket.indices).to(data[0].device)
-        batch = moved([tensor.index_select(0, rows) for tensor in data], device_of(model))
+        rows = torch.from_numpy(ticket.indices)
+        drawn = [tensor.index_select(0, rows.to(tensor.device)) for tensor in data]
+        [batch] = moved([drawn], device_of(model), drawn)
         arguments = (model(*batch[:-1]), batch[-1]) if last_label else (model(*batch),)
         if ticket.weights is not None:
             each = self._of_samples(arguments, len(rows), with_gradient=True)

@@ -89,10 +89,10 @@ class _ShuffledEpochs:
         task, size, count = self._task, self._size, len(self._task.data[0])
         if not math.isfinite(self._loss):
             _check_weights(task.model, self.step, self._loss)
-        train_batch, place, mean = task.trainer(), device_of(task.model), MeanLoss(task.loss_fn)
+        train_batch, mean = task.trainer(), MeanLoss(task.loss_fn)
         batches = shuffled(task.data, count, size, self._generator) if self._shuffle else in_order(task.data, size)
-        for batch in batches:
-            mean.add(train_batch(moved(batch, place)), len(batch[0]))
+        for batch in moved(batches, device_of(task.model), task.data):
+            mean.add(train_batch(batch), len(batch[0]))
         self.step += 1
         self._loss = mean.value()
         return self._loss, count

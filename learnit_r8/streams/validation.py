@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..triggers.when import whole
@@ -49,11 +49,10 @@ def validation_loss(
 
     def evaluate(event: Mapping[str, Any]) -> dict[str, float]:
         model = check_model(event.get("model"))
-        place = device_of(model)
         mean = MeanLoss(loss_fn)
         with _evaluating(model):
-            for batch in in_order(data, size):
-                mean.add(batch_loss(model, moved(batch, place), loss_fn, last_label), len(batch[0]))
+            for batch in moved(in_order(data, size), device_of(model), data):
+                mean.add(batch_loss(model, batch, loss_fn, last_label), len(batch[0]))
         return {key: mean.value()}
 
     return evaluate
@@ -132,11 +131,13 @@ def device_of(model: torch.nn.Module) -> torch.device | None:
     return None if first is None else first.device
 
 
-def moved(batch: Sequence[torch.Tensor], device: torch.device | None) -> Sequence[torch.Tensor]:
-    """A batch where the model is."""
-    if device is None or batch[0].device == device:
-        return batch
-    return [tensor.to(device, non_blocking=True) for tensor in batch]
+def moved(
+    batches: Iterable[Sequence[torch.Tensor]], device: torch.device | None, data: Sequence[torch.Tensor]
+) -> Iterable[Sequence[torch.Tensor]]:
+    """Batches of ``data``, each where the model is when its turn comes."""
+    if device is None or all(tensor.device == device for tensor in data):
+        return batches
+    return ([tensor.to(device, non_blocking=True) for tensor in batch] for batch in batches)
 
 
 @contextlib.contextmanager
