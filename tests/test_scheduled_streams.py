@@ -198,14 +198,33 @@ class TestScheduled:
             auto_find_lr=True,
             state_callback=model.state_dict,
             load_callback=model.load_state_dict,
-            listeners=[lambda e: at_the_end.append(model.weight.clone()) if type(e).__name__ == "LrFound" else None],
+            listeners=[lambda event: found.append(event) if type(event).__name__ == "LrFound" else None],
         )
-        at_the_end = []
+        found, after = [], []
+        model.register_forward_pre_hook(lambda *_: after.append(model.weight.clone()) if found else None)
         events = list(epoch_stream(data, model, optimizer, nn.MSELoss(), scheduler=r8))
 
         assert [event["step"] for event in events] == [1, 2, 3]
-        assert torch.equal(at_the_end[0], first["weight"])
+        assert torch.equal(after[0], first["weight"])
         assert r8.global_step == 12
+
+    def test_an_interrupted_epoch_goes_on_in_a_new_stream(self):
+        data, model, optimizer = line(64)
+        r8 = R8Scheduler(64, batch_size=16, num_epochs=2)
+        calls = iter(range(100))
+
+        def loss_fn(prediction, label):
+            if next(calls) == 5:
+                raise KeyboardInterrupt
+            return ((prediction - label) ** 2)[:, 0]
+
+        steps = []
+        with pytest.raises(KeyboardInterrupt):
+            steps.extend(event["step"] for event in epoch_stream(data, model, optimizer, loss_fn, scheduler=r8))
+        rest = list(epoch_stream(data, model, optimizer, loss_fn, scheduler=r8))
+
+        assert [(event["step"], event.elapsed.samples) for event in rest] == [(2, 48)]
+        assert r8.table.usage_count.tolist() == [2] * 64
 
     def test_closure_optimisers(self):
         data, model, _ = line(64)
@@ -347,6 +366,26 @@ class TestStepStream:
         list(step_stream(again, lambda indices, lr: drawn.extend(indices) or 1.0))
 
         assert sorted(drawn) == list(range(40))
+
+    @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+    def test_an_interrupted_run_goes_on_in_a_new_stream(self, error):
+        """Of the same scheduler, too: the batch that was not reported comes first, and no step is missing."""
+        r8 = R8Scheduler(40, batch_size=10, num_epochs=2, seed=1)
+        drawn = []
+
+        def train_step(indices, lr):
+            drawn.append(indices.copy())
+            if len(drawn) == 3:
+                raise error
+            return indices / 1.0
+
+        with pytest.raises(error):
+            list(step_stream(r8, train_step))
+        events = list(step_stream(r8, train_step))
+
+        assert [event["step"] for event in events] == [3, 4, 5, 6, 7, 8]
+        assert np.array_equal(drawn[2], drawn[3])
+        assert r8.table.usage_count.tolist() == [2] * 40
 
     def test_triggers_know_the_steps_of_a_resumed_run(self):
         """The grid is that of the whole run, and no line is taken again."""

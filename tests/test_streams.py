@@ -406,7 +406,9 @@ class TestBest:
         assert (other.value, keep.value) == (2.0, 2.0)
 
     def test_nothing_to_restore(self):
+        """What an earlier stream had does not count."""
         keep = best("loss")
+        list(keep([{"loss": 1.0, "model": Weights()}]))
         list(keep([{"loss": math.nan, "model": Weights()}]))
 
         with pytest.raises(RuntimeError, match=r"restore\(\) needs an event with a finite 'loss', got none so far"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import sys
 import threading
 import time
 from datetime import timedelta
@@ -476,12 +477,24 @@ class TestPamiqDefects:
     def test_not_thread_safe(self):
         """Updates from several threads are all counted, and each occasion is taken once."""
         calls = []
-        scheduler = StepIntervalScheduler(10, lambda: calls.append(1))
+
+        class Hesitating(StepIntervalScheduler):
+            def is_available(self):
+                answer = super().is_available()
+                # Gives the other threads time to ask as well.
+                for _ in range(20):
+                    str(answer)
+                return answer
+
+        scheduler = Hesitating(10, lambda: calls.append(1))
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
         threads = [threading.Thread(target=lambda: [scheduler.update() for _ in range(2500)]) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        sys.setswitchinterval(interval)
 
         assert len(calls) == 1000
 

@@ -43,10 +43,14 @@ class DrawnEpochs:
         epoch, samples = r8.current_epoch, 0
         while (ticket := draw_or_none(r8)) is not None:
             samples += len(ticket.indices)
-            loss = self._train_batch(ticket)
+            try:
+                loss = self._train_batch(ticket)
+            except BaseException:
+                hand_back(r8, ticket)
+                raise
             if loss is not None:
                 mean.add(loss, len(ticket.indices))
-            if r8.current_epoch != epoch or r8.progress >= 1:
+            if r8.current_epoch != epoch:
                 break
         if not samples:
             return None
@@ -119,6 +123,13 @@ def draw_or_none(scheduler: R8Scheduler) -> Ticket | None:
         if scheduler.progress < 1 or "draw() was called after" not in str(error):
             raise
         return None
+
+
+def hand_back(scheduler: R8Scheduler, ticket: Ticket) -> None:
+    """Have a batch that was not reported drawn again, first in line, when its training failed or was interrupted."""
+    if ticket.batch.is_out:
+        # Taking over a state, a scheduler draws again what was out in it.
+        scheduler.load_state_dict(scheduler.state_dict())
 
 
 def sample_losses(loss_fn: Any) -> Callable[..., Any] | None:
