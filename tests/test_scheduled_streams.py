@@ -136,6 +136,18 @@ class TestScheduled:
 
         assert r8.table.source == "batch means of 16"
 
+    def test_a_loss_module_whose_reduction_means_nothing(self):
+        class Mine(nn.Module):
+            reduction = "mean"
+
+            def forward(self, prediction, label):
+                return ((prediction - label) ** 2).mean()
+
+        r8, _, _, stream = self.train(Mine())
+        list(stream)
+
+        assert r8.table.source == "batch means of 16"
+
     def test_the_rate_is_the_tickets_and_groups_keep_their_ratio(self):
         (x, y), model, _ = line(64)
         optimizer = torch.optim.SGD([{"params": [model.weight], "lr": 0.5}, {"params": [model.bias], "lr": 0.05}])

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from datetime import timedelta
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -155,8 +156,34 @@ def test_each_line_of_the_grid_is_answered_once(gaps, interval):
     for gap in gaps:
         now = last + gap
 
-        assert trigger(Elapsed(time=now, last_time=last)) == (now // interval > last // interval)
+        assert trigger(Elapsed(time=now, last_time=last)) == (lines(now, interval) > lines(last, interval))
         last = now
+
+
+def lines(now, interval):
+    """Lines of a grid up to now; one that is a rounding error away counts."""
+    return math.floor((now + 1e-6 * interval) / interval)
+
+
+@pytest.mark.parametrize("interval", [0.1, 0.3, 1 / 3, 0.7, 60.0])
+def test_questions_exactly_on_the_lines_are_all_answered_yes(interval):
+    """Rounding neither delays a line nor merges it with the next one, however the clock's readings were made."""
+    summed, total = [], 0.0
+    for _ in range(2000):
+        total += interval
+        summed.append(total)
+    for readings in (summed, [k * interval for k in range(1, 2001)], [(5e4 + t) - 5e4 for t in summed]):
+        answers = [every(time=interval)(Elapsed(time=b, last_time=a)) for a, b in pairwise([0.0, *readings])]
+
+        assert answers == [True] * 2000
+
+
+def test_large_counts_are_exact():
+    """What is whole is not rounded: one sample too few is too few."""
+    trigger = every(samples=10**7)
+
+    assert not trigger(Elapsed(samples=10**7 - 1, last_samples=10**7 - 33))
+    assert trigger(Elapsed(samples=10**16, last_samples=10**16 - 1))
 
 
 def test_samples_keep_to_the_grid_when_batches_do_not():
@@ -332,6 +359,17 @@ class TestPamiqDefects:
 
         assert calls == [1]
 
+    @pytest.mark.parametrize("interval", [0.1, 0.7, 1 / 3])
+    def test_strictly_greater_by_rounding(self, clock, interval):
+        """A clock that moves by the interval fires at each update, whatever the rounding of its differences."""
+        calls = []
+        scheduler = TimeIntervalScheduler(interval, lambda: calls.append(1))
+        for _ in range(1000):
+            clock.now += interval
+            scheduler.update()
+
+        assert len(calls) == 1000
+
     def test_interval_zero_with_a_coarse_clock(self, clock):
         """Interval 0 fires at every update, also when the clock stands still."""
         calls = []
@@ -453,6 +491,9 @@ class TestPamiqDefects:
             delayed.update()
             clock.now += 1
 
+        rare = TimeIntervalScheduler(1e7, lambda: now.append("rare"), offset=0)
+        rare.update()
+        assert now.pop() == "rare"
         assert (steps, now, later) == ([1, 11, 21], [0, 10, 20], [3, 13, 23])
         with pytest.raises(ValueError, match=r"offset must be a whole number >= 1, got 0"):
             StepIntervalScheduler(3, offset=0)
@@ -618,7 +659,7 @@ class TestScheduler:
 
         for twin in (copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler))):
             twin.update()
-            assert twin.state_dict() == {"steps": 2, "last": -1.0}
+            assert twin.state_dict() == {"steps": 2, "last": 0}
 
     def test_a_scheduler_without_memory_has_an_empty_state(self):
         class Mine(Scheduler):

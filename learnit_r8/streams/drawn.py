@@ -90,24 +90,22 @@ class DrawnEpochs:
         [batch] = moved([drawn], device_of(model), drawn)
         arguments = (model(*batch[:-1]), batch[-1]) if last_label else (model(*batch),)
         if ticket.weights is not None:
-            each = self._of_samples(arguments, len(rows), with_gradient=True)
+            each = self._of_samples(arguments, with_gradient=True)
+            each = per_row(loss_fn(*arguments) if each is None else each, len(rows))
             return (each * torch.from_numpy(ticket.weights).to(each)).mean(), each
         loss = loss_fn(*arguments)
         if loss.ndim:
             return loss.mean(), per_row(loss, len(rows))
-        if self._sample_losses is None:
-            return loss, loss
-        return loss, self._of_samples(arguments, len(rows), with_gradient=False)
+        each = self._of_samples(arguments, with_gradient=False)
+        return loss, per_row(each, len(rows)) if each is not None and each.ndim else loss
 
-    def _of_samples(self, arguments: tuple[Any, ...], count: int, *, with_gradient: bool) -> Any:
+    def _of_samples(self, arguments: tuple[Any, ...], *, with_gradient: bool) -> Any:
         import torch
 
         if self._sample_losses is None:
-            each = self._task.loss_fn(*arguments)
-        else:
-            with torch.set_grad_enabled(with_gradient):
-                each = self._sample_losses(*arguments)
-        return per_row(each, count)
+            return None
+        with torch.set_grad_enabled(with_gradient):
+            return self._sample_losses(*arguments)
 
 
 def draw_or_none(scheduler: R8Scheduler) -> Ticket | None:
@@ -139,8 +137,9 @@ def sample_losses(loss_fn: Any) -> Callable[..., Any] | None:
     if isinstance(loss_fn, torch.nn.Module) and hasattr(loss_fn, "reduction"):
         unreduced: Any = copy.deepcopy(loss_fn)
         unreduced.reduction = "none"
-        if getattr(unreduced, "weight", None) is not None:
-            unreduced.weight = None
+        for name in ("weight", "pos_weight"):
+            if getattr(unreduced, name, None) is not None:
+                setattr(unreduced, name, None)
         return unreduced  # type: ignore[no-any-return]
     try:
         takes_reduction = "reduction" in inspect.signature(loss_fn).parameters

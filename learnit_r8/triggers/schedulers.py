@@ -9,13 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
-from .when import crosses, seconds, whole
+from .when import crosses, early, seconds, whole
 
 Callback = Callable[[], object]
 """What a scheduler calls; its result is ignored."""
-
-_EVER_BEFORE = -1.0
-"""Where a scheduler last acted if it never did: before any line of a grid."""
 
 
 class Scheduler(abc.ABC):
@@ -125,7 +122,7 @@ class StepIntervalScheduler(Scheduler):
         self._interval = whole("interval", interval, least=1)
         self._offset = self._interval if offset is None else whole("offset", offset, least=1)
         self._steps = 0
-        self._last = _EVER_BEFORE
+        self._last = self._offset - self._interval
 
     def is_available(self) -> bool:
         """Whether an occasion has come that was not taken yet."""
@@ -172,10 +169,11 @@ class TimeIntervalScheduler(Scheduler):
     ) -> None:
         super().__init__(callbacks)
         self._interval = seconds("interval", interval, zero_is_fine=True)
-        self._offset = self._interval if offset is None else seconds("offset", offset, zero_is_fine=True)
+        first = self._interval if offset is None else seconds("offset", offset, zero_is_fine=True)
+        self._offset = early(first, self._interval)
         self._origin = time.monotonic()
         self._now = 0.0
-        self._last = _EVER_BEFORE
+        self._last = self._offset - self._interval
 
     def is_available(self) -> bool:
         """Whether an occasion has come that was not taken yet; reads the clock once."""

@@ -29,6 +29,15 @@ def crosses(last: float, now: float, interval: float, offset: float) -> bool:
     return now >= offset and (now - offset) // interval > (last - offset) // interval
 
 
+def early(offset: float, interval: float) -> float:
+    """The first line of a grid of seconds, a millionth of the interval early.
+
+    Clocks and their differences are rounded: without this, a question put exactly on a line would be a coin toss, and
+    a no there would merge the line with the next one.
+    """
+    return offset - 1e-6 * interval
+
+
 Unit = Literal["steps", "samples", "time"]
 
 _BEFORE = {"steps": "last_steps", "samples": "last_samples", "time": "last_time"}
@@ -41,7 +50,7 @@ class Every(Trigger):
     Attributes:
         unit: Which count of `Elapsed`.
         interval: Distance between two lines, > 0.
-        offset: The first line.
+        offset: The first line; for seconds, see `early`.
     """
 
     unit: Unit
@@ -108,7 +117,7 @@ class After(Trigger):
         """
         unit, interval = _one_of(least=1, steps=steps, samples=samples, time=time)
         if unit == self.unit:
-            return Every(unit, interval, self.point)
+            return Every(unit, interval, early(self.point, interval) if unit == "time" else self.point)
         return self & Every(unit, interval)
 
 
@@ -140,7 +149,7 @@ def every(
     offset = whole("steps_offset", steps_offset, least=0)
     if offset and unit != "steps":
         raise ValueError(f"steps_offset must come with steps, got {offset!r} with {unit}; see after().")
-    return Every(unit, interval, offset)
+    return Every(unit, interval, early(0.0, interval) if unit == "time" else offset)
 
 
 def at(*steps: int, samples: int | None = None, time: float | timedelta | None = None) -> Trigger:
