@@ -293,6 +293,34 @@ class TestScheduled:
         with pytest.raises(RuntimeError, match="no space for the model"):
             list(epoch_stream(data, model, optimizer, nn.MSELoss(), scheduler=r8))
 
+    def test_an_error_of_a_callback_while_the_time_runs_out_is_not_taken_for_the_end(self):
+        """The same kind of error as the scheduler's own, at the same moment."""
+        now = [0.0]
+
+        def state():
+            if now[0] > 0:
+                now[0] = 100.0
+                raise RuntimeError("device lost")
+            return {}
+
+        def loss_fn(prediction, label):
+            now[0] += 1.0
+            return ((prediction - label) ** 2).mean()
+
+        data, model, optimizer = line(64)
+        r8 = R8Scheduler(
+            64,
+            batch_size=16,
+            train_duration_seconds=50,
+            clock=lambda: now[0],
+            state_callback=state,
+            load_callback=print,
+            backup_every=3,
+        )
+
+        with pytest.raises(RuntimeError, match="device lost"):
+            list(epoch_stream(data, model, optimizer, loss_fn, scheduler=r8))
+
     def test_the_last_checkpoint_is_saved(self, tmp_path):
         data, model, optimizer = line(64)
         r8 = R8Scheduler(64, batch_size=16, num_epochs=2, checkpoint_dir=tmp_path)
