@@ -283,16 +283,6 @@ class TestScheduled:
             assert r8.progress == 1
             assert events
 
-    def test_an_error_of_a_callback_is_not_taken_for_the_end(self, tmp_path):
-        def save(path):
-            raise RuntimeError("no space for the model")
-
-        data, model, optimizer = line(64)
-        r8 = R8Scheduler(64, batch_size=16, num_epochs=1, save_callback=save, checkpoint_dir=tmp_path)
-
-        with pytest.raises(RuntimeError, match="no space for the model"):
-            list(epoch_stream(data, model, optimizer, nn.MSELoss(), scheduler=r8))
-
     def test_an_error_of_a_callback_while_the_time_runs_out_is_not_taken_for_the_end(self):
         """The same kind of error as the scheduler's own, at the same moment."""
         now = [0.0]
