@@ -1,4 +1,4 @@
-"""The guide pages on triggers and streams: every block runs on its own, and its assertions hold. So does the example."""
+"""The guide pages on triggers and streams: every block runs on its own, and its assertions hold; the example too."""
 
 from __future__ import annotations
 
