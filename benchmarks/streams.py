@@ -1,0 +1,201 @@
+"""What streams and triggers cost: against hand-written loops, per event and per decision.
+
+    python benchmarks/streams.py [--quick]
+
+The sides of a ratio take turns in one process; figures are medians of processor time (which other programs on the
+machine disturb less than wall time), with the lowest and highest in brackets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from learnit_r8 import R8Scheduler
+from learnit_r8.streams import augment, collect, early_stop, ema, epoch_stream, pipe, take, tap, tick
+from learnit_r8.triggers import (
+    Elapsed,
+    ElapsedCounter,
+    StepIntervalScheduler,
+    TimeIntervalScheduler,
+    every,
+)
+
+ROWS, COLUMNS, BATCH = 10_000, 8, 256
+
+
+def task() -> tuple[Any, Any, Any, Any, Any]:
+    torch.manual_seed(0)
+    x = torch.randn(ROWS, COLUMNS)
+    y = x @ torch.randn(COLUMNS, 1) + 0.1 * torch.randn(ROWS, 1)
+    model = nn.Linear(COLUMNS, 1)
+    return x, y, model, torch.optim.SGD(model.parameters(), lr=0.01), nn.MSELoss()
+
+
+def hand_written(epochs: int) -> float:
+    """The loop of most tutorials: a gather for each batch, a loss read at each step."""
+    x, y, model, optimizer, loss_fn = task()
+    for _ in range(epochs):
+        model.train()
+        order, total = torch.randperm(len(x)), 0.0
+        for start in range(0, len(x), BATCH):
+            rows = order[start : start + BATCH]
+            optimizer.zero_grad()
+            loss = loss_fn(model(x[rows]), y[rows])
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(rows)
+    return total / len(x)
+
+
+def hand_tuned(epochs: int) -> float:
+    """The same with what a careful person would do: one gather and one reading of the losses an epoch."""
+    x, y, model, optimizer, loss_fn = task()
+    for _ in range(epochs):
+        model.train()
+        order, losses = torch.randperm(len(x)), []
+        for xs, ys in zip(x[order].split(BATCH), y[order].split(BATCH), strict=True):
+            optimizer.zero_grad()
+            loss = loss_fn(model(xs), ys)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        mean = torch.stack(losses).mean().item()
+    return mean
+
+
+def streamed(epochs: int) -> float:
+    x, y, model, optimizer, loss_fn = task()
+    events = epoch_stream((x, y), model, optimizer, loss_fn, batch_size=BATCH)
+    return float(collect(take(epochs)(events))[-1]["train_loss"])
+
+
+def scheduled(epochs: int) -> float:
+    x, y, model, optimizer, loss_fn = task()
+    r8 = R8Scheduler(ROWS, batch_size=BATCH, num_epochs=epochs)
+    return float(collect(epoch_stream((x, y), model, optimizer, loss_fn, scheduler=r8))[-1]["train_loss"])
+
+
+def source(count: int) -> Iterator[dict[str, Any]]:
+    for step in range(1, count + 1):
+        yield {"step": step, "train_loss": 1.0 / step, "model": None}
+
+
+def nothing(*_: Any) -> None:
+    pass
+
+
+def piped(count: int) -> None:
+    stages = [
+        augment(lambda event: {"val_loss": event["train_loss"]}),
+        ema("val_loss", half_life=10),
+        ema("train_loss", decay=0.9),
+        tap(nothing),
+        tap(nothing, every=10),
+        tap(nothing, every=every(100)),
+        tick(nothing),
+        augment(nothing),
+        early_stop("val_loss", patience=10),
+        take(count),
+    ]
+    for _ in pipe(source(count), *stages):
+        pass
+
+
+def bare(count: int) -> None:
+    for _ in source(count):
+        pass
+
+
+def timed(work: Callable[..., Any], *arguments: Any) -> float:
+    began = time.process_time()
+    work(*arguments)
+    return time.process_time() - began
+
+
+def in_turns(rounds: int, **work: Callable[[], Any]) -> dict[str, list[float]]:
+    """Processor seconds of every piece of work in every round, after one round to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for number in range(rounds + 1):
+        for name, run in work.items():
+            seconds = timed(run)
+            if number:
+                times[name].append(seconds)
+    return times
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):7.3f} [{min(values):.3f} .. {max(values):.3f}]"
+
+
+def show(what: str, values: list[float], must: str, aim: str) -> None:
+    print(f"{what:58} {spread(values):28} {must:>8} {aim:>8}")
+
+
+def loops(rounds: int, epochs: int) -> None:
+    times = in_turns(
+        rounds,
+        hand=lambda: hand_written(epochs),
+        tuned=lambda: hand_tuned(epochs),
+        stream=lambda: streamed(epochs),
+        r8=lambda: scheduled(epochs),
+    )
+
+    def ratio(one: str, other: str) -> list[float]:
+        return [a / b for a, b in zip(times[one], times[other], strict=True)]
+
+    show("epoch_stream / hand-written loop, 10,000 x 8, B=256", ratio("stream", "hand"), "1.05", "1.00")
+    show("epoch_stream / the same loop tuned by hand", ratio("stream", "tuned"), "", "")
+    show("epoch_stream with R8Scheduler / hand-written loop", ratio("r8", "hand"), "", "")
+
+
+def stages(rounds: int, count: int) -> None:
+    times = in_turns(rounds, piped=lambda: piped(count), bare=lambda: bare(count))
+    microseconds = [1e6 * (a - b) / count for a, b in zip(times["piped"], times["bare"], strict=True)]
+    show("pipe of ten stages, us per event beyond the source", microseconds, "15", "6")
+
+
+def decisions(rounds: int, count: int) -> None:
+    here = Elapsed(20, 640, 3.0, 19, 608, 2.9)
+    both = every(10) | every(time=60)
+    askers: dict[str, Callable[[], Any]] = {
+        "every(steps=100)(elapsed)": lambda trigger=every(100): trigger(here),
+        "every(time=60)(elapsed)": lambda trigger=every(time=60): trigger(here),
+        "(every(steps=10) | every(time=60))(elapsed)": lambda: both(here),
+        "StepIntervalScheduler.update()": StepIntervalScheduler(100, nothing).update,
+        "TimeIntervalScheduler.update()": TimeIntervalScheduler(60.0, nothing).update,
+        "ElapsedCounter.count()": ElapsedCounter().count,
+    }
+
+    def ask(asker: Callable[[], Any]) -> Callable[[], None]:
+        def run() -> None:
+            for _ in range(count):
+                asker()
+
+        return run
+
+    for name, times in in_turns(rounds, **{name: ask(asker) for name, asker in askers.items()}).items():
+        limits = ("", "") if "|" in name or "count" in name else ("1", "0.4")
+        show(f"{name}, us", [1e6 * seconds / count for seconds in times], *limits)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the work, for a look")
+    part = 10 if parser.parse_args().quick else 1
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, one thread, 11 rounds")
+    print(f"{'':58} {'median [lowest .. highest]':28} {'must':>8} {'aim':>8}")
+    loops(rounds=11, epochs=max(2, 40 // part))
+    stages(rounds=11, count=20_000 // part)
+    decisions(rounds=11, count=100_000 // part)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Streams: training as an iterable of events, and small stages to pipe it through.
+
+>>> history = pipe([{"loss": 4.0}, {"loss": 2.0}, {"loss": 1.0}], ema("loss", decay=0.5), take(2))
+>>> [round(event["loss_ema"], 2) for event in history]
+[4.0, 2.67]
+"""
+
+from .batches import iter_batches
+from .best import Best, best
+from .epochs import epoch_stream
+from .event import Event
+from .sinks import collect, collect_jsonl, collect_pd, print_keys
+from .stages import Stage, augment, early_stop, ema, pipe, take, tap, tick
+from .steps import step_stream
+from .validation import validation_loss
+
+__all__ = [
+    "Best",
+    "Event",
+    "Stage",
+    "augment",
+    "best",
+    "collect",
+    "collect_jsonl",
+    "collect_pd",
+    "early_stop",
+    "ema",
+    "epoch_stream",
+    "iter_batches",
+    "pipe",
+    "print_keys",
+    "step_stream",
+    "take",
+    "tap",
+    "tick",
+    "validation_loss",
+]

@@ -1,0 +1,186 @@
+"""Epochs whose batches R8Scheduler draws: data-aware, at its learning rate, with the loss of every sample."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .task import Task, needs_closure
+from .validation import MeanLoss, device_of, moved
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..scheduler import R8Scheduler
+    from ..ticket import Ticket
+
+
+class DrawnEpochs:
+    """Trains the epochs of a scheduler, from wherever it stands to the end of its budget.
+
+    Args:
+        scheduler: Draws batches and hears their losses.
+        task: What to train.
+
+    Attributes:
+        step: Epochs finished, the last one of a broken budget included.
+    """
+
+    def __init__(self, scheduler: R8Scheduler, task: Task) -> None:
+        self.step = scheduler.current_epoch
+        self._r8, self._task = scheduler, task
+        self._sample_losses = sample_losses(task.loss_fn)
+        self._needs_closure = needs_closure(task.optimizer)
+        # As torch's own schedulers do, so that a second stream does not measure the ratios at the end of the first.
+        rates = [group.setdefault("initial_lr", float(group["lr"])) for group in task.optimizer.param_groups]
+        self._lr_shares = [rate / max(rates) if max(rates) > 0 else 1.0 for rate in rates]
+
+    def train(self) -> tuple[float, int] | None:
+        """Train to the end of the epoch: its mean loss and its samples, or None if the budget was spent before."""
+        r8, mean = self._r8, MeanLoss(self._task.loss_fn)
+        epoch, samples = r8.current_epoch, 0
+        while (ticket := draw_or_none(r8)) is not None:
+            samples += len(ticket.indices)
+            try:
+                loss = self._train_batch(ticket)
+            except BaseException:
+                hand_back(r8, ticket)
+                raise
+            if loss is not None:
+                mean.add(loss, len(ticket.indices))
+            if r8.current_epoch != epoch:
+                break
+        if not samples:
+            return None
+        self.step = epoch + 1
+        return mean.value(), samples
+
+    def _train_batch(self, ticket: Ticket) -> torch.Tensor | None:
+        """The mean loss, or None if the scheduler refused the batch or put the model back."""
+        optimizer = self._task.optimizer
+        for group, share in zip(optimizer.param_groups, self._lr_shares, strict=True):
+            set_lr(group, ticket.lr * share)
+        loss, report = self._losses(ticket)
+        outcome = self._r8.report(ticket, report.detach())
+        if not outcome or outcome.rolled_back_to is not None:
+            return None
+        step: Any = optimizer.step
+        if self._needs_closure:
+            step(lambda: self._backward(self._losses(ticket)[0]))
+        else:
+            self._backward(loss)
+            step()
+        return loss.detach()  # type: ignore[no-any-return]
+
+    def _backward(self, loss: Any) -> Any:
+        self._task.optimizer.zero_grad()
+        loss.backward()
+        return loss
+
+    def _losses(self, ticket: Ticket) -> tuple[Any, Any]:
+        """What to train on, a 0-dim tensor, and what to report, float[B] where the loss function allows it."""
+        import torch
+
+        torch.clear_autocast_cache()
+        data, model, _, loss_fn, last_label = self._task
+        rows = torch.from_numpy(ticket.indices)
+        drawn = [tensor.index_select(0, rows.to(tensor.device)) for tensor in data]
+        [batch] = moved([drawn], device_of(model), drawn)
+        arguments = (model(*batch[:-1]), batch[-1]) if last_label else (model(*batch),)
+        if ticket.weights is not None:
+            each = self._of_samples(arguments, with_gradient=True)
+            each = per_row(loss_fn(*arguments) if each is None else each, len(rows))
+            return (each * torch.from_numpy(ticket.weights).to(each)).mean(), each
+        loss = loss_fn(*arguments)
+        if loss.ndim:
+            return loss.mean(), per_row(loss, len(rows))
+        each = self._of_samples(arguments, with_gradient=False)
+        return loss, per_row(each, len(rows)) if each is not None and each.ndim else loss
+
+    def _of_samples(self, arguments: tuple[Any, ...], *, with_gradient: bool) -> Any:
+        import torch
+
+        if self._sample_losses is None:
+            return None
+        with torch.set_grad_enabled(with_gradient):
+            return self._sample_losses(*arguments)
+
+
+def draw_or_none(scheduler: R8Scheduler) -> Ticket | None:
+    """The next batch, or None once the budget is spent."""
+    if scheduler.progress >= 1:
+        # Between two steps the scheduler saves what is due; after the last one nobody else would ask it to.
+        next(scheduler.epoch_iterator(), None)
+        return None
+    try:
+        return scheduler.draw()
+    except RuntimeError as error:
+        # A time budget can run out just before the drawing. What comes from below draw(), from a callback, is an error.
+        if scheduler.progress < 1 or len(list(traceback.walk_tb(error.__traceback__))) > 2:
+            raise
+        return None
+
+
+def hand_back(scheduler: R8Scheduler, ticket: Ticket) -> None:
+    """Have a batch that was not reported drawn again, first in line, when its training failed or was interrupted."""
+    if ticket.batch.is_out:
+        # Taking over a state, a scheduler draws again what was out in it.
+        scheduler.load_state_dict(scheduler.state_dict())
+
+
+def sample_losses(loss_fn: Any) -> Callable[..., Any] | None:
+    """The same loss for each row, unreduced and without class weights; None if it cannot be told."""
+    import torch
+
+    if isinstance(loss_fn, torch.nn.Module) and hasattr(loss_fn, "reduction"):
+        unreduced: Any = copy.deepcopy(loss_fn)
+        unreduced.reduction = "none"
+        for name in ("weight", "pos_weight"):
+            if getattr(unreduced, name, None) is not None:
+                setattr(unreduced, name, None)
+        return unreduced  # type: ignore[no-any-return]
+    try:
+        takes_reduction = "reduction" in inspect.signature(loss_fn).parameters
+    except (TypeError, ValueError):
+        return None
+    return (lambda *arguments: loss_fn(*arguments, reduction="none")) if takes_reduction else None
+
+
+def per_row(losses: Any, count: int) -> Any:
+    """float[B] from unreduced losses [B, ...]."""
+    if losses.ndim == 0 or len(losses) != count:
+        raise ValueError(
+            f"loss_fn must give one loss for each of the {count} samples, got shape {tuple(losses.shape)}."
+        )
+    return losses if losses.ndim == 1 else losses.flatten(1).mean(1)
+
+
+def set_lr(group: dict[str, Any], lr: float) -> None:
+    """Set a parameter group's learning rate; a tensor, as compiled optimizers have, stays that tensor."""
+    if hasattr(group["lr"], "fill_"):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr
+
+
+def check_scheduler(name: str, value: Any) -> None:
+    """Raise TypeError, naming the argument, unless ``value`` draws batches and takes reports."""
+    if not (hasattr(value, "draw") and hasattr(value, "report")):
+        raise TypeError(f"{name} must be an R8Scheduler, got {value!r}.")
+
+
+def check_scheduled(scheduler: Any, task: Task, *, batch_size: int | None, shuffle: bool, generator: Any) -> None:
+    """Raise TypeError or ValueError unless the scheduler and the other arguments of an epoch stream agree."""
+    check_scheduler("scheduler", scheduler)
+    count, table = len(task.data[0]), scheduler.table
+    if table.num_samples != count:
+        raise ValueError(f"data must have the scheduler's {table.num_samples} samples, got {count}.")
+    if batch_size is not None and batch_size != table.batch_size:
+        raise ValueError(f"batch_size must be the scheduler's {table.batch_size} or left out, got {batch_size!r}.")
+    if not shuffle or generator is not None:
+        raise ValueError(
+            f"shuffle and generator must be left out where a scheduler draws, got {shuffle!r} and {generator!r}."
+        )

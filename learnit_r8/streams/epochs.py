@@ -1,0 +1,136 @@
+"""epoch_stream: train a torch model as a stream of one event an epoch, shuffled or by R8Scheduler."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..triggers import Elapsed
+from ..triggers.when import whole
+from .batches import in_order, shuffled
+from .drawn import DrawnEpochs, check_scheduled
+from .event import Event
+from .task import Task, check_optimizer
+from .validation import LossFunction, MeanLoss, check_data, check_model, device_of, moved
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..scheduler import R8Scheduler
+
+RESERVED = ("step", "train_loss", "train_time_sec", "model")
+"""Keys of every event of an epoch."""
+
+
+def epoch_stream(
+    data: Sequence[torch.Tensor],
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_fn: LossFunction,
+    *,
+    batch_size: int | None = None,
+    shuffle: bool = True,
+    extra: Mapping[str, Any] | None = None,
+    generator: torch.Generator | None = None,
+    last_label: bool = True,
+    scheduler: R8Scheduler | None = None,
+) -> Iterator[Event]:
+    """Train the live model, an epoch for every event that is asked for.
+
+    An event has "step" (finished epochs, from 1), "train_loss" (mean over the samples), "train_time_sec" and "model".
+    Without a scheduler the stream has no end: stop it with `take` or `early_stop`.
+
+    Args:
+        data: [N, ...] tensors; inputs, and the label last. Batches are moved to the model's device.
+        model: The module to train; it is put into training mode before each epoch.
+        optimizer: Of its parameters. One whose ``step`` needs a closure gets one.
+        loss_fn: ``loss_fn(model(*inputs), label)``, a 0-dim tensor, or one loss for each row, which is averaged.
+        batch_size: B, >= 1; by default the scheduler's, and 1 without a scheduler.
+        shuffle: Whether each epoch has its own random order.
+        extra: Entries of every event.
+        generator: Where the order is drawn from; by default torch's global one.
+        last_label: Whether the last tensor is the label; if not, ``loss_fn(model(*data))``.
+        scheduler: An R8Scheduler, which then draws the batches, sets the learning rate (groups keep their ratios),
+            hears the loss of every sample, has refused batches skipped, and ends the stream with its budget.
+
+    Raises:
+        ValueError: no rows, unequal lengths, no label, an argument out of its range or not the scheduler's, or a
+            reserved key in ``extra``.
+        TypeError: an argument of the wrong kind.
+        FloatingPointError: later, where the next event is asked for: weights are not finite any more.
+    """
+    check_data(data, loss_fn, last_label=last_label)
+    task = Task(data, check_model(model), check_optimizer(optimizer), loss_fn, last_label)
+    more = _checked_extra(extra)
+    if scheduler is not None:
+        check_scheduled(scheduler, task, batch_size=batch_size, shuffle=shuffle, generator=generator)
+        return _events(DrawnEpochs(scheduler, task), task.model, more)
+    size = whole("batch_size", 1 if batch_size is None else batch_size, least=1)
+    return _events(_ShuffledEpochs(task, size, shuffle, generator), task.model, more)
+
+
+class _Epochs(Protocol):
+    """Trains one epoch after the other; ``step`` of them are finished."""
+
+    step: int
+
+    def train(self) -> tuple[float, int] | None:
+        """Train one more: its mean loss and its samples, or None if there is nothing left to do."""
+
+
+class _ShuffledEpochs:
+    def __init__(self, task: Task, size: int, shuffle: bool, generator: torch.Generator | None) -> None:
+        self.step, self._loss = 0, 0.0
+        self._task, self._size, self._shuffle, self._generator = task, size, shuffle, generator
+
+    def train(self) -> tuple[float, int]:
+        task, size, count = self._task, self._size, len(self._task.data[0])
+        if not math.isfinite(self._loss):
+            _check_weights(task.model, self.step, self._loss)
+        train_batch, mean = task.trainer(), MeanLoss(task.loss_fn)
+        batches = shuffled(task.data, count, size, self._generator) if self._shuffle else in_order(task.data, size)
+        for batch in moved(batches, device_of(task.model), task.data):
+            mean.add(train_batch(batch), len(batch[0]))
+        self.step += 1
+        self._loss = mean.value()
+        return self._loss, count
+
+
+def _events(epochs: _Epochs, model: torch.nn.Module, extra: Mapping[str, Any]) -> Iterator[Event]:
+    origin = time.monotonic()
+    last = (epochs.step, 0, 0.0)
+    while True:
+        began = time.monotonic()
+        model.train()
+        trained = epochs.train()
+        if trained is None:
+            return
+        loss, samples = trained
+        ended = time.monotonic()
+        now = (epochs.step, last[1] + samples, ended - origin)
+        event = Event(
+            {"step": epochs.step, "train_loss": loss, "train_time_sec": ended - began, "model": model, **extra}
+        )
+        event.elapsed = Elapsed(*now, *last)
+        last = now
+        yield event
+
+
+def _check_weights(model: torch.nn.Module, step: int, loss: float) -> None:
+    """Refuse to train weights that are lost; one loss that is not finite does not mean they are."""
+    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        raise FloatingPointError(
+            f"weights must be finite to go on training, got NaN or infinite ones after epoch {step}, whose loss was "
+            f"{loss}; lower the learning rate, or pass scheduler=R8Scheduler(...), which refuses such batches."
+        )
+
+
+def _checked_extra(extra: Mapping[str, Any] | None) -> dict[str, Any]:
+    if extra is not None and not isinstance(extra, Mapping):
+        raise TypeError(f"extra must be a dictionary or None, got {extra!r}.")
+    entries = dict(extra or {})
+    if taken := sorted(key for key in entries if key in RESERVED):
+        raise ValueError(f"extra must not have the reserved keys {list(RESERVED)}, got {taken}.")
+    return entries

@@ -1,0 +1,259 @@
+"""Stages: functions from a stream to a stream. A stage asks for an event only when it will use it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from ..triggers import Condition, Elapsed, ElapsedCounter
+from ..triggers.when import whole
+from .event import Record, merged, number
+
+AnyEvent = Mapping[str, Any]
+"""An event: a dictionary of what one epoch or step was like."""
+
+Stage = Callable[[Iterable[Any]], Iterator[Any]]
+"""Makes a stream of another one; what it remembers belongs to that one stream."""
+
+
+def pipe(stream: Iterable[Any], *stages: Stage) -> Iterator[Any]:
+    """Send a stream through stages, left to right. Lazy: nothing trains until it is read.
+
+    Args:
+        stream: Events, or anything else that can be iterated.
+        *stages: Functions from an iterable to an iterator.
+
+    Raises:
+        TypeError: the stream cannot be iterated, or a stage is not callable.
+
+    >>> list(pipe([3.0, 2.0, 1.0], take(2)))
+    [3.0, 2.0]
+    """
+    for stage in stages:
+        _check_callable("stages", stage)
+    result = iter(stream)
+    for stage in stages:
+        result = stage(result)
+    return result
+
+
+def take(n: int) -> Stage:
+    """Pass on the first ``n`` events and ask for no more, so that exactly ``n`` epochs are trained.
+
+    Args:
+        n: Events, >= 0.
+
+    Raises:
+        ValueError: not a whole number, or below 0.
+
+    >>> source = iter(range(10))
+    >>> list(take(2)(source)), next(source)
+    ([0, 1], 2)
+    """
+    count = whole("n", n, least=0)
+    return lambda events: islice(events, count)
+
+
+def augment(fn: Callable[[Any], AnyEvent | None]) -> Stage:
+    """Add what ``fn(event)`` returns to every event; the event before it is left as it was.
+
+    Args:
+        fn: Returns a dictionary of entries to add, or None.
+
+    Raises:
+        TypeError: it is not callable; later, it returned something else.
+
+    >>> list(pipe([{"a": 1}], augment(lambda event: {"b": event["a"] + 1})))
+    [{'a': 1, 'b': 2}]
+    """
+    _check_callable("fn", fn)
+
+    def stage(events: Iterable[Any]) -> Iterator[Any]:
+        for event in events:
+            more = fn(event)
+            if more is None:
+                yield event
+            elif isinstance(more, Mapping):
+                yield merged(event, more)
+            else:
+                raise TypeError(f"fn of augment() must return a dictionary or None, got {more!r} from {fn!r}.")
+
+    return stage
+
+
+def tap(fn: Callable[[Any], object], every: int | Condition = 1, start: int | None = None) -> Stage:
+    """Call ``fn(event)`` now and then, and pass every event on unchanged.
+
+    Args:
+        fn: Called before the event is passed on; its result is ignored.
+        every: Events between two calls, >= 1; or a trigger or function of `Elapsed`, asked about each event.
+        start: Number of the first event to call for, >= 1; by default ``every``: with 3 it is events 3, 6, 9.
+
+    Raises:
+        TypeError: ``fn`` is not callable.
+        ValueError: ``every`` or ``start`` is out of its range, or ``start`` comes with a trigger.
+
+    >>> _ = list(pipe(range(1, 8), tap(print, every=3)))
+    3
+    6
+    """
+    _check_callable("fn", fn)
+    if callable(every):
+        if start is not None:
+            raise ValueError(f"start must come with a number for every, got {start!r} with {every!r}; see after().")
+        return _tap_when(fn, every)
+    interval = whole("every", every, least=1)
+    first = interval if start is None else whole("start", start, least=1)
+
+    def stage(events: Iterable[Any]) -> Iterator[Any]:
+        left = first
+        for event in events:
+            left -= 1
+            if not left:
+                left = interval
+                fn(event)
+            yield event
+
+    return stage
+
+
+def _tap_when(fn: Callable[[Any], object], trigger: Condition) -> Stage:
+    def stage(events: Iterable[Any]) -> Iterator[Any]:
+        counter: ElapsedCounter | None = None
+        last: Elapsed | None = None
+        for event in events:
+            now: Elapsed | None = getattr(event, "elapsed", None)
+            if now is None:
+                counter = counter or ElapsedCounter()
+                now = counter.count(samples=_new_samples(event, last))
+            elif last is not None:
+                now = Elapsed(now.steps, now.samples, now.time, last.steps, last.samples, last.time)
+            last = now
+            if trigger(now):
+                fn(event)
+            yield event
+
+    return stage
+
+
+def _new_samples(event: Any, last: Elapsed | None) -> int:
+    """Samples since the question before, for an event that counts them under "samples"."""
+    so_far = last.samples if last is not None else 0
+    return int(event.get("samples", so_far)) - so_far if isinstance(event, Mapping) else 0
+
+
+def tick(fn: Callable[[], object], every: int | Condition = 1, start: int | None = None) -> Stage:
+    """Call ``fn()`` for every event, such as a learning-rate scheduler's ``step``; see `tap` for the rest.
+
+    Args:
+        fn: Called without arguments, before the event is passed on.
+        every: As in `tap`.
+        start: As in `tap`.
+
+    Raises:
+        TypeError: ``fn`` is not callable.
+        ValueError: ``every`` or ``start`` is out of its range.
+
+    >>> calls = []
+    >>> _ = list(pipe("abc", tick(lambda: calls.append("tick"))))
+    >>> calls
+    ['tick', 'tick', 'tick']
+    """
+    _check_callable("fn", fn)
+    return tap(lambda event: fn(), every, start)
+
+
+def early_stop(key: str, patience: int, mode: str = "min", min_delta: float = 0.0) -> Stage:
+    """End the stream with the event that is the ``patience``-th in a row without a better value.
+
+    A value that is not finite is never the best one, and uses up patience.
+
+    Args:
+        key: Name of the number to watch; every event must have it.
+        patience: Events without improvement to accept, >= 1.
+        mode: "min" if lower is better, "max" if higher is.
+        min_delta: Least difference that counts as better, >= 0, in the unit of the number.
+
+    Raises:
+        ValueError: an argument out of its range.
+        KeyError: later, an event has no such key.
+        TypeError: later, the value is not a number.
+
+    >>> [e["loss"] for e in pipe([{"loss": x} for x in (5, 4, 4, 6, 1)], early_stop("loss", patience=2))]
+    [5, 4, 4, 6]
+    """
+    allowed = whole("patience", patience, least=1)
+    Record(mode, min_delta)
+
+    def stage(events: Iterable[Any]) -> Iterator[Any]:
+        record, waited = Record(mode, min_delta), 0
+        for event in events:
+            waited = 0 if record.improves(number(event, key)) else waited + 1
+            yield event
+            if waited == allowed:
+                return
+
+    return stage
+
+
+def ema(
+    key: str,
+    *,
+    decay: float | None = None,
+    half_life: float | None = None,
+    out_key: str | None = None,
+    bias_correction: bool = True,
+) -> Stage:
+    r"""Add an exponential moving average of a number: :math:`m \leftarrow d m + (1 - d) x` from :math:`m = 0`.
+
+    With the correction of Adam (Kingma & Ba, arXiv:1412.6980), :math:`m / (1 - d^t)`, the first average is the first
+    value. A value that is not finite changes nothing: the average is that of the others, NaN before there is one.
+
+    Args:
+        key: Name of the number; every event must have it.
+        decay: Weight :math:`d` of the past, in [0, 1).
+        half_life: Or the number of events, > 0, after which a value has half its weight.
+        out_key: Name of the average; by default ``key + "_ema"``.
+        bias_correction: Whether to divide by :math:`1 - d^t`.
+
+    Raises:
+        ValueError: not exactly one of ``decay`` and ``half_life``, or out of its range.
+        KeyError: later, an event has no such key.
+        TypeError: later, the value is not a number.
+
+    >>> [e["x_ema"] for e in pipe([{"x": 1.0}, {"x": 4.0}], ema("x", decay=0.5, bias_correction=False))]
+    [0.5, 2.25]
+    """
+    weight = _decay(decay, half_life)
+    name = f"{key}_ema" if out_key is None else out_key
+
+    def stage(events: Iterable[Any]) -> Iterator[Any]:
+        total, remainder, shown = 0.0, 1.0, math.nan
+        for event in events:
+            value = number(event, key)
+            if math.isfinite(value):
+                total = weight * total + (1 - weight) * value
+                remainder *= weight
+                shown = total / (1 - remainder) if bias_correction else total
+            yield merged(event, {name: shown})
+
+    return stage
+
+
+def _decay(decay: float | None, half_life: float | None) -> float:
+    if (decay is None) == (half_life is None):
+        raise ValueError(f"exactly one of decay and half_life must be given, got {decay!r} and {half_life!r}.")
+    if half_life is not None:
+        if not (isinstance(half_life, (int, float)) and 0 < half_life < math.inf):
+            raise ValueError(f"half_life must be finite and > 0 events, got {half_life!r}.")
+        return float(0.5 ** (1 / half_life))
+    if not (isinstance(decay, (int, float)) and 0 <= decay < 1):
+        raise ValueError(f"decay must be in [0, 1), got {decay!r}.")
+    return float(decay)
+
+
+def _check_callable(name: str, value: Any) -> None:
+    if not callable(value):
+        raise TypeError(f"{name} must be callable, got {value!r}.")

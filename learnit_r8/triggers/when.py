@@ -1,0 +1,223 @@
+"""Grids and points: every so many steps, samples or seconds, at some, after some."""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+from .elapsed import Elapsed
+from .trigger import Trigger
+
+
+def crosses(last: float, now: float, interval: float, offset: float) -> bool:
+    """Whether one of the lines ``offset``, ``offset + interval``, ... lies in ``(last, now]``.
+
+    The lines stand still, so nothing drifts; several of them crossed at once are one yes.
+
+    Args:
+        last: Where the asker was at the question before, <= now.
+        now: Where it is.
+        interval: Distance between two lines, > 0, in the same unit.
+        offset: The first line.
+
+    >>> crosses(59.0, 185.0, 60.0, 0.0), crosses(185.0, 190.0, 60.0, 0.0)
+    (True, False)
+    """
+    return now >= offset and (now - offset) // interval > (last - offset) // interval
+
+
+def early(offset: float, interval: float) -> float:
+    """The first line of a grid of seconds, a millionth of the interval early.
+
+    Clocks and their differences are rounded: without this, a question put exactly on a line would be a coin toss, and
+    a no there would merge the line with the next one.
+    """
+    return offset - 1e-6 * interval
+
+
+Unit = Literal["steps", "samples", "time"]
+
+_BEFORE = {"steps": "last_steps", "samples": "last_samples", "time": "last_time"}
+
+
+@dataclass(frozen=True, eq=False)
+class Every(Trigger):
+    """A grid over one of the counts; see `every`.
+
+    Attributes:
+        unit: Which count of `Elapsed`.
+        interval: Distance between two lines, > 0.
+        offset: The first line; for seconds, see `early`.
+    """
+
+    unit: Unit
+    interval: float
+    offset: float = 0
+
+    def __call__(self, elapsed: Elapsed) -> bool:
+        """Whether a line was crossed since the question before."""
+        unit = self.unit
+        return crosses(getattr(elapsed, _BEFORE[unit]), getattr(elapsed, unit), self.interval, self.offset)
+
+
+@dataclass(frozen=True, eq=False)
+class At(Trigger):
+    """Single points of one of the counts; see `at`.
+
+    Attributes:
+        unit: Which count of `Elapsed`.
+        points: Where to fire.
+    """
+
+    unit: Unit
+    points: tuple[float, ...]
+
+    def __call__(self, elapsed: Elapsed) -> bool:
+        """Whether a point was passed since the question before."""
+        last, now = getattr(elapsed, _BEFORE[self.unit]), getattr(elapsed, self.unit)
+        return any(last < point <= now for point in self.points)
+
+
+@dataclass(frozen=True, eq=False)
+class After(Trigger):
+    """True from a point of one of the counts on; see `after`.
+
+    Attributes:
+        unit: Which count of `Elapsed`.
+        point: From here on.
+    """
+
+    unit: Unit
+    point: float
+
+    def __call__(self, elapsed: Elapsed) -> bool:
+        """Whether the point is reached."""
+        reached: bool = getattr(elapsed, self.unit) >= self.point
+        return reached
+
+    def every(
+        self, steps: int | None = None, *, samples: int | None = None, time: float | timedelta | None = None
+    ) -> Trigger:
+        """Fire at this point and then regularly.
+
+        Args:
+            steps: Steps between two times, >= 1.
+            samples: Or samples, >= 1.
+            time: Or seconds, > 0.
+
+        Raises:
+            ValueError: not exactly one of the three, or out of its range.
+
+        >>> trigger = after(5).every(20)
+        >>> [step for step in range(1, 50) if trigger(Elapsed(step, last_steps=step - 1))]
+        [5, 25, 45]
+        """
+        unit, interval = _one_of(least=1, steps=steps, samples=samples, time=time)
+        if unit == self.unit:
+            return Every(unit, interval, early(self.point, interval) if unit == "time" else self.point)
+        return self & Every(unit, interval)
+
+
+def every(
+    steps: int | None = None,
+    *,
+    samples: int | None = None,
+    time: float | timedelta | None = None,
+    steps_offset: int = 0,
+) -> Trigger:
+    """Fire at regular distances, on a grid that starts with the run: no drift, whenever it is asked.
+
+    A question asked late is answered yes once, however many lines of the grid have gone by.
+
+    Args:
+        steps: Steps between two times, >= 1.
+        samples: Or samples, >= 1.
+        time: Or seconds, > 0, or a timedelta.
+        steps_offset: First step to fire at, >= 0; by default ``steps``.
+
+    Raises:
+        ValueError: not exactly one of the three, or one out of its range, or an offset without steps.
+
+    >>> trigger = every(steps=20, steps_offset=5)
+    >>> [step for step in range(1, 50) if trigger(Elapsed(step, last_steps=step - 1))]
+    [5, 25, 45]
+    """
+    unit, interval = _one_of(least=1, steps=steps, samples=samples, time=time)
+    offset = whole("steps_offset", steps_offset, least=0)
+    if offset and unit != "steps":
+        raise ValueError(f"steps_offset must come with steps, got {offset!r} with {unit}; see after().")
+    return Every(unit, interval, early(0.0, interval) if unit == "time" else offset)
+
+
+def at(*steps: int, samples: int | None = None, time: float | timedelta | None = None) -> Trigger:
+    """Fire once at each of these points.
+
+    Args:
+        *steps: Steps, >= 1 each.
+        samples: Or a number of samples, >= 1.
+        time: Or seconds, > 0, or a timedelta.
+
+    Raises:
+        ValueError: not exactly one kind of point, or one out of its range.
+
+    >>> [step for step in range(1, 9) if at(2, 5)(Elapsed(step, last_steps=step - 1))]
+    [2, 5]
+    """
+    if steps and samples is None and time is None:
+        return At("steps", tuple(whole("steps", step, least=1) for step in steps))
+    unit, point = _one_of(least=1, steps=steps or None, samples=samples, time=time)
+    return At(unit, (point,))
+
+
+def after(steps: int | None = None, *, samples: int | None = None, time: float | timedelta | None = None) -> After:
+    """Be true from a point on; ``after(n).every(m)`` fires at n, n + m, ...
+
+    Args:
+        steps: Finished steps, >= 0.
+        samples: Or samples, >= 0.
+        time: Or seconds, >= 0, or a timedelta.
+
+    Raises:
+        ValueError: not exactly one of the three, or out of its range.
+
+    >>> [step for step in range(1, 6) if after(4)(Elapsed(step))]
+    [4, 5]
+    """
+    return After(*_one_of(least=0, steps=steps, samples=samples, time=time))
+
+
+def _one_of(least: int, **given: Any) -> tuple[Unit, float]:
+    """The one unit that was given, and its value, checked."""
+    chosen: dict[Any, Any] = {unit: value for unit, value in given.items() if value is not None}
+    if len(chosen) != 1:
+        raise ValueError(
+            f"exactly one of steps, samples and time must be given, got {chosen or 'none'}; combine with & |."
+        )
+    [(unit, value)] = chosen.items()
+    if unit == "time":
+        return unit, seconds("time", value, zero_is_fine=least == 0)
+    return unit, whole(unit, value, least=least)
+
+
+def whole(name: str, value: Any, *, least: int) -> int:
+    """``value`` as an int; ValueError, naming the argument, unless it is whole and >= ``least``."""
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}.")
+    return number
+
+
+def seconds(name: str, value: Any, *, zero_is_fine: bool) -> float:
+    """``value``, a number or a timedelta, in seconds; ValueError, naming the argument, unless finite and in range."""
+    number = value.total_seconds() if isinstance(value, timedelta) else value
+    if not isinstance(number, (int, float)) or isinstance(number, bool) or not (0 <= number < math.inf):
+        number = -1
+    if number < 0 or (number == 0 and not zero_is_fine):
+        raise ValueError(f"{name} must be finite seconds {'>=' if zero_is_fine else '>'} 0, got {value!r}.")
+    return float(number)
