@@ -246,6 +246,16 @@ class Engine:
         self.announcer.tell(events.LrFound, lr=search.result, num_steps=search.num_steps)
         return restored
 
+    def hand_back(self, ticket: Ticket) -> None:
+        """Take back a batch that was not trained on, after an interruption for instance: it is the next one drawn.
+
+        Args:
+            ticket: The batch; nothing happens if it is not out.
+        """
+        if ticket.batch.is_out and ticket.epoch >= 0:
+            self.plan.hand_back(ticket.batch)
+            self.pace.num_out -= 1
+
     def give_up(self, ticket: Ticket) -> None:
         """Take back a batch that will not be reported: it is drawn once more at the end of its epoch.
 

@@ -217,6 +217,10 @@ class Plan:
         """Close a batch that is out without learning from it."""
         batch.chunk.settle(batch.slot)
 
+    def hand_back(self, batch: Batch) -> None:
+        """Take back a batch that is out: it is the next to be drawn."""
+        self._returned.appendleft(batch)
+
     def abandon(self, batch: Batch) -> bool:
         """Take back a batch that will not be reported.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -42,12 +41,12 @@ class DrawnEpochs:
         """Train to the end of the epoch: its mean loss and its samples, or None if the budget was spent before."""
         r8, mean = self._r8, MeanLoss(self._task.loss_fn)
         epoch, samples = r8.current_epoch, 0
-        while (ticket := draw_or_none(r8)) is not None:
+        while (ticket := r8.draw_if_any()) is not None:
             samples += len(ticket.indices)
             try:
                 loss = self._train_batch(ticket)
             except BaseException:
-                hand_back(r8, ticket)
+                r8.hand_back(ticket)
                 raise
             if loss is not None:
                 mean.add(loss, len(ticket.indices))
@@ -107,28 +106,6 @@ class DrawnEpochs:
             return None
         with torch.set_grad_enabled(with_gradient):
             return self._sample_losses(*arguments)
-
-
-def draw_or_none(scheduler: R8Scheduler) -> Ticket | None:
-    """The next batch, or None once the budget is spent."""
-    if scheduler.progress >= 1:
-        # Between two steps the scheduler saves what is due; after the last one nobody else would ask it to.
-        next(scheduler.epoch_iterator(), None)
-        return None
-    try:
-        return scheduler.draw()
-    except RuntimeError as error:
-        # A time budget can run out just before the drawing. What comes from below draw(), from a callback, is an error.
-        if scheduler.progress < 1 or len(list(traceback.walk_tb(error.__traceback__))) > 2:
-            raise
-        return None
-
-
-def hand_back(scheduler: R8Scheduler, ticket: Ticket) -> None:
-    """Have a batch that was not reported drawn again, first in line, when its training failed or was interrupted."""
-    if ticket.batch.is_out:
-        # Taking over a state, a scheduler draws again what was out in it.
-        scheduler.load_state_dict(scheduler.state_dict())
 
 
 def sample_losses(loss_fn: Any) -> Callable[..., Any] | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..triggers import Elapsed
-from .drawn import check_scheduler, draw_or_none, hand_back
+from .drawn import check_scheduler
 from .event import Event
 
 if TYPE_CHECKING:
@@ -47,13 +47,13 @@ def _events(r8: R8Scheduler, train_step: Callable[..., Any], part_size: int | No
 
     origin = time.monotonic()
     last = (r8.global_step, 0, 0.0)
-    while (ticket := draw_or_none(r8)) is not None:
+    while (ticket := r8.draw_if_any()) is not None:
         try:
             loss = train_step(*_arguments(ticket))
             reading = read_loss(loss, len(ticket.indices), part_size)
             outcome = r8.report(ticket, reading.means, part_size=part_size)
         except BaseException:
-            hand_back(r8, ticket)
+            r8.hand_back(ticket)
             raise
         if ticket.epoch < 0:
             continue
