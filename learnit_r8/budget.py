@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import numbers
-import re
 from dataclasses import dataclass
-from typing import Any
 
 from .checks import is_number
 
@@ -93,44 +90,3 @@ class Stopwatch:
         """Have counted ``seconds`` by now; a running watch goes on running."""
         self._spent = seconds
         self._since = None if self._since is None else now
-
-
-_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
-
-
-@dataclass(frozen=True)
-class Interval:
-    """How often something is done: after so many steps, or after so many seconds.
-
-    Attributes:
-        steps: Steps, >= 1, or None.
-        seconds: Seconds, > 0, or None.
-    """
-
-    steps: int | None = None
-    seconds: float | None = None
-
-    @classmethod
-    def parse(cls, name: str, value: Any) -> Interval:
-        """Read an interval argument: an int of steps, or a text such as "30s", "5min", "2h".
-
-        Raises:
-            ValueError: neither of the two; the message names the argument.
-
-        >>> Interval.parse("backup_every", 50), Interval.parse("backup_every", "1.5min")
-        (Interval(steps=50, seconds=None), Interval(steps=None, seconds=90.0))
-        """
-        if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1:
-            return cls(steps=int(value))
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h)\s*", value) if isinstance(value, str) else None
-        if match and float(match[1]) > 0:
-            return cls(seconds=float(match[1]) * _UNITS[match[2]])
-        raise ValueError(
-            f'{name} must be a number of steps >= 1 or a time such as "30s", "5min" or "2h", got {value!r}.'
-        )
-
-    def is_due(self, steps: int, seconds: float) -> bool:
-        """Whether that much has passed since the last time."""
-        if self.steps is not None:
-            return steps >= self.steps
-        return self.seconds is not None and seconds >= self.seconds

@@ -289,9 +289,16 @@ class Engine:
         if not self._has_started:
             self._start()
         step, seconds = self.pace.step, self.pace.seconds
-        at_end = self._epoch_ended or self.pace.budget.progress(step, seconds) >= 1
-        self._epoch_ended = False
-        self.safekeeping.between_steps(step, seconds, self._num_draws, at_end=at_end, get_state=self.state_dict)
+        epoch_ended, self._epoch_ended = self._epoch_ended, False
+        self.safekeeping.between_steps(
+            step,
+            self.plan.samples_in(step),
+            seconds,
+            self._num_draws,
+            epoch_ended=epoch_ended,
+            run_ended=self.pace.budget.progress(step, seconds) >= 1,
+            get_state=self.state_dict,
+        )
 
     def _start(self) -> None:
         budget, table = self.pace.budget, self.table
@@ -364,7 +371,7 @@ class Engine:
         self._found_lr = state["found_lr"]
         if self._found_lr is not None:
             self.schedule = self._make_schedule(self._found_lr)
-        self.safekeeping.count_from(self.pace.step, self.pace.seconds)
+        self.safekeeping.count_from(self.pace.step, self.plan.samples_in(self.pace.step), self.pace.seconds)
 
 
 _PARTS = {"data", "seed", "table", "plan", "pace", "rescue", "guard", "tally", "num_draws", "search", "found_lr"}

@@ -91,6 +91,13 @@ class Plan:
         self._num_sweeps = -1
         self._sweep = self._new_sweep()
 
+    def samples_in(self, steps: int) -> int:
+        """Samples handed out in so many steps of whole passes, steady ones and fillings counted like any other."""
+        passes, rest = divmod(steps, self.steps_per_pass)
+        size, batch = self.table.num_samples, self.table.batch_size
+        each = size if self.last_batch == "short" else self.steps_per_pass * batch
+        return passes * each + rest * batch
+
     @property
     def has_returned(self) -> bool:
         """Whether batches that were out when the state was saved are to be drawn first."""

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 from . import events
 from .announcer import Announcer
 from .backup import RamBackup
-from .budget import Interval
 from .callbacks import call_load, call_save, check_callback
 from .checkpoint import Checkpoint, CheckpointStore
+from .triggers import Condition, Elapsed, as_trigger, every, never
 
 DEFAULT_FOLDER = "checkpoints"
-DEFAULT_BACKUP_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,10 @@ class Safekeeping:
 
     Args:
         callbacks: What the user handed in.
-        backup_every: Interval of backups through the state callback; None for every 30 s and every epoch.
+        backup_every: When to take backups through the state callback, as `as_trigger` takes it; None for every 30 s
+            and every epoch.
         checkpoint_dir: Folder of the checkpoints; None for "checkpoints" if there is a save callback, else for none.
-        checkpoint_every: Interval of checkpoints; None for every epoch.
+        checkpoint_every: When to write checkpoints, likewise; None for every epoch. One is written at the end too.
         keep: Checkpoints of this run to keep, >= 1.
         announcer: Who is told.
 
@@ -77,9 +77,9 @@ class Safekeeping:
         self,
         callbacks: Callbacks,
         *,
-        backup_every: int | str | None = None,
+        backup_every: int | str | Condition | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
-        checkpoint_every: int | str | None = None,
+        checkpoint_every: int | str | Condition | None = None,
         keep: int = 3,
         announcer: Announcer,
     ) -> None:
@@ -101,59 +101,58 @@ class Safekeeping:
         self.backup = RamBackup()
         self.store = None if folder is None else CheckpointStore(folder, keep=keep, run_id=uuid.uuid4().hex)
         self.num_failed = 0
-        self._backup_every = None if backup_every is None else Interval.parse("backup_every", backup_every)
-        self._checkpoint_every = (
-            None if checkpoint_every is None else Interval.parse("checkpoint_every", checkpoint_every)
-        )
-        self._last_backup = (0, 0.0)
-        self._last_checkpoint = (0, 0.0)
+        self._backup_every = every(time=30) if backup_every is None else as_trigger("backup_every", backup_every)
+        self._checkpoint_every = never if checkpoint_every is None else as_trigger("checkpoint_every", checkpoint_every)
+        self._backup_each_epoch = backup_every is None
+        self._checkpoint_each_epoch = checkpoint_every is None
+        self._asked = (0, 0, 0.0)
+        self._step_of_backup = self._step_of_checkpoint = 0
 
     def between_steps(
-        self, step: int, seconds: float, draws: int, *, at_end: bool, get_state: Callable[[], dict[str, Any]]
+        self,
+        step: int,
+        samples: int,
+        seconds: float,
+        draws: int,
+        *,
+        epoch_ended: bool,
+        run_ended: bool,
+        get_state: Callable[[], dict[str, Any]],
     ) -> None:
         """Take a backup and write a checkpoint, if they are due.
 
         Args:
             step: Steps reported so far.
+            samples: Samples in them.
             seconds: Training seconds so far.
             draws: Batches drawn so far.
-            at_end: Whether an epoch or the run has just ended.
+            epoch_ended: Whether an epoch has ended since the last call.
+            run_ended: Whether the budget is used up.
             get_state: Returns the scheduler's state.
         """
-        if self._backup_is_due(step, seconds, at_end=at_end) and self.callbacks.state is not None:
-            self.take_backup(self.callbacks.state(), step, seconds, draws)
-        if self._checkpoint_is_due(step, seconds, at_end=at_end):
-            self._try_to_save(get_state(), step, seconds)
+        elapsed = Elapsed(step, samples, seconds, *self._asked)
+        self._asked = (step, samples, seconds)
+        if self.callbacks.state is not None:
+            due = self._backup_every(elapsed) or (self._backup_each_epoch and epoch_ended)
+            if self.backup.is_empty or (due and step != self._step_of_backup):
+                self.take_backup(self.callbacks.state(), step, draws)
+        if self.store is not None:
+            due = self._checkpoint_every(elapsed) or (self._checkpoint_each_epoch and epoch_ended) or run_ended
+            if due and step != self._step_of_checkpoint:
+                self._try_to_save(get_state(), step)
 
-    def _backup_is_due(self, step: int, seconds: float, *, at_end: bool) -> bool:
-        if self.callbacks.state is None:
-            return False
-        if self.backup.is_empty:
-            return True
-        since_step, since_seconds = self._last_backup
-        if self._backup_every is None:
-            return step > since_step and (at_end or seconds - since_seconds >= DEFAULT_BACKUP_SECONDS)
-        return self._backup_every.is_due(step - since_step, seconds - since_seconds)
+    def count_from(self, step: int, samples: int, seconds: float) -> None:
+        """Count from here: the run was resumed."""
+        self._asked = (step, samples, seconds)
+        self._step_of_backup = self._step_of_checkpoint = step
 
-    def _checkpoint_is_due(self, step: int, seconds: float, *, at_end: bool) -> bool:
-        since_step, since_seconds = self._last_checkpoint
-        if self.store is None or step == since_step:
-            return False
-        if self._checkpoint_every is None:
-            return at_end
-        return self._checkpoint_every.is_due(step - since_step, seconds - since_seconds)
-
-    def count_from(self, step: int, seconds: float) -> None:
-        """Measure intervals from here: the run was resumed."""
-        self._last_backup = self._last_checkpoint = (step, seconds)
-
-    def take_backup(self, state: Any, step: int, seconds: float, draws: int) -> None:
+    def take_backup(self, state: Any, step: int, draws: int) -> None:
         """Copy a model state to RAM; see `RamBackup.offer`."""
         self.backup.offer(state, step=step, draws=draws)
-        self._last_backup = (step, seconds)
+        self._step_of_backup = step
         self._announcer.tell(events.BackupTaken)
 
-    def save(self, state: dict[str, Any], step: int, seconds: float) -> Checkpoint:
+    def save(self, state: dict[str, Any], step: int) -> Checkpoint:
         """Write a checkpoint.
 
         Raises:
@@ -164,7 +163,7 @@ class Safekeeping:
             raise RuntimeError(
                 f"checkpoint_dir or save_callback must be given to save checkpoints, got {self.store!r} and None."
             )
-        self._last_checkpoint = (step, seconds)
+        self._step_of_checkpoint = step
         write_model = None
         save = self.callbacks.save
         if save is not None:
@@ -177,10 +176,10 @@ class Safekeeping:
             self._announcer.note_once("no model file", "save_callback left no file: checkpoints hold no model.")
         return saved
 
-    def _try_to_save(self, state: dict[str, Any], step: int, seconds: float) -> None:
+    def _try_to_save(self, state: dict[str, Any], step: int) -> None:
         """Write a checkpoint, but let the training go on with a warning if that fails."""
         try:
-            self.save(state, step, seconds)
+            self.save(state, step)
         except Exception:
             # Whatever it is, in the user's callback or of the disk: the run is worth more than the file.
             self.num_failed += 1

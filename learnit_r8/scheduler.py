@@ -31,6 +31,7 @@ from .recovery import Recovery
 from .safekeeping import Callbacks, Safekeeping
 from .table import SampleTable
 from .ticket import Outcome, Ticket
+from .triggers import Condition
 
 
 class R8Scheduler(Engine):
@@ -63,9 +64,9 @@ class R8Scheduler(Engine):
             the keyword ``from_ram``, that says which.
         state_callback: ``()``, returns the model state; with it backups are taken without your help, the first one
             before the first step.
-        backup_every: How often: steps, or a time such as "5min"; by default every 30 s and every epoch.
+        backup_every: When: steps, a time such as "5min", or a trigger; by default every 30 s and every epoch.
         checkpoint_dir: Folder of the checkpoints.
-        checkpoint_every: How often: steps, or a time; by default every epoch.
+        checkpoint_every: When, likewise; by default every epoch. One is written at the end in any case.
         keep_checkpoints: Checkpoints of this run to keep, >= 1.
         guard: Which losses to refuse.
         recovery: What to do about refused ones.
@@ -109,9 +110,9 @@ class R8Scheduler(Engine):
         save_callback: Callable[..., Any] | None = None,
         load_callback: Callable[..., Any] | None = None,
         state_callback: Callable[[], Any] | None = None,
-        backup_every: int | str | None = None,
+        backup_every: int | str | Condition | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
-        checkpoint_every: int | str | None = None,
+        checkpoint_every: int | str | Condition | None = None,
         keep_checkpoints: int = 3,
         guard: Guard = FiniteGuard(),
         recovery: Recovery = Recovery(),
@@ -305,7 +306,7 @@ class R8Scheduler(Engine):
         """
         if self._search is not None and self._has_started:
             return
-        self.safekeeping.take_backup(state, self.global_step, self.pace.seconds, self._num_draws)
+        self.safekeeping.take_backup(state, self.global_step, self._num_draws)
 
     def save_checkpoint(self) -> Checkpoint:
         """Write a checkpoint now.
@@ -314,7 +315,7 @@ class R8Scheduler(Engine):
             RuntimeError: neither checkpoint_dir nor save_callback was given.
             OSError: the disk refused; the checkpoints before are untouched.
         """
-        return self.safekeeping.save(self.state_dict(), self.global_step, self.pace.seconds)
+        return self.safekeeping.save(self.state_dict(), self.global_step)
 
     def load_checkpoint(self, path: str | os.PathLike[str] | None = None) -> None:
         """Go on from a checkpoint: the scheduler's state, and the model through the load callback.

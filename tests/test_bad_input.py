@@ -87,7 +87,7 @@ TABLE = [
         (
             {"backup_every": value, "state_callback": dict},
             ValueError,
-            "backup_every must be a number of steps >= 1 or a time such as",
+            "backup_every must be a number of steps >= 1, a time such as",
         )
         for value in (0, "30", 1.5)
     ],
@@ -96,7 +96,7 @@ TABLE = [
         (
             {"checkpoint_every": value, "checkpoint_dir": "x"},
             ValueError,
-            "checkpoint_every must be a number of steps >= 1 or a time such as",
+            "checkpoint_every must be a number of steps >= 1, a time such as",
         )
         for value in (-1, "1 week", True)
     ],

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from learnit_r8.budget import Budget, Interval, Stopwatch
+from learnit_r8.budget import Budget, Stopwatch
 
 
 @pytest.mark.parametrize(
@@ -99,44 +99,3 @@ def test_stopwatch_reset_takes_over_a_reading(running, later):
     assert watch.seconds(100.0) == 30.0
 
     assert watch.seconds(105.0) == later
-
-
-@pytest.mark.parametrize(
-    ("value", "interval"),
-    [
-        (1, Interval(steps=1)),
-        (50, Interval(steps=50)),
-        ("30s", Interval(seconds=30.0)),
-        (" 1.5 min ", Interval(seconds=90.0)),
-        ("2h", Interval(seconds=7200.0)),
-    ],
-)
-def test_interval_is_steps_or_a_time(value, interval):
-    """An int is a number of steps, a text with a unit a time."""
-    assert Interval.parse("backup_every", value) == interval
-
-
-@pytest.mark.parametrize("value", [0, -1, 1.5, True, "30", "s", "0s", "-1s", "1 day", "", [1], float("nan")])
-def test_interval_that_cannot_be_read_is_refused(value):
-    """Anything else is refused with the argument's name and the value."""
-    with pytest.raises(
-        ValueError, match=r"backup_every must be a number of steps >= 1 or a time such as .*, got"
-    ) as error:
-        Interval.parse("backup_every", value)
-
-    assert repr(value) in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("interval", "steps", "seconds", "due"),
-    [
-        (Interval(steps=3), 2, 1e9, False),
-        (Interval(steps=3), 3, 0.0, True),
-        (Interval(seconds=3.0), 10**9, 2.9, False),
-        (Interval(seconds=3.0), 0, 3.0, True),
-        (Interval(), 10**9, 1e9, False),
-    ],
-)
-def test_interval_is_due_after_its_own_unit(interval, steps, seconds, due):
-    """An interval looks at steps or at seconds, never at both."""
-    assert interval.is_due(steps, seconds) is due

@@ -11,7 +11,7 @@ import pytest
 import learnit_r8
 
 PACKAGE = Path(learnit_r8.__file__).parent
-NUMERIC = {
+NUMERIC = {"triggers",
     "order", "estimators", "suspects", "table", "views", "guard", "backup", "budget", "lr", "events", "range_test",
     "tally", "losses", "checks", "kinds", "records",
 }  # fmt: skip

@@ -7,6 +7,7 @@ from drive import NAN, FakeClock, Weights, advance_to, make, steps, train
 from learnit_r8 import events
 from learnit_r8.announcer import Announcer
 from learnit_r8.safekeeping import Callbacks, Safekeeping
+from learnit_r8.triggers import at
 
 NOBODY = Announcer([], lambda: (0, 0.0))
 
@@ -83,7 +84,7 @@ def test_backups_every_so_many_steps():
 
 
 @pytest.mark.parametrize(
-    ("every", "per_step", "taken"), [("20s", 10, [0, 2, 4, 6]), (None, 15, [0, 2, 3, 5, 6]), (None, 0, [0, 3, 6])]
+    ("every", "per_step", "taken"), [("20s", 10, [0, 2, 4, 6]), (None, 15, [0, 2, 3, 4, 6]), (None, 0, [0, 3, 6])]
 )
 def test_backups_every_so_many_seconds(every, per_step, taken):
     """backup_every="20s" takes a backup when 20 s of training have passed; the default is 30 s, and every epoch."""
@@ -96,15 +97,15 @@ def test_backups_every_so_many_seconds(every, per_step, taken):
     assert told(events.BackupTaken, heard) == taken
 
 
-def test_backup_by_hand_delays_the_next():
-    """A backup made by the user counts for backup_every."""
+def test_backup_by_hand_does_not_move_the_grid():
+    """backup_every keeps to its own steps, whatever the user backs up besides."""
     model, heard = Weights(), []
     r8 = make(state_callback=model.get, backup_every=3, listeners=[heard.append])
     advance_to(r8, 1)
     r8.update_cpu_backup(model.get())
     train(r8)
 
-    assert told(events.BackupTaken, heard) == [0, 1, 4]
+    assert told(events.BackupTaken, heard) == [0, 1, 3, 6]
 
 
 def test_backup_of_none_is_a_backup():
@@ -119,11 +120,11 @@ def test_backup_of_none_is_a_backup():
 
 @pytest.mark.parametrize(
     ("every", "saved"),
-    [(None, [3, 6]), (2, [2, 4, 6]), ("20s", [2, 4, 6]), (4, [4])],
-    ids=["epochs", "steps", "seconds", "rest"],
+    [(None, [3, 6]), (2, [2, 4, 6]), ("20s", [2, 4, 6]), (4, [4, 6]), (at(1, 5), [1, 5, 6])],
+    ids=["epochs", "steps", "seconds", "rest", "trigger"],
 )
 def test_checkpoints_are_due(tmp_path, every, saved):
-    """Checkpoints come every epoch and at the end by default, else after so many steps or seconds."""
+    """Checkpoints come every epoch by default, else every so many steps or seconds or by a trigger, and at the end."""
     heard, clock = [], FakeClock()
     r8 = make(checkpoint_dir=tmp_path / "new" / "folder", checkpoint_every=every, listeners=[heard.append], clock=clock)
     for _ in steps(r8):

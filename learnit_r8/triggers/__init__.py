@@ -5,6 +5,7 @@ True
 """
 
 from .elapsed import Elapsed, ElapsedCounter
+from .reading import as_trigger
 from .schedulers import Scheduler, StepIntervalScheduler, TimeIntervalScheduler
 from .trigger import Condition, Trigger, always, never
 from .when import after, at, every
@@ -19,6 +20,7 @@ __all__ = [
     "Trigger",
     "after",
     "always",
+    "as_trigger",
     "at",
     "every",
     "never",
