@@ -22,11 +22,11 @@ from .losses import Reading, read_loss
 from .lr import Schedule, check_rate
 from .pace import Pace
 from .plan import Plan
-from .policies import SHUFFLE, STEADY
-from .range_test import RangeTest
+from .policies import STEADY
 from .recovery import Recovery
 from .rescue import Rescue
 from .safekeeping import Restored, Safekeeping
+from .search import Search
 from .table import SampleTable
 from .tally import Tally
 from .ticket import Outcome, Ticket
@@ -44,7 +44,7 @@ class Engine:
         recovery: What to do about the others.
         safekeeping: Backups and checkpoints.
         announcer: Who is told.
-        search: A search for the peak learning rate that goes before the run, or None.
+        search: Finds the peak learning rate before the run.
         name: Name of the run, "" if it has none.
     """
 
@@ -59,7 +59,7 @@ class Engine:
         recovery: Recovery,
         safekeeping: Safekeeping,
         announcer: Announcer,
-        search: RangeTest | None,
+        search: Search,
         name: str,
     ) -> None:
         self.plan = plan
@@ -69,9 +69,8 @@ class Engine:
         self.safekeeping = safekeeping
         self.announcer = announcer
         self.rescue = Rescue(recovery, safekeeping, announcer)
+        self.search = search
         self._make_schedule = make_schedule
-        self._search = search
-        self._found_lr: float | None = None
         self._guard_state = GuardState()
         self._tally = Tally()
         self._num_draws = 0
@@ -117,9 +116,8 @@ class Engine:
         progress = pace.budget.progress(step, seconds)
         if progress >= 1:
             return None
-        if self._search is not None:
-            batch, epoch, lr = self.plan.draw_outside(SHUFFLE), -1, self._search.lr
-            assert batch is not None
+        if self.search.is_on:
+            (batch, lr), epoch = self.search.draw(), -1
         else:
             pace.start()
             self._tally.begin(seconds)
@@ -227,24 +225,14 @@ class Engine:
         )
 
     def _report_search(self, ticket: Ticket, reading: Reading) -> Outcome:
-        self.plan.settle(ticket.batch)
         _, verdict = self.guard.judge(GuardState(), reading.mean)
-        restored = None
-        if self._search is not None:
-            self._search.take(reading.mean, refused=verdict is not Verdict.GOOD)
-            restored = self._end_search_if_done()
+        restored = self.search.take(ticket.batch, reading.mean, refused=verdict is not Verdict.GOOD)
+        self._use_found_lr()
         return Outcome(verdict, self.lr, None if restored is None else restored.step)
 
-    def _end_search_if_done(self) -> Restored | None:
-        search = self._search
-        if search is None or not search.is_done:
-            return None
-        self._search, self._found_lr = None, search.result
-        self.schedule = self._make_schedule(search.result)
-        self.plan.forget_outside()
-        restored = self.safekeeping.restore(1)
-        self.announcer.tell(events.LrFound, lr=search.result, num_steps=search.num_steps)
-        return restored
+    def _use_found_lr(self) -> None:
+        if self.search.found_lr is not None:
+            self.schedule = self._make_schedule(self.search.found_lr)
 
     def hand_back(self, ticket: Ticket) -> None:
         """Take back a batch that was not trained on, after an interruption for instance: it is the next one drawn.
@@ -267,10 +255,8 @@ class Engine:
         if not ticket.batch.is_out:
             return
         if ticket.epoch < 0:
-            self.plan.settle(ticket.batch)
-            if self._search is not None:
-                self._search.skip()
-                self._end_search_if_done()
+            self.search.skip(ticket.batch)
+            self._use_found_lr()
             return
         drawn_again = self.plan.abandon(ticket.batch)
         self.pace.num_out -= 1
@@ -302,11 +288,7 @@ class Engine:
 
     def _start(self) -> None:
         budget, table = self.pace.budget, self.table
-        if self._search is not None and self.safekeeping.callbacks.state is None and self.safekeeping.backup.is_empty:
-            raise RuntimeError(
-                "auto_find_lr needs a model state to go back to, got none: pass state_callback or call "
-                "update_cpu_backup() before the first batch is drawn."
-            )
+        self.search.check_ready()
         self._has_started = True
         self.announcer.tell(
             events.RunStarted,
@@ -338,8 +320,7 @@ class Engine:
             "guard": list(self._guard_state),
             "tally": self._tally.state_dict(),
             "num_draws": self._num_draws,
-            "search": None if self._search is None else self._search.state_dict(),
-            "found_lr": self._found_lr,
+            "search": self.search.state_dict(),
         }
 
     def _identity(self) -> dict[str, Any]:
@@ -367,11 +348,9 @@ class Engine:
         self._guard_state = type(self._guard_state)(*state["guard"])
         self._tally = Tally.from_state(state["tally"])
         self._num_draws = state["num_draws"]
-        self._search = None if state["search"] is None else RangeTest.from_state(state["search"])
-        self._found_lr = state["found_lr"]
-        if self._found_lr is not None:
-            self.schedule = self._make_schedule(self._found_lr)
+        self.search.load_state_dict(state["search"])
+        self._use_found_lr()
         self.safekeeping.count_from(self.pace.step, self.plan.samples_in(self.pace.step), self.pace.seconds)
 
 
-_PARTS = {"data", "seed", "table", "plan", "pace", "rescue", "guard", "tally", "num_draws", "search", "found_lr"}
+_PARTS = {"data", "seed", "table", "plan", "pace", "rescue", "guard", "tally", "num_draws", "search"}

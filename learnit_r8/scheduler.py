@@ -29,6 +29,7 @@ from .policies import Policy, get_policy
 from .range_test import RangeTest
 from .recovery import Recovery
 from .safekeeping import Callbacks, Safekeeping
+from .search import Search
 from .table import SampleTable
 from .ticket import Outcome, Ticket
 from .triggers import Condition
@@ -144,6 +145,15 @@ class R8Scheduler(Engine):
                 f"got load_callback={load_callback!r} and scheduler_mode={scheduler_mode!r}."
             )
         announcer = Announcer(listeners, lambda: (pace.step, pace.seconds))
+        safekeeping = Safekeeping(
+            Callbacks(save_callback, load_callback, state_callback),
+            backup_every=backup_every,
+            checkpoint_dir=checkpoint_dir,
+            checkpoint_every=checkpoint_every,
+            keep=keep_checkpoints,
+            announcer=announcer,
+        )
+        test = RangeTest.for_run(budget.steps) if auto_find_lr else None
         super().__init__(
             plan=plan,
             pace=pace,
@@ -153,16 +163,9 @@ class R8Scheduler(Engine):
             peak_lr=initial_lr,
             guard=guard,
             recovery=recovery,
-            safekeeping=Safekeeping(
-                Callbacks(save_callback, load_callback, state_callback),
-                backup_every=backup_every,
-                checkpoint_dir=checkpoint_dir,
-                checkpoint_every=checkpoint_every,
-                keep=keep_checkpoints,
-                announcer=announcer,
-            ),
+            safekeeping=safekeeping,
             announcer=announcer,
-            search=RangeTest.for_run(budget.steps) if auto_find_lr else None,
+            search=Search(test, plan=plan, safekeeping=safekeeping, announcer=announcer),
             name=name or "",
         )
         if use_curses:
@@ -204,7 +207,7 @@ class R8Scheduler(Engine):
         while True:
             if self._open is not None:
                 self.give_up(self._open)
-            if self._search is None and self.current_epoch != epoch:
+            if not self.search.is_on and self.current_epoch != epoch:
                 self.between_steps()
                 return
             ticket = self._open = self.draw_if_any()
@@ -257,7 +260,7 @@ class R8Scheduler(Engine):
     @property
     def phase(self) -> str:
         """One of "searching", "cataloguing", "steadying", "training" or "finished"."""
-        if self._search is not None:
+        if self.search.is_on:
             return "searching"
         if self.pace.is_finished:
             return "finished"
@@ -304,7 +307,7 @@ class R8Scheduler(Engine):
             state: Anything `copy.deepcopy` copies: arrays, tensors, nests of them. While a learning rate is searched
                 for it is not taken: the search goes back to the state of before.
         """
-        if self._search is not None and self._has_started:
+        if self.search.is_on and self._has_started:
             return
         self.safekeeping.take_backup(state, self.global_step, self._num_draws)
 
