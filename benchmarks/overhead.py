@@ -1,11 +1,12 @@
 """What drawing and reporting costs, beside torch's samplers and a bare numpy shuffle.
 
-Every repetition runs all rows one after the other in this process, one whole epoch each; the table shows medians.
+Every repetition runs all rows one after the other in this process: one epoch unmeasured, so that a row does not pay
+for the caches and the heap as the row before left them, and one epoch measured; the table shows medians.
 "CPU" is the time of this thread, which other programs on the machine disturb least. "draw + report" is the core as an
 adapter calls it (`Plan.draw`, `SampleTable.observe`, `Plan.report`), "public loop" is `batch_iterator` and
 `update_with_loss` with everything on but listeners. Peers draw only: they have nothing to report to.
 
-    python benchmarks/overhead.py            all of it, about ten minutes
+    python benchmarks/overhead.py            all of it, about fifteen minutes
     python benchmarks/overhead.py --quick    the smallest size, a few seconds
 """
 
@@ -104,7 +105,7 @@ def rows(size: int, batch_size: int, repeats: int) -> dict[str, Callable[[], Non
         "ours, draw + report of means": Core(size, batch_size, exact=False),
         "ours, draw + report of vectors": Core(size, batch_size, exact=True),
         "ours, the same of means, as lists": Core(size, batch_size, exact=False, as_lists=True),
-        "ours, public loop": PublicLoop(size, batch_size, epochs=repeats + 2),
+        "ours, public loop": PublicLoop(size, batch_size, epochs=2 * repeats + 2),
         "torch BatchSampler(DistributedSampler)": lambda: exhaust(BatchSampler(alone, batch_size, False)),
         "numpy packed-sort shuffle (floor)": lambda: exhaust(packed_sort_shuffle(size, batch_size, next(keys))),
     }
@@ -129,6 +130,7 @@ def measure(size: int, batch_size: int, repeats: int) -> dict[str, tuple[float, 
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in measured}
     for _ in range(repeats):
         for name, epoch in measured.items():
+            epoch()
             times[name].append(timed(epoch))
     return {
         name: (statistics.median(cpu for cpu, _ in all_times), statistics.median(wall for _, wall in all_times))

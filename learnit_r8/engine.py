@@ -10,6 +10,7 @@ events.py                   TELL what happened
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,7 +28,6 @@ from .recovery import Recovery
 from .rescue import Rescue
 from .safekeeping import Restored, Safekeeping
 from .search import Search
-from .table import SampleTable
 from .tally import Tally
 from .ticket import Outcome, Ticket
 
@@ -63,6 +63,7 @@ class Engine:
         name: str,
     ) -> None:
         self.plan = plan
+        self.table = plan.table
         self.pace = pace
         self.schedule = make_schedule(peak_lr)
         self.guard = guard
@@ -71,17 +72,13 @@ class Engine:
         self.rescue = Rescue(recovery, safekeeping, announcer)
         self.search = search
         self._make_schedule = make_schedule
+        self._last_progress, self._last_lr = math.nan, math.nan
         self._guard_state = GuardState()
         self._tally = Tally()
         self._num_draws = 0
         self._epoch_ended = False
         self._has_started = False
         self.name = name
-
-    @property
-    def table(self) -> SampleTable:
-        """What is known of every sample."""
-        return self.plan.table
 
     @property
     def lr(self) -> float:
@@ -92,7 +89,10 @@ class Engine:
         return self._scheduled_lr(progress) * self.rescue.lr_factor
 
     def _scheduled_lr(self, progress: float) -> float:
-        return check_rate(self.schedule(progress), progress)
+        # Asked after a report and at the next draw; with a budget in steps the second answer is the first.
+        if progress != self._last_progress:
+            self._last_lr, self._last_progress = check_rate(self.schedule(progress), progress), progress
+        return self._last_lr
 
     def draw(self) -> Ticket:
         """Draw the next batch. Several may be out at a time.
@@ -112,15 +112,16 @@ class Engine:
         """Draw the next batch; None if the budget is spent, or every step that is left is out already."""
         self.between_steps()
         pace = self.pace
-        step, seconds = pace.next_step, pace.seconds
-        progress = pace.budget.progress(step, seconds)
+        step = pace.next_step
+        progress = pace.progress_at(step)
         if progress >= 1:
             return None
         if self.search.is_on:
             (batch, lr), epoch = self.search.draw(), -1
         else:
             pace.start()
-            self._tally.begin(seconds)
+            if not self._tally.has_begun:
+                self._tally.began = pace.seconds
             epoch = step // self.plan.steps_per_pass
             # Batches that are drawn again after a resume may be of the pass before.
             if epoch > self.plan.pass_number:
@@ -233,6 +234,7 @@ class Engine:
     def _use_found_lr(self) -> None:
         if self.search.found_lr is not None:
             self.schedule = self._make_schedule(self.search.found_lr)
+            self._last_progress = math.nan
 
     def hand_back(self, ticket: Ticket) -> None:
         """Take back a batch that was not trained on, after an interruption for instance: it is the next one drawn.
@@ -274,8 +276,10 @@ class Engine:
         """Do what must wait until the user's own step is complete: only then do model and scheduler fit together."""
         if not self._has_started:
             self._start()
-        step, seconds = self.pace.step, self.pace.seconds
         epoch_ended, self._epoch_ended = self._epoch_ended, False
+        if not self.safekeeping.has_work:
+            return
+        step, seconds = self.pace.step, self.pace.seconds
         self.safekeeping.between_steps(
             step,
             self.plan.samples_in(step),

@@ -32,8 +32,9 @@ class Pace:
         self._watch = Stopwatch()
 
     def start(self) -> None:
-        """Count time from here."""
-        self._watch.start(self._clock())
+        """Count time from here; nothing happens if it is counted already."""
+        if not self._watch.is_running:
+            self._watch.start(self._clock())
 
     @property
     def seconds(self) -> float:
@@ -53,7 +54,11 @@ class Pace:
     @property
     def progress(self) -> float:
         """Finished share of the budget, in [0, 1]."""
-        return self.budget.progress(self.step, self.seconds)
+        return self.progress_at(self.step)
+
+    def progress_at(self, step: int) -> float:
+        """Finished share of the budget now, if ``step`` steps are done; reads the clock only if it matters."""
+        return self.budget.progress(step, 0.0 if self.budget.seconds is None else self.seconds)
 
     @property
     def is_finished(self) -> bool:

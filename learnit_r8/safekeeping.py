@@ -108,6 +108,11 @@ class Safekeeping:
         self._asked = (0, 0, 0.0)
         self._step_of_backup = self._step_of_checkpoint = 0
 
+    @property
+    def has_work(self) -> bool:
+        """Whether backups or checkpoints are ever due by themselves."""
+        return self.callbacks.state is not None or self.store is not None
+
     def between_steps(
         self,
         step: int,

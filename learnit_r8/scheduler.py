@@ -226,11 +226,13 @@ class R8Scheduler(Engine):
             RuntimeError: no batch is open.
         """
         ticket = self._open
-        if ticket is None or not ticket.batch.is_out:
+        if ticket is None:
             raise RuntimeError(
                 f"update_with_loss() was called at step {self.global_step} with no batch open; draw one first."
             )
-        return self.report(ticket, loss, part_size=part_size)
+        outcome = self.report(ticket, loss, part_size=part_size)
+        self._open = None
+        return outcome
 
     @property
     def steps_per_epoch(self) -> int:

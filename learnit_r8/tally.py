@@ -35,10 +35,10 @@ class Tally:
         self.total += loss
         self.samples += samples
 
-    def begin(self, seconds: float) -> None:
-        """Note the first draw; later ones change nothing."""
-        if math.isnan(self.began):
-            self.began = seconds
+    @property
+    def has_begun(self) -> bool:
+        """Whether the epoch's first batch was drawn."""
+        return not math.isnan(self.began)
 
     def state_dict(self) -> dict[str, Any]:
         """All counts."""
