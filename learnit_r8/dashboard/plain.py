@@ -77,8 +77,8 @@ class PlainLog:
     def _where(self, epoch: int, step: int) -> str:
         run = self._run
         if run is None or run.total_steps is None:
-            return f"epoch {epoch + 1}  step {step}"
-        return f"epoch {epoch + 1}/{math.ceil(run.total_steps / run.steps_per_epoch)}  step {step}/{run.total_steps}"
+            return f"epoch {epoch + 1} step {step}"
+        return f"epoch {epoch + 1}/{math.ceil(run.total_steps / run.steps_per_epoch)} step {step}/{run.total_steps}"
 
 
 def _few(samples: tuple[int, ...]) -> str:
@@ -94,4 +94,5 @@ def _clock(seconds: float) -> str:
     if not math.isfinite(seconds):
         return "?"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
