@@ -129,6 +129,6 @@ def test_run_prints_to_stderr_as_it_is_now(capsys):
     assert "\x1b" not in err
     assert [line.split("  ")[0] for line in err.splitlines()] == [
         "r8 run: 12 samples in batches of 4, 3 steps",
-        "r8 epoch 1/1",
+        "r8 epoch 1/1 step 3/3",
         "r8 finished after 3 steps, 0:00",
     ]
