@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from .checks import whole_number
+
 
 class TrainingDiverged(RuntimeError):
     """The loss stayed refused after everything that recovery can try."""
@@ -59,16 +61,9 @@ class Recovery:
             or not all(0 < factor <= 1 for factor in self.factors)
         ):
             raise ValueError(f"factors must be a tuple of numbers in (0, 1], got {self.factors!r}.")
-        for name, least in (
-            ("hold_steps", 0),
-            ("ramp_steps", 0),
-            ("steady_steps", 0),
-            ("heal_steps", 1),
-            ("max_tries", 0),
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}.")
+        for name in ("hold_steps", "ramp_steps", "steady_steps", "max_tries"):
+            whole_number(name, getattr(self, name), least=0)
+        whole_number("heal_steps", self.heal_steps, least=1)
 
     def refused(self, state: RecoveryState, steady_limit: int) -> RecoveryState:
         """The state after one more refused loss.

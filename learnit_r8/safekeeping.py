@@ -17,6 +17,7 @@ from .announcer import Announcer
 from .backup import RamBackup
 from .callbacks import call_load, call_save, check_callback
 from .checkpoint import Checkpoint, CheckpointStore
+from .checks import whole_number
 from .triggers import Condition, Elapsed, as_trigger, every, never
 
 DEFAULT_FOLDER = "checkpoints"
@@ -83,8 +84,7 @@ class Safekeeping:
         keep: int = 3,
         announcer: Announcer,
     ) -> None:
-        if not isinstance(keep, int) or keep < 1:
-            raise ValueError(f"keep_checkpoints must be a whole number >= 1, got {keep!r}.")
+        keep = whole_number("keep_checkpoints", keep, least=1)
         if backup_every is not None and callbacks.state is None:
             raise ValueError(
                 f"backup_every needs a state_callback that returns the model state, got {backup_every!r} without."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..triggers.when import whole
+from ..checks import whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ def iter_batches(
         TypeError: one is not a tensor.
     """
     count = check_rows(tensors)
-    size = whole("batch_size", batch_size, least=1)
+    size = whole_number("batch_size", batch_size, least=1)
     return shuffled(tensors, count, size, generator) if shuffle else in_order(tensors, size)
 
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..checks import whole_number
 from ..triggers import Elapsed
-from ..triggers.when import whole
 from .batches import in_order, shuffled
 from .drawn import DrawnEpochs, check_scheduled
 from .event import Event
@@ -67,7 +67,7 @@ def epoch_stream(
     if scheduler is not None:
         check_scheduled(scheduler, task, batch_size=batch_size, shuffle=shuffle, generator=generator)
         return _events(DrawnEpochs(scheduler, task), task.model, more)
-    size = whole("batch_size", 1 if batch_size is None else batch_size, least=1)
+    size = whole_number("batch_size", 1 if batch_size is None else batch_size, least=1)
     return _events(_ShuffledEpochs(task, size, shuffle, generator), task.model, more)
 
 

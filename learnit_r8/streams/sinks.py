@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from ..triggers.when import whole
+from ..checks import whole_number
 from .event import as_scalar
 
 _ALWAYS_LEFT_OUT = ("model",)
@@ -164,7 +164,7 @@ def print_keys(
     >>> print_keys("train_loss", "val_loss")({"step": 5, "train_loss": 0.12345})
     step=0005 train_loss=0.1235 val_loss=NA
     """
-    digits = whole("precision", precision, least=0)
+    digits = whole_number("precision", precision, least=0)
     if not keys and not include_step:
         raise ValueError(f"keys must name something to print where include_step is {include_step!r}, got {keys!r}.")
 

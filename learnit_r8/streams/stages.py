@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+from ..checks import whole_number
 from ..triggers import Condition, Elapsed, ElapsedCounter
-from ..triggers.when import whole
 from .event import Record, merged, number
 
 AnyEvent = Mapping[str, Any]
@@ -52,7 +52,7 @@ def take(n: int) -> Stage:
     >>> list(take(2)(source)), next(source)
     ([0, 1], 2)
     """
-    count = whole("n", n, least=0)
+    count = whole_number("n", n, least=0)
     return lambda events: islice(events, count)
 
 
@@ -104,8 +104,8 @@ def tap(fn: Callable[[Any], object], every: int | Condition = 1, start: int | No
         if start is not None:
             raise ValueError(f"start must come with a number for every, got {start!r} with {every!r}; see after().")
         return _tap_when(fn, every)
-    interval = whole("every", every, least=1)
-    first = interval if start is None else whole("start", start, least=1)
+    interval = whole_number("every", every, least=1)
+    first = interval if start is None else whole_number("start", start, least=1)
 
     def stage(events: Iterable[Any]) -> Iterator[Any]:
         left = first
@@ -184,7 +184,7 @@ def early_stop(key: str, patience: int, mode: str = "min", min_delta: float = 0.
     >>> [e["loss"] for e in pipe([{"loss": x} for x in (5, 4, 4, 6, 1)], early_stop("loss", patience=2))]
     [5, 4, 4, 6]
     """
-    allowed = whole("patience", patience, least=1)
+    allowed = whole_number("patience", patience, least=1)
     Record(mode, min_delta)
 
     def stage(events: Iterable[Any]) -> Iterator[Any]:

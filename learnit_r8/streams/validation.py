@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..triggers.when import whole
+from ..checks import whole_number
 from .batches import check_rows, in_order
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def validation_loss(
         TypeError: a tensor or the loss function is none; later, the event has no torch module.
     """
     check_data(data, loss_fn, last_label=last_label)
-    size = whole("batch_size", batch_size, least=1)
+    size = whole_number("batch_size", batch_size, least=1)
 
     def evaluate(event: Mapping[str, Any]) -> dict[str, float]:
         model = check_model(event.get("model"))

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
-from .when import crosses, early, seconds, whole
+from ..checks import whole_number
+from .when import crosses, early, seconds
 
 Callback = Callable[[], object]
 """What a scheduler calls; its result is ignored."""
@@ -119,8 +120,8 @@ class StepIntervalScheduler(Scheduler):
         offset: int | None = None,
     ) -> None:
         super().__init__(callbacks)
-        self._interval = whole("interval", interval, least=1)
-        self._offset = self._interval if offset is None else whole("offset", offset, least=1)
+        self._interval = whole_number("interval", interval, least=1)
+        self._offset = self._interval if offset is None else whole_number("offset", offset, least=1)
         self._steps = 0
         self._last = self._offset - self._interval
 

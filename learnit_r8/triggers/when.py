@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
+from ..checks import whole_number
 from .elapsed import Elapsed
 from .trigger import Trigger
 
@@ -146,7 +146,7 @@ def every(
     [5, 25, 45]
     """
     unit, interval = _one_of(least=1, steps=steps, samples=samples, time=time)
-    offset = whole("steps_offset", steps_offset, least=0)
+    offset = whole_number("steps_offset", steps_offset, least=0)
     if offset and unit != "steps":
         raise ValueError(f"steps_offset must come with steps, got {offset!r} with {unit}; see after().")
     return Every(unit, interval, early(0.0, interval) if unit == "time" else offset)
@@ -167,7 +167,7 @@ def at(*steps: int, samples: int | None = None, time: float | timedelta | None =
     [2, 5]
     """
     if steps and samples is None and time is None:
-        return At("steps", tuple(whole("steps", step, least=1) for step in steps))
+        return At("steps", tuple(whole_number("steps", step, least=1) for step in steps))
     unit, point = _one_of(least=1, steps=steps or None, samples=samples, time=time)
     return At(unit, (point,))
 
@@ -199,18 +199,7 @@ def _one_of(least: int, **given: Any) -> tuple[Unit, float]:
     [(unit, value)] = chosen.items()
     if unit == "time":
         return unit, seconds("time", value, zero_is_fine=least == 0)
-    return unit, whole(unit, value, least=least)
-
-
-def whole(name: str, value: Any, *, least: int) -> int:
-    """``value`` as an int; ValueError, naming the argument, unless it is whole and >= ``least``."""
-    try:
-        number = least - 1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least:
-        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}.")
-    return number
+    return unit, whole_number(unit, value, least=least)
 
 
 def seconds(name: str, value: Any, *, zero_is_fine: bool) -> float:
