@@ -18,7 +18,6 @@ class SkipEasy(Policy):
     probability: float = 0.8
 
     name = "skip_easy"
-    selects = True
 
     def select(self, chunk, context, rng):
         easy = chunk.loss < np.nanquantile(chunk.loss, 0.25)

@@ -53,13 +53,15 @@ class RamBackup:
         return self._trial or self._good
 
     def offer(self, state: Any, *, step: int, draws: int) -> None:
-        """Copy a state and put it on trial.
+        """Copy a state and put it on trial; nothing happens while another one is, unless no batch was drawn since.
 
         Args:
             state: The model state; anything ``clone`` can copy.
             step: Steps reported so far.
             draws: Batches drawn so far; a later one must prove the state.
         """
+        if self._trial is not None and draws > self._trial_draws:
+            return
         self._trial = Backup(self._clone(state), step)
         self._trial_draws = draws
 

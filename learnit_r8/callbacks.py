@@ -14,19 +14,28 @@ def check_callback(name: str, callback: Any) -> None:
 
 
 def call_save(callback: Callable[..., Any], state: dict[str, Any], filepath: str) -> None:
-    """Call ``callback(state_dict, filepath)``, or ``callback(filepath)`` if that is all it requires."""
-    if _num_required(callback) == 1:
+    """Call ``callback(state_dict, filepath)``, or ``callback(filepath)`` if that is its form.
+
+    It is if it takes one argument, or requires only one and calls it something with "path" or "file".
+    """
+    if _takes_path_only(callback):
         callback(filepath)
     else:
         callback(state, filepath)
 
 
 def call_load(callback: Callable[..., Any], source: Any, *, from_ram: bool) -> None:
-    """Call ``callback(source)``, with the keyword ``from_ram`` if it takes that. What it returns is ignored."""
-    if _takes_keyword(callback, "from_ram"):
-        callback(source, from_ram=from_ram)
-    else:
-        callback(source)
+    """Call ``callback(source)``, with the keyword ``from_ram`` if it names that. What it returns is ignored.
+
+    Raises:
+        RuntimeError: the callback raised; the message says what it was given.
+    """
+    keywords = {"from_ram": from_ram} if any(p.name == "from_ram" for p in _parameters(callback)) else {}
+    try:
+        callback(source, **keywords)
+    except Exception as error:
+        given = f"the RAM backup, a {type(source).__name__}" if from_ram else f"the path {source!r}"
+        raise RuntimeError(f"load_callback must put the model back from {given}, and raised {error!r}.") from error
 
 
 def _parameters(callback: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -37,11 +46,10 @@ def _parameters(callback: Callable[..., Any]) -> list[inspect.Parameter]:
         return []
 
 
-def _num_required(callback: Callable[..., Any]) -> int:
+def _takes_path_only(callback: Callable[..., Any]) -> bool:
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(p.kind in positional and p.default is p.empty for p in _parameters(callback))
-
-
-def _takes_keyword(callback: Callable[..., Any], name: str) -> bool:
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return any(p.kind is p.VAR_KEYWORD or (p.name == name and p.kind in named) for p in _parameters(callback))
+    taken = [p for p in _parameters(callback) if p.kind in positional]
+    required = [p for p in taken if p.default is p.empty]
+    if any(p.kind is p.VAR_POSITIONAL for p in _parameters(callback)) or len(required) > 1 or not taken:
+        return False
+    return len(taken) == 1 or any(word in taken[0].name for word in ("path", "file"))

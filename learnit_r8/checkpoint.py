@@ -15,6 +15,7 @@ import re
 import shutil
 import struct
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,7 +134,6 @@ class CheckpointStore:
         self.keep = keep
         self.run_id = run_id
         self._own: list[tuple[Path, Path | None]] = []
-        self._base: Path | None = None
 
     def save(self, state: Mapping[str, Any], write_model: Callable[[str], None] | None = None) -> Checkpoint:
         """Write a checkpoint and delete this run's oldest beyond ``keep``.
@@ -148,13 +148,12 @@ class CheckpointStore:
             OSError: the disk refused; the checkpoints before are untouched.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        names = [*os.listdir(self.folder), *(path.name for path, _ in self._own)]
-        number = 1 + max((int(match[1]) for match in map(_NAME.fullmatch, names) if match), default=0)
-        path = self.folder / f"ck_{number:012d}.r8"
+        number = self._next_number()
         model = None if write_model is None else self._save_model(number, write_model)
         try:
             about = None if model is None else _about(model)
-            _write(path, encode({"run_id": self.run_id, "model": about, "scheduler": state}))
+            content = encode({"run_id": self.run_id, "model": about, "scheduler": state})
+            path = self._write_new(number, content)
         except BaseException:
             if model is not None:
                 model.unlink(missing_ok=True)
@@ -166,6 +165,21 @@ class CheckpointStore:
         del self._own[: -self.keep]
         return Checkpoint(path, dict(state), model, self.run_id)
 
+    def _next_number(self) -> int:
+        names = [*os.listdir(self.folder), *(path.name for path, _ in self._own)]
+        return 1 + max((int(match[1]) for match in map(_NAME.fullmatch, names) if match), default=0)
+
+    def _write_new(self, number: int, content: bytes) -> Path:
+        """Write a checkpoint under this number, or the next that no other process has taken meanwhile."""
+        while True:
+            path = self.folder / f"ck_{number:012d}.r8"
+            try:
+                _write(path, content)
+            except FileExistsError:
+                number += 1
+                continue
+            return path
+
     def _save_model(self, number: int, write_model: Callable[[str], None]) -> Path | None:
         # No leading dot: torch.save refuses a name that is nothing but a suffix.
         temporary = self.folder / f"tmp_{os.getpid()}_model_{number:012d}"
@@ -176,7 +190,7 @@ class CheckpointStore:
                 return None
             if len(written) > 1 or written[0].is_dir():
                 raise ValueError(f"save_callback must write one file, got {[path.name for path in written]}.")
-            model = self.folder / f"model_{number:012d}{written[0].name[len(temporary.name) :]}"
+            model = self.folder / f"model_{number:012d}_{self.run_id[:8]}{written[0].name[len(temporary.name) :]}"
             _flush(written[0])
             os.replace(written[0], model)
         finally:
@@ -192,12 +206,17 @@ class CheckpointStore:
             back: How many newer ones to leave out, as far as there are older ones.
         """
         own = [path for path, model in self._own if model is not None]
-        own = own[: max(1, len(own) - back)]
-        return _first_valid(reversed(own if own or self._base is None else [self._base]), [])
+        return _first_valid(reversed(own[: max(1, len(own) - back)]), [])
 
     def go_on_from(self, checkpoint: Checkpoint) -> None:
-        """Take a checkpoint as the one to go back to until this run has its own."""
-        self._base = None if checkpoint.model_path is None else checkpoint.path
+        """Go on with the run that wrote a checkpoint: its files up to this one are ours to keep and delete."""
+        self.run_id = checkpoint.run_id
+        self._own = []
+        for path in sorted(self.folder.iterdir()) if self.folder.is_dir() else []:
+            if _NAME.fullmatch(path.name) and path.name <= checkpoint.path.name:
+                run_id, model = _written_by(path)
+                if run_id == self.run_id:
+                    self._own.append((path, model))
 
     def load(self, path: str | os.PathLike[str] | None = None) -> Checkpoint:
         """Read a checkpoint, by default the newest valid one; damaged ones are passed over, with a warning.
@@ -250,18 +269,40 @@ def _read(path: Path) -> Checkpoint:
     return Checkpoint(path, content["scheduler"], model, content["run_id"])
 
 
+def _written_by(path: Path) -> tuple[str, Path | None]:
+    """The run that wrote a checkpoint and its model file; an empty name for what cannot be read."""
+    try:
+        with zipfile.ZipFile(path) as members, members.open(f"{_TREE}.npy") as file:
+            tree = json.loads(str(np.lib.format.read_array(file, allow_pickle=False)))
+        about = tree["model"]
+        return str(tree["run_id"]), None if about is None else path.parent / Path(about["name"]).name
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        return "", None
+
+
 def _write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; FileExistsError if there is one of this name."""
     temporary = path.with_name(f"tmp_{os.getpid()}_{path.name}")
     try:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
+        _rename_new(temporary, path)
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
     _flush_folder(path.parent)
+
+
+def _rename_new(old: Path, new: Path) -> None:
+    try:
+        # Unlike a rename, a link never replaces what another process has just written.
+        os.link(old, new)
+    except FileExistsError:
+        raise
+    except OSError:
+        # A file system without links.
+        os.replace(old, new)
 
 
 def _flush(path: Path) -> None:

@@ -39,6 +39,7 @@ class Chunk:
         table: The table its reports go to.
         states: One of the states above for each batch.
         reports: For each batch, once it is REPORTED, a float or the float64[P] of its consecutive parts.
+        rates: For each batch, once drawn, its learning rate: a batch drawn again after a resume has the same.
         trends: For each batch, once it is REPORTED, what `SampleTable.observe` returned for it.
         drawn: Batches handed out so far.
     """
@@ -77,10 +78,16 @@ class Chunk:
         one_each = table.part_size == WHOLE_BATCH or table.batch_size == 1
         self.reports: Any = array("d", bytes(8 * len(expected))) if one_each else [0.0] * len(expected)
         self.trends = array("d", bytes(8 * len(expected)))
+        self.rates = array("d", bytes(8 * len(expected)))
 
     def batch(self, slot: int) -> Batch:
         """The batch at a place of the chunk."""
         return Batch(self, slot, self.views[slot])
+
+    def restore_view(self, slot: int) -> None:
+        """Undo what the user may have written into a batch, before it is drawn again."""
+        start, view = slot * self._batch_size, self.views[slot]
+        view[:] = np.resize(self.members, len(self.handed))[start : start + len(view)]
 
     def weights_of(self, slot: int) -> NDArray[np.float32] | None:
         """float32[B], weights of one batch, or None."""
@@ -162,6 +169,7 @@ class Chunk:
             "sweep": self.sweep,
             "states": np.frombuffer(self.states, np.uint8).copy(),
             "drawn": self.drawn,
+            "rates": np.array(self.rates),
         }
 
     @classmethod
@@ -181,6 +189,7 @@ class Chunk:
         chunk.handed[:] = handed
         chunk.states = bytearray(np.asarray(state["states"], np.uint8).tobytes())
         chunk.drawn = int(state["drawn"])
+        chunk.rates = array("d", np.asarray(state["rates"], np.float64).tobytes())
         return chunk
 
 

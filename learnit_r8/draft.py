@@ -65,9 +65,12 @@ class Draft:
         )
 
     def _candidates(self, indices: NDArray[np.int64], records: NDArray[Any]) -> Candidates:
-        last, mean = records["last"], records["mean"]
-        # Views of records that the chunk will write back: not for the policy to change.
-        last.flags.writeable = mean.flags.writeable = False
         usage_count = records["usage_count"].astype(np.int64)
         group = None if self._table.group_labels is None else records["group"].astype(np.int64)
-        return Candidates(indices, self._table.estimates(records), last, mean, usage_count, group)
+        loss = self._table.estimates(records)
+        candidates = Candidates(indices, loss, records["last"], records["mean"], usage_count, group)
+        for field in candidates:
+            if field is not None:
+                # Some are views of what the chunk will write back: not for a policy to change.
+                field.flags.writeable = False
+        return candidates

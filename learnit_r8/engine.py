@@ -14,10 +14,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from . import events
 from .announcer import Announcer
 from .chunk import Batch
-from .guard import Guard, GuardState, Verdict
+from .guard import Guard, Verdict
 from .kinds import EXACT, check_kind
 from .losses import Reading, read_loss
 from .lr import Schedule, check_rate
@@ -69,11 +71,11 @@ class Engine:
         self.guard = guard
         self.safekeeping = safekeeping
         self.announcer = announcer
-        self.rescue = Rescue(recovery, safekeeping, announcer)
+        self.rescue = Rescue(recovery, safekeeping, announcer, plan.table.name_of)
         self.search = search
         self._make_schedule = make_schedule
         self._last_progress, self._last_lr = math.nan, math.nan
-        self._guard_state = GuardState()
+        self._guard_state = guard.begin()
         self._tally = Tally()
         self._num_draws = 0
         self._epoch_ended = False
@@ -83,7 +85,7 @@ class Engine:
     @property
     def lr(self) -> float:
         """The learning rate to use now."""
-        return self._lr_at(self.pace.progress)
+        return self.search.lr or self._lr_at(self.pace.progress)
 
     def _lr_at(self, progress: float) -> float:
         return self._scheduled_lr(progress) * self.rescue.lr_factor
@@ -126,7 +128,13 @@ class Engine:
             # Batches that are drawn again after a resume may be of the pass before.
             if epoch > self.plan.pass_number:
                 self.plan.start_pass(epoch, progress)
-            batch, lr = self._next_batch(), self._lr_at(progress)
+            # The schedule first: it may be the user's own and raise, and then no batch must be lost.
+            lr, returned = self._lr_at(progress), self.plan.has_returned
+            batch = self._next_batch()
+            rates = batch.chunk.rates
+            if returned:
+                lr = rates[batch.slot]
+            rates[batch.slot] = lr
             pace.num_out += 1
         self._num_draws += 1
         return Ticket(step, epoch, batch.indices, lr, batch.chunk.weights_of(batch.slot), self._num_draws - 1, batch)
@@ -157,28 +165,31 @@ class Engine:
 
         Raises:
             RuntimeError: this ticket was reported before, or is not of this run.
-            TypeError: the loss is not a real number or a vector of them.
+            TypeError: the loss is not a real number or a vector of them, or the ticket is none.
             ValueError: the loss is of another length or kind than it must be. Nothing was changed.
             TrainingDiverged: losses stay refused after everything was tried.
         """
+        if not isinstance(ticket, Ticket):
+            raise TypeError(f"ticket must be what draw() returned, got {ticket!r}.")
         if not ticket.batch.is_out or ticket.batch.chunk.table is not self.table:
             raise RuntimeError(f"ticket of step {ticket.step} was reported or given up before, or is not of this run.")
         reading = read_loss(loss, len(ticket.indices), part_size)
+        if len(ticket.indices) == 1 and self.table.part_size == EXACT:
+            # The loss of a single sample, squeezed to no dimension.
+            reading = Reading(reading.mean, np.atleast_1d(reading.means), EXACT, reading.lowest)
         kind = EXACT if self.table.batch_size == 1 else reading.part_size
         check_kind(kind, self.table.part_size)
         if ticket.epoch < 0:
             return self._report_search(ticket, reading)
         expected = self.table.with_trend(ticket.batch.expected)
         self._guard_state, verdict = self.guard.judge(self._guard_state, reading.mean, expected)
-        self._close(ticket)
         if verdict is Verdict.GOOD:
             self._learn(ticket, reading, kind, expected)
             return Outcome(verdict, self.lr, None)
         restored = self._refuse(ticket, reading, verdict)
         return Outcome(verdict, self.lr, None if restored is None else restored.step)
 
-    def _close(self, ticket: Ticket) -> None:
-        """The step is done, whatever comes of it."""
+    def _count_step(self) -> None:
         self.pace.num_out -= 1
         self.pace.step += 1
 
@@ -186,6 +197,7 @@ class Engine:
         self.table.part_size = kind
         trend = self.table.observe(reading.mean, reading.lowest)
         self.plan.report(ticket.batch, reading.mean if self.table.batch_size == 1 else reading.means, trend)
+        self._count_step()
         self.safekeeping.backup.confirm(ticket.draw)
         self.rescue.accepted()
         self._tally.add(reading.mean, len(ticket.indices))
@@ -204,6 +216,7 @@ class Engine:
 
     def _refuse(self, ticket: Ticket, reading: Reading, verdict: Verdict) -> Restored | None:
         self.plan.settle(ticket.batch)
+        self._count_step()
         self._end_epoch_if_complete(ticket)
         # The cataloguing pass is not cut short, and one incident costs at most a quarter of an epoch.
         most_steady = self.plan.steps_per_pass // 4 if ticket.epoch > 0 else 0
@@ -226,8 +239,8 @@ class Engine:
         )
 
     def _report_search(self, ticket: Ticket, reading: Reading) -> Outcome:
-        _, verdict = self.guard.judge(GuardState(), reading.mean)
-        restored = self.search.take(ticket.batch, reading.mean, refused=verdict is not Verdict.GOOD)
+        _, verdict = self.guard.judge(self.guard.begin(), reading.mean)
+        restored = self.search.take(ticket.batch, reading.mean, ticket.lr, refused=verdict is not Verdict.GOOD)
         self._use_found_lr()
         return Outcome(verdict, self.lr, None if restored is None else restored.step)
 
@@ -266,14 +279,19 @@ class Engine:
         self.announcer.warn_once(
             "abandoned",
             f"the batch of step {ticket.step} was not reported with update_with_loss(); such batches are drawn once "
-            "more at the end of the epoch, and count as refused steps if they are not reported then.",
+            "more at the end of the epoch, and count as refused steps if they are not reported then. For a loader that "
+            "works ahead use draw() and report().",
         )
         if not drawn_again:
             self.pace.step += 1
             self._end_epoch_if_complete(ticket)
 
-    def between_steps(self) -> None:
-        """Do what must wait until the user's own step is complete: only then do model and scheduler fit together."""
+    def between_steps(self, *, closing: bool = False) -> None:
+        """Do what must wait until the user's own step is complete: only then do model and scheduler fit together.
+
+        Args:
+            closing: Whether this is the last time.
+        """
         if not self._has_started:
             self._start()
         epoch_ended, self._epoch_ended = self._epoch_ended, False
@@ -286,7 +304,7 @@ class Engine:
             seconds,
             self._num_draws,
             epoch_ended=epoch_ended,
-            run_ended=self.pace.budget.progress(step, seconds) >= 1,
+            run_ended=closing or self.pace.budget.progress(step, seconds) >= 1,
             get_state=self.state_dict,
         )
 
@@ -314,7 +332,7 @@ class Engine:
             Nested dicts and lists of arrays and plain values.
         """
         return {
-            "format": 1,
+            "format": FORMAT,
             "data": self._identity(),
             "seed": self.plan.seed,
             "table": self.table.state_dict(),
@@ -339,11 +357,22 @@ class Engine:
                 changed.
         """
         missing = _PARTS - state.keys()
-        if missing:
-            raise ValueError(f"state must be what state_dict() returned, got one without {sorted(missing)}.")
+        if missing or state["format"] != FORMAT:
+            raise ValueError(
+                f"state must be what state_dict() of this version returned (format {FORMAT}), got format "
+                f"{state.get('format')!r} without {sorted(missing)}."
+            )
         for name, value in self._identity().items():
             if state["data"].get(name) != value:
                 raise ValueError(f"{name} must be that of the saved run ({state['data'].get(name)!r}), got {value!r}.")
+        before = self.state_dict()
+        try:
+            self._take_over(state)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            self._take_over(before)
+            raise ValueError(f"state must be what state_dict() returned, got a damaged one ({error!r}).") from error
+
+    def _take_over(self, state: Mapping[str, Any]) -> None:
         self.plan.seed = state["seed"]
         self.table.load_state_dict(state["table"])
         self.plan.load_state_dict(state["plan"])
@@ -357,4 +386,7 @@ class Engine:
         self.safekeeping.count_from(self.pace.step, self.plan.samples_in(self.pace.step), self.pace.seconds)
 
 
-_PARTS = {"data", "seed", "table", "plan", "pace", "rescue", "guard", "tally", "num_draws", "search"}
+FORMAT = 1
+"""Of `Engine.state_dict`; raised by one when old states can no longer be read."""
+
+_PARTS = {"format", "data", "seed", "table", "plan", "pace", "rescue", "guard", "tally", "num_draws", "search"}

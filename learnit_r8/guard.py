@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -34,7 +34,10 @@ class GuardState(NamedTuple):
 class Guard(Protocol):
     """Judges losses. Frozen; what it remembers is the state that `judge` takes and returns."""
 
-    def judge(self, state: GuardState, loss: float, expected: float = ...) -> tuple[GuardState, Verdict]:
+    def begin(self) -> Any:
+        """The state before the first loss: a named tuple of numbers with at least ``num_refused``."""
+
+    def judge(self, state: Any, loss: float, expected: float = ...) -> tuple[Any, Verdict]:
         """Judge one batch loss; see `FiniteGuard.judge`."""
 
 
@@ -45,6 +48,10 @@ class FiniteGuard:
     >>> FiniteGuard().judge(GuardState(), float("nan"))
     (GuardState(num_judged=1, num_refused=1), <Verdict.NOT_FINITE: 'not finite'>)
     """
+
+    def begin(self) -> GuardState:
+        """The state before the first loss."""
+        return GuardState()
 
     def judge(self, state: GuardState, loss: float, expected: float = float("nan")) -> tuple[GuardState, Verdict]:
         """Judge one batch loss.

@@ -70,7 +70,7 @@ def read_loss(loss: Any, batch_size: int, part_size: int | None = None) -> Readi
 
 def _sum(values: NDArray[np.float64]) -> float:
     # Infinities of both signs make NaN, which is what they should make, and no reason to warn.
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         return float(np.add.reduce(values))
 
 

@@ -1,6 +1,6 @@
 """The plan of a run: passes over the data, cut into chunks that are planned when they are reached.
 
-An epoch is one pass over the data in a random order that is never made whole. A chunk of about 16 thousand samples
+An epoch is one pass over the data in a random order that is never made whole. A chunk of about 25 thousand samples
 is taken from it, its records gathered once, arranged into batches, and its reports written to the table at once
 when its last batch is settled. The samples of a pass are distinct, so this equals learning from every report as it
 comes (``tests/test_plan.py``), and drawing or reporting a batch costs no numpy arithmetic. Cost and alternatives:
@@ -23,11 +23,11 @@ from .sweep import Sweep
 from .table import SampleTable
 
 CHUNK_SAMPLES = 3 * 2**13
-"""Least samples in a chunk, where there are as many: its quartiles are within 0.4 % of rank those of the data."""
+"""Least samples in a chunk, where there are as many: its quartiles are within 0.3 % of rank those of the data."""
 
 CHUNK_BATCHES = 8
 MOST_SAMPLES = 2**16
-"""A chunk holds at least 32 batches, unless that takes more samples than this: memory stays small for huge batches."""
+"""A chunk holds at least 8 batches, unless that takes more samples than this: memory stays small for huge batches."""
 
 POOL_SAMPLES, POOL_BATCHES = 2**12, 8
 """A batch outside the pass is taken from at least so many random samples, and from so many batches of them."""
@@ -158,7 +158,7 @@ class Plan:
     def _draw_elsewhere(self) -> Batch:
         """The next batch where it is not simply the next of the chunk."""
         if self._returned:
-            return self._returned.popleft()
+            return self._drawn_again(self._returned.popleft())
         if self.pass_number < 0:
             raise RuntimeError(f"draw() needs a pass, got pass_number={self.pass_number}; call start_pass() first.")
         self._leave_chunk()
@@ -172,6 +172,11 @@ class Plan:
             raise RuntimeError(f"pass {self.pass_number} has {self.steps_per_pass} batches, and all were drawn.")
         batch = self._waiting.popleft()
         batch.chunk.states[batch.slot] = OUT_AGAIN
+        return self._drawn_again(batch)
+
+    @staticmethod
+    def _drawn_again(batch: Batch) -> Batch:
+        batch.chunk.restore_view(batch.slot)
         return batch
 
     def _leave_chunk(self) -> None:
@@ -183,7 +188,7 @@ class Plan:
     def draw_outside(self, policy: Policy) -> Batch | None:
         """A batch from a random part of the data, outside the pass; None where the policy keeps too few samples."""
         if self._returned:
-            return self._returned.popleft()
+            return self._drawn_again(self._returned.popleft())
         self._close_settled()
         self.flush()
         self._num_outside += 1
@@ -290,11 +295,18 @@ class Plan:
                 self._start_sweep()
             draft = self._draft(policy, _POLICY, self._num_sweeps, self._sweep.rank)
             kept = self._sweep.add(*draft.select(self._sweep.next_part()))
-            whole = len(kept[0]) // self._full * self._full
+            whole = min(len(kept[0]) // self._full * self._full, self._room)
             samples = self._sweep.leave(whole, kept)
             if whole:
                 break
         return draft.chunk(samples, sweep=self._num_sweeps, fill=self.last_batch == "fill")
+
+    @property
+    def _room(self) -> int:
+        """Samples that the batches left in the pass hold: the last one is as short as without a selection."""
+        left = self.steps_per_pass - self._drawn_before
+        missing = -self.table.num_samples % self.table.batch_size if self.last_batch == "short" else 0
+        return left * self.table.batch_size - missing
 
     def _draft(self, policy: Policy, *key: int) -> Draft:
         rng = _SPARE_GENERATOR

@@ -21,15 +21,19 @@ class RangeTest:
     """Search for a learning rate, one training step at a time.
 
     The rate grows by a constant factor a step from 1e-6, at least 1.05 and as much as reaches 10 within
-    ``max_steps``. The search ends when a loss is refused, when the smoothed loss has turned up, or at the last
-    step; the result is a tenth of the rate reached. Turned up means: above its lowest value by more than half of
-    what was gained and four times the spread of the first losses, which moves and scales with the loss.
+    ``max_steps``. The search ends when the smoothed loss has turned up, when two losses in a row are refused, or
+    at the last step; the result is a tenth of the last rate at which the smoothed loss was within one spread of its
+    lowest value. Turned up means: above
+    its lowest value by more than half of what was gained and four times the spread of the first losses, which moves
+    and scales with the loss.
 
     Args:
         max_steps: Most steps to take, >= 2.
 
     Attributes:
         num_steps: Steps taken.
+        num_drawn: Batches drawn.
+        is_done: Whether the search has ended.
 
     Source: after the LR range test of Smith, arXiv:1506.01186 (there the rise is linear and the curve is read by
     eye); factor 1.05 and start as in the public prototype of learnit-r8.
@@ -39,6 +43,10 @@ class RangeTest:
         self.max_steps = max_steps
         self.growth = max(SLOWEST_GROWTH, (LAST_LR / FIRST_LR) ** (1 / max(1, max_steps - 1)))
         self.num_steps = 0
+        self.num_drawn = 0
+        self.is_done = False
+        self._was_refused = False
+        self._lr_of_lowest = FIRST_LR
         self._losses: list[float] = []
         self._smooth = math.nan
         self._lowest = math.inf
@@ -51,69 +59,96 @@ class RangeTest:
 
     @property
     def lr(self) -> float:
-        """The rate for the next step."""
-        return FIRST_LR * math.exp(math.log(self.growth) * self.num_steps)
+        """The rate for the next batch drawn."""
+        return FIRST_LR * math.exp(math.log(self.growth) * self.num_drawn)
 
-    @property
-    def is_done(self) -> bool:
-        """Whether `result` is known."""
-        return not math.isnan(self._result)
+    def draw(self) -> float:
+        """`lr`, for one batch."""
+        lr = self.lr
+        self.num_drawn += 1
+        return lr
 
     @property
     def result(self) -> float:
-        """The learning rate found; NaN until the search is done."""
+        """The learning rate found; NaN before, and if the loss never turned up."""
         return self._result
 
-    def take(self, loss: float, *, refused: bool) -> None:
-        """Learn from the loss of a step taken with `lr`."""
-        reached = self.lr
+    def take(self, loss: float, lr: float, *, refused: bool) -> bool:
+        """Learn from the loss of a batch.
+
+        Args:
+            loss: Its mean loss.
+            lr: The rate it was drawn with.
+            refused: Whether the loss is not one to learn from.
+
+        Returns:
+            Whether the model must be put back to where it began: after a refused loss that may be one bad batch.
+        """
         self.num_steps += 1
-        if not refused:
-            self._losses.append(loss)
-            known = not math.isnan(self._smooth)
-            self._smooth = self._smooth + SMOOTHING * (loss - self._smooth) if known else loss
-            self._lowest = min(self._lowest, self._smooth)
-        if refused or self._has_turned_up() or self.num_steps >= self.max_steps:
-            self._finish(reached)
+        if refused:
+            return self._take_refused()
+        self._was_refused = False
+        self._losses.append(loss)
+        known = not math.isnan(self._smooth)
+        self._smooth = self._smooth + SMOOTHING * (loss - self._smooth) if known else loss
+        self._lowest = min(self._lowest, self._smooth)
+        if self._smooth <= self._lowest + self._spread:
+            self._lr_of_lowest = lr
+        if self._has_turned_up():
+            self._finish(SAFE_SHARE * self._lr_of_lowest)
+        elif self.num_steps >= self.max_steps:
+            self._finish(math.nan)
+        return False
+
+    def _take_refused(self) -> bool:
+        if self._was_refused or self.num_steps >= self.max_steps:
+            self._finish(SAFE_SHARE * self._lr_of_lowest)
+            return False
+        # The model begins anew, and so does the curve.
+        self._was_refused = True
+        self._smooth, self._lowest = math.nan, math.inf
+        return True
 
     def skip(self) -> None:
-        """Count a step whose loss was not reported."""
-        reached = self.lr
+        """Count a batch that was not reported."""
         self.num_steps += 1
         if self.num_steps >= self.max_steps:
-            self._finish(reached)
+            self._finish(math.nan)
 
-    def _finish(self, reached: float) -> None:
+    def _finish(self, result: float) -> None:
         if len(self._losses) < NUM_FIRST:
             raise RuntimeError(
                 f"auto_find_lr needs at least {NUM_FIRST} good losses to begin with, got {len(self._losses)} in "
                 f"{self.num_steps} steps; give initial_lr instead."
             )
-        self._result = SAFE_SHARE * reached
+        self._result = result
+        self.is_done = True
+
+    @property
+    def _spread(self) -> float:
+        """Standard deviation of the first losses, at rates too small to matter."""
+        return statistics.pstdev(self._losses[:NUM_FIRST])
 
     def _has_turned_up(self) -> bool:
-        first = self._losses[:NUM_FIRST]
-        if len(self._losses) <= len(first):
+        if len(self._losses) <= NUM_FIRST:
             return False
-        gained = max(0.0, statistics.median(first) - self._lowest)
-        return self._smooth - self._lowest > 0.5 * gained + 4 * statistics.pstdev(first)
+        gained = max(0.0, statistics.median(self._losses[:NUM_FIRST]) - self._lowest)
+        return self._smooth - self._lowest > 0.5 * gained + 4 * self._spread
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on."""
-        return {
-            "max_steps": self.max_steps,
-            "num_steps": self.num_steps,
-            "losses": list(self._losses),
-            "smooth": self._smooth,
-            "lowest": self._lowest,
-            "result": self._result,
-        }
+        return {name: getattr(self, name) for name in _STATE} | {"_losses": list(self._losses)}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> RangeTest:
         """The search that `state_dict` was taken of."""
         test = cls(state["max_steps"])
-        test.num_steps = state["num_steps"]
-        test._losses = list(state["losses"])
-        test._smooth, test._lowest, test._result = state["smooth"], state["lowest"], state["result"]
+        for name in _STATE:
+            setattr(test, name, state[name])
+        test._losses = list(state["_losses"])
         return test
+
+
+_STATE = (
+    "max_steps", "num_steps", "num_drawn", "is_done", "_was_refused", "_lr_of_lowest", "_smooth", "_lowest", "_result",
+)  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .checks import whole_number
+from .checks import is_number, whole_number
 
 
 class TrainingDiverged(RuntimeError):
@@ -58,20 +58,24 @@ class Recovery:
         if (
             not isinstance(self.factors, tuple)
             or not self.factors
-            or not all(0 < factor <= 1 for factor in self.factors)
+            or not all(is_number(f) and 0 < f <= 1 for f in self.factors)
         ):
             raise ValueError(f"factors must be a tuple of numbers in (0, 1], got {self.factors!r}.")
         for name in ("hold_steps", "ramp_steps", "steady_steps", "max_tries"):
             whole_number(name, getattr(self, name), least=0)
         whole_number("heal_steps", self.heal_steps, least=1)
 
-    def refused(self, state: RecoveryState, steady_limit: int) -> RecoveryState:
+    def refused(self, state: RecoveryState, steady_limit: int, *, partly: bool = False) -> RecoveryState:
         """The state after one more refused loss.
 
         Args:
             state: The state before.
             steady_limit: Most steady batches to ask for.
+            partly: Whether only some samples of the batch had a bad loss. Then it is the samples and not the weights,
+                unless it goes on: neither the rate is lowered nor the refusals of before are counted.
         """
+        if partly and (state.accepted > 0 or not state.tries):
+            return RecoveryState(1, self.lr_factor(state), 0, 0)
         factor = min(self.factors[min(state.tries, len(self.factors) - 1)], self.lr_factor(state))
         return RecoveryState(state.tries + 1, factor, 0, min(self.steady_steps, steady_limit))
 

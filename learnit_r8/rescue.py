@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,9 @@ from .recovery import Recovery, RecoveryState, TrainingDiverged
 from .safekeeping import Restored, Safekeeping
 from .ticket import Ticket
 
+MOST_REMEMBERED = 1000
+"""Samples with a bad loss that are remembered, to be named when it happens again."""
+
 
 class Rescue:
     """Restores the model, and remembers the incident.
@@ -23,13 +26,18 @@ class Rescue:
         recovery: What to try, and when to give up.
         safekeeping: Where to go back to.
         announcer: Who is told.
+        name_of: What to call a sample.
     """
 
-    def __init__(self, recovery: Recovery, safekeeping: Safekeeping, announcer: Announcer) -> None:
+    def __init__(
+        self, recovery: Recovery, safekeeping: Safekeeping, announcer: Announcer, name_of: Callable[[int], Any] = int
+    ) -> None:
         self.recovery = recovery
         self._safekeeping = safekeeping
         self._announcer = announcer
+        self._name_of = name_of
         self._state = RecoveryState()
+        self._bad_samples: set[int] = set()
 
     @property
     def lr_factor(self) -> float:
@@ -74,8 +82,12 @@ class Rescue:
         Raises:
             TrainingDiverged: the incident has used up its tries; the model was restored all the same.
         """
-        state = self._state = self.recovery.refused(self._state, most_steady)
         samples = _not_finite(reading, ticket)
+        state = self._state = self.recovery.refused(self._state, most_steady, partly=bool(samples))
+        if samples:
+            # Other samples of the batch had good losses with these weights.
+            self._safekeeping.backup.confirm(ticket.draw)
+            self._name_repeated(samples)
         self._announcer.tell(
             events.BatchRefused,
             epoch=ticket.epoch,
@@ -98,6 +110,18 @@ class Rescue:
         if self.recovery.gives_up(state):
             raise TrainingDiverged(self._diagnosis(ticket, reading, restored, samples))
         return restored
+
+    def _name_repeated(self, samples: tuple[int, ...]) -> None:
+        """Warn of samples that are bad again and again: each costs a batch an epoch."""
+        for sample in samples:
+            if sample in self._bad_samples:
+                self._announcer.warn_once(
+                    f"bad sample {sample}",
+                    f"the loss of sample {self._name_of(sample)!r} was not finite for the second time, while others of "
+                    "its batch were fine: look at its data. Every batch with it is refused.",
+                )
+            elif len(self._bad_samples) < MOST_REMEMBERED:
+                self._bad_samples.add(sample)
 
     def _diagnosis(self, ticket: Ticket, reading: Reading, restored: Restored | None, samples: tuple[int, ...]) -> str:
         tried = (

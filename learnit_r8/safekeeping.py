@@ -21,6 +21,7 @@ from .checks import whole_number
 from .triggers import Condition, Elapsed, as_trigger, every, never
 
 DEFAULT_FOLDER = "checkpoints"
+LEAST_BACKUP_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,12 @@ class Safekeeping:
 
     Args:
         callbacks: What the user handed in.
-        backup_every: When to take backups through the state callback, as `as_trigger` takes it; None for every 30 s
-            and every epoch.
+        backup_every: When to take backups through the state callback, as `as_trigger` takes it; None for four
+            times an epoch (at least 10 steps apart) and every 30 s.
         checkpoint_dir: Folder of the checkpoints; None for "checkpoints" if there is a save callback, else for none.
         checkpoint_every: When to write checkpoints, likewise; None for every epoch. One is written at the end too.
         keep: Checkpoints of this run to keep, >= 1.
+        steps_per_epoch: Steps in an epoch.
         announcer: Who is told.
 
     Raises:
@@ -82,6 +84,7 @@ class Safekeeping:
         checkpoint_dir: str | os.PathLike[str] | None = None,
         checkpoint_every: int | str | Condition | None = None,
         keep: int = 3,
+        steps_per_epoch: int,
         announcer: Announcer,
     ) -> None:
         keep = whole_number("keep_checkpoints", keep, least=1)
@@ -101,9 +104,11 @@ class Safekeeping:
         self.backup = RamBackup()
         self.store = None if folder is None else CheckpointStore(folder, keep=keep, run_id=uuid.uuid4().hex)
         self.num_failed = 0
-        self._backup_every = every(time=30) if backup_every is None else as_trigger("backup_every", backup_every)
+        if backup_every is None:
+            self._backup_every: Condition = every(time=30) | every(max(LEAST_BACKUP_STEPS, steps_per_epoch // 4))
+        else:
+            self._backup_every = as_trigger("backup_every", backup_every)
         self._checkpoint_every = never if checkpoint_every is None else as_trigger("checkpoint_every", checkpoint_every)
-        self._backup_each_epoch = backup_every is None
         self._checkpoint_each_epoch = checkpoint_every is None
         self._asked = (0, 0, 0.0)
         self._step_of_backup = self._step_of_checkpoint = 0
@@ -138,7 +143,7 @@ class Safekeeping:
         elapsed = Elapsed(step, samples, seconds, *self._asked)
         self._asked = (step, samples, seconds)
         if self.callbacks.state is not None:
-            due = self._backup_every(elapsed) or (self._backup_each_epoch and epoch_ended)
+            due = self._backup_every(elapsed)
             if self.backup.is_empty or (due and step != self._step_of_backup):
                 self.take_backup(self.callbacks.state(), step, draws)
         if self.store is not None:
@@ -218,6 +223,11 @@ class Safekeeping:
         self.backup = RamBackup()
         if self.store is not None:
             self.store.go_on_from(checkpoint)
+        if checkpoint.model_path is None and self.callbacks.load is not None:
+            self._announcer.warn_once(
+                "no model in checkpoint",
+                f"{checkpoint.path.name} holds no model, so load_callback was not called: the model is as you made it.",
+            )
         if checkpoint.model_path is not None and self.callbacks.load is not None:
             call_load(self.callbacks.load, str(checkpoint.model_path), from_ram=False)
 

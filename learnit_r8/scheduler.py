@@ -25,7 +25,7 @@ from .lr import Schedule, make_schedule
 from .order import MAX_SAMPLES
 from .pace import Pace
 from .plan import Plan
-from .policies import Policy, get_policy
+from .policies import Policy, Quartile, Shuffle, Steady, get_policy
 from .range_test import RangeTest
 from .recovery import Recovery
 from .safekeeping import Callbacks, Safekeeping
@@ -65,7 +65,8 @@ class R8Scheduler(Engine):
             the keyword ``from_ram``, that says which.
         state_callback: ``()``, returns the model state; with it backups are taken without your help, the first one
             before the first step.
-        backup_every: When: steps, a time such as "5min", or a trigger; by default every 30 s and every epoch.
+        backup_every: When: steps, a time such as "5min", or a trigger; by default four times an epoch (at least 10
+            steps apart) and every 30 s.
         checkpoint_dir: Folder of the checkpoints.
         checkpoint_every: When, likewise; by default every epoch. One is written at the end in any case.
         keep_checkpoints: Checkpoints of this run to keep, >= 1.
@@ -130,6 +131,8 @@ class R8Scheduler(Engine):
             num_samples, batch_size=batch_size, estimator=estimator, alpha=alpha, groups=groups, sample_ids=sample_ids
         )
         plan = Plan(table, policy=get_policy(policy), seed=seed, last_batch=last_batch)
+        if groups is not None and type(plan.policy) in (Quartile, Shuffle, Steady):
+            raise ValueError(f"groups need policy='balanced', 'match_mean' or your own to use them, got {policy!r}.")
         budget = Budget.of(num_epochs, num_steps, train_duration_seconds, plan.steps_per_pass)
         pace = Pace(budget, plan.steps_per_pass, clock)
         for argument, value, method in (
@@ -151,6 +154,7 @@ class R8Scheduler(Engine):
             checkpoint_dir=checkpoint_dir,
             checkpoint_every=checkpoint_every,
             keep=keep_checkpoints,
+            steps_per_epoch=plan.steps_per_pass,
             announcer=announcer,
         )
         test = RangeTest.for_run(budget.steps) if auto_find_lr else None
@@ -330,11 +334,18 @@ class R8Scheduler(Engine):
 
         Raises:
             NoValidCheckpoint: there is none that can be read.
-            ValueError: it is damaged, or of another data set. Nothing was changed.
+            ValueError: it is damaged, or of another data set.
+            OSError: there is no such file.
+            RuntimeError: the load callback raised. The scheduler is as it was before in all these cases.
         """
         checkpoint = self.safekeeping.load(path)
+        before = self.state_dict()
         self.load_state_dict(checkpoint.state)
-        self.safekeeping.put_back(checkpoint)
+        try:
+            self.safekeeping.put_back(checkpoint)
+        except BaseException:
+            self.load_state_dict(before)
+            raise
 
     def close(self) -> None:
         """Finish: save what is due, tell listeners that the run ended. Safe to call twice."""
@@ -344,9 +355,12 @@ class R8Scheduler(Engine):
         try:
             # On the way out of an exception the user's step may be half done, and must not be saved.
             if self._has_started and sys.exc_info()[0] is None:
-                self.between_steps()
+                self.between_steps(closing=True)
         finally:
             self.announcer.tell(events.RunEnded, finished=self.pace.is_finished)
+
+    def __repr__(self) -> str:
+        return f"R8Scheduler(step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr={self.lr:.3g})"
 
     def __enter__(self) -> R8Scheduler:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,17 +54,28 @@ class Search:
 
     def draw(self) -> tuple[Batch, float]:
         """A random batch, and the rate to train on it with."""
+        returned = self._plan.has_returned
         batch = self._plan.draw_outside(SHUFFLE)
         assert batch is not None
         assert self._test is not None
-        return batch, self._test.lr
+        rates = batch.chunk.rates
+        if not returned:
+            rates[batch.slot] = self._test.draw()
+        return batch, rates[batch.slot]
 
-    def take(self, batch: Batch, loss: float, *, refused: bool) -> Restored | None:
-        """Learn from a loss; where the model was put back to, if that ended the search."""
+    @property
+    def lr(self) -> float | None:
+        """The rate of the next batch of the search; None if it is over."""
+        return None if self._test is None else self._test.lr
+
+    def take(self, batch: Batch, loss: float, lr: float, *, refused: bool) -> Restored | None:
+        """Learn from the loss of a batch; where the model was put back to, if it was."""
         self._plan.settle(batch)
         if self._test is None:
-            return None
-        self._test.take(loss, refused=refused)
+            # Drawn before the search ended: whatever was done with it was done to the model as it was put back.
+            return self._safekeeping.restore(1)
+        if self._test.take(loss, lr, refused=refused):
+            return self._safekeeping.restore(1)
         return self._end_if_done(self._test)
 
     def skip(self, batch: Batch) -> None:
@@ -76,9 +88,17 @@ class Search:
     def _end_if_done(self, test: RangeTest) -> Restored | None:
         if not test.is_done:
             return None
-        self._test, self.found_lr = None, test.result
+        self._test = None
         self._plan.forget_outside()
         restored = self._safekeeping.restore(1)
+        if math.isnan(test.result):
+            self._announcer.warn_once(
+                "no rate found",
+                f"auto_find_lr went up to {test.lr:.3g} in {test.num_steps} steps and the loss never turned up: "
+                "initial_lr is kept.",
+            )
+            return restored
+        self.found_lr = test.result
         self._announcer.tell(events.LrFound, lr=test.result, num_steps=test.num_steps)
         return restored
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +65,7 @@ class SampleTable:
             raise ValueError(f"estimator must be one of {sorted(ESTIMATORS)}, got {estimator!r}.")
         if alpha is not None and not (is_number(alpha) and 0 < alpha <= 1):
             raise ValueError(f"alpha must be in (0, 1], got {alpha!r}.")
-        if sample_ids is not None and (not hasattr(sample_ids, "__len__") or len(sample_ids) != num_samples):
+        if sample_ids is not None and (not hasattr(sample_ids, "__getitem__") or len(sample_ids) != num_samples):
             raise ValueError(f"sample_ids must have num_samples={num_samples} entries, got {_size(sample_ids)}.")
         self.estimator = estimator
         self.alpha = alpha
@@ -88,7 +89,10 @@ class SampleTable:
     def _set_groups(self, groups: NDArray[Any]) -> None:
         if groups.shape != (self.num_samples,):
             raise ValueError(f"groups must have shape ({self.num_samples},), one label a sample, got {groups.shape}.")
-        labels, codes = np.unique(groups, return_inverse=True)
+        try:
+            labels, codes = np.unique(groups, return_inverse=True)
+        except TypeError as error:
+            raise ValueError(f"groups must be labels of one kind, got {groups[:5]!r} and more.") from error
         if len(labels) >= min(self.batch_size, 2**16):
             raise ValueError(
                 f"groups must have fewer distinct labels than batch_size={self.batch_size}, got {len(labels)}: "
@@ -269,8 +273,13 @@ class SampleTable:
         leak = estimators.leak_of(min(self.part_size or self.batch_size, self.batch_size))
         return estimators.relative(share, means, trend, sizes, leak=leak)
 
+    def name_of(self, index: int) -> Any:
+        """What to call a sample: its entry in ``sample_ids``, else its position."""
+        return index if self.sample_ids is None else self.sample_ids[index]
+
     def hardest(self, k: int = 10) -> list[Sample]:
         """The ``k`` seen samples with the highest estimated loss, highest first."""
+        whole_number("k", k, least=0)
         loss = self.loss
         order = np.argsort(-loss, kind="stable")[: min(k, int((~np.isnan(loss)).sum()))]
         return self.describe(order)
@@ -279,6 +288,8 @@ class SampleTable:
         """What is known of some samples, in the given order."""
         self.sync()
         chosen = np.asarray(indices, np.int64)
+        if chosen.size and not 0 <= chosen.min() <= chosen.max() < self.num_samples:
+            raise ValueError(f"indices must be in [0, {self.num_samples}), got {indices!r}.")
         records = self.records.take(chosen)
         return samples_of(chosen, records, self.estimates(records), self.sample_ids)
 
@@ -291,14 +302,20 @@ class SampleTable:
         self.sync()
         return worse_than_untrained(self.records, self.untrained_loss, exact=self.part_size == EXACT)
 
+    @functools.cached_property
+    def _digest(self) -> str | None:
+        """Of the names; the same for lists and arrays of them."""
+        if self.sample_ids is None:
+            return None
+        return hashlib.sha256("\n".join(map(str, self.sample_ids)).encode()).hexdigest()
+
     def identity(self) -> dict[str, Any]:
         """What a saved state must fit: sizes, estimator, and a digest of the names."""
-        names = None if self.sample_ids is None else hashlib.sha256(repr(list(self.sample_ids)).encode()).hexdigest()
         return {
             "num_samples": self.num_samples,
             "batch_size": self.batch_size,
             "estimator": self.estimator,
-            "sample_ids": names,
+            "sample_ids": self._digest,
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -47,4 +47,5 @@ class Outcome(NamedTuple):
     rolled_back_to: int | None
 
     def __bool__(self) -> bool:
-        return self.verdict is Verdict.GOOD
+        # A restored model must not take the step that its old weights asked for.
+        return self.verdict is Verdict.GOOD and self.rolled_back_to is None

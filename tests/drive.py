@@ -103,3 +103,18 @@ def flat(batches):
 def known(r8):
     """What the table knows, for comparison."""
     return {name: getattr(r8.table, name) for name in ("loss", "last", "mean", "usage_count")}
+
+
+def search_step(r8):
+    """One step of a search for a learning rate, whose loss is flat up to a rate of 0.01 and rises beyond."""
+    ticket = r8.draw()
+    return r8.report(ticket, 1.0 + max(0.0, ticket.lr - 0.01))
+
+
+def search_through(r8):
+    """A whole such search; how many steps it took."""
+    count = 0
+    while r8.phase == "searching":
+        search_step(r8)
+        count += 1
+    return count

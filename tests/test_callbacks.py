@@ -1,4 +1,6 @@
 import functools
+import os
+import sys
 
 import pytest
 
@@ -34,9 +36,6 @@ class Recorder:
 
     def source_keyword(self, source, *, from_ram):
         self.calls.append((source, from_ram))
-
-    def source_keywords(self, source, **more):
-        self.calls.append((source, more["from_ram"]))
 
     def __call__(self, state_dict, filepath):
         self.calls.append((state_dict, filepath))
@@ -93,11 +92,10 @@ def test_builtin_without_signature_gets_the_documented_form():
         ("source", ("backup",)),
         ("source_from_ram", ("backup", True)),
         ("source_keyword", ("backup", True)),
-        ("source_keywords", ("backup", True)),
     ],
 )
 def test_load_callback_gets_from_ram_if_it_takes_it(recorder, form, call):
-    """from_ram is handed over only to callbacks that take that keyword."""
+    """from_ram is handed over only to callbacks that name that keyword."""
     call_load(getattr(recorder, form), "backup", from_ram=True)
 
     assert recorder.calls == [call]
@@ -121,3 +119,48 @@ def test_callback_is_callable(callback):
 def test_callback_may_be_missing(callback):
     """None stands for no callback."""
     check_callback("save_callback", callback)
+
+
+def test_load_callback_that_passes_keywords_on_gets_none():
+    """A callback of any keywords, which it may hand to another function, is called with the source alone."""
+    got = []
+    call_load(lambda source, **more: got.append((source, more)), "backup", from_ram=True)
+
+    assert got == [("backup", {})]
+
+
+def test_failing_load_callback_says_what_it_was_given():
+    """What a load callback raises names the kind of source it could not read."""
+    with pytest.raises(RuntimeError, match="from the RAM backup, a dict, and raised AttributeError"):
+        call_load(lambda source: source.seek(0), {"w": 1}, from_ram=True)
+    with pytest.raises(RuntimeError, match=r"from the path 'a\.pt', and raised FileNotFoundError"):
+        call_load(os.stat, "a.pt", from_ram=False)
+
+
+@pytest.mark.parametrize(
+    ("callback", "path_only"),
+    [
+        (lambda filepath: None, True),
+        (lambda anything: None, True),
+        (lambda filepath, verbose=False: None, True),
+        (lambda state, path="model.pt": None, False),
+        (lambda state_dict, filepath: None, False),
+        (lambda *given: None, False),
+    ],
+)
+def test_form_of_a_save_callback(callback, path_only):
+    """A callback of one argument, or that requires one called a path or a file, gets the path alone."""
+    got = []
+
+    def tracing(frame, event, argument):
+        if event == "call" and frame.f_code is callback.__code__:
+            got.append(dict(frame.f_locals))
+
+    sys.setprofile(tracing)
+    try:
+        call_save(callback, {"model": 1}, "a.pt")
+    finally:
+        sys.setprofile(None)
+
+    first = next(iter(got[0].values()))
+    assert (first in ("a.pt", ("a.pt",))) is path_only

@@ -231,7 +231,7 @@ def test_only_own_checkpoints_are_deleted(tmp_path):
 
     assert names(tmp_path) == [
         "ck_000000000001.r8", "ck_000000000004.r8", "ck_000000000005.r8", "ck_notes.r8",
-        "model_000000000001", "model_000000000004", "model_000000000005", "model_best.pt",
+        "model_000000000001_other", "model_000000000004_me", "model_000000000005_me", "model_best.pt",
     ]  # fmt: skip
 
 
@@ -266,16 +266,16 @@ def test_moved_folder_can_be_read(tmp_path):
     store_in(tmp_path / "a").save({}, write_text("weights"))
     (tmp_path / "a").rename(tmp_path / "b")
 
-    assert store_in(tmp_path / "b").load().model_path == tmp_path / "b" / "model_000000000001"
+    assert store_in(tmp_path / "b").load().model_path == tmp_path / "b" / "model_000000000001_me"
 
 
 def test_model_suffix_is_kept(tmp_path):
     """A callback whose library appends a suffix, as np.savez does, is understood."""
     checkpoint = store_in(tmp_path).save({}, lambda path: np.savez(path, w=np.ones(2)))
 
-    assert checkpoint.model_path.name == "model_000000000001.npz"
+    assert checkpoint.model_path.name == "model_000000000001_me.npz"
     assert np.load(checkpoint.model_path)["w"].tolist() == [1, 1]
-    assert names(tmp_path) == ["ck_000000000001.r8", "model_000000000001.npz"]
+    assert names(tmp_path) == ["ck_000000000001.r8", "model_000000000001_me.npz"]
 
 
 def test_callback_may_leave_no_file(tmp_path):
@@ -397,7 +397,7 @@ def test_checkpoint_of_a_run_brings_back_run_and_model(tmp_path):
     second.load_checkpoint()
 
     assert model.values.tolist() == [4, 4]
-    assert model.loaded[-1] == (str(tmp_path / "model_000000000002"), False)
+    assert model.loaded[-1] == (str(tmp_path / f"model_000000000002_{second.safekeeping.store.run_id[:8]}"), False)
     np.testing.assert_equal(known(second), known(first))
     assert train(second) == train(first)
 
@@ -484,3 +484,87 @@ def test_saving_needs_about_the_memory_of_the_file():
     tracemalloc.stop()
 
     assert peak < 5 * len(content)
+
+
+def test_runs_may_share_a_folder(tmp_path):
+    """Two runs that save into one folder by turns each keep their own newest checkpoints and their own models."""
+    stores = [CheckpointStore(tmp_path, keep=2, run_id=letter * 32) for letter in "ab"]
+    for number in range(4):
+        for store in stores:
+            store.save({"of": store.run_id, "number": number}, lambda path: open_and_write(path, b"model"))
+
+    states = [decode(path.read_bytes())["scheduler"] for path in sorted(tmp_path.glob("ck_*"))]
+    assert sorted((state["of"][0], state["number"]) for state in states) == [("a", 2), ("a", 3), ("b", 2), ("b", 3)]
+    assert len(list(tmp_path.glob("model_*"))) == 4
+
+
+def open_and_write(path, content):
+    with open(path, "wb") as file:
+        file.write(content)
+
+
+def test_number_taken_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
+    """A checkpoint that another process writes under the same number at the same time is left as it is."""
+    one, other = (CheckpointStore(tmp_path, keep=3, run_id=letter * 32) for letter in "ab")
+    one.save({"of": "a"})
+    monkeypatch.setattr(other, "_next_number", lambda: 1)
+    saved = other.save({"of": "b"})
+
+    assert saved.path.name == "ck_000000000002.r8"
+    assert decode((tmp_path / "ck_000000000001.r8").read_bytes())["scheduler"] == {"of": "a"}
+
+
+def test_resumed_run_prunes_its_own_earlier_files(tmp_path):
+    """A run that is resumed again and again keeps keep_checkpoints files in all."""
+    for _ in range(4):
+        r8 = make(num_epochs=100, checkpoint_dir=tmp_path, keep_checkpoints=2)
+        if any(tmp_path.iterdir()):
+            r8.load_checkpoint()
+        for _ in range(6):
+            r8.report(r8.draw(), 1.0)
+        r8.close()
+
+    assert len(list(tmp_path.glob("ck_*"))) == 2
+
+
+def test_checkpoint_without_a_model_is_said(tmp_path):
+    """Loading a checkpoint that holds no model, where there is a load callback, warns that it was not called."""
+    model = Weights()
+    more = {"checkpoint_dir": tmp_path, "state_callback": model.get, "load_callback": model.load}
+    first = make(**more)
+    first.report(first.draw(), 1.0)
+    first.save_checkpoint()
+
+    with pytest.warns(RuntimeWarning, match="holds no model, so load_callback was not called"):
+        make(**more).load_checkpoint()
+    assert model.loaded == []
+
+
+def test_failing_load_callback_leaves_the_scheduler_as_it_was(tmp_path):
+    """A checkpoint whose model cannot be put back is not loaded by half."""
+    model = Weights()
+    first = make(checkpoint_dir=tmp_path, save_callback=model.save, state_callback=model.get)
+    first.report(first.draw(), 1.0)
+    first.save_checkpoint()
+    second = make(checkpoint_dir=tmp_path, load_callback=lambda source: 1 / 0)
+
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        second.load_checkpoint()
+    assert second.global_step == 0
+
+
+def test_clean_close_saves_what_was_done(tmp_path):
+    """A run that is left early and closed is saved as it stands; one left by an exception is not."""
+    saved = []
+    for fails in (False, True):
+        folder = tmp_path / str(fails)
+        try:
+            with make(num_epochs=9, checkpoint_dir=folder) as r8:
+                r8.report(r8.draw(), 1.0)
+                if fails:
+                    raise KeyError("the user's own")
+        except KeyError:
+            pass
+        saved.append(folder.exists() and len(list(folder.glob("ck_*"))))
+
+    assert saved == [1, False]

@@ -81,7 +81,7 @@ def test_time_budget_has_no_totals():
 
     assert lines == [
         "r8 run: 10 samples in batches of 5, 90 s",
-        "r8 epoch 1 step 2  loss nan  lr 0.01  inf samples/s  left 1:21",
+        "r8 epoch 1 step 2  loss nan  lr 0.01  nan samples/s  left 1:21",
     ]
 
 

@@ -314,7 +314,7 @@ def test_match_mean_refuses_tolerances(tolerance):
 
 def test_match_mean_refuses_rounds():
     """The number of rounds is not negative."""
-    with pytest.raises(ValueError, match=r"max_swaps must be >= 0, got -1"):
+    with pytest.raises(ValueError, match=r"max_swaps must be a whole number >= 0, got -1"):
         match_mean(max_swaps=-1)
 
 
@@ -372,7 +372,7 @@ class Answering(Policy):
 @pytest.mark.parametrize("keep", [[True] * 3, [1, 1, 1, 1], None, np.ones(4), np.ones((4, 1), bool), [True] * 5])
 def test_refuses_wrong_selections(keep):
     """A selection says yes or no to every sample of the chunk."""
-    with pytest.raises(ValueError, match=r"(?s)policy.select must return bool\[4\] and weights, got .* from Answering"):
+    with pytest.raises(ValueError, match=r"(?s)policy.select must return bool\[4\], got .* from Answering"):
         get_policy(Answering(keep=keep)).select(candidates(np.ones(4)), Context(0.5, 1, 2, 1.0), generator())
 
 
@@ -381,7 +381,7 @@ def test_refuses_wrong_weights(weights):
     """Weights are one for every sample of the chunk, also of those left out."""
     policy = get_policy(Answering(keep=[True, False, True, True], weights=weights))
 
-    with pytest.raises(ValueError, match=r"policy.select must return weights of shape \(4,\) or None, got"):
+    with pytest.raises(ValueError, match=r"policy.select must return weights float32\[4\] or None, got"):
         policy.select(candidates(np.ones(4)), Context(0.5, 1, 2, 1.0), generator())
 
 
@@ -468,3 +468,35 @@ def test_subset():
     assert [field.tolist() for field in chunk.subset(np.array([True, False, True]))] == [
         [0, 2], [3, 2], [3, 2], [3, 2], [5, 7], [0, 0],
     ]  # fmt: skip
+
+
+def test_policy_cannot_write_into_what_it_is_shown():
+    """The fields of a chunk are read-only: the records behind some of them are written back."""
+
+    class Careless(Policy):
+        name = "careless"
+
+        def arrange(self, chunk, batch_size, rng):
+            for field in chunk:
+                if field is not None:
+                    with pytest.raises(ValueError, match="read-only"):
+                        field[0] = 0
+            return super().arrange(chunk, batch_size, rng)
+
+    table, plan = build(40, 8, get_policy(Careless()))
+    for number in range(3):
+        run_pass(plan, number, part_size=1)
+
+    assert table.usage_count.tolist() == [3] * 40
+
+
+def test_selection_may_be_a_bare_mask():
+    """A policy of one's own may return the mask alone."""
+
+    class Bare(Policy):
+        def select(self, chunk, context, rng):
+            return chunk.loss > 1
+
+    keep, weights = get_policy(Bare()).select(candidates(np.array([0.5, 2.0])), Context(0.5, 1, 2, 1.0), generator())
+
+    assert (keep.tolist(), weights) == ([False, True], None)

@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 from hypothesis import given
@@ -37,7 +38,7 @@ def search(losses, max_steps=50):
     for loss in losses:
         if test.is_done:
             break
-        test.take(loss, refused=False)
+        test.take(loss, test.draw(), refused=False)
     return test
 
 
@@ -52,43 +53,61 @@ def test_rates_span_the_range(steps, growth):
     """The rate grows from 1e-6 by the factor that reaches 10 in the given steps, and by 1.05 at least."""
     test = RangeTest(steps)
     assert test.lr == 1e-6
-    test.take(1.0, refused=False)
+    test.take(1.0, test.draw(), refused=False)
 
     assert test.lr == pytest.approx(1e-6 * growth)
 
 
-def test_flat_loss_searches_to_the_end():
-    """A loss that never turns up ends the search at the last step, with a tenth of its rate."""
+def test_flat_loss_finds_nothing():
+    """A loss that never turns up ends the search at the last step, without a result."""
     test = search([1.0] * 60)
 
-    assert (test.num_steps, test.result) == (50, pytest.approx(1.0))
+    assert (test.num_steps, test.is_done) == (50, True)
+    assert math.isnan(test.result)
 
 
-def test_refused_loss_ends_the_search():
-    """A refused loss ends the search with a tenth of the rate it was taken at."""
+def falling(test, count):
+    for number in range(count):
+        test.take(2.0 - 0.01 * number, test.draw(), refused=False)
+
+
+def test_two_refused_losses_end_the_search():
+    """Two refused losses in a row end the search with a tenth of the rate at which the smoothed loss was lowest."""
     test = RangeTest(20)
-    for _ in range(9):
-        test.take(1.0, refused=False)
-    reached = test.lr
-    test.take(float("nan"), refused=True)
+    falling(test, 9)
+    assert test.take(float("nan"), test.draw(), refused=True)
+    assert not test.take(float("nan"), test.draw(), refused=True)
 
-    assert (test.is_done, test.result) == (True, pytest.approx(0.1 * reached))
+    assert (test.is_done, test.result) == (True, pytest.approx(0.1 * 1e-6 * test.growth**8))
+
+
+def test_one_refused_loss_begins_anew():
+    """After one refused loss the model is to be put back, and its loss is no longer measured by the lowest before."""
+    test = RangeTest(30)
+    falling(test, 9)
+    assert test.take(float("nan"), test.draw(), refused=True)
+    falling(test, 3)
+
+    assert not test.is_done
 
 
 def test_search_needs_losses_to_begin_with():
-    """A loss refused among the first tells nothing of the rate, and is an error."""
+    """Losses refused among the first tell nothing of the rate, and are an error."""
     test = RangeTest(20)
-    test.take(1.0, refused=False)
+    falling(test, 1)
+    test.take(float("nan"), test.draw(), refused=True)
 
-    with pytest.raises(RuntimeError, match="auto_find_lr needs at least 8 good losses to begin with, got 1 in 2 steps"):
-        test.take(float("nan"), refused=True)
+    with pytest.raises(RuntimeError, match="auto_find_lr needs at least 8 good losses to begin with, got 1 in 3 steps"):
+        test.take(float("nan"), test.draw(), refused=True)
 
 
 def test_rising_loss_ends_the_search():
-    """A smoothed loss clearly above its lowest value ends the search."""
-    test = search([1.0] * 8 + [2.0])
+    """A smoothed loss clearly above its lowest value ends the search, with a tenth of the rate of that value."""
+    test = RangeTest(50)
+    falling(test, 8)
+    test.take(9.0, test.draw(), refused=False)
 
-    assert (test.num_steps, test.result) == (9, pytest.approx(0.1 * 1e-6 * test.growth**8))
+    assert (test.num_steps, test.result) == (9, pytest.approx(0.1 * 1e-6 * test.growth**7))
 
 
 def test_noise_alone_does_not_end_the_search():
@@ -119,6 +138,6 @@ def test_search_resumes_exactly(stop):
             test = RangeTest.from_state(json.loads(json.dumps(test.state_dict())))
         if test.is_done:
             break
-        test.take(loss, refused=False)
+        test.take(loss, test.draw(), refused=False)
 
     assert test.state_dict() == search(BOWL).state_dict()

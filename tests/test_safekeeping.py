@@ -27,7 +27,7 @@ def test_callbacks_are_callable(name):
 def test_keep_is_a_count(keep):
     """keep_checkpoints below 1, or not whole, is refused."""
     with pytest.raises(ValueError, match=f"keep_checkpoints must be a whole number >= 1, got {keep!r}"):
-        Safekeeping(Callbacks(), announcer=NOBODY, keep=keep)
+        Safekeeping(Callbacks(), announcer=NOBODY, steps_per_epoch=3, keep=keep)
 
 
 def test_backup_interval_needs_a_state_callback():
@@ -35,7 +35,7 @@ def test_backup_interval_needs_a_state_callback():
     with pytest.raises(
         ValueError, match="backup_every needs a state_callback that returns the model state, got 5 without"
     ):
-        Safekeeping(Callbacks(), announcer=NOBODY, backup_every=5)
+        Safekeeping(Callbacks(), announcer=NOBODY, steps_per_epoch=3, backup_every=5)
 
 
 def test_checkpoint_interval_needs_a_folder():
@@ -43,13 +43,13 @@ def test_checkpoint_interval_needs_a_folder():
     with pytest.raises(
         ValueError, match="checkpoint_every needs a checkpoint_dir or a save_callback, got '5s' without"
     ):
-        Safekeeping(Callbacks(), announcer=NOBODY, checkpoint_every="5s")
+        Safekeeping(Callbacks(), announcer=NOBODY, steps_per_epoch=3, checkpoint_every="5s")
 
 
 def test_folder_has_a_name():
     """An empty checkpoint_dir is refused."""
     with pytest.raises(ValueError, match="checkpoint_dir must name a folder, got ''"):
-        Safekeeping(Callbacks(), announcer=NOBODY, checkpoint_dir="")
+        Safekeeping(Callbacks(), announcer=NOBODY, steps_per_epoch=3, checkpoint_dir="")
 
 
 def test_saving_needs_a_folder():
@@ -84,10 +84,10 @@ def test_backups_every_so_many_steps():
 
 
 @pytest.mark.parametrize(
-    ("every", "per_step", "taken"), [("20s", 10, [0, 2, 4, 6]), (None, 15, [0, 2, 3, 4, 6]), (None, 0, [0, 3, 6])]
+    ("every", "per_step", "taken"), [("20s", 10, [0, 2, 4, 6]), (None, 15, [0, 2, 4, 6]), (None, 0, [0])]
 )
 def test_backups_every_so_many_seconds(every, per_step, taken):
-    """backup_every="20s" takes a backup when 20 s of training have passed; the default is 30 s, and every epoch."""
+    """backup_every="20s" takes a backup when 20 s of training have passed; the default is 30 s too."""
     model, heard, clock = Weights(), [], FakeClock()
     r8 = make(state_callback=model.get, backup_every=every, listeners=[heard.append], clock=clock)
     for _ in steps(r8):
@@ -190,7 +190,7 @@ def test_one_argument_save_callback_gets_the_path(tmp_path):
     saved = make(checkpoint_dir=tmp_path, save_callback=save).save_checkpoint()
 
     assert str(tmp_path) in got[0]
-    assert saved.model_path == tmp_path / "model_000000000001.npz"
+    assert saved.model_path == tmp_path / f"model_000000000001_{saved.run_id[:8]}.npz"
 
 
 def test_save_callback_alone_saves_into_checkpoints(tmp_path, monkeypatch):
@@ -199,9 +199,20 @@ def test_save_callback_alone_saves_into_checkpoints(tmp_path, monkeypatch):
     model = Weights()
     train(make(save_callback=model.save, state_callback=model.get))
 
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+    assert sorted(path.name[:18] for path in (tmp_path / "checkpoints").iterdir()) == [
         "ck_000000000001.r8", "ck_000000000002.r8", "model_000000000001", "model_000000000002"
     ]  # fmt: skip
+
+
+def test_default_backups_come_four_times_an_epoch():
+    """Without backup_every a backup is taken four times an epoch, and at least ten steps apart."""
+    taken = []
+    for num_samples in (320, 120):
+        model, heard = Weights(), []
+        train(make(num_samples, num_epochs=1, state_callback=model.get, listeners=[heard.append], clock=FakeClock()))
+        taken.append(told(events.BackupTaken, heard))
+
+    assert taken == [[0, 20, 40, 60, 80], [0, 10, 20, 30]]
 
 
 def test_missing_model_file_is_said_once(tmp_path):

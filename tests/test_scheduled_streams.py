@@ -174,6 +174,7 @@ class TestScheduled:
 
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.4, 0.04])
 
+    @pytest.mark.filterwarnings("ignore:the loss of sample")
     def test_a_refused_batch_is_skipped(self):
         """The update of a batch whose loss is not finite is not made, and its loss is not in the mean."""
         x, y = torch.ones(64, 1), torch.ones(64, 1)
@@ -431,6 +432,7 @@ class TestStepStream:
 
         assert seen == [20, 30]
 
+    @pytest.mark.filterwarnings("ignore:auto_find_lr")
     def test_a_search_makes_no_events(self):
         state = {"w": 0.0}
         r8 = R8Scheduler(

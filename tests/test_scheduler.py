@@ -729,3 +729,89 @@ def test_sizes_may_be_numpy_integers():
     r8 = R8Scheduler(np.int64(12), batch_size=np.int32(4), num_epochs=2, seed=np.uint8(3))
 
     assert (r8.total_steps, type(r8.total_steps)) == (6, int)
+
+
+def test_handed_back_batch_is_drawn_next():
+    """A batch handed back untrained is the next one drawn, with the same samples and rate, and counts for nothing."""
+    r8 = make()
+    ticket = r8.draw()
+    r8.hand_back(ticket)
+    again = r8.draw()
+
+    assert (again.indices.tolist(), again.lr, again.step) == (ticket.indices.tolist(), ticket.lr, ticket.step)
+
+
+def test_redrawn_batch_is_as_it_was():
+    """What the user writes into the indices of a batch is gone when the batch is drawn again."""
+    r8 = make()
+    ticket = r8.draw()
+    samples = ticket.indices.tolist()
+    ticket.indices[:] += 1000
+    r8.hand_back(ticket)
+
+    assert r8.draw().indices.tolist() == samples
+
+
+def test_raising_schedule_loses_no_batch():
+    """A schedule of the user's own that raises once costs neither a batch nor a step."""
+    answers = iter([0.1, 0.1, ValueError("later")])
+
+    def schedule(progress):
+        answer = next(answers, 0.1)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    r8 = make(num_epochs=1, scheduler_mode=schedule)
+    with pytest.raises(ValueError, match="later"):
+        r8.report(r8.draw(), 1.0)
+    for _ in steps(r8):
+        r8.update_with_loss(1.0)
+
+    assert r8.table.usage_count.tolist() == [1] * 12
+
+
+def test_single_sample_may_come_squeezed():
+    """The loss of a last batch of one sample may have lost its dimension."""
+    r8 = make(5, num_epochs=1)
+    for _, indices, _ in steps(r8):
+        losses = np.full(len(indices), 2.0)
+        r8.update_with_loss(losses if len(indices) > 1 else losses.squeeze())
+
+    assert r8.table.loss.tolist() == [2.0] * 5
+
+
+def test_damaged_state_is_refused_whole():
+    """A state with a part missing inside changes nothing."""
+    r8, other = make(), make()
+    other.report(other.draw(), 1.0)
+    state = other.state_dict()
+    del state["plan"]["sweep"]
+    before = repr(r8.state_dict())
+
+    with pytest.raises(ValueError, match="state must be what state_dict\\(\\) returned, got a damaged one"):
+        r8.load_state_dict(state)
+    assert repr(r8.state_dict()) == before
+    with pytest.raises(ValueError, match=r"\(format 1\), got format 99"):
+        r8.load_state_dict({**other.state_dict(), "format": 99})
+
+
+def test_groups_are_not_ignored():
+    """Groups under a policy that has no use for them are refused."""
+    with pytest.raises(
+        ValueError, match="groups need policy='balanced', 'match_mean' or your own to use them, got 'shuffle'"
+    ):
+        make(groups=[0, 1] * 6, policy="shuffle")
+
+
+def test_report_takes_tickets_only():
+    """Anything but a ticket is a TypeError."""
+    with pytest.raises(TypeError, match=r"ticket must be what draw\(\) returned, got 3"):
+        make().report(3, 1.0)
+
+
+def test_repr_says_where_the_run_stands():
+    """The scheduler's repr tells step, phase and rate."""
+    assert (
+        repr(make(scheduler_mode="constant", warmup_proportion=0)) == "R8Scheduler(step 0 of 6, cataloguing, lr=0.01)"
+    )

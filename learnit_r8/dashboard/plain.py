@@ -29,7 +29,10 @@ class PlainLog:
         if line:
             self._last_line = event.seconds
             text = "".join(character if character.isprintable() else "?" for character in line)
-            print(f"r8 {text}", file=self._stream or sys.stderr, flush=True)
+            stream = self._stream or sys.stderr
+            # There is none where a program was started with it closed.
+            if stream is not None:
+                print(f"r8 {text}", file=stream, flush=True)
 
     def _line(self, event: events.Event) -> str:
         match event:
@@ -38,7 +41,7 @@ class PlainLog:
                     f"{self._where(event.epoch, event.step)}  loss {event.loss:.4g}  lr {event.lr:.3g}  {_left(event)}"
                 )
             case events.EpochDone():
-                speed = event.samples / event.epoch_seconds if event.epoch_seconds > 0 else math.inf
+                speed = event.samples / event.epoch_seconds if event.epoch_seconds > 0 else math.nan
                 return (
                     f"{self._where(event.epoch, event.step)}  loss {event.loss:.4g}  lr {event.lr:.3g}  "
                     f"{speed:,.0f} samples/s  {_left(event)}"

@@ -1,7 +1,7 @@
 """Batch policies: which samples come next. Frozen: what they know of a sample comes in with the chunk.
 
 A policy is a *selection* (which samples of a chunk to visit this pass) and an *arrangement* (who goes with whom).
-A chunk is a uniform random part of the data, about 16 thousand samples, in random order. To write one, subclass
+A chunk is a uniform random part of the data, about 25 thousand samples, in random order. To write one, subclass
 `Policy` and override `select`, `arrange` or both; ``docs/policies.md`` has an example.
 """
 

@@ -73,7 +73,8 @@ class Policy:
             rng: The only source of randomness; keyed by seed, pass and chunk.
 
         Returns:
-            bool[C], which to keep, and float32[C] weights for the loss, or None for no weights.
+            bool[C], which to keep, and float32[C] weights for the loss, or None for no weights. Your own policy may
+            return the first alone.
         """
         return np.ones(len(chunk.indices), bool), None
 

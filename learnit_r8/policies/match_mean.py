@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import is_number, whole_number
 from .base import Candidates, Context, Kept, Order, Policy
 from .ranking import filled_in
 from .shuffle import Shuffle
@@ -39,10 +40,9 @@ class MatchMean(Policy):
     def __post_init__(self) -> None:
         if not isinstance(self.inner, Policy):
             raise TypeError(f"inner must be a Policy, got {self.inner!r}.")
-        if not self.tolerance > 0:
+        if not (is_number(self.tolerance) and self.tolerance > 0):
             raise ValueError(f"tolerance must be > 0, got {self.tolerance!r}.")
-        if self.max_swaps < 0:
-            raise ValueError(f"max_swaps must be >= 0, got {self.max_swaps!r}.")
+        whole_number("max_swaps", self.max_swaps, least=0)
 
     @property
     def selects(self) -> bool:

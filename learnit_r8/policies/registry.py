@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -57,13 +58,17 @@ class _Checked(Policy):
     def selects(self) -> bool:
         return self.inner.selects
 
+    def __repr__(self) -> str:
+        return repr(self.inner)
+
     def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
         count = len(chunk.indices)
-        keep, weights = self.inner.select(chunk, context, rng)
+        answer = self.inner.select(chunk, context, rng)
+        keep, weights = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, None)
         if np.shape(keep) != (count,) or np.asarray(keep).dtype != bool:
-            raise ValueError(f"policy.select must return bool[{count}] and weights, got {keep!r} from {self.inner!r}.")
+            raise ValueError(f"policy.select must return bool[{count}], got {_shape(keep)} from {self.inner!r}.")
         if weights is not None and np.shape(weights) != (count,):
-            raise ValueError(f"policy.select must return weights of shape ({count},) or None, got {weights!r}.")
+            raise ValueError(f"policy.select must return weights float32[{count}] or None, got {_shape(weights)}.")
         return np.asarray(keep), None if weights is None else np.asarray(weights, np.float32)
 
     def arrange(self, chunk: Candidates, batch_size: int, rng: np.random.Generator) -> Order:
@@ -74,9 +79,15 @@ class _Checked(Policy):
             met[order[(order >= 0) & (order < count)]] = True
         if not met.all():
             raise ValueError(
-                f"policy.arrange must return a permutation of range({count}), got {order!r} from {self.inner!r}."
+                f"policy.arrange must return a permutation of range({count}), got {_shape(order)} from {self.inner!r}."
             )
         return order.astype(np.int64)
 
 
 _OWN = frozenset([*(type(policy) for policy in POLICIES.values()), _Checked])
+
+
+def _shape(value: Any) -> str:
+    """A short picture of what a policy returned."""
+    array = np.asarray(value)
+    return f"{array.dtype}{list(array.shape)} beginning with {array.ravel()[:8].tolist()}"
