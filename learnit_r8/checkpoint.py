@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .durable import flush, flush_folder, sha256, write_new
+
 MAGIC = b"R8CK"
 FORMAT = 1
 """Raised by one whenever an old file can no longer be read as it is."""
@@ -174,7 +176,7 @@ class CheckpointStore:
         while True:
             path = self.folder / f"ck_{number:012d}.r8"
             try:
-                _write(path, content)
+                write_new(path, content)
             except FileExistsError:
                 number += 1
                 continue
@@ -191,12 +193,12 @@ class CheckpointStore:
             if len(written) > 1 or written[0].is_dir():
                 raise ValueError(f"save_callback must write one file, got {[path.name for path in written]}.")
             model = self.folder / f"model_{number:012d}_{self.run_id[:8]}{written[0].name[len(temporary.name) :]}"
-            _flush(written[0])
+            flush(written[0])
             os.replace(written[0], model)
         finally:
             for rest in self.folder.glob(temporary.name + "*"):
                 shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
-        _flush_folder(self.folder)
+        flush_folder(self.folder)
         return model
 
     def load_own(self, back: int) -> Checkpoint | None:
@@ -255,7 +257,7 @@ def _first_valid(paths: Iterable[Path], reasons: list[str]) -> Checkpoint | None
 
 def _about(model: Path) -> dict[str, Any]:
     """What a checkpoint says of its model file, to know it again."""
-    return {"name": model.name, "size": model.stat().st_size, "sha256": _sha256(model)}
+    return {"name": model.name, "size": model.stat().st_size, "sha256": sha256(model)}
 
 
 def _read(path: Path) -> Checkpoint:
@@ -278,51 +280,3 @@ def _written_by(path: Path) -> tuple[str, Path | None]:
         return str(tree["run_id"]), None if about is None else path.parent / Path(about["name"]).name
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return "", None
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; FileExistsError if there is one of this name."""
-    temporary = path.with_name(f"tmp_{os.getpid()}_{path.name}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        _rename_new(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _flush_folder(path.parent)
-
-
-def _rename_new(old: Path, new: Path) -> None:
-    try:
-        # Unlike a rename, a link never replaces what another process has just written.
-        os.link(old, new)
-    except FileExistsError:
-        raise
-    except OSError:
-        # A file system without links.
-        os.replace(old, new)
-
-
-def _flush(path: Path) -> None:
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    # Windows has no way to flush a folder, and needs none.
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
