@@ -75,11 +75,11 @@ class Plan:
         wanted = min(max(CHUNK_SAMPLES, CHUNK_BATCHES * batch), max(MOST_SAMPLES, batch))
         self._chunk_size = -(-batches // max(1, round(size / wanted))) * batch
         self._no_chunk = Chunk(_NOBODY, table, sizes=_NOBODY, expected=[], pass_number=-1, sweep=-1)
-        self._forget()
+        self._reset()
         table.sync = self.flush
         table.on_offsets = self._expect_offsets
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         """Begin before the first pass."""
         self._context = Context(0.0, -1, self.table.batch_size, float("nan"))
         self._chunk, self._limit = self._no_chunk, 0
@@ -338,7 +338,7 @@ class Plan:
         """Take over what `state_dict` returned; the table must be loaded first."""
         for chunk in self._open:
             chunk.give_up()
-        self._forget()
+        self._reset()
         progress, number, batch_size, untrained_loss = state["context"]
         self._context = Context(progress, number, batch_size, untrained_loss)
         self._num_sweeps = state["num_sweeps"]
