@@ -115,7 +115,7 @@ class keras_bar:
     def on_start(self, loop_state: LoopState) -> None:
         """Begin a new line."""
         self._forget()
-        self._length = self._total or loop_state.total
+        self._length = loop_state.total if self._total is None else self._total
 
     def on_step(self, loop_state: LoopState) -> None:
         """Take this step's logs."""
@@ -179,10 +179,10 @@ class tqdm_bar:
 
     def on_start(self, loop_state: LoopState) -> None:
         """Open the bar."""
-        self._open(self._total or loop_state.total, loop_state.elapsed)
+        self._open(loop_state.total if self._total is None else self._total, loop_state.elapsed)
 
     def _open(self, length: Period | None, elapsed: Elapsed) -> None:
-        self._unit, limit = (length.limits() if length else [("steps", None)])[0]
+        self._unit, limit = ([("steps", None)] if length is None else length.limits())[0]
         initial = getattr(elapsed, self._unit)
         self._bar = self._make(**{"total": limit, "initial": initial, "unit": f" {self._unit}", **self._options})
 

@@ -100,9 +100,7 @@ def train_loop(
     )
 
 
-def test_loop(  # noqa: PT028
-    state: Any, dataset: Any, tasks: Any = None, callbacks: Any = None, **options: Any
-) -> Any:
+def test_loop(state: Any, dataset: Any, tasks: Any = None, callbacks: Any = None, **options: Any) -> Any:
     """Go through a data set to test on: ``on_start``, ``on_test_start``, ``on_reset_step``, then ``on_test_step``.
 
     Args:

@@ -54,6 +54,15 @@ def from_plain(plain: Any, template: Any, where: str = "state") -> Any:
     return _rebuilt(template, {name: values.get(name, value) for name, value in inner.items()})
 
 
+def readable(plain: Any) -> Any:
+    """What `to_plain` made, without a template: the same nest, with every array as it was."""
+    if not isinstance(plain, Mapping):
+        return plain
+    if "__bits__" in plain:
+        return plain["__bits__"].view(np.dtype(plain["dtype"]))
+    return {name: readable(value) for name, value in plain.items()}
+
+
 def _is_empty(value: Any) -> bool:
     inner = _inner(value)
     return inner is not None and all(_is_empty(part) for part in inner.values())
@@ -115,7 +124,7 @@ def _plain_leaf(leaf: Any) -> Any:
         if "bfloat16" in str(leaf.dtype):
             return {"__bits__": leaf.view(sys.modules["torch"].int16).numpy(), "dtype": "bfloat16"}
         return leaf.numpy()
-    if hasattr(leaf, "__array__") and not isinstance(leaf, np.generic):
+    if hasattr(leaf, "__array__"):
         array = np.asarray(leaf)
         # Types that numpy itself does not know, such as bfloat16, would come back as raw bytes.
         if array.dtype.kind == "V" and array.dtype.names is None:
