@@ -7,18 +7,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from ..loops import Logs, LoopState
 from ..loops.elapse import batch_size
 from ..loops.logs import Entries
 from ..loops.trees import from_plain
-from .data import ValidationBatches, step_keys
+from .data import ValidationBatches, fold_in, step_keys
 from .metrics import RunningMeans, accumulate_history, format_metrics
 from .saving import newest_training, save_training
 from .state import with_lr
 
-_VALIDATION = 2**32 - 1
+_VALIDATION = 2**31 - 1
 """Folded into an epoch's key for its validation; the blocks of the steps' keys count from 0."""
 
 
@@ -39,7 +37,7 @@ class Validation:
         Raises:
             ValueError: there is no batch.
         """
-        means, keys = RunningMeans(), step_keys(jax.random.fold_in(epoch_key, _VALIDATION))
+        means, keys = RunningMeans(), step_keys(fold_in(epoch_key, _VALIDATION))
         num_batches = 0
         for batch in self._batches:
             _, metrics = self._step(state, batch, next(keys))
@@ -82,7 +80,7 @@ class Training:
 
     def _begin(self, epoch: int, step: int = 0) -> None:
         self._epoch, self._means, self._began = epoch, RunningMeans(), time.monotonic()
-        self._epoch_key = jax.random.fold_in(self._key, epoch)
+        self._epoch_key = fold_in(self._key, epoch)
         self._keys = step_keys(self._epoch_key, step)
 
     def resume(self, state: Any) -> Any:

@@ -214,7 +214,7 @@ def _tester(named: dict[str, tuple[Step, ...]], dataset: Any, name: str) -> Call
 
 def _epoch_end(dataset: Any, duration: Any) -> Condition:
     if duration is None:
-        duration = len(dataset) if isinstance(dataset, Sized) else getattr(dataset, "steps_per_epoch", None)
+        duration = len(dataset) or None if isinstance(dataset, Sized) else getattr(dataset, "steps_per_epoch", None)
     if duration is None:
         return never
     limits = as_period("epoch_duration", duration).limits()
