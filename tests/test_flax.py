@@ -141,7 +141,7 @@ def test_saving_a_step_twice(tmp_path):
 
 
 def test_data_shorter_than_num_batches():
-    """beagle: a bare StopIteration came out; here an epoch of fewer batches is a shorter epoch, and none is an error."""
+    """beagle: a bare StopIteration came out; here it is a shorter epoch, and an empty one an error."""
     final, history = train(num_batches=99)
     assert int(final.step) == 12
     assert len(history["train_loss"]) == 3
@@ -385,7 +385,7 @@ def hand_step(state, indices, lr):
 
 
 def test_same_training_four_ways():
-    """Bare loop, loop, step_stream and Flax train_loop see the same batches and rates, and end with the same weights."""
+    """Bare loop, loop, step_stream and Flax train_loop see the same batches and rates, end with the same weights."""
     from learnit_r8.loops import report_to, scheduled
 
     make = lambda: R8Scheduler(60, batch_size=16, num_epochs=3, initial_lr=0.05, seed=4)  # noqa: E731
