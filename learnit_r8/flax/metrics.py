@@ -149,10 +149,14 @@ class RunningMeans:
         same_type = (*values, *values[:1] * missing)
         self._sums[name].append(_weighted_sum(same_type, np.asarray([*weights, *[0.0] * missing], np.float32)))
 
-    def read(self) -> dict[str, float]:
-        """The means; waits for the device, once."""
+    def close(self) -> None:
+        """Add up what is left, so that little is kept on the device."""
         for name in list(self._waiting):
             self._add_up(name)
+
+    def read(self) -> dict[str, float]:
+        """The means; waits for the device, once."""
+        self.close()
         sums = jax.device_get(self._sums)
         return {name: _ratio(math.fsum(map(float, parts)), self._weights[name]) for name, parts in sums.items()}
 
@@ -163,6 +167,6 @@ def _ratio(total: float, weight: float) -> float:
 
 @jax.jit
 def _weighted_sum(values: tuple[Any, ...], weights: Any) -> Any:
-    means = jnp.stack([jnp.mean(jnp.asarray(value, jnp.float32)) for value in values])
+    means = jnp.stack([jnp.mean(jnp.asarray(value, float)) for value in values])
     # Not weights @ means: no weight times infinity would be NaN.
     return jnp.sum(jnp.where(weights > 0, means * weights, 0.0))

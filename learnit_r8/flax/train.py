@@ -81,7 +81,7 @@ def train_loop(
 ) -> tuple[Any, dict[str, list[float]]]:
     """Train for some epochs, validate after each, save checkpoints, and keep the metrics.
 
-    Means are weighted by the sizes of the batches, and read from the device once an epoch. The keys of the steps
+    Means are weighted by the sizes of the batches, and read from the device when someone wants them. The keys of the steps
     follow from ``rng_key``, the epoch and the step alone. Ctrl-C ends the run and returns what there is.
 
     Args:
@@ -116,26 +116,17 @@ def train_loop(
         ValueError: an argument out of its range or missing, an epoch without batches, or no loss for the scheduler.
         TypeError: a function is none.
     """
-    for name, value in (("train_step_fn", train_step_fn), ("val_step_fn", val_step_fn or train_step_fn)):
-        if not callable(value):
-            raise TypeError(f"{name} must be a function of state, batch and rng_key, got {value!r}.")
-    if (val_step_fn is None) != (val_data_iterator is None):
-        raise ValueError(
-            f"val_step_fn and val_data_iterator must be given together, got {val_step_fn!r} and {val_data_iterator!r}."
-        )
+    _check_step("train_step_fn", train_step_fn)
     if rng_key is None or (resume and checkpoint_dir is None):
         raise ValueError(
             f"rng_key must be given, and checkpoint_dir to resume, got {rng_key!r} and {checkpoint_dir!r}."
         )
-    most_val = None if val_num_batches is None else whole("val_num_batches", val_num_batches, least=1)
     training = Training(
         train_step_fn,
         data=_data(data_iterator_fn, num_batches, scheduler),
         num_epochs=_num_epochs(num_epochs, scheduler),
         key=rng_key,
-        validation=None
-        if val_step_fn is None
-        else Validation(val_step_fn, ValidationBatches(val_data_iterator, most_val)),
+        validation=_validation(val_step_fn, val_data_iterator, val_num_batches),
         folder=None if checkpoint_dir is None else Path(checkpoint_dir),
         checkpoint_every=whole("checkpoint_every", checkpoint_every, least=1),
         show_progress=show_progress,
@@ -145,7 +136,23 @@ def train_loop(
     if resume:
         state = training.resume(state)
     final, _, _ = loop(state, training.batches, {every(1): [training.step, training.end_epoch]}, callbacks)
+    training.read()
     return final, training.history
+
+
+def _check_step(name: str, step: Any) -> None:
+    if not callable(step):
+        raise TypeError(f"{name} must be a function of state, batch and rng_key, got {step!r}.")
+
+
+def _validation(step: Any, source: Any, num_batches: int | None) -> Validation | None:
+    most = None if num_batches is None else whole("val_num_batches", num_batches, least=1)
+    if (step is None) != (source is None):
+        raise ValueError(f"val_step_fn and val_data_iterator must be given together, got {step!r} and {source!r}.")
+    if step is None:
+        return None
+    _check_step("val_step_fn", step)
+    return Validation(step, ValidationBatches(source, most))
 
 
 def _data(source: Any, num_batches: int | None, scheduler: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..loops import Logs, LoopState
@@ -15,6 +16,9 @@ from .data import ValidationBatches, fold_in, step_keys
 from .metrics import RunningMeans, accumulate_history, format_metrics
 from .saving import newest_training, save_training
 from .state import with_lr
+
+MOST_UNREAD = 32
+"""Epochs whose means may wait on the device while nobody asks for them: reading drains what is under way there."""
 
 _VALIDATION = 2**31 - 1
 """Folded into an epoch's key for its validation; the blocks of the steps' keys count from 0."""
@@ -75,6 +79,7 @@ class Training:
         self._show_progress, self._r8, self._logs_steps = show_progress, scheduler, logs_steps
         self._first_epoch = 0 if scheduler is None else scheduler.current_epoch
         self._ticket: Any = None
+        self._unread: list[RunningMeans] = []
         self._ticket_epoch: int | None = None
         self._begin(self._first_epoch)
 
@@ -155,23 +160,44 @@ class Training:
         """Validate, remember, save and show, if this step was the last one of its epoch."""
         if not self._is_last():
             return None
-        trained = self._means.read()
-        validated = {} if self._validation is None else self._validation.run(loop_state.state, self._epoch_key)
-        new = {f"train_{name}": value for name, value in trained.items()}
-        new.update((f"val_{name}", value) for name, value in validated.items())
-        self.history = accumulate_history(self.history, new)
-        if self._r8 is not None and validated:
-            self._r8.log(**{f"val_{name}": value for name, value in validated.items()})
-        self._save(loop_state.state)
-        if self._show_progress:
-            of = "" if self._num_epochs is None else f"/{self._num_epochs}"
-            seconds = time.monotonic() - self._began
-            print(f"epoch {self._epoch + 1}{of}: {format_metrics(new)} ({seconds:.1f} s)", flush=True)
+        self._means.close()
+        self._unread.append(self._means)
         self._means = RunningMeans()
+        validated = {} if self._validation is None else self._validation.run(loop_state.state, self._epoch_key)
+        val = {f"val_{name}": value for name, value in validated.items()}
+        if self._r8 is not None and val:
+            self._r8.log(**val)
+        is_saved = self._is_saved()
+        if not (val or is_saved or self._show_progress or self._logs_steps or len(self._unread) == MOST_UNREAD):
+            return None
+        new = self.read(val)
+        if is_saved:
+            self._save(loop_state.state)
+        if self._show_progress:
+            self._show(new)
         logs = Logs()
         for name, value in new.items():
             logs.add_stateful_metric(name, value)
         return logs
+
+    def read(self, val: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
+        """Read the epochs that are still on the device into the history; the metrics of the last one.
+
+        Args:
+            val: What its validation has found.
+        """
+        new: dict[str, float] = {}
+        for number, means in enumerate(self._unread, start=1):
+            new = {f"train_{name}": value for name, value in means.read().items()}
+            new.update(val if number == len(self._unread) else {})
+            self.history = accumulate_history(self.history, new)
+        self._unread.clear()
+        return new
+
+    def _show(self, metrics: Mapping[str, float]) -> None:
+        of = "" if self._num_epochs is None else f"/{self._num_epochs}"
+        seconds = time.monotonic() - self._began
+        print(f"epoch {self._epoch + 1}{of}: {format_metrics(metrics)} ({seconds:.1f} s)", flush=True)
 
     def _is_last(self) -> bool:
         if self._r8 is None:
@@ -179,8 +205,12 @@ class Training:
         is_over = self._r8.current_epoch > self._epoch or self._r8.progress >= 1
         return bool(self._ticket.epoch >= 0 and is_over)
 
-    def _save(self, state: Any) -> None:
+    def _is_saved(self) -> bool:
         done = self._epoch + 1
         is_final = done == self._num_epochs or (self._r8 is not None and self._r8.progress >= 1)
-        if self._folder is not None and (is_final or done % self._checkpoint_every == 0):
-            save_training(state, self._folder, epoch=done, history=self.history, key=self._key, scheduler=self._r8)
+        return self._folder is not None and (is_final or done % self._checkpoint_every == 0)
+
+    def _save(self, state: Any) -> None:
+        assert self._folder is not None
+        epoch = self._epoch + 1
+        save_training(state, self._folder, epoch=epoch, history=self.history, key=self._key, scheduler=self._r8)

@@ -29,7 +29,7 @@ def put_back(state: Any, kept: Any) -> Any:
 
 
 def save_state(path: str | os.PathLike[str], state: Any, **more: Any) -> None:
-    """Write a state to a file, whole or not at all, without pickle.
+    """Write a state to a file, whole or not at all; reading it runs no code.
 
     Args:
         path: The file; missing folders are made.
