@@ -481,6 +481,16 @@ def test_the_rate_is_set_inside_chains():
         with_lr(fresh(optax.adam(0.1)), 0.5)
 
 
+def test_typed_keys(tmp_path):
+    """A key of the typed kind trains, is saved, and goes on."""
+    arguments = (train_step, batches, 2, 4, jax.random.key(3))
+    whole, _ = r8flax.train_loop(fresh(), *arguments, checkpoint_dir=tmp_path, show_progress=False)
+    (tmp_path / "checkpoint_2").unlink()
+    resumed, _ = r8flax.train_loop(fresh(), *arguments, checkpoint_dir=tmp_path, show_progress=False, resume=True)
+
+    assert same(whole, resumed)
+
+
 def test_ctrl_c_returns_what_there_is():
     def interrupt(elapsed):
         if elapsed.steps == 6:

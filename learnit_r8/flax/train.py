@@ -81,8 +81,8 @@ def train_loop(
 ) -> tuple[Any, dict[str, list[float]]]:
     """Train for some epochs, validate after each, save checkpoints, and keep the metrics.
 
-    Means are weighted by the sizes of the batches, and read from the device when someone wants them. The keys of the steps
-    follow from ``rng_key``, the epoch and the step alone. Ctrl-C ends the run and returns what there is.
+    Means are weighted by the sizes of the batches, and read from the device when someone wants them. The keys of the
+    steps follow from ``rng_key``, the epoch and the step alone. Ctrl-C ends the run and returns what there is.
 
     Args:
         state: A `TrainState`, or whatever the step takes and returns.
