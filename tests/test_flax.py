@@ -320,6 +320,32 @@ def test_resume_with_a_scheduler(tmp_path):
     assert int(whole.step) == 12
 
 
+def test_a_scheduled_run_goes_on_in_the_middle_of_an_epoch():
+    """After Ctrl-C the returned state and the scheduler train on as if nothing had happened, with the same keys."""
+
+    def options(r8):
+        return {
+            "data": lambda indices: {"x": X[indices], "y": Y[indices]},
+            "epochs": None,
+            "num_batches": None,
+            "scheduler": r8,
+        }
+
+    def interrupt(elapsed):
+        if elapsed.steps == 6:
+            raise KeyboardInterrupt
+
+    make = lambda: R8Scheduler(60, batch_size=16, num_epochs=3, seed=2)  # noqa: E731
+    whole, _ = train(**options(make()))
+    r8 = make()
+    half, _ = train(**options(r8), callbacks=interrupt)
+    rest, history = train(half, **options(r8))
+
+    assert int(half.step) == 6
+    assert same(whole, rest)
+    assert len(history["train_loss"]) == 2
+
+
 def test_resume_passes_over_damaged_files(tmp_path):
     """The newest valid checkpoint counts; without any the run begins; a changed shape or scheduler is an error."""
     whole, history = train(checkpoint_dir=tmp_path, resume=True)

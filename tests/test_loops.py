@@ -306,6 +306,34 @@ def test_ctrl_c_ends_the_loop_and_returns_what_there_is():
         loop(0, range(9), {every(1): step}, catch_keyboard_interrupt=False)
 
 
+def test_a_step_that_was_not_finished_logs_nothing():
+    """What a step logged before Ctrl-C is lost: the history fits the elapsed."""
+
+    def interrupt(batch):
+        if batch == 1:
+            raise KeyboardInterrupt
+
+    note = lambda batch: logs().add_metric("n", batch)  # noqa: E731
+
+    assert loop(0, range(3), {every(1): [note, interrupt]})[1].collect("n") == [0]
+
+
+def test_the_data_set_is_closed_unless_it_is_the_users_iterator():
+    """An iterator that the loop has made is closed at its end; one that was handed in can go on."""
+
+    class Data:
+        def __iter__(self):
+            self.made = (number for number in range(9))
+            return self.made
+
+    data, handed_in = Data(), (number for number in range(9))
+    loop(0, data, stop=2)
+    loop(0, handed_in, stop=2)
+
+    assert list(data.made) == []
+    assert next(handed_in) == 2
+
+
 def test_ctrl_c_in_a_loop_inside_ends_the_outer_one():
     """The inner loop hands Ctrl-C on, so the outer one does not go on as if nothing had happened."""
 
