@@ -1,7 +1,12 @@
 """Settings shared by all tests: hypothesis draws the same examples every time."""
 
+import os
+
 import pytest
 from hypothesis import HealthCheck, Phase, settings
+
+# Small models are not worth threads; read when jax is first imported.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
 pytest.register_assert_rewrite("common")
 

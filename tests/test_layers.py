@@ -94,11 +94,18 @@ def test_recovery_and_checkpoint_are_handed_what_they_need():
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_only_numpy_is_needed(path):
-    """No file imports anything outside numpy, the standard library and the package; streams load torch when used."""
+    """No file imports anything outside numpy, the standard library and the package, but for two folders.
+
+    Streams and loops load what they need when it is used; the flax adapter is only imported by name.
+    """
     outside = {name for name in imports(path) if name[0] != "."}
     lazily = outside - {name for name in imports(path, lazy=False) if name[0] != "."}
     if path.parent.name == "streams":
         outside -= lazily & {"torch", "pandas"}
+    if path.parent.name == "loops":
+        outside -= lazily & {"tqdm"}
+    if path.parent.name == "flax":
+        outside -= {"jax", "flax", "optax"}
 
     assert outside <= {"numpy", *sys.stdlib_module_names}
     assert not outside & {"curses", "pickle"}
@@ -129,6 +136,36 @@ def test_nothing_heavy_is_loaded(tmp_path):
 
     assert "learnit_r8.scheduler" in loaded
     assert not heavy & {name.split(".")[0] for name in loaded}
+
+
+def test_loops_load_no_framework(tmp_path):
+    """A plain Python loop needs and loads no framework, also where one is installed."""
+    code = """
+import sys
+from learnit_r8.loops import every, logs, loop
+loop(0, range(3), {every(1): lambda state, batch: (logs().add_metric("loss", 1.0), state + batch)})
+print(*sys.modules)
+"""
+    heavy = {"torch", "tensorflow", "jax", "flax", "optax", "tqdm", "wandb", "pandas"}
+
+    assert not heavy & {name.split(".")[0] for name in run(code, tmp_path)}
+
+
+def test_flax_loads_no_tensorflow(tmp_path):
+    """The flax adapter needs no TensorFlow and no torch."""
+    pytest.importorskip("optax")
+    loaded = run("import sys, learnit_r8.flax; print(*sys.modules)", tmp_path)
+
+    assert "jax" in loaded
+    assert not {"tensorflow", "torch"} & set(loaded)
+
+
+@pytest.mark.parametrize("name", sorted(NUMERIC | MIDDLE | TOP | {"streams", "loops"}))
+def test_nothing_below_imports_the_adapters(name):
+    """Only the flax adapter itself imports the flax adapter; loops are imported by adapters only."""
+    adapters = {".flax"} if name == "loops" else {".flax", ".loops"}
+
+    assert [imports(path) & adapters for path in files_of(name)] == [set()] * len(files_of(name))
 
 
 def test_plain_import_loads_nothing(tmp_path):

@@ -1,0 +1,172 @@
+"""Metrics: of one batch, of an epoch, of a whole run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+BLOCK = 64
+"""Values of a metric that are added up in one call on the device: a call for each would cost more than small steps."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Named numbers of a batch or an epoch.
+
+    Attributes:
+        values: Their names and values; 0-dim arrays are fine.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+
+def create_metrics(values: Mapping[str, Any] | None = None, /, **more: Any) -> Metrics:
+    """Make `Metrics` of a dictionary, of keywords, or of both.
+
+    >>> create_metrics(loss=0.5)
+    Metrics(values={'loss': 0.5})
+    """
+    return Metrics({**(values or {}), **more})
+
+
+def combine_metrics(batch_metrics: Iterable[Metrics], fn: Callable[[list[Any]], Any]) -> Metrics:
+    """Make one of many: for each name, ``fn`` of the list of its values.
+
+    Args:
+        batch_metrics: Of any batches; a name may be missing in some.
+        fn: ``(values)``, returns one.
+
+    >>> combine_metrics([Metrics({"loss": 1.0}), Metrics({"loss": 3.0, "worst": 9})], max).values
+    {'loss': 3.0, 'worst': 9}
+    """
+    lists: dict[str, list[Any]] = {}
+    for metrics in batch_metrics:
+        for name, value in metrics.values.items():
+            lists.setdefault(name, []).append(value)
+    return Metrics({name: fn(values) for name, values in lists.items()})
+
+
+def average_metrics(batch_metrics: Sequence[Metrics], weights: Sequence[float] | None = None) -> Metrics:
+    """Average over batches: each name over the batches that have it; a vector counts by its mean.
+
+    Args:
+        batch_metrics: One or more.
+        weights: One for each, >= 0, the sizes of the batches for instance; by default all the same.
+
+    Returns:
+        Floats.
+
+    Raises:
+        ValueError: no metrics, or not one weight for each.
+
+    >>> average_metrics([Metrics({"loss": 1.0}), Metrics({"loss": 2.0})], weights=[3, 1])["loss"]
+    1.25
+    """
+    chosen = [1.0] * len(batch_metrics) if weights is None else list(weights)
+    if not batch_metrics or len(chosen) != len(batch_metrics):
+        raise ValueError(
+            f"weights must be one for each of the metrics (at least 1), got {len(chosen)} for {len(batch_metrics)}."
+        )
+    means = RunningMeans()
+    for metrics, weight in zip(batch_metrics, chosen, strict=True):
+        means.add(metrics.values, weight)
+    return Metrics(means.read())
+
+
+def format_metrics(metrics: Metrics | Mapping[str, Any], precision: int = 4) -> str:
+    """Write metrics on one line.
+
+    Args:
+        metrics: Numbers or 0-dim arrays.
+        precision: Digits after the point, >= 0.
+
+    >>> format_metrics(Metrics({"loss": 1.5, "accuracy": 0.25}))
+    'loss: 1.5000, accuracy: 0.2500'
+    """
+    values = metrics.values if isinstance(metrics, Metrics) else metrics
+    return ", ".join(f"{name}: {float(value):.{precision}f}" for name, value in values.items())
+
+
+def accumulate_history(
+    history: Mapping[str, Sequence[float]], metrics: Metrics | Mapping[str, Any], prefix: str = ""
+) -> dict[str, list[float]]:
+    """A history with one epoch more. The one given stays as it is.
+
+    Every list has a value for each epoch: NaN where an epoch had no such metric.
+
+    Args:
+        history: Lists of the epochs so far, equally long.
+        metrics: Of the new epoch.
+        prefix: Put before every name, as in "train_".
+
+    >>> accumulate_history({"train_loss": [2.0]}, {"loss": 1.0}, "train_")
+    {'train_loss': [2.0, 1.0]}
+    """
+    values = metrics.values if isinstance(metrics, Metrics) else metrics
+    new = {prefix + name: float(value) for name, value in values.items()}
+    num_before = max((len(known) for known in history.values()), default=0)
+    missing = [math.nan] * num_before
+    names = [*history, *(name for name in new if name not in history)]
+    return {name: [*history.get(name, missing), new.get(name, math.nan)] for name in names}
+
+
+class RunningMeans:
+    """Weighted means of metrics that stay on the device until `read`."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, tuple[list[Any], list[float]]] = {}
+        self._sums: dict[str, list[Any]] = {}
+        self._weights: dict[str, float] = {}
+
+    def add(self, metrics: Mapping[str, Any], weight: float) -> None:
+        """Take the metrics of a batch; nothing is read or computed for most of them yet."""
+        for name, value in metrics.items():
+            waiting = self._waiting.get(name)
+            if waiting is None:
+                waiting = self._waiting[name] = ([], [])
+                self._weights.setdefault(name, 0.0)
+                self._sums.setdefault(name, [])
+            values, weights = waiting
+            values.append(value)
+            weights.append(weight)
+            self._weights[name] += weight
+            if len(values) == BLOCK:
+                self._add_up(name)
+
+    def _add_up(self, name: str) -> None:
+        values, weights = self._waiting.pop(name)
+        missing = BLOCK - len(values)
+        # Blocks of one length compile once.
+        same_type = (*values, *values[:1] * missing)
+        self._sums[name].append(_weighted_sum(same_type, np.asarray([*weights, *[0.0] * missing], np.float32)))
+
+    def close(self) -> None:
+        """Add up what is left, so that little is kept on the device."""
+        for name in list(self._waiting):
+            self._add_up(name)
+
+    def read(self) -> dict[str, float]:
+        """The means; waits for the device, once."""
+        self.close()
+        sums = jax.device_get(self._sums)
+        return {name: _ratio(math.fsum(map(float, parts)), self._weights[name]) for name, parts in sums.items()}
+
+
+def _ratio(total: float, weight: float) -> float:
+    return total / weight if weight else math.nan
+
+
+@jax.jit
+def _weighted_sum(values: tuple[Any, ...], weights: Any) -> Any:
+    means = jnp.stack([jnp.mean(jnp.asarray(value, float)) for value in values])
+    # Not weights @ means: no weight times infinity would be NaN.
+    return jnp.sum(jnp.where(weights > 0, means * weights, 0.0))

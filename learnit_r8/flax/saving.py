@@ -1,0 +1,85 @@
+"""Checkpoints of Flax states: files that are whole or not there, restored into a state that can train on."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checkpoint import decode
+from ..loops.saving import numbered, save_state
+from ..loops.trees import from_plain, readable, to_plain
+from ..triggers.when import whole
+
+PREFIX = "checkpoint_"
+
+
+def save_checkpoint(state: Any, directory: str | os.PathLike[str], step: int | None = None) -> Path:
+    """Write a state to ``directory/checkpoint_<step>``, in place of one of that name.
+
+    Args:
+        state: A `TrainState`, or any pytree of arrays and numbers.
+        directory: Made if it is missing.
+        step: >= 0; by default ``state.step``.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: the step is not whole or below 0.
+        TypeError: a leaf of the state cannot be saved.
+    """
+    number = int(state.step) if step is None else whole("step", step, least=0)
+    path = Path(directory) / f"{PREFIX}{number}"
+    save_state(path, state)
+    return path
+
+
+def load_checkpoint(path: str | os.PathLike[str], state: Any = None) -> Any:
+    """Read a state.
+
+    Args:
+        path: The file.
+        state: A state of the same structure, such as a fresh one; gives what a file cannot hold, the functions and
+            the types of the optimizer.
+
+    Returns:
+        A state that can train on: parameters, optimizer, step and statistics as they were. Without ``state``, nested
+        dictionaries of numpy arrays.
+
+    Raises:
+        ValueError: the file is damaged, or of another structure than ``state``.
+        OSError: there is no such file.
+    """
+    plain = decode(Path(path).read_bytes())["state"]
+    return readable(plain) if state is None else from_plain(plain, state)
+
+
+def save_training(
+    state: Any, directory: Path, *, epoch: int, history: dict[str, list[float]], key: Any, scheduler: Any
+) -> None:
+    """Write a checkpoint of a whole training: the state, and all that `train_loop` needs to go on."""
+    training = {
+        "epoch": epoch,
+        "history": {name: np.asarray(values, dtype=np.float64) for name, values in history.items()},
+        "key": to_plain(key),
+        "scheduler": None if scheduler is None else scheduler.state_dict(),
+    }
+    save_state(directory / f"{PREFIX}{epoch}", state, training=training)
+
+
+def newest_training(directory: Path) -> dict[str, Any] | None:
+    """The content of the newest valid checkpoint of a training; None without. Damaged ones are said and passed over."""
+    for _, path in reversed(numbered(directory, PREFIX)):
+        try:
+            content = decode(path.read_bytes())
+            if "training" not in content:
+                raise ValueError(f"{path.name} must be written by train_loop(), got one with {sorted(content)}.")
+        except (OSError, ValueError) as error:
+            warnings.warn(f"a checkpoint was passed over: {path.name}: {error}", RuntimeWarning, stacklevel=4)
+            continue
+        return content
+    return None

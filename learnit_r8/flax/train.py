@@ -1,0 +1,176 @@
+"""train_loop: epochs of a jitted step, with validation, checkpoints and a history; and train_epoch, one of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..loops import every, loop
+from ..loops.elapse import batch_size
+from ..triggers.when import whole
+from .data import EpochBatches, ValidationBatches, step_keys
+from .metrics import Metrics, RunningMeans, format_metrics
+from .training import Training, Validation
+
+if TYPE_CHECKING:
+    from ..scheduler import R8Scheduler
+
+
+def train_epoch(
+    state: Any,
+    train_step_fn: Any,
+    data_iterator: Any,
+    num_batches: int | None,
+    rng_key: Any,
+    log_every: int | None = None,
+) -> tuple[Any, Metrics]:
+    """Train one epoch.
+
+    Epoch e of `train_loop` is this with the key ``jax.random.fold_in(rng_key, e)``.
+
+    Args:
+        state: What the step takes and returns.
+        train_step_fn: ``(state, batch, rng_key)``, returns the new state and a dictionary of metrics.
+        data_iterator: Batches, or a function that returns them.
+        num_batches: Most batches to take, >= 1; None for all.
+        rng_key: Key of the epoch; every step has its own.
+        log_every: Steps between two lines of metrics on the screen, >= 1; None for none.
+
+    Returns:
+        The state, and the metrics' means over the samples.
+
+    Raises:
+        ValueError: ``num_batches`` or ``log_every`` out of its range.
+    """
+    most = None if num_batches is None else whole("num_batches", num_batches, least=1)
+    means, keys = RunningMeans(), step_keys(rng_key)
+
+    def step(state: Any, batch: Any) -> Any:
+        new_state, metrics = train_step_fn(state, batch, next(keys))
+        means.add(metrics, batch_size(batch))
+        return None, new_state
+
+    def show(elapsed: Any) -> None:
+        print(f"step {elapsed.steps}: {format_metrics(means.read())}", flush=True)
+
+    tasks: dict[Any, Any] = {every(1): step}
+    if log_every is not None:
+        tasks[every(log_every)] = show
+    state, _, _ = loop(state, data_iterator, tasks, stop=most)
+    return state, Metrics(means.read())
+
+
+def train_loop(
+    state: Any,
+    train_step_fn: Any,
+    data_iterator_fn: Any,
+    num_epochs: int | None = None,
+    num_batches: int | None = None,
+    rng_key: Any = None,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 1,
+    val_step_fn: Any = None,
+    val_data_iterator: Any = None,
+    val_num_batches: int | None = None,
+    show_progress: bool = True,
+    *,
+    scheduler: R8Scheduler | None = None,
+    resume: bool = False,
+    callbacks: Any = None,
+) -> tuple[Any, dict[str, list[float]]]:
+    """Train for some epochs, validate after each, save checkpoints, and keep the metrics.
+
+    Means are weighted by the sizes of the batches, and read from the device when someone wants them. The keys of the
+    steps follow from ``rng_key``, the epoch and the step alone. Ctrl-C ends the run and returns what there is.
+
+    Args:
+        state: A `TrainState`, or whatever the step takes and returns.
+        train_step_fn: ``(state, batch, rng_key)``, returns the new state and a dictionary of metrics: numbers, 0-dim
+            arrays, or vectors, which count by their mean.
+        data_iterator_fn: A function that returns an epoch's batches (given the epoch, 0-based, if it takes
+            ``epoch``); or an iterable of them; or an iterator, of which each epoch takes its share. With a scheduler,
+            ``(indices)``, returns the batch of these samples.
+        num_epochs: Epochs, >= 1, those before a resume included; with a scheduler it may be left out.
+        num_batches: Most batches in an epoch, >= 1; None for all. An epoch of fewer batches is a shorter epoch.
+        rng_key: A key of ``jax.random``.
+        checkpoint_dir: Folder for ``checkpoint_<epochs>``, the last epoch always among them; None for none.
+        checkpoint_every: Epochs between two checkpoints, >= 1.
+        val_step_fn: ``(state, batch, rng_key)``, returns a state, which is dropped, and metrics.
+        val_data_iterator: Batches to validate on: a function, called at each validation; an iterable; or an iterator,
+            whose first ``val_num_batches`` batches are kept.
+        val_num_batches: How many, >= 1; None for all.
+        show_progress: Whether to print a line an epoch.
+        scheduler: Draws the batches, sets the ``learning_rate`` of ``optax.inject_hyperparams``, and hears
+            ``metrics["losses"]``, float[B], if there is such an entry, else ``metrics["loss"]``. A refused batch
+            leaves the state as it was, so the step must not donate it. A policy's weights are ``batch["weights"]``.
+        resume: Whether to go on from the newest valid checkpoint in ``checkpoint_dir``, if there is one: with its
+            state, key, history, and scheduler.
+        callbacks: As in `learnit_r8.loops.loop`; called at each step. Logs have the step's metrics by their names,
+            and at an epoch's end those of the history.
+
+    Returns:
+        The final state, and for each metric a list of one value an epoch, "train_..." and "val_...".
+
+    Raises:
+        ValueError: an argument out of its range or missing, an epoch without batches, or no loss for the scheduler.
+        TypeError: a function is none.
+    """
+    _check_step("train_step_fn", train_step_fn)
+    if rng_key is None or (resume and checkpoint_dir is None):
+        raise ValueError(
+            f"rng_key must be given, and checkpoint_dir to resume, got {rng_key!r} and {checkpoint_dir!r}."
+        )
+    training = Training(
+        train_step_fn,
+        data=_data(data_iterator_fn, num_batches, scheduler),
+        num_epochs=_num_epochs(num_epochs, scheduler),
+        key=rng_key,
+        validation=_validation(val_step_fn, val_data_iterator, val_num_batches),
+        folder=None if checkpoint_dir is None else Path(checkpoint_dir),
+        checkpoint_every=whole("checkpoint_every", checkpoint_every, least=1),
+        show_progress=show_progress,
+        scheduler=scheduler,
+        logs_steps=callbacks is not None,
+    )
+    if resume:
+        state = training.resume(state)
+    final, _, _ = loop(state, training.batches, {every(1): [training.step, training.end_epoch]}, callbacks)
+    training.read()
+    return final, training.history
+
+
+def _check_step(name: str, step: Any) -> None:
+    if not callable(step):
+        raise TypeError(f"{name} must be a function of state, batch and rng_key, got {step!r}.")
+
+
+def _validation(step: Any, source: Any, num_batches: int | None) -> Validation | None:
+    most = None if num_batches is None else whole("val_num_batches", num_batches, least=1)
+    if (step is None) != (source is None):
+        raise ValueError(f"val_step_fn and val_data_iterator must be given together, got {step!r} and {source!r}.")
+    if step is None:
+        return None
+    _check_step("val_step_fn", step)
+    return Validation(step, ValidationBatches(source, most))
+
+
+def _data(source: Any, num_batches: int | None, scheduler: Any) -> Any:
+    most = None if num_batches is None else whole("num_batches", num_batches, least=1)
+    if scheduler is None:
+        return EpochBatches(source, most)
+    if not (hasattr(scheduler, "draw_if_any") and hasattr(scheduler, "report")):
+        raise TypeError(f"scheduler must be an R8Scheduler, got {scheduler!r}.")
+    if not callable(source):
+        raise TypeError(f"data_iterator_fn must be a function of indices where a scheduler draws, got {source!r}.")
+    if most is not None and most != scheduler.steps_per_epoch:
+        raise ValueError(
+            f"num_batches must be the scheduler's {scheduler.steps_per_epoch} or left out, got {num_batches!r}."
+        )
+    return source
+
+
+def _num_epochs(num_epochs: int | None, scheduler: Any) -> int | None:
+    if num_epochs is None and scheduler is not None:
+        return None
+    return whole("num_epochs", num_epochs, least=1)

@@ -1,0 +1,216 @@
+"""What train_loop gives to the loop: batches with an end of each epoch, the step, and what an epoch's end brings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from ..loops import Logs, LoopState
+from ..loops.elapse import batch_size
+from ..loops.logs import Entries
+from ..loops.trees import from_plain
+from .data import ValidationBatches, fold_in, step_keys
+from .metrics import RunningMeans, accumulate_history, format_metrics
+from .saving import newest_training, save_training
+from .state import with_lr
+
+MOST_UNREAD = 32
+"""Epochs whose means may wait on the device while nobody asks for them: reading drains what is under way there."""
+
+_VALIDATION = 2**31 - 1
+"""Folded into an epoch's key for its validation; the blocks of the steps' keys count from 0."""
+
+
+class Validation:
+    """A validation after each epoch.
+
+    Args:
+        step: ``(state, batch, rng_key)``, returns a state and metrics.
+        batches: The same at each validation.
+    """
+
+    def __init__(self, step: Callable[..., Any], batches: ValidationBatches) -> None:
+        self._step, self._batches = step, batches
+
+    def run(self, state: Any, epoch_key: Any) -> dict[str, float]:
+        """The metrics' means over the samples.
+
+        Raises:
+            ValueError: there is no batch.
+        """
+        means, keys = RunningMeans(), step_keys(fold_in(epoch_key, _VALIDATION))
+        num_batches = 0
+        for batch in self._batches:
+            _, metrics = self._step(state, batch, next(keys))
+            means.add(metrics, batch_size(batch))
+            num_batches += 1
+        if not num_batches:
+            raise ValueError(f"val_data_iterator must give at least one batch, got none from {self._batches!r}.")
+        return means.read()
+
+
+class Training:
+    """The moving parts of one `train_loop`, whose arguments these are.
+
+    Attributes:
+        history: A list of one value an epoch for each metric.
+    """
+
+    def __init__(
+        self,
+        train_step: Callable[..., Any],
+        *,
+        data: Any,
+        num_epochs: int | None,
+        key: Any,
+        validation: Validation | None,
+        folder: Path | None,
+        checkpoint_every: int,
+        show_progress: bool,
+        scheduler: Any,
+        logs_steps: bool,
+    ) -> None:
+        self.history: dict[str, list[float]] = {}
+        self._train_step, self._data, self._num_epochs, self._key = train_step, data, num_epochs, key
+        self._validation, self._folder, self._checkpoint_every = validation, folder, checkpoint_every
+        self._show_progress, self._r8, self._logs_steps = show_progress, scheduler, logs_steps
+        self._first_epoch = 0 if scheduler is None else scheduler.current_epoch
+        self._ticket: Any = None
+        self._unread: list[RunningMeans] = []
+        self._ticket_epoch: int | None = None
+        self._begin(self._first_epoch)
+
+    def _begin(self, epoch: int, step: int = 0) -> None:
+        self._epoch, self._means, self._began = epoch, RunningMeans(), time.monotonic()
+        self._epoch_key = fold_in(self._key, epoch)
+        self._keys = step_keys(self._epoch_key, step)
+
+    def resume(self, state: Any) -> Any:
+        """The state of the newest checkpoint, and everything else set as it was then; without one, as given."""
+        assert self._folder is not None
+        content = newest_training(self._folder)
+        if content is None:
+            return state
+        training = content["training"]
+        if (training["scheduler"] is None) != (self._r8 is None):
+            raise ValueError(f"scheduler must be given where the saved run had one, and only there, got {self._r8!r}.")
+        if self._r8 is not None:
+            self._r8.load_state_dict(training["scheduler"])
+        self._key = from_plain(training["key"], self._key, "rng_key")
+        self.history = {name: values.tolist() for name, values in training["history"].items()}
+        self._first_epoch = training["epoch"]
+        self._begin(self._first_epoch)
+        return from_plain(content["state"], state)
+
+    def batches(self) -> Iterator[Any]:
+        """The batches of all epochs."""
+        return self._drawn() if self._r8 is not None else self._given()
+
+    def _given(self) -> Iterator[Any]:
+        assert self._num_epochs is not None
+        for epoch in range(self._first_epoch, self._num_epochs):
+            self._begin(epoch)
+            yield from self._data.of(epoch)
+
+    def _drawn(self) -> Iterator[Any]:
+        r8 = self._r8
+        try:
+            while self._num_epochs is None or r8.current_epoch < self._num_epochs:
+                ticket = self._ticket = r8.draw_if_any()
+                if ticket is None:
+                    return
+                self._follow(ticket)
+                batch = self._data(ticket.indices)
+                yield batch if ticket.weights is None else {**batch, "weights": ticket.weights}
+        finally:
+            if self._ticket is not None:
+                r8.hand_back(self._ticket)
+
+    def _follow(self, ticket: Any) -> None:
+        """Begin the epoch of a batch, if it is another one; also in the middle, after a resume of the scheduler."""
+        if self._ticket_epoch != ticket.epoch:
+            self._ticket_epoch = ticket.epoch
+            self._begin(max(ticket.epoch, 0), ticket.step % self._r8.steps_per_epoch)
+
+    def step(self, loop_state: LoopState) -> Any:
+        """Train on a batch."""
+        ticket, batch = self._ticket, loop_state.batch
+        state = loop_state.state if ticket is None else with_lr(loop_state.state, ticket.lr)
+        state, metrics = self._train_step(state, batch, next(self._keys))
+        if ticket is not None:
+            is_good, metrics = self._reported(ticket, metrics)
+            if not is_good:
+                return None
+        self._means.add(metrics, batch_size(batch))
+        return (Logs(metrics=Entries(metrics)) if self._logs_steps else None), state
+
+    def _reported(self, ticket: Any, metrics: Mapping[str, Any]) -> tuple[bool, Mapping[str, Any]]:
+        """Whether the scheduler lets the step count; and the metrics without the samples' losses."""
+        loss = metrics.get("losses", metrics.get("loss"))
+        if loss is None:
+            raise ValueError(f'metrics must have "losses" or "loss" for the scheduler, got {sorted(metrics)}.')
+        outcome = self._r8.report(ticket, loss)
+        kept = {name: value for name, value in metrics.items() if name != "losses"}
+        return bool(outcome) and outcome.rolled_back_to is None, kept
+
+    def end_epoch(self, loop_state: LoopState) -> Logs | None:
+        """Validate, remember, save and show, if this step was the last one of its epoch."""
+        if not self._is_last():
+            return None
+        self._means.close()
+        self._unread.append(self._means)
+        self._means = RunningMeans()
+        validated = {} if self._validation is None else self._validation.run(loop_state.state, self._epoch_key)
+        val = {f"val_{name}": value for name, value in validated.items()}
+        if self._r8 is not None and val:
+            self._r8.log(**val)
+        is_saved = self._is_saved()
+        if not (val or is_saved or self._show_progress or self._logs_steps or len(self._unread) == MOST_UNREAD):
+            return None
+        new = self.read(val)
+        if is_saved:
+            self._save(loop_state.state)
+        if self._show_progress:
+            self._show(new)
+        logs = Logs()
+        for name, value in new.items():
+            logs.add_stateful_metric(name, value)
+        return logs
+
+    def read(self, val: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
+        """Read the epochs that are still on the device into the history; the metrics of the last one.
+
+        Args:
+            val: What its validation has found.
+        """
+        new: dict[str, float] = {}
+        for number, means in enumerate(self._unread, start=1):
+            new = {f"train_{name}": value for name, value in means.read().items()}
+            new.update(val if number == len(self._unread) else {})
+            self.history = accumulate_history(self.history, new)
+        self._unread.clear()
+        return new
+
+    def _show(self, metrics: Mapping[str, float]) -> None:
+        of = "" if self._num_epochs is None else f"/{self._num_epochs}"
+        seconds = time.monotonic() - self._began
+        print(f"epoch {self._epoch + 1}{of}: {format_metrics(metrics)} ({seconds:.1f} s)", flush=True)
+
+    def _is_last(self) -> bool:
+        if self._r8 is None:
+            return bool(self._data.is_last)
+        is_over = self._r8.current_epoch > self._epoch or self._r8.progress >= 1
+        return bool(self._ticket.epoch >= 0 and is_over)
+
+    def _is_saved(self) -> bool:
+        done = self._epoch + 1
+        is_final = done == self._num_epochs or (self._r8 is not None and self._r8.progress >= 1)
+        return self._folder is not None and (is_final or done % self._checkpoint_every == 0)
+
+    def _save(self, state: Any) -> None:
+        assert self._folder is not None
+        epoch = self._epoch + 1
+        save_training(state, self._folder, epoch=epoch, history=self.history, key=self._key, scheduler=self._r8)

@@ -1,0 +1,211 @@
+"""Progress bars: one line that says how far a loop is and what its metrics are."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import IO, Any
+
+from ..streams.event import as_scalar
+from ..triggers import Elapsed
+from .period import Period, as_period
+from .state import LoopState
+
+SHOWN = ("metrics", "stateful_metrics", "losses")
+"""Collections whose entries bars and loggers show."""
+
+WIDTH = 30
+
+
+def shown_values(logs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """The numbers of a row that people want to see, read from their device.
+
+    >>> shown_values({"metrics": {"loss": 0.5, "each": [1, 2]}, "outputs": {"y": 3.0}})
+    {'loss': 0.5}
+    """
+    found = {}
+    for collection in SHOWN:
+        for name, value in logs.get(collection, {}).items():
+            number = as_scalar(value)
+            if isinstance(number, (int, float)):
+                found[name] = float(number)
+    return found
+
+
+def bar_line(elapsed: Elapsed, total: Period | None, values: Mapping[str, float]) -> str:
+    """The line: count, bar, time, metrics; printable characters only.
+
+    >>> bar_line(Elapsed(steps=5, time=2.0), Period(steps=10), {"loss": 0.25})
+    '5/10 [===============>..............] - ETA: 2s - loss: 0.2500'
+    """
+    rate = elapsed.time / elapsed.steps if elapsed.steps else 0.0
+    pace = f"{elapsed.time:.0f}s {_duration(rate)}/step"
+    if total is None:
+        parts = [f"{elapsed.steps} steps", pace]
+    else:
+        share = min(total.share(elapsed), 1.0)
+        unit, limit = max(total.limits(), key=lambda one: getattr(elapsed, one[0]) / one[1] if one[1] else 1.0)
+        left = f"ETA: {elapsed.time * (1 - share) / share:.0f}s" if 0 < share < 1 else pace
+        parts = [f"{_count(unit, getattr(elapsed, unit))}/{_count(unit, limit)} [{_drawn(share)}]", left]
+    parts += [f"{name}: {value:.4f}" for name, value in values.items()]
+    return "".join(sign for sign in " - ".join(parts) if sign.isprintable())
+
+
+def _drawn(share: float) -> str:
+    full = int(share * WIDTH)
+    return "=" * WIDTH if full == WIDTH else "=" * full + ">" + "." * (WIDTH - full - 1)
+
+
+def _count(unit: str, value: float) -> str:
+    return f"{value:.0f}s" if unit == "time" else f"{value:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f}s" if seconds >= 1 else f"{1e3 * seconds:.0f}ms" if seconds >= 1e-3 else f"{1e6 * seconds:.0f}us"
+    )
+
+
+class keras_bar:
+    """A progress bar like that of Keras, with the metrics of the last step that had each.
+
+    Values are read from their device only when the line is drawn. Where the stream is no terminal, it is a line a
+    minute and one at the end. In a loop of your own, call it with `Elapsed` and logs, and ``close()`` it at the end.
+
+    Args:
+        total: How long the run is: steps, a time such as "5min", a `Period` or ``at(...)``; by default the loop's stop.
+        interval: Least seconds between two drawings, >= 0.
+        stream: Where to; by default ``sys.stdout`` of the moment.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(self, total: Any = None, *, interval: float = 0.1, stream: IO[str] | None = None) -> None:
+        self._total = None if total is None else as_period("total", total)
+        if not (isinstance(interval, (int, float)) and interval >= 0):
+            raise ValueError(f"interval must be seconds >= 0, got {interval!r}.")
+        self._interval, self._stream = interval, stream
+        self._forget()
+
+    def _forget(self) -> None:
+        self._drawn_at: float | None = None
+        self._width = 0
+        self._elapsed: Elapsed | None = None
+        self._latest: dict[str, dict[str, Any]] = {}
+        self._length = self._total
+
+    def __call__(self, elapsed: Elapsed, logs: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """Take a step's logs, and draw if it is time."""
+        self._note(elapsed, logs or {})
+        now = time.monotonic()
+        first = self._drawn_at is None
+        if first or now - (self._drawn_at or 0.0) >= (self._interval if self._is_terminal() else 60.0):
+            self._drawn_at = now
+            if self._is_terminal() or not first:
+                self._draw()
+
+    def _note(self, elapsed: Elapsed, logs: Mapping[str, Mapping[str, Any]]) -> None:
+        self._elapsed = elapsed
+        for collection in SHOWN:
+            if collection in logs:
+                self._latest.setdefault(collection, {}).update(logs[collection])
+
+    def on_start(self, loop_state: LoopState) -> None:
+        """Begin a new line."""
+        self._forget()
+        self._length = loop_state.total if self._total is None else self._total
+
+    def on_step(self, loop_state: LoopState) -> None:
+        """Take this step's logs."""
+        self(loop_state.elapsed, loop_state.logs)
+
+    def on_end(self, loop_state: LoopState) -> None:
+        """Draw the last state and end the line."""
+        if self._elapsed is not None:
+            self._note(loop_state.elapsed, loop_state.logs)
+        self.close()
+
+    def close(self) -> None:
+        """Draw the last state and end the line; nothing happens if there is none."""
+        if self._elapsed is None:
+            return
+        self._draw()
+        if self._is_terminal():
+            self._file().write("\n")
+            self._file().flush()
+        self._forget()
+
+    def _file(self) -> IO[str]:
+        return self._stream or sys.stdout
+
+    def _is_terminal(self) -> bool:
+        return bool(getattr(self._file(), "isatty", bool)())
+
+    def _draw(self) -> None:
+        assert self._elapsed is not None
+        line = bar_line(self._elapsed, self._length, shown_values(self._latest))
+        if self._is_terminal():
+            self._file().write("\r" + line + " " * (self._width - len(line)))
+            self._width = len(line)
+        else:
+            self._file().write(line + "\n")
+        self._file().flush()
+
+
+class tqdm_bar:
+    """A progress bar of tqdm; opened when the loop starts and closed when it ends.
+
+    Args:
+        total: How long the run is: steps, a time such as "5min", a `Period` or ``at(...)`` of one unit; by default the
+            loop's stop.
+        **options: For ``tqdm.tqdm``.
+
+    Raises:
+        ImportError: tqdm is not installed.
+        ValueError: the total is none of these.
+    """
+
+    def __init__(self, total: Any = None, **options: Any) -> None:
+        try:
+            from tqdm import tqdm  # type: ignore[import-untyped, import-not-found, unused-ignore]
+        except ImportError as error:
+            raise ImportError(f"tqdm is required for tqdm_bar(): pip install tqdm ({error}).") from error
+        self._make, self._options = tqdm, options
+        self._total = None if total is None else as_period("total", total)
+        self._bar: Any = None
+        self._shown_at = 0.0
+
+    def on_start(self, loop_state: LoopState) -> None:
+        """Open the bar."""
+        self._open(loop_state.total if self._total is None else self._total, loop_state.elapsed)
+
+    def _open(self, length: Period | None, elapsed: Elapsed) -> None:
+        self._unit, limit = ([("steps", None)] if length is None else length.limits())[0]
+        initial = getattr(elapsed, self._unit)
+        self._bar = self._make(**{"total": limit, "initial": initial, "unit": f" {self._unit}", **self._options})
+
+    def __call__(self, elapsed: Elapsed, logs: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """Move the bar; by hand, `close` it at the end."""
+        if self._bar is None:
+            self._open(self._total, Elapsed())
+        self._bar.update(getattr(elapsed, self._unit) - self._bar.n)
+        now = time.monotonic()
+        if logs and now - self._shown_at >= 0.1:
+            self._shown_at = now
+            self._bar.set_postfix(shown_values(logs), refresh=False)
+
+    def on_step(self, loop_state: LoopState) -> None:
+        """Move the bar."""
+        self(loop_state.elapsed, loop_state.logs)
+
+    def on_end(self) -> None:
+        """Close the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the bar; nothing happens if it is not open."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

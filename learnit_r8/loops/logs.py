@@ -1,0 +1,155 @@
+"""Logs: what one step of a loop has to say, in named collections; a JAX pytree wherever JAX is in use."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+FIRST_LOOKED_AT = ("metrics", "stateful_metrics", "losses", "outputs")
+"""Where a short name is looked for first; then in the other collections, in the order of their first entries."""
+
+_with_jax: set[Any] = set()
+
+
+class Entries(dict[str, Any]):
+    """The entries of one collection, also as attributes."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"entry must be one of {sorted(self)}, got {name!r}.") from None
+
+
+class Logs(dict[str, Entries]):
+    """Named values in named collections: ``logs["metrics"]["loss"]``, ``logs.metrics.loss`` or ``logs.loss``.
+
+    Values are kept as they are, on their device; torch tensors are detached. Where JAX is loaded, a jitted function
+    may return it.
+
+    >>> step = Logs()
+    >>> step.add_metric("loss", 0.5).add_entry("states", "weight", 2.0).weight
+    2.0
+    """
+
+    __slots__ = ()
+
+    def add_entry(self, collection: str, name: str, value: Any) -> Logs:
+        """Put a value into a collection, in place of one of that name.
+
+        Args:
+            collection: Any text.
+            name: Any text.
+            value: Anything.
+
+        Returns:
+            These logs.
+
+        Raises:
+            TypeError: the collection or the name is not a text.
+        """
+        if not (isinstance(collection, str) and isinstance(name, str)):
+            raise TypeError(f"collection and name must be texts, got {collection!r} and {name!r}.")
+        entries = self.get(collection)
+        if entries is None:
+            entries = self[collection] = Entries()
+        entries[name] = value.detach() if hasattr(value, "detach") else value
+        return self
+
+    def add_metric(self, name: str, value: Any) -> Logs:
+        """Add to "metrics": values of one step, which may be averaged over steps."""
+        return self.add_entry("metrics", name, value)
+
+    def add_stateful_metric(self, name: str, value: Any) -> Logs:
+        """Add to "stateful_metrics": values that are averages already, of which the last one counts."""
+        return self.add_entry("stateful_metrics", name, value)
+
+    def add_loss(self, name: str, value: Any) -> Logs:
+        """Add to "losses"."""
+        return self.add_entry("losses", name, value)
+
+    def add_output(self, name: str, value: Any) -> Logs:
+        """Add to "outputs": predictions and the like, which bars and loggers leave alone."""
+        return self.add_entry("outputs", name, value)
+
+    def find(self, key: str) -> Any:
+        """The value of "collection.name", or of a name in whichever collection has it.
+
+        A name that several have is that of metrics, stateful_metrics, losses, outputs, then the one added first.
+
+        Raises:
+            KeyError: none has it.
+        """
+        collection, dot, name = key.partition(".")
+        if dot and name in self.get(collection, ()):
+            return self[collection][name]
+        for entries in in_order(self):
+            if key in self[entries]:
+                return self[entries][key]
+        raise KeyError(f"key must be one of {names_of(self)}, got {key!r}.")
+
+    def merge(self, more: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take over all entries of other logs."""
+        for collection, entries in more.items():
+            mine = self.get(collection)
+            if mine is None:
+                self[collection] = Entries(entries)
+            else:
+                mine.update(entries)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        try:
+            return self.find(name)
+        except KeyError as error:
+            raise AttributeError(error.args[0]) from None
+
+
+def in_order(collections: Iterable[str]) -> list[str]:
+    """Collections in the order in which a short name is looked for."""
+    present = list(collections)
+    first = [name for name in FIRST_LOOKED_AT if name in present]
+    return first + [name for name in present if name not in FIRST_LOOKED_AT]
+
+
+def names_of(logs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Every "collection.name", sorted, for messages."""
+    return sorted(f"{collection}.{name}" for collection, entries in logs.items() for name in entries)
+
+
+def logs() -> Logs:
+    """Make empty `Logs`.
+
+    >>> step = logs()
+    >>> step.add_loss("mse", 0.25)
+    {'losses': {'mse': 0.25}}
+    """
+    if not _with_jax and "jax" in sys.modules:
+        _register()
+    return Logs()
+
+
+def _register() -> None:
+    """Make `Logs` a pytree of the JAX that somebody else has loaded."""
+    tree_util = sys.modules.get("jax.tree_util")
+    register = getattr(tree_util, "register_pytree_node", None)
+    # JAX may be in the middle of being imported, in another thread for instance.
+    if register is not None:
+        _with_jax.add(tree_util)
+        register(Logs, _flatten, _unflatten)
+
+
+def _flatten(tree: Logs) -> tuple[list[Any], tuple[tuple[str, str], ...]]:
+    places = tuple((collection, name) for collection, entries in tree.items() for name in entries)
+    return [tree[collection][name] for collection, name in places], places
+
+
+def _unflatten(places: tuple[tuple[str, str], ...], values: Iterable[Any]) -> Logs:
+    tree = Logs()
+    for (collection, name), value in zip(places, values, strict=True):
+        tree.setdefault(collection, Entries())[name] = value
+    return tree

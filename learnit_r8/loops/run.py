@@ -1,0 +1,150 @@
+"""loop: for every batch of a data set, what is due. The one place where the loops of this package turn."""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+from ..triggers import Elapsed
+from .elapse import Stopwatch, batch_size, opened
+from .history import History
+from .period import as_stop
+from .state import LoopState
+from .tasks import Step, Tasks, call_each, read_tasks
+
+_depth: contextvars.ContextVar[int] = contextvars.ContextVar("depth", default=0)
+
+
+def loop(
+    state: Any,
+    dataset: Any,
+    tasks: Any = None,
+    callbacks: Any = None,
+    *,
+    stop: Any = None,
+    history: History | None = None,
+    elapsed: Elapsed | None = None,
+    metadata: Any = None,
+    catch_keyboard_interrupt: bool = True,
+) -> tuple[Any, History, Elapsed]:
+    """Go through a data set and call, at each batch, the callbacks that are due.
+
+    A callback takes up to four of ``state``, ``batch``, ``elapsed`` and ``loop_state``, by name where its parameters
+    have these names and by position otherwise. It returns None, a new state, logs, or ``(logs or None, state or
+    None)``. An object may have ``on_start``, ``on_step`` (else it is called itself) and ``on_end``; the last is
+    called whatever happens.
+
+    Args:
+        state: Anything: a number, an array, a pytree, a torch module; given to callbacks and replaced by theirs.
+        dataset: An iterable of batches, or a function that returns one.
+        tasks: ``{when: callback or callbacks}``. When is a trigger such as ``every(10)``, a function of `Elapsed`, a
+            number of steps or a time such as "30s"; "on_start" and "on_end" for once.
+        callbacks: Callbacks for every step, after the tasks.
+        stop: Steps in all, a time such as "5min", a `Period`, a trigger, or a function of `Elapsed`; by default the
+            data set's end. It is asked before a batch is taken.
+        history: Rows to go on from; new ones are added to it.
+        elapsed: Steps, samples and seconds to go on from, as a loop returned them.
+        metadata: Anything, for callbacks that look at ``loop_state.metadata``.
+        catch_keyboard_interrupt: Whether Ctrl-C ends the loop, which then returns what there is. A loop inside
+            another one hands it on.
+
+    Returns:
+        The state, the logs of all steps that had any, and what is finished.
+
+    Raises:
+        TypeError: the data set is no iterable, or something is not a callback.
+        ValueError: a key of the tasks, or ``stop``, does not say when.
+
+    >>> from learnit_r8.triggers import every
+    >>> loop(0, range(10), {every(1): lambda state, batch: state + batch})[0]
+    45
+    """
+    return run_loop(
+        state,
+        dataset,
+        read_tasks(tasks, callbacks),
+        stop=stop,
+        history=history,
+        elapsed=elapsed,
+        metadata=metadata,
+        catch_keyboard_interrupt=catch_keyboard_interrupt,
+    )
+
+
+def run_loop(
+    state: Any,
+    dataset: Any,
+    plan: Tasks,
+    *,
+    stop: Any = None,
+    history: History | None = None,
+    elapsed: Elapsed | None = None,
+    metadata: Any = None,
+    catch_keyboard_interrupt: bool = True,
+) -> tuple[Any, History, Elapsed]:
+    """`loop`, with tasks that were read already."""
+    condition, total = as_stop(stop)
+    batches = opened(dataset)
+    start = Elapsed() if elapsed is None else elapsed
+    here = LoopState(state, start, History() if history is None else history, total=total, metadata=metadata)
+    _turn(here, batches, plan, Stopwatch(condition, start), owns_batches=batches is not dataset)
+    if here.is_interrupted and (_depth.get() or not catch_keyboard_interrupt):
+        raise KeyboardInterrupt
+    return here.state, here.history, here.elapsed
+
+
+def _turn(here: LoopState, batches: Iterator[Any], plan: Tasks, watch: Stopwatch, *, owns_batches: bool) -> None:
+    """Run a loop to its end, and its ending in any case."""
+    token = _depth.set(_depth.get() + 1)
+    try:
+        here.call(plan.start)
+        here.commit()
+        _steps(here, batches, plan.steps, watch)
+    except KeyboardInterrupt:
+        here.is_interrupted = True
+    except BaseException as error:
+        here.error = error
+        raise
+    finally:
+        try:
+            _end(here, batches if owns_batches else None, plan, watch)
+        finally:
+            _depth.reset(token)
+
+
+def _steps(here: LoopState, batches: Iterator[Any], tasks: tuple[Step, ...], watch: Stopwatch) -> None:
+    finished = here.elapsed
+    steps, samples, seconds = finished[:3]
+    if here.stop_iteration or watch.is_over(finished):
+        return
+    try:
+        for batch in batches:
+            here.batch = batch
+            here.state_before = here.state
+            before = steps, samples, seconds
+            steps, samples, seconds = steps + 1, samples + batch_size(batch), watch.seconds()
+            here.elapsed = elapsed = Elapsed(steps, samples, seconds, *before)
+            for condition, calls in tasks:
+                if condition is None or condition(elapsed):
+                    here.call(calls)
+            here.commit()
+            finished = elapsed
+            if here.stop_iteration or watch.is_over(finished):
+                return
+    finally:
+        here.elapsed = finished
+
+
+def _end(here: LoopState, batches: Any, plan: Tasks, watch: Stopwatch) -> None:
+    """Tell what listens for the end; what a step that was not finished has logged is lost."""
+    here.logs.clear()
+    here.elapsed = here.elapsed._replace(time=max(here.elapsed.time, watch.seconds()))
+    endings: list[Any] = [functools.partial(here.call, (call,)) for call in plan.end]
+    if hasattr(batches, "close"):
+        endings.append(batches.close)
+    try:
+        call_each(endings)
+    finally:
+        here.commit()

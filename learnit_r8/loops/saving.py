@@ -1,0 +1,133 @@
+"""Keeping states: copies in RAM for early stopping, files for checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import _write, decode, encode
+from ..streams.event import Record, as_scalar
+from ..triggers.when import whole
+from .state import LoopState
+from .trees import from_plain, to_plain
+
+
+def copied(state: Any) -> Any:
+    """A copy of a state that later steps cannot change."""
+    return copy.deepcopy(state.state_dict() if hasattr(state, "load_state_dict") else state)
+
+
+def put_back(state: Any, kept: Any) -> Any:
+    """The state that was copied; one with ``load_state_dict`` is changed in place."""
+    if hasattr(state, "load_state_dict"):
+        state.load_state_dict(copy.deepcopy(kept))
+        return state
+    return kept
+
+
+def save_state(path: str | os.PathLike[str], state: Any, **more: Any) -> None:
+    """Write a state to a file, whole or not at all; reading it runs no code.
+
+    Args:
+        path: The file; missing folders are made.
+        state: A nest of dicts, lists, tuples, other pytree nodes, objects with ``state_dict()``; of arrays and numbers.
+        **more: What else to write, as `checkpoint.encode` takes it.
+
+    Raises:
+        TypeError: a leaf cannot be saved; the message says where it is.
+    """
+    file = Path(path)
+    content = encode({"state": to_plain(state), **more})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _write(file, content)
+
+
+def load_state(path: str | os.PathLike[str], template: Any) -> Any:
+    """Read a state that `save_state` wrote.
+
+    Args:
+        path: The file.
+        template: A state of the same structure; objects with ``load_state_dict`` are changed in place.
+
+    Returns:
+        A state that can go on.
+
+    Raises:
+        ValueError: the file is damaged, or of a state of another structure.
+    """
+    return from_plain(decode(Path(path).read_bytes())["state"], template)
+
+
+def numbered(folder: Path, prefix: str) -> list[tuple[int, Path]]:
+    """The files ``prefix<number>`` of a folder, by number."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    found = ((re.fullmatch(re.escape(prefix) + r"(\d+)", name), name) for name in names)
+    return sorted((int(match[1]), folder / name) for match, name in found if match)
+
+
+class checkpoint:
+    """Save the state to ``folder/checkpoint_<step>``, each time it is called or only when something got better.
+
+    In the tasks it is called when its trigger says; among the callbacks, at every step. Read it with `load_state`.
+
+    Args:
+        folder: Made when the first checkpoint is written.
+        monitor: Name of an entry of the logs: saves only at steps that have it and at which it is the best so far. By
+            default every call saves, and so does the end of the run.
+        mode: "min" if lower is better, "max" if higher is.
+        keep: Checkpoints of this run to keep, >= 1; those of other runs are never deleted.
+        min_delta: Least difference that counts as better, >= 0.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        monitor: str | None = None,
+        mode: str = "min",
+        keep: int = 1,
+        min_delta: float = 0.0,
+    ) -> None:
+        self.folder = Path(folder)
+        self._monitor, self._mode, self._min_delta = monitor, mode, min_delta
+        self._keep = whole("keep", keep, least=1)
+        self.on_start()
+
+    def on_start(self) -> None:
+        """Forget the run before."""
+        self._record = Record(self._mode, self._min_delta)
+        self._own: list[Path] = []
+
+    def on_step(self, loop_state: LoopState) -> None:
+        """Save, if that is due."""
+        if self._monitor is None or watched(loop_state, self._monitor, self._record):
+            self._save(loop_state)
+
+    def on_end(self, loop_state: LoopState) -> None:
+        """Save the last state too, unless only the best ones are wanted or the run ended with an error."""
+        if self._monitor is not None:
+            self.on_step(loop_state)
+        elif loop_state.error is None:
+            self._save(loop_state)
+
+    def _save(self, loop_state: LoopState) -> None:
+        path = self.folder / f"checkpoint_{loop_state.elapsed.steps}"
+        save_state(path, loop_state.state)
+        self._own = [one for one in self._own if one != path] + [path]
+        for old in self._own[: -self._keep]:
+            old.unlink(missing_ok=True)
+        del self._own[: -self._keep]
+
+
+def watched(loop_state: LoopState, monitor: str, record: Record) -> bool:
+    """Whether this step has logged a new best value; False where it has logged none."""
+    try:
+        value = as_scalar(loop_state.logs.find(monitor))
+    except KeyError:
+        return False
+    return record.improves(float(value))

@@ -1,0 +1,97 @@
+"""LoopState: where a loop is, for callbacks that want to know more than the state and the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ..triggers import Elapsed
+from .history import History
+from .inject import Call
+from .logs import Entries, Logs
+from .period import Period
+
+
+class LoopState:
+    """Where a loop is; callbacks get it as ``loop_state``.
+
+    Attributes:
+        state: The user's state now; may be set.
+        state_before: The user's state before this step.
+        batch: The batch of this step; None before the first.
+        elapsed: Steps, samples and seconds, this step included.
+        logs: What was logged so far in this step.
+        history: The rows of the steps before.
+        total: When the loop is to stop, if that is a number of steps, samples or seconds; else None.
+        metadata: Whatever the caller of the loop handed in.
+        stop_iteration: Set it, and this step is the last one.
+        is_interrupted: Whether the loop ends because of Ctrl-C.
+        error: The exception that the loop ends with; None if it ends well.
+    """
+
+    __slots__ = (
+        "batch",
+        "elapsed",
+        "error",
+        "history",
+        "is_interrupted",
+        "logs",
+        "metadata",
+        "state",
+        "state_before",
+        "stop_iteration",
+        "total",
+    )
+
+    def __init__(
+        self,
+        state: Any,
+        elapsed: Elapsed,
+        history: History,
+        *,
+        total: Period | None = None,
+        metadata: Any = None,
+    ) -> None:
+        self.state = self.state_before = state
+        self.batch: Any = None
+        self.elapsed = elapsed
+        self.logs = Logs()
+        self.history = history
+        self.total = total
+        self.metadata = metadata
+        self.stop_iteration = False
+        self.is_interrupted = False
+        self.error: BaseException | None = None
+
+    @property
+    def loop_state(self) -> LoopState:
+        """Itself, so that every name a callback can ask for is an attribute."""
+        return self
+
+    def call(self, calls: Iterable[Call]) -> None:
+        """Call callbacks in order and take what they return."""
+        for call in calls:
+            result = call(self)
+            if result is not None:
+                self.take(result)
+
+    def take(self, result: Any) -> None:
+        """Take what a callback returned: logs, ``(logs or None, state or None)``, or a state, also a falsy one."""
+        if isinstance(result, Logs):
+            self.logs.merge(result)
+        elif type(result) is tuple and len(result) == 2 and (result[0] is None or isinstance(result[0], Logs)):
+            if result[0] is not None:
+                self.logs.merge(result[0])
+            if result[1] is not None:
+                self.state = result[1]
+        else:
+            self.state = result
+
+    def commit(self) -> None:
+        """Put the logs of this step into the history, if there are any, and begin new ones."""
+        row = self.logs
+        if row:
+            steps, samples, time = self.elapsed[:3]
+            row["elapsed"] = Entries(steps=steps, samples=samples, time=time)
+            self.history.append(row)
+            self.logs = Logs()

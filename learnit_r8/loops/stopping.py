@@ -1,0 +1,82 @@
+"""early_stopping: end a loop when a number has stopped getting better."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..streams.event import Record, as_scalar
+from ..triggers import Elapsed
+from .period import Period, as_period
+from .saving import copied, put_back
+from .state import LoopState
+
+
+class early_stopping:
+    """End the loop when an entry of the logs has not become better for a while.
+
+    It looks only at steps that have the entry, so it may stand beside a test that is run once in a while.
+
+    Args:
+        monitor: Name of the entry.
+        patience: Values without improvement to accept, >= 1; or a `Period`, a time such as "5min" or ``at(...)``:
+            steps, samples or seconds since the best value, asked when a new value comes.
+        min_delta: Least difference that counts as better, >= 0, in the unit of the entry.
+        mode: "min" if lower is better, "max" if higher is.
+        restore_best_weights: Whether the loop is to return the state it had at the best value, however it ends.
+
+    Attributes:
+        best: The best value so far; None before the first finite one.
+        stopped: Whether it has ended the loop.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        monitor: str,
+        patience: Any = 1,
+        min_delta: float = 0.0,
+        mode: str = "min",
+        restore_best_weights: bool = True,
+    ) -> None:
+        self._monitor, self._min_delta, self._mode = monitor, min_delta, mode
+        self._patience: Period = as_period("patience", patience)
+        if self._patience.share(Elapsed()) >= 1:
+            raise ValueError(f"patience must be > 0, got {patience!r}.")
+        self._counts_values = isinstance(patience, int)
+        self._restores = restore_best_weights
+        self.on_start()
+
+    def on_start(self) -> None:
+        """Forget the run before."""
+        self._record = Record(self._mode, self._min_delta)
+        self._waited, self._since = 0, Elapsed()
+        self._kept: Any = None
+        self.stopped = False
+
+    @property
+    def best(self) -> float | None:
+        return self._record.value
+
+    def on_step(self, loop_state: LoopState) -> None:
+        """Look at this step's logs."""
+        try:
+            value = loop_state.logs.find(self._monitor)
+        except KeyError:
+            return
+        if self._record.improves(float(as_scalar(value))):
+            self._waited, self._since = 0, loop_state.elapsed
+            self._kept = copied(loop_state.state) if self._restores else None
+            return
+        self._waited += 1
+        waited = Elapsed(steps=self._waited) if self._counts_values else loop_state.elapsed
+        since = Elapsed() if self._counts_values else self._since
+        if self._patience.share(waited, since) >= 1:
+            self.stopped = loop_state.stop_iteration = True
+
+    def on_end(self, loop_state: LoopState) -> None:
+        """Put the best state back."""
+        self.on_step(loop_state)
+        if self._restores and self.best is not None:
+            loop_state.state = put_back(loop_state.state, self._kept)
