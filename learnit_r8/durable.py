@@ -4,18 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; FileExistsError if there is one of this name."""
+    """Write a file whole or not at all.
+
+    Raises:
+        FileExistsError: there is one of this name; it is left as it is.
+        OSError: the disk refused.
+    """
+    _write(path, content, _link_or_rename)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file whole, in place of one that may be there, or not at all.
+
+    Raises:
+        OSError: the disk refused; a file that was there is still whole.
+    """
+    _write(path, content, os.replace)
+
+
+def _write(path: Path, content: bytes, name_it: Callable[[Path, Path], None]) -> None:
     temporary = path.with_name(f"tmp_{os.getpid()}_{path.name}")
     try:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        _link_or_rename(temporary, path)
+        name_it(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     flush_folder(path.parent)

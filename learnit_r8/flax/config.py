@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import _write
+from ..durable import replace
 from ..triggers.when import whole
 
 
@@ -85,4 +85,4 @@ def _write_json(path: str | os.PathLike[str], content: Any) -> None:
     file = Path(path)
     text = json.dumps(content, indent=2, allow_nan=False)
     file.parent.mkdir(parents=True, exist_ok=True)
-    _write(file, text.encode())
+    replace(file, text.encode())

@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import _write, decode, encode
+from ..checkpoint import decode, encode
+from ..durable import replace
 from ..streams.event import Record, as_scalar
 from ..triggers.when import whole
 from .state import LoopState
@@ -42,7 +43,7 @@ def save_state(path: str | os.PathLike[str], state: Any, **more: Any) -> None:
     file = Path(path)
     content = encode({"state": to_plain(state), **more})
     file.parent.mkdir(parents=True, exist_ok=True)
-    _write(file, content)
+    replace(file, content)
 
 
 def load_state(path: str | os.PathLike[str], template: Any) -> Any:
