@@ -84,6 +84,6 @@ def poison(model):
 def true_losses(model, weights, indices, x=X, y=Y):
     """float[B], computed apart from the training with the weights of then."""
     model.set_weights(weights)
-    logits = np.asarray(model(x[indices]), np.float64)
+    logits = keras.ops.convert_to_numpy(model(x[indices])).astype(np.float64)
     shifted = logits - logits.max(1, keepdims=True)
     return np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(indices)), y[indices]]
