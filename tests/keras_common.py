@@ -18,7 +18,7 @@ tf.config.threading.set_inter_op_parallelism_threads(1)
 import keras
 
 from learnit_r8 import R8Scheduler
-from learnit_r8.keras import R8Callback, R8Dataset
+from learnit_r8.keras import R8Callback
 from learnit_r8.keras.state import as_numpy
 
 DIGITS = load_digits()

@@ -33,7 +33,8 @@ def run(*arguments, folder, **environment):
 
 RESUMED = """
 import hashlib, os, sys
-from keras_common import At, R8Callback, R8Dataset, Watch, X, Y, classifier, fit, scheduler
+from learnit_r8.keras import R8Callback, R8Dataset
+from keras_common import At, Watch, X, Y, classifier, fit, scheduler
 
 def digest(*things):
     return hashlib.sha256(repr(things).encode()).hexdigest()
@@ -67,7 +68,8 @@ def test_resumes_exactly_after_a_crash(tmp_path):
 
 BACK_END = """
 import numpy as np, keras
-from keras_common import At, R8Callback, R8Dataset, Watch, X, Y, classifier, fit, poison, scheduler, true_losses
+from learnit_r8.keras import R8Callback, R8Dataset
+from keras_common import At, Watch, X, Y, classifier, fit, poison, scheduler, true_losses
 
 model = classifier(metrics=["accuracy"])
 r8 = scheduler(num_epochs=3)
