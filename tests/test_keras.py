@@ -1,5 +1,9 @@
 """`model.fit` under the scheduler, with real Keras on the digits."""
 
+import _thread
+import threading
+import types
+
 import numpy as np
 import pytest
 
@@ -292,3 +296,43 @@ def test_bad_interval():
     """An interval for backups that cannot be read is refused."""
     with pytest.raises(ValueError, match=r"backup_every must be"):
         R8Callback(R8Dataset(X, Y, scheduler()), classifier(), backup_every="often")
+
+
+def test_fit_without_the_callback():
+    """Without the callback nothing would be reported: fit is refused before its first step, with others or none."""
+    dataset = R8Dataset(X, Y, scheduler())
+    for callbacks in (None, [keras.callbacks.LambdaCallback()], [R8Callback(R8Dataset(X, Y, scheduler()))]):
+        with pytest.raises(RuntimeError, match=r"callbacks must hold an R8Callback of the R8Dataset in fit\(\), got"):
+            classifier().fit(dataset, verbose=0, shuffle=False, callbacks=callbacks)
+
+    assert dataset.r8.global_step == 0
+
+
+def test_several_replicas_are_refused():
+    """A model on several devices is refused: the losses would be of one of them."""
+
+    class OnTwoDevices(keras.Sequential):
+        distribute_strategy = types.SimpleNamespace(num_replicas_in_sync=2)
+
+    model = OnTwoDevices([keras.Input((64,)), keras.layers.Dense(10)])
+    model.compile("sgd", CROSS_ENTROPY)
+    with pytest.raises(ValueError, match=r"model must be on one device, got a strategy of 2 replicas\."):
+        R8Callback(R8Dataset(X, Y, scheduler()), model)
+
+
+def test_loader_left_behind_draws_nothing():
+    """A thread of TensorFlow's that asks for a batch between two epochs gets none."""
+    dataset, heard, done = R8Dataset(X, Y, scheduler()), [], threading.Event()
+
+    def ask():
+        try:
+            dataset[3]
+        except IndexError as error:
+            heard.append(str(error))
+        done.set()
+
+    _thread.start_new_thread(ask, ())
+    done.wait(10)
+
+    assert heard == ["index must be of an epoch that was begun, got 3 between two."]
+    assert not dataset.ahead.tickets

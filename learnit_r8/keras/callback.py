@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
-from types import FrameType
 from typing import Any
 
 import keras
@@ -13,6 +11,7 @@ from ..safekeeping import Callbacks
 from ..triggers import Condition
 from .dataset import R8Dataset
 from .losses import LossRecorder
+from .running import local_of_fit
 from .state import ModelState
 
 
@@ -36,6 +35,9 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         ValueError: the model is not compiled, its learning rate is a schedule, or it takes several steps or
             replicas at a time; for ``backup_every`` an interval that cannot be read.
         RuntimeError: the model is not built.
+
+    Attributes:
+        dataset: As given.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         if not isinstance(dataset, R8Dataset):
             raise TypeError(f"dataset must be an R8Dataset, got {dataset!r}.")
-        self._dataset = dataset
+        self.dataset = dataset
         self._ahead = dataset.ahead
         self._backup_every = backup_every
         self._recorder: LossRecorder | None = None
@@ -65,20 +67,20 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Check what can be checked only now, and wire the model."""
-        if _local_of_fit("shuffle", self.model):
+        if local_of_fit("shuffle"):
             raise ValueError("shuffle must be False in fit(), as the scheduler says what comes when; got True.")
-        self._dataset.end_epoch()
+        self.dataset.end_epoch()
         if not _is_built(self.model):
-            self.model._symbolic_build(data_batch=self._dataset[0])
+            self.model._symbolic_build(data_batch=self.dataset[0])
         self._wire(self.model)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Draw the epoch."""
-        self._dataset.start_epoch()
-        iterator = _local_of_fit("epoch_iterator", self.model)
+        self.dataset.start_epoch()
+        iterator = local_of_fit("epoch_iterator")
         if iterator is not None and iterator._num_batches is not None:
             # Keras counts the batches once a fit; an epoch that goes on after an interruption has fewer.
-            iterator._num_batches = len(self._dataset)
+            iterator._num_batches = len(self.dataset)
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Set the learning rate."""
@@ -109,14 +111,14 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Pass on what Keras logged; write the checkpoint that is due."""
         r8 = self._ahead.r8
-        self._dataset.end_epoch()
+        self.dataset.end_epoch()
         r8.log(r8.global_step, **{name: value for name, value in (logs or {}).items() if name != "step"})
         r8.between_steps()
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Give back what was not trained on, and end the workers."""
-        self._dataset.end_epoch()
-        self._dataset.close()
+        self.dataset.end_epoch()
+        self.dataset.close()
 
 
 _IS_JAX = keras.backend.backend() == "jax"
@@ -153,13 +155,3 @@ def _check_model(model: Any) -> None:
 def _is_built(model: Any) -> bool:
     loss = model._compile_loss
     return bool(model.built and model.optimizer.built and (loss is None or loss.built))
-
-
-def _local_of_fit(name: str, model: Any) -> Any:
-    """A variable of the ``fit`` that is running; None if it has none of that name. Keras tells callbacks neither."""
-    frame: FrameType | None = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code.co_name == "fit" and frame.f_locals.get("self") is model:
-            return frame.f_locals.get(name)
-        frame = frame.f_back
-    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from ..ahead import EpochAhead
 from ..checks import whole_number
 from ..gather import check_rows, share, take_rows, take_shared
+from .running import callbacks_of_fit
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
@@ -88,8 +90,14 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
 
         Raises:
             RuntimeError: the budget is spent.
+            IndexError: a loader that was left behind asks after the end of its epoch.
         """
-        tickets = self.ahead.tickets or self.ahead.draw()
+        tickets = self.ahead.tickets
+        if not tickets:
+            if isinstance(threading.current_thread(), threading._DummyThread):
+                # A thread of TensorFlow's, ahead of a training that has stopped: it must not draw.
+                raise IndexError(f"index must be of an epoch that was begun, got {index!r} between two.")
+            tickets = self.ahead.draw()
         indices, weights = tickets[index].indices, tickets[index].weights
         x, y, own = self._rows(index, indices)
         if self._is_weighted:
@@ -119,6 +127,16 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         # A fork of a process in which a framework's threads run may hang.
         context = multiprocessing.get_context("spawn")
         return ProcessPoolExecutor(self._num_workers, context, initializer=share, initargs=(self._data,))
+
+    def on_epoch_begin(self) -> None:
+        """Keras' word that it begins to ask for batches.
+
+        Raises:
+            RuntimeError: ``fit`` was called without an `R8Callback` of this data set.
+        """
+        callbacks = callbacks_of_fit()
+        if callbacks is not None and not any(getattr(each, "dataset", None) is self for each in callbacks):
+            raise RuntimeError(f"callbacks must hold an R8Callback of the R8Dataset in fit(), got {callbacks!r}.")
 
     def start_epoch(self) -> None:
         """Draw what is left of the epoch. The callback calls it."""
