@@ -113,6 +113,14 @@ class Engine:
     def draw_if_any(self) -> Ticket | None:
         """Draw the next batch; None if the budget is spent, or every step that is left is out already."""
         self.between_steps()
+        return self.draw_ahead()
+
+    def draw_ahead(self) -> Ticket | None:
+        """Draw like `draw_if_any` while another batch is being trained on; `begin` does what that would have done.
+
+        Returns:
+            The ticket; None if the budget is spent, or every step that is left is out already.
+        """
         pace = self.pace
         step = pace.next_step
         progress = pace.progress_at(step)
@@ -146,6 +154,19 @@ class Engine:
             if steady is not None:
                 return steady
         return self.plan.draw()
+
+    def begin(self, ticket: Ticket) -> Ticket:
+        """Start to train on a batch that was drawn ahead; what is due between two steps is done first.
+
+        Args:
+            ticket: The batch, as `draw_ahead` gave it; those drawn before it were reported or given up.
+
+        Returns:
+            The ticket as if it were drawn now: with the rate of now, and able to prove a backup taken before.
+        """
+        self.between_steps()
+        self._num_draws += 1
+        return ticket._replace(step=self.pace.step, lr=self.lr, draw=self._num_draws - 1)
 
     def report(self, ticket: Ticket, loss: Any, *, part_size: int | None = None) -> Outcome:
         """Judge, learn, move on, tell: what one trained batch sets in motion.

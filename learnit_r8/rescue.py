@@ -53,6 +53,11 @@ class Rescue:
         """Note that a steady batch was drawn."""
         self._state = self._state._replace(steady_left=self._state.steady_left - 1)
 
+    def skip_steady_if_over(self) -> None:
+        """Ask for no more steady batches if the incident has ended; whoever draws ahead comes to them too late."""
+        if not self._state.tries:
+            self._state = self._state._replace(steady_left=0)
+
     def accepted(self) -> None:
         """Note a good loss."""
         before = self._state

@@ -118,6 +118,21 @@ class Safekeeping:
         """Whether backups or checkpoints are ever due by themselves."""
         return self.callbacks.state is not None or self.store is not None
 
+    def adopt(self, callbacks: Callbacks, *, backup_every: int | str | Condition | None = None) -> None:
+        """Use these callbacks where the user handed in none: an adapter knows the model.
+
+        Args:
+            callbacks: What to use.
+            backup_every: When to take backups from now on; None changes nothing.
+
+        Raises:
+            ValueError: an interval that cannot be read.
+        """
+        own = self.callbacks
+        self.callbacks = Callbacks(own.save or callbacks.save, own.load or callbacks.load, own.state or callbacks.state)
+        if backup_every is not None:
+            self._backup_every = as_trigger("backup_every", backup_every)
+
     def between_steps(
         self,
         step: int,

@@ -94,9 +94,9 @@ def test_recovery_and_checkpoint_are_handed_what_they_need():
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_only_numpy_is_needed(path):
-    """No file imports anything outside numpy, the standard library and the package, but for two folders.
+    """No file imports anything outside numpy, the standard library and the package, but for some folders.
 
-    Streams and loops load what they need when it is used; the flax adapter is only imported by name.
+    Streams and loops load what they need when it is used; the adapters for Flax and Keras are only imported by name.
     """
     outside = {name for name in imports(path) if name[0] != "."}
     lazily = outside - {name for name in imports(path, lazy=False) if name[0] != "."}
@@ -106,6 +106,8 @@ def test_only_numpy_is_needed(path):
         outside -= lazily & {"tqdm"}
     if path.parent.name == "flax":
         outside -= {"jax", "flax", "optax"}
+    if path.parent.name == "keras":
+        outside -= {"keras"} | lazily & {"tensorflow"}
 
     assert outside <= {"numpy", *sys.stdlib_module_names}
     assert not outside & {"curses", "pickle"}

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..checks import whole_number
 from ..durable import replace
-from ..triggers.when import whole
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class TrainingConfig:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        whole("seed", self.seed, least=0)
+        whole_number("seed", self.seed, least=0)
         for name in ("num_epochs", "checkpoint_every"):
-            whole(name, getattr(self, name), least=1)
+            whole_number(name, getattr(self, name), least=1)
         for name in ("num_batches", "batch_size", "val_num_batches"):
             if getattr(self, name) is not None:
-                whole(name, getattr(self, name), least=1)
+                whole_number(name, getattr(self, name), least=1)
 
 
 def save_config(config: TrainingConfig, path: str | os.PathLike[str]) -> None:

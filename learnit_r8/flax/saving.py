@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import decode
+from ..checks import whole_number
 from ..loops.saving import numbered, save_state
 from ..loops.trees import from_plain, readable, to_plain
-from ..triggers.when import whole
 
 PREFIX = "checkpoint_"
 
@@ -32,7 +32,7 @@ def save_checkpoint(state: Any, directory: str | os.PathLike[str], step: int | N
         ValueError: the step is not whole or below 0.
         TypeError: a leaf of the state cannot be saved.
     """
-    number = int(state.step) if step is None else whole("step", step, least=0)
+    number = int(state.step) if step is None else whole_number("step", step, least=0)
     path = Path(directory) / f"{PREFIX}{number}"
     save_state(path, state)
     return path

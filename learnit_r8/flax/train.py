@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checks import whole_number
 from ..loops import every, loop
 from ..loops.elapse import batch_size
-from ..triggers.when import whole
 from .data import EpochBatches, ValidationBatches, step_keys
 from .metrics import Metrics, RunningMeans, format_metrics
 from .training import Training, Validation
@@ -43,7 +43,7 @@ def train_epoch(
     Raises:
         ValueError: ``num_batches`` or ``log_every`` out of its range.
     """
-    most = None if num_batches is None else whole("num_batches", num_batches, least=1)
+    most = None if num_batches is None else whole_number("num_batches", num_batches, least=1)
     means, keys = RunningMeans(), step_keys(rng_key)
 
     def step(state: Any, batch: Any) -> Any:
@@ -128,7 +128,7 @@ def train_loop(
         key=rng_key,
         validation=_validation(val_step_fn, val_data_iterator, val_num_batches),
         folder=None if checkpoint_dir is None else Path(checkpoint_dir),
-        checkpoint_every=whole("checkpoint_every", checkpoint_every, least=1),
+        checkpoint_every=whole_number("checkpoint_every", checkpoint_every, least=1),
         show_progress=show_progress,
         scheduler=scheduler,
         logs_steps=callbacks is not None,
@@ -146,7 +146,7 @@ def _check_step(name: str, step: Any) -> None:
 
 
 def _validation(step: Any, source: Any, num_batches: int | None) -> Validation | None:
-    most = None if num_batches is None else whole("val_num_batches", num_batches, least=1)
+    most = None if num_batches is None else whole_number("val_num_batches", num_batches, least=1)
     if (step is None) != (source is None):
         raise ValueError(f"val_step_fn and val_data_iterator must be given together, got {step!r} and {source!r}.")
     if step is None:
@@ -156,7 +156,7 @@ def _validation(step: Any, source: Any, num_batches: int | None) -> Validation |
 
 
 def _data(source: Any, num_batches: int | None, scheduler: Any) -> Any:
-    most = None if num_batches is None else whole("num_batches", num_batches, least=1)
+    most = None if num_batches is None else whole_number("num_batches", num_batches, least=1)
     if scheduler is None:
         return EpochBatches(source, most)
     if not (hasattr(scheduler, "draw_if_any") and hasattr(scheduler, "report")):
@@ -173,4 +173,4 @@ def _data(source: Any, num_batches: int | None, scheduler: Any) -> Any:
 def _num_epochs(num_epochs: int | None, scheduler: Any) -> int | None:
     if num_epochs is None and scheduler is not None:
         return None
-    return whole("num_epochs", num_epochs, least=1)
+    return whole_number("num_epochs", num_epochs, least=1)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from ..checks import whole_number
 from ..triggers import Elapsed, Trigger, as_trigger
-from ..triggers.when import After, At, seconds, whole
+from ..triggers.when import After, At, seconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ class Period(Trigger):
         for unit in ("steps", "samples"):
             value = getattr(self, unit)
             if value is not None:
-                object.__setattr__(self, unit, whole(unit, value, least=0))
+                object.__setattr__(self, unit, whole_number(unit, value, least=0))
         if self.time is not None:
             object.__setattr__(self, "time", seconds("time", self.time, zero_is_fine=True))
 

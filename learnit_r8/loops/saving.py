@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import decode, encode
+from ..checks import whole_number
 from ..durable import replace
 from ..streams.event import Record, as_scalar
-from ..triggers.when import whole
 from .state import LoopState
 from .trees import from_plain, to_plain
 
@@ -96,7 +96,7 @@ class checkpoint:
     ) -> None:
         self.folder = Path(folder)
         self._monitor, self._mode, self._min_delta = monitor, mode, min_delta
-        self._keep = whole("keep", keep, least=1)
+        self._keep = whole_number("keep", keep, least=1)
         self.on_start()
 
     def on_start(self) -> None:

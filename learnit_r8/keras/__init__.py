@@ -1,0 +1,33 @@
+"""Keras 3 and TensorFlow: data-aware ``model.fit``, and custom loops under ``tf.function``.
+
+>>> from learnit_r8.keras import R8Callback, R8Dataset  # doctest: +SKIP
+>>> dataset = R8Dataset(x, y, r8)  # doctest: +SKIP
+>>> model.fit(dataset, epochs=5, shuffle=False, callbacks=[R8Callback(dataset)])  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+try:
+    import keras  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "learnit_r8.keras needs Keras 3, which could not be imported; pip install 'learnit-r8[tensorflow]'."
+    ) from error
+
+from .callback import R8Callback as R8Callback
+from .dataset import R8Dataset as R8Dataset
+from .loops import Batches as Batches
+from .loops import batch_dataset as batch_dataset
+from .losses import sample_losses as sample_losses
+from .state import ModelState as ModelState
+from .state import model_callbacks as model_callbacks
+
+__all__ = [
+    "Batches",
+    "ModelState",
+    "R8Callback",
+    "R8Dataset",
+    "batch_dataset",
+    "model_callbacks",
+    "sample_losses",
+]

@@ -1,0 +1,157 @@
+"""R8Callback: reports the losses of ``model.fit``, sets its learning rate, and wires backups and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from ..safekeeping import Callbacks
+from ..triggers import Condition
+from .dataset import R8Dataset
+from .losses import LossRecorder
+from .running import local_of_fit
+from .state import ModelState
+
+
+class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
+    """Goes with an `R8Dataset` into ``model.fit(dataset, shuffle=False, callbacks=[R8Callback(dataset)])``.
+
+    After each step it reports the loss of every sample, as it was in that step, before weights of samples and
+    classes; a refused loss is answered by putting model and optimizer back, and the running means that Keras shows
+    begin again. Before each step it sets the learning rate on the optimizer. At the end of an epoch it passes what
+    Keras logged on to `R8Scheduler.log`, and when the budget is spent it stops the training. Callbacks that the
+    scheduler was given keep their place; the others are the model's own.
+
+    Args:
+        dataset: What ``fit`` trains on.
+        model: The model, built and compiled, to wire before ``fit``: then `R8Scheduler.load_checkpoint` puts it back.
+        backup_every: When to copy the model to RAM: steps, a time such as "5min", or a trigger; by default every 30 s
+            and every epoch.
+
+    Raises:
+        TypeError: ``dataset`` is not an R8Dataset.
+        ValueError: the model is not compiled, its learning rate is a schedule, or it takes several steps or
+            replicas at a time; for ``backup_every`` an interval that cannot be read.
+        RuntimeError: the model is not built.
+
+    Attributes:
+        dataset: As given.
+    """
+
+    def __init__(
+        self, dataset: R8Dataset, model: Any = None, *, backup_every: int | str | Condition | None = None
+    ) -> None:
+        super().__init__()
+        if not isinstance(dataset, R8Dataset):
+            raise TypeError(f"dataset must be an R8Dataset, got {dataset!r}.")
+        self.dataset = dataset
+        self._ahead = dataset.ahead
+        self._backup_every = backup_every
+        self._recorder: LossRecorder | None = None
+        self._count = 0
+        if model is not None:
+            self._wire(model)
+
+    def _wire(self, model: Any) -> None:
+        _check_model(model)
+        state = ModelState(model)
+        self._ahead.r8.safekeeping.adopt(Callbacks(state.save, state.load, state.read), backup_every=self._backup_every)
+
+    def set_model(self, model: Any) -> None:
+        """Keras' word that a ``fit`` begins."""
+        super().set_model(model)
+        _check_model(model)
+        self._recorder = LossRecorder.of(model, self._ahead.r8.table.batch_size)
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Check what can be checked only now, and wire the model."""
+        if local_of_fit("shuffle"):
+            raise ValueError("shuffle must be False in fit(), as the scheduler says what comes when; got True.")
+        self.dataset.end_epoch()
+        if not _is_built(self.model):
+            self.model._symbolic_build(data_batch=self.dataset[0])
+        self._wire(self.model)
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Draw the epoch."""
+        self.dataset.start_epoch()
+        iterator = local_of_fit("epoch_iterator")
+        if iterator is not None and iterator._num_batches is not None:
+            # Keras counts the batches once a fit; an epoch that goes on after an interruption has fewer.
+            iterator._num_batches = len(self.dataset)
+
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Set the learning rate."""
+        ticket = self._ahead.begin()
+        self._count = len(ticket.indices)
+        _set(_rate_of(self.model.optimizer), ticket.lr)
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Report the losses of the batch."""
+        model, recorder, r8 = self.model, self._recorder, self._ahead.r8
+        assert recorder is not None
+        if _IS_JAX:
+            model.jax_state_sync()
+        losses = recorder.losses(self._count)
+        if not recorder.is_exact:
+            r8.announcer.warn_once(
+                "keras loss",
+                "the model's loss is one number for the whole batch: losses of samples are estimated. Compile it with "
+                "a loss that gives one for each sample (Keras takes the mean itself).",
+            )
+        outcome = self._ahead.report(losses)
+        if outcome.rolled_back_to is not None:
+            # One NaN would stay in Keras' running means to the end of the epoch.
+            model.reset_metrics()
+        if r8.pace.is_finished:
+            model.stop_training = True
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Pass on what Keras logged; write the checkpoint that is due."""
+        r8 = self._ahead.r8
+        self.dataset.end_epoch()
+        r8.log(r8.global_step, **{name: value for name, value in (logs or {}).items() if name != "step"})
+        r8.between_steps()
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Give back what was not trained on, and end the workers."""
+        self.dataset.end_epoch()
+        self.dataset.close()
+
+
+_IS_JAX = keras.backend.backend() == "jax"
+
+
+def _rate_of(optimizer: Any) -> Any:
+    """The variable with the learning rate of a Keras optimizer, one that scales losses too."""
+    rate = getattr(optimizer, "inner_optimizer", optimizer)._learning_rate
+    if not isinstance(rate, keras.Variable):
+        raise ValueError(
+            f"learning_rate must be a number in the optimizer, as the scheduler sets it at each step, got {rate!r}."
+        )
+    return rate
+
+
+def _set(variable: Any, number: float) -> None:
+    """Assign, past Keras' conversions where TensorFlow's own variable can be had: a third of the time."""
+    own = variable.value
+    (own if hasattr(own, "assign") else variable).assign(number)
+
+
+def _check_model(model: Any) -> None:
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        raise ValueError(f"model must be compiled with an optimizer, got {model!r} without; call compile().")
+    _rate_of(optimizer)
+    if model.steps_per_execution != 1:
+        raise ValueError(f"steps_per_execution must be 1, got {model.steps_per_execution!r}.")
+    strategy = getattr(model, "distribute_strategy", None)
+    if strategy is not None and strategy.num_replicas_in_sync > 1:
+        raise ValueError(f"model must be on one device, got a strategy of {strategy.num_replicas_in_sync} replicas.")
+
+
+def _is_built(model: Any) -> bool:
+    loss = model._compile_loss
+    return bool(model.built and model.optimizer.built and (loss is None or loss.built))

@@ -1,0 +1,165 @@
+"""R8Dataset: the batches that R8Scheduler draws, as Keras wants them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from ..ahead import EpochAhead
+from ..checks import whole_number
+from ..gather import check_rows, share, take_rows, take_shared
+from .running import callbacks_of_fit
+
+if TYPE_CHECKING:
+    from ..scheduler import R8Scheduler
+
+
+class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
+    """The data of ``model.fit`` in the order of a scheduler; give `R8Callback` to ``fit`` along with it.
+
+    The batches of an epoch are drawn when it begins, so that workers may run ahead as far as they like.
+
+    Args:
+        x: Inputs with N rows: an array or tensor, anything with a length and an index (whose items are stacked), or
+            a list, tuple or dict of those.
+        y: Targets, likewise; None for a model that needs none.
+        r8: The scheduler of N samples; it must not search for a learning rate.
+        sample_weight: Weights of the samples in the loss that is trained on, likewise. Losses are reported without.
+        workers: Threads or processes that gather batches ahead of time, >= 1; 1 is no extra one. Keras' own workers
+            are not used: they keep batches from one epoch for the next.
+        use_multiprocessing: Whether the workers are processes. They are started afresh, so the program needs
+            ``if __name__ == "__main__":``, and the data is copied to each of them once.
+        max_queue_size: Most batches gathered ahead, >= 1.
+
+    Raises:
+        TypeError: a column has no length or no index, or ``r8`` is not a scheduler.
+        ValueError: a column of another length than N, or the scheduler searches for a learning rate.
+
+    Attributes:
+        ahead: The batches of the epoch.
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        y: Any,
+        r8: R8Scheduler,
+        *,
+        sample_weight: Any = None,
+        workers: int = 1,
+        use_multiprocessing: bool = False,
+        max_queue_size: int = 10,
+    ) -> None:
+        super().__init__()
+        self.ahead = EpochAhead(r8)
+        for name, data in (("x", x), ("y", y), ("sample_weight", sample_weight)):
+            check_rows(name, data, r8.table.num_samples)
+        self._data = (x, y, sample_weight)
+        self._num_workers = whole_number("workers", workers, least=1, most=1024)
+        self._max_queue = whole_number("max_queue_size", max_queue_size, least=1, most=2**16)
+        self._use_processes = use_multiprocessing
+        self._pool: Executor | None = None
+        self._gathered: dict[int, Future[Any]] = {}
+        # A batch must have a weight in every epoch or in none, and a policy weights only from the second on.
+        self._is_weighted = sample_weight is not None or r8.plan.policy.selects
+
+    @property
+    def r8(self) -> R8Scheduler:
+        """The scheduler."""
+        return self.ahead.r8
+
+    def __len__(self) -> int:
+        """Batches of the epoch: all of them, or what is left of it where a run goes on in the middle.
+
+        Raises:
+            RuntimeError: the budget is spent.
+        """
+        return len(self.ahead) or len(self.ahead.draw())
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        """The batch at a position of the epoch: ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)``.
+
+        Args:
+            index: In [0, len).
+
+        Raises:
+            RuntimeError: the budget is spent.
+            IndexError: a loader that was left behind asks after the end of its epoch.
+        """
+        tickets = self.ahead.tickets
+        if not tickets:
+            if isinstance(threading.current_thread(), threading._DummyThread):
+                # A thread of TensorFlow's, ahead of a training that has stopped: it must not draw.
+                raise IndexError(f"index must be of an epoch that was begun, got {index!r} between two.")
+            tickets = self.ahead.draw()
+        indices, weights = tickets[index].indices, tickets[index].weights
+        x, y, own = self._rows(index, indices)
+        if self._is_weighted:
+            return x, y, _product(own, weights, len(indices))
+        return (x,) if y is None else (x, y)
+
+    def _rows(self, index: int, indices: NDArray[np.int64]) -> Any:
+        if self._num_workers == 1 and not self._use_processes:
+            return take_rows(self._data, indices)
+        gathered, tickets = self._gathered, self.ahead.tickets
+        for later in range(index, min(index + self._max_queue, len(tickets))):
+            if later not in gathered:
+                gathered[later] = self._submit(tickets[later].indices)
+        gathered.pop(index - 2, None)
+        return gathered[index].result()
+
+    def _submit(self, indices: NDArray[np.int64]) -> Future[Any]:
+        if self._pool is None:
+            self._pool = self._new_pool()
+        if self._use_processes:
+            return self._pool.submit(take_shared, indices)
+        return self._pool.submit(take_rows, self._data, indices)
+
+    def _new_pool(self) -> Executor:
+        if not self._use_processes:
+            return ThreadPoolExecutor(self._num_workers)
+        # A fork of a process in which a framework's threads run may hang.
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self._num_workers, context, initializer=share, initargs=(self._data,))
+
+    def on_epoch_begin(self) -> None:
+        """Keras' word that it begins to ask for batches.
+
+        Raises:
+            RuntimeError: ``fit`` was called without an `R8Callback` of this data set.
+        """
+        callbacks = callbacks_of_fit()
+        if callbacks is not None and not any(getattr(each, "dataset", None) is self for each in callbacks):
+            raise RuntimeError(f"callbacks must hold an R8Callback of the R8Dataset in fit(), got {callbacks!r}.")
+
+    def start_epoch(self) -> None:
+        """Draw what is left of the epoch. The callback calls it."""
+        self._gathered.clear()
+        self.ahead.draw()
+
+    def end_epoch(self) -> None:
+        """Give back what was not trained on. The callback calls it."""
+        self._gathered.clear()
+        self.ahead.hand_back()
+
+    def close(self) -> None:
+        """End the workers; the next epoch starts new ones."""
+        self._gathered.clear()
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _product(own: Any, weights: NDArray[np.float32] | None, count: int) -> Any:
+    """Both weights of each sample; ones where there are neither."""
+    if own is None:
+        return np.ones(count, np.float32) if weights is None else weights
+    if weights is None:
+        return own
+    return keras.tree.map_structure(lambda each: each * weights.reshape(-1, *[1] * (each.ndim - 1)), own)

@@ -1,0 +1,133 @@
+"""Training loops of your own under ``tf.function``: R8Scheduler's batches as tensors, its rate as a variable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..ahead import EpochAhead
+from ..gather import check_rows
+
+if TYPE_CHECKING:
+    from ..scheduler import R8Scheduler
+    from ..ticket import Outcome
+
+
+def batch_dataset(r8: R8Scheduler, data: Any = None, *, prefetch: int = 2) -> Batches:
+    """The scheduler's batches as tensors, gathered ahead of the training by ``tf.data``.
+
+    Args:
+        r8: The scheduler of N samples; it must not search for a learning rate, nor its policy weight samples.
+        data: N rows each: an array or tensor, or a tuple or dict of them; None for the indices, int64[B], alone.
+        prefetch: Batches to gather ahead, >= 0; -1 lets TensorFlow choose.
+
+    Returns:
+        To iterate over, once an epoch.
+
+    Raises:
+        ImportError: TensorFlow is not installed.
+        TypeError: ``r8`` is not a scheduler, or a column has no length.
+        ValueError: a column of another length than N, ``prefetch`` below -1, or a scheduler that cannot be used.
+    """
+    return Batches(r8, data, prefetch=prefetch)
+
+
+class Batches:
+    """One epoch each time it is iterated over; report the loss of every batch before asking for the next.
+
+    A batch that is not reported is given up, and comes once more at the end of the epoch. After a ``break`` the
+    next iteration goes on in the same epoch. Arguments and errors are those of `batch_dataset`.
+
+    Attributes:
+        lr: float32 ``tf.Variable``, the rate to use now; an optimizer reads it through ``lambda: batches.lr``.
+        element_spec: What a batch is, its length left open: the ``input_signature`` of a ``tf.function`` that is
+            not traced again for a short last batch.
+    """
+
+    def __init__(self, r8: R8Scheduler, data: Any = None, *, prefetch: int = 2) -> None:
+        tf = _tensorflow()
+        if isinstance(prefetch, bool) or not isinstance(prefetch, int) or prefetch < -1:
+            raise ValueError(f"prefetch must be a whole number >= -1, got {prefetch!r}.")
+        self._ahead = EpochAhead(r8)
+        if r8.plan.policy.selects:
+            raise ValueError(f"policy must not weight samples here, got {r8.plan.policy!r}; use draw() and report().")
+        data = tuple(data) if isinstance(data, list) else data
+        check_rows("data", data, r8.table.num_samples)
+        self.lr = tf.Variable(r8.lr, dtype=tf.float32, trainable=False, name="r8_lr")
+        size = r8.table.batch_size
+        # The epoch's order, row by row; a variable, so that the pipeline is built once.
+        self._rows = tf.Variable(tf.zeros((r8.steps_per_epoch, min(size, r8.table.num_samples)), tf.int64))
+        self._counts = tf.Variable(tf.zeros((r8.steps_per_epoch,), tf.int64))
+        columns = None if data is None else tf.nest.map_structure(tf.convert_to_tensor, data)
+        every = tf.data.Dataset.range(r8.steps_per_epoch).map(lambda number: self._batch(columns, number))
+        self._dataset = every
+        self._prefetch = prefetch
+        spec = every.element_spec
+        self.element_spec = tuple(spec) if isinstance(spec, (tuple, list)) else (spec,)
+
+    def _batch(self, columns: Any, number: Any) -> Any:
+        tf = _tensorflow()
+        indices = self._rows[number][: self._counts[number]]
+        return indices if columns is None else tf.nest.map_structure(lambda each: tf.gather(each, indices), columns)
+
+    def __len__(self) -> int:
+        """Batches of the epoch, or what is left of it."""
+        return len(self._ahead)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches to the end of the epoch, or of the budget.
+
+        Yields:
+            ``data`` with the rows of the batch, as tensors.
+
+        Raises:
+            RuntimeError: the budget is spent.
+        """
+        r8, ahead = self._ahead.r8, self._ahead
+        epoch = r8.current_epoch
+        try:
+            while r8.current_epoch == epoch and not r8.pace.is_finished:
+                yield from self._drawn()
+        finally:
+            ahead.hand_back()
+        r8.between_steps()
+
+    def _drawn(self) -> Iterator[Any]:
+        """The batches that are there now; those given up on the way wait to be drawn again."""
+        ahead = self._ahead
+        tickets = ahead.draw()
+        rows, counts = np.zeros(self._rows.shape, np.int64), np.zeros(self._counts.shape, np.int64)
+        for number, ticket in enumerate(tickets):
+            counts[number] = len(ticket.indices)
+            rows[number, : counts[number]] = ticket.indices
+        self._rows.assign(rows)
+        self._counts.assign(counts)
+        for batch in self._dataset.take(len(tickets)).prefetch(self._prefetch):
+            self.lr.assign(ahead.begin().lr)
+            yield batch
+            ahead.give_up()
+            if ahead.r8.pace.is_finished:
+                return
+
+    def report(self, losses: Any) -> Outcome:
+        """Report the losses of the batch in hand; see `R8Scheduler.report`.
+
+        Args:
+            losses: float[B], the loss of each sample, or one number, their mean.
+
+        Raises:
+            RuntimeError: there is no batch in hand, or it was reported.
+        """
+        return self._ahead.report(losses)
+
+
+def _tensorflow() -> Any:
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise ImportError(
+            "batch_dataset() needs TensorFlow, which could not be imported; pip install 'learnit-r8[tensorflow]'."
+        ) from error
+    return tf

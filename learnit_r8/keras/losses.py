@@ -1,0 +1,176 @@
+"""Per-sample losses: of a loss function, and out of a compiled training step."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+from keras import ops
+from numpy.typing import NDArray
+
+from .state import as_numpy
+
+
+def sample_losses(loss: Any, y_true: Any, y_pred: Any) -> Any:
+    """The loss of each sample, for the mean to be trained on and the vector to be reported.
+
+    Args:
+        loss: A `keras.losses.Loss` (its reduction does not matter), the name of one, or a function of targets and
+            predictions that does not reduce over the samples.
+        y_true: [B, ...], the targets.
+        y_pred: [B, ...], the predictions; its Keras mask is respected.
+
+    Returns:
+        float[B], the mean over all other dimensions.
+
+    Raises:
+        ValueError: the loss is one number for the whole batch.
+    """
+    function = keras.losses.get(loss)
+    call = function.call if isinstance(function, keras.losses.Loss) else function
+    losses = call(ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred))
+    if not len(losses.shape):
+        raise ValueError(f"loss must give one number for each sample, got one for all of them from {loss!r}.")
+    return per_sample(losses, mask_of(y_pred))
+
+
+def mask_of(tensor: Any) -> Any:
+    """The mask that Keras layers leave on a tensor, or None."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def per_sample(losses: Any, mask: Any = None) -> Any:
+    """float[B] of unreduced losses [B, ...]: the mean of each sample's, or of those that a mask [B, T] keeps."""
+    rank = len(losses.shape)
+    if rank == 1:
+        return losses
+    others = tuple(range(1, rank))
+    if mask is None:
+        return ops.mean(losses, axis=others)
+    while len(mask.shape) < rank:
+        mask = ops.expand_dims(mask, -1)
+    kept = ops.broadcast_to(ops.cast(mask, "bool"), ops.shape(losses))
+    total = ops.sum(ops.where(kept, losses, ops.zeros_like(losses)), axis=others)
+    return ops.divide_no_nan(total, ops.sum(ops.cast(kept, losses.dtype), axis=others))
+
+
+class LossRecorder:
+    """Keeps the unreduced losses of a compiled training step in a variable, at the cost of one small copy.
+
+    It stands in for the model's ``compute_loss``, and while that runs (under ``tf.function``, while it is traced)
+    listens to the losses the model was compiled with. Sample weights and class weights are applied after that.
+
+    Args:
+        model: A compiled Keras model.
+        capacity: Most samples in a batch.
+
+    Attributes:
+        is_exact: Whether the last step traced had a loss for each sample; else there is the mean of the batch.
+    """
+
+    def __init__(self, model: Any, capacity: int) -> None:
+        self.capacity = capacity
+        self.is_exact = True
+        self._model = model
+        self._memory = _Memory(capacity)
+        self._compute_loss = model.compute_loss
+        model.compute_loss = self._replacement()
+        if keras.backend.backend() == "jax":
+            # JAX steps hand back only variables that they know of.
+            model._metrics.append(self._memory)
+        # A step traced before knows nothing of the variable.
+        model.train_function = None
+
+    @classmethod
+    def of(cls, model: Any, capacity: int) -> LossRecorder:
+        """The recorder of a model, which keeps it for good so that a second ``fit`` traces nothing again."""
+        found = getattr(model.compute_loss, "recorder", None)
+        return found if isinstance(found, cls) and found.capacity >= capacity else cls(model, capacity)
+
+    def losses(self, count: int) -> NDArray[Any] | float:
+        """Of the last step: float[count] for its samples, or the mean where there are none."""
+        array = as_numpy(self._memory.values)
+        return array[:count] if self.is_exact else float(array[0])
+
+    def _replacement(self) -> Callable[..., Any]:
+        original = self._compute_loss
+        original = getattr(original, "__wrapped__", original)
+
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def compute_loss(*args: Any, **kwargs: Any) -> Any:
+            heard: list[Any] = []
+            with self._listening(heard):
+                total = original(*args, **kwargs)
+            given = signature.bind(*args, **kwargs).arguments
+            if given.get("training", True):
+                self._keep(heard, total, given.get("y_pred"))
+            return total
+
+        compute_loss.recorder = self  # type: ignore[attr-defined]
+        return compute_loss
+
+    @contextlib.contextmanager
+    def _listening(self, heard: list[Any]) -> Iterator[None]:
+        """Append what the compiled losses return to a list, in their order."""
+        functions = {id(entry.loss): entry.loss for entry in self._compiled()}.values()
+        for function in functions:
+            function.call = _overheard(function.call, heard)
+        try:
+            yield
+        finally:
+            for function in functions:
+                del function.call
+
+    def _compiled(self) -> list[Any]:
+        return getattr(self._model._compile_loss, "_flat_losses", None) or []
+
+    def _keep(self, heard: list[Any], total: Any, y_pred: Any) -> None:
+        """Write the losses of the batch, the sum over the outputs with their loss weights, to the variable."""
+        weights = [entry.loss_weights for entry in self._compiled()]
+        self.is_exact = bool(heard) and len(heard) == len(weights) and all(len(each.shape) for each in heard)
+        if not self.is_exact:
+            self._memory.keep(ops.reshape(total, (1,)))
+            return
+        outputs = keras.tree.flatten(y_pred)
+        masks = [mask_of(each) for each in outputs] if len(outputs) == len(heard) else [None] * len(heard)
+        parts = [per_sample(each, mask) for each, mask in zip(heard, masks, strict=True)]
+        self._memory.keep(sum(part if w is None else part * w for part, w in zip(parts, weights, strict=True)))
+
+
+def _overheard(call: Callable[..., Any], heard: list[Any]) -> Callable[..., Any]:
+    def listen(*args: Any, **kwargs: Any) -> Any:
+        losses = call(*args, **kwargs)
+        heard.append(losses)
+        return losses
+
+    return listen
+
+
+class _Memory(keras.metrics.Metric):  # type: ignore[misc]
+    """A variable that holds the losses of a batch; a metric only so that every back end carries it along."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(name="r8_losses")
+        self.values = self.add_weight(shape=(capacity,), initializer="zeros", dtype="float32", name="values")
+
+    def keep(self, losses: Any) -> None:
+        """Note the losses, float[any]; what is beyond the capacity is of no batch of the scheduler."""
+        losses = ops.cast(ops.stop_gradient(losses), "float32")[: self.values.shape[0]]
+        missing = self.values.shape[0] - ops.shape(losses)[0]
+        self.values.assign(ops.pad(losses, [[0, missing]]))
+
+    def update_state(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the training step writes."""
+
+    def reset_state(self) -> None:
+        """Do nothing: the last batch is not of an epoch."""
+
+    def result(self) -> dict[str, Any]:
+        """Nothing to show."""
+        return {}

@@ -1,0 +1,28 @@
+"""What the ``fit`` that is running was called with; Keras tells neither callbacks nor data sets."""
+
+from __future__ import annotations
+
+import inspect
+from types import FrameType
+from typing import Any
+
+import keras
+
+
+def local_of_fit(name: str) -> Any:
+    """A variable of the ``fit`` that is running in this thread; None if there is none, or none of that name."""
+    frame: FrameType | None = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "fit" and isinstance(frame.f_locals.get("self"), keras.Model):
+            return frame.f_locals.get(name)
+        frame = frame.f_back
+    return None
+
+
+def callbacks_of_fit() -> list[Any] | None:
+    """The callbacks of the ``fit`` that is running in this thread; None if there is none."""
+    if local_of_fit("epoch_iterator") is None:
+        return None
+    given = local_of_fit("callbacks")
+    given = getattr(given, "callbacks", given)
+    return [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]

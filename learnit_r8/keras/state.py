@@ -1,0 +1,120 @@
+"""The state of a model and its optimizer: as arrays for a backup, as a file without pickle for a checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_FILE_KINDS = "model", "optimizer"
+
+
+class ModelState:
+    """Reads and writes the variables of a model and its optimizer, random seeds included.
+
+    Args:
+        model: A Keras model, built.
+        optimizer: Its optimizer; by default the one it was compiled with.
+
+    Raises:
+        ValueError: there is no optimizer.
+        RuntimeError: the model has no variables yet.
+    """
+
+    def __init__(self, model: Any, optimizer: Any = None) -> None:
+        optimizer = getattr(model, "optimizer", None) if optimizer is None else optimizer
+        if optimizer is None:
+            raise ValueError(
+                f"model must be compiled, or an optimizer be given, got {model!r} without; call compile()."
+            )
+        if not model.built:
+            raise RuntimeError(f"model must be built, got {model!r} without variables; give it an Input.")
+        if not optimizer.built:
+            optimizer.build(model.trainable_variables)
+        self._model, self._optimizer = model, optimizer
+
+    def _variables(self) -> dict[str, list[Any]]:
+        model = self._model
+        if hasattr(model, "jax_state_sync"):
+            model.jax_state_sync()
+        # Not `variables`: those of the metrics are no part of what was learned.
+        return {
+            "model": [*model.trainable_variables, *model.non_trainable_variables],
+            "optimizer": list(self._optimizer.variables),
+        }
+
+    def read(self) -> dict[str, list[NDArray[Any]]]:
+        """Copies of all variables, under "model" and "optimizer"; `R8Scheduler` calls it for backups."""
+        return {kind: [as_numpy(each).copy() for each in variables] for kind, variables in self._variables().items()}
+
+    def save(self, state_dict: Mapping[str, Any], filepath: str | os.PathLike[str]) -> None:
+        """Write what `read` returned to a file in numpy's npz format, without pickle.
+
+        Args:
+            state_dict: Holds it under "model", as `R8Scheduler` hands it to a ``save_callback``.
+            filepath: The file.
+        """
+        arrays = {f"{kind}.{n}": a for kind, many in state_dict["model"].items() for n, a in enumerate(many)}
+        # An open file, as numpy would add an ending to a name.
+        with open(filepath, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+
+    def load(self, source: Any, *, from_ram: bool = False) -> None:
+        """Put all variables back.
+
+        Args:
+            source: The path of a file that `save` wrote, or with ``from_ram`` what `read` returned.
+            from_ram: Which of the two.
+
+        Raises:
+            ValueError: it is of another model or optimizer. Nothing was changed.
+        """
+        state = source if from_ram else _read_file(source)
+        pairs: list[tuple[Any, Any]] = []
+        for kind, variables in self._variables().items():
+            shapes = [tuple(each.shape) for each in variables]
+            given = [array.shape for array in state.get(kind, [])]
+            if shapes != given:
+                raise ValueError(f"the saved {kind} must have variables of shapes {shapes}, got {given}.")
+            pairs += zip(variables, state[kind], strict=True)
+        for variable, array in pairs:
+            variable.assign(array)
+
+
+def as_numpy(variable: Any) -> NDArray[Any]:
+    """The value of a Keras variable of any back end, where it can be seen without a copy."""
+    value = variable.value
+    value = value.detach().cpu() if hasattr(value, "detach") else value
+    array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)
+    # numpy knows bfloat16 and the like by number of bytes only; float32 holds them exactly.
+    return array.astype(np.float32) if array.dtype.kind == "V" else array
+
+
+def _read_file(path: str | os.PathLike[str]) -> dict[str, list[NDArray[Any]]]:
+    with np.load(path, allow_pickle=False) as file:
+        names = [name for name in file.files if name.split(".")[0] in _FILE_KINDS]
+        state: dict[str, list[NDArray[Any]]] = {kind: [] for kind in _FILE_KINDS}
+        for name in sorted(names, key=lambda name: int(name.split(".")[1])):
+            state[name.split(".")[0]].append(file[name])
+    return state
+
+
+def model_callbacks(model: Any, optimizer: Any = None) -> dict[str, Callable[..., Any]]:
+    """The three callbacks of `R8Scheduler` for a model trained in a loop of your own; `R8Callback` brings its own.
+
+    Args:
+        model: A Keras model, built.
+        optimizer: Its optimizer; by default the one it was compiled with.
+
+    Returns:
+        ``state_callback``, ``load_callback`` and ``save_callback``, to be passed on with ``**``.
+
+    Raises:
+        ValueError: there is no optimizer.
+        RuntimeError: the model has no variables yet.
+    """
+    state = ModelState(model, optimizer)
+    return {"state_callback": state.read, "load_callback": state.load, "save_callback": state.save}

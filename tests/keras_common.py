@@ -1,0 +1,89 @@
+"""Models, data and listeners that the tests of the Keras adapter share; one thread each, and no accelerator."""
+
+import os
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+
+pytest.importorskip("keras")
+tf = pytest.importorskip("tensorflow")
+load_digits = pytest.importorskip("sklearn.datasets").load_digits
+tf.config.threading.set_intra_op_parallelism_threads(1)
+tf.config.threading.set_inter_op_parallelism_threads(1)
+
+import keras
+
+from learnit_r8 import R8Scheduler
+from learnit_r8.keras import R8Callback
+from learnit_r8.keras.state import as_numpy
+
+DIGITS = load_digits()
+X = (DIGITS.data / 16).astype("float32")[:500]
+Y = DIGITS.target[:500]
+CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def classifier(*, loss=CROSS_ENTROPY, dropout=0.0, optimizer=None, **compile_arguments):
+    """A small classifier of the digits, compiled; its first weights are always the same."""
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((64,)), keras.layers.Dense(16, activation="relu"), keras.layers.Dropout(dropout)]
+    model = keras.Sequential([*layers, keras.layers.Dense(10, dtype="float32")])
+    model.compile(optimizer or keras.optimizers.Adam(0.01), loss, **compile_arguments)
+    return model
+
+
+def scheduler(**arguments):
+    """For the digits: 500 samples, 16 batches of 32, the last of 20."""
+    if not arguments.keys() & {"num_steps", "train_duration_seconds"}:
+        arguments.setdefault("num_epochs", 4)
+    return R8Scheduler(len(X), **{"batch_size": 32, "initial_lr": 0.01, **arguments})
+
+
+def fit(model, dataset, *callbacks, epochs=1, callback=None, **arguments):
+    """``model.fit`` under the scheduler, in silence."""
+    callback = callback or R8Callback(dataset)
+    return model.fit(dataset, epochs=epochs, verbose=0, shuffle=False, callbacks=[callback, *callbacks], **arguments)
+
+
+class Watch(keras.callbacks.Callback):
+    """Notes the samples, the rate and the weights of every step as it begins; comes after `R8Callback`."""
+
+    def __init__(self, dataset):
+        super().__init__()
+        self._dataset = dataset
+        self.batches, self.rates, self.weights = [], [], []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        ahead = self._dataset.ahead
+        self.batches.append(ahead.tickets[ahead.position].indices.tolist())
+        self.rates.append(float(as_numpy(self.model.optimizer.learning_rate)))
+        self.weights.append(self.model.get_weights())
+
+
+class At(keras.callbacks.Callback):
+    """Does something before the step of this number."""
+
+    def __init__(self, r8, step, action):
+        super().__init__()
+        self._r8, self._step, self._action = r8, step, action
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self._r8.global_step == self._step:
+            self._action(self.model)
+
+
+def poison(model):
+    """Make the weights of the last layer NaN."""
+    model.layers[-1].kernel.assign(np.full(model.layers[-1].kernel.shape, np.nan))
+
+
+def true_losses(model, weights, indices, x=X, y=Y):
+    """float[B], computed apart from the training with the weights of then."""
+    model.set_weights(weights)
+    logits = keras.ops.convert_to_numpy(model(x[indices])).astype(np.float64)
+    shifted = logits - logits.max(1, keepdims=True)
+    return np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(indices)), y[indices]]
