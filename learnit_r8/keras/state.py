@@ -1,4 +1,4 @@
-"""The state of a model and its optimizer: as arrays for a backup, as a file without pickle for a checkpoint."""
+"""The state of a model and its optimizer: as arrays for a backup, as a file without pickled objects for a checkpoint."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ModelState:
         return {kind: [as_numpy(each).copy() for each in variables] for kind, variables in self._variables().items()}
 
     def save(self, state_dict: Mapping[str, Any], filepath: str | os.PathLike[str]) -> None:
-        """Write what `read` returned to a file in numpy's npz format, without pickle.
+        """Write what `read` returned to a file in numpy's npz format, without pickled objects.
 
         Args:
             state_dict: Holds it under "model", as `R8Scheduler` hands it to a ``save_callback``.
