@@ -362,7 +362,7 @@ def test_resume_passes_over_damaged_files(tmp_path):
     assert same(whole, again)
     assert history == continued
     (tmp_path / "checkpoint_4").unlink()
-    with pytest.raises(ValueError, match="scheduler must be given where the saved run had one, and only there, got R8Scheduler"):
+    with pytest.raises(ValueError, match="scheduler must be given where the saved run had one, and only there, got R8"):
         train(
             data=lambda indices: None,
             num_batches=None,

@@ -1,4 +1,4 @@
-"""The state of a model and its optimizer: as arrays for a backup, as a file without pickled objects for a checkpoint."""
+"""The state of a model and its optimizer: arrays for a backup, a file without pickled objects for a checkpoint."""
 
 from __future__ import annotations
 
