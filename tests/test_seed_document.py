@@ -99,17 +99,6 @@ def block(marker):
 QUICK_START = block("Setup the Scheduler").replace("time.sleep(0.05)", "time.sleep(0)")
 
 
-def test_document_is_the_one_that_was_given():
-    """The embedded text is that of the seed document, where that is at hand."""
-    path = "/work/shared/seeds/learnit_r8.md"
-    if not os.path.exists(path):
-        pytest.skip("the seed document is not on this machine")
-    with open(path, encoding="utf-8") as file:
-        given = re.findall(r"```python\n(.*?)```", file.read(), re.DOTALL)
-
-    assert re.findall(r"```python\n(.*?)```", SEED, re.DOTALL) == given
-
-
 def check(output, tmp_path):
     assert output.rstrip().splitlines()[-1] == "Training complete!"
     assert not INTERVENTION.search(output), output
