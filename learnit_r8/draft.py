@@ -36,6 +36,10 @@ class Draft:
         keep, weights = self._policy.select(candidates, self._context, self._rng)
         return indices[keep], None if weights is None else weights[keep]
 
+    def first(self, indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """The ``count`` of some samples that the policy draws first."""
+        return indices[self._order(indices, self._table.records.take(indices))[:count]]
+
     def chunk(self, samples: Weighted, *, sweep: int, fill: bool) -> Chunk:
         """The batches that the policy makes of some samples.
 
@@ -46,7 +50,7 @@ class Draft:
         """
         table, (indices, weights) = self._table, samples
         records = table.records.take(indices)
-        order = self._policy.arrange(self._candidates(indices, records), table.batch_size, self._rng)
+        order = self._order(indices, records)
         records = reordered(records, order)
         missing = -len(indices) % table.batch_size
         sizes = np.full(-(-len(indices) // table.batch_size), table.batch_size)
@@ -63,6 +67,9 @@ class Draft:
             weights=None if weights is None else weights[order],
             records=records if in_pass else None,
         )
+
+    def _order(self, indices: NDArray[np.int64], records: NDArray[Any]) -> NDArray[np.int64]:
+        return self._policy.arrange(self._candidates(indices, records), self._table.batch_size, self._rng)
 
     def _candidates(self, indices: NDArray[np.int64], records: NDArray[Any]) -> Candidates:
         usage_count = records["usage_count"].astype(np.int64)

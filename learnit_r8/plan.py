@@ -198,8 +198,7 @@ class Plan:
         kept, _ = draft.select(pool.next_part())
         if len(kept) < self._full:
             return None
-        # Arranged first, so that what is taken is what the policy would draw first.
-        first = draft.chunk((kept, None), sweep=-1, fill=False).members[: self._full]
+        first = draft.first(kept, self._full)
         chunk = self._draft(SHUFFLE).chunk((first, None), sweep=-1, fill=False)
         chunk.drawn = 1
         self._open.append(chunk)
