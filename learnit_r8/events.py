@@ -1,13 +1,9 @@
-"""Events: the only thing that leaves the scheduler. Frozen records, and their form as strict JSON."""
+"""Events: the only thing that leaves the scheduler. Frozen records; `wire` has their form as strict JSON."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -67,6 +63,38 @@ class StepDone(Event):
     lr: float
     batch_size: int
     steady: bool
+
+
+@dataclass(frozen=True)
+class StepsDone(Event):
+    """Batches learned from one after the other, summed up: what a journal holds in place of their `StepDone`.
+
+    ``step`` and ``seconds`` are those of the last of them.
+
+    Attributes:
+        num_steps: How many, >= 1.
+        epoch: Epoch of the last, 0-based.
+        progress: Finished share of the budget after the last, in [0, 1].
+        loss: Mean of their mean losses.
+        lowest, highest: Smallest and largest of those.
+        last_loss: Mean loss of the last.
+        expected_loss: Mean of what the table predicted for them; NaN before it knew.
+        lr: Learning rate of the last.
+        samples: Samples in them.
+        num_steady: How many were drawn to steady the training.
+    """
+
+    num_steps: int
+    epoch: int
+    progress: float
+    loss: float
+    lowest: float
+    highest: float
+    last_loss: float
+    expected_loss: float
+    lr: float
+    samples: int
+    num_steady: int
 
 
 @dataclass(frozen=True)
@@ -221,54 +249,10 @@ class RunEnded(Event):
 EVENTS = {
     kind.__name__: kind
     for kind in (
-        RunStarted, StepDone, BatchRefused, RolledBack, IncidentEnded, LrRestored, BatchAbandoned, EpochDone,
+        RunStarted, StepDone, StepsDone, BatchRefused, RolledBack, IncidentEnded, LrRestored, BatchAbandoned, EpochDone,
         MetricsLogged, BackupTaken, CheckpointSaved, LrFound, Notice, RunEnded,
     )
 }  # fmt: skip
 
-_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-
 Listener = Callable[[Event], None]
 """Hears every event, in order, on the training thread."""
-
-
-def to_json(event: Event) -> str:
-    """One line of strict JSON (RFC 8259): numbers that are not finite become the strings "nan", "inf", "-inf".
-
-    >>> to_json(RolledBack(step=7, seconds=1.5, to_step=5, source="backup"))
-    '{"kind": "RolledBack", "step": 7, "seconds": 1.5, "to_step": 5, "source": "backup"}'
-    """
-    fields = {"kind": type(event).__name__, **dataclasses.asdict(event)}
-    return json.dumps({name: _encoded(value) for name, value in fields.items()}, allow_nan=False)
-
-
-def from_json(line: str) -> Event:
-    """The event a line of `to_json` stands for; fields this version does not know are left out.
-
-    Raises:
-        ValueError: not JSON, an unknown kind, or a missing field; the message shows it.
-    """
-    fields = json.loads(line)
-    kind = fields.pop("kind", None) if isinstance(fields, dict) else None
-    if not isinstance(kind, str) or kind not in EVENTS:
-        raise ValueError(f"event kind must be one of {sorted(EVENTS)}, got {kind!r}.")
-    types = {field.name: str(field.type) for field in dataclasses.fields(EVENTS[kind])}
-    if missing := types.keys() - fields.keys():
-        raise ValueError(f"event {kind} must have the fields {sorted(types)}, got none for {sorted(missing)}.")
-    return EVENTS[kind](**{name: _decoded(fields[name], types[name]) for name in types})
-
-
-def _encoded(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    if isinstance(value, dict):
-        return {key: _encoded(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _decoded(value: Any, kind: str) -> Any:
-    if kind == "dict[str, float]":
-        return {key: _decoded(item, "float") for key, item in value.items()}
-    if kind.startswith("tuple"):
-        return tuple(value)
-    return _NON_FINITE.get(value, value) if "float" in kind and isinstance(value, str) else value

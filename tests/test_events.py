@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from learnit_r8 import events
 from learnit_r8.announcer import Announcer
-from learnit_r8.events import EVENTS, RolledBack, from_json, to_json
+from learnit_r8.events import EVENTS, RolledBack
+from learnit_r8.wire import from_json, to_json
 
 VALUES = {
     "int": st.integers(0, 2**53),
@@ -96,6 +97,42 @@ def test_missing_field_is_refused():
     """A line that lacks a field is a ValueError that names it."""
     with pytest.raises(ValueError, match=r"event RolledBack must have the fields .*, got none for \['source'\]"):
         from_json('{"kind": "RolledBack", "step": 7, "seconds": 1.5, "to_step": 5}')
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("to_step", "5"), ("to_step", 5.0), ("to_step", True), ("to_step", None), ("to_step", 10**30),
+        ("seconds", "soon"), ("seconds", None), ("source", 3), ("source", ["backup"]),
+    ],
+)  # fmt: skip
+def test_field_of_another_type_is_refused(field, value):
+    """A field that is not of its type is a ValueError, so that nothing odd gets any further."""
+    fields = {"kind": "RolledBack", "step": 7, "seconds": 1.5, "to_step": 5, "source": "backup", field: value}
+    with pytest.raises(ValueError, match=r"event RolledBack must have fields of its types, got"):
+        from_json(json.dumps(fields))
+
+
+@pytest.mark.parametrize("value", [3, [3], {"a": "b"}, {"a": [1]}, {"a": None}])
+def test_metrics_that_are_no_numbers_are_refused(value):
+    """A nested field is held to its type all the way down."""
+    fields = {"kind": "MetricsLogged", "step": 7, "seconds": 1.5, "at_step": 7, "metrics": value}
+    with pytest.raises(ValueError, match=r"event MetricsLogged must have fields of its types, got"):
+        from_json(json.dumps(fields))
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"kind": "BackupTaken", "step": ' + "[" * 100_000])
+def test_deep_line_is_refused(line):
+    """A line nested beyond the interpreter's limit is a ValueError."""
+    with pytest.raises(ValueError, match=r"nested less deeply|Expecting"):
+        from_json(line)
+
+
+def test_whole_number_is_a_float_where_one_is_due():
+    """A number written without a point can stand for a float."""
+    event = from_json('{"kind": "RolledBack", "step": 7, "seconds": 2, "to_step": 5, "source": ""}')
+
+    assert type(event.seconds) is float
 
 
 @pytest.mark.parametrize("line", ["", "not JSON", '{"kind": "RolledBack", "st'])

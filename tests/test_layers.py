@@ -13,7 +13,7 @@ import learnit_r8
 PACKAGE = Path(learnit_r8.__file__).parent
 NUMERIC = {"triggers",
     "order", "estimators", "suspects", "table", "views", "guard", "backup", "budget", "lr", "events", "range_test",
-    "tally", "losses", "checks", "durable", "kinds", "records",
+    "tally", "wire", "losses", "checks", "durable", "kinds", "records",
 }  # fmt: skip
 MIDDLE = {"announcer", "chunk", "draft", "plan", "policies", "recovery", "checkpoint", "sweep"}
 TOP = {"scheduler", "engine", "dashboard"}
