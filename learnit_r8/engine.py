@@ -81,6 +81,8 @@ class Engine:
         self._epoch_ended = False
         self._has_started = False
         self.name = name
+        # An adapter that holds losses back reports them here: before an epoch or the run ends, and before a checkpoint.
+        self.settle: Callable[[], object] = _nothing
 
     @property
     def lr(self) -> float:
@@ -155,18 +157,23 @@ class Engine:
                 return steady
         return self.plan.draw()
 
-    def begin(self, ticket: Ticket) -> Ticket:
+    def begin(self, ticket: Ticket, *, held_back: int = 0) -> Ticket:
         """Start to train on a batch that was drawn ahead; what is due between two steps is done first.
 
         Args:
-            ticket: The batch, as `draw_ahead` gave it; those drawn before it were reported or given up.
+            ticket: The batch, as `draw_ahead` gave it; those drawn before it were trained on or given up.
+            held_back: How many of those have a loss that is known but not reported yet. What is due between two
+                steps waits until there are none: only then do model and scheduler fit together.
 
         Returns:
             The ticket as if it were drawn now: with the rate of now, and able to prove a backup taken before.
         """
-        self.between_steps()
+        if not held_back:
+            self.between_steps()
+        step = self.pace.step + held_back
+        lr = self.search.lr or self._lr_at(self.pace.progress_at(step))
         self._num_draws += 1
-        return ticket._replace(step=self.pace.step, lr=self.lr, draw=self._num_draws - 1)
+        return ticket._replace(step=step, lr=lr, draw=self._num_draws - 1)
 
     def report(self, ticket: Ticket, loss: Any, *, part_size: int | None = None) -> Outcome:
         """Judge, learn, move on, tell: what one trained batch sets in motion.
@@ -279,6 +286,20 @@ class Engine:
         if ticket.batch.is_out and ticket.epoch >= 0:
             self.plan.hand_back(ticket.batch)
             self.pace.num_out -= 1
+
+    def discard(self, ticket: Ticket) -> None:
+        """Count a batch whose training was undone before its loss was judged: a step, of which nothing is learned.
+
+        For adapters that report late: when a loss is refused and the model put back, the batches trained on since are
+        of the weights that were given up.
+
+        Args:
+            ticket: The batch; nothing happens if it is not out.
+        """
+        if ticket.batch.is_out and ticket.epoch >= 0:
+            self.plan.settle(ticket.batch)
+            self._count_step()
+            self._end_epoch_if_complete(ticket)
 
     def give_up(self, ticket: Ticket) -> None:
         """Take back a batch that will not be reported: it is drawn once more at the end of its epoch.
@@ -405,6 +426,10 @@ class Engine:
         self.search.load_state_dict(state["search"])
         self._use_found_lr()
         self.safekeeping.count_from(self.pace.step, self.plan.samples_in(self.pace.step), self.pace.seconds)
+
+
+def _nothing() -> None:
+    """Where nothing is held back."""
 
 
 FORMAT = 1

@@ -13,10 +13,11 @@ LARGEST_LOSS = float(np.finfo(np.float32).max) / 4
 
 
 class Verdict(enum.Enum):
-    """What the guard says of a loss."""
+    """What the guard says of a loss; PENDING where an adapter reports late, and the loss was not judged yet."""
 
     GOOD = "good"
     NOT_FINITE = "not finite"
+    PENDING = "pending"
 
 
 class GuardState(NamedTuple):

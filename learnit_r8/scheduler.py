@@ -186,6 +186,7 @@ class R8Scheduler(Engine):
             RuntimeError: no batch was drawn since the last epoch number.
         """
         while True:
+            self.settle()
             self.between_steps()
             if self.pace.is_finished:
                 return
@@ -324,6 +325,7 @@ class R8Scheduler(Engine):
             RuntimeError: neither checkpoint_dir nor save_callback was given.
             OSError: the disk refused; the checkpoints before are untouched.
         """
+        self.settle()
         return self.safekeeping.save(self.state_dict(), self.global_step)
 
     def load_checkpoint(self, path: str | os.PathLike[str] | None = None) -> None:
@@ -355,6 +357,7 @@ class R8Scheduler(Engine):
         try:
             # On the way out of an exception the user's step may be half done, and must not be saved.
             if self._has_started and sys.exc_info()[0] is None:
+                self.settle()
                 self.between_steps(closing=True)
         finally:
             self.announcer.tell(events.RunEnded, finished=self.pace.is_finished)

@@ -48,4 +48,5 @@ class Outcome(NamedTuple):
 
     def __bool__(self) -> bool:
         # A restored model must not take the step that its old weights asked for.
-        return self.verdict is Verdict.GOOD and self.rolled_back_to is None
+        counts = self.verdict is Verdict.GOOD or self.verdict is Verdict.PENDING
+        return counts and self.rolled_back_to is None

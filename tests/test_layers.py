@@ -96,7 +96,7 @@ def test_recovery_and_checkpoint_are_handed_what_they_need():
 def test_only_numpy_is_needed(path):
     """No file imports anything outside numpy, the standard library and the package, but for some folders.
 
-    Streams and loops load what they need when it is used; the adapters for Flax and Keras are only imported by name.
+    Streams and loops load what they need when it is used; the adapters for Flax, Keras and torch are only imported by name.
     """
     outside = {name for name in imports(path) if name[0] != "."}
     lazily = outside - {name for name in imports(path, lazy=False) if name[0] != "."}
@@ -108,6 +108,8 @@ def test_only_numpy_is_needed(path):
         outside -= {"jax", "flax", "optax"}
     if path.parent.name == "keras":
         outside -= {"keras"} | lazily & {"tensorflow"}
+    if path.parent.name == "torch":
+        outside -= {"torch"} | lazily & {"safetensors"}
 
     assert outside <= {"numpy", *sys.stdlib_module_names}
     assert not outside & {"curses", "pickle"}
