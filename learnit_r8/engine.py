@@ -27,6 +27,7 @@ from .pace import Pace
 from .plan import Plan
 from .policies import STEADY
 from .recovery import Recovery
+from .requests import Requests
 from .rescue import Rescue
 from .safekeeping import Restored, Safekeeping
 from .search import Search
@@ -83,6 +84,12 @@ class Engine:
         self.name = name
         # An adapter that holds losses back reports them here: before an epoch or the run ends, and before a checkpoint.
         self.settle: Callable[[], object] = _nothing
+        self.requests = Requests(pace, announcer, self._save_as_asked)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the run was asked to end before its budget is used up; see `Requests.stop`."""
+        return self.pace.is_stopped
 
     @property
     def lr(self) -> float:
@@ -102,9 +109,14 @@ class Engine:
         """Draw the next batch. Several may be out at a time.
 
         Raises:
-            RuntimeError: the budget is spent, or every step that is left is out already.
+            RuntimeError: the budget is spent, every step that is left is out already, or the run was stopped.
         """
         ticket = self.draw_if_any()
+        if ticket is None and self.is_stopped:
+            raise RuntimeError(
+                f"draw() was called at step {self.pace.step} after the run was stopped; ask is_stopped, or use "
+                "draw_if_any()."
+            )
         if ticket is None:
             raise RuntimeError(
                 f"draw() was called with {self.pace.next_step} steps reported or out after {self.pace.seconds:.1f} s, "
@@ -113,7 +125,7 @@ class Engine:
         return ticket
 
     def draw_if_any(self) -> Ticket | None:
-        """Draw the next batch; None if the budget is spent, or every step that is left is out already."""
+        """Draw the next batch; None if the budget is spent, every step left is out already, or the run was stopped."""
         self.between_steps()
         return self.draw_ahead()
 
@@ -121,12 +133,12 @@ class Engine:
         """Draw like `draw_if_any` while another batch is being trained on; `begin` does what that would have done.
 
         Returns:
-            The ticket; None if the budget is spent, or every step that is left is out already.
+            The ticket; None if the budget is spent, every step left is out already, or the run was stopped.
         """
         pace = self.pace
         step = pace.next_step
         progress = pace.progress_at(step)
-        if progress >= 1:
+        if progress >= 1 or pace.is_stopped:
             return None
         if self.search.is_on:
             (batch, lr), epoch = self.search.draw(), -1
@@ -336,6 +348,8 @@ class Engine:
         """
         if not self._has_started:
             self._start()
+        if self.requests.is_pending:
+            self.requests.answer()
         epoch_ended, self._epoch_ended = self._epoch_ended, False
         if not self.safekeeping.has_work:
             return
@@ -349,6 +363,9 @@ class Engine:
             run_ended=closing or self.pace.budget.progress(step, seconds) >= 1,
             get_state=self.state_dict,
         )
+
+    def _save_as_asked(self) -> None:
+        self.safekeeping.save_as_asked(self.state_dict, self.pace.step)
 
     def _start(self) -> None:
         budget, table = self.pace.budget, self.table

@@ -210,6 +210,33 @@ class CheckpointSaved(Event):
 
 
 @dataclass(frozen=True)
+class RunPaused(Event):
+    """The run waits between two steps; its time does not count.
+
+    Attributes:
+        reason: Why, "" if nobody said.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunResumed(Event):
+    """A run that waited goes on."""
+
+
+@dataclass(frozen=True)
+class RunStopped(Event):
+    """The run was asked to end before its budget is used up; a checkpoint is saved if there is a folder.
+
+    Attributes:
+        reason: Why, "" if nobody said.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class LrFound(Event):
     """The search for a learning rate ended.
 
@@ -250,7 +277,7 @@ EVENTS = {
     kind.__name__: kind
     for kind in (
         RunStarted, StepDone, StepsDone, BatchRefused, RolledBack, IncidentEnded, LrRestored, BatchAbandoned, EpochDone,
-        MetricsLogged, BackupTaken, CheckpointSaved, LrFound, Notice, RunEnded,
+        MetricsLogged, BackupTaken, CheckpointSaved, RunPaused, RunResumed, RunStopped, LrFound, Notice, RunEnded,
     )
 }  # fmt: skip
 

@@ -21,6 +21,7 @@ class Pace:
     Attributes:
         step: Batches reported so far, refused ones included.
         num_out: Batches drawn and not reported yet.
+        is_stopped: Whether the run was asked to end before its budget is used up.
     """
 
     def __init__(self, budget: Budget, steps_per_epoch: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -28,6 +29,7 @@ class Pace:
         self.steps_per_epoch = steps_per_epoch
         self.step = 0
         self.num_out = 0
+        self.is_stopped = False
         self._clock = clock
         self._watch = Stopwatch()
 
@@ -64,6 +66,11 @@ class Pace:
     def is_finished(self) -> bool:
         """Whether the budget is used up."""
         return self.progress >= 1
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no batch is drawn any more: the budget is used up, or the run was stopped."""
+        return self.is_stopped or self.is_finished
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -201,6 +201,13 @@ class Safekeeping:
             self._announcer.note_once("no model file", "save_callback left no file: checkpoints hold no model.")
         return saved
 
+    def save_as_asked(self, get_state: Callable[[], dict[str, Any]], step: int) -> None:
+        """Write a checkpoint because somebody asked for it, unless there is one of this step."""
+        if self.store is None:
+            self._announcer.note_once("no folder", "no checkpoint was saved: neither checkpoint_dir nor save_callback.")
+        elif step != self._step_of_checkpoint or not step:
+            self._try_to_save(get_state(), step)
+
     def _try_to_save(self, state: dict[str, Any], step: int) -> None:
         """Write a checkpoint, but let the training go on with a warning if that fails."""
         try:

@@ -180,7 +180,7 @@ class R8Scheduler(Engine):
         self._is_closed = False
 
     def epoch_iterator(self) -> Iterator[int]:
-        """Yield 0-based epoch numbers until the budget is spent; after a ``break``, go on in the same epoch.
+        """Yield 0-based epoch numbers until the budget is spent or the run stopped; after a ``break``, go on.
 
         Raises:
             RuntimeError: no batch was drawn since the last epoch number.
@@ -188,11 +188,11 @@ class R8Scheduler(Engine):
         while True:
             self.settle()
             self.between_steps()
-            if self.pace.is_finished:
+            if self.pace.is_over:
                 return
             draws = self._num_draws
             yield self.current_epoch
-            if self._num_draws == draws and not self.pace.is_finished:
+            if self._num_draws == draws and not self.pace.is_over:
                 raise RuntimeError(
                     f"epoch {self.current_epoch} ended with no batch drawn; iterate over batch_iterator()."
                 )
@@ -266,7 +266,9 @@ class R8Scheduler(Engine):
 
     @property
     def phase(self) -> str:
-        """One of "searching", "cataloguing", "steadying", "training" or "finished"."""
+        """One of "searching", "cataloguing", "steadying", "training", "stopped" or "finished"."""
+        if self.is_stopped:
+            return "stopped"
         if self.search.is_on:
             return "searching"
         if self.pace.is_finished:

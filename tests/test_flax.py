@@ -624,3 +624,17 @@ def test_what_is_missing_is_named(monkeypatch):
 
     with pytest.raises(ImportError, match=r"jax, flax and optax are required .* pip install learnit-r8\[jax\]"):
         __import__("learnit_r8.flax")
+
+
+def test_a_stop_ends_train_loop():
+    """A scheduler that is asked to stop ends train_loop after the step in hand."""
+    r8 = R8Scheduler(60, batch_size=20, num_epochs=9)
+
+    def step(state, batch, rng_key):
+        if r8.global_step == 3:
+            r8.requests.stop()
+        return train_step(state, batch, rng_key)
+
+    final, _ = train(step=step, data=lambda i: {"x": X[i], "y": Y[i]}, epochs=None, num_batches=None, scheduler=r8)
+
+    assert (int(final.step), r8.global_step) == (4, 4)

@@ -336,3 +336,18 @@ def test_loader_left_behind_draws_nothing():
 
     assert heard == ["index must be of an epoch that was begun, got 3 between two."]
     assert not dataset.ahead.tickets
+
+
+def test_stop_ends_fit_after_the_step(tmp_path):
+    """A run that is asked to stop is saved with the model of after the step in hand, and fit ends there."""
+    r8 = scheduler(checkpoint_dir=tmp_path, checkpoint_every=99)
+    dataset = R8Dataset(X, Y, r8)
+    model, watch = classifier(), Watch(dataset)
+    callback = R8Callback(dataset, model)
+    fit(model, dataset, At(r8, 20, lambda model: r8.requests.stop()), watch, callback=callback, epochs=4)
+    ended = model.get_weights()
+    model.set_weights([0 * weight for weight in ended])
+    r8.load_checkpoint()
+
+    assert (len(watch.batches), r8.global_step) == (21, 21)
+    assert all(np.array_equal(one, other) for one, other in zip(model.get_weights(), ended, strict=True))

@@ -252,3 +252,12 @@ def test_state_of_half_precision(tmp_path):
     state.load(tmp_path / "saved")
 
     assert np.array_equal(state.read()["model"][0], before)
+
+
+def test_stop_ends_the_batches():
+    """A run that is asked to stop gives no batch after the step in hand."""
+    loop = Loop(scheduler(num_epochs=3))
+    loop.epoch()
+    loop.epoch(before=lambda step: step == 20 and loop.r8.requests.stop())
+
+    assert (loop.r8.global_step, len(loop.seen), loop.r8.is_stopped) == (21, 21, True)

@@ -42,6 +42,9 @@ SCRIPT = [
         events.CheckpointSaved(160, 130.0, "runs/ck_6.r8", None),
         "r8 step 160: saved runs/ck_6.r8",
     ),
+    (events.RunPaused(160, 130.0, "a look"), "r8 step 160: paused (a look)"),
+    (events.RunResumed(160, 130.0), "r8 step 160: goes on"),
+    (events.RunStopped(160, 130.0, ""), "r8 step 160: stopped"),
     (
         events.MetricsLogged(160, 130.0, 155, {"accuracy": 0.98765, "loss": NAN}),
         "r8 step 155: accuracy 0.9877  loss nan",

@@ -67,6 +67,12 @@ class PlainLog:
                 return f"learning rate {event.lr:.3g} found in {event.num_steps} steps"
             case events.CheckpointSaved():
                 return f"step {event.step}: saved {event.path}"
+            case events.RunPaused():
+                return f"step {event.step}: paused{_because(event.reason)}"
+            case events.RunResumed():
+                return f"step {event.step}: goes on"
+            case events.RunStopped():
+                return f"step {event.step}: stopped{_because(event.reason)}"
             case events.MetricsLogged():
                 return f"step {event.at_step}: " + "  ".join(
                     f"{name} {value:.4g}" for name, value in event.metrics.items()
@@ -82,6 +88,10 @@ class PlainLog:
         if run is None or run.total_steps is None:
             return f"epoch {epoch + 1} step {step}"
         return f"epoch {epoch + 1}/{math.ceil(run.total_steps / run.steps_per_epoch)} step {step}/{run.total_steps}"
+
+
+def _because(reason: str) -> str:
+    return f" ({reason})" if reason else ""
 
 
 def _few(samples: tuple[int, ...]) -> str:

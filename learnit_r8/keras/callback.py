@@ -105,7 +105,10 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         if outcome.rolled_back_to is not None:
             # One NaN would stay in Keras' running means to the end of the epoch.
             model.reset_metrics()
-        if r8.pace.is_finished:
+        if r8.requests.is_pending:
+            # Now, as Keras has begun the next batch when it asks again.
+            r8.between_steps()
+        if r8.pace.is_over:
             model.stop_training = True
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:

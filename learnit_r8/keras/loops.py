@@ -88,7 +88,7 @@ class Batches:
         r8, ahead = self._ahead.r8, self._ahead
         epoch = r8.current_epoch
         try:
-            while r8.current_epoch == epoch and not r8.pace.is_finished:
+            while r8.current_epoch == epoch and not r8.pace.is_over:
                 yield from self._drawn()
         finally:
             ahead.hand_back()
@@ -108,7 +108,9 @@ class Batches:
             self.lr.assign(ahead.begin().lr)
             yield batch
             ahead.give_up()
-            if ahead.r8.pace.is_finished:
+            if ahead.r8.requests.is_pending:
+                ahead.r8.between_steps()
+            if ahead.r8.pace.is_over:
                 return
 
     def report(self, losses: Any) -> Outcome:

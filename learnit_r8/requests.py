@@ -1,0 +1,101 @@
+"""Requests: what other threads and signal handlers ask of a run, answered by the training thread between two steps.
+
+They only set plain attributes, and the training thread looks at one of them a step: no lock that a signal handler
+could find held by the very code it interrupted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from . import events
+from .announcer import Announcer
+from .pace import Pace
+
+POLL_SECONDS = 0.02
+"""How often a paused run looks whether it may go on."""
+
+
+class Requests:
+    """Asked from anywhere, answered where model and scheduler fit together.
+
+    Args:
+        pace: Stops counting time while the run is paused, and knows that it was stopped.
+        announcer: Who is told.
+        save: Writes a checkpoint of now; must not raise because of the disk.
+        sleep: Waits for some seconds.
+
+    Attributes:
+        is_pending: Whether there is something to answer; all that is looked at in an ordinary step.
+        is_paused: Whether the training thread waits.
+    """
+
+    def __init__(
+        self, pace: Pace, announcer: Announcer, save: Callable[[], None], sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._pace, self._announcer, self._save, self._sleep = pace, announcer, save, sleep
+        self.is_pending = False
+        self.is_paused = False
+        self._stop_reason: str | None = None
+        self._pause_reason: str | None = None
+        self._wants_save = False
+
+    def stop(self, reason: str = "") -> None:
+        """Ask the run to save and end after this step: iterators end, and no batch is drawn any more.
+
+        Args:
+            reason: Why, for people.
+        """
+        self._stop_reason = reason
+        # Last: who sees it must find the request.
+        self.is_pending = True
+
+    def save(self) -> None:
+        """Ask for a checkpoint after this step."""
+        self._wants_save = True
+        self.is_pending = True
+
+    def pause(self, reason: str = "") -> None:
+        """Ask the run to wait after this step, until `resume` or `stop`; the time does not count.
+
+        Args:
+            reason: Why, for people.
+        """
+        self._pause_reason = reason
+        self.is_pending = True
+
+    def resume(self) -> None:
+        """Let a paused run go on."""
+        self._pause_reason = None
+
+    def answer(self) -> None:
+        """Do what was asked for. The training thread calls it between two steps."""
+        # First: what is asked for from here on is pending again.
+        self.is_pending = False
+        self._save_if_asked()
+        if self._pause_reason is not None:
+            self._wait()
+        reason, self._stop_reason = self._stop_reason, None
+        if reason is not None and not self._pace.is_over:
+            self._pace.is_stopped = True
+            self._announcer.tell(events.RunStopped, reason=reason)
+
+    def _save_if_asked(self) -> None:
+        if self._wants_save or self._stop_reason is not None:
+            self._wants_save = False
+            self._save()
+
+    def _wait(self) -> None:
+        """Wait until the run may go on; save meanwhile if that is asked for."""
+        self._announcer.tell(events.RunPaused, reason=self._pause_reason)
+        self.is_paused = True
+        try:
+            with self._pace.paused():
+                while self._pause_reason is not None and self._stop_reason is None:
+                    self._sleep(POLL_SECONDS)
+                    self._save_if_asked()
+        finally:
+            self._pause_reason = None
+            self.is_paused = False
+            self._announcer.tell(events.RunResumed)
