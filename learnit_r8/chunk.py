@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from array import array
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ class Chunk:
         table: What is known of the samples; its batch size cuts the chunk into batches.
         sizes: int64, samples of each batch, their sum M.
         expected: Mean estimate of each batch when it was planned, for `SampleTable.with_trend`.
+        typical: Likewise of all the samples that they were chosen from.
         pass_number: The pass it belongs to, or -1 for batches outside any pass.
         sweep: Number of the sweep it belongs to, counted over the run: chunks of the same sweep share no sample.
             -1 outside any pass.
@@ -51,6 +53,7 @@ class Chunk:
         *,
         sizes: NDArray[np.int64],
         expected: list[float],
+        typical: float = math.nan,
         pass_number: int,
         sweep: int,
         fill: int = 0,
@@ -61,6 +64,7 @@ class Chunk:
         # Filled up from the start of the chunk, over again where that is not enough.
         self.handed = np.resize(members, len(members) + fill)
         self.expected = expected
+        self.typical = typical
         self.pass_number = pass_number
         self.sweep = sweep
         self.weights = None if weights is None else np.resize(weights, len(self.handed))
@@ -165,6 +169,7 @@ class Chunk:
             "weights": None if self.weights is None else self.weights.copy(),
             "sizes": self._sizes.copy(),
             "expected": np.array(self.expected),
+            "typical": self.typical,
             "pass_number": self.pass_number,
             "sweep": self.sweep,
             "states": np.frombuffer(self.states, np.uint8).copy(),
@@ -182,6 +187,7 @@ class Chunk:
             fill=len(handed) - len(members),
             sizes=np.array(state["sizes"], np.int64),
             expected=[float(value) for value in state["expected"]],
+            typical=state["typical"],
             pass_number=int(state["pass_number"]),
             sweep=int(state["sweep"]),
             weights=None if state["weights"] is None else np.array(state["weights"], np.float32)[: len(members)],
@@ -210,3 +216,8 @@ class Batch(NamedTuple):
     def expected(self) -> float:
         """What the table expected of it when it was planned, for `SampleTable.with_trend`."""
         return self.chunk.expected[self.slot]
+
+    @property
+    def typical(self) -> float:
+        """What the table expected of a batch of all kinds of samples at that time, for `SampleTable.with_trend`."""
+        return self.chunk.typical

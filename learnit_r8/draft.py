@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ class Draft:
         policy: Selects and arranges them.
         context: What the policy is told besides the samples.
         rng: The policy's generator.
+
+    Attributes:
+        typical: Mean estimate of all the samples that `select` was last given, for `SampleTable.with_trend`.
     """
 
     def __init__(self, table: SampleTable, policy: Policy, context: Context, rng: np.random.Generator) -> None:
@@ -29,10 +33,13 @@ class Draft:
         self._policy = policy
         self._context = context
         self._rng = rng
+        self.typical = math.nan
 
     def select(self, indices: NDArray[np.int64]) -> Weighted:
         """The samples that the policy keeps, and their weights."""
-        candidates = self._candidates(indices, self._table.records.take(indices))
+        records = self._table.records.take(indices)
+        self.typical = self._mean_of(records)
+        candidates = self._candidates(indices, records)
         keep, weights = self._policy.select(candidates, self._context, self._rng)
         return indices[keep], None if weights is None else weights[keep]
 
@@ -61,12 +68,16 @@ class Draft:
             table,
             sizes=sizes,
             expected=table.expected(records, sizes),
+            typical=self._mean_of(records) if math.isnan(self.typical) else self.typical,
             pass_number=self._context.pass_number if in_pass else -1,
             sweep=sweep,
             fill=missing if fill else 0,
             weights=None if weights is None else weights[order],
             records=records if in_pass else None,
         )
+
+    def _mean_of(self, records: NDArray[Any]) -> float:
+        return self._table.expected(records, np.array([len(records)]))[0]
 
     def _order(self, indices: NDArray[np.int64], records: NDArray[Any]) -> NDArray[np.int64]:
         return self._policy.arrange(self._candidates(indices, records), self._table.batch_size, self._rng)

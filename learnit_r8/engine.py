@@ -2,7 +2,7 @@
 
 plan.py, policies/          DRAW which samples come next
 ... the user trains ...
-guard.py                    JUDGE whether the loss is one to learn from (recovery.py, rescue.py: what if not)
+guard/                      JUDGE whether the loss is one to learn from (recovery.py, rescue.py: what if not)
 table.py                    LEARN running loss and use of every sample
 pace.py, lr.py              MOVE ON: how far along, at what rate
 events.py                   TELL what happened
@@ -19,9 +19,9 @@ import numpy as np
 from . import events
 from .announcer import Announcer
 from .chunk import Batch
-from .guard import Guard, Verdict
+from .guard import Guard, Sentry, Verdict
 from .kinds import EXACT, check_kind
-from .losses import Reading, read_loss
+from .losses import Reading, read_loss, read_number
 from .lr import Schedule, check_rate
 from .pace import Pace
 from .plan import Plan
@@ -69,14 +69,13 @@ class Engine:
         self.table = plan.table
         self.pace = pace
         self.schedule = make_schedule(peak_lr)
-        self.guard = guard
+        self.sentry = Sentry(guard)
         self.safekeeping = safekeeping
         self.announcer = announcer
         self.rescue = Rescue(recovery, safekeeping, announcer, plan.table.name_of)
         self.search = search
         self._make_schedule = make_schedule
         self._last_progress, self._last_lr = math.nan, math.nan
-        self._guard_state = guard.begin()
         self._tally = Tally()
         self._num_draws = 0
         self._epoch_ended = False
@@ -187,7 +186,9 @@ class Engine:
         self._num_draws += 1
         return ticket._replace(step=step, lr=lr, draw=self._num_draws - 1)
 
-    def report(self, ticket: Ticket, loss: Any, *, part_size: int | None = None) -> Outcome:
+    def report(
+        self, ticket: Ticket, loss: Any, *, part_size: int | None = None, grad_norm: Any = None, skipped: bool = False
+    ) -> Outcome:
         """Judge, learn, move on, tell: what one trained batch sets in motion.
 
         Call it before ``backward()``, and skip ``backward()`` and ``step()`` where the outcome is false; or after
@@ -199,13 +200,17 @@ class Engine:
                 float[B], the loss of each sample. Or with ``part_size``, float[P], the means of consecutive parts.
                 The first report fixes which of the three. Tensors are detached.
             part_size: Samples in a part, >= 1; the last part of a batch may have fewer.
+            grad_norm: Norm of the gradient of the batch, if you know it: the guard judges it by the same rule as the
+                loss. A number, or a 0-dim array or tensor.
+            skipped: Whether the optimizer's step was skipped because gradients overflowed, as a loss scaler does. The
+                step counts and is no alarm; a finite loss is learned from. 20 in a row are still none.
 
         Returns:
             The verdict, the learning rate to use now, and the step the model was put back to.
 
         Raises:
             RuntimeError: this ticket was reported before, or is not of this run.
-            TypeError: the loss is not a real number or a vector of them, or the ticket is none.
+            TypeError: the loss is not a real number or a vector of them, the norm is no number, or the ticket is none.
             ValueError: the loss is of another length or kind than it must be. Nothing was changed.
             TrainingDiverged: losses stay refused after everything was tried.
         """
@@ -217,17 +222,40 @@ class Engine:
         if len(ticket.indices) == 1 and self.table.part_size == EXACT:
             # The loss of a single sample, squeezed to no dimension.
             reading = Reading(reading.mean, np.atleast_1d(reading.means), EXACT, reading.lowest)
+        if grad_norm is not None:
+            grad_norm = read_number("grad_norm", grad_norm)
         kind = EXACT if self.table.batch_size == 1 else reading.part_size
         check_kind(kind, self.table.part_size)
         if ticket.epoch < 0:
             return self._report_search(ticket, reading)
-        expected = self.table.with_trend(ticket.batch.expected)
-        self._guard_state, verdict = self.guard.judge(self._guard_state, reading.mean, expected)
+        batch, table, mean = ticket.batch, self.table, reading.mean
+        expected = table.with_trend(batch.expected)
+        verdict = self.sentry.judge(
+            mean, expected, table.with_trend(batch.typical), self._last_lr, grad_norm=grad_norm, skipped=skipped
+        )
         if verdict is Verdict.GOOD:
             self._learn(ticket, reading, kind, expected)
             return Outcome(verdict, self.lr, None)
-        restored = self._refuse(ticket, reading, verdict)
+        restored = self._answer(ticket, reading, kind, expected, verdict)
         return Outcome(verdict, self.lr, None if restored is None else restored.step)
+
+    def _answer(
+        self, ticket: Ticket, reading: Reading, kind: int, expected: float, verdict: Verdict
+    ) -> Restored | None:
+        """Do what a verdict other than GOOD asks for; where the model was put back to, if it was."""
+        if verdict is Verdict.DRIFT:
+            self._learn(ticket, reading, kind, expected)
+            self.rescue.drifted(ticket, reading, scheduled_lr=self._scheduled_lr(self.pace.progress))
+            return None
+        if verdict is Verdict.SKIPPED:
+            self._close_unlearned(ticket)
+            return None
+        return self._refuse(ticket, reading, verdict)
+
+    def _close_unlearned(self, ticket: Ticket) -> None:
+        self.plan.settle(ticket.batch)
+        self._count_step()
+        self._end_epoch_if_complete(ticket)
 
     def _count_step(self) -> None:
         self.pace.num_out -= 1
@@ -255,9 +283,7 @@ class Engine:
         self._end_epoch_if_complete(ticket)
 
     def _refuse(self, ticket: Ticket, reading: Reading, verdict: Verdict) -> Restored | None:
-        self.plan.settle(ticket.batch)
-        self._count_step()
-        self._end_epoch_if_complete(ticket)
+        self._close_unlearned(ticket)
         # The cataloguing pass is not cut short, and one incident costs at most a quarter of an epoch.
         most_steady = self.plan.steps_per_pass // 4 if ticket.epoch > 0 else 0
         scheduled = self._scheduled_lr(self.pace.progress)
@@ -279,7 +305,8 @@ class Engine:
         )
 
     def _report_search(self, ticket: Ticket, reading: Reading) -> Outcome:
-        _, verdict = self.guard.judge(self.guard.begin(), reading.mean)
+        guard = self.sentry.guard
+        _, verdict = guard.judge(guard.begin(), reading.mean)
         restored = self.search.take(ticket.batch, reading.mean, ticket.lr, refused=verdict is not Verdict.GOOD)
         self._use_found_lr()
         return Outcome(verdict, self.lr, None if restored is None else restored.step)
@@ -309,9 +336,7 @@ class Engine:
             ticket: The batch; nothing happens if it is not out.
         """
         if ticket.batch.is_out and ticket.epoch >= 0:
-            self.plan.settle(ticket.batch)
-            self._count_step()
-            self._end_epoch_if_complete(ticket)
+            self._close_unlearned(ticket)
 
     def give_up(self, ticket: Ticket) -> None:
         """Take back a batch that will not be reported: it is drawn once more at the end of its epoch.
@@ -398,7 +423,7 @@ class Engine:
             "plan": self.plan.state_dict(),
             "pace": self.pace.state_dict(),
             "rescue": self.rescue.state_dict(),
-            "guard": list(self._guard_state),
+            "guard": self.sentry.state_dict(),
             "tally": self._tally.state_dict(),
             "num_draws": self._num_draws,
             "search": self.search.state_dict(),
@@ -437,7 +462,7 @@ class Engine:
         self.plan.load_state_dict(state["plan"])
         self.pace.load_state_dict(state["pace"])
         self.rescue.load_state_dict(state["rescue"])
-        self._guard_state = type(self._guard_state)(*state["guard"])
+        self.sentry.load_state_dict(state["guard"])
         self._tally = Tally.from_state(state["tally"])
         self._num_draws = state["num_draws"]
         self.search.load_state_dict(state["search"])

@@ -200,6 +200,7 @@ class Plan:
             return None
         first = draft.first(kept, self._full)
         chunk = self._draft(SHUFFLE).chunk((first, None), sweep=-1, fill=False)
+        chunk.typical = draft.typical
         chunk.drawn = 1
         self._open.append(chunk)
         return chunk.batch(0)
@@ -256,6 +257,7 @@ class Plan:
         """Turn what was expected of planned batches into differences to the trend, as the table just did."""
         for chunk in self._open:
             chunk.expected = [(share - 1) * trend for share in chunk.expected]
+            chunk.typical = (chunk.typical - 1) * trend
 
     def flush(self) -> None:
         """Let the table learn everything reported so far. When this happens changes no batch."""

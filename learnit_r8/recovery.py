@@ -79,6 +79,10 @@ class Recovery:
         factor = min(self.factors[min(state.tries, len(self.factors) - 1)], self.lr_factor(state))
         return RecoveryState(state.tries + 1, factor, 0, min(self.steady_steps, steady_limit))
 
+    def drifted(self, state: RecoveryState) -> RecoveryState:
+        """The state after a drift: half the rate, and no more."""
+        return state._replace(factor=self.lr_factor(state) / 2, accepted=0)
+
     def accepted(self, state: RecoveryState) -> RecoveryState:
         """The state after a good loss."""
         accepted = state.accepted + 1

@@ -69,6 +69,21 @@ class Rescue:
         if self._state.factor == 1 and before.factor != 1:
             self._announcer.tell(events.LrRestored)
 
+    def drifted(self, ticket: Ticket, reading: Reading, *, scheduled_lr: float) -> None:
+        """Answer a drift: the learning rate is lowered, and that is all.
+
+        Args:
+            ticket: The batch.
+            reading: Its loss, which was learned from.
+            scheduled_lr: Learning rate of the schedule now.
+        """
+        self._state = self.recovery.drifted(self._state)
+        self._announcer.warn_once(
+            "drift",
+            f"the loss has crept up to {reading.mean:.3g} at step {ticket.step}; the learning rate is lowered to "
+            f"{scheduled_lr * self.lr_factor:.3g} for a while.",
+        )
+
     def refused(
         self, ticket: Ticket, reading: Reading, verdict: Verdict, *, scheduled_lr: float, most_steady: int
     ) -> Restored | None:

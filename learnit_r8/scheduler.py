@@ -137,6 +137,7 @@ class R8Scheduler(Engine):
         pace = Pace(budget, plan.steps_per_pass, clock)
         for argument, value, method in (
             ("guard", guard, "judge"),
+            ("guard", guard, "suspicion"),
             ("recovery", recovery, "refused"),
             ("clock", clock, "__call__"),
         ):
@@ -224,7 +225,9 @@ class R8Scheduler(Engine):
                 )
             yield ticket.indices, ticket.lr
 
-    def update_with_loss(self, loss: Any, *, part_size: int | None = None) -> Outcome:
+    def update_with_loss(
+        self, loss: Any, *, part_size: int | None = None, grad_norm: Any = None, skipped: bool = False
+    ) -> Outcome:
         """Report the loss of the batch that `batch_iterator` gave last; see `report`.
 
         Raises:
@@ -235,7 +238,7 @@ class R8Scheduler(Engine):
             raise RuntimeError(
                 f"update_with_loss() was called at step {self.global_step} with no batch open; draw one first."
             )
-        outcome = self.report(ticket, loss, part_size=part_size)
+        outcome = self.report(ticket, loss, part_size=part_size, grad_norm=grad_norm, skipped=skipped)
         self._open = None
         return outcome
 
@@ -282,7 +285,7 @@ class R8Scheduler(Engine):
         plan, table = self.plan, self.table
         lines = [
             f"step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr {self.lr:.3g}",
-            f"losses refused: {self._guard_state.num_refused}; batches not reported: {plan.abandoned}; "
+            f"losses refused: {self.sentry.num_refused}; batches not reported: {plan.abandoned}; "
             f"left out for steady ones: {plan.displaced}; checkpoints failed: {self.safekeeping.num_failed}",
             f"losses of the samples ({table.source}):",
         ]

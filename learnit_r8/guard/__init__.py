@@ -1,0 +1,8 @@
+"""The guard: is this loss one to learn from?"""
+
+from .finite import FiniteGuard as FiniteGuard
+from .finite import GuardState as GuardState
+from .sentry import Sentry as Sentry
+from .verdict import LARGEST_LOSS as LARGEST_LOSS
+from .verdict import Guard as Guard
+from .verdict import Verdict as Verdict

@@ -1,0 +1,126 @@
+"""The sentry: the guard on duty, and what it remembers of losses, gradient norms and skipped steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from .verdict import LARGEST_LOSS, Guard, Verdict
+
+MOST_SKIPPED = 20
+"""Optimizer steps skipped in a row that are no alarm yet; a loss scale that starts at 65536 skips up to 16."""
+
+
+class Sentry:
+    """Asks a guard about every report.
+
+    Args:
+        guard: Which losses count. Gradient norms are judged by its rule too, with a memory of their own.
+
+    Attributes:
+        num_refused: Reports refused so far.
+        num_skipped: Optimizer steps skipped in a row.
+    """
+
+    def __init__(self, guard: Guard) -> None:
+        self.guard = guard
+        self.num_refused = 0
+        self.num_skipped = 0
+        self._losses = self._norms = guard.begin()
+
+    @property
+    def memory(self) -> tuple[Any, Any]:
+        """What the guard remembers now: immutable, to be kept with a backup of the model."""
+        return self._losses, self._norms
+
+    def go_back(self, memory: tuple[Any, Any]) -> None:
+        """Remember what was remembered then: the model was put back, and what came after never happened to it."""
+        self._losses, self._norms = memory
+        self.num_skipped = 0
+
+    @property
+    def suspicion(self) -> float:
+        """How near the guard is to refusing, from 0 (calm) to 1."""
+        return max(self.guard.suspicion(self._losses), self.guard.suspicion(self._norms))
+
+    def judge(
+        self,
+        loss: float,
+        expected: float = math.nan,
+        typical: float = math.nan,
+        lr: float = math.nan,
+        *,
+        grad_norm: float | None = None,
+        skipped: bool = False,
+    ) -> Verdict:
+        """Judge a report.
+
+        Args:
+            loss: Mean loss of the batch.
+            expected: See `Guard.judge`.
+            typical: Likewise.
+            lr: Likewise.
+            grad_norm: Norm of the gradient of the batch, if it is known.
+            skipped: Whether the optimizer's step was skipped because gradients overflowed. Then there is no alarm,
+                the gradient's norm does not count, and the guard is not asked; unless it goes on.
+        """
+        if skipped:
+            return self._skipped(loss)
+        self.num_skipped = 0
+        self._losses, verdict = self.guard.judge(self._losses, loss, expected, typical, lr)
+        if grad_norm is not None:
+            verdict = self._with_norm(verdict, grad_norm)
+        if verdict is not Verdict.GOOD and verdict is not Verdict.DRIFT:
+            self.num_refused += 1
+        return verdict
+
+    def _with_norm(self, verdict: Verdict, grad_norm: float) -> Verdict:
+        self._norms, of_norm = self.guard.judge(self._norms, grad_norm)
+        # Norms may grow through a whole healthy training: only what is sudden counts.
+        sudden = of_norm is Verdict.NOT_FINITE or of_norm is Verdict.SPIKE
+        return of_norm if sudden and verdict in (Verdict.GOOD, Verdict.DRIFT) else verdict
+
+    def _skipped(self, loss: float) -> Verdict:
+        self.num_skipped += 1
+        if self.num_skipped > MOST_SKIPPED:
+            self.num_skipped = 0
+            self.num_refused += 1
+            return Verdict.OVERFLOW
+        return Verdict.GOOD if -LARGEST_LOSS <= loss <= LARGEST_LOSS else Verdict.SKIPPED
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything remembered, as plain values."""
+        return {
+            "losses": _plain(self._losses),
+            "norms": _plain(self._norms),
+            "num_refused": self.num_refused,
+            "num_skipped": self.num_skipped,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned.
+
+        Raises:
+            ValueError: it is of another kind of guard.
+        """
+        form = self.guard.begin()
+        losses, norms = _formed(state["losses"], form), _formed(state["norms"], form)
+        self._losses, self._norms = losses, norms
+        self.num_refused, self.num_skipped = state["num_refused"], state["num_skipped"]
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, named ones as dicts."""
+    if hasattr(value, "_asdict"):
+        return {name: _plain(item) for name, item in value._asdict().items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _formed(value: Any, form: Any) -> Any:
+    """What `_plain` was given, of the same form as another one."""
+    if hasattr(form, "_asdict"):
+        if not isinstance(value, Mapping) or value.keys() != form._asdict().keys():
+            raise ValueError(f"the guard's state must have the fields {form._fields}, got {value!r}.")
+        return type(form)(**{name: _formed(value[name], item) for name, item in form._asdict().items()})
+    return tuple(_formed(item, 0.0) for item in value) if isinstance(form, tuple) else value
