@@ -48,8 +48,7 @@ class Outcome(NamedTuple):
 
     def __bool__(self) -> bool:
         # A restored model must not take the step that its old weights asked for.
-        counts = self.verdict in _COUNTED
-        return counts and self.rolled_back_to is None
+        return self.verdict in _COUNTED and self.rolled_back_to is None
 
 
 _COUNTED = (Verdict.GOOD, Verdict.DRIFT, Verdict.PENDING)
