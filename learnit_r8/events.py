@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,10 @@ class RunStarted(Event):
         total_steps: Steps in the run; None with a time budget.
         train_duration_seconds: The time budget; None without one.
         policy: Name of the policy.
+        settings: Configuration of the run and versions, name -> value as text.
+        lr_plan: Learning rates of the schedule at equal distances of progress, from 0 to 1; empty if unknown.
+
+    A resumed run has the step and the seconds it goes on from.
     """
 
     name: str
@@ -40,6 +44,8 @@ class RunStarted(Event):
     total_steps: int | None
     train_duration_seconds: float | None
     policy: str
+    settings: dict[str, str] = field(default_factory=dict)
+    lr_plan: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ class StepDone(Event):
         lr: Learning rate the batch was drawn with.
         batch_size: Samples in it.
         steady: Whether it was drawn to steady the training.
+        own_seconds: Time spent inside the scheduler since the step before, listeners included.
+        data_seconds: Time spent waiting for data since the step before, where somebody measures it.
     """
 
     epoch: int
@@ -63,6 +71,8 @@ class StepDone(Event):
     lr: float
     batch_size: int
     steady: bool
+    own_seconds: float = 0.0
+    data_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,8 @@ class StepsDone(Event):
         lr: Learning rate of the last.
         samples: Samples in them.
         num_steady: How many were drawn to steady the training.
+        own_seconds: Time spent inside the scheduler for them, listeners included.
+        data_seconds: Time spent waiting for their data, where somebody measures it.
     """
 
     num_steps: int
@@ -95,6 +107,82 @@ class StepsDone(Event):
     lr: float
     samples: int
     num_steady: int
+    own_seconds: float = 0.0
+    data_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class SamplesSurveyed(Event):
+    """What the table knows of the samples, told at the end of an epoch and every few seconds.
+
+    Only made where a listener has a true attribute ``wants_surveys``. Rows of quartiles are Q1 (lowest loss) to Q4.
+
+    Attributes:
+        epoch: The current epoch, 0-based.
+        epoch_ended: Whether an epoch has just ended.
+        source: Where the losses of samples come from: "exact", "parts of 4", "batch means of 32".
+        trust: How far to trust them: "exact", "fair" or "rough".
+        num_read: Samples this was computed from; fewer than N where a scan would cost too much.
+        num_seen: Of them, those seen at least once.
+        low: Lowest loss of each quartile; empty while fewer than four samples were seen, as are all rows.
+        high: Highest loss of each.
+        mean: Mean loss of each.
+        share: Share of the seen samples in each.
+        uses: Mean number of times its samples were learned from.
+        batch_share: Share of the last batch in each; empty if unknown.
+        flow: 16 numbers, row by row: share of the samples that were in quartile i and are in quartile j now, of
+            all seen both times, since the end of the epoch before the last; empty before.
+        loss_range: Lowest and highest loss of the histogram.
+        loss_counts: Samples in bins of equal width between them; the last bin holds those above, too.
+        uses_range: Lowest and highest use.
+        uses_counts: Samples in bins of equal width between them.
+        hardest: Positions of the samples with the highest loss, highest first; at most 50.
+        hardest_names: What the user calls them.
+        hardest_loss: Their loss.
+        hardest_last: Their last observation.
+        hardest_uses: How often each was learned from.
+        hardest_history: Their losses at the ends of the last epochs, oldest first; NaN where unknown.
+        suspects: Positions of samples that look mislabelled, most suspect first; at most 50.
+        suspect_names: What the user calls them.
+        suspect_loss: Their mean loss over the run.
+        suspect_uses: How often each was learned from.
+        num_suspects: How many there are.
+        noise_rate: Their share, an estimate of the share of wrong labels; NaN if none can be told.
+        no_suspects: Why there are none; "" if there are some.
+        survey_seconds: What making this took.
+    """
+
+    epoch: int
+    epoch_ended: bool
+    source: str
+    trust: str
+    num_read: int
+    num_seen: int
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    mean: tuple[float, ...]
+    share: tuple[float, ...]
+    uses: tuple[float, ...]
+    batch_share: tuple[float, ...]
+    flow: tuple[float, ...]
+    loss_range: tuple[float, ...]
+    loss_counts: tuple[int, ...]
+    uses_range: tuple[int, ...]
+    uses_counts: tuple[int, ...]
+    hardest: tuple[int, ...]
+    hardest_names: tuple[str, ...]
+    hardest_loss: tuple[float, ...]
+    hardest_last: tuple[float, ...]
+    hardest_uses: tuple[int, ...]
+    hardest_history: tuple[tuple[float, ...], ...]
+    suspects: tuple[int, ...]
+    suspect_names: tuple[str, ...]
+    suspect_loss: tuple[float, ...]
+    suspect_uses: tuple[int, ...]
+    num_suspects: int
+    noise_rate: float
+    no_suspects: str
+    survey_seconds: float
 
 
 @dataclass(frozen=True)
@@ -243,10 +331,12 @@ class LrFound(Event):
     Attributes:
         lr: The rate found.
         num_steps: Steps it took, outside the budget.
+        lr_plan: The schedule from now on, as in `RunStarted`.
     """
 
     lr: float
     num_steps: int
+    lr_plan: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -276,8 +366,9 @@ class RunEnded(Event):
 EVENTS = {
     kind.__name__: kind
     for kind in (
-        RunStarted, StepDone, StepsDone, BatchRefused, RolledBack, IncidentEnded, LrRestored, BatchAbandoned, EpochDone,
-        MetricsLogged, BackupTaken, CheckpointSaved, RunPaused, RunResumed, RunStopped, LrFound, Notice, RunEnded,
+        RunStarted, StepDone, StepsDone, SamplesSurveyed, BatchRefused, RolledBack, IncidentEnded, LrRestored,
+        BatchAbandoned, EpochDone, MetricsLogged, BackupTaken, CheckpointSaved, RunPaused, RunResumed, RunStopped,
+        LrFound, Notice, RunEnded,
     )
 }  # fmt: skip
 

@@ -50,10 +50,10 @@ def from_fields(fields: Any) -> Event:
     if not isinstance(kind, str) or kind not in EVENTS:
         raise ValueError(f"event kind must be one of {sorted(EVENTS)}, got {kind!r}.")
     readers = _readers(EVENTS[kind])
-    if missing := readers.keys() - fields.keys():
+    if missing := _needed(EVENTS[kind]) - fields.keys():
         raise ValueError(f"event {kind} must have the fields {sorted(readers)}, got none for {sorted(missing)}.")
     try:
-        return EVENTS[kind](**{name: read(fields[name]) for name, read in readers.items()})
+        return EVENTS[kind](**{name: read(fields[name]) for name, read in readers.items() if name in fields})
     except (TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"event {kind} must have fields of its types, got {error}.") from None
 
@@ -61,6 +61,14 @@ def from_fields(fields: Any) -> Event:
 @functools.cache
 def _readers(kind: type[Event]) -> dict[str, Callable[[Any], Any]]:
     return {name: _reader(hint) for name, hint in typing.get_type_hints(kind).items()}
+
+
+@functools.cache
+def _needed(kind: type[Event]) -> frozenset[str]:
+    """Fields without a default: those that have one are not in the files of older versions."""
+    none = dataclasses.MISSING
+    fields = dataclasses.fields(kind)
+    return frozenset(field.name for field in fields if field.default is none and field.default_factory is none)
 
 
 def _reader(hint: Any) -> Callable[[Any], Any]:

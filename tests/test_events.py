@@ -23,6 +23,10 @@ VALUES = {
     "str | None": st.none() | st.text(),
     "bool": st.booleans(),
     "tuple[int, ...]": st.lists(st.integers(0, 2**53)).map(tuple),
+    "tuple[float, ...]": st.lists(st.floats()).map(tuple),
+    "tuple[str, ...]": st.lists(st.text()).map(tuple),
+    "tuple[tuple[float, ...], ...]": st.lists(st.lists(st.floats()).map(tuple), max_size=4).map(tuple),
+    "dict[str, str]": st.dictionaries(st.text(), st.text()),
     "dict[str, float]": st.dictionaries(st.text(), st.floats()),
 }
 
@@ -91,6 +95,14 @@ def test_unknown_kind_is_refused(line):
     """A line without a known kind is a ValueError that lists the kinds."""
     with pytest.raises(ValueError, match=r"event kind must be one of \['BackupTaken', .*\], got"):
         from_json(line)
+
+
+def test_field_with_a_default_may_be_missing():
+    """A field that older versions did not write has its default."""
+    line = to_json(events.LrFound(step=0, seconds=0.0, lr=0.1, num_steps=50)).replace(', "lr_plan": []', "")
+
+    assert "lr_plan" not in line
+    assert from_json(line) == events.LrFound(0, 0.0, 0.1, 50, ())
 
 
 def test_missing_field_is_refused():

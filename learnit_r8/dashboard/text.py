@@ -1,0 +1,129 @@
+"""Text that is safe to show: no control sequences, and a known width in terminal cells."""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from typing import NamedTuple
+
+REPLACEMENT = "?"
+
+_SEQUENCES = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x9b[0-?]*[ -/]*[@-~]"
+    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"
+    r"|\x1b[ -/]*[0-~]"
+)
+"""ANSI control sequences: CSI; OSC, DCS, SOS, PM and APC strings; escapes of two or three characters."""
+
+_PLAIN = re.compile(r"[ -~]*\Z")
+_MOST_MARKS = 2
+"""Combining marks kept on one character."""
+
+
+class Span(NamedTuple):
+    """A piece of a line.
+
+    Attributes:
+        text: Printable characters only.
+        style: A name of a style, see `theme.Theme`.
+    """
+
+    text: str
+    style: str = ""
+
+
+Line = tuple[Span, ...]
+"""One row of the screen, left to right."""
+
+
+def clean(text: object, most: int = 400) -> str:
+    """What is safe to show of a text: control sequences gone, other characters that do not print as "?".
+
+    Bidirectional marks, zero-width characters, private and unassigned ones count as not printable; white space
+    becomes a space; at most two combining marks stay on a character.
+
+    Args:
+        text: Anything; `str` is taken of it.
+        most: Characters to keep; an ellipsis says that there were more.
+
+    >>> clean("loss\\x1b[2J\\x1b]0;owned\\x07 of\\ttank\\u202e")
+    'loss of tank?'
+    """
+    text = str(text)
+    if len(text) > 4 * most:
+        text = text[: 4 * most]
+    if not _PLAIN.match(text):
+        text = _cleaned(_SEQUENCES.sub("", text))
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _cleaned(text: str) -> str:
+    kept: list[str] = []
+    marks = 0
+    for character in text:
+        kind = unicodedata.category(character)
+        if kind[0] == "M":
+            marks += 1
+            # A mark needs something to stand on; variation selectors change the width in some terminals only.
+            if marks > _MOST_MARKS or not kept or kind == "Me" or unicodedata.name(character, "").startswith("VAR"):
+                continue
+            kept.append(character)
+            continue
+        marks = 0
+        if character in "\t\n\r\v\f" or kind[0] == "Z":
+            kept.append(" ")
+        else:
+            kept.append(REPLACEMENT if kind[0] == "C" else character)
+    return "".join(kept)
+
+
+@functools.lru_cache(4096)
+def cell_width(character: str) -> int:
+    """Cells one printable character takes: 0, 1 or 2."""
+    if unicodedata.combining(character) or unicodedata.category(character)[0] == "M":
+        return 0
+    # Jamo that join the syllable before them.
+    if "\u1160" <= character <= "\u11ff":
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def width_of(text: str) -> int:
+    """Cells a cleaned text takes.
+
+    >>> width_of("abc"), width_of("猫"), width_of("e\\u0301")
+    (3, 2, 1)
+    """
+    return len(text) if text.isascii() else sum(map(cell_width, text))
+
+
+def clip(text: str, width: int, ellipsis: str = "…") -> str:
+    """The start of a cleaned text that fits, with an ellipsis if something is missing.
+
+    >>> clip("abcdef", 4), clip("猫猫猫", 4)
+    ('abc…', '猫…')
+    """
+    if len(text) <= width and (text.isascii() or width_of(text) <= width):
+        return text
+    room = width - len(ellipsis)
+    if room < 0:
+        return ""
+    if text.isascii():
+        return text[:room] + ellipsis
+    taken = 0
+    for position, character in enumerate(text):
+        taken += cell_width(character)
+        if taken > room:
+            return text[:position] + ellipsis
+    return text
+
+
+def fit(text: str, width: int, ellipsis: str = "…") -> str:
+    """A cleaned text made exactly so wide: clipped, or filled up with spaces.
+
+    >>> fit("ab", 4), fit("猫猫", 3)
+    ('ab  ', '猫…')
+    """
+    text = clip(text, width, ellipsis)
+    return text + " " * (width - width_of(text))

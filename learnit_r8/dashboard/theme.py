@@ -1,0 +1,198 @@
+"""Themes: which colours and which characters the screen is drawn with, chosen from the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a span looks; never the only carrier of a meaning.
+
+    Attributes:
+        colour: Of the text, in a palette of 256; None for the terminal's own.
+        colour8: Of the text, where there are 8 colours (0 black, 1 red, 2 green, 3 yellow, 4 blue, 5 magenta, 6 cyan,
+            7 white); None for the terminal's own.
+        bold, dim, reverse, underline: Attributes.
+    """
+
+    colour: int | None = None
+    colour8: int | None = None
+    bold: bool = False
+    dim: bool = False
+    reverse: bool = False
+    underline: bool = False
+
+
+@dataclass(frozen=True)
+class Glyphs:
+    """The characters of charts and bars.
+
+    Attributes:
+        name: "braille", "blocks" or "ascii".
+        bar: Eighths of a cell from left to right, the last one full; a bar's rest is drawn with ``rest``.
+        rest: What is not filled of a bar.
+        levels: Heights of a cell, from nothing to full.
+        line, corner, side, tick: Of frames and axes.
+        up, down, dot, arrow: Clipped above, falling, the state, "becomes".
+        ellipsis: Ends a text that was cut off.
+    """
+
+    name: str
+    bar: str
+    rest: str
+    levels: str
+    line: str
+    corner: str
+    side: str
+    tick: str
+    up: str
+    down: str
+    dot: str
+    arrow: str
+    ellipsis: str
+
+
+BRAILLE = Glyphs("braille", "▏▎▍▌▋▊▉█", "░", " ▁▂▃▄▅▆▇█", "─", "└", "│", "┴", "▲", "▼", "●", "→", "…")
+BLOCKS = replace(BRAILLE, name="blocks")
+ASCII = Glyphs("ascii", "#", "-", " .:-=+*#", "-", "+", "|", "+", "^", "v", "*", "->", ".")
+
+COLOURS = {
+    "": Style(),
+    "dim": Style(dim=True),
+    "bold": Style(bold=True),
+    "title": Style(75, 6, bold=True),
+    "rule": Style(240, None, dim=True),
+    "label": Style(246, None, dim=True),
+    "value": Style(bold=True),
+    "key": Style(75, 6, bold=True),
+    "good": Style(78, 2, bold=True),
+    "busy": Style(75, 6, bold=True),
+    "warn": Style(214, 3, bold=True),
+    "alert": Style(203, 1, bold=True),
+    "bar": Style(75, 6),
+    "rest": Style(238, None, dim=True),
+    "loss": Style(75, 6),
+    "range": Style(67, 4),
+    "metric": Style(78, 2),
+    "lr": Style(180, 3),
+    "plan": Style(242, None, dim=True),
+    "q1": Style(78, 2),
+    "q2": Style(79, 6),
+    "q3": Style(222, 3),
+    "q4": Style(209, 1),
+    "selected": Style(None, None, reverse=True),
+    "footer": Style(246, None, dim=True),
+}
+"""Every style there is, by name."""
+
+_CLEAR = {
+    "good": Style(33, 4, bold=True),
+    "warn": Style(220, 3, bold=True),
+    "alert": Style(208, 7, bold=True, reverse=True),
+    "metric": Style(220, 3),
+    "q1": Style(33, 4),
+    "q2": Style(117, 6),
+    "q3": Style(229, 3),
+    "q4": Style(208, 7, bold=True),
+}
+"""What the theme for colour-blind people changes: blue against orange, never red against green."""
+
+
+def _mono(style: Style) -> Style:
+    return replace(style, colour=None, colour8=None)
+
+
+_PALETTES = {
+    "colour": COLOURS,
+    "clear": COLOURS | _CLEAR,
+    "mono": {name: _mono(style) for name, style in COLOURS.items()} | {"alert": Style(bold=True, reverse=True)},
+}
+
+NAMES = tuple(_PALETTES)
+"""Names of the themes, in the order in which a key goes through them."""
+
+
+@dataclass(frozen=True)
+class Theme:
+    """What the screen is drawn with.
+
+    Attributes:
+        name: "colour", "clear" (for colour-blind people) or "mono".
+        glyphs: The characters.
+        num_colours: 256, 8 or 0.
+        styles: Name -> style; every span's style is in it.
+    """
+
+    name: str = "mono"
+    glyphs: Glyphs = BRAILLE
+    num_colours: int = 0
+    styles: Mapping[str, Style] = field(default_factory=lambda: _PALETTES["mono"], repr=False, compare=False)
+
+    def next(self) -> Theme:
+        """The theme after this one; only "mono" where there are no colours."""
+        if not self.num_colours:
+            return self
+        return _named(NAMES[(NAMES.index(self.name) + 1) % len(NAMES)], self.glyphs, self.num_colours)
+
+
+def _named(name: str, glyphs: Glyphs, num_colours: int) -> Theme:
+    return Theme(name, glyphs, num_colours, _PALETTES[name])
+
+
+def choose_theme(
+    environ: Mapping[str, str] | None = None,
+    *,
+    encoding: str = "utf-8",
+    is_terminal: bool = True,
+    name: str | None = None,
+    glyphs: str | None = None,
+) -> Theme:
+    """The theme that fits a terminal.
+
+    No colours with ``NO_COLOR`` set, or with ``TERM`` unset, "dumb" or monochrome, or where there is no terminal;
+    ``FORCE_COLOR`` (1 to 3, "true") brings them back. ``COLORTERM`` or "256color" in ``TERM`` stand for 256 colours,
+    8 otherwise. Braille needs UTF-8 and a font that has it: the Linux console gets blocks, other encodings ASCII.
+    ``R8_GLYPHS`` ("braille", "blocks", "ascii") and ``R8_THEME`` ("colour", "clear", "mono") force a choice.
+
+    Args:
+        environ: By default that of the process.
+        encoding: Of the terminal, as `locale.getencoding` says.
+        is_terminal: Whether it is one.
+        name: Forces a palette, before the environment.
+        glyphs: Forces characters, before the environment.
+
+    Raises:
+        ValueError: an unknown name was forced.
+    """
+    environ = os.environ if environ is None else environ
+    num_colours = _num_colours(environ, is_terminal)
+    name = name or environ.get("R8_THEME") or ("colour" if num_colours else "mono")
+    if name not in _PALETTES:
+        raise ValueError(f"theme must be one of {NAMES}, got {name!r}.")
+    kinds = {"braille": BRAILLE, "blocks": BLOCKS, "ascii": ASCII}
+    chosen = glyphs or environ.get("R8_GLYPHS") or _glyphs(environ, encoding)
+    if chosen not in kinds:
+        raise ValueError(f"glyphs must be one of {tuple(kinds)}, got {chosen!r}.")
+    return _named(name if num_colours else "mono", kinds[chosen], num_colours)
+
+
+def _num_colours(environ: Mapping[str, str], is_terminal: bool) -> int:
+    term = environ.get("TERM", "")
+    forced = environ.get("FORCE_COLOR", "")
+    many = bool(environ.get("COLORTERM")) or "256" in term or "direct" in term or bool(environ.get("WT_SESSION"))
+    if forced not in ("", "0", "false"):
+        return 256 if many or forced in ("2", "3") else 8
+    if environ.get("NO_COLOR") or forced in ("0", "false") or not is_terminal:
+        return 0
+    if term in ("", "dumb", "unknown") or term.endswith("-m") or term.startswith(("vt1", "vt2")):
+        return 256 if environ.get("WT_SESSION") else 0
+    return 256 if many else 8
+
+
+def _glyphs(environ: Mapping[str, str], encoding: str) -> str:
+    if encoding.lower().replace("-", "").replace("_", "") not in ("utf8", "utf16", "utf16le"):
+        return "ascii"
+    return "blocks" if environ.get("TERM") == "linux" else "braille"

@@ -1,0 +1,230 @@
+"""The view: what the screen knows of a run, folded from its events. No terminal in it, and bounded memory."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import NamedTuple
+
+from .. import events
+from ..condense import steps_of
+from .curve import Curve
+from .pacing import Pacing
+from .text import clean
+from .words import ALERT, WARN, describe
+
+EMA_WEIGHT = 0.03
+"""Of a new batch loss in the smoothed loss."""
+
+MOST_ENTRIES = 1000
+MOST_METRICS = 32
+MOST_POINTS = 256
+MOST_SURVEYS = 256
+RECENT = 1024
+
+
+class Entry(NamedTuple):
+    """An event as the log shows it.
+
+    Attributes:
+        step: Steps done.
+        seconds: Training seconds.
+        level: "info", "good", "warn" or "alert".
+        text: One sentence, safe to show.
+        mark: A letter for the axis of the charts, or "".
+    """
+
+    step: int
+    seconds: float
+    level: str
+    text: str
+    mark: str
+
+
+class Point(NamedTuple):
+    """A value at a step."""
+
+    step: int
+    value: float
+
+
+class Bounds(NamedTuple):
+    """The quartiles' loss ranges at a step: the lowest loss, the upper ends of Q1 to Q3, the highest loss."""
+
+    step: int
+    values: tuple[float, ...]
+
+
+class View:
+    """What is known of a run from its events alone: the same events give the same view, live or replayed.
+
+    Its size does not grow with the run. One thread at a time.
+
+    Attributes:
+        run: How it was started; None before.
+        step: Steps done.
+        seconds: Training seconds of the newest event.
+        epoch: The current epoch, 0-based.
+        progress: Finished share of the budget, in [0, 1].
+        loss: The batch losses.
+        lr: The learning rates.
+        lr_plan: The schedule at equal distances of progress.
+        recent: The newest `StepsDone`, oldest first.
+        last: The newest of them; None before.
+        ema: Smoothed batch loss; NaN before the first.
+        best: Lowest smoothed loss and its step, or None.
+        metrics: Values that were logged, by name; thinned.
+        log: The newest events, oldest first.
+        num_entries: Events ever put there.
+        num_alerts: Of them, warnings and alerts.
+        survey: The newest survey of the samples; None before.
+        epoch_survey: The newest one of an epoch's end; None before.
+        bounds: Quartiles over time; thinned.
+        epochs: The newest ends of epochs.
+        pacing: How fast it goes.
+        incident: The refusal that is not over; None if there is none.
+        is_lr_lowered: Whether the learning rate is below its schedule after a refusal.
+        is_searching: Whether a learning rate is searched for.
+        is_paused: Whether the run waits.
+        ended: How it ended; None before.
+    """
+
+    def __init__(self) -> None:
+        self.run: events.RunStarted | None = None
+        self.step = 0
+        self.seconds = 0.0
+        self.epoch = 0
+        self.progress = 0.0
+        self.loss = Curve()
+        self.lr = Curve()
+        self.lr_plan: tuple[float, ...] = ()
+        self.recent: deque[events.StepsDone] = deque(maxlen=RECENT)
+        self.last: events.StepsDone | None = None
+        self.ema = math.nan
+        self.best: Point | None = None
+        self.metrics: dict[str, list[Point]] = {}
+        self.log: deque[Entry] = deque(maxlen=MOST_ENTRIES)
+        self.num_entries = 0
+        self.num_alerts = 0
+        self.survey: events.SamplesSurveyed | None = None
+        self.epoch_survey: events.SamplesSurveyed | None = None
+        self.bounds: list[Bounds] = []
+        self.epochs: deque[events.EpochDone] = deque(maxlen=64)
+        self.pacing = Pacing()
+        self.incident: events.BatchRefused | None = None
+        self.is_lr_lowered = False
+        self.is_searching = False
+        self.is_paused = False
+        self.ended: events.RunEnded | None = None
+
+    def fold(self, event: events.Event) -> None:
+        """Take in an event; of a kind that is not known, its text is shown among the events."""
+        if isinstance(event, events.StepDone):
+            event = steps_of(event)
+        self.step, self.seconds = event.step, max(self.seconds, event.seconds)
+        match event:
+            case events.StepsDone():
+                self._fold_steps(event)
+            case events.RunStarted():
+                self._fold_start(event)
+            case events.EpochDone():
+                self.progress = event.progress
+                self.epochs.append(event)
+                self.pacing.epoch_ended(event)
+            case events.SamplesSurveyed():
+                self._fold_survey(event)
+            case events.MetricsLogged():
+                self._fold_metrics(event)
+            case events.BatchRefused():
+                self.incident = event
+                self.is_lr_lowered = event.next_lr < event.lr
+                self.pacing.refused(event)
+            case events.IncidentEnded():
+                self.incident = None
+            case events.LrRestored():
+                self.is_lr_lowered = False
+            case events.LrFound():
+                self.is_searching = False
+                self.lr_plan = event.lr_plan or self.lr_plan
+            case events.RunPaused() | events.RunResumed():
+                self.is_paused = isinstance(event, events.RunPaused)
+            case events.RunEnded():
+                self.ended = event
+        self._note(event)
+
+    def _note(self, event: events.Event) -> None:
+        said = describe(event)
+        if said is not None:
+            self.log.append(Entry(event.step, event.seconds, said.level, said.text, said.mark))
+            self.num_entries += 1
+            self.num_alerts += said.level in (WARN, ALERT)
+
+    def _fold_start(self, event: events.RunStarted) -> None:
+        self.run, self.ended, self.incident = event, None, None
+        self.lr_plan = event.lr_plan
+        self.epoch = event.step // max(1, event.steps_per_epoch)
+        self.seconds = event.seconds
+        self.progress = self._progress_at(event.step, event.seconds)
+        self.is_lr_lowered = False
+        self.is_searching = event.step == 0 and event.settings.get("auto_find_lr") == "True"
+        self.pacing.started(event)
+        for curve in (self.loss, self.lr):
+            curve.cut(event.step)
+
+    def _progress_at(self, step: int, seconds: float) -> float:
+        run = self.run
+        if run is None:
+            return 0.0
+        if run.total_steps:
+            return min(1.0, step / run.total_steps)
+        return min(1.0, seconds / run.train_duration_seconds) if run.train_duration_seconds else 0.0
+
+    def _fold_steps(self, event: events.StepsDone) -> None:
+        self.epoch, self.progress, self.last = event.epoch, event.progress, event
+        self.recent.append(event)
+        self.loss.add(event.step, event.loss, event.lowest, event.highest, event.num_steps)
+        self.lr.add(event.step, event.lr, event.lr, event.lr, event.num_steps)
+        self.pacing.stepped(event)
+        if math.isfinite(event.loss):
+            weight = 1 - (1 - EMA_WEIGHT) ** event.num_steps
+            self.ema = event.loss if math.isnan(self.ema) else self.ema + weight * (event.loss - self.ema)
+            if self.best is None or self.ema < self.best.value:
+                self.best = Point(event.step, self.ema)
+
+    def _fold_survey(self, event: events.SamplesSurveyed) -> None:
+        self.survey = event
+        if event.epoch_ended:
+            self.epoch_survey = event
+        if len(event.low) == len(event.high) == 4:
+            self.bounds.append(Bounds(event.step, (event.low[0], *event.high)))
+            _thin(self.bounds, MOST_SURVEYS)
+
+    def _fold_metrics(self, event: events.MetricsLogged) -> None:
+        for name, value in event.metrics.items():
+            key = clean(name, 40)
+            if key in self.metrics or len(self.metrics) < MOST_METRICS:
+                points = self.metrics.setdefault(key, [])
+                points.append(Point(event.at_step, value))
+                _thin(points, MOST_POINTS)
+
+    @property
+    def total_epochs(self) -> int | None:
+        """Epochs in the whole run, the last one maybe cut short; None with a time budget."""
+        run = self.run
+        if run is None or run.total_steps is None:
+            return None
+        return math.ceil(run.total_steps / max(1, run.steps_per_epoch))
+
+    @property
+    def epoch_progress(self) -> float:
+        """Finished share of the current epoch, in [0, 1]."""
+        if self.run is None:
+            return 0.0
+        per_epoch = max(1, self.run.steps_per_epoch)
+        return min(1.0, max(0, self.step - self.epoch * per_epoch) / per_epoch)
+
+
+def _thin(points: list[Point] | list[Bounds], most: int) -> None:
+    """Drop every other of the older points, once there are too many; the newest stays."""
+    if len(points) > most:
+        del points[: most // 2 : 2]
