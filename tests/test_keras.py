@@ -145,6 +145,17 @@ def test_interrupted_fit_goes_on_with_the_same_batch():
     assert dataset.r8.pace.is_finished
 
 
+def test_plain_fit_after_an_interrupted_one_reports_nothing():
+    """A fit without the callback trains as ever, though the model's step was left as it was when Ctrl-C came."""
+    dataset = R8Dataset(X, Y, scheduler(num_epochs=3))
+    model = classifier()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, dataset, At(dataset.r8, 20, interrupt), epochs=3)
+    model.fit(X, Y, batch_size=32, verbose=0)
+
+    assert dataset.r8.global_step == 20
+
+
 def test_stopping_early_goes_on_too():
     """A callback that stops in mid-epoch loses no batch."""
     dataset = R8Dataset(X, Y, scheduler(num_epochs=2))

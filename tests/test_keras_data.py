@@ -6,6 +6,7 @@ import pytest
 pytest.importorskip("keras")
 pytest.importorskip("tensorflow")
 
+import keras
 from keras_common import Watch, X, Y, classifier, fit, scheduler, tf
 
 from learnit_r8 import gather, policies
@@ -127,3 +128,70 @@ def test_rows_in_a_process_of_its_own():
 
     assert np.array_equal(x, X[[3, 1]])
     assert np.array_equal(y, Y[[3, 1]])
+
+
+class Counting(R8Dataset):
+    """Counts the batches that Python gathers; how it gathers them is not changed."""
+
+    asked = 0
+
+    def _rows(self, index, indices):
+        self.asked += 1
+        return super()._rows(index, indices)
+
+
+class Augmented(R8Dataset):
+    """Changes rows on their way."""
+
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        self.asked = getattr(self, "asked", 0) + 1
+        return x + 1, y
+
+
+def gathered_by_python(dataset, **arguments):
+    """How many batches Python gathered in three epochs of 16."""
+    fit(classifier(), dataset, epochs=3, **arguments)
+    assert dataset.r8.global_step == 48
+    return dataset.asked
+
+
+@pytest.mark.parametrize("form", ["array", "tensor"])
+def test_tensorflow_gathers_plain_arrays(form):
+    """Rows of arrays and tensors are not gathered by Python, but for the first batches, which Keras looks at."""
+    assert gathered_by_python(Counting(FORMS[form][0], Y, scheduler())) < 16
+
+
+def test_python_gathers_what_tensorflow_cannot(tmp_path):
+    """Files, columns on the disk, class weights and batches that a subclass changes go through Python."""
+    on_disk = np.memmap(tmp_path / "x", np.float32, "w+", shape=X.shape)
+    on_disk[:] = X
+
+    assert gathered_by_python(Counting(Files(), Y, scheduler())) >= 48
+    assert gathered_by_python(Counting(on_disk, Y, scheduler())) >= 48
+    assert gathered_by_python(Counting(X, Y, scheduler()), class_weight=dict.fromkeys(range(10), 2.0)) >= 48
+    assert gathered_by_python(Augmented(X, Y, scheduler())) >= 48
+
+
+@pytest.mark.parametrize("form", ["array", "tuple", "dict"])
+def test_both_ways_train_alike(form):
+    """What TensorFlow gathers is what Python gathers: the same losses of the same samples, to the bit."""
+    data = {"a": X, "b": X + 1} if form == "dict" else FORMS[form][0]
+    tables = []
+    for kind in (R8Dataset, type("Own", (R8Dataset,), {"__getitem__": lambda self, i: R8Dataset.__getitem__(self, i)})):
+        dataset = kind(data, Y, scheduler(), sample_weight=np.linspace(0, 2, 500))
+        fit(summing(data), dataset, epochs=3)
+        tables.append(dataset.r8.table.last)
+
+    assert np.array_equal(*tables)
+
+
+def summing(data):
+    """A classifier of the sum of its inputs, with inputs in the form of the data."""
+    keras.utils.set_random_seed(0)
+    names = data.keys() if isinstance(data, dict) else [None] * len(keras.tree.flatten(data))
+    inputs = keras.tree.pack_sequence_as(data, [keras.Input((64,), name=name) for name in names])
+    hidden = sum(keras.layers.Dense(16, activation="relu")(each) for each in keras.tree.flatten(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(10)(hidden))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model

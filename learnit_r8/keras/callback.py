@@ -78,9 +78,21 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         """Draw the epoch."""
         self.dataset.start_epoch()
         iterator = local_of_fit("epoch_iterator")
-        if iterator is not None and iterator._num_batches is not None:
+        if iterator is None:
+            return
+        if iterator._num_batches is not None:
             # Keras counts the batches once a fit; an epoch that goes on after an interruption has fewer.
             iterator._num_batches = len(self.dataset)
+        self._hasten(iterator)
+
+    def _hasten(self, iterator: Any) -> None:
+        """Let TensorFlow gather the batches, where it can, in place of the Python generator that Keras made."""
+        replaced = getattr(iterator, "_distributed_dataset", None)
+        if replaced is None or getattr(iterator.data_adapter, "class_weight", None) is not None:
+            return
+        pipeline = self.dataset.pipeline(replaced.element_spec)
+        if pipeline is not None:
+            iterator._distributed_dataset = pipeline.batches(self._ahead.tickets, prefetch=-1)
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Set the learning rate."""
@@ -121,7 +133,7 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Give back what was not trained on, and end the workers."""
         self.dataset.end_epoch()
-        self.dataset.close()
+        self.dataset.end_workers()
 
 
 _IS_JAX = keras.backend.backend() == "jax"
@@ -140,7 +152,10 @@ def _rate_of(optimizer: Any) -> Any:
 def _set(variable: Any, number: float) -> None:
     """Assign, past Keras' conversions where TensorFlow's own variable can be had: a third of the time."""
     own = variable.value
-    (own if hasattr(own, "assign") else variable).assign(number)
+    if hasattr(own, "assign"):
+        own.assign(number, read_value=False)
+    else:
+        variable.assign(number)
 
 
 def _check_model(model: Any) -> None:

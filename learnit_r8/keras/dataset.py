@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from ..ahead import EpochAhead
 from ..checks import whole_number
-from ..gather import check_rows, share, take_rows, take_shared
+from ..gather import check_rows, leaves, share, take_rows, take_shared
+from .pipeline import Pipeline, as_tensors, is_in_memory
 from .running import callbacks_of_fit
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
     """The data of ``model.fit`` in the order of a scheduler; give `R8Callback` to ``fit`` along with it.
 
-    The batches of an epoch are drawn when it begins, so that workers may run ahead as far as they like.
+    The batches of an epoch are drawn when it begins, so that workers may run ahead as far as they like. Under
+    TensorFlow plain arrays are copied once, as by ``fit`` itself, and their rows gathered by TensorFlow's own threads.
 
     Args:
         x: Inputs with N rows: an array or tensor, anything with a length and an index (whose items are stacked), or
@@ -66,6 +68,7 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         self._use_processes = use_multiprocessing
         self._pool: Executor | None = None
         self._gathered: dict[int, Future[Any]] = {}
+        self._pipeline: Pipeline | None = None
         # A batch must have a weight in every epoch or in none, and a policy weights only from the second on.
         self._is_weighted = sample_weight is not None or r8.plan.policy.selects
 
@@ -138,6 +141,24 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         if callbacks is not None and not any(getattr(each, "dataset", None) is self for each in callbacks):
             raise RuntimeError(f"callbacks must hold an R8Callback of the R8Dataset in fit(), got {callbacks!r}.")
 
+    def pipeline(self, element_spec: Any) -> Pipeline | None:
+        """A quicker source of the same batches; None where rows are not plain arrays, or change on their way.
+
+        Args:
+            element_spec: What a batch is, as tensor specs.
+        """
+        is_own = type(self).__getitem__ is not R8Dataset.__getitem__
+        if is_own or self._num_workers > 1 or self._use_processes or self.r8.plan.policy.selects:
+            return None
+        columns = tuple(data for data in self._data if data is not None)
+        if not all(is_in_memory(leaf) for _, leaf in leaves("data", columns)):
+            return None
+        if self._pipeline is None:
+            size = min(self.r8.table.batch_size, self.r8.table.num_samples)
+            tensors = as_tensors(keras.tree.lists_to_tuples(columns), element_spec)
+            self._pipeline = Pipeline(tensors, most_batches=self.r8.steps_per_epoch, batch_size=size)
+        return self._pipeline
+
     def start_epoch(self) -> None:
         """Draw what is left of the epoch. The callback calls it."""
         self._gathered.clear()
@@ -149,7 +170,12 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         self.ahead.hand_back()
 
     def close(self) -> None:
-        """End the workers; the next epoch starts new ones."""
+        """End the workers and let go of the tensors; the next epoch makes new ones."""
+        self._pipeline = None
+        self.end_workers()
+
+    def end_workers(self) -> None:
+        """End the workers. The callback calls it."""
         self._gathered.clear()
         pool, self._pool = self._pool, None
         if pool is not None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..ahead import EpochAhead
 from ..gather import check_rows
+from .pipeline import Pipeline
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
@@ -56,21 +55,13 @@ class Batches:
         data = tuple(data) if isinstance(data, list) else data
         check_rows("data", data, r8.table.num_samples)
         self.lr = tf.Variable(r8.lr, dtype=tf.float32, trainable=False, name="r8_lr")
-        size = r8.table.batch_size
-        # The epoch's order, row by row; a variable, so that the pipeline is built once.
-        self._rows = tf.Variable(tf.zeros((r8.steps_per_epoch, min(size, r8.table.num_samples)), tf.int64))
-        self._counts = tf.Variable(tf.zeros((r8.steps_per_epoch,), tf.int64))
         columns = None if data is None else tf.nest.map_structure(tf.convert_to_tensor, data)
-        every = tf.data.Dataset.range(r8.steps_per_epoch).map(lambda number: self._batch(columns, number))
-        self._dataset = every
+        self._pipeline = Pipeline(
+            columns, most_batches=r8.steps_per_epoch, batch_size=min(r8.table.batch_size, r8.table.num_samples)
+        )
         self._prefetch = prefetch
-        spec = every.element_spec
+        spec = self._pipeline.dataset.element_spec
         self.element_spec = tuple(spec) if isinstance(spec, (tuple, list)) else (spec,)
-
-    def _batch(self, columns: Any, number: Any) -> Any:
-        tf = _tensorflow()
-        indices = self._rows[number][: self._counts[number]]
-        return indices if columns is None else tf.nest.map_structure(lambda each: tf.gather(each, indices), columns)
 
     def __len__(self) -> int:
         """Batches of the epoch, or what is left of it."""
@@ -97,15 +88,8 @@ class Batches:
     def _drawn(self) -> Iterator[Any]:
         """The batches that are there now; those given up on the way wait to be drawn again."""
         ahead = self._ahead
-        tickets = ahead.draw()
-        rows, counts = np.zeros(self._rows.shape, np.int64), np.zeros(self._counts.shape, np.int64)
-        for number, ticket in enumerate(tickets):
-            counts[number] = len(ticket.indices)
-            rows[number, : counts[number]] = ticket.indices
-        self._rows.assign(rows)
-        self._counts.assign(counts)
-        for batch in self._dataset.take(len(tickets)).prefetch(self._prefetch):
-            self.lr.assign(ahead.begin().lr)
+        for batch in self._pipeline.batches(ahead.draw(), prefetch=self._prefetch):
+            self.lr.assign(ahead.begin().lr, read_value=False)
             yield batch
             ahead.give_up()
             if ahead.r8.requests.is_pending:
