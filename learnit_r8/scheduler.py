@@ -72,7 +72,7 @@ class R8Scheduler(Engine):
         keep_checkpoints: Checkpoints of this run to keep, >= 1.
         guard: Which losses to refuse.
         recovery: What to do about refused ones.
-        use_curses: Whether to show the run in the terminal: for now as plain lines on stderr.
+        use_curses: Whether to show the run in the terminal: on a screen, or as plain lines where there is none.
         name: Name of the run, for listeners.
         listeners: Called with every event, in order; one that raises is dropped with a warning.
         seed: >= 0; the same seed gives the same batches on every machine.
@@ -174,9 +174,9 @@ class R8Scheduler(Engine):
             name=name or "",
         )
         if use_curses:
-            from .dashboard.plain import PlainLog
+            from .dashboard.live import Live
 
-            self.announcer.add(PlainLog())
+            self.announcer.add(Live(self.requests))
         self._open: Ticket | None = None
         self._is_closed = False
 

@@ -1,0 +1,62 @@
+"""Choice: a screen or plain lines, from where the process runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Mapping
+
+from . import guards
+from .modes import STDIN, STDOUT, is_in_background
+
+RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+SIZES = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+
+
+def why_plain(environ: Mapping[str, str] | None = None) -> str:
+    """Why the screen cannot or should not be shown here; "" if it can.
+
+    ``R8_UI=plain`` wants none, ``R8_UI=screen`` wants it under CI and on every rank too.
+    """
+    environ = os.environ if environ is None else environ
+    wanted = environ.get("R8_UI", "")
+    if wanted == "plain":
+        return "R8_UI=plain"
+    if not (_is_terminal(sys.stdout, STDOUT) and _is_terminal(sys.stdin, STDIN)):
+        return "standard input or output is no terminal"
+    if environ.get("TERM", "") in ("", "dumb", "unknown") and sys.platform != "win32":
+        return f"TERM is {environ.get('TERM')!r}"
+    if wanted != "screen":
+        if environ.get("CI", "") not in ("", "0", "false"):
+            return "CI is set"
+        if _number(environ, RANKS, 0) > 0:
+            return "another rank has the screen"
+    if threading.current_thread() is not threading.main_thread():
+        return "the run is not on the main thread"
+    if guards.is_taken():
+        return "another run has the screen"
+    if is_in_background():
+        return "the process is in the background"
+    return ""
+
+
+def num_processes(environ: Mapping[str, str] | None = None) -> int:
+    """Processes that train together, as the launcher says."""
+    return _number(os.environ if environ is None else environ, SIZES, 1)
+
+
+def _number(environ: Mapping[str, str], names: tuple[str, ...], default: int) -> int:
+    for name in names:
+        value = environ.get(name, "")
+        if value.isdigit():
+            return int(value)
+    return default
+
+
+def _is_terminal(stream: object, descriptor: int) -> bool:
+    """Whether both what Python and what the system call by this name are a terminal."""
+    try:
+        return bool(stream is not None and stream.isatty() and os.isatty(descriptor))  # type: ignore[attr-defined]
+    except (AttributeError, OSError, ValueError):
+        return False

@@ -1,0 +1,153 @@
+"""Export: the panel a person looks at as CSV, the picture on the screen as SVG."""
+
+from __future__ import annotations
+
+import csv
+import html
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .looking import Looking
+from .text import Line, clean, width_of
+from .theme import Style, Theme
+from .view import View
+
+CELL_WIDTH, CELL_HEIGHT = 8.4, 18
+PAPER, INK, FAINT = "#16181d", "#d8dee9", "#7b8394"
+
+_EIGHT = ("#3b4252", "#e06c75", "#98c379", "#e5c07b", "#61afef", "#c678dd", "#56b6c2", "#d8dee9")
+_LEVELS = (0, 95, 135, 175, 215, 255)
+
+Rows = tuple[Sequence[str], Iterable[Sequence[Any]]]
+
+
+def export_csv(view: View, looking: Looking, folder: str | os.PathLike[str]) -> str:
+    """Write the numbers behind the view a person looks at to a new file; returns its path.
+
+    Args:
+        view: What is known.
+        looking: Says which panel.
+        folder: Where to.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    header, rows = _PANELS.get(looking.view, _losses)(view)
+    path = _free_path(folder, f"{looking.view}-{view.step}", ".csv")
+    with open(path, "x", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+    return str(path)
+
+
+def export_svg(lines: Sequence[Line], theme: Theme, step: int, folder: str | os.PathLike[str]) -> str:
+    """Write a picture of the screen to a new file; returns its path.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    path = _free_path(folder, f"screen-{step}", ".svg")
+    with open(path, "x", encoding="utf-8") as file:
+        file.write(as_svg(lines, theme))
+    return str(path)
+
+
+def as_svg(lines: Sequence[Line], theme: Theme) -> str:
+    """A picture of lines of styled text, without anything that would have to be loaded."""
+    width = max((sum(width_of(text) for text, _ in line) for line in lines), default=0)
+    size = f'width="{width * CELL_WIDTH + 16:.0f}" height="{len(lines) * CELL_HEIGHT + 16}"'
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="ui-monospace, Menlo, Consolas, '
+        f'\'DejaVu Sans Mono\', monospace" font-size="14" fill="{INK}">',
+        f'<rect width="100%" height="100%" fill="{PAPER}"/>',
+    ]
+    for row, line in enumerate(lines):
+        column = 0
+        for text, style in line:
+            if text.strip() or theme.styles.get(style, Style()).reverse:
+                parts.append(_span(text, theme.styles.get(style, Style()), row, column))
+            column += width_of(text)
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def _span(text: str, style: Style, row: int, column: int) -> str:
+    left, top, wide = 8 + column * CELL_WIDTH, 8 + row * CELL_HEIGHT, width_of(text) * CELL_WIDTH
+    ink = _colour(style) or (FAINT if style.dim else INK)
+    paper = ""
+    if style.reverse:
+        paper = f'<rect x="{left:.1f}" y="{top}" width="{wide:.1f}" height="{CELL_HEIGHT}" fill="{ink}"/>'
+        ink = PAPER
+    weight = ' font-weight="bold"' if style.bold else ""
+    return (
+        f'{paper}<text x="{left:.1f}" y="{top + 13}" textLength="{wide:.1f}" lengthAdjust="spacingAndGlyphs" '
+        f'xml:space="preserve" fill="{ink}"{weight}>{html.escape(text)}</text>'
+    )
+
+
+def _colour(style: Style) -> str:
+    number = style.colour
+    if number is None:
+        return "" if style.colour8 is None else _EIGHT[style.colour8]
+    if number < 16:
+        return _EIGHT[number % 8]
+    if number >= 232:
+        return "#" + f"{8 + 10 * (number - 232):02x}" * 3
+    number -= 16
+    return "#" + "".join(f"{_LEVELS[part]:02x}" for part in (number // 36, number // 6 % 6, number % 6))
+
+
+def _losses(view: View) -> Rows:
+    rows = ((s.step, s.seconds, s.num_steps, s.loss, s.lowest, s.highest, s.lr) for s in view.recent)
+    return ("step", "seconds", "steps", "loss", "lowest", "highest", "lr"), rows
+
+
+def _quartiles(view: View) -> Rows:
+    survey = view.survey
+    columns = () if survey is None else (survey.low, survey.high, survey.mean, survey.share, survey.uses)
+    rows = ((f"Q{number}", *values) for number, values in enumerate(zip(*columns, strict=False), start=1))
+    return ("quartile", "lowest loss", "highest loss", "mean loss", "share", "uses"), rows
+
+
+def _samples(view: View) -> Rows:
+    survey = view.survey
+    if survey is None:
+        return ("index", "name", "loss", "last", "uses"), ()
+    rows = zip(
+        survey.hardest,
+        # A name is the data set's own text; a spreadsheet must not take it for a formula.
+        map(_no_formula, survey.hardest_names),
+        survey.hardest_loss,
+        survey.hardest_last,
+        survey.hardest_uses,
+        strict=False,
+    )
+    return ("index", "name", f"loss ({survey.source})", "last", "uses"), rows
+
+
+def _events(view: View) -> Rows:
+    rows = ((entry.step, entry.seconds, entry.level, _no_formula(entry.text)) for entry in view.log)
+    return ("step", "seconds", "level", "text"), rows
+
+
+def _settings(view: View) -> Rows:
+    settings = {} if view.run is None else view.run.settings
+    return ("name", "value"), ((_no_formula(name), _no_formula(value)) for name, value in settings.items())
+
+
+_PANELS = {"data": _quartiles, "samples": _samples, "events": _events, "config": _settings}
+
+
+def _no_formula(text: object) -> str:
+    cleaned = clean(text)
+    return "'" + cleaned if cleaned[:1] in ("=", "+", "-", "@") else cleaned
+
+
+def _free_path(folder: str | os.PathLike[str], stem: str, ending: str) -> Path:
+    for number in range(1, 1000):
+        path = Path(folder) / (f"{stem}{ending}" if number == 1 else f"{stem}-{number}{ending}")
+        if not path.exists():
+            return path
+    raise ValueError(f"{folder} must have fewer exports called {stem}, got 999.")

@@ -1,0 +1,90 @@
+"""Modes: the terminal's settings as found, as the screen wants them, and how to get them back at all costs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from typing import Any
+
+try:
+    import termios
+except ImportError:
+    # Windows: curses keeps the console's modes by itself there.
+    termios = None  # type: ignore[assignment]
+
+STDIN, STDOUT = 0, 1
+_INPUT, _CHARACTERS = 0, 6
+
+
+class Modes:
+    """The settings of the terminal before the screen was opened."""
+
+    def __init__(self) -> None:
+        self._found: list[Any] | None = None
+        self._leave = b""
+
+    def remember(self) -> None:
+        """Take down the settings as they are, before anything touches them."""
+        if termios is not None and self._found is None:
+            self._found = termios.tcgetattr(STDIN)
+
+    def remember_sequences(self, *sequences: bytes | None) -> None:
+        """Take down what must be sent to a terminal to leave the screen."""
+        self._leave = b"".join(sequence for sequence in sequences if sequence)
+
+    def set_ours(self) -> None:
+        """Make Ctrl-S, Ctrl-Q and Ctrl-Z ordinary keys; Ctrl-C stays what it is.
+
+        With flow control on, one Ctrl-S would stop the drawing, and Ctrl-Z would stop the process in the middle of it.
+        """
+        if termios is None:
+            return
+        modes = termios.tcgetattr(STDIN)
+        modes[_INPUT] &= ~(termios.IXON | termios.IXOFF)
+        characters = modes[_CHARACTERS]
+        for name in ("VSUSP", "VDSUSP", "VLNEXT"):
+            if hasattr(termios, name):
+                characters[getattr(termios, name)] = b"\0"
+        termios.tcsetattr(STDIN, termios.TCSANOW, modes)
+
+    def restore(self) -> None:
+        """Put the settings back; does not wait for a terminal that does not read."""
+        if termios is not None and self._found is not None:
+            with contextlib.suppress(termios.error, OSError):
+                termios.tcsetattr(STDIN, termios.TCSANOW, self._found)
+
+    def unstick(self, thread: threading.Thread) -> None:
+        """Throw away what a terminal does not read, and wake the thread that waits for room to write.
+
+        The flush alone does not wake it; the signal makes the system try the write again, which now succeeds.
+        """
+        if termios is None or thread.ident is None or not thread.is_alive():
+            return
+        with contextlib.suppress(termios.error, OSError):
+            termios.tcflush(STDOUT, termios.TCOFLUSH)
+            signal.pthread_kill(thread.ident, signal.SIGWINCH)
+
+    def abandon(self) -> None:
+        """Leave the screen without the thread that draws; the sequences are sent if the terminal takes them."""
+        if termios is None:
+            return
+        self.restore()
+        with contextlib.suppress(OSError):
+            # A descriptor of its own: the flag must not change the one that the shell shares.
+            terminal = os.open(os.ttyname(STDOUT), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+            try:
+                os.write(terminal, self._leave)
+            finally:
+                os.close(terminal)
+
+
+def is_in_background() -> bool:
+    """Whether the terminal belongs to another job at the moment: then it must be left alone."""
+    if termios is None:
+        return False
+    try:
+        return os.tcgetpgrp(STDIN) != os.getpgrp()
+    except OSError:
+        return False

@@ -1,0 +1,268 @@
+"""Terminal: lines of styled text on a real terminal, through curses. Every method is for one and the same thread.
+
+Only ``window.refresh()`` sends anything: it lets other threads run while a terminal does not read, ``doupdate()`` does
+not, and a Ctrl-S would stop the training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import locale
+import os
+import select
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from .modes import STDIN, STDOUT, Modes
+from .text import Line
+from .theme import Style, Theme
+
+_IS_WINDOWS = sys.platform == "win32"
+_WINDOWS_POLL = 0.05
+_NO_INPUT_LIMIT = 100
+_USUAL_SIZE = (80, 24)
+
+KEYS = {
+    "KEY_UP": "up", "KEY_DOWN": "down", "KEY_LEFT": "left", "KEY_RIGHT": "right", "KEY_PPAGE": "page up",
+    "KEY_NPAGE": "page down", "KEY_HOME": "home", "KEY_END": "end", "KEY_BTAB": "shift-tab", "KEY_ENTER": "enter",
+    "KEY_BACKSPACE": "backspace",
+}  # fmt: skip
+"""Names of the keys that are no characters, by their names in curses."""
+
+_CHARACTERS = {"\x1b": "escape", "\n": "enter", "\r": "enter", "\t": "tab", "\x7f": "backspace", "\b": "backspace"}
+
+
+class Unfit(Exception):
+    """The terminal cannot show a screen, or is gone; the message says why."""
+
+
+class Screen:
+    """The terminal of standard input and output while it shows the dashboard.
+
+    Args:
+        theme: Colours and characters; may be exchanged at any time.
+        modes: The settings to come back to.
+    """
+
+    def __init__(self, theme: Theme, modes: Modes) -> None:
+        self.theme = theme
+        self._modes = modes
+        self._window: Any = None
+        self._curses: Any = None
+        self._names: dict[int, str] = {}
+        self._shown: list[Line] = []
+        self._attributes: dict[str, int] = {}
+        self._attributes_of: Theme | None = None
+        self._pairs: dict[int, int] = {}
+        self._num_empty = 0
+        self._wake_reader, self._wake_writer = os.pipe()
+        os.set_blocking(self._wake_writer, False)
+        self.width, self.height = _USUAL_SIZE
+
+    def open(self) -> None:
+        """Take the terminal.
+
+        Raises:
+            Unfit: it cannot be done here; the terminal is as it was.
+        """
+        with contextlib.suppress(locale.Error):
+            locale.setlocale(locale.LC_CTYPE, "")
+        try:
+            import curses
+
+            self._curses = curses
+            # It raises where initscr() would end the process.
+            curses.setupterm(fd=STDOUT)
+            if not curses.tigetstr("cup"):
+                raise Unfit(f"TERM={os.environ.get('TERM')!r} cannot place its cursor")
+            self._modes.remember()
+            self._modes.remember_sequences(*(curses.tigetstr(name) for name in ("sgr0", "rmcup", "rmkx", "cnorm")))
+            self._window = curses.initscr()
+            self._set_up()
+        except ImportError:
+            raise Unfit("Python has no curses here" + (": pip install windows-curses" if _IS_WINDOWS else "")) from None
+        except (curses.error, OSError, ValueError) as error:
+            self.close()
+            raise Unfit(f"TERM={os.environ.get('TERM')!r}: {error}") from error
+
+    def _set_up(self) -> None:
+        curses, window = self._curses, self._window
+        self._names = {getattr(curses, name): key for name, key in KEYS.items() if hasattr(curses, name)}
+        # A terminal may lack any of these and still show a screen.
+        for attempt in (
+            curses.noecho,
+            curses.cbreak,
+            lambda: window.keypad(True),
+            lambda: window.nodelay(True),
+            lambda: window.leaveok(True),
+            lambda: window.scrollok(False),
+            lambda: curses.set_escdelay(25),
+            lambda: curses.curs_set(0),
+            self._start_colours,
+            self._modes.set_ours,
+            curses.def_prog_mode,
+        ):
+            with contextlib.suppress(curses.error, OSError, AttributeError):
+                attempt()
+        self._shown, self._num_empty = [], 0
+
+    def _start_colours(self) -> None:
+        # Without it not one colour sequence is sent.
+        if self.theme.num_colours:
+            self._curses.start_color()
+            self._curses.use_default_colors()
+
+    def measure(self) -> None:
+        """Ask the terminal for its size, and follow it.
+
+        Asked, not told: no KEY_RESIZE comes where somebody else handles SIGWINCH.
+
+        Raises:
+            Unfit: the terminal is gone.
+        """
+        try:
+            size: tuple[int, int] = tuple(os.get_terminal_size(STDOUT))  # type: ignore[assignment]
+        except OSError as error:
+            raise Unfit(f"the terminal is gone ({error.strerror})") from error
+        if size == (0, 0):
+            size = _USUAL_SIZE
+        if size != (self.width, self.height) or not self._shown:
+            self.width, self.height = size
+            with contextlib.suppress(self._curses.error):
+                self._curses.resizeterm(self.height, self.width)
+            self.repaint()
+
+    def repaint(self) -> None:
+        """Send everything with the next `paint`, for whatever somebody else wrote on the screen."""
+        self._shown = [()] * self.height
+        self._window.clear()
+
+    def touch(self) -> None:
+        """Send every cell again with the next `paint`, without clearing the screen first."""
+        self._window.redrawwin()
+
+    def paint(self, lines: Sequence[Line]) -> None:
+        """Show these lines; only what changed is sent."""
+        window, error = self._window, self._curses.error
+        for row, line in enumerate(lines[: self.height]):
+            if self._shown[row] == line:
+                continue
+            self._shown[row] = line
+            # The last cell of the last row cannot be followed by the cursor: curses draws it and complains.
+            with contextlib.suppress(error):
+                window.move(row, 0)
+                window.clrtoeol()
+                for text, style in line:
+                    window.addstr(text, self._attribute(style))
+        window.refresh()
+
+    def _attribute(self, name: str) -> int:
+        if self._attributes_of is not self.theme:
+            self._attributes, self._attributes_of = {}, self.theme
+        attribute = self._attributes.get(name)
+        if attribute is None:
+            attribute = self._attributes[name] = self._attribute_of(self.theme.styles.get(name, Style()))
+        return attribute
+
+    def _attribute_of(self, style: Style) -> int:
+        curses = self._curses
+        attribute: int = curses.A_NORMAL
+        for wanted, flag in (
+            (style.bold, curses.A_BOLD),
+            (style.dim, curses.A_DIM),
+            (style.reverse, curses.A_REVERSE),
+            (style.underline, curses.A_UNDERLINE),
+        ):
+            attribute |= flag if wanted else 0
+        if not self.theme.num_colours:
+            return attribute
+        colour = style.colour if min(self.theme.num_colours, curses.COLORS) >= 256 else style.colour8
+        if colour is not None:
+            with contextlib.suppress(curses.error, ValueError):
+                attribute |= curses.color_pair(self._pair(colour))
+        return attribute
+
+    def _pair(self, colour: int) -> int:
+        if colour not in self._pairs:
+            number = len(self._pairs) + 1
+            try:
+                self._curses.init_pair(number, colour, -1)
+            except self._curses.error:
+                # A terminal without default colours.
+                self._curses.init_pair(number, colour, self._curses.COLOR_BLACK)
+            self._pairs[colour] = number
+        return self._pairs[colour]
+
+    def wait(self, seconds: float) -> None:
+        """Return when a key was pressed, `wake` was called, or the time is up."""
+        if _IS_WINDOWS:
+            time.sleep(min(seconds, _WINDOWS_POLL))
+            return
+        ready, _, _ = select.select([STDIN, self._wake_reader], [], [], max(seconds, 0))
+        if self._wake_reader in ready:
+            os.read(self._wake_reader, 4096)
+        self._num_empty = self._num_empty + 1 if STDIN in ready else 0
+
+    def wait_hidden(self, seconds: float) -> None:
+        """Return when `wake` was called or the time is up; what is typed meanwhile is somebody else's."""
+        if _IS_WINDOWS:
+            time.sleep(min(seconds, _WINDOWS_POLL))
+        elif select.select([self._wake_reader], [], [], max(seconds, 0))[0]:
+            os.read(self._wake_reader, 4096)
+
+    def wake(self) -> None:
+        """End `wait`. From any thread, also from a signal handler."""
+        with contextlib.suppress(OSError):
+            os.write(self._wake_writer, b"!")
+
+    def keys(self) -> list[str]:
+        """The keys pressed since the last call: characters, and names such as "up", "ctrl-l", "escape".
+
+        Raises:
+            Unfit: the terminal is gone.
+        """
+        pressed: list[str] = []
+        while True:
+            try:
+                key = self._window.get_wch()
+            except self._curses.error:
+                break
+            name = self._names.get(key, "") if isinstance(key, int) else _name_of(key)
+            if name:
+                pressed.append(name)
+        if pressed:
+            self._num_empty = 0
+        elif self._num_empty > _NO_INPUT_LIMIT:
+            raise Unfit("the terminal is gone (nothing can be read)")
+        return pressed
+
+    def leave(self) -> None:
+        """Give the terminal back for a while; `come_back` takes it again."""
+        self._curses.def_prog_mode()
+        self._curses.endwin()
+        self._modes.restore()
+
+    def come_back(self) -> None:
+        """Take the terminal again."""
+        self._curses.reset_prog_mode()
+        self.repaint()
+
+    def close(self) -> None:
+        """Give the terminal back as it was found. Safe to call twice."""
+        if self._window is not None:
+            with contextlib.suppress(self._curses.error):
+                if not self._curses.isendwin():
+                    self._window.leaveok(False)
+                    self._curses.endwin()
+            self._window = None
+        self._modes.restore()
+
+
+def _name_of(character: str) -> str:
+    if character in _CHARACTERS:
+        return _CHARACTERS[character]
+    if character < " ":
+        return "ctrl-" + chr(ord(character) + 96)
+    return character if character.isprintable() else ""
