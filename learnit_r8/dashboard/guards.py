@@ -32,6 +32,10 @@ class Guarded(Protocol):
         """A block in which the terminal belongs to whoever asks."""
         ...
 
+    def detach(self) -> None:
+        """Give the terminal back for good; the training goes on with plain lines."""
+        ...
+
     def forked(self) -> None:
         """This is a forked child."""
         ...
@@ -135,16 +139,19 @@ class Guards:
 
     def _breakpointhook(self, before: Callable[..., Any]) -> Callable[..., Any]:
         def hook(*arguments: Any, **keywords: Any) -> Any:
-            if not self.is_parent:
+            wanted = os.environ.get("PYTHONBREAKPOINT", "")
+            if not self.is_parent or wanted == "0":
                 return before(*arguments, **keywords)
-            with self._guarded.suspended():
-                is_usual = before is sys.__breakpointhook__ and not os.environ.get("PYTHONBREAKPOINT")
-                if arguments or keywords or not is_usual:
-                    return before(*arguments, **keywords)
-                import pdb
+            if arguments or keywords or wanted or before is not sys.__breakpointhook__:
+                # Nobody knows how that one asks its questions: it gets the terminal for good.
+                self._guarded.detach()
+                return before(*arguments, **keywords)
+            import pdb
 
-                # The caller's frame: the usual hook would stop in this one.
-                return pdb.Pdb().set_trace(sys._getframe(1))
+            with self._guarded.suspended():
+                debugger = pdb.Pdb()
+            # The caller's frame, or it would stop in this one; the last thing done here, or it would stop in that.
+            return debugger.set_trace(sys._getframe(1))
 
         return hook
 

@@ -223,9 +223,15 @@ class Live:
             case Action.PAUSE:
                 return self._pause_or_go_on()
             case Action.DETACH:
-                self._is_detached = True
-                self._painter.stop()
+                self.detach()
         return ""
+
+    def detach(self) -> None:
+        """Close the screen; the training goes on with plain lines."""
+        self._is_detached = True
+        self._painter.stop()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(END_SECONDS)
 
     def _pause_or_go_on(self) -> str:
         if self._requests.is_paused:

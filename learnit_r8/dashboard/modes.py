@@ -63,6 +63,7 @@ class Modes:
         if termios is None or thread.ident is None or not thread.is_alive():
             return
         with contextlib.suppress(termios.error, OSError):
+            termios.tcflow(STDOUT, termios.TCOON)
             termios.tcflush(STDOUT, termios.TCOFLUSH)
             signal.pthread_kill(thread.ident, signal.SIGWINCH)
 
