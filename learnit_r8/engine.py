@@ -168,21 +168,23 @@ class Engine:
                 return steady
         return self.plan.draw()
 
-    def begin(self, ticket: Ticket, *, held_back: int = 0) -> Ticket:
+    def begin(self, ticket: Ticket, *, held_back: int = 0, is_late: bool = False) -> Ticket:
         """Start to train on a batch that was drawn ahead; what is due between two steps is done first.
 
         Args:
             ticket: The batch, as `draw_ahead` gave it; those drawn before it were trained on or given up.
             held_back: How many of those have a loss that is known but not reported yet. What is due between two
                 steps waits until there are none: only then do model and scheduler fit together.
+            is_late: Whether its training has begun already, for adapters that call `between_steps` at a better time.
 
         Returns:
             The ticket as if it were drawn now: with the rate of now, and able to prove a backup taken before.
         """
-        if not held_back:
+        if not (held_back or is_late):
             self.between_steps()
         step = self.pace.step + held_back
-        lr = self.search.lr or self._lr_at(self.pace.progress_at(step))
+        # The search gave its batches rates of their own.
+        lr = ticket.lr if ticket.epoch < 0 else self._lr_at(self.pace.progress_at(step))
         self._num_draws += 1
         return ticket._replace(step=step, lr=lr, draw=self._num_draws - 1)
 
@@ -335,7 +337,10 @@ class Engine:
         Args:
             ticket: The batch; nothing happens if it is not out.
         """
-        if ticket.batch.is_out and ticket.epoch >= 0:
+        if ticket.batch.is_out and ticket.epoch < 0:
+            self.search.skip(ticket.batch)
+            self._use_found_lr()
+        elif ticket.batch.is_out:
             self._close_unlearned(ticket)
 
     def give_up(self, ticket: Ticket) -> None:
@@ -386,11 +391,16 @@ class Engine:
             self._num_draws,
             epoch_ended=epoch_ended,
             run_ended=closing or self.pace.budget.progress(step, seconds) >= 1,
-            get_state=self.state_dict,
+            get_state=self._settled_state,
         )
 
+    def _settled_state(self) -> dict[str, Any]:
+        """The state once nothing is held back any more: the model has taken those steps already."""
+        self.settle()
+        return self.state_dict()
+
     def _save_as_asked(self) -> None:
-        self.safekeeping.save_as_asked(self.state_dict, self.pace.step)
+        self.safekeeping.save_as_asked(self._settled_state, self.pace.step)
 
     def _start(self) -> None:
         budget, table = self.pace.budget, self.table

@@ -1,0 +1,26 @@
+"""PyTorch: data-aware batches for any `DataLoader`, and an adapter for loops of your own.
+
+>>> from learnit_r8.torch import attach  # doctest: +SKIP
+>>> adapter = attach(model, optimizer, dataset, batch_size=128, num_epochs=10)  # doctest: +SKIP
+>>> for epoch in adapter.epochs():  # doctest: +SKIP
+...     for x, y in adapter.loader(num_workers=4):
+...         adapter.step(adapter.loss(cross_entropy(model(x), y, reduction="none")))
+"""
+
+from __future__ import annotations
+
+try:
+    import torch  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "learnit_r8.torch needs PyTorch, which could not be imported; pip install 'learnit-r8[torch]'."
+    ) from error
+
+from .adapter import Adapter as Adapter
+from .attach import attach as attach
+from .facade import R8LRScheduler as R8LRScheduler
+from .loader import SampleError as SampleError
+from .sampler import R8BatchSampler as R8BatchSampler
+from .state import ModelState as ModelState
+
+__all__ = ["Adapter", "ModelState", "R8BatchSampler", "R8LRScheduler", "SampleError", "attach"]

@@ -1,0 +1,143 @@
+"""attach(): puts a training with torch under an R8Scheduler."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..checks import is_number, whole_number
+from ..safekeeping import Callbacks
+from .adapter import Adapter
+from .rates import GroupRates
+from .sharing import ALONE, Sharing
+from .state import ModelState
+from .stepper import Stepper
+
+if TYPE_CHECKING:
+    from ..scheduler import R8Scheduler
+
+
+def attach(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    dataset: Any,
+    *,
+    scaler: Any = None,
+    ema: Any = None,
+    accumulate: int = 1,
+    max_grad_norm: float | None = None,
+    scheduler: R8Scheduler | None = None,
+    owner: Adapter | None = None,
+    sets_lr: bool = True,
+    ahead: int = 0,
+    sharing: Sharing = ALONE,
+    **settings: Any,
+) -> Adapter:
+    """Let a scheduler draw the batches of a training, set its learning rate, and keep its model.
+
+    Backups and checkpoints hold the model, the optimizer, the scaler, the averaged weights and the states of the
+    random generators; no callback is needed. Checkpoints are written if ``checkpoint_dir`` is given.
+
+    Args:
+        model: The model, on its device; compiled or wrapped for data parallelism if it is to be.
+        optimizer: Its optimizer. All parameter groups follow the scheduler and keep the ratios of their rates.
+        dataset: The data, with N samples: anything with a length that a `torch.utils.data.DataLoader` takes.
+        scaler: A `torch.amp.GradScaler`.
+        ema: Averaged weights, such as `torch.optim.swa_utils.AveragedModel`: kept and put back with the model.
+        accumulate: Batches whose gradients are added up for one step of the optimizer, >= 1.
+        max_grad_norm: Longest gradient, > 0; longer ones are cut to it. None does not clip.
+        scheduler: A scheduler of N samples made before; the settings belong to it then.
+        owner: The adapter of another data set for the same model and optimizer: it sets the rate and takes the steps.
+        sets_lr: Whether to set the learning rate; False if somebody else does.
+        ahead: Batches that something between loader and training fetches in advance, as accelerate and Lightning do.
+        sharing: Which part of a batch is this process's.
+        **settings: For `R8Scheduler`: ``batch_size``, one of ``num_epochs``, ``num_steps`` and
+            ``train_duration_seconds``, and so on. ``initial_lr`` is by default the highest of the optimizer's.
+
+    Raises:
+        TypeError: the data set has no length or no index, or something is of another kind than it must be.
+        ValueError: the model is on the meta device, or an argument is outside its range.
+
+    >>> from torch.nn.functional import mse_loss
+    >>> x, y = torch.randn(64, 3), torch.zeros(64, 1)
+    >>> model = torch.nn.Linear(3, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> data = torch.utils.data.TensorDataset(x, y)
+    >>> adapter = attach(model, optimizer, data, batch_size=16, num_epochs=2)
+    >>> for epoch in adapter.epochs():
+    ...     for xs, ys in adapter.loader():
+    ...         loss = adapter.loss(mse_loss(model(xs), ys, reduction="none"))
+    ...         outcome = adapter.step(loss)
+    >>> adapter.scheduler.global_step, adapter.scheduler.table.source
+    (8, 'exact')
+    """
+    _check_model(model, optimizer)
+    size = _length(dataset)
+    rates = GroupRates(optimizer) if sets_lr and owner is None else None
+    state = ModelState(model, optimizer, scaler=scaler, ema=ema)
+    stepper = Stepper(
+        optimizer,
+        scaler=scaler,
+        accumulate=whole_number("accumulate", accumulate, least=1),
+        max_grad_norm=_checked_norm(max_grad_norm),
+    )
+    r8 = _scheduler(scheduler, size, settings, optimizer)
+    sharing.check(r8, model)
+    r8.safekeeping.adopt(Callbacks(state.save, state.load, state.read))
+    adapter = Adapter(
+        r8,
+        dataset=dataset,
+        optimizer=optimizer,
+        state=state,
+        stepper=stepper,
+        rates=rates,
+        sharing=sharing,
+        ahead=whole_number("ahead", ahead, least=0),
+    )
+    if owner is not None:
+        owner.share_with(adapter)
+    return adapter
+
+
+def _check_model(model: Any, optimizer: Any) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {model!r}.")
+    if not hasattr(optimizer, "param_groups"):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {optimizer!r}.")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise ValueError(f"model must have its weights, got {name!r} on the meta device; call to_empty() and load.")
+
+
+def _length(dataset: Any) -> int:
+    if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__"):
+        raise TypeError(
+            f"dataset must have a length, as the scheduler says which samples come next, got {dataset!r}. For a "
+            "stream, "
+            "collect as many samples as fit in memory or on disk and train on those."
+        )
+    if not hasattr(dataset, "__getitem__") and not hasattr(dataset, "__getitems__"):
+        raise TypeError(f"dataset must have an index, got {dataset!r}.")
+    return len(dataset)
+
+
+def _checked_norm(max_grad_norm: Any) -> float | None:
+    if max_grad_norm is not None and not (is_number(max_grad_norm) and max_grad_norm > 0):
+        raise ValueError(f"max_grad_norm must be a number > 0 or None, got {max_grad_norm!r}.")
+    return max_grad_norm  # type: ignore[no-any-return]
+
+
+def _scheduler(given: R8Scheduler | None, size: int, settings: dict[str, Any], optimizer: Any) -> R8Scheduler:
+    from ..scheduler import R8Scheduler
+
+    if given is None:
+        highest = max(float(group["lr"]) for group in optimizer.param_groups)
+        return R8Scheduler(size, **{"initial_lr": highest, **settings})
+    if not isinstance(given, R8Scheduler):
+        raise TypeError(f"scheduler must be an R8Scheduler, got {given!r}.")
+    if settings:
+        raise ValueError(f"{min(settings)} must be given to the scheduler that was made before, got it here.")
+    if given.table.num_samples != size:
+        raise ValueError(f"dataset must have the scheduler's {given.table.num_samples} samples, got {size}.")
+    return given

@@ -1,0 +1,113 @@
+"""Losses: what a loop computed becomes the number to train on and the numbers to report."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ..checks import whole_number
+
+
+class Losses(NamedTuple):
+    """The losses of a batch.
+
+    Attributes:
+        loss: 0-dim, for ``backward()``.
+        values: float32[B], detached, to report; float32[1] if only a mean is known.
+        is_exact: Whether the values are those of single samples.
+    """
+
+    loss: torch.Tensor
+    values: torch.Tensor
+    is_exact: bool
+
+
+def read_losses(
+    losses: Any,
+    count: int,
+    *,
+    mask: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
+    shares: Any = None,
+    exact: bool = True,
+) -> Losses:
+    """Reduce losses for training, and keep those of the samples.
+
+    Args:
+        losses: float[B, ...], unreduced; or 0-dim, their mean.
+        count: B.
+        mask: bool or number [B, ...], like the losses: which count (tokens that are no padding).
+        weights: float[B], weights of the samples in the loss that is trained on (class weights).
+        shares: float32[B], weights of a policy that selects samples, or None.
+        exact: Whether each loss is one sample's own.
+
+    Raises:
+        TypeError: the losses are not a tensor of floats.
+        ValueError: a shape that does not fit.
+    """
+    if not isinstance(losses, torch.Tensor) or not losses.is_floating_point():
+        raise TypeError(f"losses must be a tensor of floats with a loss for each sample, got {losses!r}.")
+    if losses.ndim == 0:
+        return _read_mean(losses, mask, weights, shares)
+    if len(losses) != count:
+        raise ValueError(
+            f"losses must have one row for each of the {count} samples of the batch, got shape {tuple(losses.shape)}; "
+            "losses of tokens belong in the shape (batch, tokens)."
+        )
+    rows, loss = _per_sample(losses, mask)
+    if weights is not None:
+        if weights.shape != (count,):
+            raise ValueError(f"weights must have shape ({count},), got {tuple(weights.shape)}.")
+        total = rows * weights if shares is None else rows * weights * _like(shares, rows)
+        loss = total.sum() / weights.sum()
+    elif shares is not None:
+        loss = (rows * _like(shares, rows)).mean()
+    values = rows.detach() if exact else rows.detach().mean().reshape(1)
+    return Losses(loss, values.to(torch.float32), exact)
+
+
+def _read_mean(losses: torch.Tensor, mask: Any, weights: Any, shares: Any) -> Losses:
+    if not (mask is None and weights is None and shares is None):
+        raise ValueError(
+            "losses must have a loss for each sample (reduction='none') where samples are masked or weighted, got one "
+            "number."
+        )
+    return Losses(losses, losses.detach().reshape(1).to(torch.float32), False)
+
+
+def _per_sample(losses: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """float[B], the mean of each row, and the mean over everything."""
+    if mask is None:
+        rows = losses if losses.ndim == 1 else losses.flatten(1).mean(1)
+        return rows, losses.mean()
+    if mask.shape != losses.shape:
+        raise ValueError(f"mask must have the shape of the losses {tuple(losses.shape)}, got {tuple(mask.shape)}.")
+    counts = mask.to(losses.dtype).flatten(1)
+    # Not a product: what is masked may be NaN.
+    masked = (losses.flatten(1) * counts).masked_fill(counts == 0, 0.0)
+    per_row = counts.sum(1)
+    # A row of nothing but padding has nothing to learn from: 0.
+    return masked.sum(1) / per_row.clamp(min=1e-12), masked.sum() / per_row.sum().clamp(min=1e-12)
+
+
+def _like(shares: Any, rows: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(shares).to(rows.device, rows.dtype, non_blocking=True)
+
+
+def read_parts(means: Any, count: int, part_size: int) -> torch.Tensor:
+    """float32[P], detached, the means of consecutive parts of a batch.
+
+    Raises:
+        TypeError: they are not a tensor of floats.
+        ValueError: there is not one for each part.
+    """
+    if not isinstance(means, torch.Tensor) or not means.is_floating_point():
+        raise TypeError(f"losses must be a tensor of floats with a mean for each part, got {means!r}.")
+    expected = -(-count // whole_number("part_size", part_size, least=1))
+    if tuple(means.shape) != (expected,):
+        raise ValueError(
+            f"losses must have shape ({expected},), one mean for each part of {part_size} of the {count} samples, got "
+            f"{tuple(means.shape)}."
+        )
+    return means.detach().to(torch.float32)

@@ -1,0 +1,180 @@
+"""Readback: losses from where they were computed to the scheduler, without making the device wait.
+
+On a CPU a value can be read at once. On a GPU reading one would stop the host until everything queued before it is
+done; so the values are copied to pinned memory behind the step that computed them, and looked at when that copy has
+passed, some steps later. `torch.cuda.Event.query` does not wait. Cost of waiting: torchtune#522, fvdb#144.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+MOST_LAG = 16
+"""Steps that a verdict may lag behind."""
+
+Values = NDArray[np.float32]
+
+
+class Readback(Protocol):
+    """Takes values with what they belong to, and gives both back in order once they can be read.
+
+    Attributes:
+        num_waits: How often the host had to wait for the device.
+    """
+
+    num_waits: int
+
+    def __len__(self) -> int:
+        """Values on their way."""
+
+    def put(self, item: Any, values: torch.Tensor) -> None:
+        """Send values on their way; ``item`` is what they belong to, ``values`` float32[K] on any device."""
+
+    def ready(self) -> list[tuple[Any, Values]]:
+        """Those that have come, in order; waits only for those that lag by more than 16."""
+
+    def drain(self) -> list[tuple[Any, Values]]:
+        """All of them, in order; waits."""
+
+    def clear(self) -> list[Any]:
+        """Forget those on their way: what they belong to, in order."""
+
+
+class Immediate:
+    """Values in main memory, which can be read at once."""
+
+    num_waits = 0
+
+    def __init__(self) -> None:
+        self._here: list[tuple[Any, Values]] = []
+
+    def __len__(self) -> int:
+        return len(self._here)
+
+    def put(self, item: Any, values: torch.Tensor) -> None:
+        """Send values on their way."""
+        # A copy: the user may reuse what the losses are in.
+        self._here.append((item, values.numpy().copy()))
+
+    def ready(self) -> list[tuple[Any, Values]]:
+        """Those that have come: all."""
+        here, self._here = self._here, []
+        return here
+
+    drain = ready
+
+    def clear(self) -> list[Any]:
+        """Forget all: what they belong to."""
+        return [item for item, _ in self.ready()]
+
+
+class Copy(Protocol):
+    """A copy to main memory that is under way."""
+
+    def is_done(self) -> bool:
+        """Whether it can be read; does not wait."""
+
+    def wait(self) -> None:
+        """Wait until it can."""
+
+    def read(self) -> Values:
+        """What was copied."""
+
+
+class Lagging:
+    """Values on a device, read when their copy to main memory has passed.
+
+    Args:
+        copy: Begins to copy float32[K].
+        most: Copies under way at most; the oldest is waited for beyond.
+    """
+
+    def __init__(self, copy: Callable[[torch.Tensor], Copy], most: int = MOST_LAG) -> None:
+        self.num_waits = 0
+        self._copy = copy
+        self._most = most
+        self._under_way: deque[tuple[Any, Copy]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._under_way)
+
+    def put(self, item: Any, values: torch.Tensor) -> None:
+        """Send values on their way."""
+        self._under_way.append((item, self._copy(values)))
+
+    def ready(self) -> list[tuple[Any, Values]]:
+        """Those that have come, in order."""
+        return self._taken(self._most)
+
+    def drain(self) -> list[tuple[Any, Values]]:
+        """All of them, in order; waits."""
+        return self._taken(0)
+
+    def _taken(self, most: int) -> list[tuple[Any, Values]]:
+        queue, taken = self._under_way, []
+        while queue:
+            item, copy = queue[0]
+            if not copy.is_done():
+                if len(queue) <= most:
+                    break
+                self.num_waits += 1
+                copy.wait()
+            queue.popleft()
+            taken.append((item, copy.read()))
+        return taken
+
+    def clear(self) -> list[Any]:
+        """Forget those on their way: what they belong to, in order."""
+        items = [item for item, _ in self._under_way]
+        self._under_way.clear()
+        return items
+
+
+class CudaCopy:
+    """A copy from a GPU to pinned memory, behind what the current stream has queued.
+
+    Args:
+        values: float32[K], on the GPU.
+    """
+
+    def __init__(self, values: torch.Tensor) -> None:
+        # torch keeps freed pinned blocks for the next one, so that this costs no system call.
+        self._pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        self._pinned.copy_(values, non_blocking=True)
+        self._event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._event.record()
+
+    def is_done(self) -> bool:
+        """Whether it can be read; does not wait."""
+        return bool(self._event.query())
+
+    def wait(self) -> None:
+        """Wait until it can."""
+        self._event.synchronize()
+
+    def read(self) -> Values:
+        """What was copied."""
+        values: Values = self._pinned.numpy().copy()
+        return values
+
+
+class Fetched(Immediate):
+    """Values on a device of another kind: fetched at once, which waits."""
+
+    def put(self, item: Any, values: torch.Tensor) -> None:
+        """Send values on their way."""
+        self.num_waits += 1
+        super().put(item, values.cpu())
+
+
+def readback_on(device: torch.device) -> Readback:
+    """The readback for losses on a device."""
+    if device.type == "cpu":
+        return Immediate()
+    return Lagging(CudaCopy) if device.type == "cuda" else Fetched()

@@ -1,0 +1,165 @@
+"""Reports: the way of losses from the training step to the scheduler, and of verdicts back to the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from ..guard import Verdict
+from ..ticket import Outcome, Ticket
+from .desk import Desk
+from .rates import FOREIGN, GroupRates
+from .readback import Readback
+from .sharing import Sharing
+
+if TYPE_CHECKING:
+    from ..scheduler import R8Scheduler
+
+
+class Sent(NamedTuple):
+    """What values on their way belong to.
+
+    Attributes:
+        ticket: The batch, as its training began.
+        num_samples: Samples of it that this process trained on.
+        part_size: 1 where the values are losses of single samples, None for one mean over ``num_samples`` of them, else
+            the samples in a part of which each value is a mean.
+        extras: Names of the values behind the losses, of "grad_norm" and "skipped".
+    """
+
+    ticket: Ticket
+    num_samples: int
+    part_size: int | None
+    extras: tuple[str, ...] = ()
+
+
+class Reports:
+    """Sends losses on their way, and answers for them when they have come.
+
+    Args:
+        r8: The scheduler.
+        rates: Sets its rate on the optimizer; None if somebody else does.
+        sharing: Which part of a batch is this process's.
+        ahead: Batches that something between loader and training fetches in advance.
+
+    Attributes:
+        desk: The batches that are out.
+        outcome: What became of the loss reported last.
+        recorded: Losses that are noted and not sent yet.
+        readback: Where losses are on their way; None before the first.
+    """
+
+    def __init__(self, r8: R8Scheduler, *, rates: GroupRates | None, sharing: Sharing, ahead: int) -> None:
+        self.desk = Desk.of(r8)
+        self.outcome = Outcome(Verdict.PENDING, r8.lr, None)
+        self.recorded: tuple[Sent, torch.Tensor] | None = None
+        self.readback: Readback | None = None
+        self._r8, self._rates, self._sharing, self._ahead = r8, rates, sharing, ahead
+        self._was_put_back = False
+
+    @property
+    def num_on_their_way(self) -> int:
+        """Losses sent and not reported yet."""
+        return 0 if self.readback is None else len(self.readback)
+
+    def find(self, ticket: int | Ticket | None) -> Ticket:
+        """The batch that losses are of.
+
+        Raises:
+            RuntimeError: it cannot be told which it is.
+        """
+        return ticket if isinstance(ticket, Ticket) else self.desk.find(ticket, ahead=self._ahead)
+
+    def record(self, ticket: Ticket, values: torch.Tensor, *, count: int, part_size: int | None) -> Ticket:
+        """Note the losses of a batch; `tell` sends them.
+
+        Args:
+            ticket: As `find` gave it.
+            values: float32[P], the losses.
+            count: Samples of it that this process trained on.
+            part_size: As in `Sent`.
+
+        Returns:
+            The ticket as if it were drawn when the training on it began.
+        """
+        self.desk.take(ticket)
+        begun = self._r8.begin(ticket, held_back=self.num_on_their_way, is_late=True)
+        self.set_rates(begun.lr)
+        self.recorded = Sent(begun, count, part_size), values
+        return begun
+
+    def tell(self, **extras: Any) -> Outcome:
+        """Send what is recorded, and report what has come.
+
+        Args:
+            **extras: 0-dim tensors to be judged along with it.
+        """
+        if self.recorded is None:
+            return self.outcome
+        (sent, values), self.recorded = self.recorded, None
+        given = {name: value for name, value in extras.items() if value is not None}
+        if given:
+            more = [value.detach().to(values).reshape(1) for value in given.values()]
+            sent, values = sent._replace(extras=tuple(given)), torch.cat([values, *more])
+        if self.readback is None:
+            self.readback = self._sharing.readback(values.device)
+        self.readback.put(sent, values)
+        # The search for a rate must know each loss before the next rate.
+        here = self.readback.drain() if self._r8.search.is_on else self.readback.ready()
+        self.outcome = Outcome(Verdict.PENDING, self.outcome.lr, None)
+        self._hear(here)
+        return self.outcome
+
+    def flush(self) -> None:
+        """Report everything that is on its way, waiting for it."""
+        self.tell()
+        if self.readback is not None and len(self.readback):
+            self._hear(self.readback.drain())
+
+    def _hear(self, here: list[tuple[Sent, Any]]) -> None:
+        for number, (sent, values) in enumerate(here):
+            self._was_put_back = False
+            try:
+                self.outcome = self._report(sent, values)
+            finally:
+                # The weights that these were computed with are gone.
+                if self._was_put_back and self.readback is not None:
+                    for later in [*(sent for sent, _ in here[number + 1 :]), *self.readback.clear()]:
+                        self._r8.discard(later.ticket)
+            if self._was_put_back:
+                break
+        self.set_rates(self._r8.lr if not self.num_on_their_way else self.outcome.lr)
+
+    def _report(self, sent: Sent, values: Any) -> Outcome:
+        ticket, count = sent.ticket, len(values) - len(sent.extras)
+        extras: dict[str, Any] = dict(zip(sent.extras, values[count:].tolist(), strict=True))
+        losses: Any = values[:count] if sent.part_size is not None else float(values[0])
+        if not ticket.batch.is_out:
+            # A state was loaded meanwhile, and its batch is not of this plan any more.
+            return self.outcome
+        part_size = sent.part_size if sent.part_size != 1 else None
+        skipped = bool(extras.get("skipped", 0))
+        outcome = self._r8.report(
+            ticket, losses, part_size=part_size, grad_norm=extras.get("grad_norm"), skipped=skipped
+        )
+        self._was_put_back |= outcome.rolled_back_to is not None
+        return outcome
+
+    def note_put_back(self) -> None:
+        """Note that the model was put back: the optimizer has old rates, and losses on their way are void."""
+        self._was_put_back = True
+        if self._rates is not None:
+            self._rates.forget()
+
+    def forget(self) -> None:
+        """Forget what is on its way: a state of the scheduler was loaded."""
+        self.recorded = None
+        if self.readback is not None:
+            self.readback.clear()
+        self.desk.hand_back()
+
+    def set_rates(self, lr: float) -> None:
+        """Set the optimizer's rates, if they are ours to set."""
+        if self._rates is not None and self._rates.set(lr):
+            self._r8.announcer.warn_once("foreign rate", FOREIGN)

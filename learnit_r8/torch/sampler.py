@@ -1,0 +1,110 @@
+"""R8BatchSampler: the batches that R8Scheduler draws, for any `DataLoader`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch.utils.data
+
+from ..checks import whole_number
+from .desk import Desk, Turn, num_left
+from .sharing import ALONE, Sharing
+
+if TYPE_CHECKING:
+    from ..scheduler import R8Scheduler
+    from ..ticket import Outcome, Ticket
+
+
+class R8BatchSampler(torch.utils.data.Sampler[Any]):
+    """Goes as ``batch_sampler`` into a `torch.utils.data.DataLoader`; each iteration is one epoch.
+
+    The loader may have workers and run ahead as far as it likes. After a ``break`` the next iteration goes on in the
+    same epoch with the batch that was in hand. Batches that are handed out and not reported come once more at the end
+    of the epoch.
+
+    Args:
+        r8: The scheduler.
+        as_list: Whether a batch is a list of ints; else it is an int64 array, which ``dataset.__getitems__`` can index
+            with at once. By default an array for data sets with a ``__getitems__`` of their own, and a list for others.
+        numbered: Whether a batch is ``(ticket, indices)``; `loader` unpacks it.
+        ahead: Batches that something between loader and training fetches in advance, as accelerate and Lightning do.
+        sharing: Which part of a batch is this process's.
+
+    Raises:
+        TypeError: ``r8`` is not an R8Scheduler.
+        ValueError: ``ahead`` is negative.
+
+    >>> from learnit_r8 import R8Scheduler
+    >>> sampler = R8BatchSampler(R8Scheduler(6, batch_size=4, num_epochs=1))
+    >>> loader = torch.utils.data.DataLoader(range(6), batch_sampler=sampler)
+    >>> [bool(sampler.report(batch / 6)) for batch in loader]
+    [True, True]
+    """
+
+    def __init__(
+        self,
+        r8: R8Scheduler,
+        *,
+        as_list: bool | None = None,
+        numbered: bool = False,
+        ahead: int = 0,
+        sharing: Sharing = ALONE,
+    ) -> None:
+        self.desk = Desk.of(r8)
+        self.ahead = whole_number("ahead", ahead, least=0)
+        self._as_list = as_list
+        self._numbered = numbered
+        self._sharing = sharing
+        self._turn: Turn | None = None
+
+    @property
+    def r8(self) -> R8Scheduler:
+        """The scheduler."""
+        return self.desk.r8
+
+    def __iter__(self) -> Iterator[Any]:
+        self.desk.before_iter()
+        self._turn = Turn(self.desk, self._hand_out)
+        return self._turn
+
+    def __len__(self) -> int:
+        """Batches of the iteration that is under way, else of the next: the epoch, or what is left of it."""
+        turn = self._turn
+        return (
+            turn.length if turn is not None and turn is self.desk.turn and not turn.is_finished else num_left(self.r8)
+        )
+
+    def _hand_out(self, ticket: Ticket, dataset: Any) -> Any:
+        indices: Any = self._sharing.part(ticket.indices)
+        if self._as_list is None:
+            self._as_list = not takes_arrays(dataset)
+        if self._as_list:
+            indices = indices.tolist()
+        return (ticket.draw, indices) if self._numbered else indices
+
+    def report(self, loss: Any, *, ticket: int | None = None, part_size: int | None = None) -> Outcome:
+        """Report the loss of a batch, for loops without an adapter; see `R8Scheduler.report`.
+
+        Args:
+            loss: As the scheduler takes it.
+            ticket: The batch's number from a numbered loader; by default the oldest batch handed out.
+            part_size: Samples in a part of the loss.
+
+        Raises:
+            RuntimeError: it cannot be told which batch it is.
+        """
+        found = self.desk.find(ticket, ahead=self.ahead)
+        outcome = self.r8.report(self.r8.begin(found, is_late=True), loss, part_size=part_size)
+        self.desk.take(found)
+        return outcome
+
+    def skip(self) -> None:
+        """Pass over the batch in hand; it comes once more at the end of the epoch."""
+        self.desk.skip(ahead=self.ahead)
+
+
+def takes_arrays(dataset: Any) -> bool:
+    """Whether a data set has a ``__getitems__`` of its own; those of torch's and datasets' own want lists of ints."""
+    own = getattr(type(dataset), "__getitems__", None)
+    return own is not None and getattr(own, "__module__", "").partition(".")[0] not in ("torch", "datasets")

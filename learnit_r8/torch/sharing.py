@@ -1,0 +1,48 @@
+"""Sharing: which part of a batch is this process's, and how its losses come to the scheduler."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from numpy.typing import NDArray
+
+from .readback import Readback, readback_on
+
+if TYPE_CHECKING:
+    from ..scheduler import R8Scheduler
+
+
+class Sharing:
+    """A process alone: all of a batch is its own. Processes that train together have a kind of their own."""
+
+    def part(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """This process's part of a batch, a contiguous slice.
+
+        Args:
+            rows: T[B], the indices of the whole batch, or something else that it has of each sample.
+        """
+        return rows
+
+    def readback(self, device: torch.device) -> Readback:
+        """What brings losses to the scheduler: those of the whole batch, whatever part was put in.
+
+        Args:
+            device: Where this process's losses are.
+        """
+        return readback_on(device)
+
+    def between_steps(self, r8: R8Scheduler, num_held_back: int) -> None:
+        """Let the scheduler take backups and write checkpoints, now that the model's step is complete.
+
+        Args:
+            r8: The scheduler.
+            num_held_back: Losses on their way; the scheduler fetches them where it must know them.
+        """
+        r8.between_steps()
+
+    def check(self, r8: R8Scheduler, model: Any) -> None:
+        """Raise ValueError unless the scheduler and the model can be shared like this."""
+
+
+ALONE = Sharing()

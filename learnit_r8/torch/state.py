@@ -1,0 +1,175 @@
+"""The state of a training: model, optimizer, loss scaler, averaged weights and random generators."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import files
+
+
+class ModelState:
+    """Reads, saves and puts back everything that a training with torch changes.
+
+    Args:
+        model: The model; what `torch.compile` or DistributedDataParallel wrap around it is looked through.
+        optimizer: Its optimizer, or None.
+        scaler: A `torch.amp.GradScaler`, or None.
+        ema: Averaged weights, anything with ``state_dict`` and ``load_state_dict``, or None.
+
+    Attributes:
+        after_load: Called when a state was put back.
+    """
+
+    def __init__(self, model: Any, optimizer: Any = None, *, scaler: Any = None, ema: Any = None) -> None:
+        named = {"model": plain_model(model), "optimizer": optimizer, "scaler": scaler, "ema": ema}
+        self._parts = {name: part for name, part in named.items() if part is not None}
+        self.after_load: Callable[[], None] = _nothing
+        self._generators: dict[str, Any] | None = None
+
+    def read(self) -> dict[str, Any]:
+        """The state as it is, not copied: `R8Scheduler` copies it for a backup, and `save` writes it."""
+        state = {name: part.state_dict() for name, part in self._parts.items()}
+        state["random"] = random_state()
+        return state
+
+    def save(self, state_dict: Mapping[str, Any], filepath: str | os.PathLike[str]) -> None:
+        """Write what `read` returned; see `files.save`.
+
+        Args:
+            state_dict: Holds it under "model", as `R8Scheduler` hands it to a ``save_callback``.
+            filepath: The file.
+
+        Raises:
+            TypeError: something in it is neither a tensor nor a plain value.
+        """
+        files.save(state_dict["model"], filepath)
+
+    def load(self, source: Any, *, from_ram: bool = False) -> None:
+        """Put everything back, and clear the gradients.
+
+        Args:
+            source: The path of a file that `save` wrote, or with ``from_ram`` a copy of what `read` returned, which is
+                not used afterwards.
+            from_ram: Which of the two.
+
+        Raises:
+            ValueError: it has other parts, or one of them does not fit. Then nothing was changed.
+        """
+        state = source if from_ram else files.load(source)
+        if state.keys() != {*self._parts, "random"}:
+            raise ValueError(f"the saved state must have the parts {sorted(self._parts)}, got {sorted(state)}.")
+        _check_fits(self._parts["model"], state["model"])
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+        optimizer = self._parts.get("optimizer")
+        if optimizer is not None:
+            # Those of the weights that were given up.
+            optimizer.zero_grad(set_to_none=True)
+        set_random_state(state["random"])
+        # A loader draws from the generators when it starts, which must not count.
+        self._generators = None if from_ram else state["random"]
+        self.after_load()
+
+    def resume_generators(self) -> None:
+        """Set the random generators as they were in the file that was loaded last, if that is still to be done."""
+        if self._generators is not None:
+            set_random_state(self._generators)
+            self._generators = None
+
+
+def _nothing() -> None:
+    pass
+
+
+def plain_model(model: Any) -> Any:
+    """The model inside what `torch.compile` and data parallelism wrap around it."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner
+
+
+def _check_fits(model: Any, saved: Mapping[str, Any]) -> None:
+    """Raise ValueError unless every tensor of a saved state has its place in the model."""
+    shapes = {name: getattr(value, "shape", None) for name, value in model.state_dict().items()}
+    given = {name: getattr(value, "shape", None) for name, value in saved.items()}
+    if shapes != given:
+        names = sorted(name for name in {*shapes, *given} if shapes.get(name) != given.get(name))
+        raise ValueError(
+            f"the saved model must have the tensors of this one, got others for {names[:5]} ({len(names)} differ)."
+        )
+
+
+def random_state() -> dict[str, Any]:
+    """The states of torch's, numpy's and Python's global random generators, as tensors and plain values."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, numbers, next_gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "devices": torch.cuda.get_rng_state_all() if _is_cuda_used() else [],
+        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),
+        "python": (version, torch.tensor(numbers), next_gauss),
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Put back what `random_state` returned."""
+    torch.set_rng_state(state["torch"].cpu())
+    if state["devices"] and len(state["devices"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([each.cpu() for each in state["devices"]])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    version, numbers, next_gauss = state["python"]
+    random.setstate((version, tuple(numbers.tolist()), next_gauss))
+
+
+def copy_to_host(state: Any) -> Any:
+    """A copy of a state with everything that was on a GPU in pinned memory."""
+    return copy_to_host_into(None, state)
+
+
+def copy_to_host_into(buffer: Any, state: Any) -> Any:
+    """A copy of a state in the memory of an earlier copy, where kinds and shapes are the same.
+
+    Args:
+        buffer: What this function returned before, or None; not to be used any more.
+        state: Nested dicts, lists and tuples of tensors and plain values.
+    """
+    copied = _copied(buffer, state)
+    if _is_cuda_used():
+        # The copies run behind the step that was queued last; a backup that is not there yet must not be looked at.
+        torch.cuda.current_stream().synchronize()
+    return copied
+
+
+def _copied(buffer: Any, value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        if not _is_like(buffer, value):
+            buffer = torch.empty_like(value, device="cpu", requires_grad=False, pin_memory=value.is_cuda)
+        with torch.no_grad():
+            return buffer.copy_(value, non_blocking=True)
+    if isinstance(value, Mapping):
+        old = buffer if isinstance(buffer, Mapping) else {}
+        return {name: _copied(old.get(name), item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        same = isinstance(buffer, (list, tuple)) and len(buffer) == len(value)
+        olds = buffer if same else [None] * len(value)
+        return type(value)(_copied(old, item) for old, item in zip(olds, value, strict=True))
+    return value
+
+
+def _is_like(buffer: Any, value: torch.Tensor) -> bool:
+    return isinstance(buffer, torch.Tensor) and (buffer.shape, buffer.dtype) == (value.shape, value.dtype)
+
+
+def _is_cuda_used() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]

@@ -1,0 +1,83 @@
+"""The stepper: ``backward()``, clipping, loss scaling and the optimizer's step, over one micro-batch or several."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class Stepper:
+    """What is done with a gradient.
+
+    Args:
+        optimizer: Takes the step.
+        scaler: A `torch.amp.GradScaler`, or None.
+        accumulate: Batches whose gradients are added up for one step, >= 1.
+        max_grad_norm: Longest gradient, > 0; None does not clip.
+    """
+
+    def __init__(self, optimizer: Any, *, scaler: Any, accumulate: int, max_grad_norm: float | None) -> None:
+        self._optimizer, self._accumulate, self._max_norm = optimizer, accumulate, max_grad_norm
+        self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self._num_added = 0
+        self._is_adding = False
+        if accumulate > 1:
+            # However the step comes about, in a loop of the user's own too.
+            optimizer.register_step_post_hook(lambda *_: self._note_step())
+
+    def _note_step(self) -> None:
+        self._num_added = 0
+        self._is_adding = False
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether losses are scaled, so that a gradient may overflow."""
+        return self._scaler is not None
+
+    def ask_between_steps(self) -> bool:
+        """Whether no gradient waits for others to be added, at the time when the next batch is asked for."""
+        if self._is_adding:
+            return False
+        self._is_adding = self._accumulate > 1
+        return True
+
+    def backward(self, loss: torch.Tensor, *, is_last: bool) -> bool:
+        """Add the gradient of a loss.
+
+        Args:
+            loss: 0-dim.
+            is_last: Whether none can be added after it: the epoch ends.
+
+        Returns:
+            Whether the step is due.
+        """
+        loss = loss / self._accumulate if self._accumulate > 1 else loss
+        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+        self._num_added += 1
+        return is_last or self._num_added >= self._accumulate
+
+    def clip(self) -> torch.Tensor | None:
+        """Clip the gradient; its norm before, on its device, or None if it is not asked for."""
+        if self._max_norm is None:
+            return None
+        if self._scaler is not None:
+            self._scaler.unscale_(self._optimizer)
+        parameters = [each for group in self._optimizer.param_groups for each in group["params"]]
+        return torch.nn.utils.clip_grad_norm_(parameters, self._max_norm)
+
+    def apply(self) -> torch.Tensor | None:
+        """Take the optimizer's step; where losses are scaled, whether it overflowed and was left out, on the device."""
+        if self._scaler is None:
+            self._optimizer.step()
+            return None
+        self._scaler.step(self._optimizer)
+        # Asking the scaler for its scale before and after would wait for the device.
+        found = list(self._scaler._found_inf_per_device(self._optimizer).values())
+        self._scaler.update()
+        return found[0].detach().clone() if found else None
+
+    def clear(self) -> None:
+        """Begin a new gradient."""
+        self._note_step()
+        self._optimizer.zero_grad(set_to_none=True)
