@@ -79,8 +79,8 @@ def _move(rows: int) -> Callable[[Looking, View], Answer]:
         if looking.view == "samples":
             last = max(0, num_listed(looking, view) - 1)
             return replace(looking, selected=min(last, max(0, looking.selected + rows))), None
-        # Events and output begin with the newest, at the bottom: up is back in time.
-        step = -rows if looking.view in ("events", "output") else rows
+        # The newest line of the output is at the bottom: up is back in time.
+        step = -rows if looking.view == "output" else rows
         return replace(looking, scroll=min(MOST_SCROLL, max(0, looking.scroll + step))), None
 
     return act

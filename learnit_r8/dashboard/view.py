@@ -20,6 +20,7 @@ MOST_ENTRIES = 1000
 MOST_METRICS = 32
 MOST_POINTS = 256
 MOST_SURVEYS = 256
+MOST_MARKS = 256
 RECENT = 1024
 
 
@@ -38,6 +39,13 @@ class Entry(NamedTuple):
     seconds: float
     level: str
     text: str
+    mark: str
+
+
+class Mark(NamedTuple):
+    """A letter at a step: S refused, B restored, C saved, R resumed."""
+
+    step: int
     mark: str
 
 
@@ -75,6 +83,7 @@ class View:
         best: Lowest smoothed loss and its step, or None.
         metrics: Values that were logged, by name; thinned.
         log: The newest events, oldest first.
+        marks: What the axis of the charts shows; thinned.
         num_entries: Events ever put there.
         num_alerts: Of them, warnings and alerts.
         survey: The newest survey of the samples; None before.
@@ -104,6 +113,7 @@ class View:
         self.best: Point | None = None
         self.metrics: dict[str, list[Point]] = {}
         self.log: deque[Entry] = deque(maxlen=MOST_ENTRIES)
+        self.marks: list[Mark] = []
         self.num_entries = 0
         self.num_alerts = 0
         self.survey: events.SamplesSurveyed | None = None
@@ -158,6 +168,9 @@ class View:
             self.log.append(Entry(event.step, event.seconds, said.level, said.text, said.mark))
             self.num_entries += 1
             self.num_alerts += said.level in (WARN, ALERT)
+            if said.mark:
+                self.marks.append(Mark(event.step, said.mark))
+                _thin(self.marks, MOST_MARKS)
 
     def _fold_start(self, event: events.RunStarted) -> None:
         self.run, self.ended, self.incident = event, None, None
@@ -224,7 +237,7 @@ class View:
         return min(1.0, max(0, self.step - self.epoch * per_epoch) / per_epoch)
 
 
-def _thin(points: list[Point] | list[Bounds], most: int) -> None:
+def _thin(points: list[Point] | list[Bounds] | list[Mark], most: int) -> None:
     """Drop every other of the older points, once there are too many; the newest stays."""
     if len(points) > most:
         del points[: most // 2 : 2]

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from ..looking import Looking, Scene
-from ..text import Line, Span, clip, width_of
+from ..text import Line
 from ..theme import Theme
 from ..view import View
-from .header import header_lines
+from .header import title_line
+from .overview import data_lines, overview_lines
+from .parts import cropped
+from .samples import hardest_panel, inspect_panel
+from .small import small_lines
+from .texts import config_panel, events_panel, footer, help_panel, output_panel
 
 EMPTY: Line = ()
+SMALL = (30, 6)
+"""Below so many cells or rows, a few facts are all that fits."""
 
 _THEME = Theme()
 _SCENE = Scene()
@@ -31,18 +38,34 @@ def render(
         Exactly ``height`` lines, none wider than ``width`` cells. Spans hold printable characters only, and names of
         styles that are in ``theme.styles``.
     """
-    lines = header_lines(view, looking, width, height, theme, scene)
+    if width < SMALL[0] or height < SMALL[1]:
+        lines = small_lines(view, looking, width, height, theme, scene)
+    else:
+        lines = _body(view, looking, width, height - 1, theme, scene)
+        lines += [EMPTY] * (height - 1 - len(lines))
+        lines = [*lines[: height - 1], footer(looking, scene, width, theme)]
     return [cropped(line, width) for line in lines[:height]] + [EMPTY] * (height - len(lines))
 
 
-def cropped(line: Line, width: int) -> Line:
-    """A line cut to a width."""
-    kept: list[Span] = []
-    for text, style in line:
-        size = width_of(text)
-        if size > width:
-            kept.append(Span(clip(text, width, ""), style))
-            break
-        kept.append(Span(text, style))
-        width -= size
-    return tuple(kept)
+def _body(view: View, looking: Looking, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
+    if not looking.help and looking.view == "overview":
+        return overview_lines(view, looking, width, height, theme, scene)
+    if not looking.help and looking.view == "data":
+        return data_lines(view, looking, width, height, theme, scene)
+    title = title_line(view, looking, width, theme, scene)
+    return [title, *_page(view, looking, width, height - 1, theme, scene)]
+
+
+def _page(view: View, looking: Looking, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
+    """A view of one panel."""
+    if looking.help:
+        return help_panel(looking, width, height, theme)
+    if looking.view == "events":
+        return events_panel(view, looking, width, height, theme)
+    if looking.view == "output":
+        return output_panel(looking, scene, width, height, theme)
+    if looking.view == "config":
+        return config_panel(view, looking, scene, width, height, theme)
+    if looking.inspected is not None:
+        return inspect_panel(view, looking.inspected, width, height, theme)
+    return hardest_panel(view, width, height, theme, looking)

@@ -1,21 +1,215 @@
-"""The head of the screen: what runs, how far it is, how it is doing."""
+"""The head of the screen: what runs, how it is doing, how far it is, and the numbers of now."""
 
 from __future__ import annotations
 
+import math
+
 from ..looking import Looking, Scene
-from ..text import Line, Span, clean
+from ..state import state_of
+from ..text import Line, Span, clean, clip
 from ..theme import Theme
 from ..view import View
-from ..words import number
+from ..words import clock, number
+from .parts import bar, joined, labelled, right, share, size_of
+
+WIDE = 100
+NARROW = 60
 
 
-def header_lines(view: View, looking: Looking, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
-    """Name, epoch and step."""
-    run = view.run
-    name = clean(run.name, 60) if run else ""
-    total = f"/{run.total_steps:,}" if run and run.total_steps else ""
-    return [
-        (Span(" learnit::r8  ", "title"), Span(name, "value")),
-        (Span(f" epoch {view.epoch + 1}/{view.total_epochs or '?'}  step {view.step:,}{total}"),),
-        (Span(f" loss {number(view.ema)}", "loss"),),
+def title_line(view: View, looking: Looking, width: int, theme: Theme, scene: Scene) -> Line:
+    """Program, run, epoch, step, and the state word at the right."""
+    state = state_of(view, looking, scene)
+    word = f"{theme.glyphs.dot} {state.word}"
+    end: list[Span] = [Span(word, state.style), Span(" ")]
+    if looking.frozen:
+        end.insert(0, Span("FROZEN  ", "warn"))
+    if looking.mode != "live" and width >= NARROW:
+        speed = f" x{scene.speed:g}" if scene.speed else ""
+        end.insert(0, Span(f"{looking.mode}{speed}  ", "label"))
+    if state.detail and width >= WIDE:
+        end.insert(len(end) - 1, Span(f" {clip(state.detail, 30, theme.glyphs.ellipsis)}", "label"))
+    room = width - size_of(end) - 1
+    name = clean(view.run.name, 60) if view.run else ""
+    where = _where(view)
+    parts: list[Line] = [
+        (Span("learnit::r8" if width >= NARROW else "r8", "title"),),
+        (Span(clip(name, max(8, room - 50), theme.glyphs.ellipsis), "value"),) if name else (),
+        *where,
+        *(_sizes(view) if width >= WIDE else []),
     ]
+    return right((Span(" "), *joined(parts, room - 1)), tuple(end), width)
+
+
+def _where(view: View) -> list[Line]:
+    run, epochs = view.run, view.total_epochs
+    total = f"/{run.total_steps:,}" if run and run.total_steps else ""
+    epoch = min(view.epoch + 1, epochs) if epochs else view.epoch + 1
+    return [
+        labelled("epoch", f"{epoch}" + (f"/{epochs}" if epochs else ""), ""),
+        labelled("step", f"{view.step:,}{total}", ""),
+    ]
+
+
+def _sizes(view: View) -> list[Line]:
+    run = view.run
+    if run is None:
+        return []
+    return [
+        labelled("samples", f"{run.num_samples:,}", ""),
+        labelled("batch", f"{run.batch_size:,}", ""),
+        labelled("policy", clean(run.policy, 20), ""),
+    ]
+
+
+def total_line(view: View, width: int, theme: Theme, scene: Scene) -> Line:
+    """How much of the run is done, and how long the rest takes."""
+    now = scene.now if scene.now is not None else view.seconds
+    left, spread = total_left(view, now)
+    about = f" (±{clock(spread)})" if math.isfinite(spread) and spread >= 1 and width >= NARROW else ""
+    guess = "~" if not view.pacing.is_measured and math.isfinite(left) else ""
+    notes = [labelled("ETA", f"{guess}{clock(left)}{about}" if view.ended is None else "-")]
+    if width >= WIDE:
+        notes.append(labelled("elapsed", clock(now), ""))
+    return _bar_line("total", view.progress, notes, width, theme)
+
+
+def epoch_line(view: View, width: int, theme: Theme, scene: Scene) -> Line:
+    """How much of the epoch is done."""
+    run = view.run
+    left = math.nan
+    if run is not None:
+        steps = (view.epoch + 1) * run.steps_per_epoch
+        steps = min(steps, run.total_steps) if run.total_steps else steps
+        left = max(0, steps - view.step) * view.pacing.seconds_per_step
+    notes = [labelled("ETA", clock(left) if view.ended is None else "-")]
+    if view.epochs and width >= WIDE:
+        notes.append(labelled("last epoch", clock(view.epochs[-1].epoch_seconds), ""))
+    return _bar_line("epoch", view.epoch_progress, notes, width, theme)
+
+
+def total_left(view: View, now: float) -> tuple[float, float]:
+    """Seconds to the end of the run and how far off they may be; NaN if unknown."""
+    run = view.run
+    if run is None:
+        return math.nan, math.nan
+    if run.train_duration_seconds:
+        return max(0.0, run.train_duration_seconds - now), math.nan
+    if not run.total_steps:
+        return math.nan, math.nan
+    steps = max(0, run.total_steps - view.step)
+    ends = max(0, (run.total_steps - 1) // max(1, run.steps_per_epoch) - view.step // max(1, run.steps_per_epoch))
+    left = view.pacing.left(steps, ends)
+    # The clock runs on within a long step.
+    return max(0.0, left.seconds - max(0.0, now - view.seconds)), left.spread
+
+
+def _bar_line(label: str, done: float, notes: list[Line], width: int, theme: Theme) -> Line:
+    head = f" {label:<5} " if width >= 30 else " "
+    # Notes of both bars take the same room, so that the bars end at the same column.
+    room = 44 if width >= WIDE else 31 if width >= NARROW else 20
+    room = min(room, max(0, width - len(head) - 6))
+    per_cent = Span(f" {share(done):>6}  ", "value")
+    rest = joined(notes, room - len(per_cent.text))
+    return (
+        Span(head, "label"),
+        *bar(done, max(1, width - len(head) - room), theme.glyphs),
+        per_cent,
+        *rest,
+    )
+
+
+def loss_line(view: View, width: int, theme: Theme) -> Line:
+    """The loss now, smoothed and at its best; the rate and how it comes about."""
+    last = view.last
+    parts = [
+        labelled("loss", number(last.last_loss) if last else "-"),
+        labelled("smooth", number(view.ema) if last else "-", "loss"),
+        labelled("best", f"{number(view.best.value)} @{view.best.step:,}", "") if view.best else (),
+        rate_part(view),
+    ]
+    survey = view.survey
+    if survey is not None and len(survey.mean) == 4 and width >= WIDE:
+        mean = sum(value * part for value, part in zip(survey.mean, survey.share, strict=False))
+        parts.append(labelled("all samples", number(mean), ""))
+    return (Span(" "), *joined(parts, width - 1))
+
+
+def rate_part(view: View) -> Line:
+    """The learning rate, with the factor that recovery has put on the schedule."""
+    if view.last is None:
+        return ()
+    rate, planned = view.last.lr, planned_rate(view)
+    parts = labelled("lr", number(rate), "lr")
+    if math.isfinite(planned) and planned > 0 and rate < 0.97 * planned:
+        parts = (*parts, Span(f" = plan {number(planned)} x{rate / planned:.2g}", "warn"))
+    return parts
+
+
+def planned_rate(view: View) -> float:
+    """What the schedule says for the newest step; NaN if unknown."""
+    plan = view.lr_plan
+    if len(plan) < 2:
+        return math.nan
+    place = view.progress * (len(plan) - 1)
+    before = min(len(plan) - 2, int(place))
+    return plan[before] + (plan[before + 1] - plan[before]) * (place - before)
+
+
+def speed_line(view: View, width: int, theme: Theme, scene: Scene) -> Line:
+    """Samples a second, where a step's time goes, and what we cost."""
+    pacing = view.pacing
+    each = pacing.seconds_per_step
+    parts: list[Line] = []
+    if pacing.is_measured:
+        parts.append((Span(f"{number(round(pacing.samples_per_second, 1))}", "value"), Span(" samples/s", "label")))
+    if math.isfinite(each):
+        parts.append((*labelled("step", _duration(each), ""), *_where_time_goes(view, each)))
+    parts.append(overhead_part(view, scene))
+    refused = sum(entry.mark == "S" for entry in view.log)
+    if refused:
+        parts.append(labelled("refused", str(refused), "warn"))
+    return (Span(" "), *joined(parts, width - 1))
+
+
+def _where_time_goes(view: View, each: float) -> Line:
+    own, data = view.pacing.own_share, view.pacing.data_share
+    if not math.isfinite(own):
+        return ()
+    train = max(0.0, 1 - own - data)
+    waiting = f"data {_duration(each * data)} + " if data > 0 else ""
+    return (Span(f" = {waiting}train {_duration(each * train)} + r8 {_duration(each * own)}", "label"),)
+
+
+def overhead_part(view: View, scene: Scene) -> Line:
+    """Our own cost: of the scheduler with its listeners, and of the screen."""
+    costs = [cost for cost in (view.pacing.own_share, scene.ui_share) if math.isfinite(cost)]
+    return labelled("overhead", share(sum(costs)), "") if costs else ()
+
+
+def _duration(seconds: float) -> str:
+    """A short time in its unit.
+
+    >>> _duration(0.311), _duration(0.0019), _duration(12.5), _duration(3e-6)
+    ('311ms', '1.9ms', '12.5s', '3.0us')
+    """
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            value = seconds / size
+            return f"{value:.1f}{unit}" if value < 100 else f"{value:.0f}{unit}"
+    return f"{seconds * 1e6:.1f}us"
+
+
+def metric_line(view: View, width: int, theme: Theme) -> Line:
+    """The newest values of the user's metrics."""
+    parts = []
+    for name, points in view.metrics.items():
+        low = min(point.value for point in points)
+        high = max(point.value for point in points)
+        extremes = f" ({number(low)} .. {number(high)})" if len(points) > 1 else ""
+        parts.append(
+            (
+                *labelled(clip(name, 24, theme.glyphs.ellipsis), number(points[-1].value), "metric"),
+                Span(extremes, "label"),
+            )
+        )
+    return (Span(" "), *joined(parts, width - 1)) if parts else ()

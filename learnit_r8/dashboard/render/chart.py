@@ -1,0 +1,245 @@
+"""Charts in braille, half blocks or ASCII: the mean as a line, what lies between lowest and highest as a haze."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..curve import Columns
+from ..text import Line, Span
+from ..theme import Glyphs
+from .parts import short
+
+LABEL = 8
+"""Cells of the numbers at the left of a chart, and of its axis."""
+
+_BITS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], np.uint32)
+_LOCAL = 4
+"""Columns to each side that a spike is compared with."""
+
+Floats = NDArray[np.float64]
+Kinds = NDArray[np.int64]
+
+
+class Scale(NamedTuple):
+    """The vertical scale of a chart.
+
+    Attributes:
+        bottom: Value at the lower edge.
+        top: Value at the upper edge.
+        is_log: Whether equal ratios are equal heights.
+    """
+
+    bottom: float
+    top: float
+    is_log: bool = False
+
+    def heights(self, values: Floats) -> Floats:
+        """Where values lie: 0 at the bottom, 1 at the top; NaN where unknown."""
+        if self.is_log:
+            values = np.log(np.maximum(values, self.bottom))
+            low, high = math.log(self.bottom), math.log(self.top)
+        else:
+            low, high = self.bottom, self.top
+        return (values - low) / (high - low)
+
+    def value_at(self, height: float) -> float:
+        """The value at a height."""
+        if self.is_log:
+            return math.exp(math.log(self.bottom) + height * math.log(self.top / self.bottom))
+        return self.bottom + height * (self.top - self.bottom)
+
+
+def scale_of(columns: Columns, *, is_log: bool = False) -> Scale:
+    """A scale that shows the curve; lone spikes are left out, so that they do not flatten the rest.
+
+    A log scale needs values > 0; it is linear otherwise.
+    """
+    known = ~np.isnan(columns.mean)
+    if not known.any():
+        return Scale(0.0, 1.0)
+    low, high = columns.low[known], columns.high[known]
+    bottom = float(low.min())
+    top = _top_without_spikes(high, bottom)
+    if is_log and bottom > 0:
+        return Scale(bottom, top if top > bottom * 1.001 else bottom * 1.1, True)
+    room = (top - bottom) or max(1e-9, abs(top) * 0.1)
+    if top - bottom < 1e-9 * max(1.0, abs(top)):
+        return Scale(bottom - room / 2, bottom + room / 2)
+    return Scale(bottom, top)
+
+
+def _top_without_spikes(high: Floats, bottom: float) -> float:
+    most = float(high.max())
+    if len(high) < 2 * _LOCAL:
+        return most
+    padded = np.pad(high, _LOCAL, mode="reflect")
+    around = np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * _LOCAL + 1), axis=1)
+    usual = high[high - bottom <= 2 * (around - bottom)]
+    top = float(usual.max()) if len(usual) else most
+    return top if most - bottom > 1.3 * (top - bottom) > 0 else most
+
+
+def chart(
+    columns: Columns,
+    height: int,
+    glyphs: Glyphs,
+    scale: Scale,
+    *,
+    style: str = "loss",
+    haze: str = "range",
+    plan_from: int | None = None,
+) -> list[Line]:
+    """Draw a curve with its range.
+
+    Args:
+        columns: `dots` for each cell.
+        height: Rows, >= 1.
+        glyphs: What to draw with.
+        scale: The vertical scale; columns that go beyond its top are marked.
+        style: Of the cells that the mean goes through.
+        haze: Of the others.
+        plan_from: First column that is only planned: drawn dotted and dimmed.
+
+    Returns:
+        ``height`` lines of LABEL cells and the curve.
+    """
+    draw = _braille if glyphs.name == "braille" else _blocks
+    grid = draw([columns.mean], height, scale, glyphs, columns, plan_from)
+    kinds, text = grid
+    per_cell = dots(glyphs)
+    if plan_from is not None:
+        kinds[:, plan_from // per_cell :] = 2
+    beyond = np.nan_to_num(columns.high, nan=-np.inf) > scale.top + 1e-9 * abs(scale.top)
+    over: NDArray[np.bool_] = np.logical_or.reduce(beyond.reshape(-1, per_cell), axis=1)
+    if over.any():
+        kinds[0, over] = 3
+        text[0] = "".join(glyphs.up if hit else old for hit, old in zip(over, text[0], strict=True))
+    return _labelled(kinds, text, (haze, style, "plan", "alert"), scale, glyphs)
+
+
+def plot(curves: list[tuple[Floats, str]], height: int, glyphs: Glyphs, scale: Scale) -> list[Line]:
+    """Draw several curves, each in its style; where they meet the later one has the cell."""
+    draw = _braille if glyphs.name == "braille" else _blocks
+    kinds, text = draw([values for values, _ in curves], height, scale, glyphs, None, None)
+    return _labelled(kinds, text, ("", *(style for _, style in curves)), scale, glyphs)
+
+
+def dots(glyphs: Glyphs) -> int:
+    """Columns in a cell."""
+    return 2 if glyphs.name == "braille" else 1
+
+
+def _labelled(kinds: Kinds, text: list[str], styles: tuple[str, ...], scale: Scale, glyphs: Glyphs) -> list[Line]:
+    """Rows of a chart with the values of their middles at the left."""
+    height = len(text)
+    lines: list[Line] = []
+    for row, characters in enumerate(text):
+        label = short(scale.value_at(1 - (row + 0.5) / height), LABEL - 2)
+        spans = _runs(characters, kinds[row], styles)
+        lines.append((Span(label + " ", "label"), Span(glyphs.side, "rule"), *spans))
+    return lines
+
+
+def _runs(text: str, kinds: Kinds, styles: tuple[str, ...]) -> list[Span]:
+    """Stretches of one style."""
+    ends = [*(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(text)]
+    spans, start = [], 0
+    for end in ends:
+        spans.append(Span(text[start:end], styles[int(kinds[start])]))
+        start = end
+    return spans
+
+
+def _levels(values: Floats, scale: Scale, size: int) -> Kinds:
+    """Row of each value counted from the top; the size where it is unknown."""
+    height = np.clip(scale.heights(values), 0, 1)
+    return np.where(np.isnan(height), size, np.rint((1 - np.nan_to_num(height)) * (size - 1))).astype(np.int64)
+
+
+def _braille(
+    curves: list[Floats], height: int, scale: Scale, glyphs: Glyphs, haze: Columns | None, plan_from: int | None
+) -> tuple[Kinds, list[str]]:
+    """Which curve goes through each cell (0: none), and the characters."""
+    size = 4 * height
+    rows = np.arange(size)[:, None]
+    dotted = np.zeros((size, len(curves[0])), bool)
+    if haze is not None:
+        high, low = _levels(haze.high, scale, size), _levels(haze.low, scale, size)
+        dotted |= (rows >= high) & (rows <= low) & (high < size) & ((rows + np.arange(len(high))) % 2 == 0)
+    kinds = np.zeros((height, len(curves[0]) // 2), np.int64)
+    for number, values in enumerate(curves, start=1):
+        line = _line(_levels(values, scale, size), rows, size)
+        if plan_from is not None:
+            line[:, plan_from:] &= np.arange(plan_from, len(values)) % 3 != 2
+        kinds[line.reshape(height, 4, -1, 2).any(axis=(1, 3))] = number
+        dotted |= line
+    bits = (dotted * np.tile(_BITS, (height, len(curves[0]) // 2))).reshape(height, 4, -1, 2)
+    codes = bits.sum(axis=(1, 3), dtype=np.uint32)
+    codes = np.where(codes, codes + 0x2800, 0x20).astype("<u4")
+    return kinds, [row.tobytes().decode("utf-32-le") for row in codes]
+
+
+def _line(levels: Kinds, rows: Kinds, size: int) -> NDArray[np.bool_]:
+    """Dots of a curve without gaps: from the column before to this one."""
+    before = np.concatenate([levels[:1], levels[:-1]])
+    before = np.where(before == size, levels, before)
+    line: NDArray[np.bool_] = (rows >= np.minimum(levels, before + 1)) & (rows <= np.maximum(levels, before - 1))
+    return line & (levels < size)
+
+
+def _blocks(
+    curves: list[Floats], height: int, scale: Scale, glyphs: Glyphs, haze: Columns | None, plan_from: int | None
+) -> tuple[Kinds, list[str]]:
+    """The same with half blocks or in ASCII: one column a cell."""
+    halves = 2 if glyphs.name == "blocks" else 1
+    size = halves * height
+    rows = np.arange(height)[:, None]
+    kinds = np.zeros((height, len(curves[0])), np.int64)
+    text = np.full(kinds.shape, " ")
+    if haze is not None:
+        high, low = _levels(haze.high, scale, size), _levels(haze.low, scale, size)
+        text[(rows >= high // halves) & (rows <= low // halves) & (high < size)] = "░" if halves == 2 else ":"
+    for number, values in enumerate(curves, start=1):
+        levels = _levels(values, scale, size)
+        hit = (rows == levels // halves) & (levels < size)
+        drawn = np.where(levels % halves == 0, "▀", "▄") if halves == 2 else np.full(len(levels), "*")
+        text[hit] = np.broadcast_to(drawn, hit.shape)[hit]
+        kinds[hit] = number
+    return kinds, ["".join(row) for row in text.tolist()]
+
+
+def axis(
+    width: int, first: int, last: int, glyphs: Glyphs, marks: list[tuple[int, str]], ends: tuple[str, str]
+) -> Line:
+    """The horizontal axis: letters where something happened, the first and the last step at its ends.
+
+    Args:
+        width: Cells of the curve.
+        first: Step at the left edge.
+        last: Step at the right edge.
+        glyphs: With ``line`` and ``corner``.
+        marks: Steps and letters.
+        ends: What is written at the two ends.
+    """
+    cells = [glyphs.line] * width
+    for step, letter in marks:
+        if first <= step <= last and width:
+            cells[min(width - 1, (step - first) * width // max(1, last - first))] = letter
+    begin, end = ends
+    if len(begin) + len(end) + 2 < width:
+        cells[: len(begin)] = begin
+        cells[width - len(end) :] = end
+    spans = [Span(" " * (LABEL - 1) + glyphs.corner, "rule")]
+    text = "".join(cells)
+    start = 0
+    letters = {letter for _, letter in marks}
+    for place, character in enumerate(text):
+        if character in letters and len(begin) <= place < width - len(end):
+            spans += [Span(text[start:place], "rule"), Span(character, "alert" if character in "SB" else "key")]
+            start = place + 1
+    spans.append(Span(text[start:], "rule"))
+    return tuple(spans)

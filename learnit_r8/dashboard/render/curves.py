@@ -1,0 +1,113 @@
+"""The panels with charts: loss, learning rate, the user's metrics."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..curve import Columns, Curve
+from ..looking import Looking
+from ..text import Line, Span, fit
+from ..theme import Theme
+from ..view import View
+from ..words import number
+from .chart import LABEL, axis, chart, dots, scale_of
+from .parts import rule, spark
+
+LEAST = 3
+"""Rows of the smallest chart: its title, the curve, its axis."""
+
+
+def window(view: View, looking: Looking) -> tuple[int, int]:
+    """First and last step that the person looks at."""
+    last = max(1, view.step)
+    if looking.zoom == "last 10%":
+        return int(0.9 * last), last
+    if looking.zoom == "last epoch" and view.run is not None:
+        per_epoch = max(1, view.run.steps_per_epoch)
+        return max(0, (last - 1) // per_epoch * per_epoch), last
+    return 0, last
+
+
+def loss_columns(view: View, num: int, first: int, last: int) -> Columns:
+    """The loss between two steps; from the newest records where these are finer."""
+    curve, recent = view.loss, view.recent
+    is_coarse = (last - first) < num * curve.width
+    if is_coarse and curve.width > 1 and recent and recent[0].step - recent[0].num_steps <= first:
+        curve = Curve()
+        for event in recent:
+            if event.step > first:
+                curve.add(event.step - first, event.loss, event.lowest, event.highest, event.num_steps)
+        first, last = 0, last - first
+    return curve.columns(num, first, max(first + 1, last))
+
+
+def loss_panel(view: View, looking: Looking, width: int, height: int, theme: Theme) -> list[Line]:
+    """The loss of the batches: mean, lowest and highest of each column, with what happened on the axis."""
+    glyphs = theme.glyphs
+    cells = max(1, width - LABEL)
+    first, last = window(view, looking)
+    columns = loss_columns(view, cells * dots(glyphs), first, last)
+    scale = scale_of(columns, is_log=looking.log_scale)
+    how = "log" if scale.is_log else "linear"
+    title = rule("loss of the batches", width, glyphs, f"{how}, {looking.zoom}")
+    if view.loss.is_empty:
+        return _nothing(title, "no loss reported yet", height)
+    rows = max(1, height - 2)
+    lines = [title, *chart(columns, rows, glyphs, scale)]
+    if height >= LEAST:
+        marks = [(entry.step, entry.mark) for entry in view.marks]
+        lines.append(axis(cells, first, last, glyphs, marks, (f"{first:,}", f"{last:,}")))
+    return lines[:height]
+
+
+def rate_panel(view: View, width: int, height: int, theme: Theme) -> list[Line]:
+    """The learning rate: what was used, then what is planned, with the position on it."""
+    glyphs = theme.glyphs
+    cells = max(1, width - LABEL)
+    columns, done = rate_columns(view, cells * dots(glyphs))
+    title = rule("learning rate", width, glyphs, "done, plan" if view.lr_plan else "")
+    if np.isnan(columns.mean).all():
+        return _nothing(title, "no rate used yet", height)
+    scale = scale_of(columns)
+    rows = max(1, height - 2)
+    lines = [title, *chart(columns, rows, glyphs, scale, style="lr", haze="lr", plan_from=done)]
+    if height >= LEAST:
+        place = min(cells - 1, done // dots(glyphs))
+        ends = ("0%", "100%") if view.lr_plan else ("", "")
+        line = axis(cells, 0, cells, glyphs, [(place, glyphs.dot)], ends)
+        lines.append(line)
+    return lines[:height]
+
+
+def rate_columns(view: View, num: int) -> tuple[Columns, int]:
+    """The rates over the whole run, and the first column that is still to come."""
+    done = num if not view.lr_plan else min(num, round(view.progress * num))
+    values = np.full(num, np.nan)
+    if done and not view.lr.is_empty:
+        values[:done] = view.lr.columns(done, 0, max(1, view.step)).mean
+    if view.lr_plan and done < num:
+        plan = np.asarray(view.lr_plan, np.float64)
+        places = (np.arange(done, num) + 0.5) / num
+        values[done:] = np.interp(places, np.linspace(0, 1, len(plan)), plan)
+    return Columns(values, values, values), done
+
+
+def metrics_panel(view: View, width: int, height: int, theme: Theme) -> list[Line]:
+    """The user's metrics: the newest value, lowest, highest, and a trace of all."""
+    glyphs = theme.glyphs
+    lines = [rule("metrics", width, glyphs, "last, lowest, highest")]
+    if not view.metrics:
+        return _nothing(lines[0], "none logged: r8.log(accuracy=...)", height)
+    name_width = min(18, max(6, width // 3))
+    for name, points in list(view.metrics.items())[: height - 1]:
+        values = [point.value for point in points]
+        numbers = f"{number(values[-1]):>9} {number(min(values)):>9} {number(max(values)):>9} "
+        room = width - name_width - len(numbers) - 2
+        trace = spark(values, room, glyphs) if room >= 4 else ""
+        label = Span(f" {fit(name, name_width, glyphs.ellipsis)}", "label")
+        lines.append((label, Span(numbers[:10], "metric"), Span(numbers[10:], "label"), Span(trace, "metric")))
+    return lines
+
+
+def _nothing(title: Line, text: str, height: int) -> list[Line]:
+    return [title, (Span(f"  {text}", "label"),)][:height]

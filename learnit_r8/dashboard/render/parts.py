@@ -1,0 +1,183 @@
+"""Pieces of lines: bars, rules, sparklines, columns side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from ..text import Line, Span, clip, fit, width_of
+from ..theme import Glyphs
+from ..words import number
+
+SPACE: Line = ()
+
+
+def bar(share: float, width: int, glyphs: Glyphs, style: str = "bar") -> Line:
+    """A bar filled from the left, exactly ``width`` cells."""
+    share = min(1.0, max(0.0, share)) if share == share else 0.0
+    steps = len(glyphs.bar)
+    eighths = round(share * width * steps)
+    full, part = divmod(eighths, steps)
+    filled = glyphs.bar[-1] * full + (glyphs.bar[part - 1] if part else "")
+    return Span(filled, style), Span(glyphs.rest * (width - len(filled)), "rest")
+
+
+def spark(values: Sequence[float], width: int, glyphs: Glyphs, *, least: float | None = None) -> str:
+    """Heights of some values in a row, exactly ``width`` cells; the newest to the right, spaces where unknown.
+
+    Args:
+        values: Oldest first; NaN is unknown.
+        width: Cells.
+        glyphs: With ``levels``.
+        least: What stands for the lowest level; by default the smallest value.
+    """
+    shown = list(values[-width:]) if width > 0 else []
+    known = [value for value in shown if math.isfinite(value)]
+    if not known:
+        return " " * width
+    low, high = (min(known) if least is None else least), max(known)
+    top = len(glyphs.levels) - 1
+    scale = (top - 1) / (high - low) if high > low else 0.0
+    text = "".join(
+        glyphs.levels[max(1, min(top, 1 + round((value - low) * scale)))] if math.isfinite(value) else " "
+        for value in shown
+    )
+    return text.rjust(width)
+
+
+def counts(values: Sequence[int], width: int, glyphs: Glyphs) -> str:
+    """A histogram in one row: nothing where the count is 0, at least a trace where it is not."""
+    bins = rebinned(values, width)
+    most, top = max(bins, default=0), len(glyphs.levels) - 1
+    if not most:
+        return " " * width
+    return "".join(glyphs.levels[0 if not value else max(1, math.ceil(value / most * top))] for value in bins)
+
+
+def tower(values: Sequence[int], width: int, height: int, glyphs: Glyphs) -> list[str]:
+    """A histogram of several rows, the top row first, each exactly ``width`` cells."""
+    bins = rebinned(values, width)
+    most, top = max(bins, default=0) or 1, len(glyphs.levels) - 1
+    levels = [0 if not value else max(1, round(value / most * top * height)) for value in bins]
+    return [
+        "".join(glyphs.levels[min(top, max(0, level - row * top))] for level in levels)
+        for row in range(height - 1, -1, -1)
+    ]
+
+
+def rebinned(values: Sequence[int], width: int) -> list[int]:
+    """Counts put into so many bins: joined, or each spread over several cells."""
+    size = len(values)
+    if not size or width <= 0:
+        return [0] * max(0, width)
+    if size <= width:
+        return [values[place * size // width] for place in range(width)]
+    return [
+        sum(values[place * size // width : max(place * size // width + 1, (place + 1) * size // width)])
+        for place in range(width)
+    ]
+
+
+def rule(title: str, width: int, glyphs: Glyphs, note: str = "") -> Line:
+    """A line across with a title at its left and a note at its right."""
+    title = clip(title, max(0, width - 4), glyphs.ellipsis)
+    room = width - width_of(title) - 3
+    note = f" {note} " if note and width_of(note) + 4 <= room else ""
+    line = glyphs.line * max(0, room - width_of(note) - bool(note))
+    return (
+        Span(glyphs.line + " " if width > 2 else "", "rule"),
+        Span(title, "title"),
+        Span(" " + line if width > 2 else "", "rule"),
+        Span(note, "label"),
+        Span(glyphs.line if note else "", "rule"),
+    )
+
+
+def size_of(line: Iterable[Span]) -> int:
+    """Cells of a line."""
+    return sum(width_of(text) for text, _ in line)
+
+
+def padded(line: Line, width: int) -> Line:
+    """A line made exactly so wide."""
+    missing = width - size_of(line)
+    if missing < 0:
+        return cropped(line, width)
+    return (*line, Span(" " * missing)) if missing else line
+
+
+def cropped(line: Line, width: int) -> Line:
+    """A line cut to a width."""
+    kept: list[Span] = []
+    for text, style in line:
+        size = width_of(text)
+        if size > width:
+            kept.append(Span(clip(text, width, ""), style))
+            break
+        if text:
+            kept.append(Span(text, style))
+        width -= size
+    return tuple(kept)
+
+
+def beside(blocks: Sequence[tuple[list[Line], int]], height: int, glyphs: Glyphs) -> list[Line]:
+    """Blocks side by side with a line between them.
+
+    Args:
+        blocks: Lines and width of each.
+        height: Rows of the result.
+        glyphs: With ``side``.
+    """
+    lines: list[Line] = []
+    for row in range(height):
+        whole: list[Span] = []
+        for place, (block, width) in enumerate(blocks):
+            if place:
+                whole.append(Span(glyphs.side, "rule"))
+            whole.extend(padded(block[row] if row < len(block) else SPACE, width))
+        lines.append(tuple(whole))
+    return lines
+
+
+def right(line: Line, end: Line, width: int) -> Line:
+    """A line with something at its right edge; the end is left out where there is no room."""
+    missing = width - size_of(line) - size_of(end)
+    return (*line, Span(" " * missing), *end) if missing > 0 else line
+
+
+def joined(parts: Iterable[Line], width: int, gap: str = "  ") -> Line:
+    """As many parts as fit, one after the other."""
+    line: list[Span] = []
+    room = width
+    for part in parts:
+        size = size_of(part) + (len(gap) if line else 0)
+        if size > room or not part:
+            continue
+        if line:
+            line.append(Span(gap))
+        line.extend(part)
+        room -= size
+    return tuple(line)
+
+
+def labelled(label: str, value: str, style: str = "value") -> Line:
+    """A label and its value."""
+    return Span(label + " ", "label"), Span(value, style)
+
+
+def cell(text: str, width: int, glyphs: Glyphs) -> str:
+    """A text at the left of a cell, and a space after it."""
+    return fit(text, width - 1, glyphs.ellipsis) + " "
+
+
+def share(value: float, digits: int = 1) -> str:
+    """A share as per cent."""
+    return f"{100 * value:.{digits}f}%" if math.isfinite(value) else "?"
+
+
+def short(value: float, width: int) -> str:
+    """A number at the right of so many cells."""
+    text = number(value)
+    if len(text) > width and math.isfinite(value):
+        text = f"{value:.{max(0, width - 6)}e}".replace("e+0", "e").replace("e-0", "e-")
+    return text.rjust(width)
