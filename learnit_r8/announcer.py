@@ -19,21 +19,24 @@ class Announcer:
 
     Raises:
         TypeError: a listener is not callable.
+
+    Attributes:
+        is_heard: Whether anybody listens; else events need not be made.
+        wants_surveys: Whether a listener has a true attribute of that name, and wants `SamplesSurveyed`.
+        seconds: Training seconds when something was last told.
     """
 
     def __init__(self, listeners: Iterable[Listener], where: Callable[[], tuple[int, float]]) -> None:
         self._where = where
         self._said: set[str] = set()
         self._listeners: list[Listener] = []
+        self.is_heard = False
+        self.wants_surveys = False
+        self.seconds = 0.0
         if not isinstance(listeners, Iterable):
             raise TypeError(f"listeners must be a list of callables, got {listeners!r}.")
         for listener in listeners:
             self.add(listener)
-
-    @property
-    def is_heard(self) -> bool:
-        """Whether anybody listens; else events need not be made."""
-        return bool(self._listeners)
 
     def add(self, listener: Listener) -> None:
         """Tell this one too from now on.
@@ -44,18 +47,22 @@ class Announcer:
         if not callable(listener):
             raise TypeError(f"listeners must be callables that take an event, got {listener!r}.")
         self._listeners.append(listener)
+        self.is_heard = True
+        self.wants_surveys |= bool(getattr(listener, "wants_surveys", False))
 
     def tell(self, kind: type[Event], **fields: Any) -> None:
         """Hand an event of this kind to everyone, in order."""
         if not self._listeners:
             return
         step, seconds = self._where()
+        self.seconds = seconds
         event = kind(step=step, seconds=seconds, **fields)
         for listener in list(self._listeners):
             try:
                 listener(event)
             except Exception:
                 self._listeners.remove(listener)
+                self.is_heard = bool(self._listeners)
                 warnings.warn(
                     f"listener {listener!r} raised on {kind.__name__} and is dropped:\n{traceback.format_exc()}",
                     RuntimeWarning,

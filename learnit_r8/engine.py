@@ -11,6 +11,7 @@ events.py                   TELL what happened
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,6 +33,7 @@ from .rescue import Rescue
 from .safekeeping import Restored, Safekeeping
 from .search import Search
 from .tally import Tally
+from .telling import Telling
 from .ticket import Outcome, Ticket
 
 
@@ -49,6 +51,7 @@ class Engine:
         announcer: Who is told.
         search: Finds the peak learning rate before the run.
         name: Name of the run, "" if it has none.
+        settings: The configuration as texts, for people.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Engine:
         announcer: Announcer,
         search: Search,
         name: str,
+        settings: Mapping[str, str] = types.MappingProxyType({}),
     ) -> None:
         self.plan = plan
         self.table = plan.table
@@ -72,6 +76,7 @@ class Engine:
         self.sentry = Sentry(guard)
         self.safekeeping = safekeeping
         self.announcer = announcer
+        self.telling = Telling(announcer, plan.table)
         self.rescue = Rescue(recovery, safekeeping, announcer, plan.table.name_of)
         self.search = search
         self._make_schedule = make_schedule
@@ -81,6 +86,7 @@ class Engine:
         self._epoch_ended = False
         self._has_started = False
         self.name = name
+        self._settings = settings
         # An adapter that holds losses back reports them here: before an epoch or the run ends, and before a checkpoint.
         self.settle: Callable[[], object] = _nothing
         self.requests = Requests(pace, announcer, self._save_as_asked)
@@ -125,8 +131,14 @@ class Engine:
 
     def draw_if_any(self) -> Ticket | None:
         """Draw the next batch; None if the budget is spent, every step left is out already, or the run was stopped."""
+        if not self.announcer.is_heard:
+            self.between_steps()
+            return self.draw_ahead()
+        self.telling.begin()
         self.between_steps()
-        return self.draw_ahead()
+        ticket = self.draw_ahead()
+        self.telling.end()
+        return ticket
 
     def draw_ahead(self) -> Ticket | None:
         """Draw like `draw_if_any` while another batch is being trained on; `begin` does what that would have done.
@@ -216,6 +228,8 @@ class Engine:
             ValueError: the loss is of another length or kind than it must be. Nothing was changed.
             TrainingDiverged: losses stay refused after everything was tried.
         """
+        if self.announcer.is_heard:
+            self.telling.begin()
         if not isinstance(ticket, Ticket):
             raise TypeError(f"ticket must be what draw() returned, got {ticket!r}.")
         if not ticket.batch.is_out or ticket.batch.chunk.table is not self.table:
@@ -237,6 +251,8 @@ class Engine:
         )
         if verdict is Verdict.GOOD:
             self._learn(ticket, reading, kind, expected)
+            if self.announcer.is_heard:
+                self.telling.end()
             return Outcome(verdict, self.lr, None)
         restored = self._answer(ticket, reading, kind, expected, verdict)
         return Outcome(verdict, self.lr, None if restored is None else restored.step)
@@ -272,16 +288,7 @@ class Engine:
         self.rescue.accepted()
         self._tally.add(reading.mean, len(ticket.indices))
         if self.announcer.is_heard:
-            self.announcer.tell(
-                events.StepDone,
-                epoch=ticket.epoch,
-                progress=self.pace.progress,
-                loss=reading.mean,
-                expected_loss=expected,
-                lr=ticket.lr,
-                batch_size=len(ticket.indices),
-                steady=ticket.batch.chunk.pass_number < 0,
-            )
+            self.telling.step_done(ticket, progress=self.pace.progress, loss=reading.mean, expected_loss=expected)
         self._end_epoch_if_complete(ticket)
 
     def _refuse(self, ticket: Ticket, reading: Reading, verdict: Verdict) -> Restored | None:
@@ -296,14 +303,12 @@ class Engine:
             return
         tally, self._tally = self._tally, Tally()
         self._epoch_ended = True
-        self.announcer.tell(
-            events.EpochDone,
+        self.telling.epoch_done(
             epoch=self.pace.epoch - 1,
             progress=self.pace.progress,
-            loss=tally.loss,
             lr=ticket.lr,
-            samples=tally.samples,
-            epoch_seconds=self.pace.seconds - tally.began,
+            tally=tally,
+            seconds=self.pace.seconds,
         )
 
     def _report_search(self, ticket: Ticket, reading: Reading) -> Outcome:
@@ -317,6 +322,8 @@ class Engine:
         if self.search.found_lr is not None:
             self.schedule = self._make_schedule(self.search.found_lr)
             self._last_progress = math.nan
+            if self._has_started:
+                self.telling.lr_planned(self.schedule)
 
     def hand_back(self, ticket: Ticket) -> None:
         """Take back a batch that was not trained on, after an interruption for instance: it is the next one drawn.
@@ -381,6 +388,8 @@ class Engine:
         if self.requests.is_pending:
             self.requests.answer()
         epoch_ended, self._epoch_ended = self._epoch_ended, False
+        if self.announcer.wants_surveys:
+            self.telling.between_steps(self.pace.epoch, epoch_ended=epoch_ended)
         if not self.safekeeping.has_work:
             return
         step, seconds = self.pace.step, self.pace.seconds
@@ -406,8 +415,9 @@ class Engine:
         budget, table = self.pace.budget, self.table
         self.search.check_ready()
         self._has_started = True
-        self.announcer.tell(
-            events.RunStarted,
+        self.telling.run_started(
+            settings=self._settings,
+            schedule=self.schedule,
             name=self.name,
             num_samples=table.num_samples,
             batch_size=table.batch_size,
@@ -477,6 +487,7 @@ class Engine:
         self._num_draws = state["num_draws"]
         self.search.load_state_dict(state["search"])
         self._use_found_lr()
+        self.telling.forget()
         self.safekeeping.count_from(self.pace.step, self.plan.samples_in(self.pace.step), self.pace.seconds)
 
 

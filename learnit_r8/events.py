@@ -331,12 +331,21 @@ class LrFound(Event):
     Attributes:
         lr: The rate found.
         num_steps: Steps it took, outside the budget.
-        lr_plan: The schedule from now on, as in `RunStarted`.
     """
 
     lr: float
     num_steps: int
-    lr_plan: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class LrPlanned(Event):
+    """The schedule is another one from now on.
+
+    Attributes:
+        lr_plan: Its learning rates, as in `RunStarted`.
+    """
+
+    lr_plan: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -368,7 +377,7 @@ EVENTS = {
     for kind in (
         RunStarted, StepDone, StepsDone, SamplesSurveyed, BatchRefused, RolledBack, IncidentEnded, LrRestored,
         BatchAbandoned, EpochDone, MetricsLogged, BackupTaken, CheckpointSaved, RunPaused, RunResumed, RunStopped,
-        LrFound, Notice, RunEnded,
+        LrFound, LrPlanned, Notice, RunEnded,
     )
 }  # fmt: skip
 

@@ -37,6 +37,11 @@ class Records:
         """A field of every record: a view."""
         return self._all[field]
 
+    @property
+    def whole(self) -> NDArray[Any]:
+        """RECORD[N], every record: a view, to look at only."""
+        return self._all
+
     def take(self, indices: NDArray[np.int64]) -> NDArray[Any]:
         """Copies of some records: RECORD[M]."""
         return self._words.take(indices).view(RECORD)

@@ -31,8 +31,12 @@ from .recovery import Recovery
 from .safekeeping import Callbacks, Safekeeping
 from .search import Search
 from .table import SampleTable
+from .telling import settings_of
 from .ticket import Outcome, Ticket
 from .triggers import Condition
+
+_NOT_SETTINGS = frozenset({"self", "listeners", "name", "__class__", "num_samples", "batch_size"})
+"""Arguments of R8Scheduler that events tell anyway, or that say nothing."""
 
 
 class R8Scheduler(Engine):
@@ -124,6 +128,7 @@ class R8Scheduler(Engine):
         seed: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        settings = settings_of(locals(), without=_NOT_SETTINGS)
         num_samples = whole_number("num_samples", num_samples, least=1, most=MAX_SAMPLES)
         batch_size = whole_number("batch_size", batch_size, least=1, most=MAX_SAMPLES)
         seed = whole_number("seed", seed, least=0, most=2**63)
@@ -172,6 +177,7 @@ class R8Scheduler(Engine):
             announcer=announcer,
             search=Search(test, plan=plan, safekeeping=safekeeping, announcer=announcer),
             name=name or "",
+            settings=settings,
         )
         if use_curses:
             from .dashboard.live import Live

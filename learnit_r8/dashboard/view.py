@@ -155,7 +155,8 @@ class View:
                 self.is_lr_lowered = False
             case events.LrFound():
                 self.is_searching = False
-                self.lr_plan = event.lr_plan or self.lr_plan
+            case events.LrPlanned():
+                self.lr_plan = event.lr_plan
             case events.RunPaused() | events.RunResumed():
                 self.is_paused = isinstance(event, events.RunPaused)
             case events.RunEnded():

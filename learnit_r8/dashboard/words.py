@@ -35,7 +35,13 @@ def describe(event: events.Event) -> Said | None:
 
 def _known(event: events.Event) -> Said | None:
     match event:
-        case events.StepDone() | events.StepsDone() | events.SamplesSurveyed() | events.BackupTaken():
+        case (
+            events.StepDone()
+            | events.StepsDone()
+            | events.SamplesSurveyed()
+            | events.BackupTaken()
+            | events.LrPlanned()
+        ):
             return None
         case events.RunStarted():
             where = f"resumed at step {event.step:,}" if event.step else "started"

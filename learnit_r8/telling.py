@@ -1,0 +1,166 @@
+"""Telling: what the engine says of its steps, and of the samples, while somebody listens. It changes no batch."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import events
+from .announcer import Announcer
+from .chunk import Batch
+from .lr import Schedule
+from .survey import Surveyor
+from .table import SampleTable
+from .tally import Tally
+from .ticket import Ticket
+
+PLAN_POINTS = 129
+"""Learning rates that stand for a schedule."""
+
+MOST_TEXT = 200
+
+
+class Telling:
+    """Makes the events of steps, epochs and samples, and measures what the scheduler itself takes.
+
+    Args:
+        announcer: Who is told.
+        table: What is known of every sample.
+        clock: Returns seconds.
+
+    Attributes:
+        data_seconds: Time spent waiting for data since the last step; whoever measures it adds to it.
+    """
+
+    def __init__(
+        self, announcer: Announcer, table: SampleTable, *, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._announcer = announcer
+        self._table = table
+        self._clock = clock
+        self.data_seconds = 0.0
+        self._own = 0.0
+        self._since = clock()
+        self._batch: Batch | None = None
+        self._surveyor: Surveyor | None = None
+
+    def begin(self) -> None:
+        """The user's code ends here, and the scheduler's begins."""
+        self._since = self._clock()
+
+    def end(self) -> None:
+        """The scheduler's code ends here, and the user's begins."""
+        self._own += self._clock() - self._since
+
+    def run_started(self, *, settings: Mapping[str, str], schedule: Schedule, **facts: Any) -> None:
+        """The first batch of this process is about to be drawn."""
+        if self._announcer.is_heard:
+            self._announcer.tell(
+                events.RunStarted, settings={**settings, **versions()}, lr_plan=sampled(schedule), **facts
+            )
+
+    def lr_planned(self, schedule: Schedule) -> None:
+        """The schedule is another one from now on."""
+        if self._announcer.is_heard:
+            self._announcer.tell(events.LrPlanned, lr_plan=sampled(schedule))
+
+    def step_done(self, ticket: Ticket, *, progress: float, loss: float, expected_loss: float) -> None:
+        """A batch was reported and learned from."""
+        own, self._own = self._own, 0.0
+        data, self.data_seconds = self.data_seconds, 0.0
+        batch = self._batch = ticket.batch
+        self._announcer.tell(
+            events.StepDone,
+            epoch=ticket.epoch,
+            progress=progress,
+            loss=loss,
+            expected_loss=expected_loss,
+            lr=ticket.lr,
+            batch_size=len(ticket.indices),
+            steady=batch.chunk.pass_number < 0,
+            own_seconds=own,
+            data_seconds=data,
+        )
+
+    def epoch_done(self, *, epoch: int, progress: float, lr: float, tally: Tally, seconds: float) -> None:
+        """All steps of an epoch were reported."""
+        self._announcer.tell(
+            events.EpochDone,
+            epoch=epoch,
+            progress=progress,
+            loss=tally.loss,
+            lr=lr,
+            samples=tally.samples,
+            epoch_seconds=seconds - tally.began,
+        )
+
+    def between_steps(self, epoch: int, *, epoch_ended: bool) -> None:
+        """Survey the samples, if it is time; asked where somebody wants to know.
+
+        Args:
+            epoch: The current epoch, 0-based.
+            epoch_ended: Whether an epoch has ended since the last call.
+        """
+        announcer = self._announcer
+        if self._surveyor is None:
+            self._surveyor = Surveyor(self._table, clock=self._clock)
+        if self._batch is not None and self._surveyor.is_due(announcer.seconds, epoch_ended=epoch_ended):
+            fields = self._surveyor.survey(
+                announcer.seconds, epoch=epoch, epoch_ended=epoch_ended, last_batch=self._last_samples()
+            )
+            announcer.tell(events.SamplesSurveyed, **fields)
+
+    def _last_samples(self) -> NDArray[np.int64] | None:
+        """What the newest batch was, whatever the user wrote into it."""
+        if self._batch is None:
+            return None
+        chunk, slot, indices = self._batch
+        start = slot * self._table.batch_size
+        return chunk.members[start : start + len(indices)]
+
+    def forget(self) -> None:
+        """The state was loaded: what the samples were before does not count any more."""
+        self._surveyor = self._batch = None
+
+
+def sampled(schedule: Schedule) -> tuple[float, ...]:
+    """Rates of a schedule at equal distances of progress, for people; nothing if it cannot say."""
+    try:
+        return tuple(float(f"{schedule(place / (PLAN_POINTS - 1)):.5g}") for place in range(PLAN_POINTS))
+    except Exception:
+        # It may be the user's own, and only be fit for the progress of a real run: nothing is planned then.
+        return ()
+
+
+def versions() -> dict[str, str]:
+    """What a run depends on beside its arguments."""
+    return {"python": platform.python_version(), "numpy": np.__version__, "machine": platform.node()}
+
+
+def settings_of(arguments: Mapping[str, Any], *, without: frozenset[str] = frozenset()) -> dict[str, str]:
+    """Arguments as short texts; those that were left at None are left out.
+
+    >>> settings_of({"batch_size": 32, "groups": np.arange(4), "policy": "balanced", "clock": time.monotonic})
+    {'batch_size': '32', 'groups': 'int64[4]', 'policy': 'balanced', 'clock': 'monotonic'}
+    """
+    given = {name: value for name, value in arguments.items() if value is not None and name not in without}
+    return {name: _text_of(value) for name, value in given.items()}
+
+
+def _text_of(value: Any) -> str:
+    if isinstance(value, str):
+        text = value
+    elif hasattr(value, "dtype") and hasattr(value, "shape"):
+        text = f"{value.dtype}[{', '.join(map(str, value.shape))}]"
+    elif isinstance(value, (list, tuple, dict, set)):
+        text = f"{type(value).__name__} of {len(value)}"
+    elif callable(value) and hasattr(value, "__name__"):
+        text = value.__name__
+    else:
+        text = repr(value)
+    return text if len(text) <= MOST_TEXT else text[: MOST_TEXT - 3] + "..."
