@@ -133,7 +133,8 @@ class SamplesSurveyed(Event):
         flow: 16 numbers, row by row: share of the samples that were in quartile i and are in quartile j now, of
             all seen both times, since the end of the epoch before the last; empty before.
         loss_range: Lowest and highest loss of the histogram.
-        loss_counts: Samples in bins of equal width between them; the last bin holds those above, too.
+        loss_is_log: Whether its bins are of equal ratio, not of equal width.
+        loss_counts: Samples in its bins; the first holds those below and the last those above, too.
         uses_range: Lowest and highest use.
         uses_counts: Samples in bins of equal width between them.
         hardest: Positions of the samples with the highest loss, highest first; at most 50.
@@ -166,6 +167,7 @@ class SamplesSurveyed(Event):
     batch_share: tuple[float, ...]
     flow: tuple[float, ...]
     loss_range: tuple[float, ...]
+    loss_is_log: bool
     loss_counts: tuple[int, ...]
     uses_range: tuple[int, ...]
     uses_counts: tuple[int, ...]

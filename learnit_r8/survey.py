@@ -22,6 +22,7 @@ LISTED = 50
 TRACKED = 200
 HISTORY = 12
 BINS = 32
+LOG_RATIO = 50
 FAIR_PART = 8
 """Largest part whose means still say something of the single samples: see ``kinds`` and DESIGN section 5."""
 
@@ -97,20 +98,31 @@ def flow_between(before: NDArray[np.uint8], now: NDArray[np.uint8]) -> tuple[flo
     return tuple(_rounded(count / total) for count in moves) if total else ()
 
 
-def loss_histogram(loss: Floats) -> dict[str, tuple[Any, ...]]:
-    """Seen losses in bins of equal width up to the 99.5th percentile; the last bin holds those above."""
+def loss_histogram(loss: Floats) -> dict[str, Any]:
+    """Seen losses in bins up to the 99.5th percentile; the last bin holds those above.
+
+    The bins are of equal width, or of equal ratio where all losses are > 0 and most of them differ by more than a
+    factor of 50.
+    """
     seen = loss[~np.isnan(loss)]
     if not len(seen):
-        return {"loss_range": (), "loss_counts": ()}
-    low = float(seen.min())
-    # A few thousand values say where most of them end.
-    high = float(np.quantile(seen[:: max(1, len(seen) // 4096)], 0.995))
-    width = (high - low) / BINS
+        return {"loss_range": (), "loss_is_log": False, "loss_counts": ()}
+    # A few thousand values say where most of them lie.
+    few = seen[:: max(1, len(seen) // 4096)]
+    low, high = float(seen.min()), float(np.quantile(few, 0.995))
+    is_log = low > 0 and float(np.quantile(few, 0.95)) > LOG_RATIO * float(np.quantile(few, 0.05))
+    if is_log:
+        low, values = float(np.quantile(few, 0.005)), np.log(seen)
+        first, last = math.log(low), math.log(high)
+    else:
+        first, last, values = low, high, seen
+    width = (last - first) / BINS
+    ends = (_rounded(low), _rounded(high))
     if not width > 0 or not math.isfinite(width):
-        return {"loss_range": (_rounded(low), _rounded(low)), "loss_counts": (len(seen),)}
-    places = np.clip((seen - np.float32(low)) / np.float32(width), 0, BINS - 1).astype(np.int64)
+        return {"loss_range": ends, "loss_is_log": False, "loss_counts": (len(seen),)}
+    places = np.clip((values - np.float32(first)) / np.float32(width), 0, BINS - 1).astype(np.int64)
     counts = np.bincount(places, minlength=BINS)
-    return {"loss_range": (_rounded(low), _rounded(high)), "loss_counts": tuple(counts.tolist())}
+    return {"loss_range": ends, "loss_is_log": is_log, "loss_counts": tuple(counts.tolist())}
 
 
 def uses_histogram(uses: NDArray[np.uint16]) -> dict[str, tuple[int, ...]]:
@@ -158,9 +170,8 @@ class Surveyor:
             # With replacement: a few are read twice, and no permutation of N is made.
             drawn = np.random.default_rng(0).integers(0, table.num_samples, self._size)
             self._chosen = np.unique(drawn)
-        self._cost = 0.0
-        self._due = EPOCH_SECONDS
-        self._epoch_due = 0.0
+        self._cost = self._spent = 0.0
+        self._began = self._last = math.nan
         self._flow: tuple[float, ...] = ()
         self._codes: NDArray[np.uint8] | None = None
         self._ends: deque[NDArray[np.float16]] = deque(maxlen=HISTORY)
@@ -175,7 +186,14 @@ class Surveyor:
             seconds: Training seconds so far.
             epoch_ended: Whether an epoch has just ended.
         """
-        return seconds >= (self._epoch_due if epoch_ended else self._due)
+        if self._began != self._began:
+            self._began = self._last = seconds
+        saved = SHARE * (seconds - self._began) - self._spent
+        if epoch_ended:
+            # The first one cannot know what it costs.
+            return not self._spent or (seconds >= self._last + EPOCH_SECONDS and saved >= 0)
+        # Enough is kept back for the end of the epoch.
+        return seconds >= self._last + EVERY_SECONDS and saved >= 2 * self._cost
 
     def survey(
         self, seconds: float, *, epoch: int, epoch_ended: bool, last_batch: NDArray[np.int64] | None = None
@@ -214,8 +232,8 @@ class Surveyor:
         }
         took = self._clock() - began
         self._cost = max(took, 0.5 * self._cost)
-        self._due = seconds + max(EVERY_SECONDS, self._cost / SHARE)
-        self._epoch_due = seconds + max(EPOCH_SECONDS, self._cost / SHARE)
+        self._spent += took
+        self._last = seconds
         return {**fields, "survey_seconds": _rounded(took)}
 
     def _remember(self, loss: Floats, codes: NDArray[np.uint8]) -> None:

@@ -89,6 +89,7 @@ def cell_width(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
+@functools.lru_cache(8192)
 def width_of(text: str) -> int:
     """Cells a cleaned text takes.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +52,16 @@ class Scale(NamedTuple):
         if self.is_log:
             return math.exp(math.log(self.bottom) + height * math.log(self.top / self.bottom))
         return self.bottom + height * (self.top - self.bottom)
+
+    def labels(self, rows: int) -> list[str]:
+        """The values of the middles of so many rows, the top one first, in equally many digits."""
+        values = [self.value_at(1 - (row + 0.5) / rows) for row in range(rows)]
+        most = max(abs(self.bottom), abs(self.top))
+        if self.is_log or not 0.01 <= most < 1e5:
+            return [short(float(f"{value:.3g}"), LABEL - 2) for value in values]
+        step = abs(self.top - self.bottom) / rows
+        decimals = min(4, max(0, math.ceil(-math.log10(step)) + 1)) if step > 0 else 4
+        return [f"{value:{LABEL - 2}.{decimals}f}"[: LABEL - 2] for value in values]
 
 
 def scale_of(columns: Columns, *, is_log: bool = False) -> Scale:
@@ -137,8 +148,8 @@ def _labelled(kinds: Kinds, text: list[str], styles: tuple[str, ...], scale: Sca
     """Rows of a chart with the values of their middles at the left."""
     height = len(text)
     lines: list[Line] = []
-    for row, characters in enumerate(text):
-        label = short(scale.value_at(1 - (row + 0.5) / height), LABEL - 2)
+    labels = scale.labels(height)
+    for label, row, characters in zip(labels, range(height), text, strict=True):
         spans = _runs(characters, kinds[row], styles)
         lines.append((Span(label + " ", "label"), Span(glyphs.side, "rule"), *spans))
     return lines
@@ -213,7 +224,7 @@ def _blocks(
 
 
 def axis(
-    width: int, first: int, last: int, glyphs: Glyphs, marks: list[tuple[int, str]], ends: tuple[str, str]
+    width: int, first: int, last: int, glyphs: Glyphs, marks: Sequence[tuple[int, str]], ends: tuple[str, str]
 ) -> Line:
     """The horizontal axis: letters where something happened, the first and the last step at its ends.
 
@@ -230,6 +241,8 @@ def axis(
         if first <= step <= last and width:
             cells[min(width - 1, (step - first) * width // max(1, last - first))] = letter
     begin, end = ends
+    if any(cells[place] in "SB" for place in range(max(0, width - len(end)), width)):
+        end = ""
     if len(begin) + len(end) + 2 < width:
         cells[: len(begin)] = begin
         cells[width - len(end) :] = end

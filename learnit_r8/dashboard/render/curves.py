@@ -7,11 +7,11 @@ import numpy as np
 from ..curve import Columns, Curve
 from ..looking import Looking
 from ..text import Line, Span, fit
-from ..theme import Theme
-from ..view import View
+from ..theme import Glyphs, Theme
+from ..view import Point, View
 from ..words import number
-from .chart import LABEL, axis, chart, dots, scale_of
-from .parts import rule, spark
+from .chart import LABEL, axis, chart, dots, plot, scale_of
+from .parts import cropped, rule
 
 LEAST = 3
 """Rows of the smallest chart: its title, the curve, its axis."""
@@ -55,7 +55,8 @@ def loss_panel(view: View, looking: Looking, width: int, height: int, theme: The
     rows = max(1, height - 2)
     lines = [title, *chart(columns, rows, glyphs, scale)]
     if height >= LEAST:
-        marks = [(entry.step, entry.mark) for entry in view.marks]
+        # The later ones cover the earlier: what matters most comes last.
+        marks = sorted(view.marks, key=lambda mark: ("CRBS".find(mark.mark), mark.step))
         lines.append(axis(cells, first, last, glyphs, marks, (f"{first:,}", f"{last:,}")))
     return lines[:height]
 
@@ -93,20 +94,44 @@ def rate_columns(view: View, num: int) -> tuple[Columns, int]:
 
 
 def metrics_panel(view: View, width: int, height: int, theme: Theme) -> list[Line]:
-    """The user's metrics: the newest value, lowest, highest, and a trace of all."""
+    """The user's metrics: the newest value, lowest and highest, and a chart of each where there is room."""
     glyphs = theme.glyphs
-    lines = [rule("metrics", width, glyphs, "last, lowest, highest")]
+    lines = [rule("metrics", width, glyphs, "last (lowest .. highest)")]
     if not view.metrics:
         return _nothing(lines[0], "none logged: r8.log(accuracy=...)", height)
-    name_width = min(18, max(6, width // 3))
-    for name, points in list(view.metrics.items())[: height - 1]:
-        values = [point.value for point in points]
-        numbers = f"{number(values[-1]):>9} {number(min(values)):>9} {number(max(values)):>9} "
-        room = width - name_width - len(numbers) - 2
-        trace = spark(values, room, glyphs) if room >= 4 else ""
-        label = Span(f" {fit(name, name_width, glyphs.ellipsis)}", "label")
-        lines.append((label, Span(numbers[:10], "metric"), Span(numbers[10:], "label"), Span(trace, "metric")))
-    return lines
+    shown = list(view.metrics.items())[: max(1, height - 1)]
+    each = (height - 1) // len(shown)
+    for name, points in shown:
+        lines.append(_metric_line(name, points, width, glyphs))
+        if each >= LEAST:
+            lines += _metric_chart(points, width, each - 1, glyphs)
+    return lines[:height]
+
+
+def _metric_line(name: str, points: list[Point], width: int, glyphs: Glyphs) -> Line:
+    values = [point.value for point in points]
+    ends = f"({number(min(values))} .. {number(max(values))})"
+    room = max(1, width - len(ends) - 12)
+    return cropped(
+        (
+            Span(f" {fit(name, room, glyphs.ellipsis)}", "label"),
+            Span(f"{number(values[-1]):>9} ", "metric"),
+            Span(ends, "label"),
+        ),
+        width,
+    )
+
+
+def _metric_chart(points: list[Point], width: int, height: int, glyphs: Glyphs) -> list[Line]:
+    """The values over the steps they belong to."""
+    num = max(1, width - LABEL) * dots(glyphs)
+    known = [point for point in points if np.isfinite(point.value)]
+    if not known:
+        return []
+    steps, values = np.array([point.step for point in known], float), np.array([point.value for point in known])
+    places = np.linspace(steps.min(), max(steps.max(), steps.min() + 1), num)
+    curve = np.interp(places, steps, values)
+    return plot([(curve, "metric")], height, glyphs, scale_of(Columns(curve, curve, curve)))
 
 
 def _nothing(title: Line, text: str, height: int) -> list[Line]:

@@ -163,7 +163,7 @@ def speed_line(view: View, width: int, theme: Theme, scene: Scene) -> Line:
     if pacing.is_measured:
         parts.append((Span(f"{number(round(pacing.samples_per_second, 1))}", "value"), Span(" samples/s", "label")))
     if math.isfinite(each):
-        parts.append((*labelled("step", _duration(each), ""), *_where_time_goes(view, each)))
+        parts.append(_step_part(view, each))
     parts.append(overhead_part(view, scene))
     refused = sum(entry.mark == "S" for entry in view.log)
     if refused:
@@ -171,32 +171,34 @@ def speed_line(view: View, width: int, theme: Theme, scene: Scene) -> Line:
     return (Span(" "), *joined(parts, width - 1))
 
 
-def _where_time_goes(view: View, each: float) -> Line:
+def _step_part(view: View, each: float) -> Line:
+    """What a step takes, and where the time goes."""
     own, data = view.pacing.own_share, view.pacing.data_share
+    unit, size = ("s", 1.0) if each >= 1 else ("ms", 1e-3) if each >= 1e-3 else ("us", 1e-6)
+    whole = labelled("step", f"{_digits(each / size)} {unit}", "")
     if not math.isfinite(own):
-        return ()
-    train = max(0.0, 1 - own - data)
-    waiting = f"data {_duration(each * data)} + " if data > 0 else ""
-    return (Span(f" = {waiting}train {_duration(each * train)} + r8 {_duration(each * own)}", "label"),)
+        return whole
+    # Where nobody measures the waiting for data, it is part of the user's time.
+    rest = f"data {_digits(each * data / size)} + train" if data > 0 else "yours"
+    train = _digits(each * max(0.0, 1 - own - data) / size)
+    return (*whole, Span(f" = {rest} {train} + r8 {_digits(each * own / size)}", "label"))
+
+
+def _digits(value: float) -> str:
+    """A time of up to three digits.
+
+    >>> _digits(311.4), _digits(20.34), _digits(1.9), _digits(0.004)
+    ('311', '20', '1.9', '<.1')
+    """
+    if value >= 9.95:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 0.05 or value == 0 else "<.1"
 
 
 def overhead_part(view: View, scene: Scene) -> Line:
     """Our own cost: of the scheduler with its listeners, and of the screen."""
     costs = [cost for cost in (view.pacing.own_share, scene.ui_share) if math.isfinite(cost)]
     return labelled("overhead", share(sum(costs)), "") if costs else ()
-
-
-def _duration(seconds: float) -> str:
-    """A short time in its unit.
-
-    >>> _duration(0.311), _duration(0.0019), _duration(12.5), _duration(3e-6)
-    ('311ms', '1.9ms', '12.5s', '3.0us')
-    """
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            value = seconds / size
-            return f"{value:.1f}{unit}" if value < 100 else f"{value:.0f}{unit}"
-    return f"{seconds * 1e6:.1f}us"
 
 
 def metric_line(view: View, width: int, theme: Theme) -> Line:

@@ -30,6 +30,9 @@ SIDE_BY_SIDE = 72
 THREE = 110
 """Cells from which three panels do."""
 
+FOUR = 150
+"""Cells from which a chart has room for the user's metrics beside it."""
+
 
 class Section(NamedTuple):
     """A stripe of the screen.
@@ -83,12 +86,12 @@ def head(view: View, looking: Looking, width: int, theme: Theme, scene: Scene) -
     sections = [
         one_row(title_line(view, looking, width, theme, scene), 0),
         one_row(total_line(view, width, theme, scene), 1),
-        one_row(epoch_line(view, width, theme, scene), 6),
+        one_row(epoch_line(view, width, theme, scene), 9),
         one_row(loss_line(view, width, theme), 2),
         one_row(speed_line(view, width, theme, scene), 4),
     ]
     metrics = metric_line(view, width, theme)
-    if metrics and width < THREE:
+    if metrics and width < FOUR:
         sections.append(one_row(metrics, 7))
     return sections
 
@@ -96,7 +99,9 @@ def head(view: View, looking: Looking, width: int, theme: Theme, scene: Scene) -
 def overview_lines(view: View, looking: Looking, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
     """Everything at a glance."""
     sections = head(view, looking, width, theme, scene)
-    sections.append(Section(4, 8, 3, 3, lambda rows: charts_row(view, looking, width, rows, theme)))
+    sections.append(
+        Section(5, 7 if height < 28 else 8, 3, 3, lambda rows: charts_row(view, looking, width, rows, theme))
+    )
     quartiles = quartile_line(view, width, theme)
     if height < 20 or width < 60:
         if quartiles:
@@ -116,7 +121,7 @@ def charts_row(view: View, looking: Looking, width: int, height: int, theme: The
     """Loss, learning rate, and the user's metrics where there is room."""
     if width < SIDE_BY_SIDE:
         return loss_panel(view, looking, width, height, theme)
-    third = max(38, width // 5) if width >= THREE and view.metrics else 0
+    third = max(38, width // 5) if width >= FOUR and view.metrics else 0
     rate = max(26, (width - third) // 4)
     loss = width - rate - 1 - (third + 1 if third else 0)
     blocks = [
@@ -132,7 +137,7 @@ def samples_row(view: View, width: int, height: int, theme: Theme) -> list[Line]
     """The quartile table, and histograms where there is room."""
     if width < THREE:
         return quartile_panel(view, width, height, theme)
-    table = max(78, width // 2) if width < 140 else 92
+    table = 80 if width < FOUR else 96
     side = (width - table - 2) // 2
     rest = width - table - 2 - side
     blocks = [
@@ -147,9 +152,16 @@ def hardest_row(view: View, width: int, height: int, theme: Theme) -> list[Line]
     """The hardest samples, and the moves between quartiles where there is room."""
     if width < THREE:
         return hardest_panel(view, width, height, theme)
-    flow = 42 if width < 140 else 50
+    flow = 42
+    if width < FOUR:
+        first = width - flow - 1
+        blocks = [(hardest_panel(view, first, height, theme), first), (flow_panel(view, flow, height, theme), flow)]
+        return beside(blocks, height, theme.glyphs)
+    second = (width - flow - 2) // 2
+    first = width - flow - 2 - second
     blocks = [
-        (hardest_panel(view, width - flow - 1, height, theme), width - flow - 1),
+        (hardest_panel(view, first, height, theme), first),
+        (hardest_panel(view, second, height, theme, listed="suspects"), second),
         (flow_panel(view, flow, height, theme), flow),
     ]
     return beside(blocks, height, theme.glyphs)

@@ -95,7 +95,10 @@ def rule(title: str, width: int, glyphs: Glyphs, note: str = "") -> Line:
 
 def size_of(line: Iterable[Span]) -> int:
     """Cells of a line."""
-    return sum(width_of(text) for text, _ in line)
+    size = 0
+    for text, _ in line:
+        size += width_of(text)
+    return size
 
 
 def padded(line: Line, width: int) -> Line:
@@ -108,6 +111,8 @@ def padded(line: Line, width: int) -> Line:
 
 def cropped(line: Line, width: int) -> Line:
     """A line cut to a width."""
+    if size_of(line) <= width:
+        return line
     kept: list[Span] = []
     for text, style in line:
         size = width_of(text)
@@ -179,5 +184,32 @@ def short(value: float, width: int) -> str:
     """A number at the right of so many cells."""
     text = number(value)
     if len(text) > width and math.isfinite(value):
-        text = f"{value:.{max(0, width - 6)}e}".replace("e+0", "e").replace("e-0", "e-")
+        text = powers(value, max(0, width - 6))
     return text.rjust(width)
+
+
+def powers(value: float, digits: int) -> str:
+    """A number as a power of ten, with so many digits after the point.
+
+    >>> powers(0.00361, 1), powers(1.5e12, 2)
+    ('3.6e-3', '1.50e12')
+    """
+    mantissa, exponent = f"{value:.{digits}e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def aligned(values: Sequence[float], width: int) -> list[str]:
+    """Numbers of one column with their points below each other, where one number of decimals does for all.
+
+    >>> aligned([0.0211, 0.3319, 4.641], 7), aligned([2e-6, 4e-6], 7)
+    ([' 0.0211', ' 0.3319', ' 4.6410'], ['   2e-6', '   4e-6'])
+    """
+    known = [abs(value) for value in values if math.isfinite(value)]
+    most, least = max(known, default=0.0), min((value for value in known if value), default=0.0)
+    decimals = 4 if most < 10 else 3 if most < 100 else 2 if most < 1000 else 1
+    if most >= 1e5 or (most and most < 0.01) or len(f"{most:.{decimals}f}") >= width:
+        return [short(value, width) for value in values]
+    small = 0.5 * 10.0**-decimals
+    if least >= small:
+        return [f"{value:{width}.{decimals}f}" if math.isfinite(value) else short(value, width) for value in values]
+    return [short(value, width) if 0 < abs(value) < small else f"{value:{width}.{decimals}f}" for value in values]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from ...events import SamplesSurveyed
 from ..keys import listed_samples
@@ -11,7 +12,7 @@ from ..text import Line, Span, clean, fit
 from ..theme import Glyphs, Theme
 from ..view import View
 from ..words import number
-from .parts import bar, cell, counts, cropped, joined, labelled, rule, share, short, spark, tower
+from .parts import aligned, bar, cell, counts, cropped, joined, labelled, rule, share, short, spark, tower
 
 QUARTILES = ("Q1", "Q2", "Q3", "Q4")
 STYLES = ("q1", "q2", "q3", "q4")
@@ -72,17 +73,24 @@ def quartile_panel(view: View, width: int, height: int, theme: Theme) -> list[Li
     moves = moved(survey)
     batch = f"{'last batch':<{19 if wide else 13}}"
     heads = f" {'':<3}{'loss from':>9} {'to':>9} {'mean':>9}  {'data':>5}  {batch}{'uses':>7}"
-    heads += f"  {'in / out':>15}" if moves else ""
+    heads += f"   {'in / out':>13}" if moves else ""
     lines.append((Span(fit(heads, width), "label"),))
+    numbers = aligned([*survey.low, *survey.high, *survey.mean], 9)
     for row in range(4):
-        lines.append(cropped(_quartile_row(survey, row, moves, 6 if not wide else 12, glyphs), width))
+        texts = (numbers[row], numbers[4 + row], numbers[8 + row])
+        lines.append(cropped(_quartile_row(survey, row, texts, moves, 12 if wide else 6, glyphs), width))
     return lines[:height]
 
 
 def _quartile_row(
-    survey: SamplesSurveyed, row: int, moves: list[tuple[float, float]], bar_width: int, glyphs: Glyphs
+    survey: SamplesSurveyed,
+    row: int,
+    texts: tuple[str, str, str],
+    moves: list[tuple[float, float]],
+    bar_width: int,
+    glyphs: Glyphs,
 ) -> Line:
-    low, high, mean = (short(values[row], 9) for values in (survey.low, survey.high, survey.mean))
+    low, high, mean = texts
     data = f"{100 * survey.share[row]:4.0f}%" if len(survey.share) == 4 else "    ?"
     spans = [
         Span(f" {QUARTILES[row]} ", STYLES[row]),
@@ -99,7 +107,7 @@ def _quartile_row(
     spans.append(Span(f"{short(round(survey.uses[row], 1), 7)}"))
     if moves:
         into, out = moves[row]
-        spans.append(Span(f"  {100 * into:6.1f} /{100 * out:5.1f} %", "label"))
+        spans.append(Span(f"  {100 * into:5.1f} /{100 * out:5.1f} %", "label"))
     return tuple(spans)
 
 
@@ -122,7 +130,9 @@ def histogram_line(view: View, width: int, theme: Theme) -> Line:
             *labelled("uses", str(least), ""),
             Span(f" {counts(survey.uses_counts, room, glyphs)} ", "metric"),
             Span(str(most)),
-        ),
+        )
+        if most > least
+        else labelled("uses", f"{most} each", ""),
         unseen_part(survey),
     ]
     return (Span(" "), *joined(parts, width - 1))
@@ -139,7 +149,8 @@ def loss_histogram(view: View, width: int, height: int, theme: Theme) -> list[Li
     survey = view.survey
     ends = survey.loss_range if survey else ()
     texts = (number(float(f"{ends[0]:.3g}")), f"{number(float(f'{ends[1]:.3g}'))}+") if len(ends) == 2 else ("", "")
-    return _histogram("loss per sample", survey.loss_counts if survey else (), texts, "loss", width, height, theme)
+    how = "loss per sample, log" if survey and survey.loss_is_log else "loss per sample"
+    return _histogram(how, survey.loss_counts if survey else (), texts, "loss", width, height, theme)
 
 
 def uses_histogram(view: View, width: int, height: int, theme: Theme) -> list[Line]:
@@ -190,7 +201,9 @@ def flow_panel(view: View, width: int, height: int, theme: Theme) -> list[Line]:
     return [cropped(line, width) for line in lines[:height]]
 
 
-def hardest_panel(view: View, width: int, height: int, theme: Theme, looking: Looking | None = None) -> list[Line]:
+def hardest_panel(
+    view: View, width: int, height: int, theme: Theme, looking: Looking | None = None, listed: str = "hardest"
+) -> list[Line]:
     """The samples with the highest loss, or the suspects, with their history.
 
     Args:
@@ -199,24 +212,26 @@ def hardest_panel(view: View, width: int, height: int, theme: Theme, looking: Lo
         height: Rows.
         theme: Colours and characters.
         looking: With a selection to show, in the view of samples; None for a list to look at only.
+        listed: What to list where nobody selects.
     """
     glyphs = theme.glyphs
-    listed = looking.listed if looking else "hardest"
+    listed = looking.listed if looking else listed
     titles = {"hardest": "hardest samples", "suspects": "suspects: they look mislabelled"}
     lines = [_title(view, titles[listed], width, glyphs)]
     survey = view.survey
-    chosen = listed_samples(looking or Looking(), view)
+    chosen = listed_samples(looking or Looking(listed=listed), view)
     if survey is None or not chosen:
         return [*lines, (Span(f"  {clean(_why_empty(view, looking, listed))}", "label"),)][:height]
     name_width = min(24, max(8, width - 62))
-    head = f"  {'sample':<{name_width}}{'loss':>9} {'last' if listed == 'hardest' else '':>9} {'uses':>6}  epochs"
+    head = f"  {'sample':<{name_width}}{'loss':>9} {'last' if listed == 'hardest' else '':>9} {'uses':>6}  last epochs"
     lines.append((Span(fit(head, width), "label"),))
     room = max(0, height - 2)
     selected = min(looking.selected, len(chosen) - 1) if looking else -1
     first = max(0, min(selected - room // 2, len(chosen) - room))
     rows = _rows(survey, listed)
+    losses = aligned([rows[index].loss for index in chosen], 9)
     for place in range(first, min(len(chosen), first + room)):
-        line = _sample_row(rows[chosen[place]], name_width, glyphs)
+        line = _sample_row(rows[chosen[place]], losses[place], name_width, glyphs)
         if place == selected:
             line = (Span(fit("".join(text for text, _ in line), width), "selected"),)
         lines.append(cropped(line, width))
@@ -235,7 +250,15 @@ def _why_empty(view: View, looking: Looking | None, listed: str) -> str:
     return "none seen yet"
 
 
-Row = tuple[str, float, float, int, tuple[float, ...], str]
+class Row(NamedTuple):
+    """A sample in a list."""
+
+    name: str
+    loss: float
+    last: float
+    uses: int
+    history: tuple[float, ...]
+    note: str
 
 
 def _rows(survey: SamplesSurveyed, listed: str) -> dict[int, Row]:
@@ -244,13 +267,13 @@ def _rows(survey: SamplesSurveyed, listed: str) -> dict[int, Row]:
     history = dict(zip(survey.hardest, survey.hardest_history, strict=False))
     if listed == "suspects":
         return {
-            index: (clean(name, 60), loss, math.nan, uses, history.get(index, ()), "")
+            index: Row(clean(name, 60), loss, math.nan, uses, history.get(index, ()), "")
             for index, name, loss, uses in zip(
                 survey.suspects, survey.suspect_names, survey.suspect_loss, survey.suspect_uses, strict=False
             )
         }
     return {
-        index: (clean(name, 60), loss, last, uses, history.get(index, ()), "suspect" if index in suspects else "")
+        index: Row(clean(name, 60), loss, last, uses, history.get(index, ()), "suspect" if index in suspects else "")
         for index, name, loss, last, uses in zip(
             survey.hardest,
             survey.hardest_names,
@@ -262,12 +285,15 @@ def _rows(survey: SamplesSurveyed, listed: str) -> dict[int, Row]:
     }
 
 
-def _sample_row(row: Row, name_width: int, glyphs: Glyphs) -> Line:
-    name, loss, last, uses, history, note = row
+def _sample_row(row: Row, loss: str, name_width: int, glyphs: Glyphs) -> Line:
+    name, _, last, uses, history, note = row
+    # In the decimals of the loss beside it.
+    decimals = len(loss.partition(".")[2])
+    before = f"{last:9.{decimals}f}" if math.isfinite(last) and "e" not in loss else short(last, 9)
     return (
         Span(f"  {cell(name, name_width, glyphs)}"),
-        Span(short(loss, 9), "value"),
-        Span(f" {short(last, 9) if last == last else ' ' * 9} {uses:>6}  ", "label"),
+        Span(loss, "value"),
+        Span(f" {before if last == last else ' ' * 9:>9} {uses:>6}  ", "label"),
         Span(spark(history, HISTORY, glyphs, least=0.0), "loss"),
         Span(f"  {note}", "warn"),
     )

@@ -12,6 +12,23 @@ from ..view import Entry, View
 from ..words import clock
 from .parts import cropped, padded, rule, size_of
 
+LEGEND = (
+    ("", ""),
+    ("line, haze", "mean, and lowest to highest, of each column"),
+    ("▲ or ^", "a spike that goes beyond the chart"),
+    ("S B", "a loss was refused; the model was restored"),
+    ("C R", "a checkpoint was saved; the run was resumed"),
+    ("Q1 .. Q4", "a quarter of the samples each, lowest loss first"),
+    ("in / out", "share of all samples that moved there in an epoch"),
+    ("exact", "the losses of single samples were reported"),
+    ("fair", "small parts of batches were: roughly in order"),
+    ("rough", "only batch means were: hardly better than chance"),
+)
+"""What the help says of the marks and words on the screen."""
+
+LEAST_HELP = 38
+"""Cells of a column of the help."""
+
 _STYLES = {"info": "", "good": "good", "warn": "warn", "alert": "alert"}
 _TAGS = {"info": "     ", "good": "ok   ", "warn": "WARN ", "alert": "ALERT"}
 
@@ -113,13 +130,14 @@ def help_panel(looking: Looking, width: int, height: int, theme: Theme) -> list[
     """Every key that works here, from the table that also drives them."""
     rows = [(binding.shown, binding.text) for binding in TABLE if looking.mode in binding.modes]
     lines = [rule("keys", width, theme.glyphs, "any key goes back")]
-    entries = [f"  {shown:<10}{text}" for shown, text in rows]
-    size = max(map(len, entries)) + 2
-    across = 2 if width >= 2 * size and len(entries) > height - 1 else 1
+    entries = [f"  {shown:<10}{text}" for shown, text in (*rows, *LEGEND)]
+    room = max(1, height - 1)
+    across = min(-(-len(entries) // room), max(1, width // LEAST_HELP))
     down = -(-len(entries) // across)
-    for row in range(min(down, max(0, height - 1))):
+    size = width // across
+    for row in range(min(down, room)):
         parts = entries[row::down]
-        lines.append(cropped(tuple(Span(fit(text, size if across > 1 else width)) for text in parts), width))
+        lines.append(tuple(Span(fit(text, size, theme.glyphs.ellipsis)) for text in parts))
     return lines[:height]
 
 
@@ -142,9 +160,9 @@ def footer(looking: Looking, scene: Scene, width: int, theme: Theme) -> Line:
     room = width - size_of(end)
     line: list[Span] = [Span(" ")]
     room -= 1
-    for shown, label, style in _footer_parts(looking, scene, width):
+    for shown, label, style in _footer_parts(looking, scene, room):
         text = f"{shown} {label}"
-        if len(text) + 2 > room:
+        if len(text) > room:
             continue
         line += [Span(shown, "key" if style != "selected" else style), Span(f" {label}", style or "label"), Span("  ")]
         room -= len(text) + 2
@@ -152,7 +170,7 @@ def footer(looking: Looking, scene: Scene, width: int, theme: Theme) -> Line:
 
 
 def _footer_parts(looking: Looking, scene: Scene, width: int) -> list[tuple[str, str, str]]:
-    """Key, label and style, the most needed first where there is little room, as the table has them otherwise."""
+    """Key, label and style of what fits, in the order of the table."""
     parts = []
     for binding in TABLE:
         if not binding.label or not works(binding, looking):
@@ -165,10 +183,22 @@ def _footer_parts(looking: Looking, scene: Scene, width: int) -> list[tuple[str,
         parts.append((binding.shown, label, "selected" if here else ""))
     if looking.filter:
         parts.insert(0, ("/", f'"{clean(looking.filter, 20)}"', ""))
-    needed = sum(len(shown) + len(label) + 3 for shown, label, _ in parts)
-    if needed > width:
-        parts.sort(key=lambda part: part[0] not in ("q", "?") and part[2] != "selected")
-    return parts
+    return _fitting(parts, width - 1)
+
+
+_RANKS = {"q": 0, "?": 1, "s": 3, "p": 4, "/": 4, "Enter": 3, "y": 5, "z": 6, "x": 8, "space": 7}
+"""Which keys are named where there is little room: the lowest first; views come third."""
+
+
+def _fitting(parts: list[tuple[str, str, str]], width: int) -> list[tuple[str, str, str]]:
+    """The parts that fit, in their order; the most needed have the first choice."""
+    kept = []
+    for part in sorted(parts, key=lambda part: 0 if part[2] else _RANKS.get(part[0], 2)):
+        size = len(part[0]) + len(part[1]) + 3
+        if size <= width:
+            kept.append(part)
+            width -= size
+    return [part for part in parts if part in kept]
 
 
 def _menu_line(width: int) -> Line:
