@@ -124,7 +124,7 @@ OUTPUT = tuple(f"loading shard {number} of 40" for number in range(1, 41))
 SCENE = Scene(output=OUTPUT, num_output=40, num_unread=3, ui_share=0.0011, folder="runs/2026-11-20-cifar10-r56")
 
 
-def screen(view, width, height, *, theme=THEME, scene=SCENE, **looking):
+def screen(view, width, height, /, *, theme=THEME, scene=SCENE, **looking):
     """The screen as text, one line a row, without the spaces at its right."""
     lines = render(view, Looking(**looking), width, height, theme, scene)
     return ["".join(text for text, _ in line).rstrip() for line in lines]

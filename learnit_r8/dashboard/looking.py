@@ -55,7 +55,7 @@ class Action(enum.Enum):
     PAUSE = "pause or go on"
     SAVE = "save a checkpoint"
     STOP = "stop after this step and save"
-    DETACH = "close the screen; training goes on"
+    DETACH = "only close the screen"
     LEAVE = "leave the viewer"
     EXPORT_CSV = "export the panel as CSV"
     EXPORT_SVG = "export the chart as SVG"

@@ -99,6 +99,29 @@ def width_of(text: str) -> int:
     return len(text) if text.isascii() else sum(map(cell_width, text))
 
 
+@functools.lru_cache(4096)
+def in_ascii(text: str) -> str:
+    """A cleaned text in ASCII: letters without their accents, "?" for what has no likeness, as wide as before.
+
+    >>> in_ascii("±2 café 猫…")
+    '~2 cafe ??.'
+    """
+    if text.isascii():
+        return text
+    return "".join(character if character.isascii() else _likeness(character) for character in text)
+
+
+def _likeness(character: str) -> str:
+    size = cell_width(character)
+    if character in _LIKE:
+        return _LIKE[character]
+    base = unicodedata.normalize("NFKD", character)[:1]
+    return (base if base.isascii() and base.isprintable() else "?").ljust(size, "?")[:size]
+
+
+_LIKE = {"±": "~", "…": ".", "▲": "^", "●": "*", "→": ">"}
+
+
 def clip(text: str, width: int, ellipsis: str = "…") -> str:
     """The start of a cleaned text that fits, with an ellipsis if something is missing.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..looking import Looking, Scene
-from ..text import Line
+from ..text import Line, Span, in_ascii
 from ..theme import Theme
 from ..view import View
 from .header import title_line
@@ -44,6 +44,8 @@ def render(
         lines = _body(view, looking, width, height - 1, theme, scene)
         lines += [EMPTY] * (height - 1 - len(lines))
         lines = [*lines[: height - 1], footer(looking, scene, width, theme)]
+    if theme.glyphs.name == "ascii":
+        lines = [tuple(Span(in_ascii(text), style) for text, style in line) for line in lines]
     return [cropped(line, width) for line in lines[:height]] + [EMPTY] * (height - len(lines))
 
 

@@ -241,8 +241,9 @@ def axis(
         if first <= step <= last and width:
             cells[min(width - 1, (step - first) * width // max(1, last - first))] = letter
     begin, end = ends
-    if any(cells[place] in "SB" for place in range(max(0, width - len(end)), width)):
-        end = ""
+    # What went wrong matters more than a number.
+    begin = "" if any(letter in "SB" for letter in cells[: len(begin)]) else begin
+    end = "" if any(letter in "SB" for letter in cells[max(0, width - len(end)) :]) else end
     if len(begin) + len(end) + 2 < width:
         cells[: len(begin)] = begin
         cells[width - len(end) :] = end

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from ..text import Line, Span, clip, fit, width_of
 from ..theme import Glyphs
 from ..words import number
@@ -47,35 +49,29 @@ def spark(values: Sequence[float], width: int, glyphs: Glyphs, *, least: float |
 
 def counts(values: Sequence[int], width: int, glyphs: Glyphs) -> str:
     """A histogram in one row: nothing where the count is 0, at least a trace where it is not."""
-    bins = rebinned(values, width)
-    most, top = max(bins, default=0), len(glyphs.levels) - 1
-    if not most:
-        return " " * width
-    return "".join(glyphs.levels[0 if not value else max(1, math.ceil(value / most * top))] for value in bins)
+    return tower(values, width, 1, glyphs)[0]
 
 
 def tower(values: Sequence[int], width: int, height: int, glyphs: Glyphs) -> list[str]:
     """A histogram of several rows, the top row first, each exactly ``width`` cells."""
     bins = rebinned(values, width)
-    most, top = max(bins, default=0) or 1, len(glyphs.levels) - 1
-    levels = [0 if not value else max(1, round(value / most * top * height)) for value in bins]
+    most, top = max(bins, default=0.0), len(glyphs.levels) - 1
+    scale = top * height / most if most else 0.0
+    levels = [max(1, round(value * scale)) if value > 1e-9 * most else 0 for value in bins]
     return [
         "".join(glyphs.levels[min(top, max(0, level - row * top))] for level in levels)
         for row in range(height - 1, -1, -1)
     ]
 
 
-def rebinned(values: Sequence[int], width: int) -> list[int]:
-    """Counts put into so many bins: joined, or each spread over several cells."""
-    size = len(values)
-    if not size or width <= 0:
-        return [0] * max(0, width)
-    if size <= width:
-        return [values[place * size // width] for place in range(width)]
-    return [
-        sum(values[place * size // width : max(place * size // width + 1, (place + 1) * size // width)])
-        for place in range(width)
-    ]
+def rebinned(values: Sequence[int], width: int) -> list[float]:
+    """Counts divided among so many bins of equal width, as if they were spread evenly over theirs."""
+    if not len(values) or width <= 0:
+        return [0.0] * max(0, width)
+    below = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    edges = np.linspace(0, len(values), width + 1)
+    spread: list[float] = np.diff(np.interp(edges, np.arange(len(below)), below)).tolist()
+    return spread
 
 
 def rule(title: str, width: int, glyphs: Glyphs, note: str = "") -> Line:

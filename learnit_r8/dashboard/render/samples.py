@@ -216,14 +216,15 @@ def hardest_panel(
     """
     glyphs = theme.glyphs
     listed = looking.listed if looking else listed
-    titles = {"hardest": "hardest samples", "suspects": "suspects: they look mislabelled"}
-    lines = [_title(view, titles[listed], width, glyphs)]
+    keys = "  l: the others, Enter: history" if looking else ""
+    lines = [_title(view, _heading(view, listed) + keys, width, glyphs)]
     survey = view.survey
     chosen = listed_samples(looking or Looking(listed=listed), view)
     if survey is None or not chosen:
         return [*lines, (Span(f"  {clean(_why_empty(view, looking, listed))}", "label"),)][:height]
     name_width = min(24, max(8, width - 62))
-    head = f"  {'sample':<{name_width}}{'loss':>9} {'last' if listed == 'hardest' else '':>9} {'uses':>6}  last epochs"
+    loss_name, last_name = ("loss", f"{'last':>9} ") if listed == "hardest" else ("mean loss", "")
+    head = f"  {'sample':<{name_width}}{loss_name:>9} {last_name}{'uses':>6}  last epochs"
     lines.append((Span(fit(head, width), "label"),))
     room = max(0, height - 2)
     selected = min(looking.selected, len(chosen) - 1) if looking else -1
@@ -236,6 +237,15 @@ def hardest_panel(
             line = (Span(fit("".join(text for text, _ in line), width), "selected"),)
         lines.append(cropped(line, width))
     return lines[:height]
+
+
+def _heading(view: View, listed: str) -> str:
+    survey = view.survey
+    if listed == "hardest":
+        return "hardest samples"
+    if survey is None or not survey.num_suspects:
+        return "suspects"
+    return f"suspects: {survey.num_suspects:,} look mislabelled ({share(survey.noise_rate)})"
 
 
 def _why_empty(view: View, looking: Looking | None, listed: str) -> str:
@@ -289,11 +299,11 @@ def _sample_row(row: Row, loss: str, name_width: int, glyphs: Glyphs) -> Line:
     name, _, last, uses, history, note = row
     # In the decimals of the loss beside it.
     decimals = len(loss.partition(".")[2])
-    before = f"{last:9.{decimals}f}" if math.isfinite(last) and "e" not in loss else short(last, 9)
+    before = f"{last:9.{decimals}f} " if math.isfinite(last) and "e" not in loss else short(last, 9) + " "
     return (
         Span(f"  {cell(name, name_width, glyphs)}"),
         Span(loss, "value"),
-        Span(f" {before if last == last else ' ' * 9:>9} {uses:>6}  ", "label"),
+        Span(f" {before if last == last else ''}{uses:>6}  ", "label"),
         Span(spark(history, HISTORY, glyphs, least=0.0), "loss"),
         Span(f"  {note}", "warn"),
     )

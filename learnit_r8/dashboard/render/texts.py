@@ -14,15 +14,15 @@ from .parts import cropped, padded, rule, size_of
 
 LEGEND = (
     ("", ""),
-    ("line, haze", "mean, and lowest to highest, of each column"),
-    ("▲ or ^", "a spike that goes beyond the chart"),
-    ("S B", "a loss was refused; the model was restored"),
-    ("C R", "a checkpoint was saved; the run was resumed"),
-    ("Q1 .. Q4", "a quarter of the samples each, lowest loss first"),
-    ("in / out", "share of all samples that moved there in an epoch"),
-    ("exact", "the losses of single samples were reported"),
-    ("fair", "small parts of batches were: roughly in order"),
-    ("rough", "only batch means were: hardly better than chance"),
+    ("line, haze", "mean, lowest to highest loss"),
+    ("▲ ^", "a spike beyond the chart"),
+    ("S B", "loss refused, model restored"),
+    ("C R", "checkpoint saved, run resumed"),
+    ("Q1 .. Q4", "quarters of the samples by loss"),
+    ("in / out", "moved in an epoch, of all samples"),
+    ("exact", "losses of single samples"),
+    ("fair", "means of small parts of batches"),
+    ("rough", "batch means: little is known"),
 )
 """What the help says of the marks and words on the screen."""
 
@@ -103,8 +103,7 @@ def config_panel(view: View, looking: Looking, scene: Scene, width: int, height:
                 else "?",
             ),
             ("steps an epoch", f"{run.steps_per_epoch:,}"),
-            ("policy", run.policy),
-            *run.settings.items(),
+            *({"policy": run.policy} | run.settings).items(),
         ]
     if scene.folder:
         rows.append(("run folder", scene.folder))
@@ -130,7 +129,7 @@ def help_panel(looking: Looking, width: int, height: int, theme: Theme) -> list[
     """Every key that works here, from the table that also drives them."""
     rows = [(binding.shown, binding.text) for binding in TABLE if looking.mode in binding.modes]
     lines = [rule("keys", width, theme.glyphs, "any key goes back")]
-    entries = [f"  {shown:<10}{text}" for shown, text in (*rows, *LEGEND)]
+    entries = [f"  {shown:<11}{text}" for shown, text in (*rows, *LEGEND)]
     room = max(1, height - 1)
     across = min(-(-len(entries) // room), max(1, width // LEAST_HELP))
     down = -(-len(entries) // across)
@@ -186,7 +185,7 @@ def _footer_parts(looking: Looking, scene: Scene, width: int) -> list[tuple[str,
     return _fitting(parts, width - 1)
 
 
-_RANKS = {"q": 0, "?": 1, "s": 3, "p": 4, "/": 4, "Enter": 3, "y": 5, "z": 6, "x": 8, "space": 7}
+_RANKS = {"q": 0, "?": 1, "/": 3, "e": 3, "l": 3, "Enter": 3, "y": 4, "z": 4, "s": 5, "p": 5, "space": 7, "x": 8}
 """Which keys are named where there is little room: the lowest first; views come third."""
 
 
