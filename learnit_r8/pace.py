@@ -19,6 +19,7 @@ class Pace:
         clock: Returns seconds, monotonic.
 
     Attributes:
+        clock: As given.
         step: Batches reported so far, refused ones included.
         num_out: Batches drawn and not reported yet.
         is_stopped: Whether the run was asked to end before its budget is used up.
@@ -30,18 +31,24 @@ class Pace:
         self.step = 0
         self.num_out = 0
         self.is_stopped = False
-        self._clock = clock
+        self.clock = clock
         self._watch = Stopwatch()
 
     def start(self) -> None:
         """Count time from here; nothing happens if it is counted already."""
         if not self._watch.is_running:
-            self._watch.start(self._clock())
+            self._watch.start(self.clock())
+
+    def use_clock(self, clock: Callable[[], float]) -> None:
+        """Read this clock from now on; what was counted so far stays."""
+        seconds = self.seconds
+        self.clock = clock
+        self._watch.reset(seconds, clock())
 
     @property
     def seconds(self) -> float:
         """Training time so far: from the first draw, without pauses and downtime."""
-        return self._watch.seconds(self._clock())
+        return self._watch.seconds(self.clock())
 
     @property
     def next_step(self) -> int:
@@ -77,12 +84,12 @@ class Pace:
         """Do not count the time spent inside."""
         was_running = self._watch.is_running
         if was_running:
-            self._watch.pause(self._clock())
+            self._watch.pause(self.clock())
         try:
             yield
         finally:
             if was_running:
-                self._watch.start(self._clock())
+                self._watch.start(self.clock())
 
     def state_dict(self) -> dict[str, Any]:
         """Steps and seconds; what is out is drawn again after a resume."""
@@ -91,4 +98,4 @@ class Pace:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self.step, self.num_out = state["step"], 0
-        self._watch.reset(state["seconds"], self._clock())
+        self._watch.reset(state["seconds"], self.clock())

@@ -18,9 +18,26 @@ except ImportError as error:
 
 from .adapter import Adapter as Adapter
 from .attach import attach as attach
+from .distributed import Share as Share
+from .distributed import SharedRun as SharedRun
 from .facade import R8LRScheduler as R8LRScheduler
 from .loader import SampleError as SampleError
+from .ranks import RankLost as RankLost
+from .ranks import Ranks as Ranks
+from .ranks import RanksDiffer as RanksDiffer
 from .sampler import R8BatchSampler as R8BatchSampler
 from .state import ModelState as ModelState
 
-__all__ = ["Adapter", "ModelState", "R8BatchSampler", "R8LRScheduler", "SampleError", "attach"]
+__all__ = [
+    "Adapter",
+    "ModelState",
+    "R8BatchSampler",
+    "R8LRScheduler",
+    "RankLost",
+    "Ranks",
+    "RanksDiffer",
+    "SampleError",
+    "Share",
+    "SharedRun",
+    "attach",
+]

@@ -1,0 +1,156 @@
+"""Ranks: the processes that train one model together, and how they exchange a few numbers.
+
+A group of its own, on the CPU: what the model sends between devices is not held up, and a process that died or hangs
+is noticed after a time of our own choosing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from ..checks import is_number
+
+ROLL_CALL_SECONDS = 2.0
+"""How long the others have to say that they are alive, once the connection to one of them is lost."""
+
+
+class RankLost(RuntimeError):
+    """Another process of the training died, hangs, or stopped on its own."""
+
+
+class RanksDiffer(RuntimeError):
+    """The processes of a training do not do the same, so their tables can no longer be equal."""
+
+
+class Ranks:
+    """This process among those that train together; every one of them must make it, at the same place.
+
+    Args:
+        timeout_seconds: How long to wait for the slowest, > 0; longer than anything that one rank does alone, such
+            as validation or writing a checkpoint. A process that died is noticed at once.
+
+    Raises:
+        RuntimeError: ``torch.distributed`` was not initialised.
+        ValueError: the time is not positive.
+
+    Attributes:
+        rank: Number of this process, 0-based.
+        size: Number of processes.
+    """
+
+    def __init__(self, *, timeout_seconds: float = 600.0) -> None:
+        if not is_number(timeout_seconds) or timeout_seconds <= 0:
+            raise ValueError(f"timeout_seconds must be a number > 0, got {timeout_seconds!r}.")
+        if not are_there():
+            raise RuntimeError(
+                "torch.distributed must be initialised before Ranks(), got no process group; call init_process_group() "
+                "in a program started by torchrun."
+            )
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
+        self.timeout_seconds = float(timeout_seconds)
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout_seconds))
+
+    def __repr__(self) -> str:
+        return f"Ranks(rank={self.rank}, size={self.size})"
+
+    def gather(self, message: NDArray[Any]) -> NDArray[Any]:
+        """Exchange messages: every rank calls it, and gets those of all.
+
+        Args:
+            message: T[L], of the same dtype and length everywhere.
+
+        Returns:
+            T[size, L], in the order of the ranks; the same bits everywhere.
+
+        Raises:
+            RankLost: one of them did not call in time.
+        """
+        own = torch.from_numpy(message.view(np.uint8))
+        everything = torch.empty(self.size, len(own), dtype=torch.uint8)
+        with self.watching():
+            dist.all_gather(list(everything), own, group=self._group)
+        gathered: NDArray[Any] = everything.numpy().view(message.dtype)
+        return gathered
+
+    def of_first(self, text: str | None) -> str | None:
+        """The text that rank 0 has; every rank calls it.
+
+        Raises:
+            RankLost: one of them did not call in time.
+        """
+        content = b"" if text is None else b"." + text.encode()
+        size = int(self.gather(np.array([len(content)]))[0, 0])
+        buffer = torch.zeros(size, dtype=torch.uint8)
+        if not size:
+            return None
+        if self.rank == 0:
+            buffer[:] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        with self.watching():
+            dist.broadcast(buffer, src=0, group=self._group)
+        return buffer.numpy().tobytes()[1:].decode()
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """A ``with`` block in which ranks wait for each other: a lost connection becomes a `RankLost` that says whose.
+
+        ``backward()`` of a model under DDP is such a place.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, RankLost) or not _is_of_connection(error):
+                raise
+            raise RankLost(self._diagnosis(error)) from error
+
+    def _diagnosis(self, error: RuntimeError) -> str:
+        missing = self._roll_call()
+        if missing is None:
+            who = "nor can the others be asked: the process that holds their addresses (rank 0, or torchrun) is gone"
+        elif missing:
+            who = f"no answer from rank {', '.join(map(str, missing))}: dead, hanging, or ended by an error"
+        else:
+            who = f"all are alive, but one did not come here within {self.timeout_seconds:g} s"
+        return (
+            f"all {self.size} ranks must go on together, got a lost connection on rank {self.rank} ({who}). "
+            f"Start again from the last checkpoint. [{str(error).splitlines()[0][:200]}]"
+        )
+
+    def _roll_call(self) -> list[int] | None:
+        """The ranks that do not say that they are alive; None if nobody can be asked."""
+        try:
+            store: Any = dist.distributed_c10d._get_default_store()
+            store.set(f"learnit_r8/alive/{self.rank}", "yes")
+            return [rank for rank in range(self.size) if not _answers(store, rank)]
+        except (RuntimeError, ValueError):
+            return None
+
+
+def _answers(store: Any, rank: int) -> bool:
+    try:
+        store.wait([f"learnit_r8/alive/{rank}"], timedelta(seconds=ROLL_CALL_SECONDS))
+    except RuntimeError as error:
+        if isinstance(error, dist.DistStoreError) or "timeout" in str(error).lower():
+            return False
+        raise
+    return True
+
+
+def _is_of_connection(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        sign in text for sign in ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "peer")
+    )
+
+
+def are_there() -> bool:
+    """Whether this process is one of several that train together, or could be: torch.distributed is initialised."""
+    return bool(dist.is_available() and dist.is_initialized())

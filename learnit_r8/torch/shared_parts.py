@@ -1,0 +1,157 @@
+"""The parts of a scheduler that several ranks share: clock and checkpoints of rank 0, and what is asked of the run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checkpoint import Checkpoint, CheckpointStore
+from ..requests import Requests
+from .ranks import Ranks
+
+
+class SharedClock:
+    """Shows the same time on all ranks: that of rank 0 at the last exchange. Budget, rates and triggers follow it.
+
+    Args:
+        clock: This rank's own.
+        ranks: The ranks.
+    """
+
+    def __init__(self, clock: Callable[[], float], ranks: Ranks) -> None:
+        self._own = clock
+        self.now = float(ranks.gather(np.array([clock()]))[0, 0])
+
+    def own(self) -> float:
+        """What this rank's own clock shows, in seconds."""
+        return self._own()
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class SharedStore:
+    """The checkpoints of a run on several ranks: rank 0 writes, and all read those that it names.
+
+    Args:
+        store: This rank's own.
+        ranks: The ranks.
+    """
+
+    def __init__(self, store: CheckpointStore, ranks: Ranks) -> None:
+        self._store = store
+        self._ranks = ranks
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def save(self, state: Mapping[str, Any], write_model: Callable[[str], None] | None = None) -> Checkpoint:
+        """Write a checkpoint on rank 0, as `CheckpointStore.save`; elsewhere nothing."""
+        if self._ranks.rank == 0:
+            return self._store.save(state, write_model)
+        return Checkpoint(self._store.folder / "written by rank 0", dict(state), None, self._store.run_id)
+
+    def load_own(self, back: int) -> Checkpoint | None:
+        """The checkpoint that `CheckpointStore.load_own` finds on rank 0, on all ranks."""
+        own = self._store.load_own(back) if self._ranks.rank == 0 else None
+        return self._named_by_first(own)
+
+    def load(self, path: Any = None) -> Checkpoint:
+        """The checkpoint that `CheckpointStore.load` finds on rank 0, on all ranks."""
+        if path is not None:
+            return self._store.load(path)
+        own = self._store.load() if self._ranks.rank == 0 else None
+        found = self._named_by_first(own)
+        assert found is not None
+        return found
+
+    def _named_by_first(self, own: Checkpoint | None) -> Checkpoint | None:
+        name = self._ranks.of_first(None if own is None else own.path.name)
+        if name is None or own is not None:
+            return own
+        return self._store.load(Path(self._store.folder) / name)
+
+
+_SAVE, _STOP, _PAUSE = 1, 2, 4
+"""What may be asked of a run, as bits of a number."""
+
+LOOK_SECONDS = 0.1
+"""How often paused ranks look whether they may go on."""
+
+
+class SharedRequests(Requests):
+    """What is asked of a run on one rank is done on all of them, after the same step.
+
+    What is asked for only notes a wish; `agree` makes the wishes of all ranks requests on all of them.
+
+    Args:
+        before: The requests of this rank's scheduler.
+        ranks: The ranks.
+        clock: Their clock.
+    """
+
+    def __init__(self, before: Requests, ranks: Ranks, clock: SharedClock) -> None:
+        super().__init__(before._pace, before._announcer, before._save, self._wait_for_others)
+        self._ranks = ranks
+        self._clock = clock
+        self._wished = 0
+        self._why = ""
+
+    @property
+    def wished(self) -> int:
+        """What was asked for on this rank and not done yet."""
+        return self._wished
+
+    def stop(self, reason: str = "") -> None:
+        """Ask the run to save and end on all ranks."""
+        self._why = reason
+        self._wished |= _STOP
+
+    def save(self) -> None:
+        """Ask for a checkpoint."""
+        self._wished |= _SAVE
+
+    def pause(self, reason: str = "") -> None:
+        """Ask the run to wait on all ranks, until it is asked to `resume` on this one or to `stop` on any."""
+        self._why = reason
+        self._wished |= _PAUSE
+
+    def resume(self) -> None:
+        """Let a run go on that was paused on this rank."""
+        self._wished &= ~_PAUSE
+
+    def agree(self, wishes: list[int]) -> None:
+        """Turn the wishes of all ranks into requests; all ranks call it with the same.
+
+        Args:
+            wishes: What is wished on each.
+        """
+        self._wished &= ~(_SAVE | _STOP) | ~wishes[self._ranks.rank]
+        anyone = 0
+        for wish in wishes:
+            anyone |= wish
+        if anyone & _SAVE:
+            super().save()
+        if anyone & _STOP:
+            self._wished &= ~_PAUSE
+            super().stop(self._reason(wishes, _STOP))
+        elif anyone & _PAUSE:
+            super().pause(self._reason(wishes, _PAUSE))
+        else:
+            super().resume()
+
+    def _reason(self, wishes: list[int], bit: int) -> str:
+        ranks = [rank for rank, wish in enumerate(wishes) if wish & bit]
+        own = self._ranks.rank in ranks and self._why
+        return own or f"asked for on rank {', '.join(map(str, ranks))}"
+
+    def _wait_for_others(self, seconds: float) -> None:
+        """Wait a little while the run is paused, and exchange wishes."""
+        time.sleep(max(seconds, LOOK_SECONDS))
+        letters = self._ranks.gather(np.array([float(self._wished), self._clock.own()]))
+        self._clock.now = float(letters[0, 1])
+        self.agree([int(wish) for wish in letters[:, 0]])

@@ -1,0 +1,154 @@
+"""What the processes of the tests of several ranks do."""
+
+import hashlib
+import os
+import signal
+import time
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch.nn.parallel import DistributedDataParallel
+
+from learnit_r8 import R8Scheduler
+from learnit_r8.torch import Ranks, SharedRun
+
+
+def gathered(rank):
+    """Messages of three numbers, from everyone."""
+    return Ranks().gather(np.array([rank, 0.1, np.nan])).tolist()
+
+
+def named(rank, text):
+    """What rank 0 says."""
+    return Ranks().of_first(text if rank == 0 else "something else")
+
+
+def table_digest(r8):
+    """Of everything in the table."""
+    digest = hashlib.sha256()
+    for value in r8.table.state_dict().values():
+        digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+    return digest.hexdigest()
+
+
+def toy_run(rank, num_steps, every_bad):
+    """A run on made-up losses, with a NaN on a random rank every so many steps: table, refusals, steps."""
+    ranks = Ranks()
+    model = {"w": np.zeros(3)}
+    r8 = R8Scheduler(
+        5000,
+        batch_size=32,
+        num_steps=num_steps,
+        seed=1,
+        state_callback=lambda: model,
+        load_callback=model.update,
+        backup_every=64,
+    )
+    shared = SharedRun(r8, ranks)
+    # The same on all ranks.
+    culprits = np.random.default_rng(7).integers(ranks.size, size=num_steps)
+    for _ in r8.epoch_iterator():
+        for share in shared:
+            step = share.ticket.step
+            losses = 1.0 + (share.indices * 7919 % 101) / 50 + 1 / (1 + step)
+            if step % every_bad == every_bad - 1 and culprits[step] == rank:
+                losses[0] = np.nan
+            shared.report(share.ticket, losses)
+    return table_digest(r8), r8.sentry.num_refused, r8.global_step
+
+
+class Digits:
+    """A small model of the digits under DDP, its optimizer and its data."""
+
+    def __init__(self):
+        digits = load_digits()
+        self.x = torch.from_numpy((digits.data / 16).astype(np.float32))
+        self.y = torch.from_numpy(digits.target)
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+        self.model = DistributedDataParallel(net)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
+
+    def state(self):
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load(self, state):
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def losses(self, indices):
+        index = torch.from_numpy(indices)
+        return torch.nn.functional.cross_entropy(self.model(self.x[index]), self.y[index], reduction="none")
+
+    def step(self, losses, lr):
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.zero_grad()
+        losses.mean().backward()
+        self.optimizer.step()
+
+    def accuracy(self):
+        with torch.no_grad():
+            return (self.model.module(self.x).argmax(1) == self.y).float().mean().item()
+
+
+def digits_run(rank, bad_rank, bad_step, every):
+    """Train on the digits with one NaN: table, parameters, refusals, accuracy."""
+    task = Digits()
+    r8 = R8Scheduler(
+        1797, batch_size=64, num_epochs=6, initial_lr=0.2, state_callback=task.state, load_callback=task.load
+    )
+    shared = SharedRun(r8, every=every)
+    for _ in r8.epoch_iterator():
+        for share in shared:
+            losses = task.losses(share.indices)
+            if (rank, share.ticket.step) == (bad_rank, bad_step):
+                losses = losses * float("nan")
+            if shared.report(share.ticket, losses):
+                task.step(losses, share.lr)
+    weights = hashlib.sha256()
+    for value in task.model.module.state_dict().values():
+        weights.update(value.numpy().tobytes())
+    return table_digest(r8), weights.hexdigest(), r8.sentry.num_refused, task.accuracy()
+
+
+def stopped_run(rank, folder):
+    """A run that is asked to stop by a signal to rank 1: where it ended."""
+    r8 = R8Scheduler(640, batch_size=8, num_epochs=50, checkpoint_dir=folder)
+    shared = SharedRun(r8)
+    before = signal.signal(signal.SIGUSR1, lambda *_: r8.requests.stop("signal"))
+    try:
+        for _ in r8.epoch_iterator():
+            for share in shared:
+                if rank == 1 and share.ticket.step == 100:
+                    os.kill(os.getpid(), signal.SIGUSR1)
+                shared.report(share.ticket, 1.0 + share.indices / 640)
+        r8.close()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    return r8.global_step, r8.is_stopped
+
+
+def lost_run(rank, killed, how):
+    """Train until a rank dies or hangs: what the others raised, after how long."""
+    ranks = Ranks(timeout_seconds=3.0 if how == "hangs" else 600.0)
+    task = Digits() if how == "dies in backward" else None
+    r8 = R8Scheduler(1797, batch_size=64, num_epochs=50)
+    shared = SharedRun(r8, ranks, every=4)
+    began = time.monotonic()
+    try:
+        for _ in r8.epoch_iterator():
+            for share in shared:
+                if rank == killed and share.ticket.step == 30:
+                    if how == "hangs":
+                        time.sleep(8)
+                        return None
+                    os.kill(os.getpid(), signal.SIGKILL)
+                began = time.monotonic()
+                with ranks.watching():
+                    losses = 1.0 + share.indices / 1797 if task is None else task.losses(share.indices)
+                    if shared.report(share.ticket, losses) and task is not None:
+                        task.step(losses, share.lr)
+    except RuntimeError as error:
+        return type(error).__name__, str(error), time.monotonic() - began
+    return None
