@@ -84,7 +84,7 @@ def test_rates_are_those_of_one_process(size):
 def test_slices_are_contiguous_and_equal(count, size):
     """Ranks take equal slices in order; a batch that they do not divide is filled up with its own first samples."""
     batch = np.arange(count)
-    slices = in_threads(size, lambda ranks: SharedRun(make(48, batch_size=8), ranks).slice_of(batch).tolist())
+    slices = in_threads(size, lambda ranks: SharedRun(make(48, batch_size=8), ranks).exchange.part(batch).tolist())
 
     joined = flat(slices)
 
@@ -99,7 +99,7 @@ def test_losses_are_exchanged_in_bulk():
     def job(ranks):
         shared = SharedRun(make(8 * 100, batch_size=8, num_epochs=2), ranks, every=16)
         follow(shared)
-        return shared.num_exchanges
+        return shared.exchange.count
 
     assert in_threads(2, job) == [2 * (1 + 7)] * 2
 
@@ -111,7 +111,7 @@ def test_slow_steps_are_exchanged_at_once():
         shared = SharedRun(make(8 * 40, batch_size=8, num_epochs=1), ranks)
         seen = []
         for share in shares(shared):
-            shared._began -= 0.3
+            shared.exchange._began -= 0.3
             seen.append(shared.report(share.ticket, sample_losses(share.indices)).verdict)
         return seen
 
@@ -577,11 +577,13 @@ def test_batch_size_must_be_a_multiple():
 
 def test_a_search_for_a_rate_is_refused():
     """auto_find_lr needs every loss at once."""
-    weights = Weights()
-    r8 = make(48, batch_size=8, auto_find_lr=True, state_callback=weights.get, load_callback=weights.load)
 
-    with pytest.raises(ValueError, match="auto_find_lr must be False on several ranks"):
-        SharedRun(r8)
+    def job(ranks):
+        weights = Weights()
+        callbacks = {"state_callback": weights.get, "load_callback": weights.load}
+        SharedRun(make(48, batch_size=8, auto_find_lr=True, **callbacks), ranks)
+
+    assert "auto_find_lr must be False on several ranks" in raised(in_threads(2, job))[1]
 
 
 @pytest.mark.parametrize("every", [0, 17, 2.5, "2"])

@@ -20,6 +20,7 @@ from .adapter import Adapter as Adapter
 from .attach import attach as attach
 from .distributed import Share as Share
 from .distributed import SharedRun as SharedRun
+from .distributed import Together as Together
 from .facade import R8LRScheduler as R8LRScheduler
 from .loader import SampleError as SampleError
 from .ranks import RankLost as RankLost
@@ -39,5 +40,6 @@ __all__ = [
     "SampleError",
     "Share",
     "SharedRun",
+    "Together",
     "attach",
 ]

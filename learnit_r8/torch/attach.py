@@ -9,8 +9,9 @@ import torch
 from ..checks import is_number, whole_number
 from ..safekeeping import Callbacks
 from .adapter import Adapter
+from .distributed import sharing_here
 from .rates import GroupRates
-from .sharing import ALONE, Sharing
+from .sharing import Sharing
 from .state import ModelState
 from .stepper import Stepper
 
@@ -31,7 +32,7 @@ def attach(
     owner: Adapter | None = None,
     sets_lr: bool = True,
     ahead: int = 0,
-    sharing: Sharing = ALONE,
+    sharing: Sharing | None = None,
     **settings: Any,
 ) -> Adapter:
     """Let a scheduler draw the batches of a training, set its learning rate, and keep its model.
@@ -51,7 +52,8 @@ def attach(
         owner: The adapter of another data set for the same model and optimizer: it sets the rate and takes the steps.
         sets_lr: Whether to set the learning rate; False if somebody else does.
         ahead: Batches that something between loader and training fetches in advance, as accelerate and Lightning do.
-        sharing: Which part of a batch is this process's.
+        sharing: Which part of a batch is this process's: by default `Together` with all others where
+            ``torch.distributed`` is initialised, and else all of it.
         **settings: For `R8Scheduler`: ``batch_size``, one of ``num_epochs``, ``num_steps`` and
             ``train_duration_seconds``, and so on. ``initial_lr`` is by default the highest of the optimizer's.
 
@@ -82,7 +84,8 @@ def attach(
         accumulate=whole_number("accumulate", accumulate, least=1),
         max_grad_norm=_checked_norm(max_grad_norm),
     )
-    r8 = _scheduler(scheduler, size, settings, optimizer)
+    sharing = sharing_here() if sharing is None else sharing
+    r8 = _scheduler(scheduler, size, sharing.settings(settings), optimizer)
     sharing.check(r8, model)
     r8.safekeeping.adopt(Callbacks(state.save, state.load, state.read))
     adapter = Adapter(

@@ -1,40 +1,162 @@
-"""SharedRun: one scheduler on several ranks, with the same table, the same batches and the same decisions on all.
-
-Every rank draws the same batch and trains on its own slice, so that no index ever travels. Losses do, together with
-everything else the ranks must agree on: the time, what was asked of the run on one of them, and digests that show when
-they differ. That is one small message in up to 16 steps. Each rank then reports the whole batches to its scheduler, in
-order: the same numbers in the same order give the same tables, verdicts and rates, bit for bit.
-"""
+"""Several ranks: processes that train one model together under one scheduler. See `exchange`."""
 
 from __future__ import annotations
 
-import time
-import zlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from ..checks import whole_number
 from ..guard import Verdict
+from ..losses import read_loss, read_number
 from ..ticket import Outcome, Ticket
-from .agreement import check_same, check_same_run, digest_of_state
-from .letters import Letters
-from .ranks import Ranks
-from .shared_parts import SharedClock, SharedRequests, SharedStore
+from .exchange import Exchange, check_every, slice_of
+from .letters import Note, arguments_of
+from .ranks import Ranks, are_there
+from .readback import Readback, readback_on
+from .sharing import ALONE, Sharing
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
+    from .reports import Sent
 
-MOST_HELD_BACK = 16
-"""Steps whose losses may wait to be exchanged."""
 
-EXCHANGE_SECONDS = 0.25
-"""Steps slower than this exchange their losses at once: it costs nothing then, and a bad loss needs no restore."""
+class Together(Sharing):
+    """For `attach` and `R8BatchSampler`: this process trains one model together with others.
 
-CHECK_STEPS = 256
-"""Steps between two digests of the tables."""
+    `attach` makes one by itself where ``torch.distributed`` is initialised with several processes.
+
+    Args:
+        ranks: The ranks; by default all of ``torch.distributed``.
+        every: Steps between two exchanges of losses, in [1, 16]; by default 16, and fewer where steps are slow.
+
+    Raises:
+        ValueError: ``every`` is outside its range.
+        RuntimeError: ``torch.distributed`` was not initialised.
+    """
+
+    def __init__(self, ranks: Ranks | None = None, *, every: int | None = None) -> None:
+        check_every(every)
+        self.ranks = Ranks() if ranks is None else ranks
+        self._every = every
+        self._exchange: Exchange | None = None
+
+    def settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """What the scheduler of this rank is made with: only that of rank 0 shows itself and writes a journal."""
+        if self.ranks.rank == 0:
+            return settings
+        shown = {name: value for name, value in settings.items() if name not in ("use_curses", "run_dir")}
+        return shown
+
+    def check(self, r8: R8Scheduler, model: Any) -> None:
+        """Share the scheduler with the other ranks.
+
+        Raises:
+            RanksDiffer: another rank has built its scheduler with other arguments.
+            ValueError: the scheduler cannot be shared.
+        """
+        self._exchange = Exchange(r8, self.ranks, self._every)
+        if self.ranks.size > 1 and not _is_parallel(model):
+            r8.announcer.warn_once(
+                "not parallel",
+                "model should be wrapped in DistributedDataParallel (or fully_shard) where several processes train it, "
+                f"got {type(model).__name__}: unless your loop averages the gradients, the ranks train different ones.",
+            )
+
+    def part(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """This rank's slice of a batch; see `Exchange.part`."""
+        return slice_of(rows, self.ranks)
+
+    def readback(self, device: torch.device) -> Readback:
+        """What brings the losses of all ranks to the scheduler of each."""
+        assert self._exchange is not None
+        return Gathered(self._exchange, readback_on(device))
+
+    def between_steps(self, r8: R8Scheduler, num_held_back: int) -> None:
+        """Let the scheduler do what is due, where nothing is held back; at the border of an epoch, ask the time."""
+        if num_held_back or self._exchange is None:
+            return
+        if not r8.global_step % r8.steps_per_epoch:
+            self._exchange.run([])
+        r8.between_steps()
+
+
+class Gathered:
+    """Losses of all ranks, exchanged when it is time.
+
+    Args:
+        exchange: Exchanges them.
+        own: Brings the losses of this rank from the device.
+
+    Attributes:
+        num_waits: How often the host had to wait for the device.
+    """
+
+    def __init__(self, exchange: Exchange, own: Readback) -> None:
+        self._exchange = exchange
+        self._own = own
+        self._sent: list[Sent] = []
+        self.num_waits = 0
+
+    def __len__(self) -> int:
+        return len(self._sent)
+
+    def put(self, item: Sent, values: torch.Tensor) -> None:
+        """Send the losses of this rank's slice on their way."""
+        self._own.put(item, values)
+        self._sent.append(item)
+
+    def ready(self) -> list[tuple[Any, Any]]:
+        """Those of whole batches, if it is time to exchange them; else none."""
+        is_due = bool(self._sent) and self._exchange.is_due(len(self._sent), self._sent[-1].ticket)
+        return self.drain() if is_due else []
+
+    def drain(self) -> list[tuple[Any, Any]]:
+        """Those of whole batches; exchanges them, on all ranks at the same place."""
+        notes: list[Note] = []
+        for item, values in self._own.drain():
+            note = _note_of(item, values)
+            self._exchange.check(note, notes)
+            notes.append(note)
+        self.num_waits = self._own.num_waits
+        sent, self._sent = self._sent, []
+        return list(zip(sent, map(_values_of, sent, self._exchange.run(notes)), strict=True))
+
+    def clear(self) -> list[Any]:
+        """Forget what is on its way."""
+        self._own.clear()
+        sent, self._sent = self._sent, []
+        return sent
+
+
+def _note_of(item: Sent, values: NDArray[np.float32]) -> Note:
+    """What an adapter sends, as ranks exchange it."""
+    count = len(values) - len(item.extras)
+    extras = dict(zip(item.extras, values[count:].tolist(), strict=True))
+    part_size = 0 if item.part_size is None else item.part_size
+    return Note(item.ticket, values[:count], part_size, bool(extras.get("skipped", 0)), extras.get("grad_norm"))
+
+
+def _values_of(item: Sent, note: Note) -> NDArray[np.float64]:
+    """What an adapter wants back: the losses of the whole batch, and then the extras that it sent."""
+    extras = {"skipped": float(note.skipped), "grad_norm": note.grad_norm}
+    return np.concatenate([note.losses, [extras[name] for name in item.extras]])
+
+
+def _is_parallel(model: Any) -> bool:
+    kinds = {type(part).__name__ for part in model.modules()}
+    return bool({"DistributedDataParallel", "FullyShardedDataParallel"} & kinds) or any(
+        name.startswith("FSDP") for name in kinds
+    )
+
+
+def sharing_here() -> Sharing:
+    """With the other ranks where ``torch.distributed`` is initialised with several, else alone."""
+    if not are_there() or torch.distributed.get_world_size() == 1:
+        return ALONE
+    return Together()
 
 
 class Share(NamedTuple):
@@ -54,11 +176,10 @@ class Share(NamedTuple):
 
 
 class SharedRun:
-    """Makes the schedulers of all ranks one; every rank makes it, after building its scheduler with the same arguments.
+    """A scheduler on several ranks for a loop of your own, without an adapter; iterate over it for the batches.
 
     Args:
-        r8: This rank's scheduler, from which nothing was drawn yet. Its clock becomes that of rank 0, and only rank 0
-            writes checkpoints.
+        r8: This rank's scheduler, built with the same arguments as those of the others; see `Exchange`.
         ranks: The ranks; by default all of ``torch.distributed``.
         every: Steps between two exchanges of losses, in [1, 16]; by default 16, and fewer where steps are slow.
 
@@ -71,56 +192,16 @@ class SharedRun:
     Attributes:
         r8: As given.
         ranks: As given.
-        num_exchanges: Exchanges so far.
+        exchange: The exchange with the other ranks.
     """
 
     def __init__(self, r8: R8Scheduler, ranks: Ranks | None = None, *, every: int | None = None) -> None:
-        if every is not None:
-            whole_number("every", every, least=1, most=MOST_HELD_BACK)
-        if r8.phase == "searching":
-            raise ValueError("auto_find_lr must be False on several ranks, got True; give initial_lr.")
-        self.ranks = ranks = Ranks() if ranks is None else ranks
-        if r8.table.batch_size % ranks.size:
-            raise ValueError(
-                f"batch_size must be a multiple of the {ranks.size} ranks, as each takes an equal slice, got "
-                f"{r8.table.batch_size}."
-            )
-        check_same_run(r8, ranks)
+        check_every(every)
         self.r8 = r8
-        self.num_exchanges = 0
-        self._own_every = every
-        self._every = every or MOST_HELD_BACK
-        self._letters = Letters(ranks.size, MOST_HELD_BACK, r8.table.batch_size // ranks.size)
-        self._held: list[Ticket] = []
-        self._drawn = 0
-        self._last_check = self._num_checks = 0
-        self._began = time.perf_counter()
-        self._clock = SharedClock(r8.pace.clock, ranks)
-        r8.pace.use_clock(self._clock)
-        self._requests = r8.requests = SharedRequests(r8.requests, ranks, self._clock)
-        if r8.safekeeping.store is not None:
-            r8.safekeeping.store = SharedStore(r8.safekeeping.store, ranks)  # type: ignore[assignment]
+        self.ranks = ranks = Ranks() if ranks is None else ranks
+        self.exchange = Exchange(r8, ranks, every)
+        self._held: list[Note] = []
         r8.settle = self.settle
-
-    @property
-    def held_back(self) -> int:
-        """Steps trained on whose losses were not exchanged yet."""
-        return len(self._held)
-
-    def slice_of(self, values: NDArray[Any]) -> NDArray[Any]:
-        """This rank's part of a batch: an equal, contiguous one, so that it is as balanced as the batch.
-
-        Args:
-            values: T[B], indices or weights of the batch; where the ranks do not divide it, it is filled up with its
-                own first samples, which are trained on twice and learned from once.
-
-        Returns:
-            T[ceil(B / size)].
-        """
-        share = -(-len(values) // self.ranks.size)
-        if share * self.ranks.size != len(values):
-            values = np.resize(values, share * self.ranks.size)
-        return values[self.ranks.rank * share : (self.ranks.rank + 1) * share]
 
     def __iter__(self) -> Iterator[Share]:
         """This rank's shares of the batches to the end of the epoch, or of the time.
@@ -129,16 +210,16 @@ class SharedRun:
         end of the epoch.
         """
         r8 = self.r8
-        self.start_epoch()
+        self._report_all(self.exchange.run(self._taken()))
         epoch = r8.current_epoch
-        while (r8.global_step + self.held_back) // r8.steps_per_epoch == epoch:
+        while (r8.global_step + len(self._held)) // r8.steps_per_epoch == epoch:
             if not self._held:
                 # Before the drawing: a run that is to stop trains on no further batch.
                 r8.between_steps()
             ticket = r8.draw_ahead()
             if ticket is None:
                 break
-            share = self.begin(ticket)
+            share = self._begin(ticket)
             try:
                 yield share
             except GeneratorExit:
@@ -148,24 +229,15 @@ class SharedRun:
             self._take_back(share, r8.give_up)
         self.settle()
 
+    def _begin(self, ticket: Ticket) -> Share:
+        ticket = self.r8.begin(ticket, held_back=len(self._held))
+        weights = None if ticket.weights is None else self.exchange.part(ticket.weights)
+        return Share(self.exchange.part(ticket.indices), ticket.lr, weights, ticket)
+
     def _take_back(self, share: Share, do: Callable[[Ticket], None]) -> None:
         """Hand a batch back or give it up, if it was not reported."""
-        if not (self._held and self._held[-1] is share.ticket):
+        if not (self._held and self._held[-1].ticket is share.ticket):
             do(share.ticket)
-
-    def start_epoch(self) -> None:
-        """Exchange what is held back before an epoch's first batch is drawn; on all ranks at the same place."""
-        self._exchange()
-
-    def begin(self, ticket: Ticket) -> Share:
-        """Start to train on a batch that was drawn ahead, in the order of the drawing.
-
-        Args:
-            ticket: As `R8Scheduler.draw_ahead` gave it.
-        """
-        ticket = self.r8.begin(ticket, held_back=len(self._held))
-        weights = None if ticket.weights is None else self.slice_of(ticket.weights)
-        return Share(self.slice_of(ticket.indices), ticket.lr, weights, ticket)
 
     def report(
         self,
@@ -179,7 +251,7 @@ class SharedRun:
         """Note the losses of this rank's slice; exchange them when it is time.
 
         Args:
-            ticket: Of the batch that `begin` gave last.
+            ticket: Of the share that was yielded last.
             loss: As for `R8Scheduler.report`, but of the slice: its mean, float[B / size] of its samples, or of its
                 parts.
             part_size: Samples in a part, a divisor of the slice.
@@ -192,90 +264,37 @@ class SharedRun:
             all ranks do.
 
         Raises:
+            TypeError: the loss is not a real number or a vector of them.
             ValueError: the loss is of another length or kind than it must be. Nothing was changed.
             RanksDiffer: the ranks do not do the same.
             RankLost: a rank does not answer.
             TrainingDiverged: losses stay refused after everything was tried.
         """
-        share = -(-len(ticket.indices) // self.ranks.size)
-        self._letters.write(len(self._held), loss, share, part_size, table=self.r8.table)
-        self._letters.write_step(len(self._held), grad_norm, skipped)
-        self._held.append(ticket)
-        self._drawn = zlib.crc32(ticket.indices.data, self._drawn)
-        if self.held_back < self._every and not self._is_last:
+        reading = read_loss(loss, -(-len(ticket.indices) // self.ranks.size), part_size)
+        norm = None if grad_norm is None else read_number("grad_norm", grad_norm)
+        note = Note(ticket, np.atleast_1d(reading.means), reading.part_size, skipped, norm)
+        self.exchange.check(note, self._held)
+        self._held.append(note)
+        if not self.exchange.is_due(len(self._held), ticket):
             return Outcome(Verdict.PENDING, ticket.lr, None)
-        return self._exchange()
-
-    @property
-    def _is_last(self) -> bool:
-        """Whether nothing comes before the next epoch, or the end."""
-        step = self.r8.global_step + self.held_back
-        return not step % self.r8.steps_per_epoch or step == self.r8.total_steps
+        return self._report_all(self.exchange.run(self._taken()))
 
     def settle(self) -> None:
         """Exchange what is held back, if anything is; on all ranks at the same place."""
         if self._held:
-            self._exchange()
+            self._report_all(self.exchange.run(self._taken()))
 
-    def _exchange(self) -> Outcome:
-        """Exchange losses and everything else, and report."""
-        held = self._held
-        self._write_head()
-        letters = self.ranks.gather(self._letters.own)[:, 0]
-        self.num_exchanges += 1
-        self._check(letters)
-        self._clock.now = float(letters["clock"][0])
-        self._every = int(letters["every"][0])
-        self._requests.agree(letters["wished"].tolist())
-        self._held = []
-        return self._report_all(held, self._letters.read(letters, [len(ticket.indices) for ticket in held]))
+    def _taken(self) -> list[Note]:
+        held, self._held = self._held, []
+        return held
 
-    def _write_head(self) -> None:
-        self._letters.write_head(
-            num_held=self.held_back,
-            step=self.r8.global_step + self.held_back,
-            drawn=self._drawn,
-            state=self._digest_if_due(),
-            clock=self._clock.own(),
-            every=self._next_every(),
-            wished=self._requests.wished,
-        )
-
-    def _digest_if_due(self) -> int:
-        """Of the state that the last exchange left; 0 if it is not its turn."""
-        step = self.r8.global_step
-        if self._num_checks and step - self._last_check < CHECK_STEPS:
-            return 0
-        self._last_check = step
-        self._num_checks += 1
-        return digest_of_state(self.r8, self._num_checks)
-
-    def _next_every(self) -> int:
-        """Steps to the next exchange, if this rank is the first."""
-        began, self._began = self._began, time.perf_counter()
-        if self._own_every or not self.held_back:
-            return self._every
-        step_seconds = (self._began - began) / self.held_back
-        return int(min(MOST_HELD_BACK, max(1.0, EXCHANGE_SECONDS // max(step_seconds, 1e-9))))
-
-    def _check(self, letters: NDArray[Any]) -> None:
-        place = f"step {self.r8.global_step + self.held_back}"
-        check_same("the step", letters["step"], f"all ranks must report the same steps, got {letters['step'].tolist()}")
-        check_same(
-            "the number of losses", letters["num_held"],
-            f"all ranks must exchange losses together, got {letters['num_held'].tolist()} held back at {place}",
-        )  # fmt: skip
-        check_same("the kind of losses", letters["part_size"], f"all ranks must report one kind of loss at {place}")
-        check_same("what was drawn", letters["drawn"], f"all ranks must draw the same batches before {place}")
-        check_same("the table", letters["state"], f"the tables of all ranks must be equal before {place}")
-
-    def _report_all(self, tickets: list[Ticket], losses: list[dict[str, Any]]) -> Outcome:
-        r8 = self.r8
-        outcome = Outcome(Verdict.PENDING, r8.lr, None)
-        for number, (ticket, report) in enumerate(zip(tickets, losses, strict=True)):
-            outcome = r8.report(ticket, **report)
+    def _report_all(self, notes: list[Note]) -> Outcome:
+        """Report whole batches; what was trained on after one that put the model back is void."""
+        outcome = Outcome(Verdict.PENDING, self.r8.lr, None)
+        for number, note in enumerate(notes):
+            outcome = self.r8.report(note.ticket, **arguments_of(note))
             if outcome.rolled_back_to is not None:
-                for later in tickets[number + 1 :]:
-                    r8.discard(later)
+                for later in notes[number + 1 :]:
+                    self.r8.discard(later.ticket)
                 break
         return outcome

@@ -2,114 +2,125 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..kinds import EXACT, WHOLE_BATCH, check_kind
-from ..losses import Reading, read_loss
-from ..table import SampleTable
+from ..ticket import Ticket
 
 NOTHING = -1
 """Kind of the losses while none was written."""
 
 
+class Note(NamedTuple):
+    """What is known of a step: of this rank's slice of the batch, or once it was exchanged of the whole.
+
+    Attributes:
+        ticket: The batch.
+        losses: float[P]: of its samples, of their parts, or one mean.
+        part_size: EXACT, WHOLE_BATCH or the size of a part.
+        skipped: Whether the optimizer's step was skipped because gradients overflowed.
+        grad_norm: Norm of the gradient, or None.
+    """
+
+    ticket: Ticket
+    losses: NDArray[Any]
+    part_size: int
+    skipped: bool = False
+    grad_norm: float | None = None
+
+
 class Letters:
-    """The letter that this rank is writing, and the reading of everyone's.
+    """Writes the letter of this rank, and reads those of all.
 
     Args:
         size: Number of ranks.
-        most_steps: Steps whose losses a letter can hold.
+        most_steps: Steps that a letter can hold.
         share: Samples of a rank in a full batch.
-
-    Attributes:
-        own: [1], the letter of this rank.
     """
 
     def __init__(self, size: int, most_steps: int, share: int) -> None:
         self._size = size
-        fields = [(name, "i8") for name in ("num_held", "part_size", "step", "drawn", "state", "every", "wished")]
+        head = [(name, "i8") for name in ("num_steps", "part_size", "step", "drawn", "state", "every", "wished")]
         each = [(name, "f8", (most_steps,)) for name in ("skipped", "has_norm", "norm")]
         losses = ("losses", "f8", (most_steps, share))
-        self.own: NDArray[Any] = np.zeros(1, np.dtype([*fields, ("clock", "f8"), *each, losses]))
-        self.own["part_size"] = NOTHING
-        self._losses = self.own["losses"][0]
+        self._own: NDArray[Any] = np.zeros(1, np.dtype([*head, ("clock", "f8"), *each, losses]))
 
-    def write(self, place: int, loss: Any, share: int, part_size: int | None, *, table: SampleTable) -> None:
-        """Write the losses of a step, before its `write_step`.
+    def share_of(self, ticket: Ticket) -> int:
+        """Samples of a rank in a batch."""
+        return -(-len(ticket.indices) // self._size)
+
+    def check(self, note: Note, before: Sequence[Note], kind: int | None) -> None:
+        """Raise ValueError unless the losses can be written.
 
         Args:
-            place: Steps written before it.
-            loss: Of this rank's slice: its mean, or a vector.
-            share: Samples in the slice.
-            part_size: Samples in a part, or None.
-            table: Knows of which kind the reports before were.
-
-        Raises:
-            TypeError: not a real number or a vector of them.
-            ValueError: a vector of another length, another kind than before, or parts that do not divide the slice.
+            note: Of this rank's slice.
+            before: Those held back.
+            kind: Of the reports before; None if there are none.
         """
-        reading = read_loss(loss, share, part_size)
-        kind = self._kind(reading, share)
-        if kind not in (WHOLE_BATCH, EXACT) and share % kind:
+        share = self.share_of(note.ticket)
+        if note.part_size != WHOLE_BATCH and share % note.part_size:
             raise ValueError(
-                f"part_size must divide the {share} samples of a rank, got {kind}; for a short last batch give "
-                "last_batch='drop' or 'fill'."
+                f"part_size must divide the {share} samples of a rank, got {note.part_size}; for a short last batch "
+                "give last_batch='drop' or 'fill'."
             )
-        check_kind(kind, table.part_size)
-        written = int(self.own["part_size"][0])
-        check_kind(kind, None if written == NOTHING else written)
-        self.own["part_size"] = kind
-        if kind == WHOLE_BATCH:
-            self._losses[place, 0] = reading.mean
-        else:
-            self._losses[place, : share // kind] = reading.means
+        check_kind(note.part_size, before[-1].part_size if before else kind)
 
-    def _kind(self, reading: Reading, share: int) -> int:
-        written = int(self.own["part_size"][0])
-        if share == 1 and written == EXACT:
-            return EXACT
-        return reading.part_size
+    def write(self, notes: Sequence[Note], **head: Any) -> NDArray[Any]:
+        """The letter of this rank: [1].
 
-    def write_step(self, place: int, grad_norm: float | None, skipped: bool) -> None:
-        """Write what else is known of a step."""
-        own = self.own[0]
-        own["skipped"][place], own["has_norm"][place] = skipped, grad_norm is not None
-        own["norm"][place] = 0.0 if grad_norm is None else grad_norm
+        Args:
+            notes: Of the steps held back.
+            **head: Everything else, by name.
+        """
+        own = self._own[0]
+        for name, value in head.items():
+            own[name] = value
+        own["num_steps"] = len(notes)
+        own["part_size"] = notes[-1].part_size if notes else NOTHING
+        for place, note in enumerate(notes):
+            own["losses"][place, : len(note.losses)] = note.losses
+            own["skipped"][place], own["has_norm"][place] = note.skipped, note.grad_norm is not None
+            own["norm"][place] = 0.0 if note.grad_norm is None else note.grad_norm
+        return self._own
 
-    def write_head(self, **fields: Any) -> None:
-        """Write everything else, by name."""
-        for name, value in fields.items():
-            self.own[name] = value
-
-    def read(self, letters: NDArray[Any], counts: list[int]) -> list[dict[str, Any]]:
-        """The losses of whole batches, from the letters of all ranks; begins a new letter.
+    def read(self, letters: NDArray[Any], own: Sequence[Note]) -> list[Note]:
+        """What is known of the steps held back, now of whole batches.
 
         Args:
             letters: [size], in the order of the ranks.
-            counts: Samples in each batch.
-
-        Returns:
-            For each batch what to report: the arguments of `R8Scheduler.report` after the ticket.
+            own: What this rank has written.
         """
-        kind = int(letters["part_size"][0])
-        self.own["part_size"] = NOTHING
         # A step that one rank skipped, or a gradient that overflowed on one, is so for all.
         skipped, has_norm, norms = (letters[name].max(0).tolist() for name in ("skipped", "has_norm", "norm"))
-        with np.errstate(invalid="ignore", over="ignore"):
-            means = (letters["losses"][:, :, 0].sum(0) / self._size).tolist()
         return [
-            {
-                "loss": means[place] if kind == WHOLE_BATCH else self._joined(letters["losses"][:, place], count, kind),
-                "part_size": None if kind in (WHOLE_BATCH, EXACT) else kind,
-                "skipped": skipped[place] > 0,
-                "grad_norm": norms[place] if has_norm[place] else None,
-            }
-            for place, count in enumerate(counts)
+            note._replace(
+                losses=self._joined(letters["losses"][:, place], note),
+                skipped=skipped[place] > 0,
+                grad_norm=norms[place] if has_norm[place] else None,
+            )
+            for place, note in enumerate(own)
         ]
 
-    def _joined(self, losses: NDArray[np.float64], count: int, kind: int) -> NDArray[np.float64]:
-        """float64, the losses of one batch, slice after slice, without those of what filled it up."""
-        share = -(-count // self._size)
-        return losses[:, : share // kind].reshape(-1)[: -(-count // kind)]
+    def _joined(self, losses: NDArray[np.float64], note: Note) -> NDArray[np.float64]:
+        """float64[P], the losses of one batch: slice after slice, without those of what filled it up."""
+        kind = note.part_size
+        if kind == WHOLE_BATCH:
+            with np.errstate(invalid="ignore", over="ignore"):
+                mean: NDArray[np.float64] = losses[:, 0].sum(keepdims=True) / self._size
+            return mean
+        count = len(note.ticket.indices)
+        return losses[:, : self.share_of(note.ticket) // kind].reshape(-1)[: -(-count // kind)]
+
+
+def arguments_of(note: Note) -> dict[str, Any]:
+    """What to report to `R8Scheduler.report` of a whole batch, after its ticket."""
+    return {
+        "loss": float(note.losses[0]) if note.part_size == WHOLE_BATCH else note.losses,
+        "part_size": None if note.part_size in (WHOLE_BATCH, EXACT) else note.part_size,
+        "skipped": note.skipped,
+        "grad_norm": note.grad_norm,
+    }

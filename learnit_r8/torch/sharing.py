@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 class Sharing:
     """A process alone: all of a batch is its own. Processes that train together have a kind of their own."""
 
+    def settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """What this process's scheduler is made with.
+
+        Args:
+            settings: What the user asked for.
+        """
+        return settings
+
     def part(self, rows: NDArray[Any]) -> NDArray[Any]:
         """This process's part of a batch, a contiguous slice.
 

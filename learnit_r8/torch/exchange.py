@@ -1,0 +1,183 @@
+"""The exchange: makes the schedulers of all ranks one, by a small message in up to 16 steps.
+
+Every rank draws the same batch and trains on its own slice, so that no index ever travels. Losses do, together with
+everything else the ranks must agree on: the time, what was asked of the run on one of them, and digests that show when
+they differ. The same numbers reported in the same order give the same tables, verdicts and rates, bit for bit.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checks import whole_number
+from ..ticket import Ticket
+from .agreement import check_same, check_same_run, digest_of_state
+from .letters import Letters, Note
+from .ranks import Ranks
+from .shared_parts import SharedClock, SharedRequests, SharedStore
+
+if TYPE_CHECKING:
+    from ..scheduler import R8Scheduler
+
+MOST_HELD_BACK = 16
+"""Steps whose losses may wait to be exchanged."""
+
+EXCHANGE_SECONDS = 0.25
+"""Steps slower than this exchange their losses at once: it costs nothing then, and a bad loss needs no restore."""
+
+CHECK_STEPS = 256
+"""Steps between two digests of the tables."""
+
+
+class Exchange:
+    """What the schedulers of all ranks share; every rank makes it, having built its own with the same arguments.
+
+    Args:
+        r8: This rank's scheduler, from which nothing was drawn yet. Its clock becomes that of rank 0, only rank 0
+            writes checkpoints, and what is asked of it on one rank is done on all.
+        ranks: The ranks.
+        every: Steps between two exchanges, in [1, 16]; None for 16, and fewer where steps are slow.
+
+    Raises:
+        RanksDiffer: another rank has built its scheduler with other arguments.
+        ValueError: the batch size is no multiple of the number of ranks; the scheduler searches for a learning rate;
+            ``every`` is outside its range.
+
+    Attributes:
+        r8: As given.
+        ranks: As given.
+        count: Exchanges so far.
+    """
+
+    def __init__(self, r8: R8Scheduler, ranks: Ranks, every: int | None = None) -> None:
+        check_every(every)
+        _check_shareable(r8, ranks)
+        check_same_run(r8, ranks)
+        self.r8, self.ranks = r8, ranks
+        self.count = 0
+        self._own_every = every
+        self._every = every or MOST_HELD_BACK
+        self._letters = Letters(ranks.size, MOST_HELD_BACK, r8.table.batch_size // ranks.size)
+        self._drawn = 0
+        self._last_check = self._num_checks = 0
+        self._began = time.perf_counter()
+        self._clock = SharedClock(r8.pace.clock, ranks)
+        r8.pace.use_clock(self._clock)
+        self._requests = r8.requests = SharedRequests(r8.requests, ranks, self._clock)
+        if r8.safekeeping.store is not None:
+            r8.safekeeping.store = SharedStore(r8.safekeeping.store, ranks)  # type: ignore[assignment]
+
+    def part(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """This rank's part of a batch: an equal, contiguous one, so that it is as balanced as the batch.
+
+        Args:
+            rows: T[B], indices or weights of the batch; where the ranks do not divide it, it is filled up with its own
+                first samples, which are trained on twice and learned from once.
+
+        Returns:
+            T[ceil(B / size)].
+        """
+        return slice_of(rows, self.ranks)
+
+    def check(self, note: Note, held: Sequence[Note]) -> None:
+        """Raise ValueError unless the losses of a step can be exchanged with those held back."""
+        self._letters.check(note, held, self.r8.table.part_size)
+
+    def is_due(self, num_held: int, last: Ticket) -> bool:
+        """Whether it is time: enough is held back, or nothing comes before the next epoch or the end.
+
+        Args:
+            num_held: Steps held back.
+            last: The last of them.
+        """
+        step = last.step + 1
+        return num_held >= self._every or not step % self.r8.steps_per_epoch or step == self.r8.total_steps
+
+    def run(self, held: Sequence[Note]) -> list[Note]:
+        """Exchange; on all ranks at the same place.
+
+        Args:
+            held: The steps held back, with the losses of this rank's slices.
+
+        Returns:
+            The same steps with the losses of whole batches, to be reported in this order.
+
+        Raises:
+            RanksDiffer: the ranks do not do the same.
+            RankLost: a rank does not answer.
+        """
+        for note in held:
+            self._drawn = zlib.crc32(note.ticket.indices.data, self._drawn)
+        own = self._letters.write(
+            held,
+            step=self.r8.global_step + len(held),
+            drawn=self._drawn,
+            state=self._digest_if_due(),
+            clock=self._clock.own(),
+            every=self._next_every(len(held)),
+            wished=self._requests.wished,
+        )
+        letters = self.ranks.gather(own)[:, 0]
+        self.count += 1
+        self._check(letters)
+        self._clock.now = float(letters["clock"][0])
+        self._every = int(letters["every"][0])
+        self._requests.agree(letters["wished"].tolist())
+        return self._letters.read(letters, held)
+
+    def _digest_if_due(self) -> int:
+        """Of the state that the last exchange left; 0 if it is not its turn."""
+        step = self.r8.global_step
+        if self._num_checks and step - self._last_check < CHECK_STEPS:
+            return 0
+        self._last_check = step
+        self._num_checks += 1
+        return digest_of_state(self.r8, self._num_checks)
+
+    def _next_every(self, num_held: int) -> int:
+        """Steps to the next exchange, if this rank is the first."""
+        began, self._began = self._began, time.perf_counter()
+        if self._own_every or not num_held:
+            return self._every
+        step_seconds = (self._began - began) / num_held
+        return int(min(MOST_HELD_BACK, max(1.0, EXCHANGE_SECONDS // max(step_seconds, 1e-9))))
+
+    def _check(self, letters: NDArray[Any]) -> None:
+        steps, numbers = letters["step"].tolist(), letters["num_steps"].tolist()
+        place = f"step {steps[self.ranks.rank]}"
+        check_same("the step", letters["step"], f"all ranks must report the same steps, got {steps}")
+        held = f"all ranks must exchange losses together, got {numbers} held back at {place}"
+        check_same("the number of losses", letters["num_steps"], held)
+        check_same("the kind of losses", letters["part_size"], f"all ranks must report one kind of loss at {place}")
+        check_same("what was drawn", letters["drawn"], f"all ranks must draw the same batches before {place}")
+        check_same("the table", letters["state"], f"the tables of all ranks must be equal before {place}")
+
+
+def check_every(every: int | None) -> None:
+    """Raise unless ``every`` is None or in [1, 16]."""
+    if every is not None:
+        whole_number("every", every, least=1, most=MOST_HELD_BACK)
+
+
+def slice_of(rows: NDArray[Any], ranks: Ranks) -> NDArray[Any]:
+    """`Exchange.part` for some ranks."""
+    share = -(-len(rows) // ranks.size)
+    if share * ranks.size != len(rows):
+        rows = np.resize(rows, share * ranks.size)
+    return rows[ranks.rank * share : (ranks.rank + 1) * share]
+
+
+def _check_shareable(r8: R8Scheduler, ranks: Ranks) -> None:
+    if r8.phase == "searching":
+        raise ValueError("auto_find_lr must be False on several ranks, got True; give initial_lr.")
+    if r8.table.batch_size % ranks.size:
+        raise ValueError(
+            f"batch_size must be a multiple of the {ranks.size} ranks, as each takes an equal slice, got "
+            f"{r8.table.batch_size}."
+        )
