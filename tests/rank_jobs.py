@@ -4,6 +4,7 @@ import hashlib
 import os
 import signal
 import time
+import warnings
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ def table_digest(r8):
 
 def toy_run(rank, num_steps, every_bad):
     """A run on made-up losses, with a NaN on a random rank every so many steps: table, refusals, steps."""
+    # By chance the same sample may be the bad one twice.
+    warnings.filterwarnings("ignore", "the loss of sample")
     ranks = Ranks()
     model = {"w": np.zeros(3)}
     r8 = R8Scheduler(
