@@ -1,14 +1,43 @@
-"""A curve over steps in bounded memory: lowest, mean and highest value of equal stretches, so that spikes survive."""
+"""Values over steps in bounded memory: lowest, mean and highest of equal stretches, so that spikes survive."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 BUCKETS = 2048
 """Stretches kept at most; when they are used up, neighbours are joined and each is twice as long."""
+
+
+T = TypeVar("T")
+
+
+class Thinned(list[T]):
+    """A list that keeps every 2nd, then every 4th ... item once there are too many, and always the newest.
+
+    Args:
+        most: Items to keep, even.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+        self._stride = 1
+        self._count = 0
+        self._is_spare = False
+
+    def add(self, item: T) -> None:
+        """Add an item at the end."""
+        if self._is_spare:
+            self.pop()
+        self.append(item)
+        self._is_spare = self._count % self._stride != 0
+        self._count += 1
+        if len(self) > self._most:
+            del self[1::2]
+            self._stride *= 2
 
 
 class Columns(NamedTuple):

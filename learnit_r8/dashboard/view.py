@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from .. import events
 from ..condense import steps_of
-from .curve import Curve
+from .curve import Curve, Thinned
 from .pacing import Pacing
 from .text import clean
 from .words import ALERT, WARN, describe
@@ -111,14 +111,14 @@ class View:
         self.last: events.StepsDone | None = None
         self.ema = math.nan
         self.best: Point | None = None
-        self.metrics: dict[str, list[Point]] = {}
+        self.metrics: dict[str, Thinned[Point]] = {}
         self.log: deque[Entry] = deque(maxlen=MOST_ENTRIES)
-        self.marks: list[Mark] = []
+        self.marks: Thinned[Mark] = Thinned(MOST_MARKS)
         self.num_entries = 0
         self.num_alerts = 0
         self.survey: events.SamplesSurveyed | None = None
         self.epoch_survey: events.SamplesSurveyed | None = None
-        self.bounds: list[Bounds] = []
+        self.bounds: Thinned[Bounds] = Thinned(MOST_SURVEYS)
         self.epochs: deque[events.EpochDone] = deque(maxlen=64)
         self.pacing = Pacing()
         self.incident: events.BatchRefused | None = None
@@ -170,8 +170,7 @@ class View:
             self.num_entries += 1
             self.num_alerts += said.level in (WARN, ALERT)
             if said.mark:
-                self.marks.append(Mark(event.step, said.mark))
-                _thin(self.marks, MOST_MARKS)
+                self.marks.add(Mark(event.step, said.mark))
 
     def _fold_start(self, event: events.RunStarted) -> None:
         self.run, self.ended, self.incident = event, None, None
@@ -210,16 +209,14 @@ class View:
         if event.epoch_ended:
             self.epoch_survey = event
         if len(event.low) == len(event.high) == 4:
-            self.bounds.append(Bounds(event.step, (event.low[0], *event.high)))
-            _thin(self.bounds, MOST_SURVEYS)
+            self.bounds.add(Bounds(event.step, (event.low[0], *event.high)))
 
     def _fold_metrics(self, event: events.MetricsLogged) -> None:
         for name, value in event.metrics.items():
             key = clean(name, 40)
             if key in self.metrics or len(self.metrics) < MOST_METRICS:
-                points = self.metrics.setdefault(key, [])
-                points.append(Point(event.at_step, value))
-                _thin(points, MOST_POINTS)
+                points = self.metrics.setdefault(key, Thinned(MOST_POINTS))
+                points.add(Point(event.at_step, value))
 
     @property
     def total_epochs(self) -> int | None:
@@ -236,9 +233,3 @@ class View:
             return 0.0
         per_epoch = max(1, self.run.steps_per_epoch)
         return min(1.0, max(0, self.step - self.epoch * per_epoch) / per_epoch)
-
-
-def _thin(points: list[Point] | list[Bounds] | list[Mark], most: int) -> None:
-    """Drop every other of the older points, once there are too many; the newest stays."""
-    if len(points) > most:
-        del points[: most // 2 : 2]

@@ -219,7 +219,8 @@ def hardest_panel(
     keys = "  l: the others, Enter: history" if looking else ""
     lines = [_title(view, _heading(view, listed) + keys, width, glyphs)]
     survey = view.survey
-    chosen = listed_samples(looking or Looking(listed=listed), view)
+    rows = {} if survey is None else _rows(survey, listed)
+    chosen = [index for index in listed_samples(looking or Looking(listed=listed), view) if index in rows]
     if survey is None or not chosen:
         return [*lines, (Span(f"  {clean(_why_empty(view, looking, listed))}", "label"),)][:height]
     name_width = min(24, max(8, width - 62))
@@ -229,7 +230,6 @@ def hardest_panel(
     room = max(0, height - 2)
     selected = min(looking.selected, len(chosen) - 1) if looking else -1
     first = max(0, min(selected - room // 2, len(chosen) - room))
-    rows = _rows(survey, listed)
     losses = aligned([rows[index].loss for index in chosen], 9)
     for place in range(first, min(len(chosen), first + room)):
         line = _sample_row(rows[chosen[place]], losses[place], name_width, glyphs)
