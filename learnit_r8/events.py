@@ -374,12 +374,28 @@ class RunEnded(Event):
     finished: bool
 
 
+@dataclass(frozen=True)
+class Alive(Event):
+    """The process is still there; only in a journal, every ten seconds. ``step`` and ``seconds`` are the last known."""
+
+
+@dataclass(frozen=True)
+class ProcessLeft(Event):
+    """The process ended in good order, or the run did with an exception; only in a journal.
+
+    Attributes:
+        error: The exception that ended it, as Python's last line on it; "" without one.
+    """
+
+    error: str
+
+
 EVENTS = {
     kind.__name__: kind
     for kind in (
         RunStarted, StepDone, StepsDone, SamplesSurveyed, BatchRefused, RolledBack, IncidentEnded, LrRestored,
         BatchAbandoned, EpochDone, MetricsLogged, BackupTaken, CheckpointSaved, RunPaused, RunResumed, RunStopped,
-        LrFound, LrPlanned, Notice, RunEnded,
+        LrFound, LrPlanned, Notice, RunEnded, Alive, ProcessLeft,
     )
 }  # fmt: skip
 

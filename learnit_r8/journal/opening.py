@@ -1,0 +1,73 @@
+"""Which run folder a scheduler gets."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .samples import Samples
+from .writing import Journal
+
+
+def open_journal(
+    run_dir: str | os.PathLike[str] | bool | None,
+    *,
+    is_shown: bool,
+    name: str,
+    configuration: Mapping[str, Any],
+    samples: Callable[[int, int], Samples],
+) -> Journal | None:
+    """The journal that R8Scheduler's ``run_dir`` asks for; None without one, and on all ranks but the first.
+
+    Args:
+        run_dir: A folder; True for a new one in "runs"; None for the same if the run is shown, else for none; False
+            for none.
+        is_shown: Whether the dashboard is on.
+        name: Name of the run.
+        configuration: The arguments of the scheduler.
+        samples: As `Journal` takes it.
+
+    Raises:
+        TypeError: ``run_dir`` is none of these.
+        ValueError: another process writes there.
+        OSError: the folder cannot be made; for one that was not asked for that is a warning.
+    """
+    if not (run_dir is None or isinstance(run_dir, (str, os.PathLike, bool))):
+        raise TypeError(f"run_dir must be a folder, True, False or None, got {run_dir!r}.")
+    if run_dir is False or (run_dir is None and not is_shown) or _rank() > 0:
+        return None
+    if isinstance(run_dir, (str, os.PathLike)):
+        return Journal(run_dir, name=name, configuration=configuration, samples=samples)
+    try:
+        return Journal(_new_folder(Path("runs"), name), name=name, configuration=configuration, samples=samples)
+    except OSError as error:
+        if run_dir:
+            raise
+        warnings.warn(f"no run folder could be made in 'runs': {error}", RuntimeWarning, stacklevel=3)
+        return None
+
+
+def _rank() -> int:
+    """The rank of this process among those that train together; 0 alone."""
+    for variable in ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"):
+        if os.environ.get(variable, "").isdecimal():
+            return int(os.environ[variable])
+    return 0
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    """Make ``<time>-<name>``, with a number after it where that is taken."""
+    plain = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_.") else "_" for letter in name)
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{plain[:60] or 'run'}"
+    for number in range(1, 1000):
+        folder = parent / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise OSError(f"no free name for a run folder {stem!r} in {str(parent)!r}.")

@@ -1,0 +1,224 @@
+"""Reading what a run wrote, none of it trusted: no link or pipe, no endless line, no field of another type."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..events import EVENTS, Event, RunStarted, StepsDone
+from ..wire import from_fields
+
+MOST_LINE_BYTES = 2**20
+MOST_JSON_BYTES = 2**22
+BLOCK_BYTES = 2**20
+SCHEMA = 1
+MOST_STEPS = 2**53
+MOST_SECONDS = 1e12
+
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+
+
+class Record(NamedTuple):
+    """One line of a journal.
+
+    Attributes:
+        time: Wall time at which it was written, seconds since 1970.
+        event: What happened.
+    """
+
+    time: float
+    event: Event
+
+
+def open_plain(path: Path) -> int:
+    """Open a regular file for reading: a descriptor.
+
+    Raises:
+        OSError: there is none, or a link, pipe, device or folder in its place.
+    """
+    # Without O_NONBLOCK a pipe would make the reader wait for a writer.
+    descriptor = os.open(path, _FLAGS)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path.name} must be a regular file, got another kind.")
+    return descriptor
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a small JSON file.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it holds no JSON object, or is too large.
+    """
+    with open(open_plain(path), "rb") as file:
+        content = file.read(MOST_JSON_BYTES + 1)
+    if len(content) > MOST_JSON_BYTES:
+        raise ValueError(f"{path.name} must have at most {MOST_JSON_BYTES} bytes, got more.")
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        raise ValueError(f"{path.name} must be nested less deeply, got JSON beyond the limit.") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} must hold a JSON object, got {str(value)[:40]!r}.")
+    return value
+
+
+class Lines:
+    """Whole lines of a file that may grow: each `read` goes on where the one before ended.
+
+    A file that was replaced, or became shorter, is read from its beginning.
+
+    Args:
+        path: The file; it need not exist yet.
+        offset: Byte to begin at; what is left of a line there is passed over.
+
+    Attributes:
+        size: Of the file when it was last read.
+        num_restarts: How often the file turned out to be another.
+    """
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self.path = path
+        self.offset = offset
+        self.size = 0
+        self.num_restarts = 0
+        self._file: tuple[int, int] | None = None
+        self._part = b""
+        self._skipping = offset > 0
+
+    def read(self, most_bytes: int = BLOCK_BYTES) -> list[bytes]:
+        """The whole lines among the next bytes, without their ends; none at the end of the file.
+
+        Raises:
+            OSError: the file cannot be opened, or is no regular file.
+        """
+        descriptor = open_plain(self.path)
+        try:
+            self._follow(os.fstat(descriptor))
+            os.lseek(descriptor, self.offset, os.SEEK_SET)
+            block = os.read(descriptor, most_bytes)
+        finally:
+            os.close(descriptor)
+        self.offset += len(block)
+        return self._split(block)
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether everything was read when the file was last looked at."""
+        return self.offset >= self.size
+
+    def _follow(self, found: os.stat_result) -> None:
+        file = (found.st_dev, found.st_ino)
+        if (self._file not in (None, file)) or found.st_size < self.offset:
+            self.offset, self._part, self._skipping = 0, b"", False
+            self.num_restarts += 1
+        self._file, self.size = file, found.st_size
+
+    def _split(self, block: bytes) -> list[bytes]:
+        *lines, rest = block.split(b"\n")
+        if lines:
+            lines[0] = self._part + lines[0]
+            if self._skipping:
+                del lines[0]
+            self._part, self._skipping = b"", False
+        self._part += rest
+        if len(self._part) > MOST_LINE_BYTES:
+            self._part, self._skipping = b"", True
+        return [line for line in lines if len(line) <= MOST_LINE_BYTES]
+
+
+class Parser:
+    """Turns lines into records, and counts those it cannot use.
+
+    Attributes:
+        num_damaged: Lines that are no record: cut, garbled, of another type.
+        num_unknown: Records of kinds this version does not know.
+    """
+
+    def __init__(self) -> None:
+        self.num_damaged = 0
+        self.num_unknown = 0
+
+    def parse(self, lines: Iterable[bytes]) -> list[Record]:
+        """The records among some lines, in order."""
+        records = []
+        for line in lines:
+            record = self._record(line)
+            if record is not None:
+                records.append(record)
+        return records
+
+    def _record(self, line: bytes) -> Record | None:
+        try:
+            fields = json.loads(line)
+            kind = fields["kind"]
+            if kind == "Journal":
+                return None
+            if isinstance(kind, str) and kind not in EVENTS:
+                self.num_unknown += 1
+                return None
+            when, event = float(fields["time"]), from_fields(fields)
+            if not (math.isfinite(when) and _is_sane(event)):
+                raise ValueError(when)
+            return Record(when, event)
+        except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+            self.num_damaged += bool(line)
+            return None
+
+
+def _is_sane(event: Event) -> bool:
+    """Whether an event's counts can be counts, for those who divide by them."""
+    if not (0 <= event.step < MOST_STEPS and 0 <= event.seconds < MOST_SECONDS):
+        return False
+    if isinstance(event, StepsDone):
+        return event.num_steps >= 1 and event.samples >= 0 and event.epoch >= -1
+    if isinstance(event, RunStarted):
+        least = min(event.num_samples, event.batch_size, event.steps_per_epoch, event.total_steps or 1)
+        return least >= 1 and event.total_steps != 0
+    return True
+
+
+PREVIEW_HEAD_BYTES = 2**16
+PREVIEW_TAIL_BYTES = 2**17
+PREVIEW_PIECES = 48
+PREVIEW_PIECE_BYTES = 2**12
+
+
+def preview(path: Path, parser: Parser) -> list[Record] | None:
+    """Records of the beginning, of pieces in between and of the end of a long file; None if it is short.
+
+    Enough to draw the whole course of a run at once, before all of it is read.
+
+    Raises:
+        OSError: as `Lines.read`.
+    """
+    descriptor = open_plain(path)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size <= PREVIEW_HEAD_BYTES + PREVIEW_TAIL_BYTES + PREVIEW_PIECES * PREVIEW_PIECE_BYTES:
+            return None
+        lines: list[bytes] = _piece(descriptor, 0, PREVIEW_HEAD_BYTES)
+        between = range(
+            PREVIEW_HEAD_BYTES,
+            size - PREVIEW_TAIL_BYTES - PREVIEW_PIECE_BYTES,
+            max(1, (size - PREVIEW_TAIL_BYTES - PREVIEW_HEAD_BYTES) // PREVIEW_PIECES),
+        )
+        for start in between:
+            lines += _piece(descriptor, start, PREVIEW_PIECE_BYTES)
+        lines += _piece(descriptor, size - PREVIEW_TAIL_BYTES, PREVIEW_TAIL_BYTES)
+    finally:
+        os.close(descriptor)
+    return parser.parse(lines)
+
+
+def _piece(descriptor: int, start: int, num_bytes: int) -> list[bytes]:
+    """The whole lines in a piece of a file."""
+    os.lseek(descriptor, start, os.SEEK_SET)
+    lines = os.read(descriptor, num_bytes).split(b"\n")
+    return lines[1 if start else 0 : -1]

@@ -1,0 +1,224 @@
+"""A run as its folder shows it: what it is, what happened, whether it still goes on."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..events import BatchRefused, EpochDone, ProcessLeft, RunEnded, RunStarted, StepsDone
+from .about import is_gone
+from .reading import Lines, Parser, Record, preview, read_json
+
+SILENT_SECONDS = 35.0
+"""Without a word; a journal writes every ten seconds."""
+WAITING_SECONDS = 60.0
+"""Without a step, and more than `WAITING_FACTOR` times the longest pause so far."""
+WAITING_FACTOR = 3.0
+
+
+class UnreadableRun(ValueError):
+    """A folder holds no run that can be read; the message says why."""
+
+
+class State(NamedTuple):
+    """Whether a run goes on.
+
+    Attributes:
+        word: "running", "stalled", "died", "finished", "stopped" or "empty".
+        detail: A few words on it; "" where there is nothing to add.
+    """
+
+    word: str
+    detail: str
+
+
+class Run:
+    """A run folder, read as far as it is asked for.
+
+    Args:
+        folder: The run folder.
+        wall: Seconds since 1970.
+
+    Raises:
+        UnreadableRun: it is no folder, or holds no journal.
+
+    Attributes:
+        parser: Counts what could not be read.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, wall: Callable[[], float] = time.time) -> None:
+        self.folder = Path(folder)
+        self.parser = Parser()
+        self._wall = wall
+        self._lines = Lines(self.folder / "events.jsonl")
+        self._reset()
+        if not self.folder.is_dir():
+            raise UnreadableRun(f"run must be a folder, got {str(folder)!r}.")
+        try:
+            self._lines.read(0)
+        except OSError as error:
+            raise UnreadableRun(f"run must hold a journal, got {str(folder)!r}: {error}") from None
+
+    def _reset(self) -> None:
+        self._heard = self._stepped = 0.0
+        self._longest_pause = 0.0
+        self._end: RunEnded | ProcessLeft | None = None
+        self._progress = 0.0
+
+    def about(self) -> dict[str, Any]:
+        """The content of run.json; empty where it cannot be read."""
+        try:
+            return read_json(self.folder / "run.json")
+        except (OSError, ValueError):
+            return {}
+
+    @property
+    def name(self) -> str:
+        """What to call the run."""
+        name = self.about().get("name")
+        return name if isinstance(name, str) and name else self.folder.name
+
+    def preview(self) -> list[Record]:
+        """A selection of a long journal's records, in order, to draw at once; none of a short one's.
+
+        Raises:
+            UnreadableRun: the journal is gone.
+        """
+        try:
+            return preview(self._lines.path, Parser()) or []
+        except OSError as error:
+            raise UnreadableRun(f"run must hold a journal, got {str(self.folder)!r}: {error}") from None
+
+    def poll(self) -> list[Record]:
+        """The next records, a block at a time; none when everything was read.
+
+        Raises:
+            UnreadableRun: the journal is gone.
+        """
+        restarts = self._lines.num_restarts
+        try:
+            lines = self._lines.read()
+        except OSError as error:
+            raise UnreadableRun(f"run must hold a journal, got {str(self.folder)!r}: {error}") from None
+        if self._lines.num_restarts > restarts:
+            self._reset()
+        records = self.parser.parse(lines)
+        for record in records:
+            self._look(record)
+        return records
+
+    def records(self) -> Iterator[Record]:
+        """All records from here to the end of the journal as it is now.
+
+        Raises:
+            UnreadableRun: the journal is gone.
+        """
+        while True:
+            yield from self.poll()
+            if self._lines.is_at_end:
+                return
+
+    @property
+    def share_read(self) -> float:
+        """How much of the journal was read, in [0, 1]."""
+        return self._lines.offset / self._lines.size if self._lines.size else 1.0
+
+    @property
+    def is_read(self) -> bool:
+        """Whether everything was read when the journal was last looked at."""
+        return self._lines.is_at_end
+
+    @property
+    def num_restarts(self) -> int:
+        """How often the journal turned out to be another file, read from its beginning."""
+        return self._lines.num_restarts
+
+    def _look(self, record: Record) -> None:
+        event = record.event
+        self._heard = record.time
+        if isinstance(event, RunStarted):
+            self._end, self._stepped = None, record.time
+        if isinstance(event, (StepsDone, BatchRefused)):
+            self._longest_pause = max(self._longest_pause, record.time - (self._stepped or record.time))
+            self._stepped = record.time
+        if isinstance(event, (StepsDone, EpochDone)):
+            self._progress = event.progress
+        if isinstance(event, (RunEnded, ProcessLeft)):
+            self._end = event
+
+    def state(self) -> State:
+        """Whether the run goes on, as far as it was read."""
+        end, now = self._end, self._wall()
+        if isinstance(end, ProcessLeft) and end.error:
+            return State("died", end.error)
+        if end is not None:
+            finished = end.finished if isinstance(end, RunEnded) else self._progress >= 1
+            return State("finished" if finished else "stopped", "")
+        if not self._heard:
+            return State("empty", "")
+        sessions = self.about().get("sessions")
+        process = sessions[-1] if isinstance(sessions, list) and sessions else {}
+        if isinstance(process, Mapping) and is_gone(process):
+            return State("finished", "") if self._progress >= 1 else State("died", "the process is gone")
+        if now - self._heard > SILENT_SECONDS:
+            return State("stalled", f"no sign of life for {seconds_text(now - self._heard)}")
+        waited = now - self._stepped
+        if self._stepped and waited > max(WAITING_SECONDS, WAITING_FACTOR * self._longest_pause):
+            return State("stalled", f"no step for {seconds_text(waited)}")
+        return State("running", "")
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration in one unit: "45 s", "12 min", "3.5 h", "2.1 days"."""
+    for size, unit, digits in ((86400, "days", 1), (3600, "h", 1), (60, "min", 0)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.{digits}f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder looks like a run's."""
+    return (folder / "events.jsonl").is_file()
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The run folders in a folder, the one that was written to last first."""
+    try:
+        found = [entry for entry in folder.iterdir() if entry.is_dir() and is_run(entry)]
+    except OSError:
+        return []
+    return sorted(found, key=_last_written, reverse=True)
+
+
+def _last_written(run: Path) -> float:
+    try:
+        return os.stat(run / "events.jsonl").st_mtime
+    except OSError:
+        return 0.0
+
+
+def find_run(name: str | None, parent: str | os.PathLike[str] = "runs") -> Path:
+    """The run folder that a person means.
+
+    Args:
+        name: A run folder, a folder of runs (the newest is meant), or the name of one in ``parent`` or its beginning;
+            None for the newest in ``parent``.
+        parent: The folder of runs.
+
+    Raises:
+        UnreadableRun: there is none such.
+    """
+    parent = Path(parent)
+    if name is not None and (folder := Path(name)).is_dir():
+        if is_run(folder):
+            return folder
+        parent, name = folder, None
+    runs = runs_in(parent)
+    found = [run for run in runs if name is None or run.name.startswith(name)]
+    if not found:
+        known = ", ".join(run.name for run in runs[:5]) or "none"
+        raise UnreadableRun(f"run must be a run folder, or one in {str(parent)!r} ({known}), got {name!r}.")
+    return found[0]

@@ -1,0 +1,205 @@
+"""samples-<epoch>.npz: what was known of every sample, written now and then, read without running anything."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kinds import EXACT
+from ..suspects import Suspects, worse_than_untrained
+from ..table import SampleTable
+from .reading import open_plain
+
+KEEP_NEWEST = 3
+KEEP_OLDER = 8
+NUM_NAMES = 1000
+MOST_MEMBERS = 16
+
+_NAME = re.compile(r"samples-(\d{6,9})\.npz")
+_FIELDS: dict[str, np.dtype[Any]] = {
+    "loss": np.dtype("<f4"),
+    "last": np.dtype("<f4"),
+    "mean": np.dtype("<f4"),
+    "usage_count": np.dtype("<u2"),
+}
+
+
+class Samples(NamedTuple):
+    """What was known of every sample at a step.
+
+    Attributes:
+        epoch: The epoch it was in, 0-based.
+        step: Steps reported.
+        source: Where the losses come from: "exact", "parts of 4", "batch means of 32".
+        is_exact: Whether the loss of every sample was reported.
+        untrained_loss: What an untrained model loses; NaN if not known.
+        loss, last, mean: float32[N]: estimate, last observation, mean observation; NaN where never seen.
+        usage_count: uint16[N].
+        names: Names of those with the highest losses, by index; empty where samples have none.
+    """
+
+    epoch: int
+    step: int
+    source: str
+    is_exact: bool
+    untrained_loss: float
+    loss: NDArray[np.float32]
+    last: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    usage_count: NDArray[np.uint16]
+    names: dict[int, str]
+
+    def name_of(self, index: int) -> str:
+        """What to call a sample."""
+        return self.names.get(index, str(index))
+
+    def hardest(self, k: int) -> NDArray[np.int64]:
+        """int64[<= k], the seen samples with the highest estimated loss, highest first."""
+        return highest(self.loss, k)
+
+    def suspects(self) -> Suspects:
+        """Samples that look mislabelled; see `SampleTable.suspects`."""
+        return worse_than_untrained(self._asdict(), self.untrained_loss, exact=self.is_exact)
+
+
+def highest(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """int64[<= k], positions of the highest values, highest first, NaN left out."""
+    keys = np.where(np.isnan(values), np.float32("-inf"), values)
+    k = min(k, int((~np.isnan(values)).sum()))
+    candidates = np.argpartition(-keys, k - 1)[:k] if 0 < k < len(keys) else np.arange(len(keys))
+    return candidates[np.lexsort((candidates, -keys[candidates]))][:k].astype(np.int64)
+
+
+def samples_of(table: SampleTable, *, epoch: int, step: int) -> Samples:
+    """Copies of what a table knows now."""
+    loss, mean = table.loss, table.mean
+    names: dict[int, str] = {}
+    if table.sample_ids is not None:
+        named = np.union1d(highest(loss, NUM_NAMES), highest(mean, NUM_NAMES))
+        names = {int(index): str(table.name_of(int(index)))[:200] for index in named}
+    return Samples(
+        epoch=epoch,
+        step=step,
+        source=table.source,
+        is_exact=table.part_size == EXACT,
+        untrained_loss=table.untrained_loss,
+        loss=loss,
+        last=table.last,
+        mean=mean,
+        usage_count=table.usage_count,
+        names=names,
+    )
+
+
+def write_samples(folder: Path, samples: Samples) -> None:
+    """Write the file of an epoch whole, and delete those that are no longer kept.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    about = {
+        "format": 1,
+        "epoch": samples.epoch,
+        "step": samples.step,
+        "source": samples.source,
+        "is_exact": samples.is_exact,
+        "untrained_loss": samples.untrained_loss if math.isfinite(samples.untrained_loss) else None,
+        "names": samples.names,
+    }
+    arrays = {name: getattr(samples, name).astype(dtype, copy=False) for name, dtype in _FIELDS.items()}
+    text = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    temporary = folder / f"tmp_{os.getpid()}_samples.npz"
+    try:
+        np.savez(temporary, allow_pickle=False, about=text, **arrays)
+        os.replace(temporary, folder / f"samples-{samples.epoch:06d}.npz")
+    finally:
+        temporary.unlink(missing_ok=True)
+    epochs = sample_epochs(folder)
+    for epoch in sorted(set(epochs) - set(kept(epochs))):
+        (folder / f"samples-{epoch:06d}.npz").unlink(missing_ok=True)
+
+
+def sample_epochs(folder: Path) -> list[int]:
+    """Epochs of which there is a file, in order."""
+    return sorted(int(match[1]) for match in map(_NAME.fullmatch, os.listdir(folder)) if match)
+
+
+def kept(epochs: list[int]) -> list[int]:
+    """Which of some epochs to keep: the last three, the first, and a few spread evenly in between.
+
+    >>> kept(list(range(100)))[-3:], len(kept(list(range(100))))
+    ([97, 98, 99], 11)
+    """
+    older, newest = epochs[:-KEEP_NEWEST], epochs[-KEEP_NEWEST:]
+    while len(older) > KEEP_OLDER:
+        line = [*older, newest[0]]
+        gaps = [line[i + 1] - line[i - 1] for i in range(1, len(older))]
+        del older[1 + gaps.index(min(gaps))]
+    return older + newest
+
+
+def read_samples(folder: Path, epoch: int) -> Samples:
+    """Read the file of an epoch.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is no such file, or damaged; nothing larger than the file itself was read.
+    """
+    path = folder / f"samples-{epoch:06d}.npz"
+    with open(open_plain(path), "rb") as file:
+        try:
+            arrays = _members(file, os.fstat(file.fileno()).st_size)
+            about = json.loads(arrays.pop("about").astype(np.uint8).tobytes())
+            names = {int(index): str(name)[:200] for index, name in dict(about["names"]).items()}
+            untrained = about["untrained_loss"]
+            return Samples(
+                epoch=epoch,
+                step=int(about["step"]),
+                source=str(about["source"])[:40],
+                is_exact=about["is_exact"] is True,
+                untrained_loss=math.nan if untrained is None else float(untrained),
+                names=names,
+                **_fields(arrays),
+            )
+        except (zipfile.BadZipFile, KeyError, TypeError, EOFError, NotImplementedError, RecursionError) as error:
+            raise ValueError(f"{path.name} must be a samples file, got one with {error!r}.") from None
+
+
+def _members(file: Any, size: int) -> dict[str, NDArray[Any]]:
+    with zipfile.ZipFile(file) as members:
+        listed = members.infolist()
+        if len(listed) > MOST_MEMBERS or any(one.compress_type != zipfile.ZIP_STORED for one in listed):
+            raise ValueError(f"samples file must have at most {MOST_MEMBERS} uncompressed members, got others.")
+        if sum(one.file_size for one in listed) > size:
+            raise ValueError(f"samples file must hold no more than its {size} bytes, got members that claim more.")
+        wanted = [one for one in listed if one.filename.removesuffix(".npy") in {*_FIELDS, "about"}]
+        return {one.filename.removesuffix(".npy"): _array(members, one) for one in wanted}
+
+
+def _array(members: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+    """The vector of numbers in a member, whose header must fit its size before anything is made of it."""
+    with members.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"member {member.filename} must be of npy format 1.0, got {version}.")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        content = file.read()
+    if len(shape) != 1 or dtype.kind not in "fu" or len(content) != shape[0] * dtype.itemsize:
+        raise ValueError(f"member {member.filename} must be a vector of numbers, got {shape} of {dtype}.")
+    return np.frombuffer(content, dtype)
+
+
+def _fields(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    size = len(arrays["loss"])
+    for name, dtype in _FIELDS.items():
+        if arrays[name].dtype != dtype or len(arrays[name]) != size or not size:
+            raise ValueError(f"{name} must be {dtype}[{size}], got {arrays[name].dtype}[{len(arrays[name])}].")
+    return {name: arrays[name] for name in _FIELDS}
