@@ -8,7 +8,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,6 +35,9 @@ from .table import SampleTable
 from .telling import settings_of
 from .ticket import Outcome, Ticket
 from .triggers import Condition
+
+if TYPE_CHECKING:
+    from .journal import Journal
 
 _NOT_SETTINGS = frozenset({"self", "listeners", "name", "__class__", "num_samples", "batch_size"})
 """Arguments of R8Scheduler that events tell anyway, or that say nothing."""
@@ -77,6 +81,9 @@ class R8Scheduler(Engine):
         guard: Which losses to refuse.
         recovery: What to do about refused ones.
         use_curses: Whether to show the run in the terminal: on a screen, or as plain lines where there is none.
+        run_dir: Folder for what happens in the run, for ``learnit-r8 watch`` and ``report`` (docs/dashboard.md); one
+            of an earlier session is gone on with. True for a new one in "runs"; by default the same where
+            ``use_curses`` is on, and none otherwise; False for none. With several ranks only the first writes.
         name: Name of the run, for listeners.
         listeners: Called with every event, in order; one that raises is dropped with a warning.
         seed: >= 0; the same seed gives the same batches on every machine.
@@ -123,6 +130,7 @@ class R8Scheduler(Engine):
         guard: Guard = FiniteGuard(),
         recovery: Recovery = Recovery(),
         use_curses: bool = False,
+        run_dir: str | os.PathLike[str] | bool | None = None,
         name: str | None = None,
         listeners: Iterable[events.Listener] = (),
         seed: int = 0,
@@ -179,12 +187,26 @@ class R8Scheduler(Engine):
             name=name or "",
             settings=settings,
         )
+        self._journal: Journal | None = None
+        if use_curses or run_dir is not None:
+            from .journal import open_journal
+
+            self._journal = open_journal(
+                run_dir, is_shown=use_curses, name=self.name, configuration=settings, table=table
+            )
+            if self._journal is not None:
+                self.announcer.add(self._journal.listener)
         if use_curses:
             from .dashboard.live import Live
 
-            self.announcer.add(Live(self.requests))
+            self.announcer.add(Live(self.requests, folder=self.run_dir or ""))
         self._open: Ticket | None = None
         self._is_closed = False
+
+    @property
+    def run_dir(self) -> Path | None:
+        """The run folder; None without one."""
+        return None if self._journal is None else self._journal.folder
 
     def epoch_iterator(self) -> Iterator[int]:
         """Yield 0-based epoch numbers until the budget is spent or the run stopped; after a ``break``, go on.

@@ -10,6 +10,13 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
 pytest.register_assert_rewrite("common")
 
+
+@pytest.fixture(autouse=True, scope="session")
+def _runs(tmp_path_factory):
+    """Runs that are shown get their folders outside the repository."""
+    os.environ["R8_RUNS"] = str(tmp_path_factory.mktemp("runs"))
+
+
 settings.register_profile(
     "repeatable",
     derandomize=True,

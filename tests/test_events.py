@@ -93,7 +93,7 @@ def test_unknown_fields_are_left_out():
 )
 def test_unknown_kind_is_refused(line):
     """A line without a known kind is a ValueError that lists the kinds."""
-    with pytest.raises(ValueError, match=r"event kind must be one of \['BackupTaken', .*\], got"):
+    with pytest.raises(ValueError, match=r"event kind must be one of \['Alive', 'BackupTaken', .*\], got"):
         from_json(line)
 
 

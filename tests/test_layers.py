@@ -15,7 +15,19 @@ NUMERIC = {"triggers",
     "order", "estimators", "suspects", "table", "views", "guard", "backup", "budget", "lr", "events", "range_test",
     "tally", "wire", "losses", "checks", "durable", "kinds", "records", "condense",
 }  # fmt: skip
-MIDDLE = {"announcer", "chunk", "draft", "plan", "policies", "recovery", "checkpoint", "sweep", "survey", "telling"}
+MIDDLE = {
+    "announcer",
+    "chunk",
+    "draft",
+    "plan",
+    "policies",
+    "recovery",
+    "checkpoint",
+    "sweep",
+    "survey",
+    "telling",
+    "journal",
+}
 TOP = {"scheduler", "engine", "dashboard"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .samples import Samples
+from ..table import SampleTable
+from .run import runs_folder
+from .samples import samples_of
 from .writing import Journal
 
 
@@ -19,17 +22,17 @@ def open_journal(
     is_shown: bool,
     name: str,
     configuration: Mapping[str, Any],
-    samples: Callable[[int, int], Samples],
+    table: SampleTable,
 ) -> Journal | None:
     """The journal that R8Scheduler's ``run_dir`` asks for; None without one, and on all ranks but the first.
 
     Args:
-        run_dir: A folder; True for a new one in "runs"; None for the same if the run is shown, else for none; False
-            for none.
+        run_dir: A folder; True for a new one in `runs_folder`; None for the same if the run is shown, else for
+            none; False for none.
         is_shown: Whether the dashboard is on.
         name: Name of the run.
         configuration: The arguments of the scheduler.
-        samples: As `Journal` takes it.
+        table: What is known of the samples.
 
     Raises:
         TypeError: ``run_dir`` is none of these.
@@ -40,14 +43,17 @@ def open_journal(
         raise TypeError(f"run_dir must be a folder, True, False or None, got {run_dir!r}.")
     if run_dir is False or (run_dir is None and not is_shown) or _rank() > 0:
         return None
+    make = functools.partial(
+        Journal, name=name, configuration=configuration, samples=functools.partial(samples_of, table)
+    )
     if isinstance(run_dir, (str, os.PathLike)):
-        return Journal(run_dir, name=name, configuration=configuration, samples=samples)
+        return make(run_dir)
     try:
-        return Journal(_new_folder(Path("runs"), name), name=name, configuration=configuration, samples=samples)
+        return make(_new_folder(runs_folder(), name))
     except OSError as error:
         if run_dir:
             raise
-        warnings.warn(f"no run folder could be made in 'runs': {error}", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"no run folder could be made in {str(runs_folder())!r}: {error}", RuntimeWarning, stacklevel=3)
         return None
 
 

@@ -200,18 +200,23 @@ def _last_written(run: Path) -> float:
         return 0.0
 
 
-def find_run(name: str | None, parent: str | os.PathLike[str] = "runs") -> Path:
+def runs_folder() -> Path:
+    """Where run folders are made and looked for: what the environment variable R8_RUNS says, else "runs"."""
+    return Path(os.environ.get("R8_RUNS") or "runs")
+
+
+def find_run(name: str | None, parent: str | os.PathLike[str] | None = None) -> Path:
     """The run folder that a person means.
 
     Args:
         name: A run folder, a folder of runs (the newest is meant), or the name of one in ``parent`` or its beginning;
             None for the newest in ``parent``.
-        parent: The folder of runs.
+        parent: The folder of runs; by default `runs_folder`.
 
     Raises:
         UnreadableRun: there is none such.
     """
-    parent = Path(parent)
+    parent = runs_folder() if parent is None else Path(parent)
     if name is not None and (folder := Path(name)).is_dir():
         if is_run(folder):
             return folder

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +79,7 @@ def highest(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     return candidates[np.lexsort((candidates, -keys[candidates]))][:k].astype(np.int64)
 
 
-def samples_of(table: SampleTable, *, epoch: int, step: int) -> Samples:
+def samples_of(table: SampleTable, epoch: int, step: int) -> Samples:
     """Copies of what a table knows now."""
     loss, mean = table.loss, table.mean
     names: dict[int, str] = {}
@@ -99,12 +100,22 @@ def samples_of(table: SampleTable, *, epoch: int, step: int) -> Samples:
     )
 
 
-def write_samples(folder: Path, samples: Samples) -> None:
-    """Write the file of an epoch whole, and delete those that are no longer kept.
+def write_samples(folder: Path, pending: Sequence[Samples]) -> None:
+    """Write the files of some epochs, each whole, and delete those that are no longer kept.
 
     Raises:
         OSError: the disk refused.
     """
+    newest = {samples.epoch: samples for samples in pending}
+    epochs = sorted({*sample_epochs(folder), *newest})
+    keep = set(kept(epochs))
+    for epoch in sorted(keep & newest.keys()):
+        _write(folder, newest[epoch])
+    for epoch in set(epochs) - keep:
+        (folder / _name(epoch)).unlink(missing_ok=True)
+
+
+def _write(folder: Path, samples: Samples) -> None:
     about = {
         "format": 1,
         "epoch": samples.epoch,
@@ -119,12 +130,13 @@ def write_samples(folder: Path, samples: Samples) -> None:
     temporary = folder / f"tmp_{os.getpid()}_samples.npz"
     try:
         np.savez(temporary, allow_pickle=False, about=text, **arrays)
-        os.replace(temporary, folder / f"samples-{samples.epoch:06d}.npz")
+        os.replace(temporary, folder / _name(samples.epoch))
     finally:
         temporary.unlink(missing_ok=True)
-    epochs = sample_epochs(folder)
-    for epoch in sorted(set(epochs) - set(kept(epochs))):
-        (folder / f"samples-{epoch:06d}.npz").unlink(missing_ok=True)
+
+
+def _name(epoch: int) -> str:
+    return f"samples-{epoch:06d}.npz"
 
 
 def sample_epochs(folder: Path) -> list[int]:
@@ -153,7 +165,7 @@ def read_samples(folder: Path, epoch: int) -> Samples:
         OSError: it cannot be opened.
         ValueError: it is no such file, or damaged; nothing larger than the file itself was read.
     """
-    path = folder / f"samples-{epoch:06d}.npz"
+    path = folder / _name(epoch)
     with open(open_plain(path), "rb") as file:
         try:
             arrays = _members(file, os.fstat(file.fileno()).st_size)

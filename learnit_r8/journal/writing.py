@@ -1,12 +1,13 @@
 """The journal: a listener that writes what happens to a run folder, from a thread of its own.
 
-The training thread only sums up steps, and appends a few sums a second to a queue. Whatever the disk does - full, slow, gone - the run goes on: the queue is
-bounded, and what could not be written is left out with one warning.
+The training thread only sums up steps, and appends a few sums a second to a queue. Whatever the disk does - full, slow,
+gone - the run goes on: the queue is bounded, and what could not be written is left out with one warning.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import sys
@@ -34,6 +35,8 @@ SECONDS_BETWEEN_TRIES = 10.0
 MOST_WAITING = 20_000
 SAMPLES_PAUSE = 20
 """Of the time that a samples file took to write, until the next one may be due: a share of 5 % at most."""
+MOST_HELD_BYTES = 2**24
+"""Of losses of samples that wait to be written, before no more are taken; three times that with the other numbers."""
 CLOSE_SECONDS = 5.0
 
 
@@ -78,7 +81,7 @@ class Journal:
         self._about = (name, configuration or {})
         self._waiting: deque[Event] = deque()
         self._lines: list[str] = []
-        self._pending_samples: Samples | None = None
+        self._pending_samples: list[Samples] = []
         self._samples_due, self._samples_step, self._steps_per_epoch = -1.0, -1, 1
         self._summary = Summary(clock())
         self._position = (0, 0.0)
@@ -89,8 +92,8 @@ class Journal:
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self._in_background = in_background
-        self._thread: threading.Thread | None = None
         self._prepare()
+        self._thread: threading.Thread | None = None
 
     def _prepare(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -108,6 +111,12 @@ class Journal:
         _append(path, ("\n" if path.exists() and path.stat().st_size else "") + header)
         atexit.register(_at_exit, weakref.ref(self))
 
+    def __del__(self) -> None:
+        # A scheduler that nobody closed, in a notebook for instance.
+        if hasattr(self, "_thread") and not self._is_closed:
+            with contextlib.suppress(Exception):
+                self.close()
+
     def __call__(self, event: Event) -> None:
         """Take an event; all that happens on the training thread."""
         # A forked child holds a copy of the queue, and no thread.
@@ -119,7 +128,9 @@ class Journal:
         if len(self._waiting) > MOST_WAITING:
             self._sum_up()
         if self._in_background and self._thread is None and not self._stop.is_set():
-            self._thread = threading.Thread(target=self._work, name="learnit_r8 journal", daemon=True)
+            self._thread = threading.Thread(
+                target=_work, args=(weakref.ref(self), self._stop), name="learnit_r8 journal", daemon=True
+            )
             self._thread.start()
 
     def _look(self, event: Event) -> None:
@@ -140,22 +151,15 @@ class Journal:
 
     def _look_at_samples(self, event: EpochDone | RunEnded) -> None:
         """Copy the table if it is time to; the copying counts as writing."""
-        due = self._clock() >= self._samples_due and self._pending_samples is None
+        held = sum(samples.loss.nbytes for samples in self._pending_samples)
+        due = self._clock() >= self._samples_due and held < MOST_HELD_BYTES
         is_new = event.step > max(0, self._samples_step)
         if self._samples_of is None or not is_new or not (due or isinstance(event, RunEnded)):
             return
         began = self._clock()
         self._samples_step = event.step
-        self._pending_samples = self._samples_of((event.step - 1) // self._steps_per_epoch, event.step)
+        self._pending_samples.append(self._samples_of((event.step - 1) // self._steps_per_epoch, event.step))
         self._samples_due = self._clock() + SAMPLES_PAUSE * (self._clock() - began)
-
-    def _work(self) -> None:
-        while not self._stop.wait(SECONDS_BETWEEN_WRITES):
-            try:
-                self.write_due()
-            except Exception:
-                # A bug of ours must not go unseen, nor end the thread.
-                self._trouble = traceback.format_exc()
 
     def write_due(self) -> None:
         """Write what has come since the last time."""
@@ -201,14 +205,12 @@ class Journal:
             raise
 
     def _write_samples(self) -> None:
-        samples = self._pending_samples
-        if samples is not None:
-            began = self._clock()
-            try:
-                write_samples(self.folder, samples)
-            finally:
-                self._samples_due += SAMPLES_PAUSE * (self._clock() - began)
-                self._pending_samples = None
+        began = self._clock()
+        with self._lock:
+            pending, self._pending_samples = self._pending_samples, []
+        if pending:
+            write_samples(self.folder, pending)
+            self._samples_due += SAMPLES_PAUSE * (self._clock() - began)
 
     def close(self, error: BaseException | None = None) -> None:
         """Write the rest and stop; what comes later is written at once. Safe to call twice.
@@ -235,6 +237,20 @@ class Journal:
                 self._add(ProcessLeft(*self._position, reason))
         self._retry = 0.0
         self.write_due()
+
+
+def _work(reference: weakref.ref[Journal], stop: threading.Event) -> None:
+    """What the thread does, until the journal is closed or nobody has it any more."""
+    while not stop.wait(SECONDS_BETWEEN_WRITES):
+        journal = reference()
+        if journal is None:
+            return
+        try:
+            journal.write_due()
+        except Exception:
+            # A bug of ours must not go unseen, nor end the thread.
+            journal._trouble = traceback.format_exc()
+        del journal
 
 
 def _append(path: Path, text: str) -> None:
