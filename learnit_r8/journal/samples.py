@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import struct
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,18 @@ KEEP_OLDER = 8
 NUM_NAMES = 1000
 MOST_MEMBERS = 16
 
+_DAMAGE = (
+    ValueError,
+    zipfile.BadZipFile,
+    struct.error,
+    KeyError,
+    TypeError,
+    EOFError,
+    RuntimeError,
+    OverflowError,
+    OSError,
+)
+"""What reading a damaged zip or text raises; a RecursionError is a RuntimeError."""
 _NAME = re.compile(r"samples-(\d{6,9})\.npz")
 _FIELDS: dict[str, np.dtype[Any]] = {
     "loss": np.dtype("<f4"),
@@ -73,10 +86,14 @@ class Samples(NamedTuple):
 
 def highest(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """int64[<= k], positions of the highest values, highest first, NaN left out."""
-    keys = np.where(np.isnan(values), np.float32("-inf"), values)
-    k = min(k, int((~np.isnan(values)).sum()))
-    candidates = np.argpartition(-keys, k - 1)[:k] if 0 < k < len(keys) else np.arange(len(keys))
-    return candidates[np.lexsort((candidates, -keys[candidates]))][:k].astype(np.int64)
+    known = np.flatnonzero(~np.isnan(values))
+    if not 0 < k < len(known):
+        k = min(k, len(known))
+    else:
+        # A sort of all of them would take seconds where there are millions.
+        least = -np.partition(-values[known], k - 1)[k - 1]
+        known = known[values[known] >= least]
+    return known[np.argsort(-values[known], kind="stable")][:k]
 
 
 def samples_of(table: SampleTable, epoch: int, step: int) -> Samples:
@@ -181,8 +198,8 @@ def read_samples(folder: Path, epoch: int) -> Samples:
                 names=names,
                 **_fields(arrays),
             )
-        except (zipfile.BadZipFile, KeyError, TypeError, EOFError, NotImplementedError, RecursionError) as error:
-            raise ValueError(f"{path.name} must be a samples file, got one with {error!r}.") from None
+        except _DAMAGE as error:
+            raise ValueError(f"{path.name} must be a whole samples file, got {str(error)[:200]!r}.") from None
 
 
 def _members(file: Any, size: int) -> dict[str, NDArray[Any]]:
