@@ -184,7 +184,7 @@ def test_no_run_is_said_clearly(tmp_path):
         Run(tmp_path / "nothing")
     run = Run(folder_with(tmp_path, STARTED))
     (tmp_path / "events.jsonl").unlink()
-    for look in (run.poll, run.preview):
+    for look in (run.poll, run.glance):
         with pytest.raises(UnreadableRun, match="run must hold a journal, got"):
             look()
 
@@ -280,20 +280,23 @@ def test_preview_shows_the_whole_course(tmp_path):
     """Of a long journal a small part is read at first, in order, from its start to its end."""
     folder_with(tmp_path, STARTED, *(steps(number) for number in range(1, 20_001)))
     run = Run(tmp_path)
-    seen = [record.event.step for record in run.preview()]
+    seen = [record.event.step for record in run.glance()]
 
     assert 500 < len(seen) < 4000
     assert seen == sorted(seen)
     assert (seen[0], seen[-1]) == (0, 20_000)
     assert max(np.diff(seen)) < 20_000 / 40
-    assert run.share_read < 0.01
-    assert len(read(run)) == 20_001
-    assert run.share_read == 1
+    assert run.state().word == "stalled"
+    assert len(read(Run(tmp_path))) == 20_001
 
 
-def test_short_journal_has_no_preview(tmp_path):
-    """A short journal is read at once."""
-    assert Run(folder_with(tmp_path, STARTED)).preview() == []
+def test_glance_at_a_short_journal_is_all_of_it(tmp_path):
+    """A short journal is read at once, and its state is known."""
+    run = Run(folder_with(tmp_path, STARTED, steps(5)), wall=lambda: 1001.0)
+
+    assert [record.event.step for record in run.glance()] == [0, 5]
+    assert run.is_read
+    assert run.state() == ("running", "")
 
 
 def test_run_is_found_by_name(tmp_path):

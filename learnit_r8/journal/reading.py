@@ -190,8 +190,8 @@ PREVIEW_PIECES = 48
 PREVIEW_PIECE_BYTES = 2**12
 
 
-def preview(path: Path, parser: Parser) -> list[Record] | None:
-    """Records of the beginning, of pieces in between and of the end of a long file; None if it is short.
+def preview(path: Path, parser: Parser) -> tuple[list[Record], list[Record]] | None:
+    """Records of the beginning and of pieces in between, and those of the end of a long file; None if it is short.
 
     Enough to draw the whole course of a run at once, before all of it is read.
 
@@ -211,10 +211,10 @@ def preview(path: Path, parser: Parser) -> list[Record] | None:
         )
         for start in between:
             lines += _piece(descriptor, start, PREVIEW_PIECE_BYTES)
-        lines += _piece(descriptor, size - PREVIEW_TAIL_BYTES, PREVIEW_TAIL_BYTES)
+        tail = _piece(descriptor, size - PREVIEW_TAIL_BYTES, PREVIEW_TAIL_BYTES)
     finally:
         os.close(descriptor)
-    return parser.parse(lines)
+    return parser.parse(lines), parser.parse(tail)
 
 
 def _piece(descriptor: int, start: int, num_bytes: int) -> list[bytes]:

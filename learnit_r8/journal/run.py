@@ -81,16 +81,22 @@ class Run:
         name = self.about().get("name")
         return name if isinstance(name, str) and name else self.folder.name
 
-    def preview(self) -> list[Record]:
-        """A selection of a long journal's records, in order, to draw at once; none of a short one's.
+    def glance(self) -> list[Record]:
+        """Enough records to know the whole course and the state: all of a short journal, a selection of a long one.
 
         Raises:
             UnreadableRun: the journal is gone.
         """
         try:
-            return preview(self._lines.path, Parser()) or []
+            found = preview(self._lines.path, self.parser)
         except OSError as error:
             raise UnreadableRun(f"run must hold a journal, got {str(self.folder)!r}: {error}") from None
+        if found is None:
+            return list(self.records())
+        before, tail = found
+        for record in tail:
+            self._look(record)
+        return before + tail
 
     def poll(self) -> list[Record]:
         """The next records, a block at a time; none when everything was read.

@@ -1,0 +1,118 @@
+"""``learnit-r8``: looks at runs from outside. Only what a command needs is imported, and no framework ever."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+DESCRIPTION = "Looks at the runs of learnit_r8 from outside; nothing it does touches a training."
+EPILOG = """RUN is a run folder, a folder of runs (the newest is meant), or the beginning of a name in "runs"
+(or in what R8_RUNS says); without it the newest run there is meant. Guide: docs/dashboard.md."""
+
+_HOME = {
+    "watch": ".screens",
+    "replay": ".screens",
+    "status": ".status",
+    "ls": ".status",
+    "samples": ".samples",
+    "export": ".export",
+    "report": ".report",
+    "demo": ".demo",
+    "doctor": ".doctor",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: By default those of the program.
+
+    Returns:
+        The exit code: 0 if all is well, 1 if there is no such run or it cannot be read, 2 for a wrong command line,
+        and what the command documents.
+    """
+    options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # A name that the terminal has no characters for must not end the command.
+            stream.reconfigure(errors="replace")
+    command = getattr(importlib.import_module(_HOME[options.command], __name__), options.command)
+    try:
+        code = int(command(options))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read us has seen enough; what is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except (OSError, ValueError) as error:
+        from ..dashboard.text import clean
+
+        print(f"learnit-r8 {options.command}: {clean(error)}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    from .. import __version__
+
+    parser = argparse.ArgumentParser("learnit-r8", description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=f"learnit-r8 {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, text: str, *, run: bool = True) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", epilog=EPILOG)
+        if run:
+            command.add_argument("run", nargs="?", metavar="RUN", help="which run; by default the newest")
+        return command
+
+    _add_screens(add("watch", "show a run on the screen while it goes on"), add("replay", "show a run again"))
+    status = add("status", "one line on a run; the exit code tells its state")
+    status.add_argument("--json", action="store_true", help="as a JSON object")
+    add("ls", "list the runs in a folder, newest first").add_argument("--top", type=_count, default=20, metavar="K")
+    samples = add("samples", "the samples with the highest loss")
+    samples.add_argument("--top", type=_count, default=50, metavar="K", help="how many (default 50)")
+    samples.add_argument("--epoch", type=_count, help="of the file of this epoch, from 1; by default the newest")
+    samples.add_argument("--csv", action="store_true", help="as CSV")
+    export = add("export", "the numbers of a run, as CSV or JSON lines")
+    export.add_argument("--of", choices=("steps", "epochs", "metrics", "events"), default="steps")
+    export.add_argument("--format", choices=("csv", "jsonl"), default="csv")
+    export.add_argument("--out", metavar="FILE", help="by default standard output")
+    report = add("report", "a page on a run, in one HTML file that needs nothing else")
+    report.add_argument("--html", required=True, metavar="OUT", help="the file to write")
+    demo = add("demo", "a fake training without a framework, to see the screen", run=False)
+    demo.add_argument("--seconds", type=_positive, default=60.0, help="how long it takes, about (default 60)")
+    demo.add_argument("--run-dir", metavar="DIR", help="its run folder; by default one that is deleted at the end")
+    add("doctor", "what this terminal and this Python can do", run=False)
+    return parser
+
+
+def _add_screens(watch: argparse.ArgumentParser, replay: argparse.ArgumentParser) -> None:
+    for command in (watch, replay):
+        command.add_argument("--once", action="store_true", help="print one picture as text, and leave")
+        command.add_argument("--view", choices=VIEWS, default="overview", help="the view to begin with")
+        command.add_argument("--width", type=_count, help="of the picture of --once")
+        command.add_argument("--height", type=_count, help="likewise")
+        command.add_argument("--theme", metavar="NAME", help="dark, light, safe (for colour-blind people) or mono")
+        command.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
+    replay.add_argument("--speed", type=_positive, help="training seconds per second; by default the whole in 20 s")
+    replay.add_argument("--to", type=_count, metavar="STEP", help="stand still at this step")
+
+
+VIEWS = ("overview", "data", "samples", "events", "output", "config")
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:10]) <= 10**9):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}.")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}.")
+    return value

@@ -1,0 +1,88 @@
+"""``learnit-r8 doctor``: what this terminal and this Python can do."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import locale
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from .. import __version__
+from ..dashboard.choice import why_plain
+from ..dashboard.text import clean
+from ..dashboard.theme import choose_theme
+from ..journal.run import runs_folder, runs_in
+
+PACKAGES = ("numpy", "torch", "tensorflow", "keras", "jax", "flax", "optax")
+VARIABLES = ("TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "CI", "R8_UI", "R8_GLYPHS", "R8_THEME", "R8_RUNS")
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Print what was found, a line each, and what to do about what is missing."""
+    for name, text in findings():
+        print(f"{name:<12} {clean(text)}")
+    return 0
+
+
+def findings() -> Iterator[tuple[str, str]]:
+    """Topic and finding."""
+    yield "learnit_r8", f"{__version__} in {Path(__file__).parent.parent}"
+    yield "python", f"{platform.python_version()} on {platform.platform()}"
+    yield from _terminal()
+    yield "screen", _screen()
+    for name in PACKAGES:
+        yield name, _version(name)
+    runs = runs_folder()
+    yield "runs", f"{len(runs_in(runs))} in {runs.absolute()}{'' if _is_writable(runs) else '; it cannot be written'}"
+
+
+def _terminal() -> Iterator[tuple[str, str]]:
+    size = shutil.get_terminal_size((0, 0))
+    where = [f"{name} {'yes' if _is_terminal(stream) else 'no'}" for name, stream in _STREAMS.items()]
+    yield "terminal", f"{', '.join(where)}; {size.columns} x {size.lines}"
+    known = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
+    yield "environment", ", ".join(known) or "nothing set"
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    yield "locale", f"{locale.setlocale(locale.LC_CTYPE)}, output in {encoding}"
+    theme = choose_theme(encoding=encoding)
+    yield "drawing", f"{theme.name}, {theme.glyphs.name}, {theme.num_colours or 'no'} colours"
+    yield "curses", _curses()
+
+
+_STREAMS = {"stdin": sys.__stdin__, "stdout": sys.__stdout__, "stderr": sys.__stderr__}
+
+
+def _is_terminal(stream: object) -> bool:
+    return bool(stream is not None and stream.isatty())  # type: ignore[attr-defined]
+
+
+def _curses() -> str:
+    if importlib.util.find_spec("_curses") is None:
+        return "not there" + (": pip install windows-curses" if sys.platform == "win32" else "")
+    return "there"
+
+
+def _screen() -> str:
+    reason = why_plain()
+    return f"plain lines here: {reason}" if reason else "the full screen works here"
+
+
+def _version(name: str) -> str:
+    """Of an installed package, without importing it."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "-"
+
+
+def _is_writable(folder: Path) -> bool:
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return os.access(folder, os.W_OK)

@@ -1,0 +1,82 @@
+"""``learnit-r8 export``: the numbers of a run for other programs."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, TextIO
+
+from ..dashboard.text import clean
+from ..dashboard.words import describe
+from ..events import EpochDone, MetricsLogged, StepsDone
+from ..journal import Record, Run, find_run
+from .tables import write_csv
+
+Row = dict[str, Any]
+
+
+def export(options: argparse.Namespace) -> int:
+    """Write the steps, epochs, metrics or events of a run, as CSV or as JSON lines."""
+    run = Run(find_run(options.run))
+    rows = ROWS[options.of](run.records())
+    with _opened(options.out) as stream:
+        if options.format == "csv":
+            columns = COLUMNS[options.of]
+            write_csv(stream, columns, ([row[name] for name in columns] for row in rows))
+        else:
+            for row in rows:
+                stream.write(json.dumps({name: _strict(value) for name, value in row.items()}, allow_nan=False) + "\n")
+    return 0
+
+
+def _opened(out: str | None) -> contextlib.AbstractContextManager[TextIO]:
+    if out is None:
+        return contextlib.nullcontext(sys.stdout)
+    return open(out, "w", encoding="utf-8", newline="")
+
+
+def _strict(value: Any) -> Any:
+    """Numbers that JSON does not have, as the journal writes them."""
+    return repr(value) if isinstance(value, float) and not abs(value) < float("inf") else value
+
+
+def _steps(records: Iterable[Record]) -> Iterator[Row]:
+    for when, event in records:
+        if isinstance(event, StepsDone):
+            yield {"time": when, **vars(event)}
+
+
+def _epochs(records: Iterable[Record]) -> Iterator[Row]:
+    for when, event in records:
+        if isinstance(event, EpochDone):
+            yield {"time": when, **vars(event)}
+
+
+def _metrics(records: Iterable[Record]) -> Iterator[Row]:
+    for when, event in records:
+        if isinstance(event, MetricsLogged):
+            for name, value in event.metrics.items():
+                yield {"time": when, "step": event.at_step, "name": clean(name, 200), "value": value}
+
+
+def _events(records: Iterable[Record]) -> Iterator[Row]:
+    for when, event in records:
+        said = describe(event)
+        if said is not None:
+            kind = type(event).__name__
+            yield {"time": when, "step": event.step, "kind": kind, "level": said.level, "text": said.text}
+
+
+ROWS = {"steps": _steps, "epochs": _epochs, "metrics": _metrics, "events": _events}
+COLUMNS = {
+    "steps": (
+        "time", "step", "seconds", "epoch", "progress", "num_steps", "loss", "lowest", "highest", "last_loss",
+        "expected_loss", "lr", "samples", "num_steady",
+    ),
+    "epochs": ("time", "step", "seconds", "epoch", "progress", "loss", "lr", "samples", "epoch_seconds"),
+    "metrics": ("time", "step", "name", "value"),
+    "events": ("time", "step", "kind", "level", "text"),
+}  # fmt: skip

@@ -1,0 +1,117 @@
+"""``learnit-r8 status`` and ``ls``: runs in a line each."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from ..dashboard.text import clean
+from ..dashboard.view import View
+from ..dashboard.words import clock, number
+from ..journal import Run, UnreadableRun, find_run
+from ..journal.run import State, runs_folder, runs_in
+
+EXIT_CODES = {"running": 0, "finished": 0, "empty": 0, "stalled": 3, "died": 4, "stopped": 5}
+
+
+def status(options: argparse.Namespace) -> int:
+    """Print a line on a run.
+
+    Returns:
+        0 while it runs or when it has finished, 3 if it is stalled, 4 if it died, 5 if it was stopped before its end.
+    """
+    run = Run(find_run(options.run))
+    view = folded(run)
+    state = run.state()
+    if options.json:
+        print(json.dumps(_facts(run, view, state), allow_nan=False))
+    else:
+        print(line_of(run, view, state))
+    return EXIT_CODES[state.word]
+
+
+def ls(options: argparse.Namespace) -> int:
+    """Print a line on every run in a folder."""
+    parent = runs_folder() if options.run is None else Path(options.run)
+    runs = runs_in(parent)
+    if not runs:
+        raise UnreadableRun(f"runs must be in {str(parent)!r}, got no run folder there.")
+    for folder in runs[: options.top]:
+        try:
+            run = Run(folder)
+            text = line_of(run, folded(run), run.state())
+        except UnreadableRun as error:
+            text = f"cannot be read: {error}"
+        print(f"{clean(folder.name, 60)}  {clean(text)}")
+    return 0
+
+
+def folded(run: Run) -> View:
+    """What is known of a run at a glance; of what cannot be shown nothing is."""
+    view = View()
+    for record in run.glance():
+        view.fold(record.event)
+    return view
+
+
+def line_of(run: Run, view: View, state: State) -> str:
+    """One line on a run: name, state, how far, loss, rate, speed, time left."""
+    parts = [clean(run.name, 60), state.word + (f" ({clean(state.detail, 100)})" if state.detail else "")]
+    if view.run is not None:
+        total, epochs = view.run.total_steps, view.total_epochs
+        epoch = min(view.epoch + 1, epochs) if epochs else view.epoch + 1
+        parts += [
+            f"{view.progress:.1%}",
+            f"epoch {epoch}" + (f"/{epochs}" if epochs else ""),
+            f"step {view.step:,}" + (f"/{total:,}" if total else ""),
+        ]
+    if view.last is not None:
+        parts += [f"loss {number(_short(view.last.loss))} (ema {number(_short(view.ema))})", f"lr {view.last.lr:.3g}"]
+        if state.word == "running":
+            parts += [f"{number(view.pacing.samples_per_second)} samples/s", f"left {clock(_seconds_left(view))}"]
+    if view.incident is not None and state.word in ("running", "stalled"):
+        parts.append("RECOVERING")
+    return "  ".join(parts)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _seconds_left(view: View) -> float:
+    run = view.run
+    if run is None or run.total_steps is None:
+        budget = run.train_duration_seconds if run is not None else None
+        return math.nan if budget is None else max(0.0, budget - view.seconds)
+    return view.pacing.left(max(0, run.total_steps - view.step)).seconds
+
+
+def _facts(run: Run, view: View, state: State) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "run": str(run.folder),
+        "name": run.name,
+        "state": state.word,
+        "detail": state.detail,
+        "step": view.step,
+        "total_steps": view.run.total_steps if view.run else None,
+        "epoch": view.epoch,
+        "progress": view.progress,
+        "seconds": view.seconds,
+        "seconds_left": _seconds_left(view) if state.word == "running" else math.nan,
+        "loss": view.last.loss if view.last else math.nan,
+        "smoothed_loss": view.ema,
+        "lr": view.last.lr if view.last else math.nan,
+        "samples_per_second": view.pacing.samples_per_second,
+        "metrics": {name: points[-1].value for name, points in view.metrics.items()},
+    }
+    return {name: _finite(value) for name, value in facts.items()}
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what is not known is null."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
