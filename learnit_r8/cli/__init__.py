@@ -96,12 +96,13 @@ def _add_screens(watch: argparse.ArgumentParser, replay: argparse.ArgumentParser
         command.add_argument("--view", choices=VIEWS, default="overview", help="the view to begin with")
         command.add_argument("--width", type=_count, help="of the picture of --once")
         command.add_argument("--height", type=_count, help="likewise")
-        command.add_argument("--theme", metavar="NAME", help="dark, light, safe (for colour-blind people) or mono")
+        command.add_argument("--theme", choices=THEMES, help="clear is for colour-blind people, mono without colours")
         command.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
     replay.add_argument("--speed", type=_positive, help="training seconds per second; by default the whole in 20 s")
     replay.add_argument("--to", type=_count, metavar="STEP", help="stand still at this step")
 
 
+THEMES = ("colour", "clear", "mono")
 VIEWS = ("overview", "data", "samples", "events", "output", "config")
 
 

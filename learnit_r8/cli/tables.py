@@ -10,7 +10,7 @@ _FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_csv(stream: TextIO, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a header and rows; floats in nine digits, and no text that a spreadsheet would run.
+    """Write a header and rows; and no text that a spreadsheet would run.
 
     Args:
         stream: Where to.
@@ -25,7 +25,7 @@ def write_csv(stream: TextIO, columns: Sequence[str], rows: Iterable[Sequence[An
 
 def _cell(value: Any) -> Any:
     if isinstance(value, float):
-        return f"{value:.9g}"
+        return f"{value:.13g}"
     if isinstance(value, str) and value.startswith(_FORMULAS):
         return "'" + value
     return "" if value is None else value

@@ -84,6 +84,10 @@ def _known(event: events.Event) -> Said | None:
             return Said(INFO, f"learning rate {number(event.lr)} found in {event.num_steps} steps")
         case events.Notice():
             return Said(WARN if event.is_warning else INFO, event.text)
+        case events.Alive():
+            return None
+        case events.ProcessLeft():
+            return Said(ALERT, f"died: {event.error}") if event.error else Said(INFO, "the process left")
         case events.RunEnded():
             return Said(GOOD if event.finished else WARN, "finished" if event.finished else "stopped before its end")
     return _unknown(event)

@@ -1,0 +1,96 @@
+"""``learnit-r8 demo``: a training that only pretends, on the real scheduler and the real screen."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..scheduler import R8Scheduler
+
+NUM_SAMPLES, BATCH_SIZE, EPOCHS = 6000, 64, 20
+MISLABELLED_SHARE, FORGETFUL_SHARE = 0.03, 0.05
+POISON_PROGRESS = 0.4
+
+
+class Pretended:
+    """Losses that fall the way those of a training do; some samples are mislabelled, and once the weights go bad.
+
+    Attributes:
+        state: "Weights": visits of every sample, and whether they are poisoned.
+    """
+
+    def __init__(self, seed: int = 8) -> None:
+        rng = np.random.default_rng(seed)
+        self._rng = rng
+        self.state = {"skill": np.zeros(NUM_SAMPLES), "poisoned": np.zeros(1)}
+        self._speed = rng.lognormal(-0.9, 0.8, NUM_SAMPLES)
+        self._wrong = rng.random(NUM_SAMPLES) < MISLABELLED_SHARE
+        self._forgets = rng.random(NUM_SAMPLES) < FORGETFUL_SHARE
+
+    def train(self, batch: NDArray[np.int64], lr: float) -> NDArray[np.float64]:
+        """The losses of a batch, float64[B], which is learned from; NaN once the weights are poisoned."""
+        skill = self.state["skill"]
+        noise = self._rng.normal(0, 0.12, len(batch))
+        wobble = np.where(self._forgets[batch], self._rng.random(len(batch)) * 1.5, 0.0)
+        losses = 0.02 + 2.3 * np.exp(-self._speed[batch] * skill[batch]) + wobble
+        losses = np.where(self._wrong[batch], 2.6 + 0.25 * skill[batch] ** 0.5, losses) * np.exp(noise)
+        skill += lr * 0.35 * len(batch) / NUM_SAMPLES * 10
+        skill[batch] += lr * 9
+        return losses + np.where(self.state["poisoned"][0] > 0, np.nan, 0.0)
+
+    def accuracy(self) -> float:
+        """Of a pretended validation."""
+        return float(0.97 - 0.87 * np.exp(-0.55 * self.state["skill"].mean()) + self._rng.normal(0, 0.003))
+
+    def get(self) -> dict[str, NDArray[np.float64]]:
+        """For the backups."""
+        return self.state
+
+    def load(self, state: dict[str, NDArray[np.float64]], from_ram: bool = True) -> None:
+        """Back to a backup."""
+        self.state = state
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Train for about so many seconds, with the screen on where there is a terminal."""
+    with tempfile.TemporaryDirectory(prefix="r8-demo-") as scratch:
+        run(options.run_dir or Path(scratch) / "demo", options.seconds)
+    if options.run_dir:
+        print(f"now: learnit-r8 replay {options.run_dir}, or learnit-r8 report {options.run_dir} --html report.html")
+    return 0
+
+
+def run(
+    folder: str | Path, seconds: float, *, sleep: Callable[[float], None] = time.sleep, use_curses: bool = True
+) -> R8Scheduler:
+    """The pretended training.
+
+    Args:
+        folder: Its run folder.
+        seconds: How long it is to take.
+        sleep: Waits for some seconds.
+        use_curses: Whether to show it.
+    """
+    model = Pretended()
+    names = [f"train/{number % 10}/{number:05d}.png" for number in range(NUM_SAMPLES)]
+    with R8Scheduler(
+        NUM_SAMPLES, batch_size=BATCH_SIZE, num_epochs=EPOCHS, initial_lr=0.1, sample_ids=names, name="demo",
+        state_callback=model.get, load_callback=model.load, use_curses=use_curses, run_dir=folder,
+    ) as r8:  # fmt: skip
+        began, is_poisoned = time.monotonic(), False
+        for epoch in r8.epoch_iterator():
+            for batch, lr in r8.batch_iterator():
+                r8.update_with_loss(model.train(batch, lr))
+                if r8.progress > POISON_PROGRESS and not is_poisoned:
+                    is_poisoned = True
+                    model.state["poisoned"][0] = 1
+                sleep(max(0.0, began + r8.progress * seconds - time.monotonic()))
+            r8.log(val_accuracy=model.accuracy())
+            print(f"epoch {epoch + 1}: what a program prints goes to the output view (key 5)")
+    return r8
