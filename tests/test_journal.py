@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drive import NAN, FakeClock, flat, make, sample_losses, train
+from drive import NAN, FakeClock, make, sample_losses, train
 from hypothesis import given
 from hypothesis import strategies as st
 from test_events import any_event, refuse_constant
@@ -21,7 +21,7 @@ from test_events import any_event, refuse_constant
 from learnit_r8 import events
 from learnit_r8.condense import steps_of
 from learnit_r8.journal import Journal, Run, find_run, writing
-from learnit_r8.journal.about import described, is_gone, this_process
+from learnit_r8.journal.about import is_gone, this_process
 from learnit_r8.journal.opening import open_journal
 from learnit_r8.journal.summary import MOST_OF_A_KIND, STEPS_AT_FIRST, STEPS_PER_SECOND, Summary, merge
 
@@ -396,7 +396,7 @@ def test_run_folder_of_a_run(tmp_path):
     kinds = [type(record.event) for record in run.records()]
 
     assert run.name == "it"
-    assert run.about()["configuration"]["seed"] == 7
+    assert run.about()["configuration"]["seed"] == "7"
     assert run.about()["versions"]["numpy"] == np.__version__
     assert (kinds[0], kinds[-1]) == (events.RunStarted, events.RunEnded)
     assert run.state() == ("finished", "")
@@ -465,15 +465,6 @@ def test_no_free_name_is_an_error(here, monkeypatch):
     make(run_dir=True)
     with pytest.raises(OSError, match="no free name for a run folder 'now-run' in 'runs'"):
         make(run_dir=True)
-
-
-def test_arguments_are_described_in_a_few_words():
-    """Arguments of any kind become plain values for run.json."""
-    made = described({"a": np.arange(100), "b": NAN, "c": Path("x"), "d": train, "e": [1, 2], "f": "y" * 10, "g": flat})
-
-    assert json.loads(json.dumps(made, allow_nan=False)) == {
-        "a": "ndarray of 100", "b": "nan", "c": "x", "d": "train", "e": "[1, 2]", "f": "yyyyyyyyyy", "g": "flat",
-    }  # fmt: skip
 
 
 def test_process_is_known_again():

@@ -97,27 +97,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def described(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments as plain values: those of another kind as a short text."""
-    return {name: _described(value) for name, value in arguments.items()}
-
-
-def _described(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if abs(value) < float("inf") else repr(value)
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if callable(value) and not hasattr(type(value), "__dataclass_fields__"):
-        return getattr(value, "__qualname__", type(value).__qualname__)
-    if hasattr(value, "__len__") and len(value) > 8:
-        return f"{type(value).__name__} of {len(value)}"
-    text = repr(value)
-    return text if len(text) <= 200 else text[:197] + "..."
-
-
-def write_about(folder: Path, *, name: str, configuration: Mapping[str, Any], wall: float) -> None:
+def write_about(folder: Path, *, name: str, configuration: Mapping[str, str], wall: float) -> None:
     """Write run.json, or add this process to the one that is there.
 
     Raises:
@@ -131,7 +111,7 @@ def write_about(folder: Path, *, name: str, configuration: Mapping[str, Any], wa
         "program": Path(sys.argv[0]).name if sys.argv else "",
         "versions": versions(),
         "platform": platform.platform(),
-        "configuration": described(configuration),
+        "configuration": dict(configuration),
     }
     replace(folder / "run.json", json.dumps(about, indent=1, allow_nan=False).encode())
 

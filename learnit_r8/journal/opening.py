@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ..table import SampleTable
 from .run import runs_folder
@@ -21,7 +20,7 @@ def open_journal(
     *,
     is_shown: bool,
     name: str,
-    configuration: Mapping[str, Any],
+    configuration: Mapping[str, str],
     table: SampleTable,
 ) -> Journal | None:
     """The journal that R8Scheduler's ``run_dir`` asks for; None without one, and on all ranks but the first.

@@ -19,7 +19,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from ..condense import Condenser
 from ..events import Alive, EpochDone, Event, ProcessLeft, RunEnded, RunStarted, StepsDone
@@ -68,7 +67,7 @@ class Journal:
         folder: str | os.PathLike[str],
         *,
         name: str = "",
-        configuration: Mapping[str, Any] | None = None,
+        configuration: Mapping[str, str] | None = None,
         samples: Callable[[int, int], Samples] | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
