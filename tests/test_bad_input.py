@@ -164,7 +164,7 @@ def test_only_num_samples_is_positional():
         R8Scheduler(12, 4, num_epochs=2)
 
 
-@pytest.mark.parametrize("name", ["monitor", "mode", "resume", "run_dir", "momentum"])
+@pytest.mark.parametrize("name", ["monitor", "mode", "resume", "momentum"])
 def test_unknown_argument_is_refused(name):
     """An argument that is not there yet is not accepted and ignored."""
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
