@@ -191,8 +191,9 @@ class R8Scheduler(Engine):
         if use_curses or run_dir is not None:
             from .journal import open_journal
 
+            configuration = {"num_samples": str(num_samples), "batch_size": str(batch_size), **settings}
             self._journal = open_journal(
-                run_dir, is_shown=use_curses, name=self.name, configuration=settings, table=table
+                run_dir, is_shown=use_curses, name=self.name, configuration=configuration, table=table
             )
             if self._journal is not None:
                 self.announcer.add(self._journal.listener)

@@ -1,0 +1,228 @@
+"""The charts of a report: one function each, from facts to SVG text."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..dashboard.text import clean
+from ..dashboard.view import Point, View
+from ..dashboard.words import number
+from .axes import Axis, Frame, band, circle, frame, grid, hint, label, line, range_of, rect, svg
+from .gather import DataMap, Facts, Flow, marked
+
+WIDE, HALF = 1060.0, 516.0
+COLUMNS = 500
+CELLS = (60, 34)
+QUARTERS = ("Q1", "Q2", "Q3", "Q4")
+MOST_MARKS = 40
+
+
+def text(value: object, most: int = 200) -> str:
+    """A run's own text, safe in a page."""
+    return html.escape(clean(value, most))
+
+
+def _steps(view: View) -> tuple[float, float]:
+    return 0.0, float(max(1, view.loss.last_step, view.step))
+
+
+def loss_chart(view: View, *, log: bool) -> str:
+    """Every batch loss: the mean as a line, the lowest and highest as a band, and what happened."""
+    first, last = _steps(view)
+    columns = view.loss.columns(min(COLUMNS, int(last)), 0, int(last))
+    x = _centres(len(columns.mean), last)
+    low, _ = range_of(columns.low, log=log)
+    _, high = range_of(columns.high, log=log, share=0.995)
+    chart = frame(WIDE, 300, (first, last), (low, high) if log else (min(0.0, low), high * 1.04), log=log)
+    parts = [
+        grid(chart, x_name="step"),
+        *_marks(view, chart),
+        band(chart, x, columns.low, columns.high, "range"),
+        line(chart, x, columns.mean, "mean"),
+    ]
+    if view.best is not None:
+        title = f"best smoothed loss {number(view.best.value)} at step {view.best.step:,}"
+        parts.append(circle(chart.x.at(view.best.step), chart.y.at(view.best.value), 4, "best", title))
+    return svg(chart, parts, "loss of the batches over the steps" + (", logarithmic" if log else ""))
+
+
+def _centres(num: int, last: float) -> NDArray[np.float64]:
+    return (np.arange(num) + 0.5) * last / num
+
+
+def _marks(view: View, chart: Frame) -> Iterator[str]:
+    """A line for everything on the way that bears a letter: refusals, restores, checkpoints."""
+    entries = [entry for entry in view.log if entry.mark]
+    alerts = [entry for entry in entries if entry.level == "alert"]
+    room, top = -math.inf, chart.y.end
+    for entry in sorted((alerts or entries)[-MOST_MARKS:], key=lambda entry: entry.step):
+        at = chart.x.at(entry.step)
+        title = hint(f"step {entry.step:,}: {text(entry.text)}")
+        kind = "alert" if entry.level == "alert" else "event"
+        yield f'<line class="mark {kind}" x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{chart.y.start}">{title}</line>'
+        if at - room > 14:
+            where = f'x="{at:.1f}" y="{top - 4}" text-anchor="middle"'
+            yield f'<text class="label {kind}" {where}>{text(entry.mark)}{title}</text>'
+            room = at
+
+
+def lr_chart(view: View) -> str:
+    """The learning rate as it was, and as it was planned."""
+    first, last = _steps(view)
+    total = float(view.run.total_steps) if view.run is not None and view.run.total_steps else math.nan
+    end = max(last, total) if math.isfinite(total) else last
+    columns = view.lr.columns(min(COLUMNS, int(last)), 0, int(last))
+    plan = np.array(view.lr_plan)
+    _, high = range_of(np.concatenate([columns.high, plan]))
+    chart = frame(HALF, 220, (first, end), (0.0, high * 1.05))
+    parts = [grid(chart, x_name="step")]
+    if len(plan) > 1 and math.isfinite(total):
+        parts.append(line(chart, np.linspace(0, total, len(plan)), plan, "plan"))
+    parts.append(line(chart, _centres(len(columns.mean), last), columns.mean, "rate"))
+    return svg(chart, parts, "learning rate over the steps")
+
+
+def metric_chart(name: str, metric: list[Point], last: float) -> str:
+    """A validation metric over the steps."""
+    steps, values = np.array([point.step for point in metric]), np.array([point.value for point in metric])
+    low, high = range_of(values)
+    chart = frame(HALF, 220, (0.0, max(1.0, last)), (low - 0.05 * (high - low), high + 0.05 * (high - low)))
+    dots = [
+        circle(chart.x.at(step), chart.y.at(value), 2.6, "dot", f"step {step:,}: {number(value)}")
+        for step, value in metric
+        if math.isfinite(value)
+    ]
+    parts = [grid(chart, x_name="step"), line(chart, steps, values, "metric"), *dots]
+    return svg(chart, parts, f"{text(name)} over the steps")
+
+
+def ribbon_chart(bounds: NDArray[np.float64]) -> str:
+    """Where the quarters of the samples lie by loss, over the steps."""
+    steps, values = bounds[:, 0], bounds[:, 1:]
+    low, high = range_of(values[:, 0], log=True)[0], range_of(values[:, 4], log=True, share=0.98)[1]
+    low = max(low, float(np.nanmax(values)) * 1e-5, 1e-12)
+    ends = (float(steps[0]), float(max(steps[-1], steps[0] + 1)))
+    chart = frame(HALF, 260, ends, (low, max(high, low * 2)), log=True)
+    parts = [grid(chart)]
+    for quarter in range(4):
+        name = f"{QUARTERS[quarter]}: {number(values[-1, quarter])} to {number(values[-1, quarter + 1])} at the end"
+        parts.append(band(chart, steps, values[:, quarter], values[:, quarter + 1], f"q{quarter + 1} area", name))
+    parts += [line(chart, steps, values[:, middle], "between") for middle in (1, 2, 3)]
+    return svg(chart, parts, "loss ranges of the quarters over the steps")
+
+
+def flow_chart(flow: Flow) -> str:
+    """How samples moved between the quarters, epoch by epoch; the width of a stream is their number."""
+    width, height, top = WIDE, 320.0, 34.0
+    xs = np.linspace(54, width - 54, len(flow.epochs))
+    total = max(1, int(flow.moves.sum(axis=(1, 2)).max()))
+    room = Axis(0, total, 0, height - top - 46)
+    parts: list[str] = []
+    for column, moves in enumerate(flow.moves):
+        parts += _streams(moves, float(xs[column]), float(xs[column + 1]), top, room)
+    for column, epoch in enumerate(flow.epochs):
+        sizes = flow.moves[column].sum(axis=1) if column < len(flow.moves) else flow.moves[-1].sum(axis=0)
+        parts += _blocks(sizes, float(xs[column]), top, room)
+        parts.append(label(float(xs[column]), height - 6, f"epoch {epoch + 1}", anchor="middle"))
+    chart = Frame(Axis(0, 1, 0, width), Axis(0, 1, height, 0), width, height)
+    return svg(chart, parts, "samples moving between the quarters by loss")
+
+
+GAP = 4.0
+BAR = 9.0
+
+
+def _tops(sizes: NDArray[Any], top: float, room: Axis) -> list[float]:
+    """Where each quarter begins in a column; Q4, the hardest, is on top."""
+    tops = [0.0] * 4
+    for quarter in (3, 2, 1, 0):
+        tops[quarter] = top
+        top += room.at(float(sizes[quarter])) + GAP
+    return tops
+
+
+def _blocks(sizes: NDArray[Any], x: float, top: float, room: Axis) -> Iterator[str]:
+    for quarter, start in enumerate(_tops(sizes, top, room)):
+        tall = room.at(float(sizes[quarter]))
+        title = f"{QUARTERS[quarter]}: {int(sizes[quarter]):,} samples"
+        yield rect(x - BAR / 2, start, BAR, tall, f"q{quarter + 1}", title, rx="2")
+        if x < 60:
+            yield label(x - 12, start + tall / 2 + 4, QUARTERS[quarter], anchor="end")
+
+
+def _streams(moves: NDArray[np.int64], left: float, right: float, top: float, room: Axis) -> Iterator[str]:
+    begins, ends = _tops(moves.sum(axis=1), top, room), _tops(moves.sum(axis=0), top, room)
+    for source in (3, 2, 1, 0):
+        for target in (3, 2, 1, 0):
+            count = int(moves[source, target])
+            tall = room.at(count)
+            a, b = begins[source], ends[target]
+            begins[source] += tall
+            ends[target] += tall
+            if tall < 0.15:
+                continue
+            share = count / max(1, moves[source].sum())
+            title = f"{QUARTERS[source]} to {QUARTERS[target]}: {count:,} samples, {share:.1%}"
+            kind = f"q{source + 1} stream " + ("stay" if source == target else "move")
+            yield f'<path class="{kind}" d="{_stream((left, a), (right, b), tall)}">{hint(title)}</path>'
+
+
+def _stream(begin: tuple[float, float], end: tuple[float, float], tall: float) -> str:
+    """The outline of a stream from one column to the next."""
+    (left, a), (right, b) = begin, end
+    middle = (left + right) / 2
+    above = f"M{left:.1f} {a:.1f} C{middle:.1f} {a:.1f} {middle:.1f} {b:.1f} {right:.1f} {b:.1f}"
+    a, b = a + tall, b + tall
+    return f"{above} L{right:.1f} {b:.1f} C{middle:.1f} {b:.1f} {middle:.1f} {a:.1f} {left:.1f} {a:.1f} Z"
+
+
+def map_chart(data_map: DataMap, facts: Facts) -> str:
+    """Every sample by the mean of its losses and how much they vary; the darker a cell, the more samples."""
+    mean, spread = data_map.mean, data_map.spread
+    chart = frame(HALF, 360, (0.0, range_of(spread, share=0.999)[1]), (0.0, range_of(mean, share=0.9995)[1] * 1.02))
+    known = np.isfinite(mean) & np.isfinite(spread)
+    x, y = chart.x, chart.y
+    counts, _, _ = np.histogram2d(
+        np.minimum(spread[known], x.high), np.minimum(mean[known], y.high), bins=CELLS, range=((0, x.high), (0, y.high))
+    )
+    parts = [grid(chart, whole_x=False), *_cells(chart, counts)]
+    for index in marked(facts).tolist():
+        if known[index]:
+            name = text(facts.samples.name_of(index) if facts.samples else index, 80)
+            title = f"{name}: mean {number(float(mean[index]))}, varies by {number(float(spread[index]))}"
+            parts.append(circle(x.at(spread[index]), y.at(mean[index]), 2.6, "suspect", title))
+    parts += [
+        label(x.start + 6, y.end + 10, "mean loss", "label faint"),
+        label(x.end, y.start - 6, "how much it varies", "label faint", anchor="end"),
+    ]
+    return svg(chart, parts, "samples by mean loss and its variation")
+
+
+def _cells(chart: Frame, counts: NDArray[np.float64]) -> Iterator[str]:
+    x, y = chart.x, chart.y
+    wide, tall = (x.end - x.start) / CELLS[0], (y.start - y.end) / CELLS[1]
+    shades = np.log1p(counts) / max(1e-9, math.log1p(counts.max()))
+    for column, row in zip(*np.nonzero(counts), strict=True):
+        shade = f"{0.12 + 0.88 * shades[column, row]:.2f}"
+        left, top = x.start + column * wide, y.start - (row + 1) * tall
+        yield rect(left, top, wide + 0.2, tall + 0.2, "cell", fill_opacity=shade)
+
+
+def histogram(counts: tuple[int, ...], low: float, high: float, name: str, *, open_end: bool) -> str:
+    """How many samples lie where."""
+    chart = frame(HALF, 150, (low, high if high > low else low + 1), (0.0, float(max(1, *counts)) * 1.05))
+    wide = (chart.x.end - chart.x.start) / len(counts)
+    left, floor = chart.x.start + 0.5, chart.y.start
+    bars = [
+        rect(left + place * wide, chart.y.at(count), wide - 1, floor - chart.y.at(count), "bar", f"{count:,} samples")
+        for place, count in enumerate(counts)
+        if count
+    ]
+    more = [label(chart.x.end, chart.y.end + 8, "and above", "label faint", anchor="end")] if open_end else []
+    return svg(chart, [grid(chart, whole_x=False), *bars, *more], name)

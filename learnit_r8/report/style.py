@@ -1,0 +1,82 @@
+"""How the page looks: one style sheet, with colours for light and dark screens."""
+
+STYLE = """
+:root{color-scheme:light dark;--paper:#f6f7f9;--card:#fff;--ink:#1d2430;--quiet:#5d6878;--faint:#8a94a3;--rule:#e4e7ec;
+--accent:#2f6fde;--accent-soft:#2f6fde2e;--rate:#0f8f7a;--alert:#d0342c;--warn:#b3730b;--good:#1c8a4b;
+--q1:#4a90d9;--q2:#59b3a4;--q3:#e3ad3d;--q4:#d9603b}
+@media (prefers-color-scheme:dark){:root{--paper:#11141a;--card:#191d25;--ink:#e4e8ef;--quiet:#a3adbb;--faint:#737e8e;
+--rule:#2a303b;--accent:#6ea4ff;--accent-soft:#6ea4ff33;--rate:#3cc7ae;--alert:#ff6b61;--warn:#e8ab4a;--good:#54cf86;
+--q1:#5fa4ee;--q2:#62c4b3;--q3:#ecbd55;--q4:#ee7650}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--paper);color:var(--ink);
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;
+font-variant-numeric:tabular-nums}
+main{max-width:1140px;margin:0 auto;padding:28px 20px 48px}
+header{display:grid;grid-template-columns:1fr auto;align-items:baseline;gap:0 16px;margin-bottom:20px}
+header p{margin:0}
+.brand{grid-column:1/-1;color:var(--accent);font-weight:600;font-size:13px;letter-spacing:.04em}
+h1{margin:0;font-size:30px;line-height:1.2;letter-spacing:-.02em;overflow-wrap:anywhere}
+.what{grid-column:1/-1;color:var(--quiet)}
+.state{padding:4px 14px;border-radius:99px;background:var(--accent-soft);color:var(--accent);font-size:14px}
+.state.died,.state.stalled{background:color-mix(in srgb,var(--alert) 16%,transparent);color:var(--alert)}
+.state.finished{background:color-mix(in srgb,var(--good) 16%,transparent);color:var(--good)}
+.state.stopped{background:color-mix(in srgb,var(--warn) 18%,transparent);color:var(--warn)}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:0 0 16px}
+.cards div,.panel{background:var(--card);border:1px solid var(--rule);border-radius:12px}
+.cards div{padding:14px 16px}
+dt{color:var(--quiet);font-size:13px;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+dd{margin:2px 0;font-size:24px;font-weight:600;letter-spacing:-.01em}
+.cards p{margin:0;color:var(--faint);font-size:12px}
+.panel{padding:16px 18px 12px;margin-bottom:16px;min-width:0}
+.pair{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:16px}
+.pair>:only-child{grid-column:1/-1}
+@media (max-width:820px){.pair{grid-template-columns:minmax(0,1fr)}
+header{grid-template-columns:1fr}.state{justify-self:start}}
+h2{margin:0;font-size:17px;letter-spacing:-.01em}
+h3{margin:10px 0 0;font-size:13px;font-weight:500;color:var(--quiet)}
+.note{margin:2px 0 8px;color:var(--quiet);font-size:13px}
+.panel>p{color:var(--quiet);margin:8px 0}.panel>p b{color:var(--ink)}
+.panel>p.big{font-size:44px;font-weight:600;line-height:1.1;color:var(--alert);margin:12px 0 0}
+svg{display:block;width:100%;height:auto;overflow:visible}
+.spark{width:96px;height:20px}
+.label{font-size:11.5px;fill:var(--quiet)}.faint{fill:var(--faint)}
+.grid{stroke:var(--rule)}.axis,.tick{stroke:var(--faint)}
+polyline{fill:none;stroke-linejoin:round;stroke-linecap:round}
+.mean{stroke:var(--accent);stroke-width:1.6}.range{fill:var(--accent-soft)}
+.best{fill:var(--card);stroke:var(--accent);stroke-width:2}
+.rate{stroke:var(--rate);stroke-width:2}.plan{stroke:var(--faint);stroke-width:1.4;stroke-dasharray:5 4}
+.metric{stroke:var(--accent);stroke-width:1.8}.dot{fill:var(--accent)}
+.mark{stroke:var(--faint);stroke-dasharray:2 3}.mark.alert{stroke:var(--alert)}
+.label.alert{fill:var(--alert);font-weight:700}.label.event{fill:var(--quiet)}
+.q1{fill:var(--q1)}.q2{fill:var(--q2)}.q3{fill:var(--q3)}.q4{fill:var(--q4)}
+.area{fill-opacity:.62}.between{stroke:var(--card);stroke-width:1.2}
+.stream{fill-opacity:.16}.stream.move{fill-opacity:.62}.stream:hover{fill-opacity:.95}
+.cell{fill:var(--accent)}.suspect{fill:none;stroke:var(--alert);stroke-width:1.3}
+.bar{fill:var(--accent);fill-opacity:.75}
+.key{display:inline-flex;align-items:center;margin-right:10px;background:none}
+.key::before{content:"";width:10px;height:10px;border-radius:3px;margin-right:5px;background:var(--faint)}
+.key.q1::before{background:var(--q1)}.key.q2::before{background:var(--q2)}
+.key.q3::before{background:var(--q3)}.key.q4::before{background:var(--q4)}
+.scales{position:relative}
+.scales input{position:absolute;opacity:0;pointer-events:none}
+.scales label{position:relative;top:-54px;float:right;margin-left:6px;padding:2px 12px;border-radius:99px;
+border:1px solid var(--rule);color:var(--quiet);font-size:13px;cursor:pointer}
+.scales input:focus-visible+label{outline:2px solid var(--accent)}
+.scales input:checked+label{background:var(--accent-soft);color:var(--accent);border-color:transparent}
+.scales svg{clear:both}.scales .log{display:none}
+#log:checked~.log{display:block}#log:checked~.linear{display:none}
+.wide{overflow-x:auto}.tall{max-height:420px;overflow-y:auto}
+table{border-collapse:collapse;width:100%;font-size:13.5px}
+th{text-align:left;font-weight:500;color:var(--quiet)}
+thead th{position:sticky;top:0;background:var(--card)}
+td,th{padding:4px 10px 4px 0;border-bottom:1px solid var(--rule);vertical-align:middle;white-space:nowrap}
+td:last-child{white-space:normal;overflow-wrap:anywhere}
+.samples td:nth-child(n+3):nth-child(-n+6),.samples th:nth-child(n+3):nth-child(-n+6),
+.samples td:first-child{text-align:right}
+.samples td:nth-child(2){max-width:340px;overflow:hidden;text-overflow:ellipsis}
+.samples td:last-child,tr.alert td:nth-child(3){color:var(--alert)}
+tr.warn td:nth-child(3){color:var(--warn)}tr.good td:nth-child(3){color:var(--good)}
+.settings th{width:220px;vertical-align:top}
+footer{color:var(--faint);font-size:13px;overflow-wrap:anywhere}footer p{margin:2px 0}
+@media print{body{background:#fff}.tall{max-height:none}.panel{break-inside:avoid}}
+"""
