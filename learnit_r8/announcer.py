@@ -55,8 +55,15 @@ class Announcer:
         if not self._listeners:
             return
         step, seconds = self._where()
-        self.seconds = seconds
-        event = kind(step=step, seconds=seconds, **fields)
+        self.hand_on(kind(step=step, seconds=seconds, **fields))
+
+    def where(self) -> tuple[int, float]:
+        """The step and the training seconds of now."""
+        return self._where()
+
+    def hand_on(self, event: Event) -> None:
+        """Hand an event to everyone, in order."""
+        self.seconds = event.seconds
         for listener in list(self._listeners):
             try:
                 listener(event)
@@ -64,7 +71,7 @@ class Announcer:
                 self._listeners.remove(listener)
                 self.is_heard = bool(self._listeners)
                 warnings.warn(
-                    f"listener {listener!r} raised on {kind.__name__} and is dropped:\n{traceback.format_exc()}",
+                    f"listener {listener!r} raised on {type(event).__name__} and is dropped:\n{traceback.format_exc()}",
                     RuntimeWarning,
                     stacklevel=2,
                 )

@@ -82,6 +82,7 @@ class View:
         ema: Smoothed batch loss; NaN before the first.
         best: Lowest smoothed loss and its step, or None.
         metrics: Values that were logged, by name; thinned.
+        logged: The newest `MetricsLogged`; None before.
         log: The newest events, oldest first.
         marks: What the axis of the charts shows; thinned.
         num_entries: Events ever put there.
@@ -112,6 +113,7 @@ class View:
         self.ema = math.nan
         self.best: Point | None = None
         self.metrics: dict[str, Thinned[Point]] = {}
+        self.logged: events.MetricsLogged | None = None
         self.log: deque[Entry] = deque(maxlen=MOST_ENTRIES)
         self.marks: Thinned[Mark] = Thinned(MOST_MARKS)
         self.num_entries = 0
@@ -212,6 +214,7 @@ class View:
             self.bounds.add(Bounds(event.step, (event.low[0], *event.high)))
 
     def _fold_metrics(self, event: events.MetricsLogged) -> None:
+        self.logged = event
         for name, value in event.metrics.items():
             key = clean(name, 40)
             if key in self.metrics or len(self.metrics) < MOST_METRICS:

@@ -17,7 +17,9 @@ from .parts import short
 LABEL = 8
 """Cells of the numbers at the left of a chart, and of its axis."""
 
-_BITS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], np.uint32)
+_DOTS = np.array([0, 2, 4, 1, 3, 5, 6, 7])
+"""Places of the dots of a cell, counted row by row, in the order of their bits in a braille character."""
+
 _LOCAL = 4
 """Columns to each side that a spike is compared with."""
 
@@ -85,7 +87,9 @@ def scale_of(columns: Columns, *, is_log: bool = False) -> Scale:
 
 def _top_without_spikes(high: Floats, bottom: float) -> float:
     most = float(high.max())
-    if len(high) < 2 * _LOCAL:
+    # Whoever is not far above nearly all others flattens nothing.
+    few = np.partition(high, -1 - len(high) // 20)[-1 - len(high) // 20]
+    if len(high) < 2 * _LOCAL or most - bottom <= 1.3 * (few - bottom):
         return most
     padded = np.pad(high, _LOCAL, mode="reflect")
     around = np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * _LOCAL + 1), axis=1)
@@ -148,21 +152,18 @@ def _labelled(kinds: Kinds, text: list[str], styles: tuple[str, ...], scale: Sca
     """Rows of a chart with the values of their middles at the left."""
     height = len(text)
     lines: list[Line] = []
-    labels = scale.labels(height)
-    for label, row, characters in zip(labels, range(height), text, strict=True):
-        spans = _runs(characters, kinds[row], styles)
-        lines.append((Span(label + " ", "label"), Span(glyphs.side, "rule"), *spans))
+    rows, places = np.nonzero(kinds[:, 1:] != kinds[:, :-1])
+    ends: list[list[int]] = [[] for _ in range(height)]
+    for row, place in zip(rows.tolist(), (places + 1).tolist(), strict=True):
+        ends[row].append(place)
+    numbers = kinds.tolist()
+    for row, label in enumerate(scale.labels(height)):
+        spans, start, characters = [Span(label + " ", "label"), Span(glyphs.side, "rule")], 0, text[row]
+        for end in (*ends[row], len(characters)):
+            spans.append(Span(characters[start:end], styles[numbers[row][start]]))
+            start = end
+        lines.append(tuple(spans))
     return lines
-
-
-def _runs(text: str, kinds: Kinds, styles: tuple[str, ...]) -> list[Span]:
-    """Stretches of one style."""
-    ends = [*(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(text)]
-    spans, start = [], 0
-    for end in ends:
-        spans.append(Span(text[start:end], styles[int(kinds[start])]))
-        start = end
-    return spans
 
 
 def _levels(values: Floats, scale: Scale, size: int) -> Kinds:
@@ -188,9 +189,9 @@ def _braille(
             line[:, plan_from:] &= np.arange(plan_from, len(values)) % 3 != 2
         kinds[line.reshape(height, 4, -1, 2).any(axis=(1, 3))] = number
         dotted |= line
-    bits = (dotted * np.tile(_BITS, (height, len(curves[0]) // 2))).reshape(height, 4, -1, 2)
-    codes = bits.sum(axis=(1, 3), dtype=np.uint32)
-    codes = np.where(codes, codes + 0x2800, 0x20).astype("<u4")
+    cells = dotted.reshape(height, 4, -1, 2).transpose(0, 2, 1, 3).reshape(height, -1, 8)
+    bits = np.packbits(cells[:, :, _DOTS], axis=2, bitorder="little")[:, :, 0]
+    codes = np.where(bits, bits + np.uint32(0x2800), np.uint32(0x20)).astype("<u4")
     return kinds, [row.tobytes().decode("utf-32-le") for row in codes]
 
 

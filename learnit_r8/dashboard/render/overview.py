@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ...events import Event
 from ..looking import Looking, Scene
 from ..text import Line
 from ..theme import Theme
 from ..view import View
 from .curves import loss_panel, metrics_panel, rate_panel
 from .header import epoch_line, loss_line, metric_line, speed_line, title_line, total_line
-from .parts import beside
+from .parts import Memory, beside
 from .ribbon import ribbon_panel
 from .samples import (
     flow_panel,
@@ -129,12 +130,36 @@ def charts_row(view: View, looking: Looking, width: int, height: int, theme: The
         (rate_panel(view, rate, height, theme), rate),
     ]
     if third:
-        blocks.append((metrics_panel(view, third, height, theme), third))
+        metrics = _remembered(metrics_panel, view.logged, view, third, height, theme)
+        blocks.append((metrics, third))
     return beside(blocks, height, theme.glyphs)
+
+
+_MEMORY = Memory()
+
+
+def _remembered(
+    draw: Callable[[View, int, int, Theme], list[Line]],
+    source: Event | None,
+    view: View,
+    width: int,
+    height: int,
+    theme: Theme,
+) -> list[Line]:
+    """Draw what comes from one event alone, unless it was drawn before."""
+    if source is None:
+        return draw(view, width, height, theme)
+    # A theme stands for itself: dataclasses of the same fields draw the same.
+    key = (draw, width, height, theme, view.run.num_samples if view.run else 0)
+    return _MEMORY.draw(source, key, lambda: draw(view, width, height, theme))
 
 
 def samples_row(view: View, width: int, height: int, theme: Theme) -> list[Line]:
     """The quartile table, and histograms where there is room."""
+    return _remembered(_samples_row, view.survey, view, width, height, theme)
+
+
+def _samples_row(view: View, width: int, height: int, theme: Theme) -> list[Line]:
     if width < THREE:
         return quartile_panel(view, width, height, theme)
     table = 80 if width < FOUR else 96
@@ -150,6 +175,10 @@ def samples_row(view: View, width: int, height: int, theme: Theme) -> list[Line]
 
 def hardest_row(view: View, width: int, height: int, theme: Theme) -> list[Line]:
     """The hardest samples, and the moves between quartiles where there is room."""
+    return _remembered(_hardest_row, view.survey, view, width, height, theme)
+
+
+def _hardest_row(view: View, width: int, height: int, theme: Theme) -> list[Line]:
     if width < THREE:
         return hardest_panel(view, width, height, theme)
     flow = 42

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -87,6 +87,27 @@ def rule(title: str, width: int, glyphs: Glyphs, note: str = "") -> Line:
         Span(note, "label"),
         Span(glyphs.line if note else "", "rule"),
     )
+
+
+class Memory:
+    """Remembers what was drawn of an event, of a survey for instance, which lasts for many frames; pure drawing stays pure.
+
+    One picture for each panel and size; of all of them at most 32.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[object, tuple[object, list[Line]]] = {}
+
+    def draw(self, of: object, key: object, draw: Callable[[], list[Line]]) -> list[Line]:
+        """What was drawn of this very object with this key, else what ``draw`` returns."""
+        known = self._known.get(key)
+        if known is not None and known[0] is of:
+            return known[1]
+        lines = draw()
+        if len(self._known) >= 32:
+            self._known.clear()
+        self._known[key] = of, lines
+        return lines
 
 
 def size_of(line: Iterable[Span]) -> int:
