@@ -90,7 +90,7 @@ def rule(title: str, width: int, glyphs: Glyphs, note: str = "") -> Line:
 
 
 class Memory:
-    """Remembers what was drawn of an event, of a survey for instance, which lasts for many frames; pure drawing stays pure.
+    """Remembers what was drawn of an event, such as a survey, that lasts for many frames; drawing stays pure.
 
     One picture for each panel and size; of all of them at most 32.
     """
