@@ -57,7 +57,8 @@ class Live:
 
     Args:
         requests: What keys act on.
-        folder: The run's folder: printed text goes to ``output.log`` in it, exports too; "" for none.
+        folder: Returns the run's folder, asked when the run starts: printed text goes to ``output.log`` in it, exports
+            too; None for none.
         captures: Whether to keep printed text off the screen.
         clock: Returns seconds, monotonic.
     """
@@ -66,12 +67,12 @@ class Live:
         self,
         requests: Asks,
         *,
-        folder: str | os.PathLike[str] = "",
+        folder: Callable[[], str | os.PathLike[str] | None] = lambda: None,
         captures: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._requests = requests
-        self._folder = os.fspath(folder)
+        self._find_folder, self._folder = folder, ""
         self._captures = captures
         self._clock = clock
         self._queue: deque[tuple[float, events.Event]] = deque(maxlen=MOST_QUEUED)
@@ -120,6 +121,7 @@ class Live:
 
     def _open(self) -> bool:
         """Take the terminal; whether that went well. On the main thread."""
+        self._folder = os.fspath(self._find_folder() or "")
         self._modes = modes_of_terminal()
         self._screen = Screen(choose_theme(encoding=sys.stdout.encoding or "ascii"), self._modes)
         self._painter = Painter(self._screen, View(), self, Looking(), clock=time.monotonic)

@@ -248,7 +248,8 @@ class Painter:
         passed = now - self._shares[0][0]
         if passed > 1:
             self.ui_share = sum(cost for _, cost in list(self._shares)[1:]) / passed
-        return statistics.median(self._costs)
+        # The first frames load and allocate what the others use.
+        return statistics.median(self._costs) if len(self._costs) > 2 else 0.0
 
     @staticmethod
     def _pause_after(cost: float) -> float:
