@@ -190,19 +190,37 @@ def suspended() -> Iterator[None]:
         yield
 
 
+_forking = threading.local()
+
+
+def _before_fork() -> None:
+    """Hold back ending signals for the fork: Python forgets those that come to a child before it is ready."""
+    _forking.mask = None
+    if is_taken():
+        numbers = {getattr(signal, name) for name in ENDING_SIGNALS if hasattr(signal, name)}
+        _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+
 def _after_fork() -> None:
+    """Let them come."""
+    mask = getattr(_forking, "mask", None)
+    if mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _after_fork_in_child() -> None:
     """A forked child neither draws nor cleans up, and ends by a signal as if there were no screen."""
     guards = _current
-    if guards is None or guards.is_parent:
-        return
-    for number, handler in guards._handlers.items():
-        if handler is signal.SIG_DFL:
-            signal.signal(number, signal.SIG_DFL)
-    guards._guarded.forked()
+    if guards is not None and not guards.is_parent:
+        for number, handler in guards._handlers.items():
+            if handler is signal.SIG_DFL:
+                signal.signal(number, signal.SIG_DFL)
+        guards._guarded.forked()
+    _after_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
 def modes_of_terminal() -> Modes:
