@@ -82,7 +82,7 @@ class Live:
         self._anchor = (clock(), 0.0)
         self._lines: list[str] = []
         self._num_lines = self._num_read = 0
-        self._is_on = self._is_detached = False
+        self._is_on = self._is_detached = self._wants_pause = False
         self._run: events.RunStarted | None = None
 
     def __call__(self, event: events.Event) -> None:
@@ -236,11 +236,14 @@ class Live:
             self._thread.join(END_SECONDS)
 
     def _pause_or_go_on(self) -> str:
-        if self._requests.is_paused:
+        # The wish counts too: a second press may come before the step has ended.
+        if self._requests.is_paused or self._wants_pause:
+            self._wants_pause = False
             self._requests.resume()
             return "going on"
         if num_processes() > 1:
             return "no pause: several processes train together"
+        self._wants_pause = True
         self._requests.pause("asked for on the screen")
         return "pausing after this step..."
 

@@ -35,16 +35,17 @@ class Modes:
         self._leave = b"".join(sequence for sequence in sequences if sequence)
 
     def set_ours(self) -> None:
-        """Make Ctrl-S, Ctrl-Q and Ctrl-Z ordinary keys; Ctrl-C stays what it is.
+        """Make Ctrl-S, Ctrl-Q, Ctrl-Z and Ctrl-\\ ordinary keys; Ctrl-C stays what it is.
 
-        With flow control on, one Ctrl-S would stop the drawing, and Ctrl-Z would stop the process in the middle of it.
+        With flow control on, one Ctrl-S would stop the drawing; Ctrl-Z would stop the process in the middle of it, and
+        Ctrl-\\ end it with the screen on.
         """
         if termios is None:
             return
         modes = termios.tcgetattr(STDIN)
         modes[_INPUT] &= ~(termios.IXON | termios.IXOFF)
         characters = modes[_CHARACTERS]
-        for name in ("VSUSP", "VDSUSP", "VLNEXT"):
+        for name in ("VSUSP", "VDSUSP", "VQUIT", "VLNEXT"):
             if hasattr(termios, name):
                 characters[getattr(termios, name)] = b"\0"
         termios.tcsetattr(STDIN, termios.TCSANOW, modes)
