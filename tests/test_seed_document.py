@@ -1,14 +1,12 @@
 """The code of the README that this package began with runs as it stands there."""
 
-import os
-import pty
 import re
-import select
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from terminals import ENTER, Terminal
 
 from learnit_r8 import R8Scheduler
 
@@ -119,25 +117,18 @@ def test_quick_start_runs_without_a_terminal(tmp_path):
 
 
 def test_quick_start_runs_in_a_terminal(tmp_path):
-    """The Quick Start runs unchanged in a terminal, to its last line, and nothing intervenes."""
-    leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", QUICK_START], cwd=tmp_path, stdin=follower, stdout=follower, stderr=follower
-    )
-    os.close(follower)
-    output = b""
-    while select.select([leader], [], [], 60)[0]:
-        try:
-            data = os.read(leader, 65536)
-        except OSError:
-            break
-        if not data:
-            break
-        output += data
-    os.close(leader)
+    """The Quick Start runs unchanged with its screen on a terminal, to its last line, and nothing intervenes."""
+    with Terminal(["-c", QUICK_START], cwd=tmp_path) as terminal:
+        code = terminal.wait_for_end()
+        lines = terminal.after.rstrip().splitlines()
 
-    assert process.wait(timeout=60) == 0, output
-    check(output.decode().replace("\r\n", "\n"), tmp_path)
+        assert code == 0
+        assert ENTER in terminal.raw
+        assert terminal.is_restored
+        assert lines[-1] == "Training complete!"
+        assert sum("[Callback] Saving model state to" in line for line in lines) == 10
+        assert not INTERVENTION.search(terminal.after)
+        assert len(list((tmp_path / "checkpoints").glob("ck_*.r8"))) == 3
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -57,8 +57,7 @@ class Live:
 
     Args:
         requests: What keys act on.
-        folder: Returns the run's folder, asked when the run starts: printed text goes to ``output.log`` in it, exports
-            too; None for none.
+        folder: The run's folder: printed text goes to ``output.log`` in it, exports too; "" for none.
         captures: Whether to keep printed text off the screen.
         clock: Returns seconds, monotonic.
     """
@@ -67,18 +66,19 @@ class Live:
         self,
         requests: Asks,
         *,
-        folder: Callable[[], str | os.PathLike[str] | None] = lambda: None,
+        folder: str | os.PathLike[str] = "",
         captures: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._requests = requests
-        self._find_folder, self._folder = folder, ""
+        self._folder = os.fspath(folder)
         self._captures = captures
         self._clock = clock
         self._queue: deque[tuple[float, events.Event]] = deque(maxlen=MOST_QUEUED)
         self._condenser = Condenser(self._enqueue)
         self._plain: PlainLog | None = None
         self._tell: events.Listener = self._wait_for_start
+        self._early: deque[events.Event] = deque(maxlen=100)
         self._anchor = (clock(), 0.0)
         self._lines: list[str] = []
         self._num_lines = self._num_read = 0
@@ -98,20 +98,25 @@ class Live:
         self._queue.append((self._clock(), event))
 
     def _wait_for_start(self, event: events.Event) -> None:
+        self._early.append(event)
         if isinstance(event, events.RunStarted):
             self._run = event
             reason = why_plain()
-            if reason or not self._open():
-                self._go_plain(reason)
-        self._tell(event)
+            # Told first, for the first frame to know them.
+            tell = self._condenser if not reason else self._go_plain(reason)
+            for early in self._early:
+                tell(early)
+            self._early.clear()
+            if not reason:
+                self._open()
 
-    def _go_plain(self, reason: str) -> None:
-        self._is_on = False
+    def _go_plain(self, reason: str) -> PlainLog:
         self._plain = PlainLog()
         self._tell = self._plain
         # Not for those who expect it: a pipe, a batch job.
         if reason and sys.stderr is not None and sys.stderr.isatty():
             print(f"r8 plain lines, no screen: {clean(reason)}", file=sys.stderr)
+        return self._plain
 
     def _on_screen(self, event: events.Event) -> None:
         self._condenser(event)
@@ -119,9 +124,8 @@ class Live:
             self._condenser.flush()
             self.restore()
 
-    def _open(self) -> bool:
-        """Take the terminal; whether that went well. On the main thread."""
-        self._folder = os.fspath(self._find_folder() or "")
+    def _open(self) -> None:
+        """Take the terminal, on the main thread; plain lines follow where that goes wrong."""
         self._modes = modes_of_terminal()
         self._screen = Screen(choose_theme(encoding=sys.stdout.encoding or "ascii"), self._modes)
         self._painter = Painter(self._screen, View(), self, Looking(), clock=time.monotonic)
@@ -137,7 +141,6 @@ class Live:
         self._guards.opened()
         if not self._is_on:
             self._guards.remove()
-        return True
 
     def _open_capture(self) -> Capture | None:
         if not self._captures:
