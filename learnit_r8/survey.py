@@ -22,7 +22,7 @@ LISTED = 50
 TRACKED = 200
 HISTORY = 12
 BINS = 32
-LOG_RATIO = 50
+LOG_RATIO = 20
 FAIR_PART = 8
 """Largest part whose means still say something of the single samples: see ``kinds`` and DESIGN section 5."""
 
@@ -102,7 +102,7 @@ def loss_histogram(loss: Floats) -> dict[str, Any]:
     """Seen losses in bins up to the 99.5th percentile; the last bin holds those above.
 
     The bins are of equal width, or of equal ratio where all losses are > 0 and most of them differ by more than a
-    factor of 50.
+    factor of 20.
     """
     seen = loss[~np.isnan(loss)]
     if not len(seen):

@@ -53,6 +53,15 @@ def test_curve_equals_the_values(num_steps, num):
     assert (columns.mean <= columns.high + 1e-12).all()
 
 
+def test_condensed_steps_leave_no_gap():
+    """Steps that were told as one fill all the columns they took."""
+    curve = Curve(64)
+    for step in (1, 9, 30, 40):
+        curve.add(step, 2.0, 1.0, 3.0, step - curve.last_step)
+
+    assert curve.columns(40, 0, 40).mean.tolist() == [2.0] * 40
+
+
 def test_curve_forgets_what_a_resume_undid():
     """After a cut, later steps are gone and may come again."""
     curve = Curve(64)

@@ -89,10 +89,14 @@ class Curve:
             self._join()
             place = (step - 1) // self.width
         self.last_step = max(self.last_step, step)
-        self._count[place] += num_steps
-        self._total[place] += mean * num_steps
-        self._low[place] = min(self._low[place], low)
-        self._high[place] = max(self._high[place], high)
+        # Of several steps only this much is known of each: they fill all the stretches they took.
+        first = min(place, max(0, step - num_steps) // self.width)
+        each = num_steps / (place + 1 - first)
+        where = slice(first, place + 1)
+        self._count[where] += each
+        self._total[where] += mean * each
+        np.minimum(self._low[where], low, out=self._low[where])
+        np.maximum(self._high[where], high, out=self._high[where])
 
     def _join(self) -> None:
         """Join neighbours; the freed half is empty."""

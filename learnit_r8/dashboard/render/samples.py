@@ -223,7 +223,7 @@ def hardest_panel(
     chosen = [index for index in listed_samples(looking or Looking(listed=listed), view) if index in rows]
     if survey is None or not chosen:
         return [*lines, (Span(f"  {clean(_why_empty(view, looking, listed))}", "label"),)][:height]
-    name_width = min(24, max(8, width - 62))
+    name_width = min(24, max(8, width - 53))
     loss_name, last_name = ("loss", f"{'last':>9} ") if listed == "hardest" else ("mean loss", "")
     head = f"  {'sample':<{name_width}}{loss_name:>9} {last_name}{'uses':>6}  last epochs"
     lines.append((Span(fit(head, width), "label"),))
