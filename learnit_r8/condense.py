@@ -36,7 +36,7 @@ class Condenser:
     def _clear(self) -> None:
         self._num = self._samples = self._steady = self._known = 0
         self._loss = self._expected = self._own = self._data = 0.0
-        self._lowest, self._highest = math.inf, -math.inf
+        self._lowest, self._highest, self._suspicion = math.inf, -math.inf, 0.0
 
     def __call__(self, event: Event) -> None:
         """Gather a step, or pass on what is none."""
@@ -54,6 +54,8 @@ class Condenser:
         self._samples += event.batch_size
         self._own += event.own_seconds
         self._data += event.data_seconds
+        if event.suspicion > self._suspicion:
+            self._suspicion = event.suspicion
         self._steady += event.steady
         expected = event.expected_loss
         if expected == expected:
@@ -84,6 +86,7 @@ class Condenser:
             num_steady=self._steady,
             own_seconds=self._own,
             data_seconds=self._data,
+            suspicion=self._suspicion,
         )
         self._due = last.seconds + self._every
         self._last = None

@@ -288,7 +288,13 @@ class Engine:
         self.rescue.accepted()
         self._tally.add(reading.mean, len(ticket.indices))
         if self.announcer.is_heard:
-            self.telling.step_done(ticket, progress=self.pace.progress, loss=reading.mean, expected_loss=expected)
+            self.telling.step_done(
+                ticket,
+                progress=self.pace.progress,
+                loss=reading.mean,
+                expected_loss=expected,
+                suspicion=self.sentry.suspicion,
+            )
         self._end_epoch_if_complete(ticket)
 
     def _refuse(self, ticket: Ticket, reading: Reading, verdict: Verdict) -> Restored | None:

@@ -62,6 +62,7 @@ class StepDone(Event):
         steady: Whether it was drawn to steady the training.
         own_seconds: Time spent inside the scheduler since the step before, listeners included.
         data_seconds: Time spent waiting for data since the step before, where somebody measures it.
+        suspicion: How near the guard is to refusing, from 0 (calm) to 1.
     """
 
     epoch: int
@@ -73,6 +74,7 @@ class StepDone(Event):
     steady: bool
     own_seconds: float = 0.0
     data_seconds: float = 0.0
+    suspicion: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class StepsDone(Event):
         num_steady: How many were drawn to steady the training.
         own_seconds: Time spent inside the scheduler for them, listeners included.
         data_seconds: Time spent waiting for their data, where somebody measures it.
+        suspicion: The highest of theirs.
     """
 
     num_steps: int
@@ -109,6 +112,7 @@ class StepsDone(Event):
     num_steady: int
     own_seconds: float = 0.0
     data_seconds: float = 0.0
+    suspicion: float = 0.0
 
 
 @dataclass(frozen=True)

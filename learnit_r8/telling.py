@@ -69,7 +69,9 @@ class Telling:
         if self._announcer.is_heard:
             self._announcer.tell(events.LrPlanned, lr_plan=sampled(schedule))
 
-    def step_done(self, ticket: Ticket, *, progress: float, loss: float, expected_loss: float) -> None:
+    def step_done(
+        self, ticket: Ticket, *, progress: float, loss: float, expected_loss: float, suspicion: float
+    ) -> None:
         """A batch was reported and learned from."""
         own, self._own = self._own, 0.0
         data, self.data_seconds = self.data_seconds, 0.0
@@ -89,6 +91,7 @@ class Telling:
             steady=batch.chunk.pass_number < 0,
             own_seconds=own,
             data_seconds=data,
+            suspicion=suspicion,
         )
         self._announcer.hand_on(event)
 

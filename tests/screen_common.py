@@ -88,7 +88,7 @@ def fake_events(steps=4812):
         loss = trend * rng.lognormal(0, 0.06) * (2.6 if step in (1403, 1404) else 1.0)
         yield events.StepDone(
             step, seconds, epoch, step / TOTAL, loss, trend, lr, BATCH_SIZE, SPIKE_STEP < step <= SPIKE_STEP + 20,
-            0.0019, 0.0203,
+            0.0019, 0.0203, 0.9 if step == SPIKE_STEP - 1 else max(0.0, 0.1 * math.sin(step / 9)),
         )  # fmt: skip
         if step % PER_EPOCH == 0:
             table.learn_epoch(epoch)

@@ -29,14 +29,14 @@ def test_fast_steps_become_one_event():
     told = [
         step(1, 0.0),
         step(2, 0.1, 3.0, lr=0.2),
-        step(3, 0.2, 2.0, expected_loss=NAN, own_seconds=0.01, steady=True),
+        step(3, 0.2, 2.0, expected_loss=NAN, own_seconds=0.01, steady=True, suspicion=0.3),
     ]
     first, rest = condensed(told)
 
     assert first == steps_of(told[0])
     assert rest == events.StepsDone(
         step=3, seconds=0.2, num_steps=2, epoch=0, progress=0.5, loss=2.5, lowest=2.0, highest=3.0, last_loss=2.0,
-        expected_loss=1.0, lr=0.1, samples=8, num_steady=1, own_seconds=0.01, data_seconds=0.0,
+        expected_loss=1.0, lr=0.1, samples=8, num_steady=1, own_seconds=0.01, data_seconds=0.0, suspicion=0.3,
     )  # fmt: skip
 
 

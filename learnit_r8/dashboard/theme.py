@@ -75,7 +75,7 @@ COLOURS = {
     "bar": Style(75, 6),
     "rest": Style(238, None, dim=True),
     "loss": Style(75, 6),
-    "range": Style(67, 4),
+    "range": Style(67, 4, dim=True),
     "metric": Style(78, 2),
     "lr": Style(180, 3),
     "plan": Style(242, None, dim=True),
@@ -139,7 +139,11 @@ class Theme:
 
 
 def _named(name: str, glyphs: Glyphs, num_colours: int) -> Theme:
-    return Theme(name, glyphs, num_colours, _PALETTES[name])
+    styles = _PALETTES[name]
+    if num_colours == 256:
+        # Its greys are dim enough; many terminals make them unreadable if told to dim them too.
+        styles = {key: replace(style, dim=style.dim and style.colour is None) for key, style in styles.items()}
+    return Theme(name, glyphs, num_colours, styles)
 
 
 def choose_theme(

@@ -165,6 +165,7 @@ def speed_line(view: View, width: int, theme: Theme, scene: Scene) -> Line:
     if math.isfinite(each):
         parts.append(_step_part(view, each))
     parts.append(overhead_part(view, scene))
+    parts.append(suspicion_part(view, width))
     refused = sum(entry.mark == "S" for entry in view.log)
     if refused:
         parts.append(labelled("refused", str(refused), "warn"))
@@ -193,6 +194,14 @@ def _digits(value: float) -> str:
     if value >= 9.95:
         return f"{value:.0f}"
     return f"{value:.1f}" if value >= 0.05 or value == 0 else "<.1"
+
+
+def suspicion_part(view: View, width: int) -> Line:
+    """How near the guard is to refusing a loss; only where there is room while it is calm."""
+    if view.last is None or not 0 <= view.last.suspicion <= 1 or (width < WIDE and view.last.suspicion < 0.25):
+        return ()
+    near = view.last.suspicion
+    return labelled("suspicion", share(near, 0), "alert" if near >= 0.5 else "warn" if near >= 0.25 else "")
 
 
 def overhead_part(view: View, scene: Scene) -> Line:

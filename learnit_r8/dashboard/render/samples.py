@@ -149,7 +149,8 @@ def loss_histogram(view: View, width: int, height: int, theme: Theme) -> list[Li
     survey = view.survey
     ends = survey.loss_range if survey else ()
     texts = (number(float(f"{ends[0]:.3g}")), f"{number(float(f'{ends[1]:.3g}'))}+") if len(ends) == 2 else ("", "")
-    how = "loss per sample, log" if survey and survey.loss_is_log else "loss per sample"
+    how = "loss per sample" + (", log" if survey and survey.loss_is_log else "")
+    how = how if width >= len(how) + 4 else how.replace(" per sample", "")
     return _histogram(how, survey.loss_counts if survey else (), texts, "loss", width, height, theme)
 
 

@@ -18,6 +18,7 @@ LEGEND = (
     ("▲ ^", "a spike beyond the chart"),
     ("S B", "loss refused, model restored"),
     ("C R", "checkpoint saved, run resumed"),
+    ("suspicion", "how near a loss is to refusal"),
     ("Q1 .. Q4", "quarters of the samples by loss"),
     ("in / out", "moved in an epoch, of all samples"),
     ("exact", "losses of single samples"),
@@ -65,7 +66,7 @@ def entry_line(entry: Entry, width: int, theme: Theme) -> Line:
     text = clip(entry.text, max(0, width - len(when) - len(step) - 8), theme.glyphs.ellipsis)
     style = _STYLES[entry.level]
     return cropped(
-        (Span(when, "label"), Span(f" {step}", "label"), Span(_TAGS[entry.level] + " ", style), Span(text)), width
+        (Span(when, "label"), Span(f" {step}", "label"), Span(_TAGS[entry.level], style), Span(" " + text)), width
     )
 
 
