@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,6 +25,9 @@ PLAN_POINTS = 129
 """Learning rates that stand for a schedule."""
 
 MOST_TEXT = 200
+
+_FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "flax", "optax")
+"""Named with their versions where they are loaded."""
 
 
 class Telling:
@@ -147,7 +152,13 @@ def sampled(schedule: Schedule) -> tuple[float, ...]:
 
 def versions() -> dict[str, str]:
     """What a run depends on beside its arguments."""
-    return {"python": platform.python_version(), "numpy": np.__version__, "machine": platform.node()}
+    known = {"python": platform.python_version(), "numpy": np.__version__}
+    package = __name__.rpartition(".")[0]
+    for name in (package, *_FRAMEWORKS):
+        version = getattr(sys.modules.get(name), "__version__", None)
+        if version is not None:
+            known[name] = str(version)
+    return {**known, "machine": platform.node(), "process": str(os.getpid())}
 
 
 def settings_of(arguments: Mapping[str, Any], *, without: frozenset[str] = frozenset()) -> dict[str, str]:

@@ -10,6 +10,7 @@ from screen_common import PER_EPOCH, SPIKE_STEP, fake_events, fake_view, fold_al
 from learnit_r8 import events
 from learnit_r8.condense import Condenser
 from learnit_r8.dashboard.curve import Curve
+from learnit_r8.dashboard.render.curves import loss_columns
 from learnit_r8.dashboard.view import MOST_ENTRIES, MOST_MARKS, MOST_METRICS, MOST_POINTS, MOST_SURVEYS, View
 from learnit_r8.dashboard.words import describe, number
 from learnit_r8.wire import from_json, to_json
@@ -80,6 +81,27 @@ def test_curve_leaves_out_what_is_not_finite(value):
     curve.add(1, value, value, value)
 
     assert curve.is_empty
+
+
+def test_rows_of_a_curve_are_its_stretches():
+    """A curve as numbers has a row for each stretch that is known, with the last step it stands for."""
+    curve = Curve(4)
+    for step in range(1, 7):
+        curve.add(step, float(step), float(step), float(step))
+
+    assert list(curve.rows()) == [(2, 1.0, 1.5, 2.0), (4, 3.0, 3.5, 4.0), (6, 5.0, 5.5, 6.0)]
+
+
+def test_zoom_shows_single_steps():
+    """The last epoch of a long run is drawn from the newest records, step by step."""
+    view = View()
+    view.fold(start(total=100_000))
+    for step in range(1, 5001):
+        view.fold(steps(step, float(step), loss=float(step % 10)))
+    columns = loss_columns(view, 20, 4980, 5000)
+
+    assert columns.mean.tolist() == [float(step % 10) for step in range(4981, 5001)]
+    assert loss_columns(view, 5, 4980, 5000).high.tolist() == [4.0, 8.0, 9.0, 6.0, 9.0]
 
 
 def test_empty_part_of_a_curve_is_unknown():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -117,6 +118,12 @@ class Curve:
         for values, empty in ((self._count, 0.0), (self._total, 0.0), (self._low, np.inf), (self._high, -np.inf)):
             values[first:] = empty
         self.last_step = min(self.last_step, step)
+
+    def rows(self) -> Iterator[tuple[int, float, float, float]]:
+        """Last step, lowest, mean and highest value of every stretch that is known."""
+        for place in np.flatnonzero(self._count).tolist():
+            mean = self._total[place] / self._count[place]
+            yield (place + 1) * self.width, float(self._low[place]), float(mean), float(self._high[place])
 
     @property
     def is_empty(self) -> bool:

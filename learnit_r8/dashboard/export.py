@@ -100,8 +100,7 @@ def _colour(style: Style) -> str:
 
 
 def _losses(view: View) -> Rows:
-    rows = ((s.step, s.seconds, s.num_steps, s.loss, s.lowest, s.highest, s.lr) for s in view.recent)
-    return ("step", "seconds", "steps", "loss", "lowest", "highest", "lr"), rows
+    return ("to step", "lowest", "mean", "highest"), view.loss.rows()
 
 
 def _quartiles(view: View) -> Rows:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from ..curve import Columns, Curve
+from ...events import StepsDone
+from ..curve import Columns
 from ..looking import Looking
 from ..text import Line, Span, fit
 from ..theme import Glyphs, Theme
@@ -33,12 +36,20 @@ def loss_columns(view: View, num: int, first: int, last: int) -> Columns:
     curve, recent = view.loss, view.recent
     is_coarse = (last - first) < num * curve.width
     if is_coarse and curve.width > 1 and recent and recent[0].step - recent[0].num_steps <= first:
-        curve = Curve()
-        for event in recent:
-            if event.step > first:
-                curve.add(event.step - first, event.loss, event.lowest, event.highest, event.num_steps)
-        first, last = 0, last - first
+        return _columns_of(recent, num, first, last)
     return curve.columns(num, first, max(first + 1, last))
+
+
+def _columns_of(records: Sequence[StepsDone], num: int, first: int, last: int) -> Columns:
+    """Records as columns: every column has those that end in it, else the one it lies within."""
+    values = np.array([(record.step, record.lowest, record.loss, record.highest) for record in records], float).T
+    steps, low, mean, high = values
+    edges = first + (last - first) * np.arange(num) / num
+    starts = np.minimum(np.searchsorted(steps, edges, side="right"), len(steps) - 1)
+    # A sum of equals over their number: the mean over the records of a column.
+    sums, counts = np.add.reduceat(mean, starts), np.diff(np.append(starts, len(steps)))
+    counts[:-1] = np.maximum(counts[:-1], 1)
+    return Columns(np.minimum.reduceat(low, starts), sums / np.maximum(counts, 1), np.maximum.reduceat(high, starts))
 
 
 def loss_panel(view: View, looking: Looking, width: int, height: int, theme: Theme) -> list[Line]:
