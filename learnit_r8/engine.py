@@ -194,11 +194,14 @@ class Engine:
         """
         if not (held_back or is_late):
             self.between_steps()
-        step = self.pace.step + held_back
         # The search gave its batches rates of their own.
-        lr = ticket.lr if ticket.epoch < 0 else self._lr_at(self.pace.progress_at(step))
+        lr = ticket.lr if ticket.epoch < 0 else self.lr_after(held_back)
         self._num_draws += 1
-        return ticket._replace(step=step, lr=lr, draw=self._num_draws - 1)
+        return ticket._replace(step=self.pace.step + held_back, lr=lr, draw=self._num_draws - 1)
+
+    def lr_after(self, held_back: int) -> float:
+        """The learning rate to use once so many more batches are reported."""
+        return self._lr_at(self.pace.progress_at(self.pace.step + held_back))
 
     def report(
         self, ticket: Ticket, loss: Any, *, part_size: int | None = None, grad_norm: Any = None, skipped: bool = False
@@ -356,13 +359,14 @@ class Engine:
         elif ticket.batch.is_out:
             self._close_unlearned(ticket)
 
-    def give_up(self, ticket: Ticket) -> None:
+    def give_up(self, ticket: Ticket, *, on_purpose: bool = False) -> None:
         """Take back a batch that will not be reported: it is drawn once more at the end of its epoch.
 
         The second time it counts as a refused step.
 
         Args:
             ticket: The batch; nothing happens if it is not out.
+            on_purpose: Whether the user said so, and need not be told.
         """
         if not ticket.batch.is_out:
             return
@@ -373,12 +377,8 @@ class Engine:
         drawn_again = self.plan.abandon(ticket.batch)
         self.pace.num_out -= 1
         self.announcer.tell(events.BatchAbandoned, epoch=ticket.epoch, drawn_again=drawn_again)
-        self.announcer.warn_once(
-            "abandoned",
-            f"the batch of step {ticket.step} was not reported with update_with_loss(); such batches are drawn once "
-            "more at the end of the epoch, and count as refused steps if they are not reported then. For a loader that "
-            "works ahead use draw() and report().",
-        )
+        if not on_purpose:
+            self.announcer.warn_once("abandoned", ABANDONED.format(step=ticket.step))
         if not drawn_again:
             self.pace.step += 1
             self._end_epoch_if_complete(ticket)
@@ -505,3 +505,9 @@ FORMAT = 1
 """Of `Engine.state_dict`; raised by one when old states can no longer be read."""
 
 _PARTS = {"format", "data", "seed", "table", "plan", "pace", "rescue", "guard", "tally", "num_draws", "search"}
+
+ABANDONED = (
+    "the batch of step {step} was not reported with update_with_loss(); such batches are drawn once more at the end of "
+    "the epoch, and count as refused steps if they are not reported then. For a loader that works ahead use draw() and "
+    "report()."
+)

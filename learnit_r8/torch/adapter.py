@@ -193,7 +193,8 @@ class Adapter:
         recorded, stepper = self._reports.recorded, self._stepper
         if recorded is None:
             raise RuntimeError("step() was called with no losses noted; call loss() with those of the batch before.")
-        is_due = stepper.backward(loss, is_last=self._ends_epoch(recorded[0].ticket))
+        ends_epoch = self._ends_epoch(recorded[0].ticket)
+        is_due = stepper.backward(loss, is_last=ends_epoch)
         norm = stepper.clip() if is_due else None
         skipped = stepper.apply() if is_due and stepper.is_scaled else None
         outcome = self._tell_all(grad_norm=norm, skipped=skipped)
@@ -201,15 +202,22 @@ class Adapter:
             stepper.apply()
         if is_due or not outcome:
             stepper.clear()
-        if self.scheduler.global_step % self.scheduler.steps_per_epoch == 0:
+        if ends_epoch:
             # Not only when the next epoch begins: validation may come before, and may fail.
+            self.flush()
             self._between()
         return outcome
 
     def _tell_all(self, **extras: torch.Tensor | None) -> Outcome:
         """Report this batch and those of adapters that share the model; the outcome that speaks against the step."""
-        outcomes = [self._reports.tell(**extras), *(other._reports.tell() for other in self._others)]
-        return next((outcome for outcome in outcomes if not outcome), outcomes[0])
+        outcome = self._reports.tell(**extras)
+        if not self._others:
+            return outcome
+        outcomes = [outcome, *(other._reports.tell() for other in self._others)]
+        if any(each.rolled_back_to is not None for each in outcomes):
+            for adapter in (self, *self._others):
+                adapter._reports.drop()
+        return next((each for each in outcomes if not each), outcome)
 
     def skip(self) -> None:
         """Pass over the batch in hand; it comes once more at the end of the epoch."""
@@ -274,6 +282,7 @@ class Adapter:
         self._reports.tell()
         if self._stepper.ask_between_steps():
             self._sharing.between_steps(self.scheduler, self._reports.num_on_their_way)
+        self._reports.set_next_rates()
 
     def _before_iter(self) -> None:
         self.flush()

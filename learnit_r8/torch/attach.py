@@ -85,7 +85,8 @@ def attach(
         max_grad_norm=_checked_norm(max_grad_norm),
     )
     sharing = sharing_here() if sharing is None else sharing
-    r8 = _scheduler(scheduler, size, sharing.settings(settings), optimizer)
+    settings = sharing.settings(settings)
+    r8 = _new_scheduler(size, state, settings, optimizer) if scheduler is None else _checked(scheduler, size, settings)
     sharing.check(r8, model)
     r8.safekeeping.adopt(Callbacks(state.save, state.load, state.read))
     adapter = Adapter(
@@ -131,16 +132,25 @@ def _checked_norm(max_grad_norm: Any) -> float | None:
     return max_grad_norm  # type: ignore[no-any-return]
 
 
-def _scheduler(given: R8Scheduler | None, size: int, settings: dict[str, Any], optimizer: Any) -> R8Scheduler:
+def _new_scheduler(size: int, state: ModelState, settings: dict[str, Any], optimizer: Any) -> R8Scheduler:
     from ..scheduler import R8Scheduler
 
-    if given is None:
-        highest = max(float(group["lr"]) for group in optimizer.param_groups)
-        return R8Scheduler(size, **{"initial_lr": highest, **settings})
-    if not isinstance(given, R8Scheduler):
-        raise TypeError(f"scheduler must be an R8Scheduler, got {given!r}.")
+    ours: dict[str, Any] = {"state_callback": state.read, "load_callback": state.load}
+    if settings.get("checkpoint_dir") is not None:
+        ours["save_callback"] = state.save
+    highest = max(float(group["lr"]) for group in optimizer.param_groups)
+    return R8Scheduler(size, **{**ours, "initial_lr": highest, **settings})
+
+
+def _checked(scheduler: Any, size: int, settings: dict[str, Any]) -> R8Scheduler:
+    from ..scheduler import R8Scheduler
+
+    if not isinstance(scheduler, R8Scheduler):
+        raise TypeError(f"scheduler must be an R8Scheduler, got {scheduler!r}.")
     if settings:
-        raise ValueError(f"{min(settings)} must be given to the scheduler that was made before, got it here.")
-    if given.table.num_samples != size:
-        raise ValueError(f"dataset must have the scheduler's {given.table.num_samples} samples, got {size}.")
-    return given
+        raise ValueError(
+            f"{min(settings)} must be given to the scheduler that was made before, got it in attach() with that one."
+        )
+    if scheduler.table.num_samples != size:
+        raise ValueError(f"dataset must have the scheduler's {scheduler.table.num_samples} samples, got {size}.")
+    return scheduler

@@ -123,13 +123,11 @@ class Reports:
             try:
                 self.outcome = self._report(sent, values)
             finally:
-                # The weights that these were computed with are gone.
-                if self._was_put_back and self.readback is not None:
-                    for later in [*(sent for sent, _ in here[number + 1 :]), *self.readback.clear()]:
-                        self._r8.discard(later.ticket)
+                if self._was_put_back:
+                    self._discard([sent for sent, _ in here[number + 1 :]])
+                    self.drop()
             if self._was_put_back:
                 break
-        self.set_rates(self._r8.lr if not self.num_on_their_way else self.outcome.lr)
 
     def _report(self, sent: Sent, values: Any) -> Outcome:
         ticket, count = sent.ticket, len(values) - len(sent.extras)
@@ -146,8 +144,19 @@ class Reports:
         self._was_put_back |= outcome.rolled_back_to is not None
         return outcome
 
+    def drop(self) -> None:
+        """Discard what is on its way: the weights that those losses were computed with are gone."""
+        if self._rates is not None:
+            self._rates.forget()
+        if self.readback is not None:
+            self._discard(self.readback.clear())
+
+    def _discard(self, sent: list[Sent]) -> None:
+        for each in sent:
+            self._r8.discard(each.ticket)
+
     def note_put_back(self) -> None:
-        """Note that the model was put back: the optimizer has old rates, and losses on their way are void."""
+        """Note that the model was put back, and the optimizer with its rates."""
         self._was_put_back = True
         if self._rates is not None:
             self._rates.forget()
@@ -158,6 +167,12 @@ class Reports:
         if self.readback is not None:
             self.readback.clear()
         self.desk.hand_back()
+
+    def set_next_rates(self) -> None:
+        """Set the optimizer's rates for the batch that comes next: a loop may step before it reports."""
+        r8 = self._r8
+        if self._rates is not None and not r8.search.is_on:
+            self.set_rates(r8.lr_after(self.num_on_their_way))
 
     def set_rates(self, lr: float) -> None:
         """Set the optimizer's rates, if they are ours to set."""
