@@ -81,7 +81,7 @@ class Adapter:
 
     @property
     def num_waits(self) -> int:
-        """How often the host waited for the device because of us, backups and checkpoints not counted."""
+        """How often a step waited for the device because of us; ends of epochs, backups and checkpoints aside."""
         readback = self._reports.readback
         return 0 if readback is None else readback.num_waits
 

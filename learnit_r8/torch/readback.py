@@ -25,7 +25,7 @@ class Readback(Protocol):
     """Takes values with what they belong to, and gives both back in order once they can be read.
 
     Attributes:
-        num_waits: How often the host had to wait for the device.
+        num_waits: How often a step had to wait for the device; `drain` does not count, an epoch's end asks for it.
     """
 
     num_waits: int
@@ -110,24 +110,21 @@ class Lagging:
 
     def ready(self) -> list[tuple[Any, Values]]:
         """Those that have come, in order."""
-        return self._taken(self._most)
+        queue = self._under_way
+        taken = []
+        while queue and (queue[0][1].is_done() or len(queue) > self._most):
+            self.num_waits += not queue[0][1].is_done()
+            taken.append(self._first())
+        return taken
 
     def drain(self) -> list[tuple[Any, Values]]:
         """All of them, in order; waits."""
-        return self._taken(0)
+        return [self._first() for _ in range(len(self._under_way))]
 
-    def _taken(self, most: int) -> list[tuple[Any, Values]]:
-        queue, taken = self._under_way, []
-        while queue:
-            item, copy = queue[0]
-            if not copy.is_done():
-                if len(queue) <= most:
-                    break
-                self.num_waits += 1
-                copy.wait()
-            queue.popleft()
-            taken.append((item, copy.read()))
-        return taken
+    def _first(self) -> tuple[Any, Values]:
+        item, copy = self._under_way.popleft()
+        copy.wait()
+        return item, copy.read()
 
     def clear(self) -> list[Any]:
         """Forget those on their way: what they belong to, in order."""
