@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ class Desk:
         self.r8 = r8
         self.out: OrderedDict[int, Ticket] = OrderedDict()
         self.turn: Turn | None = None
+        self._begun: deque[Ticket] = deque()
         self.before_iter: Callable[[], None] = _nothing
         self.before_turn: Callable[[], None] = _nothing
         self.between_steps: Callable[[], None] = r8.between_steps
@@ -70,8 +71,10 @@ class Desk:
         self.turn = turn
 
     def hand_back(self) -> None:
-        """Give the scheduler back what is out, to be drawn first."""
-        for ticket in reversed(self.out.values()):
+        """Give the scheduler back what is out, to be drawn first; what an interruption left half reported too."""
+        lost = [ticket for ticket in self._begun if ticket.batch.is_out]
+        self._begun.clear()
+        for ticket in reversed([*lost, *self.out.values()]):
             if ticket.epoch < 0:
                 self.r8.give_up(ticket)
             else:
@@ -110,10 +113,16 @@ class Desk:
 
     def take(self, ticket: Ticket) -> None:
         """Note that a batch is no longer out with the loader; nothing happens if it never was."""
-        if self.out.get(ticket.draw) is ticket:
-            del self.out[ticket.draw]
-            if self.turn is not None:
-                self.turn.num_taken += 1
+        if self.out.get(ticket.draw) is not ticket:
+            return
+        begun = self._begun
+        while begun and not begun[0].batch.is_out:
+            begun.popleft()
+        # First in the one, then out of the other: an interruption between them loses nothing.
+        begun.append(ticket)
+        del self.out[ticket.draw]
+        if self.turn is not None:
+            self.turn.num_taken += 1
 
     def skip(self, *, ahead: int = 0) -> None:
         """Give up the batch in hand: it comes once more at the end of the epoch."""

@@ -62,8 +62,9 @@ class ModelState:
             ValueError: it has other parts, or one of them does not fit. Then nothing was changed.
         """
         state = source if from_ram else files.load(source)
-        if state.keys() != {*self._parts, "random"}:
-            raise ValueError(f"the saved state must have the parts {sorted(self._parts)}, got {sorted(state)}.")
+        expected = {*self._parts, "random"}
+        if state.keys() != expected:
+            raise ValueError(f"the saved state must have the parts {sorted(expected)}, got {sorted(state)}.")
         _check_fits(self._parts["model"], state["model"])
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
