@@ -156,7 +156,7 @@ class Parser:
 
     def _record(self, line: bytes) -> Record | None:
         try:
-            fields = json.loads(line)
+            fields = json.loads(str(line, "utf-8"))
             kind = fields["kind"]
             if kind == "Journal":
                 return None
