@@ -71,7 +71,9 @@ def print_step_cost(repeats: int, num_steps: int) -> None:
                     more = {"run_dir": Path(scratch) / str(repeat)}
                 times[name].append(cpu_per_step(num_steps, **more))
     base = statistics.median(times[names[0]])
-    print(f"{'draw + report, N = 5e4, B = 32':<32}{'CPU us a step':>14}{'more':>8}  must {MUST_STEP:g}, aim {AIM_STEP:g}")
+    print(
+        f"{'draw + report, N = 5e4, B = 32':<32}{'CPU us a step':>14}{'more':>8}  must {MUST_STEP:g}, aim {AIM_STEP:g}"
+    )
     for name in names:
         median = statistics.median(times[name])
         print(f"{name:<32}{median:>14.2f}{median - base:>8.2f}")
@@ -91,7 +93,7 @@ def write_long_run(folder: Path, size: int) -> int:
                 50 * count, count / 4, 50, 50 * count // 15625, 50 * count / 1e9, loss, loss * 0.9, loss * 1.2, loss,
                 loss, 0.01, 3200, 0, 0.001, 0.0,
             )  # fmt: skip
-            written += file.write(to_json(done, digits=9)[:-1] + f', "time": {1.7e9 + count / 4}}}\n')
+            written += file.write(to_json(done)[:-1] + f', "time": {1.7e9 + count / 4}}}\n')
     return count
 
 

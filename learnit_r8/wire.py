@@ -16,19 +16,15 @@ from .events import EVENTS, Event
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
-def to_json(event: Event, *, digits: int = 17) -> str:
+def to_json(event: Event) -> str:
     """One line of strict JSON (RFC 8259): numbers that are not finite become the strings "nan", "inf", "-inf".
-
-    Args:
-        event: What happened.
-        digits: Significant ones of floats; 17 keep them as they are, and 9 those of a float32.
 
     >>> from learnit_r8.events import RolledBack
     >>> to_json(RolledBack(step=7, seconds=1.5, to_step=5, source="backup"))
     '{"kind": "RolledBack", "step": 7, "seconds": 1.5, "to_step": 5, "source": "backup"}'
     """
     fields = {"kind": type(event).__name__, **dataclasses.asdict(event)}
-    return json.dumps({name: _encoded(value, digits) for name, value in fields.items()}, allow_nan=False)
+    return json.dumps({name: _encoded(value) for name, value in fields.items()}, allow_nan=False)
 
 
 def from_json(line: str) -> Event:
@@ -104,11 +100,9 @@ def _read_float(value: Any) -> float:
     return _NON_FINITE[value] if type(value) is str else float(_of(int, value))
 
 
-def _encoded(value: Any, digits: int) -> Any:
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            return repr(value)
-        return value if digits >= 17 else float(f"{value:.{digits}g}")
+def _encoded(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
     if isinstance(value, dict):
-        return {key: _encoded(item, digits) for key, item in value.items()}
-    return [_encoded(item, digits) for item in value] if isinstance(value, (tuple, list)) else value
+        return {key: _encoded(item) for key, item in value.items()}
+    return [_encoded(item) for item in value] if isinstance(value, (tuple, list)) else value

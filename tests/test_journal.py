@@ -23,6 +23,7 @@ from learnit_r8.condense import steps_of
 from learnit_r8.journal import Journal, Run, find_run, writing
 from learnit_r8.journal.about import is_gone, this_process
 from learnit_r8.journal.opening import open_journal
+from learnit_r8.journal.reading import _is_sane
 from learnit_r8.journal.summary import MOST_OF_A_KIND, STEPS_AT_FIRST, STEPS_PER_SECOND, Summary, merge
 
 ROOT = Path(__file__).parent.parent
@@ -67,9 +68,9 @@ SPECIAL = (events.StepDone, events.StepsDone, events.RunStarted, events.SamplesS
 
 @given(st.lists(any_event().filter(lambda event: not isinstance(event, SPECIAL)), max_size=8))
 def test_events_survive_the_journal(tmp_path_factory, happened):
-    """What other listeners hear beside steps comes back from the folder, to nine digits, in order."""
+    """What other listeners hear beside steps comes back from the folder, equal and in order."""
     folder = tmp_path_factory.mktemp("run")
-    kept = [event for event in happened if 0 <= event.step < 2**53 and 0 <= event.seconds < 1e12]
+    kept = [event for event in happened if _is_sane(event)]
     written = journal(folder)
     for event in kept:
         written.listener(event)
@@ -77,9 +78,7 @@ def test_events_survive_the_journal(tmp_path_factory, happened):
     back = told(folder)
 
     assert [type(event) for event in back] == [*map(type, kept), events.ProcessLeft]
-    for event, again in zip(kept, back, strict=False):
-        assert again.step == event.step
-        np.testing.assert_allclose(again.seconds, event.seconds, rtol=1e-8)
+    np.testing.assert_equal([vars(event) for event in back[:-1]], [vars(event) for event in kept])
 
 
 def test_lines_are_strict_json_with_a_header_and_a_time(tmp_path):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dashboard.text import clean, fit
+from ..dashboard.text import clean, fit, width_of
 from ..dashboard.words import number
 from ..journal import Run, UnreadableRun, find_run
 from ..journal.samples import Samples, read_samples, sample_epochs
@@ -62,7 +62,7 @@ def rows_of(samples: Samples, chosen: NDArray[np.int64]) -> Iterator[tuple[int, 
 def lines_of(name: str, samples: Samples, chosen: NDArray[np.int64]) -> Iterable[str]:
     """A table for people."""
     rows = list(rows_of(samples, chosen))
-    wide = min(60, max([6, *(len(row[1]) for row in rows)]))
+    wide = min(60, max([6, *(width_of(row[1]) for row in rows)]))
     yield f"{clean(name, 60)}, epoch {samples.epoch + 1}, step {samples.step:,}; losses: {trust(samples)}"
     yield f"{'#':>9}  {fit('sample', wide)}  {'loss':>9}  {'last':>9}  {'mean':>9}  {'uses':>5}"
     for index, label, *values, uses in rows:

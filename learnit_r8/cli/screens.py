@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from ..dashboard.choice import why_plain
 from ..dashboard.looking import Looking
 from ..dashboard.painter import Painter
@@ -21,7 +23,7 @@ from ..dashboard.text import clean
 from ..dashboard.theme import Theme, choose_theme
 from ..dashboard.watch import Watch
 from ..dashboard.words import describe
-from ..journal import find_run
+from ..journal import UnreadableRun, find_run
 from .status import EXIT_CODES, line_of
 
 SIZE = (120, 40)
@@ -72,11 +74,21 @@ def _show(owner: Any, options: argparse.Namespace, mode: str) -> None:
     )
     owner.show = lambda view: setattr(painter, "view", view)
     try:
-        with _terminated_in_order(), contextlib.suppress(KeyboardInterrupt):
+        with _terminated_in_order(), _drawing(), contextlib.suppress(KeyboardInterrupt):
             painter.run()
     except Unfit as error:
         print(f"learnit-r8 {mode}: plain lines, no screen: {clean(error)}", file=sys.stderr)
         _follow(owner) if mode == "watch" else _print_once(owner, options, mode)
+
+
+@contextlib.contextmanager
+def _drawing() -> Iterator[None]:
+    """What a run's odd numbers do to the drawing is its own fault, and said so."""
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    except (ArithmeticError, LookupError, TypeError) as error:
+        raise UnreadableRun(f"run must hold numbers that can be drawn, got {error!r}.") from error
 
 
 @contextlib.contextmanager
@@ -101,7 +113,9 @@ def _print_once(owner: Any, options: argparse.Namespace, mode: str) -> None:
     width = min(options.width or terminal.columns, 500)
     height = min(options.height or terminal.lines, 300)
     looking = Looking(mode=mode, view=options.view)
-    for line in render(owner.view, looking, width, height, _theme(options), owner.scene()):
+    with _drawing():
+        lines = render(owner.view, looking, width, height, _theme(options), owner.scene())
+    for line in lines:
         print("".join(span.text for span in line).rstrip())
 
 

@@ -54,7 +54,7 @@ class Replay:
         self._next: Record | None = next(self._records, None)
         self._to_step = math.inf if to_step is None else to_step
         self.speed = _usual_speed(self._run) if speed is None else speed
-        self.position = 0.0
+        self.position = self._shown = 0.0
         self.is_paused = False
         self._clock = clock
         self._last = clock()
@@ -70,12 +70,12 @@ class Replay:
             if record is None or record.event.step > self._to_step:
                 self.is_paused = True
                 return
-            if isinstance(record.event, RunStarted):
+            if isinstance(record.event, RunStarted) and record.event.seconds < self._shown:
                 # A later session begins where its checkpoint was; nobody wants to wait for what lies between.
                 self.position = min(self.position, record.event.seconds)
             if record.event.seconds > self.position:
                 return
-            self._next = next(self._records, None)
+            self._next, self._shown = next(self._records, None), record.event.seconds
             yield record.event
         self.position = min(self.position, self.view.seconds)
 
@@ -117,7 +117,7 @@ class Replay:
 
 def _usual_speed(run: Run) -> float:
     seconds = max((record.event.seconds for record in Run(run.folder).glance()[-100:]), default=0.0)
-    return max(seconds / WHOLE_SECONDS, 1e-3)
+    return float(f"{max(seconds / WHOLE_SECONDS, 1e-3):.2g}")
 
 
 def _nothing(view: View) -> None:

@@ -17,7 +17,9 @@ MOST_LINE_BYTES = 2**20
 MOST_JSON_BYTES = 2**22
 BLOCK_BYTES = 2**20
 SCHEMA = 1
-MOST_STEPS = 2**53
+MOST_COUNT = 2**53
+MOST_NUMBER = 4e38
+"""No loss is larger: float32 ends there."""
 MOST_SECONDS = 1e12
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
@@ -173,8 +175,8 @@ class Parser:
 
 
 def _is_sane(event: Event) -> bool:
-    """Whether an event's counts can be counts, for those who divide by them."""
-    if not (0 <= event.step < MOST_STEPS and 0 <= event.seconds < MOST_SECONDS):
+    """Whether an event's counts can be counts and its numbers are of this world, for those who reckon with them."""
+    if not (event.step >= 0 and 0 <= event.seconds < MOST_SECONDS and all(map(_fits, vars(event).values()))):
         return False
     if isinstance(event, StepsDone):
         return event.num_steps >= 1 and event.samples >= 0 and event.epoch >= -1
@@ -182,6 +184,17 @@ def _is_sane(event: Event) -> bool:
         least = min(event.num_samples, event.batch_size, event.steps_per_epoch, event.total_steps or 1)
         return least >= 1 and event.total_steps != 0
     return True
+
+
+def _fits(value: Any) -> bool:
+    kind = type(value)
+    if kind is float:
+        return not MOST_NUMBER < abs(value) < math.inf
+    if kind is int:
+        return bool(-1 <= value < MOST_COUNT)
+    if kind is tuple:
+        return all(map(_fits, value))
+    return kind is not dict or all(map(_fits, value.values()))
 
 
 PREVIEW_HEAD_BYTES = 2**16

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from ..events import Event, MetricsLogged, Notice, SamplesSurveyed, StepsDone
 
-STEPS_PER_SECOND = 2.0
+STEPS_PER_SECOND = 1.5
 STEPS_AT_FIRST = 2400
 """Records of steps kept before that limit holds: all there are of the first ten minutes, at four a second."""
 SURVEYS_PER_SECOND = 1 / 30

@@ -190,7 +190,7 @@ class Journal:
                 self.num_lost += 1
                 return
             self._last_written = self._clock()
-            self._lines.append(f'{to_json(event, digits=9)[:-1]}, "time": {self._wall():.3f}}}\n')
+            self._lines.append(f'{to_json(event)[:-1]}, "time": {self._wall():.3f}}}\n')
 
     def _write_lines(self) -> None:
         with self._lock:
