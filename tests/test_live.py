@@ -138,7 +138,7 @@ def test_export_key_leaves_a_file(tmp_path):
         terminal.press("x")
         terminal.wait_for(lambda: list(tmp_path.rglob("overview-*.csv")))
 
-        assert next(tmp_path.rglob("overview-*.csv")).read_text().startswith("step,seconds,steps,loss")
+        assert next(tmp_path.rglob("overview-*.csv")).read_text().startswith("to step,lowest,mean,highest")
 
 
 HANG_UP = """
