@@ -19,7 +19,7 @@ from learnit_r8.dashboard.render.chart import scale_of
 from learnit_r8.dashboard.render.parts import aligned, counts, spark, tower
 from learnit_r8.dashboard.text import cell_width, clean, clip, fit, width_of
 from learnit_r8.dashboard.theme import ASCII, BRAILLE, NAMES, choose_theme
-from learnit_r8.dashboard.view import View
+from learnit_r8.dashboard.view import Point, View
 
 HOSTILE = st.text(max_size=60) | st.sampled_from(
     [
@@ -138,6 +138,16 @@ def test_any_keys_can_be_pressed(keys):
 def test_edges_of_the_layouts(width, height):
     """The smallest screens, those where the layout changes, and the largest are drawn."""
     check(render(fake_view(), Looking(), width, height, THEMES[0], SCENE), width, height, THEMES[0])
+
+
+def test_forgotten_text_is_cleaned_at_the_end():
+    """A text that reaches the lines as it was is cleaned when they are handed out."""
+    view = View()
+    view.fold(events.RunStarted(0, 0.0, "it", 1, 1, 1, 1, None, "balanced"))
+    view.metrics["\x1b[2Jowned"] = [Point(1, 0.5)]
+    view.fold(events.BatchRefused(1, 1.0, 0, 9.0, 0.1, 0.05, 1, (), "a\x07b\u202ec"))
+
+    check(render(view, Looking(), 120, 40, THEMES[0], SCENE), 120, 40, THEMES[0])
 
 
 @given(HOSTILE)

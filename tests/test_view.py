@@ -129,6 +129,17 @@ def test_memory_does_not_grow_with_the_run():
     assert len(pickle.dumps(view)) < 1_000_000
 
 
+def test_flood_of_events_leaves_the_alerts():
+    """However many epochs follow, a refusal can still be found among the alerts."""
+    view = View()
+    view.fold(events.BatchRefused(1, 1.0, 0, 9.0, 0.1, 0.05, 1, (), "spike"))
+    for epoch in range(3000):
+        view.fold(events.EpochDone(epoch + 2, 2.0, epoch, 0.5, 1.0, 0.1, 100, 10.0))
+
+    assert any("refused" in line for line in screen(view, 80, 24, view="events", alerts_only=True))
+    assert not any("refused" in line for line in screen(view, 80, 24, view="events"))
+
+
 def test_surveys_are_thinned():
     """Old bounds of quartiles are thinned, the newest and the first stay."""
     view = View()

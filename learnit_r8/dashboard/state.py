@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .looking import Looking, Scene
+from .text import clean
 from .view import View
 
 LEAST_STALL_SECONDS = 60.0
@@ -37,12 +38,12 @@ def state_of(view: View, looking: Looking, scene: Scene) -> State:
     if scene.is_paused or view.is_paused:
         return State("PAUSED", "warn")
     if scene.link.startswith("stalled"):
-        return State("STALLED", "alert", scene.link.removeprefix("stalled").strip())
+        return State("STALLED", "alert", clean(scene.link.removeprefix("stalled").strip(), 30))
     silent = _silence(view, scene)
     if silent:
         return State("STALLED", "alert", f"{silent:.0f}s")
     if view.incident is not None:
-        return State("RECOVERING", "alert", f"{view.incident.reason}")
+        return State("RECOVERING", "alert", clean(view.incident.reason, 30))
     if view.is_searching:
         return State("SEARCHING", "busy", "learning rate")
     if view.last is not None and view.last.num_steady:

@@ -17,6 +17,7 @@ EMA_WEIGHT = 0.03
 """Of a new batch loss in the smoothed loss."""
 
 MOST_ENTRIES = 1000
+MOST_ALERTS = 300
 MOST_METRICS = 32
 MOST_POINTS = 256
 MOST_SURVEYS = 256
@@ -84,6 +85,7 @@ class View:
         metrics: Values that were logged, by name; thinned.
         logged: The newest `MetricsLogged`; None before.
         log: The newest events, oldest first.
+        alerts: The newest warnings and alerts; a flood of other events does not drive them out.
         marks: What the axis of the charts shows; thinned.
         num_entries: Events ever put there.
         num_alerts: Of them, warnings and alerts.
@@ -93,6 +95,7 @@ class View:
         epochs: The newest ends of epochs.
         pacing: How fast it goes.
         incident: The refusal that is not over; None if there is none.
+        num_refused: Losses refused so far.
         is_lr_lowered: Whether the learning rate is below its schedule after a refusal.
         is_searching: Whether a learning rate is searched for.
         is_paused: Whether the run waits.
@@ -115,6 +118,7 @@ class View:
         self.metrics: dict[str, Thinned[Point]] = {}
         self.logged: events.MetricsLogged | None = None
         self.log: deque[Entry] = deque(maxlen=MOST_ENTRIES)
+        self.alerts: deque[Entry] = deque(maxlen=MOST_ALERTS)
         self.marks: Thinned[Mark] = Thinned(MOST_MARKS)
         self.num_entries = 0
         self.num_alerts = 0
@@ -124,6 +128,7 @@ class View:
         self.epochs: deque[events.EpochDone] = deque(maxlen=64)
         self.pacing = Pacing()
         self.incident: events.BatchRefused | None = None
+        self.num_refused = 0
         self.is_lr_lowered = False
         self.is_searching = False
         self.is_paused = False
@@ -149,6 +154,7 @@ class View:
                 self._fold_metrics(event)
             case events.BatchRefused():
                 self.incident = event
+                self.num_refused += 1
                 self.is_lr_lowered = event.next_lr < event.lr
                 self.pacing.refused(event)
             case events.IncidentEnded():
@@ -168,9 +174,12 @@ class View:
     def _note(self, event: events.Event) -> None:
         said = describe(event)
         if said is not None:
-            self.log.append(Entry(event.step, event.seconds, said.level, said.text, said.mark))
+            entry = Entry(event.step, event.seconds, said.level, said.text, said.mark)
+            self.log.append(entry)
             self.num_entries += 1
-            self.num_alerts += said.level in (WARN, ALERT)
+            if said.level in (WARN, ALERT):
+                self.alerts.append(entry)
+                self.num_alerts += 1
             if said.mark:
                 self.marks.add(Mark(event.step, said.mark))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..looking import Looking, Scene
-from ..text import Line, Span, in_ascii
+from ..text import Line, Span, clean, in_ascii
 from ..theme import Theme
 from ..view import View
 from .header import title_line
@@ -46,7 +46,14 @@ def render(
         lines = [*lines[: height - 1], footer(looking, scene, width, theme)]
     if theme.glyphs.name == "ascii":
         lines = [tuple(Span(in_ascii(text), style) for text, style in line) for line in lines]
-    return [cropped(line, width) for line in lines[:height]] + [EMPTY] * (height - len(lines))
+    return [cropped(_harmless(line), width) for line in lines[:height]] + [EMPTY] * (height - len(lines))
+
+
+def _harmless(line: Line) -> Line:
+    """The line, cleaned once more where somebody has forgotten it: nothing in a run may attack its viewer."""
+    if all(text.isprintable() for text, _ in line):
+        return line
+    return tuple(Span(clean(text), style) for text, style in line)
 
 
 def _body(view: View, looking: Looking, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:

@@ -166,7 +166,7 @@ def speed_line(view: View, width: int, theme: Theme, scene: Scene) -> Line:
         parts.append(_step_part(view, each))
     parts.append(overhead_part(view, scene))
     parts.append(suspicion_part(view, width))
-    refused = sum(entry.mark == "S" for entry in view.log)
+    refused = view.num_refused
     if refused:
         parts.append(labelled("refused", str(refused), "warn"))
     return (Span(" "), *joined(parts, width - 1))

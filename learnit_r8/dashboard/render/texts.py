@@ -38,11 +38,8 @@ def chosen_entries(view: View, looking: Looking) -> list[Entry]:
     """Events that pass the filter, newest first."""
     wanted = looking.filter.lower() if looking.view == "events" else ""
     alerts = looking.alerts_only and looking.view == "events"
-    return [
-        entry
-        for entry in reversed(view.log)
-        if (not alerts or entry.level in ("warn", "alert")) and (not wanted or wanted in entry.text.lower())
-    ]
+    entries = view.alerts if alerts else view.log
+    return [entry for entry in reversed(entries) if not wanted or wanted in entry.text.lower()]
 
 
 def events_panel(view: View, looking: Looking, width: int, height: int, theme: Theme) -> list[Line]:
