@@ -1,7 +1,8 @@
 """Trains a small network on scikit-learn's digits under R8Scheduler, with wrong labels and a NaN on purpose.
 
-Run ``pip install .[demo]`` and ``python example.py``. The network needs only numpy. 5 % of the labels are flipped, and
-in mid-training one weight becomes NaN. You see how the run goes on, and which labels look wrong.
+Run ``pip install .[demo]`` and ``python example.py``, or ``python example.py --screen`` to watch the training. The
+network needs only numpy. 5 % of the labels are flipped, and in mid-training one weight becomes NaN. You see how the run
+goes on, and which labels look wrong.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ SUSPECTS_AFTER = 5
 # A backup is due at this very step, so one is taken of the poisoned weights too; it must not be the one restored.
 POISON_STEP = 300
 BACKUP_EVERY = 20
+SCREEN_SECONDS = 0.025
 
 
 class Task(NamedTuple):
@@ -107,9 +109,14 @@ class Run(NamedTuple):
 
 
 def train_with_r8(
-    task: Task, *, seed: int = 0, poison_step: int = -1, listeners: Sequence[events.Listener] = ()
+    task: Task,
+    *,
+    seed: int = 0,
+    poison_step: int = -1,
+    listeners: Sequence[events.Listener] = (),
+    screen: bool = False,
 ) -> Run:
-    """The loop this example is about."""
+    """The loop this example is about; on the screen it is slowed down, or it would be over at once."""
     model = Mlp(seed)
     with R8Scheduler(
         len(task.labels),
@@ -120,6 +127,8 @@ def train_with_r8(
         load_callback=model.load,
         backup_every=BACKUP_EVERY,
         listeners=listeners,
+        use_curses=screen,
+        name="digits",
         seed=seed,
     ) as r8:
         for epoch in r8.epoch_iterator():
@@ -129,6 +138,8 @@ def train_with_r8(
                     model.step(lr)
                 if r8.global_step == poison_step:
                     model.poison()
+                if screen:
+                    time.sleep(SCREEN_SECONDS)
             accuracy = model.accuracy(task.test_images, task.test_labels)
             r8.log(test_accuracy=accuracy)
             # Later on the network has learnt the wrong labels by heart, and they no longer stand out.
@@ -268,10 +279,12 @@ def print_side_by_side(pictures: list[list[str]]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="compare over 3 other seeds instead of 20")
-    quick = parser.parse_args(arguments).quick
+    parser.add_argument("--screen", action="store_true", help="show the run on the screen, slowed down to 20 s")
+    options = parser.parse_args(arguments)
+    quick = options.quick
     began = time.perf_counter()
     task, diary = load_task(), Diary()
-    run = train_with_r8(task, poison_step=POISON_STEP, listeners=[diary])
+    run = train_with_r8(task, poison_step=POISON_STEP, listeners=[diary], screen=options.screen)
     print_accuracy(task, run, num_seeds=3 if quick else 20)
     print_recovery(run.r8, diary)
     print_quartiles(task, run.r8)
