@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from test_report import samples
 from test_run_folder import STARTED, folder_with, steps
 
 from learnit_r8 import events
-from learnit_r8.cli import _HOME, main
+from learnit_r8.cli import _HOME, _parser, main
 from learnit_r8.cli.demo import run as run_demo
 from learnit_r8.cli.tables import write_csv
 from learnit_r8.journal import Run
@@ -344,6 +345,18 @@ def test_demo_as_a_command(tmp_path, capsys, monkeypatch):
 
     assert lines[-1] == "now: learnit-r8 replay kept, or learnit-r8 report kept --html report.html"
     assert (tmp_path / "kept" / "events.jsonl").is_file()
+
+
+def test_commands_of_the_guide_exist():
+    """Every command line in the guide is one that the parser takes, and every picture in it is there."""
+    guide = (ROOT / "docs" / "dashboard.md").read_text()
+    lines = [line.split("#")[0].split()[1:] for line in guide.splitlines() if line.startswith("learnit-r8 ")]
+    for arguments in lines:
+        _parser().parse_args(arguments)
+
+    assert {arguments[0] for arguments in lines} == set(_HOME) - {"demo"}
+    for picture in re.findall(r"\(\.\./(assets/[^)]*)\)", guide):
+        assert (ROOT / picture).is_file()
 
 
 def test_every_command_has_a_home():

@@ -214,9 +214,11 @@ def _cells(chart: Frame, counts: NDArray[np.float64]) -> Iterator[str]:
         yield rect(left, top, wide + 0.2, tall + 0.2, "cell", fill_opacity=shade)
 
 
-def histogram(counts: tuple[int, ...], low: float, high: float, name: str, *, open_end: bool) -> str:
+def histogram(counts: tuple[int, ...], ends: tuple[float, float], name: str, *, log: bool = False) -> str:
     """How many samples lie where."""
-    chart = frame(HALF, 150, (low, high if high > low else low + 1), (0.0, float(max(1, *counts)) * 1.05))
+    low, high = ends
+    log = log and 0 < low < high
+    chart = frame(HALF, 150, (low, max(high, low + 1e-9)), (0.0, float(max(1, *counts)) * 1.05), log_x=log)
     wide = (chart.x.end - chart.x.start) / len(counts)
     left, floor = chart.x.start + 0.5, chart.y.start
     bars = [
@@ -224,5 +226,4 @@ def histogram(counts: tuple[int, ...], low: float, high: float, name: str, *, op
         for place, count in enumerate(counts)
         if count
     ]
-    more = [label(chart.x.end, chart.y.end + 8, "and above", "label faint", anchor="end")] if open_end else []
-    return svg(chart, [grid(chart, whole_x=False), *bars, *more], name)
+    return svg(chart, [grid(chart, whole_x=False), *bars], name)

@@ -148,9 +148,13 @@ def _uses(view: View) -> str:
     survey = view.survey
     if survey is None or not survey.uses_counts or not survey.loss_counts:
         return ""
-    uses = histogram(survey.uses_counts, *_ends(survey.uses_range), "uses per sample", open_end=False)
-    loss = histogram(survey.loss_counts, *_ends(survey.loss_range), "loss per sample", open_end=True)
-    return _panel("How often, how hard", f"<h3>uses per sample</h3>{uses}<h3>loss per sample</h3>{loss}")
+    least, most = _ends(survey.uses_range)
+    # Each bar in the middle of the numbers it stands for.
+    wide = math.ceil((most - least + 1) / len(survey.uses_counts)) * len(survey.uses_counts)
+    uses = histogram(survey.uses_counts, (least - 0.5, least - 0.5 + wide), "uses per sample")
+    loss = histogram(survey.loss_counts, _ends(survey.loss_range), "loss per sample", log=survey.loss_is_log)
+    note = "The outer bars of the losses hold what lies beyond, too."
+    return _panel("How often, how hard", f"<h3>uses per sample</h3>{uses}<h3>loss per sample</h3>{loss}", note)
 
 
 def _ends(ends: tuple[float, ...]) -> tuple[float, float]:
