@@ -22,8 +22,8 @@ from learnit_r8.suspects import Suspects
 NUM_TRAIN, BATCH_SIZE, EPOCHS, PEAK_LR = 1200, 32, 20, 0.05
 FLIPPED_SHARE = 0.05
 SUSPECTS_AFTER = 5
-# A backup is due at this very step, so one is taken of the poisoned weights too; it must not be the one restored.
-POISON_STEP = 300
+# Between two backups: at one, the NaN would be found before any loss shows it.
+POISON_STEP = 295
 BACKUP_EVERY = 20
 SCREEN_SECONDS = 0.025
 
@@ -215,8 +215,7 @@ def print_recovery(r8: R8Scheduler, diary: Diary) -> None:
     steady = sum(event.steady for event in later)
     print("\nHow it recovered")
     print(f"  step {refused.step}   loss {refused.loss} refused: no weight update, no entry in the sample table;")
-    print(f"             model restored from the {restored.source} of step {restored.to_step}", end=" ")
-    print(f"(the one of step {POISON_STEP}\n             holds the NaN, but was still on trial);")
+    print(f"             model restored from the {restored.source} of step {restored.to_step};")
     print(f"             learning rate {refused.lr:.4f} -> {refused.next_lr:.4f}, {steady} batches of easy samples")
     print(f"  step {healed.step}   enough good losses since: the incident is over")
     print(f"  step {first_full_step(r8, later)}   learning rate back on the schedule")

@@ -11,6 +11,7 @@ events.py                   TELL what happened
 from __future__ import annotations
 
 import math
+import threading
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,13 +25,15 @@ from .guard import Guard, Sentry, Verdict
 from .kinds import EXACT, check_kind
 from .losses import Reading, read_loss, read_number
 from .lr import Schedule, check_rate
+from .moment import Moment, go_back, moment_of
 from .pace import Pace
 from .plan import Plan
 from .policies import STEADY
 from .recovery import Recovery
 from .requests import Requests
 from .rescue import Rescue
-from .safekeeping import Restored, Safekeeping
+from .restoring import Restored
+from .safekeeping import Safekeeping
 from .search import Search
 from .tally import Tally
 from .telling import Telling
@@ -78,11 +81,19 @@ class Engine:
         self.announcer = announcer
         self.telling = Telling(announcer, plan.table)
         self.rescue = Rescue(recovery, safekeeping, announcer, plan.table.name_of)
+        backup = safekeeping.backup
+        backup.is_calm, backup.trial_steps, backup.older_steps = (
+            self._is_calm,
+            recovery.trial_steps,
+            recovery.older_steps,
+        )
         self.search = search
         self._make_schedule = make_schedule
         self._last_progress, self._last_lr = math.nan, math.nan
         self._tally = Tally()
         self._num_draws = 0
+        # The model has one step at a time; threads that draw and report take turns all the same.
+        self._lock = threading.RLock()
         self._epoch_ended = False
         self._has_started = False
         self.name = name
@@ -102,7 +113,7 @@ class Engine:
         return self.search.lr or self._lr_at(self.pace.progress)
 
     def _lr_at(self, progress: float) -> float:
-        return self._scheduled_lr(progress) * self.rescue.lr_factor
+        return self.rescue.lr(self._scheduled_lr(progress))
 
     def _scheduled_lr(self, progress: float) -> float:
         # Asked after a report and at the next draw; with a budget in steps the second answer is the first.
@@ -131,14 +142,15 @@ class Engine:
 
     def draw_if_any(self) -> Ticket | None:
         """Draw the next batch; None if the budget is spent, every step left is out already, or the run was stopped."""
-        if not self.announcer.is_heard:
+        with self._lock:
+            if not self.announcer.is_heard:
+                self.between_steps()
+                return self.draw_ahead()
+            self.telling.begin()
             self.between_steps()
-            return self.draw_ahead()
-        self.telling.begin()
-        self.between_steps()
-        ticket = self.draw_ahead()
-        self.telling.end()
-        return ticket
+            ticket = self.draw_ahead()
+            self.telling.end()
+            return ticket
 
     def draw_ahead(self) -> Ticket | None:
         """Draw like `draw_if_any` while another batch is being trained on; `begin` does what that would have done.
@@ -231,10 +243,16 @@ class Engine:
             ValueError: the loss is of another length or kind than it must be. Nothing was changed.
             TrainingDiverged: losses stay refused after everything was tried.
         """
+        with self._lock:
+            return self._report(ticket, loss, part_size, grad_norm, skipped)
+
+    def _report(self, ticket: Ticket, loss: Any, part_size: int | None, grad_norm: Any, skipped: bool) -> Outcome:
         if self.announcer.is_heard:
             self.telling.begin()
         if not isinstance(ticket, Ticket):
             raise TypeError(f"ticket must be what draw() returned, got {ticket!r}.")
+        if self.safekeeping.is_restoring:
+            raise RuntimeError(f"load_callback must not report losses, got one of step {ticket.step}.")
         if not ticket.batch.is_out or ticket.batch.chunk.table is not self.table:
             raise RuntimeError(f"ticket of step {ticket.step} was reported or given up before, or is not of this run.")
         reading = read_loss(loss, len(ticket.indices), part_size)
@@ -266,7 +284,7 @@ class Engine:
         """Do what a verdict other than GOOD asks for; where the model was put back to, if it was."""
         if verdict is Verdict.DRIFT:
             self._learn(ticket, reading, kind, expected)
-            self.rescue.drifted(ticket, reading, scheduled_lr=self._scheduled_lr(self.pace.progress))
+            self.rescue.drifted(reading.mean, self.lr)
             return None
         if verdict is Verdict.SKIPPED:
             self._close_unlearned(ticket)
@@ -288,7 +306,7 @@ class Engine:
         self.plan.report(ticket.batch, reading.mean if self.table.batch_size == 1 else reading.means, trend)
         self._count_step()
         self.safekeeping.backup.confirm(ticket.draw)
-        self.rescue.accepted()
+        self.rescue.accepted(reading.mean)
         self._tally.add(reading.mean, len(ticket.indices))
         if self.announcer.is_heard:
             self.telling.step_done(
@@ -302,10 +320,40 @@ class Engine:
 
     def _refuse(self, ticket: Ticket, reading: Reading, verdict: Verdict) -> Restored | None:
         self._close_unlearned(ticket)
+        restored = self.rescue.refused(
+            ticket,
+            reading,
+            verdict,
+            scheduled_lr=self._scheduled_lr(self.pace.progress),
+            most_steady=self._most_steady(ticket.epoch),
+            draws=self._num_draws,
+            step=self.pace.step,
+            is_calm=not self._suspects(),
+        )
+        return self._gone_back(restored)
+
+    def _most_steady(self, epoch: int) -> int:
         # The cataloguing pass is not cut short, and one incident costs at most a quarter of an epoch.
-        most_steady = self.plan.steps_per_pass // 4 if ticket.epoch > 0 else 0
-        scheduled = self._scheduled_lr(self.pace.progress)
-        return self.rescue.refused(ticket, reading, verdict, scheduled_lr=scheduled, most_steady=most_steady)
+        return self.plan.steps_per_pass // 4 if epoch > 0 else 0
+
+    def _gone_back(self, restored: Restored | None) -> Restored | None:
+        """Let guard and plan follow a model that was put back."""
+        if restored is not None and restored.moment is not None:
+            go_back(restored.moment, self.sentry, self.table, forget=restored.forget)
+        elif restored is not None and restored.guard is not None:
+            num_refused = self.sentry.num_refused
+            self.sentry.load_state_dict(restored.guard)
+            self.sentry.num_refused = num_refused
+        return restored
+
+    def _is_calm(self) -> bool:
+        return self.rescue.is_calm and not self._suspects()
+
+    def _suspects(self) -> bool:
+        return self.sentry.suspicion >= MOST_SUSPICION
+
+    def _moment(self) -> Moment:
+        return moment_of(self.sentry, self.table)
 
     def _end_epoch_if_complete(self, ticket: Ticket) -> None:
         if self.pace.step % self.plan.steps_per_pass:
@@ -389,6 +437,8 @@ class Engine:
         Args:
             closing: Whether this is the last time.
         """
+        if self.safekeeping.is_restoring:
+            raise RuntimeError(f"load_callback must not draw batches, got a draw at step {self.pace.step}.")
         if not self._has_started:
             self._start()
         if self.requests.is_pending:
@@ -399,7 +449,7 @@ class Engine:
         if not self.safekeeping.has_work:
             return
         step, seconds = self.pace.step, self.pace.seconds
-        self.safekeeping.between_steps(
+        damage = self.safekeeping.between_steps(
             step,
             self.plan.samples_in(step),
             seconds,
@@ -407,7 +457,24 @@ class Engine:
             epoch_ended=epoch_ended,
             run_ended=closing or self.pace.budget.progress(step, seconds) >= 1,
             get_state=self._settled_state,
+            get_moment=self._moment,
         )
+        if damage:
+            self._damaged(damage)
+
+    def _damaged(self, array: str) -> Restored | None:
+        """Put back a model that has a number in it that is not finite, though its losses were."""
+        if self.search.is_on:
+            return None
+        step = self.pace.step
+        restored = self.rescue.damaged(
+            array,
+            step=step,
+            scheduled_lr=self._scheduled_lr(self.pace.progress),
+            most_steady=self._most_steady(self.pace.epoch),
+            draws=self._num_draws,
+        )
+        return self._gone_back(restored)
 
     def _settled_state(self) -> dict[str, Any]:
         """The state once nothing is held back any more: the model has taken those steps already."""
@@ -500,6 +567,9 @@ class Engine:
 def _nothing() -> None:
     """Where nothing is held back."""
 
+
+MOST_SUSPICION = 0.25
+"""Of the guard's alarm, where backups are still taken and proved. Source: research/reliability.md 1.5."""
 
 FORMAT = 1
 """Of `Engine.state_dict`; raised by one when old states can no longer be read."""

@@ -229,6 +229,58 @@ class RolledBack(Event):
 
 
 @dataclass(frozen=True)
+class RestoreFailed(Event):
+    """A state could not be put back; the next one is tried.
+
+    Attributes:
+        to_step: Steps reported when it was taken.
+        source: "backup" or the name of the checkpoint.
+        reason: What went wrong.
+    """
+
+    to_step: int
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class DamageFound(Event):
+    """A number in the model's state was not finite when a backup was due; losses may have been fine.
+
+    Attributes:
+        array: Dotted key of the array.
+    """
+
+    array: str
+
+
+@dataclass(frozen=True)
+class LrCapped(Event):
+    """The learning rate stays below a ceiling from now on; `LrRestored` is its end.
+
+    Attributes:
+        ceiling: The highest rate allowed; it rises again slowly.
+        reason: The guard's verdict.
+    """
+
+    ceiling: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class GaveUp(Event):
+    """Everything was tried, and the run ends with TrainingDiverged.
+
+    Attributes:
+        text: Its message.
+        bundle: Path of the file with the diagnosis; None without a folder.
+    """
+
+    text: str
+    bundle: str | None
+
+
+@dataclass(frozen=True)
 class IncidentEnded(Event):
     """Enough good losses have followed a refused one."""
 
@@ -397,9 +449,9 @@ class ProcessLeft(Event):
 EVENTS = {
     kind.__name__: kind
     for kind in (
-        RunStarted, StepDone, StepsDone, SamplesSurveyed, BatchRefused, RolledBack, IncidentEnded, LrRestored,
-        BatchAbandoned, EpochDone, MetricsLogged, BackupTaken, CheckpointSaved, RunPaused, RunResumed, RunStopped,
-        LrFound, LrPlanned, Notice, RunEnded, Alive, ProcessLeft,
+        RunStarted, StepDone, StepsDone, SamplesSurveyed, BatchRefused, RolledBack, RestoreFailed, DamageFound,
+        LrCapped, GaveUp, IncidentEnded, LrRestored, BatchAbandoned, EpochDone, MetricsLogged, BackupTaken,
+        CheckpointSaved, RunPaused, RunResumed, RunStopped, LrFound, LrPlanned, Notice, RunEnded, Alive, ProcessLeft,
     )
 }  # fmt: skip
 

@@ -1,7 +1,9 @@
-"""The rescue: carries out what recovery decides after a refused loss."""
+"""The rescue: carries out what recovery decides after a refused loss, and remembers the incident."""
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,14 +11,23 @@ import numpy as np
 
 from . import events
 from .announcer import Announcer
+from .backup import Reach
+from .diagnosis import Attempt, Diagnosis
 from .guard import LARGEST_LOSS, Verdict
 from .losses import Reading
-from .recovery import Recovery, RecoveryState, TrainingDiverged
-from .safekeeping import Restored, Safekeeping
+from .recovery import CALM, FRESH_STEPS, Recovery, RecoveryState, TrainingDiverged
+from .restoring import Restored
+from .safekeeping import Safekeeping
 from .ticket import Ticket
 
 MOST_REMEMBERED = 1000
 """Samples with a bad loss that are remembered, to be named when it happens again."""
+
+EQUAL_LOSSES = 8
+"""Equal losses in a row after which the weights are looked at. Source: research/reliability.md, row 14a."""
+
+LOSSES_KEPT = 256
+"""Last losses that a diagnosis shows."""
 
 
 class Rescue:
@@ -27,22 +38,44 @@ class Rescue:
         safekeeping: Where to go back to.
         announcer: Who is told.
         name_of: What to call a sample.
+
+    Attributes:
+        num_restored: How often the model was put back.
+        suspects: Tells whether the guard suspects something.
     """
 
     def __init__(
         self, recovery: Recovery, safekeeping: Safekeeping, announcer: Announcer, name_of: Callable[[int], Any] = int
     ) -> None:
         self.recovery = recovery
+        self.num_restored = 0
+        self.suspects: Callable[[], bool] = lambda: False
         self._safekeeping = safekeeping
         self._announcer = announcer
         self._name_of = name_of
-        self._state = RecoveryState()
+        self._state = CALM
+        self._losses: deque[float] = deque(maxlen=LOSSES_KEPT)
+        self._attempts: list[Attempt] = []
+        self._num_equal = 0
+        self._went_back_at = 0
+        self._is_proven = False
         self._bad_samples: set[int] = set()
+        self._bad_arrays: set[str] = set()
+
+    def lr(self, scheduled_lr: float) -> float:
+        """The learning rate to use in place of the scheduled one."""
+        return scheduled_lr if self._state is CALM else self.recovery.lr(self._state, scheduled_lr)
 
     @property
     def lr_factor(self) -> float:
-        """What to multiply the scheduled learning rate by, in (0, 1]."""
-        return 1.0 if self._state.factor == 1 else self.recovery.lr_factor(self._state)
+        """What the scheduled learning rate is multiplied by, in (0, 1]; a ceiling may hold it down further."""
+        return self.recovery.lr_factor(self._state)
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether the weights can be trusted as far as recovery knows: nothing was refused just now."""
+        state = self._state
+        return not state.tries or state.accepted >= (1 if state.tries == 1 and state.is_sudden else FRESH_STEPS)
 
     @property
     def is_steadying(self) -> bool:
@@ -56,36 +89,59 @@ class Rescue:
     def skip_steady_if_over(self) -> None:
         """Ask for no more steady batches if the incident has ended; whoever draws ahead comes to them too late."""
         if not self._state.tries:
-            self._state = self._state._replace(steady_left=0)
+            self._set(self._state._replace(steady_left=0))
 
-    def accepted(self) -> None:
+    def _set(self, state: RecoveryState) -> None:
+        self._state = CALM if state == CALM else state
+
+    def accepted(self, loss: float) -> None:
         """Note a good loss."""
+        losses = self._losses
+        # Losses differ from one another, however little: if they do not, the weights may be gone.
+        self._num_equal = self._num_equal + 1 if losses and losses[-1] == loss else 0
+        if self._num_equal == EQUAL_LOSSES - 1:
+            self._safekeeping.look_at_weights()
+        losses.append(loss)
         before = self._state
-        if before.factor == 1 and not before.tries:
+        if before is CALM:
             return
-        self._state = self.recovery.accepted(before)
+        if not before.accepted:
+            # The first loss with the weights that were put back: as expected, or suspicious?
+            self._is_proven = not self.suspects()
+        self._set(self.recovery.accepted(before))
         if before.tries and not self._state.tries:
+            self._attempts.clear()
             self._announcer.tell(events.IncidentEnded)
-        if self._state.factor == 1 and before.factor != 1:
+        if self._state is CALM and (before.factor != 1 or before.ceiling is not None):
             self._announcer.tell(events.LrRestored)
 
-    def drifted(self, ticket: Ticket, reading: Reading, *, scheduled_lr: float) -> None:
-        """Answer a drift: the learning rate is lowered, and that is all.
+    def drifted(self, loss: float, lr: float) -> None:
+        """Answer losses that have crept up: a ceiling for the learning rate, and nothing else.
 
         Args:
-            ticket: The batch.
-            reading: Its loss, which was learned from.
-            scheduled_lr: Learning rate of the schedule now.
+            loss: The last of them, which was learned from.
+            lr: The learning rate in use.
         """
-        self._state = self.recovery.drifted(self._state)
+        self._safekeeping.backup.unsettle()
+        self._state = self.recovery.drifted(self._state, lr)
+        self._announcer.tell(events.LrCapped, ceiling=self._state.ceiling, reason=Verdict.DRIFT.value)
         self._announcer.warn_once(
             "drift",
-            f"the loss has crept up to {reading.mean:.3g} at step {ticket.step}; the learning rate is lowered to "
-            f"{scheduled_lr * self.lr_factor:.3g} for a while.",
+            f"the losses have crept up to {loss:.3g}; the learning rate stays below {self._state.ceiling:.3g} for a "
+            "while.",
         )
 
     def refused(
-        self, ticket: Ticket, reading: Reading, verdict: Verdict, *, scheduled_lr: float, most_steady: int
+        self,
+        ticket: Ticket,
+        reading: Reading,
+        verdict: Verdict,
+        *,
+        scheduled_lr: float,
+        most_steady: int,
+        draws: int,
+        step: int,
+        is_calm: bool,
     ) -> Restored | None:
         """Answer a refused loss.
 
@@ -95,41 +151,142 @@ class Rescue:
             verdict: What the guard says of it.
             scheduled_lr: Learning rate of the schedule now.
             most_steady: Most steady batches to draw.
+            draws: Batches drawn so far.
+            step: Steps reported so far.
+            is_calm: Whether the guard suspected nothing before.
 
         Returns:
             Where the model was put back to; None if there is nothing to restore.
 
         Raises:
             TrainingDiverged: the incident has used up its tries; the model was restored all the same.
+            RestoreError: the load callback raised for every state there is.
         """
+        self._losses.append(reading.mean)
         samples = _not_finite(reading, ticket)
-        state = self._state = self.recovery.refused(self._state, most_steady, partly=bool(samples))
         if samples:
             # Other samples of the batch had good losses with these weights.
             self._safekeeping.backup.confirm(ticket.draw)
             self._name_repeated(samples)
+        # A batch of the weights that were given up tells nothing of those that were put back.
+        is_late = ticket.draw < self._went_back_at and self._state.tries > 0
+        before = self._state
+        if not is_late:
+            sudden = verdict is Verdict.NOT_FINITE and is_calm
+            self._state = self.recovery.refused(
+                before, most_steady, partly=bool(samples), sudden=sudden, lr=scheduled_lr
+            )
+        self._tell_refused(ticket, reading, verdict, samples, scheduled_lr)
+        if is_late:
+            return None
+        self._tell_ceiling(before, verdict.value)
+        reach = self._reach(verdict, is_own_fault=bool(samples) or (sudden and self.recovery.is_clear_sky(before)))
+        return self._restore(reach, Attempt(step, reading.mean, verdict.value, ticket.lr, samples), draws)
+
+    def damaged(self, array: str, *, step: int, scheduled_lr: float, most_steady: int, draws: int) -> Restored | None:
+        """Answer a number of the model that is not finite, where the losses were fine.
+
+        Args:
+            array: Its name.
+            step: Steps reported so far.
+            scheduled_lr: Learning rate of the schedule now.
+            most_steady: Most steady batches to draw.
+            draws: Batches drawn so far.
+
+        Returns:
+            Where the model was put back to; None if there is nothing to restore, or where it did not help before.
+
+        Raises:
+            TrainingDiverged: as `refused`.
+            RestoreError: likewise.
+        """
+        if array in self._bad_arrays or self._safekeeping.backup.is_empty or self._safekeeping.callbacks.load is None:
+            self._announcer.warn_once(
+                f"damaged {array}",
+                f"{array!r} of the model's state is not finite at step {step}, and no backup is taken while it is. If "
+                "it is meant to be so, leave it out of the state.",
+            )
+            return None
+        self._bad_arrays.add(array)
+        before = self._state
+        self._state = self.recovery.refused(before, most_steady, lr=scheduled_lr)
+        reason = f"{array!r} was not finite"
+        self._tell_ceiling(before, reason)
+        reach = self._reach(Verdict.NOT_FINITE, is_own_fault=self.recovery.is_clear_sky(before))
+        last = self._losses[-1] if self._losses else math.nan
+        return self._restore(reach, Attempt(step, last, reason, self.recovery.lr(before, scheduled_lr), ()), draws)
+
+    def _tell_refused(
+        self, ticket: Ticket, reading: Reading, verdict: Verdict, samples: tuple[int, ...], scheduled_lr: float
+    ) -> None:
         self._announcer.tell(
             events.BatchRefused,
             epoch=ticket.epoch,
             loss=reading.mean,
             lr=ticket.lr,
-            next_lr=scheduled_lr * self.lr_factor,
-            tries=state.tries,
+            next_lr=self.lr(scheduled_lr),
+            tries=self._state.tries,
             samples=samples,
             reason=verdict.value,
         )
-        restored = self._safekeeping.restore(state.tries)
-        if restored is not None:
-            self._announcer.tell(events.RolledBack, to_step=restored.step, source=restored.source)
-        else:
-            self._announcer.warn_once(
-                "nothing to restore",
-                f"the loss of step {ticket.step} was {reading.mean}, and there is nothing to restore the model from; "
-                "the learning rate is lowered. Pass load_callback with state_callback, or call update_cpu_backup().",
+
+    def _tell_ceiling(self, before: RecoveryState, reason: str) -> None:
+        if self._state.ceiling is not None and self._state.ceiling != before.ceiling:
+            self._announcer.tell(events.LrCapped, ceiling=self._state.ceiling, reason=reason)
+
+    def _restore(self, reach: Reach, attempt: Attempt, draws: int) -> Restored | None:
+        """Put the model back as far as this try asks for; give up if it was one too many."""
+        tries = self._state.tries
+        failures: list[str] = []
+        try:
+            restored = self._safekeeping.restore(
+                reach,
+                draws=draws,
+                tries=tries,
+                before=self._begin_of_incident(attempt) if tries == CHECKPOINT_TRY and self._doubts_backups else None,
+                failures=failures,
             )
-        if self.recovery.gives_up(state):
-            raise TrainingDiverged(self._diagnosis(ticket, reading, restored, samples))
+        finally:
+            self._attempts.append(attempt)
+            attempt.failures.extend(failures)
+        # What could not be put back counts as a try.
+        self._state = self._state._replace(tries=tries + len(failures))
+        if restored is not None:
+            self._went_back_at = draws
+            self.num_restored += 1
+            attempt.source, attempt.to_step = restored.source, restored.step
+            self._announcer.tell(events.RolledBack, to_step=restored.step, source=restored.source)
+        elif not failures:
+            self._say_how_to_restore(attempt)
+        if failures and restored is None:
+            self._give_up("nothing could be put back")
+        if self.recovery.gives_up(self._state) and (restored is not None or attempt.reason != Verdict.SPIKE.value):
+            self._give_up("")
         return restored
+
+    def _reach(self, verdict: Verdict, *, is_own_fault: bool) -> Reach:
+        """How far to go back; ``is_own_fault`` if the batch alone seems to be wrong."""
+        if is_own_fault:
+            return Reach.NEWEST
+        if verdict is Verdict.LASTING_DRIFT:
+            return Reach.OLDER
+        return Reach.OLDER if self._doubts_backups and self._state.tries <= self.recovery.max_tries else Reach.GOOD
+
+    @property
+    def _doubts_backups(self) -> bool:
+        """Whether what was put back twice did not help, though the rate was lowered: its first loss was bad too."""
+        return self._state.tries >= OLDER_TRY and not self._is_proven
+
+    def _begin_of_incident(self, attempt: Attempt) -> int:
+        first = self._attempts[0] if self._attempts else attempt
+        return max(0, first.step - self.recovery.trial_steps)
+
+    def _say_how_to_restore(self, attempt: Attempt) -> None:
+        self._announcer.warn_once(
+            "nothing to restore",
+            f"the loss of step {attempt.step - 1} was {attempt.loss}, and there is nothing to restore the model from; "
+            "the learning rate is lowered. Pass load_callback with state_callback, or call update_cpu_backup().",
+        )
 
     def _name_repeated(self, samples: tuple[int, ...]) -> None:
         """Warn of samples that are bad again and again: each costs a batch an epoch."""
@@ -143,17 +300,24 @@ class Rescue:
             elif len(self._bad_samples) < MOST_REMEMBERED:
                 self._bad_samples.add(sample)
 
-    def _diagnosis(self, ticket: Ticket, reading: Reading, restored: Restored | None, samples: tuple[int, ...]) -> str:
-        tried = (
-            f"The model was restored each time, last from {restored.source} of step {restored.step}: is that one good?"
-            if restored
-            else "The model was never restored: pass load_callback with state_callback, or call update_cpu_backup()."
-        )
-        which = f"Samples whose own loss was not finite in the last one: {list(samples)}." if samples else ""
-        return (
-            f"{self._state.tries} losses were refused with fewer than {self.recovery.heal_steps} good ones between "
-            f"them, the last ({reading.mean}) at step {ticket.step} with lr={ticket.lr:.3g}. {tried} {which}"
-        )
+    def _give_up(self, why: str) -> None:
+        diagnosis = Diagnosis(list(self._attempts), list(self._losses), self._state, self.recovery, why)
+        store = self._safekeeping.store
+        bundle = diagnosis.write(None if store is None else store.folder)
+        error = TrainingDiverged(diagnosis.text(bundle))
+        error.bundle = bundle
+        self._announcer.tell(events.GaveUp, text=str(error), bundle=bundle)
+        raise error
+
+    def summary(self) -> str:
+        """What recovery has done and still does, for people; "" if nothing."""
+        state = self._state
+        parts = [f"model restored {self.num_restored} times"] if self.num_restored else []
+        if state.factor != 1:
+            parts.append(f"learning rate x {self.lr_factor:.3g} after a refused loss, back to 1 by and by")
+        if state.ceiling is not None:
+            parts.append(f"learning rate kept below {state.ceiling:.3g}, as it went wrong at {state.culprit:.3g}")
+        return "".join(f"; {part}" for part in parts)
 
     def state_dict(self) -> dict[str, Any]:
         """The incident."""
@@ -161,7 +325,13 @@ class Rescue:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
-        self._state = RecoveryState(**state)
+        self._set(RecoveryState(**state))
+        self._attempts.clear()
+        self._went_back_at = 0
+
+
+OLDER_TRY, CHECKPOINT_TRY = 3, 4
+"""The tries from which on an older backup, and at which a checkpoint, comes first."""
 
 
 def _not_finite(reading: Reading, ticket: Ticket) -> tuple[int, ...]:

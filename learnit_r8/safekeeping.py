@@ -10,14 +10,15 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from . import events
+from . import copies, events
 from .announcer import Announcer
-from .backup import RamBackup
+from .backup import RamBackup, Reach
 from .callbacks import call_load, call_save, check_callback
 from .checkpoint import Checkpoint, CheckpointStore
 from .checks import whole_number
+from .restoring import Restored, Restoring
 from .triggers import Condition, Elapsed, as_trigger, every, never
 
 DEFAULT_FOLDER = "checkpoints"
@@ -44,18 +45,6 @@ class Callbacks:
     def __post_init__(self) -> None:
         for name in ("save", "load", "state"):
             check_callback(f"{name}_callback", getattr(self, name))
-
-
-class Restored(NamedTuple):
-    """Where the model was put back to.
-
-    Attributes:
-        step: Steps reported when that state was taken.
-        source: "backup", or the checkpoint's name.
-    """
-
-    step: int
-    source: str
 
 
 class Safekeeping:
@@ -102,8 +91,11 @@ class Safekeeping:
         self.callbacks = callbacks
         self._announcer = announcer
         self.backup = RamBackup()
+        self._meant_infinite: set[str] | None = None
+        self._is_backup_due = False
         self.store = None if folder is None else CheckpointStore(folder, keep=keep, run_id=uuid.uuid4().hex)
         self.num_failed = 0
+        self.is_restoring = False
         if backup_every is None:
             self._backup_every: Condition = every(time=30) | every(max(LEAST_BACKUP_STEPS, steps_per_epoch // 4))
         else:
@@ -118,12 +110,21 @@ class Safekeeping:
         """Whether backups or checkpoints are ever due by themselves."""
         return self.callbacks.state is not None or self.store is not None
 
-    def adopt(self, callbacks: Callbacks, *, backup_every: int | str | Condition | None = None) -> None:
+    def adopt(
+        self,
+        callbacks: Callbacks,
+        *,
+        backup_every: int | str | Condition | None = None,
+        clone: Callable[[Any], Any] | None = None,
+        copy_into: Callable[[Any, Any], Any] | None = None,
+    ) -> None:
         """Use these callbacks where the user handed in none: an adapter knows the model.
 
         Args:
             callbacks: What to use.
             backup_every: When to take backups from now on; None changes nothing.
+            clone: How to copy model states from now on, see `RamBackup`; None changes nothing.
+            copy_into: Likewise.
 
         Raises:
             ValueError: an interval that cannot be read.
@@ -132,6 +133,8 @@ class Safekeeping:
         self.callbacks = Callbacks(own.save or callbacks.save, own.load or callbacks.load, own.state or callbacks.state)
         if backup_every is not None:
             self._backup_every = as_trigger("backup_every", backup_every)
+        if clone is not None:
+            self.backup.copy_with(clone, copy_into)
 
     def between_steps(
         self,
@@ -143,7 +146,8 @@ class Safekeeping:
         epoch_ended: bool,
         run_ended: bool,
         get_state: Callable[[], dict[str, Any]],
-    ) -> None:
+        get_moment: Callable[[], Any] = lambda: None,
+    ) -> str:
         """Take a backup and write a checkpoint, if they are due.
 
         Args:
@@ -154,28 +158,83 @@ class Safekeeping:
             epoch_ended: Whether an epoch has ended since the last call.
             run_ended: Whether the budget is used up.
             get_state: Returns the scheduler's state.
+            get_moment: Returns what to keep with a backup.
+
+        Returns:
+            The name of an array of the model that is not finite, if that was seen; else "".
         """
+        damage = ""
         elapsed = Elapsed(step, samples, seconds, *self._asked)
         self._asked = (step, samples, seconds)
         if self.callbacks.state is not None:
-            due = self._backup_every(elapsed)
-            if self.backup.is_empty or (due and step != self._step_of_backup):
-                self.take_backup(self.callbacks.state(), step, draws)
+            due = self._is_backup_due = self._backup_every(elapsed) or self._is_backup_due
+            if self.backup.is_empty or (due and step != self._step_of_backup and self.backup.is_calm()):
+                damage = self._back_up(self.callbacks.state, step, draws, get_moment)
         if self.store is not None:
             due = self._checkpoint_every(elapsed) or (self._checkpoint_each_epoch and epoch_ended) or run_ended
             if due and step != self._step_of_checkpoint:
                 self._try_to_save(get_state(), step)
+        return damage
 
     def count_from(self, step: int, samples: int, seconds: float) -> None:
         """Count from here: the run was resumed."""
         self._asked = (step, samples, seconds)
         self._step_of_backup = self._step_of_checkpoint = step
 
-    def take_backup(self, state: Any, step: int, draws: int) -> None:
-        """Copy a model state to RAM; see `RamBackup.offer`."""
-        self.backup.offer(state, step=step, draws=draws)
+    def look_at_weights(self) -> None:
+        """Take a backup, which looks at every number, as soon as the user's step is complete."""
+        self._is_backup_due = True
+
+    def _back_up(self, get: Callable[[], Any], step: int, draws: int, get_moment: Callable[[], Any]) -> str:
+        """Take a backup by the state callback; what that raises is the user's to know."""
+        self._is_backup_due = False
         self._step_of_backup = step
+        state = get()
+        if state is None:
+            raise TypeError("state_callback must return the state of the model, got None.")
+        return self.take_backup(state, step, draws, get_moment())
+
+    def take_backup(self, state: Any, step: int, draws: int, moment: Any = None) -> str:
+        """Copy a model state to RAM if all of it is finite; see `RamBackup.offer`.
+
+        Returns:
+            The name of an array that is not finite, then nothing was taken; else "".
+
+        Raises:
+            TypeError: it cannot be copied.
+        """
+        self._step_of_backup = step
+        damaged = self._damage_in(state)
+        if damaged:
+            self._announcer.tell(events.DamageFound, array=damaged)
+            return damaged
+        try:
+            self.backup.offer(state, step=step, draws=draws, moment=moment)
+        except MemoryError:
+            self._announcer.warn_once(
+                "no memory", f"there was no memory for the backup at step {step}; the one before is kept."
+            )
+            return ""
         self._announcer.tell(events.BackupTaken)
+        return ""
+
+    def _damage_in(self, state: Any) -> str:
+        """The name of an array with NaN, or with infinities that were not there in the first state; "" without."""
+        bad = copies.not_finite(state)
+        if self._meant_infinite is None:
+            # A mask of attention is made of -inf.
+            self._meant_infinite = {key for key, has_nan in bad.items() if not has_nan}
+        return next((key for key, has_nan in bad.items() if has_nan or key not in self._meant_infinite), "")
+
+    def _damage_of_model(self) -> str:
+        """`_damage_in` the live model; "" where nobody can tell."""
+        if self.callbacks.state is None:
+            return ""
+        try:
+            return self._damage_in(self.callbacks.state())
+        except Exception:
+            # The next backup will say what is wrong with it.
+            return ""
 
     def save(self, state: dict[str, Any], step: int) -> Checkpoint:
         """Write a checkpoint.
@@ -242,7 +301,7 @@ class Safekeeping:
 
     def put_back(self, checkpoint: Checkpoint) -> None:
         """Hand a checkpoint's model file to the load callback, if there are both; forget backups of other steps."""
-        self.backup = RamBackup()
+        self.backup.clear()
         if self.store is not None:
             self.store.go_on_from(checkpoint)
         if checkpoint.model_path is None and self.callbacks.load is not None:
@@ -253,20 +312,41 @@ class Safekeeping:
         if checkpoint.model_path is not None and self.callbacks.load is not None:
             call_load(self.callbacks.load, str(checkpoint.model_path), from_ram=False)
 
-    def restore(self, tries: int) -> Restored | None:
-        """Put the model back: from the RAM backup, else from a checkpoint of this run; None without either.
+    def restore(
+        self,
+        reach: Reach = Reach.GOOD,
+        *,
+        draws: int = 0,
+        tries: int = 1,
+        before: int | None = None,
+        failures: list[str] | None = None,
+    ) -> Restored | None:
+        """Put the model back; None without anything to put back. See `Restoring.restore`.
 
         Args:
-            tries: How often in this incident, this time included: with every try an older checkpoint is taken.
+            reach: Likewise.
+            draws: Likewise.
+            tries: Likewise.
+            before: Likewise.
+            failures: Gets the reason of every state that could not be put back.
+
+        Raises:
+            RestoreError: the load callback raised for everything there was.
+            RuntimeError: the load callback called the scheduler.
         """
         if self.callbacks.load is None:
             return None
-        backup = self.backup.restore()
-        if backup is not None:
-            call_load(self.callbacks.load, backup.state, from_ram=True)
-            return Restored(backup.step, "backup")
-        checkpoint = None if self.store is None else self.store.load_own(tries - 1)
-        if checkpoint is None:
-            return None
-        call_load(self.callbacks.load, str(checkpoint.model_path), from_ram=False)
-        return Restored(int(checkpoint.state["pace"]["step"]), checkpoint.path.name)
+        restoring = Restoring(
+            self.callbacks.load,
+            backup=self.backup,
+            store=self.store,
+            damage=self._damage_of_model,
+            announcer=self._announcer,
+        )
+        self.is_restoring = True
+        try:
+            return restoring.restore(reach, draws=draws, tries=tries, before=before)
+        finally:
+            self.is_restoring = False
+            if failures is not None:
+                failures += restoring.failures

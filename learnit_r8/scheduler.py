@@ -315,7 +315,8 @@ class R8Scheduler(Engine):
         lines = [
             f"step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr {self.lr:.3g}",
             f"losses refused: {self.sentry.num_refused}; batches not reported: {plan.abandoned}; "
-            f"left out for steady ones: {plan.displaced}; checkpoints failed: {self.safekeeping.num_failed}",
+            f"left out for steady ones: {plan.displaced}; checkpoints failed: {self.safekeeping.num_failed}"
+            f"{self.rescue.summary()}",
             f"losses of the samples ({table.source}):",
         ]
         lines += [
@@ -346,11 +347,16 @@ class R8Scheduler(Engine):
 
         Args:
             state: Anything `copy.deepcopy` copies: arrays, tensors, nests of them. While a learning rate is searched
-                for it is not taken: the search goes back to the state of before.
+                for it is not taken: the search goes back to the state of before. Nor is a state with NaN in it, or
+                with infinities that the first one did not have: the model is then put back.
         """
         if self.search.is_on and self._has_started:
             return
-        self.safekeeping.take_backup(state, self.global_step, self._num_draws)
+        if self.safekeeping.is_restoring:
+            raise RuntimeError(f"load_callback must not make backups, got one at step {self.global_step}.")
+        damage = self.safekeeping.take_backup(state, self.global_step, self._num_draws, self._moment())
+        if damage:
+            self._damaged(damage)
 
     def save_checkpoint(self) -> Checkpoint:
         """Write a checkpoint now.

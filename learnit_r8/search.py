@@ -12,7 +12,8 @@ from .chunk import Batch
 from .plan import Plan
 from .policies import SHUFFLE
 from .range_test import RangeTest
-from .safekeeping import Restored, Safekeeping
+from .restoring import Restored
+from .safekeeping import Safekeeping
 
 
 class Search:
@@ -73,9 +74,9 @@ class Search:
         self._plan.settle(batch)
         if self._test is None:
             # Drawn before the search ended: whatever was done with it was done to the model as it was put back.
-            return self._safekeeping.restore(1)
+            return self._safekeeping.restore()
         if self._test.take(loss, lr, refused=refused):
-            return self._safekeeping.restore(1)
+            return self._safekeeping.restore()
         return self._end_if_done(self._test)
 
     def skip(self, batch: Batch) -> None:
@@ -90,7 +91,7 @@ class Search:
             return None
         self._test = None
         self._plan.forget_outside()
-        restored = self._safekeeping.restore(1)
+        restored = self._safekeeping.restore()
         if math.isnan(test.result):
             self._announcer.warn_once(
                 "no rate found",

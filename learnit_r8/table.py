@@ -183,6 +183,17 @@ class SampleTable:
             self.untrained_loss = before + (mean - before) / count
         return trend
 
+    @property
+    def trend_mark(self) -> tuple[float, bool]:
+        """The trend, for `go_back_to`."""
+        return self.trend, self._offsets
+
+    def go_back_to(self, trend_mark: tuple[float, bool]) -> None:
+        """Take the trend from before, unless estimates have become differences to a later one."""
+        trend, offsets = trend_mark
+        if offsets == self._offsets and not math.isnan(trend):
+            self.trend = trend
+
     def _use_offsets(self) -> None:
         self.sync()
         if self._detrends and self._num_reports > 1:

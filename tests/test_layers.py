@@ -12,11 +12,12 @@ import learnit_r8
 
 PACKAGE = Path(learnit_r8.__file__).parent
 NUMERIC = {"triggers",
-    "order", "estimators", "suspects", "table", "views", "guard", "backup", "budget", "lr", "events", "range_test",
+    "order", "estimators", "suspects", "table", "views", "guard", "backup", "copies", "budget", "lr", "events",
+    "range_test",
     "tally", "wire", "losses", "checks", "durable", "kinds", "records", "condense",
 }  # fmt: skip
-MIDDLE = {"announcer", "chunk", "draft", "plan", "policies", "recovery", "checkpoint", "sweep", "survey", "telling",
-    "journal",
+MIDDLE = {"announcer", "restoring", "moment", "diagnosis", "chunk", "draft", "plan", "policies", "recovery",
+    "checkpoint", "sweep", "survey", "telling", "journal",
 }  # fmt: skip
 VIEWERS = {"dashboard", "report", "cli"}
 FOLLOWERS = {"watch", "replay"}
