@@ -38,6 +38,8 @@ _HOME = {
     "Warmup": "lr",
     "Candidates": "policies",
     "Context": "policies",
+    "Focus": "policies",
+    "Outlook": "policies",
     "Policy": "policies",
     "match_mean": "policies",
     "Recovery": "recovery",

@@ -172,7 +172,7 @@ class Engine:
             epoch = step // self.plan.steps_per_pass
             # Batches that are drawn again after a resume may be of the pass before.
             if epoch > self.plan.pass_number:
-                self.plan.start_pass(epoch, progress)
+                self._start_pass(epoch, progress)
             # The schedule first: it may be the user's own and raise, and then no batch must be lost.
             lr, returned = self._lr_at(progress), self.plan.has_returned
             batch = self._next_batch()
@@ -183,6 +183,16 @@ class Engine:
             pace.num_out += 1
         self._num_draws += 1
         return Ticket(step, epoch, batch.indices, lr, batch.chunk.weights_of(batch.slot), self._num_draws - 1, batch)
+
+    def _start_pass(self, number: int, progress: float) -> None:
+        plan = self.plan
+        plan.start_pass(number, progress)
+        if number and plan.policy.needs_exact and not plan.outlook.is_exact:
+            self.announcer.warn_once(
+                "not exact",
+                f"policy {plan.policy.name!r} needs the loss of each sample, or of parts of at most 8, and was given "
+                f"{self.table.source}: every sample is taken once an epoch. Report a vector of losses.",
+            )
 
     def _next_batch(self) -> Batch:
         if self.rescue.is_steadying and not self.plan.has_returned:

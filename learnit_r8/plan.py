@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from .chunk import OPEN, OUT_AGAIN, REPORTED, WAITING, Batch, Chunk
 from .draft import Draft
-from .policies import SHUFFLE, Context, Policy
+from .outlook import from_plain, look_at, to_plain
+from .policies import SHUFFLE, Context, Outlook, Policy
 from .sweep import Sweep
 from .table import SampleTable
 
@@ -34,7 +35,7 @@ POOL_SAMPLES, POOL_BATCHES = 2**12, 8
 
 LAST_BATCH = ("short", "drop", "fill")
 
-_PASS, _OUTSIDE, _POLICY, _OUTSIDE_POLICY = range(4)
+_PASS, _OUTSIDE, _POLICY, _OUTSIDE_POLICY, _OUTLOOK = range(5)
 """What a random key is for. Keys of one kind must be of one length: zeros at the end of a key do not count."""
 
 
@@ -108,6 +109,11 @@ class Plan:
         """The pass being drawn, 0 for the cataloguing one; -1 before it."""
         return self._context.pass_number
 
+    @property
+    def outlook(self) -> Outlook:
+        """What a policy that selects was told of all the samples when the pass began."""
+        return self._context.outlook
+
     def start_pass(self, number: int, progress: float) -> None:
         """Leave the pass before, undrawn batches and all, and begin another.
 
@@ -123,9 +129,12 @@ class Plan:
         for batch in self._waiting:
             self.settle(batch)
         self._waiting.clear()
-        self._context = Context(progress, number, self.table.batch_size, self.table.untrained_loss)
         self._drawn_before = 0
         self._start_sweep()
+        outlook = Outlook()
+        if number and self.policy.selects:
+            outlook = look_at(self.table, self._generator(_OUTLOOK, number))
+        self._context = Context(progress, number, self.table.batch_size, self.table.untrained_loss, outlook)
 
     def _start_sweep(self) -> None:
         """Begin another run through the data; the chunks before may share samples with those to come."""
@@ -296,7 +305,8 @@ class Plan:
                 self._start_sweep()
             draft = self._draft(policy, _POLICY, self._num_sweeps, self._sweep.rank)
             kept = self._sweep.add(*draft.select(self._sweep.next_part()))
-            whole = min(len(kept[0]) // self._full * self._full, self._room)
+            # What fills the pass may end in its short batch; else what makes no whole batch waits for the next part.
+            whole = self._room if len(kept[0]) >= self._room else len(kept[0]) // self._full * self._full
             samples = self._sweep.leave(whole, kept)
             if whole:
                 break
@@ -310,10 +320,11 @@ class Plan:
         return left * self.table.batch_size - missing
 
     def _draft(self, policy: Policy, *key: int) -> Draft:
-        rng = _SPARE_GENERATOR
-        if policy.is_random:
-            rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence([self.seed, *key])))
+        rng = self._generator(*key) if policy.is_random else _SPARE_GENERATOR
         return Draft(self.table, policy, self._context, rng)
+
+    def _generator(self, *key: int) -> np.random.Generator:
+        return np.random.Generator(np.random.SFC64(np.random.SeedSequence([self.seed, *key])))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to draw the very same batches; batches that are out are drawn again, first in line."""
@@ -321,7 +332,7 @@ class Plan:
         place = {id(chunk): number for number, chunk in enumerate(self._open)}
         out = [batch for chunk in self._open for batch in chunk.batches_out()]
         return {
-            "context": list(self._context),
+            "context": [*self._context[:4], to_plain(self._context.outlook)],
             "num_sweeps": self._num_sweeps,
             "sweep": self._sweep.state_dict(),
             "drawn_before": self._drawn_before,
@@ -340,8 +351,8 @@ class Plan:
         for chunk in self._open:
             chunk.give_up()
         self._reset()
-        progress, number, batch_size, untrained_loss = state["context"]
-        self._context = Context(progress, number, batch_size, untrained_loss)
+        progress, number, batch_size, untrained_loss, outlook = state["context"]
+        self._context = Context(progress, number, batch_size, untrained_loss, from_plain(outlook))
         self._num_sweeps = state["num_sweeps"]
         self._sweep = self._new_sweep()
         self._sweep.load_state_dict(state["sweep"])

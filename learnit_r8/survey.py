@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .kinds import EXACT, WHOLE_BATCH
-from .suspects import worse_than_untrained
+from .suspects import find_suspects
 from .table import SampleTable
 
 MOST_SCANNED = 2**18
@@ -291,7 +291,9 @@ class Surveyor:
 
     def _find_suspects(self, records: NDArray[Any]) -> dict[str, Any]:
         table = self._table
-        found = worse_than_untrained(records, table.untrained_loss, exact=table.part_size == EXACT)
+        found = find_suspects(
+            records, table.untrained_loss, exact=table.part_size == EXACT, by_group=table.group_labels is not None
+        )
         if found.reason:
             return _no_suspects(found.reason)
         rows = found.indices[:LISTED]

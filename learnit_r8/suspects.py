@@ -1,4 +1,4 @@
-"""Which samples look mislabelled: those that stay worse than an untrained model would be."""
+"""Which samples look mislabelled: those that stay worse than an untrained model would be, apart from all others."""
 
 from __future__ import annotations
 
@@ -8,64 +8,160 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .humps import Humps, find_humps
+
 LEAST_USES = 4
-FALLING = 0.8
-LEAST_SHARE = 0.015
-LEARNT = 0.3
+SURE = 0.9
+LEAST_HIGH = 1.03
+"""Where the higher hump must lie: clearly worse than untrained, which is 1."""
+
+GROUP_SHARE = 1.5
+"""Most that a group may have of the share of suspects in all samples: a rare class is hard, not wrong."""
+
+ALWAYS_HIGH, RISING, MEMORISED = "always high", "rising", "memorised"
 
 
 class Suspects(NamedTuple):
     """Samples that look mislabelled.
 
     Attributes:
-        indices: int64[K], most suspect (highest mean loss) first.
+        indices: int64[K], most suspect first: by score, then by mean loss.
         mean_loss: float32[K], mean loss of each over the run.
-        noise_rate: K / N, an estimate of the share of wrong labels.
+        score: float64[K], in [0, 1], how surely each is not one of the learnt ones.
+        why: K texts: its losses are "always high"; "rising", as the model learns what contradicts the label; or it
+            was high and is "memorised" by now.
+        noise_rate: K / (samples judged), an estimate of the share of wrong labels; NaN if unknown.
+        noise_range: Lower and upper estimate: what is surely suspect, and what is not surely fine.
         reason: Why there are none, or "" if there are some.
     """
 
     indices: NDArray[np.int64]
     mean_loss: NDArray[np.float32]
+    score: NDArray[np.float64]
+    why: tuple[str, ...]
     noise_rate: float
+    noise_range: tuple[float, float]
     reason: str
 
 
-def worse_than_untrained(records: Any, untrained_loss: float, *, exact: bool) -> Suspects:
-    """Flag the samples that a trained model gets worse than an untrained one, and does not improve on.
+class Suspicion(NamedTuple):
+    """What the losses of many samples say about suspicion: enough to judge each of them.
 
-    A sample is flagged when it was used at least 4 times, its running and its last loss exceed the untrained loss,
-    and the last one is not falling (> 0.8 x running). The flags count only once the model has learnt the rest
-    (median running loss < 0.3 x untrained loss) and where they are more than stray ones (> 1.5 % of the samples);
-    without these gates rare classes look mislabelled.
+    Attributes:
+        untrained_loss: What a model that has learnt nothing loses, > 0.
+        humps: Of the square root of (mean loss / untrained loss).
+    """
+
+    untrained_loss: float
+    humps: Humps
+
+    @classmethod
+    def of(cls, mean_loss: NDArray[np.float32], usage_count: NDArray[Any], untrained_loss: float) -> Suspicion | None:
+        """Learn it from samples; None where there is nothing to suspect.
+
+        There is if the mean losses fall into two humps, the higher one of them worse than untrained. A model that has
+        not learnt much yet, classes that are rare and samples that are hard make one hump with a tail.
+
+        Args:
+            mean_loss: float32[M], mean loss of each sample over its uses.
+            usage_count: int[M], its uses; samples with fewer than 4 are left out.
+            untrained_loss: What a model that has learnt nothing loses, in the unit of the loss.
+        """
+        judged = np.asarray(usage_count) >= LEAST_USES
+        if not untrained_loss > 0 or not judged.any():
+            return None
+        humps = find_humps(_scaled(mean_loss[judged], untrained_loss))
+        if humps is None or not humps.are_apart or humps.high <= LEAST_HIGH:
+            return None
+        return cls(untrained_loss, humps)
+
+    def score(self, mean_loss: NDArray[np.float32]) -> NDArray[np.float64]:
+        """float64[M] in [0, 1], the probability of being in the higher hump."""
+        return self.humps.belonging(_scaled(mean_loss, self.untrained_loss))
+
+    def flags(
+        self,
+        mean_loss: NDArray[np.float32],
+        usage_count: NDArray[Any],
+        group: NDArray[Any] | None = None,
+    ) -> NDArray[np.bool_]:
+        """bool[M], which samples to suspect: more likely in the higher hump, and worse than untrained.
+
+        Args:
+            mean_loss: float32[M].
+            usage_count: int[M]; samples used fewer than 4 times are never flagged.
+            group: int[M], a code for the label of each: in no group a share of more than 1.5 times that in all samples
+                is flagged, those of highest loss first.
+        """
+        flagged: NDArray[np.bool_] = (self.score(mean_loss) > 0.5) & (mean_loss > self.untrained_loss)
+        flagged &= np.asarray(usage_count) >= LEAST_USES
+        if group is None or not flagged.any():
+            return flagged
+        order = np.lexsort((-mean_loss, group))
+        of_sorted = group[order]
+        rank = np.arange(len(order)) - np.searchsorted(of_sorted, of_sorted)
+        most = GROUP_SHARE * flagged.mean() * np.bincount(group)[of_sorted]
+        spared = np.empty(len(order), bool)
+        spared[order] = rank >= np.ceil(most)
+        return flagged & ~spared
+
+
+def _scaled(mean_loss: NDArray[np.float32], untrained_loss: float) -> NDArray[np.float64]:
+    """Losses on a scale where learnt and mislabelled samples are humps of about one width, and untrained is 1."""
+    return np.sqrt(np.maximum(mean_loss.astype(np.float64) / untrained_loss, 0))
+
+
+def find_suspects(records: Any, untrained_loss: float, *, exact: bool, by_group: bool = False) -> Suspects:
+    """Flag the samples whose losses form a hump of their own, worse than untrained.
 
     Args:
-        records: Fields loss, last, mean float32[N] and usage_count uint16[N].
+        records: Fields last, mean float32[N], usage_count uint16[N] and group uint16[N].
         untrained_loss: What a model that has learnt nothing loses, in the unit of the loss.
         exact: Whether the losses were reported per sample; nothing can be said otherwise.
+        by_group: Whether to protect groups, see `Suspicion.flags`.
 
-    Source: measured in ``benchmarks/``; the same mean-loss ranking as the area under the margin of Pleiss et al.
-    (arXiv:2001.10528), without needing logits.
+    Source: the mean loss ranks wrong labels as well as the area under the margin of Pleiss et al. (arXiv:2001.10528)
+    does, without logits; that and the two humps are measured in ``benchmarks/suspects.py``.
     """
     if not exact:
         return _none("per-sample losses are needed: report a vector of losses.")
-    if int(records["usage_count"].max()) < LEAST_USES:
+    uses = records["usage_count"]
+    if int(uses.max()) < LEAST_USES:
         return _none(f"too early: samples are judged from {LEAST_USES} uses on.")
-    loss = records["loss"]
-    seen = records["usage_count"] > 0
-    median = float(np.median(loss[seen]))
-    if not (untrained_loss > 0 and median < LEARNT * untrained_loss):
-        return _none(
-            f"the model has not learnt the rest yet: median loss {median:.3g}, untrained {untrained_loss:.3g}."
-        )
-    flagged = (records["usage_count"] >= LEAST_USES) & (loss > untrained_loss)
-    flagged &= (records["last"] > untrained_loss) & (records["last"] > np.float32(FALLING) * loss)
-    share = float(flagged.mean())
-    if share <= LEAST_SHARE:
-        return _none(f"only {share:.1%} of the samples stay worse than untrained: nothing unusual.")
+    if not untrained_loss > 0:
+        return _none(f"the loss of an untrained model must be > 0 to compare with, got {untrained_loss:.3g}.")
+    suspicion = Suspicion.of(records["mean"], uses, untrained_loss)
+    if suspicion is None:
+        return _none("no group of samples stays apart from the others and worse than an untrained model.")
+    score = suspicion.score(records["mean"])
+    flagged = suspicion.flags(records["mean"], uses, records["group"].astype(np.int64) if by_group else None)
+    judged = uses >= LEAST_USES
     indices = np.flatnonzero(flagged)
-    indices = indices[np.argsort(-records["mean"][indices], kind="stable")]
-    return Suspects(indices, records["mean"][indices], share, "")
+    if not len(indices):
+        return _none("no sample is more likely wrong than learnt.")
+    indices = indices[np.lexsort((-records["mean"][indices], -score[indices]))]
+    surely = float((flagged & (score > SURE))[judged].mean())
+    not_fine = float((score > 1 - SURE)[judged].mean())
+    share = float(flagged[judged].mean())
+    return Suspects(
+        indices,
+        records["mean"][indices],
+        score[indices],
+        tuple(_why(records[indices], untrained_loss)),
+        share,
+        (min(surely, share), max(not_fine, share)),
+        "",
+    )
+
+
+def _why(records: Any, untrained_loss: float) -> list[str]:
+    last, mean = records["last"], records["mean"]
+    known = np.where(last < untrained_loss / 2, MEMORISED, np.where(last > 1.2 * mean, RISING, ALWAYS_HIGH))
+    return [str(each) for each in known]
 
 
 def _none(reason: str) -> Suspects:
-    return Suspects(np.empty(0, np.int64), np.empty(0, np.float32), math.nan, reason)
+    nothing = np.empty(0)
+    return Suspects(
+        nothing.astype(np.int64), nothing.astype(np.float32), nothing, (), math.nan, (math.nan, math.nan), reason
+    )

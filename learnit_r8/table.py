@@ -16,7 +16,7 @@ from .checks import is_number, whole_number
 from .guard import LARGEST_LOSS
 from .kinds import EXACT, WHOLE_BATCH, source_of
 from .records import Records, count_use
-from .suspects import Suspects, worse_than_untrained
+from .suspects import Suspects, find_suspects
 from .views import Quartile, Sample, quartiles_of, samples_of
 
 ESTIMATORS = {"relative": 1.0, "additive": 0.1}
@@ -309,9 +309,10 @@ class SampleTable:
         return quartiles_of(self.loss, self.usage_count)
 
     def suspects(self) -> Suspects:
-        """Samples that look mislabelled, most suspect first; ask at 20 to 30 % of the training."""
+        """Samples that look mislabelled, most suspect first; from 20 % of the training on, at 4 uses or more."""
         self.sync()
-        return worse_than_untrained(self.records, self.untrained_loss, exact=self.part_size == EXACT)
+        exact, by_group = self.part_size == EXACT, self.group_labels is not None
+        return find_suspects(self.records, self.untrained_loss, exact=exact, by_group=by_group)
 
     @functools.cached_property
     def _digest(self) -> str | None:

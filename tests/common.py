@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from learnit_r8 import Candidates, Context, Policy, SampleTable, match_mean
+from learnit_r8 import Candidates, Context, Focus, Policy, SampleTable, match_mean
 from learnit_r8.checkpoint import decode, encode
 from learnit_r8.kinds import EXACT
 from learnit_r8.losses import read_loss
@@ -51,6 +51,7 @@ EVERYTHING = [
 SELECTING = [
     pytest.param(Steady(), id="steady"),
     pytest.param(match_mean("steady"), id="match_mean-steady"),
+    pytest.param(Focus(noise_guard=True, begin=0, end=1, most_hard=1), id="focus"),
     pytest.param(get_policy(HardHalf()), id="user-selection"),
 ]
 """Policies that leave samples out."""

@@ -13,11 +13,11 @@ import learnit_r8
 PACKAGE = Path(learnit_r8.__file__).parent
 NUMERIC = {"triggers",
     "order", "estimators", "suspects", "table", "views", "guard", "backup", "copies", "budget", "lr", "events",
-    "range_test",
+    "range_test", "humps",
     "tally", "wire", "losses", "checks", "durable", "kinds", "records", "condense",
 }  # fmt: skip
 MIDDLE = {"announcer", "restoring", "moment", "diagnosis", "chunk", "draft", "plan", "policies", "recovery",
-    "checkpoint", "sweep", "survey", "telling", "journal",
+    "checkpoint", "sweep", "survey", "telling", "journal", "outlook",
 }  # fmt: skip
 VIEWERS = {"dashboard", "report", "cli"}
 FOLLOWERS = {"watch", "replay"}

@@ -14,7 +14,7 @@ from common import EVERYTHING, Loop, build, catalogued, fingerprint, load, repor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learnit_r8 import Policy, SampleTable
+from learnit_r8 import Outlook, Policy, SampleTable
 from learnit_r8.estimators import leak_of
 from learnit_r8.plan import Plan
 from learnit_r8.policies import Balanced, Shuffle, Steady, get_policy
@@ -445,7 +445,7 @@ def test_selection_sweeps_until_the_batches_are_full():
 
 
 def test_context():
-    """A policy is told the progress, the pass, B and the untrained loss, the same for a whole pass."""
+    """A policy is told the progress, the pass, B, the untrained loss and the outlook, the same for a whole pass."""
     seen = []
 
     class Spying(Policy):
@@ -459,7 +459,7 @@ def test_context():
     run_pass(plan, 0, losses=lambda indices, _: np.full(len(indices), 3.0))
     run_pass(plan, 2, losses=lambda indices, _: np.full(len(indices), 1.0))
 
-    assert set(seen) == {(0.2, 2, 4, 3.0)}
+    assert set(seen) == {(0.2, 2, 4, 3.0, Outlook(True, 1.0, 0.0, None))}
 
 
 def test_chunks_are_planned_when_reached():

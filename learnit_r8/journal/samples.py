@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kinds import EXACT
-from ..suspects import Suspects, worse_than_untrained
+from ..suspects import Suspects, find_suspects
 from ..table import SampleTable
 from .reading import open_plain
 
@@ -81,7 +81,7 @@ class Samples(NamedTuple):
 
     def suspects(self) -> Suspects:
         """Samples that look mislabelled; see `SampleTable.suspects`."""
-        return worse_than_untrained(self._asdict(), self.untrained_loss, exact=self.is_exact)
+        return find_suspects(self._asdict(), self.untrained_loss, exact=self.is_exact)
 
 
 def highest(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:

@@ -9,7 +9,9 @@ from .balanced import Balanced as Balanced
 from .balanced import Quartile as Quartile
 from .base import Candidates as Candidates
 from .base import Context as Context
+from .base import Outlook as Outlook
 from .base import Policy as Policy
+from .focus import Focus as Focus
 from .match_mean import MatchMean as MatchMean
 from .registry import POLICIES as POLICIES
 from .registry import SHUFFLE as SHUFFLE

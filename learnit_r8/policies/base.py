@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..suspects import Suspicion
+
 Order = NDArray[np.int64]
 Kept = tuple[NDArray[np.bool_], NDArray[np.float32] | None]
 """Which samples to keep, and what to weight them by."""
@@ -36,6 +38,23 @@ class Candidates(NamedTuple):
         return Candidates(*(None if field is None else field[rows] for field in self))  # type: ignore[arg-type]
 
 
+class Outlook(NamedTuple):
+    """What the table says of all the samples, from a random part of at most 16,384 of them.
+
+    Attributes:
+        is_exact: Whether losses were reported per sample, or in parts of at most 8: a selection by loss that rests on
+            less is no better than a random one.
+        num_uses: Mean number of uses.
+        hard_share: Share of the samples that are not suspected and whose mean loss is worse than untrained.
+        suspicion: How to tell samples that look mislabelled; None where none do.
+    """
+
+    is_exact: bool = False
+    num_uses: float = 0.0
+    hard_share: float = 1.0
+    suspicion: Suspicion | None = None
+
+
 class Context(NamedTuple):
     """What a policy knows besides the chunk; the same for a whole pass.
 
@@ -44,12 +63,14 @@ class Context(NamedTuple):
         pass_number: 0 for the cataloguing pass.
         batch_size: B.
         untrained_loss: Loss of a model that has learnt nothing; NaN before it is known.
+        outlook: What the table says of all the samples; taken only for policies that select.
     """
 
     progress: float
     pass_number: int
     batch_size: int
     untrained_loss: float
+    outlook: Outlook = Outlook()
 
 
 class Policy:
@@ -58,6 +79,9 @@ class Policy:
     name = "shuffle"
     is_random = True
     """Whether `rng` is used. Making a generator costs as much as planning a thousand samples."""
+
+    needs_exact = False
+    """Whether `select` rests on losses of single samples, and keeps everything where `Outlook.is_exact` is false."""
 
     @property
     def selects(self) -> bool:

@@ -49,6 +49,10 @@ class MatchMean(Policy):
         return self.inner.selects
 
     @property
+    def needs_exact(self) -> bool:  # type: ignore[override]
+        return self.inner.needs_exact
+
+    @property
     def is_random(self) -> bool:  # type: ignore[override]
         return self.inner.is_random
 

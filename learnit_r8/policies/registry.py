@@ -10,6 +10,7 @@ import numpy as np
 
 from .balanced import Balanced, Quartile
 from .base import Candidates, Context, Kept, Order, Policy
+from .focus import Focus
 from .match_mean import MatchMean
 from .shuffle import Shuffle
 from .steady import Steady
@@ -17,7 +18,7 @@ from .steady import Steady
 SHUFFLE, STEADY = Shuffle(), Steady()
 
 POLICIES: Mapping[str, Policy] = {
-    policy.name: policy for policy in (Balanced(), Quartile(), SHUFFLE, MatchMean(), STEADY)
+    policy.name: policy for policy in (Balanced(), Quartile(), SHUFFLE, MatchMean(), STEADY, Focus())
 }
 
 
@@ -57,6 +58,10 @@ class _Checked(Policy):
     @property
     def selects(self) -> bool:
         return self.inner.selects
+
+    @property
+    def needs_exact(self) -> bool:  # type: ignore[override]
+        return self.inner.needs_exact
 
     def __repr__(self) -> str:
         return repr(self.inner)

@@ -1,0 +1,98 @@
+"""The hard half, where that is safe, and without the samples that look mislabelled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checks import is_number
+from .balanced import Balanced
+from .base import Candidates, Context, Kept, Order, Policy
+
+LEAST_USES = 2.5
+"""Mean uses before anything is skipped."""
+
+GUARD_USES, GUARD_PROGRESS = 5, 0.2
+"""Mean uses and share of the budget before suspects are skipped."""
+
+
+@dataclass(frozen=True)
+class Focus(Policy):
+    """Skips most of the easy half for a part of the training; with ``noise_guard`` also what looks mislabelled.
+
+    The easy half: between ``begin`` and ``end`` of the budget the half of the samples with the lowest last loss is
+    skipped with probability ``skip_easy``, anew in each pass, as long as few samples are hard: those whose mean loss is
+    worse than untrained, without the suspects, must be fewer than ``most_hard`` of all. Where many samples are hard the
+    model has not learnt enough yet to tell easy from useless, and skipping harms. Losses get no weights: those that
+    would make up for what is skipped act as a higher learning rate.
+
+    The guard: once samples were used 5 times on average and 20 % of the budget is spent, the suspects
+    (`Suspicion.flags`) are skipped with probability ``skip_suspects``. Their mean loss hardly changes from then on, so
+    the decision keeps. With ``groups`` rare classes are protected.
+
+    An epoch is N visits all the same, and the last ones go to all samples but the suspects. Without losses of single
+    samples, or of parts of at most 8, everything is visited once a pass.
+
+    Args:
+        noise_guard: Whether to skip samples that look mislabelled; takes losses of single samples.
+        skip_easy: In [0, 1].
+        skip_suspects: In [0, 1].
+        begin: Share of the budget, in [0, 1].
+        end: Share of the budget, in [begin, 1].
+        most_hard: Share of the samples, in [0, 1].
+
+    Raises:
+        ValueError: an argument outside its range.
+        TypeError: ``noise_guard`` is not a boolean.
+
+    Source: measured against a plain shuffle with as many visits in ``benchmarks/learning.py``; what helps and what does
+    not is in ``docs/learning.md``.
+    """
+
+    noise_guard: bool = False
+    skip_easy: float = 0.95
+    skip_suspects: float = 0.9
+    begin: float = 0.25
+    end: float = 0.9
+    most_hard: float = 0.03
+
+    name = "focus"
+    needs_exact = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.noise_guard, bool):
+            raise TypeError(f"noise_guard must be True or False, got {self.noise_guard!r}.")
+        for name in ("skip_easy", "skip_suspects", "begin", "most_hard"):
+            value = getattr(self, name)
+            if not (is_number(value) and 0 <= value <= 1):
+                raise ValueError(f"{name} must be in [0, 1], got {value!r}.")
+        if not (is_number(self.end) and self.begin <= self.end <= 1):
+            raise ValueError(f"end must be in [begin, 1] = [{self.begin!r}, 1], got {self.end!r}.")
+
+    def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
+        luck = rng.random(len(chunk.indices))
+        outlook = context.outlook
+        keep = np.ones(len(luck), bool)
+        suspected = np.zeros(len(luck), bool)
+        is_time = context.progress >= GUARD_PROGRESS and outlook.num_uses >= GUARD_USES
+        if self.noise_guard and is_time and outlook.suspicion is not None:
+            suspected = outlook.suspicion.flags(chunk.mean, chunk.usage_count, chunk.group)
+            keep[suspected & (luck < self.skip_suspects)] = False
+        is_safe = outlook.is_exact and outlook.num_uses >= LEAST_USES and outlook.hard_share < self.most_hard
+        if is_safe and self.begin <= context.progress < self.end:
+            keep[_easy_half(chunk, suspected) & (luck < self.skip_easy)] = False
+        return keep, None
+
+    def arrange(self, chunk: Candidates, batch_size: int, rng: np.random.Generator) -> Order:
+        return Balanced().arrange(chunk, batch_size, rng)
+
+
+def _easy_half(chunk: Candidates, suspected: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """bool[C], the seen samples whose last loss is in the lower half of those not suspected."""
+    seen = (chunk.usage_count > 0) & ~suspected
+    if not seen.any():
+        return seen
+    easy: NDArray[np.bool_] = seen & (chunk.last < np.median(chunk.last[seen]))
+    return easy

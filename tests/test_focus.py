@@ -1,0 +1,166 @@
+"""The policy that skips what is easy and what looks mislabelled."""
+
+import warnings
+
+import numpy as np
+import pytest
+from common import candidates, generator
+
+from learnit_r8 import Context, Focus, Outlook, R8Scheduler
+from learnit_r8.checkpoint import decode, encode
+from learnit_r8.humps import Humps
+from learnit_r8.suspects import Suspicion
+
+SUSPICION = Suspicion(2.0, Humps(0.3, 0.1, 1.5, 0.1, 0.1))
+SAFE = Outlook(is_exact=True, num_uses=6.0, hard_share=0.0, suspicion=SUSPICION)
+
+
+def kept(policy, loss, *, progress=0.5, outlook=SAFE, uses=6, group=None, count=400):
+    """Share kept of each distinct loss, over many samples of each."""
+    loss = np.repeat(loss, count)
+    chunk = candidates(
+        loss, usage_count=np.full(len(loss), uses), group=None if group is None else np.repeat(group, count)
+    )
+    keep, weights = policy.select(chunk, Context(progress, 6, 8, 2.0, outlook), generator())
+    assert weights is None
+    return keep.reshape(-1, count).mean(axis=1)
+
+
+def test_skips_the_easy_half():
+    """Of the lower half by last loss about 5 % are kept, of the other half all."""
+    easy, easier, hard, harder = kept(Focus(), [0.2, 0.1, 0.3, 0.4])
+
+    assert 0 < easy < 0.12
+    assert 0 < easier < 0.12
+    assert (hard, harder) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"progress": 0.2},
+        {"progress": 0.95},
+        {"outlook": SAFE._replace(hard_share=0.05)},
+        {"outlook": SAFE._replace(num_uses=2.0)},
+        {"outlook": SAFE._replace(is_exact=False)},
+    ],
+    ids=["too early", "the tail", "many are hard", "hardly used", "not exact"],
+)
+def test_takes_everything_where_skipping_is_not_safe(change):
+    """At the begin and the end, while many samples are hard, or where the table is rough, nothing is skipped."""
+    assert kept(Focus(), [0.1, 0.2, 0.3, 0.4], **change).tolist() == [1, 1, 1, 1]
+
+
+def test_noise_guard_skips_suspects():
+    """With the guard about 10 % of the suspects are kept, and they do not count when the easy half is found."""
+    easy, hard, suspect, suspect_too = kept(Focus(noise_guard=True), [0.1, 0.3, 4.5, 4.6])
+
+    assert 0 < easy < 0.12
+    assert hard == 1
+    assert 0.05 < suspect < 0.17
+    assert 0.05 < suspect_too < 0.17
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"progress": 0.1},
+        {"outlook": SAFE._replace(num_uses=4.0, hard_share=1.0)},
+        {"outlook": SAFE._replace(suspicion=None, hard_share=1.0)},
+        {"uses": 3, "outlook": SAFE._replace(hard_share=1.0)},
+    ],
+    ids=["too early", "hardly used", "nothing suspected", "young samples"],
+)
+def test_guard_waits(change):
+    """Before a fifth of the budget and five uses on average, and without suspicion, nobody is skipped as a suspect."""
+    assert kept(Focus(noise_guard=True), [0.1, 4.5], **change).tolist() == [1, 1]
+
+
+def test_guard_protects_groups():
+    """Where all suspects are of one group, most of that group is kept."""
+    plain = kept(Focus(noise_guard=True, begin=1, end=1), [0.1, 0.1, 0.1, 4.5])
+    grouped = kept(Focus(noise_guard=True, begin=1, end=1), [0.1, 0.1, 0.1, 4.5], group=[0, 0, 0, 1])
+
+    assert plain[3] < 0.17
+    assert grouped[3] > 0.6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"noise_guard": 1}, TypeError, r"noise_guard must be True or False, got 1\."),
+        ({"skip_easy": 1.5}, ValueError, r"skip_easy must be in \[0, 1\], got 1\.5\."),
+        ({"skip_suspects": -1}, ValueError, r"skip_suspects must be in \[0, 1\], got -1\."),
+        ({"begin": "x"}, ValueError, r"begin must be in \[0, 1\], got 'x'\."),
+        ({"most_hard": float("nan")}, ValueError, r"most_hard must be in \[0, 1\], got nan\."),
+        ({"end": 0.1}, ValueError, r"end must be in \[begin, 1\] = \[0\.25, 1\], got 0\.1\."),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    """Arguments outside their range are refused."""
+    with pytest.raises(error, match=message):
+        Focus(**arguments)
+
+
+WRONG = np.arange(0, 400, 10)
+
+
+def losses_of(indices, epoch):
+    """Right labels are learnt, wrong ones get worse."""
+    return np.where(indices % 10 == 0, 2.0 + 0.4 * epoch, 2.0 * 0.5**epoch) * (1 + 0.1 * np.sin(indices))
+
+
+def train(r8, *, until=None, visits=None, reduce=lambda losses: losses):
+    """Go on to the end, or to a step."""
+    while r8.global_step != until and (ticket := r8.draw_if_any()) is not None:
+        if visits is not None:
+            visits[ticket.epoch, ticket.indices] += 1
+        r8.report(ticket, reduce(losses_of(ticket.indices, ticket.epoch)))
+
+
+def test_a_run_hardly_visits_wrong_labels_any_more():
+    """An epoch stays N visits; from the sixth on they go to samples that are right."""
+    r8 = R8Scheduler(400, batch_size=32, num_epochs=10, policy=Focus(noise_guard=True, begin=1, end=1))
+    visits = np.zeros((10, 400))
+    train(r8, visits=visits)
+
+    assert visits.sum(axis=1).tolist() == [400] * 10
+    assert (visits[:5] == 1).all()
+    assert visits[5:, WRONG].mean() < 0.3
+
+
+@pytest.mark.parametrize("step", [70, 78, 90])
+def test_resumes_bit_for_bit(step):
+    """A run that stops in mid-pass goes on with what it decided when the pass began."""
+    make = lambda: R8Scheduler(400, batch_size=32, num_epochs=10, policy=Focus(noise_guard=True), seed=3)  # noqa: E731
+    whole, first, second = make(), make(), make()
+    train(whole)
+    train(first, until=step)
+    second.load_state_dict(decode(encode(first.state_dict())))
+    train(second)
+
+    assert np.array_equal(whole.table.usage_count, second.table.usage_count)
+    assert np.array_equal(whole.table.loss, second.table.loss)
+
+
+def test_batch_means_take_everything_and_say_so():
+    """Where only means of batches are reported every sample comes once an epoch, and one warning says why."""
+    r8 = R8Scheduler(400, batch_size=32, num_epochs=6, policy="focus")
+    visits = np.zeros((6, 400))
+    with pytest.warns(RuntimeWarning, match=r"'focus' needs the loss of each sample.*given batch means of 32") as said:
+        train(r8, visits=visits, reduce=lambda losses: float(losses.mean()))
+
+    assert len(said) == 1
+    assert (visits == 1).all()
+
+
+def test_small_parts_are_enough_for_the_easy_half():
+    """Means of parts of four let the easy half be skipped."""
+    r8 = R8Scheduler(400, batch_size=32, num_epochs=10, policy=Focus(most_hard=1.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        while (ticket := r8.draw_if_any()) is not None:
+            losses = losses_of(ticket.indices, ticket.epoch).reshape(-1, 4).mean(axis=1)
+            r8.report(ticket, losses, part_size=4)
+
+    assert np.ptp(r8.table.usage_count) >= 4
