@@ -115,7 +115,7 @@ def find_suspects(records: Any, untrained_loss: float, *, exact: bool, by_group:
     """Flag the samples whose losses form a hump of their own, worse than untrained.
 
     Args:
-        records: Fields last, mean float32[N], usage_count uint16[N] and group uint16[N].
+        records: Fields last, mean float32[N] and usage_count uint16[N]; group uint16[N] if it is ``by_group``.
         untrained_loss: What a model that has learnt nothing loses, in the unit of the loss.
         exact: Whether the losses were reported per sample; nothing can be said otherwise.
         by_group: Whether to protect groups, see `Suspicion.flags`.
@@ -147,15 +147,14 @@ def find_suspects(records: Any, untrained_loss: float, *, exact: bool, by_group:
         indices,
         records["mean"][indices],
         score[indices],
-        tuple(_why(records[indices], untrained_loss)),
+        tuple(_why(records["last"][indices], records["mean"][indices], untrained_loss)),
         share,
         (min(surely, share), max(not_fine, share)),
         "",
     )
 
 
-def _why(records: Any, untrained_loss: float) -> list[str]:
-    last, mean = records["last"], records["mean"]
+def _why(last: NDArray[np.float32], mean: NDArray[np.float32], untrained_loss: float) -> list[str]:
     known = np.where(last < untrained_loss / 2, MEMORISED, np.where(last > 1.2 * mean, RISING, ALWAYS_HIGH))
     return [str(each) for each in known]
 

@@ -12,7 +12,8 @@ from learnit_r8.humps import Humps
 from learnit_r8.suspects import Suspicion
 
 SUSPICION = Suspicion(2.0, Humps(0.3, 0.1, 1.5, 0.1, 0.1))
-SAFE = Outlook(is_exact=True, num_uses=6.0, hard_share=0.0, suspicion=SUSPICION)
+SAFE = Outlook(is_exact=True, num_uses=6.0, hard_share=0.0)
+SUSPECTING = SAFE._replace(suspicion=SUSPICION)
 
 
 def kept(policy, loss, *, progress=0.5, outlook=SAFE, uses=6, group=None, count=400):
@@ -43,17 +44,18 @@ def test_skips_the_easy_half():
         {"outlook": SAFE._replace(hard_share=0.05)},
         {"outlook": SAFE._replace(num_uses=2.0)},
         {"outlook": SAFE._replace(is_exact=False)},
+        {"outlook": SUSPECTING},
     ],
-    ids=["too early", "the tail", "many are hard", "hardly used", "not exact"],
+    ids=["too early", "the tail", "many are hard", "hardly used", "not exact", "some look mislabelled"],
 )
 def test_takes_everything_where_skipping_is_not_safe(change):
-    """At the begin and the end, while many samples are hard, or where the table is rough, nothing is skipped."""
+    """At the begin and the end, while many samples are hard, with suspects or a rough table nothing is skipped."""
     assert kept(Focus(), [0.1, 0.2, 0.3, 0.4], **change).tolist() == [1, 1, 1, 1]
 
 
 def test_noise_guard_skips_suspects():
     """With the guard about 10 % of the suspects are kept, and they do not count when the easy half is found."""
-    easy, hard, suspect, suspect_too = kept(Focus(noise_guard=True), [0.1, 0.3, 4.5, 4.6])
+    easy, hard, suspect, suspect_too = kept(Focus(noise_guard=True), [0.1, 0.3, 4.5, 4.6], outlook=SUSPECTING)
 
     assert 0 < easy < 0.12
     assert hard == 1
@@ -65,21 +67,23 @@ def test_noise_guard_skips_suspects():
     "change",
     [
         {"progress": 0.1},
-        {"outlook": SAFE._replace(num_uses=4.0, hard_share=1.0)},
-        {"outlook": SAFE._replace(suspicion=None, hard_share=1.0)},
-        {"uses": 3, "outlook": SAFE._replace(hard_share=1.0)},
+        {"outlook": SUSPECTING._replace(num_uses=4.0)},
+        {"outlook": SAFE._replace(hard_share=1.0)},
+        {"uses": 3, "outlook": SUSPECTING._replace(hard_share=1.0)},
     ],
     ids=["too early", "hardly used", "nothing suspected", "young samples"],
 )
 def test_guard_waits(change):
     """Before a fifth of the budget and five uses on average, and without suspicion, nobody is skipped as a suspect."""
-    assert kept(Focus(noise_guard=True), [0.1, 4.5], **change).tolist() == [1, 1]
+    assert kept(Focus(noise_guard=True), [0.1, 4.5], **{"outlook": SUSPECTING, **change}).tolist() == [1, 1]
 
 
 def test_guard_protects_groups():
     """Where all suspects are of one group, most of that group is kept."""
-    plain = kept(Focus(noise_guard=True, begin=1, end=1), [0.1, 0.1, 0.1, 4.5])
-    grouped = kept(Focus(noise_guard=True, begin=1, end=1), [0.1, 0.1, 0.1, 4.5], group=[0, 0, 0, 1])
+    plain = kept(Focus(noise_guard=True, begin=1, end=1), [0.1, 0.1, 0.1, 4.5], outlook=SUSPECTING)
+    grouped = kept(
+        Focus(noise_guard=True, begin=1, end=1), [0.1, 0.1, 0.1, 4.5], outlook=SUSPECTING, group=[0, 0, 0, 1]
+    )
 
     assert plain[3] < 0.17
     assert grouped[3] > 0.6

@@ -23,10 +23,11 @@ class Focus(Policy):
     """Skips most of the easy half for a part of the training; with ``noise_guard`` also what looks mislabelled.
 
     The easy half: between ``begin`` and ``end`` of the budget the half of the samples with the lowest last loss is
-    skipped with probability ``skip_easy``, anew in each pass, as long as few samples are hard: those whose mean loss is
-    worse than untrained, without the suspects, must be fewer than ``most_hard`` of all. Where many samples are hard the
-    model has not learnt enough yet to tell easy from useless, and skipping harms. Losses get no weights: those that
-    would make up for what is skipped act as a higher learning rate.
+    skipped with probability ``skip_easy``, anew in each pass, but only where few samples are hard (those whose mean
+    loss is worse than untrained, without the suspects, are fewer than ``most_hard`` of all) and none are suspect, or
+    the guard skips those. Where many samples are hard the model has not learnt enough yet to tell easy from useless,
+    and wrong labels are the hardest of all: there skipping harms. Losses get no weights: those that would make up for
+    what is skipped act as a higher learning rate.
 
     The guard: once samples were used 5 times on average and 20 % of the budget is spent, the suspects
     (`Suspicion.flags`) are skipped with probability ``skip_suspects``. Their mean loss hardly changes from then on, so
@@ -77,11 +78,14 @@ class Focus(Policy):
         keep = np.ones(len(luck), bool)
         suspected = np.zeros(len(luck), bool)
         is_time = context.progress >= GUARD_PROGRESS and outlook.num_uses >= GUARD_USES
-        if self.noise_guard and is_time and outlook.suspicion is not None:
-            suspected = outlook.suspicion.flags(chunk.mean, chunk.usage_count, chunk.group)
+        guarding = outlook.suspicion if self.noise_guard and is_time else None
+        if guarding is not None:
+            suspected = guarding.flags(chunk.mean, chunk.usage_count, chunk.group)
             keep[suspected & (luck < self.skip_suspects)] = False
-        is_safe = outlook.is_exact and outlook.num_uses >= LEAST_USES and outlook.hard_share < self.most_hard
-        if is_safe and self.begin <= context.progress < self.end:
+        # Suspects that nobody skips would be most of the hard half.
+        is_clean = guarding is outlook.suspicion
+        is_learnt = outlook.num_uses >= LEAST_USES and outlook.hard_share < self.most_hard
+        if outlook.is_exact and is_clean and is_learnt and self.begin <= context.progress < self.end:
             keep[_easy_half(chunk, suspected) & (luck < self.skip_easy)] = False
         return keep, None
 
