@@ -48,8 +48,7 @@ class Focus(Policy):
         ValueError: an argument outside its range.
         TypeError: ``noise_guard`` is not a boolean.
 
-    Source: measured against a plain shuffle with as many visits in ``benchmarks/learning.py``; what helps and what does
-    not is in ``docs/learning.md``.
+    Source: measured against a plain shuffle with as many visits in ``benchmarks/learning.py``.
     """
 
     noise_guard: bool = False
