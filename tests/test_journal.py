@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drive import NAN, FakeClock, make, sample_losses, train
+from drive import NAN, FakeClock, advance_to, make, sample_losses, train
 from hypothesis import given
 from hypothesis import strategies as st
 from test_events import any_event, refuse_constant
@@ -402,6 +402,29 @@ def test_run_folder_of_a_run(tmp_path):
     assert (r8.run_dir / "samples-000001.npz").is_file()
 
 
+def test_resumed_run_goes_on_in_its_folder(tmp_path):
+    """A run that goes on from a checkpoint writes on in its folder: two sessions, one course, one end."""
+
+    def build():
+        return make(20, batch_size=4, num_epochs=4, run_dir=tmp_path / "run", checkpoint_dir=tmp_path / "saved")
+
+    first = build()
+    advance_to(first, 10)
+    first.save_checkpoint()
+    first._journal.close()
+    second = build()
+    second.load_checkpoint()
+    train(second)
+    second.close()
+    run = Run(tmp_path / "run")
+    heard = [record.event for record in run.records()]
+
+    assert [event.step for event in heard if isinstance(event, events.RunStarted)] == [0, 10]
+    assert sum(event.num_steps for event in heard if isinstance(event, events.StepsDone)) == 20
+    assert run.state() == ("finished", "")
+    assert len(run.about()["sessions"]) == 2
+
+
 def test_no_folder_unless_asked(here):
     """Without run_dir and without the dashboard nothing is written."""
     r8 = make()
@@ -422,7 +445,7 @@ def test_dashboard_brings_a_folder(here):
     assert sorted(path.name for path in (here / "runs").iterdir()) == sorted(names)
 
 
-@pytest.mark.parametrize("variable", ["RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"])
+@pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK"])
 def test_only_the_first_rank_writes(tmp_path, monkeypatch, variable):
     """Of several ranks only the first has a run folder."""
     monkeypatch.setenv(variable, "1")

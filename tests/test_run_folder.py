@@ -256,6 +256,25 @@ def test_run_without_steps_is_stalled(tmp_path):
     assert run.state() == ("running", "")
 
 
+@pytest.mark.parametrize(
+    ("event", "waited", "expected"),
+    [
+        (events.RunPaused(5, 0.5, "by a key"), 5000, ("running", "paused")),
+        (events.RunResumed(5, 0.5), 55, ("running", "")),
+        (events.RunResumed(5, 0.5), 65, ("stalled", "no step for 65 s")),
+        (events.EpochDone(5, 0.5, 0, 0.5, 1.0, 0.1, 10, 1.0), 500, ("running", "")),
+        (events.EpochDone(5, 0.5, 0, 0.5, 1.0, 0.1, 10, 1.0), 650, ("stalled", "no step for 11 min")),
+    ],
+)
+def test_pauses_and_validations_are_no_stalls(tmp_path, event, waited, expected):
+    """A run that was paused is not stalled, and after an epoch a validation has ten minutes."""
+    folder_with(tmp_path, STARTED, steps(5), event)
+    run = Run(folder_with(tmp_path, events.Alive(5, 0.5), when=1000.0 + waited), wall=lambda: 1000.0 + waited)
+    read(run)
+
+    assert run.state() == expected
+
+
 def test_dead_process_is_told(tmp_path):
     """A run whose process is gone has died, or finished if its budget was used up."""
     gone = {**this_process(), "process_started": 1}

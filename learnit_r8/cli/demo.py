@@ -40,8 +40,8 @@ class Pretended:
         wobble = np.where(self._forgets[batch], self._rng.random(len(batch)) * 1.5, 0.0)
         losses = 0.02 + 2.3 * np.exp(-self._speed[batch] * skill[batch]) + wobble
         losses = np.where(self._wrong[batch], 2.6 + 0.25 * skill[batch] ** 0.5, losses) * np.exp(noise)
-        skill += lr * 0.35 * len(batch) / NUM_SAMPLES * 10
-        skill[batch] += lr * 9
+        skill += lr * 9 * len(batch) / NUM_SAMPLES
+        skill[batch] += lr * 4
         return losses + np.where(self.state["poisoned"][0] > 0, np.nan, 0.0)
 
     def accuracy(self) -> float:
@@ -61,7 +61,9 @@ def demo(options: argparse.Namespace) -> int:
     """Train for about so many seconds, with the screen on where there is a terminal."""
     with tempfile.TemporaryDirectory(prefix="r8-demo-") as scratch:
         run(options.run_dir or Path(scratch) / "demo", options.seconds)
-    if options.run_dir:
+    if not options.run_dir:
+        print("the demo's run folder is deleted again; --run-dir DIR keeps it")
+    else:
         print(f"now: learnit-r8 replay {options.run_dir}, or learnit-r8 report {options.run_dir} --html report.html")
     return 0
 

@@ -58,7 +58,7 @@ def open_journal(
 
 def _rank() -> int:
     """The rank of this process among those that train together; 0 alone."""
-    for variable in ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"):
+    for variable in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK"):
         if os.environ.get(variable, "").isdecimal():
             return int(os.environ[variable])
     return 0

@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..events import BatchRefused, EpochDone, ProcessLeft, RunEnded, RunStarted, StepsDone
+from ..events import BatchRefused, EpochDone, ProcessLeft, RunEnded, RunPaused, RunResumed, RunStarted, StepsDone
 from .about import is_gone
 from .reading import Lines, Parser, Record, preview, read_json
 
 SILENT_SECONDS = 35.0
 """Without a word; a journal writes every ten seconds."""
 WAITING_SECONDS = 60.0
-"""Without a step, and more than `WAITING_FACTOR` times the longest pause so far."""
+BETWEEN_EPOCHS_SECONDS = 600.0
+"""Without a step, within an epoch and after one, and more than `WAITING_FACTOR` times the longest pause so far."""
 WAITING_FACTOR = 3.0
 
 
@@ -67,6 +68,7 @@ class Run:
         self._longest_pause = 0.0
         self._end: RunEnded | ProcessLeft | None = None
         self._progress = 0.0
+        self._is_paused = self._is_between_epochs = False
 
     def about(self) -> dict[str, Any]:
         """The content of run.json; empty where it cannot be read."""
@@ -152,6 +154,11 @@ class Run:
             self._stepped = record.time
         if isinstance(event, (StepsDone, EpochDone)):
             self._progress = event.progress
+            # A validation may follow, and nobody knows how long it takes.
+            self._is_between_epochs = isinstance(event, EpochDone)
+        if isinstance(event, (RunStarted, RunPaused, RunResumed)):
+            self._is_paused = isinstance(event, RunPaused)
+            self._stepped = record.time
         if isinstance(event, (RunEnded, ProcessLeft)):
             self._end = event
 
@@ -171,8 +178,11 @@ class Run:
             return State("finished", "") if self._progress >= 1 else State("died", "the process is gone")
         if now - self._heard > SILENT_SECONDS:
             return State("stalled", f"no sign of life for {seconds_text(now - self._heard)}")
+        if self._is_paused:
+            return State("running", "paused")
         waited = now - self._stepped
-        if self._stepped and waited > max(WAITING_SECONDS, WAITING_FACTOR * self._longest_pause):
+        usual = BETWEEN_EPOCHS_SECONDS if self._is_between_epochs else WAITING_SECONDS
+        if self._stepped and waited > max(usual, WAITING_FACTOR * self._longest_pause):
             return State("stalled", f"no step for {seconds_text(waited)}")
         return State("running", "")
 
