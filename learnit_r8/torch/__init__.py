@@ -18,8 +18,6 @@ except ImportError as error:
 
 from .adapter import Adapter as Adapter
 from .attach import attach as attach
-from .distributed import Share as Share
-from .distributed import SharedRun as SharedRun
 from .distributed import Together as Together
 from .facade import R8LRScheduler as R8LRScheduler
 from .loader import SampleError as SampleError
@@ -27,6 +25,8 @@ from .ranks import RankLost as RankLost
 from .ranks import Ranks as Ranks
 from .ranks import RanksDiffer as RanksDiffer
 from .sampler import R8BatchSampler as R8BatchSampler
+from .shared_run import Share as Share
+from .shared_run import SharedRun as SharedRun
 from .state import ModelState as ModelState
 
 __all__ = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +43,7 @@ class Exchange:
             writes checkpoints, and what is asked of it on one rank is done on all.
         ranks: The ranks.
         every: Steps between two exchanges, in [1, 16]; None for 16, and fewer where steps are slow.
+        probe: Returns a digest of the model, which is to be the same on all ranks.
 
     Raises:
         RanksDiffer: another rank has built its scheduler with other arguments.
@@ -55,7 +56,9 @@ class Exchange:
         count: Exchanges so far.
     """
 
-    def __init__(self, r8: R8Scheduler, ranks: Ranks, every: int | None = None) -> None:
+    def __init__(
+        self, r8: R8Scheduler, ranks: Ranks, every: int | None = None, probe: Callable[[], int] = lambda: 0
+    ) -> None:
         check_every(every)
         _check_shareable(r8, ranks)
         check_same_run(r8, ranks)
@@ -64,6 +67,7 @@ class Exchange:
         self._own_every = every
         self._every = every or MOST_HELD_BACK
         self._letters = Letters(ranks.size, MOST_HELD_BACK, r8.table.batch_size // ranks.size)
+        self._probe = probe
         self._drawn = 0
         self._last_check = self._num_checks = 0
         self._began = time.perf_counter()
@@ -114,11 +118,14 @@ class Exchange:
         """
         for note in held:
             self._drawn = zlib.crc32(note.ticket.indices.data, self._drawn)
+        # The model is looked at along with the table, and once early.
+        state, early = self._digest_if_due(), 0 < self.r8.global_step <= 2 * MOST_HELD_BACK
         own = self._letters.write(
             held,
             step=self.r8.global_step + len(held),
             drawn=self._drawn,
-            state=self._digest_if_due(),
+            state=state,
+            model=self._probe() if state or early else 0,
             clock=self._clock.own(),
             every=self._next_every(len(held)),
             wished=self._requests.wished,
@@ -157,6 +164,12 @@ class Exchange:
         check_same("the kind of losses", letters["part_size"], f"all ranks must report one kind of loss at {place}")
         check_same("what was drawn", letters["drawn"], f"all ranks must draw the same batches before {place}")
         check_same("the table", letters["state"], f"the tables of all ranks must be equal before {place}")
+        if (letters["model"] != letters["model"][0]).any():
+            self.r8.announcer.warn_once(
+                "models differ",
+                f"the models of the ranks have drifted apart before {place}: unless that is meant, average their "
+                "gradients, by DistributedDataParallel for instance, and begin with the same weights.",
+            )
 
 
 def check_every(every: int | None) -> None:
