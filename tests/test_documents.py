@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # The blocks of these stand on names of the reader's own, or on a framework, which their own test brings.
-ELSEWHERE = {"keras.md", "streams.md", "triggers.md"}
+ELSEWHERE = {"distributed.md", "keras.md", "recipes.md", "streams.md", "triggers.md"}
 PAGES = sorted([ROOT / "README.md", *(page for page in (ROOT / "docs").glob("*.md") if page.name not in ELSEWHERE)])
 BLOCKS = [
     pytest.param(block, id=f"{page.name}-{number}")
