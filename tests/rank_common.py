@@ -27,7 +27,8 @@ class World:
         self.pipes, self.processes = [], []
         for rank in range(size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank, size, str(folder / "store")), daemon=True)
+            # No daemon: loaders of theirs may have workers.
+            process = context.Process(target=_serve, args=(theirs, rank, size, str(folder / "store")))
             process.start()
             theirs.close()
             self.pipes.append(ours)
@@ -59,7 +60,13 @@ def _serve(pipe, rank, size, store):
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
-    while (task := pipe.recv()) is not None:
+    while True:
+        try:
+            task = pipe.recv()
+        except (EOFError, ConnectionError):
+            break
+        if task is None:
+            break
         job, args = task
         try:
             with warnings.catch_warnings():

@@ -8,11 +8,12 @@ import warnings
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from sklearn.datasets import load_digits
 from torch.nn.parallel import DistributedDataParallel
 
 from learnit_r8 import R8Scheduler
-from learnit_r8.torch import Ranks, SharedRun
+from learnit_r8.torch import Ranks, SharedRun, Together, attach
 
 
 def gathered(rank):
@@ -58,6 +59,9 @@ def toy_run(rank, num_steps, every_bad):
             if step % every_bad == every_bad - 1 and culprits[step] == rank:
                 losses[0] = np.nan
             shared.report(share.ticket, losses)
+            if rank == 0 and step % 37 == 0:
+                # Looking at a table is each rank's own affair.
+                assert len(r8.table.loss) == 5000
     return table_digest(r8), r8.sentry.num_refused, r8.global_step
 
 
@@ -95,6 +99,11 @@ class Digits:
             return (self.model.module(self.x).argmax(1) == self.y).float().mean().item()
 
 
+def parameter_digest(model):
+    """Of all weights."""
+    return hashlib.sha256(b"".join(value.numpy().tobytes() for value in model.state_dict().values())).hexdigest()
+
+
 def digits_run(rank, bad_rank, bad_step, every):
     """Train on the digits with one NaN: table, parameters, refusals, accuracy."""
     task = Digits()
@@ -109,10 +118,70 @@ def digits_run(rank, bad_rank, bad_step, every):
                 losses = losses * float("nan")
             if shared.report(share.ticket, losses):
                 task.step(losses, share.lr)
-    weights = hashlib.sha256()
-    for value in task.model.module.state_dict().values():
-        weights.update(value.numpy().tobytes())
-    return table_digest(r8), weights.hexdigest(), r8.sentry.num_refused, task.accuracy()
+    return table_digest(r8), parameter_digest(task.model), r8.sentry.num_refused, task.accuracy()
+
+
+def attached_run(rank, bad_rank, bad_step, settings, workers):
+    """Train on the digits through the adapter: table, parameters, refusals, steps, uses, accuracy."""
+    task = Digits()
+    dataset = torch.utils.data.TensorDataset(task.x, task.y)
+    adapter = attach(task.model, task.optimizer, dataset, batch_size=64, **settings)
+    steps = 0
+    for _ in adapter.epochs():
+        for xs, ys in adapter.loader(num_workers=workers):
+            losses = torch.nn.functional.cross_entropy(task.model(xs), ys, reduction="none")
+            if (rank, steps) == (bad_rank, bad_step):
+                losses = losses * float("nan")
+            steps += 1
+            adapter.step(adapter.loss(losses))
+    adapter.close()
+    r8 = adapter.scheduler
+    uses = sorted(set(r8.table.usage_count.tolist()))
+    return table_digest(r8), parameter_digest(task.model), r8.sentry.num_refused, r8.global_step, uses, task.accuracy()
+
+
+def drifting_run(rank, num_steps):
+    """Train a model whose gradients nobody averages: what was warned of."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 1)
+    x = torch.randn(640, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    adapter = attach(model, optimizer, torch.utils.data.TensorDataset(x), batch_size=8, num_steps=num_steps)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in adapter.epochs():
+            for (xs,) in adapter.loader():
+                adapter.step(adapter.loss((model(xs)[:, 0] - xs.sum(1)) ** 2))
+    return [str(warning.message) for warning in caught]
+
+
+def settings_made(rank):
+    """What the scheduler of each rank is made with."""
+    return Together().settings({"use_curses": True, "run_dir": "runs", "seed": 3})
+
+
+def begun_run(rank, folder, until):
+    """A run on made-up losses that is left at a step, with a checkpoint of it."""
+    r8 = R8Scheduler(640, batch_size=8, num_epochs=3, checkpoint_dir=folder)
+    shared = SharedRun(r8)
+    for _ in r8.epoch_iterator():
+        for share in shared:
+            shared.report(share.ticket, 1.0 + share.indices / 640)
+            if share.ticket.step == until:
+                return len(shared.r8.save_checkpoint().path.name) > 0
+    return None
+
+
+def program(rank, code):
+    """Run a program that begins and ends the process group itself; the accuracy it found, if it found one."""
+    begin, end = dist.init_process_group, dist.destroy_process_group
+    dist.init_process_group = dist.destroy_process_group = lambda *_: None
+    names = {"__name__": "program"}
+    try:
+        exec(compile(code, "program", "exec"), names)
+    finally:
+        dist.init_process_group, dist.destroy_process_group = begin, end
+    return names.get("accuracy")
 
 
 def stopped_run(rank, folder):
@@ -130,6 +199,26 @@ def stopped_run(rank, folder):
     finally:
         signal.signal(signal.SIGUSR1, before)
     return r8.global_step, r8.is_stopped
+
+
+def lost_adapter_run(rank, killed):
+    """Train through the adapter until a rank dies: what the other raised."""
+    task = Digits()
+    dataset = torch.utils.data.TensorDataset(task.x, task.y)
+    adapter = attach(task.model, task.optimizer, dataset, batch_size=64, num_epochs=50)
+    steps = 0
+    try:
+        for _ in adapter.epochs():
+            for xs, ys in adapter.loader():
+                steps += 1
+                losses = torch.nn.functional.cross_entropy(task.model(xs), ys, reduction="none")
+                loss = adapter.loss(losses)
+                if rank == killed and steps == 30:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                adapter.step(loss)
+    except RuntimeError as error:
+        return type(error).__name__, str(error)
+    return None
 
 
 def lost_run(rank, killed, how):

@@ -1,13 +1,20 @@
 """Several ranks that are processes connected by gloo."""
 
 import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import rank_jobs as jobs
 from rank_common import World
 
-from learnit_r8 import CheckpointStore
+from learnit_r8 import CheckpointStore, R8Scheduler
 from learnit_r8.torch import Ranks
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +73,92 @@ def test_a_model_under_ddp_heals(pair, bad_rank, every):
     assert one[3] > 0.93
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_adapter_heals_on_all_ranks(pair, workers):
+    """`attach` shares the scheduler by itself: a NaN on one rank is refused by both, and all stays equal."""
+    [one, other] = pair.run(jobs.attached_run, 1, 75, {"num_epochs": 6}, workers)
+
+    assert one == other
+    assert one[2:4] == (1, 174)
+    assert one[5] > 0.93
+
+
+def test_an_adapter_takes_every_sample_once(pair):
+    """Each sample is trained on once an epoch, by one rank; two ranks fill up the last batch with one sample."""
+    [one, other] = pair.run(jobs.attached_run, None, None, {"num_epochs": 3}, 0)
+
+    assert one == other
+    assert one[4] == [3]
+
+
+def test_an_adapter_ends_with_the_time_of_rank_0(pair):
+    """A budget in seconds ends both ranks after the same step."""
+    [one, other] = pair.run(jobs.attached_run, None, None, {"train_duration_seconds": 1.0}, 2)
+
+    assert one == other
+    assert one[3] > 0
+
+
+def test_models_that_drift_apart_are_said_once(pair):
+    """Where nobody averages the gradients, a warning says so."""
+    for messages in pair.run(jobs.drifting_run, 200):
+        assert [text for text in messages if "models of the ranks have drifted apart" in text] == messages
+        assert len(messages) == 1
+
+
+def test_only_rank_0_shows_itself(pair):
+    """The screen and the run folder are those of rank 0."""
+    assert pair.run(jobs.settings_made) == [{"use_curses": True, "run_dir": "runs", "seed": 3}, {"seed": 3}]
+
+
+@pytest.mark.parametrize("until", [50, 79])
+def test_one_process_goes_on_where_two_left_off(pair, tmp_path, until):
+    """A checkpoint of two ranks is that of one process, and the table at the end that of an unbroken run."""
+    pair.run(jobs.begun_run, str(tmp_path), until)
+    broken, whole = (R8Scheduler(640, batch_size=8, num_epochs=3, checkpoint_dir=tmp_path) for _ in range(2))
+    broken.load_checkpoint()
+    for r8 in (broken, whole):
+        for _ in r8.epoch_iterator():
+            for indices, _ in r8.batch_iterator():
+                r8.update_with_loss(1.0 + indices / 640)
+
+    assert jobs.table_digest(broken) == jobs.table_digest(whole)
+
+
+def torchrun(cwd, program, *, size=2):
+    """What a program prints that torchrun starts."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}", str(program)]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_example(tmp_path):
+    """The example trains on two ranks that torchrun starts, heals, and ends with equal tables."""
+    printed = torchrun(tmp_path, ROOT / "examples" / "ddp.py")
+
+    assert "2 ranks, 330 steps, losses refused: 1" in printed
+    assert "tables and models of all ranks are equal: True" in printed
+    assert float(re.search(r"test accuracy ([\d.]+)%", printed)[1]) > 93
+
+
+def test_plain_example(pair):
+    """The plain version of the example reaches the same accuracy."""
+    [accuracy, _] = pair.run(jobs.program, (ROOT / "examples" / "ddp_plain.py").read_text(encoding="utf-8"))
+
+    assert accuracy > 0.93
+
+
+PAGE = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("block", re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL))
+def test_blocks_of_the_page_run(pair, block):
+    """Each block of docs/distributed.md is a program for several ranks."""
+    pair.run(jobs.program, block)
+
+
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(pair, tmp_path):
     """A stop asked for by a signal handler on rank 1 ends the run on all ranks, with a checkpoint of that step."""
     answers = pair.run(jobs.stopped_run, str(tmp_path))
@@ -91,6 +184,20 @@ def test_a_lost_rank_ends_the_others(tmp_path, killed, how):
     assert kind == "RankLost"
     assert f"no answer from rank {killed}" in message
     assert seconds < 20
+
+
+def test_a_rank_lost_in_a_step_is_named(tmp_path):
+    """Who dies while the others wait in the backward pass of an adapter's step is named too."""
+    world = World(2, tmp_path)
+    for pipe in world.pipes:
+        pipe.send((jobs.lost_adapter_run, (1,)))
+    assert world.pipes[0].poll(60)
+    text, (kind, message) = world.pipes[0].recv()
+    world.close()
+
+    assert text == ""
+    assert kind == "RankLost"
+    assert "no answer from rank 1" in message
 
 
 def test_ranks_need_a_group():

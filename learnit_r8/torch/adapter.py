@@ -194,7 +194,8 @@ class Adapter:
         if recorded is None:
             raise RuntimeError("step() was called with no losses noted; call loss() with those of the batch before.")
         ends_epoch = self._ends_epoch(recorded[0].ticket)
-        is_due = stepper.backward(loss, is_last=ends_epoch)
+        with self._sharing.watching():
+            is_due = stepper.backward(loss, is_last=ends_epoch)
         norm = stepper.clip() if is_due else None
         skipped = stepper.apply() if is_due and stepper.is_scaled else None
         outcome = self._tell_all(grad_norm=norm, skipped=skipped)

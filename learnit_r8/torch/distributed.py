@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,10 @@ class Together(Sharing):
         """What brings the losses of all ranks to the scheduler of each."""
         assert self._exchange is not None
         return Gathered(self._exchange, readback_on(device))
+
+    def watching(self) -> contextlib.AbstractContextManager[None]:
+        """A ``with`` block in which a lost connection becomes a `RankLost` that says whose."""
+        return self.ranks.watching()
 
     def between_steps(self, r8: R8Scheduler, num_held_back: int) -> None:
         """Let the scheduler do what is due, where nothing is held back; at the border of an epoch, ask the time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +49,10 @@ class Sharing:
             num_held_back: Losses on their way; the scheduler fetches them where it must know them.
         """
         r8.between_steps()
+
+    def watching(self) -> contextlib.AbstractContextManager[None]:
+        """A ``with`` block in which processes wait for each other."""
+        return contextlib.nullcontext()
 
     def check(self, r8: R8Scheduler, model: Any) -> None:
         """Raise ValueError unless the scheduler and the model can be shared like this."""

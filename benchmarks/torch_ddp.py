@@ -1,0 +1,190 @@
+"""What sharing a scheduler costs: steps of a model under DDP on two gloo processes, plain and ours, in turns.
+
+    python benchmarks/torch_ddp.py [--quick]
+
+A small CNN on noise of 28 x 28 pixels, 64 samples a rank, one thread each. The plain side draws from a
+DistributedSampler; ours is the same loop with attach(): per-sample losses, backups, exchanged losses, everything on.
+Both gather rows from the same tensors. The two take turns in one process, 16 steps each; which goes first alternates,
+and a ratio is that of one turn. Figures are medians over the turns, in brackets the first and last tenth. Before that: the
+time of one exchange; 2,000 steps on made-up losses with a NaN on a random rank each 500, and whether tables are equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import os
+import socket
+import statistics
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
+
+from learnit_r8 import R8Scheduler
+from learnit_r8.torch import SharedRun, attach
+
+RANKS, SHARE, CLASSES, STRETCH = 2, 64, 10, 16
+
+
+class Rows:
+    """Tensors that are indexed with whole batches."""
+
+    def __init__(self, count: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(count, 1, 28, 28, generator=generator)
+        self.y = torch.randint(CLASSES, (count,), generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitems__(self, indices: Any) -> Any:
+        index = torch.as_tensor(indices)
+        return self.x[index], self.y[index]
+
+
+def cnn() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(1, 16, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2),
+        torch.nn.Conv2d(16, 32, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2),
+        torch.nn.Flatten(), torch.nn.Linear(800, CLASSES),
+    )  # fmt: skip
+
+
+def training() -> tuple[Any, Any]:
+    model = DistributedDataParallel(cnn())
+    return model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+
+def plain_steps(rows: Rows) -> Iterator[None]:
+    """Trains a step whenever it is asked."""
+    model, optimizer = training()
+    sampler = DistributedSampler(rows)
+    loader = DataLoader(rows, batch_sampler=BatchSampler(sampler, SHARE, drop_last=False), collate_fn=_as_it_is)
+    for epoch in itertools.count():
+        sampler.set_epoch(epoch)
+        for x, y in loader:
+            loss = cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            yield
+
+
+def our_steps(rows: Rows) -> Iterator[None]:
+    """Likewise under a scheduler."""
+    model, optimizer = training()
+    adapter = attach(model, optimizer, rows, batch_size=SHARE * RANKS, num_epochs=1000)
+    for _ in adapter.epochs():
+        for x, y in adapter.loader(collate_fn=_as_it_is):
+            adapter.step(adapter.loss(cross_entropy(model(x), y, reduction="none")))
+            yield
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def steps(rank: int, turns: int) -> None:
+    rows = Rows(SHARE * RANKS * 96)
+    sides = plain_steps(rows), our_steps(rows)
+    taken = np.zeros((turns, 2, 2))
+    for turn in range(-2, turns):
+        for side in (0, 1) if turn % 2 else (1, 0):
+            dist.barrier()
+            began = time.perf_counter(), time.process_time()
+            for _ in range(STRETCH):
+                next(sides[side])
+            if turn >= 0:
+                taken[turn, side] = time.perf_counter() - began[0], time.process_time() - began[1]
+    if rank == 0:
+        (plain, plain_cpu), (ours, our_cpu) = np.median(taken, axis=0) / STRETCH * 1e3
+        ratios = taken[:, 1] / taken[:, 0]
+        print(f"step of DDP, plain                {plain:8.3f} ms, of processor time {plain_cpu:.3f}")
+        print(f"step of DDP, ours                 {ours:8.3f} ms, of processor time {our_cpu:.3f}")
+        for kind, ratio in (("wall", ratios[:, 0]), ("processor", ratios[:, 1])):
+            low, middle, high = np.quantile(ratio, [0.1, 0.5, 0.9])
+            print(f"ratio, {kind:10s} (must <= 1.03)   {middle:8.3f} [{low:.3f}, {high:.3f}]")
+
+
+def tables(rank: int, num_steps: int) -> None:
+    # By chance the same sample may be the bad one twice.
+    warnings.filterwarnings("ignore", "the loss of sample")
+    weights = {"w": np.zeros(3)}
+    r8 = R8Scheduler(
+        50_000,
+        batch_size=64,
+        num_steps=num_steps,
+        state_callback=lambda: weights,
+        load_callback=weights.update,
+        backup_every=64,
+    )
+    shared = SharedRun(r8)
+    culprits = np.random.default_rng(0).integers(RANKS, size=num_steps)
+    began = time.perf_counter()
+    for _ in r8.epoch_iterator():
+        for share in shared:
+            step = share.ticket.step
+            losses = 1.0 + (share.indices * 7919 % 101) / 50
+            if step % 500 == 499 and culprits[step] == rank:
+                losses[0] = np.nan
+            shared.report(share.ticket, losses)
+    seconds = time.perf_counter() - began
+    digest = hashlib.sha256()
+    for value in r8.table.state_dict().values():
+        digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+    digests: list[Any] = [None] * RANKS
+    dist.all_gather_object(digests, digest.hexdigest())
+    if rank == 0:
+        print(f"steps on made-up losses           {num_steps:8d}, refused {r8.sentry.num_refused}")
+        print(f"exchanges                         {shared.exchange.count:8d}")
+        print(f"tables of all ranks equal         {len(set(digests)) == 1!s:>8}")
+        print(f"everything of ours, a step        {seconds / num_steps * 1e6:8.1f} us")
+
+
+def exchange(rank: int, turns: int) -> None:
+    r8 = R8Scheduler(50_000, batch_size=SHARE * RANKS, num_epochs=1)
+    shared = SharedRun(r8)
+    seconds = []
+    for _ in range(turns):
+        began = time.perf_counter()
+        shared.exchange.run([])
+        seconds.append(time.perf_counter() - began)
+    if rank == 0:
+        middle = statistics.median(seconds) * 1e6
+        print(f"one exchange, {SHARE} samples a rank    {middle:8.1f} us, {middle / 16:.1f} a step")
+
+
+def work(rank: int, port: int, quick: bool) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=RANKS)
+    exchange(rank, 100 if quick else 1000)
+    tables(rank, 1000 if quick else 2000)
+    steps(rank, 12 if quick else 120)
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer turns")
+    quick = parser.parse_args().quick
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(work, args=(port, quick), nprocs=RANKS)
+
+
+if __name__ == "__main__":
+    main()
