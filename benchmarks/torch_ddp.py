@@ -5,8 +5,8 @@
 A small CNN on noise of 28 x 28 pixels, 64 samples a rank, one thread each. The plain side draws from a
 DistributedSampler; ours is the same loop with attach(): per-sample losses, backups, exchanged losses, everything on.
 Both gather rows from the same tensors. The two take turns in one process, 16 steps each; which goes first alternates,
-and a ratio is that of one turn. Figures are medians over the turns, in brackets the first and last tenth. Before that: the
-time of one exchange; 2,000 steps on made-up losses with a NaN on a random rank each 500, and whether tables are equal.
+and a ratio is that of one turn. Figures are medians over the turns, in brackets the first and last tenth. Before that:
+the time of an exchange; 2,000 steps on made-up losses with a NaN on a random rank each 500, are the tables equal?
 """
 
 from __future__ import annotations
