@@ -159,7 +159,7 @@ def test_suspects_are_listed(tmp_path):
     facts = gather(folder)
 
     assert [row.number for row in facts.suspects] == [0, 1, 2, 3, 4]
-    assert page(facts).count(">suspect<") == 10
+    assert page(facts).count(">suspect: always high<") == 10
 
 
 @pytest.mark.parametrize("happened", [[], [STARTED], [STARTED, events.RunEnded(0, 0.0, False)], [steps(5)]])

@@ -501,3 +501,12 @@ def test_other_names_are_no_samples(tmp_path):
         (tmp_path / name.replace("../", "dots")).touch()
 
     assert sample_epochs(tmp_path) == [3]
+
+
+def test_groups_come_along(tmp_path):
+    """Where samples have groups the file holds them, so that rare ones are protected there too."""
+    r8 = trained(tmp_path, groups=[number % 2 for number in range(20)])
+    found = read_samples(tmp_path, 0)
+
+    np.testing.assert_array_equal(found.group, r8.table.records["group"])
+    assert read_samples(trained(tmp_path / "other").run_dir, 0).group is None

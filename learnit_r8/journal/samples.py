@@ -58,6 +58,7 @@ class Samples(NamedTuple):
         loss, last, mean: float32[N]: estimate, last observation, mean observation; NaN where never seen.
         usage_count: uint16[N].
         names: Names of those with the highest losses, by index; empty where samples have none.
+        group: uint16[N], a code for the group of each; None where there are none.
     """
 
     epoch: int
@@ -70,6 +71,7 @@ class Samples(NamedTuple):
     mean: NDArray[np.float32]
     usage_count: NDArray[np.uint16]
     names: dict[int, str]
+    group: NDArray[np.uint16] | None = None
 
     def name_of(self, index: int) -> str:
         """What to call a sample."""
@@ -81,7 +83,8 @@ class Samples(NamedTuple):
 
     def suspects(self) -> Suspects:
         """Samples that look mislabelled; see `SampleTable.suspects`."""
-        return find_suspects(self._asdict(), self.untrained_loss, exact=self.is_exact)
+        by_group = self.group is not None
+        return find_suspects(self._asdict(), self.untrained_loss, exact=self.is_exact, by_group=by_group)
 
 
 def highest(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
@@ -114,6 +117,7 @@ def samples_of(table: SampleTable, epoch: int, step: int) -> Samples:
         mean=mean,
         usage_count=table.usage_count,
         names=names,
+        group=None if table.group_labels is None else table.records["group"].copy(),
     )
 
 
@@ -143,6 +147,8 @@ def _write(folder: Path, samples: Samples) -> None:
         "names": samples.names,
     }
     arrays = {name: getattr(samples, name).astype(dtype, copy=False) for name, dtype in _FIELDS.items()}
+    if samples.group is not None:
+        arrays["group"] = samples.group
     text = np.frombuffer(json.dumps(about).encode(), np.uint8)
     temporary = folder / f"tmp_{os.getpid()}_samples.npz"
     try:
@@ -209,7 +215,7 @@ def _members(file: Any, size: int) -> dict[str, NDArray[Any]]:
             raise ValueError(f"samples file must have at most {MOST_MEMBERS} uncompressed members, got others.")
         if sum(one.file_size for one in listed) > size:
             raise ValueError(f"samples file must hold no more than its {size} bytes, got members that claim more.")
-        wanted = [one for one in listed if one.filename.removesuffix(".npy") in {*_FIELDS, "about"}]
+        wanted = [one for one in listed if one.filename.removesuffix(".npy") in {*_FIELDS, "about", "group"}]
         return {one.filename.removesuffix(".npy"): _array(members, one) for one in wanted}
 
 
@@ -228,7 +234,8 @@ def _array(members: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
 
 def _fields(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     size = len(arrays["loss"])
-    for name, dtype in _FIELDS.items():
+    fields = _FIELDS | ({"group": np.dtype("<u2")} if "group" in arrays else {})
+    for name, dtype in fields.items():
         if arrays[name].dtype != dtype or len(arrays[name]) != size or not size:
             raise ValueError(f"{name} must be {dtype}[{size}], got {arrays[name].dtype}[{len(arrays[name])}].")
-    return {name: arrays[name] for name in _FIELDS}
+    return {name: arrays[name] for name in fields}

@@ -60,6 +60,7 @@ class Row(NamedTuple):
         loss, last, mean: Estimate, last and mean observation.
         uses: How often it was learned from.
         history: Its last observations over the epochs that were kept.
+        why: Why it is a suspect; "" if it is none.
     """
 
     number: int
@@ -69,6 +70,7 @@ class Row(NamedTuple):
     mean: float
     uses: int
     history: list[float]
+    why: str
 
 
 class Facts(NamedTuple):
@@ -121,6 +123,12 @@ def gather(run_dir: str | os.PathLike[str]) -> Facts:
     newest = files[-1] if files else None
     last = np.stack([samples.last for samples in files]) if files else None
     verdict = None if newest is None else _suspects(files)
+
+    def rows(chosen: NDArray[np.int64]) -> list[Row]:
+        if newest is None or last is None or verdict is None:
+            return []
+        return _rows(newest, chosen, last, verdict)
+
     return Facts(
         name=run.name,
         state=run.state(),
@@ -130,10 +138,8 @@ def gather(run_dir: str | os.PathLike[str]) -> Facts:
         time=time,
         num_damaged=run.parser.num_damaged + view.num_left_out,
         samples=newest,
-        hardest=[] if newest is None or last is None else _rows(newest, newest.hardest(LISTED), last),
-        suspects=[]
-        if newest is None or last is None or verdict is None
-        else _rows(newest, verdict.indices[:LISTED], last),
+        hardest=rows(newest.hardest(LISTED)) if newest is not None else [],
+        suspects=rows(verdict.indices[:LISTED]) if verdict is not None else [],
         bounds=_bounds(view, files),
         verdict=verdict,
         data_map=_data_map(last) if last is not None and len(last) > 1 else None,
@@ -183,7 +189,8 @@ def _bounds(view: View, files: list[Samples]) -> NDArray[np.float64]:
     return np.array([(step, *values) for step, values in sorted(rows.items())]).reshape(-1, 6)
 
 
-def _rows(samples: Samples, chosen: NDArray[np.int64], last: NDArray[np.float32]) -> list[Row]:
+def _rows(samples: Samples, chosen: NDArray[np.int64], last: NDArray[np.float32], verdict: Suspects) -> list[Row]:
+    reasons = dict(zip(verdict.indices.tolist(), verdict.why, strict=True))
     return [
         Row(
             number=index,
@@ -193,6 +200,7 @@ def _rows(samples: Samples, chosen: NDArray[np.int64], last: NDArray[np.float32]
             mean=float(samples.mean[index]),
             uses=int(samples.usage_count[index]),
             history=last[:, index].astype(float).tolist(),
+            why=reasons.get(index, ""),
         )
         for index in chosen.tolist()
     ]

@@ -54,9 +54,9 @@ def _sections(facts: Facts) -> Iterator[str]:
     yield _pair(_ribbon(facts), _verdict(facts))
     yield _flow(facts)
     yield _pair(_map(facts), _uses(view))
-    yield _table("Hardest samples", facts, facts.hardest, _trust(facts))
+    yield _table("Hardest samples", facts.hardest, _trust(facts))
     if facts.suspects:
-        yield _table("Suspects", facts, facts.suspects, "Samples that look mislabelled, most suspect first.")
+        yield _table("Suspects", facts.suspects, "Samples that look mislabelled, most suspect first.")
     yield _events(view)
     yield _configuration(facts)
 
@@ -213,14 +213,13 @@ def _trust(facts: Facts) -> str:
     return "Only means were reported; what a single sample lost is an estimate, and the order of samples is rough."
 
 
-def _table(title: str, facts: Facts, rows: list[Row], note: str) -> str:
+def _table(title: str, rows: list[Row], note: str) -> str:
     if not rows:
         return ""
-    suspects = set() if facts.verdict is None else set(facts.verdict.indices.tolist())
     body = "".join(
         f"<tr><td>{row.number}</td><td>{text(row.name, 100)}</td>{_numbers((row.loss, row.last, row.mean))}"
         f"<td>{row.uses:,}</td><td>{sparkline(row.history)}</td>"
-        f"<td>{'suspect' if row.number in suspects else ''}</td></tr>"
+        f"<td>{'suspect: ' + text(row.why) if row.why else ''}</td></tr>"
         for row in rows
     )
     head = (
