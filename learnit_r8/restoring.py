@@ -54,6 +54,7 @@ class Restoring:
         store: The checkpoints; None without.
         damage: Returns the name of an array of the live model that is not finite, "" if there is none or nobody knows.
         announcer: Who is told.
+        agree: Makes what went wrong in one process that of all that train together; "" if nothing did.
     """
 
     def __init__(
@@ -64,8 +65,10 @@ class Restoring:
         store: CheckpointStore | None,
         damage: Callable[[], str],
         announcer: Announcer,
+        agree: Callable[[str], str] = str,
     ) -> None:
         self._load = load
+        self._agree = agree
         self._backup = backup
         self._store = store
         self._damage = damage
@@ -131,15 +134,17 @@ class Restoring:
 
     def _try(self, source: _Source) -> bool:
         """Put one state back; whether it is there and finite."""
+        trouble = ""
         try:
             call_load(self._load, source.get(), from_ram=source.slot is not None)
         except RuntimeError as error:
             self._errors.append(error)
-            return self._failed(source, str(error))
-        damaged = self._damage()
+            trouble = str(error)
+        damaged = "" if trouble else self._damage()
         if damaged:
-            return self._failed(source, f"{damaged!r} was not finite afterwards: does load_callback put it back?")
-        return True
+            trouble = f"{damaged!r} was not finite afterwards: does load_callback put it back?"
+        trouble = self._agree(trouble)
+        return not trouble or self._failed(source, trouble)
 
     def _failed(self, source: _Source, reason: str) -> bool:
         where = source.where

@@ -95,6 +95,8 @@ class Safekeeping:
         self._is_backup_due = False
         self.store = None if folder is None else CheckpointStore(folder, keep=keep, run_id=uuid.uuid4().hex)
         self.num_failed = 0
+        # Where several processes train together they must do the same; this makes the trouble of one that of all.
+        self.agree: Callable[[str], str] = str
         self.is_restoring = False
         if backup_every is None:
             self._backup_every: Condition = every(time=30) | every(max(LEAST_BACKUP_STEPS, steps_per_epoch // 4))
@@ -204,7 +206,7 @@ class Safekeeping:
             TypeError: it cannot be copied.
         """
         self._step_of_backup = step
-        damaged = self._damage_in(state)
+        damaged = self.agree(self._damage_in(state))
         if damaged:
             self._announcer.tell(events.DamageFound, array=damaged)
             return damaged
@@ -341,6 +343,7 @@ class Safekeeping:
             backup=self.backup,
             store=self.store,
             damage=self._damage_of_model,
+            agree=self.agree,
             announcer=self._announcer,
         )
         self.is_restoring = True

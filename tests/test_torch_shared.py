@@ -1,5 +1,6 @@
 """SharedRun on ranks that are threads: the rules that do not depend on how letters travel."""
 
+import itertools
 import threading
 from dataclasses import dataclass
 
@@ -550,6 +551,64 @@ def test_all_ranks_restore_the_checkpoint_that_rank_0_names(tmp_path):
 def _save_zeros(state_dict, filepath):
     with open(filepath, "wb") as file:
         np.save(file, np.zeros(2))
+
+
+def test_a_backup_that_one_rank_cannot_put_back_is_left_by_all(tmp_path):
+    """Where the load callback raises on one rank, all ranks go on to the next state, a checkpoint here."""
+
+    def job(ranks):
+        weights = Weights()
+
+        def load(source, from_ram=False):
+            weights.load(source, from_ram)
+            if from_ram and ranks.rank == 1:
+                raise OSError("no")
+
+        callbacks = {"save_callback": _save_zeros, "load_callback": load, "state_callback": weights.get}
+        shared = SharedRun(make(48, batch_size=8, num_epochs=3, checkpoint_dir=tmp_path, **callbacks), ranks)
+        follow(shared, bad={(1, 8)})
+        return [from_ram for _, from_ram in weights.loaded]
+
+    [one, other] = in_threads(2, job)
+
+    assert one == other
+    assert one[-1] is False
+
+
+def test_damage_on_one_rank_is_damage_on_all():
+    """A state that is not finite on one rank is a backup on none, and all are put back."""
+
+    def job(ranks):
+        weights, events = Weights(), []
+
+        def get():
+            bad = ranks.rank == 1 and shared.r8.global_step > 0 and not weights.loaded
+            return {"w": np.full(2, NAN) if bad else weights.values}
+
+        r8 = make(
+            48, batch_size=8, num_epochs=2, state_callback=get, load_callback=weights.load, backup_every=6,
+            listeners=[events.append],
+        )  # fmt: skip
+        shared = SharedRun(r8, ranks)
+        for share in itertools.islice(shares(shared), 7):
+            shared.report(share.ticket, sample_losses(share.indices))
+        return [type(event).__name__ for event in events if "Damage" in type(event).__name__], len(weights.loaded)
+
+    assert in_threads(2, job) == [(["DamageFound"], 1)] * 2
+
+
+def test_only_rank_0_leaves_a_diagnosis(tmp_path):
+    """When all give up, the file that says why is written once."""
+
+    def job(ranks):
+        shared = SharedRun(healing(Weights(), checkpoint_dir=tmp_path), ranks, every=2)
+        for share in shares(shared):
+            shared.report(share.ticket, np.full(4, NAN if share.ticket.step > 6 else 1.0))
+
+    [one, other] = in_threads(2, job)
+
+    assert one.bundle.startswith(str(tmp_path))
+    assert other.bundle is None
 
 
 def test_all_ranks_load_the_checkpoint_that_rank_0_finds(tmp_path):

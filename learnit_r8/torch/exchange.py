@@ -74,6 +74,7 @@ class Exchange:
         self._clock = SharedClock(r8.pace.clock, ranks)
         r8.pace.use_clock(self._clock)
         self._requests = r8.requests = SharedRequests(r8.requests, ranks, self._clock)
+        r8.safekeeping.agree = self.agree
         if r8.safekeeping.store is not None:
             r8.safekeeping.store = SharedStore(r8.safekeeping.store, ranks)  # type: ignore[assignment]
 
@@ -88,6 +89,12 @@ class Exchange:
             T[ceil(B / size)].
         """
         return slice_of(rows, self.ranks)
+
+    def agree(self, trouble: str) -> str:
+        """What went wrong on this rank, or that something did on another; "" if nothing did anywhere."""
+        everyone = self.ranks.gather(np.array([bool(trouble)]))[:, 0]
+        elsewhere = ", ".join(map(str, np.flatnonzero(everyone).tolist()))
+        return trouble or (elsewhere and f"it went wrong on rank {elsewhere}")
 
     def check(self, note: Note, held: Sequence[Note]) -> None:
         """Raise ValueError unless the losses of a step can be exchanged with those held back."""

@@ -49,6 +49,11 @@ class SharedStore:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
+    @property
+    def folder(self) -> Path | None:
+        """Where something may be written beside the checkpoints; None on other ranks than the first."""
+        return self._store.folder if self._ranks.rank == 0 else None
+
     def save(self, state: Mapping[str, Any], write_model: Callable[[str], None] | None = None) -> Checkpoint:
         """Write a checkpoint on rank 0, as `CheckpointStore.save`; elsewhere nothing."""
         if self._ranks.rank == 0:
