@@ -1,0 +1,103 @@
+"""What usual losses look like: the thresholds that the next ones are held against."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple
+
+LEAST_SPREAD = 0.05
+"""Of the progress made: a loss that has come to rest must not be alarmed by its own last digits."""
+ROUNDING = 1e-6
+"""Relative spread that float32 gives a constant loss."""
+USUAL_SHARE_WHEN_DAMAGED = 0.5
+"""Share of losses beyond the threshold that damaged weights are taken to have, at least."""
+RISEN = 1.25
+"""Factor by which the scheduled learning rate must have risen to explain higher losses."""
+MEMORY_OF_SHARE = 32
+"""Looks over which the share of usual losses beyond the threshold is remembered."""
+
+
+class Reference(NamedTuple):
+    """Thresholds for corrected losses, and the weights of evidence.
+
+    Attributes:
+        threshold: Beyond it, a loss speaks for damage.
+        risen_threshold: Likewise while the schedule's rate is higher than ``lr_limit``.
+        lr_limit: See there.
+        far: Beyond it, two losses are enough for an alarm.
+        up: Evidence of a loss beyond the threshold, > 0.
+        down: Evidence of any other, < 0.
+        alarm: The evidence that is enough.
+        level: The usual loss; NaN once one was not positive.
+    """
+
+    threshold: float
+    risen_threshold: float
+    lr_limit: float
+    far: float
+    up: float
+    down: float
+    alarm: float
+    level: float
+
+
+UNARMED = Reference(math.inf, math.inf, math.inf, math.inf, 0.0, 0.0, math.inf, 0.0)
+"""While too few losses are known."""
+
+
+def corrected(loss: float, expected: float, typical: float, level: float) -> float:
+    """The loss as a typical batch would have had it; what is not due to the batch's composition stays.
+
+    ``loss - (expected - typical)``, but relative where all losses are positive: of an easy batch the difference is
+    scaled from the table's level, which may be an epoch old, to the present one; of a hard batch the noise shrinks
+    with the loss, up to twice what was expected. What goes beyond counts in full: damage does not.
+
+    Args:
+        loss: Mean loss of the batch.
+        expected: What the table predicted for it.
+        typical: What it predicted at that time for a batch of all kinds of samples. NaN if it predicted nothing.
+        level: The usual loss now; NaN where losses may be negative.
+
+    >>> corrected(4.4, expected=4.0, typical=2.0, level=1.0)
+    2.2
+    >>> corrected(0.6, expected=1.0, typical=2.0, level=1.0)
+    1.1
+    """
+    if expected < typical:
+        relative = level == level and expected > 0
+        return loss + ((1 - expected / typical) * level if relative else typical - expected)
+    if expected > typical:
+        if level != level or typical <= 0:
+            return loss + (typical - expected)
+        return loss * typical / expected if loss < 2 * expected else 2 * typical + (loss - 2 * expected)
+    return loss
+
+
+def median(ordered: Sequence[float]) -> float:
+    """Median of ordered values, at least one."""
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else 0.5 * (ordered[half - 1] + ordered[half])
+
+
+def spread(ordered: Sequence[float], middle: float) -> float:
+    """Standard deviation that the median distance from the middle would stand for if losses were normal."""
+    return 1.4826 * median(sorted([abs(value - middle) for value in ordered]))
+
+
+def share_beyond(ordered: Sequence[float], threshold: float) -> float:
+    """Share of the losses beyond a threshold, one standard error up: few samples cannot prove that there are none."""
+    above = len(ordered) - bisect_right(ordered, threshold)
+    return (above + 1 + math.sqrt(above)) / (len(ordered) + 2)
+
+
+def weights_of_evidence(share: float) -> tuple[float, float]:
+    """Log of how much likelier a loss beyond the threshold, and any other, is with damaged weights than usually.
+
+    Args:
+        share: Share of the usual losses beyond it, in (0, 1).
+    """
+    share = min(share, 0.55)
+    damaged = max(USUAL_SHARE_WHEN_DAMAGED, share + 0.05)
+    return math.log(damaged / share), math.log((1 - damaged) / (1 - share))

@@ -1,0 +1,237 @@
+"""The spike guard: refuses losses that are not finite, and those that show that the weights are damaged.
+
+A single high loss is no reason to go back: it may be the batch's. The evidence of damage is a CUSUM, the sum of what
+each loss says for it (beyond the threshold) or against it, never below 0. How much one says depends on how usual such
+losses are in this run, so that single samples with wild losses and smooth large batches need no settings of their own.
+Rules and measurements: benchmarks/detectors.py and benchmarks/divergences.py.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..checks import is_number, whole_number
+from .reference import (
+    LEAST_SPREAD,
+    MEMORY_OF_SHARE,
+    RISEN,
+    ROUNDING,
+    UNARMED,
+    Reference,
+    corrected,
+    median,
+    share_beyond,
+    spread,
+    weights_of_evidence,
+)
+from .verdict import LARGEST_LOSS, Verdict
+
+BLOCK = 16
+"""Losses between two looks at the thresholds."""
+LEAST_KNOWN = 32
+"""Losses that make a start, and a reference."""
+RARE = 0.02
+"""Share of usual losses beyond the threshold up to which ``alarm`` is enough; beyond, a third more is needed."""
+FALLEN = 0.8
+"""Factor by which the scheduled learning rate must have fallen to explain higher losses."""
+
+
+class Past(NamedTuple):
+    """What is looked at every 16 losses only.
+
+    Attributes:
+        losses: The last losses, corrected for the batch's composition, oldest first.
+        lrs: Scheduled learning rate at the end of each 16 of them.
+        is_positive: Whether all so far were.
+        start: Median of the first 32; NaN before.
+        share: Slow mean of the share of usual losses beyond the threshold; NaN before.
+        best: Lowest median of a window; infinite before.
+        best_spread: Spread of the losses in that window.
+        best_lr: Scheduled learning rate then.
+        drifted: Losses since the median is up.
+    """
+
+    losses: tuple[float, ...] = ()
+    lrs: tuple[float, ...] = ()
+    is_positive: bool = True
+    start: float = math.nan
+    share: float = math.nan
+    best: float = math.inf
+    best_spread: float = 0.0
+    best_lr: float = math.nan
+    drifted: int = 0
+
+
+class SpikeState(NamedTuple):
+    """What `SpikeGuard` remembers between losses.
+
+    Attributes:
+        evidence: Of damage, >= 0.
+        recent: Losses since the last look, corrected.
+        reference: The thresholds.
+        past: What they are made of.
+    """
+
+    evidence: float = 0.0
+    recent: tuple[float, ...] = ()
+    reference: Reference = UNARMED
+    past: Past = Past()
+
+
+@dataclass(frozen=True)
+class SpikeGuard:
+    """Refuses what is not finite at once, spikes when they add up, and says when the loss drifts up.
+
+    Losses are first corrected for the composition of their batch, so that hard batches of the scheduler's own making
+    are no spikes. From then on the unit of the loss does not matter: it may be negative, tiny or huge. All is measured
+    against the losses before the last ``lag`` ones, which a divergence has not touched yet; there must be 32 of them.
+
+    Attributes:
+        alarm: Evidence that refuses a loss, > 0: about -log of the chance of a false alarm at a step.
+        spread: A loss that high above the median speaks for damage, in standard deviations, > 0; and
+        gate: by at least this share of all the progress made, in [0, 1]: of all of it while the schedule's own
+            learning rate has risen.
+        far: Two losses this many times as far from the median as any before, or as all progress, are enough; > 1.
+        window: Losses that thresholds are made of, >= 32.
+        lag: Last losses that they are not made of, >= 0.
+        drift_steps: A median of ``window`` losses that is up by ``gate`` for so long is a drift, unless the scheduled
+            learning rate fell; >= 16.
+        lasting_steps: And if it goes on for so long, the weights are given up; > ``drift_steps``.
+
+    Raises:
+        ValueError: an attribute outside its range.
+
+    Source: CUSUM of E. S. Page, Biometrika 41 (1954), on exceedances; thresholds measured in benchmarks/detectors.py.
+
+    >>> guard = SpikeGuard()
+    >>> state = guard.begin()
+    >>> for loss in [2.0, 1.9, 2.1] * 40 + [9.0] * 3:
+    ...     state, verdict = guard.judge(state, loss)
+    >>> verdict
+    <Verdict.SPIKE: 'spike'>
+    """
+
+    alarm: float = 12.0
+    spread: float = 6.0
+    gate: float = 0.5
+    far: float = 10.0
+    window: int = 128
+    lag: int = 48
+    drift_steps: int = 64
+    lasting_steps: int = 192
+
+    def __post_init__(self) -> None:
+        for name, least in (("alarm", 0.0), ("spread", 0.0), ("far", 1.0)):
+            value = getattr(self, name)
+            if not (is_number(value) and least < value < math.inf):
+                raise ValueError(f"{name} must be > {least:g} and finite, got {value!r}.")
+        if not (is_number(self.gate) and 0 <= self.gate <= 1):
+            raise ValueError(f"gate must be in [0, 1], got {self.gate!r}.")
+        whole_number("window", self.window, least=LEAST_KNOWN)
+        whole_number("lag", self.lag, least=0)
+        whole_number("drift_steps", self.drift_steps, least=BLOCK)
+        whole_number("lasting_steps", self.lasting_steps, least=self.drift_steps + 1)
+
+    def begin(self) -> SpikeState:
+        """The state before the first loss."""
+        return SpikeState()
+
+    def suspicion(self, state: SpikeState) -> float:
+        """Evidence so far, as a share of the alarm."""
+        return min(1.0, state.evidence / state.reference.alarm)
+
+    def judge(
+        self,
+        state: SpikeState,
+        loss: float,
+        expected: float = math.nan,
+        typical: float = math.nan,
+        lr: float = math.nan,
+    ) -> tuple[SpikeState, Verdict]:
+        """Judge one batch loss; see `Guard.judge`.
+
+        After SPIKE and LASTING_DRIFT the state is the one of a new run: if the model is not put back, the new level
+        of the losses is usual from then on.
+        """
+        # A comparison with NaN is false.
+        if not -LARGEST_LOSS <= loss <= LARGEST_LOSS:
+            return state, Verdict.NOT_FINITE
+        evidence, recent, reference, past = state
+        threshold, risen_threshold, lr_limit, far, up, down, alarm, level = reference
+        if expected == expected:
+            loss = corrected(loss, expected, typical, level)
+        recent += (loss,)
+        if loss > threshold and (loss > risen_threshold or not lr > lr_limit):
+            evidence += up if loss <= far else max(up, 0.501 * alarm)
+            if evidence >= alarm:
+                return SpikeState(), Verdict.SPIKE
+        elif evidence:
+            evidence = max(0.0, evidence + down)
+        if len(recent) == BLOCK:
+            return self._look(evidence, recent, past, lr)
+        return _new_tuple(SpikeState, (evidence, recent, reference, past)), Verdict.GOOD
+
+    def _look(self, evidence: float, recent: tuple[float, ...], past: Past, lr: float) -> tuple[SpikeState, Verdict]:
+        """Renew the thresholds."""
+        losses = (past.losses + recent)[-(self.window + self.lag) :]
+        lrs = (past.lrs + (lr,))[-(len(losses) // BLOCK) :]
+        is_positive = past.is_positive and min(recent) > 0
+        past = past._replace(losses=losses, lrs=lrs, is_positive=is_positive)
+        if past.start != past.start and len(losses) >= LEAST_KNOWN:
+            past = past._replace(start=median(sorted(losses[:LEAST_KNOWN])))
+        past, verdict = self._watch_drift(past, lr)
+        if verdict is Verdict.LASTING_DRIFT:
+            return SpikeState(), verdict
+        known = losses[: len(losses) - self.lag]
+        if len(known) < LEAST_KNOWN:
+            return SpikeState(0.0, (), UNARMED, past), verdict
+        reference, past = self._refer(sorted(known), past)
+        return SpikeState(evidence, (), reference, past), verdict
+
+    def _refer(self, ordered: list[float], past: Past) -> tuple[Reference, Past]:
+        """The thresholds that usual losses, in order, make."""
+        middle = median(ordered)
+        progress = max(0.0, past.start - middle)
+        deviation = max(spread(ordered, middle), LEAST_SPREAD * progress, ROUNDING * abs(middle))
+        threshold = middle + max(self.spread * deviation, self.gate * progress)
+        share = share_beyond(ordered, threshold)
+        slow = share if past.share != past.share else past.share + (share - past.share) / MEMORY_OF_SHARE
+        share = max(share, slow)
+        up, down = weights_of_evidence(share)
+        lrs = past.lrs[: max(1, len(past.lrs) - self.lag // BLOCK)]
+        reference = Reference(
+            threshold=threshold,
+            risen_threshold=middle + max(self.spread * deviation, progress),
+            lr_limit=RISEN * sum(lrs) / len(lrs),
+            far=middle + self.far * max(ordered[-1] - middle, progress),
+            up=up,
+            down=down,
+            alarm=self.alarm if share < RARE else self.alarm * 4 / 3,
+            level=middle if past.is_positive else math.nan,
+        )
+        return reference, past._replace(share=slow)
+
+    def _watch_drift(self, past: Past, lr: float) -> tuple[Past, Verdict]:
+        """Hold the median of the last losses against the best there was."""
+        if len(past.losses) < self.window:
+            return past, Verdict.GOOD
+        ordered = sorted(past.losses[-self.window :])
+        middle = median(ordered)
+        if middle < past.best:
+            best_spread = spread(ordered, middle)
+            return past._replace(best=middle, best_spread=best_spread, best_lr=lr, drifted=0), Verdict.GOOD
+        progress = past.start - past.best
+        # The best of many medians is partly luck: 1.5 deviations of a loss are about ten of a median.
+        is_up = progress > 0 and middle > past.best + max(self.gate * progress, 1.5 * past.best_spread)
+        if not is_up or lr < FALLEN * past.best_lr:
+            return (past._replace(drifted=0) if past.drifted else past), Verdict.GOOD
+        before, drifted = past.drifted, past.drifted + BLOCK
+        verdict = Verdict.DRIFT if before < self.drift_steps <= drifted else Verdict.GOOD
+        if drifted >= self.lasting_steps:
+            verdict = Verdict.LASTING_DRIFT
+        return past._replace(drifted=drifted), verdict
+
+
+_new_tuple = tuple.__new__
