@@ -21,6 +21,7 @@ from .reference import (
     UNARMED,
     Reference,
     corrected,
+    in_order,
     median,
     share_beyond,
     spread,
@@ -107,7 +108,7 @@ class SpikeGuard:
 
     >>> guard = SpikeGuard()
     >>> state = guard.begin()
-    >>> for loss in [2.0, 1.9, 2.1] * 40 + [9.0] * 3:
+    >>> for loss in [2.0, 1.9, 2.1] * 40 + [9.0] * 2:
     ...     state, verdict = guard.judge(state, loss)
     >>> verdict
     <Verdict.SPIKE: 'spike'>
@@ -178,16 +179,17 @@ class SpikeGuard:
         losses = (past.losses + recent)[-(self.window + self.lag) :]
         lrs = (past.lrs + (lr,))[-(len(losses) // BLOCK) :]
         is_positive = past.is_positive and min(recent) > 0
-        past = past._replace(losses=losses, lrs=lrs, is_positive=is_positive)
-        if past.start != past.start and len(losses) >= LEAST_KNOWN:
-            past = past._replace(start=median(sorted(losses[:LEAST_KNOWN])))
+        start = past.start
+        if start != start and len(losses) >= LEAST_KNOWN:
+            start = median(in_order(losses[:LEAST_KNOWN]))
+        past = _new_tuple(Past, (losses, lrs, is_positive, start, *past[4:]))
         past, verdict = self._watch_drift(past, lr)
         if verdict is Verdict.LASTING_DRIFT:
             return SpikeState(), verdict
         known = losses[: len(losses) - self.lag]
         if len(known) < LEAST_KNOWN:
             return SpikeState(0.0, (), UNARMED, past), verdict
-        reference, past = self._refer(sorted(known), past)
+        reference, past = self._refer(in_order(known), past)
         return SpikeState(evidence, (), reference, past), verdict
 
     def _refer(self, ordered: list[float], past: Past) -> tuple[Reference, Past]:
@@ -217,7 +219,7 @@ class SpikeGuard:
         """Hold the median of the last losses against the best there was."""
         if len(past.losses) < self.window:
             return past, Verdict.GOOD
-        ordered = sorted(past.losses[-self.window :])
+        ordered = in_order(past.losses[-self.window :])
         middle = median(ordered)
         if middle < past.best:
             best_spread = spread(ordered, middle)
