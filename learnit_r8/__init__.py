@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .checkpoint import NoValidCheckpoint as NoValidCheckpoint
     from .guard import FiniteGuard as FiniteGuard
     from .guard import GuardState as GuardState
+    from .guard import SpikeGuard as SpikeGuard
     from .guard import Verdict as Verdict
     from .lr import OneCycle as OneCycle
     from .lr import Warmup as Warmup
@@ -33,6 +34,7 @@ _HOME = {
     "NoValidCheckpoint": "checkpoint",
     "FiniteGuard": "guard",
     "GuardState": "guard",
+    "SpikeGuard": "guard",
     "Verdict": "guard",
     "OneCycle": "lr",
     "Warmup": "lr",

@@ -20,7 +20,7 @@ from .budget import Budget
 from .checkpoint import Checkpoint
 from .checks import whole_number
 from .engine import Engine
-from .guard import FiniteGuard, Guard
+from .guard import Guard, SpikeGuard
 from .losses import read_number
 from .lr import Schedule, make_schedule
 from .order import MAX_SAMPLES
@@ -127,7 +127,7 @@ class R8Scheduler(Engine):
         checkpoint_dir: str | os.PathLike[str] | None = None,
         checkpoint_every: int | str | Condition | None = None,
         keep_checkpoints: int = 3,
-        guard: Guard = FiniteGuard(),
+        guard: Guard = SpikeGuard(),
         recovery: Recovery = Recovery(),
         use_curses: bool = False,
         run_dir: str | os.PathLike[str] | bool | None = None,

@@ -11,6 +11,9 @@ import numpy as np
 
 LEAST_SPREAD = 0.05
 """Of the progress made: a loss that has come to rest must not be alarmed by its own last digits."""
+CLEAR_PROGRESS = 2.5
+"""Standard deviations of a loss that make progress clear: a loss that is up by all of it speaks for damage, even where
+some healthy ones are as high."""
 ROUNDING = 1e-6
 """Relative spread that float32 gives a constant loss."""
 USUAL_SHARE_WHEN_DAMAGED = 0.5
@@ -109,10 +112,14 @@ def spread(ordered: Sequence[float], middle: float) -> float:
     return 1.4826 * max(middle - ordered[low], ordered[low + half - 1] - middle)
 
 
-def share_beyond(ordered: Sequence[float], threshold: float) -> float:
-    """Share of the losses beyond a threshold, one standard error up: few samples cannot prove that there are none."""
-    above = len(ordered) - bisect_right(ordered, threshold)
-    return (above + 1 + math.sqrt(above)) / (len(ordered) + 2)
+def count_above(ordered: Sequence[float], threshold: float) -> int:
+    """How many of ordered losses are beyond a threshold."""
+    return len(ordered) - bisect_right(ordered, threshold)
+
+
+def share_at_most(above: int, count: int) -> float:
+    """Share of losses beyond a threshold, one standard error up: few losses cannot prove that there are none."""
+    return (above + 1 + math.sqrt(above)) / (count + 2)
 
 
 def weights_of_evidence(share: float) -> tuple[float, float]:

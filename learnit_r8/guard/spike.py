@@ -12,8 +12,11 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from ..checks import is_number, whole_number
 from .reference import (
+    CLEAR_PROGRESS,
     LEAST_SPREAD,
     MEMORY_OF_SHARE,
     RISEN,
@@ -21,9 +24,10 @@ from .reference import (
     UNARMED,
     Reference,
     corrected,
+    count_above,
     in_order,
     median,
-    share_beyond,
+    share_at_most,
     spread,
     weights_of_evidence,
 )
@@ -47,7 +51,7 @@ class Past(NamedTuple):
         lrs: Scheduled learning rate at the end of each 16 of them.
         is_positive: Whether all so far were.
         start: Median of the first 32; NaN before.
-        share: Slow mean of the share of usual losses beyond the threshold; NaN before.
+        share: Slow mean of the share of usual losses beyond the threshold.
         best: Lowest median of a window; infinite before.
         best_spread: Spread of the losses in that window.
         best_lr: Scheduled learning rate then.
@@ -58,7 +62,7 @@ class Past(NamedTuple):
     lrs: tuple[float, ...] = ()
     is_positive: bool = True
     start: float = math.nan
-    share: float = math.nan
+    share: float = 0.0
     best: float = math.inf
     best_spread: float = 0.0
     best_lr: float = math.nan
@@ -91,9 +95,10 @@ class SpikeGuard:
 
     Attributes:
         alarm: Evidence that refuses a loss, > 0: about -log of the chance of a false alarm at a step.
-        spread: A loss that high above the median speaks for damage, in standard deviations, > 0; and
-        gate: by at least this share of all the progress made, in [0, 1]: of all of it while the schedule's own
-            learning rate has risen.
+        spread: A loss that high above the median speaks for damage, in standard deviations, > 0 (or one that is up by
+            all the progress made, where that is clear); and
+        gate: by at least this share of the progress made, in [0, 1]: all of it while the schedule's own learning rate
+            has risen.
         far: Two losses this many times as far from the median as any before, or as all progress, are enough; > 1.
         window: Losses that thresholds are made of, >= 32.
         lag: Last losses that they are not made of, >= 0.
@@ -177,12 +182,12 @@ class SpikeGuard:
     def _look(self, evidence: float, recent: tuple[float, ...], past: Past, lr: float) -> tuple[SpikeState, Verdict]:
         """Renew the thresholds."""
         losses = (past.losses + recent)[-(self.window + self.lag) :]
-        lrs = (past.lrs + (lr,))[-(len(losses) // BLOCK) :]
+        lrs = (*past.lrs, lr)[-(len(losses) // BLOCK) :]
         is_positive = past.is_positive and min(recent) > 0
         start = past.start
         if start != start and len(losses) >= LEAST_KNOWN:
             start = median(in_order(losses[:LEAST_KNOWN]))
-        past = _new_tuple(Past, (losses, lrs, is_positive, start, *past[4:]))
+        past = past._replace(losses=losses, lrs=lrs, is_positive=is_positive, start=start)
         past, verdict = self._watch_drift(past, lr)
         if verdict is Verdict.LASTING_DRIFT:
             return SpikeState(), verdict
@@ -196,11 +201,18 @@ class SpikeGuard:
         """The thresholds that usual losses, in order, make."""
         middle = median(ordered)
         progress = max(0.0, past.start - middle)
-        deviation = max(spread(ordered, middle), LEAST_SPREAD * progress, ROUNDING * abs(middle))
-        threshold = middle + max(self.spread * deviation, self.gate * progress)
-        share = share_beyond(ordered, threshold)
-        slow = share if past.share != past.share else past.share + (share - past.share) / MEMORY_OF_SHARE
-        share = max(share, slow)
+        deviation = max(spread(ordered, middle), LEAST_SPREAD * progress) or float(np.std(ordered))
+        if not deviation:
+            # Losses that have never changed tell nothing of what a change means.
+            return UNARMED, past
+        deviation = max(deviation, ROUNDING * abs(middle))
+        wide = self.spread * deviation
+        if progress >= CLEAR_PROGRESS * deviation:
+            wide = min(wide, progress)
+        threshold = middle + max(wide, self.gate * progress)
+        above = count_above(ordered, threshold)
+        usual = past.share + (above / len(ordered) - past.share) / MEMORY_OF_SHARE
+        share = max(share_at_most(above, len(ordered)), usual)
         up, down = weights_of_evidence(share)
         lrs = past.lrs[: max(1, len(past.lrs) - self.lag // BLOCK)]
         reference = Reference(
@@ -213,7 +225,7 @@ class SpikeGuard:
             alarm=self.alarm if share < RARE else self.alarm * 4 / 3,
             level=middle if past.is_positive else math.nan,
         )
-        return reference, past._replace(share=slow)
+        return reference, past._replace(share=usual)
 
     def _watch_drift(self, past: Past, lr: float) -> tuple[Past, Verdict]:
         """Hold the median of the last losses against the best there was."""
