@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader
 
+from ..copies import clone
 from ..ticket import Outcome, Ticket
 from .facade import R8LRScheduler
 from .loader import make_loader
@@ -16,7 +17,7 @@ from .rates import GroupRates
 from .reports import Reports
 from .sampler import R8BatchSampler
 from .sharing import Sharing
-from .state import ModelState, copy_to_host
+from .state import ModelState
 from .stepper import Stepper
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ class Adapter:
             ValueError: it is of another run or model.
         """
         self.lr_scheduler.load_state_dict(state["scheduler"])
-        self.state.load(copy_to_host(state["model"]), from_ram=True)
+        self.state.load(clone(state["model"]), from_ram=True)
         self._reports.set_rates(self.scheduler.lr)
 
     def load_scheduler(self, state: Mapping[str, Any]) -> None:

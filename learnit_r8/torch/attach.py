@@ -12,7 +12,7 @@ from .adapter import Adapter
 from .distributed import sharing_here
 from .rates import GroupRates
 from .sharing import Sharing
-from .state import ModelState
+from .state import ModelState, copy_to_host, copy_to_host_into
 from .stepper import Stepper
 
 if TYPE_CHECKING:
@@ -88,7 +88,11 @@ def attach(
     settings = sharing.settings(settings)
     r8 = _new_scheduler(size, state, settings, optimizer) if scheduler is None else _checked(scheduler, size, settings)
     sharing.check(r8, model)
-    r8.safekeeping.adopt(Callbacks(state.save, state.load, state.read))
+    callbacks = Callbacks(state.save, state.load, state.read)
+    if any(each.is_cuda for each in model.parameters()):
+        r8.safekeeping.adopt(callbacks, clone=copy_to_host, copy_into=copy_to_host_into)
+    else:
+        r8.safekeeping.adopt(callbacks)
     adapter = Adapter(
         r8,
         dataset=dataset,
