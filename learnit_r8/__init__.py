@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .recovery import Recovery as Recovery
     from .recovery import TrainingDiverged as TrainingDiverged
     from .scheduler import R8Scheduler as R8Scheduler
+    from .signals import Preempted as Preempted
     from .table import SampleTable as SampleTable
     from .ticket import Outcome as Outcome
     from .ticket import Ticket as Ticket
@@ -47,6 +48,7 @@ _HOME = {
     "Recovery": "recovery",
     "TrainingDiverged": "recovery",
     "R8Scheduler": "scheduler",
+    "Preempted": "signals",
     "SampleTable": "table",
     "Outcome": "ticket",
     "Ticket": "ticket",

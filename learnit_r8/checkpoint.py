@@ -1,36 +1,45 @@
-"""Checkpoints: written whole or not at all, and read without running any code from the file.
+"""Checkpoints: numbered files in a folder, written whole or not at all; the newest valid one counts.
 
-A file holds a magic number, the format version, the length and the SHA-256 of a payload, and the payload: an
-uncompressed npz of plain arrays with one JSON text in it. It is written under a temporary name, flushed to the disk,
-renamed, and its folder flushed. ``docs/files.md`` describes it for other programs.
+The order of a save is what makes it safe: the model's file is made durable before the scheduler's file, which names it
+with its size and hash and is the record that both are there; only then are old ones deleted. What is in the files:
+container.py. How they come to be whole: durable.py, and ``benchmarks/durability.py`` for the proof.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
+import errno
 import os
 import re
 import shutil
-import struct
 import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+from . import container
+from .container import decode as decode
+from .container import encode as encode
+from .durable import (
+    flush,
+    flush_folder,
+    link_new,
+    open_regular,
+    remove,
+    replace,
+    sha256,
+    sweep,
+    temporary_name,
+    write_new,
+)
 
-from .durable import flush, flush_folder, sha256, write_new
+ROOM = 1.2
+"""Space that must be free before a save, as a multiple of what the last one took."""
 
-MAGIC = b"R8CK"
-FORMAT = 1
-"""Raised by one whenever an old file can no longer be read as it is."""
+MOST_NOTE = 2**16
+"""Bytes read of the note about a pinned checkpoint."""
 
-_HEADER = struct.Struct("<4sIQ32s")
 _NAME = re.compile(r"ck_(\d{12})\.r8")
-_TREE = "tree"
+_MODEL = re.compile(r"model_(\d{12})_[^/\\\0]*")
 
 
 class Checkpoint(NamedTuple):
@@ -41,85 +50,20 @@ class Checkpoint(NamedTuple):
         state: The scheduler's state.
         model_path: The model's file, checked; None if none was saved.
         run_id: The run that wrote it.
+        config: How the run was built; empty if that was not saved.
+        skipped: Why newer files were passed over, one text each.
     """
 
     path: Path
     state: dict[str, Any]
     model_path: Path | None
     run_id: str
+    config: dict[str, Any]
+    skipped: tuple[str, ...] = ()
 
 
 class NoValidCheckpoint(ValueError):
     """No file in the folder can be read; the message gives every file's reason."""
-
-
-def encode(state: Mapping[str, Any]) -> bytes:
-    """The content of a checkpoint file.
-
-    Args:
-        state: Nested dicts (with text keys) and lists of arrays, texts, booleans, ints, floats and None.
-
-    Raises:
-        TypeError: a value of another type; the message gives its dotted key.
-    """
-    arrays: dict[str, Any] = {}
-    tree = json.dumps(_to_tree(state, "state", arrays))
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **{_TREE: np.array(tree)}, **arrays)
-    payload = buffer.getvalue()
-    return _HEADER.pack(MAGIC, FORMAT, len(payload), hashlib.sha256(payload).digest()) + payload
-
-
-def decode(content: bytes) -> dict[str, Any]:
-    """The state that `encode` was given; tuples come back as lists.
-
-    Raises:
-        ValueError: not a checkpoint, damaged, cut short, or of a newer format.
-    """
-    if len(content) < _HEADER.size or content[:4] != MAGIC:
-        raise ValueError(
-            f"the file must begin with {MAGIC!r} and a header of {_HEADER.size} bytes, got {content[:8]!r}."
-        )
-    _, version, length, digest = _HEADER.unpack_from(content)
-    if version != FORMAT:
-        raise ValueError(f"the file's format must be {FORMAT}, got {version}: another version wrote it.")
-    payload = content[_HEADER.size :]
-    if len(payload) != length or hashlib.sha256(payload).digest() != digest:
-        raise ValueError(
-            f"the file must hold {length} bytes with the SHA-256 in its header, got {len(payload)}; it is damaged."
-        )
-    with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
-        state: dict[str, Any] = _from_tree(json.loads(str(arrays[_TREE])), arrays)
-    return state
-
-
-def _to_tree(value: Any, key: str, arrays: dict[str, Any]) -> Any:
-    if isinstance(value, np.ndarray):
-        if value.dtype.hasobject:
-            raise TypeError(f"{key} must be an array of numbers or texts, got dtype {value.dtype}.")
-        name = f"a{len(arrays)}"
-        arrays[name] = value
-        return {"__array__": name}
-    if isinstance(value, np.generic):
-        return _to_tree(value.item(), key, arrays)
-    if isinstance(value, Mapping):
-        for name in value:
-            if not isinstance(name, str) or name == "__array__":
-                raise TypeError(f"{key} must have texts as keys (and not '__array__'), got {name!r}.")
-        return {name: _to_tree(item, f"{key}.{name}", arrays) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_to_tree(item, f"{key}.{number}", arrays) for number, item in enumerate(value)]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise TypeError(f"{key} must be a number, text, boolean, None, array, or a dict or list of them, got {value!r}.")
-
-
-def _from_tree(value: Any, arrays: Mapping[str, Any]) -> Any:
-    if isinstance(value, dict):
-        if "__array__" in value:
-            return arrays[value["__array__"]]
-        return {name: _from_tree(item, arrays) for name, item in value.items()}
-    return [_from_tree(item, arrays) for item in value] if isinstance(value, list) else value
 
 
 class CheckpointStore:
@@ -135,37 +79,107 @@ class CheckpointStore:
         self.folder = Path(folder)
         self.keep = keep
         self.run_id = run_id
+        self._pinned: Path | None = None
         self._own: list[tuple[Path, Path | None]] = []
+        self._is_tidy = False
+        self._last_size = 0
 
-    def save(self, state: Mapping[str, Any], write_model: Callable[[str], None] | None = None) -> Checkpoint:
+    def save(
+        self,
+        state: Mapping[str, Any],
+        write_model: Callable[[str], None] | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> Checkpoint:
         """Write a checkpoint and delete this run's oldest beyond ``keep``.
 
         Args:
             state: As `encode` takes it.
             write_model: Writes the model to the path it is given (a suffix of its own is accepted). The file is
                 made durable before the scheduler's file, which names it with its size and hash.
+            config: How the run was built, likewise.
 
         Raises:
             TypeError: a value that cannot be saved.
             OSError: the disk refused; the checkpoints before are untouched.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._tidy()
+        self._check_room()
         number = self._next_number()
         model = None if write_model is None else self._save_model(number, write_model)
         try:
             about = None if model is None else _about(model)
-            content = encode({"run_id": self.run_id, "model": about, "scheduler": state})
-            path = self._write_new(number, content)
+            content = {"run_id": self.run_id, "model": about, "scheduler": state, "config": dict(config or {})}
+            path = self._write_new(number, encode(content))
         except BaseException:
             if model is not None:
-                model.unlink(missing_ok=True)
+                remove(model)
             raise
+        self._last_size = path.stat().st_size + (0 if model is None else model.stat().st_size)
         self._own.append((path, model))
-        for old in self._own[: -self.keep]:
-            for file in filter(None, old):
-                file.unlink(missing_ok=True)
-        del self._own[: -self.keep]
-        return Checkpoint(path, dict(state), model, self.run_id)
+        self._delete_old()
+        return Checkpoint(path, dict(state), model, self.run_id, dict(config or {}))
+
+    def _tidy(self) -> None:
+        """Before the first save: delete what killed processes left, and models of this run without a checkpoint."""
+        if self._is_tidy:
+            return
+        self._is_tidy = True
+        sweep(self.folder)
+        # A run that was killed between its two files left the first.
+        files = [_MODEL.fullmatch(name) for name in os.listdir(self.folder)]
+        own = {model.name for _, model in self._own if model is not None}
+        for match in filter(None, files):
+            is_ours = f"_{self.run_id[:8]}" in match[0][len("model_000000000000") :]
+            if is_ours and match[0] not in own and not (self.folder / f"ck_{match[1]}.r8").exists():
+                remove(self.folder / match[0])
+
+    def _check_room(self) -> None:
+        free, needed = shutil.disk_usage(self.folder).free, int(ROOM * self._last_size)
+        if free < needed:
+            raise OSError(errno.ENOSPC, f"{needed} bytes must be free for a checkpoint, got {free}", str(self.folder))
+
+    def pin(self, path: Path | None, note: bytes | None = None) -> None:
+        """Keep this checkpoint of this run beside the newest ones; the one before it is a common one again.
+
+        Args:
+            path: Which one; None for none.
+            note: What to write down of it, for `read_note` after a resume.
+
+        Raises:
+            OSError: the note could not be written; the checkpoint is kept all the same.
+        """
+        self._pinned = path
+        try:
+            if note is not None:
+                replace(self._note_file, note)
+        finally:
+            self._delete_old()
+
+    def read_note(self) -> bytes:
+        """What `pin` wrote down last in this run.
+
+        Raises:
+            OSError, ValueError: there is nothing, or no regular file.
+        """
+        with open_regular(self._note_file) as file:
+            return file.read(MOST_NOTE)
+
+    @property
+    def _note_file(self) -> Path:
+        return self.folder / f"best_{self.run_id[:8]}.json"
+
+    def _delete_old(self) -> None:
+        kept = self._own[-self.keep :]
+        for path, model in self._own[: -self.keep]:
+            if path == self._pinned:
+                kept.insert(0, (path, model))
+                continue
+            # In this order, so that there is never a checkpoint without its model.
+            remove(path)
+            if model is not None:
+                remove(model)
+        self._own = kept
 
     def _next_number(self) -> int:
         names = [*os.listdir(self.folder), *(path.name for path, _ in self._own)]
@@ -183,23 +197,31 @@ class CheckpointStore:
             return path
 
     def _save_model(self, number: int, write_model: Callable[[str], None]) -> Path | None:
-        # No leading dot: torch.save refuses a name that is nothing but a suffix.
-        temporary = self.folder / f"tmp_{os.getpid()}_model_{number:012d}"
+        temporary = temporary_name(self.folder / f"model_{number:012d}")
         try:
             write_model(str(temporary))
             written = sorted(self.folder.glob(temporary.name + "*"))
             if not written:
                 return None
-            if len(written) > 1 or written[0].is_dir():
-                raise ValueError(f"save_callback must write one file, got {[path.name for path in written]}.")
-            model = self.folder / f"model_{number:012d}_{self.run_id[:8]}{written[0].name[len(temporary.name) :]}"
+            if len(written) > 1 or written[0].is_symlink() or not written[0].is_file():
+                raise ValueError(f"save_callback must write one regular file, got {[path.name for path in written]}.")
             flush(written[0])
-            os.replace(written[0], model)
+            model = self._name_model(written[0], number, written[0].name[len(temporary.name) :])
         finally:
             for rest in self.folder.glob(temporary.name + "*"):
-                shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
+                remove(rest)
         flush_folder(self.folder)
         return model
+
+    def _name_model(self, written: Path, number: int, suffix: str) -> Path:
+        while True:
+            model = self.folder / f"model_{number:012d}_{self.run_id[:8]}{suffix}"
+            try:
+                link_new(written, model)
+            except FileExistsError:
+                number += 1
+                continue
+            return model
 
     def load_own(self, back: int) -> Checkpoint | None:
         """A checkpoint of this run with a model file, passing over damaged ones with a warning; None without.
@@ -213,12 +235,30 @@ class CheckpointStore:
     def go_on_from(self, checkpoint: Checkpoint) -> None:
         """Go on with the run that wrote a checkpoint: its files up to this one are ours to keep and delete."""
         self.run_id = checkpoint.run_id
-        self._own = []
-        for path in sorted(self.folder.iterdir()) if self.folder.is_dir() else []:
+        self._own, self._pinned, self._is_tidy = [], None, False
+        if checkpoint.path.parent.absolute() != self.folder.absolute():
+            return
+        for path in sorted(self.folder.iterdir()):
             if _NAME.fullmatch(path.name) and path.name <= checkpoint.path.name:
                 run_id, model = _written_by(path)
                 if run_id == self.run_id:
                     self._own.append((path, model))
+
+    def files_of(self, name: str) -> tuple[Path, Path | None]:
+        """The files of a checkpoint of this run, and of its model.
+
+        Raises:
+            KeyError: it is none of this run.
+        """
+        for path, model in self._own:
+            if path.name == name:
+                return path, model
+        raise KeyError(name)
+
+    @property
+    def has_files(self) -> bool:
+        """Whether there are checkpoints in the folder, valid or not, of this run or others."""
+        return self.folder.is_dir() and any(map(_NAME.fullmatch, os.listdir(self.folder)))
 
     def load(self, path: str | os.PathLike[str] | None = None) -> Checkpoint:
         """Read a checkpoint, by default the newest valid one; damaged ones are passed over, with a warning.
@@ -228,7 +268,7 @@ class CheckpointStore:
             ValueError: the file given by name cannot be used.
         """
         if path is not None:
-            return _read(Path(path))
+            return read_checkpoint(Path(path))
         names = os.listdir(self.folder) if self.folder.is_dir() else []
         reasons: list[str] = []
         newest_first = (self.folder / name for name in sorted(filter(_NAME.fullmatch, names), reverse=True))
@@ -238,14 +278,14 @@ class CheckpointStore:
             raise NoValidCheckpoint(
                 f"checkpoint_dir must hold a valid checkpoint, got none in {where!r}: {reasons or 'no files'}."
             )
-        return checkpoint
+        return checkpoint._replace(skipped=tuple(reasons))
 
 
 def _first_valid(paths: Iterable[Path], reasons: list[str]) -> Checkpoint | None:
     """The first that can be read; why the ones before cannot is put into ``reasons`` and said."""
     for path in paths:
         try:
-            checkpoint = _read(path)
+            checkpoint = read_checkpoint(path)
         except (OSError, ValueError) as error:
             reasons.append(f"{path.name}: {error}")
             continue
@@ -255,28 +295,54 @@ def _first_valid(paths: Iterable[Path], reasons: list[str]) -> Checkpoint | None
     return None
 
 
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint's file and check its model's file.
+
+    Raises:
+        ValueError: one of them is damaged, or no regular file.
+        OSError: it cannot be read.
+    """
+    content = container.read(path)
+    run_id, about, config = content.get("run_id"), content.get("model"), content.get("config", {})
+    if not (isinstance(run_id, str) and isinstance(content.get("scheduler"), dict) and isinstance(config, dict)):
+        raise ValueError(f"{path.name} must be a checkpoint of a scheduler, got one with {sorted(content)[:9]}.")
+    return Checkpoint(path, content["scheduler"], _checked_model(path, about), run_id, config)
+
+
 def _about(model: Path) -> dict[str, Any]:
     """What a checkpoint says of its model file, to know it again."""
     return {"name": model.name, "size": model.stat().st_size, "sha256": sha256(model)}
 
 
-def _read(path: Path) -> Checkpoint:
-    content = decode(path.read_bytes())
-    about = content["model"]
-    model = None if about is None else path.parent / Path(about["name"]).name
-    if model is not None and _about(model) != about:
+def _model_beside(path: Path, about: Any) -> Path | None:
+    """The file of the model that a checkpoint names: always one of ours, beside it."""
+    if about is None:
+        return None
+    name = about.get("name") if isinstance(about, dict) else None
+    if not isinstance(name, str) or not _MODEL.fullmatch(name):
+        raise ValueError(f"the model's file must have a name of ours, got {name!r} in {path.name}.")
+    return path.parent / name
+
+
+def _checked_model(path: Path, about: Any) -> Path | None:
+    model = _model_beside(path, about)
+    if model is None:
+        return None
+    with open_regular(model) as file:
+        size = os.fstat(file.fileno()).st_size
+    # The size first: a digest takes a second a gigabyte.
+    if size != about.get("size") or sha256(model) != about.get("sha256"):
         raise ValueError(
             f"the model's file must be as it was saved with the checkpoint, got another in {str(model)!r}."
         )
-    return Checkpoint(path, content["scheduler"], model, content["run_id"])
+    return model
 
 
 def _written_by(path: Path) -> tuple[str, Path | None]:
     """The run that wrote a checkpoint and its model file; an empty name for what cannot be read."""
     try:
-        with zipfile.ZipFile(path) as members, members.open(f"{_TREE}.npy") as file:
-            tree = json.loads(str(np.lib.format.read_array(file, allow_pickle=False)))
-        about = tree["model"]
-        return str(tree["run_id"]), None if about is None else path.parent / Path(about["name"]).name
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        with open_regular(path) as file:
+            tree = container.read_tree(file)
+        return str(tree["run_id"]), _model_beside(path, tree["model"])
+    except (OSError, ValueError, KeyError):
         return "", None

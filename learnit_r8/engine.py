@@ -55,6 +55,7 @@ class Engine:
         search: Finds the peak learning rate before the run.
         name: Name of the run, "" if it has none.
         settings: The configuration as texts, for people.
+        handle_signals: Whether signals that end the process wait for the end of the step and a checkpoint.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Engine:
         search: Search,
         name: str,
         settings: Mapping[str, str] = types.MappingProxyType({}),
+        handle_signals: bool = False,
     ) -> None:
         self.plan = plan
         self.table = plan.table
@@ -100,7 +102,7 @@ class Engine:
         self._settings = settings
         # An adapter that holds losses back reports them here: before an epoch or the run ends, and before a checkpoint.
         self.settle: Callable[[], object] = _nothing
-        self.requests = Requests(pace, announcer, self._save_as_asked)
+        self.requests = Requests(pace, announcer, self._save_as_asked, handle_signals=handle_signals)
 
     @property
     def is_stopped(self) -> bool:
@@ -162,6 +164,8 @@ class Engine:
         step = pace.next_step
         progress = pace.progress_at(step)
         if progress >= 1 or pace.is_stopped:
+            if not pace.num_out:
+                self.requests.leave()
             return None
         if self.search.is_on:
             (batch, lr), epoch = self.search.draw(), -1
@@ -509,6 +513,7 @@ class Engine:
             train_duration_seconds=budget.seconds,
             policy=self.plan.policy.name,
         )
+        self.safekeeping.tell_loaded()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on with the very same batches, rates and tables; at any step, with tickets out too.

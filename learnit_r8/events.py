@@ -356,6 +356,38 @@ class CheckpointSaved(Event):
 
 
 @dataclass(frozen=True)
+class BestSaved(Event):
+    """A checkpoint is the best so far, and is kept.
+
+    Attributes:
+        path: The scheduler's file.
+        monitor: Name of the metric.
+        value: Its value.
+    """
+
+    path: str
+    monitor: str
+    value: float
+
+
+@dataclass(frozen=True)
+class CheckpointLoaded(Event):
+    """The run goes on from a checkpoint.
+
+    Attributes:
+        path: The scheduler's file.
+        model_path: The model's file; None without one.
+        skipped: Why newer files were passed over, one text each.
+        differences: What is configured otherwise than in the saved run, one text each.
+    """
+
+    path: str
+    model_path: str | None
+    skipped: tuple[str, ...]
+    differences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class RunPaused(Event):
     """The run waits between two steps; its time does not count.
 
@@ -451,7 +483,8 @@ EVENTS = {
     for kind in (
         RunStarted, StepDone, StepsDone, SamplesSurveyed, BatchRefused, RolledBack, RestoreFailed, DamageFound,
         LrCapped, GaveUp, IncidentEnded, LrRestored, BatchAbandoned, EpochDone, MetricsLogged, BackupTaken,
-        CheckpointSaved, RunPaused, RunResumed, RunStopped, LrFound, LrPlanned, Notice, RunEnded, Alive, ProcessLeft,
+        CheckpointSaved, BestSaved, CheckpointLoaded, RunPaused, RunResumed, RunStopped, LrFound, LrPlanned, Notice,
+        RunEnded, Alive, ProcessLeft,
     )
 }  # fmt: skip
 

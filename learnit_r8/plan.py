@@ -35,7 +35,7 @@ POOL_SAMPLES, POOL_BATCHES = 2**12, 8
 
 LAST_BATCH = ("short", "drop", "fill")
 
-_PASS, _OUTSIDE, _POLICY, _OUTSIDE_POLICY, _OUTLOOK = range(5)
+PASS_KEY, _OUTSIDE, _POLICY, _OUTSIDE_POLICY, _OUTLOOK = range(5)
 """What a random key is for. Keys of one kind must be of one length: zeros at the end of a key do not count."""
 
 
@@ -144,7 +144,7 @@ class Plan:
         self._sweep = self._new_sweep()
 
     def _new_sweep(self) -> Sweep:
-        return Sweep(self.table.num_samples, self._chunk_size, [self.seed, _PASS, max(0, self._num_sweeps)])
+        return Sweep(self.table.num_samples, self._chunk_size, [self.seed, PASS_KEY, max(0, self._num_sweeps)])
 
     def _forget_records(self) -> None:
         for chunk in self._open:

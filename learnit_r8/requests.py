@@ -12,6 +12,7 @@ from collections.abc import Callable
 from . import events
 from .announcer import Announcer
 from .pace import Pace
+from .signals import SignalWatch
 
 POLL_SECONDS = 0.02
 """How often a paused run looks whether it may go on."""
@@ -24,18 +25,28 @@ class Requests:
         pace: Stops counting time while the run is paused, and knows that it was stopped.
         announcer: Who is told.
         save: Writes a checkpoint of now; must not raise because of the disk.
+        handle_signals: Whether signals that end the process wait for the end of the step and a checkpoint.
         sleep: Waits for some seconds.
 
     Attributes:
         is_pending: Whether there is something to answer; all that is looked at in an ordinary step.
         is_paused: Whether the training thread waits.
+        signals: Those that wait; None if they are not handled.
     """
 
     def __init__(
-        self, pace: Pace, announcer: Announcer, save: Callable[[], None], sleep: Callable[[float], None] = time.sleep
+        self,
+        pace: Pace,
+        announcer: Announcer,
+        save: Callable[[], None],
+        *,
+        handle_signals: bool = False,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._pace, self._announcer, self._save, self._sleep = pace, announcer, save, sleep
-        self.is_pending = False
+        self.signals = SignalWatch(self._wake) if handle_signals else None
+        # The first answer takes over the signals.
+        self.is_pending = handle_signals
         self.is_paused = False
         self._stop_reason: str | None = None
         self._pause_reason: str | None = None
@@ -69,10 +80,20 @@ class Requests:
         """Let a paused run go on."""
         self._pause_reason = None
 
+    def _wake(self) -> None:
+        self.is_pending = True
+
     def answer(self) -> None:
-        """Do what was asked for. The training thread calls it between two steps."""
+        """Do what was asked for. The training thread calls it between two steps.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed; a checkpoint was saved.
+            Preempted: a signal is to end the process, likewise.
+        """
         # First: what is asked for from here on is pending again.
         self.is_pending = False
+        if self.signals is not None and not self._pace.is_over:
+            self.signals.install()
         self._save_if_asked()
         if self._pause_reason is not None:
             self._wait()
@@ -80,9 +101,23 @@ class Requests:
         if reason is not None and not self._pace.is_over:
             self._pace.is_stopped = True
             self._announcer.tell(events.RunStopped, reason=reason)
+        if self.signals is not None and self.signals.received is not None:
+            # Whoever catches the exception may go on with the run.
+            self.is_pending = True
+            self.signals.act()
+
+    def leave(self) -> None:
+        """Give back the signals as the run is left; `answer` takes them again if it goes on."""
+        if self.signals is not None:
+            self.signals.leave()
+            self.is_pending = True
+
+    @property
+    def _must_end(self) -> bool:
+        return self._stop_reason is not None or (self.signals is not None and self.signals.received is not None)
 
     def _save_if_asked(self) -> None:
-        if self._wants_save or self._stop_reason is not None:
+        if self._wants_save or self._must_end:
             self._wants_save = False
             self._save()
 
@@ -92,7 +127,7 @@ class Requests:
         self.is_paused = True
         try:
             with self._pace.paused():
-                while self._pause_reason is not None and self._stop_reason is None:
+                while self._pause_reason is not None and not self._must_end:
                     self._sleep(POLL_SECONDS)
                     self._save_if_asked()
         finally:

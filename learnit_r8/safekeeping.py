@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-import traceback
 import uuid
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,8 @@ from .callbacks import call_load, call_save, check_callback
 from .checkpoint import Checkpoint, CheckpointStore
 from .checks import whole_number
 from .restoring import Restored, Restoring
+from .resume import IDENTITY, SAID, differences
+from .saves import Saves
 from .triggers import Condition, Elapsed, as_trigger, every, never
 
 DEFAULT_FOLDER = "checkpoints"
@@ -57,11 +57,15 @@ class Safekeeping:
         checkpoint_dir: Folder of the checkpoints; None for "checkpoints" if there is a save callback, else for none.
         checkpoint_every: When to write checkpoints, likewise; None for every epoch. One is written at the end too.
         keep: Checkpoints of this run to keep, >= 1.
+        monitor: Name of the logged metric whose best checkpoint is kept besides; None for none.
+        mode: "min" if lower is better, "max" if higher is.
+        config: How the run was built, for its checkpoints.
         steps_per_epoch: Steps in an epoch.
         announcer: Who is told.
 
     Raises:
-        ValueError: an interval that cannot be read, ``keep`` below 1, or an interval of something that is never done.
+        ValueError: an interval that cannot be read, ``keep`` below 1, an unknown mode, or an interval or metric of
+            something that is never done.
         TypeError: a callback that is not callable.
     """
 
@@ -73,6 +77,9 @@ class Safekeeping:
         checkpoint_dir: str | os.PathLike[str] | None = None,
         checkpoint_every: int | str | Condition | None = None,
         keep: int = 3,
+        monitor: str | None = None,
+        mode: str = "min",
+        config: Mapping[str, Any] | None = None,
         steps_per_epoch: int,
         announcer: Announcer,
     ) -> None:
@@ -82,10 +89,9 @@ class Safekeeping:
                 f"backup_every needs a state_callback that returns the model state, got {backup_every!r} without."
             )
         folder = DEFAULT_FOLDER if checkpoint_dir is None and callbacks.save is not None else checkpoint_dir
-        if checkpoint_every is not None and folder is None:
-            raise ValueError(
-                f"checkpoint_every needs a checkpoint_dir or a save_callback, got {checkpoint_every!r} without."
-            )
+        for name, value in (("checkpoint_every", checkpoint_every), ("monitor", monitor)):
+            if value is not None and folder is None:
+                raise ValueError(f"{name} needs a checkpoint_dir or a save_callback, got {value!r} without.")
         if folder is not None and not (isinstance(folder, (str, os.PathLike)) and os.fspath(folder)):
             raise ValueError(f"checkpoint_dir must name a folder, got {checkpoint_dir!r}.")
         self.callbacks = callbacks
@@ -93,24 +99,44 @@ class Safekeeping:
         self.backup = RamBackup()
         self._meant_infinite: set[str] | None = None
         self._is_backup_due = False
-        self.store = None if folder is None else CheckpointStore(folder, keep=keep, run_id=uuid.uuid4().hex)
-        self.num_failed = 0
         # Where several processes train together they must do the same; this makes the trouble of one that of all.
         self.agree: Callable[[str], str] = str
         self.is_restoring = False
+        self._config = dict(config or {})
+        self._pending: Checkpoint | None = None
+        self._loaded: Checkpoint | None = None
         if backup_every is None:
             self._backup_every: Condition = every(time=30) | every(max(LEAST_BACKUP_STEPS, steps_per_epoch // 4))
         else:
             self._backup_every = as_trigger("backup_every", backup_every)
-        self._checkpoint_every = never if checkpoint_every is None else as_trigger("checkpoint_every", checkpoint_every)
-        self._checkpoint_each_epoch = checkpoint_every is None
         self._asked = (0, 0, 0.0)
-        self._step_of_backup = self._step_of_checkpoint = 0
+        self._step_of_backup = 0
+        when = never if checkpoint_every is None else as_trigger("checkpoint_every", checkpoint_every)
+        self.saves: Saves | None = None
+        if folder is not None:
+            self.saves = Saves(
+                CheckpointStore(folder, keep=keep, run_id=uuid.uuid4().hex),
+                when=when,
+                each_epoch=checkpoint_every is None,
+                monitor=monitor,
+                mode=mode,
+                announcer=announcer,
+            )
 
     @property
     def has_work(self) -> bool:
         """Whether backups or checkpoints are ever due by themselves."""
-        return self.callbacks.state is not None or self.store is not None
+        return self.callbacks.state is not None or self.saves is not None
+
+    @property
+    def store(self) -> CheckpointStore | None:
+        """Where checkpoints go; None without any."""
+        return None if self.saves is None else self.saves.store
+
+    @store.setter
+    def store(self, store: CheckpointStore) -> None:
+        assert self.saves is not None
+        self.saves.store = store
 
     def adopt(
         self,
@@ -137,6 +163,8 @@ class Safekeeping:
             self._backup_every = as_trigger("backup_every", backup_every)
         if clone is not None:
             self.backup.copy_with(clone, copy_into)
+        if self._pending is not None and self.callbacks.load is not None:
+            self._load_model(self._pending)
 
     def between_steps(
         self,
@@ -172,16 +200,16 @@ class Safekeeping:
             due = self._is_backup_due = self._backup_every(elapsed) or self._is_backup_due
             if self.backup.is_empty or (due and step != self._step_of_backup and self.backup.is_calm()):
                 damage = self._back_up(self.callbacks.state, step, draws, get_moment)
-        if self.store is not None:
-            due = self._checkpoint_every(elapsed) or (self._checkpoint_each_epoch and epoch_ended) or run_ended
-            if due and step != self._step_of_checkpoint:
-                self._try_to_save(get_state(), step)
+        if self.saves and self.saves.is_due(elapsed, epoch_ended=epoch_ended, run_ended=run_ended):
+            self.saves.attempt(lambda: self._write(get_state()), step)
         return damage
 
     def count_from(self, step: int, samples: int, seconds: float) -> None:
         """Count from here: the run was resumed."""
         self._asked = (step, samples, seconds)
-        self._step_of_backup = self._step_of_checkpoint = step
+        self._step_of_backup = step
+        if self.saves:
+            self.saves.count_from(step)
 
     def look_at_weights(self) -> None:
         """Take a backup, which looks at every number, as soon as the user's step is complete."""
@@ -245,17 +273,20 @@ class Safekeeping:
             RuntimeError: there is no folder for it.
             OSError: the disk refused.
         """
-        if self.store is None:
+        if self.saves is None:
             raise RuntimeError(
                 f"checkpoint_dir or save_callback must be given to save checkpoints, got {self.store!r} and None."
             )
-        self._step_of_checkpoint = step
+        return self.saves.write(lambda: self._write(state), step)
+
+    def _write(self, state: dict[str, Any]) -> Checkpoint:
+        assert self.store is not None
         write_model = None
         save = self.callbacks.save
         if save is not None:
             given = {"scheduler": state, "model": self._model_state()}
             write_model = functools.partial(call_save, save, given)
-        saved = self.store.save(state, write_model)
+        saved = self.store.save(state, write_model, self._config)
         model_path = None if saved.model_path is None else str(saved.model_path)
         self._announcer.tell(events.CheckpointSaved, path=str(saved.path), model_path=model_path)
         if save is not None and model_path is None:
@@ -264,23 +295,24 @@ class Safekeeping:
 
     def save_as_asked(self, get_state: Callable[[], dict[str, Any]], step: int) -> None:
         """Write a checkpoint because somebody asked for it, unless there is one of this step."""
-        if self.store is None:
+        if self.saves is None:
             self._announcer.note_once("no folder", "no checkpoint was saved: neither checkpoint_dir nor save_callback.")
-        elif step != self._step_of_checkpoint or not step:
-            self._try_to_save(get_state(), step)
+        elif not self.saves.has_saved(step):
+            self.saves.attempt(lambda: self._write(get_state()), step)
 
-    def _try_to_save(self, state: dict[str, Any], step: int) -> None:
-        """Write a checkpoint, but let the training go on with a warning if that fails."""
-        try:
-            self.save(state, step)
-        except Exception:
-            # Whatever it is, in the user's callback or of the disk: the run is worth more than the file.
-            self.num_failed += 1
-            warnings.warn(
-                f"the checkpoint at step {step} could not be written:\n{traceback.format_exc()}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+    def note(self, metrics: Mapping[str, float], at_step: int, step: int) -> None:
+        """Hear of logged metrics; see `Saves.note`."""
+        if self.saves is not None:
+            self.saves.note(metrics, at_step, step)
+
+    def summary(self) -> str:
+        """What became of the checkpoints, for people: one line."""
+        if self.saves is None:
+            return "no checkpoints: neither checkpoint_dir nor save_callback"
+        best = self.saves.best
+        kept = "" if best is None else f"; best so far: {best.path.name} of step {best.step} ({best.value:.4g})"
+        failed = f"; the last one failed: {self.saves.last_error}" if self.saves.last_error else ""
+        return f"checkpoints failed: {self.saves.num_failed}{failed}{kept}"
 
     def _model_state(self) -> Any:
         if self.callbacks.state is not None:
@@ -302,17 +334,51 @@ class Safekeeping:
         return store.load(path)
 
     def put_back(self, checkpoint: Checkpoint) -> None:
-        """Hand a checkpoint's model file to the load callback, if there are both; forget backups of other steps."""
+        """Hand a checkpoint's model file to the load callback, if there are both; forget backups of other steps.
+
+        Without a load callback the model waits for `adopt`.
+
+        Raises:
+            RuntimeError: the load callback raised; nothing else was changed.
+        """
+        self._pending = checkpoint if checkpoint.model_path is not None else None
+        if self._pending is not None and self.callbacks.load is not None:
+            self._load_model(checkpoint)
         self.backup.clear()
-        if self.store is not None:
-            self.store.go_on_from(checkpoint)
+        if self.saves is not None:
+            self.saves.go_on_from(checkpoint)
+        self._loaded = checkpoint
         if checkpoint.model_path is None and self.callbacks.load is not None:
             self._announcer.warn_once(
                 "no model in checkpoint",
                 f"{checkpoint.path.name} holds no model, so load_callback was not called: the model is as you made it.",
             )
-        if checkpoint.model_path is not None and self.callbacks.load is not None:
-            call_load(self.callbacks.load, str(checkpoint.model_path), from_ram=False)
+        others = differences(checkpoint.config, self._config, IDENTITY)
+        if others:
+            self._announcer.warn_once("differences", f"the resumed run is not built as it was: {'; '.join(others)}.")
+
+    def _load_model(self, checkpoint: Checkpoint) -> None:
+        assert self.callbacks.load is not None
+        self._pending = None
+        call_load(self.callbacks.load, str(checkpoint.model_path), from_ram=False)
+
+    def tell_loaded(self) -> None:
+        """Tell listeners of a checkpoint that was put back, once the run has started."""
+        checkpoint, self._loaded = self._loaded, None
+        if checkpoint is not None:
+            self._announcer.tell(
+                events.CheckpointLoaded,
+                path=str(checkpoint.path),
+                model_path=None if checkpoint.model_path is None else str(checkpoint.model_path),
+                skipped=checkpoint.skipped,
+                differences=tuple(differences(checkpoint.config, self._config, IDENTITY + SAID)),
+            )
+        if self._pending is not None:
+            self._announcer.warn_once(
+                "model not loaded",
+                f"there is no load_callback, so the model is as you made it; the saved one is in "
+                f"{str(self._pending.model_path)!r}.",
+            )
 
     def restore(
         self,

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import events
 from .announcer import Announcer
 from .budget import Budget
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, CheckpointStore
 from .checks import whole_number
 from .engine import Engine
 from .guard import Guard, SpikeGuard
@@ -29,7 +29,9 @@ from .plan import Plan
 from .policies import Policy, Quartile, Shuffle, Steady, get_policy
 from .range_test import RangeTest
 from .recovery import Recovery
+from .resume import arguments_of, config_of, fitted
 from .safekeeping import Callbacks, Safekeeping
+from .saves import Best
 from .search import Search
 from .table import SampleTable
 from .telling import settings_of
@@ -78,12 +80,20 @@ class R8Scheduler(Engine):
         checkpoint_dir: Folder of the checkpoints.
         checkpoint_every: When, likewise; by default every epoch. One is written at the end in any case.
         keep_checkpoints: Checkpoints of this run to keep, >= 1.
+        monitor: Name of a metric given to `log`, whose best checkpoint is kept besides: `best_checkpoint`.
+        mode: "min" if lower is better there, "max" if higher is.
+        resume: "auto" goes on from the newest valid checkpoint in ``checkpoint_dir``, if there are any: running the
+            same program again continues it, and a finished run has nothing left to do. A path goes on from that
+            file. None begins anew. The model is put back by ``load_callback``, or when an adapter brings one.
         guard: Which losses to refuse.
         recovery: What to do about refused ones.
         use_curses: Whether to show the run in the terminal: on a screen, or as plain lines where there is none.
         run_dir: Folder for what happens in the run, for ``learnit-r8 watch`` and ``report`` (docs/dashboard.md); one
             of an earlier session is gone on with. True for a new one in "runs"; by default the same where
             ``use_curses`` is on, and none otherwise; False for none. With several ranks only the first writes.
+        handle_signals: Whether Ctrl-C, SIGTERM and SIGHUP wait while the run is under way: the step is finished, a
+            checkpoint saved, and then they do what they would have done (KeyboardInterrupt; exit with 128 + n;
+            your own handler). A second one acts at once. Only where the training is in the main thread.
         name: Name of the run, for listeners.
         listeners: Called with every event, in order; one that raises is dropped with a warning.
         seed: >= 0; the same seed gives the same batches on every machine.
@@ -127,16 +137,21 @@ class R8Scheduler(Engine):
         checkpoint_dir: str | os.PathLike[str] | None = None,
         checkpoint_every: int | str | Condition | None = None,
         keep_checkpoints: int = 3,
+        monitor: str | None = None,
+        mode: str = "min",
+        resume: str | os.PathLike[str] | None = None,
         guard: Guard = SpikeGuard(),
         recovery: Recovery = Recovery(),
         use_curses: bool = False,
         run_dir: str | os.PathLike[str] | bool | None = None,
+        handle_signals: bool = True,
         name: str | None = None,
         listeners: Iterable[events.Listener] = (),
         seed: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         settings = settings_of(locals(), without=_NOT_SETTINGS)
+        config = config_of(locals())
         num_samples = whole_number("num_samples", num_samples, least=1, most=MAX_SAMPLES)
         batch_size = whole_number("batch_size", batch_size, least=1, most=MAX_SAMPLES)
         seed = whole_number("seed", seed, least=0, most=2**63)
@@ -168,6 +183,9 @@ class R8Scheduler(Engine):
             checkpoint_dir=checkpoint_dir,
             checkpoint_every=checkpoint_every,
             keep=keep_checkpoints,
+            monitor=monitor,
+            mode=mode,
+            config=config,
             steps_per_epoch=plan.steps_per_pass,
             announcer=announcer,
         )
@@ -186,6 +204,7 @@ class R8Scheduler(Engine):
             search=Search(test, plan=plan, safekeeping=safekeeping, announcer=announcer),
             name=name or "",
             settings=settings,
+            handle_signals=handle_signals,
         )
         self._journal: Journal | None = None
         if use_curses or run_dir is not None:
@@ -203,6 +222,63 @@ class R8Scheduler(Engine):
             self.announcer.add(Live(self.requests, folder=self.run_dir or ""))
         self._open: Ticket | None = None
         self._is_closed = False
+        if resume is not None:
+            self._resume(resume)
+
+    @classmethod
+    def resume_from_checkpoint(
+        cls,
+        path: str | os.PathLike[str],
+        save_callback: Callable[..., Any] | None = None,
+        load_callback: Callable[..., Any] | None = None,
+        *,
+        remap: ArrayLike | None = None,
+        **new_goal: Any,
+    ) -> R8Scheduler:
+        """Build the scheduler of a checkpoint again, and go on from there, with another goal if one is given.
+
+        Progress is kept in samples, so a new batch size changes the number of steps done, and a new budget the place
+        on the schedule. Without a new goal the batches are those that would have come, bit for bit.
+
+        Args:
+            path: A checkpoint's file, or a folder, whose newest valid one is taken.
+            save_callback: As in `R8Scheduler`.
+            load_callback: As in `R8Scheduler`; gets the model's file.
+            remap: int[N], the position that each of the N samples had in the saved run, -1 for new ones. By default
+                those of the saved run are the first, and any others are new.
+            **new_goal: Arguments of `R8Scheduler` to change: ``num_epochs``, ``batch_size``, ``initial_lr``,
+                ``num_samples`` ...; and those that a file cannot hold, such as ``groups`` or a policy of your own.
+
+        Returns:
+            The scheduler. Its checkpoints go to the folder of ``path``, unless ``checkpoint_dir`` is given.
+
+        Raises:
+            NoValidCheckpoint: the folder has none that can be read.
+            ValueError: the file is damaged; there are fewer samples and no ``remap``; or something must be given again.
+            RuntimeError: the load callback raised.
+        """
+        folder = Path(path) if Path(path).is_dir() else Path(path).parent
+        store = CheckpointStore(folder, keep=1, run_id="")
+        checkpoint = store.load(None if folder == Path(path) else path)
+        arguments = arguments_of(checkpoint.config, {"checkpoint_dir": folder, **new_goal}, cls)
+        r8 = cls(save_callback=save_callback, load_callback=load_callback, **arguments)
+        r8._go_on_from(checkpoint, fitted(checkpoint.state, r8.table, r8.plan, remap))
+        return r8
+
+    def _resume(self, resume: str | os.PathLike[str]) -> None:
+        store = self.safekeeping.store
+        if resume != "auto":
+            self.load_checkpoint(resume)
+        elif store is None:
+            raise ValueError("resume='auto' needs a checkpoint_dir or a save_callback, got neither.")
+        elif store.has_files:
+            self.load_checkpoint()
+        if self.pace.is_finished:
+            self.announcer.warn_once(
+                "finished",
+                f"the resumed run is finished already, at step {self.global_step}: nothing is trained. For more, give "
+                "a larger budget; to begin anew, another checkpoint_dir or resume=None.",
+            )
 
     @property
     def run_dir(self) -> Path | None:
@@ -215,17 +291,20 @@ class R8Scheduler(Engine):
         Raises:
             RuntimeError: no batch was drawn since the last epoch number.
         """
-        while True:
-            self.settle()
-            self.between_steps()
-            if self.pace.is_over:
-                return
-            draws = self._num_draws
-            yield self.current_epoch
-            if self._num_draws == draws and not self.pace.is_over:
-                raise RuntimeError(
-                    f"epoch {self.current_epoch} ended with no batch drawn; iterate over batch_iterator()."
-                )
+        try:
+            while True:
+                self.settle()
+                self.between_steps()
+                if self.pace.is_over:
+                    return
+                draws = self._num_draws
+                yield self.current_epoch
+                if self._num_draws == draws and not self.pace.is_over:
+                    raise RuntimeError(
+                        f"epoch {self.current_epoch} ended with no batch drawn; iterate over batch_iterator()."
+                    )
+        finally:
+            self.requests.leave()
 
     def batch_iterator(self) -> Iterator[tuple[NDArray[np.int64], float]]:
         """Yield ``(batch_indices, lr)`` to the end of the epoch, or of the time.
@@ -315,8 +394,7 @@ class R8Scheduler(Engine):
         lines = [
             f"step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr {self.lr:.3g}",
             f"losses refused: {self.sentry.num_refused}; batches not reported: {plan.abandoned}; "
-            f"left out for steady ones: {plan.displaced}; checkpoints failed: {self.safekeeping.num_failed}"
-            f"{self.rescue.summary()}",
+            f"left out for steady ones: {plan.displaced}; {self.safekeeping.summary()}{self.rescue.summary()}",
             f"losses of the samples ({table.source}):",
         ]
         lines += [
@@ -336,7 +414,9 @@ class R8Scheduler(Engine):
             TypeError: a value is not a number.
         """
         values = {name: read_number(name, value) for name, value in metrics.items()}
-        self.announcer.tell(events.MetricsLogged, metrics=values, at_step=self.global_step if step is None else step)
+        at_step = self.global_step if step is None else step
+        self.announcer.tell(events.MetricsLogged, metrics=values, at_step=at_step)
+        self.safekeeping.note(values, at_step, self.global_step)
 
     def paused(self) -> contextlib.AbstractContextManager[None]:
         """A ``with`` block whose time does not count towards ``train_duration_seconds``."""
@@ -381,13 +461,24 @@ class R8Scheduler(Engine):
             RuntimeError: the load callback raised. The scheduler is as it was before in all these cases.
         """
         checkpoint = self.safekeeping.load(path)
+        self._go_on_from(checkpoint, checkpoint.state)
+
+    def _go_on_from(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
+        """Take over a checkpoint whole, or stay as it was."""
         before = self.state_dict()
-        self.load_state_dict(checkpoint.state)
+        self.load_state_dict(state)
         try:
             self.safekeeping.put_back(checkpoint)
         except BaseException:
             self.load_state_dict(before)
             raise
+        if self._has_started:
+            self.safekeeping.tell_loaded()
+
+    @property
+    def best_checkpoint(self) -> Best | None:
+        """The checkpoint with the best value of ``monitor`` so far; None before one."""
+        return None if self.safekeeping.saves is None else self.safekeeping.saves.best
 
     def close(self) -> None:
         """Finish: save what is due, tell listeners that the run ended. Safe to call twice."""
@@ -400,6 +491,7 @@ class R8Scheduler(Engine):
                 self.settle()
                 self.between_steps(closing=True)
         finally:
+            self.requests.leave()
             self.announcer.tell(events.RunEnded, finished=self.pace.is_finished)
 
     def __repr__(self) -> str:

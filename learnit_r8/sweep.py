@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ Weighted = tuple[NDArray[np.int64], NDArray[np.float32] | None]
 
 
 class Sweep:
-    """Hands out all samples once, in parts.
+    """Hands out all samples once, in parts; or, of a state that says so, some samples in an order of its own.
 
     Args:
         size: N, samples in the data.
@@ -32,7 +32,8 @@ class Sweep:
         self.left_over: Weighted = (np.empty(0, np.int64), None)
         self._size = size
         self._part = part
-        self._order = Permutation(size, key)
+        self._order: Callable[[int, int], NDArray[np.int64]] = Permutation(size, key)
+        self._own_order: NDArray[np.int64] | None = None
 
     @property
     def is_done(self) -> bool:
@@ -60,13 +61,21 @@ class Sweep:
     def state_dict(self) -> dict[str, Any]:
         """How far it is."""
         indices, weights = self.left_over
-        return {"rank": self.rank, "indices": indices.copy(), "weights": None if weights is None else weights.copy()}
+        return {
+            "rank": self.rank,
+            "indices": indices.copy(),
+            "weights": None if weights is None else weights.copy(),
+            "order": None if self._own_order is None else self._own_order.copy(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self.rank = state["rank"]
         weights = state["weights"]
         self.left_over = np.array(state["indices"]), None if weights is None else np.array(weights)
+        if state.get("order") is not None:
+            order = self._own_order = np.array(state["order"], np.int64)
+            self._size, self._order = len(order), lambda start, stop: order[start:stop].copy()
 
 
 def _or_ones(weights: NDArray[np.float32] | None, count: int) -> NDArray[np.float32]:

@@ -316,10 +316,13 @@ class SampleTable:
 
     @functools.cached_property
     def _digest(self) -> str | None:
-        """Of the names; the same for lists and arrays of them."""
+        return self.digest(self.num_samples)
+
+    def digest(self, count: int) -> str | None:
+        """Of the first ``count`` names, the same for lists and arrays of them; None without names."""
         if self.sample_ids is None:
             return None
-        return hashlib.sha256("\n".join(map(str, self.sample_ids)).encode()).hexdigest()
+        return hashlib.sha256("\n".join(map(str, self.sample_ids[:count])).encode()).hexdigest()
 
     def identity(self) -> dict[str, Any]:
         """What a saved state must fit: sizes, estimator, and a digest of the names."""

@@ -157,7 +157,7 @@ def test_no_code_runs_from_a_file(tmp_path):
     np.savez(buffer, tree=np.array([print], dtype=object), allow_pickle=True)
     payload = buffer.getvalue()
     content = struct.pack("<4sIQ32s", b"R8CK", 1, len(payload), hashlib.sha256(payload).digest()) + payload
-    with pytest.raises(ValueError, match="allow_pickle=False"):
+    with pytest.raises(ValueError, match="no objects"):
         decode(content)
 
 
@@ -368,18 +368,19 @@ with warnings.catch_warnings(record=True) as caught:
     r8.close()
 print([str(warning.message).split(":")[0] for warning in caught])
 print(sorted(os.listdir("saved")))
-print(r8.global_step, r8.safekeeping.num_failed)
+print(r8.global_step, r8.safekeeping.saves.num_failed)
 """
 
 
 def test_full_disk_does_not_end_the_run(tmp_path):
-    """When the disk refuses, the run warns each time, goes on, keeps the old checkpoints and leaves no other files."""
+    """When the disk refuses, the run tries less and less often, keeps the old checkpoints and leaves no other files."""
     done = subprocess.run([sys.executable, "-c", FULL_DISK], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     before, warned, after, counts = done.stdout.splitlines()
     num_steps, num_failed = map(int, counts.split())
 
-    assert (num_steps, num_failed >= 12) == (16, True)
+    # After steps 5, 6, 8 and 12, and at the end.
+    assert (num_steps, num_failed) == (16, 5)
     assert warned.count("the checkpoint at step") == num_failed
     assert after == before
 

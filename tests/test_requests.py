@@ -28,7 +28,8 @@ def stop_at(r8, step, reason=""):
 def test_nothing_is_pending_by_itself():
     """A run that nobody asks anything of has nothing to answer."""
     r8 = make()
-    train(r8)
+    advance_to(r8, 3)
+    r8.draw()
 
     assert (r8.requests.is_pending, r8.requests.is_paused, r8.is_stopped) == (False, False, False)
 
@@ -160,7 +161,7 @@ def test_failing_save_lets_the_run_go_on(tmp_path):
     with pytest.warns(RuntimeWarning, match="could not be written"):
         r8.draw()
 
-    assert r8.safekeeping.num_failed == 1
+    assert r8.safekeeping.saves.num_failed == 1
 
 
 def paused_requests(act, clock=None):

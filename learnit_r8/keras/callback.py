@@ -132,6 +132,7 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Give back what was not trained on, and end the workers."""
+        self._ahead.r8.requests.leave()
         self.dataset.end_epoch()
         self.dataset.end_workers()
 

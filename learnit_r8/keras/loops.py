@@ -84,6 +84,8 @@ class Batches:
         finally:
             ahead.hand_back()
         r8.between_steps()
+        if r8.pace.is_over:
+            r8.requests.leave()
 
     def _drawn(self) -> Iterator[Any]:
         """The batches that are there now; those given up on the way wait to be drawn again."""

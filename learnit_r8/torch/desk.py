@@ -222,7 +222,7 @@ class Turn:
         desk, r8 = self._desk, self._desk.r8
         desk.open_turn(self)
         self.epoch, self.length = r8.current_epoch, num_left(r8)
-        if r8.pace.is_finished:
+        if r8.pace.is_finished and not r8.is_stopped:
             r8.announcer.warn_once(
                 "no batches left",
                 f"the budget is spent after {r8.global_step} steps: R8BatchSampler gives no more batches.",

@@ -54,11 +54,21 @@ class SharedStore:
         """Where something may be written beside the checkpoints; None on other ranks than the first."""
         return self._store.folder if self._ranks.rank == 0 else None
 
-    def save(self, state: Mapping[str, Any], write_model: Callable[[str], None] | None = None) -> Checkpoint:
+    def save(
+        self,
+        state: Mapping[str, Any],
+        write_model: Callable[[str], None] | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> Checkpoint:
         """Write a checkpoint on rank 0, as `CheckpointStore.save`; elsewhere nothing."""
         if self._ranks.rank == 0:
-            return self._store.save(state, write_model)
-        return Checkpoint(self._store.folder / "written by rank 0", dict(state), None, self._store.run_id)
+            return self._store.save(state, write_model, config)
+        return Checkpoint(self._store.folder / "written by rank 0", dict(state), None, self._store.run_id, {})
+
+    def pin(self, path: Path | None, note: bytes | None = None) -> None:
+        """Keep a checkpoint, as `CheckpointStore.pin`; only rank 0 has any."""
+        if self._ranks.rank == 0:
+            self._store.pin(path, note)
 
     def load_own(self, back: int) -> Checkpoint | None:
         """The checkpoint that `CheckpointStore.load_own` finds on rank 0, on all ranks."""
@@ -100,11 +110,21 @@ class SharedRequests(Requests):
     """
 
     def __init__(self, before: Requests, ranks: Ranks, clock: SharedClock) -> None:
-        super().__init__(before._pace, before._announcer, before._save, self._wait_for_others)
+        super().__init__(
+            before._pace,
+            before._announcer,
+            before._save,
+            handle_signals=before.signals is not None,
+            sleep=self._wait_for_others,
+        )
         self._ranks = ranks
         self._clock = clock
         self._wished = 0
         self._why = ""
+
+    def _wake(self) -> None:
+        """A signal on one rank ends the run on all, after the same step."""
+        self.stop("a signal")
 
     @property
     def wished(self) -> int:

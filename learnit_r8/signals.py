@@ -1,0 +1,193 @@
+"""Signals: a run that is told to end is saved first, between two steps, and then ends as it would have.
+
+Ctrl-C, a terminal that closes, ``kill`` and the notice that a cluster gives before it takes a machine away all come in
+the middle of a step, where model and scheduler do not fit together. The handlers only take a note.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+import traceback
+import weakref
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+"""What is waited with; others, such as SIGHUP on Windows, are left alone."""
+
+SAME_SECONDS = 0.2
+"""Launchers pass on what the terminal sent to everyone: a signal so soon after another is not a second wish."""
+
+
+class Preempted(SystemExit):
+    """The run was saved and ended because of a signal; the process exits with 128 + its number, as shells have it.
+
+    Attributes:
+        signum: The signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
+        self.signum = signum
+
+    def __str__(self) -> str:
+        return f"ended by {signal.Signals(self.signum).name}"
+
+
+class SignalWatch:
+    """Takes a note of signals while a run is under way, and afterwards does what they would have done.
+
+    Args:
+        wake: Called in the handler when a signal came: the training thread should look soon.
+        clock: Returns seconds.
+
+    Attributes:
+        received: The signal that waits for the end of the step; None without.
+        before_exit: Called before the exception that ends the run is raised; the place to restore a terminal.
+    """
+
+    def __init__(self, wake: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._wake, self._clock = wake, clock
+        self._handlers: dict[int, _Handler] = {}
+        self._since = 0.0
+        self._is_urgent = False
+        self._ttys: list[int] = []
+        self.received: int | None = None
+        self.before_exit: list[Callable[[], object]] = []
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether signals come here."""
+        return bool(self._handlers)
+
+    def install(self) -> None:
+        """Take over the signals, in the main thread only; not those ignored (nohup) or handled outside Python."""
+        if self._handlers or threading.current_thread() is not threading.main_thread():
+            return
+        for name in NAMES:
+            signum = getattr(signal, name, None)
+            before = None if signum is None else signal.getsignal(signum)
+            if signum is None or before is None or before is signal.SIG_IGN:
+                continue
+            handler = _Handler(weakref.ref(self), signum, before)
+            signal.signal(signum, handler)
+            self._handlers[signum] = handler
+        self._ttys = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
+        # A scheduler that is never closed must not be left behind in the process.
+        self._at_end = weakref.finalize(self, _put_back, list(self._handlers.values()))
+        self._at_end.atexit = False
+
+    def restore(self) -> None:
+        """Put the earlier handlers back."""
+        if self._handlers:
+            handlers, self._handlers = list(self._handlers.values()), {}
+            self._at_end.detach()
+            _put_back(handlers)
+
+    def leave(self) -> None:
+        """Put the earlier handlers back as the run is left; a signal that still waits acts a moment later.
+
+        A generator that is being closed is no place for an exception: it would be lost.
+        """
+        if self.received is None:
+            self.restore()
+        elif self._handlers:
+            self._is_urgent = True
+            threading.Timer(0.01, os.kill, (os.getpid(), self.received)).start()
+
+    def note(self, signum: int) -> None:
+        """What a handler does: the first signal waits for the end of the step, a second acts at once.
+
+        A terminal that closes may send its own several times; that never makes it urgent.
+        """
+        now = self._clock()
+        is_first = self.received is None
+        if is_first:
+            self.received, self._since = signum, now
+            self._wake()
+            self._say(f"r8: {signal.Signals(signum).name}: the run ends after this step; once more to end it at once\n")
+        elif self._is_urgent or (now - self._since >= SAME_SECONDS and signum != getattr(signal, "SIGHUP", None)):
+            self.act(signum)
+
+    def act(self, signum: int | None = None) -> None:
+        """Do what the signal would have done, if one was received.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C, where Python's own handler was set before.
+            Preempted: SIGTERM or SIGHUP, where nothing was set before. A handler of the user's is called instead,
+                and if it returns, training goes on.
+        """
+        signum = self.received if signum is None else signum
+        self.received, self._is_urgent = None, False
+        if signum is None or signum not in self._handlers:
+            return
+        before = self._handlers[signum].before
+        try:
+            if before is signal.SIG_DFL:
+                raise Preempted(signum)
+            before(signum, None)
+        except BaseException:
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        self.restore()
+        for callback in self.before_exit:
+            try:
+                callback()
+            except Exception:
+                traceback.print_exc()
+
+    def _say(self, text: str) -> None:
+        """Write to stderr, as a handler may; where the terminal is gone, let later writing not raise."""
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode())
+        for descriptor in self._ttys:
+            if not os.isatty(descriptor):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
+
+
+class _Handler:
+    """Hands a signal to its watch; acts like the handler before it where there is no watch to hear it.
+
+    Attributes:
+        before: The handler before it.
+    """
+
+    def __init__(self, watch: weakref.ref[SignalWatch], signum: int, before: Any) -> None:
+        self.watch, self.signum, self.before = watch, signum, before
+        self._pid = os.getpid()
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether its watch is there and active. In a forked child nobody trains the parent's run."""
+        watch = self.watch()
+        return watch is not None and watch._handlers.get(self.signum) is self and os.getpid() == self._pid
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        watch = self.watch()
+        if watch is not None and self.is_heard:
+            watch.note(signum)
+        elif self.before is signal.SIG_DFL:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        else:
+            self.before(signum, frame)
+
+
+def _put_back(handlers: list[_Handler]) -> None:
+    for handler in handlers:
+        signum, before = handler.signum, handler.before
+        while isinstance(before, _Handler) and not before.is_heard:
+            before = before.before
+        # Whoever has set another handler since goes on with that; it may call ours, which passes on to the one before.
+        with contextlib.suppress(ValueError):
+            if signal.getsignal(signum) is handler:
+                signal.signal(signum, before)
