@@ -62,7 +62,8 @@ class Condenser:
             self._expected += expected
             self._known += 1
         self._last = event
-        if event.seconds >= self._due:
+        # Also where the time is no number, as it may be in a damaged file.
+        if not event.seconds < self._due:
             self.flush()
 
     def flush(self) -> None:

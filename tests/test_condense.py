@@ -54,6 +54,12 @@ def test_order_stays():
     ]  # fmt: skip
 
 
+def test_step_without_a_time_is_told():
+    """A step whose time is no number, as in a damaged file, is told at once."""
+    assert [event.num_steps for event in condensed([step(1, 1.0), step(2, NAN)])] == [1, 1]
+    assert math.isnan(steps_of(step(2, NAN)).seconds)
+
+
 def test_nothing_expected_is_nan():
     """Where the table predicted nothing, the condensed event predicts nothing."""
     assert math.isnan(condensed([step(1, 0.0, expected_loss=NAN)])[0].expected_loss)

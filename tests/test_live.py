@@ -132,13 +132,14 @@ def body():
 
 
 def test_export_key_leaves_a_file(tmp_path):
-    """x writes the numbers of the panel."""
+    """x writes the numbers of the panel into the run's folder."""
+    runs = Path(os.environ["R8_RUNS"])
     with running(tmp_path) as terminal:
         terminal.wait_for("matrix")
         terminal.press("x")
-        terminal.wait_for(lambda: list(tmp_path.rglob("overview-*.csv")))
+        terminal.wait_for(lambda: list(runs.rglob("overview-*.csv")))
 
-        assert next(tmp_path.rglob("overview-*.csv")).read_text().startswith("to step,lowest,mean,highest")
+        assert next(runs.rglob("overview-*.csv")).read_text().startswith("to step,lowest,mean,highest")
 
 
 HANG_UP = """

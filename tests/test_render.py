@@ -6,7 +6,7 @@ import unicodedata
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from screen_common import SCENE, fake_events, fake_view, fold_all, screen
 
@@ -87,7 +87,10 @@ THEMES = [
     for name in NAMES
 ]
 SIZES = st.tuples(st.integers(1, 300), st.integers(1, 100)) | st.tuples(st.integers(1, 90), st.integers(1, 30))
-MANY = settings(deadline=None, max_examples=300, suppress_health_check=list(HealthCheck))
+# Shrinking runs as large as these takes gigabytes.
+MANY = settings(
+    phases=[Phase.explicit, Phase.generate], deadline=None, max_examples=300, suppress_health_check=list(HealthCheck)
+)
 
 
 def check(lines, width, height, theme):
@@ -279,6 +282,17 @@ def test_rate_below_the_schedule_shows_its_factor():
 def test_state_word(scene, mode, word):
     """One word says how the run is doing; the worst comes first."""
     assert word in screen(fake_view(), 80, 24, scene=scene, mode=mode)[0]
+
+
+def test_state_word_of_a_run_that_gave_up():
+    """A run that ended with TrainingDiverged says so, and a new start of it does not."""
+    view = fold_all(View(), fake_events(50))
+    view.fold(events.GaveUp(50, 20.0, "all tried", None))
+    view.fold(events.RunEnded(50, 20.0, finished=False))
+
+    assert "DIVERGED" in screen(view, 80, 24)[0]
+    view.fold(events.RunStarted(40, 16.0, "it", 1000, 10, 100, 10_000, None, "balanced"))
+    assert "DIVERGED" not in screen(view, 80, 24)[0]
 
 
 @pytest.mark.parametrize(("finished", "word"), [(True, "FINISHED"), (False, "STOPPED")])

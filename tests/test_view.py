@@ -74,7 +74,7 @@ def test_curve_forgets_what_a_resume_undid():
     assert curve.last_step == 10
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1.7e308])
 def test_curve_leaves_out_what_is_not_finite(value):
     """A value that is not finite is no part of a curve."""
     curve = Curve(64)

@@ -12,6 +12,9 @@ BUCKETS = 2048
 """Stretches kept at most; when they are used up, neighbours are joined and each is twice as long."""
 
 
+LARGEST = 1e200
+"""Values beyond it are no losses, and their sums would overflow."""
+
 T = TypeVar("T")
 
 
@@ -74,7 +77,7 @@ class Curve:
         self._high = np.full(buckets, -np.inf)
 
     def add(self, step: int, mean: float, low: float, high: float, num_steps: int = 1) -> None:
-        """Add some steps that ended with this one, 1-based; what is not finite is left out.
+        """Add some steps that ended with this one, 1-based; what is not finite, or next to it, is left out.
 
         Args:
             step: Steps done; not lower than before, but for `cut`.
@@ -83,7 +86,7 @@ class Curve:
             high: Highest value.
             num_steps: How many they are.
         """
-        if not (abs(mean) < np.inf and abs(low) < np.inf and abs(high) < np.inf):
+        if not (abs(mean) < LARGEST and abs(low) < LARGEST and abs(high) < LARGEST):
             return
         place = (max(1, step) - 1) // self.width
         while place >= self._size:

@@ -29,6 +29,8 @@ class State(NamedTuple):
 
 def state_of(view: View, looking: Looking, scene: Scene) -> State:
     """How the run is doing; what is worst comes first."""
+    if view.gave_up is not None:
+        return State("DIVERGED", "alert", "everything was tried")
     if view.ended is not None:
         return State("FINISHED", "good") if view.ended.finished else State("STOPPED", "warn")
     if scene.link == "died":

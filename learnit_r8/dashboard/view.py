@@ -99,6 +99,7 @@ class View:
         is_lr_lowered: Whether the learning rate is below its schedule after a refusal.
         is_searching: Whether a learning rate is searched for.
         is_paused: Whether the run waits.
+        gave_up: That everything was tried in vain; None otherwise.
         ended: How it ended; None before.
     """
 
@@ -132,6 +133,7 @@ class View:
         self.is_lr_lowered = False
         self.is_searching = False
         self.is_paused = False
+        self.gave_up: events.GaveUp | None = None
         self.ended: events.RunEnded | None = None
 
     def fold(self, event: events.Event) -> None:
@@ -159,6 +161,10 @@ class View:
                 self.pacing.refused(event)
             case events.IncidentEnded():
                 self.incident = None
+            case events.LrCapped():
+                self.is_lr_lowered = True
+            case events.GaveUp():
+                self.gave_up = event
             case events.LrRestored():
                 self.is_lr_lowered = False
             case events.LrFound():
@@ -184,7 +190,7 @@ class View:
                 self.marks.add(Mark(event.step, said.mark))
 
     def _fold_start(self, event: events.RunStarted) -> None:
-        self.run, self.ended, self.incident = event, None, None
+        self.run, self.ended, self.incident, self.gave_up = event, None, None, None
         self.lr_plan = event.lr_plan
         self.epoch = event.step // max(1, event.steps_per_epoch)
         self.seconds = event.seconds

@@ -33,28 +33,25 @@ def describe(event: events.Event) -> Said | None:
     return None if said is None else Said(said.level, clean(said.text), said.mark)
 
 
+_SILENT = (
+    events.StepDone,
+    events.StepsDone,
+    events.SamplesSurveyed,
+    events.BackupTaken,
+    events.LrPlanned,
+    events.Alive,
+)
+"""Events that only carry numbers."""
+
+
 def _known(event: events.Event) -> Said | None:
+    if isinstance(event, _SILENT):
+        return None
+    return _of_trouble(event) or _of_progress(event) or _of_run(event) or _unknown(event)
+
+
+def _of_trouble(event: events.Event) -> Said | None:
     match event:
-        case (
-            events.StepDone()
-            | events.StepsDone()
-            | events.SamplesSurveyed()
-            | events.BackupTaken()
-            | events.LrPlanned()
-        ):
-            return None
-        case events.RunStarted():
-            where = f"resumed at step {event.step:,}" if event.step else "started"
-            return Said(
-                INFO,
-                f"{where}: {event.num_samples:,} samples in batches of {event.batch_size:,}",
-                "R" * bool(event.step),
-            )
-        case events.EpochDone():
-            speed = event.samples / event.epoch_seconds if event.epoch_seconds > 0 else math.nan
-            return Said(
-                INFO, f"epoch {event.epoch + 1} done: mean loss {number(event.loss)}, {number(speed)} samples/s"
-            )
         case events.BatchRefused():
             samples = f", samples {_few(event.samples)}" if event.samples else ""
             rate = f"; lr {number(event.lr)} -> {number(event.next_lr)}" if event.next_lr != event.lr else ""
@@ -63,34 +60,60 @@ def _known(event: events.Event) -> Said | None:
         case events.RolledBack():
             steps = event.step - event.to_step
             return Said(ALERT, f"model restored from {event.source} of step {event.to_step:,} ({-steps:+,} steps)", "B")
+        case events.RestoreFailed():
+            where = f"{_file_name(event.source)} of step {event.to_step:,}"
+            return Said(WARN, f"{where} could not be put back: {event.reason}")
+        case events.DamageFound():
+            return Said(ALERT, f"the model holds a number that is not finite, in {event.array}")
+        case events.LrCapped():
+            return Said(WARN, f"learning rate held below {number(event.ceiling)}: {event.reason}")
+        case events.GaveUp():
+            kept = f" (diagnosis in {_file_name(event.bundle)})" if event.bundle else ""
+            return Said(ALERT, f"gave up{kept}: {event.text}")
         case events.IncidentEnded():
             return Said(GOOD, "recovered")
         case events.LrRestored():
             return Said(GOOD, "learning rate back on its schedule")
         case events.BatchAbandoned():
             return Said(WARN, "a batch was not reported; " + ("it comes again" if event.drawn_again else "refused"))
+    return None
+
+
+def _of_progress(event: events.Event) -> Said | None:
+    match event:
+        case events.EpochDone():
+            speed = event.samples / event.epoch_seconds if event.epoch_seconds > 0 else math.nan
+            rest = f"mean loss {number(event.loss)}, {number(speed)} samples/s"
+            return Said(INFO, f"epoch {event.epoch + 1} done: {rest}")
         case events.MetricsLogged():
             values = "  ".join(f"{name} {number(value)}" for name, value in list(event.metrics.items())[:8])
             return Said(INFO, f"measured: {values}")
         case events.CheckpointSaved():
             return Said(INFO, f"checkpoint {_file_name(event.path)} saved", "C")
+        case events.LrFound():
+            return Said(INFO, f"learning rate {number(event.lr)} found in {event.num_steps} steps")
+        case events.Notice():
+            return Said(WARN if event.is_warning else INFO, event.text)
+    return None
+
+
+def _of_run(event: events.Event) -> Said | None:
+    match event:
+        case events.RunStarted():
+            where = f"resumed at step {event.step:,}" if event.step else "started"
+            size = f"{event.num_samples:,} samples in batches of {event.batch_size:,}"
+            return Said(INFO, f"{where}: {size}", "R" * bool(event.step))
         case events.RunPaused():
             return Said(WARN, f"paused: {event.reason}" if event.reason else "paused")
         case events.RunResumed():
             return Said(INFO, "goes on")
         case events.RunStopped():
             return Said(WARN, f"asked to stop: {event.reason}" if event.reason else "asked to stop")
-        case events.LrFound():
-            return Said(INFO, f"learning rate {number(event.lr)} found in {event.num_steps} steps")
-        case events.Notice():
-            return Said(WARN if event.is_warning else INFO, event.text)
-        case events.Alive():
-            return None
         case events.ProcessLeft():
             return Said(ALERT, f"died: {event.error}") if event.error else Said(INFO, "the process left")
         case events.RunEnded():
             return Said(GOOD if event.finished else WARN, "finished" if event.finished else "stopped before its end")
-    return _unknown(event)
+    return None
 
 
 _TROUBLE = re.compile(r"refused|failed|diverged|spike|drift|damaged|lost|abandoned|gave|stall", re.IGNORECASE)
