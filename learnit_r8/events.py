@@ -147,10 +147,14 @@ class SamplesSurveyed(Event):
         hardest_last: Their last observation.
         hardest_uses: How often each was learned from.
         hardest_history: Their losses at the ends of the last epochs, oldest first; NaN where unknown.
+        hardest_suspected: Whether each is a suspect, listed or not.
         suspects: Positions of samples that look mislabelled, most suspect first; at most 50.
         suspect_names: What the user calls them.
         suspect_loss: Their mean loss over the run.
         suspect_uses: How often each was learned from.
+        suspect_history: Like that of the hardest.
+        suspect_score: How surely each is not one of the learnt samples, in [0, 1].
+        suspect_why: "always high", "rising" or "memorised".
         num_suspects: How many there are.
         noise_rate: Their share, an estimate of the share of wrong labels; NaN if none can be told.
         no_suspects: Why there are none; "" if there are some.
@@ -181,10 +185,14 @@ class SamplesSurveyed(Event):
     hardest_last: tuple[float, ...]
     hardest_uses: tuple[int, ...]
     hardest_history: tuple[tuple[float, ...], ...]
+    hardest_suspected: tuple[bool, ...]
     suspects: tuple[int, ...]
     suspect_names: tuple[str, ...]
     suspect_loss: tuple[float, ...]
     suspect_uses: tuple[int, ...]
+    suspect_history: tuple[tuple[float, ...], ...]
+    suspect_score: tuple[float, ...]
+    suspect_why: tuple[str, ...]
     num_suspects: int
     noise_rate: float
     no_suspects: str

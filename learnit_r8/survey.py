@@ -177,6 +177,7 @@ class Surveyor:
         self._ends: deque[NDArray[np.float16]] = deque(maxlen=HISTORY)
         self._slice = 0
         self._tracked: dict[int, deque[float]] = {}
+        self._flagged = np.empty(0, np.int64)
         self._suspects: dict[str, Any] = _no_suspects("known at the end of an epoch")
 
     def is_due(self, seconds: float, *, epoch_ended: bool) -> bool:
@@ -258,7 +259,7 @@ class Surveyor:
     def _hardest(self, loss: Floats, *, epoch_ended: bool) -> dict[str, tuple[Any, ...]]:
         if self._chosen is None:
             indices = top(loss, LISTED)
-            history = [tuple(_rounded(end[index]) for end in self._ends) for index in indices.tolist()]
+            history = self._history_of(indices)
         else:
             indices = self._track(epoch_ended=epoch_ended)
             history = [tuple(self._tracked[index]) for index in indices.tolist()]
@@ -270,7 +271,11 @@ class Surveyor:
             "hardest_last": tuple(_rounded(sample.last) for sample in described),
             "hardest_uses": tuple(sample.usage_count for sample in described),
             "hardest_history": tuple(history),
+            "hardest_suspected": tuple(np.isin(indices, self._flagged).tolist()),
         }
+
+    def _history_of(self, indices: NDArray[np.int64]) -> list[tuple[float, ...]]:
+        return [tuple(_rounded(end[index]) for end in self._ends) for index in indices.tolist()]
 
     def _track(self, *, epoch_ended: bool) -> NDArray[np.int64]:
         """The hardest of those met so far: with every survey another slice of the data is looked through."""
@@ -294,6 +299,7 @@ class Surveyor:
         found = find_suspects(
             records, table.untrained_loss, exact=table.part_size == EXACT, by_group=table.group_labels is not None
         )
+        self._flagged = found.indices if self._chosen is None else self._chosen[found.indices]
         if found.reason:
             return _no_suspects(found.reason)
         rows = found.indices[:LISTED]
@@ -303,6 +309,9 @@ class Surveyor:
             "suspect_names": tuple(str(table.name_of(index))[:200] for index in indices.tolist()),
             "suspect_loss": tuple(map(_rounded, found.mean_loss[:LISTED])),
             "suspect_uses": tuple(records["usage_count"][rows].tolist()),
+            "suspect_history": tuple(self._history_of(indices) if self._chosen is None else [()] * len(indices)),
+            "suspect_score": tuple(map(_rounded, found.score[:LISTED])),
+            "suspect_why": found.why[:LISTED],
             "num_suspects": len(found.indices),
             "noise_rate": _rounded(found.noise_rate),
             "no_suspects": "",
@@ -315,6 +324,9 @@ def _no_suspects(reason: str) -> dict[str, Any]:
         "suspect_names": (),
         "suspect_loss": (),
         "suspect_uses": (),
+        "suspect_history": (),
+        "suspect_score": (),
+        "suspect_why": (),
         "num_suspects": 0,
         "noise_rate": math.nan,
         "no_suspects": reason,

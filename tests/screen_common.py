@@ -48,7 +48,7 @@ class FakeTable:
 
     def losses(self, epoch):
         fitted = 2.3 * np.exp(-0.28 * epoch / (0.3 + self.difficulty)) * self.difficulty
-        fitted = np.where(self.wrong, 3.5 + 0.15 * epoch, fitted)
+        fitted = np.where(self.wrong, 5.5 + 0.15 * epoch, np.minimum(fitted, 2.2))
         return fitted * self.rng.lognormal(0, 0.15, NUM_SAMPLES) + 0.01
 
     def learn_epoch(self, epoch):

@@ -24,6 +24,7 @@ VALUES = {
     "bool": st.booleans(),
     "tuple[int, ...]": st.lists(st.integers(0, 2**53)).map(tuple),
     "tuple[float, ...]": st.lists(st.floats()).map(tuple),
+    "tuple[bool, ...]": st.lists(st.booleans()).map(tuple),
     "tuple[str, ...]": st.lists(st.text()).map(tuple),
     "tuple[tuple[float, ...], ...]": st.lists(st.lists(st.floats()).map(tuple), max_size=4).map(tuple),
     "dict[str, str]": st.dictionaries(st.text(), st.text()),

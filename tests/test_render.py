@@ -40,6 +40,7 @@ KINDS = {
     "bool": st.booleans(),
     "tuple[int, ...]": st.lists(st.integers(0, 2**40), max_size=6).map(tuple),
     "tuple[float, ...]": (st.lists(NUMBERS, max_size=17) | st.lists(NUMBERS, min_size=4, max_size=4)).map(tuple),
+    "tuple[bool, ...]": st.lists(st.booleans(), max_size=5).map(tuple),
     "tuple[str, ...]": st.lists(HOSTILE, max_size=5).map(tuple),
     "tuple[tuple[float, ...], ...]": st.lists(st.lists(NUMBERS, max_size=5).map(tuple), max_size=4).map(tuple),
     "dict[str, float]": st.dictionaries(HOSTILE, NUMBERS, max_size=4),

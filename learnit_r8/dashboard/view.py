@@ -147,7 +147,7 @@ class View:
             case events.RunStarted():
                 self._fold_start(event)
             case events.EpochDone():
-                self.progress = event.progress
+                self.progress = _share(event.progress)
                 self.epochs.append(event)
                 self.pacing.epoch_ended(event)
             case events.SamplesSurveyed():
@@ -210,7 +210,7 @@ class View:
         return min(1.0, seconds / run.train_duration_seconds) if run.train_duration_seconds else 0.0
 
     def _fold_steps(self, event: events.StepsDone) -> None:
-        self.epoch, self.progress, self.last = event.epoch, event.progress, event
+        self.epoch, self.progress, self.last = event.epoch, _share(event.progress), event
         self.recent.append(event)
         self.loss.add(event.step, event.loss, event.lowest, event.highest, event.num_steps)
         self.lr.add(event.step, event.lr, event.lr, event.lr, event.num_steps)
@@ -251,3 +251,8 @@ class View:
             return 0.0
         per_epoch = max(1, self.run.steps_per_epoch)
         return min(1.0, max(0, self.step - self.epoch * per_epoch) / per_epoch)
+
+
+def _share(value: float) -> float:
+    """A share in [0, 1], whatever a damaged file says."""
+    return min(1.0, max(0.0, value)) if value == value else 0.0

@@ -274,25 +274,32 @@ class Row(NamedTuple):
 
 def _rows(survey: SamplesSurveyed, listed: str) -> dict[int, Row]:
     """Name, loss, last loss, uses, history and note of each sample in a list, by position."""
-    suspects = set(survey.suspects)
-    history = dict(zip(survey.hardest, survey.hardest_history, strict=False))
     if listed == "suspects":
-        return {
-            index: Row(clean(name, 60), loss, math.nan, uses, history.get(index, ()), "")
-            for index, name, loss, uses in zip(
-                survey.suspects, survey.suspect_names, survey.suspect_loss, survey.suspect_uses, strict=False
-            )
-        }
-    return {
-        index: Row(clean(name, 60), loss, last, uses, history.get(index, ()), "suspect" if index in suspects else "")
-        for index, name, loss, last, uses in zip(
+        columns = (
+            survey.suspects,
+            survey.suspect_names,
+            survey.suspect_loss,
+            (math.nan,) * len(survey.suspects),
+            survey.suspect_uses,
+            survey.suspect_history,
+            tuple(
+                f"{share(score, 0)} {clean(why, 20)}"
+                for score, why in zip(survey.suspect_score, survey.suspect_why, strict=False)
+            ),
+        )
+    else:
+        columns = (
             survey.hardest,
             survey.hardest_names,
             survey.hardest_loss,
             survey.hardest_last,
             survey.hardest_uses,
-            strict=False,
+            survey.hardest_history,
+            tuple("suspect" if suspected else "" for suspected in survey.hardest_suspected),
         )
+    return {
+        index: Row(clean(name, 60), loss, last, uses, history, note)
+        for index, name, loss, last, uses, history, note in zip(*columns, strict=False)
     }
 
 
