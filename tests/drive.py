@@ -3,21 +3,9 @@
 import numpy as np
 
 from learnit_r8 import R8Scheduler
+from learnit_r8.testing import FakeClock
 
 NAN, INF = float("nan"), float("inf")
-
-
-class FakeClock:
-    """Seconds that pass only when told to."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
-
-    def advance(self, seconds):
-        self.now += seconds
 
 
 class TickingClock(FakeClock):

@@ -551,3 +551,36 @@ def test_row_30_threads():
     assert errors == []
     assert (r8.global_step, r8.pace.num_out) == (10_000, 0)
     assert set(r8.table.usage_count.tolist()) == {10}
+def test_torch_weights_spoilt_after_the_step_are_healed():
+    """On a real torch network an LR a thousand times too high for three steps is undone, and the loss falls again."""
+    torch.manual_seed(0)
+    task = ToyTask(512)
+    x, y = torch.tensor(task.inputs, dtype=torch.float32), torch.tensor(task.labels)
+    net = torch.nn.Sequential(torch.nn.Linear(20, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+    optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
+    faults = FaultPlan(lr=[300, 301, 302])
+    heard = record_events()
+
+    def load(state):
+        net.load_state_dict(state["net"])
+        optimizer.load_state_dict(state["optimizer"])
+
+    r8 = R8Scheduler(
+        512, batch_size=16, num_steps=600, initial_lr=0.05, backup_every=10, listeners=[heard], load_callback=load,
+        state_callback=lambda: {"net": net.state_dict(), "optimizer": optimizer.state_dict()},
+    )  # fmt: skip
+    for _, indices, lr in steps(r8):
+        for group in optimizer.param_groups:
+            group["lr"] = faults.rate(r8.global_step, lr)
+        loss = torch.nn.functional.cross_entropy(net(x[indices]), y[indices])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        r8.update_with_loss(loss)
+    final = float(torch.nn.functional.cross_entropy(net(x), y).detach())
+
+    assert 1 <= len(heard.of(events.RolledBack)) <= 3
+    assert len(heard.of(events.IncidentEnded)) == 1
+    assert final < 0.3
+
+
