@@ -551,6 +551,8 @@ def test_row_30_threads():
     assert errors == []
     assert (r8.global_step, r8.pace.num_out) == (10_000, 0)
     assert set(r8.table.usage_count.tolist()) == {10}
+
+
 def test_torch_weights_spoilt_after_the_step_are_healed():
     """On a real torch network an LR a thousand times too high for three steps is undone, and the loss falls again."""
     torch.manual_seed(0)
@@ -582,5 +584,3 @@ def test_torch_weights_spoilt_after_the_step_are_healed():
     assert 1 <= len(heard.of(events.RolledBack)) <= 3
     assert len(heard.of(events.IncidentEnded)) == 1
     assert final < 0.3
-
-
