@@ -93,6 +93,11 @@ class Guards:
         if _current is self:
             _current = None
 
+    def abandon(self, thread: threading.Thread) -> None:
+        """This thread is stuck in curses: nobody else may use it before it is out."""
+        global _stuck
+        _stuck = thread
+
     def _hold_signals(self) -> None:
         for name in ENDING_SIGNALS:
             number = getattr(signal, name, None)
@@ -166,11 +171,12 @@ class Guards:
 
 
 _current: Guards | None = None
+_stuck: threading.Thread | None = None
 
 
 def is_taken() -> bool:
-    """Whether a screen is on in this process."""
-    return _current is not None and _current.is_parent
+    """Whether a screen is on in this process, or was left by a thread that is stuck in it."""
+    return (_current is not None and _current.is_parent) or (_stuck is not None and _stuck.is_alive())
 
 
 @contextlib.contextmanager
@@ -182,10 +188,9 @@ def suspended() -> Iterator[None]:
     >>> with suspended():
     ...     pass
     """
-    if not is_taken():
+    if _current is None or not _current.is_parent:
         yield
         return
-    assert _current is not None
     with _current._guarded.suspended():
         yield
 

@@ -1,4 +1,4 @@
-"""Live: the dashboard of the training in this process. A listener that queues, a thread that draws, and the way out.
+"""Live: the dashboard of the training in this process, a listener. On a screen if it can be, else in plain lines.
 
 The training thread only appends to a queue. Whatever goes wrong on the screen ends the screen, never the training.
 """
@@ -8,48 +8,15 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import threading
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable
 
 from .. import events
-from ..condense import Condenser
-from .capture import Capture
-from .choice import num_processes, why_plain
-from .guards import Guards, modes_of_terminal
-from .looking import Action, Looking, Scene
-from .painter import Painter
+from .choice import why_plain
 from .plain import PlainLog
-from .terminal import Screen, Unfit
+from .showing import Asks, Showing
 from .text import clean
-from .theme import choose_theme
-from .view import View
-
-MOST_QUEUED = 100_000
-MOST_LINES = 1000
-TAIL_LINES = 20
-CONTEXT_LINES = 15
-OPEN_SECONDS = 3.0
-END_SECONDS = 1.0
-UNSTICK_TRIES = 10
-
-
-class Asks(Protocol):
-    """What the training can be asked for; see `requests.Requests`."""
-
-    is_pending: bool
-    is_paused: bool
-
-    def stop(self, reason: str = "") -> None: ...
-
-    def save(self) -> None: ...
-
-    def pause(self, reason: str = "") -> None: ...
-
-    def resume(self) -> None: ...
 
 
 class Live:
@@ -70,20 +37,13 @@ class Live:
         captures: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._requests = requests
-        self._folder = os.fspath(folder)
-        self._captures = captures
-        self._clock = clock
-        self._queue: deque[tuple[float, events.Event]] = deque(maxlen=MOST_QUEUED)
-        self._condenser = Condenser(self._enqueue)
-        self._plain: PlainLog | None = None
-        self._tell: events.Listener = self._wait_for_start
         self._early: deque[events.Event] = deque(maxlen=100)
-        self._anchor = (clock(), 0.0)
-        self._lines: list[str] = []
-        self._num_lines = self._num_read = 0
-        self._is_on = self._is_detached = self._wants_pause = False
         self._run: events.RunStarted | None = None
+        self._plain = PlainLog()
+        self._showing = Showing(
+            requests, folder=os.fspath(folder), captures=captures, clock=clock, ended=self._screen_ended
+        )
+        self._tell: events.Listener = self._wait_for_start
 
     def __call__(self, event: events.Event) -> None:
         """Take in an event. On the training thread: no drawing, no waiting."""
@@ -92,244 +52,44 @@ class Live:
     @property
     def wants_surveys(self) -> bool:
         """Whether the screen is on: plain lines do not show them."""
-        return self._is_on
-
-    def _enqueue(self, event: events.Event) -> None:
-        self._queue.append((self._clock(), event))
+        return self._showing.is_on
 
     def _wait_for_start(self, event: events.Event) -> None:
         self._early.append(event)
-        if isinstance(event, events.RunStarted):
-            self._run = event
-            reason = why_plain()
-            # Told first, for the first frame to know them.
-            tell = self._condenser if not reason else self._go_plain(reason)
-            for early in self._early:
-                tell(early)
-            self._early.clear()
-            if not reason:
-                self._open()
-
-    def _go_plain(self, reason: str) -> PlainLog:
-        self._plain = PlainLog()
-        self._tell = self._plain
-        # Not for those who expect it: a pipe, a batch job.
-        if reason and sys.stderr is not None and sys.stderr.isatty():
-            print(f"r8 plain lines, no screen: {clean(reason)}", file=sys.stderr)
-        return self._plain
+        if not isinstance(event, events.RunStarted):
+            return
+        self._run = event
+        reason = why_plain()
+        if reason:
+            self._tell = self._plain
+            # Not for those who expect it: a pipe, a batch job.
+            if sys.stderr is not None and sys.stderr.isatty():
+                print(f"r8 plain lines, no screen: {clean(reason)}", file=sys.stderr)
+        else:
+            self._tell = self._on_screen
+        # Told before the screen opens, for its first frame to know them.
+        for early in self._early:
+            self._tell(early)
+        self._early.clear()
+        if not reason:
+            self._showing.open()
 
     def _on_screen(self, event: events.Event) -> None:
-        self._condenser(event)
+        self._showing.hear(event)
         if isinstance(event, events.RunEnded):
-            self._condenser.flush()
-            self.restore()
+            self._showing.restore()
 
-    def _open(self) -> None:
-        """Take the terminal, on the main thread; plain lines follow where that goes wrong."""
-        self._modes = modes_of_terminal()
-        self._screen = Screen(choose_theme(encoding=sys.stdout.encoding or "ascii"), self._modes)
-        self._painter = Painter(self._screen, View(), self, Looking(), clock=time.monotonic)
-        self._capture = self._open_capture()
-        self._guards = Guards(self)
-        self._tell, self._is_on = self._on_screen, True
-        self._guards.install()
-        if self._capture is not None:
-            self._capture.start()
-        self._thread = threading.Thread(target=self._paint, name="r8-screen", daemon=True)
-        self._thread.start()
-        self._painter.has_opened.wait(OPEN_SECONDS)
-        self._guards.opened()
-        if not self._is_on:
-            self._guards.remove()
-
-    def _open_capture(self) -> Capture | None:
-        if not self._captures:
-            return None
-        path = os.path.join(self._folder, "output.log") if self._folder else None
-        for place in (path, None):
-            with contextlib.suppress(OSError):
-                return Capture(place)
-        return None
-
-    def _paint(self) -> None:
-        """What the screen's thread does."""
-        reason = ""
-        try:
-            self._painter.run()
-        except Unfit as error:
-            reason = str(error)
-        except Exception:
-            reason = traceback.format_exc()
-        if reason or self._is_detached:
-            self._close_screen_only(reason)
-
-    def _close_screen_only(self, reason: str) -> None:
-        """The training goes on with plain lines; in silence if the terminal is gone."""
-        self._is_on = False
-        if self._capture is not None and "terminal is gone" not in reason:
-            self._capture.stop()
-        if reason:
-            lines = reason.strip().splitlines()
-            with contextlib.suppress(OSError, ValueError):
-                print(f"r8 the screen is off, the training goes on: {clean(lines[-1])}", file=sys.stderr)
-        self._plain = PlainLog()
-        if self._run is not None:
-            with contextlib.suppress(OSError, ValueError):
-                self._plain(self._run)
-        self._tell = self._plain_or_end
-
-    def _plain_or_end(self, event: events.Event) -> None:
+    def _screen_ended(self, reason: str) -> None:
+        """The screen was closed before the run's end: plain lines follow, to nobody if the terminal is gone."""
         with contextlib.suppress(OSError, ValueError):
-            (self._plain or PlainLog())(event)
+            if reason:
+                print(f"r8 the screen is off, the training goes on: {clean(reason)}", file=sys.stderr)
+            if self._run is not None:
+                self._plain(self._run)
+        self._tell = self._after_screen
+
+    def _after_screen(self, event: events.Event) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._plain(event)
         if isinstance(event, events.RunEnded):
-            self.restore()
-
-    def events(self) -> Iterable[events.Event]:
-        """What waits to be folded."""
-        queue = self._queue
-        while queue:
-            arrived, event = queue.popleft()
-            self._anchor = (arrived, event.seconds)
-            yield event
-
-    def scene(self) -> Scene:
-        """What is known beside the events."""
-        requests, looking = self._requests, self._painter.looking
-        self._take_output()
-        if looking.view == "output":
-            self._num_read = self._num_lines
-        arrived, seconds = self._anchor
-        stands = requests.is_paused or self._painter.view.ended is not None
-        return Scene(
-            now=seconds + (0.0 if stands else self._clock() - arrived),
-            output=self._lines,
-            num_output=self._num_lines,
-            num_unread=self._num_lines - self._num_read,
-            is_paused=requests.is_paused,
-            folder=self._folder,
-        )
-
-    def _take_output(self) -> None:
-        new = self._capture.new_lines() if self._capture is not None else []
-        if new:
-            self._num_lines += len(new)
-            self._lines = (self._lines + new)[-MOST_LINES:]
-
-    def act(self, action: Action) -> str:
-        """Hand on what a key asks for; the training answers after its step."""
-        requests = self._requests
-        match action:
-            case Action.SAVE:
-                requests.save()
-                return "save requested, after this step..."
-            case Action.STOP:
-                requests.stop("asked for on the screen")
-                return "stopping after this step, and saving..."
-            case Action.PAUSE:
-                return self._pause_or_go_on()
-            case Action.DETACH:
-                self.detach()
-        return ""
-
-    def detach(self) -> None:
-        """Close the screen; the training goes on with plain lines."""
-        self._is_detached = True
-        self._painter.stop()
-        if threading.current_thread() is not self._thread:
-            self._thread.join(END_SECONDS)
-
-    def _pause_or_go_on(self) -> str:
-        # The wish counts too: a second press may come before the step has ended.
-        if self._requests.is_paused or self._wants_pause:
-            self._wants_pause = False
-            self._requests.resume()
-            return "going on"
-        if num_processes() > 1:
-            return "no pause: several processes train together"
-        self._wants_pause = True
-        self._requests.pause("asked for on the screen")
-        return "pausing after this step..."
-
-    def left(self) -> None:
-        """Let printed text through while the screen is left."""
-        if self._capture is not None:
-            self._capture.pause()
-
-    def returning(self) -> None:
-        """Keep printed text off the screen again."""
-        if self._capture is not None:
-            self._capture.resume()
-
-    @contextlib.contextmanager
-    def suspended(self) -> Iterator[None]:
-        """A block in which the terminal belongs to whoever asks; what was printed last is shown there first."""
-        if not self._is_on or threading.current_thread() is self._thread or not self._thread.is_alive():
-            yield
-            return
-        self._painter.suspend()
-        if self._capture is not None:
-            for line in self._capture.lines_since_left(CONTEXT_LINES):
-                print(clean(line))
-        try:
-            yield
-        finally:
-            self._painter.resume()
-
-    def forked(self) -> None:
-        """In a forked child: print to where the parent's text goes, draw nothing, hear nothing."""
-        self._tell = _ignore
-        if self._capture is not None:
-            self._capture.after_fork()
-
-    def restore(self) -> None:
-        """Give the terminal back for good, and show the end of what was printed. Safe to call twice."""
-        was_on, is_stuck = self._is_on, self._end_thread()
-        self._is_on = False
-        if self._capture is not None:
-            self._capture.stop()
-        self._guards.remove()
-        if was_on and not is_stuck:
-            with contextlib.suppress(OSError, ValueError):
-                self._say_goodbye()
-
-    def _end_thread(self) -> bool:
-        """End the screen's thread; whether it is stuck in a terminal that does not read."""
-        thread = self._thread
-        if threading.current_thread() is thread:
-            return False
-        self._painter.stop()
-        thread.join(END_SECONDS)
-        tries = 0
-        while thread.is_alive() and tries < UNSTICK_TRIES:
-            self._modes.unstick(thread)
-            thread.join(0.05)
-            tries += 1
-        if thread.is_alive():
-            self._modes.abandon()
-        return tries > 0
-
-    def _say_goodbye(self) -> None:
-        """On the normal screen: the last lines that were printed, and how the run ended."""
-        if self._capture is not None:
-            for line in self._capture.tail(TAIL_LINES):
-                print(clean(line))
-        view = self._painter.view
-        for event in self.events():
-            view.fold(event)
-        for line in _farewell(view, self._folder):
-            print(f"r8 {clean(line)}", file=sys.stderr, flush=True)
-
-
-def _farewell(view: View, folder: str) -> Iterator[str]:
-    ended, name = view.ended, view.run.name if view.run and view.run.name else "run"
-    how = "left" if ended is None else "finished" if ended.finished else "stopped"
-    loss = "" if view.last is None else f", loss {view.last.loss:.4g}"
-    best = "" if view.best is None else f" (best {view.best.value:.4g} at step {view.best.step:,})"
-    alerts = f", {view.num_alerts} warnings" if view.num_alerts else ""
-    yield f"{name} {how} after {view.step:,} steps, {view.seconds:,.0f} s{loss}{best}{alerts}"
-    if folder:
-        yield f"see it again: learnit-r8 replay {folder}"
-
-
-def _ignore(event: events.Event) -> None:
-    """Hear nothing."""
+            self._showing.restore()

@@ -81,6 +81,7 @@ class Painter:
 
     Attributes:
         has_opened: Set once the first frame is drawn, or could not be.
+        num_frames: Frames drawn.
         ui_share: Share of one core the painter has taken in the last seconds; NaN before it is known.
     """
 
@@ -95,6 +96,7 @@ class Painter:
         cpu_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self.has_opened = threading.Event()
+        self.num_frames = 0
         self.ui_share = math.nan
         self.view, self.looking = view, looking
         self.lines: list[Line] = []
@@ -236,6 +238,7 @@ class Painter:
             screen.touch()
             self._next_touch = now + TOUCH_SECONDS
         screen.paint(self.lines)
+        self.num_frames += 1
         self.has_opened.set()
         self._last_draw = now
         self._next_draw = now + self._pause_after(self._cost(now))

@@ -7,8 +7,13 @@ import sys
 from typing import TextIO
 
 from .. import events
+from .pen import Pen
+from .words import ALERT, WARN, describe
 
 SECONDS_BETWEEN_LINES = 60.0
+
+LAST_SECONDS = 1.0
+"""To wait at the end for a terminal that does not read."""
 
 
 class PlainLog:
@@ -22,6 +27,7 @@ class PlainLog:
         self._stream = stream
         self._run: events.RunStarted | None = None
         self._last_line = -math.inf
+        self._pen = Pen()
 
     def __call__(self, event: events.Event) -> None:
         """Print the event's line, if it has one."""
@@ -29,10 +35,20 @@ class PlainLog:
         if line:
             self._last_line = event.seconds
             text = "".join(character if character.isprintable() else "?" for character in line)
-            stream = self._stream or sys.stderr
-            # There is none where a program was started with it closed.
-            if stream is not None:
-                print(f"r8 {text}", file=stream, flush=True)
+            self._print(f"r8 {text}\n")
+        if isinstance(event, events.RunEnded):
+            self._pen.finish(LAST_SECONDS)
+
+    def _print(self, text: str) -> None:
+        stream = self._stream or sys.stderr
+        # There is none where a program was started with it closed.
+        if stream is None:
+            return
+        if stream.isatty():
+            self._pen.write(stream.fileno(), text)
+        else:
+            stream.write(text)
+            stream.flush()
 
     def _line(self, event: events.Event) -> str:
         match event:
@@ -81,7 +97,7 @@ class PlainLog:
                 return (
                     f"{'finished' if event.finished else 'stopped'} after {event.step} steps, {_clock(event.seconds)}"
                 )
-        return ""
+        return _trouble(event)
 
     def _where(self, epoch: int, step: int) -> str:
         run = self._run
@@ -92,6 +108,12 @@ class PlainLog:
 
 def _because(reason: str) -> str:
     return f" ({reason})" if reason else ""
+
+
+def _trouble(event: events.Event) -> str:
+    """A line for an event without one of its own, if it is something to worry about."""
+    said = None if isinstance(event, events.Notice | events.BatchAbandoned | events.RunEnded) else describe(event)
+    return f"step {event.step}: {said.text}" if said is not None and said.level in (WARN, ALERT) else ""
 
 
 def _few(samples: tuple[int, ...]) -> str:

@@ -35,7 +35,16 @@ _CHARACTERS = {"\x1b": "escape", "\n": "enter", "\r": "enter", "\t": "tab", "\x7
 
 
 class Unfit(Exception):
-    """The terminal cannot show a screen, or is gone; the message says why."""
+    """The terminal cannot show a screen, or is gone; the message says why.
+
+    Args:
+        message: Why.
+        is_gone: Whether there is no terminal any more.
+    """
+
+    def __init__(self, message: str, *, is_gone: bool = False) -> None:
+        super().__init__(message)
+        self.is_gone = is_gone
 
 
 class Screen:
@@ -44,6 +53,10 @@ class Screen:
     Args:
         theme: Colours and characters; may be exchanged at any time.
         modes: The settings to come back to.
+
+    Attributes:
+        width, height: Cells and rows of the terminal, as of the last `measure`.
+        is_abandoned: Whether the terminal was given back without this thread, which was stuck; set by another one.
     """
 
     def __init__(self, theme: Theme, modes: Modes) -> None:
@@ -60,6 +73,7 @@ class Screen:
         self._wake_reader, self._wake_writer = os.pipe()
         os.set_blocking(self._wake_writer, False)
         self.width, self.height = _USUAL_SIZE
+        self.is_abandoned = False
 
     def open(self) -> None:
         """Take the terminal.
@@ -125,7 +139,7 @@ class Screen:
         try:
             size: tuple[int, int] = tuple(os.get_terminal_size(STDOUT))  # type: ignore[assignment]
         except OSError as error:
-            raise Unfit(f"the terminal is gone ({error.strerror})") from error
+            raise Unfit(f"the terminal is gone ({error.strerror})", is_gone=True) from error
         if size == (0, 0):
             size = _USUAL_SIZE
         if size != (self.width, self.height) or not self._shown:
@@ -235,7 +249,7 @@ class Screen:
         if pressed:
             self._num_empty = 0
         elif self._num_empty > _NO_INPUT_LIMIT:
-            raise Unfit("the terminal is gone (nothing can be read)")
+            raise Unfit("the terminal is gone (nothing can be read)", is_gone=True)
         return pressed
 
     def leave(self) -> None:
@@ -250,7 +264,9 @@ class Screen:
         self.repaint()
 
     def close(self) -> None:
-        """Give the terminal back as it was found. Safe to call twice."""
+        """Give the terminal back as it was found, unless that was done without us. Safe to call twice."""
+        if self.is_abandoned:
+            return
         if self._window is not None:
             with contextlib.suppress(self._curses.error):
                 if not self._curses.isendwin():
