@@ -93,7 +93,7 @@ def run_with_faults(seed, runs, path):
     outside = rng.choice(["none", "none", "keys", "stop output", "nobody reads", "close"])
     # Where there is no screen any more a program's own print() waits for the terminal, as it does without us.
     prints = "quiet" if outside in ("stop output", "nobody reads") else "prints"
-    arguments = ["-c", FAULTY, str(seed), str(runs), str(path), prints]
+    arguments = ["-W", "ignore", "-c", FAULTY, str(seed), str(runs), str(path), prints]
     with Terminal(arguments, term=rng.choice(TERMS), width=rng.randint(1, 200), height=rng.randint(1, 60)) as terminal:
         act_from_outside(terminal, outside, rng)
         if outside == "close":

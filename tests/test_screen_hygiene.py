@@ -24,7 +24,7 @@ def test_breakpoint_is_usable(tmp_path):
         terminal.wait_for(lambda: b"(Pdb) " in terminal.raw)
         at_prompt = terminal.after
         terminal.press("p hidden + 1\n")
-        terminal.wait_for(lambda: "(Pdb) " in terminal.after.partition("42")[2])
+        terminal.wait_for(lambda: "(Pdb) " in terminal.after.partition("\n42\r")[2])
         echoed = terminal.after
         terminal.press("c\n")
         terminal.wait_for(lambda: terminal.raw.count(ENTER) == 2)

@@ -64,7 +64,7 @@ class Live:
             self._tell = self._plain
             # Not for those who expect it: a pipe, a batch job.
             if sys.stderr is not None and sys.stderr.isatty():
-                print(f"r8 plain lines, no screen: {clean(reason)}", file=sys.stderr)
+                self._plain.say(f"plain lines, no screen: {clean(reason)}")
         else:
             self._tell = self._on_screen
         # Told before the screen opens, for its first frame to know them.
@@ -83,7 +83,7 @@ class Live:
         """The screen was closed before the run's end: plain lines follow, to nobody if the terminal is gone."""
         with contextlib.suppress(OSError, ValueError):
             if reason:
-                print(f"r8 the screen is off, the training goes on: {clean(reason)}", file=sys.stderr)
+                self._plain.say(f"the screen is off, the training goes on: {clean(reason)}")
             if self._run is not None:
                 self._plain(self._run)
         self._tell = self._after_screen

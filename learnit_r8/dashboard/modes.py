@@ -23,16 +23,12 @@ class Modes:
 
     def __init__(self) -> None:
         self._found: list[Any] | None = None
-        self._leave = b""
+        self._ours: list[Any] | None = None
 
     def remember(self) -> None:
         """Take down the settings as they are, before anything touches them."""
         if termios is not None and self._found is None:
             self._found = termios.tcgetattr(STDIN)
-
-    def remember_sequences(self, *sequences: bytes | None) -> None:
-        """Take down what must be sent to a terminal to leave the screen."""
-        self._leave = b"".join(sequence for sequence in sequences if sequence)
 
     def set_ours(self) -> None:
         """Make Ctrl-S, Ctrl-Q, Ctrl-Z and Ctrl-\\ ordinary keys; Ctrl-C stays what it is.
@@ -42,7 +38,10 @@ class Modes:
         """
         if termios is None:
             return
-        modes = termios.tcgetattr(STDIN)
+        if self._ours is not None:
+            termios.tcsetattr(STDIN, termios.TCSANOW, self._ours)
+            return
+        modes = self._ours = termios.tcgetattr(STDIN)
         modes[_INPUT] &= ~(termios.IXON | termios.IXOFF)
         characters = modes[_CHARACTERS]
         for name in ("VSUSP", "VDSUSP", "VQUIT", "VLNEXT"):
@@ -68,8 +67,8 @@ class Modes:
             termios.tcflush(STDOUT, termios.TCOFLUSH)
             signal.pthread_kill(thread.ident, signal.SIGWINCH)
 
-    def abandon(self) -> None:
-        """Leave the screen without the thread that draws; the sequences are sent if the terminal takes them."""
+    def abandon(self, sequence: bytes) -> None:
+        """Leave the screen without the thread that draws; the sequence is sent if the terminal takes it."""
         if termios is None:
             return
         self.restore()
@@ -77,7 +76,7 @@ class Modes:
             # A descriptor of its own: the flag must not change the one that the shell shares.
             terminal = os.open(os.ttyname(STDOUT), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
             try:
-                os.write(terminal, self._leave)
+                os.write(terminal, sequence)
             finally:
                 os.close(terminal)
 

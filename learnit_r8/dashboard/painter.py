@@ -80,7 +80,7 @@ class Painter:
         cpu_clock: Returns the processor seconds of the calling thread.
 
     Attributes:
-        has_opened: Set once the first frame is drawn, or could not be.
+        has_opened: Set once the screen is open, or could not be opened.
         num_frames: Frames drawn.
         ui_share: Share of one core the painter has taken in the last seconds; NaN before it is known.
     """
@@ -124,6 +124,7 @@ class Painter:
         self._cpu_before = self._cpu_clock()
         try:
             self._screen.open()
+            self.has_opened.set()
             while not self._is_stopping:
                 self._turn()
         finally:
@@ -239,7 +240,6 @@ class Painter:
             self._next_touch = now + TOUCH_SECONDS
         screen.paint(self.lines)
         self.num_frames += 1
-        self.has_opened.set()
         self._last_draw = now
         self._next_draw = now + self._pause_after(self._cost(now))
 

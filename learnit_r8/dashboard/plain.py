@@ -34,12 +34,13 @@ class PlainLog:
         line = self._line(event)
         if line:
             self._last_line = event.seconds
-            text = "".join(character if character.isprintable() else "?" for character in line)
-            self._print(f"r8 {text}\n")
+            self.say(line)
         if isinstance(event, events.RunEnded):
             self._pen.finish(LAST_SECONDS)
 
-    def _print(self, text: str) -> None:
+    def say(self, line: str) -> None:
+        """Print a line; does not wait for a terminal."""
+        text = "r8 " + "".join(character if character.isprintable() else "?" for character in line) + "\n"
         stream = self._stream or sys.stderr
         # There is none where a program was started with it closed.
         if stream is None:

@@ -257,7 +257,7 @@ class Showing:
             # For the thread to leave alone what others may have taken when it wakes up.
             self._screen.is_abandoned = True
             self._guards.abandon(thread)
-            self._modes.abandon()
+            self._modes.abandon(self._screen.leaving)
         return tries > 0
 
     def _say_goodbye(self) -> None:

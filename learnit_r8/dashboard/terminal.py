@@ -1,7 +1,8 @@
 """Terminal: lines of styled text on a real terminal, through curses. Every method is for one and the same thread.
 
-Only ``window.refresh()`` sends anything: it lets other threads run while a terminal does not read, ``doupdate()`` does
-not, and a Ctrl-S would stop the training.
+Only ``window.refresh()`` and ``os.write`` send anything: they let other threads run while a terminal does not read.
+``doupdate()`` and ``endwin()`` do not, and a Ctrl-S would stop the training; so the screen is left and taken again by
+writing the terminal's own sequences, and curses believes that it was there all the time.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from .ink import Ink
 from .modes import STDIN, STDOUT, Modes
 from .text import Line
-from .theme import Style, Theme
+from .theme import Theme
 
 _IS_WINDOWS = sys.platform == "win32"
 _WINDOWS_POLL = 0.05
@@ -32,6 +34,10 @@ KEYS = {
 """Names of the keys that are no characters, by their names in curses."""
 
 _CHARACTERS = {"\x1b": "escape", "\n": "enter", "\r": "enter", "\t": "tab", "\x7f": "backspace", "\b": "backspace"}
+
+
+_window: Any = None
+"""Of curses, which is started once in a process."""
 
 
 class Unfit(Exception):
@@ -56,6 +62,7 @@ class Screen:
 
     Attributes:
         width, height: Cells and rows of the terminal, as of the last `measure`.
+        leaving: What is sent to leave the screen.
         is_abandoned: Whether the terminal was given back without this thread, which was stuck; set by another one.
     """
 
@@ -66,10 +73,10 @@ class Screen:
         self._curses: Any = None
         self._names: dict[int, str] = {}
         self._shown: list[Line] = []
-        self._attributes: dict[str, int] = {}
-        self._attributes_of: Theme | None = None
+        self._ink: Ink | None = None
         self._pairs: dict[int, int] = {}
         self._num_empty = 0
+        self._enter = self.leaving = b""
         self._wake_reader, self._wake_writer = os.pipe()
         os.set_blocking(self._wake_writer, False)
         self.width, self.height = _USUAL_SIZE
@@ -92,14 +99,42 @@ class Screen:
             if not curses.tigetstr("cup"):
                 raise Unfit(f"TERM={os.environ.get('TERM')!r} cannot place its cursor")
             self._modes.remember()
-            self._modes.remember_sequences(*(curses.tigetstr(name) for name in ("sgr0", "rmcup", "rmkx", "cnorm")))
-            self._window = curses.initscr()
-            self._set_up()
+            self._read_sequences()
+            # What follows waits for a terminal that does not read, and everybody with it.
+            if not _IS_WINDOWS and not select.select([], [STDOUT], [], 0)[1]:
+                raise Unfit("the terminal takes no output")
+            self._begin()
         except ImportError:
             raise Unfit("Python has no curses here" + (": pip install windows-curses" if _IS_WINDOWS else "")) from None
         except (curses.error, OSError, ValueError) as error:
             self.close()
             raise Unfit(f"TERM={os.environ.get('TERM')!r}: {error}") from error
+
+    def _read_sequences(self) -> None:
+        def sequence(*names: str) -> bytes:
+            return b"".join(self._curses.tigetstr(name) or b"" for name in names)
+
+        self._enter = sequence("smcup", "smkx", "civis")
+        self.leaving = sequence("sgr0", "op", "rmkx", "cnorm", "rmcup")
+        if not sequence("rmcup"):
+            self.leaving += b"\r\n"
+
+    def _begin(self) -> None:
+        """Start curses, or take the screen again that an earlier run in this process has left."""
+        global _window
+        if _window is None:
+            _window = self._window = self._curses.initscr()
+            self._set_up()
+            return
+        self._window = _window
+        self._set_up()
+        self._send(self._enter)
+        self.repaint()
+
+    def _send(self, sequence: bytes) -> None:
+        with contextlib.suppress(OSError):
+            while sequence:
+                sequence = sequence[os.write(STDOUT, sequence) :]
 
     def _set_up(self) -> None:
         curses, window = self._curses, self._window
@@ -116,7 +151,6 @@ class Screen:
             lambda: curses.curs_set(0),
             self._start_colours,
             self._modes.set_ours,
-            curses.def_prog_mode,
         ):
             with contextlib.suppress(curses.error, OSError, AttributeError):
                 attempt()
@@ -160,6 +194,9 @@ class Screen:
     def paint(self, lines: Sequence[Line]) -> None:
         """Show these lines; only what changed is sent."""
         window, error = self._window, self._curses.error
+        if self._ink is None or self._ink.theme is not self.theme:
+            self._ink = Ink(self._curses, self.theme, self._pairs)
+        ink = self._ink
         for row, line in enumerate(lines[: self.height]):
             if self._shown[row] == line:
                 continue
@@ -169,45 +206,8 @@ class Screen:
                 window.move(row, 0)
                 window.clrtoeol()
                 for text, style in line:
-                    window.addstr(text, self._attribute(style))
+                    window.addstr(text, ink(style))
         window.refresh()
-
-    def _attribute(self, name: str) -> int:
-        if self._attributes_of is not self.theme:
-            self._attributes, self._attributes_of = {}, self.theme
-        attribute = self._attributes.get(name)
-        if attribute is None:
-            attribute = self._attributes[name] = self._attribute_of(self.theme.styles.get(name, Style()))
-        return attribute
-
-    def _attribute_of(self, style: Style) -> int:
-        curses = self._curses
-        attribute: int = curses.A_NORMAL
-        for wanted, flag in (
-            (style.bold, curses.A_BOLD),
-            (style.dim, curses.A_DIM),
-            (style.reverse, curses.A_REVERSE),
-            (style.underline, curses.A_UNDERLINE),
-        ):
-            attribute |= flag if wanted else 0
-        if not self.theme.num_colours:
-            return attribute
-        colour = style.colour if min(self.theme.num_colours, curses.COLORS) >= 256 else style.colour8
-        if colour is not None:
-            with contextlib.suppress(curses.error, ValueError):
-                attribute |= curses.color_pair(self._pair(colour))
-        return attribute
-
-    def _pair(self, colour: int) -> int:
-        if colour not in self._pairs:
-            number = len(self._pairs) + 1
-            try:
-                self._curses.init_pair(number, colour, -1)
-            except self._curses.error:
-                # A terminal without default colours.
-                self._curses.init_pair(number, colour, self._curses.COLOR_BLACK)
-            self._pairs[colour] = number
-        return self._pairs[colour]
 
     def wait(self, seconds: float) -> None:
         """Return when a key was pressed, `wake` was called, or the time is up."""
@@ -254,13 +254,18 @@ class Screen:
 
     def leave(self) -> None:
         """Give the terminal back for a while; `come_back` takes it again."""
-        self._curses.def_prog_mode()
-        self._curses.endwin()
+        if _IS_WINDOWS:
+            self._curses.endwin()
+        else:
+            # The cursor goes to the last row, for terminals that have but one screen.
+            self._send(self._curses.tparm(self._curses.tigetstr("cup"), self.height - 1, 0) + self.leaving)
         self._modes.restore()
 
     def come_back(self) -> None:
         """Take the terminal again."""
-        self._curses.reset_prog_mode()
+        self._modes.set_ours()
+        if not _IS_WINDOWS:
+            self._send(self._enter)
         self.repaint()
 
     def close(self) -> None:
@@ -268,11 +273,8 @@ class Screen:
         if self.is_abandoned:
             return
         if self._window is not None:
-            with contextlib.suppress(self._curses.error):
-                if not self._curses.isendwin():
-                    self._window.leaveok(False)
-                    self._curses.endwin()
             self._window = None
+            self.leave()
         self._modes.restore()
 
 
