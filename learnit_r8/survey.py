@@ -6,11 +6,12 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .figures import Quarters, flow_between, loss_histogram, quarters_of, rounded, top, uses_histogram
 from .kinds import EXACT, WHOLE_BATCH
 from .suspects import find_suspects
 from .table import SampleTable
@@ -21,8 +22,6 @@ MOST_SCANNED = 2**18
 LISTED = 50
 TRACKED = 200
 HISTORY = 12
-BINS = 32
-LOG_RATIO = 20
 FAIR_PART = 8
 """Largest part whose means still say something of the single samples: see ``kinds`` and DESIGN section 5."""
 
@@ -33,8 +32,6 @@ EVERY_SECONDS = 2.0
 EPOCH_SECONDS = 0.5
 """Least training time between two surveys, and before one at the end of an epoch."""
 
-_UNSEEN = 4
-
 Floats = NDArray[np.float32]
 
 
@@ -43,107 +40,6 @@ def trust_in(part_size: int | None) -> str:
     if part_size == EXACT:
         return "exact"
     return "rough" if part_size is None or part_size == WHOLE_BATCH or part_size > FAIR_PART else "fair"
-
-
-class Quarters(NamedTuple):
-    """Samples in four quarters by loss, Q1 (lowest) first.
-
-    Attributes:
-        codes: uint8[M], the quarter of each sample, 0 to 3; 4 where never seen.
-        rows: Fields of `SamplesSurveyed` that have a value for each quarter; empty with fewer than four samples.
-    """
-
-    codes: NDArray[np.uint8]
-    rows: dict[str, tuple[float, ...]]
-
-
-def quarters_of(loss: Floats, uses: NDArray[np.uint16]) -> Quarters:
-    """Divide the seen samples into four quarters whose sizes differ by at most one.
-
-    Args:
-        loss: float32[M], NaN where never seen.
-        uses: uint16[M].
-    """
-    codes = np.full(len(loss), _UNSEEN, np.uint8)
-    seen = np.flatnonzero(~np.isnan(loss))
-    names = ("low", "high", "mean", "share", "uses")
-    if len(seen) < 4:
-        return Quarters(codes, dict.fromkeys(names, ()))
-    values = loss[seen]
-    # The same sizes as numpy.array_split.
-    each, more = divmod(len(seen), 4)
-    ends = np.cumsum([each + (place < more) for place in range(4)])
-    order = np.argpartition(values, ends[:3])
-    rows: dict[str, list[float]] = {name: [] for name in names}
-    for place, part in enumerate(np.split(order, ends[:3])):
-        codes[seen[part]] = place
-        of_part = values[part]
-        rows["low"].append(_rounded(of_part.min()))
-        rows["high"].append(_rounded(of_part.max()))
-        rows["mean"].append(_rounded(of_part.mean(dtype=np.float64)))
-        rows["share"].append(_rounded(len(part) / len(seen)))
-        rows["uses"].append(_rounded(uses[seen[part]].mean()))
-    return Quarters(codes, {name: tuple(values) for name, values in rows.items()})
-
-
-def flow_between(before: NDArray[np.uint8], now: NDArray[np.uint8]) -> tuple[float, ...]:
-    """Share of the samples that were in quarter i and are in quarter j: 16 numbers, row by row; none if none was seen.
-
-    >>> flow_between(np.uint8([0, 0, 1, 4]), np.uint8([0, 1, 1, 3]))[:6]
-    (0.33333, 0.33333, 0.0, 0.0, 0.0, 0.33333)
-    """
-    both = (before < _UNSEEN) & (now < _UNSEEN)
-    moves = np.bincount(before[both].astype(np.int64) * 4 + now[both], minlength=16)
-    total = int(moves.sum())
-    return tuple(_rounded(count / total) for count in moves) if total else ()
-
-
-def loss_histogram(loss: Floats) -> dict[str, Any]:
-    """Seen losses in bins up to the 99.5th percentile; the last bin holds those above.
-
-    The bins are of equal width, or of equal ratio where all losses are > 0 and most of them differ by more than a
-    factor of 20.
-    """
-    seen = loss[~np.isnan(loss)]
-    if not len(seen):
-        return {"loss_range": (), "loss_is_log": False, "loss_counts": ()}
-    # A few thousand values say where most of them lie.
-    few = seen[:: max(1, len(seen) // 4096)]
-    low, high = float(seen.min()), float(np.quantile(few, 0.995))
-    is_log = low > 0 and float(np.quantile(few, 0.95)) > LOG_RATIO * float(np.quantile(few, 0.05))
-    if is_log:
-        low, values = float(np.quantile(few, 0.005)), np.log(seen)
-        first, last = math.log(low), math.log(high)
-    else:
-        first, last, values = low, high, seen
-    width = (last - first) / BINS
-    ends = (_rounded(low), _rounded(high))
-    if not width > 0 or not math.isfinite(width):
-        return {"loss_range": ends, "loss_is_log": False, "loss_counts": (len(seen),)}
-    places = np.clip((values - np.float32(first)) / np.float32(width), 0, BINS - 1).astype(np.int64)
-    counts = np.bincount(places, minlength=BINS)
-    return {"loss_range": ends, "loss_is_log": is_log, "loss_counts": tuple(counts.tolist())}
-
-
-def uses_histogram(uses: NDArray[np.uint16]) -> dict[str, tuple[int, ...]]:
-    """Uses in at most 32 bins of equal width, from the lowest to the highest."""
-    low, high = int(uses.min()), int(uses.max())
-    width = -(-(high - low + 1) // BINS)
-    counts = np.bincount((uses.astype(np.int64) - low) // width)
-    return {"uses_range": (low, high), "uses_counts": tuple(counts.tolist())}
-
-
-def top(values: Floats, count: int) -> NDArray[np.int64]:
-    """Positions of the highest values, highest first; NaN is never among them."""
-    known = np.flatnonzero(~np.isnan(values))
-    if len(known) > count:
-        known = known[np.argpartition(-values[known], count - 1)[:count]]
-    return known[np.argsort(-values[known], kind="stable")]
-
-
-def _rounded(value: Any) -> float:
-    """Five digits: as much as a screen shows, and half the bytes."""
-    return float(f"{float(value):.5g}")
 
 
 class Surveyor:
@@ -235,7 +131,7 @@ class Surveyor:
         self._cost = max(took, 0.5 * self._cost)
         self._spent += took
         self._last = seconds
-        return {**fields, "survey_seconds": _rounded(took)}
+        return {**fields, "survey_seconds": rounded(took)}
 
     def _remember(self, loss: Floats, codes: NDArray[np.uint8]) -> None:
         if self._codes is not None:
@@ -254,7 +150,7 @@ class Surveyor:
             loss = self._table.estimates(self._table.records.take(batch))
             codes = np.searchsorted(np.array(quarters.rows["high"][:3], np.float32), loss).astype(np.uint8)
         counts = np.bincount(codes, minlength=4)[:4]
-        return tuple(_rounded(count / len(batch)) for count in counts)
+        return tuple(rounded(count / len(batch)) for count in counts)
 
     def _hardest(self, loss: Floats, *, epoch_ended: bool) -> dict[str, tuple[Any, ...]]:
         if self._chosen is None:
@@ -267,15 +163,15 @@ class Surveyor:
         return {
             "hardest": tuple(indices.tolist()),
             "hardest_names": tuple(str(sample.name)[:200] for sample in described),
-            "hardest_loss": tuple(_rounded(sample.loss) for sample in described),
-            "hardest_last": tuple(_rounded(sample.last) for sample in described),
+            "hardest_loss": tuple(rounded(sample.loss) for sample in described),
+            "hardest_last": tuple(rounded(sample.last) for sample in described),
             "hardest_uses": tuple(sample.usage_count for sample in described),
             "hardest_history": tuple(history),
             "hardest_suspected": tuple(np.isin(indices, self._flagged).tolist()),
         }
 
     def _history_of(self, indices: NDArray[np.int64]) -> list[tuple[float, ...]]:
-        return [tuple(_rounded(end[index]) for end in self._ends) for index in indices.tolist()]
+        return [tuple(rounded(end[index]) for end in self._ends) for index in indices.tolist()]
 
     def _track(self, *, epoch_ended: bool) -> NDArray[np.int64]:
         """The hardest of those met so far: with every survey another slice of the data is looked through."""
@@ -291,7 +187,7 @@ class Surveyor:
         self._tracked = {index: self._tracked.get(index, deque(maxlen=HISTORY)) for index in kept}
         if epoch_ended:
             for index, value in zip(kept, loss[best].tolist(), strict=True):
-                self._tracked[index].append(_rounded(value))
+                self._tracked[index].append(rounded(value))
         return candidates[best[:LISTED]]
 
     def _find_suspects(self, records: NDArray[Any]) -> dict[str, Any]:
@@ -307,13 +203,13 @@ class Surveyor:
         return {
             "suspects": tuple(indices.tolist()),
             "suspect_names": tuple(str(table.name_of(index))[:200] for index in indices.tolist()),
-            "suspect_loss": tuple(map(_rounded, found.mean_loss[:LISTED])),
+            "suspect_loss": tuple(map(rounded, found.mean_loss[:LISTED])),
             "suspect_uses": tuple(records["usage_count"][rows].tolist()),
             "suspect_history": tuple(self._history_of(indices) if self._chosen is None else [()] * len(indices)),
-            "suspect_score": tuple(map(_rounded, found.score[:LISTED])),
+            "suspect_score": tuple(map(rounded, found.score[:LISTED])),
             "suspect_why": found.why[:LISTED],
             "num_suspects": len(found.indices),
-            "noise_rate": _rounded(found.noise_rate),
+            "noise_rate": rounded(found.noise_rate),
             "no_suspects": "",
         }
 

@@ -9,17 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from learnit_r8 import SampleTable, events
+from learnit_r8.figures import flow_between, loss_histogram, quarters_of, top, uses_histogram
 from learnit_r8.kinds import EXACT
-from learnit_r8.survey import (
-    EPOCH_SECONDS,
-    EVERY_SECONDS,
-    Surveyor,
-    flow_between,
-    loss_histogram,
-    quarters_of,
-    top,
-    uses_histogram,
-)
+from learnit_r8.survey import EPOCH_SECONDS, EVERY_SECONDS, Surveyor
 from learnit_r8.telling import Telling, sampled, settings_of
 from learnit_r8.wire import from_json, to_json
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from ..dashboard.view import View
 from ..dashboard.watch import ToughView
+from ..figures import quarters_of
 from ..journal import Run
 from ..journal.run import State
 from ..journal.samples import Samples, highest, read_samples, sample_epochs
-from ..survey import quarters_of
 from ..suspects import Suspects
 
 LISTED = 30

@@ -13,16 +13,16 @@ from ..view import View
 from .curves import loss_panel, metrics_panel, rate_panel
 from .header import epoch_line, loss_line, metric_line, speed_line, title_line, total_line
 from .parts import Memory, beside
-from .ribbon import ribbon_panel
-from .samples import (
+from .quartiles import (
     flow_panel,
-    hardest_panel,
     histogram_line,
     loss_histogram,
     quartile_line,
     quartile_panel,
     uses_histogram,
 )
+from .ribbon import ribbon_panel
+from .samples import hardest_panel
 from .texts import events_panel
 
 SIDE_BY_SIDE = 72

@@ -219,7 +219,7 @@ def aligned(values: Sequence[float], width: int) -> list[str]:
     """Numbers of one column with their points below each other, where one number of decimals does for all.
 
     >>> aligned([0.0211, 0.3319, 4.641], 7), aligned([2e-6, 4e-6], 7)
-    ([' 0.0211', ' 0.3319', ' 4.6410'], ['   2e-6', '   4e-6'])
+    ([' 0.0211', ' 0.3319', ' 4.6410'], ['  2e-06', '  4e-06'])
     """
     known = [abs(value) for value in values if math.isfinite(value)]
     most, least = max(known, default=0.0), min((value for value in known if value), default=0.0)

@@ -1,0 +1,196 @@
+"""The panels of all samples: the quartile table, histograms, moves between the quartiles."""
+
+from __future__ import annotations
+
+from ...events import SamplesSurveyed
+from ..text import Line, Span, clean, fit
+from ..theme import Glyphs, Theme
+from ..view import View
+from ..words import number
+from .parts import aligned, bar, counts, cropped, joined, labelled, rule, share, short, tower
+
+QUARTILES = ("Q1", "Q2", "Q3", "Q4")
+STYLES = ("q1", "q2", "q3", "q4")
+
+
+def trust_of(survey: SamplesSurveyed | None, num_samples: int) -> str:
+    """What per-sample values are, in words: "exact", "parts of 4: fair", "batch means of 32: rough"."""
+    if survey is None:
+        return ""
+    read = "" if survey.num_read >= num_samples else f", {survey.num_read:,} read"
+    words = survey.source if survey.source == survey.trust else f"{survey.source}: {survey.trust}"
+    return clean(words + read, 60)
+
+
+def moved(survey: SamplesSurveyed) -> list[tuple[float, float]]:
+    """Share of all samples that came into each quartile, and that left it; nothing if unknown."""
+    flow = survey.flow
+    if len(flow) != 16:
+        return []
+    into = [sum(flow[4 * start + end] for start in range(4) if start != end) for end in range(4)]
+    out = [sum(flow[4 * start + end] for end in range(4) if start != end) for start in range(4)]
+    return list(zip(into, out, strict=True))
+
+
+def is_ranked(survey: SamplesSurveyed | None) -> bool:
+    """Whether there are quartiles to show."""
+    return survey is not None and all(len(row) == 4 for row in (survey.low, survey.high, survey.mean, survey.uses))
+
+
+def survey_rule(view: View, text: str, width: int, glyphs: Glyphs) -> Line:
+    """A title that says how far to trust what is under it."""
+    num_samples = view.run.num_samples if view.run else 0
+    return rule(text, width, glyphs, trust_of(view.survey, num_samples))
+
+
+def quartile_line(view: View, width: int, theme: Theme) -> Line:
+    """The mean loss of each quartile, in one line."""
+    survey = view.survey
+    if survey is None or not is_ranked(survey):
+        return ()
+    parts = [
+        (Span(name + " ", style), Span(number(float(f"{mean:.3g}"))))
+        for name, style, mean in zip(QUARTILES, STYLES, survey.mean, strict=True)
+    ]
+    return (Span(" "), *joined(parts, width - 1, " "))
+
+
+def quartile_panel(view: View, width: int, height: int, theme: Theme) -> list[Line]:
+    """Range, mean, share of the data and of the last batch, uses, and moves of each quarter of the samples."""
+    glyphs = theme.glyphs
+    survey = view.survey
+    lines = [survey_rule(view, "samples by loss", width, glyphs)]
+    if survey is None or not is_ranked(survey):
+        text = "known once every sample was seen" if view.run else ""
+        return [*lines, (Span(f"  {text}", "label"),)][:height]
+    wide = width >= 92
+    moves = moved(survey)
+    batch = f"{'last batch':<{19 if wide else 13}}"
+    heads = f" {'':<3}{'loss from':>9} {'to':>9} {'mean':>9}  {'data':>5}  {batch}{'uses':>7}"
+    heads += f"   {'in / out':>13}" if moves else ""
+    lines.append((Span(fit(heads, width), "label"),))
+    numbers = aligned([*survey.low, *survey.high, *survey.mean], 9)
+    for row in range(4):
+        texts = (numbers[row], numbers[4 + row], numbers[8 + row])
+        lines.append(cropped(_quartile_row(survey, row, texts, moves, 12 if wide else 6, glyphs), width))
+    return lines[:height]
+
+
+def _quartile_row(
+    survey: SamplesSurveyed,
+    row: int,
+    texts: tuple[str, str, str],
+    moves: list[tuple[float, float]],
+    bar_width: int,
+    glyphs: Glyphs,
+) -> Line:
+    low, high, mean = texts
+    data = f"{100 * survey.share[row]:4.0f}%" if len(survey.share) == 4 else "    ?"
+    spans = [
+        Span(f" {QUARTILES[row]} ", STYLES[row]),
+        Span(f"{low} {high} "),
+        Span(mean, "value"),
+        Span(f"  {data}  ", "label"),
+    ]
+    if len(survey.batch_share) == 4:
+        part = survey.batch_share[row]
+        # Half of a batch from one quartile fills the bar.
+        spans += [*bar(2 * part, bar_width, glyphs, STYLES[row]), Span(f" {100 * part:3.0f}%  ")]
+    else:
+        spans.append(Span(f"{'?':>{bar_width + 5}}  "))
+    spans.append(Span(f"{short(round(survey.uses[row], 1), 7)}"))
+    if moves:
+        into, out = moves[row]
+        spans.append(Span(f"  {100 * into:5.1f} /{100 * out:5.1f} %", "label"))
+    return tuple(spans)
+
+
+def histogram_line(view: View, width: int, theme: Theme) -> Line:
+    """Losses and uses as histograms of one row."""
+    survey = view.survey
+    if survey is None or len(survey.loss_range) != 2 or len(survey.uses_range) != 2:
+        return ()
+    glyphs = theme.glyphs
+    room = max(4, (width - 46) // 2)
+    low, high = survey.loss_range
+    least, most = survey.uses_range
+    parts: list[Line] = [
+        (
+            *labelled("loss", number(float(f"{low:.3g}")), ""),
+            Span(f" {counts(survey.loss_counts, room, glyphs)} ", "loss"),
+            Span(number(float(f"{high:.3g}"))),
+        ),
+        (
+            *labelled("uses", str(least), ""),
+            Span(f" {counts(survey.uses_counts, room, glyphs)} ", "metric"),
+            Span(str(most)),
+        )
+        if most > least
+        else labelled("uses", f"{most} each", ""),
+        unseen_part(survey),
+    ]
+    return (Span(" "), *joined(parts, width - 1))
+
+
+def unseen_part(survey: SamplesSurveyed) -> Line:
+    """Which share was never seen."""
+    never = 1 - survey.num_seen / max(1, survey.num_read)
+    return labelled("never seen", share(never), "")
+
+
+def loss_histogram(view: View, width: int, height: int, theme: Theme) -> list[Line]:
+    """How many samples have which loss."""
+    survey = view.survey
+    ends = survey.loss_range if survey else ()
+    texts = (number(float(f"{ends[0]:.3g}")), f"{number(float(f'{ends[1]:.3g}'))}+") if len(ends) == 2 else ("", "")
+    how = "loss per sample" + (", log" if survey and survey.loss_is_log else "")
+    how = how if width >= len(how) + 4 else how.replace(" per sample", "")
+    return _histogram(how, survey.loss_counts if survey else (), texts, "loss", width, height, theme)
+
+
+def uses_histogram(view: View, width: int, height: int, theme: Theme) -> list[Line]:
+    """How many samples were used how often."""
+    survey = view.survey
+    ends = survey.uses_range if survey else ()
+    texts = (f"{ends[0]}", f"{ends[1]}") if len(ends) == 2 else ("", "")
+    return _histogram("uses per sample", survey.uses_counts if survey else (), texts, "metric", width, height, theme)
+
+
+def _histogram(
+    title: str,
+    values: tuple[int, ...],
+    ends: tuple[str, str],
+    style: str,
+    width: int,
+    height: int,
+    theme: Theme,
+) -> list[Line]:
+    glyphs = theme.glyphs
+    lines = [rule(title, width, glyphs)]
+    if not values or height < 3:
+        return lines[:height]
+    inner = max(1, width - 2)
+    lines += [(Span(" " + row, style),) for row in tower(values, inner, height - 2, glyphs)]
+    first, last = ends
+    lines.append((Span(f" {first}{last:>{max(0, inner - len(first))}}", "label"),))
+    return lines
+
+
+def flow_panel(view: View, width: int, height: int, theme: Theme) -> list[Line]:
+    """Where the samples of each quartile went within an epoch: is the hard part still being learned?"""
+    survey = view.survey
+    lines = [rule("moves in an epoch", width, theme.glyphs, "from row to column" if width >= 44 else "")]
+    if survey is None or len(survey.flow) != 16:
+        return [*lines, (Span("  known after two epochs", "label"),)][:height]
+    lines.append((Span("    to" + "".join(f"{name:>7}" for name in QUARTILES), "label"),))
+    for start in range(4):
+        row = survey.flow[4 * start : 4 * start + 4]
+        total = sum(row) or 1.0
+        cells = [Span(f"{100 * value / total:6.0f}%", "value" if end == start else "") for end, value in enumerate(row)]
+        lines.append((Span(f"  {QUARTILES[start]}  ", STYLES[start]), *cells))
+    learned = sum(survey.flow[4 * start + end] for start in range(4) for end in range(start))
+    forgot = sum(survey.flow[4 * start + end] for start in range(4) for end in range(start + 1, 4))
+    lines.append(
+        (Span(" "), *joined([labelled("easier", share(learned), ""), labelled("harder", share(forgot), "")], width - 1))
+    )
+    return [cropped(line, width) for line in lines[:height]]

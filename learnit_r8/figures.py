@@ -1,0 +1,116 @@
+"""Figures of the samples: quarters by loss, moves between them, histograms. Pure functions of arrays."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+BINS = 32
+LOG_RATIO = 20
+UNSEEN = 4
+
+Floats = NDArray[np.float32]
+
+
+class Quarters(NamedTuple):
+    """Samples in four quarters by loss, Q1 (lowest) first.
+
+    Attributes:
+        codes: uint8[M], the quarter of each sample, 0 to 3; 4 where never seen.
+        rows: Fields of `SamplesSurveyed` that have a value for each quarter; empty with fewer than four samples.
+    """
+
+    codes: NDArray[np.uint8]
+    rows: dict[str, tuple[float, ...]]
+
+
+def quarters_of(loss: Floats, uses: NDArray[np.uint16]) -> Quarters:
+    """Divide the seen samples into four quarters whose sizes differ by at most one.
+
+    Args:
+        loss: float32[M], NaN where never seen.
+        uses: uint16[M].
+    """
+    codes = np.full(len(loss), UNSEEN, np.uint8)
+    seen = np.flatnonzero(~np.isnan(loss))
+    names = ("low", "high", "mean", "share", "uses")
+    if len(seen) < 4:
+        return Quarters(codes, dict.fromkeys(names, ()))
+    values = loss[seen]
+    # The same sizes as numpy.array_split.
+    each, more = divmod(len(seen), 4)
+    ends = np.cumsum([each + (place < more) for place in range(4)])
+    order = np.argpartition(values, ends[:3])
+    rows: dict[str, list[float]] = {name: [] for name in names}
+    for place, part in enumerate(np.split(order, ends[:3])):
+        codes[seen[part]] = place
+        of_part = values[part]
+        rows["low"].append(rounded(of_part.min()))
+        rows["high"].append(rounded(of_part.max()))
+        rows["mean"].append(rounded(of_part.mean(dtype=np.float64)))
+        rows["share"].append(rounded(len(part) / len(seen)))
+        rows["uses"].append(rounded(uses[seen[part]].mean()))
+    return Quarters(codes, {name: tuple(values) for name, values in rows.items()})
+
+
+def flow_between(before: NDArray[np.uint8], now: NDArray[np.uint8]) -> tuple[float, ...]:
+    """Share of the samples that were in quarter i and are in quarter j: 16 numbers, row by row; none if none was seen.
+
+    >>> flow_between(np.uint8([0, 0, 1, 4]), np.uint8([0, 1, 1, 3]))[:6]
+    (0.33333, 0.33333, 0.0, 0.0, 0.0, 0.33333)
+    """
+    both = (before < UNSEEN) & (now < UNSEEN)
+    moves = np.bincount(before[both].astype(np.int64) * 4 + now[both], minlength=16)
+    total = int(moves.sum())
+    return tuple(rounded(count / total) for count in moves) if total else ()
+
+
+def loss_histogram(loss: Floats) -> dict[str, Any]:
+    """Seen losses in bins up to the 99.5th percentile; the last bin holds those above.
+
+    The bins are of equal width, or of equal ratio where all losses are > 0 and most of them differ by more than a
+    factor of 20.
+    """
+    seen = loss[~np.isnan(loss)]
+    if not len(seen):
+        return {"loss_range": (), "loss_is_log": False, "loss_counts": ()}
+    # A few thousand values say where most of them lie.
+    few = seen[:: max(1, len(seen) // 4096)]
+    low, high = float(seen.min()), float(np.quantile(few, 0.995))
+    is_log = low > 0 and float(np.quantile(few, 0.95)) > LOG_RATIO * float(np.quantile(few, 0.05))
+    if is_log:
+        low, values = float(np.quantile(few, 0.005)), np.log(seen)
+        first, last = math.log(low), math.log(high)
+    else:
+        first, last, values = low, high, seen
+    width = (last - first) / BINS
+    ends = (rounded(low), rounded(high))
+    if not width > 0 or not math.isfinite(width):
+        return {"loss_range": ends, "loss_is_log": False, "loss_counts": (len(seen),)}
+    places = np.clip((values - np.float32(first)) / np.float32(width), 0, BINS - 1).astype(np.int64)
+    counts = np.bincount(places, minlength=BINS)
+    return {"loss_range": ends, "loss_is_log": is_log, "loss_counts": tuple(counts.tolist())}
+
+
+def uses_histogram(uses: NDArray[np.uint16]) -> dict[str, tuple[int, ...]]:
+    """Uses in at most 32 bins of equal width, from the lowest to the highest."""
+    low, high = int(uses.min()), int(uses.max())
+    width = -(-(high - low + 1) // BINS)
+    counts = np.bincount((uses.astype(np.int64) - low) // width)
+    return {"uses_range": (low, high), "uses_counts": tuple(counts.tolist())}
+
+
+def top(values: Floats, count: int) -> NDArray[np.int64]:
+    """Positions of the highest values, highest first; NaN is never among them."""
+    known = np.flatnonzero(~np.isnan(values))
+    if len(known) > count:
+        known = known[np.argpartition(-values[known], count - 1)[:count]]
+    return known[np.argsort(-values[known], kind="stable")]
+
+
+def rounded(value: Any) -> float:
+    """Five digits: as much as a screen shows, and half the bytes."""
+    return float(f"{float(value):.5g}")
