@@ -24,6 +24,7 @@ from learnit_r8.journal import Journal, Run, find_run, writing
 from learnit_r8.journal.about import is_gone, this_process
 from learnit_r8.journal.opening import open_journal
 from learnit_r8.journal.reading import _is_sane
+from learnit_r8.journal.samples import sample_epochs, samples_of
 from learnit_r8.journal.summary import MOST_OF_A_KIND, STEPS_AT_FIRST, STEPS_PER_SECOND, Summary, merge
 
 ROOT = Path(__file__).parent.parent
@@ -355,6 +356,23 @@ def test_forked_child_writes_nothing(tmp_path):
         {"from_the_parent": 1.0}
     ]
     assert kinds_of(tmp_path).count("RunEnded") == 1
+
+
+def test_samples_taken_while_others_are_written_are_kept(tmp_path):
+    """A write that happens while the table is copied does not lose the copy."""
+    r8 = make(20, batch_size=4, num_epochs=1)
+    train(r8)
+
+    def copy(epoch, step):
+        written.write_due()
+        return samples_of(r8.table, epoch, step)
+
+    written = journal(tmp_path, samples=copy)
+    written.listener(events.RunStarted(0, 0.0, "", 20, 4, 5, 5, None, "balanced"))
+    written.listener(events.EpochDone(5, 1.0, 0, 1.0, 1.0, 0.1, 20, 1.0))
+    written.write_due()
+
+    assert sample_epochs(tmp_path) == [0]
 
 
 def test_what_comes_after_the_end_is_written(tmp_path):

@@ -157,7 +157,9 @@ class Journal:
             return
         began = self._clock()
         self._samples_step = event.step
-        self._pending_samples.append(self._samples_of((event.step - 1) // self._steps_per_epoch, event.step))
+        samples = self._samples_of((event.step - 1) // self._steps_per_epoch, event.step)
+        with self._lock:
+            self._pending_samples.append(samples)
         self._samples_due = self._clock() + SAMPLES_PAUSE * (self._clock() - began)
 
     def write_due(self) -> None:
