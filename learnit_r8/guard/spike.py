@@ -145,8 +145,8 @@ class SpikeGuard:
         return SpikeState()
 
     def suspicion(self, state: SpikeState) -> float:
-        """Evidence so far, as a share of the alarm."""
-        return min(1.0, state.evidence / state.reference.alarm)
+        """Evidence so far, as a share of the alarm; at least a half while the losses are up: no time for backups."""
+        return max(0.5 * (state.past.drifted > 0), min(1.0, state.evidence / state.reference.alarm))
 
     def judge(
         self,
