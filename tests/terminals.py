@@ -76,7 +76,9 @@ class Terminal:
             except OSError:
                 return False
             self.raw += data
-            self._stream.feed(data)
+            # The emulator does not know every sequence of every terminal.
+            with contextlib.suppress(TypeError):
+                self._stream.feed(data)
             ready, _, _ = select.select([self.master], [], [], 0)
         return True
 

@@ -194,7 +194,8 @@ class Painter:
 
     def _press(self, key: str) -> None:
         if key == "ctrl-z":
-            self._stop_job()
+            if hasattr(signal, "SIGTSTP"):
+                self._stop_job()
             return
         self.looking, action = press(key, self.looking, self.view)
         if action is not None:

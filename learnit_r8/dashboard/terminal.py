@@ -78,7 +78,8 @@ class Screen:
         self._num_empty = 0
         self._enter = self.leaving = b""
         self._wake_reader, self._wake_writer = os.pipe()
-        os.set_blocking(self._wake_writer, False)
+        with contextlib.suppress(AttributeError, OSError):
+            os.set_blocking(self._wake_writer, False)
         self.width, self.height = _USUAL_SIZE
         self.is_abandoned = False
 
@@ -228,6 +229,9 @@ class Screen:
 
     def wake(self) -> None:
         """End `wait`. From any thread, also from a signal handler."""
+        # There the wait is short by itself, and nobody would empty the pipe.
+        if _IS_WINDOWS:
+            return
         with contextlib.suppress(OSError):
             os.write(self._wake_writer, b"!")
 
