@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import random
 import signal
 import time
 import warnings
@@ -160,6 +161,21 @@ def settings_made(rank):
     return Together().settings({"use_curses": True, "run_dir": "runs", "seed": 3})
 
 
+def resumed_numbers(rank, folder):
+    """Random numbers that follow on a checkpoint, read twice, and the parameters it holds."""
+    task = Digits()
+    dataset = torch.utils.data.TensorDataset(task.x, task.y)
+    adapter = attach(task.model, task.optimizer, dataset, batch_size=64, num_epochs=2, checkpoint_dir=folder)
+    for xs, ys in adapter.loader():
+        adapter.step(adapter.loss(torch.nn.functional.cross_entropy(task.model(xs), ys, reduction="none")))
+    adapter.scheduler.save_checkpoint()
+    numbers = []
+    for _ in range(2):
+        adapter.scheduler.load_checkpoint()
+        numbers.append((torch.rand(1).item(), np.random.random(), random.random()))
+    return numbers, parameter_digest(task.model)
+
+
 def begun_run(rank, folder, until):
     """A run on made-up losses that is left at a step, with a checkpoint of it."""
     r8 = R8Scheduler(640, batch_size=8, num_epochs=3, checkpoint_dir=folder)
@@ -199,6 +215,25 @@ def stopped_run(rank, folder):
     finally:
         signal.signal(signal.SIGUSR1, before)
     return r8.global_step, r8.is_stopped
+
+
+def preempted_run(rank, folder, at):
+    """A run whose rank 1 gets SIGTERM: how it ended, and where."""
+    task = Digits()
+    settings = {"batch_size": 64, "num_epochs": 50, "checkpoint_dir": folder}
+    adapter = attach(task.model, task.optimizer, torch.utils.data.TensorDataset(task.x, task.y), **settings)
+    how, steps = "stopped", 0
+    try:
+        for _ in adapter.epochs():
+            for xs, ys in adapter.loader():
+                steps += 1
+                if rank == 1 and steps == at:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                adapter.step(adapter.loss(torch.nn.functional.cross_entropy(task.model(xs), ys, reduction="none")))
+        adapter.close()
+    except SystemExit as error:
+        how = f"exit {error.code}"
+    return how, adapter.scheduler.global_step
 
 
 def lost_adapter_run(rank, killed):

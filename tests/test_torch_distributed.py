@@ -99,6 +99,16 @@ def test_an_adapter_ends_with_the_time_of_rank_0(pair):
     assert one[3] > 0
 
 
+def test_ranks_have_random_numbers_of_their_own_after_a_resume(pair, tmp_path):
+    """A checkpoint holds the generators of rank 0; the others go on with ones derived from them, each time the same."""
+    [(one, weights), (other, same_weights)] = pair.run(jobs.resumed_numbers, str(tmp_path))
+
+    assert one[0] == one[1]
+    assert other[0] == other[1]
+    assert not set(one[0]) & set(other[0])
+    assert weights == same_weights
+
+
 def test_models_that_drift_apart_are_said_once(pair):
     """Where nobody averages the gradients, a warning says so."""
     for messages in pair.run(jobs.drifting_run, 200):
@@ -167,6 +177,20 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(pair, tmp_path):
     assert answers[0] == answers[1]
     assert 100 < answers[0][0] <= 116
     assert saved.state["pace"]["step"] == answers[0][0]
+
+
+@pytest.mark.parametrize("at", [70, 80])
+def test_a_rank_that_is_to_end_ends_all_with_a_checkpoint(pair, tmp_path, at):
+    """SIGTERM on one rank: all end after the same step, saved by rank 0; the rank that got it has its exit code.
+
+    Of 29 steps an epoch, one is asked in mid-epoch, and one when the next exchange is at the border.
+    """
+    answers = pair.run(jobs.preempted_run, str(tmp_path), at)
+    step = answers[0][1]
+
+    assert answers == [("stopped", step), ("exit 143", step)]
+    assert at <= step <= at + 16
+    assert CheckpointStore(tmp_path, keep=1, run_id="").load().state["pace"]["step"] == step
 
 
 @pytest.mark.parametrize(("killed", "how"), [(1, "dies"), (0, "dies"), (1, "dies in backward"), (1, "hangs")])

@@ -86,6 +86,7 @@ def attach(
     )
     sharing = sharing_here() if sharing is None else sharing
     settings = sharing.settings(settings)
+    state.rank = sharing.rank
     r8 = _new_scheduler(size, state, settings, optimizer) if scheduler is None else _checked(scheduler, size, settings)
     sharing.check(r8, model)
     callbacks = Callbacks(state.save, state.load, state.read)

@@ -43,6 +43,7 @@ class Together(Sharing):
     def __init__(self, ranks: Ranks | None = None, *, every: int | None = None) -> None:
         check_every(every)
         self.ranks = Ranks() if ranks is None else ranks
+        self.rank = self.ranks.rank
         self._every = every
         self._exchange: Exchange | None = None
 
@@ -79,7 +80,8 @@ class Together(Sharing):
         """Let the scheduler do what is due, where nothing is held back; at the border of an epoch, ask the time."""
         if num_held_back or self._exchange is None:
             return
-        if not r8.global_step % r8.steps_per_epoch:
+        # Once the run is over, others may be gone already.
+        if not r8.global_step % r8.steps_per_epoch and not r8.pace.is_over:
             self._exchange.run([])
         r8.between_steps()
 

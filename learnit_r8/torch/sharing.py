@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 
 class Sharing:
-    """A process alone: all of a batch is its own. Processes that train together have a kind of their own."""
+    """A process alone: all of a batch is its own. Processes that train together have a kind of their own.
+
+    Attributes:
+        rank: Number of this process among them.
+    """
+
+    rank = 0
 
     def settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         """What this process's scheduler is made with.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 from collections.abc import Callable, Mapping
@@ -24,12 +25,15 @@ class ModelState:
 
     Attributes:
         after_load: Called when a state was put back.
+        rank: Number of this process among those that train together. A file holds the random generators of the first;
+            the others get theirs derived from them, or all would drop out and augment alike.
     """
 
     def __init__(self, model: Any, optimizer: Any = None, *, scaler: Any = None, ema: Any = None) -> None:
         named = {"model": plain_model(model), "optimizer": optimizer, "scaler": scaler, "ema": ema}
         self._parts = {name: part for name, part in named.items() if part is not None}
         self.after_load: Callable[[], None] = _nothing
+        self.rank = 0
         self._generators: dict[str, Any] | None = None
 
     def read(self) -> dict[str, Any]:
@@ -72,9 +76,10 @@ class ModelState:
         if optimizer is not None:
             # Those of the weights that were given up.
             optimizer.zero_grad(set_to_none=True)
-        set_random_state(state["random"])
+        generators = state["random"] if from_ram or not self.rank else random_state_of(state["random"], self.rank)
+        set_random_state(generators)
         # A loader draws from the generators when it starts, which must not count.
-        self._generators = None if from_ram else state["random"]
+        self._generators = None if from_ram else generators
         self.after_load()
 
     def resume_generators(self) -> None:
@@ -120,6 +125,16 @@ def random_state() -> dict[str, Any]:
         "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),
         "python": (version, torch.tensor(numbers), next_gauss),
     }
+
+
+def random_state_of(saved: Mapping[str, Any], rank: int) -> dict[str, Any]:
+    """A state of the generators derived from that of another process, the same each time."""
+    digest = hashlib.blake2b(saved["torch"].cpu().numpy().tobytes(), digest_size=4, key=rank.to_bytes(8, "little"))
+    seed = int.from_bytes(digest.digest(), "little")
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    return random_state()
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
