@@ -92,6 +92,9 @@ class Exchange:
 
     def agree(self, trouble: str) -> str:
         """What went wrong on this rank, or that something did on another; "" if nothing did anywhere."""
+        if self.r8.is_stopped:
+            # A rank that was told to end by a signal is gone by now.
+            return trouble
         everyone = self.ranks.gather(np.array([bool(trouble)]))[:, 0]
         elsewhere = ", ".join(map(str, np.flatnonzero(everyone).tolist()))
         return trouble or (elsewhere and f"it went wrong on rank {elsewhere}")
