@@ -63,6 +63,7 @@ def toy_run(rank, num_steps, every_bad):
             if rank == 0 and step % 37 == 0:
                 # Looking at a table is each rank's own affair.
                 assert len(r8.table.loss) == 5000
+    r8.close()
     return table_digest(r8), r8.sentry.num_refused, r8.global_step
 
 
@@ -119,6 +120,7 @@ def digits_run(rank, bad_rank, bad_step, every):
                 losses = losses * float("nan")
             if shared.report(share.ticket, losses):
                 task.step(losses, share.lr)
+    r8.close()
     return table_digest(r8), parameter_digest(task.model), r8.sentry.num_refused, task.accuracy()
 
 
@@ -153,6 +155,7 @@ def drifting_run(rank, num_steps):
         for _ in adapter.epochs():
             for (xs,) in adapter.loader():
                 adapter.step(adapter.loss((model(xs)[:, 0] - xs.sum(1)) ** 2))
+        adapter.close()
     return [str(warning.message) for warning in caught]
 
 
@@ -173,6 +176,7 @@ def resumed_numbers(rank, folder):
     for _ in range(2):
         adapter.scheduler.load_checkpoint()
         numbers.append((torch.rand(1).item(), np.random.random(), random.random()))
+    adapter.close()
     return numbers, parameter_digest(task.model)
 
 
@@ -184,7 +188,8 @@ def begun_run(rank, folder, until):
         for share in shared:
             shared.report(share.ticket, 1.0 + share.indices / 640)
             if share.ticket.step == until:
-                return len(shared.r8.save_checkpoint().path.name) > 0
+                r8.save_checkpoint()
+                return r8.close()
     return None
 
 
