@@ -13,7 +13,7 @@ from test_exits import LOOP, NOTHING, WITH, program
 
 from learnit_r8.dashboard import choice
 
-SAVING = LOOP.replace('name="matrix")', 'name="matrix", run_dir="run", checkpoint_dir="saved", checkpoint_every=10**9)')
+SAVING = LOOP.replace('name="matrix")', 'name="matrix", checkpoint_dir="saved", checkpoint_every=10**9)')
 SAVED = SAVING + "with r8:\n    train(body)\nprint('code after the loop at step', r8.global_step)\n"
 
 
