@@ -39,6 +39,10 @@ LEAST_KNOWN = 32
 """Losses that make a start, and a reference."""
 RARE = 0.02
 """Share of usual losses beyond the threshold up to which ``alarm`` is enough; beyond, a third more is needed."""
+HELD_FROM = 0.5
+"""Share of the alarm from which on the thresholds are held, """
+MOST_HELD = 8
+"""for so many looks."""
 FALLEN = 0.8
 """Factor by which the scheduled learning rate must have fallen to explain higher losses."""
 
@@ -56,6 +60,7 @@ class Past(NamedTuple):
         best_spread: Spread of the losses in that window.
         best_lr: Scheduled learning rate then.
         drifted: Losses since the median is up.
+        held: Looks that changed no threshold, because of the evidence, since there was none.
     """
 
     losses: tuple[float, ...] = ()
@@ -67,6 +72,7 @@ class Past(NamedTuple):
     best_spread: float = 0.0
     best_lr: float = math.nan
     drifted: int = 0
+    held: int = 0
 
 
 class SpikeState(NamedTuple):
@@ -176,10 +182,12 @@ class SpikeGuard:
         elif evidence:
             evidence = max(0.0, evidence + down)
         if len(recent) == BLOCK:
-            return self._look(evidence, recent, past, lr)
+            return self._look(evidence, recent, reference, past, lr)
         return _new_tuple(SpikeState, (evidence, recent, reference, past)), Verdict.GOOD
 
-    def _look(self, evidence: float, recent: tuple[float, ...], past: Past, lr: float) -> tuple[SpikeState, Verdict]:
+    def _look(
+        self, evidence: float, recent: tuple[float, ...], reference: Reference, past: Past, lr: float
+    ) -> tuple[SpikeState, Verdict]:
         """Renew the thresholds."""
         losses = (past.losses + recent)[-(self.window + self.lag) :]
         lrs = (*past.lrs, lr)[-(len(losses) // BLOCK) :]
@@ -194,7 +202,10 @@ class SpikeGuard:
         known = losses[: len(losses) - self.lag]
         if len(known) < LEAST_KNOWN:
             return SpikeState(0.0, (), UNARMED, past), verdict
-        reference, past = self._refer(in_order(known), past)
+        if evidence > HELD_FROM * reference.alarm and past.held < MOST_HELD:
+            # What is under suspicion must not become usual before it is judged.
+            return SpikeState(evidence, (), reference, past._replace(held=past.held + 1)), verdict
+        reference, past = self._refer(in_order(known), past._replace(held=past.held if evidence else 0))
         return SpikeState(evidence, (), reference, past), verdict
 
     def _refer(self, ordered: list[float], past: Past) -> tuple[Reference, Past]:
