@@ -14,6 +14,7 @@ from test_run_folder import STARTED, folder_with, line, steps
 
 from learnit_r8 import events
 from learnit_r8.cli import VIEWS, main
+from learnit_r8.cli.screens import _drawing
 from learnit_r8.condense import Condenser
 from learnit_r8.dashboard.looking import Action, Looking
 from learnit_r8.dashboard.render import render
@@ -388,3 +389,12 @@ def test_hostile_run_is_drawn(tmp_path, seed, capsys):
     assert set(codes) <= {0, 1, 3, 4, 5}
     assert codes.count(1) == printed.err.count("run must hold numbers that can be drawn")
     assert not {"\x1b", "\u202e", "\x00"} & set(printed.out + printed.err)
+
+
+def test_error_of_drawing_is_the_runs_own():
+    """Numbers that cannot be drawn end the viewer with a reason, not with a traceback."""
+    with (
+        pytest.raises(UnreadableRun, match=r"run must hold numbers that can be drawn, got ZeroDivisionError"),
+        _drawing(),
+    ):
+        raise ZeroDivisionError
