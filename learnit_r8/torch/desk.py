@@ -176,6 +176,7 @@ class Turn:
         num_taken: Batches reported or given up.
         epoch: The epoch, 0-based.
         length: Batches of it.
+        is_out_of_order: Whether the loader hands batches out as they come from its workers.
     """
 
     def __init__(self, desk: Desk, hand_out: Callable[[Ticket, Any], Any]) -> None:
@@ -185,7 +186,10 @@ class Turn:
         self._is_exhausted = False
         self._desk = desk
         self._hand_out = hand_out
+        self.is_out_of_order = False
         self._loader: Any = None
+        self._end = 0
+        self._pace = desk.r8.pace
         self._dataset: Any = None
         self._has_begun = False
 
@@ -203,7 +207,9 @@ class Turn:
                 "time."
             )
         desk.between_steps()
-        ticket = None if self._is_over else desk.r8.draw_ahead()
+        pace = self._pace
+        is_over = pace.step + pace.num_out >= self._end and not desk.r8.search.is_on
+        ticket = None if is_over else desk.r8.draw_ahead()
         if ticket is None:
             self._is_exhausted = True
             raise StopIteration
@@ -219,19 +225,16 @@ class Turn:
             _check(loader)
             self._loader, self._dataset = weakref.ref(loader), loader._dataset
             self._num_ahead = loader._num_workers * (getattr(loader, "_prefetch_factor", None) or 0)
+            self.is_out_of_order = not getattr(loader, "_in_order", True) and loader._num_workers > 1
         desk, r8 = self._desk, self._desk.r8
         desk.open_turn(self)
         self.epoch, self.length = r8.current_epoch, num_left(r8)
+        self._end = (self.epoch + 1) * r8.steps_per_epoch
         if r8.pace.is_finished and not r8.is_stopped:
             r8.announcer.warn_once(
                 "no batches left",
                 f"the budget is spent after {r8.global_step} steps: R8BatchSampler gives no more batches.",
             )
-
-    @property
-    def _is_over(self) -> bool:
-        r8 = self._desk.r8
-        return not r8.search.is_on and r8.pace.next_step >= (self.epoch + 1) * r8.steps_per_epoch
 
     @property
     def is_finished(self) -> bool:
@@ -244,12 +247,6 @@ class Turn:
         """Batches that the loader handed out; None if no loader of torch's is there to ask."""
         loader = None if self._loader is None else self._loader()
         return getattr(loader, "_num_yielded", None)
-
-    @property
-    def is_out_of_order(self) -> bool:
-        """Whether the loader hands batches out as they come from its workers."""
-        loader = None if self._loader is None else self._loader()
-        return not getattr(loader, "_in_order", True) and getattr(loader, "_num_workers", 0) > 1
 
 
 def _loader_above() -> Any:
