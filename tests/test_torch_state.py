@@ -275,3 +275,18 @@ def test_as_tensors_and_back():
     assert tensors["a"].dtype == torch.int64
     assert back["a"].tolist() == [0, 1, 2]
     assert back["b"] == [2.5, [1, "x", None]]
+
+
+def test_resumes_by_itself(tmp_path):
+    """With resume="auto" the same program goes on where it was ended, bit for bit."""
+    whole, seen = make(), []
+    go_on(whole, 0, seen)
+    broken, first = make(tmp_path, resume="auto"), []
+    go_on(broken, 0, first, stop_after=17)
+    resumed, rest = make(tmp_path, resume="auto"), []
+    step = resumed.scheduler.global_step
+    go_on(resumed, 0, rest)
+
+    assert step == 15
+    assert first[:step] + rest == seen
+    assert np.array_equal(weights(resumed.model), weights(whole.model))
