@@ -78,10 +78,8 @@ def run(setting: Setting, seeds: list[int]) -> list[Trained]:
     for name, rule in PEERS.items():
         for found, steps in zip(alarms, first_alarms(rule(len(seeds)), runs.rows[:, :, 0]), strict=True):
             found[name] = steps
-    return [
-        Trained(setting, has_diverged(truth, jump), jump, found)
-        for truth, found in zip(runs.truth, alarms, strict=True)
-    ]
+    networks = zip(alarms, runs.truth, strict=True)
+    return [Trained(setting, has_diverged(truth, jump), jump, found, truth) for found, truth in networks]
 
 
 def print_quiet(trained: list[Trained]) -> None:
