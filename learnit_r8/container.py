@@ -36,6 +36,9 @@ MOST_MEMBERS = 2**16 - 2
 MOST_NODES = 10**6
 """Lists, dicts and commas in the JSON text of a file; a real one has a few hundred."""
 
+MOST_TREE_BYTES = 2**23
+"""Of the JSON text of a file, four for each character; a real one has some thousand."""
+
 _TREE = "tree"
 _BLOCK = 2**20
 _MEMBER = re.compile(r"(tree|a\d{1,9})\.npy")
@@ -54,10 +57,10 @@ def encode(state: Mapping[str, Any]) -> bytes:
     """
     arrays: dict[str, Any] = {}
     tree = json.dumps(_to_tree(state, "state", arrays))
-    if len(arrays) > MOST_MEMBERS or _count_nodes(tree) > MOST_NODES:
+    if len(arrays) > MOST_MEMBERS or _count_nodes(tree) > MOST_NODES or 4 * len(tree) + 256 > MOST_TREE_BYTES:
         raise ValueError(
             f"state must have at most {MOST_MEMBERS} arrays and {MOST_NODES} lists, dicts and entries, got "
-            f"{len(arrays)} and {_count_nodes(tree)}; put numbers into arrays."
+            f"{len(arrays)} and {_count_nodes(tree)} in {len(tree)} characters; put numbers into arrays."
         )
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **{_TREE: np.array(tree)}, **arrays)
@@ -189,6 +192,8 @@ def _read_npz(payload: memoryview) -> dict[str, NDArray[Any]]:
         infos = members.infolist()
         if len({info.filename for info in infos}) < len(infos):
             raise ValueError("its members must have different names")
+        if any(info.file_size > MOST_TREE_BYTES for info in infos if info.filename == f"{_TREE}.npy"):
+            raise ValueError(f"its tree must take at most {MOST_TREE_BYTES} bytes")
         if sum(info.file_size for info in infos) > len(payload):
             raise ValueError("its members must not overlap")
         return {info.filename[: -len(".npy")]: _read_array(members, info) for info in infos}

@@ -2,7 +2,10 @@
 
 import os
 import re
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -406,3 +409,41 @@ def test_resume_is_quiet(tmp_path):
         train(r8)
 
     assert r8.pace.is_finished
+
+
+def test_example_goes_on_after_it_was_killed(tmp_path):
+    """The example ends itself in the middle; started again it goes on from its newest checkpoint to the end."""
+    root = Path(__file__).parent.parent
+    runs = [
+        subprocess.run(
+            [sys.executable, str(root / "examples" / "resume.py"), str(tmp_path / "saved")],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(root)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        for _ in range(2)
+    ]
+
+    assert (runs[0].returncode, runs[0].stdout.split()[:4]) == (9, []) or "step 0" in runs[0].stdout
+    assert runs[1].stdout.splitlines()[0] == "begins at step 60"
+    assert runs[1].stdout.splitlines()[1].startswith("ends at step 100: weights [1.0, -2.0, 3.0, 0.5")
+
+
+def test_reader_of_the_document_reads_checkpoints(tmp_path):
+    """The reader printed in docs/files.md reads a real file, and refuses a damaged one."""
+    text = (Path(__file__).parent.parent / "docs" / "files.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "R8CK" in block)
+    names = {}
+    exec(code, names)
+    interrupted(tmp_path, 3)
+    path = sorted(tmp_path.glob("ck_*"))[-1]
+    tree, arrays = names["read"](path)
+    loss = arrays[tree["scheduler"]["table"]["loss"]["__array__"]]
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+
+    assert (len(loss), tree["scheduler"]["pace"]["step"], tree["config"]["batch_size"]) == (20, 3, 4)
+    with pytest.raises(AssertionError):
+        names["read"](path)

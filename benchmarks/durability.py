@@ -1,0 +1,488 @@
+"""Nothing is lost: processes killed while they save, power cut at every operation, damaged files, resumed runs.
+
+    python benchmarks/durability.py [--kills 10000] [--mutants 100000] [--skip-time]
+
+Each line says how often something was tried and how often it went wrong. The power cut is simulated on the real code:
+file contents and directory entries have a volatile and a durable copy, what was not flushed persists not at all, half,
+as zeros or whole, and directory operations persist as a prefix in order; the same with parts of the protocol left out
+shows that the simulation sees what it should. POSIX only, as it forks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import struct
+import sys
+import tempfile
+import time
+import tracemalloc
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from learnit_r8 import CheckpointStore, NoValidCheckpoint, R8Scheduler
+from learnit_r8.checkpoint import encode
+
+HEADER = struct.Struct("<4sIQ32s")
+MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
+"""A folder in memory: a kill does not see what was flushed, so the disk may be left in peace."""
+
+
+def loss_of(indices):
+    return 0.5 + (indices * 7919 % 101) / 50
+
+
+def model_of(step):
+    return b"model of step %d " % step * 40
+
+
+def build(folder, step_of_model, **more):
+    """A scheduler of 30 samples that resumes by itself; its model is the number of its step."""
+
+    def save(state, path):
+        Path(path).write_bytes(model_of(state["scheduler"]["pace"]["step"]))
+
+    def load(path):
+        step_of_model[0] = int(Path(path).read_bytes().split()[3])
+
+    return R8Scheduler(
+        30,
+        batch_size=3,
+        checkpoint_dir=folder,
+        checkpoint_every=1,
+        resume="auto",
+        save_callback=save,
+        load_callback=load,
+        handle_signals=False,
+        **more,
+    )
+
+
+def forked(child):
+    """Run ``child(write)`` in a fork: its number, and where to read what it wrote."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        try:
+            child(lambda text: os.write(writing, text.encode()))
+        except BaseException as error:
+            os.write(writing, f"!{error!r}\n".encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    return pid, reading
+
+
+def lines_of(reading):
+    with os.fdopen(reading, "rb") as file:
+        return [line for line in file.read().decode().split("\n")[:-1] if line]
+
+
+def newest(folder):
+    """Step of the newest checkpoint, its model checked; 0 where there are none."""
+    try:
+        found = CheckpointStore(folder, keep=3, run_id="").load()
+    except NoValidCheckpoint as error:
+        if "no files" in str(error):
+            return 0
+        raise
+    step = found.state["pace"]["step"]
+    if found.model_path.read_bytes() != model_of(step):
+        raise ValueError(f"another model than that of step {step}")
+    return step
+
+
+def kills(count, seed=0):
+    """Kill a process that does nothing but save, at random moments: acknowledged checkpoints lost, and more."""
+    rng = random.Random(seed)
+    folder = Path(tempfile.mkdtemp(prefix="kills_", dir=MEMORY))
+    lost = unreadable = repairs = saves = left = 0
+    acknowledged = 0
+
+    def train(write):
+        model = [0]
+        r8 = build(folder, model, num_steps=10**6)
+        if model[0] != r8.global_step:
+            raise ValueError(f"model of step {model[0]} with scheduler of step {r8.global_step}")
+        write("ready\n")
+        r8.announcer.add(lambda event: type(event).__name__ == "CheckpointSaved" and write(f"{event.step}\n"))
+        while (ticket := r8.draw_if_any()) is not None:
+            r8.report(ticket, loss_of(ticket.indices))
+
+    for _ in range(count):
+        pid, reading = forked(train)
+        # A fifth of them while they resume, the others somewhere in their first saves.
+        if rng.random() < 0.8:
+            os.read(reading, 6)
+        time.sleep(rng.random() * 0.02)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        told = lines_of(reading)
+        # A child that could not resume by itself would need a person.
+        repairs += any(line.startswith("!") for line in told)
+        steps = [int(line) for line in told if line.isdigit()]
+        saves += len(steps)
+        acknowledged = max([acknowledged, *steps])
+        left += any(path.name.startswith("tmp_") for path in folder.iterdir())
+        try:
+            lost += newest(folder) < acknowledged
+        except (ValueError, RuntimeWarning):
+            unreadable += 1
+    files = len(list(folder.iterdir()))
+    shutil.rmtree(folder)
+    print(
+        f"kill -9: {count} kills, {saves} saves, {left} times a half-written file was left: {lost} acknowledged "
+        f"checkpoints lost, {unreadable} unreadable, {repairs} manual repairs; {files} files at the end"
+    )
+    return lost + unreadable + repairs
+
+
+def resumes():
+    """Kill at every step of three epochs, resume once and twice: runs that differ from the uninterrupted one."""
+    folder = Path(tempfile.mkdtemp(prefix="resumes_", dir=MEMORY))
+
+    def run(stop_at):
+        def train(write):
+            r8 = build(folder / "run", [0], num_epochs=3)
+            while (ticket := r8.draw_if_any()) is not None:
+                write(json.dumps([ticket.step, ticket.epoch, ticket.indices.tolist(), ticket.lr]) + "\n")
+                if r8.global_step == stop_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                r8.report(ticket, loss_of(ticket.indices))
+            state = {name: values for name, values in r8.table.state_dict().items() if name != "numbers"}
+            write(f"end {hashlib.sha256(encode(state)).hexdigest()}\n")
+
+        pid, reading = forked(train)
+        lines = lines_of(reading)
+        os.waitpid(pid, 0)
+        return lines
+
+    def whole(*stops):
+        shutil.rmtree(folder / "run", ignore_errors=True)
+        seen = {}
+        for stop in [*stops, None]:
+            for line in run(stop):
+                seen["end" if line.startswith("end") else json.loads(line)[0]] = line
+        return seen
+
+    reference = whole()
+    different = count = 0
+    for step in range(30):
+        for stops in ((step,), (step, min(step + 2, 29))):
+            different += whole(*stops) != reference
+            count += 1
+    shutil.rmtree(folder)
+    print(
+        f"resumed: {count} runs of 3 epochs, killed at each step once or twice: "
+        f"{different} differ in order, rate, table"
+    )
+    return different
+
+
+MOST_CHOICES = 200
+"""Combinations of lost contents that are looked at for one set of names."""
+
+
+class Recorder:
+    """Watches the operations of a save, and tells what a power cut between two of them may leave.
+
+    Args:
+        folder: What is watched.
+        forgets: Operations that do nothing: "file" or "folder" flushes.
+    """
+
+    OPERATIONS = ("open", "fsync", "link", "replace", "unlink")
+
+    def __init__(self, folder, forgets=()):
+        self.folder, self.forgets = folder, forgets
+        self.names, self.data, self.pending = {}, {}, []
+        self.now = {}
+        self.acknowledged = 0
+        self.states = {}
+        self._rng = random.Random(0)
+        self._real = {name: getattr(os, name) for name in self.OPERATIONS}
+
+    def __enter__(self):
+        for name in self.OPERATIONS:
+            setattr(os, name, self._watched(name))
+        return self
+
+    def __exit__(self, *error):
+        for name, real in self._real.items():
+            setattr(os, name, real)
+
+    def _watched(self, name):
+        real = self._real[name]
+
+        def operation(*arguments, **keywords):
+            self.look()
+            result = real(*arguments, **keywords)
+            if name == "fsync":
+                self._flushed(arguments[0])
+            self.look()
+            return result
+
+        return operation
+
+    def _flushed(self, descriptor):
+        about = os.fstat(descriptor)
+        if about.st_ino == self.folder.stat().st_ino:
+            if "folder" not in self.forgets:
+                self.names, self.pending = {name: number for name, (number, _) in self.now.items()}, []
+        elif "file" not in self.forgets:
+            self.data.update({number: content for number, content in self.now.values() if number == about.st_ino})
+
+    def look(self):
+        """Note what has changed, and every state that a cut at this moment may leave."""
+        before, self.now = self.now, {}
+        for entry in os.scandir(self.folder):
+            with contextlib.suppress(FileNotFoundError):
+                self.now[entry.name] = (entry.inode(), Path(entry.path).read_bytes())
+        for name in before.keys() | self.now.keys():
+            old, new = before.get(name, (None,))[0], self.now.get(name, (None,))[0]
+            if old != new:
+                self.pending.append((name, new))
+        self._remember(before)
+
+    def _remember(self, before):
+        volatile = dict([*before.values(), *self.now.values()])
+        for count in range(len(self.pending) + 1):
+            names = dict(self.names)
+            for name, number in self.pending[:count]:
+                names[name] = number
+            numbers = {name: number for name, number in names.items() if number is not None}
+            kept = {number: self._choices(number, volatile) for number in set(numbers.values())}
+            choices = list(itertools.islice(itertools.product(*kept.values()), MOST_CHOICES))
+            for content in choices:
+                of = dict(zip(kept, content, strict=True))
+                state = tuple(sorted((name, of[number]) for name, number in numbers.items()))
+                self.states[state] = max(self.acknowledged, self.states.get(state, 0))
+
+    def _choices(self, number, volatile):
+        durable_content, content = self.data.get(number, b""), volatile.get(number, self.data.get(number, b""))
+        if durable_content == content:
+            return [content]
+        cut = [content[: self._rng.randrange(len(content))] for _ in range(2)] if content else []
+        return [durable_content, *cut, bytes(len(content)), *(part.ljust(len(content), b"\0") for part in cut), content]
+
+
+def cuts(saves=110, forgets=()):
+    """Cut the power at every operation of some saves: states in which an acknowledged checkpoint is lost."""
+    folder = Path(tempfile.mkdtemp(prefix="cuts_", dir=MEMORY))
+    r8 = build(folder / "run", [0], num_steps=1000, keep_checkpoints=2)
+    (folder / "run").mkdir()
+    with Recorder(folder / "run", forgets) as recorder:
+        for _ in range(saves):
+            r8.report(r8.draw_if_any(), 1.0)
+            saved = r8.save_checkpoint()
+            recorder.acknowledged = saved.state["pace"]["step"]
+            recorder.look()
+    lost = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for state, acknowledged in recorder.states.items():
+            disk = folder / "disk"
+            disk.mkdir()
+            for name, content in state:
+                (disk / name).write_bytes(content)
+            try:
+                lost += newest(disk) < acknowledged
+            except ValueError:
+                lost += acknowledged > 0
+            shutil.rmtree(disk)
+    shutil.rmtree(folder)
+    without = f" without flushing the {' and the '.join(forgets)}" if forgets else ""
+    print(f"power cut{without}: {len(recorder.states)} states: {lost} acknowledged checkpoints lost")
+    return lost, len(recorder.states)
+
+
+def sealed(payload):
+    """A file with a right header and digest."""
+    return HEADER.pack(b"R8CK", 1, len(payload), hashlib.sha256(payload).digest()) + payload
+
+
+def archive(members, *, compressed=False):
+    buffer = io.BytesIO()
+    method = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+    with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w", method) as file:
+        warnings.simplefilter("ignore")
+        for name, content in members:
+            file.writestr(name, content)
+    return buffer.getvalue()
+
+
+def npy(value, pickled=False):
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, value, allow_pickle=pickled)
+    return buffer.getvalue()
+
+
+def tree_file(text, *more):
+    return sealed(archive([("tree.npy", npy(np.array(text))), *more]))
+
+
+def hostile(rng):
+    """Files that somebody made, their digest right."""
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (65536, 65536), }"
+    forged = b"\x93NUMPY\x01\0" + struct.pack("<H", 118) + header + b" " * (117 - len(header)) + b"\n"
+    many = archive([(f"a{number}.npy", b"") for number in range(70_000)])
+    yield sealed(archive([("tree.npy", bytes(50_000_000))], compressed=True))
+    yield sealed(archive([("tree.npy", npy(np.array([print], dtype=object), pickled=True))]))
+    yield tree_file('{"a": {"__array__": "a0"}}', ("a0.npy", forged))
+    yield tree_file('{"a": {"__array__": "a0"}}', ("a0.npy", npy(np.zeros(3))), ("a0.npy", npy(np.zeros(3))))
+    yield tree_file('{"a": {"__array__": "a9"}}')
+    yield tree_file("[" * 100_000)
+    yield tree_file("[" + "[]," * 2_000_000 + "[]]")
+    yield tree_file("9" * 100_000)
+    yield tree_file('{"run_id": "x", "model": {"name": "../../etc/passwd"}, "scheduler": {}}')
+    yield tree_file('{"run_id": 1, "model": 2, "scheduler": 3}')
+    yield sealed(many)
+    yield sealed(b"")
+    yield sealed(b"PK\5\6" + bytes(18))
+    for text in (
+        "",
+        "null",
+        "3",
+        '"x"',
+        "[1]",
+        "{}",
+        '{"run_id": "x"}',
+        "NaN",
+        '{"__array__": 3}',
+        '{"__array__": []}',
+    ):
+        yield tree_file(text)
+    for _ in range(20):
+        yield sealed(rng.randbytes(rng.randrange(200)))
+
+
+def mutants(count, seed=0):
+    """Damage a file in every way: what was taken for good, not caught, slow or large."""
+    rng = random.Random(seed)
+    folder = Path(tempfile.mkdtemp(prefix="mutants_", dir=MEMORY))
+    r8 = build(folder, [0], num_steps=100)
+    for _ in range(3):
+        r8.report(r8.draw_if_any(), 1.0)
+        r8.save_checkpoint()
+    path, model = sorted(folder.glob("ck_*"))[-1], sorted(folder.glob("model_*"))[-1]
+    good, good_model = path.read_bytes(), model.read_bytes()
+    fresh = build(folder / "none", [0], num_steps=100)
+    bad = {"accepted": 0, "uncaught": 0, "slow": 0, "large": 0}
+    tried = 0
+
+    def load(expected):
+        """Loads the folder, and the file into a scheduler."""
+        nonlocal tried
+        tried += 1
+        began = time.perf_counter()
+        try:
+            found = newest(folder)
+            bad["accepted"] += found not in expected
+        except Exception:
+            bad["uncaught"] += 1
+        try:
+            fresh.load_checkpoint(path)
+        except (ValueError, OSError, RuntimeError):
+            pass
+        except Exception:
+            bad["uncaught"] += 1
+        bad["slow"] += time.perf_counter() - began > 2
+
+    warnings.simplefilter("ignore")
+    for number in range(count):
+        content, changed = bytearray(good if number % 5 else good_model), path if number % 5 else model
+        place, kind = rng.randrange(len(content)), number % 7
+        if kind < 3:
+            content[place] ^= 1 << rng.randrange(8)
+        elif kind == 3:
+            del content[place:]
+        elif kind == 4:
+            size = min(512, len(content) - place)
+            content[place : place + size] = rng.randbytes(size)
+        elif kind == 5:
+            content += rng.randbytes(1 + rng.randrange(100))
+        elif changed is path:
+            # A flip behind a digest that is right again.
+            content[48 + place % (len(content) - 48)] ^= 1 << rng.randrange(8)
+            content = sealed(bytes(content[48:]))
+        else:
+            del content[:place]
+        same = bytes(content) == (good if changed is path else good_model)
+        changed.write_bytes(content)
+        load((2, 3) if same or kind == 6 else (2,))
+        path.write_bytes(good)
+        model.write_bytes(good_model)
+    for content in hostile(rng):
+        path.write_bytes(content)
+        tracemalloc.start()
+        load((2,))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        bad["large"] += peak > 2 * max(len(content), 10**6)
+    for make in (
+        os.mkfifo,
+        os.mkdir,
+        lambda name: os.symlink("/dev/zero", name),
+        lambda name: os.symlink(path.parent, name),
+    ):
+        for changed, whole in ((path, good), (model, good_model)):
+            changed.unlink()
+            make(changed)
+            load((2,))
+            changed.rmdir() if changed.is_dir() and not changed.is_symlink() else changed.unlink()
+            changed.write_bytes(whole)
+    shutil.rmtree(folder)
+    print(f"damaged files: {tried} tried: " + ", ".join(f"{number} {name}" for name, number in bad.items()))
+    return sum(bad.values())
+
+
+def times(size=1_000_000):
+    """How long a checkpoint of many samples takes, flushed to the disk."""
+    folder = Path(tempfile.mkdtemp(prefix="times_"))
+    r8 = R8Scheduler(size, batch_size=256, num_epochs=1, checkpoint_dir=folder, handle_signals=False)
+    r8.report(r8.draw(), 1.0)
+    taken = []
+    for _ in range(9):
+        began = time.perf_counter()
+        saved = r8.save_checkpoint()
+        taken.append(1000 * (time.perf_counter() - began))
+    mebibytes = saved.path.stat().st_size / 2**20
+    shutil.rmtree(folder)
+    print(
+        f"a checkpoint of {size:,} samples ({mebibytes:.1f} MiB): median {statistics.median(taken):.0f} ms, "
+        f"{min(taken):.0f} to {max(taken):.0f}"
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=10_000)
+    parser.add_argument("--mutants", type=int, default=100_000)
+    parser.add_argument("--skip-time", action="store_true", help="do not measure how long a checkpoint takes")
+    asked = parser.parse_args()
+    wrong = kills(asked.kills) + resumes() + cuts()[0] + mutants(asked.mutants)
+    for forgets in (("folder",), ("file",), ("file", "folder")):
+        seen = cuts(2, forgets)[0]
+        if not seen:
+            print("the simulation must see what is missing")
+            wrong += 1
+    if not asked.skip_time:
+        times()
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
