@@ -99,6 +99,8 @@ def test_scheduler_made_before(arguments, error, message):
             r"mask must have the shape of the losses \(16, 2\)",
         ),
         (torch.ones(16), {"weights": torch.ones(3)}, ValueError, r"weights must have shape \(16,\), got \(3,\)\."),
+        (torch.ones(16), {"weights": [1.0] * 16}, TypeError, r"weights must be a tensor, got a list; torch\.as_tensor"),
+        (torch.ones(16), {"mask": np.ones(16)}, TypeError, r"mask must be a tensor, got a ndarray; torch\.as_tensor"),
         (torch.tensor(1.0), {"weights": torch.ones(16)}, ValueError, r"\(reduction='none'\) where samples are masked"),
     ],
 )
@@ -112,6 +114,18 @@ def test_losses_that_do_not_fit(losses, settings, error, message):
         adapter.step(adapter.loss(cross_entropy(adapter.model(x), y, reduction="none")))
 
     assert set(adapter.scheduler.table.usage_count.tolist()) == {1}
+
+
+def test_optimizer_that_wants_a_closure_is_told_what_to_do():
+    """LBFGS cannot be stepped by the adapter; nothing was done to the weights."""
+    model = classifier()
+    adapter = attached(model, torch.optim.LBFGS(model.parameters(), lr=0.1))
+    x, y = next(iter(adapter.loader()))
+    loss = adapter.loss(cross_entropy(model(x), y, reduction="none"))
+
+    with pytest.raises(TypeError, match=r"without a closure, got LBFGS; call report\(losses\)"):
+        adapter.step(loss)
+    assert all(each.grad is None for each in model.parameters())
 
 
 @pytest.mark.parametrize(

@@ -290,3 +290,33 @@ def test_resumes_by_itself(tmp_path):
     assert step == 15
     assert first[:step] + rest == seen
     assert np.array_equal(weights(resumed.model), weights(whole.model))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda model: model, r"parameter groups of \[4\] tensors like this one, got groups of \[2, 2\]"),
+        (lambda _: torch.nn.Linear(64, 3), "saved model must have the tensors of this one"),
+    ],
+)
+def test_state_that_does_not_fit_changes_nothing(other, message):
+    """Neither model nor scheduler takes over a part of a state whose rest does not fit."""
+    adapter = adapted()
+    foreign_model = other(classifier(seed=1))
+    parameters = list(foreign_model.parameters())
+    groups = [{"params": parameters[:2]}, {"params": parameters[2:]}] if len(parameters) > 2 else parameters
+    foreign = adapted(model=foreign_model, optimizer=torch.optim.SGD(groups, lr=0.1, momentum=0.9))
+    x, y, *_ = next(iter(foreign.loader()))
+    foreign.step(foreign.loss(cross_entropy(foreign_model(x), y % 3, reduction="none")))
+    before = [each.clone() for each in adapter.model.parameters()]
+
+    with pytest.raises(ValueError, match=message):
+        adapter.load_state_dict(foreign.state_dict())
+    assert adapter.scheduler.global_step == 0
+    assert all(map(torch.equal, before, adapter.model.parameters()))
+
+
+def test_state_without_its_parts_is_refused():
+    """What is not a state at all is named."""
+    with pytest.raises(ValueError, match=r"state must be what state_dict\(\) returned, got the keys \['net'\]"):
+        adapted().load_state_dict({"net": 1})

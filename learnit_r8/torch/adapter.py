@@ -188,6 +188,7 @@ class Adapter:
             What became of it: false if no step was taken, or if one was taken back.
 
         Raises:
+            TypeError: the optimizer evaluates the loss by itself, as LBFGS does.
             RuntimeError: `loss` was not called before.
             TrainingDiverged: losses stay refused after everything was tried.
         """
@@ -238,8 +239,11 @@ class Adapter:
         """Take over what `state_dict` returned, or a copy of it.
 
         Raises:
-            ValueError: it is of another run or model.
+            ValueError: it is of another run or model. Then nothing was changed.
         """
+        if not {"scheduler", "model"} <= state.keys():
+            raise ValueError(f"state must be what state_dict() returned, got the keys {sorted(state)}.")
+        self.state.check(state["model"])
         self.lr_scheduler.load_state_dict(state["scheduler"])
         self.state.load(clone(state["model"]), from_ram=True)
         self._reports.set_rates(self.scheduler.lr)

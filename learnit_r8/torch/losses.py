@@ -43,7 +43,7 @@ def read_losses(
         exact: Whether each loss is one sample's own.
 
     Raises:
-        TypeError: the losses are not a tensor of floats.
+        TypeError: the losses are not a tensor of floats, or the mask or the weights are no tensor.
         ValueError: a shape that does not fit.
     """
     if not isinstance(losses, torch.Tensor) or not losses.is_floating_point():
@@ -55,12 +55,15 @@ def read_losses(
             f"losses must have one row for each of the {count} samples of the batch, got shape {tuple(losses.shape)}; "
             "losses of tokens belong in the shape (batch, tokens)."
         )
+    _check_tensors(mask=mask, weights=weights)
     rows, loss = _per_sample(losses, mask)
     if weights is not None:
         if weights.shape != (count,):
             raise ValueError(f"weights must have shape ({count},), got {tuple(weights.shape)}.")
         total = rows * weights if shares is None else rows * weights * _like(shares, rows)
-        loss = total.sum() / weights.sum()
+        whole = weights.sum(dtype=rows.dtype)
+        # Weights that are all 0 leave nothing to learn: 0, not 0 / 0.
+        loss = total.sum() / whole.masked_fill(whole == 0, 1)
     elif shares is not None:
         loss = (rows * _like(shares, rows)).mean()
     values = rows.detach() if exact else rows.detach().mean().reshape(1)
@@ -76,16 +79,24 @@ def _read_mean(losses: torch.Tensor, mask: Any, weights: Any, shares: Any) -> Lo
     return Losses(losses, losses.detach().reshape(1).to(torch.float32), False)
 
 
+def _check_tensors(**given: Any) -> None:
+    for name, value in given.items():
+        if not (value is None or isinstance(value, torch.Tensor)):
+            raise TypeError(f"{name} must be a tensor, got a {type(value).__name__}; torch.as_tensor() makes one.")
+
+
 def _per_sample(losses: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """float[B], the mean of each row, and the mean over everything."""
+    # Half precision counts no further than 2,048 (bfloat16: 256), and its sums overflow.
+    wide = torch.promote_types(losses.dtype, torch.float32)
     if mask is None:
         rows = losses if losses.ndim == 1 else losses.flatten(1).mean(1)
-        return rows, losses.mean()
+        return rows.to(wide), losses.mean()
     if mask.shape != losses.shape:
         raise ValueError(f"mask must have the shape of the losses {tuple(losses.shape)}, got {tuple(mask.shape)}.")
-    counts = mask.to(losses.dtype).flatten(1)
+    counts = mask.to(wide).flatten(1)
     # Not a product: what is masked may be NaN.
-    masked = (losses.flatten(1) * counts).masked_fill(counts == 0, 0.0)
+    masked = (losses.to(wide).flatten(1) * counts).masked_fill(counts == 0, 0.0)
     per_row = counts.sum(1)
     # A row of nothing but padding has nothing to learn from: 0.
     return masked.sum(1) / per_row.clamp(min=1e-12), masked.sum() / per_row.sum().clamp(min=1e-12)

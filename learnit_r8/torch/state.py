@@ -66,10 +66,7 @@ class ModelState:
             ValueError: it has other parts, or one of them does not fit. Then nothing was changed.
         """
         state = source if from_ram else files.load(source)
-        expected = {*self._parts, "random"}
-        if state.keys() != expected:
-            raise ValueError(f"the saved state must have the parts {sorted(expected)}, got {sorted(state)}.")
-        _check_fits(self._parts["model"], state["model"])
+        self.check(state)
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
         optimizer = self._parts.get("optimizer")
@@ -81,6 +78,19 @@ class ModelState:
         # A loader draws from the generators when it starts, which must not count.
         self._generators = None if from_ram else generators
         self.after_load()
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError unless `load` could put a state back.
+
+        Args:
+            state: What `read` returned.
+        """
+        expected = {*self._parts, "random"}
+        if state.keys() != expected:
+            raise ValueError(f"the saved state must have the parts {sorted(expected)}, got {sorted(state)}.")
+        _check_fits(self._parts["model"], state["model"])
+        if "optimizer" in expected:
+            _check_groups(self._parts["optimizer"], state["optimizer"])
 
     def resume_generators(self) -> None:
         """Set the random generators as they were in the file that was loaded last, if that is still to be done."""
@@ -113,6 +123,21 @@ def _check_fits(model: Any, saved: Mapping[str, Any]) -> None:
         raise ValueError(
             f"the saved model must have the tensors of this one, got others for {names[:5]} ({len(names)} differ)."
         )
+
+
+def _check_groups(optimizer: Any, saved: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a saved optimizer has the parameter groups of this one."""
+    sizes, given = ([len(group["params"]) for group in groups] for groups in _groups(optimizer, saved))
+    if sizes != given:
+        raise ValueError(
+            f"the saved optimizer must have parameter groups of {sizes} tensors like this one, got groups of {given}."
+        )
+
+
+def _groups(optimizer: Any, saved: Mapping[str, Any]) -> tuple[Any, Any]:
+    # An optimizer that wraps others may save what it likes: its own load_state_dict() is to judge that.
+    ours, theirs = getattr(optimizer, "param_groups", None), saved.get("param_groups")
+    return (ours, theirs) if ours is not None and theirs is not None else ((), ())
 
 
 def random_state() -> dict[str, Any]:

@@ -51,7 +51,15 @@ class Stepper:
 
         Returns:
             Whether the step is due.
+
+        Raises:
+            TypeError: the optimizer evaluates the loss by itself, several times a step.
         """
+        if isinstance(self._optimizer, torch.optim.LBFGS):
+            raise TypeError(
+                f"optimizer must take a step without a closure, got {type(self._optimizer).__name__}; call "
+                "report(losses) in place of loss() and step(), and optimizer.step(closure) if its outcome is true."
+            )
         loss = loss / self._accumulate if self._accumulate > 1 else loss
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()
         self._num_added += 1
