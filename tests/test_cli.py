@@ -365,3 +365,26 @@ def test_every_command_has_a_home():
 
     for name, home in _HOME.items():
         assert getattr(importlib.import_module(home, "learnit_r8.cli"), name).__doc__
+
+
+def test_epoch_that_was_not_kept_names_those_that_were(run, capsys):
+    """Not every epoch has a samples file; the message says which have."""
+    assert main(["samples", str(run), "--epoch", "2"]) == 1
+    assert "--epoch must be one whose samples were kept (3), got 2." in capsys.readouterr().err
+
+
+def test_text_for_a_speed_is_refused_in_words(capsys):
+    """A number that is none is named, not the function that reads it."""
+    with pytest.raises(SystemExit):
+        main(["replay", "--speed", "fast"])
+
+    assert "must be a number above 0, got 'fast'." in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell that closes descriptors")
+def test_closed_output_keeps_the_exit_code(run):
+    """Started with its output closed, a command still says by its exit code how the run is."""
+    command = f"exec {sys.executable} -m learnit_r8 status {run} >&-"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (4, "")

@@ -478,6 +478,14 @@ def test_run_dir_of_another_type_is_refused():
         make(run_dir=3)
 
 
+def test_run_dir_without_a_name_is_refused(here):
+    """An empty name, of a variable that was not set for instance, does not fill the current folder."""
+    with pytest.raises(ValueError, match="run_dir must be a folder, True, False or None, got ''"):
+        make(run_dir="")
+
+    assert not list(here.iterdir())
+
+
 def test_environment_says_where_runs_go(here, monkeypatch):
     """R8_RUNS names the folder of runs."""
     monkeypatch.setenv("R8_RUNS", "elsewhere")

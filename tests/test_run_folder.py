@@ -286,6 +286,15 @@ def test_dead_process_is_told(tmp_path):
     assert done.state() == ("finished", "")
 
 
+def test_progress_of_an_earlier_run_in_the_folder_is_none_of_this(tmp_path):
+    """A run that died before its first step has not finished because one before it in the folder had."""
+    gone = {**this_process(), "process_started": 1}
+    run = Run(folder_with(tmp_path, STARTED, steps(5, progress=1.0), STARTED, process=gone))
+    read(run)
+
+    assert run.state() == ("died", "the process is gone")
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0, "0 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (5400, "1.5 h"), (200_000, "2.3 days")],
@@ -358,6 +367,17 @@ def test_samples_come_back(tmp_path):
     assert samples.untrained_loss == table.untrained_loss
     assert [samples.name_of(index) for index in samples.hardest(3)] == [str(one.name) for one in table.hardest(3)]
     assert samples.suspects().reason == table.suspects().reason
+
+
+def test_samples_of_an_earlier_run_go(tmp_path):
+    """A run begun anew in a folder shows its own samples, though an earlier one got further."""
+    for num_samples, num_epochs in ((20, 4), (12, 2)):
+        with make(num_samples, num_epochs=num_epochs, run_dir=tmp_path) as r8:
+            for _ in r8.epoch_iterator():
+                for indices, _ in r8.batch_iterator():
+                    r8.update_with_loss(sample_losses(indices))
+
+    assert {len(read_samples(tmp_path, epoch).loss) for epoch in sample_epochs(tmp_path)} == {12}
 
 
 def test_unseen_samples_are_never_hardest(tmp_path):

@@ -220,7 +220,10 @@ def test_size_is_followed(handled):
 
 @pytest.mark.parametrize("term", [None, "", "dumb", "unknown", "no-such-terminal", "xterm", "vt100", "linux", "screen"])
 def test_any_term(term):
-    """No TERM ends the run or leaves the terminal changed; where there is no screen there are plain lines."""
+    """No TERM ends the run or leaves the terminal changed; where there is no screen there are plain lines.
+
+    Pauses for old terminals (``$<5>``) are not shown as text.
+    """
     with Terminal(["-c", program(NOTHING, WITH), "100"], term=term) as terminal:
         code = terminal.wait_for_end()
         has_screen = term in ("xterm", "vt100", "linux", "screen")
@@ -229,6 +232,7 @@ def test_any_term(term):
         assert terminal.is_restored
         assert (b"epoch 1/1 step 100/100" in terminal.raw) == (not has_screen)
         assert "code after the loop" in terminal.raw.decode()
+        assert b"$<" not in terminal.raw
 
 
 @pytest.mark.parametrize(

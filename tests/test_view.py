@@ -217,6 +217,36 @@ def test_resumed_run_forgets_what_it_will_do_again():
     assert any(mark.mark == "R" for mark in view.marks)
 
 
+def test_run_begun_anew_in_a_folder_forgets_the_one_before():
+    """What an earlier run in the same folder reached is not shown as this one's."""
+    view = View()
+    view.fold(start())
+    view.fold(steps(1, 1.0, loss=0.5))
+    view.fold(events.MetricsLogged(1, 1.0, 1, {"accuracy": 0.9}))
+    view.fold(events.EpochDone(1, 1.0, 0, 0.1, 0.5, 0.1, 100, 1.0))
+    view.fold(events.BatchRefused(2, 2.0, 0, math.nan, 0.1, 0.1, 1, (), "not finite"))
+    view.fold(start())
+    view.fold(steps(1, 1.0, loss=7.0))
+
+    assert (view.ema, view.best.value) == (7.0, 7.0)
+    assert (view.metrics, view.logged, list(view.epochs), view.num_refused) == ({}, None, [], 0)
+    assert len(view.recent) == 1
+
+
+def test_resumed_run_keeps_what_was_before_it():
+    """The best loss and the metrics are those up to the step that a run was resumed at."""
+    view = View()
+    view.fold(start())
+    for step, loss in ((10, 5.0), (90, 0.1)):
+        view.fold(steps(step, float(step), loss=loss))
+        view.fold(events.MetricsLogged(step, float(step), step, {"accuracy": loss}))
+    view.fold(start(step=40, seconds=40.0))
+
+    assert [point.step for point in view.metrics["accuracy"]] == [10]
+    assert [each.step for each in view.recent] == [10]
+    assert view.best is None
+
+
 def test_time_left_uses_this_session_only():
     """After a resume the time left follows the new speed, however long the run took before."""
     view = View()

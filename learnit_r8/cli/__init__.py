@@ -35,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 if all is well, 1 if there is no such run or it cannot be read, 2 for a wrong command line,
         and what the command documents.
     """
+    if sys.stdout is None:
+        # Started with it closed: whoever did so wants the exit code.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, for as long as the program runs
     options = _parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -113,7 +116,10 @@ def _count(text: str) -> int:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}.")
     return value

@@ -21,7 +21,7 @@ COLUMNS = ("index", "name", "loss", "last", "mean", "uses")
 def samples(options: argparse.Namespace) -> int:
     """Print the hardest samples of the newest file, or of an epoch's."""
     run = Run(find_run(options.run))
-    found = newest(run) if options.epoch is None else read_samples(run.folder, options.epoch - 1)
+    found = newest(run) if options.epoch is None else of_epoch(run, options.epoch - 1)
     chosen = found.hardest(options.top)
     if options.csv:
         write_csv(sys.stdout, COLUMNS, rows_of(found, chosen))
@@ -29,6 +29,20 @@ def samples(options: argparse.Namespace) -> int:
     for line in lines_of(run.name, found, chosen):
         print(line)
     return 0
+
+
+def of_epoch(run: Run, epoch: int) -> Samples:
+    """The samples file of an epoch, 0-based.
+
+    Raises:
+        UnreadableRun: there is none; the message gives those that are kept.
+        OSError, ValueError: it cannot be read.
+    """
+    there = sample_epochs(run.folder)
+    if epoch not in there:
+        known = ", ".join(str(each + 1) for each in there) or "none"
+        raise UnreadableRun(f"--epoch must be one whose samples were kept ({known}), got {epoch + 1}.")
+    return read_samples(run.folder, epoch)
 
 
 def newest(run: Run) -> Samples:

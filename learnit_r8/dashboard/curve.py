@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -42,6 +42,14 @@ class Thinned(list[T]):
         if len(self) > self._most:
             del self[1::2]
             self._stride *= 2
+
+    def keep(self, wanted: Callable[[T], bool]) -> None:
+        """Keep only some of the items."""
+        kept = [item for item in self if wanted(item)]
+        if len(kept) < len(self):
+            self[:] = kept
+            # The last one left was not put there to be replaced by the next.
+            self._is_spare = False
 
 
 class Columns(NamedTuple):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import locale
 import os
+import re
 import select
 import sys
 import time
@@ -113,7 +114,7 @@ class Screen:
 
     def _read_sequences(self) -> None:
         def sequence(*names: str) -> bytes:
-            return b"".join(self._curses.tigetstr(name) or b"" for name in names)
+            return b"".join(_unpadded(self._curses.tigetstr(name) or b"") for name in names)
 
         self._enter = sequence("smcup", "smkx", "civis")
         self.leaving = sequence("sgr0", "op", "rmkx", "cnorm", "rmcup")
@@ -262,7 +263,8 @@ class Screen:
             self._curses.endwin()
         else:
             # The cursor goes to the last row, for terminals that have but one screen.
-            self._send(self._curses.tparm(self._curses.tigetstr("cup"), self.height - 1, 0) + self.leaving)
+            last_row = self._curses.tparm(self._curses.tigetstr("cup"), self.height - 1, 0)
+            self._send(_unpadded(last_row) + self.leaving)
         self._modes.restore()
 
     def come_back(self) -> None:
@@ -288,3 +290,12 @@ def _name_of(character: str) -> str:
     if character < " ":
         return "ctrl-" + chr(ord(character) + 96)
     return character if character.isprintable() else ""
+
+
+def _unpadded(sequence: bytes) -> bytes:
+    """A sequence without its pauses, such as ``$<5>`` for old terminals, which would be shown as text.
+
+    >>> _unpadded(b"\\x1b[m$<2>")
+    b'\\x1b[m'
+    """
+    return re.sub(rb"\$<[\d.]+[*/]*>", b"", sequence)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from .. import events
 from ..condense import steps_of
@@ -198,8 +198,25 @@ class View:
         self.is_lr_lowered = False
         self.is_searching = event.step == 0 and event.settings.get("auto_find_lr") == "True"
         self.pacing.started(event)
+        self._forget_after(event.step)
+
+    def _forget_after(self, step: int) -> None:
+        """Forget what an earlier session did after the step at which this one begins: it did not happen here."""
         for curve in (self.loss, self.lr):
-            curve.cut(event.step)
+            curve.cut(step)
+        self.bounds.keep(lambda bounds: bounds.step <= step)
+        self.marks.keep(lambda mark: mark.step <= step)
+        for points in self.metrics.values():
+            points.keep(lambda point: point.step <= step)
+        self.metrics = {name: points for name, points in self.metrics.items() if points}
+        self.recent = deque((each for each in self.recent if each.step <= step), maxlen=RECENT)
+        self.epochs = deque((each for each in self.epochs if each.step <= step), maxlen=self.epochs.maxlen)
+        self.last = self.recent[-1] if self.recent else None
+        self.best = _until(step, self.best)
+        self.survey, self.epoch_survey = _until(step, self.survey), _until(step, self.epoch_survey)
+        self.logged = _until(step, self.logged)
+        if not step:
+            self.ema, self.num_refused = math.nan, 0
 
     def _progress_at(self, step: int, seconds: float) -> float:
         run = self.run
@@ -251,6 +268,14 @@ class View:
             return 0.0
         per_epoch = max(1, self.run.steps_per_epoch)
         return min(1.0, max(0, self.step - self.epoch * per_epoch) / per_epoch)
+
+
+_Stepped = TypeVar("_Stepped", bound=Point | events.Event)
+
+
+def _until(step: int, what: _Stepped | None) -> _Stepped | None:
+    """What was known at a step; None for what came after it."""
+    return what if what is not None and what.step <= step else None
 
 
 def _share(value: float) -> float:

@@ -35,11 +35,14 @@ def open_journal(
 
     Raises:
         TypeError: ``run_dir`` is none of these.
-        ValueError: another process writes there.
+        ValueError: another process writes there, or the name is empty.
         OSError: the folder cannot be made; for one that was not asked for that is a warning.
     """
     if not (run_dir is None or isinstance(run_dir, (str, os.PathLike, bool))):
         raise TypeError(f"run_dir must be a folder, True, False or None, got {run_dir!r}.")
+    if run_dir == "":
+        # It would be the current folder, and is more likely a variable that was not set.
+        raise ValueError("run_dir must be a folder, True, False or None, got ''.")
     if run_dir is False or (run_dir is None and not is_shown) or _rank() > 0:
         return None
     make = functools.partial(

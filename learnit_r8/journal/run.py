@@ -149,6 +149,8 @@ class Run:
         self._heard = record.time
         if isinstance(event, RunStarted):
             self._end, self._stepped = None, record.time
+            # How far an earlier run in this folder came says nothing of this one.
+            self._progress = event.step / event.total_steps if event.total_steps else 0.0
         if isinstance(event, (StepsDone, BatchRefused)):
             self._longest_pause = max(self._longest_pause, record.time - (self._stepped or record.time))
             self._stepped = record.time

@@ -124,12 +124,14 @@ def samples_of(table: SampleTable, epoch: int, step: int) -> Samples:
 def write_samples(folder: Path, pending: Sequence[Samples]) -> None:
     """Write the files of some epochs, each whole, and delete those that are no longer kept.
 
+    Files of later epochs are those of an earlier run in this folder, or of steps that a resumed one takes again.
+
     Raises:
         OSError: the disk refused.
     """
     newest = {samples.epoch: samples for samples in pending}
     epochs = sorted({*sample_epochs(folder), *newest})
-    keep = set(kept(epochs))
+    keep = set(kept([epoch for epoch in epochs if epoch <= max(newest)]))
     for epoch in sorted(keep & newest.keys()):
         _write(folder, newest[epoch])
     for epoch in set(epochs) - keep:
