@@ -459,7 +459,7 @@ class Engine:
             self.requests.answer()
         epoch_ended, self._epoch_ended = self._epoch_ended, False
         if self.announcer.wants_surveys:
-            self.telling.between_steps(self.pace.epoch, epoch_ended=epoch_ended)
+            self.telling.between_steps(self.pace.epoch, epoch_ended=epoch_ended, closing=closing)
         if not self.safekeeping.has_work:
             return
         step, seconds = self.pace.step, self.pace.seconds

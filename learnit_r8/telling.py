@@ -53,6 +53,7 @@ class Telling:
         self._since = clock()
         self._batch: Batch | None = None
         self._surveyor: Surveyor | None = None
+        self._surveyed_step = self._ended_step = -1
 
     def begin(self) -> None:
         """The user's code ends here, and the scheduler's begins."""
@@ -112,17 +113,25 @@ class Telling:
             epoch_seconds=seconds - tally.began,
         )
 
-    def between_steps(self, epoch: int, *, epoch_ended: bool) -> None:
+    def between_steps(self, epoch: int, *, epoch_ended: bool, closing: bool = False) -> None:
         """Survey the samples, if it is time; asked where somebody wants to know.
 
         Args:
             epoch: The current epoch, 0-based.
             epoch_ended: Whether an epoch has ended since the last call.
+            closing: Whether the run ends here: the last picture of it is that of its end, whatever it costs.
         """
         announcer = self._announcer
+        step = announcer.where()[0]
+        if epoch_ended:
+            self._ended_step = step
         if self._surveyor is None:
             self._surveyor = Surveyor(self._table, clock=self._clock)
-        if self._batch is not None and self._surveyor.is_due(announcer.seconds, epoch_ended=epoch_ended):
+        is_last = closing and step > self._surveyed_step
+        epoch_ended = epoch_ended or (is_last and step == self._ended_step)
+        is_due = is_last or self._surveyor.is_due(announcer.seconds, epoch_ended=epoch_ended)
+        if self._batch is not None and is_due:
+            self._surveyed_step = step
             fields = self._surveyor.survey(
                 announcer.seconds, epoch=epoch, epoch_ended=epoch_ended, last_batch=self._last_samples()
             )
@@ -139,6 +148,7 @@ class Telling:
     def forget(self) -> None:
         """The state was loaded: what the samples were before does not count any more."""
         self._surveyor = self._batch = None
+        self._surveyed_step = self._ended_step = -1
 
 
 def sampled(schedule: Schedule) -> tuple[float, ...]:

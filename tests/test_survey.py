@@ -308,6 +308,22 @@ def test_survey_tells_the_truth():
     assert survey.hardest_loss[0] == pytest.approx(state["loss"].max(), rel=1e-4)
 
 
+@pytest.mark.parametrize("seconds", [0.001, 10])
+def test_last_survey_is_of_the_end(seconds):
+    """However short a run was, its last survey is that of its last step, and made once."""
+    listener, clock = Listener(), FakeClock()
+    r8 = make(100, batch_size=8, num_epochs=4, listeners=[listener], clock=clock)
+    for _, indices, _ in steps(r8):
+        clock.advance(seconds)
+        r8.update_with_loss(sample_losses(indices))
+    r8.close()
+    last = [survey for survey in listener.surveys if survey.step == r8.global_step]
+
+    assert len(last) == 1
+    assert last[0].epoch_ended
+    assert set(last[0].hardest_uses) == {4}
+
+
 def test_start_tells_configuration_and_plan():
     """The start of a run carries the arguments as texts, versions, and the rates of its schedule."""
     listener = Listener()
