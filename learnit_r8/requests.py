@@ -92,6 +92,8 @@ class Requests:
         """
         # First: what is asked for from here on is pending again.
         self.is_pending = False
+        if self.signals is not None:
+            self.signals.stay()
         if self.signals is not None and not self._pace.is_over:
             self.signals.install()
         self._save_if_asked()

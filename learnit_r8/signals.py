@@ -56,6 +56,7 @@ class SignalWatch:
         self._handlers: dict[int, _Handler] = {}
         self._since = 0.0
         self._is_urgent = False
+        self._reminder: threading.Timer | None = None
         self._ttys: list[int] = []
         self.received: int | None = None
         self.before_exit: list[Callable[[], object]] = []
@@ -96,9 +97,21 @@ class SignalWatch:
         """
         if self.received is None:
             self.restore()
-        elif self._handlers:
+        elif self._handlers and self._reminder is None:
             self._is_urgent = True
-            threading.Timer(0.01, os.kill, (os.getpid(), self.received)).start()
+            self._reminder = threading.Timer(0.01, self._remind, (self.received,))
+            self._reminder.start()
+
+    def stay(self) -> None:
+        """Take back `leave`: what waits is answered after all, and nothing cuts the checkpoint short."""
+        self._is_urgent = False
+        if self._reminder is not None:
+            self._reminder.cancel()
+            self._reminder = None
+
+    def _remind(self, signum: int) -> None:
+        if self._is_urgent and self.received is not None:
+            os.kill(os.getpid(), signum)
 
     def note(self, signum: int) -> None:
         """What a handler does: the first signal waits for the end of the step, a second acts at once.
@@ -123,7 +136,9 @@ class SignalWatch:
                 and if it returns, training goes on.
         """
         signum = self.received if signum is None else signum
-        self.received, self._is_urgent = None, False
+        # Once more, and it would find the handlers of before: SIGTERM would end the process in its clean-up.
+        self.stay()
+        self.received = None
         if signum is None or signum not in self._handlers:
             return
         before = self._handlers[signum].before

@@ -485,3 +485,52 @@ def test_signals_at_two_hundred_moments(tmp_path, signum):
 def test_handlers_cost_no_batch(capfd):
     """The batches are the same with and without the handlers."""
     assert train(make()) == train(make(handle_signals=False))
+
+
+class Ended(Exception):
+    """What a handler of the user's raises."""
+
+
+@pytest.mark.parametrize("end", ["break", "raise"])
+def test_run_that_is_left_in_the_step_of_a_signal_ends_once(end, tmp_path):
+    """A signal in the very step in which loops and scheduler are left acts once: it must not cut the clean-up short."""
+    calls = []
+
+    def handler(signum, frame):
+        calls.append(signum)
+        raise Ended
+
+    signal.signal(signal.SIGTERM, handler)
+    try:
+        with pytest.raises(Ended):
+            leave_with_a_signal(end, tmp_path)
+        wait_for_timers()
+        gc.collect()
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    assert calls == [signal.SIGTERM]
+    assert len(list(tmp_path.glob("ck_*"))) == (end == "break")
+
+
+def leave_with_a_signal(end, folder):
+    """The signal comes in the last step before the loops are left; its handler raises here."""
+    try:
+        with make(num_epochs=3, checkpoint_dir=folder) as r8:
+            epochs = r8.epoch_iterator()
+            next(epochs)
+            for _ in r8.batch_iterator():
+                signal.raise_signal(signal.SIGTERM)
+                r8.update_with_loss(1.0)
+                break
+            epochs.close()
+            if end == "raise":
+                raise ValueError
+    finally:
+        wait_for_timers()
+
+
+def wait_for_timers():
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer):
+            thread.join()
