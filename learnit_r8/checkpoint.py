@@ -76,7 +76,8 @@ class CheckpointStore:
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, keep: int, run_id: str) -> None:
-        self.folder = Path(folder)
+        # What the program calls by a relative name stays where it is if it changes its folder.
+        self.folder = Path(folder).absolute()
         self.keep = keep
         self.run_id = run_id
         self._pinned: Path | None = None

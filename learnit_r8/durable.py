@@ -11,6 +11,7 @@ import re
 import shutil
 import socket
 import stat
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,8 +44,8 @@ def replace(path: Path, content: bytes) -> None:
 
 def temporary_name(path: Path) -> Path:
     """Where to write what becomes ``path``: beside it, under a name that tells whose it is. See `sweep`."""
-    # No leading dot: torch.save refuses a name that is nothing but a suffix.
-    return path.with_name(f"tmp_{os.getpid()}_{_host()}_{path.name}")
+    # No leading dot: torch.save refuses a name that is nothing but a suffix. Threads may train a run each.
+    return path.with_name(f"tmp_{os.getpid()}_{_host()}_{threading.get_ident()}_{path.name}")
 
 
 def sweep(folder: Path) -> list[Path]:
@@ -108,7 +109,7 @@ def remove(path: Path) -> None:
 
 def _write(path: Path, content: bytes, name_it: Callable[[Path, Path], None]) -> None:
     temporary = temporary_name(path)
-    # It can only be of a process with our number that is gone.
+    # It can only be of a process, or a thread, with our number that is gone.
     remove(temporary)
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
