@@ -356,7 +356,7 @@ class Engine:
             go_back(restored.moment, self.sentry, self.table, forget=restored.forget)
         elif restored is not None and restored.guard is not None:
             num_refused = self.sentry.num_refused
-            self.sentry.load_state_dict(restored.guard)
+            self.sentry.load_state_dict(self.sentry.adapted(restored.guard))
             self.sentry.num_refused = num_refused
         return restored
 
@@ -556,7 +556,10 @@ class Engine:
             )
         for name, value in self._identity().items():
             if state["data"].get(name) != value:
-                raise ValueError(f"{name} must be that of the saved run ({state['data'].get(name)!r}), got {value!r}.")
+                remedy = "; resume_from_checkpoint() changes it" if name in CHANGED_BY_RESUME else ""
+                raise ValueError(
+                    f"{name} must be that of the saved run ({state['data'].get(name)!r}), got {value!r}{remedy}."
+                )
         before = self.state_dict()
         try:
             self._take_over(state)
@@ -588,6 +591,9 @@ MOST_SUSPICION = 0.25
 
 FORMAT = 1
 """Of `Engine.state_dict`; raised by one when old states can no longer be read."""
+
+CHANGED_BY_RESUME = {"num_samples", "batch_size", "last_batch"}
+"""What `R8Scheduler.resume_from_checkpoint` makes a state fit to."""
 
 _PARTS = {"format", "data", "seed", "table", "plan", "pace", "rescue", "guard", "tally", "num_draws", "search"}
 

@@ -357,6 +357,10 @@ class Safekeeping:
         if others:
             self._announcer.warn_once("differences", f"the resumed run is not built as it was: {'; '.join(others)}.")
 
+    def is_built_otherwise(self, checkpoint: Checkpoint, name: str) -> bool:
+        """Whether the run of a checkpoint had another value of an argument, as far as it says."""
+        return bool(differences(checkpoint.config, self._config, (name,)))
+
     def _load_model(self, checkpoint: Checkpoint) -> None:
         assert self.callbacks.load is not None
         self._pending = None

@@ -263,6 +263,7 @@ class R8Scheduler(Engine):
         arguments = arguments_of(checkpoint.config, {"checkpoint_dir": folder, **new_goal}, cls)
         r8 = cls(save_callback=save_callback, load_callback=load_callback, **arguments)
         r8._go_on_from(checkpoint, fitted(checkpoint.state, r8.table, r8.plan, remap))
+        r8._say_if_finished()
         return r8
 
     def _resume(self, resume: str | os.PathLike[str]) -> None:
@@ -273,6 +274,9 @@ class R8Scheduler(Engine):
             raise ValueError("resume='auto' needs a checkpoint_dir or a save_callback, got neither.")
         elif store.has_files:
             self.load_checkpoint()
+        self._say_if_finished()
+
+    def _say_if_finished(self) -> None:
         if self.pace.is_finished:
             self.announcer.warn_once(
                 "finished",
@@ -466,12 +470,18 @@ class R8Scheduler(Engine):
     def _go_on_from(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
         """Take over a checkpoint whole, or stay as it was."""
         before = self.state_dict()
+        if self.safekeeping.is_built_otherwise(checkpoint, "guard") and "guard" in state:
+            state = {**state, "guard": self.sentry.adapted(state["guard"])}
         self.load_state_dict(state)
         try:
             self.safekeeping.put_back(checkpoint)
         except BaseException:
             self.load_state_dict(before)
             raise
+        if self.safekeeping.is_built_otherwise(checkpoint, "seed"):
+            self.announcer.warn_once(
+                "seed", f"the resumed run goes on with the seed of the saved one, {self.plan.seed}, whatever was given."
+            )
         if self._has_started:
             self.safekeeping.tell_loaded()
 
@@ -482,12 +492,15 @@ class R8Scheduler(Engine):
 
     def close(self) -> None:
         """Finish: save what is due, tell listeners that the run ended. Safe to call twice."""
+        self._close(is_whole=sys.exc_info()[0] is None)
+
+    def _close(self, *, is_whole: bool) -> None:
         if self._is_closed:
             return
         self._is_closed = True
         try:
             # On the way out of an exception the user's step may be half done, and must not be saved.
-            if self._has_started and sys.exc_info()[0] is None:
+            if self._has_started and is_whole:
                 self.settle()
                 self.between_steps(closing=True)
         finally:
@@ -501,4 +514,5 @@ class R8Scheduler(Engine):
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        # Unlike sys.exc_info(), this tells nothing of an exception that is being handled around the whole run.
+        self._close(is_whole=not error or error[0] is None)

@@ -13,7 +13,16 @@ from drive import FakeClock, Weights, advance_to, batch_loss, flat, make, sample
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnit_r8 import CheckpointStore, NoValidCheckpoint, R8Scheduler, Recovery, events, match_mean
+from learnit_r8 import (
+    CheckpointStore,
+    FiniteGuard,
+    NoValidCheckpoint,
+    R8Scheduler,
+    Recovery,
+    SpikeGuard,
+    events,
+    match_mean,
+)
 from learnit_r8.policies import Shuffle
 from learnit_r8.resume import fitted
 from learnit_r8.safekeeping import Callbacks
@@ -447,3 +456,39 @@ def test_reader_of_the_document_reads_checkpoints(tmp_path):
     assert (len(loss), tree["scheduler"]["pace"]["step"], tree["config"]["batch_size"]) == (20, 3, 4)
     with pytest.raises(AssertionError):
         names["read"](path)
+
+
+@pytest.mark.parametrize(("before", "after"), [(SpikeGuard(), FiniteGuard()), (FiniteGuard(), SpikeGuard())])
+def test_another_kind_of_guard_begins_anew(tmp_path, before, after):
+    """A run can go on with a guard of another kind, which is said; a rollback to a checkpoint of before works too."""
+    model = Weights()
+    more = {"num_epochs": 3, "save_callback": model.save, "state_callback": model.get}
+    interrupted(tmp_path, 7, guard=before, **more)
+    with pytest.warns(RuntimeWarning, match="guard is .*Guard"):
+        r8 = make(20, guard=after, load_callback=model.load, checkpoint_dir=tmp_path, resume="auto", num_epochs=3)
+    train(r8, bad={9})
+
+    assert (r8.global_step, r8.rescue.num_restored) == (15, 1)
+
+
+def test_seed_of_the_saved_run_goes_on_and_that_is_said(tmp_path):
+    """A resumed run keeps its seed; another one that was given is not passed over in silence."""
+    interrupted(tmp_path, 7, seed=3)
+    with pytest.warns(RuntimeWarning, match="goes on with the seed of the saved one, 3"):
+        r8 = make(20, checkpoint_dir=tmp_path, resume="auto", seed=4)
+
+    assert r8.plan.seed == 3
+
+
+def test_other_batches_name_the_way(tmp_path):
+    """The error of another batch size names what changes it."""
+    interrupted(tmp_path, 7)
+    with pytest.raises(ValueError, match=r"batch_size must be .* got 5; resume_from_checkpoint\(\) changes it"):
+        make(20, batch_size=5, checkpoint_dir=tmp_path, resume="auto")
+
+
+def test_finished_run_built_again_says_so(tmp_path):
+    """A finished run that is built from its checkpoint without a larger budget says so."""
+    train(make(checkpoint_dir=tmp_path))
+    with pytest.warns(RuntimeWarning, match="finished already"):
+        resume_from(tmp_path)

@@ -98,6 +98,15 @@ class Sentry:
             "num_skipped": self.num_skipped,
         }
 
+    def adapted(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A state of `state_dict`; where it is of another kind of guard, the counts of it and no memory of losses."""
+        form = _plain(self.guard.begin())
+        if not isinstance(form, dict) or not isinstance(state, Mapping):
+            return state
+        if all(isinstance(was, Mapping) and was.keys() == form.keys() for was in (state["losses"], state["norms"])):
+            return state
+        return {**state, "losses": form, "norms": form}
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned.
 
