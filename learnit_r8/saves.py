@@ -104,7 +104,8 @@ class Saves:
             self._check_monitor()
         if elapsed.steps == self._step_tried and self._value_to_pin is None:
             return False
-        if due and not run_ended and self._num_to_skip:
+        # What is the best must be of this very step: it is tried all the same.
+        if due and not run_ended and self._num_to_skip and self._value_to_pin is None:
             self._num_to_skip -= 1
             return False
         return due or run_ended or self._value_to_pin is not None

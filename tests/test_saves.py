@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 import warnings
 
 import pytest
@@ -36,12 +37,14 @@ class Disk:
         store = CheckpointStore(folder, keep=3, run_id="me")
         self.saves = Saves(
             store,
-            when=every(1),
-            each_epoch=False,
-            monitor=None,
-            mode="min",
-            announcer=Announcer([], lambda: (0, 0.0)),
-            **arguments,
+            **{
+                "when": every(1),
+                "each_epoch": False,
+                "monitor": None,
+                "mode": "min",
+                "announcer": Announcer([], lambda: (0, 0.0)),
+                **arguments,
+            },
         )
 
     def step(self, step, *, run_ended=False):
@@ -272,3 +275,82 @@ def test_monitor_needs_a_folder():
     """A monitor without checkpoints would never do anything, and is refused."""
     with pytest.raises(ValueError, match="monitor needs a checkpoint_dir or a save_callback, got 'x' without"):
         make(monitor="x")
+
+
+def test_run_inside_a_handler_of_another_exception_is_saved_at_its_end(tmp_path):
+    """A run that is begun anew where an exception is handled is saved as any other when it is left."""
+    try:
+        raise MemoryError
+    except MemoryError:
+        with make(num_epochs=9, checkpoint_dir=tmp_path, checkpoint_every=999) as r8:
+            advance_to(r8, 4)
+
+    assert steps_kept(tmp_path) == [4]
+
+
+def test_half_a_step_is_not_saved(tmp_path):
+    """A run that an exception ends in the middle of a step is not saved there."""
+
+    def run():
+        with make(num_epochs=9, checkpoint_dir=tmp_path, checkpoint_every=999) as r8:
+            advance_to(r8, 4)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run()
+
+    assert steps_kept(tmp_path) == []
+
+
+def test_folder_stays_when_the_program_changes_its_own(tmp_path, monkeypatch):
+    """A relative checkpoint_dir is where it was when the run was built, wherever the program goes."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    r8 = make(num_epochs=4, checkpoint_dir="here", keep_checkpoints=2)
+    advance_to(r8, 6)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    train(r8)
+
+    assert (steps_kept(tmp_path / "here"), os.listdir(tmp_path / "elsewhere")) == ([9, 12], [])
+
+
+def test_threads_may_share_a_folder(tmp_path):
+    """Runs in threads of one process that save to one folder at the same time keep each their own files."""
+    together = threading.Barrier(4, timeout=30)
+
+    def run(number, failed):
+        def save(state, filepath):
+            together.wait()
+            with open(filepath, "w") as file:
+                file.write(str(number))
+            together.wait()
+
+        r8 = make(num_epochs=3, checkpoint_dir=tmp_path, save_callback=save, keep_checkpoints=1)
+        train(r8)
+        saves = r8.safekeeping.saves
+        failed.append(saves.last_error)
+        contents.append(r8.safekeeping.store.load_own(0).model_path.read_text() == str(number))
+
+    failed, contents = [], []
+    threads = [threading.Thread(target=run, args=(number, failed)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert (failed, contents) == ([""] * 4, [True] * 4)
+
+
+@pytest.mark.filterwarnings("ignore:the checkpoint at step")
+def test_best_is_of_the_step_of_its_metric_while_others_are_left_out(tmp_path):
+    """While attempts are left out, a best value still keeps the checkpoint of its own step, not of a later one."""
+    disk = Disk(tmp_path, monitor="loss")
+    disk.refuses = True
+    for step in (1, 2):
+        disk.step(step)
+    disk.refuses = False
+    disk.saves.note({"loss": 1.0}, 3, 3)
+    for step in (3, 4):
+        disk.step(step)
+
+    assert disk.saves.best.step == 3

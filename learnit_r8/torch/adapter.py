@@ -270,7 +270,7 @@ class Adapter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        self.scheduler.__exit__(*error)
 
     def _count(self, ticket: Ticket) -> int:
         return len(self._sharing.part(ticket.indices))
