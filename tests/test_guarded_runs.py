@@ -95,7 +95,7 @@ def ready(count, **more):
 def test_spike_goes_back():
     """A spike is refused, and the model put back to a backup."""
     r8, weights = ready(300)
-    outcomes = [r8.report(r8.draw(), 50.0) for _ in range(2)]
+    outcomes = [r8.report(r8.draw(), 20.0) for _ in range(2)]
 
     assert [outcome.verdict for outcome in outcomes] == [Verdict.GOOD, Verdict.SPIKE]
     assert outcomes[1].rolled_back_to is not None

@@ -32,6 +32,7 @@ class Reference(NamedTuple):
         risen_threshold: Likewise while the schedule's rate is higher than ``lr_limit``.
         lr_limit: See there.
         far: Beyond it, two losses are enough for an alarm.
+        absurd: Beyond it, one is.
         up: Evidence of a loss beyond the threshold, > 0.
         down: Evidence of any other, < 0.
         alarm: The evidence that is enough.
@@ -42,13 +43,14 @@ class Reference(NamedTuple):
     risen_threshold: float
     lr_limit: float
     far: float
+    absurd: float
     up: float
     down: float
     alarm: float
     level: float
 
 
-UNARMED = Reference(math.inf, math.inf, math.inf, math.inf, 0.0, 0.0, math.inf, math.nan)
+UNARMED = Reference(math.inf, math.inf, math.inf, math.inf, math.inf, 0.0, 0.0, math.inf, math.nan)
 """While too few losses are known."""
 
 

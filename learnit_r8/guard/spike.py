@@ -1,6 +1,6 @@
 """The spike guard: refuses losses that are not finite, and those that show that the weights are damaged.
 
-A single high loss is no reason to go back: it may be the batch's. The evidence of damage is a CUSUM, the sum of what
+A single high loss is no reason to go back, unless it is absurd: it may be the batch's. The evidence of damage is a CUSUM, the sum of what
 each loss says for it (beyond the threshold) or against it, never below 0. How much one says depends on how usual such
 losses are in this run, so that single samples with wild losses and smooth large batches need no settings of their own.
 Rules and measurements: benchmarks/detectors.py and benchmarks/divergences.py.
@@ -43,6 +43,8 @@ HELD_FROM = 0.5
 """Share of the alarm from which on the thresholds are held, """
 MOST_HELD = 8
 """for so many looks."""
+ABSURD = 10.0
+"""A single loss this many times ``far`` is no healthy batch: an update from it would spoil an optimizer's memory."""
 FALLEN = 0.8
 """Factor by which the scheduled learning rate must have fallen to explain higher losses."""
 
@@ -105,7 +107,8 @@ class SpikeGuard:
             all the progress made, where that is clear); and
         gate: by at least this share of the progress made, in [0, 1]: all of it while the schedule's own learning rate
             has risen.
-        far: Two losses this many times as far from the median as any before, or as all progress, are enough; > 1.
+        far: Two losses this many times as far from the median as any before, or as all progress, are enough; > 1. Ten
+            times further, one is.
         window: Losses that thresholds are made of, >= 32.
         lag: Last losses that they are not made of, >= 0.
         drift_steps: A median of ``window`` losses that is up by ``gate`` for so long is a drift, unless the scheduled
@@ -171,13 +174,13 @@ class SpikeGuard:
         if not -LARGEST_LOSS <= loss <= LARGEST_LOSS:
             return state, Verdict.NOT_FINITE
         evidence, recent, reference, past = state
-        threshold, risen_threshold, lr_limit, far, up, down, alarm, level = reference
+        threshold, risen_threshold, lr_limit, far, absurd, up, down, alarm, level = reference
         if expected == expected:
             loss = corrected(loss, expected, typical, level)
         recent += (loss,)
         if loss > threshold and (loss > risen_threshold or not lr > lr_limit):
             evidence += up if loss <= far else max(up, 0.501 * alarm)
-            if evidence >= alarm:
+            if evidence >= alarm or loss > absurd:
                 return SpikeState(), Verdict.SPIKE
         elif evidence:
             evidence = max(0.0, evidence + down)
@@ -225,12 +228,14 @@ class SpikeGuard:
         usual = past.share + (above / len(ordered) - past.share) / MEMORY_OF_SHARE
         share = max(share_at_most(above, len(ordered)), usual)
         up, down = weights_of_evidence(share)
+        far = self.far * max(ordered[-1] - middle, progress)
         lrs = past.lrs[: max(1, len(past.lrs) - self.lag // BLOCK)]
         reference = Reference(
             threshold=threshold,
             risen_threshold=middle + max(self.spread * deviation, progress),
             lr_limit=RISEN * sum(lrs) / len(lrs),
-            far=middle + self.far * max(ordered[-1] - middle, progress),
+            far=middle + far,
+            absurd=middle + max(ABSURD * far, ABSURD * abs(middle)),
             up=up,
             down=down,
             alarm=self.alarm if share < RARE else self.alarm * 4 / 3,
