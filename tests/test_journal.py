@@ -342,7 +342,7 @@ def test_forked_child_writes_nothing(tmp_path):
     r8 = make(run_dir=tmp_path)
     r8.draw()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")
         child = os.fork()
     if not child:
         r8.log(from_the_child=1.0)
