@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .durable import replace
+from .guard import Verdict
 from .recovery import Recovery, RecoveryState
 
 
@@ -42,6 +43,12 @@ class Attempt:
         back = f"restored from {self.source} of step {self.to_step}" if self.source else "nothing restored"
         failed = f" ({'; '.join(self.failures)})" if self.failures else ""
         return f"step {self.step - 1}: loss {self.loss:.4g}, {self.reason}, lr {self.lr:.3g}: {back}{failed}"
+
+
+MEANT = (
+    "If the losses are meant to be higher from here on, as with new data, resume with guard=FiniteGuard(), which "
+    "refuses only what is not finite."
+)
 
 
 class Diagnosis:
@@ -80,6 +87,7 @@ class Diagnosis:
             f"({last.loss}) at step {last.step - 1} with lr={last.lr:.3g}. {tried}",
             f"Samples whose own loss was not finite in the last one: {list(last.samples)}." if last.samples else "",
             f"Given up early: {self._why}." if self._why else "",
+            MEANT if last.reason == Verdict.SPIKE.value else "",
             "What was tried:",
             *(f"  {attempt}" for attempt in self._attempts),
             f"Losses and settings are in {bundle}." if bundle else "",

@@ -584,3 +584,18 @@ def test_torch_weights_spoilt_after_the_step_are_healed():
     assert 1 <= len(heard.of(events.RolledBack)) <= 3
     assert len(heard.of(events.IncidentEnded)) == 1
     assert final < 0.3
+
+
+def test_loss_that_is_higher_for_good_names_the_way_on():
+    """A loss that jumps for good cannot be told from damage: the run ends soon, and the error says how to go on."""
+    rng = np.random.default_rng(0)
+    r8 = R8Scheduler(100, batch_size=10, num_epochs=100, state_callback=lambda: [0.0], load_callback=lambda state: None)
+
+    def run():
+        for _ in steps(r8):
+            r8.update_with_loss((1 if r8.global_step < 300 else 10) + 0.1 * rng.random())
+
+    with pytest.raises(TrainingDiverged, match=r"as with new data, resume with guard=FiniteGuard\(\)"):
+        run()
+
+    assert r8.global_step < 320
