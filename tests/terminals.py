@@ -9,8 +9,8 @@ import signal
 import struct
 import sys
 import termios
-import warnings
 import time
+import warnings
 from pathlib import Path
 
 import pyte
