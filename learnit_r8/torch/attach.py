@@ -75,6 +75,7 @@ def attach(
     (8, 'exact')
     """
     _check_model(model, optimizer)
+    _check_parts(scaler, ema, owner, sharing)
     size = _length(dataset)
     rates = GroupRates(optimizer) if sets_lr and owner is None else None
     state = ModelState(model, optimizer, scaler=scaler, ema=ema)
@@ -117,6 +118,17 @@ def _check_model(model: Any, optimizer: Any) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:
             raise ValueError(f"model must have its weights, got {name!r} on the meta device; call to_empty() and load.")
+
+
+def _check_parts(scaler: Any, ema: Any, owner: Any, sharing: Any) -> None:
+    if scaler is not None and not hasattr(scaler, "is_enabled"):
+        raise TypeError(f"scaler must be a torch.amp.GradScaler, got {scaler!r}.")
+    if ema is not None and not hasattr(ema, "load_state_dict"):
+        raise TypeError(f"ema must have state_dict() and load_state_dict(), got {ema!r}.")
+    if not (owner is None or isinstance(owner, Adapter)):
+        raise TypeError(f"owner must be what attach() returned for the other data set, got {owner!r}.")
+    if not (sharing is None or isinstance(sharing, Sharing)):
+        raise TypeError(f"sharing must be a Sharing such as Together(), got {sharing!r}.")
 
 
 def _length(dataset: Any) -> int:
