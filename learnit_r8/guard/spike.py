@@ -1,8 +1,9 @@
 """The spike guard: refuses losses that are not finite, and those that show that the weights are damaged.
 
-A single high loss is no reason to go back, unless it is absurd: it may be the batch's. The evidence of damage is a CUSUM, the sum of what
-each loss says for it (beyond the threshold) or against it, never below 0. How much one says depends on how usual such
-losses are in this run, so that single samples with wild losses and smooth large batches need no settings of their own.
+A single high loss is no reason to go back, unless it is absurd: it may be the batch's. The evidence of damage is a
+CUSUM, the sum of what each loss says for it (beyond the threshold) or against it, never below 0. How much one says
+depends on how usual such losses are in this run, so that single samples with wild losses and smooth large batches need
+no settings of their own.
 Rules and measurements: benchmarks/detectors.py and benchmarks/divergences.py.
 """
 
