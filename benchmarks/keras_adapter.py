@@ -202,7 +202,7 @@ def main() -> None:
     quick = parser.parse_args().quick
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    steps, rounds = (50, 7) if quick else (100, 15)
+    steps, rounds = 50, 7 if quick else 40
     print(f"keras {keras.__version__}, tensorflow {tf.__version__}, {rounds} rounds of {steps} steps each")
     print(f"{'':44} {'plain -> ours':20} {'median [lowest .. highest]':26} {'must':>6} {'aim':>6}")
     measure("model.fit, a step", fits, steps, rounds, "1.10", "1.03")
