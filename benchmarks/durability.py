@@ -1,6 +1,6 @@
 """Nothing is lost: processes killed while they save, power cut at every operation, damaged files, resumed runs.
 
-    python benchmarks/durability.py [--kills 10000] [--mutants 100000] [--skip-time]
+    python benchmarks/durability.py [--kills 10000] [--mutants 100000] [--skip-time] [--quick]
 
 Each line says how often something was tried and how often it went wrong. The power cut is simulated on the real code:
 file contents and directory entries have a volatile and a durable copy, what was not flushed persists not at all, half,
@@ -472,7 +472,10 @@ def main():
     parser.add_argument("--kills", type=int, default=10_000)
     parser.add_argument("--mutants", type=int, default=100_000)
     parser.add_argument("--skip-time", action="store_true", help="do not measure how long a checkpoint takes")
+    parser.add_argument("--quick", action="store_true", help="20 kills, 200 damaged files, no times")
     asked = parser.parse_args()
+    if asked.quick:
+        asked.kills, asked.mutants, asked.skip_time = 20, 200, True
     wrong = kills(asked.kills) + resumes() + cuts()[0] + mutants(asked.mutants)
     for forgets in (("folder",), ("file",), ("file", "folder")):
         seen = cuts(2, forgets)[0]
