@@ -188,14 +188,9 @@ class CheckpointStore:
 
     def _write_new(self, number: int, content: bytes) -> Path:
         """Write a checkpoint under this number, or the next that no other process has taken meanwhile."""
-        while True:
-            path = self.folder / f"ck_{number:012d}.r8"
-            try:
-                write_new(path, content)
-            except FileExistsError:
-                number += 1
-                continue
-            return path
+        return _under_free_name(
+            number, lambda free: self.folder / f"ck_{free:012d}.r8", lambda path: write_new(path, content)
+        )
 
     def _save_model(self, number: int, write_model: Callable[[str], None]) -> Path | None:
         temporary = temporary_name(self.folder / f"model_{number:012d}")
@@ -215,14 +210,11 @@ class CheckpointStore:
         return model
 
     def _name_model(self, written: Path, number: int, suffix: str) -> Path:
-        while True:
-            model = self.folder / f"model_{number:012d}_{self.run_id[:8]}{suffix}"
-            try:
-                link_new(written, model)
-            except FileExistsError:
-                number += 1
-                continue
-            return model
+        return _under_free_name(
+            number,
+            lambda free: self.folder / f"model_{free:012d}_{self.run_id[:8]}{suffix}",
+            lambda model: link_new(written, model),
+        )
 
     def load_own(self, back: int) -> Checkpoint | None:
         """A checkpoint of this run with a model file, passing over damaged ones with a warning; None without.
@@ -280,6 +272,18 @@ class CheckpointStore:
                 f"checkpoint_dir must hold a valid checkpoint, got none in {where!r}: {reasons or 'no files'}."
             )
         return checkpoint._replace(skipped=tuple(reasons))
+
+
+def _under_free_name(number: int, name_of: Callable[[int], Path], make: Callable[[Path], None]) -> Path:
+    """Make a file under the name of this number, or of the next that no other process has taken meanwhile."""
+    while True:
+        path = name_of(number)
+        try:
+            make(path)
+        except FileExistsError:
+            number += 1
+            continue
+        return path
 
 
 def _first_valid(paths: Iterable[Path], reasons: list[str]) -> Checkpoint | None:

@@ -84,11 +84,8 @@ class Engine:
         self.telling = Telling(announcer, plan.table)
         self.rescue = Rescue(recovery, safekeeping, announcer, plan.table.name_of)
         backup = safekeeping.backup
-        backup.is_calm, backup.trial_steps, backup.older_steps = (
-            self._is_calm,
-            recovery.trial_steps,
-            recovery.older_steps,
-        )
+        backup.is_calm = self._is_calm
+        backup.trial_steps, backup.older_steps = recovery.trial_steps, recovery.older_steps
         self.search = search
         self._make_schedule = make_schedule
         self._last_progress, self._last_lr = math.nan, math.nan

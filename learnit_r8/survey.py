@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from .figures import Quarters, flow_between, loss_histogram, quarters_of, rounded, top, uses_histogram
 from .kinds import EXACT, WHOLE_BATCH
-from .suspects import find_suspects
 from .table import SampleTable
 
 MOST_SCANNED = 2**18
@@ -192,9 +191,7 @@ class Surveyor:
 
     def _find_suspects(self, records: NDArray[Any]) -> dict[str, Any]:
         table = self._table
-        found = find_suspects(
-            records, table.untrained_loss, exact=table.part_size == EXACT, by_group=table.group_labels is not None
-        )
+        found = table.suspects_in(records)
         self._flagged = found.indices if self._chosen is None else self._chosen[found.indices]
         if found.reason:
             return _no_suspects(found.reason)

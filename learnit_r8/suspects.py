@@ -93,7 +93,17 @@ class Suspicion(NamedTuple):
             group: int[M], a code for the label of each: in no group a share of more than 1.5 times that in all samples
                 is flagged, those of highest loss first.
         """
-        flagged: NDArray[np.bool_] = (self.score(mean_loss) > 0.5) & (mean_loss > self.untrained_loss)
+        return self.flags_by(self.score(mean_loss), mean_loss, usage_count, group)
+
+    def flags_by(
+        self,
+        score: NDArray[np.float64],
+        mean_loss: NDArray[np.float32],
+        usage_count: NDArray[Any],
+        group: NDArray[Any] | None = None,
+    ) -> NDArray[np.bool_]:
+        """`flags` where the score of each sample is known already."""
+        flagged: NDArray[np.bool_] = (score > 0.5) & (mean_loss > self.untrained_loss)
         flagged &= np.asarray(usage_count) >= LEAST_USES
         if group is None or not flagged.any():
             return flagged
@@ -130,24 +140,25 @@ def find_suspects(records: Any, untrained_loss: float, *, exact: bool, by_group:
         return _none(f"too early: samples are judged from {LEAST_USES} uses on.")
     if not untrained_loss > 0:
         return _none(f"the loss of an untrained model must be > 0 to compare with, got {untrained_loss:.3g}.")
-    suspicion = Suspicion.of(records["mean"], uses, untrained_loss)
+    mean = records["mean"]
+    suspicion = Suspicion.of(mean, uses, untrained_loss)
     if suspicion is None:
         return _none("no group of samples stays apart from the others and worse than an untrained model.")
-    score = suspicion.score(records["mean"])
-    flagged = suspicion.flags(records["mean"], uses, records["group"].astype(np.int64) if by_group else None)
+    score = suspicion.score(mean)
+    flagged = suspicion.flags_by(score, mean, uses, records["group"].astype(np.int64) if by_group else None)
     judged = uses >= LEAST_USES
     indices = np.flatnonzero(flagged)
     if not len(indices):
         return _none("no sample is more likely wrong than learnt.")
-    indices = indices[np.lexsort((-records["mean"][indices], -score[indices]))]
+    indices = indices[np.lexsort((-mean[indices], -score[indices]))]
     surely = float((flagged & (score > SURE))[judged].mean())
     not_fine = float((score > 1 - SURE)[judged].mean())
     share = float(flagged[judged].mean())
     return Suspects(
         indices,
-        records["mean"][indices],
+        mean[indices],
         score[indices],
-        tuple(_why(records["last"][indices], records["mean"][indices], untrained_loss)),
+        tuple(_why(records["last"][indices], mean[indices], untrained_loss)),
         share,
         (min(surely, share), max(not_fine, share)),
         "",

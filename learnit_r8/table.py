@@ -311,8 +311,12 @@ class SampleTable:
     def suspects(self) -> Suspects:
         """Samples that look mislabelled, most suspect first; from 20 % of the training on, at 4 uses or more."""
         self.sync()
+        return self.suspects_in(self.records)
+
+    def suspects_in(self, records: Any) -> Suspects:
+        """Those among some records of the table; their indices are places in ``records``."""
         exact, by_group = self.part_size == EXACT, self.group_labels is not None
-        return find_suspects(self.records, self.untrained_loss, exact=exact, by_group=by_group)
+        return find_suspects(records, self.untrained_loss, exact=exact, by_group=by_group)
 
     @functools.cached_property
     def _digest(self) -> str | None:

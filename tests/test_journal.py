@@ -305,23 +305,21 @@ r8 = R8Scheduler(8, batch_size=4, num_epochs=1, run_dir=sys.argv[1])
 def test_unhandled_exception_is_the_last_word(tmp_path):
     """A program that ends by an exception is said to have died of it, with or without a with block."""
     for number, body in enumerate(["with r8:\n    r8.draw()\n    1 / 0", "r8.draw()\n1 / 0"]):
-        folder = tmp_path / str(number)
-        subprocess.run([sys.executable, "-c", ENDING + body, str(folder)], cwd=ROOT, capture_output=True, check=False)
-        run = Run(folder)
-        list(run.records())
+        assert state_after(body, tmp_path / str(number)) == ("died", "ZeroDivisionError: division by zero")
 
-        assert run.state() == ("died", "ZeroDivisionError: division by zero")
+
+def state_after(body, folder):
+    """What is read of a run whose program has ended with this."""
+    subprocess.run([sys.executable, "-c", ENDING + body, str(folder)], cwd=ROOT, capture_output=True, check=False)
+    run = Run(folder)
+    list(run.records())
+    return run.state()
 
 
 def test_program_that_just_ends_has_stopped(tmp_path):
     """A program that ends in good order without closing its run has stopped it; Ctrl-C is no fault either."""
     for number, body in enumerate(["r8.draw()", "with r8:\n    r8.draw()\n    raise KeyboardInterrupt"]):
-        folder = tmp_path / str(number)
-        subprocess.run([sys.executable, "-c", ENDING + body, str(folder)], cwd=ROOT, capture_output=True, check=False)
-        run = Run(folder)
-        list(run.records())
-
-        assert run.state() == ("stopped", "")
+        assert state_after(body, tmp_path / str(number)) == ("stopped", "")
 
 
 def test_scheduler_nobody_closed_writes_what_it_has(tmp_path):

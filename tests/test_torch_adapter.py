@@ -51,14 +51,20 @@ def test_does_what_the_plain_loop_does():
     adapter = adapted(scheduler_mode="constant", warmup_proportion=0.0)
     batches = []
     train(adapter, adapter_loader(adapter, Rows()), seen=batches)
+
+    assert np.array_equal(weights(plainly_trained(batches)), weights(adapter.model))
+
+
+def plainly_trained(batches, clip=lambda model: None):
+    """A model after a loop of torch alone over these batches."""
     model = classifier()
     optimizer = sgd(model)
     for rows in batches:
         optimizer.zero_grad()
         cross_entropy(model(X[rows]), Y[rows], reduction="none").mean().backward()
+        clip(model)
         optimizer.step()
-
-    assert np.array_equal(weights(model), weights(adapter.model))
+    return model
 
 
 def adapter_loader(adapter, dataset, **settings):
@@ -394,15 +400,9 @@ def test_clipping():
     adapter = adapted(max_grad_norm=0.1, scheduler_mode="constant", warmup_proportion=0.0)
     batches = []
     train(adapter, adapter_loader(adapter, Rows()), seen=batches)
-    model = classifier()
-    optimizer = sgd(model)
-    for rows in batches:
-        optimizer.zero_grad()
-        cross_entropy(model(X[rows]), Y[rows], reduction="none").mean().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-        optimizer.step()
+    plain = plainly_trained(batches, lambda model: torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1))
 
-    assert np.array_equal(weights(model), weights(adapter.model))
+    assert np.array_equal(weights(plain), weights(adapter.model))
 
 
 def test_norm_of_the_gradient_is_judged():

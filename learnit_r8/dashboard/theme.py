@@ -36,7 +36,7 @@ class Glyphs:
         rest: What is not filled of a bar.
         levels: Heights of a cell, from nothing to full.
         line, corner, side, tick: Of frames and axes.
-        up, down, dot, arrow: Clipped above, falling, the state, "becomes".
+        up, down, dot: Clipped above, falling, the state.
         ellipsis: Ends a text that was cut off.
     """
 
@@ -51,13 +51,12 @@ class Glyphs:
     up: str
     down: str
     dot: str
-    arrow: str
     ellipsis: str
 
 
-BRAILLE = Glyphs("braille", "▏▎▍▌▋▊▉█", "░", " ▁▂▃▄▅▆▇█", "─", "└", "│", "┴", "▲", "▼", "●", "→", "…")
+BRAILLE = Glyphs("braille", "▏▎▍▌▋▊▉█", "░", " ▁▂▃▄▅▆▇█", "─", "└", "│", "┴", "▲", "▼", "●", "…")
 BLOCKS = replace(BRAILLE, name="blocks")
-ASCII = Glyphs("ascii", "#", "-", " .:-=+*#", "-", "+", "|", "+", "^", "v", "*", "->", ".")
+ASCII = Glyphs("ascii", "#", "-", " .:-=+*#", "-", "+", "|", "+", "^", "v", "*", ".")
 
 COLOURS = {
     "": Style(),

@@ -154,9 +154,7 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         if not all(is_in_memory(leaf) for _, leaf in leaves("data", columns)):
             return None
         if self._pipeline is None:
-            size = min(self.r8.table.batch_size, self.r8.table.num_samples)
-            tensors = as_tensors(keras.tree.lists_to_tuples(columns), element_spec)
-            self._pipeline = Pipeline(tensors, most_batches=self.r8.steps_per_epoch, batch_size=size)
+            self._pipeline = Pipeline(as_tensors(keras.tree.lists_to_tuples(columns), element_spec), self.r8)
         return self._pipeline
 
     def start_epoch(self) -> None:

@@ -56,9 +56,7 @@ class Batches:
         check_rows("data", data, r8.table.num_samples)
         self.lr = tf.Variable(r8.lr, dtype=tf.float32, trainable=False, name="r8_lr")
         columns = None if data is None else tf.nest.map_structure(tf.convert_to_tensor, data)
-        self._pipeline = Pipeline(
-            columns, most_batches=r8.steps_per_epoch, batch_size=min(r8.table.batch_size, r8.table.num_samples)
-        )
+        self._pipeline = Pipeline(columns, r8)
         self._prefetch = prefetch
         spec = self._pipeline.dataset.element_spec
         self.element_spec = tuple(spec) if isinstance(spec, (tuple, list)) else (spec,)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from ..scheduler import R8Scheduler
     from ..ticket import Ticket
 
 
@@ -16,15 +17,16 @@ class Pipeline:
 
     Args:
         columns: N rows each: a tensor, or a tuple or dict of them; None for the indices, int64[B], alone.
-        most_batches: Most batches in an epoch.
-        batch_size: Most samples in a batch.
+        r8: Whose batches: so many at most in an epoch, and of so many samples.
 
     Attributes:
-        dataset: ``tf.data.Dataset`` of ``most_batches`` batches.
+        dataset: ``tf.data.Dataset`` of the batches of a whole epoch.
     """
 
-    def __init__(self, columns: Any, *, most_batches: int, batch_size: int) -> None:
+    def __init__(self, columns: Any, r8: R8Scheduler) -> None:
         import tensorflow as tf
+
+        most_batches, batch_size = r8.steps_per_epoch, min(r8.table.batch_size, r8.table.num_samples)
 
         # The epoch's order, row by row; a variable, so that the pipeline is built once.
         self._rows = tf.Variable(tf.zeros((most_batches, batch_size), tf.int64), trainable=False)
@@ -43,7 +45,7 @@ class Pipeline:
         """The ``tf.data.Dataset`` of these batches, in order.
 
         Args:
-            tickets: At most ``most_batches``.
+            tickets: At most those of a whole epoch.
             prefetch: Batches to gather ahead, >= 0; -1 lets TensorFlow choose.
         """
         rows, counts = np.zeros(self._rows.shape, np.int64), np.zeros(self._counts.shape, np.int64)
