@@ -1,0 +1,10 @@
+"""For tests of your own training: faults on purpose, a toy task, a clock turned by hand, and a list of what happened.
+
+Nothing here is needed to train. See ``docs/recovery.md`` for a rehearsal of a run that goes wrong.
+"""
+
+from .clock import FakeClock as FakeClock
+from .faults import FaultPlan as FaultPlan
+from .recording import RecordedEvents as RecordedEvents
+from .recording import record_events as record_events
+from .toy import ToyTask as ToyTask
