@@ -5,7 +5,7 @@ plan.py, policies/          DRAW which samples come next
 guard/                      JUDGE whether the loss is one to learn from (recovery.py, rescue.py: what if not)
 table.py                    LEARN running loss and use of every sample
 pace.py, lr.py              MOVE ON: how far along, at what rate
-events.py                   TELL what happened
+events/                     TELL what happened
 """
 
 from __future__ import annotations

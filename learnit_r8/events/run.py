@@ -1,0 +1,103 @@
+"""A run begins, waits, ends; and what its user should know of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .event import Event
+
+
+@dataclass(frozen=True)
+class RunStarted(Event):
+    """The first batch of this process is about to be drawn.
+
+    Attributes:
+        name: Name of the run, "" if it has none.
+        num_samples: N.
+        batch_size: B.
+        steps_per_epoch: Steps in an epoch.
+        total_steps: Steps in the run; None with a time budget.
+        train_duration_seconds: The time budget; None without one.
+        policy: Name of the policy.
+        settings: Configuration of the run and versions, name -> value as text.
+        lr_plan: Learning rates of the schedule at equal distances of progress, from 0 to 1; empty if unknown.
+
+    A resumed run has the step and the seconds it goes on from.
+    """
+
+    name: str
+    num_samples: int
+    batch_size: int
+    steps_per_epoch: int
+    total_steps: int | None
+    train_duration_seconds: float | None
+    policy: str
+    settings: dict[str, str] = field(default_factory=dict)
+    lr_plan: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunPaused(Event):
+    """The run waits between two steps; its time does not count.
+
+    Attributes:
+        reason: Why, "" if nobody said.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunResumed(Event):
+    """A run that waited goes on."""
+
+
+@dataclass(frozen=True)
+class RunStopped(Event):
+    """The run was asked to end before its budget is used up; a checkpoint is saved if there is a folder.
+
+    Attributes:
+        reason: Why, "" if nobody said.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunEnded(Event):
+    """The run was closed.
+
+    Attributes:
+        finished: Whether the budget was used up.
+    """
+
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Notice(Event):
+    """Something the user should know once.
+
+    Attributes:
+        text: One sentence.
+        is_warning: Whether it went out as a Python warning too.
+    """
+
+    text: str
+    is_warning: bool
+
+
+@dataclass(frozen=True)
+class Alive(Event):
+    """The process is still there; only in a journal, every ten seconds. ``step`` and ``seconds`` are the last known."""
+
+
+@dataclass(frozen=True)
+class ProcessLeft(Event):
+    """The process ended in good order, or the run did with an exception; only in a journal.
+
+    Attributes:
+        error: The exception that ended it, as Python's last line on it; "" without one.
+    """
+
+    error: str

@@ -1,0 +1,91 @@
+"""What is known of the samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .event import Event
+
+
+@dataclass(frozen=True)
+class SamplesSurveyed(Event):
+    """What the table knows of the samples, told at the end of an epoch and every few seconds.
+
+    Only made where a listener has a true attribute ``wants_surveys``. Rows of quartiles are Q1 (lowest loss) to Q4.
+
+    Attributes:
+        epoch: The current epoch, 0-based.
+        epoch_ended: Whether an epoch has just ended.
+        source: Where the losses of samples come from: "exact", "parts of 4", "batch means of 32".
+        trust: How far to trust them: "exact", "fair" or "rough".
+        num_read: Samples this was computed from; fewer than N where a scan would cost too much.
+        num_seen: Of them, those seen at least once.
+        low: Lowest loss of each quartile; empty while fewer than four samples were seen, as are all rows.
+        high: Highest loss of each.
+        mean: Mean loss of each.
+        share: Share of the seen samples in each.
+        uses: Mean number of times its samples were learned from.
+        batch_share: Share of the last batch in each; empty if unknown.
+        flow: 16 numbers, row by row: share of the samples that were in quartile i and are in quartile j now, of
+            all seen both times, since the end of the epoch before the last; empty before.
+        loss_range: Lowest and highest loss of the histogram.
+        loss_is_log: Whether its bins are of equal ratio, not of equal width.
+        loss_counts: Samples in its bins; the first holds those below and the last those above, too.
+        uses_range: Lowest and highest use.
+        uses_counts: Samples in bins of equal width between them.
+        hardest: Positions of the samples with the highest loss, highest first; at most 50.
+        hardest_names: What the user calls them.
+        hardest_loss: Their loss.
+        hardest_last: Their last observation.
+        hardest_uses: How often each was learned from.
+        hardest_history: Their losses at the ends of the last epochs, oldest first; NaN where unknown.
+        hardest_suspected: Whether each is a suspect, listed or not.
+        suspects: Positions of samples that look mislabelled, most suspect first; at most 50.
+        suspect_names: What the user calls them.
+        suspect_loss: Their mean loss over the run.
+        suspect_uses: How often each was learned from.
+        suspect_history: Like that of the hardest.
+        suspect_score: How surely each is not one of the learnt samples, in [0, 1].
+        suspect_why: "always high", "rising" or "memorised".
+        num_suspects: How many there are.
+        noise_rate: Their share, an estimate of the share of wrong labels; NaN if none can be told.
+        no_suspects: Why there are none; "" if there are some.
+        survey_seconds: What making this took.
+    """
+
+    epoch: int
+    epoch_ended: bool
+    source: str
+    trust: str
+    num_read: int
+    num_seen: int
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    mean: tuple[float, ...]
+    share: tuple[float, ...]
+    uses: tuple[float, ...]
+    batch_share: tuple[float, ...]
+    flow: tuple[float, ...]
+    loss_range: tuple[float, ...]
+    loss_is_log: bool
+    loss_counts: tuple[int, ...]
+    uses_range: tuple[int, ...]
+    uses_counts: tuple[int, ...]
+    hardest: tuple[int, ...]
+    hardest_names: tuple[str, ...]
+    hardest_loss: tuple[float, ...]
+    hardest_last: tuple[float, ...]
+    hardest_uses: tuple[int, ...]
+    hardest_history: tuple[tuple[float, ...], ...]
+    hardest_suspected: tuple[bool, ...]
+    suspects: tuple[int, ...]
+    suspect_names: tuple[str, ...]
+    suspect_loss: tuple[float, ...]
+    suspect_uses: tuple[int, ...]
+    suspect_history: tuple[tuple[float, ...], ...]
+    suspect_score: tuple[float, ...]
+    suspect_why: tuple[str, ...]
+    num_suspects: int
+    noise_rate: float
+    no_suspects: str
+    survey_seconds: float

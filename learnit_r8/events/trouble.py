@@ -1,0 +1,106 @@
+"""Training went wrong, and what was done about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .event import Event
+
+
+@dataclass(frozen=True)
+class BatchRefused(Event):
+    """A loss was not learned from.
+
+    Attributes:
+        epoch: The epoch of the batch, 0-based.
+        loss: The refused mean loss; NaN, infinite or beyond float32.
+        lr: Learning rate the batch was drawn with.
+        next_lr: Learning rate from now on.
+        tries: Refusals in this incident.
+        samples: Positions of the samples whose own loss was not finite; empty where only a mean was reported, and
+            where it was all of them.
+        reason: The guard's verdict.
+    """
+
+    epoch: int
+    loss: float
+    lr: float
+    next_lr: float
+    tries: int
+    samples: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class DamageFound(Event):
+    """A number in the model's state was not finite when a backup was due; losses may have been fine.
+
+    Attributes:
+        array: Dotted key of the array.
+    """
+
+    array: str
+
+
+@dataclass(frozen=True)
+class RolledBack(Event):
+    """The model was restored.
+
+    Attributes:
+        to_step: Steps reported when the restored state was taken.
+        source: "backup" or the name of the checkpoint.
+    """
+
+    to_step: int
+    source: str
+
+
+@dataclass(frozen=True)
+class RestoreFailed(Event):
+    """A state could not be put back; the next one is tried.
+
+    Attributes:
+        to_step: Steps reported when it was taken.
+        source: "backup" or the name of the checkpoint.
+        reason: What went wrong.
+    """
+
+    to_step: int
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class LrCapped(Event):
+    """The learning rate stays below a ceiling from now on; `LrRestored` is its end.
+
+    Attributes:
+        ceiling: The highest rate allowed; it rises again slowly.
+        reason: The guard's verdict.
+    """
+
+    ceiling: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class LrRestored(Event):
+    """The learning rate is back on its schedule."""
+
+
+@dataclass(frozen=True)
+class IncidentEnded(Event):
+    """Enough good losses have followed a refused one."""
+
+
+@dataclass(frozen=True)
+class GaveUp(Event):
+    """Everything was tried, and the run ends with TrainingDiverged.
+
+    Attributes:
+        text: Its message.
+        bundle: Path of the file with the diagnosis; None without a folder.
+    """
+
+    text: str
+    bundle: str | None
