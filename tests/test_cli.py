@@ -131,6 +131,48 @@ def test_samples_as_csv(run, capsys):
     ]
 
 
+@pytest.fixture
+def noisy(tmp_path):
+    """A run of a hundred samples with names, the first ten worse than untrained until the model knows them by heart."""
+    folder, names = folder_with(tmp_path / "20260103-noisy", STARTED), {index: f"img{index}" for index in range(100)}
+    learnt = np.linspace(0.1, 0.3, 100, dtype=np.float32)
+    high = np.where(np.arange(100) < 10, np.linspace(3.9, 3, 100, dtype=np.float32), learnt)
+    uses = np.full(100, 5)
+    for epoch, loss in enumerate((high, learnt)):
+        write_samples(folder, [samples(epoch, loss, uses=uses, names=names)])
+    return folder
+
+
+def test_suspects_are_listed(noisy, capsys):
+    """`samples --suspects` lists those of the first file that has any, most suspect first, and their share."""
+    code, lines = printed(capsys, "samples", noisy, "--suspects")
+
+    assert code == 0
+    assert lines[0] == ("it, epoch 1, step 5; 10 look mislabelled, 10.0% of 100 (between 10.0% and 10.0%)")
+    assert lines[1].split() == ["#", "sample", "loss", "last", "mean", "uses", "score", "why"]
+    assert [line.split()[:2] for line in lines[2:]] == [[str(index), f"img{index}"] for index in range(10)]
+    assert all(line.endswith("  1.000  always high") for line in lines[2:])
+
+
+def test_suspects_as_csv(noisy, capsys):
+    """As CSV they are all there, or as many as were asked for, with score and reason."""
+    rows = list(csv.DictReader(printed(capsys, "samples", noisy, "--suspects", "--csv")[1]))
+    fewer = printed(capsys, "samples", noisy, "--suspects", "--csv", "--top", "3")[1]
+
+    assert [(row["index"], row["why"]) for row in rows] == [(str(index), "always high") for index in range(10)]
+    assert all(float(row["score"]) > 0.99 and row["uses"] == "5" for row in rows)
+    assert len(fewer) == 1 + 3
+
+
+def test_no_suspects_is_said(noisy, capsys):
+    """Where no sample is suspect, or not in the epoch that was asked for, the reason is said, and the table empty."""
+    _, lines = printed(capsys, "samples", noisy, "--suspects", "--epoch", "2")
+
+    assert lines[0].startswith("it, epoch 2, step 6; no suspects: ")
+    assert len(lines) == 2
+    assert len(printed(capsys, "samples", noisy, "--suspects", "--epoch", "2", "--csv")[1]) == 1
+
+
 def test_estimates_are_called_so(tmp_path, capsys):
     """Where only batch means were reported, the table says how far to trust it."""
     folder = folder_with(tmp_path, STARTED)

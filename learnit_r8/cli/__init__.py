@@ -76,9 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     status = add("status", "one line on a run; the exit code tells its state")
     status.add_argument("--json", action="store_true", help="as a JSON object")
     add("ls", "list the runs in a folder, newest first").add_argument("--top", type=_count, default=20, metavar="K")
-    samples = add("samples", "the samples with the highest loss")
-    samples.add_argument("--top", type=_count, default=50, metavar="K", help="how many (default 50)")
-    samples.add_argument("--epoch", type=_count, help="of the file of this epoch, from 1; by default the newest")
+    samples = add("samples", "the samples with the highest loss, or those that look mislabelled")
+    samples.add_argument("--suspects", action="store_true", help="those that look mislabelled, most suspect first")
+    samples.add_argument("--top", type=_count, metavar="K", help="how many (default 50; all the suspects)")
+    samples.add_argument(
+        "--epoch", type=_count, help="of the file of this epoch, from 1; by default the newest; the first with suspects"
+    )
     samples.add_argument("--csv", action="store_true", help="as CSV")
     export = add("export", "the numbers of a run, as CSV or JSON lines")
     export.add_argument("--of", choices=("steps", "epochs", "metrics", "events"), default="steps")

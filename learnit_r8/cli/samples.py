@@ -1,10 +1,11 @@
-"""``learnit-r8 samples``: what is known of the samples with the highest loss."""
+"""``learnit-r8 samples``: what is known of the samples with the highest loss, or of those that look mislabelled."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,55 +13,67 @@ from numpy.typing import NDArray
 from ..dashboard.text import clean, fit, width_of
 from ..dashboard.words import number
 from ..journal import Run, UnreadableRun, find_run
-from ..journal.samples import Samples, read_samples, sample_epochs
+from ..journal.samples import Samples, first_suspects, read_samples, sample_epochs
+from ..suspects import Suspects
 from .tables import write_csv
 
 COLUMNS = ("index", "name", "loss", "last", "mean", "uses")
+SUSPECT_COLUMNS = (*COLUMNS, "score", "why")
+HARDEST = 50
+WIDEST = 60
 
 
 def samples(options: argparse.Namespace) -> int:
-    """Print the hardest samples of the newest file, or of an epoch's."""
+    """Print the hardest samples of the newest file, or the suspects of the first that has any; or an epoch's."""
     run = Run(find_run(options.run))
-    found = newest(run) if options.epoch is None else of_epoch(run, options.epoch - 1)
-    chosen = found.hardest(options.top)
+    epochs = sample_epochs(run.folder) if options.epoch is None else [_kept_epoch(run, options.epoch - 1)]
+    if options.suspects:
+        found, verdict = first_suspects(readable(run, epochs))
+        rows, columns, about = suspect_rows(found, verdict, options.top), SUSPECT_COLUMNS, summary(found, verdict)
+    else:
+        found = next(readable(run, epochs[::-1]))
+        rows, columns = rows_of(found, found.hardest(options.top or HARDEST)), COLUMNS
+        about = f"losses: {trust(found)}"
     if options.csv:
-        write_csv(sys.stdout, COLUMNS, rows_of(found, chosen))
+        write_csv(sys.stdout, columns, rows)
         return 0
-    for line in lines_of(run.name, found, chosen):
+    print(f"{clean(run.name, WIDEST)}, epoch {found.epoch + 1}, step {found.step:,}; {about}")
+    for line in lines_of(columns, list(rows)):
         print(line)
     return 0
 
 
-def of_epoch(run: Run, epoch: int) -> Samples:
-    """The samples file of an epoch, 0-based.
-
-    Raises:
-        UnreadableRun: there is none; the message gives those that are kept.
-        OSError, ValueError: it cannot be read.
-    """
+def _kept_epoch(run: Run, epoch: int) -> int:
     there = sample_epochs(run.folder)
     if epoch not in there:
         known = ", ".join(str(each + 1) for each in there) or "none"
         raise UnreadableRun(f"--epoch must be one whose samples were kept ({known}), got {epoch + 1}.")
-    return read_samples(run.folder, epoch)
+    return epoch
 
 
-def newest(run: Run) -> Samples:
-    """The newest samples file that can be read.
+def readable(run: Run, epochs: Iterable[int]) -> Iterator[Samples]:
+    """The samples files of these epochs that can be read, at least one.
 
     Raises:
         UnreadableRun: there is none.
     """
-    reasons = []
-    for epoch in reversed(sample_epochs(run.folder)):
+    reasons, is_empty = [], True
+    for epoch in epochs:
         try:
-            return read_samples(run.folder, epoch)
+            samples = read_samples(run.folder, epoch)
         except (OSError, ValueError) as error:
             reasons.append(str(error))
-    raise UnreadableRun(f"run must hold a samples file, got {reasons or 'none'} in {str(run.folder)!r}.")
+            continue
+        is_empty = False
+        yield samples
+    if is_empty:
+        raise UnreadableRun(f"run must hold a samples file, got {reasons or 'none'} in {str(run.folder)!r}.")
 
 
-def rows_of(samples: Samples, chosen: NDArray[np.int64]) -> Iterator[tuple[int, str, float, float, float, int]]:
+Row = tuple[Any, ...]
+
+
+def rows_of(samples: Samples, chosen: NDArray[np.int64]) -> Iterator[Row]:
     """Index, name, loss, last and mean observation, uses; of each chosen sample."""
     for index in chosen.tolist():
         yield (
@@ -73,15 +86,39 @@ def rows_of(samples: Samples, chosen: NDArray[np.int64]) -> Iterator[tuple[int, 
         )
 
 
-def lines_of(name: str, samples: Samples, chosen: NDArray[np.int64]) -> Iterable[str]:
+def suspect_rows(samples: Samples, verdict: Suspects, top: int | None) -> Iterator[Row]:
+    """The same of each suspect, its score and why; most suspect first."""
+    chosen = rows_of(samples, verdict.indices[:top])
+    for row, score, why in zip(chosen, verdict.score.tolist(), verdict.why, strict=False):
+        yield (*row, score, why)
+
+
+def summary(samples: Samples, verdict: Suspects) -> str:
+    """How many look mislabelled, or why none does."""
+    if not len(verdict.indices):
+        return f"no suspects: {verdict.reason}"
+    low, high = verdict.noise_range
+    share = f"{verdict.noise_rate:.1%} of {len(samples.loss):,} (between {low:.1%} and {high:.1%})"
+    return f"{len(verdict.indices):,} look mislabelled, {share}"
+
+
+def lines_of(columns: Sequence[str], rows: list[Row]) -> Iterator[str]:
     """A table for people."""
-    rows = list(rows_of(samples, chosen))
-    wide = min(60, max([6, *(width_of(row[1]) for row in rows)]))
-    yield f"{clean(name, 60)}, epoch {samples.epoch + 1}, step {samples.step:,}; losses: {trust(samples)}"
-    yield f"{'#':>9}  {fit('sample', wide)}  {'loss':>9}  {'last':>9}  {'mean':>9}  {'uses':>5}"
-    for index, label, *values, uses in rows:
-        numbers = "  ".join(f"{number(float(f'{value:.4g}')):>9}" for value in values)
-        yield f"{index:>9}  {fit(label, wide)}  {numbers}  {uses:>5}"
+    wide = min(WIDEST, max([6, *(width_of(row[1]) for row in rows)]))
+    yield _line(wide, "#", "sample", *columns[2:])
+    for index, label, loss, last, mean, uses, *more in rows:
+        numbers = (_short(value) for value in (loss, last, mean))
+        score, why = (f"{more[0]:.3f}", more[1]) if more else ("", "")
+        yield _line(wide, str(index), label, *numbers, str(uses), score, why)
+
+
+def _line(wide: int, index: str, label: str, loss: str, last: str, mean: str, uses: str, *more: str) -> str:
+    score, why = more or ("", "")
+    return f"{index:>9}  {fit(label, wide)}  {loss:>9}  {last:>9}  {mean:>9}  {uses:>5}  {score:>5}  {why}".rstrip()
+
+
+def _short(value: float) -> str:
+    return number(float(f"{value:.4g}"))
 
 
 def trust(samples: Samples) -> str:

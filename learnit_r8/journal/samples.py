@@ -8,7 +8,7 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +85,21 @@ class Samples(NamedTuple):
         """Samples that look mislabelled; see `SampleTable.suspects`."""
         by_group = self.group is not None
         return find_suspects(self._asdict(), self.untrained_loss, exact=self.is_exact, by_group=by_group)
+
+
+def first_suspects(files: Iterable[Samples]) -> tuple[Samples, Suspects]:
+    """The first of some files that has suspects, and them; without any, the last file and why.
+
+    The first, because later on a model has learnt the wrong labels by heart.
+
+    Args:
+        files: At least one, oldest first.
+    """
+    for samples in files:
+        verdict = samples.suspects()
+        if len(verdict.indices):
+            break
+    return samples, verdict
 
 
 def highest(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:

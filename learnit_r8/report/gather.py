@@ -17,7 +17,7 @@ from ..dashboard.watch import ToughView
 from ..figures import quarters_of
 from ..journal import Run
 from ..journal.run import State
-from ..journal.samples import Samples, highest, read_samples, sample_epochs
+from ..journal.samples import Samples, first_suspects, highest, read_samples, sample_epochs
 from ..suspects import Suspects
 
 LISTED = 30
@@ -122,7 +122,7 @@ def gather(run_dir: str | os.PathLike[str]) -> Facts:
     files = _readable(run.folder, notes)
     newest = files[-1] if files else None
     last = np.stack([samples.last for samples in files]) if files else None
-    verdict = None if newest is None else _suspects(files)
+    verdict = first_suspects(files)[1] if files else None
 
     def rows(chosen: NDArray[np.int64]) -> list[Row]:
         if newest is None or last is None or verdict is None:
@@ -169,12 +169,6 @@ def _finite(samples: Samples) -> Samples:
     values = {name: getattr(samples, name) for name in ("loss", "last", "mean")}
     nan = np.float32("nan")
     return samples._replace(**{name: np.where(np.isfinite(array), array, nan) for name, array in values.items()})
-
-
-def _suspects(files: list[Samples]) -> Suspects:
-    """Of the first file that has any: later on a model has learnt the wrong labels by heart."""
-    found = [samples.suspects() for samples in files]
-    return next((suspects for suspects in found if len(suspects.indices)), found[-1])
 
 
 def _bounds(view: View, files: list[Samples]) -> NDArray[np.float64]:
