@@ -17,26 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .chunk import OPEN, OUT_AGAIN, REPORTED, WAITING, Batch, Chunk
-from .draft import Draft
-from .outlook import from_plain, look_at, to_plain
-from .policies import SHUFFLE, Context, Outlook, Policy
-from .sweep import Sweep
+from .outlook import from_plain, to_plain
+from .planner import Planner
+from .policies import Context, Outlook, Policy
 from .table import SampleTable
 
-CHUNK_SAMPLES = 3 * 2**13
-"""Least samples in a chunk, where there are as many: its quartiles are within 0.3 % of rank those of the data."""
-
-CHUNK_BATCHES = 8
-MOST_SAMPLES = 2**16
-"""A chunk holds at least 8 batches, unless that takes more samples than this: memory stays small for huge batches."""
-
-POOL_SAMPLES, POOL_BATCHES = 2**12, 8
-"""A batch outside the pass is taken from at least so many random samples, and from so many batches of them."""
-
 LAST_BATCH = ("short", "drop", "fill")
-
-PASS_KEY, _OUTSIDE, _POLICY, _OUTSIDE_POLICY, _OUTLOOK = range(5)
-"""What a random key is for. Keys of one kind must be of one length: zeros at the end of a key do not count."""
 
 
 class Plan:
@@ -70,13 +56,11 @@ class Plan:
         self.steps_per_pass = size // batch if last_batch == "drop" else -(-size // batch)
         self.displaced = 0
         self.abandoned = 0
-        self.seed = seed
-        self._full = min(batch, size)
-        batches = -(-size // batch)
-        wanted = min(max(CHUNK_SAMPLES, CHUNK_BATCHES * batch), max(MOST_SAMPLES, batch))
-        self._chunk_size = -(-batches // max(1, round(size / wanted))) * batch
         self._no_chunk = Chunk(_NOBODY, table, sizes=_NOBODY, expected=[], pass_number=-1, sweep=-1)
         self._reset()
+        self._planner = Planner(
+            table, policy=policy, seed=seed, last_batch=last_batch, before_sweep=self._let_others_share
+        )
         table.sync = self.flush
         table.on_offsets = self._expect_offsets
 
@@ -88,9 +72,15 @@ class Plan:
         self._returned: deque[Batch] = deque()
         self._waiting: deque[Batch] = deque()
         self._drawn_before = 0
-        self._num_outside = 0
-        self._num_sweeps = -1
-        self._sweep = self._new_sweep()
+
+    @property
+    def seed(self) -> int:
+        """Of all randomness; a loaded run has that of the saved one."""
+        return self._planner.seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self._planner.seed = seed
 
     def samples_in(self, steps: int) -> int:
         """Samples handed out in so many steps of whole passes, steady ones and fillings counted like any other."""
@@ -130,23 +120,12 @@ class Plan:
             self.settle(batch)
         self._waiting.clear()
         self._drawn_before = 0
-        self._start_sweep()
-        outlook = Outlook()
-        if number and self.policy.selects:
-            outlook = look_at(self.table, self._generator(_OUTLOOK, number))
-        self._context = Context(progress, number, self.table.batch_size, self.table.untrained_loss, outlook)
+        self._planner.start_sweep()
+        self._context = self._planner.context(number, progress)
 
-    def _start_sweep(self) -> None:
-        """Begin another run through the data; the chunks before may share samples with those to come."""
+    def _let_others_share(self) -> None:
+        """Let the table learn everything, and expect others to change the records of the open chunks' samples."""
         self.flush()
-        self._forget_records()
-        self._num_sweeps += 1
-        self._sweep = self._new_sweep()
-
-    def _new_sweep(self) -> Sweep:
-        return Sweep(self.table.num_samples, self._chunk_size, [self.seed, PASS_KEY, max(0, self._num_sweeps)])
-
-    def _forget_records(self) -> None:
         for chunk in self._open:
             chunk.forget_records()
 
@@ -173,7 +152,7 @@ class Plan:
         self._leave_chunk()
         left = self.steps_per_pass - self._drawn_before
         if left:
-            self._chunk = self._next_chunk()
+            self._chunk = self._planner.next_chunk(self._context, left)
             self._open.append(self._chunk)
             self._limit = min(left, len(self._chunk.states))
             return self.draw()
@@ -200,16 +179,9 @@ class Plan:
             return self._drawn_again(self._returned.popleft())
         self._close_settled()
         self.flush()
-        self._num_outside += 1
-        size = max(POOL_SAMPLES, POOL_BATCHES * self.table.batch_size)
-        pool = Sweep(self.table.num_samples, size, [self.seed, _OUTSIDE, self._num_outside])
-        draft = self._draft(policy, _OUTSIDE_POLICY, self._num_outside)
-        kept, _ = draft.select(pool.next_part())
-        if len(kept) < self._full:
+        chunk = self._planner.chunk_outside(policy, self._context)
+        if chunk is None:
             return None
-        first = draft.first(kept, self._full)
-        chunk = self._draft(SHUFFLE).chunk((first, None), sweep=-1, fill=False)
-        chunk.typical = draft.typical
         chunk.drawn = 1
         self._open.append(chunk)
         return chunk.batch(0)
@@ -223,11 +195,10 @@ class Plan:
             trend: What `SampleTable.observe` returned for it.
         """
         chunk, slot, _ = batch
-        late = chunk.sweep != self._num_sweeps
+        late = chunk.sweep != self._planner.num_sweeps
         if late:
             # It may share samples with reports still held back, and reports count in the order they come.
-            self.flush()
-            self._forget_records()
+            self._let_others_share()
         chunk.reports[slot] = means
         chunk.trends[slot] = trend
         chunk.states[slot] = REPORTED
@@ -278,54 +249,6 @@ class Plan:
             chunk.learn()
             self._open.remove(chunk)
 
-    def _next_chunk(self) -> Chunk:
-        """Plan the next chunk of the pass."""
-        policy = SHUFFLE if self.pass_number == 0 else self.policy
-        if policy.selects:
-            return self._next_selected_chunk(policy)
-        draft = self._draft(policy, _POLICY, self._num_sweeps, self._sweep.rank)
-        indices = self._sweep.next_part()
-        if self.last_batch == "drop":
-            indices = indices[: len(indices) // self._full * self._full]
-        return draft.chunk((indices, None), sweep=self._num_sweeps, fill=self.last_batch == "fill")
-
-    def _next_selected_chunk(self, policy: Policy) -> Chunk:
-        """Plan from what the policy keeps, sweeping over the data again where the sweep has no batch left."""
-        swept_again = False
-        samples = self._sweep.left_over
-        while True:
-            if self._sweep.is_done and swept_again:
-                # The policy leaves less than a batch of the whole data: better a short one than none.
-                samples = self._sweep.left_over
-                if not len(samples[0]):
-                    raise RuntimeError(f"policy must keep some of {len(self.table)} samples, got none from {policy!r}.")
-                break
-            if self._sweep.is_done:
-                swept_again = True
-                self._start_sweep()
-            draft = self._draft(policy, _POLICY, self._num_sweeps, self._sweep.rank)
-            kept = self._sweep.add(*draft.select(self._sweep.next_part()))
-            # What fills the pass may end in its short batch; else what makes no whole batch waits for the next part.
-            whole = self._room if len(kept[0]) >= self._room else len(kept[0]) // self._full * self._full
-            samples = self._sweep.leave(whole, kept)
-            if whole:
-                break
-        return draft.chunk(samples, sweep=self._num_sweeps, fill=self.last_batch == "fill")
-
-    @property
-    def _room(self) -> int:
-        """Samples that the batches left in the pass hold: the last one is as short as without a selection."""
-        left = self.steps_per_pass - self._drawn_before
-        missing = -self.table.num_samples % self.table.batch_size if self.last_batch == "short" else 0
-        return left * self.table.batch_size - missing
-
-    def _draft(self, policy: Policy, *key: int) -> Draft:
-        rng = self._generator(*key) if policy.is_random else _SPARE_GENERATOR
-        return Draft(self.table, policy, self._context, rng)
-
-    def _generator(self, *key: int) -> np.random.Generator:
-        return np.random.Generator(np.random.SFC64(np.random.SeedSequence([self.seed, *key])))
-
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to draw the very same batches; batches that are out are drawn again, first in line."""
         self.flush()
@@ -333,11 +256,9 @@ class Plan:
         out = [batch for chunk in self._open for batch in chunk.batches_out()]
         return {
             "context": [*self._context[:4], to_plain(self._context.outlook)],
-            "num_sweeps": self._num_sweeps,
-            "sweep": self._sweep.state_dict(),
+            **self._planner.state_dict(),
             "drawn_before": self._drawn_before,
             "limit": self._limit,
-            "num_outside": self._num_outside,
             "displaced": self.displaced,
             "abandoned": self.abandoned,
             "chunks": [chunk.state_dict() for chunk in self._open],
@@ -353,11 +274,8 @@ class Plan:
         self._reset()
         progress, number, batch_size, untrained_loss, outlook = state["context"]
         self._context = Context(progress, number, batch_size, untrained_loss, from_plain(outlook))
-        self._num_sweeps = state["num_sweeps"]
-        self._sweep = self._new_sweep()
-        self._sweep.load_state_dict(state["sweep"])
+        self._planner.load_state_dict(state)
         self._drawn_before, self._limit = state["drawn_before"], state["limit"]
-        self._num_outside = state["num_outside"]
         self.displaced, self.abandoned = state["displaced"], state["abandoned"]
         self._open = [Chunk.from_state(chunk, self.table) for chunk in state["chunks"]]
         if state["current"] >= 0:
@@ -366,6 +284,5 @@ class Plan:
         self._waiting = deque(self._open[chunk].batch(slot) for chunk, slot in state["waiting"])
 
 
-_SPARE_GENERATOR = np.random.default_rng(0)
 _new_tuple = tuple.__new__
 _NOBODY = np.empty(0, np.int64)

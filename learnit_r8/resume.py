@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from .chunk import OPEN, OUT_AGAIN, WAITING
 from .order import Permutation
-from .plan import PASS_KEY, Plan
+from .plan import Plan
+from .planner import PASS_KEY
 from .table import SampleTable
 
 GOAL = ("num_epochs", "num_steps", "train_duration_seconds")
@@ -35,7 +36,7 @@ _KEPT = (
 )  # fmt: skip
 _TABLE_ARRAYS = ("loss", "last", "mean", "usage_count")
 _NEW_KEY = 5
-"""Beside those of plan.py."""
+"""Beside those of planner.py."""
 
 
 def config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ NUMERIC = {"triggers",
     "range_test", "humps", "container", "signals",
     "tally", "wire", "losses", "checks", "durable", "kinds", "records", "condense", "figures",
 }  # fmt: skip
-MIDDLE = {"announcer", "restoring", "moment", "diagnosis", "chunk", "draft", "plan", "policies", "recovery",
+MIDDLE = {"announcer", "restoring", "moment", "diagnosis", "chunk", "draft", "plan", "planner", "policies", "recovery",
     "checkpoint", "sweep", "survey", "telling", "journal", "outlook", "requests", "saves", "resume",
 }  # fmt: skip
 VIEWERS = {"dashboard", "report", "cli"}
