@@ -3,7 +3,7 @@
 plan.py, policies/          DRAW which samples come next
 ... the user trains ...
 guard/                      JUDGE whether the loss is one to learn from (recovery.py, rescue.py: what if not)
-table.py                    LEARN running loss and use of every sample
+running_losses.py, table.py LEARN running loss and use of every sample
 pace.py, lr.py              MOVE ON: how far along, at what rate
 events/                     TELL what happened
 """

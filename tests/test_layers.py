@@ -14,7 +14,7 @@ PACKAGE = Path(learnit_r8.__file__).parent
 NUMERIC = {"triggers",
     "order", "estimators", "suspects", "table", "views", "guard", "backup", "copies", "budget", "lr", "events",
     "range_test", "humps", "container", "signals",
-    "tally", "wire", "losses", "checks", "durable", "kinds", "records", "condense", "figures",
+    "tally", "wire", "losses", "checks", "durable", "kinds", "records", "condense", "figures", "running_losses",
 }  # fmt: skip
 MIDDLE = {"announcer", "restoring", "moment", "diagnosis", "chunk", "draft", "plan", "planner", "policies", "recovery",
     "checkpoint", "sweep", "survey", "telling", "journal", "outlook", "requests", "saves", "resume",
