@@ -53,7 +53,9 @@ class PlainLog:
 
     def _line(self, event: events.Event) -> str:
         match event:
-            case events.StepDone() if event.seconds - self._last_line >= SECONDS_BETWEEN_LINES:
+            case events.StepDone():
+                if event.seconds - self._last_line < SECONDS_BETWEEN_LINES:
+                    return ""
                 return (
                     f"{self._where(event.epoch, event.step)}  loss {event.loss:.4g}  lr {event.lr:.3g}  {_left(event)}"
                 )
@@ -67,44 +69,51 @@ class PlainLog:
                 self._run = event
                 budget = f"{event.total_steps} steps" if event.total_steps else f"{event.train_duration_seconds:g} s"
                 return f"{event.name or 'run'}: {event.num_samples} samples in batches of {event.batch_size}, {budget}"
-            case events.BatchRefused():
-                samples = f", samples {_few(event.samples)}" if event.samples else ""
-                return (
-                    f"step {event.step}: loss {event.loss} refused{samples}; lr {event.lr:.3g} -> {event.next_lr:.3g}"
-                )
-            case events.RolledBack():
-                return f"step {event.step}: model restored from {event.source} of step {event.to_step}"
-            case events.IncidentEnded():
-                return f"step {event.step}: recovered"
-            case events.Notice() if not event.is_warning:
-                return event.text
-            case events.LrRestored():
-                return f"step {event.step}: learning rate back on its schedule"
-            case events.LrFound():
-                return f"learning rate {event.lr:.3g} found in {event.num_steps} steps"
-            case events.CheckpointSaved():
-                return f"step {event.step}: saved {event.path}"
-            case events.RunPaused():
-                return f"step {event.step}: paused{_because(event.reason)}"
-            case events.RunResumed():
-                return f"step {event.step}: goes on"
-            case events.RunStopped():
-                return f"step {event.step}: stopped{_because(event.reason)}"
-            case events.MetricsLogged():
-                return f"step {event.at_step}: " + "  ".join(
-                    f"{name} {value:.4g}" for name, value in event.metrics.items()
-                )
-            case events.RunEnded():
-                return (
-                    f"{'finished' if event.finished else 'stopped'} after {event.step} steps, {_clock(event.seconds)}"
-                )
-        return _trouble(event)
+        return _of_training(event) or _of_run(event) or _trouble(event)
 
     def _where(self, epoch: int, step: int) -> str:
         run = self._run
         if run is None or run.total_steps is None:
             return f"epoch {epoch + 1} step {step}"
         return f"epoch {epoch + 1}/{math.ceil(run.total_steps / run.steps_per_epoch)} step {step}/{run.total_steps}"
+
+
+def _of_training(event: events.Event) -> str:
+    """A line for what befalls the model and its learning rate; "" for other events."""
+    match event:
+        case events.BatchRefused():
+            samples = f", samples {_few(event.samples)}" if event.samples else ""
+            return f"step {event.step}: loss {event.loss} refused{samples}; lr {event.lr:.3g} -> {event.next_lr:.3g}"
+        case events.RolledBack():
+            return f"step {event.step}: model restored from {event.source} of step {event.to_step}"
+        case events.IncidentEnded():
+            return f"step {event.step}: recovered"
+        case events.LrRestored():
+            return f"step {event.step}: learning rate back on its schedule"
+        case events.LrFound():
+            return f"learning rate {event.lr:.3g} found in {event.num_steps} steps"
+    return ""
+
+
+def _of_run(event: events.Event) -> str:
+    """A line for what the run does, or the user does with it; "" for other events."""
+    match event:
+        case events.Notice() if not event.is_warning:
+            return event.text
+        case events.CheckpointSaved():
+            return f"step {event.step}: saved {event.path}"
+        case events.RunPaused():
+            return f"step {event.step}: paused{_because(event.reason)}"
+        case events.RunResumed():
+            return f"step {event.step}: goes on"
+        case events.RunStopped():
+            return f"step {event.step}: stopped{_because(event.reason)}"
+        case events.MetricsLogged():
+            values = "  ".join(f"{name} {value:.4g}" for name, value in event.metrics.items())
+            return f"step {event.at_step}: {values}"
+        case events.RunEnded():
+            return f"{'finished' if event.finished else 'stopped'} after {event.step} steps, {_clock(event.seconds)}"
+    return ""
 
 
 def _because(reason: str) -> str:
