@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .ink import Ink
+from .key_names import by_code, name_of
 from .modes import STDIN, STDOUT, Modes
 from .text import Line
 from .theme import Theme
@@ -26,16 +27,6 @@ _IS_WINDOWS = sys.platform == "win32"
 _WINDOWS_POLL = 0.05
 _NO_INPUT_LIMIT = 100
 _USUAL_SIZE = (80, 24)
-
-KEYS = {
-    "KEY_UP": "up", "KEY_DOWN": "down", "KEY_LEFT": "left", "KEY_RIGHT": "right", "KEY_PPAGE": "page up",
-    "KEY_NPAGE": "page down", "KEY_HOME": "home", "KEY_END": "end", "KEY_BTAB": "shift-tab", "KEY_ENTER": "enter",
-    "KEY_BACKSPACE": "backspace",
-}  # fmt: skip
-"""Names of the keys that are no characters, by their names in curses."""
-
-_CHARACTERS = {"\x1b": "escape", "\n": "enter", "\r": "enter", "\t": "tab", "\x7f": "backspace", "\b": "backspace"}
-
 
 _window: Any = None
 """Of curses, which is started once in a process."""
@@ -140,7 +131,7 @@ class Screen:
 
     def _set_up(self) -> None:
         curses, window = self._curses, self._window
-        self._names = {getattr(curses, name): key for name, key in KEYS.items() if hasattr(curses, name)}
+        self._names = by_code(curses)
         # A terminal may lack any of these and still show a screen.
         for attempt in (
             curses.noecho,
@@ -248,7 +239,7 @@ class Screen:
                 key = self._window.get_wch()
             except self._curses.error:
                 break
-            name = self._names.get(key, "") if isinstance(key, int) else _name_of(key)
+            name = self._names.get(key, "") if isinstance(key, int) else name_of(key)
             if name:
                 pressed.append(name)
         if pressed:
@@ -282,14 +273,6 @@ class Screen:
             self._window = None
             self.leave()
         self._modes.restore()
-
-
-def _name_of(character: str) -> str:
-    if character in _CHARACTERS:
-        return _CHARACTERS[character]
-    if character < " ":
-        return "ctrl-" + chr(ord(character) + 96)
-    return character if character.isprintable() else ""
 
 
 def _unpadded(sequence: bytes) -> bytes:
