@@ -17,8 +17,8 @@ from ..journal.samples import Samples, first_suspects, read_samples, sample_epoc
 from ..suspects import Suspects
 from .tables import write_csv
 
-COLUMNS = ("index", "name", "loss", "last", "mean", "uses")
-SUSPECT_COLUMNS = (*COLUMNS, "score", "why")
+COLUMNS: Sequence[str] = ("index", "name", "loss", "last", "mean", "uses")
+SUSPECT_COLUMNS: Sequence[str] = (*COLUMNS, "score", "why")
 HARDEST = 50
 WIDEST = 60
 
