@@ -15,6 +15,8 @@ LEAST_SEPARATION = 2.0
 
 LEAST_SPREAD = 0.02
 NUM_BINS, NUM_ROUNDS = 512, 60
+CLOSE = 1e-5
+"""Change of the share in a round after which the fit is done."""
 
 
 class Humps(NamedTuple):
@@ -47,26 +49,38 @@ class Humps(NamedTuple):
         """Whether these are two humps, and not one cut in two."""
         return self.separation >= LEAST_SEPARATION and 0 < self.high_share < 1
 
+    @property
+    def divide(self) -> float:
+        """The value from which on the higher hump is more likely than the lower; infinite where there is none.
+
+        Of humps that are apart.
+        """
+        curve, slope, height = self._log_odds()
+        inside = slope * slope - 4 * curve * height
+        if inside < 0:
+            return -math.inf if curve > 0 else math.inf
+        return self.low - 2 * height / (slope + math.sqrt(inside))
+
     def belonging(self, values: Doubles) -> Doubles:
         """float64[M] in [0, 1], the probability that each value is of the higher hump; never falls with the value."""
-        inside = np.clip(values, self.low, self.high)
-        # Beyond the means the wider of two normal distributions would win on both sides.
-        own, bound = self._posterior(values), self._posterior(inside)
-        return np.where(
-            values < self.low, np.minimum(own, bound), np.where(values > self.high, np.maximum(own, bound), own)
-        )
+        if not 0 < self.high_share < 1:
+            return np.full(len(values), float(self.high_share > 0))
+        curve, slope, height = self._log_odds()
+        distance = values - self.low
+        if curve:
+            # Beyond here the wider of two normal distributions would win on both sides.
+            turn = -slope / (2 * curve)
+            distance = np.minimum(distance, turn) if curve < 0 else np.maximum(distance, turn)
+        odds: Doubles = (curve * distance + slope) * distance + height
+        belonging: Doubles = 1 / (1 + np.exp(-np.clip(odds, -700, 700)))
+        return belonging
 
-    def _posterior(self, values: Doubles) -> Doubles:
-        high = _density(values, self.high, self.high_spread) * self.high_share
-        low = _density(values, self.low, self.low_spread) * (1 - self.high_share)
-        posterior: Doubles = high / np.maximum(high + low, np.finfo(np.float64).tiny)
-        return posterior
-
-
-def _density(values: Doubles, mean: float, spread: float) -> Doubles:
-    """Of a normal distribution, but for a constant."""
-    density: Doubles = np.exp(-0.5 * ((values - mean) / spread) ** 2) / spread
-    return density
+    def _log_odds(self) -> tuple[float, float, float]:
+        """Log of the odds of the higher hump, as a polynomial of the distance from ``low``: highest power first."""
+        narrow, wide = 1 / (2 * self.low_spread**2), 1 / (2 * self.high_spread**2)
+        gap = self.high - self.low
+        prior = math.log(self.high_share / (1 - self.high_share) * self.low_spread / self.high_spread)
+        return narrow - wide, 2 * gap * wide, prior - gap * gap * wide
 
 
 def find_humps(values: Doubles) -> Humps | None:
@@ -85,24 +99,27 @@ def find_humps(values: Doubles) -> Humps | None:
         return None
     counts, edges = np.histogram(values, NUM_BINS)
     places = (edges[1:] + edges[:-1]) / 2
-    is_high = (places > _otsu(places, counts)).astype(np.float64)
+    powers = np.stack([np.ones(NUM_BINS), places, places**2])
+    whole = powers @ counts
+    humps = _fitted(powers @ (counts * (places > _otsu(places, counts))), whole)
     for _ in range(NUM_ROUNDS):
-        humps = _fitted(places, counts, is_high)
-        is_high = humps.belonging(places)
+        before, humps = humps, _fitted(powers @ (counts * humps.belonging(places)), whole)
+        if math.isclose(before.high_share, humps.high_share, rel_tol=CLOSE, abs_tol=CLOSE):
+            break
     return humps
 
 
-def _fitted(places: Doubles, counts: NDArray[np.int64], is_high: Doubles) -> Humps:
-    high, low = counts * is_high, counts * (1 - is_high)
-    low_mean, low_spread = _moments(places, low)
-    high_mean, high_spread = _moments(places, high)
-    return Humps(low_mean, low_spread, high_mean, high_spread, float(high.sum() / counts.sum()))
+def _fitted(high: Doubles, whole: Doubles) -> Humps:
+    """The humps whose upper one holds these sums of 1, x and x squared, of those of all values."""
+    low_mean, low_spread = _moments(whole - high)
+    high_mean, high_spread = _moments(high)
+    return Humps(low_mean, low_spread, high_mean, high_spread, min(1.0, float(high[0] / whole[0])))
 
 
-def _moments(places: Doubles, weights: Doubles) -> tuple[float, float]:
-    total = max(float(weights.sum()), 1e-12)
-    mean = float(places @ weights) / total
-    return mean, math.sqrt(float((places - mean) ** 2 @ weights) / total) + LEAST_SPREAD
+def _moments(sums: Doubles) -> tuple[float, float]:
+    total = max(float(sums[0]), 1e-12)
+    mean = float(sums[1]) / total
+    return mean, math.sqrt(max(0.0, float(sums[2]) / total - mean * mean)) + LEAST_SPREAD
 
 
 def _otsu(places: Doubles, counts: NDArray[np.int64]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,21 +37,23 @@ def look_at(table: SampleTable, rng: np.random.Generator) -> Outlook:
     records = table.records.take(chosen)
     uses, mean = records["usage_count"], records["mean"]
     suspicion = Suspicion.of(mean, uses, table.untrained_loss) if kind == EXACT else None
-    judged = uses > 0
-    flagged = np.zeros(len(uses), bool) if suspicion is None else suspicion.flags(mean, uses)
-    fine = judged & ~flagged
-    worse = float((mean[fine] > table.untrained_loss).mean()) if fine.any() else 1.0
-    return Outlook(True, float(uses.mean()), worse, suspicion)
+    fine = uses > 0
+    if suspicion is not None:
+        fine &= ~suspicion.flags(mean, uses)
+    if not fine.any():
+        return Outlook(True, float(uses.mean()), 1.0, math.nan, suspicion)
+    hard_share = float((mean[fine] > table.untrained_loss).mean())
+    return Outlook(True, float(uses.mean()), hard_share, float(np.median(records["last"][fine])), suspicion)
 
 
 def to_plain(outlook: Outlook) -> list[Any]:
     """Plain values that `from_plain` reads back."""
     suspicion = outlook.suspicion
-    return [*outlook[:3], None if suspicion is None else [suspicion.untrained_loss, *suspicion.humps]]
+    return [*outlook[:-1], None if suspicion is None else [suspicion.untrained_loss, *suspicion.humps]]
 
 
 def from_plain(values: Sequence[Any]) -> Outlook:
     """The outlook that `to_plain` was given."""
-    is_exact, num_uses, hard_share, suspicion = values
+    is_exact, num_uses, hard_share, middle_loss, suspicion = values
     known = None if suspicion is None else Suspicion(suspicion[0], Humps(*suspicion[1:]))
-    return Outlook(is_exact, num_uses, hard_share, known)
+    return Outlook(is_exact, num_uses, hard_share, middle_loss, known)

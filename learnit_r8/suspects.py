@@ -93,27 +93,21 @@ class Suspicion(NamedTuple):
             group: int[M], a code for the label of each: in no group a share of more than 1.5 times that in all samples
                 is flagged, those of highest loss first.
         """
-        return self.flags_by(self.score(mean_loss), mean_loss, usage_count, group)
+        least = self.untrained_loss * max(1.0, self.humps.divide) ** 2
+        flagged: NDArray[np.bool_] = (mean_loss > least) & (usage_count >= LEAST_USES)
+        if group is not None and flagged.any():
+            _spare(flagged, mean_loss, group)
+        return flagged
 
-    def flags_by(
-        self,
-        score: NDArray[np.float64],
-        mean_loss: NDArray[np.float32],
-        usage_count: NDArray[Any],
-        group: NDArray[Any] | None = None,
-    ) -> NDArray[np.bool_]:
-        """`flags` where the score of each sample is known already."""
-        flagged: NDArray[np.bool_] = (score > 0.5) & (mean_loss > self.untrained_loss)
-        flagged &= np.asarray(usage_count) >= LEAST_USES
-        if group is None or not flagged.any():
-            return flagged
-        order = np.lexsort((-mean_loss, group))
-        of_sorted = group[order]
-        rank = np.arange(len(order)) - np.searchsorted(of_sorted, of_sorted)
-        most = GROUP_SHARE * flagged.mean() * np.bincount(group)[of_sorted]
-        spared = np.empty(len(order), bool)
-        spared[order] = rank >= np.ceil(most)
-        return flagged & ~spared
+
+def _spare(flagged: NDArray[np.bool_], mean_loss: NDArray[np.float32], group: NDArray[Any]) -> None:
+    """Take back the flags of those with the lowest losses in groups that have too many."""
+    chosen = np.flatnonzero(flagged)
+    chosen = chosen[np.lexsort((-mean_loss[chosen], group[chosen]))]
+    of_chosen = group[chosen]
+    rank = np.arange(len(chosen)) - np.searchsorted(of_chosen, of_chosen)
+    most = GROUP_SHARE * flagged.mean() * np.bincount(group)
+    flagged[chosen[rank >= np.ceil(most[of_chosen])]] = False
 
 
 def _scaled(mean_loss: NDArray[np.float32], untrained_loss: float) -> NDArray[np.float64]:
@@ -145,7 +139,7 @@ def find_suspects(records: Any, untrained_loss: float, *, exact: bool, by_group:
     if suspicion is None:
         return _none("no group of samples stays apart from the others and worse than an untrained model.")
     score = suspicion.score(mean)
-    flagged = suspicion.flags_by(score, mean, uses, records["group"].astype(np.int64) if by_group else None)
+    flagged = suspicion.flags(mean, uses, records["group"].astype(np.int64) if by_group else None)
     judged = uses >= LEAST_USES
     indices = np.flatnonzero(flagged)
     if not len(indices):

@@ -12,7 +12,7 @@ from learnit_r8.humps import Humps
 from learnit_r8.suspects import Suspicion
 
 SUSPICION = Suspicion(2.0, Humps(0.3, 0.1, 1.5, 0.1, 0.1))
-SAFE = Outlook(is_exact=True, num_uses=6.0, hard_share=0.0)
+SAFE = Outlook(is_exact=True, num_uses=6.0, hard_share=0.0, middle_loss=0.25)
 SUSPECTING = SAFE._replace(suspicion=SUSPICION)
 
 

@@ -54,22 +54,34 @@ def test_separation_is_ashmans():
     assert Humps(0.0, 3.0, 10.0, 4.0, 0.5).separation == pytest.approx(math.sqrt(2) * 10 / 5)
 
 
-@given(
+HUMPS = st.builds(
+    lambda low, low_spread, gap, high_spread, share: Humps(low, low_spread, low + gap, high_spread, share),
     st.floats(-5, 5), st.floats(0.02, 3), st.floats(0, 10), st.floats(0.02, 3), st.floats(0, 1),
-    st.lists(st.floats(-50, 50), min_size=2, max_size=30),
 )  # fmt: skip
-def test_belonging_is_a_probability_that_never_falls_outside_the_means(
-    low, low_spread, gap, high_spread, share, values
-):
-    """Whatever the humps, belonging is in [0, 1]; further out than a mean it is no less certain than at the mean."""
-    humps = Humps(low, low_spread, low + gap, high_spread, share)
-    ordered = np.sort(np.array(values))
-    belonging = humps.belonging(ordered)
-    at_low, at_high = humps.belonging(np.array([humps.low, humps.high]))
+
+
+@given(HUMPS, st.lists(st.floats(-50, 50), min_size=2, max_size=30))
+def test_belonging_is_a_probability_that_never_falls(humps, values):
+    """Whatever the humps, belonging is in [0, 1], and higher values belong no less to the higher hump."""
+    belonging = humps.belonging(np.sort(np.array(values)))
 
     assert ((belonging >= 0) & (belonging <= 1)).all()
-    assert (belonging[ordered < humps.low] <= at_low).all()
-    assert (belonging[ordered > humps.high] >= at_high).all()
+    assert (np.diff(belonging) >= 0).all()
+
+
+@given(HUMPS.filter(lambda humps: humps.are_apart), st.floats(0.001, 20))
+def test_divide_is_where_the_higher_hump_wins(humps, distance):
+    """Below the divide values belong to the lower hump, above it to the higher."""
+    below, above = humps.belonging(np.array([humps.divide - distance, humps.divide + distance]))
+
+    assert below <= 0.5 + 1e-6
+    assert above >= 0.5 - 1e-6 or humps.divide == math.inf
+
+
+@pytest.mark.parametrize(("spreads", "share", "divide"), [((1, 1), 0.5, 2.0), ((3, 0.5), 1e-9, math.inf)])
+def test_divide_of_known_humps(spreads, share, divide):
+    """Equal humps divide in the middle; a hump that is narrow and tiny wins nowhere."""
+    assert Humps(0.0, spreads[0], 4.0, spreads[1], share).divide == pytest.approx(divide)
 
 
 def test_belonging_finds_the_drawn():

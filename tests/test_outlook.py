@@ -35,7 +35,7 @@ def test_small_table_is_looked_at_whole():
     mean_loss = np.random.default_rng(1).gamma(2, 0.5, 1000)
     outlook = look(table_of(mean_loss))
 
-    assert outlook == Outlook(True, 6.0, pytest.approx((mean_loss > 2).mean()), None)
+    assert outlook == Outlook(True, 6.0, pytest.approx((mean_loss > 2).mean()), 0.0, None)
 
 
 def test_suspects_are_not_hard():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,13 +46,15 @@ class Outlook(NamedTuple):
         is_exact: Whether losses were reported per sample, or in parts of at most 8: a selection by loss that rests on
             less is no better than a random one.
         num_uses: Mean number of uses.
-        hard_share: Share of the samples that are not suspected and whose mean loss is worse than untrained.
+        hard_share: Share of the samples, without the suspects, whose mean loss is worse than untrained.
+        middle_loss: Median of their last losses; NaN where nothing was seen.
         suspicion: How to tell samples that look mislabelled; None where none do.
     """
 
     is_exact: bool = False
     num_uses: float = 0.0
     hard_share: float = 1.0
+    middle_loss: float = math.nan
     suspicion: Suspicion | None = None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..checks import is_number
 from .balanced import Balanced
@@ -72,30 +71,21 @@ class Focus(Policy):
             raise ValueError(f"end must be in [begin, 1] = [{self.begin!r}, 1], got {self.end!r}.")
 
     def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
-        luck = rng.random(len(chunk.indices))
+        luck = rng.random(len(chunk.indices), np.float32)
         outlook = context.outlook
         keep = np.ones(len(luck), bool)
-        suspected = np.zeros(len(luck), bool)
         is_time = context.progress >= GUARD_PROGRESS and outlook.num_uses >= GUARD_USES
         guarding = outlook.suspicion if self.noise_guard and is_time else None
-        if guarding is not None:
-            suspected = guarding.flags(chunk.mean, chunk.usage_count, chunk.group)
-            keep[suspected & (luck < self.skip_suspects)] = False
         # Suspects that nobody skips would be most of the hard half.
         is_clean = guarding is outlook.suspicion
         is_learnt = outlook.num_uses >= LEAST_USES and outlook.hard_share < self.most_hard
         if outlook.is_exact and is_clean and is_learnt and self.begin <= context.progress < self.end:
-            keep[_easy_half(chunk, suspected) & (luck < self.skip_easy)] = False
+            easy = (chunk.last < np.float32(outlook.middle_loss)) & (chunk.usage_count > 0)
+            keep = ~(easy & (luck < self.skip_easy))
+        if guarding is not None:
+            suspected = guarding.flags(chunk.mean, chunk.usage_count, chunk.group)
+            keep = np.where(suspected, luck >= self.skip_suspects, keep)
         return keep, None
 
     def arrange(self, chunk: Candidates, batch_size: int, rng: np.random.Generator) -> Order:
         return Balanced().arrange(chunk, batch_size, rng)
-
-
-def _easy_half(chunk: Candidates, suspected: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """bool[C], the seen samples whose last loss is in the lower half of those not suspected."""
-    seen = (chunk.usage_count > 0) & ~suspected
-    if not seen.any():
-        return seen
-    easy: NDArray[np.bool_] = seen & (chunk.last < np.median(chunk.last[seen]))
-    return easy
