@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from .lr import Warmup as Warmup
     from .policies import Candidates as Candidates
     from .policies import Context as Context
+    from .policies import Focus as Focus
+    from .policies import Outlook as Outlook
     from .policies import Policy as Policy
+    from .policies import even_groups as even_groups
     from .policies import match_mean as match_mean
     from .recovery import Recovery as Recovery
     from .recovery import TrainingDiverged as TrainingDiverged
@@ -44,6 +47,7 @@ _HOME = {
     "Focus": "policies",
     "Outlook": "policies",
     "Policy": "policies",
+    "even_groups": "policies",
     "match_mean": "policies",
     "Recovery": "recovery",
     "TrainingDiverged": "recovery",

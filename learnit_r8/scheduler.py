@@ -161,6 +161,8 @@ class R8Scheduler(Engine):
         plan = Plan(table, policy=get_policy(policy), seed=seed, last_batch=last_batch)
         if groups is not None and type(plan.policy) in (Quartile, Shuffle, Steady):
             raise ValueError(f"groups need policy='balanced', 'match_mean' or your own to use them, got {policy!r}.")
+        if groups is None and plan.policy.needs_groups:
+            raise ValueError(f"groups must be a label for each sample, as the policy {policy!r} needs them, got None.")
         budget = Budget.of(num_epochs, num_steps, train_duration_seconds, plan.steps_per_pass)
         pace = Pace(budget, plan.steps_per_pass, clock)
         for argument, value, method in (

@@ -86,6 +86,9 @@ class Policy:
     needs_exact = False
     """Whether `select` rests on losses of single samples, and keeps everything where `Outlook.is_exact` is false."""
 
+    needs_groups = False
+    """Whether ``groups=`` must be given."""
+
     @property
     def selects(self) -> bool:
         """Whether `select` may leave samples out; the pass then sweeps over the data until its batches are full."""

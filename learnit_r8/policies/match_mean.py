@@ -53,6 +53,10 @@ class MatchMean(Policy):
         return self.inner.needs_exact
 
     @property
+    def needs_groups(self) -> bool:  # type: ignore[override]
+        return self.inner.needs_groups
+
+    @property
     def is_random(self) -> bool:  # type: ignore[override]
         return self.inner.is_random
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from .balanced import Balanced, Quartile
 from .base import Candidates, Context, Kept, Order, Policy
+from .even_groups import EvenGroups
 from .focus import Focus
 from .match_mean import MatchMean
 from .shuffle import Shuffle
@@ -29,7 +30,7 @@ def get_policy(policy: str | Policy) -> Policy:
         ValueError: no policy has that name.
         TypeError: neither a name nor a `Policy`.
     """
-    if isinstance(policy, MatchMean):
+    if isinstance(policy, (MatchMean, EvenGroups)):
         return replace(policy, inner=get_policy(policy.inner))
     if isinstance(policy, Policy):
         return policy if type(policy) in _OWN else _Checked(policy)
@@ -43,6 +44,11 @@ def get_policy(policy: str | Policy) -> Policy:
 def match_mean(policy: str | Policy = "shuffle", *, tolerance: float = 0.1, max_swaps: int = 5) -> MatchMean:
     """`MatchMean` around a policy given by name or as an object."""
     return MatchMean(get_policy(policy), tolerance, max_swaps)
+
+
+def even_groups(policy: str | Policy = "balanced", *, exponent: float = 0.5, most_often: float = 10.0) -> EvenGroups:
+    """`EvenGroups` around a policy given by name or as an object."""
+    return EvenGroups(get_policy(policy), exponent, most_often)
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,10 @@ class _Checked(Policy):
     @property
     def needs_exact(self) -> bool:  # type: ignore[override]
         return self.inner.needs_exact
+
+    @property
+    def needs_groups(self) -> bool:  # type: ignore[override]
+        return self.inner.needs_groups
 
     def __repr__(self) -> str:
         return repr(self.inner)
