@@ -1,9 +1,7 @@
-"""R8Scheduler: what a training loop calls. It builds the parts and hands them to the engine."""
+"""R8Scheduler: what a training loop calls."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import os
 import sys
 import time
@@ -15,34 +13,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import events
-from .announcer import Announcer
-from .budget import Budget
-from .checkpoint import Checkpoint, CheckpointStore
-from .checks import whole_number
+from .checkpoint import CheckpointStore
 from .engine import Engine
 from .guard import Guard, SpikeGuard
 from .losses import read_number
-from .lr import Schedule, make_schedule
-from .order import MAX_SAMPLES
-from .pace import Pace
-from .plan import Plan
-from .policies import Policy, Quartile, Shuffle, Steady, get_policy
-from .range_test import RangeTest
+from .lr import Schedule
+from .parts import parts_of
+from .policies import Policy
 from .recovery import Recovery
-from .resume import arguments_of, config_of, fitted
-from .safekeeping import Callbacks, Safekeeping
-from .saves import Best
-from .search import Search
-from .table import SampleTable
-from .telling import settings_of
+from .resume import arguments_of, fitted
 from .ticket import Outcome, Ticket
 from .triggers import Condition
 
 if TYPE_CHECKING:
     from .journal import Journal
-
-_NOT_SETTINGS = frozenset({"self", "listeners", "name", "__class__", "num_samples", "batch_size"})
-"""Arguments of R8Scheduler that events tell anyway, or that say nothing."""
 
 
 class R8Scheduler(Engine):
@@ -112,109 +96,32 @@ class R8Scheduler(Engine):
     """
 
     def __init__(
-        self,
-        num_samples: int,
-        *,
-        batch_size: int,
-        initial_lr: float = 0.01,
-        num_epochs: float | None = None,
-        num_steps: int | None = None,
-        train_duration_seconds: float | None = None,
-        scheduler_mode: str | Schedule = "cosine",
-        warmup_proportion: float | None = None,
-        min_lr: float = 0.0,
+        self, num_samples: int, *, batch_size: int, initial_lr: float = 0.01,
+        num_epochs: float | None = None, num_steps: int | None = None, train_duration_seconds: float | None = None,
+        scheduler_mode: str | Schedule = "cosine", warmup_proportion: float | None = None, min_lr: float = 0.0,
         auto_find_lr: bool = False,
-        policy: str | Policy = "balanced",
-        estimator: str = "relative",
-        alpha: float | None = None,
-        groups: ArrayLike | None = None,
-        sample_ids: Sequence[Any] | None = None,
-        last_batch: str = "short",
-        save_callback: Callable[..., Any] | None = None,
-        load_callback: Callable[..., Any] | None = None,
-        state_callback: Callable[[], Any] | None = None,
-        backup_every: int | str | Condition | None = None,
-        checkpoint_dir: str | os.PathLike[str] | None = None,
-        checkpoint_every: int | str | Condition | None = None,
-        keep_checkpoints: int = 3,
-        monitor: str | None = None,
-        mode: str = "min",
+        policy: str | Policy = "balanced", estimator: str = "relative", alpha: float | None = None,
+        groups: ArrayLike | None = None, sample_ids: Sequence[Any] | None = None, last_batch: str = "short",
+        save_callback: Callable[..., Any] | None = None, load_callback: Callable[..., Any] | None = None,
+        state_callback: Callable[[], Any] | None = None, backup_every: int | str | Condition | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None, checkpoint_every: int | str | Condition | None = None,
+        keep_checkpoints: int = 3, monitor: str | None = None, mode: str = "min",
         resume: str | os.PathLike[str] | None = None,
-        guard: Guard = SpikeGuard(),
-        recovery: Recovery = Recovery(),
-        use_curses: bool = False,
-        run_dir: str | os.PathLike[str] | bool | None = None,
-        handle_signals: bool = True,
-        name: str | None = None,
-        listeners: Iterable[events.Listener] = (),
-        seed: int = 0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        settings = settings_of(locals(), without=_NOT_SETTINGS)
-        config = config_of(locals())
-        num_samples = whole_number("num_samples", num_samples, least=1, most=MAX_SAMPLES)
-        batch_size = whole_number("batch_size", batch_size, least=1, most=MAX_SAMPLES)
-        seed = whole_number("seed", seed, least=0, most=2**63)
-        table = SampleTable(
-            num_samples, batch_size=batch_size, estimator=estimator, alpha=alpha, groups=groups, sample_ids=sample_ids
-        )
-        plan = Plan(table, policy=get_policy(policy), seed=seed, last_batch=last_batch)
-        if groups is not None and type(plan.policy) in (Quartile, Shuffle, Steady):
-            raise ValueError(f"groups need policy='balanced', 'match_mean' or your own to use them, got {policy!r}.")
-        if groups is None and plan.policy.needs_groups:
-            raise ValueError(f"groups must be a label for each sample, as the policy {policy!r} needs them, got None.")
-        budget = Budget.of(num_epochs, num_steps, train_duration_seconds, plan.steps_per_pass)
-        pace = Pace(budget, plan.steps_per_pass, clock)
-        for argument, value, method in (
-            ("guard", guard, "judge"),
-            ("guard", guard, "suspicion"),
-            ("recovery", recovery, "refused"),
-            ("clock", clock, "__call__"),
-        ):
-            if not hasattr(value, method):
-                raise TypeError(f"{argument} must have a method {method}, got {value!r}.")
-        if auto_find_lr and (load_callback is None or callable(scheduler_mode)):
-            raise ValueError(
-                "auto_find_lr needs a load_callback to put the model back with, and a scheduler_mode given by name; "
-                f"got load_callback={load_callback!r} and scheduler_mode={scheduler_mode!r}."
-            )
-        announcer = Announcer(listeners, lambda: (pace.step, pace.seconds))
-        safekeeping = Safekeeping(
-            Callbacks(save_callback, load_callback, state_callback),
-            backup_every=backup_every,
-            checkpoint_dir=checkpoint_dir,
-            checkpoint_every=checkpoint_every,
-            keep=keep_checkpoints,
-            monitor=monitor,
-            mode=mode,
-            config=config,
-            steps_per_epoch=plan.steps_per_pass,
-            announcer=announcer,
-        )
-        test = RangeTest.for_run(budget.steps) if auto_find_lr else None
-        super().__init__(
-            plan=plan,
-            pace=pace,
-            make_schedule=functools.partial(
-                make_schedule, mode=scheduler_mode, warmup_proportion=warmup_proportion, min_lr=min_lr
-            ),
-            peak_lr=initial_lr,
-            guard=guard,
-            recovery=recovery,
-            safekeeping=safekeeping,
-            announcer=announcer,
-            search=Search(test, plan=plan, safekeeping=safekeeping, announcer=announcer),
-            name=name or "",
-            settings=settings,
-            handle_signals=handle_signals,
-        )
+        guard: Guard = SpikeGuard(), recovery: Recovery = Recovery(),
+        use_curses: bool = False, run_dir: str | os.PathLike[str] | bool | None = None, handle_signals: bool = True,
+        name: str | None = None, listeners: Iterable[events.Listener] = (),
+        seed: int = 0, clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        given = {argument: value for argument, value in locals().items() if argument not in ("self", "__class__")}
+        super().__init__(parts_of(given))
         self._journal: Journal | None = None
         if use_curses or run_dir is not None:
             from .journal import open_journal
 
-            configuration = {"num_samples": str(num_samples), "batch_size": str(batch_size), **settings}
+            table = self.table
+            sizes = {"num_samples": str(table.num_samples), "batch_size": str(table.batch_size)}
             self._journal = open_journal(
-                run_dir, is_shown=use_curses, name=self.name, configuration=configuration, table=table
+                run_dir, is_shown=use_curses, name=self.name, configuration={**sizes, **self._settings}, table=table
             )
             if self._journal is not None:
                 self.announcer.add(self._journal.listener)
@@ -267,24 +174,6 @@ class R8Scheduler(Engine):
         r8._go_on_from(checkpoint, fitted(checkpoint.state, r8.table, r8.plan, remap))
         r8._say_if_finished()
         return r8
-
-    def _resume(self, resume: str | os.PathLike[str]) -> None:
-        store = self.safekeeping.store
-        if resume != "auto":
-            self.load_checkpoint(resume)
-        elif store is None:
-            raise ValueError("resume='auto' needs a checkpoint_dir or a save_callback, got neither.")
-        elif store.has_files:
-            self.load_checkpoint()
-        self._say_if_finished()
-
-    def _say_if_finished(self) -> None:
-        if self.pace.is_finished:
-            self.announcer.warn_once(
-                "finished",
-                f"the resumed run is finished already, at step {self.global_step}: nothing is trained. For more, give "
-                "a larger budget; to begin anew, another checkpoint_dir or resume=None.",
-            )
 
     @property
     def run_dir(self) -> Path | None:
@@ -356,59 +245,6 @@ class R8Scheduler(Engine):
         self._open = None
         return outcome
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps in an epoch, the same for every policy."""
-        return self.plan.steps_per_pass
-
-    @property
-    def global_step(self) -> int:
-        """Batches reported so far, refused ones included."""
-        return self.pace.step
-
-    @property
-    def total_steps(self) -> int | None:
-        """Steps in the whole run; None with a time budget."""
-        return self.pace.budget.steps
-
-    @property
-    def current_epoch(self) -> int:
-        """The current epoch, 0-based."""
-        return self.pace.epoch
-
-    @property
-    def progress(self) -> float:
-        """Finished share of the budget, in [0, 1]."""
-        return self.pace.progress
-
-    @property
-    def phase(self) -> str:
-        """One of "searching", "cataloguing", "steadying", "training", "stopped" or "finished"."""
-        if self.is_stopped:
-            return "stopped"
-        if self.search.is_on:
-            return "searching"
-        if self.pace.is_finished:
-            return "finished"
-        if self.current_epoch == 0:
-            return "cataloguing"
-        return "steadying" if self.rescue.is_steadying else "training"
-
-    def summary(self) -> str:
-        """What happened so far, for people: a few lines of text."""
-        plan, table = self.plan, self.table
-        lines = [
-            f"step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr {self.lr:.3g}",
-            f"losses refused: {self.sentry.num_refused}; batches not reported: {plan.abandoned}; "
-            f"left out for steady ones: {plan.displaced}; {self.safekeeping.summary()}{self.rescue.summary()}",
-            f"losses of the samples ({table.source}):",
-        ]
-        lines += [
-            f"  Q{number} {q.low:9.3g} to {q.high:<9.3g} mean {q.mean:<9.3g} used {q.uses:.1f} times"
-            for number, q in enumerate(table.quartiles(), start=1)
-        ]
-        return "\n".join(lines)
-
     def log(self, step: int | None = None, **metrics: Any) -> None:
         """Tell listeners about validation metrics or anything else of your own.
 
@@ -423,74 +259,6 @@ class R8Scheduler(Engine):
         at_step = self.global_step if step is None else step
         self.announcer.tell(events.MetricsLogged, metrics=values, at_step=at_step)
         self.safekeeping.note(values, at_step, self.global_step)
-
-    def paused(self) -> contextlib.AbstractContextManager[None]:
-        """A ``with`` block whose time does not count towards ``train_duration_seconds``."""
-        return self.pace.paused()
-
-    def update_cpu_backup(self, state: Any) -> None:
-        """Copy a model state to RAM, for the load callback to get back after a refused loss.
-
-        Args:
-            state: Anything `copy.deepcopy` copies: arrays, tensors, nests of them. While a learning rate is searched
-                for it is not taken: the search goes back to the state of before. Nor is a state with NaN in it, or
-                with infinities that the first one did not have: the model is then put back.
-        """
-        if self.search.is_on and self._has_started:
-            return
-        if self.safekeeping.is_restoring:
-            raise RuntimeError(f"load_callback must not make backups, got one at step {self.global_step}.")
-        damage = self.safekeeping.take_backup(state, self.global_step, self._num_draws, self._moment())
-        if damage:
-            self._damaged(damage)
-
-    def save_checkpoint(self) -> Checkpoint:
-        """Write a checkpoint now.
-
-        Raises:
-            RuntimeError: neither checkpoint_dir nor save_callback was given.
-            OSError: the disk refused; the checkpoints before are untouched.
-        """
-        self.settle()
-        return self.safekeeping.save(self.state_dict(), self.global_step)
-
-    def load_checkpoint(self, path: str | os.PathLike[str] | None = None) -> None:
-        """Go on from a checkpoint: the scheduler's state, and the model through the load callback.
-
-        Args:
-            path: Its file; by default the newest valid one in ``checkpoint_dir``.
-
-        Raises:
-            NoValidCheckpoint: there is none that can be read.
-            ValueError: it is damaged, or of another data set.
-            OSError: there is no such file.
-            RuntimeError: the load callback raised. The scheduler is as it was before in all these cases.
-        """
-        checkpoint = self.safekeeping.load(path)
-        self._go_on_from(checkpoint, checkpoint.state)
-
-    def _go_on_from(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
-        """Take over a checkpoint whole, or stay as it was."""
-        before = self.state_dict()
-        if self.safekeeping.is_built_otherwise(checkpoint, "guard") and "guard" in state:
-            state = {**state, "guard": self.sentry.adapted(state["guard"])}
-        self.load_state_dict(state)
-        try:
-            self.safekeeping.put_back(checkpoint)
-        except BaseException:
-            self.load_state_dict(before)
-            raise
-        if self.safekeeping.is_built_otherwise(checkpoint, "seed"):
-            self.announcer.warn_once(
-                "seed", f"the resumed run goes on with the seed of the saved one, {self.plan.seed}, whatever was given."
-            )
-        if self._has_started:
-            self.safekeeping.tell_loaded()
-
-    @property
-    def best_checkpoint(self) -> Best | None:
-        """The checkpoint with the best value of ``monitor`` so far; None before one."""
-        return None if self.safekeeping.saves is None else self.safekeeping.saves.best
 
     def close(self) -> None:
         """Finish: save what is due, tell listeners that the run ended. Safe to call twice."""

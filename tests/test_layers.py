@@ -21,7 +21,8 @@ MIDDLE = {"announcer", "restoring", "moment", "diagnosis", "chunk", "draft", "pl
 }  # fmt: skip
 VIEWERS = {"dashboard", "report", "cli"}
 FOLLOWERS = {"watch", "replay"}
-TOP = {"scheduler", "engine", "dashboard"}
+LAYERS = ["standing", "resumable", "drawing", "engine", "scheduler"]
+TOP = {"parts", *LAYERS, "dashboard"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -69,7 +70,7 @@ def run(code, cwd, *flags, path=None):
 
 def test_imports_are_found():
     """The reading of imports that the other rules stand on sees relative, absolute and lazy ones."""
-    assert {".events", ".budget", ".dashboard", "numpy"} <= imports(PACKAGE / "scheduler.py")
+    assert {".events", ".parts", ".dashboard", "numpy"} <= imports(PACKAGE / "scheduler.py")
     assert ".dashboard" not in imports(PACKAGE / "scheduler.py", lazy=False)
     assert imports(PACKAGE / "dashboard" / "plain.py") >= {".events", "sys"}
 
@@ -86,6 +87,14 @@ def test_numeric_core_stands_alone(name):
 def test_imports_point_down(name):
     """Nothing below the scheduler imports the scheduler or the dashboard."""
     assert [imports(path) & {"." + top for top in TOP} for path in files_of(name)] == [set()] * len(files_of(name))
+
+
+@pytest.mark.parametrize("number", range(len(LAYERS)), ids=LAYERS)
+def test_layers_of_the_engine_use_those_below(number):
+    """Of the layers that R8Scheduler consists of, none imports one above it."""
+    above = {"." + name for name in LAYERS[number + 1 :]}
+
+    assert not imports(PACKAGE / f"{LAYERS[number]}.py") & above
 
 
 def test_recovery_and_checkpoint_are_handed_what_they_need():
