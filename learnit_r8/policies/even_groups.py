@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..checks import is_number
+from .around import Around
 from .balanced import Balanced
-from .base import Candidates, Context, Kept, Order, Policy
+from .base import Candidates, Context, Kept, Policy
 
 
 @dataclass(frozen=True)
-class EvenGroups(Policy):
+class EvenGroups(Around):
     """Another policy, with rare groups visited more often than they are in the data and common ones less.
 
     A group with n samples gets visits in proportion to n ** ``exponent``: 1 leaves things as they are, 0.5 evens out
@@ -43,16 +44,11 @@ class EvenGroups(Policy):
     needs_groups = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.inner, Policy):
-            raise TypeError(f"inner must be a Policy, got {self.inner!r}.")
+        super().__post_init__()
         if not (is_number(self.exponent) and 0 <= self.exponent <= 1):
             raise ValueError(f"exponent must be in [0, 1], got {self.exponent!r}.")
         if not (is_number(self.most_often) and 1 <= self.most_often < np.inf):
             raise ValueError(f"most_often must be a number >= 1, got {self.most_often!r}.")
-
-    @property
-    def needs_exact(self) -> bool:  # type: ignore[override]
-        return self.inner.needs_exact
 
     def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
         keep, weights = self.inner.select(chunk, context, rng)
@@ -62,6 +58,3 @@ class EvenGroups(Policy):
         rate = np.minimum(rate / rate[size > 0].min(), self.most_often)
         chance = (rate / rate[size > 0].max()).astype(np.float32)
         return keep & (rng.random(len(chunk.indices), np.float32) < chance[chunk.group]), weights
-
-    def arrange(self, chunk: Candidates, batch_size: int, rng: np.random.Generator) -> Order:
-        return self.inner.arrange(chunk, batch_size, rng)

@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import is_number, whole_number
-from .base import Candidates, Context, Kept, Order, Policy
+from .around import Around
+from .base import Candidates, Order, Policy
 from .ranking import filled_in
 from .shuffle import Shuffle
 
 
 @dataclass(frozen=True)
-class MatchMean(Policy):
+class MatchMean(Around):
     """Another policy's batches, with samples swapped until each batch's mean loss is near that of the chunk.
 
     In every round the batches are paired from both ends of their ranking by mean loss, and a pair swaps the highest
@@ -38,30 +39,14 @@ class MatchMean(Policy):
     name = "match_mean"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.inner, Policy):
-            raise TypeError(f"inner must be a Policy, got {self.inner!r}.")
+        super().__post_init__()
         if not (is_number(self.tolerance) and self.tolerance > 0):
             raise ValueError(f"tolerance must be > 0, got {self.tolerance!r}.")
         whole_number("max_swaps", self.max_swaps, least=0)
 
     @property
-    def selects(self) -> bool:
-        return self.inner.selects
-
-    @property
-    def needs_exact(self) -> bool:  # type: ignore[override]
-        return self.inner.needs_exact
-
-    @property
-    def needs_groups(self) -> bool:  # type: ignore[override]
-        return self.inner.needs_groups
-
-    @property
     def is_random(self) -> bool:  # type: ignore[override]
         return self.inner.is_random
-
-    def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
-        return self.inner.select(chunk, context, rng)
 
     def arrange(self, chunk: Candidates, batch_size: int, rng: np.random.Generator) -> Order:
         order: Order = self.inner.arrange(chunk, batch_size, rng).copy()

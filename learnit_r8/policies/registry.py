@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .around import Around
 from .balanced import Balanced, Quartile
 from .base import Candidates, Context, Kept, Order, Policy
 from .even_groups import EvenGroups
@@ -52,26 +53,12 @@ def even_groups(policy: str | Policy = "balanced", *, exponent: float = 0.5, mos
 
 
 @dataclass(frozen=True)
-class _Checked(Policy):
+class _Checked(Around):
     """A policy from outside; refuses answers that would lose or repeat samples."""
-
-    inner: Policy
 
     @property
     def name(self) -> str:  # type: ignore[override]
         return self.inner.name
-
-    @property
-    def selects(self) -> bool:
-        return self.inner.selects
-
-    @property
-    def needs_exact(self) -> bool:  # type: ignore[override]
-        return self.inner.needs_exact
-
-    @property
-    def needs_groups(self) -> bool:  # type: ignore[override]
-        return self.inner.needs_groups
 
     def __repr__(self) -> str:
         return repr(self.inner)
