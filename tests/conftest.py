@@ -17,6 +17,17 @@ def _runs(tmp_path_factory):
     os.environ["R8_RUNS"] = str(tmp_path_factory.mktemp("runs"))
 
 
+@pytest.fixture
+def one_thread():
+    """Batches of torch are too small to share among threads; on a busy machine that costs seconds."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)
+
+
 settings.register_profile(
     "repeatable",
     derandomize=True,

@@ -441,15 +441,6 @@ def test_real_model_heals(order, exact):
     assert healed > undisturbed - 0.02 > 0.9
 
 
-@pytest.fixture
-def one_thread():
-    """Batches of 32 are too small to share among threads; on a busy machine that costs seconds."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("order", ["report, update", "update, report"])
 def test_torch_model_heals(order):

@@ -21,15 +21,7 @@ from learnit_r8.streams import (
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class TestSinks:
