@@ -1,98 +1,230 @@
-"""What policies do to the accuracy, against the only fair baseline: a plain shuffle with as many visits.
+"""What policies do to the result, on real data, against the only fair baseline: a plain shuffle with as many visits.
 
-    python benchmarks/learning.py [--quick] [--seeds K]
+    python benchmarks/learning.py [--results PATH] [--jobs 2] [--tasks digits ...]   run what PATH lacks, then print
+    python benchmarks/learning.py --tune           choose the peak learning rates below, on other seeds
+    python benchmarks/learning.py --table [PATH]   print the tables of a finished run, by default that of learning.jsonl
+    python benchmarks/learning.py --pack PATH      one line for all the seeds of a cell, to be kept in the repository
+    python benchmarks/learning.py --cost           what a step costs over "balanced", B = 32
+    python benchmarks/learning.py --quick          a minute or less: digits, and a glance at the others
 
-The digits and the perceptron of benchmarks/suspects.py. Every number is the accuracy on held-out digits less that of
-"shuffle" with the same split, seed and number of visits, its learning rate schedule compressed to them: the mean over
-the seeds and its standard error, in points. A p below 0.05 after Holm's correction over all cells of a policy is marked
-with *: there it is significantly worse. The gates were tuned on seeds 100 to 107 and 200 to 207; these are 300 and up.
+Every method has the same number of sample visits as the baseline, the same schedule compressed to them, and a peak
+rate of its own, the best of a grid on clean labels over all budgets (CIFAR-10 and Shakespeare: half the visits); with
+"own rates" the best for the very labels and budget. The rates (learning_rates.json) were chosen on seeds 400 to 403,
+the gates of the policies on seeds 0 to 4, 20 to 31, 100 to 107 and 200 to 207; what is printed are seeds 300 and up:
+splits of the data, first weights, orders and wrong labels. Differences are paired by seed. A run can be stopped and
+taken up again: each training is a line of the file.
 """
 
 from __future__ import annotations
 
+import os
+
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
 import argparse
-import math
+import json
 import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-import torch
-from scipy.stats import ttest_1samp
-from suspects import Digits, train
+from learning_cost import print_cost
+from learning_runs import METHODS, Job, Line, packed, read, run_all
+from learning_table import Results, gap_table, main_table, markdown, rarest_table, suspects_table, visits_table
+from learning_tasks import DATA, TASKS
 
-from learnit_r8 import Focus, Policy
+KEPT, RATES = (Path(__file__).with_name(name) for name in ("learning.jsonl", "learning_rates.json"))
+Rates = dict[str, dict[str, float]]
+"""Peak learning rate by key and method."""
 
-POLICIES: dict[str, tuple[str | Policy, bool]] = {
-    "balanced": ("balanced", False),
-    "focus": (Focus(), False),
-    "focus, guard": (Focus(noise_guard=True), False),
-    "focus, guard, groups": (Focus(noise_guard=True), True),
+BUDGETS = (25, 50, 100)
+FIRST_SEED, TUNING_SEEDS = 300, (400, 401, 402, 403)
+SLOW = {"shakespeare": 1, "CIFAR-10": 2}
+"""Tasks whose runs take most of a minute: tuned at half the visits, with so many seeds."""
+
+GROUPED, GUARDED = "focus + guard, groups", "focus + guard"
+FOUR = ("shuffle", "balanced", "focus", GUARDED)
+NO_LABELS = tuple(name for name in METHODS if name not in (GUARDED, GROUPED))
+COMPARED = {"digits": tuple(METHODS), "housing": NO_LABELS, "shakespeare": NO_LABELS, "CIFAR-10": FOUR}
+OWN_RATES = ", own rates"
+"""Ends the names of settings whose rates are tuned on these labels for each budget; else on clean ones for all."""
+
+
+def rates_key(task: str, setting: str, budget: int) -> str:
+    """Where the rates are, in the file of the rates."""
+    return f"{task}, {setting}, {budget} %" if setting.endswith(OWN_RATES) else task
+
+
+def rate_of(rates: Rates, job: Job) -> float:
+    """The peak rate of a job; that of the baseline where its method was not tuned, a guess before any was."""
+    task = TASKS[job.task]
+    known = rates.get(rates_key(job.task, job.setting, job.budget), {})
+    same = {"balanced": "shuffle", GUARDED: "focus"}.get(job.method, job.method)
+    return known.get(job.method, known.get(same, task.grid[len(task.grid) // 2]))
+
+
+def jobs_for(task: str, seeds: Sequence[int], rates: Rates) -> list[Job]:
+    """All the trainings of a task."""
+    found = []
+    for method in COMPARED[task]:
+        for setting in TASKS[task].settings:
+            # On these labels only the suspects are looked at, in a plain shuffle at full budget.
+            only_suspects = setting == "10 % wrong"
+            if only_suspects and method != "shuffle":
+                continue
+            found += [
+                Job(task, setting, budget, method, seed, 0.0)
+                for seed in seeds
+                for budget in reversed(BUDGETS[-1:] if only_suspects else BUDGETS)
+            ]
+    return [job._replace(lr=rate_of(rates, job)) for job in found]
+
+
+def tuning_jobs(task: str) -> dict[str, list[Job]]:
+    """Trainings to choose rates from, by the key of the rates."""
+    is_slow = task in SLOW
+    seeds, budgets = (TUNING_SEEDS[: SLOW[task]], BUDGETS[1:2]) if is_slow else (TUNING_SEEDS, BUDGETS)
+    # Of the slow ones those that visit the same samples on clean labels share their rate.
+    methods = [name for name in COMPARED[task] if not (is_slow and name in ("balanced", GUARDED, GROUPED))]
+    found: dict[str, list[Job]] = {}
+    for setting in TASKS[task].settings:
+        if setting != "clean" and not setting.endswith(OWN_RATES):
+            continue
+        for budget in budgets:
+            found.setdefault(rates_key(task, setting, budget), []).extend(
+                Job(task, setting, budget, name, seed, lr)
+                for name in methods
+                for lr in TASKS[task].grid
+                for seed in seeds
+            )
+    return found
+
+
+def tuned(key: str, lines: Sequence[Line]) -> dict[str, float]:
+    """The best rate of each method, after printing the mean result at each rate."""
+    task = TASKS[lines[0]["task"]]
+    best: dict[str, float] = {}
+    rows = []
+    for method in dict.fromkeys(line["method"] for line in lines):
+        means = {
+            lr: statistics.mean(line["result"] for line in lines if (line["method"], line["lr"]) == (method, lr))
+            for lr in task.grid
+        }
+        best[method] = (min if task.is_loss else max)(means, key=means.__getitem__)
+        rows.append([key, method, *(f"{value:.5g}" for value in means.values()), str(best[method])])
+    print(markdown(["rates of", "method", *map(str, task.grid), "best"], rows), flush=True)
+    return best
+
+
+def tables(lines: Sequence[Line]) -> str:
+    """All that some lines say, as Markdown."""
+    results = Results(lines)
+    methods = [name for name in METHODS if name != "shuffle"]
+    rates = {(rates_key(line["task"], line["setting"], line["budget"]), line["method"]): line["lr"] for line in lines}
+    rows = [
+        [key, "", *(str(rates.get((key, method), "")) for method in METHODS)]
+        for key in dict.fromkeys(key for key, _ in rates)
+    ]
+    parts = {
+        "Against a plain shuffle with as many visits": main_table(results, methods),
+        "The five rare classes alone": rarest_table(results, methods),
+        "Wrong labels against right ones": gap_table(results, methods),
+        "Visits to reach the full-budget result of the shuffle": visits_table(results, methods),
+        "Suspects": suspects_table(results),
+        "Peak learning rates": markdown(["rates of", "", *METHODS], rows),
+    }
+    return "\n\n".join(f"## {title}\n\n{NOTES.get(title, '')}\n\n{table}" for title, table in parts.items())
+
+
+NOTES = {
+    "Against a plain shuffle with as many visits": (
+        "Mean paired difference ± its standard error, positive where better; **bold**: more than two standard errors "
+        "above zero; †: significantly worse (one-sided paired t test, Holm over the cells of the method, clean ones "
+        "apart, p < 0.05)."
+    ),
+    "The five rare classes alone": "The same for the accuracy on the classes that kept one sample in ten.",
+    "Wrong labels against right ones": (
+        "Accuracy at full budget less that of a plain shuffle trained on the right labels of the same samples."
+    ),
+    "Visits to reach the full-budget result of the shuffle": (
+        "Within 0.2 points, or 1 % of the loss, on the mean curve at full budget; for the shuffle as a share of all "
+        "visits, for the others over the shuffle's own."
+    ),
+    "Suspects": "Asked after epoch 5 of a plain shuffle at full budget: mean (lowest .. highest) over the seeds.",
+    "Peak learning rates": "The best of a grid, on seeds 400 to 403: on clean labels, but for own rates.",
 }
-TASKS = {
-    "clean": (0.0, 1.0),
-    "5 % wrong": (0.05, 1.0),
-    "20 % wrong": (0.2, 1.0),
-    "40 % wrong": (0.4, 1.0),
-    "rare classes": (0.0, 0.1),
-    "rare, 20 % wrong": (0.2, 0.1),
-}
-BUDGETS = (5, 10, 20)
-"""Epochs: 25, 50 and 100 % of the usual visits."""
 
 
-def accuracy(task: str, seed: int, epochs: int, policy: str | Policy, groups: bool) -> float:
-    wrong, rarest = TASKS[task]
-    data = Digits(seed, wrong=wrong, rarest=rarest)
-    _, model = train(data, seed, epochs=epochs, policy=policy, groups=groups)
-    with torch.no_grad():
-        return 100 * float((model(data.test_x).argmax(1) == data.test_y).float().mean())
-
-
-def worse(differences: list[float]) -> float:
-    """One-sided p of a t test that the mean is below zero."""
-    return 1.0 if len(set(differences)) == 1 else float(ttest_1samp(differences, 0, alternative="less").pvalue)
-
-
-def holm(p_values: list[float]) -> list[bool]:
-    """Which are significant at 0.05, all together."""
-    ranked = sorted(range(len(p_values)), key=p_values.__getitem__)
-    significant = [False] * len(p_values)
-    for rank, number in enumerate(ranked):
-        if p_values[number] >= 0.05 / (len(p_values) - rank):
-            break
-        significant[number] = True
-    return significant
+def quick() -> None:
+    """Everything but the images once, as small as it goes."""
+    lines = []
+    for task in filter(is_here, ("digits", "housing", "shakespeare")):
+        seeds = range(FIRST_SEED, FIRST_SEED + (2 if task == "digits" else 1))
+        jobs = jobs_for(task, seeds, read_rates())
+        if task != "digits":
+            jobs = [job for job in jobs if job.budget == BUDGETS[0] and job.method in ("shuffle", "focus")]
+        lines += run_all(jobs, None, 1)
+    print(tables(lines))
+    print_cost(repeats=3, size=5_000)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two seeds and two tasks: shows that it runs")
-    parser.add_argument("--seeds", type=int, default=20, help="seeds, and splits of the data (default 20)")
-    arguments = parser.parse_args()
-    seeds = range(300, 302 if arguments.quick else 300 + arguments.seeds)
-    tasks, budgets = (["clean", "20 % wrong"], (5,)) if arguments.quick else (list(TASKS), BUDGETS)
-    torch.set_num_threads(1)
-    cells: dict[str, list[tuple[str, int, float, list[float]]]] = {name: [] for name in POLICIES}
-    for task in tasks:
-        for epochs in budgets:
-            plain = [accuracy(task, seed, epochs, "shuffle", False) for seed in seeds]
-            for name, (policy, groups) in POLICIES.items():
-                ours = [accuracy(task, seed, epochs, policy, groups) for seed in seeds]
-                differences = [a - b for a, b in zip(ours, plain, strict=True)]
-                cells[name].append((task, epochs, statistics.mean(plain), differences))
-    report(cells, len(seeds))
+    parser.add_argument("--quick", action="store_true", help="a minute or less")
+    parser.add_argument("--tune", action="store_true", help="choose the learning rates")
+    parser.add_argument("--table", nargs="?", const=KEPT, type=Path, help="print the tables of a file")
+    parser.add_argument("--pack", type=Path, help="print a file with one line for all the seeds of a cell")
+    parser.add_argument("--cost", action="store_true", help="measure the cost of a step")
+    parser.add_argument("--results", type=Path, help="file of the lines, taken up where it ends")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="all by default")
+    parser.add_argument("--seeds", type=int, help="number of seeds; by default 20, 8, 4, 4")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    asked = parser.parse_args()
+    if asked.table:
+        print(tables(read(asked.table)))
+    elif asked.pack:
+        for line in packed(read(asked.pack)):
+            print(json.dumps(line))
+    elif asked.cost:
+        print_cost()
+    elif asked.quick:
+        quick()
+    elif asked.tune:
+        tune_tasks(asked)
+    else:
+        run_tasks(asked)
 
 
-def report(cells: dict[str, list[tuple[str, int, float, list[float]]]], count: int) -> None:
-    print(f"digits, {count} seeds: accuracy less that of a plain shuffle with as many visits, points +- standard error")
-    print(f"{'task':18} {'epochs':>6} {'shuffle':>8} " + " ".join(f"{name:>22}" for name in cells))
-    marks = {name: holm([worse(row[3]) for row in rows]) for name, rows in cells.items()}
-    for number, (task, epochs, plain, _) in enumerate(cells["balanced"]):
-        columns = []
-        for name, rows in cells.items():
-            differences = rows[number][3]
-            error = statistics.stdev(differences) / math.sqrt(count)
-            star = "*" if marks[name][number] else " "
-            columns.append(f"{statistics.mean(differences):+.2f} +- {error:.2f}{star}")
-        print(f"{task:18} {epochs:>6} {plain:>8.2f} " + " ".join(f"{column:>22}" for column in columns))
+def run_tasks(asked: argparse.Namespace) -> None:
+    """Run what is missing, print the tables."""
+    lines = []
+    rates = read_rates()
+    for task in filter(is_here, asked.tasks):
+        count = asked.seeds or TASKS[task].seeds
+        answers = run_all(jobs_for(task, range(FIRST_SEED, FIRST_SEED + count), rates), asked.results, asked.jobs)
+        print(f"{task}: {len(answers)} runs, {sum(line['seconds'] for line in answers):.0f} s", file=sys.stderr)
+        lines += answers
+    print(tables(lines))
+
+
+def tune_tasks(asked: argparse.Namespace) -> None:
+    """Choose rates, print what they were chosen from, and keep them."""
+    for task in filter(is_here, asked.tasks):
+        for key, jobs in tuning_jobs(task).items():
+            best = tuned(key, run_all(jobs, asked.results, asked.jobs))
+            RATES.write_text(json.dumps(read_rates() | {key: best}, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_rates() -> Rates:
+    rates: Rates = json.loads(RATES.read_text()) if RATES.is_file() else {}
+    return rates
+
+
+def is_here(task: str) -> bool:
+    """Whether a task has its data; says so if not."""
+    if not TASKS[task].is_here:
+        print(f"{task} left out: {DATA / TASKS[task].file} is not there; LEARNIT_R8_DATA tells where the data are")
+    return TASKS[task].is_here
 
 
 if __name__ == "__main__":

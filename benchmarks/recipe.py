@@ -86,20 +86,27 @@ class Network:
         """Share of samples that are classified right."""
         return float((self._forward(pixels)[1].argmax(axis=1) == labels).mean())
 
-    def gradient(self, pixels: Floats, labels: Indices) -> tuple[Floats, list[Floats]]:
-        """float32[M] losses, and the gradient of their mean for each array of weights, without weight decay."""
+    def gradient(
+        self, pixels: Floats, labels: Indices, importance: Floats | None = None
+    ) -> tuple[Floats, list[Floats]]:
+        """float32[M] losses, and the gradient of their mean for each array of weights, without weight decay.
+
+        With ``importance``, float32[M], it is the gradient of the mean of each loss times its importance.
+        """
         hidden, logs = self._forward(pixels)
         rows = np.arange(len(labels))
         error = np.exp(logs)
         error[rows, labels] -= 1
         error /= len(labels)
+        if importance is not None:
+            error *= importance[:, None]
         hidden_error = (error @ self.weights[2].T) * (hidden > 0)
         gradient = [pixels.T @ hidden_error, hidden_error.sum(axis=0), hidden.T @ error, error.sum(axis=0)]
         return -logs[rows, labels], gradient
 
-    def step(self, pixels: Floats, labels: Indices, lr: float) -> Floats:
+    def step(self, pixels: Floats, labels: Indices, lr: float, importance: Floats | None = None) -> Floats:
         """Train on one batch; float32[B], the losses before the step."""
-        losses, gradient = self.gradient(pixels, labels)
+        losses, gradient = self.gradient(pixels, labels, importance)
         for weights, velocity, slope in zip(self.weights, self._velocity, gradient, strict=True):
             velocity *= self.momentum
             velocity += slope + self.weight_decay * weights
