@@ -203,6 +203,18 @@ def test_every_method_has_a_rate():
         assert learning.read_rates().get(task)
 
 
+def test_the_best_rate_is_chosen(capsys):
+    """Of the rates of a grid the one with the highest mean accuracy, or the lowest mean loss, and all are printed."""
+    chosen = {}
+    for task in ("digits", "housing"):
+        grid = learning.TASKS[task].grid
+        lines = [line | {"lr": lr} for k, lr in enumerate(grid) for line in lines_of(task, "focus", [k, k + 1])]
+        chosen[task] = learning.tuned(task, lines)["focus"]
+
+    assert chosen == {"digits": learning.TASKS["digits"].grid[-1], "housing": learning.TASKS["housing"].grid[0]}
+    assert "| housing | focus | 0.5 | 1.5 |" in capsys.readouterr().out
+
+
 def test_the_examples_hold():
     """The examples in the docstrings of the statistics are right."""
     tested = doctest.testmod(learning_table)
