@@ -154,7 +154,7 @@ class Cifar(_Learner):
             yield 100 * (self.model(normalised(x)).argmax(1).cpu() == y).float()
 
 
-LENGTH, NUM_WINDOWS, NUM_HELD_OUT = 64, 4_000, 500
+LENGTH, NUM_WINDOWS, NUM_HELD_OUT = 64, 3_000, 500
 
 
 @functools.lru_cache
@@ -184,7 +184,7 @@ class _Transformer(nn.Module):
 
 
 class Shakespeare(_Learner):
-    """4,000 windows of 64 characters of Shakespeare's plays, 500 behind the text they are from held out; Adam."""
+    """3,000 windows of 64 characters of Shakespeare's plays, 500 behind the text they are from held out; Adam."""
 
     num_samples = NUM_WINDOWS
 
