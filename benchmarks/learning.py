@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from learning_cost import print_cost
-from learning_runs import METHODS, Job, Line, packed, read, run_all
+from learning_runs import METHODS, WITH_GROUPS, Job, Line, packed, read, run_all
 from learning_table import Results, gap_table, main_table, markdown, rarest_table, suspects_table, visits_table
 from learning_tasks import DATA, TASKS
 
@@ -42,9 +42,9 @@ FIRST_SEED, TUNING_SEEDS = 300, (400, 401, 402, 403)
 SLOW = {"shakespeare": 1, "CIFAR-10": 2}
 """Tasks whose runs take most of a minute: tuned at half the visits, with so many seeds."""
 
-GROUPED, GUARDED = "focus + guard, groups", "focus + guard"
+GUARDED = "focus + guard"
 FOUR = ("shuffle", "balanced", "focus", GUARDED)
-NO_LABELS = tuple(name for name in METHODS if name not in (GUARDED, GROUPED))
+NO_LABELS = tuple(name for name in METHODS if name not in (GUARDED, *WITH_GROUPS))
 COMPARED = {"digits": tuple(METHODS), "housing": NO_LABELS, "shakespeare": NO_LABELS, "CIFAR-10": FOUR}
 OWN_RATES = ", own rates"
 """Ends the names of settings whose rates are tuned on these labels for each budget; else on clean ones for all."""
@@ -86,7 +86,7 @@ def tuning_jobs(task: str) -> dict[str, list[Job]]:
     is_slow = task in SLOW
     seeds, budgets = (TUNING_SEEDS[: SLOW[task]], BUDGETS[1:2]) if is_slow else (TUNING_SEEDS, BUDGETS)
     # Of the slow ones those that visit the same samples, or nearly, share their rate; and images take longest.
-    methods = [name for name in COMPARED[task] if not (is_slow and name in ("balanced", GUARDED, GROUPED))]
+    methods = [name for name in COMPARED[task] if not (is_slow and name in ("balanced", GUARDED))]
     methods = methods[:1] if task == "CIFAR-10" else methods
     found: dict[str, list[Job]] = {}
     for setting in TASKS[task].settings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 
-from learning_runs import METHODS
+from learning_runs import METHODS, WITH_GROUPS
 
 # isort: split
 import numpy as np
@@ -20,7 +20,7 @@ class Course:
     """A run without a model: the losses fall over the epochs, and stay high for every tenth sample."""
 
     def __init__(self, method: str, size: int, epochs: int) -> None:
-        groups = np.arange(size) % 10 if method.endswith("groups") else None
+        groups = np.arange(size) % 10 if method in WITH_GROUPS else None
         self.r8 = R8Scheduler(size, batch_size=BATCH_SIZE, num_epochs=epochs, policy=METHODS[method], groups=groups)
         rng = np.random.default_rng(0)
         self.high = np.where(rng.random(size) < 0.1, 3.0, 0.0).astype(np.float32)

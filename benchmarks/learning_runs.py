@@ -17,7 +17,7 @@ from learning_tasks import TASKS, Learner
 import numpy as np
 from suspects import area
 
-from learnit_r8 import Focus, Policy, R8Scheduler
+from learnit_r8 import Focus, Policy, R8Scheduler, even_groups
 from learnit_r8.guard import FiniteGuard
 
 METHODS: dict[str, str | Policy] = {
@@ -26,11 +26,15 @@ METHODS: dict[str, str | Policy] = {
     "focus": Focus(),
     "focus + guard": Focus(noise_guard=True),
     "focus + guard, groups": Focus(noise_guard=True),
+    "the same, even groups": even_groups(Focus(noise_guard=True)),
     "InfoBatch": InfoBatch(),
     "InfoBatch, normalised": InfoBatch(is_normalised=True),
     "importance": ImportanceSampling(),
 }
-"""What is compared; the guard with groups protects the classes that are given."""
+"""What is compared."""
+
+WITH_GROUPS = ("focus + guard, groups", "the same, even groups")
+"""These are told the classes: the guard protects rare ones, even groups visit them more often."""
 
 CURVE = 20
 """Times that a run at full budget is scored."""
@@ -66,7 +70,7 @@ def run(job: Job) -> Line:
         num_epochs=task.epochs * job.budget / 100,
         initial_lr=job.lr,
         policy=METHODS[job.method],
-        groups=learner.labels if job.method.endswith("groups") else None,
+        groups=learner.labels if job.method in WITH_GROUPS else None,
         seed=job.seed,
         guard=FiniteGuard(),
     )
