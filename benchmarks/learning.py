@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--cost", action="store_true", help="measure the cost of a step")
     parser.add_argument("--results", type=Path, help="file of the lines, taken up where it ends")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="all by default")
-    parser.add_argument("--seeds", type=int, help="number of seeds; by default 20, 8, 4, 4")
+    parser.add_argument("--seeds", type=int, help="number of seeds; by default 20, 8, 3, 3")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     asked = parser.parse_args()
     if asked.table:
