@@ -1,7 +1,7 @@
 """Fault by fault: what research/reliability.md section 4 asks for, row by row, of numbers, callbacks and misuse.
 
 Rows of the guard are in test_guard*.py, of files and signals in the tests of checkpoints, resume and signals, of wrong
-arguments in test_bad_input.py and test_scheduler.py.
+arguments in test_bad_input.py, test_scheduler.py and test_engine.py.
 """
 
 import hashlib
