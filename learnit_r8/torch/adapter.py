@@ -200,7 +200,10 @@ class Adapter:
             is_due = stepper.backward(loss, is_last=ends_epoch)
         norm = stepper.clip() if is_due else None
         skipped = stepper.apply() if is_due and stepper.is_scaled else None
-        outcome = self._tell_all(grad_norm=norm, skipped=skipped)
+        extras = {} if norm is None else {"grad_norm": norm}
+        if skipped is not None:
+            extras["skipped"] = skipped
+        outcome = self._tell_all(extras)
         if outcome and is_due and not stepper.is_scaled:
             stepper.apply()
         if is_due or not outcome:
@@ -211,7 +214,7 @@ class Adapter:
             self._between()
         return outcome
 
-    def _tell_all(self, **extras: torch.Tensor | None) -> Outcome:
+    def _tell_all(self, extras: dict[str, torch.Tensor]) -> Outcome:
         """Report this batch and those of adapters that share the model; the outcome that speaks against the step."""
         outcome = self._reports.tell(**extras)
         if not self._others:

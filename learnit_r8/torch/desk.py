@@ -101,7 +101,9 @@ class Desk:
             RuntimeError: no batch is out, or none of that number; or it cannot be told which batch it is.
         """
         if number is None:
-            self._skip_to_last(ahead)
+            turn = self.turn
+            if turn is None or turn.num_delivered != turn.num_taken + 1 or turn.is_out_of_order:
+                self._skip_to_last(ahead)
             number = next(iter(self.out), -1)
         if number not in self.out:
             given = "none out" if number == -1 else f"ticket {number!r}"

@@ -70,7 +70,7 @@ class Together(Sharing):
     def readback(self, device: torch.device) -> Readback:
         """What brings the losses of all ranks to the scheduler of each."""
         assert self._exchange is not None
-        return Gathered(self._exchange, readback_on(device))
+        return Gathered(self._exchange, readback_on(device, keeps=True))
 
     def watching(self) -> contextlib.AbstractContextManager[None]:
         """A ``with`` block in which a lost connection becomes a `RankLost` that says whose."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch.utils.data
-from torch.utils.data import DataLoader, default_collate
+import torch
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 if TYPE_CHECKING:
     from .sampler import R8BatchSampler
@@ -18,7 +18,11 @@ class SampleError(RuntimeError):
     """A sample of the data set could not be read; the message names it."""
 
 
-class Named(torch.utils.data.Dataset[Any]):
+def _unreadable(index: Any, error: Exception) -> SampleError:
+    return SampleError(f"sample {index} could not be read: {type(error).__name__}: {error}")
+
+
+class Named(Dataset[Any]):
     """A data set whose errors name the sample, for the batches of `R8BatchSampler`.
 
     Args:
@@ -36,12 +40,12 @@ class Named(torch.utils.data.Dataset[Any]):
         try:
             return self.dataset[index]
         except Exception as error:
-            raise SampleError(f"sample {index} could not be read: {type(error).__name__}: {error}") from error
+            raise _unreadable(index, error) from error
 
     def __getitems__(self, indices: Any) -> Any:
         """The items of a batch, as the data set's own ``__getitems__`` gives them if it has one."""
         if self._fetch_many is None:
-            return [self[index] for index in indices]
+            return self._fetch_each(indices)
         try:
             return self._fetch_many(indices)
         except Exception as error:
@@ -50,14 +54,53 @@ class Named(torch.utils.data.Dataset[Any]):
                 f"one of the samples {shown} could not be read: {type(error).__name__}: {error}"
             ) from error
 
+    def _fetch_each(self, indices: Any) -> list[Any]:
+        # Not through __getitem__ above: it would be one more call for each sample.
+        dataset, items, index = self.dataset, [], None
+        try:
+            for index in indices:
+                items.append(dataset[index])
+        except Exception as error:
+            raise _unreadable(index, error) from error
+        return items
 
-class Numbered(Named):
-    """The same for batches of a numbered `R8BatchSampler`: items come with the batch's number."""
+
+class Columns(Named):
+    """A `TensorDataset`, whose rows are taken all at once: what `default_collate` makes of them one by one.
+
+    Args:
+        dataset: The data set.
+    """
+
+    def __init__(self, dataset: TensorDataset) -> None:
+        super().__init__(dataset)
+        self._fetch_many = self._take
+
+    def _take(self, indices: Any) -> list[torch.Tensor]:
+        rows = torch.as_tensor(indices)
+        return [tensor[rows] for tensor in self.dataset.tensors]
+
+
+class Numbered(Dataset[Any]):
+    """The same for batches of a numbered `R8BatchSampler`: items come with the batch's number.
+
+    Args:
+        named: The same.
+    """
+
+    def __init__(self, named: Named) -> None:
+        self._named = named
+
+    def __len__(self) -> int:
+        return len(self._named)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._named[index]
 
     def __getitems__(self, indices: Any) -> Any:
         """The number of the batch, and its items."""
         number, rows = indices
-        return number, super().__getitems__(rows)
+        return number, self._named.__getitems__(rows)
 
 
 class NumberedCollate:
@@ -83,7 +126,18 @@ def make_loader(
     decided = sorted(set(DECIDED) & set(settings))
     if decided:
         raise ValueError(f"{decided[0]} must be left out, the scheduler decides it, got {settings[decided[0]]!r}.")
+    collate, named = settings.get("collate_fn"), Named(dataset)
+    if collate is None and type(dataset) is TensorDataset and all(map(_has_rows, dataset.tensors)):
+        collate, named = _as_is, Columns(dataset)
     if not numbered:
-        return DataLoader(Named(dataset), batch_sampler=sampler, **settings)
-    collate = NumberedCollate(settings.get("collate_fn") or default_collate)
-    return DataLoader(Numbered(dataset), batch_sampler=sampler, **{**settings, "collate_fn": collate})
+        return DataLoader(named, batch_sampler=sampler, **{**settings, "collate_fn": collate})
+    numbered_collate = NumberedCollate(collate or default_collate)
+    return DataLoader(Numbered(named), batch_sampler=sampler, **{**settings, "collate_fn": numbered_collate})
+
+
+def _has_rows(tensor: torch.Tensor) -> bool:
+    return tensor.layout is torch.strided
+
+
+def _as_is(batch: Any) -> Any:
+    return batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ class GroupRates:
             raise ValueError(f"optimizer must have a group with a learning rate > 0, got {initial!r}.")
         self._shares = [rate / self.highest for rate in initial]
         self._set: list[float] | None = None
+        self._lr = math.nan
 
     def set(self, lr: float) -> bool:
         """Set the rates; the highest group's becomes ``lr``.
@@ -40,14 +42,20 @@ class GroupRates:
             Whether somebody else had changed one since the last time.
         """
         groups, shares = self._optimizer.param_groups, self._shares
+        if lr == self._lr and [group["lr"] for group in groups] == self._set:
+            # Asked twice a step; nothing has changed.
+            return False
         # A group that was added later has no share yet: it is taken to be like the highest.
-        shares += [1.0] * (len(groups) - len(shares))
+        if len(groups) > len(shares):
+            shares += [1.0] * (len(groups) - len(shares))
         foreign = self._set is not None and self._is_changed(groups, self._set)
         self._set = [lr * share for share in shares]
+        self._lr = lr
         for group, rate in zip(groups, self._set, strict=True):
             # A tensor, as compiled and captured optimizers have, stays that tensor.
             if isinstance(group["lr"], torch.Tensor):
                 group["lr"].fill_(rate)
+                self._lr = math.nan
             else:
                 group["lr"] = rate
         return foreign
@@ -60,7 +68,7 @@ class GroupRates:
 
     def forget(self) -> None:
         """Whatever the rates are at the next `set` is nobody's doing: the optimizer was put back."""
-        self._set = None
+        self._set, self._lr = None, math.nan
 
 
 def rates_of(optimizer: torch.optim.Optimizer) -> list[float]:

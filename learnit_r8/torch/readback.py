@@ -47,11 +47,16 @@ class Readback(Protocol):
 
 
 class Immediate:
-    """Values in main memory, which can be read at once."""
+    """Values in main memory, which can be read at once.
+
+    Args:
+        keeps: Whether they are kept for later: then they are copied, as the user may use their memory again.
+    """
 
     num_waits = 0
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps: bool = False) -> None:
+        self._keeps = keeps
         self._here: list[tuple[Any, Values]] = []
 
     def __len__(self) -> int:
@@ -59,8 +64,8 @@ class Immediate:
 
     def put(self, item: Any, values: torch.Tensor) -> None:
         """Send values on their way."""
-        # A copy: the user may reuse what the losses are in.
-        self._here.append((item, values.numpy().copy()))
+        numbers: Values = values.numpy()
+        self._here.append((item, numbers.copy() if self._keeps else numbers))
 
     def ready(self) -> list[tuple[Any, Values]]:
         """Those that have come: all."""
@@ -170,8 +175,13 @@ class Fetched(Immediate):
         super().put(item, values.cpu())
 
 
-def readback_on(device: torch.device) -> Readback:
-    """The readback for losses on a device."""
+def readback_on(device: torch.device, *, keeps: bool = False) -> Readback:
+    """The readback for losses on a device.
+
+    Args:
+        device: Where they are.
+        keeps: Whether losses in main memory are not asked for at once.
+    """
     if device.type == "cpu":
-        return Immediate()
+        return Immediate(keeps=keeps)
     return Lagging(CudaCopy) if device.type == "cuda" else Fetched()

@@ -34,6 +34,11 @@ class Sent(NamedTuple):
     extras: tuple[str, ...] = ()
 
 
+def _with_extras(sent: Sent, values: torch.Tensor, extras: dict[str, torch.Tensor]) -> tuple[Sent, torch.Tensor]:
+    more = [value.detach().to(values).reshape(1) for value in extras.values()]
+    return sent._replace(extras=tuple(extras)), torch.cat([values, *more])
+
+
 class Reports:
     """Sends losses on their way, and answers for them when they have come.
 
@@ -98,17 +103,17 @@ class Reports:
         if self.recorded is None:
             return self.outcome
         (sent, values), self.recorded = self.recorded, None
-        given = {name: value for name, value in extras.items() if value is not None}
-        if given:
-            more = [value.detach().to(values).reshape(1) for value in given.values()]
-            sent, values = sent._replace(extras=tuple(given)), torch.cat([values, *more])
+        if extras:
+            sent, values = _with_extras(sent, values, extras)
         if self.readback is None:
             self.readback = self._sharing.readback(values.device)
         self.readback.put(sent, values)
         # The search for a rate must know each loss before the next rate.
         here = self.readback.drain() if self._r8.search.is_on else self.readback.ready()
-        self.outcome = Outcome(Verdict.PENDING, self.outcome.lr, None)
-        self._hear(here)
+        if here:
+            self._hear(here)
+        else:
+            self.outcome = Outcome(Verdict.PENDING, self.outcome.lr, None)
         return self.outcome
 
     def flush(self) -> None:
@@ -130,17 +135,21 @@ class Reports:
                 break
 
     def _report(self, sent: Sent, values: Any) -> Outcome:
-        ticket, count = sent.ticket, len(values) - len(sent.extras)
-        extras: dict[str, Any] = dict(zip(sent.extras, values[count:].tolist(), strict=True))
-        losses: Any = values[:count] if sent.part_size is not None else float(values[0])
+        ticket = sent.ticket
         if not ticket.batch.is_out:
             # A state was loaded meanwhile, and its batch is not of this plan any more.
             return self.outcome
-        part_size = sent.part_size if sent.part_size != 1 else None
-        skipped = bool(extras.get("skipped", 0))
-        outcome = self._r8.report(
-            ticket, losses, part_size=part_size, grad_norm=extras.get("grad_norm"), skipped=skipped
-        )
+        extras: dict[str, Any] = {}
+        if sent.extras:
+            count = len(values) - len(sent.extras)
+            extras = dict(zip(sent.extras, values[count:].tolist(), strict=True))
+            extras["skipped"] = bool(extras.get("skipped", 0))
+            values = values[:count]
+        if sent.part_size is None:
+            outcome = self._r8.report(ticket, float(values[0]), **extras)
+        else:
+            part_size = None if sent.part_size == 1 else sent.part_size
+            outcome = self._r8.report(ticket, values, part_size=part_size, **extras)
         self._was_put_back |= outcome.rolled_back_to is not None
         return outcome
 

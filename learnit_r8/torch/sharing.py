@@ -58,10 +58,12 @@ class Sharing:
 
     def watching(self) -> contextlib.AbstractContextManager[None]:
         """A ``with`` block in which processes wait for each other."""
-        return contextlib.nullcontext()
+        return _NOBODY
 
     def check(self, r8: R8Scheduler, model: Any) -> None:
         """Raise ValueError unless the scheduler and the model can be shared like this."""
 
+
+_NOBODY = contextlib.nullcontext()
 
 ALONE = Sharing()
