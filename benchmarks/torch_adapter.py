@@ -21,7 +21,9 @@ import argparse
 import gc
 import os
 import statistics
+import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,14 +32,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, TensorDataset
+from torch_steps import Clock, Sides, made_up, resnet18, small_cnn
+from torch_steps import in_turns as in_turns_of_steps
 
 from learnit_r8 import R8Scheduler, RamBackup
 from learnit_r8.copies import clone, copy_into
-from learnit_r8.torch import ModelState, R8BatchSampler, attach
-
-BATCH = 128
+from learnit_r8.torch import ModelState, R8BatchSampler
 
 
 class Rows(torch.utils.data.Dataset[Any]):
@@ -91,88 +92,6 @@ def indexed(dataset: TensorDataset, rounds: int) -> tuple[Callable[[], None], Ca
     return plain, run_ours
 
 
-def cnn(device: str) -> nn.Module:
-    torch.manual_seed(0)
-    first = [nn.Conv2d(1, 16, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.MaxPool2d(2)]
-    return nn.Sequential(*first, nn.Flatten(), nn.Linear(800, 10)).to(device)
-
-
-class InfoBatch:
-    """InfoBatch's sampler and loss, from its paper: kept samples below the mean loss count double."""
-
-    def __init__(self, count: int) -> None:
-        self.losses, self.weights = np.ones(count), np.ones(count)
-        self.rng = np.random.default_rng(0)
-
-    def __len__(self) -> int:
-        return len(self.losses)
-
-    def __iter__(self) -> Iterator[int]:
-        self.weights[:] = 1
-        easy = np.flatnonzero(self.losses < self.losses.mean())
-        kept = self.rng.choice(easy, len(easy) // 2, replace=False)
-        self.weights[kept] = 2
-        order = np.concatenate([np.flatnonzero(self.losses >= self.losses.mean()), kept])
-        self.rng.shuffle(order)
-        return iter(order.tolist())
-
-
-Epoch = Callable[[], int]
-
-
-def steps_of(device: str, steps: int, rounds: int) -> dict[str, Epoch]:
-    """An epoch of training under each sampler; each returns its steps."""
-    count = BATCH * steps
-    rng = torch.Generator().manual_seed(0)
-    x = torch.randn(count, 1, 28, 28, generator=rng)
-    y = torch.randint(10, (count,), generator=rng)
-    data, rows = TensorDataset(x, y), torch.arange(count)
-    parts = {name: cnn(device) for name in ("plain", "ours", "InfoBatch", "WeightedRandomSampler")}
-    optimizers = {name: torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9) for name, model in parts.items()}
-    adapter = attach(parts["ours"], optimizers["ours"], data, batch_size=BATCH, num_epochs=rounds + 2)
-    loader, plain = adapter.loader(), DataLoader(data, batch_size=BATCH, shuffle=True)
-    info = InfoBatch(count)
-    known = DataLoader(TensorDataset(x, y, rows), batch_size=BATCH, sampler=info)  # type: ignore[arg-type]
-    weighted = DataLoader(data, batch_size=BATCH, sampler=WeightedRandomSampler(torch.rand(count), count))
-
-    def train(name: str, loss: torch.Tensor) -> None:
-        optimizers[name].zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizers[name].step()
-
-    def run(name: str, batches: Any) -> int:
-        for xs, ys in batches:
-            train(name, cross_entropy(parts[name](xs.to(device)), ys.to(device)))
-        if device != "cpu":
-            torch.cuda.synchronize()
-        return steps
-
-    def run_ours() -> int:
-        for xs, ys in loader:
-            losses = cross_entropy(parts["ours"](xs.to(device)), ys.to(device), reduction="none")
-            adapter.step(adapter.loss(losses))
-        if device != "cpu":
-            torch.cuda.synchronize()
-        return steps
-
-    def run_info() -> int:
-        number = 0
-        for xs, ys, indices in known:
-            losses = cross_entropy(parts["InfoBatch"](xs.to(device)), ys.to(device), reduction="none")
-            weights = torch.from_numpy(info.weights[indices.numpy()]).to(losses)
-            info.losses[indices.numpy()] = losses.detach().cpu().numpy()
-            train("InfoBatch", (losses * weights).mean())
-            number += 1
-        return number
-
-    return {
-        "plain": lambda: run("plain", plain),
-        "ours": run_ours,
-        "InfoBatch": run_info,
-        "WeightedRandomSampler": lambda: run("WeightedRandomSampler", weighted),
-    }
-
-
 def in_turns(sides: list[Callable[[], Any]], rounds: int, clock: Callable[[], float] = time.process_time) -> Any:
     """float[rounds, sides], seconds of each (per step, where a side returns its steps), after one round to warm up."""
     gc.collect()
@@ -208,13 +127,66 @@ def measure_loaders(count: int, rounds: int) -> None:
     print_ratio("loader, TensorDataset, sampler= and batch_size=None", *turns.T, 1e3, "ms", "1.02", "")
 
 
-def measure_steps(device: str, steps: int, rounds: int, must: str, aim: str) -> None:
-    sides = steps_of(device, steps, rounds)
-    turns = in_turns(list(sides.values()), rounds, time.process_time if device == "cpu" else time.perf_counter)
-    for place, name in enumerate(sides):
+def measure_steps(turns: int, steps: int) -> None:
+    sides = Sides("cpu", small_cnn, made_up(128 * steps, (1, 28, 28)), batch=128)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        named = {
+            "plain": sides.plain("items"),
+            "plain once more": sides.plain("items", 2),
+            "ours": sides.ours("items"),
+            "ours with a run folder": sides.ours("items", run_dir=folder),
+            "InfoBatch": sides.info_batch(),
+            "WeightedRandomSampler": sides.weighted(),
+        }
+        print_steps("cpu, items", named, turns, "1.02", "1.005", time.thread_time)
+        pair = {"plain": sides.plain("tensors"), "ours": sides.ours("tensors")}
+        print_steps("cpu, TensorDataset", pair, turns, "1.02", "1.005", time.thread_time)
+    print_parts(sides.clocks)
+
+
+def print_steps(
+    name: str, sides: dict[str, Any], turns: int, must: str, aim: str, clock: Callable[[], float] = time.perf_counter
+) -> None:
+    gc.collect()
+    gc.freeze()
+    wait = torch.cuda.synchronize if "H200" in name or "cuda" in name else lambda: None
+    seconds = in_turns_of_steps(list(sides.values()), turns, clock, wait)
+    for place, side in enumerate(sides):
         if place:
-            limits = (must, aim) if name == "ours" else ("", "")
-            print_ratio(f"training step on {device}, {name}", turns[:, 0], turns[:, place], 1e3, "ms", *limits)
+            limits = (must, aim) if side.startswith("ours") else ("", "")
+            print_ratio(f"step on {name}: {side}", seconds[:, 0], seconds[:, place], 1e3, "ms", *limits)
+
+
+def print_parts(clocks: dict[str, Clock]) -> None:
+    print("\nparts of a step, us of processor time, median (a backup, a new epoch and the like are not in a median)")
+    names = [name for name in clocks if not name.startswith("plain 2")]
+    print(f"{'':16}" + "".join(f"{name:>20}" for name in names))
+    for part in ("batch", "forward", "loss()", "step()", "backward", "optimizer", "clear"):
+        each = [clocks[name].seconds.get(part) for name in names]
+        shown = ["" if not seconds else f"{statistics.median(seconds) * 1e6:.0f}" for seconds in each]
+        print(f"{part:16}" + "".join(f"{text:>20}" for text in shown))
+    print("step() holds backward, optimizer and clear\n")
+
+
+def measure_gpu(turns: int) -> None:
+    """ResNet-18 in half precision; a wait for the device is what torch's own debug mode calls a synchronisation."""
+    name = torch.cuda.get_device_name()
+    sides = Sides("cuda", resnet18, made_up(512 * 20, (3, 32, 32)), batch=512, half=True)
+    pair = {"plain": sides.plain("tensors"), "ours": sides.ours("tensors")}
+    print_steps(f"cuda, {name}", pair, turns, "1.01", "1.00")
+    counts = {side: count_waits(steps) for side, steps in pair.items()}
+    print(f"waits for the device a step: {counts}")
+
+
+def count_waits(steps: Iterator[None], count: int = 10) -> float:
+    torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(count):
+            next(steps)
+    torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(each.message) for each in caught) / count
 
 
 def measure_backup(rounds: int) -> None:
@@ -244,16 +216,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="shorter epochs, under a minute")
     quick = parser.parse_args().quick
     torch.set_num_threads(1)
-    count, steps, rounds = (50_000, 40, 5) if quick else (200_000, 100, 15)
+    count, steps, rounds, turns = (50_000, 40, 7, 16) if quick else (200_000, 100, 15, 100)
     print(f"torch {torch.__version__}, {rounds} rounds")
     print(f"{'':52} {'plain -> this':24} {'median [lowest .. highest]':26} {'must':>6} {'aim':>6}")
     measure_loaders(count, rounds)
-    measure_steps("cpu", steps, rounds, "1.02", "1.005")
+    measure_steps(turns, steps)
     measure_backup(rounds)
     if torch.cuda.is_available():
-        measure_steps("cuda", steps, rounds, "1.01", "1.00")
+        measure_gpu(turns)
     else:
-        print("training step on a GPU, and waits for it: not measured (no GPU)")
+        print("step of ResNet-18 on a GPU, and waits for it: not measured (no GPU)")
 
 
 if __name__ == "__main__":

@@ -10,10 +10,6 @@ from numpy.typing import NDArray
 from .kinds import EXACT, WHOLE_BATCH
 
 
-_ORDINARY = 1e290
-"""Sums of smaller numbers are finite."""
-
-
 class Reading(NamedTuple):
     """A loss as the parts understand it.
 
@@ -64,16 +60,12 @@ def read_loss(loss: Any, batch_size: int, part_size: int | None = None) -> Readi
             else f"one loss for each of the {batch_size} samples"
         )
         raise ValueError(f"loss must be a number or have shape ({parts},), {what}, got shape {values.shape}.")
-    lowest = float(np.minimum.reduce(values))
-    if size == EXACT and -_ORDINARY < lowest and np.maximum.reduce(values) < _ORDINARY:
-        # To look at both ends takes less time than to silence warnings.
-        total = float(np.add.reduce(values))
-    elif size == EXACT:
+    if size == EXACT:
         total = _sum(values)
     else:
         last = batch_size - (parts - 1) * size
         total = _sum(values[:-1]) * size + float(values[-1]) * last
-    return Reading(total / batch_size, values, size, lowest)
+    return Reading(total / batch_size, values, size, float(values.min()))
 
 
 def _sum(values: NDArray[np.float64]) -> float:

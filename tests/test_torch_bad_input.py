@@ -219,6 +219,14 @@ def test_batch_that_raises():
         train(adapter, adapter.loader(collate_fn=as_is))
 
 
+def test_sample_of_a_subset_that_raises():
+    """In a subset the error names the sample by its place there."""
+    adapter = adapted(torch.utils.data.Subset(Broken(), range(7, 200)), num_epochs=1)
+
+    with pytest.raises(SampleError, match=r"^sample 70 could not be read: OSError"):
+        train(adapter)
+
+
 DEADLY = """
 import os, pathlib, signal, sys
 from torch.nn.functional import cross_entropy

@@ -165,8 +165,8 @@ def test_search_knows_each_loss():
 
 @pytest.mark.parametrize("kind", [Immediate, Fetched])
 def test_main_memory_is_read_at_once(kind):
-    """On a CPU everything is immediate; and what was sent can be changed afterwards."""
-    readback = kind()
+    """On a CPU everything is immediate; and what was sent can be changed afterwards where it is kept."""
+    readback = kind(keeps=True)
     values = torch.ones(3)
     readback.put("a", values)
     values.zero_()

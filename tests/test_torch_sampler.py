@@ -5,10 +5,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 from torch_common import DIGITS, STEPS, ManyRows, Rows, X, Y, as_is, no_steady, scheduler, together
 
 from learnit_r8.torch import R8BatchSampler
+from learnit_r8.torch.loader import make_loader
 
 # torch's advice on a machine with few cores.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -89,6 +90,50 @@ def test_form_of_batches(dataset, expected):
     next(iterator)
 
     assert kinds == [expected]
+
+
+class Kinds(Rows):
+    """Keeps the type of the indices that it is asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.kinds = set()
+
+    def __getitem__(self, index):
+        self.kinds.add(type(index))
+        return super().__getitem__(index)
+
+
+def test_items_are_asked_for_by_ints():
+    """A data set of items gets plain ints from the adapter's loader too, as from torch's samplers."""
+    dataset = Kinds()
+    for numbered in (False, True):
+        sampler = R8BatchSampler(scheduler(), numbered=numbered)
+        next(iter(make_loader(dataset, sampler, numbered=numbered, settings={})))
+
+    assert dataset.kinds == {int}
+
+
+@pytest.mark.parametrize("numbered", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_rows_of_tensors_are_taken_at_once(numbered, workers):
+    """The adapter's loader gives of a TensorDataset what torch's own collating makes of the same samples."""
+    sampler = R8BatchSampler(scheduler(), numbered=numbered)
+    loader = make_loader(DIGITS, sampler, numbered=numbered, settings={"num_workers": workers})
+    batch = next(iter(loader))
+    batch = batch[1] if numbered else batch
+    expected = default_collate([DIGITS[index] for index in r8_indices(sampler).tolist()])
+
+    assert type(batch) is type(expected)
+    assert all(map(torch.equal, batch, expected))
+
+
+def test_own_collating_of_tensors_stays():
+    """A collate_fn of the user's own gets the items one by one."""
+    sampler = R8BatchSampler(scheduler())
+    loader = make_loader(DIGITS, sampler, numbered=False, settings={"collate_fn": lambda items: items})
+
+    assert [type(item) for item in next(iter(loader))] == [tuple] * 16
 
 
 @pytest.mark.parametrize("as_list", [True, False])

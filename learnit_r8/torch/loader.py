@@ -50,6 +50,9 @@ class Named(Dataset[Any]):
             return self._fetch_many(indices)
         except Exception as error:
             shown = list(indices)
+            if hasattr(type(self.dataset), "__getitem__"):
+                # A subset reads many, but of a data set that reads them one by one: then it can be told which it is.
+                self._fetch_each(shown)
             raise SampleError(
                 f"one of the samples {shown} could not be read: {type(error).__name__}: {error}"
             ) from error
@@ -89,18 +92,18 @@ class Numbered(Dataset[Any]):
     """
 
     def __init__(self, named: Named) -> None:
-        self._named = named
+        self.dataset = named
 
     def __len__(self) -> int:
-        return len(self._named)
+        return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        return self._named[index]
+        return self.dataset[index]
 
     def __getitems__(self, indices: Any) -> Any:
         """The number of the batch, and its items."""
         number, rows = indices
-        return number, self._named.__getitems__(rows)
+        return number, self.dataset.__getitems__(rows)
 
 
 class NumberedCollate:
@@ -117,6 +120,16 @@ class NumberedCollate:
         """``(number, batch)``."""
         number, items = numbered
         return number, self._collate(items)
+
+
+def takes_arrays(dataset: Any) -> bool:
+    """Whether a data set has a ``__getitems__`` of its own; those of torch's and datasets' own want lists of ints."""
+    if isinstance(dataset, Columns):
+        return True
+    if isinstance(dataset, (Named, Numbered)):
+        return takes_arrays(dataset.dataset)
+    own = getattr(type(dataset), "__getitems__", None)
+    return own is not None and getattr(own, "__module__", "").partition(".")[0] not in ("torch", "datasets")
 
 
 def make_loader(

@@ -9,6 +9,7 @@ import torch.utils.data
 
 from ..checks import whole_number
 from .desk import Desk, Turn, num_left
+from .loader import takes_arrays
 from .sharing import ALONE, Sharing
 
 if TYPE_CHECKING:
@@ -102,9 +103,3 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
     def skip(self) -> None:
         """Pass over the batch in hand; it comes once more at the end of the epoch."""
         self.desk.skip(ahead=self.ahead)
-
-
-def takes_arrays(dataset: Any) -> bool:
-    """Whether a data set has a ``__getitems__`` of its own; those of torch's and datasets' own want lists of ints."""
-    own = getattr(type(dataset), "__getitems__", None)
-    return own is not None and getattr(own, "__module__", "").partition(".")[0] not in ("torch", "datasets")
