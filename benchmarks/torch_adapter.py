@@ -2,17 +2,20 @@
 
     python benchmarks/torch_adapter.py [--quick]
 
-The sides of a ratio take turns in one process, an epoch each, and which goes first alternates; a ratio is that of one
-turn, and printed are the median with the lowest and highest. Times are processor time of this process, which other
-programs disturb less, but wall time where there are workers or a GPU. What is there at the start is kept out of the
-garbage collector (gc.freeze): a full collection takes as long as an epoch, and falls on whoever is next. One thread.
+The sides of a ratio take turns in one process, and which goes first alternates; a ratio is that of one turn, and
+printed are the median with the lowest and highest. Times are processor time of this process (for steps, of the thread
+that trains), which other programs disturb less, but wall time where there are workers or a GPU. What is there at the
+start is kept out of the garbage collector (gc.freeze): a full collection takes as long as an epoch, and falls on
+whoever is next. One thread.
 
-Loaders hand out rows of a tensor [N, 16], B = 256; nothing is trained there, but every loss is reported. Steps are of a
-small CNN on 28 x 28 pixels, B = 128; "ours" is everything on: the balanced policy, per-sample losses, the guard, the
-learning rate, and RAM backups four times an epoch. Peers: InfoBatch's sampler, written from its paper (Qin et al.,
-arXiv:2303.04947: r = 0.5, samples below the mean loss pruned at random, the rest of them at double weight), and torch's
-WeightedRandomSampler; they train on fewer or other samples, so their time is given per step. GPU figures need a GPU:
-where there is none it says "not measured".
+Loaders hand out rows of a tensor [N, 16], B = 256, an epoch each turn. Their time is that spent in them, planning and
+drawing the batches included; nothing is trained, but every loss is reported, and the line below has the time of that
+too. Steps (torch_steps.py) are of a small CNN on 28 x 28 pixels, B = 128, a few each turn; "ours" is everything on:
+the balanced policy, losses of samples, the guard, the rate, and RAM backups four times an epoch; "plain once more"
+tells how far equal sides differ. "items" are read sample by sample, by both sides alike. Peers: InfoBatch's sampler,
+written from its paper (Qin et al., arXiv:2303.04947: r = 0.5, samples below the mean loss pruned at random, the rest of
+them at double weight), and torch's WeightedRandomSampler; they train on fewer or other samples, so their time is given
+per step. GPU figures (ResNet-18, B = 512, half precision) need a GPU: where there is none it says "not measured".
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ from torch_steps import in_turns as in_turns_of_steps
 
 from learnit_r8 import R8Scheduler, RamBackup
 from learnit_r8.copies import clone, copy_into
-from learnit_r8.torch import ModelState, R8BatchSampler
+from learnit_r8.torch import ModelState, R8BatchSampler, attach
 
 
 class Rows(torch.utils.data.Dataset[Any]):
@@ -61,49 +64,63 @@ def as_is(batch: Any) -> Any:
     return batch
 
 
-def loaders(dataset: Any, workers: int, rounds: int, **settings: Any) -> tuple[Callable[[], None], Callable[[], None]]:
+Epoch = Callable[[Callable[[], float]], float]
+
+
+def epoch_of(loader: Any, report: Callable[[float], Any] | None = None) -> Epoch:
+    """An epoch of a loader with its losses reported; returns the seconds spent in the loader."""
+
+    def run(clock: Callable[[], float]) -> float:
+        began = clock()
+        batches, seconds = iter(loader), 0.0
+        for number in range(len(loader)):
+            next(batches)
+            seconds += clock() - began
+            if report is not None:
+                report(1.0 + number % 7)
+            began = clock()
+        return seconds
+
+    return run
+
+
+def loaders(dataset: Any, workers: int, rounds: int, **settings: Any) -> tuple[Epoch, Epoch]:
     """An epoch of a shuffling loader, and one of ours with every loss reported."""
     settings = {"num_workers": workers, "persistent_workers": workers > 0, **settings}
     plain = DataLoader(dataset, batch_size=256, shuffle=True, **settings)
     sampler = R8BatchSampler(R8Scheduler(len(dataset), batch_size=256, num_epochs=rounds + 2))
     ours = DataLoader(dataset, batch_sampler=sampler, **settings)
-
-    def run_plain() -> None:
-        for _ in plain:
-            pass
-
-    def run_ours() -> None:
-        for number, _ in enumerate(ours):
-            sampler.report(1.0 + number % 7)
-
-    return run_plain, run_ours
+    return epoch_of(plain), epoch_of(ours, sampler.report)
 
 
-def indexed(dataset: TensorDataset, rounds: int) -> tuple[Callable[[], None], Callable[[], None]]:
+def indexed(dataset: TensorDataset, rounds: int) -> tuple[Epoch, Epoch]:
     """A shuffling loader against ours given as sampler with batch_size=None: a TensorDataset indexed once a batch."""
     plain, _ = loaders(dataset, 0, rounds)
     sampler = R8BatchSampler(R8Scheduler(len(dataset), batch_size=256, num_epochs=rounds + 2), as_list=False)
-    ours = DataLoader(dataset, sampler=sampler, batch_size=None)
-
-    def run_ours() -> None:
-        for number, _ in enumerate(ours):
-            sampler.report(1.0 + number % 7)
-
-    return plain, run_ours
+    return plain, epoch_of(DataLoader(dataset, sampler=sampler, batch_size=None), sampler.report)
 
 
-def in_turns(sides: list[Callable[[], Any]], rounds: int, clock: Callable[[], float] = time.process_time) -> Any:
-    """float[rounds, sides], seconds of each (per step, where a side returns its steps), after one round to warm up."""
+def of_adapter(dataset: TensorDataset, workers: int, rounds: int) -> tuple[Epoch, Epoch]:
+    """A shuffling loader against the adapter's, which takes the rows of a TensorDataset at once."""
+    plain, _ = loaders(dataset, workers, rounds)
+    model = nn.Linear(1, 1)
+    adapter = attach(model, torch.optim.SGD(model.parameters(), 0.1), dataset, batch_size=256, num_epochs=rounds + 2)
+    loader = adapter.loader(num_workers=workers, persistent_workers=workers > 0)
+    return plain, epoch_of(loader, lambda loss: adapter.report(torch.tensor(loss)))
+
+
+def in_turns(sides: tuple[Epoch, Epoch], rounds: int, clock: Callable[[], float] = time.process_time) -> Any:
+    """float[2, sides, rounds], seconds in the loader, and of the whole epoch, after one round to warm up."""
     gc.collect()
     gc.freeze()
-    seconds = np.zeros((rounds + 1, len(sides)))
+    seconds = np.zeros((rounds + 1, len(sides), 2))
     for number in range(rounds + 1):
         order = range(len(sides)) if number % 2 else reversed(range(len(sides)))
         for which in order:
             began = clock()
-            steps = sides[which]()
-            seconds[number, which] = (clock() - began) / (steps or 1)
-    return seconds[1:]
+            within = sides[which](clock)
+            seconds[number, which] = within, clock() - began
+    return seconds[1:].T
 
 
 def spread(ratios: Any) -> str:
@@ -117,14 +134,19 @@ def print_ratio(name: str, one: Any, other: Any, unit: float, label: str, must: 
 
 def measure_loaders(count: int, rounds: int) -> None:
     rows = torch.randn(count, 16)
+    data = TensorDataset(rows)
     for workers, clock in ((0, time.process_time), (2, time.perf_counter)):
-        sides = loaders(Rows(rows), workers, rounds, collate_fn=as_is)
-        turns = in_turns(list(sides), rounds, clock)
-        print_ratio(f"loader, __getitems__, {workers} workers", *turns.T, 1e3, "ms", "1.02", "0.5")
-        turns = in_turns(list(loaders(TensorDataset(rows), workers, rounds)), rounds, clock)
-        print_ratio(f"loader, __getitem__ only, {workers} workers", *turns.T, 1e3, "ms", "1.02", "")
-    turns = in_turns(list(indexed(TensorDataset(rows), rounds)), rounds)
-    print_ratio("loader, TensorDataset, sampler= and batch_size=None", *turns.T, 1e3, "ms", "1.02", "")
+        for name, sides, aim in (
+            ("__getitems__", loaders(Rows(rows), workers, rounds, collate_fn=as_is), "0.5"),
+            ("__getitem__ only", loaders(data, workers, rounds), ""),
+            ("TensorDataset, adapter.loader()", of_adapter(data, workers, rounds), "0.5"),
+        ):
+            within, whole = in_turns(sides, rounds, clock)
+            print_ratio(f"loader, {name}, {workers} workers", *within, 1e3, "ms", "1.02", aim)
+            print_ratio("  with a report of each loss", *whole, 1e3, "ms", "", "")
+    within, whole = in_turns(indexed(data, rounds), rounds)
+    print_ratio("loader, TensorDataset, sampler= and batch_size=None", *within, 1e3, "ms", "1.02", "0.5")
+    print_ratio("  with a report of each loss", *whole, 1e3, "ms", "", "")
 
 
 def measure_steps(turns: int, steps: int) -> None:

@@ -111,7 +111,9 @@ class Drawing(Resumable):
         # The search gave its batches rates of their own.
         lr = ticket.lr if ticket.epoch < 0 else self.lr_after(held_back)
         self._num_draws += 1
-        return ticket._replace(step=self.pace.step + held_back, lr=lr, draw=self._num_draws - 1)
+        # Not _replace(), which takes thrice the time.
+        _, epoch, indices, _, weights, _, batch = ticket
+        return Ticket(self.pace.step + held_back, epoch, indices, lr, weights, self._num_draws - 1, batch)
 
     def lr_after(self, held_back: int) -> float:
         """The learning rate to use once so many more batches are reported."""

@@ -248,13 +248,16 @@ def run():
         adapter.step(adapter.loss(cross_entropy(adapter.model(x), y, reduction="none")))
         seen.extend(rows.tolist())
 
-try:
-    run()
-except (RuntimeError, OSError, EOFError) as error:
-    # torch's own, or what its queue met first.
-    print("ended:", type(error).__name__)
-while not adapter.finished:
-    run()
+ended = None
+while True:
+    try:
+        if adapter.finished:
+            break
+        run()
+    except (RuntimeError, OSError, EOFError) as error:
+        # torch's own, which comes whenever the signal does, or what its queue met first; or the one after the other.
+        ended = error
+print("ended:", type(ended).__name__)
 uses = set(adapter.scheduler.table.usage_count.tolist())
 print("all trained on:", sorted(set(seen)) == list(range(200)), "uses", uses)
 """
