@@ -1,6 +1,7 @@
-"""Settings shared by all tests: hypothesis draws the same examples every time."""
+"""Settings and fixtures shared by all tests: hypothesis draws the same examples every time."""
 
 import os
+import time
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -15,6 +16,26 @@ pytest.register_assert_rewrite("common")
 def _runs(tmp_path_factory):
     """Runs that are shown get their folders outside the repository."""
     os.environ["R8_RUNS"] = str(tmp_path_factory.mktemp("runs"))
+
+
+class CountingClock:
+    """Stands in for ``time.monotonic``; counts how often it is read."""
+
+    def __init__(self):
+        self.now = 1000.0
+        self.readings = 0
+
+    def __call__(self):
+        self.readings += 1
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock of whoever reads `time.monotonic`."""
+    fake = CountingClock()
+    monkeypatch.setattr(time, "monotonic", fake)
+    return fake
 
 
 @pytest.fixture
