@@ -39,7 +39,11 @@ def look_at(table: SampleTable, rng: np.random.Generator) -> Outlook:
     suspicion = Suspicion.of(mean, uses, table.untrained_loss) if kind == EXACT else None
     fine = uses > 0
     if suspicion is not None:
-        fine &= ~suspicion.flags(mean, uses)
+        flagged = suspicion.flags(mean, uses)
+        if suspicion.are_being_learnt(records["last"][flagged]):
+            suspicion = None
+        else:
+            fine &= ~flagged
     if not fine.any():
         return Outlook(True, float(uses.mean()), 1.0, math.nan, suspicion)
     hard_share = float((mean[fine] > table.untrained_loss).mean())

@@ -15,6 +15,13 @@ SURE = 0.9
 LEAST_HIGH = 1.03
 """Where the higher hump must lie: clearly worse than untrained, which is 1."""
 
+LEAST_SURPRISE = 0.3
+"""Part of the surprise at wrong labels that the higher hump must show.
+
+A model that knows how many labels are wrong, a share p, gives each wrong one a probability of p / (classes - 1): its
+cross entropy is -log(p) higher than that of an untrained model. Rare classes on their way to be learnt lose less.
+"""
+
 GROUP_SHARE = 1.5
 """Most that a group may have of the share of suspects in all samples: a rare class is hard, not wrong."""
 
@@ -71,7 +78,10 @@ class Suspicion(NamedTuple):
         if not untrained_loss > 0 or not judged.any():
             return None
         humps = find_humps(_scaled(mean_loss[judged], untrained_loss))
-        if humps is None or not humps.are_apart or humps.high <= LEAST_HIGH:
+        if humps is None or not humps.are_apart:
+            return None
+        surprise = -math.log(humps.high_share) / max(1.0, untrained_loss)
+        if humps.high**2 <= max(LEAST_HIGH**2, 1 + LEAST_SURPRISE * surprise):
             return None
         return cls(untrained_loss, humps)
 
@@ -84,6 +94,8 @@ class Suspicion(NamedTuple):
         mean_loss: NDArray[np.float32],
         usage_count: NDArray[Any],
         group: NDArray[Any] | None = None,
+        *,
+        least: float = 1.0,
     ) -> NDArray[np.bool_]:
         """bool[M], which samples to suspect: more likely in the higher hump, and worse than untrained.
 
@@ -92,12 +104,21 @@ class Suspicion(NamedTuple):
             usage_count: int[M]; samples used fewer than 4 times are never flagged.
             group: int[M], a code for the label of each: in no group a share of more than 1.5 times that in all samples
                 is flagged, those of highest loss first.
+            least: What to take for worse than untrained, as the square root of mean loss / untrained loss.
         """
-        least = self.untrained_loss * max(1.0, self.humps.divide) ** 2
-        flagged: NDArray[np.bool_] = (mean_loss > least) & (usage_count >= LEAST_USES)
+        bound = self.untrained_loss * max(least, self.humps.divide) ** 2
+        flagged: NDArray[np.bool_] = (mean_loss > bound) & (usage_count >= LEAST_USES)
         if group is not None and flagged.any():
             _spare(flagged, mean_loss, group)
         return flagged
+
+    def are_being_learnt(self, last: NDArray[np.float32]) -> bool:
+        """Whether most of some suspects are no longer worse than untrained, given their last losses, float32[K].
+
+        So it is with rare classes, which a model learns later than the others, and with wrong labels once it has them
+        by heart.
+        """
+        return bool(len(last)) and float((last < self.untrained_loss).mean()) > 0.5
 
 
 def _spare(flagged: NDArray[np.bool_], mean_loss: NDArray[np.float32], group: NDArray[Any]) -> None:

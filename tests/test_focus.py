@@ -54,27 +54,35 @@ def test_takes_everything_where_skipping_is_not_safe(change):
 
 
 def test_noise_guard_skips_suspects():
-    """With the guard about 10 % of the suspects are kept, and they do not count when the easy half is found."""
+    """With the guard suspects are left out, or as many of them as is wished; the easy half is skipped then, too."""
     easy, hard, suspect, suspect_too = kept(Focus(noise_guard=True), [0.1, 0.3, 4.5, 4.6], outlook=SUSPECTING)
+    some = kept(Focus(noise_guard=True, skip_suspects=0.9), [0.1, 0.3, 4.5, 4.6], outlook=SUSPECTING)
 
     assert 0 < easy < 0.12
-    assert hard == 1
-    assert 0.05 < suspect < 0.17
-    assert 0.05 < suspect_too < 0.17
+    assert (hard, suspect, suspect_too) == (1, 0, 0)
+    assert 0.05 < some[2] < 0.17
+
+
+def test_guard_skips_what_is_nearly_as_bad_as_untrained():
+    """What is of the higher hump is skipped from 72 % of the untrained loss on; `suspects()` asks for all of it."""
+    early = SUSPECTING._replace(suspicion=SUSPICION._replace(humps=Humps(0.3, 0.05, 0.95, 0.1, 0.1)))
+    below, above = kept(Focus(noise_guard=True, begin=1, end=1), [1.4, 1.5], outlook=early)
+
+    assert (below, above) == (1, 0)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"progress": 0.1},
-        {"outlook": SUSPECTING._replace(num_uses=4.0)},
+        {"progress": 0.09},
+        {"outlook": SUSPECTING._replace(num_uses=3.9)},
         {"outlook": SAFE._replace(hard_share=1.0)},
         {"uses": 3, "outlook": SUSPECTING._replace(hard_share=1.0)},
     ],
     ids=["too early", "hardly used", "nothing suspected", "young samples"],
 )
 def test_guard_waits(change):
-    """Before a fifth of the budget and five uses on average, and without suspicion, nobody is skipped as a suspect."""
+    """Before a tenth of the budget and four uses on average, and without suspicion, nobody is skipped as a suspect."""
     assert kept(Focus(noise_guard=True), [0.1, 4.5], **{"outlook": SUSPECTING, **change}).tolist() == [1, 1]
 
 
@@ -123,14 +131,14 @@ def train(r8, *, until=None, visits=None, reduce=lambda losses: losses):
 
 
 def test_a_run_hardly_visits_wrong_labels_any_more():
-    """An epoch stays N visits; from the sixth on they go to samples that are right."""
+    """An epoch stays N visits; from the fifth on they go to samples that are right."""
     r8 = R8Scheduler(400, batch_size=32, num_epochs=10, policy=Focus(noise_guard=True, begin=1, end=1))
     visits = np.zeros((10, 400))
     train(r8, visits=visits)
 
     assert visits.sum(axis=1).tolist() == [400] * 10
-    assert (visits[:5] == 1).all()
-    assert visits[5:, WRONG].mean() < 0.3
+    assert (visits[:4] == 1).all()
+    assert visits[5:, WRONG].sum() == 0
 
 
 @pytest.mark.parametrize("step", [70, 78, 90])

@@ -153,7 +153,7 @@ def test_estimates_are_called_estimates(tmp_path):
 def test_suspects_are_listed(tmp_path):
     """Samples that stay worse than untrained are counted, listed and marked."""
     folder = folder_with(tmp_path / "run", STARTED, steps(5))
-    loss = np.where(np.arange(100) < 5, 3.0, 0.1)
+    loss = np.where(np.arange(100) < 5, 5.0, 0.1)
     for epoch in (3, 4):
         write_samples(folder, [samples(epoch, loss, uses=np.full(100, 9), untrained=2.3)])
     facts = gather(folder)

@@ -38,6 +38,19 @@ def test_finds_them():
     assert suspects.reason == ""
 
 
+@pytest.mark.parametrize(
+    ("high", "untrained", "number"),
+    [(2.9, 2.3, 0), (4.2, 2.3, 100), (1.5e-3, 1e-3, 0), (2e-3, 1e-3, 100), (60, 46, 100)],
+)
+def test_wrong_labels_surprise(high, untrained, number):
+    """A tenth of the samples that is little worse than untrained is a rare class; a tenth of wrong labels loses more."""
+    records = learnt(1000, wrong=range(100))
+    records["mean"] *= untrained / UNTRAINED
+    records["mean"][:100] = high
+
+    assert len(found(records, untrained).indices) == number
+
+
 def test_equals_come_by_index():
     """Samples that are equally bad are named in the order of the data."""
     records = learnt(wrong=(9, 4, 30, 2))

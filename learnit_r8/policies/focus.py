@@ -13,8 +13,8 @@ from .base import Candidates, Context, Kept, Order, Policy
 LEAST_USES = 2.5
 """Mean uses before anything is skipped."""
 
-GUARD_USES, GUARD_PROGRESS = 5, 0.2
-"""Mean uses and share of the budget before suspects are skipped."""
+GUARD_USES, GUARD_PROGRESS, GUARD_LEAST = 4, 0.1, 0.85
+"""Mean uses and share of the budget before suspects are skipped; their least loss, as `Suspicion.flags` takes it."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,10 @@ class Focus(Policy):
     and wrong labels are the hardest of all: there skipping harms. Losses get no weights: those that would make up for
     what is skipped act as a higher learning rate.
 
-    The guard: once samples were used 5 times on average and 20 % of the budget is spent, the suspects
-    (`Suspicion.flags`) are skipped with probability ``skip_suspects``. Their mean loss hardly changes from then on, so
-    the decision keeps. With ``groups`` rare classes are protected.
+    The guard: once samples were used 4 times on average and 10 % of the budget is spent, the suspects
+    (`Suspicion.flags`, from 72 % of the untrained loss on) are skipped with probability ``skip_suspects``, unless most
+    of them are being learnt at the time, as rare classes are. Their mean loss hardly changes from then on, so the
+    decision keeps. With ``groups`` rare classes are protected.
 
     An epoch is N visits all the same, and the last ones go to all samples but the suspects. Without losses of single
     samples, or of parts of at most 8, everything is visited once a pass.
@@ -52,7 +53,7 @@ class Focus(Policy):
 
     noise_guard: bool = False
     skip_easy: float = 0.95
-    skip_suspects: float = 0.9
+    skip_suspects: float = 1.0
     begin: float = 0.25
     end: float = 0.9
     most_hard: float = 0.03
@@ -83,7 +84,7 @@ class Focus(Policy):
             easy = (chunk.last < np.float32(outlook.middle_loss)) & (chunk.usage_count > 0)
             keep = ~(easy & (luck < self.skip_easy))
         if guarding is not None:
-            suspected = guarding.flags(chunk.mean, chunk.usage_count, chunk.group)
+            suspected = guarding.flags(chunk.mean, chunk.usage_count, chunk.group, least=GUARD_LEAST)
             keep = np.where(suspected, luck >= self.skip_suspects, keep)
         return keep, None
 
