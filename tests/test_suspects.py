@@ -43,7 +43,7 @@ def test_finds_them():
     [(2.9, 2.3, 0), (4.2, 2.3, 100), (1.5e-3, 1e-3, 0), (2e-3, 1e-3, 100), (60, 46, 100)],
 )
 def test_wrong_labels_surprise(high, untrained, number):
-    """A tenth of the samples that is little worse than untrained is a rare class; a tenth of wrong labels loses more."""
+    """A tenth that is little worse than untrained is a rare class; a tenth of wrong labels loses more."""
     records = learnt(1000, wrong=range(100))
     records["mean"] *= untrained / UNTRAINED
     records["mean"][:100] = high
