@@ -55,12 +55,12 @@ def has_diverged(truth: NDArray[np.float64], jump: int) -> bool:
 
 
 def judge(rows: NDArray[np.float64]) -> dict[str, list[int]]:
-    """The steps at which SpikeGuard refuses, and those at which it speaks at all."""
+    """The steps at which SpikeGuard refuses a spike or a raised level, and those at which it speaks at all."""
     guard = SpikeGuard()
     state, refused, spoken = guard.begin(), [], []
     for step, values in enumerate(rows.tolist()):
         state, verdict = guard.judge(state, *values)
-        if verdict in (Verdict.SPIKE, Verdict.NOT_FINITE):
+        if verdict in (Verdict.SPIKE, Verdict.RAISED, Verdict.NOT_FINITE):
             refused.append(step)
         if verdict is not Verdict.GOOD:
             spoken.append(step)

@@ -225,6 +225,11 @@ class CheckpointStore:
         own = [path for path, model in self._own if model is not None]
         return _first_valid(reversed(own[: max(1, len(own) - back)]), [])
 
+    @property
+    def has_own(self) -> bool:
+        """Whether this run has written a checkpoint with a model."""
+        return any(model is not None for _, model in self._own)
+
     def go_on_from(self, checkpoint: Checkpoint) -> None:
         """Go on with the run that wrote a checkpoint: its files up to this one are ours to keep and delete."""
         self.run_id = checkpoint.run_id

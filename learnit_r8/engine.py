@@ -100,21 +100,24 @@ class Engine(Drawing):
             if self.announcer.is_heard:
                 self.telling.end()
             return Outcome(verdict, self.lr, None)
-        restored = self._answer(ticket, reading, kind, expected, verdict)
+        verdict, restored = self._answer(ticket, reading, kind, expected, verdict)
         return Outcome(verdict, self.lr, None if restored is None else restored.step)
 
     def _answer(
         self, ticket: Ticket, reading: Reading, kind: int, expected: float, verdict: Verdict
-    ) -> Restored | None:
-        """Do what a verdict other than GOOD asks for; where the model was put back to, if it was."""
+    ) -> tuple[Verdict, Restored | None]:
+        """Do what a verdict other than GOOD asks for; what is made of it, and where the model was put back to."""
+        if verdict is Verdict.RAISED and not self.rescue.doubts_level:
+            self.sentry.overrule()
+            verdict = Verdict.DRIFT
         if verdict is Verdict.DRIFT:
             self._learn(ticket, reading, kind, expected)
             self.rescue.drifted(reading.mean, self.lr)
-            return None
+            return verdict, None
         if verdict is Verdict.SKIPPED:
             self._close_unlearned(ticket)
-            return None
-        return self._refuse(ticket, reading, verdict)
+            return verdict, None
+        return verdict, self._refuse(ticket, reading, verdict)
 
     def _close_unlearned(self, ticket: Ticket) -> None:
         self.plan.settle(ticket.batch)

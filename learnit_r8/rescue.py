@@ -26,6 +26,9 @@ MOST_REMEMBERED = 1000
 EQUAL_LOSSES = 8
 """Equal losses in a row after which the weights are looked at. Source: research/reliability.md, row 14a."""
 
+MOST_RAISED = 2
+"""Tries in an incident that a raised level may use up: it may as well be the data that have changed."""
+
 LOSSES_KEPT = 256
 """Last losses that a diagnosis shows."""
 
@@ -76,6 +79,12 @@ class Rescue:
         """Whether the weights can be trusted as far as recovery knows: nothing was refused just now."""
         state = self._state
         return not state.tries or state.accepted >= (1 if state.tries == 1 and state.is_sudden else FRESH_STEPS)
+
+    @property
+    def doubts_level(self) -> bool:
+        """Whether a raised level of the losses is a reason to go back: not where that is impossible, or was in vain."""
+        can_restore = self._safekeeping.callbacks.load is not None and self._safekeeping.has_something
+        return can_restore and self._state.tries < MOST_RAISED
 
     @property
     def is_steadying(self) -> bool:

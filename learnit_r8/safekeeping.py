@@ -129,6 +129,11 @@ class Safekeeping:
         return self.callbacks.state is not None or self.saves is not None
 
     @property
+    def has_something(self) -> bool:
+        """Whether there is a model state to go back to."""
+        return not self.backup.is_empty or (self.store is not None and self.store.has_own)
+
+    @property
     def store(self) -> CheckpointStore | None:
         """Where checkpoints go; None without any."""
         return None if self.saves is None else self.saves.store

@@ -9,17 +9,21 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .raised import LEAST_SHARE, UNKNOWN, Level, cut_figures
+
 LEAST_SPREAD = 0.05
 """Of the progress made: a loss that has come to rest must not be alarmed by its own last digits."""
 CLEAR_PROGRESS = 2.5
 """Standard deviations of a loss that make progress clear: a loss that is up by all of it speaks for damage, even where
-some healthy ones are as high."""
+some healthy ones are as high, and a raised level is one that loses a part of it."""
 ROUNDING = 1e-6
 """Relative spread that float32 gives a constant loss."""
 USUAL_SHARE_WHEN_DAMAGED = 0.5
 """Share of losses beyond the threshold that damaged weights are taken to have, at least."""
 RISEN = 1.25
 """Factor by which the scheduled learning rate must have risen to explain higher losses."""
+FALLEN_FAR = 0.5
+"""Factor by which it must have fallen to explain them."""
 MEMORY_OF_SHARE = 32
 """Looks over which the share of usual losses beyond the threshold is remembered."""
 
@@ -30,13 +34,14 @@ class Reference(NamedTuple):
     Attributes:
         threshold: Beyond it, a loss speaks for damage.
         risen_threshold: Likewise while the schedule's rate is higher than ``lr_limit``.
-        lr_limit: See there.
+        lr_limit: See there. What it is relative to is 1 / 1.25 of it.
         far: Beyond it, two losses are enough for an alarm.
         absurd: Beyond it, one is.
         up: Evidence of a loss beyond the threshold, > 0.
         down: Evidence of any other, < 0.
         alarm: The evidence that is enough.
         level: The usual loss; NaN while it is not known, and once a loss was not positive.
+        blocks: What blocks of usual losses are like.
     """
 
     threshold: float
@@ -48,9 +53,10 @@ class Reference(NamedTuple):
     down: float
     alarm: float
     level: float
+    blocks: Level
 
 
-UNARMED = Reference(math.inf, math.inf, math.inf, math.inf, math.inf, 0.0, 0.0, math.inf, math.nan)
+UNARMED = Reference(math.inf, math.inf, math.inf, math.inf, math.inf, 0.0, 0.0, math.inf, math.nan, UNKNOWN)
 """While too few losses are known."""
 
 
@@ -85,7 +91,9 @@ def corrected(loss: float, expected: float, typical: float, level: float) -> flo
 def in_order(losses: Sequence[float]) -> list[float]:
     """The losses, lowest first."""
     # Twice as fast as sorted(), for a hundred of them in random order.
-    ordered: list[float] = np.sort(losses).tolist()
+    values = np.fromiter(losses, np.float64, len(losses))
+    values.sort()
+    ordered: list[float] = values.tolist()
     return ordered
 
 
@@ -119,6 +127,52 @@ def count_above(ordered: Sequence[float], threshold: float) -> int:
     return len(ordered) - bisect_right(ordered, threshold)
 
 
+Figures = tuple[float, float, float, float, int, int, float, float, float]
+"""What `figures_of` returns, in a form that can be saved."""
+
+
+def figures_of(ordered: Sequence[float], start: float, *, wide: float, gate: float) -> Figures:
+    """All that must be known of usual losses to hold later ones against them.
+
+    Args:
+        ordered: The losses, lowest first.
+        start: The loss that the run began with.
+        wide: Standard deviations above the median from which on a loss speaks for damage; and
+        gate: by this share of the progress at least.
+
+    Returns:
+        Their median; the spread about it; the same, but no less than what tells a change from rounding (0: they are
+        all equal); the highest; how many are beyond the threshold; how many they are; and their `cut_figures`.
+    """
+    middle, highest, count = median(ordered), ordered[-1], len(ordered)
+    if ordered[0] == highest:
+        return middle, 0.0, 0.0, highest, 0, count, highest, middle, 0.0
+    near = spread(ordered, middle)
+    progress = max(0.0, start - middle)
+    deviation = max(near, LEAST_SPREAD * progress) or float(np.std(ordered))
+    deviation = max(deviation, ROUNDING * abs(middle))
+    threshold = threshold_of(middle, deviation, progress, wide=wide, gate=gate)
+    return middle, near, deviation, highest, count_above(ordered, threshold), count, *cut_figures(ordered)
+
+
+def threshold_of(middle: float, deviation: float, progress: float, *, wide: float, gate: float) -> float:
+    """The loss beyond which one speaks for damage."""
+    distance = wide * deviation
+    if progress >= CLEAR_PROGRESS * deviation and progress < distance:
+        distance = progress
+    return middle + max(distance, gate * progress)
+
+
+def level_of(figures: Figures, progress: float) -> Level:
+    """What blocks of usual losses are like; nothing is said of them while the progress is not clear."""
+    if progress < CLEAR_PROGRESS * figures[2]:
+        return UNKNOWN
+    cut, mean, deviation = figures[6:]
+    least = LEAST_SHARE * progress
+    # Cut lower than that, nothing could ever be up by as much.
+    return _new_tuple(Level, (max(cut, mean + 2 * least), mean, deviation, mean + least))
+
+
 def share_at_most(above: int, count: int) -> float:
     """Share of losses beyond a threshold, one standard error up: few losses cannot prove that there are none."""
     return (above + 1 + math.sqrt(above)) / (count + 2)
@@ -133,3 +187,7 @@ def weights_of_evidence(share: float) -> tuple[float, float]:
     share = min(share, 0.55)
     damaged = max(USUAL_SHARE_WHEN_DAMAGED, share + 0.05)
     return math.log(damaged / share), math.log((1 - damaged) / (1 - share))
+
+
+# The constructor of a named tuple is a Python function; this is not.
+_new_tuple = tuple.__new__

@@ -36,7 +36,9 @@ class Sentry:
 
     def go_back(self, memory: tuple[Any, Any]) -> None:
         """Remember what was remembered then: the model was put back, and what came after never happened to it."""
-        self._losses, self._norms = memory
+        losses, self._norms = memory
+        returned = getattr(self.guard, "returned", None)
+        self._losses = losses if returned is None else returned(losses)
         self.num_skipped = 0
 
     @property
@@ -74,6 +76,10 @@ class Sentry:
         if verdict is not Verdict.GOOD and verdict is not Verdict.DRIFT:
             self.num_refused += 1
         return verdict
+
+    def overrule(self) -> None:
+        """Count the last refusal no more: the loss was learned from all the same."""
+        self.num_refused -= 1
 
     def _with_norm(self, verdict: Verdict, grad_norm: float) -> Verdict:
         self._norms, of_norm = self.guard.judge(self._norms, grad_norm)
@@ -132,4 +138,9 @@ def _formed(value: Any, form: Any) -> Any:
         if not isinstance(value, Mapping) or value.keys() != form._asdict().keys():
             raise ValueError(f"the guard's state must have the fields {form._fields}, got {value!r}.")
         return type(form)(**{name: _formed(value[name], item) for name, item in form._asdict().items()})
-    return tuple(_formed(item, 0.0) for item in value) if isinstance(form, tuple) else value
+    return _as_tuple(value) if isinstance(form, tuple) else value
+
+
+def _as_tuple(value: Any) -> Any:
+    """Lists of lists as tuples of tuples."""
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value

@@ -13,39 +13,40 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
 from ..checks import is_number, whole_number
+from .raised import ALARM, ALARM_AFTER_RESTORE, BLOCK, WORTH_OF_A_SPIKE, raised_by
 from .reference import (
-    CLEAR_PROGRESS,
-    LEAST_SPREAD,
+    FALLEN_FAR,
     MEMORY_OF_SHARE,
     RISEN,
-    ROUNDING,
     UNARMED,
+    Figures,
     Reference,
     corrected,
-    count_above,
+    figures_of,
     in_order,
+    level_of,
     median,
     share_at_most,
-    spread,
+    threshold_of,
     weights_of_evidence,
 )
 from .verdict import LARGEST_LOSS, Verdict
 
-BLOCK = 16
-"""Losses between two looks at the thresholds."""
 LEAST_KNOWN = 32
 """Losses that make a start, and a reference."""
 RARE = 0.02
 """Share of usual losses beyond the threshold up to which ``alarm`` is enough; beyond, a third more is needed."""
 HELD_FROM = 0.5
 """Share of the alarm from which on the thresholds are held, """
+HELD_FROM_RAISED = 3.0
+"""likewise of a raised level, """
 MOST_HELD = 8
 """for so many looks."""
 ABSURD = 10.0
 """A single loss this many times ``far`` is no healthy batch: an update from it would spoil an optimizer's memory."""
+TRIAL = 128
+"""Losses that are to show that a restore has helped."""
 FALLEN = 0.8
 """Factor by which the scheduled learning rate must have fallen to explain higher losses."""
 
@@ -64,6 +65,9 @@ class Past(NamedTuple):
         best_lr: Scheduled learning rate then.
         drifted: Losses since the median is up.
         held: Looks that changed no threshold, because of the evidence, since there was none.
+        raised: Evidence of a raised level, >= 0.
+        on_trial: Losses that are still to show that a restore has helped.
+        figures: `figures_of` the last windows, as many as the lag has blocks and one more.
     """
 
     losses: tuple[float, ...] = ()
@@ -76,6 +80,9 @@ class Past(NamedTuple):
     best_lr: float = math.nan
     drifted: int = 0
     held: int = 0
+    raised: float = 0.0
+    on_trial: int = 0
+    figures: tuple[Figures, ...] = ()
 
 
 class SpikeState(NamedTuple):
@@ -156,7 +163,12 @@ class SpikeGuard:
 
     def suspicion(self, state: SpikeState) -> float:
         """Evidence so far, as a share of the alarm; at least a half while the losses are up: no time for backups."""
-        return max(0.5 * (state.past.drifted > 0), min(1.0, state.evidence / state.reference.alarm))
+        evidence = max(state.evidence / state.reference.alarm, state.past.raised / ALARM)
+        return max(0.5 * (state.past.drifted > 0), min(1.0, evidence))
+
+    def returned(self, state: SpikeState) -> SpikeState:
+        """The state to go on with when the model was put back: for a while less evidence says that it did not help."""
+        return state._replace(past=state.past._replace(on_trial=TRIAL))
 
     def judge(
         self,
@@ -168,14 +180,14 @@ class SpikeGuard:
     ) -> tuple[SpikeState, Verdict]:
         """Judge one batch loss; see `Guard.judge`.
 
-        After SPIKE and LASTING_DRIFT the state is the one of a new run: if the model is not put back, the new level
-        of the losses is usual from then on.
+        After SPIKE, RAISED and LASTING_DRIFT the state is the one of a new run: if the model is not put back, the new
+        level of the losses is usual from then on.
         """
         # A comparison with NaN is false.
         if not -LARGEST_LOSS <= loss <= LARGEST_LOSS:
             return state, Verdict.NOT_FINITE
         evidence, recent, reference, past = state
-        threshold, risen_threshold, lr_limit, far, absurd, up, down, alarm, level = reference
+        threshold, risen_threshold, lr_limit, far, absurd, up, down, alarm, level, _ = reference
         if expected == expected:
             loss = corrected(loss, expected, typical, level)
         recent += (loss,)
@@ -193,65 +205,88 @@ class SpikeGuard:
         self, evidence: float, recent: tuple[float, ...], reference: Reference, past: Past, lr: float
     ) -> tuple[SpikeState, Verdict]:
         """Renew the thresholds."""
+        raised = self._raised(evidence, recent, reference, past, lr)
+        if raised == math.inf:
+            return SpikeState(), Verdict.RAISED
+        past, ordered = self._remember(past, recent, raised, lr)
+        verdict = Verdict.GOOD
+        if ordered:
+            past, verdict = self._watch_drift(past, lr)
+        if verdict is Verdict.LASTING_DRIFT:
+            return SpikeState(), verdict
+        known = len(past.losses) - self.lag
+        if known < LEAST_KNOWN:
+            return SpikeState(0.0, (), UNARMED, past), verdict
+        suspects = evidence > HELD_FROM * reference.alarm or raised > HELD_FROM_RAISED
+        if suspects and past.held < MOST_HELD:
+            # What is under suspicion must not become usual before it is judged.
+            return SpikeState(evidence, (), reference, past._replace(held=past.held + 1)), verdict
+        if past.held and not (evidence or raised):
+            past = past._replace(held=0)
+        reference, past = self._refer(self._figures_before(past, known), past)
+        return _new_tuple(SpikeState, (evidence, (), reference, past)), verdict
+
+    def _raised(self, evidence: float, recent: tuple[float, ...], reference: Reference, past: Past, lr: float) -> float:
+        """Evidence of a raised level, infinite if it is enough."""
+        limit = reference.lr_limit
+        # Losses that are up because the schedule's rate has risen, or because it has fallen, tell nothing.
+        if lr > limit or lr < FALLEN_FAR / RISEN * limit:
+            return 0.0
+        raised = raised_by(recent, past.losses[-self.lag :] if self.lag else (), reference.blocks, past.raised)
+        alarm = ALARM_AFTER_RESTORE if past.on_trial else ALARM
+        return math.inf if raised and raised + WORTH_OF_A_SPIKE * evidence >= alarm else raised
+
+    def _remember(self, past: Past, recent: tuple[float, ...], raised: float, lr: float) -> tuple[Past, bool]:
+        """The past with 16 more losses, and whether there are enough for the figures of a window."""
         losses = (past.losses + recent)[-(self.window + self.lag) :]
         lrs = (*past.lrs, lr)[-(len(losses) // BLOCK) :]
         is_positive = past.is_positive and min(recent) > 0
         start = past.start
         if start != start and len(losses) >= LEAST_KNOWN:
             start = median(in_order(losses[:LEAST_KNOWN]))
-        past = past._replace(losses=losses, lrs=lrs, is_positive=is_positive, start=start)
-        past, verdict = self._watch_drift(past, lr)
-        if verdict is Verdict.LASTING_DRIFT:
-            return SpikeState(), verdict
-        known = losses[: len(losses) - self.lag]
-        if len(known) < LEAST_KNOWN:
-            return SpikeState(0.0, (), UNARMED, past), verdict
-        if evidence > HELD_FROM * reference.alarm and past.held < MOST_HELD:
-            # What is under suspicion must not become usual before it is judged.
-            return SpikeState(evidence, (), reference, past._replace(held=past.held + 1)), verdict
-        reference, past = self._refer(in_order(known), past._replace(held=past.held if evidence else 0))
-        return SpikeState(evidence, (), reference, past), verdict
+        figures, is_full = past.figures, len(losses) >= self.window
+        if is_full:
+            newest = figures_of(in_order(losses[-self.window :]), start, wide=self.spread, gate=self.gate)
+            figures = (*figures, newest)[-(self.lag // BLOCK + 1) :]
+        on_trial = max(0, past.on_trial - BLOCK)
+        # In the order of the fields: one tuple made by hand costs a quarter of a call of _replace().
+        rest = (past.share, past.best, past.best_spread, past.best_lr, past.drifted, past.held, raised, on_trial)
+        return _new_tuple(Past, (losses, lrs, is_positive, start, *rest, figures)), is_full
 
-    def _refer(self, ordered: list[float], past: Past) -> tuple[Reference, Past]:
-        """The thresholds that usual losses, in order, make."""
-        middle = median(ordered)
-        progress = max(0.0, past.start - middle)
-        deviation = max(spread(ordered, middle), LEAST_SPREAD * progress) or float(np.std(ordered))
+    def _figures_before(self, past: Past, known: int) -> Figures:
+        """The figures of the losses before the last ``lag``."""
+        if known == self.window and not self.lag % BLOCK and len(past.figures) > self.lag // BLOCK:
+            # They were the last ones then, and have been looked at already.
+            return past.figures[0]
+        return figures_of(in_order(past.losses[:known]), past.start, wide=self.spread, gate=self.gate)
+
+    def _refer(self, figures: Figures, past: Past) -> tuple[Reference, Past]:
+        """The thresholds that figures of usual losses make."""
+        middle, _, deviation, highest, above, count = figures[:6]
         if not deviation:
             # Losses that have never changed tell nothing of what a change means.
             return UNARMED, past
-        deviation = max(deviation, ROUNDING * abs(middle))
-        wide = self.spread * deviation
-        if progress >= CLEAR_PROGRESS * deviation:
-            wide = min(wide, progress)
-        threshold = middle + max(wide, self.gate * progress)
-        above = count_above(ordered, threshold)
-        usual = past.share + (above / len(ordered) - past.share) / MEMORY_OF_SHARE
-        share = max(share_at_most(above, len(ordered)), usual)
-        up, down = weights_of_evidence(share)
-        far = self.far * max(ordered[-1] - middle, progress)
+        progress = max(0.0, past.start - middle)
+        usual = past.share + (above / count - past.share) / MEMORY_OF_SHARE
+        share = max(share_at_most(above, count), usual)
+        far = self.far * max(highest - middle, progress)
         lrs = past.lrs[: max(1, len(past.lrs) - self.lag // BLOCK)]
-        reference = Reference(
-            threshold=threshold,
-            risen_threshold=middle + max(self.spread * deviation, progress),
-            lr_limit=RISEN * sum(lrs) / len(lrs),
-            far=middle + far,
-            absurd=middle + max(ABSURD * far, ABSURD * abs(middle)),
-            up=up,
-            down=down,
-            alarm=self.alarm if share < RARE else self.alarm * 4 / 3,
-            level=middle if past.is_positive else math.nan,
+        thresholds = (
+            threshold_of(middle, deviation, progress, wide=self.spread, gate=self.gate),
+            middle + max(self.spread * deviation, progress),
+            RISEN * sum(lrs) / len(lrs),
+            middle + far,
+            middle + max(ABSURD * far, ABSURD * abs(middle)),
         )
-        return reference, past._replace(share=usual)
+        alarm = self.alarm if share < RARE else self.alarm * 4 / 3
+        level = middle if past.is_positive else math.nan
+        rest = (*weights_of_evidence(share), alarm, level, level_of(figures, progress))
+        return _new_tuple(Reference, (*thresholds, *rest)), past._replace(share=usual)
 
     def _watch_drift(self, past: Past, lr: float) -> tuple[Past, Verdict]:
         """Hold the median of the last losses against the best there was."""
-        if len(past.losses) < self.window:
-            return past, Verdict.GOOD
-        ordered = in_order(past.losses[-self.window :])
-        middle = median(ordered)
+        middle, best_spread = past.figures[-1][:2]
         if middle < past.best:
-            best_spread = spread(ordered, middle)
             return past._replace(best=middle, best_spread=best_spread, best_lr=lr, drifted=0), Verdict.GOOD
         progress = past.start - past.best
         # The best of many medians is partly luck: 1.5 deviations of a loss are about ten of a median.

@@ -18,7 +18,8 @@ class Verdict(enum.Enum):
     DRIFT: it is learned from, but the losses have crept up for a while: the learning rate is lowered.
     SKIPPED: it is not finite, but the optimizer's step was skipped, so that nothing was harmed; not learned from, and
     no alarm. Guards never say so, the scheduler does.
-    NOT_FINITE, SPIKE, LASTING_DRIFT: it is refused, and the model goes back to a backup.
+    NOT_FINITE, SPIKE, RAISED, LASTING_DRIFT: it is refused, and the model goes back to a backup. RAISED: no loss was
+    high enough for a spike, but they stay higher than they were; after two restores in vain it is treated as DRIFT.
     OVERFLOW: likewise, because too many optimizer steps in a row were skipped. The scheduler says so.
     PENDING: an adapter reports late, and it was not judged yet.
     """
@@ -28,13 +29,18 @@ class Verdict(enum.Enum):
     SKIPPED = "skipped"
     NOT_FINITE = "not finite"
     SPIKE = "spike"
+    RAISED = "raised"
     LASTING_DRIFT = "lasting drift"
     OVERFLOW = "overflow"
     PENDING = "pending"
 
 
 class Guard(Protocol):
-    """Judges losses. Frozen; what it remembers is the state that `judge` takes and returns, never changed in place."""
+    """Judges losses. Frozen; what it remembers is the state that `judge` takes and returns, never changed in place.
+
+    It may have a method ``returned(state)``: the state to go on with, given that of the time that the model was put
+    back to.
+    """
 
     def begin(self) -> Any:
         """The state before the first loss: a number, or a (named) tuple of numbers and of such tuples."""
@@ -52,7 +58,8 @@ class Guard(Protocol):
             lr: Learning rate of the schedule, before recovery lowers it; NaN if there is none.
 
         Returns:
-            The state after it, if the model is not put back; and GOOD, DRIFT, NOT_FINITE, SPIKE or LASTING_DRIFT.
+            The state after it, if the model is not put back; and GOOD, DRIFT, NOT_FINITE, SPIKE, RAISED or
+            LASTING_DRIFT.
         """
 
     def suspicion(self, state: Any) -> float:
