@@ -4,7 +4,30 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What the user handed in.
+
+    Attributes:
+        save: ``(state_dict, filepath)`` or ``(filepath)``: writes the model.
+        load: ``(source)``, ``(source, from_ram=)``: puts a model state back, from a path or a backup.
+        state: ``()``: returns the model state for a backup.
+
+    Raises:
+        TypeError: one is neither callable nor None.
+    """
+
+    save: Callable[..., Any] | None = None
+    load: Callable[..., Any] | None = None
+    state: Callable[[], Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("save", "load", "state"):
+            check_callback(f"{name}_callback", getattr(self, name))
 
 
 def check_callback(name: str, callback: Any) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from .chunk import Batch
 from .policies import STEADY
 from .resumable import Resumable
-from .ticket import Ticket
+from .ticket import Ticket, new_tuple
 
 
 class Drawing(Resumable):
@@ -74,7 +76,9 @@ class Drawing(Resumable):
             rates[batch.slot] = lr
             pace.num_out += 1
         self._num_draws += 1
-        return Ticket(step, epoch, batch.indices, lr, batch.chunk.weights_of(batch.slot), self._num_draws - 1, batch)
+        chunk, slot, indices = batch
+        weights = None if chunk.weights is None else chunk.weights_of(slot)
+        return new_tuple(Ticket, (step, epoch, indices, lr, weights, self._num_draws - 1, batch))
 
     def _start_pass(self, number: int, progress: float) -> None:
         plan = self.plan
@@ -144,16 +148,21 @@ class Drawing(Resumable):
         epoch_ended, self._epoch_ended = self._epoch_ended, False
         if self.announcer.wants_surveys:
             self.telling.between_steps(self.pace.epoch, epoch_ended=epoch_ended, closing=closing)
-        if not self.safekeeping.has_work:
+        keeping, pace = self.safekeeping, self.pace
+        step = pace.step
+        # Nearly always nothing is due, and a step must not pay for finding out.
+        quiet_seconds, is_new = keeping.quiet_seconds, epoch_ended or closing
+        if step < keeping.quiet_steps and not is_new and (quiet_seconds == math.inf or pace.seconds < quiet_seconds):
             return
-        step, seconds = self.pace.step, self.pace.seconds
-        damage = self.safekeeping.between_steps(
+        seconds = pace.seconds
+        damage = keeping.between_steps(
             step,
             self.plan.samples_in(step),
             seconds,
             self._num_draws,
             epoch_ended=epoch_ended,
-            run_ended=closing or self.pace.budget.progress(step, seconds) >= 1,
+            run_ended=closing or pace.budget.progress(step, seconds) >= 1,
+            budget=pace.budget,
             get_state=self._settled_state,
             get_moment=self._moment,
         )

@@ -24,7 +24,7 @@ from .kinds import EXACT, check_kind
 from .losses import Reading, read_loss, read_number
 from .restoring import Restored
 from .tally import Tally
-from .ticket import Outcome, Ticket
+from .ticket import Outcome, Ticket, new_tuple
 
 ABANDONED = (
     "the batch of step {step} was not reported with update_with_loss(); such batches are drawn once more at the end of "
@@ -99,7 +99,7 @@ class Engine(Drawing):
             self._learn(ticket, reading, kind, expected)
             if self.announcer.is_heard:
                 self.telling.end()
-            return Outcome(verdict, self.lr, None)
+            return new_tuple(Outcome, (verdict, self.lr, None))
         verdict, restored = self._answer(ticket, reading, kind, expected, verdict)
         return Outcome(verdict, self.lr, None if restored is None else restored.step)
 

@@ -40,7 +40,8 @@ def read_loss(loss: Any, batch_size: int, part_size: int | None = None) -> Readi
         ValueError: a vector of another length, or a part size below 1.
     """
     if type(loss) is float and part_size is None:
-        return Reading(loss, loss, WHOLE_BATCH, loss)
+        # The constructor of a named tuple is a Python function; this is not.
+        return _new_tuple(Reading, (loss, loss, WHOLE_BATCH, loss))
     if part_size is not None:
         if isinstance(part_size, bool) or not isinstance(part_size, (int, np.integer)) or part_size < 1:
             raise ValueError(f"part_size must be a whole number >= 1, got {part_size!r}.")
@@ -101,3 +102,6 @@ def _as_array(loss: Any, name: str = "loss") -> NDArray[np.float64]:
     if array.dtype.kind not in "fiu" and array.dtype.name not in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
         raise TypeError(f"{name} must be a real number, or an array or tensor of them, got {loss!r}.")
     return array.astype(np.float64)
+
+
+_new_tuple = tuple.__new__

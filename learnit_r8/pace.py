@@ -67,7 +67,12 @@ class Pace:
 
     def progress_at(self, step: int) -> float:
         """Finished share of the budget now, if ``step`` steps are done; reads the clock only if it matters."""
-        return self.budget.progress(step, 0.0 if self.budget.seconds is None else self.seconds)
+        budget = self.budget
+        steps = budget.steps
+        if steps is None:
+            return budget.progress(step, self.seconds)
+        # As the budget would say, without a call: this is asked twice a step.
+        return step / steps if step < steps else 1.0
 
     @property
     def is_finished(self) -> bool:

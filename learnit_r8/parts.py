@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from .announcer import Announcer
 from .budget import Budget
+from .callbacks import Callbacks
 from .checks import whole_number
 from .guard import Guard
 from .lr import Schedule, make_schedule
@@ -22,7 +23,7 @@ from .policies import Policy, Quartile, Shuffle, Steady, get_policy
 from .range_test import RangeTest
 from .recovery import Recovery
 from .resume import config_of
-from .safekeeping import Callbacks, Safekeeping
+from .safekeeping import Safekeeping
 from .search import Search
 from .table import SampleTable
 from .telling import settings_of

@@ -3,48 +3,27 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from . import copies, events
+from . import events
 from .announcer import Announcer
+from .backing_up import BackingUp
 from .backup import RamBackup, Reach
-from .callbacks import call_load, call_save, check_callback
+from .budget import Budget
+from .callbacks import Callbacks, call_save
 from .checkpoint import Checkpoint, CheckpointStore
 from .checks import whole_number
+from .loading import Loading, read_from
 from .restoring import Restored, Restoring
-from .resume import IDENTITY, SAID, differences
 from .saves import Saves
 from .triggers import Condition, Elapsed, as_trigger, every, never
 
 DEFAULT_FOLDER = "checkpoints"
 LEAST_BACKUP_STEPS = 10
-
-
-@dataclass(frozen=True)
-class Callbacks:
-    """What the user handed in.
-
-    Attributes:
-        save: ``(state_dict, filepath)`` or ``(filepath)``: writes the model.
-        load: ``(source)``, ``(source, from_ram=)``: puts a model state back, from a path or a backup.
-        state: ``()``: returns the model state for a backup.
-
-    Raises:
-        TypeError: one is neither callable nor None.
-    """
-
-    save: Callable[..., Any] | None = None
-    load: Callable[..., Any] | None = None
-    state: Callable[[], Any] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("save", "load", "state"):
-            check_callback(f"{name}_callback", getattr(self, name))
 
 
 class Safekeeping:
@@ -62,6 +41,13 @@ class Safekeeping:
         config: How the run was built, for its checkpoints.
         steps_per_epoch: Steps in an epoch.
         announcer: Who is told.
+
+    Attributes:
+        callbacks: As given; an adapter may have added its own.
+        saves: When checkpoints are written; None without a folder.
+        is_restoring: Whether the model is being put back now.
+        quiet_steps: Nothing is due before so many steps, and
+        quiet_seconds: before so many training seconds, but at the end of an epoch.
 
     Raises:
         ValueError: an interval that cannot be read, ``keep`` below 1, an unknown mode, or an interval or metric of
@@ -96,21 +82,14 @@ class Safekeeping:
             raise ValueError(f"checkpoint_dir must name a folder, got {checkpoint_dir!r}.")
         self.callbacks = callbacks
         self._announcer = announcer
-        self.backup = RamBackup()
-        self._meant_infinite: set[str] | None = None
-        self._is_backup_due = False
-        # Where several processes train together they must do the same; this makes the trouble of one that of all.
-        self.agree: Callable[[str], str] = str
         self.is_restoring = False
         self._config = dict(config or {})
-        self._pending: Checkpoint | None = None
-        self._loaded: Checkpoint | None = None
         if backup_every is None:
-            self._backup_every: Condition = every(time=30) | every(max(LEAST_BACKUP_STEPS, steps_per_epoch // 4))
-        else:
-            self._backup_every = as_trigger("backup_every", backup_every)
+            backup_every = every(time=30) | every(max(LEAST_BACKUP_STEPS, steps_per_epoch // 4))
+        self._backing_up = BackingUp(as_trigger("backup_every", backup_every), announcer)
+        self._loading = Loading(self._config, announcer)
         self._asked = (0, 0, 0.0)
-        self._step_of_backup = 0
+        self.wake()
         when = never if checkpoint_every is None else as_trigger("checkpoint_every", checkpoint_every)
         self.saves: Saves | None = None
         if folder is not None:
@@ -124,9 +103,22 @@ class Safekeeping:
             )
 
     @property
-    def has_work(self) -> bool:
-        """Whether backups or checkpoints are ever due by themselves."""
-        return self.callbacks.state is not None or self.saves is not None
+    def backup(self) -> RamBackup:
+        """The model states in RAM."""
+        return self._backing_up.backup
+
+    @property
+    def agree(self) -> Callable[[str], str]:
+        """Makes the trouble of one process that of all that train together."""
+        return self._backing_up.agree
+
+    @agree.setter
+    def agree(self, agree: Callable[[str], str]) -> None:
+        self._backing_up.agree = agree
+
+    def wake(self) -> None:
+        """Ask again what is due: something has changed."""
+        self.quiet_steps = self.quiet_seconds = 0.0
 
     @property
     def has_something(self) -> bool:
@@ -165,11 +157,11 @@ class Safekeeping:
         own = self.callbacks
         self.callbacks = Callbacks(own.save or callbacks.save, own.load or callbacks.load, own.state or callbacks.state)
         if backup_every is not None:
-            self._backup_every = as_trigger("backup_every", backup_every)
+            self._backing_up.when = as_trigger("backup_every", backup_every)
         if clone is not None:
             self.backup.copy_with(clone, copy_into)
-        if self._pending is not None and self.callbacks.load is not None:
-            self._load_model(self._pending)
+        self.wake()
+        self._loading.hand_over_pending(self.callbacks.load)
 
     def between_steps(
         self,
@@ -180,6 +172,7 @@ class Safekeeping:
         *,
         epoch_ended: bool,
         run_ended: bool,
+        budget: Budget,
         get_state: Callable[[], dict[str, Any]],
         get_moment: Callable[[], Any] = lambda: None,
     ) -> str:
@@ -192,6 +185,7 @@ class Safekeeping:
             draws: Batches drawn so far.
             epoch_ended: Whether an epoch has ended since the last call.
             run_ended: Whether the budget is used up.
+            budget: Of the run; something is due at its end.
             get_state: Returns the scheduler's state.
             get_moment: Returns what to keep with a backup.
 
@@ -202,74 +196,38 @@ class Safekeeping:
         elapsed = Elapsed(step, samples, seconds, *self._asked)
         self._asked = (step, samples, seconds)
         if self.callbacks.state is not None:
-            due = self._is_backup_due = self._backup_every(elapsed) or self._is_backup_due
-            if self.backup.is_empty or (due and step != self._step_of_backup and self.backup.is_calm()):
-                damage = self._back_up(self.callbacks.state, step, draws, get_moment)
+            damage = self._backing_up.take_if_due(elapsed, draws, self.callbacks.state, get_moment)
         if self.saves and self.saves.is_due(elapsed, epoch_ended=epoch_ended, run_ended=run_ended):
             self.saves.attempt(lambda: self._write(get_state()), step)
+        self._rest(elapsed, budget)
         return damage
+
+    def _rest(self, asked: Elapsed, budget: Budget) -> None:
+        """Find out until when nothing is due."""
+        untils = [] if self.callbacks.state is None else [self._backing_up.quiet_until(asked)]
+        if self.saves is not None:
+            untils.append(self.saves.quiet_until(asked))
+        if untils:
+            untils.append((budget.steps or math.inf, budget.seconds or math.inf))
+        self.quiet_steps = min((steps for steps, _ in untils), default=math.inf)
+        self.quiet_seconds = min((seconds for _, seconds in untils), default=math.inf)
 
     def count_from(self, step: int, samples: int, seconds: float) -> None:
         """Count from here: the run was resumed."""
         self._asked = (step, samples, seconds)
-        self._step_of_backup = step
+        self.wake()
+        self._backing_up.count_from(step)
         if self.saves:
             self.saves.count_from(step)
 
     def look_at_weights(self) -> None:
         """Take a backup, which looks at every number, as soon as the user's step is complete."""
-        self._is_backup_due = True
-
-    def _back_up(self, get: Callable[[], Any], step: int, draws: int, get_moment: Callable[[], Any]) -> str:
-        """Take a backup by the state callback; what that raises is the user's to know."""
-        self._is_backup_due = False
-        self._step_of_backup = step
-        state = get()
-        if state is None:
-            raise TypeError("state_callback must return the state of the model, got None.")
-        return self.take_backup(state, step, draws, get_moment())
+        self._backing_up.look_soon()
+        self.wake()
 
     def take_backup(self, state: Any, step: int, draws: int, moment: Any = None) -> str:
-        """Copy a model state to RAM if all of it is finite; see `RamBackup.offer`.
-
-        Returns:
-            The name of an array that is not finite, then nothing was taken; else "".
-
-        Raises:
-            TypeError: it cannot be copied.
-        """
-        self._step_of_backup = step
-        damaged = self.agree(self._damage_in(state))
-        if damaged:
-            self._announcer.tell(events.DamageFound, array=damaged)
-            return damaged
-        try:
-            self.backup.offer(state, step=step, draws=draws, moment=moment)
-        except MemoryError:
-            self._announcer.warn_once(
-                "no memory", f"there was no memory for the backup at step {step}; the one before is kept."
-            )
-            return ""
-        self._announcer.tell(events.BackupTaken)
-        return ""
-
-    def _damage_in(self, state: Any) -> str:
-        """The name of an array with NaN, or with infinities that were not there in the first state; "" without."""
-        bad = copies.not_finite(state)
-        if self._meant_infinite is None:
-            # A mask of attention is made of -inf.
-            self._meant_infinite = {key for key, has_nan in bad.items() if not has_nan}
-        return next((key for key, has_nan in bad.items() if has_nan or key not in self._meant_infinite), "")
-
-    def _damage_of_model(self) -> str:
-        """`_damage_in` the live model; "" where nobody can tell."""
-        if self.callbacks.state is None:
-            return ""
-        try:
-            return self._damage_in(self.callbacks.state())
-        except Exception:
-            # The next backup will say what is wrong with it.
-            return ""
+        """Copy a model state to RAM if all of it is finite; see `BackingUp.take`."""
+        return self._backing_up.take(state, step, draws, moment)
 
     def save(self, state: dict[str, Any], step: int) -> Checkpoint:
         """Write a checkpoint.
@@ -309,6 +267,7 @@ class Safekeeping:
         """Hear of logged metrics; see `Saves.note`."""
         if self.saves is not None:
             self.saves.note(metrics, at_step, step)
+            self.wake()
 
     def summary(self) -> str:
         """What became of the checkpoints, for people: one line."""
@@ -331,12 +290,7 @@ class Safekeeping:
             RuntimeError: no path and no folder is known.
             ValueError: it cannot be used; nothing was changed.
         """
-        store = self.store
-        if store is None:
-            if path is None:
-                raise RuntimeError(f"path must be given where there is no checkpoint_dir, got {path!r}.")
-            store = CheckpointStore(Path(path).parent, keep=1, run_id="")
-        return store.load(path)
+        return read_from(self.store, path)
 
     def put_back(self, checkpoint: Checkpoint) -> None:
         """Hand a checkpoint's model file to the load callback, if there are both; forget backups of other steps.
@@ -346,48 +300,20 @@ class Safekeeping:
         Raises:
             RuntimeError: the load callback raised; nothing else was changed.
         """
-        self._pending = checkpoint if checkpoint.model_path is not None else None
-        if self._pending is not None and self.callbacks.load is not None:
-            self._load_model(checkpoint)
+        self._loading.hand_over(checkpoint, self.callbacks.load)
         self.backup.clear()
+        self.wake()
         if self.saves is not None:
             self.saves.go_on_from(checkpoint)
-        self._loaded = checkpoint
-        if checkpoint.model_path is None and self.callbacks.load is not None:
-            self._announcer.warn_once(
-                "no model in checkpoint",
-                f"{checkpoint.path.name} holds no model, so load_callback was not called: the model is as you made it.",
-            )
-        others = differences(checkpoint.config, self._config, IDENTITY)
-        if others:
-            self._announcer.warn_once("differences", f"the resumed run is not built as it was: {'; '.join(others)}.")
+        self._loading.put_back(checkpoint, has_callback=self.callbacks.load is not None)
 
     def is_built_otherwise(self, checkpoint: Checkpoint, name: str) -> bool:
         """Whether the run of a checkpoint had another value of an argument, as far as it says."""
-        return bool(differences(checkpoint.config, self._config, (name,)))
-
-    def _load_model(self, checkpoint: Checkpoint) -> None:
-        assert self.callbacks.load is not None
-        self._pending = None
-        call_load(self.callbacks.load, str(checkpoint.model_path), from_ram=False)
+        return self._loading.is_built_otherwise(checkpoint, name)
 
     def tell_loaded(self) -> None:
         """Tell listeners of a checkpoint that was put back, once the run has started."""
-        checkpoint, self._loaded = self._loaded, None
-        if checkpoint is not None:
-            self._announcer.tell(
-                events.CheckpointLoaded,
-                path=str(checkpoint.path),
-                model_path=None if checkpoint.model_path is None else str(checkpoint.model_path),
-                skipped=checkpoint.skipped,
-                differences=tuple(differences(checkpoint.config, self._config, IDENTITY + SAID)),
-            )
-        if self._pending is not None:
-            self._announcer.warn_once(
-                "model not loaded",
-                f"there is no load_callback, so the model is as you made it; the saved one is in "
-                f"{str(self._pending.model_path)!r}.",
-            )
+        self._loading.tell()
 
     def restore(
         self,
@@ -417,7 +343,7 @@ class Safekeeping:
             self.callbacks.load,
             backup=self.backup,
             store=self.store,
-            damage=self._damage_of_model,
+            damage=lambda: self._backing_up.damage_of(self.callbacks.state),
             agree=self.agree,
             announcer=self._announcer,
         )
@@ -426,5 +352,6 @@ class Safekeeping:
             return restoring.restore(reach, draws=draws, tries=tries, before=before)
         finally:
             self.is_restoring = False
+            self.wake()
             if failures is not None:
                 failures += restoring.failures

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from . import events
 from .announcer import Announcer
 from .checkpoint import Checkpoint, CheckpointStore
-from .triggers import Condition, Elapsed
+from .triggers import Condition, Elapsed, quiet_until
 
 MODES = ("min", "max")
 MOST_SKIPPED = 64
@@ -109,6 +109,10 @@ class Saves:
             self._num_to_skip -= 1
             return False
         return due or run_ended or self._value_to_pin is not None
+
+    def quiet_until(self, asked: Elapsed) -> tuple[float, float]:
+        """Steps and seconds before which none is due, if it was asked here and no epoch ends."""
+        return quiet_until(self._when, asked) if self._value_to_pin is None else (0.0, 0.0)
 
     def attempt(self, write: Callable[[], Checkpoint], step: int) -> None:
         """Write a checkpoint, but let the training go on with a warning if that fails; then wait longer each time."""

@@ -99,7 +99,7 @@ class Standing:
         return self.search.lr or self._lr_at(self.pace.progress)
 
     def _lr_at(self, progress: float) -> float:
-        return self.rescue.lr(self._scheduled_lr(progress))
+        return self.rescue.lr(self._last_lr if progress == self._last_progress else self._scheduled_lr(progress))
 
     def _scheduled_lr(self, progress: float) -> float:
         # Asked after a report and at the next draw; with a budget in steps the second answer is the first.

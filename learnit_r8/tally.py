@@ -38,7 +38,7 @@ class Tally:
     @property
     def has_begun(self) -> bool:
         """Whether the epoch's first batch was drawn."""
-        return not math.isnan(self.began)
+        return self.began == self.began
 
     def state_dict(self) -> dict[str, Any]:
         """All counts."""

@@ -51,4 +51,7 @@ class Outcome(NamedTuple):
         return self.verdict in _COUNTED and self.rolled_back_to is None
 
 
+# The constructor of a named tuple is a Python function; this is not.
+new_tuple = tuple.__new__
+
 _COUNTED = (Verdict.GOOD, Verdict.DRIFT, Verdict.PENDING)

@@ -5,8 +5,8 @@ import pytest
 
 from learnit_r8 import R8Scheduler
 from learnit_r8.ahead import EpochAhead
+from learnit_r8.callbacks import Callbacks
 from learnit_r8.gather import check_rows, take_rows
-from learnit_r8.safekeeping import Callbacks
 
 
 def scheduler(**arguments):

@@ -23,9 +23,9 @@ from learnit_r8 import (
     events,
     match_mean,
 )
+from learnit_r8.callbacks import Callbacks
 from learnit_r8.policies import Shuffle
 from learnit_r8.resume import fitted
-from learnit_r8.safekeeping import Callbacks
 
 resume_from = R8Scheduler.resume_from_checkpoint
 

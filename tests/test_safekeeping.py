@@ -6,7 +6,8 @@ from drive import NAN, FakeClock, Weights, advance_to, make, steps, train
 
 from learnit_r8 import events
 from learnit_r8.announcer import Announcer
-from learnit_r8.safekeeping import Callbacks, Safekeeping
+from learnit_r8.callbacks import Callbacks
+from learnit_r8.safekeeping import Safekeeping
 from learnit_r8.triggers import at
 
 NOBODY = Announcer([], lambda: (0, 0.0))

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from ..safekeeping import Callbacks
+from ..callbacks import Callbacks
 from ..triggers import Condition
 from .dataset import R8Dataset
 from .losses import LossRecorder

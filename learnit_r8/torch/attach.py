@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..callbacks import Callbacks
 from ..checks import is_number, whole_number
-from ..safekeeping import Callbacks
 from .adapter import Adapter
 from .distributed import sharing_here
 from .rates import GroupRates

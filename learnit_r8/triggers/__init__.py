@@ -5,6 +5,7 @@ True
 """
 
 from .elapsed import Elapsed, ElapsedCounter
+from .quiet import quiet_until
 from .reading import as_trigger
 from .schedulers import Scheduler, StepIntervalScheduler, TimeIntervalScheduler
 from .trigger import Condition, Trigger, always, never
@@ -24,4 +25,5 @@ __all__ = [
     "at",
     "every",
     "never",
+    "quiet_until",
 ]

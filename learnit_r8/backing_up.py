@@ -1,0 +1,114 @@
+"""Backing up: takes backups of the model when they are due, and looks at every number in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from . import copies, events
+from .announcer import Announcer
+from .backup import RamBackup
+from .triggers import Condition, Elapsed, quiet_until
+
+
+class BackingUp:
+    """Takes backups through the state callback.
+
+    Args:
+        when: When they are due.
+        announcer: Who is told.
+
+    Attributes:
+        backup: The states taken.
+        when: As given.
+        agree: Where several processes train together they must do the same: makes the trouble of one that of all.
+    """
+
+    def __init__(self, when: Condition, announcer: Announcer) -> None:
+        self.backup = RamBackup()
+        self.when = when
+        self.agree: Callable[[str], str] = str
+        self._announcer = announcer
+        self._meant_infinite: set[str] | None = None
+        self._is_due = False
+        self._step = 0
+
+    def count_from(self, step: int) -> None:
+        """Take no backup of this step: the run was resumed there."""
+        self._step = step
+
+    def look_soon(self) -> None:
+        """Take a backup, which looks at every number, as soon as the user's step is complete."""
+        self._is_due = True
+
+    def quiet_until(self, asked: Elapsed) -> tuple[float, float]:
+        """Steps and seconds before which none is due, if it was asked here."""
+        return (0.0, 0.0) if self._is_due or self.backup.is_empty else quiet_until(self.when, asked)
+
+    def take_if_due(self, elapsed: Elapsed, draws: int, get: Callable[[], Any], get_moment: Callable[[], Any]) -> str:
+        """Take a backup by the state callback if one is due; what the callback raises is the user's to know.
+
+        Args:
+            elapsed: Where the run is, and was when this was asked last.
+            draws: Batches drawn so far.
+            get: The state callback.
+            get_moment: Returns what to keep with a backup.
+
+        Returns:
+            The name of an array that is not finite, then nothing was taken; else "".
+
+        Raises:
+            TypeError: the callback returned None, or what cannot be copied.
+        """
+        step = elapsed.steps
+        self._is_due = bool(self.when(elapsed)) or self._is_due
+        if not (self.backup.is_empty or (self._is_due and step != self._step and self.backup.is_calm())):
+            return ""
+        self._is_due = False
+        self._step = step
+        state = get()
+        if state is None:
+            raise TypeError("state_callback must return the state of the model, got None.")
+        return self.take(state, step, draws, get_moment())
+
+    def take(self, state: Any, step: int, draws: int, moment: Any = None) -> str:
+        """Copy a model state to RAM if all of it is finite; see `RamBackup.offer`.
+
+        Returns:
+            The name of an array that is not finite, then nothing was taken; else "".
+
+        Raises:
+            TypeError: it cannot be copied.
+        """
+        self._step = step
+        damaged = self.agree(self._damage_in(state))
+        if damaged:
+            self._announcer.tell(events.DamageFound, array=damaged)
+            return damaged
+        try:
+            self.backup.offer(state, step=step, draws=draws, moment=moment)
+        except MemoryError:
+            self._announcer.warn_once(
+                "no memory", f"there was no memory for the backup at step {step}; the one before is kept."
+            )
+            return ""
+        self._announcer.tell(events.BackupTaken)
+        return ""
+
+    def _damage_in(self, state: Any) -> str:
+        """The name of an array with NaN, or with infinities that were not there in the first state; "" without."""
+        bad = copies.not_finite(state)
+        if self._meant_infinite is None:
+            # A mask of attention is made of -inf.
+            self._meant_infinite = {key for key, has_nan in bad.items() if not has_nan}
+        return next((key for key, has_nan in bad.items() if has_nan or key not in self._meant_infinite), "")
+
+    def damage_of(self, get: Callable[[], Any] | None) -> str:
+        """The name of a damaged array of the live model; "" where nobody can tell."""
+        if get is None:
+            return ""
+        try:
+            return self._damage_in(get())
+        except Exception:
+            # The next backup will say what is wrong with it.
+            return ""
