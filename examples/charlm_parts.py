@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 HERE = Path(__file__).resolve().parent
-DATA = Path(os.environ.get("LEARNIT_R8_DATA", HERE.parent.parent / "shared" / "data"))
+DATA = Path(os.environ.get("LEARNIT_R8_DATA") or HERE.parents[1] / "shared" / "data")
 LENGTH = 64
 
 
