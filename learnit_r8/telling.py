@@ -55,6 +55,10 @@ class Telling:
         self._surveyor: Surveyor | None = None
         self._surveyed_step = self._ended_step = -1
 
+    def now(self) -> float:
+        """Seconds, to measure `data_seconds` with."""
+        return self._clock()
+
     def begin(self) -> None:
         """The user's code ends here, and the scheduler's begins."""
         self._since = self._clock()

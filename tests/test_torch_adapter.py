@@ -28,6 +28,7 @@ from torch_common import (
 )
 
 from learnit_r8 import TrainingDiverged
+from learnit_r8.events import StepDone
 from learnit_r8.guard import Verdict
 from learnit_r8.torch import R8BatchSampler, attach
 
@@ -566,6 +567,38 @@ def test_random_augmentation():
     train(adapter, adapter.loader(num_workers=2))
 
     assert set(adapter.scheduler.table.usage_count.tolist()) == {4}
+
+
+class Slow(Rows):
+    """Takes a second for each sample, on a clock of its own."""
+
+    seconds = 0.0
+
+    def __getitem__(self, index):
+        self.seconds += 1
+        return super().__getitem__(index)
+
+
+def test_time_spent_waiting_for_data_is_told():
+    """Steps tell how long the adapter's loader let them wait."""
+    steps, dataset = [], Slow()
+    adapter = adapted(dataset, num_epochs=1, listeners=[steps.append])
+    adapter.scheduler.telling._clock = lambda: dataset.seconds
+    train(adapter, adapter.loader())
+    told = [event.data_seconds for event in steps if isinstance(event, StepDone)]
+
+    assert told == [16] * 12 + [8]
+
+
+def test_time_spent_waiting_for_workers_is_told():
+    """Waiting for a worker is waiting too."""
+    steps = []
+    adapter = adapted(Rows(), num_epochs=1, listeners=[steps.append])
+    train(adapter, adapter.loader(num_workers=1))
+    told = [event.data_seconds for event in steps if isinstance(event, StepDone)]
+
+    assert len(told) == STEPS
+    assert min(told) > 0
 
 
 def test_own_draws():

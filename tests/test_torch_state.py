@@ -83,6 +83,71 @@ def test_resumes_bit_for_bit(workers, stop_after, safetensors, tmp_path, monkeyp
     assert resumed.lr_scheduler.get_last_lr() == whole.lr_scheduler.get_last_lr()
 
 
+class Noisy(Rows):
+    """Random augmentation with the generators of torch, numpy and Python."""
+
+    def __getitem__(self, index):
+        x, y, index = super().__getitem__(index)
+        return x + 0.1 * torch.randn(64) + 0.1 * np.random.rand() + 0.1 * random.random(), y, index
+
+
+def run_noisy(adapter, workers, stop_after=None):
+    """Train with augmentation; the sum of the pixels of every batch."""
+    sums = []
+    for _ in adapter.epochs():
+        for x, y, _rows in adapter.loader(num_workers=workers):
+            sums.append(x.sum().item())
+            adapter.step(adapter.loss(cross_entropy(adapter.model(x), y, reduction="none")))
+            if len(sums) == stop_after:
+                return sums
+    return sums
+
+
+@pytest.mark.parametrize(("workers", "again"), [(0, 0), (2, 2), (2, 1)])
+def test_augmentation_goes_on_bit_for_bit(workers, again, tmp_path):
+    """Random augmentation is the same after a resume in mid-epoch, in any number of workers."""
+    random.seed(1), np.random.seed(1)
+    whole = make(dataset=Noisy())
+    sums = run_noisy(whole, workers)
+    random.seed(1), np.random.seed(1)
+    first = run_noisy(make(tmp_path, dataset=Noisy()), workers, stop_after=18)
+    random.seed(99), np.random.seed(99), torch.manual_seed(99)
+    resumed = make(tmp_path, dataset=Noisy())
+    resumed.scheduler.load_checkpoint()
+    step = resumed.scheduler.global_step
+    rest = run_noisy(resumed, again)
+
+    assert 13 < step <= 18
+    assert first[:step] + rest == sums
+    assert len(set(sums)) == len(sums)
+    assert np.array_equal(weights(resumed.model), weights(whole.model))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_validation_with_a_generator_of_its_own_leaves_no_trace(workers, tmp_path):
+    """A resumed run needs not repeat a validation whose loader has its own generator."""
+
+    def validate():
+        validation = torch.utils.data.DataLoader(Rows(), batch_size=50, shuffle=True, generator=torch.Generator())
+        assert sum(len(y) for _, y, _ in validation) == 200
+
+    def go(adapter, epochs):
+        for _ in range(epochs):
+            for x, y in adapter.loader(num_workers=workers):
+                adapter.step(adapter.loss(cross_entropy(adapter.model(x), y, reduction="none")))
+            validate()
+
+    whole = make(policy="shuffle")
+    go(whole, 3)
+    go(make(tmp_path, policy="shuffle", every=None), 1)
+    resumed = make(tmp_path, policy="shuffle", every=None)
+    resumed.scheduler.load_checkpoint()
+
+    assert resumed.scheduler.global_step == 13
+    go(resumed, 2)
+    assert np.array_equal(weights(resumed.model), weights(whole.model))
+
+
 def test_resumes_at_the_end_of_an_epoch(tmp_path):
     """The checkpoint of an epoch's end is written before the next one begins."""
     whole, seen = make(policy="shuffle"), []

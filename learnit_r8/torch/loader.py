@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate, get_worker_info
 
 if TYPE_CHECKING:
+    from ..scheduler import R8Scheduler
+    from ..telling import Telling
     from .sampler import R8BatchSampler
 
 DECIDED = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last")
@@ -25,12 +30,17 @@ def _unreadable(index: Any, error: Exception) -> SampleError:
 class Named(Dataset[Any]):
     """A data set whose errors name the sample, for the batches of `R8BatchSampler`.
 
+    Workers read each batch with random numbers of its own, so that augmentation is the same for any number of them, and
+    after a resume.
+
     Args:
         dataset: Any with a length and an index.
+        seed: With the samples of a batch the seed of its random numbers.
     """
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Any, seed: int = 0) -> None:
         self.dataset = dataset
+        self._seed = seed
         self._fetch_many: Callable[[Any], Any] | None = getattr(dataset, "__getitems__", None)
 
     def __len__(self) -> int:
@@ -44,6 +54,8 @@ class Named(Dataset[Any]):
 
     def __getitems__(self, indices: Any) -> Any:
         """The items of a batch, as the data set's own ``__getitems__`` gives them if it has one."""
+        if get_worker_info() is not None:
+            _seed_generators(self._seed, indices)
         if self._fetch_many is None:
             return self._fetch_each(indices)
         try:
@@ -66,6 +78,18 @@ class Named(Dataset[Any]):
         except Exception as error:
             raise _unreadable(index, error) from error
         return items
+
+
+def _seed_generators(seed: int, indices: Any) -> None:
+    """Seed torch's, numpy's and Python's generators by what a batch is; the same samples come in another order later.
+
+    What torch seeds a worker with is another number whenever a loader begins, and differs from worker to worker.
+    """
+    key = hashlib.blake2b(np.asarray(indices, np.int64).tobytes(), digest_size=4, key=seed.to_bytes(8, "little"))
+    number = int.from_bytes(key.digest(), "little")
+    torch.manual_seed(number)
+    np.random.seed(number)
+    random.seed(number)
 
 
 class Columns(Named):
@@ -139,13 +163,40 @@ def make_loader(
     decided = sorted(set(DECIDED) & set(settings))
     if decided:
         raise ValueError(f"{decided[0]} must be left out, the scheduler decides it, got {settings[decided[0]]!r}.")
-    collate, named = settings.get("collate_fn"), Named(dataset)
+    collate, named = settings.get("collate_fn"), Named(dataset, sampler.r8.plan.seed)
     if collate is None and type(dataset) is TensorDataset and all(map(_has_rows, dataset.tensors)):
         collate, named = _as_is, Columns(dataset)
-    if not numbered:
-        return DataLoader(named, batch_sampler=sampler, **{**settings, "collate_fn": collate})
-    numbered_collate = NumberedCollate(collate or default_collate)
-    return DataLoader(Numbered(named), batch_sampler=sampler, **{**settings, "collate_fn": numbered_collate})
+    if numbered:
+        collate = NumberedCollate(collate or default_collate)
+    items = Numbered(named) if numbered else named
+    loader = TimedLoader(items, batch_sampler=sampler, **{**settings, "collate_fn": collate})
+    loader.r8 = sampler.r8
+    return loader
+
+
+class TimedLoader(DataLoader[Any]):
+    """A loader that tells how long the training waits for it, where somebody listens.
+
+    Attributes:
+        r8: The scheduler to tell; None tells nobody.
+    """
+
+    r8: R8Scheduler | None = None
+
+    def __iter__(self) -> Any:
+        batches = super().__iter__()
+        return batches if self.r8 is None or not self.r8.announcer.is_heard else _timed(batches, self.r8.telling)
+
+
+def _timed(batches: Iterator[Any], telling: Telling) -> Iterator[Any]:
+    while True:
+        began = telling.now()
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        telling.data_seconds += telling.now() - began
+        yield batch
 
 
 def _has_rows(tensor: torch.Tensor) -> bool:
