@@ -73,6 +73,8 @@ def run(job: Job) -> Line:
         groups=learner.labels if job.method in WITH_GROUPS else None,
         seed=job.seed,
         guard=FiniteGuard(),
+        # A run that a signal ends early must not become a line.
+        handle_signals=False,
     )
     line: Line = job._asdict()
     begin = time.thread_time()

@@ -198,7 +198,7 @@ TASKS = {
         is_loss=True,
         settings={"clean": CLEAN},
         seeds=8,
-        grid=(0.001, 0.003, 0.01, 0.03),
+        grid=(0.01, 0.03, 0.1, 0.3),
         file="california_housing.csv",
     ),
     "shakespeare": Task(
