@@ -218,7 +218,7 @@ TASKS = {
         is_loss=False,
         settings={"clean": CLEAN, "10 % wrong": Labels(0.1), "20 % wrong": Labels(0.2)},
         seeds=3,
-        grid=(0.01, 0.02, 0.05),
+        grid=(0.02, 0.05, 0.1),
         file="cifar10_jpeg.npz",
     ),
 }
