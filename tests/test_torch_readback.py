@@ -197,6 +197,7 @@ def test_devices():
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
+@pytest.mark.gpu
 @needs_gpu
 def test_no_synchronisation_on_a_gpu():
     """torch itself finds no synchronisation in a step."""
@@ -216,6 +217,7 @@ def test_no_synchronisation_on_a_gpu():
     assert adapter.num_waits <= 1
 
 
+@pytest.mark.gpu
 @needs_gpu
 def test_nan_heals_on_a_gpu():
     """Backups are in pinned memory, and a NaN heals."""
