@@ -137,7 +137,8 @@ class Adapter:
         self._reports.tell()
         found = self._reports.find(ticket)
         count = self._count(found)
-        read = read_losses(losses, count, mask=mask, weights=weights, shares=self._shares(found), exact=exact)
+        shares = None if found.weights is None else self._sharing.part(found.weights)
+        read = read_losses(losses, count, mask=mask, weights=weights, shares=shares, exact=exact)
         if losses.ndim == 0:
             self.scheduler.announcer.note_once("mean loss", MEAN_LOSS)
         self._reports.record(found, read.values, count=count, part_size=1 if read.is_exact else None)
@@ -200,10 +201,7 @@ class Adapter:
             is_due = stepper.backward(loss, is_last=ends_epoch)
         norm = stepper.clip() if is_due else None
         skipped = stepper.apply() if is_due and stepper.is_scaled else None
-        extras = {} if norm is None else {"grad_norm": norm}
-        if skipped is not None:
-            extras["skipped"] = skipped
-        outcome = self._tell_all(extras)
+        outcome = self._tell_all(norm, skipped)
         if outcome and is_due and not stepper.is_scaled:
             stepper.apply()
         if is_due or not outcome:
@@ -214,9 +212,9 @@ class Adapter:
             self._between()
         return outcome
 
-    def _tell_all(self, extras: dict[str, torch.Tensor]) -> Outcome:
+    def _tell_all(self, norm: torch.Tensor | None, skipped: torch.Tensor | None) -> Outcome:
         """Report this batch and those of adapters that share the model; the outcome that speaks against the step."""
-        outcome = self._reports.tell(**extras)
+        outcome = self._reports.tell(norm, skipped)
         if not self._others:
             return outcome
         outcomes = [outcome, *(other._reports.tell() for other in self._others)]
@@ -277,9 +275,6 @@ class Adapter:
 
     def _count(self, ticket: Ticket) -> int:
         return len(self._sharing.part(ticket.indices))
-
-    def _shares(self, ticket: Ticket) -> Any:
-        return None if ticket.weights is None else self._sharing.part(ticket.weights)
 
     def _ends_epoch(self, ticket: Ticket) -> bool:
         done = ticket.step + 1

@@ -34,9 +34,10 @@ class Sent(NamedTuple):
     extras: tuple[str, ...] = ()
 
 
-def _with_extras(sent: Sent, values: torch.Tensor, extras: dict[str, torch.Tensor]) -> tuple[Sent, torch.Tensor]:
-    more = [value.detach().to(values).reshape(1) for value in extras.values()]
-    return sent._replace(extras=tuple(extras)), torch.cat([values, *more])
+def _with_extras(sent: Sent, values: torch.Tensor, **extras: torch.Tensor | None) -> tuple[Sent, torch.Tensor]:
+    given = {name: value for name, value in extras.items() if value is not None}
+    more = [value.detach().to(values).reshape(1) for value in given.values()]
+    return sent._replace(extras=tuple(given)), torch.cat([values, *more])
 
 
 class Reports:
@@ -94,17 +95,18 @@ class Reports:
         self.recorded = Sent(begun, count, part_size), values
         return begun
 
-    def tell(self, **extras: Any) -> Outcome:
+    def tell(self, norm: torch.Tensor | None = None, skipped: torch.Tensor | None = None) -> Outcome:
         """Send what is recorded, and report what has come.
 
         Args:
-            **extras: 0-dim tensors to be judged along with it.
+            norm: 0-dim, that of the gradient, to be judged along with it.
+            skipped: 0-dim, whether the optimizer's step was left out.
         """
         if self.recorded is None:
             return self.outcome
         (sent, values), self.recorded = self.recorded, None
-        if extras:
-            sent, values = _with_extras(sent, values, extras)
+        if not (norm is None and skipped is None):
+            sent, values = _with_extras(sent, values, grad_norm=norm, skipped=skipped)
         if self.readback is None:
             self.readback = self._sharing.readback(values.device)
         self.readback.put(sent, values)
