@@ -13,13 +13,16 @@ from typing import NamedTuple
 
 BLOCK = 16
 """Losses in a block, which are also those between two looks at the thresholds."""
-ALARM = 11.0
+ALARM = 10.0
 """Evidence that is enough: two blocks in a row that are clearly up, or several that are somewhat up."""
 ALARM_AFTER_RESTORE = 2.5
 """Likewise for losses that were to show that a restore has helped."""
+WILD = 0.05
+"""Where more usual losses than this share look like spikes, as those of single samples do, blocks of them tell
+nothing."""
 USUAL = 1.25
 """Standard deviations that a block may be up without speaking for a raised level."""
-MOST = 6.75
+MOST = 6.25
 """Standard deviations beyond which a block says no more: a single one is never enough."""
 WORTH_OF_A_SPIKE = 0.4
 """Evidence of a spike counts besides, by this factor: both at once are seldom luck."""
@@ -75,7 +78,7 @@ def raised_by(block: Sequence[float], before: Sequence[float], level: Level, evi
 
     >>> level, usual = Level(cut=9.0, mean=1.0, deviation=0.5, least=1.1), [1.0] * 48
     >>> [raised_by([loss] * 16, usual, level, evidence=0.0) for loss in (2.0, 1.05, 99.0)]
-    [0.75, 0.0, 5.5]
+    [0.75, 0.0, 5.0]
     >>> raised_by([2.0] * 16, [1.95] * 48, level, evidence=0.0)
     0.0
     """

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..checks import is_number, whole_number
-from .raised import ALARM, ALARM_AFTER_RESTORE, BLOCK, WORTH_OF_A_SPIKE, raised_by
+from .raised import ALARM, ALARM_AFTER_RESTORE, BLOCK, WILD, WORTH_OF_A_SPIKE, raised_by
 from .reference import (
     FALLEN_FAR,
     MEMORY_OF_SHARE,
@@ -230,7 +230,7 @@ class SpikeGuard:
         """Evidence of a raised level, infinite if it is enough."""
         limit = reference.lr_limit
         # Losses that are up because the schedule's rate has risen, or because it has fallen, tell nothing.
-        if lr > limit or lr < FALLEN_FAR / RISEN * limit:
+        if past.share > WILD or lr > limit or lr < FALLEN_FAR / RISEN * limit:
             return 0.0
         raised = raised_by(recent, past.losses[-self.lag :] if self.lag else (), reference.blocks, past.raised)
         alarm = ALARM_AFTER_RESTORE if past.on_trial else ALARM
