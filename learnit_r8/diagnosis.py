@@ -46,8 +46,8 @@ class Attempt:
 
 
 MEANT = (
-    "If the losses are meant to be higher from here on, as with new data, resume with guard=FiniteGuard(), which "
-    "refuses only what is not finite."
+    "If the losses are meant to be higher from here on, as with new data or another scale, call reset_baseline() "
+    "where they become so, or resume with guard=FiniteGuard(), which refuses only what is not finite."
 )
 
 

@@ -180,6 +180,29 @@ class Engine(Drawing):
         self._use_found_lr()
         return Outcome(verdict, self.lr, None if restored is None else restored.step)
 
+    def reset_baseline(self) -> None:
+        """Say that losses mean something else from here on: another scale, another term, other data.
+
+        What was usual is forgotten: the next 80 losses or so are only looked at for whether they are finite. An
+        incident that the change has caused ends, and the learning rate is the schedule's again. The model and what is
+        known of the samples stay as they are.
+
+        >>> from learnit_r8 import R8Scheduler
+        >>> r8 = R8Scheduler(320, batch_size=32, num_steps=400)
+        >>> for _ in r8.epoch_iterator():
+        ...     for _ in r8.batch_iterator():
+        ...         if r8.global_step == 200:
+        ...             r8.reset_baseline()
+        ...         _ = r8.update_with_loss(1.0 if r8.global_step < 200 else 1000.0)
+        >>> r8.sentry.num_refused
+        0
+        """
+        with self._lock:
+            self.sentry.begin_anew()
+            self.rescue.begin_anew()
+            text = "what is usual of the losses was forgotten, as reset_baseline() was called."
+            self.announcer.tell(events.Notice, text=text, is_warning=False)
+
     def discard(self, ticket: Ticket) -> None:
         """Count a batch whose training was undone before its loss was judged: a step, of which nothing is learned.
 

@@ -18,15 +18,17 @@ class Moment(NamedTuple):
     Attributes:
         memory: What the guard remembered.
         trend: The trend of the losses, and whether estimates were differences to it.
+        baseline: How often the losses had come to mean something else by then.
     """
 
     memory: Any
     trend: tuple[float, bool]
+    baseline: int = 0
 
 
 def moment_of(sentry: Sentry, table: SampleTable) -> Moment:
     """The moment that is now."""
-    return Moment(sentry.memory, table.trend_mark)
+    return Moment(sentry.memory, table.trend_mark, sentry.baseline)
 
 
 def go_back(moment: Moment, sentry: Sentry, table: SampleTable, *, forget: bool) -> None:
@@ -38,6 +40,9 @@ def go_back(moment: Moment, sentry: Sentry, table: SampleTable, *, forget: bool)
         table: Has the trend it had then,
         forget: if the losses since may be those of damaged weights.
     """
+    if moment.baseline != sentry.baseline:
+        # What was usual then is in another unit.
+        return
     sentry.go_back(moment.memory)
     if forget:
         table.go_back_to(moment.trend)

@@ -118,6 +118,15 @@ class Rescue:
             # The first loss with the weights that were put back: as expected, or suspicious?
             self._is_proven = not self.suspects()
         self._set(self.recovery.accepted(before))
+        self._tell_ends(before)
+
+    def begin_anew(self) -> None:
+        """End the incident, and lift what it has put on the learning rate: losses mean something else now."""
+        before, self._state = self._state, CALM
+        self._attempts.clear()
+        self._tell_ends(before)
+
+    def _tell_ends(self, before: RecoveryState) -> None:
         if before.tries and not self._state.tries:
             self._attempts.clear()
             self._announcer.tell(events.IncidentEnded)

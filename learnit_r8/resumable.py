@@ -223,6 +223,10 @@ class Resumable(Standing):
         )
         return self._gone_back(restored)
 
+    def _is_of_now(self, guard: Mapping[str, Any]) -> bool:
+        """Whether what a checkpoint says of the guard is of losses that meant the same."""
+        return bool(guard.get("baseline", 0) == self.sentry.baseline)
+
     def _most_steady(self, epoch: int) -> int:
         # The cataloguing pass is not cut short, and one incident costs at most a quarter of an epoch.
         return self.plan.steps_per_pass // 4 if epoch > 0 else 0
@@ -231,7 +235,7 @@ class Resumable(Standing):
         """Let guard and plan follow a model that was put back."""
         if restored is not None and restored.moment is not None:
             go_back(restored.moment, self.sentry, self.table, forget=restored.forget)
-        elif restored is not None and restored.guard is not None:
+        elif restored is not None and restored.guard is not None and self._is_of_now(restored.guard):
             num_refused = self.sentry.num_refused
             self.sentry.load_state_dict(self.sentry.adapted(restored.guard))
             self.sentry.num_refused = num_refused

@@ -21,13 +21,20 @@ class Sentry:
     Attributes:
         num_refused: Reports refused so far.
         num_skipped: Optimizer steps skipped in a row.
+        baseline: How often it began anew: memories of before tell nothing of the losses of now.
     """
 
     def __init__(self, guard: Guard) -> None:
         self.guard = guard
         self.num_refused = 0
         self.num_skipped = 0
+        self.baseline = 0
         self._losses = self._norms = guard.begin()
+
+    def begin_anew(self) -> None:
+        """Forget what was usual: the losses mean something else from here on."""
+        self.baseline += 1
+        self._losses = self._norms = self.guard.begin()
 
     @property
     def memory(self) -> tuple[Any, Any]:
@@ -102,6 +109,7 @@ class Sentry:
             "norms": _plain(self._norms),
             "num_refused": self.num_refused,
             "num_skipped": self.num_skipped,
+            "baseline": self.baseline,
         }
 
     def adapted(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -123,6 +131,7 @@ class Sentry:
         losses, norms = _formed(state["losses"], form), _formed(state["norms"], form)
         self._losses, self._norms = losses, norms
         self.num_refused, self.num_skipped = state["num_refused"], state["num_skipped"]
+        self.baseline = state.get("baseline", 0)
 
 
 def _plain(value: Any) -> Any:
