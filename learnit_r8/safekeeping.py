@@ -313,6 +313,8 @@ class Safekeeping:
 
     def tell_loaded(self) -> None:
         """Tell listeners of a checkpoint that was put back, once the run has started."""
+        if self.saves is not None:
+            self.saves.claim()
         self._loading.tell()
 
     def restore(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
@@ -82,6 +83,15 @@ class Saves:
         self._step_tried = 0
         self._value_to_pin: float | None = None
         self._logged: set[str] = set()
+        self._pid: int | None = None
+
+    def claim(self) -> None:
+        """Note that this process trains: a child that is forked from it later must leave its files alone."""
+        self._pid = os.getpid()
+
+    @property
+    def _is_of_a_child(self) -> bool:
+        return self._pid not in (None, os.getpid())
 
     def count_from(self, step: int) -> None:
         """Take no checkpoint of this step: it came from one."""
@@ -116,6 +126,10 @@ class Saves:
 
     def attempt(self, write: Callable[[], Checkpoint], step: int) -> None:
         """Write a checkpoint, but let the training go on with a warning if that fails; then wait longer each time."""
+        if self._is_of_a_child:
+            self._step_tried = step
+            self._announcer.warn_once("child", f"no checkpoint was saved at step {step}: {self._whose}.")
+            return
         try:
             self.write(write, step)
         except Exception as error:
@@ -138,8 +152,11 @@ class Saves:
 
         Raises:
             OSError: the disk refused.
+            RuntimeError: this process was forked from the one that trains.
             Exception: whatever the save callback raises.
         """
+        if self._is_of_a_child:
+            raise RuntimeError(f"save_checkpoint() must not be called at step {step}, {self._whose}.")
         self._step_tried = step
         saved = write()
         self._num_failed_in_a_row = self._num_to_skip = 0
@@ -148,6 +165,10 @@ class Saves:
         if self._value_to_pin is not None:
             self._pin(self._value_to_pin)
         return saved
+
+    @property
+    def _whose(self) -> str:
+        return f"as the checkpoints are those of process {self._pid}, and this is {os.getpid()}, forked from it"
 
     def note(self, metrics: Mapping[str, float], at_step: int, step: int) -> None:
         """Hear of metrics; the checkpoint of that step is kept if it is the best, and written if there is none yet.
@@ -158,6 +179,8 @@ class Saves:
             step: The current step.
         """
         self._logged |= metrics.keys()
+        if self._is_of_a_child:
+            return
         value = math.nan if self._monitor is None else metrics.get(self._monitor, math.nan)
         if math.isnan(value) or (self.best is not None and self._sign * value >= self._sign * self.best.value):
             return
