@@ -33,7 +33,9 @@ class EpochAhead:
         if not (hasattr(r8, "draw_ahead") and hasattr(r8, "report")):
             raise TypeError(f"r8 must be an R8Scheduler, got {r8!r}.")
         if r8.phase == "searching":
-            raise ValueError("auto_find_lr must be False where batches are drawn ahead, got True; give initial_lr.")
+            raise ValueError(
+                f"auto_find_lr must be False where batches are drawn ahead, got True in {r8!r}; give initial_lr."
+            )
         self.r8 = r8
         self.tickets: list[Ticket] = []
         self.position = 0

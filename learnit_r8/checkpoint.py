@@ -11,12 +11,10 @@ import errno
 import os
 import re
 import shutil
-import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from . import container
 from .container import decode as decode
 from .container import encode as encode
 from .durable import (
@@ -26,11 +24,13 @@ from .durable import (
     open_regular,
     remove,
     replace,
-    sha256,
     sweep,
     temporary_name,
     write_new,
 )
+from .written import MODEL, about_model, first_valid, read_checkpoint, written_by
+from .written import Checkpoint as Checkpoint
+from .written import NoValidCheckpoint as NoValidCheckpoint
 
 ROOM = 1.2
 """Space that must be free before a save, as a multiple of what the last one took."""
@@ -39,31 +39,6 @@ MOST_NOTE = 2**16
 """Bytes read of the note about a pinned checkpoint."""
 
 _NAME = re.compile(r"ck_(\d{12})\.r8")
-_MODEL = re.compile(r"model_(\d{12})_[^/\\\0]*")
-
-
-class Checkpoint(NamedTuple):
-    """What a checkpoint holds.
-
-    Attributes:
-        path: Its file.
-        state: The scheduler's state.
-        model_path: The model's file, checked; None if none was saved.
-        run_id: The run that wrote it.
-        config: How the run was built; empty if that was not saved.
-        skipped: Why newer files were passed over, one text each.
-    """
-
-    path: Path
-    state: dict[str, Any]
-    model_path: Path | None
-    run_id: str
-    config: dict[str, Any]
-    skipped: tuple[str, ...] = ()
-
-
-class NoValidCheckpoint(ValueError):
-    """No file in the folder can be read; the message gives every file's reason."""
 
 
 class CheckpointStore:
@@ -109,7 +84,7 @@ class CheckpointStore:
         number = self._next_number()
         model = None if write_model is None else self._save_model(number, write_model)
         try:
-            about = None if model is None else _about(model)
+            about = None if model is None else about_model(model)
             content = {"run_id": self.run_id, "model": about, "scheduler": state, "config": dict(config or {})}
             path = self._write_new(number, encode(content))
         except BaseException:
@@ -128,7 +103,7 @@ class CheckpointStore:
         self._is_tidy = True
         sweep(self.folder)
         # A run that was killed between its two files left the first.
-        files = [_MODEL.fullmatch(name) for name in os.listdir(self.folder)]
+        files = [MODEL.fullmatch(name) for name in os.listdir(self.folder)]
         own = {model.name for _, model in self._own if model is not None}
         for match in filter(None, files):
             is_ours = f"_{self.run_id[:8]}" in match[0][len("model_000000000000") :]
@@ -223,7 +198,7 @@ class CheckpointStore:
             back: How many newer ones to leave out, as far as there are older ones.
         """
         own = [path for path, model in self._own if model is not None]
-        return _first_valid(reversed(own[: max(1, len(own) - back)]), [])
+        return first_valid(reversed(own[: max(1, len(own) - back)]), [])
 
     @property
     def has_own(self) -> bool:
@@ -238,7 +213,7 @@ class CheckpointStore:
             return
         for path in sorted(self.folder.iterdir()):
             if _NAME.fullmatch(path.name) and path.name <= checkpoint.path.name:
-                run_id, model = _written_by(path)
+                run_id, model = written_by(path)
                 if run_id == self.run_id:
                     self._own.append((path, model))
 
@@ -270,7 +245,7 @@ class CheckpointStore:
         names = os.listdir(self.folder) if self.folder.is_dir() else []
         reasons: list[str] = []
         newest_first = (self.folder / name for name in sorted(filter(_NAME.fullmatch, names), reverse=True))
-        checkpoint = _first_valid(newest_first, reasons)
+        checkpoint = first_valid(newest_first, reasons)
         if checkpoint is None:
             where = str(self.folder)
             raise NoValidCheckpoint(
@@ -289,70 +264,3 @@ def _under_free_name(number: int, name_of: Callable[[int], Path], make: Callable
             number += 1
             continue
         return path
-
-
-def _first_valid(paths: Iterable[Path], reasons: list[str]) -> Checkpoint | None:
-    """The first that can be read; why the ones before cannot is put into ``reasons`` and said."""
-    for path in paths:
-        try:
-            checkpoint = read_checkpoint(path)
-        except (OSError, ValueError) as error:
-            reasons.append(f"{path.name}: {error}")
-            continue
-        if reasons:
-            warnings.warn("checkpoints passed over: " + " | ".join(reasons), RuntimeWarning, stacklevel=4)
-        return checkpoint
-    return None
-
-
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint's file and check its model's file.
-
-    Raises:
-        ValueError: one of them is damaged, or no regular file.
-        OSError: it cannot be read.
-    """
-    content = container.read(path)
-    run_id, about, config = content.get("run_id"), content.get("model"), content.get("config", {})
-    if not (isinstance(run_id, str) and isinstance(content.get("scheduler"), dict) and isinstance(config, dict)):
-        raise ValueError(f"{path.name} must be a checkpoint of a scheduler, got one with {sorted(content)[:9]}.")
-    return Checkpoint(path, content["scheduler"], _checked_model(path, about), run_id, config)
-
-
-def _about(model: Path) -> dict[str, Any]:
-    """What a checkpoint says of its model file, to know it again."""
-    return {"name": model.name, "size": model.stat().st_size, "sha256": sha256(model)}
-
-
-def _model_beside(path: Path, about: Any) -> Path | None:
-    """The file of the model that a checkpoint names: always one of ours, beside it."""
-    if about is None:
-        return None
-    name = about.get("name") if isinstance(about, dict) else None
-    if not isinstance(name, str) or not _MODEL.fullmatch(name):
-        raise ValueError(f"the model's file must have a name of ours, got {name!r} in {path.name}.")
-    return path.parent / name
-
-
-def _checked_model(path: Path, about: Any) -> Path | None:
-    model = _model_beside(path, about)
-    if model is None:
-        return None
-    with open_regular(model) as file:
-        size = os.fstat(file.fileno()).st_size
-    # The size first: a digest takes a second a gigabyte.
-    if size != about.get("size") or sha256(model) != about.get("sha256"):
-        raise ValueError(
-            f"the model's file must be as it was saved with the checkpoint, got another in {str(model)!r}."
-        )
-    return model
-
-
-def _written_by(path: Path) -> tuple[str, Path | None]:
-    """The run that wrote a checkpoint and its model file; an empty name for what cannot be read."""
-    try:
-        with open_regular(path) as file:
-            tree = container.read_tree(file)
-        return str(tree["run_id"]), _model_beside(path, tree["model"])
-    except (OSError, ValueError, KeyError):
-        return "", None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -94,7 +95,7 @@ def decode(content: bytes | memoryview) -> dict[str, Any]:
         arrays = _read_npz(payload)
         text = str(arrays.pop(_TREE))
         if _count_nodes(text) > MOST_NODES:
-            raise ValueError(f"its tree must have at most {MOST_NODES} nodes")
+            raise ValueError(f"its tree must have at most {MOST_NODES} nodes, got {_count_nodes(text)}")
         state = _from_tree(json.loads(text), arrays)
     except Exception as error:
         # Its digest is right, so somebody made it like this: whatever that makes a parser raise, it is a bad file.
@@ -191,11 +192,15 @@ def _read_npz(payload: memoryview) -> dict[str, NDArray[Any]]:
     with zipfile.ZipFile(_Reading(payload)) as members:
         infos = members.infolist()
         if len({info.filename for info in infos}) < len(infos):
-            raise ValueError("its members must have different names")
-        if any(info.file_size > MOST_TREE_BYTES for info in infos if info.filename == f"{_TREE}.npy"):
-            raise ValueError(f"its tree must take at most {MOST_TREE_BYTES} bytes")
+            names = sorted(info.filename for info in infos)
+            twice = next(name for name, after in itertools.pairwise(names) if name == after)
+            raise ValueError(f"its members must have different names, got {twice[:40]!r} twice")
+        tree_bytes = max((info.file_size for info in infos if info.filename == f"{_TREE}.npy"), default=0)
+        if tree_bytes > MOST_TREE_BYTES:
+            raise ValueError(f"its tree must take at most {MOST_TREE_BYTES} bytes, got {tree_bytes}")
         if sum(info.file_size for info in infos) > len(payload):
-            raise ValueError("its members must not overlap")
+            claimed = sum(info.file_size for info in infos)
+            raise ValueError(f"its members must not overlap, got {claimed} bytes of them in {len(payload)}")
         return {info.filename[: -len(".npy")]: _read_array(members, info) for info in infos}
 
 

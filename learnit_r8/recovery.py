@@ -162,6 +162,12 @@ class Recovery:
         return state.tries > self.max_tries
 
 
+OLDER_TRY, CHECKPOINT_TRY = 3, 4
+"""The tries from which on an older backup, and at which a checkpoint, comes first."""
+
+MOST_RAISED = 2
+"""Tries in an incident that a raised level may use up: it may as well be the data that have changed."""
+
 FRESH_STEPS = 4
 """Good losses after a refusal that tell the weights from the batch."""
 

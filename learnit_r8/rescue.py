@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
-
-import numpy as np
 
 from . import events
 from .announcer import Announcer
 from .backup import Reach
-from .diagnosis import Attempt, Diagnosis
-from .guard import LARGEST_LOSS, Verdict
+from .diagnosis import Attempt
+from .guard import Verdict
+from .incident import Incident, not_finite_samples
 from .losses import Reading
-from .recovery import CALM, FRESH_STEPS, Recovery, RecoveryState, TrainingDiverged
+from .recovery import CALM, CHECKPOINT_TRY, FRESH_STEPS, MOST_RAISED, OLDER_TRY, Recovery, RecoveryState
 from .restoring import Restored
 from .safekeeping import Safekeeping
 from .ticket import Ticket
 
-MOST_REMEMBERED = 1000
-"""Samples with a bad loss that are remembered, to be named when it happens again."""
-
 EQUAL_LOSSES = 8
 """Equal losses in a row after which the weights are looked at. Source: research/reliability.md, row 14a."""
-
-MOST_RAISED = 2
-"""Tries in an incident that a raised level may use up: it may as well be the data that have changed."""
-
-LOSSES_KEPT = 256
-"""Last losses that a diagnosis shows."""
 
 
 class Rescue:
@@ -55,14 +44,11 @@ class Rescue:
         self.suspects: Callable[[], bool] = lambda: False
         self._safekeeping = safekeeping
         self._announcer = announcer
-        self._name_of = name_of
         self._state = CALM
-        self._losses: deque[float] = deque(maxlen=LOSSES_KEPT)
-        self._attempts: list[Attempt] = []
+        self._incident = Incident(recovery, safekeeping, announcer, name_of)
         self._num_equal = 0
         self._went_back_at = 0
         self._is_proven = False
-        self._bad_samples: set[int] = set()
         self._bad_arrays: set[str] = set()
 
     def lr(self, scheduled_lr: float) -> float:
@@ -105,7 +91,7 @@ class Rescue:
 
     def accepted(self, loss: float) -> None:
         """Note a good loss."""
-        losses = self._losses
+        losses = self._incident.losses
         # Losses differ from one another, however little: if they do not, the weights may be gone.
         self._num_equal = self._num_equal + 1 if losses and losses[-1] == loss else 0
         if self._num_equal == EQUAL_LOSSES - 1:
@@ -123,12 +109,12 @@ class Rescue:
     def begin_anew(self) -> None:
         """End the incident, and lift what it has put on the learning rate: losses mean something else now."""
         before, self._state = self._state, CALM
-        self._attempts.clear()
+        self._incident.attempts.clear()
         self._tell_ends(before)
 
     def _tell_ends(self, before: RecoveryState) -> None:
         if before.tries and not self._state.tries:
-            self._attempts.clear()
+            self._incident.attempts.clear()
             self._announcer.tell(events.IncidentEnded)
         if self._state is CALM and (before.factor != 1 or before.ceiling is not None):
             self._announcer.tell(events.LrRestored)
@@ -180,12 +166,12 @@ class Rescue:
             TrainingDiverged: the incident has used up its tries; the model was restored all the same.
             RestoreError: the load callback raised for every state there is.
         """
-        self._losses.append(reading.mean)
-        samples = _not_finite(reading, ticket)
+        self._incident.losses.append(reading.mean)
+        samples = not_finite_samples(reading, ticket)
         if samples:
             # Other samples of the batch had good losses with these weights.
             self._safekeeping.backup.confirm(ticket.draw)
-            self._name_repeated(samples)
+            self._incident.name_repeated(samples)
         # A batch of the weights that were given up tells nothing of those that were put back.
         is_late = ticket.draw < self._went_back_at and self._state.tries > 0
         before = self._state
@@ -194,7 +180,16 @@ class Rescue:
             self._state = self.recovery.refused(
                 before, most_steady, partly=bool(samples), sudden=sudden, lr=scheduled_lr
             )
-        self._tell_refused(ticket, reading, verdict, samples, scheduled_lr)
+        self._announcer.tell(
+            events.BatchRefused,
+            epoch=ticket.epoch,
+            loss=reading.mean,
+            lr=ticket.lr,
+            next_lr=self.lr(scheduled_lr),
+            tries=self._state.tries,
+            samples=samples,
+            reason=verdict.value,
+        )
         if is_late:
             return None
         self._tell_ceiling(before, verdict.value)
@@ -231,41 +226,30 @@ class Rescue:
         reason = f"{array!r} was not finite"
         self._tell_ceiling(before, reason)
         reach = self._reach(Verdict.NOT_FINITE, is_own_fault=self.recovery.is_clear_sky(before))
-        last = self._losses[-1] if self._losses else math.nan
+        last = self._incident.losses[-1] if self._incident.losses else math.nan
         return self._restore(reach, Attempt(step, last, reason, self.recovery.lr(before, scheduled_lr), ()), draws)
 
-    def _tell_refused(
-        self, ticket: Ticket, reading: Reading, verdict: Verdict, samples: tuple[int, ...], scheduled_lr: float
-    ) -> None:
-        self._announcer.tell(
-            events.BatchRefused,
-            epoch=ticket.epoch,
-            loss=reading.mean,
-            lr=ticket.lr,
-            next_lr=self.lr(scheduled_lr),
-            tries=self._state.tries,
-            samples=samples,
-            reason=verdict.value,
-        )
-
     def _tell_ceiling(self, before: RecoveryState, reason: str) -> None:
-        if self._state.ceiling is not None and self._state.ceiling != before.ceiling:
-            self._announcer.tell(events.LrCapped, ceiling=self._state.ceiling, reason=reason)
+        ceiling = self._state.ceiling
+        if ceiling not in (None, before.ceiling):
+            self._announcer.tell(events.LrCapped, ceiling=ceiling, reason=reason)
 
     def _restore(self, reach: Reach, attempt: Attempt, draws: int) -> Restored | None:
         """Put the model back as far as this try asks for; give up if it was one too many."""
         tries = self._state.tries
         failures: list[str] = []
+        doubts = tries == CHECKPOINT_TRY and self._doubts_backups
+        before = self._incident.began_before(attempt) if doubts else None
         try:
             restored = self._safekeeping.restore(
                 reach,
                 draws=draws,
                 tries=tries,
-                before=self._begin_of_incident(attempt) if tries == CHECKPOINT_TRY and self._doubts_backups else None,
+                before=before,
                 failures=failures,
             )
         finally:
-            self._attempts.append(attempt)
+            self._incident.attempts.append(attempt)
             attempt.failures.extend(failures)
         # What could not be put back counts as a try.
         self._state = self._state._replace(tries=tries + len(failures))
@@ -275,11 +259,11 @@ class Rescue:
             attempt.source, attempt.to_step = restored.source, restored.step
             self._announcer.tell(events.RolledBack, to_step=restored.step, source=restored.source)
         elif not failures:
-            self._say_how_to_restore(attempt)
+            self._incident.say_how_to_restore(attempt)
         if failures and restored is None:
-            self._give_up("nothing could be put back")
+            self._incident.give_up("nothing could be put back", self._state)
         if self.recovery.gives_up(self._state) and (restored is not None or attempt.reason != Verdict.SPIKE.value):
-            self._give_up("")
+            self._incident.give_up("", self._state)
         return restored
 
     def _reach(self, verdict: Verdict, *, is_own_fault: bool) -> Reach:
@@ -294,38 +278,6 @@ class Rescue:
     def _doubts_backups(self) -> bool:
         """Whether what was put back twice did not help, though the rate was lowered: its first loss was bad too."""
         return self._state.tries >= OLDER_TRY and not self._is_proven
-
-    def _begin_of_incident(self, attempt: Attempt) -> int:
-        first = self._attempts[0] if self._attempts else attempt
-        return max(0, first.step - self.recovery.trial_steps)
-
-    def _say_how_to_restore(self, attempt: Attempt) -> None:
-        self._announcer.warn_once(
-            "nothing to restore",
-            f"the loss of step {attempt.step - 1} was {attempt.loss}, and there is nothing to restore the model from; "
-            "the learning rate is lowered. Pass load_callback with state_callback, or call update_cpu_backup().",
-        )
-
-    def _name_repeated(self, samples: tuple[int, ...]) -> None:
-        """Warn of samples that are bad again and again: each costs a batch an epoch."""
-        for sample in samples:
-            if sample in self._bad_samples:
-                self._announcer.warn_once(
-                    f"bad sample {sample}",
-                    f"the loss of sample {self._name_of(sample)!r} was not finite for the second time, while others of "
-                    "its batch were fine: look at its data. Every batch with it is refused.",
-                )
-            elif len(self._bad_samples) < MOST_REMEMBERED:
-                self._bad_samples.add(sample)
-
-    def _give_up(self, why: str) -> None:
-        diagnosis = Diagnosis(list(self._attempts), list(self._losses), self._state, self.recovery, why)
-        store = self._safekeeping.store
-        bundle = diagnosis.write(None if store is None else store.folder)
-        error = TrainingDiverged(diagnosis.text(bundle))
-        error.bundle = bundle
-        self._announcer.tell(events.GaveUp, text=str(error), bundle=bundle)
-        raise error
 
     def summary(self) -> str:
         """What recovery has done and still does, for people; "" if nothing."""
@@ -344,18 +296,5 @@ class Rescue:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self._set(RecoveryState(**state))
-        self._attempts.clear()
+        self._incident.attempts.clear()
         self._went_back_at = 0
-
-
-OLDER_TRY, CHECKPOINT_TRY = 3, 4
-"""The tries from which on an older backup, and at which a checkpoint, comes first."""
-
-
-def _not_finite(reading: Reading, ticket: Ticket) -> tuple[int, ...]:
-    """The samples whose own loss is the reason; none where only means were reported, or where it was all of them."""
-    losses = np.atleast_1d(reading.means)
-    if len(losses) != len(ticket.indices):
-        return ()
-    bad = ~(np.abs(losses) <= LARGEST_LOSS)
-    return () if bad.all() else tuple(ticket.indices[bad].tolist())

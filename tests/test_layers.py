@@ -100,10 +100,13 @@ def test_layers_of_the_engine_use_those_below(number):
 def test_recovery_and_checkpoint_are_handed_what_they_need():
     """Recovery knows no policy, store or backup; the store knows no scheduler part."""
     own = {
-        name for module in ("recovery", "checkpoint") for name in imports(PACKAGE / f"{module}.py") if name[0] == "."
+        name
+        for module in ("recovery", "checkpoint", "written")
+        for name in imports(PACKAGE / f"{module}.py")
+        if name[0] == "."
     }
 
-    assert own <= {".checks", ".durable", ".container"}
+    assert own <= {".checks", ".durable", ".container", ".written"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
