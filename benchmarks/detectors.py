@@ -3,8 +3,9 @@
 Nine kinds of healthy losses are drawn at random (A to J of the reliability research, 1e6 steps each by default), and
 one with regime changes (G), which are no damage but look like it. H is what a scheduler that draws easy and hard
 batches makes: the guard is told what each batch was expected to lose, with an error of 20 %, as the table would; the
-other rules cannot be. Counted per 1e6 steps; an alarm silences its run for 32 steps. For the guard, refusals (spikes
-and lasting drifts: the model goes back) and drifts (the learning rate is halved) are shown apart.
+other rules cannot be. Counted per 1e6 steps; an alarm silences its run for 32 steps. For the guard, refusals (spikes,
+raised levels and lasting drifts: the model goes back) and drifts (the learning rate is halved) are shown apart. F is
+what restarts of a schedule make, with the guard told of the rate and, as by a user's own schedule, not told.
 
     python benchmarks/detectors.py                all of it, 1e6 steps a kind, about ten minutes
     python benchmarks/detectors.py --quick        20,000 steps a kind, under half a minute
@@ -33,12 +34,15 @@ NO_FIGURE = "FG"
 
 
 class Kind(NamedTuple):
-    """Healthy losses, float64[R, steps], and if it is known what was expected of each batch and of a typical one."""
+    """Healthy losses, float64[R, steps]; if it is known, what was expected of each batch and of a typical one, and the
+    scheduled learning rate.
+    """
 
     name: str
     losses: Losses
     expected: Losses | None = None
     typical: Losses | None = None
+    lr: Losses | None = None
 
 
 def kinds(seed: int, runs: int, steps: int) -> list[Kind]:
@@ -60,7 +64,8 @@ def kinds(seed: int, runs: int, steps: int) -> list[Kind]:
         Kind("C heavy tail, t3, 15 %", mean * np.maximum(0.02, 1 + 0.15 * random.standard_t(3, size))),
         Kind("D batch 1, mixture", single),
         Kind("E batch 1, log-normal", mean * noise(1.5) * np.exp(-1.125)),
-        Kind("F learning-rate restarts", mean * restarts * noise(0.15)),
+        Kind("F learning-rate restarts", bumps := mean * restarts * noise(0.15)),
+        Kind("F, told of the rate", bumps, lr=np.broadcast_to(1 + np.cos(np.pi * (step % 1000) / 1000), size)),
         Kind("G data change x2.5, x0.4", mean * _regimes(random, size) * noise(0.15)),
         _phases(random, mean, step, size),
         Kind("I overfit to 1e-5, rare 1", (3 * np.exp(-step / 400) + 1e-5) * noise(0.5) + rare),
@@ -88,11 +93,11 @@ def _phases(random: np.random.Generator, mean: Losses, step: NDArray[np.int64], 
 def judge(guard: SpikeGuard, kind: Kind) -> Counter[Verdict]:
     """How often the guard says what; a run goes on after an alarm as it would without a backup."""
     unknown = np.broadcast_to(np.nan, kind.losses.shape)
-    columns = kind.losses, unknown if kind.expected is None else kind.expected
+    columns = [unknown if column is None else column for column in kind[1:]]
     counts: Counter[Verdict] = Counter()
-    for losses, expected, typical in zip(*columns, unknown if kind.typical is None else kind.typical, strict=True):
+    for rows in zip(*columns, strict=True):
         state = guard.begin()
-        for values in zip(losses.tolist(), expected.tolist(), typical.tolist(), strict=True):
+        for values in zip(*(row.tolist() for row in rows), strict=True):
             state, verdict = guard.judge(state, *values)
             if verdict is not Verdict.GOOD:
                 counts[verdict] += 1
