@@ -15,6 +15,7 @@ from learning_tasks import TASKS, Learner
 
 # isort: split
 import numpy as np
+from numpy.typing import NDArray
 from suspects import area
 
 from learnit_r8 import Focus, Policy, R8Scheduler, even_groups
@@ -70,7 +71,7 @@ def run(job: Job) -> Line:
         num_epochs=task.epochs * job.budget / 100,
         initial_lr=job.lr,
         policy=METHODS[job.method],
-        groups=learner.labels if job.method in WITH_GROUPS else None,
+        groups=_groups(job.method, learner),
         seed=job.seed,
         guard=FiniteGuard(),
         # A run that a signal ends early must not become a line.
@@ -86,6 +87,13 @@ def run(job: Job) -> Line:
     if job.budget == 100:
         line["curve"] = curve
     return line | {"seconds": round(time.thread_time() - begin, 2)}
+
+
+def _groups(method: str, learner: Learner) -> NDArray[np.int64] | None:
+    """The labels, or, where the guard is to go without them, one group for all."""
+    if method in WITH_GROUPS:
+        return learner.labels
+    return np.zeros(learner.num_samples, np.int64) if "guard" in method else None
 
 
 def _trained(r8: R8Scheduler, learner: Learner, line: Line, steps_per_epoch: int) -> list[float]:

@@ -30,7 +30,8 @@ def train(policy):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=PEAK_LR, momentum=0.9)
-    r8 = R8Scheduler(NUM_TRAIN, batch_size=32, num_epochs=EPOCHS, initial_lr=PEAK_LR, policy=policy)
+    groups = given if policy != "shuffle" else None
+    r8 = R8Scheduler(NUM_TRAIN, batch_size=32, num_epochs=EPOCHS, initial_lr=PEAK_LR, policy=policy, groups=groups)
     for _ in r8.epoch_iterator():
         for batch_indices, lr in r8.batch_iterator():
             rows = torch.from_numpy(batch_indices)

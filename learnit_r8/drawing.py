@@ -86,8 +86,8 @@ class Drawing(Resumable):
         if number and plan.policy.needs_exact and not plan.outlook.is_exact:
             self.announcer.warn_once(
                 "not exact",
-                f"policy {plan.policy.name!r} needs the loss of each sample, or of parts of at most 8, and was given "
-                f"{self.table.source}: every sample is taken once an epoch. Report a vector of losses.",
+                f"policy {plan.policy!r} needs the loss of each sample and was given {self.table.source}: "
+                "no sample is left out for its loss. Report a vector of losses.",
             )
 
     def _next_batch(self) -> Batch:

@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 
 from .humps import Humps
-from .kinds import EXACT, WHOLE_BATCH
+from .kinds import EXACT
 from .policies import Outlook
 from .suspects import Suspicion
 from .table import SampleTable
 
 MOST_LOOKED_AT = 2**14
 """Enough to know a share to 0.4 %, and gathered in a third of a millisecond from a table of any size."""
-
-MOST_IN_A_PART = 8
 
 
 def look_at(table: SampleTable, rng: np.random.Generator) -> Outlook:
@@ -28,7 +26,7 @@ def look_at(table: SampleTable, rng: np.random.Generator) -> Outlook:
         rng: Chooses the part where the table has more than 16,384 samples.
     """
     kind = table.part_size
-    if kind is None or kind == WHOLE_BATCH or kind > MOST_IN_A_PART:
+    if kind != EXACT:
         return Outlook()
     if table.num_samples <= MOST_LOOKED_AT:
         chosen = np.arange(table.num_samples)
@@ -36,7 +34,7 @@ def look_at(table: SampleTable, rng: np.random.Generator) -> Outlook:
         chosen = np.sort(rng.integers(0, table.num_samples, MOST_LOOKED_AT))
     records = table.records.take(chosen)
     uses, mean = records["usage_count"], records["mean"]
-    suspicion = Suspicion.of(mean, uses, table.untrained_loss) if kind == EXACT else None
+    suspicion = Suspicion.of(mean, uses, table.untrained_loss)
     fine = uses > 0
     if suspicion is not None:
         flagged = suspicion.flags(mean, uses)

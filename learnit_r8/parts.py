@@ -125,9 +125,14 @@ def _plan_of(
     )
     plan = Plan(table, policy=get_policy(policy), seed=seed, last_batch=last_batch)
     if groups is not None and type(plan.policy) in (Quartile, Shuffle, Steady):
-        raise ValueError(f"groups need policy='balanced', 'match_mean' or your own to use them, got {policy!r}.")
+        raise ValueError(
+            f"groups need a policy that uses them ('balanced', 'focus', even_groups() or your own), got {policy!r}."
+        )
     if groups is None and plan.policy.needs_groups:
-        raise ValueError(f"groups must be a label for each sample, as the policy {policy!r} needs them, got None.")
+        raise ValueError(
+            f"groups must be a label for each sample, as the policy {policy!r} needs them, got None. "
+            "Where there are no classes, np.zeros(num_samples) is one group for all."
+        )
     return plan
 
 

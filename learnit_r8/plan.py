@@ -273,7 +273,8 @@ class Plan:
             chunk.give_up()
         self._reset()
         progress, number, batch_size, untrained_loss, outlook = state["context"]
-        self._context = Context(progress, number, batch_size, untrained_loss, from_plain(outlook))
+        known = from_plain(outlook)
+        self._context = Context(progress, number, batch_size, untrained_loss, known, self.table.group_sizes)
         self._planner.load_state_dict(state)
         self._drawn_before, self._limit = state["drawn_before"], state["limit"]
         self.displaced, self.abandoned = state["displaced"], state["abandoned"]

@@ -79,7 +79,8 @@ class Planner:
         outlook = Outlook()
         if number and self._policy.selects:
             outlook = look_at(self._table, self._generator(_OUTLOOK, number))
-        return Context(progress, number, self._table.batch_size, self._table.untrained_loss, outlook)
+        table = self._table
+        return Context(progress, number, table.batch_size, table.untrained_loss, outlook, table.group_sizes)
 
     def next_chunk(self, context: Context, num_left: int) -> Chunk:
         """The next chunk of the pass.

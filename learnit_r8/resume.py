@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,7 +62,7 @@ def _described(name: str, value: Any) -> Any:
         content = labels.tobytes() if labels.dtype.kind in "biufSU" else repr(labels.tolist()).encode()
         return {"is": f"{len(labels)} labels with the digest {hashlib.sha256(content).hexdigest()[:16]}"}
     # The address in the text of a function is another one in every process.
-    return {"is": getattr(value, "__qualname__", None) or repr(value).split(" at 0x")[0]}
+    return {"is": getattr(value, "__qualname__", None) or re.sub(r" at 0x[0-9a-f]+", "", repr(value))}
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:

@@ -15,6 +15,12 @@ SURE = 0.9
 LEAST_HIGH = 1.03
 """Where the higher hump must lie: clearly worse than untrained, which is 1."""
 
+HIGHEST = 25.0
+"""Mean loss, in untrained ones, beyond which more says nothing more: one absurd sample must not hide the others."""
+
+TEN_CLASSES = math.log(10)
+"""Untrained cross entropy from which on the surprise is taken as it is; below, losses may be in any unit."""
+
 LEAST_SURPRISE = 0.3
 """Part of the surprise at wrong labels that the higher hump must show.
 
@@ -66,8 +72,9 @@ class Suspicion(NamedTuple):
     def of(cls, mean_loss: NDArray[np.float32], usage_count: NDArray[Any], untrained_loss: float) -> Suspicion | None:
         """Learn it from samples; None where there is nothing to suspect.
 
-        There is if the mean losses fall into two humps, the higher one of them worse than untrained. A model that has
-        not learnt much yet, classes that are rare and samples that are hard make one hump with a tail.
+        There is if the mean losses fall into two humps, the higher one of them clearly worse than untrained. A model
+        that has not learnt much yet and samples that are hard make one hump with a tail. A rare class that is learnt
+        late may look the same: give `flags` the groups.
 
         Args:
             mean_loss: float32[M], mean loss of each sample over its uses.
@@ -80,7 +87,7 @@ class Suspicion(NamedTuple):
         humps = find_humps(_scaled(mean_loss[judged], untrained_loss))
         if humps is None or not humps.are_apart:
             return None
-        surprise = -math.log(humps.high_share) / max(1.0, untrained_loss)
+        surprise = -math.log(humps.high_share) / max(TEN_CLASSES, untrained_loss)
         if humps.high**2 <= max(LEAST_HIGH**2, 1 + LEAST_SURPRISE * surprise):
             return None
         return cls(untrained_loss, humps)
@@ -127,13 +134,18 @@ def _spare(flagged: NDArray[np.bool_], mean_loss: NDArray[np.float32], group: ND
     chosen = chosen[np.lexsort((-mean_loss[chosen], group[chosen]))]
     of_chosen = group[chosen]
     rank = np.arange(len(chosen)) - np.searchsorted(of_chosen, of_chosen)
-    most = GROUP_SHARE * flagged.mean() * np.bincount(group)
-    flagged[chosen[rank >= np.ceil(most[of_chosen])]] = False
+    size = np.bincount(group)[of_chosen]
+    count, left = 0, np.ones(len(chosen), bool)
+    # What one group is spared lowers the share that the others may have.
+    while count != np.count_nonzero(left):
+        count = int(np.count_nonzero(left))
+        left = rank < np.ceil(GROUP_SHARE * count / len(group) * size)
+    flagged[chosen[~left]] = False
 
 
 def _scaled(mean_loss: NDArray[np.float32], untrained_loss: float) -> NDArray[np.float64]:
     """Losses on a scale where learnt and mislabelled samples are humps of about one width, and untrained is 1."""
-    return np.sqrt(np.maximum(mean_loss.astype(np.float64) / untrained_loss, 0))
+    return np.sqrt(np.clip(mean_loss.astype(np.float64) / untrained_loss, 0, HIGHEST))
 
 
 def find_suspects(records: Any, untrained_loss: float, *, exact: bool, by_group: bool = False) -> Suspects:
@@ -181,7 +193,7 @@ def find_suspects(records: Any, untrained_loss: float, *, exact: bool, by_group:
 
 
 def _why(last: NDArray[np.float32], mean: NDArray[np.float32], untrained_loss: float) -> list[str]:
-    known = np.where(last < untrained_loss / 2, MEMORISED, np.where(last > 1.2 * mean, RISING, ALWAYS_HIGH))
+    known = np.where(last < untrained_loss / 2, MEMORISED, np.where(last / 1.2 > mean, RISING, ALWAYS_HIGH))
     return [str(each) for each in known]
 
 

@@ -35,6 +35,7 @@ class SampleTable(RunningLosses):
 
     Attributes:
         group_labels: The distinct labels, in the order of the codes in ``records``; None without groups.
+        group_sizes: How many samples have each; empty without groups.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class SampleTable(RunningLosses):
             raise ValueError(f"sample_ids must have num_samples={self.num_samples} entries, got {_size(sample_ids)}.")
         self.sample_ids = sample_ids
         self.group_labels: NDArray[Any] | None = None
+        self.group_sizes: tuple[int, ...] = ()
         if groups is not None:
             self._set_groups(np.asarray(groups))
 
@@ -59,7 +61,7 @@ class SampleTable(RunningLosses):
         if groups.shape != (self.num_samples,):
             raise ValueError(f"groups must have shape ({self.num_samples},), one label a sample, got {groups.shape}.")
         try:
-            labels, codes = np.unique(groups, return_inverse=True)
+            labels, codes, sizes = np.unique(groups, return_inverse=True, return_counts=True)
         except TypeError as error:
             raise ValueError(f"groups must be labels of one kind, got {groups[:5]!r} and more.") from error
         if len(labels) >= min(self.batch_size, 2**16):
@@ -68,6 +70,7 @@ class SampleTable(RunningLosses):
                 "a batch takes at least one sample of each, and 65535 are the most."
             )
         self.group_labels = labels
+        self.group_sizes = tuple(sizes.tolist())
         self.records["group"][:] = codes
 
     def name_of(self, index: int) -> Any:

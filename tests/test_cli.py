@@ -148,7 +148,7 @@ def test_suspects_are_listed(noisy, capsys):
     code, lines = printed(capsys, "samples", noisy, "--suspects")
 
     assert code == 0
-    assert lines[0] == ("it, epoch 1, step 5; 10 look mislabelled, 10.0% of 100 (between 10.0% and 10.0%)")
+    assert lines[0] == ("it, epoch 1, step 5; 10 look mislabelled, 10.0% of 100 judged (between 10.0% and 10.0%)")
     assert lines[1].split() == ["#", "sample", "loss", "last", "mean", "uses", "score", "why"]
     assert [line.split()[:2] for line in lines[2:]] == [[str(index), f"img{index}"] for index in range(10)]
     assert all(line.endswith("  1.000  always high") for line in lines[2:])

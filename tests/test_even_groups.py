@@ -19,7 +19,8 @@ def kept(policy, *, groups=GROUPS, loss=None, outlook=None):
     chunk = candidates(
         np.ones(len(groups)) if loss is None else loss, usage_count=np.full(len(groups), 6), group=groups
     )
-    keep, _ = policy.select(chunk, Context(0.5, 6, 8, 2.0, outlook or Outlook()), generator())
+    context = Context(0.5, 6, 8, 2.0, outlook or Outlook(), tuple(np.bincount(groups).tolist()))
+    keep, _ = policy.select(chunk, context, generator())
     return [float(keep[groups == code].mean()) for code in np.unique(groups)]
 
 
@@ -36,11 +37,12 @@ def test_limit():
     assert kept(even_groups(exponent=0.0, most_often=2.0)) == pytest.approx([0.5, 1, 1], abs=0.03)
 
 
-def test_codes_without_samples_do_not_count():
-    """A group of which the chunk holds no sample changes nothing for the others."""
-    groups = np.repeat([1, 5], [900, 900])
+def test_group_that_the_chunk_lacks_counts():
+    """Common groups are thinned for a rare one, wherever in the data it is: the rates are the same in every chunk."""
+    policy, context = even_groups(exponent=0.0), Context(0.5, 6, 8, 2.0, Outlook(), (9000, 900, 9000))
+    chunk = candidates(np.ones(9000), group=np.zeros(9000, int))
 
-    assert kept(even_groups(exponent=0.0), groups=groups) == [1, 1]
+    assert policy.select(chunk, context, generator())[0].mean() == pytest.approx(0.1, abs=0.02)
 
 
 def test_what_the_inner_policy_skips_stays_skipped():

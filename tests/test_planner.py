@@ -188,7 +188,7 @@ def test_context():
     run_pass(plan, 0, losses=lambda indices, _: np.full(len(indices), 3.0))
     run_pass(plan, 2, losses=lambda indices, _: np.full(len(indices), 1.0))
 
-    assert set(seen) == {(0.2, 2, 4, 3.0, Outlook(True, 1.0, 0.0, 3.0, None))}
+    assert set(seen) == {(0.2, 2, 4, 3.0, Outlook(True, 1.0, 0.0, 3.0, None), ())}
 
 
 def test_chunks_are_planned_when_reached():

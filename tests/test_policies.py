@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learnit_r8 import Context, Policy, match_mean
-from learnit_r8.policies import POLICIES, Balanced, MatchMean, Quartile, Shuffle, Steady, get_policy
+from learnit_r8.policies import POLICIES, Balanced, EvenGroups, MatchMean, Quartile, Shuffle, Steady, get_policy
 
 QUARTERS = [0, 0.25, 0.5, 0.75, 1]
 SEEDS_SHARES = [0, 0.25, 0.75, 1]
@@ -423,6 +423,18 @@ def test_checks_subclasses_of_our_policies():
 
     with pytest.raises(ValueError, match=r"policy.arrange must return a permutation of range\(4\)"):
         get_policy(Cut()).arrange(candidates(np.ones(4)), 2, generator())
+
+
+@pytest.mark.parametrize("base", [MatchMean, EvenGroups])
+def test_checks_subclasses_of_policies_around_others(base):
+    """So it is with one derived from a policy that wraps another."""
+
+    class Cut(base):
+        def arrange(self, chunk, batch_size, rng):
+            return super().arrange(chunk, batch_size, rng) * 0
+
+    with pytest.raises(ValueError, match=r"policy.arrange must return a permutation of range\(4\)"):
+        get_policy(Cut()).arrange(candidates(np.ones(4), group=[0, 0, 1, 1]), 2, generator())
 
 
 def test_derived_policy_has_its_own_generator():

@@ -17,6 +17,7 @@ from learnit_r8 import (
     CheckpointStore,
     FiniteGuard,
     NoValidCheckpoint,
+    Policy,
     R8Scheduler,
     Recovery,
     SpikeGuard,
@@ -189,6 +190,17 @@ def test_another_identity_is_said(tmp_path, other, text):
     train(r8)
 
     assert r8.pace.is_finished
+
+
+def test_changed_wrapper_of_an_own_policy_is_said(tmp_path):
+    """A policy around a user's own is another one with other settings, wherever in memory the user's is."""
+
+    class Own(Policy):
+        name = "own"
+
+    interrupted(tmp_path, 3, policy=match_mean(Own()))
+    with pytest.warns(RuntimeWarning, match=r"(?s)policy is MatchMean\(.*max_swaps=1"):
+        make(20, checkpoint_dir=tmp_path, resume="auto", policy=match_mean(Own(), max_swaps=1))
 
 
 def test_same_configuration_is_not_warned_of(tmp_path):

@@ -353,7 +353,7 @@ def test_damaged_state_is_refused_whole():
 def test_groups_are_not_ignored():
     """Groups under a policy that has no use for them are refused."""
     with pytest.raises(
-        ValueError, match="groups need policy='balanced', 'match_mean' or your own to use them, got 'shuffle'"
+        ValueError, match=r"groups need a policy that uses them \('balanced', 'focus', .*\), got 'shuffle'"
     ):
         make(groups=[0, 1] * 6, policy="shuffle")
 

@@ -40,7 +40,7 @@ def test_finds_them():
 
 @pytest.mark.parametrize(
     ("high", "untrained", "number"),
-    [(2.9, 2.3, 0), (4.2, 2.3, 100), (1.5e-3, 1e-3, 0), (2e-3, 1e-3, 100), (60, 46, 100)],
+    [(2.9, 2.3, 0), (4.2, 2.3, 100), (1.25e-3, 1e-3, 0), (2e-3, 1e-3, 100), (60, 46, 100)],
 )
 def test_wrong_labels_surprise(high, untrained, number):
     """A tenth that is little worse than untrained is a rare class; a tenth of wrong labels loses more."""
@@ -49,6 +49,15 @@ def test_wrong_labels_surprise(high, untrained, number):
     records["mean"][:100] = high
 
     assert len(found(records, untrained).indices) == number
+
+
+@pytest.mark.parametrize("absurd", [1e3, 1e10, 3e38])
+def test_one_absurd_sample_hides_no_other(absurd):
+    """A sample with an absurd mean loss is one suspect more, and the others are found all the same."""
+    records = learnt(1000, wrong=range(100))
+    records["mean"][500] = absurd
+
+    assert sorted(found(records).indices.tolist()) == [*range(100), 500]
 
 
 def test_equals_come_by_index():
@@ -119,8 +128,8 @@ def test_rare_groups_are_protected():
     grouped = found(records, by_group=True).indices
 
     assert len(alone) == 20
-    # A tenth of all, so at most 15 % of the ten of group 1, rounded up, and 28.5 of the others.
-    assert sorted(grouped.tolist()) == [0, 1, *range(10, 20)]
+    # One in eighteen is left at last, so at most 8 % of the ten of group 1, rounded up, and 15.7 of the others.
+    assert sorted(grouped.tolist()) == [0, *range(10, 20)]
 
 
 def test_suspicion_of_a_part_judges_all():

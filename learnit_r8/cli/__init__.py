@@ -80,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     samples.add_argument("--suspects", action="store_true", help="those that look mislabelled, most suspect first")
     samples.add_argument("--top", type=_count, metavar="K", help="how many (default 50; all the suspects)")
     samples.add_argument(
-        "--epoch", type=_count, help="of the file of this epoch, from 1; by default the newest; the first with suspects"
+        "--epoch",
+        type=_count,
+        help="of the file of this epoch, from 1; by default the newest; the one with most suspects",
     )
     samples.add_argument("--csv", action="store_true", help="as CSV")
     export = add("export", "the numbers of a run, as CSV or JSON lines")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..dashboard.text import clean, fit, width_of
 from ..dashboard.words import number
 from ..journal import Run, UnreadableRun, find_run
-from ..journal.samples import Samples, first_suspects, read_samples, sample_epochs
+from ..journal.samples import Samples, most_suspects, read_samples, sample_epochs
 from ..suspects import Suspects
 from .tables import write_csv
 
@@ -24,11 +24,11 @@ WIDEST = 60
 
 
 def samples(options: argparse.Namespace) -> int:
-    """Print the hardest samples of the newest file, or the suspects of the first that has any; or an epoch's."""
+    """Print the hardest samples of the newest file, or the suspects of the one with most of them; or an epoch's."""
     run = Run(find_run(options.run))
     epochs = sample_epochs(run.folder) if options.epoch is None else [_kept_epoch(run, options.epoch - 1)]
     if options.suspects:
-        found, verdict = first_suspects(readable(run, epochs))
+        found, verdict = most_suspects(readable(run, epochs))
         rows, columns, about = suspect_rows(found, verdict, options.top), SUSPECT_COLUMNS, summary(found, verdict)
     else:
         found = next(readable(run, epochs[::-1]))
@@ -98,7 +98,7 @@ def summary(samples: Samples, verdict: Suspects) -> str:
     if not len(verdict.indices):
         return f"no suspects: {verdict.reason}"
     low, high = verdict.noise_range
-    share = f"{verdict.noise_rate:.1%} of {len(samples.loss):,} (between {low:.1%} and {high:.1%})"
+    share = f"{verdict.noise_rate:.1%} of {samples.num_judged:,} judged (between {low:.1%} and {high:.1%})"
     return f"{len(verdict.indices):,} look mislabelled, {share}"
 
 

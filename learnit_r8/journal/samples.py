@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kinds import EXACT
-from ..suspects import Suspects, find_suspects
+from ..suspects import LEAST_USES, Suspects, find_suspects
 from ..table import SampleTable
 from .reading import open_plain
 
@@ -77,6 +77,11 @@ class Samples(NamedTuple):
         """What to call a sample."""
         return self.names.get(index, str(index))
 
+    @property
+    def num_judged(self) -> int:
+        """Samples used often enough to be suspected."""
+        return int((self.usage_count >= LEAST_USES).sum())
+
     def hardest(self, k: int) -> NDArray[np.int64]:
         """int64[<= k], the seen samples with the highest estimated loss, highest first."""
         return highest(self.loss, k)
@@ -87,19 +92,23 @@ class Samples(NamedTuple):
         return find_suspects(self._asdict(), self.untrained_loss, exact=self.is_exact, by_group=by_group)
 
 
-def first_suspects(files: Iterable[Samples]) -> tuple[Samples, Suspects]:
-    """The first of some files that has suspects, and them; without any, the last file and why.
+def most_suspects(files: Iterable[Samples]) -> tuple[Samples, Suspects]:
+    """The file that has most suspects, and them; the newest of some that have as many, and why there are none.
 
-    The first, because later on a model has learnt the wrong labels by heart.
+    Not the newest of all: later on a model has learnt the wrong labels by heart. A file in which most samples are too
+    young to be judged counts only where all are.
 
     Args:
         files: At least one, oldest first.
     """
+    best, most = None, (False, -1)
     for samples in files:
         verdict = samples.suspects()
-        if len(verdict.indices):
-            break
-    return samples, verdict
+        rank = (2 * samples.num_judged >= len(samples.loss), len(verdict.indices))
+        if rank >= most:
+            best, most = (samples, verdict), rank
+    assert best is not None
+    return best
 
 
 def highest(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:

@@ -43,8 +43,8 @@ class Outlook(NamedTuple):
     """What the table says of all the samples, from a random part of at most 16,384 of them.
 
     Attributes:
-        is_exact: Whether losses were reported per sample, or in parts of at most 8: a selection by loss that rests on
-            less is no better than a random one.
+        is_exact: Whether losses were reported per sample: from means of parts wrong labels cannot be told from others,
+            and a selection by batch means is no better than a random one.
         num_uses: Mean number of uses.
         hard_share: Share of the samples, without the suspects, whose mean loss is worse than untrained.
         middle_loss: Median of their last losses; NaN where nothing was seen.
@@ -67,6 +67,7 @@ class Context(NamedTuple):
         batch_size: B.
         untrained_loss: Loss of a model that has learnt nothing; NaN before it is known.
         outlook: What the table says of all the samples; taken only for policies that select.
+        group_sizes: Samples in the data of each group, by code; empty without groups.
     """
 
     progress: float
@@ -74,6 +75,7 @@ class Context(NamedTuple):
     batch_size: int
     untrained_loss: float
     outlook: Outlook = Outlook()
+    group_sizes: tuple[int, ...] = ()
 
 
 class Policy:

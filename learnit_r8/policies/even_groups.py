@@ -18,8 +18,7 @@ class EvenGroups(Around):
 
     A group with n samples gets visits in proportion to n ** ``exponent``: 1 leaves things as they are, 0.5 evens out
     half of the difference, with 0 all groups get the same. An epoch is N visits all the same; what rare groups gain is
-    taken from the common ones, by leaving out random samples anew in each pass. Group sizes are those in the chunk,
-    about 25 thousand random samples.
+    taken from the common ones, by leaving out random samples anew in each pass.
 
     Args:
         inner: The policy that selects and arranges otherwise.
@@ -52,9 +51,7 @@ class EvenGroups(Around):
 
     def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
         keep, weights = self.inner.select(chunk, context, rng)
-        assert chunk.group is not None
-        size = np.bincount(chunk.group).astype(np.float64)
-        rate = np.maximum(size, 1) ** (self.exponent - 1)
-        rate = np.minimum(rate / rate[size > 0].min(), self.most_often)
-        chance = (rate / rate[size > 0].max()).astype(np.float32)
+        size = np.array(context.group_sizes, np.float64)
+        rate = np.minimum((size / size.max()) ** (self.exponent - 1), self.most_often)
+        chance = (rate / rate.max()).astype(np.float32)
         return keep & (rng.random(len(chunk.indices), np.float32) < chance[chunk.group]), weights

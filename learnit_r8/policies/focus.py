@@ -31,10 +31,12 @@ class Focus(Policy):
     The guard: once samples were used 4 times on average and 10 % of the budget is spent, the suspects
     (`Suspicion.flags`, from 72 % of the untrained loss on) are skipped with probability ``skip_suspects``, unless most
     of them are being learnt at the time, as rare classes are. Their mean loss hardly changes from then on, so the
-    decision keeps. With ``groups`` rare classes are protected.
+    decision keeps. To the losses a rare class that is learnt late looks like wrong labels: the guard needs ``groups``,
+    the labels, and suspects no class much more than the others. Where there are no classes, one group for all will do:
+    ``groups=np.zeros(N)``.
 
     An epoch is N visits all the same, and the last ones go to all samples but the suspects. Without losses of single
-    samples, or of parts of at most 8, everything is visited once a pass.
+    samples everything is visited once a pass.
 
     Args:
         noise_guard: Whether to skip samples that look mislabelled; takes losses of single samples.
@@ -70,6 +72,10 @@ class Focus(Policy):
                 raise ValueError(f"{name} must be in [0, 1], got {value!r}.")
         if not (is_number(self.end) and self.begin <= self.end <= 1):
             raise ValueError(f"end must be in [begin, 1] = [{self.begin!r}, 1], got {self.end!r}.")
+
+    @property
+    def needs_groups(self) -> bool:  # type: ignore[override]
+        return self.noise_guard
 
     def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
         luck = rng.random(len(chunk.indices), np.float32)

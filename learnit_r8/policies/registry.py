@@ -31,7 +31,7 @@ def get_policy(policy: str | Policy) -> Policy:
         ValueError: no policy has that name.
         TypeError: neither a name nor a `Policy`.
     """
-    if isinstance(policy, (MatchMean, EvenGroups)):
+    if type(policy) is MatchMean or type(policy) is EvenGroups:
         return replace(policy, inner=get_policy(policy.inner))
     if isinstance(policy, Policy):
         return policy if type(policy) in _OWN else _Checked(policy)

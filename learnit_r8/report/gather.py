@@ -17,7 +17,7 @@ from ..dashboard.watch import ToughView
 from ..figures import quarters_of
 from ..journal import Run
 from ..journal.run import State
-from ..journal.samples import Samples, first_suspects, highest, read_samples, sample_epochs
+from ..journal.samples import Samples, highest, most_suspects, read_samples, sample_epochs
 from ..suspects import Suspects
 
 LISTED = 30
@@ -122,7 +122,7 @@ def gather(run_dir: str | os.PathLike[str]) -> Facts:
     files = _readable(run.folder, notes)
     newest = files[-1] if files else None
     last = np.stack([samples.last for samples in files]) if files else None
-    verdict = first_suspects(files)[1] if files else None
+    verdict = most_suspects(files)[1] if files else None
 
     def rows(chosen: NDArray[np.int64]) -> list[Row]:
         if newest is None or last is None or verdict is None:

@@ -192,7 +192,7 @@ def _verdict(facts: Facts) -> str:
         low, high = verdict.noise_range
         body = (
             f'<p class="big">{len(verdict.indices):,}</p><p>samples look mislabelled: {verdict.noise_rate:.1%} '
-            f"of {len(facts.samples.loss):,}. Wrong are between {low:.1%} and {high:.1%}, by the same losses.</p>"
+            f"of those judged. Wrong are between {low:.1%} and {high:.1%}, by the same losses.</p>"
         )
     else:
         body = f"<p>No sample is called mislabelled: {text(verdict.reason)}</p>"
