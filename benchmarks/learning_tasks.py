@@ -208,7 +208,7 @@ TASKS = {
         is_loss=True,
         settings={"clean": CLEAN},
         seeds=3,
-        grid=(0.003, 0.01, 0.03),
+        grid=(0.01, 0.03, 0.1),
         file="tinyshakespeare.txt",
     ),
     "CIFAR-10": Task(
