@@ -112,6 +112,8 @@ def _trained(r8: R8Scheduler, learner: Learner, line: Line, steps_per_epoch: int
             curve.append(_rounded(learner.score(briefly=True).result))
         if is_full and is_plain and learner.labels is not None and r8.global_step == ASKED_AFTER * steps_per_epoch:
             line["suspects"] = suspects_found(r8, learner)
+    if "suspects" in line and learner.is_wrong.any():
+        line["suspects"]["auc_at_end"] = _rounded(area(r8.table.mean, learner.is_wrong))
     return curve
 
 

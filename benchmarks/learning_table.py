@@ -229,7 +229,13 @@ def suspects_table(results: Results) -> str:
     return markdown(["task", "labels", "seeds", *_SUSPECTS.values()], rows)
 
 
-_SUSPECTS = {"auc": "area under the ROC curve", "flagged": "flagged", "precision": "precision", "recall": "recall"}
+_SUSPECTS = {
+    "auc": "area under the ROC curve",
+    "auc_at_end": "the same at the end",
+    "flagged": "flagged",
+    "precision": "precision",
+    "recall": "recall",
+}
 
 
 def _spread(values: Sequence[float]) -> str:
