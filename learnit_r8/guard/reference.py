@@ -16,8 +16,9 @@ LEAST_SPREAD = 0.05
 CLEAR_PROGRESS = 2.5
 """Standard deviations of a loss that make progress clear: a loss that is up by all of it speaks for damage, even where
 some healthy ones are as high, and a raised level is one that loses a part of it."""
-ROUNDING = 1e-6
-"""Relative spread that float32 gives a constant loss."""
+LEAST_RELATIVE_SPREAD = 2e-3
+"""Losses that never change still seem to: what the table takes for a typical batch is a mean over 25 thousand samples,
+and differs by this part from chunk to chunk."""
 USUAL_SHARE_WHEN_DAMAGED = 0.5
 """Share of losses beyond the threshold that damaged weights are taken to have, at least."""
 RISEN = 1.25
@@ -141,7 +142,7 @@ def figures_of(ordered: Sequence[float], start: float, *, wide: float, gate: flo
         gate: by this share of the progress at least.
 
     Returns:
-        Their median; the spread about it; the same, but no less than what tells a change from rounding (0: they are
+        Their median; the spread about it; the same, but no less than what tells a change (0: they are
         all equal); the highest; how many are beyond the threshold; how many they are; and their `cut_figures`.
     """
     middle, highest, count = median(ordered), ordered[-1], len(ordered)
@@ -150,7 +151,7 @@ def figures_of(ordered: Sequence[float], start: float, *, wide: float, gate: flo
     near = spread(ordered, middle)
     progress = max(0.0, start - middle)
     deviation = max(near, LEAST_SPREAD * progress) or float(np.std(ordered))
-    deviation = max(deviation, ROUNDING * abs(middle))
+    deviation = max(deviation, LEAST_RELATIVE_SPREAD * abs(middle))
     threshold = threshold_of(middle, deviation, progress, wide=wide, gate=gate)
     return middle, near, deviation, highest, count_above(ordered, threshold), count, *cut_figures(ordered)
 
