@@ -37,12 +37,8 @@ LEAST_KNOWN = 32
 """Losses that make a start, and a reference."""
 RARE = 0.02
 """Share of usual losses beyond the threshold up to which ``alarm`` is enough; beyond, a third more is needed."""
-HELD_FROM = 0.5
-"""Share of the alarm from which on the thresholds are held, """
-HELD_FROM_RAISED = 3.0
-"""likewise of a raised level, """
-MOST_HELD = 8
-"""for so many looks."""
+HELD_FROM, HELD_FROM_RAISED, MOST_HELD = 0.5, 3.0, 8
+"""Share of the alarm from which on the thresholds are held, likewise of a raised level, and for how many looks."""
 ABSURD = 10.0
 """A single loss this many times ``far`` is no healthy batch: an update from it would spoil an optimizer's memory."""
 TRIAL = 128
