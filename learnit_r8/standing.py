@@ -47,8 +47,14 @@ class Standing:
         self._num_draws = 0
         # The model has one step at a time; threads that draw and report take turns all the same.
         self._lock = threading.RLock()
+        plan.table.sync = self._hand_over
         self._epoch_ended = False
         self._has_started = False
+
+    def _hand_over(self) -> None:
+        """Let the table learn what was reported, whichever thread asks it."""
+        with self._lock:
+            self.plan.flush()
 
     @property
     def steps_per_epoch(self) -> int:

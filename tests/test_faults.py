@@ -553,6 +553,23 @@ def test_row_30_threads():
     assert set(r8.table.usage_count.tolist()) == {10}
 
 
+def test_row_30_a_thread_that_reads_the_table():
+    """A thread that asks for the table again and again, while another trains, makes no report count twice."""
+    r8 = make(4000, batch_size=20, num_epochs=20)
+
+    def read():
+        while not r8.pace.is_finished:
+            r8.table.quartiles()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    while (ticket := r8.draw_if_any()) is not None:
+        r8.report(ticket, 1 + 0.001 * (ticket.indices % 7))
+    reader.join()
+
+    assert set(r8.table.usage_count.tolist()) == {20}
+
+
 def test_torch_weights_spoilt_after_the_step_are_healed():
     """On a real torch network an LR a thousand times too high for three steps is undone, and the loss falls again."""
     torch.manual_seed(0)
