@@ -38,7 +38,7 @@ def look_at(table: SampleTable, rng: np.random.Generator) -> Outlook:
     fine = uses > 0
     if suspicion is not None:
         flagged = suspicion.flags(mean, uses)
-        if suspicion.are_being_learnt(records["last"][flagged]):
+        if not suspicion.is_surprising or suspicion.are_being_learnt(records["last"][flagged]):
             suspicion = None
         else:
             fine &= ~flagged

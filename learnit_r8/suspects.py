@@ -85,12 +85,18 @@ class Suspicion(NamedTuple):
         if not untrained_loss > 0 or not judged.any():
             return None
         humps = find_humps(_scaled(mean_loss[judged], untrained_loss))
-        if humps is None or not humps.are_apart:
-            return None
-        surprise = -math.log(humps.high_share) / max(TEN_CLASSES, untrained_loss)
-        if humps.high**2 <= max(LEAST_HIGH**2, 1 + LEAST_SURPRISE * surprise):
+        if humps is None or not humps.are_apart or humps.high <= LEAST_HIGH:
             return None
         return cls(untrained_loss, humps)
+
+    @property
+    def is_surprising(self) -> bool:
+        """Whether the higher hump loses what wrong labels must: enough to leave samples out, not only to show them.
+
+        Rare classes on their way to be learnt lose less.
+        """
+        surprise = -math.log(self.humps.high_share) / max(TEN_CLASSES, self.untrained_loss)
+        return self.humps.high**2 > 1 + LEAST_SURPRISE * surprise
 
     def score(self, mean_loss: NDArray[np.float32]) -> NDArray[np.float64]:
         """float64[M] in [0, 1], the probability of being in the higher hump."""

@@ -60,6 +60,14 @@ def test_what_is_being_learnt_is_not_suspect():
     assert look(table).hard_share == pytest.approx(len(wrong) / 1000)
 
 
+def test_what_does_not_surprise_is_not_left_out():
+    """What is hardly worse than untrained is shown among the suspects, but a policy is not told to suspect it."""
+    mean = np.where(np.arange(1000) < 100, 2.3, 0.1)
+
+    assert len(table_of(mean).suspects().indices) == 100
+    assert look(table_of(mean)).suspicion is None
+
+
 def test_large_table_is_looked_at_in_part():
     """Of a large table a random part tells the shares to within a per cent, and where the humps are."""
     mean_loss = np.random.default_rng(1).gamma(2, 0.5, 200_000)

@@ -38,19 +38,6 @@ def test_finds_them():
     assert suspects.reason == ""
 
 
-@pytest.mark.parametrize(
-    ("high", "untrained", "number"),
-    [(2.9, 2.3, 0), (4.2, 2.3, 100), (1.25e-3, 1e-3, 0), (2e-3, 1e-3, 100), (60, 46, 100)],
-)
-def test_wrong_labels_surprise(high, untrained, number):
-    """A tenth that is little worse than untrained is a rare class; a tenth of wrong labels loses more."""
-    records = learnt(1000, wrong=range(100))
-    records["mean"] *= untrained / UNTRAINED
-    records["mean"][:100] = high
-
-    assert len(found(records, untrained).indices) == number
-
-
 @pytest.mark.parametrize("absurd", [1e3, 1e10, 3e38])
 def test_one_absurd_sample_hides_no_other(absurd):
     """A sample with an absurd mean loss is one suspect more, and the others are found all the same."""
@@ -130,6 +117,19 @@ def test_rare_groups_are_protected():
     assert len(alone) == 20
     # One in eighteen is left at last, so at most 8 % of the ten of group 1, rounded up, and 15.7 of the others.
     assert sorted(grouped.tolist()) == [0, *range(10, 20)]
+
+
+@pytest.mark.parametrize(
+    ("high", "untrained", "is_surprising"),
+    [(2.9, 2.3, False), (4.2, 2.3, True), (1.25e-3, 1e-3, False), (2e-3, 1e-3, True), (60, 46, True)],
+)
+def test_wrong_labels_surprise(high, untrained, is_surprising):
+    """A tenth that is little worse than untrained may be a rare class; a tenth of wrong labels loses more."""
+    mean = np.full(1000, 0.05 * untrained, np.float32)
+    mean[:100] = high
+    suspicion = Suspicion.of(mean, np.full(1000, 6), untrained)
+
+    assert suspicion.is_surprising == is_surprising
 
 
 def test_suspicion_of_a_part_judges_all():
