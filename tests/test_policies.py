@@ -385,6 +385,14 @@ def test_refuses_wrong_weights(weights):
         policy.select(candidates(np.ones(4)), Context(0.5, 1, 2, 1.0), generator())
 
 
+@pytest.mark.parametrize("weight", [np.nan, np.inf])
+def test_refuses_weights_that_are_not_finite(weight):
+    """A weight that is no number would make the loss none, and nobody would know why."""
+    policy = get_policy(Answering(keep=np.ones(4, bool), weights=[1, weight, 1, 1]))
+    with pytest.raises(ValueError, match=r"policy.select must return finite weights, got"):
+        policy.select(candidates(np.ones(4)), Context(0.5, 1, 2, 2.0), generator())
+
+
 @pytest.mark.parametrize(
     "order",
     [

@@ -29,11 +29,11 @@ class Focus(Policy):
     what is skipped act as a higher learning rate.
 
     The guard: once samples were used 4 times on average and 10 % of the budget is spent, the suspects
-    (`Suspicion.flags`, from 72 % of the untrained loss on) are skipped with probability ``skip_suspects``, unless most
-    of them are being learnt at the time, as rare classes are. Their mean loss hardly changes from then on, so the
-    decision keeps. To the losses a rare class that is learnt late looks like wrong labels: the guard needs ``groups``,
-    the labels, and suspects no class much more than the others. Where there are no classes, one group for all will do:
-    ``groups=np.zeros(N)``.
+    (`Suspicion.flags`, from 72 % of the untrained loss on) are skipped with probability ``skip_suspects``, unless they
+    lose less than wrong labels must (`Suspicion.is_surprising`), or most of them are being learnt at the time, as rare
+    classes are. Their mean loss hardly changes from then on, so the decision keeps. To the losses a rare class that is
+    learnt late looks like wrong labels: the guard needs ``groups``, the labels, and suspects no class much more than
+    the others. Where there are no classes, one group for all will do: ``groups=np.zeros(N)``.
 
     An epoch is N visits all the same, and the last ones go to all samples but the suspects. Without losses of single
     samples everything is visited once a pass.

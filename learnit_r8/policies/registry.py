@@ -71,6 +71,8 @@ class _Checked(Around):
             raise ValueError(f"policy.select must return bool[{count}], got {_shape(keep)} from {self.inner!r}.")
         if weights is not None and np.shape(weights) != (count,):
             raise ValueError(f"policy.select must return weights float32[{count}] or None, got {_shape(weights)}.")
+        if weights is not None and not np.isfinite(weights).all():
+            raise ValueError(f"policy.select must return finite weights, got {weights!r} from {self.inner!r}.")
         return np.asarray(keep), None if weights is None else np.asarray(weights, np.float32)
 
     def arrange(self, chunk: Candidates, batch_size: int, rng: np.random.Generator) -> Order:
