@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-import io
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from learning_tasks import DATA, Floats, Indices, Labels, Score, spoilt
 
@@ -14,6 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
+
+from cifar10_parts import decoded
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Optimizer = torch.optim.Optimizer
@@ -95,15 +100,9 @@ class Housing(_Learner):
 @functools.lru_cache
 def images(part: str, count: int) -> tuple[Tensor, Indices]:
     """uint8[count, 32, 32, 3] and int64[count], the first of CIFAR-10's "train" or "test" images and their classes."""
-    from PIL import Image
-
     with np.load(DATA / "cifar10_jpeg.npz") as file:
-        content, offsets = file[f"{part}_jpeg"], file[f"{part}_offset"]
-        labels = file[f"{part}_label"][:count].astype(np.int64)
-    found = np.empty((count, 32, 32, 3), np.uint8)
-    for number in range(count):
-        found[number] = Image.open(io.BytesIO(content[offsets[number] : offsets[number + 1]].tobytes()))
-    return torch.from_numpy(found), labels
+        found, labels = decoded(file, part, count)
+    return found.permute(0, 2, 3, 1).contiguous(), labels.numpy()
 
 
 def normalised(pixels: Tensor) -> Tensor:
