@@ -179,7 +179,7 @@ def work(rank: int, port: int, quick: bool) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=RANKS)
     exchange(rank, 100 if quick else 1000)
     tables(rank, 1000 if quick else 2000)
-    steps(rank, 12 if quick else 90)
+    steps(rank, 12 if quick else 300)
     dist.destroy_process_group()
 
 

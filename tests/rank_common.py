@@ -85,11 +85,20 @@ class ThreadRanks:
         self._barrier, self._box = barrier, box
 
     def gather(self, message):
-        self._box[self.rank] = message.copy()
-        self._barrier.wait(20)
-        everything = np.stack([self._box[rank] for rank in range(self.size)])
-        self._barrier.wait(20)
-        return everything
+        return self.send(message)()
+
+    def send(self, message):
+        """Threads wait for each other when they read."""
+        message = message.copy()
+
+        def read():
+            self._box[self.rank] = message
+            self._barrier.wait(20)
+            everything = np.stack([self._box[rank] for rank in range(self.size)])
+            self._barrier.wait(20)
+            return everything
+
+        return read
 
     def of_first(self, text):
         if self.rank == 0:

@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 from torch.nn.parallel import DistributedDataParallel
 
 from learnit_r8 import R8Scheduler
+from learnit_r8.copies import clone
 from learnit_r8.torch import Ranks, SharedRun, Together, attach
 
 
@@ -141,6 +142,27 @@ def attached_run(rank, bad_rank, bad_step, settings, workers):
     r8 = adapter.scheduler
     uses = sorted(set(r8.table.usage_count.tolist()))
     return table_digest(r8), parameter_digest(task.model), r8.sentry.num_refused, r8.global_step, uses, task.accuracy()
+
+
+def reloaded_run(rank, at):
+    """Save in one step and load in another while losses are under way: table, parameters, generators."""
+    task = Digits()
+    dataset = torch.utils.data.TensorDataset(task.x, task.y)
+    adapter = attach(task.model, task.optimizer, dataset, batch_size=64, num_epochs=6, sharing=Together(every=4))
+    saved = None
+    for _ in adapter.epochs():
+        for xs, ys in adapter.loader():
+            losses = torch.nn.functional.cross_entropy(task.model(xs), ys, reduction="none")
+            adapter.step(adapter.loss(losses))
+            steps = adapter.scheduler.global_step + adapter._reports.num_on_their_way
+            if saved is None and steps == 33:
+                saved = clone(adapter.state_dict())
+            elif saved is not None and steps == at:
+                at = -1
+                adapter.load_state_dict(saved)
+                break
+    adapter.close()
+    return table_digest(adapter.scheduler), parameter_digest(task.model), adapter.scheduler.global_step
 
 
 def drifting_run(rank, num_steps):

@@ -1,6 +1,7 @@
 """`attach`: a training with torch under a scheduler, in each of the ways people write their loops."""
 
 import copy
+import weakref
 
 import numpy as np
 import pytest
@@ -245,6 +246,29 @@ def test_nothing_is_stepped_after_a_refusal():
     for number, momentum in before["optimizer"]["state"].items():
         assert torch.equal(momentum["momentum_buffer"], after["optimizer"]["state"][number]["momentum_buffer"])
     assert all(parameter.grad is None for parameter in adapter.model.parameters())
+
+
+def test_cleared_gradients_keep_their_memory_until_the_next_backward():
+    """On a CPU the memory of gradients is not given back where a plain script would hold it: in the forward pass.
+
+    Whoever looks at a parameter meanwhile finds no gradient.
+    """
+    adapter = adapted()
+    batches = iter(adapter.loader())
+    memory, alive = [], []
+    for _ in range(2):
+        x, y = next(batches)
+        alive.append([each() is not None for each in memory])
+        loss = adapter.loss(cross_entropy(adapter.model(x), y, reduction="none"))
+        adapter._stepper.backward(loss, is_last=False)
+        alive.append([each() is not None for each in memory])
+        memory = [weakref.ref(parameter.grad) for parameter in adapter.model.parameters()]
+        adapter.report()
+        adapter._stepper.clear()
+        assert all(parameter.grad is None for parameter in adapter.model.parameters())
+
+    count = len(memory)
+    assert alive == [[], [], [True] * count, [False] * count]
 
 
 def test_gives_up():

@@ -122,6 +122,146 @@ def test_slow_steps_are_exchanged_at_once():
     assert Verdict.PENDING not in first[16:]
 
 
+def reported(job, every, num_steps=20, **settings):
+    """What ``job(shared, share)`` returns after each report of a run of one epoch, the same on both ranks."""
+
+    def work(ranks):
+        shared = SharedRun(make(8 * num_steps, batch_size=8, num_epochs=1, **settings), ranks, every=every)
+        return [job(shared, share) for share in shares(shared)]
+
+    [one, other] = in_threads(2, work)
+    assert one == other
+    return one
+
+
+def step_after(shared, share):
+    """The steps that the scheduler knows of after one more was reported to it."""
+    shared.report(share.ticket, sample_losses(share.indices))
+    return shared.r8.global_step
+
+
+def test_what_is_sent_at_one_step_is_read_at_the_next():
+    """No step waits for the losses that were sent in it, but the last of an epoch, after which it is to be complete."""
+    assert reported(step_after, every=4, num_steps=14) == [0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 14]
+
+
+def test_a_verdict_lags_by_at_most_16_steps():
+    """With 16 steps in an exchange the oldest loss of it is judged 16 steps after it was computed."""
+    known_after = reported(step_after, every=16, num_steps=80)
+
+    lags = [next(after for after, steps in enumerate(known_after) if steps > step) - step for step in range(80)]
+    assert max(lags) == 16
+
+
+def test_losses_are_read_at_once_where_a_backup_is_due():
+    """A backup needs that no loss is open: the exchange at its step is read in it, the others a step later."""
+    taken = []
+
+    def job(shared, share):
+        taken.append([event.step for event in events[shared.ranks.rank] if type(event).__name__ == "BackupTaken"])
+        return step_after(shared, share)
+
+    events = {0: [], 1: []}
+    weights = Weights()
+
+    def work(ranks):
+        callbacks = {"state_callback": weights.get, "listeners": [events[ranks.rank].append]}
+        r8 = make(8 * 30, batch_size=8, num_epochs=1, backup_every=12, **callbacks)
+        shared = SharedRun(r8, ranks, every=4)
+        return [job(shared, share) for share in shares(shared)]
+
+    [one, other] = in_threads(2, work)
+
+    assert one == other
+    assert one[:14] == [0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 12, 12, 12]
+    assert taken[-1] == [0, 12, 24]
+
+
+def test_a_metric_logged_on_one_rank_changes_no_exchange(tmp_path):
+    """`log` is each rank's own affair, though it may make a checkpoint due: only rank 0 says when ranks hurry."""
+
+    def job(shared, share):
+        if shared.ranks.rank == 1:
+            shared.r8.log(accuracy=float(share.ticket.step))
+        return step_after(shared, share)
+
+    with pytest.warns(RuntimeWarning, match="monitor"):
+        known_after = reported(job, every=4, num_steps=14, checkpoint_dir=tmp_path, monitor="accuracy", mode="max")
+
+    assert known_after == [0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 14]
+
+
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_a_bad_loss_under_way_makes_the_step_void_in_which_it_is_read(culprit):
+    """The ranks train on until the bad loss is read; the steps since, and the one at hand, are left out by all."""
+
+    def work(ranks):
+        weights = Weights()
+        callbacks = {"state_callback": weights.get, "load_callback": weights.load, "backup_every": 1000}
+        r8 = make(8 * 40, batch_size=8, num_epochs=1, **callbacks)
+        seen = follow(SharedRun(r8, ranks, every=4), bad={(culprit, 13)})
+        return [bool(outcome) for *_, outcome in seen], r8.global_step, r8.sentry.num_refused, known(r8)
+
+    [one, other] = in_threads(2, work)
+
+    # Steps 12 to 15 are sent together, and read in step 16: 13 is refused, 14, 15 and 16 are void.
+    assert [step for step, counts in enumerate(one[0]) if not counts] == [16]
+    assert one[1:3] == (40, 1)
+    assert one[3]["usage_count"].sum() == 8 * 36
+    np.testing.assert_equal(one[3], other[3])
+
+
+@pytest.mark.parametrize("last", range(3, 10))
+def test_a_break_with_losses_under_way_loses_none(last):
+    """A loop that is left while losses are held back or under way goes on with the next batch, and knows them all."""
+
+    def job(ranks):
+        shared = SharedRun(make(8 * 20, batch_size=8, num_epochs=1), ranks, every=4)
+        seen = []
+        for share in shared:
+            seen += share.indices.tolist()
+            shared.report(share.ticket, sample_losses(share.indices))
+            if share.ticket.step == last:
+                break
+        for share in shares(shared):
+            seen += share.indices.tolist()
+            shared.report(share.ticket, sample_losses(share.indices))
+        return seen, shared.r8.table.usage_count.tolist()
+
+    [one, other] = in_threads(2, job)
+
+    assert sorted(one[0] + other[0]) == list(range(160))
+    assert one[1] == other[1] == [1] * 160
+
+
+def test_viewers_see_the_samples_while_losses_are_under_way():
+    """A viewer on one rank is shown the samples in mid-epoch, where no step ever ends with every loss known."""
+
+    class Viewer:
+        wants_surveys = True
+
+        def __init__(self):
+            self.steps = []
+
+        def __call__(self, event):
+            if type(event).__name__ == "SamplesSurveyed":
+                self.steps.append(event.step)
+
+    viewer = Viewer()
+
+    def job(ranks):
+        clock = TickingClock(0.5)
+        listeners = [viewer] if ranks.rank == 0 else []
+        shared = SharedRun(make(8 * 200, batch_size=8, num_epochs=1, clock=clock, listeners=listeners), ranks, every=4)
+        follow(shared)
+        return known(shared.r8)
+
+    [one, other] = in_threads(2, job)
+
+    np.testing.assert_equal(one, other)
+    assert len([step for step in viewer.steps if step < 200]) > 3
+
+
 @pytest.mark.parametrize("every", [1, 5, 16])
 @pytest.mark.parametrize("culprit", [0, 1])
 def test_a_bad_loss_on_one_rank_puts_all_back_at_the_same_step(culprit, every):
@@ -217,7 +357,7 @@ def test_timed_backups_are_taken_at_the_same_steps():
 
 @pytest.mark.parametrize("asked", [0, 1])
 def test_a_stop_asked_for_on_one_rank_stops_all_after_the_same_step(asked, tmp_path):
-    """All ranks stop at the step after which they exchanged the wish; rank 0 has saved by then."""
+    """All ranks stop at the step after which they read the wish; rank 0 has saved by then."""
 
     def job(ranks):
         shared = SharedRun(make(48, batch_size=8, num_epochs=4, checkpoint_dir=tmp_path), ranks, every=4)
@@ -227,9 +367,10 @@ def test_a_stop_asked_for_on_one_rank_stops_all_after_the_same_step(asked, tmp_p
             shared.report(share.ticket, sample_losses(share.indices))
         return shared.r8.global_step, shared.r8.is_stopped
 
-    assert in_threads(2, job) == [(10, True)] * 2
+    # The wish is sent after step 10 and read after 11.
+    assert in_threads(2, job) == [(11, True)] * 2
     assert (
-        make(48, batch_size=8, num_epochs=4, checkpoint_dir=tmp_path).safekeeping.load(None).state["pace"]["step"] == 10
+        make(48, batch_size=8, num_epochs=4, checkpoint_dir=tmp_path).safekeeping.load(None).state["pace"]["step"] == 11
     )
 
 
@@ -278,7 +419,7 @@ def test_a_pause_on_one_rank_pauses_all(way_out):
 
     [one, other] = in_threads(2, job)
 
-    assert one == other == (12 if way_out == "resume" else 4, 0.0)
+    assert one == other == (12 if way_out == "resume" else 5, 0.0)
 
 
 @pytest.mark.parametrize(

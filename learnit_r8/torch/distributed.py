@@ -78,7 +78,10 @@ class Together(Sharing):
 
     def between_steps(self, r8: R8Scheduler, num_held_back: int) -> None:
         """Let the scheduler do what is due, where nothing is held back; at the border of an epoch, ask the time."""
-        if num_held_back or self._exchange is None:
+        if self._exchange is None:
+            return
+        if num_held_back:
+            self._exchange.show()
             return
         # Once the run is over, others may be gone already.
         if not r8.global_step % r8.steps_per_epoch and not r8.pace.is_over:
@@ -112,23 +115,35 @@ class Gathered:
         self._sent.append(item)
 
     def ready(self) -> list[tuple[Any, Any]]:
-        """Those of whole batches, if it is time to exchange them; else none."""
-        is_due = bool(self._sent) and self._exchange.is_due(len(self._sent), self._sent[-1].ticket)
-        return self.drain() if is_due else []
+        """Those of whole batches that have come from the other ranks; asked once after each `put`."""
+        if not len(self._own):
+            return []
+        return self._of_batches(self._exchange.turn(len(self._own), self._sent[-1].ticket, self._take))
 
     def drain(self) -> list[tuple[Any, Any]]:
-        """Those of whole batches; exchanges them, on all ranks at the same place."""
+        """All of whole batches; exchanges them, on all ranks at the same place."""
+        notes = self._take()
+        return self._of_batches(self._exchange.run(notes) if notes else self._exchange.receive())
+
+    def _take(self) -> list[Note]:
+        """What this rank holds back, fetched from the device."""
         notes: list[Note] = []
         for item, values in self._own.drain():
             note = _note_of(item, values)
             self._exchange.check(note, notes)
             notes.append(note)
         self.num_waits = self._own.num_waits
-        sent, self._sent = self._sent, []
-        return list(zip(sent, map(_values_of, sent, self._exchange.run(notes)), strict=True))
+        return notes
+
+    def _of_batches(self, notes: list[Note]) -> list[tuple[Any, Any]]:
+        if not notes:
+            return []
+        sent, self._sent = self._sent[: len(notes)], self._sent[len(notes) :]
+        return list(zip(sent, map(_values_of, sent, notes), strict=True))
 
     def clear(self) -> list[Any]:
-        """Forget what is on its way."""
+        """Forget what is on its way; what was sent already is read, on all ranks at the same place."""
+        self._exchange.receive()
         self._own.clear()
         sent, self._sent = self._sent, []
         return sent

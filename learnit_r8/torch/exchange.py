@@ -3,6 +3,9 @@
 Every rank draws the same batch and trains on its own slice, so that no index ever travels. Losses do, together with
 everything else the ranks must agree on: the time, what was asked of the run on one of them, and digests that show when
 they differ. The same numbers reported in the same order give the same tables, verdicts and rates, bit for bit.
+
+What is sent at one step is read at the next: a message takes a millisecond or more where every core is at work, and
+no rank waits for it. Only where nothing may be open it is read at once: see `Exchange.turn`.
 """
 
 from __future__ import annotations
@@ -54,6 +57,7 @@ class Exchange:
         r8: As given.
         ranks: As given.
         count: Exchanges so far.
+        under_way: Steps whose losses were sent and not read yet.
     """
 
     def __init__(
@@ -71,6 +75,9 @@ class Exchange:
         self._drawn = 0
         self._last_check = self._num_checks = 0
         self._began = time.perf_counter()
+        self.under_way: list[Note] = []
+        self._read: Callable[[], NDArray[Any]] | None = None
+        self._is_hurried = True
         self._clock = SharedClock(r8.pace.clock, ranks)
         r8.pace.use_clock(self._clock)
         self._requests = r8.requests = SharedRequests(r8.requests, ranks, self._clock)
@@ -101,52 +108,95 @@ class Exchange:
 
     def check(self, note: Note, held: Sequence[Note]) -> None:
         """Raise ValueError unless the losses of a step can be exchanged with those held back."""
-        self._letters.check(note, held, self.r8.table.part_size)
+        self._letters.check(note, held or self.under_way, self.r8.table.part_size)
 
-    def is_due(self, num_held: int, last: Ticket) -> bool:
-        """Whether it is time: enough is held back, or nothing comes before the next epoch or the end.
+    def turn(self, num_held: int, last: Ticket, take: Callable[[], Sequence[Note]]) -> list[Note]:
+        """To be called at each step on all ranks: reads what was sent before, and sends what is held if it is time.
+
+        It is time where enough is held back, where nothing comes before the next epoch or the end, and where the run
+        is to answer a request. In the last two cases it is read at once; so it is where a backup or a checkpoint may be
+        due before the next exchange, for which no loss may be open, and where steps are slow.
 
         Args:
-            num_held: Steps held back.
+            num_held: Steps held back, >= 1.
             last: The last of them.
-        """
-        step = last.step + 1
-        return num_held >= self._every or not step % self.r8.steps_per_epoch or step == self.r8.total_steps
-
-    def run(self, held: Sequence[Note]) -> list[Note]:
-        """Exchange; on all ranks at the same place.
-
-        Args:
-            held: The steps held back, with the losses of this rank's slices.
+            take: Returns them, with the losses of this rank's slices, to be held back no longer.
 
         Returns:
-            The same steps with the losses of whole batches, to be reported in this order.
+            Steps with the losses of whole batches, to be reported in this order.
 
         Raises:
             RanksDiffer: the ranks do not do the same.
             RankLost: a rank does not answer.
         """
+        here = self.receive()
+        step = last.step + 1
+        ends = not step % self.r8.steps_per_epoch or step == self.r8.total_steps
+        must_close = ends or self._requests.is_agreed
+        if num_held >= self._every or must_close:
+            is_hurried = must_close or self._is_hurried or self._every == 1
+            self._send(take())
+            if is_hurried:
+                here += self.receive()
+        return here
+
+    def run(self, held: Sequence[Note]) -> list[Note]:
+        """Read what was sent before, and exchange at once; on all ranks at the same place. See `turn`."""
+        here = self.receive()
+        self._send(held)
+        return here + self.receive()
+
+    def _send(self, held: Sequence[Note]) -> None:
         for note in held:
             self._drawn = zlib.crc32(note.ticket.indices.data, self._drawn)
         # The model is looked at along with the table, and once early.
         state, early = self._digest_if_due(), 0 < self.r8.global_step <= 2 * MOST_HELD_BACK
+        step = held[-1].ticket.step + 1 if held else self.r8.global_step
+        every = self._next_every(len(held))
         own = self._letters.write(
             held,
-            step=self.r8.global_step + len(held),
+            step=step,
             drawn=self._drawn,
             state=state,
             model=self._probe() if state or early else 0,
             clock=self._clock.own(),
-            every=self._next_every(len(held)),
+            every=every,
+            hurried=self._must_hurry(step + every),
             wished=self._requests.wished,
         )
-        letters = self.ranks.gather(own)[:, 0]
+        self.under_way = list(held)
+        self._read = self.ranks.send(own)
         self.count += 1
+
+    def receive(self) -> list[Note]:
+        """Read what was sent before, if anything was: the same steps with the losses of whole batches.
+
+        Raises:
+            RanksDiffer: the ranks do not do the same.
+            RankLost: a rank does not answer.
+        """
+        read, self._read = self._read, None
+        if read is None:
+            return []
+        letters = read()[:, 0]
+        held, self.under_way = self.under_way, []
         self._check(letters)
         self._clock.now = float(letters["clock"][0])
         self._every = int(letters["every"][0])
+        self._is_hurried = bool(letters["hurried"][0])
         self._requests.agree(letters["wished"].tolist())
         return self._letters.read(letters, held)
+
+    def show(self) -> None:
+        """Let viewers see the samples while losses are held back or under way, if it is time."""
+        r8 = self.r8
+        if r8.announcer.wants_surveys:
+            r8.telling.between_steps(r8.pace.epoch, epoch_ended=False)
+
+    def _must_hurry(self, next_step: int) -> bool:
+        """Whether something may be due at the exchange after this one, if this rank is the first."""
+        keeping = self.r8.safekeeping
+        return next_step >= keeping.quiet_steps or self.r8.pace.seconds >= keeping.quiet_seconds
 
     def _digest_if_due(self) -> int:
         """Of the state that the last exchange left; 0 if it is not its turn."""

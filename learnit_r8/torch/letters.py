@@ -44,9 +44,8 @@ class Letters:
 
     def __init__(self, size: int, most_steps: int, share: int) -> None:
         self._size = size
-        head = [
-            (name, "i8") for name in ("num_steps", "part_size", "step", "drawn", "state", "model", "every", "wished")
-        ]
+        numbers = ("num_steps", "part_size", "step", "drawn", "state", "model", "every", "hurried", "wished")
+        head = [(name, "i8") for name in numbers]
         each = [(name, "f8", (most_steps,)) for name in ("skipped", "has_norm", "norm")]
         losses = ("losses", "f8", (most_steps, share))
         self._own: NDArray[Any] = np.zeros(1, np.dtype([*head, ("clock", "f8"), *each, losses]))

@@ -7,7 +7,8 @@ is noticed after a time of our own choosing.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -57,7 +58,11 @@ class Ranks:
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
         self.timeout_seconds = float(timeout_seconds)
-        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout_seconds))
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout_seconds))
+        # Not held: destroy_process_group() must be able to end its threads. One that still lets go of a message when
+        # Python ends aborts the process.
+        self._group = weakref.ref(group)
+        self._work: Any = None
 
     def __repr__(self) -> str:
         return f"Ranks(rank={self.rank}, size={self.size})"
@@ -74,12 +79,30 @@ class Ranks:
         Raises:
             RankLost: one of them did not call in time.
         """
-        own = torch.from_numpy(message.view(np.uint8))
+        return self.send(message)()
+
+    def send(self, message: NDArray[Any]) -> Callable[[], NDArray[Any]]:
+        """Begin to exchange messages: every rank calls it, goes on, and calls what it returns.
+
+        Args:
+            message: As for `gather`; its memory may be used again at once.
+
+        Returns:
+            Waits for the messages of all, and returns what `gather` does; to be called once.
+        """
+        own = torch.from_numpy(message.view(np.uint8)).clone()
         everything = torch.empty(self.size, len(own), dtype=torch.uint8)
         with self.watching():
-            dist.all_gather(list(everything), own, group=self._group)
-        gathered: NDArray[Any] = everything.numpy().view(message.dtype)
-        return gathered
+            # Kept until the next: whoever lets go of it last needs the interpreter, and a thread may come too late.
+            self._work = work = dist.all_gather(list(everything), own, group=self._living_group(), async_op=True)
+
+        def read() -> NDArray[Any]:
+            with self.watching():
+                work.wait()
+            gathered: NDArray[Any] = everything.numpy().view(message.dtype)
+            return gathered
+
+        return read
 
     def of_first(self, text: str | None) -> str | None:
         """The text that rank 0 has; every rank calls it.
@@ -95,8 +118,17 @@ class Ranks:
         if self.rank == 0:
             buffer[:] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         with self.watching():
-            dist.broadcast(buffer, src=0, group=self._group)
+            dist.broadcast(buffer, src=0, group=self._living_group())
         return buffer.numpy().tobytes()[1:].decode()
+
+    def _living_group(self) -> Any:
+        group = self._group()
+        if group is None:
+            raise RuntimeError(
+                "the process group must live until the run is closed, got one that was destroyed; call close() first, "
+                "then destroy_process_group()."
+            )
+        return group
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:

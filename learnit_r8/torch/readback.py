@@ -57,26 +57,26 @@ class Immediate:
 
     def __init__(self, *, keeps: bool = False) -> None:
         self._keeps = keeps
-        self._here: list[tuple[Any, Values]] = []
+        self._here: list[tuple[Any, torch.Tensor]] = []
 
     def __len__(self) -> int:
         return len(self._here)
 
     def put(self, item: Any, values: torch.Tensor) -> None:
         """Send values on their way."""
-        numbers: Values = values.numpy()
-        self._here.append((item, numbers.copy() if self._keeps else numbers))
+        self._here.append((item, values.clone() if self._keeps else values))
 
     def ready(self) -> list[tuple[Any, Values]]:
         """Those that have come: all."""
         here, self._here = self._here, []
-        return here
+        return [(item, values.numpy()) for item, values in here]
 
     drain = ready
 
     def clear(self) -> list[Any]:
         """Forget all: what they belong to."""
-        return [item for item, _ in self.ready()]
+        here, self._here = self._here, []
+        return [item for item, _ in here]
 
 
 class Copy(Protocol):

@@ -114,7 +114,8 @@ class Reports:
         here = self.readback.drain() if self._r8.search.is_on else self.readback.ready()
         if here:
             self._hear(here)
-        else:
+        if self.num_on_their_way:
+            # What has come was of batches before.
             self.outcome = Outcome(Verdict.PENDING, self.outcome.lr, None)
         return self.outcome
 

@@ -107,6 +107,9 @@ class SharedRequests(Requests):
         before: The requests of this rank's scheduler.
         ranks: The ranks.
         clock: Their clock.
+
+    Attributes:
+        is_agreed: Whether all ranks know of something to answer.
     """
 
     def __init__(self, before: Requests, ranks: Ranks, clock: SharedClock) -> None:
@@ -121,6 +124,12 @@ class SharedRequests(Requests):
         self._clock = clock
         self._wished = 0
         self._why = ""
+        self.is_agreed = False
+
+    def answer(self) -> None:
+        """Do what was asked for, on all ranks at the same place."""
+        self.is_agreed = False
+        super().answer()
 
     def _wake(self) -> None:
         """A signal on one rank ends the run on all, after the same step."""
@@ -159,6 +168,7 @@ class SharedRequests(Requests):
         anyone = 0
         for wish in wishes:
             anyone |= wish
+        self.is_agreed |= bool(anyone)
         if anyone & _SAVE:
             super().save()
         if anyone & _STOP:

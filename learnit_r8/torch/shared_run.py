@@ -72,8 +72,10 @@ class SharedRun:
         r8 = self.r8
         self._report_all(self.exchange.run(self._taken()))
         epoch = r8.current_epoch
-        while (r8.global_step + len(self._held)) // r8.steps_per_epoch == epoch:
-            if not self._held:
+        while (r8.global_step + self._num_held_back) // r8.steps_per_epoch == epoch:
+            if self._num_held_back:
+                self.exchange.show()
+            else:
                 # Before the drawing: a run that is to stop trains on no further batch.
                 r8.between_steps()
             ticket = r8.draw_ahead()
@@ -89,14 +91,20 @@ class SharedRun:
             self._take_back(share, r8.give_up)
         self.settle()
 
+    @property
+    def _num_held_back(self) -> int:
+        """Steps trained on and not reported to the scheduler yet."""
+        return len(self._held) + len(self.exchange.under_way)
+
     def _begin(self, ticket: Ticket) -> Share:
-        ticket = self.r8.begin(ticket, held_back=len(self._held))
+        ticket = self.r8.begin(ticket, held_back=self._num_held_back)
         weights = None if ticket.weights is None else self.exchange.part(ticket.weights)
         return Share(self.exchange.part(ticket.indices), ticket.lr, weights, ticket)
 
     def _take_back(self, share: Share, do: Callable[[Ticket], None]) -> None:
         """Hand a batch back or give it up, if it was not reported."""
-        if not (self._held and self._held[-1].ticket is share.ticket):
+        newest = [*self.exchange.under_way, *self._held][-1:]
+        if not (newest and newest[0].ticket is share.ticket):
             do(share.ticket)
 
     def report(
@@ -135,14 +143,11 @@ class SharedRun:
         note = Note(ticket, np.atleast_1d(reading.means), reading.part_size, skipped, norm)
         self.exchange.check(note, self._held)
         self._held.append(note)
-        if not self.exchange.is_due(len(self._held), ticket):
-            return Outcome(Verdict.PENDING, ticket.lr, None)
-        return self._report_all(self.exchange.run(self._taken()))
+        return self._report_all(self.exchange.turn(len(self._held), ticket, self._taken))
 
     def settle(self) -> None:
         """Exchange what is held back, if anything is; on all ranks at the same place."""
-        if self._held:
-            self._report_all(self.exchange.run(self._taken()))
+        self._report_all(self.exchange.run(self._taken()) if self._held else self.exchange.receive())
 
     def _taken(self) -> list[Note]:
         held, self._held = self._held, []
@@ -150,11 +155,11 @@ class SharedRun:
 
     def _report_all(self, notes: list[Note]) -> Outcome:
         """Report whole batches; what was trained on after one that put the model back is void."""
-        outcome = Outcome(Verdict.PENDING, self.r8.lr, None)
+        pending = outcome = Outcome(Verdict.PENDING, self.r8.lr, None)
         for number, note in enumerate(notes):
             outcome = self.r8.report(note.ticket, **arguments_of(note))
             if outcome.rolled_back_to is not None:
-                for later in notes[number + 1 :]:
+                for later in [*notes[number + 1 :], *self.exchange.receive(), *self._taken()]:
                     self.r8.discard(later.ticket)
-                break
-        return outcome
+                return outcome
+        return pending if self._num_held_back else outcome

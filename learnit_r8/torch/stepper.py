@@ -22,6 +22,7 @@ class Stepper:
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._num_added = 0
         self._is_adding = False
+        self._last_gradients: list[torch.Tensor | None] = []
         self._clears_itself = getattr(type(optimizer), "zero_grad", None) is not torch.optim.Optimizer.zero_grad
         if accumulate > 1:
             # However the step comes about, in a loop of the user's own too.
@@ -61,6 +62,7 @@ class Stepper:
                 f"optimizer must take a step without a closure, got {type(self._optimizer).__name__}; call "
                 "report(losses) in place of loss() and step(), and optimizer.step(closure) if its outcome is true."
             )
+        self._last_gradients = []
         loss = loss / self._accumulate if self._accumulate > 1 else loss
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()
         self._num_added += 1
@@ -89,10 +91,15 @@ class Stepper:
     def clear(self) -> None:
         """Begin a new gradient."""
         self._note_step()
+        parameters = [each for group in self._optimizer.param_groups for each in group["params"]]
+        if parameters and parameters[0].is_cpu:
+            # Freed here they could be the last thing in the heap: the C library would hand all of it back to the
+            # system, to be faulted in again by the next forward pass, at up to a third of a step. A script that clears
+            # them before its backward pass is spared that.
+            self._last_gradients = [each.grad for each in parameters]
         if self._clears_itself:
             self._optimizer.zero_grad(set_to_none=True)
             return
         # What torch's own does besides is to label this for its profiler, which takes longer than the rest.
-        for group in self._optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
+        for parameter in parameters:
+            parameter.grad = None
