@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .ranks import Ranks, RanksDiffer
 
@@ -29,24 +28,24 @@ def check_same_run(r8: R8Scheduler, ranks: Ranks) -> None:
     facts = _facts(r8)
     own = np.array([digest_of(fact) for fact in facts.values()])
     everyone = ranks.gather(own)
-    for name, values in zip(facts, everyone.T, strict=True):
+    for name, values in zip(facts, everyone.T.tolist(), strict=True):
         check_same(name, values, f"{name} must be the same on all ranks, got {facts[name]!r} on rank {ranks.rank}")
 
 
-def check_same(name: str, values: NDArray[Any], text: str) -> None:
+def check_same(name: str, values: Sequence[int], text: str) -> None:
     """Raise unless all ranks sent the same value.
 
     Args:
         name: What it is.
-        values: [size], one of each rank.
+        values: One of each rank.
         text: How the message begins.
 
     Raises:
         RanksDiffer: one has another than rank 0.
     """
-    others = np.flatnonzero(values != values[0])
-    if len(others):
-        raise RanksDiffer(f"{text}; {name} of rank {', '.join(map(str, others.tolist()))} is not that of rank 0.")
+    others = [rank for rank, value in enumerate(values) if value != values[0]]
+    if others:
+        raise RanksDiffer(f"{text}; {name} of rank {', '.join(map(str, others))} is not that of rank 0.")
 
 
 def _facts(r8: R8Scheduler) -> dict[str, Any]:

@@ -159,6 +159,8 @@ def _note_of(item: Sent, values: NDArray[np.float32]) -> Note:
 
 def _values_of(item: Sent, note: Note) -> NDArray[np.float64]:
     """What an adapter wants back: the losses of the whole batch, and then the extras that it sent."""
+    if not item.extras:
+        return note.losses
     extras = {"skipped": float(note.skipped), "grad_norm": note.grad_norm}
     return np.concatenate([note.losses, [extras[name] for name in item.extras]])
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..checks import whole_number
 from ..ticket import Ticket
 from .agreement import check_same, check_same_run, digest_of_state
-from .letters import Letters, Note
+from .letters import Head, Letters, Note
 from .ranks import Ranks
 from .shared_parts import SharedClock, SharedRequests, SharedStore
 
@@ -161,7 +161,7 @@ class Exchange:
             model=self._probe() if state or early else 0,
             clock=self._clock.own(),
             every=every,
-            hurried=self._must_hurry(step + every),
+            is_hurried=self._must_hurry(step + every),
             wished=self._requests.wished,
         )
         self.under_way = list(held)
@@ -180,11 +180,11 @@ class Exchange:
             return []
         letters = read()[:, 0]
         held, self.under_way = self.under_way, []
-        self._check(letters)
+        heads = self._letters.heads(letters)
+        self._check(heads)
         self._clock.now = float(letters["clock"][0])
-        self._every = int(letters["every"][0])
-        self._is_hurried = bool(letters["hurried"][0])
-        self._requests.agree(letters["wished"].tolist())
+        self._every, self._is_hurried = heads[0].every, bool(heads[0].is_hurried)
+        self._requests.agree([head.wished for head in heads])
         return self._letters.read(letters, held)
 
     def show(self) -> None:
@@ -215,21 +215,27 @@ class Exchange:
         step_seconds = (self._began - began) / num_held
         return int(min(MOST_HELD_BACK, max(1.0, EXCHANGE_SECONDS // max(step_seconds, 1e-9))))
 
-    def _check(self, letters: NDArray[Any]) -> None:
-        steps, numbers = letters["step"].tolist(), letters["num_steps"].tolist()
-        place = f"step {steps[self.ranks.rank]}"
-        check_same("the step", letters["step"], f"all ranks must report the same steps, got {steps}")
-        held = f"all ranks must exchange losses together, got {numbers} held back at {place}"
-        check_same("the number of losses", letters["num_steps"], held)
-        check_same("the kind of losses", letters["part_size"], f"all ranks must report one kind of loss at {place}")
-        check_same("what was drawn", letters["drawn"], f"all ranks must draw the same batches before {place}")
-        check_same("the table", letters["state"], f"the tables of all ranks must be equal before {place}")
-        if (letters["model"] != letters["model"][0]).any():
+    def _check(self, heads: Sequence[Head]) -> None:
+        first, own = heads[0], heads[self.ranks.rank]
+        place = f"step {own.step}"
+        if any(head.common != first.common for head in heads):
+            self._raise_what_differs(heads, place)
+        if any(head.model != first.model for head in heads):
             self.r8.announcer.warn_once(
                 "models differ",
                 f"the models of the ranks have drifted apart before {place}: unless that is meant, average their "
                 "gradients, by DistributedDataParallel for instance, and begin with the same weights.",
             )
+
+    @staticmethod
+    def _raise_what_differs(heads: Sequence[Head], place: str) -> None:
+        numbers, kinds, steps, drawn, states = (list(values) for values in zip(*(h.common for h in heads), strict=True))
+        check_same("the step", steps, f"all ranks must report the same steps, got {steps}")
+        held = f"all ranks must exchange losses together, got {numbers} held back at {place}"
+        check_same("the number of losses", numbers, held)
+        check_same("the kind of losses", kinds, f"all ranks must report one kind of loss at {place}")
+        check_same("what was drawn", drawn, f"all ranks must draw the same batches before {place}")
+        check_same("the table", states, f"the tables of all ranks must be equal before {place}")
 
 
 def check_every(every: int | None) -> None:

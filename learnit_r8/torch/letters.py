@@ -33,6 +33,37 @@ class Note(NamedTuple):
     grad_norm: float | None = None
 
 
+class Head(NamedTuple):
+    """What a letter says beside losses, all whole numbers. The first five must be the same in all letters.
+
+    Attributes:
+        num_steps: Steps in it.
+        part_size: Kind of their losses.
+        step: Steps reported by the one who writes, with these.
+        drawn: Digest of all that was drawn so far.
+        state: Digest of the scheduler's state; 0 if it is not its turn.
+        model: Digest of the model; 0 likewise.
+        every: Steps to the next letter, if the writer is rank 0.
+        is_hurried: Whether that one is to be read at once, likewise.
+        wished: What is asked of the run.
+    """
+
+    num_steps: int
+    part_size: int
+    step: int
+    drawn: int
+    state: int
+    model: int
+    every: int
+    is_hurried: int
+    wished: int
+
+    @property
+    def common(self) -> tuple[int, ...]:
+        """What must be the same in all letters."""
+        return self[:5]
+
+
 class Letters:
     """Writes the letter of this rank, and reads those of all.
 
@@ -44,11 +75,14 @@ class Letters:
 
     def __init__(self, size: int, most_steps: int, share: int) -> None:
         self._size = size
-        numbers = ("num_steps", "part_size", "step", "drawn", "state", "model", "every", "hurried", "wished")
-        head = [(name, "i8") for name in numbers]
-        each = [(name, "f8", (most_steps,)) for name in ("skipped", "has_norm", "norm")]
-        losses = ("losses", "f8", (most_steps, share))
-        self._own: NDArray[Any] = np.zeros(1, np.dtype([*head, ("clock", "f8"), *each, losses]))
+        fields = [
+            ("head", "i8", (len(Head._fields),)),
+            ("clock", "f8"),
+            # Whether the step was skipped, whether its gradient has a norm, and the norm.
+            ("extras", "f8", (3, most_steps)),
+            ("losses", "f8", (most_steps, share)),
+        ]
+        self._own: NDArray[Any] = np.zeros(1, np.dtype(fields))
 
     def share_of(self, ticket: Ticket) -> int:
         """Samples of a rank in a batch."""
@@ -70,23 +104,31 @@ class Letters:
             )
         check_kind(note.part_size, before[-1].part_size if before else kind)
 
-    def write(self, notes: Sequence[Note], **head: Any) -> NDArray[Any]:
+    def write(self, notes: Sequence[Note], *, clock: float, **head: int) -> NDArray[Any]:
         """The letter of this rank: [1].
 
         Args:
             notes: Of the steps held back.
-            **head: Everything else, by name.
+            clock: What this rank's clock shows.
+            **head: The rest of `Head`, by name.
         """
         own = self._own[0]
-        for name, value in head.items():
-            own[name] = value
-        own["num_steps"] = len(notes)
-        own["part_size"] = notes[-1].part_size if notes else NOTHING
-        for place, note in enumerate(notes):
-            own["losses"][place, : len(note.losses)] = note.losses
-            own["skipped"][place], own["has_norm"][place] = note.skipped, note.grad_norm is not None
-            own["norm"][place] = 0.0 if note.grad_norm is None else note.grad_norm
+        kind = notes[-1].part_size if notes else NOTHING
+        own["head"] = Head(num_steps=len(notes), part_size=kind, **head)
+        own["clock"] = clock
+        losses = own["losses"]
+        for row, note in zip(losses, notes, strict=False):
+            row[: len(note.losses)] = note.losses
+        if notes:
+            norms = [note.grad_norm for note in notes]
+            has_norm = [norm is not None for norm in norms]
+            own["extras"][:, : len(notes)] = [note.skipped for note in notes], has_norm, [norm or 0.0 for norm in norms]
         return self._own
+
+    @staticmethod
+    def heads(letters: NDArray[Any]) -> list[Head]:
+        """What letters say beside losses, in the order of the ranks."""
+        return [Head(*numbers) for numbers in letters["head"].tolist()]
 
     def read(self, letters: NDArray[Any], own: Sequence[Note]) -> list[Note]:
         """What is known of the steps held back, now of whole batches.
@@ -96,12 +138,15 @@ class Letters:
             own: What this rank has written.
         """
         # A step that one rank skipped, or a gradient that overflowed on one, is so for all.
-        skipped, has_norm, norms = (letters[name].max(0).tolist() for name in ("skipped", "has_norm", "norm"))
+        skipped, has_norm, norms = letters["extras"].max(0).tolist()
+        losses = letters["losses"]
         return [
-            note._replace(
-                losses=self._joined(letters["losses"][:, place], note),
-                skipped=skipped[place] > 0,
-                grad_norm=norms[place] if has_norm[place] else None,
+            Note(
+                note.ticket,
+                self._joined(losses[:, place], note),
+                note.part_size,
+                skipped[place] > 0,
+                norms[place] if has_norm[place] else None,
             )
             for place, note in enumerate(own)
         ]

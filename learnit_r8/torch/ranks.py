@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -63,6 +63,7 @@ class Ranks:
         # Python ends aborts the process.
         self._group = weakref.ref(group)
         self._work: Any = None
+        self._watch = _Watch(self)
 
     def __repr__(self) -> str:
         return f"Ranks(rank={self.rank}, size={self.size})"
@@ -130,20 +131,15 @@ class Ranks:
             )
         return group
 
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self) -> contextlib.AbstractContextManager[None]:
         """A ``with`` block in which ranks wait for each other: a lost connection becomes a `RankLost` that says whose.
 
         ``backward()`` of a model under DDP is such a place.
         """
-        try:
-            yield
-        except RuntimeError as error:
-            if isinstance(error, RankLost) or not _is_of_connection(error):
-                raise
-            raise RankLost(self._diagnosis(error)) from error
+        return self._watch
 
-    def _diagnosis(self, error: RuntimeError) -> str:
+    def diagnosis(self, error: RuntimeError) -> str:
+        """What is known of a lost connection, for people."""
         missing = self._roll_call()
         if missing is None:
             who = "nor can the others be asked: the process that holds their addresses (rank 0, or torchrun) is gone"
@@ -164,6 +160,17 @@ class Ranks:
             return [rank for rank in range(self.size) if not _answers(store, rank)]
         except (RuntimeError, ValueError):
             return None
+
+
+class _Watch(contextlib.AbstractContextManager[None]):
+    """See `Ranks.watching`; one for all its blocks, as each step has one."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+
+    def __exit__(self, kind: Any, error: BaseException | None, where: Any) -> None:
+        if isinstance(error, RuntimeError) and not isinstance(error, RankLost) and _is_of_connection(error):
+            raise RankLost(self._ranks.diagnosis(error)) from error
 
 
 def _answers(store: Any, rank: int) -> bool:
