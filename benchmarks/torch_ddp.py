@@ -4,11 +4,12 @@
 
 A small CNN on noise of 28 x 28 pixels, 400 steps an epoch, one thread each; 128 samples a rank, as on one process in
 torch_adapter.py, and 64: what is ours costs the same for both. The plain side draws from a DistributedSampler; ours is
-the same loop with attach(): per-sample losses, backups, exchanged losses, everything on. Both gather rows from the same tensors, at the same constant rate: a warm-up on one side only would leave it other
-weights, with which a max-pooling takes other time. The two, and the plain one once more to tell how far equal sides
-differ, take turns in one process, 16 steps each, in an order that rotates; a ratio is that of one turn. Figures are
-medians over the turns, in brackets the first and last tenth. Before that: the time of an exchange; 2,000 steps on made-
-up losses with a NaN on a random rank each 500, are the tables equal?
+the same loop with attach(): per-sample losses, backups, exchanged losses, everything on. Both gather rows from the same
+tensors, at the same constant rate: a warm-up on one side only would leave it other weights, with which a max-pooling
+takes other time. The two, and the plain one once more to tell how far equal sides differ, take turns in one process, 16
+steps each, in an order that rotates; a ratio is that of one turn. Figures are medians over the turns, in brackets the
+first and last tenth. Before that: the time of an exchange; 2,000 steps on made-up losses with a NaN on a random rank
+each 500, are the tables equal?
 """
 
 from __future__ import annotations

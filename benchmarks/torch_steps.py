@@ -111,13 +111,15 @@ class Sides:
         self.device, self.model, self.data, self.batch, self.half = device, model, data, batch, half
         self.clocks: dict[str, Clock] = defaultdict(Clock)
 
-    def _parts(self) -> tuple[nn.Module, Any, Any]:
+    def parts(self) -> tuple[nn.Module, Any, Any]:
+        """The model, its optimizer, and the `GradScaler` if there is one."""
         torch.manual_seed(0)
         model = self.model().to(self.device)
         scaler = torch.amp.GradScaler(self.device) if self.half else None
         return model, torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9), scaler
 
-    def _losses(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, reduction: str) -> torch.Tensor:
+    def losses(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, reduction: str) -> torch.Tensor:
+        """The forward pass."""
         x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
         with torch.autocast(self.device, torch.float16) if self.half else contextlib.nullcontext():
             return cross_entropy(model(x), y, reduction=reduction)
@@ -137,18 +139,18 @@ class Sides:
 
     def plain(self, data: str, number: int = 1) -> Iterator[None]:
         """A loop with torch alone."""
-        clock, (model, optimizer, scaler) = self.clocks[f"plain {number}, {data}"], self._parts()
+        clock, (model, optimizer, scaler) = self.clocks[f"plain {number}, {data}"], self.parts()
         loader = DataLoader(self.data[data], batch_size=self.batch, shuffle=True)
         while True:
             for x, y in clock.batches(loader):
                 with clock.part("forward"):
-                    loss = self._losses(model, x, y, "mean")
+                    loss = self.losses(model, x, y, "mean")
                 self._step(loss, optimizer, scaler, clock)
                 yield
 
     def ours(self, data: str, name: str = "ours", **settings: Any) -> Iterator[None]:
         """The same with everything on: losses of samples, balanced batches, the guard, the rate, backups in RAM."""
-        clock, (model, optimizer, scaler) = self.clocks[f"{name}, {data}"], self._parts()
+        clock, (model, optimizer, scaler) = self.clocks[f"{name}, {data}"], self.parts()
         settings = {"scheduler_mode": "constant", "warmup_proportion": 0.0, "num_epochs": 1000, **settings}
         adapter = attach(model, optimizer, self.data[data], batch_size=self.batch, scaler=scaler, **settings)
         for method, part in (("backward", "backward"), ("apply", "optimizer"), ("clear", "clear")):
@@ -157,7 +159,7 @@ class Sides:
         for _ in adapter.epochs():
             for x, y in clock.batches(loader):
                 with clock.part("forward"):
-                    losses = self._losses(model, x, y, "none")
+                    losses = self.losses(model, x, y, "none")
                 with clock.part("loss()"):
                     loss = adapter.loss(losses)
                 with clock.part("step()"):
@@ -167,12 +169,12 @@ class Sides:
     def info_batch(self) -> Iterator[None]:
         """InfoBatch: it drops samples whose loss is low, and needs the loss of each."""
         data = self.data["items"]
-        info, clock, (model, optimizer, scaler) = InfoBatch(len(data)), Clock(), self._parts()
+        info, clock, (model, optimizer, scaler) = InfoBatch(len(data)), Clock(), self.parts()
         known = Items(*data.tensors, torch.arange(len(data)))
         loader = DataLoader(known, batch_size=self.batch, sampler=info)  # type: ignore[arg-type]
         while True:
             for x, y, rows in loader:
-                losses = self._losses(model, x, y, "none")
+                losses = self.losses(model, x, y, "none")
                 weights = torch.from_numpy(info.weights[rows.numpy()]).to(losses)
                 info.losses[rows.numpy()] = losses.detach().cpu().numpy()
                 self._step((losses * weights).mean(), optimizer, scaler, clock)
@@ -180,11 +182,11 @@ class Sides:
 
     def weighted(self) -> Iterator[None]:
         """torch's WeightedRandomSampler."""
-        data, clock, (model, optimizer, scaler) = self.data["items"], Clock(), self._parts()
+        data, clock, (model, optimizer, scaler) = self.data["items"], Clock(), self.parts()
         sampler = WeightedRandomSampler(torch.rand(len(data)), len(data))
         while True:
             for x, y in DataLoader(data, batch_size=self.batch, sampler=sampler):
-                self._step(self._losses(model, x, y, "mean"), optimizer, scaler, clock)
+                self._step(self.losses(model, x, y, "mean"), optimizer, scaler, clock)
                 yield
 
 
