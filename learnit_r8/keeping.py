@@ -70,11 +70,7 @@ class Keeping:
                 f"backup_every needs a state_callback that returns the model state, got {backup_every!r} without."
             )
         folder = DEFAULT_FOLDER if checkpoint_dir is None and callbacks.save is not None else checkpoint_dir
-        for name, value in (("checkpoint_every", checkpoint_every), ("monitor", monitor)):
-            if value is not None and folder is None:
-                raise ValueError(f"{name} needs a checkpoint_dir or a save_callback, got {value!r} without.")
-        if folder is not None and not (isinstance(folder, (str, os.PathLike)) and os.fspath(folder)):
-            raise ValueError(f"checkpoint_dir must name a folder, got {checkpoint_dir!r}.")
+        _check_folder(folder, checkpoint_every=checkpoint_every, monitor=monitor)
         self.callbacks = callbacks
         self._announcer = announcer
         self.is_restoring = False
@@ -166,3 +162,12 @@ class Keeping:
         kept = "" if best is None else f"; best so far: {best.path.name} of step {best.step} ({best.value:.4g})"
         failed = f"; the last one failed: {self.saves.last_error}" if self.saves.last_error else ""
         return f"checkpoints failed: {self.saves.num_failed}{failed}{kept}"
+
+
+def _check_folder(folder: Any, **needing: Any) -> None:
+    """Raise ValueError unless the folder is one, and is there if something given needs it."""
+    for name, value in needing.items():
+        if value is not None and folder is None:
+            raise ValueError(f"{name} needs a checkpoint_dir or a save_callback, got {value!r} without.")
+    if folder is not None and not (isinstance(folder, (str, os.PathLike)) and os.fspath(folder)):
+        raise ValueError(f"checkpoint_dir must name a folder, got {folder!r}.")

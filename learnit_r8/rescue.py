@@ -180,15 +180,9 @@ class Rescue:
             self._state = self.recovery.refused(
                 before, most_steady, partly=bool(samples), sudden=sudden, lr=scheduled_lr
             )
+        told = {"epoch": ticket.epoch, "loss": reading.mean, "lr": ticket.lr, "next_lr": self.lr(scheduled_lr)}
         self._announcer.tell(
-            events.BatchRefused,
-            epoch=ticket.epoch,
-            loss=reading.mean,
-            lr=ticket.lr,
-            next_lr=self.lr(scheduled_lr),
-            tries=self._state.tries,
-            samples=samples,
-            reason=verdict.value,
+            events.BatchRefused, **told, tries=self._state.tries, samples=samples, reason=verdict.value
         )
         if is_late:
             return None

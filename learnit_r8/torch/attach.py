@@ -76,25 +76,17 @@ def attach(
     """
     _check_model(model, optimizer)
     _check_parts(scaler, ema, owner, sharing)
-    size = _length(dataset)
+    size, ahead = _length(dataset), whole_number("ahead", ahead, least=0)
+    accumulate, norm = whole_number("accumulate", accumulate, least=1), _checked_norm(max_grad_norm)
+    stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=norm)
     rates = GroupRates(optimizer) if sets_lr and owner is None else None
     state = ModelState(model, optimizer, scaler=scaler, ema=ema)
-    stepper = Stepper(
-        optimizer,
-        scaler=scaler,
-        accumulate=whole_number("accumulate", accumulate, least=1),
-        max_grad_norm=_checked_norm(max_grad_norm),
-    )
     sharing = sharing_here() if sharing is None else sharing
     settings = sharing.settings(settings)
     state.rank = sharing.rank
     r8 = _new_scheduler(size, state, settings, optimizer) if scheduler is None else _checked(scheduler, size, settings)
     sharing.check(r8, model)
-    callbacks = Callbacks(state.save, state.load, state.read)
-    if any(each.is_cuda for each in model.parameters()):
-        r8.safekeeping.adopt(callbacks, clone=copy_to_host, copy_into=copy_to_host_into)
-    else:
-        r8.safekeeping.adopt(callbacks)
+    _adopt(r8, model, state)
     adapter = Adapter(
         r8,
         dataset=dataset,
@@ -103,7 +95,7 @@ def attach(
         stepper=stepper,
         rates=rates,
         sharing=sharing,
-        ahead=whole_number("ahead", ahead, least=0),
+        ahead=ahead,
     )
     if owner is not None:
         owner.share_with(adapter)
@@ -141,6 +133,15 @@ def _length(dataset: Any) -> int:
     if not hasattr(dataset, "__getitem__") and not hasattr(dataset, "__getitems__"):
         raise TypeError(f"dataset must have an index, got {dataset!r}.")
     return len(dataset)
+
+
+def _adopt(r8: R8Scheduler, model: torch.nn.Module, state: ModelState) -> None:
+    """Let the scheduler keep the model, on the host."""
+    callbacks = Callbacks(state.save, state.load, state.read)
+    if any(each.is_cuda for each in model.parameters()):
+        r8.safekeeping.adopt(callbacks, clone=copy_to_host, copy_into=copy_to_host_into)
+    else:
+        r8.safekeeping.adopt(callbacks)
 
 
 def _checked_norm(max_grad_norm: Any) -> float | None:
