@@ -99,6 +99,11 @@ class Keeping:
         return self._backing_up.backup
 
     @property
+    def backup_every(self) -> Condition:
+        """When backups are due."""
+        return self._backing_up.when
+
+    @property
     def agree(self) -> Callable[[str], str]:
         """Makes the trouble of one process that of all that train together."""
         return self._backing_up.agree

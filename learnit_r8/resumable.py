@@ -95,6 +95,7 @@ class Resumable(Standing):
         except (KeyError, IndexError, TypeError, ValueError) as error:
             self._take_over(before)
             raise ValueError(f"state must be what state_dict() returned, got a damaged one ({error!r}).") from error
+        self.taken_over()
 
     def _take_over(self, state: Mapping[str, Any]) -> None:
         self.plan.seed = state["seed"]

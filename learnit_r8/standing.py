@@ -24,6 +24,7 @@ class Standing:
     Attributes:
         settle: Called before an epoch or the run ends and before a checkpoint is saved: an adapter that holds losses
             back reports them then.
+        taken_over: Called when a saved state was taken over: losses held back are of the run that was given up.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -40,6 +41,7 @@ class Standing:
         self.search = parts.search
         self.name = parts.name
         self.settle: Callable[[], object] = _nothing
+        self.taken_over: Callable[[], object] = _nothing
         self._settings = parts.settings
         self._make_schedule = parts.make_schedule
         self._last_progress, self._last_lr = math.nan, math.nan

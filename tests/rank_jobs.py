@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from learnit_r8 import R8Scheduler
 from learnit_r8.copies import clone
-from learnit_r8.torch import Ranks, SharedRun, Together, attach
+from learnit_r8.torch import Ranks, RanksDiffer, SharedRun, Together, attach
 
 
 def gathered(rank):
@@ -144,11 +144,17 @@ def attached_run(rank, bad_rank, bad_step, settings, workers):
     return table_digest(r8), parameter_digest(task.model), r8.sentry.num_refused, r8.global_step, uses, task.accuracy()
 
 
-def reloaded_run(rank, at):
-    """Save in one step and load in another while losses are under way: table, parameters, generators."""
+def reloaded_run(rank, at, folder):
+    """Save in one step and load in another while losses are under way: table, parameters, steps.
+
+    With a folder it is a checkpoint that is saved and loaded, and the loop goes on.
+    """
     task = Digits()
     dataset = torch.utils.data.TensorDataset(task.x, task.y)
-    adapter = attach(task.model, task.optimizer, dataset, batch_size=64, num_epochs=6, sharing=Together(every=4))
+    settings = {"checkpoint_dir": folder, "checkpoint_every": 10**6} if folder else {}
+    adapter = attach(
+        task.model, task.optimizer, dataset, batch_size=64, num_epochs=6, sharing=Together(every=4), **settings
+    )
     saved = None
     for _ in adapter.epochs():
         for xs, ys in adapter.loader():
@@ -156,11 +162,46 @@ def reloaded_run(rank, at):
             adapter.step(adapter.loss(losses))
             steps = adapter.scheduler.global_step + adapter._reports.num_on_their_way
             if saved is None and steps == 33:
-                saved = clone(adapter.state_dict())
+                saved = adapter.scheduler.save_checkpoint().path if folder else clone(adapter.state_dict())
             elif saved is not None and steps == at:
                 at = -1
-                adapter.load_state_dict(saved)
-                break
+                if folder:
+                    adapter.scheduler.load_checkpoint()
+                else:
+                    adapter.load_state_dict(saved)
+                    break
+    adapter.close()
+    return table_digest(adapter.scheduler), parameter_digest(task.model), adapter.scheduler.global_step
+
+
+def made_otherwise(rank):
+    """What is said of attach() with another accumulate on each rank, and with a Together that is in use."""
+    said = []
+    data = torch.utils.data.TensorDataset(torch.randn(64, 2))
+
+    def made(**settings):
+        model = torch.nn.Linear(2, 1)
+        return attach(model, torch.optim.SGD(model.parameters(), lr=0.1), data, batch_size=8, num_epochs=1, **settings)
+
+    sharing = Together()
+    made(sharing=sharing)
+    for settings in ({"accumulate": 1 + rank}, {"sharing": sharing}):
+        try:
+            made(**settings)
+        except (RanksDiffer, ValueError) as error:
+            said.append(f"{type(error).__name__}: {error}")
+    return said
+
+
+def workers_run(rank, workers):
+    """Train with a number of workers of each rank's own: table, parameters, steps."""
+    task = Digits()
+    dataset = torch.utils.data.TensorDataset(task.x, task.y)
+    adapter = attach(task.model, task.optimizer, dataset, batch_size=64, num_epochs=2)
+    for _ in adapter.epochs():
+        for xs, ys in adapter.loader(num_workers=workers[rank]):
+            losses = torch.nn.functional.cross_entropy(task.model(xs), ys, reduction="none")
+            adapter.step(adapter.loss(losses))
     adapter.close()
     return table_digest(adapter.scheduler), parameter_digest(task.model), adapter.scheduler.global_step
 
@@ -183,7 +224,7 @@ def drifting_run(rank, num_steps):
 
 def settings_made(rank):
     """What the scheduler of each rank is made with."""
-    return Together().settings({"use_curses": True, "run_dir": "runs", "seed": 3})
+    return Together().settings({"use_curses": True, "run_dir": "runs", "monitor": "loss", "mode": "min", "seed": 3})
 
 
 def resumed_numbers(rank, folder):

@@ -271,6 +271,66 @@ def test_cleared_gradients_keep_their_memory_until_the_next_backward():
     assert alive == [[], [], [True] * count, [False] * count]
 
 
+def test_optimizer_with_a_zero_grad_of_its_own():
+    """One that takes no argument, as older ones do, is asked without."""
+
+    class Own(torch.optim.SGD):
+        def zero_grad(self):
+            super().zero_grad()
+
+    model = classifier()
+    adapter = adapted(model=model, optimizer=Own(model.parameters(), lr=0.1), backup_every=1)
+    outcomes = train(adapter, nan_at=[3])
+
+    assert [number for number, outcome in enumerate(outcomes) if not outcome] == [3]
+    assert np.isfinite(weights(adapter.model)).all()
+
+
+def test_groups_added_in_training():
+    """Backups of before do not fit the optimizer any more: a new one is taken at the next step."""
+    adapter = adapted(num_epochs=3)
+    seen = []
+    for epoch in adapter.epochs():
+        for number, (x, y) in enumerate(adapter.loader()):
+            losses = cross_entropy(adapter.model(x), y, reduction="none")
+            if (epoch, number) == (1, 0):
+                adapter.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.01})
+            is_bad = (epoch, number) == (1, 4)
+            seen.append(adapter.step(adapter.loss(losses * (float("nan") if is_bad else 1))))
+
+    [refused] = [outcome for outcome in seen if not outcome]
+    assert refused.rolled_back_to == STEPS + 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("how", ["state", "scheduler", "checkpoint"])
+def test_load_in_mid_epoch(tmp_path, how, workers):
+    """Batches that workers have fetched for the run before are not taken for those that come after a load."""
+    x = torch.arange(640.0)[:, None]
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+    data = torch.utils.data.TensorDataset(x)
+    adapter = attach(model, optimizer, data, batch_size=16, num_epochs=2, checkpoint_dir=tmp_path, checkpoint_every=999)
+    number, saved = 0, {}
+    for _ in adapter.epochs():
+        for (xs,) in adapter.loader(num_workers=workers):
+            adapter.step(adapter.loss(1 + xs[:, 0] / 640 + 0 * model(xs)[:, 0]))
+            number += 1
+            if number == 5:
+                saved = copy.deepcopy(adapter.state_dict())
+                adapter.scheduler.save_checkpoint()
+            elif number == 10 and how == "checkpoint":
+                adapter.scheduler.load_checkpoint()
+            elif number == 10 and how == "state":
+                adapter.load_state_dict(saved)
+            elif number == 10:
+                adapter.lr_scheduler.load_state_dict(saved["scheduler"])
+    table = adapter.scheduler.table
+
+    np.testing.assert_allclose(table.loss, 1 + np.arange(640) / 640, rtol=1e-5)
+    assert adapter.scheduler.global_step == 80
+
+
 def test_gives_up():
     """Losses that stay refused end in TrainingDiverged, with the model as it was put back."""
     adapter = adapted()

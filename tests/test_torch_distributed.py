@@ -84,10 +84,12 @@ def test_an_adapter_heals_on_all_ranks(pair, workers):
 
 
 @pytest.mark.parametrize("at", [36, 37, 38, 39])
-def test_a_state_is_loaded_while_losses_are_under_way(pair, at):
+@pytest.mark.parametrize("how", ["state", "checkpoint"])
+def test_a_state_is_loaded_while_losses_are_under_way(pair, tmp_path, at, how):
     """Whatever is held back or under way when a state is loaded is forgotten, and the run is that of the state."""
-    [one, other] = pair.run(jobs.reloaded_run, at)
-    [unbroken, _] = pair.run(jobs.reloaded_run, -1)
+    folder = str(tmp_path) if how == "checkpoint" else ""
+    [one, other] = pair.run(jobs.reloaded_run, at, folder)
+    [unbroken, _] = pair.run(jobs.reloaded_run, -1, "")
 
     assert one == other
     assert one == unbroken
@@ -128,7 +130,27 @@ def test_models_that_drift_apart_are_said_once(pair):
 
 def test_only_rank_0_shows_itself(pair):
     """The screen and the run folder are those of rank 0."""
-    assert pair.run(jobs.settings_made) == [{"use_curses": True, "run_dir": "runs", "seed": 3}, {"seed": 3}]
+    [one, other] = pair.run(jobs.settings_made)
+
+    assert one == {"use_curses": True, "run_dir": "runs", "monitor": "loss", "mode": "min", "seed": 3}
+    assert other == {"seed": 3}
+
+
+def test_adapters_that_differ_are_refused(pair):
+    """Another way to step on another rank, or a Together for two adapters, would hang: it is said at once."""
+    for said in pair.run(jobs.made_otherwise):
+        assert said[0].startswith("RanksDiffer: accumulate must be the same on all ranks, got ")
+        assert said[1].startswith(
+            "ValueError: sharing must be a Together() of its own for each attach(), got one of R8"
+        )
+
+
+@pytest.mark.parametrize("workers", [(0, 2), (2, 1)])
+def test_workers_may_differ(pair, workers):
+    """How far the loader of a rank fetches ahead changes nothing on any."""
+    expected = pair.run(jobs.workers_run, (0, 0))
+
+    assert pair.run(jobs.workers_run, workers) == expected
 
 
 @pytest.mark.parametrize("until", [50, 79])
@@ -242,7 +264,7 @@ def test_ranks_need_a_group():
         Ranks()
 
 
-@pytest.mark.parametrize("seconds", [0, -1, "5"])
+@pytest.mark.parametrize("seconds", [0, -1, "5", math.nan, math.inf])
 def test_the_time_to_wait_must_be_positive(seconds):
     """The timeout is a number of seconds."""
     with pytest.raises(ValueError, match="timeout_seconds must be a number > 0"):

@@ -234,6 +234,32 @@ def test_a_break_with_losses_under_way_loses_none(last):
     assert one[1] == other[1] == [1] * 160
 
 
+@pytest.mark.parametrize("every", [1, 3, 4, 16])
+@pytest.mark.parametrize("at", [5, 7, 8])
+def test_a_state_is_loaded_in_mid_epoch(at, every):
+    """Losses held back or under way when a state is loaded are forgotten: the run is that of the state, unbroken."""
+
+    def job(ranks, at):
+        shared = SharedRun(make(8 * 20, batch_size=8, num_epochs=2), ranks, every=every)
+        saved, seen = None, []
+        for share in shares(shared):
+            seen.append((share.lr, share.indices.tolist()))
+            shared.report(share.ticket, sample_losses(share.indices))
+            if len(seen) == 3:
+                shared.settle()
+                saved = shared.r8.state_dict()
+            elif len(seen) == at:
+                shared.r8.load_state_dict(saved)
+                del seen[3:]
+                at = -1
+        return known(shared.r8), seen
+
+    expected = in_threads(2, lambda ranks: job(ranks, -1))
+    found = in_threads(2, lambda ranks: job(ranks, at))
+
+    np.testing.assert_equal(found, expected)
+
+
 def test_viewers_see_the_samples_while_losses_are_under_way():
     """A viewer on one rank is shown the samples in mid-epoch, where no step ever ends with every loss known."""
 
@@ -431,6 +457,7 @@ def test_a_pause_on_one_rank_pauses_all(way_out):
         ("learning rates", lambda rank: {"initial_lr": 0.1 + rank}),
         ("groups", lambda rank: {"groups": (np.arange(48) + rank) % 3}),
         ("sample_ids", lambda rank: {"sample_ids": [f"{rank}{number}" for number in range(48)]}),
+        ("backup_every", lambda rank: {"backup_every": 8 + rank, "state_callback": Weights().get}),
         ("load_callback", lambda rank: {"load_callback": Weights().load} if rank else {}),
     ],
 )

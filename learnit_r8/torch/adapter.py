@@ -61,7 +61,7 @@ class Adapter:
         desk = self._reports.desk
         desk.between_steps, desk.before_iter, desk.before_turn = self._between, self._before_iter, self._before_turn
         state.after_load = self._reports.note_put_back
-        scheduler.settle = self.flush
+        scheduler.settle, scheduler.taken_over = self.flush, self._reports.forget
         self._reports.set_rates(scheduler.lr)
 
     @property
@@ -189,13 +189,15 @@ class Adapter:
             What became of it: false if no step was taken, or if one was taken back.
 
         Raises:
-            TypeError: the optimizer evaluates the loss by itself, as LBFGS does.
+            TypeError: the optimizer evaluates the loss by itself, as LBFGS does; or the loss is no tensor.
             RuntimeError: `loss` was not called before.
             TrainingDiverged: losses stay refused after everything was tried.
         """
         recorded, stepper = self._reports.recorded, self._stepper
         if recorded is None:
             raise RuntimeError("step() was called with no losses noted; call loss() with those of the batch before.")
+        if not isinstance(loss, torch.Tensor):
+            raise TypeError(f"loss must be the tensor that loss() returned, or one made of it, got {loss!r}.")
         ends_epoch = self._ends_epoch(recorded[0].ticket)
         with self._sharing.watching():
             is_due = stepper.backward(loss, is_last=ends_epoch)
@@ -250,13 +252,12 @@ class Adapter:
         self._reports.set_rates(self.scheduler.lr)
 
     def load_scheduler(self, state: Mapping[str, Any]) -> None:
-        """Take over the state of the scheduler alone; losses on their way are forgotten.
+        """Take over the state of the scheduler alone; losses on their way are forgotten, as in any such case.
 
         Raises:
             ValueError: it is of another run. Then nothing was changed.
         """
         self.scheduler.load_state_dict(state)
-        self._reports.forget()
         self._reports.set_rates(self.scheduler.lr)
 
     def share_with(self, other: Adapter) -> None:
@@ -290,6 +291,7 @@ class Adapter:
 
     def _before_iter(self) -> None:
         self.flush()
+        self._sharing.before_iteration()
         self._between()
         if self.scheduler.global_step % self.scheduler.steps_per_epoch == 0:
             self.state.resume_generators()

@@ -19,13 +19,18 @@ WINDOW = 2**16
 """Samples whose records go into one digest, in turns: a megabyte."""
 
 
-def check_same_run(r8: R8Scheduler, ranks: Ranks) -> None:
+def check_same_run(r8: R8Scheduler, ranks: Ranks, settings: Mapping[str, Any]) -> None:
     """Raise unless every rank has built its scheduler with the same arguments, and stands at the same step.
+
+    Args:
+        r8: The scheduler of this rank.
+        ranks: The ranks.
+        settings: What else must be the same, by name.
 
     Raises:
         RanksDiffer: they have not; the message names the argument and the ranks.
     """
-    facts = _facts(r8)
+    facts = {**_facts(r8), **settings}
     own = np.array([digest_of(fact) for fact in facts.values()])
     everyone = ranks.gather(own)
     for name, values in zip(facts, everyone.T.tolist(), strict=True):
@@ -64,6 +69,7 @@ def _facts(r8: R8Scheduler) -> dict[str, Any]:
         "recovery": _described(r8.rescue.recovery),
         "load_callback": safekeeping.callbacks.load is not None,
         "state_callback": safekeeping.callbacks.state is not None,
+        "backup_every": _described(safekeeping.backup_every),
         "checkpoint_dir": safekeeping.store is not None,
         "global_step": r8.global_step,
     }

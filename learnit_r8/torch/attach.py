@@ -85,7 +85,7 @@ def attach(
     settings = sharing.settings(settings)
     state.rank = sharing.rank
     r8 = _new_scheduler(size, state, settings, optimizer) if scheduler is None else _checked(scheduler, size, settings)
-    sharing.check(r8, model)
+    sharing.check(r8, model, accumulate=accumulate)
     _adopt(r8, model, state)
     adapter = Adapter(
         r8,

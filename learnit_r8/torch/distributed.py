@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from .reports import Sent
 
 
+OF_RANK_0 = ("use_curses", "run_dir", "monitor", "mode")
+"""Settings of the scheduler of rank 0 alone."""
+
 PROBED = 64
 """Weights of a model that are compared between ranks."""
 
@@ -46,22 +49,26 @@ class Together(Sharing):
         self.rank = self.ranks.rank
         self._every = every
         self._exchange: Exchange | None = None
+        self._border = self._begun = -1
 
     def settings(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """What the scheduler of this rank is made with: only that of rank 0 shows itself and writes a journal."""
+        """What the scheduler of this rank is made with: only that of rank 0 shows itself, writes, and knows a best."""
         if self.ranks.rank == 0:
             return settings
-        shown = {name: value for name, value in settings.items() if name not in ("use_curses", "run_dir")}
-        return shown
+        return {name: value for name, value in settings.items() if name not in OF_RANK_0}
 
-    def check(self, r8: R8Scheduler, model: Any) -> None:
+    def check(self, r8: R8Scheduler, model: Any, **settings: Any) -> None:
         """Share the scheduler with the other ranks; a warning will say if their models drift apart.
 
         Raises:
             RanksDiffer: another rank has built its scheduler with other arguments.
-            ValueError: the scheduler cannot be shared.
+            ValueError: the scheduler cannot be shared, or another one is shared by this already.
         """
-        self._exchange = Exchange(r8, self.ranks, self._every, probe=functools.partial(probe, model))
+        if self._exchange is not None:
+            raise ValueError(
+                f"sharing must be a Together() of its own for each attach(), got one of {self._exchange.r8!r}."
+            )
+        self._exchange = Exchange(r8, self.ranks, self._every, probe=functools.partial(probe, model), settings=settings)
 
     def part(self, rows: NDArray[Any]) -> NDArray[Any]:
         """This rank's slice of a batch; see `Exchange.part`."""
@@ -83,10 +90,20 @@ class Together(Sharing):
         if num_held_back:
             self._exchange.show()
             return
-        # Once the run is over, others may be gone already.
-        if not r8.global_step % r8.steps_per_epoch and not r8.pace.is_over:
+        step = r8.global_step
+        # Loaders ask as often as they fetch ahead, not equally often on all ranks. Once the run is over, others may be
+        # gone already.
+        if not step % r8.steps_per_epoch and step != self._border and not r8.pace.is_over:
+            self._border = step
             self._exchange.run([])
         r8.between_steps()
+
+    def before_iteration(self) -> None:
+        """Ask for the time once more where a loader begins at the border of an epoch: after validation, say."""
+        # A loader with workers begins twice.
+        if self._exchange is not None and self._exchange.r8.global_step != self._begun:
+            self._begun = self._exchange.r8.global_step
+            self._border = -1
 
 
 class Gathered:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +47,7 @@ class Exchange:
         ranks: The ranks.
         every: Steps between two exchanges, in [1, 16]; None for 16, and fewer where steps are slow.
         probe: Returns a digest of the model, which is to be the same on all ranks.
+        settings: What else must be the same on all ranks, by name.
 
     Raises:
         RanksDiffer: another rank has built its scheduler with other arguments.
@@ -61,11 +62,17 @@ class Exchange:
     """
 
     def __init__(
-        self, r8: R8Scheduler, ranks: Ranks, every: int | None = None, probe: Callable[[], int] = lambda: 0
+        self,
+        r8: R8Scheduler,
+        ranks: Ranks,
+        every: int | None = None,
+        *,
+        probe: Callable[[], int] = lambda: 0,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         check_every(every)
         _check_shareable(r8, ranks)
-        check_same_run(r8, ranks)
+        check_same_run(r8, ranks, settings or {})
         self.r8, self.ranks = r8, ranks
         self.count = 0
         self._own_every = every

@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 from ..checks import is_number
 
+MOST_SECONDS = 1e9
+"""Longest time to wait for a rank: half a lifetime."""
+
 ROLL_CALL_SECONDS = 2.0
 """How long the others have to say that they are alive, once the connection to one of them is lost."""
 
@@ -48,8 +51,10 @@ class Ranks:
     """
 
     def __init__(self, *, timeout_seconds: float = 600.0) -> None:
-        if not is_number(timeout_seconds) or timeout_seconds <= 0:
-            raise ValueError(f"timeout_seconds must be a number > 0, got {timeout_seconds!r}.")
+        if not is_number(timeout_seconds) or not 0 < timeout_seconds <= MOST_SECONDS:
+            raise ValueError(
+                f"timeout_seconds must be a number > 0, at most {MOST_SECONDS:.0e}, got {timeout_seconds!r}."
+            )
         if not are_there():
             raise RuntimeError(
                 "torch.distributed must be initialised before Ranks(), got no process group; call init_process_group() "

@@ -19,6 +19,9 @@ class GroupRates:
     Args:
         optimizer: The ratios of its groups' rates are kept: each is multiplied by its share of the highest.
 
+    Attributes:
+        has_grown: Whether groups were added; who has heard of it sets it back.
+
     Raises:
         ValueError: no group has a rate > 0.
     """
@@ -32,6 +35,7 @@ class GroupRates:
         if not self.highest > 0:
             raise ValueError(f"optimizer must have a group with a learning rate > 0, got {initial!r}.")
         self._shares = [rate / self.highest for rate in initial]
+        self.has_grown = False
         self._set: list[float] | None = None
         self._lr = math.nan
 
@@ -48,6 +52,7 @@ class GroupRates:
         # A group that was added later has no share yet: it is taken to be like the highest.
         if len(groups) > len(shares):
             shares += [1.0] * (len(groups) - len(shares))
+            self.has_grown = True
         foreign = self._set is not None and self._is_changed(groups, self._set)
         self._set = [lr * share for share in shares]
         self._lr = lr

@@ -174,11 +174,14 @@ class Reports:
             self._rates.forget()
 
     def forget(self) -> None:
-        """Forget what is on its way: a state of the scheduler was loaded."""
+        """Forget what is on its way: a state of the scheduler was loaded.
+
+        Batches that a loader has fetched for the run before stay out with it: losses of them are passed over when they
+        come, and not taken for those of batches drawn since.
+        """
         self.recorded = None
         if self.readback is not None:
             self.readback.clear()
-        self.desk.hand_back()
 
     def set_next_rates(self) -> None:
         """Set the optimizer's rates for the batch that comes next: a loop may step before it reports."""
@@ -188,5 +191,12 @@ class Reports:
 
     def set_rates(self, lr: float) -> None:
         """Set the optimizer's rates, if they are ours to set."""
-        if self._rates is not None and self._rates.set(lr):
+        rates = self._rates
+        if rates is None:
+            return
+        if rates.set(lr):
             self._r8.announcer.warn_once("foreign rate", FOREIGN)
+        if rates.has_grown:
+            # No backup of before can be put into the optimizer any more.
+            rates.has_grown = False
+            self._r8.safekeeping.look_at_weights()

@@ -61,7 +61,7 @@ class SharedRun:
         self.ranks = ranks = Ranks() if ranks is None else ranks
         self.exchange = Exchange(r8, ranks, every)
         self._held: list[Note] = []
-        r8.settle = self.settle
+        r8.settle, r8.taken_over = self.settle, self._forget
 
     def __iter__(self) -> Iterator[Share]:
         """This rank's shares of the batches to the end of the epoch, or of the time.
@@ -148,6 +148,11 @@ class SharedRun:
     def settle(self) -> None:
         """Exchange what is held back, if anything is; on all ranks at the same place."""
         self._report_all(self.exchange.run(self._taken()) if self._held else self.exchange.receive())
+
+    def _forget(self) -> None:
+        """A state was loaded: what is on its way is of the run before."""
+        self.exchange.receive()
+        self._held.clear()
 
     def _taken(self) -> list[Note]:
         held, self._held = self._held, []

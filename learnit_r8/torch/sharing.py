@@ -56,12 +56,21 @@ class Sharing:
         """
         r8.between_steps()
 
+    def before_iteration(self) -> None:
+        """A loader is about to begin: whatever is done once at the border of an epoch may be done again."""
+
     def watching(self) -> contextlib.AbstractContextManager[None]:
         """A ``with`` block in which processes wait for each other."""
         return _NOBODY
 
-    def check(self, r8: R8Scheduler, model: Any) -> None:
-        """Raise ValueError unless the scheduler and the model can be shared like this."""
+    def check(self, r8: R8Scheduler, model: Any, **settings: Any) -> None:
+        """Raise ValueError unless the scheduler and the model can be shared like this.
+
+        Args:
+            r8: The scheduler.
+            model: The model.
+            **settings: How the adapter goes about its steps; the same in all processes.
+        """
 
 
 _NOBODY = contextlib.nullcontext()

@@ -72,7 +72,7 @@ class ModelState:
         optimizer = self._parts.get("optimizer")
         if optimizer is not None:
             # Those of the weights that were given up.
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
         generators = state["random"] if from_ram or not self.rank else random_state_of(state["random"], self.rank)
         set_random_state(generators)
         # A loader draws from the generators when it starts, which must not count.

@@ -98,7 +98,7 @@ class Stepper:
             # them before its backward pass is spared that.
             self._last_gradients = [each.grad for each in parameters]
         if self._clears_itself:
-            self._optimizer.zero_grad(set_to_none=True)
+            self._optimizer.zero_grad()
             return
         # What torch's own does besides is to label this for its profiler, which takes longer than the rest.
         for parameter in parameters:
