@@ -6,7 +6,8 @@ The sides of a ratio take turns in one process, and which goes first alternates;
 printed are the median with the lowest and highest. Times are processor time of this process (for steps, of the thread
 that trains), which other programs disturb less, but wall time where there are workers or a GPU. What is there at the
 start is kept out of the garbage collector (gc.freeze): a full collection takes as long as an epoch, and falls on
-whoever is next. One thread.
+whoever is next; and the C library keeps the heap, as what it gives back depends on chance and is charged to whoever
+comes next (torch_alone.py shows what that does to each side). One thread.
 
 Loaders hand out rows of a tensor [N, 16], B = 256, an epoch each turn. Their time is that spent in them, planning and
 drawing the batches included; nothing is trained, but every loss is reported, and the line below has the time of that
@@ -24,6 +25,7 @@ import argparse
 import gc
 import os
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -42,6 +44,9 @@ from torch_steps import in_turns as in_turns_of_steps
 from learnit_r8 import R8Scheduler, RamBackup
 from learnit_r8.copies import clone, copy_into
 from learnit_r8.torch import ModelState, R8BatchSampler, attach
+
+KEPT = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TOP_PAD_": "67108864"}
+"""For the C library of Linux; others do not read it."""
 
 
 class Rows(torch.utils.data.Dataset[Any]):
@@ -135,13 +140,14 @@ def print_ratio(name: str, one: Any, other: Any, unit: float, label: str, must: 
 def measure_loaders(count: int, rounds: int) -> None:
     rows = torch.randn(count, 16)
     data = TensorDataset(rows)
-    for workers, clock in ((0, time.process_time), (2, time.perf_counter)):
+    # Three processes on two cores: single rounds differ by a factor of two.
+    for workers, clock, turns in ((0, time.process_time, rounds), (2, time.perf_counter, 3 * rounds)):
         for name, sides, aim in (
-            ("__getitems__", loaders(Rows(rows), workers, rounds, collate_fn=as_is), "0.5"),
-            ("__getitem__ only", loaders(data, workers, rounds), ""),
-            ("TensorDataset, adapter.loader()", of_adapter(data, workers, rounds), "0.5"),
+            ("__getitems__", loaders(Rows(rows), workers, turns, collate_fn=as_is), "0.5"),
+            ("__getitem__ only", loaders(data, workers, turns), ""),
+            ("TensorDataset, adapter.loader()", of_adapter(data, workers, turns), "0.5"),
         ):
-            within, whole = in_turns(sides, rounds, clock)
+            within, whole = in_turns(sides, turns, clock)
             print_ratio(f"loader, {name}, {workers} workers", *within, 1e3, "ms", "1.02", aim)
             print_ratio("  with a report of each loss", *whole, 1e3, "ms", "", "")
     within, whole = in_turns(indexed(data, rounds), rounds)
@@ -233,12 +239,19 @@ def measure_backup(rounds: int) -> None:
         print(f"{f'{count:.0f} M parameters {name}':52} {each:51} {limits[0]:>6} {limits[1]:>6}", flush=True)
 
 
+def keep_heap() -> None:
+    """Begin again with a heap that is never given back to the system, unless this is so already."""
+    if not KEPT.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEPT})
+
+
 def main() -> None:
+    keep_heap()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="shorter epochs, under a minute")
     quick = parser.parse_args().quick
     torch.set_num_threads(1)
-    count, steps, rounds, turns = (50_000, 40, 7, 16) if quick else (200_000, 100, 15, 100)
+    count, steps, rounds, turns = (50_000, 40, 7, 16) if quick else (200_000, 100, 15, 150)
     print(f"torch {torch.__version__}, {rounds} rounds")
     print(f"{'':52} {'plain -> this':24} {'median [lowest .. highest]':26} {'must':>6} {'aim':>6}")
     measure_loaders(count, rounds)
