@@ -320,3 +320,15 @@ def test_an_exception_in_the_loop_loses_nothing():
     assert sorted(together(seen)) == list(range(200))
     assert np.isfinite(adapter.scheduler.table.loss).all()
     assert len(X) == len(Y) == 200
+
+
+@pytest.mark.parametrize("loss", [None, 1.0])
+def test_step_of_no_tensor(loss):
+    """What is handed to step() is a tensor; the losses noted before can be stepped with still."""
+    adapter = adapted()
+    x, y = next(iter(adapter.loader()))
+    noted = adapter.loss(cross_entropy(adapter.model(x), y, reduction="none"))
+
+    with pytest.raises(TypeError, match=rf"loss must be the tensor that loss\(\) returned, .*got {loss}"):
+        adapter.step(loss)
+    assert adapter.step(noted)
