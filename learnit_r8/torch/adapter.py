@@ -196,8 +196,6 @@ class Adapter:
         recorded, stepper = self._reports.recorded, self._stepper
         if recorded is None:
             raise RuntimeError("step() was called with no losses noted; call loss() with those of the batch before.")
-        if not isinstance(loss, torch.Tensor):
-            raise TypeError(f"loss must be the tensor that loss() returned, or one made of it, got {loss!r}.")
         ends_epoch = self._ends_epoch(recorded[0].ticket)
         with self._sharing.watching():
             is_due = stepper.backward(loss, is_last=ends_epoch)

@@ -139,8 +139,7 @@ class Gathered:
 
     def drain(self) -> list[tuple[Any, Any]]:
         """All of whole batches; exchanges them, on all ranks at the same place."""
-        notes = self._take()
-        return self._of_batches(self._exchange.run(notes) if notes else self._exchange.receive())
+        return self._of_batches(self._exchange.drain(self._take()))
 
     def _take(self) -> list[Note]:
         """What this rank holds back, fetched from the device."""

@@ -147,7 +147,7 @@ class SharedRun:
 
     def settle(self) -> None:
         """Exchange what is held back, if anything is; on all ranks at the same place."""
-        self._report_all(self.exchange.run(self._taken()) if self._held else self.exchange.receive())
+        self._report_all(self.exchange.drain(self._taken()))
 
     def _forget(self) -> None:
         """A state was loaded: what is on its way is of the run before."""

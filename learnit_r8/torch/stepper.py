@@ -55,8 +55,10 @@ class Stepper:
             Whether the step is due.
 
         Raises:
-            TypeError: the optimizer evaluates the loss by itself, several times a step.
+            TypeError: the optimizer evaluates the loss by itself, several times a step; or the loss is no tensor.
         """
+        if not isinstance(loss, torch.Tensor):
+            raise TypeError(f"loss must be the tensor that loss() returned, or one made of it, got {loss!r}.")
         if isinstance(self._optimizer, torch.optim.LBFGS):
             raise TypeError(
                 f"optimizer must take a step without a closure, got {type(self._optimizer).__name__}; call "
@@ -74,8 +76,10 @@ class Stepper:
             return None
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)
-        parameters = [each for group in self._optimizer.param_groups for each in group["params"]]
-        return torch.nn.utils.clip_grad_norm_(parameters, self._max_norm)
+        return torch.nn.utils.clip_grad_norm_(self._parameters(), self._max_norm)
+
+    def _parameters(self) -> list[torch.Tensor]:
+        return [each for group in self._optimizer.param_groups for each in group["params"]]
 
     def apply(self) -> torch.Tensor | None:
         """Take the optimizer's step; where losses are scaled, whether it overflowed and was left out, on the device."""
@@ -91,7 +95,7 @@ class Stepper:
     def clear(self) -> None:
         """Begin a new gradient."""
         self._note_step()
-        parameters = [each for group in self._optimizer.param_groups for each in group["params"]]
+        parameters = self._parameters()
         if parameters and parameters[0].is_cpu:
             # Freed here they could be the last thing in the heap: the C library would hand all of it back to the
             # system, to be faulted in again by the next forward pass, at up to a third of a step. A script that clears
