@@ -21,12 +21,14 @@ class BackingUp:
     Attributes:
         backup: The states taken.
         when: As given.
+        clean_step: Steps reported when every number of the model was last seen to be finite; -1 before that.
         agree: Where several processes train together they must do the same: makes the trouble of one that of all.
     """
 
     def __init__(self, when: Condition, announcer: Announcer) -> None:
         self.backup = RamBackup()
         self.when = when
+        self.clean_step = -1
         self.agree: Callable[[str], str] = str
         self._announcer = announcer
         self._meant_infinite: set[str] | None = None
@@ -85,6 +87,7 @@ class BackingUp:
         if damaged:
             self._announcer.tell(events.DamageFound, array=damaged)
             return damaged
+        self.clean_step = step
         try:
             self.backup.offer(state, step=step, draws=draws, moment=moment)
         except MemoryError:

@@ -107,6 +107,7 @@ class RamBackup:
         self._trial: Slot | None = None
         self._good: Slot | None = None
         self._older: Slot | None = None
+        self._aside: Slot | None = None
 
     def copy_with(self, clone: Callable[[Any], Any], copy_into: Callable[[Any, Any], Any] | None = None) -> None:
         """Use these to copy from now on; see the class."""
@@ -144,7 +145,7 @@ class RamBackup:
             self._trial = slot
             return
         newest = self._newest
-        if newest is not None and newest.healthy:
+        if newest is not None and newest.healthy and self._aside is None:
             # It stands in until the first good loss of its successor; then its memory is used again.
             self._recycle(self._before)
             self._before = newest
@@ -159,7 +160,7 @@ class RamBackup:
         return self._clone(state)
 
     def _recycle(self, slot: Slot | None) -> None:
-        if slot is not None and self._copy_into is not None:
+        if slot is not None and slot is not self._aside and self._copy_into is not None:
             self._spares.append(slot.state)
 
     def confirm(self, draw: int) -> None:
@@ -208,6 +209,43 @@ class RamBackup:
             return [*proven, *good, *(slot for slot in reversed(waiting) if not slot.healthy)]
         return [*(reversed(good) if reach is Reach.OLDER else good), *reversed(waiting)]
 
+    def states(self) -> list[Slot]:
+        """All states, newest first."""
+        slots = (self._newest, self._before, self._trial, self._good, self._older)
+        return [slot for slot in slots if slot is not None]
+
+    def is_good(self, slot: Slot) -> bool:
+        """Whether a state has passed its trial."""
+        return slot is self._good or slot is self._older
+
+    def set_aside(self, step: int) -> None:
+        """Keep the state of a step, if there is one, until `return_aside` or `drop_aside`, whatever is restored."""
+        self.drop_aside()
+        self._aside = next((slot for slot in self.states() if slot.step == step), None)
+
+    def drop_aside(self) -> None:
+        """Keep the state that was set aside no longer than any other."""
+        aside, self._aside = self._aside, None
+        if aside is not None and aside not in self.states():
+            self._recycle(aside)
+
+    def return_aside(self, *, draws: int) -> Slot | None:
+        """Trust the state that was set aside as before, and forget newer ones; None if there is none.
+
+        Args:
+            draws: Batches drawn so far.
+        """
+        aside, self._aside = self._aside, None
+        if aside is None or aside in self.states():
+            if aside is not None:
+                self.went_back_to(aside, draws=draws)
+            return aside
+        self.forget_after(aside.step)
+        self._recycle(self._older)
+        self._good, self._older = aside, self._good
+        aside.draws = draws
+        return aside
+
     def copy_of(self, slot: Slot) -> Backup:
         """A fresh copy of a state, for a callback to do with what it likes."""
         return Backup(self._clone(slot.state), slot.step, slot.moment)
@@ -220,8 +258,12 @@ class RamBackup:
             draws: Batches drawn so far; the losses of those still out prove nothing.
         """
         slot.draws = max(slot.draws, draws)
-        slots = [s for s in (self._older, self._good, self._trial, self._before, self._newest) if s is not None]
-        kept = [s for s in slots if s.step <= slot.step]
+        self.forget_after(slot.step)
+
+    def forget_after(self, step: int) -> None:
+        """Forget the states that were taken after so many steps."""
+        slots = self.states()[::-1]
+        kept = [s for s in slots if s.step <= step]
         for given_up in slots[len(kept) :]:
             self._recycle(given_up)
         waiting = [s for s in kept if s is not self._older and s is not self._good]
@@ -251,5 +293,5 @@ class RamBackup:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._before = self._newest = self._trial = self._good = self._older = None
+        self._before = self._newest = self._trial = self._good = self._older = self._aside = None
         self._spares.clear()

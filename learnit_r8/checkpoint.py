@@ -11,9 +11,10 @@ import errno
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .container import decode as decode
 from .container import encode as encode
@@ -28,7 +29,7 @@ from .durable import (
     temporary_name,
     write_new,
 )
-from .written import MODEL, about_model, first_valid, read_checkpoint, written_by
+from .written import MODEL, about_model, first_valid, read_checkpoint, step_of, written_by
 from .written import Checkpoint as Checkpoint
 from .written import NoValidCheckpoint as NoValidCheckpoint
 
@@ -39,6 +40,20 @@ MOST_NOTE = 2**16
 """Bytes read of the note about a pinned checkpoint."""
 
 _NAME = re.compile(r"ck_(\d{12})\.r8")
+
+
+class Own(NamedTuple):
+    """A checkpoint of this run.
+
+    Attributes:
+        path: Its file.
+        model: The model's file; None without.
+        step: Steps reported when it was written; -1 if it does not say.
+    """
+
+    path: Path
+    model: Path | None
+    step: int
 
 
 class CheckpointStore:
@@ -56,7 +71,8 @@ class CheckpointStore:
         self.keep = keep
         self.run_id = run_id
         self._pinned: Path | None = None
-        self._own: list[tuple[Path, Path | None]] = []
+        self._own: list[Own] = []
+        self._given_up: set[Path] = set()
         self._is_tidy = False
         self._last_size = 0
 
@@ -92,7 +108,7 @@ class CheckpointStore:
                 remove(model)
             raise
         self._last_size = path.stat().st_size + (0 if model is None else model.stat().st_size)
-        self._own.append((path, model))
+        self._own.append(Own(path, model, step_of(state)))
         self._delete_old()
         return Checkpoint(path, dict(state), model, self.run_id, dict(config or {}))
 
@@ -104,7 +120,7 @@ class CheckpointStore:
         sweep(self.folder)
         # A run that was killed between its two files left the first.
         files = [MODEL.fullmatch(name) for name in os.listdir(self.folder)]
-        own = {model.name for _, model in self._own if model is not None}
+        own = {own.model.name for own in self._own if own.model is not None}
         for match in filter(None, files):
             is_ours = f"_{self.run_id[:8]}" in match[0][len("model_000000000000") :]
             if is_ours and match[0] not in own and not (self.folder / f"ck_{match[1]}.r8").exists():
@@ -146,19 +162,19 @@ class CheckpointStore:
         return self.folder / f"best_{self.run_id[:8]}.json"
 
     def _delete_old(self) -> None:
-        kept = self._own[-self.keep :]
-        for path, model in self._own[: -self.keep]:
-            if path == self._pinned:
-                kept.insert(0, (path, model))
-                continue
-            # In this order, so that there is never a checkpoint without its model.
-            remove(path)
-            if model is not None:
-                remove(model)
-        self._own = kept
+        """Delete the oldest beyond ``keep``; those of weights that were given up go first."""
+        trusted_last = sorted(self._own, key=lambda own: own.path not in self._given_up)
+        kept = set(trusted_last[-self.keep :])
+        for own in self._own:
+            if own not in kept and own.path != self._pinned:
+                # In this order, so that there is never a checkpoint without its model.
+                remove(own.path)
+                if own.model is not None:
+                    remove(own.model)
+        self._own = [own for own in self._own if own in kept or own.path == self._pinned]
 
     def _next_number(self) -> int:
-        names = [*os.listdir(self.folder), *(path.name for path, _ in self._own)]
+        names = [*os.listdir(self.folder), *(own.path.name for own in self._own)]
         return 1 + max((int(match[1]) for match in map(_NAME.fullmatch, names) if match), default=0)
 
     def _write_new(self, number: int, content: bytes) -> Path:
@@ -191,31 +207,44 @@ class CheckpointStore:
             lambda model: link_new(written, model),
         )
 
-    def load_own(self, back: int) -> Checkpoint | None:
-        """A checkpoint of this run with a model file, passing over damaged ones with a warning; None without.
+    def own_states(self) -> list[tuple[str, int]]:
+        """This run's checkpoints with a model, oldest first: the name, and the steps reported by then.
+
+        Those of weights that were given up are left out.
+        """
+        return [
+            (own.path.name, own.step) for own in self._own if own.model is not None and own.path not in self._given_up
+        ]
+
+    def give_up(self, after: int, until: int) -> None:
+        """Note that the model went back: checkpoints of this run that were written in between hold weights given up.
 
         Args:
-            back: How many newer ones to leave out, as far as there are older ones.
+            after: Steps reported when the state was taken that was restored.
+            until: Steps reported now.
         """
-        own = [path for path, model in self._own if model is not None]
-        return first_valid(reversed(own[: max(1, len(own) - back)]), [])
+        self._given_up |= {own.path for own in self._own if after < own.step <= until}
 
-    @property
-    def has_own(self) -> bool:
-        """Whether this run has written a checkpoint with a model."""
-        return any(model is not None for _, model in self._own)
+    def load_named(self, name: str) -> Checkpoint | None:
+        """A checkpoint of this run; None, with a warning, if it cannot be read."""
+        reasons: list[str] = []
+        checkpoint = first_valid([self.folder / name], reasons)
+        if reasons:
+            warnings.warn(f"checkpoint passed over: {reasons[0]}", RuntimeWarning, stacklevel=3)
+        return checkpoint
 
     def go_on_from(self, checkpoint: Checkpoint) -> None:
         """Go on with the run that wrote a checkpoint: its files up to this one are ours to keep and delete."""
         self.run_id = checkpoint.run_id
         self._own, self._pinned, self._is_tidy = [], None, False
+        self._given_up.clear()
         if checkpoint.path.parent.absolute() != self.folder.absolute():
             return
         for path in sorted(self.folder.iterdir()):
             if _NAME.fullmatch(path.name) and path.name <= checkpoint.path.name:
-                run_id, model = written_by(path)
+                run_id, model, step = written_by(path)
                 if run_id == self.run_id:
-                    self._own.append((path, model))
+                    self._own.append(Own(path, model, step))
 
     def files_of(self, name: str) -> tuple[Path, Path | None]:
         """The files of a checkpoint of this run, and of its model.
@@ -223,9 +252,9 @@ class CheckpointStore:
         Raises:
             KeyError: it is none of this run.
         """
-        for path, model in self._own:
-            if path.name == name:
-                return path, model
+        for own in self._own:
+            if own.path.name == name:
+                return own.path, own.model
         raise KeyError(name)
 
     @property

@@ -28,6 +28,8 @@ class Attempt:
         source: What was put back: "backup", the name of a checkpoint, "" for nothing.
         to_step: Steps reported when that was taken; -1 for nothing.
         failures: Why others could not be put back.
+        next_lr: Learning rate afterwards.
+        accepted: Good losses until the next refusal, or until the incident ended.
     """
 
     step: int
@@ -38,6 +40,8 @@ class Attempt:
     source: str = ""
     to_step: int = -1
     failures: list[str] = field(default_factory=list)
+    next_lr: float = math.nan
+    accepted: int = 0
 
     def __str__(self) -> str:
         back = f"restored from {self.source} of step {self.to_step}" if self.source else "nothing restored"
@@ -49,6 +53,78 @@ MEANT = (
     "If the losses are meant to be higher from here on, as with new data or another scale, call reset_baseline() "
     "where they become so, or resume with guard=FiniteGuard(), which refuses only what is not finite."
 )
+
+
+def conclusion(attempts: Sequence[Attempt], *, is_level: bool = False, is_over: bool = False) -> str:
+    """What was at fault in an incident, as far as can be told from what was tried.
+
+    Args:
+        attempts: In order; none if they were made before a resume.
+        is_level: Whether losses stay higher with every state.
+        is_over: Whether nothing has helped.
+    """
+    restored = [attempt for attempt in attempts if attempt.source]
+    if not attempts:
+        return "the losses are good again; what was refused before the resume is not known any more."
+    first, last = attempts[0], attempts[-1]
+    if is_level:
+        oldest = min(attempt.to_step for attempt in restored) if restored else first.step
+        return (
+            f"the losses are higher with every state back to step {oldest}: the data or the loss have changed at about "
+            f"step {first.step}, and not the weights. If that is meant, call reset_baseline() there."
+        )
+    if not restored:
+        tried = "nothing was restored, and the losses " + ("stayed bad" if is_over else "became good by themselves")
+        return f"{tried}; what was at fault cannot be told."
+    if is_over:
+        return _without_end(restored, first)
+    return _healed(restored, last)
+
+
+def _without_end(restored: Sequence[Attempt], first: Attempt) -> str:
+    steps = sorted({attempt.to_step for attempt in restored})
+    lowest = min(attempt.next_lr for attempt in restored)
+    accepted = max(attempt.accepted for attempt in restored)
+    named = f"the state of step {steps[0]}" if len(steps) == 1 else f"the states of steps {', '.join(map(str, steps))}"
+    was = "was" if len(steps) == 1 else "were"
+    if accepted == 0:
+        return (
+            f"with {named} the next loss {was} refused at once, at rates down to {lowest:.3g}: either the data, the "
+            f"loss function or the code have been at fault since about step {first.step}, or all that could be put "
+            "back is damaged."
+        )
+    return (
+        f"with {named} losses were refused again after at most {accepted} good ones, at rates down to {lowest:.3g}: "
+        "either the rate is still too high, or all that could be put back is damaged."
+    )
+
+
+def _healed(restored: Sequence[Attempt], last: Attempt) -> str:
+    after = f"with the state of step {last.to_step} and a rate of {last.next_lr:.3g}, {last.accepted} losses were good"
+    failed = [attempt for attempt in restored[:-1] if attempt.to_step > last.to_step]
+    same = [attempt for attempt in restored[:-1] if attempt.to_step == last.to_step]
+    if failed:
+        newest = min(attempt.to_step for attempt in failed)
+        lowest = min(attempt.next_lr for attempt in failed)
+        found = f"{after}, but not with that of step {newest} and a rate of {lowest:.3g}"
+        # The schedule itself lowers the rate a little from one restore to the next.
+        if last.next_lr >= 0.9 * lowest:
+            return f"the weights have been damaged since a step between {last.to_step} and {newest}: {found}."
+        return f"the weights have been damaged since before step {newest}, or the rate was too high: {found}."
+    if same:
+        return f"the rate was too high: {after}, but not at {max(attempt.next_lr for attempt in same):.3g}."
+    if last.reason == Verdict.NOT_FINITE.value:
+        return f"one loss was not finite: its batch or a passing fault, and not the weights of before; {after}."
+    return (
+        f"the weights went wrong between steps {last.to_step} and {last.step}, through the rate, a batch or a passing "
+        f"fault, which one restore cannot tell apart: {after}."
+    )
+
+
+ARRAY_REASON = "was not finite"
+"""How the reason of an attempt ends that was made for an array of the model's state, whose name it begins with."""
+
+ARRAY = "If that array is meant to be so, leave it out of the state."
 
 
 class Diagnosis:
@@ -74,7 +150,7 @@ class Diagnosis:
     def text(self, bundle: str | None) -> str:
         """The message of the error; ``bundle`` is the file it names."""
         last = self._attempts[-1]
-        heal_steps = self._recovery.heal_steps if self._state.is_sudden else self._recovery.calm_steps
+        heal_steps = self._recovery.trial_of(self._state)
         restored = [attempt for attempt in self._attempts if attempt.source]
         tried = (
             f"The model was restored each time, last from {restored[-1].source} of step {restored[-1].to_step}: is "
@@ -87,6 +163,8 @@ class Diagnosis:
             f"({last.loss}) at step {last.step - 1} with lr={last.lr:.3g}. {tried}",
             f"Samples whose own loss was not finite in the last one: {list(last.samples)}." if last.samples else "",
             f"Given up early: {self._why}." if self._why else "",
+            f"As far as can be told: {conclusion(self._attempts, is_over=True)}",
+            ARRAY if last.reason.endswith(ARRAY_REASON) else "",
             MEANT if last.reason == Verdict.SPIKE.value else "",
             "What was tried:",
             *(f"  {attempt}" for attempt in self._attempts),

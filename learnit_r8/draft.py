@@ -58,6 +58,8 @@ class Draft:
         table, (indices, weights) = self._table, samples
         records = table.records.take(indices)
         order = self._order(indices, records)
+        if len(table.watched):
+            order = spread_evenly(order, np.isin(indices[order], table.watched), table.batch_size)
         records = reordered(records, order)
         missing = -len(indices) % table.batch_size
         sizes = np.full(-(-len(indices) // table.batch_size), table.batch_size)
@@ -92,3 +94,25 @@ class Draft:
                 # Some are views of what the chunk will write back: not for a policy to change.
                 field.flags.writeable = False
         return candidates
+
+
+def spread_evenly(order: NDArray[np.int64], marked: NDArray[np.bool_], batch_size: int) -> NDArray[np.int64]:
+    """Deal some samples out to the batches in turn; the others keep their order.
+
+    Args:
+        order: int64[M], samples in drawing order; consecutive runs of B make the batches.
+        marked: bool[M], which of them to deal out.
+        batch_size: B.
+
+    >>> spread_evenly(np.arange(6), np.array([True, True, True, False, False, False]), batch_size=2)
+    array([0, 3, 1, 4, 2, 5])
+    """
+    num_batches, count = len(order) // batch_size, int(marked.sum())
+    if num_batches < 2 or not count:
+        return order
+    turn = np.arange(count)
+    is_dealt = np.zeros(len(order), bool)
+    is_dealt[turn % num_batches * batch_size + turn // num_batches] = True
+    spread = np.empty_like(order)
+    spread[is_dealt], spread[~is_dealt] = order[marked], order[~marked]
+    return spread

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from . import events
 from .drawing import Drawing
@@ -91,10 +92,9 @@ class Engine(Drawing):
         if ticket.epoch < 0:
             return self._report_search(ticket, reading)
         batch, table, mean = ticket.batch, self.table, reading.mean
-        expected = table.with_trend(batch.expected)
-        verdict = self.sentry.judge(
-            mean, expected, table.with_trend(batch.typical), self._last_lr, grad_norm=grad_norm, skipped=skipped
-        )
+        expected, typical = table.with_trend(batch.expected), table.with_trend(batch.typical)
+        worth = table.credible(expected, typical) if expected < typical else expected
+        verdict = self.sentry.judge(mean, worth, typical, self._last_lr, grad_norm=grad_norm, skipped=skipped)
         if verdict is Verdict.GOOD:
             self._learn(ticket, reading, kind, expected)
             if self.announcer.is_heard:
@@ -108,6 +108,11 @@ class Engine(Drawing):
     ) -> tuple[Verdict, Restored | None]:
         """Do what a verdict other than GOOD asks for; what is made of it, and where the model was put back to."""
         if verdict is Verdict.RAISED and not self.rescue.doubts_level:
+            restored = self.rescue.accept_level(lr=self.lr, draws=self._num_draws)
+            if restored is not None:
+                # What is usual for the guard begins anew with these losses.
+                self._close_unlearned(ticket)
+                return verdict, restored
             self.sentry.overrule()
             verdict = Verdict.DRIFT
         if verdict is Verdict.DRIFT:
@@ -129,12 +134,14 @@ class Engine(Drawing):
         self.pace.step += 1
 
     def _learn(self, ticket: Ticket, reading: Reading, kind: int, expected: float) -> None:
-        self.table.part_size = kind
-        trend = self.table.observe(reading.mean, reading.lowest)
-        self.plan.report(ticket.batch, reading.mean if self.table.batch_size == 1 else reading.means, trend)
+        table = self.table
+        table.part_size = kind
+        believed = table.believed(reading) if table.is_early else reading
+        trend = table.observe(believed.mean, believed.lowest, reading.mean)
+        self.plan.report(ticket.batch, believed.mean if table.batch_size == 1 else believed.means, trend)
         self._count_step()
         self.safekeeping.backup.confirm(ticket.draw)
-        self.rescue.accepted(reading.mean)
+        self.rescue.accepted(reading.mean, ticket.indices)
         self._tally.add(reading.mean, len(ticket.indices))
         if self.announcer.is_heard:
             self.telling.step_done(
@@ -202,6 +209,29 @@ class Engine(Drawing):
             self.rescue.begin_anew()
             text = "what is usual of the losses was forgotten, as reset_baseline() was called."
             self.announcer.tell(events.Notice, text=text, is_warning=False)
+
+    def release(self, indices: ArrayLike) -> None:
+        """Draw samples again that are in quarantine, from the next chunk on.
+
+        Args:
+            indices: int[K], their positions; see `SampleTable.quarantined`. With several ranks, on all of them.
+
+        Raises:
+            TypeError: they are no whole numbers.
+            ValueError: one of them is not in quarantine. Nothing was changed.
+        """
+        samples = np.atleast_1d(np.asarray(indices))
+        if samples.dtype.kind not in "iu":
+            raise TypeError(f"indices must be whole numbers, positions of samples, got {indices!r}.")
+        with self._lock:
+            held = self.table.is_quarantined(samples.astype(np.int64))
+            if not held.all():
+                raise ValueError(
+                    f"indices must be in quarantine ({self.table.quarantined.tolist()[:20]}), got "
+                    f"{samples[~held].tolist()[:20]} that are not."
+                )
+            self.table.release(samples.astype(np.int64))
+            self.announcer.tell(events.SamplesReleased, samples=tuple(samples.tolist()))
 
     def discard(self, ticket: Ticket) -> None:
         """Count a batch whose training was undone before its loss was judged: a step, of which nothing is learned.

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import events
 from .announcer import Announcer
-from .diagnosis import Attempt, Diagnosis
+from .diagnosis import Attempt, Diagnosis, conclusion
 from .guard import LARGEST_LOSS
 from .losses import Reading
 from .recovery import Recovery, RecoveryState, TrainingDiverged
@@ -47,10 +47,20 @@ class Incident:
         self._announcer, self._name_of = announcer, name_of
         self._bad_samples: set[int] = set()
 
-    def began_before(self, attempt: Attempt) -> int:
-        """The step before which the weights were surely good, if this attempt is the first or one more."""
-        first = self.attempts[0] if self.attempts else attempt
-        return max(0, first.step - self._recovery.trial_steps)
+    def note_accepted(self, count: int) -> None:
+        """Note how many good losses have followed the last attempt."""
+        if self.attempts:
+            self.attempts[-1].accepted = count
+
+    def conclusion(self, state: RecoveryState, *, is_level: bool = False) -> str:
+        """What was at fault, now that the incident ends; see `conclusion`.
+
+        Args:
+            state: Where it stood.
+            is_level: Whether it ends because the losses stay higher with every state.
+        """
+        self.note_accepted(state.accepted + 1)
+        return conclusion(self.attempts, is_level=is_level)
 
     def name_repeated(self, samples: tuple[int, ...]) -> None:
         """Warn of samples that are bad again and again: each costs a batch an epoch."""

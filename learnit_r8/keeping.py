@@ -99,6 +99,11 @@ class Keeping:
         return self._backing_up.backup
 
     @property
+    def clean_step(self) -> int:
+        """Steps reported when every number of the model was last seen to be finite; -1 before that."""
+        return self._backing_up.clean_step
+
+    @property
     def backup_every(self) -> Condition:
         """When backups are due."""
         return self._backing_up.when
@@ -118,8 +123,8 @@ class Keeping:
 
     @property
     def has_something(self) -> bool:
-        """Whether there is a model state to go back to."""
-        return not self.backup.is_empty or (self.store is not None and self.store.has_own)
+        """Whether there is a model state to go back to; every rank asks at the same place."""
+        return not self.backup.is_empty or (self.store is not None and bool(self.store.own_states()))
 
     @property
     def store(self) -> CheckpointStore | None:

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .chunk import Chunk
 from .draft import Draft
 from .outlook import look_at
 from .policies import SHUFFLE, Context, Outlook, Policy
-from .sweep import Sweep
+from .policies.ranking import positions_of, usage_first
+from .sweep import Sweep, Weighted
 from .table import SampleTable
 
 CHUNK_SAMPLES = 3 * 2**13
@@ -93,7 +95,7 @@ class Planner:
             RuntimeError: the policy keeps no sample.
         """
         policy = SHUFFLE if context.pass_number == 0 else self._policy
-        if policy.selects:
+        if policy.selects or len(self._table.quarantined):
             return self._next_selected_chunk(policy, context, self._room(num_left))
         draft = self._draft(policy, context, _POLICY, self.num_sweeps, self._sweep.rank)
         indices = self._sweep.next_part()
@@ -104,6 +106,7 @@ class Planner:
     def _next_selected_chunk(self, policy: Policy, context: Context, room: int) -> Chunk:
         """Plan from what the policy keeps, sweeping over the data again where the sweep has no batch left."""
         swept_again = False
+        self._sweep.drop(self._table.is_quarantined(self._sweep.left_over[0]))
         samples = self._sweep.left_over
         while True:
             if self._sweep.is_done and swept_again:
@@ -114,17 +117,37 @@ class Planner:
                         f"policy must keep some of {len(self._table)} samples, got none from {policy!r}."
                     )
                 break
+            left_over = None
             if self._sweep.is_done:
                 swept_again = True
+                # Without a selection they are only too few for a batch, and their turn comes now.
+                left_over = None if policy.selects else self._sweep.left_over[0]
                 self.start_sweep()
             draft = self._draft(policy, context, _POLICY, self.num_sweeps, self._sweep.rank)
-            kept = self._sweep.add(*draft.select(self._sweep.next_part()))
+            kept = self._sweep.add(*self._select(draft, policy, self._sweep.next_part()))
+            if left_over is not None:
+                kept = self._filled_up(left_over, kept[0]), None
             # What fills the pass may end in its short batch; else what makes no whole batch waits for the next part.
             whole = room if len(kept[0]) >= room else len(kept[0]) // self._full * self._full
             samples = self._sweep.leave(whole, kept)
             if whole:
                 break
         return draft.chunk(samples, sweep=self.num_sweeps, fill=self._last_batch == "fill")
+
+    def _select(self, draft: Draft, policy: Policy, part: NDArray[np.int64]) -> Weighted:
+        """The samples of a part of the data that the policy keeps, without those in quarantine."""
+        if len(self._table.quarantined):
+            part = part[~self._table.is_quarantined(part)]
+        return draft.select(part) if policy.selects else (part, None)
+
+    def _filled_up(self, left_over: NDArray[np.int64], part: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What was left over by a sweep, and behind it the samples of the next, least used first."""
+        part = part[~np.isin(part, left_over)]
+        if not len(part):
+            return left_over
+        uses = self._table.records.take(part)["usage_count"].astype(np.int64)
+        order = positions_of(np.sort(usage_first(uses, np.arange(len(part), dtype=np.int32))))
+        return np.concatenate([left_over, part[order]])
 
     def _room(self, num_left: int) -> int:
         """Samples that the batches left in the pass hold: the last one is as short as without a selection."""
@@ -138,7 +161,8 @@ class Planner:
         size = max(POOL_SAMPLES, POOL_BATCHES * self._table.batch_size)
         pool = Sweep(self._table.num_samples, size, [self.seed, _OUTSIDE, self._num_outside])
         draft = self._draft(policy, context, _OUTSIDE_POLICY, self._num_outside)
-        kept, _ = draft.select(pool.next_part())
+        part = pool.next_part()
+        kept, _ = draft.select(part[~self._table.is_quarantined(part)])
         if len(kept) < self._full:
             return None
         first = draft.first(kept, self._full)

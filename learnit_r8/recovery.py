@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +20,19 @@ class TrainingDiverged(RuntimeError):
     bundle: str | None = None
 
 
+class Move(enum.Enum):
+    """Where a refusal takes the model, compared with the refusals before it in the incident.
+
+    FIRST: it is the first one. AGAIN: back to the state that was restored last. FURTHER: to an older one.
+    STUCK: there is no older one, or none at all.
+    """
+
+    FIRST = "first"
+    AGAIN = "again"
+    FURTHER = "further"
+    STUCK = "stuck"
+
+
 class RecoveryState(NamedTuple):
     """Where an incident stands.
 
@@ -30,6 +45,16 @@ class RecoveryState(NamedTuple):
         culprit: The learning rate that went wrong, up to which the ceiling rises again.
         is_sudden: Whether all of the incident were losses that were not finite.
         num_capped: Incidents that lowered the ceiling since there was none.
+        lowered: How often the rate was lowered in this incident.
+        stuck: Refusals of this incident that took the model no further back than before; the first one is among them.
+        first: Steps reported at the first refusal; -1 before one.
+        restored: Steps reported when the state that was restored last was taken; -1 while there is none.
+        is_proven: Whether that state had passed its trial before.
+        is_again: Whether it was restored twice.
+        is_deeper: Whether an older state was restored than the first one.
+        trial: Good losses that the state restored last needs to pass its trial, besides those of `Recovery`.
+        is_unseen: Whether losses do not show the damage, so that the state must be looked at before the incident ends.
+        owns_ceiling: Whether there was no ceiling before this incident.
     """
 
     tries: int = 0
@@ -40,6 +65,25 @@ class RecoveryState(NamedTuple):
     culprit: float = 0.0
     is_sudden: bool = True
     num_capped: int = 0
+    lowered: int = 0
+    stuck: int = 0
+    first: int = -1
+    restored: int = -1
+    is_proven: bool = False
+    is_again: bool = False
+    is_deeper: bool = False
+    trial: int = 0
+    is_unseen: bool = False
+    owns_ceiling: bool = False
+
+
+_BEFORE_INCIDENT = {
+    name: RecoveryState._field_defaults[name]
+    for name in (
+        "tries", "lowered", "stuck", "first", "restored", "is_proven", "is_again", "is_deeper", "trial", "is_unseen",
+        "owns_ceiling",
+    )
+}  # fmt: skip
 
 
 CALM = RecoveryState()
@@ -50,16 +94,18 @@ class Recovery:
     """Restore the model, lower the learning rate, train on low-loss data for a while; give up after some tries.
 
     Attributes:
-        factors: Learning-rate factors of the first, second, ... refusal of an incident, each in (0, 1]; the last
-            one goes on.
+        factors: Learning-rate factors of an incident, each in (0, 1]: the first at its first refusal, the next one
+            whenever a refusal lowers the rate further; the last one goes on.
         hold_steps: Good steps for which the factor is kept.
         ramp_steps: Good steps over which it then rises to 1, linearly.
         steady_steps: Batches of low-loss samples after a refusal, at most a quarter of an epoch.
-        heal_steps: Good losses in a row that end an incident of losses that were not finite.
-        max_tries: Refusals in one incident that are answered; the next one gives up.
-        calm_steps: After a spike the lowered rate is a ceiling, whatever the ramp says; after so many good losses it
-            begins to rise, and an incident with a spike in it ends. A loss that is not finite out of a clear sky sets
-            no ceiling: it is its batch's.
+        heal_steps: Good losses in a row that end an incident of losses that were not finite, and
+        calm_steps: those that end any other: then the restored state has passed its trial. Half of ``heal_steps`` more
+            than there were steps between that state and the refusal are needed besides, so that whatever came of it
+            before would have come again. After a spike the lowered rate is a ceiling, whatever the ramp says, and
+            begins to rise after ``calm_steps`` good losses. A loss that is not finite out of a clear sky sets no
+            ceiling: it is its batch's.
+        max_tries: Refusals in one incident that are answered without going further back; the next one gives up.
         relax_steps: Good steps after which the ceiling rises by 5 %, time and again, until it is where the training
             went wrong; then it is gone. Every further incident before that makes it rise four times as slowly.
         trial_steps: Good losses that make a backup one to trust.
@@ -68,7 +114,7 @@ class Recovery:
     Raises:
         ValueError: an attribute outside its range.
 
-    Source: README of learnit-r8, "Stability & Automated Recovery"; research/reliability.md 1.5 and 1.6.
+    Source: measured in benchmarks/recovery.py and benchmarks/incidents.py.
     """
 
     factors: tuple[float, ...] = (0.5, 0.1, 0.02)
@@ -98,34 +144,107 @@ class Recovery:
         """Whether nothing was refused of late, or good losses have followed it."""
         return state.is_sudden and (not state.tries or state.accepted >= FRESH_STEPS)
 
+    def plan(self, state: RecoveryState, *, steps: Collection[int]) -> Move:
+        """Where the next refusal of an incident takes the model.
+
+        A state that had passed its trial may be tried once more, at a lower rate; then it goes strictly back.
+
+        Args:
+            state: The state before the refusal.
+            steps: When the states that could be restored were taken, in steps reported.
+        """
+        if not state.tries:
+            return Move.FIRST
+        may_repeat = state.is_proven or state.accepted >= self.heal_steps
+        if may_repeat and not state.is_again and state.restored in steps:
+            return Move.AGAIN
+        return Move.FURTHER if any(step < state.restored for step in steps) else Move.STUCK
+
     def refused(
-        self, state: RecoveryState, steady_limit: int, *, partly: bool = False, sudden: bool = True, lr: float = 0.0
+        self,
+        state: RecoveryState,
+        steady_limit: int,
+        *,
+        move: Move = Move.STUCK,
+        step: int = -1,
+        sudden: bool = True,
+        lr: float = 0.0,
     ) -> RecoveryState:
         """The state after one more refused loss.
+
+        The first time an older state is tried the rate is not lowered further: if it helps, it was the weights.
 
         Args:
             state: The state before.
             steady_limit: Most steady batches to ask for.
-            partly: Whether only some samples of the batch had a bad loss. Then it is the samples and not the weights,
-                unless it goes on: neither the rate is lowered nor the refusals of before are counted.
+            move: What `plan` says.
+            step: Steps reported, the refused one included.
             sudden: Whether the loss was not finite, and nothing was suspected before.
             lr: The scheduled learning rate; 0 sets no ceiling.
         """
-        if partly and (state.accepted > 0 or not state.tries):
-            return state._replace(tries=1, factor=self.lr_factor(state), accepted=0, steady_left=0)
-        factor = min(self.factors[min(state.tries, len(self.factors) - 1)], self.lr_factor(state))
+        lowers = move in (Move.AGAIN, Move.STUCK) or (move is Move.FURTHER and state.is_deeper)
+        lowered = state.lowered + (lowers and state.tries > 0)
+        factor = min(self.factors[min(lowered, len(self.factors) - 1)], self.lr_factor(state))
+        is_clear = sudden and self.is_clear_sky(state)
         refused = state._replace(
             tries=state.tries + 1,
             factor=factor,
             accepted=0,
             steady_left=min(self.steady_steps, steady_limit),
             is_sudden=sudden and (state.is_sudden or not state.tries),
+            lowered=lowered,
+            stuck=state.stuck + (move is not Move.FURTHER),
+            first=state.first if state.tries else step,
+            is_deeper=state.is_deeper or move is Move.FURTHER,
+            owns_ceiling=state.owns_ceiling if state.tries else state.ceiling is None,
         )
-        if (sudden and self.is_clear_sky(state)) or not lr:
+        if is_clear or not lr:
             return refused
         now = self.lr(state, lr)
-        ceiling = factor * lr if refused.is_sudden else min(factor * lr, now * (HARSHER if state.tries else factor))
+        if refused.is_sudden:
+            ceiling = factor * lr
+        elif not state.tries:
+            ceiling = min(factor * lr, now * factor)
+        else:
+            ceiling = min(factor * lr, now * HARSHER) if lowers else now
         return _capped(refused, ceiling, now)
+
+    def blamed(self, state: RecoveryState, step: int, *, again: bool) -> RecoveryState:
+        """The state after a loss was refused for a sample in its batch: the weights and the rate are not to blame.
+
+        Args:
+            state: The state before.
+            step: Steps reported, the refused one included.
+            again: Whether the losses refused before are that sample's too. Then the rate is the schedule's at once.
+        """
+        first = state.first if state.tries else step
+        factor = 1.0 if again and state.is_sudden and not state.is_deeper else self.lr_factor(state)
+        owns = state.owns_ceiling if state.tries else state.ceiling is None
+        return state._replace(
+            tries=max(1, state.tries), factor=factor, accepted=0, steady_left=0, first=first, owns_ceiling=owns
+        )
+
+    def restored(self, state: RecoveryState, step: int, *, now: int, is_proven: bool) -> RecoveryState:
+        """The state after the model was put back.
+
+        Args:
+            state: What `refused` returned.
+            step: Steps reported when the restored state was taken.
+            now: Steps reported now.
+            is_proven: Whether it had passed its trial before.
+        """
+        trial = now - step + self.heal_steps // 2
+        return state._replace(restored=step, is_again=step == state.restored, is_proven=is_proven, trial=trial)
+
+    def closed(self, state: RecoveryState) -> RecoveryState:
+        """The state when an incident is over; the rate stays as it is and comes back by and by."""
+        return state._replace(**_BEFORE_INCIDENT)
+
+    def absolved(self, state: RecoveryState) -> RecoveryState:
+        """The state once a sample is known to be the cause: the rate is the schedule's, but for an older ceiling."""
+        if state.owns_ceiling or state.ceiling is None:
+            return CALM
+        return state._replace(**_BEFORE_INCIDENT, factor=1.0, steady_left=0)
 
     def drifted(self, state: RecoveryState, lr: float) -> RecoveryState:
         """The state after the losses have crept up with a learning rate: it stays below half of that for a while."""
@@ -134,14 +253,19 @@ class Recovery:
     def accepted(self, state: RecoveryState) -> RecoveryState:
         """The state after a good loss."""
         accepted = state.accepted + 1
-        heal_steps = self.heal_steps if state.is_sudden else self.calm_steps
-        state = state._replace(tries=0 if accepted >= heal_steps else state.tries, accepted=accepted)
+        if state.tries and accepted >= self.trial_of(state) and not state.is_unseen:
+            state = self.closed(state)
+        state = state._replace(accepted=accepted)
         if state.ceiling is not None and accepted >= self.calm_steps:
             pause = self.relax_steps * SLOWER ** max(0, state.num_capped - 1)
             state = state if accepted % pause else _relaxed(state, state.ceiling)
         if accepted < self.hold_steps + self.ramp_steps or state.tries or state.ceiling is not None:
             return state
         return CALM
+
+    def trial_of(self, state: RecoveryState) -> int:
+        """Good losses in a row that end the incident."""
+        return max(self.heal_steps if state.is_sudden else self.calm_steps, state.trial)
 
     def lr_factor(self, state: RecoveryState) -> float:
         """What to multiply the scheduled learning rate by, in (0, 1]."""
@@ -159,14 +283,11 @@ class Recovery:
 
     def gives_up(self, state: RecoveryState) -> bool:
         """Whether the incident has used up its tries."""
-        return state.tries > self.max_tries
+        return max(state.stuck, min(1, state.tries)) > self.max_tries
 
 
-OLDER_TRY, CHECKPOINT_TRY = 3, 4
-"""The tries from which on an older backup, and at which a checkpoint, comes first."""
-
-MOST_RAISED = 2
-"""Tries in an incident that a raised level may use up: it may as well be the data that have changed."""
+LEAST_LEVEL_STEPS = 176
+"""Steps of a run before which a state has no level of the losses of its own: whether they are raised cannot be told."""
 
 FRESH_STEPS = 4
 """Good losses after a refusal that tell the weights from the batch."""

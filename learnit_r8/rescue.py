@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from . import events
 from .announcer import Announcer
 from .backup import Reach
-from .diagnosis import Attempt
+from .diagnosis import ARRAY_REASON, Attempt
 from .guard import Verdict
 from .incident import Incident, not_finite_samples
+from .ladder import Descent
 from .losses import Reading
-from .recovery import CALM, CHECKPOINT_TRY, FRESH_STEPS, MOST_RAISED, OLDER_TRY, Recovery, RecoveryState
+from .quarantine import Quarantine
+from .recovery import CALM, FRESH_STEPS, LEAST_LEVEL_STEPS, Move, Recovery, RecoveryState
 from .restoring import Restored
 from .safekeeping import Safekeeping
+from .table import SampleTable
 from .ticket import Ticket
 
 EQUAL_LOSSES = 8
-"""Equal losses in a row after which the weights are looked at. Source: research/reliability.md, row 14a."""
+"""Equal losses in a row after which the weights are looked at."""
+
+MOST_CHANCE_OF_SPIKES = 0.05
+"""Spikes are taken for those of a sample when the chance that they share one by accident is below this."""
 
 
 class Rescue:
@@ -29,27 +38,25 @@ class Rescue:
         recovery: What to try, and when to give up.
         safekeeping: Where to go back to.
         announcer: Who is told.
-        name_of: What to call a sample.
+        table: Names the samples, and keeps those in quarantine.
 
     Attributes:
         num_restored: How often the model was put back.
-        suspects: Tells whether the guard suspects something.
+        quarantine: The samples that refused losses have in common.
     """
 
-    def __init__(
-        self, recovery: Recovery, safekeeping: Safekeeping, announcer: Announcer, name_of: Callable[[int], Any] = int
-    ) -> None:
+    def __init__(self, recovery: Recovery, safekeeping: Safekeeping, announcer: Announcer, table: SampleTable) -> None:
         self.recovery = recovery
         self.num_restored = 0
-        self.suspects: Callable[[], bool] = lambda: False
+        self.quarantine = Quarantine(table, announcer)
+        self._table = table
         self._safekeeping = safekeeping
         self._announcer = announcer
         self._state = CALM
-        self._incident = Incident(recovery, safekeeping, announcer, name_of)
+        self._incident = Incident(recovery, safekeeping, announcer, table.name_of)
         self._num_equal = 0
         self._went_back_at = 0
-        self._is_proven = False
-        self._bad_arrays: set[str] = set()
+        self._looked_from = -1
 
     def lr(self, scheduled_lr: float) -> float:
         """The learning rate to use in place of the scheduled one."""
@@ -69,8 +76,18 @@ class Rescue:
     @property
     def doubts_level(self) -> bool:
         """Whether a raised level of the losses is a reason to go back: not where that is impossible, or was in vain."""
-        can_restore = self._safekeeping.callbacks.load is not None and self._safekeeping.has_something
-        return can_restore and self._state.tries < MOST_RAISED
+        state = self._state
+        if self._safekeeping.callbacks.load is None or not self._safekeeping.has_something:
+            return False
+        move = self.recovery.plan(state, steps=self._steps(Verdict.RAISED))
+        return move is not Move.STUCK and state.stuck <= self.recovery.max_tries
+
+    def _steps(self, verdict: Verdict) -> set[int]:
+        """When the states were taken that may be restored for a loss that was refused so."""
+        steps = self._safekeeping.restorable_steps()
+        if verdict is not Verdict.RAISED:
+            return steps
+        return {step for step in steps if step >= LEAST_LEVEL_STEPS or step == self._state.restored}
 
     @property
     def is_steadying(self) -> bool:
@@ -89,8 +106,10 @@ class Rescue:
     def _set(self, state: RecoveryState) -> None:
         self._state = CALM if state == CALM else state
 
-    def accepted(self, loss: float) -> None:
-        """Note a good loss."""
+    def accepted(self, loss: float, indices: NDArray[np.int64]) -> None:
+        """Note a good loss of a batch with these samples, int64[B]."""
+        if self.quarantine.is_watching:
+            self.quarantine.cleared(indices)
         losses = self._incident.losses
         # Losses differ from one another, however little: if they do not, the weights may be gone.
         self._num_equal = self._num_equal + 1 if losses and losses[-1] == loss else 0
@@ -100,22 +119,36 @@ class Rescue:
         before = self._state
         if before is CALM:
             return
-        if not before.accepted:
-            # The first loss with the weights that were put back: as expected, or suspicious?
-            self._is_proven = not self.suspects()
-        self._set(self.recovery.accepted(before))
-        self._tell_ends(before)
+        if before.is_unseen:
+            before = self._looked(before)
+        after = self.recovery.accepted(before)
+        self._set(after)
+        if before.tries and not after.tries:
+            self._end(self._incident.conclusion(before))
+        self._tell_rate(before)
+
+    def _looked(self, state: RecoveryState) -> RecoveryState:
+        """Have the state looked at when its trial is over; the damage of this incident does not show in losses."""
+        safekeeping = self._safekeeping
+        if safekeeping.callbacks.state is None or safekeeping.clean_step > self._looked_from:
+            return state._replace(is_unseen=False)
+        if state.accepted + 1 >= self.recovery.trial_of(state):
+            safekeeping.look_at_weights()
+        return state
+
+    def _end(self, text: str) -> None:
+        self._incident.attempts.clear()
+        self._safekeeping.backup.drop_aside()
+        self._announcer.tell(events.IncidentEnded, text=text)
 
     def begin_anew(self) -> None:
         """End the incident, and lift what it has put on the learning rate: losses mean something else now."""
         before, self._state = self._state, CALM
-        self._incident.attempts.clear()
-        self._tell_ends(before)
+        if before.tries:
+            self._end("the losses mean something else from here on, as reset_baseline() says.")
+        self._tell_rate(before)
 
-    def _tell_ends(self, before: RecoveryState) -> None:
-        if before.tries and not self._state.tries:
-            self._incident.attempts.clear()
-            self._announcer.tell(events.IncidentEnded)
+    def _tell_rate(self, before: RecoveryState) -> None:
         if self._state is CALM and (before.factor != 1 or before.ceiling is not None):
             self._announcer.tell(events.LrRestored)
 
@@ -134,6 +167,27 @@ class Rescue:
             f"the losses have crept up to {loss:.3g}; the learning rate stays below {self._state.ceiling:.3g} for a "
             "while.",
         )
+
+    def accept_level(self, *, lr: float, draws: int) -> Restored | None:
+        """Answer a raised level that no older state has cured: it is the data, and the newest state is put back.
+
+        Args:
+            lr: The learning rate in use.
+            draws: Batches drawn so far.
+
+        Returns:
+            Where the model was put back to; None if the incident has not gone back further than once.
+        """
+        state = self._state
+        restored = self._return(draws)
+        if restored is None:
+            return None
+        self._state = self.recovery.drifted(self.recovery.absolved(state), lr)
+        text = self._incident.conclusion(state, is_level=True)
+        self._announcer.tell(events.LrCapped, ceiling=self._state.ceiling, reason=Verdict.RAISED.value)
+        self._announcer.warn_once("raised", f"the learning rate stays below {self._state.ceiling:.3g}: {text}")
+        self._end(text)
+        return restored
 
     def refused(
         self,
@@ -175,10 +229,13 @@ class Rescue:
         # A batch of the weights that were given up tells nothing of those that were put back.
         is_late = ticket.draw < self._went_back_at and self._state.tries > 0
         before = self._state
+        sudden = verdict is Verdict.NOT_FINITE and is_calm
+        is_explained = False
+        move = Move.FIRST
         if not is_late:
-            sudden = verdict is Verdict.NOT_FINITE and is_calm
-            self._state = self.recovery.refused(
-                before, most_steady, partly=bool(samples), sudden=sudden, lr=scheduled_lr
+            is_explained = self._is_explained(ticket, samples, verdict, step)
+            before, move = self._answered(
+                verdict, is_explained, step=step, lr=scheduled_lr, most_steady=most_steady, sudden=sudden
             )
         told = {"epoch": ticket.epoch, "loss": reading.mean, "lr": ticket.lr, "next_lr": self.lr(scheduled_lr)}
         self._announcer.tell(
@@ -187,8 +244,57 @@ class Rescue:
         if is_late:
             return None
         self._tell_ceiling(before, verdict.value)
-        reach = self._reach(verdict, is_own_fault=bool(samples) or (sudden and self.recovery.is_clear_sky(before)))
-        return self._restore(reach, Attempt(step, reading.mean, verdict.value, ticket.lr, samples), draws)
+        reach = Reach.GOOD
+        if is_explained or (sudden and self.recovery.is_clear_sky(before)):
+            reach = Reach.NEWEST
+        elif verdict is Verdict.LASTING_DRIFT:
+            reach = Reach.OLDER
+        attempt = Attempt(step, reading.mean, verdict.value, ticket.lr, samples, next_lr=self.lr(scheduled_lr))
+        restored = self._restore(reach, move, attempt, draws)
+        if is_explained:
+            self._convict(step)
+        return restored
+
+    def _is_explained(self, ticket: Ticket, samples: tuple[int, ...], verdict: Verdict, step: int) -> bool:
+        """Whether a sample of the batch is to blame, and not the weights: a good loss has followed the refusal before.
+
+        Where only some samples of a batch were bad, the others show that the weights are fine.
+        """
+        if verdict not in (Verdict.NOT_FINITE, Verdict.SPIKE):
+            return False
+        chance = self.quarantine.refused(ticket.indices, samples, step)
+        # Damaged weights are refused whatever the batch; those that only spike now and then may seem to choose.
+        is_shared = chance < (math.inf if verdict is Verdict.NOT_FINITE else MOST_CHANCE_OF_SPIKES)
+        state = self._state
+        return (is_shared or bool(samples)) and (state.accepted > 0 or not state.tries)
+
+    def _answered(
+        self, verdict: Verdict, is_explained: bool, *, step: int, lr: float, most_steady: int, sudden: bool
+    ) -> tuple[RecoveryState, Move]:
+        """Move on with the incident, or begin one; the state before, and where the model goes."""
+        state = self._state
+        self._incident.note_accepted(state.accepted)
+        if is_explained and state.tries and state.is_sudden and not state.is_deeper:
+            # Nothing but such samples has gone wrong so far: each time is an incident of its own.
+            kept, self._state = state, self.recovery.closed(state)
+            self._end(self._incident.conclusion(kept))
+            state = self._state
+        if is_explained:
+            move = Move.AGAIN if state.restored >= 0 else Move.FIRST
+            self._state = self.recovery.blamed(state, step, again=self.quarantine.has_repeated)
+            return state, move
+        move = self.recovery.plan(state, steps=self._steps(verdict) if state.tries else ())
+        self._state = self.recovery.refused(state, most_steady, move=move, step=step, sudden=sudden, lr=lr)
+        return state, move
+
+    def _convict(self, step: int) -> None:
+        """Quarantine the samples that explain what was refused; then the rate is the schedule's again."""
+        samples, refusals = self.quarantine.convict(step)
+        before = self._state
+        if samples and refusals >= before.tries:
+            self._set(self.recovery.absolved(before))
+            self._end(f"{self.quarantine.named(samples)} made the losses bad, and will not be drawn any more.")
+            self._tell_rate(before)
 
     def damaged(self, array: str, *, step: int, scheduled_lr: float, most_steady: int, draws: int) -> Restored | None:
         """Answer a number of the model that is not finite, where the losses were fine.
@@ -201,77 +307,87 @@ class Rescue:
             draws: Batches drawn so far.
 
         Returns:
-            Where the model was put back to; None if there is nothing to restore, or where it did not help before.
+            Where the model was put back to; None if there is nothing to restore.
 
         Raises:
             TrainingDiverged: as `refused`.
-            RestoreError: likewise.
+            RestoreError: as `refused`.
         """
-        if array in self._bad_arrays or self._safekeeping.backup.is_empty or self._safekeeping.callbacks.load is None:
+        if self._safekeeping.backup.is_empty or self._safekeeping.callbacks.load is None:
             self._announcer.warn_once(
                 f"damaged {array}",
                 f"{array!r} of the model's state is not finite at step {step}, and no backup is taken while it is. If "
                 "it is meant to be so, leave it out of the state.",
             )
             return None
-        self._bad_arrays.add(array)
-        before = self._state
-        self._state = self.recovery.refused(before, most_steady, lr=scheduled_lr)
-        reason = f"{array!r} was not finite"
+        before, move = self._answered(
+            Verdict.NOT_FINITE, False, step=step, lr=scheduled_lr, most_steady=most_steady, sudden=True
+        )
+        self._state = self._state._replace(is_unseen=True)
+        self._looked_from = step
+        reason = f"{array!r} {ARRAY_REASON}"
         self._tell_ceiling(before, reason)
-        reach = self._reach(Verdict.NOT_FINITE, is_own_fault=self.recovery.is_clear_sky(before))
+        reach = Reach.NEWEST if self.recovery.is_clear_sky(before) else Reach.GOOD
         last = self._incident.losses[-1] if self._incident.losses else math.nan
-        return self._restore(reach, Attempt(step, last, reason, self.recovery.lr(before, scheduled_lr), ()), draws)
+        rates = self.recovery.lr(before, scheduled_lr), self.lr(scheduled_lr)
+        return self._restore(reach, move, Attempt(step, last, reason, rates[0], (), next_lr=rates[1]), draws)
 
     def _tell_ceiling(self, before: RecoveryState, reason: str) -> None:
         ceiling = self._state.ceiling
         if ceiling not in (None, before.ceiling):
             self._announcer.tell(events.LrCapped, ceiling=ceiling, reason=reason)
 
-    def _restore(self, reach: Reach, attempt: Attempt, draws: int) -> Restored | None:
+    def _restore(self, reach: Reach, move: Move, attempt: Attempt, draws: int) -> Restored | None:
         """Put the model back as far as this try asks for; give up if it was one too many."""
-        tries = self._state.tries
+        state, safekeeping = self._state, self._safekeeping
+        descent = None
+        if move is not Move.FIRST and state.restored >= 0:
+            least = LEAST_LEVEL_STEPS if attempt.reason == Verdict.RAISED.value else 0
+            descent = Descent(state.first, state.restored, repeats=move is Move.AGAIN, least=least)
         failures: list[str] = []
-        doubts = tries == CHECKPOINT_TRY and self._doubts_backups
-        before = self._incident.began_before(attempt) if doubts else None
         try:
-            restored = self._safekeeping.restore(
-                reach,
-                draws=draws,
-                tries=tries,
-                before=before,
-                failures=failures,
-            )
+            restored = safekeeping.restore(reach, draws=draws, descent=descent, failures=failures)
         finally:
             self._incident.attempts.append(attempt)
             attempt.failures.extend(failures)
-        # What could not be put back counts as a try.
-        self._state = self._state._replace(tries=tries + len(failures))
         if restored is not None:
-            self._went_back_at = draws
-            self.num_restored += 1
-            attempt.source, attempt.to_step = restored.source, restored.step
-            self._announcer.tell(events.RolledBack, to_step=restored.step, source=restored.source)
+            self._note_restored(restored, attempt, draws)
         elif not failures:
             self._incident.say_how_to_restore(attempt)
+        if failures:
+            # What could not be put back counts as a try.
+            self._state = self._state._replace(tries=state.tries + len(failures), stuck=state.stuck + len(failures))
         if failures and restored is None:
             self._incident.give_up("nothing could be put back", self._state)
         if self.recovery.gives_up(self._state) and (restored is not None or attempt.reason != Verdict.SPIKE.value):
+            # No older state was any better.
+            self._return(draws)
             self._incident.give_up("", self._state)
         return restored
 
-    def _reach(self, verdict: Verdict, *, is_own_fault: bool) -> Reach:
-        """How far to go back; ``is_own_fault`` if the batch alone seems to be wrong."""
-        if is_own_fault:
-            return Reach.NEWEST
-        if verdict is Verdict.LASTING_DRIFT:
-            return Reach.OLDER
-        return Reach.OLDER if self._doubts_backups and self._state.tries <= self.recovery.max_tries else Reach.GOOD
+    def _return(self, draws: int) -> Restored | None:
+        """Put the model back to the state that the incident restored first, if it has gone back further since."""
+        first = self._incident.attempts[0] if self._incident.attempts else None
+        if first is None or not first.source or not self._state.is_deeper:
+            return None
+        restored = self._safekeeping.return_to(first.source, first.to_step, draws=draws)
+        if restored is not None:
+            self._went_back_at = draws
+            self.num_restored += 1
+            self._announcer.tell(events.RolledBack, to_step=restored.step, source=restored.source)
+        return restored
 
-    @property
-    def _doubts_backups(self) -> bool:
-        """Whether what was put back twice did not help, though the rate was lowered: its first loss was bad too."""
-        return self._state.tries >= OLDER_TRY and not self._is_proven
+    def _note_restored(self, restored: Restored, attempt: Attempt, draws: int) -> None:
+        safekeeping, state = self._safekeeping, self._state
+        if state.restored < 0:
+            safekeeping.backup.set_aside(restored.step)
+        self._state = self.recovery.restored(state, restored.step, now=attempt.step, is_proven=restored.is_proven)
+        if safekeeping.store is not None:
+            safekeeping.store.give_up(restored.step, attempt.step)
+        self._went_back_at = draws
+        self.num_restored += 1
+        attempt.source, attempt.to_step = restored.source, restored.step
+        self._announcer.tell(events.RolledBack, to_step=restored.step, source=restored.source)
 
     def summary(self) -> str:
         """What recovery has done and still does, for people; "" if nothing."""
@@ -281,6 +397,8 @@ class Rescue:
             parts.append(f"learning rate x {self.lr_factor:.3g} after a refused loss, back to 1 by and by")
         if state.ceiling is not None:
             parts.append(f"learning rate kept below {state.ceiling:.3g}, as it went wrong at {state.culprit:.3g}")
+        if len(self._table.quarantined):
+            parts.append(f"in quarantine: {self.quarantine.named(self._table.quarantined.tolist())}")
         return "".join(f"; {part}" for part in parts)
 
     def state_dict(self) -> dict[str, Any]:
@@ -291,4 +409,6 @@ class Rescue:
         """Take over what `state_dict` returned."""
         self._set(RecoveryState(**state))
         self._incident.attempts.clear()
+        self._safekeeping.backup.drop_aside()
         self._went_back_at = 0
+        self._looked_from = -1

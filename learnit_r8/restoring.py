@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from . import events
 from .announcer import Announcer
 from .backup import RamBackup, Reach, Slot
 from .callbacks import call_load
-from .checkpoint import Checkpoint, CheckpointStore
+from .checkpoint import CheckpointStore
+from .ladder import Descent, descending
 
 
 class RestoreError(RuntimeError):
@@ -25,6 +27,7 @@ class Restored(NamedTuple):
         moment: What was kept with a backup; None for a checkpoint.
         guard: What a checkpoint says of the guard; None for a backup.
         forget: Whether what was reported since may be of damaged weights.
+        is_proven: Whether the state had passed its trial before.
     """
 
     step: int
@@ -32,14 +35,15 @@ class Restored(NamedTuple):
     moment: Any = None
     guard: dict[str, Any] | None = None
     forget: bool = False
+    is_proven: bool = False
 
 
 class _Source(NamedTuple):
-    """A state that could be put back: ``get`` returns what the callback is given."""
+    """A state that could be put back: in RAM, or else in a checkpoint of that name."""
 
-    where: Restored
-    get: Callable[[], Any]
+    step: int
     slot: Slot | None
+    name: str = ""
 
 
 class Restoring:
@@ -76,14 +80,13 @@ class Restoring:
         self._errors: list[Exception] = []
         self.failures: list[str] = []
 
-    def restore(self, reach: Reach, *, draws: int, tries: int = 1, before: int | None = None) -> Restored | None:
+    def restore(self, reach: Reach, *, draws: int, descent: Descent | None = None) -> Restored | None:
         """Put the model back.
 
         Args:
-            reach: How far to go back among the backups.
+            reach: How far to go back among the backups, if this is the first restore of an incident.
             draws: Batches drawn so far.
-            tries: How often in this incident; without a backup every try takes an older checkpoint.
-            before: Try checkpoints first, the newest with no more steps than this; None for backups first.
+            descent: How far the incident has gone back already; None for the first restore.
 
         Returns:
             Where it was put back to; None if there is nothing, or nothing that was finite afterwards.
@@ -91,52 +94,66 @@ class Restoring:
         Raises:
             RestoreError: the load callback raised for everything there was.
         """
-        for source in self._sources(reach, tries, before):
-            if self._try(source):
-                if source.slot is not None:
-                    self._backup.went_back_to(source.slot, draws=draws)
-                elif before is not None:
-                    self._backup.clear()
-                if reach is not Reach.NEWEST:
-                    self._backup.unsettle()
-                return source.where._replace(forget=reach is not Reach.NEWEST)
+        sources = self._first(reach) if descent is None else self._descending(descent)
+        for source in sources:
+            restored = self._try(source)
+            if restored is None:
+                continue
+            is_deep = descent is not None or reach is not Reach.NEWEST
+            if source.slot is None:
+                self._backup.forget_after(source.step)
+            else:
+                self._backup.went_back_to(source.slot, draws=draws)
+            if is_deep:
+                self._backup.unsettle()
+            return restored._replace(forget=is_deep)
         if self._errors:
             causes = " | ".join(str(error) for error in self._errors)
             raise RestoreError(f"{causes} The model may be half restored.") from self._errors[0]
         return None
 
-    def _sources(self, reach: Reach, tries: int, before: int | None) -> Iterator[_Source]:
-        if before is not None:
-            yield from self._checkpoints(0, before)
-        slots = self._backup.options(reach)
-        for slot in slots:
-            where = Restored(slot.step, "backup", slot.moment)
-            yield _Source(where, lambda slot=slot: self._backup.copy_of(slot).state, slot)  # type: ignore[misc]
-        if before is None:
-            yield from self._checkpoints(0 if slots else tries - 1, None)
+    def return_to(self, name: str, step: int, *, draws: int) -> Restored | None:
+        """Put the model back to the state that an incident restored first.
 
-    def _checkpoints(self, back: int, before: int | None) -> Iterator[_Source]:
-        """The newest checkpoint after leaving out ``back`` ones and those of later steps; the oldest if all are."""
-        checkpoint = self._own(back)
-        while checkpoint is not None and before is not None and _step_of(checkpoint) > before:
-            back += 1
-            older = self._own(back)
-            if older is None or older.path == checkpoint.path:
-                break
-            checkpoint = older
-        if checkpoint is not None:
-            where = Restored(_step_of(checkpoint), checkpoint.path.name, None, checkpoint.state["guard"])
-            path = str(checkpoint.model_path)
-            yield _Source(where, lambda: path, None)
+        Args:
+            name: "backup", or the name of its checkpoint.
+            step: Steps reported when it was taken.
+            draws: Batches drawn so far.
 
-    def _own(self, back: int) -> Checkpoint | None:
-        return None if self._store is None else self._store.load_own(back)
+        Returns:
+            Where it was put back to; None if that state is gone, or if that fails.
+        """
+        if name != "backup":
+            return self._try(_Source(step, None, name))
+        slot = self._backup.return_aside(draws=draws)
+        return None if slot is None else self._try(_Source(slot.step, slot))
 
-    def _try(self, source: _Source) -> bool:
-        """Put one state back; whether it is there and finite."""
+    def _first(self, reach: Reach) -> list[_Source]:
+        """The backups as far back as asked for, then the checkpoints older than all of them, then the other ones."""
+        backups = [_Source(slot.step, slot) for slot in self._backup.options(reach)]
+        oldest = min((source.step for source in backups), default=math.inf)
+        return backups + sorted(self._checkpoints(), key=lambda checkpoint: checkpoint.step >= oldest)
+
+    def _descending(self, descent: Descent) -> list[_Source]:
+        """All there is in the order of the ladder; of a backup and a checkpoint of the same step the backup."""
+        backups = [_Source(slot.step, slot) for slot in self._backup.states()]
+        both = sorted(backups + self._checkpoints(), key=lambda source: -source.step)
+        return [both[place] for place in descending([source.step for source in both], descent)]
+
+    def _checkpoints(self) -> list[_Source]:
+        """Those of this run with a model, newest first."""
+        if self._store is None:
+            return []
+        return [_Source(step, None, name) for name, step in reversed(self._store.own_states())]
+
+    def _try(self, source: _Source) -> Restored | None:
+        """Put one state back; None if it is not there or not finite."""
+        where, given = self._opened(source)
+        if where is None:
+            return None
         trouble = ""
         try:
-            call_load(self._load, source.get(), from_ram=source.slot is not None)
+            call_load(self._load, given, from_ram=source.slot is not None)
         except RuntimeError as error:
             self._errors.append(error)
             trouble = str(error)
@@ -144,14 +161,23 @@ class Restoring:
         if damaged:
             trouble = f"{damaged!r} was not finite afterwards: does load_callback put it back?"
         trouble = self._agree(trouble)
-        return not trouble or self._failed(source, trouble)
+        if trouble:
+            self._failed(where, trouble)
+            return None
+        return where
 
-    def _failed(self, source: _Source, reason: str) -> bool:
-        where = source.where
+    def _opened(self, source: _Source) -> tuple[Restored | None, Any]:
+        """Where the model would be put back to, and what the callback is given."""
+        slot = source.slot
+        if slot is not None:
+            where = Restored(slot.step, "backup", slot.moment, is_proven=self._backup.is_good(slot))
+            return where, self._backup.copy_of(slot).state
+        assert self._store is not None
+        checkpoint = self._store.load_named(source.name)
+        if checkpoint is None:
+            return None, None
+        return Restored(source.step, source.name, None, checkpoint.state["guard"]), str(checkpoint.model_path)
+
+    def _failed(self, where: Restored, reason: str) -> None:
         self.failures.append(f"{where.source} of step {where.step}: {reason}")
         self._announcer.tell(events.RestoreFailed, to_step=where.step, source=where.source, reason=reason)
-        return False
-
-
-def _step_of(checkpoint: Checkpoint) -> int:
-    return int(checkpoint.state["pace"]["step"])

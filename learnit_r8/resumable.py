@@ -60,6 +60,7 @@ class Resumable(Standing):
             "plan": self.plan.state_dict(),
             "pace": self.pace.state_dict(),
             "rescue": self.rescue.state_dict(),
+            "quarantine": self.rescue.quarantine.state_dict(),
             "guard": self.sentry.state_dict(),
             "tally": self._tally.state_dict(),
             "num_draws": self._num_draws,
@@ -103,6 +104,7 @@ class Resumable(Standing):
         self.plan.load_state_dict(state["plan"])
         self.pace.load_state_dict(state["pace"])
         self.rescue.load_state_dict(state["rescue"])
+        self.rescue.quarantine.load_state_dict(state.get("quarantine"))
         self.sentry.load_state_dict(state["guard"])
         self._tally = Tally.from_state(state["tally"])
         self._num_draws = state["num_draws"]
@@ -237,7 +239,5 @@ class Resumable(Standing):
         if restored is not None and restored.moment is not None:
             go_back(restored.moment, self.sentry, self.table, forget=restored.forget)
         elif restored is not None and restored.guard is not None and self._is_of_now(restored.guard):
-            num_refused = self.sentry.num_refused
-            self.sentry.load_state_dict(self.sentry.adapted(restored.guard))
-            self.sentry.num_refused = num_refused
+            self.sentry.go_back_to_saved(restored.guard)
         return restored

@@ -139,7 +139,12 @@ def fitted(state: Mapping[str, Any], table: SampleTable, plan: Plan, remap: Arra
     return {
         **state,
         "data": {**saved, **{name: now[name] for name in ("num_samples", "batch_size", "last_batch", "sample_ids")}},
-        "table": {**state["table"], **{name: _moved(state["table"][name], was) for name in _TABLE_ARRAYS}},
+        "table": {
+            **state["table"],
+            **{name: _moved(state["table"][name], was) for name in _TABLE_ARRAYS},
+            "quarantined": np.flatnonzero(np.isin(was, state["table"].get("quarantined", ()))),
+        },
+        "quarantine": None,
         "plan": plan_state,
         "pace": {**state["pace"], "step": step},
     }

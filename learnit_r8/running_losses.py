@@ -11,12 +11,19 @@ from numpy.typing import NDArray
 
 from . import estimators
 from .checks import is_number, whole_number
+from .early import FirstLosses
 from .guard import LARGEST_LOSS
 from .kinds import EXACT, WHOLE_BATCH, source_of
+from .losses import Reading
 from .records import Records, count_use
+from .untrained import UntrainedLoss
 
 ESTIMATORS = {"relative": 1.0, "additive": 0.1}
 """Estimators for batch means, with the weight of a new observation."""
+
+NUM_CLIPPED = 80
+"""First reports of a run of which none is believed whole if it is far beyond the others; the spike guard has its
+thresholds after as many."""
 
 
 class RunningLosses:
@@ -37,8 +44,9 @@ class RunningLosses:
         trend: Moving average of the batch losses; NaN before the first.
         sync: Called before the losses are read; a plan that holds reports back hands them over then.
         on_offsets: Called with the trend when losses turn negative and estimates become differences to it.
-        untrained_loss: Mean of the first batch losses (5 % of an epoch, at least two): what a model that has learnt
-            nothing loses.
+        quarantined: int64[K], the samples that are not drawn any more, in order; not to be written to.
+        watched: int64[K], samples to spread over the batches, since one of them may be bad; likewise.
+        is_early: Whether a high loss may still be believed in part only; see `believed`.
     """
 
     def __init__(
@@ -54,16 +62,18 @@ class RunningLosses:
         self.alpha = alpha
         self.part_size: int | None = None
         self.trend = math.nan
-        self.untrained_loss = math.nan
+        self.untrained = UntrainedLoss(-(-num_samples // (20 * batch_size)))
         self.sync: Callable[[], None] = _nothing
         self.on_offsets: Callable[[float], None] = _nothing
         self._num_reports = 0
         self._offsets = False
         self._trend_weight = min(1.0, 2 / (num_samples / (2 * batch_size) + 1))
-        self._num_untrained = max(2, -(-num_samples // (20 * batch_size)))
-        self._num_early = max(self._num_untrained, math.ceil(1 / self._trend_weight))
+        self._num_early = max(self.untrained.size, math.ceil(1 / self._trend_weight), NUM_CLIPPED)
+        self._first = FirstLosses()
+        self.is_early = True
         self._num_seen = 0
         self.records = Records(num_samples)
+        self.quarantined = self.watched = _NOBODY
 
     def __len__(self) -> int:
         return self.num_samples
@@ -119,11 +129,12 @@ class RunningLosses:
     def _detrends(self) -> bool:
         return self.estimator == "relative" and self.part_size != EXACT
 
-    def observe(self, mean: float, lowest: float) -> float:
+    def observe(self, mean: float, lowest: float, reported: float | None = None) -> float:
         """Move the trend on by one batch loss.
 
         Args:
-            mean: The batch loss, finite.
+            mean: The batch loss, finite, as far as it is `believed`.
+            reported: All of it, if that is more.
             lowest: The smallest part of it; < 0 turns the "relative" estimator to differences for good.
 
         Returns:
@@ -131,21 +142,44 @@ class RunningLosses:
         """
         trend = self.trend
         if self._num_reports < self._num_early or (lowest < 0 and not self._offsets):
-            return self._observe_early(mean, lowest)
+            return self._observe_early(mean, lowest, mean if reported is None else reported)
         self.trend = trend + self._trend_weight * (mean - trend)
         return trend
 
-    def _observe_early(self, mean: float, lowest: float) -> float:
+    def _observe_early(self, mean: float, lowest: float, reported: float) -> float:
         """`observe` while the trend is a plain mean, or where the first loss < 0 is met."""
         count = self._num_reports = self._num_reports + 1
         if lowest < 0 and not self._offsets:
             self._use_offsets()
         trend = mean if count == 1 else self.trend
         self.trend = trend + max(self._trend_weight, 1 / count) * (mean - trend)
-        if count <= self._num_untrained:
-            before = mean if count == 1 else self.untrained_loss
-            self.untrained_loss = before + (mean - before) / count
+        self.untrained.add(reported)
+        self.is_early = count < self._num_early
         return trend
+
+    @property
+    def untrained_loss(self) -> float:
+        """What a model that has learnt nothing loses; NaN before the first report. See `UntrainedLoss`."""
+        return self.untrained.value
+
+    def believed(self, reading: Reading) -> Reading:
+        """The part of a reported loss to learn from.
+
+        Too few losses are known yet for a guard to judge them: one that is more than twice as high as the highest
+        before it counts as twice that, and the losses of its samples are lowered with it.
+        """
+        if self._num_reports >= NUM_CLIPPED:
+            return reading
+        mean = self._first.believed(reading.mean)
+        is_scale = self._first.lowest > 0
+        self._first = self._first.with_loss(reading.mean)
+        if mean == reading.mean:
+            return reading
+        if is_scale:
+            factor = mean / reading.mean
+            return Reading(mean, reading.means * factor, reading.part_size, reading.lowest * factor)
+        above = reading.mean - mean
+        return Reading(mean, reading.means - above, reading.part_size, reading.lowest - above)
 
     @property
     def trend_mark(self) -> tuple[float, bool]:
@@ -192,6 +226,24 @@ class RunningLosses:
         if not self._detrends:
             return expected
         return expected + self.trend if self._offsets else expected * self.trend
+
+    def credible(self, expected: float, typical: float) -> float:
+        """What to expect of an easy batch, as far as the estimates are known to be worth it.
+
+        An estimate made from the mean of k samples says about 1 / k of what one made from their own losses does, and
+        one made from batch means next to nothing of a batch that was put together by it: those with the lowest
+        estimates are the ones that were estimated too low.
+
+        Args:
+            expected: What the table expects of the batch, below ``typical``; see `with_trend`.
+            typical: What it expects of a batch of all kinds of samples.
+
+        Source: measured in benchmarks/incidents.py, row "one_nan".
+        """
+        size = self.part_size
+        if size == EXACT or size is None:
+            return expected
+        return typical if size == WHOLE_BATCH else typical - (typical - expected) / size
 
     def learn(
         self,
@@ -248,11 +300,35 @@ class RunningLosses:
         leak = estimators.leak_of(min(self.part_size or self.batch_size, self.batch_size))
         return estimators.relative(share, means, trend, sizes, leak=leak)
 
+    def is_quarantined(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """bool[M], which of some samples are not drawn any more."""
+        known = self.quarantined
+        if not len(known):
+            return np.zeros(len(indices), bool)
+        places = np.minimum(np.searchsorted(known, indices), len(known) - 1)
+        found: NDArray[np.bool_] = known[places] == indices
+        return found
+
+    def quarantine(self, indices: NDArray[np.int64]) -> None:
+        """Draw some samples no more, from the next chunk on."""
+        self.quarantined = _read_only(np.union1d(self.quarantined, indices))
+
+    def release(self, indices: NDArray[np.int64]) -> None:
+        """Draw some samples again that were in quarantine."""
+        self.quarantined = _read_only(np.setdiff1d(self.quarantined, indices))
+
+    def watch(self, indices: NDArray[np.int64]) -> None:
+        """Spread these samples, and no others, over the batches from the next chunk on."""
+        self.watched = _read_only(np.unique(indices))
+
     def state_dict(self) -> dict[str, Any]:
         """Everything learned, copied: arrays of N by field name, and plain numbers."""
         self.sync()
         state: dict[str, Any] = {name: self.records[name].copy() for name in _FIELDS}
         state["numbers"] = {name: getattr(self, name) for name in _NUMBERS}
+        state["quarantined"], state["watched"] = self.quarantined.copy(), self.watched.copy()
+        state["first"] = list(self._first)
+        state["untrained"] = self.untrained.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -260,12 +336,27 @@ class RunningLosses:
         for name in _FIELDS:
             self.records[name][:] = state[name]
         self._num_seen = int(np.count_nonzero(self.records["usage_count"]))
+        numbers = state["numbers"]
         for name in _NUMBERS:
-            setattr(self, name, state["numbers"][name])
+            setattr(self, name, numbers[name])
+        self.quarantined = _read_only(np.array(state.get("quarantined", ()), np.int64))
+        self.watched = _read_only(np.array(state.get("watched", ()), np.int64))
+        self.is_early = self._num_reports < self._num_early
+        # A state of version 0.1 knows the mean of its first losses only.
+        self._first = FirstLosses(*state["first"]) if "first" in state else FirstLosses()
+        self.untrained.load_state_dict(state.get("untrained", {"value": numbers.get("untrained_loss"), "losses": []}))
 
 
 _FIELDS = ("loss", "last", "mean", "usage_count")
-_NUMBERS = ("part_size", "trend", "untrained_loss", "_num_reports", "_offsets")
+_NUMBERS = ("part_size", "trend", "_num_reports", "_offsets")
+
+
+def _read_only(indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    indices.flags.writeable = False
+    return indices
+
+
+_NOBODY = _read_only(np.empty(0, np.int64))
 
 
 def _nothing(*_: object) -> None:

@@ -14,6 +14,7 @@ from .budget import Budget
 from .callbacks import call_save
 from .checkpoint import Checkpoint
 from .keeping import Keeping
+from .ladder import Descent
 from .loading import read_from
 from .restoring import Restored, Restoring
 from .triggers import Elapsed
@@ -170,28 +171,40 @@ class Safekeeping(Keeping):
             self.saves.claim()
         self._loading.tell()
 
+    def restorable_steps(self) -> set[int]:
+        """When the states that could be restored were taken, in steps reported; every rank calls it."""
+        if self.callbacks.load is None:
+            return set()
+        steps = {slot.step for slot in self.backup.states()}
+        return steps if self.store is None else steps | {step for _, step in self.store.own_states()}
+
     def restore(
         self,
         reach: Reach = Reach.GOOD,
         *,
         draws: int = 0,
-        tries: int = 1,
-        before: int | None = None,
+        descent: Descent | None = None,
         failures: list[str] | None = None,
     ) -> Restored | None:
         """Put the model back; None without anything to put back. See `Restoring.restore`.
 
         Args:
-            reach: Likewise.
-            draws: Likewise.
-            tries: Likewise.
-            before: Likewise.
+            reach: See there.
+            draws: See there.
+            descent: See there.
             failures: Gets the reason of every state that could not be put back.
 
         Raises:
             RestoreError: the load callback raised for everything there was.
             RuntimeError: the load callback called the scheduler.
         """
+        return self._restore(lambda restoring: restoring.restore(reach, draws=draws, descent=descent), failures)
+
+    def return_to(self, source: str, step: int, *, draws: int) -> Restored | None:
+        """Put the model back to the state that an incident restored first; see `Restoring.return_to`."""
+        return self._restore(lambda restoring: restoring.return_to(source, step, draws=draws), None)
+
+    def _restore(self, restore: Callable[[Restoring], Restored | None], failures: list[str] | None) -> Restored | None:
         if self.callbacks.load is None:
             return None
         restoring = Restoring(
@@ -204,7 +217,7 @@ class Safekeeping(Keeping):
         )
         self.is_restoring = True
         try:
-            return restoring.restore(reach, draws=draws, tries=tries, before=before)
+            return restore(restoring)
         finally:
             self.is_restoring = False
             self.wake()

@@ -37,7 +37,7 @@ class Standing:
         self.safekeeping = safekeeping
         self.announcer = announcer
         self.telling = Telling(announcer, plan.table)
-        self.rescue = Rescue(parts.recovery, safekeeping, announcer, plan.table.name_of)
+        self.rescue = Rescue(parts.recovery, safekeeping, announcer, plan.table)
         self.search = parts.search
         self.name = parts.name
         self.settle: Callable[[], object] = _nothing

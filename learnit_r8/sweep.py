@@ -52,6 +52,12 @@ class Sweep:
             weights = np.concatenate([_or_ones(weights_before, len(before)), _or_ones(weights, len(indices))])
         return np.concatenate([before, indices]), weights
 
+    def drop(self, gone: NDArray[np.bool_]) -> None:
+        """Draw those of what was left over no more that the mask says."""
+        if gone.any():
+            indices, weights = self.left_over
+            self.left_over = indices[~gone], None if weights is None else weights[~gone]
+
     def leave(self, count: int, kept: Weighted) -> Weighted:
         """Put all but the first ``count`` aside for the next part; those first ones."""
         indices, weights = kept

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,11 +97,18 @@ def _checked_model(path: Path, about: Any) -> Path | None:
     return model
 
 
-def written_by(path: Path) -> tuple[str, Path | None]:
-    """The run that wrote a checkpoint and its model file; an empty name for what cannot be read."""
+def written_by(path: Path) -> tuple[str, Path | None, int]:
+    """The run that wrote a checkpoint, its model file, and the step; an empty name for what cannot be read."""
     try:
         with open_regular(path) as file:
             tree = container.read_tree(file)
-        return str(tree["run_id"]), _model_beside(path, tree["model"])
+        return str(tree["run_id"]), _model_beside(path, tree["model"]), step_of(tree["scheduler"])
     except (OSError, ValueError, KeyError):
-        return "", None
+        return "", None, -1
+
+
+def step_of(state: Any) -> int:
+    """Steps reported when a scheduler's state was taken; -1 if it does not say."""
+    pace = state.get("pace") if isinstance(state, Mapping) else None
+    step = pace.get("step") if isinstance(pace, Mapping) else None
+    return step if isinstance(step, int) else -1

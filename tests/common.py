@@ -204,8 +204,9 @@ class Loop:
         for _ in range(3):
             self._draw(outside=False)
         table = self.table.state_dict()
-        arrays = {name: values.tobytes() for name, values in table.items() if name != "numbers"}
-        return self.log, arrays, repr(table["numbers"]), (self.plan.displaced, self.plan.abandoned)
+        arrays = {name: values.tobytes() for name, values in table.items() if isinstance(values, np.ndarray)}
+        numbers = repr({name: value for name, value in table.items() if name not in arrays})
+        return self.log, arrays, numbers, (self.plan.displaced, self.plan.abandoned)
 
     def resumed(self):
         """A fresh table and plan that go on from the state of these."""

@@ -5,6 +5,7 @@ arguments in test_bad_input.py, test_scheduler.py and test_engine.py.
 """
 
 import hashlib
+import itertools
 import json
 import threading
 from pathlib import Path
@@ -122,8 +123,8 @@ def test_row_08_finite_models_are_not_damaged():
     assert not [event for event in heard if isinstance(event, (events.DamageFound, events.RolledBack))]
 
 
-def test_row_08_array_that_is_always_nan_ends_nothing():
-    """An array that is NaN again after it was restored is left alone with a warning: the losses are fine."""
+def test_row_08_array_that_is_always_nan_ends_the_run():
+    """An array that is NaN again after every restore ends in TrainingDiverged, which names it."""
     scratch, heard = {"w": np.zeros(2), "metric": np.zeros(1)}, []
 
     def load(state):
@@ -138,11 +139,27 @@ def test_row_08_array_that_is_always_nan_ends_nothing():
             scratch["metric"] = np.array([NAN]) if r8.global_step > 20 else scratch["metric"]
             r8.update_with_loss(batch_loss(indices))
 
-    with pytest.warns(RuntimeWarning, match=r"'metric' of the model's state is not finite at step \d+, and no backup"):
+    with pytest.raises(TrainingDiverged, match=r"(?s)leave it out of the state.*'metric' was not finite"):
         run()
 
-    assert r8.global_step == r8.total_steps
-    assert sum(isinstance(event, events.RolledBack) for event in heard) == 1
+
+def test_row_08_two_isolated_faults_heal_twice():
+    """An array that is NaN now and again is restored each time, and backups go on afterwards."""
+    scratch, heard = {"w": np.zeros(2), "ema": np.zeros(1)}, record_events()
+
+    def load(state):
+        scratch["ema"] = state["ema"]
+
+    r8 = make(64, num_epochs=20, state_callback=lambda: scratch, load_callback=load, backup_every=10, listeners=[heard])
+    for _, indices, _ in steps(r8):
+        if r8.global_step in (55, 205):
+            scratch["ema"] = np.array([NAN])
+        r8.update_with_loss(batch_loss(indices))
+
+    assert [(event.step, event.to_step) for event in heard.of(events.RolledBack)] == [(60, 50), (210, 200)]
+    assert len(heard.of(events.IncidentEnded)) == 2
+    assert heard.of(events.BackupTaken)[-1].step > 300
+    assert np.isfinite(scratch["ema"]).all()
 
 
 def test_row_09_damaged_backup_is_not_trusted():
@@ -163,7 +180,7 @@ def test_row_09_damaged_backup_is_not_trusted():
 
 @pytest.mark.parametrize("start", [0, 3, 70, 300])
 def test_row_10_nan_for_ever(start):
-    """A loss that stays NaN ends in TrainingDiverged after five restores, with finite weights."""
+    """A loss that stays NaN ends in TrainingDiverged after five restores and those that went further back."""
     heard = record_events()
     task = ToyTask(512)
     faults = FaultPlan(nan=range(start, 600))
@@ -182,7 +199,13 @@ def test_row_10_nan_for_ever(start):
     with pytest.raises(TrainingDiverged, match=r"What was tried:\n  step \d+: loss nan, not finite, lr"):
         run()
 
-    assert len(heard.of(events.RolledBack)) <= 5
+    steps_back = [event.to_step for event in heard.of(events.RolledBack)]
+    further = sum(later < earlier for earlier, later in itertools.pairwise(steps_back))
+    if further:
+        # None was any better than the first one.
+        assert steps_back.pop() == steps_back[0]
+    assert len(steps_back) == 5 + further
+    assert steps_back == sorted(steps_back, reverse=True)
     assert r8.global_step - start < 200
     assert all(np.isfinite(array).all() for array in task.weights + task.velocity)
     assert len(heard.of(events.GaveUp)) == 1
@@ -497,9 +520,9 @@ def test_bundle_is_written(tmp_path):
     content = json.loads(Path(error.value.bundle).read_text(), parse_constant=lambda name: pytest.fail(name))
 
     assert str(tmp_path) in str(error.value)
-    assert [attempt["step"] for attempt in content["attempts"]] == [21, 22, 23, 24, 25]
-    assert content["losses"][-5:] == ["nan"] * 5
-    assert len(content["losses"]) == 25
+    assert [attempt["step"] for attempt in content["attempts"]] == [21, 22, 23, 24, 25, 26]
+    assert content["losses"][-6:] == ["nan"] * 6
+    assert len(content["losses"]) == 26
 
 
 def test_full_disk_costs_the_bundle_only(tmp_path):
@@ -515,19 +538,23 @@ def test_full_disk_costs_the_bundle_only(tmp_path):
     assert error.value.bundle is None
 
 
-def test_last_resort_is_a_checkpoint(tmp_path):
-    """When the backups in RAM do not help, an older checkpoint is put back at the fourth try."""
+def test_checkpoints_are_rungs_like_backups(tmp_path):
+    """Backups and checkpoints are tried by age, each at least twice as far back as the one before."""
     model, heard = Weights(), record_events()
     r8 = make(
         64, num_epochs=99, state_callback=model.get, load_callback=model.load, save_callback=model.save,
         checkpoint_dir=tmp_path, checkpoint_every=50, keep_checkpoints=9, listeners=[heard],
     )  # fmt: skip
     with pytest.raises(TrainingDiverged):
-        train(r8, bad=range(400, 999))
-    back = heard.of(events.RolledBack)
+        train(r8, bad=range(430, 999))
+    back = heard.of(events.RolledBack)[:-1]
+    distances = [431 - event.to_step for event in back]
+    rungs = sorted(set(distances))
 
-    assert [event.source for event in back][:4] == ["backup", "backup", "backup", "ck_000000000006.r8"]
-    assert [event.to_step <= 401 - 64 for event in back[1:4]] == [True] * 3
+    assert distances == sorted(distances)
+    assert {event.source[:3] for event in back} == {"bac", "ck_"}
+    assert all(later >= 2 * earlier for earlier, later in itertools.pairwise(rungs[:-1]))
+    assert len(back) == 5 + len(rungs) - 1
 
 
 def test_row_30_threads():
@@ -615,4 +642,4 @@ def test_loss_that_is_higher_for_good_names_the_way_on():
     with pytest.raises(TrainingDiverged, match=r"reset_baseline\(\).* resume with guard=FiniteGuard\(\)"):
         run()
 
-    assert r8.global_step < 320
+    assert r8.global_step < 330

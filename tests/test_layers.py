@@ -15,9 +15,11 @@ NUMERIC = {"triggers",
     "order", "estimators", "suspects", "table", "views", "guard", "backup", "copies", "budget", "lr", "events",
     "range_test", "humps", "container", "signals",
     "tally", "wire", "losses", "checks", "durable", "kinds", "records", "condense", "figures", "running_losses",
+    "early", "untrained", "ladder",
 }  # fmt: skip
 MIDDLE = {"announcer", "restoring", "moment", "diagnosis", "chunk", "draft", "plan", "planner", "policies", "recovery",
     "checkpoint", "sweep", "survey", "telling", "journal", "outlook", "requests", "saves", "resume",
+    "quarantine", "rescue", "incident",
 }  # fmt: skip
 VIEWERS = {"dashboard", "report", "cli"}
 FOLLOWERS = {"watch", "replay"}

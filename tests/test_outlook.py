@@ -20,7 +20,7 @@ def known(num_samples=1000, part_size=EXACT, wrong=0.1):
 def table_of(mean_loss, part_size=EXACT):
     """A table with these mean losses; a model that has learnt nothing loses 2."""
     table = SampleTable(len(mean_loss), batch_size=32)
-    table.part_size, table.untrained_loss = part_size, 2.0
+    table.part_size, table.untrained.value = part_size, 2.0
     table.records["last"][:] = table.records["mean"][:] = mean_loss
     table.records["usage_count"][:] = 6
     return table

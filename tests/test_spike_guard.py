@@ -109,12 +109,15 @@ def test_lost_progress(seed):
     assert 402 <= step < 404
 
 
-def test_needs_a_reference():
-    """Nothing but what is not finite is refused before 80 losses are known."""
-    losses = [1.0, 2.0] * 40 + [1e6] * 40
+def test_first_losses_need_a_far_spike():
+    """Before 80 losses are known only what is far beyond all others is refused, from the ninth loss on."""
+    losses = [1.0, 2.0] * 40 + [9.0] * 40
 
-    assert judge_all(losses[30:110]) == []
-    assert judge_all(losses)[0] == (80, Verdict.SPIKE)
+    assert judge_all([1.0, 2.0] * 4 + [150.0] + [1.0, 2.0] * 30) == []
+    assert judge_all([1.0, 2.0] * 4 + [250.0])[0] == (8, Verdict.SPIKE)
+    assert judge_all([1.0, 2.0] * 4 + [7.0, 2.0, 7.0, 7.0])[0] == (11, Verdict.SPIKE)
+    assert judge_all([1.0, 2.0] * 4 + [5.0] * 40) == []
+    assert judge_all(losses)[0][1] is Verdict.SPIKE
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -30,6 +30,8 @@ from .trouble import LrCapped as LrCapped
 from .trouble import LrRestored as LrRestored
 from .trouble import RestoreFailed as RestoreFailed
 from .trouble import RolledBack as RolledBack
+from .trouble import SamplesQuarantined as SamplesQuarantined
+from .trouble import SamplesReleased as SamplesReleased
 
 EVENTS = {
     kind.__name__: kind
@@ -37,6 +39,6 @@ EVENTS = {
         RunStarted, StepDone, StepsDone, SamplesSurveyed, BatchRefused, RolledBack, RestoreFailed, DamageFound,
         LrCapped, GaveUp, IncidentEnded, LrRestored, BatchAbandoned, EpochDone, MetricsLogged, BackupTaken,
         CheckpointSaved, BestSaved, CheckpointLoaded, RunPaused, RunResumed, RunStopped, LrFound, LrPlanned, Notice,
-        RunEnded, Alive, ProcessLeft,
+        RunEnded, Alive, ProcessLeft, SamplesQuarantined, SamplesReleased,
     )
 }  # fmt: skip

@@ -89,8 +89,40 @@ class LrRestored(Event):
 
 
 @dataclass(frozen=True)
+class SamplesQuarantined(Event):
+    """Samples that refused batches have in common are not drawn any more.
+
+    Attributes:
+        samples: Their positions.
+        refusals: Refused batches that each of them was in.
+        text: What speaks against them, for people.
+    """
+
+    samples: tuple[int, ...]
+    refusals: int
+    text: str
+
+
+@dataclass(frozen=True)
+class SamplesReleased(Event):
+    """Samples are drawn again that were in quarantine.
+
+    Attributes:
+        samples: Their positions.
+    """
+
+    samples: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class IncidentEnded(Event):
-    """Enough good losses have followed a refused one."""
+    """The state that was restored has passed its trial, or the cause of the refused losses is known.
+
+    Attributes:
+        text: What was at fault as far as can be told, for people.
+    """
+
+    text: str = ""
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,12 @@ class Sentry:
         self.num_skipped = 0
         self.baseline = 0
         self._losses = self._norms = guard.begin()
+        self._before_refusal = self._losses
 
     def begin_anew(self) -> None:
         """Forget what was usual: the losses mean something else from here on."""
         self.baseline += 1
-        self._losses = self._norms = self.guard.begin()
+        self._losses = self._norms = self._before_refusal = self.guard.begin()
 
     @property
     def memory(self) -> tuple[Any, Any]:
@@ -43,10 +44,24 @@ class Sentry:
 
     def go_back(self, memory: tuple[Any, Any]) -> None:
         """Remember what was remembered then: the model was put back, and what came after never happened to it."""
-        losses, self._norms = memory
-        returned = getattr(self.guard, "returned", None)
-        self._losses = losses if returned is None else returned(losses)
+        self._losses, self._norms = memory
+        self._note_return()
         self.num_skipped = 0
+
+    def go_back_to_saved(self, state: Mapping[str, Any]) -> None:
+        """Remember what a checkpoint says: the model was put back to it; see `go_back`."""
+        num_refused = self.num_refused
+        self.load_state_dict(self.adapted(state))
+        self.num_refused = num_refused
+        self._note_return()
+
+    def _note_return(self) -> None:
+        returned = getattr(self.guard, "returned", None)
+        if returned is not None:
+            self._losses = returned(self._losses)
+        informed = getattr(self.guard, "informed", None)
+        if informed is not None:
+            self._losses = informed(self._losses, self._before_refusal)
 
     @property
     def suspicion(self) -> float:
@@ -77,11 +92,13 @@ class Sentry:
         if skipped:
             return self._skipped(loss)
         self.num_skipped = 0
-        self._losses, verdict = self.guard.judge(self._losses, loss, expected, typical, lr)
+        before = self._losses
+        self._losses, verdict = self.guard.judge(before, loss, expected, typical, lr)
         if grad_norm is not None:
             verdict = self._with_norm(verdict, grad_norm)
         if verdict is not Verdict.GOOD and verdict is not Verdict.DRIFT:
             self.num_refused += 1
+            self._before_refusal = before
         return verdict
 
     def overrule(self) -> None:
@@ -117,7 +134,9 @@ class Sentry:
         form = _plain(self.guard.begin())
         if not isinstance(form, dict) or not isinstance(state, Mapping):
             return state
-        if all(isinstance(was, Mapping) and was.keys() == form.keys() for was in (state["losses"], state["norms"])):
+        if all(
+            isinstance(was, Mapping) and was and was.keys() <= form.keys() for was in (state["losses"], state["norms"])
+        ):
             return state
         return {**state, "losses": form, "norms": form}
 
@@ -144,10 +163,17 @@ def _plain(value: Any) -> Any:
 def _formed(value: Any, form: Any) -> Any:
     """What `_plain` was given, of the same form as another one."""
     if hasattr(form, "_asdict"):
-        if not isinstance(value, Mapping) or value.keys() != form._asdict().keys():
+        if not _is_of_form(value, form._asdict()):
             raise ValueError(f"the guard's state must have the fields {form._fields}, got {value!r}.")
-        return type(form)(**{name: _formed(value[name], item) for name, item in form._asdict().items()})
+        return type(form)(
+            **{name: _formed(value[name], item) if name in value else item for name, item in form._asdict().items()}
+        )
     return _as_tuple(value) if isinstance(form, tuple) else value
+
+
+def _is_of_form(value: Any, form: Mapping[str, Any]) -> bool:
+    """Whether a saved value is that of a named tuple with these fields, now or in an older version."""
+    return isinstance(value, Mapping) and bool(value) and value.keys() <= form.keys()
 
 
 def _as_tuple(value: Any) -> Any:

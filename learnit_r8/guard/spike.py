@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..checks import is_number, whole_number
+from ..early import FirstLosses
 from .raised import ALARM, ALARM_AFTER_RESTORE, BLOCK, WILD, WORTH_OF_A_SPIKE, raised_by
 from .reference import (
     FALLEN_FAR,
@@ -89,12 +90,14 @@ class SpikeState(NamedTuple):
         recent: Losses since the last look, corrected.
         reference: The thresholds.
         past: What they are made of.
+        first: What the losses are judged by while there are no thresholds.
     """
 
     evidence: float = 0.0
     recent: tuple[float, ...] = ()
     reference: Reference = UNARMED
     past: Past = Past()
+    first: FirstLosses = FirstLosses()
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class SpikeGuard:
     Losses are first corrected for the composition of their batch, so that hard batches of the scheduler's own making
     are no spikes. From then on the unit of the loss does not matter: it may be negative, tiny or huge. All is measured
     against the losses before the last ``lag`` ones, which a divergence has not touched yet; there must be 32 of them.
+    Before that the rule of `FirstLosses` judges, from the ninth loss on.
 
     Attributes:
         alarm: Evidence that refuses a loss, > 0: about -log of the chance of a false alarm at a step.
@@ -166,6 +170,15 @@ class SpikeGuard:
         """The state to go on with when the model was put back: for a while less evidence says that it did not help."""
         return state._replace(past=state.past._replace(on_trial=TRIAL))
 
+    def informed(self, state: SpikeState, before: SpikeState) -> SpikeState:
+        """The state to go on with when the model was put back to one of the first steps: the first losses are known.
+
+        Args:
+            state: That of the time that the model was put back to.
+            before: That before the last refusal.
+        """
+        return state if state.first.known >= before.first.known else state._replace(first=before.first._replace(high=0))
+
     def judge(
         self,
         state: SpikeState,
@@ -182,10 +195,15 @@ class SpikeGuard:
         # A comparison with NaN is false.
         if not -LARGEST_LOSS <= loss <= LARGEST_LOSS:
             return state, Verdict.NOT_FINITE
-        evidence, recent, reference, past = state
+        evidence, recent, reference, past, first = state
         threshold, risen_threshold, lr_limit, far, absurd, up, down, alarm, level, _ = reference
         if expected == expected:
             loss = corrected(loss, expected, typical, level)
+        if threshold == _INFINITE:
+            if first.refuses(loss):
+                return SpikeState(), Verdict.SPIKE
+            # What is not judged yet must not make the thresholds of later.
+            first, loss = first.with_loss(loss), first.believed(loss)
         recent += (loss,)
         if loss > threshold and (loss > risen_threshold or not lr > lr_limit):
             evidence += up if loss <= far else max(up, 0.501 * alarm)
@@ -194,13 +212,12 @@ class SpikeGuard:
         elif evidence:
             evidence = max(0.0, evidence + down)
         if len(recent) == BLOCK:
-            return self._look(evidence, recent, reference, past, lr)
-        return _new_tuple(SpikeState, (evidence, recent, reference, past)), Verdict.GOOD
+            return self._look(_new_tuple(SpikeState, (evidence, recent, reference, past, first)), lr)
+        return _new_tuple(SpikeState, (evidence, recent, reference, past, first)), Verdict.GOOD
 
-    def _look(
-        self, evidence: float, recent: tuple[float, ...], reference: Reference, past: Past, lr: float
-    ) -> tuple[SpikeState, Verdict]:
+    def _look(self, state: SpikeState, lr: float) -> tuple[SpikeState, Verdict]:
         """Renew the thresholds."""
+        evidence, recent, reference, past, first = state
         raised = self._raised(evidence, recent, reference, past, lr)
         if raised == math.inf:
             return SpikeState(), Verdict.RAISED
@@ -212,15 +229,15 @@ class SpikeGuard:
             return SpikeState(), verdict
         known = len(past.losses) - self.lag
         if known < LEAST_KNOWN:
-            return SpikeState(0.0, (), UNARMED, past), verdict
+            return SpikeState(0.0, (), UNARMED, past, first), verdict
         suspects = evidence > HELD_FROM * reference.alarm or raised > HELD_FROM_RAISED
         if suspects and past.held < MOST_HELD:
             # What is under suspicion must not become usual before it is judged.
-            return SpikeState(evidence, (), reference, past._replace(held=past.held + 1)), verdict
+            return SpikeState(evidence, (), reference, past._replace(held=past.held + 1), first), verdict
         if past.held and not (evidence or raised):
             past = past._replace(held=0)
         reference, past = self._refer(self._figures_before(past, known), past)
-        return _new_tuple(SpikeState, (evidence, (), reference, past)), verdict
+        return _new_tuple(SpikeState, (evidence, (), reference, past, first)), verdict
 
     def _raised(self, evidence: float, recent: tuple[float, ...], reference: Reference, past: Past, lr: float) -> float:
         """Evidence of a raised level, infinite if it is enough."""
@@ -297,3 +314,4 @@ class SpikeGuard:
 
 
 _new_tuple = tuple.__new__
+_INFINITE = math.inf

@@ -39,7 +39,8 @@ class Guard(Protocol):
     """Judges losses. Frozen; what it remembers is the state that `judge` takes and returns, never changed in place.
 
     It may have a method ``returned(state)``: the state to go on with, given that of the time that the model was put
-    back to.
+    back to; and ``informed(state, before)``: likewise, given also the state before the refusal, for what must not be
+    forgotten.
     """
 
     def begin(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -70,9 +71,14 @@ class SharedStore:
         if self._ranks.rank == 0:
             self._store.pin(path, note)
 
-    def load_own(self, back: int) -> Checkpoint | None:
-        """The checkpoint that `CheckpointStore.load_own` finds on rank 0, on all ranks."""
-        own = self._store.load_own(back) if self._ranks.rank == 0 else None
+    def own_states(self) -> list[tuple[str, int]]:
+        """What `CheckpointStore.own_states` says on rank 0, on all ranks."""
+        own = json.dumps(self._store.own_states()) if self._ranks.rank == 0 else None
+        return [(str(name), int(step)) for name, step in json.loads(self._ranks.of_first(own) or "[]")]
+
+    def load_named(self, name: str) -> Checkpoint | None:
+        """The checkpoint that `CheckpointStore.load_named` finds on rank 0, on all ranks."""
+        own = self._store.load_named(name) if self._ranks.rank == 0 else None
         return self._named_by_first(own)
 
     def load(self, path: Any = None) -> Checkpoint:
