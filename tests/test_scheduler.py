@@ -60,6 +60,19 @@ def test_constant_losses_train(loss, policy):
     assert np.isfinite(r8.table.loss[r8.table.usage_count > 0]).all()
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("num_good", [0, 1])
+def test_first_epoch_may_teach_nothing(policy, num_good):
+    """A run goes on where none of the first epoch's losses could be learned from, or only that of its short batch."""
+    r8 = make(50, batch_size=8, num_epochs=3, policy=policy)
+    for _, indices, _ in steps(r8):
+        is_bad = r8.global_step < r8.steps_per_epoch - num_good
+        r8.update_with_loss(NAN if is_bad else batch_loss(indices), skipped=is_bad)
+
+    assert r8.phase == "finished"
+    assert np.count_nonzero(r8.table.usage_count) >= 8
+
+
 @pytest.mark.parametrize(("epochs", "total"), [(1, 3), (2, 6), (0.5, 2), (1.4, 5), (0.01, 1)])
 def test_total_steps_round_up(epochs, total):
     """total_steps is ceil(num_epochs * steps_per_epoch), and the run takes exactly that many."""
