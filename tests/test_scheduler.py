@@ -1,4 +1,6 @@
+import copy
 import math
+import pickle
 import warnings
 
 import numpy as np
@@ -376,3 +378,22 @@ def test_repr_says_where_the_run_stands():
     assert (
         repr(make(scheduler_mode="constant", warmup_proportion=0)) == "R8Scheduler(step 0 of 6, cataloguing, lr=0.01)"
     )
+
+
+@pytest.mark.parametrize("way", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_scheduler_is_not_copied(way):
+    """A scheduler that is pickled or copied says what to do instead, also from inside something else."""
+    r8 = make()
+    for what in (r8, {"r8": [r8]}) if way is not copy.copy else (r8,):
+        with pytest.raises(TypeError, match=r"R8Scheduler cannot be pickled or copied.*state_dict\(\).*checkpoint"):
+            way(what)
+
+
+def test_state_dict_takes_the_place_of_a_copy():
+    """What the error for a copy proposes gives a second scheduler that goes on as the first."""
+    first = make()
+    advance_to(first, 2)
+    second = make()
+    second.load_state_dict(pickle.loads(pickle.dumps(first.state_dict())))
+
+    assert train(second) == train(first)
