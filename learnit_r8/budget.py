@@ -60,33 +60,43 @@ class Budget:
 class Stopwatch:
     """Wall time spent training: counts from the first start, not while paused and not between two processes.
 
-    Readings are handed in, so that a decision reads the clock once.
+    Readings are handed in, so that a decision reads the clock once. One that is lower than the one before, of a clock
+    that was set back, counts as no time: from there it goes on.
     """
 
     def __init__(self) -> None:
         self._spent = 0.0
-        self._since: float | None = None
+        # When counting began, and the reading before: one tuple, for threads that ask at once.
+        self._running: tuple[float, float] | None = None
 
     @property
     def is_running(self) -> bool:
         """Whether time is being counted."""
-        return self._since is not None
+        return self._running is not None
 
     def start(self, now: float) -> None:
         """Count from here; nothing happens if it is running."""
-        if self._since is None:
-            self._since = now
+        if self._running is None:
+            self._running = (now, now)
 
     def pause(self, now: float) -> None:
         """Stop counting until the next `start`."""
         self._spent = self.seconds(now)
-        self._since = None
+        self._running = None
 
     def seconds(self, now: float) -> float:
         """Seconds counted so far."""
-        return self._spent if self._since is None else self._spent + (now - self._since)
+        running = self._running
+        if running is None:
+            return self._spent
+        since, last = running
+        if now < last:
+            # The beginning goes back with the clock.
+            since -= last - now
+        self._running = (since, now)
+        return self._spent + (now - since)
 
     def reset(self, seconds: float, now: float) -> None:
         """Have counted ``seconds`` by now; a running watch goes on running."""
         self._spent = seconds
-        self._since = None if self._since is None else now
+        self._running = None if self._running is None else (now, now)

@@ -18,7 +18,7 @@ class Callbacks:
         state: ``()``: returns the model state for a backup.
 
     Raises:
-        TypeError: one is neither callable nor None.
+        TypeError: one is neither callable nor None, or cannot be called as it will be.
     """
 
     save: Callable[..., Any] | None = None
@@ -30,10 +30,31 @@ class Callbacks:
             check_callback(f"{name}_callback", getattr(self, name))
 
 
+FORMS = {
+    "save_callback": "(state_dict, filepath) or (filepath)",
+    "load_callback": "(source) or (source, from_ram=)",
+    "state_callback": "()",
+}
+"""What each callback may take."""
+
+
 def check_callback(name: str, callback: Any) -> None:
-    """Raise TypeError unless ``callback`` is None or callable; ``name`` is the argument it came in."""
-    if callback is not None and not callable(callback):
+    """Raise TypeError unless a callback is None, or can be called as it will be; ``name`` is its argument."""
+    if callback is None:
+        return
+    if not callable(callback):
         raise TypeError(f"{name} must be a function or None, got {callback!r}.")
+    given = {"save_callback": 1 if _takes_path_only(callback) else 2, "load_callback": 1, "state_callback": 0}[name]
+    keywords = _from_ram(callback, True) if name == "load_callback" else {}
+    try:
+        # A decorated function takes what its decorator takes, whatever it says of itself.
+        signature = inspect.signature(callback, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*[None] * given, **keywords)
+    except TypeError:
+        raise TypeError(f"{name} must take {FORMS[name]}, got {callback!r} of the form {signature}.") from None
 
 
 def call_save(callback: Callable[..., Any], state: dict[str, Any], filepath: str) -> None:
@@ -53,12 +74,16 @@ def call_load(callback: Callable[..., Any], source: Any, *, from_ram: bool) -> N
     Raises:
         RuntimeError: the callback raised; the message says what it was given.
     """
-    keywords = {"from_ram": from_ram} if any(p.name == "from_ram" for p in _parameters(callback)) else {}
     try:
-        callback(source, **keywords)
+        callback(source, **_from_ram(callback, from_ram))
     except Exception as error:
         given = f"the RAM backup, a {type(source).__name__}" if from_ram else f"the path {source!r}"
         raise RuntimeError(f"load_callback must put the model back from {given}, and raised {error!r}.") from error
+
+
+def _from_ram(callback: Callable[..., Any], from_ram: bool) -> dict[str, bool]:
+    """The keyword ``from_ram`` for a load callback that names it."""
+    return {"from_ram": from_ram} if any(p.name == "from_ram" for p in _parameters(callback)) else {}
 
 
 def _parameters(callback: Callable[..., Any]) -> list[inspect.Parameter]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from .announcer import Announcer
@@ -175,9 +176,17 @@ class Keeping:
 
 
 def _check_folder(folder: Any, **needing: Any) -> None:
-    """Raise ValueError unless the folder is one, and is there if something given needs it."""
+    """Raise ValueError unless the folder is one or can be made, and is given if something given needs it."""
     for name, value in needing.items():
         if value is not None and folder is None:
             raise ValueError(f"{name} needs a checkpoint_dir or a save_callback, got {value!r} without.")
     if folder is not None and not (isinstance(folder, (str, os.PathLike)) and os.fspath(folder)):
         raise ValueError(f"checkpoint_dir must name a folder, got {folder!r}.")
+    if folder is not None:
+        path = Path(folder)
+        nearest = next(filter(os.path.exists, (path, *path.parents)), path)
+        if os.path.exists(nearest) and not os.path.isdir(nearest):
+            raise ValueError(
+                "checkpoint_dir must be a folder, or where one can be made, "
+                f"got {folder!r}: {str(nearest)!r} is no folder."
+            )

@@ -236,6 +236,8 @@ class Plan:
     def _expect_offsets(self, trend: float) -> None:
         """Turn what was expected of planned batches into differences to the trend, as the table just did."""
         for chunk in self._open:
+            # Their estimates are still shares of the trend.
+            chunk.forget_records()
             chunk.expected = [(share - 1) * trend for share in chunk.expected]
             chunk.typical = (chunk.typical - 1) * trend
 

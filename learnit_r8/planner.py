@@ -160,7 +160,7 @@ class Planner:
         self._num_outside += 1
         size = max(POOL_SAMPLES, POOL_BATCHES * self._table.batch_size)
         pool = Sweep(self._table.num_samples, size, [self.seed, _OUTSIDE, self._num_outside])
-        draft = self._draft(policy, context, _OUTSIDE_POLICY, self._num_outside)
+        draft = self._draft(policy, context._replace(pass_number=-1), _OUTSIDE_POLICY, self._num_outside)
         part = pool.next_part()
         kept, _ = draft.select(part[~self._table.is_quarantined(part)])
         if len(kept) < self._full:

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .checks import whole_number
 from .chunk import OPEN, OUT_AGAIN, WAITING
-from .order import Permutation
+from .order import MAX_SAMPLES, Permutation
 from .plan import Plan
 from .planner import PASS_KEY
 from .table import SampleTable
@@ -93,7 +94,8 @@ def arguments_of(config: Mapping[str, Any], new: Mapping[str, Any], make: Any) -
         make: The class to build, for its defaults.
 
     Raises:
-        ValueError: something that a file cannot hold was not the default, and is not given again.
+        ValueError: something that a file cannot hold was not the default, and is not given again; or a new batch size
+            is none.
     """
     if not config:
         raise ValueError("the checkpoint must say how its run was built, got none; use load_checkpoint() instead.")
@@ -110,7 +112,8 @@ def arguments_of(config: Mapping[str, Any], new: Mapping[str, Any], make: Any) -
             arguments.pop(name, None)
     elif "num_steps" in arguments and "batch_size" in new:
         # As many samples as before.
-        arguments["num_steps"] = math.ceil(arguments["num_steps"] * config["batch_size"] / new["batch_size"])
+        batch_size = whole_number("batch_size", new["batch_size"], least=1, most=MAX_SAMPLES)
+        arguments["num_steps"] = math.ceil(arguments["num_steps"] * config["batch_size"] / batch_size)
     return {**arguments, **new}
 
 

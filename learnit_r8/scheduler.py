@@ -280,6 +280,14 @@ class R8Scheduler(Engine):
     def __repr__(self) -> str:
         return f"R8Scheduler(step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr={self.lr:.3g})"
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # What pickle, copy() and deepcopy() ask.
+        raise TypeError(
+            "an R8Scheduler cannot be pickled or copied, as it belongs to its process, callbacks and files. Build "
+            "another one with the same arguments and load state_dict() into it, or use save_checkpoint() and "
+            "resume_from_checkpoint()."
+        )
+
     def __enter__(self) -> R8Scheduler:
         return self
 

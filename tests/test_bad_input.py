@@ -85,6 +85,15 @@ TABLE = [
     ],
     *[
         (
+            {f"{name}_callback": lambda one, two, three: None},
+            TypeError,
+            rf"{name}_callback must take .* of the form \(one",
+        )
+        for name in ("save", "load", "state")
+    ],
+    ({"load_callback": lambda: None}, TypeError, r"load_callback must take \(source\) or \(source, from_ram=\), got"),
+    *[
+        (
             {"backup_every": value, "state_callback": dict},
             ValueError,
             "backup_every must be a number of steps >= 1, a time such as",

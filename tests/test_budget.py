@@ -99,3 +99,14 @@ def test_stopwatch_reset_takes_over_a_reading(running, later):
     assert watch.seconds(100.0) == 30.0
 
     assert watch.seconds(105.0) == later
+
+
+def test_clock_that_is_set_back_does_not_run_backwards():
+    """A clock that jumps back takes no time away and stops no time: the watch counts on from where it was."""
+    watch = Stopwatch()
+    watch.start(7200.0)
+    readings = [watch.seconds(now) for now in (7210.0, 10.0, 15.0, 3.0, 4.0, 9000.0)]
+
+    assert readings == [10.0, 10.0, 15.0, 15.0, 16.0, 9012.0]
+    watch.pause(2.0)
+    assert watch.seconds(-1.0) == 9012.0

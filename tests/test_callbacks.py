@@ -164,3 +164,48 @@ def test_form_of_a_save_callback(callback, path_only):
 
     first = next(iter(got[0].values()))
     assert (first in ("a.pt", ("a.pt",))) is path_only
+
+
+def wrapped(outer, inner):
+    """A function that says it is another one, as decorators make it."""
+    return functools.wraps(inner)(outer)
+
+
+@pytest.mark.parametrize(
+    ("name", "callback", "form"),
+    [
+        ("load_callback", lambda: None, r"\(source\) or \(source, from_ram=\), got .*<lambda>.* of the form \(\)"),
+        ("load_callback", lambda *, from_ram: None, r"\(source\).* of the form \(\*, from_ram\)"),
+        ("load_callback", lambda source, model: None, r"\(source\).* of the form \(source, model\)"),
+        ("load_callback", wrapped(lambda source: None, lambda source, from_ram: None), r"of the form \(source\)"),
+        ("save_callback", lambda: None, r"\(state_dict, filepath\) or \(filepath\), got .* of the form \(\)"),
+        ("save_callback", lambda state, path, model: None, r"of the form \(state, path, model\)"),
+        ("state_callback", lambda model: None, r"\(\), got .* of the form \(model\)"),
+    ],
+)
+def test_callback_that_could_not_be_called_is_refused(name, callback, form):
+    """A callback that would fail at its first call, whatever it did, is refused with the form it must have."""
+    with pytest.raises(TypeError, match=f"{name} must take .*{form}"):
+        check_callback(name, callback)
+
+
+@pytest.mark.parametrize(
+    ("name", "callback"),
+    [
+        ("load_callback", lambda source, model=None: None),
+        ("load_callback", lambda *given: None),
+        ("load_callback", lambda source, **given: None),
+        ("load_callback", {}.update),
+        ("load_callback", dict),
+        ("load_callback", functools.partial(lambda model, source: None, 1)),
+        ("load_callback", wrapped(lambda *given: None, lambda: None)),
+        ("save_callback", print),
+        ("save_callback", lambda filepath: None),
+        ("save_callback", lambda state, path="a": None),
+        ("state_callback", lambda model=None: None),
+        ("state_callback", dict),
+    ],
+)
+def test_callback_that_can_be_called_is_taken(name, callback):
+    """A callback that takes what it will get is accepted, and so is one whose form cannot be read."""
+    check_callback(name, callback)

@@ -40,6 +40,8 @@ def test_row_50_child_that_trains_on(tmp_path):
     r8 = run(tmp_path, monitor="score", mode="max", run_dir=tmp_path / "journal")
     advance_to(r8, 14)
     before = files(tmp_path)
+    # What waits would be written by the parent's own thread while the child trains.
+    r8._journal.write_due()
     journal = (tmp_path / "journal" / "events.jsonl").read_bytes()
 
     def train_on():

@@ -527,8 +527,8 @@ def test_bundle_is_written(tmp_path):
 
 def test_full_disk_costs_the_bundle_only(tmp_path):
     """Where the file of the diagnosis cannot be written, the error says everything all the same."""
-    (tmp_path / "file").write_text("")
     r8 = make(64, num_epochs=9, checkpoint_dir=tmp_path / "file" / "saved")
+    (tmp_path / "file").write_text("")
     with (
         pytest.warns(RuntimeWarning, match="nothing to restore"),
         pytest.raises(TrainingDiverged, match="What was tried") as error,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drive import NAN, FakeClock, advance_to, make, sample_losses, train
+from drive import NAN, FakeClock, advance_to, make, sample_losses, steps, train
 from hypothesis import given
 from hypothesis import strategies as st
 from test_events import any_event, refuse_constant
@@ -207,10 +207,52 @@ def test_real_full_device_does_not_stop_a_run(tmp_path):
     r8 = make(num_epochs=3, run_dir=tmp_path / "run")
     (tmp_path / "run" / "events.jsonl").unlink()
     (tmp_path / "run" / "events.jsonl").symlink_to("/dev/full")
-    train(r8)
-    r8.close()
+    with pytest.warns(RuntimeWarning, match=r"cannot be written and may lack events: \[Errno 28\]"), r8:
+        train(r8)
 
     assert r8.global_step == 9
+
+
+GONE = "cannot be written and may lack events: it was deleted or moved away during the run. The training goes on."
+
+
+@pytest.mark.parametrize("what", ["run", "run/events.jsonl"])
+@pytest.mark.parametrize("is_noticed_early", [False, True])
+def test_deleted_folder_is_warned_of_once(tmp_path, what, is_noticed_early):
+    """A run whose folder, or the journal in it, is deleted says so once, makes no other, and trains to its end."""
+    r8 = make(num_epochs=3, run_dir=tmp_path / "run")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in steps(r8):
+            if r8.global_step == 4:
+                gone = tmp_path / what
+                gone.rename(tmp_path / "elsewhere")
+            if r8.global_step in (5, 7):
+                r8.log(accuracy=1.0)
+                if is_noticed_early:
+                    r8._journal.write_due()
+            r8.update_with_loss(1.0)
+        r8.close()
+
+    assert [str(warning.message) for warning in caught] == [f"the journal in {str(tmp_path / 'run')!r} {GONE}"]
+    assert not gone.exists()
+    assert r8.global_step == 9
+
+
+def test_folder_that_comes_back_is_gone_on_with(tmp_path):
+    """A folder that was away for a while, as one on a network may be, gets what happens after that."""
+    clock = FakeClock()
+    written = journal(tmp_path / "run", clock)
+    (tmp_path / "run").rename(tmp_path / "away")
+    written.listener(events.BackupTaken(1, 0.0))
+    written.write_due()
+    (tmp_path / "away").rename(tmp_path / "run")
+    clock.advance(11)
+    with pytest.warns(RuntimeWarning, match="deleted or moved away"):
+        written.listener(events.BackupTaken(2, 0.0))
+    written.write_due()
+
+    assert [event.step for event in told(tmp_path / "run")] == [2]
 
 
 def test_memory_is_bounded_while_nothing_can_be_written(tmp_path, monkeypatch):

@@ -114,6 +114,24 @@ def test_equals_learning_step_by_step(size, part_size, estimator, alpha, falls_b
 
 
 @pytest.mark.parametrize("part_size", [None, 1, 3])
+@pytest.mark.parametrize("turns_at", range(3, 10))
+def test_losses_may_turn_negative_at_any_report(turns_at, part_size):
+    """What a planned chunk keeps of its samples follows the table when losses first turn negative."""
+    table, plan = build(12, 4, Shuffle())
+    slow = SlowTable(12, 4, "relative", None)
+    for step in range(12):
+        if step % 3 == 0:
+            plan.start_pass(step // 3, 0.0)
+        batch = plan.draw()
+        losses = true_losses(batch.indices, step) - (20 if step >= turns_at else 0)
+        before = table.trend
+        means, trend = report(plan, batch, losses, part_size)
+        slow.learn(batch.indices, means, part_size, trend, before)
+
+    np.testing.assert_allclose(table.loss, slow.loss(table.trend, part_size), rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("part_size", [None, 1, 3])
 @pytest.mark.parametrize("policy", EVERYTHING)
 @settings(max_examples=12)
 @given(script=scripts, size=st.tuples(st.integers(1, 40), st.integers(1, 9)), lowest=st.sampled_from([0.0, 0.4]))

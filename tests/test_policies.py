@@ -258,9 +258,18 @@ def test_steady_keeps_a_batch():
 def test_steady_leaves_out_unseen_samples():
     """A sample never seen is not known to be steady."""
     loss, uses = [9, np.nan, 8, np.nan, np.nan], [1, 0, 1, 0, 0]
-    keep, _ = Steady().select(candidates(loss, usage_count=uses), Context(0.5, 1, 4, 9.0), generator())
+    keep, _ = Steady().select(candidates(loss, usage_count=uses), Context(0.5, 1, 2, 9.0), generator())
 
     assert np.flatnonzero(keep).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(("pass_number", "kept"), [(1, [0, 1, 2, 3, 4]), (-1, [0, 2])], ids=["pass", "outside"])
+def test_steady_takes_everything_where_too_few_were_seen(pass_number, kept):
+    """Where fewer samples than a batch were seen a pass takes all; what is drawn outside of one stays steady."""
+    loss, uses = [9, np.nan, 8, np.nan, np.nan], [1, 0, 1, 0, 0]
+    keep, _ = Steady().select(candidates(loss, usage_count=uses), Context(0.5, pass_number, 4, 9.0), generator())
+
+    assert np.flatnonzero(keep).tolist() == kept
 
 
 def test_steady_draws_least_used_first():

@@ -155,8 +155,8 @@ def test_save_twice_at_one_step_is_one_file(tmp_path):
 
 def test_failing_save_lets_the_run_go_on(tmp_path):
     """A checkpoint that was asked for and cannot be written costs a warning, not the run."""
-    (tmp_path / "file").write_text("")
     r8 = make(checkpoint_dir=tmp_path / "file" / "saved", checkpoint_every=99, num_epochs=9)
+    (tmp_path / "file").write_text("")
     r8.requests.save()
     with pytest.warns(RuntimeWarning, match="could not be written"):
         r8.draw()

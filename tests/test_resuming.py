@@ -267,6 +267,33 @@ def test_steps_of_the_budget_follow_the_batch_size(tmp_path):
     assert resume_from(tmp_path, batch_size=8, num_steps=30).total_steps == 30
 
 
+@pytest.mark.parametrize("budget", [{"num_epochs": 2}, {"num_steps": 9}, {"train_duration_seconds": 9.0}], ids=str)
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        *[
+            ({name: value}, rf"{name} must be a whole number in \[1, \d+\]")
+            for name in ("batch_size", "num_samples")
+            for value in (0, -4, 2.5, None, "4")
+        ],
+        ({"num_epochs": 0}, "num_epochs must be a number > 0 and finite"),
+        ({"num_steps": 0}, "num_steps must be a number > 0 and finite"),
+        ({"train_duration_seconds": 0}, "train_duration_seconds must be a number > 0 and finite"),
+        ({"initial_lr": 0}, "initial_lr must be > 0 and finite"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints must be a whole number >= 1"),
+    ],
+    ids=str,
+)
+def test_wrong_new_goal_is_named(tmp_path, budget, wrong, text):
+    """A new goal out of its range is refused by name, as when a run is built, and nothing in the folder changes."""
+    make(checkpoint_dir=tmp_path, **budget).save_checkpoint()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=rf"{text}, got {next(iter(wrong.values()))!r}"):
+        resume_from(tmp_path, **wrong)
+
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_finished_run_goes_on_with_a_larger_budget(tmp_path):
     """A finished run with more epochs continues."""
     train(make(20, checkpoint_dir=tmp_path))

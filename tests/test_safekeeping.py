@@ -53,6 +53,29 @@ def test_folder_has_a_name():
         Safekeeping(Callbacks(), announcer=NOBODY, steps_per_epoch=3, checkpoint_dir="")
 
 
+@pytest.mark.parametrize("below", ["", "sub", "sub/sub"])
+def test_checkpoint_dir_is_no_file(tmp_path, below):
+    """A folder that cannot be made, as there is a file in its place or above it, is refused when the run is built."""
+    (tmp_path / "file").write_text("mine")
+    folder = tmp_path / "file" / below
+    with pytest.raises(ValueError, match="checkpoint_dir") as error:
+        make(checkpoint_dir=str(folder))
+
+    assert str(error.value) == (
+        f"checkpoint_dir must be a folder, or where one can be made, got {str(folder)!r}: "
+        f"{str(tmp_path / 'file')!r} is no folder."
+    )
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_default_checkpoint_dir_is_no_file(tmp_path, monkeypatch):
+    """A file where a save callback's checkpoints would go by default is named."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").write_text("mine")
+    with pytest.raises(ValueError, match=r"checkpoint_dir must be a folder, .*, got 'checkpoints'"):
+        make(save_callback=print)
+
+
 def test_saving_needs_a_folder():
     """save_checkpoint() without a folder is a RuntimeError that says what to pass."""
     with pytest.raises(
@@ -236,8 +259,8 @@ def test_constructor_writes_nothing(tmp_path):
 
 def test_failed_checkpoint_lets_the_run_go_on(tmp_path):
     """A disk that refuses costs a warning for each checkpoint, and is counted; the run goes on."""
-    (tmp_path / "file").write_text("")
     r8 = make(checkpoint_dir=tmp_path / "file" / "saved")
+    (tmp_path / "file").write_text("")
     with pytest.warns(
         RuntimeWarning, match=r"(?s)the checkpoint at step [36] could not be written:.*Traceback.*file"
     ) as caught:
@@ -248,9 +271,10 @@ def test_failed_checkpoint_lets_the_run_go_on(tmp_path):
 
 def test_failed_checkpoint_asked_for_is_an_error(tmp_path):
     """save_checkpoint() called by the user raises what the disk said."""
+    r8 = make(checkpoint_dir=tmp_path / "file" / "saved")
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
-        make(checkpoint_dir=tmp_path / "file" / "saved").save_checkpoint()
+        r8.save_checkpoint()
 
 
 def test_without_backup_the_newest_checkpoint_is_restored(tmp_path):

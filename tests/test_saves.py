@@ -85,8 +85,8 @@ def test_a_disk_that_recovers_is_used_as_before(tmp_path):
 
 def test_failure_is_said_in_the_warning_and_in_the_summary(tmp_path):
     """The warning says what failed and how long nothing is tried; summary() says what the last attempt met."""
-    (tmp_path / "file").write_text("")
     r8 = make(checkpoint_dir=tmp_path / "file" / "saved", checkpoint_every=1)
+    (tmp_path / "file").write_text("")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         train(r8)

@@ -1,4 +1,6 @@
+import copy
 import math
+import pickle
 import warnings
 
 import numpy as np
@@ -58,6 +60,19 @@ def test_constant_losses_train(loss, policy):
         assert r8.update_with_loss(loss)
 
     assert np.isfinite(r8.table.loss[r8.table.usage_count > 0]).all()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("num_good", [0, 1])
+def test_first_epoch_may_teach_nothing(policy, num_good):
+    """A run goes on where none of the first epoch's losses could be learned from, or only that of its short batch."""
+    r8 = make(50, batch_size=8, num_epochs=3, policy=policy)
+    for _, indices, _ in steps(r8):
+        is_bad = r8.global_step < r8.steps_per_epoch - num_good
+        r8.update_with_loss(NAN if is_bad else batch_loss(indices), skipped=is_bad)
+
+    assert r8.phase == "finished"
+    assert np.count_nonzero(r8.table.usage_count) >= 8
 
 
 @pytest.mark.parametrize(("epochs", "total"), [(1, 3), (2, 6), (0.5, 2), (1.4, 5), (0.01, 1)])
@@ -363,3 +378,22 @@ def test_repr_says_where_the_run_stands():
     assert (
         repr(make(scheduler_mode="constant", warmup_proportion=0)) == "R8Scheduler(step 0 of 6, cataloguing, lr=0.01)"
     )
+
+
+@pytest.mark.parametrize("way", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_scheduler_is_not_copied(way):
+    """A scheduler that is pickled or copied says what to do instead, also from inside something else."""
+    r8 = make()
+    for what in (r8, {"r8": [r8]}) if way is not copy.copy else (r8,):
+        with pytest.raises(TypeError, match=r"R8Scheduler cannot be pickled or copied.*state_dict\(\).*checkpoint"):
+            way(what)
+
+
+def test_state_dict_takes_the_place_of_a_copy():
+    """What the error for a copy proposes gives a second scheduler that goes on as the first."""
+    first = make()
+    advance_to(first, 2)
+    second = make()
+    second.load_state_dict(pickle.loads(pickle.dumps(first.state_dict())))
+
+    assert train(second) == train(first)

@@ -118,3 +118,26 @@ def test_speed_leaves_validation_out():
         clock.advance(100)
 
     assert [event.epoch_seconds for event in heard if isinstance(event, events.EpochDone)] == [3, 3]
+
+
+@pytest.mark.parametrize("at", [1, 5, 9])
+@pytest.mark.parametrize("hours", [-5, -0.001])
+def test_clock_that_jumps_back_costs_no_step(at, hours):
+    """A clock that is set back in mid-run ends no run: its time goes on from where it was, for all who are told."""
+    clock, told = FakeClock(), []
+    clock.advance(1e5)
+    r8 = make(train_duration_seconds=10, clock=clock, state_callback=dict, backup_every="2s", listeners=[told.append])
+    count = 0
+    for _ in steps(r8):
+        clock.advance(1)
+        count += 1
+        if count == at:
+            clock.now += 3600 * hours
+        r8.update_with_loss(1.0)
+    r8.close()
+    seconds = [event.seconds for event in told]
+
+    assert r8.phase == "finished"
+    assert count in (11, 14)
+    assert seconds == sorted(seconds)
+    assert all(0 <= each <= 11 for each in seconds)

@@ -107,7 +107,8 @@ class Journal:
         path = self.folder / "events.jsonl"
         header = json.dumps({"kind": "Journal", "schema": SCHEMA, "time": round(now, 3)}) + "\n"
         # A line that a killed process left half written ends here, and is passed over by readers.
-        _append(path, ("\n" if path.exists() and path.stat().st_size else "") + header)
+        path.touch(0o644)
+        _append(path, ("\n" if path.stat().st_size else "") + header)
         atexit.register(_at_exit, weakref.ref(self))
 
     def __del__(self) -> None:
@@ -122,6 +123,7 @@ class Journal:
         if os.getpid() != self._pid:
             return
         self._waiting.append(event)
+        self._warn_of_trouble()
         if type(event) is not StepsDone:
             self._look(event)
         if len(self._waiting) > MOST_WAITING:
@@ -132,14 +134,17 @@ class Journal:
             )
             self._thread.start()
 
-    def _look(self, event: Event) -> None:
+    def _warn_of_trouble(self) -> None:
         if self._trouble and not self._has_warned:
             self._has_warned = True
             warnings.warn(
-                f"the journal in {str(self.folder)!r} cannot be written and may lack events: {self._trouble}",
+                f"the journal in {str(self.folder)!r} cannot be written and may lack events: {self._trouble}. "
+                "The training goes on.",
                 RuntimeWarning,
                 stacklevel=4,
             )
+
+    def _look(self, event: Event) -> None:
         if isinstance(event, RunStarted):
             self._steps_per_epoch = event.steps_per_epoch
         self._has_ended |= isinstance(event, RunEnded)
@@ -174,7 +179,8 @@ class Journal:
             self._write_lines()
             self._write_samples()
         except OSError as error:
-            self._trouble = str(error)
+            is_gone = isinstance(error, FileNotFoundError)
+            self._trouble = "it was deleted or moved away during the run" if is_gone else str(error)
             self._retry = now + SECONDS_BETWEEN_TRIES
 
     def _sum_up(self) -> None:
@@ -238,6 +244,7 @@ class Journal:
                 self._add(ProcessLeft(*self._position, reason))
         self._retry = 0.0
         self.write_due()
+        self._warn_of_trouble()
 
 
 def _work(reference: weakref.ref[Journal], stop: threading.Event) -> None:
@@ -255,13 +262,13 @@ def _work(reference: weakref.ref[Journal], stop: threading.Event) -> None:
 
 
 def _append(path: Path, text: str) -> None:
-    """Add whole lines to a file.
+    """Add whole lines to a file that is there: one that was deleted must not come back without its beginning.
 
     Raises:
         OSError: the disk refused; what it did take ends with a line break if that was possible.
     """
     content = text.encode("utf-8", errors="replace")
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
     try:
         while content:
             content = content[os.write(descriptor, content) :]

@@ -63,7 +63,7 @@ class Context(NamedTuple):
 
     Attributes:
         progress: Finished share of the budget when the pass began, in [0, 1].
-        pass_number: 0 for the cataloguing pass.
+        pass_number: 0 for the cataloguing pass, -1 for batches outside any pass.
         batch_size: B.
         untrained_loss: Loss of a model that has learnt nothing; NaN before it is known.
         outlook: What the table says of all the samples; taken only for policies that select.

@@ -14,7 +14,8 @@ from .ranking import by_loss, positions_of, usage_first
 class Steady(Policy):
     """Only the quarter of the seen samples with the lowest loss (Q1), least used first.
 
-    Used by recovery to steady the training after a refused loss.
+    Used by recovery to steady the training after a refused loss. Where fewer samples than a batch were seen, as after
+    an epoch of refused losses, a pass takes everything.
 
     Source: README of learnit-r8, "Stability & Automated Recovery".
     """
@@ -24,6 +25,8 @@ class Steady(Policy):
 
     def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
         seen = int((chunk.usage_count > 0).sum())
+        if seen < context.batch_size and context.pass_number >= 0:
+            return np.ones(len(chunk.indices), bool), None
         lowest = by_loss(np.where(np.isnan(chunk.loss), np.float32(np.inf), chunk.loss))
         keep = np.zeros(len(chunk.indices), bool)
         keep[lowest[: min(seen, max(seen // 4, context.batch_size))]] = True
