@@ -10,13 +10,12 @@ import functools
 import math
 import os
 import tempfile
-import zlib
 from collections import deque
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from incident_tasks import Hear, Network, NormedNetwork, Task, build, make_task, report, train_on
+from incident_tasks import Hear, Network, NormedNetwork, Task, build, make_task, random_of, report, train_on
 
 from learnit_r8 import FiniteGuard, R8Scheduler, TrainingDiverged, Warmup, events
 
@@ -38,11 +37,6 @@ class Result(NamedTuple):
     ok: bool | None
     note: str = ""
     figures: dict[str, float] = {}  # noqa: RUF012
-
-
-def random_of(case: Any) -> np.random.Generator:
-    """Randomness that belongs to a case."""
-    return np.random.default_rng(zlib.crc32(repr(case).encode()))
 
 
 def in_ram(model: Any) -> dict[str, Any]:
@@ -106,7 +100,8 @@ class _PoisonRun:
         self.steps = self.shows_at + (500 if case.show == "at once" else 2 * self.fuse + 400)
         self.isolated = {180 + 80 * number + int(rng.integers(20)) for number in range(case.incident - 1)}
         self.factor, self.noise = float(10 ** rng.uniform(1, 3)), rng
-        self.is_poisoned, self.healthy = False, False
+        self.is_poisoned = False
+        self.healthy: bool | None = False
         self.has_shown: float = math.nan
         self.rates: list[tuple[int, float]] = []
         self.lost = self.restores = 0
@@ -119,7 +114,7 @@ class _PoisonRun:
         if isinstance(event, events.RolledBack):
             self.go_back_to(event.to_step)
             self.lost += event.step - event.to_step
-            self.restores += 1
+            self.restores += not math.isnan(self.has_shown)
         elif isinstance(event, events.CheckpointSaved):
             self.files.append(event.model_path)
 
@@ -180,12 +175,13 @@ class _PoisonRun:
             return losses + self.level * self.noise.uniform(0.5, 1.5, len(losses)), 1.0
         return losses, 1.0
 
-    def has_healthy(self, r8: R8Scheduler) -> bool:
+    def has_healthy(self, r8: R8Scheduler) -> bool | None:
+        """Whether there is a healthy state; None where it is in RAM by construction, and cannot be seen."""
         for path in filter(os.path.exists, self.files):
             with np.load(path) as file:
                 if not file["mark"][0]:
                     return True
-        return healthy_in_ram(r8) is not False if self.case.where != "disk" else False
+        return healthy_in_ram(r8) if self.case.where != "disk" else False
 
     def undisturbed(self) -> float:
         """The final loss of a run without faults that had as many steps, at the rates that this one had."""
@@ -220,9 +216,9 @@ def run_poison(case: Poison, hear: Hear | None = None) -> Result:
         note = run.run()
     if math.isnan(run.has_shown):
         return Result(case, None, note or "the damage never showed")
-    if not run.healthy:
+    if run.healthy is False:
         return Result(case, None, "no healthy state was left")
-    figures = {"lost": run.lost, "restores": run.restores}
+    figures = {"lost": run.lost, "restores": run.restores, "unseen": float(run.healthy is None)}
     arrays = [*run.model.weights, *run.model.moments, *run.model.average]
     if not note and not all(np.isfinite(array).all() for array in arrays):
         note = "not finite at the end"
@@ -282,9 +278,10 @@ def run_one_nan(case: OneNan, hear: Hear | None = None) -> Result:
                 losses, scale = losses * math.nan, math.nan
             train_on(r8, model, ticket, losses, case.reports, order, scale)
     except TrainingDiverged:
-        return Result(case, False, f"gave up after {len(heard.refused) - 1} false refusals", {"others": 99})
-    others = len(heard.refused) - 1
-    return Result(case, others == 0, f"{others} others refused, NaN at {at}: {heard.refused[:6]}", {"others": others})
+        return Result(case, False, f"gave up after {len(heard.refused) - 1} false refusals")
+    others = max(0, len(heard.refused) - 1)
+    figures = {"others": others, "quarantined": len(getattr(r8.table, "quarantined", ()))}
+    return Result(case, others == 0, f"{others} others refused, NaN at {at}: {heard.refused[:6]}", figures)
 
 
 class BadSample(NamedTuple):
@@ -311,8 +308,8 @@ def run_bad_sample(case: BadSample, hear: Hear | None = None) -> Result:
     task = whole._replace(inputs=whole.inputs[:size].copy(), targets=whole.targets[:size], wrong=None)
     task.inputs[size // 2] = math.nan
     heard = Counts(hear)
-    gave_up, accuracy, share = _train_on_bad(case, task, whole, heard)
-    figures = {"share": share, "refused": len(heard.refused)}
+    gave_up, accuracy, share, named = _train_on_bad(case, task, whole, heard)
+    figures = {"share": share, "refused": len(heard.refused), "wrongly": float(bool(named - {size // 2}))}
     if heard.quarantined:
         figures["epoch"] = (heard.quarantined[0] - 1) // case.steps_per_epoch + 1
         figures["times"] = len(heard.quarantined)
@@ -324,8 +321,8 @@ def run_bad_sample(case: BadSample, hear: Hear | None = None) -> Result:
     return Result(case, True, "", figures)
 
 
-def _train_on_bad(case: BadSample, task: Task, whole: Task, hear: Hear | None) -> tuple[int, float, float]:
-    """The step of giving up or 0, the accuracy on data held out, and the mean share of the planned rate at the end."""
+def _train_on_bad(case: BadSample, task: Task, whole: Task, hear: Hear | None) -> tuple[int, float, float, set[int]]:
+    """The step of giving up or 0, accuracy on data held out, mean share of the planned rate at the end, quarantined."""
     is_normed = case.reports.startswith("norm ")
     reports = case.reports.removeprefix("norm ")
     model: Any = (NormedNetwork if is_normed else Network)(task, case.seed)
@@ -340,8 +337,9 @@ def _train_on_bad(case: BadSample, task: Task, whole: Task, hear: Hear | None) -
                 shares.append(ticket.lr / plan(step / steps))
             train_on(r8, model, ticket, model.losses(ticket.indices), reports, case.order)
     except TrainingDiverged:
-        return r8.global_step, math.nan, math.nan
-    return 0, model.accuracy(whole.inputs[TRAINED_ON:], whole.targets[TRAINED_ON:]), float(np.mean(shares))
+        return r8.global_step, math.nan, math.nan, set()
+    accuracy = model.accuracy(whole.inputs[TRAINED_ON:], whole.targets[TRAINED_ON:])
+    return 0, accuracy, float(np.mean(shares)), set(map(int, getattr(r8.table, "quarantined", ())))
 
 
 class Outlier(NamedTuple):

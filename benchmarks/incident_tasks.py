@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -360,6 +361,11 @@ class NormedNetwork:
     def load(self, source: Any, from_ram: bool = False) -> None:
         self.net.load_state_dict(source["net"])
         self.optimizer.load_state_dict(source["optimizer"])
+
+
+def random_of(case: Any) -> np.random.Generator:
+    """Randomness that belongs to a case."""
+    return np.random.default_rng(zlib.crc32(repr(case).encode()))
 
 
 def report(r8: R8Scheduler, ticket: Ticket, losses: Any, reports: str, *, is_sum: bool = False) -> Any:

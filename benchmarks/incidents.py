@@ -242,13 +242,18 @@ def by_setting(results: Sequence[Result], *names: str) -> list[str]:
 def poison_figures(results: Sequence[Result]) -> list[str]:
     lines = by_setting(results, "kind", "show", "delay", "incident", "resume", "where", "order", "reports", "task")
     why = Counter(r.note.split(" ")[0] if r.note.startswith("ratio") else r.note for r in results if not r.ok)
-    lines.append(f"  why: {dict(why)}")
+    unseen = sum(r.figures["unseen"] for r in results)
+    unnoticed = sum(not r.ok and not r.figures["restores"] for r in results)
+    lines.append(f"  why: {dict(why)}; failed without a restore after the damage showed: {unnoticed}")
+    lines.append(f"  healthy state in RAM by construction, but not seen: {unseen:.0f}")
     return lines + [f"  {spread(results, name)}" for name in ("ratio", "lost", "restores")]
 
 
 def one_nan_figures(results: Sequence[Result]) -> list[str]:
     gave_up = sum(r.note.startswith("gave up") for r in results)
-    return [f"  runs that gave up: {gave_up}", *by_setting(results, "reports", "wrong", "how", "batch_size", "task")]
+    named = sum(r.figures.get("quarantined", 0) > 0 for r in results)
+    lines = [f"  runs that gave up: {gave_up}; that quarantined samples: {named}"]
+    return [*lines, *by_setting(results, "reports", "wrong", "how", "batch_size", "task")]
 
 
 def bad_sample_figures(results: Sequence[Result]) -> list[str]:
@@ -260,7 +265,8 @@ def bad_sample_figures(results: Sequence[Result]) -> list[str]:
         lines.append(f"  loss of accuracy, paired: {costs.mean():+.4f} +- {error:.4f} ({len(costs)} pairs): {verdict}")
     lines.append(f"  lr / plan in the last third ({spread(results, 'share')}): must mean .95, aim .99")
     lines.append(f"  quarantined in {spread(results, 'epoch')}; {spread(results, 'times')}")
-    return [*lines, f"  {spread(results, 'refused')}"]
+    wrongly = sum(r.figures["wrongly"] for r in results)
+    return [*lines, f"  runs with other samples quarantined: {wrongly:.0f}", f"  {spread(results, 'refused')}"]
 
 
 def outlier_figures(results: Sequence[Result]) -> list[str]:
