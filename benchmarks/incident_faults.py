@@ -264,8 +264,8 @@ class Counts:
 def run_one_nan(case: OneNan, hear: Hear | None = None) -> Result:
     """Fails where anything else is refused, or the run gives up."""
     task = make_task(case.task, case.seed, wrong=case.wrong)
-    steps, heard, model = 800, Counts(hear), Network(task, case.seed)
-    at = int(random_of(case).integers(40, 600))
+    steps, heard, model = 1500, Counts(hear), Network(task, case.seed)
+    at = int(random_of(case).integers(100, 1300))
     r8 = build(task, case.batch_size, steps, case.seed, heard, **in_ram(model))
     order = "after" if case.how == "weights" else "before"
     try:

@@ -164,7 +164,7 @@ def poison_cases(seed: int) -> list[Any]:
 
 HEALTHY = (
     ("digits", 8), ("digits", 32), ("digits", 128), ("digits mlp", 32), ("digits mlp", 64), ("clouds", 32),
-    ("clouds", 8), ("imbalanced", 32), ("regression", 16), ("regression", 64), ("linear", 32), ("hinge", 16),
+    ("imbalanced", 32), ("regression", 16), ("denoise", 32), ("denoise", 64), ("linear", 32), ("hinge", 16),
 )  # fmt: skip
 
 
