@@ -50,7 +50,7 @@ class RecoveryState(NamedTuple):
         first: Steps reported at the first refusal; -1 before one.
         restored: Steps reported when the state that was restored last was taken; -1 while there is none.
         is_proven: Whether that state had passed its trial before.
-        is_again: Whether it was restored twice.
+        is_again: Whether a state was restored twice.
         is_deeper: Whether an older state was restored than the first one.
         trial: Good losses that the state restored last needs to pass its trial, besides those of `Recovery`.
         is_unseen: Whether losses do not show the damage, so that the state must be looked at before the incident ends.
@@ -147,7 +147,7 @@ class Recovery:
     def plan(self, state: RecoveryState, *, steps: Collection[int]) -> Move:
         """Where the next refusal of an incident takes the model.
 
-        A state that had passed its trial may be tried once more, at a lower rate; then it goes strictly back.
+        A state that had passed its trial may be tried once more, at a lower rate; from then on it goes strictly back.
 
         Args:
             state: The state before the refusal.
@@ -155,8 +155,7 @@ class Recovery:
         """
         if not state.tries:
             return Move.FIRST
-        may_repeat = state.is_proven or state.accepted >= self.heal_steps
-        if may_repeat and not state.is_again and state.restored in steps:
+        if state.is_proven and not state.is_again and state.restored in steps:
             return Move.AGAIN
         return Move.FURTHER if any(step < state.restored for step in steps) else Move.STUCK
 
@@ -234,7 +233,7 @@ class Recovery:
             is_proven: Whether it had passed its trial before.
         """
         trial = now - step + self.heal_steps // 2
-        return state._replace(restored=step, is_again=step == state.restored, is_proven=is_proven, trial=trial)
+        return state._replace(restored=step, is_again=state.is_again or step == state.restored, is_proven=is_proven, trial=trial)
 
     def closed(self, state: RecoveryState) -> RecoveryState:
         """The state when an incident is over; the rate stays as it is and comes back by and by."""

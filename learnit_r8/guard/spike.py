@@ -242,8 +242,9 @@ class SpikeGuard:
     def _raised(self, evidence: float, recent: tuple[float, ...], reference: Reference, past: Past, lr: float) -> float:
         """Evidence of a raised level, infinite if it is enough."""
         limit = reference.lr_limit
-        # Losses that are up because the schedule's rate has risen, or because it has fallen, tell nothing.
-        if past.share > WILD or lr > limit or lr < FALLEN_FAR / RISEN * limit:
+        # Losses that are up because the schedule's rate has risen, or because it has fallen, tell nothing; after a
+        # restore it has fallen in any case, as the thresholds are those of an earlier step.
+        if past.share > WILD or lr > limit or (lr < FALLEN_FAR / RISEN * limit and not past.on_trial):
             return 0.0
         raised = raised_by(recent, past.losses[-self.lag :] if self.lag else (), reference.blocks, past.raised)
         alarm = ALARM_AFTER_RESTORE if past.on_trial else ALARM
