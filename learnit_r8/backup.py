@@ -7,11 +7,15 @@ the alarm came, of those that had 64 good losses behind them 2 % or fewer.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from . import copies
+
+LEAST_HEALTHY = 4
+"""Good losses after which a state is restored for a spike while none has passed its trial yet."""
 
 LOOK_EVERY = 4
 """Good losses between two looks at how calm the guard is; a suspicion takes longer than that to pass."""
@@ -55,6 +59,8 @@ class Slot:
         draws: Batches drawn by then; only the losses of later ones say something about it.
         moment: What the scheduler remembered then.
         healthy: Good losses seen since.
+        batch: int64[B], the samples of the first batch drawn after it; None if that is not known.
+        loss: The loss of that batch.
     """
 
     state: Any
@@ -62,6 +68,8 @@ class Slot:
     draws: int
     moment: Any
     healthy: int = 0
+    batch: Any = None
+    loss: float = math.nan
 
 
 class RamBackup:
@@ -163,6 +171,12 @@ class RamBackup:
         if slot is not None and slot is not self._aside and self._copy_into is not None:
             self._spares.append(slot.state)
 
+    def note_first(self, draw: int, indices: Any, loss: float) -> None:
+        """Keep the samples and the loss of batch number ``draw`` with the state after which it was drawn first."""
+        for slot in self.states():
+            if slot.draws == draw and slot.batch is None:
+                slot.batch, slot.loss = indices.copy(), loss
+
     def confirm(self, draw: int) -> None:
         """Count a good loss of batch number ``draw`` for the states taken before it was drawn."""
         trial = self._trial
@@ -207,6 +221,10 @@ class RamBackup:
         if reach is Reach.NEWEST:
             proven = [slot for slot in waiting if slot.healthy]
             return [*proven, *good, *(slot for slot in reversed(waiting) if not slot.healthy)]
+        if not good:
+            # Early in a run: the newest that was fine for some losses, and not the first of all.
+            fine = [slot for slot in waiting if slot.healthy >= LEAST_HEALTHY]
+            return [*fine, *(slot for slot in reversed(waiting) if slot not in fine)]
         return [*(reversed(good) if reach is Reach.OLDER else good), *reversed(waiting)]
 
     def states(self) -> list[Slot]:

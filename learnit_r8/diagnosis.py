@@ -29,6 +29,7 @@ class Attempt:
         to_step: Steps reported when that was taken; -1 for nothing.
         failures: Why others could not be put back.
         next_lr: Learning rate afterwards.
+        replayed: What the replay check saw; "" for nothing.
         accepted: Good losses until the next refusal, or until the incident ended.
     """
 
@@ -42,6 +43,7 @@ class Attempt:
     failures: list[str] = field(default_factory=list)
     next_lr: float = math.nan
     accepted: int = 0
+    replayed: str = ""
 
     def __str__(self) -> str:
         back = f"restored from {self.source} of step {self.to_step}" if self.source else "nothing restored"
@@ -63,6 +65,12 @@ def conclusion(attempts: Sequence[Attempt], *, is_level: bool = False, is_over: 
         is_level: Whether losses stay higher with every state.
         is_over: Whether nothing has helped.
     """
+    seen = next((attempt.replayed for attempt in reversed(attempts) if attempt.replayed), "")
+    found = _conclusion(attempts, is_level=is_level, is_over=is_over)
+    return f"{found} In the replay, {seen}" if seen else found
+
+
+def _conclusion(attempts: Sequence[Attempt], *, is_level: bool, is_over: bool) -> str:
     restored = [attempt for attempt in attempts if attempt.source]
     if not attempts:
         return "the losses are good again; what was refused before the resume is not known any more."

@@ -91,6 +91,8 @@ class Drawing(Resumable):
             )
 
     def _next_batch(self) -> Batch:
+        if self.rescue.replay.is_due and not self.plan.has_returned:
+            return self.plan.draw_again(self.rescue.replay.draw(self._num_draws))
         if self.rescue.is_steadying and not self.plan.has_returned:
             self.rescue.count_steady()
             steady = self.plan.draw_outside(STEADY)

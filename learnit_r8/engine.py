@@ -91,6 +91,10 @@ class Engine(Drawing):
         check_kind(kind, self.table.part_size)
         if ticket.epoch < 0:
             return self._report_search(ticket, reading)
+        if self.rescue.replay.is_on:
+            restored = self._replay(ticket, reading)
+            if restored is not None:
+                return Outcome(Verdict.SKIPPED, self.lr, restored.step)
         batch, table, mean = ticket.batch, self.table, reading.mean
         expected, typical = table.with_trend(batch.expected), table.with_trend(batch.typical)
         worth = table.credible(expected, typical) if expected < typical else expected
@@ -102,6 +106,13 @@ class Engine(Drawing):
             return new_tuple(Outcome, (verdict, self.lr, None))
         verdict, restored = self._answer(ticket, reading, kind, expected, verdict)
         return Outcome(verdict, self.lr, None if restored is None else restored.step)
+
+    def _replay(self, ticket: Ticket, reading: Reading) -> Restored | None:
+        """Compare the loss of a batch that was trained on again; where the model was put back to if it is another."""
+        restored = self.rescue.replayed(ticket, reading.mean, self._num_draws)
+        if restored is not None:
+            self._close_unlearned(ticket)
+        return self._gone_back(restored)
 
     def _answer(
         self, ticket: Ticket, reading: Reading, kind: int, expected: float, verdict: Verdict
@@ -140,6 +151,8 @@ class Engine(Drawing):
         trend = table.observe(believed.mean, believed.lowest, reading.mean)
         self.plan.report(ticket.batch, believed.mean if table.batch_size == 1 else believed.means, trend)
         self._count_step()
+        if self.rescue.replay.is_on:
+            self.rescue.replay.note(ticket.draw, ticket.indices, reading.mean)
         self.safekeeping.backup.confirm(ticket.draw)
         self.rescue.accepted(reading.mean, ticket.indices)
         self._tally.add(reading.mean, len(ticket.indices))

@@ -52,6 +52,11 @@ class Incident:
         if self.attempts:
             self.attempts[-1].accepted = count
 
+    def note_replay(self, seen: str) -> None:
+        """Note what the replay check saw after the last attempt."""
+        if self.attempts:
+            self.attempts[-1].replayed = seen
+
     def conclusion(self, state: RecoveryState, *, is_level: bool = False) -> str:
         """What was at fault, now that the incident ends; see `conclusion`.
 

@@ -186,6 +186,15 @@ class Plan:
         self._open.append(chunk)
         return chunk.batch(0)
 
+    def draw_again(self, indices: NDArray[np.int64]) -> Batch:
+        """A batch of these samples, int64[M] and distinct, outside the pass."""
+        self._close_settled()
+        self.flush()
+        chunk = self._planner.chunk_of(indices, self._context)
+        chunk.drawn = 1
+        self._open.append(chunk)
+        return chunk.batch(0)
+
     def report(self, batch: Batch, means: float | NDArray[np.float64], trend: float) -> None:
         """Note the loss of a batch that is out; the table learns it before its samples are planned again.
 

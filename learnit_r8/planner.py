@@ -170,6 +170,10 @@ class Planner:
         chunk.typical = draft.typical
         return chunk
 
+    def chunk_of(self, indices: NDArray[np.int64], context: Context) -> Chunk:
+        """A chunk of one batch of these samples, int64[M] and distinct, outside any pass."""
+        return self._draft(SHUFFLE, context).chunk((indices, None), sweep=-1, fill=False)
+
     def _draft(self, policy: Policy, context: Context, *key: int) -> Draft:
         rng = self._generator(*key) if policy.is_random else _SPARE_GENERATOR
         return Draft(self._table, policy, context, rng)

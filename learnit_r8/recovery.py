@@ -110,6 +110,8 @@ class Recovery:
             went wrong; then it is gone. Every further incident before that makes it rise four times as slowly.
         trial_steps: Good losses that make a backup one to trust.
         older_steps: Least steps between the two such backups that are kept.
+        replay_check: Whether the first batch after a backup is trained on again when it was restored, and its loss must
+            repeat: else it was the memory, the hardware, or training is not deterministic. Takes up to two steps.
 
     Raises:
         ValueError: an attribute outside its range.
@@ -127,6 +129,7 @@ class Recovery:
     relax_steps: int = 8
     trial_steps: int = 64
     older_steps: int = 512
+    replay_check: bool = False
 
     def __post_init__(self) -> None:
         if (
@@ -137,6 +140,8 @@ class Recovery:
             raise ValueError(f"factors must be a tuple of numbers in (0, 1], got {self.factors!r}.")
         for name in ("hold_steps", "ramp_steps", "steady_steps", "max_tries", "older_steps"):
             whole_number(name, getattr(self, name), least=0)
+        if not isinstance(self.replay_check, bool):
+            raise TypeError(f"replay_check must be True or False, got {self.replay_check!r}.")
         for name in ("heal_steps", "relax_steps", "calm_steps", "trial_steps"):
             whole_number(name, getattr(self, name), least=1)
 
@@ -233,7 +238,9 @@ class Recovery:
             is_proven: Whether it had passed its trial before.
         """
         trial = now - step + self.heal_steps // 2
-        return state._replace(restored=step, is_again=state.is_again or step == state.restored, is_proven=is_proven, trial=trial)
+        return state._replace(
+            restored=step, is_again=state.is_again or step == state.restored, is_proven=is_proven, trial=trial
+        )
 
     def closed(self, state: RecoveryState) -> RecoveryState:
         """The state when an incident is over; the rate stays as it is and comes back by and by."""

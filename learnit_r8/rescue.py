@@ -19,6 +19,7 @@ from .ladder import Descent
 from .losses import Reading
 from .quarantine import Quarantine
 from .recovery import CALM, FRESH_STEPS, LEAST_LEVEL_STEPS, Move, Recovery, RecoveryState
+from .replay import ReplayCheck
 from .restoring import Restored
 from .safekeeping import Safekeeping
 from .table import SampleTable
@@ -43,12 +44,14 @@ class Rescue:
     Attributes:
         num_restored: How often the model was put back.
         quarantine: The samples that refused losses have in common.
+        replay: Whether what was restored is as it was.
     """
 
     def __init__(self, recovery: Recovery, safekeeping: Safekeeping, announcer: Announcer, table: SampleTable) -> None:
         self.recovery = recovery
         self.num_restored = 0
         self.quarantine = Quarantine(table, announcer)
+        self.replay = ReplayCheck(safekeeping.backup, is_on=getattr(recovery, "replay_check", False))
         self._table = table
         self._safekeeping = safekeeping
         self._announcer = announcer
@@ -387,7 +390,31 @@ class Rescue:
         self._went_back_at = draws
         self.num_restored += 1
         attempt.source, attempt.to_step = restored.source, restored.step
+        if self.replay.is_on and restored.source == "backup":
+            self.replay.begin(restored.step)
         self._announcer.tell(events.RolledBack, to_step=restored.step, source=restored.source)
+
+    def replayed(self, ticket: Ticket, loss: float, draws: int) -> Restored | None:
+        """Compare the loss of a batch with that of the first time, if it is one that was trained on again.
+
+        Args:
+            ticket: The batch.
+            loss: Its loss.
+            draws: Batches drawn so far.
+
+        Returns:
+            Where the model was put back to, as the loss has not repeated; else None.
+        """
+        step = self._state.restored
+        seen, is_other = self.replay.reported(ticket.draw, loss)
+        if seen:
+            self._incident.note_replay(seen)
+            self._announcer.tell(events.Notice, text=seen, is_warning=is_other)
+        if not is_other:
+            return None
+        restored = self._safekeeping.restore(Reach.GOOD, draws=draws, descent=Descent(step, step, repeats=True))
+        self._went_back_at = draws
+        return restored
 
     def summary(self) -> str:
         """What recovery has done and still does, for people; "" if nothing."""
@@ -412,3 +439,4 @@ class Rescue:
         self._safekeeping.backup.drop_aside()
         self._went_back_at = 0
         self._looked_from = -1
+        self.replay.cancel()

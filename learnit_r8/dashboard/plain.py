@@ -87,7 +87,11 @@ def _of_training(event: events.Event) -> str:
         case events.RolledBack():
             return f"step {event.step}: model restored from {event.source} of step {event.to_step}"
         case events.IncidentEnded():
-            return f"step {event.step}: recovered"
+            return f"step {event.step}: recovered" + (f": {event.text}" if event.text else "")
+        case events.SamplesQuarantined():
+            return f"step {event.step}: quarantine: {event.text}"
+        case events.SamplesReleased():
+            return f"step {event.step}: out of quarantine: samples {_few(event.samples)}"
         case events.LrRestored():
             return f"step {event.step}: learning rate back on its schedule"
         case events.LrFound():

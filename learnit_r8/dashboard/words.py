@@ -71,7 +71,11 @@ def _of_trouble(event: events.Event) -> Said | None:
             kept = f" (diagnosis in {_file_name(event.bundle)})" if event.bundle else ""
             return Said(ALERT, f"gave up{kept}: {event.text}")
         case events.IncidentEnded():
-            return Said(GOOD, "recovered")
+            return Said(GOOD, f"recovered: {event.text}" if event.text else "recovered")
+        case events.SamplesQuarantined():
+            return Said(ALERT, f"quarantine: {event.text}", "Q")
+        case events.SamplesReleased():
+            return Said(INFO, f"out of quarantine: samples {_few(event.samples)}")
         case events.LrRestored():
             return Said(GOOD, "learning rate back on its schedule")
         case events.BatchAbandoned():
