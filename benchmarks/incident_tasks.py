@@ -185,7 +185,7 @@ TASKS: dict[str, Callable[[np.random.Generator], Task]] = {
     "imbalanced": _imbalanced,
     "regression": lambda rng: _curve(rng, "momentum", 0.003),
     "adam regression": lambda rng: _curve(rng, "adam", 3e-3),
-    "student": lambda rng: _curve(rng, "adam", 3e-3, noise=rng.standard_t(2.0, 1500)),
+    "student": lambda rng: _curve(rng, "adam", 3e-3, noise=rng.standard_t(3.0, 1500)),
     "gaussian": lambda rng: _curve(rng, "adam", 3e-3, "gaussian"),
     "linear": _linear,
     "unscaled": lambda rng: (line := _linear(rng))._replace(targets=1000 + 300 * line.targets),

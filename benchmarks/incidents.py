@@ -75,13 +75,12 @@ def run_start(case: Start, hear: Hear | None = None) -> Result:
         losses = model.losses(ticket.indices)
         mean = float(losses.mean())
         worst = max(worst, mean / seen) if step >= 4 and seen > 0 else worst
-        seen = max(seen, mean)
         train_on(r8, model, ticket, losses, case.reports, "before")
         if step % 10 == 9 or heard.refused:
             top = model.loss(512)
         if heard.refused:
             break
-        highest = max(highest, top)
+        seen, highest = max(seen, mean), max(highest, top)
     if heard.refused and not top <= highest + 0.5 * abs(highest):
         return Result(case, None, f"not healthy: {highest:.3g} to {top:.3g}")
     note = f"refused at {heard.refused[:5]}, loss {mean:.3g}, highest before {seen:.3g}" if heard.refused else ""
