@@ -97,8 +97,13 @@ class Engine(Drawing):
                 return Outcome(Verdict.SKIPPED, self.lr, restored.step)
         batch, table, mean = ticket.batch, self.table, reading.mean
         expected, typical = table.with_trend(batch.expected), table.with_trend(batch.typical)
-        worth = table.credible(expected, typical) if expected < typical else expected
-        verdict = self.sentry.judge(mean, worth, typical, self._last_lr, grad_norm=grad_norm, skipped=skipped)
+        predicted, is_usual = expected, True
+        if expected < typical and table.part_size != EXACT:
+            # Means say too little of a batch that was put together by them to lift its loss.
+            predicted, is_usual = typical, batch.chunk.sweep >= 0
+        verdict = self.sentry.judge(
+            mean, predicted, typical, self._last_lr, grad_norm=grad_norm, skipped=skipped, is_usual=is_usual
+        )
         if verdict is Verdict.GOOD:
             self._learn(ticket, reading, kind, expected)
             if self.announcer.is_heard:

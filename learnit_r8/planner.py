@@ -168,6 +168,9 @@ class Planner:
         first = draft.first(kept, self._full)
         chunk = self._draft(SHUFFLE, context).chunk((first, None), sweep=-1, fill=False)
         chunk.typical = draft.typical
+        if chunk.expected[0] < chunk.typical:
+            kept_share = self._table.worth(self._table.records.take(part))
+            chunk.expected[0] = chunk.typical - kept_share * (chunk.typical - chunk.expected[0])
         return chunk
 
     def chunk_of(self, indices: NDArray[np.int64], context: Context) -> Chunk:

@@ -21,6 +21,9 @@ from .untrained import UntrainedLoss
 ESTIMATORS = {"relative": 1.0, "additive": 0.1}
 """Estimators for batch means, with the weight of a new observation."""
 
+LEAST_WORTH = 64
+"""Samples that tell what estimates are worth."""
+
 NUM_CLIPPED = 80
 """First reports of a run of which none is believed whole if it is far beyond the others; the spike guard has its
 thresholds after as many."""
@@ -227,23 +230,27 @@ class RunningLosses:
             return expected
         return expected + self.trend if self._offsets else expected * self.trend
 
-    def credible(self, expected: float, typical: float) -> float:
-        """What to expect of an easy batch, as far as the estimates are known to be worth it.
+    def worth(self, records: NDArray[Any]) -> float:
+        """How much of their advantage samples keep that were chosen for low estimates, in [0, 1].
 
-        An estimate made from the mean of k samples says about 1 / k of what one made from their own losses does, and
-        one made from batch means next to nothing of a batch that was put together by it: those with the lowest
-        estimates are the ones that were estimated too low.
+        Among the lowest estimates are those that are too low by chance. The estimates before the last observation
+        tell how many: the quarter that was lowest then, as it turned out to be.
 
         Args:
-            expected: What the table expects of the batch, below ``typical``; see `with_trend`.
-            typical: What it expects of a batch of all kinds of samples.
+            records: RECORD[M], samples to tell it from; 0 where they tell nothing, as with means of several samples.
 
-        Source: measured in benchmarks/incidents.py, row "one_nan".
+        Source: regression to the mean, cross-validated; measured in benchmarks/incidents.py, row "one_nan".
         """
-        size = self.part_size
-        if size == EXACT or size is None:
-            return expected
-        return typical if size == WHOLE_BATCH else typical - (typical - expected) / size
+        records = records[records["usage_count"] > 1]
+        alpha = 0.5 if self.alpha is None else self.alpha
+        if self.part_size != EXACT or len(records) < LEAST_WORTH or alpha == 1:
+            return 0.0
+        last = records["last"].astype(np.float64)
+        weight = np.maximum(alpha, 1 / records["usage_count"].astype(np.float64))
+        before = (records["loss"] - weight * last) / (1 - weight)
+        lowest = before <= np.sort(before)[len(before) // 4]
+        promised, kept = before.mean() - before[lowest].mean(), last.mean() - last[lowest].mean()
+        return float(min(1.0, max(0.0, kept / promised))) if promised > 0 else 0.0
 
     def learn(
         self,

@@ -77,6 +77,7 @@ class Sentry:
         *,
         grad_norm: float | None = None,
         skipped: bool = False,
+        is_usual: bool = True,
     ) -> Verdict:
         """Judge a report.
 
@@ -88,12 +89,15 @@ class Sentry:
             grad_norm: Norm of the gradient of the batch, if it is known.
             skipped: Whether the optimizer's step was skipped because gradients overflowed. Then there is no alarm,
                 the gradient's norm does not count, and the guard is not asked; unless it goes on.
+            is_usual: Whether later losses are held against this one. A batch of easy samples may only be evidence.
         """
         if skipped:
             return self._skipped(loss)
         self.num_skipped = 0
         before = self._losses
         self._losses, verdict = self.guard.judge(before, loss, expected, typical, lr)
+        if not is_usual and self.guard.suspicion(self._losses) <= self.guard.suspicion(before):
+            self._losses = before if verdict is Verdict.GOOD else self._losses
         if grad_norm is not None:
             verdict = self._with_norm(verdict, grad_norm)
         if verdict is not Verdict.GOOD and verdict is not Verdict.DRIFT:
