@@ -43,6 +43,6 @@ def go_back(moment: Moment, sentry: Sentry, table: SampleTable, *, forget: bool)
     if moment.baseline != sentry.baseline:
         # What was usual then is in another unit.
         return
-    sentry.go_back(moment.memory)
+    sentry.go_back(moment.memory, is_trial=forget)
     if forget:
         table.go_back_to(moment.trend)

@@ -239,5 +239,5 @@ class Resumable(Standing):
         if restored is not None and restored.moment is not None:
             go_back(restored.moment, self.sentry, self.table, forget=restored.forget)
         elif restored is not None and restored.guard is not None and self._is_of_now(restored.guard):
-            self.sentry.go_back_to_saved(restored.guard)
+            self.sentry.go_back_to_saved(restored.guard, is_trial=restored.forget)
         return restored

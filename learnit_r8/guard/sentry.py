@@ -42,22 +42,28 @@ class Sentry:
         """What the guard remembers now: immutable, to be kept with a backup of the model."""
         return self._losses, self._norms
 
-    def go_back(self, memory: tuple[Any, Any]) -> None:
-        """Remember what was remembered then: the model was put back, and what came after never happened to it."""
+    def go_back(self, memory: tuple[Any, Any], *, is_trial: bool = True) -> None:
+        """Remember what was remembered then: the model was put back, and what came after never happened to it.
+
+        Args:
+            memory: What was remembered.
+            is_trial: Whether the losses to come are to show that this has helped; not after a loss that was not finite
+                out of a clear sky.
+        """
         self._losses, self._norms = memory
-        self._note_return()
+        self._note_return(is_trial=is_trial)
         self.num_skipped = 0
 
-    def go_back_to_saved(self, state: Mapping[str, Any]) -> None:
+    def go_back_to_saved(self, state: Mapping[str, Any], *, is_trial: bool = True) -> None:
         """Remember what a checkpoint says: the model was put back to it; see `go_back`."""
         num_refused = self.num_refused
         self.load_state_dict(self.adapted(state))
         self.num_refused = num_refused
-        self._note_return()
+        self._note_return(is_trial=is_trial)
 
-    def _note_return(self) -> None:
+    def _note_return(self, *, is_trial: bool) -> None:
         returned = getattr(self.guard, "returned", None)
-        if returned is not None:
+        if returned is not None and is_trial:
             self._losses = returned(self._losses)
         informed = getattr(self.guard, "informed", None)
         if informed is not None:
