@@ -6,6 +6,8 @@ far the run was, counted in samples: the rest of the epoch is dealt out anew.
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import hashlib
 import inspect
 import math
@@ -18,9 +20,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from .checks import whole_number
 from .chunk import OPEN, OUT_AGAIN, WAITING
+from .guard import FiniteGuard, SpikeGuard
 from .order import MAX_SAMPLES, Permutation
 from .plan import Plan
 from .planner import PASS_KEY
+from .recovery import Recovery
 from .table import SampleTable
 
 GOAL = ("num_epochs", "num_steps", "train_duration_seconds")
@@ -77,8 +81,32 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], names: tuple[s
     return [
         f"{name} is {_text(now.get(name))}, it was {_text(saved[name])}"
         for name in names
-        if name in saved and saved[name] != now.get(name)
+        if name in saved and not _is_same(saved[name], now.get(name))
     ]
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two values of `config_of` stand for the same; settings that a version did not know count as default."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return _without_defaults(_text(one)) == _without_defaults(_text(other))
+    return bool(one == other)
+
+
+def _without_defaults(text: str) -> str:
+    """The text of a guard or a recovery without the settings that are as by default; any other text as it is."""
+    try:
+        call = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return text
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in _CONFIGURED):
+        return text
+    defaults = {field.name: repr(field.default) for field in dataclasses.fields(_CONFIGURED[call.func.id])}
+    given = {keyword.arg or "": ast.unparse(keyword.value) for keyword in call.keywords}
+    others = [f"{name}={value}" for name, value in given.items() if defaults.get(name) != value]
+    return f"{call.func.id}({', '.join(others)})"
+
+
+_CONFIGURED: dict[str, Any] = {kind.__name__: kind for kind in (Recovery, SpikeGuard, FiniteGuard)}
 
 
 def _text(value: Any) -> str:
@@ -102,7 +130,7 @@ def arguments_of(config: Mapping[str, Any], new: Mapping[str, Any], make: Any) -
     defaults = {name: parameter.default for name, parameter in inspect.signature(make).parameters.items()}
     arguments = {}
     for name, value in config.items():
-        if name in new or name not in defaults or value == _described(name, defaults[name]):
+        if name in new or name not in defaults or _is_same(value, _described(name, defaults[name])):
             continue
         if isinstance(value, dict):
             raise ValueError(f"{name} must be given again, a file cannot hold it: it was {_text(value)}.")

@@ -82,9 +82,13 @@ def test_healthy_samples_of_a_refused_batch_are_cleared():
     """One isolated NaN quarantines nobody, and nobody is watched an epoch later."""
     heard = record_events()
     r8 = make(640, batch_size=32, num_epochs=6, listeners=[heard])
-    with pytest.warns(RuntimeWarning, match="nothing to restore"):
+
+    def run():
         for _, indices, _ in steps(r8):
             r8.update_with_loss(NAN if r8.global_step == 30 else 1.0 + indices.mean() / 1e4)
+
+    with pytest.warns(RuntimeWarning, match="nothing to restore"):
+        run()
 
     assert not heard.of(events.SamplesQuarantined)
     assert len(r8.table.quarantined) == len(r8.table.watched) == 0
@@ -191,11 +195,16 @@ def test_witnesses():
 
 def test_quarantine_is_bounded():
     """Beyond 5 % of the data nothing is quarantined, and that is said loudly."""
-    quarantine, table, _ = watch(100)
-    with pytest.warns(RuntimeWarning) as caught:
-        for step in range(0, 4000, 100):
-            quarantine.refused(np.arange(10), (step // 100 % 10,), step)
+    quarantine, table, _ = watch(110)
+
+    def refuse_ten_in_turn():
+        for step in range(0, 8000, 100):
+            bad = step // 100 % 10
+            quarantine.refused(np.array([bad, *range(20 + step // 100, 29 + step // 100)]), (bad,), step)
             quarantine.convict(step)
+
+    with pytest.warns(RuntimeWarning) as caught:
+        refuse_ten_in_turn()
 
     assert len(table.quarantined) == 5
     assert sum("more than 5% of the samples would be in quarantine" in str(w.message) for w in caught) == 1
