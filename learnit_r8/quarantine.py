@@ -28,6 +28,9 @@ MOST_SHARE = 0.05
 MOST_SUSPECTS = 2**16
 """Samples that are watched at most."""
 
+MOST_DOUBTS = 16
+"""Refusals that are taken for those of a sample though they may share it by accident, until all suspects are clear."""
+
 MOST_BATCHES = 64
 """Refused batches that are known again, at most."""
 
@@ -74,7 +77,7 @@ class Quarantine:
         self._suspects: dict[int, Witnesses] = {}
         self._batches: list[str] = []
         self._first_step = 0
-        self._num_refusals = 0
+        self._num_refusals = self._num_doubts = 0
         if len(self._table.watched):
             self._table.watch(np.empty(0, np.int64))
 
@@ -121,6 +124,11 @@ class Quarantine:
         rate = self._rate(step)
         self.has_repeated = bool(shared)
         return math.exp(min(700.0, min(each.log_chance(rate) for each in shared))) if shared else math.inf
+
+    def takes_benefit_of_doubt(self) -> bool:
+        """Whether refusals that may share a sample by accident are taken for its own: up to 16, until all are clear."""
+        self._num_doubts += 1
+        return self._num_doubts <= MOST_DOUBTS
 
     def _rate(self, step: int) -> float:
         """Refusals a step since the first one, which is not counted."""
@@ -187,6 +195,7 @@ class Quarantine:
             "batches": list(self._batches),
             "first_step": self._first_step,
             "num_refusals": self._num_refusals,
+            "num_doubts": self._num_doubts,
         }
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
@@ -200,6 +209,7 @@ class Quarantine:
         }
         self._batches = list(state["batches"])
         self._first_step, self._num_refusals = int(state["first_step"]), int(state["num_refusals"])
+        self._num_doubts = int(state["num_doubts"])
         self.is_watching = bool(self._suspects)
 
 

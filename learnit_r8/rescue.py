@@ -28,8 +28,9 @@ from .ticket import Ticket
 EQUAL_LOSSES = 8
 """Equal losses in a row after which the weights are looked at."""
 
-MOST_CHANCE_OF_SPIKES = 0.05
-"""Spikes are taken for those of a sample when the chance that they share one by accident is below this."""
+LIKELY, MOST_CHANCE_OF_SPIKES = 0.5, 0.05
+"""Refusals are taken for those of a sample when the chance that they share one by accident is below this: of losses
+that are not finite, and of spikes."""
 
 
 class Rescue:
@@ -266,8 +267,12 @@ class Rescue:
         if verdict not in (Verdict.NOT_FINITE, Verdict.SPIKE):
             return False
         chance = self.quarantine.refused(ticket.indices, samples, step)
-        # Damaged weights are refused whatever the batch; those that only spike now and then may seem to choose.
-        is_shared = chance < (math.inf if verdict is Verdict.NOT_FINITE else MOST_CHANCE_OF_SPIKES)
+        if verdict is Verdict.NOT_FINITE:
+            # Suspects are spread over all batches: a refusal may well share one with another by accident.
+            is_shared = chance < LIKELY or (chance < math.inf and self.quarantine.takes_benefit_of_doubt())
+        else:
+            # Damaged weights that only spike now and then may seem to choose their batches.
+            is_shared = chance < MOST_CHANCE_OF_SPIKES
         state = self._state
         return (is_shared or bool(samples)) and (state.accepted > 0 or not state.tries)
 

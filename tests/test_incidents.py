@@ -1,0 +1,286 @@
+"""Incidents in sequence: a poisoned state that is older than the newest good backup, outliers, and what is said."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from learnit_r8 import R8Scheduler, SpikeGuard, TrainingDiverged, events
+from learnit_r8.diagnosis import Attempt, conclusion
+from learnit_r8.guard import Verdict
+from learnit_r8.ladder import Descent, descending
+from learnit_r8.table import SampleTable
+from learnit_r8.testing import ToyTask, record_events
+from learnit_r8.untrained import UntrainedLoss
+
+POISONED, SHOWN = 800, 1000
+
+
+class Poisoned(ToyTask):
+    """A task whose state carries a mark: set at a step, copied with the state, and bad once the damage shows."""
+
+    def __init__(self, show, seed=0):
+        super().__init__(1024, seed)
+        self.mark = np.zeros(2)
+        self.average = np.zeros(3)
+        self.show = show
+
+    def state(self):
+        return {**super().state(), "mark": self.mark, "average": self.average}
+
+    def load(self, source, from_ram=True):
+        super().load(source, from_ram)
+        self.mark, self.average = source["mark"].copy(), source["average"].copy()
+
+    def shows(self, step):
+        return bool(self.mark[0]) and (step >= SHOWN if self.show == "at once" else self.mark[1] >= SHOWN - POISONED)
+
+
+def train(task, kind, *, at=POISONED, listeners=(), num_steps=3000):
+    r8 = R8Scheduler(
+        1024, batch_size=32, num_steps=num_steps, initial_lr=0.02, backup_every=50, scheduler_mode="constant",
+        state_callback=task.state, load_callback=task.load, listeners=listeners,
+    )  # fmt: skip
+    poisoned = False
+    start = task.loss()
+    for _ in r8.epoch_iterator():
+        for indices, lr in r8.batch_iterator():
+            step = r8.global_step
+            if step == at and not poisoned:
+                poisoned, task.mark[0] = True, 1
+            task.mark[1] += task.mark[0]
+            losses = task.losses(indices)
+            if task.shows(step):
+                losses = {"nan": losses * math.nan, "spike": losses + 3 * start, "raised": losses + start / 3}.get(
+                    kind, losses
+                )
+                task.average[0] = math.nan if kind == "array" else 0.0
+            if r8.update_with_loss(losses):
+                task.step(lr)
+    return r8
+
+
+@pytest.mark.parametrize("show", ["at once", "fuse"])
+@pytest.mark.parametrize("kind", ["nan", "spike", "raised", "array"])
+def test_poison_older_than_the_good_backup_heals(kind, show):
+    """A state that was poisoned long before it shows is passed by going strictly back, and training ends well."""
+    task, heard = Poisoned(show), record_events()
+    train(task, kind, listeners=[heard])
+    incidents = [[]]
+    for event in heard.of(events.RolledBack, events.IncidentEnded):
+        incidents.append([]) if isinstance(event, events.IncidentEnded) else incidents[-1].append(event.to_step)
+
+    assert not task.mark[0]
+    assert incidents.pop() == []
+    assert incidents[-1][-1] <= POISONED
+    assert len(incidents) <= 3
+    for steps in incidents:
+        assert steps == sorted(steps, reverse=True)
+        assert max(steps.count(step) for step in steps) <= 2
+    assert task.loss() < 0.1
+
+
+def test_every_incident_has_a_whole_ladder():
+    """A healed incident takes nothing from the next: two poisons, one after the other, are both passed."""
+    task, heard = Poisoned("at once"), record_events()
+    train(task, "spike", listeners=[heard], num_steps=1600)
+    task.mark[:] = 0
+    ends = heard.of(events.IncidentEnded)
+
+    assert len(ends) == 1
+    assert "damaged since a step between" in ends[0].text or "damaged since before step" in ends[0].text
+
+
+@pytest.mark.parametrize("depth", range(1, 9))
+def test_eight_backups_deep_takes_five_tries(depth):
+    """With a backup every 50 steps a poison eight backups deep is passed in five tries."""
+    steps = list(range(950, -1, -50))
+    healthy, last, tries = 1000 - 50 * depth, 950, 1
+    while last > healthy:
+        last, tries = steps[descending(steps, Descent(1000, last))[0]], tries + 1
+
+    assert tries <= 5
+
+
+def test_never_forward_within_an_incident():
+    """Newer states are only tried where there is nothing else, as after a resume."""
+    assert descending([900, 800], Descent(1000, 700)) == [0, 1]
+    assert descending([900, 700], Descent(1000, 700)) == [1]
+
+
+def test_raised_by_the_data_ends_in_a_ceiling():
+    """Losses that stay higher with every state are the data's: the run goes on from the first state put back."""
+    task, heard = ToyTask(2048), record_events()
+    r8 = R8Scheduler(
+        2048, batch_size=32, num_steps=2600, initial_lr=0.02, listeners=[heard], state_callback=task.state,
+        load_callback=task.load, backup_every=50,
+    )  # fmt: skip
+    start = task.loss()
+
+    def run():
+        for _ in r8.epoch_iterator():
+            for indices, lr in r8.batch_iterator():
+                rise = 0.15 * start if r8.global_step >= 2000 else 0.0
+                if r8.update_with_loss(task.losses(indices) + rise):
+                    task.step(lr)
+
+    with pytest.warns(RuntimeWarning, match="the data or the loss have changed at about step 20"):
+        run()
+    back = [event.to_step for event in heard.of(events.RolledBack)]
+
+    assert r8.global_step == 2600
+    assert min(back) < back[0] == back[-1]
+    assert heard.of(events.LrCapped)[-1].reason == "raised"
+    assert "the data or the loss have changed" in heard.of(events.IncidentEnded)[-1].text
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_one_nan_among_batch_means_is_one_refusal(seed):
+    """After one NaN the steady batches are not mistaken for spikes, where estimates are mostly noise."""
+    rng, heard = np.random.default_rng(seed), record_events()
+    r8 = R8Scheduler(
+        2000, batch_size=32, num_steps=900, listeners=[heard], state_callback=lambda: [0.0],
+        load_callback=lambda state: None, seed=seed,
+    )  # fmt: skip
+    hardness = rng.lognormal(0, 0.5, 2000)
+    for _ in r8.epoch_iterator():
+        for indices, _ in r8.batch_iterator():
+            trend = 1.0 + 0.3 * math.exp(-r8.global_step / 300)
+            loss = trend * float((hardness[indices] * rng.lognormal(0, 0.5, len(indices))).mean())
+            r8.update_with_loss(math.nan if r8.global_step == 400 else loss)
+
+    assert len(heard.of(events.BatchRefused)) == 1
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(("at", "by"), [(3, 1e9), (5, 100.0), (7, 10.0), (25, 50.0), (30, 1e6), (79, 20.0)])
+def test_one_early_outlier_leaves_nothing_behind(exact, at, by):
+    """One reported loss that is far too high poisons neither the table, nor the suspects, nor the thresholds."""
+
+    def run(by):
+        task, heard = ToyTask(1024), record_events()
+        r8 = R8Scheduler(
+            1024, batch_size=32, num_steps=700, initial_lr=0.02, listeners=[heard], state_callback=task.state,
+            load_callback=task.load,
+        )  # fmt: skip
+        for _ in r8.epoch_iterator():
+            for indices, lr in r8.batch_iterator():
+                losses = task.losses(indices)
+                task.step(lr)
+                scale = by if r8.global_step == at else 1.0
+                r8.update_with_loss(losses * scale if exact else losses.mean() * scale)
+        return r8, [event.step for event in heard.of(events.BatchRefused)]
+
+    r8, refused = run(by)
+    clean, _ = run(1.0)
+
+    assert set(refused) <= {at + 1}
+    assert len(r8.table.suspects().indices) == len(clean.table.suspects().indices) == 0
+    assert r8.table.untrained_loss == pytest.approx(clean.table.untrained_loss, rel=0.1)
+    assert np.nanmax(r8.table.loss) < 10
+
+
+@pytest.mark.parametrize("shift", [0.0, -100.0])
+@pytest.mark.parametrize("at", [10, 30, 79])
+def test_early_blow_up_is_caught(at, shift):
+    """Losses that are three times as high as any before, or as far above their range, are refused within four steps."""
+    guard, rng = SpikeGuard(), np.random.default_rng(at)
+    state, verdicts = guard.begin(), []
+    for step in range(at + 4):
+        loss = 2 + 0.2 * rng.random() + (20 * (step >= at)) + shift
+        state, verdict = guard.judge(state, loss)
+        verdicts.append(verdict)
+
+    assert verdicts[:at] == [Verdict.GOOD] * at
+    assert Verdict.SPIKE in verdicts[at:]
+
+
+def test_restored_to_the_first_step_the_guard_still_knows_the_first_losses():
+    """Back at a state from before the first loss, losses far beyond the first ones of the run are refused."""
+    guard = SpikeGuard()
+    later = guard.begin()
+    for loss in itertools.islice(itertools.cycle([2.0, 2.2, 1.8]), 100):
+        later, _ = guard.judge(later, loss)
+    state, verdicts = guard.informed(guard.returned(guard.begin()), later), []
+    for _ in range(4):
+        state, verdict = guard.judge(state, 50.0)
+        verdicts.append(verdict)
+
+    assert verdicts[2] is Verdict.SPIKE
+
+
+@pytest.mark.parametrize("outlier", [None, 0, 5])
+def test_untrained_loss_is_robust(outlier):
+    """An outlier among the first losses does not move the untrained loss, wherever it is."""
+    untrained = UntrainedLoss(3)
+    for number, loss in enumerate([2.3, 2.2, 2.1, 2.0, 2.1, 1.9, 1.8, 1.9]):
+        untrained.add(1e9 if number == outlier else loss)
+
+    assert untrained.value == pytest.approx(2.2, rel=0.06)
+
+
+def test_worth_of_estimates():
+    """Estimates of pure noise are worth nothing for a batch that was put together by them; those of facts are."""
+    rng, facts = np.random.default_rng(0), np.random.default_rng(1).lognormal(0, 1, 4096)
+
+    def worth(losses):
+        table = SampleTable(4096, batch_size=32)
+        for _ in range(6):
+            table.part_size = 1
+            table.learn(np.arange(4096), losses(), None, np.ones(4096))
+        return table.worth(table.records.take(np.arange(4096)))
+
+    assert worth(lambda: rng.lognormal(0, 1, 4096)) < 0.1
+    assert worth(lambda: facts) > 0.99
+    assert 0.3 < worth(lambda: facts * rng.lognormal(0, 0.7, 4096)) < 0.95
+
+
+def attempt(step, to_step, *, reason="spike", next_lr=0.1, accepted=0, source="backup"):
+    return Attempt(step, 9.0, reason, 0.1, (), source, to_step, next_lr=next_lr, accepted=accepted)
+
+
+@pytest.mark.parametrize(
+    ("attempts", "text"),
+    [
+        ([attempt(100, 90, reason="not finite", accepted=40)], "its batch or a passing fault, and not the weights"),
+        ([attempt(100, 30, accepted=200)], "through the rate, a batch or a passing fault, which one restore cannot"),
+        (
+            [attempt(100, 30, next_lr=0.05), attempt(110, 30, next_lr=0.01, accepted=200)],
+            "the rate was too high: with the state of step 30 and a rate of 0.01, 200 losses were good, but not at 0.0",
+        ),
+        (
+            [attempt(100, 80, next_lr=0.05), attempt(110, 30, next_lr=0.05, accepted=200)],
+            "the weights have been damaged since a step between 30 and 80",
+        ),
+        (
+            [attempt(100, 80, next_lr=0.05), attempt(110, 30, next_lr=0.01, accepted=200)],
+            "the weights have been damaged since before step 80, or the rate was too high",
+        ),
+        ([attempt(100, -1, source="")], "nothing was restored, and the losses became good by themselves"),
+        ([], "what was refused before the resume is not known any more"),
+    ],
+)
+def test_conclusion_says_no_more_than_was_seen(attempts, text):
+    """An incident that ends says what was at fault, as far as what was tried can tell it."""
+    assert text in conclusion(attempts)
+
+
+def test_divergence_says_what_was_seen():
+    """TrainingDiverged says whether the states were refused at once, and what that leaves as the cause."""
+    task = ToyTask(512)
+    r8 = R8Scheduler(
+        512, batch_size=32, num_steps=900, initial_lr=0.02, state_callback=task.state, load_callback=task.load,
+        backup_every=20,
+    )  # fmt: skip
+
+    def run():
+        for _ in r8.epoch_iterator():
+            for indices, lr in r8.batch_iterator():
+                if r8.update_with_loss(task.losses(indices) * (math.nan if r8.global_step > 500 else 1.0)):
+                    task.step(lr)
+
+    with pytest.raises(TrainingDiverged, match=r"refused at once.*the loss function or the code have been at fault"):
+        run()
+
+    assert task.loss() < 0.5  # the first state that was put back, as no other was any better
