@@ -334,7 +334,8 @@ class RunningLosses:
         state: dict[str, Any] = {name: self.records[name].copy() for name in _FIELDS}
         state["numbers"] = {name: getattr(self, name) for name in _NUMBERS}
         state["quarantined"], state["watched"] = self.quarantined.copy(), self.watched.copy()
-        state["first"] = list(self._first)
+        *first, recent = self._first
+        state["first"] = [*first, list(recent)]
         state["untrained"] = self.untrained.state_dict()
         return state
 
@@ -350,7 +351,8 @@ class RunningLosses:
         self.watched = _read_only(np.array(state.get("watched", ()), np.int64))
         self.is_early = self._num_reports < self._num_early
         # A state of version 0.1 knows the mean of its first losses only.
-        self._first = FirstLosses(*state["first"]) if "first" in state else FirstLosses()
+        known, lowest, highest, second, recent = state.get("first", FirstLosses())
+        self._first = FirstLosses(known, lowest, highest, second, tuple(recent))
         self.untrained.load_state_dict(state.get("untrained", {"value": numbers.get("untrained_loss"), "losses": []}))
 
 

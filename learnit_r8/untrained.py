@@ -12,7 +12,7 @@ LEAST_LOSSES = 8
 MOST_LOSSES = 1024
 """Losses that are kept at most; after that many a model has learnt something in any case."""
 
-OUTLYING, LEAST_SPREAD = 10.0, 0.05
+OUTLYING, LEAST_SPREAD = 5.0, 0.05
 """Standard deviations above the median beyond which a loss is left out, and the least of one as a share of the
 median."""
 

@@ -284,3 +284,52 @@ def test_divergence_says_what_was_seen():
         run()
 
     assert task.loss() < 0.5  # the first state that was put back, as no other was any better
+
+
+def test_the_ladder_goes_on_after_a_resume(tmp_path):
+    """Resumed in the middle of an incident, a run goes on back in time: no state is tried that is newer."""
+    heard = record_events()
+
+    def build(task):
+        return R8Scheduler(
+            1024, batch_size=32, num_steps=1500, initial_lr=0.02, scheduler_mode="constant", listeners=[heard],
+            load_callback=task.load, save_callback=task.save, checkpoint_dir=tmp_path, checkpoint_every=100,
+            keep_checkpoints=9, resume="auto",
+        )  # fmt: skip
+
+    def run(r8, task, until):
+        for _ in r8.epoch_iterator():
+            for indices, lr in r8.batch_iterator():
+                # Whatever is younger than 500 steps is damaged; the saved file says how old it is.
+                bad = r8.global_step >= 700 and task.age > 500
+                if r8.update_with_loss(task.losses(indices) + 20.0 * bad):
+                    task.step(lr)
+                    task.age += 1
+                if r8.global_step == until:
+                    return
+
+    class Aged(ToyTask):
+        age = 0
+
+        def save(self, state_dict, filepath):
+            super().save(state_dict, filepath)
+            with open(filepath, "ab") as file:
+                file.write(self.age.to_bytes(8, "little"))
+
+        def load(self, source, from_ram=False):
+            super().load(source, from_ram)
+            with open(source, "rb") as file:
+                self.age = int.from_bytes(file.read()[-8:], "little")
+
+    first = Aged(1024)
+    run(build(first), first, 706)
+    before = [event.to_step for event in heard.of(events.RolledBack)]
+    second = Aged(1024)
+    r8 = build(second)
+    r8.load_state_dict(r8.state_dict())
+    run(r8, second, None)
+
+    assert before
+    assert r8.global_step == 1500
+    assert second.age < 1400
+    assert second.loss() < 0.2

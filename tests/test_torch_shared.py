@@ -851,3 +851,30 @@ def test_losses_must_stay_of_one_kind():
             shared.report(share.ticket, sample_losses(share.indices) if share.ticket.step < 2 else 1.0)
 
     assert "must stay of the kind reported first" in raised(in_threads(2, job))[1]
+
+
+@pytest.mark.filterwarnings("ignore:sample 7 was in each", "ignore:the loss of sample 7")
+@pytest.mark.parametrize("exact", [True, False])
+def test_all_ranks_quarantine_the_same_sample(exact):
+    """A bad sample that only one rank trains on is quarantined on all, by the same report."""
+
+    def job(ranks):
+        weights, told = Weights(), []
+        shared = SharedRun(
+            make(320, batch_size=8, num_epochs=8, state_callback=weights.get, load_callback=weights.load, listeners=[
+                lambda event: told.append(event.step) if type(event).__name__ == "SamplesQuarantined" else None
+            ]), ranks,
+        )  # fmt: skip
+        drawn = []
+        for share in shares(shared):
+            losses = sample_losses(share.indices)
+            losses[share.indices == 7] = NAN
+            drawn.append(share.ticket.indices.tolist())
+            shared.report(share.ticket, losses if exact else losses.mean())
+        return shared.r8.table.quarantined.tolist(), told, drawn
+
+    one, other = in_threads(2, job)
+
+    assert one == other
+    assert one[0] == [7]
+    assert not any(7 in batch for batch in one[2][-40:])

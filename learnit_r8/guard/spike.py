@@ -177,7 +177,9 @@ class SpikeGuard:
             state: That of the time that the model was put back to.
             before: That before the last refusal.
         """
-        return state if state.first.known >= before.first.known else state._replace(first=before.first._replace(high=0))
+        return (
+            state if state.first.known >= before.first.known else state._replace(first=before.first._replace(recent=()))
+        )
 
     def judge(
         self,
