@@ -292,6 +292,10 @@ class Rescue:
             self._state = self.recovery.blamed(state, step, again=self.quarantine.has_repeated)
             return state, move
         move = self.recovery.plan(state, steps=self._steps(verdict) if state.tries else ())
+        if move is Move.STUCK and state.accepted >= self.recovery.heal_steps:
+            # There is nothing older, and many losses were good with it: this may well be an incident of its own.
+            self._end(self._incident.conclusion(state))
+            state, move = self.recovery.closed(state)._replace(stuck=state.stuck), Move.FIRST
         self._state = self.recovery.refused(state, most_steady, move=move, step=step, sudden=sudden, lr=lr)
         return state, move
 
