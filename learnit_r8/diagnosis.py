@@ -108,6 +108,13 @@ def _without_end(restored: Sequence[Attempt], first: Attempt) -> str:
 
 
 def _healed(restored: Sequence[Attempt], last: Attempt) -> str:
+    reasons = {attempt.reason for attempt in restored}
+    if len(reasons) > 1:
+        named = ", ".join(sorted(reasons))
+        return (
+            f"several things went wrong one after the other ({named}), so that what was at fault cannot be told; with "
+            f"the state of step {last.to_step} and a rate of {last.next_lr:.3g}, {last.accepted} losses were good."
+        )
     after = f"with the state of step {last.to_step} and a rate of {last.next_lr:.3g}, {last.accepted} losses were good"
     failed = [attempt for attempt in restored[:-1] if attempt.to_step > last.to_step]
     same = [attempt for attempt in restored[:-1] if attempt.to_step == last.to_step]
@@ -158,7 +165,7 @@ class Diagnosis:
     def text(self, bundle: str | None) -> str:
         """The message of the error; ``bundle`` is the file it names."""
         last = self._attempts[-1]
-        heal_steps = self._recovery.trial_of(self._state)
+        most_good = max((attempt.accepted for attempt in self._attempts), default=0)
         restored = [attempt for attempt in self._attempts if attempt.source]
         tried = (
             f"The model was restored each time, last from {restored[-1].source} of step {restored[-1].to_step}: is "
@@ -167,8 +174,8 @@ class Diagnosis:
             else "The model was never restored: pass load_callback with state_callback, or call update_cpu_backup()."
         )
         lines = [
-            f"{self._state.tries} losses were refused with fewer than {heal_steps} good ones between them, the last "
-            f"({last.loss}) at step {last.step - 1} with lr={last.lr:.3g}. {tried}",
+            f"{self._state.tries} losses were refused with at most {most_good} good ones in a row between them, the "
+            f"last ({last.loss}) at step {last.step - 1} with lr={last.lr:.3g}. {tried}",
             f"Samples whose own loss was not finite in the last one: {list(last.samples)}." if last.samples else "",
             f"Given up early: {self._why}." if self._why else "",
             f"As far as can be told: {conclusion(self._attempts, is_over=True)}",

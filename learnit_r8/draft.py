@@ -47,19 +47,22 @@ class Draft:
         """The ``count`` of some samples that the policy draws first."""
         return indices[self._order(indices, self._table.records.take(indices))[:count]]
 
-    def chunk(self, samples: Weighted, *, sweep: int, fill: bool) -> Chunk:
+    def chunk(
+        self, samples: Weighted, *, sweep: int, fill: bool, watch_rng: np.random.Generator | None = None
+    ) -> Chunk:
         """The batches that the policy makes of some samples.
 
         Args:
             samples: The samples and their weights.
             sweep: The sweep they are from, -1 for none.
             fill: Whether to fill up the last batch.
+            watch_rng: Deals out the samples that are watched to the batches; None if none are.
         """
         table, (indices, weights) = self._table, samples
         records = table.records.take(indices)
         order = self._order(indices, records)
-        if len(table.watched):
-            order = spread_evenly(order, np.isin(indices[order], table.watched), table.batch_size)
+        if watch_rng is not None:
+            order = spread_evenly(order, np.isin(indices[order], table.watched), table.batch_size, watch_rng)
         records = reordered(records, order)
         missing = -len(indices) % table.batch_size
         sizes = np.full(-(-len(indices) // table.batch_size), table.batch_size)
@@ -96,16 +99,20 @@ class Draft:
         return candidates
 
 
-def spread_evenly(order: NDArray[np.int64], marked: NDArray[np.bool_], batch_size: int) -> NDArray[np.int64]:
-    """Deal some samples out to the batches in turn; the others keep their order.
+def spread_evenly(
+    order: NDArray[np.int64], marked: NDArray[np.bool_], batch_size: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Deal some samples out to the batches in turn, shuffled so that others meet each time; the rest keep their order.
 
     Args:
         order: int64[M], samples in drawing order; consecutive runs of B make the batches.
         marked: bool[M], which of them to deal out.
         batch_size: B.
+        rng: Shuffles them.
 
-    >>> spread_evenly(np.arange(6), np.array([True, True, True, False, False, False]), batch_size=2)
-    array([0, 3, 1, 4, 2, 5])
+    >>> marked = np.array([True, True, True, False, False, False])
+    >>> spread_evenly(np.arange(6), marked, 2, np.random.default_rng(0))[1::2]
+    array([3, 4, 5])
     """
     num_batches, count = len(order) // batch_size, int(marked.sum())
     if num_batches < 2 or not count:
@@ -114,5 +121,5 @@ def spread_evenly(order: NDArray[np.int64], marked: NDArray[np.bool_], batch_siz
     is_dealt = np.zeros(len(order), bool)
     is_dealt[turn % num_batches * batch_size + turn // num_batches] = True
     spread = np.empty_like(order)
-    spread[is_dealt], spread[~is_dealt] = order[marked], order[~marked]
+    spread[is_dealt], spread[~is_dealt] = rng.permutation(order[marked]), order[~marked]
     return spread

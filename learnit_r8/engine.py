@@ -13,6 +13,7 @@ below it. They are one object, since a step must not pay for calls between them.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ class Engine(Drawing):
         check_kind(kind, self.table.part_size)
         if ticket.epoch < 0:
             return self._report_search(ticket, reading)
-        if self.rescue.replay.is_on:
+        if self.rescue.replay.is_on and math.isfinite(reading.mean):
             restored = self._replay(ticket, reading)
             if restored is not None:
                 return Outcome(Verdict.SKIPPED, self.lr, restored.step)
@@ -239,6 +240,8 @@ class Engine(Drawing):
             ValueError: one of them is not in quarantine. Nothing was changed.
         """
         samples = np.atleast_1d(np.asarray(indices))
+        if not samples.size:
+            return
         if samples.dtype.kind not in "iu":
             raise TypeError(f"indices must be whole numbers, positions of samples, got {indices!r}.")
         with self._lock:

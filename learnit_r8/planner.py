@@ -26,7 +26,7 @@ MOST_SAMPLES = 2**16
 POOL_SAMPLES, POOL_BATCHES = 2**12, 8
 """A batch outside the pass is taken from at least so many random samples, and from so many batches of them."""
 
-PASS_KEY, _OUTSIDE, _POLICY, _OUTSIDE_POLICY, _OUTLOOK = range(5)
+PASS_KEY, _OUTSIDE, _POLICY, _OUTSIDE_POLICY, _OUTLOOK, NEW_KEY, _WATCHED = range(7)
 """What a random key is for. Keys of one kind must be of one length: zeros at the end of a key do not count."""
 
 
@@ -97,11 +97,16 @@ class Planner:
         policy = SHUFFLE if context.pass_number == 0 else self._policy
         if policy.selects or len(self._table.quarantined):
             return self._next_selected_chunk(policy, context, self._room(num_left))
-        draft = self._draft(policy, context, _POLICY, self.num_sweeps, self._sweep.rank)
+        draft, watch_rng = self._draft(policy, context, _POLICY, self.num_sweeps, self._sweep.rank), self._watch_rng()
         indices = self._sweep.next_part()
         if self._last_batch == "drop":
             indices = indices[: len(indices) // self._full * self._full]
-        return draft.chunk((indices, None), sweep=self.num_sweeps, fill=self._last_batch == "fill")
+        return draft.chunk((indices, None), sweep=self.num_sweeps, fill=self._last_batch == "fill", watch_rng=watch_rng)
+
+    def _watch_rng(self) -> np.random.Generator | None:
+        if not len(self._table.watched):
+            return None
+        return self._generator(_WATCHED, self.num_sweeps, self._sweep.rank)
 
     def _next_selected_chunk(self, policy: Policy, context: Context, room: int) -> Chunk:
         """Plan from what the policy keeps, sweeping over the data again where the sweep has no batch left."""
@@ -132,7 +137,7 @@ class Planner:
             samples = self._sweep.leave(whole, kept)
             if whole:
                 break
-        return draft.chunk(samples, sweep=self.num_sweeps, fill=self._last_batch == "fill")
+        return draft.chunk(samples, sweep=self.num_sweeps, fill=self._last_batch == "fill", watch_rng=self._watch_rng())
 
     def _select(self, draft: Draft, policy: Policy, part: NDArray[np.int64]) -> Weighted:
         """The samples of a part of the data that the policy keeps, without those in quarantine."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -39,20 +40,25 @@ NAMED = 8
 
 
 class Witnesses(NamedTuple):
-    """What speaks against a sample.
+    """What speaks against a sample: refused batches in a row, drawn separately; none with it was good since the first.
 
     Attributes:
-        refusals: Refused batches with it in a row, drawn separately; none with it was good since the first.
-        log_overlap: Log of the number of samples that the first refusal accused, and of the share of its batch that
-            each of the others did.
+        batches: Their numbers.
+        log_shares: Of the first, log of the number of samples that it accused; of each other, log of the share of its
+            samples that it did.
     """
 
-    refusals: int
-    log_overlap: float
+    batches: tuple[int, ...]
+    log_shares: tuple[float, ...]
 
     def log_chance(self, rate: float) -> float:
         """Log of the chance that refusals at a rate per step, of random batches, would all have hit such a sample."""
-        return self.log_overlap + (self.refusals - 1) * math.log(rate)
+        return sum(self.log_shares) + (len(self.batches) - 1) * math.log(rate)
+
+    def without(self, explained: Collection[int]) -> Witnesses:
+        """What is left when some of the batches were refused for another sample."""
+        kept = [place for place, batch in enumerate(self.batches) if batch not in explained]
+        return Witnesses(tuple(self.batches[place] for place in kept), tuple(self.log_shares[place] for place in kept))
 
 
 class Quarantine:
@@ -81,11 +87,12 @@ class Quarantine:
         if len(self._table.watched):
             self._table.watch(np.empty(0, np.int64))
 
-    def refused(self, indices: NDArray[np.int64], accused: Collection[int], step: int) -> float:
+    def refused(self, indices: NDArray[np.int64], accused: Collection[int], step: int, *, epoch: int = 0) -> float:
         """Note a refused batch.
 
         Args:
             indices: int64[B], its samples.
+            epoch: Its epoch: the same batch of the same epoch was drawn again after a resume.
             accused: Those whose own losses were the reason; empty where it may be any of them.
             step: Steps reported, this one included.
 
@@ -94,7 +101,7 @@ class Quarantine:
             infinite if this one shares none with those before.
         """
         members = np.unique(indices)
-        digest = hashlib.blake2b(members.tobytes(), digest_size=8).hexdigest()
+        digest = hashlib.blake2b(members.tobytes(), digest_size=8).hexdigest() + f" {epoch}"
         if self._table.is_quarantined(members).any():
             self.has_repeated = True
             return 0.0
@@ -114,10 +121,12 @@ class Quarantine:
         for sample in samples:
             known = self._suspects.get(sample)
             if known is None:
-                self._suspects[sample] = Witnesses(1, math.log(len(samples)))
+                self._suspects[sample] = Witnesses((self._num_refusals,), (math.log(len(samples)),))
             else:
-                self._suspects[sample] = Witnesses(known.refusals + 1, known.log_overlap + share)
-                shared.append(self._suspects[sample])
+                batches, log_shares = known
+                known = Witnesses((*batches, self._num_refusals), (*log_shares, share))
+                self._suspects[sample] = known
+                shared.append(known)
         self.is_watching = True
         # Those that are least used come first: without a word the same samples would meet again in every epoch.
         self._table.watch(np.fromiter(self._suspects, np.int64))
@@ -151,33 +160,60 @@ class Quarantine:
         Returns:
             Their positions, empty if there are none, and how many refused batches each of them was in.
         """
-        rate = self._rate(step)
-        found = {
-            sample: witnesses
-            for sample, witnesses in self._suspects.items()
-            if witnesses.refusals > 1 and witnesses.log_chance(rate) < math.log(MOST_CHANCE)
-        }
-        if not found:
+        convicted: list[int] = []
+        refusals = 0
+        while (worst := self._worst(step)) is not None:
+            room = max(1, math.floor(MOST_SHARE * self._table.num_samples)) - len(self._table.quarantined)
+            if len(convicted) >= room:
+                self._say_full()
+                break
+            witnesses = self._suspects.pop(worst)
+            convicted.append(worst)
+            refusals = max(refusals, len(witnesses.batches))
+            self._explain(witnesses.batches)
+        if not convicted:
             return (), 0
-        room = math.floor(MOST_SHARE * self._table.num_samples) - len(self._table.quarantined)
-        if len(found) > room:
-            self._announcer.warn_once(
-                "quarantine full",
-                f"more than {MOST_SHARE:.0%} of the samples would be in quarantine; no more are left out. So many bad "
-                "samples are not a matter of single ones: look at the data, the loss function and the learning rate.",
-            )
-            return (), 0
-        samples = tuple(sorted(found))
+        samples = tuple(sorted(convicted))
         self._table.quarantine(np.array(samples))
-        refusals = min(witnesses.refusals for witnesses in found.values())
-        text = f"{self.named(samples)} {_was(samples)} in each of {refusals} refused batches and in no good one since"
+        text = f"{self.named(samples)} {_was(samples)} in {refusals} refused batches and in no good one since"
         self._announcer.tell(events.SamplesQuarantined, samples=samples, refusals=refusals, text=text)
-        self._announcer.warn_once(f"quarantine {samples}", f"{text}; not drawn any more. Take it back with release().")
-        for sample in samples:
-            del self._suspects[sample]
+        self._announcer.warn_once(
+            f"quarantine {samples} {step}", f"{text}; not drawn any more. Take it back with release()."
+        )
         if not self._suspects:
             self._forget()
         return samples, refusals
+
+    def _worst(self, step: int) -> int | None:
+        """The sample that most speaks against, if that is enough; samples that were always together wait."""
+        rate, limit = self._rate(step), math.log(MOST_CHANCE)
+        chances = {
+            sample: witnesses.log_chance(rate)
+            for sample, witnesses in self._suspects.items()
+            if len(witnesses.batches) > 1
+        }
+        found = [sample for sample, chance in chances.items() if chance < limit]
+        if not found:
+            return None
+        together = Counter(witnesses.batches for witnesses in self._suspects.values())
+        alone = [sample for sample in found if together[self._suspects[sample].batches] == 1]
+        return min(alone, key=lambda sample: (chances[sample], sample), default=None)
+
+    def _explain(self, batches: Collection[int]) -> None:
+        """Take back what these batches say against others: it was another sample."""
+        for sample, witnesses in list(self._suspects.items()):
+            left = witnesses.without(batches)
+            if left.batches:
+                self._suspects[sample] = left
+            else:
+                del self._suspects[sample]
+
+    def _say_full(self) -> None:
+        self._announcer.warn_once(
+            "quarantine full",
+            f"more than {MOST_SHARE:.0%} of the samples would be in quarantine; no more are left out. So many bad "
+            "samples are not a matter of single ones: look at the data, the loss function and the learning rate.",
+        )
 
     def named(self, samples: Collection[int]) -> str:
         """Some samples as people call them."""
@@ -190,8 +226,7 @@ class Quarantine:
         suspects = self._suspects
         return {
             "samples": np.array(list(suspects), np.int64),
-            "counts": np.array([witnesses.refusals for witnesses in suspects.values()], np.int64),
-            "log_overlaps": np.array([witnesses.log_overlap for witnesses in suspects.values()], np.float64),
+            "witnesses": [[list(part) for part in witnesses] for witnesses in suspects.values()],
             "batches": list(self._batches),
             "first_step": self._first_step,
             "num_refusals": self._num_refusals,
@@ -203,9 +238,9 @@ class Quarantine:
         if state is None:
             self._forget()
             return
-        columns = (np.asarray(state[name]).tolist() for name in ("samples", "counts", "log_overlaps"))
         self._suspects = {
-            int(sample): Witnesses(int(count), float(overlap)) for sample, count, overlap in zip(*columns, strict=True)
+            int(sample): Witnesses(tuple(map(int, batches)), tuple(map(float, log_shares)))
+            for sample, (batches, log_shares) in zip(np.asarray(state["samples"]), state["witnesses"], strict=True)
         }
         self._batches = list(state["batches"])
         self._first_step, self._num_refusals = int(state["first_step"]), int(state["num_refusals"])

@@ -55,6 +55,8 @@ class RecoveryState(NamedTuple):
         trial: Good losses that the state restored last needs to pass its trial, besides those of `Recovery`.
         is_unseen: Whether losses do not show the damage, so that the state must be looked at before the incident ends.
         owns_ceiling: Whether there was no ceiling before this incident.
+        isolated: Incidents in a row that began before the trial of the one before was passed.
+        in_a_row: Refusals since the last good loss that a sample was blamed for.
     """
 
     tries: int = 0
@@ -75,13 +77,15 @@ class RecoveryState(NamedTuple):
     trial: int = 0
     is_unseen: bool = False
     owns_ceiling: bool = False
+    isolated: int = 0
+    in_a_row: int = 0
 
 
 _BEFORE_INCIDENT = {
     name: RecoveryState._field_defaults[name]
     for name in (
         "tries", "lowered", "stuck", "first", "restored", "is_proven", "is_again", "is_deeper", "trial", "is_unseen",
-        "owns_ceiling",
+        "owns_ceiling", "isolated",
     )
 }  # fmt: skip
 
@@ -225,7 +229,13 @@ class Recovery:
         factor = 1.0 if again and state.is_sudden and not state.is_deeper else self.lr_factor(state)
         owns = state.owns_ceiling if state.tries else state.ceiling is None
         return state._replace(
-            tries=max(1, state.tries), factor=factor, accepted=0, steady_left=0, first=first, owns_ceiling=owns
+            tries=max(1, state.tries),
+            factor=factor,
+            accepted=0,
+            steady_left=0,
+            first=first,
+            owns_ceiling=owns,
+            in_a_row=state.in_a_row + 1,
         )
 
     def restored(self, state: RecoveryState, step: int, *, now: int, is_proven: bool) -> RecoveryState:
@@ -241,6 +251,27 @@ class Recovery:
         return state._replace(
             restored=step, is_again=state.is_again or step == state.restored, is_proven=is_proven, trial=trial
         )
+
+    def is_isolated(self, state: RecoveryState, move: Move, *, sudden: bool) -> bool:
+        """Whether one more refusal is an incident of its own, though the trial of the last one is not passed.
+
+        What was wrong with the restored state would have come again after as many good losses as there were steps
+        between that state and the refusal. A refusal that comes sooner, after some good losses, is another one; so is
+        one after many good losses where there is nothing older to try.
+
+        Args:
+            state: The state before the refusal.
+            move: What `plan` says.
+            sudden: Whether the loss was not finite, and nothing was suspected before.
+        """
+        distance, accepted = state.trial - self.heal_steps // 2, state.accepted
+        if state.is_unseen or state.restored < 0:
+            return False
+        if sudden and state.is_sudden and FRESH_STEPS <= accepted < distance - 1:
+            return True
+        # How soon a spike or a level is seen differs.
+        is_sooner = accepted < distance // 2
+        return accepted >= self.heal_steps and (is_sooner or sudden is not state.is_sudden or move is Move.STUCK)
 
     def closed(self, state: RecoveryState) -> RecoveryState:
         """The state when an incident is over; the rate stays as it is and comes back by and by."""
@@ -261,7 +292,7 @@ class Recovery:
         accepted = state.accepted + 1
         if state.tries and accepted >= self.trial_of(state) and not state.is_unseen:
             state = self.closed(state)
-        state = state._replace(accepted=accepted)
+        state = state._replace(accepted=accepted, in_a_row=0)
         if state.ceiling is not None and accepted >= self.calm_steps:
             pause = self.relax_steps * SLOWER ** max(0, state.num_capped - 1)
             state = state if accepted % pause else _relaxed(state, state.ceiling)
@@ -288,12 +319,18 @@ class Recovery:
         return lr if state.ceiling is None else min(lr, state.ceiling)
 
     def gives_up(self, state: RecoveryState) -> bool:
-        """Whether the incident has used up its tries."""
-        return max(state.stuck, min(1, state.tries)) > self.max_tries
+        """Whether the incident has used up its tries, or too many have followed one another."""
+        return max(state.stuck, min(1, state.tries)) > self.max_tries or state.isolated > ISOLATED * self.max_tries
 
 
 LEAST_LEVEL_STEPS = 176
 """Steps of a run before which a state has no level of the losses of its own: whether they are raised cannot be told."""
+
+ISOLATED = 4
+"""How many more incidents may follow one another without a passed trial than an incident has tries."""
+
+MOST_IN_A_ROW = 8
+"""Refusals in a row that samples may be blamed for, where only some losses of each batch were bad."""
 
 FRESH_STEPS = 4
 """Good losses after a refusal that tell the weights from the batch."""

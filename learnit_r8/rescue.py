@@ -18,7 +18,7 @@ from .incident import Incident, not_finite_samples
 from .ladder import Descent
 from .losses import Reading
 from .quarantine import Quarantine
-from .recovery import CALM, FRESH_STEPS, LEAST_LEVEL_STEPS, Move, Recovery, RecoveryState
+from .recovery import CALM, FRESH_STEPS, LEAST_LEVEL_STEPS, MOST_IN_A_ROW, Move, Recovery, RecoveryState
 from .replay import ReplayCheck
 from .restoring import Restored
 from .safekeeping import Safekeeping
@@ -84,7 +84,7 @@ class Rescue:
         if self._safekeeping.callbacks.load is None or not self._safekeeping.has_something:
             return False
         move = self.recovery.plan(state, steps=self._steps(Verdict.RAISED))
-        return move is not Move.STUCK and state.stuck <= self.recovery.max_tries
+        return move is not Move.STUCK and not (state.tries and self.recovery.gives_up(state))
 
     def _steps(self, verdict: Verdict) -> set[int]:
         """When the states were taken that may be restored for a loss that was refused so."""
@@ -236,6 +236,7 @@ class Rescue:
         sudden = verdict is Verdict.NOT_FINITE and is_calm
         is_explained = False
         move = Move.FIRST
+        self.replay.cancel()
         if not is_late:
             is_explained = self._is_explained(ticket, samples, verdict, step)
             before, move = self._answered(
@@ -260,13 +261,10 @@ class Rescue:
         return restored
 
     def _is_explained(self, ticket: Ticket, samples: tuple[int, ...], verdict: Verdict, step: int) -> bool:
-        """Whether a sample of the batch is to blame, and not the weights: a good loss has followed the refusal before.
-
-        Where only some samples of a batch were bad, the others show that the weights are fine.
-        """
+        """Whether a sample of the batch is to blame, and not the weights."""
         if verdict not in (Verdict.NOT_FINITE, Verdict.SPIKE):
             return False
-        chance = self.quarantine.refused(ticket.indices, samples, step)
+        chance = self.quarantine.refused(ticket.indices, samples, step, epoch=ticket.epoch)
         if verdict is Verdict.NOT_FINITE:
             # Suspects are spread over all batches: a refusal may well share one with another by accident.
             is_shared = chance < LIKELY or (chance < math.inf and self.quarantine.takes_benefit_of_doubt())
@@ -274,7 +272,10 @@ class Rescue:
             # Damaged weights that only spike now and then may seem to choose their batches.
             is_shared = chance < MOST_CHANCE_OF_SPIKES
         state = self._state
-        return (is_shared or bool(samples)) and (state.accepted > 0 or not state.tries)
+        if samples:
+            # The others of the batch show that the weights are fine.
+            return state.in_a_row < MOST_IN_A_ROW
+        return is_shared and (state.accepted > 0 or not state.tries)
 
     def _answered(
         self, verdict: Verdict, is_explained: bool, *, step: int, lr: float, most_steady: int, sudden: bool
@@ -292,10 +293,9 @@ class Rescue:
             self._state = self.recovery.blamed(state, step, again=self.quarantine.has_repeated)
             return state, move
         move = self.recovery.plan(state, steps=self._steps(verdict) if state.tries else ())
-        if move is Move.STUCK and state.accepted >= self.recovery.heal_steps:
-            # There is nothing older, and many losses were good with it: this may well be an incident of its own.
+        if state.tries and self.recovery.is_isolated(state, move, sudden=sudden):
             self._end(self._incident.conclusion(state))
-            state, move = self.recovery.closed(state)._replace(stuck=state.stuck), Move.FIRST
+            state, move = self.recovery.closed(state)._replace(isolated=state.isolated + 1), Move.FIRST
         self._state = self.recovery.refused(state, most_steady, move=move, step=step, sudden=sudden, lr=lr)
         return state, move
 
@@ -371,7 +371,8 @@ class Rescue:
             self._state = self._state._replace(tries=state.tries + len(failures), stuck=state.stuck + len(failures))
         if failures and restored is None:
             self._incident.give_up("nothing could be put back", self._state)
-        if self.recovery.gives_up(self._state) and (restored is not None or attempt.reason != Verdict.SPIKE.value):
+        is_final = restored is not None or attempt.reason != Verdict.SPIKE.value
+        if self.recovery.gives_up(self._state) and is_final and attempt.reason != Verdict.RAISED.value:
             # No older state was any better.
             self._return(draws)
             self._incident.give_up("", self._state)

@@ -23,7 +23,7 @@ from .chunk import OPEN, OUT_AGAIN, WAITING
 from .guard import FiniteGuard, SpikeGuard
 from .order import MAX_SAMPLES, Permutation
 from .plan import Plan
-from .planner import PASS_KEY
+from .planner import NEW_KEY, PASS_KEY
 from .recovery import Recovery
 from .table import SampleTable
 
@@ -41,8 +41,6 @@ _KEPT = (
     "handle_signals",
 )  # fmt: skip
 _TABLE_ARRAYS = ("loss", "last", "mean", "usage_count")
-_NEW_KEY = 5
-"""Beside those of planner.py."""
 
 
 def config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,7 +227,7 @@ def _dealt_anew(state: Mapping[str, Any], plan: Plan, was: NDArray[np.int64]) ->
         share = min(1.0, (steps_before - position) * batch / max(1, len(rest)))
         rest = _renumbered(rest[: math.ceil(share * len(rest))], was, size)
         fresh = np.flatnonzero(was < 0)
-        rng = np.random.default_rng([state["seed"], _NEW_KEY, saved["num_sweeps"]])
+        rng = np.random.default_rng([state["seed"], NEW_KEY, saved["num_sweeps"]])
         rest = np.concatenate([rest, rng.permutation(fresh)])
         full = plan.table.batch_size
         left = len(rest) // full if plan.last_batch == "drop" else -(-len(rest) // full)

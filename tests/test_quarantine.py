@@ -37,7 +37,7 @@ def fit(*, exact=False, bad=(BAD,), epochs=12, seed=0, policy="balanced", **more
     return r8, model, heard, drawn
 
 
-@pytest.mark.filterwarnings("ignore:sample 123 was in each")
+@pytest.mark.filterwarnings("ignore:sample 123 was in")
 @pytest.mark.filterwarnings("ignore:the loss of sample 123 was not finite")
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("policy", ["balanced", "shuffle", "quartile"])
@@ -56,7 +56,7 @@ def test_one_bad_sample_costs_one_sample(exact, policy):
     assert "in quarantine: sample 123" in r8.summary()
 
 
-@pytest.mark.filterwarnings("ignore:sample 123 was in each")
+@pytest.mark.filterwarnings("ignore:sample 123 was in")
 def test_epochs_keep_their_size():
     """An epoch has as many steps and samples as without the quarantine, and each other sample is used once."""
     r8, _, heard, drawn = fit(epochs=9)
@@ -70,7 +70,7 @@ def test_epochs_keep_their_size():
     assert sorted(counts)[1:] == [1] * 1795 + [2]
 
 
-@pytest.mark.filterwarnings("ignore:samples? .* in each")
+@pytest.mark.filterwarnings("ignore:samples? .* refused batches")
 def test_several_bad_samples_are_all_found():
     """Three bad samples in different batches are found, and nobody else."""
     r8, _, _, _ = fit(bad=(5, BAD, 1700), epochs=20)
@@ -94,7 +94,7 @@ def test_healthy_samples_of_a_refused_batch_are_cleared():
     assert len(r8.table.quarantined) == len(r8.table.watched) == 0
 
 
-@pytest.mark.filterwarnings("ignore:sample 123 was in each")
+@pytest.mark.filterwarnings("ignore:sample 123 was in")
 def test_quarantine_survives_a_resume():
     """Suspects and quarantined samples are part of the state: a resumed run draws the same batches."""
     whole = fit(epochs=9)[3]
@@ -128,7 +128,7 @@ def test_quarantine_survives_a_resume():
     assert all((a[1] == b[1]).all() for a, b in zip(whole[:first_refusal], drawn, strict=False))
 
 
-@pytest.mark.filterwarnings("ignore:sample 123 was in each")
+@pytest.mark.filterwarnings("ignore:sample 123 was in")
 def test_release():
     """A released sample is drawn again; what is not in quarantine cannot be released, and nothing is changed then."""
     r8, _, _, _ = fit(epochs=9)
@@ -190,7 +190,7 @@ def test_chance_of_random_refusals():
 
 def test_witnesses():
     """The chance is the number of samples accused first, times the share of the steps that were refused each time."""
-    assert np.exp(Witnesses(3, np.log(32)).log_chance(1 / 50)) == pytest.approx(32 / 2500)
+    assert np.exp(Witnesses((1, 4, 7), (np.log(32), 0.0, 0.0)).log_chance(1 / 50)) == pytest.approx(32 / 2500)
 
 
 def test_quarantine_is_bounded():
@@ -216,4 +216,4 @@ def test_warning_names_the_sample():
         warnings.simplefilter("always")
         fit(epochs=9, sample_ids=[f"img{number}.png" for number in range(1797)])
 
-    assert any("'img123.png' was in each of" in str(w.message) and "release()" in str(w.message) for w in caught)
+    assert any("'img123.png' was in" in str(w.message) and "release()" in str(w.message) for w in caught)

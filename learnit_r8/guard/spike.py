@@ -43,7 +43,9 @@ HELD_FROM, HELD_FROM_RAISED, MOST_HELD = 0.5, 3.0, 8
 ABSURD = 10.0
 """A single loss this many times ``far`` is no healthy batch: an update from it would spoil an optimizer's memory."""
 TRIAL = 128
-"""Losses that are to show that a restore has helped."""
+"""Losses that are to show that a restore has helped, with less evidence than usual."""
+FAR_BACK = 1024
+"""Losses after a restore whose learning rate may be far below that of the state that was put back."""
 FALLEN = 0.8
 """Factor by which the scheduled learning rate must have fallen to explain higher losses."""
 
@@ -63,7 +65,7 @@ class Past(NamedTuple):
         drifted: Losses since the median is up.
         held: Looks that changed no threshold, because of the evidence, since there was none.
         raised: Evidence of a raised level, >= 0.
-        on_trial: Losses that are still to show that a restore has helped.
+        on_trial: Losses of the 1024 after a restore that are still to come; the first 128 are to show that it helped.
         figures: `figures_of` the last windows, as many as the lag has blocks and one more.
     """
 
@@ -168,7 +170,7 @@ class SpikeGuard:
 
     def returned(self, state: SpikeState) -> SpikeState:
         """The state to go on with when the model was put back: for a while less evidence says that it did not help."""
-        return state._replace(past=state.past._replace(on_trial=TRIAL))
+        return state._replace(past=state.past._replace(on_trial=FAR_BACK))
 
     def informed(self, state: SpikeState, before: SpikeState) -> SpikeState:
         """The state to go on with when the model was put back to one of the first steps: the first losses are known.
@@ -249,7 +251,7 @@ class SpikeGuard:
         if past.share > WILD or lr > limit or (lr < FALLEN_FAR / RISEN * limit and not past.on_trial):
             return 0.0
         raised = raised_by(recent, past.losses[-self.lag :] if self.lag else (), reference.blocks, past.raised)
-        alarm = ALARM_AFTER_RESTORE if past.on_trial else ALARM
+        alarm = ALARM_AFTER_RESTORE if past.on_trial > FAR_BACK - TRIAL else ALARM
         return math.inf if raised and raised + WORTH_OF_A_SPIKE * evidence >= alarm else raised
 
     def _remember(self, past: Past, recent: tuple[float, ...], raised: float, lr: float) -> tuple[Past, bool]:
