@@ -332,3 +332,16 @@ def test_numbers_are_short():
 def test_made_up_run_is_the_same_every_time():
     """The run of the tests of the screen does not depend on when it is made."""
     assert screen(fold_all(View(), fake_events(4812)), 80, 24) == screen(fake_view(), 80, 24)
+
+
+def test_rate_that_only_follows_its_schedule_is_not_lowered():
+    """A refusal that leaves the rate alone is over when its incident is: the schedule's own steps are no recovery."""
+    view = View()
+    told = {"epoch": 1, "loss": 1.0, "tries": 1, "samples": (), "reason": "not finite"}
+    view.fold(events.BatchRefused(step=9, seconds=1.0, lr=0.0393, next_lr=0.0392, **told))
+
+    assert not view.is_lr_lowered
+
+    view.fold(events.BatchRefused(step=9, seconds=1.0, lr=0.0393, next_lr=0.0196, **told))
+
+    assert view.is_lr_lowered

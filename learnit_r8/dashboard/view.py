@@ -157,7 +157,8 @@ class View:
             case events.BatchRefused():
                 self.incident = event
                 self.num_refused += 1
-                self.is_lr_lowered = event.next_lr < event.lr
+                # The schedule itself lowers it a little from step to step.
+                self.is_lr_lowered = event.next_lr < 0.9 * event.lr
                 self.pacing.refused(event)
             case events.IncidentEnded():
                 self.incident = None
