@@ -201,13 +201,14 @@ class SpikeGuard:
             return state, Verdict.NOT_FINITE
         evidence, recent, reference, past, first = state
         threshold, risen_threshold, lr_limit, far, absurd, up, down, alarm, level, _ = reference
+        reported = loss
         if expected == expected:
             loss = corrected(loss, expected, typical, level)
         if threshold == _INFINITE:
-            if first.refuses(loss):
+            if first.refuses(reported):
                 return SpikeState(), Verdict.SPIKE
             # What is not judged yet must not make the thresholds of later.
-            first, loss = first.with_loss(loss), first.believed(loss)
+            first, loss = first.with_loss(reported), first.believed(loss)
         recent += (loss,)
         if loss > threshold and (loss > risen_threshold or not lr > lr_limit):
             evidence += up if loss <= far else max(up, 0.501 * alarm)
