@@ -264,10 +264,11 @@ class Recovery:
             move: What `plan` says.
             sudden: Whether the loss was not finite, and nothing was suspected before.
         """
-        distance, accepted = state.trial - self.heal_steps // 2, state.accepted
+        # What failed first was so many steps away; the tries since then have taken steps of their own.
+        distance, accepted = state.first - state.restored, state.accepted
         if state.is_unseen or state.restored < 0:
             return False
-        if sudden and state.is_sudden and FRESH_STEPS <= accepted < distance - 1:
+        if sudden and state.is_sudden and FRESH_STEPS <= accepted < distance - FRESH_STEPS:
             return True
         # How soon a spike or a level is seen differs.
         is_sooner = accepted < distance // 2
