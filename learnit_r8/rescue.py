@@ -385,10 +385,13 @@ class Rescue:
             return None
         restored = self._safekeeping.return_to(first.source, first.to_step, draws=draws)
         if restored is not None:
-            self._went_back_at = draws
-            self.num_restored += 1
-            self._announcer.tell(events.RolledBack, to_step=restored.step, source=restored.source)
+            self._tell_restored(restored, draws)
         return restored
+
+    def _tell_restored(self, restored: Restored, draws: int) -> None:
+        self._went_back_at = draws
+        self.num_restored += 1
+        self._announcer.tell(events.RolledBack, to_step=restored.step, source=restored.source)
 
     def _note_restored(self, restored: Restored, attempt: Attempt, draws: int) -> None:
         safekeeping, state = self._safekeeping, self._state
@@ -397,12 +400,10 @@ class Rescue:
         self._state = self.recovery.restored(state, restored.step, now=attempt.step, is_proven=restored.is_proven)
         if safekeeping.store is not None:
             safekeeping.store.give_up(restored.step, attempt.step)
-        self._went_back_at = draws
-        self.num_restored += 1
         attempt.source, attempt.to_step = restored.source, restored.step
         if self.replay.is_on and restored.source == "backup":
             self.replay.begin(restored.step)
-        self._announcer.tell(events.RolledBack, to_step=restored.step, source=restored.source)
+        self._tell_restored(restored, draws)
 
     def replayed(self, ticket: Ticket, loss: float, draws: int) -> Restored | None:
         """Compare the loss of a batch with that of the first time, if it is one that was trained on again.

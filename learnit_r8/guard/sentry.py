@@ -144,9 +144,7 @@ class Sentry:
         form = _plain(self.guard.begin())
         if not isinstance(form, dict) or not isinstance(state, Mapping):
             return state
-        if all(
-            isinstance(was, Mapping) and was and was.keys() <= form.keys() for was in (state["losses"], state["norms"])
-        ):
+        if all(_is_of_form(was, form) for was in (state["losses"], state["norms"])):
             return state
         return {**state, "losses": form, "norms": form}
 
