@@ -24,13 +24,12 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-from terminals import Terminal
-from test_screen_faults import run_with_faults
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from learnit_r8 import events
-from learnit_r8.condense import Condenser
+from learnit_r8.events.condenser import Condenser
+from tests.dashboard.test_screen_faults import run_with_faults
+from tests.terminals import Terminal
 
 SIZES = ((80, 24), (120, 40), (200, 60))
 MOST_BYTES = {(80, 24): 1500, (120, 40): 3500, (200, 60): 6000}

@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from learnit_r8 import CheckpointStore, NoValidCheckpoint, R8Scheduler
-from learnit_r8.checkpoint import encode
+from learnit_r8.checkpoint.codec import encode
 
 HEADER = struct.Struct("<4sIQ32s")
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None

@@ -20,14 +20,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from learnit_r8 import R8Scheduler, SampleTable
-from learnit_r8.condense import Condenser
-from learnit_r8.dashboard.looking import VIEWS, Looking, Scene
-from learnit_r8.dashboard.render import render
+from learnit_r8.dashboard.render.frame import render
+from learnit_r8.dashboard.render.pages import VIEWS
+from learnit_r8.dashboard.state.ui_state import Scene, UiState
+from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.theme import choose_theme
-from learnit_r8.dashboard.view import View
 from learnit_r8.events import Event
-from learnit_r8.kinds import EXACT
-from learnit_r8.survey import Surveyor
+from learnit_r8.events.condenser import Condenser
+from learnit_r8.table.losses import EXACT
+from learnit_r8.table.survey import Surveyor
 
 SIZES = ((40, 12), (80, 24), (120, 40), (200, 60))
 MUST = {(80, 24): (3.0, 0.8), (200, 60): (8.0, 2.0)}
@@ -76,7 +77,7 @@ def frames(audience: Audience, count: int) -> None:
             for event in events:
                 began = time.thread_time()
                 view.fold(event)
-                lines = render(view, Looking(view=name), width, height, theme, Scene(ui_share=0.001))
+                lines = render(view, UiState(view=name), width, height, theme, Scene(ui_share=0.001))
                 spent.append(1000 * (time.thread_time() - began))
                 size = sum(len(text.encode()) for line in lines for text, _ in line)
             must = MUST.get((width, height))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from learnit_r8 import R8Scheduler, events
-from learnit_r8.wire import to_json
+from learnit_r8.events.codec import to_json
 
 MUST_STEP, AIM_STEP = 8.0, 3.0
 NUM_SAMPLES = 50_000
@@ -28,12 +28,12 @@ FIRST_FRAME = """
 import sys, time
 import learnit_r8.cli.screens
 from learnit_r8.cli import _parser
-from learnit_r8.dashboard.looking import Looking
-from learnit_r8.dashboard.render import render
+from learnit_r8.dashboard.state.ui_state import UiState
+from learnit_r8.dashboard.render.frame import render
 from learnit_r8.dashboard.watch import Watch
 began = time.perf_counter()
 owner = Watch(sys.argv[1])
-lines = render(owner.view, Looking(mode="watch"), 120, 40, scene=owner.scene())
+lines = render(owner.view, UiState(mode="watch"), 120, 40, scene=owner.scene())
 first = time.perf_counter() - began
 while owner._loader is not None:
     time.sleep(0.05)

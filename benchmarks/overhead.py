@@ -27,10 +27,10 @@ import torch
 from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, WeightedRandomSampler
 
 from learnit_r8 import R8Scheduler, SampleTable
-from learnit_r8.kinds import EXACT, WHOLE_BATCH
-from learnit_r8.order import raw_words
-from learnit_r8.plan import Plan
 from learnit_r8.policies import get_policy
+from learnit_r8.sampling.permutation import raw_words
+from learnit_r8.sampling.plan import Plan
+from learnit_r8.table.losses import EXACT, WHOLE_BATCH
 
 BASE = "torch BatchSampler(RandomSampler)"
 MUST = {

@@ -55,4 +55,4 @@ if __name__ == "__main__":
     print("mean visits     Q1 (easiest)    Q2      Q3      Q4 (hardest)")
     for policy in ("balanced", SkipEasy()):
         r8 = train(images / 16, labels, policy)
-        print(f"{r8.plan.policy.name:<12}" + "".join(f"{quartile.uses:8.1f}" for quartile in r8.table.quartiles()))
+        print(f"{r8.policy.name:<12}" + "".join(f"{quartile.uses:8.1f}" for quartile in r8.table.quartiles()))

@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import events
-from .checkpoint import CheckpointStore
-from .engine import Engine
-from .guard import Guard, SpikeGuard
-from .losses import read_number
-from .lr import Schedule
-from .parts import parts_of
-from .policies import Policy
-from .recovery import Recovery
-from .resume import arguments_of, fitted
-from .ticket import Outcome, Ticket
+from .checkpoint.run_config import arguments_of
+from .checkpoint.store import CheckpointStore
+from .engine import draws, ranks, refusal, run_state
+from .engine.builder import parts_of
+from .engine.engine import Engine
+from .engine.interruption import Whole, finish, mend, note_finished
+from .engine.marks import AnswerMark
+from .guard.spike import SpikeGuard
+from .guard.verdict import Guard
+from .policies.base import Policy
+from .recovery.moment import moment_of
+from .recovery.policy import Recovery
+from .sampling.refit import fitted
+from .sampling.ticket import Outcome, Ticket
+from .schedules.schedule import Schedule
+from .table.losses import read_number
 from .triggers import Condition
 
 if TYPE_CHECKING:
-    from .journal import Journal
+    from .checkpoint.callbacks import Callbacks
+    from .checkpoint.reader import Checkpoint
+    from .checkpoint.saver import Best
+    from .engine.membership import RankGroup
+    from .journal.writer import Journal
+
+T = TypeVar("T")
 
 
 class R8Scheduler(Engine):
@@ -48,7 +61,7 @@ class R8Scheduler(Engine):
             ``load_callback``, and a ``state_callback`` or a backup made before the first draw.
         policy: Which samples come next: "balanced", "quartile", "shuffle", "match_mean", "steady", "focus" or a
             `Policy`. The first epoch takes every sample once, shuffled, whatever the policy.
-        estimator: How a batch mean is divided among its samples: "relative", or "additive" for the seed's rule.
+        estimator: How a batch mean is divided among its samples: "relative" or "additive".
         alpha: Weight of a new observation in the table, in (0, 1]; see `SampleTable`.
         groups: N labels (classes), fewer than B distinct ones: batches are balanced over them too.
         sample_ids: N names to show in place of indices.
@@ -116,7 +129,7 @@ class R8Scheduler(Engine):
         super().__init__(parts_of(given))
         self._journal: Journal | None = None
         if use_curses or run_dir is not None:
-            from .journal import open_journal
+            from .journal.factory import open_journal
 
             table = self.table
             sizes = {"num_samples": str(table.num_samples), "batch_size": str(table.batch_size)}
@@ -132,7 +145,7 @@ class R8Scheduler(Engine):
         self._open: Ticket | None = None
         self._is_closed = False
         if resume is not None:
-            self._resume(resume)
+            run_state.resume_from(self, resume)
 
     @classmethod
     def resume_from_checkpoint(
@@ -171,8 +184,8 @@ class R8Scheduler(Engine):
         checkpoint = store.load(None if folder == Path(path) else path)
         arguments = arguments_of(checkpoint.config, {"checkpoint_dir": folder, **new_goal}, cls)
         r8 = cls(save_callback=save_callback, load_callback=load_callback, **arguments)
-        r8._go_on_from(checkpoint, fitted(checkpoint.state, r8.table, r8.plan, remap))
-        r8._say_if_finished()
+        run_state.go_on_from(r8, checkpoint, fitted(checkpoint.state, r8.table, r8.plan, remap))
+        run_state.say_if_finished(r8)
         return r8
 
     @property
@@ -192,9 +205,10 @@ class R8Scheduler(Engine):
                 self.between_steps()
                 if self.pace.is_over:
                     return
-                draws = self._num_draws
+                # A batch of before that is given up may be the last of the epoch.
+                before = self._num_draws, self.pace.step
                 yield self.current_epoch
-                if self._num_draws == draws and not self.pace.is_over:
+                if (self._num_draws, self.pace.step) == before and not self.pace.is_over:
                     raise RuntimeError(
                         f"epoch {self.current_epoch} ended with no batch drawn; iterate over batch_iterator()."
                     )
@@ -212,38 +226,87 @@ class R8Scheduler(Engine):
         Raises:
             RuntimeError: the policy weights samples; those need `draw` and `report`.
         """
-        epoch = self.current_epoch
+        epoch, pace, search = self.current_epoch, self.pace, self.search
         while True:
+            begun = self._marks.begun
             if self._open is not None:
                 self.give_up(self._open)
-            if not self.search.is_on and self.current_epoch != epoch:
+            if pace.step // pace.steps_per_epoch != epoch and not search.is_on:
                 self.between_steps()
                 return
-            ticket = self._open = self.draw_if_any()
-            if ticket is None:
-                return
-            if ticket.weights is not None:
-                raise RuntimeError(
-                    f"policy {self.plan.policy!r} weights samples: use draw() and report(), and ticket.weights."
-                )
-            yield ticket.indices, ticket.lr
+            try:
+                ticket = self._open = self.draw_if_any()
+                if ticket is None:
+                    return
+                if ticket.weights is not None:
+                    raise RuntimeError(
+                        f"policy {self.plan.policy!r} weights samples: use draw() and report(), and ticket.weights."
+                    )
+                given = ticket.indices, ticket.lr
+            except BaseException:
+                if self._marks.begun is not None and self._marks.begun is not begun:
+                    self._cut = self._marks.begun
+                    mend(self)
+                    self._open = None
+                raise
+            yield given
 
     def update_with_loss(
         self, loss: Any, *, part_size: int | None = None, grad_norm: Any = None, skipped: bool = False
     ) -> Outcome:
-        """Report the loss of the batch that `batch_iterator` gave last; see `report`.
+        """Report the loss of the batch that `batch_iterator` or a loader with `R8BatchSampler` gave last; see `report`.
 
         Raises:
             RuntimeError: no batch is open.
         """
         ticket = self._open
         if ticket is None:
+            return self._report_in_hand(loss, part_size=part_size, grad_norm=grad_norm, skipped=skipped)
+        outcome = None
+        try:
+            outcome = self.report(ticket, loss, part_size=part_size, grad_norm=grad_norm, skipped=skipped)
+            self._open = None
+            return outcome
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                # It may be repeated, whether it was complete or not.
+                self._open = ticket
+                note_finished(self, ticket, outcome)
+            raise
+
+    def _report_in_hand(self, loss: Any, **extras: Any) -> Outcome:
+        """Report the loss of the batch that a loader handed out."""
+        found = self.member.in_hand()
+        if found is None:
             raise RuntimeError(
-                f"update_with_loss() was called at step {self.global_step} with no batch open; draw one first."
+                f"update_with_loss() was called at step {self.global_step} with no batch open; draw one first. "
+                "(Where an adapter of attach() trains, report() of that takes the losses.)"
             )
-        outcome = self.report(ticket, loss, part_size=part_size, grad_norm=grad_norm, skipped=skipped)
-        self._open = None
-        return outcome
+        try:
+            return self.report(self.begin(found, is_late=True), loss, **extras)
+        finally:
+            # A loss of a wrong shape leaves the batch out.
+            if not found.batch.is_out:
+                self.member.take(found)
+
+    def draw(self) -> Ticket:
+        """Draw the next batch. Several may be out at a time.
+
+        Raises:
+            RuntimeError: the budget is spent, every step that is left is out already, or the run was stopped.
+        """
+        ticket = self.draw_if_any()
+        if ticket is None and self.is_stopped:
+            raise RuntimeError(
+                f"draw() was called at step {self.pace.step} after the run was stopped; ask is_stopped, or use "
+                "draw_if_any()."
+            )
+        if ticket is None:
+            raise RuntimeError(
+                f"draw() was called with {self.pace.next_step} steps reported or out after {self.pace.seconds:.1f} s, "
+                f"and the budget is {self.pace.budget}."
+            )
+        return ticket
 
     def log(self, step: int | None = None, **metrics: Any) -> None:
         """Tell listeners about validation metrics or anything else of your own.
@@ -260,6 +323,244 @@ class R8Scheduler(Engine):
         self.announcer.tell(events.MetricsLogged, metrics=values, at_step=at_step)
         self.safekeeping.note(values, at_step, self.global_step)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on with the very same batches, rates and tables; at any step, with tickets out too.
+
+        Batches that are out are drawn again, first in line. The model, the callbacks and the budget are not in it.
+
+        Returns:
+            Nested dicts and lists of arrays and plain values.
+        """
+        return run_state.whole_state_of(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a saved state; the next batch is the one that would have come.
+
+        Raises:
+            ValueError: it is incomplete, of a newer version, or of another data set, batch size, estimator or
+                last_batch. Nothing was changed.
+        """
+        run_state.load_state(self, state)
+
+    def save_checkpoint(self) -> Checkpoint:
+        """Write a checkpoint now.
+
+        Raises:
+            RuntimeError: neither checkpoint_dir nor save_callback was given.
+            OSError: the disk refused; the checkpoints before are untouched.
+        """
+        self.settle()
+        return self.safekeeping.save(self.state_dict(), self.global_step)
+
+    def load_checkpoint(self, path: str | os.PathLike[str] | None = None) -> None:
+        """Go on from a checkpoint: the scheduler's state, and the model through the load callback.
+
+        Args:
+            path: Its file; by default the newest valid one in ``checkpoint_dir``.
+
+        Raises:
+            NoValidCheckpoint: there is none that can be read.
+            ValueError: it is damaged, or of another data set.
+            OSError: there is no such file.
+            RuntimeError: the load callback raised. The scheduler is as it was before in all these cases.
+        """
+        run_state.load_checkpoint(self, path)
+
+    @property
+    def best_checkpoint(self) -> Best | None:
+        """The checkpoint with the best value of ``monitor`` so far; None before one."""
+        return None if self.safekeeping.saves is None else self.safekeeping.saves.best
+
+    def update_cpu_backup(self, state: Any) -> None:
+        """Copy a model state to RAM, for the load callback to get back after a refused loss.
+
+        Args:
+            state: Anything `copy.deepcopy` copies: arrays, tensors, nests of them. While a learning rate is searched
+                for it is not taken: the search goes back to the state of before. Nor is a state with NaN in it, or
+                with infinities that the first one did not have: the model is then put back.
+        """
+        if self._cut is not None:
+            finish(self)
+        if self.search.is_on and self._has_started:
+            return
+        if self.safekeeping.is_restoring:
+            raise RuntimeError(f"load_callback must not make backups, got one at step {self.global_step}.")
+        moment = moment_of(self.sentry, self.table)
+        damage = self.safekeeping.take_backup(state, self.pace.step, self._num_draws, moment)
+        if damage:
+            refusal.answer_damage(self, damage)
+
+    def reset_baseline(self) -> None:
+        """Say that losses mean something else from here on: another scale, another term, other data.
+
+        What was usual is forgotten: the next 80 losses or so are only looked at for whether they are finite. An
+        incident that the change has caused ends, and the learning rate is the schedule's again. The model and what is
+        known of the samples stay as they are.
+
+        >>> from learnit_r8 import R8Scheduler
+        >>> r8 = R8Scheduler(320, batch_size=32, num_steps=400)
+        >>> for _ in r8.epoch_iterator():
+        ...     for _ in r8.batch_iterator():
+        ...         if r8.global_step == 200:
+        ...             r8.reset_baseline()
+        ...         _ = r8.update_with_loss(1.0 if r8.global_step < 200 else 1000.0)
+        >>> r8.sentry.num_refused
+        0
+        """
+        if self._cut is not None:
+            finish(self)
+        with self._lock, Whole(self, AnswerMark):
+            self.sentry.begin_anew()
+            self.rescue.begin_anew()
+            text = "what is usual of the losses was forgotten, as reset_baseline() was called."
+            self.announcer.tell(events.Notice, text=text, is_warning=False)
+
+    def release(self, indices: ArrayLike) -> None:
+        """Draw samples again that are in quarantine, from the next chunk on.
+
+        Args:
+            indices: int[K], their positions; see `SampleTable.quarantined`. With several ranks, on all of them.
+
+        Raises:
+            TypeError: they are no whole numbers.
+            ValueError: one of them is not in quarantine. Nothing was changed.
+        """
+        if self._cut is not None:
+            finish(self)
+        samples = np.atleast_1d(np.asarray(indices))
+        if not samples.size:
+            return
+        if samples.dtype.kind not in "iu":
+            raise TypeError(f"indices must be whole numbers, positions of samples, got {indices!r}.")
+        with self._lock:
+            held = self.table.exclusions.holds(samples.astype(np.int64))
+            if not held.all():
+                raise ValueError(
+                    f"indices must be in quarantine ({self.table.quarantined.tolist()[:20]}), got "
+                    f"{samples[~held].tolist()[:20]} that are not."
+                )
+            self.table.exclusions.release(samples.astype(np.int64))
+            self.announcer.tell(events.SamplesReleased, samples=tuple(samples.tolist()))
+
+    def summary(self) -> str:
+        """What happened so far, for people: a few lines of text."""
+        plan, table = self.plan, self.table
+        lines = [
+            f"step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr {self.lr:.3g}",
+            f"losses refused: {self.sentry.num_refused}; batches not reported: {plan.abandoned}; "
+            f"left out for steady ones: {plan.displaced}; {self.safekeeping.summary()}{self.rescue.summary()}",
+            f"losses of the samples ({table.source}):",
+        ]
+        lines += [
+            f"  Q{number} {q.low:9.3g} to {q.high:<9.3g} mean {q.mean:<9.3g} used {q.uses:.1f} times"
+            for number, q in enumerate(table.quartiles(), start=1)
+        ]
+        return "\n".join(lines)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in an epoch, the same for every policy."""
+        return self.plan.steps_per_pass
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps in the whole run; None with a time budget."""
+        return self.pace.budget.steps
+
+    @property
+    def current_epoch(self) -> int:
+        """The current epoch, 0-based."""
+        return self.pace.epoch
+
+    @property
+    def progress(self) -> float:
+        """Finished share of the budget, in [0, 1]."""
+        return self.pace.progress
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that says which samples come next."""
+        return self.plan.policy
+
+    @property
+    def seed(self) -> int:
+        """The seed of the batches: as given, or that of a saved run which this one goes on with."""
+        return self.plan.seed
+
+    @property
+    def next_step(self) -> int:
+        """The step that a batch drawn now will be."""
+        return self.pace.next_step
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no batch is drawn any more: the budget is used up, or the run was stopped."""
+        return self.pace.is_over
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the run was asked to end before its budget is used up; see `Requests.stop`."""
+        return self.pace.is_stopped
+
+    @property
+    def phase(self) -> str:
+        """One of "searching", "cataloguing", "steadying", "training", "stopped" or "finished"."""
+        if self.is_stopped:
+            return "stopped"
+        if self.search.is_on:
+            return "searching"
+        if self.pace.is_finished:
+            return "finished"
+        if self.current_epoch == 0:
+            return "cataloguing"
+        return "steadying" if self.rescue.is_steadying else "training"
+
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        """A ``with`` block whose time does not count towards ``train_duration_seconds``."""
+        return self.pace.paused()
+
+    def adopt(
+        self,
+        callbacks: Callbacks,
+        *,
+        backup_every: int | str | Condition | None = None,
+        clone: Callable[[Any], Any] | None = None,
+        copy_into: Callable[[Any, Any], Any] | None = None,
+    ) -> None:
+        """Use an adapter's callbacks where the user gave none; see `Safekeeping.adopt`."""
+        self.safekeeping.adopt(callbacks, backup_every=backup_every, clone=clone, copy_into=copy_into)
+
+    def look_at_weights(self) -> None:
+        """Take a backup, which looks at every number, as soon as the user's step is complete."""
+        self.safekeeping.look_at_weights()
+
+    def timed(self, batches: Iterator[T]) -> Iterator[T]:
+        """The same batches; listeners, if there are any, hear how long the training waits for each."""
+        return self.telling.timed(batches) if self.announcer.is_heard else batches
+
+    def may_be_due(self, step: int) -> bool:
+        """Whether a backup or a checkpoint may be due once so many steps are reported."""
+        return step >= self.safekeeping.quiet_steps or self.pace.seconds >= self.safekeeping.quiet_seconds
+
+    def share(self, group: RankGroup) -> None:
+        """Become one with the schedulers of other ranks, before the first draw; see `ranks.share`."""
+        ranks.share(self, group)
+
+    def deciding_state(self, samples: NDArray[np.int64]) -> list[Any]:
+        """What decides the next steps, as plain values and arrays; of the table only the records of some samples.
+
+        Args:
+            samples: int64[K], their positions.
+        """
+        table = self.table
+        table.hand_over()
+        numbers = [self.pace.state_dict(), self.rescue.state_dict(), self.sentry.state_dict(), table.trend, self.lr]
+        return [numbers, table.records.take(samples)]
+
+    def draw_epoch(self) -> list[Ticket]:
+        """Draw what is left of the epoch at once; empty if the budget is spent or the run was stopped."""
+        return draws.rest_of_epoch(self)
+
     def close(self) -> None:
         """Finish: save what is due, tell listeners that the run ended. Safe to call twice."""
         self._close(is_whole=sys.exc_info()[0] is None)
@@ -273,6 +574,12 @@ class R8Scheduler(Engine):
             if self._has_started and is_whole:
                 self.settle()
                 self.between_steps(closing=True)
+        except Exception:
+            raise
+        except BaseException:
+            # Interrupted: it may be called again.
+            self._is_closed = False
+            raise
         finally:
             self.requests.leave()
             self.announcer.tell(events.RunEnded, finished=self.pace.is_finished)

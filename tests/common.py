@@ -9,11 +9,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from learnit_r8 import Candidates, Context, Focus, Policy, SampleTable, match_mean
-from learnit_r8.checkpoint import decode, encode
-from learnit_r8.kinds import EXACT
-from learnit_r8.losses import read_loss
-from learnit_r8.plan import Plan
+from learnit_r8.checkpoint.codec import decode, encode
 from learnit_r8.policies import Balanced, Quartile, Shuffle, Steady, get_policy
+from learnit_r8.sampling.plan import Plan
+from learnit_r8.table.losses import EXACT, read_loss
 
 
 @dataclass(frozen=True)

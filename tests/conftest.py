@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, Phase, settings
 # Small models are not worth threads; read when jax is first imported.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
-pytest.register_assert_rewrite("common")
+pytest.register_assert_rewrite("tests.common")
 
 
 @pytest.fixture(autouse=True, scope="session")

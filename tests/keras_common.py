@@ -58,8 +58,9 @@ class Watch(keras.callbacks.Callback):
         self.batches, self.rates, self.weights = [], [], []
 
     def on_train_batch_begin(self, batch, logs=None):
-        ahead = self._dataset.ahead
-        self.batches.append(ahead.tickets[ahead.position].indices.tolist())
+        prefetch = self._dataset.prefetch
+        in_hand = prefetch.current or next(iter(prefetch.waiting.values()))
+        self.batches.append(in_hand.indices.tolist())
         self.rates.append(float(as_numpy(self.model.optimizer.learning_rate)))
         self.weights.append(self.model.get_weights())
 

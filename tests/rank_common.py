@@ -78,7 +78,7 @@ def _serve(pipe, rank, size, store):
 
 
 class ThreadRanks:
-    """Ranks that are threads of one process, for rules that do not depend on how letters travel."""
+    """Ranks that are threads of one process, for rules that do not depend on how messages travel."""
 
     def __init__(self, rank, size, barrier, box):
         self.rank, self.size = rank, size

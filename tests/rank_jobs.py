@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from torch.nn.parallel import DistributedDataParallel
 
 from learnit_r8 import R8Scheduler
-from learnit_r8.copies import clone
+from learnit_r8.recovery.model_state import clone
 from learnit_r8.torch import Ranks, RanksDiffer, SharedRun, Together, attach
 
 
@@ -160,7 +160,7 @@ def reloaded_run(rank, at, folder):
         for xs, ys in adapter.loader():
             losses = torch.nn.functional.cross_entropy(task.model(xs), ys, reduction="none")
             adapter.step(adapter.loss(losses))
-            steps = adapter.scheduler.global_step + adapter._reports.num_on_their_way
+            steps = adapter.scheduler.global_step + adapter._losses.num_on_their_way
             if saved is None and steps == 33:
                 saved = adapter.scheduler.save_checkpoint().path if folder else clone(adapter.state_dict())
             elif saved is not None and steps == at:

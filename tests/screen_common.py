@@ -6,14 +6,14 @@ import math
 import numpy as np
 
 from learnit_r8 import SampleTable, events
-from learnit_r8.condense import Condenser
-from learnit_r8.dashboard.looking import Looking, Scene
-from learnit_r8.dashboard.render import render
+from learnit_r8.dashboard.render.frame import render
+from learnit_r8.dashboard.state.ui_state import Scene, UiState
+from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.theme import choose_theme
-from learnit_r8.dashboard.view import View
-from learnit_r8.kinds import EXACT
-from learnit_r8.lr import Warmup
-from learnit_r8.survey import Surveyor
+from learnit_r8.events.condenser import Condenser
+from learnit_r8.schedules.schedule import Warmup
+from learnit_r8.table.losses import EXACT
+from learnit_r8.table.survey import Surveyor
 
 NUM_SAMPLES, BATCH_SIZE, EPOCHS = 50_000, 128, 30
 PER_EPOCH = -(-NUM_SAMPLES // BATCH_SIZE)
@@ -124,7 +124,7 @@ OUTPUT = tuple(f"loading shard {number} of 40" for number in range(1, 41))
 SCENE = Scene(output=OUTPUT, num_output=40, num_unread=3, ui_share=0.0011, folder="runs/2026-11-20-cifar10-r56")
 
 
-def screen(view, width, height, /, *, theme=THEME, scene=SCENE, **looking):
+def screen(view, width, height, /, *, theme=THEME, scene=SCENE, **ui):
     """The screen as text, one line a row, without the spaces at its right."""
-    lines = render(view, Looking(**looking), width, height, theme, scene)
+    lines = render(view, UiState(**ui), width, height, theme, scene)
     return ["".join(text for text, _ in line).rstrip() for line in lines]

@@ -46,6 +46,9 @@ class Terminal:
     def _become(self, slave, arguments, term, cwd, environ):
         try:
             os.setsid()
+            # As from a shell, even where the tests run under nohup or in the background, which ignore these.
+            for number in (signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
             fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
             for descriptor in (0, 1, 2):
                 os.dup2(slave, descriptor)

@@ -1,3 +1,5 @@
+"""How the package is built: which folder may import which, how deep, how wide, and what an import loads."""
+
 import ast
 import os
 import shutil
@@ -11,21 +13,44 @@ import pytest
 import learnit_r8
 
 PACKAGE = Path(learnit_r8.__file__).parent
-NUMERIC = {"triggers",
-    "order", "estimators", "suspects", "table", "views", "guard", "backup", "copies", "budget", "lr", "events",
-    "range_test", "humps", "container", "signals",
-    "tally", "wire", "losses", "checks", "durable", "kinds", "records", "condense", "figures", "running_losses",
-    "early", "untrained", "ladder",
-}  # fmt: skip
-MIDDLE = {"announcer", "restoring", "moment", "diagnosis", "chunk", "draft", "plan", "planner", "policies", "recovery",
-    "checkpoint", "sweep", "survey", "telling", "journal", "outlook", "requests", "saves", "resume",
-    "quarantine", "rescue", "incident",
-}  # fmt: skip
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+LEVELS = [
+    ["_validation", "triggers"],
+    ["events"],
+    ["table", "guard", "schedules"],
+    ["policies"],
+    ["sampling", "checkpoint"],
+    ["recovery"],
+    ["engine"],
+    ["scheduler"],
+    ["journal", "loggers", "_adapters", "testing"],
+    ["torch", "streams", "loops", "dashboard", "report", "keras", "flax"],
+    ["lightning", "transformers", "cli"],
+]
+LAYERS = [name for level in LEVELS for name in level]
+"""Folders of the package and modules of its root, lowest first; each imports those before it only."""
+
+UPWARDS = {("scheduler.py", "journal"), ("scheduler.py", "dashboard"), ("checkpoint/run_config.py", "recovery")}
+"""What a file imports from above, when it is asked for: the scheduler opens its own journal and screen, and a
+configuration is compared with the settings of a recovery."""
+
+LONGEST_CHAIN = 12
+MOST_ENTRIES = {"": 26}
+MOST_ENTRIES_ELSEWHERE = 16
+
 VIEWERS = {"dashboard", "report", "cli"}
 FOLLOWERS = {"watch", "replay"}
-LAYERS = ["standing", "resumable", "drawing", "engine", "scheduler"]
-TOP = {"parts", *LAYERS, "dashboard"}
-MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path):
+    """The path of a file below the package, as text."""
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def place_of(path):
+    """The folder or root module that a file belongs to."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
 def is_lazy(node):
@@ -35,28 +60,36 @@ def is_lazy(node):
 
 
 def imports(path, *, lazy=True):
-    """Top-level packages imported by a file, and those of its own package as ".name"."""
+    """Top-level packages imported by a file, and files of its own package."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     if not lazy:
         tree.body = [node for node in tree.body if not is_lazy(node)]
-    folders = path.relative_to(PACKAGE).parts[:-1]
-    found = set()
+    outside, inside = set(), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {name.name.split(".")[0] for name in node.names}
+            outside |= {name.name.split(".")[0] for name in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
-            found.add(node.module.split(".")[0])
+            outside.add(node.module.split(".")[0])
         elif isinstance(node, ast.ImportFrom):
-            names = [node.module] if node.module else [name.name for name in node.names]
-            home = folders[0] + "." if node.level <= len(folders) else ""
-            found |= {"." + (home + name).split(".")[0] for name in names}
-    return found
+            base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            modules = [base / name.name for name in node.names] + ([base] if node.module else [])
+            files = {file for each in modules for file in (each.with_suffix(".py"), each / "__init__.py")}
+            inside |= {file for file in files - {path} if file.is_file()}
+    return outside, inside
 
 
-def files_of(name):
-    """The file of a module, or all of its folder."""
-    folder = PACKAGE / name
-    return sorted(folder.rglob("*.py")) if folder.is_dir() else [PACKAGE / f"{name}.py"]
+def places(path, *, lazy=True):
+    """The folders and root modules of the package that a file imports."""
+    return {place_of(file) for file in imports(path, lazy=lazy)[1]} - {"__init__"}
+
+
+def longest(file, below, known, above=()):
+    """The longest chain of imports that begins with a file."""
+    assert file not in above, f"{name_of(file)} imports itself by way of {[name_of(one) for one in above]}"
+    if file not in known:
+        chains = [longest(one, below, known, (*above, file)) for one in sorted(below[file])]
+        known[file] = (file, *max(chains, key=len, default=()))
+    return known[file]
 
 
 def run(code, cwd, *flags, path=None):
@@ -72,89 +105,108 @@ def run(code, cwd, *flags, path=None):
 
 def test_imports_are_found():
     """The reading of imports that the other rules stand on sees relative, absolute and lazy ones."""
-    assert {".events", ".parts", ".dashboard", "numpy"} <= imports(PACKAGE / "scheduler.py")
-    assert ".dashboard" not in imports(PACKAGE / "scheduler.py", lazy=False)
-    assert imports(PACKAGE / "dashboard" / "plain.py") >= {".events", "sys"}
+    assert {"events", "engine", "dashboard"} <= places(PACKAGE / "scheduler.py")
+    assert "dashboard" not in places(PACKAGE / "scheduler.py", lazy=False)
+    assert "numpy" in imports(PACKAGE / "scheduler.py")[0]
+    assert PACKAGE / "sampling" / "planner.py" in imports(PACKAGE / "sampling" / "plan.py")[1]
 
 
-@pytest.mark.parametrize("name", sorted(NUMERIC))
-def test_numeric_core_stands_alone(name):
-    """The numeric core imports numpy, the standard library and itself."""
-    allowed = {"numpy", *sys.stdlib_module_names, *("." + other for other in NUMERIC)}
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_point_down(path):
+    """Every module has a place in the order of the layers, and imports from its own and lower places only."""
+    place = place_of(path)
+    if place in ("__init__", "__main__"):
+        return
+    assert place in LAYERS, f"{name_of(path)} has no place in LAYERS"
+    allowed = {*LAYERS[: LAYERS.index(place) + 1], *(to for file, to in UPWARDS if file == name_of(path))}
 
-    assert [imports(path) - allowed for path in files_of(name)] == [set()] * len(files_of(name))
-
-
-@pytest.mark.parametrize("name", sorted(NUMERIC | MIDDLE))
-def test_imports_point_down(name):
-    """Nothing below the scheduler imports the scheduler or the dashboard."""
-    assert [imports(path) & {"." + top for top in TOP} for path in files_of(name)] == [set()] * len(files_of(name))
+    assert places(path) <= allowed
 
 
-@pytest.mark.parametrize("number", range(len(LAYERS)), ids=LAYERS)
-def test_layers_of_the_engine_use_those_below(number):
-    """Of the layers that R8Scheduler consists of, none imports one above it."""
-    above = {"." + name for name in LAYERS[number + 1 :]}
+@pytest.mark.parametrize(("file", "above"), sorted(UPWARDS))
+def test_imports_upwards_are_lazy(file, above):
+    """What the scheduler takes from above it is loaded when a run asks for it."""
+    assert above in places(PACKAGE / file)
+    assert above not in places(PACKAGE / file, lazy=False)
 
-    assert not imports(PACKAGE / f"{LAYERS[number]}.py") & above
+
+def test_chains_of_imports_are_short():
+    """To know what a file stands on one has to follow few others, and never comes back to it."""
+    below, known = {path: imports(path, lazy=False)[1] for path in MODULES}, {}
+    chain = max((longest(path, below, known) for path in MODULES), key=len)
+
+    assert len(chain) <= LONGEST_CHAIN, " > ".join(name_of(path) for path in chain)
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in MODULES}), ids=lambda folder: name_of(folder))
+def test_folders_are_small(folder):
+    """A folder has no more entries than can be read at a glance."""
+    modules = [path for path in folder.glob("*.py") if not path.stem.startswith("__")]
+    folders = [path for path in folder.iterdir() if any(path.glob("*.py"))]
+    most = MOST_ENTRIES.get("" if folder == PACKAGE else name_of(folder), MOST_ENTRIES_ELSEWHERE)
+
+    assert len(modules) + len(folders) <= most
+
+
+def test_parts_of_the_engine_do_not_load_it():
+    """The engine uses what is beside it; only the scheduler above loads the engine itself."""
+    engine = PACKAGE / "engine" / "engine.py"
+    loading = [name_of(path) for path in MODULES if path != engine and engine in imports(path, lazy=False)[1]]
+
+    assert loading == ["scheduler.py"]
 
 
 def test_recovery_and_checkpoint_are_handed_what_they_need():
-    """Recovery knows no policy, store or backup; the store knows no scheduler part."""
-    own = {
-        name
-        for module in ("recovery", "checkpoint", "written")
-        for name in imports(PACKAGE / f"{module}.py")
-        if name[0] == "."
-    }
-
-    assert own <= {".checks", ".durable", ".container", ".written"}
+    """The policy of recovery knows no backup or store; the store knows no other part."""
+    assert places(PACKAGE / "recovery" / "policy.py") <= {"_validation"}
+    assert places(PACKAGE / "checkpoint" / "store.py") <= {"checkpoint"}
+    assert places(PACKAGE / "checkpoint" / "reader.py") <= {"checkpoint"}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_only_numpy_is_needed(path):
     """No file imports anything outside numpy, the standard library and the package, but for some folders.
 
     Streams and loops load what they need when it is used; the adapters for Flax, Keras and torch are only imported
     by name; curses is loaded when a screen is opened.
     """
-    outside = {name for name in imports(path) if name[0] != "."}
-    lazily = outside - {name for name in imports(path, lazy=False) if name[0] != "."}
-    if path.parent.name == "streams":
+    outside, place = imports(path)[0], place_of(path)
+    lazily = outside - imports(path, lazy=False)[0]
+    if place == "streams":
         outside -= lazily & {"torch", "pandas"}
-    if path.parent.name == "loops":
+    if place == "loops":
         outside -= lazily & {"tqdm"}
-    if path.parent.name == "flax":
+    if place == "flax":
         outside -= {"jax", "flax", "optax"}
-    if path.parent.name == "keras":
+    if place == "keras":
         outside -= {"keras"} | lazily & {"tensorflow"}
-    if path.parent.name == "torch":
-        outside -= {"torch"} | lazily & {"safetensors"}
-
-    if path.name == "terminal.py":
+    if place == "torch":
+        outside -= {"torch"} | lazily & {"accelerate", "safetensors"}
+    if place in ("lightning", "transformers"):
+        outside -= {"torch", place} | lazily & {"datasets"}
+    if name_of(path) == "dashboard/terminal/screen.py":
         outside -= lazily & {"curses"}
 
     assert outside <= {"numpy", *sys.stdlib_module_names}
     assert not outside & {"curses", "pickle"}
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in MODULES if not VIEWERS & {*path.parts[-3:-1]}], ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", [path for path in MODULES if place_of(path) not in VIEWERS], ids=name_of)
 def test_only_the_scheduler_loads_the_dashboard(path):
     """The dashboard is imported by one lazy import in the scheduler, by the report and by the commands."""
-    if path.stem == "scheduler":
-        assert ".dashboard" not in imports(path, lazy=False)
-    else:
-        assert ".dashboard" not in imports(path)
+    assert "dashboard" not in places(path, lazy=name_of(path) != "scheduler.py")
 
 
-def test_dashboard_knows_events_only():
+@pytest.mark.parametrize("path", sorted((PACKAGE / "dashboard").rglob("*.py")), ids=name_of)
+def test_dashboard_knows_events_only(path):
     """The dashboard imports the events of the package, as they are or condensed; those that follow a folder, it too."""
-    for path in (PACKAGE / "dashboard").rglob("*.py"):
-        own = {name for name in imports(path) if name[0] == "."}
+    assert places(path) <= {"events", "dashboard"} | ({"journal"} if path.stem in FOLLOWERS else set())
 
-        assert own <= {".events", ".condense", ".dashboard"} | ({".journal"} if path.stem in FOLLOWERS else set())
+
+@pytest.mark.parametrize("path", [path for path in MODULES if place_of(path) not in {"loops", "flax"}], ids=name_of)
+def test_loops_are_imported_by_their_adapter(path):
+    """Only the flax adapter imports the loops; whoever trains otherwise does not load them."""
+    assert "loops" not in places(path)
 
 
 def test_nothing_heavy_is_loaded(tmp_path):
@@ -186,14 +238,6 @@ def test_flax_loads_no_tensorflow(tmp_path):
 
     assert "jax" in loaded
     assert not {"tensorflow", "torch"} & set(loaded)
-
-
-@pytest.mark.parametrize("name", sorted(NUMERIC | MIDDLE | TOP | {"streams", "loops"}))
-def test_nothing_below_imports_the_adapters(name):
-    """Only the flax adapter itself imports the flax adapter; loops are imported by adapters only."""
-    adapters = {".flax"} if name == "loops" else {".flax", ".loops"}
-
-    assert [imports(path) & adapters for path in files_of(name)] == [set()] * len(files_of(name))
 
 
 def test_plain_import_loads_nothing(tmp_path):

@@ -6,9 +6,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from drive import NAN, advance_to, batch_loss, flat, known, make, steps, train
 
 from learnit_r8 import R8Scheduler, events
+from learnit_r8.policies import match_mean
+from tests.drive import NAN, advance_to, batch_loss, flat, known, make, steps, train
 
 POLICIES = ["balanced", "quartile", "shuffle", "match_mean", "steady"]
 
@@ -373,6 +374,14 @@ def test_groups_are_not_ignored():
         make(groups=[0, 1] * 6, policy="shuffle")
 
 
+@pytest.mark.parametrize("policy", ["quartile", "match_mean", "steady", match_mean("quartile")])
+def test_groups_that_would_change_nothing_are_refused(policy):
+    """A policy that passes groups over says so, also one around another one."""
+    with pytest.raises(ValueError, match="groups need a policy that uses them"):
+        R8Scheduler(64, batch_size=8, num_epochs=1, policy=policy, groups=np.arange(64) % 2)
+    R8Scheduler(64, batch_size=8, num_epochs=1, policy=match_mean("balanced"), groups=np.arange(64) % 2)
+
+
 def test_repr_says_where_the_run_stands():
     """The scheduler's repr tells step, phase and rate."""
     assert (
@@ -397,3 +406,8 @@ def test_state_dict_takes_the_place_of_a_copy():
     second.load_state_dict(pickle.loads(pickle.dumps(first.state_dict())))
 
     assert train(second) == train(first)
+
+
+def test_attributes_are_few():
+    """A scheduler has at most 30 attributes: CPython 3.11 keeps more in a dict, and a step takes a quarter longer."""
+    assert len(vars(make())) <= 30

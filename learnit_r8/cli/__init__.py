@@ -1,4 +1,4 @@
-"""``learnit-r8``: looks at runs from outside. Only what a command needs is imported, and no framework ever."""
+"""The program ``learnit-r8``, which shows runs from outside. A command loads its own module only, never a framework."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: By default those of the program.
 
     Returns:
-        The exit code: 0 if all is well, 1 if there is no such run or it cannot be read, 2 for a wrong command line,
-        and what the command documents.
+        The exit code: 0 on success, 1 if there is no such run or it cannot be read, 2 for a wrong command line, and
+        the codes that the command documents.
     """
     if sys.stdout is None:
-        # Started with it closed: whoever did so wants the exit code.
+        # Started with stdout closed: the caller wants the exit code.
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, for as long as the program runs
     options = _parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            # A name that the terminal has no characters for must not end the command.
+            # A character that the terminal cannot encode must not end the command.
             stream.reconfigure(errors="replace")
     command = getattr(importlib.import_module(_HOME[options.command], __name__), options.command)
     try:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # Whoever read us has seen enough; what is still buffered has nowhere to go.
+        # The reader has closed the pipe; discard the rest of the buffer.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except (OSError, ValueError) as error:
@@ -99,19 +99,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_screens(watch: argparse.ArgumentParser, replay: argparse.ArgumentParser) -> None:
+    from ..dashboard.render.pages import VIEWS
+    from ..dashboard.theme import NAMES
+
     for command in (watch, replay):
         command.add_argument("--once", action="store_true", help="print one picture as text, and leave")
         command.add_argument("--view", choices=VIEWS, default="overview", help="the view to begin with")
         command.add_argument("--width", type=_count, help="of the picture of --once")
-        command.add_argument("--height", type=_count, help="likewise")
-        command.add_argument("--theme", choices=THEMES, help="clear is for colour-blind people, mono without colours")
+        command.add_argument("--height", type=_count, help="of the picture of --once")
+        command.add_argument("--theme", choices=NAMES, help="clear is for colour-blind people, mono without colours")
         command.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
     replay.add_argument("--speed", type=_positive, help="training seconds per second; by default the whole in 20 s")
     replay.add_argument("--to", type=_count, metavar="STEP", help="stand still at this step")
-
-
-THEMES = ("colour", "clear", "mono")
-VIEWS = ("overview", "data", "samples", "events", "output", "config")
 
 
 def _count(text: str) -> int:

@@ -1,4 +1,4 @@
-"""``learnit-r8 demo``: a training that only pretends, on the real scheduler and the real screen."""
+"""``learnit-r8 demo``: a fake model, trained with the real scheduler and the real screen."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MISLABELLED_SHARE, FORGETFUL_SHARE = 0.03, 0.05
 POISON_PROGRESS = 0.4
 
 
-class Pretended:
-    """Losses that fall the way those of a training do; some samples are mislabelled, and once the weights go bad.
+class FakeModel:
+    """A model whose losses fall as in a training, with mislabelled samples, and weights that go bad once.
 
     Attributes:
-        state: "Weights": visits of every sample, and whether they are poisoned.
+        state: The "weights": skill on every sample, and whether they are poisoned.
     """
 
     def __init__(self, seed: int = 8) -> None:
@@ -34,7 +34,7 @@ class Pretended:
         self._forgets = rng.random(NUM_SAMPLES) < FORGETFUL_SHARE
 
     def train(self, batch: NDArray[np.int64], lr: float) -> NDArray[np.float64]:
-        """The losses of a batch, float64[B], which is learned from; NaN once the weights are poisoned."""
+        """Learn from a batch; returns its losses, float64[B], NaN once the weights are poisoned."""
         skill = self.state["skill"]
         noise = self._rng.normal(0, 0.12, len(batch))
         wobble = np.where(self._forgets[batch], self._rng.random(len(batch)) * 1.5, 0.0)
@@ -45,20 +45,20 @@ class Pretended:
         return losses + np.where(self.state["poisoned"][0] > 0, np.nan, 0.0)
 
     def accuracy(self) -> float:
-        """Of a pretended validation."""
+        """Accuracy of a fake validation."""
         return float(0.97 - 0.87 * np.exp(-0.55 * self.state["skill"].mean()) + self._rng.normal(0, 0.003))
 
     def get(self) -> dict[str, NDArray[np.float64]]:
-        """For the backups."""
+        """The state, for backups."""
         return self.state
 
     def load(self, state: dict[str, NDArray[np.float64]], from_ram: bool = True) -> None:
-        """Back to a backup."""
+        """Restore a backup."""
         self.state = state
 
 
 def demo(options: argparse.Namespace) -> int:
-    """Train for about so many seconds, with the screen on where there is a terminal."""
+    """Train for about ``--seconds``, with the screen where there is a terminal."""
     with tempfile.TemporaryDirectory(prefix="r8-demo-") as scratch:
         run(options.run_dir or Path(scratch) / "demo", options.seconds)
     if not options.run_dir:
@@ -71,15 +71,15 @@ def demo(options: argparse.Namespace) -> int:
 def run(
     folder: str | Path, seconds: float, *, sleep: Callable[[float], None] = time.sleep, use_curses: bool = True
 ) -> R8Scheduler:
-    """The pretended training.
+    """Train the fake model.
 
     Args:
-        folder: Its run folder.
-        seconds: How long it is to take.
+        folder: The run folder.
+        seconds: Duration.
         sleep: Waits for some seconds.
-        use_curses: Whether to show it.
+        use_curses: Whether to show the run.
     """
-    model = Pretended()
+    model = FakeModel()
     names = [f"train/{number % 10}/{number:05d}.png" for number in range(NUM_SAMPLES)]
     with R8Scheduler(
         NUM_SAMPLES, batch_size=BATCH_SIZE, num_epochs=EPOCHS, initial_lr=0.1, sample_ids=names, name="demo",

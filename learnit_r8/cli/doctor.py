@@ -1,4 +1,4 @@
-"""``learnit-r8 doctor``: what this terminal and this Python can do."""
+"""``learnit-r8 doctor``: the abilities of this terminal and this Python."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VARIABLES = ("TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "CI", "R8_UI", "R8_
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Print what was found, a line each, and what to do about what is missing."""
+    """Print a line for every finding, with a hint where something is missing."""
     for name, text in findings():
         print(f"{name:<12} {clean(text)}")
     return 0
@@ -74,7 +74,7 @@ def _screen() -> str:
 
 
 def _version(name: str) -> str:
-    """Of an installed package, without importing it."""
+    """Version of an installed package, without importing it; "-" without it."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

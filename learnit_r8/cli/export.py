@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, TextIO
 
+from ..dashboard.event_text import describe
 from ..dashboard.text import clean
-from ..dashboard.words import describe
-from ..events import EpochDone, MetricsLogged, StepsDone
-from ..journal import Record, Run, find_run
+from ..events import EpochDone, Event, MetricsLogged, StepsDone
+from ..events.codec import strict_json
+from ..journal.reader import Record
+from ..journal.run import Run, find_run
 from .tables import write_csv
 
 Row = dict[str, Any]
@@ -28,7 +30,7 @@ def export(options: argparse.Namespace) -> int:
             write_csv(stream, columns, ([row[name] for name in columns] for row in rows))
         else:
             for row in rows:
-                stream.write(json.dumps({name: _strict(value) for name, value in row.items()}, allow_nan=False) + "\n")
+                stream.write(strict_json(row) + "\n")
     return 0
 
 
@@ -38,20 +40,9 @@ def _opened(out: str | None) -> contextlib.AbstractContextManager[TextIO]:
     return open(out, "w", encoding="utf-8", newline="")
 
 
-def _strict(value: Any) -> Any:
-    """Numbers that JSON does not have, as the journal writes them."""
-    return repr(value) if isinstance(value, float) and not abs(value) < float("inf") else value
-
-
-def _steps(records: Iterable[Record]) -> Iterator[Row]:
+def _fields(kind: type[Event], records: Iterable[Record]) -> Iterator[Row]:
     for when, event in records:
-        if isinstance(event, StepsDone):
-            yield {"time": when, **vars(event)}
-
-
-def _epochs(records: Iterable[Record]) -> Iterator[Row]:
-    for when, event in records:
-        if isinstance(event, EpochDone):
+        if isinstance(event, kind):
             yield {"time": when, **vars(event)}
 
 
@@ -70,7 +61,12 @@ def _events(records: Iterable[Record]) -> Iterator[Row]:
             yield {"time": when, "step": event.step, "kind": kind, "level": said.level, "text": said.text}
 
 
-ROWS = {"steps": _steps, "epochs": _epochs, "metrics": _metrics, "events": _events}
+ROWS: dict[str, Callable[[Iterable[Record]], Iterator[Row]]] = {
+    "steps": partial(_fields, StepsDone),
+    "epochs": partial(_fields, EpochDone),
+    "metrics": _metrics,
+    "events": _events,
+}
 COLUMNS = {
     "steps": (
         "time", "step", "seconds", "epoch", "progress", "num_steps", "loss", "lowest", "highest", "last_loss",

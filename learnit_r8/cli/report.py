@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 
 from ..dashboard.text import clean
-from ..journal import find_run
+from ..journal.run import find_run
 from ..report import write_report
 
 
 def report(options: argparse.Namespace) -> int:
-    """Write the page, and say where it is."""
+    """Write the page and print its path."""
     path = write_report(find_run(options.run), Path(options.html))
     print(clean(f"{path} ({path.stat().st_size / 1000:,.0f} kB)"))
     return 0

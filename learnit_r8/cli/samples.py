@@ -1,4 +1,4 @@
-"""``learnit-r8 samples``: what is known of the samples with the highest loss, or of those that look mislabelled."""
+"""``learnit-r8 samples``: the samples with the highest loss, or those that look mislabelled."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dashboard.text import clean, fit, width_of
-from ..dashboard.words import number
-from ..journal import Run, UnreadableRun, find_run
+from ..dashboard.text import clean, fit, number, width_of
+from ..journal.run import Run, UnreadableRun, find_run
 from ..journal.samples import Samples, most_suspects, read_samples, sample_epochs
-from ..suspects import Suspects
+from ..table.label_noise import Suspects
 from .tables import write_csv
 
 COLUMNS: Sequence[str] = ("index", "name", "loss", "last", "mean", "uses")
@@ -24,7 +23,7 @@ WIDEST = 60
 
 
 def samples(options: argparse.Namespace) -> int:
-    """Print the hardest samples of the newest file, or the suspects of the one with most of them; or an epoch's."""
+    """Print the hardest samples of the newest file, or the suspects of the file with most, or an epoch's."""
     run = Run(find_run(options.run))
     epochs = sample_epochs(run.folder) if options.epoch is None else [_kept_epoch(run, options.epoch - 1)]
     if options.suspects:
@@ -52,10 +51,10 @@ def _kept_epoch(run: Run, epoch: int) -> int:
 
 
 def readable(run: Run, epochs: Iterable[int]) -> Iterator[Samples]:
-    """The samples files of these epochs that can be read, at least one.
+    """The samples files of some epochs that can be read, at least one.
 
     Raises:
-        UnreadableRun: there is none.
+        UnreadableRun: none can be read.
     """
     reasons, is_empty = [], True
     for epoch in epochs:
@@ -74,7 +73,7 @@ Row = tuple[Any, ...]
 
 
 def rows_of(samples: Samples, chosen: NDArray[np.int64]) -> Iterator[Row]:
-    """Index, name, loss, last and mean observation, uses; of each chosen sample."""
+    """Index, name, loss, last and mean observation, and uses of each chosen sample."""
     for index in chosen.tolist():
         yield (
             index,
@@ -87,14 +86,14 @@ def rows_of(samples: Samples, chosen: NDArray[np.int64]) -> Iterator[Row]:
 
 
 def suspect_rows(samples: Samples, verdict: Suspects, top: int | None) -> Iterator[Row]:
-    """The same of each suspect, its score and why; most suspect first."""
+    """The row of `rows_of` with score and reason of each suspect; most suspect first."""
     chosen = rows_of(samples, verdict.indices[:top])
     for row, score, why in zip(chosen, verdict.score.tolist(), verdict.why, strict=False):
         yield (*row, score, why)
 
 
 def summary(samples: Samples, verdict: Suspects) -> str:
-    """How many look mislabelled, or why none does."""
+    """The number of suspects and the noise rate, or the reason why there are none."""
     if not len(verdict.indices):
         return f"no suspects: {verdict.reason}"
     low, high = verdict.noise_range
@@ -103,11 +102,11 @@ def summary(samples: Samples, verdict: Suspects) -> str:
 
 
 def lines_of(columns: Sequence[str], rows: list[Row]) -> Iterator[str]:
-    """A table for people."""
+    """The lines of a table for people."""
     wide = min(WIDEST, max([6, *(width_of(row[1]) for row in rows)]))
     yield _line(wide, "#", "sample", *columns[2:])
     for index, label, loss, last, mean, uses, *more in rows:
-        numbers = (_short(value) for value in (loss, last, mean))
+        numbers = (number(value, 4) for value in (loss, last, mean))
         score, why = (f"{more[0]:.3f}", more[1]) if more else ("", "")
         yield _line(wide, str(index), label, *numbers, str(uses), score, why)
 
@@ -117,12 +116,8 @@ def _line(wide: int, index: str, label: str, loss: str, last: str, mean: str, us
     return f"{index:>9}  {fit(label, wide)}  {loss:>9}  {last:>9}  {mean:>9}  {uses:>5}  {score:>5}  {why}".rstrip()
 
 
-def _short(value: float) -> str:
-    return number(float(f"{value:.4g}"))
-
-
 def trust(samples: Samples) -> str:
-    """Where the losses come from, and how far to trust them."""
+    """Source of the losses and a word on how far to trust them."""
     source = clean(samples.source, 40)
     if samples.is_exact:
         return source

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import math
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -15,15 +14,16 @@ from typing import Any
 import numpy as np
 
 from ..dashboard.choice import why_plain
-from ..dashboard.looking import Looking
+from ..dashboard.event_text import describe
 from ..dashboard.painter import Painter
-from ..dashboard.render import render
+from ..dashboard.render.frame import render
 from ..dashboard.replay import Replay
+from ..dashboard.state.ui_state import UiState
+from ..dashboard.terminal.ending_signals import EndingSignals
 from ..dashboard.text import clean
 from ..dashboard.theme import Theme, choose_theme
 from ..dashboard.watch import Watch
-from ..dashboard.words import describe
-from ..journal import UnreadableRun, find_run
+from ..journal.run import UnreadableRun, find_run
 from .status import EXIT_CODES, line_of
 
 SIZE = (120, 40)
@@ -35,7 +35,7 @@ def watch(options: argparse.Namespace) -> int:
     """Show a run while it goes on; without a terminal, follow it in plain lines.
 
     Returns:
-        What ``status`` returns for the run when it is left.
+        The exit code of ``status`` when the viewer is left.
     """
     owner = Watch(find_run(options.run))
     if options.once:
@@ -48,7 +48,7 @@ def watch(options: argparse.Namespace) -> int:
 
 
 def replay(options: argparse.Namespace) -> int:
-    """Show a run again; without a terminal, print the picture it ends with."""
+    """Show a run again; without a terminal, print its last picture."""
     owner = Replay(find_run(options.run), speed=options.speed, to_step=options.to)
     if options.once or why_plain():
         owner.jump()
@@ -65,25 +65,23 @@ def _theme(options: argparse.Namespace) -> Theme:
 
 def _show(owner: Any, options: argparse.Namespace, mode: str) -> None:
     """Draw on the terminal until the person leaves."""
-    # Not before it is needed: a machine may have no curses.
-    from ..dashboard.guards import modes_of_terminal
-    from ..dashboard.terminal import Screen, Unfit
+    # Loaded here, because a machine may have no curses.
+    from ..dashboard.terminal.screen import Screen, UnusableTerminal
+    from ..dashboard.terminal.tty_modes import TtyModes
 
-    painter = Painter(
-        Screen(_theme(options), modes_of_terminal()), owner.view, owner, Looking(mode=mode, view=options.view)
-    )
-    owner.show = lambda view: setattr(painter, "view", view)
+    ui = UiState(mode=mode, view=options.view)
+    painter = Painter(Screen(_theme(options), TtyModes()), owner, ui)
     try:
-        with _terminated_in_order(), _drawing(), contextlib.suppress(KeyboardInterrupt):
+        with EndingSignals(), _drawing(), contextlib.suppress(KeyboardInterrupt):
             painter.run()
-    except Unfit as error:
+    except UnusableTerminal as error:
         print(f"learnit-r8 {mode}: plain lines, no screen: {clean(error)}", file=sys.stderr)
         _follow(owner) if mode == "watch" else _print_once(owner, options, mode)
 
 
 @contextlib.contextmanager
 def _drawing() -> Iterator[None]:
-    """What a run's odd numbers do to the drawing is its own fault, and said so."""
+    """Turn errors of drawing, which odd numbers in a run cause, into UnreadableRun."""
     try:
         with np.errstate(all="ignore"):
             yield
@@ -91,36 +89,20 @@ def _drawing() -> Iterator[None]:
         raise UnreadableRun(f"run must hold numbers that can be drawn, got {error!r}.") from error
 
 
-@contextlib.contextmanager
-def _terminated_in_order() -> Iterator[None]:
-    """SIGTERM and SIGHUP leave by an exception, so that the terminal comes back; curses would just end the process."""
-
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {name: signal.signal(getattr(signal, name), leave) for name in names}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
-
-
 def _print_once(owner: Any, options: argparse.Namespace, mode: str) -> None:
-    """One picture, as text without colours."""
+    """Print one picture as text without colours."""
     terminal = shutil.get_terminal_size(SIZE)
     width = min(options.width or terminal.columns, 500)
     height = min(options.height or terminal.lines, 300)
-    looking = Looking(mode=mode, view=options.view)
+    ui = UiState(mode=mode, view=options.view)
     with _drawing():
-        lines = render(owner.view, looking, width, height, _theme(options), owner.scene())
+        lines = render(owner.view, ui, width, height, _theme(options), owner.scene())
     for line in lines:
         print("".join(span.text for span in line).rstrip())
 
 
 def _follow(owner: Watch) -> None:
-    """Plain lines: one an event, and one a minute, until the run ends."""
+    """Print a line for every event and every minute until the run ends."""
     print(line_of(owner.run, owner.view, owner.state), flush=True)
     last = time.monotonic()
     with contextlib.suppress(KeyboardInterrupt):

@@ -1,18 +1,16 @@
-"""``learnit-r8 status`` and ``ls``: runs in a line each."""
+"""``learnit-r8 status`` and ``ls``: a line for every run."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-from ..dashboard.text import clean
-from ..dashboard.view import View
-from ..dashboard.words import clock, number
-from ..journal import Run, UnreadableRun, find_run
-from ..journal.run import State, runs_folder, runs_in
+from ..dashboard.state.view import View
+from ..dashboard.text import clean, clock, number
+from ..events.codec import strict_json
+from ..journal.run import Run, State, UnreadableRun, find_run, runs_folder, runs_in
 
 EXIT_CODES = {"running": 0, "finished": 0, "empty": 0, "stalled": 3, "died": 4, "stopped": 5}
 
@@ -27,7 +25,7 @@ def status(options: argparse.Namespace) -> int:
     view = folded(run)
     state = run.state()
     if options.json:
-        print(json.dumps(_facts(run, view, state), allow_nan=False))
+        print(strict_json(_facts(run, view, state), non_finite=lambda value: None))
     else:
         print(line_of(run, view, state))
     return EXIT_CODES[state.word]
@@ -50,7 +48,7 @@ def ls(options: argparse.Namespace) -> int:
 
 
 def folded(run: Run) -> View:
-    """What is known of a run at a glance; of what cannot be shown nothing is."""
+    """The state of a run from a selection of its records."""
     view = View()
     for record in run.glance():
         view.fold(record.event)
@@ -58,7 +56,7 @@ def folded(run: Run) -> View:
 
 
 def line_of(run: Run, view: View, state: State) -> str:
-    """One line on a run: name, state, how far, loss, rate, speed, time left."""
+    """One line on a run: name, state, progress, loss, rate, speed, time left."""
     parts = [clean(run.name, 60), state.word + (f" ({clean(state.detail, 100)})" if state.detail else "")]
     if view.run is not None:
         total, epochs = view.run.total_steps, view.total_epochs
@@ -69,16 +67,12 @@ def line_of(run: Run, view: View, state: State) -> str:
             f"step {view.step:,}" + (f"/{total:,}" if total else ""),
         ]
     if view.last is not None:
-        parts += [f"loss {number(_short(view.last.loss))} (ema {number(_short(view.ema))})", f"lr {view.last.lr:.3g}"]
+        parts += [f"loss {number(view.last.loss, 4)} (ema {number(view.ema, 4)})", f"lr {view.last.lr:.3g}"]
         if state.word == "running":
             parts += [f"{number(view.pacing.samples_per_second)} samples/s", f"left {clock(_seconds_left(view))}"]
     if view.incident is not None and state.word in ("running", "stalled"):
         parts.append("RECOVERING")
     return "  ".join(parts)
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.4g}")
 
 
 def _seconds_left(view: View) -> float:
@@ -90,7 +84,7 @@ def _seconds_left(view: View) -> float:
 
 
 def _facts(run: Run, view: View, state: State) -> dict[str, Any]:
-    facts: dict[str, Any] = {
+    return {
         "run": str(run.folder),
         "name": run.name,
         "state": state.word,
@@ -107,11 +101,3 @@ def _facts(run: Run, view: View, state: State) -> dict[str, Any]:
         "samples_per_second": view.pacing.samples_per_second,
         "metrics": {name: points[-1].value for name, points in view.metrics.items()},
     }
-    return {name: _finite(value) for name, value in facts.items()}
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: what is not known is null."""
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

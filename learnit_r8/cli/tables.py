@@ -6,16 +6,16 @@ import csv
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
-_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+from ..dashboard.text import no_formula
 
 
 def write_csv(stream: TextIO, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a header and rows; and no text that a spreadsheet would run.
+    """Write a header and rows, with formulas quoted.
 
     Args:
-        stream: Where to.
-        columns: Names.
-        rows: As many values each.
+        stream: Takes the text.
+        columns: Names of the columns.
+        rows: A value for each column.
     """
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(columns)
@@ -26,6 +26,6 @@ def write_csv(stream: TextIO, columns: Sequence[str], rows: Iterable[Sequence[An
 def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return f"{value:.13g}"
-    if isinstance(value, str) and value.startswith(_FORMULAS):
-        return "'" + value
+    if isinstance(value, str):
+        return no_formula(value)
     return "" if value is None else value

@@ -1,5 +1,5 @@
-"""What a person sees of a run: a screen on the terminal, or plain lines. It knows events, never the scheduler."""
+"""The live view of a run: a screen on the terminal, or plain lines. It knows events, never the scheduler."""
 
-from .guards import suspended
+from .terminal.terminal_hooks import suspended
 
 __all__ = ["suspended"]

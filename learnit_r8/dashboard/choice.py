@@ -1,4 +1,4 @@
-"""Choice: a screen or plain lines, from where the process runs."""
+"""The choice between a screen and plain lines, made from the environment of the process."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import sys
 import threading
 from collections.abc import Mapping
 
-from . import guards
-from .modes import STDIN, STDOUT, is_in_background
+from .terminal import terminal_hooks
+from .terminal.tty_modes import STDIN, STDOUT, is_in_background
 
 RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 SIZES = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 def why_plain(environ: Mapping[str, str] | None = None) -> str:
-    """Why the screen cannot or should not be shown here; "" if it can.
+    """Why this process shows plain lines and no screen; "" if it can show the screen.
 
-    ``R8_UI=plain`` wants none, ``R8_UI=screen`` wants it under CI and on every rank too.
+    ``R8_UI=plain`` forbids the screen, ``R8_UI=screen`` asks for it under CI and on every rank too.
     """
     environ = os.environ if environ is None else environ
     wanted = environ.get("R8_UI", "")
@@ -34,7 +34,7 @@ def why_plain(environ: Mapping[str, str] | None = None) -> str:
             return "another rank has the screen"
     if threading.current_thread() is not threading.main_thread():
         return "the run is not on the main thread"
-    if guards.is_taken():
+    if terminal_hooks.is_taken():
         return "another run has the screen"
     if is_in_background():
         return "the process is in the background"
@@ -42,7 +42,7 @@ def why_plain(environ: Mapping[str, str] | None = None) -> str:
 
 
 def num_processes(environ: Mapping[str, str] | None = None) -> int:
-    """Processes that train together, as the launcher says."""
+    """Number of processes that train together, as the launcher says; 1 without one."""
     return _number(os.environ if environ is None else environ, SIZES, 1)
 
 
@@ -55,7 +55,7 @@ def _number(environ: Mapping[str, str], names: tuple[str, ...], default: int) ->
 
 
 def _is_terminal(stream: object, descriptor: int) -> bool:
-    """Whether both what Python and what the system call by this name are a terminal."""
+    """Whether the stream of Python and the descriptor behind it are both a terminal."""
     try:
         return bool(stream is not None and stream.isatty() and os.isatty(descriptor))  # type: ignore[attr-defined]
     except (AttributeError, OSError, ValueError):

@@ -1,18 +1,18 @@
-"""Export: the panel a person looks at as CSV, the picture on the screen as SVG."""
+"""Exports: the numbers of a page as CSV, the picture on the screen as SVG."""
 
 from __future__ import annotations
 
 import csv
 import html
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from .looking import Looking
-from .text import Line, clean, width_of
+from .render.pages import PAGES
+from .state.ui_state import Scene, UiState
+from .state.view import View
+from .text import Line, width_of
 from .theme import Style, Theme
-from .view import View
 
 CELL_WIDTH, CELL_HEIGHT = 8.4, 18
 PAPER, INK, FAINT = "#16181d", "#d8dee9", "#7b8394"
@@ -20,22 +20,21 @@ PAPER, INK, FAINT = "#16181d", "#d8dee9", "#7b8394"
 _EIGHT = ("#3b4252", "#e06c75", "#98c379", "#e5c07b", "#61afef", "#c678dd", "#56b6c2", "#d8dee9")
 _LEVELS = (0, 95, 135, 175, 215, 255)
 
-Rows = tuple[Sequence[str], Iterable[Sequence[Any]]]
 
-
-def export_csv(view: View, looking: Looking, folder: str | os.PathLike[str]) -> str:
-    """Write the numbers behind the view a person looks at to a new file; returns its path.
+def export_csv(view: View, ui: UiState, scene: Scene, folder: str | os.PathLike[str]) -> str:
+    """Write the numbers of the page on the screen to a new file; returns its path.
 
     Args:
-        view: What is known.
-        looking: Says which panel.
-        folder: Where to.
+        view: The run.
+        ui: Its ``view`` is the page.
+        scene: The owner of the screen adds this to the events of the run.
+        folder: The file is made in it.
 
     Raises:
-        OSError: the disk refused.
+        OSError: the file cannot be written.
     """
-    header, rows = _PANELS.get(looking.view, _losses)(view)
-    path = _free_path(folder, f"{looking.view}-{view.step}", ".csv")
+    header, rows = PAGES[ui.view].rows(view, scene)
+    path = _free_path(folder, f"{ui.view}-{view.step}", ".csv")
     with open(path, "x", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
@@ -47,7 +46,7 @@ def export_svg(lines: Sequence[Line], theme: Theme, step: int, folder: str | os.
     """Write a picture of the screen to a new file; returns its path.
 
     Raises:
-        OSError: the disk refused.
+        OSError: the file cannot be written.
     """
     path = _free_path(folder, f"screen-{step}", ".svg")
     with open(path, "x", encoding="utf-8") as file:
@@ -56,7 +55,7 @@ def export_svg(lines: Sequence[Line], theme: Theme, step: int, folder: str | os.
 
 
 def as_svg(lines: Sequence[Line], theme: Theme) -> str:
-    """A picture of lines of styled text, without anything that would have to be loaded."""
+    """Lines of styled text as an SVG image that loads no font, style sheet or script."""
     width = max((sum(width_of(text) for text, _ in line) for line in lines), default=0)
     size = f'width="{width * CELL_WIDTH + 16:.0f}" height="{len(lines) * CELL_HEIGHT + 16}"'
     parts = [
@@ -97,51 +96,6 @@ def _colour(style: Style) -> str:
         return "#" + f"{8 + 10 * (number - 232):02x}" * 3
     number -= 16
     return "#" + "".join(f"{_LEVELS[part]:02x}" for part in (number // 36, number // 6 % 6, number % 6))
-
-
-def _losses(view: View) -> Rows:
-    return ("to step", "lowest", "mean", "highest"), view.loss.rows()
-
-
-def _quartiles(view: View) -> Rows:
-    survey = view.survey
-    columns = () if survey is None else (survey.low, survey.high, survey.mean, survey.share, survey.uses)
-    rows = ((f"Q{number}", *values) for number, values in enumerate(zip(*columns, strict=False), start=1))
-    return ("quartile", "lowest loss", "highest loss", "mean loss", "share", "uses"), rows
-
-
-def _samples(view: View) -> Rows:
-    survey = view.survey
-    if survey is None:
-        return ("index", "name", "loss", "last", "uses"), ()
-    rows = zip(
-        survey.hardest,
-        # A name is the data set's own text; a spreadsheet must not take it for a formula.
-        map(_no_formula, survey.hardest_names),
-        survey.hardest_loss,
-        survey.hardest_last,
-        survey.hardest_uses,
-        strict=False,
-    )
-    return ("index", "name", f"loss ({survey.source})", "last", "uses"), rows
-
-
-def _events(view: View) -> Rows:
-    rows = ((entry.step, entry.seconds, entry.level, _no_formula(entry.text)) for entry in view.log)
-    return ("step", "seconds", "level", "text"), rows
-
-
-def _settings(view: View) -> Rows:
-    settings = {} if view.run is None else view.run.settings
-    return ("name", "value"), ((_no_formula(name), _no_formula(value)) for name, value in settings.items())
-
-
-_PANELS = {"data": _quartiles, "samples": _samples, "events": _events, "config": _settings}
-
-
-def _no_formula(text: object) -> str:
-    cleaned = clean(text)
-    return "'" + cleaned if cleaned[:1] in ("=", "+", "-", "@") else cleaned
 
 
 def _free_path(folder: str | os.PathLike[str], stem: str, ending: str) -> Path:

@@ -1,4 +1,4 @@
-"""Keys: one table that drives what they do, the footer and the help."""
+"""The table of keys: their actions, and their texts in the footer and the help."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .looking import LISTS, VIEWS, ZOOMS, Action, Looking
-from .view import View
+from .render.pages import PAGES, VIEWS
+from .state.sample_list import listed_samples
+from .state.ui_state import LISTS, ZOOMS, Action, UiState
+from .state.view import View
 
 PAGE = 10
 """Rows that page up and page down scroll."""
@@ -15,7 +17,7 @@ PAGE = 10
 MOST_SCROLL = 10**6
 MOST_TYPED = 60
 
-Answer = tuple[Looking, Action | None]
+Answer = tuple[UiState, Action | None]
 
 
 @dataclass(frozen=True)
@@ -25,120 +27,99 @@ class Binding:
     Attributes:
         keys: Names of keys: a character, or "up", "down", "left", "right", "page up", "page down", "home", "end",
             "enter", "escape", "tab", "shift-tab", "backspace", "ctrl-l", "ctrl-s".
-        shown: How they are written.
-        label: For the footer; "" where there is no room for it.
-        text: For the help.
-        act: What comes of it.
-        modes: Where it works.
-        views: In which views; empty for all.
+        shown: How footer and help write them.
+        label: Text in the footer; "" for a key that the footer does not name.
+        text: Text in the help.
+        act: Returns the next state of the screen and the action that its owner has to take.
+        modes: Modes of the screen in which it works.
+        views: Views in which it works; empty for all.
+        opens: The view it opens; "" for other keys.
     """
 
     keys: tuple[str, ...]
     shown: str
     label: str
     text: str
-    act: Callable[[Looking, View], Answer]
+    act: Callable[[UiState, View], Answer]
     modes: tuple[str, ...] = ("live", "watch", "replay")
     views: tuple[str, ...] = ()
+    opens: str = ""
 
 
-def _look(**changes: object) -> Callable[[Looking, View], Answer]:
-    return lambda looking, view: (replace(looking, **changes), None)  # type: ignore[arg-type]
+def _look(**changes: object) -> Callable[[UiState, View], Answer]:
+    return lambda ui, view: (replace(ui, **changes), None)  # type: ignore[arg-type]
 
 
-def _ask(action: Action) -> Callable[[Looking, View], Answer]:
-    return lambda looking, view: (looking, action)
+def _ask(action: Action) -> Callable[[UiState, View], Answer]:
+    return lambda ui, view: (ui, action)
 
 
-def _go(number: int) -> Callable[[Looking, View], Answer]:
-    return lambda looking, view: (_to(looking, VIEWS[number]), None)
+def _go(name: str) -> Callable[[UiState, View], Answer]:
+    return lambda ui, view: (_to(ui, name), None)
 
 
-def _to(looking: Looking, view: str) -> Looking:
-    return replace(looking, view=view, scroll=0, inspected=None)
+def _to(ui: UiState, view: str) -> UiState:
+    return replace(ui, view=view, scroll=0, inspected=None)
 
 
-def _turn(by: int) -> Callable[[Looking, View], Answer]:
-    return lambda looking, view: (_to(looking, VIEWS[(VIEWS.index(looking.view) + by) % len(VIEWS)]), None)
+def _turn(by: int) -> Callable[[UiState, View], Answer]:
+    return lambda ui, view: (_to(ui, VIEWS[(VIEWS.index(ui.view) + by) % len(VIEWS)]), None)
 
 
-def _flip(name: str) -> Callable[[Looking, View], Answer]:
-    def act(looking: Looking, view: View) -> Answer:
-        changes: dict[str, Any] = {name: not getattr(looking, name)}
-        return replace(looking, **changes), None
+def _flip(name: str) -> Callable[[UiState, View], Answer]:
+    def act(ui: UiState, view: View) -> Answer:
+        changes: dict[str, Any] = {name: not getattr(ui, name)}
+        return replace(ui, **changes), None
 
     return act
 
 
-def _zoom(by: int) -> Callable[[Looking, View], Answer]:
-    return lambda looking, view: (replace(looking, zoom=ZOOMS[(ZOOMS.index(looking.zoom) + by) % len(ZOOMS)]), None)
+def _zoom(by: int) -> Callable[[UiState, View], Answer]:
+    return lambda ui, view: (replace(ui, zoom=ZOOMS[(ZOOMS.index(ui.zoom) + by) % len(ZOOMS)]), None)
 
 
-def _move(rows: int) -> Callable[[Looking, View], Answer]:
-    def act(looking: Looking, view: View) -> Answer:
-        if looking.view == "samples":
-            last = max(0, num_listed(looking, view) - 1)
-            return replace(looking, selected=min(last, max(0, looking.selected + rows))), None
+def _move(rows: int) -> Callable[[UiState, View], Answer]:
+    def act(ui: UiState, view: View) -> Answer:
+        if ui.view == "samples":
+            last = max(0, len(listed_samples(ui, view)) - 1)
+            return replace(ui, selected=min(last, max(0, ui.selected + rows))), None
         # The newest line of the output is at the bottom: up is back in time.
-        step = -rows if looking.view == "output" else rows
-        return replace(looking, scroll=min(MOST_SCROLL, max(0, looking.scroll + step))), None
+        step = -rows if ui.view == "output" else rows
+        return replace(ui, scroll=min(MOST_SCROLL, max(0, ui.scroll + step))), None
 
     return act
 
 
-def _type(looking: Looking, view: View) -> Answer:
-    return replace(looking, typing=looking.filter), None
+def _type(ui: UiState, view: View) -> Answer:
+    return replace(ui, typing=ui.filter), None
 
 
-def _list(looking: Looking, view: View) -> Answer:
-    listed = LISTS[(LISTS.index(looking.listed) + 1) % len(LISTS)]
-    return replace(looking, listed=listed, selected=0, inspected=None), None
+def _list(ui: UiState, view: View) -> Answer:
+    listed = LISTS[(LISTS.index(ui.listed) + 1) % len(LISTS)]
+    return replace(ui, listed=listed, selected=0, inspected=None), None
 
 
-def _inspect(looking: Looking, view: View) -> Answer:
-    samples = listed_samples(looking, view)
-    if looking.inspected is not None or not samples:
-        return replace(looking, inspected=None), None
-    return replace(looking, inspected=samples[min(looking.selected, len(samples) - 1)]), None
+def _inspect(ui: UiState, view: View) -> Answer:
+    samples = listed_samples(ui, view)
+    if ui.inspected is not None or not samples:
+        return replace(ui, inspected=None), None
+    return replace(ui, inspected=samples[min(ui.selected, len(samples) - 1)]), None
 
 
-def _back(looking: Looking, view: View) -> Answer:
-    if looking.inspected is not None:
-        return replace(looking, inspected=None), None
-    if looking.filter:
-        return replace(looking, filter="", scroll=0), None
-    return _to(looking, "overview"), None
+def _back(ui: UiState, view: View) -> Answer:
+    if ui.inspected is not None:
+        return replace(ui, inspected=None), None
+    if ui.filter:
+        return replace(ui, filter="", scroll=0), None
+    return _to(ui, "overview"), None
 
 
-def listed_samples(looking: Looking, view: View) -> list[int]:
-    """Positions of the samples in the list that is shown, after the filter."""
-    survey = view.survey
-    if survey is None:
-        return []
-    if looking.listed == "suspects":
-        rows = zip(survey.suspects, survey.suspect_names, strict=False)
-    else:
-        rows = zip(survey.hardest, survey.hardest_names, strict=False)
-    wanted = looking.filter.lower()
-    return [index for index, name in rows if wanted in f"{index} {name}".lower()]
-
-
-def num_listed(looking: Looking, view: View) -> int:
-    """How many samples `listed_samples` has."""
-    return len(listed_samples(looking, view))
-
+_CHARTS = tuple(name for name, page in PAGES.items() if page.has_chart)
 
 TABLE = (
     *(
-        Binding((str(number), *more), str(number), label, f"view: {text}", _go(number - 1))
-        for number, label, text, more in (
-            (1, "all", "overview", ()),
-            (2, "data", "what happens to the data", ()),
-            (3, "samples", "hardest samples and suspects", ()),
-            (4, "events", "what happened", ()),
-            (5, "output", "captured output", ("o",)),
-            (6, "config", "configuration, versions, files", ()),
-        )
+        Binding((str(number), *page.keys), str(number), page.label, f"view: {page.text}", _go(name), opens=name)
+        for number, (name, page) in enumerate(PAGES.items(), start=1)
     ),
     Binding(("tab", "right"), "Tab", "", "next view", _turn(1)),
     Binding(("shift-tab", "left"), "Shift-Tab", "", "view before", _turn(-1)),
@@ -157,10 +138,10 @@ TABLE = (
         "filter",
         "filter by a text (Enter keeps it)",
         _type,
-        views=("samples", "events", "output", "config"),
+        views=tuple(name for name, page in PAGES.items() if page.has_filter),
     ),
-    Binding(("y",), "y", "log", "log or linear scale of the loss", _flip("log_scale"), views=("overview", "data")),
-    Binding(("z",), "z", "zoom", "all, last 10 %, last epoch", _zoom(1), views=("overview", "data")),
+    Binding(("y",), "y", "log", "log or linear scale of the loss", _flip("log_scale"), views=_CHARTS),
+    Binding(("z",), "z", "zoom", "all, last 10 %, last epoch", _zoom(1), views=_CHARTS),
     Binding((" ",), "space", "freeze", "freeze the picture only", _flip("frozen"), modes=("live", "watch")),
     Binding((" ",), "space", "pause", "pause the replay or go on", _ask(Action.PAUSE), modes=("replay",)),
     Binding(("+", ">"), "+", "faster", "faster", _ask(Action.FASTER), modes=("replay",)),
@@ -176,49 +157,49 @@ TABLE = (
     Binding(("q",), "q", "quit", "leave (the training goes on)", _ask(Action.LEAVE), modes=("watch", "replay")),
     Binding(("?", "h"), "?", "help", "this help", _look(help=True)),
 )
-"""Every key there is. The footer has those with a label."""
+"""Every key. The footer names those with a label."""
 
 MENU = {"s": Action.STOP, "d": Action.DETACH}
-"""After q in a training: what a second key does; every other one goes back."""
+"""Second keys after q in a training, and their actions; every other key goes back."""
 
 
-def works(binding: Binding, looking: Looking) -> bool:
-    """Whether a key means something where the person looks."""
-    return looking.mode in binding.modes and (not binding.views or looking.view in binding.views)
+def works(binding: Binding, ui: UiState) -> bool:
+    """Whether a key has an action in this mode and view."""
+    return ui.mode in binding.modes and (not binding.views or ui.view in binding.views)
 
 
-def press(key: str, looking: Looking, view: View) -> Answer:
-    """What a key does.
+def press(key: str, ui: UiState, view: View) -> Answer:
+    """The effect of a key.
 
     Args:
         key: Its name, see `Binding`.
-        looking: Where the person looks.
-        view: What is known of the run.
+        ui: State of the screen.
+        view: The run.
 
     Returns:
-        Where the person looks now, and what the owner of the screen has to do, if anything. No single key ends a
-        run: q asks first.
+        The next state of the screen, and the action that its owner has to take, if any. No single key ends a run: q
+        asks first.
     """
-    if looking.typing is not None:
-        return _typed(key, looking), None
-    if looking.menu:
-        return replace(looking, menu=False), MENU.get(key)
-    if looking.help:
-        return replace(looking, help=False), None
+    if ui.typing is not None:
+        return _typed(key, ui), None
+    if ui.menu:
+        return replace(ui, menu=False), MENU.get(key)
+    if ui.help:
+        return replace(ui, help=False), None
     for binding in TABLE:
-        if key in binding.keys and works(binding, looking):
-            return binding.act(looking, view)
-    return looking, None
+        if key in binding.keys and works(binding, ui):
+            return binding.act(ui, view)
+    return ui, None
 
 
-def _typed(key: str, looking: Looking) -> Looking:
-    typing = looking.typing or ""
+def _typed(key: str, ui: UiState) -> UiState:
+    typing = ui.typing or ""
     if key == "enter":
-        return replace(looking, typing=None, filter=typing, scroll=0, selected=0)
+        return replace(ui, typing=None, filter=typing, scroll=0, selected=0)
     if key == "escape":
-        return replace(looking, typing=None)
+        return replace(ui, typing=None)
     if key == "backspace":
-        return replace(looking, typing=typing[:-1])
+        return replace(ui, typing=typing[:-1])
     if len(key) == 1 and key.isprintable():
-        return replace(looking, typing=(typing + key)[:MOST_TYPED])
-    return looking
+        return replace(ui, typing=(typing + key)[:MOST_TYPED])
+    return ui

@@ -1,6 +1,6 @@
-"""Live: the dashboard of the training in this process, a listener. On a screen if it can be, else in plain lines.
+"""The dashboard of the training in this process: a listener that shows a screen where it can, else plain lines.
 
-The training thread only appends to a queue. Whatever goes wrong on the screen ends the screen, never the training.
+The training thread only appends to a queue. An error on the screen ends the screen, never the training.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from .. import events
 from .choice import why_plain
 from .plain import PlainLog
-from .showing import Asks, Showing
+from .session import RunControl, ScreenSession
 from .text import clean
 
 
@@ -23,15 +23,15 @@ class Live:
     """A listener that shows the run on the terminal while it lasts, or as plain lines where there is none.
 
     Args:
-        requests: What keys act on.
-        folder: The run's folder: printed text goes to ``output.log`` in it, exports too; "" for none.
+        requests: Takes the requests of keys: stop, save, pause.
+        folder: The run folder, for ``output.log`` (printed text) and exports; "" for none.
         captures: Whether to keep printed text off the screen.
         clock: Returns seconds, monotonic.
     """
 
     def __init__(
         self,
-        requests: Asks,
+        requests: RunControl,
         *,
         folder: str | os.PathLike[str] = "",
         captures: bool = True,
@@ -40,7 +40,7 @@ class Live:
         self._early: deque[events.Event] = deque(maxlen=100)
         self._run: events.RunStarted | None = None
         self._plain = PlainLog()
-        self._showing = Showing(
+        self._session = ScreenSession(
             requests, folder=os.fspath(folder), captures=captures, clock=clock, ended=self._screen_ended
         )
         self._tell: events.Listener = self._wait_for_start
@@ -51,8 +51,8 @@ class Live:
 
     @property
     def wants_surveys(self) -> bool:
-        """Whether the screen is on: plain lines do not show them."""
-        return self._showing.is_on
+        """Whether the screen is on; plain lines do not show surveys."""
+        return self._session.is_on
 
     def _wait_for_start(self, event: events.Event) -> None:
         self._early.append(event)
@@ -62,25 +62,25 @@ class Live:
         reason = why_plain()
         if reason:
             self._tell = self._plain
-            # Not for those who expect it: a pipe, a batch job.
+            # A pipe or a batch job gets plain lines without an explanation.
             if sys.stderr is not None and sys.stderr.isatty():
                 self._plain.say(f"plain lines, no screen: {clean(reason)}")
         else:
             self._tell = self._on_screen
-        # Told before the screen opens, for its first frame to know them.
+        # Before the screen opens, so that its first frame shows them.
         for early in self._early:
             self._tell(early)
         self._early.clear()
         if not reason:
-            self._showing.open()
+            self._session.open()
 
     def _on_screen(self, event: events.Event) -> None:
-        self._showing.hear(event)
+        self._session.hear(event)
         if isinstance(event, events.RunEnded):
-            self._showing.restore()
+            self._session.restore()
 
     def _screen_ended(self, reason: str) -> None:
-        """The screen was closed before the run's end: plain lines follow, to nobody if the terminal is gone."""
+        """Go on with plain lines: the screen closed before the end of the run, maybe with the terminal."""
         with contextlib.suppress(OSError, ValueError):
             if reason:
                 self._plain.say(f"the screen is off, the training goes on: {clean(reason)}")
@@ -92,4 +92,4 @@ class Live:
         with contextlib.suppress(OSError, ValueError):
             self._plain(event)
         if isinstance(event, events.RunEnded):
-            self._showing.restore()
+            self._session.restore()

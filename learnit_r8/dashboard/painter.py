@@ -1,6 +1,6 @@
-"""Painter: takes in events, answers keys and draws, within a budget of processor time. It runs in a thread of its own.
+"""The painter: a loop in a thread of its own that folds events, answers keys and draws, within a budget of CPU time.
 
-It knows a source of events and who answers its actions, not the run: a training and a folder are watched alike.
+Its owner gives it events and takes its actions, so that it draws a training and a run folder in the same way.
 """
 
 from __future__ import annotations
@@ -19,65 +19,71 @@ from typing import Protocol
 from .. import events
 from .export import export_csv, export_svg
 from .keys import press
-from .looking import Action, Looking, Scene
-from .modes import is_in_background
-from .render import render
-from .terminal import Screen
+from .render.frame import render
+from .state.ui_state import Action, Scene, UiState
+from .state.view import View
+from .terminal.screen import Screen
+from .terminal.tty_modes import is_in_background
 from .text import Line
-from .view import View
 
 FRAME_SECONDS = 0.25
-"""Between two frames, at least: four a second."""
+"""Least time between two frames: four a second."""
 
 KEY_SECONDS = 0.05
-"""Between two frames when keys are pressed, at least."""
+"""Least time between two frames while keys are pressed."""
 
 CPU_SHARE = 0.006
-"""Of one core, what drawing may take; frames come later where they cost more."""
+"""Share of one core that drawing may take; expensive frames are drawn less often."""
 
 HARD_SHARE = 0.01
-"""Never more than this, however long the next frame has to wait."""
+"""Upper limit of that share, however long the next frame has to wait."""
 
 LONGEST_WAIT = 2.0
 TOUCH_SECONDS = 10.0
 SAID_SECONDS = 5.0
+LEAVE_SECONDS = 1.0
 RETURN_SECONDS = 0.5
 
 
 class Owner(Protocol):
-    """Whom the painter draws for."""
+    """The owner of a screen, which the painter draws.
+
+    Attributes:
+        view: The run. Its owner replaces it when it reads the run anew.
+    """
+
+    view: View
 
     def events(self) -> Iterable[events.Event]:
-        """What happened since the last call."""
+        """Events since the last call."""
         ...
 
     def scene(self) -> Scene:
-        """What is known beside the events."""
+        """The time, the output and the state of the owner, beside the events."""
         ...
 
     def act(self, action: Action) -> str:
-        """Do what a key asks for; returns what to say about it."""
+        """Take the action of a key; returns an answer to show."""
         ...
 
     def left(self) -> None:
-        """The screen was left for a while."""
+        """The painter has left the screen for a while."""
         ...
 
     def returning(self) -> None:
-        """The screen is about to be taken again."""
+        """The painter is about to take the screen again."""
         ...
 
 
 class Painter:
-    """Draws a view until it is told to stop.
+    """Draws the view of its owner until `stop`.
 
     Args:
         screen: The terminal.
-        view: What is known; only the painter folds into it.
-        owner: Where events come from and actions go to.
-        looking: Where the person looks at first.
+        owner: Gives events and takes actions; only the painter folds events into its view.
+        ui: First state of the screen.
         clock: Returns seconds, monotonic.
-        cpu_clock: Returns the processor seconds of the calling thread.
+        cpu_clock: Returns the CPU seconds of the calling thread.
 
     Attributes:
         has_opened: Set once the screen is open, or could not be opened.
@@ -88,9 +94,8 @@ class Painter:
     def __init__(
         self,
         screen: Screen,
-        view: View,
         owner: Owner,
-        looking: Looking,
+        ui: UiState,
         *,
         clock: Callable[[], float] = time.monotonic,
         cpu_clock: Callable[[], float] = time.thread_time,
@@ -98,7 +103,7 @@ class Painter:
         self.has_opened = threading.Event()
         self.num_frames = 0
         self.ui_share = math.nan
-        self.view, self.looking = view, looking
+        self.ui = ui
         self.lines: list[Line] = []
         self._screen, self._owner = screen, owner
         self._clock, self._cpu_clock = clock, cpu_clock
@@ -113,12 +118,17 @@ class Painter:
         self._shares: deque[tuple[float, float]] = deque(maxlen=32)
         self._said, self._said_until = "", -math.inf
 
+    @property
+    def view(self) -> View:
+        """The view that is drawn."""
+        return self._owner.view
+
     def run(self) -> None:
-        """Draw until `stop`, in this thread; the terminal is given back whatever happens.
+        """Draw until `stop`, in this thread; always gives the terminal back.
 
         Raises:
-            Unfit: the terminal cannot show a screen, or has gone.
-            Exception: whatever drawing raised.
+            UnusableTerminal: the terminal cannot show a screen, or has gone.
+            Exception: the error of a drawing function.
         """
         _ignore_background_writes()
         self._cpu_before = self._cpu_clock()
@@ -137,18 +147,18 @@ class Painter:
         self._is_stopping = True
         self._screen.wake()
 
-    def suspend(self, most_seconds: float = 1.0) -> None:
-        """Leave the screen until `resume`; returns when it is left, or after some seconds. From another thread."""
+    def suspend(self) -> None:
+        """Leave the screen until `resume`; returns when it is left, or after a second. From another thread."""
         self._num_suspended += 1
         self._has_left.clear()
         if self._is_away:
             self._has_left.set()
         self._screen.wake()
-        self._has_left.wait(most_seconds)
+        self._has_left.wait(LEAVE_SECONDS)
 
-    def resume(self, after_seconds: float = RETURN_SECONDS) -> None:
-        """Take the screen again, a moment later: a debugger asks one question after the other. From another thread."""
-        self._back_at = self._clock() + after_seconds
+    def resume(self) -> None:
+        """Take the screen again after a moment, as a debugger asks several questions in a row. From another thread."""
+        self._back_at = self._clock() + RETURN_SECONDS
         self._num_suspended -= 1
         self._screen.wake()
 
@@ -179,7 +189,7 @@ class Painter:
             self._draw(now)
 
     def _follow_suspension(self) -> bool:
-        """Leave the screen or take it again, as is wanted; whether it is left."""
+        """Leave the screen or take it again if `suspend` or `resume` asked for it; returns whether it is left."""
         wants_away = self._num_suspended > 0 or self._clock() < self._back_at
         if wants_away and not self._is_away:
             self._screen.leave()
@@ -197,12 +207,13 @@ class Painter:
             if hasattr(signal, "SIGTSTP"):
                 self._stop_job()
             return
-        self.looking, action = press(key, self.looking, self.view)
+        self.ui, action = press(key, self.ui, self.view)
         if action is not None:
             self._act(action)
 
     def _act(self, action: Action) -> None:
-        screen, folder = self._screen, self._owner.scene().folder or os.curdir
+        screen, scene = self._screen, self._owner.scene()
+        folder = scene.folder or os.curdir
         match action:
             case Action.REPAINT:
                 screen.repaint()
@@ -210,7 +221,7 @@ class Painter:
                 screen.theme = screen.theme.next()
                 screen.repaint()
             case Action.EXPORT_CSV:
-                self.say(_saved(lambda: export_csv(self.view, self.looking, folder)))
+                self.say(_saved(lambda: export_csv(self.view, self.ui, scene, folder)))
             case Action.EXPORT_SVG:
                 self.say(_saved(lambda: export_svg(self.lines, screen.theme, self.view.step, folder)))
             case Action.LEAVE:
@@ -219,23 +230,23 @@ class Painter:
                 self.say(self._owner.act(action))
 
     def _stop_job(self) -> None:
-        """What Ctrl-Z does elsewhere: give the terminal to the shell and stop; take it again when told to go on."""
+        """Give the terminal to the shell and stop the job, as Ctrl-Z does elsewhere; a continued job takes it again."""
         self._screen.leave()
         self._owner.left()
         self._is_away = True
-        # The whole job, as the terminal would; the system stops no job that has no shell to continue it.
+        # To the whole job, as the terminal does; the system does not stop a job that has no shell to continue it.
         os.kill(0, signal.SIGTSTP)
 
     def _draw(self, now: float) -> None:
         screen = self._screen
         screen.measure()
-        # A frozen picture stands still because nothing is folded; the events wait where they come from.
-        if not self.looking.frozen:
+        # Freezing is not folding: the events wait with the owner.
+        if not self.ui.frozen:
             for event in self._owner.events():
                 self.view.fold(event)
         said = self._said if now < self._said_until else ""
         scene = replace(self._owner.scene(), said=said, ui_share=self.ui_share)
-        self.lines = render(self.view, self.looking, screen.width, screen.height, screen.theme, scene)
+        self.lines = render(self.view, self.ui, screen.width, screen.height, screen.theme, scene)
         if now >= self._next_touch:
             screen.touch()
             self._next_touch = now + TOUCH_SECONDS
@@ -245,14 +256,14 @@ class Painter:
         self._next_draw = now + self._pause_after(self._cost(now))
 
     def _cost(self, now: float) -> float:
-        """Processor seconds a frame usually takes, everything since the frame before included."""
+        """Median CPU seconds of a frame, counted from the frame before."""
         spent, self._cpu_before = self._cpu_clock() - self._cpu_before, self._cpu_clock()
         self._costs.append(spent)
         self._shares.append((now, spent))
         passed = now - self._shares[0][0]
         if passed > 1:
             self.ui_share = sum(cost for _, cost in list(self._shares)[1:]) / passed
-        # The first frames load and allocate what the others use.
+        # The first frames load modules and allocate buffers that the others use.
         return statistics.median(self._costs) if len(self._costs) > 2 else 0.0
 
     @staticmethod
@@ -268,6 +279,6 @@ def _saved(export: Callable[[], str]) -> str:
 
 
 def _ignore_background_writes() -> None:
-    """Keep the settings of the terminal from stopping the process where it is in the background."""
+    """Block the signals that stop a background process when it changes the settings of the terminal."""
     if hasattr(signal, "SIGTTOU"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU, signal.SIGTTIN})

@@ -7,27 +7,27 @@ import sys
 from typing import TextIO
 
 from .. import events
-from .pen import Pen
-from .words import ALERT, WARN, describe
+from .event_text import ALERT, WARN, describe, few
+from .terminal.async_writer import AsyncWriter
 
 SECONDS_BETWEEN_LINES = 60.0
 
 LAST_SECONDS = 1.0
-"""To wait at the end for a terminal that does not read."""
+"""Longest wait at the end for a terminal that does not read."""
 
 
 class PlainLog:
     """A listener that prints one line for every epoch and every event, and one a minute in between.
 
     Args:
-        stream: Where to; by default stderr as it is when a line is printed.
+        stream: Takes the lines; by default ``sys.stderr`` at the time of each line.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
         self._run: events.RunStarted | None = None
         self._last_line = -math.inf
-        self._pen = Pen()
+        self._writer = AsyncWriter()
 
     def __call__(self, event: events.Event) -> None:
         """Print the event's line, if it has one."""
@@ -36,17 +36,17 @@ class PlainLog:
             self._last_line = event.seconds
             self.say(line)
         if isinstance(event, events.RunEnded):
-            self._pen.finish(LAST_SECONDS)
+            self._writer.finish(LAST_SECONDS)
 
     def say(self, line: str) -> None:
         """Print a line; does not wait for a terminal."""
         text = "r8 " + "".join(character if character.isprintable() else "?" for character in line) + "\n"
         stream = self._stream or sys.stderr
-        # There is none where a program was started with it closed.
+        # None where the program was started with stderr closed.
         if stream is None:
             return
         if stream.isatty():
-            self._pen.write(stream.fileno(), text)
+            self._writer.write(stream.fileno(), text)
         else:
             stream.write(text)
             stream.flush()
@@ -79,10 +79,10 @@ class PlainLog:
 
 
 def _of_training(event: events.Event) -> str:
-    """A line for what befalls the model and its learning rate; "" for other events."""
+    """A line for an event of the model or its learning rate; "" for other events."""
     match event:
         case events.BatchRefused():
-            samples = f", samples {_few(event.samples)}" if event.samples else ""
+            samples = f", samples {few(event.samples, 8)}" if event.samples else ""
             return f"step {event.step}: loss {event.loss} refused{samples}; lr {event.lr:.3g} -> {event.next_lr:.3g}"
         case events.RolledBack():
             return f"step {event.step}: model restored from {event.source} of step {event.to_step}"
@@ -91,7 +91,7 @@ def _of_training(event: events.Event) -> str:
         case events.SamplesQuarantined():
             return f"step {event.step}: quarantine: {event.text}"
         case events.SamplesReleased():
-            return f"step {event.step}: out of quarantine: samples {_few(event.samples)}"
+            return f"step {event.step}: out of quarantine: samples {few(event.samples, 8)}"
         case events.LrRestored():
             return f"step {event.step}: learning rate back on its schedule"
         case events.LrFound():
@@ -100,7 +100,7 @@ def _of_training(event: events.Event) -> str:
 
 
 def _of_run(event: events.Event) -> str:
-    """A line for what the run does, or the user does with it; "" for other events."""
+    """A line for an event of the run, or of a request to it; "" for other events."""
     match event:
         case events.Notice() if not event.is_warning:
             return event.text
@@ -125,13 +125,9 @@ def _because(reason: str) -> str:
 
 
 def _trouble(event: events.Event) -> str:
-    """A line for an event without one of its own, if it is something to worry about."""
+    """A line for any other event that is a warning or an alert; "" for the rest."""
     said = None if isinstance(event, events.Notice | events.BatchAbandoned | events.RunEnded) else describe(event)
     return f"step {event.step}: {said.text}" if said is not None and said.level in (WARN, ALERT) else ""
-
-
-def _few(samples: tuple[int, ...]) -> str:
-    return ", ".join(map(str, samples[:8])) + (f" and {len(samples) - 8} more" if len(samples) > 8 else "")
 
 
 def _left(event: events.StepDone | events.EpochDone) -> str:

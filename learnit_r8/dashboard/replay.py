@@ -1,4 +1,4 @@
-"""Replay: a run shown again from its folder, as fast as one likes."""
+"""The replay of a run from its folder, at any speed."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ import time
 from collections.abc import Callable, Iterator
 
 from ..events import Event, RunStarted
-from ..journal import Record, Run
-from .looking import Action, Scene
-from .view import View
-from .watch import NOT_HERE, ToughView
+from ..journal.reader import Record
+from ..journal.run import Run
+from .state.ui_state import Action, Scene
+from .state.view import View
+from .watch import NOT_HERE
 
 WHOLE_SECONDS = 20.0
-"""How long all of a run takes at the speed that is taken if none is given."""
+"""Duration of a whole run at the default speed."""
 FACTOR = 2.0
 MOST_A_FRAME = 20_000
-"""Records taken in between two frames; more wait for the next one, so that keys stay alive."""
+"""Records folded between two frames; the rest waits, so that keys are answered."""
 
 
 class Replay:
-    """Whom a painter draws for when a run is shown again.
+    """The owner of a screen that shows a run again.
 
     Args:
         folder: The run folder.
-        speed: Training seconds per second, > 0; None for all of it in twenty seconds.
-        to_step: Step to stand still at; None for the end.
+        speed: Training seconds per second, > 0; None to show the whole run in twenty seconds.
+        to_step: The replay pauses at this step; None for the end.
         clock: Seconds, monotonic.
 
     Raises:
         UnreadableRun: the folder holds no run.
 
     Attributes:
-        view: What to draw.
+        view: The run up to the position.
         speed: Training seconds per second.
         position: Training seconds shown so far.
-        is_paused: Whether it stands still.
+        is_paused: Whether the position stands still.
     """
 
     def __init__(
@@ -47,8 +48,7 @@ class Replay:
         to_step: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.view: View = ToughView()
-        self.show: Callable[[View], None] = _nothing
+        self.view = View(skips_damage=True)
         self._run = Run(folder)
         self._records = iter(self._run.records())
         self._next: Record | None = next(self._records, None)
@@ -60,7 +60,7 @@ class Replay:
         self._last = clock()
 
     def events(self) -> Iterator[Event]:
-        """What happened in the time that has passed since the last call."""
+        """Events of the training time that has passed since the last call."""
         now = self._clock()
         if not self.is_paused:
             self.position += (now - self._last) * self.speed
@@ -71,7 +71,7 @@ class Replay:
                 self.is_paused = True
                 return
             if isinstance(record.event, RunStarted) and record.event.seconds < self._shown:
-                # A later session begins where its checkpoint was; nobody wants to wait for what lies between.
+                # A later session begins at its checkpoint: go back to it, do not wait until its events are due again.
                 self.position = min(self.position, record.event.seconds)
             if record.event.seconds > self.position:
                 return
@@ -80,14 +80,14 @@ class Replay:
         self.position = min(self.position, self.view.seconds)
 
     def jump(self) -> None:
-        """Take in everything up to the step to stand still at."""
+        """Fold every event up to the step at which the replay pauses."""
         while self._next is not None and self._next.event.step <= self._to_step:
             self.view.fold(self._next.event)
             self._next = next(self._records, None)
         self.position, self.is_paused = self.view.seconds, True
 
     def scene(self) -> Scene:
-        """What is known beside the events."""
+        """The position, the speed, and whether the replay is paused."""
         return Scene(
             now=self.position if self._next is not None else None,
             folder=os.fspath(self._run.folder),
@@ -96,7 +96,7 @@ class Replay:
         )
 
     def act(self, action: Action) -> str:
-        """Stand still or go on, faster or slower."""
+        """Pause, go on, or change the speed."""
         match action:
             case Action.PAUSE:
                 self.is_paused = not self.is_paused
@@ -109,16 +109,12 @@ class Replay:
         return NOT_HERE.get(action, "")
 
     def left(self) -> None:
-        """Nothing to do."""
+        """Do nothing: no output is captured."""
 
     def returning(self) -> None:
-        """Nothing to do."""
+        """Do nothing: no output is captured."""
 
 
 def _usual_speed(run: Run) -> float:
     seconds = max((record.event.seconds for record in Run(run.folder).glance()[-100:]), default=0.0)
     return float(f"{max(seconds / WHOLE_SECONDS, 1e-3):.2g}")
-
-
-def _nothing(view: View) -> None:
-    """The view is never exchanged."""

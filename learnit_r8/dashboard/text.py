@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 import unicodedata
 from typing import NamedTuple
@@ -38,14 +39,14 @@ Line = tuple[Span, ...]
 
 
 def clean(text: object, most: int = 400) -> str:
-    """What is safe to show of a text: control sequences gone, other characters that do not print as "?".
+    """A text that is safe to show: without control sequences, with "?" for other characters that do not print.
 
     Bidirectional marks, zero-width characters, private and unassigned ones count as not printable; white space
     becomes a space; at most two combining marks stay on a character.
 
     Args:
-        text: Anything; `str` is taken of it.
-        most: Characters to keep; an ellipsis says that there were more.
+        text: Anything; `str` converts it.
+        most: Characters to keep; an ellipsis stands for the rest.
 
     >>> clean("loss\\x1b[2J\\x1b]0;owned\\x07 of\\ttank\\u202e")
     'loss of tank?'
@@ -58,6 +59,15 @@ def clean(text: object, most: int = 400) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def no_formula(text: str) -> str:
+    """A text that a spreadsheet does not take for a formula.
+
+    >>> no_formula("=1+1"), no_formula("a=b")
+    ("'=1+1", 'a=b')
+    """
+    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
 def _cleaned(text: str) -> str:
     kept: list[str] = []
     marks = 0
@@ -65,7 +75,7 @@ def _cleaned(text: str) -> str:
         kind = unicodedata.category(character)
         if kind[0] == "M":
             marks += 1
-            # A mark needs something to stand on; variation selectors change the width in some terminals only.
+            # A mark needs a base character; variation selectors change the width in some terminals only.
             if marks > _MOST_MARKS or not kept or kind == "Me" or unicodedata.name(character, "").startswith("VAR"):
                 continue
             kept.append(character)
@@ -101,7 +111,7 @@ def width_of(text: str) -> int:
 
 @functools.lru_cache(4096)
 def in_ascii(text: str) -> str:
-    """A cleaned text in ASCII: letters without their accents, "?" for what has no likeness, as wide as before.
+    """A cleaned text in ASCII, as wide as before: letters without accents, "?" where ASCII has nothing similar.
 
     >>> in_ascii("±2 café 猫…")
     '~2 cafe ??.'
@@ -123,7 +133,7 @@ _LIKE = {"±": "~", "…": ".", "▲": "^", "●": "*", "→": ">"}
 
 
 def clip(text: str, width: int, ellipsis: str = "…") -> str:
-    """The start of a cleaned text that fits, with an ellipsis if something is missing.
+    """The start of a cleaned text that fits, with an ellipsis if the text is longer.
 
     >>> clip("abcdef", 4), clip("猫猫猫", 4)
     ('abc…', '猫…')
@@ -151,3 +161,43 @@ def fit(text: str, width: int, ellipsis: str = "…") -> str:
     """
     text = clip(text, width, ellipsis)
     return text + " " * (width - width_of(text))
+
+
+def number(value: float, digits: int | None = None) -> str:
+    """A number in at most nine characters: four digits, or a power of ten.
+
+    Args:
+        value: The number.
+        digits: Significant digits to round it to first; all by default, which large numbers show.
+
+    >>> number(0.41831), number(2450), number(1234567.0), number(3.6e-5), number(float("nan"))
+    ('0.4183', '2,450', '1.235e+06', '3.6e-05', 'nan')
+    """
+    if digits is not None:
+        value = float(f"{value:.{digits}g}")
+    if not math.isfinite(value):
+        return "nan" if value != value else ("inf" if value > 0 else "-inf")
+    size = abs(value)
+    if size and not 1e-4 <= size < 1e6:
+        return f"{value:.4g}"
+    if size >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def clock(seconds: float) -> str:
+    """A duration: "9.5s", "1:24", "35:51", "3:05:51", "2d 03:05", "?" if unknown.
+
+    >>> clock(84), clock(11151), clock(183900), clock(float("inf"))
+    ('1:24', '3:05:51', '2d 03:05', '?')
+    """
+    if not (0 <= seconds < 1e10):
+        return "?"
+    if seconds < 9.95:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours:02d}:{minutes:02d}"
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""Themes: which colours and which characters the screen is drawn with, chosen from the environment."""
+"""Themes: the colours and characters of the screen, chosen from the environment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 @dataclass(frozen=True)
 class Style:
-    """How a span looks; never the only carrier of a meaning.
+    """Colour and attributes of a span; a meaning is never in the style alone.
 
     Attributes:
         colour: Of the text, in a palette of 256; None for the terminal's own.
@@ -32,11 +32,11 @@ class Glyphs:
 
     Attributes:
         name: "braille", "blocks" or "ascii".
-        bar: Eighths of a cell from left to right, the last one full; a bar's rest is drawn with ``rest``.
-        rest: What is not filled of a bar.
-        levels: Heights of a cell, from nothing to full.
-        line, corner, side, tick: Of frames and axes.
-        up, down, dot: Clipped above, falling, the state.
+        bar: Eighths of a cell from left to right, the last one full.
+        rest: The empty part of a bar.
+        levels: Heights of a cell, from empty to full.
+        line, corner, side: Parts of frames and axes.
+        up, dot: Mark of a clipped value, mark of the state.
         ellipsis: Ends a text that was cut off.
     """
 
@@ -47,21 +47,17 @@ class Glyphs:
     line: str
     corner: str
     side: str
-    tick: str
     up: str
-    down: str
     dot: str
     ellipsis: str
 
 
-BRAILLE = Glyphs("braille", "▏▎▍▌▋▊▉█", "░", " ▁▂▃▄▅▆▇█", "─", "└", "│", "┴", "▲", "▼", "●", "…")
+BRAILLE = Glyphs("braille", "▏▎▍▌▋▊▉█", "░", " ▁▂▃▄▅▆▇█", "─", "└", "│", "▲", "●", "…")
 BLOCKS = replace(BRAILLE, name="blocks")
-ASCII = Glyphs("ascii", "#", "-", " .:-=+*#", "-", "+", "|", "+", "^", "v", "*", ".")
+ASCII = Glyphs("ascii", "#", "-", " .:-=+*#", "-", "+", "|", "^", "*", ".")
 
 COLOURS = {
     "": Style(),
-    "dim": Style(dim=True),
-    "bold": Style(bold=True),
     "title": Style(75, 6, bold=True),
     "rule": Style(240, None, dim=True),
     "label": Style(246, None, dim=True),
@@ -83,9 +79,8 @@ COLOURS = {
     "q3": Style(222, 3),
     "q4": Style(209, 1),
     "selected": Style(None, None, reverse=True),
-    "footer": Style(246, None, dim=True),
 }
-"""Every style there is, by name."""
+"""Every style, by name."""
 
 _CLEAR = {
     "good": Style(33, 4, bold=True),
@@ -97,7 +92,7 @@ _CLEAR = {
     "q3": Style(229, 3),
     "q4": Style(208, 7, bold=True),
 }
-"""What the theme for colour-blind people changes: blue against orange, never red against green."""
+"""Changes of the theme for colour-blind people: blue against orange, never red against green."""
 
 
 def _mono(style: Style) -> Style:
@@ -111,18 +106,18 @@ _PALETTES = {
 }
 
 NAMES = tuple(_PALETTES)
-"""Names of the themes, in the order in which a key goes through them."""
+"""Names of the themes, in the order of the key that changes them."""
 
 
 @dataclass(frozen=True)
 class Theme:
-    """What the screen is drawn with.
+    """Colours and characters of a screen.
 
     Attributes:
         name: "colour", "clear" (for colour-blind people) or "mono".
         glyphs: The characters.
         num_colours: 256, 8 or 0.
-        styles: Name -> style; every span's style is in it.
+        styles: Name -> style, for every span.
     """
 
     name: str = "mono"
@@ -140,7 +135,7 @@ class Theme:
 def _named(name: str, glyphs: Glyphs, num_colours: int) -> Theme:
     styles = _PALETTES[name]
     if num_colours == 256:
-        # Its greys are dim enough; many terminals make them unreadable if told to dim them too.
+        # The greys of 256 colours are dim already; dimmed once more they are unreadable on many terminals.
         styles = {key: replace(style, dim=style.dim and style.colour is None) for key, style in styles.items()}
     return Theme(name, glyphs, num_colours, styles)
 
@@ -149,21 +144,19 @@ def choose_theme(
     environ: Mapping[str, str] | None = None,
     *,
     encoding: str = "utf-8",
-    is_terminal: bool = True,
     name: str | None = None,
     glyphs: str | None = None,
 ) -> Theme:
     """The theme that fits a terminal.
 
-    No colours with ``NO_COLOR`` set, or with ``TERM`` unset, "dumb" or monochrome, or where there is no terminal;
-    ``FORCE_COLOR`` (1 to 3, "true") brings them back. ``COLORTERM`` or "256color" in ``TERM`` stand for 256 colours,
+    No colours with ``NO_COLOR`` set, or with ``TERM`` unset, "dumb" or monochrome;
+    ``FORCE_COLOR`` (1 to 3, "true") overrides that. ``COLORTERM`` or "256color" in ``TERM`` mean 256 colours,
     8 otherwise. Braille needs UTF-8 and a font that has it: the Linux console gets blocks, other encodings ASCII.
     ``R8_GLYPHS`` ("braille", "blocks", "ascii") and ``R8_THEME`` ("colour", "clear", "mono") force a choice.
 
     Args:
         environ: By default that of the process.
         encoding: Of the terminal, as `locale.getencoding` says.
-        is_terminal: Whether it is one.
         name: Forces a palette, before the environment.
         glyphs: Forces characters, before the environment.
 
@@ -171,7 +164,7 @@ def choose_theme(
         ValueError: an unknown name was forced.
     """
     environ = os.environ if environ is None else environ
-    num_colours = _num_colours(environ, is_terminal)
+    num_colours = _num_colours(environ)
     name = name or environ.get("R8_THEME") or ("colour" if num_colours else "mono")
     if name not in _PALETTES:
         raise ValueError(f"theme must be one of {NAMES}, got {name!r}.")
@@ -182,13 +175,13 @@ def choose_theme(
     return _named(name if num_colours else "mono", kinds[chosen], num_colours)
 
 
-def _num_colours(environ: Mapping[str, str], is_terminal: bool) -> int:
+def _num_colours(environ: Mapping[str, str]) -> int:
     term = environ.get("TERM", "")
     forced = environ.get("FORCE_COLOR", "")
     many = bool(environ.get("COLORTERM")) or "256" in term or "direct" in term or bool(environ.get("WT_SESSION"))
     if forced not in ("", "0", "false"):
         return 256 if many or forced in ("2", "3") else 8
-    if environ.get("NO_COLOR") or forced in ("0", "false") or not is_terminal:
+    if environ.get("NO_COLOR") or forced in ("0", "false"):
         return 0
     if term in ("", "dumb", "unknown") or term.endswith("-m") or term.startswith(("vt1", "vt2")):
         return 256 if environ.get("WT_SESSION") else 0

@@ -1,4 +1,4 @@
-"""Watch: the same screen from a run folder, for as many people as like, whenever they like. Nothing reaches the run."""
+"""The screen of a run, read from its folder: for any number of viewers, at any time, without effect on the run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..events import Event
-from ..journal.reading import Lines
+from ..journal.reader import Lines
 from ..journal.run import Run, State
-from .looking import Action, Scene
-from .view import View
+from .state.ui_state import Action, Scene
+from .state.view import View
 
 POLL_SECONDS = 0.1
-"""Of reading between two frames, at most."""
+"""Longest time of reading between two frames."""
 STATE_SECONDS = 1.0
 OUTPUT_BYTES = 2**16
 MOST_OUTPUT = 1000
@@ -30,23 +30,6 @@ NOT_HERE = {
 }
 
 
-class ToughView(View):
-    """A view that leaves out what it cannot take in: the events come from a file that anybody may have written.
-
-    Attributes:
-        num_left_out: Events that could not be folded.
-    """
-
-    num_left_out = 0
-
-    def fold(self, event: Event) -> None:
-        """Take in an event, or leave it out."""
-        try:
-            super().fold(event)
-        except (ArithmeticError, LookupError, TypeError, ValueError):
-            self.num_left_out += 1
-
-
 class Output:
     """The end of ``output.log``, as it grows.
 
@@ -54,8 +37,8 @@ class Output:
         folder: The run folder.
 
     Attributes:
-        lines: The newest lines; raw.
-        num_lines: Lines seen.
+        lines: The newest lines, not cleaned.
+        num_lines: Lines read so far.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,17 +51,17 @@ class Output:
         self.num_lines = 0
 
     def read(self) -> None:
-        """Read on."""
-        with contextlib.suppress(OSError):
+        """Read the new lines."""
+        with contextlib.suppress(OSError, ValueError):
             new = [line.decode("utf-8", errors="replace")[:10_000] for line in self._file.read(OUTPUT_BYTES)]
             self.num_lines += len(new)
             self.lines = (self.lines + new)[-MOST_OUTPUT:]
 
 
 class Watch:
-    """Whom a painter draws for when a run is watched from its folder.
+    """The owner of a screen that follows a run folder.
 
-    A long journal is drawn at a glance first, and read in full by a thread meanwhile.
+    It shows a selection of a long journal first, while a thread reads all of it.
 
     Args:
         folder: The run folder.
@@ -89,9 +72,8 @@ class Watch:
         UnreadableRun: the folder holds no run.
 
     Attributes:
-        view: What is known at first.
-        show: Called with another view to draw instead.
-        run: The run, as far as it was read.
+        view: The run; replaced when the whole journal was read, and when another file took its place.
+        run: The run folder, as far as it was read.
     """
 
     def __init__(
@@ -102,8 +84,7 @@ class Watch:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.run = Run(folder, wall=wall)
-        self.view: View = ToughView()
-        self.show: Callable[[View], None] = _nothing
+        self.view = View(skips_damage=True)
         self._clock, self._wall = clock, wall
         self._heard = math.nan
         self._state, self._state_until = State("empty", ""), -math.inf
@@ -116,7 +97,7 @@ class Watch:
         self._loader = None if self.run.is_read else self._start_loading()
 
     def _start_loading(self) -> threading.Thread:
-        self._whole, self._whole_run = ToughView(), Run(self.run.folder, wall=self._wall)
+        self._whole, self._whole_run = View(skips_damage=True), Run(self.run.folder, wall=self._wall)
         loader = threading.Thread(target=self._load, name="r8-loader", daemon=True)
         loader.start()
         return loader
@@ -130,7 +111,7 @@ class Watch:
             self._error = error
 
     def events(self) -> Iterator[Event]:
-        """What was added since the last call."""
+        """Events that were added since the last call."""
         if self._error is not None:
             raise self._error
         if self._loader is not None:
@@ -138,7 +119,7 @@ class Watch:
                 return
             self._loader = None
             self.run = self._whole_run
-            self._put(self._whole)
+            self.view = self._whole
         yield from self._poll()
 
     def _poll(self) -> Iterator[Event]:
@@ -147,26 +128,22 @@ class Watch:
             restarts = self.run.num_restarts
             records = self.run.poll()
             if self.run.num_restarts > restarts:
-                self._put(ToughView())
+                self.view = View(skips_damage=True)
             for record in records:
                 self._heard = record.time
                 yield record.event
             if self.run.is_read or self._clock() >= until:
                 return
 
-    def _put(self, view: View) -> None:
-        self.view = view
-        self.show(view)
-
     @property
     def state(self) -> State:
-        """Whether the run goes on; looked up once a second."""
+        """State of the run; looked up once a second."""
         if self._clock() >= self._state_until:
             self._state, self._state_until = self.run.state(), self._clock() + STATE_SECONDS
         return self._state
 
     def scene(self) -> Scene:
-        """What is known beside the events."""
+        """The time, the output, and the state of the process."""
         state = self.state
         self._output.read()
         now = None
@@ -182,15 +159,11 @@ class Watch:
         )
 
     def act(self, action: Action) -> str:
-        """Say why what a key asks for cannot be done from here."""
+        """Say why a viewer cannot take the action of a key."""
         return NOT_HERE.get(action, "")
 
     def left(self) -> None:
-        """Nothing to do."""
+        """Do nothing: no output is captured."""
 
     def returning(self) -> None:
-        """Nothing to do."""
-
-
-def _nothing(view: View) -> None:
-    """Until somebody draws."""
+        """Do nothing: no output is captured."""

@@ -1,4 +1,4 @@
-"""Events: the only thing that leaves the scheduler. Frozen records; `wire` has their form as strict JSON."""
+"""Events: frozen records, the only output of the scheduler. `codec` turns them into strict JSON and back."""
 
 from .event import Event as Event
 from .event import Listener as Listener

@@ -1,4 +1,4 @@
-"""What every event has, and who hears them."""
+"""The base of all events, and their listeners."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened.
+    """An event of a run.
 
     Attributes:
         step: Batches reported so far, refused ones included.

@@ -1,4 +1,4 @@
-"""A run begins, waits, ends; and what its user should know of it."""
+"""Events of the run as a whole: start, pause, end, notices."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RunPaused(Event):
     """The run waits between two steps; its time does not count.
 
     Attributes:
-        reason: Why, "" if nobody said.
+        reason: The reason; "" if none was given.
     """
 
     reason: str
@@ -49,7 +49,7 @@ class RunPaused(Event):
 
 @dataclass(frozen=True)
 class RunResumed(Event):
-    """A run that waited goes on."""
+    """A paused run goes on."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class RunStopped(Event):
     """The run was asked to end before its budget is used up; a checkpoint is saved if there is a folder.
 
     Attributes:
-        reason: Why, "" if nobody said.
+        reason: The reason; "" if none was given.
     """
 
     reason: str
@@ -76,11 +76,11 @@ class RunEnded(Event):
 
 @dataclass(frozen=True)
 class Notice(Event):
-    """Something the user should know once.
+    """A message for the user, sent once.
 
     Attributes:
         text: One sentence.
-        is_warning: Whether it went out as a Python warning too.
+        is_warning: Whether it was a Python warning, too.
     """
 
     text: str
@@ -89,15 +89,15 @@ class Notice(Event):
 
 @dataclass(frozen=True)
 class Alive(Event):
-    """The process is still there; only in a journal, every ten seconds. ``step`` and ``seconds`` are the last known."""
+    """A sign of life, every ten seconds; only in a journal. ``step`` and ``seconds`` are the last known."""
 
 
 @dataclass(frozen=True)
 class ProcessLeft(Event):
-    """The process ended in good order, or the run did with an exception; only in a journal.
+    """The process ended in an orderly way, or an exception ended the run; only in a journal.
 
     Attributes:
-        error: The exception that ended it, as Python's last line on it; "" without one.
+        error: The last line of the traceback that ended the run; "" without an exception.
     """
 
     error: str

@@ -1,4 +1,4 @@
-"""What is known of the samples."""
+"""The survey of the samples."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from .event import Event
 
 @dataclass(frozen=True)
 class SamplesSurveyed(Event):
-    """What the table knows of the samples, told at the end of an epoch and every few seconds.
+    """Statistics of the sample table, at the end of an epoch and every few seconds.
 
     Only made where a listener has a true attribute ``wants_surveys``. Rows of quartiles are Q1 (lowest loss) to Q4.
 
     Attributes:
         epoch: The current epoch, 0-based.
         epoch_ended: Whether an epoch has just ended.
-        source: Where the losses of samples come from: "exact", "parts of 4", "batch means of 32".
+        source: Source of the losses of samples: "exact", "parts of 4", "batch means of 32".
         trust: How far to trust them: "exact", "fair" or "rough".
-        num_read: Samples this was computed from; fewer than N where a scan would cost too much.
-        num_seen: Of them, those seen at least once.
+        num_read: Number of samples in the survey; fewer than N where a scan would cost too much.
+        num_seen: Number of them that were seen at least once.
         low: Lowest loss of each quartile; empty while fewer than four samples were seen, as are all rows.
         high: Highest loss of each.
         mean: Mean loss of each.
@@ -34,23 +34,23 @@ class SamplesSurveyed(Event):
         uses_range: Lowest and highest use.
         uses_counts: Samples in bins of equal width between them.
         hardest: Positions of the samples with the highest loss, highest first; at most 50.
-        hardest_names: What the user calls them.
+        hardest_names: Their names.
         hardest_loss: Their loss.
         hardest_last: Their last observation.
-        hardest_uses: How often each was learned from.
+        hardest_uses: Number of times each was learned from.
         hardest_history: Their losses at the ends of the last epochs, oldest first; NaN where unknown.
         hardest_suspected: Whether each is a suspect, listed or not.
         suspects: Positions of samples that look mislabelled, most suspect first; at most 50.
-        suspect_names: What the user calls them.
+        suspect_names: Their names.
         suspect_loss: Their mean loss over the run.
-        suspect_uses: How often each was learned from.
+        suspect_uses: Number of times each was learned from.
         suspect_history: Like that of the hardest.
         suspect_score: How surely each is not one of the learnt samples, in [0, 1].
         suspect_why: "always high", "rising" or "memorised".
-        num_suspects: How many there are.
-        noise_rate: Their share, an estimate of the share of wrong labels; NaN if none can be told.
-        no_suspects: Why there are none; "" if there are some.
-        survey_seconds: What making this took.
+        num_suspects: Number of all suspects.
+        noise_rate: Estimated share of wrong labels; NaN if unknown.
+        no_suspects: Reason why there are no suspects; "" if there are some.
+        survey_seconds: Time that the survey took.
     """
 
     epoch: int

@@ -1,4 +1,4 @@
-"""States of the run were put away, or taken up again."""
+"""Events of backups and checkpoints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class BackupTaken(Event):
 
 @dataclass(frozen=True)
 class CheckpointSaved(Event):
-    """A checkpoint is safely on disk.
+    """A checkpoint is on disk, flushed.
 
     Attributes:
         path: The scheduler's file.
@@ -27,7 +27,7 @@ class CheckpointSaved(Event):
 
 @dataclass(frozen=True)
 class BestSaved(Event):
-    """A checkpoint is the best so far, and is kept.
+    """A checkpoint is the best so far, and retention keeps it.
 
     Attributes:
         path: The scheduler's file.
@@ -47,8 +47,8 @@ class CheckpointLoaded(Event):
     Attributes:
         path: The scheduler's file.
         model_path: The model's file; None without one.
-        skipped: Why newer files were passed over, one text each.
-        differences: What is configured otherwise than in the saved run, one text each.
+        skipped: A text for each newer file that was skipped, with the reason.
+        differences: A text for each difference to the configuration of the saved run.
     """
 
     path: str

@@ -1,4 +1,4 @@
-"""Training goes on: steps, epochs, the learning rate, and what the user measures."""
+"""Events of normal training: steps, epochs, the learning rate, metrics."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class StepDone(Event):
         epoch: Its epoch, 0-based.
         progress: Finished share of the budget, in [0, 1].
         loss: Mean loss of the batch.
-        expected_loss: What the table predicted for it; NaN before it knew.
+        expected_loss: Loss that the table predicted; NaN before it could.
         lr: Learning rate the batch was drawn with.
         batch_size: Samples in it.
         steady: Whether it was drawn to steady the training.
-        own_seconds: Time spent inside the scheduler since the step before, listeners included.
-        data_seconds: Time spent waiting for data since the step before, where somebody measures it.
+        own_seconds: Time inside the scheduler since the step before, listeners included.
+        data_seconds: Time of waiting for data since the step before, where an adapter measures it.
         suspicion: How near the guard is to refusing, from 0 (calm) to 1.
     """
 
@@ -38,24 +38,24 @@ class StepDone(Event):
 
 @dataclass(frozen=True)
 class StepsDone(Event):
-    """Batches learned from one after the other, summed up: what a journal holds in place of their `StepDone`.
+    """Some steps in a row as one event; a journal holds it in place of their `StepDone`.
 
     ``step`` and ``seconds`` are those of the last of them.
 
     Attributes:
-        num_steps: How many, >= 1.
+        num_steps: Number of steps, >= 1.
         epoch: Epoch of the last, 0-based.
         progress: Finished share of the budget after the last, in [0, 1].
         loss: Mean of their mean losses.
-        lowest, highest: Smallest and largest of those.
+        lowest, highest: Smallest and largest of those losses.
         last_loss: Mean loss of the last.
-        expected_loss: Mean of what the table predicted for them; NaN before it knew.
+        expected_loss: Mean of the losses that the table predicted; NaN before it could.
         lr: Learning rate of the last.
         samples: Samples in them.
-        num_steady: How many were drawn to steady the training.
-        own_seconds: Time spent inside the scheduler for them, listeners included.
-        data_seconds: Time spent waiting for their data, where somebody measures it.
-        suspicion: The highest of theirs.
+        num_steady: Number of steps drawn to steady the training.
+        own_seconds: Time inside the scheduler for them, listeners included.
+        data_seconds: Time of waiting for their data, where an adapter measures it.
+        suspicion: The highest suspicion among them.
     """
 
     num_steps: int
@@ -81,7 +81,7 @@ class EpochDone(Event):
     Attributes:
         epoch: The epoch, 0-based.
         progress: Finished share of the budget, in [0, 1].
-        loss: Mean over its good batch losses; NaN if there was none.
+        loss: Mean of its accepted batch losses; NaN without any.
         lr: Learning rate of its last batch.
         samples: Samples trained on in it.
         epoch_seconds: Training time between its first draw and its last report.
@@ -110,7 +110,7 @@ class BatchAbandoned(Event):
 
 @dataclass(frozen=True)
 class MetricsLogged(Event):
-    """The user logged values, of a validation for instance.
+    """The user logged metrics, of a validation for instance.
 
     Attributes:
         at_step: The step they belong to.
@@ -127,7 +127,7 @@ class LrFound(Event):
 
     Attributes:
         lr: The rate found.
-        num_steps: Steps it took, outside the budget.
+        num_steps: Steps that the search took, outside the budget.
     """
 
     lr: float
@@ -136,7 +136,7 @@ class LrFound(Event):
 
 @dataclass(frozen=True)
 class LrPlanned(Event):
-    """The schedule is another one from now on.
+    """Another schedule is in effect from now on.
 
     Attributes:
         lr_plan: Its learning rates, as in `RunStarted`.

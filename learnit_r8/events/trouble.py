@@ -1,4 +1,4 @@
-"""Training went wrong, and what was done about it."""
+"""Events of incidents: refusals, restores, quarantine, and their ends."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class BatchRefused(Event):
         loss: The refused mean loss; NaN, infinite or beyond float32.
         lr: Learning rate the batch was drawn with.
         next_lr: Learning rate from now on.
-        tries: Refusals in this incident.
-        samples: Positions of the samples whose own loss was not finite; empty where only a mean was reported, and
-            where it was all of them.
+        tries: Number of refusals in this incident.
+        samples: Positions of the samples whose own loss was not finite; empty if only a mean was reported, or if
+            all were so.
         reason: The guard's verdict.
     """
 
@@ -33,7 +33,7 @@ class BatchRefused(Event):
 
 @dataclass(frozen=True)
 class DamageFound(Event):
-    """A number in the model's state was not finite when a backup was due; losses may have been fine.
+    """An array in the state of the model was not finite when a backup was due; the losses may have been fine.
 
     Attributes:
         array: Dotted key of the array.
@@ -57,12 +57,12 @@ class RolledBack(Event):
 
 @dataclass(frozen=True)
 class RestoreFailed(Event):
-    """A state could not be put back; the next one is tried.
+    """A state could not be restored; recovery tries the next one.
 
     Attributes:
         to_step: Steps reported when it was taken.
         source: "backup" or the name of the checkpoint.
-        reason: What went wrong.
+        reason: The error.
     """
 
     to_step: int
@@ -72,7 +72,7 @@ class RestoreFailed(Event):
 
 @dataclass(frozen=True)
 class LrCapped(Event):
-    """The learning rate stays below a ceiling from now on; `LrRestored` is its end.
+    """The learning rate stays below a ceiling until `LrRestored`.
 
     Attributes:
         ceiling: The highest rate allowed; it rises again slowly.
@@ -95,7 +95,7 @@ class SamplesQuarantined(Event):
     Attributes:
         samples: Their positions.
         refusals: Refused batches that each of them was in.
-        text: What speaks against them, for people.
+        text: The evidence, for people.
     """
 
     samples: tuple[int, ...]
@@ -105,7 +105,7 @@ class SamplesQuarantined(Event):
 
 @dataclass(frozen=True)
 class SamplesReleased(Event):
-    """Samples are drawn again that were in quarantine.
+    """Samples left the quarantine and are drawn again.
 
     Attributes:
         samples: Their positions.
@@ -119,7 +119,7 @@ class IncidentEnded(Event):
     """The state that was restored has passed its trial, or the cause of the refused losses is known.
 
     Attributes:
-        text: What was at fault as far as can be told, for people.
+        text: The probable cause, for people.
     """
 
     text: str = ""
@@ -127,10 +127,10 @@ class IncidentEnded(Event):
 
 @dataclass(frozen=True)
 class GaveUp(Event):
-    """Everything was tried, and the run ends with TrainingDiverged.
+    """Recovery has tried everything; the run ends with TrainingDiverged.
 
     Attributes:
-        text: Its message.
+        text: The message of the exception.
         bundle: Path of the file with the diagnosis; None without a folder.
     """
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..checks import whole_number
-from ..durable import replace
+from .._validation import whole_number
+from ..checkpoint.durable_io import replace
 
 
 @dataclass(frozen=True)

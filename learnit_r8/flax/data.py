@@ -15,6 +15,7 @@ KEYS_AT_ONCE = 64
 """Random keys that are made in one call on the device."""
 
 _NONE_LEFT: Any = object()
+_UNREAD: Any = object()
 
 
 def takes_epoch(source: Any) -> bool:
@@ -33,8 +34,6 @@ class EpochBatches:
             through once an epoch; or an iterator, of which each epoch takes the next batches.
         num_batches: Most batches in an epoch; None for all.
 
-    Attributes:
-        is_last: Whether the batch that was yielded last ends the epoch.
     """
 
     def __init__(self, source: Any, num_batches: int | None) -> None:
@@ -42,7 +41,8 @@ class EpochBatches:
             opened(source)
         self._source, self._num_batches = source, num_batches
         self._takes_epoch = takes_epoch(source)
-        self.is_last = False
+        self._batches: Iterator[Any] = iter(())
+        self._coming: Any = _NONE_LEFT
 
     def of(self, epoch: int) -> Iterator[Any]:
         """Yield the batches of an epoch, 0-based.
@@ -51,18 +51,25 @@ class EpochBatches:
             ValueError: there is none.
         """
         source = self._source
-        batches = itertools.islice(opened(source(epoch=epoch) if self._takes_epoch else source), self._num_batches)
-        coming = next(batches, _NONE_LEFT)
-        if coming is _NONE_LEFT:
+        self._batches = itertools.islice(
+            opened(source(epoch=epoch) if self._takes_epoch else source), self._num_batches
+        )
+        self._coming = _UNREAD
+        if self.is_last:
             raise ValueError(
                 f"data_iterator_fn must give at least one batch an epoch, got none in epoch {epoch}; pass a function "
                 "or a list where an iterator is used up."
             )
-        while coming is not _NONE_LEFT:
-            # The next one is taken first: only then is it known whether this one is the last.
-            batch, coming = coming, next(batches, _NONE_LEFT)
-            self.is_last = coming is _NONE_LEFT
+        while not self.is_last:
+            batch, self._coming = self._coming, _UNREAD
             yield batch
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the batch that was yielded last ends the epoch; takes the next one, so ask after training on it."""
+        if self._coming is _UNREAD:
+            self._coming = next(self._batches, _NONE_LEFT)
+        return self._coming is _NONE_LEFT
 
 
 class ValidationBatches:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,8 +128,8 @@ class RunningMeans:
         self._weights: dict[str, float] = {}
 
     def add(self, metrics: Mapping[str, Any], weight: float) -> None:
-        """Take the metrics of a batch; nothing is read or computed for most of them yet."""
-        for name, value in metrics.items():
+        """Take the metrics of a batch; nothing is read or computed for most of them yet. None and text are left out."""
+        for name, value in _numbers(metrics):
             waiting = self._waiting.get(name)
             if waiting is None:
                 waiting = self._waiting[name] = ([], [])
@@ -159,6 +159,15 @@ class RunningMeans:
         self.close()
         sums = jax.device_get(self._sums)
         return {name: _ratio(math.fsum(map(float, parts)), self._weights[name]) for name, parts in sums.items()}
+
+
+def _numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The metrics that have a mean; those of nested ones as "outer.inner"."""
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{inner}", each) for inner, each in _numbers(value))
+        elif value is not None and not isinstance(value, (str, bytes)):
+            yield name, value
 
 
 def _ratio(total: float, weight: float) -> float:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint import decode
-from ..checks import whole_number
+from .._adapters.trees import from_plain, readable, to_plain
+from .._validation import whole_number
+from ..checkpoint.codec import decode
 from ..loops.saving import numbered, save_state
-from ..loops.trees import from_plain, readable, to_plain
 
 PREFIX = "checkpoint_"
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from flax.training import train_state
 
@@ -21,29 +23,62 @@ class TrainState(train_state.TrainState):  # type: ignore[no-untyped-call]
 
 
 def with_lr(state: Any, lr: float) -> Any:
-    """The state with another learning rate.
+    """The state with another learning rate; that of an NNX optimizer is set in place.
+
+    Args:
+        state: Something with an ``opt_state``, as a `TrainState` or an NNX optimizer; or a tuple, list or dictionary
+            with one of these, or an optimizer's state itself, in it.
+        lr: For every ``learning_rate`` of ``optax.inject_hyperparams``, whatever wraps it.
 
     Raises:
-        ValueError: its optimizer was not made with ``optax.inject_hyperparams``.
+        ValueError: no optimizer was made with ``optax.inject_hyperparams``, or its ``learning_rate`` is a schedule.
     """
-    opt_state, is_set = _with_lr(state.opt_state, np.float32(lr))
+    new, is_set = _with_lr(state, np.float32(lr))
     if not is_set:
         raise ValueError(
             "state.tx must be made with optax.inject_hyperparams for the scheduler to set its learning_rate, as in "
-            f"optax.inject_hyperparams(optax.adam)(learning_rate=0.0), got {type(state.opt_state).__name__}."
+            f"optax.inject_hyperparams(optax.adam)(learning_rate=0.0), got {_name_of(state)}."
         )
-    return state.replace(opt_state=opt_state)
+    return new
 
 
-def _with_lr(opt_state: Any, lr: np.float32) -> tuple[Any, bool]:
-    hyperparams = getattr(opt_state, "hyperparams", None)
+def _name_of(state: Any) -> str:
+    return type(getattr(state, "opt_state", state)).__name__
+
+
+def _with_lr(part: Any, lr: np.float32) -> tuple[Any, bool]:
+    """A part of a state with another rate, and whether there is one in it."""
+    hyperparams = getattr(part, "hyperparams", None)
     if hyperparams is not None and "learning_rate" in hyperparams:
-        # The same type at every step: another one would make the user's jitted function compile again.
-        rate = np.asarray(lr, dtype=getattr(hyperparams["learning_rate"], "dtype", np.float32))
-        return opt_state._replace(hyperparams={**hyperparams, "learning_rate": rate}), True
-    if not isinstance(opt_state, tuple):
-        return opt_state, False
-    parts = [_with_lr(part, lr) for part in opt_state]
-    values = [part for part, _ in parts]
-    new = type(opt_state)(*values) if hasattr(opt_state, "_fields") else tuple(values)
-    return new, any(is_set for _, is_set in parts)
+        return _with_rate(part, hyperparams, lr), True
+    if hasattr(part, "opt_state"):
+        opt_state, is_set = _with_lr(part.opt_state, lr)
+        # An NNX optimizer was changed in place.
+        return (part.replace(opt_state=opt_state) if is_set and hasattr(part, "replace") else part), is_set
+    if isinstance(part, Mapping):
+        pairs = {name: _with_lr(value, lr) for name, value in part.items()}
+        is_set = any(found for _, found in pairs.values())
+        return (type(part)({name: new for name, (new, _) in pairs.items()}) if is_set else part), is_set  # type: ignore[call-arg]
+    if not isinstance(part, (tuple, list)):
+        return part, False
+    parts = [_with_lr(each, lr) for each in part]
+    values = [each for each, _ in parts]
+    if not any(found for _, found in parts):
+        return part, False
+    return (type(part)(*values) if hasattr(part, "_fields") else type(part)(values)), True
+
+
+def _with_rate(part: Any, hyperparams: Any, lr: np.float32) -> Any:
+    if "learning_rate" in getattr(part, "hyperparams_states", {}):
+        raise ValueError(
+            "learning_rate must be a number in optax.inject_hyperparams where a scheduler sets it, got a schedule, "
+            "which would overwrite it at each step; give its curve as scheduler_mode of R8Scheduler."
+        )
+    before = hyperparams["learning_rate"]
+    # The same type at every step: another one would make the user's jitted function compile again. A replicated state
+    # has one for each device.
+    rate = np.full(getattr(before, "shape", ()), lr, dtype=getattr(before, "dtype", np.float32))
+    if hasattr(before, "set_value"):
+        before.set_value(jax.numpy.asarray(rate))
+        return part
+    return part._replace(hyperparams={**hyperparams, "learning_rate": rate})

@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checks import whole_number
-from ..loops import every, loop
+from .._adapters.host import check_scheduler
+from .._validation import whole_number
 from ..loops.elapse import batch_size
+from ..loops.run import loop
+from ..triggers import every
 from .data import EpochBatches, ValidationBatches, step_keys
 from .metrics import Metrics, RunningMeans, format_metrics
 from .training import Training, Validation
@@ -102,8 +104,10 @@ def train_loop(
         val_num_batches: How many, >= 1; None for all.
         show_progress: Whether to print a line an epoch.
         scheduler: Draws the batches, sets the ``learning_rate`` of ``optax.inject_hyperparams``, and hears
-            ``metrics["losses"]``, float[B], if there is such an entry, else ``metrics["loss"]``. A refused batch
-            leaves the state as it was, so the step must not donate it. A policy's weights are ``batch["weights"]``.
+            ``metrics["losses"]``, float[B], if there is such an entry, else ``metrics["loss"]``. It keeps the state
+            (backups in RAM; checkpoints where it has a ``checkpoint_dir``) unless it was given callbacks of its own: a
+            refused batch leaves the state as it was, or replaces it by an older one. The step may donate it. A
+            policy's weights are ``batch["weights"]``.
         resume: Whether to go on from the newest valid checkpoint in ``checkpoint_dir``, if there is one: with its
             state, key, history, and scheduler.
         callbacks: As in `learnit_r8.loops.loop`; called at each step. Logs have the step's metrics by their names,
@@ -135,7 +139,7 @@ def train_loop(
     )
     if resume:
         state = training.resume(state)
-    final, _, _ = loop(state, training.batches, {every(1): [training.step, training.end_epoch]}, callbacks)
+    final, _, _ = loop(state, training.batches, training.tasks(), callbacks)
     training.read()
     return final, training.history
 
@@ -159,8 +163,7 @@ def _data(source: Any, num_batches: int | None, scheduler: Any) -> Any:
     most = None if num_batches is None else whole_number("num_batches", num_batches, least=1)
     if scheduler is None:
         return EpochBatches(source, most)
-    if not (hasattr(scheduler, "draw_if_any") and hasattr(scheduler, "report")):
-        raise TypeError(f"scheduler must be an R8Scheduler, got {scheduler!r}.")
+    check_scheduler("scheduler", scheduler)
     if not callable(source):
         raise TypeError(f"data_iterator_fn must be a function of indices where a scheduler draws, got {source!r}.")
     if most is not None and most != scheduler.steps_per_epoch:

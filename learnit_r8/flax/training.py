@@ -8,10 +8,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ..loops import Logs, LoopState
+from .._adapters.driven_state import DrivenState
+from .._adapters.trees import from_plain
 from ..loops.elapse import batch_size
-from ..loops.logs import Entries
-from ..loops.trees import from_plain
+from ..loops.logs import Entries, Logs
+from ..loops.state import LoopState
+from ..triggers import every
 from .data import ValidationBatches, fold_in, step_keys
 from .metrics import RunningMeans, accumulate_history, format_metrics
 from .saving import newest_training, save_training
@@ -98,12 +100,36 @@ class Training:
         if (training["scheduler"] is None) != (self._r8 is None):
             raise ValueError(f"scheduler must be given where the saved run had one, and only there, got {self._r8!r}.")
         if self._r8 is not None:
+            self._check_same_place(training["epoch"])
             self._r8.load_state_dict(training["scheduler"])
         self._key = from_plain(training["key"], self._key, "rng_key")
         self.history = {name: values.tolist() for name, values in training["history"].items()}
         self._first_epoch = training["epoch"]
         self._begin(self._first_epoch)
         return from_plain(content["state"], state)
+
+    def tasks(self) -> dict[Any, Any]:
+        """What the loop calls, and when."""
+        return {"on_start": self.begin, every(1): [self.step, self.end_epoch]}
+
+    def _check_same_place(self, epoch: int) -> None:
+        """Raise ValueError if the scheduler was resumed from somewhere else."""
+        r8 = self._r8
+        saved = epoch * r8.steps_per_epoch
+        saved = saved if r8.total_steps is None else min(saved, r8.total_steps)
+        if r8.global_step not in (0, saved):
+            raise ValueError(
+                f"resume must be False for a scheduler that was resumed itself, got True with one at step "
+                f"{r8.global_step} and a checkpoint of step {saved}; use resume=True with a fresh scheduler, or resume="
+                '"auto" and checkpoint_dir of R8Scheduler, which then keeps the state too.'
+            )
+
+    def begin(self, loop_state: LoopState) -> None:
+        """Let the scheduler keep the state of the loop."""
+        if self._r8 is not None:
+            self._driven = DrivenState(loop_state)
+            if self._driven.has_model:
+                self._r8.adopt(self._driven.callbacks())
 
     def batches(self) -> Iterator[Any]:
         """The batches of all epochs."""
@@ -124,10 +150,11 @@ class Training:
                     return
                 self._follow(ticket)
                 batch = self._data(ticket.indices)
-                yield batch if ticket.weights is None else {**batch, "weights": ticket.weights}
+                yield batch if ticket.weights is None else _weighted(batch, ticket.weights)
         finally:
             if self._ticket is not None:
                 r8.hand_back(self._ticket)
+            r8.requests.leave()
 
     def _follow(self, ticket: Any) -> None:
         """Begin the epoch of a batch, if it is another one; also in the middle, after a resume of the scheduler."""
@@ -141,20 +168,20 @@ class Training:
         state = loop_state.state if ticket is None else with_lr(loop_state.state, ticket.lr)
         state, metrics = self._train_step(state, batch, next(self._keys))
         if ticket is not None:
-            is_good, metrics = self._reported(ticket, metrics)
-            if not is_good:
+            metrics = dict(metrics)
+            loss = self._loss_of(metrics)
+            if not self._driven.judge(state, lambda: self._r8.report(ticket, loss)):
                 return None
         self._means.add(metrics, batch_size(batch))
         return (Logs(metrics=Entries(metrics)) if self._logs_steps else None), state
 
-    def _reported(self, ticket: Any, metrics: Mapping[str, Any]) -> tuple[bool, Mapping[str, Any]]:
-        """Whether the scheduler lets the step count; and the metrics without the samples' losses."""
+    def _loss_of(self, metrics: dict[str, Any]) -> Any:
+        """What to report; the losses of the samples are taken out of the metrics."""
         loss = metrics.get("losses", metrics.get("loss"))
         if loss is None:
             raise ValueError(f'metrics must have "losses" or "loss" for the scheduler, got {sorted(metrics)}.')
-        outcome = self._r8.report(ticket, loss)
-        kept = {name: value for name, value in metrics.items() if name != "losses"}
-        return bool(outcome) and outcome.rolled_back_to is None, kept
+        metrics.pop("losses", None)
+        return loss
 
     def end_epoch(self, loop_state: LoopState) -> Logs | None:
         """Validate, remember, save and show, if this step was the last one of its epoch."""
@@ -214,3 +241,12 @@ class Training:
         assert self._folder is not None
         epoch = self._epoch + 1
         save_training(state, self._folder, epoch=epoch, history=self.history, key=self._key, scheduler=self._r8)
+
+
+def _weighted(batch: Any, weights: Any) -> dict[str, Any]:
+    if not isinstance(batch, Mapping):
+        raise TypeError(
+            f"data_iterator_fn must return a dictionary where the policy weights samples, which get batch['weights'], "
+            f"got a {type(batch).__name__}."
+        )
+    return {**batch, "weights": weights}

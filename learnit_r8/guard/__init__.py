@@ -1,10 +1,10 @@
 """The guard: is this loss one to learn from?"""
 
+from ..table.records import LARGEST_LOSS as LARGEST_LOSS
 from .finite import FiniteGuard as FiniteGuard
 from .finite import GuardState as GuardState
-from .sentry import Sentry as Sentry
+from .monitor import Sentry as Sentry
 from .spike import SpikeGuard as SpikeGuard
 from .spike import SpikeState as SpikeState
-from .verdict import LARGEST_LOSS as LARGEST_LOSS
 from .verdict import Guard as Guard
 from .verdict import Verdict as Verdict

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .verdict import LARGEST_LOSS, Verdict
+from ..table.records import LARGEST_LOSS
+from .verdict import Verdict
 
 
 class GuardState(NamedTuple):

@@ -13,10 +13,11 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..checks import is_number, whole_number
-from ..early import FirstLosses
-from .raised import ALARM, ALARM_AFTER_RESTORE, BLOCK, WILD, WORTH_OF_A_SPIKE, raised_by
-from .reference import (
+from .._validation import is_number, whole_number
+from ..table.early import FirstLosses
+from ..table.records import LARGEST_LOSS
+from .level_shift import ALARM, ALARM_AFTER_RESTORE, BLOCK, WILD, WORTH_OF_A_SPIKE, raised_by
+from .thresholds import (
     FALLEN_FAR,
     MEMORY_OF_SHARE,
     RISEN,
@@ -32,7 +33,7 @@ from .reference import (
     threshold_of,
     weights_of_evidence,
 )
-from .verdict import LARGEST_LOSS, Verdict
+from .verdict import Verdict
 
 LEAST_KNOWN = 32
 """Losses that make a start, and a reference."""
@@ -205,10 +206,11 @@ class SpikeGuard:
         if expected == expected:
             loss = corrected(loss, expected, typical, level)
         if threshold == _INFINITE:
-            if first.refuses(reported):
+            # Whatever a correction is worth so early, neither it nor the lack of it must make an alarm.
+            if first.refuses(min(reported, loss)):
                 return SpikeState(), Verdict.SPIKE
             # What is not judged yet must not make the thresholds of later.
-            first, loss = first.with_loss(reported), first.believed(loss)
+            first, loss = first.with_loss(max(reported, loss)), first.believed(loss)
         recent += (loss,)
         if loss > threshold and (loss > risen_threshold or not lr > lr_limit):
             evidence += up if loss <= far else max(up, 0.501 * alarm)

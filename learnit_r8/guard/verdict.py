@@ -5,11 +5,6 @@ from __future__ import annotations
 import enum
 from typing import Any, Protocol
 
-import numpy as np
-
-LARGEST_LOSS = float(np.finfo(np.float32).max) / 4
-"""Losses beyond this overflow the float32 table and count as infinite."""
-
 
 class Verdict(enum.Enum):
     """What becomes of a loss.

@@ -1,16 +1,16 @@
-"""The run folder: what happened in a run, on disk; written beside the training, read by anyone at any time.
+"""The run folder: the record of a run on disk, written beside the training, readable at any time.
 
-    run.json            what was run, where, by which process, with which versions
-    events.jsonl        every event; steps summed up to a few records a second
-    samples-<epoch>.npz what was known of every sample
-    output.log          what the run printed, where the screen captured it
+    run.json            name, configuration, processes and versions
+    events.jsonl        every event; steps condensed to a few records a second
+    samples-<epoch>.npz losses and uses of every sample
+    output.log          the text that the run printed, where the screen captured it
 
 ``docs/files.md`` describes the formats for other programs.
 """
 
-from .opening import open_journal as open_journal
-from .reading import Record as Record
+from .factory import open_journal as open_journal
+from .reader import Record as Record
 from .run import Run as Run
 from .run import UnreadableRun as UnreadableRun
 from .run import find_run as find_run
-from .writing import Journal as Journal
+from .writer import Journal as Journal

@@ -1,7 +1,8 @@
-"""A run as its folder shows it: what it is, what happened, whether it still goes on."""
+"""A run, read from its folder: its name, its events, and its state."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,27 +10,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..events import BatchRefused, EpochDone, ProcessLeft, RunEnded, RunPaused, RunResumed, RunStarted, StepsDone
-from .about import is_gone
-from .reading import Lines, Parser, Record, preview, read_json
+from .reader import Lines, Parser, Record, preview, read_json
+from .run_info import is_gone
 
 SILENT_SECONDS = 35.0
-"""Without a word; a journal writes every ten seconds."""
+"""Time without a record after which a run is stalled; a journal writes every ten seconds."""
 WAITING_SECONDS = 60.0
 BETWEEN_EPOCHS_SECONDS = 600.0
-"""Without a step, within an epoch and after one, and more than `WAITING_FACTOR` times the longest pause so far."""
+"""Time without a step after which a run is stalled, within an epoch and between two epochs, and at least
+`WAITING_FACTOR` times the longest pause so far."""
 WAITING_FACTOR = 3.0
 
 
 class UnreadableRun(ValueError):
-    """A folder holds no run that can be read; the message says why."""
+    """A folder holds no readable run; the message says why."""
 
 
 class State(NamedTuple):
-    """Whether a run goes on.
+    """The state of a run.
 
     Attributes:
         word: "running", "stalled", "died", "finished", "stopped" or "empty".
-        detail: A few words on it; "" where there is nothing to add.
+        detail: A few more words, or "".
     """
 
     word: str
@@ -37,17 +39,17 @@ class State(NamedTuple):
 
 
 class Run:
-    """A run folder, read as far as it is asked for.
+    """A run folder that is read step by step.
 
     Args:
         folder: The run folder.
-        wall: Seconds since 1970.
+        wall: Returns seconds since 1970.
 
     Raises:
         UnreadableRun: it is no folder, or holds no journal.
 
     Attributes:
-        parser: Counts what could not be read.
+        parser: Counts the lines that are no records.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, wall: Callable[[], float] = time.time) -> None:
@@ -58,10 +60,16 @@ class Run:
         self._reset()
         if not self.folder.is_dir():
             raise UnreadableRun(f"run must be a folder, got {str(folder)!r}.")
-        try:
+        with self._opening():
             self._lines.read(0)
-        except OSError as error:
-            raise UnreadableRun(f"run must hold a journal, got {str(folder)!r}: {error}") from None
+
+    @contextlib.contextmanager
+    def _opening(self) -> Iterator[None]:
+        """Turn errors of opening the journal into UnreadableRun."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            raise UnreadableRun(f"run must hold a journal, got {str(self.folder)!r}: {error}") from None
 
     def _reset(self) -> None:
         self._heard = self._stepped = 0.0
@@ -79,20 +87,18 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What to call the run."""
+        """Name of the run, else that of its folder."""
         name = self.about().get("name")
         return name if isinstance(name, str) and name else self.folder.name
 
     def glance(self) -> list[Record]:
-        """Enough records to know the whole course and the state: all of a short journal, a selection of a long one.
+        """Records for the whole course and the state: all of a short journal, a selection of a long one.
 
         Raises:
             UnreadableRun: the journal is gone.
         """
-        try:
+        with self._opening():
             found = preview(self._lines.path, self.parser)
-        except OSError as error:
-            raise UnreadableRun(f"run must hold a journal, got {str(self.folder)!r}: {error}") from None
         if found is None:
             return list(self.records())
         before, tail = found
@@ -101,16 +107,14 @@ class Run:
         return before + tail
 
     def poll(self) -> list[Record]:
-        """The next records, a block at a time; none when everything was read.
+        """The next block of records; empty at the end of the journal.
 
         Raises:
             UnreadableRun: the journal is gone.
         """
         restarts = self._lines.num_restarts
-        try:
+        with self._opening():
             lines = self._lines.read()
-        except OSError as error:
-            raise UnreadableRun(f"run must hold a journal, got {str(self.folder)!r}: {error}") from None
         if self._lines.num_restarts > restarts:
             self._reset()
         records = self.parser.parse(lines)
@@ -119,7 +123,7 @@ class Run:
         return records
 
     def records(self) -> Iterator[Record]:
-        """All records from here to the end of the journal as it is now.
+        """All records that were not read yet.
 
         Raises:
             UnreadableRun: the journal is gone.
@@ -131,17 +135,17 @@ class Run:
 
     @property
     def share_read(self) -> float:
-        """How much of the journal was read, in [0, 1]."""
+        """Share of the journal that was read, in [0, 1]."""
         return self._lines.offset / self._lines.size if self._lines.size else 1.0
 
     @property
     def is_read(self) -> bool:
-        """Whether everything was read when the journal was last looked at."""
+        """Whether the last `poll` reached the end of the journal."""
         return self._lines.is_at_end
 
     @property
     def num_restarts(self) -> int:
-        """How often the journal turned out to be another file, read from its beginning."""
+        """Number of times that another journal took its place, which is read from its beginning."""
         return self._lines.num_restarts
 
     def _look(self, record: Record) -> None:
@@ -149,14 +153,14 @@ class Run:
         self._heard = record.time
         if isinstance(event, RunStarted):
             self._end, self._stepped = None, record.time
-            # How far an earlier run in this folder came says nothing of this one.
+            # The progress of an earlier run in this folder does not count.
             self._progress = event.step / event.total_steps if event.total_steps else 0.0
         if isinstance(event, (StepsDone, BatchRefused)):
             self._longest_pause = max(self._longest_pause, record.time - (self._stepped or record.time))
             self._stepped = record.time
         if isinstance(event, (StepsDone, EpochDone)):
             self._progress = event.progress
-            # A validation may follow, and nobody knows how long it takes.
+            # A validation of unknown length may follow.
             self._is_between_epochs = isinstance(event, EpochDone)
         if isinstance(event, (RunStarted, RunPaused, RunResumed)):
             self._is_paused = isinstance(event, RunPaused)
@@ -165,7 +169,7 @@ class Run:
             self._end = event
 
     def state(self) -> State:
-        """Whether the run goes on, as far as it was read."""
+        """State of the run, as far as it was read."""
         end, now = self._end, self._wall()
         if isinstance(end, ProcessLeft) and end.error:
             return State("died", end.error)
@@ -203,7 +207,7 @@ def is_run(folder: Path) -> bool:
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """The run folders in a folder, the one that was written to last first."""
+    """The run folders in a folder, the last written first."""
     try:
         found = [entry for entry in folder.iterdir() if entry.is_dir() and is_run(entry)]
     except OSError:
@@ -219,20 +223,20 @@ def _last_written(run: Path) -> float:
 
 
 def runs_folder() -> Path:
-    """Where run folders are made and looked for: what the environment variable R8_RUNS says, else "runs"."""
+    """The folder of runs: the value of the environment variable R8_RUNS, else "runs"."""
     return Path(os.environ.get("R8_RUNS") or "runs")
 
 
 def find_run(name: str | None, parent: str | os.PathLike[str] | None = None) -> Path:
-    """The run folder that a person means.
+    """The run folder that a name stands for.
 
     Args:
-        name: A run folder, a folder of runs (the newest is meant), or the name of one in ``parent`` or its beginning;
+        name: A run folder, a folder of runs (for its newest), or the name of a run in ``parent`` or its beginning;
             None for the newest in ``parent``.
         parent: The folder of runs; by default `runs_folder`.
 
     Raises:
-        UnreadableRun: there is none such.
+        UnreadableRun: there is none.
     """
     parent = runs_folder() if parent is None else Path(parent)
     if name is not None and (folder := Path(name)).is_dir():

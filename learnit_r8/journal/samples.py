@@ -1,4 +1,4 @@
-"""samples-<epoch>.npz: what was known of every sample, written now and then, read without running anything."""
+"""samples-<epoch>.npz: losses and uses of every sample; a reader executes nothing from the file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kinds import EXACT
-from ..suspects import LEAST_USES, Suspects, find_suspects
-from ..table import SampleTable
-from .reading import open_plain
+from ..checkpoint.durable_io import open_regular
+from ..events.codec import strict_json
+from ..table.label_noise import LEAST_USES, Suspects, find_suspects
+from ..table.losses import EXACT
+from ..table.table import SampleTable
 
 KEEP_NEWEST = 3
 KEEP_OLDER = 8
@@ -36,7 +37,7 @@ _DAMAGE = (
     OverflowError,
     OSError,
 )
-"""What reading a damaged zip or text raises; a RecursionError is a RuntimeError."""
+"""Errors of reading a damaged zip or text; a RecursionError is a RuntimeError."""
 _NAME = re.compile(r"samples-(\d{6,9})\.npz")
 _FIELDS: dict[str, np.dtype[Any]] = {
     "loss": np.dtype("<f4"),
@@ -47,18 +48,18 @@ _FIELDS: dict[str, np.dtype[Any]] = {
 
 
 class Samples(NamedTuple):
-    """What was known of every sample at a step.
+    """Losses and uses of every sample at a step.
 
     Attributes:
-        epoch: The epoch it was in, 0-based.
+        epoch: The epoch, 0-based.
         step: Steps reported.
-        source: Where the losses come from: "exact", "parts of 4", "batch means of 32".
+        source: Source of the losses: "exact", "parts of 4", "batch means of 32".
         is_exact: Whether the loss of every sample was reported.
-        untrained_loss: What an untrained model loses; NaN if not known.
+        untrained_loss: Loss of an untrained model; NaN if unknown.
         loss, last, mean: float32[N]: estimate, last observation, mean observation; NaN where never seen.
         usage_count: uint16[N].
-        names: Names of those with the highest losses, by index; empty where samples have none.
-        group: uint16[N], a code for the group of each; None where there are none.
+        names: Names of the samples with the highest losses, by index; empty where samples have no names.
+        group: uint16[N], code of the group of each sample; None without groups.
     """
 
     epoch: int
@@ -74,16 +75,16 @@ class Samples(NamedTuple):
     group: NDArray[np.uint16] | None = None
 
     def name_of(self, index: int) -> str:
-        """What to call a sample."""
+        """Name of a sample, else its index."""
         return self.names.get(index, str(index))
 
     @property
     def num_judged(self) -> int:
-        """Samples used often enough to be suspected."""
+        """Number of samples that were used often enough to be suspected."""
         return int((self.usage_count >= LEAST_USES).sum())
 
     def hardest(self, k: int) -> NDArray[np.int64]:
-        """int64[<= k], the seen samples with the highest estimated loss, highest first."""
+        """int64[<= k], the seen samples of highest estimated loss, highest first."""
         return highest(self.loss, k)
 
     def suspects(self) -> Suspects:
@@ -93,10 +94,10 @@ class Samples(NamedTuple):
 
 
 def most_suspects(files: Iterable[Samples]) -> tuple[Samples, Suspects]:
-    """The file that has most suspects, and them; the newest of some that have as many, and why there are none.
+    """The file with most suspects, and its verdict; of several with as many the newest.
 
-    Not the newest of all: later on a model has learnt the wrong labels by heart. A file in which most samples are too
-    young to be judged counts only where all are.
+    The newest file may have fewer, because a model memorises wrong labels in the end. A file in which most samples
+    cannot be judged yet counts only if all files are like that.
 
     Args:
         files: At least one, oldest first.
@@ -117,14 +118,14 @@ def highest(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     if not 0 < k < len(known):
         k = min(k, len(known))
     else:
-        # A sort of all of them would take seconds where there are millions.
+        # To sort millions would take seconds.
         least = -np.partition(-values[known], k - 1)[k - 1]
         known = known[values[known] >= least]
     return known[np.argsort(-values[known], kind="stable")][:k]
 
 
 def samples_of(table: SampleTable, epoch: int, step: int) -> Samples:
-    """Copies of what a table knows now."""
+    """Copies of the losses and uses in a table."""
     loss, mean = table.loss, table.mean
     names: dict[int, str] = {}
     if table.sample_ids is not None:
@@ -146,12 +147,12 @@ def samples_of(table: SampleTable, epoch: int, step: int) -> Samples:
 
 
 def write_samples(folder: Path, pending: Sequence[Samples]) -> None:
-    """Write the files of some epochs, each whole, and delete those that are no longer kept.
+    """Write the files of some epochs, each whole, and delete those that are not kept any more.
 
-    Files of later epochs are those of an earlier run in this folder, or of steps that a resumed one takes again.
+    Files of later epochs are deleted too: an earlier run in this folder wrote them, or a resumed run will again.
 
     Raises:
-        OSError: the disk refused.
+        OSError: a file cannot be written.
     """
     newest = {samples.epoch: samples for samples in pending}
     epochs = sorted({*sample_epochs(folder), *newest})
@@ -169,13 +170,13 @@ def _write(folder: Path, samples: Samples) -> None:
         "step": samples.step,
         "source": samples.source,
         "is_exact": samples.is_exact,
-        "untrained_loss": samples.untrained_loss if math.isfinite(samples.untrained_loss) else None,
+        "untrained_loss": samples.untrained_loss,
         "names": samples.names,
     }
     arrays = {name: getattr(samples, name).astype(dtype, copy=False) for name, dtype in _FIELDS.items()}
     if samples.group is not None:
         arrays["group"] = samples.group
-    text = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    text = np.frombuffer(strict_json(about, non_finite=lambda value: None).encode(), np.uint8)
     temporary = folder / f"tmp_{os.getpid()}_samples.npz"
     try:
         np.savez(temporary, allow_pickle=False, about=text, **arrays)
@@ -189,12 +190,12 @@ def _name(epoch: int) -> str:
 
 
 def sample_epochs(folder: Path) -> list[int]:
-    """Epochs of which there is a file, in order."""
+    """Epochs that have a file, in order."""
     return sorted(int(match[1]) for match in map(_NAME.fullmatch, os.listdir(folder)) if match)
 
 
 def kept(epochs: list[int]) -> list[int]:
-    """Which of some epochs to keep: the last three, the first, and a few spread evenly in between.
+    """The epochs to keep: the last three, the first, and a few spread evenly in between.
 
     >>> kept(list(range(100)))[-3:], len(kept(list(range(100))))
     ([97, 98, 99], 11)
@@ -212,10 +213,10 @@ def read_samples(folder: Path, epoch: int) -> Samples:
 
     Raises:
         OSError: it cannot be opened.
-        ValueError: it is no such file, or damaged; nothing larger than the file itself was read.
+        ValueError: it is no regular file, no samples file, or damaged; at most as much as the file holds was read.
     """
     path = folder / _name(epoch)
-    with open(open_plain(path), "rb") as file:
+    with open_regular(path) as file:
         try:
             arrays = _members(file, os.fstat(file.fileno()).st_size)
             about = json.loads(arrays.pop("about").astype(np.uint8).tobytes())
@@ -246,7 +247,7 @@ def _members(file: Any, size: int) -> dict[str, NDArray[Any]]:
 
 
 def _array(members: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
-    """The vector of numbers in a member, whose header must fit its size before anything is made of it."""
+    """The vector of numbers in a member; its header must agree with its size."""
     with members.open(member) as file:
         version = np.lib.format.read_magic(file)
         if version != (1, 0):

@@ -7,12 +7,21 @@ from typing import Any
 
 import keras
 
-from ..callbacks import Callbacks
+from ..checkpoint.callbacks import Callbacks
 from ..triggers import Condition
 from .dataset import R8Dataset
+from .fit_arguments import check_fit
 from .losses import LossRecorder
 from .running import local_of_fit
-from .state import ModelState
+from .state import ModelState, as_numpy
+
+METRICS_EVERY = 16
+"""Batches between two copies of Keras' running means; one is made before the last batch of an epoch too."""
+
+OTHER_DATA = (
+    "x must be the R8Dataset in fit(), or a PyDataset that takes its batches from that one by their numbers, got one "
+    "that was trained on without asking for batch {}."
+)
 
 
 class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
@@ -20,9 +29,9 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
 
     After each step it reports the loss of every sample, as it was in that step, before weights of samples and
     classes; a refused loss is answered by putting model and optimizer back, and the running means that Keras shows
-    begin again. Before each step it sets the learning rate on the optimizer. At the end of an epoch it passes what
-    Keras logged on to `R8Scheduler.log`, and when the budget is spent it stops the training. Callbacks that the
-    scheduler was given keep their place; the others are the model's own.
+    too (by up to 16 batches). Before each step it sets the learning rate on the optimizer. At the end of an epoch it
+    passes what Keras logged on to `R8Scheduler.log`, and when the budget is spent it stops the training. Callbacks
+    that the scheduler was given keep their place; the others are the model's own.
 
     Args:
         dataset: What ``fit`` trains on.
@@ -47,28 +56,34 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         if not isinstance(dataset, R8Dataset):
             raise TypeError(f"dataset must be an R8Dataset, got {dataset!r}.")
         self.dataset = dataset
-        self._ahead = dataset.ahead
+        self._prefetch = dataset.prefetch
         self._backup_every = backup_every
         self._recorder: LossRecorder | None = None
         self._count = 0
+        self._state: ModelState | None = None
+        self._wired: Any = None
+        self._is_wrapped = False
+        self._metrics: list[tuple[Any, Any]] = []
         if model is not None:
             self._wire(model)
 
     def _wire(self, model: Any) -> None:
         _check_model(model)
-        state = ModelState(model)
-        self._ahead.r8.safekeeping.adopt(Callbacks(state.save, state.load, state.read), backup_every=self._backup_every)
+        if self._wired is not model:
+            self._state, self._wired = ModelState(model), model
+        state = self._state
+        assert state is not None
+        self._prefetch.r8.adopt(Callbacks(state.save, state.load, state.read), backup_every=self._backup_every)
 
     def set_model(self, model: Any) -> None:
         """Keras' word that a ``fit`` begins."""
         super().set_model(model)
         _check_model(model)
-        self._recorder = LossRecorder.of(model, self._ahead.r8.table.batch_size)
+        self._recorder = LossRecorder.of(model, self._prefetch.r8.table.batch_size)
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Check what can be checked only now, and wire the model."""
-        if local_of_fit("shuffle"):
-            raise ValueError("shuffle must be False in fit(), as the scheduler says what comes when; got True.")
+        self._is_wrapped = check_fit(self.dataset)
         self.dataset.end_epoch()
         if not _is_built(self.model):
             self.model._symbolic_build(data_batch=self.dataset[0])
@@ -77,13 +92,16 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Draw the epoch."""
         self.dataset.start_epoch()
+        assert self._recorder is not None
+        self._recorder.begin()
         iterator = local_of_fit("epoch_iterator")
         if iterator is None:
             return
         if iterator._num_batches is not None:
             # Keras counts the batches once a fit; an epoch that goes on after an interruption has fewer.
             iterator._num_batches = len(self.dataset)
-        self._hasten(iterator)
+        if not self._is_wrapped:
+            self._hasten(iterator)
 
     def _hasten(self, iterator: Any) -> None:
         """Let TensorFlow gather the batches, where it can, in place of the Python generator that Keras made."""
@@ -92,47 +110,72 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
             return
         pipeline = self.dataset.pipeline(replaced.element_spec)
         if pipeline is not None:
-            iterator._distributed_dataset = pipeline.batches(self._ahead.tickets, prefetch=-1)
+            iterator._distributed_dataset = pipeline.batches(self._prefetch.epoch, prefetch=-1)
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Set the learning rate."""
-        ticket = self._ahead.begin()
+        prefetch, state = self._prefetch, self._state
+        assert state is not None
+        if state.has_random:
+            # At the beginning of an epoch the loader has still drawn in the run before, and draws again.
+            state.resume_random(is_set=prefetch.r8.global_step % prefetch.r8.steps_per_epoch > 0)
+        if batch % METRICS_EVERY == 0 or batch + 1 == self._prefetch.epoch_length:
+            self._keep_metrics()
+        ticket = prefetch.begin()
         self._count = len(ticket.indices)
         _set(_rate_of(self.model.optimizer), ticket.lr)
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Report the losses of the batch."""
-        model, recorder, r8 = self.model, self._recorder, self._ahead.r8
+        model, recorder, r8 = self.model, self._recorder, self._prefetch.r8
         assert recorder is not None
         if _IS_JAX:
             model.jax_state_sync()
+        if self._is_wrapped and not self.dataset.was_fetched(batch):
+            raise ValueError(OTHER_DATA.format(batch))
         losses = recorder.losses(self._count)
         if not recorder.is_exact:
-            r8.announcer.warn_once(
+            r8.say_once(
                 "keras loss",
                 "the model's loss is one number for the whole batch: losses of samples are estimated. Compile it with "
                 "a loss that gives one for each sample (Keras takes the mean itself).",
             )
-        outcome = self._ahead.report(losses)
-        if outcome.rolled_back_to is not None:
-            # One NaN would stay in Keras' running means to the end of the epoch.
-            model.reset_metrics()
+        try:
+            outcome = self._prefetch.report(losses)
+        except BaseException:
+            # fit() ends without telling its callbacks.
+            r8.requests.leave()
+            raise
+        if not outcome:
+            self._put_metrics_back()
         if r8.requests.is_pending:
             # Now, as Keras has begun the next batch when it asks again.
             r8.between_steps()
-        if r8.pace.is_over:
+        if r8.is_over:
             model.stop_training = True
+
+    def _keep_metrics(self) -> None:
+        """Remember Keras' running means: one NaN would stay in them to the end of the epoch."""
+        assert self._recorder is not None
+        own = self._recorder.memory
+        self._metrics = [(each, as_numpy(each).copy()) for each in self.model.metrics_variables if each is not own]
+
+    def _put_metrics_back(self) -> None:
+        # Some may be built since.
+        self.model.reset_metrics()
+        for variable, value in self._metrics:
+            variable.assign(value)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Pass on what Keras logged; write the checkpoint that is due."""
-        r8 = self._ahead.r8
+        r8 = self._prefetch.r8
         self.dataset.end_epoch()
         r8.log(r8.global_step, **{name: value for name, value in (logs or {}).items() if name != "step"})
         r8.between_steps()
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Give back what was not trained on, and end the workers."""
-        self._ahead.r8.requests.leave()
+        self._prefetch.r8.requests.leave()
         self.dataset.end_epoch()
         self.dataset.end_workers()
 

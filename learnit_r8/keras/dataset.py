@@ -11,11 +11,11 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from ..ahead import EpochAhead
-from ..checks import whole_number
-from ..gather import check_rows, leaves, share, take_rows, take_shared
+from .._adapters.prefetch import Prefetch
+from .._adapters.rows import check_rows, leaves, share, take_rows, take_shared
+from .._validation import whole_number
 from .pipeline import Pipeline, as_tensors, is_in_memory
-from .running import callbacks_of_fit
+from .running import callbacks_of_fit, method_of_model
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
@@ -44,7 +44,7 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         ValueError: a column of another length than N, or the scheduler searches for a learning rate.
 
     Attributes:
-        ahead: The batches of the epoch.
+        prefetch: The batches of the epoch.
     """
 
     def __init__(
@@ -59,23 +59,24 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         max_queue_size: int = 10,
     ) -> None:
         super().__init__()
-        self.ahead = EpochAhead(r8)
+        self.prefetch = Prefetch.of_epochs(r8)
         for name, data in (("x", x), ("y", y), ("sample_weight", sample_weight)):
             check_rows(name, data, r8.table.num_samples)
         self._data = (x, y, sample_weight)
         self._num_workers = whole_number("workers", workers, least=1, most=1024)
         self._max_queue = whole_number("max_queue_size", max_queue_size, least=1, most=2**16)
         self._use_processes = use_multiprocessing
+        self._fetched: set[int] = set()
         self._pool: Executor | None = None
         self._gathered: dict[int, Future[Any]] = {}
         self._pipeline: Pipeline | None = None
         # A batch must have a weight in every epoch or in none, and a policy weights only from the second on.
-        self._is_weighted = sample_weight is not None or r8.plan.policy.selects
+        self._is_weighted = sample_weight is not None or r8.policy.selects
 
     @property
     def r8(self) -> R8Scheduler:
         """The scheduler."""
-        return self.ahead.r8
+        return self.prefetch.r8
 
     def __len__(self) -> int:
         """Batches of the epoch: all of them, or what is left of it where a run goes on in the middle.
@@ -83,7 +84,8 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         Raises:
             RuntimeError: the budget is spent.
         """
-        return len(self.ahead) or len(self.ahead.draw())
+        _check_trains()
+        return self.prefetch.epoch_length or len(self.prefetch.draw_epoch())
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         """The batch at a position of the epoch: ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)``.
@@ -95,12 +97,13 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
             RuntimeError: the budget is spent.
             IndexError: a loader that was left behind asks after the end of its epoch.
         """
-        tickets = self.ahead.tickets
+        tickets = self.prefetch.epoch
         if not tickets:
             if isinstance(threading.current_thread(), threading._DummyThread):
                 # A thread of TensorFlow's, ahead of a training that has stopped: it must not draw.
                 raise IndexError(f"index must be of an epoch that was begun, got {index!r} between two.")
-            tickets = self.ahead.draw()
+            tickets = self.prefetch.draw_epoch()
+        self._fetched.add(index)
         indices, weights = tickets[index].indices, tickets[index].weights
         x, y, own = self._rows(index, indices)
         if self._is_weighted:
@@ -110,7 +113,7 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
     def _rows(self, index: int, indices: NDArray[np.int64]) -> Any:
         if self._num_workers == 1 and not self._use_processes:
             return take_rows(self._data, indices)
-        gathered, tickets = self._gathered, self.ahead.tickets
+        gathered, tickets = self._gathered, self.prefetch.epoch
         for later in range(index, min(index + self._max_queue, len(tickets))):
             if later not in gathered:
                 gathered[later] = self._submit(tickets[later].indices)
@@ -137,6 +140,7 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         Raises:
             RuntimeError: ``fit`` was called without an `R8Callback` of this data set.
         """
+        _check_trains()
         callbacks = callbacks_of_fit()
         if callbacks is not None and not any(getattr(each, "dataset", None) is self for each in callbacks):
             raise RuntimeError(f"callbacks must hold an R8Callback of the R8Dataset in fit(), got {callbacks!r}.")
@@ -148,7 +152,7 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
             element_spec: What a batch is, as tensor specs.
         """
         is_own = type(self).__getitem__ is not R8Dataset.__getitem__
-        if is_own or self._num_workers > 1 or self._use_processes or self.r8.plan.policy.selects:
+        if is_own or self._num_workers > 1 or self._use_processes or self.r8.policy.selects:
             return None
         columns = tuple(data for data in self._data if data is not None)
         if not all(is_in_memory(leaf) for _, leaf in leaves("data", columns)):
@@ -159,13 +163,18 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
 
     def start_epoch(self) -> None:
         """Draw what is left of the epoch. The callback calls it."""
+        self._fetched.clear()
         self._gathered.clear()
-        self.ahead.draw()
+        self.prefetch.draw_epoch()
+
+    def was_fetched(self, index: int) -> bool:
+        """Whether somebody has asked for this batch of the epoch."""
+        return index in self._fetched
 
     def end_epoch(self) -> None:
         """Give back what was not trained on. The callback calls it."""
         self._gathered.clear()
-        self.ahead.hand_back()
+        self.prefetch.hand_back()
 
     def close(self) -> None:
         """End the workers and let go of the tensors; the next epoch makes new ones."""
@@ -178,6 +187,16 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _check_trains() -> None:
+    """Raise ValueError in ``predict`` and ``evaluate``, where the order and the budget of a training make no sense."""
+    method = method_of_model()
+    if method in ("predict", "evaluate"):
+        raise ValueError(
+            f"x must be the arrays themselves in {method}(), got an R8Dataset, whose batches are those of a training, "
+            "in the order drawn."
+        )
 
 
 def _product(own: Any, weights: NDArray[np.float32] | None, count: int) -> Any:

@@ -5,22 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..ahead import EpochAhead
-from ..gather import check_rows
+from .._adapters.prefetch import Prefetch
+from .._adapters.rows import check_rows
+from ..checkpoint.callbacks import Callbacks
 from .pipeline import Pipeline
+from .state import ModelState
 
 if TYPE_CHECKING:
+    from ..sampling.ticket import Outcome
     from ..scheduler import R8Scheduler
-    from ..ticket import Outcome
 
 
-def batch_dataset(r8: R8Scheduler, data: Any = None, *, prefetch: int = 2) -> Batches:
+def batch_dataset(
+    r8: R8Scheduler, data: Any = None, *, prefetch: int = 2, model: Any = None, optimizer: Any = None
+) -> Batches:
     """The scheduler's batches as tensors, gathered ahead of the training by ``tf.data``.
 
     Args:
         r8: The scheduler of N samples; it must not search for a learning rate, nor its policy weight samples.
         data: N rows each: an array or tensor, or a tuple or dict of them; None for the indices, int64[B], alone.
         prefetch: Batches to gather ahead, >= 0; -1 lets TensorFlow choose.
+        model: The Keras model that the loop trains, built, for backups, checkpoints and restores. Without it the
+            scheduler needs callbacks, see `model_callbacks`, or nothing is put back.
+        optimizer: Its optimizer; by default the one it was compiled with.
 
     Returns:
         To iterate over, once an epoch.
@@ -28,8 +35,13 @@ def batch_dataset(r8: R8Scheduler, data: Any = None, *, prefetch: int = 2) -> Ba
     Raises:
         ImportError: TensorFlow is not installed.
         TypeError: ``r8`` is not a scheduler, or a column has no length.
-        ValueError: a column of another length than N, ``prefetch`` below -1, or a scheduler that cannot be used.
+        ValueError: a column of another length than N, ``prefetch`` below -1, a scheduler that cannot be used, or a
+            model without optimizer.
+        RuntimeError: the model is not built.
     """
+    if model is not None:
+        state = ModelState(model, optimizer)
+        r8.adopt(Callbacks(state.save, state.load, state.read))
     return Batches(r8, data, prefetch=prefetch)
 
 
@@ -49,21 +61,21 @@ class Batches:
         tf = _tensorflow()
         if isinstance(prefetch, bool) or not isinstance(prefetch, int) or prefetch < -1:
             raise ValueError(f"prefetch must be a whole number >= -1, got {prefetch!r}.")
-        self._ahead = EpochAhead(r8)
-        if r8.plan.policy.selects:
-            raise ValueError(f"policy must not weight samples here, got {r8.plan.policy!r}; use draw() and report().")
+        self._prefetch = Prefetch.of_epochs(r8)
+        if r8.policy.selects:
+            raise ValueError(f"policy must not weight samples here, got {r8.policy!r}; use draw() and report().")
         data = tuple(data) if isinstance(data, list) else data
         check_rows("data", data, r8.table.num_samples)
         self.lr = tf.Variable(r8.lr, dtype=tf.float32, trainable=False, name="r8_lr")
         columns = None if data is None else tf.nest.map_structure(tf.convert_to_tensor, data)
         self._pipeline = Pipeline(columns, r8)
-        self._prefetch = prefetch
+        self._num_gathered = prefetch
         spec = self._pipeline.dataset.element_spec
         self.element_spec = tuple(spec) if isinstance(spec, (tuple, list)) else (spec,)
 
     def __len__(self) -> int:
         """Batches of the epoch, or what is left of it."""
-        return len(self._ahead)
+        return self._prefetch.epoch_length
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the batches to the end of the epoch, or of the budget.
@@ -74,27 +86,28 @@ class Batches:
         Raises:
             RuntimeError: the budget is spent.
         """
-        r8, ahead = self._ahead.r8, self._ahead
+        prefetch, r8 = self._prefetch, self._prefetch.r8
         epoch = r8.current_epoch
         try:
-            while r8.current_epoch == epoch and not r8.pace.is_over:
+            while r8.current_epoch == epoch and not r8.is_over:
                 yield from self._drawn()
         finally:
-            ahead.hand_back()
-        r8.between_steps()
-        if r8.pace.is_over:
+            prefetch.hand_back()
             r8.requests.leave()
+        r8.between_steps()
+        # Nobody knows whether another epoch follows; if so, they are taken again.
+        r8.requests.leave()
 
     def _drawn(self) -> Iterator[Any]:
         """The batches that are there now; those given up on the way wait to be drawn again."""
-        ahead = self._ahead
-        for batch in self._pipeline.batches(ahead.draw(), prefetch=self._prefetch):
-            self.lr.assign(ahead.begin().lr, read_value=False)
+        prefetch, r8 = self._prefetch, self._prefetch.r8
+        for batch in self._pipeline.batches(prefetch.draw_epoch(), prefetch=self._num_gathered):
+            self.lr.assign(prefetch.begin().lr, read_value=False)
             yield batch
-            ahead.give_up()
-            if ahead.r8.requests.is_pending:
-                ahead.r8.between_steps()
-            if ahead.r8.pace.is_over:
+            prefetch.give_up()
+            if r8.requests.is_pending:
+                r8.between_steps()
+            if r8.is_over:
                 return
 
     def report(self, losses: Any) -> Outcome:
@@ -106,7 +119,7 @@ class Batches:
         Raises:
             RuntimeError: there is no batch in hand, or it was reported.
         """
-        return self._ahead.report(losses)
+        return self._prefetch.report(losses)
 
 
 def _tensorflow() -> Any:

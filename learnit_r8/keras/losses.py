@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -13,6 +13,9 @@ from keras import ops
 from numpy.typing import NDArray
 
 from .state import as_numpy
+
+MOST_WRITTEN = 2.0**20
+"""Writes are counted modulo this, which float32 does exactly."""
 
 
 def sample_losses(loss: Any, y_true: Any, y_pred: Any) -> Any:
@@ -77,6 +80,7 @@ class LossRecorder:
         self.is_exact = True
         self._model = model
         self._memory = _Memory(capacity)
+        self._num_written = 0
         self._compute_loss = model.compute_loss
         model.compute_loss = self._replacement()
         if keras.backend.backend() == "jax":
@@ -85,15 +89,36 @@ class LossRecorder:
         # A step traced before knows nothing of the variable.
         model.train_function = None
 
+    @property
+    def memory(self) -> Any:
+        """The variable."""
+        return self._memory.values
+
     @classmethod
     def of(cls, model: Any, capacity: int) -> LossRecorder:
         """The recorder of a model, which keeps it for good so that a second ``fit`` traces nothing again."""
         found = getattr(model.compute_loss, "recorder", None)
         return found if isinstance(found, cls) and found.capacity >= capacity else cls(model, capacity)
 
+    def begin(self) -> None:
+        """Note that the next step that is written is that of the next batch."""
+        self._num_written = int(as_numpy(self.memory)[-1])
+
     def losses(self, count: int) -> NDArray[Any] | float:
-        """Of the last step: float[count] for its samples, or the mean where there are none."""
-        array = as_numpy(self._memory.values)
+        """Of the last step: float[count] for its samples, or the mean where there are none.
+
+        Raises:
+            RuntimeError: the step did not compute its loss through ``compute_loss``, or did so more than once.
+        """
+        array = as_numpy(self.memory)
+        calls = (int(array[-1]) - self._num_written) % int(MOST_WRITTEN)
+        self._num_written = int(array[-1])
+        if calls != 1:
+            raise RuntimeError(
+                f"train_step must compute its loss with one call of self.compute_loss(x, y, y_pred, sample_weight), "
+                f"which is where the scheduler hears the losses, got {calls} in this step. Call it once, or train in a "
+                "loop of your own with batch_dataset() and report()."
+            )
         return array[:count] if self.is_exact else float(array[0])
 
     def _replacement(self) -> Callable[..., Any]:
@@ -137,10 +162,18 @@ class LossRecorder:
         if not self.is_exact:
             self._memory.keep(ops.reshape(total, (1,)))
             return
-        outputs = keras.tree.flatten(y_pred)
-        masks = [mask_of(each) for each in outputs] if len(outputs) == len(heard) else [None] * len(heard)
+        masks = [mask_of(_output_at(entry.path, y_pred)) for entry in self._compiled()]
         parts = [per_sample(each, mask) for each, mask in zip(heard, masks, strict=True)]
         self._memory.keep(sum(part if w is None else part * w for part, w in zip(parts, weights, strict=True)))
+
+
+def _output_at(path: tuple[Any, ...], y_pred: Any) -> Any:
+    """The output that a loss is of; some outputs may have none."""
+    for part in path:
+        if not isinstance(y_pred, (Mapping, list, tuple)):
+            return y_pred
+        y_pred = y_pred[part]
+    return y_pred
 
 
 def _overheard(call: Callable[..., Any], heard: list[Any]) -> Callable[..., Any]:
@@ -153,17 +186,21 @@ def _overheard(call: Callable[..., Any], heard: list[Any]) -> Callable[..., Any]
 
 
 class _Memory(keras.metrics.Metric):  # type: ignore[misc]
-    """A variable that holds the losses of a batch; a metric only so that every back end carries it along."""
+    """A variable that holds the losses of a batch, and how many were written.
+
+    It is a metric only so that every back end carries it along.
+    """
 
     def __init__(self, capacity: int) -> None:
         super().__init__(name="r8_losses")
-        self.values = self.add_weight(shape=(capacity,), initializer="zeros", dtype="float32", name="values")
+        self.values = self.add_weight(shape=(capacity + 1,), initializer="zeros", dtype="float32", name="values")
 
     def keep(self, losses: Any) -> None:
         """Note the losses, float[any]; what is beyond the capacity is of no batch of the scheduler."""
-        losses = ops.cast(ops.stop_gradient(losses), "float32")[: self.values.shape[0]]
-        missing = self.values.shape[0] - ops.shape(losses)[0]
-        self.values.assign(ops.pad(losses, [[0, missing]]))
+        capacity = self.values.shape[0] - 1
+        losses = ops.cast(ops.stop_gradient(losses), "float32")[:capacity]
+        padded = ops.pad(losses, [[0, capacity - ops.shape(losses)[0]]])
+        self.values.assign(ops.concatenate([padded, ops.mod(self.values[-1:] + 1.0, MOST_WRITTEN)]))
 
     def update_state(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the training step writes."""

@@ -19,6 +19,17 @@ def local_of_fit(name: str) -> Any:
     return None
 
 
+def method_of_model() -> str:
+    """Which method of a model is running in this thread: "fit", "evaluate" or "predict"; "" if there is none."""
+    frame: FrameType | None = inspect.currentframe()
+    while frame is not None:
+        name = frame.f_code.co_name
+        if name in ("fit", "evaluate", "predict") and isinstance(frame.f_locals.get("self"), keras.Model):
+            return name
+        frame = frame.f_back
+    return ""
+
+
 def callbacks_of_fit() -> list[Any] | None:
     """The callbacks of the ``fit`` that is running in this thread; None if there is none."""
     if local_of_fit("epoch_iterator") is None:

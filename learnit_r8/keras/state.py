@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import keras
 import numpy as np
 from numpy.typing import NDArray
 
-_FILE_KINDS = "model", "optimizer"
+_FILE_KINDS = "model", "optimizer", "random"
 
 
 class ModelState:
@@ -35,6 +37,7 @@ class ModelState:
         if not optimizer.built:
             optimizer.build(model.trainable_variables)
         self._model, self._optimizer = model, optimizer
+        self._random: list[NDArray[Any]] = []
 
     def _variables(self) -> dict[str, list[Any]]:
         model = self._model
@@ -48,7 +51,9 @@ class ModelState:
 
     def read(self) -> dict[str, list[NDArray[Any]]]:
         """Copies of all variables, under "model" and "optimizer"; `R8Scheduler` calls it for backups."""
-        return {kind: [as_numpy(each).copy() for each in variables] for kind, variables in self._variables().items()}
+        state = {kind: [as_numpy(each).copy() for each in variables] for kind, variables in self._variables().items()}
+        # Layers of Keras on torch draw from torch's own generators, which are no variables.
+        return {**state, "random": _random_state()}
 
     def save(self, state_dict: Mapping[str, Any], filepath: str | os.PathLike[str]) -> None:
         """Write what `read` returned to a file in numpy's npz format, without pickled objects.
@@ -82,6 +87,40 @@ class ModelState:
             pairs += zip(variables, state[kind], strict=True)
         for variable, array in pairs:
             variable.assign(array)
+        # Files of before have none.
+        random = state.get("random", [])
+        _set_random_state(random)
+        self._random = [] if from_ram else random
+
+    @property
+    def has_random(self) -> bool:
+        """Whether a file with the states of random generators was loaded, and no training has begun since."""
+        return bool(self._random)
+
+    def resume_random(self, *, is_set: bool) -> None:
+        """Set the generators of the file once more, if ``is_set``: a loader draws from them when it starts."""
+        if is_set:
+            _set_random_state(self._random)
+        self._random = []
+
+
+def _random_state() -> list[NDArray[Any]]:
+    """The states of torch's generators where it is the back end, of the CPU first."""
+    if keras.backend.backend() != "torch":
+        return []
+    torch = sys.modules["torch"]
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [each.cpu().numpy().copy() for each in (torch.get_rng_state(), *devices)]
+
+
+def _set_random_state(state: list[NDArray[Any]]) -> None:
+    if not state or keras.backend.backend() != "torch":
+        return
+    torch = sys.modules["torch"]
+    own, *devices = (torch.from_numpy(np.array(each)) for each in state)
+    torch.set_rng_state(own)
+    if devices and len(devices) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(devices)
 
 
 def as_numpy(variable: Any) -> NDArray[Any]:

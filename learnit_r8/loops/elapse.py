@@ -92,7 +92,7 @@ def elapse(dataset: Any, *, stop: Any = None, elapsed: Elapsed | None = None) ->
         elapsed: Where to go on from.
 
     Yields:
-        What is finished once this batch is, for triggers and bars; and the batch.
+        Steps, samples and seconds once this batch is finished, for triggers and bars; and the batch.
 
     Raises:
         TypeError: the data set is no iterable.

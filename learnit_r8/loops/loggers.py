@@ -38,7 +38,7 @@ class wandb_logger:
             self._run.log(values, step=loop_state.elapsed.steps)
 
     def on_end(self, loop_state: LoopState) -> None:
-        """Send what is left, and finish the run if it is ours."""
+        """Send the remaining logs, and finish the run if this logger has started it."""
         self.on_step(loop_state)
         if self._given is None and self._run is not None:
             self._run.finish()
@@ -75,7 +75,7 @@ class tensorboard:
             self._writer.add_scalar(name, value, loop_state.elapsed.steps)
 
     def on_end(self, loop_state: LoopState) -> None:
-        """Write what is left, and close the writer if it is ours."""
+        """Write the remaining logs, and close the writer if this logger has opened it."""
         if self._writer is not None:
             self.on_step(loop_state)
             if self._is_own:

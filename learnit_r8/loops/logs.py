@@ -134,7 +134,7 @@ def logs() -> Logs:
 
 
 def _register() -> None:
-    """Make `Logs` a pytree of the JAX that somebody else has loaded."""
+    """Make `Logs` a pytree of JAX, if JAX is loaded."""
     tree_util = sys.modules.get("jax.tree_util")
     register = getattr(tree_util, "register_pytree_node", None)
     # JAX may be in the middle of being imported, in another thread for instance.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from ..checks import whole_number
+from .._validation import whole_number
 from ..triggers import Elapsed, Trigger, as_trigger
 from ..triggers.when import After, At, seconds
 
@@ -59,7 +59,7 @@ class Period(Trigger):
 
 
 def as_period(name: str, value: Any) -> Period:
-    """What an argument such as ``total`` stands for.
+    """The period that an argument such as ``total`` stands for.
 
     Args:
         name: The argument, for the message.

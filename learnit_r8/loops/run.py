@@ -1,4 +1,4 @@
-"""loop: for every batch of a data set, what is due. The one place where the loops of this package turn."""
+"""loop: calls the callbacks that are due at each batch of a data set. All loops of this package run here."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def loop(
             another one hands it on.
 
     Returns:
-        The state, the logs of all steps that had any, and what is finished.
+        The state, the logs of all steps that had any, and the steps, samples and seconds that are finished.
 
     Raises:
         TypeError: the data set is no iterable, or something is not a callback.
@@ -84,7 +84,7 @@ def run_loop(
     metadata: Any = None,
     catch_keyboard_interrupt: bool = True,
 ) -> tuple[Any, History, Elapsed]:
-    """`loop`, with tasks that were read already."""
+    """`loop`, with tasks that `read_tasks` has read."""
     condition, total = as_stop(stop)
     batches = opened(dataset)
     start = Elapsed() if elapsed is None else elapsed
@@ -96,7 +96,7 @@ def run_loop(
 
 
 def _turn(here: LoopState, batches: Iterator[Any], plan: Tasks, watch: Stopwatch, *, owns_batches: bool) -> None:
-    """Run a loop to its end, and its ending in any case."""
+    """Run a loop to its end, and call the callbacks of the end in any case."""
     token = _depth.set(_depth.get() + 1)
     try:
         here.call(plan.start)
@@ -138,7 +138,7 @@ def _steps(here: LoopState, batches: Iterator[Any], tasks: tuple[Step, ...], wat
 
 
 def _end(here: LoopState, batches: Any, plan: Tasks, watch: Stopwatch) -> None:
-    """Tell what listens for the end; what a step that was not finished has logged is lost."""
+    """Call the callbacks of the end; the logs of a step that was not finished are lost."""
     here.logs.clear()
     here.elapsed = here.elapsed._replace(time=max(here.elapsed.time, watch.seconds()))
     endings: list[Any] = [functools.partial(here.call, (call,)) for call in plan.end]

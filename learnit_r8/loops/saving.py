@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..checkpoint import decode, encode
-from ..checks import whole_number
-from ..durable import replace
+from .._adapters.driven_state import taken_apart
+from .._adapters.trees import from_plain, to_plain
+from .._validation import whole_number
+from ..checkpoint.codec import decode, encode
+from ..checkpoint.durable_io import replace
+from ..recovery import model_state
 from ..streams.event import Record, as_scalar
-from .state import LoopState
-from .trees import from_plain, to_plain
+
+if TYPE_CHECKING:
+    from .state import LoopState
 
 
-def copied(state: Any) -> Any:
-    """A copy of a state that later steps cannot change."""
-    return copy.deepcopy(state.state_dict() if hasattr(state, "load_state_dict") else state)
+class Kept:
+    """A copy of a state that later steps cannot change.
 
+    Args:
+        state: Of a loop.
+    """
 
-def put_back(state: Any, kept: Any) -> Any:
-    """The state that was copied; one with ``load_state_dict`` is changed in place."""
-    if hasattr(state, "load_state_dict"):
-        state.load_state_dict(copy.deepcopy(kept))
-        return state
-    return kept
+    def __init__(self, state: Any) -> None:
+        leaves, self._make = taken_apart(state)
+        self._leaves = model_state.clone(leaves)
+
+    def put_back(self) -> Any:
+        """The state as it was; objects with ``load_state_dict`` in it are changed in place."""
+        return self._make(model_state.clone(self._leaves))
 
 
 def save_state(path: str | os.PathLike[str], state: Any, **more: Any) -> None:

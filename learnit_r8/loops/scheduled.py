@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary
 
+from .._adapters.driven_state import DrivenState
+from .._adapters.host import check_scheduler
+from .._adapters.prefetch import Prefetch
+from .._adapters.rows import check_rows, leaves, take_rows
+from ..guard.verdict import Verdict
 from .logs import Logs
 from .state import LoopState
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
-    from ..ticket import Ticket
 
-_open: WeakKeyDictionary[Any, Ticket] = WeakKeyDictionary()
-"""The batch of each scheduler that a loop has and has not reported yet."""
+NO_MODEL = (
+    "the state of the loop holds no model, so only a load_callback can put one back after a refused loss: make the "
+    "model and its optimizer the state, as in loop((model, optimizer), ...), or pass state_callback and load_callback "
+    "to R8Scheduler."
+)
 
 
 class Drawn(NamedTuple):
     """A batch that a scheduler drew; a JAX pytree, so that jitted steps may take it.
 
     Attributes:
-        data: The samples: what the data are, [B, ...] each.
+        data: The samples: a nest like the data set, [B, ...] each.
         lr: Learning rate to train on it with.
-        indices: int64[B], which samples they are.
-        weights: float32[B], what to multiply the samples' losses by; None under a policy that does not weight.
+        indices: int64[B], their positions.
+        weights: float32[B], factors of the samples' losses; None under a policy that does not weight.
     """
 
     data: Any
@@ -50,22 +56,20 @@ class Scheduled:
         return self._r8.steps_per_epoch
 
     def __iter__(self) -> Iterator[Drawn]:
-        r8 = self._r8
-        ticket = None
+        prefetch, ticket = Prefetch.of(self._r8), None
         try:
-            while (ticket := r8.draw_if_any()) is not None:
-                _open[r8] = ticket
+            while (ticket := prefetch.draw_now()) is not None:
                 yield Drawn(self._take(ticket.indices), ticket.lr, ticket.indices, ticket.weights)
-                if _open.get(r8) is ticket:
+                if prefetch.current is not None:
                     raise RuntimeError(
                         f"the batch of step {ticket.step} must be reported before the next one is drawn; "
                         "add report_to(r8) to the loop's callbacks."
                     )
         finally:
             # After an interruption or an error the batch is the next one drawn.
-            if ticket is not None:
-                _open.pop(r8, None)
-                r8.hand_back(ticket)
+            if ticket is not None and prefetch.current is ticket:
+                prefetch.hand_back()
+            self._r8.requests.leave()
 
 
 def scheduled(r8: R8Scheduler, data: Any) -> Scheduled:
@@ -73,8 +77,8 @@ def scheduled(r8: R8Scheduler, data: Any) -> Scheduled:
 
     Args:
         r8: The scheduler.
-        data: [N, ...] arrays or tensors: one, a tuple, list or dictionary of them; or ``(indices)``, a function that
-            returns the samples.
+        data: [N, ...] arrays or tensors: one, or a nest of tuples, lists and dictionaries of them; or ``(indices)``, a
+            function that returns the samples.
 
     Returns:
         An iterable of `Drawn` batches.
@@ -91,41 +95,71 @@ def scheduled(r8: R8Scheduler, data: Any) -> Scheduled:
     >>> int(loop(0, scheduled(r8, np.arange(100)), callbacks=[step, report_to(r8)])[0])
     4950
     """
-    _check(r8)
+    check_scheduler("r8", r8)
     if callable(data):
         return Scheduled(r8, data)
-    for part in _parts(data):
-        if not hasattr(part, "__getitem__") or not hasattr(part, "shape") or not part.shape:
-            raise TypeError(f"data must be arrays, or a function of indices, got {type(part).__name__}.")
-        if part.shape[0] != r8.table.num_samples:
-            raise ValueError(f"data must have the scheduler's {r8.table.num_samples} samples, got {part.shape[0]}.")
-    return Scheduled(r8, lambda indices: _rows(data, indices))
+    for name, column in leaves("data", data) or [("data", data)]:
+        if not hasattr(column, "__getitem__") or not getattr(column, "shape", ()):
+            raise TypeError(f"data must be arrays, or a function of indices, got {type(column).__name__}.")
+        check_rows(name, column, r8.table.num_samples)
+    return Scheduled(r8, lambda indices: take_rows(data, indices, _rows))
 
 
-def _check(r8: Any) -> None:
-    if not (hasattr(r8, "draw_if_any") and hasattr(r8, "report")):
-        raise TypeError(f"r8 must be an R8Scheduler, got {r8!r}.")
+def _rows(column: Any, indices: Any) -> Any:
+    # An index of pandas is of labels, which need not be positions.
+    return column.iloc[indices].to_numpy() if hasattr(column, "iloc") else column[indices]
 
 
-def _parts(data: Any) -> list[Any]:
-    if isinstance(data, Mapping):
-        return list(data.values())
-    return list(data) if isinstance(data, (tuple, list)) else [data]
+class Report:
+    """The callback that tells a scheduler the loss of a step, and lets it keep the state of the loop; see `report_to`.
+
+    Args:
+        r8: The scheduler that drew the batch.
+        key: Which entry of the logs.
+        part_size: As in `R8Scheduler.report`.
+    """
+
+    def __init__(self, r8: R8Scheduler, key: str, part_size: int | None) -> None:
+        self._r8, self._key, self._part_size = r8, key, part_size
+        self._prefetch = Prefetch.of(r8)
+        self._place: LoopState | None = None
+
+    def on_start(self, loop_state: LoopState) -> None:
+        """Let the scheduler keep the state of this loop, if there is a model in it."""
+        if self._place is not loop_state:
+            self._place, self._driven = loop_state, DrivenState(loop_state)
+            if self._driven.has_model:
+                self._r8.adopt(self._driven.callbacks())
+
+    def on_step(self, loop_state: LoopState) -> Logs:
+        """Report the loss of this step."""
+        ticket = self._prefetch.current
+        if ticket is None:
+            raise RuntimeError(
+                f"report_to() must be called once for each batch of scheduled(), got no open one at step "
+                f"{loop_state.elapsed.steps}."
+            )
+        self.on_start(loop_state)
+        loss, after = loop_state.logs.find(self._key), loop_state.state
+        loop_state.state = loop_state.state_before
+        outcome = self._driven.judge(after, lambda: self._prefetch.report(loss, part_size=self._part_size))
+        if outcome.verdict is Verdict.NOT_FINITE and not self._driven.has_model:
+            self._r8.say_once("state of the loop", NO_MODEL)
+        logs = Logs()
+        logs.add_entry("scheduler", "lr", ticket.lr)
+        return logs.add_entry("scheduler", "refused", not outcome)
+
+    __call__ = on_step
 
 
-def _rows(data: Any, indices: Any) -> Any:
-    if isinstance(data, Mapping):
-        return {name: part[indices] for name, part in data.items()}
-    if isinstance(data, (tuple, list)):
-        return tuple(part[indices] for part in data)
-    return data[indices]
-
-
-def report_to(r8: R8Scheduler, key: str = "loss", *, part_size: int | None = None) -> Callable[[LoopState], Logs]:
+def report_to(r8: R8Scheduler, key: str = "loss", *, part_size: int | None = None) -> Report:
     """Make the callback that tells a scheduler the loss of the batch of this step; it stands after the training step.
 
-    A refused loss puts the state back that was there before the step. (A state that is changed in place needs the
-    scheduler's ``load_callback``.) It logs "scheduler.lr" and "scheduler.refused".
+    The scheduler keeps the state of the loop: backups in RAM, and checkpoints where it has a ``checkpoint_dir``; unless
+    it was given callbacks of its own. A refused loss leaves the state as it was before the step, or puts an older one
+    back: objects with ``load_state_dict`` (torch modules and optimizers, or a tuple of them) and NNX modules in place,
+    anything else by replacing the loop's state, so that the next step gets the restored one. A model that is not in the
+    state is not kept. It logs "scheduler.lr" and "scheduler.refused".
 
     Args:
         r8: The scheduler that drew the batch.
@@ -137,21 +171,4 @@ def report_to(r8: R8Scheduler, key: str = "loss", *, part_size: int | None = Non
         KeyError: later, this step has logged no such entry.
         RuntimeError: later, the batch is not of this scheduler, or was reported before.
     """
-    _check(r8)
-
-    def report(loop_state: LoopState) -> Logs:
-        ticket = _open.get(r8)
-        if ticket is None:
-            raise RuntimeError(
-                f"report_to() must be called once for each batch of scheduled(), got no open one at step "
-                f"{loop_state.elapsed.steps}."
-            )
-        outcome = r8.report(ticket, loop_state.logs.find(key), part_size=part_size)
-        del _open[r8]
-        if not outcome:
-            loop_state.state = loop_state.state_before
-        logs = Logs()
-        logs.add_entry("scheduler", "lr", ticket.lr)
-        return logs.add_entry("scheduler", "refused", not outcome)
-
-    return report
+    return Report(r8, key, part_size)

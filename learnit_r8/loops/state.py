@@ -20,7 +20,7 @@ class LoopState:
         state_before: The user's state before this step.
         batch: The batch of this step; None before the first.
         elapsed: Steps, samples and seconds, this step included.
-        logs: What was logged so far in this step.
+        logs: The logs of this step so far.
         history: The rows of the steps before.
         total: When the loop is to stop, if that is a number of steps, samples or seconds; else None.
         metadata: Whatever the caller of the loop handed in.

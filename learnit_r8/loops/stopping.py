@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from ..streams.event import Record, as_scalar
 from ..triggers import Elapsed
 from .period import Period, as_period
-from .saving import copied, put_back
+from .saving import Kept
 from .state import LoopState
 
 
@@ -53,6 +54,7 @@ class early_stopping:
         self._record = Record(self._mode, self._min_delta)
         self._waited, self._since = 0, Elapsed()
         self._kept: Any = None
+        self._others: set[str] | None = set()
         self.stopped = False
 
     @property
@@ -64,10 +66,13 @@ class early_stopping:
         try:
             value = loop_state.logs.find(self._monitor)
         except KeyError:
+            if self._others is not None:
+                self._others.update(name for entries in loop_state.logs.values() for name in entries)
             return
+        self._others = None
         if self._record.improves(float(as_scalar(value))):
             self._waited, self._since = 0, loop_state.elapsed
-            self._kept = copied(loop_state.state) if self._restores else None
+            self._kept = Kept(loop_state.state) if self._restores else None
             return
         self._waited += 1
         waited = Elapsed(steps=self._waited) if self._counts_values else loop_state.elapsed
@@ -76,7 +81,14 @@ class early_stopping:
             self.stopped = loop_state.stop_iteration = True
 
     def on_end(self, loop_state: LoopState) -> None:
-        """Put the best state back."""
+        """Put the best state back; warn if there never was an entry of that name."""
         self.on_step(loop_state)
+        if self._others and loop_state.error is None:
+            warnings.warn(
+                f"monitor must be an entry of the logs, got {self._monitor!r}, which no step had, so the loop was "
+                f"never stopped; there were {sorted(self._others)}.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         if self._restores and self.best is not None:
-            loop_state.state = put_back(loop_state.state, self._kept)
+            loop_state.state = self._kept.put_back()

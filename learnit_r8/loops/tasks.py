@@ -1,4 +1,4 @@
-"""Tasks: what a loop calls and when, read once from what the user wrote."""
+"""Tasks: the callbacks of a loop and when they are due, read once from the user's arguments."""
 
 from __future__ import annotations
 
@@ -94,7 +94,15 @@ def read_named(tasks: Any, callbacks: Any, names: tuple[str, ...]) -> dict[str, 
     if unknown:
         raise ValueError(f"tasks must have the keys {names}, got {unknown}.")
     objects = as_list("callbacks", callbacks)
-    return {name: (*_named_steps(name, (tasks or {}).get(name)), (None, hooks(objects, name))) for name in names}
+    named = {name: (*_named_steps(name, (tasks or {}).get(name)), (None, hooks(objects, name))) for name in names}
+    started = [one for value in (tasks or {}).values() for one in _objects_of(value) if one not in objects]
+    return {**named, "on_start": (*named["on_start"], (None, hooks(started, "on_start")))}
+
+
+def _objects_of(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return [one for each in value.values() for one in _objects_of(each)]
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _named_steps(name: str, value: Any) -> Iterable[Step]:
@@ -139,7 +147,7 @@ def as_list(name: str, value: Any) -> list[Any]:
 
 
 def call_each(calls: Iterable[Callable[[], Any]]) -> None:
-    """Call all of them, each even if one before it raises; then raise what the first one raised."""
+    """Call all of them, even if one of them raises; then raise the first error."""
     first: BaseException | None = None
     for call in calls:
         try:

@@ -38,6 +38,10 @@ class Around(Policy):
     def needs_groups(self) -> bool:  # type: ignore[override]
         return self.inner.needs_groups
 
+    @property
+    def uses_groups(self) -> bool:  # type: ignore[override]
+        return self.inner.uses_groups
+
     def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
         return self.inner.select(chunk, context, rng)
 

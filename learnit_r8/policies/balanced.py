@@ -60,6 +60,7 @@ class Quartile(Policy):
     """
 
     name = "quartile"
+    uses_groups = False
     is_random = False
 
     def arrange(self, chunk: Candidates, batch_size: int, rng: np.random.Generator) -> Order:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..suspects import Suspicion
+from ..table.label_noise import Suspicion
 
 Order = NDArray[np.int64]
 Kept = tuple[NDArray[np.bool_], NDArray[np.float32] | None]
@@ -90,6 +90,9 @@ class Policy:
 
     needs_groups = False
     """Whether ``groups=`` must be given."""
+
+    uses_groups = True
+    """Whether ``groups=`` changes anything; where it does not it is refused."""
 
     @property
     def selects(self) -> bool:

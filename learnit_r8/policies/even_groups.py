@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..checks import is_number
+from .._validation import is_number
 from .around import Around
 from .balanced import Balanced
 from .base import Candidates, Context, Kept, Policy
@@ -41,6 +41,7 @@ class EvenGroups(Around):
     name = "even_groups"
     selects = True
     needs_groups = True
+    uses_groups = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..checks import is_number
+from .._validation import is_number
 from .balanced import Balanced
 from .base import Candidates, Context, Kept, Order, Policy
 

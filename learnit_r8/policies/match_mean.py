@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import is_number, whole_number
+from .._validation import is_number, whole_number
 from .around import Around
 from .base import Candidates, Order, Policy
 from .ranking import filled_in

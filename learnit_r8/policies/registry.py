@@ -31,10 +31,11 @@ def get_policy(policy: str | Policy) -> Policy:
         ValueError: no policy has that name.
         TypeError: neither a name nor a `Policy`.
     """
-    if type(policy) is MatchMean or type(policy) is EvenGroups:
-        return replace(policy, inner=get_policy(policy.inner))
     if isinstance(policy, Policy):
-        return policy if type(policy) in _OWN else _Checked(policy)
+        is_own = type(policy).__module__.rpartition(".")[0] == __package__
+        if is_own and isinstance(policy, Around) and not isinstance(policy, _Checked):
+            return replace(policy, inner=get_policy(policy.inner))
+        return policy if is_own else _Checked(policy)
     if not isinstance(policy, str):
         raise TypeError(f"policy must be a name or a Policy, got {policy!r}.")
     if policy not in POLICIES:
@@ -86,9 +87,6 @@ class _Checked(Around):
                 f"policy.arrange must return a permutation of range({count}), got {_shape(order)} from {self.inner!r}."
             )
         return order.astype(np.int64)
-
-
-_OWN = frozenset([*(type(policy) for policy in POLICIES.values()), _Checked])
 
 
 def _shape(value: Any) -> str:

@@ -12,4 +12,5 @@ class Shuffle(Policy):
     """Every sample once a pass in random order: what a plain shuffle does. The baseline."""
 
     name = "shuffle"
+    uses_groups = False
     is_random = False

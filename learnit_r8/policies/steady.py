@@ -21,6 +21,7 @@ class Steady(Policy):
     """
 
     name = "steady"
+    uses_groups = False
     is_random = False
 
     def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:

@@ -1,11 +1,11 @@
-"""The report: a run folder as one HTML page that needs nothing else - no network, no script, no other file."""
+"""The report of a run as one HTML page without network, script or other files."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from .gather import gather
+from .data import report_data
 from .page import page
 
 
@@ -21,8 +21,8 @@ def write_report(run_dir: str | os.PathLike[str], out: str | os.PathLike[str]) -
 
     Raises:
         UnreadableRun: the folder holds no run.
-        OSError: the disk refused.
+        OSError: the file cannot be written.
     """
     path = Path(out)
-    path.write_text(page(gather(run_dir)), encoding="utf-8")
+    path.write_text(page(report_data(run_dir)), encoding="utf-8")
     return path

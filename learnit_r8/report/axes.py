@@ -1,4 +1,4 @@
-"""Axes and shapes of the report's charts, as SVG text. Colours are classes, so that the page can be light or dark."""
+"""Axes and shapes of charts as SVG text. Colours are style classes, so that the page can be light or dark."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..dashboard.words import number
+from ..dashboard.text import number
 
 MARGIN = (56, 14, 16, 30)
 """Left, top, right, bottom, in pixels."""
 
 
 class Axis(NamedTuple):
-    """Values from low to high on pixels from start to end.
+    """An axis that maps values from low to high to pixels from start to end.
 
     Attributes:
         low, high: Values at the ends, low < high.
         start, end: Pixels.
-        log: Whether equal factors take equal room; then low > 0.
+        log: Whether equal ratios have equal lengths; then low > 0.
     """
 
     low: float
@@ -31,7 +31,7 @@ class Axis(NamedTuple):
     log: bool = False
 
     def place(self, values: ArrayLike) -> NDArray[np.float64]:
-        """Pixels of values; those beyond the ends are put there."""
+        """Pixels of values, clipped to the ends."""
         array = np.asarray(values, np.float64)
         low, high = self.low, self.high
         if self.log:
@@ -71,7 +71,7 @@ def range_of(values: ArrayLike, *, log: bool = False, share: float = 1.0) -> tup
     Args:
         values: Any shape.
         log: Whether only values > 0 count.
-        share: Share of the values that must fit; the highest others may lie beyond.
+        share: Share of the values that must fit; the highest of the others may lie beyond.
     """
     array = np.asarray(values, np.float64).ravel()
     array = array[np.isfinite(array) & ((array > 0) if log else True)]
@@ -84,7 +84,7 @@ def range_of(values: ArrayLike, *, log: bool = False, share: float = 1.0) -> tup
 
 
 class Frame(NamedTuple):
-    """A chart's room: its axes."""
+    """The axes of a chart, and its size."""
 
     x: Axis
     y: Axis
@@ -101,13 +101,13 @@ def frame(
     log_x: bool = False,
     log: bool = False,
 ) -> Frame:
-    """A chart of this size, with room for its labels."""
+    """The axes of a chart of this size, with room for labels."""
     left, top, right, bottom = MARGIN
     return Frame(Axis(*x, left, width - right, log_x), Axis(*y, height - bottom, top, log), width, height)
 
 
 def points(x: ArrayLike, y: ArrayLike) -> str:
-    """Coordinates for a polyline; where y is not finite, nothing."""
+    """Coordinates of a polyline, without points whose y is not finite."""
     pairs = zip(np.asarray(x, float).tolist(), np.asarray(y, float).tolist(), strict=True)
     return " ".join(f"{a:.1f},{b:.1f}" for a, b in pairs if math.isfinite(b))
 
@@ -129,12 +129,12 @@ def band(chart: Frame, x: ArrayLike, low: ArrayLike, high: ArrayLike, kind: str,
 
 
 def hint(text: str) -> str:
-    """What shows when the pointer rests on a shape; the text must be escaped already."""
+    """The tooltip of a shape; the text must be escaped already."""
     return f"<title>{text}</title>" if text else ""
 
 
 def rect(x: float, y: float, width: float, height: float, kind: str, title: str = "", **more: str) -> str:
-    """A rectangle; ``more`` are attributes of SVG."""
+    """A rectangle; ``more`` are its other SVG attributes."""
     extra = "".join(f' {name.replace("_", "-")}="{value}"' for name, value in more.items())
     where = f'x="{x:.1f}" y="{y:.1f}" width="{max(0, width):.2f}" height="{max(0, height):.2f}"'
     return f'<rect class="{kind}" {where}{extra}>{hint(title)}</rect>'
@@ -169,13 +169,13 @@ def grid(chart: Frame, *, x_name: str = "", whole_x: bool = True) -> str:
 
 
 def svg(chart: Frame, parts: Iterable[str], name: str) -> str:
-    """A picture of its parts, with a name for those who cannot see it."""
+    """An SVG image of its parts, with a name for screen readers."""
     size = f'viewBox="0 0 {chart.width:g} {chart.height:g}"'
     return f'<svg {size} role="img" aria-label="{name}">{"".join(parts)}</svg>'
 
 
 def sparkline(values: Sequence[float], width: float = 96, height: float = 20) -> str:
-    """A curve as small as a word."""
+    """A small curve for a line of text."""
     if sum(map(math.isfinite, values)) < 2:
         return ""
     low, high = range_of([0.0, *values])

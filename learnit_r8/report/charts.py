@@ -1,4 +1,4 @@
-"""The charts of a report: one function each, from facts to SVG text."""
+"""The charts of a report: functions from its data to SVG text."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dashboard.text import clean
-from ..dashboard.view import Point, View
-from ..dashboard.words import number
+from ..dashboard.state.view import Point, View
+from ..dashboard.text import clean, number
 from .axes import Axis, Frame, band, circle, frame, grid, hint, label, line, range_of, rect, svg
-from .gather import DataMap, Facts, Flow, marked
+from .data import DataMap, Flow, ReportData, marked
 
 WIDE, HALF = 1060.0, 516.0
 COLUMNS = 500
@@ -24,7 +23,7 @@ MOST_MARKS = 40
 
 
 def text(value: object, most: int = 200) -> str:
-    """A run's own text, safe in a page."""
+    """A text of the run, safe in a page."""
     return html.escape(clean(value, most))
 
 
@@ -33,7 +32,7 @@ def _steps(view: View) -> tuple[float, float]:
 
 
 def loss_chart(view: View, *, log: bool) -> str:
-    """Every batch loss: the mean as a line, the lowest and highest as a band, and what happened."""
+    """The batch losses: mean as a line, lowest to highest as a band, with marks for events."""
     first, last = _steps(view)
     columns = view.loss.columns(min(COLUMNS, int(last)), 0, int(last))
     x = _centres(len(columns.mean), last)
@@ -57,7 +56,7 @@ def _centres(num: int, last: float) -> NDArray[np.float64]:
 
 
 def _marks(view: View, chart: Frame) -> Iterator[str]:
-    """A line for everything on the way that bears a letter: refusals, restores, checkpoints."""
+    """A vertical line for every event with a letter: refusals, restores, checkpoints."""
     entries = [entry for entry in view.log if entry.mark]
     alerts = [entry for entry in entries if entry.level == "alert"]
     room, top = -math.inf, chart.y.end
@@ -73,7 +72,7 @@ def _marks(view: View, chart: Frame) -> Iterator[str]:
 
 
 def lr_chart(view: View) -> str:
-    """The learning rate as it was, and as it was planned."""
+    """The learning rate so far, and its plan."""
     first, last = _steps(view)
     total = float(view.run.total_steps) if view.run is not None and view.run.total_steps else math.nan
     end = max(last, total) if math.isfinite(total) else last
@@ -103,7 +102,7 @@ def metric_chart(name: str, metric: list[Point], last: float) -> str:
 
 
 def ribbon_chart(bounds: NDArray[np.float64]) -> str:
-    """Where the quarters of the samples lie by loss, over the steps."""
+    """Loss ranges of the quarters of the samples over the steps."""
     steps, values = bounds[:, 0], bounds[:, 1:]
     low, high = range_of(values[:, 0], log=True)[0], range_of(values[:, 4], log=True, share=0.98)[1]
     low = max(low, float(np.nanmax(values)) * 1e-5, 1e-12)
@@ -118,7 +117,7 @@ def ribbon_chart(bounds: NDArray[np.float64]) -> str:
 
 
 def flow_chart(flow: Flow) -> str:
-    """How samples moved between the quarters, epoch by epoch; the width of a stream is their number."""
+    """Moves of samples between the quarters, epoch by epoch; the width of a stream is the number of samples."""
     width, height, top = WIDE, 320.0, 34.0
     xs = np.linspace(54, width - 54, len(flow.epochs))
     total = max(1, int(flow.moves.sum(axis=(1, 2)).max()))
@@ -139,7 +138,7 @@ BAR = 9.0
 
 
 def _tops(sizes: NDArray[Any], top: float, room: Axis) -> list[float]:
-    """Where each quarter begins in a column; Q4, the hardest, is on top."""
+    """Upper end of each quarter in a column; Q4, the hardest, is on top."""
     tops = [0.0] * 4
     for quarter in (3, 2, 1, 0):
         tops[quarter] = top
@@ -182,8 +181,8 @@ def _stream(begin: tuple[float, float], end: tuple[float, float], tall: float) -
     return f"{above} L{right:.1f} {b:.1f} C{middle:.1f} {b:.1f} {middle:.1f} {a:.1f} {left:.1f} {a:.1f} Z"
 
 
-def map_chart(data_map: DataMap, facts: Facts) -> str:
-    """Every sample by the mean of its losses and how much they vary; the darker a cell, the more samples."""
+def map_chart(data_map: DataMap, data: ReportData) -> str:
+    """The samples by mean and variation of their losses; darker cells hold more samples."""
     mean, spread = data_map.mean, data_map.spread
     chart = frame(HALF, 360, (0.0, range_of(spread, share=0.999)[1]), (0.0, range_of(mean, share=0.9995)[1] * 1.02))
     known = np.isfinite(mean) & np.isfinite(spread)
@@ -192,9 +191,9 @@ def map_chart(data_map: DataMap, facts: Facts) -> str:
         np.minimum(spread[known], x.high), np.minimum(mean[known], y.high), bins=CELLS, range=((0, x.high), (0, y.high))
     )
     parts = [grid(chart, whole_x=False), *_cells(chart, counts)]
-    for index in marked(facts).tolist():
+    for index in marked(data).tolist():
         if known[index]:
-            name = text(facts.samples.name_of(index) if facts.samples else index, 80)
+            name = text(data.samples.name_of(index) if data.samples else index, 80)
             title = f"{name}: mean {number(float(mean[index]))}, varies by {number(float(spread[index]))}"
             parts.append(circle(x.at(spread[index]), y.at(mean[index]), 2.6, "suspect", title))
     parts += [
@@ -215,7 +214,7 @@ def _cells(chart: Frame, counts: NDArray[np.float64]) -> Iterator[str]:
 
 
 def histogram(counts: tuple[int, ...], ends: tuple[float, float], name: str, *, log: bool = False) -> str:
-    """How many samples lie where."""
+    """A histogram of samples."""
     low, high = ends
     log = log and 0 < low < high
     chart = frame(HALF, 150, (low, max(high, low + 1e-9)), (0.0, float(max(1, *counts)) * 1.05), log_x=log)

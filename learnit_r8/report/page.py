@@ -1,13 +1,13 @@
-"""The page of a report: sections of charts and tables, light or dark as the reader's screen is."""
+"""The page of a report: sections of charts and tables, light or dark like the screen of the reader."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
 
-from ..dashboard.view import View
-from ..dashboard.words import clock, number
-from ..journal.about import utc
+from ..dashboard.state.view import View
+from ..dashboard.text import clock, number
+from ..journal.run_info import utc
 from .axes import sparkline
 from .charts import (
     flow_chart,
@@ -19,31 +19,31 @@ from .charts import (
     ribbon_chart,
     text,
 )  # fmt: skip
-from .gather import Facts, Row
+from .data import ReportData, Row
 from .style import STYLE
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-"""Whatever got into the page, a browser loads nothing and runs nothing."""
+"""The browser loads and runs nothing, whatever the text of the run."""
 MOST_METRICS = 12
 MOST_EVENTS = 300
 
 
-def page(facts: Facts) -> str:
+def page(data: ReportData) -> str:
     """The whole page."""
-    title = text(facts.name, 80)
-    sections = [section for section in _sections(facts) if section]
+    title = text(data.name, 80)
+    sections = [section for section in _sections(data) if section]
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title} · learnit::r8</title>\n<style>{STYLE}</style></head>\n<body><main>\n"
-        + "\n".join([_header(facts, title), *sections, _footer(facts)])
+        + "\n".join([_header(data, title), *sections, _footer(data)])
         + "\n</main></body></html>\n"
     )
 
 
-def _sections(facts: Facts) -> Iterator[str]:
-    view = facts.view
+def _sections(data: ReportData) -> Iterator[str]:
+    view = data.view
     yield _cards(view)
     if not view.loss.is_empty:
         yield _loss(view)
@@ -51,18 +51,18 @@ def _sections(facts: Facts) -> Iterator[str]:
     more = [_metric(view, name) for name in list(view.metrics)[1:MOST_METRICS]]
     for start in range(0, len(more), 2):
         yield _pair(*more[start : start + 2])
-    yield _pair(_ribbon(facts), _verdict(facts))
-    yield _flow(facts)
-    yield _pair(_map(facts), _uses(view))
-    yield _table("Hardest samples", facts.hardest, _trust(facts))
-    if facts.suspects:
-        yield _table("Suspects", facts.suspects, "Samples that look mislabelled, most suspect first.")
+    yield _pair(_ribbon(data), _verdict(data))
+    yield _flow(data)
+    yield _pair(_map(data), _uses(view))
+    yield _table("Hardest samples", data.hardest, _trust(data))
+    if data.suspects:
+        yield _table("Suspects", data.suspects, "Samples that look mislabelled, most suspect first.")
     yield _events(view)
-    yield _configuration(facts)
+    yield _configuration(data)
 
 
-def _header(facts: Facts, title: str) -> str:
-    view, state = facts.view, facts.state
+def _header(data: ReportData, title: str) -> str:
+    view, state = data.view, data.state
     detail = f" <small>{text(state.detail)}</small>" if state.detail else ""
     run = view.run
     what = "" if run is None else (
@@ -78,30 +78,26 @@ def _cards(view: View) -> str:
     run, pacing = view.run, view.pacing
     total = f" of {run.total_steps:,}" if run is not None and run.total_steps else ""
     epochs = f"epoch {view.epoch + 1}" + (f" of {view.total_epochs}" if view.total_epochs else "")
-    facts = [
+    cards = [
         ("progress", f"{view.progress:.1%}", f"step {view.step:,}{total}, {epochs}"),
         ("training time", clock(view.seconds), f"{number(pacing.samples_per_second)} samples/s at the end"),
         (
             "loss",
-            number(_short(view.ema)),
-            f"smoothed; last batch {number(_short(view.last.loss))}" if view.last else "",
+            number(view.ema, 4),
+            f"smoothed; last batch {number(view.last.loss, 4)}" if view.last else "",
         ),
     ]
     if view.best is not None:
-        facts.append(("best loss", number(_short(view.best.value)), f"smoothed, at step {view.best.step:,}"))
+        cards.append(("best loss", number(view.best.value, 4), f"smoothed, at step {view.best.step:,}"))
     for name, metric in list(view.metrics.items())[:2]:
         values = [point.value for point in metric if math.isfinite(point.value)]
-        span = f"{number(_short(min(values)))} to {number(_short(max(values)))}" if values else ""
-        facts.append((text(name, 40), number(_short(metric[-1].value)), span))
+        span = f"{number(min(values), 4)} to {number(max(values), 4)}" if values else ""
+        cards.append((text(name, 40), number(metric[-1].value, 4), span))
     share = pacing.own_share
     if math.isfinite(share):
-        facts.append(("scheduler", f"{share:.1%}", "of the training time"))
-    cards = "".join(f"<div><dt>{name}</dt><dd>{value}</dd><p>{more}</p></div>" for name, value, more in facts)
-    return f'<dl class="cards">{cards}</dl>'
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.4g}") if math.isfinite(value) else value
+        cards.append(("scheduler", f"{share:.1%}", "of the training time"))
+    body = "".join(f"<div><dt>{name}</dt><dd>{value}</dd><p>{more}</p></div>" for name, value, more in cards)
+    return f'<dl class="cards">{body}</dl>'
 
 
 def _panel(title: str, body: str, note: str = "", kind: str = "") -> str:
@@ -115,7 +111,7 @@ def _pair(*panels: str) -> str:
 
 
 def _loss(view: View) -> str:
-    """Both scales in the page; which one shows is chosen without a script."""
+    """Both scales of the loss; radio buttons choose one without a script."""
     body = (
         '<input type="radio" name="scale" id="linear" checked><label for="linear">linear</label>'
         '<input type="radio" name="scale" id="log"><label for="log">log</label>'
@@ -136,12 +132,12 @@ def _metric(view: View, name: str) -> str:
     return _panel(text(name, 60), metric_chart(name, view.metrics[name], float(view.step)))
 
 
-def _ribbon(facts: Facts) -> str:
-    if len(facts.bounds) < 2:
+def _ribbon(data: ReportData) -> str:
+    if len(data.bounds) < 2:
         return ""
     legend = "".join(f'<span class="key q{quarter}">Q{quarter}</span>' for quarter in (1, 2, 3, 4))
     note = f"Loss ranges of the four quarters of the samples. {legend}"
-    return _panel("Quarters by loss", ribbon_chart(facts.bounds), note)
+    return _panel("Quarters by loss", ribbon_chart(data.bounds), note)
 
 
 def _uses(view: View) -> str:
@@ -149,7 +145,7 @@ def _uses(view: View) -> str:
     if survey is None or not survey.uses_counts or not survey.loss_counts:
         return ""
     least, most = _ends(survey.uses_range)
-    # Each bar in the middle of the numbers it stands for.
+    # Each bar is centred on its numbers.
     wide = math.ceil((most - least + 1) / len(survey.uses_counts)) * len(survey.uses_counts)
     uses = histogram(survey.uses_counts, (least - 0.5, least - 0.5 + wide), "uses per sample")
     loss = histogram(survey.loss_counts, _ends(survey.loss_range), "loss per sample", log=survey.loss_is_log)
@@ -161,33 +157,33 @@ def _ends(ends: tuple[float, ...]) -> tuple[float, float]:
     return (float(ends[0]), float(ends[-1])) if ends else (0.0, 1.0)
 
 
-def _flow(facts: Facts) -> str:
-    if facts.flow is None or not facts.flow.moves.sum():
+def _flow(data: ReportData) -> str:
+    if data.flow is None or not data.flow.moves.sum():
         return ""
-    last = facts.flow.moves[-1]
+    last = data.flow.moves[-1]
     down, up = (int(sum(last[i, j] for i in range(4) for j in range(4) if (j - i) * sign > 0)) for sign in (-1, 1))
     note = (
         "Samples moving between the quarters by loss, hardest on top. Bright: those that changed. "
         f"Over the last stretch {down:,} became easier than others and {up:,} harder."
     )
-    return _panel("Moves between the quarters", flow_chart(facts.flow), note)
+    return _panel("Moves between the quarters", flow_chart(data.flow), note)
 
 
-def _map(facts: Facts) -> str:
-    if facts.data_map is None:
+def _map(data: ReportData) -> str:
+    if data.data_map is None:
         return ""
-    which = "suspects" if facts.suspects else "the ten highest"
+    which = "suspects" if data.suspects else "the ten highest"
     note = (
-        f"Every sample by its mean loss and how much it varied over {facts.data_map.num_epochs} epochs: easy ones "
+        f"Every sample by its mean loss and how much it varied over {data.data_map.num_epochs} epochs: easy ones "
         f"below, wavering ones at the right, hard or mislabelled ones at the upper left. Circles: {which}."
     )
-    return _panel("Data map", map_chart(facts.data_map, facts), note)
+    return _panel("Data map", map_chart(data.data_map, data), note)
 
 
-def _verdict(facts: Facts) -> str:
-    if facts.samples is None or facts.verdict is None:
+def _verdict(data: ReportData) -> str:
+    if data.samples is None or data.verdict is None:
         return ""
-    verdict = facts.verdict
+    verdict = data.verdict
     if len(verdict.indices):
         low, high = verdict.noise_range
         body = (
@@ -196,17 +192,17 @@ def _verdict(facts: Facts) -> str:
         )
     else:
         body = f"<p>No sample is called mislabelled: {text(verdict.reason)}</p>"
-    seen = int((facts.samples.usage_count > 0).sum())
-    uses = facts.samples.usage_count
+    seen = int((data.samples.usage_count > 0).sum())
+    uses = data.samples.usage_count
     body += (
         f"<p>{seen:,} of {len(uses):,} samples were seen, {int(uses.min()):,} to {int(uses.max()):,} times each.</p>"
-        f"<p>Losses of single samples: <b>{text(facts.samples.source, 40)}</b>. {_trust(facts)}</p>"
+        f"<p>Losses of single samples: <b>{text(data.samples.source, 40)}</b>. {_trust(data)}</p>"
     )
     return _panel("What the samples say", body)
 
 
-def _trust(facts: Facts) -> str:
-    samples = facts.samples
+def _trust(data: ReportData) -> str:
+    samples = data.samples
     if samples is None:
         return ""
     if samples.is_exact:
@@ -230,7 +226,7 @@ def _table(title: str, rows: list[Row], note: str) -> str:
 
 
 def _numbers(values: Iterable[float]) -> str:
-    return "".join(f"<td>{number(_short(value))}</td>" for value in values)
+    return "".join(f"<td>{number(value, 4)}</td>" for value in values)
 
 
 def _events(view: View) -> str:
@@ -247,9 +243,9 @@ def _events(view: View) -> str:
     return _panel("Events", f'<div class="wide tall"><table><thead>{head}</thead>{rows}</table></div>', note)
 
 
-def _configuration(facts: Facts) -> str:
-    settings: dict[str, object] = dict(facts.view.run.settings) if facts.view.run is not None else {}
-    about = facts.about
+def _configuration(data: ReportData) -> str:
+    settings: dict[str, object] = dict(data.view.run.settings) if data.view.run is not None else {}
+    about = data.about
     for part in ("configuration", "versions"):
         given = about.get(part)
         settings |= given if isinstance(given, dict) else {}
@@ -262,10 +258,10 @@ def _configuration(facts: Facts) -> str:
     return _panel("Configuration", f'<div class="wide"><table class="settings">{rows}</table></div>') if rows else ""
 
 
-def _footer(facts: Facts) -> str:
-    notes = [f"could not be shown: {text(note)}" for note in facts.notes[:5]]
-    if facts.num_damaged:
-        notes.append(f"{facts.num_damaged:,} lines of the journal could not be read and are left out")
-    when = utc(facts.time) if math.isfinite(facts.time) else "no record"
-    notes.append(f"{text(facts.folder)} · last record {when}")
+def _footer(data: ReportData) -> str:
+    notes = [f"could not be shown: {text(note)}" for note in data.notes[:5]]
+    if data.num_damaged:
+        notes.append(f"{data.num_damaged:,} lines of the journal could not be read and are left out")
+    when = utc(data.time) if math.isfinite(data.time) else "no record"
+    notes.append(f"{text(data.folder)} · last record {when}")
     return f"<footer>{''.join(f'<p>{note}</p>' for note in notes)}</footer>"

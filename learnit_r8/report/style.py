@@ -1,4 +1,4 @@
-"""How the page looks: one style sheet, with colours for light and dark screens."""
+"""The style sheet of the page, with colours for light and dark screens."""
 
 STYLE = """
 :root{color-scheme:light dark;--paper:#f6f7f9;--card:#fff;--ink:#1d2430;--quiet:#5d6878;--faint:#8a94a3;--rule:#e4e7ec;

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..checks import whole_number
+from .._validation import whole_number
 
 if TYPE_CHECKING:
     import torch

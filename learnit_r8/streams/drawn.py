@@ -7,22 +7,24 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from .._adapters.group_rates import GroupRates
+from .._adapters.host import check_scheduler
 from .task import Task, needs_closure
 from .validation import MeanLoss, device_of, moved
 
 if TYPE_CHECKING:
     import torch
 
+    from ..sampling.ticket import Ticket
     from ..scheduler import R8Scheduler
-    from ..ticket import Ticket
 
 
 class DrawnEpochs:
-    """Trains the epochs of a scheduler, from wherever it stands to the end of its budget.
+    """Trains the epochs of a scheduler, from its current one to the end of its budget.
 
     Args:
-        scheduler: Draws batches and hears their losses.
-        task: What to train.
+        scheduler: Draws batches and takes the reports of their losses.
+        task: The data, the model, its optimizer and the loss.
 
     Attributes:
         step: Epochs finished, the last one of a broken budget included.
@@ -33,12 +35,30 @@ class DrawnEpochs:
         self._r8, self._task = scheduler, task
         self._sample_losses = sample_losses(task.loss_fn)
         self._needs_closure = needs_closure(task.optimizer)
-        # As torch's own schedulers do, so that a second stream does not measure the ratios at the end of the first.
-        rates = [group.setdefault("initial_lr", float(group["lr"])) for group in task.optimizer.param_groups]
-        self._lr_shares = [rate / max(rates) if max(rates) > 0 else 1.0 for rate in rates]
+        self._rates = GroupRates(task.optimizer)
+        self._adopt()
+
+    def _adopt(self) -> None:
+        """Let the scheduler keep model, optimizer and random generators: backups in RAM, and checkpoints."""
+        from ..checkpoint.callbacks import Callbacks
+        from ..torch.state import ModelState, copy_to_host, copy_to_host_into
+
+        task, rates = self._task, self._rates
+        state = ModelState(task.model, task.optimizer)
+
+        def load(source: Any, *, from_ram: bool = False) -> None:
+            state.load(source, from_ram=from_ram)
+            rates.forget()
+
+        is_on_device = any(each.is_cuda for each in task.model.parameters())
+        callbacks = Callbacks(state.save, load, state.read)
+        if is_on_device:
+            self._r8.adopt(callbacks, clone=copy_to_host, copy_into=copy_to_host_into)
+        else:
+            self._r8.adopt(callbacks)
 
     def train(self) -> tuple[float, int] | None:
-        """Train to the end of the epoch: its mean loss and its samples, or None if the budget was spent before."""
+        """Train to the end of the epoch; returns its mean loss and its samples, or None if the budget is spent."""
         r8, mean = self._r8, MeanLoss(self._task.loss_fn)
         epoch, samples = r8.current_epoch, 0
         while (ticket := r8.draw_if_any()) is not None:
@@ -57,16 +77,18 @@ class DrawnEpochs:
         self.step = epoch + 1
         return mean.value(), samples
 
+    def end(self) -> None:
+        """Give the signals back."""
+        self._r8.requests.leave()
+
     def _train_batch(self, ticket: Ticket) -> torch.Tensor | None:
         """The mean loss, or None if the scheduler refused the batch or put the model back."""
-        optimizer = self._task.optimizer
-        for group, share in zip(optimizer.param_groups, self._lr_shares, strict=True):
-            set_lr(group, ticket.lr * share)
+        self._rates.set(ticket.lr)
         loss, report = self._losses(ticket)
         outcome = self._r8.report(ticket, report.detach())
-        if not outcome or outcome.rolled_back_to is not None:
+        if not outcome:
             return None
-        step: Any = optimizer.step
+        step: Any = self._task.optimizer.step
         if self._needs_closure:
             step(lambda: self._backward(self._losses(ticket)[0]))
         else:
@@ -80,7 +102,7 @@ class DrawnEpochs:
         return loss
 
     def _losses(self, ticket: Ticket) -> tuple[Any, Any]:
-        """What to train on, a 0-dim tensor, and what to report, float[B] where the loss function allows it."""
+        """The loss to train on, 0-dim, and the losses to report, float[B] where the loss function allows it."""
         import torch
 
         torch.clear_autocast_cache()
@@ -109,7 +131,7 @@ class DrawnEpochs:
 
 
 def sample_losses(loss_fn: Any) -> Callable[..., Any] | None:
-    """The same loss for each row, unreduced and without class weights; None if it cannot be told."""
+    """A loss function that gives the loss of each row, without class weights; None if there is no way to make one."""
     import torch
 
     if isinstance(loss_fn, torch.nn.Module) and hasattr(loss_fn, "reduction"):
@@ -133,20 +155,6 @@ def per_row(losses: Any, count: int) -> Any:
             f"loss_fn must give one loss for each of the {count} samples, got shape {tuple(losses.shape)}."
         )
     return losses if losses.ndim == 1 else losses.flatten(1).mean(1)
-
-
-def set_lr(group: dict[str, Any], lr: float) -> None:
-    """Set a parameter group's learning rate; a tensor, as compiled optimizers have, stays that tensor."""
-    if hasattr(group["lr"], "fill_"):
-        group["lr"].fill_(lr)
-    else:
-        group["lr"] = lr
-
-
-def check_scheduler(name: str, value: Any) -> None:
-    """Raise TypeError, naming the argument, unless ``value`` draws batches and takes reports."""
-    if not (hasattr(value, "draw") and hasattr(value, "report")):
-        raise TypeError(f"{name} must be an R8Scheduler, got {value!r}.")
 
 
 def check_scheduled(scheduler: Any, task: Task, *, batch_size: int | None, shuffle: bool, generator: Any) -> None:

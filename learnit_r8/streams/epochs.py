@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..checks import whole_number
+from .._validation import whole_number
 from ..triggers import Elapsed
 from .batches import in_order, shuffled
 from .drawn import DrawnEpochs, check_scheduled
@@ -53,7 +53,9 @@ def epoch_stream(
         generator: Where the order is drawn from; by default torch's global one.
         last_label: Whether the last tensor is the label; if not, ``loss_fn(model(*data))``.
         scheduler: An R8Scheduler, which then draws the batches, sets the learning rate (groups keep their ratios),
-            hears the loss of every sample, has refused batches skipped, and ends the stream with its budget.
+            hears the loss of every sample, keeps model and optimizer (backups in RAM; checkpoints where it has a
+            ``checkpoint_dir``) unless it was given callbacks of its own, skips refused batches or puts an older state
+            back, and ends the stream with its budget.
 
     Raises:
         ValueError: no rows, unequal lengths, no label, an argument out of its range or not the scheduler's, or a
@@ -79,6 +81,9 @@ class _Epochs(Protocol):
     def train(self) -> tuple[float, int] | None:
         """Train one more: its mean loss and its samples, or None if there is nothing left to do."""
 
+    def end(self) -> None:
+        """The stream has ended, or nobody reads it any more."""
+
 
 class _ShuffledEpochs:
     def __init__(self, task: Task, size: int, shuffle: bool, generator: torch.Generator | None) -> None:
@@ -97,8 +102,18 @@ class _ShuffledEpochs:
         self._loss = mean.value()
         return self._loss, count
 
+    def end(self) -> None:
+        """Do nothing."""
+
 
 def _events(epochs: _Epochs, model: torch.nn.Module, extra: Mapping[str, Any]) -> Iterator[Event]:
+    try:
+        yield from _trained(epochs, model, extra)
+    finally:
+        epochs.end()
+
+
+def _trained(epochs: _Epochs, model: torch.nn.Module, extra: Mapping[str, Any]) -> Iterator[Event]:
     origin = time.monotonic()
     last = (epochs.step, 0, 0.0)
     while True:

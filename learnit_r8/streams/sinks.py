@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from ..checks import whole_number
+from .._validation import whole_number
 from .event import as_scalar
 
 _ALWAYS_LEFT_OUT = ("model",)
@@ -118,7 +118,7 @@ def _json_line(fields: dict[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What json can write; TypeError for what it cannot."""
+    """The value as json can write it; TypeError if it cannot."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, float) and not math.isfinite(value):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from ..checks import whole_number
+from .._validation import whole_number
 from ..triggers import Condition, Elapsed, ElapsedCounter
 from .event import Record, merged, number
 
@@ -15,7 +15,7 @@ AnyEvent = Mapping[str, Any]
 """An event: a dictionary of what one epoch or step was like."""
 
 Stage = Callable[[Iterable[Any]], Iterator[Any]]
-"""Makes a stream of another one; what it remembers belongs to that one stream."""
+"""Makes a stream of another one; its memory belongs to that one stream."""
 
 
 def pipe(stream: Iterable[Any], *stages: Stage) -> Iterator[Any]:

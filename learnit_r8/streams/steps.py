@@ -6,16 +6,28 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from .._adapters.host import check_scheduler
 from ..triggers import Elapsed
-from .drawn import check_scheduler
 from .event import Event
 
 if TYPE_CHECKING:
+    from ..sampling.ticket import Outcome, Ticket
     from ..scheduler import R8Scheduler
-    from ..ticket import Ticket
+    from ..table.losses import Reading
 
 
-def step_stream(r8: R8Scheduler, train_step: Callable[..., Any], *, part_size: int | None = None) -> Iterator[Event]:
+NOTHING_HANDED_OVER = (
+    "step_stream() does not know what train_step trains: a refused loss puts the model back only if R8Scheduler has a "
+    "state_callback and a load_callback, or step_stream() a state=, such as (model, optimizer)."
+)
+
+NO_STATE: Any = object()
+"""Stands for no ``state``, as None may be one."""
+
+
+def step_stream(
+    r8: R8Scheduler, train_step: Callable[..., Any], *, state: Any = NO_STATE, part_size: int | None = None
+) -> Iterator[Event]:
     """Draw, train, report: a batch for every event that is asked for, to the end of the scheduler's budget.
 
     An event has "step" (steps finished, from 1), "epoch" (0-based), "loss" (mean of the batch), "lr", "batch_size",
@@ -24,12 +36,17 @@ def step_stream(r8: R8Scheduler, train_step: Callable[..., Any], *, part_size: i
     Args:
         r8: The scheduler.
         train_step: ``(indices, lr)``, trains on these samples and returns the loss as `R8Scheduler.report` takes it;
-            ``(indices, lr, weights)`` under a policy that weights. A refused loss is answered by restoring the
-            model, which needs the scheduler's ``load_callback``.
+            ``(indices, lr, weights)`` under a policy that weights. With ``state`` that comes first, and a pair of the
+            new state and the loss is returned.
+        state: What training changes, for backups, checkpoints and restores: a pytree, which a refused loss replaces by
+            an older one in the next call; or objects with ``load_state_dict``, such as ``(model, optimizer)``, which
+            are put back in place. Events have it as "state" then. Without it the scheduler needs a
+            ``state_callback`` and a ``load_callback`` to put anything back.
         part_size: As in `R8Scheduler.report`, for losses of parts (gradient accumulation).
 
     Raises:
-        TypeError: ``train_step`` is not callable, or ``r8`` is not a scheduler.
+        TypeError: ``train_step`` is not callable, ``r8`` is not a scheduler, or there is no model in ``state``; later,
+            ``train_step`` does not return a pair where there is a state.
 
     >>> from learnit_r8 import R8Scheduler
     >>> r8 = R8Scheduler(100, batch_size=50, num_epochs=1)
@@ -39,38 +56,83 @@ def step_stream(r8: R8Scheduler, train_step: Callable[..., Any], *, part_size: i
     if not callable(train_step):
         raise TypeError(f"train_step must be callable, got {train_step!r}.")
     check_scheduler("r8", r8)
-    return _events(r8, train_step, part_size)
+    return _events(r8, _Stepper(r8, train_step, part_size, state))
 
 
-def _events(r8: R8Scheduler, train_step: Callable[..., Any], part_size: int | None) -> Iterator[Event]:
-    from ..losses import read_loss
+class _Stepper:
+    """Trains on a batch and reports its loss.
 
+    Attributes:
+        state: The user's state; `NO_STATE` if it stays with the user.
+    """
+
+    def __init__(self, r8: R8Scheduler, train_step: Callable[..., Any], part_size: int | None, state: Any) -> None:
+        from .._adapters.driven_state import DrivenState
+
+        self.state = state
+        self._r8, self._train_step, self._part_size = r8, train_step, part_size
+        self._driven = DrivenState(self)
+        if self.has_state and not self._driven.has_model:
+            raise TypeError(
+                f"state must hold what training changes (arrays, or a model with a state_dict), got {state!r}."
+            )
+
+    @property
+    def has_state(self) -> bool:
+        return self.state is not NO_STATE
+
+    def adopt(self) -> None:
+        """Let the scheduler keep the state."""
+        if self.has_state:
+            self._r8.adopt(self._driven.callbacks())
+
+    def step(self, ticket: Ticket) -> tuple[float, Outcome]:
+        """The mean loss of a batch, and what the scheduler says of it."""
+        from ..table.losses import read_loss
+
+        arguments = (ticket.indices, ticket.lr, *(() if ticket.weights is None else (ticket.weights,)))
+        if not self.has_state:
+            reading = read_loss(self._train_step(*arguments), len(ticket.indices), self._part_size)
+            return reading.mean, self._report(ticket, reading)
+        result = self._train_step(self.state, *arguments)
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise TypeError(f"train_step must return (state, loss) where step_stream() has a state, got {result!r}.")
+        reading = read_loss(result[1], len(ticket.indices), self._part_size)
+        return reading.mean, self._driven.judge(result[0], lambda: self._report(ticket, reading))
+
+    def _report(self, ticket: Ticket, reading: Reading) -> Outcome:
+        outcome = self._r8.report(ticket, reading.means, part_size=self._part_size)
+        if not (outcome or self.has_state or outcome.rolled_back_to is not None):
+            self._r8.say_once("state of step_stream", NOTHING_HANDED_OVER)
+        return outcome
+
+
+def _events(r8: R8Scheduler, stepper: _Stepper) -> Iterator[Event]:
     origin = time.monotonic()
     last = (r8.global_step, 0, 0.0)
-    while (ticket := r8.draw_if_any()) is not None:
-        try:
-            loss = train_step(*_arguments(ticket))
-            reading = read_loss(loss, len(ticket.indices), part_size)
-            outcome = r8.report(ticket, reading.means, part_size=part_size)
-        except BaseException:
-            r8.hand_back(ticket)
-            raise
-        if ticket.epoch < 0:
-            continue
-        now = (r8.global_step, last[1] + len(ticket.indices), time.monotonic() - origin)
-        event = Event(
-            step=now[0],
-            epoch=ticket.epoch,
-            loss=reading.mean,
-            lr=ticket.lr,
-            batch_size=len(ticket.indices),
-            samples=now[1],
-            refused=not outcome,
-        )
-        event.elapsed = Elapsed(*now, *last)
-        last = now
-        yield event
-
-
-def _arguments(ticket: Ticket) -> tuple[Any, ...]:
-    return (ticket.indices, ticket.lr) if ticket.weights is None else (ticket.indices, ticket.lr, ticket.weights)
+    stepper.adopt()
+    try:
+        while (ticket := r8.draw_if_any()) is not None:
+            try:
+                loss, outcome = stepper.step(ticket)
+            except BaseException:
+                r8.hand_back(ticket)
+                raise
+            if ticket.epoch < 0:
+                continue
+            now = (r8.global_step, last[1] + len(ticket.indices), time.monotonic() - origin)
+            event = Event(
+                step=now[0],
+                epoch=ticket.epoch,
+                loss=loss,
+                lr=ticket.lr,
+                batch_size=len(ticket.indices),
+                samples=now[1],
+                refused=not outcome,
+                **({"state": stepper.state} if stepper.has_state else {}),
+            )
+            event.elapsed = Elapsed(*now, *last)
+            last = now
+            yield event
+    finally:
+        r8.requests.leave()

@@ -1,4 +1,4 @@
-"""What is trained on what: the data, the model, its optimizer and the loss of an epoch stream."""
+"""The task of an epoch stream: the data, the model, its optimizer and the loss."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..checks import whole_number
+from .._validation import whole_number
 from .batches import check_rows, in_order
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""For tests of your own training: faults on purpose, a toy task, a clock turned by hand, and a list of what happened.
+"""Tools for tests of your own training: planned faults, a toy task, a clock set by hand, and a recorder of events.
 
 Nothing here is needed to train. See ``docs/recovery.md`` for a rehearsal of a run that goes wrong.
 """

@@ -1,14 +1,14 @@
-"""A clock that is turned by hand."""
+"""A clock for tests."""
 
 from __future__ import annotations
 
 import math
 
-from ..checks import is_number
+from .._validation import is_number
 
 
 class FakeClock:
-    """Seconds that pass only when told to; for the argument ``clock`` of `R8Scheduler`.
+    """A clock that stands still until `advance`; for the argument ``clock`` of `R8Scheduler`.
 
     >>> clock = FakeClock()
     >>> clock.advance(1.5)
@@ -23,10 +23,10 @@ class FakeClock:
         return self.now
 
     def advance(self, seconds: float) -> None:
-        """Let so many seconds pass.
+        """Move the clock forward.
 
         Raises:
-            ValueError: they are negative; clocks of this kind never go back.
+            ValueError: the seconds are negative; a monotonic clock never goes back.
         """
         if not (is_number(seconds) and 0 <= seconds < math.inf):
             raise ValueError(f"seconds must be a finite number >= 0, got {seconds!r}.")

@@ -1,4 +1,4 @@
-"""Faults on purpose, to rehearse a run that goes wrong."""
+"""Planned faults, to rehearse an incident."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..callbacks import call_load, call_save, check_callback
-from ..checks import is_number, whole_number
+from .._validation import is_number, whole_number
+from ..checkpoint.callbacks import call_load, call_save, check_callback
 
 
 class FaultPlan:
-    """Faults on purpose at given steps, to see what a run makes of them.
+    """Faults at given steps, to test how a run reacts.
 
     Pass losses through `loss`, learning rates through `rate`, and the callbacks through `callbacks`. Every fault
-    happens once: a step that comes again, in a resumed run for instance, goes well if it is the same plan.
+    happens once in the life of a plan: a step that is repeated, in a resumed run for instance, has no fault.
 
     Args:
         nan: Steps whose loss is NaN.
         inf: Steps whose loss is infinite.
         spike: Steps whose loss is ``spike_by`` times as high.
-        spike_by: See ``spike``; finite.
+        spike_by: Factor of ``spike``, finite.
         drift: Steps at each of which all later losses become ``drift_by`` times as high: a range makes a slow rise.
-        drift_by: See ``drift``; finite.
+        drift_by: Factor of ``drift``, finite.
         lr: Steps whose learning rate is ``lr_by`` times as high.
-        lr_by: See ``lr``; finite.
+        lr_by: Factor of ``lr``, finite.
         state: The first call of the state callback at or after each of these steps raises.
-        load: Likewise of the load callback, before it has done anything.
-        save: Likewise of the save callback, after it has written a part of its file.
-        disk: Likewise, with the error of a full disk.
+        load: The first call of the load callback at or after each of these steps raises, before it loads anything.
+        save: The first call of the save callback at or after each of these steps raises, after writing its file.
+        disk: As ``save``, with half of the file and the error of a full disk.
 
     Raises:
-        TypeError: something that is no list of steps.
-        ValueError: a step below 0, or a factor that is not finite.
+        TypeError: an argument is no list of steps.
+        ValueError: a step is negative, or a factor is not finite.
 
     Attributes:
-        struck: What happened so far: (step, name of the argument).
+        struck: The faults so far: (step, name of the argument).
 
     >>> faults = FaultPlan(nan=[1], spike=[2], spike_by=10.0)
     >>> [faults.loss(step, 0.5) for step in range(4)]
@@ -76,11 +76,11 @@ class FaultPlan:
         self.struck: list[tuple[int, str]] = []
 
     def loss(self, step: int, loss: Any) -> Any:
-        """The loss as it shall be: what a step with a fault makes of it, else the loss itself.
+        """The loss with the faults of this step, else unchanged.
 
         Args:
             step: ``r8.global_step``, before the loss is reported.
-            loss: A number, or an array or tensor: it is multiplied, so that gradients suffer as the loss does.
+            loss: A number, array or tensor; faults multiply it, so that gradients change with it.
         """
         self._step = step
         if self._strikes("drift", step):
@@ -92,7 +92,7 @@ class FaultPlan:
         return loss if factor == 1.0 else loss * factor
 
     def rate(self, step: int, lr: float) -> float:
-        """The learning rate as it shall be; see `loss`."""
+        """The learning rate with the fault of this step, else unchanged; see `loss`."""
         self._step = step
         return lr * self._by["lr"] if self._strikes("lr", step) else lr
 
@@ -103,11 +103,11 @@ class FaultPlan:
         load: Callable[..., Any] | None = None,
         save: Callable[..., Any] | None = None,
     ) -> dict[str, Callable[..., Any]]:
-        """The callbacks with their faults, as keyword arguments of `R8Scheduler`; those that are None are left out.
+        """The callbacks with their faults, as keyword arguments of `R8Scheduler`; None is left out.
 
         Raises:
-            TypeError: one is not callable.
-            ValueError: a fault of a callback that is not given.
+            TypeError: a callback is not callable.
+            ValueError: the plan has a fault for a callback that is None.
         """
         own = {"state": state, "load": load, "save": save}
         for name, callback in own.items():

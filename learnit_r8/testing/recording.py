@@ -1,4 +1,4 @@
-"""A list of what happened in a run."""
+"""A recorder of events."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class RecordedEvents(list[Event]):
         self.append(event)
 
     def of(self, *kinds: type[_E]) -> list[_E]:
-        """Those of some kinds."""
+        """The events of some kinds."""
         return [event for event in self if isinstance(event, kinds)]
 
 
 def record_events() -> RecordedEvents:
-    """A list that fills itself with what happens, for the argument ``listeners``.
+    """A listener that is the list of the events it got, for the argument ``listeners``.
 
     >>> from learnit_r8 import R8Scheduler, events
     >>> heard = record_events()

@@ -1,4 +1,4 @@
-"""A toy task: small, quick, and able to go wrong as real training does."""
+"""A toy task: small, quick, and able to diverge like real training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import whole_number
+from .._validation import whole_number
 
 
 class ToyTask:
@@ -19,14 +19,14 @@ class ToyTask:
 
     Args:
         num_samples: N, >= 1.
-        seed: >= 0, for data and weights.
+        seed: Seed of data and weights, >= 0.
 
     Raises:
         ValueError: an argument outside its range.
 
     Attributes:
         weights: The model, four float64 arrays.
-        velocity: The optimizer's state, likewise.
+        velocity: The state of the optimizer, four float64 arrays.
     """
 
     def __init__(self, num_samples: int = 2048, seed: int = 0) -> None:
@@ -40,7 +40,7 @@ class ToyTask:
         self._gradients = self.velocity
 
     def losses(self, indices: Any) -> NDArray[np.float64]:
-        """float64[B], the cross entropy of some samples; `step` goes along the gradient of its mean."""
+        """float64[B], the cross entropy of some samples; `step` follows the gradient of its mean."""
         w1, b1, w2, b2 = self.weights
         x, y, rows = self.inputs[indices], self.labels[indices], np.arange(len(indices))
         with np.errstate(all="ignore"):
@@ -57,7 +57,7 @@ class ToyTask:
         return losses
 
     def step(self, lr: float, scale: float = 1.0) -> None:
-        """One step of the optimizer, on the gradient times ``scale``."""
+        """Take a step of the optimizer with the gradient times ``scale``."""
         with np.errstate(all="ignore"):
             for weight, velocity, gradient in zip(self.weights, self.velocity, self._gradients, strict=True):
                 velocity *= 0.9
@@ -65,7 +65,7 @@ class ToyTask:
                 weight -= lr * velocity
 
     def loss(self) -> float:
-        """Mean loss of all samples; changes nothing."""
+        """Mean loss of all samples; leaves the gradient as it was."""
         before = self._gradients
         mean = float(self.losses(np.arange(len(self.labels))).mean())
         self._gradients = before
@@ -76,7 +76,7 @@ class ToyTask:
         return {"weights": self.weights, "velocity": self.velocity}
 
     def load(self, source: Any, from_ram: bool = False) -> None:
-        """Put back what `state` returned, or what `save` wrote; for the argument ``load_callback``."""
+        """Load a `state`, or the file of `save`; for the argument ``load_callback``."""
         if not from_ram:
             with np.load(source, allow_pickle=False) as file:
                 source = {name: [file[f"{name}{number}"] for number in range(4)] for name in ("weights", "velocity")}

@@ -18,15 +18,15 @@ except ImportError as error:
 
 from .adapter import Adapter as Adapter
 from .attach import attach as attach
-from .distributed import Together as Together
-from .facade import R8LRScheduler as R8LRScheduler
+from .distributed.ranks import RankLost as RankLost
+from .distributed.ranks import Ranks as Ranks
+from .distributed.ranks import RanksDiffer as RanksDiffer
+from .distributed.shared_run import Share as Share
+from .distributed.shared_run import SharedRun as SharedRun
+from .distributed.together import Together as Together
 from .loader import SampleError as SampleError
-from .ranks import RankLost as RankLost
-from .ranks import Ranks as Ranks
-from .ranks import RanksDiffer as RanksDiffer
+from .lr_scheduler import R8LRScheduler as R8LRScheduler
 from .sampler import R8BatchSampler as R8BatchSampler
-from .shared_run import Share as Share
-from .shared_run import SharedRun as SharedRun
 from .state import ModelState as ModelState
 
 __all__ = [

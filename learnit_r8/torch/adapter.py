@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader
 
-from ..copies import clone
-from ..ticket import Outcome, Ticket
-from .facade import R8LRScheduler
+from .._adapters.group_rates import GroupRates
+from ..recovery.model_state import clone
+from ..sampling.ticket import Outcome, Ticket
 from .loader import make_loader
+from .loss_pipeline import LossPipeline
 from .losses import read_losses, read_parts
-from .rates import GroupRates
-from .reports import Reports
+from .lr_scheduler import R8LRScheduler
 from .sampler import R8BatchSampler
-from .sharing import Sharing
 from .state import ModelState
 from .stepper import Stepper
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
+    from .distributed.together import Sharing
 
 MEAN_LOSS = "losses of samples are estimated from batch means; with reduction='none' they would be known."
 
@@ -37,7 +37,7 @@ class Adapter:
         scheduler: The R8Scheduler.
         optimizer: As given to `attach`.
         sampler: The batches, for a `DataLoader` of your own.
-        rates: Sets the learning rates; None if another adapter does.
+        rates: Sets the learning rates; None if another adapter or other code does.
     """
 
     def __init__(
@@ -51,39 +51,41 @@ class Adapter:
         rates: GroupRates | None,
         sharing: Sharing,
         ahead: int,
+        owner: Adapter | None,
     ) -> None:
         self.scheduler, self.optimizer, self.rates = scheduler, optimizer, rates
         self.sampler = R8BatchSampler(scheduler, ahead=ahead, sharing=sharing)
         self.state = state
         self._dataset, self._sharing, self._ahead, self._stepper = dataset, sharing, ahead, stepper
-        self._reports = Reports(scheduler, rates=rates, sharing=sharing, ahead=ahead)
+        batches = self.sampler.batches
+        self._losses = LossPipeline(batches, stepper=stepper, state=state, rates=rates, sharing=sharing, ahead=ahead)
+        # Those of other data sets for the same model, whose steps this one takes.
         self._others: list[Adapter] = []
-        desk = self._reports.desk
-        desk.between_steps, desk.before_iter, desk.before_turn = self._between, self._before_iter, self._before_turn
-        state.after_load = self._reports.note_put_back
-        scheduler.settle, scheduler.taken_over = self.flush, self._reports.forget
-        self._reports.set_rates(scheduler.lr)
+        if owner is not None:
+            owner._others.append(self)
+        batches.join(self._losses)
+        self._losses.set_rates(scheduler.lr)
 
     @property
     def outcome(self) -> Outcome:
-        """What became of the last report; "pending" as long as the losses are on their way from the device."""
-        return self._reports.outcome
+        """The outcome of the last report; "pending" as long as losses are on their way from the device."""
+        return self._losses.outcome
 
     @property
     def lr_scheduler(self) -> R8LRScheduler:
-        """For code that wants a learning-rate scheduler of torch's, to step, to show or to save."""
+        """A learning-rate scheduler of torch's kind, for code that steps, shows or saves one."""
         return R8LRScheduler(self)
 
     @property
     def finished(self) -> bool:
         """Whether the budget is spent, or the run was stopped."""
         self.flush()
-        return self.scheduler.pace.is_over
+        return self.scheduler.is_over
 
     @property
     def num_waits(self) -> int:
-        """How often a step waited for the device because of us; ends of epochs, backups and checkpoints aside."""
-        readback = self._reports.readback
+        """How often a step waited for the device to read a loss; ends of epochs, backups and checkpoints aside."""
+        readback = self._losses.readback
         return 0 if readback is None else readback.num_waits
 
     def epochs(self) -> Iterator[int]:
@@ -93,6 +95,9 @@ class Adapter:
 
     def loader(self, *, numbered: bool = False, **settings: Any) -> DataLoader[Any]:
         """A `DataLoader` over the data set; an error of one of its samples names the sample.
+
+        ``accelerator.prepare`` leaves it as it is, where the optimizer was prepared before: it gives each process its
+        part, on its device.
 
         Args:
             numbered: Whether it gives ``(ticket, batch)``; `loss` and `report` take the ticket. Needed with
@@ -105,7 +110,10 @@ class Adapter:
         sampler = self.sampler
         if numbered:
             sampler = R8BatchSampler(self.scheduler, ahead=self._ahead, sharing=self._sharing, numbered=True)
-        return make_loader(self._dataset, sampler, numbered=numbered, settings=settings)
+        loader = make_loader(self._dataset, sampler, numbered=numbered, settings=settings)
+        if type(self.optimizer).__name__ == "AcceleratedOptimizer":
+            loader.leave_to(self.optimizer.param_groups[0]["params"][0].device)
+        return loader
 
     def loss(
         self,
@@ -132,16 +140,16 @@ class Adapter:
         Raises:
             TypeError: the losses are not a tensor of floats.
             ValueError: a shape that does not fit the batch. Nothing was changed.
-            RuntimeError: it cannot be told which batch it is.
+            RuntimeError: it is not clear which batch it is; or the losses noted before were not used.
         """
-        self._reports.tell()
-        found = self._reports.find(ticket)
+        self._check_used()
+        found = self._losses.find(ticket)
         count = self._count(found)
         shares = None if found.weights is None else self._sharing.part(found.weights)
         read = read_losses(losses, count, mask=mask, weights=weights, shares=shares, exact=exact)
         if losses.ndim == 0:
-            self.scheduler.announcer.note_once("mean loss", MEAN_LOSS)
-        self._reports.record(found, read.values, count=count, part_size=1 if read.is_exact else None)
+            self.scheduler.say_once("mean loss", MEAN_LOSS, is_warning=False)
+        self._losses.record(found, read.values, count=count, part_size=1 if read.is_exact else None)
         return read.loss
 
     def report(
@@ -159,25 +167,25 @@ class Adapter:
             False if the step must not be taken, or if it was taken back. "pending" is true.
 
         Raises:
-            RuntimeError: there are no losses, or it cannot be told which batch they are of.
+            RuntimeError: there are no losses, or it is not clear which batch they belong to.
             TypeError: the losses are not a tensor of floats.
             ValueError: a shape that does not fit the batch. Nothing was changed.
             TrainingDiverged: losses stay refused after everything was tried.
         """
-        if losses is None and self._reports.recorded is None:
+        if losses is None and self._losses.recorded is None:
             raise RuntimeError("report() was called with no losses given or noted; pass them, or call loss() before.")
-        self._reports.tell()
+        self._losses.tell()
         if losses is None:
             return self.outcome
-        found = self._reports.find(ticket)
+        found = self._losses.find(ticket)
         count = self._count(found)
         if part_size is None:
             read = read_losses(losses, count)
             values, size = read.values, 1 if read.is_exact else None
         else:
             values, size = read_parts(losses, count, part_size), part_size
-        self._reports.record(found, values, count=count, part_size=size)
-        return self._reports.tell()
+        self._losses.record(found, values, count=count, part_size=size)
+        return self._losses.tell()
 
     def step(self, loss: torch.Tensor) -> Outcome:
         """Do ``backward()``, clip, and let the optimizer take its step unless the guard refuses the losses.
@@ -186,14 +194,14 @@ class Adapter:
             loss: What `loss` returned, or something made of it; of several adapters of one model, their sum.
 
         Returns:
-            What became of it: false if no step was taken, or if one was taken back.
+            The outcome: false if no step was taken, or if one was taken back.
 
         Raises:
             TypeError: the optimizer evaluates the loss by itself, as LBFGS does; or the loss is no tensor.
             RuntimeError: `loss` was not called before.
             TrainingDiverged: losses stay refused after everything was tried.
         """
-        recorded, stepper = self._reports.recorded, self._stepper
+        recorded, stepper = self._losses.recorded, self._stepper
         if recorded is None:
             raise RuntimeError("step() was called with no losses noted; call loss() with those of the batch before.")
         ends_epoch = self._ends_epoch(recorded[0].ticket)
@@ -208,32 +216,30 @@ class Adapter:
             stepper.clear()
         if ends_epoch:
             # Not only when the next epoch begins: validation may come before, and may fail.
-            self.flush()
-            self._between()
+            self._losses.settle()
+            self._losses.between_steps()
         return outcome
 
     def _tell_all(self, norm: torch.Tensor | None, skipped: torch.Tensor | None) -> Outcome:
-        """Report this batch and those of adapters that share the model; the outcome that speaks against the step."""
-        outcome = self._reports.tell(norm, skipped)
-        if not self._others:
-            return outcome
-        outcomes = [outcome, *(other._reports.tell() for other in self._others)]
-        if any(each.rolled_back_to is not None for each in outcomes):
+        """Report this batch and those of adapters that share the model; an outcome that forbids the step goes first."""
+        outcome = self._losses.tell(norm, skipped)
+        outcomes = [outcome, *(other._losses.tell() for other in self._others)]
+        if self._others and any(each.rolled_back_to is not None for each in outcomes):
             for adapter in (self, *self._others):
-                adapter._reports.drop()
+                adapter._losses.drop()
         return next((each for each in outcomes if not each), outcome)
 
     def skip(self) -> None:
-        """Pass over the batch in hand; it comes once more at the end of the epoch."""
-        self._reports.tell()
-        self.sampler.skip()
+        """Pass over the batch in hand, its losses noted or not; it comes once more at the end of the epoch."""
+        if not self._losses.skip():
+            self.sampler.skip()
 
     def flush(self) -> None:
-        """Report everything that is on its way, waiting for it."""
-        self._reports.flush()
+        """Wait for all losses on their way, and report them."""
+        self._losses.settle()
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole training: the scheduler as tensors under "scheduler", and under "model" what backups hold."""
+        """The whole training: the scheduler as tensors under "scheduler", the state that backups hold under "model"."""
         return {"scheduler": self.lr_scheduler.state_dict(), "model": self.state.read()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -247,20 +253,19 @@ class Adapter:
         self.state.check(state["model"])
         self.lr_scheduler.load_state_dict(state["scheduler"])
         self.state.load(clone(state["model"]), from_ram=True)
-        self._reports.set_rates(self.scheduler.lr)
+        self._losses.set_rates(self.scheduler.lr)
 
     def load_scheduler(self, state: Mapping[str, Any]) -> None:
-        """Take over the state of the scheduler alone; losses on their way are forgotten, as in any such case.
+        """Take over the state of the scheduler alone; losses on their way are dropped.
 
         Raises:
             ValueError: it is of another run. Then nothing was changed.
         """
+        if self.rates is not None:
+            # Whoever loads the scheduler has loaded the optimizer too, with its rates.
+            self.rates.forget()
         self.scheduler.load_state_dict(state)
-        self._reports.set_rates(self.scheduler.lr)
-
-    def share_with(self, other: Adapter) -> None:
-        """Take the steps of another adapter too: of another data set for the same model."""
-        self._others.append(other)
+        self._losses.set_rates(self.scheduler.lr)
 
     def close(self) -> None:
         """Finish: report, save what is due, tell listeners. Safe to call twice."""
@@ -272,28 +277,19 @@ class Adapter:
     def __exit__(self, *error: object) -> None:
         self.scheduler.__exit__(*error)
 
+    def _check_used(self) -> None:
+        """Raise RuntimeError if the losses noted last were neither reported nor passed over."""
+        recorded = self._losses.recorded
+        if recorded is not None:
+            raise RuntimeError(
+                f"the losses of step {recorded[0].ticket.step} must be used before the next ones are noted, got loss() "
+                "again: call step(loss) after each loss(), or report() in a loop with its own backward() and "
+                "optimizer.step(), or skip()."
+            )
+
     def _count(self, ticket: Ticket) -> int:
         return len(self._sharing.part(ticket.indices))
 
     def _ends_epoch(self, ticket: Ticket) -> bool:
         done = ticket.step + 1
         return done % self.scheduler.steps_per_epoch == 0 or done == self.scheduler.total_steps
-
-    def _between(self) -> None:
-        """Do what is due between two steps; a loader calls it whenever it asks for a batch."""
-        # In a loop that takes its own steps, the losses were not reported yet.
-        self._reports.tell()
-        if self._stepper.ask_between_steps():
-            self._sharing.between_steps(self.scheduler, self._reports.num_on_their_way)
-        self._reports.set_next_rates()
-
-    def _before_iter(self) -> None:
-        self.flush()
-        self._sharing.before_iteration()
-        self._between()
-        if self.scheduler.global_step % self.scheduler.steps_per_epoch == 0:
-            self.state.resume_generators()
-
-    def _before_turn(self) -> None:
-        # In mid-epoch the state was taken after the loader had set itself up, else before.
-        self.state.resume_generators()

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..callbacks import Callbacks
-from ..checks import is_number, whole_number
+from .._adapters.group_rates import GroupRates, rates_of
+from .._adapters.host import check_scheduler
+from .._validation import is_number, whole_number
+from ..checkpoint.callbacks import Callbacks
 from .adapter import Adapter
-from .distributed import sharing_here
-from .rates import GroupRates
-from .sharing import Sharing
+from .distributed.single_process import SingleProcess
+from .distributed.together import Sharing, Together, sharing_here
 from .state import ModelState, copy_to_host, copy_to_host_into
 from .stepper import Stepper
 
@@ -50,16 +51,17 @@ def attach(
         max_grad_norm: Longest gradient, > 0; longer ones are cut to it. None does not clip.
         scheduler: A scheduler of N samples made before; the settings belong to it then.
         owner: The adapter of another data set for the same model and optimizer: it sets the rate and takes the steps.
-        sets_lr: Whether to set the learning rate; False if somebody else does.
+        sets_lr: Whether to set the learning rate; False if other code does.
         ahead: Batches that something between loader and training fetches in advance, as accelerate and Lightning do.
-        sharing: Which part of a batch is this process's: by default `Together` with all others where
-            ``torch.distributed`` is initialised, and else all of it.
+        sharing: Selects this process's part of a batch: by default `Together` where ``torch.distributed`` is
+            initialised with several processes, and else nothing is shared.
         **settings: For `R8Scheduler`: ``batch_size``, one of ``num_epochs``, ``num_steps`` and
             ``train_duration_seconds``, and so on. ``initial_lr`` is by default the highest of the optimizer's.
 
     Raises:
         TypeError: the data set has no length or no index, or something is of another kind than it must be.
-        ValueError: the model is on the meta device, or an argument is outside its range.
+        ValueError: the model is on the meta device, the optimizer holds none of its parameters, or an argument is
+            outside its range.
 
     >>> from torch.nn.functional import mse_loss
     >>> x, y = torch.randn(64, 3), torch.zeros(64, 1)
@@ -75,19 +77,20 @@ def attach(
     (8, 'exact')
     """
     _check_model(model, optimizer)
+    _check_parameters(model, optimizer)
     _check_parts(scaler, ema, owner, sharing)
     size, ahead = _length(dataset), whole_number("ahead", ahead, least=0)
     accumulate, norm = whole_number("accumulate", accumulate, least=1), _checked_norm(max_grad_norm)
     stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=norm)
-    rates = GroupRates(optimizer) if sets_lr and owner is None else None
-    state = ModelState(model, optimizer, scaler=scaler, ema=ema)
+    rates = _checked_rates(optimizer) if sets_lr and owner is None else None
     sharing = sharing_here() if sharing is None else sharing
+    state = ModelState(model, optimizer, scaler=scaler, ema=ema, rank=sharing.rank)
     settings = sharing.settings(settings)
-    state.rank = sharing.rank
     r8 = _new_scheduler(size, state, settings, optimizer) if scheduler is None else _checked(scheduler, size, settings)
     sharing.check(r8, model, accumulate=accumulate)
     _adopt(r8, model, state)
-    adapter = Adapter(
+    _expect_loading(optimizer, rates)
+    return Adapter(
         r8,
         dataset=dataset,
         optimizer=optimizer,
@@ -96,10 +99,8 @@ def attach(
         rates=rates,
         sharing=sharing,
         ahead=ahead,
+        owner=owner,
     )
-    if owner is not None:
-        owner.share_with(adapter)
-    return adapter
 
 
 def _check_model(model: Any, optimizer: Any) -> None:
@@ -112,6 +113,17 @@ def _check_model(model: Any, optimizer: Any) -> None:
             raise ValueError(f"model must have its weights, got {name!r} on the meta device; call to_empty() and load.")
 
 
+def _check_parameters(model: torch.nn.Module, optimizer: Any) -> None:
+    """Raise ValueError if the optimizer would step other weights than the model's."""
+    held = {id(each) for group in optimizer.param_groups for each in group["params"]}
+    own = {id(each) for each in model.parameters()}
+    if held and own and not held & own:
+        raise ValueError(
+            f"optimizer must hold parameters of the model, got {len(held)} tensors that are not among its {len(own)}; "
+            "make the optimizer after what replaces the parameters (fully_shard(), to_empty(), another model)."
+        )
+
+
 def _check_parts(scaler: Any, ema: Any, owner: Any, sharing: Any) -> None:
     if scaler is not None and not hasattr(scaler, "is_enabled"):
         raise TypeError(f"scaler must be a torch.amp.GradScaler, got {scaler!r}.")
@@ -119,16 +131,20 @@ def _check_parts(scaler: Any, ema: Any, owner: Any, sharing: Any) -> None:
         raise TypeError(f"ema must have state_dict() and load_state_dict(), got {ema!r}.")
     if not (owner is None or isinstance(owner, Adapter)):
         raise TypeError(f"owner must be what attach() returned for the other data set, got {owner!r}.")
-    if not (sharing is None or isinstance(sharing, Sharing)):
-        raise TypeError(f"sharing must be a Sharing such as Together(), got {sharing!r}.")
+    if not (sharing is None or isinstance(sharing, (SingleProcess, Together))):
+        raise TypeError(f"sharing must be a Together() or None, got {sharing!r}.")
 
 
 def _length(dataset: Any) -> int:
+    if isinstance(dataset, torch.utils.data.DataLoader):
+        raise TypeError(
+            f"dataset must be the data set itself, got {dataset!r}; give its .dataset, and what else it was made with "
+            "(num_workers, collate_fn) to adapter.loader()."
+        )
     if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__"):
         raise TypeError(
             f"dataset must have a length, as the scheduler says which samples come next, got {dataset!r}. For a "
-            "stream, "
-            "collect as many samples as fit in memory or on disk and train on those."
+            "stream, collect as many samples as fit in memory or on disk and train on those."
         )
     if not hasattr(dataset, "__getitem__") and not hasattr(dataset, "__getitems__"):
         raise TypeError(f"dataset must have an index, got {dataset!r}.")
@@ -139,9 +155,24 @@ def _adopt(r8: R8Scheduler, model: torch.nn.Module, state: ModelState) -> None:
     """Let the scheduler keep the model, on the host."""
     callbacks = Callbacks(state.save, state.load, state.read)
     if any(each.is_cuda for each in model.parameters()):
-        r8.safekeeping.adopt(callbacks, clone=copy_to_host, copy_into=copy_to_host_into)
+        r8.adopt(callbacks, clone=copy_to_host, copy_into=copy_to_host_into)
     else:
-        r8.safekeeping.adopt(callbacks)
+        r8.adopt(callbacks)
+
+
+def _checked_rates(optimizer: Any) -> GroupRates:
+    rates = GroupRates(optimizer)
+    if not rates.highest > 0:
+        raise ValueError(f"optimizer must have a group with a learning rate > 0, got {rates_of(optimizer)!r}.")
+    return rates
+
+
+def _expect_loading(optimizer: Any, rates: GroupRates | None) -> None:
+    """Let other code load the optimizer with its rates, as trainers do on resume: no other scheduler has set those."""
+    # What accelerate wraps around an optimizer hands load_state_dict() on to it.
+    plain = getattr(optimizer, "optimizer", optimizer)
+    if rates is not None and isinstance(plain, torch.optim.Optimizer):
+        plain.register_load_state_dict_post_hook(lambda _: rates.forget())
 
 
 def _checked_norm(max_grad_norm: Any) -> float | None:
@@ -160,11 +191,8 @@ def _new_scheduler(size: int, state: ModelState, settings: dict[str, Any], optim
     return R8Scheduler(size, **{**ours, "initial_lr": highest, **settings})
 
 
-def _checked(scheduler: Any, size: int, settings: dict[str, Any]) -> R8Scheduler:
-    from ..scheduler import R8Scheduler
-
-    if not isinstance(scheduler, R8Scheduler):
-        raise TypeError(f"scheduler must be an R8Scheduler, got {scheduler!r}.")
+def _checked(scheduler: R8Scheduler, size: int, settings: dict[str, Any]) -> R8Scheduler:
+    check_scheduler("scheduler", scheduler)
     if settings:
         raise ValueError(
             f"{min(settings)} must be given to the scheduler that was made before, got it in attach() with that one."

@@ -1,10 +1,11 @@
-"""Loaders whose errors name the sample, and whose batches can know their ticket."""
+"""Loaders whose errors name the sample, and whose batches can carry the number of their ticket."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
-    from ..telling import Telling
     from .sampler import R8BatchSampler
 
 DECIDED = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last")
@@ -27,8 +27,8 @@ def _unreadable(index: Any, error: Exception) -> SampleError:
     return SampleError(f"sample {index} could not be read: {type(error).__name__}: {error}")
 
 
-class Named(Dataset[Any]):
-    """A data set whose errors name the sample, for the batches of `R8BatchSampler`.
+class SampleReader(Dataset[Any]):
+    """Reads the samples of a data set, for the batches of `R8BatchSampler`; its errors name the sample.
 
     Workers read each batch with random numbers of its own, so that augmentation is the same for any number of them, and
     after a resume.
@@ -36,12 +36,17 @@ class Named(Dataset[Any]):
     Args:
         dataset: Any with a length and an index.
         seed: With the samples of a batch the seed of its random numbers.
+        fetch_many: Returns the items of a batch; by default the data set's own ``__getitems__``, if it has one.
+
+    Attributes:
+        takes_arrays: Whether a batch may be an int64 array.
     """
 
-    def __init__(self, dataset: Any, seed: int = 0) -> None:
+    def __init__(self, dataset: Any, seed: int, fetch_many: Callable[[Any], Any] | None = None) -> None:
         self.dataset = dataset
+        self.takes_arrays = fetch_many is not None or takes_arrays(dataset)
         self._seed = seed
-        self._fetch_many: Callable[[Any], Any] | None = getattr(dataset, "__getitems__", None)
+        self._fetch_many = getattr(dataset, "__getitems__", None) if fetch_many is None else fetch_many
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -92,31 +97,21 @@ def _seed_generators(seed: int, indices: Any) -> None:
     random.seed(number)
 
 
-class Columns(Named):
-    """A `TensorDataset`, whose rows are taken all at once: what `default_collate` makes of them one by one.
+def _take_rows(tensors: Sequence[torch.Tensor], indices: Any) -> list[torch.Tensor]:
+    """What `default_collate` makes of the rows one by one, taken all at once."""
+    rows = torch.as_tensor(indices)
+    return [tensor[rows] for tensor in tensors]
+
+
+class NumberedReader(Dataset[Any]):
+    """Reads the batches of a numbered `R8BatchSampler`: their items come with the batch's number.
 
     Args:
-        dataset: The data set.
+        reader: Reads the samples.
     """
 
-    def __init__(self, dataset: TensorDataset) -> None:
-        super().__init__(dataset)
-        self._fetch_many = self._take
-
-    def _take(self, indices: Any) -> list[torch.Tensor]:
-        rows = torch.as_tensor(indices)
-        return [tensor[rows] for tensor in self.dataset.tensors]
-
-
-class Numbered(Dataset[Any]):
-    """The same for batches of a numbered `R8BatchSampler`: items come with the batch's number.
-
-    Args:
-        named: The same.
-    """
-
-    def __init__(self, named: Named) -> None:
-        self.dataset = named
+    def __init__(self, reader: SampleReader) -> None:
+        self.dataset = reader
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -148,55 +143,53 @@ class NumberedCollate:
 
 def takes_arrays(dataset: Any) -> bool:
     """Whether a data set has a ``__getitems__`` of its own; those of torch's and datasets' own want lists of ints."""
-    if isinstance(dataset, Columns):
-        return True
-    if isinstance(dataset, (Named, Numbered)):
-        return takes_arrays(dataset.dataset)
+    if isinstance(dataset, NumberedReader):
+        dataset = dataset.dataset
+    if isinstance(dataset, SampleReader):
+        return dataset.takes_arrays
     own = getattr(type(dataset), "__getitems__", None)
     return own is not None and getattr(own, "__module__", "").partition(".")[0] not in ("torch", "datasets")
 
 
-def make_loader(
-    dataset: Any, sampler: R8BatchSampler, *, numbered: bool, settings: Mapping[str, Any]
-) -> DataLoader[Any]:
+def make_loader(dataset: Any, sampler: R8BatchSampler, *, numbered: bool, settings: Mapping[str, Any]) -> TimedLoader:
     """See `Adapter.loader`."""
     decided = sorted(set(DECIDED) & set(settings))
     if decided:
         raise ValueError(f"{decided[0]} must be left out, the scheduler decides it, got {settings[decided[0]]!r}.")
-    collate, named = settings.get("collate_fn"), Named(dataset, sampler.r8.plan.seed)
+    collate, fetch_many = settings.get("collate_fn"), None
     if collate is None and type(dataset) is TensorDataset and all(map(_has_rows, dataset.tensors)):
-        collate, named = _as_is, Columns(dataset)
+        collate, fetch_many = _as_is, functools.partial(_take_rows, dataset.tensors)
     if numbered:
         collate = NumberedCollate(collate or default_collate)
-    items = Numbered(named) if numbered else named
-    loader = TimedLoader(items, batch_sampler=sampler, **{**settings, "collate_fn": collate})
-    loader.r8 = sampler.r8
-    return loader
+    if settings.get("generator") is None:
+        # Torch's global generator belongs to the model: beginning an epoch, or resuming in one, must not draw from it.
+        settings = {**settings, "generator": torch.Generator().manual_seed(sampler.r8.seed % 2**63)}
+    reader = SampleReader(dataset, sampler.r8.seed, fetch_many)
+    items = NumberedReader(reader) if numbered else reader
+    return TimedLoader(items, batch_sampler=sampler, **{**settings, "collate_fn": collate})
 
 
 class TimedLoader(DataLoader[Any]):
-    """A loader that tells how long the training waits for it, where somebody listens.
+    """A loader that tells the scheduler of its batch sampler how long the training waits for each batch."""
 
-    Attributes:
-        r8: The scheduler to tell; None tells nobody.
-    """
+    _device: torch.device | None = None
 
-    r8: R8Scheduler | None = None
+    def leave_to(self, device: torch.device) -> None:
+        """Put batches on a device, as accelerate's own loaders do, which would split batches that are split already."""
+        self._device = device
+        # What accelerator.prepare() looks for.
+        self._is_accelerate_prepared = True
 
     def __iter__(self) -> Any:
-        batches = super().__iter__()
-        return batches if self.r8 is None or not self.r8.announcer.is_heard else _timed(batches, self.r8.telling)
+        batches: Any = super().__iter__()
+        if self._device is not None and self._device.type != "cpu":
+            from accelerate.utils import send_to_device
 
-
-def _timed(batches: Iterator[Any], telling: Telling) -> Iterator[Any]:
-    while True:
-        began = telling.now()
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        telling.data_seconds += telling.now() - began
-        yield batch
+            device = self._device
+            batches = (send_to_device(batch, device, non_blocking=True) for batch in batches)
+        # A trainer may have put a batch sampler of its own in place of the scheduler's.
+        r8: R8Scheduler | None = getattr(self.batch_sampler, "r8", None)
+        return batches if r8 is None else r8.timed(batches)
 
 
 def _has_rows(tensor: torch.Tensor) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..checks import whole_number
+from .._validation import whole_number
 
 
 class Losses(NamedTuple):
@@ -59,6 +59,7 @@ def read_losses(
             "losses of tokens belong in the shape (batch, tokens)."
         )
     _check_tensors(mask=mask, weights=weights)
+    _check_not_logits(losses)
     rows, loss = _per_sample(losses, mask)
     if weights is not None:
         if weights.shape != (count,):
@@ -80,6 +81,32 @@ def _read_mean(losses: torch.Tensor, mask: Any, weights: Any, shares: Any) -> Lo
             "number."
         )
     return Losses(losses, losses.detach().reshape(1).to(torch.float32), False)
+
+
+RESHAPING = ("View", "UnsafeView", "Reshape", "ToCopy", "Transpose", "T", "Slice", "Clone", "Alias", "Select")
+"""Operations that logits may have gone through, by their names in autograd."""
+
+SCORES = ("Addmm", "Mm", "Bmm", "Linear", "LogSoftmax", "Softmax", "Convolution")
+"""Operations whose results are scores of classes; no loss ends with one."""
+
+
+def _check_not_logits(losses: torch.Tensor) -> None:
+    """Raise ValueError if what a model puts out was given as losses: averaged, it would even seem to train."""
+    if losses.shape[-1] == 1:
+        # A critic's score may be what is trained on.
+        return
+    made_by = losses.grad_fn
+    while made_by is not None and _operation(made_by) in RESHAPING:
+        made_by = made_by.next_functions[0][0] if made_by.next_functions else None
+    if made_by is not None and _operation(made_by) in SCORES:
+        raise ValueError(
+            f"losses must be losses, got what looks like logits of shape {tuple(losses.shape)} (the result of "
+            f"{_operation(made_by)}); give cross_entropy(logits, labels, reduction='none')."
+        )
+
+
+def _operation(made_by: Any) -> str:
+    return str(made_by.name()).partition("Backward")[0]
 
 
 def _check_tensors(**given: Any) -> None:

@@ -1,4 +1,4 @@
-"""Readback: losses from where they were computed to the scheduler, without making the device wait.
+"""Readback: brings losses from their device to the scheduler, without making the device wait.
 
 On a CPU a value can be read at once. On a GPU reading one would stop the host until everything queued before it is
 done; so the values are copied to pinned memory behind the step that computed them, and looked at when that copy has
@@ -22,7 +22,7 @@ Values = NDArray[np.float32]
 
 
 class Readback(Protocol):
-    """Takes values with what they belong to, and gives both back in order once they can be read.
+    """Takes values along with an item, and gives both back in order once the values can be read.
 
     Attributes:
         num_waits: How often a step had to wait for the device; `drain` does not count, an epoch's end asks for it.
@@ -34,29 +34,29 @@ class Readback(Protocol):
         """Values on their way."""
 
     def put(self, item: Any, values: torch.Tensor) -> None:
-        """Send values on their way; ``item`` is what they belong to, ``values`` float32[K] on any device."""
+        """Send values on their way; ``item`` is anything that belongs to them, ``values`` float32[K] on any device."""
 
     def ready(self) -> list[tuple[Any, Values]]:
-        """Those that have come, in order; waits only for those that lag by more than 16."""
+        """The values that have arrived, in order; waits only for those that lag by more than 16."""
 
     def drain(self) -> list[tuple[Any, Values]]:
-        """All of them, in order; waits."""
+        """All values, in order; waits for them."""
 
     def clear(self) -> list[Any]:
-        """Forget those on their way: what they belong to, in order."""
+        """Drop the values on their way; returns their items, in order."""
 
 
 class Immediate:
-    """Values in main memory, which can be read at once.
+    """Values that are in main memory as soon as they are put, and can be read at once.
 
     Args:
         keeps: Whether they are kept for later: then they are copied, as the user may use their memory again.
+        fetches: Whether they are on a device and have to be fetched, which waits.
     """
 
-    num_waits = 0
-
-    def __init__(self, *, keeps: bool = False) -> None:
-        self._keeps = keeps
+    def __init__(self, *, keeps: bool = False, fetches: bool = False) -> None:
+        self.num_waits = 0
+        self._keeps, self._fetches = keeps, fetches
         self._here: list[tuple[Any, torch.Tensor]] = []
 
     def __len__(self) -> int:
@@ -64,23 +64,25 @@ class Immediate:
 
     def put(self, item: Any, values: torch.Tensor) -> None:
         """Send values on their way."""
+        self.num_waits += self._fetches
+        values = values.cpu() if self._fetches else values
         self._here.append((item, values.clone() if self._keeps else values))
 
     def ready(self) -> list[tuple[Any, Values]]:
-        """Those that have come: all."""
+        """All values."""
         here, self._here = self._here, []
         return [(item, values.numpy()) for item, values in here]
 
     drain = ready
 
     def clear(self) -> list[Any]:
-        """Forget all: what they belong to."""
+        """Drop all values; returns their items."""
         here, self._here = self._here, []
         return [item for item, _ in here]
 
 
 class Copy(Protocol):
-    """A copy to main memory that is under way."""
+    """A copy to main memory that is in progress."""
 
     def is_done(self) -> bool:
         """Whether it can be read; does not wait."""
@@ -166,15 +168,6 @@ class CudaCopy:
         return values
 
 
-class Fetched(Immediate):
-    """Values on a device of another kind: fetched at once, which waits."""
-
-    def put(self, item: Any, values: torch.Tensor) -> None:
-        """Send values on their way."""
-        self.num_waits += 1
-        super().put(item, values.cpu())
-
-
 def readback_on(device: torch.device, *, keeps: bool = False) -> Readback:
     """The readback for losses on a device.
 
@@ -184,4 +177,4 @@ def readback_on(device: torch.device, *, keeps: bool = False) -> Readback:
     """
     if device.type == "cpu":
         return Immediate(keeps=keeps)
-    return Lagging(CudaCopy) if device.type == "cuda" else Fetched()
+    return Lagging(CudaCopy) if device.type == "cuda" else Immediate(fetches=True)

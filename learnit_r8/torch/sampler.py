@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch.utils.data
 
-from ..checks import whole_number
-from .desk import Desk, Turn, num_left
+from .._adapters.prefetch import Prefetch
+from .._validation import whole_number
+from .distributed.ranks import are_there
+from .distributed.single_process import ALONE
 from .loader import takes_arrays
-from .sharing import ALONE, Sharing
+from .sampler_iterator import SamplerIterator, find_batch
 
 if TYPE_CHECKING:
+    from ..sampling.ticket import Outcome, Ticket
     from ..scheduler import R8Scheduler
-    from ..ticket import Outcome, Ticket
+    from .distributed.together import Sharing
 
 
 class R8BatchSampler(torch.utils.data.Sampler[Any]):
@@ -30,7 +33,7 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
             with at once. By default an array for data sets with a ``__getitems__`` of their own, and a list for others.
         numbered: Whether a batch is ``(ticket, indices)``; `loader` unpacks it.
         ahead: Batches that something between loader and training fetches in advance, as accelerate and Lightning do.
-        sharing: Which part of a batch is this process's.
+        sharing: Selects this process's part of a batch.
 
     Raises:
         TypeError: ``r8`` is not an R8Scheduler.
@@ -52,29 +55,34 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
         ahead: int = 0,
         sharing: Sharing = ALONE,
     ) -> None:
-        self.desk = Desk.of(r8)
+        self.batches = Prefetch.of(r8)
         self.ahead = whole_number("ahead", ahead, least=0)
         self._as_list = as_list
         self._numbered = numbered
         self._sharing = sharing
-        self._turn: Turn | None = None
 
     @property
     def r8(self) -> R8Scheduler:
         """The scheduler."""
-        return self.desk.r8
+        return self.batches.r8
 
     def __iter__(self) -> Iterator[Any]:
-        self.desk.before_iter()
-        self._turn = Turn(self.desk, self._hand_out)
-        return self._turn
+        self.batches.trainer.before_iteration()
+        self._warn_of_ranks()
+        return SamplerIterator(self.batches, self._hand_out, ahead=self.ahead)
 
     def __len__(self) -> int:
-        """Batches of the iteration that is under way, else of the next: the epoch, or what is left of it."""
-        turn = self._turn
-        return (
-            turn.length if turn is not None and turn is self.desk.turn and not turn.is_finished else num_left(self.r8)
-        )
+        """Batches of a whole epoch, as trainers assume; an iteration that goes on in mid-epoch gives what is left."""
+        return self.r8.steps_per_epoch
+
+    def _warn_of_ranks(self) -> None:
+        if self._sharing is ALONE and are_there() and torch.distributed.get_world_size() > 1:
+            count = torch.distributed.get_world_size()
+            self.r8.say_once(
+                "whole batches",
+                f"torch.distributed has {count} processes, and R8BatchSampler gives each of them whole batches: all "
+                "train on the same samples. Use attach(), which shares the batches among them.",
+            )
 
     def _hand_out(self, ticket: Ticket, dataset: Any) -> Any:
         indices: Any = self._sharing.part(ticket.indices)
@@ -93,13 +101,14 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
             part_size: Samples in a part of the loss.
 
         Raises:
-            RuntimeError: it cannot be told which batch it is.
+            RuntimeError: it is not clear which batch it is.
         """
-        found = self.desk.find(ticket, ahead=self.ahead)
+        found = find_batch(self.batches, ticket, ahead=self.ahead)
         outcome = self.r8.report(self.r8.begin(found, is_late=True), loss, part_size=part_size)
-        self.desk.take(found)
+        self.batches.take(found)
         return outcome
 
     def skip(self) -> None:
         """Pass over the batch in hand; it comes once more at the end of the epoch."""
-        self.desk.skip(ahead=self.ahead)
+        find_batch(self.batches, ahead=self.ahead)
+        self.batches.give_up_oldest(on_purpose=True)

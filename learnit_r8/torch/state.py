@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from . import files
+from . import serialization
 
 
 class ModelState:
@@ -22,18 +22,21 @@ class ModelState:
         optimizer: Its optimizer, or None.
         scaler: A `torch.amp.GradScaler`, or None.
         ema: Averaged weights, anything with ``state_dict`` and ``load_state_dict``, or None.
-
-    Attributes:
-        after_load: Called when a state was put back.
         rank: Number of this process among those that train together. A file holds the random generators of the first;
             the others get theirs derived from them, or all would drop out and augment alike.
+
+    Attributes:
+        num_loads: How often a state was put back.
+        rank: As given.
     """
 
-    def __init__(self, model: Any, optimizer: Any = None, *, scaler: Any = None, ema: Any = None) -> None:
+    def __init__(
+        self, model: Any, optimizer: Any = None, *, scaler: Any = None, ema: Any = None, rank: int = 0
+    ) -> None:
         named = {"model": plain_model(model), "optimizer": optimizer, "scaler": scaler, "ema": ema}
         self._parts = {name: part for name, part in named.items() if part is not None}
-        self.after_load: Callable[[], None] = _nothing
-        self.rank = 0
+        self.num_loads = 0
+        self.rank = rank
         self._generators: dict[str, Any] | None = None
 
     def read(self) -> dict[str, Any]:
@@ -52,7 +55,7 @@ class ModelState:
         Raises:
             TypeError: something in it is neither a tensor nor a plain value.
         """
-        files.save(state_dict["model"], filepath)
+        serialization.save(state_dict["model"], filepath)
 
     def load(self, source: Any, *, from_ram: bool = False) -> None:
         """Put everything back, and clear the gradients.
@@ -65,19 +68,19 @@ class ModelState:
         Raises:
             ValueError: it has other parts, or one of them does not fit. Then nothing was changed.
         """
-        state = source if from_ram else files.load(source)
+        state = source if from_ram else serialization.load(source)
         self.check(state)
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
         optimizer = self._parts.get("optimizer")
         if optimizer is not None:
-            # Those of the weights that were given up.
+            # The gradients belong to the weights that were replaced.
             optimizer.zero_grad()
         generators = state["random"] if from_ram or not self.rank else random_state_of(state["random"], self.rank)
         set_random_state(generators)
         # A loader draws from the generators when it starts, which must not count.
         self._generators = None if from_ram else generators
-        self.after_load()
+        self.num_loads += 1
 
     def check(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError unless `load` could put a state back.
@@ -93,14 +96,10 @@ class ModelState:
             _check_groups(self._parts["optimizer"], state["optimizer"])
 
     def resume_generators(self) -> None:
-        """Set the random generators as they were in the file that was loaded last, if that is still to be done."""
+        """Restore the random generators of the file that was loaded last, once."""
         if self._generators is not None:
             set_random_state(self._generators)
             self._generators = None
-
-
-def _nothing() -> None:
-    pass
 
 
 def plain_model(model: Any) -> Any:
@@ -135,7 +134,7 @@ def _check_groups(optimizer: Any, saved: Mapping[str, Any]) -> None:
 
 
 def _groups(optimizer: Any, saved: Mapping[str, Any]) -> tuple[Any, Any]:
-    # An optimizer that wraps others may save what it likes: its own load_state_dict() is to judge that.
+    # An optimizer that wraps others may save other things, which its own load_state_dict() must check.
     ours, theirs = getattr(optimizer, "param_groups", None), saved.get("param_groups")
     return (ours, theirs) if ours is not None and theirs is not None else ((), ())
 

@@ -8,7 +8,7 @@ import torch
 
 
 class Stepper:
-    """What is done with a gradient.
+    """Computes, accumulates and clips gradients, and takes the optimizer's steps.
 
     Args:
         optimizer: Takes the step.
@@ -26,7 +26,8 @@ class Stepper:
         self._clears_itself = getattr(type(optimizer), "zero_grad", None) is not torch.optim.Optimizer.zero_grad
         if accumulate > 1:
             # However the step comes about, in a loop of the user's own too.
-            optimizer.register_step_post_hook(lambda *_: self._note_step())
+            # What accelerate wraps around an optimizer has no hooks of its own.
+            getattr(optimizer, "optimizer", optimizer).register_step_post_hook(lambda *_: self._note_step())
 
     def _note_step(self) -> None:
         self._num_added = 0
@@ -38,7 +39,7 @@ class Stepper:
         return self._scaler is not None
 
     def ask_between_steps(self) -> bool:
-        """Whether no gradient waits for others to be added, at the time when the next batch is asked for."""
+        """Whether no gradient waits for others to be added; called when the next batch is asked for."""
         if self._is_adding:
             return False
         self._is_adding = self._accumulate > 1
@@ -49,7 +50,7 @@ class Stepper:
 
         Args:
             loss: 0-dim.
-            is_last: Whether none can be added after it: the epoch ends.
+            is_last: Whether it is the last one of an epoch, after which none is added.
 
         Returns:
             Whether the step is due.
@@ -71,7 +72,7 @@ class Stepper:
         return is_last or self._num_added >= self._accumulate
 
     def clip(self) -> torch.Tensor | None:
-        """Clip the gradient; its norm before, on its device, or None if it is not asked for."""
+        """Clip the gradient; returns its norm before that, on its device, or None without ``max_grad_norm``."""
         if self._max_norm is None:
             return None
         if self._scaler is not None:

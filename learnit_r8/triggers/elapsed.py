@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from .._validation import whole_number
+
 
 class Elapsed(NamedTuple):
     """What is finished now, and what was finished at the question before.
@@ -47,15 +49,26 @@ class ElapsedCounter:
         """Note that so many more are finished.
 
         Args:
-            steps: Steps since the call before.
-            samples: Samples since the call before.
+            steps: Steps since the call before, >= 0.
+            samples: Samples since the call before, >= 0.
 
         Returns:
             Where the run is now, for triggers.
+
+        Raises:
+            ValueError: one of them is not whole or below 0.
         """
+        steps, samples = whole_number("steps", steps, least=0), whole_number("samples", samples, least=0)
         last = self._done
         now = self._done = (last[0] + steps, last[1] + samples, time.monotonic() - self._origin)
         return Elapsed(*now, *last)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The clock of another process begins elsewhere.
+        return {**self.state_dict(), "time": time.monotonic() - self._origin}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on counting."""

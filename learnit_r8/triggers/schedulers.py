@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
-from ..checks import whole_number
+from .._validation import whole_number
 from .when import crosses, early, seconds
 
 Callback = Callable[[], object]
@@ -188,6 +188,13 @@ class TimeIntervalScheduler(Scheduler):
         if is_due:
             self._last = self._now
         return is_due
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The clock of another process begins elsewhere.
+        return {**super().__getstate__(), "_origin": time.monotonic() - self._origin}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "_origin": time.monotonic() - state["_origin"]})
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds so far and those of the last occasion."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
-from ..checks import whole_number
+from .._validation import is_number, whole_number
 from .elapsed import Elapsed
 from .trigger import Trigger
 
@@ -205,7 +205,7 @@ def _one_of(least: int, **given: Any) -> tuple[Unit, float]:
 def seconds(name: str, value: Any, *, zero_is_fine: bool) -> float:
     """``value``, a number or a timedelta, in seconds; ValueError, naming the argument, unless finite and in range."""
     number = value.total_seconds() if isinstance(value, timedelta) else value
-    if not isinstance(number, (int, float)) or isinstance(number, bool) or not (0 <= number < math.inf):
+    if not is_number(number) or not (0 <= number < math.inf):
         number = -1
     if number < 0 or (number == 0 and not zero_is_fine):
         raise ValueError(f"{name} must be finite seconds {'>=' if zero_is_fine else '>'} 0, got {value!r}.")

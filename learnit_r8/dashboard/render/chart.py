@@ -1,4 +1,4 @@
-"""Charts in braille, half blocks or ASCII: the mean as a line, what lies between lowest and highest as a haze."""
+"""Charts in braille, half blocks or ASCII: the mean as a line, the range from lowest to highest as a haze."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..curve import Columns
+from ..state.curve import Columns
 from ..text import Line, Span
 from ..theme import Glyphs
 from .parts import short
@@ -21,7 +21,7 @@ _DOTS = np.array([0, 2, 4, 1, 3, 5, 6, 7])
 """Places of the dots of a cell, counted row by row, in the order of their bits in a braille character."""
 
 _LOCAL = 4
-"""Columns to each side that a spike is compared with."""
+"""Columns on each side with which a spike is compared."""
 
 Floats = NDArray[np.float64]
 Kinds = NDArray[np.int64]
@@ -41,7 +41,7 @@ class Scale(NamedTuple):
     is_log: bool = False
 
     def heights(self, values: Floats) -> Floats:
-        """Where values lie: 0 at the bottom, 1 at the top; NaN where unknown."""
+        """Heights of values: 0 at the bottom, 1 at the top; NaN where unknown."""
         if self.is_log:
             values = np.log(np.maximum(values, self.bottom))
             low, high = math.log(self.bottom), math.log(self.top)
@@ -56,7 +56,7 @@ class Scale(NamedTuple):
         return self.bottom + height * (self.top - self.bottom)
 
     def labels(self, rows: int) -> list[str]:
-        """The values of the middles of so many rows, the top one first, in equally many digits."""
+        """Values at the middles of the rows, the top one first, with the same number of digits."""
         values = [self.value_at(1 - (row + 0.5) / rows) for row in range(rows)]
         most = max(abs(self.bottom), abs(self.top))
         if self.is_log or not 0.01 <= most < 1e5:
@@ -67,7 +67,7 @@ class Scale(NamedTuple):
 
 
 def scale_of(columns: Columns, *, is_log: bool = False) -> Scale:
-    """A scale that shows the curve; lone spikes are left out, so that they do not flatten the rest.
+    """A scale for the curve without lone spikes, which would flatten the rest.
 
     A log scale needs values > 0; it is linear otherwise.
     """
@@ -87,7 +87,7 @@ def scale_of(columns: Columns, *, is_log: bool = False) -> Scale:
 
 def _top_without_spikes(high: Floats, bottom: float) -> float:
     most = float(high.max())
-    # Whoever is not far above nearly all others flattens nothing.
+    # A maximum near the 95th percentile flattens nothing.
     few = np.partition(high, -1 - len(high) // 20)[-1 - len(high) // 20]
     if len(high) < 2 * _LOCAL or most - bottom <= 1.3 * (few - bottom):
         return most
@@ -114,10 +114,10 @@ def chart(
         columns: `dots` for each cell.
         height: Rows, >= 1.
         glyphs: What to draw with.
-        scale: The vertical scale; columns that go beyond its top are marked.
-        style: Of the cells that the mean goes through.
-        haze: Of the others.
-        plan_from: First column that is only planned: drawn dotted and dimmed.
+        scale: The vertical scale; columns beyond its top are marked.
+        style: Style of the cells that the mean goes through.
+        haze: Style of the others.
+        plan_from: First column of the plan, which is drawn dotted and dimmed.
 
     Returns:
         ``height`` lines of LABEL cells and the curve.
@@ -137,19 +137,19 @@ def chart(
 
 
 def plot(curves: list[tuple[Floats, str]], height: int, glyphs: Glyphs, scale: Scale) -> list[Line]:
-    """Draw several curves, each in its style; where they meet the later one has the cell."""
+    """Draw several curves, each in its style; where they meet, the cell has the style of the later one."""
     draw = _braille if glyphs.name == "braille" else _blocks
     kinds, text = draw([values for values, _ in curves], height, scale, glyphs, None, None)
     return _labelled(kinds, text, ("", *(style for _, style in curves)), scale, glyphs)
 
 
 def dots(glyphs: Glyphs) -> int:
-    """Columns in a cell."""
+    """Number of columns in a cell."""
     return 2 if glyphs.name == "braille" else 1
 
 
 def _labelled(kinds: Kinds, text: list[str], styles: tuple[str, ...], scale: Scale, glyphs: Glyphs) -> list[Line]:
-    """Rows of a chart with the values of their middles at the left."""
+    """Rows of a chart with their values at the left."""
     height = len(text)
     lines: list[Line] = []
     rows, places = np.nonzero(kinds[:, 1:] != kinds[:, :-1])
@@ -167,7 +167,7 @@ def _labelled(kinds: Kinds, text: list[str], styles: tuple[str, ...], scale: Sca
 
 
 def _levels(values: Floats, scale: Scale, size: int) -> Kinds:
-    """Row of each value counted from the top; the size where it is unknown."""
+    """Row of each value, counted from the top; ``size`` where it is unknown."""
     height = np.clip(scale.heights(values), 0, 1)
     return np.where(np.isnan(height), size, np.rint((1 - np.nan_to_num(height)) * (size - 1))).astype(np.int64)
 
@@ -196,7 +196,7 @@ def _braille(
 
 
 def _line(levels: Kinds, rows: Kinds, size: int) -> NDArray[np.bool_]:
-    """Dots of a curve without gaps: from the column before to this one."""
+    """Dots of a curve without gaps: each column reaches to the one before."""
     before = np.concatenate([levels[:1], levels[:-1]])
     before = np.where(before == size, levels, before)
     line: NDArray[np.bool_] = (rows >= np.minimum(levels, before + 1)) & (rows <= np.maximum(levels, before - 1))
@@ -206,7 +206,7 @@ def _line(levels: Kinds, rows: Kinds, size: int) -> NDArray[np.bool_]:
 def _blocks(
     curves: list[Floats], height: int, scale: Scale, glyphs: Glyphs, haze: Columns | None, plan_from: int | None
 ) -> tuple[Kinds, list[str]]:
-    """The same with half blocks or in ASCII: one column a cell."""
+    """As `_braille` with half blocks or in ASCII: one column a cell."""
     halves = 2 if glyphs.name == "blocks" else 1
     size = halves * height
     rows = np.arange(height)[:, None]
@@ -227,22 +227,22 @@ def _blocks(
 def axis(
     width: int, first: int, last: int, glyphs: Glyphs, marks: Sequence[tuple[int, str]], ends: tuple[str, str]
 ) -> Line:
-    """The horizontal axis: letters where something happened, the first and the last step at its ends.
+    """The horizontal axis, with letters for events and a text at each end.
 
     Args:
-        width: Cells of the curve.
+        width: Cells of the chart without its labels.
         first: Step at the left edge.
         last: Step at the right edge.
         glyphs: With ``line`` and ``corner``.
         marks: Steps and letters.
-        ends: What is written at the two ends.
+        ends: Texts at the two ends.
     """
     cells = [glyphs.line] * width
     for step, letter in marks:
         if first <= step <= last and width:
             cells[min(width - 1, (step - first) * width // max(1, last - first))] = letter
     begin, end = ends
-    # What went wrong matters more than a number.
+    # The mark of a refusal or a restore matters more than a number.
     begin = "" if any(letter in "SB" for letter in cells[: len(begin)]) else begin
     end = "" if any(letter in "SB" for letter in cells[max(0, width - len(end)) :]) else end
     if len(begin) + len(end) + 2 < width:

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...events import StepsDone
-from ..curve import Columns
-from ..looking import Looking
-from ..text import Line, Span, fit
+from ..state.curve import Columns
+from ..state.ui_state import UiState
+from ..state.view import Point, View
+from ..text import Line, Span, fit, number
 from ..theme import Glyphs, Theme
-from ..view import Point, View
-from ..words import number
 from .chart import LABEL, axis, chart, dots, plot, scale_of
 from .parts import cropped, rule
 
@@ -20,19 +19,19 @@ LEAST = 3
 """Rows of the smallest chart: its title, the curve, its axis."""
 
 
-def window(view: View, looking: Looking) -> tuple[int, int]:
-    """First and last step that the person looks at."""
+def window(view: View, ui: UiState) -> tuple[int, int]:
+    """First and last step of the chosen zoom."""
     last = max(1, view.step)
-    if looking.zoom == "last 10%":
+    if ui.zoom == "last 10%":
         return int(0.9 * last), last
-    if looking.zoom == "last epoch" and view.run is not None:
+    if ui.zoom == "last epoch" and view.run is not None:
         per_epoch = max(1, view.run.steps_per_epoch)
         return max(0, (last - 1) // per_epoch * per_epoch), last
     return 0, last
 
 
 def loss_columns(view: View, num: int, first: int, last: int) -> Columns:
-    """The loss between two steps; from the newest records where these are finer."""
+    """The loss between two steps, from the newest records where they are finer than the curve."""
     curve, recent = view.loss, view.recent
     is_coarse = (last - first) < num * curve.width
     if is_coarse and curve.width > 1 and recent and recent[0].step - recent[0].num_steps <= first:
@@ -41,39 +40,39 @@ def loss_columns(view: View, num: int, first: int, last: int) -> Columns:
 
 
 def _columns_of(records: Sequence[StepsDone], num: int, first: int, last: int) -> Columns:
-    """Records as columns: every column has those that end in it, else the one it lies within."""
+    """Records as columns: a column has the records that end in it, else the one that covers it."""
     values = np.array([(record.step, record.lowest, record.loss, record.highest) for record in records], float).T
     steps, low, mean, high = values
     edges = first + (last - first) * np.arange(num) / num
     starts = np.minimum(np.searchsorted(steps, edges, side="right"), len(steps) - 1)
-    # A sum of equals over their number: the mean over the records of a column.
+    # The mean over the records of each column.
     sums, counts = np.add.reduceat(mean, starts), np.diff(np.append(starts, len(steps)))
     counts[:-1] = np.maximum(counts[:-1], 1)
     return Columns(np.minimum.reduceat(low, starts), sums / np.maximum(counts, 1), np.maximum.reduceat(high, starts))
 
 
-def loss_panel(view: View, looking: Looking, width: int, height: int, theme: Theme) -> list[Line]:
-    """The loss of the batches: mean, lowest and highest of each column, with what happened on the axis."""
+def loss_panel(view: View, ui: UiState, width: int, height: int, theme: Theme) -> list[Line]:
+    """The loss of the batches: mean, lowest and highest of each column, with events on the axis."""
     glyphs = theme.glyphs
     cells = max(1, width - LABEL)
-    first, last = window(view, looking)
+    first, last = window(view, ui)
     columns = loss_columns(view, cells * dots(glyphs), first, last)
-    scale = scale_of(columns, is_log=looking.log_scale)
+    scale = scale_of(columns, is_log=ui.log_scale)
     how = "log" if scale.is_log else "linear"
-    title = rule("loss of the batches", width, glyphs, f"{how}, {looking.zoom}")
+    title = rule("loss of the batches", width, glyphs, f"{how}, {ui.zoom}")
     if view.loss.is_empty:
         return _nothing(title, "no loss reported yet", height)
     rows = max(1, height - 2)
     lines = [title, *chart(columns, rows, glyphs, scale)]
     if height >= LEAST:
-        # The later ones cover the earlier: what matters most comes last.
+        # Later marks cover earlier ones: the most important come last.
         marks = sorted(view.marks, key=lambda mark: ("CRBS".find(mark.mark), mark.step))
         lines.append(axis(cells, first, last, glyphs, marks, (f"{first:,}", f"{last:,}")))
     return lines[:height]
 
 
 def rate_panel(view: View, width: int, height: int, theme: Theme) -> list[Line]:
-    """The learning rate: what was used, then what is planned, with the position on it."""
+    """The learning rate: the rates so far, then the plan, with a mark at the present."""
     glyphs = theme.glyphs
     cells = max(1, width - LABEL)
     columns, done = rate_columns(view, cells * dots(glyphs))
@@ -92,7 +91,7 @@ def rate_panel(view: View, width: int, height: int, theme: Theme) -> list[Line]:
 
 
 def rate_columns(view: View, num: int) -> tuple[Columns, int]:
-    """The rates over the whole run, and the first column that is still to come."""
+    """The rates over the whole run, and the first column of the plan."""
     done = num if not view.lr_plan else min(num, round(view.progress * num))
     values = np.full(num, np.nan)
     if done and not view.lr.is_empty:
@@ -105,7 +104,7 @@ def rate_columns(view: View, num: int) -> tuple[Columns, int]:
 
 
 def metrics_panel(view: View, width: int, height: int, theme: Theme) -> list[Line]:
-    """The user's metrics: the newest value, lowest and highest, and a chart of each where there is room."""
+    """The user's metrics: newest, lowest and highest value, and a chart of each where there is room."""
     glyphs = theme.glyphs
     lines = [rule("metrics", width, glyphs, "last (lowest .. highest)")]
     if not view.metrics:

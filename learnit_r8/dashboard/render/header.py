@@ -1,31 +1,50 @@
-"""The head of the screen: what runs, how it is doing, how far it is, and the numbers of now."""
+"""The head of the screen: title, state, progress, loss, rate and speed."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from ..looking import Looking, Scene
-from ..state import state_of
-from ..text import Line, Span, clean, clip
+from ..state.status import state_of
+from ..state.ui_state import Scene, UiState
+from ..state.view import View
+from ..text import Line, Span, clean, clip, clock, number
 from ..theme import Theme
-from ..view import View
-from ..words import clock, number
 from .parts import bar, joined, labelled, right, share, size_of
 
 WIDE = 100
 NARROW = 60
 
+Panel = Callable[[View, UiState, int, int, Theme, Scene], list[Line]]
+"""Draws a panel or a page, given its width and height."""
 
-def title_line(view: View, looking: Looking, width: int, theme: Theme, scene: Scene) -> Line:
+Rows = tuple[Sequence[str], Iterable[Sequence[Any]]]
+"""The header of an export and its rows."""
+
+RowsOf = Callable[[View, Scene], Rows]
+
+
+def titled(panel: Panel) -> Panel:
+    """A page of the title line and one panel."""
+
+    def page(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
+        title = title_line(view, ui, width, theme, scene)
+        return [title, *panel(view, ui, width, height - 1, theme, scene)]
+
+    return page
+
+
+def title_line(view: View, ui: UiState, width: int, theme: Theme, scene: Scene) -> Line:
     """Program, run, epoch, step, and the state word at the right."""
-    state = state_of(view, looking, scene)
+    state = state_of(view, ui, scene)
     word = f"{theme.glyphs.dot} {state.word}"
     end: list[Span] = [Span(word, state.style), Span(" ")]
-    if looking.frozen:
+    if ui.frozen:
         end.insert(0, Span("FROZEN  ", "warn"))
-    if looking.mode != "live" and width >= NARROW:
+    if ui.mode != "live" and width >= NARROW:
         speed = f" x{scene.speed:g}" if scene.speed else ""
-        end.insert(0, Span(f"{looking.mode}{speed}  ", "label"))
+        end.insert(0, Span(f"{ui.mode}{speed}  ", "label"))
     if state.detail and width >= WIDE:
         end.insert(len(end) - 1, Span(f" {clip(state.detail, 30, theme.glyphs.ellipsis)}", "label"))
     room = width - size_of(end) - 1
@@ -62,7 +81,7 @@ def _sizes(view: View) -> list[Line]:
 
 
 def total_line(view: View, width: int, theme: Theme, scene: Scene) -> Line:
-    """How much of the run is done, and how long the rest takes."""
+    """Progress of the run, and the time left."""
     now = scene.now if scene.now is not None else view.seconds
     left, spread = total_left(view, now)
     about = f" (±{clock(spread)})" if math.isfinite(spread) and spread >= 1 and width >= NARROW else ""
@@ -74,7 +93,7 @@ def total_line(view: View, width: int, theme: Theme, scene: Scene) -> Line:
 
 
 def epoch_line(view: View, width: int, theme: Theme, scene: Scene) -> Line:
-    """How much of the epoch is done."""
+    """Progress of the epoch, and the time left in it."""
     run = view.run
     left = math.nan
     if run is not None:
@@ -88,7 +107,7 @@ def epoch_line(view: View, width: int, theme: Theme, scene: Scene) -> Line:
 
 
 def total_left(view: View, now: float) -> tuple[float, float]:
-    """Seconds to the end of the run and how far off they may be; NaN if unknown."""
+    """Seconds to the end of the run, and their uncertainty; NaN if unknown."""
     run = view.run
     if run is None:
         return math.nan, math.nan
@@ -99,13 +118,13 @@ def total_left(view: View, now: float) -> tuple[float, float]:
     steps = max(0, run.total_steps - view.step)
     ends = max(0, (run.total_steps - 1) // max(1, run.steps_per_epoch) - view.step // max(1, run.steps_per_epoch))
     left = view.pacing.left(steps, ends)
-    # The clock runs on within a long step.
+    # Within a long step the time left falls with the clock.
     return max(0.0, left.seconds - max(0.0, now - view.seconds)), left.spread
 
 
 def _bar_line(label: str, done: float, notes: list[Line], width: int, theme: Theme) -> Line:
     head = f" {label:<5} " if width >= 30 else " "
-    # Notes of both bars take the same room, so that the bars end at the same column.
+    # The notes of both bars have the same width, so that the bars end at the same column.
     room = 44 if width >= WIDE else 31 if width >= NARROW else 20
     room = min(room, max(0, width - len(head) - 6))
     per_cent = Span(f" {share(done):>6}  ", "value")
@@ -119,7 +138,7 @@ def _bar_line(label: str, done: float, notes: list[Line], width: int, theme: The
 
 
 def loss_line(view: View, width: int, theme: Theme) -> Line:
-    """The loss now, smoothed and at its best; the rate and how it comes about."""
+    """The loss: newest, smoothed and best; the learning rate and its recovery factor."""
     last = view.last
     parts = [
         labelled("loss", number(last.last_loss) if last else "-"),
@@ -135,7 +154,7 @@ def loss_line(view: View, width: int, theme: Theme) -> Line:
 
 
 def rate_part(view: View) -> Line:
-    """The learning rate, with the factor that recovery has put on the schedule."""
+    """The learning rate, with the factor of recovery on the schedule."""
     if view.last is None:
         return ()
     rate, planned = view.last.lr, planned_rate(view)
@@ -146,7 +165,7 @@ def rate_part(view: View) -> Line:
 
 
 def planned_rate(view: View) -> float:
-    """What the schedule says for the newest step; NaN if unknown."""
+    """The rate of the schedule at the newest step; NaN if unknown."""
     plan = view.lr_plan
     if len(plan) < 2:
         return math.nan
@@ -156,7 +175,7 @@ def planned_rate(view: View) -> float:
 
 
 def speed_line(view: View, width: int, theme: Theme, scene: Scene) -> Line:
-    """Samples a second, where a step's time goes, and what we cost."""
+    """Samples a second, the parts of a step's time, overhead, suspicion and refusals."""
     pacing = view.pacing
     each = pacing.seconds_per_step
     parts: list[Line] = []
@@ -173,13 +192,13 @@ def speed_line(view: View, width: int, theme: Theme, scene: Scene) -> Line:
 
 
 def _step_part(view: View, each: float) -> Line:
-    """What a step takes, and where the time goes."""
+    """The time of a step and its parts: data, training, scheduler."""
     own, data = view.pacing.own_share, view.pacing.data_share
     unit, size = ("s", 1.0) if each >= 1 else ("ms", 1e-3) if each >= 1e-3 else ("us", 1e-6)
     whole = labelled("step", f"{_digits(each / size)} {unit}", "")
     if not math.isfinite(own):
         return whole
-    # Where nobody measures the waiting for data, it is part of the user's time.
+    # Where the wait for data is not measured, it is part of the user's time.
     rest = f"data {_digits(each * data / size)} + train" if data > 0 else "yours"
     train = _digits(each * max(0.0, 1 - own - data) / size)
     return (*whole, Span(f" = {rest} {train} + r8 {_digits(each * own / size)}", "label"))
@@ -197,7 +216,7 @@ def _digits(value: float) -> str:
 
 
 def suspicion_part(view: View, width: int) -> Line:
-    """How near the guard is to refusing a loss; only where there is room while it is calm."""
+    """Nearness of the loss to a refusal; a low one only where there is room."""
     if view.last is None or not 0 <= view.last.suspicion <= 1 or (width < WIDE and view.last.suspicion < 0.25):
         return ()
     near = view.last.suspicion
@@ -205,7 +224,7 @@ def suspicion_part(view: View, width: int) -> Line:
 
 
 def overhead_part(view: View, scene: Scene) -> Line:
-    """Our own cost: of the scheduler with its listeners, and of the screen."""
+    """The overhead: share of time of the scheduler with its listeners, and of the screen."""
     costs = [cost for cost in (view.pacing.own_share, scene.ui_share) if math.isfinite(cost)]
     return labelled("overhead", share(sum(costs)), "") if costs else ()
 

@@ -1,4 +1,4 @@
-"""Pieces of lines: bars, rules, sparklines, columns side by side."""
+"""Parts of lines: bars, rules, sparklines, columns side by side."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from ..text import Line, Span, clip, fit, width_of
+from ..text import Line, Span, clip, fit, number, width_of
 from ..theme import Glyphs
-from ..words import number
 
 SPACE: Line = ()
 
@@ -25,13 +24,13 @@ def bar(share: float, width: int, glyphs: Glyphs, style: str = "bar") -> Line:
 
 
 def spark(values: Sequence[float], width: int, glyphs: Glyphs, *, least: float | None = None) -> str:
-    """Heights of some values in a row, exactly ``width`` cells; the newest to the right, spaces where unknown.
+    """A sparkline of exactly ``width`` cells: the newest value at the right, spaces where unknown.
 
     Args:
         values: Oldest first; NaN is unknown.
         width: Cells.
         glyphs: With ``levels``.
-        least: What stands for the lowest level; by default the smallest value.
+        least: Value of the lowest level; by default the smallest value.
     """
     shown = list(values[-width:]) if width > 0 else []
     known = [value for value in shown if math.isfinite(value)]
@@ -48,7 +47,7 @@ def spark(values: Sequence[float], width: int, glyphs: Glyphs, *, least: float |
 
 
 def counts(values: Sequence[int], width: int, glyphs: Glyphs) -> str:
-    """A histogram in one row: nothing where the count is 0, at least a trace where it is not."""
+    """A histogram in one row: empty where the count is 0, at least the lowest level where it is not."""
     return tower(values, width, 1, glyphs)[0]
 
 
@@ -65,7 +64,7 @@ def tower(values: Sequence[int], width: int, height: int, glyphs: Glyphs) -> lis
 
 
 def rebinned(values: Sequence[int], width: int) -> list[float]:
-    """Counts divided among so many bins of equal width, as if they were spread evenly over theirs."""
+    """Counts of other bins of equal width, as if each count were spread evenly over its bin."""
     if not len(values) or width <= 0:
         return [0.0] * max(0, width)
     below = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
@@ -89,17 +88,17 @@ def rule(title: str, width: int, glyphs: Glyphs, note: str = "") -> Line:
     )
 
 
-class Memory:
-    """Remembers what was drawn of an event, such as a survey, that lasts for many frames; drawing stays pure.
+class DrawingCache:
+    """A cache of the lines drawn from an event, such as a survey, that stays for many frames; drawing stays pure.
 
-    One picture for each panel and size; of all of them at most 32.
+    It holds one picture for each panel and size, at most 32.
     """
 
     def __init__(self) -> None:
         self._known: dict[object, tuple[object, list[Line]]] = {}
 
     def draw(self, of: object, key: object, draw: Callable[[], list[Line]]) -> list[Line]:
-        """What was drawn of this very object with this key, else what ``draw`` returns."""
+        """The lines drawn from this very object with this key, else those that ``draw`` returns."""
         known = self._known.get(key)
         if known is not None and known[0] is of:
             return known[1]
@@ -119,7 +118,7 @@ def size_of(line: Iterable[Span]) -> int:
 
 
 def padded(line: Line, width: int) -> Line:
-    """A line made exactly so wide."""
+    """A line of exactly this width."""
     missing = width - size_of(line)
     if missing < 0:
         return cropped(line, width)
@@ -198,7 +197,7 @@ def share(value: float, digits: int = 1) -> str:
 
 
 def short(value: float, width: int) -> str:
-    """A number at the right of so many cells."""
+    """A number at the right of a cell of this width."""
     text = number(value)
     if len(text) > width and math.isfinite(value):
         text = powers(value, max(0, width - 6))
@@ -206,7 +205,7 @@ def short(value: float, width: int) -> str:
 
 
 def powers(value: float, digits: int) -> str:
-    """A number as a power of ten, with so many digits after the point.
+    """A number as a power of ten, with this many digits after the point.
 
     >>> powers(0.00361, 1), powers(1.5e12, 2)
     ('3.6e-3', '1.50e12')
@@ -216,7 +215,7 @@ def powers(value: float, digits: int) -> str:
 
 
 def aligned(values: Sequence[float], width: int) -> list[str]:
-    """Numbers of one column with their points below each other, where one number of decimals does for all.
+    """Numbers of one column with their decimal points aligned, where one number of decimals suits all.
 
     >>> aligned([0.0211, 0.3319, 4.641], 7), aligned([2e-6, 4e-6], 7)
     ([' 0.0211', ' 0.3319', ' 4.6410'], ['  2e-06', '  4e-06'])

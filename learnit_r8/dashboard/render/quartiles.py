@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from ...events import SamplesSurveyed
-from ..text import Line, Span, clean, fit
+from ..state.view import View
+from ..text import Line, Span, clean, fit, number
 from ..theme import Glyphs, Theme
-from ..view import View
-from ..words import number
 from .parts import aligned, bar, counts, cropped, joined, labelled, rule, share, short, tower
 
 QUARTILES = ("Q1", "Q2", "Q3", "Q4")
@@ -14,7 +13,7 @@ STYLES = ("q1", "q2", "q3", "q4")
 
 
 def trust_of(survey: SamplesSurveyed | None, num_samples: int) -> str:
-    """What per-sample values are, in words: "exact", "parts of 4: fair", "batch means of 32: rough"."""
+    """Source and trust of per-sample values: "exact", "parts of 4: fair", "batch means of 32: rough"."""
     if survey is None:
         return ""
     read = "" if survey.num_read >= num_samples else f", {survey.num_read:,} read"
@@ -23,7 +22,7 @@ def trust_of(survey: SamplesSurveyed | None, num_samples: int) -> str:
 
 
 def moved(survey: SamplesSurveyed) -> list[tuple[float, float]]:
-    """Share of all samples that came into each quartile, and that left it; nothing if unknown."""
+    """Shares of all samples that entered and left each quartile; empty if unknown."""
     flow = survey.flow
     if len(flow) != 16:
         return []
@@ -38,7 +37,7 @@ def is_ranked(survey: SamplesSurveyed | None) -> bool:
 
 
 def survey_rule(view: View, text: str, width: int, glyphs: Glyphs) -> Line:
-    """A title that says how far to trust what is under it."""
+    """A title with the source and trust of the values under it."""
     num_samples = view.run.num_samples if view.run else 0
     return rule(text, width, glyphs, trust_of(view.survey, num_samples))
 
@@ -49,14 +48,14 @@ def quartile_line(view: View, width: int, theme: Theme) -> Line:
     if survey is None or not is_ranked(survey):
         return ()
     parts = [
-        (Span(name + " ", style), Span(number(float(f"{mean:.3g}"))))
+        (Span(name + " ", style), Span(number(mean, 3)))
         for name, style, mean in zip(QUARTILES, STYLES, survey.mean, strict=True)
     ]
     return (Span(" "), *joined(parts, width - 1, " "))
 
 
 def quartile_panel(view: View, width: int, height: int, theme: Theme) -> list[Line]:
-    """Range, mean, share of the data and of the last batch, uses, and moves of each quarter of the samples."""
+    """Loss range, mean, share of the data and of the last batch, uses, and moves of each quartile."""
     glyphs = theme.glyphs
     survey = view.survey
     lines = [survey_rule(view, "samples by loss", width, glyphs)]
@@ -116,9 +115,9 @@ def histogram_line(view: View, width: int, theme: Theme) -> Line:
     least, most = survey.uses_range
     parts: list[Line] = [
         (
-            *labelled("loss", number(float(f"{low:.3g}")), ""),
+            *labelled("loss", number(low, 3), ""),
             Span(f" {counts(survey.loss_counts, room, glyphs)} ", "loss"),
-            Span(number(float(f"{high:.3g}"))),
+            Span(number(high, 3)),
         ),
         (
             *labelled("uses", str(least), ""),
@@ -133,23 +132,23 @@ def histogram_line(view: View, width: int, theme: Theme) -> Line:
 
 
 def unseen_part(survey: SamplesSurveyed) -> Line:
-    """Which share was never seen."""
+    """The share of samples that were never seen."""
     never = 1 - survey.num_seen / max(1, survey.num_read)
     return labelled("never seen", share(never), "")
 
 
 def loss_histogram(view: View, width: int, height: int, theme: Theme) -> list[Line]:
-    """How many samples have which loss."""
+    """Histogram of the losses of the samples."""
     survey = view.survey
     ends = survey.loss_range if survey else ()
-    texts = (number(float(f"{ends[0]:.3g}")), f"{number(float(f'{ends[1]:.3g}'))}+") if len(ends) == 2 else ("", "")
+    texts = (number(ends[0], 3), f"{number(ends[1], 3)}+") if len(ends) == 2 else ("", "")
     how = "loss per sample" + (", log" if survey and survey.loss_is_log else "")
     how = how if width >= len(how) + 4 else how.replace(" per sample", "")
     return _histogram(how, survey.loss_counts if survey else (), texts, "loss", width, height, theme)
 
 
 def uses_histogram(view: View, width: int, height: int, theme: Theme) -> list[Line]:
-    """How many samples were used how often."""
+    """Histogram of the uses of the samples."""
     survey = view.survey
     ends = survey.uses_range if survey else ()
     texts = (f"{ends[0]}", f"{ends[1]}") if len(ends) == 2 else ("", "")
@@ -177,7 +176,7 @@ def _histogram(
 
 
 def flow_panel(view: View, width: int, height: int, theme: Theme) -> list[Line]:
-    """Where the samples of each quartile went within an epoch: is the hard part still being learned?"""
+    """Moves of samples between the quartiles within an epoch."""
     survey = view.survey
     lines = [rule("moves in an epoch", width, theme.glyphs, "from row to column" if width >= 44 else "")]
     if survey is None or len(survey.flow) != 16:

@@ -1,4 +1,4 @@
-"""The panels of single samples: the hardest, the suspects, one of them."""
+"""The samples page: the hardest samples or the suspects, or the history of one sample."""
 
 from __future__ import annotations
 
@@ -6,47 +6,57 @@ import math
 from typing import NamedTuple
 
 from ...events import SamplesSurveyed
-from ..keys import listed_samples
-from ..looking import Looking
-from ..text import Line, Span, clean, fit
+from ..state.sample_list import listed_samples
+from ..state.ui_state import Scene, UiState
+from ..state.view import View
+from ..text import Line, Span, clean, fit, no_formula, number
 from ..theme import Glyphs, Theme
-from ..view import View
-from ..words import number
+from .header import Rows, titled
 from .parts import aligned, bar, cell, cropped, share, short, spark
 from .quartiles import survey_rule
 
 HISTORY = 12
-"""Cells of the trace of one sample in a list."""
+"""Cells of the history of a sample in a list."""
+
+
+def samples_panel(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
+    """The list a person selects from, or the sample that was selected."""
+    if ui.inspected is not None:
+        return inspect_panel(view, ui.inspected, width, height, theme)
+    return hardest_panel(view, width, height, theme, ui)
+
+
+samples_page = titled(samples_panel)
 
 
 def hardest_panel(
-    view: View, width: int, height: int, theme: Theme, looking: Looking | None = None, listed: str = "hardest"
+    view: View, width: int, height: int, theme: Theme, ui: UiState | None = None, listed: str = "hardest"
 ) -> list[Line]:
     """The samples with the highest loss, or the suspects, with their history.
 
     Args:
-        view: What is known.
+        view: The run.
         width: Cells.
         height: Rows.
         theme: Colours and characters.
-        looking: With a selection to show, in the view of samples; None for a list to look at only.
-        listed: What to list where nobody selects.
+        ui: State of the screen on the samples page; None for a list without a selection.
+        listed: "hardest" or "suspects", for a list without a selection.
     """
     glyphs = theme.glyphs
-    listed = looking.listed if looking else listed
-    keys = "  l: the others, Enter: history" if looking else ""
+    listed = ui.listed if ui else listed
+    keys = "  l: the others, Enter: history" if ui else ""
     lines = [survey_rule(view, _heading(view, listed) + keys, width, glyphs)]
     survey = view.survey
     rows = {} if survey is None else _rows(survey, listed)
-    chosen = [index for index in listed_samples(looking or Looking(listed=listed), view) if index in rows]
+    chosen = [index for index in listed_samples(ui or UiState(listed=listed), view) if index in rows]
     if survey is None or not chosen:
-        return [*lines, (Span(f"  {clean(_why_empty(view, looking, listed))}", "label"),)][:height]
+        return [*lines, (Span(f"  {clean(_why_empty(view, ui, listed))}", "label"),)][:height]
     name_width = min(24, max(8, width - 53))
     loss_name, last_name = ("loss", f"{'last':>9} ") if listed == "hardest" else ("mean loss", "")
     head = f"  {'sample':<{name_width}}{loss_name:>9} {last_name}{'uses':>6}  last epochs"
     lines.append((Span(fit(head, width), "label"),))
     room = max(0, height - 2)
-    selected = min(looking.selected, len(chosen) - 1) if looking else -1
+    selected = min(ui.selected, len(chosen) - 1) if ui else -1
     first = max(0, min(selected - room // 2, len(chosen) - room))
     losses = aligned([rows[index].loss for index in chosen], 9)
     for place in range(first, min(len(chosen), first + room)):
@@ -66,11 +76,11 @@ def _heading(view: View, listed: str) -> str:
     return f"suspects: {survey.num_suspects:,} look mislabelled ({share(survey.noise_rate)})"
 
 
-def _why_empty(view: View, looking: Looking | None, listed: str) -> str:
+def _why_empty(view: View, ui: UiState | None, listed: str) -> str:
     if view.survey is None:
         return "known after the first look at the samples"
-    if looking is not None and looking.filter:
-        return f"none has {looking.filter!r} in its name"
+    if ui is not None and ui.filter:
+        return f"none has {ui.filter!r} in its name"
     if listed == "suspects":
         if view.survey.trust != "exact":
             return "not shown: only the losses of single samples can tell; report a vector of losses"
@@ -122,7 +132,7 @@ def _rows(survey: SamplesSurveyed, listed: str) -> dict[int, Row]:
 
 def _sample_row(row: Row, loss: str, name_width: int, glyphs: Glyphs) -> Line:
     name, _, last, uses, history, note = row
-    # In the decimals of the loss beside it.
+    # With the decimals of the loss beside it.
     decimals = len(loss.partition(".")[2])
     before = f"{last:9.{decimals}f} " if math.isfinite(last) and "e" not in loss else short(last, 9) + " "
     return (
@@ -135,7 +145,7 @@ def _sample_row(row: Row, loss: str, name_width: int, glyphs: Glyphs) -> Line:
 
 
 def inspect_panel(view: View, index: int, width: int, height: int, theme: Theme) -> list[Line]:
-    """All that is known of one sample."""
+    """Name, losses, uses and history of one sample."""
     glyphs = theme.glyphs
     survey = view.survey
     lines = [survey_rule(view, f"sample {index:,}", width, glyphs)]
@@ -158,3 +168,20 @@ def inspect_panel(view: View, index: int, width: int, height: int, theme: Theme)
                 )
             )
     return [cropped(line, width) for line in lines[:height]]
+
+
+def samples_rows(view: View, scene: Scene) -> Rows:
+    """The hardest samples."""
+    survey = view.survey
+    if survey is None:
+        return ("index", "name", "loss", "last", "uses"), ()
+    rows = zip(
+        survey.hardest,
+        # A name is the data set's own text; a spreadsheet must not take it for a formula.
+        (no_formula(clean(name)) for name in survey.hardest_names),
+        survey.hardest_loss,
+        survey.hardest_last,
+        survey.hardest_uses,
+        strict=False,
+    )
+    return ("index", "name", f"loss ({survey.source})", "last", "uses"), rows

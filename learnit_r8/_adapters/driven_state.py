@@ -1,0 +1,199 @@
+"""DrivenState: the state that a loop drives, copied for backups and checkpoints and put back into the loop.
+
+Objects that change in place (torch modules and optimizers, NNX modules) are put back in place; everything else,
+numbers, arrays and pytrees of JAX, is replaced, and the loop's next step gets the restored one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ..checkpoint.callbacks import Callbacks
+from ..checkpoint.codec import decode, encode
+from .trees import builder_of, from_plain, is_key, nnx_of, node_parts, to_plain
+
+if TYPE_CHECKING:
+    from ..sampling.ticket import Outcome
+
+_NOTHING: Any = object()
+
+
+class Place(Protocol):
+    """Where a loop keeps the state: the next step gets what is there."""
+
+    state: Any
+
+
+class DrivenState:
+    """Reads, saves and puts back the state of a loop.
+
+    Args:
+        place: Where the loop keeps it.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._after: Any = _NOTHING
+        self._num_loads = 0
+
+    def callbacks(self) -> Callbacks:
+        """What a scheduler adopts."""
+        return Callbacks(self.save, self.load, self.read)
+
+    @property
+    def has_model(self) -> bool:
+        """Whether there is something to put back: an array, a float, or an object that changes in place."""
+        return _has_model(self._place.state)
+
+    def judge(self, after: Any, report: Callable[[], Outcome]) -> Outcome:
+        """Report the loss of a step; ``after`` takes the place of the state before it if the loss is good.
+
+        A refused step leaves the state as it was before, or the one that was put back. Buffers that the step was given
+        to keep (donated) are gone: then the state after it stays until another is put back.
+
+        Args:
+            after: The state after the step.
+            report: Reports the loss.
+        """
+        num_loads, is_good = self._num_loads, False
+        self._after = after
+        try:
+            outcome = report()
+            is_good = bool(outcome)
+            return outcome
+        finally:
+            self._after = _NOTHING
+            if is_good or (self._num_loads == num_loads and _is_given_away(self._place.state)):
+                self._place.state = after
+
+    def _live(self) -> Any:
+        state = self._place.state
+        return self._after if self._after is not _NOTHING and _is_given_away(state) else state
+
+    def read(self) -> dict[str, Any]:
+        """The state as nested dicts and lists of arrays, not copied, and how to make a state of such a nest."""
+        leaves, form = taken_apart(self._live())
+        return {"state": leaves, "form": Form(form)}
+
+    def save(self, state_dict: Mapping[str, Any], filepath: str | os.PathLike[str]) -> None:
+        """Write the state to a file without pickled objects.
+
+        Args:
+            state_dict: Not needed: the state is the loop's own.
+            filepath: The file.
+
+        Raises:
+            TypeError: a leaf cannot be saved; the message says where it is.
+        """
+        Path(filepath).write_bytes(encode({"state": to_plain(self._live())}))
+
+    def load(self, source: Any, *, from_ram: bool = False) -> None:
+        """Put a state back.
+
+        Args:
+            source: The path of a file that `save` wrote, or with ``from_ram`` a copy of what `read` returned, which is
+                not used afterwards.
+            from_ram: Which of the two.
+
+        Raises:
+            ValueError: it is of another structure.
+        """
+        if not from_ram:
+            restored = from_plain(decode(Path(source).read_bytes())["state"], self._live())
+        elif isinstance(source, Mapping) and isinstance(source.get("form"), Form):
+            restored = source["form"].make(source["state"])
+        else:
+            raise ValueError(
+                f"load_callback must be given together with state_callback, got a backup of the latter's own kind, a "
+                f"{type(source).__name__}; give both, or neither and let the loop keep its state."
+            )
+        self._place.state = restored
+        self._num_loads += 1
+
+
+class Form:
+    """How to make a state of its leaves; one for all copies of them.
+
+    Args:
+        make: ``(leaves)``, returns the state.
+    """
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self.make = make
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Form:
+        return self
+
+
+def taken_apart(value: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """The leaves of a state in dicts, and a function that makes a state of such leaves."""
+    if hasattr(value, "load_state_dict") and hasattr(value, "state_dict"):
+        return value.state_dict(), lambda saved: _loaded(value, saved)
+    if (nnx := nnx_of(value)) is not None:
+        leaves, make = taken_apart(nnx.state(value))
+        return leaves, lambda saved: _updated(value, nnx, make(saved))
+    parts = node_parts(value)
+    if parts is None:
+        return _leaf(value)
+    pairs = {name: taken_apart(part) for name, part in parts.items()}
+    # Not the state itself, which would keep the arrays of this moment in memory.
+    build, makers = builder_of(value), {name: make for name, (_, make) in pairs.items()}
+    return (
+        {name: leaves for name, (leaves, _) in pairs.items()},
+        lambda saved: build(make(saved[name]) for name, make in makers.items()),
+    )
+
+
+def _loaded(holder: Any, saved: Any) -> Any:
+    holder.load_state_dict(saved)
+    if hasattr(holder, "zero_grad"):
+        # The gradients belong to the weights that were replaced.
+        holder.zero_grad()
+    return holder
+
+
+def _updated(holder: Any, nnx: Any, state: Any) -> Any:
+    nnx.update(holder, state)
+    return holder
+
+
+def _leaf(leaf: Any) -> tuple[Any, Callable[[Any], Any]]:
+    jax: Any = sys.modules.get("jax")
+    if jax is None or not isinstance(leaf, jax.Array) or not leaf.is_fully_addressable:
+        return leaf, lambda saved: saved
+    if is_key(leaf):
+        kind = jax.random.key_impl(leaf)
+        return np.asarray(jax.random.key_data(leaf)), lambda saved: jax.random.wrap_key_data(
+            jax.numpy.array(saved), impl=kind
+        )
+    sharding, committed, is_weak = leaf.sharding, leaf.committed, leaf.weak_type
+
+    def put(saved: Any) -> Any:
+        # The same kind of array as before: another one would make the user's jitted step compile again.
+        if is_weak and not saved.ndim:
+            return jax.numpy.asarray(saved.item())
+        # A copy, as the array on the CPU would otherwise share the memory of the saved one.
+        return jax.device_put(jax.numpy.array(saved), sharding) if committed else jax.numpy.array(saved)
+
+    return np.asarray(leaf), put
+
+
+def _has_model(value: Any) -> bool:
+    if hasattr(value, "load_state_dict") or nnx_of(value) is not None or isinstance(value, float):
+        return True
+    parts = node_parts(value)
+    return hasattr(value, "shape") if parts is None else any(_has_model(part) for part in parts.values())
+
+
+def _is_given_away(state: Any) -> bool:
+    """Whether a jitted step was given buffers of this state to keep."""
+    jax: Any = sys.modules.get("jax")
+    if jax is None:
+        return False
+    return any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree_util.tree_leaves(state))

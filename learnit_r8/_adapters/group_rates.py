@@ -1,0 +1,79 @@
+"""The learning rates of the parameter groups of a torch optimizer, which keep their ratios."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+FOREIGN = (
+    "the optimizer's learning rate was changed by something else than R8Scheduler, which sets it at each step: take "
+    "that other scheduler out (or give its curve as scheduler_mode), or pass sets_lr=False to attach()."
+)
+
+
+class GroupRates:
+    """Sets the learning rates of all groups of an optimizer.
+
+    Args:
+        optimizer: A `torch.optim.Optimizer`. Each of its groups gets its share of the highest rate.
+
+    Attributes:
+        highest: The highest rate that a group had at first.
+        has_grown: Whether groups were added; the caller that acts on it sets it back.
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+        # As torch's own schedulers do, so that a second one measures the same ratios.
+        initial = [group.setdefault("initial_lr", _plain(group["lr"])) for group in optimizer.param_groups]
+        initial = [_plain(rate) for rate in initial]
+        self.highest = max(initial, default=0.0)
+        self._shares = [rate / self.highest if self.highest > 0 else 1.0 for rate in initial]
+        self.has_grown = False
+        self._set: list[float] | None = None
+        self._lr = math.nan
+
+    def set(self, lr: float) -> bool:
+        """Set the rates; the highest group's becomes ``lr``.
+
+        Returns:
+            Whether other code has changed one since the last call.
+        """
+        groups, shares = self._optimizer.param_groups, self._shares
+        if lr == self._lr and [group["lr"] for group in groups] == self._set:
+            # Called twice a step; nothing has changed.
+            return False
+        # A group that was added later has no share yet: it gets the highest rate.
+        if len(groups) > len(shares):
+            shares += [1.0] * (len(groups) - len(shares))
+            self.has_grown = True
+        foreign = self._set is not None and self._is_changed(groups, self._set)
+        self._set = [lr * share for share in shares]
+        self._lr = lr
+        for group, rate in zip(groups, self._set, strict=True):
+            # A tensor, as compiled and captured optimizers have, stays that tensor.
+            if hasattr(group["lr"], "fill_"):
+                group["lr"].fill_(rate)
+                self._lr = math.nan
+            else:
+                group["lr"] = rate
+        return foreign
+
+    @staticmethod
+    def _is_changed(groups: list[dict[str, Any]], last: list[float]) -> bool:
+        # A tensor is not read: it may be on a device, and reading would wait for that.
+        rates = [group["lr"] for group in groups[: len(last)]]
+        return any(type(now) is float and now != then for now, then in zip(rates, last, strict=True))
+
+    def forget(self) -> None:
+        """Expect no particular rates at the next `set`; the optimizer was put back."""
+        self._set, self._lr = None, math.nan
+
+
+def rates_of(optimizer: Any) -> list[float]:
+    """The rate of each parameter group."""
+    return [_plain(group["lr"]) for group in optimizer.param_groups]
+
+
+def _plain(rate: Any) -> float:
+    return float(rate)

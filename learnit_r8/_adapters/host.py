@@ -1,0 +1,108 @@
+"""The host: what an adapter for a framework may use of a scheduler beside the documented methods of `R8Scheduler`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ..checkpoint.callbacks import Callbacks
+    from ..engine.membership import Member, RankGroup
+    from ..sampling.ticket import Ticket
+    from ..scheduler import R8Scheduler
+    from ..triggers import Condition
+
+T = TypeVar("T")
+
+
+class Host(Protocol):
+    """What adapters rely on; ``tests/_adapters/test_host.py`` holds them to it."""
+
+    @property
+    def member(self) -> Member:
+        """The adapter that has batches in hand."""
+
+    @property
+    def say_once(self) -> Callable[..., None]:
+        """``(topic, text, *, is_warning=True)``: tells user and listeners the first time a topic comes up."""
+
+    @property
+    def seed(self) -> int:
+        """The seed of the batches."""
+
+    @property
+    def next_step(self) -> int:
+        """The step that a batch drawn now will be."""
+
+    def join(self, member: Member) -> None:
+        """Let an adapter hold batches and losses back."""
+
+    def share(self, group: RankGroup) -> None:
+        """Become one with the schedulers of other ranks."""
+
+    def adopt(
+        self,
+        callbacks: Callbacks,
+        *,
+        backup_every: int | str | Condition | None = None,
+        clone: Callable[[Any], Any] | None = None,
+        copy_into: Callable[[Any, Any], Any] | None = None,
+    ) -> None:
+        """Use an adapter's callbacks where the user gave none."""
+
+    def draw_ahead(self) -> Ticket | None:
+        """Draw a batch while another one is being trained on; None if there is none."""
+
+    def draw_epoch(self) -> list[Ticket]:
+        """Draw what is left of the epoch at once."""
+
+    def begin(self, ticket: Ticket, *, held_back: int = 0, is_late: bool = False) -> Ticket:
+        """The ticket of a batch drawn ahead, with the rate of now, as its training begins."""
+
+    def hand_back(self, ticket: Ticket) -> None:
+        """Take back a batch that was not trained on: it is the next one drawn."""
+
+    def give_up(self, ticket: Ticket, *, on_purpose: bool = False) -> None:
+        """Take back a batch that will not be reported: it comes once more at the end of its epoch."""
+
+    def discard(self, ticket: Ticket) -> None:
+        """Count a batch whose training was undone before its loss was judged."""
+
+    def between_steps(self, *, held_back: int = 0, closing: bool = False) -> None:
+        """Do what must wait until the user's step is complete."""
+
+    def may_be_due(self, step: int) -> bool:
+        """Whether a backup or a checkpoint may be due once so many steps are reported."""
+
+    def lr_after(self, held_back: int) -> float | None:
+        """The rate once so many more batches are reported; None while one is searched for."""
+
+    def look_at_weights(self) -> None:
+        """Take a backup, which looks at every number, as soon as the user's step is complete."""
+
+    def timed(self, batches: Iterator[T]) -> Iterator[T]:
+        """The same batches; listeners hear how long the training waits for each."""
+
+    def deciding_state(self, samples: NDArray[np.int64]) -> list[Any]:
+        """What decides the next steps, to be compared between ranks."""
+
+
+if TYPE_CHECKING:
+
+    def _is_host(r8: R8Scheduler) -> Host:
+        return r8
+
+
+def check_scheduler(name: str, value: Any) -> None:
+    """Raise TypeError, naming the argument, unless ``value`` draws batches and takes reports."""
+    if not (hasattr(value, "draw_ahead") and hasattr(value, "report")):
+        raise TypeError(f"{name} must be an R8Scheduler, got {value!r}.")
+
+
+def num_left(r8: R8Scheduler) -> int:
+    """Batches left in the epoch, or in the budget."""
+    left = r8.steps_per_epoch - r8.global_step % r8.steps_per_epoch
+    return left if r8.total_steps is None else max(0, min(left, r8.total_steps - r8.global_step))

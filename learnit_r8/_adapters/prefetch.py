@@ -1,0 +1,240 @@
+"""Prefetch: the batches of a scheduler that are drawn before they are trained on.
+
+A loader that works ahead knows its batches this way, needs no lock and never waits for the training thread; and which
+batches there are does not depend on how far ahead it happens to be.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .host import check_scheduler, num_left
+
+if TYPE_CHECKING:
+    from ..sampling.ticket import Outcome, Ticket
+    from ..scheduler import R8Scheduler
+
+
+class Trainer(Protocol):
+    """Trains on the batches of a `Prefetch`; an adapter that does so joins it."""
+
+    def settle(self) -> object:
+        """Report every loss that is held back."""
+
+    def forget(self) -> object:
+        """Drop the losses that are held back."""
+
+    def before_iteration(self) -> None:
+        """A loader is about to set itself up for an iteration."""
+
+    def before_first_batch(self) -> None:
+        """The first batch of an iteration is about to be drawn."""
+
+    def between_steps(self) -> None:
+        """A loader asks for a batch, which it does between two steps of the training."""
+
+
+class PlainLoop:
+    """The trainer where no adapter has joined: a loop that reports each loss at once.
+
+    Args:
+        r8: The scheduler.
+    """
+
+    def __init__(self, r8: R8Scheduler) -> None:
+        self.between_steps = r8.between_steps
+
+    def settle(self) -> None:
+        """Do nothing."""
+
+    forget = before_iteration = before_first_batch = settle
+
+
+class Prefetch:
+    """Holds the batches of a scheduler that are drawn and not reported; each scheduler has one, see `of`.
+
+    Args:
+        r8: Draws them.
+
+    Attributes:
+        r8: The scheduler.
+        waiting: Batches drawn and not trained on yet by their number, in the order they were drawn.
+        num_taken: Batches trained on or given up since `open`.
+        epoch: Batches that `draw_epoch` has drawn, trained on or not.
+        current: The batch in hand: that of the last `begin` or `draw_now`; None once it is reported or given up.
+        reader: The iteration that draws; its ``in_hand()`` is the batch of the next loss. None before the first.
+        trainer: Trains on them.
+    """
+
+    def __init__(self, r8: R8Scheduler) -> None:
+        self.r8 = r8
+        self.waiting: OrderedDict[int, Ticket] = OrderedDict()
+        self.num_taken = 0
+        self.epoch: list[Ticket] = []
+        self.current: Ticket | None = None
+        self.reader: Any = None
+        self.trainer: Trainer = PlainLoop(r8)
+        self._begun: deque[Ticket] = deque()
+
+    @classmethod
+    def of(cls, r8: R8Scheduler) -> Prefetch:
+        """The prefetch of a scheduler.
+
+        Raises:
+            TypeError: ``r8`` is not an R8Scheduler.
+        """
+        check_scheduler("r8", r8)
+        if not isinstance(r8.member, Prefetch):
+            r8.join(cls(r8))
+        member = r8.member
+        assert isinstance(member, Prefetch)
+        return member
+
+    @classmethod
+    def of_epochs(cls, r8: R8Scheduler) -> Prefetch:
+        """The prefetch of a scheduler, for `draw_epoch`.
+
+        Raises:
+            TypeError: ``r8`` is not an R8Scheduler.
+            ValueError: it searches for a learning rate, which cannot be done with batches drawn before.
+        """
+        prefetch = cls.of(r8)
+        if r8.phase == "searching":
+            raise ValueError(
+                f"auto_find_lr must be False where batches are drawn ahead, got True in {r8!r}; give initial_lr."
+            )
+        return prefetch
+
+    def join(self, trainer: Trainer) -> None:
+        """Let an adapter train on the batches; it takes the place of the one that joined before."""
+        self.trainer = trainer
+
+    def settle(self) -> None:
+        """Let the trainer report the losses that it holds back."""
+        self.trainer.settle()
+
+    def forget(self) -> None:
+        """Let the trainer drop them; losses of batches that are out are passed over when they come."""
+        self.trainer.forget()
+
+    def in_hand(self) -> Ticket | None:
+        """The batch of the next loss, where a loop reports its losses to the scheduler itself; else None.
+
+        Raises:
+            RuntimeError: it is not clear which batch it is.
+        """
+        is_plain = isinstance(self.trainer, PlainLoop) and self.reader is not None
+        return self.reader.in_hand() if is_plain and self.waiting else None
+
+    def open(self, reader: Any) -> None:
+        """Begin an iteration; batches of the one before that were not trained on come first."""
+        self.hand_back()
+        self.reader, self.num_taken = reader, 0
+
+    def draw(self) -> Ticket | None:
+        """Draw one batch ahead; None if there is none left."""
+        ticket = self.r8.draw_ahead()
+        if ticket is not None:
+            self.waiting[ticket.draw] = ticket
+        return ticket
+
+    def draw_epoch(self) -> list[Ticket]:
+        """Draw the rest of the epoch; batches that were drawn and not reported come first.
+
+        Raises:
+            RuntimeError: the budget is spent.
+        """
+        self.hand_back()
+        self.epoch = self.r8.draw_epoch()
+        self.waiting.update((ticket.draw, ticket) for ticket in self.epoch)
+        if not self.epoch:
+            raise RuntimeError(
+                f"the budget must not be spent where training goes on, got {self.r8.global_step} steps reported; "
+                "build the scheduler with a larger one."
+            )
+        return self.epoch
+
+    @property
+    def epoch_length(self) -> int:
+        """Batches that `draw_epoch` has drawn; before that, those that it would draw."""
+        return len(self.epoch) or num_left(self.r8)
+
+    def draw_now(self) -> Ticket | None:
+        """Draw the batch to train on next; None if there is none left."""
+        self.current = self.r8.draw_if_any()
+        if self.current is not None:
+            self._note_begun(self.current)
+        return self.current
+
+    def begin(self) -> Ticket:
+        """The oldest batch that waits, as its training begins."""
+        oldest = next(iter(self.waiting.values()))
+        self.take(oldest)
+        self.current = self.r8.begin(oldest)
+        return self.current
+
+    def take(self, ticket: Ticket) -> None:
+        """Note that a batch does not wait any more; nothing happens if it never did."""
+        if self.waiting.get(ticket.draw) is not ticket:
+            return
+        # First in the one, then out of the other: an interruption between them loses nothing.
+        self._note_begun(ticket)
+        del self.waiting[ticket.draw]
+        self.num_taken += 1
+
+    def _note_begun(self, ticket: Ticket) -> None:
+        begun = self._begun
+        while begun and not begun[0].batch.is_out:
+            begun.popleft()
+        begun.append(ticket)
+
+    def report(self, loss: Any, *, part_size: int | None = None) -> Outcome:
+        """Report the loss of the batch in hand; see `R8Scheduler.report`.
+
+        Raises:
+            RuntimeError: there is none.
+        """
+        ticket = self.current
+        if ticket is None:
+            raise RuntimeError(
+                f"report() was called at step {self.r8.global_step} with no batch begun; begin one first."
+            )
+        try:
+            return self.r8.report(ticket, loss, part_size=part_size)
+        finally:
+            # A refused loss may raise, and its batch is reported all the same; a loss of a wrong shape is not.
+            if not ticket.batch.is_out:
+                self.current = None
+
+    def give_up(self) -> None:
+        """Pass over the batch in hand, if it was not reported: it comes once more at the end of the epoch."""
+        ticket, self.current = self.current, None
+        if ticket is not None:
+            self.r8.give_up(ticket)
+
+    def give_up_oldest(self, *, on_purpose: bool = False) -> None:
+        """Pass over the oldest batch that waits: it comes once more at the end of the epoch."""
+        oldest = next(iter(self.waiting.values()))
+        self.take(oldest)
+        self.r8.give_up(oldest, on_purpose=on_purpose)
+
+    def hand_back(self) -> None:
+        """Give the batches that are not reported back to the scheduler, to be drawn first."""
+        begun = [ticket for ticket in self._begun if ticket.batch.is_out]
+        self._begun.clear()
+        for ticket in reversed([*begun, *self.waiting.values()]):
+            if ticket.epoch < 0:
+                self.r8.give_up(ticket)
+            else:
+                self.r8.hand_back(ticket)
+        self.waiting.clear()
+        self.epoch, self.current = [], None
+
+    def discard_epoch(self, epoch: int) -> None:
+        """Count the batches left in an epoch as refused, so that one run through a loader is one epoch."""
+        for ticket in self.waiting.values():
+            self.r8.discard(ticket)
+        self.waiting.clear()
+        while self.r8.current_epoch == epoch and (left := self.r8.draw_ahead()) is not None:
+            self.r8.discard(left)

@@ -1,0 +1,1 @@
+"""Checkpoints: files that are there whole or not at all."""

@@ -1,0 +1,263 @@
+"""The content of a checkpoint file: nested plain values and arrays as bytes, and back without running any code.
+
+A file holds a magic number, the format version, the length and the SHA-256 of a payload, and the payload: an
+uncompressed npz of plain arrays with one JSON text in it. ``docs/files.md`` describes it for other programs. A reader
+believes nothing in a file, not even where its digest is right: no size is used before it was compared with what is
+there, so that a file makes a reader use about twice its own size and no more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .durable_io import open_regular
+
+if TYPE_CHECKING:
+    import zipfile
+
+MAGIC = b"R8CK"
+FORMAT = 1
+"""Raised by one whenever an old file can no longer be read as it is."""
+
+HEADER = struct.Struct("<4sIQ32s")
+
+MOST_MEMBERS = 2**16 - 2
+"""Arrays in a file; a real one has a few dozen."""
+
+MOST_NODES = 10**6
+"""Lists, dicts and commas in the JSON text of a file; a real one has a few hundred."""
+
+MOST_TREE_BYTES = 2**23
+"""Of the JSON text of a file, four for each character; a real one has some thousand."""
+
+_STORED = 0
+"""`zipfile.ZIP_STORED`; the module is loaded with the first file."""
+
+_TREE = "tree"
+_BLOCK = 2**20
+_MEMBER = re.compile(r"(tree|a\d{1,9})\.npy")
+_END_OF_ZIP = struct.Struct("<4s4H2LH")
+
+
+def encode(state: Mapping[str, Any]) -> bytes:
+    """The content of a checkpoint file.
+
+    Args:
+        state: Nested dicts (with text keys) and lists of arrays, texts, booleans, ints, floats and None.
+
+    Raises:
+        TypeError: a value of another type; the message gives its dotted key.
+        ValueError: more than `MOST_MEMBERS` arrays, or a tree too large to be read back.
+    """
+    arrays: dict[str, Any] = {}
+    tree = json.dumps(_to_tree(state, "state", arrays))
+    if len(arrays) > MOST_MEMBERS or _count_nodes(tree) > MOST_NODES or 4 * len(tree) + 256 > MOST_TREE_BYTES:
+        raise ValueError(
+            f"state must have at most {MOST_MEMBERS} arrays and {MOST_NODES} lists, dicts and entries, got "
+            f"{len(arrays)} and {_count_nodes(tree)} in {len(tree)} characters; put numbers into arrays."
+        )
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **{_TREE: np.array(tree)}, **arrays)
+    payload = buffer.getbuffer()
+    return b"".join((HEADER.pack(MAGIC, FORMAT, len(payload), hashlib.sha256(payload).digest()), payload))
+
+
+def check_header(header: bytes, size: int) -> None:
+    """Raise ValueError unless these are the first bytes of a file of ``size`` bytes that can be read."""
+    if len(header) < HEADER.size or header[:4] != MAGIC:
+        raise ValueError(f"the file must begin with {MAGIC!r} and a header of {HEADER.size} bytes, got {header[:8]!r}.")
+    _, version, length, _ = HEADER.unpack_from(header)
+    if version != FORMAT:
+        raise ValueError(f"the file's format must be {FORMAT}, got {version}: another version wrote it.")
+    if size != HEADER.size + length:
+        raise ValueError(_damaged(length, size - HEADER.size))
+
+
+def decode(content: bytes | memoryview) -> dict[str, Any]:
+    """The state that `encode` was given; tuples come back as lists.
+
+    Raises:
+        ValueError: not a checkpoint, damaged, cut short, of a newer format, or not made by `encode`.
+    """
+    check_header(bytes(content[: HEADER.size]), len(content))
+    *_, length, digest = HEADER.unpack_from(content)
+    payload = memoryview(content)[HEADER.size :]
+    if hashlib.sha256(payload).digest() != digest:
+        raise ValueError(_damaged(length, len(payload)))
+    try:
+        arrays = _read_npz(payload)
+        text = str(arrays.pop(_TREE))
+        if _count_nodes(text) > MOST_NODES:
+            raise ValueError(f"its tree must have at most {MOST_NODES} nodes, got {_count_nodes(text)}")
+        state = _from_tree(json.loads(text), arrays)
+    except Exception as error:
+        # Its digest is right, so somebody made it like this: whatever that makes a parser raise, it is a bad file.
+        raise ValueError(
+            f"the file must hold an uncompressed npz of plain arrays with a JSON tree, got something else ({error!r})."
+        ) from error
+    if not isinstance(state, dict):
+        raise ValueError(f"the file's tree must be a dict, got {type(state).__name__}.")
+    return state
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The state in a file that holds what `encode` made.
+
+    Raises:
+        ValueError: it is no regular file, or as in `decode`.
+        OSError: it cannot be read.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        # Before memory is asked for: the size of a cut or forged file is not what its header claims.
+        check_header(file.read(HEADER.size), size)
+        file.seek(0)
+        try:
+            content = bytearray(size)
+        except MemoryError as error:
+            raise ValueError(f"{path.name} must fit into memory, got {size} bytes.") from error
+        found = file.readinto(content)  # type: ignore[attr-defined]
+    return decode(memoryview(content)[:found])
+
+
+def read_tree(file: Any) -> dict[str, Any]:
+    """The JSON tree of a checkpoint file, arrays left out and no digest checked.
+
+    Args:
+        file: Opened for reading in binary.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        import zipfile
+
+        with zipfile.ZipFile(file) as members:
+            tree = json.loads(str(_read_array(members, members.getinfo(f"{_TREE}.npy"))))
+    except Exception as error:
+        raise ValueError(f"the file must hold a JSON tree, got something else ({error!r}).") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"the file's tree must be a dict, got {type(tree).__name__}.")
+    return tree
+
+
+def _damaged(expected: int, found: int) -> str:
+    return f"the file must hold {expected} bytes with the SHA-256 in its header, got {found}; it is damaged."
+
+
+def _count_nodes(tree: str) -> int:
+    return sum(tree.count(character) for character in "[{,")
+
+
+def _to_tree(value: Any, key: str, arrays: dict[str, Any]) -> Any:
+    if isinstance(value, np.ndarray):
+        if value.dtype.hasobject:
+            raise TypeError(f"{key} must be an array of numbers or texts, got dtype {value.dtype}.")
+        name = f"a{len(arrays)}"
+        arrays[name] = value
+        return {"__array__": name}
+    if isinstance(value, np.generic):
+        return _to_tree(value.item(), key, arrays)
+    if isinstance(value, Mapping):
+        for name in value:
+            if not isinstance(name, str) or name == "__array__":
+                raise TypeError(f"{key} must have texts as keys (and not '__array__'), got {name!r}.")
+        return {name: _to_tree(item, f"{key}.{name}", arrays) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_to_tree(item, f"{key}.{number}", arrays) for number, item in enumerate(value)]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{key} must be a number, text, boolean, None, array, or a dict or list of them, got {value!r}.")
+
+
+def _from_tree(value: Any, arrays: Mapping[str, Any]) -> Any:
+    if isinstance(value, dict):
+        if "__array__" in value:
+            return arrays[value["__array__"]]
+        return {name: _from_tree(item, arrays) for name, item in value.items()}
+    return [_from_tree(item, arrays) for item in value] if isinstance(value, list) else value
+
+
+def _read_npz(payload: memoryview) -> dict[str, NDArray[Any]]:
+    """The arrays of an npz, by name without the suffix."""
+    # Before the members are listed: each listed one takes some hundred bytes, and may take none in the file.
+    signature, _, _, _, listed, *_ = _END_OF_ZIP.unpack(payload[-_END_OF_ZIP.size :])
+    if signature != b"PK\5\6" or listed > MOST_MEMBERS:
+        raise ValueError(f"its directory must list at most {MOST_MEMBERS} members, got {listed}")
+    import zipfile
+
+    with zipfile.ZipFile(_Reading(payload)) as members:
+        infos = members.infolist()
+        if len({info.filename for info in infos}) < len(infos):
+            names = sorted(info.filename for info in infos)
+            twice = next(name for name, after in itertools.pairwise(names) if name == after)
+            raise ValueError(f"its members must have different names, got {twice[:40]!r} twice")
+        tree_bytes = max((info.file_size for info in infos if info.filename == f"{_TREE}.npy"), default=0)
+        if tree_bytes > MOST_TREE_BYTES:
+            raise ValueError(f"its tree must take at most {MOST_TREE_BYTES} bytes, got {tree_bytes}")
+        if sum(info.file_size for info in infos) > len(payload):
+            claimed = sum(info.file_size for info in infos)
+            raise ValueError(f"its members must not overlap, got {claimed} bytes of them in {len(payload)}")
+        return {info.filename[: -len(".npy")]: _read_array(members, info) for info in infos}
+
+
+class _Reading(io.BufferedIOBase):
+    """A file that is a view of bytes which are there already: `io.BytesIO` would copy them."""
+
+    def __init__(self, content: memoryview) -> None:
+        self._content, self._position = content, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._position = max(0, offset + (0, self._position, len(self._content))[whence])
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        start = self._position
+        end = len(self._content) if size is None or size < 0 else start + size
+        block = bytes(self._content[start:end])
+        self._position += len(block)
+        return block
+
+
+def _read_array(members: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
+    """One array; what its header claims must be what is there."""
+    if not _MEMBER.fullmatch(info.filename) or info.compress_type != _STORED or info.flag_bits & 1:
+        raise ValueError(f"its members must be uncompressed arrays of ours, got {info.filename[:40]!r}")
+    with members.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, is_fortran, dtype = read_header(file)
+        count = int(np.prod(shape, dtype=object)) if shape else 1
+        length = info.file_size - file.tell()
+        is_plain = not dtype.hasobject and dtype.itemsize > 0 and min(shape, default=0) >= 0
+        if not is_plain or count * dtype.itemsize != length:
+            raise ValueError(f"{info.filename} must hold {count} x {dtype} (no objects), got {length} bytes")
+        data = bytearray(length)
+        position = 0
+        while block := file.read(_BLOCK):
+            data[position : position + len(block)] = block
+            position += len(block)
+    if len(data) != length or position != length:
+        raise ValueError(f"{info.filename} must hold {length} bytes, got {position}")
+    return np.frombuffer(data, dtype, count).reshape(shape, order="F" if is_fortran else "C")

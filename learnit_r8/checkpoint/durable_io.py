@@ -1,0 +1,225 @@
+"""Files that are whole or absent, whatever happens while they are written, and that are what they seem to be."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import hashlib
+import os
+import platform
+import re
+import stat
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+_TEMPORARY = re.compile(r"tmp_(\d+)_([0-9a-f]{8})_.+")
+_OLD_SECONDS = 24 * 3600
+_NO_FOLDER_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EACCES}
+_RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        FileExistsError: there is one of this name; it is left as it is.
+        OSError: the disk refused.
+    """
+    _write(path, content, link_new)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file whole, in place of one that may be there, or not at all.
+
+    Raises:
+        OSError: the disk refused; a file that was there is still whole.
+    """
+    _write(path, content, rename)
+
+
+def temporary_name(path: Path) -> Path:
+    """Where to write what becomes ``path``: beside it, under a name that tells whose it is. See `sweep`."""
+    # No leading dot: torch.save refuses a name that is nothing but a suffix. Threads may train a run each.
+    return path.with_name(f"tmp_{os.getpid()}_{_host()}_{threading.get_ident()}_{path.name}")
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Delete what killed processes left half written in a folder.
+
+    That is what bears a name of `temporary_name` and the number of a process that is gone from this host; of other
+    hosts, only what nobody has touched for a day.
+
+    Returns:
+        What was deleted.
+    """
+    gone = []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match and _is_left_behind(entry, int(match[1]), match[2]):
+                remove(Path(entry.path))
+                gone.append(Path(entry.path))
+    return gone
+
+
+def _is_left_behind(entry: os.DirEntry[str], pid: int, host: str) -> bool:
+    if host == _host() and pid != os.getpid() and not _is_alive(pid):
+        return True
+    try:
+        return time.time() - entry.stat(follow_symlinks=False).st_mtime > _OLD_SECONDS
+    except OSError:
+        return False
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name != "posix":
+        # Asking would end the process there.
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@functools.cache
+def _host() -> str:
+    """Tells apart the hosts, and containers on one, whose process numbers mean different things."""
+    namespace = ""
+    with contextlib.suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(f"{platform.node()} {namespace}".encode()).hexdigest()[:8]
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there; for tidying up, so that failing is no error."""
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            import shutil
+
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _write(path: Path, content: bytes, name_it: Callable[[Path, Path], None]) -> None:
+    temporary = temporary_name(path)
+    # It can only be of a process, or a thread, with our number that is gone.
+    remove(temporary)
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        with open(os.open(temporary, flags, 0o666), "wb") as file:
+            file.write(content)
+            file.flush()
+            _flush(file.fileno())
+        name_it(temporary, path)
+    finally:
+        remove(temporary)
+    flush_folder(path.parent)
+
+
+def link_new(old: Path, new: Path) -> None:
+    """Give a file another name that no file has yet; on a file system without links the old name is gone then.
+
+    Raises:
+        FileExistsError: there is one of this name; it is left as it is.
+        OSError: the disk refused.
+    """
+    try:
+        # Unlike a rename, a link never replaces what another process has just written.
+        os.link(old, new)
+    except FileExistsError:
+        raise
+    except OSError:
+        # A file system without links.
+        if os.path.lexists(new):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(new)) from None
+        rename(old, new)
+
+
+def rename(old: Path, new: Path) -> None:
+    """Give a file its name, in place of another one; on Windows, wait for the virus scanner to let go of it.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    for seconds in _RETRY_SECONDS if os.name == "nt" else ():
+        try:
+            os.replace(old, new)
+        except PermissionError:
+            time.sleep(seconds)
+            continue
+        return
+    os.replace(old, new)
+
+
+def flush(path: Path) -> None:
+    """Have the disk take a file that another program wrote."""
+    with open(path, "rb+") as file:
+        _flush(file.fileno())
+
+
+def _flush(descriptor: int) -> None:
+    # macOS leaves data in the drive's own memory unless it is told otherwise.
+    try:
+        import fcntl
+
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # type: ignore[attr-defined]
+    except (ImportError, AttributeError, OSError):
+        os.fsync(descriptor)
+
+
+def flush_folder(folder: Path) -> None:
+    """Have the disk take the names in a folder, where the file system knows how."""
+    # Windows has no way to flush a folder, and needs none.
+    if os.name == "posix":
+        descriptor = -1
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in _NO_FOLDER_FLUSH:
+                raise
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading, if it is one: opening a FIFO would wait for ever, a link may lead anywhere.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is a link, a folder, a FIFO or a device.
+        OSError: it cannot be opened.
+    """
+    flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise ValueError(f"{path.name} must be a regular file, got a link or a device.") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{path.name} must be a regular file, got a folder, FIFO or device.")
+    return open(descriptor, "rb")
+
+
+def sha256(path: Path) -> str:
+    """The digest of a regular file, in hexadecimal digits.
+
+    Raises:
+        ValueError, OSError: as `open_regular`.
+    """
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,250 @@
+"""Saves: when a checkpoint is due, what happens where one cannot be written, and which one is the best."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from .. import events
+from ..events.bus import Announcer
+from ..triggers import Condition, Elapsed, quiet_until
+from .reader import Checkpoint
+from .store import CheckpointStore
+
+MODES = ("min", "max")
+MOST_SKIPPED = 64
+"""Most intervals that pass between two attempts while the disk refuses."""
+
+
+class Best(NamedTuple):
+    """The checkpoint with the best value of the metric that is watched.
+
+    Attributes:
+        path: The scheduler's file.
+        model_path: The model's file; None without one.
+        value: The metric.
+        step: Steps reported then.
+    """
+
+    path: Path
+    model_path: Path | None
+    value: float
+    step: int
+
+
+class Saves:
+    """Writes checkpoints when they are due; a disk that refuses costs warnings, never the run.
+
+    Args:
+        store: Where to.
+        when: When they are due.
+        each_epoch: Whether they are due after every epoch besides.
+        monitor: Name of the logged metric whose best checkpoint is kept; None for none.
+        mode: "min" if lower is better, "max" if higher is.
+        announcer: Who is told.
+
+    Raises:
+        ValueError: an unknown mode, or no name.
+
+    Attributes:
+        num_failed: Checkpoints that could not be written.
+        last_error: Why the last attempt failed; "" if it did not.
+        best: The best checkpoint so far; None before one.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        *,
+        when: Condition,
+        each_epoch: bool,
+        monitor: str | None,
+        mode: str,
+        announcer: Announcer,
+    ) -> None:
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {MODES}, got {mode!r}.")
+        if monitor is not None and not (isinstance(monitor, str) and monitor):
+            raise ValueError(f"monitor must be the name of a metric, got {monitor!r}.")
+        self.store = store
+        self.num_failed = 0
+        self.last_error = ""
+        self.best: Best | None = None
+        self._when, self._each_epoch = when, each_epoch
+        self._monitor, self._sign, self._mode = monitor, 1 if mode == "min" else -1, mode
+        self._announcer = announcer
+        self._num_failed_in_a_row = self._num_to_skip = 0
+        self._newest: tuple[int, Path, Path | None] | None = None
+        self._step_tried = 0
+        self._value_to_pin: float | None = None
+        self._logged: set[str] = set()
+        self._pid: int | None = None
+
+    def claim(self) -> None:
+        """Note that this process trains: a child that is forked from it later must leave its files alone."""
+        self._pid = os.getpid()
+
+    @property
+    def _is_of_a_child(self) -> bool:
+        return self._pid not in (None, os.getpid())
+
+    def count_from(self, step: int) -> None:
+        """Take no checkpoint of this step: it came from one."""
+        self._step_tried = step
+
+    def has_saved(self, step: int) -> bool:
+        """Whether there is a checkpoint of this step."""
+        return self._newest is not None and self._newest[0] == step
+
+    def write_to(self, store: CheckpointStore) -> None:
+        """Write to this store from now on."""
+        self.store = store
+
+    def is_due(self, elapsed: Elapsed, *, epoch_ended: bool, run_ended: bool) -> bool:
+        """Whether to write one now.
+
+        Args:
+            elapsed: Where the run is, and was when this was asked last.
+            epoch_ended: Whether an epoch has ended since.
+            run_ended: Whether this is the last time.
+        """
+        due = self._when(elapsed) or (self._each_epoch and epoch_ended)
+        if run_ended:
+            self._check_monitor()
+        if elapsed.steps == self._step_tried and self._value_to_pin is None:
+            return False
+        # What is the best must be of this very step: it is tried all the same.
+        if due and not run_ended and self._num_to_skip and self._value_to_pin is None:
+            self._num_to_skip -= 1
+            return False
+        return due or run_ended or self._value_to_pin is not None
+
+    def quiet_until(self, asked: Elapsed) -> tuple[float, float]:
+        """Steps and seconds before which none is due, if it was asked here and no epoch ends."""
+        return quiet_until(self._when, asked) if self._value_to_pin is None else (0.0, 0.0)
+
+    def attempt(self, write: Callable[[], Checkpoint], step: int) -> None:
+        """Write a checkpoint, but let the training go on with a warning if that fails; then wait longer each time."""
+        if self._is_of_a_child:
+            self._step_tried = step
+            self._announcer.warn_once("child", f"no checkpoint was saved at step {step}: {self._whose}.")
+            return
+        try:
+            self.write(write, step)
+        except Exception as error:
+            # Whatever it is, in the user's callback or of the disk: the run is worth more than the file.
+            self.num_failed += 1
+            self._num_to_skip = min(2**self._num_failed_in_a_row, MOST_SKIPPED) - 1
+            self._num_failed_in_a_row += 1
+            self._value_to_pin = None
+            self.last_error = f"{type(error).__name__}: {error}"
+            again = f" The next {self._num_to_skip} are not tried." if self._num_to_skip else ""
+            warnings.warn(
+                f"the checkpoint at step {step} could not be written:\n{traceback.format_exc()}"
+                f"The training goes on.{again}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def write(self, write: Callable[[], Checkpoint], step: int) -> Checkpoint:
+        """Write a checkpoint, and keep it as the best one if it is that.
+
+        Raises:
+            OSError: the disk refused.
+            RuntimeError: this process was forked from the one that trains.
+            Exception: whatever the save callback raises.
+        """
+        if self._is_of_a_child:
+            raise RuntimeError(f"save_checkpoint() must not be called at step {step}, {self._whose}.")
+        before, self._step_tried = self._step_tried, step
+        try:
+            saved = write()
+        except Exception:
+            raise
+        except BaseException:
+            # It was not refused but interrupted: it is tried again.
+            self._step_tried = before
+            raise
+        self._num_failed_in_a_row = self._num_to_skip = 0
+        self.last_error = ""
+        self._newest = step, saved.path, saved.model_path
+        if self._value_to_pin is not None:
+            self._pin(self._value_to_pin)
+        return saved
+
+    @property
+    def _whose(self) -> str:
+        return f"as the checkpoints are those of process {self._pid}, and this is {os.getpid()}, forked from it"
+
+    def note(self, metrics: Mapping[str, float], at_step: int, step: int) -> None:
+        """Hear of metrics; the checkpoint of that step is kept if it is the best, and written if there is none yet.
+
+        Args:
+            metrics: Values by name.
+            at_step: The step they belong to.
+            step: The current step.
+        """
+        self._logged |= metrics.keys()
+        if self._is_of_a_child:
+            return
+        value = math.nan if self._monitor is None else metrics.get(self._monitor, math.nan)
+        if math.isnan(value) or (self.best is not None and self._sign * value >= self._sign * self.best.value):
+            return
+        if self.has_saved(at_step):
+            self._pin(value)
+        elif at_step == step:
+            self._value_to_pin = value
+
+    def _pin(self, value: float) -> None:
+        assert self._newest is not None
+        step, path, model_path = self._newest
+        self._value_to_pin = None
+        self.best = Best(path, model_path, value, step)
+        about = {
+            "run_id": self.store.run_id,
+            "checkpoint": path.name,
+            "model": None if model_path is None else model_path.name,
+            "monitor": self._monitor,
+            "mode": self._mode,
+            "value": value,
+            "step": step,
+        }
+        try:
+            self.store.pin(path, json.dumps(about).encode())
+        except OSError as error:
+            self._announcer.warn_once(
+                "best", f"which checkpoint is the best could not be written down, a resumed run will not know: {error}"
+            )
+        self._announcer.tell(events.BestSaved, path=str(path), monitor=str(self._monitor), value=value)
+
+    def go_on_from(self, checkpoint: Checkpoint) -> None:
+        """Go on with the run that wrote a checkpoint, its best one up to there included."""
+        self.store.go_on_from(checkpoint)
+        self._newest = int(checkpoint.state["pace"]["step"]), checkpoint.path, checkpoint.model_path
+        self.best = self._read_best()
+        self.store.pin(None if self.best is None else self.best.path)
+
+    def _read_best(self) -> Best | None:
+        """What `_pin` wrote down, if it is of this metric and its files are there."""
+        try:
+            about = json.loads(self.store.read_note())
+            if (about["run_id"], about["monitor"], about["mode"]) != (self.store.run_id, self._monitor, self._mode):
+                return None
+            path, model_path = self.store.files_of(about["checkpoint"])
+            return Best(path, model_path, float(about["value"]), int(about["step"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _check_monitor(self) -> None:
+        if self._monitor is not None and self._monitor not in self._logged:
+            self._announcer.warn_once(
+                "monitor",
+                f"monitor must be a metric that is given to log(), got {self._monitor!r}, and these were: "
+                f"{sorted(self._logged)}. No best checkpoint was kept.",
+            )

@@ -1,0 +1,298 @@
+"""Checkpoints: numbered files in a folder, written whole or not at all; the newest valid one counts.
+
+The order of a save is what makes it safe: the model's file is made durable before the scheduler's file, which names it
+with its size and hash and is the record that both are there; only then are old ones deleted. What is in the files:
+codec.py. How they come to be whole: durable_io.py, and ``benchmarks/durability.py`` for the proof.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .codec import encode
+from .durable_io import (
+    flush,
+    flush_folder,
+    link_new,
+    open_regular,
+    remove,
+    replace,
+    sweep,
+    temporary_name,
+    write_new,
+)
+from .reader import MODEL, Checkpoint, NoValidCheckpoint, about_model, first_valid, read_checkpoint, step_of, written_by
+
+ROOM = 1.2
+"""Space that must be free before a save, as a multiple of what the last one took."""
+
+MOST_NOTE = 2**16
+"""Bytes read of the note about a pinned checkpoint."""
+
+_NAME = re.compile(r"ck_(\d{12})\.r8")
+
+
+class Own(NamedTuple):
+    """A checkpoint of this run.
+
+    Attributes:
+        path: Its file.
+        model: The model's file; None without.
+        step: Steps reported when it was written; -1 if it does not say.
+    """
+
+    path: Path
+    model: Path | None
+    step: int
+
+
+class CheckpointStore:
+    """Numbered checkpoints in a folder: the newest valid one counts.
+
+    Args:
+        folder: Made when the first checkpoint is written.
+        keep: Checkpoints of this run to keep, >= 1; those of other runs are never touched.
+        run_id: Tells this run's files from others'.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, keep: int, run_id: str) -> None:
+        # What the program calls by a relative name stays where it is if it changes its folder.
+        self.folder = Path(folder).absolute()
+        self.keep = keep
+        self.run_id = run_id
+        self._pinned: Path | None = None
+        self._own: list[Own] = []
+        self._given_up: set[Path] = set()
+        self._is_tidy = False
+        self._last_size = 0
+
+    def save(
+        self,
+        state: Mapping[str, Any],
+        write_model: Callable[[str], None] | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> Checkpoint:
+        """Write a checkpoint and delete this run's oldest beyond ``keep``.
+
+        Args:
+            state: As `encode` takes it.
+            write_model: Writes the model to the path it is given (a suffix of its own is accepted). The file is
+                made durable before the scheduler's file, which names it with its size and hash.
+            config: How the run was built, likewise.
+
+        Raises:
+            TypeError: a value that cannot be saved.
+            OSError: the disk refused; the checkpoints before are untouched.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._tidy()
+        self._check_room()
+        number = self._next_number()
+        model = None if write_model is None else self._save_model(number, write_model)
+        try:
+            about = None if model is None else about_model(model)
+            content = {"run_id": self.run_id, "model": about, "scheduler": state, "config": dict(config or {})}
+            path = self._write_new(number, encode(content))
+        except Exception:
+            if model is not None:
+                remove(model)
+            raise
+        except BaseException:
+            # Interrupted: the scheduler's file may be there already. If it is not, the next save removes the model.
+            self._is_tidy = False
+            raise
+        self._last_size = path.stat().st_size + (0 if model is None else model.stat().st_size)
+        self._own.append(Own(path, model, step_of(state)))
+        self._delete_old()
+        return Checkpoint(path, dict(state), model, self.run_id, dict(config or {}))
+
+    def _tidy(self) -> None:
+        """Before the first save: delete what killed processes left, and models of this run without a checkpoint."""
+        if self._is_tidy:
+            return
+        self._is_tidy = True
+        sweep(self.folder)
+        # A run that was killed between its two files left the first.
+        files = [MODEL.fullmatch(name) for name in os.listdir(self.folder)]
+        own = {own.model.name for own in self._own if own.model is not None}
+        for match in filter(None, files):
+            is_ours = f"_{self.run_id[:8]}" in match[0][len("model_000000000000") :]
+            if is_ours and match[0] not in own and not (self.folder / f"ck_{match[1]}.r8").exists():
+                remove(self.folder / match[0])
+
+    def _check_room(self) -> None:
+        # Loaded late, like zipfile: both take longer than all of this package's own modules.
+        import shutil
+
+        free, needed = shutil.disk_usage(self.folder).free, int(ROOM * self._last_size)
+        if free < needed:
+            raise OSError(errno.ENOSPC, f"{needed} bytes must be free for a checkpoint, got {free}", str(self.folder))
+
+    def pin(self, path: Path | None, note: bytes | None = None) -> None:
+        """Keep this checkpoint of this run beside the newest ones; the one before it is a common one again.
+
+        Args:
+            path: Which one; None for none.
+            note: What to write down of it, for `read_note` after a resume.
+
+        Raises:
+            OSError: the note could not be written; the checkpoint is kept all the same.
+        """
+        self._pinned = path
+        try:
+            if note is not None:
+                replace(self._note_file, note)
+        finally:
+            self._delete_old()
+
+    def read_note(self) -> bytes:
+        """What `pin` wrote down last in this run.
+
+        Raises:
+            OSError, ValueError: there is nothing, or no regular file.
+        """
+        with open_regular(self._note_file) as file:
+            return file.read(MOST_NOTE)
+
+    @property
+    def _note_file(self) -> Path:
+        return self.folder / f"best_{self.run_id[:8]}.json"
+
+    def _delete_old(self) -> None:
+        """Delete the oldest beyond ``keep``; those of weights that were given up go first."""
+        trusted_last = sorted(self._own, key=lambda own: own.path not in self._given_up)
+        kept = set(trusted_last[-self.keep :])
+        for own in self._own:
+            if own not in kept and own.path != self._pinned:
+                # In this order, so that there is never a checkpoint without its model.
+                remove(own.path)
+                if own.model is not None:
+                    remove(own.model)
+        self._own = [own for own in self._own if own in kept or own.path == self._pinned]
+
+    def _next_number(self) -> int:
+        names = [*os.listdir(self.folder), *(own.path.name for own in self._own)]
+        return 1 + max((int(match[1]) for match in map(_NAME.fullmatch, names) if match), default=0)
+
+    def _write_new(self, number: int, content: bytes) -> Path:
+        """Write a checkpoint under this number, or the next that no other process has taken meanwhile."""
+        return _under_free_name(
+            number, lambda free: self.folder / f"ck_{free:012d}.r8", lambda path: write_new(path, content)
+        )
+
+    def _save_model(self, number: int, write_model: Callable[[str], None]) -> Path | None:
+        temporary = temporary_name(self.folder / f"model_{number:012d}")
+        try:
+            write_model(str(temporary))
+            written = sorted(self.folder.glob(temporary.name + "*"))
+            if not written:
+                return None
+            if len(written) > 1 or written[0].is_symlink() or not written[0].is_file():
+                raise ValueError(f"save_callback must write one regular file, got {[path.name for path in written]}.")
+            flush(written[0])
+            model = self._name_model(written[0], number, written[0].name[len(temporary.name) :])
+        finally:
+            for rest in self.folder.glob(temporary.name + "*"):
+                remove(rest)
+        flush_folder(self.folder)
+        return model
+
+    def _name_model(self, written: Path, number: int, suffix: str) -> Path:
+        return _under_free_name(
+            number,
+            lambda free: self.folder / f"model_{free:012d}_{self.run_id[:8]}{suffix}",
+            lambda model: link_new(written, model),
+        )
+
+    def own_states(self) -> list[tuple[str, int]]:
+        """This run's checkpoints with a model, oldest first: the name, and the steps reported by then.
+
+        Those of weights that were given up are left out.
+        """
+        return [
+            (own.path.name, own.step) for own in self._own if own.model is not None and own.path not in self._given_up
+        ]
+
+    def give_up(self, after: int, until: int) -> None:
+        """Note that the model went back: checkpoints of this run that were written in between hold weights given up.
+
+        Args:
+            after: Steps reported when the state was taken that was restored.
+            until: Steps reported now.
+        """
+        self._given_up |= {own.path for own in self._own if after < own.step <= until}
+
+    def load_named(self, name: str) -> Checkpoint | None:
+        """A checkpoint of this run; None, with a warning, if it cannot be read."""
+        reasons: list[str] = []
+        checkpoint = first_valid([self.folder / name], reasons)
+        if reasons:
+            warnings.warn(f"checkpoint passed over: {reasons[0]}", RuntimeWarning, stacklevel=3)
+        return checkpoint
+
+    def go_on_from(self, checkpoint: Checkpoint) -> None:
+        """Go on with the run that wrote a checkpoint: its files up to this one are ours to keep and delete."""
+        self.run_id = checkpoint.run_id
+        self._own, self._pinned, self._is_tidy = [], None, False
+        self._given_up.clear()
+        if checkpoint.path.parent.absolute() != self.folder.absolute():
+            return
+        for path in sorted(self.folder.iterdir()):
+            if _NAME.fullmatch(path.name) and path.name <= checkpoint.path.name:
+                run_id, model, step = written_by(path)
+                if run_id == self.run_id:
+                    self._own.append(Own(path, model, step))
+
+    def files_of(self, name: str) -> tuple[Path, Path | None]:
+        """The files of a checkpoint of this run, and of its model.
+
+        Raises:
+            KeyError: it is none of this run.
+        """
+        for own in self._own:
+            if own.path.name == name:
+                return own.path, own.model
+        raise KeyError(name)
+
+    @property
+    def has_files(self) -> bool:
+        """Whether there are checkpoints in the folder, valid or not, of this run or others."""
+        return self.folder.is_dir() and any(map(_NAME.fullmatch, os.listdir(self.folder)))
+
+    def load(self, path: str | os.PathLike[str] | None = None) -> Checkpoint:
+        """Read a checkpoint, by default the newest valid one; damaged ones are passed over, with a warning.
+
+        Raises:
+            NoValidCheckpoint: there is none that can be read.
+            ValueError: the file given by name cannot be used.
+        """
+        if path is not None:
+            return read_checkpoint(Path(path))
+        names = os.listdir(self.folder) if self.folder.is_dir() else []
+        reasons: list[str] = []
+        newest_first = (self.folder / name for name in sorted(filter(_NAME.fullmatch, names), reverse=True))
+        checkpoint = first_valid(newest_first, reasons)
+        if checkpoint is None:
+            where = str(self.folder)
+            raise NoValidCheckpoint(
+                f"checkpoint_dir must hold a valid checkpoint, got none in {where!r}: {reasons or 'no files'}."
+            )
+        return checkpoint._replace(skipped=tuple(reasons))
+
+
+def _under_free_name(number: int, name_of: Callable[[int], Path], make: Callable[[Path], None]) -> Path:
+    """Make a file under the name of this number, or of the next that no other process has taken meanwhile."""
+    while True:
+        path = name_of(number)
+        try:
+            make(path)
+        except FileExistsError:
+            number += 1
+            continue
+        return path

@@ -1,0 +1,150 @@
+"""Events as text for people: a level and one sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import NamedTuple
+
+from .. import events
+from .text import clean, number
+
+INFO, GOOD, WARN, ALERT = LEVELS = ("info", "good", "warn", "alert")
+
+
+class EventText(NamedTuple):
+    """The text of an event.
+
+    Attributes:
+        level: One of LEVELS.
+        text: One sentence, safe to show.
+        mark: A letter for the axis of the charts, or "".
+    """
+
+    level: str
+    text: str
+    mark: str = ""
+
+
+def describe(event: events.Event) -> EventText | None:
+    """The text of an event; None for events that only carry numbers (steps, surveys, backups)."""
+    said = _known(event)
+    return None if said is None else EventText(said.level, clean(said.text), said.mark)
+
+
+_SILENT = (
+    events.StepDone,
+    events.StepsDone,
+    events.SamplesSurveyed,
+    events.BackupTaken,
+    events.LrPlanned,
+    events.Alive,
+)
+"""Events that only carry numbers."""
+
+
+def _known(event: events.Event) -> EventText | None:
+    if isinstance(event, _SILENT):
+        return None
+    return _of_trouble(event) or _of_progress(event) or _of_run(event) or _unknown(event)
+
+
+def _of_trouble(event: events.Event) -> EventText | None:
+    match event:
+        case events.BatchRefused():
+            samples = f", samples {few(event.samples, 5)}" if event.samples else ""
+            rate = f"; lr {number(event.lr)} -> {number(event.next_lr)}" if event.next_lr != event.lr else ""
+            again = f" ({event.tries} in a row)" if event.tries > 1 else ""
+            return EventText(ALERT, f"loss {number(event.loss)} refused, {event.reason}{again}{samples}{rate}", "S")
+        case events.RolledBack():
+            steps = event.step - event.to_step
+            return EventText(
+                ALERT, f"model restored from {event.source} of step {event.to_step:,} ({-steps:+,} steps)", "B"
+            )
+        case events.RestoreFailed():
+            where = f"{_file_name(event.source)} of step {event.to_step:,}"
+            return EventText(WARN, f"{where} could not be put back: {event.reason}")
+        case events.DamageFound():
+            return EventText(ALERT, f"the model holds a number that is not finite, in {event.array}")
+        case events.LrCapped():
+            return EventText(WARN, f"learning rate held below {number(event.ceiling)}: {event.reason}")
+        case events.GaveUp():
+            kept = f" (diagnosis in {_file_name(event.bundle)})" if event.bundle else ""
+            return EventText(ALERT, f"gave up{kept}: {event.text}")
+        case events.IncidentEnded():
+            return EventText(GOOD, f"recovered: {event.text}" if event.text else "recovered")
+        case events.SamplesQuarantined():
+            return EventText(ALERT, f"quarantine: {event.text}", "Q")
+        case events.SamplesReleased():
+            return EventText(INFO, f"out of quarantine: samples {few(event.samples, 5)}")
+        case events.LrRestored():
+            return EventText(GOOD, "learning rate back on its schedule")
+        case events.BatchAbandoned():
+            return EventText(
+                WARN, "a batch was not reported; " + ("it comes again" if event.drawn_again else "refused")
+            )
+    return None
+
+
+def _of_progress(event: events.Event) -> EventText | None:
+    match event:
+        case events.EpochDone():
+            speed = event.samples / event.epoch_seconds if event.epoch_seconds > 0 else math.nan
+            rest = f"mean loss {number(event.loss)}, {number(speed)} samples/s"
+            return EventText(INFO, f"epoch {event.epoch + 1} done: {rest}")
+        case events.MetricsLogged():
+            values = "  ".join(f"{name} {number(value)}" for name, value in list(event.metrics.items())[:8])
+            return EventText(INFO, f"measured: {values}")
+        case events.CheckpointSaved():
+            return EventText(INFO, f"checkpoint {_file_name(event.path)} saved", "C")
+        case events.LrFound():
+            return EventText(INFO, f"learning rate {number(event.lr)} found in {event.num_steps} steps")
+        case events.Notice():
+            return EventText(WARN if event.is_warning else INFO, event.text)
+    return None
+
+
+def _of_run(event: events.Event) -> EventText | None:
+    match event:
+        case events.RunStarted():
+            where = f"resumed at step {event.step:,}" if event.step else "started"
+            size = f"{event.num_samples:,} samples in batches of {event.batch_size:,}"
+            return EventText(INFO, f"{where}: {size}", "R" * bool(event.step))
+        case events.RunPaused():
+            return EventText(WARN, f"paused: {event.reason}" if event.reason else "paused")
+        case events.RunResumed():
+            return EventText(INFO, "goes on")
+        case events.RunStopped():
+            return EventText(WARN, f"asked to stop: {event.reason}" if event.reason else "asked to stop")
+        case events.ProcessLeft():
+            return EventText(ALERT, f"died: {event.error}") if event.error else EventText(INFO, "the process left")
+        case events.RunEnded():
+            return EventText(
+                GOOD if event.finished else WARN, "finished" if event.finished else "stopped before its end"
+            )
+    return None
+
+
+_TROUBLE = re.compile(r"refused|failed|diverged|spike|drift|damaged|lost|abandoned|gave|stall", re.IGNORECASE)
+
+
+def _unknown(event: events.Event) -> EventText:
+    """The text of an event of a later version: its name as words, and its fields."""
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(event).__name__).lower()
+    fields = [field.name for field in dataclasses.fields(event) if field.name not in ("step", "seconds", "epoch")]
+    values = ", ".join(f"{field.replace('_', ' ')} {_short(getattr(event, field))}" for field in fields)
+    return EventText(WARN if _TROUBLE.search(name) else INFO, f"{name}: {values}" if values else name)
+
+
+def _short(value: object) -> str:
+    return number(value) if isinstance(value, float) else clean(value, 60)
+
+
+def few(samples: tuple[int, ...], most: int) -> str:
+    """Positions of the first samples, and the number of the others."""
+    return ", ".join(map(str, samples[:most])) + (f" and {len(samples) - most} more" if len(samples) > most else "")
+
+
+def _file_name(path: str) -> str:
+    return re.split(r"[/\\]", path)[-1]

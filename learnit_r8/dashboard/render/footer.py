@@ -1,0 +1,113 @@
+"""The footer, the help, and the question how to leave, made from the table of keys."""
+
+from __future__ import annotations
+
+from ..keys import MENU, TABLE, works
+from ..state.ui_state import Scene, UiState
+from ..state.view import View
+from ..text import Line, Span, clean, clip, fit
+from ..theme import Theme
+from .parts import cropped, padded, rule, size_of
+
+LEGEND = (
+    ("", ""),
+    ("line, haze", "mean, lowest to highest loss"),
+    ("▲ ^", "a spike beyond the chart"),
+    ("S B", "loss refused, model restored"),
+    ("C R", "checkpoint saved, run resumed"),
+    ("suspicion", "how near a loss is to refusal"),
+    ("Q1 .. Q4", "quarters of the samples by loss"),
+    ("in / out", "moved in an epoch, of all samples"),
+    ("exact", "losses of single samples"),
+    ("fair", "means of small parts of batches"),
+    ("rough", "batch means: little is known"),
+)
+"""Marks and words on the screen, explained in the help."""
+
+LEAST_HELP = 38
+"""Least width of a column of the help."""
+
+
+def help_panel(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
+    """Every key of this mode, and the legend."""
+    rows = [(binding.shown, binding.text) for binding in TABLE if ui.mode in binding.modes]
+    lines = [rule("keys", width, theme.glyphs, "any key goes back")]
+    entries = [f"  {shown:<11}{text}" for shown, text in (*rows, *LEGEND)]
+    room = max(1, height - 1)
+    across = min(-(-len(entries) // room), max(1, width // LEAST_HELP))
+    down = -(-len(entries) // across)
+    size = width // across
+    for row in range(min(down, room)):
+        parts = entries[row::down]
+        lines.append(tuple(Span(fit(text, size, theme.glyphs.ellipsis)) for text in parts))
+    return lines[:height]
+
+
+def footer(ui: UiState, scene: Scene, width: int, theme: Theme) -> Line:
+    """Views and keys, or the filter being typed, or the question how to leave."""
+    if ui.typing is not None:
+        return cropped(
+            (
+                Span(" / ", "key"),
+                Span(clean(ui.typing)),
+                Span("_", "key"),
+                Span("   Enter keeps, Esc goes back", "label"),
+            ),
+            width,
+        )
+    if ui.menu:
+        return _menu_line(width)
+    said = clip(clean(scene.said, 120), max(0, width // 2), theme.glyphs.ellipsis)
+    end: Line = (Span(" " + said + " ", "warn"),) if said else ()
+    room = width - size_of(end)
+    line: list[Span] = [Span(" ")]
+    room -= 1
+    for shown, label, style in _footer_parts(ui, scene, room):
+        text = f"{shown} {label}"
+        if len(text) > room:
+            continue
+        line += [Span(shown, "key" if style != "selected" else style), Span(f" {label}", style or "label"), Span("  ")]
+        room -= len(text) + 2
+    return (*padded(tuple(line), width - size_of(end)), *end)
+
+
+def _footer_parts(ui: UiState, scene: Scene, width: int) -> list[tuple[str, str, str]]:
+    """Key, label and style of the bindings that fit, in the order of the table."""
+    parts = []
+    for binding in TABLE:
+        if not binding.label or not works(binding, ui):
+            continue
+        label = binding.label
+        if binding.opens == "output" and scene.num_unread:
+            label += f"({scene.num_unread})"
+        here = binding.opens == ui.view
+        parts.append((binding.shown, label, "selected" if here else ""))
+    if ui.filter:
+        parts.insert(0, ("/", f'"{clean(ui.filter, 20)}"', ""))
+    return _fitting(parts, width - 1)
+
+
+_RANKS = {"q": 0, "?": 1, "/": 3, "e": 3, "l": 3, "Enter": 3, "y": 4, "z": 4, "s": 5, "p": 5, "space": 7, "x": 8}
+"""Order in which keys get room in the footer, lowest first; views have rank 2."""
+
+
+def _fitting(parts: list[tuple[str, str, str]], width: int) -> list[tuple[str, str, str]]:
+    """The parts that fit, in their order; those of the lowest rank get room first."""
+    kept = []
+    for part in sorted(parts, key=lambda part: 0 if part[2] else _RANKS.get(part[0], 2)):
+        size = len(part[0]) + len(part[1]) + 3
+        if size <= width:
+            kept.append(part)
+            width -= size
+    return [part for part in parts if part in kept]
+
+
+def _menu_line(width: int) -> Line:
+    texts = {key: action.value for key, action in MENU.items()}
+    long = tuple(span for key, text in texts.items() for span in (Span(f" {key} ", "key"), Span(f"{text}  ", "value")))
+    line: Line = (Span(" leave? ", "warn"), *long, Span("other: stay", "label"))
+    if size_of(line) <= width:
+        return line
+    return cropped(
+        (Span("leave? ", "warn"), Span("s", "key"), Span(" stop "), Span("d", "key"), Span(" detach")), width
+    )

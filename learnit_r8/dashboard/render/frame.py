@@ -1,0 +1,56 @@
+"""A frame of the screen: a page and the footer, or a few facts where there is no room for them."""
+
+from __future__ import annotations
+
+from ..state.ui_state import Scene, UiState
+from ..state.view import View
+from ..text import Line, Span, clean, in_ascii
+from ..theme import Theme
+from .footer import footer, help_panel
+from .header import titled
+from .pages import PAGES
+from .parts import cropped
+from .small import small_lines
+
+EMPTY: Line = ()
+SMALL = (30, 6)
+"""Cells and rows below which only a few facts fit."""
+
+_THEME = Theme()
+_SCENE = Scene()
+
+
+def render(
+    view: View, ui: UiState, width: int, height: int, theme: Theme = _THEME, scene: Scene = _SCENE
+) -> list[Line]:
+    """Draw a frame.
+
+    Args:
+        view: The run.
+        ui: State of the screen.
+        width: Cells in a row, >= 1.
+        height: Rows, >= 1.
+        theme: Colours and characters.
+        scene: What the owner of the screen adds: the time, captured output, the cost of the screen.
+
+    Returns:
+        Exactly ``height`` lines, none wider than ``width`` cells. Spans hold printable characters only, and names of
+        styles that are in ``theme.styles``.
+    """
+    if width < SMALL[0] or height < SMALL[1]:
+        lines = small_lines(view, ui, width, height, theme, scene)
+    else:
+        draw = titled(help_panel) if ui.help else PAGES[ui.view].draw
+        lines = draw(view, ui, width, height - 1, theme, scene)
+        lines += [EMPTY] * (height - 1 - len(lines))
+        lines = [*lines[: height - 1], footer(ui, scene, width, theme)]
+    if theme.glyphs.name == "ascii":
+        lines = [tuple(Span(in_ascii(text), style) for text, style in line) for line in lines]
+    return [cropped(_harmless(line), width) for line in lines[:height]] + [EMPTY] * (height - len(lines))
+
+
+def _harmless(line: Line) -> Line:
+    """The line, cleaned where a panel has forgotten it: no text of a run may attack its viewer."""
+    if all(text.isprintable() for text, _ in line):
+        return line
+    return tuple(Span(clean(text), style) for text, style in line)

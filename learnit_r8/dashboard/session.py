@@ -1,0 +1,285 @@
+"""The screen of a training: its painter, its thread, the captured output, and how the terminal comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+from .. import events
+from ..events.condenser import Condenser
+from .choice import num_processes
+from .painter import Painter
+from .state.ui_state import Action, Scene, UiState
+from .state.view import View
+from .terminal.async_writer import AsyncWriter
+from .terminal.capture import STDERR, Capture
+from .terminal.screen import Screen, UnusableTerminal
+from .terminal.terminal_hooks import TerminalHooks
+from .terminal.tty_modes import STDOUT, TtyModes
+from .text import clean
+from .theme import choose_theme
+
+MOST_QUEUED = 100_000
+MOST_LINES = 1000
+TAIL_LINES = 20
+CONTEXT_LINES = 15
+OPEN_SECONDS = 3.0
+END_SECONDS = 1.0
+UNSTICK_TRIES = 10
+
+
+class RunControl(Protocol):
+    """The requests that keys make to the training; see `engine.control.Requests`."""
+
+    is_pending: bool
+    is_paused: bool
+
+    def stop(self, reason: str = "") -> None: ...
+
+    def save(self) -> None: ...
+
+    def pause(self, reason: str = "") -> None: ...
+
+    def resume(self) -> None: ...
+
+
+class ScreenSession:
+    """The screen of the training in this process.
+
+    Args:
+        requests: Takes the requests of keys: stop, save, pause.
+        folder: The run folder, "" for none.
+        captures: Whether to keep printed text off the screen.
+        clock: Returns seconds, monotonic.
+        ended: Called with the reason, on the thread of the screen, when the screen closes before `restore`; "" if a
+            person closed it.
+
+    Attributes:
+        is_on: Whether the screen has the terminal.
+        view: The run; only the painter folds events into it while the screen is on.
+    """
+
+    def __init__(
+        self,
+        requests: RunControl,
+        *,
+        folder: str,
+        captures: bool,
+        clock: Callable[[], float],
+        ended: Callable[[str], None],
+    ) -> None:
+        self.is_on = False
+        self.view = View()
+        self._requests, self._folder, self._captures, self._clock = requests, folder, captures, clock
+        self._ended = ended
+        self._queue: deque[tuple[float, events.Event]] = deque(maxlen=MOST_QUEUED)
+        self._condenser = Condenser(self._enqueue)
+        self._anchor = (clock(), 0.0)
+        self._lines: list[str] = []
+        self._num_lines = self._num_read = 0
+        self._is_detached = self._wants_pause = False
+
+    def hear(self, event: events.Event) -> None:
+        """Queue an event; on the training thread."""
+        self._condenser(event)
+
+    def _enqueue(self, event: events.Event) -> None:
+        self._queue.append((self._clock(), event))
+
+    def open(self) -> None:
+        """Take the terminal, on the main thread; calls ``ended`` where that fails."""
+        self._modes = TtyModes()
+        self._screen = Screen(choose_theme(encoding=sys.stdout.encoding or "ascii"), self._modes)
+        self._painter = Painter(self._screen, self, UiState(), clock=time.monotonic)
+        self._capture = self._open_capture()
+        self._hooks = TerminalHooks(self)
+        self.is_on = True
+        self._hooks.install()
+        if self._capture is not None:
+            self._capture.start()
+        self._thread = threading.Thread(target=self._paint, name="r8-screen", daemon=True)
+        self._thread.start()
+        self._painter.has_opened.wait(OPEN_SECONDS)
+        self._hooks.opened()
+        if not self.is_on:
+            self._hooks.remove()
+
+    def _open_capture(self) -> Capture | None:
+        if not self._captures:
+            return None
+        path = os.path.join(self._folder, "output.log") if self._folder else None
+        for place in (path, None):
+            with contextlib.suppress(OSError):
+                return Capture(place)
+        return None
+
+    def _paint(self) -> None:
+        """The loop of the thread of the screen."""
+        reason, is_gone = "", False
+        try:
+            self._painter.run()
+        except UnusableTerminal as error:
+            reason, is_gone = str(error), error.is_gone
+        except Exception:
+            reason = traceback.format_exc().strip().splitlines()[-1]
+        if (reason or self._is_detached) and not self._screen.is_abandoned:
+            self.is_on = False
+            # Where the terminal is gone, print() would raise in the training.
+            if self._capture is not None and not is_gone:
+                self._capture.stop()
+            self._ended(reason)
+
+    def events(self) -> Iterable[events.Event]:
+        """The queued events."""
+        queue = self._queue
+        while queue:
+            arrived, event = queue.popleft()
+            self._anchor = (arrived, event.seconds)
+            yield event
+
+    def scene(self) -> Scene:
+        """The time, the captured output, and whether the run is paused."""
+        requests, painter = self._requests, self._painter
+        self._take_output()
+        if painter.ui.view == "output":
+            self._num_read = self._num_lines
+        arrived, seconds = self._anchor
+        stands = requests.is_paused or self.view.ended is not None
+        return Scene(
+            now=seconds + (0.0 if stands else self._clock() - arrived),
+            output=self._lines,
+            num_output=self._num_lines,
+            num_unread=self._num_lines - self._num_read,
+            is_paused=requests.is_paused,
+            folder=self._folder,
+        )
+
+    def _take_output(self) -> None:
+        new = self._capture.new_lines() if self._capture is not None else []
+        if new:
+            self._num_lines += len(new)
+            self._lines = (self._lines + new)[-MOST_LINES:]
+
+    def act(self, action: Action) -> str:
+        """Pass on the request of a key; the training answers after its step."""
+        requests = self._requests
+        match action:
+            case Action.SAVE:
+                requests.save()
+                return "save requested, after this step..."
+            case Action.STOP:
+                requests.stop("asked for on the screen")
+                return "stopping after this step, and saving..."
+            case Action.PAUSE:
+                return self._pause_or_go_on()
+            case Action.DETACH:
+                self.detach()
+        return ""
+
+    def _pause_or_go_on(self) -> str:
+        # A request counts too: the second press may come before the step has ended.
+        if self._requests.is_paused or self._wants_pause:
+            self._wants_pause = False
+            self._requests.resume()
+            return "going on"
+        if num_processes() > 1:
+            return "no pause: several processes train together"
+        self._wants_pause = True
+        self._requests.pause("asked for on the screen")
+        return "pausing after this step..."
+
+    def detach(self) -> None:
+        """Close the screen; the training goes on with plain lines."""
+        self._is_detached = True
+        self._painter.stop()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(END_SECONDS)
+
+    def left(self) -> None:
+        """Let printed text through while the screen is left."""
+        if self._capture is not None:
+            self._capture.pause()
+
+    def returning(self) -> None:
+        """Keep printed text off the screen again."""
+        if self._capture is not None:
+            self._capture.resume()
+
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """A block in which the terminal belongs to the caller; begins with the lines that were printed last."""
+        if not self.is_on or threading.current_thread() is self._thread or not self._thread.is_alive():
+            yield
+            return
+        self._painter.suspend()
+        if self._capture is not None:
+            for line in self._capture.lines_since_left(CONTEXT_LINES):
+                print(clean(line))
+        try:
+            yield
+        finally:
+            self._painter.resume()
+
+    def forked(self) -> None:
+        """In a forked child: print to the log of the parent, and draw nothing."""
+        self._queue = deque(maxlen=1)
+        if self._capture is not None:
+            self._capture.after_fork()
+
+    def restore(self) -> None:
+        """Give the terminal back for good, and print the last captured lines. Safe to call twice."""
+        was_on, is_stuck = self.is_on, self._end_thread()
+        self.is_on = False
+        if self._capture is not None:
+            self._capture.stop()
+        self._hooks.remove()
+        if was_on and not is_stuck:
+            self._say_goodbye()
+
+    def _end_thread(self) -> bool:
+        """End the thread of the screen; returns whether it was stuck in a terminal that does not read."""
+        thread = self._thread
+        if threading.current_thread() is thread:
+            return False
+        self._painter.stop()
+        thread.join(END_SECONDS)
+        tries = 0
+        while thread.is_alive() and tries < UNSTICK_TRIES:
+            self._modes.unstick(thread)
+            thread.join(0.05)
+            tries += 1
+        if thread.is_alive():
+            # When the thread wakes up, another screen may have the terminal.
+            self._screen.is_abandoned = True
+            self._hooks.abandon(thread)
+            self._modes.abandon(self._screen.leaving)
+        return tries > 0
+
+    def _say_goodbye(self) -> None:
+        """Print the last captured lines and the end of the run on the normal screen."""
+        writer, view = AsyncWriter(), self.view
+        for line in self._capture.tail(TAIL_LINES) if self._capture is not None else ():
+            writer.write(STDOUT, f"{clean(line)}\n")
+        for event in self.events():
+            view.fold(event)
+        for line in _farewell(view, self._folder):
+            writer.write(STDERR, f"r8 {clean(line)}\n")
+        writer.finish(END_SECONDS)
+
+
+def _farewell(view: View, folder: str) -> Iterator[str]:
+    ended, name = view.ended, view.run.name if view.run and view.run.name else "run"
+    how = "left" if ended is None else "finished" if ended.finished else "stopped"
+    loss = "" if view.last is None else f", loss {view.last.loss:.4g}"
+    best = "" if view.best is None else f", smoothed at best {view.best.value:.4g} at step {view.best.step:,}"
+    alerts = f", {view.num_alerts} warnings" if view.num_alerts else ""
+    yield f"{name} {how} after {view.step:,} steps, {view.seconds:,.0f} s{loss}{best}{alerts}"
+    if folder:
+        yield f"see it again: learnit-r8 replay {folder}"

@@ -1,0 +1,168 @@
+"""Values over steps in bounded memory: lowest, mean and highest of equal stretches, so that spikes survive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+BUCKETS = 2048
+"""Most stretches kept; when they are used up, neighbours are joined and each is twice as long."""
+
+
+LARGEST = 1e200
+"""Values beyond it are left out: their sums would overflow."""
+
+T = TypeVar("T")
+
+
+class ThinnedList(list[T]):
+    """A list that keeps every 2nd item once it is full, then every 4th and so on, and always the newest.
+
+    Args:
+        most: Most items kept, even.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+        self._stride = 1
+        self._count = 0
+        self._is_spare = False
+
+    def add(self, item: T) -> None:
+        """Add an item at the end."""
+        if self._is_spare:
+            self.pop()
+        self.append(item)
+        self._is_spare = self._count % self._stride != 0
+        self._count += 1
+        if len(self) > self._most:
+            del self[1::2]
+            self._stride *= 2
+
+    def keep(self, wanted: Callable[[T], bool]) -> None:
+        """Keep only some of the items."""
+        kept = [item for item in self if wanted(item)]
+        if len(kept) < len(self):
+            self[:] = kept
+            # The last item may be one that stays.
+            self._is_spare = False
+
+
+class Columns(NamedTuple):
+    """A curve cut into columns; NaN where it has no values.
+
+    Attributes:
+        low, mean, high: float64[columns].
+    """
+
+    low: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+class Curve:
+    """Values over steps.
+
+    Args:
+        buckets: Stretches to keep, even.
+
+    Attributes:
+        width: Steps in a stretch, a power of two.
+        last_step: The last step added, 0 before the first.
+    """
+
+    def __init__(self, buckets: int = BUCKETS) -> None:
+        self._size = buckets
+        self.width = 1
+        self.last_step = 0
+        self._count = np.zeros(buckets)
+        self._total = np.zeros(buckets)
+        self._low = np.full(buckets, np.inf)
+        self._high = np.full(buckets, -np.inf)
+
+    def add(self, step: int, mean: float, low: float, high: float, num_steps: int = 1) -> None:
+        """Add some steps that ended with this one; values beyond LARGEST, infinities and NaN are left out.
+
+        Args:
+            step: The last of them, 1-based; not lower than before, except after `cut`.
+            mean: Mean of their values.
+            low: Lowest value.
+            high: Highest value.
+            num_steps: Number of steps.
+        """
+        if not (abs(mean) < LARGEST and abs(low) < LARGEST and abs(high) < LARGEST):
+            return
+        place = (max(1, step) - 1) // self.width
+        while place >= self._size:
+            self._join()
+            place = (step - 1) // self.width
+        self.last_step = max(self.last_step, step)
+        # The values of single steps are not known: the steps fill every stretch they took.
+        first = min(place, max(0, step - num_steps) // self.width)
+        each = num_steps / (place + 1 - first)
+        where = slice(first, place + 1)
+        self._count[where] += each
+        self._total[where] += mean * each
+        np.minimum(self._low[where], low, out=self._low[where])
+        np.maximum(self._high[where], high, out=self._high[where])
+
+    def _join(self) -> None:
+        """Join neighbours, and empty the second half."""
+        half = self._size // 2
+        for values, join, empty in (
+            (self._count, np.add, 0.0),
+            (self._total, np.add, 0.0),
+            (self._low, np.minimum, np.inf),
+            (self._high, np.maximum, -np.inf),
+        ):
+            values[:half] = join(values[0::2], values[1::2])
+            values[half:] = empty
+        self.width *= 2
+
+    def cut(self, step: int) -> None:
+        """Remove the values after a step, at which the run was resumed."""
+        first = -(-step // self.width)
+        for values, empty in ((self._count, 0.0), (self._total, 0.0), (self._low, np.inf), (self._high, -np.inf)):
+            values[first:] = empty
+        self.last_step = min(self.last_step, step)
+
+    def rows(self) -> Iterator[tuple[int, float, float, float]]:
+        """Last step, lowest, mean and highest value of every stretch that has values."""
+        for place in np.flatnonzero(self._count).tolist():
+            mean = self._total[place] / self._count[place]
+            yield (place + 1) * self.width, float(self._low[place]), float(mean), float(self._high[place])
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the curve has no values."""
+        return not self.last_step
+
+    def columns(self, num: int, first: int, last: int) -> Columns:
+        """The curve between two steps, in some columns.
+
+        Args:
+            num: Number of columns, >= 1.
+            first: Steps done before the first column, >= 0.
+            last: Steps done at the end of the last column, > first.
+        """
+        begin, end = first // self.width, min(self._size, -(-last // self.width))
+        # Float edges: every column takes at least the stretch in which its left edge lies.
+        edges = (first + (last - first) * np.arange(num + 1) / num) / self.width
+        starts = np.clip(edges[:-1].astype(np.int64), begin, max(begin, end - 1))
+        known = edges[:-1] < max(end, begin)
+        if begin >= self._size:
+            nothing = np.full(num, np.nan)
+            return Columns(nothing, nothing, nothing)
+        if end - begin >= num:
+            count, total = np.add.reduceat(self._count[:end], starts), np.add.reduceat(self._total[:end], starts)
+            low = np.minimum.reduceat(self._low[:end], starts)
+            high = np.maximum.reduceat(self._high[:end], starts)
+        else:
+            count, total, low, high = (values[starts] for values in (self._count, self._total, self._low, self._high))
+        known &= count > 0
+        mean = np.divide(total, count, out=np.full(num, np.nan), where=known)
+        return Columns(np.where(known, low, np.nan), mean, np.where(known, high, np.nan))

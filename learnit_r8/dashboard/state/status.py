@@ -1,0 +1,66 @@
+"""The state of a run in one word."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..text import clean
+from .ui_state import Scene, UiState
+from .view import View
+
+LEAST_STALL_SECONDS = 60.0
+STALL_STEPS = 30
+"""A step that takes this many times the usual time, and at least a minute, is a stall."""
+
+
+class State(NamedTuple):
+    """The state of a run.
+
+    Attributes:
+        word: In capitals; it needs no colour.
+        style: Name of the style it is shown in.
+        detail: A few more words, or "".
+    """
+
+    word: str
+    style: str
+    detail: str = ""
+
+
+def state_of(view: View, ui: UiState, scene: Scene) -> State:
+    """The state of a run; of several the worst."""
+    if view.gave_up is not None:
+        return State("DIVERGED", "alert", "everything was tried")
+    if view.ended is not None:
+        return State("FINISHED", "good") if view.ended.finished else State("STOPPED", "warn")
+    if scene.link == "died":
+        return State("DIED", "alert", "no sign of life")
+    if view.run is None:
+        return State("WAITING", "busy")
+    if scene.is_paused or view.is_paused:
+        return State("PAUSED", "warn")
+    if scene.link.startswith("stalled"):
+        return State("STALLED", "alert", clean(scene.link.removeprefix("stalled").strip(), 30))
+    silent = _silence(view, scene)
+    if silent:
+        return State("STALLED", "alert", f"{silent:.0f}s")
+    if view.incident is not None:
+        return State("RECOVERING", "alert", clean(view.incident.reason, 30))
+    if view.is_searching:
+        return State("SEARCHING", "busy", "learning rate")
+    if view.last is not None and view.last.num_steady:
+        return State("STEADYING", "warn", "easy samples")
+    if view.is_lr_lowered:
+        return State("RECOVERING", "warn", "rate lowered")
+    if view.epoch == 0:
+        return State("CATALOGUING", "busy", "first look at every sample")
+    return State("TRAINING", "good")
+
+
+def _silence(view: View, scene: Scene) -> float:
+    """Seconds since the last event if they make a stall, else 0."""
+    if scene.now is None or view.last is None:
+        return 0.0
+    silent = scene.now - view.seconds
+    usual = view.pacing.seconds_per_step
+    return silent if silent > max(LEAST_STALL_SECONDS, STALL_STEPS * usual) else 0.0

@@ -1,0 +1,299 @@
+"""The state of a run, folded from its events, as the dashboard draws it. Bounded memory; no terminal in it."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import NamedTuple, TypeVar
+
+from ... import events
+from ...events.condenser import steps_of
+from ..event_text import ALERT, WARN, describe
+from ..text import clean
+from .curve import Curve, ThinnedList
+from .pace import Pacing
+
+EMA_WEIGHT = 0.03
+"""Weight of a new batch loss in the smoothed loss."""
+
+MOST_ENTRIES = 1000
+MOST_ALERTS = 300
+MOST_METRICS = 32
+MOST_POINTS = 256
+MOST_SURVEYS = 256
+MOST_MARKS = 256
+RECENT = 1024
+
+
+class Entry(NamedTuple):
+    """An event as the log shows it.
+
+    Attributes:
+        step: Steps done.
+        seconds: Training seconds.
+        level: "info", "good", "warn" or "alert".
+        text: One sentence, safe to show.
+        mark: A letter for the axis of the charts, or "".
+    """
+
+    step: int
+    seconds: float
+    level: str
+    text: str
+    mark: str
+
+
+class Mark(NamedTuple):
+    """A letter at a step: S refused, B restored, C saved, R resumed."""
+
+    step: int
+    mark: str
+
+
+class Point(NamedTuple):
+    """A value at a step."""
+
+    step: int
+    value: float
+
+
+class Bounds(NamedTuple):
+    """The quartiles' loss ranges at a step: the lowest loss, the upper ends of Q1 to Q3, the highest loss."""
+
+    step: int
+    values: tuple[float, ...]
+
+
+class View:
+    """The state of a run as its events tell it: the same events give the same view, live or replayed.
+
+    Its size does not grow with the run. One thread at a time.
+
+    Args:
+        skips_damage: Whether an event that cannot be folded, from a damaged file for instance, is counted and left out;
+            else it raises.
+
+    Attributes:
+        run: The start of the run; None before.
+        step: Steps done.
+        seconds: Training seconds of the newest event.
+        epoch: The current epoch, 0-based.
+        progress: Finished share of the budget, in [0, 1].
+        loss: The batch losses.
+        lr: The learning rates.
+        lr_plan: The schedule at equal distances of progress.
+        recent: The newest `StepsDone`, oldest first.
+        last: The newest of them; None before.
+        ema: Smoothed batch loss; NaN before the first.
+        best: Lowest smoothed loss and its step, or None.
+        metrics: Values that were logged, by name; thinned.
+        logged: The newest `MetricsLogged`; None before.
+        log: The newest events, oldest first.
+        alerts: The newest warnings and alerts; a flood of other events does not drive them out.
+        marks: Letters on the axis of the charts; thinned.
+        num_entries: Events added to the log so far.
+        num_alerts: Warnings and alerts added so far.
+        survey: The newest survey of the samples; None before.
+        epoch_survey: The newest one of an epoch's end; None before.
+        bounds: Quartiles over time; thinned.
+        epochs: The newest ends of epochs.
+        pacing: Speed of the run.
+        incident: The newest refusal while its incident lasts; else None.
+        num_refused: Losses refused so far.
+        is_lr_lowered: Whether the learning rate is below its schedule after a refusal.
+        is_searching: Whether a learning rate is searched for.
+        is_paused: Whether the run waits.
+        gave_up: The end of a run that could not be recovered; None otherwise.
+        ended: The end of the run; None before.
+        num_left_out: Events that could not be folded.
+    """
+
+    def __init__(self, *, skips_damage: bool = False) -> None:
+        self._skips_damage = skips_damage
+        self.num_left_out = 0
+        self.run: events.RunStarted | None = None
+        self.step = 0
+        self.seconds = 0.0
+        self.epoch = 0
+        self.progress = 0.0
+        self.loss = Curve()
+        self.lr = Curve()
+        self.lr_plan: tuple[float, ...] = ()
+        self.recent: deque[events.StepsDone] = deque(maxlen=RECENT)
+        self.last: events.StepsDone | None = None
+        self.ema = math.nan
+        self.best: Point | None = None
+        self.metrics: dict[str, ThinnedList[Point]] = {}
+        self.logged: events.MetricsLogged | None = None
+        self.log: deque[Entry] = deque(maxlen=MOST_ENTRIES)
+        self.alerts: deque[Entry] = deque(maxlen=MOST_ALERTS)
+        self.marks: ThinnedList[Mark] = ThinnedList(MOST_MARKS)
+        self.num_entries = 0
+        self.num_alerts = 0
+        self.survey: events.SamplesSurveyed | None = None
+        self.epoch_survey: events.SamplesSurveyed | None = None
+        self.bounds: ThinnedList[Bounds] = ThinnedList(MOST_SURVEYS)
+        self.epochs: deque[events.EpochDone] = deque(maxlen=64)
+        self.pacing = Pacing()
+        self.incident: events.BatchRefused | None = None
+        self.num_refused = 0
+        self.is_lr_lowered = False
+        self.is_searching = False
+        self.is_paused = False
+        self.gave_up: events.GaveUp | None = None
+        self.ended: events.RunEnded | None = None
+
+    def fold(self, event: events.Event) -> None:
+        """Add an event to the state; an event of an unknown kind goes to the log only."""
+        try:
+            self._fold(event)
+        except (ArithmeticError, LookupError, TypeError, ValueError):
+            if not self._skips_damage:
+                raise
+            self.num_left_out += 1
+
+    def _fold(self, event: events.Event) -> None:
+        if isinstance(event, events.StepDone):
+            event = steps_of(event)
+        self.step, self.seconds = event.step, max(self.seconds, event.seconds)
+        match event:
+            case events.StepsDone():
+                self._fold_steps(event)
+            case events.RunStarted():
+                self._fold_start(event)
+            case events.EpochDone():
+                self.progress = _share(event.progress)
+                self.epochs.append(event)
+                self.pacing.epoch_ended(event)
+            case events.SamplesSurveyed():
+                self._fold_survey(event)
+            case events.MetricsLogged():
+                self._fold_metrics(event)
+            case events.BatchRefused():
+                self.incident = event
+                self.num_refused += 1
+                # The schedule lowers the rate a little from step to step, too.
+                self.is_lr_lowered = event.next_lr < 0.9 * event.lr
+                self.pacing.refused(event)
+            case events.IncidentEnded():
+                self.incident = None
+            case events.LrCapped():
+                self.is_lr_lowered = True
+            case events.GaveUp():
+                self.gave_up = event
+            case events.LrRestored():
+                self.is_lr_lowered = False
+            case events.LrFound():
+                self.is_searching = False
+            case events.LrPlanned():
+                self.lr_plan = event.lr_plan
+            case events.RunPaused() | events.RunResumed():
+                self.is_paused = isinstance(event, events.RunPaused)
+            case events.RunEnded():
+                self.ended = event
+        self._note(event)
+
+    def _note(self, event: events.Event) -> None:
+        said = describe(event)
+        if said is not None:
+            entry = Entry(event.step, event.seconds, said.level, said.text, said.mark)
+            self.log.append(entry)
+            self.num_entries += 1
+            if said.level in (WARN, ALERT):
+                self.alerts.append(entry)
+                self.num_alerts += 1
+            if said.mark:
+                self.marks.add(Mark(event.step, said.mark))
+
+    def _fold_start(self, event: events.RunStarted) -> None:
+        self.run, self.ended, self.incident, self.gave_up = event, None, None, None
+        self.lr_plan = event.lr_plan
+        self.epoch = event.step // max(1, event.steps_per_epoch)
+        self.seconds = event.seconds
+        self.progress = self._progress_at(event.step, event.seconds)
+        self.is_lr_lowered = False
+        self.is_searching = event.step == 0 and event.settings.get("auto_find_lr") == "True"
+        self.pacing.started(event)
+        self._forget_after(event.step)
+
+    def _forget_after(self, step: int) -> None:
+        """Remove what an earlier session did after the step at which this one begins."""
+        for curve in (self.loss, self.lr):
+            curve.cut(step)
+        self.bounds.keep(lambda bounds: bounds.step <= step)
+        self.marks.keep(lambda mark: mark.step <= step)
+        for points in self.metrics.values():
+            points.keep(lambda point: point.step <= step)
+        self.metrics = {name: points for name, points in self.metrics.items() if points}
+        self.recent = deque((each for each in self.recent if each.step <= step), maxlen=RECENT)
+        self.epochs = deque((each for each in self.epochs if each.step <= step), maxlen=self.epochs.maxlen)
+        self.last = self.recent[-1] if self.recent else None
+        self.best = _until(step, self.best)
+        self.survey, self.epoch_survey = _until(step, self.survey), _until(step, self.epoch_survey)
+        self.logged = _until(step, self.logged)
+        if not step:
+            self.ema, self.num_refused = math.nan, 0
+
+    def _progress_at(self, step: int, seconds: float) -> float:
+        run = self.run
+        if run is None:
+            return 0.0
+        if run.total_steps:
+            return min(1.0, step / run.total_steps)
+        return min(1.0, seconds / run.train_duration_seconds) if run.train_duration_seconds else 0.0
+
+    def _fold_steps(self, event: events.StepsDone) -> None:
+        self.epoch, self.progress, self.last = event.epoch, _share(event.progress), event
+        self.recent.append(event)
+        self.loss.add(event.step, event.loss, event.lowest, event.highest, event.num_steps)
+        self.lr.add(event.step, event.lr, event.lr, event.lr, event.num_steps)
+        self.pacing.stepped(event)
+        if math.isfinite(event.loss):
+            weight = 1 - (1 - EMA_WEIGHT) ** event.num_steps
+            self.ema = event.loss if math.isnan(self.ema) else self.ema + weight * (event.loss - self.ema)
+            if self.best is None or self.ema < self.best.value:
+                self.best = Point(event.step, self.ema)
+
+    def _fold_survey(self, event: events.SamplesSurveyed) -> None:
+        self.survey = event
+        if event.epoch_ended:
+            self.epoch_survey = event
+        if len(event.low) == len(event.high) == 4:
+            self.bounds.add(Bounds(event.step, (event.low[0], *event.high)))
+
+    def _fold_metrics(self, event: events.MetricsLogged) -> None:
+        self.logged = event
+        for name, value in event.metrics.items():
+            key = clean(name, 40)
+            if key in self.metrics or len(self.metrics) < MOST_METRICS:
+                points = self.metrics.setdefault(key, ThinnedList(MOST_POINTS))
+                points.add(Point(event.at_step, value))
+
+    @property
+    def total_epochs(self) -> int | None:
+        """Epochs in the whole run, the last one maybe cut short; None with a time budget."""
+        run = self.run
+        if run is None or run.total_steps is None:
+            return None
+        return math.ceil(run.total_steps / max(1, run.steps_per_epoch))
+
+    @property
+    def epoch_progress(self) -> float:
+        """Finished share of the current epoch, in [0, 1]."""
+        if self.run is None:
+            return 0.0
+        per_epoch = max(1, self.run.steps_per_epoch)
+        return min(1.0, max(0, self.step - self.epoch * per_epoch) / per_epoch)
+
+
+_Stepped = TypeVar("_Stepped", bound=Point | events.Event)
+
+
+def _until(step: int, what: _Stepped | None) -> _Stepped | None:
+    """The value if it belongs to this step or an earlier one, else None."""
+    return what if what is not None and what.step <= step else None
+
+
+def _share(value: float) -> float:
+    """A share clipped to [0, 1]; 0 for NaN, which a damaged file may hold."""
+    return min(1.0, max(0.0, value)) if value == value else 0.0

@@ -1,0 +1,1 @@
+"""The terminal: modes, signals, keys, colours, and the capture of printed text."""

@@ -1,0 +1,285 @@
+"""Lines of styled text on a real terminal, through curses. Only one thread calls the methods.
+
+Only ``window.refresh()`` and ``os.write`` send anything: they let other threads run while a terminal does not read.
+``doupdate()`` and ``endwin()`` do not, so that a Ctrl-S would stop the training. To leave and take the screen again,
+the sequences of the terminal are written directly, and curses does not notice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import locale
+import os
+import re
+import select
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ..text import Line
+from ..theme import Theme
+from .colours import StyleAttributes
+from .key_names import by_code, name_of
+from .tty_modes import STDIN, STDOUT, TtyModes
+
+_IS_WINDOWS = sys.platform == "win32"
+_WINDOWS_POLL = 0.05
+_NO_INPUT_LIMIT = 100
+_USUAL_SIZE = (80, 24)
+
+_window: Any = None
+"""The window of curses, which is started once in a process."""
+
+
+class UnusableTerminal(Exception):
+    """The terminal cannot show a screen, or has gone; the message says why.
+
+    Args:
+        message: The reason.
+        is_gone: Whether the terminal has gone.
+    """
+
+    def __init__(self, message: str, *, is_gone: bool = False) -> None:
+        super().__init__(message)
+        self.is_gone = is_gone
+
+
+class Screen:
+    """The terminal of standard input and output while it shows the dashboard.
+
+    Args:
+        theme: Colours and characters; may be exchanged at any time.
+        modes: The settings to restore.
+
+    Attributes:
+        width, height: Cells and rows of the terminal, as of the last `measure`.
+        leaving: The sequence that leaves the screen.
+        is_abandoned: Whether another thread gave the terminal back because this one was stuck.
+    """
+
+    def __init__(self, theme: Theme, modes: TtyModes) -> None:
+        self.theme = theme
+        self._modes = modes
+        self._window: Any = None
+        self._curses: Any = None
+        self._names: dict[int, str] = {}
+        self._shown: list[Line] = []
+        self._attributes: StyleAttributes | None = None
+        self._pairs: dict[int, int] = {}
+        self._num_empty = 0
+        self._enter = self.leaving = b""
+        self._wake_reader, self._wake_writer = os.pipe()
+        with contextlib.suppress(AttributeError, OSError):
+            os.set_blocking(self._wake_writer, False)
+        self.width, self.height = _USUAL_SIZE
+        self.is_abandoned = False
+
+    def open(self) -> None:
+        """Take the terminal.
+
+        Raises:
+            UnusableTerminal: it cannot show a screen; its settings are as before.
+        """
+        with contextlib.suppress(locale.Error):
+            locale.setlocale(locale.LC_CTYPE, "")
+        try:
+            import curses
+
+            self._curses = curses
+            # It raises where initscr() would end the process.
+            curses.setupterm(fd=STDOUT)
+            if not curses.tigetstr("cup"):
+                raise UnusableTerminal(f"TERM={os.environ.get('TERM')!r} cannot place its cursor")
+            self._read_sequences()
+            # The next calls wait for a terminal that does not read, and hold the GIL.
+            if not _IS_WINDOWS and not select.select([], [STDOUT], [], 0)[1]:
+                raise UnusableTerminal("the terminal takes no output")
+            self._begin()
+        except ImportError:
+            raise UnusableTerminal(
+                "Python has no curses here" + (": pip install windows-curses" if _IS_WINDOWS else "")
+            ) from None
+        except (curses.error, OSError, ValueError) as error:
+            self.close()
+            raise UnusableTerminal(f"TERM={os.environ.get('TERM')!r}: {error}") from error
+
+    def _read_sequences(self) -> None:
+        def sequence(*names: str) -> bytes:
+            return b"".join(_unpadded(self._curses.tigetstr(name) or b"") for name in names)
+
+        self._enter = sequence("smcup", "smkx", "civis")
+        self.leaving = sequence("sgr0", "op", "rmkx", "cnorm", "rmcup")
+        if not sequence("rmcup"):
+            self.leaving += b"\r\n"
+
+    def _begin(self) -> None:
+        """Start curses, or take the screen again that an earlier run in this process has left."""
+        global _window
+        if _window is None:
+            _window = self._window = self._curses.initscr()
+            self._set_up()
+            return
+        self._window = _window
+        self._set_up()
+        self._send(self._enter)
+        self.repaint()
+
+    def _send(self, sequence: bytes) -> None:
+        with contextlib.suppress(OSError):
+            while sequence:
+                sequence = sequence[os.write(STDOUT, sequence) :]
+
+    def _set_up(self) -> None:
+        curses, window = self._curses, self._window
+        self._names = by_code(curses)
+        # A terminal may lack any of these and still show a screen.
+        for attempt in (
+            curses.noecho,
+            curses.cbreak,
+            lambda: window.keypad(True),
+            lambda: window.nodelay(True),
+            lambda: window.leaveok(True),
+            lambda: window.scrollok(False),
+            lambda: curses.set_escdelay(25),
+            lambda: curses.curs_set(0),
+            self._start_colours,
+            self._modes.set_ours,
+        ):
+            with contextlib.suppress(curses.error, OSError, AttributeError):
+                attempt()
+        self._shown, self._num_empty = [], 0
+
+    def _start_colours(self) -> None:
+        # Without it not one colour sequence is sent.
+        if self.theme.num_colours:
+            self._curses.start_color()
+            self._curses.use_default_colors()
+
+    def measure(self) -> None:
+        """Ask the terminal for its size, and follow it.
+
+        Asked, not told: no KEY_RESIZE comes where somebody else handles SIGWINCH.
+
+        Raises:
+            UnusableTerminal: the terminal is gone.
+        """
+        try:
+            size: tuple[int, int] = tuple(os.get_terminal_size(STDOUT))  # type: ignore[assignment]
+        except OSError as error:
+            raise UnusableTerminal(f"the terminal is gone ({error.strerror})", is_gone=True) from error
+        if size == (0, 0):
+            size = _USUAL_SIZE
+        if size != (self.width, self.height) or not self._shown:
+            self.width, self.height = size
+            with contextlib.suppress(self._curses.error):
+                self._curses.resizeterm(self.height, self.width)
+            self.repaint()
+
+    def repaint(self) -> None:
+        """Send everything with the next `paint`, for whatever somebody else wrote on the screen."""
+        self._shown = [()] * self.height
+        self._window.clear()
+
+    def touch(self) -> None:
+        """Send every cell again with the next `paint`, without clearing the screen first."""
+        self._window.redrawwin()
+
+    def paint(self, lines: Sequence[Line]) -> None:
+        """Show these lines; only what changed is sent."""
+        window, error = self._window, self._curses.error
+        if self._attributes is None or self._attributes.theme is not self.theme:
+            self._attributes = StyleAttributes(self._curses, self.theme, self._pairs)
+        ink = self._attributes
+        for row, line in enumerate(lines[: self.height]):
+            if self._shown[row] == line:
+                continue
+            self._shown[row] = line
+            # The last cell of the last row cannot be followed by the cursor: curses draws it and complains.
+            with contextlib.suppress(error):
+                window.move(row, 0)
+                window.clrtoeol()
+                for text, style in line:
+                    window.addstr(text, ink(style))
+        window.refresh()
+
+    def wait(self, seconds: float) -> None:
+        """Return when a key was pressed, `wake` was called, or the time is up."""
+        if _IS_WINDOWS:
+            time.sleep(min(seconds, _WINDOWS_POLL))
+            return
+        ready, _, _ = select.select([STDIN, self._wake_reader], [], [], max(seconds, 0))
+        if self._wake_reader in ready:
+            os.read(self._wake_reader, 4096)
+        self._num_empty = self._num_empty + 1 if STDIN in ready else 0
+
+    def wait_hidden(self, seconds: float) -> None:
+        """Return when `wake` was called or the time is up; another program reads the keys meanwhile."""
+        if _IS_WINDOWS:
+            time.sleep(min(seconds, _WINDOWS_POLL))
+        elif select.select([self._wake_reader], [], [], max(seconds, 0))[0]:
+            os.read(self._wake_reader, 4096)
+
+    def wake(self) -> None:
+        """End `wait`. From any thread or signal handler."""
+        # There the wait is short by itself, and nobody would empty the pipe.
+        if _IS_WINDOWS:
+            return
+        with contextlib.suppress(OSError):
+            os.write(self._wake_writer, b"!")
+
+    def keys(self) -> list[str]:
+        """The keys pressed since the last call: characters, and names such as "up", "ctrl-l", "escape".
+
+        Raises:
+            UnusableTerminal: the terminal is gone.
+        """
+        pressed: list[str] = []
+        while True:
+            try:
+                key = self._window.get_wch()
+            except self._curses.error:
+                break
+            name = self._names.get(key, "") if isinstance(key, int) else name_of(key)
+            if name:
+                pressed.append(name)
+        if pressed:
+            self._num_empty = 0
+        elif self._num_empty > _NO_INPUT_LIMIT:
+            raise UnusableTerminal("the terminal is gone (nothing can be read)", is_gone=True)
+        return pressed
+
+    def leave(self) -> None:
+        """Give the terminal back for a while; `come_back` takes it again."""
+        if _IS_WINDOWS:
+            self._curses.endwin()
+        else:
+            # The cursor goes to the last row, for terminals that have but one screen.
+            last_row = self._curses.tparm(self._curses.tigetstr("cup"), self.height - 1, 0)
+            self._send(_unpadded(last_row) + self.leaving)
+        self._modes.restore()
+
+    def come_back(self) -> None:
+        """Take the terminal again."""
+        self._modes.set_ours()
+        if not _IS_WINDOWS:
+            self._send(self._enter)
+        self.repaint()
+
+    def close(self) -> None:
+        """Give the terminal back as it was found, unless that was done without us. Safe to call twice."""
+        if self.is_abandoned:
+            return
+        if self._window is not None:
+            self._window = None
+            self.leave()
+        self._modes.restore()
+
+
+def _unpadded(sequence: bytes) -> bytes:
+    """A sequence without its pauses, such as ``$<5>`` for old terminals, which would be shown as text.
+
+    >>> _unpadded(b"\\x1b[m$<2>")
+    b'\\x1b[m'
+    """
+    return re.sub(rb"\$<[\d.]+[*/]*>", b"", sequence)

@@ -1,0 +1,208 @@
+"""Telling: what the engine says of its steps, and of the samples, while somebody listens. It changes no batch."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import events
+from ..events.bus import Announcer
+from ..sampling.chunk import Batch
+from ..sampling.ticket import Ticket
+from ..schedules.schedule import Schedule
+from ..table.survey import Surveyor
+from ..table.table import SampleTable
+from .tally import Tally
+
+PLAN_POINTS = 129
+"""Learning rates that stand for a schedule."""
+
+MOST_TEXT = 200
+
+T = TypeVar("T")
+
+_FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "flax", "optax")
+"""Named with their versions where they are loaded."""
+
+
+class Telling:
+    """Makes the events of steps, epochs and samples, and measures what the scheduler itself takes.
+
+    Args:
+        announcer: Who is told.
+        table: What is known of every sample.
+        clock: Returns seconds.
+
+    Attributes:
+        data_seconds: Time spent waiting for data since the last step.
+    """
+
+    def __init__(
+        self, announcer: Announcer, table: SampleTable, *, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._announcer = announcer
+        self._table = table
+        self._clock = clock
+        self.data_seconds = 0.0
+        self._own = 0.0
+        self._since = clock()
+        self._batch: Batch | None = None
+        self._surveyor: Surveyor | None = None
+        self._surveyed_step = self._ended_step = -1
+
+    def timed(self, batches: Iterator[T]) -> Iterator[T]:
+        """The same batches; the time that each is waited for is added to `data_seconds`."""
+        while True:
+            began = self._clock()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.data_seconds += self._clock() - began
+            yield batch
+
+    def begin(self) -> None:
+        """The user's code ends here, and the scheduler's begins."""
+        self._since = self._clock()
+
+    def end(self) -> None:
+        """The scheduler's code ends here, and the user's begins."""
+        self._own += self._clock() - self._since
+
+    def run_started(self, *, settings: Mapping[str, str], schedule: Schedule, **facts: Any) -> None:
+        """The first batch of this process is about to be drawn."""
+        if self._announcer.is_heard:
+            self._announcer.tell(
+                events.RunStarted, settings={**settings, **versions()}, lr_plan=sampled(schedule), **facts
+            )
+
+    def lr_planned(self, schedule: Schedule) -> None:
+        """The schedule is another one from now on."""
+        if self._announcer.is_heard:
+            self._announcer.tell(events.LrPlanned, lr_plan=sampled(schedule))
+
+    def step_done(
+        self, ticket: Ticket, *, progress: float, loss: float, expected_loss: float, suspicion: float
+    ) -> None:
+        """A batch was reported and learned from."""
+        own, self._own = self._own, 0.0
+        data, self.data_seconds = self.data_seconds, 0.0
+        batch = self._batch = ticket.batch
+        step, seconds = self._announcer.where()
+        # The constructor of a frozen dataclass sets its fields one by one, at three times the cost.
+        event = object.__new__(events.StepDone)
+        event.__dict__.update(
+            step=step,
+            seconds=seconds,
+            epoch=ticket.epoch,
+            progress=progress,
+            loss=loss,
+            expected_loss=expected_loss,
+            lr=ticket.lr,
+            batch_size=len(ticket.indices),
+            steady=batch.chunk.pass_number < 0,
+            own_seconds=own,
+            data_seconds=data,
+            suspicion=suspicion,
+        )
+        self._announcer.hand_on(event)
+
+    def epoch_done(self, *, epoch: int, progress: float, lr: float, tally: Tally, seconds: float) -> None:
+        """All steps of an epoch were reported."""
+        self._announcer.tell(
+            events.EpochDone,
+            epoch=epoch,
+            progress=progress,
+            loss=tally.loss,
+            lr=lr,
+            samples=tally.samples,
+            epoch_seconds=seconds - tally.began,
+        )
+
+    def between_steps(self, epoch: int, *, epoch_ended: bool, closing: bool = False) -> None:
+        """Survey the samples, if it is time; asked where somebody wants to know.
+
+        Args:
+            epoch: The current epoch, 0-based.
+            epoch_ended: Whether an epoch has ended since the last call.
+            closing: Whether the run ends here: the last picture of it is that of its end, whatever it costs.
+        """
+        announcer = self._announcer
+        step = announcer.where()[0]
+        if epoch_ended:
+            self._ended_step = step
+        if self._surveyor is None:
+            self._surveyor = Surveyor(self._table, clock=self._clock)
+        is_last = closing and step > self._surveyed_step
+        epoch_ended = epoch_ended or (is_last and step == self._ended_step)
+        is_due = is_last or self._surveyor.is_due(announcer.seconds, epoch_ended=epoch_ended)
+        if self._batch is not None and is_due:
+            self._surveyed_step = step
+            fields = self._surveyor.survey(
+                announcer.seconds, epoch=epoch, epoch_ended=epoch_ended, last_batch=self._last_samples()
+            )
+            announcer.tell(events.SamplesSurveyed, **fields)
+
+    def _last_samples(self) -> NDArray[np.int64] | None:
+        """What the newest batch was, whatever the user wrote into it."""
+        if self._batch is None:
+            return None
+        chunk, slot, indices = self._batch
+        start = slot * self._table.batch_size
+        return chunk.members[start : start + len(indices)]
+
+    def forget(self) -> None:
+        """The state was loaded: what the samples were before does not count any more."""
+        self._surveyor = self._batch = None
+        self._surveyed_step = self._ended_step = -1
+
+
+def sampled(schedule: Schedule) -> tuple[float, ...]:
+    """Rates of a schedule at equal distances of progress, for people; nothing if it cannot say."""
+    try:
+        return tuple(float(f"{schedule(place / (PLAN_POINTS - 1)):.5g}") for place in range(PLAN_POINTS))
+    except Exception:
+        # It may be the user's own, and only be fit for the progress of a real run: nothing is planned then.
+        return ()
+
+
+def versions() -> dict[str, str]:
+    """What a run depends on beside its arguments."""
+    known = {"python": platform.python_version(), "numpy": np.__version__}
+    package = __name__.partition(".")[0]
+    for name in (package, *_FRAMEWORKS):
+        version = getattr(sys.modules.get(name), "__version__", None)
+        if version is not None:
+            known[name] = str(version)
+    return {**known, "machine": platform.node(), "process": str(os.getpid())}
+
+
+def settings_of(arguments: Mapping[str, Any], *, without: frozenset[str] = frozenset()) -> dict[str, str]:
+    """Arguments as short texts; those that were left at None are left out.
+
+    >>> settings_of({"batch_size": 32, "groups": np.arange(4), "policy": "balanced", "clock": time.monotonic})
+    {'batch_size': '32', 'groups': 'int64[4]', 'policy': 'balanced', 'clock': 'monotonic'}
+    """
+    given = {name: value for name, value in arguments.items() if value is not None and name not in without}
+    return {name: _text_of(value) for name, value in given.items()}
+
+
+def _text_of(value: Any) -> str:
+    if isinstance(value, str):
+        text = value
+    elif hasattr(value, "dtype") and hasattr(value, "shape"):
+        text = f"{value.dtype}[{', '.join(map(str, value.shape))}]"
+    elif isinstance(value, (list, tuple, dict, set)):
+        text = f"{type(value).__name__} of {len(value)}"
+    elif callable(value) and hasattr(value, "__name__"):
+        text = value.__name__
+    else:
+        text = repr(value)
+    return text if len(text) <= MOST_TEXT else text[: MOST_TEXT - 3] + "..."

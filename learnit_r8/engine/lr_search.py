@@ -1,0 +1,115 @@
+"""The search for a learning rate that goes before a run, on batches outside of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from .. import events
+from ..events.bus import Announcer
+from ..policies.registry import SHUFFLE
+from ..recovery.persistence import Safekeeping
+from ..recovery.restore import Restored
+from ..sampling.chunk import Batch
+from ..schedules.range_test import RangeTest
+
+if TYPE_CHECKING:
+    from ..sampling.plan import Plan
+
+
+class Search:
+    """Takes steps of a range test, and puts the model back to where it began.
+
+    Args:
+        test: The range test, or None for no search.
+        plan: Gives random batches.
+        safekeeping: Puts the model back.
+        announcer: Who is told.
+
+    Attributes:
+        found_lr: The rate found; None before.
+    """
+
+    def __init__(self, test: RangeTest | None, *, plan: Plan, safekeeping: Safekeeping, announcer: Announcer) -> None:
+        self.found_lr: float | None = None
+        self._test = test
+        self._plan = plan
+        self._safekeeping = safekeeping
+        self._announcer = announcer
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the next batch is one of the search."""
+        return self._test is not None
+
+    def check_ready(self) -> None:
+        """Refuse to begin where the model could not be put back.
+
+        Raises:
+            RuntimeError: there is neither a state callback nor a backup.
+        """
+        if self.is_on and self._safekeeping.callbacks.state is None and self._safekeeping.backup.is_empty:
+            raise RuntimeError(
+                "auto_find_lr needs a model state to go back to, got none: pass state_callback or call "
+                "update_cpu_backup() before the first batch is drawn."
+            )
+
+    def draw(self) -> tuple[Batch, float]:
+        """A random batch, and the rate to train on it with."""
+        returned = self._plan.has_returned
+        batch = self._plan.draw_outside(SHUFFLE)
+        assert batch is not None
+        assert self._test is not None
+        rates = batch.chunk.rates
+        if not returned:
+            rates[batch.slot] = self._test.draw()
+        return batch, rates[batch.slot]
+
+    @property
+    def lr(self) -> float | None:
+        """The rate of the next batch of the search; None if it is over."""
+        return None if self._test is None else self._test.lr
+
+    def take(self, batch: Batch, loss: float, lr: float, *, refused: bool) -> Restored | None:
+        """Learn from the loss of a batch; where the model was put back to, if it was."""
+        self._plan.settle(batch)
+        if self._test is None:
+            # Drawn before the search ended: whatever was done with it was done to the model as it was put back.
+            return self._safekeeping.restore()
+        if self._test.take(loss, lr, refused=refused):
+            return self._safekeeping.restore()
+        return self._end_if_done(self._test)
+
+    def skip(self, batch: Batch) -> None:
+        """Count a batch that will not be reported."""
+        self._plan.settle(batch)
+        if self._test is not None:
+            self._test.skip()
+            self._end_if_done(self._test)
+
+    def _end_if_done(self, test: RangeTest) -> Restored | None:
+        if not test.is_done:
+            return None
+        self._test = None
+        self._plan.forget_outside()
+        restored = self._safekeeping.restore()
+        if math.isnan(test.result):
+            self._announcer.warn_once(
+                "no rate found",
+                f"auto_find_lr went up to {test.lr:.3g} in {test.num_steps} steps and the loss never turned up: "
+                "initial_lr is kept.",
+            )
+            return restored
+        self.found_lr = test.result
+        self._announcer.tell(events.LrFound, lr=test.result, num_steps=test.num_steps)
+        return restored
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the search stands."""
+        return {"test": None if self._test is None else self._test.state_dict(), "found_lr": self.found_lr}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self._test = None if state["test"] is None else RangeTest.from_state(state["test"])
+        self.found_lr = state["found_lr"]

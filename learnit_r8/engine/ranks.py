@@ -1,0 +1,50 @@
+"""How schedulers of several ranks become one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .membership import RankGroup
+from .run_state import identity_of
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+COMPARED_PROGRESS = (0.0, 0.02, 0.1, 0.3, 0.5, 0.9, 1.0)
+"""Where the schedules of ranks are compared."""
+
+
+def share(run: Engine, group: RankGroup) -> None:
+    """Become one with the schedulers of other ranks, before the first draw.
+
+    Args:
+        group: Compares the arguments that decide which batches come, at which rate, and what happens when; then
+            clock, requests and checkpoints are those that it makes of the scheduler's own.
+
+    Raises:
+        RuntimeError: another rank has built its scheduler with other arguments.
+    """
+    group.check_same_run(_facts(run))
+    run.pace.use_clock(group.shared_clock(run.pace.clock))
+    run.requests = group.shared_requests(run.requests)
+    run.safekeeping.share(group.agree, group.shared_store)
+
+
+def _facts(run: Engine) -> dict[str, Any]:
+    keeping = run.safekeeping
+    return {
+        **identity_of(run),
+        "alpha": run.table.alpha,
+        "groups": run.table.records["group"],
+        "policy": run.plan.policy,
+        "seed": run.plan.seed,
+        "budget": run.pace.budget,
+        "learning rates": [float(run.schedule(progress)) for progress in COMPARED_PROGRESS],
+        "guard": run.sentry.guard,
+        "recovery": run.rescue.recovery,
+        "load_callback": keeping.callbacks.load is not None,
+        "state_callback": keeping.callbacks.state is not None,
+        "backup_every": keeping.backup_every,
+        "checkpoint_dir": keeping.store is not None,
+        "global_step": run.global_step,
+    }

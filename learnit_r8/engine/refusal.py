@@ -1,0 +1,135 @@
+"""What happens to a batch whose loss is not simply good, and to one that gets none."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from .. import events
+from ..guard.monitor import MOST_SUSPICION
+from ..guard.verdict import Verdict
+from ..recovery.moment import go_back
+from ..recovery.restore import Restored
+from ..sampling.ticket import Ticket
+from ..table.losses import Reading
+from .interruption import Again, mend
+from .marks import AnswerMark
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+ABANDONED = (
+    "the batch of step {step} was not reported with update_with_loss(); such batches are drawn once more at the end of "
+    "the epoch, and count as refused steps if they are not reported then. For a loader that works ahead use draw() and "
+    "report()."
+)
+
+
+def answer(
+    run: Engine, ticket: Ticket, reading: Reading, kind: int, expected: float, verdict: Verdict
+) -> tuple[Verdict, Restored | None]:
+    """Do what a verdict other than GOOD asks for; what is made of it, and where the model was put back to."""
+    run._marks.answering = AnswerMark(run, ticket)
+    if verdict is Verdict.RAISED and not run.rescue.doubts_level:
+        restored = run.rescue.accept_level(lr=run.lr, draws=run._num_draws, step=run.pace.step + 1)
+        if restored is not None:
+            # What is usual for the guard begins anew with these losses.
+            run.close_unlearned(ticket)
+            return verdict, restored
+        run.sentry.overrule()
+        verdict = Verdict.DRIFT
+    if verdict is Verdict.DRIFT:
+        run.learn(ticket, reading, kind, expected)
+        run.rescue.drifted(reading.mean, run.lr)
+        return verdict, None
+    if verdict is Verdict.SKIPPED:
+        run.close_unlearned(ticket)
+        return verdict, None
+    return verdict, _refuse(run, ticket, reading, verdict)
+
+
+def _refuse(run: Engine, ticket: Ticket, reading: Reading, verdict: Verdict) -> Restored | None:
+    run.close_unlearned(ticket)
+    restored = run.rescue.refused(
+        ticket,
+        reading,
+        verdict,
+        scheduled_lr=run.scheduled_lr(run.pace.progress),
+        most_steady=_most_steady(run, ticket.epoch),
+        draws=run._num_draws,
+        step=run.pace.step,
+        is_calm=run.sentry.suspicion < MOST_SUSPICION,
+    )
+    return _gone_back(run, restored)
+
+
+def compare_replay(run: Engine, ticket: Ticket, reading: Reading) -> Restored | None:
+    """Compare the loss of a batch that was trained on again; where the model was put back to if it is another."""
+    run._marks.answering = AnswerMark(run, ticket)
+    restored = run.rescue.replayed(ticket, reading.mean, step=run.pace.step + 1, draws=run._num_draws)
+    if restored is not None:
+        run.close_unlearned(ticket)
+    return _gone_back(run, restored)
+
+
+def answer_damage(run: Engine, array: str) -> Restored | None:
+    """Put back a model that has a number in it that is not finite, though its losses were."""
+    if run.search.is_on:
+        run.safekeeping.note_answered()
+        return None
+    run._marks.answering = mark = AnswerMark(run)
+    try:
+        restored = run.rescue.damaged(
+            array,
+            step=run.pace.step,
+            scheduled_lr=run.scheduled_lr(run.pace.progress),
+            most_steady=_most_steady(run, run.pace.epoch),
+            draws=run._num_draws,
+        )
+        restored = _gone_back(run, restored)
+        run.safekeeping.note_answered()
+        return restored
+    except Exception:
+        run.safekeeping.note_answered()
+        raise
+    except BaseException:
+        run._cut = mark
+        mend(run)
+        run._cut = Again(functools.partial(answer_damage, run, array))
+        raise
+
+
+def _gone_back(run: Engine, restored: Restored | None) -> Restored | None:
+    """Let guard and plan follow a model that was put back."""
+    if restored is not None and restored.moment is not None:
+        go_back(restored.moment, run.sentry, run.table, forget=restored.forget)
+    elif restored is not None and restored.guard is not None and _is_of_now(run, restored.guard):
+        run.sentry.go_back_to_saved(restored.guard, is_trial=restored.forget)
+    return restored
+
+
+def _is_of_now(run: Engine, guard: Mapping[str, Any]) -> bool:
+    """Whether what a checkpoint says of the guard is of losses that meant the same."""
+    return bool(guard.get("baseline", 0) == run.sentry.baseline)
+
+
+def _most_steady(run: Engine, epoch: int) -> int:
+    # The cataloguing pass is not cut short, and one incident costs at most a quarter of an epoch.
+    return run.plan.steps_per_pass // 4 if epoch > 0 else 0
+
+
+def give_up(run: Engine, ticket: Ticket, on_purpose: bool) -> None:
+    """Take back a batch that will not be reported; see `Engine.give_up`."""
+    if ticket.epoch < 0:
+        run.search.skip(ticket.batch)
+        run.use_found_lr()
+        return
+    drawn_again = run.plan.abandon(ticket.batch)
+    run.pace.num_out -= 1
+    run.announcer.tell(events.BatchAbandoned, epoch=ticket.epoch, drawn_again=drawn_again)
+    if not on_purpose:
+        run.announcer.warn_once("abandoned", ABANDONED.format(step=ticket.step))
+    if not drawn_again:
+        run.pace.step += 1
+        run.end_epoch_if_complete(ticket)

@@ -1,0 +1,172 @@
+"""The state of a run: put away, taken up again, written to checkpoints and read from them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoint.reader import Checkpoint
+from .interruption import finish
+from .tally import Tally
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+FORMAT = 1
+"""Of the whole; only its parts change, each with a version of its own."""
+
+VERSIONS = {
+    "table": 1, "plan": 1, "pace": 1, "rescue": 1, "quarantine": 1, "guard": 1, "tally": 1, "search": 1,
+}  # fmt: skip
+"""Version of each part's state. Whoever adds to a part adds one here, and makes it read what was there before.
+A state without versions is of package 0.1, whose parts are all of version 0."""
+
+CHANGED_BY_RESUME = {"num_samples", "batch_size", "last_batch"}
+"""What `R8Scheduler.resume_from_checkpoint` makes a state fit to."""
+
+_REQUIRED = {"format", "data", "seed", "table", "plan", "pace", "rescue", "guard", "tally", "num_draws", "search"}
+
+
+def state_of(run: Engine) -> dict[str, Any]:
+    """Everything needed to go on with the very same batches, rates and tables; see `Engine.state_dict`."""
+    return {
+        "format": FORMAT,
+        "versions": dict(VERSIONS),
+        "data": identity_of(run),
+        "seed": run.plan.seed,
+        "table": run.table.state_dict(),
+        "plan": run.plan.state_dict(),
+        "pace": run.pace.state_dict(),
+        "rescue": run.rescue.state_dict(),
+        "quarantine": run.rescue.quarantine.state_dict(),
+        "guard": run.sentry.state_dict(),
+        "tally": run._tally.state_dict(),
+        "num_draws": run._num_draws,
+        "search": run.search.state_dict(),
+    }
+
+
+def whole_state_of(run: Engine) -> dict[str, Any]:
+    """The state, once a call that was cut short is finished."""
+    if run._cut is not None:
+        finish(run)
+    return state_of(run)
+
+
+def identity_of(run: Engine) -> dict[str, Any]:
+    """What a saved state must fit."""
+    return {**run.table.identity(), "last_batch": run.plan.last_batch}
+
+
+def _check(run: Engine, state: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a state can be read, and is of such a run."""
+    missing = _REQUIRED - state.keys()
+    if missing or state["format"] != FORMAT:
+        raise ValueError(
+            f"state must be what state_dict() returned (format {FORMAT}), got format {state.get('format')!r} without "
+            f"{sorted(missing)}."
+        )
+    for name, version in state.get("versions", {}).items():
+        if version > VERSIONS.get(name, 0):
+            raise ValueError(
+                f"{name!r} of the state must be of version {VERSIONS.get(name, 0)} or older, got version {version!r}: "
+                "a newer learnit_r8 has saved it. Load it with that one."
+            )
+    for name, value in identity_of(run).items():
+        if state["data"].get(name) != value:
+            remedy = "; resume_from_checkpoint() changes it" if name in CHANGED_BY_RESUME else ""
+            raise ValueError(
+                f"{name} must be that of the saved run ({state['data'].get(name)!r}), got {value!r}{remedy}."
+            )
+
+
+def load_state(run: Engine, state: Mapping[str, Any]) -> None:
+    """Take over a saved state, or stay as it was; see `Engine.load_state_dict`."""
+    _check(run, state)
+    before = whole_state_of(run)
+    # What this was to be finished with belongs to the run that is given up.
+    run._cut = run._marks.finished = None
+    try:
+        _take_over(run, state)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        _take_over(run, before)
+        raise ValueError(f"state must be what state_dict() returned, got a damaged one ({error!r}).") from error
+    except BaseException:
+        _take_over(run, before)
+        raise
+    run.member.forget()
+
+
+def _take_over(run: Engine, state: Mapping[str, Any]) -> None:
+    run.plan.seed = state["seed"]
+    run.table.load_state_dict(state["table"])
+    run.plan.load_state_dict(state["plan"])
+    run.pace.load_state_dict(state["pace"])
+    run.rescue.load_state_dict(state["rescue"])
+    run.rescue.quarantine.load_state_dict(state.get("quarantine"))
+    run.sentry.load_state_dict(state["guard"])
+    run._tally = Tally.from_state(state["tally"])
+    run._num_draws = state["num_draws"]
+    run.search.load_state_dict(state["search"])
+    run.use_found_lr()
+    run.telling.forget()
+    run.safekeeping.count_from(run.pace.step, run.plan.samples_in(run.pace.step), run.pace.seconds)
+
+
+def settled_state_of(run: Engine) -> dict[str, Any]:
+    """The state once nothing is held back any more: the model has taken those steps already."""
+    run.settle()
+    return whole_state_of(run)
+
+
+def save_as_asked(run: Engine) -> None:
+    """Write a checkpoint because somebody asked for it."""
+    run.safekeeping.save_as_asked(lambda: settled_state_of(run), run.pace.step)
+
+
+def go_on_from(run: Engine, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
+    """Take over a checkpoint whole, or stay as it was."""
+    before = whole_state_of(run)
+    if run.safekeeping.is_built_otherwise(checkpoint, "guard") and "guard" in state:
+        state = {**state, "guard": run.sentry.adapted(state["guard"])}
+    load_state(run, state)
+    try:
+        run.safekeeping.put_back(checkpoint)
+    except BaseException:
+        load_state(run, before)
+        raise
+    if run.safekeeping.is_built_otherwise(checkpoint, "seed"):
+        run.announcer.warn_once(
+            "seed", f"the resumed run goes on with the seed of the saved one, {run.plan.seed}, whatever was given."
+        )
+    if run._has_started:
+        run.safekeeping.tell_loaded()
+
+
+def load_checkpoint(run: Engine, path: str | os.PathLike[str] | None) -> None:
+    """Go on from a checkpoint, by default the newest valid one."""
+    checkpoint = run.safekeeping.load(path)
+    go_on_from(run, checkpoint, checkpoint.state)
+
+
+def resume_from(run: Engine, resume: str | os.PathLike[str]) -> None:
+    """Do what the argument ``resume`` of `R8Scheduler` asks for."""
+    store = run.safekeeping.store
+    if resume != "auto":
+        load_checkpoint(run, resume)
+    elif store is None:
+        raise ValueError("resume='auto' needs a checkpoint_dir or a save_callback, got neither.")
+    elif store.has_files:
+        load_checkpoint(run, None)
+    say_if_finished(run)
+
+
+def say_if_finished(run: Engine) -> None:
+    """Warn that nothing is left to train."""
+    if run.pace.is_finished:
+        run.announcer.warn_once(
+            "finished",
+            f"the resumed run is finished already, at step {run.pace.step}: nothing is trained. For more, give "
+            "a larger budget; to begin anew, another checkpoint_dir or resume=None.",
+        )

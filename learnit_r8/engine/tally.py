@@ -1,0 +1,54 @@
+"""The tally of an epoch: what its summary is made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass
+class Tally:
+    """Counts since the epoch's first draw.
+
+    Attributes:
+        began: Training seconds at its first draw; NaN before it.
+        num_good: Good losses.
+        total: Their sum.
+        samples: Samples trained on.
+    """
+
+    began: float = math.nan
+    num_good: int = 0
+    total: float = 0.0
+    samples: int = 0
+
+    @property
+    def loss(self) -> float:
+        """Mean good loss; NaN if there was none."""
+        return self.total / self.num_good if self.num_good else math.nan
+
+    def add(self, loss: float, samples: int) -> None:
+        """Count a good loss and the samples behind it."""
+        self.num_good += 1
+        self.total += loss
+        self.samples += samples
+
+    def undo(self, num_good: int, total: float, samples: int) -> None:
+        """Forget what was added since."""
+        self.num_good, self.total, self.samples = num_good, total, samples
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the epoch's first batch was drawn."""
+        return self.began == self.began
+
+    def state_dict(self) -> dict[str, Any]:
+        """All counts."""
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Tally:
+        """The tally that `state_dict` was taken of."""
+        return cls(**state)

@@ -1,0 +1,199 @@
+"""The sentry: the guard on duty, and what it remembers of losses, gradient norms and skipped steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ..table.records import LARGEST_LOSS
+from .verdict import Guard, Verdict
+
+MOST_SUSPICION = 0.25
+"""Of the guard's alarm, where backups are still taken and proved. Source: 107 real divergences, as measured by
+benchmarks/divergences.py."""
+
+MOST_SKIPPED = 20
+"""Optimizer steps skipped in a row that are no alarm yet; a loss scale that starts at 65536 skips up to 16."""
+
+
+class Sentry:
+    """Asks a guard about every report.
+
+    Args:
+        guard: Which losses count. Gradient norms are judged by its rule too, with a memory of their own.
+
+    Attributes:
+        num_refused: Reports refused so far.
+        num_skipped: Optimizer steps skipped in a row.
+        baseline: How often it began anew: memories of before tell nothing of the losses of now.
+    """
+
+    def __init__(self, guard: Guard) -> None:
+        self.guard = guard
+        self.num_refused = 0
+        self.num_skipped = 0
+        self.baseline = 0
+        self._losses = self._norms = guard.begin()
+        self._before_refusal = self._losses
+
+    def begin_anew(self) -> None:
+        """Forget what was usual: the losses mean something else from here on."""
+        self.baseline += 1
+        self._losses = self._norms = self._before_refusal = self.guard.begin()
+
+    @property
+    def memory(self) -> tuple[Any, Any]:
+        """What the guard remembers now: immutable, to be kept with a backup of the model."""
+        return self._losses, self._norms
+
+    def go_back(self, memory: tuple[Any, Any], *, is_trial: bool = True) -> None:
+        """Remember what was remembered then: the model was put back, and what came after never happened to it.
+
+        Args:
+            memory: What was remembered.
+            is_trial: Whether the losses to come are to show that this has helped; not after a loss that was not finite
+                out of a clear sky.
+        """
+        self._losses, self._norms = memory
+        self._note_return(is_trial=is_trial)
+        self.num_skipped = 0
+
+    def go_back_to_saved(self, state: Mapping[str, Any], *, is_trial: bool = True) -> None:
+        """Remember what a checkpoint says: the model was put back to it; see `go_back`."""
+        num_refused = self.num_refused
+        self.load_state_dict(self.adapted(state))
+        self.num_refused = num_refused
+        self._note_return(is_trial=is_trial)
+
+    def _note_return(self, *, is_trial: bool) -> None:
+        returned = getattr(self.guard, "returned", None)
+        if returned is not None and is_trial:
+            self._losses = returned(self._losses)
+        informed = getattr(self.guard, "informed", None)
+        if informed is not None:
+            self._losses = informed(self._losses, self._before_refusal)
+
+    @property
+    def suspicion(self) -> float:
+        """How near the guard is to refusing, from 0 (calm) to 1."""
+        return max(self.guard.suspicion(self._losses), self.guard.suspicion(self._norms))
+
+    def judge(
+        self,
+        loss: float,
+        expected: float = math.nan,
+        typical: float = math.nan,
+        lr: float = math.nan,
+        *,
+        grad_norm: float | None = None,
+        skipped: bool = False,
+        is_usual: bool = True,
+    ) -> Verdict:
+        """Judge a report.
+
+        Args:
+            loss: Mean loss of the batch.
+            expected: See `Guard.judge`.
+            typical: Likewise.
+            lr: Likewise.
+            grad_norm: Norm of the gradient of the batch, if it is known.
+            skipped: Whether the optimizer's step was skipped because gradients overflowed. Then there is no alarm,
+                the gradient's norm does not count, and the guard is not asked; unless it goes on.
+            is_usual: Whether later losses are held against this one. A batch of easy samples may only be evidence.
+        """
+        if skipped:
+            return self._skipped(loss)
+        self.num_skipped = 0
+        before = self._losses
+        self._losses, verdict = self.guard.judge(before, loss, expected, typical, lr)
+        if not is_usual and self.guard.suspicion(self._losses) <= self.guard.suspicion(before):
+            self._losses = before if verdict is Verdict.GOOD else self._losses
+        if grad_norm is not None:
+            verdict = self._with_norm(verdict, grad_norm)
+        if verdict is not Verdict.GOOD and verdict is not Verdict.DRIFT:
+            self.num_refused += 1
+            self._before_refusal = before
+        return verdict
+
+    def undo(self, losses: Any, norms: Any, before_refusal: Any, num_refused: int, num_skipped: int) -> None:
+        """Forget the last report: remember what was remembered before it."""
+        self._losses, self._norms, self._before_refusal = losses, norms, before_refusal
+        self.num_refused, self.num_skipped = num_refused, num_skipped
+
+    def overrule(self) -> None:
+        """Count the last refusal no more: the loss was learned from all the same."""
+        self.num_refused -= 1
+
+    def _with_norm(self, verdict: Verdict, grad_norm: float) -> Verdict:
+        self._norms, of_norm = self.guard.judge(self._norms, grad_norm)
+        # Norms may grow through a whole healthy training: only what is sudden counts.
+        sudden = of_norm is Verdict.NOT_FINITE or of_norm is Verdict.SPIKE
+        return of_norm if sudden and verdict in (Verdict.GOOD, Verdict.DRIFT) else verdict
+
+    def _skipped(self, loss: float) -> Verdict:
+        self.num_skipped += 1
+        if self.num_skipped > MOST_SKIPPED:
+            self.num_skipped = 0
+            self.num_refused += 1
+            return Verdict.OVERFLOW
+        return Verdict.GOOD if -LARGEST_LOSS <= loss <= LARGEST_LOSS else Verdict.SKIPPED
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything remembered, as plain values."""
+        return {
+            "losses": _plain(self._losses),
+            "norms": _plain(self._norms),
+            "num_refused": self.num_refused,
+            "num_skipped": self.num_skipped,
+            "baseline": self.baseline,
+        }
+
+    def adapted(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A state of `state_dict`; where it is of another kind of guard, the counts of it and no memory of losses."""
+        form = _plain(self.guard.begin())
+        if not isinstance(form, dict) or not isinstance(state, Mapping):
+            return state
+        if all(_is_of_form(was, form) for was in (state["losses"], state["norms"])):
+            return state
+        return {**state, "losses": form, "norms": form}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned.
+
+        Raises:
+            ValueError: it is of another kind of guard.
+        """
+        form = self.guard.begin()
+        losses, norms = _formed(state["losses"], form), _formed(state["norms"], form)
+        self._losses, self._norms = losses, norms
+        self.num_refused, self.num_skipped = state["num_refused"], state["num_skipped"]
+        self.baseline = state.get("baseline", 0)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, named ones as dicts."""
+    if hasattr(value, "_asdict"):
+        return {name: _plain(item) for name, item in value._asdict().items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _formed(value: Any, form: Any) -> Any:
+    """What `_plain` was given, of the same form as another one."""
+    if hasattr(form, "_asdict"):
+        if not _is_of_form(value, form._asdict()):
+            raise ValueError(f"the guard's state must have the fields {form._fields}, got {value!r}.")
+        return type(form)(
+            **{name: _formed(value[name], item) if name in value else item for name, item in form._asdict().items()}
+        )
+    return _as_tuple(value) if isinstance(form, tuple) else value
+
+
+def _is_of_form(value: Any, form: Mapping[str, Any]) -> bool:
+    """Whether a saved value is that of a named tuple with these fields, now or in an older version."""
+    return isinstance(value, Mapping) and bool(value) and value.keys() <= form.keys()
+
+
+def _as_tuple(value: Any) -> Any:
+    """Lists of lists as tuples of tuples."""
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value

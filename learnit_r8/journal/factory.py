@@ -1,0 +1,81 @@
+"""The journal of a scheduler, and its run folder."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..table.table import SampleTable
+from .run import runs_folder
+from .samples import samples_of
+from .writer import Journal
+
+
+def open_journal(
+    run_dir: str | os.PathLike[str] | bool | None,
+    *,
+    is_shown: bool,
+    name: str,
+    configuration: Mapping[str, str],
+    table: SampleTable,
+) -> Journal | None:
+    """The journal that R8Scheduler's ``run_dir`` asks for; None without one, and on all ranks but the first.
+
+    Args:
+        run_dir: A folder; True for a new one in `runs_folder`; None for a new one if the run is shown, else for no
+            journal; False for no journal.
+        is_shown: Whether the dashboard is on.
+        name: Name of the run.
+        configuration: The arguments of the scheduler.
+        table: The losses and uses of the samples.
+
+    Raises:
+        TypeError: ``run_dir`` is none of these.
+        ValueError: another process writes there, or the name is empty.
+        OSError: the folder cannot be made; with ``run_dir=None`` a warning says so instead.
+    """
+    if not (run_dir is None or isinstance(run_dir, (str, os.PathLike, bool))):
+        raise TypeError(f"run_dir must be a folder, True, False or None, got {run_dir!r}.")
+    if run_dir == "":
+        # "" would be the current folder; most likely a variable was not set.
+        raise ValueError("run_dir must be a folder, True, False or None, got ''.")
+    if run_dir is False or (run_dir is None and not is_shown) or _rank() > 0:
+        return None
+    make = functools.partial(
+        Journal, name=name, configuration=configuration, samples=functools.partial(samples_of, table)
+    )
+    if isinstance(run_dir, (str, os.PathLike)):
+        return make(run_dir)
+    try:
+        return make(_new_folder(runs_folder(), name))
+    except OSError as error:
+        if run_dir:
+            raise
+        warnings.warn(f"no run folder could be made in {str(runs_folder())!r}: {error}", RuntimeWarning, stacklevel=3)
+        return None
+
+
+def _rank() -> int:
+    """The rank of this process among those that train together; 0 without others."""
+    for variable in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK"):
+        if os.environ.get(variable, "").isdecimal():
+            return int(os.environ[variable])
+    return 0
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    """Make the folder ``<time>-<name>``, with a number added if it exists."""
+    plain = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_.") else "_" for letter in name)
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{plain[:60] or 'run'}"
+    for number in range(1, 1000):
+        folder = parent / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise OSError(f"no free name for a run folder {stem!r} in {str(parent)!r}.")

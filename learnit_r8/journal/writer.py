@@ -1,0 +1,289 @@
+"""The journal: a listener that writes events to a run folder, from a thread of its own.
+
+The training thread only condenses steps, and appends a few records a second to a queue. The run goes on whether the
+disk is full, slow or gone: the queue is bounded, and events that cannot be written are left out with one warning.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sys
+import threading
+import time
+import traceback
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ..events import Alive, EpochDone, Event, ProcessLeft, RunEnded, RunStarted, StepsDone
+from ..events.codec import strict_json, to_json
+from ..events.condenser import Condenser
+from .reader import SCHEMA
+from .run_info import is_gone, read_sessions, write_about
+from .samples import Samples, write_samples
+from .summary import Summary
+
+SECONDS_BETWEEN_WRITES = 0.25
+SECONDS_BETWEEN_HEARTBEATS = 10.0
+SECONDS_BETWEEN_TRIES = 10.0
+MOST_WAITING = 20_000
+SAMPLES_PAUSE = 20
+"""Pause after a samples file, in units of the time it took to write: writing takes at most 5 % of the time."""
+MOST_HELD_BYTES = 2**24
+"""Most bytes of losses that wait to be written; with the other numbers of the samples three times as much."""
+CLOSE_SECONDS = 5.0
+
+
+class Journal:
+    """Writes events to ``events.jsonl`` and the table to ``samples-*.npz``.
+
+    Args:
+        folder: The run folder; made if there is none. The journal of an earlier process is continued.
+        name: Name of the run.
+        configuration: Arguments of the scheduler, for run.json.
+        samples: Called with epoch and step, returns losses and uses of every sample; None to write no samples.
+        clock: Returns seconds, monotonic.
+        wall: Returns seconds since 1970.
+        in_background: Whether a thread writes; else a call of `write_due` does.
+
+    Raises:
+        ValueError: another running process writes to this folder.
+        OSError: the folder cannot be made or written to.
+
+    Attributes:
+        listener: The listener to register: it condenses steps for the journal.
+        num_lost: Number of events that could not be written.
+    """
+
+    wants_surveys = True
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        name: str = "",
+        configuration: Mapping[str, str] | None = None,
+        samples: Callable[[int, int], Samples] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        in_background: bool = True,
+    ) -> None:
+        self.folder = Path(folder)
+        self.listener = Condenser(self)
+        self.num_lost = 0
+        self._samples_of, self._clock, self._wall = samples, clock, wall
+        self._about = (name, configuration or {})
+        self._waiting: deque[Event] = deque()
+        self._lines: list[str] = []
+        self._pending_samples: list[Samples] = []
+        self._samples_due, self._samples_step, self._steps_per_epoch = -1.0, -1, 1
+        self._summary = Summary(clock())
+        self._position = (0, 0.0)
+        self._last_written, self._retry = clock(), 0.0
+        self._trouble = ""
+        self._has_warned = self._has_ended = self._is_closed = False
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._stop = threading.Event()
+        self._in_background = in_background
+        self._prepare()
+        self._thread: threading.Thread | None = None
+
+    def _prepare(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for session in read_sessions(self.folder)[-1:]:
+            if session.get("pid") != os.getpid() and is_gone(session) is False:
+                raise ValueError(
+                    f"run_dir must be a folder that no running process writes to, got {str(self.folder)!r} "
+                    f"of process {session.get('pid')}."
+                )
+        now = self._wall()
+        write_about(self.folder, name=self._about[0], configuration=self._about[1], wall=now)
+        path = self.folder / "events.jsonl"
+        header = strict_json({"kind": "Journal", "schema": SCHEMA, "time": round(now, 3)}) + "\n"
+        # Ends a line that a killed process left half written, which readers skip.
+        path.touch(0o644)
+        _append(path, ("\n" if path.stat().st_size else "") + header)
+        atexit.register(_at_exit, weakref.ref(self))
+
+    def __del__(self) -> None:
+        # A scheduler that was never closed, in a notebook for instance.
+        if hasattr(self, "_thread") and not self._is_closed:
+            with contextlib.suppress(Exception):
+                self.close()
+
+    def __call__(self, event: Event) -> None:
+        """Queue an event; on the training thread."""
+        # A forked child holds a copy of the queue, and no thread.
+        if os.getpid() != self._pid:
+            return
+        self._waiting.append(event)
+        self._warn_of_trouble()
+        if type(event) is not StepsDone:
+            self._look(event)
+        if len(self._waiting) > MOST_WAITING:
+            self._sum_up()
+        if self._in_background and self._thread is None and not self._stop.is_set():
+            self._thread = threading.Thread(
+                target=_work, args=(weakref.ref(self), self._stop), name="learnit_r8 journal", daemon=True
+            )
+            self._thread.start()
+
+    def _warn_of_trouble(self) -> None:
+        if self._trouble and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"the journal in {str(self.folder)!r} cannot be written and may lack events: {self._trouble}. "
+                "The training goes on.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    def _look(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            self._steps_per_epoch = event.steps_per_epoch
+        self._has_ended |= isinstance(event, RunEnded)
+        if isinstance(event, (EpochDone, RunEnded)):
+            self._look_at_samples(event)
+        if isinstance(event, RunEnded) or self._is_closed:
+            self.close()
+
+    def _look_at_samples(self, event: EpochDone | RunEnded) -> None:
+        """Copy the table if a samples file is due; the time of copying counts as writing."""
+        held = sum(samples.loss.nbytes for samples in self._pending_samples)
+        due = self._clock() >= self._samples_due and held < MOST_HELD_BYTES
+        is_new = event.step > max(0, self._samples_step)
+        if self._samples_of is None or not is_new or not (due or isinstance(event, RunEnded)):
+            return
+        began = self._clock()
+        self._samples_step = event.step
+        samples = self._samples_of((event.step - 1) // self._steps_per_epoch, event.step)
+        with self._lock:
+            self._pending_samples.append(samples)
+        self._samples_due = self._clock() + SAMPLES_PAUSE * (self._clock() - began)
+
+    def write_due(self) -> None:
+        """Write the events since the last call."""
+        now = self._clock()
+        self._sum_up()
+        if now - self._last_written >= SECONDS_BETWEEN_HEARTBEATS:
+            self._add(Alive(*self._position))
+        if now < self._retry:
+            return
+        try:
+            self._write_lines()
+            self._write_samples()
+        except OSError as error:
+            is_gone = isinstance(error, FileNotFoundError)
+            self._trouble = "it was deleted or moved away during the run" if is_gone else str(error)
+            self._retry = now + SECONDS_BETWEEN_TRIES
+
+    def _sum_up(self) -> None:
+        """Turn the waiting events into lines, of which memory holds at most `MOST_WAITING`."""
+        with self._lock:
+            happened = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            if happened:
+                self._position = (happened[-1].step, happened[-1].seconds)
+            for event in self._summary.take(happened, self._clock()):
+                self._add(event)
+
+    def _add(self, event: Event) -> None:
+        with self._lock:
+            if len(self._lines) >= MOST_WAITING:
+                self.num_lost += 1
+                return
+            self._last_written = self._clock()
+            self._lines.append(f'{to_json(event)[:-1]}, "time": {self._wall():.3f}}}\n')
+
+    def _write_lines(self) -> None:
+        with self._lock:
+            lines, self._lines = self._lines, []
+        if not lines:
+            return
+        try:
+            _append(self.folder / "events.jsonl", "".join(lines))
+        except OSError:
+            self.num_lost += len(lines)
+            raise
+
+    def _write_samples(self) -> None:
+        began = self._clock()
+        with self._lock:
+            pending, self._pending_samples = self._pending_samples, []
+        if pending:
+            write_samples(self.folder, pending)
+            self._samples_due += SAMPLES_PAUSE * (self._clock() - began)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Write the rest and stop the thread; later events are written at once. Safe to call twice.
+
+        Args:
+            error: The exception that ended the run; by default the one on the way to the caller, if any.
+        """
+        if os.getpid() != self._pid:
+            return
+        self._stop.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            # The program must end even if the disk hangs.
+            self._thread.join(CLOSE_SECONDS)
+            if self._thread.is_alive():
+                return
+        self.listener.flush()
+        self._sum_up()
+        for event in self._summary.rest():
+            self._add(event)
+        if not self._is_closed:
+            self._is_closed = True
+            reason = _reason(sys.exc_info()[1] if error is None else error)
+            if reason or not self._has_ended:
+                self._add(ProcessLeft(*self._position, reason))
+        self._retry = 0.0
+        self.write_due()
+        self._warn_of_trouble()
+
+
+def _work(reference: weakref.ref[Journal], stop: threading.Event) -> None:
+    """The loop of the thread, until the journal is closed or deleted."""
+    while not stop.wait(SECONDS_BETWEEN_WRITES):
+        journal = reference()
+        if journal is None:
+            return
+        try:
+            journal.write_due()
+        except Exception:
+            # A bug here must be reported, and must not end the thread.
+            journal._trouble = traceback.format_exc()
+        del journal
+
+
+def _append(path: Path, text: str) -> None:
+    """Append whole lines to an existing file: a deleted journal must not come back without its beginning.
+
+    Raises:
+        OSError: the file cannot be written, or not all of it.
+    """
+    content = text.encode("utf-8", errors="replace")
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
+    try:
+        while content:
+            content = content[os.write(descriptor, content) :]
+    finally:
+        os.close(descriptor)
+
+
+def _at_exit(reference: weakref.ref[Journal]) -> None:
+    journal = reference()
+    if journal is not None and not journal._is_closed:
+        # In an interactive session the last exception may be an old one.
+        journal.close(None if hasattr(sys, "ps1") else getattr(sys, "last_value", None))
+
+
+def _reason(error: BaseException | None) -> str:
+    """The last line of a traceback; "" for Ctrl-C and an exit, which are no faults."""
+    if not isinstance(error, Exception):
+        return ""
+    return traceback.format_exception_only(type(error), error)[-1].strip()[:500]

@@ -1,0 +1,55 @@
+"""What ``fit`` may be called with where a scheduler draws the batches and sets the rate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from .dataset import R8Dataset
+from .running import callbacks_of_fit, local_of_fit
+
+REFUSED = {
+    "LearningRateScheduler": "the scheduler sets the rate at each step: give the curve as its scheduler_mode",
+    "ReduceLROnPlateau": "the scheduler sets the rate at each step: choose its initial_lr and scheduler_mode",
+    "BackupAndRestore": "it would bring Keras' epochs back, and not the scheduler: use checkpoint_dir and "
+    "resume='auto' of R8Scheduler",
+}
+"""Callbacks of Keras that would do nothing or harm, and what to do instead."""
+
+
+def check_fit(dataset: R8Dataset) -> bool:
+    """Check the arguments of the ``fit`` that is running.
+
+    Args:
+        dataset: What it is to train on.
+
+    Returns:
+        Whether it trains on something else, which may take its batches from there.
+
+    Raises:
+        ValueError: an argument that does not go with a scheduler; the message says what does.
+    """
+    if local_of_fit("shuffle"):
+        raise ValueError("shuffle must be False in fit(), as the scheduler says what comes when; got True.")
+    steps, most = local_of_fit("steps_per_epoch"), dataset.r8.steps_per_epoch
+    if steps is not None and steps != most:
+        raise ValueError(f"steps_per_epoch must be left out in fit(), or be the scheduler's {most}, got {steps!r}.")
+    for callback in callbacks_of_fit() or []:
+        for name, reason in REFUSED.items():
+            if isinstance(callback, getattr(keras.callbacks, name)):
+                raise ValueError(f"callbacks must not have a {name}, got {callback!r}: {reason}.")
+    return _is_wrapped(dataset)
+
+
+def _is_wrapped(dataset: R8Dataset) -> bool:
+    x: Any = local_of_fit("x")
+    if isinstance(x, R8Dataset) or local_of_fit("epoch_iterator") is None:
+        # One of another callback asks for its own.
+        return False
+    if not isinstance(x, keras.utils.PyDataset):
+        raise ValueError(
+            "x must be the R8Dataset of the R8Callback in fit(), or a PyDataset that takes its batches from that one, "
+            f"got {type(x).__name__}, which knows nothing of the scheduler's order."
+        )
+    return True

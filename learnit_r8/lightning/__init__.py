@@ -1,0 +1,20 @@
+"""Lightning: data-aware batches for `lightning.Trainer`, in two changed lines.
+
+>>> from learnit_r8.lightning import R8Callback, R8Loader  # doctest: +SKIP
+>>> loader = R8Loader(dataset, batch_size=64)  # doctest: +SKIP
+>>> lightning.Trainer(max_epochs=10, callbacks=[R8Callback(loader)]).fit(module, loader)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+try:
+    import lightning  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "learnit_r8.lightning needs Lightning, which could not be imported; pip install 'learnit-r8[lightning]'."
+    ) from error
+
+from .callback import R8Callback as R8Callback
+from .loader import R8Loader as R8Loader
+
+__all__ = ["R8Callback", "R8Loader"]

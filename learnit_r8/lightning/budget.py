@@ -1,0 +1,45 @@
+"""The budget of a Lightning Trainer, as settings of R8Scheduler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+BUDGETS = ("num_epochs", "num_steps", "train_duration_seconds")
+
+
+def budget_of(trainer: Any, steps_per_epoch: int) -> dict[str, Any]:
+    """``num_steps``, or ``train_duration_seconds`` where the Trainer has a time limit only.
+
+    Args:
+        trainer: A `lightning.Trainer`.
+        steps_per_epoch: Batches in an epoch, >= 1.
+
+    Raises:
+        ValueError: the Trainer has no limit.
+    """
+    limit = trainer.limit_train_batches
+    num_batches = min(steps_per_epoch, limit) if isinstance(limit, int) else int(steps_per_epoch * limit)
+    counts = []
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        counts.append(trainer.max_epochs * num_batches)
+    if trainer.max_steps is not None and trainer.max_steps >= 0:
+        counts.append(batches_of(trainer.max_steps, num_batches, trainer.accumulate_grad_batches))
+    if counts:
+        return {"num_steps": max(1, min(counts))}
+    seconds = [timer._duration for timer in trainer.callbacks if type(timer).__name__ == "Timer"]
+    if seconds and seconds[0] is not None:
+        return {"train_duration_seconds": seconds[0]}
+    raise ValueError(
+        f"the Trainer must have a budget, got max_epochs={trainer.max_epochs!r} and max_steps={trainer.max_steps!r}; "
+        "give it max_epochs, max_steps or max_time, or R8Loader one of its own (num_steps=...)."
+    )
+
+
+def batches_of(num_updates: int, num_batches: int, accumulate: int) -> int:
+    """Batches that so many steps of an optimizer take; the last step of an epoch may take fewer.
+
+    >>> batches_of(5, num_batches=7, accumulate=3)
+    13
+    """
+    whole, rest = divmod(num_updates, -(-num_batches // accumulate))
+    return whole * num_batches + min(rest * accumulate, num_batches)

@@ -1,0 +1,154 @@
+"""R8Callback: reports the losses of a training with Lightning, and ends it with the budget."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import lightning
+import torch
+
+from .budget import BUDGETS, budget_of
+from .loader import R8Loader
+
+if TYPE_CHECKING:
+    from ..torch import Adapter
+
+RESUMED = "fit() was given ckpt_path, which says where to go on; resume={!r} of R8Loader is left out of account."
+
+
+class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
+    """Goes into ``Trainer(callbacks=[...])``, with the loader that `fit` trains on.
+
+    ``training_step`` returns the loss as ever; the losses of samples are then estimated from means of batches. Where it
+    returns ``{"loss": losses.mean(), "losses": losses.detach()}`` they are known.
+
+    Args:
+        loader: The R8Loader.
+
+    Raises:
+        TypeError: it is something else.
+    """
+
+    def __init__(self, loader: R8Loader) -> None:
+        if not isinstance(loader, R8Loader):
+            raise TypeError(f"loader must be an R8Loader, got {loader!r}.")
+        self._loader = loader
+        self._saved: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The whole state of the scheduler, for Lightning's checkpoints; called on all processes."""
+        return {} if self._loader.adapter is None else self._loader.whole_state()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep what a checkpoint holds until the training begins."""
+        self._saved = state_dict
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Build the scheduler: the optimizer is there, and the checkpoint not loaded yet.
+
+        Raises:
+            ValueError: the module has several optimizers or a rate scheduler of its own, there is no budget, or the
+                checkpoint is not of a training with R8Loader, or of another data set.
+        """
+        _check(trainer, self._loader, self._saved)
+        loader, settings = self._loader, self._loader.settings
+        if not any(settings.get(name) is not None for name in BUDGETS):
+            settings |= budget_of(trainer, len(loader))
+        ckpt_path, resume = trainer.ckpt_path, settings.get("resume")
+        if ckpt_path is not None:
+            settings.pop("resume", None)
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        adapter = loader.attach(
+            pl_module,
+            trainer.optimizers[0],
+            is_chained=trainer.limit_train_batches != 1.0,
+            accumulate=trainer.accumulate_grad_batches,
+            scaler=scaler,
+            **settings,
+        )
+        if ckpt_path is None:
+            return
+        loader.go_on_from(self._saved)
+        if resume is not None:
+            adapter.scheduler.say_once("resume", RESUMED.format(resume), is_warning=False)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Raise ValueError unless the training is on the loader."""
+        given = trainer.fit_loop._combined_loader.flattened
+        if not any(each is self._loader for each in given):
+            raise ValueError(f"fit() must be given the R8Loader of R8Callback to train on, got {given!r}.")
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Report the losses of the batch.
+
+        Raises:
+            TypeError: ``training_step`` has returned no loss.
+            TrainingDiverged: losses stay refused after everything was tried.
+        """
+        adapter = self._adapter
+        losses = _losses(outputs)
+        if losses is not None:
+            adapter.report(losses)
+        elif outputs is None and trainer.lightning_module.automatic_optimization:
+            adapter.skip()
+        else:
+            loss = _loss(outputs)
+            if trainer.lightning_module.automatic_optimization:
+                # Lightning has divided it, to add up gradients.
+                loss = loss * trainer.accumulate_grad_batches
+            adapter.report(loss.detach())
+        r8 = adapter.scheduler
+        if batch_idx % max(1, trainer.log_every_n_steps) == 0:
+            pl_module.log("lr", r8.lr, prog_bar=True, batch_size=1)
+        if r8.is_over:
+            trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Report the losses on their way before validation and checkpoints."""
+        self._adapter.flush()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Finish the run."""
+        self._adapter.close()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Finish the run, of which a step may be half done."""
+        if self._loader.adapter is not None:
+            self._loader.adapter.__exit__(type(exception), exception, None)
+
+    @property
+    def _adapter(self) -> Adapter:
+        assert self._loader.adapter is not None
+        return self._loader.adapter
+
+
+def _check(trainer: Any, loader: R8Loader, saved: dict[str, Any]) -> None:
+    if trainer.ckpt_path is not None and "scheduler" not in saved:
+        raise ValueError(
+            f"ckpt_path must be a checkpoint of a training with R8Loader, got {trainer.ckpt_path!r}, which has no "
+            "state of one; to begin with its weights only, load them into the module and leave ckpt_path out."
+        )
+    if len(trainer.optimizers) != 1:
+        raise ValueError(
+            f"configure_optimizers() must return one optimizer for R8Callback, got {len(trainer.optimizers)}."
+        )
+    schedulers = [type(each.scheduler).__name__ for each in trainer.lr_scheduler_configs]
+    if schedulers and loader.sets_lr:
+        raise ValueError(
+            f"configure_optimizers() must return no rate scheduler, as R8Scheduler sets the rate, got {schedulers}; "
+            "leave it out, or give R8Loader sets_lr=False."
+        )
+
+
+def _losses(outputs: Any) -> torch.Tensor | None:
+    found = outputs.get("losses") if isinstance(outputs, dict) else None
+    return None if found is None else found.detach()
+
+
+def _loss(outputs: Any) -> torch.Tensor:
+    found = outputs.get("loss") if isinstance(outputs, dict) else outputs
+    if not isinstance(found, torch.Tensor):
+        raise TypeError(
+            f"training_step() must return the loss, or a dict with 'loss' or 'losses', for R8Callback, got {outputs!r}."
+        )
+    return found

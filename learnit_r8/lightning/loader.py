@@ -1,0 +1,167 @@
+"""R8Loader: takes the place of the shuffling DataLoader in a training with Lightning."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from .._validation import whole_number
+from ..torch import Adapter, attach
+from ..torch.serialization import as_arrays
+from ..torch.state import random_state, random_state_of, set_random_state
+
+if TYPE_CHECKING:
+    from ..scheduler import R8Scheduler
+
+OF_LOADERS = frozenset(inspect.signature(DataLoader).parameters) - {"dataset", "batch_size"}
+"""Settings that are the DataLoader's."""
+
+NO_CALLBACK = (
+    "R8Loader must be trained on by a Trainer that has its callback, got no R8Callback; write "
+    "Trainer(callbacks=[R8Callback(loader)])."
+)
+
+
+class R8Loader:
+    """The batches that an R8Scheduler draws; `R8Callback` builds the scheduler as the training begins.
+
+    It is no `DataLoader`, so that Lightning leaves it as it is on several processes. Its state, which is the
+    scheduler's, is in each of Lightning's own checkpoints.
+
+    Args:
+        dataset: The data, with N samples: anything with a length and an index.
+        batch_size: Samples in a batch of each process, >= 1, as for a DataLoader under Lightning.
+        sets_lr: Whether the learning rate is R8Scheduler's; False leaves it to the module's own scheduler.
+        **settings: For the DataLoader (``num_workers``, ``collate_fn`` ...), and for `R8Scheduler`. The budget is the
+            Trainer's unless one is given here.
+
+    Raises:
+        TypeError: the data set is a DataLoader.
+        ValueError: ``batch_size`` is less than 1, or a setting is one that the scheduler decides (shuffle, sampler).
+
+    Attributes:
+        adapter: What `learnit_r8.torch.attach` returned; None before the training.
+
+    >>> len(R8Loader(range(100), batch_size=32))
+    4
+    """
+
+    def __init__(self, dataset: Any, *, batch_size: int, sets_lr: bool = True, **settings: Any) -> None:
+        if isinstance(dataset, DataLoader):
+            raise TypeError(f"dataset must be the data set itself, got {dataset!r}; give its .dataset.")
+        decided = sorted({"shuffle", "sampler", "batch_sampler", "drop_last"} & set(settings))
+        if decided:
+            raise ValueError(f"{decided[0]} must be left out, the scheduler decides it, got {settings[decided[0]]!r}.")
+        self.dataset = dataset
+        self.batch_size = whole_number("batch_size", batch_size, least=1)
+        self.adapter: Adapter | None = None
+        self._is_chained = False
+        self._sets_lr = sets_lr
+        self._of_loader = {name: settings.pop(name) for name in OF_LOADERS & set(settings)}
+        self._settings = settings
+        self._batches: DataLoader[Any] | None = None
+        self._random: Mapping[str, Any] | None = None
+
+    @property
+    def scheduler(self) -> R8Scheduler:
+        """The scheduler.
+
+        Raises:
+            RuntimeError: the training has not begun.
+        """
+        if self.adapter is None:
+            raise RuntimeError(NO_CALLBACK)
+        return self.adapter.scheduler
+
+    @property
+    def sets_lr(self) -> bool:
+        """Whether the learning rate is R8Scheduler's."""
+        return self._sets_lr
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings for `R8Scheduler`."""
+        return dict(self._settings)
+
+    def attach(self, module: torch.nn.Module, optimizer: Any, *, is_chained: bool = False, **settings: Any) -> Adapter:
+        """Build the scheduler for a training.
+
+        Args:
+            module: The model.
+            optimizer: Its optimizer.
+            is_chained: Whether an iteration goes on in the next epoch: the Trainer's epochs are shorter.
+            **settings: For `learnit_r8.torch.attach`.
+        """
+        size = self.batch_size * _num_processes()
+        self.adapter = attach(module, optimizer, self.dataset, batch_size=size, sets_lr=self._sets_lr, **settings)
+        self._batches = self.adapter.loader(**self._of_loader)
+        self._is_chained, self._random = is_chained, None
+        return self.adapter
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._batches is None:
+            raise RuntimeError(NO_CALLBACK)
+        batches = iter(self._batches)
+        if self._random is not None:
+            set_random_state(self._random)
+            self._random = None
+        return self._chained(batches) if self._is_chained else batches
+
+    def _chained(self, batches: Iterator[Any]) -> Iterator[Any]:
+        assert self._batches is not None
+        while True:
+            yield from batches
+            if self.scheduler.is_over:
+                return
+            batches = iter(self._batches)
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        size = self.batch_size * _num_processes()
+        count = len(self.dataset)
+        return count // size if self._settings.get("last_batch") == "drop" else -(-count // size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: Lightning gives loaders their state back only in mid-epoch, so `R8Callback` keeps it."""
+        return {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Do nothing; Lightning takes a loader with this method for one that can go on in mid-epoch."""
+
+    def whole_state(self) -> dict[str, Any]:
+        """The scheduler's state, and those of the random generators of all processes; to be called on all of them."""
+        if self.adapter is None:
+            raise RuntimeError(NO_CALLBACK)
+        # The losses on their way first: one of them may put the generators back.
+        state = self.adapter.lr_scheduler.state_dict()
+        return {"scheduler": state, "random": _of_all_ranks(random_state())}
+
+    def go_on_from(self, state: Mapping[str, Any]) -> None:
+        """Take over what `whole_state` returned.
+
+        Raises:
+            ValueError: it is of another data set or batch size. Nothing was changed.
+        """
+        if self.adapter is None:
+            raise RuntimeError(NO_CALLBACK)
+        self.adapter.load_scheduler(as_arrays(state["scheduler"]))
+        saved, rank = state["random"], self.adapter.state.rank
+        self._random = saved[rank] if rank < len(saved) else random_state_of(saved[0], rank)
+
+
+def _num_processes() -> int:
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if there else 1
+
+
+def _of_all_ranks(value: Any) -> list[Any]:
+    count = _num_processes()
+    if count == 1:
+        return [value]
+    values: list[Any] = [None] * count
+    torch.distributed.all_gather_object(values, value)
+    return values

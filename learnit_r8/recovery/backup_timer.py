@@ -1,0 +1,140 @@
+"""Backing up: takes backups of the model when they are due, and looks at every number in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .. import events
+from ..events.bus import Announcer
+from ..triggers import Condition, Elapsed, quiet_until
+from . import model_state
+from .ram_backup import RamBackup
+
+
+class BackingUp:
+    """Takes backups through the state callback.
+
+    Args:
+        when: When they are due.
+        announcer: Who is told.
+        backup: Where the states go.
+
+    Attributes:
+        backup: As given.
+        when: As given.
+        clean_step: Steps reported when every number of the model was last seen to be finite; -1 before that.
+        agree: Where several processes train together they must do the same: makes the trouble of one that of all.
+    """
+
+    def __init__(self, when: Condition, announcer: Announcer, backup: RamBackup) -> None:
+        self.backup = backup
+        self.when = when
+        self.clean_step = -1
+        self.agree: Callable[[str], str] = str
+        self._announcer = announcer
+        self._meant_infinite: set[str] | None = None
+        self._is_due = False
+        self._step = 0
+        self._unanswered = ""
+
+    def agree_with(self, agree: Callable[[str], str]) -> None:
+        """Make the trouble of one process that of all that train together."""
+        self.agree = agree
+
+    def count_from(self, step: int) -> None:
+        """Take no backup of this step: the run was resumed there."""
+        self._step, self._unanswered = step, ""
+
+    def answered(self) -> None:
+        """Note that something was done about the damage found last."""
+        self._unanswered = ""
+
+    def look_soon(self) -> None:
+        """Take a backup, which looks at every number, as soon as the user's step is complete."""
+        self._is_due = True
+
+    def quiet_until(self, asked: Elapsed) -> tuple[float, float]:
+        """Steps and seconds before which none is due, if it was asked here."""
+        is_now = self._is_due or self._unanswered or self.backup.is_empty
+        return (0.0, 0.0) if is_now else quiet_until(self.when, asked)
+
+    def take_if_due(self, elapsed: Elapsed, draws: int, get: Callable[[], Any], get_moment: Callable[[], Any]) -> str:
+        """Take a backup by the state callback if one is due; what the callback raises is the user's to know.
+
+        Args:
+            elapsed: Where the run is, and was when this was asked last.
+            draws: Batches drawn so far.
+            get: The state callback.
+            get_moment: Returns what to keep with a backup.
+
+        Returns:
+            The name of an array that is not finite, now or until it is `answered`; then nothing was taken. Else "".
+
+        Raises:
+            TypeError: the callback returned None, or what cannot be copied.
+        """
+        step = elapsed.steps
+        # One of this step may have been taken, and what came after it interrupted.
+        self._is_due = (step != self._step and bool(self.when(elapsed))) or self._is_due
+        if not (self.backup.is_empty or (self._is_due and step != self._step and self.backup.is_calm())):
+            return self._unanswered
+        try:
+            state = get()
+            if state is None:
+                raise TypeError("state_callback must return the state of the model, got None.")
+            return self.take(state, step, draws, get_moment())
+        except Exception:
+            self._note_taken(step)
+            raise
+
+    def _note_taken(self, step: int) -> None:
+        # Not before it is: what was interrupted is due again.
+        self._is_due = False
+        self._step = step
+
+    def take(self, state: Any, step: int, draws: int, moment: Any = None) -> str:
+        """Copy a model state to RAM if all of it is finite; see `RamBackup.offer`.
+
+        Returns:
+            The name of an array that is not finite, then nothing was taken; else "".
+
+        Raises:
+            TypeError: it cannot be copied.
+        """
+        damaged = self.agree(self.damage_in(state))
+        if damaged:
+            self._unanswered = damaged
+            self._note_taken(step)
+            self._announcer.tell(events.DamageFound, array=damaged)
+            return damaged
+        self.clean_step = step
+        try:
+            self.backup.offer(state, step=step, draws=draws, moment=moment)
+        except MemoryError:
+            self._note_taken(step)
+            self._announcer.warn_once(
+                "no memory", f"there was no memory for the backup at step {step}; the one before is kept."
+            )
+            return ""
+        self._note_taken(step)
+        self._announcer.tell(events.BackupTaken)
+        return ""
+
+    def damage_in(self, state: Any) -> str:
+        """The name of an array with NaN, or with infinities that were not there in the first state; "" without."""
+        bad = model_state.not_finite(state)
+        if self._meant_infinite is None:
+            # A mask of attention is made of -inf.
+            self._meant_infinite = {key for key, has_nan in bad.items() if not has_nan}
+        return next((key for key, has_nan in bad.items() if has_nan or key not in self._meant_infinite), "")
+
+    def damage_of(self, get: Callable[[], Any] | None, *, unknown: str = "") -> str:
+        """The name of a damaged array of the live model, "" without; ``unknown`` where nobody can tell."""
+        if get is None:
+            return unknown
+        try:
+            return self.damage_in(get())
+        except Exception:
+            # The next backup will say what is wrong with it.
+            return unknown

@@ -1,0 +1,80 @@
+"""The ladder of recovery: in which order older states are tried within an incident."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+MOST_RESTORES = 256
+"""Restores that a lineage remembers."""
+
+
+class Lineage:
+    """How many steps of training are in the weights: a restore takes back some of those that were reported.
+
+    Damage that shows so many steps after it was done shows at the same age of the weights, however often they are
+    restored.
+    """
+
+    def __init__(self) -> None:
+        self._lost: list[tuple[int, int]] = []
+
+    def age(self, step: int) -> int:
+        """Steps of training in the weights that were in use when this many were reported."""
+        return step - next((lost for at, lost in reversed(self._lost) if at < step), 0)
+
+    def went_back(self, *, now: int, to: int) -> None:
+        """Note that the weights of step ``to`` were restored at step ``now``."""
+        self._lost = [*self._lost, (now, now - self.age(to))][-MOST_RESTORES:]
+
+    def state_dict(self) -> list[list[int]]:
+        """Steps reported at each restore, and how many of them are not in the weights since."""
+        return [list(entry) for entry in self._lost]
+
+    def load_state_dict(self, state: Sequence[Sequence[int]]) -> None:
+        """Take over what `state_dict` returned."""
+        self._lost = [(int(at), int(lost)) for at, lost in state]
+
+
+class Descent(NamedTuple):
+    """How far an incident has gone back.
+
+    Attributes:
+        first: Steps reported at its first refusal.
+        last: Steps reported when the state that was restored last was taken.
+        repeats: Whether that state is to be tried once more.
+        least: States of fewer steps are not tried.
+    """
+
+    first: int
+    last: int
+    repeats: bool = False
+    least: int = 0
+
+
+def descending(steps: Sequence[int], descent: Descent) -> list[int]:
+    """The places of the states to try in turn, the best one first.
+
+    Every further try goes strictly back and at least doubles the distance to where the incident began, so that few
+    tries pass a poison however old it is. Where no state is as old as that, the oldest comes first. States newer than
+    the last one are never tried, unless there is nothing else.
+
+    Args:
+        steps: When each state was taken, in steps reported; newest first.
+        descent: How far the incident has gone back.
+
+    >>> steps = [190, 150, 120, 60, 0]
+    >>> descending(steps, Descent(first=200, last=190))
+    [1, 2, 3, 4, 0]
+    >>> descending(steps, Descent(first=200, last=150))
+    [3, 4, 2, 1]
+    >>> descending(steps, Descent(first=200, last=150, repeats=True, least=50))
+    [1, 3, 2]
+    """
+    first, last, repeats, least = descent
+    bound = last - max(0, first - last)
+    same = [place for place, step in enumerate(steps) if step == last]
+    far = [place for place, step in enumerate(steps) if least <= step < last and step <= bound]
+    near = [place for place, step in enumerate(steps) if max(bound + 1, least) <= step < last]
+    older = far + near[::-1]
+    return (same + older if repeats else older + same) or list(range(len(steps)))

@@ -1,0 +1,252 @@
+"""The quarantine: finds the samples that refused losses have in common, and leaves them out from then on.
+
+A bad sample is refused whenever it comes, with whatever batch it is in. With losses of single samples it is known at
+once; with means, and where batch normalisation spoils the whole batch, it is the one that every refused batch has in
+common and no good one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import events
+from ..events.bus import Announcer
+from ..table.table import SampleTable
+
+MOST_CHANCE = 1e-3
+"""Samples are quarantined when the chance that so many refusals share one of them by accident is below this."""
+
+MOST_SHARE = 0.05
+"""Share of the data beyond which nothing is quarantined any more: then it is not the samples."""
+
+MOST_SUSPECTS = 2**16
+"""Samples that are watched at most."""
+
+MOST_DOUBTS = 16
+"""Refusals that are taken for those of a sample though they may share it by accident, until all suspects are clear."""
+
+MOST_BATCHES = 64
+"""Refused batches that are known again, at most."""
+
+NAMED = 8
+"""Samples that a text names at most."""
+
+
+class Witnesses(NamedTuple):
+    """What speaks against a sample: refused batches in a row, drawn separately; none with it was good since the first.
+
+    Attributes:
+        batches: Their numbers.
+        log_shares: Of the first, log of the number of samples that it accused; of each other, log of the share of its
+            samples that it did.
+    """
+
+    batches: tuple[int, ...]
+    log_shares: tuple[float, ...]
+
+    def log_chance(self, rate: float) -> float:
+        """Log of the chance that refusals at a rate per step, of random batches, would all have hit such a sample."""
+        return sum(self.log_shares) + (len(self.batches) - 1) * math.log(rate)
+
+    def without(self, explained: Collection[int]) -> Witnesses:
+        """What is left when some of the batches were refused for another sample."""
+        kept = [place for place, batch in enumerate(self.batches) if batch not in explained]
+        return Witnesses(tuple(self.batches[place] for place in kept), tuple(self.log_shares[place] for place in kept))
+
+
+class Quarantine:
+    """Watches the samples of refused batches until a good batch clears them, or enough refusals share them.
+
+    Args:
+        table: Keeps the samples that were quarantined.
+        announcer: Who is told.
+
+    Attributes:
+        is_watching: Whether any sample is suspected; else `cleared` need not be called.
+        has_repeated: Whether the batch refused last shares a sample with those before.
+    """
+
+    def __init__(self, table: SampleTable, announcer: Announcer) -> None:
+        self._table = table
+        self._announcer = announcer
+        self._forget()
+
+    def _forget(self) -> None:
+        self.is_watching = self.has_repeated = False
+        self._suspects: dict[int, Witnesses] = {}
+        self._batches: list[str] = []
+        self._first_step = 0
+        self._num_refusals = self._num_doubts = 0
+        if len(self._table.exclusions.watched):
+            self._table.exclusions.watch(np.empty(0, np.int64))
+
+    def refused(self, indices: NDArray[np.int64], accused: Collection[int], step: int, *, epoch: int = 0) -> float:
+        """Note a refused batch.
+
+        Args:
+            indices: int64[B], its samples.
+            epoch: Its epoch: the same batch of the same epoch was drawn again after a resume.
+            accused: Those whose own losses were the reason; empty where it may be any of them.
+            step: Steps reported, this one included.
+
+        Returns:
+            The chance that the refused batches share a sample by accident, 0 if one of this batch is in quarantine;
+            infinite if this one shares none with those before.
+        """
+        members = np.unique(indices)
+        digest = hashlib.blake2b(members.tobytes(), digest_size=8).hexdigest() + f" {epoch}"
+        if self._table.exclusions.holds(members).any():
+            self.has_repeated = True
+            return 0.0
+        if digest in self._batches:
+            # Drawn again after a resume, it is no second witness.
+            return math.inf
+        if not self._suspects or len(self._suspects) > MOST_SUSPECTS:
+            self._forget()
+            self._first_step = step
+        self._batches = [*self._batches, digest][-MOST_BATCHES:]
+        self._num_refusals += 1
+        if accused:
+            self.cleared(np.setdiff1d(members, np.fromiter(accused, np.int64)))
+        samples = sorted(accused) if accused else members.tolist()
+        share = math.log(len(samples) / len(members))
+        shared = []
+        for sample in samples:
+            known = self._suspects.get(sample)
+            if known is None:
+                self._suspects[sample] = Witnesses((self._num_refusals,), (math.log(len(samples)),))
+            else:
+                batches, log_shares = known
+                known = Witnesses((*batches, self._num_refusals), (*log_shares, share))
+                self._suspects[sample] = known
+                shared.append(known)
+        self.is_watching = True
+        # Those that are least used come first: without a word the same samples would meet again in every epoch.
+        self._table.exclusions.watch(np.fromiter(self._suspects, np.int64))
+        rate = self._rate(step)
+        self.has_repeated = bool(shared)
+        return math.exp(min(700.0, min(each.log_chance(rate) for each in shared))) if shared else math.inf
+
+    def takes_benefit_of_doubt(self) -> bool:
+        """Whether refusals that may share a sample by accident are taken for its own: up to 16, until all are clear."""
+        self._num_doubts += 1
+        return self._num_doubts <= MOST_DOUBTS
+
+    def _rate(self, step: int) -> float:
+        """Refusals a step since the first one, which is not counted."""
+        return min(1.0, max(1, self._num_refusals - 1) / max(1, step - self._first_step))
+
+    def cleared(self, indices: NDArray[np.int64]) -> None:
+        """Note that a batch with these samples, int64[B], was good: it is none of them."""
+        suspects = self._suspects
+        for sample in suspects.keys() & set(indices.tolist()):
+            del suspects[sample]
+        if not suspects:
+            self._forget()
+
+    def convict(self, step: int) -> tuple[tuple[int, ...], int]:
+        """Quarantine the samples against which enough speaks.
+
+        Args:
+            step: Steps reported.
+
+        Returns:
+            Their positions, empty if there are none, and how many refused batches each of them was in.
+        """
+        convicted: list[int] = []
+        refusals = 0
+        while (worst := self._worst(step)) is not None:
+            room = max(1, math.floor(MOST_SHARE * self._table.num_samples)) - len(self._table.quarantined)
+            if len(convicted) >= room:
+                self._say_full()
+                break
+            witnesses = self._suspects.pop(worst)
+            convicted.append(worst)
+            refusals = max(refusals, len(witnesses.batches))
+            self._explain(witnesses.batches)
+        if not convicted:
+            return (), 0
+        samples = tuple(sorted(convicted))
+        self._table.exclusions.quarantine(np.array(samples))
+        text = f"{self.named(samples)} {_was(samples)} in {refusals} refused batches and in no good one since"
+        self._announcer.tell(events.SamplesQuarantined, samples=samples, refusals=refusals, text=text)
+        self._announcer.warn_once(
+            f"quarantine {samples} {step}", f"{text}; not drawn any more. Take it back with release()."
+        )
+        if not self._suspects:
+            self._forget()
+        return samples, refusals
+
+    def _worst(self, step: int) -> int | None:
+        """The sample that most speaks against, if that is enough; samples that were always together wait."""
+        rate, limit = self._rate(step), math.log(MOST_CHANCE)
+        chances = {
+            sample: witnesses.log_chance(rate)
+            for sample, witnesses in self._suspects.items()
+            if len(witnesses.batches) > 1
+        }
+        found = [sample for sample, chance in chances.items() if chance < limit]
+        if not found:
+            return None
+        together = Counter(witnesses.batches for witnesses in self._suspects.values())
+        alone = [sample for sample in found if together[self._suspects[sample].batches] == 1]
+        return min(alone, key=lambda sample: (chances[sample], sample), default=None)
+
+    def _explain(self, batches: Collection[int]) -> None:
+        """Take back what these batches say against others: it was another sample."""
+        for sample, witnesses in list(self._suspects.items()):
+            left = witnesses.without(batches)
+            if left.batches:
+                self._suspects[sample] = left
+            else:
+                del self._suspects[sample]
+
+    def _say_full(self) -> None:
+        self._announcer.warn_once(
+            "quarantine full",
+            f"more than {MOST_SHARE:.0%} of the samples would be in quarantine; no more are left out. So many bad "
+            "samples are not a matter of single ones: look at the data, the loss function and the learning rate.",
+        )
+
+    def named(self, samples: Collection[int]) -> str:
+        """Some samples as people call them."""
+        names = ", ".join(repr(self._table.name_of(sample)) for sample in list(samples)[:NAMED])
+        more = f" and {len(samples) - NAMED} more" if len(samples) > NAMED else ""
+        return f"sample{'s' * (len(samples) > 1)} {names}{more}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The suspects and what speaks against them; the samples in quarantine are the table's."""
+        suspects = self._suspects
+        return {
+            "samples": np.array(list(suspects), np.int64),
+            "witnesses": [[list(part) for part in witnesses] for witnesses in suspects.values()],
+            "batches": list(self._batches),
+            "first_step": self._first_step,
+            "num_refusals": self._num_refusals,
+            "num_doubts": self._num_doubts,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Take over what `state_dict` returned, once the table was loaded; None suspects nobody."""
+        if state is None:
+            self._forget()
+            return
+        self._suspects = {
+            int(sample): Witnesses(tuple(map(int, batches)), tuple(map(float, log_shares)))
+            for sample, (batches, log_shares) in zip(np.asarray(state["samples"]), state["witnesses"], strict=True)
+        }
+        self._batches = list(state["batches"])
+        self._first_step, self._num_refusals = int(state["first_step"]), int(state["num_refusals"])
+        self._num_doubts = int(state["num_doubts"])
+        self.is_watching = bool(self._suspects)
+
+
+def _was(samples: Collection[int]) -> str:
+    return "were" if len(samples) > 1 else "was"

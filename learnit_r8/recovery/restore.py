@@ -1,0 +1,185 @@
+"""Restoring: puts a model state back through the load callback, and makes sure that it is there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .. import events
+from ..checkpoint.callbacks import call_load
+from ..checkpoint.store import CheckpointStore
+from ..events.bus import Announcer
+from .ladder import Descent, descending
+from .ram_backup import RamBackup, Reach, Slot
+
+
+class RestoreError(RuntimeError):
+    """The load callback raised for every state there was; the model may be half restored."""
+
+
+class Restored(NamedTuple):
+    """Where the model was put back to.
+
+    Attributes:
+        step: Steps reported when that state was taken.
+        source: "backup", or the checkpoint's name.
+        moment: What was kept with a backup; None for a checkpoint.
+        guard: What a checkpoint says of the guard; None for a backup.
+        forget: Whether what was reported since may be of damaged weights.
+        is_proven: Whether the state had passed its trial before.
+        lr: Learning rate at which it did; NaN if that is not known.
+    """
+
+    step: int
+    source: str
+    moment: Any = None
+    guard: dict[str, Any] | None = None
+    forget: bool = False
+    is_proven: bool = False
+    lr: float = math.nan
+
+
+class _Source(NamedTuple):
+    """A state that could be put back: in RAM, or else in a checkpoint of that name."""
+
+    step: int
+    slot: Slot | None
+    name: str = ""
+
+
+class Restoring:
+    """Tries one state after the other until one is back.
+
+    Attributes:
+        failures: Why states could not be put back.
+
+    Args:
+        load: ``(source, from_ram)``: the user's load callback.
+        backup: The states in RAM.
+        store: The checkpoints; None without.
+        damage: Returns the name of an array of the live model that is not finite, "" if there is none or nobody knows.
+        announcer: Who is told.
+        agree: Makes what went wrong in one process that of all that train together; "" if nothing did.
+    """
+
+    def __init__(
+        self,
+        load: Callable[..., Any],
+        *,
+        backup: RamBackup,
+        store: CheckpointStore | None,
+        damage: Callable[[], str],
+        announcer: Announcer,
+        agree: Callable[[str], str] = str,
+    ) -> None:
+        self._load = load
+        self._agree = agree
+        self._backup = backup
+        self._store = store
+        self._damage = damage
+        self._announcer = announcer
+        self._errors: list[Exception] = []
+        self.failures: list[str] = []
+
+    def restore(self, reach: Reach, *, draws: int, descent: Descent | None = None) -> Restored | None:
+        """Put the model back.
+
+        Args:
+            reach: How far to go back among the backups, if this is the first restore of an incident.
+            draws: Batches drawn so far.
+            descent: How far the incident has gone back already; None for the first restore.
+
+        Returns:
+            Where it was put back to; None if there is nothing, or nothing that was finite afterwards.
+
+        Raises:
+            RestoreError: the load callback raised for everything there was.
+        """
+        sources = self._first(reach) if descent is None else self._descending(descent)
+        for source in sources:
+            restored = self._try(source)
+            if restored is None:
+                continue
+            is_deep = descent is not None or reach is not Reach.NEWEST
+            if source.slot is None:
+                self._backup.forget_after(source.step)
+            else:
+                self._backup.went_back_to(source.slot, draws=draws)
+            if is_deep:
+                self._backup.unsettle()
+            return restored._replace(forget=is_deep)
+        if self._errors:
+            causes = " | ".join(str(error) for error in self._errors)
+            raise RestoreError(f"{causes} The model may be half restored.") from self._errors[0]
+        return None
+
+    def return_to(self, name: str, step: int, *, draws: int) -> Restored | None:
+        """Put the model back to the state that an incident restored first.
+
+        Args:
+            name: "backup", or the name of its checkpoint.
+            step: Steps reported when it was taken.
+            draws: Batches drawn so far.
+
+        Returns:
+            Where it was put back to; None if that state is gone, or if that fails.
+        """
+        if name != "backup":
+            return self._try(_Source(step, None, name))
+        slot = self._backup.return_aside(draws=draws)
+        return None if slot is None else self._try(_Source(slot.step, slot))
+
+    def _first(self, reach: Reach) -> list[_Source]:
+        """The backups as far back as asked for, then the checkpoints older than all of them, then the other ones."""
+        backups = [_Source(slot.step, slot) for slot in self._backup.options(reach)]
+        oldest = min((source.step for source in backups), default=math.inf)
+        return backups + sorted(self._checkpoints(), key=lambda checkpoint: checkpoint.step >= oldest)
+
+    def _descending(self, descent: Descent) -> list[_Source]:
+        """All there is in the order of the ladder; of a backup and a checkpoint of the same step the backup."""
+        backups = [_Source(slot.step, slot) for slot in self._backup.states()]
+        both = sorted(backups + self._checkpoints(), key=lambda source: -source.step)
+        return [both[place] for place in descending([source.step for source in both], descent)]
+
+    def _checkpoints(self) -> list[_Source]:
+        """Those of this run with a model, newest first."""
+        if self._store is None:
+            return []
+        return [_Source(step, None, name) for name, step in reversed(self._store.own_states())]
+
+    def _try(self, source: _Source) -> Restored | None:
+        """Put one state back; None if it is not there or not finite."""
+        where, given = self._opened(source)
+        if where is None:
+            return None
+        trouble = ""
+        try:
+            call_load(self._load, given, from_ram=source.slot is not None)
+        except RuntimeError as error:
+            self._errors.append(error)
+            trouble = str(error)
+        damaged = "" if trouble else self._damage()
+        if damaged:
+            trouble = f"{damaged!r} was not finite afterwards: does load_callback put it back?"
+        trouble = self._agree(trouble)
+        if trouble:
+            self._failed(where, trouble)
+            return None
+        return where
+
+    def _opened(self, source: _Source) -> tuple[Restored | None, Any]:
+        """Where the model would be put back to, and what the callback is given."""
+        slot = source.slot
+        if slot is not None:
+            where = Restored(slot.step, "backup", slot.moment, is_proven=self._backup.is_good(slot), lr=slot.lr)
+            return where, self._backup.copy_of(slot).state
+        assert self._store is not None
+        checkpoint = self._store.load_named(source.name)
+        if checkpoint is None:
+            return None, None
+        return Restored(source.step, source.name, None, checkpoint.state["guard"]), str(checkpoint.model_path)
+
+    def _failed(self, where: Restored, reason: str) -> None:
+        self.failures.append(f"{where.source} of step {where.step}: {reason}")
+        self._announcer.tell(events.RestoreFailed, to_step=where.step, source=where.source, reason=reason)

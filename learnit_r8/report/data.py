@@ -1,0 +1,229 @@
+"""The data of a report: the events of the run, folded, and a comparison of its samples files."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..dashboard.state.view import View
+from ..journal.run import Run, State
+from ..journal.samples import Samples, highest, most_suspects, read_samples, sample_epochs
+from ..table.figures import quarters_of
+from ..table.label_noise import Suspects
+
+LISTED = 30
+MOST_COLUMNS = 12
+"""Most epochs in the chart of moves between the quarters."""
+
+
+class DataMap(NamedTuple):
+    """Mean and variation of the losses of every sample over the kept epochs.
+
+    Attributes:
+        mean: float32[N], mean of its last observations; NaN where there are none.
+        spread: float32[N], their standard deviation.
+        num_epochs: Number of epochs compared.
+    """
+
+    mean: NDArray[np.float32]
+    spread: NDArray[np.float32]
+    num_epochs: int
+
+
+class Flow(NamedTuple):
+    """Moves of samples between the quarters by loss.
+
+    Attributes:
+        epochs: C epochs, 0-based.
+        moves: int64[C - 1, 4, 4], samples from each quarter to each, between one epoch and the next.
+    """
+
+    epochs: list[int]
+    moves: NDArray[np.int64]
+
+
+class Row(NamedTuple):
+    """A sample in a table.
+
+    Attributes:
+        number: Its position.
+        name: Its name, else its index.
+        loss, last, mean: Estimate, last and mean observation.
+        uses: Number of times it was learned from.
+        history: Its last observations in the kept epochs.
+        why: Reason for suspicion; "" if it is no suspect.
+    """
+
+    number: int
+    name: str
+    loss: float
+    last: float
+    mean: float
+    uses: int
+    history: list[float]
+    why: str
+
+
+class ReportData(NamedTuple):
+    """The content of a report.
+
+    Attributes:
+        name, state, about: Name, state and run.json of the run.
+        folder: The run folder.
+        view: The events, folded.
+        time: Wall time of the last record; NaN without one.
+        num_damaged: Number of lines that could not be read.
+        samples: The newest samples; None without a file.
+        hardest: The samples with the highest loss.
+        suspects: The samples that look mislabelled; empty unless losses are exact.
+        bounds: float64[S, 6], step and bounds of the quarters.
+        verdict: The verdict on wrong labels; None without samples.
+        data_map, flow: None without at least two samples files.
+        notes: Reasons why something is not shown.
+    """
+
+    name: str
+    state: State
+    about: dict[str, Any]
+    folder: Path
+    view: View
+    time: float
+    num_damaged: int
+    samples: Samples | None
+    hardest: list[Row]
+    suspects: list[Row]
+    bounds: NDArray[np.float64]
+    verdict: Suspects | None
+    data_map: DataMap | None
+    flow: Flow | None
+    notes: list[str]
+
+
+def report_data(run_dir: str | os.PathLike[str]) -> ReportData:
+    """Read a run folder for a report.
+
+    Raises:
+        UnreadableRun: the folder holds no run.
+    """
+    run, view, time = Run(run_dir), View(skips_damage=True), math.nan
+    for record in run.records():
+        view.fold(record.event)
+        time = record.time
+    notes: list[str] = []
+    files = _readable(run.folder, notes)
+    newest = files[-1] if files else None
+    last = np.stack([samples.last for samples in files]) if files else None
+    verdict = most_suspects(files)[1] if files else None
+
+    def rows(chosen: NDArray[np.int64]) -> list[Row]:
+        if newest is None or last is None or verdict is None:
+            return []
+        return _rows(newest, chosen, last, verdict)
+
+    return ReportData(
+        name=run.name,
+        state=run.state(),
+        about=run.about(),
+        folder=run.folder,
+        view=view,
+        time=time,
+        num_damaged=run.parser.num_damaged + view.num_left_out,
+        samples=newest,
+        hardest=rows(newest.hardest(LISTED)) if newest is not None else [],
+        suspects=rows(verdict.indices[:LISTED]) if verdict is not None else [],
+        bounds=_bounds(view, files),
+        verdict=verdict,
+        data_map=_data_map(last) if last is not None and len(last) > 1 else None,
+        flow=_flow(files) if len(files) > 1 else None,
+        notes=notes,
+    )
+
+
+def _readable(folder: Path, notes: list[str]) -> list[Samples]:
+    """The readable samples files of the newest data set, oldest first."""
+    files: list[Samples] = []
+    for epoch in reversed(sample_epochs(folder)):
+        try:
+            samples = read_samples(folder, epoch)
+        except (OSError, ValueError) as error:
+            notes.append(str(error))
+            continue
+        if files and len(samples.loss) != len(files[0].loss):
+            notes.append(f"epoch {epoch + 1} has {len(samples.loss)} samples, the newest {len(files[0].loss)}")
+            continue
+        files.append(_finite(samples))
+    return files[::-1]
+
+
+def _finite(samples: Samples) -> Samples:
+    """The samples with NaN in place of infinities, which a journal never writes."""
+    values = {name: getattr(samples, name) for name in ("loss", "last", "mean")}
+    nan = np.float32("nan")
+    return samples._replace(**{name: np.where(np.isfinite(array), array, nan) for name, array in values.items()})
+
+
+def _bounds(view: View, files: list[Samples]) -> NDArray[np.float64]:
+    """Bounds of the quarters from the surveys and the samples files, in order of steps."""
+    rows: dict[int, tuple[float, ...]] = {
+        bounds.step: bounds.values for bounds in view.bounds if len(bounds.values) == 5
+    }
+    for samples in files:
+        quarters = quarters_of(samples.loss, samples.usage_count).rows
+        if quarters.get("high"):
+            rows.setdefault(samples.step, (quarters["low"][0], *quarters["high"]))
+    return np.array([(step, *values) for step, values in sorted(rows.items())]).reshape(-1, 6)
+
+
+def _rows(samples: Samples, chosen: NDArray[np.int64], last: NDArray[np.float32], verdict: Suspects) -> list[Row]:
+    reasons = dict(zip(verdict.indices.tolist(), verdict.why, strict=True))
+    return [
+        Row(
+            number=index,
+            name=samples.name_of(index),
+            loss=float(samples.loss[index]),
+            last=float(samples.last[index]),
+            mean=float(samples.mean[index]),
+            uses=int(samples.usage_count[index]),
+            history=last[:, index].astype(float).tolist(),
+            why=reasons.get(index, ""),
+        )
+        for index in chosen.tolist()
+    ]
+
+
+def _data_map(last: NDArray[np.float32]) -> DataMap:
+    values = np.where(np.isfinite(last), last, np.float32("nan"))
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        # numpy warns of samples that were never seen.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return DataMap(np.nanmean(values, axis=0), np.nanstd(values, axis=0), len(last))
+
+
+def _flow(files: list[Samples]) -> Flow:
+    step = max(1, math.ceil((len(files) - 1) / (MOST_COLUMNS - 1)))
+    chosen = files[::-1][::step][::-1]
+    codes = [quarters_of(samples.loss, samples.usage_count).codes.astype(np.int64) for samples in chosen]
+    moves = [_moved(before, after) for before, after in itertools.pairwise(codes)]
+    return Flow([samples.epoch for samples in chosen], np.array(moves))
+
+
+def _moved(before: NDArray[np.int64], after: NDArray[np.int64]) -> NDArray[np.int64]:
+    both = (before < 4) & (after < 4)
+    counted: NDArray[np.int64] = np.bincount(4 * before[both] + after[both], minlength=16).reshape(4, 4)
+    return counted
+
+
+def marked(data: ReportData) -> NDArray[np.int64]:
+    """int64[M], the samples to mark in the data map: suspects, else the hardest by mean."""
+    if data.data_map is None:
+        return np.empty(0, np.int64)
+    if data.verdict is not None and len(data.verdict.indices):
+        return data.verdict.indices[:400]
+    return highest(data.data_map.mean, 10)

@@ -1,0 +1,231 @@
+"""A chunk: batches planned together, what was reported of them, and the one write that the table learns it by."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from array import array
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..table.losses import EXACT, WHOLE_BATCH
+
+if TYPE_CHECKING:
+    from ..table.table import SampleTable
+
+
+OPEN, REPORTED, SETTLED, WAITING, OUT_AGAIN = range(5)
+"""States of a batch: OPEN: not drawn, or with the user; REPORTED and not yet in the table; SETTLED: in the table,
+refused or given up; WAITING: abandoned once, to be drawn again; OUT_AGAIN: with the user for the second time."""
+
+
+class Chunk:
+    """Some batches that were planned together.
+
+    Args:
+        members: int64[M], distinct samples in drawing order.
+        table: What is known of the samples; its batch size cuts the chunk into batches.
+        sizes: int64, samples of each batch, their sum M.
+        expected: Mean estimate of each batch when it was planned, for `SampleTable.with_trend`.
+        typical: Likewise of all the samples that they were chosen from.
+        pass_number: The pass it belongs to, or -1 for batches outside any pass.
+        sweep: Number of the sweep it belongs to, counted over the run: chunks of the same sweep share no sample.
+            -1 outside any pass.
+        fill: F, how many of the first samples also fill up the last batch; they are learned from once.
+        weights: float32[M], later float32[M + F], what to multiply each sample's loss by, or None.
+        records: The members' records, as long as nobody else can change them; spares `learn` a second look.
+
+    Attributes:
+        handed: int64[M + F], what the user gets views of, and may write into; ``members`` is kept apart.
+        views: int64[B] of ``handed`` for each batch.
+        table: The table its reports go to.
+        states: One of the states above for each batch.
+        reports: For each batch, once it is REPORTED, a float or the float64[P] of its consecutive parts.
+        rates: For each batch, once drawn, its learning rate: a batch drawn again after a resume has the same.
+        trends: For each batch, once it is REPORTED, what `SampleTable.observe` returned for it.
+        drawn: Batches handed out so far.
+    """
+
+    def __init__(
+        self,
+        members: NDArray[np.int64],
+        table: SampleTable,
+        *,
+        sizes: NDArray[np.int64],
+        expected: list[float],
+        typical: float = math.nan,
+        pass_number: int,
+        sweep: int,
+        fill: int = 0,
+        weights: NDArray[np.float32] | None = None,
+        records: NDArray[Any] | None = None,
+    ) -> None:
+        self.members = members
+        # Filled up from the start of the chunk, over again where that is not enough.
+        self.handed = np.resize(members, len(members) + fill)
+        self.expected = expected
+        self.typical = typical
+        self.pass_number = pass_number
+        self.sweep = sweep
+        self.weights = None if weights is None else np.resize(weights, len(self.handed))
+        self.states = bytearray(len(expected))
+        self.drawn = 0
+        self.table = table
+        self._records = records
+        full = len(self.handed) // table.batch_size * table.batch_size
+        self.views = list(self.handed[:full].reshape(-1, table.batch_size))
+        if full < len(self.handed):
+            self.views.append(self.handed[full:])
+        self._batch_size = table.batch_size
+        self._sizes = sizes
+        # Arrays of Python's own: storing a float in one of numpy's costs twice as much.
+        one_each = table.part_size == WHOLE_BATCH or table.batch_size == 1
+        self.reports: Any = array("d", bytes(8 * len(expected))) if one_each else [0.0] * len(expected)
+        self.trends = array("d", bytes(8 * len(expected)))
+        self.rates = array("d", bytes(8 * len(expected)))
+
+    def batch(self, slot: int) -> Batch:
+        """The batch at a place of the chunk."""
+        return Batch(self, slot, self.views[slot])
+
+    def restore_view(self, slot: int) -> None:
+        """Undo what the user may have written into a batch, before it is drawn again."""
+        start, view = slot * self._batch_size, self.views[slot]
+        view[:] = np.resize(self.members, len(self.handed))[start : start + len(view)]
+
+    def weights_of(self, slot: int) -> NDArray[np.float32] | None:
+        """float32[B], weights of one batch, or None."""
+        start = slot * self._batch_size
+        return None if self.weights is None else self.weights[start : start + self._batch_size]
+
+    def settle(self, slot: int) -> None:
+        """Close a batch that was drawn and will not be learned from."""
+        self.states[slot] = SETTLED
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every batch is reported or settled."""
+        return self.states.count(REPORTED) + self.states.count(SETTLED) == len(self.states)
+
+    def go_back_to(self, drawn: int) -> None:
+        """Hand out what was handed out after so many batches again."""
+        self.drawn = drawn
+
+    def drop_undrawn(self) -> None:
+        """Close the batches that were not drawn."""
+        for slot in range(self.drawn, len(self.states)):
+            self.settle(slot)
+        self.drawn = len(self.states)
+
+    def batches_out(self) -> list[Batch]:
+        """The batches that are with the user."""
+        return [batch for batch in map(self.batch, range(self.drawn)) if batch.is_out]
+
+    def forget_records(self) -> None:
+        """Read the records again in `learn`, because somebody else may change them before."""
+        self._records = None
+
+    def give_up(self) -> None:
+        """Close every batch, so that nothing of the chunk can be reported any more."""
+        self.states[:] = bytes([SETTLED]) * len(self.states)
+
+    def learn(self) -> None:
+        """Write the reports that the table does not know yet to it."""
+        self.table.records.finish_writing()
+        states = np.frombuffer(self.states, np.uint8)
+        reported = states == REPORTED
+        if not reported.any():
+            return
+        # What is learned overwrites the records: should it be interrupted, they are read again.
+        members, sizes, records, self._records = self.members, self._sizes, self._records, None
+        reports, trends = self.reports, np.array(self.trends)
+        if not reported.all():
+            members, records = members[np.repeat(reported, sizes)], None
+            reports, sizes, trends = list(itertools.compress(reports, reported)), sizes[reported], trends[reported]
+        means, part_sizes, counts = self._parts(reports, sizes)
+        if counts is not None:
+            trends = np.repeat(trends, counts)
+        places = np.flatnonzero(reported)
+        self.table.learn(members, means, part_sizes, trends, records, done=lambda: states.__setitem__(places, SETTLED))
+
+    def _parts(
+        self, reports: list[Any], sizes: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64] | None, NDArray[np.int64] | None]:
+        """Reported means of all parts, samples in each (None if one), and parts in each batch (None if one)."""
+        part_size = self.table.part_size
+        if self._batch_size == 1:
+            return np.array(reports), None, None
+        if not part_size:
+            return np.array(reports), sizes, None
+        counts = -(-sizes // part_size)
+        # The report on a batch that was filled up covers the filling, which comes last.
+        means = np.concatenate([means[:count] for means, count in zip(reports, counts.tolist(), strict=True)])
+        if part_size == EXACT:
+            return means, None, counts
+        part_sizes = np.full(len(means), part_size)
+        part_sizes[np.cumsum(counts) - 1] = sizes - (counts - 1) * part_size
+        return means, part_sizes, counts
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the table, which must have learned all reports."""
+        return {
+            "handed": self.handed.copy(),
+            "members": self.members.copy(),
+            "weights": None if self.weights is None else self.weights.copy(),
+            "sizes": self._sizes.copy(),
+            "expected": np.array(self.expected),
+            "typical": self.typical,
+            "pass_number": self.pass_number,
+            "sweep": self.sweep,
+            "states": np.frombuffer(self.states, np.uint8).copy(),
+            "drawn": self.drawn,
+            "rates": np.array(self.rates),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], table: SampleTable) -> Chunk:
+        """The chunk that `state_dict` was taken of."""
+        members, handed = (np.array(state[name], np.int64) for name in ("members", "handed"))
+        chunk = cls(
+            members,
+            table,
+            fill=len(handed) - len(members),
+            sizes=np.array(state["sizes"], np.int64),
+            expected=[float(value) for value in state["expected"]],
+            typical=state["typical"],
+            pass_number=int(state["pass_number"]),
+            sweep=int(state["sweep"]),
+            weights=None if state["weights"] is None else np.array(state["weights"], np.float32)[: len(members)],
+        )
+        chunk.handed[:] = handed
+        chunk.states = bytearray(np.asarray(state["states"], np.uint8).tobytes())
+        chunk.drawn = int(state["drawn"])
+        chunk.rates = array("d", np.asarray(state["rates"], np.float64).tobytes())
+        return chunk
+
+
+class Batch(NamedTuple):
+    """A drawn batch: its chunk, its place in it, and its samples, int64[B]."""
+
+    chunk: Chunk
+    slot: int
+    indices: NDArray[np.int64]
+
+    @property
+    def is_out(self) -> bool:
+        """Whether it is with the user: drawn, and neither reported nor given up."""
+        state = self.chunk.states[self.slot]
+        return state == OUT_AGAIN or (state == OPEN and self.slot < self.chunk.drawn)
+
+    @property
+    def expected(self) -> float:
+        """What the table expected of it when it was planned, for `SampleTable.with_trend`."""
+        return self.chunk.expected[self.slot]
+
+    @property
+    def typical(self) -> float:
+        """What the table expected of a batch of all kinds of samples at that time, for `SampleTable.with_trend`."""
+        return self.chunk.typical

@@ -1,0 +1,125 @@
+"""Drafting a chunk: what a policy sees of some samples, and the batches it makes of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..policies.base import Candidates, Context, Policy
+from ..table.records import reordered
+from ..table.table import SampleTable
+from .chunk import Chunk
+from .sweep import Weighted
+
+
+class Draft:
+    """Makes chunks of samples, as a policy wants them.
+
+    Args:
+        table: What is known of the samples.
+        policy: Selects and arranges them.
+        context: What the policy is told besides the samples.
+        rng: The policy's generator.
+
+    Attributes:
+        typical: Mean estimate of all the samples that `select` was last given, for `SampleTable.with_trend`.
+    """
+
+    def __init__(self, table: SampleTable, policy: Policy, context: Context, rng: np.random.Generator) -> None:
+        self._table = table
+        self._policy = policy
+        self._context = context
+        self._rng = rng
+        self.typical = math.nan
+
+    def select(self, indices: NDArray[np.int64]) -> Weighted:
+        """The samples that the policy keeps, and their weights."""
+        records = self._table.records.take(indices)
+        self.typical = self._mean_of(records)
+        candidates = self._candidates(indices, records)
+        keep, weights = self._policy.select(candidates, self._context, self._rng)
+        return indices[keep], None if weights is None else weights[keep]
+
+    def first(self, indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """The ``count`` of some samples that the policy draws first."""
+        return indices[self._order(indices, self._table.records.take(indices))[:count]]
+
+    def chunk(
+        self, samples: Weighted, *, sweep: int, fill: bool, watch_rng: np.random.Generator | None = None
+    ) -> Chunk:
+        """The batches that the policy makes of some samples.
+
+        Args:
+            samples: The samples and their weights.
+            sweep: The sweep they are from, -1 for none.
+            fill: Whether to fill up the last batch.
+            watch_rng: Deals out the samples that are watched to the batches; None if none are.
+        """
+        table, (indices, weights) = self._table, samples
+        records = table.records.take(indices)
+        order = self._order(indices, records)
+        if watch_rng is not None:
+            order = spread_evenly(order, np.isin(indices[order], table.exclusions.watched), table.batch_size, watch_rng)
+        records = reordered(records, order)
+        missing = -len(indices) % table.batch_size
+        sizes = np.full(-(-len(indices) // table.batch_size), table.batch_size)
+        sizes[-1] -= missing
+        in_pass = sweep >= 0
+        return Chunk(
+            indices[order],
+            table,
+            sizes=sizes,
+            expected=table.expected(records, sizes),
+            typical=self._mean_of(records) if math.isnan(self.typical) else self.typical,
+            pass_number=self._context.pass_number if in_pass else -1,
+            sweep=sweep,
+            fill=missing if fill else 0,
+            weights=None if weights is None else weights[order],
+            records=records if in_pass else None,
+        )
+
+    def _mean_of(self, records: NDArray[Any]) -> float:
+        return self._table.expected(records, np.array([len(records)]))[0]
+
+    def _order(self, indices: NDArray[np.int64], records: NDArray[Any]) -> NDArray[np.int64]:
+        return self._policy.arrange(self._candidates(indices, records), self._table.batch_size, self._rng)
+
+    def _candidates(self, indices: NDArray[np.int64], records: NDArray[Any]) -> Candidates:
+        usage_count = records["usage_count"].astype(np.int64)
+        group = None if self._table.group_labels is None else records["group"].astype(np.int64)
+        loss = self._table.estimates(records)
+        candidates = Candidates(indices, loss, records["last"], records["mean"], usage_count, group)
+        for field in candidates:
+            if field is not None:
+                # Some are views of what the chunk will write back: not for a policy to change.
+                field.flags.writeable = False
+        return candidates
+
+
+def spread_evenly(
+    order: NDArray[np.int64], marked: NDArray[np.bool_], batch_size: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Deal some samples out to the batches in turn, shuffled so that others meet each time; the rest keep their order.
+
+    Args:
+        order: int64[M], samples in drawing order; consecutive runs of B make the batches.
+        marked: bool[M], which of them to deal out.
+        batch_size: B.
+        rng: Shuffles them.
+
+    >>> marked = np.array([True, True, True, False, False, False])
+    >>> spread_evenly(np.arange(6), marked, 2, np.random.default_rng(0))[1::2]
+    array([3, 4, 5])
+    """
+    num_batches, count = len(order) // batch_size, int(marked.sum())
+    if num_batches < 2 or not count:
+        return order
+    turn = np.arange(count)
+    is_dealt = np.zeros(len(order), bool)
+    is_dealt[turn % num_batches * batch_size + turn // num_batches] = True
+    spread = np.empty_like(order)
+    spread[is_dealt], spread[~is_dealt] = rng.permutation(order[marked]), order[~marked]
+    return spread

@@ -1,0 +1,157 @@
+"""A saved state made to fit other batches and samples.
+
+A state that fits is taken over as it is, bit for bit. One that does not keeps what was learned of every sample and how
+far the run was, counted in samples: the rest of the epoch is dealt out anew.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..table.table import SampleTable
+from .chunk import OPEN, OUT_AGAIN, WAITING
+from .permutation import Permutation
+from .plan import Plan
+from .planner import NEW_KEY, PASS_KEY
+
+_TABLE_ARRAYS = ("loss", "last", "mean", "usage_count")
+
+
+def fitted(state: Mapping[str, Any], table: SampleTable, plan: Plan, remap: ArrayLike | None = None) -> dict[str, Any]:
+    """A saved state made to fit other batches and samples; the same state where it fits.
+
+    Args:
+        state: As `Engine.state_dict` gave it.
+        table: The table to fit.
+        plan: The plan to fit.
+        remap: int[N], the position that each of the N samples had in the saved run, -1 for new ones; None if those of
+            the saved run are the first, and the others new.
+
+    Raises:
+        ValueError: there are fewer samples and no ``remap``, it is none, the first names are others, or a learning
+            rate is being searched for.
+    """
+    saved = state["data"]
+    now = {**table.identity(), "last_batch": plan.last_batch}
+    if remap is None and all(saved[name] == now[name] for name in ("num_samples", "batch_size", "last_batch")):
+        return dict(state)
+    if state["search"]["test"] is not None:
+        raise ValueError("batch_size and num_samples must stay as they are while auto_find_lr searches; end it first.")
+    was = _positions(saved, table, remap)
+    plan_state, step = _dealt_anew(state, plan, was)
+    return {
+        **state,
+        "data": {**saved, **{name: now[name] for name in ("num_samples", "batch_size", "last_batch", "sample_ids")}},
+        "table": {
+            **state["table"],
+            **{name: _moved(state["table"][name], was) for name in _TABLE_ARRAYS},
+            "quarantined": np.flatnonzero(np.isin(was, state["table"].get("quarantined", ()))),
+        },
+        "quarantine": None,
+        "plan": plan_state,
+        "pace": {**state["pace"], "step": step},
+    }
+
+
+def _positions(saved: Mapping[str, Any], table: SampleTable, remap: ArrayLike | None) -> NDArray[np.int64]:
+    """int64[N], where each sample was in the saved run, -1 for new ones."""
+    size, before = table.num_samples, saved["num_samples"]
+    if remap is not None:
+        was = np.asarray(remap)
+        in_range = was.dtype.kind in "iu" and was.shape == (size,) and was.min() >= -1 and was.max() < before
+        if not in_range or np.unique(was[was >= 0]).size < np.count_nonzero(was >= 0):
+            raise ValueError(
+                f"remap must be {size} distinct positions in [0, {before}) or -1 for new samples, got {remap!r}."
+            )
+        return was.astype(np.int64)
+    if size < before:
+        raise ValueError(
+            f"num_samples must be at least that of the saved run ({before}) where remap does not say which of its "
+            f"samples they are, got {size}."
+        )
+    if saved["sample_ids"] is not None and table.digest(before) != saved["sample_ids"]:
+        raise ValueError(
+            f"sample_ids must begin with the {before} names of the saved run, got others; pass remap to say which "
+            "sample is which."
+        )
+    was = np.arange(size)
+    was[before:] = -1
+    return was
+
+
+def _moved(values: NDArray[Any], was: NDArray[np.int64]) -> NDArray[Any]:
+    """What was known of each sample; zeros, as of unseen ones, where it is new."""
+    return np.where(was >= 0, values[was], values.dtype.type(0))
+
+
+def _dealt_anew(state: Mapping[str, Any], plan: Plan, was: NDArray[np.int64]) -> tuple[dict[str, Any], int]:
+    """The state of a plan that deals the rest of the epoch out anew, and the step at which that begins."""
+    saved, pace, data = state["plan"], state["pace"], state["data"]
+    size, batch = data["num_samples"], data["batch_size"]
+    steps_before = size // batch if data["last_batch"] == "drop" else -(-size // batch)
+    progress, pass_number, _, *rest_of_context = saved["context"]
+    epoch, position = divmod(pace["step"], steps_before)
+    rest = np.empty(0, np.int64)
+    steps = plan.steps_per_pass
+    # Batches of the next epoch may be out already: that one begins anew.
+    pass_number = min(pass_number, epoch)
+    if pass_number == epoch:
+        rest = _rest(saved, state["seed"], size, epoch)
+        # Steady batches have taken the place of some.
+        share = min(1.0, (steps_before - position) * batch / max(1, len(rest)))
+        rest = _renumbered(rest[: math.ceil(share * len(rest))], was, size)
+        fresh = np.flatnonzero(was < 0)
+        rng = np.random.default_rng([state["seed"], NEW_KEY, saved["num_sweeps"]])
+        rest = np.concatenate([rest, rng.permutation(fresh)])
+        full = plan.table.batch_size
+        left = len(rest) // full if plan.last_batch == "drop" else -(-len(rest) // full)
+        drawn = steps - min(steps, left)
+    else:
+        drawn = steps if pass_number >= 0 else 0
+    step = (pass_number if pass_number >= 0 else 0) * steps + drawn
+    anew = {
+        **saved,
+        "context": [progress, pass_number, plan.table.batch_size, *rest_of_context],
+        "sweep": {"rank": 0, "indices": np.empty(0, np.int64), "weights": None, "order": rest},
+        "drawn_before": drawn,
+        "limit": 0,
+        "chunks": [],
+        "current": -1,
+        "returned": [],
+        "waiting": [],
+    }
+    return anew, step
+
+
+def _rest(saved: Mapping[str, Any], seed: int, size: int, epoch: int) -> NDArray[np.int64]:
+    """int64[M], the samples of the pass that no report has come for, in the order in which they would have come."""
+    parts = []
+    for chunk in saved["chunks"]:
+        if chunk["pass_number"] == epoch:
+            states = np.asarray(chunk["states"])
+            is_left = (states == OPEN) | (states == WAITING) | (states == OUT_AGAIN)
+            parts.append(np.asarray(chunk["members"])[np.repeat(is_left, chunk["sizes"])])
+    sweep = saved["sweep"]
+    if saved["context"][1] == epoch:
+        parts.append(np.asarray(sweep["indices"]))
+        order = sweep.get("order")
+        if order is None:
+            order = Permutation(size, [seed, PASS_KEY, max(0, saved["num_sweeps"])])(0, size)
+        parts.append(np.asarray(order)[sweep["rank"] :])
+    # A policy that sweeps over the data again may have a sample in two places.
+    rest = np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)
+    _, first = np.unique(rest, return_index=True)
+    return rest[np.sort(first)]
+
+
+def _renumbered(rest: NDArray[np.int64], was: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """The samples that stood at these positions, under the numbers they have now; those that are gone are left out."""
+    now = np.full(size, -1)
+    now[was[was >= 0]] = np.flatnonzero(was >= 0)
+    found: NDArray[np.int64] = now[rest]
+    return found[found >= 0]

@@ -1,0 +1,146 @@
+"""Learning-rate schedules: progress in [0, 1] -> learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .._validation import is_number
+
+Schedule = Callable[[float], float]
+"""Maps progress, the finished share of the budget in [0, 1], to a learning rate."""
+
+DECAYS: dict[str, Callable[[float], float]] = {
+    "linear": lambda share: 1 - share,
+    "cosine": lambda share: 0.5 * (1 + math.cos(math.pi * share)),
+    "constant": lambda share: 1.0,
+}
+"""What is left of the peak after a share of the decay, both in [0, 1]."""
+
+MODES = ("linear", "cosine", "constant", "one_cycle")
+
+
+@dataclass(frozen=True)
+class Warmup:
+    r"""A linear rise to the peak, then a decay to the floor.
+
+    With progress :math:`p`, warm-up share :math:`w` and :math:`q = (p - w) / (1 - w)`:
+    :math:`peak (start + (1 - start) p / w)` for :math:`p < w`, else :math:`floor + (peak - floor)\, decay(q)` with
+    :math:`decay(q) = 1 - q` (linear), :math:`(1 + \cos \pi q) / 2` (cosine) or 1 (constant).
+
+    Args:
+        peak_lr: Highest learning rate, > 0.
+        decay: "linear", "cosine" or "constant".
+        warmup: Share of the budget spent rising, in [0, 1].
+        start: First learning rate as a share of the peak, in [0, 1].
+        floor: Last learning rate, in [0, peak_lr].
+
+    Raises:
+        ValueError: an argument outside its range.
+
+    Source: README of learnit-r8; the cosine is that of Loshchilov & Hutter, arXiv:1608.03983, without restarts.
+
+    >>> lr = Warmup(0.1, warmup=0.2)
+    >>> [round(lr(p), 4) for p in (0.0, 0.1, 0.2, 0.6, 1.0)]
+    [0.01, 0.055, 0.1, 0.05, 0.0]
+    """
+
+    peak_lr: float
+    decay: str = "cosine"
+    warmup: float = 0.05
+    start: float = 0.1
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.decay not in DECAYS:
+            raise ValueError(f"decay must be one of {sorted(DECAYS)}, got {self.decay!r}.")
+        _check_shape(self.peak_lr, self.warmup, self.floor)
+        if not 0 <= self.start <= 1:
+            raise ValueError(f"start must be in [0, 1], got {self.start!r}.")
+
+    def __call__(self, progress: float) -> float:
+        if progress < self.warmup:
+            return self.peak_lr * (self.start + (1 - self.start) * progress / self.warmup)
+        share = (progress - self.warmup) / (1 - self.warmup) if self.warmup < 1 else 0.0
+        return self.floor + (self.peak_lr - self.floor) * DECAYS[self.decay](share)
+
+
+@dataclass(frozen=True)
+class OneCycle:
+    r"""Half a cosine up from ``peak_lr / 25`` to the peak, half a cosine down to the floor.
+
+    Args:
+        peak_lr: Highest learning rate, > 0.
+        warmup: Share of the budget spent rising, in [0, 1].
+        floor: Last learning rate, in [0, peak_lr].
+
+    Raises:
+        ValueError: an argument outside its range.
+
+    Source: the 1cycle policy of Smith & Topin, arXiv:1708.07120, with cosines as in torch's OneCycleLR and without
+    its momentum cycle.
+
+    >>> [round(OneCycle(0.1, warmup=0.5)(p), 4) for p in (0.0, 0.5, 1.0)]
+    [0.004, 0.1, 0.0]
+    """
+
+    peak_lr: float
+    warmup: float = 0.3
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_shape(self.peak_lr, self.warmup, self.floor)
+
+    def __call__(self, progress: float) -> float:
+        if progress < self.warmup:
+            low, share = self.peak_lr / 25, 1 - progress / self.warmup
+        else:
+            low, share = self.floor, (progress - self.warmup) / (1 - self.warmup) if self.warmup < 1 else 0.0
+        return low + (self.peak_lr - low) * DECAYS["cosine"](share)
+
+
+def make_schedule(initial_lr: float, *, mode: Any, warmup_proportion: float | None, min_lr: float) -> Schedule:
+    """The schedule that R8Scheduler's arguments stand for.
+
+    Args:
+        initial_lr: Peak of the schedule.
+        mode: One of MODES, or a callable of progress, which is used as it is.
+        warmup_proportion: Share of the budget spent rising; by default 0.05, and 0.3 for "one_cycle".
+        min_lr: Last learning rate.
+
+    Raises:
+        ValueError: an unknown mode, or a number outside its range.
+        TypeError: the mode is neither a text nor callable.
+    """
+    if callable(mode):
+        check_rate(mode(0.0), 0.0)
+        return mode  # type: ignore[no-any-return]
+    if not isinstance(mode, str):
+        raise TypeError(f"scheduler_mode must be one of {MODES} or a function of progress, got {mode!r}.")
+    if mode not in MODES:
+        raise ValueError(f"scheduler_mode must be one of {MODES} or a function of progress, got {mode!r}.")
+    if mode == "one_cycle":
+        return OneCycle(initial_lr, warmup=0.3 if warmup_proportion is None else warmup_proportion, floor=min_lr)
+    return Warmup(initial_lr, mode, warmup=0.05 if warmup_proportion is None else warmup_proportion, floor=min_lr)
+
+
+def check_rate(lr: float, progress: float) -> float:
+    """The rate as a float; ValueError unless it is >= 0 and finite."""
+    if type(lr) is float and 0 <= lr < math.inf:
+        return lr
+    if not (is_number(lr) and 0 <= lr < math.inf):
+        raise ValueError(
+            f"scheduler_mode must return a learning rate >= 0 and finite, got {lr!r} at progress {progress!r}."
+        )
+    return float(lr)
+
+
+def _check_shape(peak_lr: float, warmup: float, floor: float) -> None:
+    if not (is_number(peak_lr) and 0 < peak_lr < math.inf):
+        raise ValueError(f"initial_lr must be > 0 and finite, got {peak_lr!r}.")
+    if not (is_number(warmup) and 0 <= warmup <= 1):
+        raise ValueError(f"warmup_proportion must be in [0, 1], got {warmup!r}.")
+    if not (is_number(floor) and 0 <= floor <= peak_lr):
+        raise ValueError(f"min_lr must be in [0, initial_lr={peak_lr!r}], got {floor!r}.")

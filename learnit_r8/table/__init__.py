@@ -1,0 +1,1 @@
+"""The table: what is known of every sample, and the figures made of it."""

@@ -1,0 +1,209 @@
+"""What a reported loss says of each sample behind it: the numeric rules of the table, pure functions of arrays.
+
+A batch mean is one equation with B unknowns. The additive rule divides the surprise equally; on real
+training it ranks samples at chance, because the falling trend of the loss swamps their differences. `relative` does
+the same on the loss divided by its trend, which takes that trend out, and by a factor, which keeps estimates
+positive and moves the large ones most. Measured in ``benchmarks/estimators.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+SHARE_RANGE = (1e-4, 50.0)
+"""Bounds of a sample's loss relative to the trend, so that one freak batch cannot write a sample off."""
+
+FACTOR_RANGE = (0.1, 10.0)
+"""Bounds of one correction."""
+
+
+MOST_LEAK = 0.0075
+"""Most that a share moves back towards 1 before a correction."""
+
+LEAST_WORTH = 64
+"""Samples that tell what estimates are worth."""
+
+
+def leak_of(part_size: int) -> float:
+    """How far a share moves back towards 1 before a correction: less where small parts tell more.
+
+    Args:
+        part_size: Samples behind one reported mean, >= 1.
+
+    Returns:
+        In (0, 0.0075]. Tuned on seeds 0 to 7 of the recipe in benchmarks/recipe.py, confirmed on 100 to 107.
+    """
+    return min(MOST_LEAK, part_size / 1600)
+
+
+def part_means(values: Floats, sizes: NDArray[np.int64]) -> Doubles:
+    """Mean of consecutive parts, accumulated in float64 so that the order of summation does not show.
+
+    Args:
+        values: float32[M].
+        sizes: int64[P], each >= 1, their sum M.
+
+    Returns:
+        float64[P].
+
+    >>> part_means(np.float32([1, 3, 5]), np.array([2, 1]))
+    array([2., 5.])
+    """
+    starts = np.cumsum(sizes) - sizes
+    means: Doubles = np.add.reduceat(values.astype(np.float64), starts) / sizes
+    return means
+
+
+def expected(records: NDArray[Any], sizes: NDArray[np.int64], *, all_seen: bool) -> list[float]:
+    """Mean estimate of consecutive batches over the samples already seen; NaN where none was.
+
+    Args:
+        records: RECORD[M].
+        sizes: int64[P], samples of each batch, their sum M.
+        all_seen: Whether every sample of the table was seen.
+    """
+    values = records["loss"]
+    if all_seen:
+        means: list[float] = part_means(values, sizes).tolist()
+        return means
+    seen = records["usage_count"] > 0
+    known = part_means(seen.astype(np.float32), sizes)
+    total = part_means(np.where(seen, values, np.float32(0)), sizes)
+    of_seen: list[float] = np.divide(total, known, out=np.full(len(sizes), math.nan), where=known > 0).tolist()
+    return of_seen
+
+
+def moving_average(estimate: Floats, observed: Floats, count: Floats, alpha: float) -> Floats:
+    """Move each estimate towards its own observed loss: ``estimate + max(alpha, 1 / count) * (observed - estimate)``.
+
+    Args:
+        estimate: float32[M]; the value of a sample seen for the first time does not matter.
+        observed: float32[M], losses of single samples.
+        count: float32[M], observations including this one, >= 1: the average starts as a plain mean.
+        alpha: Weight of the new observation, in (0, 1].
+
+    Returns:
+        float32[M].
+
+    >>> moving_average(np.float32([0, 2]), np.float32([5, 4]), np.float32([1, 9]), alpha=0.5)
+    array([5., 3.], dtype=float32)
+    """
+    weight = np.maximum(np.float32(alpha), np.float32(1) / count)
+    first = np.where(count == 1, np.float32(0), estimate)
+    moved: Floats = first + weight * (observed - first)
+    return moved
+
+
+def additive(
+    estimate: Floats, seen: NDArray[np.bool_], means: Doubles, sizes: NDArray[np.int64], alpha: float
+) -> Floats:
+    """Move every estimate of a part by the same share of the part's surprise: the additive rule.
+
+    ``estimate + alpha * (mean - mean(estimate))``; a sample never seen takes the observed mean, and the expected
+    value is the mean over the others.
+
+    Args:
+        estimate: float32[M], consecutive parts.
+        seen: bool[M], whether the estimate means anything yet.
+        means: float64[P], observed mean loss of each part.
+        sizes: int64[P], samples of each part.
+        alpha: Weight of the new observation, in (0, 1].
+
+    Returns:
+        float32[M].
+
+    Source: README of learnit-r8, "Estimating Single Data Point Loss".
+
+    >>> additive(np.float32([1, 3]), np.array([True, True]), np.array([4.0]), np.array([2]), alpha=0.5)
+    array([2., 4.], dtype=float32)
+    """
+    known = part_means(seen.astype(np.float32), sizes)
+    total = part_means(np.where(seen, estimate, np.float32(0)), sizes)
+    expected = np.divide(total, known, out=means.astype(np.float64, copy=True), where=known > 0)
+    moved = estimate + np.repeat((alpha * (means - expected)).astype(np.float32), sizes)
+    result: Floats = np.where(seen, moved, np.repeat(means.astype(np.float32), sizes))
+    return result
+
+
+def relative(
+    share: Floats, means: Doubles, trend: Doubles, sizes: NDArray[np.int64], *, leak: float = MOST_LEAK
+) -> Floats:
+    """Multiply every share of a part by how much worse than predicted the part did.
+
+    With the trend ``g`` of the loss: first ``share += leak * (1 - share)``, then
+    ``share *= clip((mean / g) / mean(share), 0.1, 10)``, kept in [1e-4, 50]. The estimate of a loss is ``share * g``.
+    The leak lets samples that were written off early, while the losses were still moving, come back.
+
+    Args:
+        share: float32[M], loss relative to the trend; 1 for a sample never seen.
+        means: float64[P], observed mean loss of each part, >= 0.
+        trend: float64[P], the trend before each part was observed, >= 0.
+        sizes: int64[P], samples of each part.
+        leak: How far a share moves back to 1 first, in [0, 1]; see `leak_of`.
+
+    Returns:
+        float32[M].
+
+    Source: the multiplicative algebraic reconstruction technique of Gordon, Bender & Herman (1970) on the detrended
+    loss, with the fixed share of Herbster & Warmuth (1998); compared with others in benchmarks/estimators.py.
+
+    >>> relative(np.float32([1, 1]), np.array([4.0]), np.array([2.0]), np.array([2]))
+    array([2., 2.], dtype=float32)
+    """
+    leaked = share + np.float32(leak) * (np.float32(1) - share)
+    expected = np.maximum(part_means(leaked, sizes), 1e-6)
+    factor = np.clip(means / np.maximum(trend, 1e-30) / expected, *FACTOR_RANGE).astype(np.float32)
+    result: Floats = np.clip(leaked * np.repeat(factor, sizes), np.float32(SHARE_RANGE[0]), np.float32(SHARE_RANGE[1]))
+    return result
+
+
+def offset(estimate: Floats, means: Doubles, trend: Doubles, sizes: NDArray[np.int64]) -> Floats:
+    """The form of `relative` for losses that may be negative: differences to the trend in place of ratios.
+
+    ``estimate + (mean - g) - mean(estimate)``; the estimate of a loss is ``estimate + g``.
+
+    Args:
+        estimate: float32[M], loss minus trend; 0 for a sample never seen.
+        means: float64[P], observed mean loss of each part.
+        trend: float64[P], the trend before each part was observed.
+        sizes: int64[P], samples of each part.
+
+    Returns:
+        float32[M].
+
+    >>> offset(np.float32([0, 1]), np.array([-1.0]), np.array([-2.0]), np.array([2]))
+    array([0.5, 1.5], dtype=float32)
+    """
+    surprise = means - trend - part_means(estimate, sizes)
+    moved: Floats = estimate + np.repeat(surprise.astype(np.float32), sizes)
+    return moved
+
+
+def worth(records: NDArray[Any], alpha: float) -> float:
+    """How much of their advantage samples keep that were chosen for low estimates, in [0, 1].
+
+    Among the lowest estimates are those that are too low by chance. The estimates before the last observation
+    tell how many: the quarter that was lowest then, as it turned out to be.
+
+    Args:
+        records: RECORD[M], samples with losses of their own; 0 where they are too few to tell.
+        alpha: Weight of a new observation.
+
+    Source: regression to the mean, cross-validated; measured in benchmarks/incidents.py, row "one_nan".
+    """
+    records = records[records["usage_count"] > 1]
+    if len(records) < LEAST_WORTH or alpha == 1:
+        return 0.0
+    last = records["last"].astype(np.float64)
+    weight = np.maximum(alpha, 1 / records["usage_count"].astype(np.float64))
+    before = (records["loss"] - weight * last) / (1 - weight)
+    lowest = before <= np.sort(before)[len(before) // 4]
+    promised, kept = before.mean() - before[lowest].mean(), last.mean() - last[lowest].mean()
+    return float(min(1.0, max(0.0, kept / promised))) if promised > 0 else 0.0

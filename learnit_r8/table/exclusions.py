@@ -1,0 +1,59 @@
+"""Which samples are not drawn any more, and which are spread over the batches because one of them may be bad."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def _read_only(indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    indices.flags.writeable = False
+    return indices
+
+
+_NOBODY = _read_only(np.empty(0, np.int64))
+
+
+class Exclusions:
+    """Samples in quarantine, and samples under watch, by position.
+
+    Attributes:
+        quarantined: int64[K], the samples that are not drawn any more, in order; not to be written to.
+        watched: int64[K], samples to spread over the batches; likewise.
+    """
+
+    def __init__(self) -> None:
+        self.quarantined = self.watched = _NOBODY
+
+    def holds(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """bool[M], which of some samples are in quarantine."""
+        known = self.quarantined
+        if not len(known):
+            return np.zeros(len(indices), bool)
+        places = np.minimum(np.searchsorted(known, indices), len(known) - 1)
+        found: NDArray[np.bool_] = known[places] == indices
+        return found
+
+    def quarantine(self, indices: NDArray[np.int64]) -> None:
+        """Draw some samples no more, from the next chunk on."""
+        self.quarantined = _read_only(np.union1d(self.quarantined, indices))
+
+    def release(self, indices: NDArray[np.int64]) -> None:
+        """Draw some samples again that were in quarantine."""
+        self.quarantined = _read_only(np.setdiff1d(self.quarantined, indices))
+
+    def watch(self, indices: NDArray[np.int64]) -> None:
+        """Spread these samples, and no others, over the batches from the next chunk on."""
+        self.watched = _read_only(np.unique(indices))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both, copied."""
+        return {"quarantined": self.quarantined.copy(), "watched": self.watched.copy()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned; version 0.1 had neither."""
+        self.quarantined = _read_only(np.array(state.get("quarantined", ()), np.int64))
+        self.watched = _read_only(np.array(state.get("watched", ()), np.int64))

@@ -1,0 +1,142 @@
+"""Reading a reported loss: floats, arrays and tensors of any framework become numbers, and keep no graph alive."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+EXACT, WHOLE_BATCH = 1, 0
+"""Part sizes that stand for a loss of every sample and for a mean of the whole batch."""
+
+
+class Reading(NamedTuple):
+    """A loss as the parts understand it.
+
+    Attributes:
+        mean: Mean over the samples of the batch.
+        means: The same, or float64[P] for its consecutive parts.
+        part_size: EXACT, WHOLE_BATCH or the size of a part.
+        lowest: The smallest of the means.
+    """
+
+    mean: float
+    means: float | NDArray[np.float64]
+    part_size: int
+    lowest: float
+
+
+def read_loss(loss: Any, batch_size: int, part_size: int | None = None) -> Reading:
+    """Turn a reported loss into numbers.
+
+    Args:
+        loss: A number or 0-dim array or tensor, the batch mean; or a vector, one loss for each sample, or with
+            ``part_size`` for each part.
+        batch_size: B, samples in the batch.
+        part_size: Samples in a part, >= 1; the last part may have fewer.
+
+    Raises:
+        TypeError: not a real number or a vector of them.
+        ValueError: a vector of another length, or a part size below 1.
+    """
+    if type(loss) is float and part_size is None:
+        # The constructor of a named tuple is a Python function; this is not.
+        return _new_tuple(Reading, (loss, loss, WHOLE_BATCH, loss))
+    if type(loss) is np.ndarray and loss.dtype == _FLOAT32 and loss.shape == (batch_size,) and part_size is None:
+        return _read_float32(loss)
+    if part_size is not None:
+        if isinstance(part_size, bool) or not isinstance(part_size, (int, np.integer)) or part_size < 1:
+            raise ValueError(f"part_size must be a whole number >= 1, got {part_size!r}.")
+        part_size = int(part_size)
+    values = _as_array(loss)
+    if values.ndim == 0 and part_size is None:
+        mean = float(values)
+        return Reading(mean, mean, WHOLE_BATCH, mean)
+    size = part_size or 1
+    parts = -(-batch_size // size)
+    if values.ndim == 0 and parts == 1:
+        values = values.reshape(1)
+    if values.shape != (parts,):
+        what = (
+            f"one mean for each part of {size} samples"
+            if part_size
+            else f"one loss for each of the {batch_size} samples"
+        )
+        raise ValueError(f"loss must be a number or have shape ({parts},), {what}, got shape {values.shape}.")
+    if size == EXACT:
+        total = _sum(values)
+    else:
+        last = batch_size - (parts - 1) * size
+        total = _sum(values[:-1]) * size + float(values[-1]) * last
+    return Reading(total / batch_size, values, size, float(values.min()))
+
+
+def _read_float32(losses: NDArray[np.float32]) -> Reading:
+    """One loss for each sample as adapters report them, each step: in as few operations as there can be."""
+    values = losses.astype(np.float64)
+    lowest = float(np.minimum.reduce(values))
+    # No sum of such numbers overflows. NaN and infinities of both signs are left to those who know of warnings.
+    total = float(np.add.reduce(values)) if lowest > -math.inf else _sum(values)
+    return _new_tuple(Reading, (total / len(values), values, EXACT, lowest))
+
+
+def _sum(values: NDArray[np.float64]) -> float:
+    # Infinities of both signs make NaN, which is what they should make, and no reason to warn.
+    with np.errstate(invalid="ignore", over="ignore"):
+        return float(np.add.reduce(values))
+
+
+def read_number(name: str, value: Any) -> float:
+    """A number, or a 0-dim array or tensor, as a float; the error names the value ``name``.
+
+    Raises:
+        TypeError: not a real number.
+        ValueError: more than one.
+    """
+    array = _as_array(value, name)
+    if array.ndim:
+        raise ValueError(f"{name} must be one number, got shape {array.shape}.")
+    return float(array)
+
+
+def _as_array(loss: Any, name: str = "loss") -> NDArray[np.float64]:
+    """float64 of any shape; from a tensor of torch, TensorFlow or JAX too, wherever it lies."""
+    value = loss
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        # numpy has no bfloat16; torch refuses to convert it.
+        value = value.float() if "bfloat16" in str(value.dtype) else value
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} must be a number or a vector of them, got {loss!r}.") from error
+    if array.dtype.kind not in "fiu" and array.dtype.name not in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+        raise TypeError(f"{name} must be a real number, or an array or tensor of them, got {loss!r}.")
+    return array.astype(np.float64)
+
+
+_new_tuple = tuple.__new__
+_FLOAT32 = np.dtype(np.float32)
+
+
+def source_of(part_size: int | None, batch_size: int) -> str:
+    """Where estimates come from: "exact", "parts of 4", "batch means of 32" or, with None, "nothing yet"."""
+    if part_size is None:
+        return "nothing yet"
+    if part_size == EXACT:
+        return "exact"
+    return f"batch means of {batch_size}" if part_size == WHOLE_BATCH else f"parts of {part_size}"
+
+
+def check_kind(part_size: int, first: int | None) -> None:
+    """Refuse reports of another kind than the first.
+
+    Raises:
+        ValueError: another kind was reported before.
+    """
+    if first is not None and part_size != first:
+        kinds = {EXACT: "one loss per sample", WHOLE_BATCH: "one mean per batch"}
+        old, new = (kinds.get(size, f"means of parts of {size}") for size in (first, part_size))
+        raise ValueError(f"loss must stay of the kind reported first ({old}), got {new}.")

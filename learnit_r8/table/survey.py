@@ -1,0 +1,226 @@
+"""The survey: what the table knows of the samples, in a form that a screen can show and a file can hold."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .figures import Quarters, flow_between, loss_histogram, quarters_of, rounded, top, uses_histogram
+from .losses import EXACT, WHOLE_BATCH
+from .table import SampleTable
+
+MOST_SCANNED = 2**18
+"""Samples up to which all of them are read, about 10 ms; of more a fixed random part of this size is."""
+
+LISTED = 50
+TRACKED = 200
+HISTORY = 12
+FAIR_PART = 8
+"""Largest part whose means still say something of the single samples: measured in benchmarks/estimators.py."""
+
+SHARE = 0.005
+"""Most of the training time that surveys may take."""
+
+EVERY_SECONDS = 2.0
+EPOCH_SECONDS = 0.5
+"""Least training time between two surveys, and before one at the end of an epoch."""
+
+Floats = NDArray[np.float32]
+
+
+def trust_in(part_size: int | None) -> str:
+    """How far per-sample values can be trusted: "exact", "fair" (small parts) or "rough"."""
+    if part_size == EXACT:
+        return "exact"
+    return "rough" if part_size is None or part_size == WHOLE_BATCH or part_size > FAIR_PART else "fair"
+
+
+class Surveyor:
+    """Makes the surveys of one run, and remembers what they compare with. It reads the table and changes nothing.
+
+    Args:
+        table: What is known of every sample.
+        clock: Returns seconds; measures what a survey takes.
+        most_scanned: Samples up to which all of them are read.
+    """
+
+    def __init__(
+        self,
+        table: SampleTable,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        most_scanned: int = MOST_SCANNED,
+    ) -> None:
+        self._table = table
+        self._clock = clock
+        self._size = min(table.num_samples, most_scanned)
+        self._chosen: NDArray[np.int64] | None = None
+        if self._size < table.num_samples:
+            # With replacement: a few are read twice, and no permutation of N is made.
+            drawn = np.random.default_rng(0).integers(0, table.num_samples, self._size)
+            self._chosen = np.unique(drawn)
+        self._cost = self._spent = 0.0
+        self._began = self._last = math.nan
+        self._flow: tuple[float, ...] = ()
+        self._codes: NDArray[np.uint8] | None = None
+        self._ends: deque[NDArray[np.float16]] = deque(maxlen=HISTORY)
+        self._slice = 0
+        self._tracked: dict[int, deque[float]] = {}
+        self._flagged = np.empty(0, np.int64)
+        self._suspects: dict[str, Any] = _no_suspects("known at the end of an epoch")
+
+    def is_due(self, seconds: float, *, epoch_ended: bool) -> bool:
+        """Whether to make one now.
+
+        Args:
+            seconds: Training seconds so far.
+            epoch_ended: Whether an epoch has just ended.
+        """
+        if self._began != self._began:
+            self._began = self._last = seconds
+        saved = SHARE * (seconds - self._began) - self._spent
+        if epoch_ended:
+            # The first one cannot know what it costs.
+            return not self._spent or (seconds >= self._last + EPOCH_SECONDS and saved >= 0)
+        # Enough is kept back for the end of the epoch.
+        return seconds >= self._last + EVERY_SECONDS and saved >= 2 * self._cost
+
+    def survey(
+        self, seconds: float, *, epoch: int, epoch_ended: bool, last_batch: NDArray[np.int64] | None = None
+    ) -> dict[str, Any]:
+        """The fields of a `SamplesSurveyed`.
+
+        Args:
+            seconds: Training seconds so far.
+            epoch: The current epoch, 0-based.
+            epoch_ended: Whether an epoch has just ended.
+            last_batch: int64[B], samples of the newest batch.
+        """
+        began = self._clock()
+        table = self._table
+        table.hand_over()
+        records = table.records.take(self._chosen) if self._chosen is not None else table.records.whole
+        loss, uses = table.estimates(records), records["usage_count"]
+        quarters = quarters_of(loss, uses)
+        if epoch_ended:
+            self._remember(loss, quarters.codes)
+            self._suspects = self._find_suspects(records)
+        fields = {
+            "epoch": epoch,
+            "epoch_ended": epoch_ended,
+            "source": table.source,
+            "trust": trust_in(table.part_size),
+            "num_read": len(loss),
+            "num_seen": int(np.count_nonzero(uses)),
+            **quarters.rows,
+            "batch_share": self._shares(last_batch, quarters),
+            "flow": self._flow,
+            **loss_histogram(loss),
+            **uses_histogram(uses),
+            **self._hardest(loss, epoch_ended=epoch_ended),
+            **self._suspects,
+        }
+        took = self._clock() - began
+        self._cost = max(took, 0.5 * self._cost)
+        self._spent += took
+        self._last = seconds
+        return {**fields, "survey_seconds": rounded(took)}
+
+    def _remember(self, loss: Floats, codes: NDArray[np.uint8]) -> None:
+        if self._codes is not None:
+            self._flow = flow_between(self._codes, codes)
+        self._codes = codes
+        if self._chosen is None:
+            self._ends.append(np.clip(loss, -6e4, 6e4).astype(np.float16))
+
+    def _shares(self, batch: NDArray[np.int64] | None, quarters: Quarters) -> tuple[float, ...]:
+        """Share of a batch in each quarter, by the bounds of now."""
+        if batch is None or not len(batch) or not quarters.rows["high"]:
+            return ()
+        if self._chosen is None:
+            codes = quarters.codes[batch]
+        else:
+            loss = self._table.estimates(self._table.records.take(batch))
+            codes = np.searchsorted(np.array(quarters.rows["high"][:3], np.float32), loss).astype(np.uint8)
+        counts = np.bincount(codes, minlength=4)[:4]
+        return tuple(rounded(count / len(batch)) for count in counts)
+
+    def _hardest(self, loss: Floats, *, epoch_ended: bool) -> dict[str, tuple[Any, ...]]:
+        if self._chosen is None:
+            indices = top(loss, LISTED)
+            history = self._history_of(indices)
+        else:
+            indices = self._track(epoch_ended=epoch_ended)
+            history = [tuple(self._tracked[index]) for index in indices.tolist()]
+        described = self._table.describe(indices)
+        return {
+            "hardest": tuple(indices.tolist()),
+            "hardest_names": tuple(str(sample.name)[:200] for sample in described),
+            "hardest_loss": tuple(rounded(sample.loss) for sample in described),
+            "hardest_last": tuple(rounded(sample.last) for sample in described),
+            "hardest_uses": tuple(sample.usage_count for sample in described),
+            "hardest_history": tuple(history),
+            "hardest_suspected": tuple(np.isin(indices, self._flagged).tolist()),
+        }
+
+    def _history_of(self, indices: NDArray[np.int64]) -> list[tuple[float, ...]]:
+        return [tuple(rounded(end[index]) for end in self._ends) for index in indices.tolist()]
+
+    def _track(self, *, epoch_ended: bool) -> NDArray[np.int64]:
+        """The hardest of those met so far: with every survey another slice of the data is looked through."""
+        table, size = self._table, self._size
+        start = self._slice * size % table.num_samples
+        self._slice += 1
+        records = table.records.whole[start : start + size]
+        found = start + top(table.estimates(records), TRACKED)
+        candidates = np.union1d(found, np.fromiter(self._tracked, np.int64))
+        loss = table.estimates(table.records.take(candidates))
+        best = top(loss, TRACKED)
+        kept = candidates[best].tolist()
+        self._tracked = {index: self._tracked.get(index, deque(maxlen=HISTORY)) for index in kept}
+        if epoch_ended:
+            for index, value in zip(kept, loss[best].tolist(), strict=True):
+                self._tracked[index].append(rounded(value))
+        return candidates[best[:LISTED]]
+
+    def _find_suspects(self, records: NDArray[Any]) -> dict[str, Any]:
+        table = self._table
+        found = table.suspects_in(records)
+        self._flagged = found.indices if self._chosen is None else self._chosen[found.indices]
+        if found.reason:
+            return _no_suspects(found.reason)
+        rows = found.indices[:LISTED]
+        indices = rows if self._chosen is None else self._chosen[rows]
+        return {
+            "suspects": tuple(indices.tolist()),
+            "suspect_names": tuple(str(table.name_of(index))[:200] for index in indices.tolist()),
+            "suspect_loss": tuple(map(rounded, found.mean_loss[:LISTED])),
+            "suspect_uses": tuple(records["usage_count"][rows].tolist()),
+            "suspect_history": tuple(self._history_of(indices) if self._chosen is None else [()] * len(indices)),
+            "suspect_score": tuple(map(rounded, found.score[:LISTED])),
+            "suspect_why": found.why[:LISTED],
+            "num_suspects": len(found.indices),
+            "noise_rate": rounded(found.noise_rate),
+            "no_suspects": "",
+        }
+
+
+def _no_suspects(reason: str) -> dict[str, Any]:
+    return {
+        "suspects": (),
+        "suspect_names": (),
+        "suspect_loss": (),
+        "suspect_uses": (),
+        "suspect_history": (),
+        "suspect_score": (),
+        "suspect_why": (),
+        "num_suspects": 0,
+        "noise_rate": math.nan,
+        "no_suspects": reason,
+    }

@@ -1,0 +1,413 @@
+"""The sample table: what is estimated of every sample, how a reported loss moves it, and what people read of it."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .._validation import is_number, whole_number
+from . import estimators
+from .exclusions import Exclusions
+from .holder import ReportHolder
+from .label_noise import Suspects, find_suspects
+from .losses import EXACT, WHOLE_BATCH, source_of
+from .names import checked_ids, coded, digest_of
+from .quantiles import Quartile, Sample, quartiles_of, samples_of
+from .records import LARGEST_LOSS, Records, count_use
+from .trend import BatchTrend
+
+ESTIMATORS = {"relative": 1.0, "additive": 0.1}
+"""Estimators for batch means, with the weight of a new observation."""
+
+
+class SampleTable:
+    """Running loss and use of every sample, by its position.
+
+    Args:
+        num_samples: N, >= 1.
+        batch_size: B, >= 1; sets how fast the trend of the loss follows (half an epoch).
+        estimator: How a batch mean is divided: "relative" (default) or "additive".
+        alpha: Weight of a new observation, in (0, 1]; by default 0.5 for per-sample losses and 0.1 for "additive".
+            "relative" does not use it.
+        groups: Sequence of N labels (classes), or None.
+        sample_ids: Sequence of N names to show in place of indices, or None.
+
+    Raises:
+        ValueError: a size below 1, an unknown estimator, an alpha outside (0, 1], or a sequence of another length
+            than N.
+
+    Attributes:
+        part_size: Kind of the reports, fixed by the first: None before it, EXACT for one loss a sample, the size of
+            a part for means of parts, WHOLE_BATCH for batch means.
+        batch_trend: Moving average of the batch losses, and what the first of them tell.
+        exclusions: The samples in quarantine, and those under watch.
+        group_labels: The distinct labels, in the order of the codes in ``records``; None without groups.
+        group_sizes: How many samples have each; empty without groups.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        batch_size: int,
+        estimator: str = "relative",
+        alpha: float | None = None,
+        groups: ArrayLike | None = None,
+        sample_ids: Sequence[Any] | None = None,
+    ) -> None:
+        self.num_samples = num_samples = whole_number("num_samples", num_samples, least=1)
+        self.batch_size = batch_size = whole_number("batch_size", batch_size, least=1)
+        if estimator not in ESTIMATORS:
+            raise ValueError(f"estimator must be one of {sorted(ESTIMATORS)}, got {estimator!r}.")
+        if alpha is not None and not (is_number(alpha) and 0 < alpha <= 1):
+            raise ValueError(f"alpha must be in (0, 1], got {alpha!r}.")
+        self.estimator = estimator
+        self.alpha = alpha
+        self.sample_ids = checked_ids(sample_ids, num_samples)
+        self.part_size: int | None = None
+        self.batch_trend = BatchTrend(num_samples, batch_size)
+        self.records = Records(num_samples)
+        self.exclusions = Exclusions()
+        self._holder: ReportHolder | None = None
+        self._offsets = False
+        self._num_seen = 0
+        self._shares: tuple[int, Callable[[], object]] | None = None
+        self.group_labels: NDArray[Any] | None = None
+        self.group_sizes: tuple[int, ...] = ()
+        if groups is not None:
+            self.group_labels, codes, self.group_sizes = coded(np.asarray(groups), num_samples, batch_size)
+            self.records["group"][:] = codes
+
+    def hold_back(self, holder: ReportHolder) -> None:
+        """Have ``holder`` hand its reports over before the table is read; it takes the place of the one before."""
+        self._holder = holder
+
+    def hand_over(self) -> None:
+        """Learn from all reports that are held back."""
+        if self._holder is not None:
+            self._holder.hand_over()
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    @property
+    def source(self) -> str:
+        """Where the estimates come from: "exact", "parts of 4", "batch means of 32" or "nothing yet"."""
+        return source_of(self.part_size, self.batch_size)
+
+    @property
+    def loss(self) -> NDArray[np.float32]:
+        """float32[N], estimated loss of every sample, NaN where never seen; a new array each time."""
+        self.hand_over()
+        return np.array(self._estimates(self.records["loss"], self.records["usage_count"]))
+
+    avg_loss = loss
+
+    @property
+    def last(self) -> NDArray[np.float32]:
+        """float32[N], the last observation each sample was part of, NaN where never seen."""
+        return self._seen_values("last")
+
+    @property
+    def mean(self) -> NDArray[np.float32]:
+        """float32[N], mean of the observations each sample was part of, NaN where never seen."""
+        return self._seen_values("mean")
+
+    @property
+    def usage_count(self) -> NDArray[np.uint16]:
+        """uint16[N], times each sample was learned from; stays at 65535 once there."""
+        self.hand_over()
+        uses: NDArray[np.uint16] = self.records["usage_count"].copy()
+        return uses
+
+    @property
+    def quarantined(self) -> NDArray[np.int64]:
+        """int64[K], the samples that are not drawn any more, in order; not to be written to."""
+        return self.exclusions.quarantined
+
+    def _seen_values(self, field: str) -> NDArray[np.float32]:
+        self.hand_over()
+        values: NDArray[np.float32] = np.where(self.records["usage_count"] > 0, self.records[field], np.float32("nan"))
+        return values
+
+    def estimates(self, records: NDArray[Any]) -> NDArray[np.float32]:
+        """float32[M], the estimated losses in ``records``, NaN where never seen; may be a view of them."""
+        return self._estimates(records["loss"], records["usage_count"])
+
+    def _estimates(self, values: NDArray[np.float32], uses: NDArray[np.uint16]) -> NDArray[np.float32]:
+        if self._detrends:
+            trend = np.float32(self.trend)
+            values = values + trend if self._offsets else values * trend
+        if self._num_seen == self.num_samples:
+            return values
+        return np.where(uses > 0, values, np.float32("nan"))
+
+    @property
+    def _detrends(self) -> bool:
+        return self.estimator == "relative" and self.part_size != EXACT
+
+    @property
+    def trend(self) -> float:
+        """Moving average of the batch losses; NaN before the first."""
+        return self.batch_trend.value
+
+    @property
+    def untrained_loss(self) -> float:
+        """What a model that has learnt nothing loses; NaN before the first report. See `UntrainedLoss`."""
+        return self.batch_trend.untrained.value
+
+    def observe(self, mean: float, lowest: float, reported: float | None = None) -> float:
+        """Move the trend on by one batch loss.
+
+        Args:
+            mean: The batch loss, finite, as far as it is believed: see `BatchTrend.believed`.
+            reported: All of it, if that is more.
+            lowest: The smallest part of it; < 0 turns the "relative" estimator to differences for good.
+
+        Returns:
+            The trend before this loss (the loss itself, for the first one).
+        """
+        if lowest < 0 and not self._offsets:
+            self._use_offsets()
+        trend = self.batch_trend
+        if trend.is_early:
+            return trend.observe_early(mean, mean if reported is None else reported)
+        before = trend.value
+        trend.value = before + trend.weight * (mean - before)
+        return before
+
+    @property
+    def trend_mark(self) -> tuple[float, bool]:
+        """The trend, for `go_back_to`."""
+        return self.trend, self._offsets
+
+    def go_back_to(self, trend_mark: tuple[float, bool]) -> None:
+        """Take the trend from before, unless estimates have become differences to a later one."""
+        trend, offsets = trend_mark
+        if offsets == self._offsets and not math.isnan(trend):
+            self.batch_trend.value = trend
+
+    def _use_offsets(self) -> None:
+        self.hand_over()
+        num_reports = self.batch_trend.num_reports
+        if self._detrends and num_reports:
+            estimate, trend = self.records["loss"], np.float32(self.trend)
+            offsets = np.where(self.records["usage_count"] > 0, estimate - np.float32(1), estimate) * trend
+            store_plan = _nothing if self._holder is None else self._holder.before_offsets(self.trend)
+            self._shares = num_reports, functools.partial(self._store_loss, estimate.copy(), store_plan, False)
+            self.records.write(functools.partial(self._store_loss, offsets, store_plan, True))
+        else:
+            self._shares = num_reports, functools.partial(setattr, self, "_offsets", False)
+            self._offsets = True
+
+    def _store_loss(self, estimate: NDArray[np.float32], store_plan: Callable[[bool], None], are_offsets: bool) -> None:
+        self.records["loss"][:] = estimate
+        store_plan(are_offsets)
+        self._offsets = are_offsets
+
+    def undo_observe(self, num_reports: int, trend: float, early_mark: Any) -> None:
+        """Forget the last batch loss observed, if any was after this was noted; the mark is None for a late one."""
+        self.records.finish_writing()
+        if self._shares is not None and self._shares[0] == num_reports:
+            # It has made the estimates differences, and nothing was learned since.
+            self.records.write(self._shares[1])
+            self._shares = None
+        if not num_reports:
+            self.part_size = None
+        self.batch_trend.undo(num_reports, trend, early_mark)
+
+    @property
+    def num_seen(self) -> int:
+        """Samples that were learned from at least once."""
+        return self._num_seen
+
+    def undo_seen(self, num_seen: int) -> None:
+        """Count the samples seen as before; their records were put back."""
+        self._num_seen = num_seen
+
+    def expected(self, records: NDArray[Any], sizes: NDArray[np.int64]) -> list[float]:
+        """Mean estimate of consecutive batches over the samples already seen, before the trend is put back.
+
+        Args:
+            records: RECORD[M].
+            sizes: int64[P], samples of each batch, their sum M.
+
+        Returns:
+            P floats, for `with_trend`; NaN where no sample was seen.
+        """
+        return estimators.expected(records, sizes, all_seen=self._num_seen == self.num_samples)
+
+    def worth(self, records: NDArray[Any]) -> float:
+        """How much of their advantage samples keep that were chosen for low estimates, in [0, 1].
+
+        Args:
+            records: RECORD[M], samples to tell it from; 0 where they tell nothing, as with means of several samples.
+        """
+        return estimators.worth(records, 0.5 if self.alpha is None else self.alpha) if self.part_size == EXACT else 0.0
+
+    def with_trend(self, expected: float) -> float:
+        """The loss that a value of `expected` stands for now."""
+        if not self._detrends:
+            return expected
+        trend = self.batch_trend.value
+        return expected + trend if self._offsets else expected * trend
+
+    def learn(
+        self,
+        indices: NDArray[np.int64],
+        means: NDArray[np.float64],
+        sizes: NDArray[np.int64] | None,
+        trend: NDArray[np.float64],
+        records: NDArray[Any] | None = None,
+        *,
+        done: Callable[[], object] | None = None,
+    ) -> None:
+        """Learn from reports on distinct samples. The order of such reports does not matter.
+
+        Args:
+            indices: int64[M], distinct.
+            means: float64[P], mean loss of consecutive parts of ``indices``; finite.
+            sizes: int64[P], samples of each part, their sum M; None if each sample is its own part.
+            trend: float64[P], what `observe` returned for the batch of each part.
+            records: RECORD[M], the samples' current records if they are at hand; overwritten.
+            done: Called when the table has learned; twice if it was interrupted.
+        """
+        self.records.finish_writing()
+        self._shares = None
+        records = self.records.take(indices) if records is None else records
+        if self.part_size != WHOLE_BATCH:
+            # One sample's loss may overflow float32 where the mean of its batch does not.
+            means = np.clip(means, -LARGEST_LOSS, LARGEST_LOSS)
+        seen, num_seen = None, self._num_seen
+        if num_seen < self.num_samples:
+            seen = records["usage_count"] > 0
+            num_seen += len(seen) - int(np.count_nonzero(seen))
+        count = count_use(records)
+        if sizes is None:
+            alpha = 0.5 if self.alpha is None else self.alpha
+            observed = means.astype(np.float32)
+            records["loss"] = estimators.moving_average(records["loss"], observed, count, alpha)
+        else:
+            observed = np.repeat(means.astype(np.float32), sizes)
+            records["loss"] = self._divided(records["loss"], seen, means, sizes, trend)
+        records["last"] = observed
+        records["mean"] += (observed - records["mean"]) / count
+        self.records.write(functools.partial(self._store, indices, records, num_seen, done))
+
+    def _store(
+        self,
+        indices: NDArray[np.int64],
+        records: NDArray[Any],
+        num_seen: int,
+        done: Callable[[], object] | None,
+    ) -> None:
+        self.records.put(indices, records)
+        self._num_seen = num_seen
+        if done is not None:
+            done()
+
+    def _divided(
+        self,
+        estimate: NDArray[np.float32],
+        seen: NDArray[np.bool_] | None,
+        means: NDArray[np.float64],
+        sizes: NDArray[np.int64],
+        trend: NDArray[np.float64],
+    ) -> NDArray[np.float32]:
+        if self.estimator == "additive":
+            alpha = ESTIMATORS["additive"] if self.alpha is None else self.alpha
+            known = np.ones(len(estimate), bool) if seen is None else seen
+            return estimators.additive(estimate, known, means, sizes, alpha)
+        if self._offsets:
+            return estimators.offset(estimate, means, trend, sizes)
+        share = estimate if seen is None else np.where(seen, estimate, np.float32(1))
+        leak = estimators.leak_of(min(self.part_size or self.batch_size, self.batch_size))
+        return estimators.relative(share, means, trend, sizes, leak=leak)
+
+    def name_of(self, index: int) -> Any:
+        """What to call a sample: its entry in ``sample_ids``, else its position."""
+        return index if self.sample_ids is None else self.sample_ids[index]
+
+    def hardest(self, k: int = 10) -> list[Sample]:
+        """The ``k`` seen samples with the highest estimated loss, highest first."""
+        whole_number("k", k, least=0)
+        loss = self.loss
+        order = np.argsort(-loss, kind="stable")[: min(k, int((~np.isnan(loss)).sum()))]
+        return self.describe(order)
+
+    def describe(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Sample]:
+        """What is known of some samples, in the given order."""
+        self.hand_over()
+        chosen = np.asarray(indices, np.int64)
+        if chosen.size and not 0 <= chosen.min() <= chosen.max() < self.num_samples:
+            raise ValueError(f"indices must be in [0, {self.num_samples}), got {indices!r}.")
+        records = self.records.take(chosen)
+        return samples_of(chosen, records, self.estimates(records), self.sample_ids)
+
+    def quartiles(self) -> list[Quartile]:
+        """The seen samples in four quarters, Q1 (lowest loss) to Q4; empty if fewer than four were seen."""
+        return quartiles_of(self.loss, self.usage_count)
+
+    def suspects(self) -> Suspects:
+        """Samples that look mislabelled, most suspect first; from 20 % of the training on, at 4 uses or more."""
+        self.hand_over()
+        return self.suspects_in(self.records)
+
+    def suspects_in(self, records: Any) -> Suspects:
+        """Those among some records of the table; their indices are places in ``records``."""
+        exact, by_group = self.part_size == EXACT, self.group_labels is not None
+        return find_suspects(records, self.untrained_loss, exact=exact, by_group=by_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything learned, copied: arrays of N by field name, and plain numbers."""
+        self.hand_over()
+        state: dict[str, Any] = {name: self.records[name].copy() for name in _FIELDS}
+        trend = self.batch_trend
+        state["numbers"] = {
+            "part_size": self.part_size,
+            "trend": trend.value,
+            "_num_reports": trend.num_reports,
+            "_offsets": self._offsets,
+        }
+        return {**state, **self.exclusions.state_dict(), **trend.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned; groups stay as they are."""
+        self.records.forget_writing()
+        self._shares = None
+        for name in _FIELDS:
+            self.records[name][:] = state[name]
+        self._num_seen = int(np.count_nonzero(self.records["usage_count"]))
+        numbers = state["numbers"]
+        self.part_size, self._offsets = numbers["part_size"], numbers["_offsets"]
+        self.exclusions.load_state_dict(state)
+        self.batch_trend.load_state_dict(state, value=numbers["trend"], num_reports=numbers["_num_reports"])
+
+    @functools.cached_property
+    def _digest(self) -> str | None:
+        return digest_of(self.sample_ids, self.num_samples)
+
+    def digest(self, count: int) -> str | None:
+        """Of the first ``count`` names, the same for lists and arrays of them; None without names."""
+        return digest_of(self.sample_ids, count)
+
+    def identity(self) -> dict[str, Any]:
+        """What a saved state must fit: sizes, estimator, and a digest of the names."""
+        return {
+            "num_samples": self.num_samples,
+            "batch_size": self.batch_size,
+            "estimator": self.estimator,
+            "sample_ids": self._digest,
+        }
+
+
+_FIELDS = ("loss", "last", "mean", "usage_count")
+
+
+def _nothing(_: bool) -> None:
+    """What stores the predictions of a table that no plan is made of."""

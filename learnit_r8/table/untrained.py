@@ -1,0 +1,86 @@
+"""The loss of a model that has learnt nothing, estimated from the first losses of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+LEAST_LOSSES = 8
+"""Losses that tell which of them is an outlier."""
+
+MOST_LOSSES = 1024
+"""Losses that are kept at most; after that many a model has learnt something in any case."""
+
+OUTLYING, LEAST_SPREAD = 5.0, 0.05
+"""Standard deviations above the median beyond which a loss is left out, and the least of one as a share of the
+median."""
+
+
+class UntrainedLoss:
+    """Mean of the first losses without outliers; one freak batch must not decide what counts as worse than untrained.
+
+    The mean is over 5 % of an epoch, at least two losses. Outliers are told once at least eight losses are known, and
+    then the value is settled; before that it is the mean of the losses so far.
+
+    Args:
+        size: Losses to take the mean of, at least two.
+
+    Attributes:
+        size: Losses that are asked for before the value is settled.
+        value: The estimate; NaN before the first loss.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._num_averaged = min(max(2, size), MOST_LOSSES)
+        self.size = max(self._num_averaged, LEAST_LOSSES)
+        self.value = float("nan")
+        self._losses: list[float] = []
+        self._is_settled = False
+
+    def add(self, loss: float) -> None:
+        """Take one more loss into account, if the value is not settled."""
+        if self._is_settled:
+            return
+        losses = self._losses
+        losses.append(loss)
+        if len(losses) <= self._num_averaged:
+            self.value = sum(losses) / len(losses)
+        if len(losses) >= self.size:
+            self.value = mean_of_usual(losses, self._num_averaged)
+            self._is_settled = True
+            losses.clear()
+
+    @property
+    def mark(self) -> tuple[float, list[float], bool]:
+        """What `go_back_to` takes."""
+        return self.value, self._losses.copy(), self._is_settled
+
+    def go_back_to(self, mark: tuple[float, list[float], bool]) -> None:
+        """Forget the losses since a `mark`."""
+        value, losses, is_settled = mark
+        self.value, self._losses, self._is_settled = value, losses.copy(), is_settled
+
+    def state_dict(self) -> dict[str, Any]:
+        """The estimate, and the losses that it is made of until it is settled."""
+        return {"value": self.value, "losses": list(self._losses), "is_settled": self._is_settled}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned; without ``is_settled`` the value is settled if there is one."""
+        self.value = float(state["value"])
+        self._losses = [float(loss) for loss in state["losses"]]
+        self._is_settled = bool(state.get("is_settled", self.value == self.value))
+
+
+def mean_of_usual(losses: list[float], count: int) -> float:
+    """Mean of the first ``count`` losses without those that are far above the median of all.
+
+    >>> mean_of_usual([2.0, 1000.0, 2.2, 1.8, 2.0, 2.1, 1.9, 2.0], count=3)
+    2.1
+    """
+    middle = float(np.median(losses))
+    deviation = 1.4826 * float(np.median(np.abs(np.array(losses) - middle)))
+    bound = middle + OUTLYING * max(deviation, LEAST_SPREAD * abs(middle))
+    usual = [loss for loss in losses[:count] if loss <= bound]
+    return sum(usual) / len(usual) if usual else middle

@@ -1,0 +1,279 @@
+"""The exchange: makes the schedulers of all ranks one, by a small message in up to 16 steps.
+
+Every rank draws the same batch and trains on its own slice, so ranks send each other no indices. They send losses, and
+everything else that they must agree on: the time, the requests made on any of them, and digests that show when they
+differ. The same numbers reported in the same order give the same tables, verdicts and rates, bit for bit.
+
+A message sent at one step is read at the next: it takes a millisecond or more where every core is at work, and no rank
+waits for it. Only where no loss may be held back it is read at once: see `Exchange.turn`.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..._validation import whole_number
+from ...checkpoint.store import CheckpointStore
+from ...engine.control import Requests
+from ...sampling.ticket import Ticket
+from .agreement import check_same, check_same_run, digest_of_state
+from .messages import Head, MessageCodec, Note
+from .ranks import Ranks
+from .shared_parts import SharedClock, SharedRequests, SharedStore
+
+if TYPE_CHECKING:
+    from ...scheduler import R8Scheduler
+
+MOST_HELD_BACK = 16
+"""Steps whose losses may wait to be exchanged."""
+
+EXCHANGE_SECONDS = 0.25
+"""Steps slower than this exchange their losses at once: that costs little, and a refused loss needs no restore."""
+
+CHECK_STEPS = 256
+"""Steps between two digests of the tables."""
+
+
+class Exchange:
+    """Exchanges losses, clock and requests between the schedulers of all ranks; every rank makes one.
+
+    Args:
+        r8: This rank's scheduler, built with the same arguments as those of the others; no batch was drawn from it
+            yet. Its clock becomes that of rank 0, only rank 0 writes checkpoints, and all ranks answer its requests.
+        ranks: The ranks.
+        every: Steps between two exchanges, in [1, 16]; None for 16, and fewer where steps are slow.
+        probe: Returns a digest of the model, which must be the same on all ranks.
+        settings: Other settings that must be the same on all ranks, by name.
+
+    Raises:
+        RanksDiffer: another rank has built its scheduler with other arguments.
+        ValueError: the batch size is no multiple of the number of ranks; the scheduler searches for a learning rate;
+            ``every`` is outside its range.
+
+    Attributes:
+        r8: As given.
+        ranks: As given.
+        count: Exchanges so far.
+        under_way: Steps whose losses were sent and not read yet.
+    """
+
+    def __init__(
+        self,
+        r8: R8Scheduler,
+        ranks: Ranks,
+        every: int | None = None,
+        *,
+        probe: Callable[[], int] = lambda: 0,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        check_every(every)
+        _check_shareable(r8, ranks)
+        self._settings = dict(settings or {})
+        self.r8, self.ranks = r8, ranks
+        self.count = 0
+        self._own_every = every
+        self._every = every or MOST_HELD_BACK
+        self._codec = MessageCodec(ranks.size, MOST_HELD_BACK, r8.table.batch_size // ranks.size)
+        self._probe = probe
+        self._drawn = 0
+        self._last_check = self._num_checks = 0
+        self._began = time.perf_counter()
+        self.under_way: list[Note] = []
+        self._read: Callable[[], NDArray[Any]] | None = None
+        self._is_hurried = True
+        self._clock: SharedClock
+        self._requests: SharedRequests
+        r8.share(self)
+
+    def check_same_run(self, facts: Mapping[str, Any]) -> None:
+        """Raise RanksDiffer unless every rank has built its scheduler, and trains, with the same arguments."""
+        check_same_run({**facts, **self._settings}, self.ranks)
+
+    def shared_clock(self, own: Callable[[], float]) -> SharedClock:
+        """The clock of rank 0."""
+        self._clock = SharedClock(own, self.ranks)
+        return self._clock
+
+    def shared_requests(self, own: Requests) -> SharedRequests:
+        """Requests that all ranks answer after the same step."""
+        self._requests = SharedRequests(own, self.ranks, self._clock)
+        return self._requests
+
+    def shared_store(self, own: CheckpointStore) -> SharedStore:
+        """A checkpoint store to which only rank 0 writes."""
+        return SharedStore(own, self.ranks)
+
+    def part(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """This rank's part of a batch: an equal, contiguous one, so that it is as balanced as the batch.
+
+        Args:
+            rows: T[B], indices or weights of the batch; where the ranks do not divide it, it is filled up with its own
+                first samples, which are trained on twice and learned from once.
+
+        Returns:
+            T[ceil(B / size)].
+        """
+        return slice_of(rows, self.ranks)
+
+    def agree(self, trouble: str) -> str:
+        """A text that says what failed on this rank, or on which ranks something failed; "" if nothing did."""
+        if self.r8.is_stopped:
+            # A rank that was told to end by a signal is gone by now.
+            return trouble
+        everyone = self.ranks.gather(np.array([bool(trouble)]))[:, 0]
+        elsewhere = ", ".join(map(str, np.flatnonzero(everyone).tolist()))
+        return trouble or (elsewhere and f"it went wrong on rank {elsewhere}")
+
+    def check(self, note: Note, held: Sequence[Note]) -> None:
+        """Raise ValueError unless the losses of a step can be exchanged with those held back."""
+        self._codec.check(note, held or self.under_way, self.r8.table.part_size)
+
+    def turn(self, num_held: int, last: Ticket, take: Callable[[], Sequence[Note]]) -> list[Note]:
+        """Read the messages sent before, and send the losses that are held back if it is time; at each step.
+
+        It is time where enough losses are held back, at the end of an epoch or the run, and where the run must answer
+        a request. In the last two cases the messages are read at once; also where a backup or a checkpoint may be due
+        before the next exchange, as these need every loss, and where steps are slow.
+
+        Args:
+            num_held: Steps whose losses are held back, >= 1.
+            last: The last of them.
+            take: Returns them with the losses of this rank's slices, and holds them back no longer.
+
+        Returns:
+            Steps with the losses of whole batches, to report in this order.
+
+        Raises:
+            RanksDiffer: the ranks do not do the same.
+            RankLost: a rank does not answer.
+        """
+        here = self.receive()
+        step = last.step + 1
+        ends = not step % self.r8.steps_per_epoch or step == self.r8.total_steps
+        must_close = ends or self._requests.is_agreed
+        if num_held >= self._every or must_close:
+            is_hurried = must_close or self._is_hurried or self._every == 1
+            self._send(take())
+            if is_hurried:
+                here += self.receive()
+        return here
+
+    def run(self, held: Sequence[Note]) -> list[Note]:
+        """Read the messages sent before, send these losses, and read at once; on all ranks at the same place."""
+        here = self.receive()
+        self._send(held)
+        return here + self.receive()
+
+    def drain(self, held: Sequence[Note]) -> list[Note]:
+        """Every step held back or under way, with whole batches; sends a message only if there are losses to send."""
+        return self.run(held) if held else self.receive()
+
+    def _send(self, held: Sequence[Note]) -> None:
+        for note in held:
+            self._drawn = zlib.crc32(note.ticket.indices.data, self._drawn)
+        # The digest of the model goes along with that of the table, and once early.
+        state, early = self._digest_if_due(), 0 < self.r8.global_step <= 2 * MOST_HELD_BACK
+        step = held[-1].ticket.step + 1 if held else self.r8.global_step
+        every = self._next_every(len(held))
+        own = self._codec.write(
+            held,
+            step=step,
+            drawn=self._drawn,
+            state=state,
+            model=self._probe() if state or early else 0,
+            clock=self._clock.own(),
+            every=every,
+            is_hurried=self.r8.may_be_due(step + every),
+            wished=self._requests.wished,
+        )
+        self.under_way = list(held)
+        self._read = self.ranks.send(own)
+        self.count += 1
+
+    def receive(self) -> list[Note]:
+        """Read the messages sent before, if there are any: their steps with the losses of whole batches.
+
+        Raises:
+            RanksDiffer: the ranks do not do the same.
+            RankLost: a rank does not answer.
+        """
+        read, self._read = self._read, None
+        if read is None:
+            return []
+        messages = read()[:, 0]
+        held, self.under_way = self.under_way, []
+        heads = self._codec.heads(messages)
+        self._check(heads)
+        self._clock.now = float(messages["clock"][0])
+        self._every, self._is_hurried = heads[0].every, bool(heads[0].is_hurried)
+        self._requests.agree([head.wished for head in heads])
+        return self._codec.read(messages, held)
+
+    def _digest_if_due(self) -> int:
+        """Digest of the scheduler's state after the last exchange; 0 if none is due."""
+        step = self.r8.global_step
+        if self._num_checks and step - self._last_check < CHECK_STEPS:
+            return 0
+        self._last_check = step
+        self._num_checks += 1
+        return digest_of_state(self.r8, self._num_checks)
+
+    def _next_every(self, num_held: int) -> int:
+        """Steps to the next exchange, as rank 0 sees it."""
+        began, self._began = self._began, time.perf_counter()
+        if self._own_every or not num_held:
+            return self._every
+        step_seconds = (self._began - began) / num_held
+        return int(min(MOST_HELD_BACK, max(1.0, EXCHANGE_SECONDS // max(step_seconds, 1e-9))))
+
+    def _check(self, heads: Sequence[Head]) -> None:
+        first, own = heads[0], heads[self.ranks.rank]
+        place = f"step {own.step}"
+        if any(head.common != first.common for head in heads):
+            self._raise_what_differs(heads, place)
+        if any(head.model != first.model for head in heads):
+            self.r8.say_once(
+                "models differ",
+                f"the models of the ranks have drifted apart before {place}: unless that is meant, average their "
+                "gradients, by DistributedDataParallel for instance, and begin with the same weights.",
+            )
+
+    @staticmethod
+    def _raise_what_differs(heads: Sequence[Head], place: str) -> None:
+        numbers, kinds, steps, drawn, states = (list(values) for values in zip(*(h.common for h in heads), strict=True))
+        check_same("the step", steps, f"all ranks must report the same steps, got {steps}")
+        held = f"all ranks must exchange losses together, got {numbers} held back at {place}"
+        check_same("the number of losses", numbers, held)
+        check_same("the kind of losses", kinds, f"all ranks must report one kind of loss at {place}")
+        check_same("what was drawn", drawn, f"all ranks must draw the same batches before {place}")
+        check_same("the table", states, f"the tables of all ranks must be equal before {place}")
+
+
+def check_every(every: int | None) -> None:
+    """Raise unless ``every`` is None or in [1, 16]."""
+    if every is not None:
+        whole_number("every", every, least=1, most=MOST_HELD_BACK)
+
+
+def slice_of(rows: NDArray[Any], ranks: Ranks) -> NDArray[Any]:
+    """`Exchange.part` for some ranks."""
+    share = -(-len(rows) // ranks.size)
+    if share * ranks.size != len(rows):
+        rows = np.resize(rows, share * ranks.size)
+    return rows[ranks.rank * share : (ranks.rank + 1) * share]
+
+
+def _check_shareable(r8: R8Scheduler, ranks: Ranks) -> None:
+    if r8.phase == "searching":
+        raise ValueError("auto_find_lr must be False on several ranks, got True; give initial_lr.")
+    if r8.table.batch_size % ranks.size:
+        raise ValueError(
+            f"batch_size must be a multiple of the {ranks.size} ranks, as each takes an equal slice, got "
+            f"{r8.table.batch_size}."
+        )

@@ -1,0 +1,199 @@
+"""The parts of a scheduler that several ranks share: the clock and the checkpoints of rank 0, and requests."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...checkpoint.reader import Checkpoint
+from ...checkpoint.store import CheckpointStore
+from ...engine.control import Requests
+from .ranks import Ranks
+
+
+class SharedClock:
+    """Shows the time of rank 0 at the last exchange on all ranks; budget, rates and triggers follow it.
+
+    Args:
+        clock: The clock of this rank.
+        ranks: The ranks.
+    """
+
+    def __init__(self, clock: Callable[[], float], ranks: Ranks) -> None:
+        self._own = clock
+        self.now = float(ranks.gather(np.array([clock()]))[0, 0])
+
+    def own(self) -> float:
+        """Seconds on the clock of this rank."""
+        return self._own()
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class SharedStore:
+    """The checkpoints of a run on several ranks: rank 0 writes them, and all ranks read those that it names.
+
+    Args:
+        store: The store of this rank.
+        ranks: The ranks.
+    """
+
+    def __init__(self, store: CheckpointStore, ranks: Ranks) -> None:
+        self._store = store
+        self._ranks = ranks
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder, for files beside the checkpoints; None on ranks other than rank 0."""
+        return self._store.folder if self._ranks.rank == 0 else None
+
+    def save(
+        self,
+        state: Mapping[str, Any],
+        write_model: Callable[[str], None] | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> Checkpoint:
+        """Write a checkpoint on rank 0, as `CheckpointStore.save`; write nothing on other ranks."""
+        if self._ranks.rank == 0:
+            return self._store.save(state, write_model, config)
+        return Checkpoint(self._store.folder / "written by rank 0", dict(state), None, self._store.run_id, {})
+
+    def pin(self, path: Path | None, note: bytes | None = None) -> None:
+        """Keep a checkpoint, as `CheckpointStore.pin`; only rank 0 has any."""
+        if self._ranks.rank == 0:
+            self._store.pin(path, note)
+
+    def own_states(self) -> list[tuple[str, int]]:
+        """The value of `CheckpointStore.own_states` on rank 0, on all ranks."""
+        own = json.dumps(self._store.own_states()) if self._ranks.rank == 0 else None
+        return [(str(name), int(step)) for name, step in json.loads(self._ranks.of_first(own) or "[]")]
+
+    def load_named(self, name: str) -> Checkpoint | None:
+        """The checkpoint that `CheckpointStore.load_named` finds on rank 0, on all ranks."""
+        own = self._store.load_named(name) if self._ranks.rank == 0 else None
+        return self._named_by_first(own)
+
+    def load(self, path: Any = None) -> Checkpoint:
+        """The checkpoint that `CheckpointStore.load` finds on rank 0, on all ranks."""
+        if path is not None:
+            return self._store.load(path)
+        own = self._store.load() if self._ranks.rank == 0 else None
+        found = self._named_by_first(own)
+        assert found is not None
+        return found
+
+    def _named_by_first(self, own: Checkpoint | None) -> Checkpoint | None:
+        name = self._ranks.of_first(None if own is None else own.path.name)
+        if name is None or own is not None:
+            return own
+        return self._store.load(Path(self._store.folder) / name)
+
+
+_SAVE, _STOP, _PAUSE = 1, 2, 4
+"""The requests, as bits of a number."""
+
+LOOK_SECONDS = 0.1
+"""Seconds after which paused ranks ask each other again whether to go on."""
+
+
+class SharedRequests(Requests):
+    """Requests that all ranks answer after the same step, whichever rank they were made on.
+
+    `stop`, `save` and `pause` only note a wish; `agree` turns the wishes of all ranks into requests on all of them.
+
+    Args:
+        before: The requests of this rank's scheduler.
+        ranks: The ranks.
+        clock: Their clock.
+
+    Attributes:
+        is_agreed: Whether all ranks have agreed on a request that is not answered yet.
+    """
+
+    def __init__(self, before: Requests, ranks: Ranks, clock: SharedClock) -> None:
+        super().__init__(
+            before._pace,
+            before._announcer,
+            before._save,
+            handle_signals=before.signals is not None,
+            sleep=self._wait_for_others,
+        )
+        self._ranks = ranks
+        self._clock = clock
+        self._wished = 0
+        self._why = ""
+        self.is_agreed = False
+
+    def answer(self) -> None:
+        """Answer the requests, on all ranks at the same place."""
+        self.is_agreed = False
+        super().answer()
+
+    def _wake(self) -> None:
+        """A signal on one rank ends the run on all, after the same step."""
+        self.stop("a signal")
+
+    @property
+    def wished(self) -> int:
+        """The wishes of this rank that were not answered yet, as bits."""
+        return self._wished
+
+    def stop(self, reason: str = "") -> None:
+        """Ask the run to save and end on all ranks."""
+        self._why = reason
+        self._wished |= _STOP
+
+    def save(self) -> None:
+        """Ask for a checkpoint."""
+        self._wished |= _SAVE
+
+    def pause(self, reason: str = "") -> None:
+        """Ask the run to wait on all ranks, until `resume` is called on this rank or `stop` on any."""
+        self._why = reason
+        self._wished |= _PAUSE
+
+    def resume(self) -> None:
+        """Let a run go on that was paused on this rank."""
+        self._wished &= ~_PAUSE
+
+    def agree(self, wishes: list[int]) -> None:
+        """Turn the wishes of all ranks into requests; all ranks call it with the same.
+
+        Args:
+            wishes: The wishes of each rank, as bits.
+        """
+        self._wished &= ~(_SAVE | _STOP) | ~wishes[self._ranks.rank]
+        anyone = 0
+        for wish in wishes:
+            anyone |= wish
+        self.is_agreed |= bool(anyone)
+        if anyone & _SAVE:
+            super().save()
+        if anyone & _STOP:
+            self._wished &= ~_PAUSE
+            super().stop(self._reason(wishes, _STOP))
+        elif anyone & _PAUSE:
+            super().pause(self._reason(wishes, _PAUSE))
+        else:
+            super().resume()
+
+    def _reason(self, wishes: list[int], bit: int) -> str:
+        ranks = [rank for rank, wish in enumerate(wishes) if wish & bit]
+        own = self._ranks.rank in ranks and self._why
+        return own or f"asked for on rank {', '.join(map(str, ranks))}"
+
+    def _wait_for_others(self, seconds: float) -> None:
+        """Wait a little while the run is paused, and exchange wishes."""
+        time.sleep(max(seconds, LOOK_SECONDS))
+        messages = self._ranks.gather(np.array([float(self._wished), self._clock.own()]))
+        self._clock.now = float(messages[0, 1])
+        self.agree([int(wish) for wish in messages[:, 0]])

@@ -1,0 +1,173 @@
+"""SharedRun: a scheduler on several ranks for loops without an adapter; see `exchange`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...guard.verdict import Verdict
+from ...sampling.ticket import Outcome, Ticket
+from ...table.losses import read_loss, read_number
+from .exchange import Exchange, check_every
+from .messages import Note, arguments_of
+from .ranks import Ranks
+
+if TYPE_CHECKING:
+    from ...scheduler import R8Scheduler
+
+
+class Share(NamedTuple):
+    """The part of a batch that one rank trains on.
+
+    Attributes:
+        indices: int64[B / size], the samples; in a short batch some may come twice.
+        lr: The learning rate.
+        weights: float32[B / size], what to multiply each sample's loss by, or None.
+        ticket: The whole batch, to report with.
+    """
+
+    indices: NDArray[np.int64]
+    lr: float
+    weights: NDArray[np.float32] | None
+    ticket: Ticket
+
+
+class SharedRun:
+    """A scheduler on several ranks for a loop of your own, without an adapter; iterate over it for the batches.
+
+    Args:
+        r8: This rank's scheduler, built with the same arguments as those of the others; see `Exchange`.
+        ranks: The ranks; by default all of ``torch.distributed``.
+        every: Steps between two exchanges of losses, in [1, 16]; by default 16, and fewer where steps are slow.
+
+    Raises:
+        RanksDiffer: another rank has built its scheduler with other arguments.
+        ValueError: the batch size is no multiple of the number of ranks; the scheduler searches for a learning rate;
+            ``every`` is outside its range.
+        RuntimeError: ``torch.distributed`` was not initialised.
+
+    Attributes:
+        r8: As given.
+        ranks: As given.
+        exchange: The exchange with the other ranks.
+    """
+
+    def __init__(self, r8: R8Scheduler, ranks: Ranks | None = None, *, every: int | None = None) -> None:
+        check_every(every)
+        self.r8 = r8
+        self.ranks = ranks = Ranks() if ranks is None else ranks
+        self.exchange = Exchange(r8, ranks, every)
+        self._held: list[Note] = []
+        r8.join(self)
+
+    def __iter__(self) -> Iterator[Share]:
+        """This rank's shares of the batches to the end of the epoch, or of the time.
+
+        Asking for the next one gives up a batch that was not reported, on all ranks alike; it comes once more at the
+        end of the epoch.
+        """
+        r8 = self.r8
+        self._report_all(self.exchange.run(self._taken()))
+        epoch = r8.current_epoch
+        while (r8.global_step + self._num_held_back) // r8.steps_per_epoch == epoch:
+            # Before the drawing: a run that is to stop trains on no further batch.
+            r8.between_steps(held_back=self._num_held_back)
+            ticket = r8.draw_ahead()
+            if ticket is None:
+                break
+            share = self._begin(ticket)
+            try:
+                yield share
+            except GeneratorExit:
+                # After a break the next batch is the one in hand.
+                self._take_back(share, r8.hand_back)
+                raise
+            self._take_back(share, r8.give_up)
+        self.settle()
+
+    @property
+    def _num_held_back(self) -> int:
+        """Steps trained on and not reported to the scheduler yet."""
+        return len(self._held) + len(self.exchange.under_way)
+
+    def _begin(self, ticket: Ticket) -> Share:
+        ticket = self.r8.begin(ticket, held_back=self._num_held_back)
+        weights = None if ticket.weights is None else self.exchange.part(ticket.weights)
+        return Share(self.exchange.part(ticket.indices), ticket.lr, weights, ticket)
+
+    def _take_back(self, share: Share, do: Callable[[Ticket], None]) -> None:
+        """Hand a batch back or give it up, if it was not reported."""
+        newest = [*self.exchange.under_way, *self._held][-1:]
+        if not (newest and newest[0].ticket is share.ticket):
+            do(share.ticket)
+
+    def report(
+        self,
+        ticket: Ticket,
+        loss: Any,
+        *,
+        part_size: int | None = None,
+        grad_norm: float | None = None,
+        skipped: bool = False,
+    ) -> Outcome:
+        """Note the losses of this rank's slice; exchange them when it is time.
+
+        Args:
+            ticket: Of the share that was yielded last.
+            loss: As for `R8Scheduler.report`, but of the slice: its mean, float[B / size] of its samples, or of its
+                parts.
+            part_size: Samples in a part, a divisor of the slice.
+            grad_norm: As there; the largest of all ranks counts.
+            skipped: As there; a step that is skipped on one rank is so for all.
+
+        Returns:
+            The same on every rank: pending, until losses are exchanged; then false if this batch's loss is refused,
+            or if that of one before was and the model has been put back. Then skip ``backward()`` and ``step()``, as
+            all ranks do.
+
+        Raises:
+            TypeError: the loss is not a real number or a vector of them.
+            ValueError: the loss is of another length or kind than it must be. Nothing was changed.
+            RanksDiffer: the ranks do not do the same.
+            RankLost: a rank does not answer.
+            TrainingDiverged: losses stay refused after everything was tried.
+        """
+        reading = read_loss(loss, -(-len(ticket.indices) // self.ranks.size), part_size)
+        norm = None if grad_norm is None else read_number("grad_norm", grad_norm)
+        note = Note(ticket, np.atleast_1d(reading.means), reading.part_size, skipped, norm)
+        self.exchange.check(note, self._held)
+        self._held.append(note)
+        return self._report_all(self.exchange.turn(len(self._held), ticket, self._taken))
+
+    def settle(self) -> None:
+        """Exchange and report the losses that are held back, if there are any; on all ranks at the same place."""
+        self._report_all(self.exchange.drain(self._taken()))
+
+    def forget(self) -> None:
+        """Drop the losses on their way: a saved state was loaded, and they belong to the run before."""
+        self.exchange.receive()
+        self._held.clear()
+
+    def in_hand(self) -> None:
+        """None: the losses of this rank alone go to `report`."""
+
+    def take(self, ticket: Ticket) -> None:
+        """Do nothing."""
+
+    def _taken(self) -> list[Note]:
+        held, self._held = self._held, []
+        return held
+
+    def _report_all(self, notes: list[Note]) -> Outcome:
+        """Report whole batches; those trained on after one that put the model back are discarded."""
+        pending = outcome = Outcome(Verdict.PENDING, self.r8.lr, None)
+        for number, note in enumerate(notes):
+            outcome = self.r8.report(note.ticket, **arguments_of(note))
+            if outcome.rolled_back_to is not None:
+                for later in [*notes[number + 1 :], *self.exchange.receive(), *self._taken()]:
+                    self.r8.discard(later.ticket)
+                return outcome
+        return pending if self._num_held_back else outcome

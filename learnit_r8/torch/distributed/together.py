@@ -1,0 +1,197 @@
+"""Several processes that train one model together, for `attach` and `R8BatchSampler`; see `exchange`."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..readback import Readback, readback_on
+from .agreement import digest_of
+from .exchange import Exchange, check_every, slice_of
+from .messages import Note
+from .ranks import Ranks, are_there
+from .single_process import ALONE, SingleProcess
+
+if TYPE_CHECKING:
+    from ...scheduler import R8Scheduler
+    from ..loss_pipeline import Sent
+
+
+OF_RANK_0 = ("use_curses", "run_dir", "monitor", "mode")
+"""Settings of the scheduler of rank 0 alone."""
+
+PROBED = 64
+"""Weights of a model that are compared between ranks."""
+
+
+class Together:
+    """For `attach` and `R8BatchSampler`: this process trains one model together with others.
+
+    `attach` makes one by itself where ``torch.distributed`` is initialised with several processes.
+
+    Args:
+        ranks: The ranks; by default all of ``torch.distributed``.
+        every: Steps between two exchanges of losses, in [1, 16]; by default 16, and fewer where steps are slow.
+
+    Raises:
+        ValueError: ``every`` is outside its range.
+        RuntimeError: ``torch.distributed`` was not initialised.
+    """
+
+    def __init__(self, ranks: Ranks | None = None, *, every: int | None = None) -> None:
+        check_every(every)
+        self.ranks = Ranks() if ranks is None else ranks
+        self.rank = self.ranks.rank
+        self._every = every
+        self._exchange: Exchange | None = None
+        self._border = self._begun = -1
+
+    def settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """The settings for the scheduler of this rank: only rank 0 has a screen, a run folder and a monitor."""
+        if self.ranks.rank == 0:
+            return settings
+        return {name: value for name, value in settings.items() if name not in OF_RANK_0}
+
+    def check(self, r8: R8Scheduler, model: Any, **settings: Any) -> None:
+        """Share the scheduler with the other ranks; a warning will say if their models drift apart.
+
+        Raises:
+            RanksDiffer: another rank has built its scheduler with other arguments.
+            ValueError: the scheduler cannot be shared, or another one is shared by this already.
+        """
+        if self._exchange is not None:
+            raise ValueError(
+                f"sharing must be a Together() of its own for each attach(), got one of {self._exchange.r8!r}."
+            )
+        self._exchange = Exchange(r8, self.ranks, self._every, probe=functools.partial(probe, model), settings=settings)
+
+    def part(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """This rank's slice of a batch; see `Exchange.part`."""
+        return slice_of(rows, self.ranks)
+
+    def readback(self, device: torch.device) -> Readback:
+        """The readback that brings the losses of all ranks to the scheduler of each."""
+        assert self._exchange is not None
+        return Gathered(self._exchange, readback_on(device, keeps=True))
+
+    def watching(self) -> contextlib.AbstractContextManager[None]:
+        """A ``with`` block in which a lost connection becomes a `RankLost` that says whose."""
+        return self.ranks.watching()
+
+    def between_steps(self, r8: R8Scheduler, num_held_back: int) -> None:
+        """Let the scheduler do what is due, where no loss is held back; ask for the time as an epoch begins."""
+        if self._exchange is None:
+            return
+        step = r8.global_step
+        # Loaders ask as often as they fetch ahead, not equally often on all ranks. Once the run is over, others may be
+        # gone already.
+        if not (num_held_back or step % r8.steps_per_epoch or step == self._border or r8.is_over):
+            self._border = step
+            self._exchange.run([])
+        r8.between_steps(held_back=num_held_back)
+
+    def before_iteration(self) -> None:
+        """Ask rank 0 for the time again where a loader begins at the border of an epoch, after validation say."""
+        # A loader with workers begins twice.
+        if self._exchange is not None and self._exchange.r8.global_step != self._begun:
+            self._begun = self._exchange.r8.global_step
+            self._border = -1
+
+
+class Gathered:
+    """Losses of all ranks, exchanged when it is time.
+
+    Args:
+        exchange: Exchanges them.
+        own: Brings the losses of this rank from the device.
+
+    Attributes:
+        num_waits: How often the host had to wait for the device.
+    """
+
+    def __init__(self, exchange: Exchange, own: Readback) -> None:
+        self._exchange = exchange
+        self._own = own
+        self._sent: list[Sent] = []
+        self.num_waits = 0
+
+    def __len__(self) -> int:
+        return len(self._sent)
+
+    def put(self, item: Sent, values: torch.Tensor) -> None:
+        """Send the losses of this rank's slice on their way."""
+        self._own.put(item, values)
+        self._sent.append(item)
+
+    def ready(self) -> list[tuple[Any, Any]]:
+        """The losses of whole batches that have come from the other ranks; called once after each `put`."""
+        if not len(self._own):
+            return []
+        return self._of_batches(self._exchange.turn(len(self._own), self._sent[-1].ticket, self._take))
+
+    def drain(self) -> list[tuple[Any, Any]]:
+        """All losses, of whole batches; exchanges them, on all ranks at the same place."""
+        return self._of_batches(self._exchange.drain(self._take()))
+
+    def _take(self) -> list[Note]:
+        """The losses that this rank holds back, fetched from the device."""
+        notes: list[Note] = []
+        for item, values in self._own.drain():
+            note = _note_of(item, values)
+            self._exchange.check(note, notes)
+            notes.append(note)
+        self.num_waits = self._own.num_waits
+        return notes
+
+    def _of_batches(self, notes: list[Note]) -> list[tuple[Any, Any]]:
+        if not notes:
+            return []
+        sent, self._sent = self._sent[: len(notes)], self._sent[len(notes) :]
+        return list(zip(sent, map(_values_of, sent, notes), strict=True))
+
+    def clear(self) -> list[Any]:
+        """Drop the losses on their way; messages sent before are read, on all ranks at the same place."""
+        self._exchange.receive()
+        self._own.clear()
+        sent, self._sent = self._sent, []
+        return sent
+
+
+def _note_of(item: Sent, values: NDArray[np.float32]) -> Note:
+    """The note that ranks exchange for the values that an adapter sends."""
+    count = len(values) - len(item.extras)
+    extras = dict(zip(item.extras, values[count:].tolist(), strict=True))
+    part_size = 0 if item.part_size is None else item.part_size
+    return Note(item.ticket, values[:count], part_size, bool(extras.get("skipped", 0)), extras.get("grad_norm"))
+
+
+def _values_of(item: Sent, note: Note) -> NDArray[np.float64]:
+    """The values for the adapter: the losses of the whole batch, then the extras that it sent."""
+    if not item.extras:
+        return note.losses
+    extras = {"skipped": float(note.skipped), "grad_norm": note.grad_norm}
+    return np.concatenate([note.losses, [extras[name] for name in item.extras]])
+
+
+def probe(model: torch.nn.Module) -> int:
+    """A digest of a few weights, the same on all ranks if they average their gradients; 0 if they share the model."""
+    weights = next((each for each in model.parameters() if each.requires_grad), None)
+    if weights is None or hasattr(weights, "to_local"):
+        return 0
+    return digest_of(weights.detach().flatten()[:PROBED].to("cpu", torch.float32).numpy())
+
+
+Sharing = SingleProcess | Together
+"""Which part of a batch is this process's, and how its losses come to the scheduler."""
+
+
+def sharing_here() -> Sharing:
+    """A `Together` where ``torch.distributed`` is initialised with several processes, else `ALONE`."""
+    if not are_there() or torch.distributed.get_world_size() == 1:
+        return ALONE
+    return Together()

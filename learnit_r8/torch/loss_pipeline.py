@@ -1,0 +1,238 @@
+"""The loss pipeline: brings losses from the training step to the scheduler, and verdicts back to the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from .._adapters.group_rates import FOREIGN, GroupRates
+from .._adapters.prefetch import Prefetch
+from ..guard.verdict import Verdict
+from ..sampling.ticket import Outcome, Ticket
+from .readback import Readback
+from .sampler_iterator import find_batch
+from .state import ModelState
+from .stepper import Stepper
+
+if TYPE_CHECKING:
+    from .distributed.together import Sharing
+
+
+class Sent(NamedTuple):
+    """The batch that values on their way belong to.
+
+    Attributes:
+        ticket: The batch, as its training began.
+        num_samples: Samples of the batch that this process trained on.
+        part_size: 1 where the values are losses of single samples, None for one mean over ``num_samples`` of them, else
+            the samples in a part of which each value is a mean.
+        extras: Names of the values behind the losses, of "grad_norm" and "skipped".
+    """
+
+    ticket: Ticket
+    num_samples: int
+    part_size: int | None
+    extras: tuple[str, ...] = ()
+
+
+def _with_extras(sent: Sent, values: torch.Tensor, **extras: torch.Tensor | None) -> tuple[Sent, torch.Tensor]:
+    given = {name: value for name, value in extras.items() if value is not None}
+    more = [value.detach().to(values).reshape(1) for value in given.values()]
+    return sent._replace(extras=tuple(given)), torch.cat([values, *more])
+
+
+class LossPipeline:
+    """Sends losses on their way, and reports them when they have come; the `Trainer` of an adapter's batches.
+
+    Args:
+        batches: Holds the batches of the scheduler.
+        stepper: Takes the optimizer's steps.
+        state: The state of the training, which the scheduler may put back.
+        rates: Sets the scheduler's rate on the optimizer; None if other code does.
+        sharing: Selects this process's part of a batch.
+        ahead: Batches that something between loader and training fetches in advance.
+
+    Attributes:
+        outcome: The outcome of the last report.
+        recorded: Losses that are noted and not sent yet.
+        readback: Holds the losses on their way; None before the first.
+    """
+
+    def __init__(
+        self,
+        batches: Prefetch,
+        *,
+        stepper: Stepper,
+        state: ModelState,
+        rates: GroupRates | None,
+        sharing: Sharing,
+        ahead: int,
+    ) -> None:
+        r8 = batches.r8
+        self.outcome = Outcome(Verdict.PENDING, r8.lr, None)
+        self.recorded: tuple[Sent, torch.Tensor] | None = None
+        self.readback: Readback | None = None
+        self._r8, self._rates, self._sharing, self._ahead = r8, rates, sharing, ahead
+        self._batches, self._stepper, self._state = batches, stepper, state
+        self._num_loads = state.num_loads
+
+    @property
+    def num_on_their_way(self) -> int:
+        """Losses sent and not reported yet."""
+        return 0 if self.readback is None else len(self.readback)
+
+    def find(self, ticket: int | Ticket | None) -> Ticket:
+        """The batch that losses are of.
+
+        Raises:
+            RuntimeError: it is not clear which batch it is.
+        """
+        return ticket if isinstance(ticket, Ticket) else find_batch(self._batches, ticket, ahead=self._ahead)
+
+    def record(self, ticket: Ticket, values: torch.Tensor, *, count: int, part_size: int | None) -> Ticket:
+        """Note the losses of a batch; `tell` sends them.
+
+        Args:
+            ticket: As `find` gave it.
+            values: float32[P], the losses.
+            count: Samples of it that this process trained on.
+            part_size: As in `Sent`.
+
+        Returns:
+            The ticket as if it were drawn when the training on it began.
+        """
+        self._batches.take(ticket)
+        begun = self._r8.begin(ticket, held_back=self.num_on_their_way, is_late=True)
+        self.set_rates(begun.lr)
+        self.recorded = Sent(begun, count, part_size), values
+        return begun
+
+    def tell(self, norm: torch.Tensor | None = None, skipped: torch.Tensor | None = None) -> Outcome:
+        """Send the recorded losses, and report those that have arrived.
+
+        Args:
+            norm: 0-dim, norm of the gradient, to be judged along with the loss.
+            skipped: 0-dim, whether the optimizer's step was left out.
+        """
+        if self.recorded is None:
+            return self.outcome
+        (sent, values), self.recorded = self.recorded, None
+        if not (norm is None and skipped is None):
+            sent, values = _with_extras(sent, values, grad_norm=norm, skipped=skipped)
+        if self.readback is None:
+            self.readback = self._sharing.readback(values.device)
+        self.readback.put(sent, values)
+        # The search for a rate must know each loss before the next rate.
+        here = self.readback.drain() if sent.ticket.epoch < 0 else self.readback.ready()
+        if here:
+            self._hear(here)
+        if self.num_on_their_way:
+            # The losses that have arrived belong to earlier batches.
+            self.outcome = Outcome(Verdict.PENDING, self.outcome.lr, None)
+        return self.outcome
+
+    def settle(self) -> None:
+        """Wait for all losses on their way, and report them."""
+        self.tell()
+        if self.readback is not None and len(self.readback):
+            self._hear(self.readback.drain())
+
+    def _hear(self, here: list[tuple[Sent, Any]]) -> None:
+        for number, (sent, values) in enumerate(here):
+            num_loads, put_back_to = self._state.num_loads, None
+            try:
+                self.outcome = self._report(sent, values)
+                put_back_to = self.outcome.rolled_back_to
+            finally:
+                is_put_back = put_back_to is not None or self._state.num_loads != num_loads
+                if is_put_back:
+                    self._discard([sent for sent, _ in here[number + 1 :]])
+                    self.drop()
+            if is_put_back:
+                break
+
+    def _report(self, sent: Sent, values: Any) -> Outcome:
+        ticket = sent.ticket
+        if not ticket.batch.is_out:
+            # A state was loaded meanwhile, and the batch belongs to the plan before.
+            return self.outcome
+        extras: dict[str, Any] = {}
+        if sent.extras:
+            count = len(values) - len(sent.extras)
+            extras = dict(zip(sent.extras, values[count:].tolist(), strict=True))
+            extras["skipped"] = bool(extras.get("skipped", 0))
+            values = values[:count]
+        if sent.part_size is None:
+            return self._r8.report(ticket, float(values[0]), **extras)
+        part_size = None if sent.part_size == 1 else sent.part_size
+        return self._r8.report(ticket, values, part_size=part_size, **extras)
+
+    def skip(self) -> bool:
+        """Give up the batch whose losses are recorded; it comes once more. Returns whether there was one."""
+        if self.recorded is None:
+            return False
+        (sent, _), self.recorded = self.recorded, None
+        self._r8.give_up(sent.ticket, on_purpose=True)
+        return True
+
+    def drop(self) -> None:
+        """Discard the losses on their way: the weights that they were computed with are gone."""
+        if self._rates is not None:
+            self._rates.forget()
+        if self.readback is not None:
+            self._discard(self.readback.clear())
+
+    def _discard(self, sent: list[Sent]) -> None:
+        for each in sent:
+            self._r8.discard(each.ticket)
+
+    def forget(self) -> None:
+        """Drop the losses on their way: a state of the scheduler was loaded.
+
+        A loader keeps the batches that it has fetched before; their losses are ignored when they arrive, and not taken
+        for losses of batches drawn since.
+        """
+        self.recorded = None
+        if self.readback is not None:
+            self.readback.clear()
+
+    def set_next_rates(self) -> None:
+        """Set the optimizer's rates for the batch that comes next: a loop may step before it reports."""
+        lr = None if self._rates is None else self._r8.lr_after(self.num_on_their_way)
+        if lr is not None:
+            self.set_rates(lr)
+
+    def set_rates(self, lr: float) -> None:
+        """Set the optimizer's rates, unless other code does."""
+        rates = self._rates
+        if rates is None:
+            return
+        if self._state.num_loads != self._num_loads:
+            # The optimizer was put back with its rates.
+            self._num_loads = self._state.num_loads
+            rates.forget()
+        if rates.set(lr):
+            self._r8.say_once("foreign rate", FOREIGN)
+        if rates.has_grown:
+            # Earlier backups do not fit the optimizer any more.
+            rates.has_grown = False
+            self._r8.look_at_weights()
+
+    def between_steps(self) -> None:
+        """Do what is due between two steps; a loader calls it whenever it asks for a batch."""
+        if self._stepper.ask_between_steps():
+            self._sharing.between_steps(self._r8, self.num_on_their_way)
+        self.set_next_rates()
+
+    def before_iteration(self) -> None:
+        """Report the losses on their way; at the border of an epoch, restore the saved random generators."""
+        self.settle()
+        self._sharing.before_iteration()
+        self.between_steps()
+        if self._r8.global_step % self._r8.steps_per_epoch == 0:
+            self._state.resume_generators()
+
+    def before_first_batch(self) -> None:
+        """Restore random generators that were saved in mid-epoch, which is after the loader had set itself up."""
+        self._state.resume_generators()

@@ -1,0 +1,206 @@
+"""The iteration of a loader over the batches of an epoch, and which of them a loss belongs to.
+
+A `DataLoader` asks for batches ahead of the training, by as many as its workers hold; it hands them out in the order
+it asked, so a loss belongs to the oldest batch that waits. The one thing that breaks this is a batch that is handed
+out and not reported, and the loader's own count of what it handed out shows it.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import BatchSampler
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+from .._adapters.host import num_left
+from .._adapters.prefetch import Prefetch
+
+if TYPE_CHECKING:
+    from ..sampling.ticket import Ticket
+
+FRAMES = 6
+"""How far up the stack a loader is looked for; wrappers of batch samplers add some."""
+
+NOTHING_REPORTED = (
+    "an epoch of {} batches ended with no loss reported, so the batches are chosen without knowing the losses and no "
+    "rate is set: call update_with_loss(losses) of the scheduler after each batch. Where a trainer owns the loop, use "
+    "learnit_r8.lightning or learnit_r8.transformers."
+)
+
+
+class SamplerIterator:
+    """One iteration over the batches of an epoch, or over what is left of it.
+
+    Args:
+        batches: Holds the batches.
+        hand_out: ``(ticket, dataset)``, returns the batch as the loader gets it.
+        ahead: Batches that something between loader and training fetches in advance.
+
+    Attributes:
+        epoch: The epoch, 0-based.
+        length: Batches of it.
+        is_out_of_order: Whether the loader hands batches out as they come from its workers.
+    """
+
+    def __init__(self, batches: Prefetch, hand_out: Callable[[Ticket, Any], Any], *, ahead: int = 0) -> None:
+        self.epoch, self.length = -1, 0
+        self.is_out_of_order = False
+        self._num_asked = self._num_drawn = self._num_ahead = 0
+        self._is_exhausted = False
+        self._batches = batches
+        self._hand_out = hand_out
+        self._ahead = ahead
+        self._loader: Any = None
+        self._end = 0
+        self._dataset: Any = None
+        self._has_begun = False
+
+    def __iter__(self) -> SamplerIterator:
+        return self
+
+    def __next__(self) -> Any:
+        if not self._has_begun:
+            self._begin()
+        batches = self._batches
+        self._num_asked += 1
+        if batches.reader is not self:
+            raise RuntimeError(
+                "a batch was asked for by an iteration that another one has replaced; iterate over a loader once at a "
+                "time."
+            )
+        batches.trainer.between_steps()
+        ticket = None if batches.r8.next_step >= self._end else batches.draw()
+        if ticket is None:
+            self._is_exhausted = True
+            raise StopIteration
+        self._is_exhausted = False
+        self._num_drawn += 1
+        return self._hand_out(ticket, self._dataset)
+
+    def _begin(self) -> None:
+        self._has_begun = True
+        loader = _loader_above()
+        if loader is not None:
+            _check(loader)
+            self._loader, self._dataset = weakref.ref(loader), loader._dataset
+            self._num_ahead = loader._num_workers * (getattr(loader, "_prefetch_factor", None) or 0)
+            self.is_out_of_order = not getattr(loader, "_in_order", True) and loader._num_workers > 1
+        batches, r8 = self._batches, self._batches.r8
+        batches.trainer.before_first_batch()
+        before = batches.reader
+        if before is not None and (before.is_silent() or before.is_finished):
+            batches.discard_epoch(before.epoch)
+        batches.open(self)
+        self.epoch, self.length = r8.current_epoch, num_left(r8)
+        self._end = (self.epoch + 1) * r8.steps_per_epoch
+        if r8.is_over and not r8.is_stopped:
+            r8.say_once(
+                "no batches left",
+                f"the budget is spent after {r8.global_step} steps: R8BatchSampler gives no more batches.",
+            )
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the loader handed out every batch: it asks once with each one, and ahead at the beginning."""
+        asked = self._num_asked if self._num_ahead else self._num_asked - 1
+        return self._is_exhausted and asked >= self._num_drawn + self._num_ahead
+
+    def is_silent(self) -> bool:
+        """Whether the loader handed out an epoch of several batches, and no loss of any of them came; says so once.
+
+        A trainer that stops at ``len(loader)`` never finishes an iteration: the next one would give the same batches.
+        """
+        batches = self._batches
+        num_handed_out = min(self._num_drawn, self._num_asked - self._num_ahead)
+        if batches.num_taken or not 1 < self.length <= num_handed_out:
+            return False
+        batches.r8.say_once("nothing reported", NOTHING_REPORTED.format(self.length))
+        return True
+
+    def in_hand(self) -> Ticket:
+        """The batch that the next loss belongs to; see `find_batch`."""
+        return find_batch(self._batches, ahead=self._ahead)
+
+    @property
+    def num_delivered(self) -> int | None:
+        """Batches that the loader handed out; None where no `DataLoader` iterates."""
+        loader = None if self._loader is None else self._loader()
+        return getattr(loader, "_num_yielded", None)
+
+
+def find_batch(batches: Prefetch, number: int | None = None, *, ahead: int = 0) -> Ticket:
+    """The batch that a loss belongs to.
+
+    Args:
+        batches: Holds it.
+        number: The batch's number, where the loader tells it; None for the oldest.
+        ahead: Batches that something between loader and training fetches in advance.
+
+    Raises:
+        RuntimeError: no batch waits, or none of that number; or it is not clear which batch it is.
+    """
+    waiting = batches.waiting
+    if number is None:
+        iteration: SamplerIterator | None = batches.reader
+        if iteration is not None:
+            delivered = iteration.num_delivered
+            if delivered is not None and (delivered != batches.num_taken + 1 or iteration.is_out_of_order):
+                _skip_to_last(batches, delivered, ahead, is_out_of_order=iteration.is_out_of_order)
+        number = next(iter(waiting), -1)
+    if number not in waiting:
+        given = "none out" if number == -1 else f"ticket {number!r}"
+        raise RuntimeError(
+            f"a loss must be of a batch that was handed out and not reported yet, got {given}; out are "
+            f"{list(waiting)[:8]}."
+        )
+    return waiting[number]
+
+
+def _skip_to_last(batches: Prefetch, delivered: int, ahead: int, *, is_out_of_order: bool) -> None:
+    """Give up batches that were handed out before the last one and not reported."""
+    if is_out_of_order:
+        raise RuntimeError(
+            "ticket must be given with the loss where a loader has in_order=False, got None; "
+            "iterate over loader(..., numbered=True), which gives (ticket, batch)."
+        )
+    missed = delivered - batches.num_taken - 1
+    if missed < 0:
+        raise RuntimeError(
+            f"a loss was reported with {delivered} batches handed out and as many reported; report each batch once."
+        )
+    missed -= ahead
+    if missed > 0 and not batches.num_taken:
+        raise RuntimeError(
+            f"the first loss must come before the next batch is fetched, got {missed + 1 + ahead} batches handed "
+            "out. If something fetches ahead of the training (accelerate, Lightning), say so with ahead=1; a batch "
+            "that you leave out is to be passed over with skip()."
+        )
+    for _ in range(min(missed, len(batches.waiting) - 1)):
+        batches.give_up_oldest()
+
+
+def _loader_above() -> Any:
+    """The iterator of the DataLoader that asks for a batch; None if other code asks."""
+    frame = sys._getframe(2)
+    for _ in range(FRAMES):
+        asking = frame.f_locals.get("self")
+        if isinstance(asking, _BaseDataLoaderIter):
+            return asking
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return None
+
+
+def _check(loader: Any) -> None:
+    """Raise ValueError if a loader makes batches of batches."""
+    sampler = loader._index_sampler
+    if type(sampler) is BatchSampler:
+        raise ValueError(
+            f"sampler must be left out and R8BatchSampler given as batch_sampler to the DataLoader, got {sampler!r}; "
+            "or "
+            "give it as sampler with batch_size=None, for data sets that take an array as index."
+        )

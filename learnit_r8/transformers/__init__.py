@@ -1,0 +1,21 @@
+"""Hugging Face Transformers: data-aware batches for `transformers.Trainer` and its subclasses.
+
+>>> from transformers import Trainer  # doctest: +SKIP
+>>> from learnit_r8.transformers import R8Mixin  # doctest: +SKIP
+>>> class R8Trainer(R8Mixin, Trainer): pass  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+try:
+    import transformers  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "learnit_r8.transformers needs Transformers, which could not be imported; pip install "
+        "'learnit-r8[transformers]'."
+    ) from error
+
+from .callback import R8Callback as R8Callback
+from .trainer import R8Mixin as R8Mixin
+
+__all__ = ["R8Callback", "R8Mixin"]

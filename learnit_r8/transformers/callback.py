@@ -1,0 +1,56 @@
+"""R8Callback: reports the losses of a training with Trainer, and ends it with the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+if TYPE_CHECKING:
+    from ..torch import Adapter
+
+
+class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    """Reports what `Adapter.loss` noted, after each batch; `R8Mixin` adds it by itself.
+
+    Args:
+        adapter: What `learnit_r8.torch.attach` returned, or a function that returns it once it is there.
+    """
+
+    def __init__(self, adapter: Adapter | Callable[[], Adapter]) -> None:
+        self._adapter = adapter
+
+    @property
+    def adapter(self) -> Adapter:
+        """The adapter."""
+        return self._adapter() if callable(self._adapter) else self._adapter
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Report the losses of a batch whose gradient is added to others."""
+        self.adapter.report()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Report the losses of the batch, and end the training if the budget is spent."""
+        adapter = self.adapter
+        adapter.report()
+        if control.should_save:
+            # On all processes: the first one alone writes the scheduler's state.
+            adapter.flush()
+        if adapter.scheduler.is_over:
+            control.should_training_stop = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Report the losses on their way before evaluation and checkpoints."""
+        self.adapter.flush()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Tell the scheduler's listeners the metrics of an evaluation."""
+        found = {name: value for name, value in (logs or {}).items() if name.startswith("eval_")}
+        numbers: dict[str, Any] = {name: value for name, value in found.items() if isinstance(value, (int, float))}
+        if numbers:
+            self.adapter.scheduler.log(**numbers)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Finish the run."""
+        self.adapter.close()

@@ -1,0 +1,361 @@
+"""When checkpoints are due, which is the best, and what a disk that refuses costs."""
+
+import errno
+import json
+import os
+import shutil
+import threading
+import warnings
+
+import pytest
+
+from learnit_r8 import CheckpointStore, events
+from learnit_r8.checkpoint.saver import Saves
+from learnit_r8.events.bus import Announcer
+from learnit_r8.triggers import Elapsed, every
+from tests.drive import NAN, Weights, advance_to, make, train
+
+
+def validate(r8, values):
+    """Two epochs and more of the seed's loop, with a validation after each epoch."""
+    for epoch in r8.epoch_iterator():
+        for _ in r8.batch_iterator():
+            r8.update_with_loss(1.0)
+        r8.log(val_loss=values[epoch])
+
+
+def steps_kept(folder):
+    stores = [CheckpointStore(folder, keep=1, run_id="").load(path) for path in sorted(folder.glob("ck_*"))]
+    return [checkpoint.state["pace"]["step"] for checkpoint in stores]
+
+
+class Disk:
+    """A disk that refuses while it is told to."""
+
+    def __init__(self, folder, **arguments):
+        self.refuses, self.tried = False, []
+        store = CheckpointStore(folder, keep=3, run_id="me")
+        self.saves = Saves(
+            store,
+            **{
+                "when": every(1),
+                "each_epoch": False,
+                "monitor": None,
+                "mode": "min",
+                "announcer": Announcer([], lambda: (0, 0.0)),
+                **arguments,
+            },
+        )
+
+    def step(self, step, *, run_ended=False):
+        if self.saves.is_due(Elapsed(step, step, 0.0, step - 1, step - 1, 0.0), epoch_ended=False, run_ended=run_ended):
+            self.tried.append(step)
+            self.saves.attempt(self._write, step)
+
+    def _write(self):
+        if self.refuses:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self.saves.store.save({"pace": {"step": 0}})
+
+
+@pytest.mark.filterwarnings("ignore:the checkpoint at step")
+def test_attempts_become_rarer(tmp_path):
+    """While the disk refuses, 1, 2, 4 ... 64 intervals pass between two attempts; the run's end is always tried."""
+    disk = Disk(tmp_path)
+    disk.refuses = True
+    for step in range(1, 300):
+        disk.step(step)
+    disk.step(300, run_ended=True)
+
+    assert disk.tried == [1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 300]
+    assert disk.saves.num_failed == 11
+
+
+@pytest.mark.filterwarnings("ignore:the checkpoint at step")
+def test_a_disk_that_recovers_is_used_as_before(tmp_path):
+    """After the first checkpoint that could be written, every interval counts again."""
+    disk = Disk(tmp_path)
+    for step in range(1, 20):
+        disk.refuses = 3 <= step <= 6
+        disk.step(step)
+
+    assert disk.tried == [1, 2, 3, 4, 6, 10, *range(11, 20)]
+    assert (disk.saves.num_failed, disk.saves.last_error) == (3, "")
+
+
+def test_failure_is_said_in_the_warning_and_in_the_summary(tmp_path):
+    """The warning says what failed and how long nothing is tried; summary() says what the last attempt met."""
+    r8 = make(checkpoint_dir=tmp_path / "file" / "saved", checkpoint_every=1)
+    (tmp_path / "file").write_text("")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(r8)
+    texts = [str(warning.message).splitlines() for warning in caught]
+
+    assert [lines[0] for lines in texts] == [f"the checkpoint at step {n} could not be written:" for n in (1, 2, 4, 6)]
+    assert [lines[-1] for lines in texts][:2] == [
+        "The training goes on.",
+        "The training goes on. The next 1 are not tried.",
+    ]
+    assert "checkpoints failed: 4; the last one failed: NotADirectoryError" in r8.summary()
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_folder(tmp_path):
+    """A folder that may not be written to costs warnings, and harms nothing."""
+    tmp_path.chmod(0o500)
+    r8 = make(checkpoint_dir=tmp_path)
+    with pytest.warns(RuntimeWarning, match="Permission denied"):
+        train(r8)
+    tmp_path.chmod(0o700)
+
+    assert (r8.pace.is_finished, list(tmp_path.iterdir())) == (True, [])
+
+
+def test_low_space_is_seen_before_anything_is_written(tmp_path, monkeypatch):
+    """With less than 1.2 times the space of the last checkpoint free, nothing is written or deleted."""
+    model = Weights()
+    r8 = make(num_epochs=9, checkpoint_dir=tmp_path, save_callback=model.save, state_callback=model.get)
+    first = r8.save_checkpoint()
+    size = first.path.stat().st_size + first.model_path.stat().st_size
+    usage = shutil.disk_usage(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    advance_to(r8, 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(1.2 * size) - 1))
+    with pytest.raises(
+        OSError, match=rf"{int(1.2 * size)} bytes must be free for a checkpoint, got {int(1.2 * size) - 1}"
+    ):
+        r8.save_checkpoint()
+    assert sorted(tmp_path.iterdir()) == before
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(1.2 * size)))
+
+    assert r8.save_checkpoint().path.name == "ck_000000000002.r8"
+
+
+def test_best_checkpoint_is_kept(tmp_path):
+    """With monitor, the best checkpoint stays beside the newest ones, and the one before it goes."""
+    r8 = make(num_epochs=6, checkpoint_dir=tmp_path, keep_checkpoints=2, monitor="val_loss")
+    validate(r8, [3.0, 2.0, 1.0, 1.5, 1.2, 1.1])
+    best = r8.best_checkpoint
+
+    assert (best.step, best.value, best.path.name, best.model_path) == (9, 1.0, "ck_000000000003.r8", None)
+    assert steps_kept(tmp_path) == [9, 15, 18]
+    assert "best so far: ck_000000000003.r8 of step 9 (1)" in r8.summary()
+
+
+def test_highest_is_best_with_mode_max(tmp_path):
+    """mode="max" keeps the checkpoint with the highest value."""
+    r8 = make(num_epochs=4, checkpoint_dir=tmp_path, keep_checkpoints=1, monitor="val_loss", mode="max")
+    validate(r8, [3.0, 4.0, 1.0, 1.5])
+
+    assert steps_kept(tmp_path) == [6, 12]
+
+
+def test_metric_without_a_checkpoint_of_its_step_makes_one(tmp_path):
+    """A value that is the best so far is saved with the model of its step, between two checkpoints that are due."""
+    model = Weights()
+    r8 = make(
+        num_epochs=3,
+        checkpoint_dir=tmp_path,
+        checkpoint_every=99,
+        monitor="val_loss",
+        save_callback=model.save,
+        state_callback=model.get,
+        load_callback=model.load,
+    )
+    for _ in r8.epoch_iterator():
+        for _ in r8.batch_iterator():
+            r8.update_with_loss(1.0)
+            model.values = model.values + 1
+            if r8.global_step in (2, 4, 7):
+                r8.log(val_loss={2: 1.0, 4: 0.5, 7: 2.0}[r8.global_step])
+    r8.load_checkpoint(r8.best_checkpoint.path)
+
+    assert (model.values.tolist(), steps_kept(tmp_path)) == ([4, 4], [2, 4, 9])
+
+
+@pytest.mark.parametrize("value", [NAN, 5.0])
+def test_worse_and_nan_are_not_best(tmp_path, value):
+    """NaN is never the best value, and an equal one does not take the place of the first."""
+    r8 = make(checkpoint_dir=tmp_path, monitor="val_loss")
+    validate(r8, [5.0, value])
+
+    assert r8.best_checkpoint.step == 3
+
+
+def test_metric_of_another_step_changes_nothing(tmp_path):
+    """A value that belongs to a step of which there is no checkpoint any more pins nothing."""
+    r8 = make(checkpoint_dir=tmp_path, monitor="val_loss")
+    advance_to(r8, 4)
+    r8.log(step=1, val_loss=0.0)
+    train(r8)
+
+    assert r8.best_checkpoint is None
+
+
+def test_best_survives_a_resume(tmp_path):
+    """A resumed run knows the best checkpoint of before, and keeps it until there is a better one."""
+    more = {"num_epochs": 5, "checkpoint_dir": tmp_path, "keep_checkpoints": 1, "monitor": "val_loss"}
+    first = make(**more)
+    for epoch in first.epoch_iterator():
+        if epoch == 3:
+            break
+        for _ in first.batch_iterator():
+            first.update_with_loss(1.0)
+        first.log(val_loss=[2.0, 1.0, 3.0][epoch])
+    second = make(resume="auto", **more)
+
+    assert second.best_checkpoint == first.best_checkpoint
+    validate(second, [None, None, None, 1.5, 0.5])
+    assert (second.best_checkpoint.step, steps_kept(tmp_path)) == (15, [15])
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"run_id": 3}', b"\xff", None])
+def test_damaged_note_of_the_best_is_passed_over(tmp_path, content):
+    """A file that names the best checkpoint and cannot be read costs that knowledge, nothing else."""
+    more = {"checkpoint_dir": tmp_path, "monitor": "val_loss"}
+    first = make(**more)
+    validate(first, [1.0, 2.0])
+    [note] = tmp_path.glob("best_*.json")
+    about = json.loads(note.read_text())
+    assert (about["monitor"], about["mode"], about["value"], about["step"]) == ("val_loss", "min", 1.0, 3)
+    note.unlink() if content is None else note.write_bytes(content)
+    second = make(num_epochs=3, resume="auto", **more)
+
+    assert (second.best_checkpoint, second.global_step) == (None, 6)
+
+
+def test_metric_that_never_comes_is_said(tmp_path):
+    """A monitor that was never logged is warned of at the end, with what was."""
+    r8 = make(checkpoint_dir=tmp_path, monitor="val_los")
+    with pytest.warns(
+        RuntimeWarning, match=r"monitor must be a metric .* got 'val_los', and these were: \['val_loss'\]"
+    ):
+        validate(r8, [1.0, 2.0])
+
+
+def test_note_that_cannot_be_written_is_said(tmp_path, monkeypatch):
+    """Where the best checkpoint cannot be written down, it is kept all the same, with a warning."""
+
+    def refuse(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("learnit_r8.checkpoint.store.replace", refuse)
+    r8 = make(checkpoint_dir=tmp_path, monitor="val_loss")
+    with pytest.warns(RuntimeWarning, match="which checkpoint is the best could not be written down.*No space left"):
+        validate(r8, [1.0, 2.0])
+
+    assert r8.best_checkpoint.step == 3
+
+
+def test_best_is_told(tmp_path):
+    """Listeners hear of a new best checkpoint."""
+    heard = []
+    validate(make(checkpoint_dir=tmp_path, monitor="val_loss", listeners=[heard.append]), [1.0, 0.5])
+    told = [(event.step, event.monitor, event.value) for event in heard if isinstance(event, events.BestSaved)]
+
+    assert told == [(3, "val_loss", 1.0), (6, "val_loss", 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"mode": "lower"}, r"mode must be one of \('min', 'max'\), got 'lower'"),
+        ({"monitor": ""}, "monitor must be the name of a metric, got ''"),
+        ({"monitor": 3}, "monitor must be the name of a metric, got 3"),
+    ],
+)
+def test_arguments_are_checked(tmp_path, arguments, text):
+    """An unknown mode and a monitor without a name are refused."""
+    with pytest.raises(ValueError, match=text):
+        make(checkpoint_dir=tmp_path, **arguments)
+
+
+def test_monitor_needs_a_folder():
+    """A monitor without checkpoints would never do anything, and is refused."""
+    with pytest.raises(ValueError, match="monitor needs a checkpoint_dir or a save_callback, got 'x' without"):
+        make(monitor="x")
+
+
+def test_run_inside_a_handler_of_another_exception_is_saved_at_its_end(tmp_path):
+    """A run that is begun anew where an exception is handled is saved as any other when it is left."""
+    try:
+        raise MemoryError
+    except MemoryError:
+        with make(num_epochs=9, checkpoint_dir=tmp_path, checkpoint_every=999) as r8:
+            advance_to(r8, 4)
+
+    assert steps_kept(tmp_path) == [4]
+
+
+def test_half_a_step_is_not_saved(tmp_path):
+    """A run that an exception ends in the middle of a step is not saved there."""
+
+    def run():
+        with make(num_epochs=9, checkpoint_dir=tmp_path, checkpoint_every=999) as r8:
+            advance_to(r8, 4)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run()
+
+    assert steps_kept(tmp_path) == []
+
+
+def test_folder_stays_when_the_program_changes_its_own(tmp_path, monkeypatch):
+    """A relative checkpoint_dir is where it was when the run was built, wherever the program goes."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    r8 = make(num_epochs=4, checkpoint_dir="here", keep_checkpoints=2)
+    advance_to(r8, 6)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    train(r8)
+
+    assert (steps_kept(tmp_path / "here"), os.listdir(tmp_path / "elsewhere")) == ([9, 12], [])
+
+
+def _newest(store):
+    [*_, (name, _)] = store.own_states()
+    return store.load_named(name)
+
+
+def test_threads_may_share_a_folder(tmp_path):
+    """Runs in threads of one process that save to one folder at the same time keep each their own files."""
+    together = threading.Barrier(4, timeout=30)
+
+    def run(number, failed):
+        def save(state, filepath):
+            together.wait()
+            with open(filepath, "w") as file:
+                file.write(str(number))
+            together.wait()
+
+        r8 = make(num_epochs=3, checkpoint_dir=tmp_path, save_callback=save, keep_checkpoints=1)
+        train(r8)
+        saves = r8.safekeeping.saves
+        failed.append(saves.last_error)
+        contents.append(_newest(r8.safekeeping.store).model_path.read_text() == str(number))
+
+    failed, contents = [], []
+    threads = [threading.Thread(target=run, args=(number, failed)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert (failed, contents) == ([""] * 4, [True] * 4)
+
+
+@pytest.mark.filterwarnings("ignore:the checkpoint at step")
+def test_best_is_of_the_step_of_its_metric_while_others_are_left_out(tmp_path):
+    """While attempts are left out, a best value still keeps the checkpoint of its own step, not of a later one."""
+    disk = Disk(tmp_path, monitor="loss")
+    disk.refuses = True
+    for step in (1, 2):
+        disk.step(step)
+    disk.refuses = False
+    disk.saves.note({"loss": 1.0}, 3, 3)
+    for step in (3, 4):
+        disk.step(step)
+
+    assert disk.saves.best.step == 3

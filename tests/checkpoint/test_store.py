@@ -1,0 +1,571 @@
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_np
+
+import learnit_r8
+from learnit_r8 import CheckpointStore, NoValidCheckpoint
+from learnit_r8.checkpoint.codec import decode, encode
+from tests.drive import FakeClock, Weights, advance_to, known, make, train
+
+STATE = {
+    "step": 3,
+    "table": {"loss": np.float32([1, 2.5]), "uses": np.uint16([[1], [2]])},
+    "chunks": [[0, None], ["a", True]],
+}
+
+KEYS = st.text(max_size=5).filter(lambda text: text != "__array__")
+PLAIN = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=20)
+ARRAYS = st_np.arrays(
+    st.sampled_from(["<f4", "<f8", "<i8", "<u2", "|b1", "<c16", "<U3"]),
+    st_np.array_shapes(min_dims=0, min_side=0, max_side=3),
+)
+TREES = st.recursive(
+    PLAIN | ARRAYS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=8
+)
+
+
+def store_in(folder, keep=3, run_id="me"):
+    return CheckpointStore(folder, keep=keep, run_id=run_id)
+
+
+def names(folder):
+    return sorted(os.listdir(folder))
+
+
+def write_text(text):
+    return lambda path: Path(path).write_text(text)
+
+
+@given(st.dictionaries(KEYS, TREES, max_size=3))
+def test_state_survives(state):
+    """Nested dicts and lists of arrays and plain values come back equal, with types, shapes and dtypes."""
+    back = decode(encode(state))
+
+    np.testing.assert_equal(back, state)
+    assert json.dumps(back, default=describe) == json.dumps(state, default=describe)
+
+
+def describe(array):
+    return [str(array.dtype), array.shape]
+
+
+def test_nan_and_numpy_numbers_survive():
+    """NaN, infinities and numpy scalars come back as floats and ints; tuples as lists."""
+    back = decode(
+        encode({"x": [float("nan"), float("inf"), np.float32(0.5), np.int64(7), np.bool_(True)], "pair": (1, 2)})
+    )
+
+    assert repr(back) == "{'x': [nan, inf, 0.5, 7, True], 'pair': [1, 2]}"
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        (
+            {"a": {"b": [1, object]}},
+            r"state\.a\.b\.1 must be a number, text, boolean, None, array, or a dict or list of them, got",
+        ),
+        ({"a": {1: 2}}, r"state\.a must have texts as keys \(and not '__array__'\), got 1"),
+        ({"a": {"__array__": 2}}, r"state\.a must have texts as keys \(and not '__array__'\), got '__array__'"),
+        ({"a": np.array([None, "x"])}, r"state\.a must be an array of numbers or texts, got dtype object"),
+        ({"a": [b"bytes"]}, r"state\.a\.0 must be a number"),
+        ({"a": {1, 2}}, r"state\.a must be a number"),
+        ({"a": 1j}, r"state\.a must be a number"),
+        ({"a": np.complex128(1j)}, r"state\.a must be a number"),
+        ({"a": np.bytes_(b"x")}, r"state\.a must be a number"),
+    ],
+)
+def test_other_types_are_refused_by_their_place(state, text):
+    """A value that cannot be saved is a TypeError with its dotted key."""
+    with pytest.raises(TypeError, match=text):
+        encode(state)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.05, 0.3, 0.5, 0.9, 0.999])
+def test_cut_file_is_refused(share):
+    """A file cut short anywhere is refused."""
+    content = encode(STATE)
+    with pytest.raises(ValueError, match="the file must"):
+        decode(content[: int(share * len(content))])
+
+
+@pytest.mark.parametrize("length", range(49))
+def test_file_cut_in_its_header_is_refused(length):
+    """A file cut within or right after its header is refused."""
+    with pytest.raises(ValueError, match="the file must"):
+        decode(encode(STATE)[:length])
+
+
+def test_longer_file_is_refused():
+    """A file with something behind its payload is refused."""
+    with pytest.raises(
+        ValueError, match=r"the file must hold \d+ bytes with the SHA-256 in its header, got \d+; it is damaged"
+    ):
+        decode(encode(STATE) + b"\0")
+
+
+@pytest.mark.parametrize("bit", range(48 * 8))
+def test_every_bit_of_the_header_counts(bit):
+    """A file with any single bit of its header flipped is refused."""
+    content = bytearray(encode({"a": 1}))
+    content[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(ValueError, match="the file"):
+        decode(bytes(content))
+
+
+@pytest.mark.parametrize("place", [48, 60, 200, -100, -1])
+def test_flipped_payload_is_refused(place):
+    """A file with a flipped bit in its payload is refused."""
+    content = bytearray(encode(STATE))
+    content[place] ^= 4
+    with pytest.raises(ValueError, match="it is damaged"):
+        decode(bytes(content))
+
+
+def test_other_file_is_refused():
+    """A file that is no checkpoint is refused with its first bytes."""
+    with pytest.raises(ValueError, match=r"the file must begin with b'R8CK' and a header of 48 bytes, got b'PK"):
+        decode(b"PK\3\4" + bytes(100))
+
+
+def test_newer_format_is_refused():
+    """A file of another version says so."""
+    content = bytearray(encode(STATE))
+    content[4:8] = struct.pack("<I", 2)
+    with pytest.raises(ValueError, match="the file's format must be 1, got 2: another version wrote it"):
+        decode(bytes(content))
+
+
+def test_no_code_runs_from_a_file(tmp_path):
+    """A pickle in place of an array is not loaded, even in a file with a right checksum."""
+    import hashlib
+    import io
+
+    buffer = io.BytesIO()
+    np.savez(buffer, tree=np.array([print], dtype=object), allow_pickle=True)
+    payload = buffer.getvalue()
+    content = struct.pack("<4sIQ32s", b"R8CK", 1, len(payload), hashlib.sha256(payload).digest()) + payload
+    with pytest.raises(ValueError, match="no objects"):
+        decode(content)
+
+
+def test_package_does_not_pickle():
+    """No file of the package imports pickle or lets numpy use it."""
+    for path in Path(learnit_r8.__file__).parent.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"import (pickle|shelve|marshal|dill|joblib)|allow_pickle=True|\bpickle\.", text), path
+
+
+def test_newest_valid_checkpoint_counts(tmp_path):
+    """The newest file is loaded."""
+    store = store_in(tmp_path)
+    for step in range(3):
+        store.save({"step": step})
+
+    assert store.load().state == {"step": 2}
+
+
+def test_damaged_checkpoints_are_passed_over(tmp_path):
+    """Damaged files are passed over for the newest valid one, with one warning that gives each reason."""
+    store = store_in(tmp_path)
+    for step in range(3):
+        store.save({"step": step})
+    third, second = sorted(tmp_path.glob("ck_*"))[2:0:-1]
+    third.write_bytes(third.read_bytes()[:-1])
+    second.write_bytes(b"")
+    with pytest.warns(
+        RuntimeWarning, match=rf"checkpoints passed over: {third.name}: .*damaged.* \| {second.name}: .*begin with"
+    ):
+        checkpoint = store.load()
+
+    assert checkpoint.state == {"step": 0}
+
+
+def test_no_valid_checkpoint_is_an_error(tmp_path):
+    """If no file can be read, the error gives the folder and every file's reason."""
+    (tmp_path / "ck_000000000001.r8").write_bytes(b"junk")
+    with pytest.raises(
+        NoValidCheckpoint,
+        match=r"checkpoint_dir must hold a valid checkpoint, got none in .*ck_000000000001\.r8: the file",
+    ):
+        store_in(tmp_path).load()
+
+
+@pytest.mark.parametrize("folder", ["", "not/there"])
+def test_empty_folder_is_an_error(tmp_path, folder):
+    """An empty or missing folder holds no valid checkpoint."""
+    with pytest.raises(NoValidCheckpoint, match="no files"):
+        store_in(tmp_path / folder).load()
+
+
+def test_damaged_file_by_name_is_an_error(tmp_path):
+    """A file asked for by name is not replaced by another one."""
+    store = store_in(tmp_path)
+    first, second = store.save({"step": 0}), store.save({"step": 1})
+    second.path.write_bytes(b"junk")
+    assert store.load(first.path).state == {"step": 0}
+    with pytest.raises(ValueError, match="the file must begin with"):
+        store.load(second.path)
+
+
+def test_only_own_checkpoints_are_deleted(tmp_path):
+    """Retention keeps this run's newest and touches no other file."""
+    other, own = store_in(tmp_path, run_id="other"), store_in(tmp_path, keep=2)
+    other.save({"step": 0}, write_text("other model"))
+    (tmp_path / "ck_notes.r8").write_text("mine")
+    (tmp_path / "model_best.pt").write_text("mine")
+    for step in range(4):
+        own.save({"step": step}, write_text(f"model {step}"))
+
+    assert names(tmp_path) == [
+        "ck_000000000001.r8", "ck_000000000004.r8", "ck_000000000005.r8", "ck_notes.r8",
+        "model_000000000001_other", "model_000000000004_me", "model_000000000005_me", "model_best.pt",
+    ]  # fmt: skip
+
+
+def test_numbers_go_on_across_runs(tmp_path):
+    """A new run numbers its files after those that are there."""
+    store_in(tmp_path, run_id="first").save({})
+    (tmp_path / "ck_000000000041.r8").write_bytes(b"")
+
+    assert store_in(tmp_path).save({}).path.name == "ck_000000000042.r8"
+
+
+def test_file_deleted_by_hand_is_no_error(tmp_path):
+    """Retention does not mind that somebody deleted a file before."""
+    store = store_in(tmp_path, keep=1)
+    store.save({"step": 0}).path.unlink()
+    store.save({"step": 1})
+
+    assert store.load().state == {"step": 1}
+
+
+def test_model_file_belongs_to_its_checkpoint(tmp_path):
+    """The model's file is named in the checkpoint and found again."""
+    store = store_in(tmp_path)
+    store.save({}, write_text("weights"))
+    checkpoint = store.load()
+
+    assert (checkpoint.model_path.read_text(), checkpoint.run_id) == ("weights", "me")
+
+
+def test_moved_folder_can_be_read(tmp_path):
+    """A folder of checkpoints can be moved: the model's file is looked for beside the checkpoint."""
+    store_in(tmp_path / "a").save({}, write_text("weights"))
+    (tmp_path / "a").rename(tmp_path / "b")
+
+    assert store_in(tmp_path / "b").load().model_path == tmp_path / "b" / "model_000000000001_me"
+
+
+def test_model_suffix_is_kept(tmp_path):
+    """A callback whose library appends a suffix, as np.savez does, is understood."""
+    checkpoint = store_in(tmp_path).save({}, lambda path: np.savez(path, w=np.ones(2)))
+
+    assert checkpoint.model_path.name == "model_000000000001_me.npz"
+    assert np.load(checkpoint.model_path)["w"].tolist() == [1, 1]
+    assert names(tmp_path) == ["ck_000000000001.r8", "model_000000000001_me.npz"]
+
+
+def test_callback_may_leave_no_file(tmp_path):
+    """A callback that writes nothing leaves a checkpoint without a model."""
+    store = store_in(tmp_path)
+
+    assert store.save({}, lambda path: None).model_path is None
+    assert store.load().model_path is None
+
+
+@pytest.mark.parametrize(
+    "damage", [b"weighty", b"weight", b"weightsweights", None], ids=["content", "short", "long", "missing"]
+)
+def test_checkpoint_with_another_model_is_passed_over(tmp_path, damage):
+    """A checkpoint whose model's file is not the one it was saved with does not count."""
+    store = store_in(tmp_path)
+    store.save({"step": 0}, write_text("weights"))
+    model = store.save({"step": 1}, write_text("weights")).model_path
+    model.unlink() if damage is None else model.write_bytes(damage)
+    with pytest.warns(RuntimeWarning, match=r"checkpoints passed over: ck_000000000002\.r8"):
+        assert store.load().state == {"step": 0}
+
+
+def test_tampered_model_is_an_error_by_name(tmp_path):
+    """A checkpoint asked for by name is refused if its model's file was changed."""
+    checkpoint = store_in(tmp_path).save({}, write_text("weights"))
+    checkpoint.model_path.write_text("Weights")
+    with pytest.raises(
+        ValueError, match="the model's file must be as it was saved with the checkpoint, got another in"
+    ):
+        store_in(tmp_path).load(checkpoint.path)
+
+
+def test_state_that_cannot_be_saved_leaves_nothing(tmp_path):
+    """A TypeError leaves the checkpoints before, and no half of a new one."""
+    store = store_in(tmp_path)
+    store.save({"step": 0}, write_text("weights"))
+    before = names(tmp_path)
+    with pytest.raises(TypeError, match=r"state\.scheduler\.step"):
+        store.save({"step": object()}, write_text("weights"))
+
+    assert names(tmp_path) == before
+
+
+def test_raising_callback_leaves_nothing(tmp_path):
+    """A save callback that raises in the middle of its file leaves no temporary file behind."""
+    store = store_in(tmp_path)
+    store.save({"step": 0}, write_text("weights"))
+    before = names(tmp_path)
+
+    def broken(path):
+        Path(path).write_text("half of the wei")
+        raise KeyError("no such layer")
+
+    with pytest.raises(KeyError, match="no such layer"):
+        store.save({"step": 1}, broken)
+
+    assert names(tmp_path) == before
+
+
+def test_folder_that_cannot_be_made_is_an_os_error(tmp_path):
+    """A folder whose parent is a file cannot hold checkpoints."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        store_in(tmp_path / "file" / "checkpoints").save({})
+
+
+FULL_DISK = """
+import resource, signal, sys, os, warnings
+import numpy as np
+from learnit_r8 import R8Scheduler
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+def save(state, path):
+    with open(path, "wb") as file:
+        file.write(b"weights")
+
+def run(r8, epochs):
+    for epoch in r8.epoch_iterator():
+        for indices, lr in r8.batch_iterator():
+            r8.update_with_loss(1.0)
+        if epoch == 0 and os.listdir("saved"):
+            print(sorted(os.listdir("saved")))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
+
+warnings.simplefilter("always")
+with warnings.catch_warnings(record=True) as caught:
+    r8 = R8Scheduler(2000, batch_size=500, num_epochs=4, save_callback=save, checkpoint_dir="saved", checkpoint_every=1)
+    run(r8, 4)
+    r8.close()
+print([str(warning.message).split(":")[0] for warning in caught])
+print(sorted(os.listdir("saved")))
+print(r8.global_step, r8.safekeeping.saves.num_failed)
+"""
+
+
+def test_full_disk_does_not_end_the_run(tmp_path):
+    """When the disk refuses, the run tries less and less often, keeps the old checkpoints and leaves no other files."""
+    done = subprocess.run([sys.executable, "-c", FULL_DISK], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    before, warned, after, counts = done.stdout.splitlines()
+    num_steps, num_failed = map(int, counts.split())
+
+    # After steps 5, 6, 8 and 12, and at the end.
+    assert (num_steps, num_failed) == (16, 5)
+    assert warned.count("the checkpoint at step") == num_failed
+    assert after == before
+
+
+def test_checkpoint_of_a_run_brings_back_run_and_model(tmp_path):
+    """A fresh process that loads the newest checkpoint has the state and the model of that step."""
+    model = Weights()
+    callbacks = {"save_callback": model.save, "load_callback": model.load, "state_callback": model.get}
+    first = make(checkpoint_dir=tmp_path, checkpoint_every=2, **callbacks)
+    advance_to(first, 4)
+    model.values[:] = 4
+    first.save_checkpoint()
+    model.values[:] = 99
+    second = make(checkpoint_dir=tmp_path, **callbacks)
+    second.load_checkpoint()
+
+    assert model.values.tolist() == [4, 4]
+    assert model.loaded[-1] == (str(tmp_path / f"model_000000000002_{second.safekeeping.store.run_id[:8]}"), False)
+    np.testing.assert_equal(known(second), known(first))
+    assert train(second) == train(first)
+
+
+def test_checkpoint_of_another_data_set_is_refused(tmp_path):
+    """A checkpoint of another number of samples changes neither scheduler nor model."""
+    model = Weights()
+    make(8, checkpoint_dir=tmp_path, save_callback=model.save, state_callback=model.get).save_checkpoint()
+    r8 = make(12, checkpoint_dir=tmp_path, load_callback=model.load, clock=FakeClock())
+    advance_to(r8, 2)
+    before = r8.state_dict()
+    with pytest.raises(ValueError, match=r"num_samples must be that of the saved run \(8\), got 12"):
+        r8.load_checkpoint()
+
+    assert model.loaded == []
+    np.testing.assert_equal(r8.state_dict(), before)
+
+
+KILLED = """
+import sys
+import numpy as np
+from learnit_r8 import R8Scheduler, NoValidCheckpoint
+
+weights = np.zeros(1)
+
+def save(state_dict, path):
+    with open(path, "wb") as file:
+        np.save(file, weights)
+
+def load(path):
+    weights[:] = np.load(path)
+
+r8 = R8Scheduler(64, batch_size=4, num_steps=1_000_000, checkpoint_dir="saved", checkpoint_every=1, save_callback=save,
+                 load_callback=load)
+try:
+    r8.load_checkpoint()
+except NoValidCheckpoint:
+    pass
+assert weights[0] == r8.global_step, (weights, r8.global_step)
+print("resumed", r8.global_step, flush=True)
+r8.announcer.add(lambda event: type(event).__name__ == "CheckpointSaved" and print("saved", event.step, flush=True))
+for epoch in r8.epoch_iterator():
+    for indices, lr in r8.batch_iterator():
+        r8.update_with_loss(1.0)
+        weights[:] = r8.global_step
+"""
+
+
+def test_killed_at_any_moment_it_goes_on(tmp_path):
+    """A process killed 20 times at random moments resumes each time at or after its last acknowledged checkpoint."""
+    rng = np.random.default_rng(7)
+    acknowledged = 0
+    for _ in range(20):
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", KILLED],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        resumed = process.stdout.readline().split()
+        assert resumed[:1] == ["resumed"], process.communicate()[1]
+        assert int(resumed[1]) >= acknowledged
+        heard = 0
+        for _ in range(int(rng.integers(1, 6))):
+            heard = int(process.stdout.readline().split()[1])
+        # A moment that no line of output marks: somewhere within a step.
+        for _ in range(int(rng.integers(0, 200_000))):
+            pass
+        process.send_signal(signal.SIGKILL)
+        rest = process.communicate()[0].split()
+        acknowledged = max([heard, *(int(word) for word in rest if word.isdigit())])
+
+    assert acknowledged >= 20
+    assert len(list(tmp_path.glob("saved/ck_*.r8"))) <= 3 * 20
+
+
+def test_saving_needs_about_the_memory_of_the_file():
+    """Encoding makes no more than a few copies of the state."""
+    state = {"table": np.zeros(1_000_000, np.float32)}
+    tracemalloc.start()
+    content = encode(state)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 5 * len(content)
+
+
+def test_runs_may_share_a_folder(tmp_path):
+    """Two runs that save into one folder by turns each keep their own newest checkpoints and their own models."""
+    stores = [CheckpointStore(tmp_path, keep=2, run_id=letter * 32) for letter in "ab"]
+    for number in range(4):
+        for store in stores:
+            store.save({"of": store.run_id, "number": number}, lambda path: open_and_write(path, b"model"))
+
+    states = [decode(path.read_bytes())["scheduler"] for path in sorted(tmp_path.glob("ck_*"))]
+    assert sorted((state["of"][0], state["number"]) for state in states) == [("a", 2), ("a", 3), ("b", 2), ("b", 3)]
+    assert len(list(tmp_path.glob("model_*"))) == 4
+
+
+def open_and_write(path, content):
+    with open(path, "wb") as file:
+        file.write(content)
+
+
+def test_number_taken_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
+    """A checkpoint that another process writes under the same number at the same time is left as it is."""
+    one, other = (CheckpointStore(tmp_path, keep=3, run_id=letter * 32) for letter in "ab")
+    one.save({"of": "a"})
+    monkeypatch.setattr(other, "_next_number", lambda: 1)
+    saved = other.save({"of": "b"})
+
+    assert saved.path.name == "ck_000000000002.r8"
+    assert decode((tmp_path / "ck_000000000001.r8").read_bytes())["scheduler"] == {"of": "a"}
+
+
+def test_resumed_run_prunes_its_own_earlier_files(tmp_path):
+    """A run that is resumed again and again keeps keep_checkpoints files in all."""
+    for _ in range(4):
+        r8 = make(num_epochs=100, checkpoint_dir=tmp_path, keep_checkpoints=2)
+        if any(tmp_path.iterdir()):
+            r8.load_checkpoint()
+        for _ in range(6):
+            r8.report(r8.draw(), 1.0)
+        r8.close()
+
+    assert len(list(tmp_path.glob("ck_*"))) == 2
+
+
+def test_checkpoint_without_a_model_is_said(tmp_path):
+    """Loading a checkpoint that holds no model, where there is a load callback, warns that it was not called."""
+    model = Weights()
+    more = {"checkpoint_dir": tmp_path, "state_callback": model.get, "load_callback": model.load}
+    first = make(**more)
+    first.report(first.draw(), 1.0)
+    first.save_checkpoint()
+
+    with pytest.warns(RuntimeWarning, match="holds no model, so load_callback was not called"):
+        make(**more).load_checkpoint()
+    assert model.loaded == []
+
+
+def test_failing_load_callback_leaves_the_scheduler_as_it_was(tmp_path):
+    """A checkpoint whose model cannot be put back is not loaded by half."""
+    model = Weights()
+    first = make(checkpoint_dir=tmp_path, save_callback=model.save, state_callback=model.get)
+    first.report(first.draw(), 1.0)
+    first.save_checkpoint()
+    second = make(checkpoint_dir=tmp_path, load_callback=lambda source: 1 / 0)
+
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        second.load_checkpoint()
+    assert second.global_step == 0
+
+
+def test_clean_close_saves_what_was_done(tmp_path):
+    """A run that is left early and closed is saved as it stands; one left by an exception is not."""
+    saved = []
+    for fails in (False, True):
+        folder = tmp_path / str(fails)
+        try:
+            with make(num_epochs=9, checkpoint_dir=folder) as r8:
+                r8.report(r8.draw(), 1.0)
+                if fails:
+                    raise KeyError("the user's own")
+        except KeyError:
+            pass
+        saved.append(folder.exists() and len(list(folder.glob("ck_*"))))
+
+    assert saved == [1, False]

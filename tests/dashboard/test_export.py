@@ -1,0 +1,83 @@
+import csv
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from learnit_r8 import events
+from learnit_r8.dashboard.export import as_svg, export_csv
+from learnit_r8.dashboard.state.ui_state import Scene, UiState
+from learnit_r8.dashboard.state.view import View
+from learnit_r8.dashboard.text import Span
+from learnit_r8.dashboard.theme import choose_theme
+
+STARTED = events.RunStarted(
+    0, 0.0, "digits", 1000, 32, 32, 320, None, "balanced", settings={"name": "=HYPERLINK()", "policy": "a\x1b[2Jb"}
+)
+
+
+def view_of(*happened):
+    view = View()
+    for event in (STARTED, *happened):
+        view.fold(event)
+    return view
+
+
+def rows_of(folder, view, panel, scene=Scene()):
+    with open(export_csv(view, UiState(view=panel), scene, folder), newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def test_losses_are_exported(tmp_path):
+    """The overview's numbers are the whole curve that is drawn."""
+    step = events.StepDone(1, 0.5, 0, 1 / 320, 2.25, 2.0, 0.01, 32, False)
+    header, row = rows_of(tmp_path, view_of(step), "overview")
+
+    assert dict(zip(header, row, strict=True))["mean"] == "2.25"
+
+
+def test_output_is_exported(tmp_path):
+    """The output view exports the captured lines that are kept, cleaned, with their numbers."""
+    scene = Scene(output=["=1+1", "epoch\x1b[31m 2"], num_output=1002)
+
+    assert rows_of(tmp_path, view_of(), "output", scene) == [["line", "text"], ["1001", "'=1+1"], ["1002", "epoch 2"]]
+
+
+@pytest.mark.parametrize("panel", ["overview", "data", "samples", "events", "output", "config"])
+def test_every_panel_can_be_exported_empty(tmp_path, panel):
+    """An export of an empty view has its header."""
+    assert rows_of(tmp_path, View(), panel)[0]
+
+
+def test_text_of_the_run_is_no_formula(tmp_path):
+    """Names and messages of the run reach a spreadsheet as text, without control characters."""
+    rows = dict(rows_of(tmp_path, view_of(), "config")[1:])
+
+    assert rows["name"] == "'=HYPERLINK()"
+    assert rows["policy"] == "ab"
+
+
+def test_picture_is_valid_and_escaped():
+    """A picture of the screen is well-formed XML whatever the text, with every character in it."""
+    lines = [(Span("<script>&", "title"), Span(" plain ")), (Span("selected", "selected"),), (Span("猫", "q1"),)]
+    picture = as_svg(lines, choose_theme({"TERM": "xterm-256color"}))
+    texts = [element.text for element in ElementTree.fromstring(picture) if element.tag.endswith("text")]
+
+    assert texts == ["<script>&", " plain ", "selected", "猫"]
+
+
+@pytest.mark.parametrize("environ", [{"TERM": "xterm"}, {"TERM": "xterm", "NO_COLOR": "1"}])
+def test_picture_in_few_colours(environ):
+    """A picture can be drawn with eight colours and with none."""
+    lines = [(Span("all", style),) for style in choose_theme(environ).styles]
+    picture = as_svg(lines, choose_theme(environ))
+
+    assert picture.count("<text") == len(lines)
+
+
+def test_exports_end_at_a_thousand(tmp_path):
+    """The search for a free name ends after 999 exports with an error."""
+    for number in range(1, 1000):
+        (tmp_path / ("overview-0.csv" if number == 1 else f"overview-0-{number}.csv")).touch()
+
+    with pytest.raises(ValueError, match=r"must have fewer exports called overview-0, got 999\."):
+        export_csv(View(), UiState(), Scene(), tmp_path)

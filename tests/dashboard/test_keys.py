@@ -1,0 +1,159 @@
+import dataclasses
+
+import pytest
+
+from learnit_r8.dashboard.keys import MENU, TABLE, press, works
+from learnit_r8.dashboard.render.pages import VIEWS
+from learnit_r8.dashboard.state.sample_list import listed_samples
+from learnit_r8.dashboard.state.ui_state import MODES, Action, UiState
+from learnit_r8.dashboard.state.view import View
+from tests.screen_common import fake_view, screen
+
+ENDING = {Action.STOP, Action.DETACH}
+ALL_KEYS = sorted({key for binding in TABLE for key in binding.keys} | set("abcdefghijklmnopqrstuvwxyz0123456789"))
+
+
+def pressed(keys, ui=None, view=None):
+    ui, action = ui or UiState(), None
+    for key in keys:
+        ui, action = press(key, ui, view or fake_view())
+    return ui, action
+
+
+@pytest.mark.parametrize("key", ALL_KEYS)
+@pytest.mark.parametrize("view", VIEWS)
+def test_no_single_key_ends_a_run(key, view):
+    """In every view, one key alone neither stops the training nor closes its screen."""
+    assert pressed([key], UiState(view=view))[1] not in ENDING
+
+
+@pytest.mark.parametrize(("key", "action"), MENU.items())
+def test_second_key_after_q_ends_it(key, action):
+    """After q, a second key chooses how to leave."""
+    assert pressed(["q", key])[1] is action
+
+
+@pytest.mark.parametrize("key", ["q", "escape", "x", "enter"])
+def test_other_keys_after_q_go_back(key):
+    """After q, any other key stays in the run."""
+    assert pressed(["q", key]) == (UiState(), None)
+
+
+@pytest.mark.parametrize("mode", ["watch", "replay"])
+def test_viewer_just_leaves(mode):
+    """In a viewer q leaves at once, and no key acts on the run."""
+    actions = {press(key, UiState(mode=mode), fake_view())[1] for key in ALL_KEYS}
+
+    assert press("q", UiState(mode=mode), fake_view())[1] is Action.LEAVE
+    assert not actions & {Action.STOP, Action.SAVE, Action.DETACH}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("view", VIEWS)
+def test_no_key_means_two_things(mode, view):
+    """In every place a key has at most one meaning."""
+    keys = [key for binding in TABLE if works(binding, UiState(mode=mode, view=view)) for key in binding.keys]
+
+    assert len(keys) == len(set(keys))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_help_names_every_key_that_works(mode):
+    """The help is made from the table of keys: every key of the mode is in it, with its text."""
+    frame = "\n".join(screen(View(), 200, 60, help=True, mode=mode))
+
+    for binding in TABLE:
+        assert (binding.text in frame) == (mode in binding.modes)
+
+
+def test_views_by_number_and_by_tab():
+    """Digits choose a view, Tab goes to the next and Shift-Tab back, round and round."""
+    assert [pressed([str(number)])[0].view for number in range(1, 7)] == list(VIEWS)
+    assert pressed(["tab"] * 6)[0].view == "overview"
+    assert pressed(["shift-tab"])[0].view == "config"
+
+
+def test_selection_stays_in_the_list():
+    """The selected sample moves with the arrows and stays within the list."""
+    last = len(listed_samples(UiState(), fake_view())) - 1
+
+    assert pressed(["3", "down", "down", "up"])[0].selected == 1
+    assert pressed(["3", "up"])[0].selected == 0
+    assert pressed(["3", "end"])[0].selected == last
+
+
+def test_enter_inspects_and_goes_back():
+    """Enter shows the selected sample, Enter or Escape goes back to the list."""
+    third = fake_view().survey.hardest[2]
+
+    assert pressed(["3", "down", "down", "enter"])[0].inspected == third
+    assert pressed(["3", "enter", "enter"])[0].inspected is None
+    assert pressed(["3", "enter", "escape"])[0] == dataclasses.replace(UiState(), view="samples")
+
+
+def test_list_of_suspects():
+    """The key l lists the suspects and the hardest in turn."""
+    assert pressed(["3", "l"])[0].listed == "suspects"
+    assert pressed(["3", "l", "l"])[0].listed == "hardest"
+
+
+def test_filter_is_typed():
+    """While a filter is typed keys are text; Enter keeps it, Backspace takes one off, Escape forgets it."""
+    assert pressed(["4", "/", "q", "s", "backspace", "enter"])[0].filter == "q"
+    assert pressed(["4", "/", "q", "escape"])[0].filter == ""
+    assert pressed(["4", "/", "q", "up"])[0].typing == "q"
+
+
+def test_filter_chooses_samples():
+    """Only samples whose name or position holds the filter are listed."""
+    hardest = fake_view().survey.hardest
+
+    assert listed_samples(UiState(filter=str(hardest[0])), fake_view()) == [hardest[0]]
+
+
+def test_filter_chooses_events():
+    """Only events that hold the filter are shown."""
+    lines = screen(fake_view(), 100, 30, view="events", filter="CHECKPOINT")
+
+    assert sum("saved" in line for line in lines) == 4
+    assert not any("measured" in line for line in lines)
+
+
+def test_escape_clears_the_filter_then_goes_home():
+    """Escape takes back one thing at a time."""
+    ui, _ = pressed(["4", "/", "a", "enter", "escape"])
+
+    assert (ui.view, ui.filter) == ("events", "")
+    assert pressed(["escape"], ui)[0].view == "overview"
+
+
+@pytest.mark.parametrize(("keys", "name", "value"), [
+    ("y", "log_scale", True), ("yy", "log_scale", False), ("z", "zoom", "last 10%"), ("zzz", "zoom", "all"),
+    (" ", "frozen", True), ("4e", "alerts_only", True), ("?", "help", True), ("??", "help", False), ("q", "menu", True),
+])  # fmt: skip
+def test_switches(keys, name, value):
+    """Switches turn on and off again."""
+    assert getattr(pressed(keys)[0], name) == value
+
+
+@pytest.mark.parametrize(("key", "action"), [
+    ("p", Action.PAUSE), ("s", Action.SAVE), ("ctrl-s", Action.SAVE), ("x", Action.EXPORT_CSV),
+    ("X", Action.EXPORT_SVG),    ("c", Action.THEME), ("r", Action.REPAINT), ("ctrl-l", Action.REPAINT),
+])  # fmt: skip
+def test_keys_that_ask_for_something(key, action):
+    """Keys that act on more than the picture ask the owner of the screen."""
+    assert pressed([key]) == (UiState(), action)
+
+
+def test_scroll_stops_at_the_newest():
+    """One cannot scroll beyond the newest event or line."""
+    assert pressed(["4", "up"])[0].scroll == 0
+    assert pressed(["4", "down", "down", "up"])[0].scroll == 1
+    assert pressed(["5", "up", "up", "down"])[0].scroll == 1
+
+
+def test_keys_work_before_anything_is_known():
+    """No key fails on an empty view."""
+    for view in VIEWS:
+        for key in ALL_KEYS:
+            press(key, UiState(view=view), View())

@@ -1,0 +1,80 @@
+"""Frames of a made-up run, compared as text with files that a person has checked.
+
+To check them again after a change: ``R8_WRITE_FRAMES=1 pytest tests/dashboard/test_screen_frames.py``, then
+``git diff``.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from learnit_r8.dashboard.theme import choose_theme
+from tests.screen_common import SCENE, fake_view, screen
+
+FOLDER = Path(__file__).parent / "screens"
+ASCII = choose_theme({"TERM": "vt100"}, encoding="ascii")
+CONSOLE = choose_theme({"TERM": "linux"}, encoding="utf-8")
+
+FRAMES = {
+    "overview-20x5": (20, 5, {}),
+    "overview-40x12": (40, 12, {}),
+    "overview-80x24": (80, 24, {}),
+    "overview-120x40": (120, 40, {}),
+    "overview-200x60": (200, 60, {}),
+    "overview-80x24-log-ascii": (80, 24, {"log_scale": True, "theme": ASCII}),
+    "overview-80x24-console": (80, 24, {"theme": CONSOLE}),
+    "overview-80x24-last-epoch": (80, 24, {"zoom": "last epoch"}),
+    "data-100x30": (100, 30, {"view": "data"}),
+    "samples-100x20": (100, 20, {"view": "samples", "selected": 3}),
+    "suspects-100x20": (100, 20, {"view": "samples", "listed": "suspects"}),
+    "events-100x20": (100, 20, {"view": "events", "scroll": 4}),
+    "output-80x12": (80, 12, {"view": "output", "scroll": 5}),
+    "config-80x20": (80, 20, {"view": "config"}),
+    "help-100x30": (100, 30, {"help": True}),
+    "leave-80x24": (80, 24, {"menu": True, "frozen": True}),
+    "filter-80x12": (80, 12, {"view": "events", "typing": "check"}),
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_frame_equals_the_stored_one(name):
+    """A frame of the made-up run equals the file with its name."""
+    width, height, how = FRAMES[name]
+    frame = "".join(line + "\n" for line in screen(fake_view(), width, height, **how))
+    path = FOLDER / f"{name}.txt"
+    if os.environ.get("R8_WRITE_FRAMES"):
+        path.write_text(frame, encoding="utf-8")
+
+    assert frame == path.read_text(encoding="utf-8")
+
+
+def test_inspected_sample_shows_its_history():
+    """The page of one sample names it and draws its loss at the ends of the epochs."""
+    view = fake_view()
+    index = view.survey.hardest[0]
+    frame = screen(view, 80, 24, view="samples", inspected=index)
+
+    assert f"{index:,}" in frame[1]
+    assert any("newest" in line and "█" in line for line in frame)
+
+
+def test_ascii_frame_is_ascii():
+    """With an encoding that is not UTF-8, or R8_GLYPHS=ascii, a frame has no other characters."""
+    for how in ({}, {"view": "data"}, {"view": "samples"}, {"view": "events"}, {"help": True}, {"menu": True}):
+        assert "\n".join(screen(fake_view(), 120, 40, theme=ASCII, **how)).isascii()
+
+
+def test_numbers_are_those_of_the_survey():
+    """The table of quartiles shows the survey's numbers, to the digits it has room for."""
+    view = fake_view()
+    rows = [line for line in screen(view, 80, 24) if line.startswith(" Q")]
+
+    assert [float(row.split()[1]) for row in rows] == pytest.approx(view.survey.low, abs=5e-5)
+    assert [float(row.split()[2]) for row in rows] == pytest.approx(view.survey.high, abs=5e-5)
+    assert [float(row.split()[3]) for row in rows] == pytest.approx(view.survey.mean, abs=5e-5)
+
+
+def test_unread_output_is_counted_in_the_footer():
+    """The footer counts the captured lines since the output view was last open."""
+    assert f"output({SCENE.num_unread})" in screen(fake_view(), 120, 30)[-1]

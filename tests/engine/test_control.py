@@ -1,0 +1,312 @@
+"""What other threads ask of a run, and how every way to drive one answers."""
+
+import threading
+
+import pytest
+
+from learnit_r8 import events
+from learnit_r8.engine.control import Requests
+from learnit_r8.engine.pace import Pace
+from learnit_r8.events.bus import Announcer
+from learnit_r8.loops import logs as new_logs
+from learnit_r8.loops import loop, report_to, scheduled
+from learnit_r8.schedules.budget import Budget
+from learnit_r8.streams import epoch_stream, step_stream
+from tests.drive import FakeClock, Weights, advance_to, batch_loss, known, make, steps, train
+
+
+def kinds(heard):
+    return [type(event).__name__ for event in heard]
+
+
+def stop_at(r8, step, reason=""):
+    """A listener's view of another thread: asks to stop while a batch is out."""
+    if r8.global_step == step - 1:
+        r8.requests.stop(reason)
+
+
+def test_nothing_is_pending_by_itself():
+    """A run that nobody asks anything of has nothing to answer."""
+    r8 = make()
+    advance_to(r8, 3)
+    r8.draw()
+
+    assert (r8.requests.is_pending, r8.requests.is_paused, r8.is_stopped) == (False, False, False)
+
+
+def test_stop_ends_the_iterators_after_the_step(tmp_path):
+    """After stop() the step in hand is finished and saved, and both iterators end."""
+    heard, done = [], []
+    r8 = make(num_epochs=9, checkpoint_dir=tmp_path, checkpoint_every=99, listeners=[heard.append])
+    for _ in steps(r8):
+        stop_at(r8, 4, "lunch")
+        r8.update_with_loss(1.0)
+        done.append(r8.global_step)
+
+    assert (done, r8.is_stopped, r8.phase) == ([1, 2, 3, 4], True, "stopped")
+    assert [(event.step, getattr(event, "reason", None)) for event in heard[-2:]] == [(4, None), (4, "lunch")]
+    assert kinds(heard)[-2:] == ["CheckpointSaved", "RunStopped"]
+
+
+def test_stopped_run_draws_no_more():
+    """A stopped run gives None from draw_if_any() and a clear error from draw()."""
+    r8 = make()
+    r8.requests.stop()
+
+    assert r8.draw_if_any() is None
+    assert r8.draw_ahead() is None
+    with pytest.raises(RuntimeError, match=r"draw\(\) was called at step 0 after the run was stopped; ask is_stopped"):
+        r8.draw()
+
+
+def test_stopped_run_goes_on_from_its_checkpoint(tmp_path):
+    """The checkpoint that a stop leaves continues with the very batches that would have come."""
+    whole = train(make(num_epochs=3))
+    r8, seen = make(num_epochs=3, checkpoint_dir=tmp_path), []
+    for epoch, indices, lr in steps(r8):
+        seen.append((epoch, indices.tolist(), lr))
+        stop_at(r8, 5)
+        r8.update_with_loss(batch_loss(indices))
+    other = make(num_epochs=3)
+    other.load_checkpoint(tmp_path / "ck_000000000002.r8")
+
+    assert len(seen) == 5
+    assert seen + train(other) == whole
+
+
+def test_stop_of_a_finished_run_changes_nothing():
+    """A run whose budget is used up is finished, whatever is asked of it then."""
+    r8 = make()
+    train(r8)
+    r8.requests.stop()
+    r8.between_steps()
+
+    assert (r8.is_stopped, r8.phase) == (False, "finished")
+
+
+def test_run_ended_says_that_it_was_not_finished():
+    """A stopped run that is closed has not used up its budget."""
+    heard = []
+    r8 = make(listeners=[heard.append])
+    r8.requests.stop()
+    train(r8)
+    r8.close()
+
+    assert (kinds(heard)[-1], heard[-1].finished) == ("RunEnded", False)
+
+
+def test_save_writes_a_checkpoint_after_the_step(tmp_path):
+    """save() writes one checkpoint when the step in hand is complete, with the model of after it."""
+    model, heard = Weights(), []
+    r8 = make(
+        num_epochs=9,
+        checkpoint_dir=tmp_path,
+        checkpoint_every=99,
+        save_callback=model.save,
+        state_callback=model.get,
+        load_callback=model.load,
+        listeners=[heard.append],
+    )
+    for _ in steps(r8):
+        if r8.global_step == 1:
+            r8.requests.save()
+        r8.update_with_loss(1.0)
+        model.values = model.values + 1
+        if r8.global_step == 4:
+            break
+    saved = [event.step for event in heard if isinstance(event, events.CheckpointSaved)]
+    r8.load_checkpoint()
+
+    assert (saved, model.values.tolist()) == ([2], [2, 2])
+
+
+def test_save_before_the_first_step(tmp_path):
+    """A checkpoint can be asked for before anything was trained."""
+    r8 = make(checkpoint_dir=tmp_path)
+    r8.requests.save()
+    r8.draw()
+
+    assert len(list(tmp_path.glob("ck_*.r8"))) == 1
+
+
+def test_save_without_a_folder_is_said_once():
+    """Where no checkpoint can be saved, listeners are told once, and the run goes on."""
+    heard = []
+    r8 = make(listeners=[heard.append])
+    for _ in steps(r8):
+        r8.requests.save()
+        r8.update_with_loss(1.0)
+    told = [event.text for event in heard if isinstance(event, events.Notice)]
+
+    assert told == ["no checkpoint was saved: neither checkpoint_dir nor save_callback."]
+    assert r8.global_step == 6
+
+
+def test_save_twice_at_one_step_is_one_file(tmp_path):
+    """Where the checkpoint of this step is written already, asking for it writes no second one."""
+    r8 = make(checkpoint_dir=tmp_path, checkpoint_every=1)
+    advance_to(r8, 1)
+    r8.between_steps()
+    r8.requests.save()
+    r8.between_steps()
+
+    assert len(list(tmp_path.glob("ck_*.r8"))) == 1
+
+
+def test_failing_save_lets_the_run_go_on(tmp_path):
+    """A checkpoint that was asked for and cannot be written costs a warning, not the run."""
+    r8 = make(checkpoint_dir=tmp_path / "file" / "saved", checkpoint_every=99, num_epochs=9)
+    (tmp_path / "file").write_text("")
+    r8.requests.save()
+    with pytest.warns(RuntimeWarning, match="could not be written"):
+        r8.draw()
+
+    assert r8.safekeeping.saves.num_failed == 1
+
+
+def paused_requests(act, clock=None):
+    """Requests of a pace, with what `act(requests, looks)` does each time the waiting thread looks."""
+    clock, heard, saved, looks = clock or FakeClock(), [], [], []
+    pace = Pace(Budget(seconds=100.0), 3, clock)
+    pace.start()
+
+    def sleep(seconds):
+        clock.advance(seconds)
+        looks.append(seconds)
+        act(requests, len(looks))
+
+    requests = Requests(
+        pace, Announcer([heard.append], lambda: (0, 0.0)), lambda: saved.append(len(looks)), sleep=sleep
+    )
+    return requests, pace, heard, saved
+
+
+def test_pause_waits_and_does_not_count():
+    """A paused run waits until it is resumed; that time is not training time."""
+    requests, pace, heard, _ = paused_requests(lambda requests, looks: looks == 500 and requests.resume())
+    requests.pause("a look at it")
+    requests.answer()
+
+    assert pace.seconds == 0
+    assert kinds(heard) == ["RunPaused", "RunResumed"]
+    assert (heard[0].reason, requests.is_paused, pace.is_over) == ("a look at it", False, False)
+
+
+def test_stop_ends_a_pause():
+    """A paused run that is stopped is saved and over."""
+    requests, pace, heard, saved = paused_requests(lambda requests, looks: looks == 3 and requests.stop("enough"))
+    requests.pause()
+    requests.answer()
+
+    assert kinds(heard) == ["RunPaused", "RunResumed", "RunStopped"]
+    assert (pace.is_stopped, saved) == (True, [3])
+
+
+def test_save_during_a_pause():
+    """A checkpoint asked for during a pause is written during the pause."""
+    requests, _, _, saved = paused_requests(
+        lambda requests, looks: requests.save() if looks == 2 else looks == 9 and requests.resume()
+    )
+    requests.pause()
+    requests.answer()
+
+    assert saved == [2]
+
+
+def test_resume_before_the_step_ends_takes_a_pause_back():
+    """A pause that is taken back before it begins never begins."""
+    requests, _, heard, _ = paused_requests(lambda *_: None)
+    requests.pause()
+    requests.resume()
+    requests.answer()
+
+    assert heard == []
+
+
+def test_interrupted_pause_is_over():
+    """Ctrl-C during a pause ends it; the clock goes on and nothing waits any more."""
+
+    def interrupt(requests, looks):
+        raise KeyboardInterrupt
+
+    clock = FakeClock()
+    requests, pace, heard, _ = paused_requests(interrupt, clock)
+    requests.pause()
+    with pytest.raises(KeyboardInterrupt):
+        requests.answer()
+    clock.advance(2)
+
+    assert (requests.is_paused, pace.seconds, kinds(heard)) == (False, 2, ["RunPaused", "RunResumed"])
+
+
+def test_request_made_while_another_is_answered_is_not_lost():
+    """What is asked for while the training thread answers is answered too, at the latest after the next step."""
+    requests, _, _, saved = paused_requests(lambda *_: None)
+    real = requests._save
+    requests._save = lambda: (real(), len(saved) == 1 and requests.save())
+    requests.save()
+    requests.answer()
+
+    assert (requests.is_pending, len(saved)) == (True, 1)
+
+
+def test_requests_change_no_batch(tmp_path):
+    """A run that is paused and saved by another thread at any time gives the same batches and the same table."""
+    plain, asked = make(40, num_epochs=30), make(40, num_epochs=30, checkpoint_dir=tmp_path, checkpoint_every=10**6)
+    ends = threading.Event()
+
+    def ask():
+        while not ends.wait(0.001):
+            asked.requests.pause()
+            asked.requests.save()
+            asked.requests.resume()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        seen = train(asked)
+    finally:
+        ends.set()
+        thread.join()
+
+    assert seen == train(plain)
+    assert known(asked)["loss"].tolist() == known(plain)["loss"].tolist()
+
+
+def test_stop_ends_step_stream():
+    """step_stream ends after the step in which the run was stopped."""
+    r8 = make(num_epochs=9)
+    seen = [event["step"] for event in step_stream(r8, lambda indices, lr: stop_at(r8, 3) or 1.0)]
+
+    assert seen == [1, 2, 3]
+
+
+def test_stop_ends_the_loop():
+    """loop over scheduled batches ends after the step in which the run was stopped."""
+    r8 = make(num_epochs=9)
+
+    def step(state, batch):
+        stop_at(r8, 3)
+        return new_logs().add_metric("loss", 1.0), state + 1
+
+    state, _, elapsed = loop(0, scheduled(r8, lambda indices: indices), callbacks=[step, report_to(r8)])
+
+    assert (state, elapsed.steps, r8.global_step) == (3, 3, 3)
+
+
+def test_stop_ends_epoch_stream():
+    """epoch_stream with a scheduler ends with the epoch in which the run was stopped."""
+    torch = pytest.importorskip("torch")
+    r8 = make(12, num_epochs=9)
+    x, y = torch.zeros(12, 2), torch.zeros(12, 1)
+    model = torch.nn.Linear(2, 1)
+    stream = epoch_stream(
+        (x, y), model, torch.optim.SGD(model.parameters(), lr=0.1), torch.nn.functional.mse_loss, scheduler=r8
+    )
+    epochs = []
+    for event in stream:
+        epochs.append(event["step"])
+        if len(epochs) == 2:
+            r8.requests.stop()
+
+    assert (epochs, r8.global_step) == ([1, 2], 6)

@@ -1,0 +1,315 @@
+"""Tickets and reports: in which order, of which kinds, and what is learned of them."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learnit_r8 import Policy, events
+from learnit_r8.guard import Verdict
+from tests.drive import INF, NAN, FakeClock, advance_to, batch_loss, flat, known, make, sample_losses, steps, train
+
+WRONG_LOSSES = [
+    (None, TypeError, "loss must be a real number, or an array or tensor of them, got None"),
+    ("0.5", TypeError, "loss must be a real number, .* got '0.5'"),
+    (1 + 2j, TypeError, r"loss must be a real number, .* got \(1\+2j\)"),
+    (True, TypeError, "loss must be a real number, .* got True"),
+    ([1.0, "x", 2.0, 3.0], TypeError, "loss must be a real number"),
+    ({"loss": 1.0}, TypeError, "loss must be a real number"),
+    (
+        [1.0, 2.0],
+        ValueError,
+        r"loss must be a number or have shape \(4,\), one loss for each of the 4 samples, got shape \(2,\)",
+    ),
+    ([], ValueError, r"got shape \(0,\)"),
+    (np.ones((4, 1)), ValueError, r"got shape \(4, 1\)"),
+    (torch.ones(5), ValueError, r"got shape \(5,\)"),
+]
+
+
+@pytest.mark.parametrize(("loss", "kind", "text"), WRONG_LOSSES, ids=lambda value: str(value)[:12])
+def test_wrong_loss_changes_nothing(loss, kind, text):
+    """A loss of a wrong kind or length is refused, the batch stays open, and everything is as before."""
+    r8 = make(clock=FakeClock())
+    advance_to(r8, 2)
+    next(r8.batch_iterator())
+    before = r8.state_dict()
+    with pytest.raises(kind, match=text):
+        r8.update_with_loss(loss)
+    np.testing.assert_equal(r8.state_dict(), before)
+
+    assert r8.update_with_loss(1.0)
+
+
+@pytest.mark.parametrize("part_size", [0, -1, 1.5, "2"])
+def test_part_size_is_a_count(part_size):
+    """A part_size below 1, or not whole, is refused by name and value."""
+    r8 = make()
+    next(r8.batch_iterator())
+    with pytest.raises(ValueError, match=f"part_size must be a whole number >= 1, got {part_size!r}"):
+        r8.update_with_loss([1.0, 2.0], part_size=part_size)
+
+
+def test_kind_of_report_is_fixed_by_the_first():
+    """A vector after a batch mean is a ValueError that says what was reported first."""
+    r8 = make()
+    next(r8.batch_iterator())
+    r8.update_with_loss(1.0)
+    r8.draw()
+    with pytest.raises(
+        ValueError, match=r"loss must stay of the kind reported first \(one mean per batch\), got one loss per sample"
+    ):
+        r8.report(r8.draw(), [1.0, 2.0, 3.0, 4.0])
+
+
+@pytest.mark.parametrize(
+    "make_loss",
+    [
+        float,
+        np.float64,
+        np.float32,
+        np.float16,
+        np.array,
+        lambda x: torch.tensor(x, requires_grad=True),
+        lambda x: torch.tensor(x, dtype=torch.float16),
+        lambda x: torch.tensor(x, dtype=torch.bfloat16),
+        lambda x: torch.tensor(x, requires_grad=True) * 1.0,
+        lambda x: 2 if x == 2.0 else x,
+    ],
+)
+def test_every_framework_s_number_is_a_loss(make_loss):
+    """Floats, ints and 0-dim arrays and tensors of every float type mean the same."""
+    r8, plain = make(), make()
+    for run, loss in ((r8, make_loss(2.0)), (plain, 2.0)):
+        run.report(run.draw(), loss)
+
+    np.testing.assert_equal(known(r8), known(plain))
+
+
+def test_no_graph_is_kept_alive():
+    """A reported tensor can be freed: nothing of the scheduler holds it or its graph."""
+    import gc
+    import weakref
+
+    r8 = make()
+    weights = torch.ones(4, requires_grad=True)
+    loss = (weights * 2).sum()
+    gone = weakref.ref(loss)
+    outcome = r8.report(r8.draw(), loss)
+    del loss
+    gc.collect()
+
+    assert outcome
+    assert gone() is None
+
+
+def test_ticket_is_reported_once():
+    """A second report of one ticket is a RuntimeError that changes nothing."""
+    r8 = make()
+    ticket = r8.draw()
+    r8.report(ticket, 1.0)
+    with pytest.raises(RuntimeError, match="ticket of step 0 was reported or given up before, or is not of this run"):
+        r8.report(ticket, 1.0)
+
+    assert r8.global_step == 1
+
+
+def test_ticket_belongs_to_its_scheduler():
+    """A ticket of another scheduler is refused."""
+    r8, other = make(), make()
+    r8.draw()
+    ticket = other.draw()
+    with pytest.raises(RuntimeError, match="is not of this run"):
+        r8.report(ticket, 1.0)
+
+    assert (r8.global_step, other.global_step) == (0, 0)
+
+
+def test_draw_beyond_the_budget_is_an_error():
+    """draw() with every remaining step out, or none left, is a RuntimeError with the budget."""
+    r8 = make(num_steps=2)
+    first, second = r8.draw(), r8.draw()
+    with pytest.raises(
+        RuntimeError,
+        match=r"draw\(\) was called with 2 steps reported or out after .* s, and the budget is Budget\(steps=2",
+    ):
+        r8.draw()
+    r8.report(second, 1.0)
+    r8.report(first, 1.0)
+
+    assert r8.phase == "finished"
+
+
+@given(st.integers(1, 30), st.integers(1, 8), st.integers(1, 6), st.randoms(use_true_random=False))
+def test_tickets_may_come_back_in_any_order(num_samples, batch_size, most_out, random):
+    """With several tickets out and reported in any order, an epoch still takes every sample exactly once."""
+    r8 = make(num_samples, batch_size=batch_size, num_epochs=2)
+    out, seen = [], []
+    while r8.pace.next_step < r8.total_steps or out:
+        if r8.pace.next_step < r8.total_steps and len(out) < most_out and (not out or random.random() < 0.6):
+            out.append(r8.draw())
+            seen.append((out[-1].epoch, out[-1].indices.tolist()))
+        else:
+            ticket = out.pop(random.randrange(len(out)))
+            r8.report(ticket, batch_loss(ticket.indices))
+
+    assert [sorted(flat(b for e, b in seen if e == epoch)) for epoch in (0, 1)] == [list(range(num_samples))] * 2
+    assert r8.table.usage_count.tolist() == [2] * num_samples
+
+
+def test_tickets_carry_their_step_and_rate():
+    """A ticket tells the step it will be, its epoch, and the rate of that step."""
+    r8 = make(num_steps=4, scheduler_mode=lambda progress: 1 + progress)
+    tickets = [r8.draw() for _ in range(4)]
+
+    assert [(t.step, t.epoch, t.lr, t.weights) for t in tickets] == [
+        (0, 0, 1.0, None), (1, 0, 1.25, None), (2, 0, 1.5, None), (3, 1, 1.75, None)
+    ]  # fmt: skip
+
+
+def test_outcome_is_true_if_the_step_counts():
+    """An outcome is truthy for a good loss and falsy for a refused one."""
+    r8 = make(load_callback=lambda state: None)
+    r8.update_cpu_backup(0)
+    good, bad = r8.report(r8.draw(), 1.0), r8.report(r8.draw(), NAN)
+
+    assert (bool(good), good.verdict, good.rolled_back_to) == (True, Verdict.GOOD, None)
+    assert (bool(bad), bad.verdict, bad.rolled_back_to) == (False, Verdict.NOT_FINITE, 0)
+
+
+class Doubled(Policy):
+    """A user's policy that weights every sample by two from the second epoch on."""
+
+    name = "doubled"
+    selects = True
+
+    def select(self, chunk, context, rng):
+        return np.ones(len(chunk.indices), bool), np.full(len(chunk.indices), 2.0, np.float32)
+
+
+def test_weights_come_with_the_ticket():
+    """The weights of a policy reach the user through the ticket."""
+    r8 = make(8, policy=Doubled())
+    weights = []
+    while r8.phase != "finished":
+        ticket = r8.draw()
+        weights.append(None if ticket.weights is None else ticket.weights.tolist())
+        r8.report(ticket, 1.0)
+
+    assert weights == [None, None, [2, 2, 2, 2], [2, 2, 2, 2]]
+
+
+def test_batch_iterator_refuses_weights():
+    """batch_iterator() does not silently drop the weights of a policy."""
+    with pytest.raises(
+        RuntimeError, match=r"policy .*Doubled.* weights samples: use draw\(\) and report\(\), and ticket.weights"
+    ):
+        train(make(8, policy=Doubled()))
+
+
+def test_overwritten_batch_is_learned_as_drawn():
+    """A user who writes into a batch's array does not change what is learned of whom."""
+    r8, plain = make(), make()
+    for run in (r8, plain):
+        for _, indices, _ in steps(run):
+            loss = sample_losses(indices)
+            if run is r8:
+                indices[:] = 0
+            run.update_with_loss(loss)
+
+    np.testing.assert_equal(known(r8), known(plain))
+
+
+@pytest.mark.parametrize("kind", ["mean", "vector", "parts"])
+def test_every_kind_of_report_is_told_by_source(kind):
+    """The table says where its estimates come from."""
+    r8 = make()
+    losses = sample_losses(r8.draw().indices)
+    ticket = r8.draw()
+    assert r8.table.source == "nothing yet"
+    if kind == "parts":
+        r8.report(ticket, losses[::2], part_size=2)
+    else:
+        r8.report(ticket, losses if kind == "vector" else 1.0)
+
+    assert r8.table.source == {"mean": "batch means of 4", "vector": "exact", "parts": "parts of 2"}[kind]
+
+
+def test_expected_loss_is_what_the_table_knew():
+    """In the seed's rule the expected loss of a batch is the mean of its samples' averages before it was drawn."""
+    heard = []
+    r8 = make(8, estimator="additive", listeners=[heard.append])
+    expected = []
+    for _, indices, _ in steps(r8):
+        expected.append(float(r8.table.loss[indices].mean()))
+        r8.update_with_loss(batch_loss(indices))
+    told = [event.expected_loss for event in heard if isinstance(event, events.StepDone)]
+
+    np.testing.assert_allclose(told, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_losses_not_finite_in_a_row_move_no_average(value):
+    """Whatever is refused leaves every average finite."""
+    r8 = make(64, num_epochs=2, load_callback=lambda state: None)
+    r8.update_cpu_backup(0)
+    train(r8, bad={17, 18, 25}, value=value)
+
+    assert np.isfinite(r8.table.loss).all()
+
+
+def test_handed_back_batch_is_drawn_next():
+    """A batch handed back untrained is the next one drawn, with the same samples and rate, and counts for nothing."""
+    r8 = make()
+    ticket = r8.draw()
+    r8.hand_back(ticket)
+    again = r8.draw()
+
+    assert (again.indices.tolist(), again.lr, again.step) == (ticket.indices.tolist(), ticket.lr, ticket.step)
+
+
+def test_redrawn_batch_is_as_it_was():
+    """What the user writes into the indices of a batch is gone when the batch is drawn again."""
+    r8 = make()
+    ticket = r8.draw()
+    samples = ticket.indices.tolist()
+    ticket.indices[:] += 1000
+    r8.hand_back(ticket)
+
+    assert r8.draw().indices.tolist() == samples
+
+
+def test_raising_schedule_loses_no_batch():
+    """A schedule of the user's own that raises once costs neither a batch nor a step."""
+    answers = iter([0.1, 0.1, ValueError("later")])
+
+    def schedule(progress):
+        answer = next(answers, 0.1)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    r8 = make(num_epochs=1, scheduler_mode=schedule)
+    with pytest.raises(ValueError, match="later"):
+        r8.report(r8.draw(), 1.0)
+    for _ in steps(r8):
+        r8.update_with_loss(1.0)
+
+    assert r8.table.usage_count.tolist() == [1] * 12
+
+
+def test_single_sample_may_come_squeezed():
+    """The loss of a last batch of one sample may have lost its dimension."""
+    r8 = make(5, num_epochs=1)
+    for _, indices, _ in steps(r8):
+        losses = np.full(len(indices), 2.0)
+        r8.update_with_loss(losses if len(indices) > 1 else losses.squeeze())
+
+    assert r8.table.loss.tolist() == [2.0] * 5
+
+
+def test_report_takes_tickets_only():
+    """Anything but a ticket is a TypeError."""
+    with pytest.raises(TypeError, match=r"ticket must be what draw\(\) returned, got 3"):
+        make().report(3, 1.0)

@@ -1,0 +1,105 @@
+import pytest
+
+from learnit_r8.engine.pace import Pace
+from learnit_r8.schedules.budget import Budget
+from tests.drive import FakeClock
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+def pace(clock):
+    clock.advance(1000)
+    return Pace(Budget(seconds=100.0), 4, clock)
+
+
+def test_time_counts_from_the_start(pace, clock):
+    """Seconds before the first draw do not count."""
+    clock.advance(50)
+    assert pace.seconds == 0
+    pace.start()
+    clock.advance(25)
+
+    assert (pace.seconds, pace.progress) == (25, 0.25)
+
+
+def test_paused_time_does_not_count(pace, clock):
+    """Time inside paused() does not count, also when the block raises."""
+    pace.start()
+
+    def interrupted():
+        with pace.paused():
+            clock.advance(60)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        interrupted()
+    clock.advance(1)
+
+    assert pace.seconds == 1
+
+
+def test_pauses_nest(pace, clock):
+    """An inner paused() does not end the outer one."""
+    pace.start()
+    with pace.paused():
+        with pace.paused():
+            clock.advance(5)
+        clock.advance(5)
+
+    assert pace.seconds == 0
+
+
+def test_pause_before_the_start_starts_nothing(pace, clock):
+    """A pause before the first draw leaves the watch at rest."""
+    with pace.paused():
+        clock.advance(5)
+    clock.advance(5)
+
+    assert pace.seconds == 0
+
+
+def test_epoch_follows_from_steps(pace):
+    """The epoch is the whole number of epochs in the steps so far."""
+    epochs = []
+    for pace.step in range(9):
+        epochs.append(pace.epoch)
+
+    assert epochs == [0, 0, 0, 0, 1, 1, 1, 1, 2]
+
+
+def test_next_step_counts_what_is_out(pace):
+    """A batch drawn now comes after those reported and those that are out."""
+    pace.step, pace.num_out = 5, 2
+
+    assert pace.next_step == 7
+
+
+def test_run_is_finished_on_time(pace, clock):
+    """A time budget is used up at its last second, not before."""
+    pace.start()
+    clock.advance(99.9)
+    assert not pace.is_finished
+    clock.advance(0.1)
+
+    assert pace.is_finished
+
+
+def test_downtime_does_not_count(pace, clock):
+    """A state carries its seconds to another process, whose clock may show anything."""
+    pace.start()
+    pace.step, pace.num_out = 3, 1
+    clock.advance(40)
+    state = pace.state_dict()
+    other_clock = FakeClock()
+    other = Pace(Budget(seconds=100.0), 4, other_clock)
+    other.load_state_dict(state)
+    other_clock.advance(500)
+    assert (other.step, other.num_out, other.seconds) == (3, 0, 40)
+    other.start()
+    other_clock.advance(2)
+
+    assert other.seconds == 42

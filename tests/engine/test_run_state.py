@@ -1,0 +1,63 @@
+"""The state of a run: each part of it has a version of its own."""
+
+import copy
+
+import pytest
+
+from learnit_r8 import R8Scheduler
+from learnit_r8.engine.run_state import VERSIONS
+
+
+def trained(steps=30):
+    r8 = R8Scheduler(320, batch_size=32, num_steps=60)
+    for indices, _ in r8.batch_iterator():
+        r8.update_with_loss(1.0 + indices / 320)
+        if r8.global_step == steps:
+            break
+    return r8
+
+
+def trained_on(r8):
+    return [(ticket.indices.tolist(), ticket.lr) for ticket in (r8.draw() for _ in range(3))]
+
+
+def test_every_part_has_a_version():
+    """What a state holds of a part can grow: its version says which form it has."""
+    state = trained(5).state_dict()
+
+    assert state["versions"] == VERSIONS
+    assert VERSIONS.keys() <= state.keys()
+
+
+@pytest.mark.parametrize("name", sorted(VERSIONS))
+def test_newer_parts_are_refused_by_name(name):
+    """A state that a newer package has saved is refused with the name of the part, and nothing is changed."""
+    state = trained(8).state_dict()
+    newer = copy.deepcopy(state)
+    newer["versions"][name] += 1
+    fresh = R8Scheduler(320, batch_size=32, num_steps=60)
+
+    with pytest.raises(ValueError, match=rf"'{name}' of the state must be of .* a newer learnit_r8 has saved it"):
+        fresh.load_state_dict(newer)
+    assert fresh.global_step == 0
+
+
+def test_unknown_parts_are_refused_by_name():
+    """So is one with a part that is not known here."""
+    state = trained(8).state_dict()
+    state["versions"]["forecast"] = 1
+
+    with pytest.raises(ValueError, match="'forecast' of the state must be of version 0"):
+        R8Scheduler(320, batch_size=32, num_steps=60).load_state_dict(state)
+
+
+def test_states_without_versions_are_read():
+    """Package 0.1 knew neither versions nor the quarantine."""
+    r8 = trained(20)
+    state = r8.state_dict()
+    del state["versions"], state["quarantine"]
+    state["rescue"] = {name: state["rescue"][name] for name in ("tries", "factor", "accepted", "steady_left")}
+    again = R8Scheduler(320, batch_size=32, num_steps=60)
+    again.load_state_dict(state)
+
+    assert trained_on(again) == trained_on(r8)

@@ -1,0 +1,536 @@
+"""Signals: real ones, to real processes, at any moment; and the rules of the handlers in this one."""
+
+import gc
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import learnit_r8
+from learnit_r8 import CheckpointStore, Preempted
+from learnit_r8.engine.signals import NAMES, SignalWatch
+from tests.drive import FakeClock, Weights, advance_to, make, train
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of other processes")
+ROOT = str(Path(learnit_r8.__file__).parent.parent)
+SIGNALS = [getattr(signal, name) for name in NAMES]
+
+
+@pytest.fixture(autouse=True)
+def _handlers_stay_as_they_are():
+    """No test may leave a handler behind; each begins as a program does, whatever the shell set."""
+    gc.collect()
+    outside = {signum: signal.signal(signum, signal.SIG_DFL) for signum in SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = handlers()
+    yield
+    gc.collect()
+    after = handlers()
+    for signum, handler in outside.items():
+        signal.signal(signum, handler)
+    assert after == before
+
+
+def handlers():
+    return [signal.getsignal(signum) for signum in SIGNALS]
+
+
+def test_handlers_are_there_only_while_the_run_is():
+    """Signals are taken over when the run starts, and given back at its end, at close() and after a break."""
+    before, runs = handlers(), []
+    for end in ("finish", "break", "close"):
+        r8 = make()
+        assert handlers() == before
+        for _ in r8.epoch_iterator():
+            for _ in r8.batch_iterator():
+                assert not set(handlers()) & set(before)
+                r8.update_with_loss(1.0)
+            if end != "finish":
+                break
+        if end == "close":
+            r8.draw()
+            assert not set(handlers()) & set(before)
+            r8.close()
+        assert handlers() == before
+        runs.append(r8)
+
+    assert len(runs) == 3
+
+
+def test_handlers_go_with_a_scheduler_that_is_never_closed():
+    """A scheduler that is dropped in the middle of its run leaves no handler behind."""
+    before, r8 = handlers(), make()
+    r8.draw()
+    assert handlers() != before
+    del r8
+    gc.collect()
+
+    assert handlers() == before
+
+
+def test_opt_out():
+    """handle_signals=False leaves the signals alone."""
+    before, r8 = handlers(), make(handle_signals=False)
+    r8.draw()
+
+    assert (handlers(), r8.requests.signals) == (before, None)
+
+
+def test_only_in_the_main_thread():
+    """A run in another thread takes over no signals, and works."""
+    before, seen = handlers(), []
+
+    def run():
+        r8 = make()
+        r8.draw()
+        seen.append(handlers())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+
+    assert seen == [before]
+
+
+def test_ignored_signals_stay_ignored():
+    """A signal that was ignored when the run began, as nohup does, stays ignored."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        r8 = make()
+        r8.draw()
+        signal.raise_signal(signal.SIGHUP)
+        assert r8.draw_if_any() is not None
+        r8.close()
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def test_interrupt_waits_for_the_step_and_a_checkpoint(tmp_path, capfd):
+    """Ctrl-C in a step lets the step finish, saves, and raises KeyboardInterrupt; the run can then go on."""
+    model = Weights()
+    r8 = make(
+        num_epochs=3, checkpoint_dir=tmp_path, checkpoint_every=99, save_callback=model.save, state_callback=model.get
+    )
+
+    def run(interrupt_at):
+        for _ in r8.epoch_iterator():
+            for _ in r8.batch_iterator():
+                if r8.global_step == interrupt_at:
+                    signal.raise_signal(signal.SIGINT)
+                r8.update_with_loss(1.0)
+                model.values = model.values + 1
+
+    with pytest.raises(KeyboardInterrupt):
+        run(4)
+    saved = CheckpointStore(tmp_path, keep=3, run_id="").load()
+    assert (r8.global_step, saved.state["pace"]["step"], np.load(saved.model_path).tolist()) == (5, 5, [5, 5])
+    assert "r8: SIGINT: the run ends after this step; once more to end it at once" in capfd.readouterr().err
+    with pytest.raises(KeyboardInterrupt):
+        run(6)
+    run(99)
+
+    assert (r8.global_step, r8.pace.is_finished) == (9, True)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_termination_becomes_an_exit(tmp_path, signum, code, capfd):
+    """SIGTERM and SIGHUP end the program through SystemExit, so that `finally` runs, with the code of the shells."""
+    r8 = make(checkpoint_dir=tmp_path, checkpoint_every=99)
+    ticket = r8.draw()
+    signal.raise_signal(signum)
+    r8.report(ticket, 1.0)
+    with pytest.raises(Preempted, match=f"ended by {signal.Signals(signum).name}") as caught:
+        r8.draw()
+
+    assert (caught.value.code, caught.value.signum, isinstance(caught.value, SystemExit)) == (code, signum, True)
+    assert len(list(tmp_path.glob("ck_*"))) == 1
+
+
+def test_earlier_handler_is_called_after_the_save(tmp_path, capfd):
+    """The user's own handler is called once the checkpoint is written; if it returns, the run goes on."""
+    saved = []
+    signal.signal(signal.SIGTERM, lambda signum, frame: saved.append((signum, len(list(tmp_path.glob("ck_*"))))))
+    try:
+        r8 = make(checkpoint_dir=tmp_path, checkpoint_every=99)
+        for _ in r8.epoch_iterator():
+            for _ in r8.batch_iterator():
+                if r8.global_step in (2, 4):
+                    signal.raise_signal(signal.SIGTERM)
+                    assert len(saved) == (r8.global_step == 4)
+                r8.update_with_loss(1.0)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    assert (saved, r8.global_step) == ([(signal.SIGTERM, 1), (signal.SIGTERM, 2)], 6)
+
+
+def test_handler_set_during_the_run_stays(capfd):
+    """A handler that somebody sets while the run is under way is not replaced at its end, and may call ours."""
+    heard = []
+    r8 = make()
+    r8.draw()
+    ours = signal.getsignal(signal.SIGTERM)
+    theirs = signal.signal(signal.SIGTERM, lambda *_: heard.append(1)) and signal.getsignal(signal.SIGTERM)
+    r8.close()
+    try:
+        assert signal.getsignal(signal.SIGTERM) is theirs
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, lambda *_: heard.append(2))
+    ours.before = lambda signum, frame: heard.append(signum)
+    ours(signal.SIGTERM, None)
+
+    assert heard == [signal.SIGTERM]
+
+
+def test_nested_runs_put_back_what_was_there():
+    """Runs in one process that end in any order leave the first handlers."""
+    before = handlers()
+    for order in ((0, 1), (1, 0)):
+        runs = [make(), make()]
+        for r8 in runs:
+            r8.draw()
+        for number in order:
+            runs[number].close()
+        assert handlers() == before
+
+
+def watch_with(clock=None):
+    woken = []
+    watch = SignalWatch(lambda: woken.append(1), clock or FakeClock())
+    watch.install()
+    return watch, woken
+
+
+def test_second_signal_acts_at_once(capfd):
+    """A second Ctrl-C raises in the middle of the step."""
+    clock = FakeClock()
+    watch, woken = watch_with(clock)
+    signal.raise_signal(signal.SIGINT)
+    clock.advance(1)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+    assert (watch.is_installed, watch.received, len(woken)) == (False, None, 1)
+
+
+def test_signal_that_launchers_pass_on_is_one(capfd):
+    """The same wish that arrives twice within a fifth of a second is one."""
+    clock = FakeClock()
+    watch, _ = watch_with(clock)
+    signal.raise_signal(signal.SIGINT)
+    clock.advance(0.1)
+    signal.raise_signal(signal.SIGTERM)
+
+    assert watch.received == signal.SIGINT
+    watch.restore()
+
+
+def test_hangup_is_never_urgent(capfd):
+    """A closing terminal that sends its signal again and again does not cut the step off."""
+    clock = FakeClock()
+    watch, _ = watch_with(clock)
+    for _ in range(3):
+        signal.raise_signal(signal.SIGHUP)
+        clock.advance(1)
+
+    assert watch.received == signal.SIGHUP
+    watch.restore()
+
+
+def test_terminal_is_restored_before_the_exit(capfd):
+    """What stands in before_exit runs before the exception leaves, once, and one that raises does not stop the next."""
+    watch, _ = watch_with()
+    done = []
+    watch.before_exit += [lambda: done.append(1), lambda: 1 / 0, lambda: done.append(2)]
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(Preempted):
+        watch.act()
+    watch.act()
+
+    assert (done, "ZeroDivisionError" in capfd.readouterr().err) == ([1, 2], True)
+
+
+def test_signal_during_a_pause_ends_it(tmp_path, capfd):
+    """A paused run that gets a signal saves and ends."""
+    r8 = make(checkpoint_dir=tmp_path)
+    advance_to(r8, 1)
+    r8.requests.pause()
+    sleep = r8.requests._sleep
+    r8.requests._sleep = lambda seconds: signal.raise_signal(signal.SIGTERM) or sleep(0)
+    with pytest.raises(Preempted):
+        r8.draw()
+
+    assert len(list(tmp_path.glob("ck_*"))) == 1
+
+
+def test_signal_of_the_last_moment_is_not_lost(capfd):
+    """A signal in a step after which the loop is left by break still ends the program."""
+    r8 = make()
+
+    def run():
+        for _ in r8.epoch_iterator():
+            for _ in r8.batch_iterator():
+                signal.raise_signal(signal.SIGINT)
+                r8.update_with_loss(1.0)
+                break
+            break
+        time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+
+
+def test_closing_answers_a_signal(tmp_path, capfd):
+    """A signal that waits when the run is closed is answered there, with a checkpoint."""
+    r8 = make(checkpoint_dir=tmp_path)
+    r8.report(r8.draw(), 1.0)
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(Preempted):
+        r8.close()
+
+    assert len(list(tmp_path.glob("ck_*"))) == 1
+
+
+FORKED = """
+import os, signal, sys
+from learnit_r8 import R8Scheduler
+
+handler = lambda signum, frame: os._exit(5)
+if sys.argv[1] == "handler":
+    signal.signal(signal.SIGTERM, handler)
+r8 = R8Scheduler(12, batch_size=4, num_epochs=2, checkpoint_dir="saved")
+r8.draw()
+child = os.fork()
+if child == 0:
+    try:
+        signal.raise_signal(signal.SIGTERM)
+        r8.draw_if_any()
+    finally:
+        os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), r8.requests.signals.received, os.path.exists("saved"))
+"""
+
+
+@pytest.mark.parametrize(("before", "code"), [("default", -signal.SIGTERM), ("handler", 5)])
+def test_forked_child_ends_as_it_would(tmp_path, before, code):
+    """A child forked in the middle of a run that is told to end does what it would, and saves nothing of the run."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, before],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": ROOT},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert done.stdout == f"{int(code)} None False\n", done.stderr
+
+
+RUN = """
+import os, sys, time
+import numpy as np
+from learnit_r8 import R8Scheduler
+
+weights = np.zeros(1)
+def save(state_dict, path):
+    with open(path, "wb") as file:
+        np.save(file, weights)
+
+r8 = R8Scheduler(64, batch_size=4, num_steps=10**7, checkpoint_dir="saved", checkpoint_every=10**7, save_callback=save)
+try:
+    for epoch in r8.epoch_iterator():
+        for indices, lr in r8.batch_iterator():
+            if r8.global_step == 0:
+                os.write(3, b"running ")
+            for _ in range({spins}):
+                pass
+            r8.update_with_loss(1.0)
+            weights[:] = r8.global_step
+finally:
+    os.write(3, b"finally %d" % r8.global_step)
+"""
+
+
+def start(folder, *, spins=1000, command=(), **arguments):
+    """A training run in a process of its own; its reports come through a pipe."""
+    reading, writing = os.pipe()
+    code = f"import os; os.dup2({writing}, 3)\n" + RUN.format(spins=spins)
+    command = [*command, sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": ROOT}
+    process = subprocess.Popen(command, cwd=folder, pass_fds=[writing], env=environment, **arguments)
+    os.close(writing)
+    assert os.read(reading, 8) == b"running "
+    return process, reading
+
+
+def rest_of(reading):
+    with os.fdopen(reading, "rb") as file:
+        return file.read()
+
+
+def step_saved(folder):
+    saved = CheckpointStore(folder / "saved", keep=1, run_id="").load()
+    assert np.load(saved.model_path)[0] == saved.state["pace"]["step"]
+    return int(saved.state["pace"]["step"])
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_process_ends_with_a_checkpoint_of_its_last_step(tmp_path, signum):
+    """A process that gets a signal at a random moment ends with a checkpoint of the last step, in good order."""
+    rng = np.random.default_rng(signum)
+    for number in range(3):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        process, reading = start(folder, stderr=subprocess.PIPE)
+        time.sleep(rng.random() * 0.05)
+        process.send_signal(signum)
+        errors = process.communicate(timeout=60)[1].decode()
+        told = rest_of(reading)
+
+        assert told == b"finally %d" % step_saved(folder)
+        # Python itself ends by the signal after an uncaught KeyboardInterrupt, as shells want it.
+        assert process.returncode == (-signal.SIGINT if signum == signal.SIGINT else 128 + signum), errors
+
+
+def test_second_signal_ends_a_long_step(tmp_path):
+    """In a step that takes for ever, a second SIGTERM ends the process at once, through `finally`."""
+    process, reading = start(tmp_path, spins=10**9, stderr=subprocess.DEVNULL)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+
+    assert (process.wait(timeout=60), rest_of(reading)[:7]) == (143, b"finally")
+
+
+TAKE_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+def in_a_terminal(folder, command=()):
+    """A run whose terminal we hold; it takes it by itself, as a fork would not do beside the threads of other tests."""
+    ours, theirs = pty.openpty()
+    streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "start_new_session": True}
+    process, reading = start(folder, command=[sys.executable, "-c", TAKE_TERMINAL, *command], **streams)
+    os.close(theirs)
+    return process, reading, ours
+
+
+def test_ctrl_c_in_a_terminal(tmp_path):
+    """Ctrl-C typed in a terminal saves and ends; the screen says what happens, and the traceback is there."""
+    process, reading, ours = in_a_terminal(tmp_path)
+    os.write(ours, b"\x03")
+    told, screen = rest_of(reading), b""
+    while select.select([ours], [], [], 5)[0]:
+        try:
+            block = os.read(ours, 4096)
+        except OSError:
+            break
+        screen += block
+    os.close(ours)
+
+    assert (process.wait(timeout=60), told) == (-signal.SIGINT, b"finally %d" % step_saved(tmp_path))
+    assert b"r8: SIGINT: the run ends after this step" in screen
+    assert b"KeyboardInterrupt" in screen
+
+
+def test_closed_terminal_saves_and_ends(tmp_path):
+    """A terminal that is closed ends the run with a checkpoint, though nothing can be written to it any more."""
+    process, reading, ours = in_a_terminal(tmp_path)
+    os.close(ours)
+
+    assert (rest_of(reading), process.wait(timeout=60)) == (b"finally %d" % step_saved(tmp_path), 129)
+
+
+def test_nohup_outlives_the_terminal(tmp_path):
+    """Under nohup a run goes on after its terminal is closed."""
+    process, reading, ours = in_a_terminal(tmp_path, command=["nohup"])
+    os.close(ours)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+
+    assert (rest_of(reading), process.wait(timeout=60)) == (b"finally %d" % step_saved(tmp_path), 143)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_signals_at_two_hundred_moments(tmp_path, signum):
+    """At 200 random moments each, a signal leaves a valid checkpoint of the last step and the right exit status."""
+    rng = np.random.default_rng(signum)
+    for number in range(200):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        process, reading = start(folder, spins=int(rng.integers(1, 20_000)), stderr=subprocess.DEVNULL)
+        time.sleep(rng.random() * 0.02)
+        process.send_signal(signum)
+        status = process.wait(timeout=60)
+
+        assert rest_of(reading) == b"finally %d" % step_saved(folder)
+        assert status == (-signal.SIGINT if signum == signal.SIGINT else 128 + signum)
+
+
+def test_handlers_cost_no_batch(capfd):
+    """The batches are the same with and without the handlers."""
+    assert train(make()) == train(make(handle_signals=False))
+
+
+class Ended(Exception):
+    """What a handler of the user's raises."""
+
+
+@pytest.mark.parametrize("end", ["break", "raise"])
+def test_run_that_is_left_in_the_step_of_a_signal_ends_once(end, tmp_path):
+    """A signal in the very step in which loops and scheduler are left acts once: it must not cut the clean-up short."""
+    calls = []
+
+    def handler(signum, frame):
+        calls.append(signum)
+        raise Ended
+
+    signal.signal(signal.SIGTERM, handler)
+    try:
+        with pytest.raises(Ended):
+            leave_with_a_signal(end, tmp_path)
+        wait_for_timers()
+        gc.collect()
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    assert calls == [signal.SIGTERM]
+    assert len(list(tmp_path.glob("ck_*"))) == (end == "break")
+
+
+def leave_with_a_signal(end, folder):
+    """The signal comes in the last step before the loops are left; its handler raises here."""
+    try:
+        with make(num_epochs=3, checkpoint_dir=folder) as r8:
+            epochs = r8.epoch_iterator()
+            next(epochs)
+            for _ in r8.batch_iterator():
+                signal.raise_signal(signal.SIGTERM)
+                r8.update_with_loss(1.0)
+                break
+            epochs.close()
+            if end == "raise":
+                raise ValueError
+    finally:
+        wait_for_timers()
+
+
+def wait_for_timers():
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer):
+            thread.join()

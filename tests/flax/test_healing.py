@@ -1,0 +1,258 @@
+"""Flax trainings that a scheduler drives: faults heal in every kind of state; rates, metrics and data as they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from learnit_r8 import Policy, R8Scheduler
+from learnit_r8.streams import step_stream
+from tests.healing_common import NUM_STEPS, Faults, X, Y, assert_healed
+
+jax = pytest.importorskip("jax")
+optax = pytest.importorskip("optax")
+r8flax = pytest.importorskip("learnit_r8.flax", exc_type=ImportError)
+nnx = pytest.importorskip("flax.nnx")
+jnp = jax.numpy
+
+KEY = jax.random.key(5)
+TX = optax.inject_hyperparams(optax.sgd)(learning_rate=0.0)
+
+
+def scheduler(**more):
+    return R8Scheduler(512, **{"batch_size": 16, "num_steps": NUM_STEPS, "initial_lr": 0.05, **more})
+
+
+def fresh(tx=TX):
+    return r8flax.TrainState.create(apply_fn=None, params={"w": jnp.zeros((4, 1))}, tx=tx)
+
+
+def compiled(donates=False):
+    def step(state, batch, key):
+        params = jax.tree.map(lambda w: w * batch["by"], state.params)
+        losses, grads = jax.value_and_grad(
+            lambda params: (
+                ((batch["x"] @ params["w"] - batch["y"]) ** 2).mean(),
+                ((batch["x"] @ params["w"] - batch["y"]) ** 2).mean(1),
+            ),
+            has_aux=True,
+        )(params)
+        new = state.replace(params=params).apply_gradients(grads=jax.tree.map(lambda g: g * batch["rate"], grads))
+        return new, {"loss": losses[0], "losses": losses[1]}
+
+    return jax.jit(step, donate_argnums=0 if donates else ())
+
+
+def batches(r8, faults):
+    def of(indices):
+        now = r8.global_step
+        by, rate = np.float32(faults.weights_by(now)), np.float32(faults.rate(now, 1.0))
+        return {"x": faults.inputs(now, X[indices]), "y": Y[indices], "by": by, "rate": rate}
+
+    return of
+
+
+def last_loss(w):
+    return float(((X @ np.asarray(w) - Y) ** 2).mean())
+
+
+def run(faults, step=None, r8=None, **more):
+    r8 = scheduler() if r8 is None else r8
+    step = compiled() if step is None else step
+    state, _ = r8flax.train_loop(
+        fresh(), step, batches(r8, faults), rng_key=KEY, scheduler=r8, show_progress=False, **more
+    )
+    return last_loss(state.params["w"])
+
+
+@pytest.mark.parametrize("donates", [False, True])
+def test_a_train_state_heals(donates):
+    """Weights are put back after each fault, also where the step was given the buffers of the state to keep."""
+    step = compiled(donates)
+
+    assert_healed(lambda faults: run(faults, step))
+    # One trace for a fresh state, one for all others: restored arrays are of the same kind.
+    assert step._cache_size() <= 2
+
+
+def test_faults_after_a_resume_heal(tmp_path):
+    """The scheduler's own checkpoints hold the state: the second session goes on with it, and heals."""
+    step = compiled()
+
+    def resumed(faults):
+        folder = tmp_path / str(faults.kind)
+        with scheduler(checkpoint_dir=folder) as first:
+            run(faults, step, first, num_epochs=10)
+        second = scheduler(checkpoint_dir=folder, resume="auto")
+        assert second.global_step == 320
+        return run(faults, step, second)
+
+    assert_healed(resumed)
+
+
+def test_one_resume_at_a_time(tmp_path):
+    """A scheduler that was resumed elsewhere and a checkpoint of train_loop do not mix."""
+    step = compiled()
+    run(Faults(None), step, scheduler(), num_epochs=2, checkpoint_dir=tmp_path / "loop")
+    with scheduler(checkpoint_dir=tmp_path / "r8") as other:
+        run(Faults(None), step, other, num_epochs=3)
+    second = scheduler(checkpoint_dir=tmp_path / "r8", resume="auto")
+
+    with pytest.raises(ValueError, match=r"resume must be False for a scheduler that was resumed itself"):
+        run(Faults(None), step, second, checkpoint_dir=tmp_path / "loop", resume=True)
+
+
+@nnx.jit
+def nnx_step(model, optimizer, batch):
+    model.kernel.value = model.kernel.value * batch["by"]
+
+    def loss_fn(model):
+        losses = ((model(batch["x"]) - batch["y"]) ** 2).mean(1)
+        return losses.mean(), losses
+
+    (loss, losses), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
+    optimizer.update(model, jax.tree.map(lambda g: g * batch["rate"], grads))
+    return loss, losses
+
+
+def nnx_parts():
+    model = nnx.Linear(4, 1, rngs=nnx.Rngs(0))
+    return model, nnx.Optimizer(model, TX, wrt=nnx.Param)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_nnx_heals_in_place():
+    """An NNX model and its optimizer, which change in place, are trained at the scheduler's rate and put back."""
+
+    def run_nnx(faults):
+        r8 = scheduler()
+
+        def step(state, batch, key):
+            loss, losses = nnx_step(*state, batch)
+            return state, {"loss": loss, "losses": losses}
+
+        parts = nnx_parts()
+        state, _ = r8flax.train_loop(parts, step, batches(r8, faults), rng_key=KEY, scheduler=r8, show_progress=False)
+        assert state[0] is parts[0]
+        return float(((np.asarray(parts[0](X)) - Y) ** 2).mean())
+
+    assert_healed(run_nnx)
+
+
+def test_a_step_stream_over_a_pytree_heals():
+    """step_stream(state=) hands a restored pytree to the next step."""
+    step = compiled(donates=True)
+
+    def streamed(faults):
+        r8 = scheduler()
+        of = batches(r8, faults)
+
+        def train_step(state, indices, lr):
+            state, metrics = step(r8flax.state.with_lr(state, lr), of(indices), KEY)
+            return state, metrics["losses"]
+
+        for event in step_stream(r8, train_step, state=fresh()):
+            last = event["state"]
+        return last_loss(last.params["w"])
+
+    assert_healed(streamed)
+
+
+PAIR = {"w": "a", "v": "b"}
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        TX,
+        optax.chain(optax.clip(1.0), TX),
+        optax.named_chain(("clip", optax.clip(1.0)), ("step", TX)),
+        optax.multi_transform({"a": TX, "b": TX}, PAIR),
+        optax.masked(TX, {"w": True, "v": False}),
+    ],
+)
+def test_the_rate_reaches_optimizers_of_every_nesting(tx):
+    """The rate is set wherever inject_hyperparams stands, in all of them."""
+    params = {"w": jnp.zeros(2), "v": jnp.zeros(2)}
+    state = r8flax.TrainState.create(apply_fn=None, params=params, tx=tx)
+
+    set_ = r8flax.state.with_lr(state, 0.5)
+    new = set_.apply_gradients(grads=jax.tree.map(jnp.ones_like, params))
+
+    assert new.params["w"].tolist() == [-0.5, -0.5]
+    assert jax.tree.structure(set_) == jax.tree.structure(state)
+
+
+def test_a_schedule_of_the_optimizer_is_refused():
+    """A schedule in inject_hyperparams would overwrite the scheduler's rate."""
+    tx = optax.inject_hyperparams(optax.sgd)(learning_rate=optax.constant_schedule(0.1))
+
+    with pytest.raises(ValueError, match=r"learning_rate must be a number in optax\.inject_hyperparams"):
+        r8flax.state.with_lr(fresh(tx), 0.5)
+
+
+def test_a_replicated_state_keeps_its_shape():
+    """The rate of a state with one copy a device is one for each of them."""
+    state = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), fresh())
+
+    assert r8flax.state.with_lr(state, 0.5).opt_state.hyperparams["learning_rate"].tolist() == [0.5, 0.5]
+
+
+def test_a_generator_may_reuse_its_buffer():
+    """Every batch is trained on before the next one is asked for."""
+    buffer, seen = np.zeros(2, "f4"), []
+
+    def data():
+        for number in range(3):
+            buffer[:] = number
+            yield {"x": buffer}
+
+    def step(state, batch, key):
+        seen.append(float(batch["x"][0]))
+        return state, {"loss": 0.0}
+
+    r8flax.train_loop(0, step, data, 2, rng_key=KEY, show_progress=False)
+
+    assert seen == [0, 1, 2, 0, 1, 2]
+
+
+def test_metrics_of_all_kinds():
+    """What has no mean is left out, and nested metrics are named by their place."""
+
+    def step(state, batch, key):
+        return state, {"loss": 2.0, "note": "text", "none": None, "by": {"class": 1.0}}
+
+    _, history = r8flax.train_loop(0, step, [{"x": X[:2]}], 1, rng_key=KEY, show_progress=False)
+
+    assert history == {"train_loss": [2.0], "train_by.class": [1.0]}
+
+
+def test_weights_need_a_dictionary():
+    """A policy that weights says that the batch must be a dictionary."""
+
+    class Weighting(Policy):
+        name = "weighting"
+        selects = True
+
+        def select(self, chunk, context, rng):
+            return np.ones(len(chunk.indices), bool), np.ones(len(chunk.indices), np.float32)
+
+    r8 = scheduler(policy=Weighting(), num_steps=None, num_epochs=3)
+
+    def step(state, batch, key):
+        x = batch["x"] if isinstance(batch, dict) else batch[0]
+        return state, {"losses": np.abs(x[:, 0]) + 0.1}
+
+    with pytest.raises(TypeError, match="must return a dictionary where the policy weights"):
+        r8flax.train_loop(fresh(), step, lambda indices: (X[indices],), rng_key=KEY, scheduler=r8, show_progress=False)
+
+
+def test_a_checkpoint_keeps_the_placement(tmp_path):
+    """What is loaded is placed as the state it is loaded into."""
+    state = jax.device_put(fresh(), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    path = r8flax.save_checkpoint(state, tmp_path)
+
+    loaded = r8flax.load_checkpoint(path, state)
+
+    assert loaded.params["w"].sharding == state.params["w"].sharding
+    assert loaded.params["w"].committed

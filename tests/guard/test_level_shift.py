@@ -1,0 +1,180 @@
+"""The raised level: losses that stay higher than they were are refused, though none of them is a spike."""
+
+import numpy as np
+import pytest
+
+from learnit_r8 import R8Scheduler, SpikeGuard, Verdict, events
+from learnit_r8.guard.level_shift import ALARM, MOST, USUAL, Level, cut_figures, raised_by
+from learnit_r8.testing import ToyTask, record_events
+
+LEVEL = Level(cut=9.0, mean=1.0, deviation=0.1, least=1.1)
+USUAL_LOSSES = [1.0] * 48
+
+
+def healthy(steps, seed=0, noise=0.2):
+    """A loss that falls from 2.3 to 0.3."""
+    curve = 0.3 + 2.0 * np.exp(-np.arange(steps) / 60)
+    return curve * np.exp(noise * np.random.default_rng(seed).standard_normal(steps))
+
+
+def alarms(losses, guard=SpikeGuard(), state=None, **told):
+    """The verdicts but GOOD, with their steps."""
+    state = guard.begin() if state is None else state
+    found = []
+    for step, loss in enumerate(losses):
+        state, verdict = guard.judge(state, float(loss), **{name: float(value[step]) for name, value in told.items()})
+        if verdict is not Verdict.GOOD:
+            found.append((step, verdict))
+    return found
+
+
+def lifted(steps=700, at=500, by=0.3, length=200, **options):
+    """A healthy loss that is up by a seventh of the progress for a while: far from half of it."""
+    losses = healthy(steps, **options)
+    losses[at : at + length] += by
+    return losses
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_level_that_stays_up(seed):
+    """Losses that stay up by a part of the progress are refused within 64 steps, though none is a spike."""
+    found = alarms(lifted(seed=seed))
+
+    assert found[0][1] is Verdict.RAISED
+    assert 500 < found[0][0] < 564
+
+
+@pytest.mark.parametrize("length", [1, 4, 12])
+def test_a_short_excursion(length):
+    """Less than a block of higher losses is no raised level."""
+    assert alarms(lifted(length=length)) == []
+
+
+@pytest.mark.parametrize("by", [0.02, 0.05])
+def test_less_than_a_part_of_the_progress(by):
+    """What is not worth five hundredths of the progress is no raised level, however sure it is."""
+    assert alarms(lifted(by=by, noise=0.01)) == []
+
+
+def test_a_level_that_creeps_up():
+    """Losses that creep up were up before, too: that is a drift's business."""
+    losses = healthy(1500, noise=0.05)
+    losses[500:] += np.arange(1000) * 1.3e-3
+
+    assert Verdict.RAISED not in [verdict for _, verdict in alarms(losses)]
+
+
+@pytest.mark.parametrize(("factor", "is_refused"), [(1.0, True), (1.3, False), (0.45, False)])
+def test_the_rate_explains_a_level(factor, is_refused):
+    """Where the schedule's own rate has risen, or fallen to less than a half, a raised level tells nothing."""
+    rate = np.where(np.arange(700) < 490, 1.0, factor)
+
+    assert bool(alarms(lifted(length=40), lr=rate)) is is_refused
+
+
+def test_no_progress_no_level():
+    """Where nothing was learned, nothing can be lost: losses above those of the start raise no alarm of this kind."""
+    losses = 1 + 0.05 * np.random.default_rng(0).standard_normal(600)
+    losses[400:] += 0.2
+
+    assert Verdict.RAISED not in [verdict for _, verdict in alarms(losses)]
+
+
+def test_one_block_is_never_enough():
+    """However high a block is, it takes two: a single one may be a few samples'."""
+    once = raised_by([1e9] * 16, USUAL_LOSSES, LEVEL, evidence=0.0)
+
+    assert once == MOST - USUAL < ALARM
+    assert raised_by([1e9] * 16, USUAL_LOSSES, LEVEL, evidence=once) >= ALARM
+
+
+def test_wild_losses_are_cut():
+    """A single wild loss counts as the cut, and moves a block's mean by no more."""
+    assert raised_by([1.0] * 15 + [1e30], USUAL_LOSSES, LEVEL, 0.0) == raised_by([1.0] * 15 + [9.0], [], LEVEL, 0.0)
+
+
+def test_evidence_wears_off():
+    """Blocks as usual take evidence back until there is none."""
+    evidence = 5.0
+    for _ in range(3):
+        evidence = raised_by([1.0] * 16, USUAL_LOSSES, LEVEL, evidence)
+
+    assert evidence == 5.0 - 3 * USUAL
+    assert raised_by([1.0] * 16, USUAL_LOSSES, LEVEL, evidence=1.0) == 0.0
+
+
+def test_hurt_weights_come_back_some_of_the_way():
+    """Once a level is raised, blocks count that have come back more than half of the way; alone they would not."""
+    block = [1.06] * 16
+    precise = LEVEL._replace(deviation=0.02)
+
+    assert raised_by(block, USUAL_LOSSES, precise, evidence=5.0) > 5.0
+    assert raised_by(block, USUAL_LOSSES, precise, evidence=0.0) == 0.0
+
+
+@pytest.mark.parametrize("losses", [[1.0, 2.0, 3.0, 4.0] * 32, [-5.0] * 100 + [1e6] * 28])
+def test_figures_of_a_block(losses):
+    """The deviation of a block's mean is that of its losses, cut, over the root of their number."""
+    cut, mean, deviation = cut_figures(sorted(losses))
+    values = np.minimum(losses, cut)
+
+    assert cut == sorted(losses)[124]
+    assert (mean, deviation) == (pytest.approx(values.mean()), pytest.approx(values.std() / 4))
+
+
+def test_a_restore_is_on_trial():
+    """After a restore less evidence is enough: the losses were to show that it has helped."""
+    guard, state = SpikeGuard(), SpikeGuard().begin()
+    for loss in healthy(504, noise=0.5):
+        state, _ = guard.judge(state, float(loss))
+    after = healthy(552, noise=0.5)[504:] + 0.12
+
+    assert alarms(after, state=state) == []
+    assert alarms(after, state=guard.returned(state))[0][1] is Verdict.RAISED
+
+
+def test_no_backups_under_suspicion():
+    """A level that seems to be raised is a reason not to trust the weights."""
+    guard, state = SpikeGuard(), SpikeGuard().begin()
+    for loss in lifted(528, at=505):
+        state, _ = guard.judge(state, float(loss))
+
+    assert 0.25 <= guard.suspicion(state) < 1
+
+
+def train_with_a_rise(task, heard, **callbacks):
+    """600 steps as they are, and 600 whose losses are reported higher by a seventh of the progress."""
+    r8 = R8Scheduler(2048, batch_size=32, num_steps=1200, initial_lr=0.02, listeners=[heard], **callbacks)
+    start, outcomes = task.loss(), []
+    for _ in r8.epoch_iterator():
+        for indices, lr in r8.batch_iterator():
+            rise = 0.15 * start if r8.global_step >= 600 else 0.0
+            outcomes.append(r8.update_with_loss(float(task.losses(indices).mean()) + rise))
+            if outcomes[-1]:
+                task.step(lr)
+    return r8, outcomes
+
+
+def test_a_rise_for_good_is_taken_in_the_end():
+    """Where going back does not help twice, it is not the weights: the rate is lowered, and the run goes on."""
+    task, heard = ToyTask(), record_events()
+    callbacks = {"state_callback": task.state, "load_callback": task.load, "backup_every": 20}
+    with pytest.warns(RuntimeWarning, match="crept up"):
+        r8, outcomes = train_with_a_rise(task, heard, **callbacks)
+
+    assert r8.global_step == 1200
+    assert [event.reason for event in heard.of(events.BatchRefused)] == ["raised"] * 2
+    assert len(heard.of(events.RolledBack)) == 2
+    assert [outcome.verdict for outcome in outcomes if outcome.verdict is not Verdict.GOOD][2:] == [Verdict.DRIFT]
+
+
+def test_nothing_to_go_back_to():
+    """Without a state to go back to, a raised level lowers the rate, and no loss is refused."""
+    heard = record_events()
+    with pytest.warns(RuntimeWarning, match="crept up"):
+        r8, outcomes = train_with_a_rise(ToyTask(), heard)
+
+    assert Verdict.DRIFT in [outcome.verdict for outcome in outcomes]
+    assert all(outcomes)
+    assert heard.of(events.LrCapped)
+    assert "losses refused: 0" in r8.summary()

@@ -1,0 +1,306 @@
+"""The spike guard: spikes and drifts are told from noise, whatever the loss looks like."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learnit_r8 import SpikeGuard, Verdict
+from learnit_r8.guard.thresholds import corrected, in_order, median, share_at_most, spread, weights_of_evidence
+
+NAN, INF = math.nan, math.inf
+ALARMS = (Verdict.SPIKE, Verdict.LASTING_DRIFT)
+
+
+def judge_all(losses, guard=SpikeGuard(), state=None, **told):
+    """The verdicts but GOOD with their steps; ``told`` are sequences as long as the losses."""
+    state = guard.begin() if state is None else state
+    found = []
+    for step, loss in enumerate(losses):
+        state, verdict = guard.judge(state, float(loss), **{name: float(values[step]) for name, values in told.items()})
+        if verdict is not Verdict.GOOD:
+            found.append((step, verdict))
+    return found
+
+
+def state_after(losses, guard=SpikeGuard()):
+    state = guard.begin()
+    for loss in losses:
+        state, _ = guard.judge(state, float(loss))
+    return state
+
+
+def falling(steps, seed=0, noise=0.2, start=2.3, end=0.3):
+    """A healthy loss curve."""
+    curve = end + (start - end) * np.exp(-np.arange(steps) / 150)
+    return curve * np.exp(noise * np.random.default_rng(seed).standard_normal(steps))
+
+
+@pytest.mark.parametrize("loss", [0.0, 1.0, -3.0, 1e-30, 1e30, -1e30, 5e-324])
+def test_constant_losses(loss):
+    """A loss that never changes raises neither alarm nor warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = judge_all([loss] * 1000)
+
+    assert found == []
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e30])
+def test_rounding_is_no_change(scale):
+    """A loss that is constant but for float32's rounding raises no alarm."""
+    jitter = 1 + 6e-8 * np.random.default_rng(0).integers(-2, 3, 2000)
+
+    assert judge_all(scale * jitter) == []
+
+
+def test_first_change_of_a_constant_loss():
+    """A loss that has never changed tells nothing of what a change means: its first one is no alarm."""
+    assert judge_all([1.0] * 200 + [1.5] * 200) == []
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF, 1e38, -1e38])
+@pytest.mark.parametrize("known", [0, 7, 200])
+def test_not_finite_at_once(bad, known):
+    """What is not finite, or too large for the table, is refused from the first loss on and not remembered."""
+    state = state_after(falling(known))
+
+    assert SpikeGuard().judge(state, bad) == (state, Verdict.NOT_FINITE)
+
+
+@pytest.mark.parametrize("spike", [3.0, 100.0])
+def test_single_spike(spike):
+    """One high loss is a spike that may heal: no alarm."""
+    losses = falling(600)
+    losses[400] = spike
+
+    assert judge_all(losses) == []
+
+
+@pytest.mark.parametrize("spike", [1e3, 1e30])
+def test_absurd_loss(spike):
+    """One loss a hundred times as far away as any before, or as all progress, is refused at once."""
+    losses = falling(600)
+    losses[400] = spike
+
+    assert judge_all(losses)[0] == (400, Verdict.SPIKE)
+
+
+def test_two_far_losses():
+    """Two losses ten times as far away as any before are enough."""
+    losses = falling(600)
+    losses[400:402] = 100.0
+
+    assert judge_all(losses)[0] == (401, Verdict.SPIKE)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lost_progress(seed):
+    """A loss that jumps back to where it began is refused within four steps."""
+    losses = falling(600, seed)
+    losses[400:] = falling(200, seed + 100, start=2.3, end=2.3)
+
+    step, verdict = judge_all(losses)[0]
+
+    assert verdict is Verdict.SPIKE
+    assert 402 <= step < 404
+
+
+def test_first_losses_need_a_far_spike():
+    """Before 80 losses are known only what is far beyond all others is refused, from the ninth loss on."""
+    losses = [1.0, 2.0] * 40 + [9.0] * 40
+
+    assert judge_all([1.0, 2.0] * 4 + [150.0] + [1.0, 2.0] * 30) == []
+    assert judge_all([1.0, 2.0] * 4 + [250.0])[0] == (8, Verdict.SPIKE)
+    assert judge_all([1.0, 2.0] * 4 + [7.0, 2.0, 7.0, 7.0])[0] == (11, Verdict.SPIKE)
+    assert judge_all([1.0, 2.0] * 4 + [5.0] * 40) == []
+    assert judge_all(losses)[0][1] is Verdict.SPIKE
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@given(exponent=st.integers(-60, 60), seed=st.integers(0, 50))
+@settings(max_examples=20, deadline=None)
+def test_unit_of_the_loss(sign, exponent, seed):
+    """Losses in another unit get the same verdicts at the same steps."""
+    losses = falling(400, seed)
+    losses[300:320] += 3
+    losses = losses if sign > 0 else losses - 10
+
+    assert judge_all(losses) == judge_all(losses * 2.0**exponent)
+
+
+def test_a_state_stays_valid():
+    """A state kept aside is not touched by what is judged later: the detector can go back with the model."""
+    guard, kept = SpikeGuard(), state_after(falling(300))
+    before = repr(kept)
+    ahead = falling(200, seed=1) + 2
+    first = judge_all(ahead, guard, kept)
+
+    assert repr(kept) == before
+    assert judge_all(ahead, guard, kept) == first
+    assert first
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.5, 1.5])
+def test_no_livelock(noise):
+    """Going back with the model after every alarm ends: noise of any width alarms not even once in 20,000 steps."""
+    random = np.random.default_rng(3)
+
+    assert judge_all(np.exp(noise * random.standard_normal(20_000))) == []
+
+
+def test_unanswered_alarm():
+    """Where nothing is put back, a loss in another unit is one incident: then the new level is usual."""
+    losses = falling(900)
+    losses[400:] *= 1000
+
+    found = judge_all(losses)
+
+    assert [verdict for _, verdict in found] == [Verdict.SPIKE]
+
+
+def creeping(steps):
+    """A loss that falls to 0.3 and then creeps up to 2.3 too slowly for a spike."""
+    up = np.clip((np.arange(steps) - 600) / 1500, 0, 1) * 2
+    return falling(steps, noise=0.05) + up
+
+
+def test_drift():
+    """A loss that creeps up is a drift first, and given up on when it goes on."""
+    found = judge_all(creeping(2000))
+
+    assert [verdict for _, verdict in found][:2] == [Verdict.DRIFT, Verdict.LASTING_DRIFT]
+    assert found[1][0] - found[0][0] == 128
+
+
+def test_falling_rate_explains_a_drift():
+    """While the schedule's rate is below 0.8 of that at the best median, a loss that creeps up is no drift."""
+    losses, rate = creeping(2000), np.where(np.arange(2000) < 700, 1.0, 0.79)
+
+    assert judge_all(losses, lr=rate) == []
+    assert judge_all(losses, lr=np.where(rate == 1, 1.0, 0.81))
+
+
+def test_rising_rate_explains_a_bump():
+    """Where the schedule's own rate jumps up, a loss must lose all of the progress to be refused, not half of it."""
+    losses, rate = falling(800, noise=0.1), np.ones(800)
+    losses[500:560] = 1.6 * falling(60, 7, noise=0.05, start=1, end=1)
+    rate[500:] = 10.0
+
+    assert judge_all(losses, lr=rate) == []
+    assert judge_all(losses)[0][1] is Verdict.SPIKE
+    losses[500:560] += 2
+    assert judge_all(losses, lr=rate)[0][1] is Verdict.SPIKE
+
+
+@pytest.mark.parametrize("shift", [0.0, -5.0])
+def test_hard_batches_are_no_spikes(shift):
+    """Batches that lose as much as was expected of them are no spikes; without the expectation they would be."""
+    random, steps = np.random.default_rng(0), 1000
+    composition = np.where(np.arange(steps) % 250 > 220, 4.0, 1.0)
+    level = falling(steps, noise=0)
+    losses = level * composition * np.exp(0.1 * random.standard_normal(steps)) + shift
+    expected = level * composition + shift
+
+    assert judge_all(losses, expected=expected, typical=level + shift) == []
+    assert judge_all(losses)
+
+
+def test_easy_batches_do_not_hide_damage():
+    """Damage shows on batches of easy samples too: their loss is far from what was expected of them."""
+    losses = falling(600)
+    expected, typical = np.full(600, 0.3), np.full(600, 0.3)
+    expected[400:], losses[400:] = 0.001, falling(200, 5, start=2.3, end=2.3)
+
+    assert judge_all(losses, expected=expected, typical=typical)[0][0] < 405
+
+
+def test_hard_batches_do_not_hide_damage():
+    """Damage shows on batches of hard samples too: what goes beyond twice their expected loss counts in full."""
+    losses = falling(600)
+    expected, typical = np.full(600, 0.01), np.full(600, 0.01)
+    expected[400:], losses[400:] = 0.3, falling(200, 5, start=2.3, end=2.3)
+
+    assert judge_all(losses, expected=expected, typical=typical)[0][0] < 405
+
+
+@given(loss=st.floats(0, 1e6), expected=st.floats(1e-6, 1e6), typical=st.floats(1e-6, 1e6))
+def test_correction(loss, expected, typical):
+    """The correction is none where nothing is special or known, rises with the loss, and is exact where it is met."""
+    assert corrected(loss, typical, typical, 1.0) == loss
+    assert corrected(loss, NAN, typical, 1.0) == loss
+    assert corrected(loss, expected, NAN, 1.0) == loss
+    assert corrected(loss + 1, expected, typical, typical) > corrected(loss, expected, typical, typical)
+    assert corrected(expected, expected, typical, typical) == pytest.approx(typical)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200))
+def test_spread(values):
+    """The spread found by bisection is 1.4826 times the least distance within which half of the losses lie."""
+    ordered = in_order(values)
+    middle = median(ordered)
+    slow = 1.4826 * sorted(abs(value - middle) for value in values)[(len(values) + 1) // 2 - 1]
+
+    assert ordered == sorted(values)
+    assert middle == pytest.approx(np.median(values))
+    assert spread(ordered, middle) == pytest.approx(slow)
+
+
+def test_evidence_depends_on_what_is_usual():
+    """A high loss says the more the rarer such losses are; and never nothing."""
+    rare, common = weights_of_evidence(0.01), weights_of_evidence(0.5)
+
+    assert rare[0] > common[0] > 0 > rare[1]
+    assert weights_of_evidence(0.99)[0] > 0
+    assert share_at_most(2, 128) == pytest.approx((3 + math.sqrt(2)) / 130)
+
+
+def test_suspicion():
+    """Suspicion is 0 in calm, rises with high losses and falls with others; it is 0 after an alarm."""
+    guard, state = SpikeGuard(), state_after(falling(320))
+    seen = [guard.suspicion(state)]
+    for loss in (2.3, 2.3, 0.3, 2.3, 2.3):
+        state, verdict = guard.judge(state, loss)
+        seen.append(guard.suspicion(state))
+
+    assert seen[0] == 0
+    assert 0 < seen[1] < seen[2] < 1
+    assert seen[3] < seen[2] < seen[4]
+    assert verdict is Verdict.SPIKE
+    assert seen[5] == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"alarm": 0}, r"alarm must be > 0 and finite, got 0\."),
+        ({"alarm": INF}, r"alarm must be > 0 and finite, got inf\."),
+        ({"spread": -1}, r"spread must be > 0 and finite, got -1\."),
+        ({"far": 1}, r"far must be > 1 and finite, got 1\."),
+        ({"far": "ten"}, r"far must be > 1 and finite, got 'ten'\."),
+        ({"gate": 1.5}, r"gate must be in \[0, 1\], got 1.5\."),
+        ({"gate": NAN}, r"gate must be in \[0, 1\], got nan\."),
+        ({"window": 31}, r"window must be a whole number >= 32, got 31"),
+        ({"lag": -1}, r"lag must be a whole number >= 0, got -1"),
+        ({"drift_steps": 8}, r"drift_steps must be a whole number >= 16, got 8"),
+        ({"lasting_steps": 64}, r"lasting_steps must be a whole number >= 65, got 64"),
+    ],
+)
+def test_ranges(wrong, message):
+    """A setting outside its range is refused under its name."""
+    with pytest.raises(ValueError, match=message):
+        SpikeGuard(**wrong)
+
+
+@pytest.mark.parametrize("settings", [{"lag": 0}, {"lag": 5}, {"window": 33}, {"window": 500, "lag": 200}, {"gate": 0}])
+def test_any_settings_work(settings):
+    """A divergence is refused, and healthy losses are not, with any window and lag."""
+    losses = falling(1200)
+    losses[1100:] = 50.0
+
+    steps = [step for step, verdict in judge_all(losses, SpikeGuard(**settings)) if verdict in ALARMS]
+
+    assert 1100 <= steps[0] < 1110

@@ -1,0 +1,383 @@
+"""A user who is interrupted once, somewhere inside of the package, and goes on; and what must be true in the end."""
+
+import collections
+import ctypes
+import dis
+import functools
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+import learnit_r8
+from learnit_r8 import R8Scheduler
+from learnit_r8.table.table import SampleTable
+from tests.drive import FakeClock, sample_losses
+
+PACKAGE = str(Path(learnit_r8.__file__).parent)
+NUM_SAMPLES, BATCH = 22, 4
+REACTIONS = ["retry", "go on", "save", "resume"]
+"""What the user does first after the interrupt: the same call again; the next batch; a checkpoint and then the same
+call; or a new scheduler from `state_dict()`."""
+
+
+@functools.lru_cache(None)
+def closed_places(code):
+    """Offsets where CPython delivers no exception, since it does so after calls, at loops and at the begin of functions
+    only (bpo-29988): between the end of a ``with`` block and its ``__exit__``, and at ``return`` and ``yield``.
+    """
+    places, run, last = set(), [], 0
+    for instruction in dis.get_instructions(code):
+        leads_to_exit = instruction.opname in ("POP_BLOCK", "DUP_TOP", "SWAP", "ROT_TWO", "PRECALL", "NOP") or (
+            instruction.opname == "LOAD_CONST" and instruction.argval is None
+        )
+        if instruction.opname in ("CALL", "CALL_FUNCTION"):
+            names = [name for name, _ in run]
+            if names[-4:].count("LOAD_CONST") == 3 or names[-2:] == ["DUP_TOP", "DUP_TOP"]:
+                places |= {offset for _, offset in run} | {instruction.offset}
+        if instruction.opname in ("NOP", "RETURN_VALUE", "RETURN_CONST", "RERAISE", "CALL_INTRINSIC_1", "JUMP_FORWARD"):
+            places.add(instruction.offset)
+        if instruction.opname == "YIELD_VALUE":
+            places |= {last, instruction.offset}
+        last = instruction.offset
+        run = [*run, (instruction.opname, instruction.offset)] if leads_to_exit else []
+    return frozenset(places)
+
+
+class Interrupter:
+    """Raises KeyboardInterrupt before a bytecode that the package runs inside of a ``with`` block.
+
+    Args:
+        at: Before how many-th bytecode; 0 for none.
+
+    Attributes:
+        places: The code and offset of every bytecode so far.
+    """
+
+    def __init__(self, at=0):
+        self.at, self.places = at, []
+
+    def __enter__(self):
+        self._before = sys.gettrace()
+        self.start()
+        return self
+
+    def __exit__(self, *error):
+        sys.settrace(self._before)
+
+    def start(self):
+        """Look at every bytecode from the next call on."""
+        sys.settrace(self._trace)
+
+    def _trace(self, frame, event, arg):
+        code = frame.f_code
+        if not code.co_filename.startswith(PACKAGE):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and frame.f_lasti not in closed_places(code):
+            self.places.append((code, frame.f_lasti))
+            if len(self.places) == self.at:
+                raise KeyboardInterrupt
+        return self._trace
+
+
+class Model:
+    """A user's model of two arrays, which are put back one after the other."""
+
+    def __init__(self):
+        self.first, self.second = np.zeros(1), np.zeros(1)
+
+    def get(self):
+        return {"first": self.first, "second": self.second}
+
+    def load(self, source, from_ram):
+        if not from_ram:
+            with open(source, "rb") as file:
+                source = {"first": np.load(file), "second": np.load(file)}
+        self.first = source["first"]
+        self.second = source["second"]
+
+    def save(self, state_dict, filepath):
+        with open(filepath, "wb") as file:
+            np.save(file, state_dict["model"]["first"])
+            np.save(file, state_dict["model"]["second"])
+
+    def step(self, lr):
+        self.first = self.first + lr
+        self.second = self.second - lr
+
+
+class User:
+    """Trains to the end of a run, and is interrupted once.
+
+    Args:
+        kind: "exact", "parts" or "means": what is reported.
+        loop: "bare" for the iterators, "tickets" for `draw` and `report` with two batches out.
+        bad: Steps whose loss is NaN.
+        bad_sample: A sample whose loss is NaN whenever it comes; -1 for none.
+        lowest: What falls from the losses with every step; they turn negative.
+        decay: What the losses are multiplied by with every step.
+        damaged_at: Steps after which the model has NaN in it; -1 for never.
+        has_model: Whether there are callbacks for backups.
+        call: Number of the call that is interrupted, and
+        at: before which bytecode in it.
+        reaction: One of REACTIONS.
+        more: Arguments of the scheduler.
+    """
+
+    def __init__(
+        self, *, kind="exact", loop="bare", bad=(), bad_sample=-1, lowest=0.0, decay=0.98, damaged_at=-1,
+        has_model=False, call=-1, at=0, reaction="retry", **more,
+    ):  # fmt: skip
+        self.kind, self.loop, self.lowest, self.decay, self.reaction = kind, loop, lowest, decay, reaction
+        self.bad, self.bad_sample, self.damaged_at = bad, bad_sample, damaged_at
+        self.is_plain = not bad and bad_sample < 0 and damaged_at < 0
+        self.model = Model()
+        self.more = {"num_epochs": 3, "clock": FakeClock(), "handle_signals": False, **more}
+        if has_model:
+            self.more |= {"state_callback": self.model.get, "load_callback": self.model.load, "backup_every": 3}
+        if "checkpoint_dir" in more:
+            self.more["save_callback"] = self.model.save
+        self.r8 = R8Scheduler(NUM_SAMPLES, batch_size=BATCH, **self.more)
+        self.to_interrupt, self.at = call, at
+        self.num_calls, self.num_interrupted, self.places = 0, 0, {}
+        self.drawn, self.learned, self.trained, self.hanging, self.out = [], [], {}, None, []
+        self.trail = []
+
+    def call(self, function, *arguments, steps=0):
+        """Call the scheduler, which makes so many steps; KeyboardInterrupt if this is the call that is interrupted."""
+        number, self.num_calls = self.num_calls, self.num_calls + 1
+        assert number < 500, "the run does not end"
+        step = self.r8.global_step
+        if number != self.to_interrupt and self.at >= 0:
+            result = function(*arguments)
+        else:
+            interrupter = Interrupter(max(self.at, 0))
+            try:
+                with interrupter:
+                    result = function(*arguments)
+            finally:
+                self.places[number] = interrupter.places
+        rise = self.r8.global_step - step
+        if self.hanging is not None and rise > steps:
+            # A refused report is done again by the next call; a good one is given up at last.
+            if not np.isfinite(self.hanging[1]).all():
+                self._count(*self.hanging)
+            self.hanging = None
+        return result
+
+    def run(self):
+        """Train to the end."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            while not self._is_done():
+                try:
+                    self._train_bare() if self.loop == "bare" else self._train_tickets()
+                except KeyboardInterrupt:
+                    self._react()
+            while True:
+                # An exception that a trace function raises inside of ``except`` may leave the handled one in
+                # sys.exc_info() for good, which close() asks; a signal does not come there.
+                ctypes.pythonapi.PyErr_SetExcInfo(None, None, None)
+                try:
+                    self.call(self.r8.close)
+                    return self
+                except KeyboardInterrupt:
+                    self._react()
+
+    def _is_done(self):
+        return self.r8.global_step == self.r8.total_steps and not self.r8.pace.num_out
+
+    def _react(self):
+        """What comes first after an interrupt."""
+        self.num_interrupted += 1
+        if self.reaction == "save" and self.r8.safekeeping.saves is not None:
+            self.call(self.r8.save_checkpoint)
+        elif self.reaction in ("save", "resume"):
+            state = self.call(self.r8.state_dict)
+            if self.reaction == "resume":
+                self.r8 = R8Scheduler(NUM_SAMPLES, batch_size=BATCH, **self.more)
+                self.r8.load_state_dict(state)
+                self.out.clear()
+
+    def _train_bare(self):
+        epochs = self.r8.epoch_iterator()
+        while self.call(next, epochs, None) is not None:
+            batches = self.r8.batch_iterator()
+            while (batch := self.call(next, batches, None)) is not None:
+                self.drawn.append((batch[0].tolist(), batch[1]))
+                if not self._report(self.r8.update_with_loss, batch[0].copy(), batch[1], self.r8.current_epoch):
+                    return
+
+    def _train_tickets(self):
+        out = self.out
+        while True:
+            while len(out) < 2 and (ticket := self.call(self.r8.draw_if_any)) is not None:
+                self.drawn.append((ticket.indices.tolist(), ticket.lr))
+                out.append(ticket)
+            if not out:
+                self.call(self.r8.between_steps)
+                return
+            ticket = out.pop(0)
+            report = functools.partial(self.r8.report, ticket)
+            if not self._report(report, ticket.indices.copy(), ticket.lr, ticket.epoch):
+                if self.reaction == "resume":
+                    return
+                if self.hanging is not None:
+                    # What was not reported is reported later.
+                    out.append(ticket)
+
+    def _report(self, report, indices, lr, epoch):
+        """Report a batch, and again after an interrupt if that is the user's reaction; whether it was reported."""
+        step = self.r8.global_step
+        given, keywords = self._loss(indices, step)
+        while True:
+            try:
+                outcome = self.call(functools.partial(report, **keywords), given, steps=1)
+                break
+            except KeyboardInterrupt:
+                self._react()
+                if self.reaction in ("go on", "resume"):
+                    self._leave(indices, given, keywords, epoch, lr, is_done=self.r8.global_step > step)
+                    return False
+        if self.r8.global_step > step:
+            self._count(indices, given, keywords, epoch)
+        self.trail.append(hash(memory_of(self.r8)))
+        if outcome:
+            self._step_model(lr)
+        return True
+
+    def _step_model(self, lr):
+        self.model.step(lr)
+        if self.r8.global_step == self.damaged_at:
+            self.damaged_at = -1
+            self.model.step(np.nan)
+
+    def _leave(self, indices, given, keywords, epoch, lr, *, is_done):
+        """Go on after a report that was interrupted without repeating it."""
+        if is_done:
+            self._count(indices, given, keywords, epoch)
+            if np.isfinite(given).all():
+                self._step_model(lr)
+        elif self.reaction == "go on":
+            self.hanging = indices, given, keywords, epoch
+
+    def _loss(self, indices, step):
+        losses = sample_losses(indices) * self.decay**step - self.lowest * step
+        losses = losses * np.nan if step in self.bad else losses
+        losses = np.where(indices == self.bad_sample, np.nan, losses)
+        if self.kind == "exact":
+            return losses, {}
+        if self.kind == "means":
+            return float(losses.mean()), {}
+        return np.array([part.mean() for part in np.split(losses, range(2, len(losses), 2))]), {"part_size": 2}
+
+    def _count(self, indices, given, keywords, epoch):
+        self.trained.setdefault(epoch, []).extend(indices.tolist())
+        if np.isfinite(given).all():
+            self.learned.append((indices, given, keywords))
+
+
+def frozen(state):
+    """A state as nested tuples that can be compared."""
+    if isinstance(state, dict):
+        return tuple((name, frozen(value)) for name, value in sorted(state.items()))
+    if isinstance(state, (list, tuple)):
+        return tuple(frozen(value) for value in state)
+    if isinstance(state, np.ndarray):
+        return state.dtype.str, state.shape, state.tobytes()
+    return repr(state)
+
+
+SET_ASIDE = ("_safekeeping", "_announcer", "_spares")
+"""Attributes that are not part of a state: other parts, and what is only a cache."""
+
+
+def memory_of(r8):
+    """All that a report changes but the losses themselves, attribute by attribute, as nested tuples."""
+    names = ("part_size", "_offsets", "exclusions", "batch_trend")
+    table = {name: getattr(r8.table, name) for name in names}
+    parts = (r8.sentry, r8.rescue, r8.safekeeping.backup, r8.search._test, r8.search.found_lr, r8._tally)
+    return _remembered((table, r8.pace.step, r8.pace.num_out, *parts), [r8.table])
+
+
+def _remembered(value, path):
+    """A value as nested tuples; objects of the package by their attributes, and other ones by their kind."""
+    if any(value is above for above in path):
+        return "above"
+    if isinstance(value, dict):
+        return tuple((repr(name), _remembered(each, path)) for name, each in value.items() if name not in SET_ASIDE)
+    if isinstance(value, (list, tuple, collections.deque)):
+        return tuple(_remembered(each, path) for each in value)
+    if isinstance(value, np.ndarray):
+        return frozen(value)
+    if isinstance(value, (bool, int, float, str, set, type(None), np.generic)):
+        return repr(value)
+    if type(value).__module__.startswith("learnit_r8") and hasattr(value, "__dict__"):
+        return type(value).__name__, _remembered(vars(value), [*path, value])
+    return type(value).__name__
+
+
+def everything(user):
+    """All that is remembered in the end, to be compared with a run that was not interrupted."""
+    r8 = user.r8
+    saves = r8.safekeeping.saves
+    about = {
+        "state": r8.state_dict(),
+        "memory": memory_of(r8),
+        "trail": user.trail,
+        "model": user.model.get(),
+        "newest": saves and saves.store.load().state["pace"]["step"],
+        "drawn": user.drawn,
+        "trained": user.trained,
+    }
+    return {name: frozen(value) for name, value in about.items()}
+
+
+def check(user, undisturbed):
+    """Raise AssertionError unless a run that was interrupted is as good as one that was not."""
+    r8 = user.r8
+    assert not r8.safekeeping.is_restoring, "is_restoring is left set"
+    assert is_free(r8._lock), "the lock is left held"
+    assert (r8.pace.num_out, r8.global_step) == (0, r8.total_steps), "a batch is lost"
+    if user.reaction in ("retry", "save"):
+        now = everything(user)
+        others = [name for name in now if now[name] != undisturbed[name]]
+        assert not others, f"{others} are other ones"
+    assert np.array_equal(user.model.first, -user.model.second, equal_nan=True), "the model is half put back"
+    uses = np.zeros(NUM_SAMPLES, int)
+    for indices, _, _ in user.learned:
+        uses[indices] += 1
+    if not r8.rescue.replay.is_on:
+        assert (r8.table.usage_count == uses).all(), "uses are not those of the reports"
+    if user.is_plain:
+        for samples in user.trained.values():
+            assert sorted(samples) == list(range(NUM_SAMPLES)), "an epoch is not every sample once"
+        check_table(user)
+
+
+def check_table(user):
+    """Raise AssertionError unless the table is that of learning each report as it comes."""
+    slow = SampleTable(NUM_SAMPLES, batch_size=BATCH)
+    for indices, given, keywords in user.learned:
+        reading = learnit_r8.table.losses.read_loss(given, len(indices), **keywords)
+        slow.part_size = reading.part_size
+        believed = slow.batch_trend.believed(reading) if slow.batch_trend.is_early else reading
+        trend = slow.observe(believed.mean, believed.lowest, reading.mean)
+        means = np.atleast_1d(believed.means)
+        size = reading.part_size or len(indices)
+        sizes = np.array([len(part) for part in np.split(indices, range(size, len(indices), size))])
+        slow.learn(indices, means, None if size == 1 else sizes, np.full(len(means), trend))
+    for name in ("loss", "last", "mean"):
+        np.testing.assert_array_equal(getattr(user.r8.table, name), getattr(slow, name))
+
+
+def is_free(lock):
+    """Whether another thread can have a lock."""
+    got = []
+    thread = threading.Thread(target=lambda: got.append(lock.acquire(timeout=1) and lock.release() is None))
+    thread.start()
+    thread.join()
+    return got == [True]

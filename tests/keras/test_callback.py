@@ -1,0 +1,364 @@
+"""`model.fit` under the scheduler, with real Keras on the digits."""
+
+import _thread
+import threading
+import types
+
+import numpy as np
+import pytest
+
+pytest.importorskip("keras")
+pytest.importorskip("tensorflow")
+
+import keras
+
+from learnit_r8 import Recovery, TrainingDiverged, events
+from learnit_r8.keras import R8Callback, R8Dataset
+from learnit_r8.keras.state import as_numpy
+from tests.keras_common import CROSS_ENTROPY, At, Watch, X, Y, classifier, fit, poison, scheduler
+
+
+def coverage(batches):
+    """How often each sample was trained on: the distinct counts."""
+    return set(np.bincount(np.concatenate(batches), minlength=len(X)).tolist())
+
+
+def test_every_epoch_takes_every_sample_once():
+    """At the end of every epoch every sample was trained on equally often, and learned from."""
+    r8 = scheduler(num_epochs=3)
+    dataset = R8Dataset(X, Y, r8)
+    watch = Watch(dataset)
+    fit(classifier(), dataset, watch, epochs=3)
+
+    assert [coverage(watch.batches[: 16 * epoch]) for epoch in (1, 2, 3)] == [{1}, {2}, {3}]
+    assert set(r8.table.usage_count.tolist()) == {3}
+    assert r8.table.source == "exact"
+
+
+def test_it_learns():
+    """Eight epochs of fit halve the loss of guessing."""
+    r8 = scheduler(num_epochs=8)
+    history = fit(classifier(metrics=["accuracy"]), R8Dataset(X, Y, r8), epochs=8)
+
+    assert history.history["accuracy"][-1] > 0.5
+    assert np.mean(r8.table.last) < np.log(10) / 2
+
+
+@pytest.mark.parametrize("scheduler_mode", ["cosine", "one_cycle"])
+def test_rate_is_set_on_the_optimizer(scheduler_mode):
+    """Every step runs at the rate that a loop over batch_iterator would have got."""
+    r8, twin = (scheduler(num_epochs=2, scheduler_mode=scheduler_mode) for _ in range(2))
+    dataset = R8Dataset(X, Y, r8)
+    watch = Watch(dataset)
+    fit(classifier(), dataset, watch, epochs=2)
+    expected = []
+    for _ in twin.epoch_iterator():
+        for _, lr in twin.batch_iterator():
+            expected.append(lr)
+            twin.update_with_loss(1.0)
+
+    assert watch.rates == pytest.approx(expected, rel=1e-6)
+
+
+def test_nan_heals_inside_fit():
+    """Weights that turn NaN are put back, the optimizer's too, and training goes on at a lower rate."""
+    heard = []
+    r8 = scheduler(num_epochs=3, listeners=[heard.append])
+    dataset = R8Dataset(X, Y, r8)
+    model, watch = classifier(metrics=["accuracy"]), Watch(dataset)
+    history = fit(model, dataset, At(r8, 20, poison), watch, epochs=3, callback=R8Callback(dataset, backup_every=4))
+    [refused] = [event for event in heard if isinstance(event, events.BatchRefused)]
+    [rolled_back] = [event for event in heard if isinstance(event, events.RolledBack)]
+
+    assert refused.step == 21
+    assert (rolled_back.source, rolled_back.to_step) == ("backup", 16)
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())
+    assert all(np.isfinite(as_numpy(variable)).all() for variable in model.optimizer.variables)
+    assert watch.rates[21] < 0.6 * watch.rates[20]
+    assert np.isfinite(history.history["loss"]).all()
+    assert np.isfinite(r8.table.loss).all()
+
+
+def test_restored_state_is_that_of_the_backup():
+    """What is put back is bit for bit what the backup copied."""
+    r8 = scheduler(num_epochs=2)
+    dataset = R8Dataset(X, Y, r8)
+    model, watch = classifier(), Watch(dataset)
+    fit(model, dataset, watch, At(r8, 9, poison), epochs=1, callback=R8Callback(dataset, backup_every=4))
+
+    # Taken before step 8, and proven by it; step 9 was refused.
+    assert all(map(np.array_equal, watch.weights[10], watch.weights[8]))
+
+
+def test_too_many_refusals_end_fit():
+    """TrainingDiverged comes out of fit."""
+    r8 = scheduler(num_epochs=2, recovery=Recovery(max_tries=0))
+    dataset = R8Dataset(X, Y, r8)
+
+    with pytest.raises(TrainingDiverged):
+        fit(classifier(), dataset, At(r8, 3, poison))
+
+
+def test_steady_batches_of_an_incident_that_is_over_are_not_drawn():
+    """A refusal early in an epoch, long healed at its end, leaves the next epoch whole."""
+    r8 = scheduler(num_epochs=4, batch_size=8, recovery=Recovery(heal_steps=8))
+    dataset = R8Dataset(X, Y, r8)
+    watch = Watch(dataset)
+    fit(classifier(), dataset, At(r8, 70, poison), watch, epochs=3)
+
+    assert coverage(watch.batches[126:189]) == {1}
+
+
+def test_fit_called_twice_goes_on():
+    """Two fits of two epochs are one of four: the same batches, rates and table."""
+    runs = []
+    for parts in ((4,), (2, 4)):
+        dataset = R8Dataset(X, Y, scheduler())
+        model, watch, first = classifier(dropout=0.3), Watch(dataset), 0
+        for last in parts:
+            fit(model, dataset, watch, epochs=last, initial_epoch=first)
+            first = last
+        runs.append((watch, dataset.r8.table.loss, model.get_weights()))
+    (one, table, weights), (other, other_table, other_weights) = runs
+
+    assert one.batches == other.batches
+    assert one.rates == other.rates
+    assert np.array_equal(table, other_table)
+    assert all(map(np.array_equal, weights, other_weights))
+
+
+def interrupt(_):
+    raise KeyboardInterrupt
+
+
+def test_interrupted_fit_goes_on_with_the_same_batch():
+    """After Ctrl-C the next fit takes up the batch that was in hand, and every epoch still covers every sample."""
+    dataset = R8Dataset(X, Y, scheduler(num_epochs=3))
+    model, watch = classifier(), Watch(dataset)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, dataset, watch, At(dataset.r8, 20, interrupt), epochs=3)
+    in_hand = watch.batches.pop()
+    fit(model, dataset, watch, epochs=3, initial_epoch=dataset.r8.current_epoch)
+
+    assert watch.batches[20] == in_hand
+    assert [coverage(watch.batches[: 16 * epoch]) for epoch in (1, 2, 3)] == [{1}, {2}, {3}]
+    assert dataset.r8.pace.is_finished
+
+
+def test_plain_fit_after_an_interrupted_one_reports_nothing():
+    """A fit without the callback trains as ever, though the model's step was left as it was when Ctrl-C came."""
+    dataset = R8Dataset(X, Y, scheduler(num_epochs=3))
+    model = classifier()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, dataset, At(dataset.r8, 20, interrupt), epochs=3)
+    model.fit(X, Y, batch_size=32, verbose=0)
+
+    assert dataset.r8.global_step == 20
+
+
+def test_stopping_early_goes_on_too():
+    """A callback that stops in mid-epoch loses no batch."""
+    dataset = R8Dataset(X, Y, scheduler(num_epochs=2))
+    model, watch = classifier(), Watch(dataset)
+    fit(model, dataset, watch, At(dataset.r8, 5, lambda model: setattr(model, "stop_training", True)))
+    assert dataset.r8.global_step == 6
+    fit(model, dataset, watch, epochs=2)
+
+    assert coverage(watch.batches) == {2}
+
+
+def test_early_stopping_on_a_validation_metric():
+    """Keras' own EarlyStopping ends the run, and its metrics reach the listeners through log()."""
+    heard = []
+    dataset = R8Dataset(X, Y, scheduler(num_epochs=4, listeners=[heard.append]))
+    stopping = keras.callbacks.EarlyStopping("val_loss", patience=0, min_delta=100.0)
+    fit(classifier(metrics=["accuracy"]), dataset, stopping, epochs=4, validation_data=(X[:64], Y[:64]))
+    logged = [event for event in heard if isinstance(event, events.MetricsLogged)]
+
+    assert [event.at_step for event in logged] == [16, 32]
+    assert set(logged[0].metrics) == {"loss", "accuracy", "val_loss", "val_accuracy"}
+
+
+def test_spent_budget_ends_fit():
+    """When the steps are up fit ends, in mid-epoch and with epochs left; another fit says why it cannot go on."""
+    dataset = R8Dataset(X, Y, scheduler(num_steps=20))
+    model, watch = classifier(), Watch(dataset)
+    fit(model, dataset, watch, epochs=9)
+
+    assert len(watch.batches) == 20
+    with pytest.raises(RuntimeError, match=r"the budget must not be spent where training goes on, got 20 steps"):
+        fit(model, dataset, epochs=9)
+
+
+def test_time_budget_ends_fit():
+    """When the time is up fit ends after the step in hand."""
+    now = [0.0]
+    r8 = scheduler(train_duration_seconds=5.5, clock=lambda: now[0])
+    dataset = R8Dataset(X, Y, r8)
+
+    class Tick(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            now[0] += 1
+
+    fit(classifier(), dataset, Tick(), epochs=9)
+
+    assert r8.global_step == 6
+
+
+def test_own_callbacks_are_kept():
+    """A state_callback that the scheduler was given is called in place of the model's."""
+    asked = []
+    r8 = scheduler(num_epochs=1, state_callback=lambda: asked.append(1) or {})
+    fit(classifier(), R8Dataset(X, Y, r8))
+
+    assert asked
+
+
+def test_nothing_is_traced_again():
+    """Three epochs with a short last batch, a rollback, validation and a second fit trace the loss as often as one."""
+    traces = []
+
+    def loss(y_true, y_pred):
+        traces.append(1)
+        return CROSS_ENTROPY.call(y_true, y_pred)
+
+    dataset = R8Dataset(X, Y, scheduler(num_epochs=4))
+    model = classifier(loss=loss)
+    fit(model, dataset, epochs=1)
+    first = len(traces)
+    fit(model, dataset, At(dataset.r8, 30, poison), epochs=4, initial_epoch=1)
+
+    assert dataset.r8.pace.is_finished
+    assert len(traces) == first
+
+
+BAD_DATA = {
+    "short x": (lambda r8: R8Dataset(X[:9], Y, r8), ValueError, r"x must have the scheduler's 500 samples, got 9\."),
+    "short y": (lambda r8: R8Dataset(X, Y[:9], r8), ValueError, r"y must have the scheduler's 500 samples, got 9\."),
+    "in a dict": (lambda r8: R8Dataset({"a": X, "b": X[:9]}, Y, r8), ValueError, r"x\['b'\] must have the .* got 9\."),
+    "in a list": (lambda r8: R8Dataset([X, X[:9]], Y, r8), ValueError, r"x\[1\] must have the .* got 9\."),
+    "weights": (lambda r8: R8Dataset(X, Y, r8, sample_weight=Y[:9]), ValueError, r"sample_weight must .* got 9\."),
+    "no length": (lambda r8: R8Dataset(iter(X), Y, r8), TypeError, r"x must have a length and an index, got <"),
+    "no scheduler": (lambda r8: R8Dataset(X, Y, None), TypeError, r"r8 must be an R8Scheduler, got None\."),
+    "workers": (lambda r8: R8Dataset(X, Y, r8, workers=0), ValueError, r"workers must be .*, got 0\."),
+    "queue": (lambda r8: R8Dataset(X, Y, r8, max_queue_size=0), ValueError, r"max_queue_size must be .*, got 0\."),
+    "callback": (lambda r8: R8Callback(X), TypeError, r"dataset must be an R8Dataset, got array"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data(case):
+    """What cannot be trained on is refused when it is built."""
+    make, error, message = BAD_DATA[case]
+    with pytest.raises(error, match=message):
+        make(scheduler())
+
+
+def test_search_is_refused():
+    """A search for the rate needs each loss before the next batch is drawn."""
+    r8 = scheduler(auto_find_lr=True, load_callback=lambda source: None)
+    with pytest.raises(ValueError, match=r"auto_find_lr must be False where batches are drawn ahead, got True"):
+        R8Dataset(X, Y, r8)
+
+
+DECAY = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)
+BAD_MODELS = {
+    "schedule": (
+        lambda: classifier(optimizer=keras.optimizers.SGD(DECAY)),
+        r"learning_rate must be a number in .*Decay",
+    ),
+    "steps": (lambda: classifier(steps_per_execution=4), r"steps_per_execution must be 1, got 4\."),
+    "not compiled": (lambda: keras.Sequential([keras.Input((64,))]), r"model must be compiled .*; call compile\(\)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_MODELS)
+def test_bad_model(case):
+    """A model that cannot be trained by the scheduler is refused, before and in fit."""
+    make, message = BAD_MODELS[case]
+    dataset = R8Dataset(X, Y, scheduler())
+    with pytest.raises(ValueError, match=message):
+        R8Callback(dataset, make())
+    with pytest.raises(ValueError, match=message if case != "not compiled" else "call `compile"):
+        fit(make(), dataset)
+
+
+def test_model_that_is_not_built():
+    """Before fit a model without variables is refused; in fit it is built before its first backup."""
+    dataset = R8Dataset(X, Y, scheduler())
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.layers.Dense(10)])
+    model.compile("sgd", CROSS_ENTROPY)
+    with pytest.raises(RuntimeError, match=r"model must be built, got .*; give it an Input\."):
+        R8Callback(dataset, model)
+    fit(model, dataset, At(dataset.r8, 1, poison))
+
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())
+
+
+def test_shuffle_is_refused():
+    """Keras' default to shuffle the batches of an epoch is refused: they would not be those reported."""
+    dataset = R8Dataset(X, Y, scheduler())
+    with pytest.raises(ValueError, match=r"shuffle must be False in fit\(\), .*; got True\."):
+        classifier().fit(dataset, verbose=0, callbacks=[R8Callback(dataset)])
+
+
+def test_bad_interval():
+    """An interval for backups that cannot be read is refused."""
+    with pytest.raises(ValueError, match=r"backup_every must be"):
+        R8Callback(R8Dataset(X, Y, scheduler()), classifier(), backup_every="often")
+
+
+def test_fit_without_the_callback():
+    """Without the callback nothing would be reported: fit is refused before its first step, with others or none."""
+    dataset = R8Dataset(X, Y, scheduler())
+    for callbacks in (None, [keras.callbacks.LambdaCallback()], [R8Callback(R8Dataset(X, Y, scheduler()))]):
+        with pytest.raises(RuntimeError, match=r"callbacks must hold an R8Callback of the R8Dataset in fit\(\), got"):
+            classifier().fit(dataset, verbose=0, shuffle=False, callbacks=callbacks)
+
+    assert dataset.r8.global_step == 0
+
+
+def test_several_replicas_are_refused():
+    """A model on several devices is refused: the losses would be of one of them."""
+
+    class OnTwoDevices(keras.Sequential):
+        distribute_strategy = types.SimpleNamespace(num_replicas_in_sync=2)
+
+    model = OnTwoDevices([keras.Input((64,)), keras.layers.Dense(10)])
+    model.compile("sgd", CROSS_ENTROPY)
+    with pytest.raises(ValueError, match=r"model must be on one device, got a strategy of 2 replicas\."):
+        R8Callback(R8Dataset(X, Y, scheduler()), model)
+
+
+def test_loader_left_behind_draws_nothing():
+    """A thread of TensorFlow's that asks for a batch between two epochs gets none."""
+    dataset, heard, done = R8Dataset(X, Y, scheduler()), [], threading.Event()
+
+    def ask():
+        try:
+            dataset[3]
+        except IndexError as error:
+            heard.append(str(error))
+        done.set()
+
+    _thread.start_new_thread(ask, ())
+    done.wait(10)
+
+    assert heard == ["index must be of an epoch that was begun, got 3 between two."]
+    assert not dataset.prefetch.epoch
+
+
+def test_stop_ends_fit_after_the_step(tmp_path):
+    """A run that is asked to stop is saved with the model of after the step in hand, and fit ends there."""
+    r8 = scheduler(checkpoint_dir=tmp_path, checkpoint_every=99)
+    dataset = R8Dataset(X, Y, r8)
+    model, watch = classifier(), Watch(dataset)
+    callback = R8Callback(dataset, model)
+    fit(model, dataset, At(r8, 20, lambda model: r8.requests.stop()), watch, callback=callback, epochs=4)
+    ended = model.get_weights()
+    model.set_weights([0 * weight for weight in ended])
+    r8.load_checkpoint()
+
+    assert (len(watch.batches), r8.global_step) == (21, 21)
+    assert all(np.array_equal(one, other) for one, other in zip(model.get_weights(), ended, strict=True))

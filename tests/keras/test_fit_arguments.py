@@ -1,0 +1,171 @@
+"""What `fit` may be given beside the data set and the callback: right, or refused with what to do."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("keras")
+pytest.importorskip("tensorflow")
+
+import keras
+
+from learnit_r8 import R8Scheduler
+from learnit_r8.keras import R8Callback, R8Dataset
+from learnit_r8.keras.state import as_numpy
+from tests.keras_common import CROSS_ENTROPY, At, Watch, X, Y, classifier, fit, poison, scheduler, true_losses
+
+
+class Dimmed(keras.utils.PyDataset):
+    """Wraps a data set: every input times 0.5."""
+
+    def __init__(self, dataset):
+        super().__init__()
+        self._dataset = dataset
+
+    def __len__(self):
+        return len(self._dataset)
+
+    def __getitem__(self, index):
+        x, y = self._dataset[index]
+        return x * 0.5, y
+
+
+class Other(keras.utils.PyDataset):
+    """Has data of its own."""
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        return X[:32], Y[:32]
+
+
+def fit_on(x, dataset, *callbacks, model=None, **arguments):
+    model = classifier() if model is None else model
+    return model.fit(x, verbose=0, shuffle=False, callbacks=[R8Callback(dataset), *callbacks], **arguments)
+
+
+def test_a_wrapper_is_what_is_trained_on():
+    """The losses in the table are those of the wrapper's inputs."""
+    dataset = R8Dataset(X, Y, scheduler())
+    model, watch = classifier(), Watch(dataset)
+    fit_on(Dimmed(dataset), dataset, watch, model=model)
+    first = np.array(watch.batches[0])
+
+    expected = true_losses(model, watch.weights[0], first, x=X * 0.5)
+    assert dataset.r8.table.last[first] == pytest.approx(expected, abs=2e-5)
+
+
+@pytest.mark.parametrize("form", ["arrays", "tf.data"])
+def test_other_data_are_refused(form):
+    """What knows nothing of the scheduler's order is not trained on."""
+    import tensorflow as tf
+
+    dataset = R8Dataset(X, Y, scheduler())
+    x, more = (X, {"y": Y}) if form == "arrays" else (tf.data.Dataset.from_tensor_slices((X, Y)).batch(32), {})
+
+    with pytest.raises(ValueError, match=r"x must be the R8Dataset of the R8Callback in fit\(\)"):
+        fit_on(x, dataset, **more)
+
+
+def test_a_wrapper_that_has_other_data_is_found_out():
+    """A PyDataset that does not ask for the scheduler's batches is refused at its first batch."""
+    with pytest.raises(ValueError, match="was trained on without asking for batch 0"):
+        fit_on(Other(), R8Dataset(X, Y, scheduler()))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: keras.callbacks.LearningRateScheduler(lambda epoch: 0.1),
+        lambda: keras.callbacks.ReduceLROnPlateau(),
+        lambda: keras.callbacks.BackupAndRestore("folder"),
+    ],
+)
+def test_callbacks_without_effect_are_refused(make):
+    """Callbacks that set the rate, or bring half a run back, are named with what to do instead."""
+    dataset = R8Dataset(X, Y, scheduler())
+    callback = make()
+
+    with pytest.raises(ValueError, match=f"callbacks must not have a {type(callback).__name__}.*R8Scheduler|scheduler"):
+        fit_on(dataset, dataset, callback)
+
+
+def test_steps_per_epoch():
+    """An epoch is the scheduler's."""
+    dataset = R8Dataset(X, Y, scheduler())
+
+    with pytest.raises(
+        ValueError, match=r"steps_per_epoch must be left out in fit\(\), or be the scheduler's 16, got 4"
+    ):
+        fit_on(dataset, dataset, steps_per_epoch=4)
+
+
+@pytest.mark.parametrize("method", ["predict", "evaluate"])
+def test_a_data_set_is_for_training(method):
+    """Predictions in the drawn order would be credited to the wrong samples."""
+    with pytest.raises(ValueError, match=rf"x must be the arrays themselves in {method}\(\), got an R8Dataset"):
+        getattr(classifier(), method)(R8Dataset(X, Y, scheduler()), verbose=0)
+
+
+class NoComputeLoss(keras.Model):
+    """A training step as in Keras' low-level guides."""
+
+    calls = 0
+
+    def train_step(self, data):
+        import tensorflow as tf
+
+        x, y = data
+        with tf.GradientTape() as tape:
+            predicted = self(x, training=True)
+            loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(y, predicted, from_logits=True))
+            for _ in range(self.calls):
+                loss = self.compute_loss(x, y, predicted)
+        self.optimizer.apply(tape.gradient(loss, self.trainable_weights), self.trainable_weights)
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize("calls", [0, 2])
+def test_a_step_that_hides_its_loss_is_refused(calls):
+    """Losses that the scheduler cannot hear, or of which it hears several, are never reported as something else."""
+    inputs = keras.Input((64,))
+    model = NoComputeLoss(inputs, keras.layers.Dense(10)(inputs))
+    model.calls = calls
+    model.compile(keras.optimizers.SGD(0.1), CROSS_ENTROPY)
+    dataset = R8Dataset(X, Y, scheduler())
+
+    with pytest.raises(RuntimeError, match=rf"one call of self.compute_loss.*, got {calls} in this step"):
+        fit_on(dataset, dataset, model=model)
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+def test_an_output_without_a_loss_keeps_the_masks_of_the_others():
+    """The mask of an output counts whatever other outputs there are."""
+    tokens = np.tile(np.array([[1, 2, 0, 0]]), (64, 1))
+    targets = np.zeros((64, 4, 1), "float32")
+    inputs = keras.Input((4,), dtype="int32")
+    embedded = keras.layers.Embedding(3, 2, mask_zero=True)(inputs)
+    outputs = {"a": keras.layers.Dense(1, name="a")(embedded), "b": keras.layers.Dense(1, name="b")(embedded)}
+    model = keras.Model(inputs, outputs)
+    model.compile(keras.optimizers.SGD(0.0), {"a": keras.losses.MeanSquaredError()})
+    r8 = R8Scheduler(64, batch_size=32, num_epochs=1, initial_lr=1e-9)
+    expected = float((np.asarray(model(tokens)["a"])[0, :2] ** 2).mean())
+    fit(model, R8Dataset(tokens, {"a": targets}, r8))
+
+    assert r8.table.last == pytest.approx(np.full(64, expected), rel=1e-4)
+
+
+def test_a_refused_last_batch_leaves_the_metrics_as_they_were():
+    """The epoch's loss is that of the batches before it, not 0 and not NaN."""
+    seen = []
+
+    class Note(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append(float(as_numpy(self.model.metrics[0].total) / as_numpy(self.model.metrics[0].count)))
+
+    r8 = scheduler(num_epochs=2)
+    dataset = R8Dataset(X, Y, r8)
+    history = fit(classifier(), dataset, At(r8, 15, poison), Note(), epochs=1)
+
+    assert r8.sentry.num_refused == 1
+    assert history.history["loss"][0] == pytest.approx(seen[14])

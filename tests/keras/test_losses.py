@@ -1,0 +1,258 @@
+"""The losses that reach the scheduler from `model.fit`: of each sample, raw, and of the step that was taken."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("keras")
+pytest.importorskip("tensorflow")
+
+import keras
+from keras import ops
+
+from learnit_r8.keras import R8Dataset, sample_losses
+from learnit_r8.keras.losses import LossRecorder
+from tests.keras_common import CROSS_ENTROPY, Watch, X, Y, classifier, fit, scheduler, tf, true_losses
+
+
+def reported(model, *, data=None, steps=16, **fit_arguments):
+    """Train some steps; the last batch, its weights as it began, and what the table was told of it."""
+    r8 = scheduler(num_steps=steps)
+    dataset = data(r8) if data else R8Dataset(X, Y, r8)
+    watch = Watch(dataset)
+    fit(model, dataset, watch, **fit_arguments)
+    return watch.batches[-1], watch.weights[-1], r8.table.last[watch.batches[-1]]
+
+
+@pytest.mark.parametrize("steps", [10, 16], ids=["whole batch", "short batch"])
+@pytest.mark.parametrize("how", [{}, {"run_eagerly": True}, {"jit_compile": True}], ids=["graph", "eager", "xla"])
+def test_losses_are_those_of_the_step(how, steps):
+    """What is reported equals the losses computed afterwards with the weights the step began with."""
+    model = classifier(**how)
+    batch, weights, losses = reported(model, steps=steps)
+
+    assert len(batch) == (32 if steps == 10 else 20)
+    assert losses == pytest.approx(true_losses(model, weights, batch), rel=1e-4, abs=1e-6)
+
+
+WEIGHTS = {
+    "samples": {"data": lambda r8: R8Dataset(X, Y, r8, sample_weight=np.linspace(0, 5, len(X)))},
+    "classes": {"class_weight": {number: 3.0 * (number == 4) for number in range(10)}},
+}
+
+
+@pytest.mark.parametrize("case", WEIGHTS)
+def test_raw_losses_are_reported(case):
+    """Weights of samples and classes change the training, not what is reported."""
+    model = classifier()
+    batch, weights, losses = reported(model, **WEIGHTS[case])
+    plain = classifier()
+    reported(plain)
+    other = plain.get_weights()
+
+    assert losses == pytest.approx(true_losses(model, weights, batch), rel=1e-4, abs=1e-6)
+    assert not np.allclose(other[0], weights[0])
+
+
+def test_weights_reach_the_training():
+    """A class of weight 0 is not learned."""
+    model = classifier()
+    fit(
+        model, R8Dataset(X, Y, scheduler()), epochs=4, class_weight={number: float(number != 3) for number in range(10)}
+    )
+    guesses = np.asarray(model.predict(X, verbose=0)).argmax(1)
+
+    assert not (guesses == 3).any()
+
+
+def test_model_runs_once_a_step():
+    """There is no second forward pass: a layer that counts its calls counts the steps."""
+
+    class Counts(keras.layers.Layer):
+        def build(self, shape):
+            self.calls = self.add_weight(shape=(), trainable=False, initializer="zeros")
+
+        def call(self, inputs):
+            self.calls.assign_add(1.0)
+            return inputs
+
+    counter = Counts()
+    model = keras.Sequential([keras.Input((64,)), counter, keras.layers.Dense(10)])
+    model.compile("sgd", CROSS_ENTROPY)
+    fit(model, R8Dataset(X, Y, scheduler(num_epochs=1)))
+
+    assert counter.calls.value.numpy() == 16
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision(policy):
+    """Under mixed precision, also with a scaled loss, losses are unscaled and the rate reaches the inner optimizer."""
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = classifier()
+        assert ("LossScale" in type(model.optimizer).__name__) == (policy == "mixed_float16")
+        dataset = R8Dataset(X, Y, scheduler(num_steps=16))
+        watch = Watch(dataset)
+        fit(model, dataset, watch)
+        batch = watch.batches[-1]
+        expected = true_losses(model, watch.weights[-1], batch)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+    assert watch.rates[5] != watch.rates[9]
+    # Predictions are float32 of half-precision activations of about 3 digits.
+    assert dataset.r8.table.last[batch] == pytest.approx(expected, rel=0.05, abs=0.05)
+
+
+def test_masked_steps_do_not_count():
+    """The loss of a sequence is the mean over the steps that its mask keeps."""
+    lengths = np.arange(500) % 5 + 1
+    words = np.where(np.arange(5) < lengths[:, None], 1 + np.arange(5) + np.arange(500)[:, None] % 3, 0)
+    model = keras.Sequential([keras.layers.Embedding(9, 4, mask_zero=True), keras.layers.Dense(9)])
+    model.compile(keras.optimizers.SGD(0.0), CROSS_ENTROPY)
+    r8 = scheduler(num_epochs=1, initial_lr=1e-9)
+    fit(model, R8Dataset(words, words, r8))
+    each = keras.losses.sparse_categorical_crossentropy(words, model(words), from_logits=True).numpy()
+    expected = [losses[:length].mean() for losses, length in zip(each, lengths, strict=True)]
+
+    assert r8.table.last == pytest.approx(np.array(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("form", ["list", "dict"])
+def test_several_outputs(form):
+    """With several outputs a sample's loss is the sum of its losses by their weights."""
+    inputs = keras.Input((64,), name="x")
+    outputs = [keras.layers.Dense(10, name="digit")(inputs), keras.layers.Dense(1, name="ink")(inputs)]
+    ink = X.mean(1, keepdims=True)
+    model = keras.Model({"x": inputs}, outputs if form == "list" else dict(zip(("digit", "ink"), outputs, strict=True)))
+    losses, factors, targets = [CROSS_ENTROPY, "mse"], [1.0, 0.5], (Y, ink)
+    if form == "dict":
+        losses, factors, targets = (
+            dict(zip(("digit", "ink"), each, strict=True)) for each in (losses, factors, targets)
+        )
+    model.compile("sgd", losses, loss_weights=factors)
+    r8 = scheduler(num_epochs=1, initial_lr=1e-9)
+    fit(model, R8Dataset({"x": X}, targets, r8))
+    digit, guess = keras.tree.flatten(model({"x": X}))
+    expected = CROSS_ENTROPY.call(Y, digit).numpy() + 0.5 * ((guess.numpy() - ink) ** 2)[:, 0]
+
+    assert r8.table.last == pytest.approx(expected, rel=1e-4)
+
+
+def scalar_loss(y_true, y_pred):
+    return ops.mean(CROSS_ENTROPY.call(y_true, y_pred))
+
+
+class OwnLoss(keras.Model):
+    """Computes its loss in its own way."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = keras.layers.Dense(10)
+
+    def call(self, inputs):
+        return self.layer(inputs)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return ops.mean(CROSS_ENTROPY.call(y, y_pred))
+
+
+@pytest.mark.filterwarnings("always")
+@pytest.mark.parametrize("make", [lambda: classifier(loss=scalar_loss), OwnLoss], ids=["loss", "model"])
+def test_scalar_loss_is_estimated_and_said(make):
+    """A loss that is one number for the batch is reported as such, with one warning."""
+    model = make()
+    if not model.compiled:
+        model.compile("sgd")
+    r8 = scheduler(num_epochs=2)
+    with pytest.warns(RuntimeWarning, match="one number for the whole batch: losses of samples are estimated") as said:
+        fit(model, R8Dataset(X, Y, r8), epochs=2)
+
+    assert len([warning for warning in said if "one number" in str(warning.message)]) == 1
+    assert r8.table.source == "batch means of 32"
+
+
+def test_penalties_are_not_reported():
+    """Regularization is trained on and is no loss of a sample."""
+    model = keras.Sequential(
+        [keras.Input((64,)), keras.layers.Dense(10, kernel_regularizer=keras.regularizers.L2(9.0))]
+    )
+    model.compile("sgd", CROSS_ENTROPY)
+    batch, weights, losses = reported(model)
+
+    assert losses == pytest.approx(true_losses(model, weights, batch), rel=1e-4, abs=1e-6)
+
+
+def test_evaluating_between_steps_changes_no_report():
+    """A callback that evaluates the model, in larger batches too, leaves the losses of the step alone."""
+
+    class Evaluates(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.evaluate(X[:100], Y[:100], batch_size=100, verbose=0)
+
+    model = classifier()
+    r8 = scheduler(num_steps=3)
+    dataset = R8Dataset(X, Y, r8)
+    watch = Watch(dataset)
+    from learnit_r8.keras import R8Callback
+
+    model.fit(dataset, shuffle=False, verbose=0, callbacks=[Evaluates(), R8Callback(dataset), watch])
+
+    assert r8.table.last[watch.batches[-1]] == pytest.approx(
+        true_losses(model, watch.weights[-1], watch.batches[-1]), rel=1e-4, abs=1e-6
+    )
+
+
+def test_model_trained_before_is_traced_anew():
+    """A model with a compiled step from a plain fit still reports every loss."""
+    model = classifier()
+    model.fit(X, Y, verbose=0)
+    batch, weights, losses = reported(model)
+
+    assert losses == pytest.approx(true_losses(model, weights, batch), rel=1e-4, abs=1e-6)
+
+
+def test_recorder_stays_with_its_model():
+    """A second scheduler with smaller batches finds the recorder; with larger ones it gets a larger one."""
+    model = classifier()
+    first = LossRecorder.of(model, 32)
+
+    assert LossRecorder.of(model, 16) is first
+    assert LossRecorder.of(model, 64) is not first
+    assert LossRecorder.of(model, 64).capacity == 64
+
+
+def test_model_is_saved_and_trained_without_us_afterwards(tmp_path):
+    """What listens to the losses is no part of the model: it can be saved, loaded, and fitted plainly."""
+    model = classifier()
+    fit(model, R8Dataset(X, Y, scheduler()))
+    model.fit(X, Y, batch_size=100, verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+
+    assert all(map(np.array_equal, model.get_weights(), again.get_weights()))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [CROSS_ENTROPY, keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum"), CROSS_ENTROPY.call],
+    ids=["mean", "sum", "function"],
+)
+def test_sample_losses(loss):
+    """They are the losses before reduction, whatever the loss's own."""
+    logits = np.random.default_rng(0).normal(size=(7, 10)).astype("float32")
+    expected = keras.losses.sparse_categorical_crossentropy(Y[:7], logits, from_logits=True).numpy()
+
+    assert sample_losses(loss, Y[:7], logits).numpy() == pytest.approx(expected)
+
+
+def test_sample_losses_of_more_dimensions():
+    """Further dimensions are averaged."""
+    losses = sample_losses("mse", tf.zeros((2, 3, 4)), tf.ones((2, 3, 4)) * [[[1.0]], [[2.0]]])
+
+    assert losses.numpy().tolist() == [1.0, 4.0]
+
+
+def test_sample_losses_of_a_scalar_are_refused():
+    """A loss that reduces by itself has no losses of samples."""
+    with pytest.raises(ValueError, match=r"loss must give one number for each sample, got one for all of them from"):
+        sample_losses(scalar_loss, Y[:7], np.zeros((7, 10), "float32"))

@@ -1,0 +1,183 @@
+"""The Keras adapter in processes of its own: resuming after a crash, other back ends, examples and documents."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("keras")
+pytest.importorskip("tensorflow")
+pytest.importorskip("sklearn")
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments, folder, **environment):
+    """Run Python in a folder; what it printed, and its exit status."""
+    settings = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        **environment,
+    }
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=folder, env=settings, capture_output=True, text=True, timeout=200
+    )
+    return done.stdout, done.returncode, done.stderr
+
+
+RESUMED = """
+import hashlib, os, sys
+from learnit_r8.keras import R8Callback, R8Dataset
+from tests.keras_common import At, Watch, X, Y, classifier, fit, scheduler
+
+def digest(*things):
+    return hashlib.sha256(repr(things).encode()).hexdigest()
+
+folder, what = sys.argv[1:]
+model = classifier(dropout=0.2)
+r8 = scheduler(num_epochs=3, checkpoint_dir=folder, checkpoint_every=7)
+dataset = R8Dataset(X, Y, r8)
+callback, watch = R8Callback(dataset, model), Watch(dataset)
+if what == "resume":
+    r8.load_checkpoint()
+    print("resumed", r8.global_step)
+crash = At(r8, 24 if what == "crash" else -1, lambda model: os._exit(9))
+fit(model, dataset, watch, crash, callback=callback, epochs=3, initial_epoch=r8.current_epoch)
+weights = [weight.tolist() for weight in model.get_weights()]
+print(digest(watch.batches[-27:]), digest(watch.rates[-27:]), digest(r8.table.loss.tolist(), weights))
+"""
+
+
+def test_resumes_exactly_after_a_crash(tmp_path):
+    """A process killed in mid-epoch is taken up by another: the same batches, rates, table and weights as one run."""
+    whole, status, errors = run("-c", RESUMED, tmp_path / "a", "whole", folder=tmp_path)
+    assert status == 0, errors
+    _, status, errors = run("-c", RESUMED, tmp_path / "b", "crash", folder=tmp_path)
+    assert status == 9, errors
+    resumed, status, errors = run("-c", RESUMED, tmp_path / "b", "resume", folder=tmp_path)
+    assert status == 0, errors
+
+    assert resumed.splitlines() == ["resumed 21", whole.strip()]
+
+
+BACK_END = """
+import numpy as np, keras
+from learnit_r8.keras import R8Callback, R8Dataset
+from tests.keras_common import At, Watch, X, Y, classifier, fit, poison, scheduler, true_losses
+
+model = classifier(metrics=["accuracy"])
+r8 = scheduler(num_epochs=3)
+dataset = R8Dataset(X, Y, r8)
+watch = Watch(dataset)
+fit(model, dataset, At(r8, 20, poison), watch, callback=R8Callback(dataset, backup_every=4), epochs=3)
+assert r8.pace.is_finished and r8.table.source == "exact"
+assert np.bincount(np.concatenate(watch.batches[:16])).tolist() == [1] * 500
+assert watch.rates[21] < 0.6 * watch.rates[20]
+assert all(np.isfinite(weight).all() for weight in model.get_weights())
+expected = true_losses(model, watch.weights[-1], watch.batches[-1])
+assert np.allclose(r8.table.last[watch.batches[-1]], expected, rtol=1e-4)
+
+class Dimmed(keras.utils.PyDataset):
+    def __len__(self):
+        return len(dataset)
+    def __getitem__(self, index):
+        x, y = dataset[index]
+        return x * 0.5, y
+
+r8 = scheduler(num_epochs=1)
+dataset = R8Dataset(X, Y, r8)
+model, watch = classifier(), Watch(dataset)
+model.fit(Dimmed(), verbose=0, shuffle=False, callbacks=[R8Callback(dataset), watch])
+for step in (0, 15):
+    expected = true_losses(model, watch.weights[step], watch.batches[step], x=X * 0.5)
+    assert np.allclose(r8.table.last[watch.batches[step]], expected, rtol=1e-3, atol=1e-5)
+
+r8 = scheduler(num_epochs=2)
+dataset = R8Dataset(X, Y, r8)
+history = fit(classifier(), dataset, At(r8, 15, poison))
+assert 0.5 < history.history["loss"][0] < 5, history.history
+
+for x, y in ((X, Y), (X[::-1], Y[::-1])):
+    try:
+        classifier().fit(x, y, verbose=0, shuffle=False, callbacks=[R8Callback(R8Dataset(X, Y, scheduler()))])
+    except ValueError as error:
+        assert "x must be the R8Dataset" in str(error)
+    else:
+        raise AssertionError("trained on other data")
+
+def session(folder, *, until=None, resume=False):
+    model = classifier(dropout=0.3)
+    r8 = scheduler(num_epochs=3, checkpoint_dir=folder, checkpoint_every=5)
+    dataset = R8Dataset(X, Y, r8)
+    callback = R8Callback(dataset, model)
+    if resume:
+        r8.load_checkpoint()
+        assert r8.global_step == until - until % 5 or r8.global_step % 16 == 0, r8.global_step
+    def fail(model):
+        raise OSError
+    try:
+        fit(model, dataset, *([] if resume or until is None else [At(r8, until, fail)]), callback=callback, epochs=3,
+            initial_epoch=r8.current_epoch)
+    except OSError:
+        r8.requests.leave()
+    return [weight.tolist() for weight in model.get_weights()]
+
+whole = session("whole")
+for until in (22, 17):
+    session(f"cut{until}", until=until)
+    assert session(f"cut{until}", until=until, resume=True) == whole, until
+print(keras.backend.backend())
+"""
+
+
+@pytest.mark.parametrize("back_end", ["torch", "jax"])
+def test_other_back_ends(back_end, tmp_path):
+    """Under JAX and torch too losses are exact, rates are set, a NaN heals, wrappers are used, dropout resumes."""
+    pytest.importorskip(back_end)
+    printed, status, errors = run("-W", "ignore", "-c", BACK_END, folder=tmp_path, KERAS_BACKEND=back_end)
+
+    assert status == 0, errors
+    assert printed.split() == [back_end]
+
+
+def test_without_keras(tmp_path):
+    """Where Keras is not installed, the error names the extra."""
+    code = "import sys; sys.modules['keras'] = None; import learnit_r8.keras"
+    _, status, errors = run("-c", code, folder=tmp_path)
+
+    assert status == 1
+    assert "learnit_r8.keras needs Keras 3, which could not be imported; pip install 'learnit-r8[tensorflow]'" in errors
+
+
+def code_lines(path):
+    """The lines of a program without its docstring and blank ones."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines[1:] if line.strip()]
+
+
+@pytest.mark.parametrize("name", ["keras_digits", "tf_custom_loop"])
+def test_examples_run_and_differ_in_five_lines(name, tmp_path):
+    """Each example trains, and differs from its plain version in at most five lines."""
+    own, plain = ROOT / "examples" / f"{name}.py", ROOT / "examples" / f"{name}_plain.py"
+    assert len([line for line in code_lines(own) if line not in code_lines(plain)]) <= 5
+    for path in (own, plain):
+        printed, status, errors = run(path, folder=tmp_path)
+        assert status == 0, errors
+        assert float(re.search(r"test accuracy ([\d.]+)%", printed)[1]) > 93
+
+
+def test_blocks_of_the_guide_run(tmp_path):
+    """Every Python block of docs/keras.md runs as it stands, one after the other in one process."""
+    text = (ROOT / "docs" / "keras.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    whole = "\n".join(f"exec({block!r}, {{'__name__': '__main__'}})" for block in blocks)
+    _, status, errors = run("-W", "ignore", "-c", whole, folder=tmp_path)
+
+    assert len(blocks) >= 3
+    assert status == 0, errors

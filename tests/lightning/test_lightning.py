@@ -1,0 +1,214 @@
+"""`learnit_r8.lightning`: a Trainer's own loop, checkpoints and stops, with the batches of R8Scheduler."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning")
+pytest.importorskip("sklearn")
+
+import lightning
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch.utils.data import DataLoader
+
+from learnit_r8.lightning import R8Callback, R8Loader
+from learnit_r8.lightning.budget import batches_of, budget_of
+from tests.lightning.common import DATA, QUIET, STEPS, Checkpoints, Digits, digest, fit
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.filterwarnings("error:.*learning rate was changed.*"),
+]
+
+
+@pytest.mark.parametrize(("exact", "source"), [(True, "exact"), (False, "batch means of 32")])
+def test_learns(exact, source):
+    """Two changed lines, and a third for exact losses: every sample is used once an epoch, and the model learns."""
+    module, r8, _ = fit(module=Digits(exact=exact), epochs=8)
+    module.eval()
+    accuracy = (module.net(DATA.tensors[0]).argmax(1) == DATA.tensors[1]).float().mean()
+
+    assert r8.table.source == source
+    assert set(r8.table.usage_count.tolist()) == {8}
+    assert (r8.global_step, r8.is_over) == (8 * STEPS, True)
+    assert accuracy > 0.9
+
+
+@pytest.mark.parametrize(("accumulate", "workers"), [(1, 0), (3, 0), (1, 2)])
+def test_resumes_by_its_own_checkpoint(tmp_path, accumulate, workers):
+    """Killed at any step of the optimizer and resumed by ckpt_path, weights and tables are those of a whole run."""
+    at = (3, 6, STEPS - 1, STEPS, STEPS + 3, 3 * STEPS - 1)
+    options = {"accumulate_grad_batches": accumulate, "settings": {"num_workers": workers}}
+    module, r8, _ = fit(more=[Checkpoints(tmp_path, at)], **options)
+    whole = digest(module, r8)
+    found = {}
+    for step in at:
+        module, r8, _ = fit(ckpt_path=f"{tmp_path}/{step}.ckpt", **options)
+        found[step] = digest(module, r8)
+
+    assert found == dict.fromkeys(at, whole)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("bad", [4, 5, 6, STEPS - 1])
+def test_heals(accumulate, bad):
+    """A NaN in any place is refused, within an accumulated gradient too, and the training has as many steps."""
+    module, r8, _ = fit(module=Digits(bad=[bad]), accumulate_grad_batches=accumulate)
+
+    assert r8.sentry.num_refused == 1
+    assert r8.global_step == 3 * STEPS
+    assert all(each.isfinite().all() for each in module.parameters())
+
+
+@pytest.mark.parametrize(("options", "steps"), [({"max_steps": 20}, 20), ({"limit_train_batches": 5}, 15)])
+def test_budget_of_the_trainer(options, steps):
+    """The schedule ends where the Trainer ends."""
+    _, r8, _ = fit(**options)
+
+    assert (r8.total_steps, r8.global_step) == (steps, steps)
+
+
+def test_stops_of_others():
+    """Where another callback ends the training it ends, and checkpoints of ModelCheckpoint are written."""
+
+    class Stop(lightning.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.should_stop = trainer.should_stop or trainer.global_step >= 7
+
+    _, r8, _ = fit(more=[Stop()])
+
+    assert r8.global_step == 7
+
+
+def test_validation_early_stopping_and_checkpoints(tmp_path):
+    """The Trainer's validation, EarlyStopping and ModelCheckpoint work, and its last checkpoint resumes."""
+
+    class Validated(Digits):
+        def validation_step(self, batch, _):
+            x, y = batch
+            self.log("val_loss", torch.nn.functional.cross_entropy(self.net(x), y))
+
+    torch.manual_seed(0)
+    saves = ModelCheckpoint(tmp_path, monitor="val_loss", save_last=True)
+    loader = R8Loader(DATA, batch_size=32)
+    callbacks = [R8Callback(loader), saves, EarlyStopping("val_loss", patience=1, min_delta=10.0)]
+    trainer = lightning.Trainer(max_epochs=9, callbacks=callbacks, **QUIET)
+    trainer.fit(Validated(), loader, DataLoader(DATA, batch_size=100))
+
+    assert loader.scheduler.global_step == 2 * STEPS
+    assert "lr" in trainer.progress_bar_metrics
+    _, r8, _ = fit(module=Validated(), ckpt_path=saves.last_model_path, epochs=9)
+    assert r8.global_step == 9 * STEPS
+
+
+def test_manual_optimization():
+    """A module that takes its own steps is reported for all the same."""
+
+    class Manual(Digits):
+        automatic_optimization = False
+
+        def training_step(self, batch, index):
+            found = super().training_step(batch, index)
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(found["loss"])
+            optimizer.step()
+            return {"losses": found["losses"]}
+
+    _, r8, _ = fit(module=Manual(bad=[6]))
+
+    assert (r8.global_step, r8.sentry.num_refused) == (3 * STEPS, 1)
+
+
+def test_own_rate_scheduler():
+    """A rate scheduler of the module's is refused by name, or has its way with sets_lr=False."""
+
+    class Own(Digits):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)]
+
+    with pytest.raises(ValueError, match=r"must return no rate scheduler, .*StepLR.*sets_lr=False"):
+        fit(module=Own())
+    _, _, trainer = fit(module=Own(), settings={"sets_lr": False})
+
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.2 * 0.5**3)
+
+
+def test_checkpoint_without_a_scheduler(tmp_path):
+    """A checkpoint of a training without R8Loader is refused before training begins."""
+    torch.manual_seed(0)
+    plain = lightning.Trainer(max_epochs=1, enable_checkpointing=False, **QUIET)
+    plain.fit(Digits(), DataLoader(DATA, batch_size=32, shuffle=True))
+    plain.save_checkpoint(tmp_path / "plain.ckpt")
+
+    with pytest.raises(ValueError, match="ckpt_path must be a checkpoint of a training with R8Loader"):
+        fit(ckpt_path=tmp_path / "plain.ckpt")
+
+
+def test_another_data_set(tmp_path):
+    """A checkpoint of a training on other data is refused."""
+    fit(more=[Checkpoints(tmp_path, [5])])
+    other = R8Loader(torch.utils.data.Subset(DATA, range(300)), batch_size=32)
+
+    with pytest.raises(ValueError, match="400"):
+        fit(ckpt_path=f"{tmp_path}/5.ckpt", loader=other)
+
+
+def test_resume_beside_a_checkpoint(tmp_path):
+    """With ckpt_path Lightning's checkpoint wins over resume=, which is said."""
+    settings = {"checkpoint_dir": tmp_path / "own", "resume": "auto"}
+    fit(more=[Checkpoints(tmp_path, [5])], settings=settings)
+    heard = []
+    listen = {"listeners": [lambda event: heard.append(getattr(event, "text", ""))]}
+    _, r8, _ = fit(ckpt_path=f"{tmp_path}/5.ckpt", settings=settings | listen)
+
+    assert any("resume='auto' of R8Loader is left out of account" in text for text in heard)
+    assert r8.global_step == 3 * STEPS
+
+
+def test_without_the_callback():
+    """A Trainer without the callback, and one with that of another loader, are told so."""
+    with pytest.raises(RuntimeError, match=r"Trainer\(callbacks=\[R8Callback\(loader\)\]\)"):
+        lightning.Trainer(max_epochs=1, enable_checkpointing=False, **QUIET).fit(Digits(), R8Loader(DATA, batch_size=8))
+    trainer = lightning.Trainer(
+        max_epochs=1, callbacks=[R8Callback(R8Loader(DATA, batch_size=8))], enable_checkpointing=False, **QUIET
+    )
+    with pytest.raises(ValueError, match=r"fit\(\) must be given the R8Loader of R8Callback"):
+        trainer.fit(Digits(), DataLoader(DATA, batch_size=8))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: R8Loader(DataLoader(DATA), batch_size=8), TypeError, "dataset must be the data set itself"),
+        (lambda: R8Loader(DATA, batch_size=0), ValueError, "batch_size must be a whole number >= 1, got 0"),
+        (lambda: R8Loader(DATA, batch_size=8, shuffle=True), ValueError, "shuffle must be left out"),
+        (lambda: R8Callback(DataLoader(DATA)), TypeError, "loader must be an R8Loader"),
+        (lambda: R8Loader(DATA, batch_size=8).go_on_from({}), RuntimeError, "got no R8Callback"),
+        (lambda: R8Loader(DATA, batch_size=8).whole_state(), RuntimeError, "got no R8Callback"),
+        (lambda: budget_of(lightning.Trainer(max_epochs=-1, **QUIET), 5), ValueError, "must have a budget"),
+    ],
+)
+def test_arguments(make, error, message):
+    """Each wrong argument is named, with what would be right."""
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_nothing_returned():
+    """A manual step that returns nothing is told what to return."""
+
+    class Silent(Digits):
+        automatic_optimization = False
+
+        def training_step(self, batch, index):
+            return None
+
+    with pytest.raises(TypeError, match=r"training_step\(\) must return the loss, or a dict"):
+        fit(module=Silent())
+
+
+@pytest.mark.parametrize(("updates", "batches"), [(5, 5), (7, 7), (8, 8)])
+def test_batches_of_steps(updates, batches):
+    """Without accumulation a step is a batch."""
+    assert batches_of(updates, num_batches=7, accumulate=1) == batches

@@ -1,0 +1,59 @@
+"""`learnit_r8.lightning` on two processes, each with its part of every batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("lightning")
+pytest.importorskip("sklearn")
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import json, sys, torch, warnings
+warnings.simplefilter("ignore")
+from tests.lightning.common import Checkpoints, Digits, digest, fit
+folder, ckpt, bad = sys.argv[1], sys.argv[2] or None, [int(each) for each in sys.argv[3].split()]
+rank = __import__("os").environ.get("LOCAL_RANK", "0")
+module, r8, _ = fit(
+    module=Digits(bad=bad if rank == "1" else []), devices=2, strategy="ddp", ckpt_path=ckpt,
+    more=[] if ckpt else [Checkpoints(folder, [4])],
+)
+uses = sorted(set(r8.table.usage_count.tolist()))
+done = {"digest": digest(module, r8), "uses": uses, "refused": r8.sentry.num_refused}
+open(f"{folder}/{'resumed' if ckpt else 'whole'}-{rank}.json", "w").write(json.dumps(done))
+"""
+
+
+def run(folder, ckpt="", bad=""):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    script = folder / "train.py"
+    script.write_text(PROGRAM)
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder), ckpt, bad],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=180,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    kind = "resumed" if ckpt else "whole"
+    return [json.loads((folder / f"{kind}-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_resumes_on_two_processes(tmp_path):
+    """With use_distributed_sampler left on, both ranks share every batch, and resume exactly by ckpt_path."""
+    whole = run(tmp_path)
+    resumed = run(tmp_path, str(tmp_path / "4.ckpt"))
+
+    assert whole[0] == whole[1] == resumed[0] == resumed[1]
+    assert whole[0]["uses"] == [3]
+
+
+def test_heals_on_two_processes(tmp_path):
+    """A NaN on one rank is answered on both."""
+    done = run(tmp_path, bad="5")
+
+    assert done[0] == done[1]
+    assert done[0]["refused"] == 1

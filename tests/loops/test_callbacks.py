@@ -1,0 +1,441 @@
+"""The callbacks of loops: bars, checkpoints, early stopping, loggers; and data-aware batches."""
+
+from __future__ import annotations
+
+import io
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from learnit_r8 import R8Scheduler
+from learnit_r8.loops import (
+    Elapsed,
+    Period,
+    at,
+    checkpoint,
+    early_stopping,
+    elapse,
+    every,
+    keras_bar,
+    load_state,
+    logs,
+    loop,
+    report_to,
+    save_state,
+    scheduled,
+    tensorboard,
+    tqdm_bar,
+    train_loop,
+    wandb,
+    wandb_logger,
+)
+from learnit_r8.loops.bars import bar_line
+from learnit_r8.streams import step_stream
+
+
+def value(state, batch):
+    """Counts batches in the state and logs them as "v"."""
+    return logs().add_metric("v", batch), state + 1
+
+
+class Screen(io.StringIO):
+    """A terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_min_delta_is_never_used():
+    """ciclo: min_delta was ignored; 20 of 20 steps of .01 were run with min_delta .5."""
+    stopping = early_stopping("v", patience=3, min_delta=0.5)
+    _, _, elapsed = loop(0, [1 - 0.01 * i for i in range(20)], {every(1): value}, stopping)
+
+    assert elapsed.steps == 4
+    assert stopping.stopped
+    assert stopping.best == 1
+
+
+def test_patience_runs_while_no_new_value_came():
+    """ciclo: patience ran while no value came, and none at all was a ValueError."""
+    stopping = early_stopping("v", patience=2)
+    _, _, elapsed = loop(0, [5, 0, 0, 4, 0, 0, 6, 0, 0, 7, 0, 0], {at(1, 4, 7, 10): value}, stopping)
+    loop(0, range(3), None, early_stopping("v"))
+
+    assert elapsed.steps == 10
+
+
+@pytest.mark.parametrize(("patience", "steps"), [(Period(steps=3), 6), (at(samples=3), 6), (1, 4)])
+def test_patience_counts_values_or_a_period(patience, steps):
+    """A number counts values without improvement, a period what went by since the best one."""
+    stopping = early_stopping("v", patience, mode="max")
+    data = [1, 2, 3, 0, 0, 0, 0]
+
+    assert loop(0, data, {every(1): value}, stopping)[2].steps == steps
+
+
+@pytest.mark.parametrize("kind", ["number", "array", "module"])
+def test_best_state_restored_only_when_it_stops_early(kind):
+    """ciclo: the best state came back only after an early stop; here however the loop ends, and from a copy."""
+    if kind == "module":
+        torch = pytest.importorskip("torch")
+        state = torch.nn.Linear(1, 1)
+    else:
+        state = 0 if kind == "number" else np.zeros(1)
+
+    def step(state, batch):
+        step_logs = logs().add_metric("v", abs(batch - 2))
+        if kind == "number":
+            return step_logs, batch
+        target = state.weight.data if kind == "module" else state
+        target[:] = batch
+        return step_logs
+
+    final, _, elapsed = loop(state, range(5), {every(1): step}, early_stopping("v", patience=99))
+    last = loop(0, range(5), {every(1): value}, early_stopping("v", 99, mode="max", restore_best_weights=False))[0]
+
+    assert elapsed.steps == 5
+    best = {"number": lambda: final, "array": lambda: final[0], "module": lambda: final.weight.item()}[kind]()
+    assert best == 2
+    assert last == 5
+    assert kind != "module" or final is state
+
+
+def test_a_value_that_is_not_finite_is_no_best_one():
+    stopping = early_stopping("v", patience=9)
+    loop(0, [float("nan"), 3, 2], {every(1): value}, stopping)
+
+    assert stopping.best == 2
+
+
+def test_wrong_early_stopping():
+    with pytest.raises(ValueError, match="patience must be > 0, got 0"):
+        early_stopping("v", patience=0)
+    with pytest.raises(ValueError, match='mode must be "min" or "max", got'):
+        early_stopping("v", mode="best")
+
+
+def test_early_stopping_sees_the_tests_of_train_loop():
+    """It stands among the callbacks, and looks at the epochs' tests only."""
+    tests = iter([3.0, 1.0, 2.0, 2.0, 2.0])
+    tasks = {
+        "on_train_step": lambda state: state + 1,
+        "on_test_step": lambda batch: logs().add_metric("loss", batch),
+    }
+    state, _, elapsed = train_loop(
+        0, [0] * 4, tasks, early_stopping("loss_test", 2), test_dataset=lambda: [next(tests)], stop=99
+    )
+
+    assert (state, elapsed.steps) == (8, 16)
+
+
+def test_the_metric_becomes_the_step_in_the_file_name(tmp_path):
+    """ciclo: the metric's value was used as the step of the file; here it is the step, best ones only, so many kept."""
+    best = checkpoint(tmp_path, monitor="v", mode="max", keep=2)
+    for _ in range(2):
+        loop(0, [1, 5, 3, 7, 9, 0], {every(1): value}, best)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_4", "checkpoint_5"]
+    assert load_state(tmp_path / "checkpoint_5", 0) == 5
+
+
+def test_checkpoints_at_a_trigger_and_at_the_end(tmp_path):
+    """Without a monitor every call saves, and so does the end, but not after an error; others' files stay."""
+    (tmp_path / "checkpoint_1").write_text("of another run")
+    loop(0, range(7), {every(1): value, every(3): checkpoint(tmp_path, keep=2)})
+
+    def fail():
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        loop(0, range(7), {at(5): [value, fail]}, checkpoint(tmp_path / "failed"))
+    names = sorted(path.name for path in tmp_path.iterdir())
+
+    assert names == ["checkpoint_1", "checkpoint_6", "checkpoint_7", "failed"]
+    assert load_state(tmp_path / "checkpoint_6", 0) == 6
+    assert sorted(path.name for path in (tmp_path / "failed").iterdir()) == ["checkpoint_4"]
+
+
+def test_states_are_saved_without_pickle(tmp_path):
+    """Nests of arrays, numbers and texts, named tuples, and torch modules with their optimizers come back."""
+    torch = pytest.importorskip("torch")
+    state = {"a": [np.arange(3), 2.5, None, "text"], "e": Elapsed(3, 4), "b": (), "f32": np.float32(1.5)}
+    save_state(tmp_path / "new" / "plain", state)
+    back = load_state(tmp_path / "new" / "plain", {**state, "a": [np.zeros(3, int), 0.0, None, ""], "e": Elapsed()})
+
+    assert back["a"][0].tolist() == [0, 1, 2]
+    assert back["a"][1:] == [2.5, None, "text"]
+    assert back["e"] == Elapsed(3, 4)
+    model, other = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    model.half_ = other.half_ = torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    save_state(tmp_path / "model", model)
+    load_state(tmp_path / "model", other)
+    assert torch.equal(model.weight, other.weight)
+    assert other.half_.dtype == torch.bfloat16
+
+
+def test_wrong_states(tmp_path):
+    """A state of another structure or shape is refused, naming the place."""
+    path = tmp_path / "state"
+    save_state(path, {"a": np.zeros(3), "b": [1]})
+
+    with pytest.raises(ValueError, match=r"state must be saved with \['a', 'c'\], got \['a', 'b'\]"):
+        load_state(path, {"a": np.zeros(3), "c": [1]})
+    with pytest.raises(ValueError, match=r"state.a must be saved with the shape \(4,\), got \(3,\)"):
+        load_state(path, {"a": np.zeros(4), "b": [1]})
+    with pytest.raises(ValueError, match=r"state.a must be saved as \['x'\], got ndarray"):
+        load_state(path, {"a": {"x": 1}, "b": [1]})
+    with pytest.raises(ValueError, match=r"state.b must be saved as one value, got \['0'\]"):
+        load_state(path, {"a": np.zeros(3), "b": 1})
+    with pytest.raises(TypeError, match=r"state.state must be .* got <object"):
+        save_state(path, object())
+    with pytest.raises(ValueError, match="keep must be a whole number >= 1, got 0"):
+        checkpoint(path, keep=0)
+
+
+def test_bars_are_opened_when_constructed_and_never_closed(monkeypatch):
+    """ciclo: bars were opened when built and never closed; here by the loop, once for each run."""
+    made = []
+
+    class Bar:
+        def __init__(self, **options):
+            self.options, self.n, self.closed, self.post = options, options["initial"], False, None
+            made.append(self)
+
+        def update(self, more):
+            self.n += more
+
+        def set_postfix(self, values, refresh):
+            self.post = values
+
+        def close(self):
+            self.closed = True
+
+    monkeypatch.setitem(sys.modules, "tqdm", types.SimpleNamespace(tqdm=Bar))
+    bar = tqdm_bar(total=at(samples=6), colour="green")
+    assert not made
+
+    loop(0, [[1, 2]] * 3, {every(1): value}, bar)
+    by_hand = tqdm_bar()
+    for elapsed, _ in elapse([1, 2]):
+        by_hand(elapsed, logs().add_metric("v", 1.0))
+    by_hand.close()
+    by_hand.close()
+
+    assert made[0].options == {"total": 6, "initial": 0, "unit": " samples", "colour": "green"}
+    assert [(bar.n, bar.closed) for bar in made] == [(6, True), (2, True)]
+    assert made[1].post == {"v": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("total", "line"),
+    [
+        (10, "5/10 [===============>..............] - ETA: 2s - v: 0.2500"),
+        (at(samples=20), "5/20 [=======>......................] - ETA: 6s - v: 0.2500"),
+        (5, "5/5 [==============================] - 2s 400ms/step - v: 0.2500"),
+        ("8s", "2s/8s [=======>......................] - ETA: 6s - v: 0.2500"),
+        (None, "5 steps - 2s 400ms/step - v: 0.2500"),
+    ],
+)
+def test_the_line_of_a_bar(total, line):
+    """Count, bar, time to go, metrics; control characters of a name do not reach the terminal."""
+    from learnit_r8.loops.period import as_period
+
+    elapsed = Elapsed(5, 5, 2.0)
+    period = None if total is None else as_period("total", total)
+
+    assert bar_line(elapsed, period, {"\x1b[2Jv"[4:]: 0.25}) == line
+    assert "\x1b" not in bar_line(elapsed, period, {"\x1b[2J\n": 0.25})
+
+
+def test_keras_bar_draws_on_a_terminal(monkeypatch):
+    """One line that is drawn again at most ten times a second, with the latest of each metric, and ended once."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    screen = Screen()
+
+    def step(batch):
+        now[0] += 0.06
+        return logs().add_metric("v", batch).add_output("y", np.zeros(3))
+
+    loop(0, range(4), {every(1): step, 3: lambda: logs().add_loss("rare", 1)}, keras_bar(stream=screen), stop=4)
+    lines = screen.getvalue().split("\r")
+
+    assert [line.split()[0] for line in lines[1:]] == ["1/4", "3/4", "4/4"]
+    assert lines[-1].rstrip(" \n").endswith("v: 3.0000 - rare: 1.0000")
+    assert screen.getvalue().count("\n") == 1
+
+
+def test_keras_bar_elsewhere_is_a_line_a_minute(monkeypatch, capsys):
+    """Where there is no terminal nothing is drawn twice on a line; by hand it is called and closed."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    bar = keras_bar(total=4)
+    for elapsed, _ in elapse(range(4)):
+        now[0] += 40
+        bar(elapsed)
+    bar.close()
+    bar.close()
+    loop(0, [], None, keras_bar())
+    lines = capsys.readouterr().out.splitlines()
+
+    assert [line.split()[0] for line in lines] == ["3/4", "4/4"]
+
+
+def test_wrong_bars(monkeypatch):
+    with pytest.raises(ValueError, match=r"total must be a number of steps >= 0, .* got -1"):
+        keras_bar(total=-1)
+    with pytest.raises(ValueError, match="interval must be seconds >= 0, got -1"):
+        keras_bar(interval=-1)
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with pytest.raises(ImportError, match=r"tqdm is required for tqdm_bar\(\): pip install tqdm"):
+        tqdm_bar()
+
+
+class Recorder:
+    """Stands for a run of wandb and for a writer of TensorBoard."""
+
+    def __init__(self, *arguments, **options):
+        self.made_with, self.seen, self.is_over = (arguments, options), [], False
+
+    def log(self, values, step):
+        self.seen.append((step, values))
+
+    def add_scalar(self, name, number, step):
+        self.seen.append((step, {name: number}))
+
+    def finish(self):
+        self.is_over = True
+
+    close = finish
+
+
+def test_loggers_send_the_numbers_of_each_step(monkeypatch, tmp_path):
+    """A run or writer of the logger's own begins and ends with the loop; one that was handed in stays open."""
+    made = []
+
+    def make(*arguments, **options):
+        made.append(Recorder(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=make))
+    monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=make))
+    mine = [Recorder(), Recorder()]
+    callbacks = [wandb(project="p"), tensorboard(tmp_path), wandb_logger(mine[0]), tensorboard(mine[1])]
+    assert not made
+
+    loop(0, [1.5, 2.5], {every(1): value, "on_end": lambda: logs().add_loss("last", 1)}, callbacks)
+
+    expected = [(1, {"v": 1.5}), (2, {"v": 2.5}), (2, {"last": 1.0})]
+    assert [one.seen for one in (*made, *mine)] == [expected] * 4
+    assert [one.is_over for one in (*made, *mine)] == [True, True, False, False]
+    assert made[0].made_with == ((), {"project": "p"})
+    assert made[1].made_with == ((str(tmp_path),), {})
+
+
+def test_loggers_that_are_not_installed(monkeypatch, tmp_path):
+    """What is missing is named, with the command that installs it, when the callback is built."""
+    for name in ("wandb", "tensorboardX", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+    with pytest.raises(ImportError, match=r"wandb is required for wandb_logger\(\): pip install wandb"):
+        wandb()
+    with pytest.raises(ImportError, match=r"tensorboardX is required for tensorboard\(\): pip install tensorboardX"):
+        tensorboard(tmp_path)
+
+
+def scheduler(**more):
+    return R8Scheduler(60, **{"batch_size": 8, "num_epochs": 3, "seed": 5, **more})
+
+
+def drawn(state, batch):
+    """Logs the losses of the samples."""
+    return logs().add_metric("loss", batch.data["x"]), [*state, (batch.indices.tolist(), batch.lr)]
+
+
+def test_data_aware_batches_in_one_line():
+    """loop over scheduled() sees the batches and rates of the scheduler's own loop and of step_stream."""
+    x = np.linspace(1, 2, 60)
+    bare, r8 = [], scheduler()
+    for _ in r8.epoch_iterator():
+        for indices, lr in r8.batch_iterator():
+            bare.append((indices.tolist(), lr))
+            r8.update_with_loss(x[indices])
+    streamed, r8 = [], scheduler()
+    for _ in step_stream(r8, lambda indices, lr: streamed.append((indices.tolist(), lr)) or x[indices]):
+        pass
+    r8 = scheduler()
+    looped, history, elapsed = loop([], scheduled(r8, {"x": x}), {every(1): [drawn, report_to(r8)]})
+    r8 = scheduler()
+    named, _, _ = train_loop([], scheduled(r8, {"x": x}), {"on_train_step": [drawn, report_to(r8)]}, stop=99)
+
+    assert bare == streamed == looped == named
+    assert len(bare) == elapsed.steps == 24
+    assert history.collect("scheduler.lr") == [lr for _, lr in bare]
+    assert r8.table.source == "exact"
+
+
+def test_an_interrupted_batch_is_the_next_one_drawn():
+    """After Ctrl-C in the middle of a step the same batches come as without it."""
+    x, r8 = np.ones(60), scheduler()
+
+    def interrupted(state, batch):
+        if len(state) == 5:
+            raise KeyboardInterrupt
+        return drawn(state, batch)
+
+    half, _, _ = loop([], scheduled(r8, {"x": x}), {every(1): [interrupted, report_to(r8)]})
+    rest, _, _ = loop(half, scheduled(r8, {"x": x}), {every(1): [drawn, report_to(r8)]})
+    r8 = scheduler()
+    whole, _, _ = loop([], scheduled(r8, {"x": x}), {every(1): [drawn, report_to(r8)]})
+
+    assert len(half) == 5
+    assert rest == whole
+
+
+def test_a_refused_batch_leaves_the_state():
+    """A NaN is not learnt from: the state of before the step stays."""
+    r8 = scheduler(num_steps=4, num_epochs=None)
+    losses = iter([1.0, float("nan"), 1.0, 1.0])
+
+    def step(state):
+        return logs().add_metric("loss", next(losses)), state + 1
+
+    with pytest.warns(RuntimeWarning):
+        state, history, _ = loop(0, scheduled(r8, np.zeros(60)), {every(1): [step, report_to(r8)]})
+
+    assert state == 3
+    assert history.collect("refused") == [False, True, False, False]
+
+
+@pytest.mark.parametrize("data", [np.arange(60), (np.arange(60),), lambda indices: np.arange(60)[indices]])
+def test_data_of_a_scheduled_loop(data):
+    """Arrays, tuples and dictionaries of them, and functions of indices."""
+    r8, seen = scheduler(num_epochs=1), []
+
+    def step(batch):
+        seen.extend(np.ravel(batch.data[0] if isinstance(data, tuple) else batch.data))
+        return logs().add_metric("loss", 1.0)
+
+    loop(0, scheduled(r8, data), {every(1): [step, report_to(r8)]})
+
+    assert sorted(seen) == list(range(60))
+
+
+def test_wrong_scheduled_loops():
+    r8 = scheduler()
+    step = lambda: logs().add_metric("loss", 1.0)  # noqa: E731
+
+    with pytest.raises(TypeError, match="r8 must be an R8Scheduler, got 3"):
+        scheduled(3, np.zeros(60))
+    with pytest.raises(TypeError, match="data must be arrays, or a function of indices, got list"):
+        scheduled(r8, ["text"])
+    with pytest.raises(ValueError, match="data must have the scheduler's 60 samples, got 61"):
+        scheduled(r8, np.zeros(61))
+    with pytest.raises(RuntimeError, match="the batch of step 0 must be reported before the next one is drawn"):
+        loop(0, scheduled(r8, np.zeros(60)), {every(1): step})
+    with pytest.raises(RuntimeError, match=r"report_to\(\) must be called once for each batch of scheduled\(\)"):
+        loop(0, [1], {every(1): [step, report_to(r8)]})
+    with pytest.raises(KeyError, match="key must be one of"):
+        loop(0, scheduled(r8, np.zeros(60)), {every(1): report_to(r8)})

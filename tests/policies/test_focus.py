@@ -1,0 +1,199 @@
+"""The policy that skips what is easy and what looks mislabelled."""
+
+import numpy as np
+import pytest
+
+from learnit_r8 import Context, Focus, Outlook, R8Scheduler
+from learnit_r8.checkpoint.codec import decode, encode
+from learnit_r8.table.label_noise import Suspicion
+from learnit_r8.table.mixture import Humps
+from tests.common import candidates, generator
+
+SUSPICION = Suspicion(2.0, Humps(0.3, 0.1, 1.5, 0.1, 0.1))
+SAFE = Outlook(is_exact=True, num_uses=6.0, hard_share=0.0, middle_loss=0.25)
+SUSPECTING = SAFE._replace(suspicion=SUSPICION)
+
+
+def kept(policy, loss, *, progress=0.5, outlook=SAFE, uses=6, group=None, count=400):
+    """Share kept of each distinct loss, over many samples of each."""
+    loss = np.repeat(loss, count)
+    chunk = candidates(
+        loss, usage_count=np.full(len(loss), uses), group=None if group is None else np.repeat(group, count)
+    )
+    keep, weights = policy.select(chunk, Context(progress, 6, 8, 2.0, outlook), generator())
+    assert weights is None
+    return keep.reshape(-1, count).mean(axis=1)
+
+
+def test_skips_the_easy_half():
+    """Of the lower half by last loss about 5 % are kept, of the other half all."""
+    easy, easier, hard, harder = kept(Focus(), [0.2, 0.1, 0.3, 0.4])
+
+    assert 0 < easy < 0.12
+    assert 0 < easier < 0.12
+    assert (hard, harder) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"progress": 0.2},
+        {"progress": 0.95},
+        {"outlook": SAFE._replace(hard_share=0.05)},
+        {"outlook": SAFE._replace(num_uses=2.0)},
+        {"outlook": SAFE._replace(is_exact=False)},
+        {"outlook": SUSPECTING},
+    ],
+    ids=["too early", "the tail", "many are hard", "hardly used", "not exact", "some look mislabelled"],
+)
+def test_takes_everything_where_skipping_is_not_safe(change):
+    """At the begin and the end, while many samples are hard, with suspects or a rough table nothing is skipped."""
+    assert kept(Focus(), [0.1, 0.2, 0.3, 0.4], **change).tolist() == [1, 1, 1, 1]
+
+
+def test_noise_guard_skips_suspects():
+    """With the guard suspects are left out, or as many of them as is wished; the easy half is skipped then, too."""
+    easy, hard, suspect, suspect_too = kept(Focus(noise_guard=True), [0.1, 0.3, 4.5, 4.6], outlook=SUSPECTING)
+    some = kept(Focus(noise_guard=True, skip_suspects=0.9), [0.1, 0.3, 4.5, 4.6], outlook=SUSPECTING)
+
+    assert 0 < easy < 0.12
+    assert (hard, suspect, suspect_too) == (1, 0, 0)
+    assert 0.05 < some[2] < 0.17
+
+
+def test_guard_skips_what_is_nearly_as_bad_as_untrained():
+    """What is of the higher hump is skipped from 72 % of the untrained loss on; `suspects()` asks for all of it."""
+    early = SUSPECTING._replace(suspicion=SUSPICION._replace(humps=Humps(0.3, 0.05, 0.95, 0.1, 0.1)))
+    below, above = kept(Focus(noise_guard=True, begin=1, end=1), [1.4, 1.5], outlook=early)
+
+    assert (below, above) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"progress": 0.09},
+        {"outlook": SUSPECTING._replace(num_uses=3.9)},
+        {"outlook": SAFE._replace(hard_share=1.0)},
+        {"uses": 3, "outlook": SUSPECTING._replace(hard_share=1.0)},
+    ],
+    ids=["too early", "hardly used", "nothing suspected", "young samples"],
+)
+def test_guard_waits(change):
+    """Before a tenth of the budget and four uses on average, and without suspicion, nobody is skipped as a suspect."""
+    assert kept(Focus(noise_guard=True), [0.1, 4.5], **{"outlook": SUSPECTING, **change}).tolist() == [1, 1]
+
+
+def test_guard_protects_groups():
+    """Where all suspects are of one group, most of that group is kept."""
+    plain = kept(Focus(noise_guard=True, begin=1, end=1), [0.1, 0.1, 0.1, 4.5], outlook=SUSPECTING)
+    grouped = kept(
+        Focus(noise_guard=True, begin=1, end=1), [0.1, 0.1, 0.1, 4.5], outlook=SUSPECTING, group=[0, 0, 0, 1]
+    )
+
+    assert plain[3] < 0.17
+    assert grouped[3] > 0.6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"noise_guard": 1}, TypeError, r"noise_guard must be True or False, got 1\."),
+        ({"skip_easy": 1.5}, ValueError, r"skip_easy must be in \[0, 1\], got 1\.5\."),
+        ({"skip_suspects": -1}, ValueError, r"skip_suspects must be in \[0, 1\], got -1\."),
+        ({"begin": "x"}, ValueError, r"begin must be in \[0, 1\], got 'x'\."),
+        ({"most_hard": float("nan")}, ValueError, r"most_hard must be in \[0, 1\], got nan\."),
+        ({"end": 0.1}, ValueError, r"end must be in \[begin, 1\] = \[0\.25, 1\], got 0\.1\."),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    """Arguments outside their range are refused."""
+    with pytest.raises(error, match=message):
+        Focus(**arguments)
+
+
+WRONG = np.arange(0, 400, 10)
+
+
+def losses_of(indices, epoch):
+    """Right labels are learnt, wrong ones get worse."""
+    return np.where(indices % 10 == 0, 2.0 + 0.4 * epoch, 2.0 * 0.5**epoch) * (1 + 0.1 * np.sin(indices))
+
+
+def train(r8, *, until=None, visits=None, reduce=lambda losses: losses, part_size=None):
+    """Go on to the end, or to a step."""
+    while r8.global_step != until and (ticket := r8.draw_if_any()) is not None:
+        if visits is not None:
+            visits[ticket.epoch, ticket.indices] += 1
+        r8.report(ticket, reduce(losses_of(ticket.indices, ticket.epoch)), part_size=part_size)
+
+
+def test_a_run_hardly_visits_wrong_labels_any_more():
+    """An epoch stays N visits; from the fifth on they go to samples that are right."""
+    r8 = R8Scheduler(
+        400, batch_size=32, num_epochs=10, policy=Focus(noise_guard=True, begin=1, end=1), groups=np.arange(400) % 3
+    )
+    visits = np.zeros((10, 400))
+    train(r8, visits=visits)
+
+    assert visits.sum(axis=1).tolist() == [400] * 10
+    assert (visits[:4] == 1).all()
+    assert visits[5:, WRONG].sum() == 0
+
+
+@pytest.mark.parametrize("step", [70, 78, 90])
+def test_resumes_bit_for_bit(step):
+    """A run that stops in mid-pass goes on with what it decided when the pass began."""
+
+    def make():
+        policy = Focus(noise_guard=True)
+        return R8Scheduler(400, batch_size=32, num_epochs=10, policy=policy, groups=np.zeros(400), seed=3)
+
+    whole, first, second = make(), make(), make()
+    train(whole)
+    train(first, until=step)
+    second.load_state_dict(decode(encode(first.state_dict())))
+    train(second)
+
+    assert np.array_equal(whole.table.usage_count, second.table.usage_count)
+    assert np.array_equal(whole.table.loss, second.table.loss)
+
+
+def test_means_of_parts_take_everything():
+    """From means of small parts wrong labels cannot be told, and the hard half would hold them: nothing is skipped."""
+    r8 = R8Scheduler(400, batch_size=32, num_epochs=10, policy=Focus(noise_guard=True), groups=np.zeros(400))
+    with pytest.warns(RuntimeWarning, match=r"needs the loss of each sample and was given parts of 4"):
+        train(r8, reduce=lambda losses: losses.reshape(-1, 4).mean(axis=1), part_size=4)
+
+    assert np.ptp(r8.table.usage_count) == 0
+
+
+def test_guard_needs_groups():
+    """Without the labels a rare class looks mislabelled: the guard asks for them before anything is made."""
+    with pytest.raises(ValueError, match=r"groups must be a label.*np\.zeros\(num_samples\) is one group for all"):
+        R8Scheduler(400, batch_size=32, num_epochs=10, policy=Focus(noise_guard=True))
+
+
+def test_rare_class_that_is_learnt_late_is_kept():
+    """A class of 5 % that stays at its prior is visited as the others are; wrong labels in all classes are not."""
+    groups = (np.arange(2000) < 100).astype(int)
+    r8 = R8Scheduler(2000, batch_size=50, num_epochs=10, policy=Focus(noise_guard=True, begin=1, end=1), groups=groups)
+    while (ticket := r8.draw_if_any()) is not None:
+        late = np.where(groups[ticket.indices] == 1, 3.0, 0.05)
+        losses = np.where(ticket.indices % 50 == 49, 3.0, late) if ticket.epoch else np.full(50, 0.69)
+        r8.report(ticket, losses + 0.001 * (ticket.indices % 7))
+    uses = r8.table.usage_count
+
+    assert uses[:100].min() >= 9
+    assert uses[149::50].max() <= 6
+
+
+def test_batch_means_take_everything_and_say_so():
+    """Where only means of batches are reported every sample comes once an epoch, and one warning says why."""
+    r8 = R8Scheduler(400, batch_size=32, num_epochs=6, policy="focus")
+    visits = np.zeros((6, 400))
+    with pytest.warns(RuntimeWarning, match=r"Focus\(.*needs the loss of each sample.*given batch means of 32") as said:
+        train(r8, visits=visits, reduce=lambda losses: float(losses.mean()))
+
+    assert len(said) == 1
+    assert (visits == 1).all()

@@ -1,0 +1,250 @@
+"""The report: one page with everything in it, whatever is in the run folder."""
+
+import html.parser
+import json
+import math
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learnit_r8 import events
+from learnit_r8.journal import UnreadableRun
+from learnit_r8.journal.samples import Samples, write_samples
+from learnit_r8.report import write_report
+from learnit_r8.report.axes import Axis, frame, line, range_of, sparkline
+from learnit_r8.report.data import report_data
+from learnit_r8.report.page import page
+from tests.drive import INF, NAN, make, sample_losses
+from tests.journal.test_run_folder import STARTED, folder_with, steps
+
+VOID = {"meta", "input", "br", "link"}
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>\x1b[2J\u202e&amp;"
+
+
+def said_of(folder, tmp_path):
+    """The text of a run's report."""
+    return " ".join(Reader(write_report(folder, tmp_path / "out.html").read_text()).texts)
+
+
+def samples(epoch, loss, *, last=None, uses=None, source="exact", untrained=1.0, names=None):
+    loss = np.asarray(loss, np.float32)
+    uses = np.isfinite(loss) if uses is None else uses
+    last = loss if last is None else last
+    return Samples(epoch, 5 + epoch, source, True, untrained, loss, last, loss, uses.astype(np.uint16), names or {})
+
+
+class Reader(html.parser.HTMLParser):
+    """Reads a page the way a browser does: tags, attributes, text; every tag must be closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.texts, self.open = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def trained(folder, *, per_sample=True, epochs=6):
+    """A run with a refused loss and a metric, and the samples of all its epochs."""
+    r8 = make(
+        40, batch_size=4, num_epochs=epochs, run_dir=folder, name="a run", sample_ids=[f"s{n}" for n in range(40)]
+    )
+    for epoch in r8.epoch_iterator():
+        for indices, _ in r8.batch_iterator():
+            losses = sample_losses(indices) / (1 + r8.global_step)
+            r8.update_with_loss(losses if per_sample else float(losses.mean()))
+        r8.log(accuracy=1 - 1 / (2 + epoch))
+    r8.close()
+    return folder
+
+
+def test_page_has_every_part(tmp_path):
+    """A whole run gives every section, and the file names of its hardest samples."""
+    text = write_report(trained(tmp_path / "run"), tmp_path / "out.html").read_text()
+    read = Reader(text)
+    said = " ".join(read.texts)
+
+    for title in (
+        "a run", "finished", "Loss", "Learning rate", "accuracy", "Quarters by loss", "Moves between the quarters",
+        "Data map", "Hardest samples", "Events", "Configuration", "What the samples say", "initial_lr", "numpy",
+    ):  # fmt: skip
+        assert title in said
+    assert read.tags.count("svg") > 6
+    assert "s0" in said or "s1" in said
+
+
+def test_page_needs_nothing_else(tmp_path):
+    """No script, no other file, no address: the page alone is all, and a browser is told to load nothing."""
+    read = Reader(write_report(trained(tmp_path / "run"), tmp_path / "out.html").read_text())
+
+    assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form"} & set(read.tags)
+    assert not {"src", "href", "srcset", "action", "style"} & {name for name, _ in read.attributes}
+    assert not [name for name, _ in read.attributes if name.startswith("on")]
+    assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in read.attributes
+    assert (tmp_path / "out.html").stat().st_size < 2_000_000
+
+
+def test_pictures_are_well_formed(tmp_path):
+    """Every picture in the page is XML that a program can read, with finite coordinates."""
+    text = write_report(trained(tmp_path / "run"), tmp_path / "out.html").read_text()
+    pictures = ["<svg" + part.split("</svg>")[0] + "</svg>" for part in text.split("<svg")[1:]]
+    for picture in pictures:
+        for element in ElementTree.fromstring(picture).iter():
+            for name, value in element.attrib.items():
+                assert "nan" not in value or name == "aria-label"
+                assert "inf" not in value or name == "aria-label"
+
+    assert len(pictures) > 6
+
+
+def test_hostile_texts_stay_texts(tmp_path):
+    """Names, messages and settings of a run cannot become markup, nor hide other text."""
+    started = events.RunStarted(0, 0.0, HOSTILE, 100, 10, 10, 1000, None, HOSTILE, {HOSTILE: HOSTILE})
+    folder = folder_with(
+        tmp_path / "run",
+        started,
+        steps(5),
+        events.Notice(5, 0.5, HOSTILE, is_warning=True),
+        events.MetricsLogged(5, 0.5, 5, {HOSTILE: 1.0}),
+        events.CheckpointSaved(5, 0.5, HOSTILE, HOSTILE),
+        events.ProcessLeft(5, 0.5, HOSTILE),
+    )
+    (folder / "run.json").write_text(json.dumps({"name": HOSTILE, "versions": {HOSTILE: HOSTILE}, "program": HOSTILE}))
+    names = dict.fromkeys(range(100), HOSTILE)
+    for epoch in (0, 1):
+        write_samples(folder, [samples(epoch, np.ones(100), source=HOSTILE, names=names)])
+    text = write_report(folder, tmp_path / "out.html").read_text()
+    read = Reader(text)
+
+    assert not {"script", "img"} & set(read.tags)
+    assert not [name for name, _ in read.attributes if name.startswith("on")]
+    assert "<script>alert(1)</script>" in "".join(read.texts)
+    assert not {"\x1b", "\u202e"} & set(text)
+
+
+def test_estimates_are_called_estimates(tmp_path):
+    """Where only batch means were reported no sample is called mislabelled, and the numbers are called rough."""
+    said = said_of(trained(tmp_path / "run", per_sample=False), tmp_path)
+
+    assert "batch means of 4" in said
+    assert "the order of samples is rough" in said
+    assert "per-sample losses are needed" in said
+
+
+def test_suspects_are_listed(tmp_path):
+    """Samples that stay worse than untrained are counted, listed and marked."""
+    folder = folder_with(tmp_path / "run", STARTED, steps(5))
+    loss = np.where(np.arange(100) < 5, 5.0, 0.1)
+    for epoch in (3, 4):
+        write_samples(folder, [samples(epoch, loss, uses=np.full(100, 9), untrained=2.3)])
+    data = report_data(folder)
+
+    assert [row.number for row in data.suspects] == [0, 1, 2, 3, 4]
+    assert page(data).count(">suspect: always high<") == 10
+
+
+@pytest.mark.parametrize("happened", [[], [STARTED], [STARTED, events.RunEnded(0, 0.0, False)], [steps(5)]])
+def test_short_run_has_a_page(tmp_path, happened):
+    """A run that has hardly begun, or whose beginning is missing, has a page too."""
+    said = said_of(folder_with(tmp_path / "run", *happened), tmp_path)
+
+    assert "it" in said
+
+
+def test_damage_is_reported(tmp_path):
+    """The end of the page counts the lines that could not be read."""
+    folder = folder_with(tmp_path / "run", STARTED, steps(5), text="garbage\n" * 3)
+    (folder / "samples-000000.npz").write_bytes(b"garbage")
+    said = said_of(folder, tmp_path)
+
+    assert "3 lines of the journal could not be read" in said
+    assert "could not be shown: samples-000000.npz must be a whole samples file" in said
+
+
+def test_files_of_another_data_set_are_left_out(tmp_path):
+    """Samples files that do not fit the newest one are named and not compared."""
+    folder = folder_with(tmp_path / "run", STARTED)
+    for epoch, size in ((0, 7), (1, 5)):
+        write_samples(folder, [samples(epoch, np.ones(size))])
+
+    assert report_data(folder).notes == ["epoch 1 has 7 samples, the newest 5"]
+    assert report_data(folder).flow is None
+
+
+ODD = [NAN, INF, -INF, 0.0, -3.0, 1e-30, 0.5, 1e38]
+
+
+@given(st.lists(st.lists(st.sampled_from(ODD), min_size=6, max_size=6), min_size=1, max_size=4))
+def test_any_losses_can_be_drawn(tmp_path_factory, epochs):
+    """Whatever the numbers in the samples files, the page is drawn and well formed."""
+    folder = folder_with(tmp_path_factory.mktemp("runs") / "run", STARTED, steps(5))
+    for epoch, values in enumerate(epochs):
+        last = np.array(values[::-1], np.float32)
+        write_samples(folder, [samples(epoch, values, last=last, untrained=values[0])])
+    text = page(report_data(folder))
+    Reader(text)
+
+    assert 'points="nan' not in text
+
+
+@given(st.floats(-1e12, 1e12), st.floats(1e-9, 1e12), st.booleans())
+def test_ticks_are_few_round_and_inside(low, size, log):
+    """The values at an axis lie on it and are not too many."""
+    if log:
+        low = abs(low) + 1e-9
+    high = low + max(size, abs(low) * 1e-6)
+    ticks = Axis(low, high, 0, 500, log).ticks(6)
+
+    assert len(ticks) <= 14
+    assert all(low - 1e-6 * (high - low) <= tick <= high + 1e-6 * (high - low) for tick in ticks)
+
+
+def test_axis_places_values():
+    """Values are placed evenly, or by their logarithms; those beyond are put at the ends."""
+    assert Axis(0, 10, 100, 200).place([0, 5, 10, 99, -9]).tolist() == [100, 150, 200, 200, 100]
+    assert Axis(1, 100, 0, 2, log=True).place([1, 10, 100, 0]).tolist() == pytest.approx([0, 1, 2, 0])
+
+
+def test_range_leaves_out_what_cannot_be_drawn():
+    """The range of values takes finite ones only, of a log scale positive ones; it is never empty."""
+    assert range_of([NAN, 1.0, INF, 3.0]) == (1.0, 3.0)
+    assert range_of([-1.0, 0.0, 2.0, 8.0], log=True) == (2.0, 8.0)
+    assert range_of([]) == (0.0, 1.0)
+    assert range_of([NAN], log=True) == (0.1, 1.0)
+    assert range_of([4.0, 4.0]) == (2.0, 6.0)
+    assert range_of([4.0], log=True) == (2.0, 8.0)
+
+
+def test_line_leaves_out_what_is_unknown():
+    """A curve goes over a gap."""
+    chart = frame(100, 100, (0, 2), (0, 2))
+
+    assert line(chart, [0, 1, 2], [0.0, math.nan, 2.0], "mean").count(",") == 2
+    assert sparkline([math.nan, 1.0]) == ""
+
+
+def test_no_run_no_report(tmp_path):
+    """Without a run there is an error, and no file."""
+    with pytest.raises(UnreadableRun, match="run must be a folder"):
+        write_report(tmp_path / "nothing", tmp_path / "out.html")
+
+    assert not (tmp_path / "out.html").exists()

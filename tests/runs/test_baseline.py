@@ -1,0 +1,123 @@
+"""reset_baseline(): losses that mean something else from some step on are no damage."""
+
+import numpy as np
+import pytest
+
+from learnit_r8 import R8Scheduler, TrainingDiverged, events
+from learnit_r8.testing import ToyTask, record_events
+
+
+def train(r8, task, *, steps, scale=1.0):
+    """Steps whose losses are reported times ``scale``, gradients as they are."""
+    end = r8.global_step + steps
+    while r8.global_step < end:
+        ticket = r8.draw()
+        if r8.report(ticket, float(task.losses(ticket.indices).mean()) * scale):
+            task.step(ticket.lr)
+
+
+def build(heard, task, **more):
+    return R8Scheduler(
+        2048, batch_size=32, num_steps=1600, initial_lr=0.05, listeners=[heard],
+        state_callback=task.state, load_callback=task.load, backup_every=20, **more,
+    )  # fmt: skip
+
+
+def test_loss_scale_changes():
+    """After reset_baseline() a loss a thousand times as high is usual: nothing is refused, and no rate lowered."""
+    task, heard = ToyTask(), record_events()
+    r8 = build(heard, task)
+    train(r8, task, steps=600)
+    r8.reset_baseline()
+    train(r8, task, steps=1000, scale=1000.0)
+
+    assert r8.sentry.num_refused == 0
+    assert not heard.of(events.BatchRefused, events.RolledBack, events.LrCapped)
+    assert task.loss() < 0.1
+
+
+def test_without_it_one_incident():
+    """Without it the run ends in one incident, and the error names the way on."""
+    task, heard = ToyTask(), record_events()
+    r8 = build(heard, task)
+    train(r8, task, steps=600)
+    with pytest.raises(TrainingDiverged, match=r"reset_baseline\(\)"):
+        train(r8, task, steps=200, scale=1000.0)
+
+    assert not heard.of(events.IncidentEnded)
+    assert np.isfinite(task.loss())
+
+
+def test_an_incident_ends_with_it():
+    """Called after the first refusal, it ends the incident, and the rate is the schedule's again."""
+    task, heard = ToyTask(), record_events()
+    r8 = build(heard, task)
+    train(r8, task, steps=600)
+    while not r8.sentry.num_refused:
+        train(r8, task, steps=1, scale=1000.0)
+    lowered, scheduled = r8.lr, r8.schedule(r8.progress)
+    r8.reset_baseline()
+    train(r8, task, steps=500, scale=1000.0)
+
+    assert r8.sentry.num_refused == 1
+    assert lowered < 0.6 * scheduled
+    assert r8.lr == r8.schedule(r8.progress)
+    assert len(heard.of(events.IncidentEnded)) == len(heard.of(events.LrRestored)) == 1
+
+
+def test_backups_of_before_bring_no_old_unit():
+    """A NaN soon after has the model put back to a backup of before, and the guard does not judge in its unit again."""
+    task, heard = ToyTask(), record_events()
+    r8 = build(heard, task)
+    train(r8, task, steps=600)
+    r8.reset_baseline()
+    train(r8, task, steps=8, scale=1000.0)
+    outcome = r8.report(r8.draw(), float("nan"))
+    train(r8, task, steps=500, scale=1000.0)
+
+    assert outcome.rolled_back_to <= 600
+    assert r8.sentry.num_refused == 1
+
+
+def test_checkpoints_of_before_bring_no_old_unit(tmp_path):
+    """Nor does a checkpoint that is restored."""
+
+    def save(state, path):
+        np.save(path, 1)
+
+    r8 = R8Scheduler(
+        640, batch_size=32, num_steps=900, save_callback=save, load_callback=lambda path: None,
+        checkpoint_dir=tmp_path, checkpoint_every=100,
+    )  # fmt: skip
+    for _ in range(310):
+        r8.report(r8.draw(), 1.0 + 0.1 * (r8.global_step % 3))
+    r8.reset_baseline()
+    for _ in range(5):
+        r8.report(r8.draw(), 1000.0 + 100 * (r8.global_step % 3))
+    outcome = r8.report(r8.draw(), float("nan"))
+    for _ in range(200):
+        r8.report(r8.draw(), 1000.0 + 100 * (r8.global_step % 3))
+
+    assert outcome.rolled_back_to == 300
+    assert r8.sentry.num_refused == 1
+
+
+def test_it_survives_a_resume():
+    """A saved state knows how often the baseline was reset; states of before do not, and count none."""
+    r8 = R8Scheduler(640, batch_size=32, num_steps=900)
+    r8.reset_baseline()
+    state = r8.state_dict()
+    other = R8Scheduler(640, batch_size=32, num_steps=900)
+    other.load_state_dict(state)
+    del state["guard"]["baseline"]
+    r8.load_state_dict(state)
+
+    assert (other.sentry.baseline, r8.sentry.baseline) == (1, 0)
+
+
+def test_it_is_told():
+    """Whoever reads the events later sees why the guard was blind for a while."""
+    heard = record_events()
+    R8Scheduler(64, batch_size=32, num_steps=9, listeners=[heard]).reset_baseline()
+
+    assert "reset_baseline()" in heard.of(events.Notice)[0].text

@@ -1,0 +1,108 @@
+"""A child that is forked from a training process and trains on leaves the parent's files alone."""
+
+import os
+import warnings
+
+import pytest
+from tests.drive import Weights, advance_to, make, train
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks")
+
+
+def in_a_child(act):
+    """What a forked child makes of it: its exit code, 0 where nothing was wrong."""
+    with warnings.catch_warnings():
+        # Frameworks that other tests have imported warn of forks.
+        warnings.simplefilter("ignore")
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                act()
+                code = 0
+            finally:
+                os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def run(folder, **more):
+    model = Weights()
+    callbacks = {"save_callback": model.save, "load_callback": model.load, "state_callback": model.get}
+    return make(24, checkpoint_dir=folder, num_epochs=6, keep_checkpoints=2, **callbacks, **more)
+
+
+def test_child_that_trains_on(tmp_path):
+    """It writes and deletes no checkpoint, and pins no best one; it says so, and can train to the end."""
+    r8 = run(tmp_path, monitor="score", mode="max", run_dir=tmp_path / "journal")
+    advance_to(r8, 14)
+    before = files(tmp_path)
+    # What waits would be written by the parent's own thread while the child trains.
+    r8._journal.write_due()
+    journal = (tmp_path / "journal" / "events.jsonl").read_bytes()
+
+    def train_on():
+        train(r8)
+        r8.log(score=9.0)
+        r8.close()
+        assert r8.global_step == 36
+        assert r8.best_checkpoint is None
+
+    assert in_a_child(train_on) == 0
+    assert files(tmp_path) == before
+    assert (tmp_path / "journal" / "events.jsonl").read_bytes() == journal
+
+
+def test_child_says_why(tmp_path):
+    """A child that asks for a checkpoint gets an error that names the process whose checkpoints they are."""
+    r8 = run(tmp_path)
+    advance_to(r8, 3)
+    parent = os.getpid()
+
+    def ask():
+        with pytest.raises(RuntimeError, match=f"those of process {parent}, and this is {os.getpid()}, forked"):
+            r8.save_checkpoint()
+
+    assert in_a_child(ask) == 0
+
+
+def test_child_is_warned_once(tmp_path):
+    """A child that trains on is told once that nothing is saved."""
+    r8 = run(tmp_path)
+    advance_to(r8, 3)
+
+    def train_on():
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            train(r8)
+        assert ["forked from it" in str(warning.message) for warning in said].count(True) == 1
+
+    assert in_a_child(train_on) == 0
+
+
+def test_parent_goes_on(tmp_path):
+    """What the parent trains and saves after that is what it would have been."""
+    r8, alone = run(tmp_path / "a"), run(tmp_path / "b")
+    advance_to(r8, 14)
+    in_a_child(lambda: train(r8))
+    train(r8)
+    train(alone)
+
+    assert sorted(files(tmp_path / "a")) == [name.replace(alone.safekeeping.store.run_id[:8],
+        r8.safekeeping.store.run_id[:8]) for name in sorted(files(tmp_path / "b"))]  # fmt: skip
+    assert repr(r8.state_dict()["table"]) == repr(alone.state_dict()["table"])
+
+
+def test_child_that_begins_the_run(tmp_path):
+    """A run that was built before the fork and begins after it is the child's own: it saves."""
+    r8 = run(tmp_path)
+
+    def train_all():
+        train(r8)
+        assert r8.safekeeping.store.load().state["pace"]["step"] == 36
+
+    assert in_a_child(train_all) == 0
+    assert len([name for name in files(tmp_path) if name.startswith("ck_")]) == 2

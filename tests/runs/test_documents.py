@@ -1,0 +1,79 @@
+"""The code in the README and the guides runs, and so do the examples."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# The blocks of these stand on names of the reader's own, or on a framework, which their own test brings, or are many
+# and quick, and run in one process in test_guides.py.
+ELSEWHERE = {"distributed.md", "flax.md", "keras.md", "loops.md", "recipes.md", "streams.md", "triggers.md", "which.md"}
+ALL_PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = [page for page in ALL_PAGES if page.name not in ELSEWHERE]
+BLOCKS = [
+    pytest.param(block, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+]
+EXAMPLES = {
+    "example.py --quick": ["Test accuracy", "model restored from the backup of step 280", "precision"],
+    "examples/own_policy.py": ["skip_easy"],
+    "examples/recover.py": [", within 10 %", "spike: loss", "model restored from the backup of step"],
+    "examples/wrong_labels.py": ["look wrong", "test accuracy, as many visits, guard"],
+    "examples/pytorch_plain.py": ["test accuracy"],
+    "examples/pytorch_loop.py": ["test accuracy"],
+}
+
+
+def run(arguments, folder):
+    """What a program prints; it runs in an empty folder, as it may write there, with the package on its path."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_code_in_documents_runs(block, tmp_path):
+    """Every Python block of the documents runs as it stands, but for the Quick Start's sleep."""
+    run(["-c", block.replace("time.sleep(0.05)", "time.sleep(0)")], tmp_path)
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_example_runs(command, tmp_path):
+    """Every example runs to its end and prints what it is there for."""
+    path, *options = command.split()
+    printed = run([str(ROOT / path), *options], tmp_path)
+
+    assert [text for text in EXAMPLES[command] if text not in printed] == []
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_links_lead_somewhere(page):
+    """Every link of a document to a place in the repository leads to one."""
+    links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8"))
+
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_quick_start_is_the_same_everywhere():
+    """The Quick Start of the README is the program in examples/, line for line."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+    assert blocks[0].strip() == (ROOT / "examples" / "quick_start.py").read_text().strip()
+
+
+def test_example_finds_the_flipped_labels(tmp_path):
+    """Of the labels that example.py flips, suspects() finds at least eight in ten, and eight in ten suspects are."""
+    printed = run([str(ROOT / "example.py"), "--quick"], tmp_path)
+    precision, recall = map(float, re.search(r"precision ([\d.]+), recall ([\d.]+)", printed).groups())
+
+    assert min(precision, recall) >= 0.8

@@ -1,0 +1,488 @@
+"""Stop anywhere, resume exactly: batches, rates and tables."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from tests.drive import INF, NAN, FakeClock, Weights, advance_to, known, make, sample_losses, search_through, steps
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from learnit_r8 import Policy, Recovery, match_mean
+from learnit_r8.checkpoint.codec import decode, encode
+
+
+@dataclass(frozen=True)
+class EasyHalf(Policy):
+    """A user's policy that leaves samples out and weights the rest."""
+
+    name = "easy_half"
+    selects = True
+
+    def select(self, chunk, context, rng):
+        order = np.argsort(np.nan_to_num(chunk.loss), kind="stable")
+        keep = np.ones(len(order), bool)
+        keep[order[max(context.batch_size, len(order) // 2) :]] = rng.random() < 0.5
+        return keep, np.linspace(1, 2, len(order), dtype=np.float32)
+
+
+POLICIES = ["balanced", "quartile", "shuffle", "match_mean", "steady", match_mean("balanced"), EasyHalf()]
+SHORT = Recovery(hold_steps=2, ramp_steps=3, steady_steps=4, heal_steps=2, max_tries=99)
+
+
+def loss_of(indices, kind):
+    """What a user would report: it depends on the samples alone."""
+    losses = sample_losses(indices)
+    if kind == "vector":
+        return losses, None
+    if kind == "parts":
+        return np.array([losses[start : start + 3].mean() for start in range(0, len(losses), 3)]), 3
+    return float(losses.mean()), None
+
+
+class Driver:
+    """Draws and reports by number, and writes down what it was given."""
+
+    def __init__(self, r8, kind, bad=(), value=NAN):
+        self.r8, self.kind, self.bad, self.value = r8, kind, bad, value
+        self.out, self.seen = [], []
+
+    def draw(self):
+        ticket = self.r8.draw()
+        self.out.append(ticket)
+        weights = None if ticket.weights is None else ticket.weights.tolist()
+        self.seen.append((ticket.step, ticket.epoch, ticket.indices.tolist(), ticket.lr, weights))
+
+    def report(self, place=0):
+        ticket = self.out.pop(place)
+        loss, part_size = loss_of(ticket.indices, self.kind)
+        loss = loss * self.value if self.r8.global_step in self.bad else loss
+        outcome = self.r8.report(ticket, loss, part_size=part_size)
+        self.seen.append((outcome.verdict, outcome.lr))
+
+    def run_to_end(self):
+        while self.r8.pace.next_step < self.r8.total_steps:
+            self.draw()
+            self.report(-1)
+        while self.out:
+            self.report()
+
+
+def same_end(first, second):
+    """Both schedulers know, and would save, the same."""
+    np.testing.assert_equal(known(second.r8), known(first.r8))
+    states = first.r8.state_dict(), second.r8.state_dict()
+    for state in states:
+        # Drawing again what was out counts as drawing.
+        del state["num_draws"]
+    np.testing.assert_equal(*states)
+
+
+RUNS = {
+    "num_samples": st.integers(1, 40),
+    "batch_size": st.integers(1, 12),
+    "policy": st.sampled_from(POLICIES),
+    "estimator": st.sampled_from(["relative", "additive"]),
+    "last_batch": st.sampled_from(["short", "drop", "fill"]),
+    "seed": st.integers(0, 3),
+}
+
+
+def make_run(run, **more):
+    run = dict(run)
+    assume(run["last_batch"] != "drop" or run["num_samples"] >= run["batch_size"])
+    return make(run.pop("num_samples"), num_epochs=3, clock=FakeClock(), **run, **more)
+
+
+@given(
+    st.fixed_dictionaries(RUNS),
+    st.sampled_from(["mean", "vector", "parts"]),
+    st.integers(0, 10**6),
+    st.sets(st.integers(0, 60), max_size=3),
+)
+def test_resume_between_steps_is_exact(run, kind, stop, bad):
+    """A fresh scheduler that takes over a state between two steps goes on bit by bit alike, refusals included."""
+    # A policy that draws seen samples only has nothing to draw after a first epoch without a good loss.
+    assume(not bad or run["policy"] != "steady")
+    load = {"load_callback": lambda state: None, "recovery": SHORT}
+    first = Driver(make_run(run, **load), kind, bad)
+    first.r8.update_cpu_backup(0)
+    for _ in range(stop % (first.r8.total_steps + 1)):
+        first.draw()
+        first.report()
+    second = Driver(make_run(run, **load), kind, bad)
+    second.r8.update_cpu_backup(0)
+    second.r8.load_state_dict(decode(encode(first.r8.state_dict())))
+    first.seen.clear()
+    first.run_to_end()
+    second.run_to_end()
+
+    assert second.seen == first.seen
+    same_end(first, second)
+
+
+@given(
+    st.fixed_dictionaries(RUNS),
+    st.sampled_from(["mean", "vector", "parts"]),
+    st.integers(0, 10**6),
+    st.lists(st.integers(0, 3), min_size=1, max_size=4),
+    st.data(),
+)
+def test_resume_with_tickets_out_is_exact(run, kind, stop, moves, data):
+    """Tickets of the epoch that are out when the state is taken, in whatever order, come again; then all is alike."""
+    first = Driver(make_run(run), kind)
+    per_epoch = first.r8.steps_per_epoch
+    stop = stop % first.r8.total_steps
+    # The tickets must be of one epoch: the next rule is about those of two.
+    room = per_epoch - stop % per_epoch
+    for _ in range(stop):
+        first.draw()
+        first.report()
+    for move in moves[:room]:
+        first.draw()
+        if move == 3:
+            first.report(len(first.out) // 2)
+    out = [ticket.indices.tolist() for ticket in first.out]
+    second = Driver(make_run(run), kind)
+    second.r8.load_state_dict(decode(encode(first.r8.state_dict())))
+    for _ in out:
+        second.draw()
+    again = [ticket.indices.tolist() for ticket in second.out]
+    assert sorted(again) == sorted(out)
+    order = data.draw(st.permutations(range(len(out))))
+    for number in order:
+        first.report(len(first.out) - 1 - [t.indices.tolist() for t in first.out[::-1]].index(out[number]))
+        second.report(len(second.out) - 1 - [t.indices.tolist() for t in second.out[::-1]].index(out[number]))
+    first.seen.clear()
+    second.seen.clear()
+    first.run_to_end()
+    second.run_to_end()
+
+    assert second.seen == first.seen
+    same_end(first, second)
+
+
+@pytest.mark.parametrize("kind", ["mean", "vector", "parts"])
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: getattr(policy, "name", policy))
+def test_every_step_of_a_run_can_be_resumed(policy, kind):
+    """At every single step of one run, with its batch open, the resumed run gives the same batches, rates and table."""
+    reference = Driver(make(23, batch_size=5, num_epochs=3, policy=policy, clock=FakeClock()), kind)
+    states = []
+    while reference.r8.pace.next_step < 15:
+        reference.draw()
+        states.append(reference.r8.state_dict())
+        reference.report()
+    for step, state in enumerate(states):
+        resumed = Driver(make(23, batch_size=5, num_epochs=3, policy=policy, clock=FakeClock()), kind)
+        resumed.r8.load_state_dict(state)
+        resumed.run_to_end()
+        assert resumed.seen == reference.seen[2 * step :]
+        np.testing.assert_equal(known(resumed.r8), known(reference.r8))
+
+
+@pytest.mark.parametrize("kind", ["mean", "vector"])
+@pytest.mark.parametrize("value", [NAN, INF])
+@pytest.mark.parametrize("opened", [False, True], ids=["between", "open"])
+def test_every_step_of_a_recovery_can_be_resumed(opened, value, kind):
+    """While a recovery is under way, between steps and with a batch out, the resumed run is the same run."""
+
+    def build():
+        r8 = make(64, num_epochs=3, recovery=SHORT, load_callback=lambda state: None, clock=FakeClock())
+        r8.update_cpu_backup(0)
+        return Driver(r8, kind, bad={3, 20, 22, 35}, value=value)
+
+    reference, states = build(), []
+    while reference.r8.pace.next_step < 48:
+        if not opened:
+            states.append(reference.r8.state_dict())
+        reference.draw()
+        if opened:
+            states.append(reference.r8.state_dict())
+        reference.report()
+    different = []
+    for step, state in enumerate(states):
+        resumed = build()
+        resumed.r8.load_state_dict(state)
+        resumed.run_to_end()
+        if resumed.seen != reference.seen[2 * step :]:
+            different.append(step)
+
+    assert different == []
+
+
+def test_every_step_of_a_run_in_chunks_can_be_resumed():
+    """Also where the last batch of a chunk was just reported, and the epoch goes on, the next batch is the same."""
+    reference = Driver(make(40_000, batch_size=1000, num_epochs=1, clock=FakeClock()), "mean")
+    states = []
+    for _ in range(40):
+        states.append(reference.r8.state_dict())
+        reference.draw()
+        reference.report()
+    for step, state in enumerate(states):
+        resumed = Driver(make(40_000, batch_size=1000, num_epochs=1, clock=FakeClock()), "mean")
+        resumed.r8.load_state_dict(state)
+        resumed.draw()
+        assert resumed.seen[0] == reference.seen[2 * step], step
+
+
+def test_resume_counts_displaced_batches_alike():
+    """A state taken at the end of an epoch does not make the resumed run count batches as left out."""
+    r8 = make(12, num_epochs=2)
+    advance_to(r8, 3)
+    resumed = make(12, num_epochs=2)
+    resumed.load_state_dict(r8.state_dict())
+    advance_to(resumed, 6)
+
+    assert resumed.plan.displaced == 0
+
+
+def test_tickets_of_two_epochs_can_be_resumed():
+    """Tickets of the end of one epoch and the start of the next that are out come again once, and no sample is lost."""
+    first = Driver(make(12, num_epochs=2), "vector")
+    for _ in range(2):
+        first.draw()
+        first.report()
+    first.draw()
+    first.draw()
+    second = Driver(make(12, num_epochs=2), "vector")
+    second.r8.load_state_dict(first.r8.state_dict())
+    first.seen = [entry for entry in first.seen[-2:] if len(entry) == 5]
+    first.run_to_end()
+    second.draw()
+    second.draw()
+    second.run_to_end()
+
+    assert [entry[2] for entry in second.seen if len(entry) == 5] == [
+        entry[2] for entry in first.seen if len(entry) == 5
+    ]
+    assert second.r8.table.usage_count.tolist() == [2] * 12
+
+
+@pytest.mark.filterwarnings("ignore:auto_find_lr")
+def test_every_step_of_a_search_can_be_resumed():
+    """During auto_find_lr the resumed search draws the same batches at the same rates and finds the same rate."""
+
+    def build():
+        model = Weights()
+        r8 = make(
+            40, num_epochs=2, auto_find_lr=True, load_callback=model.load, state_callback=model.get, clock=FakeClock()
+        )
+        return Driver(r8, "mean")
+
+    reference, states = build(), []
+    while reference.r8.global_step < 5:
+        reference.draw()
+        states.append(reference.r8.state_dict())
+        reference.report()
+    for step, state in enumerate(states):
+        resumed = build()
+        resumed.r8.load_state_dict(decode(encode(state)))
+        while resumed.r8.global_step < 5:
+            resumed.draw()
+            resumed.report()
+        assert resumed.seen == reference.seen[2 * step :], step
+
+
+def test_ticket_of_a_search_does_not_return_into_the_run():
+    """A ticket of the search that is out when the search ends is not part of the first epoch of a resumed run."""
+    model = Weights()
+    more = {"auto_find_lr": True, "load_callback": model.load, "state_callback": model.get}
+    r8 = make(12, num_epochs=1, **more)
+    late = r8.draw()
+    search_through(r8)
+    assert late.epoch == -1
+    resumed = make(12, num_epochs=1, **more)
+    resumed.load_state_dict(r8.state_dict())
+    for _ in steps(resumed):
+        resumed.update_with_loss(1.0)
+
+    assert resumed.table.usage_count.tolist() == [1] * 12
+
+
+def test_abandoned_batches_survive_a_resume():
+    """A batch that waits for the end of its epoch waits there in the resumed run too."""
+
+    def rest(r8):
+        seen = []
+        for epoch, indices, lr in steps(r8):
+            seen.append((epoch, indices.tolist(), lr))
+            r8.update_with_loss(1.0)
+        return seen
+
+    r8 = make(20, num_epochs=2)
+    batches = r8.batch_iterator()
+    next(batches)
+    with pytest.warns(RuntimeWarning, match="was not reported"):
+        next(batches)
+    r8.update_with_loss(1.0)
+    resumed = make(20, num_epochs=2)
+    resumed.load_state_dict(decode(encode(r8.state_dict())))
+
+    assert rest(resumed) == rest(r8)
+    assert resumed.table.usage_count.tolist() == [2] * 20
+
+
+@pytest.mark.parametrize("kind", ["mean", "vector", "parts"])
+@pytest.mark.parametrize("look", ["table", "state", "summary"])
+def test_looking_changes_nothing(look, kind):
+    """Reading the table, the state or the summary at every step changes no batch and no estimate, also in recovery."""
+    looks = {
+        "table": lambda r8: r8.table.loss,
+        "state": lambda r8: r8.state_dict(),
+        "summary": lambda r8: r8.summary(),
+    }
+    runs = []
+    for is_looking in (False, True):
+        r8 = make(64, num_epochs=3, recovery=SHORT, load_callback=lambda state: None, clock=FakeClock())
+        r8.update_cpu_backup(0)
+        run = Driver(r8, kind, bad={3, 20, 22, 35})
+        while r8.global_step < 48:
+            run.draw()
+            if is_looking:
+                looks[look](r8)
+            run.report()
+        runs.append(run)
+
+    assert runs[0].seen == runs[1].seen
+    np.testing.assert_equal(known(runs[0].r8), known(runs[1].r8))
+
+
+def test_state_is_a_snapshot():
+    """Training on does not change a state that was taken."""
+    r8 = make(20, num_epochs=3, clock=FakeClock())
+    advance_to(r8, 7)
+    ticket = r8.draw()
+    state = r8.state_dict()
+    saved = encode(state)
+    r8.report(ticket, 2.0)
+    for _ in steps(r8):
+        r8.update_with_loss(1.0)
+
+    assert encode(state) == saved
+
+
+def test_loading_does_not_tie_two_schedulers_together():
+    """Two schedulers that took over one state, and that state, stay independent."""
+    r8 = make(20, num_epochs=3, clock=FakeClock())
+    advance_to(r8, 7)
+    state = r8.state_dict()
+    saved = encode(state)
+    runs = []
+    for _ in range(2):
+        fresh = make(20, num_epochs=3, clock=FakeClock())
+        fresh.load_state_dict(state)
+        seen = []
+        for _, indices, _ in steps(fresh):
+            seen.append(indices.tolist())
+            fresh.update_with_loss(1.0)
+            indices[:] = 0
+        runs.append(seen)
+
+    assert runs[0] == runs[1]
+    assert encode(state) == saved
+
+
+def test_scheduler_can_go_back_to_its_own_state():
+    """A scheduler that takes over an earlier state of its own does those steps again; old tickets are void."""
+    r8 = make(20, num_epochs=2, clock=FakeClock())
+    advance_to(r8, 3)
+    state = r8.state_dict()
+    first = r8.draw()
+    r8.report(first, 1.0)
+    out = r8.draw()
+    r8.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="was reported or given up before, or is not of this run"):
+        r8.report(out, 1.0)
+    with pytest.raises(RuntimeError, match="with no batch open"):
+        r8.update_with_loss(1.0)
+
+    assert r8.global_step == 3
+    assert r8.draw().indices.tolist() == first.indices.tolist()
+
+
+def test_seed_comes_with_the_state():
+    """A resumed run goes on with the saved seed, whatever it was built with."""
+    r8 = make(20, num_epochs=2, seed=5)
+    advance_to(r8, 3)
+    resumed = make(20, num_epochs=2, seed=6)
+    resumed.load_state_dict(r8.state_dict())
+    rests = [[indices.tolist() for _, indices, _ in steps(run) if run.update_with_loss(1.0)] for run in (r8, resumed)]
+
+    assert rests[0] == rests[1]
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        ({"num_samples": 21}, r"num_samples must be that of the saved run \(20\), got 21"),
+        ({"batch_size": 5}, r"batch_size must be that of the saved run \(4\), got 5"),
+        ({"estimator": "additive"}, r"estimator must be that of the saved run \('relative'\), got 'additive'"),
+        ({"sample_ids": list(range(20))}, r"sample_ids must be that of the saved run \(None\), got '"),
+    ],
+)
+def test_state_of_another_data_set_is_refused(other, text):
+    """A state of other sizes, estimator or names is a ValueError, and changes nothing."""
+    r8 = make(20, num_epochs=2, clock=FakeClock())
+    advance_to(r8, 3)
+    fresh = make(**{"num_samples": 20, "num_epochs": 2, "clock": FakeClock(), **other})
+    before = encode(fresh.state_dict())
+    with pytest.raises(ValueError, match=text):
+        fresh.load_state_dict(r8.state_dict())
+
+    assert encode(fresh.state_dict()) == before
+
+
+def test_budget_may_grow():
+    """A resumed run may be given more epochs than it was saved with."""
+    r8 = make(20, num_epochs=2)
+    for _ in steps(r8):
+        r8.update_with_loss(1.0)
+    longer = make(20, num_epochs=3)
+    longer.load_state_dict(r8.state_dict())
+    epochs = []
+    for epoch, _, _ in steps(longer):
+        epochs.append(epoch)
+        longer.update_with_loss(1.0)
+
+    assert epochs == [2] * 5
+    assert longer.progress == 1
+
+
+def test_downtime_does_not_count():
+    """The seconds of a time budget go on where they were, however long the process was away."""
+    clock = FakeClock()
+    r8 = make(train_duration_seconds=10, clock=clock)
+    for _ in range(4):
+        ticket = r8.draw()
+        clock.advance(1)
+        r8.report(ticket, 1.0)
+    later = FakeClock()
+    later.advance(10**6)
+    resumed = make(train_duration_seconds=10, clock=later)
+    resumed.load_state_dict(r8.state_dict())
+    later.advance(1000)
+    count = 0
+    for _ in steps(resumed):
+        later.advance(1)
+        resumed.update_with_loss(1.0)
+        count += 1
+
+    assert count == 6
+
+
+def test_resume_goes_through_a_file(tmp_path):
+    """From a checkpoint file, every one of them, a fresh process goes on bit by bit alike."""
+    r8 = make(20, num_epochs=2, checkpoint_dir=tmp_path, checkpoint_every=1, keep_checkpoints=99)
+    seen = []
+    for _, indices, lr in steps(r8):
+        seen.append((indices.tolist(), lr))
+        r8.update_with_loss(sample_losses(indices))
+    for step in range(1, 11):
+        fresh = make(20, num_epochs=2)
+        fresh.load_checkpoint(tmp_path / f"ck_{step:012d}.r8")
+        rest = []
+        for _, indices, lr in steps(fresh):
+            rest.append((indices.tolist(), lr))
+            fresh.update_with_loss(sample_losses(indices))
+        assert rest == seen[step:]
+        np.testing.assert_equal(known(fresh), known(r8))

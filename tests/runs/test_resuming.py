@@ -1,0 +1,533 @@
+"""Going on with a run: by itself, from a file, with another goal, with other samples."""
+
+import os
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.drive import FakeClock, Weights, advance_to, batch_loss, flat, make, sample_losses, steps, train
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learnit_r8 import (
+    CheckpointStore,
+    FiniteGuard,
+    NoValidCheckpoint,
+    Policy,
+    R8Scheduler,
+    Recovery,
+    SpikeGuard,
+    events,
+    match_mean,
+)
+from learnit_r8.checkpoint.callbacks import Callbacks
+from learnit_r8.policies import Shuffle
+from learnit_r8.sampling.refit import fitted
+
+resume_from = R8Scheduler.resume_from_checkpoint
+
+
+def interrupted(folder, step, num_samples=20, **arguments):
+    """A run that was left at a step, with a checkpoint of every one; what it drew."""
+    r8 = make(num_samples, checkpoint_dir=folder, checkpoint_every=1, keep_checkpoints=99, **arguments)
+    seen = []
+    for epoch, indices, lr in steps(r8):
+        seen.append((epoch, indices.tolist(), lr))
+        r8.update_with_loss(batch_loss(indices))
+        if r8.global_step == step:
+            break
+    r8.save_checkpoint()
+    return seen
+
+
+def test_auto_begins_where_there_is_nothing(tmp_path):
+    """resume="auto" with an empty or missing folder begins anew."""
+    for folder in (tmp_path, tmp_path / "missing"):
+        assert make(checkpoint_dir=folder, resume="auto").global_step == 0
+
+
+@pytest.mark.parametrize("step", range(1, 10))
+def test_auto_goes_on_bit_by_bit(tmp_path, step):
+    """The same program run again goes on with the batches that would have come."""
+    seen = interrupted(tmp_path, step, num_epochs=2)
+    second = make(20, num_epochs=2, checkpoint_dir=tmp_path, resume="auto")
+
+    assert second.global_step == step
+    assert seen + train(second) == train(make(20, num_epochs=2))
+
+
+def test_auto_of_a_finished_run_says_so(tmp_path):
+    """A finished run that is run again says so, and its iterators yield nothing."""
+    train(make(checkpoint_dir=tmp_path))
+    with pytest.warns(RuntimeWarning, match="the resumed run is finished already, at step 6: nothing is trained"):
+        r8 = make(checkpoint_dir=tmp_path, resume="auto")
+    r8.close()
+
+    assert (list(r8.epoch_iterator()), list(r8.batch_iterator()), r8.draw_if_any()) == ([], [], None)
+    assert len(list(tmp_path.glob("ck_*"))) == 2
+
+
+def test_auto_never_begins_silently_from_zero(tmp_path):
+    """Where there are checkpoints and none can be read, resume="auto" is an error with every reason."""
+    for number in (1, 2):
+        (tmp_path / f"ck_{number:012d}.r8").write_bytes(b"junk")
+    with pytest.raises(NoValidCheckpoint, match=r"(?s)ck_000000000002\.r8: the file.*ck_000000000001\.r8: the"):
+        make(checkpoint_dir=tmp_path, resume="auto")
+
+
+def test_passed_over_files_are_told_to_listeners(tmp_path):
+    """Listeners hear which checkpoint the run goes on from and why newer ones were passed over, after RunStarted."""
+    interrupted(tmp_path, 3)
+    (tmp_path / "ck_000000000099.r8").write_bytes(b"junk")
+    heard = []
+    with pytest.warns(RuntimeWarning, match=r"checkpoints passed over: ck_000000000099\.r8"):
+        r8 = make(20, num_epochs=5, checkpoint_dir=tmp_path, resume="auto", listeners=[heard.append])
+    r8.draw()
+
+    assert [type(event).__name__ for event in heard[:2]] == ["RunStarted", "CheckpointLoaded"]
+    assert heard[1].path == str(tmp_path / "ck_000000000003.r8")
+    assert [reason.split(":")[0] for reason in heard[1].skipped] == ["ck_000000000099.r8"]
+    assert "num_epochs is 5, it was 2" in heard[1].differences
+
+
+def test_resume_takes_a_path(tmp_path):
+    """resume=path goes on from that file, with or without a folder of one's own."""
+    interrupted(tmp_path, 5)
+
+    assert make(20, resume=tmp_path / "ck_000000000002.r8").global_step == 2
+    assert make(20, resume=tmp_path / "ck_000000000002.r8", checkpoint_dir=tmp_path / "new").global_step == 2
+
+
+def test_auto_needs_a_folder():
+    """resume="auto" without checkpoints would never do anything, and is refused."""
+    with pytest.raises(ValueError, match="resume='auto' needs a checkpoint_dir or a save_callback, got neither"):
+        make(resume="auto")
+
+
+def test_auto_puts_the_model_back(tmp_path):
+    """The model of the newest checkpoint is loaded as the scheduler is built, and the next backup is of that one."""
+    model = Weights()
+    more = {
+        "checkpoint_dir": tmp_path,
+        "save_callback": model.save,
+        "load_callback": model.load,
+        "state_callback": model.get,
+    }
+    first = make(**more)
+    advance_to(first, 2)
+    model.values = np.full(2, 2.0)
+    first.save_checkpoint()
+    model.values = np.zeros(2)
+    second = make(resume="auto", **more)
+
+    assert model.values.tolist() == [2, 2]
+    second.report(second.draw(), float("nan"))
+    assert model.values.tolist() == [2, 2]
+
+
+def test_model_waits_for_the_adapter(tmp_path):
+    """Without a load callback of the user's the model is put back when an adapter brings one."""
+    model = Weights()
+    first = make(checkpoint_dir=tmp_path, save_callback=model.save, state_callback=model.get)
+    advance_to(first, 2)
+    first.save_checkpoint()
+    second = make(checkpoint_dir=tmp_path, resume="auto")
+    second.safekeeping.adopt(Callbacks(load=model.load))
+    second.draw()
+
+    assert [os.path.basename(source)[:5] for source, _ in model.loaded] == ["model"]
+
+
+def test_model_that_nobody_loads_is_said(tmp_path):
+    """A resumed run that has no load callback when it starts warns that the model is as it was made."""
+    model = Weights()
+    first = make(checkpoint_dir=tmp_path, save_callback=model.save, state_callback=model.get)
+    advance_to(first, 2)
+    first.save_checkpoint()
+    second = make(checkpoint_dir=tmp_path, resume="auto")
+    with pytest.warns(RuntimeWarning, match="there is no load_callback, so the model is as you made it; the saved one"):
+        second.draw()
+
+
+def test_failing_load_callback_changes_nothing(tmp_path):
+    """A load callback that raises leaves scheduler, backups and the run's own files as they were."""
+    model = Weights()
+    first = make(checkpoint_dir=tmp_path, save_callback=model.save, state_callback=model.get)
+    advance_to(first, 2)
+    first.save_checkpoint()
+    second = make(checkpoint_dir=tmp_path, load_callback=lambda source: 1 / 0)
+    second.update_cpu_backup(1)
+    run_id = second.safekeeping.store.run_id
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        second.load_checkpoint()
+
+    assert (second.global_step, not second.safekeeping.backup.is_empty, second.safekeeping.store.run_id) == (
+        0,
+        True,
+        run_id,
+    )
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        ({"policy": "shuffle"}, "policy is 'shuffle', it was 'balanced'"),
+        ({"policy": match_mean("balanced")}, "policy is MatchMean"),
+        ({"groups": [0, 1] * 10}, "groups is 20 labels with the digest .*, it was None"),
+        ({"recovery": Recovery(max_tries=9)}, "recovery is .*max_tries=9.*it was .*max_tries=4"),
+        ({"alpha": 0.3}, "alpha is 0.3, it was None"),
+    ],
+)
+def test_another_identity_is_said(tmp_path, other, text):
+    """A resumed run of another policy, groups, recovery or alpha goes on with those, and warns of each."""
+    interrupted(tmp_path, 3)
+    with pytest.warns(RuntimeWarning, match=f"(?s)the resumed run is not built as it was: {text}"):
+        r8 = make(20, checkpoint_dir=tmp_path, resume="auto", **other)
+    train(r8)
+
+    assert r8.pace.is_finished
+
+
+def test_changed_wrapper_of_an_own_policy_is_said(tmp_path):
+    """A policy around a user's own is another one with other settings, wherever in memory the user's is."""
+
+    class Own(Policy):
+        name = "own"
+
+    interrupted(tmp_path, 3, policy=match_mean(Own()))
+    with pytest.warns(RuntimeWarning, match=r"(?s)policy is MatchMean\(.*max_swaps=1"):
+        make(20, checkpoint_dir=tmp_path, resume="auto", policy=match_mean(Own(), max_swaps=1))
+
+
+def test_same_configuration_is_not_warned_of(tmp_path):
+    """A user's own schedule, policy and guard that are the same are no difference, in another process either."""
+
+    def falling(progress):
+        return 0.1 - 0.05 * progress
+
+    more = {"scheduler_mode": falling, "policy": match_mean("balanced"), "groups": np.arange(20) % 2, "num_epochs": 4}
+    interrupted(tmp_path, 3, **more)
+    heard = []
+    r8 = make(20, checkpoint_dir=tmp_path, resume="auto", listeners=[heard.append], **more)
+    train(r8)
+
+    [loaded] = [event for event in heard if isinstance(event, events.CheckpointLoaded)]
+    assert loaded.differences == ()
+
+
+def test_built_again_it_is_the_same_run(tmp_path):
+    """resume_from_checkpoint without a new goal builds the same run and goes on bit by bit."""
+    more = {"num_epochs": 3, "initial_lr": 0.2, "scheduler_mode": "linear", "policy": "quartile", "seed": 7}
+    whole = train(make(20, **more))
+    seen = interrupted(tmp_path, 7, **more)
+    r8 = resume_from(tmp_path)
+
+    assert seen + train(r8) == whole
+    assert r8.safekeeping.store.folder == tmp_path
+
+
+def test_new_checkpoints_go_on_in_the_folder(tmp_path):
+    """A run that is built again saves where it was, as the same run, or where it is told to."""
+    interrupted(tmp_path, 4)
+    resume_from(tmp_path / "ck_000000000002.r8").save_checkpoint()
+    resume_from(tmp_path, checkpoint_dir=tmp_path / "other").save_checkpoint()
+    ids = {CheckpointStore(path.parent, keep=1, run_id="").load(path).run_id for path in tmp_path.rglob("ck_*")}
+
+    assert len(ids) == 1
+    assert (tmp_path / "other" / "ck_000000000001.r8").exists()
+
+
+@pytest.mark.parametrize("batch_size", [None, 2, 8])
+@pytest.mark.parametrize("goal", [{}, {"num_epochs": 5}, {"num_steps": 60}, {"initial_lr": 0.5}])
+def test_twelve_new_goals(tmp_path, batch_size, goal):
+    """Under a new batch size, budget or rate every sample is taken once an epoch, progress counted in samples."""
+    seen = interrupted(tmp_path, 7, num_epochs=4)
+    new = goal if batch_size is None else {**goal, "batch_size": batch_size}
+    r8 = resume_from(tmp_path, **new)
+    size = batch_size or 4
+    assert r8.global_step * size == pytest.approx(28, abs=size - 1)
+    assert r8.progress == pytest.approx(r8.global_step / {4: 20, 2: 40, 8: 12}[size] if not goal else r8.progress)
+    rest = train(r8)
+
+    epochs = [[row[1] for row in seen + rest if row[0] == epoch] for epoch in range(4)]
+    assert [sorted(flat(batches)) for batches in epochs[:3]] == [list(range(20))] * 3
+    assert r8.pace.is_finished
+    assert max(lr for _, _, lr in rest) <= goal.get("initial_lr", 0.01)
+
+
+def test_steps_of_the_budget_follow_the_batch_size(tmp_path):
+    """A budget in steps stands for the same samples under another batch size, unless it is given anew."""
+    interrupted(tmp_path, 4, num_steps=10)
+
+    assert resume_from(tmp_path, batch_size=8).total_steps == 5
+    assert resume_from(tmp_path, batch_size=8, num_steps=30).total_steps == 30
+
+
+@pytest.mark.parametrize("budget", [{"num_epochs": 2}, {"num_steps": 9}, {"train_duration_seconds": 9.0}], ids=str)
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        *[
+            ({name: value}, rf"{name} must be a whole number in \[1, \d+\]")
+            for name in ("batch_size", "num_samples")
+            for value in (0, -4, 2.5, None, "4")
+        ],
+        ({"num_epochs": 0}, "num_epochs must be a number > 0 and finite"),
+        ({"num_steps": 0}, "num_steps must be a number > 0 and finite"),
+        ({"train_duration_seconds": 0}, "train_duration_seconds must be a number > 0 and finite"),
+        ({"initial_lr": 0}, "initial_lr must be > 0 and finite"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints must be a whole number >= 1"),
+    ],
+    ids=str,
+)
+def test_wrong_new_goal_is_named(tmp_path, budget, wrong, text):
+    """A new goal out of its range is refused by name, as when a run is built, and nothing in the folder changes."""
+    make(checkpoint_dir=tmp_path, **budget).save_checkpoint()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=rf"{text}, got {next(iter(wrong.values()))!r}"):
+        resume_from(tmp_path, **wrong)
+
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_finished_run_goes_on_with_a_larger_budget(tmp_path):
+    """A finished run with more epochs continues."""
+    train(make(20, checkpoint_dir=tmp_path))
+    r8 = resume_from(tmp_path, num_epochs=3)
+
+    assert {epoch for epoch, _, _ in train(r8)} == {2}
+
+
+def test_more_samples_are_new(tmp_path):
+    """Samples beyond those of the saved run are unseen, come in the same epoch, and what was learned stays."""
+    interrupted(tmp_path, 7, num_epochs=4)
+    before = make(20, resume=tmp_path / "ck_000000000007.r8", num_epochs=4)
+    r8 = resume_from(tmp_path, num_samples=30)
+    np.testing.assert_equal(r8.table.loss[:20], before.table.loss)
+    assert np.isnan(r8.table.loss[20:]).all()
+    rest = train(r8)
+
+    first = flat([indices for epoch, indices, _ in rest if epoch == 1])
+    assert set(range(20, 30)) <= set(first)
+    assert r8.table.usage_count.tolist() == [4] * 20 + [3] * 10
+
+
+def test_fewer_samples_need_remap(tmp_path):
+    """Fewer samples are refused, unless remap says which they are; then each keeps what was learned of it."""
+    interrupted(tmp_path, 7, num_epochs=4)
+    before = make(20, resume=tmp_path / "ck_000000000007.r8", num_epochs=4)
+    with pytest.raises(ValueError, match=r"num_samples must be at least that of the saved run \(20\).*got 10"):
+        resume_from(tmp_path, num_samples=10)
+    kept = np.array([3, 19, 0, -1, 5, 7, 11, -1, 13, 2])
+    r8 = resume_from(tmp_path, num_samples=10, remap=kept)
+    np.testing.assert_equal(r8.table.loss[kept >= 0], before.table.loss[kept[kept >= 0]])
+    assert r8.table.usage_count[kept < 0].tolist() == [0, 0]
+    train(r8)
+
+    assert r8.pace.is_finished
+    assert r8.table.usage_count[kept >= 0].tolist() == [4] * 8
+
+
+@pytest.mark.parametrize(
+    "remap", [[0, 1], [[0] * 10], [0.0] * 10, [20, *range(9)], [-2, *range(9)], [3, 3, *range(8)], ["a"] * 10]
+)
+def test_remap_is_checked(tmp_path, remap):
+    """A remap of another length or kind, out of range, or with a sample twice, is refused."""
+    interrupted(tmp_path, 7)
+    with pytest.raises(
+        ValueError, match=r"remap must be 10 distinct positions in \[0, 20\) or -1 for new samples, got"
+    ):
+        resume_from(tmp_path, num_samples=10, remap=remap)
+
+
+def test_names_must_go_on(tmp_path):
+    """With sample_ids, those of the saved run must be the first; others need remap."""
+    names = [f"file{number}" for number in range(30)]
+    interrupted(tmp_path, 7, sample_ids=names[:20])
+    with pytest.raises(ValueError, match="sample_ids must begin with the 20 names of the saved run, got others"):
+        resume_from(tmp_path, num_samples=30, sample_ids=names[::-1])
+
+    assert resume_from(tmp_path, num_samples=30, sample_ids=names).global_step > 0
+    remap = np.concatenate([np.full(10, -1), np.arange(19, -1, -1)])
+    assert resume_from(tmp_path, num_samples=30, sample_ids=names[::-1], remap=remap).global_step > 0
+
+
+def test_what_a_file_cannot_hold_must_be_given_again(tmp_path):
+    """A schedule, policy or labels of the user's own must be given again; the error names the one that is missing."""
+
+    def falling(progress):
+        return 0.1 - 0.05 * progress
+
+    more = {"scheduler_mode": falling, "policy": Shuffle()}
+    interrupted(tmp_path, 7, **more)
+    with pytest.raises(ValueError, match=r"scheduler_mode must be given again, a file cannot hold it: it was .*fall"):
+        resume_from(tmp_path, policy=Shuffle())
+    with pytest.raises(
+        ValueError, match=re.escape("policy must be given again, a file cannot hold it: it was Shuffle()")
+    ):
+        resume_from(tmp_path, scheduler_mode=falling)
+
+    assert resume_from(tmp_path, **more).global_step == 7
+
+
+def test_checkpoint_without_a_configuration(tmp_path):
+    """A checkpoint that does not say how its run was built cannot build it again."""
+    CheckpointStore(tmp_path, keep=1, run_id="x").save(make().state_dict())
+    with pytest.raises(
+        ValueError, match="the checkpoint must say how its run was built, got none; use load_checkpoint"
+    ):
+        resume_from(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:auto_find_lr")
+def test_search_must_end_first(tmp_path):
+    """In the middle of a search for a learning rate the batch size stays."""
+    model = Weights()
+    more = {"auto_find_lr": True, "load_callback": model.load, "state_callback": model.get}
+    r8 = make(40, checkpoint_dir=tmp_path, **more)
+    r8.report(r8.draw(), 1.0)
+    r8.save_checkpoint()
+    with pytest.raises(
+        ValueError, match="batch_size and num_samples must stay as they are while auto_find_lr searches"
+    ):
+        resume_from(tmp_path, None, model.load, batch_size=8, auto_find_lr=True, state_callback=model.get)
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(1, 9),
+    st.integers(1, 12),
+    st.integers(0, 20),
+    st.integers(0, 200),
+    st.sampled_from(["balanced", "quartile", "shuffle"]),
+    st.sampled_from(["short", "fill"]),
+    st.integers(0, 3),
+)
+def test_every_sample_once_an_epoch_whatever_changes(num_samples, before, after, more, stop, policy, last_batch, out):
+    """With batches of another size, new samples, and batches out, every epoch still takes every sample once."""
+    arguments = {"num_epochs": 4, "policy": policy, "last_batch": last_batch, "clock": FakeClock()}
+    first = make(num_samples, batch_size=before, **arguments)
+    seen = []
+    for _ in range(stop % (3 * first.steps_per_epoch)):
+        ticket = first.draw()
+        first.report(ticket, sample_losses(ticket.indices))
+        seen.append((ticket.epoch, ticket.indices.tolist()))
+    for _ in range(min(out, first.total_steps - first.global_step)):
+        first.draw()
+    second = make(num_samples + more, batch_size=after, **arguments)
+    second.load_state_dict(fitted(first.state_dict(), second.table, second.plan))
+    while (ticket := second.draw_if_any()) is not None:
+        second.report(ticket, sample_losses(ticket.indices))
+        seen.append((ticket.epoch, ticket.indices.tolist()))
+
+    assert second.pace.is_finished
+    for epoch in range(4):
+        drawn = flat([indices for number, indices in seen if number == epoch])
+        assert set(drawn) >= set(range(num_samples)), epoch
+        if last_batch == "short":
+            assert len(set(drawn)) == len(drawn)
+
+
+def test_resumed_twice_in_the_dealt_out_epoch(tmp_path):
+    """A run that was dealt out anew and is interrupted in that very epoch goes on bit by bit."""
+    interrupted(tmp_path, 7, num_epochs=4)
+    whole = train(resume_from(tmp_path / "ck_000000000007.r8", batch_size=3, checkpoint_dir=tmp_path / "a"))
+    r8 = resume_from(tmp_path / "ck_000000000007.r8", batch_size=3, checkpoint_dir=tmp_path / "b")
+    seen = []
+    for epoch, indices, lr in steps(r8):
+        seen.append((epoch, indices.tolist(), lr))
+        r8.update_with_loss(batch_loss(indices))
+        if len(seen) == 1:
+            break
+    r8.save_checkpoint()
+
+    assert seen + train(resume_from(tmp_path / "b")) == whole
+
+
+def test_resume_is_quiet(tmp_path):
+    """An ordinary resume warns of nothing."""
+    interrupted(tmp_path, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        r8 = make(20, checkpoint_dir=tmp_path, resume="auto")
+        train(r8)
+
+    assert r8.pace.is_finished
+
+
+def test_example_goes_on_after_it_was_killed(tmp_path):
+    """The example ends itself in the middle; started again it goes on from its newest checkpoint to the end."""
+    root = Path(__file__).parents[2]
+    runs = [
+        subprocess.run(
+            [sys.executable, str(root / "examples" / "resume.py"), str(tmp_path / "saved")],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(root)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        for _ in range(2)
+    ]
+
+    assert (runs[0].returncode, runs[0].stdout.split()[:4]) == (9, []) or "step 0" in runs[0].stdout
+    assert runs[1].stdout.splitlines()[0] == "begins at step 60"
+    assert runs[1].stdout.splitlines()[1].startswith("ends at step 100: weights [1.0, -2.0, 3.0, 0.5")
+
+
+def test_reader_of_the_document_reads_checkpoints(tmp_path):
+    """The reader printed in docs/files.md reads a real file, and refuses a damaged one."""
+    text = (Path(__file__).parents[2] / "docs" / "files.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "R8CK" in block)
+    names = {}
+    exec(code, names)
+    interrupted(tmp_path, 3)
+    path = sorted(tmp_path.glob("ck_*"))[-1]
+    tree, arrays = names["read"](path)
+    loss = arrays[tree["scheduler"]["table"]["loss"]["__array__"]]
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+
+    assert (len(loss), tree["scheduler"]["pace"]["step"], tree["config"]["batch_size"]) == (20, 3, 4)
+    with pytest.raises(AssertionError):
+        names["read"](path)
+
+
+@pytest.mark.parametrize(("before", "after"), [(SpikeGuard(), FiniteGuard()), (FiniteGuard(), SpikeGuard())])
+def test_another_kind_of_guard_begins_anew(tmp_path, before, after):
+    """A run can go on with a guard of another kind, which is said; a rollback to a checkpoint of before works too."""
+    model = Weights()
+    more = {"num_epochs": 3, "save_callback": model.save, "state_callback": model.get}
+    interrupted(tmp_path, 7, guard=before, **more)
+    with pytest.warns(RuntimeWarning, match="guard is .*Guard"):
+        r8 = make(20, guard=after, load_callback=model.load, checkpoint_dir=tmp_path, resume="auto", num_epochs=3)
+    train(r8, bad={9})
+
+    assert (r8.global_step, r8.rescue.num_restored) == (15, 1)
+
+
+def test_seed_of_the_saved_run_goes_on_and_that_is_said(tmp_path):
+    """A resumed run keeps its seed; another one that was given is not passed over in silence."""
+    interrupted(tmp_path, 7, seed=3)
+    with pytest.warns(RuntimeWarning, match="goes on with the seed of the saved one, 3"):
+        r8 = make(20, checkpoint_dir=tmp_path, resume="auto", seed=4)
+
+    assert r8.plan.seed == 3
+
+
+def test_other_batches_name_the_way(tmp_path):
+    """The error of another batch size names what changes it."""
+    interrupted(tmp_path, 7)
+    with pytest.raises(ValueError, match=r"batch_size must be .* got 5; resume_from_checkpoint\(\) changes it"):
+        make(20, batch_size=5, checkpoint_dir=tmp_path, resume="auto")
+
+
+def test_finished_run_built_again_says_so(tmp_path):
+    """A finished run that is built from its checkpoint without a larger budget says so."""
+    train(make(checkpoint_dir=tmp_path))
+    with pytest.warns(RuntimeWarning, match="finished already"):
+        resume_from(tmp_path)

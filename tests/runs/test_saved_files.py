@@ -1,0 +1,198 @@
+"""Files of earlier versions: each loads, goes on with the batches that version itself would have drawn, and shows."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.runs.saved.write_saved import (
+    CASES,
+    KNOWN,
+    LOOKS_BACK,
+    NEXT_STEPS,
+    build,
+    callbacks_of,
+    go_on,
+    saved_model,
+    torch_training,
+    train_torch,
+)
+
+from learnit_r8 import R8Scheduler
+from learnit_r8.checkpoint.store import CheckpointStore
+from learnit_r8.cli import main
+from learnit_r8.dashboard.render.pages import VIEWS
+from learnit_r8.journal import Run
+from learnit_r8.testing import ToyTask
+
+HERE = Path(__file__).parent / "saved"
+VERSIONS = sorted(folder.name for folder in HERE.iterdir() if (folder / "run").is_dir())
+WAYS = ["resume_from_checkpoint", "load_checkpoint", "load_state_dict", "resume"]
+IN_NO_FILE = ("groups", "sample_ids", "auto_find_lr")
+
+
+def loaded(way, name, folder, toy):
+    """The scheduler of a case, as somebody takes up its run."""
+    if way == "resume_from_checkpoint":
+        again = {argument: CASES[name][argument] for argument in IN_NO_FILE if argument in CASES[name]}
+        return R8Scheduler.resume_from_checkpoint(folder, **again, **callbacks_of(name, toy))
+    if way == "resume":
+        return build(name, folder, toy, resume="auto")
+    r8 = build(name, folder, toy)
+    if way == "load_checkpoint":
+        r8.load_checkpoint()
+    else:
+        r8.load_state_dict(CheckpointStore(folder, keep=1, run_id="").load().state)
+    return r8
+
+
+@pytest.fixture(params=VERSIONS)
+def saved(request, tmp_path):
+    """A copy of what a version has saved, to go on in."""
+    return Path(shutil.copytree(HERE / request.param, tmp_path / "saved"))
+
+
+def check_expected(folder, step, seen, table):
+    """The batches, rates and table must be those that the version which wrote the file has written down."""
+    with np.load(folder / "expected.npz") as expected:
+        ends = np.cumsum(expected["sizes"])[:-1]
+        batches = [batch.tolist() for batch in np.split(expected["indices"], ends)]
+
+        assert step == expected["step"]
+        assert [batch for batch, _ in seen] == batches
+        np.testing.assert_allclose([lr for _, lr in seen], expected["rates"], rtol=1e-12)
+        np.testing.assert_array_equal(table.usage_count, expected["usage_count"])
+        for field in KNOWN:
+            np.testing.assert_allclose(getattr(table, field), expected[field], rtol=1e-6, err_msg=field)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", NEXT_STEPS)
+def test_goes_on_with_the_same_batches(saved, name, way):
+    """A checkpoint of an earlier version goes on, however it is loaded, as that version would have gone on."""
+    r8 = loaded(way, name, saved / name, ToyTask(16))
+    step = r8.global_step
+
+    check_expected(saved / name, step, go_on(r8, name, NEXT_STEPS[name]), r8.table)
+
+
+@pytest.mark.parametrize("name", sorted(LOOKS_BACK))
+def test_model_is_put_back(saved, name):
+    """The model of an earlier version's checkpoint gets to the load callback."""
+    toy = ToyTask(16)
+    loaded("resume_from_checkpoint", name, saved / name, toy)
+
+    for mine, theirs in zip(toy.weights, saved_model().weights, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_best_checkpoint_is_known(saved):
+    """Which checkpoint of an earlier version was the best is still known, and it is still kept."""
+    r8 = loaded("resume_from_checkpoint", "exact", saved / "exact", ToyTask(16))
+    go_on(r8, "exact", 20)
+    r8.log(accuracy=0.6)
+    r8.close()
+
+    assert (r8.best_checkpoint.step, r8.best_checkpoint.value) == (38, 0.7)
+    assert r8.best_checkpoint.path.exists()
+    assert r8.best_checkpoint.model_path.exists()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_incident_runs_to_its_end(saved, way):
+    """A run that was saved while it recovered goes on to its end, with batches of distinct samples."""
+    r8 = loaded(way, "incident", saved / "incident", ToyTask(16))
+    assert 0 < r8.lr < r8.schedule(r8.progress)
+    seen = go_on(r8, "incident", 10**4)
+
+    assert (r8.phase, r8.global_step) == ("finished", 380)
+    assert len(seen) == 380 - 206
+    for batch, lr in seen:
+        assert 0 < len(batch) <= 16
+        assert len(set(batch)) == len(batch)
+        assert 0 <= min(batch) <= max(batch) < 600
+        assert 0 <= lr <= 0.01
+
+
+def test_state_of_torch_goes_on(saved):
+    """What an earlier version's adapter gave to ``torch.save`` loads without running code, and goes on as it was."""
+    torch = pytest.importorskip("torch")
+    adapter, model = torch_training()
+    adapter.load_state_dict(torch.load(saved / "torch" / "state.pt", weights_only=True))
+    step = adapter.scheduler.global_step
+
+    check_expected(saved / "torch", step, train_torch(adapter, model, 40), adapter.scheduler.table)
+
+
+def printed(capsys, *arguments):
+    """The lines of a command that must succeed."""
+    code = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert (code, err) == (0, "")
+    return out.splitlines()
+
+
+def test_journal_is_read_whole(saved):
+    """Every line of an earlier version's journal is a record of a kind that is known."""
+    run = Run(saved / "run")
+    kinds = {type(record.event).__name__ for record in run.records()}
+
+    assert (run.parser.num_damaged, run.parser.num_unknown) == (0, 0)
+    assert kinds >= {"RunStarted", "StepsDone", "EpochDone", "BatchRefused", "RolledBack", "LrCapped", "BackupTaken"}
+    assert kinds >= {"MetricsLogged", "CheckpointSaved", "BestSaved", "SamplesSurveyed", "RunEnded"}
+
+
+def test_run_has_a_status(saved, capsys):
+    """`status` tells of an earlier version's run how it ended."""
+    [line] = printed(capsys, "status", saved / "run")
+    facts = json.loads(printed(capsys, "status", saved / "run", "--json")[0])
+
+    assert line.startswith("saved  finished  100.0%  epoch 9/9  step 171/171  loss ")
+    assert (facts["state"], facts["step"]) == ("finished", 171)
+
+
+def test_samples_of_a_run_are_listed(saved, capsys):
+    """`samples` lists those of every epoch of an earlier version's run, by name."""
+    for epoch in range(1, 10):
+        rows = list(csv.DictReader(printed(capsys, "samples", saved / "run", "--csv", "--top", "5", "--epoch", epoch)))
+
+        assert len(rows) == 5
+        assert all(row["name"] == f"{row['index']}.png" and float(row["loss"]) >= 0 for row in rows)
+    assert printed(capsys, "samples", saved / "run", "--suspects")
+
+
+@pytest.mark.parametrize(("of", "least"), [("steps", 100), ("epochs", 9), ("metrics", 9), ("events", 30)])
+def test_numbers_of_a_run_are_exported(saved, capsys, of, least):
+    """`export` gives the numbers of an earlier version's run, in both formats."""
+    rows = list(csv.DictReader(printed(capsys, "export", saved / "run", "--of", of)))
+    objects = printed(capsys, "export", saved / "run", "--of", of, "--format", "jsonl")
+
+    assert len(rows) == len(objects) >= least
+
+
+def test_report_on_a_run_is_written(saved, capsys):
+    """`report` makes a page of an earlier version's run, with its incident."""
+    printed(capsys, "report", saved / "run", "--html", saved / "page.html")
+    page = (saved / "page.html").read_text(encoding="utf-8")
+
+    assert "saved" in page
+    assert "spike" in page
+
+
+@pytest.mark.parametrize("command", ["watch", "replay"])
+@pytest.mark.parametrize("view", VIEWS)
+def test_run_is_drawn(saved, capsys, command, view):
+    """`watch` and `replay` draw every view of an earlier version's run."""
+    lines = printed(capsys, command, saved / "run", "--once", "--view", view, "--width", 100, "--height", 30)
+
+    assert len(lines) == 30
+    assert any("saved" in line for line in lines)
+
+
+def test_run_is_followed_in_lines(saved, capsys):
+    """`watch` without a terminal says how an earlier version's run ended, and leaves."""
+    lines = printed(capsys, "watch", saved / "run")
+
+    assert lines[-1].startswith("saved  finished")

@@ -1,0 +1,90 @@
+"""What policies are told of all the samples."""
+
+import json
+
+import numpy as np
+import pytest
+
+from learnit_r8 import Outlook, SampleTable
+from learnit_r8.sampling.outlook import from_plain, look_at, to_plain
+from learnit_r8.table.losses import EXACT, WHOLE_BATCH
+
+
+def known(num_samples=1000, part_size=EXACT, wrong=0.1):
+    """A table of a run of six epochs: some wrong, the others learnt."""
+    rng = np.random.default_rng(0)
+    is_wrong = rng.random(num_samples) < wrong
+    return table_of(np.where(is_wrong, 6.0, 0.2) * rng.uniform(0.95, 1.05, num_samples), part_size)
+
+
+def table_of(mean_loss, part_size=EXACT):
+    """A table with these mean losses; a model that has learnt nothing loses 2."""
+    table = SampleTable(len(mean_loss), batch_size=32)
+    table.part_size, table.batch_trend.untrained.value = part_size, 2.0
+    table.records["last"][:] = table.records["mean"][:] = mean_loss
+    table.records["usage_count"][:] = 6
+    return table
+
+
+def look(table):
+    return look_at(table, np.random.default_rng(0))
+
+
+def test_small_table_is_looked_at_whole():
+    """Shares are exact where the table has at most 16,384 samples."""
+    mean_loss = np.random.default_rng(1).gamma(2, 0.5, 1000)
+    outlook = look(table_of(mean_loss))
+
+    assert outlook == Outlook(
+        True, 6.0, pytest.approx((mean_loss > 2).mean()), pytest.approx(np.median(mean_loss)), None
+    )
+
+
+def test_suspects_are_not_hard():
+    """Samples that are suspected do not count among the hard ones."""
+    outlook = look(known())
+
+    assert outlook.suspicion is not None
+    assert outlook.hard_share == 0
+
+
+def test_what_is_being_learnt_is_not_suspect():
+    """Where most of the suspects are better than untrained by now nothing is suspect: rare classes come late."""
+    table = known()
+    wrong = np.flatnonzero(table.records["mean"] > 2)
+    table.records["last"][wrong[: len(wrong) * 2 // 5]] = 1.0
+    assert look(table).suspicion is not None
+
+    table.records["last"][wrong[: len(wrong) * 3 // 5]] = 1.0
+    assert look(table).suspicion is None
+    assert look(table).hard_share == pytest.approx(len(wrong) / 1000)
+
+
+def test_what_does_not_surprise_is_not_left_out():
+    """What is hardly worse than untrained is shown among the suspects, but a policy is not told to suspect it."""
+    mean = np.where(np.arange(1000) < 100, 2.3, 0.1)
+
+    assert len(table_of(mean).suspects().indices) == 100
+    assert look(table_of(mean)).suspicion is None
+
+
+def test_large_table_is_looked_at_in_part():
+    """Of a large table a random part tells the shares to within a per cent, and where the humps are."""
+    mean_loss = np.random.default_rng(1).gamma(2, 0.5, 200_000)
+
+    assert look(table_of(mean_loss)).hard_share == pytest.approx((mean_loss > 2).mean(), abs=0.01)
+    assert look(known(200_000)).suspicion.humps.high_share == pytest.approx(0.1, abs=0.01)
+
+
+@pytest.mark.parametrize("part_size", [None, WHOLE_BATCH, 4, 32])
+def test_rough_estimates_tell_nothing(part_size):
+    """From means of batches or parts there is no outlook to select by."""
+    assert look(known(part_size=part_size)) == Outlook()
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.1])
+def test_plain_values_bring_it_back(wrong):
+    """Saved as JSON and read again it is the same to the last bit."""
+    outlook = look(known(wrong=wrong))
+
+    assert from_plain(json.loads(json.dumps(to_plain(outlook)))) == outlook

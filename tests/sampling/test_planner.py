@@ -1,0 +1,231 @@
+"""Chunks: which samples they hold, what a policy makes of them, and what it is told."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from learnit_r8 import Outlook, Policy
+from learnit_r8.policies import Balanced, Shuffle, Steady, get_policy
+from tests.common import build, fingerprint, report, run_pass
+
+
+def test_outside_batches_are_no_part_of_the_pass():
+    """A batch from outside a pass is learned from, and the pass goes on as if it had not been."""
+    table, plan = build(40, 4, Shuffle(), seed=2)
+    run_pass(plan, 0)
+    _, other = build(40, 4, Shuffle(), seed=2)
+    run_pass(other, 0)
+    steady = plan.draw_outside(Steady())
+    assert len(set(steady.indices.tolist())) == 4
+    report(plan, steady, np.ones(4), 1)
+
+    assert (table.usage_count == 2).sum() == 4
+    assert [b.tolist() for b in run_pass(plan, 1)] == [b.tolist() for b in run_pass(other, 1)]
+
+
+def test_outside_batches_are_steady():
+    """The steady policy draws from the lowest quarter, another batch each time."""
+    _, plan = build(400, 8, Shuffle())
+    run_pass(plan, 0, losses=lambda indices, _: 1.0 + indices)
+    drawn = [plan.draw_outside(Steady()).indices for _ in range(4)]
+
+    assert np.concatenate(drawn).max() < 100
+    assert len({batch.tobytes() for batch in drawn}) == 4
+
+
+def test_nothing_steady_is_known_at_first():
+    """Before anything was seen there is no steady batch."""
+    _, plan = build(40, 4, Shuffle())
+    plan.start_pass(0, 0.0)
+
+    assert plan.draw_outside(Steady()) is None
+
+
+@pytest.mark.parametrize(("num_samples", "batch_size", "dropped"), [(103, 8, 7), (50, 32, 18), (7, 3, 1)])
+def test_dropped_samples_are_from_all_quartiles(num_samples, batch_size, dropped):
+    """Over many passes every loss quartile is dropped equally often."""
+    passes = 600
+    table, plan = build(num_samples, batch_size, Balanced(), last_batch="drop")
+    for number in range(passes):
+        run_pass(plan, number, losses=lambda indices, _: 1.0 + indices)
+    drops = passes - table.usage_count.astype(int)
+    quartile = np.arange(num_samples) * 4 // num_samples
+    share = np.bincount(quartile) / num_samples
+    tally = np.bincount(quartile, drops)
+
+    assert drops.sum() == passes * dropped
+    assert (np.abs(tally - passes * dropped * share) < 5 * np.sqrt(passes * dropped * share)).all()
+
+
+def test_fill_takes_the_start_of_the_pass():
+    """The last batch is filled with the first samples of the pass, which are not learned from."""
+    table, plan = build(10, 4, Shuffle(), last_batch="fill")
+    drawn = run_pass(plan, 0)
+
+    assert drawn[2][2:].tolist() == drawn[0][:2].tolist()
+    assert table.usage_count.tolist() == [1] * 10
+
+
+def test_fill_repeats_small_data():
+    """With fewer samples than half a batch they are repeated."""
+    _, plan = build(2, 5, Shuffle(), last_batch="fill")
+    (batch,) = run_pass(plan, 0)
+
+    assert np.bincount(batch).tolist() in ([3, 2], [2, 3])
+
+
+@pytest.mark.parametrize("policy", [Shuffle(), Balanced()], ids=["shuffle", "balanced"])
+@pytest.mark.parametrize("number", [0, 1])
+def test_filled_batch_has_distinct_samples(policy, number):
+    """Where there are enough samples, none is twice in the filled batch."""
+    for seed in range(20):
+        _, plan = build(10, 4, policy, last_batch="fill", seed=seed)
+        last = [run_pass(plan, earlier) for earlier in range(number + 1)][-1][-1]
+        assert len(set(last.tolist())) == 4
+
+
+@dataclass(frozen=True)
+class Weighting(Policy):
+    """A user's policy that weights every sample by its index, in some chunks only."""
+
+    always: bool = True
+    name = "weighting"
+    selects = True
+
+    def select(self, chunk, context, rng):
+        weights = 1 + chunk.indices.astype(np.float32)
+        return chunk.indices % 3 > 0, weights if self.always or chunk.indices[0] % 2 else None
+
+
+@pytest.mark.parametrize("last_batch", ["short", "fill"])
+@pytest.mark.parametrize(("num_samples", "batch_size"), [(40, 4), (4, 8), (50_000, 1024)])
+def test_weights_go_with_their_samples(num_samples, batch_size, last_batch):
+    """The weights of a batch are those of its samples, one for each, in its order."""
+    _, plan = build(num_samples, batch_size, get_policy(Weighting()), last_batch=last_batch)
+    run_pass(plan, 0)
+    plan.start_pass(1, 0.5)
+    for _ in range(plan.steps_per_pass):
+        batch = plan.draw()
+        assert batch.chunk.weights_of(batch.slot).tolist() == (1.0 + batch.indices).tolist()
+
+
+def test_weights_may_come_and_go():
+    """Where a policy weights some chunks only, a sample's weight is its own, or 1."""
+    for seed in range(8):
+        _, plan = build(80_000, 1000, get_policy(Weighting(always=False)), seed=seed)
+        run_pass(plan, 0)
+        plan.start_pass(1, 0.5)
+        for _ in range(plan.steps_per_pass):
+            batch = plan.draw()
+            weights = batch.chunk.weights_of(batch.slot)
+            assert weights is None or len(weights) == 1000
+            assert weights is None or np.isin(weights / (1 + batch.indices.astype(np.float32)), [1, *weights]).size
+            wrong = [] if weights is None else np.flatnonzero((weights != 1) & (weights != 1 + batch.indices))
+            assert len(wrong) == 0
+
+
+def test_no_weights():
+    """Without weights a batch has none."""
+    _, plan = build(4, 2, Balanced())
+    plan.start_pass(0, 0.0)
+
+    assert plan.draw().chunk.weights_of(0) is None
+
+
+@dataclass(frozen=True)
+class Keeping(Policy):
+    """A user's policy that keeps the first few samples of the data."""
+
+    least: int
+    name = "keeping"
+    selects = True
+
+    def select(self, chunk, context, rng):
+        return chunk.indices < self.least, None
+
+
+def test_policy_that_keeps_nothing():
+    """A policy that leaves no sample at all is told so, instead of being asked forever."""
+    _, plan = build(20, 4, get_policy(Keeping(0)))
+    plan.start_pass(1, 0.5)
+
+    with pytest.raises(RuntimeError, match=r"policy must keep some of 20 samples, got none from .*Keeping"):
+        plan.draw()
+
+
+def test_policy_that_keeps_less_than_a_batch():
+    """Where the policy leaves fewer samples than a batch, the batches are that short."""
+    _, plan = build(20, 4, get_policy(Keeping(3)))
+
+    assert [sorted(batch.tolist()) for batch in run_pass(plan, 1)] == [[0, 1, 2]] * 5
+
+
+def test_selection_sweeps_until_the_batches_are_full():
+    """A policy that keeps half sweeps twice: every sample it keeps is visited twice a pass."""
+    table, plan = build(40, 4, get_policy(Keeping(20)))
+    run_pass(plan, 1)
+
+    assert table.usage_count.tolist() == [2] * 20 + [0] * 20
+
+
+def test_context():
+    """A policy is told the progress, the pass, B, the untrained loss and the outlook, the same for a whole pass."""
+    seen = []
+
+    class Spying(Policy):
+        selects = True
+
+        def select(self, chunk, context, rng):
+            seen.append(context)
+            return super().select(chunk, context, rng)
+
+    _, plan = build(20, 4, get_policy(Spying()))
+    run_pass(plan, 0, losses=lambda indices, _: np.full(len(indices), 3.0))
+    run_pass(plan, 2, losses=lambda indices, _: np.full(len(indices), 1.0))
+
+    assert set(seen) == {(0.2, 2, 4, 3.0, Outlook(True, 1.0, 0.0, 3.0, None), ())}
+
+
+def test_chunks_are_planned_when_reached():
+    """A chunk sees what was learned since the pass began: nothing of it is planned before its first batch."""
+    shapes = []
+
+    class Spying(Policy):
+        def arrange(self, chunk, batch_size, rng):
+            shapes.append(len(chunk.indices))
+            return super().arrange(chunk, batch_size, rng)
+
+    _, plan = build(50_000, 1000, get_policy(Spying()))
+    plan.start_pass(1, 0.5)
+    assert shapes == []
+    plan.draw()
+    assert len(shapes) == 1
+    for _ in range(49):
+        plan.draw()
+
+    assert sum(shapes) == 50_000
+    assert len(shapes) > 1
+    assert all(size % 1000 == 0 for size in shapes)
+
+
+def test_same_on_every_processor():
+    """Batches and tables are the same bits without the processor's vector units."""
+    features = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
+    if not features:
+        pytest.skip("numpy uses no optional processor features here")
+    root = Path(__file__).parents[2]
+    paths = os.pathsep.join([str(root), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", "from tests.common import fingerprint; print(fingerprint())"],
+        env={**os.environ, "NPY_DISABLE_CPU_FEATURES": ",".join(features), "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout.strip() == fingerprint()

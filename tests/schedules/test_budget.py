@@ -1,0 +1,112 @@
+import math
+
+import pytest
+
+from learnit_r8.schedules.budget import Budget, Stopwatch
+
+
+@pytest.mark.parametrize(
+    ("epochs", "per_epoch", "steps"), [(3, 4, 12), (2.5, 4, 10), (2.1, 4, 9), (1e-9, 4, 1), (1, 1, 1)]
+)
+def test_epochs_become_steps_rounded_up(epochs, per_epoch, steps):
+    """A budget of epochs is ceil(num_epochs * steps_per_epoch) steps, and at least one."""
+    assert Budget.of(epochs, None, None, per_epoch) == Budget(steps=steps)
+
+
+def test_steps_are_taken_as_they_are():
+    """A budget of steps does not depend on the epoch's length."""
+    assert Budget.of(None, 7, None, 4) == Budget(steps=7)
+
+
+def test_whole_number_of_steps_is_an_int():
+    """Steps given as a whole float are counted as an int."""
+    assert type(Budget.of(None, 7.0, None, 4).steps) is int
+
+
+def test_seconds_are_taken_as_they_are():
+    """A budget of seconds has no number of steps."""
+    assert Budget.of(None, None, 60.0, 4) == Budget(seconds=60.0)
+
+
+@pytest.mark.parametrize("given", [(None, None, None), (1, 1, None), (None, 1, 1.0), (1, 1, 1)])
+def test_exactly_one_budget_is_given(given):
+    """None or several budgets are refused, and the three are named."""
+    with pytest.raises(ValueError, match="exactly one of num_epochs, num_steps, train_duration_seconds must be given"):
+        Budget.of(*given, 4)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, "3", True, [1]])
+def test_budget_is_positive_and_finite(place, value):
+    """A budget that is not a positive finite number is refused under its own name."""
+    given = [None, None, None]
+    given[place] = value
+    name = ("num_epochs", "num_steps", "train_duration_seconds")[place]
+    with pytest.raises(ValueError, match=f"{name} must be a number > 0 and finite, got"):
+        Budget.of(*given, 4)
+
+
+def test_num_steps_is_whole():
+    """Half a step does not exist."""
+    with pytest.raises(ValueError, match=r"num_steps must be a whole number, got 2\.5\."):
+        Budget.of(None, 2.5, None, 4)
+
+
+@pytest.mark.parametrize(
+    ("budget", "step", "seconds", "progress"),
+    [
+        (Budget(steps=4), 0, 99.0, 0.0),
+        (Budget(steps=4), 1, 99.0, 0.25),
+        (Budget(steps=4), 9, 0.0, 1.0),
+        (Budget(seconds=8.0), 99, 2.0, 0.25),
+        (Budget(seconds=8.0), 0, 9.0, 1.0),
+    ],
+)
+def test_progress_is_the_finished_share(budget, step, seconds, progress):
+    """Progress is steps over steps, or seconds over seconds, and never above 1."""
+    assert budget.progress(step, seconds) == progress
+
+
+def test_stopwatch_counts_from_its_first_start():
+    """Time before the first start does not count, and a second start changes nothing."""
+    watch = Stopwatch()
+    assert watch.seconds(100.0) == 0.0
+    watch.start(100.0)
+    watch.start(101.0)
+
+    assert watch.seconds(103.0) == 3.0
+
+
+def test_stopwatch_leaves_pauses_out():
+    """Time between pause and start does not count."""
+    watch = Stopwatch()
+    watch.start(0.0)
+    watch.pause(2.0)
+    assert not watch.is_running
+    assert watch.seconds(50.0) == 2.0
+    watch.start(60.0)
+
+    assert watch.seconds(61.0) == 3.0
+
+
+@pytest.mark.parametrize(("running", "later"), [(False, 30.0), (True, 35.0)])
+def test_stopwatch_reset_takes_over_a_reading(running, later):
+    """After a reset the watch shows the given seconds, and goes on only if it was running."""
+    watch = Stopwatch()
+    if running:
+        watch.start(0.0)
+    watch.reset(30.0, now=100.0)
+    assert watch.seconds(100.0) == 30.0
+
+    assert watch.seconds(105.0) == later
+
+
+def test_clock_that_is_set_back_does_not_run_backwards():
+    """A clock that jumps back takes no time away and stops no time: the watch counts on from where it was."""
+    watch = Stopwatch()
+    watch.start(7200.0)
+    readings = [watch.seconds(now) for now in (7210.0, 10.0, 15.0, 3.0, 4.0, 9000.0)]
+
+    assert readings == [10.0, 10.0, 15.0, 15.0, 16.0, 9012.0]
+    watch.pause(2.0)
+    assert watch.seconds(-1.0) == 9012.0

@@ -1,0 +1,143 @@
+"""Which samples look mislabelled."""
+
+import math
+
+import numpy as np
+import pytest
+
+from learnit_r8.table.label_noise import Suspicion, find_suspects
+from learnit_r8.table.records import RECORD
+
+UNTRAINED = 2.0
+
+
+def learnt(num_samples=100, wrong=(7, 3), loss=0.1, uses=5):
+    """Records of a trained model: everything well learnt, each a little differently, but for some that stay bad."""
+    records = np.zeros(num_samples, RECORD)
+    records["mean"] = loss * np.linspace(0.5, 1.5, num_samples)
+    records["usage_count"] = uses
+    for place, index in enumerate(wrong):
+        records["mean"][index] = 5.0 - 0.1 * (place % 10)
+    records["loss"] = records["last"] = records["mean"]
+    return records
+
+
+def found(records, untrained=UNTRAINED, exact=True, by_group=False):
+    return find_suspects(records, untrained, exact=exact, by_group=by_group)
+
+
+def test_finds_them():
+    """Samples that stay worse than untrained, apart from the others, are named, the worst first, with their share."""
+    suspects = found(learnt(wrong=(70, 3)))
+
+    assert suspects.indices.tolist() == [70, 3]
+    assert suspects.mean_loss.tolist() == pytest.approx([5.0, 4.9])
+    assert (suspects.score > 0.99).all()
+    assert suspects.noise_rate == 0.02
+    assert suspects.noise_range[0] <= 0.02 <= suspects.noise_range[1]
+    assert suspects.reason == ""
+
+
+@pytest.mark.parametrize("absurd", [1e3, 1e10, 3e38])
+def test_one_absurd_sample_hides_no_other(absurd):
+    """A sample with an absurd mean loss is one suspect more, and the others are found all the same."""
+    records = learnt(1000, wrong=range(100))
+    records["mean"][500] = absurd
+
+    assert sorted(found(records).indices.tolist()) == [*range(100), 500]
+
+
+def test_equals_come_by_index():
+    """Samples that are equally bad are named in the order of the data."""
+    records = learnt(wrong=(9, 4, 30, 2))
+    records["mean"][[9, 4, 30, 2]] = 5.0
+
+    assert found(records).indices.tolist() == [2, 4, 9, 30]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("usage_count", 3), ("mean", UNTRAINED), ("mean", 0.1)], ids=["young", "not worse", "learnt"]
+)
+def test_spares(field, value):
+    """A sample that is young, or over the run no worse than untrained, is not suspected."""
+    records = learnt(wrong=(7, 3, 5))
+    records[field][3] = value
+
+    assert found(records).indices.tolist() == [7, 5]
+
+
+@pytest.mark.parametrize(("last", "why"), [(0.2, "memorised"), (5.0, "always high"), (8.0, "rising")])
+def test_says_why(last, why):
+    """High and low by now is memorised; higher than ever is rising; else it was always high."""
+    records = learnt()
+    records["last"][7] = last
+
+    assert found(records).why == (why, "always high")
+
+
+def humble(num_samples=1000):
+    """Records of a model that learns slowly: one hump with a long tail beyond untrained."""
+    records = learnt(num_samples, wrong=())
+    records["mean"] = np.random.default_rng(0).gamma(3, 0.5, num_samples)
+    return records
+
+
+NO_GROUP = "no group of samples stays apart from the others and worse than an untrained model."
+
+
+@pytest.mark.parametrize(
+    ("records", "untrained", "exact", "reason"),
+    [
+        (learnt(), UNTRAINED, False, "per-sample losses are needed: report a vector of losses."),
+        (np.zeros(5, RECORD), UNTRAINED, True, "too early: samples are judged from 4 uses on."),
+        (learnt(), math.nan, True, "the loss of an untrained model must be > 0 to compare with, got nan."),
+        (learnt(), -1.0, True, "the loss of an untrained model must be > 0 to compare with, got -1."),
+        (learnt(wrong=()), UNTRAINED, True, NO_GROUP),
+        (learnt(wrong=(3, 7)), 6.0, True, NO_GROUP),
+        (humble(), UNTRAINED, True, NO_GROUP),
+    ],
+    ids=["batch means", "nothing seen", "unknown", "negative losses", "none", "not worse", "one hump with a tail"],
+)
+def test_says_why_there_are_none(records, untrained, exact, reason):
+    """Without per-sample losses, too early, or without a second hump beyond untrained, the reason is given."""
+    suspects = found(records, untrained, exact)
+
+    assert suspects.reason == reason
+    assert len(suspects.indices) == len(suspects.mean_loss) == len(suspects.score) == len(suspects.why) == 0
+    assert math.isnan(suspects.noise_rate)
+
+
+def test_rare_groups_are_protected():
+    """In no group more is suspected than 1.5 times the share in all, and of it the worst; ungrouped, all are."""
+    records = learnt(200, wrong=range(20))
+    records["group"][:10] = 1
+    alone = found(records).indices
+    grouped = found(records, by_group=True).indices
+
+    assert len(alone) == 20
+    # One in eighteen is left at last, so at most 8 % of the ten of group 1, rounded up, and 15.7 of the others.
+    assert sorted(grouped.tolist()) == [0, *range(10, 20)]
+
+
+@pytest.mark.parametrize(
+    ("high", "untrained", "is_surprising"),
+    [(2.9, 2.3, False), (4.2, 2.3, True), (1.25e-3, 1e-3, False), (2e-3, 1e-3, True), (60, 46, True)],
+)
+def test_wrong_labels_surprise(high, untrained, is_surprising):
+    """A tenth that is little worse than untrained may be a rare class; a tenth of wrong labels loses more."""
+    mean = np.full(1000, 0.05 * untrained, np.float32)
+    mean[:100] = high
+    suspicion = Suspicion.of(mean, np.full(1000, 6), untrained)
+
+    assert suspicion.is_surprising == is_surprising
+
+
+def test_suspicion_of_a_part_judges_all():
+    """What is learned from a part of the samples flags the same of all as what is learned from all."""
+    records = learnt(2000, wrong=range(0, 2000, 10))
+    uses, mean = records["usage_count"], records["mean"]
+    part = slice(None, 500)
+    from_part = Suspicion.of(mean[part], uses[part], UNTRAINED)
+
+    assert np.array_equal(from_part.flags(mean, uses), Suspicion.of(mean, uses, UNTRAINED).flags(mean, uses))
+    assert np.flatnonzero(from_part.flags(mean, uses)).tolist() == list(range(0, 2000, 10))

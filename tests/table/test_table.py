@@ -1,0 +1,298 @@
+"""What is known of every sample."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learnit_r8 import SampleTable
+from learnit_r8.guard import LARGEST_LOSS
+from learnit_r8.table.losses import EXACT, WHOLE_BATCH
+
+
+def tell(table, indices, losses, part_size=EXACT):
+    """Report at once: losses of samples, or one mean for all of them."""
+    losses = np.array(losses, np.float64)
+    table.part_size = part_size
+    trend = table.observe(float(losses.mean()), float(losses.min()))
+    sizes = None if part_size == EXACT else np.array([len(indices)])
+    means = losses if part_size == EXACT else losses.mean(keepdims=True)
+    table.learn(np.array(indices), means, sizes, np.full(len(means), trend))
+
+
+def test_begins_with_nothing():
+    """Nothing is known before the first report."""
+    table = SampleTable(3, batch_size=2)
+
+    assert len(table) == 3
+    assert np.isnan([table.loss, table.last, table.mean]).all()
+    assert table.usage_count.tolist() == [0, 0, 0]
+    assert (table.source, table.quartiles(), table.hardest()) == ("nothing yet", [], [])
+    assert math.isnan(table.trend)
+    assert math.isnan(table.untrained_loss)
+
+
+def test_exact_losses_by_hand():
+    """An exact loss moves the estimate halfway, from the second visit on; the mean is over all visits."""
+    table = SampleTable(2, batch_size=2)
+    for losses in ([4.0, 1.0], [2.0, 1.0], [5.0, 1.0]):
+        tell(table, [0, 1], losses)
+
+    assert table.loss.tolist() == [4.0, 1.0]
+    assert table.last.tolist() == [5.0, 1.0]
+    np.testing.assert_allclose(table.mean, [11 / 3, 1.0])
+    assert table.usage_count.tolist() == [3, 3]
+
+
+def test_additive_is_the_seeds_rule():
+    """AvgLoss += 0.1 * (actual - mean of the batch's AvgLoss), for every sample of the batch."""
+    table = SampleTable(4, batch_size=2, estimator="additive")
+    tell(table, [0, 1], [2.0, 2.0], WHOLE_BATCH)
+    tell(table, [2, 3], [4.0, 4.0], WHOLE_BATCH)
+    tell(table, [0, 2], [1.0, 1.0], WHOLE_BATCH)
+
+    np.testing.assert_allclose(table.loss, [2 - 0.2, 2, 4 - 0.2, 4], rtol=1e-6)
+
+
+def test_alpha():
+    """The weight of a new observation can be chosen."""
+    table = SampleTable(1, batch_size=1, alpha=1.0)
+    tell(table, [0], [8.0])
+    tell(table, [0], [2.0])
+
+    assert table.loss.tolist() == [2.0]
+
+
+@pytest.mark.parametrize("part_size", [EXACT, WHOLE_BATCH])
+@pytest.mark.parametrize("estimator", ["relative", "additive"])
+def test_negative_losses(estimator, part_size):
+    """Losses below zero are learned like others."""
+    table = SampleTable(4, batch_size=2, estimator=estimator)
+    for _ in range(40):
+        tell(table, [0, 1], [-3.0, -3.0], part_size)
+        tell(table, [2, 3], [-1.0, -1.0], part_size)
+
+    assert table.loss[0] == table.loss[1] < table.loss[2] == table.loss[3]
+    assert table.mean.tolist() == [-3.0, -3.0, -1.0, -1.0]
+
+
+def test_turning_negative_keeps_the_estimates():
+    """The first loss below zero changes how estimates are kept, not what they are."""
+    table = SampleTable(8, batch_size=2)
+    for first, loss in ((0, 1.0), (2, 2.0), (4, 3.0)):
+        tell(table, [first, first + 1], [loss, loss], WHOLE_BATCH)
+    before, trend = table.loss, table.trend
+    tell(table, [6, 7], [-1.0, -1.0], WHOLE_BATCH)
+
+    np.testing.assert_allclose(table.loss[:6] - table.trend, before[:6] - trend, rtol=1e-5, atol=1e-6)
+
+
+def test_use_saturates():
+    """A use count stays at its largest value once there, and the averages go on."""
+    table = SampleTable(1, batch_size=1)
+    tell(table, [0], [3.0])
+    state = table.state_dict()
+    state["usage_count"][:] = 2**16 - 1
+    table.load_state_dict(state)
+    tell(table, [0], [3.0])
+
+    assert table.usage_count.tolist() == [2**16 - 1]
+    assert table.loss.tolist() == [3.0]
+
+
+@pytest.mark.parametrize("bad", [1e39, -1e39])
+def test_huge_sample_losses_stay_finite(bad):
+    """A single loss beyond float32 in a batch with an acceptable mean counts as the largest one."""
+    table = SampleTable(2, batch_size=2)
+    tell(table, [0, 1], [bad, 1.0])
+
+    assert table.loss.tolist() == [np.float32(math.copysign(LARGEST_LOSS, bad)), 1.0]
+
+
+def test_trend_by_hand():
+    """The trend is the plain mean of the batch losses at first, then their average over half an epoch."""
+    table = SampleTable(12, batch_size=2)
+    befores = [table.observe(loss, loss) for loss in (4.0, 2.0, 3.0)]
+
+    # Half an epoch is three batches: the weight is 2 / (3 + 1).
+    assert befores == [4.0, 4.0, 3.0]
+    assert table.trend == 3.0
+    assert table.observe(7.0, 7.0) == 3.0
+    assert table.trend == 5.0
+
+
+@given(st.integers(1, 100), st.integers(1, 100), st.lists(st.floats(0.01, 10), min_size=1, max_size=30))
+def test_trend_stays_between_the_losses(num_samples, batch_size, losses):
+    """The trend is an average: it never leaves the range of what was observed, however small the data."""
+    table = SampleTable(num_samples, batch_size=batch_size)
+    for loss in losses:
+        table.observe(loss, loss)
+
+        assert min(losses) * (1 - 1e-9) <= table.trend <= max(losses) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("num_samples", "count"), [(10, 2), (40, 2), (400, 10), (401, 11)])
+def test_untrained_loss(num_samples, count):
+    """The untrained loss is the mean of the first 5 % of an epoch, of two batches at least."""
+    table = SampleTable(num_samples, batch_size=2)
+    losses = [float(3 + number % 5) for number in range(30)]
+    for loss in losses:
+        table.observe(loss, loss)
+
+    assert table.untrained_loss == pytest.approx(np.mean(losses[:count]))
+
+
+@pytest.mark.parametrize(
+    ("part_size", "source"), [(EXACT, "exact"), (4, "parts of 4"), (WHOLE_BATCH, "batch means of 8")]
+)
+def test_source(part_size, source):
+    """Where estimates come from is said in words."""
+    table = SampleTable(20, batch_size=8)
+    table.part_size = part_size
+
+    assert table.source == source
+
+
+@pytest.fixture
+def ten():
+    """Ten samples with losses 0.5 to 8.5 for the first nine, the last unseen."""
+    table = SampleTable(10, batch_size=9, sample_ids=[f"image {number}" for number in range(10)])
+    tell(table, range(9), [0.5 + number for number in range(9)])
+    return table
+
+
+def test_quartiles(ten):
+    """The seen samples in four quarters, the first ones larger."""
+    quarters = ten.quartiles()
+
+    assert [q.num_samples for q in quarters] == [3, 2, 2, 2]
+    assert [(q.low, q.high, q.mean) for q in quarters][:2] == [(0.5, 2.5, 1.5), (3.5, 4.5, 4.0)]
+    assert [q.uses for q in quarters] == [1.0] * 4
+    assert all(one.high <= other.low for one, other in pairwise(quarters))
+
+
+def test_hardest(ten):
+    """The hardest samples come highest first, unseen ones not at all."""
+    assert [sample.index for sample in ten.hardest(3)] == [8, 7, 6]
+    assert len(ten.hardest(100)) == 9
+
+
+def test_describe(ten):
+    """A sample is described by its name, estimate, last loss, mean loss and use, as plain values."""
+    (sample,) = ten.describe([3])
+
+    assert (sample.index, sample.name, sample.loss, sample.last, sample.mean) == (3, "image 3", 3.5, 3.5, 3.5)
+    assert type(sample.loss) is type(sample.last) is type(sample.mean) is float
+    assert type(sample.index) is type(sample.usage_count) is int
+
+
+def test_describe_unseen(ten):
+    """Nothing is claimed of a sample never seen."""
+    (sample,) = ten.describe(np.array([9]))
+
+    assert sample.usage_count == 0
+    assert np.isnan([sample.loss, sample.last, sample.mean]).all()
+
+
+def test_names_default_to_indices():
+    """Without names a sample is called by its index."""
+    assert [sample.name for sample in SampleTable(3, batch_size=1).describe([2, 0])] == [2, 0]
+
+
+def test_views_are_copies(ten):
+    """Writing into what the table shows does not change it."""
+    for values in (ten.loss, ten.last, ten.mean, ten.usage_count):
+        values[:] = 7
+
+    assert ten.loss[0] == ten.last[0] == ten.mean[0] == 0.5
+    assert ten.usage_count[0] == 1
+
+
+def test_avg_loss_is_the_seeds_word(ten):
+    """The estimate goes by the seed's name, too."""
+    np.testing.assert_array_equal(ten.avg_loss, ten.loss)
+
+
+def test_suspects_need_exact_losses():
+    """From batch means nobody is suspected."""
+    table = SampleTable(2, batch_size=2)
+    tell(table, [0, 1], [1.0, 1.0], WHOLE_BATCH)
+
+    assert table.suspects().reason.startswith("per-sample losses are needed")
+
+
+def test_suspects():
+    """A sample that stays bad while all others are learnt is suspected."""
+    table = SampleTable(20, batch_size=20)
+    for loss in (2.0, 2.0, 0.1, 0.1, 0.1, 0.1):
+        tell(table, range(20), [4.0] + [loss] * 19)
+
+    assert table.suspects().indices.tolist() == [0]
+
+
+def test_groups():
+    """Groups are numbered in the order of their labels."""
+    table = SampleTable(4, batch_size=3, groups=["dog", "cat", "dog", "cat"])
+
+    assert table.group_labels.tolist() == ["cat", "dog"]
+    assert table.records.take(np.arange(4))["group"].tolist() == [1, 0, 1, 0]
+
+
+def test_state_goes_on():
+    """A table that took over a state learns on exactly as the first one."""
+    tables = [SampleTable(6, batch_size=3), SampleTable(6, batch_size=3)]
+    for loss in (3.0, 2.0, -1.0):
+        tell(tables[0], [0, 1, 2], [loss] * 3, WHOLE_BATCH)
+    tables[1].load_state_dict(tables[0].state_dict())
+    for table in tables:
+        for loss in (1.0, -2.0):
+            tell(table, [2, 3, 4], [loss] * 3, WHOLE_BATCH)
+
+    assert repr(tables[0].state_dict()) == repr(tables[1].state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("num_samples", {"num_samples": 7, "sample_ids": None}),
+        ("batch_size", {"batch_size": 4}),
+        ("estimator", {"estimator": "additive"}),
+        ("sample_ids", {"sample_ids": list("abcdeg")}),
+    ],
+)
+def test_identity_tells_data_apart(name, change):
+    """Tables of other sizes, another estimator or other names have another identity, and equal ones the same."""
+    arguments = {"num_samples": 6, "batch_size": 3, "sample_ids": list("abcdef")}
+    one, other = SampleTable(**arguments).identity(), SampleTable(**{**arguments, **change}).identity()
+
+    assert SampleTable(**arguments).identity() == one
+    assert other[name] != one[name]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"estimator": "exact"}, r"estimator must be one of \['additive', 'relative'\], got 'exact'"),
+        ({"alpha": 0}, r"alpha must be in \(0, 1\], got 0"),
+        ({"alpha": 1.1}, r"alpha must be in \(0, 1\], got 1.1"),
+        ({"alpha": math.nan}, r"alpha must be in \(0, 1\], got nan"),
+        ({"sample_ids": ["a"]}, r"sample_ids must have num_samples=4 entries, got 1"),
+        ({"groups": [0, 1]}, r"groups must have shape \(4,\), one label a sample, got \(2,\)"),
+        ({"groups": [[0], [1], [0], [1]]}, r"groups must have shape \(4,\), one label a sample, got \(4, 1\)"),
+        ({"groups": [0, 1, 0, 1]}, r"groups must have fewer distinct labels than batch_size=2, got 2"),
+    ],
+)
+def test_refuses_arguments(arguments, message):
+    """Unknown estimators, weights outside (0, 1], and sequences of another length are refused by name."""
+    with pytest.raises(ValueError, match=message):
+        SampleTable(4, batch_size=2, **arguments)
+
+
+@pytest.mark.parametrize(("num_samples", "batch_size"), [(0, 2), (-1, 2), (4, 0), (4, -2)])
+def test_refuses_sizes(num_samples, batch_size):
+    """Sizes below one are refused when the table is built."""
+    with pytest.raises(ValueError, match=r"must be .*>= 1|must be a whole number"):
+        SampleTable(num_samples, batch_size=batch_size)

@@ -1,0 +1,198 @@
+"""The helpers for users' tests, which ours use too."""
+
+import errno
+
+import numpy as np
+import pytest
+import torch
+
+from learnit_r8 import R8Scheduler, events
+from learnit_r8.testing import FakeClock, FaultPlan, ToyTask, record_events
+from tests.drive import NAN, make
+
+
+def test_clock_does_not_go_back():
+    """A FakeClock never goes back."""
+    with pytest.raises(ValueError, match=r"seconds must be a finite number >= 0, got -1"):
+        FakeClock().advance(-1)
+
+
+def test_events_are_recorded_in_order():
+    """A recorder keeps every event, and tells them apart by kind."""
+    heard = record_events()
+    r8 = make(listeners=[heard])
+    r8.report(r8.draw(), 1.0)
+
+    assert [type(event).__name__ for event in heard][:1] == ["RunStarted"]
+    assert len(heard.of(events.StepDone, events.RunStarted)) == 2
+
+
+def test_toy_learns():
+    """A sensible rate brings the loss of the toy task down; one that is far too high does not."""
+    losses = {}
+    for lr in (0.05, 50.0):
+        task = ToyTask(256)
+        for step in range(200):
+            task.losses(np.arange(16) + 16 * (step % 16))
+            task.step(lr)
+        losses[lr] = task.loss()
+
+    assert losses[0.05] < 0.3
+    assert not losses[50.0] < 2
+
+
+def test_toy_survives_a_file(tmp_path):
+    """load restores what save wrote."""
+    task, other = ToyTask(64), ToyTask(64, seed=1)
+    task.losses(np.arange(8))
+    task.step(0.1)
+    task.save({}, tmp_path / "toy")
+    other.load(tmp_path / "toy")
+
+    for ours, theirs in zip(task.weights + task.velocity, other.weights + other.velocity, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_evaluating_changes_no_gradient():
+    """The loss of all samples may be asked for between losses() and step()."""
+    tasks = [ToyTask(64), ToyTask(64)]
+    for number, task in enumerate(tasks):
+        task.losses(np.arange(8))
+        if number:
+            task.loss()
+        task.step(0.1)
+
+    assert tasks[0].loss() == tasks[1].loss()
+
+
+def test_faults_strike_once():
+    """Every fault happens once, at its step."""
+    faults = FaultPlan(nan=[3], inf=[4], spike=[5], spike_by=-2.0)
+    twice = [[faults.loss(step, 1.0) for step in range(7)] for _ in range(2)]
+
+    assert repr(twice[0]) == "[1.0, 1.0, 1.0, nan, inf, -2.0, 1.0]"
+    assert twice[1] == [1.0] * 7
+    assert faults.struck == [(3, "nan"), (4, "inf"), (5, "spike")]
+
+
+def test_drift_adds_up():
+    """Every step of a drift raises all later losses."""
+    faults = FaultPlan(drift=[1, 2], drift_by=2.0)
+
+    assert [faults.loss(step, 1.0) for step in range(4)] == [1.0, 2.0, 4.0, 4.0]
+
+
+def test_rates_are_multiplied():
+    """A rate at a step with a fault is lr_by times as high."""
+    faults = FaultPlan(lr=[1], lr_by=10.0)
+
+    assert [faults.rate(step, 0.5) for step in range(3)] == [0.5, 5.0, 0.5]
+
+
+def test_faults_change_the_gradients():
+    """The fault of a tensor is part of its graph."""
+    weight = torch.ones(1, requires_grad=True)
+    FaultPlan(nan=[0]).loss(0, (weight * 2).sum()).backward()
+
+    assert weight.grad.isnan().all()
+
+
+def test_callback_fails_at_the_next_call():
+    """A callback raises at its first call at or after the step, once, and then works."""
+    calls = []
+    faults = FaultPlan(state=[5])
+    state = faults.callbacks(state=lambda: calls.append(1))["state_callback"]
+    state()
+    faults.loss(7, 1.0)
+    with pytest.raises(RuntimeError, match="state_callback fails on purpose after step 7"):
+        state()
+    state()
+
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(("kind", "error"), [("save", RuntimeError), ("disk", OSError)])
+def test_failing_save_leaves_a_file_behind(tmp_path, kind, error):
+    """A save that fails has written its file, a full disk half of it, as in life."""
+    faults = FaultPlan(**{kind: [0]})
+    save = faults.callbacks(save=lambda state, path: path.write_bytes(bytes(100)))["save_callback"]
+    with pytest.raises(error) as caught:
+        save({}, tmp_path / "model")
+
+    assert (tmp_path / "model").stat().st_size == (50 if kind == "disk" else 100)
+    assert kind == "save" or caught.value.errno == errno.ENOSPC
+
+
+def test_full_disk_never_ends_a_run(tmp_path):
+    """A rehearsal: the disk is full at one of four checkpoints; the run goes on, and three are there."""
+    task, heard = ToyTask(64), record_events()
+    faults = FaultPlan(disk=[4])
+    r8 = R8Scheduler(
+        64, batch_size=16, num_epochs=4, checkpoint_dir=tmp_path, keep_checkpoints=9, listeners=[heard],
+        **faults.callbacks(state=task.state, load=task.load, save=task.save),
+    )  # fmt: skip
+
+    def run():
+        for _ in r8.epoch_iterator():
+            for indices, lr in r8.batch_iterator():
+                loss = faults.loss(r8.global_step, task.losses(indices).mean())
+                task.step(lr)
+                r8.update_with_loss(loss)
+
+    with pytest.warns(RuntimeWarning, match="No space left on device"):
+        run()
+
+    assert len(heard.of(events.CheckpointSaved)) == 3
+    assert r8.progress == 1
+
+
+def test_load_fault_is_told_from_ram():
+    """The wrapped load callback hands on what the scheduler gives, with or without from_ram."""
+    got = []
+    faults = FaultPlan()
+    r8 = make(**faults.callbacks(load=lambda state: got.append(state)))
+    r8.update_cpu_backup({"w": 1})
+    r8.report(r8.draw(), NAN)
+
+    assert got == [{"w": 1}]
+
+
+@pytest.mark.parametrize("steps", [3, "12", None])
+def test_steps_are_a_list(steps):
+    """Steps that are no list are an error that names the argument."""
+    with pytest.raises(TypeError, match=r"nan must be a list of steps, got"):
+        FaultPlan(nan=steps)
+
+
+@pytest.mark.parametrize("step", [-1, 1.5, True])
+def test_steps_are_counts(step):
+    """A step below 0 or not whole is refused."""
+    with pytest.raises(ValueError, match=r"inf must be a whole number >= 0, got"):
+        FaultPlan(inf=[step])
+
+
+@pytest.mark.parametrize("name", ["spike_by", "drift_by", "lr_by"])
+def test_factors_are_finite(name):
+    """A factor that is not finite is refused by name."""
+    with pytest.raises(ValueError, match=rf"{name} must be a finite number, got nan"):
+        FaultPlan(**{name: NAN})
+
+
+@pytest.mark.parametrize("name", ["state", "load", "save", "disk"])
+def test_fault_of_a_missing_callback(name):
+    """A fault of a callback that is not given is an error."""
+    with pytest.raises(ValueError, match=rf"{name} must be empty without that callback, got \[3\]"):
+        FaultPlan(**{name: [3]}).callbacks()
+
+
+def test_callbacks_are_callable():
+    """A callback that is not callable is an error that names it."""
+    with pytest.raises(TypeError, match="load_callback must be a function or None, got 3"):
+        FaultPlan().callbacks(load=3)
+
+
+@pytest.mark.parametrize(("arguments", "name"), [({"num_samples": 0}, "num_samples"), ({"seed": -1}, "seed")])
+def test_toy_arguments_are_counts(arguments, name):
+    """Sizes and seeds of the toy task are whole numbers."""
+    with pytest.raises(ValueError, match=f"{name} must be a whole number"):
+        ToyTask(**arguments)

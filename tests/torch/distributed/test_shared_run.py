@@ -1,0 +1,887 @@
+"""SharedRun on ranks that are threads: the rules that do not depend on how messages travel."""
+
+import itertools
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from learnit_r8 import Policy, TrainingDiverged
+from learnit_r8.guard import Verdict
+from learnit_r8.torch import RanksDiffer, SharedRun
+from learnit_r8.torch.distributed import agreement as agreement_module
+from tests.drive import INF, NAN, FakeClock, TickingClock, Weights, advance_to, flat, known, make, sample_losses
+from tests.rank_common import in_threads
+
+
+def shares(shared):
+    """Every share to the end of the run; the caller reports."""
+    for _ in shared.r8.epoch_iterator():
+        yield from shared
+
+
+def follow(shared, bad=(), value=NAN):
+    """Train to the end. ``value`` on the (rank, step) in ``bad``. Samples, rate and outcome of each step."""
+    seen = []
+    for share in shares(shared):
+        losses = sample_losses(share.indices)
+        if (shared.ranks.rank, share.ticket.step) in bad:
+            losses[0] = value
+            _spread(shared.r8.safekeeping.callbacks.state, value)
+        outcome = shared.report(share.ticket, losses)
+        seen.append((share.indices.tolist(), share.lr, outcome))
+    return seen
+
+
+def _spread(get, loss):
+    """What the optimizer's step does to the model with a loss that is not finite."""
+    if get is not None and not np.isfinite(loss):
+        get()["w"][:] = NAN
+
+
+def alone(r8, until=None):
+    """The same batches on one rank, with nothing shared."""
+    for _ in r8.epoch_iterator():
+        for indices, _ in r8.batch_iterator():
+            r8.update_with_loss(sample_losses(indices))
+            if r8.global_step == until:
+                return r8
+    return r8
+
+
+def healing(weights, **more):
+    """A scheduler that can put a model back."""
+    return make(48, batch_size=8, num_epochs=4, state_callback=weights.get, load_callback=weights.load, **more)
+
+
+def raised(answers):
+    """The one kind of error that all ranks raised, and the message of rank 0."""
+    assert len({type(answer) for answer in answers}) == 1, answers
+    return type(answers[0]), str(answers[0])
+
+
+@pytest.mark.parametrize("every", [1, 3, 16, None])
+@pytest.mark.parametrize(("num_samples", "size"), [(48, 2), (50, 2), (49, 4), (5, 4)])
+def test_tables_are_those_of_one_process(every, num_samples, size):
+    """Ranks that share batches know bit for bit what one process knows that trains on them alone."""
+    expected = known(alone(make(num_samples, batch_size=8, num_epochs=3)))
+
+    def job(ranks):
+        shared = SharedRun(make(num_samples, batch_size=8, num_epochs=3), ranks, every=every)
+        follow(shared)
+        return known(shared.r8)
+
+    for found in in_threads(size, job):
+        for name, values in expected.items():
+            np.testing.assert_array_equal(found[name], values)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_rates_are_those_of_one_process(size):
+    """That losses are exchanged late changes no learning rate."""
+    r8 = make(48, batch_size=8, num_epochs=3)
+    expected = [lr for _ in r8.epoch_iterator() for _, lr in r8.batch_iterator() if r8.update_with_loss(1.0)]
+
+    [first, *_] = in_threads(size, lambda ranks: follow(SharedRun(make(48, batch_size=8, num_epochs=3), ranks)))
+
+    assert [lr for _, lr, _ in first] == expected
+
+
+@pytest.mark.parametrize(("count", "size"), [(8, 2), (8, 4), (7, 4), (1, 4), (5, 2)])
+def test_slices_are_contiguous_and_equal(count, size):
+    """Ranks take equal slices in order; a batch that they do not divide is filled up with its own first samples."""
+    batch = np.arange(count)
+    slices = in_threads(size, lambda ranks: SharedRun(make(48, batch_size=8), ranks).exchange.part(batch).tolist())
+
+    joined = flat(slices)
+
+    assert {len(part) for part in slices} == {-(-count // size)}
+    assert joined[:count] == batch.tolist()
+    assert joined[count:] == np.resize(batch, len(joined))[count:].tolist()
+
+
+def test_losses_are_exchanged_in_bulk():
+    """An exchange holds up to 16 steps; an epoch's first and last step have one of their own."""
+
+    def job(ranks):
+        shared = SharedRun(make(8 * 100, batch_size=8, num_epochs=2), ranks, every=16)
+        follow(shared)
+        return shared.exchange.count
+
+    assert in_threads(2, job) == [2 * (1 + 7)] * 2
+
+
+def test_slow_steps_are_exchanged_at_once():
+    """Where a step takes a quarter of a second, its loss is judged before its backward pass."""
+
+    def job(ranks):
+        shared = SharedRun(make(8 * 40, batch_size=8, num_epochs=1), ranks)
+        seen = []
+        for share in shares(shared):
+            shared.exchange._began -= 0.3
+            seen.append(shared.report(share.ticket, sample_losses(share.indices)).verdict)
+        return seen
+
+    [first, second] = in_threads(2, job)
+
+    assert first == second
+    assert Verdict.PENDING not in first[16:]
+
+
+def reported(job, every, num_steps=20, **settings):
+    """What ``job(shared, share)`` returns after each report of a run of one epoch, the same on both ranks."""
+
+    def work(ranks):
+        shared = SharedRun(make(8 * num_steps, batch_size=8, num_epochs=1, **settings), ranks, every=every)
+        return [job(shared, share) for share in shares(shared)]
+
+    [one, other] = in_threads(2, work)
+    assert one == other
+    return one
+
+
+def step_after(shared, share):
+    """The steps that the scheduler knows of after one more was reported to it."""
+    shared.report(share.ticket, sample_losses(share.indices))
+    return shared.r8.global_step
+
+
+def test_what_is_sent_at_one_step_is_read_at_the_next():
+    """No step waits for the losses that were sent in it, but the last of an epoch, after which it is to be complete."""
+    assert reported(step_after, every=4, num_steps=14) == [0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 14]
+
+
+def test_a_verdict_lags_by_at_most_16_steps():
+    """With 16 steps in an exchange the oldest loss of it is judged 16 steps after it was computed."""
+    known_after = reported(step_after, every=16, num_steps=80)
+
+    lags = [next(after for after, steps in enumerate(known_after) if steps > step) - step for step in range(80)]
+    assert max(lags) == 16
+
+
+def test_losses_are_read_at_once_where_a_backup_is_due():
+    """A backup needs that no loss is open: the exchange at its step is read in it, the others a step later."""
+    taken = []
+
+    def job(shared, share):
+        taken.append([event.step for event in events[shared.ranks.rank] if type(event).__name__ == "BackupTaken"])
+        return step_after(shared, share)
+
+    events = {0: [], 1: []}
+    weights = Weights()
+
+    def work(ranks):
+        callbacks = {"state_callback": weights.get, "listeners": [events[ranks.rank].append]}
+        r8 = make(8 * 30, batch_size=8, num_epochs=1, backup_every=12, **callbacks)
+        shared = SharedRun(r8, ranks, every=4)
+        return [job(shared, share) for share in shares(shared)]
+
+    [one, other] = in_threads(2, work)
+
+    assert one == other
+    assert one[:14] == [0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 12, 12, 12]
+    assert taken[-1] == [0, 12, 24]
+
+
+def test_a_metric_logged_on_one_rank_changes_no_exchange(tmp_path):
+    """`log` is each rank's own affair, though it may make a checkpoint due: only rank 0 says when ranks hurry."""
+
+    def job(shared, share):
+        if shared.ranks.rank == 1:
+            shared.r8.log(accuracy=float(share.ticket.step))
+        return step_after(shared, share)
+
+    with pytest.warns(RuntimeWarning, match="monitor"):
+        known_after = reported(job, every=4, num_steps=14, checkpoint_dir=tmp_path, monitor="accuracy", mode="max")
+
+    assert known_after == [0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 14]
+
+
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_a_bad_loss_under_way_makes_the_step_void_in_which_it_is_read(culprit):
+    """The ranks train on until the bad loss is read; the steps since, and the one at hand, are left out by all."""
+
+    def work(ranks):
+        weights = Weights()
+        callbacks = {"state_callback": weights.get, "load_callback": weights.load, "backup_every": 1000}
+        r8 = make(8 * 40, batch_size=8, num_epochs=1, **callbacks)
+        seen = follow(SharedRun(r8, ranks, every=4), bad={(culprit, 13)})
+        return [bool(outcome) for *_, outcome in seen], r8.global_step, r8.sentry.num_refused, known(r8)
+
+    [one, other] = in_threads(2, work)
+
+    # Steps 12 to 15 are sent together, and read in step 16: 13 is refused, 14, 15 and 16 are void.
+    assert [step for step, counts in enumerate(one[0]) if not counts] == [16]
+    assert one[1:3] == (40, 1)
+    assert one[3]["usage_count"].sum() == 8 * 36
+    np.testing.assert_equal(one[3], other[3])
+
+
+@pytest.mark.parametrize("last", range(3, 10))
+def test_a_break_with_losses_under_way_loses_none(last):
+    """A loop that is left while losses are held back or under way goes on with the next batch, and knows them all."""
+
+    def job(ranks):
+        shared = SharedRun(make(8 * 20, batch_size=8, num_epochs=1), ranks, every=4)
+        seen = []
+        for share in shared:
+            seen += share.indices.tolist()
+            shared.report(share.ticket, sample_losses(share.indices))
+            if share.ticket.step == last:
+                break
+        for share in shares(shared):
+            seen += share.indices.tolist()
+            shared.report(share.ticket, sample_losses(share.indices))
+        return seen, shared.r8.table.usage_count.tolist()
+
+    [one, other] = in_threads(2, job)
+
+    assert sorted(one[0] + other[0]) == list(range(160))
+    assert one[1] == other[1] == [1] * 160
+
+
+@pytest.mark.parametrize("every", [1, 3, 4, 16])
+@pytest.mark.parametrize("at", [5, 7, 8])
+def test_a_state_is_loaded_in_mid_epoch(at, every):
+    """Losses held back or under way when a state is loaded are forgotten: the run is that of the state, unbroken."""
+
+    def job(ranks, at):
+        shared = SharedRun(make(8 * 20, batch_size=8, num_epochs=2), ranks, every=every)
+        saved, seen = None, []
+        for share in shares(shared):
+            seen.append((share.lr, share.indices.tolist()))
+            shared.report(share.ticket, sample_losses(share.indices))
+            if len(seen) == 3:
+                shared.settle()
+                saved = shared.r8.state_dict()
+            elif len(seen) == at:
+                shared.r8.load_state_dict(saved)
+                del seen[3:]
+                at = -1
+        return known(shared.r8), seen
+
+    expected = in_threads(2, lambda ranks: job(ranks, -1))
+    found = in_threads(2, lambda ranks: job(ranks, at))
+
+    np.testing.assert_equal(found, expected)
+
+
+def test_viewers_see_the_samples_while_losses_are_under_way():
+    """A viewer on one rank is shown the samples in mid-epoch, where no step ever ends with every loss known."""
+
+    class Viewer:
+        wants_surveys = True
+
+        def __init__(self):
+            self.steps = []
+
+        def __call__(self, event):
+            if type(event).__name__ == "SamplesSurveyed":
+                self.steps.append(event.step)
+
+    viewer = Viewer()
+
+    def job(ranks):
+        clock = TickingClock(0.5)
+        listeners = [viewer] if ranks.rank == 0 else []
+        shared = SharedRun(make(8 * 200, batch_size=8, num_epochs=1, clock=clock, listeners=listeners), ranks, every=4)
+        follow(shared)
+        return known(shared.r8)
+
+    [one, other] = in_threads(2, job)
+
+    np.testing.assert_equal(one, other)
+    assert len([step for step in viewer.steps if step < 200]) > 3
+
+
+@pytest.mark.parametrize("every", [1, 5, 16])
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_a_bad_loss_on_one_rank_puts_all_back_at_the_same_step(culprit, every):
+    """All ranks refuse the same batch, skip the same backward pass, and restore the backup of the same step."""
+
+    def job(ranks):
+        weights = Weights()
+        events = []
+        shared = SharedRun(healing(weights, listeners=[events.append]), ranks, every=every)
+        seen = follow(shared, bad={(culprit, 9)})
+        restored = [(event.step, event.to_step) for event in events if type(event).__name__ == "RolledBack"]
+        return restored, [bool(outcome) for *_, outcome in seen], known(shared.r8), len(weights.loaded)
+
+    [one, other] = in_threads(2, job)
+
+    assert one[0] == other[0]
+    assert len(one[0]) == one[3] == other[3] == 1
+    assert one[1] == other[1]
+    np.testing.assert_equal(one[2], other[2])
+
+
+def test_no_rank_skips_a_step_on_its_own_verdict():
+    """Until the losses are exchanged the rank with the bad one goes on like the others."""
+
+    def job(ranks):
+        shared = SharedRun(healing(Weights()), ranks, every=4)
+        return [bool(outcome) for *_, outcome in follow(shared, bad={(1, 9)})]
+
+    [one, other] = in_threads(2, job)
+
+    # Epochs of 6 steps are exchanged after 4 and 6.
+    assert [step for step, counts in enumerate(one) if not counts] == [9]
+    assert one == other
+
+
+def test_what_was_trained_after_a_refused_loss_is_undone_and_counted():
+    """Steps between a refused loss and the exchange are steps, and nothing is learned of them."""
+
+    def job(ranks):
+        shared = SharedRun(healing(Weights()), ranks, every=4)
+        follow(shared, bad={(1, 8)})
+        return shared.r8.global_step, shared.r8.sentry.num_refused, int(shared.r8.table.usage_count.sum())
+
+    answers = in_threads(2, job)
+
+    # Step 8 of 24 is refused, 9 was trained on with it.
+    assert answers == [(24, 1, 48 * 4 - 2 * 8)] * 2
+
+
+def test_a_loss_that_stays_bad_ends_all_ranks():
+    """All ranks give up together."""
+
+    def job(ranks):
+        shared = SharedRun(healing(Weights()), ranks, every=2)
+        for share in shares(shared):
+            shared.report(share.ticket, np.full(4, NAN if share.ticket.step > 6 else 1.0))
+
+    assert raised(in_threads(2, job))[0] is TrainingDiverged
+
+
+def test_the_clock_of_rank_0_rules():
+    """A budget in seconds ends at the same step everywhere, whatever the other clocks show."""
+
+    def job(ranks):
+        clock = TickingClock(0.01 if ranks.rank == 0 else 5.0)
+        shared = SharedRun(make(48, batch_size=8, train_duration_seconds=0.4, clock=clock), ranks, every=2)
+        return len(follow(shared)), shared.r8.pace.seconds, [lr for _, lr, _ in follow(shared)]
+
+    [one, other] = in_threads(2, job)
+
+    assert one == other
+    assert one[0] > 4
+
+
+def test_timed_backups_are_taken_at_the_same_steps():
+    """Triggers in seconds go by the clock of rank 0."""
+
+    def job(ranks):
+        events = []
+        clock = FakeClock()
+        weights = Weights()
+        shared = SharedRun(healing(weights, clock=clock, backup_every="3s", listeners=[events.append]), ranks, every=1)
+        for share in shares(shared):
+            clock.advance(1.0 if ranks.rank == 0 else 100.0)
+            shared.report(share.ticket, sample_losses(share.indices))
+        return [event.step for event in events if type(event).__name__ == "BackupTaken"]
+
+    [one, other] = in_threads(2, job)
+
+    assert one == other
+    assert len(one) >= 3
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_stop_asked_for_on_one_rank_stops_all_after_the_same_step(asked, tmp_path):
+    """All ranks stop at the step after which they read the wish; rank 0 has saved by then."""
+
+    def job(ranks):
+        shared = SharedRun(make(48, batch_size=8, num_epochs=4, checkpoint_dir=tmp_path), ranks, every=4)
+        for share in shares(shared):
+            if ranks.rank == asked and share.ticket.step == 8:
+                shared.r8.requests.stop("enough")
+            shared.report(share.ticket, sample_losses(share.indices))
+        return shared.r8.global_step, shared.r8.is_stopped
+
+    # The wish is sent after step 10 and read after 11.
+    assert in_threads(2, job) == [(11, True)] * 2
+    assert (
+        make(48, batch_size=8, num_epochs=4, checkpoint_dir=tmp_path).safekeeping.load(None).state["pace"]["step"] == 11
+    )
+
+
+def test_a_checkpoint_asked_for_on_another_rank_is_written_by_rank_0(tmp_path):
+    """Any rank may ask; only rank 0 writes."""
+
+    def job(ranks):
+        shared = SharedRun(
+            make(48, batch_size=8, num_steps=9, checkpoint_dir=tmp_path / str(ranks.rank)), ranks, every=3
+        )
+        for share in shares(shared):
+            if ranks.rank == 1 and share.ticket.step == 1:
+                shared.r8.requests.save()
+            shared.report(share.ticket, sample_losses(share.indices))
+
+    in_threads(2, job)
+
+    # After step 3 because it was asked for, then after the epoch, and at the end.
+    assert len(list((tmp_path / "0").iterdir())) >= 1
+    assert not (tmp_path / "1").exists()
+
+
+@pytest.mark.parametrize("way_out", ["resume", "stop"])
+def test_a_pause_on_one_rank_pauses_all(way_out):
+    """All ranks wait, their time does not count, and go on together."""
+    is_waiting = threading.Event()
+
+    def job(ranks):
+        clock = FakeClock()
+        shared = SharedRun(make(48, batch_size=8, num_steps=12, clock=clock), ranks, every=2)
+        requests = shared.r8.requests
+
+        def release():
+            is_waiting.wait(20)
+            clock.advance(1000.0)
+            getattr(requests, way_out)()
+
+        shared.r8.announcer.add(lambda event: is_waiting.set() if type(event).__name__ == "RunPaused" else None)
+        releaser = threading.Thread(target=release)
+        for share in shares(shared):
+            if share.ticket.step == 2 and ranks.rank == 0:
+                requests.pause("lunch")
+                releaser.start()
+            shared.report(share.ticket, sample_losses(share.indices))
+        return shared.r8.global_step, shared.r8.pace.seconds
+
+    [one, other] = in_threads(2, job)
+
+    assert one == other == (12 if way_out == "resume" else 5, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "of_rank"),
+    [
+        ("seed", lambda rank: {"seed": rank}),
+        ("policy", lambda rank: {"policy": ["balanced", "shuffle"][rank]}),
+        ("budget", lambda rank: {"num_epochs": 2 + rank}),
+        ("learning rates", lambda rank: {"initial_lr": 0.1 + rank}),
+        ("groups", lambda rank: {"groups": (np.arange(48) + rank) % 3}),
+        ("sample_ids", lambda rank: {"sample_ids": [f"{rank}{number}" for number in range(48)]}),
+        ("backup_every", lambda rank: {"backup_every": 8 + rank, "state_callback": Weights().get}),
+        ("load_callback", lambda rank: {"load_callback": Weights().load} if rank else {}),
+    ],
+)
+def test_other_arguments_on_another_rank_are_refused(name, of_rank):
+    """Schedulers that would not draw the same batches are not shared; the message names the argument and the rank."""
+    answers = in_threads(2, lambda ranks: SharedRun(make(48, batch_size=8, **of_rank(ranks.rank)), ranks))
+
+    kind, text = raised(answers)
+    assert kind is RanksDiffer
+    assert text.startswith(f"{name} must be the same on all ranks")
+    assert f"{name} of rank 1 is not that of rank 0" in text
+
+
+def test_ranks_at_different_steps_are_refused():
+    """A rank that was not resumed like the others is found at once."""
+
+    def job(ranks):
+        r8 = make(48, batch_size=8)
+        if ranks.rank == 1:
+            advance_to(r8, 3)
+        SharedRun(r8, ranks)
+
+    assert "global_step must be the same" in raised(in_threads(2, job))[1]
+
+
+def test_a_damaged_table_is_found(monkeypatch):
+    """One bit of one sample on one rank is found within 256 steps."""
+    monkeypatch.setattr(agreement_module, "WINDOW", 100)
+    steps = []
+
+    def job(ranks):
+        shared = SharedRun(make(160, batch_size=8, num_epochs=60), ranks)
+        for share in shares(shared):
+            if share.ticket.step == 317:
+                # Whoever looks makes the table learn what it knows so far.
+                assert len(shared.r8.table.mean) == 160
+                if ranks.rank == 1:
+                    shared.r8.table.records["mean"][130] += np.float32(1e-6)
+            steps.append(share.ticket.step)
+            shared.report(share.ticket, sample_losses(share.indices))
+
+    kind, text = raised(in_threads(2, job))
+
+    assert kind is RanksDiffer
+    assert "the tables of all ranks must be equal" in text
+    assert max(steps) <= 317 + 2 * 272
+
+
+def test_other_batches_on_another_rank_are_found():
+    """A rank that draws other samples than the rest is found when losses are exchanged."""
+
+    def job(ranks):
+        shared = SharedRun(make(48, batch_size=8), ranks)
+        if ranks.rank == 1:
+            shared.r8.plan.seed = 5
+        follow(shared)
+
+    assert "must draw the same batches" in raised(in_threads(2, job))[1]
+
+
+def test_a_rank_that_leaves_a_batch_out_is_found():
+    """A loop that reports on one rank and not on the other is an error, not a shift of all that follows."""
+
+    def job(ranks):
+        shared = SharedRun(make(48, batch_size=8), ranks)
+        with pytest.warns(RuntimeWarning) if ranks.rank else threading.Lock():
+            for share in shares(shared):
+                if ranks.rank == 0 or share.ticket.step != 2:
+                    shared.report(share.ticket, sample_losses(share.indices))
+
+    assert "must exchange losses together" in str(in_threads(2, job)[0])
+
+
+def test_losses_of_another_kind_on_another_rank_are_found():
+    """One rank may not report means where another reports losses of samples."""
+
+    def job(ranks):
+        shared = SharedRun(make(48, batch_size=8), ranks)
+        for share in shares(shared):
+            losses = sample_losses(share.indices)
+            shared.report(share.ticket, losses if ranks.rank else losses.mean())
+
+    assert "must report one kind of loss" in raised(in_threads(2, job))[1]
+
+
+def test_a_batch_left_out_on_all_ranks_comes_again():
+    """A batch that no rank reports is drawn once more at the end of the epoch."""
+
+    def job(ranks):
+        shared = SharedRun(make(48, batch_size=8, num_epochs=1), ranks)
+        seen = []
+        for share in shares(shared):
+            seen.append(share.indices.tolist())
+            if len(seen) != 2:
+                shared.report(share.ticket, sample_losses(share.indices))
+        return seen, shared.r8.table.usage_count.tolist()
+
+    with pytest.warns(RuntimeWarning, match="not reported"):
+        answers = in_threads(2, job)
+
+    for seen, uses in answers:
+        assert seen[6] == seen[1]
+        assert uses == [1] * 48
+
+
+def test_a_break_goes_on_in_the_same_epoch():
+    """After a break the epoch goes on where it was left."""
+
+    def job(ranks):
+        shared = SharedRun(make(48, batch_size=8, num_epochs=1), ranks)
+        for share in shared:
+            shared.report(share.ticket, sample_losses(share.indices))
+            if share.ticket.step == 1:
+                break
+        follow(shared)
+        return shared.r8.global_step, shared.r8.table.usage_count.tolist()
+
+    assert in_threads(2, job) == [(6, [1] * 48)] * 2
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 4), (1, 4), (4, 1)])
+@pytest.mark.parametrize("step", [3, 6, 9])
+def test_another_number_of_ranks_goes_on_with_the_same_batches(before, after, step):
+    """A state says nothing of ranks: resumed on more or fewer, a run has the batches and tables of an unbroken one."""
+    expected = known(alone(make(48, batch_size=8, num_epochs=3)))
+
+    def first(ranks):
+        shared = SharedRun(make(48, batch_size=8, num_epochs=3), ranks)
+        for share in shares(shared):
+            shared.report(share.ticket, sample_losses(share.indices))
+            if share.ticket.step == step:
+                break
+        shared.settle()
+        return shared.r8.state_dict()
+
+    state = in_threads(before, first)[0]
+
+    def second(ranks):
+        r8 = make(48, batch_size=8, num_epochs=3)
+        r8.load_state_dict(state)
+        shared = SharedRun(r8, ranks)
+        follow(shared)
+        return known(shared.r8)
+
+    for found in in_threads(after, second):
+        np.testing.assert_equal(found, expected)
+
+
+def test_means_of_slices_make_the_mean_of_the_batch():
+    """Where only means are reported, the table learns from the mean of the batch, whatever the number of ranks."""
+    r8 = make(48, batch_size=8, num_epochs=2)
+    for _ in r8.epoch_iterator():
+        for indices, _ in r8.batch_iterator():
+            r8.update_with_loss(float(np.mean([sample_losses(half).mean() for half in np.split(indices, 2)])))
+
+    def job(ranks):
+        shared = SharedRun(make(48, batch_size=8, num_epochs=2), ranks)
+        for share in shares(shared):
+            shared.report(share.ticket, float(sample_losses(share.indices).mean()))
+        return known(shared.r8), shared.r8.table.source
+
+    for found, source in in_threads(2, job):
+        np.testing.assert_equal(found, known(r8))
+        assert source == "batch means of 8"
+
+
+def test_parts_of_slices_are_parts_of_the_batch():
+    """Means of parts are reported as those of the whole batch."""
+    r8 = make(48, batch_size=8, num_epochs=2)
+    for _ in r8.epoch_iterator():
+        for indices, _ in r8.batch_iterator():
+            r8.update_with_loss(sample_losses(indices).reshape(-1, 2).mean(1), part_size=2)
+
+    def job(ranks):
+        shared = SharedRun(make(48, batch_size=8, num_epochs=2), ranks)
+        for share in shares(shared):
+            shared.report(share.ticket, sample_losses(share.indices).reshape(-1, 2).mean(1), part_size=2)
+        return known(shared.r8)
+
+    for found in in_threads(2, job):
+        np.testing.assert_equal(found, known(r8))
+
+
+def test_a_step_skipped_on_one_rank_is_skipped():
+    """A loss scaler's overflow is no alarm, on whichever rank it is known."""
+
+    def job(ranks):
+        shared = SharedRun(healing(Weights()), ranks)
+        for share in shares(shared):
+            is_over = share.ticket.step == 7
+            losses = np.full(4, INF) if is_over else sample_losses(share.indices)
+            shared.report(share.ticket, losses, skipped=is_over and ranks.rank == 1)
+        return shared.r8.sentry.num_refused
+
+    assert in_threads(2, job) == [0, 0]
+
+
+def test_a_gradient_that_is_bad_on_one_rank_is_refused():
+    """The largest norm counts."""
+
+    def job(ranks):
+        shared = SharedRun(healing(Weights()), ranks)
+        for share in shares(shared):
+            norm = NAN if share.ticket.step == 7 and ranks.rank == 1 else 1.0
+            shared.report(share.ticket, sample_losses(share.indices), grad_norm=norm)
+        return shared.r8.sentry.num_refused
+
+    assert in_threads(2, job) == [1, 1]
+
+
+@dataclass(frozen=True)
+class DoubleOdd(Policy):
+    """A selection that keeps everything, odd samples at double weight."""
+
+    name = "double_odd"
+    selects = True
+
+    def select(self, chunk, context, rng):
+        return np.ones(len(chunk.indices), bool), np.where(chunk.indices % 2, 2, 1).astype(np.float32)
+
+
+def test_weights_go_with_their_samples():
+    """Each rank gets the weights of its own slice."""
+
+    def job(ranks):
+        shared = SharedRun(make(48, batch_size=8, policy=DoubleOdd()), ranks)
+        fits = True
+        for share in shares(shared):
+            if share.weights is not None:
+                fits &= np.array_equal(share.weights, np.where(share.indices % 2, 2, 1))
+            shared.report(share.ticket, sample_losses(share.indices))
+        return fits
+
+    assert in_threads(2, job) == [True, True]
+
+
+def test_all_ranks_restore_the_checkpoint_that_rank_0_names(tmp_path):
+    """Where there is no backup, all ranks go back to the same checkpoint, which rank 0 wrote."""
+
+    def job(ranks):
+        weights = Weights()
+        shared = SharedRun(
+            make(
+                48, batch_size=8, num_epochs=3, checkpoint_dir=tmp_path, save_callback=_save_zeros,
+                load_callback=weights.load,
+            ),
+            ranks,
+        )  # fmt: skip
+        follow(shared, bad={(1, 8)})
+        return weights.loaded
+
+    [one, other] = in_threads(2, job)
+
+    assert one == other
+    assert len(one) == 1
+    assert one[0][0].startswith(str(tmp_path))
+
+
+def _save_zeros(state_dict, filepath):
+    with open(filepath, "wb") as file:
+        np.save(file, np.zeros(2))
+
+
+def test_a_backup_that_one_rank_cannot_put_back_is_left_by_all(tmp_path):
+    """Where the load callback raises on one rank, all ranks go on to the next state, a checkpoint here."""
+
+    def job(ranks):
+        weights = Weights()
+
+        def load(source, from_ram=False):
+            weights.load(source, from_ram)
+            if from_ram and ranks.rank == 1:
+                raise OSError("no")
+
+        callbacks = {"save_callback": _save_zeros, "load_callback": load, "state_callback": weights.get}
+        shared = SharedRun(make(48, batch_size=8, num_epochs=3, checkpoint_dir=tmp_path, **callbacks), ranks)
+        follow(shared, bad={(1, 8)})
+        return [from_ram for _, from_ram in weights.loaded]
+
+    [one, other] = in_threads(2, job)
+
+    assert one == other
+    assert one[-1] is False
+
+
+def test_damage_on_one_rank_is_damage_on_all():
+    """A state that is not finite on one rank is a backup on none, and all are put back."""
+
+    def job(ranks):
+        weights, events = Weights(), []
+
+        def get():
+            bad = ranks.rank == 1 and shared.r8.global_step > 0 and not weights.loaded
+            return {"w": np.full(2, NAN) if bad else weights.values}
+
+        r8 = make(
+            48, batch_size=8, num_epochs=2, state_callback=get, load_callback=weights.load, backup_every=6,
+            listeners=[events.append],
+        )  # fmt: skip
+        shared = SharedRun(r8, ranks)
+        for share in itertools.islice(shares(shared), 7):
+            shared.report(share.ticket, sample_losses(share.indices))
+        return [type(event).__name__ for event in events if "Damage" in type(event).__name__], len(weights.loaded)
+
+    assert in_threads(2, job) == [(["DamageFound"], 1)] * 2
+
+
+def test_only_rank_0_leaves_a_diagnosis(tmp_path):
+    """When all give up, the file that says why is written once."""
+
+    def job(ranks):
+        shared = SharedRun(healing(Weights(), checkpoint_dir=tmp_path), ranks, every=2)
+        for share in shares(shared):
+            shared.report(share.ticket, np.full(4, NAN if share.ticket.step > 6 else 1.0))
+
+    [one, other] = in_threads(2, job)
+
+    assert one.bundle.startswith(str(tmp_path))
+    assert other.bundle is None
+
+
+def test_all_ranks_load_the_checkpoint_that_rank_0_finds(tmp_path):
+    """`load_checkpoint` takes rank 0's newest on all ranks."""
+    r8 = make(48, batch_size=8, num_epochs=3, checkpoint_dir=tmp_path)
+    advance_to(r8, 4)
+    path = r8.save_checkpoint().path
+
+    def job(ranks):
+        shared = SharedRun(make(48, batch_size=8, num_epochs=3, checkpoint_dir=tmp_path), ranks)
+        shared.r8.load_checkpoint(path if ranks.size == 2 else None)
+        return shared.r8.global_step
+
+    assert in_threads(2, job) == [4, 4]
+    assert in_threads(4, job) == [4] * 4
+
+
+def test_batch_size_must_be_a_multiple():
+    """Ranks take equal slices."""
+    [error, *_] = in_threads(3, lambda ranks: SharedRun(make(48, batch_size=8), ranks))
+
+    with pytest.raises(ValueError, match=r"batch_size must be a multiple of the 3 ranks, .*got 8"):
+        raise error
+
+
+def test_a_search_for_a_rate_is_refused():
+    """auto_find_lr needs every loss at once."""
+
+    def job(ranks):
+        weights = Weights()
+        callbacks = {"state_callback": weights.get, "load_callback": weights.load}
+        SharedRun(make(48, batch_size=8, auto_find_lr=True, **callbacks), ranks)
+
+    assert "auto_find_lr must be False on several ranks" in raised(in_threads(2, job))[1]
+
+
+@pytest.mark.parametrize("every", [0, 17, 2.5, "2"])
+def test_every_must_be_in_its_range(every):
+    """Verdicts lag by at most 16 steps."""
+    with pytest.raises((ValueError, TypeError), match="every must be"):
+        SharedRun(make(), every=every)
+
+
+@pytest.mark.parametrize(
+    ("losses", "part_size", "text"),
+    [
+        ([1.0] * 8, None, "one loss for each of the 4 samples"),
+        ([1.0, 1.0], 3, "part_size must divide the 4 samples of a rank, got 3"),
+        ("no", None, "must be a real number"),
+    ],
+)
+def test_a_loss_that_does_not_fit_changes_nothing(losses, part_size, text):
+    """The mistake is said on the rank that made it, and the batch can be reported still."""
+
+    def job(ranks):
+        shared = SharedRun(make(48, batch_size=8, num_epochs=1), ranks)
+        for share in shares(shared):
+            with pytest.raises((ValueError, TypeError), match=text):
+                shared.report(share.ticket, losses, part_size=part_size)
+            shared.report(share.ticket, sample_losses(share.indices))
+        return shared.r8.global_step
+
+    assert in_threads(2, job) == [6, 6]
+
+
+def test_losses_must_stay_of_one_kind():
+    """A kind of loss that differs from that of the step before is refused before it is exchanged."""
+
+    def job(ranks):
+        shared = SharedRun(make(48, batch_size=8), ranks)
+        for share in shares(shared):
+            shared.report(share.ticket, sample_losses(share.indices) if share.ticket.step < 2 else 1.0)
+
+    assert "must stay of the kind reported first" in raised(in_threads(2, job))[1]
+
+
+@pytest.mark.filterwarnings("ignore:sample 7 was in", "ignore:the loss of sample 7")
+@pytest.mark.parametrize("exact", [True, False])
+def test_all_ranks_quarantine_the_same_sample(exact):
+    """A bad sample that only one rank trains on is quarantined on all, by the same report."""
+
+    def job(ranks):
+        weights, told = Weights(), []
+        shared = SharedRun(
+            make(320, batch_size=8, num_epochs=8, state_callback=weights.get, load_callback=weights.load, listeners=[
+                lambda event: told.append(event.step) if type(event).__name__ == "SamplesQuarantined" else None
+            ]), ranks,
+        )  # fmt: skip
+        drawn = []
+        for share in shares(shared):
+            losses = sample_losses(share.indices)
+            losses[share.indices == 7] = NAN
+            drawn.append(share.ticket.indices.tolist())
+            shared.report(share.ticket, losses if exact else losses.mean())
+        return shared.r8.table.quarantined.tolist(), told, drawn
+
+    one, other = in_threads(2, job)
+
+    assert one == other
+    assert one[0] == [7]
+    assert not any(7 in batch for batch in one[2][-40:])

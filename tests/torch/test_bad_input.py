@@ -1,0 +1,380 @@
+"""Wrong arguments and broken data: each a clear error, and nothing recorded is lost."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch.nn.functional import cross_entropy
+
+from learnit_r8.torch import SampleError, attach
+from learnit_r8.torch.losses import read_losses
+from tests.torch_common import (
+    DIGITS,
+    STEPS,
+    ManyRows,
+    Rows,
+    X,
+    Y,
+    adapted,
+    as_is,
+    classifier,
+    scheduler,
+    sgd,
+    together,
+    train,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        yield from DIGITS
+
+
+def attached(model=None, optimizer=None, dataset=DIGITS, **settings):
+    model = classifier() if model is None else model
+    optimizer = sgd(model if isinstance(model, torch.nn.Module) else classifier()) if optimizer is None else optimizer
+    return attach(model, optimizer, dataset, **{"batch_size": 16, "num_epochs": 1, **settings})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (
+            {"dataset": Stream()},
+            TypeError,
+            "dataset must have a length, as the scheduler says .* For a stream, collect",
+        ),
+        ({"dataset": iter([1])}, TypeError, "dataset must have a length"),
+        ({"dataset": {1, 2}}, TypeError, r"dataset must have an index, got \{1, 2\}\."),
+        ({"model": 3}, TypeError, r"model must be a torch\.nn\.Module, got 3\."),
+        ({"model": torch.nn.Linear(2, 2, device="meta")}, ValueError, "got 'weight' on the meta device; call to_empty"),
+        ({"optimizer": 3}, TypeError, r"optimizer must be a torch\.optim\.Optimizer, got 3\."),
+        (
+            {"optimizer": sgd(classifier())},
+            ValueError,
+            "optimizer must hold parameters of the model, got 4 tensors that",
+        ),
+        (
+            {"dataset": torch.utils.data.DataLoader(DIGITS)},
+            TypeError,
+            r"dataset must be the data set itself, got <.*DataLoader.*>; give its \.dataset",
+        ),
+        ({"scaler": "cpu"}, TypeError, r"scaler must be a torch\.amp\.GradScaler, got 'cpu'\."),
+        ({"ema": 0.99}, TypeError, r"ema must have state_dict\(\) and load_state_dict\(\), got 0\.99\."),
+        ({"owner": 3}, TypeError, r"owner must be what attach\(\) returned for the other data set, got 3\."),
+        ({"sharing": 2}, TypeError, r"sharing must be a Together\(\) or None, got 2\."),
+        ({"accumulate": 0}, ValueError, r"accumulate must be a whole number >= 1, got 0\."),
+        ({"ahead": -1}, ValueError, r"ahead must be a whole number >= 0, got -1\."),
+        ({"max_grad_norm": -1.0}, ValueError, r"max_grad_norm must be a number > 0 or None, got -1\.0\."),
+        ({"max_grad_norm": "1"}, ValueError, r"max_grad_norm must be a number > 0 or None, got '1'\."),
+        ({"batch_size": 0}, ValueError, "batch_size must be"),
+    ],
+)
+def test_arguments_of_attach(arguments, error, message):
+    """Each is named, with what to do."""
+    with pytest.raises(error, match=message):
+        attached(**arguments)
+
+
+def test_optimizer_that_learns_nothing():
+    """A rate of 0 is no peak for a schedule."""
+    model = classifier()
+
+    with pytest.raises(ValueError, match=r"a learning rate > 0, got \[0\.0\]\."):
+        attached(model, sgd(model, lr=0.0))
+
+
+def made(logits):
+    """What a model's end may look like: scores, with the operations that reshape and log them."""
+    return {
+        "linear": logits,
+        "log-probabilities": logits.log_softmax(1),
+        "tokens": logits.view(4, 4, 10),
+        "transposed": logits.view(4, 4, 10).transpose(0, 1)[:, :3],
+    }
+
+
+@pytest.mark.parametrize("name", ["linear", "log-probabilities", "tokens", "transposed"])
+def test_logits_are_no_losses(name):
+    """Scores given in place of losses are refused: their mean would even go down."""
+    given = made(classifier()(X[:16]))[name]
+
+    with pytest.raises(
+        ValueError, match=r"losses must be losses, got what looks like logits of shape .* cross_entropy"
+    ):
+        read_losses(given, len(given))
+
+
+def test_losses_of_tokens_are_no_logits():
+    """Losses in the shape (batch, tokens), and a critic's score, are taken."""
+    losses = cross_entropy(classifier()(X[:16]), Y[:16], reduction="none").view(4, 4)
+
+    assert len(read_losses(losses, 4).values) == 4
+    assert len(read_losses(torch.nn.Linear(64, 1)(X[:16]), 16).values) == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"scheduler": 3}, TypeError, r"scheduler must be an R8Scheduler, got 3\."),
+        ({"scheduler": scheduler(), "seed": 3}, ValueError, "seed must be given to the scheduler that was made before"),
+        ({"scheduler": scheduler(99)}, ValueError, r"dataset must have the scheduler's 99 samples, got 200\."),
+    ],
+)
+def test_scheduler_made_before(arguments, error, message):
+    """A scheduler that was made before must fit, and takes no more settings."""
+    model = classifier()
+    with pytest.raises(error, match=message):
+        attach(model, sgd(model), DIGITS, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("losses", "settings", "error", "message"),
+    [
+        (torch.ones(9), {}, ValueError, r"one row for each of the 16 samples of the batch, got shape \(9,\)"),
+        (torch.ones(160), {}, ValueError, r"losses of tokens belong in the shape \(batch, tokens\)"),
+        (1.0, {}, TypeError, r"losses must be a tensor of floats with a loss for each sample, got 1\.0\."),
+        (torch.ones(16, dtype=torch.int64), {}, TypeError, "losses must be a tensor of floats"),
+        (
+            torch.ones(16, 2),
+            {"mask": torch.ones(16, 3)},
+            ValueError,
+            r"mask must have the shape of the losses \(16, 2\)",
+        ),
+        (torch.ones(16), {"weights": torch.ones(3)}, ValueError, r"weights must have shape \(16,\), got \(3,\)\."),
+        (torch.ones(16), {"weights": [1.0] * 16}, TypeError, r"weights must be a tensor, got a list; torch\.as_tensor"),
+        (torch.ones(16), {"mask": np.ones(16)}, TypeError, r"mask must be a tensor, got a ndarray; torch\.as_tensor"),
+        (torch.tensor(1.0), {"weights": torch.ones(16)}, ValueError, r"\(reduction='none'\) where samples are masked"),
+    ],
+)
+def test_losses_that_do_not_fit(losses, settings, error, message):
+    """A loss of the wrong form is named, the batch stays out, and the right one can still be reported."""
+    adapter = adapted(num_epochs=1)
+    for number, (x, y) in enumerate(adapter.loader()):
+        if number == 3:
+            with pytest.raises(error, match=message):
+                adapter.loss(losses, **settings)
+        adapter.step(adapter.loss(cross_entropy(adapter.model(x), y, reduction="none")))
+
+    assert set(adapter.scheduler.table.usage_count.tolist()) == {1}
+
+
+def test_optimizer_that_wants_a_closure_is_told_what_to_do():
+    """LBFGS cannot be stepped by the adapter; nothing was done to the weights."""
+    model = classifier()
+    adapter = attached(model, torch.optim.LBFGS(model.parameters(), lr=0.1))
+    x, y = next(iter(adapter.loader()))
+    loss = adapter.loss(cross_entropy(model(x), y, reduction="none"))
+
+    with pytest.raises(TypeError, match=r"without a closure, got LBFGS; call report\(losses\)"):
+        adapter.step(loss)
+    assert all(each.grad is None for each in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("means", "part_size", "error", "message"),
+    [
+        (torch.ones(3), 4, ValueError, r"losses must have shape \(4,\), one mean for each part of 4 of the 16 samples"),
+        ([1.0] * 4, 4, TypeError, "losses must be a tensor of floats with a mean for each part"),
+        (torch.ones(4), 0, ValueError, r"part_size must be a whole number >= 1, got 0\."),
+    ],
+)
+def test_parts_that_do_not_fit(means, part_size, error, message):
+    """Means of parts must be one for each."""
+    adapter = adapted()
+    next(iter(adapter.loader()))
+
+    with pytest.raises(error, match=message):
+        adapter.report(means, part_size=part_size)
+    assert len(adapter.sampler.batches.waiting) == 1
+
+
+@pytest.mark.parametrize("call", [lambda adapter: adapter.step(torch.ones(())), lambda adapter: adapter.report()])
+def test_nothing_noted(call):
+    """step() and report() want losses first."""
+    with pytest.raises(RuntimeError, match="with no losses"):
+        call(adapted())
+
+
+@pytest.mark.parametrize("name", ["batch_size", "shuffle", "sampler", "batch_sampler", "drop_last"])
+def test_loader_settings_that_are_decided(name):
+    """What the scheduler decides cannot be set on the loader."""
+    with pytest.raises(ValueError, match=rf"{name} must be left out, the scheduler decides it, got 1\."):
+        adapted().loader(**{name: 1})
+
+
+def test_sampler_and_shuffle():
+    """torch itself refuses to shuffle what a batch sampler orders."""
+    with pytest.raises(ValueError, match="batch_sampler option is mutually exclusive"):
+        torch.utils.data.DataLoader(DIGITS, batch_sampler=adapted().sampler, shuffle=True)
+
+
+class Broken(Rows):
+    """A sample cannot be read until it is repaired."""
+
+    def __init__(self):
+        super().__init__()
+        self.bad = {77}
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise OSError("no such file")
+        return super().__getitem__(index)
+
+
+class BrokenMany(ManyRows):
+    """The same, read a batch at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.bad = {77}
+
+    def __getitems__(self, indices):
+        if self.bad & set(indices.tolist()):
+            raise OSError("no such file")
+        return super().__getitems__(indices)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sample_that_raises(workers):
+    """The error names the sample; afterwards the epoch goes on with no batch lost or trained on twice."""
+    dataset = Broken()
+    adapter = adapted(dataset, num_epochs=1)
+    with pytest.raises(SampleError, match="sample 77 could not be read: OSError: no such file"):
+        train(adapter, adapter.loader(num_workers=workers))
+    before = adapter.scheduler.global_step
+    dataset.bad = set()
+    outcomes = train(adapter, adapter.loader(num_workers=workers))
+
+    assert before + len(outcomes) == STEPS
+    assert set(adapter.scheduler.table.usage_count.tolist()) == {1}
+
+
+def test_batch_that_raises():
+    """Where a data set reads many at once the error names them."""
+    adapter = adapted(BrokenMany(), num_epochs=1)
+
+    with pytest.raises(SampleError, match=r"one of the samples \[.*77.*\] could not be read: OSError"):
+        train(adapter, adapter.loader(collate_fn=as_is))
+
+
+def test_sample_of_a_subset_that_raises():
+    """In a subset the error names the sample by its place there."""
+    adapter = adapted(torch.utils.data.Subset(Broken(), range(7, 200)), num_epochs=1)
+
+    with pytest.raises(SampleError, match=r"^sample 70 could not be read: OSError"):
+        train(adapter)
+
+
+DEADLY = """
+import os, pathlib, signal, sys
+from torch.nn.functional import cross_entropy
+from tests.torch_common import Rows, adapted
+
+mark = pathlib.Path(sys.argv[1])
+
+class Deadly(Rows):
+    def __getitem__(self, index):
+        if index == 77 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+adapter, seen = adapted(Deadly(), num_epochs=1), []
+
+def run():
+    for x, y, rows in adapter.loader(num_workers=2, prefetch_factor=int(sys.argv[2])):
+        adapter.step(adapter.loss(cross_entropy(adapter.model(x), y, reduction="none")))
+        seen.extend(rows.tolist())
+
+ended = None
+while True:
+    try:
+        if adapter.finished:
+            break
+        run()
+    except (RuntimeError, OSError, EOFError) as error:
+        # torch's own, which comes whenever the signal does, or what its queue met first; or the one after the other.
+        ended = error
+print("ended:", ended is not None)
+uses = set(adapter.scheduler.table.usage_count.tolist())
+print("all trained on:", sorted(set(seen)) == list(range(200)), "uses", uses)
+"""
+
+
+@pytest.mark.parametrize("prefetch", ["1", "4"])
+def test_worker_that_dies(prefetch, tmp_path):
+    """A worker that is killed ends the loop with an error; afterwards the epoch goes on, and nothing is lost."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", DEADLY, str(tmp_path / "died"), prefetch]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+    assert "ended: True" in done.stdout, done.stderr
+    assert "all trained on: True uses {1}" in done.stdout
+
+
+def test_torch_is_missing():
+    """Without torch the error names the extra."""
+    code = "import sys; sys.modules['torch'] = None; import learnit_r8.torch"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert "pip install 'learnit-r8[torch]'" in done.stderr
+
+
+def test_an_interruption_in_a_report_loses_nothing(monkeypatch):
+    """Ctrl-C at a bad moment, with the batch taken and its loss not noted, leaves the batch to be drawn first."""
+    adapter = adapted(num_epochs=1)
+    begin = adapter.scheduler.begin
+
+    def interrupted(*arguments, **settings):
+        monkeypatch.setattr(adapter.scheduler, "begin", begin)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(adapter.scheduler, "begin", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(adapter)
+    train(adapter)
+
+    assert set(adapter.scheduler.table.usage_count.tolist()) == {1}
+
+
+def test_an_exception_in_the_loop_loses_nothing():
+    """A batch in hand when the loop ends with an error is drawn first afterwards."""
+    adapter = adapted(Rows(), num_epochs=1)
+    seen = []
+
+    def run(fails_at):
+        for number, (x, y, rows) in enumerate(adapter.loader(num_workers=2)):
+            losses = cross_entropy(adapter.model(x), y, reduction="none")
+            if number == fails_at:
+                raise KeyboardInterrupt
+            adapter.step(adapter.loss(losses))
+            seen.append(rows.tolist())
+
+    with pytest.raises(KeyboardInterrupt):
+        run(4)
+    run(None)
+
+    assert sorted(together(seen)) == list(range(200))
+    assert np.isfinite(adapter.scheduler.table.loss).all()
+    assert len(X) == len(Y) == 200
+
+
+@pytest.mark.parametrize("loss", [None, 1.0])
+def test_step_of_no_tensor(loss):
+    """What is handed to step() is a tensor; the losses noted before can be stepped with still."""
+    adapter = adapted()
+    x, y = next(iter(adapter.loader()))
+    noted = adapter.loss(cross_entropy(adapter.model(x), y, reduction="none"))
+
+    with pytest.raises(TypeError, match=rf"loss must be the tensor that loss\(\) returned, .*got {loss}"):
+        adapter.step(loss)
+    assert adapter.step(noted)

@@ -1,0 +1,387 @@
+"""What backups and checkpoints of a torch training hold, and that a run goes on from them bit for bit."""
+
+import copy
+import random
+import sys
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import AveragedModel
+
+from learnit_r8.torch import ModelState, serialization
+from learnit_r8.torch.state import copy_to_host, copy_to_host_into, plain_model, random_state, set_random_state
+from tests.torch_common import Rows, adapted, classifier, sgd, train, weights
+
+
+def adam(model):
+    return torch.optim.AdamW(model.parameters(), lr=0.01)
+
+
+def make(folder=None, *, policy="balanced", every=5, **settings):
+    """A training with dropout, averaged weights and a loss scaler: everything that has a state."""
+    model = classifier(dropout=0.3)
+    ema = AveragedModel(model)
+    checkpoints = (
+        {} if folder is None else {"checkpoint_dir": folder, "checkpoint_every": every, "keep_checkpoints": 99}
+    )
+    adapter = adapted(
+        model=model,
+        optimizer=adam(model),
+        ema=ema,
+        scaler=torch.amp.GradScaler("cpu", growth_interval=7),
+        policy=policy,
+        num_epochs=3,
+        **checkpoints,
+        **settings,
+    )
+    adapter.ema = ema
+    return adapter
+
+
+def loader_of(adapter, workers):
+    return torch.utils.data.DataLoader(Rows(), batch_sampler=adapter.sampler, num_workers=workers)
+
+
+def go_on(adapter, workers, seen, stop_after=None):
+    """Train to the end of the budget, or break off in mid-epoch."""
+    for _ in adapter.epochs():
+        for x, y, rows in loader_of(adapter, workers):
+            seen.append(rows.tolist())
+            losses = cross_entropy(adapter.model(x), y, reduction="none")
+            adapter.step(adapter.loss(losses))
+            adapter.ema.update_parameters(adapter.model)
+            if len(seen) == stop_after:
+                return
+
+
+@pytest.mark.parametrize("safetensors", [True, False])
+@pytest.mark.parametrize(("workers", "stop_after"), [(0, 7), (2, 17), (2, 28)])
+def test_resumes_bit_for_bit(workers, stop_after, safetensors, tmp_path, monkeypatch):
+    """A run that ends anywhere goes on from its last checkpoint with the same batches, rates, weights and dropout."""
+    if safetensors:
+        pytest.importorskip("safetensors")
+    else:
+        monkeypatch.setattr(serialization.importlib.util, "find_spec", lambda name: None)
+    whole, seen = make(), []
+    go_on(whole, workers, seen)
+    broken, first = make(tmp_path), []
+    go_on(broken, workers, first, stop_after=stop_after)
+    random.seed(99), np.random.seed(99), torch.manual_seed(99)
+    resumed, rest = make(tmp_path), []
+    resumed.scheduler.load_checkpoint()
+    step = resumed.scheduler.global_step
+    go_on(resumed, workers, rest)
+
+    assert stop_after - 5 <= step <= stop_after
+    assert first[:step] + rest == seen
+    assert np.array_equal(weights(resumed.model), weights(whole.model))
+    assert resumed.scheduler.table.loss.tobytes() == whole.scheduler.table.loss.tobytes()
+    assert resumed.lr_scheduler.get_last_lr() == whole.lr_scheduler.get_last_lr()
+
+
+class Noisy(Rows):
+    """Random augmentation with the generators of torch, numpy and Python."""
+
+    def __getitem__(self, index):
+        x, y, index = super().__getitem__(index)
+        return x + 0.1 * torch.randn(64) + 0.1 * np.random.rand() + 0.1 * random.random(), y, index
+
+
+def run_noisy(adapter, workers, stop_after=None):
+    """Train with augmentation; the sum of the pixels of every batch."""
+    sums = []
+    for _ in adapter.epochs():
+        for x, y, _rows in adapter.loader(num_workers=workers):
+            sums.append(x.sum().item())
+            adapter.step(adapter.loss(cross_entropy(adapter.model(x), y, reduction="none")))
+            if len(sums) == stop_after:
+                return sums
+    return sums
+
+
+@pytest.mark.parametrize(("workers", "again"), [(0, 0), (2, 2), (2, 1)])
+def test_augmentation_goes_on_bit_for_bit(workers, again, tmp_path):
+    """Random augmentation is the same after a resume in mid-epoch, in any number of workers."""
+    random.seed(1), np.random.seed(1)
+    whole = make(dataset=Noisy())
+    sums = run_noisy(whole, workers)
+    random.seed(1), np.random.seed(1)
+    first = run_noisy(make(tmp_path, dataset=Noisy()), workers, stop_after=18)
+    random.seed(99), np.random.seed(99), torch.manual_seed(99)
+    resumed = make(tmp_path, dataset=Noisy())
+    resumed.scheduler.load_checkpoint()
+    step = resumed.scheduler.global_step
+    rest = run_noisy(resumed, again)
+
+    assert 13 < step <= 18
+    assert first[:step] + rest == sums
+    assert len(set(sums)) == len(sums)
+    assert np.array_equal(weights(resumed.model), weights(whole.model))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_validation_with_a_generator_of_its_own_leaves_no_trace(workers, tmp_path):
+    """A resumed run needs not repeat a validation whose loader has its own generator."""
+
+    def validate():
+        validation = torch.utils.data.DataLoader(Rows(), batch_size=50, shuffle=True, generator=torch.Generator())
+        assert sum(len(y) for _, y, _ in validation) == 200
+
+    def go(adapter, epochs):
+        for _ in range(epochs):
+            for x, y in adapter.loader(num_workers=workers):
+                adapter.step(adapter.loss(cross_entropy(adapter.model(x), y, reduction="none")))
+            validate()
+
+    whole = make(policy="shuffle")
+    go(whole, 3)
+    go(make(tmp_path, policy="shuffle", every=None), 1)
+    resumed = make(tmp_path, policy="shuffle", every=None)
+    resumed.scheduler.load_checkpoint()
+
+    assert resumed.scheduler.global_step == 13
+    go(resumed, 2)
+    assert np.array_equal(weights(resumed.model), weights(whole.model))
+
+
+def test_resumes_at_the_end_of_an_epoch(tmp_path):
+    """The checkpoint of an epoch's end is written before the next one begins."""
+    whole, seen = make(policy="shuffle"), []
+    go_on(whole, 2, seen)
+    broken, first = make(tmp_path, policy="shuffle", every=None), []
+    go_on(broken, 2, first, stop_after=13)
+    resumed, rest = make(tmp_path, policy="shuffle"), []
+    resumed.scheduler.load_checkpoint()
+    at = resumed.scheduler.global_step
+    go_on(resumed, 2, rest)
+
+    assert at == 13
+    assert np.array_equal(weights(resumed.model), weights(whole.model))
+
+
+def test_files_run_no_code(tmp_path):
+    """Model files of checkpoints are read with weights_only=True, or by safetensors."""
+    adapter = make(tmp_path)
+    go_on(adapter, 0, [], stop_after=6)
+    [path] = [path for path in tmp_path.iterdir() if path.name.startswith("model_")][-1:]
+    state = serialization.load(path)
+
+    assert set(state) == {"model", "optimizer", "scaler", "ema", "random"}
+    assert path.suffix in ("", ".safetensors")
+
+
+def test_everything_is_put_back():
+    """Model, optimizer, scaler, averaged weights and generators are what they were when the backup was taken."""
+    adapter = make(policy="shuffle")
+    go_on(adapter, 0, [], stop_after=6)
+    before = copy.deepcopy(adapter.state.read())
+    go_on(adapter, 0, [], stop_after=4)
+    adapter.state.load(copy.deepcopy(before), from_ram=True)
+
+    assert same(before, adapter.state.read())
+
+
+def same(one, other):
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def test_generators():
+    """All three global generators go on as they would have."""
+    state = random_state()
+    drawn = random.random(), np.random.rand(), torch.rand(()).item()
+    set_random_state(serialization._from_tree(*through_a_file(state)))
+
+    assert (random.random(), np.random.rand(), torch.rand(()).item()) == drawn
+
+
+def through_a_file(state):
+    tensors = {}
+    return serialization._to_tree(state, "state", tensors), tensors
+
+
+def test_backup_lives_in_the_same_memory():
+    """A second backup is written over the first one's memory."""
+    model = classifier()
+    state = ModelState(model, sgd(model)).read()
+    first = copy_to_host(state)
+    with torch.no_grad():
+        model[0].weight += 1
+    second = copy_to_host_into(first, state)
+
+    assert second["model"]["0.weight"].data_ptr() == first["model"]["0.weight"].data_ptr()
+    assert torch.equal(second["model"]["0.weight"], model[0].weight)
+    assert second["model"]["0.weight"].data_ptr() != model[0].weight.data_ptr()
+
+
+def test_tied_weights(tmp_path):
+    """Shared parameters stay shared through a backup and a file."""
+    model = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 5, bias=False))
+    model[1].weight = model[0].weight
+    state = ModelState(model, sgd(model))
+    state.save({"model": state.read()}, tmp_path / "model")
+    before = model[0].weight.detach().clone()
+    with torch.no_grad():
+        model[0].weight.zero_()
+    [path] = tmp_path.iterdir()
+    state.load(str(path))
+
+    assert torch.equal(model[1].weight, before)
+    assert model[1].weight is model[0].weight
+
+
+def test_other_model():
+    """The state of another model is refused, and changes nothing."""
+    model, other = classifier(), torch.nn.Linear(3, 3)
+    saved = copy.deepcopy(ModelState(other, sgd(other)).read())
+    before = weights(model)
+
+    with pytest.raises(
+        ValueError, match=r"the saved model must have the tensors of this one, got others for \['0\.bias'"
+    ):
+        ModelState(model, sgd(model)).load(saved, from_ram=True)
+    assert np.array_equal(weights(model), before)
+
+
+def test_other_parts():
+    """A state with a part that is not there is refused."""
+    model = classifier()
+    saved = copy.deepcopy(ModelState(model, sgd(model)).read())
+
+    with pytest.raises(ValueError, match=r"the saved state must have the parts \['model', 'random'\], got"):
+        ModelState(model).load(saved, from_ram=True)
+
+
+def test_wrapped_models():
+    """What is compiled or wrapped is saved under the names of the plain model."""
+    model = classifier()
+
+    assert plain_model(torch.compile(model, backend="eager")) is model
+    assert plain_model(torch.nn.DataParallel(model)) is model
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_nests(installed, tmp_path, monkeypatch):
+    """A file gives back the same nest: dicts with any plain keys, lists, tuples, numbers, texts and tensors."""
+    if installed:
+        pytest.importorskip("safetensors")
+    else:
+        monkeypatch.setattr(serialization.importlib.util, "find_spec", lambda name: None)
+    state = {"a": {0: torch.ones(2, dtype=torch.bfloat16), "b": (1, 2.5, None, True)}, "c": [np.arange(3), "text"]}
+    serialization.save(state, tmp_path / "state")
+    [path] = tmp_path.iterdir()
+    read = serialization.load(path)
+
+    assert torch.equal(read["a"][0], state["a"][0])
+    assert read["a"]["b"] == (1, 2.5, None, True)
+    assert read["c"][0].tolist() == [0, 1, 2]
+    assert read["c"][1] == "text"
+    assert path.suffix == (".safetensors" if installed else "")
+
+
+def test_what_cannot_be_saved(tmp_path):
+    """A value of another kind is named by its place."""
+    with pytest.raises(TypeError, match=r"state\.optimizer\.hook must be a tensor, a number"):
+        serialization.save({"optimizer": {"hook": print}}, tmp_path / "state")
+
+
+def test_other_files(tmp_path):
+    """A file that something else wrote is refused."""
+    torch.save({"weights": torch.ones(2)}, tmp_path / "other")
+    with pytest.raises(ValueError, match="path must be a file that attach"):
+        serialization.load(tmp_path / "other")
+
+
+def test_other_safetensors(tmp_path):
+    """So is one of safetensors'."""
+    pytest.importorskip("safetensors")
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="path must be a file that attach"):
+        serialization.load(tmp_path / "a.safetensors")
+
+
+def test_safetensors_is_missing(tmp_path, monkeypatch):
+    """A file of safetensors needs it."""
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ImportError, match="safetensors must be installed to read"):
+        serialization.load(tmp_path / "a.safetensors")
+
+
+def test_state_of_the_adapter(tmp_path):
+    """adapter.state_dict() goes through torch.save and weights_only=True, and holds the whole training."""
+    one = adapted(num_epochs=3, policy="balanced")
+    train(one, epochs=2)
+    torch.save(one.state_dict(), tmp_path / "training.pt")
+    other = adapted(model=classifier(seed=5), num_epochs=3, policy="balanced")
+    other.load_state_dict(torch.load(tmp_path / "training.pt", weights_only=True))
+    train(one), train(other)
+
+    assert np.array_equal(weights(one.model), weights(other.model))
+
+
+def test_as_tensors_and_back():
+    """Numbers without a sign become wider ones with; everything else stays."""
+    state = {"a": np.arange(3, dtype=np.uint16), "b": [np.float64(2.5), (1, "x", None)]}
+    tensors = serialization.as_tensors(state)
+    back = serialization.as_arrays(tensors)
+
+    assert tensors["a"].dtype == torch.int64
+    assert back["a"].tolist() == [0, 1, 2]
+    assert back["b"] == [2.5, [1, "x", None]]
+
+
+def test_resumes_by_itself(tmp_path):
+    """With resume="auto" the same program goes on where it was ended, bit for bit."""
+    whole, seen = make(), []
+    go_on(whole, 0, seen)
+    broken, first = make(tmp_path, resume="auto"), []
+    go_on(broken, 0, first, stop_after=17)
+    resumed, rest = make(tmp_path, resume="auto"), []
+    step = resumed.scheduler.global_step
+    go_on(resumed, 0, rest)
+
+    assert step == 15
+    assert first[:step] + rest == seen
+    assert np.array_equal(weights(resumed.model), weights(whole.model))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda model: model, r"parameter groups of \[4\] tensors like this one, got groups of \[2, 2\]"),
+        (lambda _: torch.nn.Linear(64, 3), "saved model must have the tensors of this one"),
+    ],
+)
+def test_state_that_does_not_fit_changes_nothing(other, message):
+    """Neither model nor scheduler takes over a part of a state whose rest does not fit."""
+    adapter = adapted()
+    foreign_model = other(classifier(seed=1))
+    parameters = list(foreign_model.parameters())
+    groups = [{"params": parameters[:2]}, {"params": parameters[2:]}] if len(parameters) > 2 else parameters
+    foreign = adapted(model=foreign_model, optimizer=torch.optim.SGD(groups, lr=0.1, momentum=0.9))
+    x, y, *_ = next(iter(foreign.loader()))
+    foreign.step(foreign.loss(cross_entropy(foreign_model(x), y % 3, reduction="none")))
+    before = [each.clone() for each in adapter.model.parameters()]
+
+    with pytest.raises(ValueError, match=message):
+        adapter.load_state_dict(foreign.state_dict())
+    assert adapter.scheduler.global_step == 0
+    assert all(map(torch.equal, before, adapter.model.parameters()))
+
+
+def test_state_without_its_parts_is_refused():
+    """What is not a state at all is named."""
+    with pytest.raises(ValueError, match=r"state must be what state_dict\(\) returned, got the keys \['net'\]"):
+        adapted().load_state_dict({"net": 1})
