@@ -77,7 +77,7 @@ class Core:
                 batch.indices.tolist()
             trend = table.observe(1.5, 1.5)
             plan.report(batch, losses[: len(batch.indices)] if self.exact else 1.5, trend)
-        plan.flush()
+        plan.hand_over()
 
 
 class PublicLoop:
