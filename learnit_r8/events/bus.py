@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from . import Event, Listener, Notice
+from .event import Event, Listener
 
 
 class Announcer:
@@ -90,4 +90,6 @@ class Announcer:
             self._said.add(topic)
             if is_warning:
                 warnings.warn(text, RuntimeWarning, stacklevel=stacklevel)
+            from .run import Notice
+
             self.tell(Notice, text=text, is_warning=is_warning)

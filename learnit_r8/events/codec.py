@@ -11,7 +11,8 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from . import EVENTS, Event
+from . import Event
+from .kinds import EVENTS
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from ..checkpoint.durable_io import open_regular
-from ..events import EVENTS, Event, RunStarted, StepsDone
+from ..events import Event, RunStarted, StepsDone
 from ..events.codec import from_fields
+from ..events.kinds import EVENTS
 
 MOST_LINE_BYTES = 2**20
 MOST_JSON_BYTES = 2**22

@@ -4,9 +4,9 @@ import re
 
 import numpy as np
 import pytest
-from tests.drive import make
 
 from learnit_r8 import Policy, R8Scheduler
+from tests.drive import make
 
 GOOD = {"num_samples": 12, "batch_size": 4, "num_epochs": 2}
 

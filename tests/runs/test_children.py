@@ -4,6 +4,7 @@ import os
 import warnings
 
 import pytest
+
 from tests.drive import Weights, advance_to, make, train
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks")

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from tests.drive import INF, NAN, FakeClock, Weights, advance_to, known, make, sample_losses, search_through, steps
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from learnit_r8 import Policy, Recovery, match_mean
 from learnit_r8.checkpoint.codec import decode, encode
+from tests.drive import INF, NAN, FakeClock, Weights, advance_to, known, make, sample_losses, search_through, steps
 
 
 @dataclass(frozen=True)

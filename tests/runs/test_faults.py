@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.drive import INF, NAN, Weights, advance_to, batch_loss, known, make, steps, train
 
 from learnit_r8 import R8Scheduler, Recovery, TrainingDiverged, events
 from learnit_r8.testing import FaultPlan, ToyTask, record_events
+from tests.drive import INF, NAN, Weights, advance_to, batch_loss, known, make, steps, train
 
 
 def fingerprint(state):

@@ -4,10 +4,10 @@ import random
 
 import numpy as np
 import pytest
-from tests.drive import INF, NAN, Weights, make
 
 from example import Mlp, load_task
 from learnit_r8 import R8Scheduler, Verdict, events
+from tests.drive import INF, NAN, Weights, make
 
 
 def verdicts(r8, loss_of, **more):

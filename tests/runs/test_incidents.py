@@ -7,12 +7,8 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler, SpikeGuard, TrainingDiverged, events
-from learnit_r8.recovery.diagnosis import Attempt, conclusion
 from learnit_r8.guard import Verdict
-from learnit_r8.recovery.ladder import Descent, descending
-from learnit_r8.table.table import SampleTable
 from learnit_r8.testing import ToyTask, record_events
-from learnit_r8.table.untrained import UntrainedLoss
 
 POISONED, SHOWN = 800, 1000
 

@@ -3,15 +3,15 @@
 import random
 
 import pytest
-from tests.drive import make
-from tests.interrupt_common import REACTIONS, Interrupter, Model, User, check, everything, memory_of
 
-from learnit_r8.engine import draws, engine, interruption, refusal, run_state
 from learnit_r8 import events, scheduler
-from learnit_r8.sampling import planner
+from learnit_r8.engine import draws, engine, interruption, refusal, run_state
 from learnit_r8.recovery.diagnosis import ARRAY_REASON
 from learnit_r8.recovery.policy import Recovery
+from learnit_r8.sampling import planner
 from learnit_r8.testing import record_events
+from tests.drive import make
+from tests.interrupt_common import REACTIONS, Interrupter, Model, User, check, everything, memory_of
 
 RUNS = {
     "exact": {},

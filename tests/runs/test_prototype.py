@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.drive import INF, NAN, FakeClock, Weights, advance_to, flat, make, steps, train
 
 import learnit_r8
 from learnit_r8 import R8Scheduler
+from tests.drive import INF, NAN, FakeClock, Weights, advance_to, flat, make, steps, train
 
 
 @pytest.mark.parametrize("budget", [{"num_epochs": 2}, {"num_steps": 5}, {"train_duration_seconds": 5}])

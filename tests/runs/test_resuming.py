@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.drive import FakeClock, Weights, advance_to, batch_loss, flat, make, sample_losses, steps, train
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +26,7 @@ from learnit_r8 import (
 from learnit_r8.checkpoint.callbacks import Callbacks
 from learnit_r8.policies import Shuffle
 from learnit_r8.sampling.refit import fitted
+from tests.drive import FakeClock, Weights, advance_to, batch_loss, flat, make, sample_losses, steps, train
 
 resume_from = R8Scheduler.resume_from_checkpoint
 

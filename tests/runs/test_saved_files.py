@@ -7,6 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from learnit_r8 import R8Scheduler
+from learnit_r8.checkpoint.store import CheckpointStore
+from learnit_r8.cli import main
+from learnit_r8.dashboard.render.pages import VIEWS
+from learnit_r8.journal import Run
+from learnit_r8.testing import ToyTask
 from tests.runs.saved.write_saved import (
     CASES,
     KNOWN,
@@ -19,13 +26,6 @@ from tests.runs.saved.write_saved import (
     torch_training,
     train_torch,
 )
-
-from learnit_r8 import R8Scheduler
-from learnit_r8.checkpoint.store import CheckpointStore
-from learnit_r8.cli import main
-from learnit_r8.dashboard.render.pages import VIEWS
-from learnit_r8.journal import Run
-from learnit_r8.testing import ToyTask
 
 HERE = Path(__file__).parent / "saved"
 VERSIONS = sorted(folder.name for folder in HERE.iterdir() if (folder / "run").is_dir())

@@ -6,9 +6,9 @@ import sys
 
 import numpy as np
 import pytest
-from tests.terminals import ENTER, Terminal
 
 from learnit_r8 import R8Scheduler
+from tests.terminals import ENTER, Terminal
 
 SEED = """
 ```python

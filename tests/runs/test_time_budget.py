@@ -1,9 +1,9 @@
 """Runs whose budget is time: what counts, and where they end."""
 
 import pytest
-from tests.drive import FakeClock, TickingClock, make, steps
 
 from learnit_r8 import events
+from tests.drive import FakeClock, TickingClock, make, steps
 
 
 def timed(seconds, clock, per_step, *, more=None, **arguments):
