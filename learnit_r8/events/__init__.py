@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from .event import Event as Event
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     # Thirty dataclasses take a seventh of the package's import, and a run that nobody listens to makes none of them.
-    from . import kinds
-
+    # By its name: `from . import` would ask this function for it.
+    kinds = importlib.import_module(".kinds", __name__)
     if name.startswith("_") or not hasattr(kinds, name):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}.")
     found = globals()[name] = getattr(kinds, name)
