@@ -17,7 +17,6 @@ from ..events.bus import Announcer
 from ..sampling.chunk import Batch
 from ..sampling.ticket import Ticket
 from ..schedules.schedule import Schedule
-from ..table.survey import Surveyor
 from ..table.table import SampleTable
 from .tally import Tally
 
@@ -139,6 +138,8 @@ class Telling:
         if epoch_ended:
             self._ended_step = step
         if self._surveyor is None:
+            from ..table.survey import Surveyor
+
             self._surveyor = Surveyor(self._table, clock=self._clock)
         is_last = closing and step > self._surveyed_step
         epoch_ended = epoch_ended or (is_last and step == self._ended_step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -184,7 +185,7 @@ class Planner:
         return self._draft(SHUFFLE, context).chunk((indices, None), sweep=-1, fill=False)
 
     def _draft(self, policy: Policy, context: Context, *key: int) -> Draft:
-        rng = self._generator(*key) if policy.is_random else _SPARE_GENERATOR
+        rng = self._generator(*key) if policy.is_random else _spare_generator()
         return Draft(self._table, policy, context, rng)
 
     def _generator(self, *key: int) -> np.random.Generator:
@@ -202,4 +203,7 @@ class Planner:
         self._num_outside = state["num_outside"]
 
 
-_SPARE_GENERATOR = np.random.default_rng(0)
+@functools.cache
+def _spare_generator() -> np.random.Generator:
+    """For policies that use none; made late, since numpy loads `numpy.random` when it is first asked for."""
+    return np.random.default_rng(0)
