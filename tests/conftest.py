@@ -1,5 +1,6 @@
 """Settings and fixtures shared by all tests: hypothesis draws the same examples every time."""
 
+import gc
 import os
 import time
 
@@ -16,6 +17,12 @@ pytest.register_assert_rewrite("tests.common")
 def _runs(tmp_path_factory):
     """Runs that are shown get their folders outside the repository."""
     os.environ["R8_RUNS"] = str(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frameworks_are_no_garbage():
+    """A collection looks at a million objects where other tests have loaded the frameworks: half a second each."""
+    gc.freeze()
 
 
 class CountingClock:

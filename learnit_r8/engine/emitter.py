@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from ..sampling.ticket import Ticket
 from ..schedules.schedule import Schedule
 from ..table.table import SampleTable
 from .tally import Tally
+
+if TYPE_CHECKING:
+    from ..table.survey import Surveyor
 
 PLAN_POINTS = 129
 """Learning rates that stand for a schedule."""

@@ -36,8 +36,8 @@ def check(told, states):
 
 
 def test_nothing_is_lost():
-    """150 kills, every power cut of 110 saves, 500 damaged files, a kill at every step: nothing is lost."""
-    check(run("--kills", "150", "--mutants", "500"), states=2000)
+    """40 kills, every power cut of 110 saves, 300 damaged files, a kill at every step: nothing is lost."""
+    check(run("--kills", "40", "--mutants", "300"), states=2000)
 
 
 @pytest.mark.slow

@@ -68,8 +68,7 @@ def test_digits_example(tmp_path):
 HOUSES = "longitude,latitude,housing_median_age,total_rooms,total_bedrooms,population,households,median_income"
 
 
-@pytest.mark.parametrize("scheduler", [[], ["--scheduler"]])
-@pytest.mark.parametrize("has_houses", [True, False])
+@pytest.mark.parametrize(("scheduler", "has_houses"), [([], True), (["--scheduler"], False)])
 def test_housing_example(tmp_path, monkeypatch, scheduler, has_houses):
     """It trains on the table of houses where there is one, skipping rows with gaps, else on the digits."""
     pytest.importorskip("torch")

@@ -73,7 +73,7 @@ def test_a_model_under_ddp_heals(pair, bad_rank, every):
     assert one[3] > 0.93
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_adapter_heals_on_all_ranks(pair, workers):
     """`attach` shares the scheduler by itself: a NaN on one rank is refused by both, and all stays equal."""
     [one, other] = pair.run(jobs.attached_run, 1, 75, {"num_epochs": 6}, workers)
@@ -186,6 +186,7 @@ def test_example(tmp_path):
     assert float(re.findall(r"test accuracy ([\d.]+)%", printed)[-1]) > 93
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "low", "high"), [((), 93, 100), (("--spoil",), 0, 20)])
 def test_plain_example(tmp_path, options, low, high):
     """The plain version of the example reaches the same accuracy, and learns nothing any more after a bad image."""
@@ -227,7 +228,15 @@ def test_a_rank_that_is_to_end_ends_all_with_a_checkpoint(pair, tmp_path, at):
     assert CheckpointStore(tmp_path, keep=1, run_id="").load().state["pace"]["step"] == step
 
 
-@pytest.mark.parametrize(("killed", "how"), [(1, "dies"), (0, "dies"), (1, "dies in backward"), (1, "hangs")])
+@pytest.mark.parametrize(
+    ("killed", "how"),
+    [
+        pytest.param(1, "dies", marks=pytest.mark.slow),
+        (0, "dies"),
+        (1, "dies in backward"),
+        pytest.param(1, "hangs", marks=pytest.mark.slow),
+    ],
+)
 def test_a_lost_rank_ends_the_others(tmp_path, killed, how):
     """A rank that dies or hangs makes the others raise, in seconds, and the message names it."""
     world = World(2, tmp_path)
