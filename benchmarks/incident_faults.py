@@ -46,7 +46,8 @@ def in_ram(model: Any) -> dict[str, Any]:
 
 def healthy_in_ram(r8: R8Scheduler) -> bool | None:
     """Whether one of the states in RAM is not poisoned; None where the package does not let us see."""
-    backup = getattr(getattr(r8, "safekeeping", None), "backup", None)
+    # The older version that is compared calls it safekeeping.
+    backup = getattr(getattr(r8, "persistence", getattr(r8, "safekeeping", None)), "backup", None)
     held: list[Any] = []
     for value in vars(backup).values() if backup is not None else ():
         is_many = isinstance(value, (list, tuple, deque)) and not hasattr(value, "state")

@@ -17,9 +17,9 @@ from . import events
 from .checkpoint.run_config import arguments_of
 from .checkpoint.store import CheckpointStore
 from .engine import draws, ranks, refusal, run_state
-from .engine.builder import parts_of
+from .engine.builder import build_components
 from .engine.engine import Engine
-from .engine.interruption import Whole, finish, mend, note_finished
+from .engine.interruption import Transaction, finish, mend, note_finished
 from .engine.marks import AnswerMark
 from .guard.spike import SpikeGuard
 from .guard.verdict import Guard
@@ -35,7 +35,7 @@ from .triggers import Condition
 if TYPE_CHECKING:
     from .checkpoint.callbacks import Callbacks
     from .checkpoint.reader import Checkpoint
-    from .checkpoint.saver import Best
+    from .checkpoint.saver import BestCheckpoint
     from .engine.membership import RankGroup
     from .journal.writer import Journal
 
@@ -126,7 +126,7 @@ class R8Scheduler(Engine):
         seed: int = 0, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         given = {argument: value for argument, value in locals().items() if argument not in ("self", "__class__")}
-        super().__init__(parts_of(given))
+        super().__init__(build_components(given))
         self._journal: Journal | None = None
         if use_curses or run_dir is not None:
             from .journal.factory import open_journal
@@ -321,7 +321,7 @@ class R8Scheduler(Engine):
         values = {name: read_number(name, value) for name, value in metrics.items()}
         at_step = self.global_step if step is None else step
         self.announcer.tell(events.MetricsLogged, metrics=values, at_step=at_step)
-        self.safekeeping.note(values, at_step, self.global_step)
+        self.persistence.note(values, at_step, self.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on with the very same batches, rates and tables; at any step, with tickets out too.
@@ -350,7 +350,7 @@ class R8Scheduler(Engine):
             OSError: the disk refused; the checkpoints before are untouched.
         """
         self.settle()
-        return self.safekeeping.save(self.state_dict(), self.global_step)
+        return self.persistence.save(self.state_dict(), self.global_step)
 
     def load_checkpoint(self, path: str | os.PathLike[str] | None = None) -> None:
         """Go on from a checkpoint: the scheduler's state, and the model through the load callback.
@@ -367,9 +367,9 @@ class R8Scheduler(Engine):
         run_state.load_checkpoint(self, path)
 
     @property
-    def best_checkpoint(self) -> Best | None:
+    def best_checkpoint(self) -> BestCheckpoint | None:
         """The checkpoint with the best value of ``monitor`` so far; None before one."""
-        return None if self.safekeeping.saves is None else self.safekeeping.saves.best
+        return None if self.persistence.saver is None else self.persistence.saver.best
 
     def update_cpu_backup(self, state: Any) -> None:
         """Copy a model state to RAM, for the load callback to get back after a refused loss.
@@ -383,10 +383,10 @@ class R8Scheduler(Engine):
             finish(self)
         if self.search.is_on and self._has_started:
             return
-        if self.safekeeping.is_restoring:
+        if self.persistence.is_restoring:
             raise RuntimeError(f"load_callback must not make backups, got one at step {self.global_step}.")
         moment = moment_of(self.sentry, self.table)
-        damage = self.safekeeping.take_backup(state, self.pace.step, self._num_draws, moment)
+        damage = self.persistence.take_backup(state, self.pace.step, self._num_draws, moment)
         if damage:
             refusal.answer_damage(self, damage)
 
@@ -409,9 +409,9 @@ class R8Scheduler(Engine):
         """
         if self._cut is not None:
             finish(self)
-        with self._lock, Whole(self, AnswerMark):
+        with self._lock, Transaction(self, AnswerMark):
             self.sentry.begin_anew()
-            self.rescue.begin_anew()
+            self.controller.begin_anew()
             text = "what is usual of the losses was forgotten, as reset_baseline() was called."
             self.announcer.tell(events.Notice, text=text, is_warning=False)
 
@@ -448,7 +448,7 @@ class R8Scheduler(Engine):
         lines = [
             f"step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr {self.lr:.3g}",
             f"losses refused: {self.sentry.num_refused}; batches not reported: {plan.abandoned}; "
-            f"left out for steady ones: {plan.displaced}; {self.safekeeping.summary()}{self.rescue.summary()}",
+            f"left out for steady ones: {plan.displaced}; {self.persistence.summary()}{self.controller.summary()}",
             f"losses of the samples ({table.source}):",
         ]
         lines += [
@@ -513,7 +513,7 @@ class R8Scheduler(Engine):
             return "finished"
         if self.current_epoch == 0:
             return "cataloguing"
-        return "steadying" if self.rescue.is_steadying else "training"
+        return "steadying" if self.controller.is_steadying else "training"
 
     def paused(self) -> contextlib.AbstractContextManager[None]:
         """A ``with`` block whose time does not count towards ``train_duration_seconds``."""
@@ -527,20 +527,20 @@ class R8Scheduler(Engine):
         clone: Callable[[Any], Any] | None = None,
         copy_into: Callable[[Any, Any], Any] | None = None,
     ) -> None:
-        """Use an adapter's callbacks where the user gave none; see `Safekeeping.adopt`."""
-        self.safekeeping.adopt(callbacks, backup_every=backup_every, clone=clone, copy_into=copy_into)
+        """Use an adapter's callbacks where the user gave none; see `Persistence.adopt`."""
+        self.persistence.adopt(callbacks, backup_every=backup_every, clone=clone, copy_into=copy_into)
 
     def look_at_weights(self) -> None:
         """Take a backup, which looks at every number, as soon as the user's step is complete."""
-        self.safekeeping.look_at_weights()
+        self.persistence.look_at_weights()
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
         """The same batches; listeners, if there are any, hear how long the training waits for each."""
-        return self.telling.timed(batches) if self.announcer.is_heard else batches
+        return self.emitter.timed(batches) if self.announcer.is_heard else batches
 
     def may_be_due(self, step: int) -> bool:
         """Whether a backup or a checkpoint may be due once so many steps are reported."""
-        return step >= self.safekeeping.quiet_steps or self.pace.seconds >= self.safekeeping.quiet_seconds
+        return step >= self.persistence.quiet_steps or self.pace.seconds >= self.persistence.quiet_seconds
 
     def share(self, group: RankGroup) -> None:
         """Become one with the schedulers of other ranks, before the first draw; see `ranks.share`."""
@@ -554,7 +554,7 @@ class R8Scheduler(Engine):
         """
         table = self.table
         table.hand_over()
-        numbers = [self.pace.state_dict(), self.rescue.state_dict(), self.sentry.state_dict(), table.trend, self.lr]
+        numbers = [self.pace.state_dict(), self.controller.state_dict(), self.sentry.state_dict(), table.trend, self.lr]
         return [numbers, table.records.take(samples)]
 
     def draw_epoch(self) -> list[Ticket]:

@@ -193,7 +193,7 @@ class User:
     def _react(self):
         """What comes first after an interrupt."""
         self.num_interrupted += 1
-        if self.reaction == "save" and self.r8.safekeeping.saves is not None:
+        if self.reaction == "save" and self.r8.persistence.saver is not None:
             self.call(self.r8.save_checkpoint)
         elif self.reaction in ("save", "resume"):
             state = self.call(self.r8.state_dict)
@@ -291,7 +291,7 @@ def frozen(state):
     return repr(state)
 
 
-SET_ASIDE = ("_safekeeping", "_announcer", "_spares")
+SET_ASIDE = ("_persistence", "_announcer", "_spares")
 """Attributes that are not part of a state: other parts, and what is only a cache."""
 
 
@@ -299,7 +299,7 @@ def memory_of(r8):
     """All that a report changes but the losses themselves, attribute by attribute, as nested tuples."""
     names = ("part_size", "_offsets", "exclusions", "batch_trend")
     table = {name: getattr(r8.table, name) for name in names}
-    parts = (r8.sentry, r8.rescue, r8.safekeeping.backup, r8.search._test, r8.search.found_lr, r8._tally)
+    parts = (r8.sentry, r8.controller, r8.persistence.backup, r8.search._test, r8.search.found_lr, r8._tally)
     return _remembered((table, r8.pace.step, r8.pace.num_out, *parts), [r8.table])
 
 
@@ -323,13 +323,13 @@ def _remembered(value, path):
 def everything(user):
     """All that is remembered in the end, to be compared with a run that was not interrupted."""
     r8 = user.r8
-    saves = r8.safekeeping.saves
+    saver = r8.persistence.saver
     about = {
         "state": r8.state_dict(),
         "memory": memory_of(r8),
         "trail": user.trail,
         "model": user.model.get(),
-        "newest": saves and saves.store.load().state["pace"]["step"],
+        "newest": saver and saver.store.load().state["pace"]["step"],
         "drawn": user.drawn,
         "trained": user.trained,
     }
@@ -339,7 +339,7 @@ def everything(user):
 def check(user, undisturbed):
     """Raise AssertionError unless a run that was interrupted is as good as one that was not."""
     r8 = user.r8
-    assert not r8.safekeeping.is_restoring, "is_restoring is left set"
+    assert not r8.persistence.is_restoring, "is_restoring is left set"
     assert is_free(r8._lock), "the lock is left held"
     assert (r8.pace.num_out, r8.global_step) == (0, r8.total_steps), "a batch is lost"
     if user.reaction in ("retry", "save"):
@@ -350,7 +350,7 @@ def check(user, undisturbed):
     uses = np.zeros(NUM_SAMPLES, int)
     for indices, _, _ in user.learned:
         uses[indices] += 1
-    if not r8.rescue.replay.is_on:
+    if not r8.controller.replay.is_on:
         assert (r8.table.usage_count == uses).all(), "uses are not those of the reports"
     if user.is_plain:
         for samples in user.trained.values():

@@ -198,7 +198,7 @@ def _read_npz(payload: memoryview) -> dict[str, NDArray[Any]]:
         raise ValueError(f"its directory must list at most {MOST_MEMBERS} members, got {listed}")
     import zipfile
 
-    with zipfile.ZipFile(_Reading(payload)) as members:
+    with zipfile.ZipFile(_BytesFile(payload)) as members:
         infos = members.infolist()
         if len({info.filename for info in infos}) < len(infos):
             names = sorted(info.filename for info in infos)
@@ -213,7 +213,7 @@ def _read_npz(payload: memoryview) -> dict[str, NDArray[Any]]:
         return {info.filename[: -len(".npy")]: _read_array(members, info) for info in infos}
 
 
-class _Reading(io.BufferedIOBase):
+class _BytesFile(io.BufferedIOBase):
     """A file that is a view of bytes which are there already: `io.BytesIO` would copy them."""
 
     def __init__(self, content: memoryview) -> None:

@@ -1,4 +1,4 @@
-"""Loading: reads checkpoints, hands their model to the user, and says how their run was built otherwise."""
+"""Model loader: reads checkpoints, hands their model to the user, and says how their run was built otherwise."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def read_from(store: CheckpointStore | None, path: str | os.PathLike[str] | None
     return store.load(path)
 
 
-class Loading:
+class ModelLoader:
     """Hands the models of checkpoints to the load callback; one that is not there yet gets them later.
 
     Args:

@@ -1,4 +1,4 @@
-"""Saves: when a checkpoint is due, what happens where one cannot be written, and which one is the best."""
+"""Checkpoint saver: when a checkpoint is due, what happens if it cannot be written, and which one is the best."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_SKIPPED = 64
 """Most intervals that pass between two attempts while the disk refuses."""
 
 
-class Best(NamedTuple):
+class BestCheckpoint(NamedTuple):
     """The checkpoint with the best value of the metric that is watched.
 
     Attributes:
@@ -38,7 +38,7 @@ class Best(NamedTuple):
     step: int
 
 
-class Saves:
+class CheckpointSaver:
     """Writes checkpoints when they are due; a disk that refuses costs warnings, never the run.
 
     Args:
@@ -75,7 +75,7 @@ class Saves:
         self.store = store
         self.num_failed = 0
         self.last_error = ""
-        self.best: Best | None = None
+        self.best: BestCheckpoint | None = None
         self._when, self._each_epoch = when, each_epoch
         self._monitor, self._sign, self._mode = monitor, 1 if mode == "min" else -1, mode
         self._announcer = announcer
@@ -205,7 +205,7 @@ class Saves:
         assert self._newest is not None
         step, path, model_path = self._newest
         self._value_to_pin = None
-        self.best = Best(path, model_path, value, step)
+        self.best = BestCheckpoint(path, model_path, value, step)
         about = {
             "run_id": self.store.run_id,
             "checkpoint": path.name,
@@ -230,14 +230,14 @@ class Saves:
         self.best = self._read_best()
         self.store.pin(None if self.best is None else self.best.path)
 
-    def _read_best(self) -> Best | None:
+    def _read_best(self) -> BestCheckpoint | None:
         """What `_pin` wrote down, if it is of this metric and its files are there."""
         try:
             about = json.loads(self.store.read_note())
             if (about["run_id"], about["monitor"], about["mode"]) != (self.store.run_id, self._monitor, self._mode):
                 return None
             path, model_path = self.store.files_of(about["checkpoint"])
-            return Best(path, model_path, float(about["value"]), int(about["step"]))
+            return BestCheckpoint(path, model_path, float(about["value"]), int(about["step"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

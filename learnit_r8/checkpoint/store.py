@@ -38,7 +38,7 @@ MOST_NOTE = 2**16
 _NAME = re.compile(r"ck_(\d{12})\.r8")
 
 
-class Own(NamedTuple):
+class CheckpointFiles(NamedTuple):
     """A checkpoint of this run.
 
     Attributes:
@@ -67,7 +67,7 @@ class CheckpointStore:
         self.keep = keep
         self.run_id = run_id
         self._pinned: Path | None = None
-        self._own: list[Own] = []
+        self._own: list[CheckpointFiles] = []
         self._given_up: set[Path] = set()
         self._is_tidy = False
         self._last_size = 0
@@ -108,7 +108,7 @@ class CheckpointStore:
             self._is_tidy = False
             raise
         self._last_size = path.stat().st_size + (0 if model is None else model.stat().st_size)
-        self._own.append(Own(path, model, step_of(state)))
+        self._own.append(CheckpointFiles(path, model, step_of(state)))
         self._delete_old()
         return Checkpoint(path, dict(state), model, self.run_id, dict(config or {}))
 
@@ -247,7 +247,7 @@ class CheckpointStore:
             if _NAME.fullmatch(path.name) and path.name <= checkpoint.path.name:
                 run_id, model, step = written_by(path)
                 if run_id == self.run_id:
-                    self._own.append(Own(path, model, step))
+                    self._own.append(CheckpointFiles(path, model, step))
 
     def files_of(self, name: str) -> tuple[Path, Path | None]:
         """The files of a checkpoint of this run, and of its model.

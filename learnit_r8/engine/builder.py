@@ -18,8 +18,8 @@ from ..guard.monitor import MOST_SUSPICION, Sentry
 from ..guard.verdict import Guard
 from ..policies.base import Policy
 from ..policies.registry import get_policy
-from ..recovery.controller import Rescue
-from ..recovery.persistence import Safekeeping
+from ..recovery.controller import RecoveryController
+from ..recovery.persistence import Persistence
 from ..recovery.policy import Recovery
 from ..recovery.ram_backup import RamBackup
 from ..sampling.permutation import MAX_SAMPLES
@@ -30,7 +30,7 @@ from ..schedules.schedule import Schedule, make_schedule
 from ..table.table import SampleTable
 from ..triggers import Condition
 from .emitter import settings_of
-from .lr_search import Search
+from .lr_search import LrSearch
 from .pace import Pace
 
 _NOT_SETTINGS = frozenset({"listeners", "name", "num_samples", "batch_size"})
@@ -38,7 +38,7 @@ _NOT_SETTINGS = frozenset({"listeners", "name", "num_samples", "batch_size"})
 
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     """What an engine is put together from.
 
     Attributes:
@@ -47,8 +47,8 @@ class Parts:
         make_schedule: Returns the schedule for a peak learning rate.
         peak_lr: The peak to begin with.
         sentry: Judges losses with the guard.
-        safekeeping: Backups and checkpoints.
-        rescue: What is done about losses that are refused.
+        persistence: Backups and checkpoints.
+        controller: What is done about losses that are refused.
         announcer: Who is told.
         search: Finds the peak learning rate before the run.
         name: Name of the run, "" if it has none.
@@ -61,16 +61,16 @@ class Parts:
     make_schedule: Callable[[float], Schedule]
     peak_lr: float
     sentry: Sentry
-    safekeeping: Safekeeping
-    rescue: Rescue
+    persistence: Persistence
+    controller: RecoveryController
     announcer: Announcer
-    search: Search
+    search: LrSearch
     name: str
     settings: Mapping[str, str]
     handle_signals: bool
 
 
-def parts_of(given: Mapping[str, Any]) -> Parts:
+def build_components(given: Mapping[str, Any]) -> Components:
     """The parts that some arguments ask for; each function below takes those that it names.
 
     Args:
@@ -89,13 +89,13 @@ def parts_of(given: Mapping[str, Any]) -> Parts:
     sentry = Sentry(given["guard"])
 
     def is_calm() -> bool:
-        return rescue.is_calm and sentry.suspicion < MOST_SUSPICION
+        return controller.is_calm and sentry.suspicion < MOST_SUSPICION
 
     recovery: Recovery = given["recovery"]
     backup = RamBackup(trial_steps=recovery.trial_steps, older_steps=recovery.older_steps, is_calm=is_calm)
-    safekeeping = _safekeeping_of(plan.steps_per_pass, announcer, config_of(given), backup, **given)
-    rescue = Rescue(recovery, safekeeping, announcer, plan.table)
-    return Parts(
+    persistence = _persistence_of(plan.steps_per_pass, announcer, config_of(given), backup, **given)
+    controller = RecoveryController(recovery, persistence, announcer, plan.table)
+    return Components(
         plan=plan,
         pace=pace,
         make_schedule=functools.partial(
@@ -106,10 +106,10 @@ def parts_of(given: Mapping[str, Any]) -> Parts:
         ),
         peak_lr=given["initial_lr"],
         sentry=sentry,
-        safekeeping=safekeeping,
-        rescue=rescue,
+        persistence=persistence,
+        controller=controller,
         announcer=announcer,
-        search=Search(test, plan=plan, safekeeping=safekeeping, announcer=announcer),
+        search=LrSearch(test, plan=plan, persistence=persistence, announcer=announcer),
         name=given["name"] or "",
         settings=settings_of(given, without=_NOT_SETTINGS),
         handle_signals=given["handle_signals"],
@@ -177,7 +177,7 @@ def _range_test_of(
     return RangeTest.for_run(budget.steps)
 
 
-def _safekeeping_of(
+def _persistence_of(
     steps_per_epoch: int,
     announcer: Announcer,
     config: Mapping[str, Any],
@@ -193,8 +193,8 @@ def _safekeeping_of(
     monitor: str | None,
     mode: str,
     **_others: object,
-) -> Safekeeping:
-    return Safekeeping(
+) -> Persistence:
+    return Persistence(
         Callbacks(save_callback, load_callback, state_callback),
         backup_every=backup_every,
         checkpoint_dir=checkpoint_dir,

@@ -16,7 +16,7 @@ def start(run: Engine) -> None:
     """Tell that the run has begun."""
     budget, table = run.pace.budget, run.table
     run.search.check_ready()
-    run.telling.run_started(
+    run.emitter.run_started(
         settings=run._settings,
         schedule=run.schedule,
         name=run.name,
@@ -27,7 +27,7 @@ def start(run: Engine) -> None:
         train_duration_seconds=budget.seconds,
         policy=run.plan.policy.name,
     )
-    run.safekeeping.tell_loaded()
+    run.persistence.tell_loaded()
     # Last: an interruption leaves it to be begun again.
     run._has_started = True
 
@@ -70,10 +70,10 @@ def _start_pass(run: Engine, number: int, progress: float) -> None:
 
 
 def _next_batch(run: Engine) -> Batch:
-    if run.rescue.replay.is_due and not run.plan.has_returned:
-        return run.plan.draw_again(run.rescue.replay.draw(run._num_draws))
-    if run.rescue.is_steadying and not run.plan.has_returned:
-        run.rescue.count_steady()
+    if run.controller.replay.is_due and not run.plan.has_returned:
+        return run.plan.draw_again(run.controller.replay.draw(run._num_draws))
+    if run.controller.is_steadying and not run.plan.has_returned:
+        run.controller.count_steady()
         steady = run.plan.draw_outside(STEADY)
         if steady is not None:
             return steady
@@ -83,7 +83,7 @@ def _next_batch(run: Engine) -> Batch:
 def rest_of_epoch(run: Engine) -> list[Ticket]:
     """Draw what is left of the epoch at once; empty if the budget is spent or the run was stopped."""
     # By the time that steady batches of an incident that is over were trained on, they would come too late.
-    run.rescue.skip_steady_if_over()
+    run.controller.skip_steady_if_over()
     end = (run.pace.epoch + 1) * run.plan.steps_per_pass
     tickets: list[Ticket] = []
     while run.pace.next_step < end and (ticket := run.draw_ahead()) is not None:

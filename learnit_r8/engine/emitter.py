@@ -1,4 +1,4 @@
-"""Telling: what the engine says of its steps, and of the samples, while somebody listens. It changes no batch."""
+"""Event emitter: tells listeners of steps, epochs and samples. It changes no batch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "flax", "optax")
 """Named with their versions where they are loaded."""
 
 
-class Telling:
+class EventEmitter:
     """Makes the events of steps, epochs and samples, and measures what the scheduler itself takes.
 
     Args:

@@ -25,19 +25,19 @@ import numpy as np
 from ..guard.verdict import Verdict
 from ..recovery.moment import moment_of
 from ..recovery.ram_backup import NO_SLOTS
-from ..recovery.restore import Restored
+from ..recovery.restore import RestoreResult
 from ..sampling.ticket import Outcome, Ticket, new_tuple
 from ..schedules.schedule import check_rate
 from ..table.losses import EXACT, Reading, check_kind, read_loss, read_number
 from . import draws, membership, refusal, run_state
 from .control import Requests
-from .emitter import Telling
-from .interruption import Whole, finish, mend, repeated
+from .emitter import EventEmitter
+from .interruption import Transaction, finish, mend, repeated
 from .marks import AnswerMark, Marks, PlanMark, Snapshot, trouble_of
 from .tally import Tally
 
 if TYPE_CHECKING:
-    from .builder import Parts
+    from .builder import Components
 
 T = TypeVar("T")
 
@@ -53,17 +53,17 @@ class Engine:
         requests: What was asked of the run: to pause, to stop, to save.
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Components) -> None:
         self.plan = parts.plan
         self.table = parts.plan.table
         self.pace = parts.pace
         self.schedule = parts.make_schedule(parts.peak_lr)
         self.sentry = parts.sentry
-        self.safekeeping = parts.safekeeping
+        self.persistence = parts.persistence
         self.announcer = parts.announcer
-        self._backup = parts.safekeeping.backup
-        self.telling = Telling(parts.announcer, parts.plan.table)
-        self.rescue = parts.rescue
+        self._backup = parts.persistence.backup
+        self.emitter = EventEmitter(parts.announcer, parts.plan.table)
+        self.controller = parts.controller
         self.search = parts.search
         self.name = parts.name
         self.member: membership.Member = membership.NoMember()
@@ -116,10 +116,10 @@ class Engine:
                 begun = self._marks.begun
                 try:
                     if self.announcer.is_heard:
-                        self.telling.begin()
+                        self.emitter.begin()
                         self.between_steps()
                         ticket = self.draw_ahead()
-                        self.telling.end()
+                        self.emitter.end()
                     else:
                         self.between_steps()
                         ticket = self.draw_ahead()
@@ -144,7 +144,7 @@ class Engine:
         """
         if self._cut is not None:
             finish(self)
-        pace, plan, marks, rescue = self.pace, self.plan, self._marks, self.rescue
+        pace, plan, marks, controller = self.pace, self.plan, self._marks, self.controller
         step = pace.step + pace.num_out
         progress = pace.progress_at(step)
         if progress >= 1 or pace.is_stopped:
@@ -159,8 +159,8 @@ class Engine:
                 or plan.returned
                 or is_search
                 or began != began
-                or rescue.is_steadying
-                or rescue.replay.is_due
+                or controller.is_steadying
+                or controller.replay.is_due
                 or epoch != chunk.pass_number
             ):
                 marks.begun = PlanMark(self)
@@ -213,7 +213,7 @@ class Engine:
         if self._cut is not None:
             finish(self)
         if ticket.batch.is_out and ticket.epoch >= 0:
-            with self._lock, Whole(self):
+            with self._lock, Transaction(self):
                 self.plan.hand_back(ticket.batch)
                 self.pace.num_out -= 1
 
@@ -229,9 +229,9 @@ class Engine:
             finish(self)
         if held_back:
             if self.announcer.wants_surveys:
-                self.telling.between_steps(self.pace.epoch, epoch_ended=False)
+                self.emitter.between_steps(self.pace.epoch, epoch_ended=False)
             return
-        if self.safekeeping.is_restoring:
+        if self.persistence.is_restoring:
             raise RuntimeError(f"load_callback must not draw batches, got a draw at step {self.pace.step}.")
         if not self._has_started:
             draws.start(self)
@@ -239,20 +239,20 @@ class Engine:
             self.requests.answer()
         epoch_ended = self._epoch_ended
         if self.announcer.wants_surveys:
-            self.telling.between_steps(self.pace.epoch, epoch_ended=epoch_ended, closing=closing)
-        keeping, pace = self.safekeeping, self.pace
+            self.emitter.between_steps(self.pace.epoch, epoch_ended=epoch_ended, closing=closing)
+        persistence, pace = self.persistence, self.pace
         step = pace.step
         # Nearly always nothing is due, and a step must not pay for finding out.
-        quiet_seconds, is_new = keeping.quiet_seconds, epoch_ended or closing
-        if step < keeping.quiet_steps and not is_new and (quiet_seconds == math.inf or pace.seconds < quiet_seconds):
+        limit, is_new = persistence.quiet_seconds, epoch_ended or closing
+        if step < persistence.quiet_steps and not is_new and (limit == math.inf or pace.seconds < limit):
             return
         self._do_what_is_due(step, epoch_ended=epoch_ended, closing=closing)
 
     def _do_what_is_due(self, step: int, *, epoch_ended: bool, closing: bool) -> None:
-        keeping, pace = self.safekeeping, self.pace
+        persistence, pace = self.persistence, self.pace
         seconds = pace.seconds
         try:
-            damage = keeping.between_steps(
+            damage = persistence.between_steps(
                 step,
                 self.plan.samples_in(step),
                 seconds,
@@ -306,19 +306,19 @@ class Engine:
         outcome = None
         try:
             with self._lock:
-                sentry, trend, pace, rescue = self.sentry, self.table.batch_trend, self.pace, self.rescue
+                sentry, trend, pace, controller = self.sentry, self.table.batch_trend, self.pace, self.controller
                 tally, slots, healthy, trouble = self._tally, self._backup.slots, None, None
                 if slots is not NO_SLOTS:
                     _, newest, trial, _, _, _ = slots
                     healthy = trial and trial.healthy, newest and newest.healthy
-                if rescue._state.tries or rescue.quarantine.is_watching or rescue.replay.is_on:
+                if controller._state.tries or controller.quarantine.is_watching or controller.replay.is_on:
                     trouble = Snapshot(*trouble_of(self))
                 # What a good loss changes, should this be cut short: the fields of ReportMark.
                 mark = (
                     ticket, sentry._losses, sentry._norms, sentry._before_refusal, sentry.num_refused,
                     sentry.num_skipped, trend.value, trend.num_reports, trend.early_mark if trend.is_early else None,
-                    pace.step, pace.num_out, rescue._state, rescue._num_equal, tally, tally.num_good, tally.total,
-                    tally.samples, self._epoch_ended, slots, healthy, trouble,
+                    pace.step, pace.num_out, controller._state, controller._num_equal, tally, tally.num_good,
+                    tally.total, tally.samples, self._epoch_ended, slots, healthy, trouble,
                 )  # fmt: skip
                 try:
                     outcome = self._report(ticket, loss, part_size, grad_norm, skipped)
@@ -342,10 +342,10 @@ class Engine:
 
     def _report(self, ticket: Ticket, loss: Any, part_size: int | None, grad_norm: Any, skipped: bool) -> Outcome:
         if self.announcer.is_heard:
-            self.telling.begin()
+            self.emitter.begin()
         if not isinstance(ticket, Ticket):
             raise TypeError(f"ticket must be what draw() returned, got {ticket!r}.")
-        if self.safekeeping.is_restoring:
+        if self.persistence.is_restoring:
             raise RuntimeError(f"load_callback must not report losses, got one of step {ticket.step}.")
         if not ticket.batch.is_out or ticket.batch.chunk.table is not self.table:
             raise RuntimeError(f"ticket of step {ticket.step} was reported or given up before, or is not of this run.")
@@ -359,7 +359,7 @@ class Engine:
         check_kind(kind, self.table.part_size)
         if ticket.epoch < 0:
             return self._report_search(ticket, reading)
-        if self.rescue.replay.is_on and math.isfinite(reading.mean):
+        if self.controller.replay.is_on and math.isfinite(reading.mean):
             restored = refusal.compare_replay(self, ticket, reading)
             if restored is not None:
                 return Outcome(Verdict.SKIPPED, self.lr, restored.step)
@@ -375,12 +375,12 @@ class Engine:
         if verdict is Verdict.GOOD:
             self.learn(ticket, reading, kind, expected)
             if self.announcer.is_heard:
-                self.telling.end()
+                self.emitter.end()
             return new_tuple(Outcome, (verdict, self.lr, None))
         verdict, restored = refusal.answer(self, ticket, reading, kind, expected, verdict)
         return self._outcome(verdict, restored)
 
-    def _outcome(self, verdict: Verdict, restored: Restored | None) -> Outcome:
+    def _outcome(self, verdict: Verdict, restored: RestoreResult | None) -> Outcome:
         outcome = Outcome(verdict, self.lr, None if restored is None else restored.step)
         if self._marks.answering is not None:
             self._marks.answering.outcome = outcome
@@ -392,20 +392,20 @@ class Engine:
         table.part_size = kind
         believed = table.batch_trend.believed(reading) if table.batch_trend.is_early else reading
         trend = table.observe(believed.mean, believed.lowest, reading.mean)
-        pace, rescue = self.pace, self.rescue
+        pace, controller = self.pace, self.controller
         pace.num_out -= 1
         pace.step += 1
-        if rescue.replay.is_on:
-            rescue.replay.note(ticket.draw, ticket.indices, reading.mean)
+        if controller.replay.is_on:
+            controller.replay.note(ticket.draw, ticket.indices, reading.mean)
         self._backup.confirm(ticket.draw, ticket.lr)
         self._tally.add(reading.mean, len(ticket.indices))
-        rescue.accepted(reading.mean, ticket.indices)
+        controller.accepted(reading.mean, ticket.indices)
         if not pace.step % self.plan.steps_per_pass:
             self._end_epoch(ticket)
         # This makes the report complete, and whoever is told may read the table: all else comes before.
         self.plan.report(ticket.batch, believed.mean if table.batch_size == 1 else believed.means, trend)
         if self.announcer.is_heard:
-            self.telling.step_done(
+            self.emitter.step_done(
                 ticket,
                 progress=self.pace.progress,
                 loss=reading.mean,
@@ -437,7 +437,7 @@ class Engine:
         if self._marks.ended is None:
             return
         ticket, tally = self._marks.ended
-        self.telling.epoch_done(
+        self.emitter.epoch_done(
             epoch=self.pace.epoch - 1,
             progress=self.pace.progress,
             lr=ticket.lr,
@@ -467,7 +467,7 @@ class Engine:
             finish(self)
         if not ticket.batch.is_out:
             return
-        with self._lock, Whole(self):
+        with self._lock, Transaction(self):
             if ticket.epoch < 0:
                 self.search.skip(ticket.batch)
                 self.use_found_lr()
@@ -487,7 +487,7 @@ class Engine:
             finish(self)
         if not ticket.batch.is_out:
             return
-        with self._lock, Whole(self):
+        with self._lock, Transaction(self):
             refusal.give_up(self, ticket, on_purpose)
 
     @property
@@ -504,7 +504,7 @@ class Engine:
         return self._lr_at(self.pace.progress_at(self.pace.step + held_back))
 
     def _lr_at(self, progress: float) -> float:
-        return self.rescue.lr(self._last_lr if progress == self._last_progress else self.scheduled_lr(progress))
+        return self.controller.lr(self._last_lr if progress == self._last_progress else self.scheduled_lr(progress))
 
     def scheduled_lr(self, progress: float) -> float:
         """The learning rate of the schedule."""
@@ -519,7 +519,7 @@ class Engine:
             self.schedule = self._make_schedule(self.search.found_lr)
             self._last_progress = math.nan
             if self._has_started:
-                self.telling.lr_planned(self.schedule)
+                self.emitter.lr_planned(self.schedule)
 
     @property
     def global_step(self) -> int:

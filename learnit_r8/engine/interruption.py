@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 
-class Again(NamedTuple):
+class PendingCall(NamedTuple):
     """What is left of a call that was cut short and changed back: to call this."""
 
     call: Callable[[], object]
 
 
-class Whole:
+class Transaction:
     """A ``with`` block that changes the plan and the counts as a whole, or not at all; or what another mark notes.
 
     Args:
@@ -54,15 +54,15 @@ def mend(run: Engine) -> None:
     """Change back what a call that was cut short has changed.
 
     In ``run._cut`` is a mark, or the ticket that a draw would have returned, or what `Engine.report` has noted; or
-    `Again`, which is left for `finish`.
+    `PendingCall`, which is left for `finish`.
     """
-    if run._cut is not None and type(run._cut) is not Again:
+    if run._cut is not None and type(run._cut) is not PendingCall:
         with run._lock:
             _mend(run, run._cut)
 
 
 def _mend(run: Engine, cut: Any) -> None:
-    left: Again | None = None
+    left: PendingCall | None = None
     if type(cut) is tuple and type(cut[0]) is tuple:
         left = _mend_report(run, *cut)
     elif type(cut) is tuple:
@@ -89,20 +89,22 @@ def _mend_draw(run: Engine, ticket: Ticket) -> None:
         run.pace.num_out -= 1
 
 
-def _mend_report(run: Any, noted: tuple[Any, ...], error: BaseException, arguments: dict[str, Any]) -> Again | None:
+def _mend_report(
+    run: Any, noted: tuple[Any, ...], error: BaseException, arguments: dict[str, Any]
+) -> PendingCall | None:
     """Undo a report unless it was complete; what is to be done again."""
     mark, answer = ReportMark(*noted), run._marks.answering
     ticket = mark.ticket
     if isinstance(error, (TrainingDiverged, RestoreError)) or not isinstance(ticket, Ticket):
         return None
-    if type(error) is RuntimeError and (run.safekeeping.is_restoring or not ticket.batch.is_out):
+    if type(error) is RuntimeError and (run.persistence.is_restoring or not ticket.batch.is_out):
         # The ticket was not to be reported, and that is what it says.
         return None
     loss = _mean_of(ticket, arguments)
     if answer is not None and answer.ticket is ticket:
         answer.undo(run)
         mark.undo(run, loss)
-        return Again(functools.partial(_report_again, run, ticket, arguments)) if answer.needs_redo else None
+        return PendingCall(functools.partial(_report_again, run, ticket, arguments)) if answer.needs_redo else None
     if ticket.batch.is_out:
         mark.undo(run, loss)
     elif run.pace.step > mark.step:

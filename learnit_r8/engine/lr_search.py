@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from .. import events
 from ..events.bus import Announcer
 from ..policies.registry import SHUFFLE
-from ..recovery.persistence import Safekeeping
-from ..recovery.restore import Restored
+from ..recovery.persistence import Persistence
+from ..recovery.restore import RestoreResult
 from ..sampling.chunk import Batch
 from ..schedules.range_test import RangeTest
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
     from ..sampling.plan import Plan
 
 
-class Search:
+class LrSearch:
     """Takes steps of a range test, and puts the model back to where it began.
 
     Args:
         test: The range test, or None for no search.
         plan: Gives random batches.
-        safekeeping: Puts the model back.
+        persistence: Puts the model back.
         announcer: Who is told.
 
     Attributes:
         found_lr: The rate found; None before.
     """
 
-    def __init__(self, test: RangeTest | None, *, plan: Plan, safekeeping: Safekeeping, announcer: Announcer) -> None:
+    def __init__(self, test: RangeTest | None, *, plan: Plan, persistence: Persistence, announcer: Announcer) -> None:
         self.found_lr: float | None = None
         self._test = test
         self._plan = plan
-        self._safekeeping = safekeeping
+        self._persistence = persistence
         self._announcer = announcer
 
     @property
@@ -49,7 +49,7 @@ class Search:
         Raises:
             RuntimeError: there is neither a state callback nor a backup.
         """
-        if self.is_on and self._safekeeping.callbacks.state is None and self._safekeeping.backup.is_empty:
+        if self.is_on and self._persistence.callbacks.state is None and self._persistence.backup.is_empty:
             raise RuntimeError(
                 "auto_find_lr needs a model state to go back to, got none: pass state_callback or call "
                 "update_cpu_backup() before the first batch is drawn."
@@ -71,14 +71,14 @@ class Search:
         """The rate of the next batch of the search; None if it is over."""
         return None if self._test is None else self._test.lr
 
-    def take(self, batch: Batch, loss: float, lr: float, *, refused: bool) -> Restored | None:
+    def take(self, batch: Batch, loss: float, lr: float, *, refused: bool) -> RestoreResult | None:
         """Learn from the loss of a batch; where the model was put back to, if it was."""
         self._plan.settle(batch)
         if self._test is None:
             # Drawn before the search ended: whatever was done with it was done to the model as it was put back.
-            return self._safekeeping.restore()
+            return self._persistence.restore()
         if self._test.take(loss, lr, refused=refused):
-            return self._safekeeping.restore()
+            return self._persistence.restore()
         return self._end_if_done(self._test)
 
     def skip(self, batch: Batch) -> None:
@@ -88,12 +88,12 @@ class Search:
             self._test.skip()
             self._end_if_done(self._test)
 
-    def _end_if_done(self, test: RangeTest) -> Restored | None:
+    def _end_if_done(self, test: RangeTest) -> RestoreResult | None:
         if not test.is_done:
             return None
         self._test = None
         self._plan.forget_outside()
-        restored = self._safekeeping.restore()
+        restored = self._persistence.restore()
         if math.isnan(test.result):
             self._announcer.warn_once(
                 "no rate found",

@@ -47,13 +47,13 @@ def _copied(value: Any) -> Any:
 
 def trouble_of(run: Engine) -> list[Any]:
     """What a refused report leaves behind, for good ones to change, as parts of a `Snapshot`."""
-    rescue, backup = run.rescue, run._backup
-    incident = rescue._incident
+    controller, backup = run.controller, run._backup
+    incident = controller._incident
     return [
-        rescue,
-        rescue.quarantine,
-        rescue.replay,
-        rescue._lineage,
+        controller,
+        controller.quarantine,
+        controller.replay,
+        controller._weight_age,
         incident,
         *incident.attempts[-1:],
         run.table.exclusions,
@@ -98,10 +98,10 @@ class ReportMark(NamedTuple):
         run.sentry.undo(self.losses, self.norms, self.before_refusal, self.num_refused, self.num_skipped)
         run.table.undo_observe(self.num_reports, self.trend, self.early)
         is_counted = self.tally.num_good > self.num_good
-        run.rescue.undo(self.recovery, self.num_equal, loss if is_counted else None)
+        run.controller.undo(self.recovery, self.num_equal, loss if is_counted else None)
         self.tally.undo(self.num_good, self.total, self.samples)
         run.undo_epoch(self.tally, self.epoch_ended)
-        run.safekeeping.backup.undo(self.slots, self.healthy)
+        run.persistence.backup.undo(self.slots, self.healthy)
         if self.trouble is not None:
             self.trouble.put_back()
         run.pace.undo(self.step, self.num_out)
@@ -122,8 +122,8 @@ class PlanMark:
             (run, ("_tally", "_num_draws", "_epoch_ended", "schedule")),
             (run._marks, ("ended",)),
             (pace, ("step", "num_out")),
-            (run.rescue, ("_state",)),
-            run.rescue.replay,
+            (run.controller, ("_state",)),
+            run.controller.replay,
             (plan, PLACE),
             (planner, ("num_sweeps", "_num_outside", "_sweep")),
             planner._sweep,
@@ -176,9 +176,9 @@ class AnswerMark:
     def __init__(self, run: Engine, ticket: Ticket | None = None) -> None:
         self.ticket = ticket
         self.outcome: Outcome | None = None
-        self._keeping = keeping = run.safekeeping
-        keeping.note_judging()
-        search, store = run.search, keeping.store
+        self._persistence = persistence = run.persistence
+        persistence.note_judging()
+        search, store = run.search, persistence.store
         self._batch = None if ticket is None else _BatchMark(run, ticket)
         # As it is now: what the guard remembered before it judged is in the other mark.
         self._snapshot = Snapshot(
@@ -195,12 +195,12 @@ class AnswerMark:
     @property
     def needs_redo(self) -> bool:
         """Whether the model was about to be put back, or was: what the report asked for must be done."""
-        return self._keeping.has_restored
+        return self._persistence.has_restored
 
     def undo(self, run: Engine) -> None:
         """Change it back, but for the model."""
         self._snapshot.put_back()
-        self._keeping.undo_restore()
+        self._persistence.undo_restore()
         if self._batch is not None:
             self._batch.undo(run)
 

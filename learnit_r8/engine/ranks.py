@@ -27,11 +27,11 @@ def share(run: Engine, group: RankGroup) -> None:
     group.check_same_run(_facts(run))
     run.pace.use_clock(group.shared_clock(run.pace.clock))
     run.requests = group.shared_requests(run.requests)
-    run.safekeeping.share(group.agree, group.shared_store)
+    run.persistence.share(group.agree, group.shared_store)
 
 
 def _facts(run: Engine) -> dict[str, Any]:
-    keeping = run.safekeeping
+    persistence = run.persistence
     return {
         **identity_of(run),
         "alpha": run.table.alpha,
@@ -41,10 +41,10 @@ def _facts(run: Engine) -> dict[str, Any]:
         "budget": run.pace.budget,
         "learning rates": [float(run.schedule(progress)) for progress in COMPARED_PROGRESS],
         "guard": run.sentry.guard,
-        "recovery": run.rescue.recovery,
-        "load_callback": keeping.callbacks.load is not None,
-        "state_callback": keeping.callbacks.state is not None,
-        "backup_every": keeping.backup_every,
-        "checkpoint_dir": keeping.store is not None,
+        "recovery": run.controller.recovery,
+        "load_callback": persistence.callbacks.load is not None,
+        "state_callback": persistence.callbacks.state is not None,
+        "backup_every": persistence.backup_every,
+        "checkpoint_dir": persistence.store is not None,
         "global_step": run.global_step,
     }

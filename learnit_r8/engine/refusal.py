@@ -10,10 +10,10 @@ from .. import events
 from ..guard.monitor import MOST_SUSPICION
 from ..guard.verdict import Verdict
 from ..recovery.moment import go_back
-from ..recovery.restore import Restored
+from ..recovery.restore import RestoreResult
 from ..sampling.ticket import Ticket
 from ..table.losses import Reading
-from .interruption import Again, mend
+from .interruption import PendingCall, mend
 from .marks import AnswerMark
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ ABANDONED = (
 
 def answer(
     run: Engine, ticket: Ticket, reading: Reading, kind: int, expected: float, verdict: Verdict
-) -> tuple[Verdict, Restored | None]:
+) -> tuple[Verdict, RestoreResult | None]:
     """Do what a verdict other than GOOD asks for; what is made of it, and where the model was put back to."""
     run._marks.answering = AnswerMark(run, ticket)
-    if verdict is Verdict.RAISED and not run.rescue.doubts_level:
-        restored = run.rescue.accept_level(lr=run.lr, draws=run._num_draws, step=run.pace.step + 1)
+    if verdict is Verdict.RAISED and not run.controller.doubts_level:
+        restored = run.controller.accept_level(lr=run.lr, draws=run._num_draws, step=run.pace.step + 1)
         if restored is not None:
             # What is usual for the guard begins anew with these losses.
             run.close_unlearned(ticket)
@@ -41,7 +41,7 @@ def answer(
         verdict = Verdict.DRIFT
     if verdict is Verdict.DRIFT:
         run.learn(ticket, reading, kind, expected)
-        run.rescue.drifted(reading.mean, run.lr)
+        run.controller.drifted(reading.mean, run.lr)
         return verdict, None
     if verdict is Verdict.SKIPPED:
         run.close_unlearned(ticket)
@@ -49,9 +49,9 @@ def answer(
     return verdict, _refuse(run, ticket, reading, verdict)
 
 
-def _refuse(run: Engine, ticket: Ticket, reading: Reading, verdict: Verdict) -> Restored | None:
+def _refuse(run: Engine, ticket: Ticket, reading: Reading, verdict: Verdict) -> RestoreResult | None:
     run.close_unlearned(ticket)
-    restored = run.rescue.refused(
+    restored = run.controller.refused(
         ticket,
         reading,
         verdict,
@@ -64,23 +64,23 @@ def _refuse(run: Engine, ticket: Ticket, reading: Reading, verdict: Verdict) -> 
     return _gone_back(run, restored)
 
 
-def compare_replay(run: Engine, ticket: Ticket, reading: Reading) -> Restored | None:
+def compare_replay(run: Engine, ticket: Ticket, reading: Reading) -> RestoreResult | None:
     """Compare the loss of a batch that was trained on again; where the model was put back to if it is another."""
     run._marks.answering = AnswerMark(run, ticket)
-    restored = run.rescue.replayed(ticket, reading.mean, step=run.pace.step + 1, draws=run._num_draws)
+    restored = run.controller.replayed(ticket, reading.mean, step=run.pace.step + 1, draws=run._num_draws)
     if restored is not None:
         run.close_unlearned(ticket)
     return _gone_back(run, restored)
 
 
-def answer_damage(run: Engine, array: str) -> Restored | None:
+def answer_damage(run: Engine, array: str) -> RestoreResult | None:
     """Put back a model that has a number in it that is not finite, though its losses were."""
     if run.search.is_on:
-        run.safekeeping.note_answered()
+        run.persistence.note_answered()
         return None
     run._marks.answering = mark = AnswerMark(run)
     try:
-        restored = run.rescue.damaged(
+        restored = run.controller.damaged(
             array,
             step=run.pace.step,
             scheduled_lr=run.scheduled_lr(run.pace.progress),
@@ -88,19 +88,19 @@ def answer_damage(run: Engine, array: str) -> Restored | None:
             draws=run._num_draws,
         )
         restored = _gone_back(run, restored)
-        run.safekeeping.note_answered()
+        run.persistence.note_answered()
         return restored
     except Exception:
-        run.safekeeping.note_answered()
+        run.persistence.note_answered()
         raise
     except BaseException:
         run._cut = mark
         mend(run)
-        run._cut = Again(functools.partial(answer_damage, run, array))
+        run._cut = PendingCall(functools.partial(answer_damage, run, array))
         raise
 
 
-def _gone_back(run: Engine, restored: Restored | None) -> Restored | None:
+def _gone_back(run: Engine, restored: RestoreResult | None) -> RestoreResult | None:
     """Let guard and plan follow a model that was put back."""
     if restored is not None and restored.moment is not None:
         go_back(restored.moment, run.sentry, run.table, forget=restored.forget)

@@ -38,8 +38,8 @@ def state_of(run: Engine) -> dict[str, Any]:
         "table": run.table.state_dict(),
         "plan": run.plan.state_dict(),
         "pace": run.pace.state_dict(),
-        "rescue": run.rescue.state_dict(),
-        "quarantine": run.rescue.quarantine.state_dict(),
+        "rescue": run.controller.state_dict(),
+        "quarantine": run.controller.quarantine.state_dict(),
         "guard": run.sentry.state_dict(),
         "tally": run._tally.state_dict(),
         "num_draws": run._num_draws,
@@ -103,15 +103,15 @@ def _take_over(run: Engine, state: Mapping[str, Any]) -> None:
     run.table.load_state_dict(state["table"])
     run.plan.load_state_dict(state["plan"])
     run.pace.load_state_dict(state["pace"])
-    run.rescue.load_state_dict(state["rescue"])
-    run.rescue.quarantine.load_state_dict(state.get("quarantine"))
+    run.controller.load_state_dict(state["rescue"])
+    run.controller.quarantine.load_state_dict(state.get("quarantine"))
     run.sentry.load_state_dict(state["guard"])
     run._tally = Tally.from_state(state["tally"])
     run._num_draws = state["num_draws"]
     run.search.load_state_dict(state["search"])
     run.use_found_lr()
-    run.telling.forget()
-    run.safekeeping.count_from(run.pace.step, run.plan.samples_in(run.pace.step), run.pace.seconds)
+    run.emitter.forget()
+    run.persistence.count_from(run.pace.step, run.plan.samples_in(run.pace.step), run.pace.seconds)
 
 
 def settled_state_of(run: Engine) -> dict[str, Any]:
@@ -122,37 +122,37 @@ def settled_state_of(run: Engine) -> dict[str, Any]:
 
 def save_as_asked(run: Engine) -> None:
     """Write a checkpoint because somebody asked for it."""
-    run.safekeeping.save_as_asked(lambda: settled_state_of(run), run.pace.step)
+    run.persistence.save_as_asked(lambda: settled_state_of(run), run.pace.step)
 
 
 def go_on_from(run: Engine, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
     """Take over a checkpoint whole, or stay as it was."""
     before = whole_state_of(run)
-    if run.safekeeping.is_built_otherwise(checkpoint, "guard") and "guard" in state:
+    if run.persistence.is_built_otherwise(checkpoint, "guard") and "guard" in state:
         state = {**state, "guard": run.sentry.adapted(state["guard"])}
     load_state(run, state)
     try:
-        run.safekeeping.put_back(checkpoint)
+        run.persistence.put_back(checkpoint)
     except BaseException:
         load_state(run, before)
         raise
-    if run.safekeeping.is_built_otherwise(checkpoint, "seed"):
+    if run.persistence.is_built_otherwise(checkpoint, "seed"):
         run.announcer.warn_once(
             "seed", f"the resumed run goes on with the seed of the saved one, {run.plan.seed}, whatever was given."
         )
     if run._has_started:
-        run.safekeeping.tell_loaded()
+        run.persistence.tell_loaded()
 
 
 def load_checkpoint(run: Engine, path: str | os.PathLike[str] | None) -> None:
     """Go on from a checkpoint, by default the newest valid one."""
-    checkpoint = run.safekeeping.load(path)
+    checkpoint = run.persistence.load(path)
     go_on_from(run, checkpoint, checkpoint.state)
 
 
 def resume_from(run: Engine, resume: str | os.PathLike[str]) -> None:
     """Do what the argument ``resume`` of `R8Scheduler` asks for."""
-    store = run.safekeeping.store
+    store = run.persistence.store
     if resume != "auto":
         load_checkpoint(run, resume)
     elif store is None:

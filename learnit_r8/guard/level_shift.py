@@ -34,7 +34,7 @@ CUT = 0.97
 """Share of usual losses that are not cut."""
 
 
-class Level(NamedTuple):
+class BlockStatistics(NamedTuple):
     """What blocks of usual losses are like.
 
     Attributes:
@@ -50,7 +50,7 @@ class Level(NamedTuple):
     least: float = math.inf
 
 
-UNKNOWN = Level()
+UNKNOWN = BlockStatistics()
 """While too few losses are known, or no progress was made that could be lost."""
 
 
@@ -66,7 +66,7 @@ def cut_figures(ordered: Sequence[float]) -> tuple[float, float, float]:
     return cut, mean, math.sqrt(total / (count * BLOCK))
 
 
-def raised_by(block: Sequence[float], before: Sequence[float], level: Level, evidence: float) -> float:
+def raised_by(block: Sequence[float], before: Sequence[float], level: BlockStatistics, evidence: float) -> float:
     """Evidence after one more block.
 
     Args:
@@ -76,7 +76,7 @@ def raised_by(block: Sequence[float], before: Sequence[float], level: Level, evi
         level: What is usual.
         evidence: What there was before, >= 0.
 
-    >>> level, usual = Level(cut=9.0, mean=1.0, deviation=0.5, least=1.1), [1.0] * 48
+    >>> level, usual = BlockStatistics(cut=9.0, mean=1.0, deviation=0.5, least=1.1), [1.0] * 48
     >>> [raised_by([loss] * 16, usual, level, evidence=0.0) for loss in (2.0, 1.05, 99.0)]
     [0.75, 0.0, 5.0]
     >>> raised_by([2.0] * 16, [1.95] * 48, level, evidence=0.0)

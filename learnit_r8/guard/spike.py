@@ -23,7 +23,7 @@ from .thresholds import (
     RISEN,
     UNARMED,
     Figures,
-    Reference,
+    Thresholds,
     corrected,
     figures_of,
     in_order,
@@ -51,7 +51,7 @@ FALLEN = 0.8
 """Factor by which the scheduled learning rate must have fallen to explain higher losses."""
 
 
-class Past(NamedTuple):
+class LossHistory(NamedTuple):
     """What is looked at every 16 losses only.
 
     Attributes:
@@ -98,8 +98,8 @@ class SpikeState(NamedTuple):
 
     evidence: float = 0.0
     recent: tuple[float, ...] = ()
-    reference: Reference = UNARMED
-    past: Past = Past()
+    reference: Thresholds = UNARMED
+    past: LossHistory = LossHistory()
     first: FirstLosses = FirstLosses()
 
 
@@ -246,7 +246,9 @@ class SpikeGuard:
         reference, past = self._refer(self._figures_before(past, known), past)
         return _new_tuple(SpikeState, (evidence, (), reference, past, first)), verdict
 
-    def _raised(self, evidence: float, recent: tuple[float, ...], reference: Reference, past: Past, lr: float) -> float:
+    def _raised(
+        self, evidence: float, recent: tuple[float, ...], reference: Thresholds, past: LossHistory, lr: float
+    ) -> float:
         """Evidence of a raised level, infinite if it is enough."""
         limit = reference.lr_limit
         # Losses that are up because the schedule's rate has risen, or because it has fallen, tell nothing; after a
@@ -257,7 +259,9 @@ class SpikeGuard:
         alarm = ALARM_AFTER_RESTORE if past.on_trial > FAR_BACK - TRIAL else ALARM
         return math.inf if raised and raised + WORTH_OF_A_SPIKE * evidence >= alarm else raised
 
-    def _remember(self, past: Past, recent: tuple[float, ...], raised: float, lr: float) -> tuple[Past, bool]:
+    def _remember(
+        self, past: LossHistory, recent: tuple[float, ...], raised: float, lr: float
+    ) -> tuple[LossHistory, bool]:
         """The past with 16 more losses, and whether there are enough for the figures of a window."""
         losses = (past.losses + recent)[-(self.window + self.lag) :]
         lrs = (*past.lrs, lr)[-(len(losses) // BLOCK) :]
@@ -272,16 +276,16 @@ class SpikeGuard:
         on_trial = max(0, past.on_trial - BLOCK)
         # In the order of the fields: one tuple made by hand costs a quarter of a call of _replace().
         rest = (past.share, past.best, past.best_spread, past.best_lr, past.drifted, past.held, raised, on_trial)
-        return _new_tuple(Past, (losses, lrs, is_positive, start, *rest, figures)), is_full
+        return _new_tuple(LossHistory, (losses, lrs, is_positive, start, *rest, figures)), is_full
 
-    def _figures_before(self, past: Past, known: int) -> Figures:
+    def _figures_before(self, past: LossHistory, known: int) -> Figures:
         """The figures of the losses before the last ``lag``."""
         if known == self.window and not self.lag % BLOCK and len(past.figures) > self.lag // BLOCK:
             # They were the last ones then, and have been looked at already.
             return past.figures[0]
         return figures_of(in_order(past.losses[:known]), past.start, wide=self.spread, gate=self.gate)
 
-    def _refer(self, figures: Figures, past: Past) -> tuple[Reference, Past]:
+    def _refer(self, figures: Figures, past: LossHistory) -> tuple[Thresholds, LossHistory]:
         """The thresholds that figures of usual losses make."""
         middle, _, deviation, highest, above, count = figures[:6]
         if not deviation:
@@ -302,9 +306,9 @@ class SpikeGuard:
         alarm = self.alarm if share < RARE else self.alarm * 4 / 3
         level = middle if past.is_positive else math.nan
         rest = (*weights_of_evidence(share), alarm, level, level_of(figures, progress))
-        return _new_tuple(Reference, (*thresholds, *rest)), past._replace(share=usual)
+        return _new_tuple(Thresholds, (*thresholds, *rest)), past._replace(share=usual)
 
-    def _watch_drift(self, past: Past, lr: float) -> tuple[Past, Verdict]:
+    def _watch_drift(self, past: LossHistory, lr: float) -> tuple[LossHistory, Verdict]:
         """Hold the median of the last losses against the best there was."""
         middle, best_spread = past.figures[-1][:2]
         if middle < past.best:

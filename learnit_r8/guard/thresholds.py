@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .level_shift import LEAST_SHARE, UNKNOWN, Level, cut_figures
+from .level_shift import LEAST_SHARE, UNKNOWN, BlockStatistics, cut_figures
 
 LEAST_SPREAD = 0.05
 """Of the progress made: a loss that has come to rest must not be alarmed by its own last digits."""
@@ -29,7 +29,7 @@ MEMORY_OF_SHARE = 32
 """Looks over which the share of usual losses beyond the threshold is remembered."""
 
 
-class Reference(NamedTuple):
+class Thresholds(NamedTuple):
     """Thresholds for corrected losses, and the weights of evidence.
 
     Attributes:
@@ -54,10 +54,10 @@ class Reference(NamedTuple):
     down: float
     alarm: float
     level: float
-    blocks: Level
+    blocks: BlockStatistics
 
 
-UNARMED = Reference(math.inf, math.inf, math.inf, math.inf, math.inf, 0.0, 0.0, math.inf, math.nan, UNKNOWN)
+UNARMED = Thresholds(math.inf, math.inf, math.inf, math.inf, math.inf, 0.0, 0.0, math.inf, math.nan, UNKNOWN)
 """While too few losses are known."""
 
 
@@ -164,14 +164,14 @@ def threshold_of(middle: float, deviation: float, progress: float, *, wide: floa
     return middle + max(distance, gate * progress)
 
 
-def level_of(figures: Figures, progress: float) -> Level:
+def level_of(figures: Figures, progress: float) -> BlockStatistics:
     """What blocks of usual losses are like; nothing is said of them while the progress is not clear."""
     if progress < CLEAR_PROGRESS * figures[2]:
         return UNKNOWN
     cut, mean, deviation = figures[6:]
     least = LEAST_SHARE * progress
     # Cut lower than that, nothing could ever be up by as much.
-    return _new_tuple(Level, (max(cut, mean + 2 * least), mean, deviation, mean + least))
+    return _new_tuple(BlockStatistics, (max(cut, mean + 2 * least), mean, deviation, mean + least))
 
 
 def share_at_most(above: int, count: int) -> float:

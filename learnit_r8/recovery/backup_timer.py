@@ -1,4 +1,4 @@
-"""Backing up: takes backups of the model when they are due, and looks at every number in them."""
+"""Backup timer: takes backups of the model when they are due, and checks that every number in them is finite."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import model_state
 from .ram_backup import RamBackup
 
 
-class BackingUp:
+class BackupTimer:
     """Takes backups through the state callback.
 
     Args:

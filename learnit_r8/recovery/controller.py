@@ -1,4 +1,4 @@
-"""The rescue: carries out what recovery decides after a refused loss, and remembers the incident."""
+"""The recovery controller: carries out what recovery decides after a refused loss, and remembers the incident."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ..table.losses import Reading
 from ..table.table import SampleTable
 from .diagnosis import ARRAY_REASON, Attempt
 from .incident import Incident, not_finite_samples
-from .ladder import Descent, Lineage
+from .ladder import RollbackDepth, WeightAge
 from .policy import CALM, FRESH_STEPS, LEAST_LEVEL_STEPS, MOST_IN_A_ROW, Move, Recovery, RecoveryState
 from .quarantine import MOST_CHANCE, Quarantine
 from .ram_backup import Reach
 from .replay_check import ReplayCheck
-from .restore import Restored
+from .restore import RestoreResult
 
 if TYPE_CHECKING:
-    from .persistence import Safekeeping
+    from .persistence import Persistence
 
 
 EQUAL_LOSSES = 8
@@ -36,12 +36,12 @@ LIKELY, MOST_CHANCE_OF_SPIKES = 0.5, 0.05
 that are not finite, and of spikes."""
 
 
-class Rescue:
+class RecoveryController:
     """Restores the model, and remembers the incident.
 
     Args:
         recovery: What to try, and when to give up.
-        safekeeping: Where to go back to.
+        persistence: Where to go back to.
         announcer: Who is told.
         table: Names the samples, and keeps those in quarantine.
 
@@ -51,17 +51,17 @@ class Rescue:
         replay: Whether what was restored is as it was.
     """
 
-    def __init__(self, recovery: Recovery, safekeeping: Safekeeping, announcer: Announcer, table: SampleTable) -> None:
+    def __init__(self, recovery: Recovery, persistence: Persistence, announcer: Announcer, table: SampleTable) -> None:
         self.recovery = recovery
         self.num_restored = 0
         self.quarantine = Quarantine(table, announcer)
-        self.replay = ReplayCheck(safekeeping.backup, is_on=getattr(recovery, "replay_check", False))
+        self.replay = ReplayCheck(persistence.backup, is_on=getattr(recovery, "replay_check", False))
         self._table = table
-        self._safekeeping = safekeeping
+        self._persistence = persistence
         self._announcer = announcer
         self._state = CALM
-        self._incident = Incident(recovery, safekeeping, announcer, table.name_of)
-        self._lineage = Lineage()
+        self._incident = Incident(recovery, persistence, announcer, table.name_of)
+        self._weight_age = WeightAge()
         self._num_equal = 0
         self._went_back_at = 0
         self._looked_from = -1
@@ -85,14 +85,14 @@ class Rescue:
     def doubts_level(self) -> bool:
         """Whether a raised level of the losses is a reason to go back: not where that is impossible, or was in vain."""
         state = self._state
-        if self._safekeeping.callbacks.load is None or not self._safekeeping.has_something:
+        if self._persistence.callbacks.load is None or not self._persistence.has_something:
             return False
         move = self.recovery.plan(state, steps=self._steps(Verdict.RAISED), is_level=True)
         return move is not Move.STUCK and not (state.tries and self.recovery.gives_up(state))
 
     def _steps(self, verdict: Verdict) -> set[int]:
         """When the states were taken that may be restored for a loss that was refused so."""
-        steps = self._safekeeping.restorable_steps()
+        steps = self._persistence.restorable_steps()
         if verdict is not Verdict.RAISED:
             return steps
         return {step for step in steps if step >= LEAST_LEVEL_STEPS or step == self._state.restored}
@@ -122,7 +122,7 @@ class Rescue:
         # Losses differ from one another, however little: if they do not, the weights may be gone.
         self._num_equal = self._num_equal + 1 if losses and losses[-1] == loss else 0
         if self._num_equal == EQUAL_LOSSES - 1:
-            self._safekeeping.look_at_weights()
+            self._persistence.look_at_weights()
         losses.append(loss)
         before = self._state
         if before is CALM:
@@ -145,16 +145,16 @@ class Rescue:
 
     def _looked(self, state: RecoveryState) -> RecoveryState:
         """Have the state looked at when its trial is over; the damage of this incident does not show in losses."""
-        safekeeping = self._safekeeping
-        if safekeeping.callbacks.state is None or safekeeping.clean_step > self._looked_from:
+        persistence = self._persistence
+        if persistence.callbacks.state is None or persistence.clean_step > self._looked_from:
             return state._replace(is_unseen=False)
         if state.accepted + 1 >= self.recovery.trial_of(state):
-            safekeeping.look_at_weights()
+            persistence.look_at_weights()
         return state
 
     def _end(self, text: str) -> None:
         self._incident.attempts.clear()
-        self._safekeeping.backup.drop_aside()
+        self._persistence.backup.drop_aside()
         self._announcer.tell(events.IncidentEnded, text=text)
 
     def begin_anew(self) -> None:
@@ -175,7 +175,7 @@ class Rescue:
             loss: The last of them, which was learned from.
             lr: The learning rate in use.
         """
-        self._safekeeping.backup.unsettle()
+        self._persistence.backup.unsettle()
         self._state = self.recovery.drifted(self._state, lr)
         self._announcer.tell(events.LrCapped, ceiling=self._state.ceiling, reason=Verdict.DRIFT.value)
         self._announcer.warn_once(
@@ -184,7 +184,7 @@ class Rescue:
             "while.",
         )
 
-    def accept_level(self, *, lr: float, draws: int, step: int) -> Restored | None:
+    def accept_level(self, *, lr: float, draws: int, step: int) -> RestoreResult | None:
         """Answer a raised level that no older state has cured: it is the data, and the newest state is put back.
 
         Args:
@@ -217,7 +217,7 @@ class Rescue:
         draws: int,
         step: int,
         is_calm: bool,
-    ) -> Restored | None:
+    ) -> RestoreResult | None:
         """Answer a refused loss.
 
         Args:
@@ -270,15 +270,15 @@ class Rescue:
         samples = not_finite_samples(reading, ticket)
         if samples:
             # Other samples of the batch had good losses with these weights.
-            self._safekeeping.backup.confirm(ticket.draw)
+            self._persistence.backup.confirm(ticket.draw)
             self._incident.name_repeated(samples)
         return samples
 
-    def _blamed(self, verdict: Verdict, move: Move, attempt: Attempt, draws: int) -> Restored | None:
+    def _blamed(self, verdict: Verdict, move: Move, attempt: Attempt, draws: int) -> RestoreResult | None:
         """Answer a loss that a sample is to blame for; where the model was put back to."""
         restored = None
         is_harmless = verdict is Verdict.NOT_FINITE and not self.recovery.gives_up(self._state)
-        if is_harmless and self._safekeeping.is_sound():
+        if is_harmless and self._persistence.is_sound():
             # It was refused before it could do any harm: nothing needs to be put back.
             self._incident.attempts.append(attempt)
         else:
@@ -338,7 +338,9 @@ class Rescue:
             self._end(f"{self.quarantine.named(samples)} made the losses bad, and will not be drawn any more.")
             self._tell_rate(before)
 
-    def damaged(self, array: str, *, step: int, scheduled_lr: float, most_steady: int, draws: int) -> Restored | None:
+    def damaged(
+        self, array: str, *, step: int, scheduled_lr: float, most_steady: int, draws: int
+    ) -> RestoreResult | None:
         """Answer a number of the model that is not finite, where the losses were fine.
 
         Args:
@@ -355,7 +357,7 @@ class Rescue:
             TrainingDiverged: as `refused`.
             RestoreError: as `refused`.
         """
-        if self._safekeeping.backup.is_empty or self._safekeeping.callbacks.load is None:
+        if self._persistence.backup.is_empty or self._persistence.callbacks.load is None:
             self._announcer.warn_once(
                 f"damaged {array}",
                 f"{array!r} of the model's state is not finite at step {step}, and no backup is taken while it is. If "
@@ -379,16 +381,16 @@ class Rescue:
         if ceiling not in (None, before.ceiling):
             self._announcer.tell(events.LrCapped, ceiling=ceiling, reason=reason)
 
-    def _restore(self, reach: Reach, move: Move, attempt: Attempt, draws: int) -> Restored | None:
+    def _restore(self, reach: Reach, move: Move, attempt: Attempt, draws: int) -> RestoreResult | None:
         """Put the model back as far as this try asks for; give up if it was one too many."""
-        state, safekeeping = self._state, self._safekeeping
-        descent = None
+        state, persistence = self._state, self._persistence
+        depth = None
         if move is not Move.FIRST and state.restored >= 0:
             least = LEAST_LEVEL_STEPS if attempt.reason == Verdict.RAISED.value else 0
-            descent = Descent(state.first, state.restored, repeats=move is Move.AGAIN, least=least)
+            depth = RollbackDepth(state.first, state.restored, repeats=move is Move.AGAIN, least=least)
         failures: list[str] = []
         try:
-            restored = safekeeping.restore(reach, draws=draws, descent=descent, failures=failures)
+            restored = persistence.restore(reach, draws=draws, depth=depth, failures=failures)
         finally:
             self._incident.attempts.append(attempt)
             attempt.failures.extend(failures)
@@ -408,38 +410,38 @@ class Rescue:
             self._incident.give_up("", self._state)
         return restored
 
-    def _return(self, step: int, draws: int) -> Restored | None:
+    def _return(self, step: int, draws: int) -> RestoreResult | None:
         """Put the model back to the state that the incident restored first, if it has gone back further since."""
         first = self._incident.attempts[0] if self._incident.attempts else None
         if first is None or not first.source or not self._state.is_deeper:
             return None
-        restored = self._safekeeping.return_to(first.source, first.to_step, draws=draws)
+        restored = self._persistence.return_to(first.source, first.to_step, draws=draws)
         if restored is not None:
             self._tell_restored(restored, step, draws)
         return restored
 
-    def _tell_restored(self, restored: Restored, step: int, draws: int) -> None:
-        self._lineage.went_back(now=step, to=restored.step)
+    def _tell_restored(self, restored: RestoreResult, step: int, draws: int) -> None:
+        self._weight_age.went_back(now=step, to=restored.step)
         self._went_back_at = draws
         self.num_restored += 1
         self._announcer.tell(events.RolledBack, to_step=restored.step, source=restored.source)
 
-    def _note_restored(self, restored: Restored, attempt: Attempt, draws: int) -> None:
-        safekeeping, state = self._safekeeping, self._state
+    def _note_restored(self, restored: RestoreResult, attempt: Attempt, draws: int) -> None:
+        persistence, state = self._persistence, self._state
         if state.restored < 0:
-            safekeeping.backup.set_aside(restored.step)
-        distance = self._lineage.age(state.first) - self._lineage.age(restored.step)
+            persistence.backup.set_aside(restored.step)
+        distance = self._weight_age.age(state.first) - self._weight_age.age(restored.step)
         self._state = self.recovery.restored(
             state, restored.step, distance=distance, is_proven=restored.is_proven, proven_lr=restored.lr
         )
-        if safekeeping.store is not None:
-            safekeeping.store.give_up(restored.step, attempt.step)
+        if persistence.store is not None:
+            persistence.store.give_up(restored.step, attempt.step)
         attempt.source, attempt.to_step = restored.source, restored.step
         if self.replay.is_on and restored.source == "backup":
             self.replay.begin(restored.step)
         self._tell_restored(restored, attempt.step, draws)
 
-    def replayed(self, ticket: Ticket, loss: float, *, step: int, draws: int) -> Restored | None:
+    def replayed(self, ticket: Ticket, loss: float, *, step: int, draws: int) -> RestoreResult | None:
         """Compare the loss of a batch with that of the first time, if it is one that was trained on again.
 
         Args:
@@ -458,8 +460,8 @@ class Rescue:
             self._announcer.tell(events.Notice, text=seen, is_warning=is_other)
         if not is_other:
             return None
-        restored = self._safekeeping.restore(Reach.GOOD, draws=draws, descent=Descent(to, to, repeats=True))
-        self._lineage.went_back(now=step, to=to)
+        restored = self._persistence.restore(Reach.GOOD, draws=draws, depth=RollbackDepth(to, to, repeats=True))
+        self._weight_age.went_back(now=step, to=to)
         self._went_back_at = draws
         return restored
 
@@ -477,14 +479,14 @@ class Rescue:
 
     def state_dict(self) -> dict[str, Any]:
         """The incident."""
-        return {**self._state._asdict(), "lineage": self._lineage.state_dict()}
+        return {**self._state._asdict(), "lineage": self._weight_age.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self._set(RecoveryState(**{name: value for name, value in state.items() if name != "lineage"}))
-        self._lineage.load_state_dict(state.get("lineage", ()))
+        self._weight_age.load_state_dict(state.get("lineage", ()))
         self._incident.attempts.clear()
-        self._safekeeping.backup.drop_aside()
+        self._persistence.backup.drop_aside()
         self._went_back_at = 0
         self._looked_from = -1
         self.replay.cancel()

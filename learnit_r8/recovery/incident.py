@@ -17,7 +17,7 @@ from .diagnosis import Attempt, Diagnosis, conclusion
 from .policy import Recovery, RecoveryState, TrainingDiverged
 
 if TYPE_CHECKING:
-    from .persistence import Safekeeping
+    from .persistence import Persistence
 
 
 MOST_REMEMBERED = 1000
@@ -32,7 +32,7 @@ class Incident:
 
     Args:
         recovery: What is tried.
-        safekeeping: Where the diagnosis goes.
+        persistence: Where the diagnosis goes.
         announcer: Who is told.
         name_of: What to call a sample.
 
@@ -42,11 +42,11 @@ class Incident:
     """
 
     def __init__(
-        self, recovery: Recovery, safekeeping: Safekeeping, announcer: Announcer, name_of: Callable[[int], Any]
+        self, recovery: Recovery, persistence: Persistence, announcer: Announcer, name_of: Callable[[int], Any]
     ) -> None:
         self.losses: deque[float] = deque(maxlen=LOSSES_KEPT)
         self.attempts: list[Attempt] = []
-        self._recovery, self._safekeeping = recovery, safekeeping
+        self._recovery, self._persistence = recovery, persistence
         self._announcer, self._name_of = announcer, name_of
         self._bad_samples: set[int] = set()
 
@@ -98,7 +98,7 @@ class Incident:
             state: Where the incident stands.
         """
         diagnosis = Diagnosis(list(self.attempts), list(self.losses), state, self._recovery, why)
-        store = self._safekeeping.store
+        store = self._persistence.store
         bundle = diagnosis.write(None if store is None else store.folder)
         error = TrainingDiverged(diagnosis.text(bundle))
         error.bundle = bundle

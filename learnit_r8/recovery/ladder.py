@@ -9,7 +9,7 @@ MOST_RESTORES = 256
 """Restores that a lineage remembers."""
 
 
-class Lineage:
+class WeightAge:
     """How many steps of training are in the weights: a restore takes back some of those that were reported.
 
     Damage that shows so many steps after it was done shows at the same age of the weights, however often they are
@@ -36,7 +36,7 @@ class Lineage:
         self._lost = [(int(at), int(lost)) for at, lost in state]
 
 
-class Descent(NamedTuple):
+class RollbackDepth(NamedTuple):
     """How far an incident has gone back.
 
     Attributes:
@@ -52,7 +52,7 @@ class Descent(NamedTuple):
     least: int = 0
 
 
-def descending(steps: Sequence[int], descent: Descent) -> list[int]:
+def rollback_order(steps: Sequence[int], depth: RollbackDepth) -> list[int]:
     """The places of the states to try in turn, the best one first.
 
     Every further try goes strictly back and at least doubles the distance to where the incident began, so that few
@@ -61,17 +61,17 @@ def descending(steps: Sequence[int], descent: Descent) -> list[int]:
 
     Args:
         steps: When each state was taken, in steps reported; newest first.
-        descent: How far the incident has gone back.
+        depth: How far the incident has gone back.
 
     >>> steps = [190, 150, 120, 60, 0]
-    >>> descending(steps, Descent(first=200, last=190))
+    >>> rollback_order(steps, RollbackDepth(first=200, last=190))
     [1, 2, 3, 4, 0]
-    >>> descending(steps, Descent(first=200, last=150))
+    >>> rollback_order(steps, RollbackDepth(first=200, last=150))
     [3, 4, 2, 1]
-    >>> descending(steps, Descent(first=200, last=150, repeats=True, least=50))
+    >>> rollback_order(steps, RollbackDepth(first=200, last=150, repeats=True, least=50))
     [1, 3, 2]
     """
-    first, last, repeats, least = descent
+    first, last, repeats, least = depth
     bound = last - max(0, first - last)
     same = [place for place, step in enumerate(steps) if step == last]
     far = [place for place, step in enumerate(steps) if least <= step < last and step <= bound]

@@ -12,23 +12,23 @@ from typing import Any
 from .. import events
 from .._validation import whole_number
 from ..checkpoint.callbacks import Callbacks, call_save
-from ..checkpoint.model_loader import Loading, read_from
+from ..checkpoint.model_loader import ModelLoader, read_from
 from ..checkpoint.reader import Checkpoint
-from ..checkpoint.saver import Saves
+from ..checkpoint.saver import CheckpointSaver
 from ..checkpoint.store import CheckpointStore
 from ..events.bus import Announcer
 from ..schedules.budget import Budget
 from ..triggers import Condition, Elapsed, as_trigger, every, never
-from .backup_timer import BackingUp
-from .ladder import Descent
+from .backup_timer import BackupTimer
+from .ladder import RollbackDepth
 from .ram_backup import RamBackup, Reach
-from .restore import Restored, Restoring
+from .restore import Restorer, RestoreResult
 
 DEFAULT_FOLDER = "checkpoints"
 LEAST_BACKUP_STEPS = 10
 
 
-class Safekeeping:
+class Persistence:
     """Takes backups and writes checkpoints when they are due, and puts the model back, with the user's callbacks.
 
     Args:
@@ -47,7 +47,7 @@ class Safekeeping:
 
     Attributes:
         callbacks: As given; an adapter may have added its own.
-        saves: When checkpoints are written; None without a folder.
+        saver: When checkpoints are written; None without a folder.
         is_restoring: Whether the model is being put back now.
         has_restored: Whether that was begun since somebody set this to false.
         quiet_steps: Nothing is due before so many steps, and
@@ -87,14 +87,14 @@ class Safekeeping:
         self._config = dict(config or {})
         if backup_every is None:
             backup_every = every(time=30) | every(max(LEAST_BACKUP_STEPS, steps_per_epoch // 4))
-        self._backing_up = BackingUp(as_trigger("backup_every", backup_every), announcer, backup or RamBackup())
-        self._loading = Loading(self._config, announcer)
+        self._backup_timer = BackupTimer(as_trigger("backup_every", backup_every), announcer, backup or RamBackup())
+        self._model_loader = ModelLoader(self._config, announcer)
         self._asked = (0, 0, 0.0)
         self.wake()
         when = never if checkpoint_every is None else as_trigger("checkpoint_every", checkpoint_every)
-        self.saves: Saves | None = None
+        self.saver: CheckpointSaver | None = None
         if folder is not None:
-            self.saves = Saves(
+            self.saver = CheckpointSaver(
                 CheckpointStore(folder, keep=keep, run_id=os.urandom(16).hex()),
                 when=when,
                 each_epoch=checkpoint_every is None,
@@ -106,22 +106,22 @@ class Safekeeping:
     @property
     def backup(self) -> RamBackup:
         """The model states in RAM."""
-        return self._backing_up.backup
+        return self._backup_timer.backup
 
     @property
     def clean_step(self) -> int:
         """Steps reported when every number of the model was last seen to be finite; -1 before that."""
-        return self._backing_up.clean_step
+        return self._backup_timer.clean_step
 
     @property
     def backup_every(self) -> Condition:
         """When backups are due."""
-        return self._backing_up.when
+        return self._backup_timer.when
 
     @property
     def agree(self) -> Callable[[str], str]:
         """Makes the trouble of one process that of all that train together."""
-        return self._backing_up.agree
+        return self._backup_timer.agree
 
     def note_judging(self) -> None:
         """Note that a loss is about to be judged: nothing is restored for it yet."""
@@ -145,7 +145,7 @@ class Safekeeping:
     @property
     def store(self) -> CheckpointStore | None:
         """Where checkpoints go; None without any."""
-        return None if self.saves is None else self.saves.store
+        return None if self.saver is None else self.saver.store
 
     def share(self, agree: Callable[[str], str], shared_store: Callable[[Any], Any]) -> None:
         """Act as one with the other ranks.
@@ -154,9 +154,9 @@ class Safekeeping:
             agree: Makes the trouble of one process that of all that train together.
             shared_store: Returns a store of checkpoints that only rank 0 writes to, given the own one.
         """
-        self._backing_up.agree_with(agree)
-        if self.saves is not None:
-            self.saves.write_to(shared_store(self.saves.store))
+        self._backup_timer.agree_with(agree)
+        if self.saver is not None:
+            self.saver.write_to(shared_store(self.saver.store))
 
     def adopt(
         self,
@@ -180,11 +180,11 @@ class Safekeeping:
         own = self._given
         self.callbacks = Callbacks(own.save or callbacks.save, own.load or callbacks.load, own.state or callbacks.state)
         if backup_every is not None:
-            self._backing_up.when = as_trigger("backup_every", backup_every)
+            self._backup_timer.when = as_trigger("backup_every", backup_every)
         if clone is not None:
             self.backup.copy_with(clone, copy_into)
         self.wake()
-        self._loading.hand_over_pending(self.callbacks.load)
+        self._model_loader.hand_over_pending(self.callbacks.load)
 
     def between_steps(
         self,
@@ -220,9 +220,9 @@ class Safekeeping:
         asked = (step, samples, seconds)
         try:
             if self.callbacks.state is not None:
-                damage = self._backing_up.take_if_due(elapsed, draws, self.callbacks.state, get_moment)
-            if self.saves and self.saves.is_due(elapsed, epoch_ended=epoch_ended, run_ended=run_ended):
-                self.saves.attempt(lambda: self._write(get_state()), step)
+                damage = self._backup_timer.take_if_due(elapsed, draws, self.callbacks.state, get_moment)
+            if self.saver and self.saver.is_due(elapsed, epoch_ended=epoch_ended, run_ended=run_ended):
+                self.saver.attempt(lambda: self._write(get_state()), step)
         except Exception:
             self._asked = asked
             raise
@@ -233,9 +233,9 @@ class Safekeeping:
 
     def _rest(self, asked: Elapsed, budget: Budget) -> None:
         """Find out until when nothing is due."""
-        untils = [] if self.callbacks.state is None else [self._backing_up.quiet_until(asked)]
-        if self.saves is not None:
-            untils.append(self.saves.quiet_until(asked))
+        untils = [] if self.callbacks.state is None else [self._backup_timer.quiet_until(asked)]
+        if self.saver is not None:
+            untils.append(self.saver.quiet_until(asked))
         if untils:
             untils.append((budget.steps or math.inf, budget.seconds or math.inf))
         self.wake()
@@ -246,22 +246,22 @@ class Safekeeping:
         """Count from here: the run was resumed."""
         self._asked = (step, samples, seconds)
         self.wake()
-        self._backing_up.count_from(step)
-        if self.saves:
-            self.saves.count_from(step)
+        self._backup_timer.count_from(step)
+        if self.saver:
+            self.saver.count_from(step)
 
     def look_at_weights(self) -> None:
         """Take a backup, which looks at every number, as soon as the user's step is complete."""
-        self._backing_up.look_soon()
+        self._backup_timer.look_soon()
         self.wake()
 
     def note_answered(self) -> None:
         """Note that something was done about the damage that was found."""
-        self._backing_up.answered()
+        self._backup_timer.answered()
 
     def take_backup(self, state: Any, step: int, draws: int, moment: Any = None) -> str:
-        """Copy a model state to RAM if all of it is finite; see `BackingUp.take`."""
-        return self._backing_up.take(state, step, draws, moment)
+        """Copy a model state to RAM if all of it is finite; see `BackupTimer.take`."""
+        return self._backup_timer.take(state, step, draws, moment)
 
     def save(self, state: dict[str, Any], step: int) -> Checkpoint:
         """Write a checkpoint.
@@ -270,11 +270,11 @@ class Safekeeping:
             RuntimeError: there is no folder for it.
             OSError: the disk refused.
         """
-        if self.saves is None:
+        if self.saver is None:
             raise RuntimeError(
                 f"checkpoint_dir or save_callback must be given to save checkpoints, got {self.store!r} and None."
             )
-        return self.saves.write(lambda: self._write(state), step)
+        return self.saver.write(lambda: self._write(state), step)
 
     def _write(self, state: dict[str, Any]) -> Checkpoint:
         assert self.store is not None
@@ -292,15 +292,15 @@ class Safekeeping:
 
     def save_as_asked(self, get_state: Callable[[], dict[str, Any]], step: int) -> None:
         """Write a checkpoint because somebody asked for it, unless there is one of this step."""
-        if self.saves is None:
+        if self.saver is None:
             self._announcer.note_once("no folder", "no checkpoint was saved: neither checkpoint_dir nor save_callback.")
-        elif not self.saves.has_saved(step):
-            self.saves.attempt(lambda: self._write(get_state()), step)
+        elif not self.saver.has_saved(step):
+            self.saver.attempt(lambda: self._write(get_state()), step)
 
     def note(self, metrics: Mapping[str, float], at_step: int, step: int) -> None:
-        """Hear of logged metrics; see `Saves.note`."""
-        if self.saves is not None:
-            self.saves.note(metrics, at_step, step)
+        """Hear of logged metrics; see `CheckpointSaver.note`."""
+        if self.saver is not None:
+            self.saver.note(metrics, at_step, step)
             self.wake()
 
     def _model_state(self) -> Any:
@@ -325,28 +325,28 @@ class Safekeeping:
         Raises:
             RuntimeError: the load callback raised; nothing else was changed.
         """
-        self._loading.hand_over(checkpoint, self.callbacks.load)
+        self._model_loader.hand_over(checkpoint, self.callbacks.load)
         self.backup.clear()
         self.wake()
-        if self.saves is not None:
-            self.saves.go_on_from(checkpoint)
-        self._loading.put_back(checkpoint, has_callback=self.callbacks.load is not None)
+        if self.saver is not None:
+            self.saver.go_on_from(checkpoint)
+        self._model_loader.put_back(checkpoint, has_callback=self.callbacks.load is not None)
 
     def is_built_otherwise(self, checkpoint: Checkpoint, name: str) -> bool:
         """Whether the run of a checkpoint had another value of an argument, as far as it says."""
-        return self._loading.is_built_otherwise(checkpoint, name)
+        return self._model_loader.is_built_otherwise(checkpoint, name)
 
     def tell_loaded(self) -> None:
         """Tell listeners of a checkpoint that was put back, once the run has started."""
-        if self.saves is not None:
-            self.saves.claim()
-        self._loading.tell()
+        if self.saver is not None:
+            self.saver.claim()
+        self._model_loader.tell()
 
     def is_sound(self) -> bool:
         """Whether every number of the model is seen to be finite; every rank asks at the same place."""
         if self.callbacks.state is None:
             return False
-        return not self.agree(self._backing_up.damage_of(self.callbacks.state, unknown="state_callback raised"))
+        return not self.agree(self._backup_timer.damage_of(self.callbacks.state, unknown="state_callback raised"))
 
     def restorable_steps(self) -> set[int]:
         """When the states that could be restored were taken, in steps reported; every rank calls it."""
@@ -360,55 +360,57 @@ class Safekeeping:
         reach: Reach = Reach.GOOD,
         *,
         draws: int = 0,
-        descent: Descent | None = None,
+        depth: RollbackDepth | None = None,
         failures: list[str] | None = None,
-    ) -> Restored | None:
-        """Put the model back; None without anything to put back. See `Restoring.restore`.
+    ) -> RestoreResult | None:
+        """Put the model back; None without anything to put back. See `Restorer.restore`.
 
         Args:
             reach: See there.
             draws: See there.
-            descent: See there.
+            depth: See there.
             failures: Gets the reason of every state that could not be put back.
 
         Raises:
             RestoreError: the load callback raised for everything there was.
             RuntimeError: the load callback called the scheduler.
         """
-        return self._restore(lambda restoring: restoring.restore(reach, draws=draws, descent=descent), failures)
+        return self._restore(lambda restorer: restorer.restore(reach, draws=draws, depth=depth), failures)
 
-    def return_to(self, source: str, step: int, *, draws: int) -> Restored | None:
-        """Put the model back to the state that an incident restored first; see `Restoring.return_to`."""
-        return self._restore(lambda restoring: restoring.return_to(source, step, draws=draws), None)
+    def return_to(self, source: str, step: int, *, draws: int) -> RestoreResult | None:
+        """Put the model back to the state that an incident restored first; see `Restorer.return_to`."""
+        return self._restore(lambda restorer: restorer.return_to(source, step, draws=draws), None)
 
-    def _restore(self, restore: Callable[[Restoring], Restored | None], failures: list[str] | None) -> Restored | None:
+    def _restore(
+        self, restore: Callable[[Restorer], RestoreResult | None], failures: list[str] | None
+    ) -> RestoreResult | None:
         if self.callbacks.load is None:
             return None
-        restoring = Restoring(
+        restorer = Restorer(
             self.callbacks.load,
             backup=self.backup,
             store=self.store,
-            damage=lambda: self._backing_up.damage_of(self.callbacks.state),
+            damage=lambda: self._backup_timer.damage_of(self.callbacks.state),
             agree=self.agree,
             announcer=self._announcer,
         )
         self.has_restored = self.is_restoring = True
         try:
-            return restore(restoring)
+            return restore(restorer)
         finally:
             self.is_restoring = False
             self.wake()
             if failures is not None:
-                failures += restoring.failures
+                failures += restorer.failures
 
     def summary(self) -> str:
         """What became of the checkpoints, for people: one line."""
-        if self.saves is None:
+        if self.saver is None:
             return "no checkpoints: neither checkpoint_dir nor save_callback"
-        best = self.saves.best
+        best = self.saver.best
         kept = "" if best is None else f"; best so far: {best.path.name} of step {best.step} ({best.value:.4g})"
-        failed = f"; the last one failed: {self.saves.last_error}" if self.saves.last_error else ""
-        return f"checkpoints failed: {self.saves.num_failed}{failed}{kept}"
+        failed = f"; the last one failed: {self.saver.last_error}" if self.saver.last_error else ""
+        return f"checkpoints failed: {self.saver.num_failed}{failed}{kept}"
 
 
 def _check_folder(folder: Any, **needing: Any) -> None:

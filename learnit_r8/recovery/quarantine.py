@@ -39,7 +39,7 @@ NAMED = 8
 """Samples that a text names at most."""
 
 
-class Witnesses(NamedTuple):
+class Evidence(NamedTuple):
     """What speaks against a sample: refused batches in a row, drawn separately; none with it was good since the first.
 
     Attributes:
@@ -55,10 +55,10 @@ class Witnesses(NamedTuple):
         """Log of the chance that refusals at a rate per step, of random batches, would all have hit such a sample."""
         return sum(self.log_shares) + (len(self.batches) - 1) * math.log(rate)
 
-    def without(self, explained: Collection[int]) -> Witnesses:
+    def without(self, explained: Collection[int]) -> Evidence:
         """What is left when some of the batches were refused for another sample."""
         kept = [place for place, batch in enumerate(self.batches) if batch not in explained]
-        return Witnesses(tuple(self.batches[place] for place in kept), tuple(self.log_shares[place] for place in kept))
+        return Evidence(tuple(self.batches[place] for place in kept), tuple(self.log_shares[place] for place in kept))
 
 
 class Quarantine:
@@ -80,7 +80,7 @@ class Quarantine:
 
     def _forget(self) -> None:
         self.is_watching = self.has_repeated = False
-        self._suspects: dict[int, Witnesses] = {}
+        self._suspects: dict[int, Evidence] = {}
         self._batches: list[str] = []
         self._first_step = 0
         self._num_refusals = self._num_doubts = 0
@@ -121,10 +121,10 @@ class Quarantine:
         for sample in samples:
             known = self._suspects.get(sample)
             if known is None:
-                self._suspects[sample] = Witnesses((self._num_refusals,), (math.log(len(samples)),))
+                self._suspects[sample] = Evidence((self._num_refusals,), (math.log(len(samples)),))
             else:
                 batches, log_shares = known
-                known = Witnesses((*batches, self._num_refusals), (*log_shares, share))
+                known = Evidence((*batches, self._num_refusals), (*log_shares, share))
                 self._suspects[sample] = known
                 shared.append(known)
         self.is_watching = True
@@ -239,7 +239,7 @@ class Quarantine:
             self._forget()
             return
         self._suspects = {
-            int(sample): Witnesses(tuple(map(int, batches)), tuple(map(float, log_shares)))
+            int(sample): Evidence(tuple(map(int, batches)), tuple(map(float, log_shares)))
             for sample, (batches, log_shares) in zip(np.asarray(state["samples"]), state["witnesses"], strict=True)
         }
         self._batches = list(state["batches"])

@@ -1,4 +1,4 @@
-"""Restoring: puts a model state back through the load callback, and makes sure that it is there."""
+"""Restorer: puts a model state back through the load callback, and checks that it arrived."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .. import events
 from ..checkpoint.callbacks import call_load
 from ..checkpoint.store import CheckpointStore
 from ..events.bus import Announcer
-from .ladder import Descent, descending
+from .ladder import RollbackDepth, rollback_order
 from .ram_backup import RamBackup, Reach, Slot
 
 
@@ -18,7 +18,7 @@ class RestoreError(RuntimeError):
     """The load callback raised for every state there was; the model may be half restored."""
 
 
-class Restored(NamedTuple):
+class RestoreResult(NamedTuple):
     """Where the model was put back to.
 
     Attributes:
@@ -48,7 +48,7 @@ class _Source(NamedTuple):
     name: str = ""
 
 
-class Restoring:
+class Restorer:
     """Tries one state after the other until one is back.
 
     Attributes:
@@ -82,13 +82,13 @@ class Restoring:
         self._errors: list[Exception] = []
         self.failures: list[str] = []
 
-    def restore(self, reach: Reach, *, draws: int, descent: Descent | None = None) -> Restored | None:
+    def restore(self, reach: Reach, *, draws: int, depth: RollbackDepth | None = None) -> RestoreResult | None:
         """Put the model back.
 
         Args:
             reach: How far to go back among the backups, if this is the first restore of an incident.
             draws: Batches drawn so far.
-            descent: How far the incident has gone back already; None for the first restore.
+            depth: How far the incident has gone back already; None for the first restore.
 
         Returns:
             Where it was put back to; None if there is nothing, or nothing that was finite afterwards.
@@ -96,12 +96,12 @@ class Restoring:
         Raises:
             RestoreError: the load callback raised for everything there was.
         """
-        sources = self._first(reach) if descent is None else self._descending(descent)
+        sources = self._first(reach) if depth is None else self._descending(depth)
         for source in sources:
             restored = self._try(source)
             if restored is None:
                 continue
-            is_deep = descent is not None or reach is not Reach.NEWEST
+            is_deep = depth is not None or reach is not Reach.NEWEST
             if source.slot is None:
                 self._backup.forget_after(source.step)
             else:
@@ -114,7 +114,7 @@ class Restoring:
             raise RestoreError(f"{causes} The model may be half restored.") from self._errors[0]
         return None
 
-    def return_to(self, name: str, step: int, *, draws: int) -> Restored | None:
+    def return_to(self, name: str, step: int, *, draws: int) -> RestoreResult | None:
         """Put the model back to the state that an incident restored first.
 
         Args:
@@ -136,11 +136,11 @@ class Restoring:
         oldest = min((source.step for source in backups), default=math.inf)
         return backups + sorted(self._checkpoints(), key=lambda checkpoint: checkpoint.step >= oldest)
 
-    def _descending(self, descent: Descent) -> list[_Source]:
+    def _descending(self, depth: RollbackDepth) -> list[_Source]:
         """All there is in the order of the ladder; of a backup and a checkpoint of the same step the backup."""
         backups = [_Source(slot.step, slot) for slot in self._backup.states()]
         both = sorted(backups + self._checkpoints(), key=lambda source: -source.step)
-        return [both[place] for place in descending([source.step for source in both], descent)]
+        return [both[place] for place in rollback_order([source.step for source in both], depth)]
 
     def _checkpoints(self) -> list[_Source]:
         """Those of this run with a model, newest first."""
@@ -148,7 +148,7 @@ class Restoring:
             return []
         return [_Source(step, None, name) for name, step in reversed(self._store.own_states())]
 
-    def _try(self, source: _Source) -> Restored | None:
+    def _try(self, source: _Source) -> RestoreResult | None:
         """Put one state back; None if it is not there or not finite."""
         where, given = self._opened(source)
         if where is None:
@@ -168,18 +168,18 @@ class Restoring:
             return None
         return where
 
-    def _opened(self, source: _Source) -> tuple[Restored | None, Any]:
+    def _opened(self, source: _Source) -> tuple[RestoreResult | None, Any]:
         """Where the model would be put back to, and what the callback is given."""
         slot = source.slot
         if slot is not None:
-            where = Restored(slot.step, "backup", slot.moment, is_proven=self._backup.is_good(slot), lr=slot.lr)
+            where = RestoreResult(slot.step, "backup", slot.moment, is_proven=self._backup.is_good(slot), lr=slot.lr)
             return where, self._backup.copy_of(slot).state
         assert self._store is not None
         checkpoint = self._store.load_named(source.name)
         if checkpoint is None:
             return None, None
-        return Restored(source.step, source.name, None, checkpoint.state["guard"]), str(checkpoint.model_path)
+        return RestoreResult(source.step, source.name, None, checkpoint.state["guard"]), str(checkpoint.model_path)
 
-    def _failed(self, where: Restored, reason: str) -> None:
+    def _failed(self, where: RestoreResult, reason: str) -> None:
         self.failures.append(f"{where.source} of step {where.step}: {reason}")
         self._announcer.tell(events.RestoreFailed, to_step=where.step, source=where.source, reason=reason)

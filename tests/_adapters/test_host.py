@@ -101,8 +101,8 @@ def test_adapters_use_the_host_only(path):
 
 def test_uses_are_found():
     """What reaches through a scheduler is seen, whatever holds the scheduler."""
-    code = "r8.plan.seed\nself._r8.pace\nadapter.scheduler.telling.now()\nx = y.r8\nr8.settle = None\ngetattr(r8, 'z')"
+    code = "r8.plan.seed\nself._r8.pace\nadapter.scheduler.emitter.now()\nx = y.r8\nr8.settle = None\ngetattr(r8, 'z')"
     tree = ast.parse(code)
 
-    assert {name for name, _ in uses(tree)} == {"plan", "pace", "telling", "settle", "z"}
+    assert {name for name, _ in uses(tree)} == {"plan", "pace", "emitter", "settle", "z"}
     assert (list(assigned(tree)), list(renamed(tree))) == ([5], [4])

@@ -10,7 +10,7 @@ import warnings
 import pytest
 
 from learnit_r8 import CheckpointStore, events
-from learnit_r8.checkpoint.saver import Saves
+from learnit_r8.checkpoint.saver import CheckpointSaver
 from learnit_r8.events.bus import Announcer
 from learnit_r8.triggers import Elapsed, every
 from tests.drive import NAN, Weights, advance_to, make, train
@@ -35,7 +35,7 @@ class Disk:
     def __init__(self, folder, **arguments):
         self.refuses, self.tried = False, []
         store = CheckpointStore(folder, keep=3, run_id="me")
-        self.saves = Saves(
+        self.saver = CheckpointSaver(
             store,
             **{
                 "when": every(1),
@@ -48,14 +48,14 @@ class Disk:
         )
 
     def step(self, step, *, run_ended=False):
-        if self.saves.is_due(Elapsed(step, step, 0.0, step - 1, step - 1, 0.0), epoch_ended=False, run_ended=run_ended):
+        if self.saver.is_due(Elapsed(step, step, 0.0, step - 1, step - 1, 0.0), epoch_ended=False, run_ended=run_ended):
             self.tried.append(step)
-            self.saves.attempt(self._write, step)
+            self.saver.attempt(self._write, step)
 
     def _write(self):
         if self.refuses:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return self.saves.store.save({"pace": {"step": 0}})
+        return self.saver.store.save({"pace": {"step": 0}})
 
 
 @pytest.mark.filterwarnings("ignore:the checkpoint at step")
@@ -68,7 +68,7 @@ def test_attempts_become_rarer(tmp_path):
     disk.step(300, run_ended=True)
 
     assert disk.tried == [1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 300]
-    assert disk.saves.num_failed == 11
+    assert disk.saver.num_failed == 11
 
 
 @pytest.mark.filterwarnings("ignore:the checkpoint at step")
@@ -80,7 +80,7 @@ def test_a_disk_that_recovers_is_used_as_before(tmp_path):
         disk.step(step)
 
     assert disk.tried == [1, 2, 3, 4, 6, 10, *range(11, 20)]
-    assert (disk.saves.num_failed, disk.saves.last_error) == (3, "")
+    assert (disk.saver.num_failed, disk.saver.last_error) == (3, "")
 
 
 def test_failure_is_said_in_the_warning_and_in_the_summary(tmp_path):
@@ -332,9 +332,9 @@ def test_threads_may_share_a_folder(tmp_path):
 
         r8 = make(num_epochs=3, checkpoint_dir=tmp_path, save_callback=save, keep_checkpoints=1)
         train(r8)
-        saves = r8.safekeeping.saves
-        failed.append(saves.last_error)
-        contents.append(_newest(r8.safekeeping.store).model_path.read_text() == str(number))
+        saver = r8.persistence.saver
+        failed.append(saver.last_error)
+        contents.append(_newest(r8.persistence.store).model_path.read_text() == str(number))
 
     failed, contents = [], []
     threads = [threading.Thread(target=run, args=(number, failed)) for number in range(4)]
@@ -354,8 +354,8 @@ def test_best_is_of_the_step_of_its_metric_while_others_are_left_out(tmp_path):
     for step in (1, 2):
         disk.step(step)
     disk.refuses = False
-    disk.saves.note({"loss": 1.0}, 3, 3)
+    disk.saver.note({"loss": 1.0}, 3, 3)
     for step in (3, 4):
         disk.step(step)
 
-    assert disk.saves.best.step == 3
+    assert disk.saver.best.step == 3

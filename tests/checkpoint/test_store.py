@@ -368,7 +368,7 @@ with warnings.catch_warnings(record=True) as caught:
     r8.close()
 print([str(warning.message).split(":")[0] for warning in caught])
 print(sorted(os.listdir("saved")))
-print(r8.global_step, r8.safekeeping.saves.num_failed)
+print(r8.global_step, r8.persistence.saver.num_failed)
 """
 
 
@@ -398,7 +398,7 @@ def test_checkpoint_of_a_run_brings_back_run_and_model(tmp_path):
     second.load_checkpoint()
 
     assert model.values.tolist() == [4, 4]
-    assert model.loaded[-1] == (str(tmp_path / f"model_000000000002_{second.safekeeping.store.run_id[:8]}"), False)
+    assert model.loaded[-1] == (str(tmp_path / f"model_000000000002_{second.persistence.store.run_id[:8]}"), False)
     np.testing.assert_equal(known(second), known(first))
     assert train(second) == train(first)
 

@@ -161,7 +161,7 @@ def test_failing_save_lets_the_run_go_on(tmp_path):
     with pytest.warns(RuntimeWarning, match="could not be written"):
         r8.draw()
 
-    assert r8.safekeeping.saves.num_failed == 1
+    assert r8.persistence.saver.num_failed == 1
 
 
 def paused_requests(act, clock=None):

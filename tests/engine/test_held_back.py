@@ -34,7 +34,7 @@ def test_nothing_is_done_between_steps_while_reports_are_held_back():
     r8 = make(num_epochs=4, state_callback=weights.get, load_callback=weights.load)
     r8.begin(r8.draw_ahead(), held_back=1)
 
-    assert r8.safekeeping.backup.is_empty
+    assert r8.persistence.backup.is_empty
 
 
 def test_a_discarded_batch_is_a_step_of_which_nothing_is_learned():

@@ -112,7 +112,7 @@ def test_search_ends_at_two_refused_losses():
     outcome = r8.report(r8.draw(), NAN)
 
     assert (bool(outcome), model.values.tolist(), r8.phase) == (False, [0, 0], "cataloguing")
-    assert (r8.rescue.lr_factor, r8.schedule.peak_lr) == (1.0, pytest.approx(0.1 * 1e-6 * 1e7 ** (29 / 49)))
+    assert (r8.controller.lr_factor, r8.schedule.peak_lr) == (1.0, pytest.approx(0.1 * 1e-6 * 1e7 ** (29 / 49)))
 
 
 def test_search_never_lets_its_last_step_through():

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler, SpikeGuard, Verdict, events
-from learnit_r8.guard.level_shift import ALARM, MOST, USUAL, Level, cut_figures, raised_by
+from learnit_r8.guard.level_shift import ALARM, MOST, USUAL, BlockStatistics, cut_figures, raised_by
 from learnit_r8.testing import ToyTask, record_events
 
-LEVEL = Level(cut=9.0, mean=1.0, deviation=0.1, least=1.1)
+LEVEL = BlockStatistics(cut=9.0, mean=1.0, deviation=0.1, least=1.1)
 USUAL_LOSSES = [1.0] * 48
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learnit_r8 import R8Scheduler, Recovery, TrainingDiverged, events
-from learnit_r8.recovery.ladder import Descent, Lineage, descending
+from learnit_r8.recovery.ladder import RollbackDepth, WeightAge, rollback_order
 from learnit_r8.recovery.policy import EARLY_STEPS, Move, RecoveryState
 from learnit_r8.testing import ToyTask, record_events
 
@@ -15,7 +15,7 @@ from learnit_r8.testing import ToyTask, record_events
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 100)), max_size=12))
 def test_age_counts_the_steps_that_are_in_the_weights(runs):
     """Steps that a restore took back are not part of the age, however many restores there were."""
-    lineage, step, age, ages = Lineage(), 0, 0, {0: 0}
+    lineage, step, age, ages = WeightAge(), 0, 0, {0: 0}
     for length, back in runs:
         for _ in range(length):
             step, age = step + 1, age + 1
@@ -28,7 +28,7 @@ def test_age_counts_the_steps_that_are_in_the_weights(runs):
         lineage.went_back(now=step, to=to)
         ages = {at: age for at, age in ages.items() if at <= to}
         assert lineage.age(step + 1) == age + 1
-    again = Lineage()
+    again = WeightAge()
     again.load_state_dict(lineage.state_dict())
     for at in range(step + 2, step + 5):
         assert again.age(at) == lineage.age(at)
@@ -150,15 +150,15 @@ def test_eight_backups_deep_takes_five_tries(depth):
     steps = list(range(950, -1, -50))
     healthy, last, tries = 1000 - 50 * depth, 950, 1
     while last > healthy:
-        last, tries = steps[descending(steps, Descent(1000, last))[0]], tries + 1
+        last, tries = steps[rollback_order(steps, RollbackDepth(1000, last))[0]], tries + 1
 
     assert tries <= 5
 
 
 def test_never_forward_within_an_incident():
     """Newer states are only tried where there is nothing else, as after a resume."""
-    assert descending([900, 800], Descent(1000, 700)) == [0, 1]
-    assert descending([900, 700], Descent(1000, 700)) == [1]
+    assert rollback_order([900, 800], RollbackDepth(1000, 700)) == [0, 1]
+    assert rollback_order([900, 700], RollbackDepth(1000, 700)) == [1]
 
 
 def test_after_a_raised_level_an_older_state_is_next():

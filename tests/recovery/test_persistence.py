@@ -6,7 +6,7 @@ import pytest
 from learnit_r8 import events
 from learnit_r8.checkpoint.callbacks import Callbacks
 from learnit_r8.events.bus import Announcer
-from learnit_r8.recovery.persistence import Safekeeping
+from learnit_r8.recovery.persistence import Persistence
 from learnit_r8.triggers import at
 from tests.drive import NAN, FakeClock, Weights, advance_to, make, steps, train
 
@@ -28,7 +28,7 @@ def test_callbacks_are_callable(name):
 def test_keep_is_a_count(keep):
     """keep_checkpoints below 1, or not whole, is refused."""
     with pytest.raises(ValueError, match=f"keep_checkpoints must be a whole number >= 1, got {keep!r}"):
-        Safekeeping(Callbacks(), announcer=NOBODY, steps_per_epoch=3, keep=keep)
+        Persistence(Callbacks(), announcer=NOBODY, steps_per_epoch=3, keep=keep)
 
 
 def test_backup_interval_needs_a_state_callback():
@@ -36,7 +36,7 @@ def test_backup_interval_needs_a_state_callback():
     with pytest.raises(
         ValueError, match="backup_every needs a state_callback that returns the model state, got 5 without"
     ):
-        Safekeeping(Callbacks(), announcer=NOBODY, steps_per_epoch=3, backup_every=5)
+        Persistence(Callbacks(), announcer=NOBODY, steps_per_epoch=3, backup_every=5)
 
 
 def test_checkpoint_interval_needs_a_folder():
@@ -44,13 +44,13 @@ def test_checkpoint_interval_needs_a_folder():
     with pytest.raises(
         ValueError, match="checkpoint_every needs a checkpoint_dir or a save_callback, got '5s' without"
     ):
-        Safekeeping(Callbacks(), announcer=NOBODY, steps_per_epoch=3, checkpoint_every="5s")
+        Persistence(Callbacks(), announcer=NOBODY, steps_per_epoch=3, checkpoint_every="5s")
 
 
 def test_folder_has_a_name():
     """An empty checkpoint_dir is refused."""
     with pytest.raises(ValueError, match="checkpoint_dir must name a folder, got ''"):
-        Safekeeping(Callbacks(), announcer=NOBODY, steps_per_epoch=3, checkpoint_dir="")
+        Persistence(Callbacks(), announcer=NOBODY, steps_per_epoch=3, checkpoint_dir="")
 
 
 @pytest.mark.parametrize("below", ["", "sub", "sub/sub"])
@@ -266,7 +266,7 @@ def test_failed_checkpoint_lets_the_run_go_on(tmp_path):
     ) as caught:
         train(r8)
 
-    assert (len(caught), r8.global_step, r8.safekeeping.saves.num_failed) == (2, 6, 2)
+    assert (len(caught), r8.global_step, r8.persistence.saver.num_failed) == (2, 6, 2)
 
 
 def test_failed_checkpoint_asked_for_is_an_error(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from learnit_r8 import R8Scheduler, events
 from learnit_r8.events.bus import Announcer
-from learnit_r8.recovery.quarantine import Quarantine, Witnesses
+from learnit_r8.recovery.quarantine import Evidence, Quarantine
 from learnit_r8.table.table import SampleTable
 from learnit_r8.testing import record_events
 from tests.drive import NAN, make, steps
@@ -220,7 +220,7 @@ def test_chance_of_random_refusals():
 
 def test_witnesses():
     """The chance is the number of samples accused first, times the share of the steps that were refused each time."""
-    assert np.exp(Witnesses((1, 4, 7), (np.log(32), 0.0, 0.0)).log_chance(1 / 50)) == pytest.approx(32 / 2500)
+    assert np.exp(Evidence((1, 4, 7), (np.log(32), 0.0, 0.0)).log_chance(1 / 50)) == pytest.approx(32 / 2500)
 
 
 def test_quarantine_is_bounded():

@@ -27,7 +27,7 @@ def test_quick_start_is_left_alone():
         found = verdicts(r8, lambda _, lr, draw=draw: 1.0 / (lr * 100 + 1) + draw.uniform(-0.1, 0.1))
 
         assert set(found) == {Verdict.GOOD}
-        assert r8.rescue.lr_factor == 1
+        assert r8.controller.lr_factor == 1
 
 
 @pytest.mark.parametrize("start", [2.3, 0.5, 0.05, 0.005])

@@ -94,8 +94,8 @@ def test_undisturbed(name, tmp_path, short_chunks):
 
 
 def ended(name, folder):
-    """The rescue of a run that was not interrupted, at its end."""
-    return user(name, folder).run().r8.rescue
+    """The recovery state of a run that was not interrupted, at its end."""
+    return user(name, folder).run().r8.controller
 
 
 def test_runs_go_wrong_as_they_should(tmp_path, short_chunks):
@@ -170,7 +170,7 @@ def test_reset_baseline_is_interrupted():
             pass
         assert r8.global_step == 4
         assert (memory_of(r8) == before) is (r8.sentry.baseline == 0)
-        assert r8.rescue.is_calm is (r8.sentry.baseline == 1)
+        assert r8.controller.is_calm is (r8.sentry.baseline == 1)
 
     assert at > 100
 

@@ -136,7 +136,7 @@ def test_model_waits_for_the_adapter(tmp_path):
     advance_to(first, 2)
     first.save_checkpoint()
     second = make(checkpoint_dir=tmp_path, resume="auto")
-    second.safekeeping.adopt(Callbacks(load=model.load))
+    second.persistence.adopt(Callbacks(load=model.load))
     second.draw()
 
     assert [os.path.basename(source)[:5] for source, _ in model.loaded] == ["model"]
@@ -161,11 +161,11 @@ def test_failing_load_callback_changes_nothing(tmp_path):
     first.save_checkpoint()
     second = make(checkpoint_dir=tmp_path, load_callback=lambda source: 1 / 0)
     second.update_cpu_backup(1)
-    run_id = second.safekeeping.store.run_id
+    run_id = second.persistence.store.run_id
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         second.load_checkpoint()
 
-    assert (second.global_step, not second.safekeeping.backup.is_empty, second.safekeeping.store.run_id) == (
+    assert (second.global_step, not second.persistence.backup.is_empty, second.persistence.store.run_id) == (
         0,
         True,
         run_id,
@@ -227,7 +227,7 @@ def test_built_again_it_is_the_same_run(tmp_path):
     r8 = resume_from(tmp_path)
 
     assert seen + train(r8) == whole
-    assert r8.safekeeping.store.folder == tmp_path
+    assert r8.persistence.store.folder == tmp_path
 
 
 def test_new_checkpoints_go_on_in_the_folder(tmp_path):
@@ -507,7 +507,7 @@ def test_another_kind_of_guard_begins_anew(tmp_path, before, after):
         r8 = make(20, guard=after, load_callback=model.load, checkpoint_dir=tmp_path, resume="auto", num_epochs=3)
     train(r8, bad={9})
 
-    assert (r8.global_step, r8.rescue.num_restored) == (15, 1)
+    assert (r8.global_step, r8.controller.num_restored) == (15, 1)
 
 
 def test_seed_of_the_saved_run_goes_on_and_that_is_said(tmp_path):

@@ -137,7 +137,7 @@ def test_quick_start_never_intervenes(tmp_path, seed):
     code = QUICK_START.replace("use_curses=True", "use_curses=False").replace(
         "import random\n", f"import random\nrandom.seed({seed})\n"
     )
-    code += "\nprint(scheduler.sentry.num_refused, scheduler.rescue.lr_factor, scheduler.global_step)"
+    code += "\nprint(scheduler.sentry.num_refused, scheduler.controller.lr_factor, scheduler.global_step)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
 
     assert done.returncode == 0, done.stderr

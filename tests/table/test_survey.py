@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from learnit_r8 import SampleTable, events
-from learnit_r8.engine.emitter import Telling, sampled, settings_of
+from learnit_r8.engine.emitter import EventEmitter, sampled, settings_of
 from learnit_r8.events.codec import from_json, to_json
 from learnit_r8.table.figures import flow_between, loss_histogram, quarters_of, top, uses_histogram
 from learnit_r8.table.losses import EXACT
@@ -375,7 +375,7 @@ def test_own_time_is_told_with_the_steps():
     listener = Listener()
     clock = Clock()
     r8 = make(100, batch_size=10, listeners=[listener])
-    r8.telling = Telling(r8.announcer, r8.table, clock=clock)
+    r8.emitter = EventEmitter(r8.announcer, r8.table, clock=clock)
     for _ in range(3):
         ticket = r8.draw()
         clock.advance(1000.0)

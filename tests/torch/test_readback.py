@@ -147,7 +147,7 @@ def test_checkpoint_waits_for_losses(tmp_path):
     for x, y in adapter.loader():
         adapter.step(adapter.loss(cross_entropy(adapter.model(x), y, reduction="none")))
     steps = {
-        int(adapter.scheduler.safekeeping.store.load(path).state["pace"]["step"]) for path in tmp_path.glob("ck_*.r8")
+        int(adapter.scheduler.persistence.store.load(path).state["pace"]["step"]) for path in tmp_path.glob("ck_*.r8")
     }
 
     # Asked for at step 5 as it is known on the host, some steps behind the model.

@@ -28,7 +28,7 @@ def follow(shared, bad=(), value=NAN):
         losses = sample_losses(share.indices)
         if (shared.ranks.rank, share.ticket.step) in bad:
             losses[0] = value
-            _spread(shared.r8.safekeeping.callbacks.state, value)
+            _spread(shared.r8.persistence.callbacks.state, value)
         outcome = shared.report(share.ticket, losses)
         seen.append((share.indices.tolist(), share.lr, outcome))
     return seen
@@ -403,7 +403,7 @@ def test_a_stop_asked_for_on_one_rank_stops_all_after_the_same_step(asked, tmp_p
     # The wish is sent after step 10 and read after 11.
     assert in_threads(2, job) == [(11, True)] * 2
     assert (
-        make(48, batch_size=8, num_epochs=4, checkpoint_dir=tmp_path).safekeeping.load(None).state["pace"]["step"] == 11
+        make(48, batch_size=8, num_epochs=4, checkpoint_dir=tmp_path).persistence.load(None).state["pace"]["step"] == 11
     )
 
 
