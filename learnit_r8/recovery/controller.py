@@ -17,9 +17,10 @@ from ..table.losses import Reading
 from ..table.table import SampleTable
 from .diagnosis import ARRAY_REASON, Attempt
 from .incident import Incident, not_finite_samples
+from .incident_state import CALM, Move, RecoveryState
 from .ladder import RollbackDepth, WeightAge
-from .policy import CALM, FRESH_STEPS, LEAST_LEVEL_STEPS, MOST_IN_A_ROW, Move, Recovery, RecoveryState
-from .quarantine import MOST_CHANCE, Quarantine
+from .policy import FRESH_STEPS, LEAST_LEVEL_STEPS, MOST_IN_A_ROW, Recovery
+from .quarantine import Quarantine
 from .ram_backup import Reach
 from .replay_check import ReplayCheck
 from .restore import RestoreResult
@@ -30,10 +31,6 @@ if TYPE_CHECKING:
 
 EQUAL_LOSSES = 8
 """Equal losses in a row after which the weights are looked at."""
-
-LIKELY, MOST_CHANCE_OF_SPIKES = 0.5, 0.05
-"""Refusals are taken for those of a sample when the chance that they share one by accident is below this: of losses
-that are not finite, and of spikes."""
 
 
 class RecoveryController:
@@ -291,19 +288,13 @@ class RecoveryController:
         if verdict not in (Verdict.NOT_FINITE, Verdict.SPIKE):
             return False
         chance = self.quarantine.refused(ticket.indices, samples, step, epoch=ticket.epoch)
-        if self.recovery.is_on_time(self._state) and not samples:
-            # So would damage in the weights come again.
-            is_shared = chance < MOST_CHANCE
-        elif verdict is Verdict.NOT_FINITE:
-            # Suspects are spread over all batches: a refusal may well share one with another by accident.
-            is_shared = chance < LIKELY or (chance < math.inf and self.quarantine.takes_benefit_of_doubt())
-        else:
-            # Damaged weights that only spike now and then may seem to choose their batches.
-            is_shared = chance < MOST_CHANCE_OF_SPIKES
         state = self._state
         if samples:
             # The others of the batch show that the weights are fine.
             return state.in_a_row < MOST_IN_A_ROW
+        is_shared = self.quarantine.explains(
+            chance, is_finite=verdict is Verdict.SPIKE, is_on_time=self.recovery.is_on_time(state)
+        )
         return is_shared and (state.accepted > 0 or not state.tries)
 
     def _answered(

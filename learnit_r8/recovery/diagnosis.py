@@ -12,7 +12,8 @@ from typing import Any
 
 from ..checkpoint.durable_io import replace
 from ..guard.verdict import Verdict
-from .policy import Recovery, RecoveryState
+from .incident_state import RecoveryState
+from .policy import Recovery
 
 
 @dataclass

@@ -14,7 +14,8 @@ from ..sampling.ticket import Ticket
 from ..table.losses import Reading
 from ..table.records import LARGEST_LOSS
 from .diagnosis import Attempt, Diagnosis, conclusion
-from .policy import Recovery, RecoveryState, TrainingDiverged
+from .incident_state import RecoveryState
+from .policy import Recovery, TrainingDiverged
 
 if TYPE_CHECKING:
     from .persistence import Persistence

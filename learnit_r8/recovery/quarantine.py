@@ -23,6 +23,9 @@ from ..table.table import SampleTable
 MOST_CHANCE = 1e-3
 """Samples are quarantined when the chance that so many refusals share one of them by accident is below this."""
 
+LIKELY, MOST_CHANCE_OF_SPIKES = 0.5, 0.05
+"""A refusal is taken for that of a sample when the chance is below this: of a loss that is not finite, of a spike."""
+
 MOST_SHARE = 0.05
 """Share of the data beyond which nothing is quarantined any more: then it is not the samples."""
 
@@ -134,8 +137,22 @@ class Quarantine:
         self.has_repeated = bool(shared)
         return math.exp(min(700.0, min(each.log_chance(rate) for each in shared))) if shared else math.inf
 
-    def takes_benefit_of_doubt(self) -> bool:
-        """Whether refusals that may share a sample by accident are taken for its own: up to 16, until all are clear."""
+    def explains(self, chance: float, *, is_finite: bool, is_on_time: bool) -> bool:
+        """Whether the last refused batch is taken for one with a bad sample.
+
+        Args:
+            chance: As `refused` returned it.
+            is_finite: Whether its loss was finite.
+            is_on_time: Whether damage in the restored weights would show again just now.
+        """
+        if is_on_time:
+            return chance < MOST_CHANCE
+        if is_finite:
+            # Damaged weights that only spike now and then may seem to choose their batches.
+            return chance < MOST_CHANCE_OF_SPIKES
+        if chance < LIKELY or chance == math.inf:
+            return chance < LIKELY
+        # Suspects are spread over all batches: a refusal may well share one with another by accident.
         self._num_doubts += 1
         return self._num_doubts <= MOST_DOUBTS
 
