@@ -43,11 +43,11 @@ T = TypeVar("T")
 
 
 class R8Scheduler(Engine):
-    """Says which samples to train on next and at what learning rate, and wants to be told the loss.
+    """Decides which samples to train on next and at what learning rate; your loop reports each loss back.
 
     Args:
-        num_samples: N, samples in the data set, >= 1.
-        batch_size: B, samples in a batch, >= 1.
+        num_samples: Number of samples in the data set, N >= 1.
+        batch_size: Samples in a batch, B >= 1.
         initial_lr: Highest learning rate of the schedule, > 0.
         num_epochs: Budget in epochs of ceil(N / B) steps; fractions are fine. Exactly one budget must be given.
         num_steps: Budget in steps.
@@ -65,36 +65,37 @@ class R8Scheduler(Engine):
         alpha: Weight of a new observation in the table, in (0, 1]; see `SampleTable`.
         groups: N labels (classes), fewer than B distinct ones: batches are balanced over them too.
         sample_ids: N names to show in place of indices.
-        last_batch: What becomes of the last N mod B samples of an epoch: a "short" batch, "drop", or "fill".
-        save_callback: ``(state_dict, filepath)``, writes the model to that path. With it, checkpoints go to
+        last_batch: What to do with the last N mod B samples of an epoch: a "short" batch, "drop", or "fill".
+        save_callback: ``(state_dict, filepath)``, writes the model to that path. With it, a checkpoint is written to
             ``checkpoint_dir`` (by default "checkpoints") after every epoch.
-        load_callback: ``(source)``, puts a model state back: a path from ``save_callback``, or a backup. If it takes
-            the keyword ``from_ram``, that says which.
-        state_callback: ``()``, returns the model state; with it backups are taken without your help, the first one
+        load_callback: ``(source)``, loads a model state: from a path written by ``save_callback``, or from a backup.
+            If it takes the keyword ``from_ram``, that says which.
+        state_callback: ``()``, returns the model state; with it, backups are taken automatically, the first one
             before the first step.
-        backup_every: When: steps, a time such as "5min", or a trigger; by default four times an epoch (at least 10
-            steps apart) and every 30 s.
+        backup_every: How often to take backups: steps, a time such as "5min", or a trigger; by default four times an
+            epoch (at least 10 steps apart) and every 30 s.
         checkpoint_dir: Folder of the checkpoints.
-        checkpoint_every: When, likewise; by default every epoch. One is written at the end in any case.
-        keep_checkpoints: Checkpoints of this run to keep, >= 1.
-        monitor: Name of a metric given to `log`, whose best checkpoint is kept besides: `best_checkpoint`.
-        mode: "min" if lower is better there, "max" if higher is.
-        resume: "auto" goes on from the newest valid checkpoint in ``checkpoint_dir``, if there are any: running the
-            same program again continues it, and a finished run has nothing left to do. A path goes on from that
-            file. None begins anew. The model is put back by ``load_callback``, or when an adapter brings one.
-        guard: Which losses to refuse.
-        recovery: What to do about refused ones.
-        use_curses: Whether to show the run in the terminal: on a screen, or as plain lines where there is none.
-        run_dir: Folder for what happens in the run, for ``learnit-r8 watch`` and ``report`` (docs/dashboard.md); one
-            of an earlier session is gone on with. True for a new one in "runs"; by default the same where
-            ``use_curses`` is on, and none otherwise; False for none. With several ranks only the first writes.
-        handle_signals: Whether Ctrl-C, SIGTERM and SIGHUP wait while the run is under way: the step is finished, a
-            checkpoint saved, and then they do what they would have done (KeyboardInterrupt; exit with 128 + n;
-            your own handler). A second one acts at once. Only where the training is in the main thread.
+        checkpoint_every: How often to write checkpoints, in the same form; by default every epoch. The end of the run
+            always writes one.
+        keep_checkpoints: Number of checkpoints of this run to keep, >= 1.
+        monitor: Name of a metric given to `log`; the checkpoint with its best value is kept too: `best_checkpoint`.
+        mode: "min" if a lower value of that metric is better, "max" if a higher one is.
+        resume: "auto" continues from the newest valid checkpoint in ``checkpoint_dir``, if there is one: running the
+            same program again continues the run, and a finished run does nothing. A path continues from that file.
+            None starts a new run. ``load_callback`` loads the model, or an adapter does once it is attached.
+        guard: Decides which losses to refuse.
+        recovery: Decides what to do about refused losses.
+        use_curses: Whether to show the run in the terminal: on a full screen, or as plain lines where there is none.
+        run_dir: Folder to record the run in, for ``learnit-r8 watch`` and ``report`` (docs/dashboard.md); the record
+            of an earlier session is continued. True for a new folder in "runs", False for none; by default a new one
+            if ``use_curses`` is on. With several ranks only the first one records.
+        handle_signals: Whether Ctrl-C, SIGTERM and SIGHUP wait during the run until the step is finished and a
+            checkpoint is saved; then they act as usual (KeyboardInterrupt; exit with 128 + n; your own handler). A
+            second one acts at once. Only possible in the main thread.
         name: Name of the run, for listeners.
-        listeners: Called with every event, in order; one that raises is dropped with a warning.
+        listeners: Called with every event, in order; a listener that raises is dropped with a warning.
         seed: >= 0; the same seed gives the same batches on every machine.
-        clock: Returns seconds, monotonic.
+        clock: Returns monotonic seconds.
 
     Raises:
         ValueError: an argument outside its range, or not exactly one budget.
@@ -157,25 +158,25 @@ class R8Scheduler(Engine):
         remap: ArrayLike | None = None,
         **new_goal: Any,
     ) -> R8Scheduler:
-        """Build the scheduler of a checkpoint again, and go on from there, with another goal if one is given.
+        """Rebuild the scheduler of a checkpoint and continue from there, with changed arguments if any are given.
 
-        Progress is kept in samples, so a new batch size changes the number of steps done, and a new budget the place
-        on the schedule. Without a new goal the batches are those that would have come, bit for bit.
+        Progress is kept in samples, so a new batch size changes the number of steps done, and a new budget changes
+        the position on the schedule. Without changes the next batches are exactly those of the saved run.
 
         Args:
             path: A checkpoint's file, or a folder, whose newest valid one is taken.
             save_callback: As in `R8Scheduler`.
             load_callback: As in `R8Scheduler`; gets the model's file.
-            remap: int[N], the position that each of the N samples had in the saved run, -1 for new ones. By default
-                those of the saved run are the first, and any others are new.
+            remap: int[N], the position that each of the N samples had in the saved run, -1 for new samples. By
+                default the samples of the saved run come first, and all others are new.
             **new_goal: Arguments of `R8Scheduler` to change: ``num_epochs``, ``batch_size``, ``initial_lr``,
                 ``num_samples`` ...; and those that a file cannot hold, such as ``groups`` or a policy of your own.
 
         Returns:
-            The scheduler. Its checkpoints go to the folder of ``path``, unless ``checkpoint_dir`` is given.
+            The scheduler. It writes its checkpoints to the folder of ``path``, unless ``checkpoint_dir`` is given.
 
         Raises:
-            NoValidCheckpoint: the folder has none that can be read.
+            NoValidCheckpoint: the folder holds no readable checkpoint.
             ValueError: the file is damaged; there are fewer samples and no ``remap``; or something must be given again.
             RuntimeError: the load callback raised.
         """
@@ -194,7 +195,7 @@ class R8Scheduler(Engine):
         return None if self._journal is None else self._journal.folder
 
     def epoch_iterator(self) -> Iterator[int]:
-        """Yield 0-based epoch numbers until the budget is spent or the run stopped; after a ``break``, go on.
+        """Yield 0-based epoch numbers until the budget is spent or the run is stopped; continues after a ``break``.
 
         Raises:
             RuntimeError: no batch was drawn since the last epoch number.
@@ -205,7 +206,7 @@ class R8Scheduler(Engine):
                 self.between_steps()
                 if self.pace.is_over:
                     return
-                # A batch of before that is given up may be the last of the epoch.
+                # A batch drawn earlier and given up now may be the last of the epoch.
                 before = self._num_draws, self.pace.step
                 yield self.current_epoch
                 if (self._num_draws, self.pace.step) == before and not self.pace.is_over:
@@ -216,12 +217,12 @@ class R8Scheduler(Engine):
             self.requests.leave()
 
     def batch_iterator(self) -> Iterator[tuple[NDArray[np.int64], float]]:
-        """Yield ``(batch_indices, lr)`` to the end of the epoch, or of the time.
+        """Yield ``(batch_indices, lr)`` until the epoch ends or the time is up.
 
-        Asking for the next batch gives up one that was not reported: it comes once more at the end of the epoch.
+        Asking for the next batch gives up a batch that was not reported; it is drawn once more at the end of the epoch.
 
         Yields:
-            int64[B], the samples to train on, fewer in a short last batch; and the learning rate.
+            int64[B], the samples to train on (fewer in a short last batch), and the learning rate to use.
 
         Raises:
             RuntimeError: the policy weights samples; those need `draw` and `report`.
@@ -254,7 +255,7 @@ class R8Scheduler(Engine):
     def update_with_loss(
         self, loss: Any, *, part_size: int | None = None, grad_norm: Any = None, skipped: bool = False
     ) -> Outcome:
-        """Report the loss of the batch that `batch_iterator` or a loader with `R8BatchSampler` gave last; see `report`.
+        """Report the loss of the last batch of `batch_iterator`, or of a loader with `R8BatchSampler`; see `report`.
 
         Raises:
             RuntimeError: no batch is open.
@@ -269,7 +270,7 @@ class R8Scheduler(Engine):
             return outcome
         except BaseException as error:
             if not isinstance(error, Exception):
-                # It may be repeated, whether it was complete or not.
+                # The user may repeat the call, whether or not it was complete.
                 self._open = ticket
                 note_finished(self, ticket, outcome)
             raise
@@ -290,15 +291,15 @@ class R8Scheduler(Engine):
                 self.member.take(found)
 
     def draw(self) -> Ticket:
-        """Draw the next batch. Several may be out at a time.
+        """Draw the next batch. Several batches may be out at a time.
 
         Raises:
-            RuntimeError: the budget is spent, every step that is left is out already, or the run was stopped.
+            RuntimeError: the budget is spent, every remaining step is out already, or the run was stopped.
         """
         ticket = self.draw_if_any()
         if ticket is None and self.is_stopped:
             raise RuntimeError(
-                f"draw() was called at step {self.pace.step} after the run was stopped; ask is_stopped, or use "
+                f"draw() was called at step {self.pace.step} after the run was stopped; check is_stopped, or use "
                 "draw_if_any()."
             )
         if ticket is None:
@@ -309,10 +310,10 @@ class R8Scheduler(Engine):
         return ticket
 
     def log(self, step: int | None = None, **metrics: Any) -> None:
-        """Tell listeners about validation metrics or anything else of your own.
+        """Log validation metrics, or any numbers of your own, for listeners and for ``monitor``.
 
         Args:
-            step: The step they belong to; by default the current one.
+            step: The step that they belong to; by default the current one.
             **metrics: Numbers, or 0-dim arrays or tensors.
 
         Raises:
@@ -324,9 +325,10 @@ class R8Scheduler(Engine):
         self.persistence.note(values, at_step, self.global_step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on with the very same batches, rates and tables; at any step, with tickets out too.
+        """Everything needed to continue with exactly the same batches, rates and tables; at any step.
 
-        Batches that are out are drawn again, first in line. The model, the callbacks and the budget are not in it.
+        Batches that are out will be drawn again, first of all. The model, the callbacks and the budget are not
+        included.
 
         Returns:
             Nested dicts and lists of arrays and plain values.
@@ -334,10 +336,10 @@ class R8Scheduler(Engine):
         return run_state.whole_state_of(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved state; the next batch is the one that would have come.
+        """Load a saved state; the next batch is the one that the saved run would have drawn.
 
         Raises:
-            ValueError: it is incomplete, of a newer version, or of another data set, batch size, estimator or
+            ValueError: the state is incomplete, of a newer version, or of another data set, batch size, estimator or
                 last_batch. Nothing was changed.
         """
         run_state.load_state(self, state)
@@ -347,37 +349,37 @@ class R8Scheduler(Engine):
 
         Raises:
             RuntimeError: neither checkpoint_dir nor save_callback was given.
-            OSError: the disk refused; the checkpoints before are untouched.
+            OSError: writing failed; earlier checkpoints are untouched.
         """
         self.settle()
         return self.persistence.save(self.state_dict(), self.global_step)
 
     def load_checkpoint(self, path: str | os.PathLike[str] | None = None) -> None:
-        """Go on from a checkpoint: the scheduler's state, and the model through the load callback.
+        """Continue from a checkpoint: load the scheduler's state, and the model through the load callback.
 
         Args:
-            path: Its file; by default the newest valid one in ``checkpoint_dir``.
+            path: File of the checkpoint; by default the newest valid one in ``checkpoint_dir``.
 
         Raises:
-            NoValidCheckpoint: there is none that can be read.
+            NoValidCheckpoint: there is no readable checkpoint.
             ValueError: it is damaged, or of another data set.
             OSError: there is no such file.
-            RuntimeError: the load callback raised. The scheduler is as it was before in all these cases.
+            RuntimeError: the load callback raised. In all these cases the scheduler is unchanged.
         """
         run_state.load_checkpoint(self, path)
 
     @property
     def best_checkpoint(self) -> BestCheckpoint | None:
-        """The checkpoint with the best value of ``monitor`` so far; None before one."""
+        """The checkpoint with the best value of ``monitor`` so far; None if there is none yet."""
         return None if self.persistence.saver is None else self.persistence.saver.best
 
     def update_cpu_backup(self, state: Any) -> None:
-        """Copy a model state to RAM, for the load callback to get back after a refused loss.
+        """Copy a model state to RAM, for the load callback to restore after a refused loss.
 
         Args:
-            state: Anything `copy.deepcopy` copies: arrays, tensors, nests of them. While a learning rate is searched
-                for it is not taken: the search goes back to the state of before. Nor is a state with NaN in it, or
-                with infinities that the first one did not have: the model is then put back.
+            state: Anything `copy.deepcopy` copies: arrays, tensors, nests of them. During the learning-rate search no
+                backup is taken, as the search restores its own. A state with NaN in it, or with infinities that the
+                first one did not have, is not kept: the model is restored instead.
         """
         if self._cut is not None:
             finish(self)
@@ -391,11 +393,10 @@ class R8Scheduler(Engine):
             refusal.answer_damage(self, damage)
 
     def reset_baseline(self) -> None:
-        """Say that losses mean something else from here on: another scale, another term, other data.
+        """Tell the guard that losses mean something else from here on: another scale, another term, other data.
 
-        What was usual is forgotten: the next 80 losses or so are only looked at for whether they are finite. An
-        incident that the change has caused ends, and the learning rate is the schedule's again. The model and what is
-        known of the samples stay as they are.
+        The guard forgets the losses so far, and only checks the next 80 or so for being finite. An incident that is
+        under way ends, and the learning rate follows the schedule again. The model and the table stay as they are.
 
         >>> from learnit_r8 import R8Scheduler
         >>> r8 = R8Scheduler(320, batch_size=32, num_steps=400)
@@ -412,17 +413,17 @@ class R8Scheduler(Engine):
         with self._lock, Transaction(self, AnswerMark):
             self.sentry.begin_anew()
             self.controller.begin_anew()
-            text = "what is usual of the losses was forgotten, as reset_baseline() was called."
+            text = "reset_baseline() was called: the guard has forgotten the losses before it."
             self.announcer.tell(events.Notice, text=text, is_warning=False)
 
     def release(self, indices: ArrayLike) -> None:
-        """Draw samples again that are in quarantine, from the next chunk on.
+        """Release samples from quarantine: they are drawn again from the next chunk on.
 
         Args:
-            indices: int[K], their positions; see `SampleTable.quarantined`. With several ranks, on all of them.
+            indices: int[K], their positions; see `SampleTable.quarantined`. With several ranks, call it on all.
 
         Raises:
-            TypeError: they are no whole numbers.
+            TypeError: they are not integers.
             ValueError: one of them is not in quarantine. Nothing was changed.
         """
         if self._cut is not None:
@@ -443,7 +444,7 @@ class R8Scheduler(Engine):
             self.announcer.tell(events.SamplesReleased, samples=tuple(samples.tolist()))
 
     def summary(self) -> str:
-        """What happened so far, for people: a few lines of text."""
+        """The run so far, as a few lines of text for people."""
         plan, table = self.plan, self.table
         lines = [
             f"step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr {self.lr:.3g}",
@@ -464,7 +465,7 @@ class R8Scheduler(Engine):
 
     @property
     def total_steps(self) -> int | None:
-        """Steps in the whole run; None with a time budget."""
+        """Steps in the whole run; None with a budget in seconds."""
         return self.pace.budget.steps
 
     @property
@@ -479,27 +480,27 @@ class R8Scheduler(Engine):
 
     @property
     def policy(self) -> Policy:
-        """The policy that says which samples come next."""
+        """The policy that selects and arranges the samples."""
         return self.plan.policy
 
     @property
     def seed(self) -> int:
-        """The seed of the batches: as given, or that of a saved run which this one goes on with."""
+        """The seed of the batches: as given, or that of the saved run that this one continues."""
         return self.plan.seed
 
     @property
     def next_step(self) -> int:
-        """The step that a batch drawn now will be."""
+        """The step that a batch drawn now will have."""
         return self.pace.next_step
 
     @property
     def is_over(self) -> bool:
-        """Whether no batch is drawn any more: the budget is used up, or the run was stopped."""
+        """Whether no more batches will be drawn: the budget is spent, or the run was stopped."""
         return self.pace.is_over
 
     @property
     def is_stopped(self) -> bool:
-        """Whether the run was asked to end before its budget is used up; see `Requests.stop`."""
+        """Whether the run was asked to end before its budget is spent; see `Requests.stop`."""
         return self.pace.is_stopped
 
     @property
@@ -527,27 +528,27 @@ class R8Scheduler(Engine):
         clone: Callable[[Any], Any] | None = None,
         copy_into: Callable[[Any, Any], Any] | None = None,
     ) -> None:
-        """Use an adapter's callbacks where the user gave none; see `Persistence.adopt`."""
+        """Use an adapter's callbacks where the user passed none; see `Persistence.adopt`."""
         self.persistence.adopt(callbacks, backup_every=backup_every, clone=clone, copy_into=copy_into)
 
     def look_at_weights(self) -> None:
-        """Take a backup, which looks at every number, as soon as the user's step is complete."""
+        """Take a backup, which checks every number of the model, once the current step is complete."""
         self.persistence.look_at_weights()
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
-        """The same batches; listeners, if there are any, hear how long the training waits for each."""
+        """The same batches; if there are listeners, the time that training waits for each is measured."""
         return self.emitter.timed(batches) if self.announcer.is_heard else batches
 
     def may_be_due(self, step: int) -> bool:
-        """Whether a backup or a checkpoint may be due once so many steps are reported."""
+        """Whether a backup or a checkpoint may be due once this many steps are reported."""
         return step >= self.persistence.quiet_steps or self.pace.seconds >= self.persistence.quiet_seconds
 
     def share(self, group: RankGroup) -> None:
-        """Become one with the schedulers of other ranks, before the first draw; see `ranks.share`."""
+        """Act as one scheduler with those of the other ranks; call it before the first draw. See `ranks.share`."""
         ranks.share(self, group)
 
     def deciding_state(self, samples: NDArray[np.int64]) -> list[Any]:
-        """What decides the next steps, as plain values and arrays; of the table only the records of some samples.
+        """The state that decides the next steps, as plain values and arrays; of the table only some records.
 
         Args:
             samples: int64[K], their positions.
@@ -558,11 +559,11 @@ class R8Scheduler(Engine):
         return [numbers, table.records.take(samples)]
 
     def draw_epoch(self) -> list[Ticket]:
-        """Draw what is left of the epoch at once; empty if the budget is spent or the run was stopped."""
+        """Draw the rest of the epoch at once; empty if the budget is spent or the run was stopped."""
         return draws.rest_of_epoch(self)
 
     def close(self) -> None:
-        """Finish: save what is due, tell listeners that the run ended. Safe to call twice."""
+        """Finish the run: save what is due and tell listeners that it has ended. Safe to call twice."""
         self._close(is_whole=sys.exc_info()[0] is None)
 
     def _close(self, *, is_whole: bool) -> None:
@@ -570,14 +571,14 @@ class R8Scheduler(Engine):
             return
         self._is_closed = True
         try:
-            # On the way out of an exception the user's step may be half done, and must not be saved.
+            # While an exception is propagating, the user's step may be half done and must not be saved.
             if self._has_started and is_whole:
                 self.settle()
                 self.between_steps(closing=True)
         except Exception:
             raise
         except BaseException:
-            # Interrupted: it may be called again.
+            # Interrupted: close() may be called again.
             self._is_closed = False
             raise
         finally:
@@ -588,7 +589,7 @@ class R8Scheduler(Engine):
         return f"R8Scheduler(step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr={self.lr:.3g})"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # What pickle, copy() and deepcopy() ask.
+        # Called by pickle, copy() and deepcopy().
         raise TypeError(
             "an R8Scheduler cannot be pickled or copied, as it belongs to its process, callbacks and files. Build "
             "another one with the same arguments and load state_dict() into it, or use save_checkpoint() and "
@@ -599,5 +600,5 @@ class R8Scheduler(Engine):
         return self
 
     def __exit__(self, *error: object) -> None:
-        # Unlike sys.exc_info(), this tells nothing of an exception that is being handled around the whole run.
+        # Unlike sys.exc_info(), this knows nothing of an exception that is being handled around the whole run.
         self._close(is_whole=not error or error[0] is None)

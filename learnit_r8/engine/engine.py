@@ -1,15 +1,15 @@
-"""The engine: in which order the parts act on a batch and on its loss.
+"""The engine: the order in which the parts of a run act on a batch and on its loss.
 
-policies/, sampling/            DRAW which samples come next
+policies/, sampling/            DRAW: which samples come next
 ... the user trains ...
-guard/                          JUDGE whether the loss is one to learn from (refusal.py: what if not)
-table/                          LEARN running loss and use of every sample
-pace.py, schedules/             MOVE ON: how far along, at what rate
-events/                         TELL what happened
+guard/                          JUDGE: can the loss be learned from (if not: refusal.py)
+table/                          LEARN: update the estimates of the batch's samples
+pace.py, schedules/             ADVANCE: progress and learning rate
+events/                         TELL: listeners hear of it
 
-One flat class, since a step must not pay for calls between its parts. What is no part of an ordinary step is beside it,
-in refusal.py, run_state.py, draws.py and ranks.py. Any call may be cut short by an exception between any two
-bytecodes: marks.py says what it was about to change, interruption.py changes it back.
+One flat class, because a step must not pay for calls between its parts. Everything outside an ordinary step is in
+modules beside it: refusal.py, run_state.py, draws.py and ranks.py. An exception may interrupt any call between any two
+bytecodes: marks.py records what the call was about to change, interruption.py undoes it.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ T = TypeVar("T")
 
 
 class Engine:
-    """Draws batches and takes their losses; owns nothing but the order of the parts and the count of the draws.
+    """Draws batches and takes their losses; owns only the order of the parts and the number of draws.
 
     Args:
         parts: What it is put together from.
 
     Attributes:
-        member: The adapter that has batches in hand, as `join` was given it.
-        requests: What was asked of the run: to pause, to stop, to save.
+        member: The adapter that holds batches, as given to `join`.
+        requests: Requests to pause, stop or save.
     """
 
     def __init__(self, parts: Components) -> None:
@@ -79,26 +79,26 @@ class Engine:
         self._last_progress, self._last_lr = math.nan, math.nan
         self._tally = Tally()
         self._num_draws = 0
-        # The model has one step at a time; threads that draw and report take turns all the same.
+        # The model takes one step at a time, but several threads may draw and report.
         self._lock = threading.RLock()
         self._epoch_ended = False
-        # What calls note of themselves should they be cut short, and the one that was: see `mend`. With more than 30
-        # attributes CPython 3.11 would take twice as long to read any of this object.
+        # What every call records in case it is interrupted, and the call that was: see `mend`. With more than 30
+        # attributes, CPython 3.11 takes twice as long to read any attribute of this object.
         self._marks = Marks()
         self._cut: Any = None
         self._has_started = False
         self.table.hold_back(self)
 
     def join(self, member: membership.Member) -> None:
-        """Let an adapter hold batches and losses back; it takes the place of the one that joined before."""
+        """Let an adapter hold back batches and losses; it replaces the one that joined before."""
         self.member = member
 
     def settle(self) -> None:
-        """Let the member report the losses that it holds back."""
+        """Have the member report the losses that it holds back."""
         self.member.settle()
 
     def hand_over(self) -> None:
-        """Let the table learn what was reported, whichever thread asks it."""
+        """Have the table learn everything reported so far; any thread may call it."""
         with self._lock:
             if self._cut is not None:
                 finish(self)
@@ -109,7 +109,7 @@ class Engine:
         return self.plan.before_offsets(trend)
 
     def draw_if_any(self) -> Ticket | None:
-        """Draw the next batch; None if the budget is spent, every step left is out already, or the run was stopped."""
+        """Draw the next batch; None if the budget is spent, all remaining steps are out, or the run was stopped."""
         ticket = None
         try:
             with self._lock:
@@ -124,7 +124,7 @@ class Engine:
                         self.between_steps()
                         ticket = self.draw_ahead()
                 except BaseException:
-                    # Nothing is called before what was cut short is noted: it could be interrupted too.
+                    # Record the interrupted call before calling anything, since that could be interrupted too.
                     if self._marks.begun is not None and self._marks.begun is not begun:
                         self._cut = self._marks.begun
                     mend(self)
@@ -137,10 +137,10 @@ class Engine:
             raise
 
     def draw_ahead(self) -> Ticket | None:
-        """Draw like `draw_if_any` while another batch is being trained on; `begin` does what that would have done.
+        """Draw the next batch while another one is being trained on; call `begin` when its own training begins.
 
         Returns:
-            The ticket; None if the budget is spent, every step left is out already, or the run was stopped.
+            The ticket; None if the budget is spent, all remaining steps are out, or the run was stopped.
         """
         if self._cut is not None:
             finish(self)
@@ -166,10 +166,10 @@ class Engine:
                 marks.begun = PlanMark(self)
                 batch, lr, epoch = draws.for_search(self) if is_search else draws.elsewhere(self, epoch, progress)
             else:
-                # Nearly always it is simply the next batch of the chunk, and that changes little.
+                # Nearly always this is just the next batch of the chunk, which changes little.
                 marks.begun = chunk, slot, pace.num_out, self._num_draws
                 pace.start()
-                # The schedule first: it may be the user's own and raise, and then no batch must be lost.
+                # The schedule first: a user's own may raise, and then no batch must be lost.
                 lr = chunk.rates[slot] = self._lr_at(progress)
                 batch = plan.draw()
                 pace.num_out += 1
@@ -184,28 +184,28 @@ class Engine:
             raise
 
     def begin(self, ticket: Ticket, *, held_back: int = 0, is_late: bool = False) -> Ticket:
-        """Start to train on a batch that was drawn ahead; what is due between two steps is done first.
+        """Begin training on a batch that was drawn ahead; whatever is due between two steps is done first.
 
         Args:
-            ticket: The batch, as `draw_ahead` gave it; those drawn before it were trained on or given up.
-            held_back: How many of those have a loss that is known but not reported yet. What is due between two
-                steps waits until there are none: only then do model and scheduler fit together.
+            ticket: The batch, as `draw_ahead` returned it; all batches drawn before it were trained on or given up.
+            held_back: Number of those whose loss is known but not reported yet. While there are any, nothing is done
+                between the steps, since model and scheduler are not at the same step.
             is_late: Whether its training has begun already, for adapters that call `between_steps` at a better time.
 
         Returns:
-            The ticket as if it were drawn now: with the rate of now, and able to prove a backup taken before.
+            The ticket with the current learning rate; its loss may confirm earlier backups.
         """
         if not (held_back or is_late):
             self.between_steps()
-        # The search gave its batches rates of their own.
+        # Batches of the learning-rate search have rates of their own.
         lr = ticket.lr if ticket.epoch < 0 else self._lr_after(held_back)
         self._num_draws += 1
-        # Not _replace(), which takes thrice the time.
+        # _replace() takes three times as long.
         _, epoch, indices, _, weights, _, batch = ticket
         return Ticket(self.pace.step + held_back, epoch, indices, lr, weights, self._num_draws - 1, batch)
 
     def hand_back(self, ticket: Ticket) -> None:
-        """Take back a batch that was not trained on, after an interruption for instance: it is the next one drawn.
+        """Return a batch that was not trained on, for instance after an interruption: it will be the next one drawn.
 
         Args:
             ticket: The batch; nothing happens if it is not out.
@@ -218,12 +218,12 @@ class Engine:
                 self.pace.num_out -= 1
 
     def between_steps(self, *, held_back: int = 0, closing: bool = False) -> None:
-        """Do what must wait until the user's own step is complete: only then do model and scheduler fit together.
+        """Take backups and write checkpoints that are due; between steps, model and scheduler are at the same step.
 
         Args:
-            held_back: How many batches were trained on whose losses are not reported yet. While there are any, only
-                the samples are surveyed for viewers, if it is time.
-            closing: Whether this is the last time.
+            held_back: Number of batches that were trained on and are not reported yet. While there are any, nothing
+                but the survey of the samples for viewers is done.
+            closing: Whether this is the last call.
         """
         if self._cut is not None:
             finish(self)
@@ -242,7 +242,7 @@ class Engine:
             self.emitter.between_steps(self.pace.epoch, epoch_ended=epoch_ended, closing=closing)
         persistence, pace = self.persistence, self.pace
         step = pace.step
-        # Nearly always nothing is due, and a step must not pay for finding out.
+        # Nearly always nothing is due, and a step must not pay to find that out.
         limit, is_new = persistence.quiet_seconds, epoch_ended or closing
         if step < persistence.quiet_steps and not is_new and (limit == math.inf or pace.seconds < limit):
             return
@@ -268,38 +268,39 @@ class Engine:
         except Exception:
             self._epoch_ended = False
             raise
-        # Last, as everything here: what was interrupted is due again.
+        # Last: if any of this is interrupted, it is due again.
         if epoch_ended:
             self._epoch_ended = False
 
     def report(
         self, ticket: Ticket, loss: Any, *, part_size: int | None = None, grad_norm: Any = None, skipped: bool = False
     ) -> Outcome:
-        """Judge, learn, move on, tell: what one trained batch sets in motion.
+        """Report the loss of a batch: judge it, learn from it, advance the run and tell listeners.
 
-        Call it before ``backward()``, and skip ``backward()`` and ``step()`` where the outcome is false; or after
-        ``step()``, where a refused loss is answered by restoring the model.
+        Call it before ``backward()``, and skip ``backward()`` and ``step()`` if the outcome is false; or call it after
+        ``step()``: a refused loss then restores the model.
 
         Args:
-            ticket: The batch, as `draw` gave it. In any order, each once.
+            ticket: The batch, as `draw` returned it. Batches may be reported in any order, each once.
             loss: The batch mean: a float, or a 0-dim array or tensor of numpy, torch, TensorFlow or JAX. Or
                 float[B], the loss of each sample. Or with ``part_size``, float[P], the means of consecutive parts.
                 The first report fixes which of the three. Tensors are detached.
             part_size: Samples in a part, >= 1; the last part of a batch may have fewer.
-            grad_norm: Norm of the gradient of the batch, if you know it: the guard judges it by the same rule as the
-                loss. A number, or a 0-dim array or tensor.
+            grad_norm: Norm of the batch's gradient, if known: the guard judges it by the same rule as the loss. A
+                number, or a 0-dim array or tensor.
             skipped: Whether the optimizer's step was skipped because gradients overflowed, as a loss scaler does. The
-                step counts and is no alarm; a finite loss is learned from. 20 in a row are still none.
+                step counts, raises no alarm however often it happens, and a finite loss is learned from.
 
         Returns:
-            The verdict, the learning rate to use now, and the step the model was put back to.
+            The verdict, the learning rate to use now, and the step that the model was restored to.
 
         Raises:
-            RuntimeError: this ticket was reported before, or is not of this run. A report that was interrupted, with
-                KeyboardInterrupt for instance, may be repeated: it is done then, or was done and returns its outcome.
-            TypeError: the loss is not a real number or a vector of them, the norm is no number, or the ticket is none.
-            ValueError: the loss is of another length or kind than it must be. Nothing was changed.
-            TrainingDiverged: losses stay refused after everything was tried.
+            RuntimeError: this ticket was reported before, or belongs to another run. A report that was interrupted,
+                by KeyboardInterrupt for instance, may be repeated; if it was complete, its outcome is returned.
+            TypeError: the loss is not a real number or a vector of them, the norm is not a number, or the ticket not
+                a ticket.
+            ValueError: the loss has another length or kind than it must have. Nothing was changed.
+            TrainingDiverged: losses are still refused after everything was tried.
         """
         if self._cut is not None:
             finish(self)
@@ -313,7 +314,7 @@ class Engine:
                     healthy = trial and trial.healthy, newest and newest.healthy
                 if controller._state.tries or controller.quarantine.is_watching or controller.replay.is_on:
                     trouble = Snapshot(*trouble_of(self))
-                # What a good loss changes, should this be cut short: the fields of ReportMark.
+                # What a good loss changes, in case this is interrupted: the fields of ReportMark.
                 mark = (
                     ticket, sentry._losses, sentry._norms, sentry._before_refusal, sentry.num_refused,
                     sentry.num_skipped, trend.value, trend.num_reports, trend.early_mark if trend.is_early else None,
@@ -323,7 +324,7 @@ class Engine:
                 try:
                     outcome = self._report(ticket, loss, part_size, grad_norm, skipped)
                 except BaseException as error:
-                    # Nothing is called before it is noted: that could be interrupted too.
+                    # Recorded before anything is called, since that could be interrupted too.
                     self._cut = (
                         mark, error,
                         {"loss": loss, "part_size": part_size, "grad_norm": grad_norm, "skipped": skipped},
@@ -351,7 +352,7 @@ class Engine:
             raise RuntimeError(f"ticket of step {ticket.step} was reported or given up before, or is not of this run.")
         reading = read_loss(loss, len(ticket.indices), part_size)
         if len(ticket.indices) == 1 and self.table.part_size == EXACT:
-            # The loss of a single sample, squeezed to no dimension.
+            # The loss of a single sample, without its dimension.
             reading = Reading(reading.mean, np.atleast_1d(reading.means), EXACT, reading.lowest)
         if grad_norm is not None:
             grad_norm = read_number("grad_norm", grad_norm)
@@ -367,7 +368,7 @@ class Engine:
         expected, typical = table.with_trend(batch.expected), table.with_trend(batch.typical)
         predicted, is_usual = expected, True
         if expected < typical and table.part_size != EXACT:
-            # Means say too little of a batch that was put together by them to lift its loss.
+            # Estimates from batch means are too rough to expect less of a batch that was chosen by them.
             predicted, is_usual = typical, batch.chunk.sweep >= 0
         verdict = self.sentry.judge(
             mean, predicted, typical, self._last_lr, grad_norm=grad_norm, skipped=skipped, is_usual=is_usual
@@ -387,7 +388,7 @@ class Engine:
         return outcome
 
     def learn(self, ticket: Ticket, reading: Reading, kind: int, expected: float) -> None:
-        """Learn from a loss that is good, and move on."""
+        """Learn from a good loss, and advance the run."""
         table = self.table
         table.part_size = kind
         believed = table.batch_trend.believed(reading) if table.batch_trend.is_early else reading
@@ -402,7 +403,7 @@ class Engine:
         controller.accepted(reading.mean, ticket.indices)
         if not pace.step % self.plan.steps_per_pass:
             self._end_epoch(ticket)
-        # This makes the report complete, and whoever is told may read the table: all else comes before.
+        # This completes the report, and listeners may read the table: everything else comes first.
         self.plan.report(ticket.batch, believed.mean if table.batch_size == 1 else believed.means, trend)
         if self.announcer.is_heard:
             self.emitter.step_done(
@@ -416,15 +417,15 @@ class Engine:
             self._tell_epoch()
 
     def close_unlearned(self, ticket: Ticket) -> None:
-        """Count a step of which nothing is learned."""
-        # In this order: a batch that is settled is counted.
+        """Count a step that nothing is learned from."""
+        # In this order, because a settled batch is a counted one.
         self.pace.num_out -= 1
         self.pace.step += 1
         self.plan.settle(ticket.batch)
         self.end_epoch_if_complete(ticket)
 
     def end_epoch_if_complete(self, ticket: Ticket) -> None:
-        """Tell that an epoch has ended, if it has with the step of this batch."""
+        """Tell listeners that an epoch has ended, if it ended with the step of this batch."""
         if not self.pace.step % self.plan.steps_per_pass:
             self._end_epoch(ticket)
         self._tell_epoch()
@@ -455,10 +456,10 @@ class Engine:
         return self._outcome(verdict, restored)
 
     def discard(self, ticket: Ticket) -> None:
-        """Count a batch whose training was undone before its loss was judged: a step, of which nothing is learned.
+        """Count a batch whose training was undone before its loss was judged: a step that nothing is learned from.
 
-        For adapters that report late: when a loss is refused and the model put back, the batches trained on since are
-        of the weights that were given up.
+        For adapters that report late: when a refused loss restores the model, the batches trained on in the meantime
+        belong to weights that were discarded.
 
         Args:
             ticket: The batch; nothing happens if it is not out.
@@ -475,13 +476,13 @@ class Engine:
                 self.close_unlearned(ticket)
 
     def give_up(self, ticket: Ticket, *, on_purpose: bool = False) -> None:
-        """Take back a batch that will not be reported: it is drawn once more at the end of its epoch.
+        """Give up a batch that will not be reported: it is drawn once more at the end of its epoch.
 
-        The second time it counts as a refused step.
+        If it is given up a second time, it counts as a refused step.
 
         Args:
             ticket: The batch; nothing happens if it is not out.
-            on_purpose: Whether the user said so, and need not be told.
+            on_purpose: Whether the user asked for it, so that no notice is needed.
         """
         if self._cut is not None:
             finish(self)
@@ -497,7 +498,7 @@ class Engine:
         return self.search.lr or self._lr_at(pace.progress_at(pace.step))
 
     def lr_after(self, held_back: int) -> float | None:
-        """The learning rate to use once so many more batches are reported; None while one is searched for."""
+        """The learning rate to use once this many more batches are reported; None during the learning-rate search."""
         return None if self.search.is_on else self._lr_after(held_back)
 
     def _lr_after(self, held_back: int) -> float:
@@ -508,13 +509,13 @@ class Engine:
 
     def scheduled_lr(self, progress: float) -> float:
         """The learning rate of the schedule."""
-        # Asked after a report and at the next draw; with a budget in steps the second answer is the first.
+        # Needed after a report and at the next draw; with a budget in steps both are the same.
         if progress != self._last_progress:
             self._last_lr, self._last_progress = check_rate(self.schedule(progress), progress), progress
         return self._last_lr
 
     def use_found_lr(self) -> None:
-        """Follow a schedule with the peak that was searched for, once it is found."""
+        """Follow the schedule whose peak the search has found, once it has."""
         if self.search.found_lr is not None:
             self.schedule = self._make_schedule(self.search.found_lr)
             self._last_progress = math.nan
@@ -529,13 +530,13 @@ class Engine:
         return self.pace.step
 
     def undo_epoch(self, tally: Tally, epoch_ended: bool) -> None:
-        """Count in this tally again, and tell of no end of the epoch that did not come."""
+        """Restore the tally, and forget the end of an epoch that was undone."""
         self._tally, self._epoch_ended, self._marks.ended = tally, epoch_ended, None
 
     def undo_draws(self, num_draws: int) -> None:
-        """Number the next draw as before one that was cut short."""
+        """Number the next draw as if the interrupted one had not happened."""
         self._num_draws = num_draws
 
     def cut_short(self, mark: Any) -> None:
-        """Note a call that was cut short, to be mended; None once it is."""
+        """Record an interrupted call for `mend`; None once it is mended."""
         self._cut = mark

@@ -1,4 +1,4 @@
-"""The recovery controller: carries out what recovery decides after a refused loss, and remembers the incident."""
+"""The recovery controller: answers refused losses as the policy decides, and keeps the state of the incident."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
 
 
 EQUAL_LOSSES = 8
-"""Equal losses in a row after which the weights are looked at."""
+"""Number of equal losses in a row after which the weights are checked."""
 
 
 class RecoveryController:
-    """Restores the model, and remembers the incident.
+    """Answers refused losses: restores the model, lowers the learning rate, ends the incident or gives up.
 
     Args:
-        recovery: What to try, and when to give up.
+        recovery: The policy: what to try, and when to give up.
         persistence: Where to go back to.
-        announcer: Who is told.
-        table: Names the samples, and keeps those in quarantine.
+        announcer: Tells listeners and the user.
+        table: Names the samples, and keeps the quarantined ones.
 
     Attributes:
-        num_restored: How often the model was put back.
-        quarantine: The samples that refused losses have in common.
-        replay: Whether what was restored is as it was.
+        num_restored: Number of times the model was restored.
+        quarantine: Finds the samples that refused batches have in common.
+        replay: Checks whether a restored model gives the same loss again.
     """
 
     def __init__(self, recovery: Recovery, persistence: Persistence, announcer: Announcer, table: SampleTable) -> None:
@@ -69,18 +69,18 @@ class RecoveryController:
 
     @property
     def lr_factor(self) -> float:
-        """What the scheduled learning rate is multiplied by, in (0, 1]; a ceiling may hold it down further."""
+        """Factor of the scheduled learning rate, in (0, 1]; a ceiling may lower the rate further."""
         return self.recovery.lr_factor(self._state)
 
     @property
     def is_calm(self) -> bool:
-        """Whether the weights can be trusted as far as recovery knows: nothing was refused just now."""
+        """Whether recovery has no reason to distrust the weights: nothing was refused recently."""
         state = self._state
         return not state.tries or state.accepted >= (1 if state.tries == 1 and state.is_sudden else FRESH_STEPS)
 
     @property
     def doubts_level(self) -> bool:
-        """Whether a raised level of the losses is a reason to go back: not where that is impossible, or was in vain."""
+        """Whether to restore for a raised level of the losses: not if that is impossible, or has not helped before."""
         state = self._state
         if self._persistence.callbacks.load is None or not self._persistence.has_something:
             return False
@@ -88,7 +88,7 @@ class RecoveryController:
         return move is not Move.STUCK and not (state.tries and self.recovery.gives_up(state))
 
     def _steps(self, verdict: Verdict) -> set[int]:
-        """When the states were taken that may be restored for a loss that was refused so."""
+        """Steps of the states that may be restored for a loss with this verdict."""
         steps = self._persistence.restorable_steps()
         if verdict is not Verdict.RAISED:
             return steps
@@ -96,7 +96,7 @@ class RecoveryController:
 
     @property
     def is_steadying(self) -> bool:
-        """Whether the next batch should be of low-loss samples."""
+        """Whether the next batch should be a steady one, of low-loss samples."""
         return self._state.steady_left > 0
 
     def count_steady(self) -> None:
@@ -104,7 +104,7 @@ class RecoveryController:
         self._state = self._state._replace(steady_left=self._state.steady_left - 1)
 
     def skip_steady_if_over(self) -> None:
-        """Ask for no more steady batches if the incident has ended; whoever draws ahead comes to them too late."""
+        """Drop the remaining steady batches if the incident is over; they come late where batches are drawn ahead."""
         if not self._state.tries:
             self._set(self._state._replace(steady_left=0))
 
@@ -116,7 +116,7 @@ class RecoveryController:
         if self.quarantine.is_watching:
             self.quarantine.cleared(indices)
         losses = self._incident.losses
-        # Losses differ from one another, however little: if they do not, the weights may be gone.
+        # Losses always differ a little: equal ones may mean that the weights are destroyed.
         self._num_equal = self._num_equal + 1 if losses and losses[-1] == loss else 0
         if self._num_equal == EQUAL_LOSSES - 1:
             self._persistence.look_at_weights()
@@ -133,15 +133,15 @@ class RecoveryController:
         self._tell_rate(before)
 
     def undo(self, state: RecoveryState, num_equal: int, loss: float | None) -> None:
-        """Forget the last report; ``loss`` is that of a good one, if it was noted already."""
+        """Undo the last report; ``loss`` is its loss if it was good, whether or not it was recorded already."""
         losses = self._incident.losses
-        # What comes after it is done later, so that an equal loss of before is hardly ever taken for it.
+        # Little happens between recording a loss and completing its report, so an earlier equal loss is rarely popped.
         if loss is not None and losses and losses[-1] == loss:
             losses.pop()
         self._state, self._num_equal = state, num_equal
 
     def _looked(self, state: RecoveryState) -> RecoveryState:
-        """Have the state looked at when its trial is over; the damage of this incident does not show in losses."""
+        """Have the weights checked at the end of the trial, because this incident's damage does not show in losses."""
         persistence = self._persistence
         if persistence.callbacks.state is None or persistence.clean_step > self._looked_from:
             return state._replace(is_unseen=False)
@@ -155,10 +155,10 @@ class RecoveryController:
         self._announcer.tell(events.IncidentEnded, text=text)
 
     def begin_anew(self) -> None:
-        """End the incident, and lift what it has put on the learning rate: losses mean something else now."""
+        """End the incident and return to the scheduled learning rate: losses mean something else from now on."""
         before, self._state = self._state, CALM
         if before.tries:
-            self._end("the losses mean something else from here on, as reset_baseline() says.")
+            self._end("reset_baseline() was called: losses mean something else from here on.")
         self._tell_rate(before)
 
     def _tell_rate(self, before: RecoveryState) -> None:
@@ -166,10 +166,10 @@ class RecoveryController:
             self._announcer.tell(events.LrRestored)
 
     def drifted(self, loss: float, lr: float) -> None:
-        """Answer losses that have crept up: a ceiling for the learning rate, and nothing else.
+        """Answer losses that have crept up: cap the learning rate, and do nothing else.
 
         Args:
-            loss: The last of them, which was learned from.
+            loss: The last one, which was learned from.
             lr: The learning rate in use.
         """
         self._persistence.backup.unsettle()
@@ -182,7 +182,7 @@ class RecoveryController:
         )
 
     def accept_level(self, *, lr: float, draws: int, step: int) -> RestoreResult | None:
-        """Answer a raised level that no older state has cured: it is the data, and the newest state is put back.
+        """Accept a raised level that no older state has cured: the data is the reason, so restore the newest state.
 
         Args:
             lr: The learning rate in use.
@@ -190,7 +190,7 @@ class RecoveryController:
             step: Steps reported so far.
 
         Returns:
-            Where the model was put back to; None if the incident has not gone back further than once.
+            What was restored; None if the incident has not gone back further than once.
         """
         state = self._state
         restored = self._return(step, draws)
@@ -220,22 +220,22 @@ class RecoveryController:
         Args:
             ticket: The batch.
             reading: Its loss.
-            verdict: What the guard says of it.
-            scheduled_lr: Learning rate of the schedule now.
-            most_steady: Most steady batches to draw.
+            verdict: The guard's verdict.
+            scheduled_lr: The scheduled learning rate.
+            most_steady: Maximum number of steady batches to draw.
             draws: Batches drawn so far.
             step: Steps reported so far.
-            is_calm: Whether the guard suspected nothing before.
+            is_calm: Whether the guard suspected nothing before this loss.
 
         Returns:
-            Where the model was put back to; None if there is nothing to restore.
+            What was restored; None if nothing was.
 
         Raises:
-            TrainingDiverged: the incident has used up its tries; the model was restored all the same.
+            TrainingDiverged: the incident has used up its tries; the model was restored nevertheless.
             RestoreError: the load callback raised for every state there is.
         """
         samples = self._noted(reading, ticket)
-        # A batch of the weights that were given up tells nothing of those that were put back.
+        # A batch drawn for the discarded weights says nothing about the restored ones.
         is_late = ticket.draw < self._went_back_at and self._state.tries > 0
         before, move, is_explained = self._state, Move.FIRST, False
         sudden = verdict is Verdict.NOT_FINITE and is_calm
@@ -261,22 +261,22 @@ class RecoveryController:
         return self._restore(reach, move, attempt, draws)
 
     def _noted(self, reading: Reading, ticket: Ticket) -> tuple[int, ...]:
-        """Remember a refused loss; the samples that alone are the reason."""
+        """Record a refused loss, and return the samples whose own losses are the only reason."""
         self.replay.cancel()
         self._incident.losses.append(reading.mean)
         samples = not_finite_samples(reading, ticket)
         if samples:
-            # Other samples of the batch had good losses with these weights.
+            # The other samples of the batch had good losses with these weights.
             self._persistence.backup.confirm(ticket.draw)
             self._incident.name_repeated(samples)
         return samples
 
     def _blamed(self, verdict: Verdict, move: Move, attempt: Attempt, draws: int) -> RestoreResult | None:
-        """Answer a loss that a sample is to blame for; where the model was put back to."""
+        """Answer a loss that a bad sample has caused; returns what was restored."""
         restored = None
         is_harmless = verdict is Verdict.NOT_FINITE and not self.recovery.gives_up(self._state)
         if is_harmless and self._persistence.is_sound():
-            # It was refused before it could do any harm: nothing needs to be put back.
+            # It was refused before it could do any harm: nothing needs to be restored.
             self._incident.attempts.append(attempt)
         else:
             restored = self._restore(Reach.NEWEST, move, attempt, draws)
@@ -284,7 +284,7 @@ class RecoveryController:
         return restored
 
     def _is_explained(self, ticket: Ticket, samples: tuple[int, ...], verdict: Verdict, step: int) -> bool:
-        """Whether a sample of the batch is to blame, and not the weights."""
+        """Whether a sample of the batch is the reason, and not the weights."""
         if verdict not in (Verdict.NOT_FINITE, Verdict.SPIKE):
             return False
         chance = self.quarantine.refused(ticket.indices, samples, step, epoch=ticket.epoch)
@@ -300,11 +300,11 @@ class RecoveryController:
     def _answered(
         self, verdict: Verdict, is_explained: bool, *, step: int, lr: float, most_steady: int, sudden: bool
     ) -> tuple[RecoveryState, Move]:
-        """Move on with the incident, or begin one; the state before, and where the model goes."""
+        """Advance the incident, or begin one; returns the state before and where the model is to go."""
         state = self._state
         self._incident.note_accepted(state.accepted)
         if is_explained and state.tries and state.is_sudden and not state.is_deeper:
-            # Nothing but such samples has gone wrong so far: each time is an incident of its own.
+            # Only such samples were refused so far: each refusal is an incident of its own.
             kept, self._state = state, self.recovery.closed(state)
             self._end(self._incident.conclusion(kept))
             state = self._state
@@ -321,28 +321,28 @@ class RecoveryController:
         return state, move
 
     def _convict(self, step: int) -> None:
-        """Quarantine the samples that explain what was refused; then the rate is the schedule's again."""
+        """Quarantine the samples that explain the refusals; the learning rate then follows the schedule again."""
         samples, refusals = self.quarantine.convict(step)
         before = self._state
         if samples and refusals >= before.tries:
             self._set(self.recovery.absolved(before))
-            self._end(f"{self.quarantine.named(samples)} made the losses bad, and will not be drawn any more.")
+            self._end(f"{self.quarantine.named(samples)} made the losses bad and will no longer be drawn.")
             self._tell_rate(before)
 
     def damaged(
         self, array: str, *, step: int, scheduled_lr: float, most_steady: int, draws: int
     ) -> RestoreResult | None:
-        """Answer a number of the model that is not finite, where the losses were fine.
+        """Answer an array of the model that is not finite while the losses were good.
 
         Args:
             array: Its name.
             step: Steps reported so far.
-            scheduled_lr: Learning rate of the schedule now.
-            most_steady: Most steady batches to draw.
+            scheduled_lr: The scheduled learning rate.
+            most_steady: Maximum number of steady batches to draw.
             draws: Batches drawn so far.
 
         Returns:
-            Where the model was put back to; None if there is nothing to restore.
+            What was restored; None if there is nothing to restore.
 
         Raises:
             TrainingDiverged: as `refused`.
@@ -351,8 +351,8 @@ class RecoveryController:
         if self._persistence.backup.is_empty or self._persistence.callbacks.load is None:
             self._announcer.warn_once(
                 f"damaged {array}",
-                f"{array!r} of the model's state is not finite at step {step}, and no backup is taken while it is. If "
-                "it is meant to be so, leave it out of the state.",
+                f"{array!r} in the model's state is not finite at step {step}; no backup is taken while that is so. If "
+                "that is intended, leave it out of the state.",
             )
             return None
         before, move = self._answered(
@@ -373,7 +373,7 @@ class RecoveryController:
             self._announcer.tell(events.LrCapped, ceiling=ceiling, reason=reason)
 
     def _restore(self, reach: Reach, move: Move, attempt: Attempt, draws: int) -> RestoreResult | None:
-        """Put the model back as far as this try asks for; give up if it was one too many."""
+        """Restore the model as far back as this try requires; give up if it was one try too many."""
         state, persistence = self._state, self._persistence
         depth = None
         if move is not Move.FIRST and state.restored >= 0:
@@ -390,10 +390,10 @@ class RecoveryController:
         elif not failures:
             self._incident.say_how_to_restore(attempt)
         if failures:
-            # What could not be put back counts as a try.
+            # Every state that could not be restored counts as a try.
             self._state = self._state._replace(tries=state.tries + len(failures), stuck=state.stuck + len(failures))
         if failures and restored is None:
-            self._incident.give_up("nothing could be put back", self._state)
+            self._incident.give_up("nothing could be restored", self._state)
         is_final = restored is not None or attempt.reason != Verdict.SPIKE.value
         if self.recovery.gives_up(self._state) and is_final and attempt.reason != Verdict.RAISED.value:
             # No older state was any better.
@@ -402,7 +402,7 @@ class RecoveryController:
         return restored
 
     def _return(self, step: int, draws: int) -> RestoreResult | None:
-        """Put the model back to the state that the incident restored first, if it has gone back further since."""
+        """Restore the state that this incident restored first, if it has gone back further since."""
         first = self._incident.attempts[0] if self._incident.attempts else None
         if first is None or not first.source or not self._state.is_deeper:
             return None
@@ -433,7 +433,7 @@ class RecoveryController:
         self._tell_restored(restored, attempt.step, draws)
 
     def replayed(self, ticket: Ticket, loss: float, *, step: int, draws: int) -> RestoreResult | None:
-        """Compare the loss of a batch with that of the first time, if it is one that was trained on again.
+        """Compare the loss of a replayed batch with its first loss; does nothing for any other batch.
 
         Args:
             ticket: The batch.
@@ -442,7 +442,7 @@ class RecoveryController:
             draws: Batches drawn so far.
 
         Returns:
-            Where the model was put back to, as the loss has not repeated; else None.
+            What was restored, because the loss did not repeat; else None.
         """
         to = self._state.restored
         seen, is_other = self.replay.reported(ticket.draw, loss)
@@ -457,23 +457,23 @@ class RecoveryController:
         return restored
 
     def summary(self) -> str:
-        """What recovery has done and still does, for people; "" if nothing."""
+        """What recovery has done and is still doing, as text for people; "" if nothing."""
         state = self._state
         parts = [f"model restored {self.num_restored} times"] if self.num_restored else []
         if state.factor != 1:
-            parts.append(f"learning rate x {self.lr_factor:.3g} after a refused loss, back to 1 by and by")
+            parts.append(f"learning rate x {self.lr_factor:.3g} after a refused loss, returning to 1")
         if state.ceiling is not None:
-            parts.append(f"learning rate kept below {state.ceiling:.3g}, as it went wrong at {state.culprit:.3g}")
+            parts.append(f"learning rate capped at {state.ceiling:.3g}, since it went wrong at {state.culprit:.3g}")
         if len(self._table.quarantined):
             parts.append(f"in quarantine: {self.quarantine.named(self._table.quarantined.tolist())}")
         return "".join(f"; {part}" for part in parts)
 
     def state_dict(self) -> dict[str, Any]:
-        """The incident."""
+        """The state of the incident, and the age of the weights."""
         return {**self._state._asdict(), "lineage": self._weight_age.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Load what `state_dict` returned."""
         self._set(RecoveryState(**{name: value for name, value in state.items() if name != "lineage"}))
         self._weight_age.load_state_dict(state.get("lineage", ()))
         self._incident.attempts.clear()

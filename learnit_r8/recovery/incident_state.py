@@ -1,4 +1,4 @@
-"""The state of an incident: what recovery's policy decides from, and where a refusal takes the model."""
+"""The state of an incident, from which the recovery policy decides."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 
 class Move(enum.Enum):
-    """Where a refusal takes the model, compared with the refusals before it in the incident.
+    """Where a refusal takes the model, compared with the earlier refusals of the incident.
 
-    FIRST: it is the first one. AGAIN: back to the state that was restored last. FURTHER: to an older one.
-    STUCK: there is no older one, or none at all.
+    FIRST: this is the first refusal. AGAIN: to the state restored last. FURTHER: to an older one. STUCK: there is no
+    older state, or none at all.
     """
 
     FIRST = "first"
@@ -20,32 +20,32 @@ class Move(enum.Enum):
 
 
 class RecoveryState(NamedTuple):
-    """Where an incident stands.
+    """The state of an incident.
 
     Attributes:
-        tries: Refused losses in this incident; 0 while all is well.
-        factor: What the scheduled learning rate was multiplied by at the last refusal.
+        tries: Number of refused losses in this incident; 0 outside one.
+        factor: Factor of the scheduled learning rate, as set at the last refusal.
         accepted: Good losses since the last refusal.
         steady_left: Steady batches still to draw.
-        ceiling: Highest learning rate allowed; None for any.
+        ceiling: Highest learning rate allowed; None for no limit.
         culprit: The learning rate that went wrong, up to which the ceiling rises again.
-        is_sudden: Whether all of the incident were losses that were not finite.
-        num_capped: Incidents that lowered the ceiling since there was none.
-        lowered: How often the rate was lowered in this incident.
-        stuck: Refusals of this incident that took the model no further back than before; the first one is among them.
-        first: Steps reported at the first refusal; -1 before one.
-        restored: Steps reported when the state that was restored last was taken; -1 while there is none.
+        is_sudden: Whether every refused loss of the incident was not finite.
+        num_capped: Incidents that lowered the ceiling since there last was none.
+        lowered: Number of times this incident has lowered the rate.
+        stuck: Refusals of this incident that took the model no further back, the first one included.
+        first: Steps reported at the first refusal; -1 before it.
+        restored: Steps reported when the state restored last was taken; -1 if none was restored.
         is_proven: Whether that state had passed its trial before.
         is_again: Whether a state was restored twice.
-        is_deeper: Whether an older state was restored than the first one.
-        trial: Good losses that the state restored last needs to pass its trial, besides those of `Recovery`.
-        is_unseen: Whether losses do not show the damage, so that the state must be looked at before the incident ends.
+        is_deeper: Whether a state older than the first one was restored.
+        trial: Good losses that the state restored last needs to pass its trial, if more than `Recovery` asks for.
+        is_unseen: Whether the damage does not show in losses, so that the weights must be checked at the end.
         owns_ceiling: Whether there was no ceiling before this incident.
-        isolated: Incidents in a row that began before the trial of the one before was passed.
-        in_a_row: Refusals since the last good loss that a sample was blamed for.
-        distance: Steps of training between the state that was restored last and the first refusal.
-        proven_lr: Learning rate at which that state passed its trial; None if it did not, or if that is not known. It
-            is remembered while there is a ceiling.
+        isolated: Incidents in a row that began before the trial of the previous one was over.
+        in_a_row: Refusals since the last good loss that were blamed on samples.
+        distance: Training steps between the state restored last and the first refusal.
+        proven_lr: Learning rate at which that state passed its trial; None if it did not, or if unknown. Kept while
+            there is a ceiling.
     """
 
     tries: int = 0
@@ -79,7 +79,7 @@ BEFORE_INCIDENT = {
         "owns_ceiling", "isolated", "distance",
     )
 }  # fmt: skip
-"""The fields of an incident, as they are before one."""
+"""The fields that belong to one incident, with their values outside it."""
 
 CALM = RecoveryState()
-"""Nothing was refused, and the learning rate is the schedule's."""
+"""Nothing was refused, and the learning rate follows the schedule."""

@@ -1,4 +1,4 @@
-"""Recovery: what to try after a refused loss, and when to give up."""
+"""The recovery policy: what to try after a refused loss, and when to give up."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .incident_state import BEFORE_INCIDENT, CALM, Move, RecoveryState
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss stayed refused after everything that recovery can try.
+    """Losses are still refused after recovery has tried everything it can.
 
     Attributes:
-        bundle: Path of a JSON file with what was tried and the last losses; None where there is no folder for it.
+        bundle: Path of a JSON file with the attempts and the last losses; None if there is no folder for it.
     """
 
     bundle: str | None = None
@@ -25,25 +25,25 @@ class Recovery:
     """Restore the model, lower the learning rate, train on low-loss data for a while; give up after some tries.
 
     Attributes:
-        factors: Learning-rate factors of an incident, each in (0, 1]: the first at its first refusal, the next one
-            whenever a refusal lowers the rate further; the last one goes on.
-        hold_steps: Good steps for which the factor is kept.
-        ramp_steps: Good steps over which it then rises to 1, linearly.
+        factors: Learning-rate factors of an incident, each in (0, 1]: the first applies from its first refusal, the
+            next one whenever a refusal lowers the rate further; the last one is then kept.
+        hold_steps: Number of good steps for which the factor is kept.
+        ramp_steps: Number of good steps over which it then rises linearly to 1.
         steady_steps: Batches of low-loss samples after a refusal, at most a quarter of an epoch.
-        heal_steps: Good losses in a row that end an incident of losses that were not finite, and
-        calm_steps: those that end any other: then the restored state has passed its trial. Half of ``heal_steps`` more
-            than there were steps between that state and the refusal are needed besides, so that whatever came of it
-            before would have come again. After a spike the lowered rate is a ceiling, whatever the ramp says, and
-            begins to rise after ``calm_steps`` good losses. A loss that is not finite out of a clear sky sets no
-            ceiling: it is its batch's.
-        max_tries: Refusals in one incident that are answered without going further back; the next one gives up.
-        relax_steps: Good steps after which the ceiling rises by 5 %, time and again, until it is where the training
-            went wrong; then it is gone. After a first incident it doubles instead while it is below half of the rate at
+        heal_steps: Good losses in a row that end an incident in which every refused loss was not finite, and
+        calm_steps: those that end any other incident: the restored state has then passed its trial. The trial also
+            takes as many good losses as there were steps between that state and the refusal, plus half of
+            ``heal_steps``, so that the same trouble would have come again. After a spike the lowered rate is a
+            ceiling, whatever the ramp says, which begins to rise after ``calm_steps`` good losses. A sudden loss that
+            is not finite sets no ceiling, because its batch is the likely cause.
+        max_tries: Refusals in one incident that may be answered without going further back; the next one gives up.
+        relax_steps: Good steps after which the ceiling rises by 5 %, repeatedly, up to the rate at which training went
+            wrong; then it is lifted. After a first incident it doubles instead while it is below half the rate at
             which the restored state passed its trial; every further incident makes it rise four times as slowly.
-        trial_steps: Good losses that make a backup one to trust.
-        older_steps: Least steps between the two such backups that are kept.
-        replay_check: Whether the first batch after a backup is trained on again when it was restored, and its loss must
-            repeat: else it was the memory, the hardware, or training is not deterministic. Takes up to two steps.
+        trial_steps: Good losses after which a backup counts as proven.
+        older_steps: Minimum number of steps between the two proven backups that are kept.
+        replay_check: Whether to train on the first batch after a restored backup again, whose loss must repeat: if
+            not, memory or hardware is at fault, or training is not deterministic. Takes up to two steps.
 
     Raises:
         ValueError: an attribute outside its range.
@@ -78,19 +78,19 @@ class Recovery:
             whole_number(name, getattr(self, name), least=1)
 
     def is_clear_sky(self, state: RecoveryState) -> bool:
-        """Whether nothing was refused of late, or good losses have followed it."""
+        """Whether nothing was refused recently, or good losses have followed since."""
         return state.is_sudden and (not state.tries or state.accepted >= FRESH_STEPS)
 
     def plan(self, state: RecoveryState, *, steps: Collection[int], is_level: bool = False) -> Move:
         """Where the next refusal of an incident takes the model.
 
-        A state that had passed its trial may be tried once more, at a lower rate; from then on it goes strictly back.
+        A proven state may be tried once more, at a lower rate; after that, every try goes strictly back.
 
         Args:
             state: The state before the refusal.
-            steps: When the states that could be restored were taken, in steps reported.
-            is_level: Whether it is for a raised level. What makes one creeps up, so that a trial may have been passed
-                with it: such a state is tried again only where there is no older one.
+            steps: Steps at which the restorable states were taken.
+            is_level: Whether the reason is a raised level. Its cause creeps up and may be in a state that passed its
+                trial, so a proven state is only tried again if there is no older one.
         """
         if not state.tries:
             return Move.FIRST
@@ -111,23 +111,23 @@ class Recovery:
     ) -> RecoveryState:
         """The state after one more refused loss.
 
-        The first time an older state is tried the rate is not lowered further: if it helps, it was the weights.
+        The first try of an older state does not lower the rate further: if it helps, the weights were the cause.
 
         Args:
             state: The state before.
-            steady_limit: Most steady batches to ask for.
-            move: What `plan` says.
+            steady_limit: Maximum number of steady batches.
+            move: As `plan` returned it.
             step: Steps reported, the refused one included.
-            sudden: Whether the loss was not finite, and nothing was suspected before.
+            sudden: Whether the loss was not finite and nothing was suspected before.
             lr: The scheduled learning rate; 0 sets no ceiling.
         """
-        # Where the restored state had a good loss, what failed may be the update, and not the state.
+        # If the restored state had a good loss first, the update may have failed, and not the state.
         lowers = move is not Move.FURTHER or state.is_deeper or (not sudden and state.accepted > 0)
         lowered = state.lowered + (lowers and state.tries > 0)
         factor = min(self.factors[min(lowered, len(self.factors) - 1)], self.lr_factor(state))
         is_early = not sudden and not state.tries and state.ceiling is None and 0 <= step <= EARLY_STEPS
         if is_early:
-            # A loss may be strange for other reasons than the rate, and a ceiling would hold down the whole warm-up.
+            # An early spike often has other causes than the rate, and a ceiling would hold down the whole warm-up.
             factor = self.lr_factor(state)
         is_clear = is_early or (sudden and self.is_clear_sky(state))
         refused = state._replace(
@@ -154,20 +154,20 @@ class Recovery:
         return _capped(refused, ceiling, now)
 
     def _lowered(self, state: RecoveryState, ceiling: float, now: float, move: Move) -> float:
-        """The ceiling when a rate went wrong again."""
+        """The ceiling after a rate has failed again."""
         ceiling = min(ceiling, now * HARSHER ** _sharpness(state.accepted))
         if move is Move.AGAIN and state.accepted and state.proven_lr:
-            # At half of the rate that this state has borne, another failure is not that of the rate.
+            # At half the rate at which this state passed its trial, another failure has another cause.
             ceiling = min(ceiling, state.proven_lr / 2)
         return ceiling
 
     def blamed(self, state: RecoveryState, step: int, *, again: bool) -> RecoveryState:
-        """The state after a loss was refused for a sample in its batch: the weights and the rate are not to blame.
+        """The state after a loss was refused because of a sample in its batch, not of the weights or the rate.
 
         Args:
             state: The state before.
             step: Steps reported, the refused one included.
-            again: Whether the losses refused before are that sample's too. Then the rate is the schedule's at once.
+            again: Whether that sample explains the earlier refusals too: then the rate follows the schedule at once.
         """
         first = state.first if state.tries else step
         factor = 1.0 if again and state.is_sudden and not state.is_deeper else self.lr_factor(state)
@@ -185,14 +185,14 @@ class Recovery:
     def restored(
         self, state: RecoveryState, step: int, *, distance: int, is_proven: bool, proven_lr: float = math.nan
     ) -> RecoveryState:
-        """The state after the model was put back.
+        """The state after the model was restored.
 
         Args:
-            state: What `refused` returned.
+            state: As `refused` returned it.
             step: Steps reported when the restored state was taken.
-            distance: Steps of training between it and the first refusal of the incident.
+            distance: Training steps between it and the first refusal of the incident.
             is_proven: Whether it had passed its trial before.
-            proven_lr: At what rate; NaN if that is not known.
+            proven_lr: The learning rate during that trial; NaN if unknown.
         """
         return state._replace(
             restored=step,
@@ -204,42 +204,42 @@ class Recovery:
         )
 
     def is_on_time(self, state: RecoveryState) -> bool:
-        """Whether one more refusal comes just when damage in the restored state would show again."""
+        """Whether a refusal now comes just when damage in the restored state would show again."""
         return state.tries > 0 and state.restored >= 0 and abs(state.accepted + 1 - state.distance) <= 1
 
     def is_isolated(self, state: RecoveryState, move: Move, *, sudden: bool) -> bool:
-        """Whether one more refusal is an incident of its own, though the trial of the last one is not passed.
+        """Whether a refusal is an incident of its own, although the trial of the last one is not over.
 
-        What was wrong with the restored state would have come again after as many good losses as there were steps
-        between that state and the refusal. A refusal that comes sooner, after some good losses, is another one; so is
-        one after many good losses where there is nothing older to try.
+        Damage in the restored state would show again after as many good losses as there were steps between that state
+        and the refusal. A refusal that comes sooner than that, after some good losses, has another cause; so has one
+        after many good losses if there is nothing older to try.
 
         Args:
             state: The state before the refusal.
-            move: What `plan` says.
-            sudden: Whether the loss was not finite, and nothing was suspected before.
+            move: As `plan` returned it.
+            sudden: Whether the loss was not finite and nothing was suspected before.
         """
         distance, accepted = state.distance, state.accepted
         if state.is_unseen or state.restored < 0:
             return False
         if sudden and state.is_sudden and FRESH_STEPS <= accepted < distance - FRESH_STEPS:
             return True
-        # How soon a spike or a level is seen differs.
+        # Spikes and levels are not seen equally soon each time.
         is_sooner = accepted < distance // 2
         return accepted >= self.heal_steps and (is_sooner or sudden is not state.is_sudden or move is Move.STUCK)
 
     def closed(self, state: RecoveryState) -> RecoveryState:
-        """The state when an incident is over; the rate stays as it is and comes back by and by."""
+        """The state after an incident; the learning rate keeps its factor and ceiling, which rise as usual."""
         return state._replace(**BEFORE_INCIDENT)
 
     def absolved(self, state: RecoveryState) -> RecoveryState:
-        """The state once a sample is known to be the cause: the rate is the schedule's, but for an older ceiling."""
+        """The state once a sample is known to be the cause: only a ceiling of an earlier incident stays."""
         if state.owns_ceiling or state.ceiling is None:
             return CALM
         return state._replace(**BEFORE_INCIDENT, factor=1.0, steady_left=0)
 
     def drifted(self, state: RecoveryState, lr: float) -> RecoveryState:
-        """The state after the losses have crept up with a learning rate: it stays below half of that for a while."""
+        """The state after losses have crept up: the learning rate is capped at half of ``lr`` for a while."""
         return _capped(state._replace(accepted=0), lr / 2, lr)
 
     def accepted(self, state: RecoveryState) -> RecoveryState:
@@ -256,11 +256,11 @@ class Recovery:
         return CALM
 
     def trial_of(self, state: RecoveryState) -> int:
-        """Good losses in a row that end the incident."""
+        """Number of good losses in a row that end the incident."""
         return max(self.heal_steps if state.is_sudden else self.calm_steps, state.trial)
 
     def lr_factor(self, state: RecoveryState) -> float:
-        """What to multiply the scheduled learning rate by, in (0, 1]."""
+        """Factor of the scheduled learning rate, in (0, 1]."""
         ramped = (
             (state.accepted - self.hold_steps) / self.ramp_steps
             if self.ramp_steps
@@ -274,46 +274,46 @@ class Recovery:
         return lr if state.ceiling is None else min(lr, state.ceiling)
 
     def gives_up(self, state: RecoveryState) -> bool:
-        """Whether the incident has used up its tries, or too many have followed one another."""
+        """Whether the incident has used up its tries, or too many incidents have followed one another."""
         return max(state.stuck, min(1, state.tries)) > self.max_tries or state.isolated > ISOLATED * self.max_tries
 
 
 LEAST_LEVEL_STEPS = 176
-"""Steps of a run before which a state has no level of the losses of its own: whether they are raised cannot be told."""
+"""A state of fewer steps has no loss level of its own, so whether losses are raised cannot be told."""
 
 EARLY_STEPS = 80
-"""Steps of a run within which a first spike does not lower the rate yet; a second one does."""
+"""Within this many steps of a run, a first spike does not lower the rate; a second one does."""
 
 ISOLATED = 4
-"""How many more incidents may follow one another without a passed trial than an incident has tries."""
+"""How many times more incidents than tries may follow one another without a passed trial."""
 
 MOST_IN_A_ROW = 8
-"""Refusals in a row that samples may be blamed for, where only some losses of each batch were bad."""
+"""Maximum number of refusals in a row blamed on samples when only some losses of each batch were bad."""
 
 FRESH_STEPS = 4
-"""Good losses after a refusal that tell the weights from the batch."""
+"""Good losses after a refusal that show that the batch was bad, and not the weights."""
 
 RELAX = 1.05
 """What a ceiling is multiplied by when it rises."""
 
 SLOWER = 4
-"""How much more slowly with every further incident."""
+"""How many times more slowly it rises with every further incident."""
 
 QUICK_STEPS = 32
-"""Good losses within which a rate that is far too high goes wrong."""
+"""Good losses within which a far too high rate fails."""
 
 HARSHER = 0.2
-"""What the rate is multiplied by at least when it went wrong again within an incident."""
+"""Factor of a rate that has failed again within an incident, applied once or several times."""
 
 
 def _sharpness(accepted: int) -> int:
-    """How sharply to lower a rate that went wrong after so many good losses: the sooner, the further off it was."""
-    # Not one good loss: the update is not to blame, the state is, or the batch.
+    """How often to apply `HARSHER` to a rate that failed after this many good losses: the sooner, the more often."""
+    # Without a single good loss, the update is not the cause; the state or the batch is.
     return 3 if 0 < accepted < FRESH_STEPS else 2 if 0 < accepted < QUICK_STEPS else 1
 
 
 def _capped(state: RecoveryState, ceiling: float, culprit: float) -> RecoveryState:
-    """With a ceiling no higher than this; the first of an incident counts."""
+    """The state with a ceiling no higher than this; counts the incident if it is its first ceiling."""
     return state._replace(
         ceiling=ceiling if state.ceiling is None else min(ceiling, state.ceiling),
         culprit=max(culprit, state.culprit),
@@ -322,7 +322,7 @@ def _capped(state: RecoveryState, ceiling: float, culprit: float) -> RecoverySta
 
 
 def _relaxed(state: RecoveryState, ceiling: float) -> RecoveryState:
-    """With a ceiling that is a little higher, or twice as high as long as such weights have borne that before."""
+    """The state with a slightly higher ceiling, or twice as high while the restored state has borne that before."""
     is_borne = state.num_capped <= 1 and 2 * ceiling <= (state.proven_lr or 0.0)
     ceiling *= 2 if is_borne else RELAX
     if ceiling >= state.culprit:

@@ -55,7 +55,7 @@ def test_stopped_run_draws_no_more():
 
     assert r8.draw_if_any() is None
     assert r8.draw_ahead() is None
-    with pytest.raises(RuntimeError, match=r"draw\(\) was called at step 0 after the run was stopped; ask is_stopped"):
+    with pytest.raises(RuntimeError, match=r"draw\(\) was called at step 0 after the run was stopped; check"):
         r8.draw()
 
 
