@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from .._validation import is_number, whole_number
 from .around import Around
 from .base import Candidates, Order, Policy
+from .radix import keys_of, order_of
 from .ranking import filled_in
 from .shuffle import Shuffle
 
@@ -64,7 +65,8 @@ def _swap_extremes(batches: Order, loss: NDArray[np.float64], target: float, tol
     """Swap one sample between batches paired from both ends of the ranking by mean loss; False if none moved."""
     values = loss[batches]
     gap = values.mean(axis=1) - target
-    ranked = np.argsort(gap, kind="stable")
+    # Zeros of either sign are equal, and what is no number comes last.
+    ranked = order_of(keys_of(np.where(np.isnan(gap), np.nan, gap + 0.0)))
     low, high = ranked[: len(ranked) // 2], ranked[::-1][: len(ranked) // 2]
     top, bottom = values[high].argmax(axis=1), values[low].argmin(axis=1)
     moved = (values[high, top] - values[low, bottom]) / batches.shape[1]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .base import Candidates, Context, Kept, Order, Policy
-from .ranking import by_loss, positions_of, usage_first
+from .radix import order_of
+from .ranking import by_loss
 
 
 @dataclass(frozen=True)
@@ -34,5 +35,4 @@ class Steady(Policy):
         return keep, None
 
     def arrange(self, chunk: Candidates, batch_size: int, rng: np.random.Generator) -> Order:
-        positions = np.arange(len(chunk.indices), dtype=np.int32)
-        return positions_of(np.sort(usage_first(chunk.usage_count, positions)))
+        return order_of(chunk.usage_count)

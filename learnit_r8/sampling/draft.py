@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..policies.base import Candidates, Context, Policy
+from ..policies.radix import holds
 from ..table.records import reordered
 from ..table.table import SampleTable
 from .chunk import Chunk
@@ -62,7 +63,7 @@ class Draft:
         records = table.records.take(indices)
         order = self._order(indices, records)
         if watch_rng is not None:
-            order = spread_evenly(order, np.isin(indices[order], table.exclusions.watched), table.batch_size, watch_rng)
+            order = spread_evenly(order, holds(table.exclusions.watched, indices[order]), table.batch_size, watch_rng)
         records = reordered(records, order)
         missing = -len(indices) % table.batch_size
         sizes = np.full(-(-len(indices) // table.batch_size), table.batch_size)

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..policies.base import Outlook
+from ..policies.radix import keys_of, order_of
 from ..table.label_noise import Suspicion
 from ..table.losses import EXACT
 from ..table.mixture import Humps
@@ -31,7 +33,8 @@ def look_at(table: SampleTable, rng: np.random.Generator) -> Outlook:
     if table.num_samples <= MOST_LOOKED_AT:
         chosen = np.arange(table.num_samples)
     else:
-        chosen = np.sort(rng.integers(0, table.num_samples, MOST_LOOKED_AT))
+        chosen = rng.integers(0, table.num_samples, MOST_LOOKED_AT)
+        chosen = chosen[order_of(chosen)]
     records = table.records.take(chosen)
     uses, mean = records["usage_count"], records["mean"]
     suspicion = Suspicion.of(mean, uses, table.untrained_loss)
@@ -45,7 +48,13 @@ def look_at(table: SampleTable, rng: np.random.Generator) -> Outlook:
     if not fine.any():
         return Outlook(True, float(uses.mean()), 1.0, math.nan, suspicion)
     hard_share = float((mean[fine] > table.untrained_loss).mean())
-    return Outlook(True, float(uses.mean()), hard_share, float(np.median(records["last"][fine])), suspicion)
+    return Outlook(True, float(uses.mean()), hard_share, _median(records["last"][fine]), suspicion)
+
+
+def _median(losses: NDArray[np.float32]) -> float:
+    """The middle one of some losses, or the mean of the two in the middle."""
+    count = len(losses)
+    return float(losses[order_of(keys_of(losses))[(count - 1) // 2 : count // 2 + 1]].mean())
 
 
 def to_plain(outlook: Outlook) -> list[Any]:

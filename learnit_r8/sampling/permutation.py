@@ -17,11 +17,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..policies.radix import order_of
+
 MAX_SAMPLES = 2**32 - 2**18
 """Largest permutation: ranks are computed in uint32, and ``a * b`` may exceed N by up to 2 sqrt(N)."""
 
 _SMALL = 2**14
 """Up to here the permutation is simply stored: small Feistel tables do not reach every order."""
+
+_SPARE_BITS = 14
+"""Of each word that sorts a small one, the lowest are left out: version 0.1 kept the index there."""
 
 
 def raw_words(key: Sequence[int], count: int) -> NDArray[np.uint64]:
@@ -56,10 +61,7 @@ class Permutation:
         self._size = size
         self._whole: NDArray[np.int64] | None = None
         if size <= _SMALL:
-            # The low 14 bits make the words distinct, so that sorting them never has to break a tie.
-            words = raw_words(key, size) & ~np.uint64(_SMALL - 1) | np.arange(size, dtype=np.uint64)
-            whole: NDArray[np.int64] = (np.sort(words) & np.uint64(_SMALL - 1)).astype(np.int64)
-            self._whole = whole
+            self._whole = order_of(raw_words(key, size) >> np.uint64(_SPARE_BITS))
             return
         self._rows = math.isqrt(size - 1) + 1
         self._columns = -(-size // self._rows)

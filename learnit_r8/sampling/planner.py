@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..policies.base import Context, Outlook, Policy
-from ..policies.ranking import positions_of, usage_first
+from ..policies.radix import holds, order_of
 from ..policies.registry import SHUFFLE
 from ..table.table import SampleTable
 from .chunk import Chunk
@@ -149,12 +149,11 @@ class Planner:
 
     def _filled_up(self, left_over: NDArray[np.int64], part: NDArray[np.int64]) -> NDArray[np.int64]:
         """What was left over by a sweep, and behind it the samples of the next, least used first."""
-        part = part[~np.isin(part, left_over)]
+        part = part[~holds(left_over[order_of(left_over)], part)]
         if not len(part):
             return left_over
-        uses = self._table.records.take(part)["usage_count"].astype(np.int64)
-        order = positions_of(np.sort(usage_first(uses, np.arange(len(part), dtype=np.int32))))
-        return np.concatenate([left_over, part[order]])
+        uses = self._table.records.take(part)["usage_count"]
+        return np.concatenate([left_over, part[order_of(uses)]])
 
     def _room(self, num_left: int) -> int:
         """Samples that the batches left in the pass hold: the last one is as short as without a selection."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..policies.radix import holds
 from ..table.table import SampleTable
 from .chunk import OPEN, OUT_AGAIN, WAITING
 from .permutation import Permutation
@@ -50,7 +51,7 @@ def fitted(state: Mapping[str, Any], table: SampleTable, plan: Plan, remap: Arra
         "table": {
             **state["table"],
             **{name: _moved(state["table"][name], was) for name in _TABLE_ARRAYS},
-            "quarantined": np.flatnonzero(np.isin(was, state["table"].get("quarantined", ()))),
+            "quarantined": np.flatnonzero(holds(np.asarray(state["table"].get("quarantined", ()), np.int64), was)),
         },
         "quarantine": None,
         "plan": plan_state,
@@ -64,7 +65,7 @@ def _positions(saved: Mapping[str, Any], table: SampleTable, remap: ArrayLike | 
     if remap is not None:
         was = np.asarray(remap)
         in_range = was.dtype.kind in "iu" and was.shape == (size,) and was.min() >= -1 and was.max() < before
-        if not in_range or np.unique(was[was >= 0]).size < np.count_nonzero(was >= 0):
+        if not in_range or np.bincount(was[was >= 0], minlength=1).max() > 1:
             raise ValueError(
                 f"remap must be {size} distinct positions in [0, {before}) or -1 for new samples, got {remap!r}."
             )
@@ -145,8 +146,11 @@ def _rest(saved: Mapping[str, Any], seed: int, size: int, epoch: int) -> NDArray
         parts.append(np.asarray(order)[sweep["rank"] :])
     # A policy that sweeps over the data again may have a sample in two places.
     rest = np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)
-    _, first = np.unique(rest, return_index=True)
-    return rest[np.sort(first)]
+    first = np.empty(size, np.int64)
+    # Where a position is written to twice the last value stays: from behind, that is the first place.
+    first[rest[::-1]] = np.arange(len(rest))[::-1]
+    once: NDArray[np.int64] = rest[first[rest] == np.arange(len(rest))]
+    return once
 
 
 def _renumbered(rest: NDArray[np.int64], was: NDArray[np.int64], size: int) -> NDArray[np.int64]:
