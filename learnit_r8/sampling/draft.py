@@ -38,7 +38,7 @@ class Draft:
 
     def select(self, indices: NDArray[np.int64]) -> Weighted:
         """The samples that the policy keeps, and their weights."""
-        records = self._table.records.take(indices)
+        records = self._table.records.gather(indices)
         self.typical = self._mean_of(records)
         candidates = self._candidates(indices, records)
         keep, weights = self._policy.select(candidates, self._context, self._rng)
@@ -60,7 +60,7 @@ class Draft:
             watch_rng: Deals out the samples that are watched to the batches; None if none are.
         """
         table, (indices, weights) = self._table, samples
-        records = table.records.take(indices)
+        records = table.records.gather(indices)
         order = self._order(indices, records)
         if watch_rng is not None:
             order = spread_evenly(order, holds(table.exclusions.watched, indices[order]), table.batch_size, watch_rng)

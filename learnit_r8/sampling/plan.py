@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..policies.base import Context, Outlook, Policy
+from ..table.records import PATIENCE
 from ..table.table import SampleTable
 from .chunk import OPEN, OUT_AGAIN, REPORTED, WAITING, Batch, Chunk
 from .outlook import from_plain, to_plain
@@ -43,7 +44,7 @@ class Plan:
         displaced: Batches that were left undrawn when their pass ended.
         abandoned: Batches that were drawn and given up.
         chunk: Where the next batches come from, and
-        limit: how many of it are drawn at most.
+        limit: how many of it are drawn before it is looked at again.
         returned: Batches that are drawn before any other.
     """
 
@@ -151,18 +152,27 @@ class Plan:
             return self._drawn_again(self.returned.popleft())
         if self.pass_number < 0:
             raise RuntimeError(f"draw() needs a pass, got pass_number={self.pass_number}; call start_pass() first.")
-        self._leave_chunk()
-        left = self.steps_per_pass - self._drawn_before
-        if left:
-            self.chunk = self._planner.next_chunk(self._context, left)
-            self._open.append(self.chunk)
-            self.limit = min(left, len(self.chunk.states))
+        if self.chunk.drawn == self._last_drawn:
+            self._leave_chunk()
+            left = self.steps_per_pass - self._drawn_before
+            if left:
+                self.chunk = self._planner.next_chunk(self._context, left)
+                self._open.append(self.chunk)
+        if self.chunk.drawn < self._last_drawn:
+            # Where memory is late each step waits a little for it, so that none has to wait for all of it.
+            can_go_on = self.table.records.settle_some(PATIENCE)
+            self.limit = self._last_drawn if can_go_on else self.chunk.drawn + 1
             return self.draw()
         if not self._waiting:
             raise RuntimeError(f"pass {self.pass_number} has {self.steps_per_pass} batches, and all were drawn.")
         batch = self._waiting.popleft()
         batch.chunk.states[batch.slot] = OUT_AGAIN
         return self._drawn_again(batch)
+
+    @property
+    def _last_drawn(self) -> int:
+        """How many batches of the chunk are drawn at most, waiting or not."""
+        return min(self.steps_per_pass - self._drawn_before, len(self.chunk.states))
 
     @staticmethod
     def _drawn_again(batch: Batch) -> Batch:
@@ -262,6 +272,7 @@ class Plan:
         self.table.records.finish_writing()
         for chunk in self._open:
             chunk.learn()
+        self.table.records.settle()
 
     def _close_settled(self) -> None:
         for chunk in [chunk for chunk in self._open if chunk.is_settled and chunk is not self.chunk]:
@@ -277,7 +288,7 @@ class Plan:
             "context": [*self._context[:4], to_plain(self._context.outlook)],
             **self._planner.state_dict(),
             "drawn_before": self._drawn_before,
-            "limit": self.limit,
+            "limit": self._last_drawn,
             "displaced": self.displaced,
             "abandoned": self.abandoned,
             "chunks": [chunk.state_dict() for chunk in self._open],

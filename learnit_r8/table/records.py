@@ -7,11 +7,15 @@ samples are ready without being written to.
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .memory import LEAST_BYTES, Warming
 
 LARGEST_LOSS = float(np.finfo(np.float32).max) / 4
 """Losses beyond this overflow the float32 table and count as infinite."""
@@ -27,8 +31,21 @@ MOST_USES = 2**16 - 1
 _WORD = np.complex128
 
 
+MOST_WAITING = 1 / 64
+"""Of the bytes of a table, how many the records may take that wait for its memory; then a run waits too."""
+
+PATIENCE = 0.002
+"""Seconds that a step may wait for memory then."""
+
+_MOST_AT_ONCE = 2**16
+"""Waiting records that are written in one step."""
+
+
 class Records:
     """The records of N samples.
+
+    What is written while the memory of a large table is still being made ready waits, and is written where there is
+    memory by and by: see `settle_some`. All but `gather` see it at once.
 
     Args:
         size: N, >= 1.
@@ -38,23 +55,98 @@ class Records:
         self._all = np.zeros(size, RECORD)
         self._words = self._all.view(_WORD)
         self._writing: Callable[[], object] | None = None
+        self._warming = Warming(self._words) if self._words.nbytes >= LEAST_BYTES else None
+        self._waiting: deque[_Waiting] = deque()
+        self._snapshots: tuple[Snapshot, ...] = ()
 
     def __getitem__(self, field: str) -> NDArray[Any]:
-        """A field of every record: a view."""
+        """A field of every record: a view; to be written to only when `release_snapshots` was called."""
+        self.settle()
         return self._all[field]
 
     @property
     def whole(self) -> NDArray[Any]:
         """RECORD[N], every record: a view, to look at only."""
+        self.settle()
         return self._all
 
     def take(self, indices: NDArray[np.int64]) -> NDArray[Any]:
         """Copies of some records: RECORD[M]."""
+        self.settle()
         return self._words.take(indices).view(RECORD)
+
+    def gather(self, indices: NDArray[np.int64]) -> NDArray[Any]:
+        """Copies of the records of samples in the table, none of which was written to in this sweep: RECORD[M]."""
+        # Not looking for indices that are out of range saves a quarter of the time.
+        return self._words.take(indices, mode="wrap").view(RECORD)
 
     def put(self, indices: NDArray[np.int64], records: NDArray[Any]) -> None:
         """Write some records back."""
-        self._words[indices] = records.view(_WORD)
+        if self._warming is None:
+            self._store(indices, records.view(_WORD))
+        else:
+            self._waiting.append(_Waiting(indices, records.view(_WORD), len(self._words)))
+
+    def _store(self, indices: NDArray[np.int64], words: NDArray[Any]) -> None:
+        for snapshot in self._snapshots:
+            snapshot.keep(indices)
+        self._words[indices] = words
+
+    def settle_some(self, seconds: float = 0.0) -> bool:
+        """Write some of what waits where there is memory by now.
+
+        Args:
+            seconds: How long to wait for more memory at most, if too much waits.
+
+        Returns:
+            Whether the run may go on; else it must ask again, because too much waits.
+        """
+        warming = self._warming
+        if warming is None:
+            return True
+        warming.advance(seconds if self._is_crowded else 0.0)
+        room, num_ready = _MOST_AT_ONCE, warming.num_ready
+        for waiting in self._waiting:
+            indices, words = waiting.below(num_ready, room)
+            self._store(indices, words)
+            waiting.skip(len(indices))
+            room -= len(indices)
+            if not room:
+                break
+        while self._waiting and not self._waiting[0].size:
+            self._waiting.popleft()
+        if warming.is_done and not self._waiting:
+            self._warming = None
+        return not self._is_crowded
+
+    @property
+    def _is_crowded(self) -> bool:
+        return sum(waiting.size for waiting in self._waiting) * _Waiting.EACH > MOST_WAITING * self._words.nbytes
+
+    def settle(self) -> None:
+        """Write everything that waits."""
+        while self._waiting:
+            waiting = self._waiting[0]
+            self._store(*waiting.below(len(self._words), waiting.size))
+            self._waiting.popleft()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the memory is ready, and nothing waits for it."""
+        return self._warming is None or (self._warming.is_done and not self._waiting)
+
+    def snapshot(self) -> Snapshot:
+        """The records as they are now, to be read by another thread while the run goes on; see `Snapshot`."""
+        self.settle()
+        snapshot = Snapshot(self._words)
+        self._snapshots = (*(one for one in self._snapshots if not one.is_closed), snapshot)
+        return snapshot
+
+    def release_snapshots(self) -> None:
+        """Before records are written to otherwise than by `put`: wait until nobody reads what they were."""
+        for snapshot in self._snapshots:
+            snapshot.wait()
+        self._snapshots = ()
 
     def write(self, store: Callable[[], object]) -> None:
         """Store what belongs together, all of it even if that is interrupted: ``store`` may be called twice."""
@@ -70,6 +162,102 @@ class Records:
     def forget_writing(self) -> None:
         """Leave a `write` that was interrupted as it is: all records are about to be replaced."""
         self._writing = None
+        self._waiting.clear()
+
+
+class _Waiting:
+    """Records that wait to be written, ordered by where they are to go.
+
+    Args:
+        indices: int64[M].
+        words: _WORD[M].
+        size: N.
+    """
+
+    EACH = 24
+    """Bytes a sample."""
+
+    def __init__(self, indices: NDArray[np.int64], words: NDArray[Any], size: int) -> None:
+        self._shift = max(0, size.bit_length() - 16)
+        parts = (indices >> self._shift).astype(np.uint16)
+        order = parts.argsort(kind="stable")
+        self._parts, self._indices, self._words = parts[order], indices[order], words[order]
+        self._written = 0
+        self._num_samples = size
+
+    @property
+    def size(self) -> int:
+        """Records that are not written yet."""
+        return len(self._parts) - self._written
+
+    def below(self, num_ready: int, most: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """Those that go to the first ``num_ready`` places, as far as that is known; at most so many."""
+        end = len(self._parts)
+        if num_ready < self._num_samples:
+            end = int(np.searchsorted(self._parts, np.uint16(num_ready >> self._shift)))
+        # One that goes to the same place twice is written in order: the sort is stable.
+        rows = slice(self._written, max(self._written, min(end, self._written + most)))
+        return self._indices[rows], self._words[rows]
+
+    def between(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """Those that belong to the places from ``start`` to ``stop``."""
+        first, last = np.uint16(start >> self._shift), np.uint16((stop - 1) >> self._shift)
+        rows = slice(np.searchsorted(self._parts, first), np.searchsorted(self._parts, last, side="right"))
+        indices: NDArray[np.int64] = self._indices[rows]
+        words: NDArray[Any] = self._words[rows]
+        inside = (indices >= start) & (indices < stop)
+        return indices[inside], words[inside]
+
+    def skip(self, count: int) -> None:
+        """So many are written."""
+        self._written += count
+
+
+class Snapshot:
+    """The records as they were when it was taken, for another thread to read while the run goes on.
+
+    Whoever writes a record keeps the old one here first. A reader copies, and only then looks at what was kept: it
+    finds the old record of whatever may have changed while it copied.
+
+    Args:
+        words: Of all the records.
+    """
+
+    def __init__(self, words: NDArray[Any]) -> None:
+        self._words = words
+        self._kept: list[_Waiting] = []
+        self._closed = threading.Event()
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    def keep(self, indices: NDArray[np.int64]) -> None:
+        """Keep some records as they are, because they are about to be written."""
+        if not self.is_closed:
+            self._kept.append(_Waiting(indices, self._words.take(indices), len(self._words)))
+
+    def rows(self, start: int, stop: int) -> NDArray[Any]:
+        """RECORD[M], the records from ``start`` to ``stop`` as they were."""
+        words: NDArray[Any] = self._words[start:stop].copy()
+        # The newest first, so that of several the oldest stays.
+        for kept in reversed(self._kept.copy()):
+            indices, old = kept.between(start, stop)
+            words[indices - start] = old
+        return words.view(RECORD)
+
+    def close(self) -> None:
+        """Nobody reads it any more."""
+        self._closed.set()
+        self._kept.clear()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nobody reads it any more."""
+        return self._closed.is_set()
+
+    def wait(self) -> None:
+        """Until it is closed."""
+        self._closed.wait()
 
 
 def reordered(records: NDArray[Any], order: NDArray[np.int64]) -> NDArray[Any]:

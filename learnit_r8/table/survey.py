@@ -84,6 +84,9 @@ class Surveyor:
         """
         if self._began != self._began:
             self._began = self._last = seconds
+        if not self._table.records.is_ready:
+            # Reading would wait for memory that is still being made ready.
+            return False
         saved = SHARE * (seconds - self._began) - self._spent
         if epoch_ended:
             # The first one cannot know what it costs.

@@ -279,7 +279,7 @@ class SampleTable:
         """
         self.records.finish_writing()
         self._shares = None
-        records = self.records.take(indices) if records is None else records
+        records = self.records.gather(indices) if records is None else records
         if self.part_size != WHOLE_BATCH:
             # One sample's loss may overflow float32 where the mean of its batch does not.
             means = np.clip(means, -LARGEST_LOSS, LARGEST_LOSS)
