@@ -1,1 +1,1 @@
-"""Checkpoints: files that are there whole or not at all."""
+"""Checkpoints: files that are written whole or not at all."""

@@ -1,4 +1,4 @@
-"""The user's save and load callbacks, in each of the forms people have written them in."""
+"""The user's save, load and state callbacks, in each of the forms that they may have."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What the user handed in.
+    """The user's callbacks.
 
     Attributes:
         save: ``(state_dict, filepath)`` or ``(filepath)``: writes the model.
-        load: ``(source)``, ``(source, from_ram=)``: puts a model state back, from a path or a backup.
+        load: ``(source)`` or ``(source, from_ram=)``: restores a model state from a path or a backup.
         state: ``()``: returns the model state for a backup.
 
     Raises:
-        TypeError: one is neither callable nor None, or cannot be called as it will be.
+        TypeError: one is neither callable nor None, or does not accept the arguments it will be called with.
     """
 
     save: Callable[..., Any] | None = None
@@ -35,11 +35,11 @@ FORMS = {
     "load_callback": "(source) or (source, from_ram=)",
     "state_callback": "()",
 }
-"""What each callback may take."""
+"""Accepted signatures of each callback."""
 
 
 def check_callback(name: str, callback: Any) -> None:
-    """Raise TypeError unless a callback is None, or can be called as it will be; ``name`` is its argument."""
+    """Raise TypeError unless a callback, passed as the argument ``name``, is None or has an accepted signature."""
     if callback is None:
         return
     if not callable(callback):
@@ -47,20 +47,20 @@ def check_callback(name: str, callback: Any) -> None:
     given = {"save_callback": 1 if _takes_path_only(callback) else 2, "load_callback": 1, "state_callback": 0}[name]
     keywords = _from_ram(callback, True) if name == "load_callback" else {}
     try:
-        # A decorated function takes what its decorator takes, whatever it says of itself.
+        # A decorated function takes what its wrapper takes, not what __wrapped__ shows.
         signature = inspect.signature(callback, follow_wrapped=False)
     except (TypeError, ValueError):
         return
     try:
         signature.bind(*[None] * given, **keywords)
     except TypeError:
-        raise TypeError(f"{name} must take {FORMS[name]}, got {callback!r} of the form {signature}.") from None
+        raise TypeError(f"{name} must take {FORMS[name]}, got {callback!r} with the signature {signature}.") from None
 
 
 def call_save(callback: Callable[..., Any], state: dict[str, Any], filepath: str) -> None:
-    """Call ``callback(state_dict, filepath)``, or ``callback(filepath)`` if that is its form.
+    """Call ``callback(state_dict, filepath)``, or ``callback(filepath)`` if it takes only a path.
 
-    It is if it takes one argument, or requires only one and calls it something with "path" or "file".
+    That is so if it has one parameter, or requires only the first and its name contains "path" or "file".
     """
     if _takes_path_only(callback):
         callback(filepath)
@@ -69,7 +69,7 @@ def call_save(callback: Callable[..., Any], state: dict[str, Any], filepath: str
 
 
 def call_load(callback: Callable[..., Any], source: Any, *, from_ram: bool) -> None:
-    """Call ``callback(source)``, with the keyword ``from_ram`` if it names that. What it returns is ignored.
+    """Call ``callback(source)``, with the keyword ``from_ram`` if it has one. Its return value is ignored.
 
     Raises:
         RuntimeError: the callback raised; the message says what it was given.
@@ -78,11 +78,11 @@ def call_load(callback: Callable[..., Any], source: Any, *, from_ram: bool) -> N
         callback(source, **_from_ram(callback, from_ram))
     except Exception as error:
         given = f"the RAM backup, a {type(source).__name__}" if from_ram else f"the path {source!r}"
-        raise RuntimeError(f"load_callback must put the model back from {given}, and raised {error!r}.") from error
+        raise RuntimeError(f"load_callback must restore the model from {given}, but raised {error!r}.") from error
 
 
 def _from_ram(callback: Callable[..., Any], from_ram: bool) -> dict[str, bool]:
-    """The keyword ``from_ram`` for a load callback that names it."""
+    """The keyword ``from_ram`` for a load callback that has it."""
     return {"from_ram": from_ram} if any(p.name == "from_ram" for p in _parameters(callback)) else {}
 
 
@@ -90,7 +90,7 @@ def _parameters(callback: Callable[..., Any]) -> list[inspect.Parameter]:
     try:
         return list(inspect.signature(callback).parameters.values())
     except (TypeError, ValueError):
-        # Some built-in functions have no signature; they are called in the documented form.
+        # Some built-in functions have no signature; they get the documented arguments.
         return []
 
 

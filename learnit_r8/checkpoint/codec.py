@@ -1,9 +1,9 @@
-"""The content of a checkpoint file: nested plain values and arrays as bytes, and back without running any code.
+"""The format of a checkpoint file: nested plain values and arrays as bytes, decoded without running any code.
 
 A file holds a magic number, the format version, the length and the SHA-256 of a payload, and the payload: an
-uncompressed npz of plain arrays with one JSON text in it. ``docs/files.md`` describes it for other programs. A reader
-believes nothing in a file, not even where its digest is right: no size is used before it was compared with what is
-there, so that a file makes a reader use about twice its own size and no more.
+uncompressed npz of plain arrays and one JSON text. ``docs/files.md`` describes it for other programs. The reader
+trusts nothing in a file, even if its digest is right: it checks every size against the actual bytes before using it, so
+a file makes it use at most about twice the file's size in memory.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 
 MAGIC = b"R8CK"
 FORMAT = 1
-"""Raised by one whenever an old file can no longer be read as it is."""
+"""Increased by one with every change that makes older files unreadable."""
 
 HEADER = struct.Struct("<4sIQ32s")
 
 MOST_MEMBERS = 2**16 - 2
-"""Arrays in a file; a real one has a few dozen."""
+"""Most arrays in a file; a real one has a few dozen."""
 
 MOST_NODES = 10**6
-"""Lists, dicts and commas in the JSON text of a file; a real one has a few hundred."""
+"""Most lists, dicts and commas in the JSON text of a file; a real one has a few hundred."""
 
 MOST_TREE_BYTES = 2**23
-"""Of the JSON text of a file, four for each character; a real one has some thousand."""
+"""Largest JSON text of a file, at four bytes a character; a real one takes some thousand."""
 
 _STORED = 0
-"""`zipfile.ZIP_STORED`; the module is loaded with the first file."""
+"""`zipfile.ZIP_STORED`; zipfile is imported only when the first file is read."""
 
 _TREE = "tree"
 _BLOCK = 2**20
@@ -52,14 +52,14 @@ _END_OF_ZIP = struct.Struct("<4s4H2LH")
 
 
 def encode(state: Mapping[str, Any]) -> bytes:
-    """The content of a checkpoint file.
+    """Encode a state as the content of a checkpoint file.
 
     Args:
-        state: Nested dicts (with text keys) and lists of arrays, texts, booleans, ints, floats and None.
+        state: Nested dicts (with str keys) and lists of arrays, strings, booleans, ints, floats and None.
 
     Raises:
-        TypeError: a value of another type; the message gives its dotted key.
-        ValueError: more than `MOST_MEMBERS` arrays, or a tree too large to be read back.
+        TypeError: a value has another type; the message gives its dotted key.
+        ValueError: there are more than `MOST_MEMBERS` arrays, or the tree is too large to be read back.
     """
     arrays: dict[str, Any] = {}
     tree = json.dumps(_to_tree(state, "state", arrays))
@@ -75,7 +75,7 @@ def encode(state: Mapping[str, Any]) -> bytes:
 
 
 def check_header(header: bytes, size: int) -> None:
-    """Raise ValueError unless these are the first bytes of a file of ``size`` bytes that can be read."""
+    """Raise ValueError unless these first bytes belong to a readable checkpoint file of ``size`` bytes."""
     if len(header) < HEADER.size or header[:4] != MAGIC:
         raise ValueError(f"the file must begin with {MAGIC!r} and a header of {HEADER.size} bytes, got {header[:8]!r}.")
     _, version, length, _ = HEADER.unpack_from(header)
@@ -86,10 +86,11 @@ def check_header(header: bytes, size: int) -> None:
 
 
 def decode(content: bytes | memoryview) -> dict[str, Any]:
-    """The state that `encode` was given; tuples come back as lists.
+    """Decode the state that `encode` was given; tuples come back as lists.
 
     Raises:
-        ValueError: not a checkpoint, damaged, cut short, of a newer format, or not made by `encode`.
+        ValueError: the content is not a checkpoint, is damaged or truncated, has a newer format, or was not made by
+            `encode`.
     """
     check_header(bytes(content[: HEADER.size]), len(content))
     *_, length, digest = HEADER.unpack_from(content)
@@ -103,7 +104,7 @@ def decode(content: bytes | memoryview) -> dict[str, Any]:
             raise ValueError(f"its tree must have at most {MOST_NODES} nodes, got {_count_nodes(text)}")
         state = _from_tree(json.loads(text), arrays)
     except Exception as error:
-        # Its digest is right, so somebody made it like this: whatever that makes a parser raise, it is a bad file.
+        # The digest is right, so the file was made like this: whatever a parser raises, it is a bad file.
         raise ValueError(
             f"the file must hold an uncompressed npz of plain arrays with a JSON tree, got something else ({error!r})."
         ) from error
@@ -113,15 +114,15 @@ def decode(content: bytes | memoryview) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The state in a file that holds what `encode` made.
+    """Read the state in a checkpoint file.
 
     Raises:
-        ValueError: it is no regular file, or as in `decode`.
+        ValueError: it is not a regular file, or as for `decode`.
         OSError: it cannot be read.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        # Before memory is asked for: the size of a cut or forged file is not what its header claims.
+        # Checked before allocating: the size of a truncated or forged file is not what its header claims.
         check_header(file.read(HEADER.size), size)
         file.seek(0)
         try:
@@ -133,10 +134,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_tree(file: Any) -> dict[str, Any]:
-    """The JSON tree of a checkpoint file, arrays left out and no digest checked.
+    """Read only the JSON tree of a checkpoint file: no arrays, and no check of the digest.
 
     Args:
-        file: Opened for reading in binary.
+        file: A file opened for binary reading.
 
     Raises:
         ValueError: it cannot be read.
@@ -164,7 +165,7 @@ def _count_nodes(tree: str) -> int:
 def _to_tree(value: Any, key: str, arrays: dict[str, Any]) -> Any:
     if isinstance(value, np.ndarray):
         if value.dtype.hasobject:
-            raise TypeError(f"{key} must be an array of numbers or texts, got dtype {value.dtype}.")
+            raise TypeError(f"{key} must be an array of numbers or strings, got dtype {value.dtype}.")
         name = f"a{len(arrays)}"
         arrays[name] = value
         return {"__array__": name}
@@ -173,13 +174,13 @@ def _to_tree(value: Any, key: str, arrays: dict[str, Any]) -> Any:
     if isinstance(value, Mapping):
         for name in value:
             if not isinstance(name, str) or name == "__array__":
-                raise TypeError(f"{key} must have texts as keys (and not '__array__'), got {name!r}.")
+                raise TypeError(f"{key} must have str keys other than '__array__', got {name!r}.")
         return {name: _to_tree(item, f"{key}.{name}", arrays) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_to_tree(item, f"{key}.{number}", arrays) for number, item in enumerate(value)]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(f"{key} must be a number, text, boolean, None, array, or a dict or list of them, got {value!r}.")
+    raise TypeError(f"{key} must be a number, str, bool, None, array, or a dict or list of them, got {value!r}.")
 
 
 def _from_tree(value: Any, arrays: Mapping[str, Any]) -> Any:
@@ -191,8 +192,8 @@ def _from_tree(value: Any, arrays: Mapping[str, Any]) -> Any:
 
 
 def _read_npz(payload: memoryview) -> dict[str, NDArray[Any]]:
-    """The arrays of an npz, by name without the suffix."""
-    # Before the members are listed: each listed one takes some hundred bytes, and may take none in the file.
+    """Read the arrays of an npz, by name without the suffix."""
+    # Checked before listing the members: each takes a few hundred bytes in memory, but may take none in the file.
     signature, _, _, _, listed, *_ = _END_OF_ZIP.unpack(payload[-_END_OF_ZIP.size :])
     if signature != b"PK\5\6" or listed > MOST_MEMBERS:
         raise ValueError(f"its directory must list at most {MOST_MEMBERS} members, got {listed}")
@@ -214,7 +215,7 @@ def _read_npz(payload: memoryview) -> dict[str, NDArray[Any]]:
 
 
 class _BytesFile(io.BufferedIOBase):
-    """A file that is a view of bytes which are there already: `io.BytesIO` would copy them."""
+    """A file over bytes in memory; `io.BytesIO` would copy them."""
 
     def __init__(self, content: memoryview) -> None:
         self._content, self._position = content, 0
@@ -238,9 +239,9 @@ class _BytesFile(io.BufferedIOBase):
 
 
 def _read_array(members: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
-    """One array; what its header claims must be what is there."""
+    """Read one array, whose size must be what its header claims."""
     if not _MEMBER.fullmatch(info.filename) or info.compress_type != _STORED or info.flag_bits & 1:
-        raise ValueError(f"its members must be uncompressed arrays of ours, got {info.filename[:40]!r}")
+        raise ValueError(f"its members must be uncompressed arrays named by encode(), got {info.filename[:40]!r}")
     with members.open(info) as file:
         version = np.lib.format.read_magic(file)
         read_header = {

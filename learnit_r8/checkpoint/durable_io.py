@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever happens while they are written, and that are what they seem to be."""
+"""Durable files: written whole or not at all, whatever happens meanwhile, and read only if they are regular files."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ def write_new(path: Path, content: bytes) -> None:
     """Write a file whole or not at all.
 
     Raises:
-        FileExistsError: there is one of this name; it is left as it is.
-        OSError: the disk refused.
+        FileExistsError: a file of this name exists; it is left unchanged.
+        OSError: the write failed.
     """
     _write(path, content, link_new)
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file whole, in place of one that may be there, or not at all.
+    """Write a file whole or not at all, replacing any file of this name.
 
     Raises:
-        OSError: the disk refused; a file that was there is still whole.
+        OSError: the write failed; an existing file is still whole.
     """
     _write(path, content, rename)
 
 
 def temporary_name(path: Path) -> Path:
-    """Where to write what becomes ``path``: beside it, under a name that tells whose it is. See `sweep`."""
-    # No leading dot: torch.save refuses a name that is nothing but a suffix. Threads may train a run each.
+    """A temporary path beside ``path``; its process and host tell `sweep` whether it is stale."""
+    # No leading dot: torch.save refuses a name that is only a suffix. The thread: each may train a run of its own.
     return path.with_name(f"tmp_{os.getpid()}_{_host()}_{threading.get_ident()}_{path.name}")
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Delete what killed processes left half written in a folder.
+    """Delete temporary files that killed processes left in a folder.
 
-    That is what bears a name of `temporary_name` and the number of a process that is gone from this host; of other
-    hosts, only what nobody has touched for a day.
+    A file named by `temporary_name` is stale if its process no longer runs on this host, or, whatever its host, if it
+    has not been modified for a day.
 
     Returns:
-        What was deleted.
+        The deleted paths.
     """
     gone = []
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
@@ -77,7 +77,7 @@ def _is_left_behind(entry: os.DirEntry[str], pid: int, host: str) -> bool:
 
 def _is_alive(pid: int) -> bool:
     if os.name != "posix":
-        # Asking would end the process there.
+        # On Windows, os.kill() would end the process.
         return True
     try:
         os.kill(pid, 0)
@@ -90,7 +90,7 @@ def _is_alive(pid: int) -> bool:
 
 @functools.cache
 def _host() -> str:
-    """Tells apart the hosts, and containers on one, whose process numbers mean different things."""
+    """Identifies this host and container, as process ids are unique only within them."""
     namespace = ""
     with contextlib.suppress(OSError):
         namespace = os.readlink("/proc/self/ns/pid")
@@ -98,7 +98,7 @@ def _host() -> str:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there; for tidying up, so that failing is no error."""
+    """Delete a file or folder if it exists; failures are ignored, as this only tidies up."""
     with contextlib.suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             import shutil
@@ -110,7 +110,7 @@ def remove(path: Path) -> None:
 
 def _write(path: Path, content: bytes, name_it: Callable[[Path, Path], None]) -> None:
     temporary = temporary_name(path)
-    # It can only be of a process, or a thread, with our number that is gone.
+    # An existing one can only be left by a dead process or thread with the same id.
     remove(temporary)
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
@@ -125,11 +125,11 @@ def _write(path: Path, content: bytes, name_it: Callable[[Path, Path], None]) ->
 
 
 def link_new(old: Path, new: Path) -> None:
-    """Give a file another name that no file has yet; on a file system without links the old name is gone then.
+    """Give a file a second name that no file has yet; on a file system without links the old name disappears.
 
     Raises:
-        FileExistsError: there is one of this name; it is left as it is.
-        OSError: the disk refused.
+        FileExistsError: a file of the new name exists; it is left unchanged.
+        OSError: the file system refused.
     """
     try:
         # Unlike a rename, a link never replaces what another process has just written.
@@ -144,10 +144,10 @@ def link_new(old: Path, new: Path) -> None:
 
 
 def rename(old: Path, new: Path) -> None:
-    """Give a file its name, in place of another one; on Windows, wait for the virus scanner to let go of it.
+    """Rename a file, replacing an existing one; on Windows, retry while a virus scanner holds it open.
 
     Raises:
-        OSError: the disk refused.
+        OSError: the file system refused.
     """
     for seconds in _RETRY_SECONDS if os.name == "nt" else ():
         try:
@@ -160,13 +160,13 @@ def rename(old: Path, new: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Have the disk take a file that another program wrote."""
+    """Flush a file that another program wrote to the disk."""
     with open(path, "rb+") as file:
         _flush(file.fileno())
 
 
 def _flush(descriptor: int) -> None:
-    # macOS leaves data in the drive's own memory unless it is told otherwise.
+    # On macOS, fsync() leaves data in the drive's cache.
     try:
         import fcntl
 
@@ -176,8 +176,8 @@ def _flush(descriptor: int) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Have the disk take the names in a folder, where the file system knows how."""
-    # Windows has no way to flush a folder, and needs none.
+    """Flush a folder's entries to the disk, where the file system supports it."""
+    # Windows cannot flush a folder, and does not need to.
     if os.name == "posix":
         descriptor = -1
         try:
@@ -192,10 +192,10 @@ def flush_folder(folder: Path) -> None:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading, if it is one: opening a FIFO would wait for ever, a link may lead anywhere.
+    """Open a regular file for reading; opening a FIFO would block forever, and a link may lead anywhere.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: it does not exist.
         ValueError: it is a link, a folder, a FIFO or a device.
         OSError: it cannot be opened.
     """
@@ -213,10 +213,10 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def sha256(path: Path) -> str:
-    """The digest of a regular file, in hexadecimal digits.
+    """The SHA-256 of a regular file, in hexadecimal digits.
 
     Raises:
-        ValueError, OSError: as `open_regular`.
+        ValueError, OSError: as for `open_regular`.
     """
     digest = hashlib.sha256()
     with open_regular(path) as file:

@@ -1,4 +1,4 @@
-"""Model loader: reads checkpoints, hands their model to the user, and says how their run was built otherwise."""
+"""Model loader: reads checkpoints, passes their model to the load callback, and reports changed settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .. import events
 from ..events.bus import Announcer
 from .callbacks import call_load
 from .reader import Checkpoint
-from .run_config import IDENTITY, SAID, differences
+from .run_config import CHANGEABLE, IDENTITY, differences
 from .store import CheckpointStore
 
 
@@ -19,22 +19,22 @@ def read_from(store: CheckpointStore | None, path: str | os.PathLike[str] | None
     """Read a checkpoint, by default the newest valid one of the store.
 
     Raises:
-        RuntimeError: no path and no folder is known.
+        RuntimeError: there is neither a path nor a store.
         ValueError: it cannot be used.
     """
     if store is None:
         if path is None:
-            raise RuntimeError(f"path must be given where there is no checkpoint_dir, got {path!r}.")
+            raise RuntimeError(f"path must be given if there is no checkpoint_dir, got {path!r}.")
         store = CheckpointStore(Path(path).parent, keep=1, run_id="")
     return store.load(path)
 
 
 class ModelLoader:
-    """Hands the models of checkpoints to the load callback; one that is not there yet gets them later.
+    """Passes the models of checkpoints to the load callback, now or as soon as there is one.
 
     Args:
-        config: How the run was built.
-        announcer: Who is told.
+        config: The run's configuration.
+        announcer: Receives warnings and events.
     """
 
     def __init__(self, config: Mapping[str, Any], announcer: Announcer) -> None:
@@ -44,7 +44,7 @@ class ModelLoader:
         self._loaded: Checkpoint | None = None
 
     def hand_over(self, checkpoint: Checkpoint, load: Callable[..., Any] | None) -> None:
-        """Hand a checkpoint's model file to the load callback, if there are both.
+        """Pass a checkpoint's model file to the load callback, if both exist.
 
         Raises:
             RuntimeError: the load callback raised; nothing else was changed.
@@ -53,29 +53,29 @@ class ModelLoader:
         self.hand_over_pending(load)
 
     def hand_over_pending(self, load: Callable[..., Any] | None) -> None:
-        """Likewise the model that waits for a callback."""
+        """Pass the model file that waits for a load callback to it."""
         if self._pending is not None and load is not None:
             checkpoint, self._pending = self._pending, None
             call_load(load, str(checkpoint.model_path), from_ram=False)
 
     def put_back(self, checkpoint: Checkpoint, *, has_callback: bool) -> None:
-        """Note that a checkpoint was put back; say what may surprise."""
+        """Note that a checkpoint was loaded; warn of a missing model and of changed settings."""
         self._loaded = checkpoint
         if checkpoint.model_path is None and has_callback:
             self._announcer.warn_once(
                 "no model in checkpoint",
-                f"{checkpoint.path.name} holds no model, so load_callback was not called: the model is as you made it.",
+                f"{checkpoint.path.name} holds no model, so load_callback was not called: the model is unchanged.",
             )
         others = differences(checkpoint.config, self._config, IDENTITY)
         if others:
-            self._announcer.warn_once("differences", f"the resumed run is not built as it was: {'; '.join(others)}.")
+            self._announcer.warn_once("differences", f"the resumed run is configured differently: {'; '.join(others)}.")
 
-    def is_built_otherwise(self, checkpoint: Checkpoint, name: str) -> bool:
-        """Whether the run of a checkpoint had another value of an argument, as far as it says."""
+    def has_changed(self, checkpoint: Checkpoint, name: str) -> bool:
+        """Whether an argument had another value in the run of a checkpoint; False if the checkpoint does not say."""
         return bool(differences(checkpoint.config, self._config, (name,)))
 
     def tell(self) -> None:
-        """Tell listeners of a checkpoint that was put back, once the run has started."""
+        """Tell listeners that a checkpoint was loaded, once the run has started."""
         checkpoint, self._loaded = self._loaded, None
         if checkpoint is not None:
             self._announcer.tell(
@@ -83,11 +83,11 @@ class ModelLoader:
                 path=str(checkpoint.path),
                 model_path=None if checkpoint.model_path is None else str(checkpoint.model_path),
                 skipped=checkpoint.skipped,
-                differences=tuple(differences(checkpoint.config, self._config, IDENTITY + SAID)),
+                differences=tuple(differences(checkpoint.config, self._config, IDENTITY + CHANGEABLE)),
             )
         if self._pending is not None:
             self._announcer.warn_once(
                 "model not loaded",
-                f"there is no load_callback, so the model is as you made it; the saved one is in "
+                f"there is no load_callback, so the model is unchanged; the saved one is in "
                 f"{str(self._pending.model_path)!r}.",
             )

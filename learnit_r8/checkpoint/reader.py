@@ -1,4 +1,4 @@
-"""A checkpoint that was written: its file and its model's, read and checked before anything in them counts."""
+"""Checkpoint reader: reads a checkpoint's file, and checks it and the model's file before anything in them is used."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from . import codec
 from .durable_io import open_regular, sha256
 
 MODEL = re.compile(r"model_(\d{12})_[^/\\\0]*")
-"""Names of the files of models; nothing else is ever opened or deleted as one."""
+"""Names of model files; no other file is ever opened or deleted as one."""
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint holds.
+    """The content of a checkpoint.
 
     Attributes:
         path: Its file.
         state: The scheduler's state.
         model_path: The model's file, checked; None if none was saved.
         run_id: The run that wrote it.
-        config: How the run was built; empty if that was not saved.
-        skipped: Why newer files were passed over, one text each.
+        config: The run's configuration; empty if it was not saved.
+        skipped: Why newer files were skipped, one text each.
     """
 
     path: Path
@@ -37,11 +37,11 @@ class Checkpoint(NamedTuple):
 
 
 class NoValidCheckpoint(ValueError):
-    """No file in the folder can be read; the message gives every file's reason."""
+    """No checkpoint in the folder can be read; the message gives the reason for each file."""
 
 
 def first_valid(paths: Iterable[Path], reasons: list[str]) -> Checkpoint | None:
-    """The first that can be read; why the ones before cannot is put into ``reasons`` and said."""
+    """The first readable checkpoint; the reasons against those before it are added to ``reasons`` and warned of."""
     for path in paths:
         try:
             checkpoint = read_checkpoint(path)
@@ -49,7 +49,7 @@ def first_valid(paths: Iterable[Path], reasons: list[str]) -> Checkpoint | None:
             reasons.append(f"{path.name}: {error}")
             continue
         if reasons:
-            warnings.warn("checkpoints passed over: " + " | ".join(reasons), RuntimeWarning, stacklevel=4)
+            warnings.warn("checkpoints skipped: " + " | ".join(reasons), RuntimeWarning, stacklevel=4)
         return checkpoint
     return None
 
@@ -58,28 +58,28 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint's file and check its model's file.
 
     Raises:
-        ValueError: one of them is damaged, or no regular file.
+        ValueError: one of them is damaged, or not a regular file.
         OSError: it cannot be read.
     """
     content = codec.read(path)
     run_id, about, config = content.get("run_id"), content.get("model"), content.get("config", {})
     if not (isinstance(run_id, str) and isinstance(content.get("scheduler"), dict) and isinstance(config, dict)):
-        raise ValueError(f"{path.name} must be a checkpoint of a scheduler, got one with {sorted(content)[:9]}.")
+        raise ValueError(f"{path.name} must be a checkpoint of R8Scheduler, got the entries {sorted(content)[:9]}.")
     return Checkpoint(path, content["scheduler"], _checked_model(path, about), run_id, config)
 
 
 def about_model(model: Path) -> dict[str, Any]:
-    """What a checkpoint says of its model file, to know it again."""
+    """The entry in a checkpoint that identifies its model file."""
     return {"name": model.name, "size": model.stat().st_size, "sha256": sha256(model)}
 
 
 def _model_beside(path: Path, about: Any) -> Path | None:
-    """The file of the model that a checkpoint names: always one of ours, beside it."""
+    """The model file that a checkpoint names, always in the same folder and with a name that `MODEL` matches."""
     if about is None:
         return None
     name = about.get("name") if isinstance(about, dict) else None
     if not isinstance(name, str) or not MODEL.fullmatch(name):
-        raise ValueError(f"the model's file must have a name of ours, got {name!r} in {path.name}.")
+        raise ValueError(f"the model's file must be named model_<number>_<run>, got {name!r} in {path.name}.")
     return path.parent / name
 
 
@@ -89,16 +89,14 @@ def _checked_model(path: Path, about: Any) -> Path | None:
         return None
     with open_regular(model) as file:
         size = os.fstat(file.fileno()).st_size
-    # The size first: a digest takes a second a gigabyte.
+    # The size first: a digest takes a second per gigabyte.
     if size != about.get("size") or sha256(model) != about.get("sha256"):
-        raise ValueError(
-            f"the model's file must be as it was saved with the checkpoint, got another in {str(model)!r}."
-        )
+        raise ValueError(f"the model's file must be unchanged since the checkpoint, got another in {str(model)!r}.")
     return model
 
 
 def written_by(path: Path) -> tuple[str, Path | None, int]:
-    """The run that wrote a checkpoint, its model file, and the step; an empty name for what cannot be read."""
+    """The id of the run that wrote a checkpoint, the model file and the step; ("", None, -1) if it is unreadable."""
     try:
         with open_regular(path) as file:
             tree = codec.read_tree(file)
@@ -108,7 +106,7 @@ def written_by(path: Path) -> tuple[str, Path | None, int]:
 
 
 def step_of(state: Any) -> int:
-    """Steps reported when a scheduler's state was taken; -1 if it does not say."""
+    """Steps reported when a scheduler's state was taken; -1 if the state does not say."""
     pace = state.get("pace") if isinstance(state, Mapping) else None
     step = pace.get("step") if isinstance(pace, Mapping) else None
     return step if isinstance(step, int) else -1

@@ -1,4 +1,4 @@
-"""The configuration of a run, as its checkpoints keep it: compared, and built from again."""
+"""The configuration of a run in its checkpoints: compared with the current one, or used to build the run again."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from ..guard.spike import SpikeGuard
 from ..sampling.permutation import MAX_SAMPLES
 
 GOAL = ("num_epochs", "num_steps", "train_duration_seconds")
-"""Budgets; a new one takes the place of whichever there was."""
+"""Budgets; a new one replaces the saved one, of whatever kind."""
 
-SAID = ("batch_size", "num_samples", "initial_lr", "scheduler_mode", "warmup_proportion", "min_lr", *GOAL)
-"""Configuration that may well be another after a resume, which is noted."""
+CHANGEABLE = ("batch_size", "num_samples", "initial_lr", "scheduler_mode", "warmup_proportion", "min_lr", *GOAL)
+"""Configuration that may well change on a resume; the `CheckpointLoaded` event lists changes."""
 
 IDENTITY = ("policy", "groups", "guard", "recovery", "estimator", "alpha", "last_batch")
-"""Configuration that a resumed run should share with the saved one; another one is warned of."""
+"""Configuration that a resumed run should share with the saved one; a change causes a warning."""
 
 _KEPT = (
-    *SAID, *IDENTITY, "seed", "backup_every", "checkpoint_every", "keep_checkpoints", "monitor", "mode", "name",
+    *CHANGEABLE, *IDENTITY, "seed", "backup_every", "checkpoint_every", "keep_checkpoints", "monitor", "mode", "name",
     "handle_signals",
 )  # fmt: skip
 
 
 def config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """How a run is built, for its checkpoints.
+    """The configuration of a run, in a form that its checkpoints can hold.
 
     Args:
-        arguments: Those of `R8Scheduler`, by name.
+        arguments: The arguments of `R8Scheduler`, by name.
 
     Returns:
-        Plain values as they are; of anything else ``{"is": text}`` that tells it from another one.
+        Plain values unchanged; any other value as ``{"is": text}``, with a text that tells it from others.
     """
     return {name: _described(name, arguments[name]) for name in _KEPT if name in arguments}
 
@@ -54,17 +54,17 @@ def _described(name: str, value: Any) -> Any:
         labels = np.asarray(value)
         content = labels.tobytes() if labels.dtype.kind in "biufSU" else repr(labels.tolist()).encode()
         return {"is": f"{len(labels)} labels with the digest {hashlib.sha256(content).hexdigest()[:16]}"}
-    # The address in the text of a function is another one in every process.
+    # The address in the repr of a function differs between processes.
     return {"is": getattr(value, "__qualname__", None) or re.sub(r" at 0x[0-9a-f]+", "", repr(value))}
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
-    """What is configured otherwise now than in a saved run, one text each.
+    """Describe each setting that differs between a saved run and this one.
 
     Args:
-        saved: As `config_of` gave it; what it does not know is passed over.
-        now: Likewise.
-        names: What to look at.
+        saved: The saved run's configuration, from `config_of`; settings it lacks are skipped.
+        now: This run's configuration, from `config_of`.
+        names: Settings to compare.
     """
     return [
         f"{name} is {_text(now.get(name))}, it was {_text(saved[name])}"
@@ -74,19 +74,19 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], names: tuple[s
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Whether two values of `config_of` stand for the same; settings that a version did not know count as default."""
+    """Whether two values from `config_of` mean the same; settings that an older version lacked count as defaults."""
     if isinstance(one, dict) and isinstance(other, dict):
         return _without_defaults(_text(one)) == _without_defaults(_text(other))
     return bool(one == other)
 
 
 def _without_defaults(text: str) -> str:
-    """The text of a guard or a recovery without the settings that are as by default; any other text as it is."""
+    """The repr of a guard or recovery without settings that equal their defaults; any other text unchanged."""
     try:
         call = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return text
-    # A checkpoint needs no recovery to be read: only to be compared with a run that has one.
+    # Imported late: recovery imports this folder, and only this comparison needs it.
     from ..recovery.policy import Recovery
 
     configured = {kind.__name__: kind for kind in (Recovery, SpikeGuard, FiniteGuard)}
@@ -103,32 +103,32 @@ def _text(value: Any) -> str:
 
 
 def arguments_of(config: Mapping[str, Any], new: Mapping[str, Any], make: Any) -> dict[str, Any]:
-    """Arguments that build the run of a checkpoint again.
+    """The arguments that build the run of a checkpoint again.
 
     Args:
-        config: As `config_of` gave it.
-        new: What is to be otherwise.
+        config: The saved configuration, from `config_of`.
+        new: Arguments that replace saved ones.
         make: The class to build, for its defaults.
 
     Raises:
-        ValueError: something that a file cannot hold was not the default, and is not given again; or a new batch size
-            is none.
+        ValueError: an argument that a file cannot hold was not at its default and is missing in ``new``; or the new
+            batch size is not valid.
     """
     if not config:
-        raise ValueError("the checkpoint must say how its run was built, got none; use load_checkpoint() instead.")
+        raise ValueError("the checkpoint must hold the run's configuration, got none; use load_checkpoint() instead.")
     defaults = {name: parameter.default for name, parameter in inspect.signature(make).parameters.items()}
     arguments = {}
     for name, value in config.items():
         if name in new or name not in defaults or _is_same(value, _described(name, defaults[name])):
             continue
         if isinstance(value, dict):
-            raise ValueError(f"{name} must be given again, a file cannot hold it: it was {_text(value)}.")
+            raise ValueError(f"{name} must be given again, as a file cannot hold it: it was {_text(value)}.")
         arguments[name] = value
     if any(name in new for name in GOAL):
         for name in GOAL:
             arguments.pop(name, None)
     elif "num_steps" in arguments and "batch_size" in new:
-        # As many samples as before.
+        # The same number of samples as before.
         batch_size = whole_number("batch_size", new["batch_size"], least=1, most=MAX_SAMPLES)
         arguments["num_steps"] = math.ceil(arguments["num_steps"] * config["batch_size"] / batch_size)
     return {**arguments, **new}

@@ -19,17 +19,17 @@ from .store import CheckpointStore
 
 MODES = ("min", "max")
 MOST_SKIPPED = 64
-"""Most intervals that pass between two attempts while the disk refuses."""
+"""Most intervals between two attempts while saving fails."""
 
 
 class BestCheckpoint(NamedTuple):
-    """The checkpoint with the best value of the metric that is watched.
+    """The checkpoint with the best value of the monitored metric.
 
     Attributes:
         path: The scheduler's file.
         model_path: The model's file; None without one.
-        value: The metric.
-        step: Steps reported then.
+        value: The metric's value.
+        step: Steps reported when it was saved.
     """
 
     path: Path
@@ -39,23 +39,23 @@ class BestCheckpoint(NamedTuple):
 
 
 class CheckpointSaver:
-    """Writes checkpoints when they are due; a disk that refuses costs warnings, never the run.
+    """Writes checkpoints when they are due; a failed save causes a warning and never ends the run.
 
     Args:
-        store: Where to.
+        store: Where checkpoints are written.
         when: When they are due.
-        each_epoch: Whether they are due after every epoch besides.
+        each_epoch: Whether they are also due after every epoch.
         monitor: Name of the logged metric whose best checkpoint is kept; None for none.
         mode: "min" if lower is better, "max" if higher is.
-        announcer: Who is told.
+        announcer: Receives warnings and events.
 
     Raises:
-        ValueError: an unknown mode, or no name.
+        ValueError: ``mode`` is unknown, or ``monitor`` is not a name.
 
     Attributes:
         num_failed: Checkpoints that could not be written.
-        last_error: Why the last attempt failed; "" if it did not.
-        best: The best checkpoint so far; None before one.
+        last_error: Why the last attempt failed; "" if it succeeded.
+        best: The best checkpoint so far; None if there is none.
     """
 
     def __init__(
@@ -87,15 +87,15 @@ class CheckpointSaver:
         self._pid: int | None = None
 
     def claim(self) -> None:
-        """Note that this process trains: a child that is forked from it later must leave its files alone."""
+        """Note that this process trains: processes forked from it later must not write its checkpoints."""
         self._pid = os.getpid()
 
     @property
-    def _is_of_a_child(self) -> bool:
+    def _is_in_child(self) -> bool:
         return self._pid not in (None, os.getpid())
 
     def count_from(self, step: int) -> None:
-        """Take no checkpoint of this step: it came from one."""
+        """Note that the run was resumed at this step, which needs no new checkpoint."""
         self._step_tried = step
 
     def has_saved(self, step: int) -> bool:
@@ -107,60 +107,60 @@ class CheckpointSaver:
         self.store = store
 
     def is_due(self, elapsed: Elapsed, *, epoch_ended: bool, run_ended: bool) -> bool:
-        """Whether to write one now.
+        """Whether to write a checkpoint now.
 
         Args:
-            elapsed: Where the run is, and was when this was asked last.
-            epoch_ended: Whether an epoch has ended since.
-            run_ended: Whether this is the last time.
+            elapsed: The run's position, now and at the previous call.
+            epoch_ended: Whether an epoch has ended since the previous call.
+            run_ended: Whether this is the last call.
         """
         due = self._when(elapsed) or (self._each_epoch and epoch_ended)
         if run_ended:
             self._check_monitor()
         if elapsed.steps == self._step_tried and self._value_to_pin is None:
             return False
-        # What is the best must be of this very step: it is tried all the same.
+        # The best checkpoint must be of this very step, so it is tried even while others are skipped.
         if due and not run_ended and self._num_to_skip and self._value_to_pin is None:
             self._num_to_skip -= 1
             return False
         return due or run_ended or self._value_to_pin is not None
 
     def quiet_until(self, asked: Elapsed) -> tuple[float, float]:
-        """Steps and seconds before which none is due, if it was asked here and no epoch ends."""
+        """Steps and seconds before which none is due unless an epoch ends; ``asked`` is the last `is_due` call."""
         return quiet_until(self._when, asked) if self._value_to_pin is None else (0.0, 0.0)
 
     def attempt(self, write: Callable[[], Checkpoint], step: int) -> None:
-        """Write a checkpoint, but let the training go on with a warning if that fails; then wait longer each time."""
-        if self._is_of_a_child:
+        """Write a checkpoint; if that fails, warn, let training continue and skip ever more of the next ones."""
+        if self._is_in_child:
             self._step_tried = step
             self._announcer.warn_once("child", f"no checkpoint was saved at step {step}: {self._whose}.")
             return
         try:
             self.write(write, step)
         except Exception as error:
-            # Whatever it is, in the user's callback or of the disk: the run is worth more than the file.
+            # Whatever failed, the user's callback or the disk: the run is worth more than the file.
             self.num_failed += 1
             self._num_to_skip = min(2**self._num_failed_in_a_row, MOST_SKIPPED) - 1
             self._num_failed_in_a_row += 1
             self._value_to_pin = None
             self.last_error = f"{type(error).__name__}: {error}"
-            again = f" The next {self._num_to_skip} are not tried." if self._num_to_skip else ""
+            again = f" The next {self._num_to_skip} are skipped." if self._num_to_skip else ""
             warnings.warn(
                 f"the checkpoint at step {step} could not be written:\n{traceback.format_exc()}"
-                f"The training goes on.{again}",
+                f"Training continues.{again}",
                 RuntimeWarning,
                 stacklevel=2,
             )
 
     def write(self, write: Callable[[], Checkpoint], step: int) -> Checkpoint:
-        """Write a checkpoint, and keep it as the best one if it is that.
+        """Write a checkpoint, and pin it if it is the best one.
 
         Raises:
-            OSError: the disk refused.
+            OSError: the write failed.
             RuntimeError: this process was forked from the one that trains.
             Exception: whatever the save callback raises.
         """
-        if self._is_of_a_child:
+        if self._is_in_child:
             raise RuntimeError(f"save_checkpoint() must not be called at step {step}, {self._whose}.")
         before, self._step_tried = self._step_tried, step
         try:
@@ -168,7 +168,7 @@ class CheckpointSaver:
         except Exception:
             raise
         except BaseException:
-            # It was not refused but interrupted: it is tried again.
+            # Interrupted, not failed: it is tried again.
             self._step_tried = before
             raise
         self._num_failed_in_a_row = self._num_to_skip = 0
@@ -180,10 +180,10 @@ class CheckpointSaver:
 
     @property
     def _whose(self) -> str:
-        return f"as the checkpoints are those of process {self._pid}, and this is {os.getpid()}, forked from it"
+        return f"as process {self._pid} writes them, and this is {os.getpid()}, forked from it"
 
     def note(self, metrics: Mapping[str, float], at_step: int, step: int) -> None:
-        """Hear of metrics; the checkpoint of that step is kept if it is the best, and written if there is none yet.
+        """Take logged metrics; if they are the best so far, pin the checkpoint of their step or let one be written.
 
         Args:
             metrics: Values by name.
@@ -191,7 +191,7 @@ class CheckpointSaver:
             step: The current step.
         """
         self._logged |= metrics.keys()
-        if self._is_of_a_child:
+        if self._is_in_child:
             return
         value = math.nan if self._monitor is None else metrics.get(self._monitor, math.nan)
         if math.isnan(value) or (self.best is not None and self._sign * value >= self._sign * self.best.value):
@@ -219,19 +219,19 @@ class CheckpointSaver:
             self.store.pin(path, json.dumps(about).encode())
         except OSError as error:
             self._announcer.warn_once(
-                "best", f"which checkpoint is the best could not be written down, a resumed run will not know: {error}"
+                "best", f"the best checkpoint could not be noted, so a resume will not find it: {error}"
             )
         self._announcer.tell(events.BestSaved, path=str(path), monitor=str(self._monitor), value=value)
 
     def go_on_from(self, checkpoint: Checkpoint) -> None:
-        """Go on with the run that wrote a checkpoint, its best one up to there included."""
+        """Continue the run that wrote a checkpoint, including its best one up to there."""
         self.store.go_on_from(checkpoint)
         self._newest = int(checkpoint.state["pace"]["step"]), checkpoint.path, checkpoint.model_path
         self.best = self._read_best()
         self.store.pin(None if self.best is None else self.best.path)
 
     def _read_best(self) -> BestCheckpoint | None:
-        """What `_pin` wrote down, if it is of this metric and its files are there."""
+        """The best checkpoint that `_pin` noted, if it is of this metric and mode."""
         try:
             about = json.loads(self.store.read_note())
             if (about["run_id"], about["monitor"], about["mode"]) != (self.store.run_id, self._monitor, self._mode):
@@ -245,6 +245,6 @@ class CheckpointSaver:
         if self._monitor is not None and self._monitor not in self._logged:
             self._announcer.warn_once(
                 "monitor",
-                f"monitor must be a metric that is given to log(), got {self._monitor!r}, and these were: "
-                f"{sorted(self._logged)}. No best checkpoint was kept.",
+                f"monitor must be a metric passed to log(), got {self._monitor!r}; logged were {sorted(self._logged)}. "
+                "No best checkpoint was kept.",
             )

@@ -1,8 +1,8 @@
-"""Checkpoints: numbered files in a folder, written whole or not at all; the newest valid one counts.
+"""Checkpoint store: numbered files in a folder, written whole or not at all; the newest valid one counts.
 
-The order of a save is what makes it safe: the model's file is made durable before the scheduler's file, which names it
-with its size and hash and is the record that both are there; only then are old ones deleted. What is in the files:
-codec.py. How they come to be whole: durable_io.py, and ``benchmarks/durability.py`` for the proof.
+The order of a save makes it safe: first the model's file is made durable; then the scheduler's file, which names the
+model's with its size and hash and so proves that both exist; only then are old checkpoints deleted. codec.py defines
+the content, durable_io.py writes it; ``benchmarks/durability.py`` tests both.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from .durable_io import (
 from .reader import MODEL, Checkpoint, NoValidCheckpoint, about_model, first_valid, read_checkpoint, step_of, written_by
 
 ROOM = 1.2
-"""Space that must be free before a save, as a multiple of what the last one took."""
+"""Space that must be free before a save, as a multiple of the size of the last one."""
 
 MOST_NOTE = 2**16
-"""Bytes read of the note about a pinned checkpoint."""
+"""Most bytes read of the note about a pinned checkpoint."""
 
 _NAME = re.compile(r"ck_(\d{12})\.r8")
 
 
 class CheckpointFiles(NamedTuple):
-    """A checkpoint of this run.
+    """The files of a checkpoint of this run.
 
     Attributes:
-        path: Its file.
-        model: The model's file; None without.
+        path: The scheduler's file.
+        model: The model's file; None without one.
         step: Steps reported when it was written; -1 if it does not say.
     """
 
@@ -56,13 +56,13 @@ class CheckpointStore:
     """Numbered checkpoints in a folder: the newest valid one counts.
 
     Args:
-        folder: Made when the first checkpoint is written.
+        folder: Created with the first checkpoint.
         keep: Checkpoints of this run to keep, >= 1; those of other runs are never touched.
-        run_id: Tells this run's files from others'.
+        run_id: Distinguishes this run's files from those of other runs.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, keep: int, run_id: str) -> None:
-        # What the program calls by a relative name stays where it is if it changes its folder.
+        # A relative path must mean the same folder after the program changes its working directory.
         self.folder = Path(folder).absolute()
         self.keep = keep
         self.run_id = run_id
@@ -81,14 +81,14 @@ class CheckpointStore:
         """Write a checkpoint and delete this run's oldest beyond ``keep``.
 
         Args:
-            state: As `encode` takes it.
-            write_model: Writes the model to the path it is given (a suffix of its own is accepted). The file is
-                made durable before the scheduler's file, which names it with its size and hash.
-            config: How the run was built, likewise.
+            state: The scheduler's state, of values that `encode` accepts.
+            write_model: Writes the model to the given path, to which it may append a suffix. The file is made durable
+                before the scheduler's file, which names it with its size and hash.
+            config: The run's configuration, of values that `encode` accepts.
 
         Raises:
-            TypeError: a value that cannot be saved.
-            OSError: the disk refused; the checkpoints before are untouched.
+            TypeError: a value cannot be saved.
+            OSError: the write failed; earlier checkpoints are unchanged.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._tidy()
@@ -104,7 +104,7 @@ class CheckpointStore:
                 remove(model)
             raise
         except BaseException:
-            # Interrupted: the scheduler's file may be there already. If it is not, the next save removes the model.
+            # Interrupted: the scheduler's file may exist already. If not, the next save removes the model.
             self._is_tidy = False
             raise
         self._last_size = path.stat().st_size + (0 if model is None else model.stat().st_size)
@@ -113,12 +113,12 @@ class CheckpointStore:
         return Checkpoint(path, dict(state), model, self.run_id, dict(config or {}))
 
     def _tidy(self) -> None:
-        """Before the first save: delete what killed processes left, and models of this run without a checkpoint."""
+        """Before the first save, delete what killed processes left: temporary files and models without a checkpoint."""
         if self._is_tidy:
             return
         self._is_tidy = True
         sweep(self.folder)
-        # A run that was killed between its two files left the first.
+        # A run that was killed between writing its two files left the model's.
         files = [MODEL.fullmatch(name) for name in os.listdir(self.folder)]
         own = {own.model.name for own in self._own if own.model is not None}
         for match in filter(None, files):
@@ -127,7 +127,7 @@ class CheckpointStore:
                 remove(self.folder / match[0])
 
     def _check_room(self) -> None:
-        # Loaded late, like zipfile: both take longer than all of this package's own modules.
+        # Imported late, like zipfile: each takes longer than all modules of this package.
         import shutil
 
         free, needed = shutil.disk_usage(self.folder).free, int(ROOM * self._last_size)
@@ -135,14 +135,14 @@ class CheckpointStore:
             raise OSError(errno.ENOSPC, f"{needed} bytes must be free for a checkpoint, got {free}", str(self.folder))
 
     def pin(self, path: Path | None, note: bytes | None = None) -> None:
-        """Keep this checkpoint of this run beside the newest ones; the one before it is a common one again.
+        """Keep this checkpoint of this run in addition to the newest ones, in place of the one pinned before.
 
         Args:
-            path: Which one; None for none.
-            note: What to write down of it, for `read_note` after a resume.
+            path: The checkpoint; None for none.
+            note: Content of the note that `read_note` returns after a resume; None leaves the note unchanged.
 
         Raises:
-            OSError: the note could not be written; the checkpoint is kept all the same.
+            OSError: the note could not be written; the checkpoint is pinned anyway.
         """
         self._pinned = path
         try:
@@ -152,10 +152,10 @@ class CheckpointStore:
             self._delete_old()
 
     def read_note(self) -> bytes:
-        """What `pin` wrote down last in this run.
+        """The last note that `pin` wrote in this run.
 
         Raises:
-            OSError, ValueError: there is nothing, or no regular file.
+            OSError, ValueError: there is none, or it is not a regular file.
         """
         with open_regular(self._note_file) as file:
             return file.read(MOST_NOTE)
@@ -165,12 +165,12 @@ class CheckpointStore:
         return self.folder / f"best_{self.run_id[:8]}.json"
 
     def _delete_old(self) -> None:
-        """Delete the oldest beyond ``keep``; those of weights that were given up go first."""
+        """Delete the oldest beyond ``keep``, starting with those of weights that recovery gave up."""
         trusted_last = sorted(self._own, key=lambda own: own.path not in self._given_up)
         kept = set(trusted_last[-self.keep :])
         for own in self._own:
             if own not in kept and own.path != self._pinned:
-                # In this order, so that there is never a checkpoint without its model.
+                # In this order, a checkpoint never exists without its model.
                 remove(own.path)
                 if own.model is not None:
                     remove(own.model)
@@ -181,7 +181,6 @@ class CheckpointStore:
         return 1 + max((int(match[1]) for match in map(_NAME.fullmatch, names) if match), default=0)
 
     def _write_new(self, number: int, content: bytes) -> Path:
-        """Write a checkpoint under this number, or the next that no other process has taken meanwhile."""
         return _under_free_name(
             number, lambda free: self.folder / f"ck_{free:012d}.r8", lambda path: write_new(path, content)
         )
@@ -211,33 +210,33 @@ class CheckpointStore:
         )
 
     def own_states(self) -> list[tuple[str, int]]:
-        """This run's checkpoints with a model, oldest first: the name, and the steps reported by then.
+        """This run's checkpoints with a model, oldest first: their names, and the steps reported when written.
 
-        Those of weights that were given up are left out.
+        Those of weights that recovery gave up are left out.
         """
         return [
             (own.path.name, own.step) for own in self._own if own.model is not None and own.path not in self._given_up
         ]
 
     def give_up(self, after: int, until: int) -> None:
-        """Note that the model went back: checkpoints of this run that were written in between hold weights given up.
+        """Note that the model was restored: checkpoints of this run written in between hold weights that are given up.
 
         Args:
-            after: Steps reported when the state was taken that was restored.
+            after: Steps reported when the restored state was taken.
             until: Steps reported now.
         """
         self._given_up |= {own.path for own in self._own if after < own.step <= until}
 
     def load_named(self, name: str) -> Checkpoint | None:
-        """A checkpoint of this run; None, with a warning, if it cannot be read."""
+        """Read a checkpoint of this run by its file name; None, with a warning, if it cannot be read."""
         reasons: list[str] = []
         checkpoint = first_valid([self.folder / name], reasons)
         if reasons:
-            warnings.warn(f"checkpoint passed over: {reasons[0]}", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"checkpoint skipped: {reasons[0]}", RuntimeWarning, stacklevel=3)
         return checkpoint
 
     def go_on_from(self, checkpoint: Checkpoint) -> None:
-        """Go on with the run that wrote a checkpoint: its files up to this one are ours to keep and delete."""
+        """Continue the run that wrote a checkpoint: its files up to this one become this store's to keep and delete."""
         self.run_id = checkpoint.run_id
         self._own, self._pinned, self._is_tidy = [], None, False
         self._given_up.clear()
@@ -250,10 +249,10 @@ class CheckpointStore:
                     self._own.append(CheckpointFiles(path, model, step))
 
     def files_of(self, name: str) -> tuple[Path, Path | None]:
-        """The files of a checkpoint of this run, and of its model.
+        """The file of a checkpoint of this run, given its name, and that of its model.
 
         Raises:
-            KeyError: it is none of this run.
+            KeyError: this run has no checkpoint of this name.
         """
         for own in self._own:
             if own.path.name == name:
@@ -262,15 +261,15 @@ class CheckpointStore:
 
     @property
     def has_files(self) -> bool:
-        """Whether there are checkpoints in the folder, valid or not, of this run or others."""
+        """Whether the folder holds checkpoints, valid or not, of this or other runs."""
         return self.folder.is_dir() and any(map(_NAME.fullmatch, os.listdir(self.folder)))
 
     def load(self, path: str | os.PathLike[str] | None = None) -> Checkpoint:
-        """Read a checkpoint, by default the newest valid one; damaged ones are passed over, with a warning.
+        """Read a checkpoint, by default the newest valid one; damaged ones are skipped, with a warning.
 
         Raises:
-            NoValidCheckpoint: there is none that can be read.
-            ValueError: the file given by name cannot be used.
+            NoValidCheckpoint: no checkpoint can be read.
+            ValueError: the file given by ``path`` cannot be used.
         """
         if path is not None:
             return read_checkpoint(Path(path))
@@ -287,7 +286,7 @@ class CheckpointStore:
 
 
 def _under_free_name(number: int, name_of: Callable[[int], Path], make: Callable[[Path], None]) -> Path:
-    """Make a file under the name of this number, or of the next that no other process has taken meanwhile."""
+    """Make a file named by this number, or by the next one whose name no other process has taken meanwhile."""
     while True:
         path = name_of(number)
         try:

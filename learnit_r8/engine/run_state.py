@@ -128,7 +128,7 @@ def save_as_asked(run: Engine) -> None:
 def go_on_from(run: Engine, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
     """Take over a checkpoint whole, or stay as it was."""
     before = whole_state_of(run)
-    if run.persistence.is_built_otherwise(checkpoint, "guard") and "guard" in state:
+    if run.persistence.has_changed(checkpoint, "guard") and "guard" in state:
         state = {**state, "guard": run.sentry.adapted(state["guard"])}
     load_state(run, state)
     try:
@@ -136,7 +136,7 @@ def go_on_from(run: Engine, checkpoint: Checkpoint, state: dict[str, Any]) -> No
     except BaseException:
         load_state(run, before)
         raise
-    if run.persistence.is_built_otherwise(checkpoint, "seed"):
+    if run.persistence.has_changed(checkpoint, "seed"):
         run.announcer.warn_once(
             "seed", f"the resumed run goes on with the seed of the saved one, {run.plan.seed}, whatever was given."
         )

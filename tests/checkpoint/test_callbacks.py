@@ -95,14 +95,14 @@ def test_builtin_without_signature_gets_the_documented_form():
     ],
 )
 def test_load_callback_gets_from_ram_if_it_takes_it(recorder, form, call):
-    """from_ram is handed over only to callbacks that name that keyword."""
+    """from_ram is passed only to callbacks that have that keyword."""
     call_load(getattr(recorder, form), "backup", from_ram=True)
 
     assert recorder.calls == [call]
 
 
 def test_from_ram_is_false_for_a_path(recorder):
-    """A path is announced as not from RAM."""
+    """A callback that gets a path gets from_ram=False."""
     call_load(recorder.source_from_ram, "path", from_ram=False)
 
     assert recorder.calls == [("path", False)]
@@ -110,7 +110,7 @@ def test_from_ram_is_false_for_a_path(recorder):
 
 @pytest.mark.parametrize("callback", ["save", 3, {}])
 def test_callback_is_callable(callback):
-    """What cannot be called is refused under the argument's name."""
+    """An object that cannot be called is refused; the error names the argument."""
     with pytest.raises(TypeError, match=rf"save_callback must be a function or None, got {callback!r}"):
         check_callback("save_callback", callback)
 
@@ -122,7 +122,7 @@ def test_callback_may_be_missing(callback):
 
 
 def test_load_callback_that_passes_keywords_on_gets_none():
-    """A callback of any keywords, which it may hand to another function, is called with the source alone."""
+    """A callback with **kwargs, which it may pass to another function, is called with the source alone."""
     got = []
     call_load(lambda source, **more: got.append((source, more)), "backup", from_ram=True)
 
@@ -130,10 +130,10 @@ def test_load_callback_that_passes_keywords_on_gets_none():
 
 
 def test_failing_load_callback_says_what_it_was_given():
-    """What a load callback raises names the kind of source it could not read."""
-    with pytest.raises(RuntimeError, match="from the RAM backup, a dict, and raised AttributeError"):
+    """The error after a failing load callback names the kind of source it was given."""
+    with pytest.raises(RuntimeError, match="from the RAM backup, a dict, but raised AttributeError"):
         call_load(lambda source: source.seek(0), {"w": 1}, from_ram=True)
-    with pytest.raises(RuntimeError, match=r"from the path 'a\.pt', and raised FileNotFoundError"):
+    with pytest.raises(RuntimeError, match=r"from the path 'a\.pt', but raised FileNotFoundError"):
         call_load(os.stat, "a.pt", from_ram=False)
 
 
@@ -149,7 +149,7 @@ def test_failing_load_callback_says_what_it_was_given():
     ],
 )
 def test_form_of_a_save_callback(callback, path_only):
-    """A callback of one argument, or that requires one called a path or a file, gets the path alone."""
+    """A callback with one parameter, or one required parameter named like a path or file, gets the path alone."""
     got = []
 
     def tracing(frame, event, argument):
@@ -167,24 +167,32 @@ def test_form_of_a_save_callback(callback, path_only):
 
 
 def wrapped(outer, inner):
-    """A function that says it is another one, as decorators make it."""
+    """A function with the signature of another one, as functools.wraps makes it."""
     return functools.wraps(inner)(outer)
 
 
 @pytest.mark.parametrize(
     ("name", "callback", "form"),
     [
-        ("load_callback", lambda: None, r"\(source\) or \(source, from_ram=\), got .*<lambda>.* of the form \(\)"),
-        ("load_callback", lambda *, from_ram: None, r"\(source\).* of the form \(\*, from_ram\)"),
-        ("load_callback", lambda source, model: None, r"\(source\).* of the form \(source, model\)"),
-        ("load_callback", wrapped(lambda source: None, lambda source, from_ram: None), r"of the form \(source\)"),
-        ("save_callback", lambda: None, r"\(state_dict, filepath\) or \(filepath\), got .* of the form \(\)"),
-        ("save_callback", lambda state, path, model: None, r"of the form \(state, path, model\)"),
-        ("state_callback", lambda model: None, r"\(\), got .* of the form \(model\)"),
+        (
+            "load_callback",
+            lambda: None,
+            r"\(source\) or \(source, from_ram=\), got .*<lambda>.* signature \(\)",
+        ),
+        ("load_callback", lambda *, from_ram: None, r"\(source\).* signature \(\*, from_ram\)"),
+        ("load_callback", lambda source, model: None, r"\(source\).* signature \(source, model\)"),
+        (
+            "load_callback",
+            wrapped(lambda source: None, lambda source, from_ram: None),
+            r"signature \(source\)",
+        ),
+        ("save_callback", lambda: None, r"\(state_dict, filepath\) or \(filepath\), got .* signature \(\)"),
+        ("save_callback", lambda state, path, model: None, r"signature \(state, path, model\)"),
+        ("state_callback", lambda model: None, r"\(\), got .* signature \(model\)"),
     ],
 )
-def test_callback_that_could_not_be_called_is_refused(name, callback, form):
-    """A callback that would fail at its first call, whatever it did, is refused with the form it must have."""
+def test_callback_with_a_wrong_signature_is_refused(name, callback, form):
+    """A callback that cannot accept its arguments is refused; the error gives the accepted signatures."""
     with pytest.raises(TypeError, match=f"{name} must take .*{form}"):
         check_callback(name, callback)
 
@@ -206,6 +214,6 @@ def test_callback_that_could_not_be_called_is_refused(name, callback, form):
         ("state_callback", dict),
     ],
 )
-def test_callback_that_can_be_called_is_taken(name, callback):
-    """A callback that takes what it will get is accepted, and so is one whose form cannot be read."""
+def test_callback_with_an_accepted_signature_is_taken(name, callback):
+    """A callback that accepts its arguments is taken, and so is one whose signature is unknown."""
     check_callback(name, callback)

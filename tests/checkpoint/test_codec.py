@@ -1,4 +1,4 @@
-"""Files that somebody made by hand, with a digest that is right: refused by what is wrong with them."""
+"""Forged files with a right digest are refused, with what is wrong with them."""
 
 import hashlib
 import io
@@ -36,8 +36,8 @@ def tree(value):
     return "tree.npy", npy(json.dumps(value))
 
 
-def test_it_can_be_read_at_all():
-    """What is forged below is read where nothing is wrong with it."""
+def test_a_well_formed_file_is_read():
+    """The files forged below are readable as long as nothing is wrong with them."""
     array = ("a0.npy", npy([1.0, 2.0]))
 
     assert decode(sealed(zipped(tree({"w": {"__array__": "a0"}}), array)))["w"].tolist() == [1.0, 2.0]
@@ -49,10 +49,13 @@ def test_it_can_be_read_at_all():
         (b"x" * 30, "must list at most"),
         (
             zipped(("a0.npy", npy(1)), tree({}), ("../a1.npy", npy(1))),
-            r"uncompressed arrays of ours, got .{0,2}../a1.npy",
+            r"arrays named by encode\(\), got .{0,2}../a1.npy",
         ),
-        (zipped(("a.py", b"print()"), tree({})), r"uncompressed arrays of ours, got .{0,2}a.py"),
-        (zipped(tree({}), compression=zipfile.ZIP_DEFLATED), r"uncompressed arrays of ours, got .{0,2}tree.npy"),
+        (zipped(("a.py", b"print()"), tree({})), r"arrays named by encode\(\), got .{0,2}a.py"),
+        (
+            zipped(tree({}), compression=zipfile.ZIP_DEFLATED),
+            r"arrays named by encode\(\), got .{0,2}tree.npy",
+        ),
         (zipped(tree({}), ("a0.npy", npy([1, 2])[:-3])), r"a0.npy must hold 2 x int64 \(no objects\), got 13 bytes"),
         (zipped(tree({}), ("a0.npy", npy([None], allow_pickle=True))), r"x object \(no objects\)"),
         (zipped(tree([1])), "tree must be a dict, got list"),
@@ -61,21 +64,21 @@ def test_it_can_be_read_at_all():
         (zipped(("tree.npy", npy("{"))), "JSON"),
     ],
 )
-def test_what_is_wrong_is_said(payload, text):
-    """The error names the member, and shows what it found in place of what should be there."""
+def test_the_error_names_the_fault(payload, text):
+    """The error names the member, what it must be and what it is."""
     with pytest.raises(ValueError, match=text):
         decode(sealed(payload))
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
-def test_names_twice():
-    """Two members of one name: the reader cannot know which one was meant."""
+def test_duplicate_names():
+    """Two members with the same name are refused."""
     with pytest.raises(ValueError, match=r"must have different names, got .{0,2}a0.npy.{0,2} twice"):
         decode(sealed(zipped(tree({}), ("a0.npy", npy(1)), ("a0.npy", npy(2)))))
 
 
 def test_members_that_overlap():
-    """Members that claim the same bytes would take more memory than the file."""
+    """Members that share bytes are refused, as they would take more memory than the file."""
     payload = bytearray(zipped(tree({}), ("a0.npy", npy(np.zeros(1000)))))
     at = payload.rindex(b"PK\1\2") + 20
     payload[at : at + 8] = (10**6).to_bytes(4, "little") * 2
@@ -106,7 +109,7 @@ def test_more_members_than_there_may_be():
 
 
 def test_state_that_could_not_be_read_back(monkeypatch):
-    """What a reader would refuse is refused when it is written, with the counts."""
+    """A state too large to be read back is refused when it is written, with the counts."""
     monkeypatch.setattr(codec, "MOST_MEMBERS", 3)
     with pytest.raises(ValueError, match=r"at most 3 arrays .* got 4 and"):
         encode({f"w{number}": np.zeros(2) for number in range(4)})
@@ -127,6 +130,6 @@ def test_file_beyond_memory(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("content", [b"", b"x" * 99, zipped(tree([1]))])
 def test_tree_alone(content):
-    """Reading the tree alone, digest unchecked, refuses what is none."""
+    """Reading the tree alone, without the digest, refuses a file without a valid one."""
     with pytest.raises(ValueError, match=r"must hold a JSON tree|must be a dict, got list"):
         read_tree(io.BytesIO(content))

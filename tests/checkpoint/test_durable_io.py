@@ -1,4 +1,4 @@
-"""Files are whole or absent, whatever the disk says, and only what is left behind is swept away."""
+"""Files are written whole or not at all, whatever fails, and only stale temporary files are deleted."""
 
 import errno
 import os
@@ -44,7 +44,7 @@ def broken(monkeypatch, *, kind, code=errno.EIO):
 
 
 def test_new_file(tmp_path):
-    """What is written is there, alone, under its name."""
+    """A new file has its content, and no temporary file remains."""
     write(tmp_path / "a", b"one")
 
     assert names(tmp_path) == ["a"]
@@ -81,7 +81,7 @@ def test_disk_that_fails_to_flush_a_file(tmp_path, monkeypatch, make_it):
 
 @posix
 def test_disk_that_fails_to_flush_a_folder(tmp_path, monkeypatch):
-    """EIO on fsync of the folder: the name may not last, so the caller is told; the file is whole all the same."""
+    """EIO on fsync of the folder: the entry may be lost, so the caller is told; the file itself is whole."""
     broken(monkeypatch, kind="folder")
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         write(tmp_path / "a", b"one")
@@ -114,7 +114,7 @@ def test_run_on_a_disk_that_fails_to_flush(tmp_path, monkeypatch, kind):
         with pytest.warns(RuntimeWarning, match="could not be written"):
             train(r8)
     with warnings.catch_warnings():
-        # What was named but not flushed is passed over, which is said.
+        # A file that was named but not flushed is skipped, with a warning.
         warnings.simplefilter("ignore")
         resumed = make(checkpoint_dir=tmp_path, num_epochs=4, resume="auto", **about)
 
@@ -140,7 +140,7 @@ def test_without_links(tmp_path, monkeypatch):
 
 
 def test_link_keeps_both_names(tmp_path):
-    """Given another name, a file has both; the caller removes the first."""
+    """A linked file has both names; the caller removes the first."""
     (tmp_path / "a").write_bytes(b"one")
     link_new(tmp_path / "a", tmp_path / "b")
 
@@ -148,7 +148,7 @@ def test_link_keeps_both_names(tmp_path):
 
 
 def test_rename_waits_for_the_virus_scanner(tmp_path, monkeypatch):
-    """On Windows a rename that is refused is tried again, longer each time, and in the end says so."""
+    """On Windows a refused rename is retried after growing delays, and finally raises."""
     waited = []
     (tmp_path / "a").write_bytes(b"one")
 
@@ -165,7 +165,7 @@ def test_rename_waits_for_the_virus_scanner(tmp_path, monkeypatch):
 
 
 @posix
-def test_only_what_is_left_behind_is_swept(tmp_path):
+def test_only_stale_files_are_swept(tmp_path):
     """Temporary files of processes that are gone are deleted, those of living ones and other names are not."""
     mine = temporary_name(tmp_path / "ck")
     host = mine.name.split("_")[2]
@@ -181,7 +181,7 @@ def test_only_what_is_left_behind_is_swept(tmp_path):
 
 
 def test_old_files_of_other_hosts_are_swept(tmp_path):
-    """What nobody has touched for a day is left behind, wherever it came from."""
+    """A temporary file that was not modified for a day is deleted, whichever host made it."""
     path = tmp_path / "tmp_999999999_00000000_1_ck"
     path.write_bytes(b"")
     os.utime(path, (time.time() - 25 * 3600,) * 2)
@@ -189,13 +189,13 @@ def test_old_files_of_other_hosts_are_swept(tmp_path):
     assert sweep(tmp_path) == [path]
 
 
-def test_sweeping_a_folder_that_is_not_there(tmp_path):
-    """There is nothing in it."""
+def test_sweeping_a_missing_folder(tmp_path):
+    """A folder that does not exist holds nothing to delete."""
     assert sweep(tmp_path / "none") == []
 
 
-def test_removing_is_no_error(tmp_path):
-    """Files, folders and what is not there: after `remove` it is gone."""
+def test_removing_never_fails(tmp_path):
+    """`remove` deletes files and folders, and ignores missing ones."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a").write_bytes(b"")
     for name in ("folder", "none"):
@@ -206,7 +206,7 @@ def test_removing_is_no_error(tmp_path):
 
 @posix
 def test_only_regular_files_are_opened(tmp_path):
-    """A FIFO does not make anybody wait; a link leads nowhere; a folder is none."""
+    """A FIFO, a link and a folder are refused at once."""
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "file").write_bytes(b"one")
     (tmp_path / "link").symlink_to(tmp_path / "file")

@@ -1,4 +1,4 @@
-"""When checkpoints are due, which is the best, and what a disk that refuses costs."""
+"""When checkpoints are due, which one is the best, and what happens when saving fails."""
 
 import errno
 import json
@@ -17,7 +17,7 @@ from tests.drive import NAN, Weights, advance_to, make, train
 
 
 def validate(r8, values):
-    """Two epochs and more of the seed's loop, with a validation after each epoch."""
+    """Two epochs and more of the seed document's loop, with a validation after each epoch."""
     for epoch in r8.epoch_iterator():
         for _ in r8.batch_iterator():
             r8.update_with_loss(1.0)
@@ -30,7 +30,7 @@ def steps_kept(folder):
 
 
 class Disk:
-    """A disk that refuses while it is told to."""
+    """A disk whose writes fail while told to."""
 
     def __init__(self, folder, **arguments):
         self.refuses, self.tried = False, []
@@ -60,7 +60,7 @@ class Disk:
 
 @pytest.mark.filterwarnings("ignore:the checkpoint at step")
 def test_attempts_become_rarer(tmp_path):
-    """While the disk refuses, 1, 2, 4 ... 64 intervals pass between two attempts; the run's end is always tried."""
+    """While saving fails, 1, 2, 4 ... 64 intervals pass between two attempts; the run's end is always tried."""
     disk = Disk(tmp_path)
     disk.refuses = True
     for step in range(1, 300):
@@ -73,7 +73,7 @@ def test_attempts_become_rarer(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:the checkpoint at step")
 def test_a_disk_that_recovers_is_used_as_before(tmp_path):
-    """After the first checkpoint that could be written, every interval counts again."""
+    """After the first successful save, every interval is used again."""
     disk = Disk(tmp_path)
     for step in range(1, 20):
         disk.refuses = 3 <= step <= 6
@@ -83,8 +83,8 @@ def test_a_disk_that_recovers_is_used_as_before(tmp_path):
     assert (disk.saver.num_failed, disk.saver.last_error) == (3, "")
 
 
-def test_failure_is_said_in_the_warning_and_in_the_summary(tmp_path):
-    """The warning says what failed and how long nothing is tried; summary() says what the last attempt met."""
+def test_failure_is_in_the_warning_and_in_the_summary(tmp_path):
+    """The warning says what failed and how many attempts are skipped; summary() gives the last error."""
     r8 = make(checkpoint_dir=tmp_path / "file" / "saved", checkpoint_every=1)
     (tmp_path / "file").write_text("")
     with warnings.catch_warnings(record=True) as caught:
@@ -94,15 +94,15 @@ def test_failure_is_said_in_the_warning_and_in_the_summary(tmp_path):
 
     assert [lines[0] for lines in texts] == [f"the checkpoint at step {n} could not be written:" for n in (1, 2, 4, 6)]
     assert [lines[-1] for lines in texts][:2] == [
-        "The training goes on.",
-        "The training goes on. The next 1 are not tried.",
+        "Training continues.",
+        "Training continues. The next 1 are skipped.",
     ]
     assert "checkpoints failed: 4; the last one failed: NotADirectoryError" in r8.summary()
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
 def test_read_only_folder(tmp_path):
-    """A folder that may not be written to costs warnings, and harms nothing."""
+    """A read-only folder causes warnings and does not end the run."""
     tmp_path.chmod(0o500)
     r8 = make(checkpoint_dir=tmp_path)
     with pytest.warns(RuntimeWarning, match="Permission denied"):
@@ -152,7 +152,7 @@ def test_highest_is_best_with_mode_max(tmp_path):
 
 
 def test_metric_without_a_checkpoint_of_its_step_makes_one(tmp_path):
-    """A value that is the best so far is saved with the model of its step, between two checkpoints that are due."""
+    """A new best value is saved with the model of its step, even if no checkpoint is due."""
     model = Weights()
     r8 = make(
         num_epochs=3,
@@ -184,7 +184,7 @@ def test_worse_and_nan_are_not_best(tmp_path, value):
 
 
 def test_metric_of_another_step_changes_nothing(tmp_path):
-    """A value that belongs to a step of which there is no checkpoint any more pins nothing."""
+    """A value of a step without a checkpoint pins nothing."""
     r8 = make(checkpoint_dir=tmp_path, monitor="val_loss")
     advance_to(r8, 4)
     r8.log(step=1, val_loss=0.0)
@@ -194,7 +194,7 @@ def test_metric_of_another_step_changes_nothing(tmp_path):
 
 
 def test_best_survives_a_resume(tmp_path):
-    """A resumed run knows the best checkpoint of before, and keeps it until there is a better one."""
+    """A resumed run knows the best checkpoint so far, and keeps it until there is a better one."""
     more = {"num_epochs": 5, "checkpoint_dir": tmp_path, "keep_checkpoints": 1, "monitor": "val_loss"}
     first = make(**more)
     for epoch in first.epoch_iterator():
@@ -211,8 +211,8 @@ def test_best_survives_a_resume(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"run_id": 3}', b"\xff", None])
-def test_damaged_note_of_the_best_is_passed_over(tmp_path, content):
-    """A file that names the best checkpoint and cannot be read costs that knowledge, nothing else."""
+def test_damaged_note_of_the_best_is_ignored(tmp_path, content):
+    """If the note that names the best checkpoint is unreadable, only that knowledge is lost."""
     more = {"checkpoint_dir": tmp_path, "monitor": "val_loss"}
     first = make(**more)
     validate(first, [1.0, 2.0])
@@ -225,30 +225,28 @@ def test_damaged_note_of_the_best_is_passed_over(tmp_path, content):
     assert (second.best_checkpoint, second.global_step) == (None, 6)
 
 
-def test_metric_that_never_comes_is_said(tmp_path):
-    """A monitor that was never logged is warned of at the end, with what was."""
+def test_metric_that_is_never_logged_causes_a_warning(tmp_path):
+    """If the monitored metric was never logged, a warning at the end lists those that were."""
     r8 = make(checkpoint_dir=tmp_path, monitor="val_los")
-    with pytest.warns(
-        RuntimeWarning, match=r"monitor must be a metric .* got 'val_los', and these were: \['val_loss'\]"
-    ):
+    with pytest.warns(RuntimeWarning, match=r"monitor must be a metric .* got 'val_los'; logged were \['val_loss'\]"):
         validate(r8, [1.0, 2.0])
 
 
-def test_note_that_cannot_be_written_is_said(tmp_path, monkeypatch):
-    """Where the best checkpoint cannot be written down, it is kept all the same, with a warning."""
+def test_note_that_cannot_be_written_causes_a_warning(tmp_path, monkeypatch):
+    """If the note about the best checkpoint cannot be written, the checkpoint is kept anyway, with a warning."""
 
     def refuse(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("learnit_r8.checkpoint.store.replace", refuse)
     r8 = make(checkpoint_dir=tmp_path, monitor="val_loss")
-    with pytest.warns(RuntimeWarning, match="which checkpoint is the best could not be written down.*No space left"):
+    with pytest.warns(RuntimeWarning, match="the best checkpoint could not be noted.*No space left"):
         validate(r8, [1.0, 2.0])
 
     assert r8.best_checkpoint.step == 3
 
 
-def test_best_is_told(tmp_path):
+def test_listeners_hear_of_the_best(tmp_path):
     """Listeners hear of a new best checkpoint."""
     heard = []
     validate(make(checkpoint_dir=tmp_path, monitor="val_loss", listeners=[heard.append]), [1.0, 0.5])
@@ -272,13 +270,13 @@ def test_arguments_are_checked(tmp_path, arguments, text):
 
 
 def test_monitor_needs_a_folder():
-    """A monitor without checkpoints would never do anything, and is refused."""
+    """A monitor without checkpoints would have no effect, and is refused."""
     with pytest.raises(ValueError, match="monitor needs a checkpoint_dir or a save_callback, got 'x' without"):
         make(monitor="x")
 
 
 def test_run_inside_a_handler_of_another_exception_is_saved_at_its_end(tmp_path):
-    """A run that is begun anew where an exception is handled is saved as any other when it is left."""
+    """A run started within an exception handler is saved like any other when it is closed."""
     try:
         raise MemoryError
     except MemoryError:
@@ -289,7 +287,7 @@ def test_run_inside_a_handler_of_another_exception_is_saved_at_its_end(tmp_path)
 
 
 def test_half_a_step_is_not_saved(tmp_path):
-    """A run that an exception ends in the middle of a step is not saved there."""
+    """A run that an exception ends in the middle of a step is not saved at that point."""
 
     def run():
         with make(num_epochs=9, checkpoint_dir=tmp_path, checkpoint_every=999) as r8:

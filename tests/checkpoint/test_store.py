@@ -75,11 +75,11 @@ def test_nan_and_numpy_numbers_survive():
     [
         (
             {"a": {"b": [1, object]}},
-            r"state\.a\.b\.1 must be a number, text, boolean, None, array, or a dict or list of them, got",
+            r"state\.a\.b\.1 must be a number, str, bool, None, array, or a dict or list of them, got",
         ),
-        ({"a": {1: 2}}, r"state\.a must have texts as keys \(and not '__array__'\), got 1"),
-        ({"a": {"__array__": 2}}, r"state\.a must have texts as keys \(and not '__array__'\), got '__array__'"),
-        ({"a": np.array([None, "x"])}, r"state\.a must be an array of numbers or texts, got dtype object"),
+        ({"a": {1: 2}}, r"state\.a must have str keys other than '__array__', got 1"),
+        ({"a": {"__array__": 2}}, r"state\.a must have str keys other than '__array__', got '__array__'"),
+        ({"a": np.array([None, "x"])}, r"state\.a must be an array of numbers or strings, got dtype object"),
         ({"a": [b"bytes"]}, r"state\.a\.0 must be a number"),
         ({"a": {1, 2}}, r"state\.a must be a number"),
         ({"a": 1j}, r"state\.a must be a number"),
@@ -109,7 +109,7 @@ def test_file_cut_in_its_header_is_refused(length):
 
 
 def test_longer_file_is_refused():
-    """A file with something behind its payload is refused."""
+    """A file with bytes after its payload is refused."""
     with pytest.raises(
         ValueError, match=r"the file must hold \d+ bytes with the SHA-256 in its header, got \d+; it is damaged"
     ):
@@ -177,8 +177,8 @@ def test_newest_valid_checkpoint_counts(tmp_path):
     assert store.load().state == {"step": 2}
 
 
-def test_damaged_checkpoints_are_passed_over(tmp_path):
-    """Damaged files are passed over for the newest valid one, with one warning that gives each reason."""
+def test_damaged_checkpoints_are_skipped(tmp_path):
+    """Damaged files are skipped for the newest valid one, with one warning that gives each reason."""
     store = store_in(tmp_path)
     for step in range(3):
         store.save({"step": step})
@@ -186,7 +186,7 @@ def test_damaged_checkpoints_are_passed_over(tmp_path):
     third.write_bytes(third.read_bytes()[:-1])
     second.write_bytes(b"")
     with pytest.warns(
-        RuntimeWarning, match=rf"checkpoints passed over: {third.name}: .*damaged.* \| {second.name}: .*begin with"
+        RuntimeWarning, match=rf"checkpoints skipped: {third.name}: .*damaged.* \| {second.name}: .*begin with"
     ):
         checkpoint = store.load()
 
@@ -236,7 +236,7 @@ def test_only_own_checkpoints_are_deleted(tmp_path):
 
 
 def test_numbers_go_on_across_runs(tmp_path):
-    """A new run numbers its files after those that are there."""
+    """A new run numbers its files after the existing ones."""
     store_in(tmp_path, run_id="first").save({})
     (tmp_path / "ck_000000000041.r8").write_bytes(b"")
 
@@ -244,7 +244,7 @@ def test_numbers_go_on_across_runs(tmp_path):
 
 
 def test_file_deleted_by_hand_is_no_error(tmp_path):
-    """Retention does not mind that somebody deleted a file before."""
+    """Retention ignores files that somebody has already deleted."""
     store = store_in(tmp_path, keep=1)
     store.save({"step": 0}).path.unlink()
     store.save({"step": 1})
@@ -289,13 +289,13 @@ def test_callback_may_leave_no_file(tmp_path):
 @pytest.mark.parametrize(
     "damage", [b"weighty", b"weight", b"weightsweights", None], ids=["content", "short", "long", "missing"]
 )
-def test_checkpoint_with_another_model_is_passed_over(tmp_path, damage):
-    """A checkpoint whose model's file is not the one it was saved with does not count."""
+def test_checkpoint_with_another_model_is_skipped(tmp_path, damage):
+    """A checkpoint whose model's file has changed since it was saved is not valid."""
     store = store_in(tmp_path)
     store.save({"step": 0}, write_text("weights"))
     model = store.save({"step": 1}, write_text("weights")).model_path
     model.unlink() if damage is None else model.write_bytes(damage)
-    with pytest.warns(RuntimeWarning, match=r"checkpoints passed over: ck_000000000002\.r8"):
+    with pytest.warns(RuntimeWarning, match=r"checkpoints skipped: ck_000000000002\.r8"):
         assert store.load().state == {"step": 0}
 
 
@@ -303,14 +303,12 @@ def test_tampered_model_is_an_error_by_name(tmp_path):
     """A checkpoint asked for by name is refused if its model's file was changed."""
     checkpoint = store_in(tmp_path).save({}, write_text("weights"))
     checkpoint.model_path.write_text("Weights")
-    with pytest.raises(
-        ValueError, match="the model's file must be as it was saved with the checkpoint, got another in"
-    ):
+    with pytest.raises(ValueError, match="the model's file must be unchanged since the checkpoint, got another in"):
         store_in(tmp_path).load(checkpoint.path)
 
 
 def test_state_that_cannot_be_saved_leaves_nothing(tmp_path):
-    """A TypeError leaves the checkpoints before, and no half of a new one."""
+    """After a TypeError the earlier checkpoints are unchanged, and there is no part of a new one."""
     store = store_in(tmp_path)
     store.save({"step": 0}, write_text("weights"))
     before = names(tmp_path)
@@ -373,7 +371,7 @@ print(r8.global_step, r8.persistence.saver.num_failed)
 
 
 def test_full_disk_does_not_end_the_run(tmp_path):
-    """When the disk refuses, the run tries less and less often, keeps the old checkpoints and leaves no other files."""
+    """On a full disk the run tries less and less often, keeps the old checkpoints and leaves no other files."""
     done = subprocess.run([sys.executable, "-c", FULL_DISK], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     before, warned, after, counts = done.stdout.splitlines()
@@ -385,7 +383,7 @@ def test_full_disk_does_not_end_the_run(tmp_path):
     assert after == before
 
 
-def test_checkpoint_of_a_run_brings_back_run_and_model(tmp_path):
+def test_checkpoint_restores_run_and_model(tmp_path):
     """A fresh process that loads the newest checkpoint has the state and the model of that step."""
     model = Weights()
     callbacks = {"save_callback": model.save, "load_callback": model.load, "state_callback": model.get}
@@ -447,7 +445,7 @@ for epoch in r8.epoch_iterator():
 """
 
 
-def test_killed_at_any_moment_it_goes_on(tmp_path):
+def test_run_killed_at_any_moment_resumes(tmp_path):
     """A process killed 20 times at random moments resumes each time at or after its last acknowledged checkpoint."""
     rng = np.random.default_rng(7)
     acknowledged = 0
@@ -477,7 +475,7 @@ def test_killed_at_any_moment_it_goes_on(tmp_path):
 
 
 def test_saving_needs_about_the_memory_of_the_file():
-    """Encoding makes no more than a few copies of the state."""
+    """Encoding makes at most a few copies of the state."""
     state = {"table": np.zeros(1_000_000, np.float32)}
     tracemalloc.start()
     content = encode(state)
@@ -505,7 +503,7 @@ def open_and_write(path, content):
 
 
 def test_number_taken_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
-    """A checkpoint that another process writes under the same number at the same time is left as it is."""
+    """A checkpoint that another process writes under the same number at the same time is not changed."""
     one, other = (CheckpointStore(tmp_path, keep=3, run_id=letter * 32) for letter in "ab")
     one.save({"of": "a"})
     monkeypatch.setattr(other, "_next_number", lambda: 1)
@@ -516,7 +514,7 @@ def test_number_taken_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
 
 
 def test_resumed_run_prunes_its_own_earlier_files(tmp_path):
-    """A run that is resumed again and again keeps keep_checkpoints files in all."""
+    """A run that is resumed repeatedly keeps keep_checkpoints files in total."""
     for _ in range(4):
         r8 = make(num_epochs=100, checkpoint_dir=tmp_path, keep_checkpoints=2)
         if any(tmp_path.iterdir()):
@@ -528,8 +526,8 @@ def test_resumed_run_prunes_its_own_earlier_files(tmp_path):
     assert len(list(tmp_path.glob("ck_*"))) == 2
 
 
-def test_checkpoint_without_a_model_is_said(tmp_path):
-    """Loading a checkpoint that holds no model, where there is a load callback, warns that it was not called."""
+def test_checkpoint_without_a_model_causes_a_warning(tmp_path):
+    """Loading a checkpoint without a model although there is a load callback warns that it was not called."""
     model = Weights()
     more = {"checkpoint_dir": tmp_path, "state_callback": model.get, "load_callback": model.load}
     first = make(**more)
@@ -542,7 +540,7 @@ def test_checkpoint_without_a_model_is_said(tmp_path):
 
 
 def test_failing_load_callback_leaves_the_scheduler_as_it_was(tmp_path):
-    """A checkpoint whose model cannot be put back is not loaded by half."""
+    """If a checkpoint's model cannot be restored, the scheduler's state is not loaded either."""
     model = Weights()
     first = make(checkpoint_dir=tmp_path, save_callback=model.save, state_callback=model.get)
     first.report(first.draw(), 1.0)
@@ -555,7 +553,7 @@ def test_failing_load_callback_leaves_the_scheduler_as_it_was(tmp_path):
 
 
 def test_clean_close_saves_what_was_done(tmp_path):
-    """A run that is left early and closed is saved as it stands; one left by an exception is not."""
+    """A run that is closed early is saved as it stands; one that an exception ends is not."""
     saved = []
     for fails in (False, True):
         folder = tmp_path / str(fails)

@@ -87,7 +87,7 @@ TABLE = [
         (
             {f"{name}_callback": lambda one, two, three: None},
             TypeError,
-            rf"{name}_callback must take .* of the form \(one",
+            rf"{name}_callback must take .* signature \(one",
         )
         for name in ("save", "load", "state")
     ],

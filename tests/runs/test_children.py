@@ -64,7 +64,7 @@ def test_child_says_why(tmp_path):
     parent = os.getpid()
 
     def ask():
-        with pytest.raises(RuntimeError, match=f"those of process {parent}, and this is {os.getpid()}, forked"):
+        with pytest.raises(RuntimeError, match=f"process {parent} writes them, and this is {os.getpid()}, forked"):
             r8.save_checkpoint()
 
     assert in_a_child(ask) == 0

@@ -84,7 +84,7 @@ def test_passed_over_files_are_told_to_listeners(tmp_path):
     interrupted(tmp_path, 3)
     (tmp_path / "ck_000000000099.r8").write_bytes(b"junk")
     heard = []
-    with pytest.warns(RuntimeWarning, match=r"checkpoints passed over: ck_000000000099\.r8"):
+    with pytest.warns(RuntimeWarning, match=r"checkpoints skipped: ck_000000000099\.r8"):
         r8 = make(20, num_epochs=5, checkpoint_dir=tmp_path, resume="auto", listeners=[heard.append])
     r8.draw()
 
@@ -149,7 +149,7 @@ def test_model_that_nobody_loads_is_said(tmp_path):
     advance_to(first, 2)
     first.save_checkpoint()
     second = make(checkpoint_dir=tmp_path, resume="auto")
-    with pytest.warns(RuntimeWarning, match="there is no load_callback, so the model is as you made it; the saved one"):
+    with pytest.warns(RuntimeWarning, match="there is no load_callback, so the model is unchanged; the saved one"):
         second.draw()
 
 
@@ -185,7 +185,7 @@ def test_failing_load_callback_changes_nothing(tmp_path):
 def test_another_identity_is_said(tmp_path, other, text):
     """A resumed run of another policy, groups, recovery or alpha goes on with those, and warns of each."""
     interrupted(tmp_path, 3)
-    with pytest.warns(RuntimeWarning, match=f"(?s)the resumed run is not built as it was: {text}"):
+    with pytest.warns(RuntimeWarning, match=f"(?s)the resumed run is configured differently: {text}"):
         r8 = make(20, checkpoint_dir=tmp_path, resume="auto", **other)
     train(r8)
 
@@ -364,10 +364,12 @@ def test_what_a_file_cannot_hold_must_be_given_again(tmp_path):
 
     more = {"scheduler_mode": falling, "policy": Shuffle()}
     interrupted(tmp_path, 7, **more)
-    with pytest.raises(ValueError, match=r"scheduler_mode must be given again, a file cannot hold it: it was .*fall"):
+    with pytest.raises(
+        ValueError, match=r"scheduler_mode must be given again, as a file cannot hold it: it was .*fall"
+    ):
         resume_from(tmp_path, policy=Shuffle())
     with pytest.raises(
-        ValueError, match=re.escape("policy must be given again, a file cannot hold it: it was Shuffle()")
+        ValueError, match=re.escape("policy must be given again, as a file cannot hold it: it was Shuffle()")
     ):
         resume_from(tmp_path, scheduler_mode=falling)
 
@@ -378,7 +380,7 @@ def test_checkpoint_without_a_configuration(tmp_path):
     """A checkpoint that does not say how its run was built cannot build it again."""
     CheckpointStore(tmp_path, keep=1, run_id="x").save(make().state_dict())
     with pytest.raises(
-        ValueError, match="the checkpoint must say how its run was built, got none; use load_checkpoint"
+        ValueError, match="the checkpoint must hold the run's configuration, got none; use load_checkpoint"
     ):
         resume_from(tmp_path)
 
