@@ -1,4 +1,4 @@
-"""The guard: is this loss one to learn from?"""
+"""The guard decides whether a loss is learned from or refused."""
 
 from ..table.records import LARGEST_LOSS as LARGEST_LOSS
 from .finite import FiniteGuard as FiniteGuard

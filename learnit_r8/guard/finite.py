@@ -1,4 +1,4 @@
-"""The least a guard must do: keep what is not a number out of the weights and the table."""
+"""The finite guard, the least a guard must do: keep non-finite losses out of the weights and the table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class GuardState(NamedTuple):
 
 @dataclass(frozen=True)
 class FiniteGuard:
-    """Refuses NaN, infinities and what float32 cannot hold, from the first step on; accepts everything else.
+    """Refuses NaN, infinities and values too large for float32, from the first step on; accepts everything else.
 
     >>> FiniteGuard().judge(GuardState(), float("nan"))
     (GuardState(num_judged=1, num_refused=1), <Verdict.NOT_FINITE: 'not finite'>)
@@ -49,5 +49,5 @@ class FiniteGuard:
         return GuardState(state[0] + 1, state[1] + 1), Verdict.NOT_FINITE
 
     def suspicion(self, state: GuardState) -> float:
-        """0: it never suspects, it knows."""
+        """Always 0: each loss is judged on its own, so no suspicion builds up."""
         return 0.0

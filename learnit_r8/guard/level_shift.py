@@ -1,8 +1,8 @@
-"""A raised level: losses that are not high enough for a spike, but stay higher than they were.
+"""Level shifts: losses that are not high enough for a spike, but stay higher than they were.
 
-Weights may be hurt without losing half of the progress made, and hurt weights seldom come back to where they were.
-Blocks of losses tell: the mean of a block, with its wildest losses cut, lies within a few of its own standard
-deviations of the usual mean, whatever single losses do. The evidence is the CUSUM of those deviations.
+Weights may be damaged without losing half of the progress, and seldom recover fully by themselves. Means of blocks of
+losses show this: with the highest losses clipped, a healthy block's mean lies within a few standard deviations of the
+usual mean, whatever single losses do. The evidence of damage is the CUSUM of those deviations.
 """
 
 from __future__ import annotations
@@ -12,36 +12,35 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 BLOCK = 16
-"""Losses in a block, which are also those between two looks at the thresholds."""
+"""Losses in a block; the thresholds are also renewed after each block."""
 ALARM = 10.0
-"""Evidence that is enough: two blocks in a row that are clearly up, or several that are somewhat up."""
+"""Evidence that raises the alarm: two clearly higher blocks in a row, or several slightly higher ones."""
 ALARM_AFTER_RESTORE = 2.5
-"""Likewise for losses that were to show that a restore has helped."""
+"""Evidence that raises the alarm during the trial of a restored state."""
 WILD = 0.05
-"""Where more usual losses than this share look like spikes, as those of single samples do, blocks of them tell
-nothing."""
+"""If a larger share of usual losses looks like spikes, as with losses of single samples, blocks are not judged."""
 USUAL = 1.25
-"""Standard deviations that a block may be up without speaking for a raised level."""
+"""Standard deviations by which a block may be higher without adding evidence."""
 MOST = 6.25
-"""Standard deviations beyond which a block says no more: a single one is never enough."""
+"""Most standard deviations that a block counts for, so that a single block never raises the alarm."""
 WORTH_OF_A_SPIKE = 0.4
-"""Evidence of a spike counts besides, by this factor: both at once are seldom luck."""
+"""Factor by which evidence of a spike is added: both at once are seldom chance."""
 LEAST_SHARE = 0.05
-"""Share of the progress that must be lost at first, """
+"""Share of the progress that the first block must have lost."""
 LEAST_LATER = 0.4
-"""and what part of that by each block later, where that is more than noise: hurt weights come back some of the way."""
+"""Part of that share that later blocks must have lost, if that is more than noise: damaged weights recover partly."""
 CUT = 0.97
-"""Share of usual losses that are not cut."""
+"""Quantile of usual losses at which losses are clipped."""
 
 
 class BlockStatistics(NamedTuple):
-    """What blocks of usual losses are like.
+    """Statistics of blocks of usual losses.
 
     Attributes:
-        cut: Losses beyond it count as this.
-        mean: Mean of the usual ones, so cut.
+        cut: Losses are clipped to this maximum.
+        mean: Mean of the clipped losses.
         deviation: Standard deviation of a block's mean, >= 0.
-        least: A block's mean must be beyond it to be the first to say anything.
+        least: Mean that a block must exceed to be the first to add evidence.
     """
 
     cut: float = math.inf
@@ -51,17 +50,17 @@ class BlockStatistics(NamedTuple):
 
 
 UNKNOWN = BlockStatistics()
-"""While too few losses are known, or no progress was made that could be lost."""
+"""Used while too few losses are known, or there is no progress that could be lost."""
 
 
 def cut_figures(ordered: Sequence[float]) -> tuple[float, float, float]:
-    """Where losses in order are cut, and the mean and the standard deviation of a block of such losses."""
+    """Clipping limit of sorted losses, and the mean and standard deviation of the mean of a block of them."""
     count = len(ordered)
     kept = int(CUT * count)
     cut = ordered[kept]
     mean = (sum(ordered[:kept]) + (count - kept) * cut) / count
     far = cut - mean
-    # The distance between two points is a sum of squares that costs no loop in Python.
+    # math.dist() sums the squares without a loop in Python.
     total = math.dist(ordered[:kept], (mean,) * kept) ** 2 + (count - kept) * far * far
     return cut, mean, math.sqrt(total / (count * BLOCK))
 
@@ -70,11 +69,11 @@ def raised_by(block: Sequence[float], before: Sequence[float], level: BlockStati
     """Evidence after one more block.
 
     Args:
-        block: Its losses.
-        before: The losses just before it, which are not among the usual ones yet. What creeps up has done so there
-            already, and is no raised level.
-        level: What is usual.
-        evidence: What there was before, >= 0.
+        block: The losses of the block.
+        before: The losses just before it, which are not part of the usual ones yet. A slow rise shows in them too, and
+            is not a level shift.
+        level: Statistics of usual losses.
+        evidence: Evidence before this block, >= 0.
 
     >>> level, usual = BlockStatistics(cut=9.0, mean=1.0, deviation=0.5, least=1.1), [1.0] * 48
     >>> [raised_by([loss] * 16, usual, level, evidence=0.0) for loss in (2.0, 1.05, 99.0)]

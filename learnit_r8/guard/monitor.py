@@ -1,4 +1,4 @@
-"""The sentry: the guard on duty, and what it remembers of losses, gradient norms and skipped steps."""
+"""The sentry applies the guard to every report, and holds its memory of losses, gradient norms and skipped steps."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from ..table.records import LARGEST_LOSS
 from .verdict import Guard, Verdict
 
 MOST_SUSPICION = 0.25
-"""Of the guard's alarm, where backups are still taken and proved. Source: 107 real divergences, as measured by
+"""Suspicion from which backups are neither taken nor confirmed. Source: 107 real divergences, measured in
 benchmarks/divergences.py."""
 
 MOST_SKIPPED = 20
-"""Optimizer steps skipped in a row that are no alarm yet; a loss scale that starts at 65536 skips up to 16."""
+"""Optimizer steps that may be skipped in a row; a loss scale that starts at 65536 skips up to 16."""
 
 
 class Sentry:
-    """Asks a guard about every report.
+    """Judges every report with a guard.
 
     Args:
-        guard: Which losses count. Gradient norms are judged by its rule too, with a memory of their own.
+        guard: Judges losses and, with a separate state, gradient norms.
 
     Attributes:
         num_refused: Reports refused so far.
         num_skipped: Optimizer steps skipped in a row.
-        baseline: How often it began anew: memories of before tell nothing of the losses of now.
+        baseline: Number of baseline resets; a saved guard state from an earlier baseline is ignored.
     """
 
     def __init__(self, guard: Guard) -> None:
@@ -38,29 +38,29 @@ class Sentry:
         self._before_refusal = self._losses
 
     def begin_anew(self) -> None:
-        """Forget what was usual: the losses mean something else from here on."""
+        """Reset the baseline: from here on losses have another meaning, and earlier ones are forgotten."""
         self.baseline += 1
         self._losses = self._norms = self._before_refusal = self.guard.begin()
 
     @property
     def memory(self) -> tuple[Any, Any]:
-        """What the guard remembers now: immutable, to be kept with a backup of the model."""
+        """The guard's current states, immutable: kept with each backup of the model."""
         return self._losses, self._norms
 
     def go_back(self, memory: tuple[Any, Any], *, is_trial: bool = True) -> None:
-        """Remember what was remembered then: the model was put back, and what came after never happened to it.
+        """Return to the guard's states of a backup, as the model was restored from it.
 
         Args:
-            memory: What was remembered.
-            is_trial: Whether the losses to come are to show that this has helped; not after a loss that was not finite
-                out of a clear sky.
+            memory: The guard's states at the time of the backup.
+            is_trial: Whether the next losses are a trial of the restored state. They are not after a non-finite loss
+                that came without any earlier suspicion.
         """
         self._losses, self._norms = memory
         self._note_return(is_trial=is_trial)
         self.num_skipped = 0
 
     def go_back_to_saved(self, state: Mapping[str, Any], *, is_trial: bool = True) -> None:
-        """Remember what a checkpoint says: the model was put back to it; see `go_back`."""
+        """Return to the guard's states of a checkpoint, as the model was restored from it; see `go_back`."""
         num_refused = self.num_refused
         self.load_state_dict(self.adapted(state))
         self.num_refused = num_refused
@@ -95,12 +95,12 @@ class Sentry:
         Args:
             loss: Mean loss of the batch.
             expected: See `Guard.judge`.
-            typical: Likewise.
-            lr: Likewise.
-            grad_norm: Norm of the gradient of the batch, if it is known.
-            skipped: Whether the optimizer's step was skipped because gradients overflowed. Then there is no alarm,
-                the gradient's norm does not count, and the guard is not asked; unless it goes on.
-            is_usual: Whether later losses are held against this one. A batch of easy samples may only be evidence.
+            typical: See `Guard.judge`.
+            lr: See `Guard.judge`.
+            grad_norm: Norm of the batch's gradient; None if unknown.
+            skipped: Whether the optimizer's step was skipped because gradients overflowed. The guard then judges
+                neither the loss nor the norm; only more than `MOST_SKIPPED` in a row are refused.
+            is_usual: Whether later losses are compared with this one. A batch of easy samples can only add evidence.
         """
         if skipped:
             return self._skipped(loss)
@@ -117,17 +117,17 @@ class Sentry:
         return verdict
 
     def undo(self, losses: Any, norms: Any, before_refusal: Any, num_refused: int, num_skipped: int) -> None:
-        """Forget the last report: remember what was remembered before it."""
+        """Return to the given state from before the last report."""
         self._losses, self._norms, self._before_refusal = losses, norms, before_refusal
         self.num_refused, self.num_skipped = num_refused, num_skipped
 
     def overrule(self) -> None:
-        """Count the last refusal no more: the loss was learned from all the same."""
+        """Do not count the last refusal, as the loss was learned from after all."""
         self.num_refused -= 1
 
     def _with_norm(self, verdict: Verdict, grad_norm: float) -> Verdict:
         self._norms, of_norm = self.guard.judge(self._norms, grad_norm)
-        # Norms may grow through a whole healthy training: only what is sudden counts.
+        # Norms may grow throughout a healthy training, so only sudden changes count.
         sudden = of_norm is Verdict.NOT_FINITE or of_norm is Verdict.SPIKE
         return of_norm if sudden and verdict in (Verdict.GOOD, Verdict.DRIFT) else verdict
 
@@ -140,7 +140,7 @@ class Sentry:
         return Verdict.GOOD if -LARGEST_LOSS <= loss <= LARGEST_LOSS else Verdict.SKIPPED
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything remembered, as plain values."""
+        """The whole state as plain values."""
         return {
             "losses": _plain(self._losses),
             "norms": _plain(self._norms),
@@ -150,7 +150,7 @@ class Sentry:
         }
 
     def adapted(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A state of `state_dict`; where it is of another kind of guard, the counts of it and no memory of losses."""
+        """A saved state to load; if it is of another kind of guard, it keeps the counters and drops the losses."""
         form = _plain(self.guard.begin())
         if not isinstance(form, dict) or not isinstance(state, Mapping):
             return state
@@ -159,7 +159,7 @@ class Sentry:
         return {**state, "losses": form, "norms": form}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned.
+        """Load what `state_dict` returned.
 
         Raises:
             ValueError: it is of another kind of guard.
@@ -172,14 +172,14 @@ class Sentry:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, named ones as dicts."""
+    """Tuples as lists, named tuples as dicts."""
     if hasattr(value, "_asdict"):
         return {name: _plain(item) for name, item in value._asdict().items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _formed(value: Any, form: Any) -> Any:
-    """What `_plain` was given, of the same form as another one."""
+    """Convert a value of `_plain` back to the types of ``form``."""
     if hasattr(form, "_asdict"):
         if not _is_of_form(value, form._asdict()):
             raise ValueError(f"the guard's state must have the fields {form._fields}, got {value!r}.")
@@ -190,10 +190,10 @@ def _formed(value: Any, form: Any) -> Any:
 
 
 def _is_of_form(value: Any, form: Mapping[str, Any]) -> bool:
-    """Whether a saved value is that of a named tuple with these fields, now or in an older version."""
+    """Whether a saved dict has only fields of ``form``; an older version may have had fewer."""
     return isinstance(value, Mapping) and bool(value) and value.keys() <= form.keys()
 
 
 def _as_tuple(value: Any) -> Any:
-    """Lists of lists as tuples of tuples."""
+    """Nested lists as nested tuples."""
     return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value

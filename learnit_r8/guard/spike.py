@@ -1,10 +1,9 @@
 """The spike guard: refuses losses that are not finite, and those that show that the weights are damaged.
 
-A single high loss is no reason to go back, unless it is absurd: it may be the batch's. The evidence of damage is a
-CUSUM, the sum of what each loss says for it (beyond the threshold) or against it, never below 0. How much one says
-depends on how usual such losses are in this run, so that single samples with wild losses and smooth large batches need
-no settings of their own.
-Rules and measurements: benchmarks/detectors.py and benchmarks/divergences.py.
+A single high loss, unless it is absurd, is no reason to restore: its batch may explain it. Evidence of damage is a
+CUSUM: each loss adds to it if it is beyond the threshold and subtracts otherwise, never below 0. The amounts depend on
+how common such losses are in this run, so noisy losses of single samples and smooth large batches need no settings of
+their own. Measurements: benchmarks/detectors.py and benchmarks/divergences.py.
 """
 
 from __future__ import annotations
@@ -36,38 +35,39 @@ from .thresholds import (
 from .verdict import Verdict
 
 LEAST_KNOWN = 32
-"""Losses that make a start, and a reference."""
+"""Least number of losses from which the starting loss and the thresholds are computed."""
 RARE = 0.02
-"""Share of usual losses beyond the threshold up to which ``alarm`` is enough; beyond, a third more is needed."""
+"""If a larger share of usual losses is beyond the threshold, an alarm needs a third more evidence than ``alarm``."""
 HELD_FROM, HELD_FROM_RAISED, MOST_HELD = 0.5, 3.0, 8
-"""Share of the alarm from which on the thresholds are held, likewise of a raised level, and for how many looks."""
+"""The thresholds are not renewed above this share of the alarm's evidence, or above this evidence of a raised level,
+for at most so many renewals."""
 ABSURD = 10.0
-"""A single loss this many times ``far`` is no healthy batch: an update from it would spoil an optimizer's memory."""
+"""A single loss this many times ``far`` is refused: an update from it would spoil the optimizer's moments."""
 TRIAL = 128
-"""Losses that are to show that a restore has helped, with less evidence than usual."""
+"""Losses after a restore in which less evidence than usual refuses a loss."""
 FAR_BACK = 1024
-"""Losses after a restore whose learning rate may be far below that of the state that was put back."""
+"""Losses after a restore during which the learning rate may be far below that of the restored state."""
 FALLEN = 0.8
 """Factor by which the scheduled learning rate must have fallen to explain higher losses."""
 
 
 class LossHistory(NamedTuple):
-    """What is looked at every 16 losses only.
+    """The part of the state that changes only after every block of 16 losses.
 
     Attributes:
-        losses: The last losses, corrected for the batch's composition, oldest first.
-        lrs: Scheduled learning rate at the end of each 16 of them.
-        is_positive: Whether all so far were.
+        losses: The last losses, corrected for their batch's composition, oldest first.
+        lrs: Scheduled learning rate at the end of each block of them.
+        is_positive: Whether all losses so far were positive.
         start: Median of the first 32; NaN before.
         share: Slow mean of the share of usual losses beyond the threshold.
-        best: Lowest median of a window; infinite before.
+        best: Lowest median of a window; infinite before the first.
         best_spread: Spread of the losses in that window.
-        best_lr: Scheduled learning rate then.
-        drifted: Losses since the median is up.
-        held: Looks that changed no threshold, because of the evidence, since there was none.
+        best_lr: Scheduled learning rate at its end.
+        drifted: Losses since the median rose above the best.
+        held: Blocks since there was no evidence, after which the thresholds were not renewed because of it.
         raised: Evidence of a raised level, >= 0.
-        on_trial: Losses of the 1024 after a restore that are still to come; the first 128 are to show that it helped.
-        figures: `figures_of` the last windows, as many as the lag has blocks and one more.
+        on_trial: Losses left of the 1024 after a restore; the first 128 of those are its trial.
+        figures: `figures_of` the last windows, one more than the blocks in ``lag``.
     """
 
     losses: tuple[float, ...] = ()
@@ -86,14 +86,14 @@ class LossHistory(NamedTuple):
 
 
 class SpikeState(NamedTuple):
-    """What `SpikeGuard` remembers between losses.
+    """The state of `SpikeGuard` between losses.
 
     Attributes:
-        evidence: Of damage, >= 0.
-        recent: Losses since the last look, corrected.
+        evidence: Evidence of damage, >= 0.
+        recent: Corrected losses of the current block.
         reference: The thresholds.
-        past: What they are made of.
-        first: What the losses are judged by while there are no thresholds.
+        past: Earlier losses, from which they are made.
+        first: Judges losses while there are no thresholds.
     """
 
     evidence: float = 0.0
@@ -105,29 +105,29 @@ class SpikeState(NamedTuple):
 
 @dataclass(frozen=True)
 class SpikeGuard:
-    """Refuses what is not finite at once, spikes when they add up, and says when the loss drifts up.
+    """Refuses non-finite losses at once and spikes when their evidence adds up, and reports slow drifts.
 
-    Losses are first corrected for the composition of their batch, so that hard batches of the scheduler's own making
-    are no spikes. From then on the unit of the loss does not matter: it may be negative, tiny or huge. All is measured
-    against the losses before the last ``lag`` ones, which a divergence has not touched yet; there must be 32 of them.
-    Before that the rule of `FirstLosses` judges, from the ninth loss on.
+    Losses are first corrected for the composition of their batch, so hard batches drawn by the scheduler are not taken
+    for spikes. The unit of the loss does not matter: it may be negative, tiny or huge. Each loss is compared with those
+    before the last ``lag`` ones, which a divergence has not touched yet. While there are fewer than 32 of them, the
+    rule of `FirstLosses` judges, from the ninth loss on.
 
     Attributes:
         alarm: Evidence that refuses a loss, > 0: about -log of the chance of a false alarm at a step.
-        spread: A loss that high above the median speaks for damage, in standard deviations, > 0 (or one that is up by
-            all the progress made, where that is clear); and
-        gate: by at least this share of the progress made, in [0, 1]: all of it while the schedule's own learning rate
-            has risen.
-        far: Two losses this many times as far from the median as any before, or as all progress, are enough; > 1. Ten
-            times further, one is.
-        window: Losses that thresholds are made of, >= 32.
-        lag: Last losses that they are not made of, >= 0.
-        drift_steps: A median of ``window`` losses that is up by ``gate`` for so long is a drift, unless the scheduled
-            learning rate fell; >= 16.
-        lasting_steps: And if it goes on for so long, the weights are given up; > ``drift_steps``.
+        spread: Standard deviations above the median from which a loss is evidence of damage, > 0. A loss that has lost
+            all the progress made is too, if the progress is clear.
+        gate: Least share of the progress made that it must also have lost, in [0, 1]; all of it while the scheduled
+            learning rate has risen.
+        far: Two losses this many times as far from the median as any before, or as all progress, are refused, and one
+            loss ten times as far as that; > 1.
+        window: Losses from which thresholds are computed, >= 32.
+        lag: Most recent losses that are left out of them, >= 0.
+        drift_steps: Losses after which a median of ``window`` losses that is higher by ``gate`` counts as a drift,
+            unless the scheduled learning rate fell; >= 16.
+        lasting_steps: Losses after which such a drift counts as lasting and is refused; > ``drift_steps``.
 
     Raises:
-        ValueError: an attribute outside its range.
+        ValueError: an attribute is outside its range.
 
     Source: CUSUM of E. S. Page, Biometrika 41 (1954), on exceedances; thresholds measured in benchmarks/detectors.py.
 
@@ -165,20 +165,20 @@ class SpikeGuard:
         return SpikeState()
 
     def suspicion(self, state: SpikeState) -> float:
-        """Evidence so far, as a share of the alarm; at least a half while the losses are up: no time for backups."""
+        """Evidence as a share of the alarm, at most 1; at least 0.5 during a drift, so that no backups are taken."""
         evidence = max(state.evidence / state.reference.alarm, state.past.raised / ALARM)
         return max(0.5 * (state.past.drifted > 0), min(1.0, evidence))
 
     def returned(self, state: SpikeState) -> SpikeState:
-        """The state to go on with when the model was put back: for a while less evidence says that it did not help."""
+        """The state after the model was restored: for a while, less evidence refuses a loss."""
         return state._replace(past=state.past._replace(on_trial=FAR_BACK))
 
     def informed(self, state: SpikeState, before: SpikeState) -> SpikeState:
-        """The state to go on with when the model was put back to one of the first steps: the first losses are known.
+        """The state after the model was restored to one of the first steps: what is known of first losses is kept.
 
         Args:
-            state: That of the time that the model was put back to.
-            before: That before the last refusal.
+            state: The state at the time of the restored backup.
+            before: The state before the last refusal.
         """
         return (
             state if state.first.known >= before.first.known else state._replace(first=before.first._replace(recent=()))
@@ -194,8 +194,8 @@ class SpikeGuard:
     ) -> tuple[SpikeState, Verdict]:
         """Judge one batch loss; see `Guard.judge`.
 
-        After SPIKE, RAISED and LASTING_DRIFT the state is the one of a new run: if the model is not put back, the new
-        level of the losses is usual from then on.
+        After SPIKE, RAISED and LASTING_DRIFT the state is that of a new run: unless the model is restored, the new
+        level of the losses becomes the usual one.
         """
         # A comparison with NaN is false.
         if not -LARGEST_LOSS <= loss <= LARGEST_LOSS:
@@ -206,10 +206,10 @@ class SpikeGuard:
         if expected == expected:
             loss = corrected(loss, expected, typical, level)
         if threshold == _INFINITE:
-            # Whatever a correction is worth so early, neither it nor the lack of it must make an alarm.
+            # The correction is unreliable this early, so the loss is refused only if it is too high with and without.
             if first.refuses(min(reported, loss)):
                 return SpikeState(), Verdict.SPIKE
-            # What is not judged yet must not make the thresholds of later.
+            # A loss that is not fully judged yet must not distort later thresholds.
             first, loss = first.with_loss(max(reported, loss)), first.believed(loss)
         recent += (loss,)
         if loss > threshold and (loss > risen_threshold or not lr > lr_limit):
@@ -239,20 +239,20 @@ class SpikeGuard:
             return SpikeState(0.0, (), UNARMED, past, first), verdict
         suspects = evidence > HELD_FROM * reference.alarm or raised > HELD_FROM_RAISED
         if suspects and past.held < MOST_HELD:
-            # What is under suspicion must not become usual before it is judged.
+            # Suspicious losses must not become usual before they are judged.
             return SpikeState(evidence, (), reference, past._replace(held=past.held + 1), first), verdict
         if past.held and not (evidence or raised):
             past = past._replace(held=0)
-        reference, past = self._refer(self._figures_before(past, known), past)
+        reference, past = self._thresholds(self._figures_before(past, known), past)
         return _new_tuple(SpikeState, (evidence, (), reference, past, first)), verdict
 
     def _raised(
         self, evidence: float, recent: tuple[float, ...], reference: Thresholds, past: LossHistory, lr: float
     ) -> float:
-        """Evidence of a raised level, infinite if it is enough."""
+        """Evidence of a raised level; infinite if it is enough for a refusal."""
         limit = reference.lr_limit
-        # Losses that are up because the schedule's rate has risen, or because it has fallen, tell nothing; after a
-        # restore it has fallen in any case, as the thresholds are those of an earlier step.
+        # A change of the scheduled rate may explain higher losses. After a restore, a lower rate does not count: the
+        # thresholds are those of an earlier step, so it is lower in any case.
         if past.share > WILD or lr > limit or (lr < FALLEN_FAR / RISEN * limit and not past.on_trial):
             return 0.0
         raised = raised_by(recent, past.losses[-self.lag :] if self.lag else (), reference.blocks, past.raised)
@@ -262,7 +262,7 @@ class SpikeGuard:
     def _remember(
         self, past: LossHistory, recent: tuple[float, ...], raised: float, lr: float
     ) -> tuple[LossHistory, bool]:
-        """The past with 16 more losses, and whether there are enough for the figures of a window."""
+        """The history with one more block of losses, and whether there are enough of them for a whole window."""
         losses = (past.losses + recent)[-(self.window + self.lag) :]
         lrs = (*past.lrs, lr)[-(len(losses) // BLOCK) :]
         is_positive = past.is_positive and min(recent) > 0
@@ -274,22 +274,22 @@ class SpikeGuard:
             newest = figures_of(in_order(losses[-self.window :]), start, wide=self.spread, gate=self.gate)
             figures = (*figures, newest)[-(self.lag // BLOCK + 1) :]
         on_trial = max(0, past.on_trial - BLOCK)
-        # In the order of the fields: one tuple made by hand costs a quarter of a call of _replace().
+        # In the order of the fields: this costs a quarter of _replace().
         rest = (past.share, past.best, past.best_spread, past.best_lr, past.drifted, past.held, raised, on_trial)
         return _new_tuple(LossHistory, (losses, lrs, is_positive, start, *rest, figures)), is_full
 
     def _figures_before(self, past: LossHistory, known: int) -> Figures:
         """The figures of the losses before the last ``lag``."""
         if known == self.window and not self.lag % BLOCK and len(past.figures) > self.lag // BLOCK:
-            # They were the last ones then, and have been looked at already.
+            # They were computed when that window was the last one.
             return past.figures[0]
         return figures_of(in_order(past.losses[:known]), past.start, wide=self.spread, gate=self.gate)
 
-    def _refer(self, figures: Figures, past: LossHistory) -> tuple[Thresholds, LossHistory]:
-        """The thresholds that figures of usual losses make."""
+    def _thresholds(self, figures: Figures, past: LossHistory) -> tuple[Thresholds, LossHistory]:
+        """Compute the thresholds from the figures of usual losses."""
         middle, _, deviation, highest, above, count = figures[:6]
         if not deviation:
-            # Losses that have never changed tell nothing of what a change means.
+            # Losses that have never changed cannot show how large a harmful change is.
             return UNARMED, past
         progress = max(0.0, past.start - middle)
         usual = past.share + (above / count - past.share) / MEMORY_OF_SHARE
@@ -309,12 +309,12 @@ class SpikeGuard:
         return _new_tuple(Thresholds, (*thresholds, *rest)), past._replace(share=usual)
 
     def _watch_drift(self, past: LossHistory, lr: float) -> tuple[LossHistory, Verdict]:
-        """Hold the median of the last losses against the best there was."""
+        """Compare the median of the last losses with the lowest one so far."""
         middle, best_spread = past.figures[-1][:2]
         if middle < past.best:
             return past._replace(best=middle, best_spread=best_spread, best_lr=lr, drifted=0), Verdict.GOOD
         progress = past.start - past.best
-        # The best of many medians is partly luck: 1.5 deviations of a loss are about ten of a median.
+        # The lowest of many medians is partly luck: 1.5 deviations of a loss are about ten of a median.
         is_up = progress > 0 and middle > past.best + max(self.gate * progress, 1.5 * past.best_spread)
         if not is_up or lr < FALLEN * past.best_lr:
             return (past._replace(drifted=0) if past.drifted else past), Verdict.GOOD

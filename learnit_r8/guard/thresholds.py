@@ -1,4 +1,4 @@
-"""What usual losses look like: the thresholds that the next ones are held against."""
+"""Thresholds for the next losses, computed from usual ones."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ import numpy as np
 from .level_shift import LEAST_SHARE, UNKNOWN, BlockStatistics, cut_figures
 
 LEAST_SPREAD = 0.05
-"""Of the progress made: a loss that has come to rest must not be alarmed by its own last digits."""
+"""Least spread, as a share of the progress: rounding noise in a converged loss must raise no alarm."""
 CLEAR_PROGRESS = 2.5
-"""Standard deviations of a loss that make progress clear: a loss that is up by all of it speaks for damage, even where
-some healthy ones are as high, and a raised level is one that loses a part of it."""
+"""Standard deviations of a loss that make progress clear. A loss that has lost all of clear progress is evidence of
+damage, even if some healthy ones are as high; a level shift is one that loses a part of it."""
 LEAST_RELATIVE_SPREAD = 2e-3
-"""Losses that never change still seem to: what the table takes for a typical batch is a mean over 25 thousand samples,
-and differs by this part from chunk to chunk."""
+"""Least spread, relative to the median. Corrected losses vary even if losses do not: the table's prediction for a
+typical batch is a mean over 25,000 samples, and varies by this much between chunks."""
 USUAL_SHARE_WHEN_DAMAGED = 0.5
-"""Share of losses beyond the threshold that damaged weights are taken to have, at least."""
+"""Least share of losses beyond the threshold that is assumed for damaged weights."""
 RISEN = 1.25
 """Factor by which the scheduled learning rate must have risen to explain higher losses."""
 FALLEN_FAR = 0.5
 """Factor by which it must have fallen to explain them."""
 MEMORY_OF_SHARE = 32
-"""Looks over which the share of usual losses beyond the threshold is remembered."""
+"""Renewals of the thresholds over which the share of usual losses beyond the threshold is averaged."""
 
 
 class Thresholds(NamedTuple):
     """Thresholds for corrected losses, and the weights of evidence.
 
     Attributes:
-        threshold: Beyond it, a loss speaks for damage.
-        risen_threshold: Likewise while the schedule's rate is higher than ``lr_limit``.
-        lr_limit: See there. What it is relative to is 1 / 1.25 of it.
-        far: Beyond it, two losses are enough for an alarm.
-        absurd: Beyond it, one is.
-        up: Evidence of a loss beyond the threshold, > 0.
-        down: Evidence of any other, < 0.
-        alarm: The evidence that is enough.
-        level: The usual loss; NaN while it is not known, and once a loss was not positive.
-        blocks: What blocks of usual losses are like.
+        threshold: A loss beyond it is evidence of damage.
+        risen_threshold: Used instead while the scheduled learning rate is above ``lr_limit``.
+        lr_limit: 1.25 times the mean scheduled learning rate of the usual losses.
+        far: Two losses beyond it raise the alarm.
+        absurd: One loss beyond it does.
+        up: Evidence added by a loss beyond the threshold, > 0.
+        down: Evidence added by any other loss, < 0.
+        alarm: Evidence that raises the alarm.
+        level: The usual loss; NaN while it is unknown, and after a loss that was not positive.
+        blocks: Statistics of blocks of usual losses.
     """
 
     threshold: float
@@ -58,21 +58,21 @@ class Thresholds(NamedTuple):
 
 
 UNARMED = Thresholds(math.inf, math.inf, math.inf, math.inf, math.inf, 0.0, 0.0, math.inf, math.nan, UNKNOWN)
-"""While too few losses are known."""
+"""Used while too few losses are known."""
 
 
 def corrected(loss: float, expected: float, typical: float, level: float) -> float:
-    """The loss as a typical batch would have had it; what is not due to the batch's composition stays.
+    """Correct a batch's loss for its composition, to what a typical batch would have had.
 
-    ``loss - (expected - typical)``, but relative where all losses are positive: of an easy batch the difference is
-    scaled from the table's level, which may be an epoch old, to the present one; of a hard batch the noise shrinks
-    with the loss, up to twice what was expected. What goes beyond counts in full: damage does not.
+    ``loss - (expected - typical)``, but relative if all losses are positive: for an easy batch the difference is
+    scaled from the table's level, which may be an epoch old, to the current one; a hard batch's loss is multiplied by
+    ``typical / expected``, but only up to twice the expected loss: what exceeds that may be damage and counts in full.
 
     Args:
         loss: Mean loss of the batch.
-        expected: What the table predicted for it.
-        typical: What it predicted at that time for a batch of all kinds of samples. NaN if it predicted nothing.
-        level: The usual loss now; NaN while it is not known, and where losses may be negative.
+        expected: The table's prediction for it.
+        typical: Its prediction, made at the same time, for an average batch; NaN if there was none.
+        level: The usual loss now; NaN while it is unknown, and if losses may be negative.
 
     >>> corrected(4.4, expected=4.0, typical=2.0, level=1.0)
     2.2
@@ -90,8 +90,8 @@ def corrected(loss: float, expected: float, typical: float, level: float) -> flo
 
 
 def in_order(losses: Sequence[float]) -> list[float]:
-    """The losses, lowest first."""
-    # Twice as fast as sorted(), for a hundred of them in random order.
+    """Sort losses, lowest first."""
+    # Twice as fast as sorted() for a hundred losses in random order.
     values = np.fromiter(losses, np.float64, len(losses))
     values.sort()
     ordered: list[float] = values.tolist()
@@ -99,15 +99,15 @@ def in_order(losses: Sequence[float]) -> list[float]:
 
 
 def median(ordered: Sequence[float]) -> float:
-    """Median of ordered values, at least one."""
+    """Median of sorted values, of which there is at least one."""
     half = len(ordered) // 2
     return ordered[half] if len(ordered) % 2 else 0.5 * (ordered[half - 1] + ordered[half])
 
 
 def spread(ordered: Sequence[float], middle: float) -> float:
-    """Standard deviation of normal losses half of which lie as near to the middle as half of these do.
+    """Robust standard deviation: 1.4826 times the median distance of sorted losses from ``middle``.
 
-    That is the median distance from the middle times 1.4826, found by bisection: the nearest half lies side by side.
+    The half that is nearest to the middle is contiguous, so bisection finds it.
 
     >>> spread([0.0, 1.0, 2.0, 3.0, 100.0], middle=2.0)
     1.4826
@@ -124,7 +124,7 @@ def spread(ordered: Sequence[float], middle: float) -> float:
 
 
 def count_above(ordered: Sequence[float], threshold: float) -> int:
-    """How many of ordered losses are beyond a threshold."""
+    """Number of sorted losses beyond a threshold."""
     return len(ordered) - bisect_right(ordered, threshold)
 
 
@@ -133,17 +133,17 @@ Figures = tuple[float, float, float, float, int, int, float, float, float]
 
 
 def figures_of(ordered: Sequence[float], start: float, *, wide: float, gate: float) -> Figures:
-    """All that must be known of usual losses to hold later ones against them.
+    """The figures of usual losses from which thresholds are made.
 
     Args:
         ordered: The losses, lowest first.
         start: The loss that the run began with.
-        wide: Standard deviations above the median from which on a loss speaks for damage; and
-        gate: by this share of the progress at least.
+        wide: Standard deviations above the median beyond which a loss is evidence of damage.
+        gate: Least share of the progress by which it must also be higher.
 
     Returns:
-        Their median; the spread about it; the same, but no less than what tells a change (0: they are
-        all equal); the highest; how many are beyond the threshold; how many they are; and their `cut_figures`.
+        Median; spread about it; the same with a lower bound that excludes rounding noise (0 if all losses are equal);
+        maximum; number beyond the threshold; number of losses; and their `cut_figures`.
     """
     middle, highest, count = median(ordered), ordered[-1], len(ordered)
     if ordered[0] == highest:
@@ -157,7 +157,7 @@ def figures_of(ordered: Sequence[float], start: float, *, wide: float, gate: flo
 
 
 def threshold_of(middle: float, deviation: float, progress: float, *, wide: float, gate: float) -> float:
-    """The loss beyond which one speaks for damage."""
+    """The threshold beyond which a loss is evidence of damage."""
     distance = wide * deviation
     if progress >= CLEAR_PROGRESS * deviation and progress < distance:
         distance = progress
@@ -165,30 +165,30 @@ def threshold_of(middle: float, deviation: float, progress: float, *, wide: floa
 
 
 def level_of(figures: Figures, progress: float) -> BlockStatistics:
-    """What blocks of usual losses are like; nothing is said of them while the progress is not clear."""
+    """Statistics of blocks of usual losses; `UNKNOWN` while the progress is not clear."""
     if progress < CLEAR_PROGRESS * figures[2]:
         return UNKNOWN
     cut, mean, deviation = figures[6:]
     least = LEAST_SHARE * progress
-    # Cut lower than that, nothing could ever be up by as much.
+    # With a lower limit, no clipped block could ever exceed `least`.
     return _new_tuple(BlockStatistics, (max(cut, mean + 2 * least), mean, deviation, mean + least))
 
 
 def share_at_most(above: int, count: int) -> float:
-    """Share of losses beyond a threshold, one standard error up: few losses cannot prove that there are none."""
+    """Share of losses beyond a threshold plus one standard error, as few losses cannot show that it is zero."""
     return (above + 1 + math.sqrt(above)) / (count + 2)
 
 
 def weights_of_evidence(share: float) -> tuple[float, float]:
-    """Log of how much likelier a loss beyond the threshold, and any other, is with damaged weights than usually.
+    """Log likelihood ratio, damaged to healthy weights, of a loss beyond the threshold and of any other loss.
 
     Args:
-        share: Share of the usual losses beyond it, in (0, 1).
+        share: Share of usual losses beyond the threshold, in (0, 1).
     """
     share = min(share, 0.55)
     damaged = max(USUAL_SHARE_WHEN_DAMAGED, share + 0.05)
     return math.log(damaged / share), math.log((1 - damaged) / (1 - share))
 
 
-# The constructor of a named tuple is a Python function; this is not.
+# Much faster than the constructor of a named tuple, which is a Python function.
 _new_tuple = tuple.__new__

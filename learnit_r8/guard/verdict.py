@@ -1,4 +1,4 @@
-"""What a guard says of a loss, and what a guard is."""
+"""The verdicts on a loss, and the interface of guards."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any, Protocol
 
 
 class Verdict(enum.Enum):
-    """What becomes of a loss.
+    """What happens with a loss.
 
     GOOD: it is learned from.
-    DRIFT: it is learned from, but the losses have crept up for a while: the learning rate is lowered.
-    SKIPPED: it is not finite, but the optimizer's step was skipped, so that nothing was harmed; not learned from, and
-    no alarm. Guards never say so, the scheduler does.
-    NOT_FINITE, SPIKE, RAISED, LASTING_DRIFT: it is refused, and the model goes back to a backup. RAISED: no loss was
-    high enough for a spike, but they stay higher than they were; after two restores in vain it is treated as DRIFT.
-    OVERFLOW: likewise, because too many optimizer steps in a row were skipped. The scheduler says so.
-    PENDING: an adapter reports late, and it was not judged yet.
+    DRIFT: it is learned from, but losses have risen slowly for a while, so the learning rate is lowered.
+    SKIPPED: it is not finite, but the optimizer's step was skipped, so no weight was harmed; it is neither learned from
+    nor refused. Given by the scheduler, never by a guard.
+    NOT_FINITE, SPIKE, RAISED, LASTING_DRIFT: it is refused, and the model is restored from a backup. RAISED: no loss
+    was high enough for a spike, but losses stay higher than they were; after two restores in vain it counts as DRIFT.
+    OVERFLOW: it is refused in the same way, as too many optimizer steps in a row were skipped. Given by the scheduler.
+    PENDING: it was reported to an adapter that judges late, and has not been judged yet.
     """
 
     GOOD = "good"
@@ -31,11 +31,11 @@ class Verdict(enum.Enum):
 
 
 class Guard(Protocol):
-    """Judges losses. Frozen; what it remembers is the state that `judge` takes and returns, never changed in place.
+    """Judges losses. A guard is immutable: `judge` takes and returns its state, and never changes it in place.
 
-    It may have a method ``returned(state)``: the state to go on with, given that of the time that the model was put
-    back to; and ``informed(state, before)``: likewise, given also the state before the refusal, for what must not be
-    forgotten.
+    Two methods are optional. ``returned(state)`` gives the state to continue with after the model was restored, from
+    the state at the time of the backup. ``informed(state, before)`` does the same, and also gets the state before the
+    refusal, for what must not be forgotten.
     """
 
     def begin(self) -> Any:
@@ -47,16 +47,16 @@ class Guard(Protocol):
         """Judge one batch loss.
 
         Args:
-            state: Memory of the losses before this one.
-            loss: Mean loss of the batch; not finite if that of any sample is not.
-            expected: What the table predicted for it, NaN if nothing.
-            typical: What the table predicted at the same time for a batch of all kinds of samples, NaN if nothing.
+            state: The state after the losses before this one.
+            loss: Mean loss of the batch; not finite if the loss of any sample is not.
+            expected: The table's prediction for this batch; NaN if it has none.
+            typical: The table's prediction, made at the same time, for an average batch; NaN if it has none.
             lr: Learning rate of the schedule, before recovery lowers it; NaN if there is none.
 
         Returns:
-            The state after it, if the model is not put back; and GOOD, DRIFT, NOT_FINITE, SPIKE, RAISED or
+            The state to continue with unless the model is restored; and GOOD, DRIFT, NOT_FINITE, SPIKE, RAISED or
             LASTING_DRIFT.
         """
 
     def suspicion(self, state: Any) -> float:
-        """How near the guard is to refusing, from 0 (calm) to 1; backups are taken and proved while it is calm."""
+        """How near the guard is to refusing, from 0 (calm) to 1; backups are taken and confirmed only while calm."""

@@ -1,4 +1,4 @@
-"""The guard: which losses are learned from."""
+"""The finite guard accepts finite losses and refuses all others."""
 
 import math
 
@@ -12,7 +12,7 @@ from learnit_r8.table.losses import read_loss
 
 @pytest.mark.parametrize("loss", [0.0, -0.0, 1.5, -7.0, 1e-300, LARGEST_LOSS, -LARGEST_LOSS])
 def test_accepts_finite_losses(loss):
-    """A loss that the table can hold is good, at either end of the range too."""
+    """A loss that the table can hold is good, including both ends of the range."""
     assert FiniteGuard().judge(GuardState(), loss) == (GuardState(1, 0), Verdict.GOOD)
 
 
@@ -23,7 +23,7 @@ def test_refuses_what_is_not_finite(loss):
 
 
 def test_counts():
-    """The state counts the judged and the refused, and nothing else changes it."""
+    """The state counts judged and refused losses, and nothing else."""
     guard, state = FiniteGuard(), GuardState()
     for loss in (1.0, math.nan, 2.0, math.inf):
         state, _ = guard.judge(state, loss, expected=1.0)

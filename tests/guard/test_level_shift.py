@@ -1,4 +1,4 @@
-"""The raised level: losses that stay higher than they were are refused, though none of them is a spike."""
+"""Level shifts: losses that stay higher than they were are refused, though none of them is a spike."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def healthy(steps, seed=0, noise=0.2):
 
 
 def alarms(losses, guard=SpikeGuard(), state=None, **told):
-    """The verdicts but GOOD, with their steps."""
+    """All verdicts except GOOD, with their steps."""
     state = guard.begin() if state is None else state
     found = []
     for step, loss in enumerate(losses):
@@ -29,7 +29,7 @@ def alarms(losses, guard=SpikeGuard(), state=None, **told):
 
 
 def lifted(steps=700, at=500, by=0.3, length=200, **options):
-    """A healthy loss that is up by a seventh of the progress for a while: far from half of it."""
+    """A healthy loss that is higher by a seventh of the progress for a while: far less than half of it."""
     losses = healthy(steps, **options)
     losses[at : at + length] += by
     return losses
@@ -37,7 +37,7 @@ def lifted(steps=700, at=500, by=0.3, length=200, **options):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_level_that_stays_up(seed):
-    """Losses that stay up by a part of the progress are refused within 64 steps, though none is a spike."""
+    """Losses that stay higher by a part of the progress are refused within 64 steps, though none is a spike."""
     found = alarms(lifted(seed=seed))
 
     assert found[0][1] is Verdict.RAISED
@@ -46,18 +46,18 @@ def test_a_level_that_stays_up(seed):
 
 @pytest.mark.parametrize("length", [1, 4, 12])
 def test_a_short_excursion(length):
-    """Less than a block of higher losses is no raised level."""
+    """Fewer higher losses than a block are no level shift."""
     assert alarms(lifted(length=length)) == []
 
 
 @pytest.mark.parametrize("by", [0.02, 0.05])
 def test_less_than_a_part_of_the_progress(by):
-    """What is not worth five hundredths of the progress is no raised level, however sure it is."""
+    """A rise by less than 5 % of the progress is no level shift, however certain it is."""
     assert alarms(lifted(by=by, noise=0.01)) == []
 
 
-def test_a_level_that_creeps_up():
-    """Losses that creep up were up before, too: that is a drift's business."""
+def test_a_slow_rise():
+    """A slow rise shows in the losses before the block too: it is judged as a drift, not as a level shift."""
     losses = healthy(1500, noise=0.05)
     losses[500:] += np.arange(1000) * 1.3e-3
 
@@ -66,14 +66,14 @@ def test_a_level_that_creeps_up():
 
 @pytest.mark.parametrize(("factor", "is_refused"), [(1.0, True), (1.3, False), (0.45, False)])
 def test_the_rate_explains_a_level(factor, is_refused):
-    """Where the schedule's own rate has risen, or fallen to less than a half, a raised level tells nothing."""
+    """If the scheduled rate has risen, or fallen to less than half, higher losses are no evidence."""
     rate = np.where(np.arange(700) < 490, 1.0, factor)
 
     assert bool(alarms(lifted(length=40), lr=rate)) is is_refused
 
 
 def test_no_progress_no_level():
-    """Where nothing was learned, nothing can be lost: losses above those of the start raise no alarm of this kind."""
+    """Without progress, losses above those of the start raise no such alarm."""
     losses = 1 + 0.05 * np.random.default_rng(0).standard_normal(600)
     losses[400:] += 0.2
 
@@ -81,20 +81,20 @@ def test_no_progress_no_level():
 
 
 def test_one_block_is_never_enough():
-    """However high a block is, it takes two: a single one may be a few samples'."""
+    """However high one block is, an alarm takes two: a few samples may explain a single one."""
     once = raised_by([1e9] * 16, USUAL_LOSSES, LEVEL, evidence=0.0)
 
     assert once == MOST - USUAL < ALARM
     assert raised_by([1e9] * 16, USUAL_LOSSES, LEVEL, evidence=once) >= ALARM
 
 
-def test_wild_losses_are_cut():
-    """A single wild loss counts as the cut, and moves a block's mean by no more."""
+def test_high_losses_are_clipped():
+    """A single very high loss moves a block's mean no further than the clipping limit."""
     assert raised_by([1.0] * 15 + [1e30], USUAL_LOSSES, LEVEL, 0.0) == raised_by([1.0] * 15 + [9.0], [], LEVEL, 0.0)
 
 
-def test_evidence_wears_off():
-    """Blocks as usual take evidence back until there is none."""
+def test_evidence_decreases():
+    """Usual blocks reduce the evidence to zero."""
     evidence = 5.0
     for _ in range(3):
         evidence = raised_by([1.0] * 16, USUAL_LOSSES, LEVEL, evidence)
@@ -103,8 +103,8 @@ def test_evidence_wears_off():
     assert raised_by([1.0] * 16, USUAL_LOSSES, LEVEL, evidence=1.0) == 0.0
 
 
-def test_hurt_weights_come_back_some_of_the_way():
-    """Once a level is raised, blocks count that have come back more than half of the way; alone they would not."""
+def test_damaged_weights_recover_partly():
+    """Once there is evidence, blocks that have fallen back more than halfway add to it; alone they would not."""
     block = [1.06] * 16
     precise = LEVEL._replace(deviation=0.02)
 
@@ -114,7 +114,7 @@ def test_hurt_weights_come_back_some_of_the_way():
 
 @pytest.mark.parametrize("losses", [[1.0, 2.0, 3.0, 4.0] * 32, [-5.0] * 100 + [1e6] * 28])
 def test_figures_of_a_block(losses):
-    """The deviation of a block's mean is that of its losses, cut, over the root of their number."""
+    """The deviation of a block's mean is that of its clipped losses over the root of their number."""
     cut, mean, deviation = cut_figures(sorted(losses))
     values = np.minimum(losses, cut)
 
@@ -123,7 +123,7 @@ def test_figures_of_a_block(losses):
 
 
 def test_a_restore_is_on_trial():
-    """After a restore less evidence is enough: the losses were to show that it has helped."""
+    """After a restore, less evidence refuses a loss."""
     guard, state = SpikeGuard(), SpikeGuard().begin()
     for loss in healthy(504, noise=0.5):
         state, _ = guard.judge(state, float(loss))
@@ -134,7 +134,7 @@ def test_a_restore_is_on_trial():
 
 
 def test_no_backups_under_suspicion():
-    """A level that seems to be raised is a reason not to trust the weights."""
+    """While there is evidence of a level shift, the weights are not backed up."""
     guard, state = SpikeGuard(), SpikeGuard().begin()
     for loss in lifted(528, at=505):
         state, _ = guard.judge(state, float(loss))
@@ -143,7 +143,7 @@ def test_no_backups_under_suspicion():
 
 
 def train_with_a_rise(task, heard, **callbacks):
-    """600 steps as they are, and 600 whose losses are reported higher by a seventh of the progress."""
+    """600 unchanged steps, and 600 whose losses are reported higher by a seventh of the progress."""
     r8 = R8Scheduler(2048, batch_size=32, num_steps=1200, initial_lr=0.02, listeners=[heard], **callbacks)
     start, outcomes = task.loss(), []
     for _ in r8.epoch_iterator():
@@ -155,8 +155,8 @@ def train_with_a_rise(task, heard, **callbacks):
     return r8, outcomes
 
 
-def test_a_rise_for_good_is_taken_in_the_end():
-    """Where going back does not help twice, it is not the weights: the rate is lowered, and the run goes on."""
+def test_a_permanent_rise_is_accepted_in_the_end():
+    """If two restores do not help, the weights are not at fault: the rate is lowered, and the run continues."""
     task, heard = ToyTask(), record_events()
     callbacks = {"state_callback": task.state, "load_callback": task.load, "backup_every": 20}
     with pytest.warns(RuntimeWarning, match="crept up"):
@@ -168,8 +168,8 @@ def test_a_rise_for_good_is_taken_in_the_end():
     assert [outcome.verdict for outcome in outcomes if outcome.verdict is not Verdict.GOOD][2:] == [Verdict.DRIFT]
 
 
-def test_nothing_to_go_back_to():
-    """Without a state to go back to, a raised level lowers the rate, and no loss is refused."""
+def test_nothing_to_restore():
+    """Without a state to restore, a level shift lowers the rate, and no loss is refused."""
     heard = record_events()
     with pytest.warns(RuntimeWarning, match="crept up"):
         r8, outcomes = train_with_a_rise(ToyTask(), heard)

@@ -1,4 +1,4 @@
-"""The sentry: one verdict on losses, gradient norms and skipped steps, and a memory that goes back with the model."""
+"""The sentry judges losses, gradient norms and skipped steps, and its state goes back with the model."""
 
 import json
 import math
@@ -36,7 +36,7 @@ def test_norm_is_finite(norm):
 
 
 def test_norms_spike():
-    """Gradient norms are judged by the rule of losses: two that are far from all before are a spike."""
+    """Gradient norms are judged like losses: two that are far from all before are a spike."""
     sentry = after(300, grad_norm=noisy(300, seed=1, level=7.0))
     verdicts = [sentry.judge(1.0, grad_norm=200.0) for _ in range(2)]
 
@@ -44,7 +44,7 @@ def test_norms_spike():
 
 
 def test_losses_and_norms_are_kept_apart():
-    """A norm is no loss: thresholds of the one do not know the other."""
+    """Losses and norms have separate thresholds."""
     sentry = after(300, grad_norm=noisy(300, seed=1, level=1000.0))
 
     assert [sentry.judge(loss, grad_norm=1000.0) for loss in noisy(50, seed=2)] == [Verdict.GOOD] * 50
@@ -61,7 +61,7 @@ def test_norms_may_grow():
 
 
 def test_norms_may_be_missing():
-    """Steps without a norm leave the memory of norms as it is."""
+    """A step without a norm does not change the state for norms."""
     sentry = after(300, grad_norm=noisy(300))
     _, norms = sentry.memory
     sentry.judge(1.0)
@@ -82,7 +82,7 @@ def test_skipped_step_with_a_loss(loss):
 
 @pytest.mark.parametrize("loss", [NAN, INF, 1e38])
 def test_skipped_step_without_a_loss(loss):
-    """A loss that is not finite is no alarm if the step was skipped: no weight has seen it."""
+    """A non-finite loss raises no alarm if the step was skipped, as it has changed no weight."""
     sentry = after(10)
 
     assert sentry.judge(loss, skipped=True) is Verdict.SKIPPED
@@ -92,7 +92,7 @@ def test_skipped_step_without_a_loss(loss):
 
 @pytest.mark.parametrize("loss", [1.0, NAN])
 def test_too_many_skipped(loss):
-    """One skipped step more in a row than a loss scale needs to settle is an incident; then the count begins anew."""
+    """More skipped steps in a row than a loss scale needs to settle are an incident; then the count starts again."""
     sentry = after(10)
     verdicts = [sentry.judge(loss, skipped=True) for _ in range(2 * MOST_SKIPPED + 2)]
 
@@ -109,7 +109,7 @@ def test_a_step_between_skipped_ones():
 
 
 def test_memory_goes_back():
-    """After going back, the sentry judges as if what came after had never been; but it does not forget its count."""
+    """After going back, the sentry judges as if later losses had never come, but keeps its count of refusals."""
     sentry = after(300)
     memory = sentry.memory
     before = [sentry.judge(loss) for loss in noisy(60, level=5.0)]
@@ -121,7 +121,7 @@ def test_memory_goes_back():
 
 
 def test_suspicion_of_either():
-    """Suspicion is that of the losses or of the norms, whichever is more."""
+    """Suspicion is the larger of those of losses and norms."""
     sentry = after(300, grad_norm=noisy(300))
     sentry.judge(1.0, grad_norm=30.0)
 
@@ -131,7 +131,7 @@ def test_suspicion_of_either():
 @pytest.mark.parametrize("count", [0, 1, 16, 95, 200, 1000])
 @pytest.mark.parametrize("way", [lambda state: state, lambda state: json.loads(json.dumps(state))])
 def test_state(count, way):
-    """The state, saved as plain values at any step, gives the very same memory."""
+    """A state saved as plain values at any step is restored exactly."""
     sentry = after(count, grad_norm=noisy(count, seed=4))
     sentry.judge(NAN, skipped=True)
     other = Sentry(SpikeGuard())

@@ -1,4 +1,4 @@
-"""The spike guard: spikes and drifts are told from noise, whatever the loss looks like."""
+"""The spike guard tells spikes and drifts from noise, for losses of any kind."""
 
 import math
 import warnings
@@ -16,7 +16,7 @@ ALARMS = (Verdict.SPIKE, Verdict.LASTING_DRIFT)
 
 
 def judge_all(losses, guard=SpikeGuard(), state=None, **told):
-    """The verdicts but GOOD with their steps; ``told`` are sequences as long as the losses."""
+    """All verdicts except GOOD, with their steps; ``told`` are sequences as long as the losses."""
     state = guard.begin() if state is None else state
     found = []
     for step, loss in enumerate(losses):
@@ -58,14 +58,14 @@ def test_rounding_is_no_change(scale):
 
 
 def test_first_change_of_a_constant_loss():
-    """A loss that has never changed tells nothing of what a change means: its first one is no alarm."""
+    """The first change of a constant loss is no alarm, as there is no scale to judge it by."""
     assert judge_all([1.0] * 200 + [1.5] * 200) == []
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF, 1e38, -1e38])
 @pytest.mark.parametrize("known", [0, 7, 200])
 def test_not_finite_at_once(bad, known):
-    """What is not finite, or too large for the table, is refused from the first loss on and not remembered."""
+    """A loss that is not finite, or too large for the table, is refused from the start and not remembered."""
     state = state_after(falling(known))
 
     assert SpikeGuard().judge(state, bad) == (state, Verdict.NOT_FINITE)
@@ -73,7 +73,7 @@ def test_not_finite_at_once(bad, known):
 
 @pytest.mark.parametrize("spike", [3.0, 100.0])
 def test_single_spike(spike):
-    """One high loss is a spike that may heal: no alarm."""
+    """One high loss raises no alarm."""
     losses = falling(600)
     losses[400] = spike
 
@@ -90,7 +90,7 @@ def test_absurd_loss(spike):
 
 
 def test_two_far_losses():
-    """Two losses ten times as far away as any before are enough."""
+    """Two losses ten times as far away as any before are refused."""
     losses = falling(600)
     losses[400:402] = 100.0
 
@@ -110,7 +110,7 @@ def test_lost_progress(seed):
 
 
 def test_first_losses_need_a_far_spike():
-    """Before 80 losses are known only what is far beyond all others is refused, from the ninth loss on."""
+    """Before 80 losses are known, from the ninth on, only a loss far beyond all others is refused."""
     losses = [1.0, 2.0] * 40 + [9.0] * 40
 
     assert judge_all([1.0, 2.0] * 4 + [150.0] + [1.0, 2.0] * 30) == []
@@ -133,7 +133,7 @@ def test_unit_of_the_loss(sign, exponent, seed):
 
 
 def test_a_state_stays_valid():
-    """A state kept aside is not touched by what is judged later: the detector can go back with the model."""
+    """A stored state is not changed by later losses, so the guard can go back with the model."""
     guard, kept = SpikeGuard(), state_after(falling(300))
     before = repr(kept)
     ahead = falling(200, seed=1) + 2
@@ -146,14 +146,14 @@ def test_a_state_stays_valid():
 
 @pytest.mark.parametrize("noise", [0.1, 0.5, 1.5])
 def test_no_livelock(noise):
-    """Going back with the model after every alarm ends: noise of any width alarms not even once in 20,000 steps."""
+    """Restoring after every alarm ends: noise of any width raises no alarm in 20,000 steps."""
     random = np.random.default_rng(3)
 
     assert judge_all(np.exp(noise * random.standard_normal(20_000))) == []
 
 
 def test_unanswered_alarm():
-    """Where nothing is put back, a loss in another unit is one incident: then the new level is usual."""
+    """If nothing is restored, a loss in another unit is one incident; then the new level is usual."""
     losses = falling(900)
     losses[400:] *= 1000
 
@@ -163,13 +163,13 @@ def test_unanswered_alarm():
 
 
 def creeping(steps):
-    """A loss that falls to 0.3 and then creeps up to 2.3 too slowly for a spike."""
+    """A loss that falls to 0.3 and then rises to 2.3, too slowly for a spike."""
     up = np.clip((np.arange(steps) - 600) / 1500, 0, 1) * 2
     return falling(steps, noise=0.05) + up
 
 
 def test_drift():
-    """A loss that creeps up is a drift first, and given up on when it goes on."""
+    """A slowly rising loss is a drift first, and a lasting drift if it continues."""
     found = judge_all(creeping(2000))
 
     assert [verdict for _, verdict in found][:2] == [Verdict.DRIFT, Verdict.LASTING_DRIFT]
@@ -177,7 +177,7 @@ def test_drift():
 
 
 def test_falling_rate_explains_a_drift():
-    """While the schedule's rate is below 0.8 of that at the best median, a loss that creeps up is no drift."""
+    """While the scheduled rate is below 0.8 of that at the best median, a slowly rising loss is no drift."""
     losses, rate = creeping(2000), np.where(np.arange(2000) < 700, 1.0, 0.79)
 
     assert judge_all(losses, lr=rate) == []
@@ -185,7 +185,7 @@ def test_falling_rate_explains_a_drift():
 
 
 def test_rising_rate_explains_a_bump():
-    """Where the schedule's own rate jumps up, a loss must lose all of the progress to be refused, not half of it."""
+    """After a jump of the scheduled rate, a loss is refused only if it loses all of the progress, not half of it."""
     losses, rate = falling(800, noise=0.1), np.ones(800)
     losses[500:560] = 1.6 * falling(60, 7, noise=0.05, start=1, end=1)
     rate[500:] = 10.0
@@ -198,7 +198,7 @@ def test_rising_rate_explains_a_bump():
 
 @pytest.mark.parametrize("shift", [0.0, -5.0])
 def test_hard_batches_are_no_spikes(shift):
-    """Batches that lose as much as was expected of them are no spikes; without the expectation they would be."""
+    """Hard batches whose loss was expected are no spikes; without the expectation they would be."""
     random, steps = np.random.default_rng(0), 1000
     composition = np.where(np.arange(steps) % 250 > 220, 4.0, 1.0)
     level = falling(steps, noise=0)
@@ -210,7 +210,7 @@ def test_hard_batches_are_no_spikes(shift):
 
 
 def test_easy_batches_do_not_hide_damage():
-    """Damage shows on batches of easy samples too: their loss is far from what was expected of them."""
+    """Damage shows on batches of easy samples too: their loss is far above the expected one."""
     losses = falling(600)
     expected, typical = np.full(600, 0.3), np.full(600, 0.3)
     expected[400:], losses[400:] = 0.001, falling(200, 5, start=2.3, end=2.3)
@@ -219,7 +219,7 @@ def test_easy_batches_do_not_hide_damage():
 
 
 def test_hard_batches_do_not_hide_damage():
-    """Damage shows on batches of hard samples too: what goes beyond twice their expected loss counts in full."""
+    """Damage shows on batches of hard samples too: the part above twice the expected loss counts in full."""
     losses = falling(600)
     expected, typical = np.full(600, 0.01), np.full(600, 0.01)
     expected[400:], losses[400:] = 0.3, falling(200, 5, start=2.3, end=2.3)
@@ -229,7 +229,7 @@ def test_hard_batches_do_not_hide_damage():
 
 @given(loss=st.floats(0, 1e6), expected=st.floats(1e-6, 1e6), typical=st.floats(1e-6, 1e6))
 def test_correction(loss, expected, typical):
-    """The correction is none where nothing is special or known, rises with the loss, and is exact where it is met."""
+    """An average batch is not corrected; the corrected loss rises with the loss, and is exact for the expected one."""
     assert corrected(loss, typical, typical, 1.0) == loss
     assert corrected(loss, NAN, typical, 1.0) == loss
     assert corrected(loss, expected, NAN, 1.0) == loss
@@ -250,7 +250,7 @@ def test_spread(values):
 
 
 def test_evidence_depends_on_what_is_usual():
-    """A high loss says the more the rarer such losses are; and never nothing."""
+    """A high loss adds more evidence the rarer such losses are, and always some."""
     rare, common = weights_of_evidence(0.01), weights_of_evidence(0.5)
 
     assert rare[0] > common[0] > 0 > rare[1]
@@ -259,7 +259,7 @@ def test_evidence_depends_on_what_is_usual():
 
 
 def test_suspicion():
-    """Suspicion is 0 in calm, rises with high losses and falls with others; it is 0 after an alarm."""
+    """Suspicion starts at 0, rises with high losses and falls with others; it is 0 after an alarm."""
     guard, state = SpikeGuard(), state_after(falling(320))
     seen = [guard.suspicion(state)]
     for loss in (2.3, 2.3, 0.3, 2.3, 2.3):
@@ -290,7 +290,7 @@ def test_suspicion():
     ],
 )
 def test_ranges(wrong, message):
-    """A setting outside its range is refused under its name."""
+    """A setting outside its range is refused; the error names it."""
     with pytest.raises(ValueError, match=message):
         SpikeGuard(**wrong)
 
