@@ -1,1 +1,1 @@
-"""Recovery: backups of the model, where to go back to, and what to try after a refused loss."""
+"""Recovery: backups of the model, and what is restored and tried after a refused loss."""

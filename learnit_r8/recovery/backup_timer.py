@@ -13,18 +13,18 @@ from .ram_backup import RamBackup
 
 
 class BackupTimer:
-    """Takes backups through the state callback.
+    """Takes backups with the state callback.
 
     Args:
         when: When they are due.
-        announcer: Who is told.
-        backup: Where the states go.
+        announcer: Receives warnings and events.
+        backup: Stores the states.
 
     Attributes:
         backup: As given.
         when: As given.
-        clean_step: Steps reported when every number of the model was last seen to be finite; -1 before that.
-        agree: Where several processes train together they must do the same: makes the trouble of one that of all.
+        clean_step: Steps reported when every number of the model was last found finite; -1 before that.
+        agree: Shares a failure on one rank with all ranks: takes this rank's, "" for none, and returns any rank's.
     """
 
     def __init__(self, when: Condition, announcer: Announcer, backup: RamBackup) -> None:
@@ -39,43 +39,44 @@ class BackupTimer:
         self._unanswered = ""
 
     def agree_with(self, agree: Callable[[str], str]) -> None:
-        """Make the trouble of one process that of all that train together."""
+        """Share failures with the other ranks through this function; see the class."""
         self.agree = agree
 
     def count_from(self, step: int) -> None:
-        """Take no backup of this step: the run was resumed there."""
+        """Note that the run was resumed at this step, which needs no backup."""
         self._step, self._unanswered = step, ""
 
     def answered(self) -> None:
-        """Note that something was done about the damage found last."""
+        """Note that recovery has answered the damage found last."""
         self._unanswered = ""
 
     def look_soon(self) -> None:
-        """Take a backup, which looks at every number, as soon as the user's step is complete."""
+        """Take a backup, which checks every number, as soon as the user's step is complete."""
         self._is_due = True
 
     def quiet_until(self, asked: Elapsed) -> tuple[float, float]:
-        """Steps and seconds before which none is due, if it was asked here."""
+        """Steps and seconds before which no backup is due; ``asked`` is the last `take_if_due` call."""
         is_now = self._is_due or self._unanswered or self.backup.is_empty
         return (0.0, 0.0) if is_now else quiet_until(self.when, asked)
 
     def take_if_due(self, elapsed: Elapsed, draws: int, get: Callable[[], Any], get_moment: Callable[[], Any]) -> str:
-        """Take a backup by the state callback if one is due; what the callback raises is the user's to know.
+        """Take a backup with the state callback if one is due; exceptions of the callback reach the user.
 
         Args:
-            elapsed: Where the run is, and was when this was asked last.
+            elapsed: The run's position, now and at the previous call.
             draws: Batches drawn so far.
             get: The state callback.
-            get_moment: Returns what to keep with a backup.
+            get_moment: Returns the scheduler's `Moment` to keep with a backup.
 
         Returns:
-            The name of an array that is not finite, now or until it is `answered`; then nothing was taken. Else "".
+            The name of a non-finite array, also of one found earlier and not `answered`; no backup was taken then.
+            Otherwise "".
 
         Raises:
-            TypeError: the callback returned None, or what cannot be copied.
+            TypeError: the callback returned None, or a state that cannot be copied.
         """
         step = elapsed.steps
-        # One of this step may have been taken, and what came after it interrupted.
+        # A backup of this step may exist already, if the call was interrupted right after taking it.
         self._is_due = (step != self._step and bool(self.when(elapsed))) or self._is_due
         if not (self.backup.is_empty or (self._is_due and step != self._step and self.backup.is_calm())):
             return self._unanswered
@@ -89,7 +90,7 @@ class BackupTimer:
             raise
 
     def _note_taken(self, step: int) -> None:
-        # Not before it is: what was interrupted is due again.
+        # Only now, so that an interrupted backup is due again.
         self._is_due = False
         self._step = step
 
@@ -97,10 +98,10 @@ class BackupTimer:
         """Copy a model state to RAM if all of it is finite; see `RamBackup.offer`.
 
         Returns:
-            The name of an array that is not finite, then nothing was taken; else "".
+            The name of a non-finite array, if there is one and no backup was taken; otherwise "".
 
         Raises:
-            TypeError: it cannot be copied.
+            TypeError: the state cannot be copied.
         """
         damaged = self.agree(self.damage_in(state))
         if damaged:
@@ -114,7 +115,7 @@ class BackupTimer:
         except MemoryError:
             self._note_taken(step)
             self._announcer.warn_once(
-                "no memory", f"there was no memory for the backup at step {step}; the one before is kept."
+                "no memory", f"there was no memory for the backup at step {step}; the previous one is kept."
             )
             return ""
         self._note_taken(step)
@@ -122,19 +123,19 @@ class BackupTimer:
         return ""
 
     def damage_in(self, state: Any) -> str:
-        """The name of an array with NaN, or with infinities that were not there in the first state; "" without."""
+        """The name of an array with NaN, or with infinities that its first state did not have; "" if there is none."""
         bad = model_state.not_finite(state)
         if self._meant_infinite is None:
-            # A mask of attention is made of -inf.
+            # Attention masks hold -inf on purpose.
             self._meant_infinite = {key for key, has_nan in bad.items() if not has_nan}
         return next((key for key, has_nan in bad.items() if has_nan or key not in self._meant_infinite), "")
 
     def damage_of(self, get: Callable[[], Any] | None, *, unknown: str = "") -> str:
-        """The name of a damaged array of the live model, "" without; ``unknown`` where nobody can tell."""
+        """The name of a damaged array of the live model, "" if there is none; ``unknown`` if that cannot be checked."""
         if get is None:
             return unknown
         try:
             return self.damage_in(get())
         except Exception:
-            # The next backup will say what is wrong with it.
+            # The next backup raises the callback's error.
             return unknown

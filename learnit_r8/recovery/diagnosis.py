@@ -1,4 +1,4 @@
-"""The diagnosis of a training that diverged: what was tried and what came of it, for people and as a file."""
+"""The diagnosis of a diverged training: what was tried and with what result, as text and as a file."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class Attempt:
     """One answer to a refused loss.
 
     Attributes:
-        step: Steps reported, the refused one included.
-        loss: Its loss.
+        step: Steps reported, including the refused one.
+        loss: The refused loss.
         reason: Why it was refused.
-        lr: Learning rate it was drawn with.
-        samples: Samples whose own loss was not finite, while others' were.
-        source: What was put back: "backup", the name of a checkpoint, "" for nothing.
-        to_step: Steps reported when that was taken; -1 for nothing.
-        failures: Why others could not be put back.
+        lr: Learning rate of its batch.
+        samples: Samples whose own loss was not finite, while those of others were.
+        source: What was restored: "backup", the name of a checkpoint, or "" for nothing.
+        to_step: Steps reported when that state was taken; -1 for nothing.
+        failures: Why other states could not be restored.
         next_lr: Learning rate afterwards.
-        replayed: What the replay check saw; "" for nothing.
+        replayed: The finding of the replay check; "" for none.
         accepted: Good losses until the next refusal, or until the incident ended.
     """
 
@@ -53,17 +53,17 @@ class Attempt:
 
 
 MEANT = (
-    "If the losses are meant to be higher from here on, as with new data or another scale, call reset_baseline() "
-    "where they become so, or resume with guard=FiniteGuard(), which refuses only what is not finite."
+    "If losses are expected to be higher from here on, as with new data or another scale, call reset_baseline() at the "
+    "change, or resume with guard=FiniteGuard(), which refuses only non-finite losses."
 )
 
 
 def conclusion(attempts: Sequence[Attempt], *, is_level: bool = False, is_over: bool = False) -> str:
-    """What was at fault in an incident, as far as can be told from what was tried.
+    """What was at fault in an incident, as far as the attempts show.
 
     Args:
-        attempts: In order; none if they were made before a resume.
-        is_level: Whether losses stay higher with every state.
+        attempts: The attempts in order; none if they were made before a resume.
+        is_level: Whether losses stay higher with every restored state.
         is_over: Whether nothing has helped.
     """
     seen = next((attempt.replayed for attempt in reversed(attempts) if attempt.replayed), "")
@@ -74,13 +74,13 @@ def conclusion(attempts: Sequence[Attempt], *, is_level: bool = False, is_over: 
 def _conclusion(attempts: Sequence[Attempt], *, is_level: bool, is_over: bool) -> str:
     restored = [attempt for attempt in attempts if attempt.source]
     if not attempts:
-        return "the losses are good again; what was refused before the resume is not known any more."
+        return "the losses are good again; the attempts before the resume are no longer known."
     first, last = attempts[0], attempts[-1]
     if is_level:
         oldest = min(attempt.to_step for attempt in restored) if restored else first.step
         return (
             f"the losses are higher with every state back to step {oldest}: the data or the loss have changed at about "
-            f"step {first.step}, and not the weights. If that is meant, call reset_baseline() there."
+            f"step {first.step}, not the weights. If that is intended, call reset_baseline() there."
         )
     if not restored:
         tried = "nothing was restored, and the losses " + ("stayed bad" if is_over else "became good by themselves")
@@ -99,12 +99,12 @@ def _without_end(restored: Sequence[Attempt], first: Attempt) -> str:
     if accepted == 0:
         return (
             f"with {named} the next loss {was} refused at once, at rates down to {lowest:.3g}: either the data, the "
-            f"loss function or the code have been at fault since about step {first.step}, or all that could be put "
-            "back is damaged."
+            f"loss function or the code have been at fault since about step {first.step}, or every state that could be "
+            "restored is damaged."
         )
     return (
         f"with {named} losses were refused again after at most {accepted} good ones, at rates down to {lowest:.3g}: "
-        "either the rate is still too high, or all that could be put back is damaged."
+        "either the rate is still too high, or every state that could be restored is damaged."
     )
 
 
@@ -113,7 +113,7 @@ def _healed(restored: Sequence[Attempt], last: Attempt) -> str:
     if len(reasons) > 1:
         named = ", ".join(sorted(reasons))
         return (
-            f"several things went wrong one after the other ({named}), so that what was at fault cannot be told; with "
+            f"several things went wrong one after another ({named}), so that what was at fault cannot be told; with "
             f"the state of step {last.to_step} and a rate of {last.next_lr:.3g}, {last.accepted} losses were good."
         )
     after = f"with the state of step {last.to_step} and a rate of {last.next_lr:.3g}, {last.accepted} losses were good"
@@ -123,35 +123,35 @@ def _healed(restored: Sequence[Attempt], last: Attempt) -> str:
         newest = min(attempt.to_step for attempt in failed)
         lowest = min(attempt.next_lr for attempt in failed)
         found = f"{after}, but not with that of step {newest} and a rate of {lowest:.3g}"
-        # The schedule itself lowers the rate a little from one restore to the next.
+        # The schedule itself lowers the rate a little between two restores.
         if last.next_lr >= 0.9 * lowest:
             return f"the weights have been damaged since a step between {last.to_step} and {newest}: {found}."
         return f"the weights have been damaged since before step {newest}, or the rate was too high: {found}."
     if same:
         return f"the rate was too high: {after}, but not at {max(attempt.next_lr for attempt in same):.3g}."
     if last.reason == Verdict.NOT_FINITE.value:
-        return f"one loss was not finite: its batch or a passing fault, and not the weights of before; {after}."
+        return f"one loss was not finite, because of its batch or a passing fault, not of earlier weights; {after}."
     return (
-        f"the weights went wrong between steps {last.to_step} and {last.step}, through the rate, a batch or a passing "
-        f"fault, which one restore cannot tell apart: {after}."
+        f"the weights went wrong between steps {last.to_step} and {last.step}, because of the rate, a batch or a "
+        f"passing fault, which a single restore cannot tell apart: {after}."
     )
 
 
 ARRAY_REASON = "was not finite"
-"""How the reason of an attempt ends that was made for an array of the model's state, whose name it begins with."""
+"""End of an attempt's reason, after the name of an array, if that array of the model's state was the cause."""
 
-ARRAY = "If that array is meant to be so, leave it out of the state."
+ARRAY = "If that array is meant to hold such values, leave it out of the state."
 
 
 class Diagnosis:
     """What was tried in an incident.
 
     Args:
-        attempts: In order; at least one.
-        losses: The last losses, refused ones included.
-        state: Where the incident stands.
-        recovery: What was to be tried.
-        why: A reason of its own to give up, "" if tries were used up.
+        attempts: The attempts in order, at least one.
+        losses: The last losses, including refused ones.
+        state: The incident's state.
+        recovery: The recovery policy.
+        why: The reason to give up; "" if all tries are used up.
     """
 
     def __init__(
@@ -164,22 +164,22 @@ class Diagnosis:
         self._why = why
 
     def text(self, bundle: str | None) -> str:
-        """The message of the error; ``bundle`` is the file it names."""
+        """The error message; ``bundle`` is the path of the file with the details, None without one."""
         last = self._attempts[-1]
         most_good = max((attempt.accepted for attempt in self._attempts), default=0)
         restored = [attempt for attempt in self._attempts if attempt.source]
         tried = (
             f"The model was restored each time, last from {restored[-1].source} of step {restored[-1].to_step}: is "
-            "that one good?"
+            "that state good?"
             if restored
             else "The model was never restored: pass load_callback with state_callback, or call update_cpu_backup()."
         )
         lines = [
             f"{self._state.tries} losses were refused with at most {most_good} good ones in a row between them, the "
             f"last ({last.loss}) at step {last.step - 1} with lr={last.lr:.3g}. {tried}",
-            f"Samples whose own loss was not finite in the last one: {list(last.samples)}." if last.samples else "",
+            f"Samples whose own loss was not finite in the last batch: {list(last.samples)}." if last.samples else "",
             f"Given up early: {self._why}." if self._why else "",
-            f"As far as can be told: {conclusion(self._attempts, is_over=True)}",
+            f"Diagnosis: {conclusion(self._attempts, is_over=True)}",
             ARRAY if last.reason.endswith(ARRAY_REASON) else "",
             MEANT if last.reason == Verdict.SPIKE.value else "",
             "What was tried:",
@@ -189,7 +189,7 @@ class Diagnosis:
         return "\n".join(line for line in lines if line)
 
     def write(self, folder: Path | None) -> str | None:
-        """Write everything as JSON into a folder; the path of the file, None if there is no folder or no room."""
+        """Write all details as JSON into a folder; the path of the file, None without a folder or if that fails."""
         if folder is None:
             return None
         path = folder / f"diverged_{self._attempts[-1].step:012d}.json"
@@ -206,13 +206,13 @@ class Diagnosis:
             os.makedirs(folder, exist_ok=True)
             replace(path, json.dumps(_strict(content), indent=1, allow_nan=False).encode())
         except OSError:
-            # The error itself says all of it but the losses.
+            # The error message says all of it except the losses.
             return None
         return str(path)
 
 
 def _strict(value: Any) -> Any:
-    """The same without numbers that JSON does not know."""
+    """Replace the numbers that strict JSON does not allow with texts."""
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)
     if isinstance(value, dict):

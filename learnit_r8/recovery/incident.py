@@ -1,4 +1,4 @@
-"""An incident: what was tried since a loss was refused, the losses, the samples to blame, and the error at its end."""
+"""An incident: what was tried since a loss was refused, with the losses, the bad samples and the error at its end."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 
 MOST_REMEMBERED = 1000
-"""Samples with a bad loss that are remembered, to be named when it happens again."""
+"""Most samples with a non-finite loss that are remembered, to be named if it happens again."""
 
 LOSSES_KEPT = 256
-"""Last losses that a diagnosis shows."""
+"""Number of last losses in a diagnosis."""
 
 
 class Incident:
-    """Remembers what a diagnosis is made of.
+    """Collects what a diagnosis needs.
 
     Args:
-        recovery: What is tried.
-        persistence: Where the diagnosis goes.
-        announcer: Who is told.
-        name_of: What to call a sample.
+        recovery: The recovery policy.
+        persistence: Its checkpoint folder receives the diagnosis.
+        announcer: Receives warnings and events.
+        name_of: Returns a sample's name, given its index.
 
     Attributes:
-        losses: The last ones, refused ones included.
+        losses: The last losses, including refused ones.
         attempts: What was tried in this incident.
     """
 
@@ -57,34 +57,34 @@ class Incident:
             self.attempts[-1].accepted = count
 
     def note_replay(self, seen: str) -> None:
-        """Note what the replay check saw after the last attempt."""
+        """Note what the replay check found after the last attempt."""
         if self.attempts:
             self.attempts[-1].replayed = seen
 
     def conclusion(self, state: RecoveryState, *, is_level: bool = False) -> str:
-        """What was at fault, now that the incident ends; see `conclusion`.
+        """What was at fault, as the incident ends; see `conclusion`.
 
         Args:
-            state: Where it stood.
-            is_level: Whether it ends because the losses stay higher with every state.
+            state: The incident's state.
+            is_level: Whether it ends because losses stay higher with every restored state.
         """
         self.note_accepted(state.accepted + 1)
         return conclusion(self.attempts, is_level=is_level)
 
     def name_repeated(self, samples: tuple[int, ...]) -> None:
-        """Warn of samples that are bad again and again: each costs a batch an epoch."""
+        """Warn of samples whose loss is not finite repeatedly: each costs one batch per epoch."""
         for sample in samples:
             if sample in self._bad_samples:
                 self._announcer.warn_once(
                     f"bad sample {sample}",
                     f"the loss of sample {self._name_of(sample)!r} was not finite for the second time, while others of "
-                    "its batch were fine: look at its data. Every batch with it is refused.",
+                    "its batch were finite: check its data. Every batch with it is refused.",
                 )
             elif len(self._bad_samples) < MOST_REMEMBERED:
                 self._bad_samples.add(sample)
 
     def say_how_to_restore(self, attempt: Attempt) -> None:
-        """Warn, once, that there is nothing to put back."""
+        """Warn, once, that there is nothing to restore, and say what makes it possible."""
         self._announcer.warn_once(
             "nothing to restore",
             f"the loss of step {attempt.step - 1} was {attempt.loss}, and there is nothing to restore the model from; "
@@ -92,11 +92,11 @@ class Incident:
         )
 
     def give_up(self, why: str, state: RecoveryState) -> NoReturn:
-        """Raise `TrainingDiverged` with all there is to know.
+        """Raise `TrainingDiverged` with a full diagnosis.
 
         Args:
-            why: A reason of its own, "" if tries were used up.
-            state: Where the incident stands.
+            why: The reason to give up; "" if all tries are used up.
+            state: The incident's state.
         """
         diagnosis = Diagnosis(list(self.attempts), list(self.losses), state, self._recovery, why)
         store = self._persistence.store
@@ -108,7 +108,7 @@ class Incident:
 
 
 def not_finite_samples(reading: Reading, ticket: Ticket) -> tuple[int, ...]:
-    """The samples whose own loss is the reason; none where only means were reported, or where it was all of them."""
+    """The samples whose own loss is not finite; none if only means were reported, or if it is all of the batch."""
     losses = np.atleast_1d(reading.means)
     if len(losses) != len(ticket.indices):
         return ()

@@ -1,4 +1,4 @@
-"""The ladder of recovery: in which order older states are tried within an incident."""
+"""The recovery ladder: the order in which older states are tried within an incident."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 MOST_RESTORES = 256
-"""Restores that a lineage remembers."""
+"""Restores that a `WeightAge` remembers."""
 
 
 class WeightAge:
-    """How many steps of training are in the weights: a restore takes back some of those that were reported.
+    """Counts the training steps that are in the weights, which is fewer than were reported once a state was restored.
 
-    Damage that shows so many steps after it was done shows at the same age of the weights, however often they are
-    restored.
+    Damage that always shows a fixed number of steps after its cause shows at the same age of the weights, however often
+    they are restored.
     """
 
     def __init__(self) -> None:
         self._lost: list[tuple[int, int]] = []
 
     def age(self, step: int) -> int:
-        """Steps of training in the weights that were in use when this many were reported."""
+        """Training steps in the weights that were in use when ``step`` steps were reported."""
         return step - next((lost for at, lost in reversed(self._lost) if at < step), 0)
 
     def went_back(self, *, now: int, to: int) -> None:
@@ -28,11 +28,11 @@ class WeightAge:
         self._lost = [*self._lost, (now, now - self.age(to))][-MOST_RESTORES:]
 
     def state_dict(self) -> list[list[int]]:
-        """Steps reported at each restore, and how many of them are not in the weights since."""
+        """For each restore, the steps reported by then and how many of those are not in the weights any more."""
         return [list(entry) for entry in self._lost]
 
     def load_state_dict(self, state: Sequence[Sequence[int]]) -> None:
-        """Take over what `state_dict` returned."""
+        """Load what `state_dict` returned."""
         self._lost = [(int(at), int(lost)) for at, lost in state]
 
 
@@ -41,9 +41,9 @@ class RollbackDepth(NamedTuple):
 
     Attributes:
         first: Steps reported at its first refusal.
-        last: Steps reported when the state that was restored last was taken.
-        repeats: Whether that state is to be tried once more.
-        least: States of fewer steps are not tried.
+        last: Steps reported when the last restored state was taken.
+        repeats: Whether to try that state once more.
+        least: States taken at fewer steps than this are not tried.
     """
 
     first: int
@@ -53,14 +53,14 @@ class RollbackDepth(NamedTuple):
 
 
 def rollback_order(steps: Sequence[int], depth: RollbackDepth) -> list[int]:
-    """The places of the states to try in turn, the best one first.
+    """The indices of the states to try in turn, the best one first.
 
-    Every further try goes strictly back and at least doubles the distance to where the incident began, so that few
-    tries pass a poison however old it is. Where no state is as old as that, the oldest comes first. States newer than
-    the last one are never tried, unless there is nothing else.
+    Every further try goes strictly back and at least doubles the distance to the start of the incident, so a few tries
+    get past a cause of any age. If no state is that old, the oldest comes first. States newer than the last restored
+    one are tried only if there is no other.
 
     Args:
-        steps: When each state was taken, in steps reported; newest first.
+        steps: Steps reported when each state was taken, newest first.
         depth: How far the incident has gone back.
 
     >>> steps = [190, 150, 120, 60, 0]

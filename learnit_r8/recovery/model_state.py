@@ -1,7 +1,7 @@
-"""Copies of a model state into buffers that are used again, and the search for numbers that are not finite in it.
+"""Model states: copied into reused buffers, and checked for non-finite numbers.
 
-A state is anything: arrays of numpy, torch, TensorFlow or JAX in nests of dicts, lists, tuples and dataclasses, and
-whatever else the user keeps beside them. No framework is imported here.
+A state may be anything: arrays of numpy, torch, TensorFlow or JAX in nested dicts, lists, tuples and dataclasses, and
+any other values among them. No framework is imported here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 
 def clone(state: Any) -> Any:
-    """An independent copy.
+    """Make an independent copy.
 
     Raises:
         TypeError: something in it cannot be copied; the message gives its dotted key.
@@ -26,15 +26,14 @@ def clone(state: Any) -> Any:
 
 
 def copy_into(buffer: Any, state: Any) -> Any:
-    """A copy of ``state`` that uses the memory of an earlier copy where shapes, types and keys are the same.
+    """Copy ``state``, reusing the memory of an earlier copy where shapes, types and keys are the same.
 
     Args:
-        buffer: What this function returned before, or None; not to be used any more.
-        state: What to copy. Arrays of numpy and tensors of torch go into their old places; of everything else the
-            copy is new.
+        buffer: An earlier result of this function, which must not be used afterwards; or None.
+        state: What to copy. numpy arrays and torch tensors are copied into the buffer; copies of all else are new.
 
     Returns:
-        The copy. It shares no memory with ``state``; what is one array there is one array here.
+        The copy. It shares no memory with ``state``; an array that occurs twice there is one array here too.
 
     Raises:
         TypeError: something in it cannot be copied; the message gives its dotted key.
@@ -43,7 +42,7 @@ def copy_into(buffer: Any, state: Any) -> Any:
 
 
 class _Copying:
-    """One copy of one state."""
+    """The copying of one state."""
 
     def __init__(self) -> None:
         self._memo: dict[int, Any] = {}
@@ -70,7 +69,7 @@ class _Copying:
             raise TypeError(f"{key} must be something that can be copied, got {kind.__name__} ({error}).") from error
 
     def _array(self, buffer: Any, value: Any, place: Any, copied: Any) -> Any:
-        # The same memory twice, tied weights for instance, stays one array. Two that were one before do not.
+        # Arrays that share memory, such as tied weights, stay one array, unless only the buffer shared it.
         if place not in self._copies:
             copy_of = copied(None if id(buffer) in self._used else buffer, value)
             self._used.add(id(copy_of))
@@ -80,7 +79,7 @@ class _Copying:
     def _dict(self, buffer: Any, value: Any, key: str) -> Any:
         old = buffer if type(buffer) is type(value) else {}
         new = type(value)((name, self.of(old.get(name), item, f"{key}.{name}")) for name, item in value.items())
-        # The version numbers that torch hangs onto a state_dict.
+        # torch attaches version numbers (_metadata) to a state_dict.
         vars(new).update(copy.deepcopy(vars(value))) if hasattr(value, "__dict__") else None
         return new
 
@@ -112,7 +111,7 @@ def _form(tensor: Any) -> Any:
 
 
 def is_plain_tensor(value: Any) -> bool:
-    """Whether it is a dense torch tensor or parameter in memory of its own, of no other class."""
+    """Whether a value is a dense torch tensor or parameter, of no subclass, that holds data."""
     torch = sys.modules.get("torch")
     if torch is None or type(value) not in (torch.Tensor, torch.nn.Parameter):
         return False
@@ -120,19 +119,18 @@ def is_plain_tensor(value: Any) -> bool:
 
 
 def not_finite(state: Any) -> dict[str, bool]:
-    """The float arrays in a state that hold NaN or infinities.
+    """Find the float arrays in a state that hold NaN or infinities.
 
-    An array is summed; only where the sum is not finite every number is looked at.
+    Arrays are summed, and single numbers checked only if the sum is not finite: 6 ms in place of 266 ms for 25 million
+    numbers.
 
     Returns:
         The dotted key of each such array, and whether it holds NaN.
 
-    Source: research measured 6 ms against 266 ms for 25 million numbers.
-
     >>> not_finite({"net": [np.ones(2), np.array([1.0, np.inf])]})
     {'net.1': False}
     """
-    # All sums are asked for before the first is read: a GPU computes them meanwhile.
+    # All sums are started before the first is read, so a GPU can compute them asynchronously.
     sums = [(key, array, _sum(array)) for key, array in _float_arrays(state, "")]
     return {key: _has_nan(array) for key, array, total in sums if not np.isfinite(_number(total)) and _is_bad(array)}
 

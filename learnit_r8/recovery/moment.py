@@ -1,7 +1,7 @@
-"""A moment: what the scheduler remembers when a model state is copied, to go back to together with the model.
+"""A moment: the scheduler's own state when a model state is copied, restored together with the model.
 
-Reports that the table has not learned yet are kept, as those that it has: which ones it has depends on when somebody
-looked at it, and looking must change nothing.
+Reports since then stay in the table, whether it has learned them already or not: that depends on when somebody last
+read the table, and reading must not change the run.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from ..table.table import SampleTable
 
 
 class Moment(NamedTuple):
-    """What goes back with the model.
+    """The state that goes back with the model.
 
     Attributes:
-        memory: What the guard remembered.
-        trend: The trend of the losses, and whether estimates were differences to it.
-        baseline: How often the losses had come to mean something else by then.
+        memory: The guard's states.
+        trend: The trend of the losses, and whether estimates were differences from it.
+        baseline: Number of baseline resets by then.
     """
 
     memory: Any
@@ -27,21 +27,21 @@ class Moment(NamedTuple):
 
 
 def moment_of(sentry: Sentry, table: SampleTable) -> Moment:
-    """The moment that is now."""
+    """The current moment."""
     return Moment(sentry.memory, table.trend_mark, sentry.baseline)
 
 
 def go_back(moment: Moment, sentry: Sentry, table: SampleTable, *, forget: bool) -> None:
-    """Go back to a moment with the model.
+    """Restore a moment together with the model.
 
     Args:
-        moment: The one of its backup.
-        sentry: Remembers what it did then.
-        table: Has the trend it had then,
-        forget: if the losses since may be those of damaged weights.
+        moment: The moment kept with the restored backup.
+        sentry: Goes back to its state of then.
+        table: Goes back to its trend of then if ``forget``.
+        forget: Whether the losses since may come from damaged weights.
     """
     if moment.baseline != sentry.baseline:
-        # What was usual then is in another unit.
+        # Losses had another meaning before the reset of the baseline.
         return
     sentry.go_back(moment.memory, is_trial=forget)
     if forget:

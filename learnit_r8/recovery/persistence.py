@@ -1,4 +1,4 @@
-"""Persistence: what is due, saved, loaded and restored, with the user's callbacks."""
+"""Persistence: takes backups, saves and loads checkpoints, and restores the model, with the user's callbacks."""
 
 from __future__ import annotations
 
@@ -29,34 +29,35 @@ LEAST_BACKUP_STEPS = 10
 
 
 class Persistence:
-    """Takes backups and writes checkpoints when they are due, and puts the model back, with the user's callbacks.
+    """Takes backups and writes checkpoints when they are due, and restores the model.
 
     Args:
-        callbacks: What the user handed in.
-        backup_every: When to take backups through the state callback, as `as_trigger` takes it; None for four
-            times an epoch (at least 10 steps apart) and every 30 s.
+        callbacks: The user's callbacks.
+        backup_every: When to take backups with the state callback, as `as_trigger` takes it; None for four times an
+            epoch (at least 10 steps apart) and every 30 s.
         checkpoint_dir: Folder of the checkpoints; None for "checkpoints" if there is a save callback, else for none.
-        checkpoint_every: When to write checkpoints, likewise; None for every epoch. One is written at the end too.
+        checkpoint_every: When to write checkpoints, as `as_trigger` takes it; None for every epoch. One is also written
+            at the end.
         keep: Checkpoints of this run to keep, >= 1.
-        monitor: Name of the logged metric whose best checkpoint is kept besides; None for none.
+        monitor: Name of the logged metric whose best checkpoint is also kept; None for none.
         mode: "min" if lower is better, "max" if higher is.
-        config: How the run was built, for its checkpoints.
+        config: The run's configuration, for its checkpoints.
         steps_per_epoch: Steps in an epoch.
-        announcer: Who is told.
-        backup: Where model states are kept in RAM.
+        announcer: Receives warnings and events.
+        backup: Holds model states in RAM.
 
     Attributes:
-        callbacks: As given; an adapter may have added its own.
-        saver: When checkpoints are written; None without a folder.
-        is_restoring: Whether the model is being put back now.
-        has_restored: Whether that was begun since somebody set this to false.
-        quiet_steps: Nothing is due before so many steps, and
-        quiet_seconds: before so many training seconds, but at the end of an epoch.
+        callbacks: As given, completed by those of an adapter.
+        saver: Writes checkpoints; None without a folder.
+        is_restoring: Whether the model is being restored now.
+        has_restored: Whether a restore has begun since `note_judging`.
+        quiet_steps: First step at which something may be due, unless an epoch ends earlier.
+        quiet_seconds: Training seconds from which something may be due, unless an epoch ends earlier.
 
     Raises:
-        ValueError: an interval that cannot be read, ``keep`` below 1, an unknown mode, or an interval or metric of
-            something that is never done.
-        TypeError: a callback that is not callable.
+        ValueError: an interval cannot be read, ``keep`` is below 1, ``mode`` is unknown, or an interval or metric is
+            given for something that is never saved.
+        TypeError: a callback is not callable.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class Persistence:
 
     @property
     def clean_step(self) -> int:
-        """Steps reported when every number of the model was last seen to be finite; -1 before that."""
+        """Steps reported when every number of the model was last found finite; -1 before that."""
         return self._backup_timer.clean_step
 
     @property
@@ -120,39 +121,39 @@ class Persistence:
 
     @property
     def agree(self) -> Callable[[str], str]:
-        """Makes the trouble of one process that of all that train together."""
+        """Shares a failure on one rank with all ranks; see `BackupTimer`."""
         return self._backup_timer.agree
 
     def note_judging(self) -> None:
-        """Note that a loss is about to be judged: nothing is restored for it yet."""
+        """Note that a loss is about to be judged; resets `has_restored`."""
         self.has_restored = False
 
     def undo_restore(self) -> None:
-        """Be as before a restore that was cut short, but for the model."""
+        """Undo an interrupted restore, except in the model."""
         self.backup.forget_spares()
         self.is_restoring = False
         self.wake()
 
     def wake(self) -> None:
-        """Ask again what is due: something has changed."""
+        """Check at the next step whether something is due, as the settings or the position have changed."""
         self.quiet_steps = self.quiet_seconds = 0.0
 
     @property
     def has_something(self) -> bool:
-        """Whether there is a model state to go back to; every rank asks at the same place."""
+        """Whether there is a model state to restore; all ranks must ask at the same point."""
         return not self.backup.is_empty or (self.store is not None and bool(self.store.own_states()))
 
     @property
     def store(self) -> CheckpointStore | None:
-        """Where checkpoints go; None without any."""
+        """Where checkpoints are written; None without a folder."""
         return None if self.saver is None else self.saver.store
 
     def share(self, agree: Callable[[str], str], shared_store: Callable[[Any], Any]) -> None:
-        """Act as one with the other ranks.
+        """Coordinate with the other ranks.
 
         Args:
-            agree: Makes the trouble of one process that of all that train together.
-            shared_store: Returns a store of checkpoints that only rank 0 writes to, given the own one.
+            agree: Shares a failure on one rank with all ranks; see `BackupTimer`.
+            shared_store: Wraps this rank's checkpoint store in one to which only rank 0 writes.
         """
         self._backup_timer.agree_with(agree)
         if self.saver is not None:
@@ -166,16 +167,16 @@ class Persistence:
         clone: Callable[[Any], Any] | None = None,
         copy_into: Callable[[Any, Any], Any] | None = None,
     ) -> None:
-        """Use these callbacks where the user handed in none: an adapter knows the model, and the last one is right.
+        """Use an adapter's callbacks where the user gave none; they replace those of an earlier adapter.
 
         Args:
-            callbacks: What to use.
+            callbacks: The adapter's callbacks.
             backup_every: When to take backups from now on; None changes nothing.
-            clone: How to copy model states from now on, see `RamBackup`; None changes nothing.
-            copy_into: Likewise.
+            clone: Copies model states from now on, see `RamBackup`; None changes nothing.
+            copy_into: Copies model states into a buffer, see `RamBackup`; only used with ``clone``.
 
         Raises:
-            ValueError: an interval that cannot be read.
+            ValueError: an interval cannot be read.
         """
         own = self._given
         self.callbacks = Callbacks(own.save or callbacks.save, own.load or callbacks.load, own.state or callbacks.state)
@@ -203,17 +204,17 @@ class Persistence:
 
         Args:
             step: Steps reported so far.
-            samples: Samples in them.
+            samples: Samples in those steps.
             seconds: Training seconds so far.
             draws: Batches drawn so far.
             epoch_ended: Whether an epoch has ended since the last call.
             run_ended: Whether the budget is used up.
-            budget: Of the run; something is due at its end.
+            budget: The run's budget; a checkpoint is due at its end.
             get_state: Returns the scheduler's state.
-            get_moment: Returns what to keep with a backup.
+            get_moment: Returns the `Moment` to keep with a backup.
 
         Returns:
-            The name of an array of the model that is not finite, if that was seen; else "".
+            The name of a non-finite array of the model, if one was found; otherwise "".
         """
         damage = ""
         elapsed = Elapsed(step, samples, seconds, *self._asked)
@@ -226,13 +227,13 @@ class Persistence:
         except Exception:
             self._asked = asked
             raise
-        # Not before: what was interrupted is due again.
+        # Only now, so that an interrupted backup or checkpoint is due again.
         self._asked = asked
-        self._rest(elapsed, budget)
+        self._find_quiet(elapsed, budget)
         return damage
 
-    def _rest(self, asked: Elapsed, budget: Budget) -> None:
-        """Find out until when nothing is due."""
+    def _find_quiet(self, asked: Elapsed, budget: Budget) -> None:
+        """Compute until when nothing is due."""
         untils = [] if self.callbacks.state is None else [self._backup_timer.quiet_until(asked)]
         if self.saver is not None:
             untils.append(self.saver.quiet_until(asked))
@@ -243,7 +244,7 @@ class Persistence:
         self.quiet_steps = min((steps for steps, _ in untils), default=math.inf)
 
     def count_from(self, step: int, samples: int, seconds: float) -> None:
-        """Count from here: the run was resumed."""
+        """Count intervals from here, as the run was resumed."""
         self._asked = (step, samples, seconds)
         self.wake()
         self._backup_timer.count_from(step)
@@ -251,12 +252,12 @@ class Persistence:
             self.saver.count_from(step)
 
     def look_at_weights(self) -> None:
-        """Take a backup, which looks at every number, as soon as the user's step is complete."""
+        """Take a backup, which checks every number, as soon as the user's step is complete."""
         self._backup_timer.look_soon()
         self.wake()
 
     def note_answered(self) -> None:
-        """Note that something was done about the damage that was found."""
+        """Note that recovery has answered the damage found last."""
         self._backup_timer.answered()
 
     def take_backup(self, state: Any, step: int, draws: int, moment: Any = None) -> str:
@@ -267,8 +268,8 @@ class Persistence:
         """Write a checkpoint.
 
         Raises:
-            RuntimeError: there is no folder for it.
-            OSError: the disk refused.
+            RuntimeError: there is no checkpoint folder.
+            OSError: the write failed.
         """
         if self.saver is None:
             raise RuntimeError(
@@ -291,14 +292,14 @@ class Persistence:
         return saved
 
     def save_as_asked(self, get_state: Callable[[], dict[str, Any]], step: int) -> None:
-        """Write a checkpoint because somebody asked for it, unless there is one of this step."""
+        """Write a checkpoint on request, unless there is one of this step."""
         if self.saver is None:
             self._announcer.note_once("no folder", "no checkpoint was saved: neither checkpoint_dir nor save_callback.")
         elif not self.saver.has_saved(step):
             self.saver.attempt(lambda: self._write(get_state()), step)
 
     def note(self, metrics: Mapping[str, float], at_step: int, step: int) -> None:
-        """Hear of logged metrics; see `CheckpointSaver.note`."""
+        """Take logged metrics; see `CheckpointSaver.note`."""
         if self.saver is not None:
             self.saver.note(metrics, at_step, step)
             self.wake()
@@ -309,16 +310,16 @@ class Persistence:
         return self.backup.newest.state if self.backup.newest else None
 
     def load(self, path: str | os.PathLike[str] | None) -> Checkpoint:
-        """Read a checkpoint and hand its model file to the load callback.
+        """Read a checkpoint, by default the newest valid one; changes nothing.
 
         Raises:
-            RuntimeError: no path and no folder is known.
-            ValueError: it cannot be used; nothing was changed.
+            RuntimeError: there is neither a path nor a folder.
+            ValueError: it cannot be used.
         """
         return read_from(self.store, path)
 
     def put_back(self, checkpoint: Checkpoint) -> None:
-        """Hand a checkpoint's model file to the load callback, if there are both; forget backups of other steps.
+        """Pass a checkpoint's model file to the load callback, if both exist; forget all backups.
 
         Without a load callback the model waits for `adopt`.
 
@@ -332,24 +333,24 @@ class Persistence:
             self.saver.go_on_from(checkpoint)
         self._model_loader.put_back(checkpoint, has_callback=self.callbacks.load is not None)
 
-    def is_built_otherwise(self, checkpoint: Checkpoint, name: str) -> bool:
-        """Whether the run of a checkpoint had another value of an argument, as far as it says."""
-        return self._model_loader.is_built_otherwise(checkpoint, name)
+    def has_changed(self, checkpoint: Checkpoint, name: str) -> bool:
+        """Whether an argument had another value in the run of a checkpoint; False if the checkpoint does not say."""
+        return self._model_loader.has_changed(checkpoint, name)
 
     def tell_loaded(self) -> None:
-        """Tell listeners of a checkpoint that was put back, once the run has started."""
+        """Tell listeners that a checkpoint was loaded, once the run has started."""
         if self.saver is not None:
             self.saver.claim()
         self._model_loader.tell()
 
     def is_sound(self) -> bool:
-        """Whether every number of the model is seen to be finite; every rank asks at the same place."""
+        """Whether every number of the model is known to be finite; all ranks must ask at the same point."""
         if self.callbacks.state is None:
             return False
         return not self.agree(self._backup_timer.damage_of(self.callbacks.state, unknown="state_callback raised"))
 
     def restorable_steps(self) -> set[int]:
-        """When the states that could be restored were taken, in steps reported; every rank calls it."""
+        """Steps reported when each restorable state was taken; all ranks must ask at the same point."""
         if self.callbacks.load is None:
             return set()
         steps = {slot.step for slot in self.backup.states()}
@@ -363,22 +364,19 @@ class Persistence:
         depth: RollbackDepth | None = None,
         failures: list[str] | None = None,
     ) -> RestoreResult | None:
-        """Put the model back; None without anything to put back. See `Restorer.restore`.
+        """Restore the model; None if there is nothing to restore. See `Restorer.restore` for the other arguments.
 
         Args:
-            reach: See there.
-            draws: See there.
-            depth: See there.
-            failures: Gets the reason of every state that could not be put back.
+            failures: Gets a reason for every state that could not be restored.
 
         Raises:
-            RestoreError: the load callback raised for everything there was.
+            RestoreError: the load callback raised for every state.
             RuntimeError: the load callback called the scheduler.
         """
         return self._restore(lambda restorer: restorer.restore(reach, draws=draws, depth=depth), failures)
 
     def return_to(self, source: str, step: int, *, draws: int) -> RestoreResult | None:
-        """Put the model back to the state that an incident restored first; see `Restorer.return_to`."""
+        """Restore the state that an incident restored first; see `Restorer.return_to`."""
         return self._restore(lambda restorer: restorer.return_to(source, step, draws=draws), None)
 
     def _restore(
@@ -404,7 +402,7 @@ class Persistence:
                 failures += restorer.failures
 
     def summary(self) -> str:
-        """What became of the checkpoints, for people: one line."""
+        """One line of text about the checkpoints: failures, and the best one."""
         if self.saver is None:
             return "no checkpoints: neither checkpoint_dir nor save_callback"
         best = self.saver.best
@@ -414,7 +412,7 @@ class Persistence:
 
 
 def _check_folder(folder: Any, **needing: Any) -> None:
-    """Raise ValueError unless the folder is one or can be made, and is given if something given needs it."""
+    """Raise ValueError unless the folder exists or can be made, and is given if any of ``needing`` is."""
     for name, value in needing.items():
         if value is not None and folder is None:
             raise ValueError(f"{name} needs a checkpoint_dir or a save_callback, got {value!r} without.")
@@ -425,6 +423,6 @@ def _check_folder(folder: Any, **needing: Any) -> None:
         nearest = next(filter(os.path.exists, (path, *path.parents)), path)
         if os.path.exists(nearest) and not os.path.isdir(nearest):
             raise ValueError(
-                "checkpoint_dir must be a folder, or where one can be made, "
-                f"got {folder!r}: {str(nearest)!r} is no folder."
+                "checkpoint_dir must be a folder, or a path where one can be made, "
+                f"got {folder!r}: {str(nearest)!r} is not a folder."
             )

@@ -1,8 +1,8 @@
-"""The quarantine: finds the samples that refused losses have in common, and leaves them out from then on.
+"""The quarantine: finds the samples that refused batches have in common, and excludes them from then on.
 
-A bad sample is refused whenever it comes, with whatever batch it is in. With losses of single samples it is known at
-once; with means, and where batch normalisation spoils the whole batch, it is the one that every refused batch has in
-common and no good one.
+Every batch with a bad sample is refused. Per-sample losses identify it at once. With batch means, or if batch
+normalization spreads its effect over the whole batch, it is the sample that is in every refused batch and in no good
+one.
 """
 
 from __future__ import annotations
@@ -27,53 +27,53 @@ LIKELY, MOST_CHANCE_OF_SPIKES = 0.5, 0.05
 """A refusal is taken for that of a sample when the chance is below this: of a loss that is not finite, of a spike."""
 
 MOST_SHARE = 0.05
-"""Share of the data beyond which nothing is quarantined any more: then it is not the samples."""
+"""Largest share of the data in quarantine; with more, single samples are not the cause."""
 
 MOST_SUSPECTS = 2**16
-"""Samples that are watched at most."""
+"""Most samples that are watched."""
 
 MOST_DOUBTS = 16
-"""Refusals that are taken for those of a sample though they may share it by accident, until all suspects are clear."""
+"""Most refusals that are blamed on a sample although chance may explain them, until all suspects are cleared."""
 
 MOST_BATCHES = 64
-"""Refused batches that are known again, at most."""
+"""Most refused batches that are recognized when they are drawn again."""
 
 NAMED = 8
-"""Samples that a text names at most."""
+"""Most samples that a text names."""
 
 
 class Evidence(NamedTuple):
-    """What speaks against a sample: refused batches in a row, drawn separately; none with it was good since the first.
+    """The evidence against a sample: refused batches that it was in, with no good one since the first.
 
     Attributes:
         batches: Their numbers.
-        log_shares: Of the first, log of the number of samples that it accused; of each other, log of the share of its
-            samples that it did.
+        log_shares: For the first batch, log of the number of samples it accused; for each other one, log of the share
+            of its samples that it accused.
     """
 
     batches: tuple[int, ...]
     log_shares: tuple[float, ...]
 
     def log_chance(self, rate: float) -> float:
-        """Log of the chance that refusals at a rate per step, of random batches, would all have hit such a sample."""
+        """Log probability that all these batches contain one sample by chance, if batches are refused at this rate."""
         return sum(self.log_shares) + (len(self.batches) - 1) * math.log(rate)
 
     def without(self, explained: Collection[int]) -> Evidence:
-        """What is left when some of the batches were refused for another sample."""
+        """The evidence that remains if some of the batches were refused because of another sample."""
         kept = [place for place, batch in enumerate(self.batches) if batch not in explained]
         return Evidence(tuple(self.batches[place] for place in kept), tuple(self.log_shares[place] for place in kept))
 
 
 class Quarantine:
-    """Watches the samples of refused batches until a good batch clears them, or enough refusals share them.
+    """Watches the samples of refused batches until a good batch clears them, or enough refused ones share them.
 
     Args:
-        table: Keeps the samples that were quarantined.
-        announcer: Who is told.
+        table: Stores the quarantined samples.
+        announcer: Receives warnings and events.
 
     Attributes:
-        is_watching: Whether any sample is suspected; else `cleared` need not be called.
-        has_repeated: Whether the batch refused last shares a sample with those before.
+        is_watching: Whether any sample is suspected; otherwise `cleared` need not be called.
+        has_repeated: Whether the last refused batch shares a suspect with earlier ones.
     """
 
     def __init__(self, table: SampleTable, announcer: Announcer) -> None:
@@ -95,13 +95,13 @@ class Quarantine:
 
         Args:
             indices: int64[B], its samples.
-            epoch: Its epoch: the same batch of the same epoch was drawn again after a resume.
-            accused: Those whose own losses were the reason; empty where it may be any of them.
-            step: Steps reported, this one included.
+            accused: The samples whose own losses were not finite; empty if any of the batch may be the cause.
+            step: Steps reported, including this one.
+            epoch: Its epoch; an equal batch of the same epoch was drawn again after a resume and does not count.
 
         Returns:
-            The chance that the refused batches share a sample by accident, 0 if one of this batch is in quarantine;
-            infinite if this one shares none with those before.
+            The probability that the refused batches share a sample by chance: 0 if the batch has a quarantined sample,
+            infinite if it shares no suspect with earlier ones.
         """
         members = np.unique(indices)
         digest = hashlib.blake2b(members.tobytes(), digest_size=8).hexdigest() + f" {epoch}"
@@ -109,7 +109,7 @@ class Quarantine:
             self.has_repeated = True
             return 0.0
         if digest in self._batches:
-            # Drawn again after a resume, it is no second witness.
+            # Drawn again after a resume, it is no new evidence.
             return math.inf
         if not self._suspects or len(self._suspects) > MOST_SUSPECTS:
             self._forget()
@@ -131,7 +131,7 @@ class Quarantine:
                 self._suspects[sample] = known
                 shared.append(known)
         self.is_watching = True
-        # Those that are least used come first: without a word the same samples would meet again in every epoch.
+        # Otherwise policies that draw the least used samples first would put the same ones together in every epoch.
         self._table.exclusions.watch(np.fromiter(self._suspects, np.int64))
         rate = self._rate(step)
         self.has_repeated = bool(shared)
@@ -157,11 +157,11 @@ class Quarantine:
         return self._num_doubts <= MOST_DOUBTS
 
     def _rate(self, step: int) -> float:
-        """Refusals a step since the first one, which is not counted."""
+        """Refusals per step since the first one, which is not counted."""
         return min(1.0, max(1, self._num_refusals - 1) / max(1, step - self._first_step))
 
     def cleared(self, indices: NDArray[np.int64]) -> None:
-        """Note that a batch with these samples, int64[B], was good: it is none of them."""
+        """Note that a batch with these samples, int64[B], was good, which clears them."""
         suspects = self._suspects
         for sample in suspects.keys() & set(indices.tolist()):
             del suspects[sample]
@@ -169,13 +169,13 @@ class Quarantine:
             self._forget()
 
     def convict(self, step: int) -> tuple[tuple[int, ...], int]:
-        """Quarantine the samples against which enough speaks.
+        """Quarantine the samples against which there is enough evidence.
 
         Args:
             step: Steps reported.
 
         Returns:
-            Their positions, empty if there are none, and how many refused batches each of them was in.
+            Their indices, empty if there are none, and the most refused batches that any of them was in.
         """
         convicted: list[int] = []
         refusals = 0
@@ -195,14 +195,14 @@ class Quarantine:
         text = f"{self.named(samples)} {_was(samples)} in {refusals} refused batches and in no good one since"
         self._announcer.tell(events.SamplesQuarantined, samples=samples, refusals=refusals, text=text)
         self._announcer.warn_once(
-            f"quarantine {samples} {step}", f"{text}; not drawn any more. Take it back with release()."
+            f"quarantine {samples} {step}", f"{text}; not drawn any more. release() puts it back."
         )
         if not self._suspects:
             self._forget()
         return samples, refusals
 
     def _worst(self, step: int) -> int | None:
-        """The sample that most speaks against, if that is enough; samples that were always together wait."""
+        """The sample with the most evidence, if that is enough; samples with exactly the same evidence wait."""
         rate, limit = self._rate(step), math.log(MOST_CHANCE)
         chances = {
             sample: witnesses.log_chance(rate)
@@ -217,7 +217,7 @@ class Quarantine:
         return min(alone, key=lambda sample: (chances[sample], sample), default=None)
 
     def _explain(self, batches: Collection[int]) -> None:
-        """Take back what these batches say against others: it was another sample."""
+        """Remove these batches from the evidence against other samples, as they are explained."""
         for sample, witnesses in list(self._suspects.items()):
             left = witnesses.without(batches)
             if left.batches:
@@ -228,18 +228,18 @@ class Quarantine:
     def _say_full(self) -> None:
         self._announcer.warn_once(
             "quarantine full",
-            f"more than {MOST_SHARE:.0%} of the samples would be in quarantine; no more are left out. So many bad "
-            "samples are not a matter of single ones: look at the data, the loss function and the learning rate.",
+            f"more than {MOST_SHARE:.0%} of the samples would be in quarantine; no more are excluded. So many refusals "
+            "have another cause than single samples: check the data, the loss function and the learning rate.",
         )
 
     def named(self, samples: Collection[int]) -> str:
-        """Some samples as people call them."""
+        """Text that names the first of some samples."""
         names = ", ".join(repr(self._table.name_of(sample)) for sample in list(samples)[:NAMED])
         more = f" and {len(samples) - NAMED} more" if len(samples) > NAMED else ""
         return f"sample{'s' * (len(samples) > 1)} {names}{more}"
 
     def state_dict(self) -> dict[str, Any]:
-        """The suspects and what speaks against them; the samples in quarantine are the table's."""
+        """The suspects and the evidence against them; the table saves the quarantined samples."""
         suspects = self._suspects
         return {
             "samples": np.array(list(suspects), np.int64),
@@ -251,7 +251,7 @@ class Quarantine:
         }
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Take over what `state_dict` returned, once the table was loaded; None suspects nobody."""
+        """Load what `state_dict` returned, after the table was loaded; None clears all suspects."""
         if state is None:
             self._forget()
             return

@@ -1,7 +1,7 @@
-"""Backups in RAM: model states to go back to, trusted once losses have been good with them for a while.
+"""Backups in RAM: model states to restore, trusted once enough good losses have followed them.
 
-Measured on 107 real divergences, as in benchmarks/divergences.py: of the newest backups 34 % were damaged already when
-the alarm came, of those that had 64 good losses behind them 2 % or fewer.
+Measured on 107 real divergences in benchmarks/divergences.py: when the alarm came, 34 % of the newest backups were
+already damaged, but at most 2 % of those that 64 good losses had followed.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 from . import model_state
 
 LEAST_HEALTHY = 4
-"""Good losses after which a state is restored for a spike while none has passed its trial yet."""
+"""Good losses after which a state may be restored for a spike, while none has passed its trial yet."""
 
 LOOK_EVERY = 4
-"""Good losses between two looks at how calm the guard is; a suspicion takes longer than that to pass."""
+"""Good losses between two checks that the guard is calm; a suspicion lasts longer than that."""
 
 
 class Backup(NamedTuple):
@@ -27,7 +27,7 @@ class Backup(NamedTuple):
     Attributes:
         state: The copy.
         step: Steps reported when it was taken.
-        moment: What the scheduler remembered then.
+        moment: The scheduler's own state at that time, as passed to `RamBackup.offer`.
     """
 
     state: Any
@@ -38,10 +38,10 @@ class Backup(NamedTuple):
 class Reach(enum.Enum):
     """How far to go back.
 
-    NEWEST: as little as possible: the newest state with a good loss. For a loss that was not finite out of a clear
-    sky: then the weights before it were good.
-    GOOD: to the newest state that 64 good losses were seen with. For a spike: damage is older than its alarm.
-    OLDER: to an older one of that kind, if the good one did not help.
+    NEWEST: as little as possible, to the newest state that a good loss has followed. For a non-finite loss without any
+    earlier suspicion: the weights before it were good.
+    GOOD: to the newest state that 64 good losses have followed. For a spike: damage is older than its alarm.
+    OLDER: to an older state of that kind, if the good one did not help.
     """
 
     NEWEST = "newest"
@@ -51,17 +51,17 @@ class Reach(enum.Enum):
 
 @dataclass(eq=False)
 class Slot:
-    """A state that is kept.
+    """A stored state.
 
     Attributes:
-        state: The copy; not to be changed.
+        state: The copy, which must not be changed.
         step: Steps reported when it was taken.
-        draws: Batches drawn by then; only the losses of later ones say something about it.
-        moment: What the scheduler remembered then.
-        healthy: Good losses seen since.
-        batch: int64[B], the samples of the first batch drawn after it; None if that is not known.
+        draws: Batches drawn by then; only the losses of later ones are evidence about it.
+        moment: The scheduler's own state at that time.
+        healthy: Good losses of later batches.
+        batch: int64[B], the samples of the first batch drawn after it; None if unknown.
         loss: The loss of that batch.
-        lr: Learning rate with which it passed its trial; NaN before.
+        lr: Learning rate at which it passed its trial; NaN before.
     """
 
     state: Any
@@ -75,15 +75,15 @@ class Slot:
 
 
 class Slots(NamedTuple):
-    """The states that are kept, None where there is none; another tuple with every change, which is then one store.
+    """The stored states, None for those that are missing. Replaced as a whole, so that every change is atomic.
 
     Attributes:
-        before: The newest but one, until the newest has a good loss.
+        before: The second newest, until a good loss has followed the newest.
         newest: The newest.
-        trial: On trial.
-        good: Trusted.
-        older: Trusted, and older.
-        aside: Kept whatever is restored, and perhaps one of the others.
+        trial: The one on trial.
+        good: The newest that has passed its trial.
+        older: An older one that has.
+        aside: One that is kept whatever is restored; it may also be one of the others.
     """
 
     before: Slot | None = None
@@ -98,24 +98,24 @@ NO_SLOTS = Slots()
 
 
 class RamBackup:
-    """Some model states: the newest, one on trial, a good one, and an older good one.
+    """Holds a few model states: the newest, one on trial, a good one, and an older good one.
 
-    A loss is computed with the weights as they were *before* the update that follows it, and a training that goes
-    wrong does so for a while before anybody can know. So a state is on trial until ``trial_steps`` batches drawn
-    later had good losses. A state offered meanwhile is kept as the newest, and is on trial next. With one more to copy
-    into, that is up to five copies.
+    A loss is computed with the weights from *before* the update that follows it, and a divergence goes on for a while
+    before anybody notices. So a state is on trial until ``trial_steps`` batches drawn later had good losses. A state
+    offered meanwhile is kept as the newest, and is on trial next. With one more buffer to copy into, there are up to
+    five copies.
 
     Args:
-        clone: Makes an independent copy. The default copies arrays, tensors and nests of them, and all else that
+        clone: Makes an independent copy. The default copies arrays, tensors and nests of them, and everything else that
             `copy.deepcopy` copies.
-        copy_into: ``(buffer, state)``: the same, into an earlier copy that is no longer needed; returns the copy.
-            By default that of ``clone`` if it is the default one, else every copy is new.
+        copy_into: ``(buffer, state)``: copies into an earlier copy that is no longer needed, and returns the copy.
+            By default, the default ``clone`` reuses buffers and any other makes new copies.
         trial_steps: Good losses that make a state good, >= 1.
         older_steps: Least steps between the two good states.
-        is_calm: Tells whether the guard suspects nothing; while it does no loss counts.
+        is_calm: Returns whether the guard suspects nothing; otherwise good losses are counted from zero again.
 
     Attributes:
-        slots: What is kept.
+        slots: The stored states.
 
     >>> backup = RamBackup()
     >>> weights = {"w": [1.0]}
@@ -141,7 +141,7 @@ class RamBackup:
         self.slots = NO_SLOTS
 
     def copy_with(self, clone: Callable[[Any], Any], copy_into: Callable[[Any, Any], Any] | None = None) -> None:
-        """Use these to copy from now on; see the class."""
+        """Copy with these functions from now on; see the class."""
         self._clone = clone
         self._copy_into = model_state.copy_into if copy_into is None and clone is model_state.clone else copy_into
         self._spares: list[Any] = []
@@ -153,7 +153,7 @@ class RamBackup:
 
     @property
     def newest(self) -> Backup | None:
-        """The newest state, not copied, whatever it was proven by."""
+        """The newest state, whether it is good or not; not copied."""
         slot = self.slots.newest or self.slots.trial or self.slots.good
         return None if slot is None else Backup(slot.state, slot.step, slot.moment)
 
@@ -163,12 +163,12 @@ class RamBackup:
         Args:
             state: The model state; anything ``clone`` can copy.
             step: Steps reported so far.
-            draws: Batches drawn so far; later ones must prove the state.
-            moment: What to hand back with it.
+            draws: Batches drawn so far; the losses of later ones decide whether the state is good.
+            moment: The scheduler's own state, returned with it.
 
         Raises:
-            TypeError: it cannot be copied. What was kept before is kept.
-            MemoryError: likewise.
+            TypeError: it cannot be copied; the stored states are unchanged.
+            MemoryError: there is no memory for a copy; the stored states are unchanged.
         """
         slot = Slot(self._copied(state), step, draws, moment)
         before, newest, trial, *_ = slots = self.slots
@@ -176,7 +176,7 @@ class RamBackup:
             self.slots = slots._replace(trial=slot)
             self._recycle(trial)
         elif newest is not None and newest.healthy and slots.aside is None:
-            # It stands in until the first good loss of its successor; then its memory is used again.
+            # Kept until a good loss has followed its successor; then its memory is reused.
             self.slots = slots._replace(newest=slot, before=newest)
             self._recycle(before)
         else:
@@ -185,7 +185,7 @@ class RamBackup:
 
     def _copied(self, state: Any) -> Any:
         if self._spares and self._copy_into is not None:
-            # Should this fail, the buffer is half written and not used again.
+            # If this fails, the partly written buffer is not used again.
             return self._copy_into(self._spares.pop(), state)
         return self._clone(state)
 
@@ -194,13 +194,13 @@ class RamBackup:
             self._spares.append(slot.state)
 
     def note_first(self, draw: int, indices: Any, loss: float) -> None:
-        """Keep the samples and the loss of batch number ``draw`` with the state after which it was drawn first."""
+        """Store the samples and loss of batch number ``draw`` with the state after which it was the first one drawn."""
         for slot in self.states():
             if slot.draws == draw and slot.batch is None:
                 slot.batch, slot.loss = indices.copy(), loss
 
     def confirm(self, draw: int, lr: float = math.nan) -> None:
-        """Count a good loss of batch number ``draw``, drawn at rate ``lr``, for the states taken before."""
+        """Count a good loss of batch number ``draw``, drawn at learning rate ``lr``, for the states taken before it."""
         slots = self.slots
         before, newest, trial, _, _, _ = slots
         if trial is None or draw < trial.draws:
@@ -222,7 +222,7 @@ class RamBackup:
             self._promote(trial)
 
     def unsettle(self) -> None:
-        """Count the good losses from here: something was not as it should be."""
+        """Count good losses from zero again, as something was suspicious."""
         for slot in (self.slots.trial, self.slots.newest):
             if slot is not None:
                 slot.healthy = 0
@@ -246,7 +246,7 @@ class RamBackup:
             proven = [slot for slot in waiting if slot.healthy]
             return [*proven, *trusted, *(slot for slot in reversed(waiting) if not slot.healthy)]
         if not trusted:
-            # Early in a run: the newest that was fine for some losses, and not the first of all.
+            # Early in a run: the newest that some good losses have followed, rather than the oldest.
             fine = [slot for slot in waiting if slot.healthy >= LEAST_HEALTHY]
             return [*fine, *(slot for slot in reversed(waiting) if slot not in fine)]
         return [*(reversed(trusted) if reach is Reach.OLDER else trusted), *reversed(waiting)]
@@ -261,13 +261,13 @@ class RamBackup:
         return slot is self.slots.good or slot is self.slots.older
 
     def set_aside(self, step: int) -> None:
-        """Keep the state of a step, if there is one, until `return_aside` or `drop_aside`, whatever is restored."""
+        """Keep the state of a step, if there is one, through all restores until `return_aside` or `drop_aside`."""
         self.drop_aside()
         aside = next((slot for slot in self.states() if slot.step == step), None)
         self.slots = self.slots._replace(aside=aside)
 
     def drop_aside(self) -> None:
-        """Keep the state that was set aside no longer than any other."""
+        """Treat the state that was set aside like any other again."""
         aside = self.slots.aside
         if aside is None:
             return
@@ -276,7 +276,7 @@ class RamBackup:
             self._recycle(aside)
 
     def return_aside(self, *, draws: int) -> Slot | None:
-        """Trust the state that was set aside as before, and forget newer ones; None if there is none.
+        """Make the state that was set aside a stored one again, and forget newer ones; None if there is none.
 
         Args:
             draws: Batches drawn so far.
@@ -296,21 +296,21 @@ class RamBackup:
         return aside
 
     def copy_of(self, slot: Slot) -> Backup:
-        """A fresh copy of a state, for a callback to do with what it likes."""
+        """A fresh copy of a state, which a callback may change."""
         return Backup(self._clone(slot.state), slot.step, slot.moment)
 
     def went_back_to(self, slot: Slot, *, draws: int) -> None:
-        """Forget the states newer than the one that was restored: they come from weights that were given up.
+        """Forget the states newer than the restored one: they come from weights that were given up.
 
         Args:
-            slot: One of `options`.
-            draws: Batches drawn so far; the losses of those still out prove nothing.
+            slot: The restored state, one of `options`.
+            draws: Batches drawn so far; losses of those not reported yet are no evidence about it.
         """
         slot.draws = max(slot.draws, draws)
         self.forget_after(slot.step)
 
     def forget_after(self, step: int) -> None:
-        """Forget the states that were taken after so many steps."""
+        """Forget the states that were taken after this step."""
         *_, good, older, aside = self.slots
         slots = self.states()[::-1]
         kept = [s for s in slots if s.step <= step]
@@ -325,7 +325,7 @@ class RamBackup:
             self._recycle(given_up)
 
     def restore(self, reach: Reach = Reach.GOOD, *, draws: int = 0) -> Backup | None:
-        """A fresh copy of the best state; None if there is none. Newer ones are forgotten.
+        """Return a fresh copy of the best state and forget newer ones; None if there is none.
 
         Args:
             reach: How far to go back.
@@ -339,17 +339,17 @@ class RamBackup:
         return chosen
 
     def undo(self, slots: Slots, healthy: tuple[int | None, int | None] | None) -> None:
-        """Keep what was kept before a report: ``healthy`` are the good losses of the states on trial and newest."""
+        """Return to the states before a report; ``healthy`` are the counts of the one on trial and of the newest."""
         if self.slots is not slots:
             self.forget_spares()
             self.slots = slots
         for slot, count in zip((slots.trial, slots.newest), healthy or (), strict=False):
             if slot is not None and count is not None:
-                # It has passed no trial, and so no rate.
+                # Its trial was not over, so it has no rate.
                 slot.healthy, slot.lr = count, math.nan
 
     def forget_spares(self) -> None:
-        """Copy into no earlier copy: one that was given up may be kept again."""
+        """Reuse no buffer, as a state that was dropped may be stored again."""
         self._spares.clear()
 
     def clear(self) -> None:

@@ -1,7 +1,7 @@
-"""The replay check: the first batch after a backup is trained on again when the backup was restored.
+"""The replay check: after a backup is restored, the first batch after it is trained on again.
 
-Its loss must repeat. Where it does not, but a second replay repeats the first, the copy in memory or the hardware has
-changed something. Where it is another loss each time, training is not deterministic, and nothing can be said.
+Its loss must repeat. If it does not, but a second replay gives the same loss as the first, the copy in memory or the
+hardware has changed something. If every loss is different, training is not deterministic and nothing can be concluded.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from .ram_backup import RamBackup, Slot
 
 TOLERANCE = 1e-6
-"""Relative difference of two losses that count as equal; sums may be taken in another order."""
+"""Relative difference up to which two losses count as equal, as sums may be computed in another order."""
 
 
 class ReplayCheck:
-    """Compares the loss of the first batch after a backup with that of the same batch after it was restored.
+    """Compares the loss of the first batch after a backup with the loss of the same batch after a restore.
 
     Args:
         backup: The states in RAM.
@@ -26,7 +26,7 @@ class ReplayCheck:
 
     Attributes:
         is_on: As given.
-        is_due: Whether the next batch is to be the one of the state that was restored.
+        is_due: Whether the next batch must be the first one after the restored backup.
     """
 
     def __init__(self, backup: RamBackup, *, is_on: bool) -> None:
@@ -35,18 +35,18 @@ class ReplayCheck:
         self.cancel()
 
     def cancel(self) -> None:
-        """Check nothing more of what was restored."""
+        """End the check of the restored state."""
         self.is_due = False
         self._slot: Slot | None = None
         self._drawn = -1
         self._losses: list[float] = []
 
     def note(self, draw: int, indices: NDArray[np.int64], loss: float) -> None:
-        """Note a good loss of batch number ``draw``; the first one after a backup is kept with it."""
+        """Note a good loss of batch number ``draw``; the first one after a backup is stored with it."""
         self._backup.note_first(draw, indices, loss)
 
     def begin(self, step: int) -> None:
-        """Check the backup of a step, which was just restored, if the first batch after it is known."""
+        """Start the check of the just restored backup of a step, if the first batch after it is known."""
         self.cancel()
         self._slot = next((s for s in self._backup.states() if s.step == step and s.batch is not None), None)
         self.is_due = self.is_on and self._slot is not None
@@ -67,12 +67,12 @@ class ReplayCheck:
             loss: Its loss.
 
         Returns:
-            What was seen, for people, "" as long as nothing can be said; and whether the model must be put back
-            again, as the loss has not repeated.
+            The finding as text, "" while there is none; and whether the model must be restored again, as the loss has
+            not repeated.
         """
         slot = self._slot
         if slot is None or draw != self._drawn:
-            # A batch that was drawn before has changed the weights, or training goes on.
+            # A batch drawn earlier has changed the weights meanwhile.
             self.cancel()
             return "", False
         self._losses.append(loss)
@@ -81,7 +81,7 @@ class ReplayCheck:
         )
         if _equal(loss, slot.loss):
             self.cancel()
-            return f"{named} and had the same loss: the backup and the computer are as they were then.", False
+            return f"{named} and had the same loss: the backup and the hardware are unchanged.", False
         if len(self._losses) < 2:
             self.is_due = True
             return "", True
@@ -89,13 +89,13 @@ class ReplayCheck:
         self.cancel()
         if _equal(first, second):
             return (
-                f"{named} and had another loss, twice the same ({second!r}): the backup in memory, or what computes "
-                "with it, is not as it was. Look at the memory and the hardware.",
+                f"{named} and had another loss, the same one twice ({second!r}): the backup in memory or the hardware "
+                "has changed. Check the memory and the hardware.",
                 True,
             )
         return (
             f"{named} and had another loss each time ({first!r}, {second!r}): training is not deterministic, so this "
-            "says nothing of memory or hardware.",
+            "says nothing about memory or hardware.",
             True,
         )
 

@@ -15,20 +15,20 @@ from .ram_backup import RamBackup, Reach, Slot
 
 
 class RestoreError(RuntimeError):
-    """The load callback raised for every state there was; the model may be half restored."""
+    """The load callback raised for every available state; the model may be partly restored."""
 
 
 class RestoreResult(NamedTuple):
-    """Where the model was put back to.
+    """The state that the model was restored to.
 
     Attributes:
-        step: Steps reported when that state was taken.
+        step: Steps reported when it was taken.
         source: "backup", or the checkpoint's name.
-        moment: What was kept with a backup; None for a checkpoint.
-        guard: What a checkpoint says of the guard; None for a backup.
-        forget: Whether what was reported since may be of damaged weights.
+        moment: The `Moment` kept with a backup; None for a checkpoint.
+        guard: The guard's state in a checkpoint; None for a backup.
+        forget: Whether losses reported since may come from damaged weights.
         is_proven: Whether the state had passed its trial before.
-        lr: Learning rate at which it did; NaN if that is not known.
+        lr: Learning rate at which it passed; NaN if unknown.
     """
 
     step: int
@@ -41,7 +41,7 @@ class RestoreResult(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """A state that could be put back: in RAM, or else in a checkpoint of that name."""
+    """A state that can be restored: from RAM, or from the checkpoint of that name."""
 
     step: int
     slot: Slot | None
@@ -49,18 +49,18 @@ class _Source(NamedTuple):
 
 
 class Restorer:
-    """Tries one state after the other until one is back.
+    """Tries one state after another until one is restored.
 
     Attributes:
-        failures: Why states could not be put back.
+        failures: Why states could not be restored.
 
     Args:
         load: ``(source, from_ram)``: the user's load callback.
         backup: The states in RAM.
-        store: The checkpoints; None without.
-        damage: Returns the name of an array of the live model that is not finite, "" if there is none or nobody knows.
-        announcer: Who is told.
-        agree: Makes what went wrong in one process that of all that train together; "" if nothing did.
+        store: The checkpoints; None without any.
+        damage: Returns the name of a non-finite array of the live model; "" if there is none or it cannot be checked.
+        announcer: Receives events.
+        agree: Shares a failure on one rank with all ranks; "" stands for none.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Restorer:
         self.failures: list[str] = []
 
     def restore(self, reach: Reach, *, draws: int, depth: RollbackDepth | None = None) -> RestoreResult | None:
-        """Put the model back.
+        """Restore the model.
 
         Args:
             reach: How far to go back among the backups, if this is the first restore of an incident.
@@ -91,10 +91,10 @@ class Restorer:
             depth: How far the incident has gone back already; None for the first restore.
 
         Returns:
-            Where it was put back to; None if there is nothing, or nothing that was finite afterwards.
+            The restored state; None if there is none, or none that was finite afterwards.
 
         Raises:
-            RestoreError: the load callback raised for everything there was.
+            RestoreError: the load callback raised for every state.
         """
         sources = self._first(reach) if depth is None else self._descending(depth)
         for source in sources:
@@ -111,11 +111,11 @@ class Restorer:
             return restored._replace(forget=is_deep)
         if self._errors:
             causes = " | ".join(str(error) for error in self._errors)
-            raise RestoreError(f"{causes} The model may be half restored.") from self._errors[0]
+            raise RestoreError(f"{causes} The model may be partly restored.") from self._errors[0]
         return None
 
     def return_to(self, name: str, step: int, *, draws: int) -> RestoreResult | None:
-        """Put the model back to the state that an incident restored first.
+        """Restore the state that an incident restored first.
 
         Args:
             name: "backup", or the name of its checkpoint.
@@ -123,7 +123,7 @@ class Restorer:
             draws: Batches drawn so far.
 
         Returns:
-            Where it was put back to; None if that state is gone, or if that fails.
+            The restored state; None if it no longer exists or cannot be restored.
         """
         if name != "backup":
             return self._try(_Source(step, None, name))
@@ -131,25 +131,25 @@ class Restorer:
         return None if slot is None else self._try(_Source(slot.step, slot))
 
     def _first(self, reach: Reach) -> list[_Source]:
-        """The backups as far back as asked for, then the checkpoints older than all of them, then the other ones."""
+        """The backups that ``reach`` asks for, then the checkpoints older than all of them, then the other ones."""
         backups = [_Source(slot.step, slot) for slot in self._backup.options(reach)]
         oldest = min((source.step for source in backups), default=math.inf)
         return backups + sorted(self._checkpoints(), key=lambda checkpoint: checkpoint.step >= oldest)
 
     def _descending(self, depth: RollbackDepth) -> list[_Source]:
-        """All there is in the order of the ladder; of a backup and a checkpoint of the same step the backup."""
+        """All states in rollback order; if a backup and a checkpoint are of the same step, the backup comes first."""
         backups = [_Source(slot.step, slot) for slot in self._backup.states()]
         both = sorted(backups + self._checkpoints(), key=lambda source: -source.step)
         return [both[place] for place in rollback_order([source.step for source in both], depth)]
 
     def _checkpoints(self) -> list[_Source]:
-        """Those of this run with a model, newest first."""
+        """The checkpoints of this run with a model, newest first."""
         if self._store is None:
             return []
         return [_Source(step, None, name) for name, step in reversed(self._store.own_states())]
 
     def _try(self, source: _Source) -> RestoreResult | None:
-        """Put one state back; None if it is not there or not finite."""
+        """Restore one state; None if it is missing, cannot be loaded or is not finite."""
         where, given = self._opened(source)
         if where is None:
             return None
@@ -161,7 +161,7 @@ class Restorer:
             trouble = str(error)
         damaged = "" if trouble else self._damage()
         if damaged:
-            trouble = f"{damaged!r} was not finite afterwards: does load_callback put it back?"
+            trouble = f"{damaged!r} was not finite afterwards: does load_callback restore it?"
         trouble = self._agree(trouble)
         if trouble:
             self._failed(where, trouble)
@@ -169,7 +169,7 @@ class Restorer:
         return where
 
     def _opened(self, source: _Source) -> tuple[RestoreResult | None, Any]:
-        """Where the model would be put back to, and what the callback is given."""
+        """The result if this state is restored, and the argument for the load callback; (None, None) if it is gone."""
         slot = source.slot
         if slot is not None:
             where = RestoreResult(slot.step, "backup", slot.moment, is_proven=self._backup.is_good(slot), lr=slot.lr)

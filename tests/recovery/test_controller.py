@@ -29,7 +29,7 @@ def with_model(model, num_samples=64, **more):
 @pytest.mark.parametrize("step", [0, 1, 7])
 @pytest.mark.parametrize("value", [NAN, INF, -INF, 1e38, -1e38])
 def test_loss_that_is_not_finite_calls_the_load_callback(value, step):
-    """NaN, infinities and what float32 cannot hold restore the RAM backup, from the very first step on."""
+    """NaN, infinities and values too large for float32 restore the RAM backup, from the very first step on."""
     model = Weights()
     r8 = with_model(model)
     advance_to(r8, step)
@@ -49,7 +49,7 @@ def test_vector_with_one_nan_is_refused():
 
 
 def test_one_argument_load_callback_gets_the_state():
-    """A load callback without from_ram, as in the seed, is called with the state alone."""
+    """A load callback without from_ram is called with the state alone."""
     got = []
     r8 = make(load_callback=lambda source: got.append(source))
     r8.update_cpu_backup({"w": [1]})
@@ -70,7 +70,7 @@ def test_any_value_can_be_the_backup(state):
 
 
 def test_every_restore_is_a_fresh_copy():
-    """The callback may change what it got; the next restore has the saved values all the same."""
+    """The callback may change what it got; the next restore still has the saved values."""
     got = []
 
     def load(state):
@@ -87,8 +87,8 @@ def test_every_restore_is_a_fresh_copy():
     assert got == [[1, 1]] * 3
 
 
-def test_broken_backup_is_passed_over():
-    """A state with NaN in it is not taken as a backup: the model is put back to the one before."""
+def test_state_with_nan_is_not_backed_up():
+    """A state with NaN is not taken as a backup: the model is restored to the one before."""
     model = Weights()
     r8 = with_model(model)
     advance_to(r8, 3)
@@ -104,7 +104,7 @@ def test_broken_backup_is_passed_over():
 
 
 def test_batch_drawn_before_the_backup_does_not_prove_it():
-    """The good loss of a batch that was out when a backup was taken does not make it trusted."""
+    """The good loss of a batch drawn before a backup does not make the backup trusted."""
     model = Weights()
     r8 = with_model(model)
     advance_to(r8, 2)
@@ -208,14 +208,14 @@ def test_progress_never_goes_back():
 
 
 def test_nan_for_ever_diverges():
-    """Losses that stay refused end in TrainingDiverged after five refusals besides those that went further back."""
+    """Losses that stay refused end in TrainingDiverged after five refusals that go no further back."""
     model = Weights()
     r8 = with_model(model)
     advance_to(r8, 20)
     with pytest.raises(
         TrainingDiverged,
         match=r"6 losses were refused with at most \d+ good ones in a row between them, the last \(nan\) at step 25 "
-        r"with lr=.*restored each time, last from backup of step \d+: is that one good\?",
+        r"with lr=.*restored each time, last from backup of step \d+: is that state good\?",
     ):
         train(r8, bad=range(99))
 
@@ -224,7 +224,7 @@ def test_nan_for_ever_diverges():
 
 
 def test_divergence_of_the_whole_batch_blames_no_sample():
-    """Where every sample of the batch is refused, it is the model's fault and no sample is named."""
+    """If the losses of all samples of the batch are refused, the model is at fault and no sample is named."""
     r8 = with_model(Weights(), recovery=Recovery(max_tries=0))
     with pytest.raises(TrainingDiverged) as error:
         r8.report(r8.draw(), np.full(4, NAN))
@@ -236,12 +236,12 @@ def test_divergence_names_the_samples():
     """With per-sample losses the diagnosis names the samples of the last refused batch."""
     r8 = with_model(Weights(), recovery=Recovery(max_tries=0))
     ticket = r8.draw()
-    with pytest.raises(TrainingDiverged, match=rf"own loss was not finite in the last one: \[{ticket.indices[2]}\]"):
+    with pytest.raises(TrainingDiverged, match=rf"own loss was not finite in the last batch: \[{ticket.indices[2]}\]"):
         r8.report(ticket, np.array([1, 1, NAN, 1]))
 
 
 def test_divergence_without_a_backup_says_what_to_add():
-    """A run that never had anything to restore is told what to pass."""
+    """If nothing could ever be restored, the error says which arguments to pass."""
     r8 = make(num_epochs=9)
     with (
         pytest.warns(RuntimeWarning, match="nothing to restore the model from"),
@@ -256,7 +256,7 @@ def test_divergence_without_a_backup_says_what_to_add():
 
 
 def test_divergence_leaves_the_state_intact():
-    """After TrainingDiverged the model is restored, the table clean, and the run may go on."""
+    """After TrainingDiverged the model is restored, the table is clean, and the run can continue."""
     model = Weights()
     r8 = with_model(model, recovery=Recovery(max_tries=0))
     advance_to(r8, 20)
@@ -293,8 +293,8 @@ def test_refusals_far_apart_do_not_add_up_at_full_rate():
     assert sum(isinstance(event, events.IncidentEnded) for event in heard) == 10
 
 
-def test_incident_is_told_with_its_end():
-    """An incident tells refusals, rollbacks, the ceiling and, as soon as the trial is passed, its end."""
+def test_listeners_hear_an_incident_and_its_end():
+    """Listeners hear of refusals, rollbacks, the ceiling and, as soon as the trial is passed, the incident's end."""
     heard = []
     recovery = dataclasses.replace(STEADY, factors=(0.9,), calm_steps=10, relax_steps=5)
     model = Weights()
@@ -311,8 +311,8 @@ def test_incident_is_told_with_its_end():
     ]  # fmt: skip
 
 
-def test_without_a_backup_the_rate_is_lowered_and_said_once():
-    """With nothing to restore the rate is lowered, and the user is warned once how to do better."""
+def test_without_a_backup_the_rate_is_lowered_with_one_warning():
+    """With nothing to restore the rate is lowered, and one warning says what to pass."""
     r8 = make(64, num_epochs=3, recovery=STEADY, scheduler_mode="constant", warmup_proportion=0, initial_lr=1.0)
     with pytest.warns(
         RuntimeWarning, match=r"the loss of step 4 was nan, and there is nothing to restore .* Pass load_callback"
@@ -324,7 +324,7 @@ def test_without_a_backup_the_rate_is_lowered_and_said_once():
 
 
 def test_raising_load_callback_leaves_a_consistent_scheduler():
-    """A load callback that raises passes through; the step is counted, and the run can go on to its end."""
+    """An error of the load callback reaches the caller; the step is counted, and the run can continue to its end."""
 
     def broken(state):
         raise KeyError("layer4")
@@ -333,7 +333,7 @@ def test_raising_load_callback_leaves_a_consistent_scheduler():
     r8.update_cpu_backup({})
     advance_to(r8, 20)
     before = known(r8)
-    with pytest.raises(RuntimeError, match=r"from the RAM backup, a dict, and raised KeyError\('layer4'\)"):
+    with pytest.raises(RuntimeError, match=r"from the RAM backup, a dict, but raised KeyError\('layer4'\)"):
         r8.report(r8.draw(), NAN)
     np.testing.assert_equal(known(r8), before)
     assert r8.global_step == 21
@@ -344,7 +344,7 @@ def test_raising_load_callback_leaves_a_consistent_scheduler():
 
 @pytest.mark.parametrize("policy", ["balanced", "quartile", "shuffle", "match_mean", "steady"])
 def test_recovery_works_under_every_policy(policy):
-    """Refusals at several moments are survived under every policy."""
+    """The run survives refusals at several points under every policy."""
     r8 = with_model(Weights(), policy=policy)
     train(r8, bad={0, 15, 16, 31, 47})
 

@@ -1,4 +1,4 @@
-"""What an incident was, in a sentence."""
+"""The sentence that says what was at fault in an incident."""
 
 import pytest
 
@@ -12,8 +12,11 @@ def attempt(step, to_step, *, reason="spike", next_lr=0.1, accepted=0, source="b
 @pytest.mark.parametrize(
     ("attempts", "text"),
     [
-        ([attempt(100, 90, reason="not finite", accepted=40)], "its batch or a passing fault, and not the weights"),
-        ([attempt(100, 30, accepted=200)], "through the rate, a batch or a passing fault, which one restore cannot"),
+        ([attempt(100, 90, reason="not finite", accepted=40)], "its batch or a passing fault, not of earlier weights"),
+        (
+            [attempt(100, 30, accepted=200)],
+            "because of the rate, a batch or a passing fault, which a single restore cannot",
+        ),
         (
             [attempt(100, 30, next_lr=0.05), attempt(110, 30, next_lr=0.01, accepted=200)],
             "the rate was too high: with the state of step 30 and a rate of 0.01, 200 losses were good, but not at 0.0",
@@ -27,9 +30,9 @@ def attempt(step, to_step, *, reason="spike", next_lr=0.1, accepted=0, source="b
             "the weights have been damaged since before step 80, or the rate was too high",
         ),
         ([attempt(100, -1, source="")], "nothing was restored, and the losses became good by themselves"),
-        ([], "what was refused before the resume is not known any more"),
+        ([], "the attempts before the resume are no longer known"),
     ],
 )
 def test_conclusion_says_no_more_than_was_seen(attempts, text):
-    """An incident that ends says what was at fault, as far as what was tried can tell it."""
+    """The conclusion says what was at fault, as far as the attempts show."""
     assert text in conclusion(attempts)

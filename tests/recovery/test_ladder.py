@@ -1,4 +1,4 @@
-"""The age of weights, and how a spike that comes again is answered."""
+"""The recovery ladder: the age of weights, which states are tried, and how repeated spikes lower the rate."""
 
 import math
 
@@ -15,7 +15,7 @@ from learnit_r8.testing import ToyTask, record_events
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 100)), max_size=12))
 def test_age_counts_the_steps_that_are_in_the_weights(runs):
-    """Steps that a restore took back are not part of the age, however many restores there were."""
+    """Steps that a restore undid are not part of the age, however many restores there were."""
     lineage, step, age, ages = WeightAge(), 0, 0, {0: 0}
     for length, back in runs:
         for _ in range(length):
@@ -68,13 +68,13 @@ def test_damage_that_shows_at_an_age_is_not_taken_for_a_sample(isolated):
 
 
 def spiked(recovery, state, *, accepted, move, lr=1.0, step=600):
-    """The state after a spike that came so many good losses after the one before."""
+    """The state after a spike that came ``accepted`` good losses after the one before."""
     return recovery.refused(state._replace(accepted=accepted), 0, move=move, step=step, sudden=False, lr=lr)
 
 
 @pytest.mark.parametrize(("accepted", "ceiling"), [(0, 0.1), (1, 0.004), (3, 0.004), (4, 0.02), (31, 0.02), (32, 0.1)])
 def test_the_sooner_a_rate_fails_the_lower_the_next(accepted, ceiling):
-    """A state that fails at once is not failed by its rate; one that fails a little later is, and by far."""
+    """If a state fails at once, its rate is not to blame; if a little later, the rate is far too high."""
     recovery = Recovery()
     first = spiked(recovery, RecoveryState(), accepted=0, move=Move.FIRST)
     again = recovery.restored(first, 500, distance=100, is_proven=True)
@@ -83,7 +83,7 @@ def test_the_sooner_a_rate_fails_the_lower_the_next(accepted, ceiling):
     assert spiked(recovery, again, accepted=accepted, move=Move.AGAIN).ceiling == pytest.approx(ceiling)
 
 
-def test_a_proven_state_is_tried_again_with_what_it_has_borne():
+def test_a_proven_state_is_tried_again_below_its_proven_rate():
     """The second try of a state stays below half of the rate at which it passed its trial."""
     recovery = Recovery()
     first = spiked(recovery, RecoveryState(), accepted=0, move=Move.FIRST, lr=1000.0)
@@ -93,7 +93,7 @@ def test_a_proven_state_is_tried_again_with_what_it_has_borne():
 
 
 def test_an_older_state_keeps_the_rate_if_the_last_failed_at_once():
-    """Not one good loss after a restore: it is the weights, and the rate stays; after some it may be the rate."""
+    """With no good loss after a restore the weights are to blame and the rate stays; after some, the rate may be."""
     recovery = Recovery()
     first = recovery.restored(
         spiked(recovery, RecoveryState(), accepted=0, move=Move.FIRST), 500, distance=100, is_proven=False
@@ -115,8 +115,8 @@ def test_the_first_spike_of_a_beginning_leaves_the_rate_alone(step, factor, ceil
     assert second.ceiling <= 0.04
 
 
-def test_a_rate_that_was_borne_is_soon_back():
-    """After a rate fault that has passed, the ceiling doubles up to the rate of the trial; not the second time."""
+def test_a_proven_rate_is_soon_back():
+    """After a first passing fault of the rate, the ceiling doubles up to the rate of the trial; not the second time."""
     recovery = Recovery()
     state = RecoveryState(ceiling=0.01, culprit=1.0, num_capped=1, proven_lr=0.6)
     again = state._replace(num_capped=2)
@@ -128,7 +128,7 @@ def test_a_rate_that_was_borne_is_soon_back():
 
 
 def test_too_high_a_rate_from_the_first_step_is_lowered_in_time():
-    """A free first try costs no more tries: a rate that is far too high at the start is bearable after a few."""
+    """If the rate is far too high from the start, a few tries lower it enough, though the first one is free."""
     task, heard = ToyTask(2048), record_events()
     r8 = R8Scheduler(
         2048, batch_size=32, num_steps=600, initial_lr=50.0, listeners=[heard], state_callback=task.state,
@@ -147,7 +147,7 @@ def test_too_high_a_rate_from_the_first_step_is_lowered_in_time():
 
 @pytest.mark.parametrize("depth", range(1, 9))
 def test_eight_backups_deep_takes_five_tries(depth):
-    """With a backup every 50 steps a poison eight backups deep is passed in five tries."""
+    """With a backup every 50 steps, five tries get past damage that is eight backups old."""
     steps = list(range(950, -1, -50))
     healthy, last, tries = 1000 - 50 * depth, 950, 1
     while last > healthy:
@@ -157,13 +157,13 @@ def test_eight_backups_deep_takes_five_tries(depth):
 
 
 def test_never_forward_within_an_incident():
-    """Newer states are only tried where there is nothing else, as after a resume."""
+    """Newer states are tried only if there is no other, as after a resume."""
     assert rollback_order([900, 800], RollbackDepth(1000, 700)) == [0, 1]
     assert rollback_order([900, 700], RollbackDepth(1000, 700)) == [1]
 
 
 def test_after_a_raised_level_an_older_state_is_next():
-    """A level creeps up: a state that has passed its trial may be raised already."""
+    """As levels rise slowly, even a state that has passed its trial may be affected already."""
     proven = RecoveryState(tries=1, restored=500, is_proven=True)
 
     assert Recovery().plan(proven, steps={300, 500}) is Move.AGAIN

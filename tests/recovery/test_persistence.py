@@ -62,8 +62,8 @@ def test_checkpoint_dir_is_no_file(tmp_path, below):
         make(checkpoint_dir=str(folder))
 
     assert str(error.value) == (
-        f"checkpoint_dir must be a folder, or where one can be made, got {str(folder)!r}: "
-        f"{str(tmp_path / 'file')!r} is no folder."
+        f"checkpoint_dir must be a folder, or a path where one can be made, got {str(folder)!r}: "
+        f"{str(tmp_path / 'file')!r} is not a folder."
     )
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -86,7 +86,7 @@ def test_saving_needs_a_folder():
 
 def test_loading_needs_a_path_or_a_folder():
     """load_checkpoint() without a path needs to know a folder."""
-    with pytest.raises(RuntimeError, match="path must be given where there is no checkpoint_dir, got None"):
+    with pytest.raises(RuntimeError, match="path must be given if there is no checkpoint_dir, got None"):
         make().load_checkpoint()
 
 
@@ -239,7 +239,7 @@ def test_default_backups_come_four_times_an_epoch():
     assert taken == [[0, 20, 40, 60, 80], [0, 10, 20, 30]]
 
 
-def test_missing_model_file_is_said_once(tmp_path):
+def test_missing_model_file_is_noted_once(tmp_path):
     """A save callback that leaves no file is accepted, and the user is told once that there is no model."""
     heard = []
     with warnings.catch_warnings():
@@ -258,7 +258,7 @@ def test_constructor_writes_nothing(tmp_path):
 
 
 def test_failed_checkpoint_lets_the_run_go_on(tmp_path):
-    """A disk that refuses costs a warning for each checkpoint, and is counted; the run goes on."""
+    """Each checkpoint that cannot be written causes a warning and is counted; the run continues."""
     r8 = make(checkpoint_dir=tmp_path / "file" / "saved")
     (tmp_path / "file").write_text("")
     with pytest.warns(
@@ -270,7 +270,7 @@ def test_failed_checkpoint_lets_the_run_go_on(tmp_path):
 
 
 def test_failed_checkpoint_asked_for_is_an_error(tmp_path):
-    """save_checkpoint() called by the user raises what the disk said."""
+    """save_checkpoint() called by the user raises the error of the disk."""
     r8 = make(checkpoint_dir=tmp_path / "file" / "saved")
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
@@ -296,7 +296,7 @@ def test_without_backup_the_newest_checkpoint_is_restored(tmp_path):
 
 
 def test_other_runs_checkpoint_is_never_restored(tmp_path):
-    """A checkpoint of another run in the same folder is not gone back to."""
+    """A checkpoint of another run in the same folder is not restored."""
     other, model = Weights(), Weights()
     make(checkpoint_dir=tmp_path, save_callback=other.save, state_callback=other.get).save_checkpoint()
     r8 = make(checkpoint_dir=tmp_path, load_callback=model.load)
@@ -342,7 +342,7 @@ def test_older_checkpoints_are_tried_in_turn(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["checkpoint", "model", "missing"])
-def test_damaged_checkpoint_is_passed_over_in_recovery(tmp_path, damage):
+def test_damaged_checkpoint_is_skipped_in_recovery(tmp_path, damage):
     """A checkpoint that was damaged since it was written is not restored; an older one of this run is."""
     model = Weights()
 
@@ -368,7 +368,7 @@ def test_damaged_checkpoint_is_passed_over_in_recovery(tmp_path, damage):
 
 
 def test_raising_save_callback_lets_the_run_go_on(tmp_path):
-    """A save callback that raises costs a warning with its traceback, not the run."""
+    """A save callback that raises causes a warning with its traceback and does not end the run."""
 
     def broken(state, path):
         raise KeyError("layer4")
@@ -381,7 +381,7 @@ def test_raising_save_callback_lets_the_run_go_on(tmp_path):
 
 
 def test_loaded_checkpoint_ends_older_backups(tmp_path):
-    """After load_checkpoint() no refused loss goes back to a backup of the steps that were left behind."""
+    """After load_checkpoint(), no refused loss restores a backup from before it."""
     model = Weights()
     r8 = make(
         num_epochs=9,

@@ -1,4 +1,4 @@
-"""Samples that refused losses have in common are found, left out, named, saved, and taken back on request."""
+"""Samples that refused batches have in common are found, excluded, named, saved, and released on request."""
 
 import warnings
 
@@ -42,7 +42,7 @@ def fit(*, exact=False, bad=(BAD,), epochs=12, seed=0, policy="balanced", **more
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("policy", ["balanced", "shuffle", "quartile"])
 def test_one_bad_sample_costs_one_sample(exact, policy):
-    """A sample that is never finite is found, not drawn any more, and the rate is back on its plan."""
+    """A sample whose loss is never finite is found and not drawn any more, and the rate returns to its schedule."""
     r8, model, heard, drawn = fit(exact=exact, policy=policy)
     [found] = heard.of(events.SamplesQuarantined)
     later = [indices for epoch, indices, _ in drawn if epoch > found.step // r8.steps_per_epoch]
@@ -60,8 +60,8 @@ def test_one_bad_sample_costs_one_sample(exact, policy):
 @pytest.mark.filterwarnings("ignore:the loss of sample 123 was not finite")
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_a_sample_takes_back_no_training_that_it_has_not_spoilt(exact, order):
-    """Reported before the step, its loss does no harm and nothing is put back; after it the model is."""
+def test_a_sample_that_did_no_harm_causes_no_restore(exact, order):
+    """If its loss is reported before the optimizer's step, nothing is restored; if after it, the model is."""
     model, heard = SoftmaxRegression(), record_events()
     r8 = R8Scheduler(
         len(model.y), batch_size=32, num_epochs=12, initial_lr=0.5, state_callback=model.get,
@@ -102,14 +102,14 @@ def test_epochs_keep_their_size():
 
 @pytest.mark.filterwarnings("ignore:samples? .* refused batches")
 def test_several_bad_samples_are_all_found():
-    """Three bad samples in different batches are found, and nobody else."""
+    """Three bad samples in different batches are found, and no others."""
     r8, _, _, _ = fit(bad=(5, BAD, 1700), epochs=20)
 
     assert r8.table.quarantined.tolist() == [5, BAD, 1700]
 
 
 def test_healthy_samples_of_a_refused_batch_are_cleared():
-    """One isolated NaN quarantines nobody, and nobody is watched an epoch later."""
+    """One isolated NaN quarantines no sample, and none is watched an epoch later."""
     heard = record_events()
     r8 = make(640, batch_size=32, num_epochs=6, listeners=[heard])
 
@@ -160,7 +160,7 @@ def test_quarantine_survives_a_resume():
 
 @pytest.mark.filterwarnings("ignore:sample 123 was in")
 def test_release():
-    """A released sample is drawn again; what is not in quarantine cannot be released, and nothing is changed then."""
+    """A released sample is drawn again; releasing one that is not in quarantine raises and changes nothing."""
     r8, _, _, _ = fit(epochs=9)
     heard = []
     r8.announcer.add(heard.append)
@@ -175,8 +175,8 @@ def test_release():
     assert [event.samples for event in heard] == [(BAD,)]
 
 
-def test_same_batch_is_no_second_witness():
-    """A batch that is drawn again after a resume and refused again says nothing new of its samples."""
+def test_same_batch_is_no_new_evidence():
+    """A batch that is drawn and refused again after a resume adds no evidence against its samples."""
     quarantine, table, _ = watch()
     batch = np.arange(32)
     quarantine.refused(batch, (), 10)
@@ -218,13 +218,13 @@ def test_chance_of_random_refusals():
     assert convicted <= 1
 
 
-def test_witnesses():
-    """The chance is the number of samples accused first, times the share of the steps that were refused each time."""
+def test_evidence():
+    """The chance is the number of samples accused first, times the share of refused steps for each other refusal."""
     assert np.exp(Evidence((1, 4, 7), (np.log(32), 0.0, 0.0)).log_chance(1 / 50)) == pytest.approx(32 / 2500)
 
 
 def test_quarantine_is_bounded():
-    """Beyond 5 % of the data nothing is quarantined, and that is said loudly."""
+    """Beyond 5 % of the data nothing is quarantined, and a warning says so."""
     quarantine, table, _ = watch(110)
 
     def refuse_ten_in_turn():
@@ -241,7 +241,7 @@ def test_quarantine_is_bounded():
 
 
 def test_warning_names_the_sample():
-    """The user is told by the name in sample_ids, with the way back."""
+    """The warning names the sample as in sample_ids, and says how to release it."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit(epochs=9, sample_ids=[f"img{number}.png" for number in range(1797)])

@@ -10,7 +10,7 @@ from learnit_r8.recovery.ram_backup import Reach
 
 @pytest.fixture
 def backup():
-    """One that trusts a state after a single good loss."""
+    """A backup that trusts a state after a single good loss."""
     return RamBackup(trial_steps=1)
 
 
@@ -26,7 +26,7 @@ def test_state_on_trial_is_restored_if_none_is_good_yet(backup):
     assert backup.restore()[:2] == ("first", 0)
 
 
-def test_unproven_state_is_passed_over(backup):
+def test_unproven_state_is_skipped(backup):
     """A state not proven by a good loss is not restored while an older good one exists."""
     backup.offer("good", step=0, draws=0)
     backup.confirm(0)
@@ -36,7 +36,7 @@ def test_unproven_state_is_passed_over(backup):
 
 
 def test_only_a_batch_drawn_later_proves_a_state(backup):
-    """The good loss of a batch drawn before the state was taken says nothing about it."""
+    """The good loss of a batch drawn before the state was taken is no evidence about it."""
     backup.offer("good", step=0, draws=0)
     backup.confirm(0)
     backup.offer("new", step=5, draws=7)
@@ -50,7 +50,7 @@ def test_only_a_batch_drawn_later_proves_a_state(backup):
 
 
 def test_restoring_ends_the_trial(backup):
-    """A state on trial when the model was restored is not trusted by later good losses: they are of the older state."""
+    """Good losses after a restore do not confirm the state that was on trial: they come from the older one."""
     backup.offer("good", step=0, draws=0)
     backup.confirm(0)
     backup.offer("broken", step=1, draws=1)
@@ -75,7 +75,7 @@ def test_any_value_is_a_backup(backup, state):
 
 
 def test_state_is_copied_in(backup):
-    """What the user does to the weights afterwards does not reach the backup."""
+    """Later changes of the weights do not change the backup."""
     weights = {"w": np.zeros(2)}
     backup.offer(weights, step=0, draws=0)
     weights["w"][:] = 9
@@ -103,7 +103,7 @@ def test_clone_is_used_both_ways():
 
 
 def steps_of(backup, reach=Reach.GOOD):
-    """Where the states to try were taken, the best first."""
+    """The steps of the states to try, the best first."""
     return [slot.step for slot in backup.options(reach)]
 
 
@@ -129,7 +129,7 @@ def test_good_means_64_good_losses():
 
 
 def test_offers_during_a_trial_do_not_prolong_it():
-    """States offered more often than a trial lasts, as by the seed, do not push the one on trial out."""
+    """States offered more often than a trial lasts do not replace the one on trial."""
     backup = filled()
 
     assert steps_of(backup) == [180, 0, 240, 290]
@@ -144,15 +144,15 @@ def test_reach_says_which_state_comes_first(reach, first):
 
 
 def test_unproven_states_come_last():
-    """Where a good loss is wanted, a state without one is tried last."""
+    """States that no good loss has followed are tried last."""
     backup = filled()
     backup.offer("new", step=300, draws=300)
 
     assert steps_of(backup, Reach.NEWEST) == [290, 240, 180, 0, 300]
 
 
-def test_newest_stands_in_until_its_successor_is_proven():
-    """A new offer does not cost the newest proven state: it is there until the successor had a good loss."""
+def test_newest_is_kept_until_its_successor_is_proven():
+    """A new offer does not drop the newest proven state before a good loss has followed the new one."""
     backup = RamBackup()
     for step in (0, 10, 20):
         backup.offer(step, step=step, draws=step)
@@ -180,7 +180,7 @@ def test_suspicion_starts_the_trial_again():
 
 
 def test_going_back_forgets_what_came_later():
-    """After a restore of the good state only it and older ones are left; the newer ones came of damaged weights."""
+    """After a restore of the good state only it and older ones remain; newer ones came from damaged weights."""
     backup = filled()
     backup.restore(draws=300)
 
@@ -188,7 +188,7 @@ def test_going_back_forgets_what_came_later():
 
 
 def test_going_back_to_the_newest_forgets_nothing_else():
-    """After a restore of the newest state all others are there still."""
+    """After a restore of the newest state all others are still there."""
     backup = filled()
     backup.restore(Reach.NEWEST, draws=300)
 
@@ -196,7 +196,7 @@ def test_going_back_to_the_newest_forgets_nothing_else():
 
 
 def test_older_becomes_good_when_it_was_restored():
-    """After a restore of the older state it is the good one."""
+    """After a restore of the older state, that state is the good one."""
     backup = filled()
     backup.restore(Reach.OLDER, draws=300)
 
@@ -214,8 +214,8 @@ def test_batches_still_out_prove_nothing():
     assert backup.slots.trial.healthy == 0
 
 
-def test_memory_is_used_again():
-    """In the long run no new arrays are made: five buffers do for ever."""
+def test_memory_is_reused():
+    """In the long run no new arrays are made: five buffers suffice."""
     made = []
 
     def copy_into(buffer, state):
@@ -265,7 +265,7 @@ def test_every_state_is_what_it_was_when_taken(script):
 
 
 def test_failed_copy_leaves_the_rest():
-    """A state that cannot be copied costs none of those that are kept."""
+    """A state that cannot be copied leaves the stored ones unchanged."""
     backup = filled()
     with pytest.raises(TypeError, match=r"state must be something that can be copied, got generator"):
         backup.offer((n for n in range(3)), step=300, draws=300)

@@ -35,7 +35,7 @@ def run(*, order="before", noise=0.0, damage=0.0, ahead=1, check=True):
 
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_same_loss_says_that_nothing_has_changed(order):
-    """Where training is deterministic and nothing is wrong, the loss repeats, in both orders of the loop."""
+    """If training is deterministic and nothing is wrong, the loss repeats, in both orders of the loop."""
     [said], [end], heard = run(order=order)
 
     assert "had the same loss" in said
@@ -45,21 +45,21 @@ def test_same_loss_says_that_nothing_has_changed(order):
 
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_same_other_loss_twice_is_memory_or_hardware(order):
-    """A state that comes back changed has the same other loss twice."""
+    """A restored state that was changed gives the same other loss twice."""
     [said], _, _ = run(order=order, damage=0.01)
 
-    assert "Look at the memory and the hardware" in said
+    assert "Check the memory and the hardware" in said
 
 
 def test_other_losses_claim_nothing():
-    """Where training is not deterministic, nothing is said of memory or hardware."""
+    """If training is not deterministic, nothing is said about memory or hardware."""
     [said], _, _ = run(noise=0.01)
 
-    assert "training is not deterministic, so this says nothing of memory or hardware" in said
+    assert "training is not deterministic, so this says nothing about memory or hardware" in said
 
 
 def test_loops_that_work_ahead_are_not_checked():
-    """A batch that was drawn before the restore changes the weights first: then nothing is compared."""
+    """If a batch drawn before the restore changes the weights first, nothing is compared."""
     said, _, _ = run(ahead=4)
 
     assert said == []

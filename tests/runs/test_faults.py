@@ -287,7 +287,7 @@ def test_load_callback_that_raises(fails):
 
 
 def test_load_callback_that_always_raises():
-    """If every state fails, all causes are named, the model is called half restored, and the scheduler is whole."""
+    """If every state fails, all causes are named, the model is called partly restored, and the scheduler is whole."""
 
     def broken(state):
         raise KeyError(f"layer{state}")
@@ -297,7 +297,7 @@ def test_load_callback_that_always_raises():
         r8.update_cpu_backup(step)
         r8.report(r8.draw(), 1.0)
     before = known(r8)
-    with pytest.raises(RuntimeError, match=r"(?s)layer18.*layer1[0-9].*The model may be half restored\."):
+    with pytest.raises(RuntimeError, match=r"(?s)layer18.*layer1[0-9].*The model may be partly restored\."):
         r8.report(r8.draw(), NAN)
 
     np.testing.assert_equal(known(r8), before)
@@ -312,7 +312,7 @@ def test_load_callback_that_does_nothing():
     r8 = make(64, num_epochs=9, state_callback=model.get, load_callback=lambda state: None)
     advance_to(r8, 5)
     model.values = np.array([NAN, NAN])
-    with pytest.raises(TrainingDiverged, match=r"'w' was not finite afterwards: does load_callback put it back\?"):
+    with pytest.raises(TrainingDiverged, match=r"'w' was not finite afterwards: does load_callback restore it\?"):
         r8.report(r8.draw(), NAN)
 
 
@@ -418,7 +418,7 @@ def test_without_callbacks():
 
 
 def test_no_memory_for_a_backup():
-    """Where there is no memory for a backup the one before is kept, said once, and the run goes on."""
+    """Where there is no memory for a backup the previous one is kept, with one warning, and the run continues."""
 
     class Huge:
         def __deepcopy__(self, memo):
@@ -428,7 +428,7 @@ def test_no_memory_for_a_backup():
     got = []
     r8 = make(64, num_epochs=3, state_callback=lambda: states.pop(0), backup_every=5, load_callback=got.append)
     with pytest.warns(
-        RuntimeWarning, match=r"there was no memory for the backup at step \d+; the one before is kept"
+        RuntimeWarning, match=r"there was no memory for the backup at step \d+; the previous one is kept"
     ) as caught:
         advance_to(r8, 40)
     r8.persistence.callbacks = type(r8.persistence.callbacks)(load=got.append)
