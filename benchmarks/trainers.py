@@ -1,96 +1,50 @@
-"""Killed at step k and resumed by the framework's checkpoint: weights and tables against those of a whole run.
+"""Killed at step k and resumed by the framework's checkpoint; a NaN in every position; the time of a step.
 
-Also a NaN in every position, and the time of a step over the framework's own. ``--quick`` does a part of the grid.
-Measured with seed 0 of torch on the CPU; the digits, one process (two are in ``tests/lightning/test_processes.py``).
+Weights and tables of the resumed run are compared bit by bit with those of a whole one, in `trainers_cells.py`; steps
+are timed in `trainers_steps.py`. The digits, with dropout, on the CPU, seed 0 of torch. ``--quick`` does a part.
 """
 
 import argparse
+import json
+import os
+import subprocess
 import sys
 import tempfile
-import time
-import warnings
 from pathlib import Path
 
-import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-warnings.simplefilter("ignore")
+HERE = Path(__file__).parent
+FRAMEWORKS = ("lightning", "transformers", "accelerate")
 
 
-def lightning_grid(positions, accumulates, workers):
-    """Cells that are equal to the bit, and how many there are."""
-    from tests.lightning.common import Checkpoints, digest, fit
-
-    equal = count = 0
-    for accumulate in accumulates:
-        for num_workers in workers:
-            options = {"accumulate_grad_batches": accumulate, "settings": {"num_workers": num_workers}}
-            at = sorted({13 * (k // 13) + k % 13 // accumulate * accumulate for k in positions} - {0})
-            with tempfile.TemporaryDirectory() as folder:
-                whole = digest(*fit(more=[Checkpoints(folder, at)], **options)[:2])
-                resumed = [digest(*fit(ckpt_path=f"{folder}/{step}.ckpt", **options)[:2]) for step in at]
-            equal, count = equal + sum(each == whole for each in resumed), count + len(resumed)
-    return equal, count
-
-
-def lightning_nans(positions, accumulates):
-    """Runs that healed a NaN and did all their steps, and how many there are."""
-    from tests.lightning.common import Digits, fit
-
-    done = 0
-    for accumulate in accumulates:
-        for bad in positions:
-            module, r8, _ = fit(module=Digits(bad=[bad]), accumulate_grad_batches=accumulate)
-            is_finite = all(each.isfinite().all() for each in module.parameters())
-            done += r8.sentry.num_refused == 1 and r8.global_step == 39 and is_finite
-    return done, len(accumulates) * len(positions)
-
-
-def transformers_grid(positions):
-    """Cells that are equal to the bit, and how many there are."""
-    from tests.transformers.common import digest, train
-
+def cells(framework, ranks, options):
+    """What all processes found, the least of each: ``{"resumed": {setting: (good, all)}, "healed": ...}``."""
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     with tempfile.TemporaryDirectory() as folder:
-        whole = digest(train(folder, save_strategy="steps", save_steps=1))
-        resumed = [digest(train(folder, resume=f"{folder}/checkpoint-{step}")) for step in positions]
-    return sum(each == whole for each in resumed), len(resumed)
-
-
-def lightning_step_seconds(epochs):
-    """Seconds of a step: the framework's own, and with R8."""
-    import lightning
-    from torch.utils.data import DataLoader
-
-    from tests.lightning.common import DATA, QUIET, Digits, fit
-
-    def plain():
-        torch.manual_seed(0)
-        trainer = lightning.Trainer(max_epochs=epochs, enable_checkpointing=False, **QUIET)
-        trainer.fit(Digits(), DataLoader(DATA, batch_size=32, shuffle=True))
-
-    seconds = []
-    for run in (plain, lambda: fit(epochs=epochs)):
-        times = []
-        for _ in range(3):
-            begin = time.perf_counter()
-            run()
-            times.append((time.perf_counter() - begin) / (13 * epochs))
-        seconds.append(min(times))
-    return seconds
+        command = [sys.executable, *launch, str(HERE / "trainers_cells.py"), framework, folder, *options]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{framework} on {ranks} processes: {done.stderr[-3000:]}")
+        found = [json.loads((Path(folder) / f"{framework}-{rank}.json").read_text()) for rank in range(ranks)]
+    return {kind: {name: min(each[kind][name] for each in found) for name in found[0][kind]} for kind in found[0]}
 
 
 def main():
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a part of the grid")
-    is_quick = parser.parse_args().quick
-    positions = [3, 13, 25] if is_quick else range(1, 39, 2)
-    accumulates, workers = ([1], [0]) if is_quick else ([1, 3], [0, 2])
-    print("Lightning, resumed to the bit: {} of {}".format(*lightning_grid(positions, accumulates, workers)))
-    print("Lightning, NaN healed: {} of {}".format(*lightning_nans(positions, accumulates)))
-    print("Trainer, resumed to the bit: {} of {}".format(*transformers_grid(positions)))
-    plain, ours = lightning_step_seconds(5 if is_quick else 30)
-    print(f"Lightning, step: {plain * 1e3:.2f} ms plain, {ours * 1e3:.2f} ms with R8, {ours / plain:.3f}x")
+    parser.add_argument("--only", choices=FRAMEWORKS, help="one framework")
+    parser.add_argument("--no-times", action="store_true", help="the grid alone")
+    given = parser.parse_args()
+    options = ["--quick"] if given.quick else []
+    for framework in [given.only] if given.only else FRAMEWORKS:
+        for ranks in [1] if given.quick else [1, 2]:
+            found = cells(framework, ranks, options)
+            for kind, settings in found.items():
+                for setting, (good, count) in settings.items():
+                    print(f"{framework}, {ranks} process(es), {setting}: {kind} {good} of {count}", flush=True)
+    if not given.no_times:
+        subprocess.run([sys.executable, str(HERE / "trainers_steps.py"), *options], check=True)
 
 
 if __name__ == "__main__":

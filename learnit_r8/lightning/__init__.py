@@ -14,7 +14,11 @@ except ImportError as error:
         "learnit_r8.lightning needs Lightning, which could not be imported; pip install 'learnit-r8[lightning]'."
     ) from error
 
-from .callback import R8Callback as R8Callback
-from .loader import R8Loader as R8Loader
+from .._validation import check_release
+
+check_release("lightning", "2.4")
+
+from .callback import R8Callback as R8Callback  # noqa: E402
+from .loader import R8Loader as R8Loader  # noqa: E402
 
 __all__ = ["R8Callback", "R8Loader"]

@@ -15,6 +15,7 @@ from .loader import make_loader
 from .loss_pipeline import LossPipeline
 from .losses import read_losses, read_parts
 from .lr_scheduler import R8LRScheduler
+from .prepared import is_accelerated
 from .sampler import R8BatchSampler
 from .state import ModelState
 from .stepper import Stepper
@@ -72,6 +73,20 @@ class Adapter:
         return self._losses.outcome
 
     @property
+    def in_hand(self) -> Ticket:
+        """The batch of the next loss: the oldest that the loader handed out, whole, on several processes too.
+
+        Raises:
+            RuntimeError: no batch is out, or it is not clear which it is.
+        """
+        return self._losses.find(None)
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that train the model together, each on its part of every batch."""
+        return self._sharing.size
+
+    @property
     def lr_scheduler(self) -> R8LRScheduler:
         """A learning-rate scheduler of torch's kind, for code that steps, shows or saves one."""
         return R8LRScheduler(self)
@@ -96,8 +111,7 @@ class Adapter:
     def loader(self, *, numbered: bool = False, **settings: Any) -> DataLoader[Any]:
         """A `DataLoader` over the data set; an error of one of its samples names the sample.
 
-        ``accelerator.prepare`` leaves it as it is, where the optimizer was prepared before: it gives each process its
-        part, on its device.
+        ``accelerator.prepare`` leaves it as it is: it gives each process its part, on its device.
 
         Args:
             numbered: Whether it gives ``(ticket, batch)``; `loss` and `report` take the ticket. Needed with
@@ -111,7 +125,7 @@ class Adapter:
         if numbered:
             sampler = R8BatchSampler(self.scheduler, ahead=self._ahead, sharing=self._sharing, numbered=True)
         loader = make_loader(self._dataset, sampler, numbered=numbered, settings=settings)
-        if type(self.optimizer).__name__ == "AcceleratedOptimizer":
+        if is_accelerated():
             loader.leave_to(self.optimizer.param_groups[0]["params"][0].device)
         return loader
 

@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate, get_worker_info
 
+from .._validation import check_release
+from .prepared import prepared
+
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
     from .sampler import R8BatchSampler
@@ -176,17 +179,15 @@ class TimedLoader(DataLoader[Any]):
 
     def leave_to(self, device: torch.device) -> None:
         """Put batches on a device, as accelerate's own loaders do, which would split batches that are split already."""
+        check_release("accelerate", "1.0")
         self._device = device
         # What accelerator.prepare() looks for.
         self._is_accelerate_prepared = True
 
     def __iter__(self) -> Any:
         batches: Any = super().__iter__()
-        if self._device is not None and self._device.type != "cpu":
-            from accelerate.utils import send_to_device
-
-            device = self._device
-            batches = (send_to_device(batch, device, non_blocking=True) for batch in batches)
+        if self._device is not None:
+            batches = prepared(batches, self, self._device)
         # A trainer may have put a batch sampler of its own in place of the scheduler's.
         r8: R8Scheduler | None = getattr(self.batch_sampler, "r8", None)
         return batches if r8 is None else r8.timed(batches)

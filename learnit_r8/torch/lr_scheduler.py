@@ -25,6 +25,8 @@ class R8LRScheduler(LRScheduler):
         # The constructor of the base class would take a step, and count those of the optimizer.
         self._adapter = adapter
         self.optimizer = adapter.optimizer
+        # Accelerate counts in it the steps of an accumulated gradient.
+        self._step_count = 0
         self.base_lrs = [group.get("initial_lr", group["lr"]) for group in adapter.optimizer.param_groups]
 
     @property

@@ -15,7 +15,11 @@ except ImportError as error:
         "'learnit-r8[transformers]'."
     ) from error
 
-from .callback import R8Callback as R8Callback
-from .trainer import R8Mixin as R8Mixin
+from .._validation import check_release
+
+check_release("transformers", "4.50")
+
+from .callback import R8Callback as R8Callback  # noqa: E402
+from .trainer import R8Mixin as R8Mixin  # noqa: E402
 
 __all__ = ["R8Callback", "R8Mixin"]

@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from .sampler import WholeEpoch
+
 if TYPE_CHECKING:
     from ..torch import Adapter
+
+SKIPPED_TWICE = (
+    "resume_from_checkpoint in mid-epoch must be used with R8Mixin, or with ignore_data_skip=True and "
+    "gradient_accumulation_steps=1, as the loader goes on where it was by itself and Trainer would skip the batches "
+    "once more, got ignore_data_skip={!r} and gradient_accumulation_steps={!r}."
+)
 
 
 class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
@@ -26,6 +34,15 @@ class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         """The adapter."""
         return self._adapter() if callable(self._adapter) else self._adapter
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
+        """Raise ValueError if Trainer would skip batches that the scheduler has counted already."""
+        r8 = self.adapter.scheduler
+        is_whole = isinstance(getattr(train_dataloader, "batch_sampler", None), WholeEpoch)
+        if is_whole or not r8.global_step % r8.steps_per_epoch:
+            return
+        if not args.ignore_data_skip or args.gradient_accumulation_steps > 1:
+            raise ValueError(SKIPPED_TWICE.format(args.ignore_data_skip, args.gradient_accumulation_steps))
+
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Report the losses of a batch whose gradient is added to others."""
         self.adapter.report()
@@ -34,8 +51,8 @@ class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         """Report the losses of the batch, and end the training if the budget is spent."""
         adapter = self.adapter
         adapter.report()
-        if control.should_save:
-            # On all processes: the first one alone writes the scheduler's state.
+        if control.should_save or control.should_evaluate:
+            # On all processes: the first one alone writes the scheduler's state. An evaluation may ask for a save.
             adapter.flush()
         if adapter.scheduler.is_over:
             control.should_training_stop = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,30 @@ class SampleLosses(NamedTuple):
 
     losses: torch.Tensor
     mask: torch.Tensor | None
+
+
+def find_losses(outputs: Any, labels: Any, *, shifted: bool, smoothing: float) -> SampleLosses | None:
+    """The losses in what a model returned; None where it returned neither scores of classes nor log-probabilities.
+
+    Args:
+        outputs: A mapping or an object with ``logits``, or with ``log_probs`` and ``label_mask`` as TRL has it.
+        labels: int[B] or int[B, T].
+        shifted: Whether a token's logits are for the label of the next one.
+        smoothing: Share of the labels that is spread over all classes, in [0, 1).
+    """
+    if not isinstance(labels, torch.Tensor) or labels.is_floating_point():
+        return None
+    log_probs = _entry(outputs, "log_probs")
+    if log_probs is not None:
+        return SampleLosses(-log_probs, _entry(outputs, "label_mask"))
+    logits = _entry(outputs, "logits")
+    if logits is None or logits.shape[:-1] != labels.shape:
+        return None
+    return losses_of(logits, labels, shifted=shifted, smoothing=smoothing)
+
+
+def _entry(outputs: Any, name: str) -> Any:
+    return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
 
 
 def losses_of(logits: torch.Tensor, labels: torch.Tensor, *, shifted: bool, smoothing: float) -> SampleLosses:
@@ -50,7 +75,36 @@ def losses_of(logits: torch.Tensor, labels: torch.Tensor, *, shifted: bool, smoo
     return SampleLosses(losses, labels != IGNORED if labels.ndim == 2 else None)
 
 
-def is_packed(inputs: Any) -> bool:
+def document_losses(own: SampleLosses, positions: Any, count: int) -> SampleLosses | None:
+    """The mean loss of each document of a batch whose documents lie one behind the other in a row.
+
+    Args:
+        own: float[1, T'], the losses of tokens.
+        positions: int[1, T], the position of each token in its document, from 0; T is T', or T' + 1 where the first
+            token has no loss.
+        count: Documents that there must be.
+
+    Returns:
+        float[B]; None where the row does not hold so many documents.
+
+    >>> own = SampleLosses(torch.tensor([[1.0, 3.0, 9.0, 5.0]]), torch.tensor([[True, True, False, True]]))
+    >>> document_losses(own, torch.tensor([[0, 1, 2, 0, 1]]), 2).losses
+    tensor([2., 5.])
+    """
+    if positions is None or own.mask is None or len(own.losses) != 1:
+        return None
+    numbers = (positions[0] == 0).cumsum(0) - 1
+    if int(numbers[-1]) + 1 != count:
+        return None
+    numbers = numbers[-own.losses.shape[1] :].clamp(min=0)
+    # Not a product: what is masked may be NaN.
+    losses, mask = own.losses[0].masked_fill(~own.mask[0], 0.0), own.mask[0].to(own.losses.dtype)
+    sums = losses.new_zeros(count).index_add(0, numbers, losses)
+    tokens = losses.new_zeros(count).index_add(0, numbers, mask)
+    return SampleLosses(sums / tokens.clamp(min=1), None)
+
+
+def is_packed(inputs: Mapping[str, Any]) -> bool:
     """Whether a row of a batch holds several documents: positions begin anew within it, or one row holds all."""
     if any(name in inputs for name in ("cu_seq_lens_q", "seq_idx")):
         return True

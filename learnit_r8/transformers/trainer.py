@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,8 +11,9 @@ import torch
 from ..torch import Adapter, attach
 from ..torch.loader import make_loader
 from .callback import R8Callback
-from .losses import SampleLosses, is_packed, losses_of
+from .losses import SampleLosses, document_losses, find_losses, is_packed
 from .sampler import WholeEpoch
+from .training_arguments import BUDGETS, budget_of, check_sampling, saved_batch_size, unused_rates
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -22,6 +24,11 @@ DECIDED = ("batch_size", "accumulate", "max_grad_norm", "ahead")
 PACKED = (
     "rows of this data set hold several documents each, so the losses known are those of rows, not of documents; a row "
     "is a sample."
+)
+
+NOT_OF_SAMPLES = (
+    "losses of samples are estimated from means of batches: the model returned losses for {} rows, and the batch has {} "
+    "samples; override sample_losses(model, inputs, outputs) to know them."
 )
 
 
@@ -40,9 +47,6 @@ class R8Mixin:
         ValueError: it holds a setting that comes from the TrainingArguments, or a learning-rate scheduler was given
             in ``optimizers``.
     """
-
-    loss_is_scaled_for_ga = False
-    """The loss is a mean over a batch, to be divided by the batches of a step."""
 
     def __init__(self, *args: Any, r8: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         self._r8_settings = _checked({} if r8 is None else r8)
@@ -73,56 +77,85 @@ class R8Mixin:
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """Train, as the Trainer does; with ``resume_from_checkpoint`` go on from its checkpoint."""
+        trainer: Any = self
+        check_sampling(trainer.args)
         self._r8_adapter = None
-        self._r8_resumes = bool(resume_from_checkpoint)
+        self._r8_resumes = resume_from_checkpoint
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)  # type: ignore[misc]
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """The loader of the batches that R8Scheduler draws."""
+        """The loader of the batches that R8Scheduler draws.
+
+        Raises:
+            ValueError: the checkpoint to go on from is of a training without R8Scheduler.
+        """
         trainer: Any = self
-        if self._r8_adapter is None:
-            self._r8_adapter = self._attach()
-        args = trainer.args
+        args, size = trainer.args, self._r8_batch_size()
+        if self._r8_adapter is None or self._r8_adapter.scheduler.table.batch_size != size:
+            # The second time with auto_find_batch_size, after there was too little memory.
+            self._r8_adapter = self._attach(size)
+        dataset, collate = _columns_used(trainer)
         settings: dict[str, Any] = {
-            "collate_fn": trainer.data_collator,
+            "collate_fn": collate,
             "num_workers": args.dataloader_num_workers,
             "pin_memory": args.dataloader_pin_memory and torch.cuda.is_available(),
             "persistent_workers": args.dataloader_persistent_workers,
         }
         if args.dataloader_prefetch_factor is not None:
             settings["prefetch_factor"] = args.dataloader_prefetch_factor
-        sampler: Any = WholeEpoch(self._r8_adapter.sampler, skips=self._r8_resumes and not args.ignore_data_skip)
-        dataset = _without_unused_columns(trainer, trainer.train_dataset)
+        skips = bool(self._r8_resumes) and not args.ignore_data_skip
+        sampler: Any = WholeEpoch(self._r8_adapter.sampler, skips=skips)
         return make_loader(dataset, sampler, numbered=False, settings=settings)
 
-    def _attach(self) -> Adapter:
+    def _r8_batch_size(self) -> int:
+        """B of all processes; on resume that of the checkpoint, so that the batches stay the same."""
         trainer: Any = self
-        args = trainer.args
-        settings = dict(self._r8_settings)
-        size = trainer._train_batch_size * args.world_size
-        accumulate = args.gradient_accumulation_steps
-        dataset = trainer.train_dataset
+        size: int = trainer._train_batch_size * trainer.args.world_size
+        saved = saved_batch_size(trainer.args, self._r8_resumes) if self._r8_resumes else None
+        return size if saved is None else saved
+
+    def _attach(self, size: int) -> Adapter:
+        trainer: Any = self
+        args, settings = trainer.args, dict(self._r8_settings)
         if args.dataloader_drop_last:
             settings.setdefault("last_batch", "drop")
         resume = settings.get("resume")
         if self._r8_resumes:
             settings.pop("resume", None)
-        if not any(settings.get(name) for name in ("num_epochs", "num_steps", "train_duration_seconds")):
-            settings |= _budget(args, dataset, size, drops=settings.get("last_batch") == "drop")
+        dataset, _ = _columns_used(trainer)
+        if not any(settings.get(name) for name in BUDGETS) and hasattr(dataset, "__len__"):
+            settings |= budget_of(args, len(dataset), size, drops=settings.get("last_batch") == "drop")
+        accumulate = args.gradient_accumulation_steps
         trainer.create_optimizer()
         adapter = attach(
             trainer.model,
             trainer.optimizer,
-            _without_unused_columns(trainer, dataset),
+            dataset,
             batch_size=size,
             accumulate=accumulate,
             ahead=accumulate - 1,
             **settings,
         )
+        self._say_what_differs(adapter, resume)
+        return adapter
+
+    def _say_what_differs(self, adapter: Adapter, resume: Any) -> None:
+        trainer: Any = self
+        args, r8 = trainer.args, adapter.scheduler
+        unused = unused_rates(args) if self._r8_settings.get("sets_lr", True) else ""
+        if unused:
+            r8.say_once("unused rates", unused)
         if self._r8_resumes and resume is not None:
             text = f"train() was given resume_from_checkpoint; resume={resume!r} of r8 is left out of account."
-            adapter.scheduler.say_once("resume", text, is_warning=False)
-        return adapter
+            r8.say_once("resume", text, is_warning=False)
+        size, given = r8.table.batch_size, trainer._train_batch_size * args.world_size
+        if size != given:
+            r8.say_once(
+                "batch size",
+                f"the batches have {size} samples, as those of the checkpoint: {size // args.world_size} for each of "
+                f"{args.world_size} processes, in place of {trainer._train_batch_size}.",
+                is_warning=False,
+            )
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The learning-rate scheduler of Trainer: one that shows R8Scheduler's rates, and saves its state."""
@@ -135,40 +168,76 @@ class R8Mixin:
     def sample_losses(self, model: Any, inputs: Mapping[str, Any], outputs: Any) -> SampleLosses | None:
         """The losses of samples, to be overridden for tasks other than classification of samples or tokens.
 
+        They are what R8Scheduler learns; the model is trained on the Trainer's own loss.
+
         Args:
             model: The model, as Trainer calls it.
             inputs: The batch, with ``labels``.
             outputs: What the model returned.
 
         Returns:
-            The losses; None for the model's own mean, from which those of samples are estimated.
+            The losses; None for the Trainer's own mean, from which those of samples are estimated.
         """
-        labels, logits = inputs.get("labels"), outputs.get("logits") if isinstance(outputs, Mapping) else None
-        if labels is None or logits is None or labels.is_floating_point() or logits.shape[:-1] != labels.shape:
-            return None
         trainer: Any = self
-        if is_packed(inputs):
-            self._adapter().scheduler.say_once("packed", PACKED, is_warning=False)
         smoothing = trainer.args.label_smoothing_factor
-        return losses_of(logits, labels, shifted=_shifts(trainer, model), smoothing=smoothing)
+        return find_losses(outputs, inputs.get("labels"), shifted=_shifts(trainer, model), smoothing=smoothing)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The mean loss of a batch; in training the losses of its samples are noted for R8Scheduler."""
+        """The Trainer's own loss; in training the losses of the batch's samples are noted for R8Scheduler."""
+        own: Any = super()
         if not model.training:
-            return super().compute_loss(  # type: ignore[misc]
-                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
-            )
-        labels = dict(inputs)
-        # Without num_items_in_batch, as a mean over the batch.
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)  # type: ignore[misc]
-        own = self.sample_losses(model, labels, outputs)
-        if own is None:
-            noted = self._adapter().loss(loss)
-        else:
-            noted = self._adapter().loss(own.losses, mask=own.mask)
-        return (noted, outputs) if return_outputs else noted
+            return own.compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        given = dict(inputs)
+        with _outputs_of(model) as outputs:
+            found = own.compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = found[0] if return_outputs else found
+        loss = self._noted(model, given, outputs[0] if outputs else None, loss, num_items_in_batch)
+        return (loss, found[1]) if return_outputs else loss
+
+    def _noted(self, model: Any, inputs: Mapping[str, Any], outputs: Any, loss: torch.Tensor, num_items: Any) -> Any:
+        """Note the losses of a batch; returns the loss to train on."""
+        trainer: Any = self
+        adapter = self._adapter()
+        ticket = adapter.in_hand
+        with torch.set_grad_enabled(ticket.weights is not None):
+            own = self.sample_losses(model, inputs, outputs)
+            own = None if own is None else self._of_samples(own, inputs, -(-len(ticket.indices) // adapter.num_ranks))
+            if own is not None:
+                noted = adapter.loss(own.losses, mask=own.mask, ticket=ticket)
+            else:
+                # The Trainer has divided by the items of all batches of a step.
+                is_part = num_items is not None and trainer.compute_loss_func is None
+                of_batch = loss * trainer.current_gradient_accumulation_steps if is_part else loss
+                noted = adapter.loss(of_batch, ticket=ticket)
+        if ticket.weights is None:
+            return loss
+        # The policy's weights belong to losses of samples, so the mean of these is trained on.
+        return noted if num_items is None else noted / trainer.current_gradient_accumulation_steps
+
+    def _of_samples(self, own: SampleLosses, inputs: Mapping[str, Any], count: int) -> SampleLosses | None:
+        """The losses if they are those of the batch's samples, or of documents that are; else None."""
+        r8 = self._adapter().scheduler
+        if len(own.losses) == count:
+            if not r8.global_step and is_packed(inputs):
+                r8.say_once("packed", PACKED, is_warning=False)
+            return own
+        documents = document_losses(own, inputs.get("position_ids"), count)
+        if documents is None:
+            r8.say_once("not of samples", NOT_OF_SAMPLES.format(len(own.losses), count), is_warning=False)
+        return documents
+
+
+@contextmanager
+def _outputs_of(model: torch.nn.Module) -> Iterator[list[Any]]:
+    """What the model returns within the block: a Trainer computes its loss from it and may keep it to itself."""
+    seen: list[Any] = []
+    hook = model.register_forward_hook(lambda _, __, outputs: seen.append(outputs))
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 def _checked(r8: Any) -> dict[str, Any]:
@@ -182,23 +251,18 @@ def _checked(r8: Any) -> dict[str, Any]:
     return dict(r8)
 
 
-def _budget(args: Any, dataset: Any, size: int, *, drops: bool) -> dict[str, Any]:
-    if args.max_steps <= 0:
-        return {"num_epochs": args.num_train_epochs}
-    count = len(dataset)
-    num_batches = count // size if drops else -(-count // size)
-    whole, rest = divmod(args.max_steps, -(-num_batches // args.gradient_accumulation_steps))
-    return {"num_steps": whole * num_batches + min(rest * args.gradient_accumulation_steps, num_batches)}
-
-
-def _without_unused_columns(trainer: Any, dataset: Any) -> Any:
+def _columns_used(trainer: Any) -> tuple[Any, Any]:
+    """The training data and the collator, as Trainer makes them: without columns that the model does not take."""
+    dataset, collate = trainer.train_dataset, trainer.data_collator
     try:
         import datasets
     except ImportError:
-        return dataset
-    if not isinstance(dataset, datasets.Dataset):
-        return dataset
-    return trainer._remove_unused_columns(dataset, description="Training")
+        is_table = False
+    else:
+        is_table = isinstance(dataset, datasets.Dataset)
+    if is_table:
+        return trainer._remove_unused_columns(dataset, description="Training"), collate
+    return dataset, trainer._get_collator_with_removed_columns(collate, description="Training")
 
 
 def _shifts(trainer: Any, model: Any) -> bool:

@@ -19,9 +19,10 @@ class SingleProcess:
 
     Attributes:
         rank: Number of this process among them.
+        size: Processes.
     """
 
-    rank = 0
+    rank, size = 0, 1
 
     def settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         """The settings for the scheduler of this process.

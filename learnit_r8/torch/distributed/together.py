@@ -46,7 +46,7 @@ class Together:
     def __init__(self, ranks: Ranks | None = None, *, every: int | None = None) -> None:
         check_every(every)
         self.ranks = Ranks() if ranks is None else ranks
-        self.rank = self.ranks.rank
+        self.rank, self.size = self.ranks.rank, self.ranks.size
         self._every = every
         self._exchange: Exchange | None = None
         self._border = self._begun = -1

@@ -1,0 +1,41 @@
+"""The batches of a loader as accelerate's own loaders give them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+
+def prepared(batches: Iterator[Any], loader: Any, device: torch.device) -> Iterator[Any]:
+    """Put batches on a device, and tell `accelerate.Accelerator` of the last one of an epoch, as its own loaders do.
+
+    It then takes the optimizer's step there, with as many gradients as were added up.
+
+    Args:
+        batches: The batches of an iteration.
+        loader: Their loader; accelerate reads its ``end_of_dataloader`` and ``remainder``.
+        device: Where the batches go.
+    """
+    from accelerate.state import GradientState
+    from accelerate.utils import send_to_device
+
+    state, reader = GradientState(), loader.batch_sampler.batches
+    # No samples to be cut off when metrics are gathered.
+    loader.end_of_dataloader, loader.remainder = False, 0
+    state._add_dataloader(loader)
+    try:
+        for number, batch in enumerate(batches, start=1):
+            # Batches that come once more follow the last one, and each is a last one too.
+            loader.end_of_dataloader = number >= reader.reader.length
+            yield batch if device.type == "cpu" else send_to_device(batch, device, non_blocking=True)
+    finally:
+        state._remove_dataloader(loader)
+
+
+def is_accelerated() -> bool:
+    """Whether this process has made an `accelerate.Accelerator`."""
+    state = sys.modules.get("accelerate.state")
+    return state is not None and bool(state.AcceleratorState._shared_state)

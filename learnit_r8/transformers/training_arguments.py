@@ -1,0 +1,87 @@
+"""What TrainingArguments and Trainer's checkpoints say of a training, as settings of R8Scheduler."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+BUDGETS = ("num_epochs", "num_steps", "train_duration_seconds")
+
+NOT_A_CHECKPOINT = (
+    "resume_from_checkpoint must be a checkpoint of a training with R8Mixin, got {!r}, which has no state of one; to "
+    "begin with its weights only, load them into the model and leave resume_from_checkpoint out."
+)
+
+NOT_USED = (
+    "{} of the TrainingArguments is not used, as R8Scheduler sets the rate: a warm-up, then a cosine, unless r8 holds "
+    "scheduler_mode and warmup_proportion; to keep Trainer's own rates, give r8={{'sets_lr': False}}."
+)
+
+
+def budget_of(args: Any, num_samples: int, batch_size: int, *, drops: bool) -> dict[str, int]:
+    """``num_epochs``, or ``num_steps`` where there are no whole epochs.
+
+    Args:
+        args: The TrainingArguments.
+        num_samples: N.
+        batch_size: B, of all processes together.
+        drops: Whether an epoch leaves out a last batch that is smaller.
+    """
+    num_batches = num_samples // batch_size if drops else -(-num_samples // batch_size)
+    per_epoch = max(1, -(-num_batches // args.gradient_accumulation_steps))
+    if args.max_steps > 0:
+        updates = args.max_steps
+    elif float(args.num_train_epochs).is_integer():
+        return {"num_epochs": int(args.num_train_epochs)}
+    else:
+        updates = math.ceil(args.num_train_epochs * per_epoch)
+    whole, rest = divmod(updates, per_epoch)
+    return {"num_steps": whole * num_batches + min(rest * args.gradient_accumulation_steps, num_batches)}
+
+
+def check_sampling(args: Any) -> None:
+    """Raise ValueError if the arguments ask for an order of the samples that is not R8Scheduler's."""
+    strategy = getattr(args, "train_sampling_strategy", "random")
+    if strategy != "random":
+        raise ValueError(
+            f"train_sampling_strategy must be 'random', as R8Scheduler draws the batches, got {strategy!r}."
+        )
+    if getattr(args, "group_by_length", False):
+        raise ValueError("group_by_length must be False, as R8Scheduler draws the batches, got True.")
+
+
+def unused_rates(args: Any) -> str:
+    """A sentence on arguments of the rate that R8Scheduler does not use; "" if none was given."""
+    kind = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    given = [] if kind == "linear" else [f"lr_scheduler_type={kind!r}"]
+    for name in ("warmup_steps", "warmup_ratio"):
+        if getattr(args, name, None):
+            given.append(f"{name}={getattr(args, name)!r}")
+    return NOT_USED.format(", ".join(given)) if given else ""
+
+
+def saved_batch_size(args: Any, resume: Any) -> int | None:
+    """B of the training that wrote a checkpoint; None if there is no checkpoint, which Trainer says itself.
+
+    Args:
+        args: The TrainingArguments.
+        resume: A path, or True for the last checkpoint in the output folder.
+
+    Raises:
+        ValueError: the checkpoint is of a training without R8Scheduler.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    folder = get_last_checkpoint(args.output_dir) if resume is True else resume
+    if folder is None or not os.path.isdir(folder):
+        return None
+    path = os.path.join(folder, "scheduler.pt")
+    state = torch.load(path, map_location="cpu", weights_only=True) if os.path.exists(path) else {}
+    data = state.get("data")
+    if not isinstance(data, Mapping) or "batch_size" not in data:
+        raise ValueError(NOT_A_CHECKPOINT.format(folder))
+    return int(data["batch_size"])
