@@ -72,6 +72,7 @@ _MOVED = {
     "signals": "engine.signals",
     "suspects": "table.label_noise",
     "table.SampleTable": "table.table",
+    "testing.recording": "testing.recorder",
     "ticket": "sampling.ticket",
 }
 """Modules by their paths of 0.1, and names in modules that are folders now; until version 0.3."""
@@ -108,7 +109,7 @@ class _Moved:
         home = f"{__name__}.{_MOVED[old]}"
         found: Any = importlib.import_module(home)
         folder, _, name = old.rpartition(".")
-        if folder:
+        if folder and hasattr(found, name):
             found, home = getattr(found, name), f"{home}.{name}"
         text = f"{module.__name__} has moved to {home}; its old path will be gone in version 0.3."
         warnings.warn(text, DeprecationWarning, stacklevel=2)

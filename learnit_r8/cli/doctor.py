@@ -35,7 +35,8 @@ def findings() -> Iterator[tuple[str, str]]:
     yield "learnit_r8", f"{__version__} in {Path(__file__).parent.parent}"
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     yield from _terminal()
-    yield "screen", _screen()
+    reason = why_plain()
+    yield "screen", f"plain lines here: {reason}" if reason else "the full screen works here"
     for name in PACKAGES:
         yield name, _version(name)
     runs = runs_folder()
@@ -52,7 +53,9 @@ def _terminal() -> Iterator[tuple[str, str]]:
     yield "locale", f"{locale.setlocale(locale.LC_CTYPE)}, output in {encoding}"
     theme = choose_theme(encoding=encoding)
     yield "drawing", f"{theme.name}, {theme.glyphs.name}, {theme.num_colours or 'no'} colours"
-    yield "curses", _curses()
+    has_curses = importlib.util.find_spec("_curses") is not None
+    advice = ": pip install windows-curses" if sys.platform == "win32" else ""
+    yield "curses", "there" if has_curses else f"not there{advice}"
 
 
 _STREAMS = {"stdin": sys.__stdin__, "stdout": sys.__stdout__, "stderr": sys.__stderr__}
@@ -60,17 +63,6 @@ _STREAMS = {"stdin": sys.__stdin__, "stdout": sys.__stdout__, "stderr": sys.__st
 
 def _is_terminal(stream: object) -> bool:
     return bool(stream is not None and stream.isatty())  # type: ignore[attr-defined]
-
-
-def _curses() -> str:
-    if importlib.util.find_spec("_curses") is None:
-        return "not there" + (": pip install windows-curses" if sys.platform == "win32" else "")
-    return "there"
-
-
-def _screen() -> str:
-    reason = why_plain()
-    return f"plain lines here: {reason}" if reason else "the full screen works here"
 
 
 def _version(name: str) -> str:

@@ -10,12 +10,12 @@ from functools import partial
 from typing import Any, TextIO
 
 from ..dashboard.event_text import describe
+from ..dashboard.export import write_csv
 from ..dashboard.text import clean
 from ..events import EpochDone, Event, MetricsLogged, StepsDone
 from ..events.codec import strict_json
 from ..journal.reader import Record
 from ..journal.run import Run, find_run
-from .tables import write_csv
 
 Row = dict[str, Any]
 

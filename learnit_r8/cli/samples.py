@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..dashboard.export import write_csv
 from ..dashboard.text import clean, fit, number, width_of
 from ..journal.run import Run, UnreadableRun, find_run
 from ..journal.samples import Samples, most_suspects, read_samples, sample_epochs
 from ..table.label_noise import Suspects
-from .tables import write_csv
 
 COLUMNS: Sequence[str] = ("index", "name", "loss", "last", "mean", "uses")
 SUSPECT_COLUMNS: Sequence[str] = (*COLUMNS, "score", "why")
@@ -104,16 +104,13 @@ def summary(samples: Samples, verdict: Suspects) -> str:
 def lines_of(columns: Sequence[str], rows: list[Row]) -> Iterator[str]:
     """The lines of a table for people."""
     wide = min(WIDEST, max([6, *(width_of(row[1]) for row in rows)]))
-    yield _line(wide, "#", "sample", *columns[2:])
+    texts = [("#", "sample", *columns[2:])]
     for index, label, loss, last, mean, uses, *more in rows:
         numbers = (number(value, 4) for value in (loss, last, mean))
-        score, why = (f"{more[0]:.3f}", more[1]) if more else ("", "")
-        yield _line(wide, str(index), label, *numbers, str(uses), score, why)
-
-
-def _line(wide: int, index: str, label: str, loss: str, last: str, mean: str, uses: str, *more: str) -> str:
-    score, why = more or ("", "")
-    return f"{index:>9}  {fit(label, wide)}  {loss:>9}  {last:>9}  {mean:>9}  {uses:>5}  {score:>5}  {why}".rstrip()
+        texts.append((index, label, *numbers, uses, *((f"{more[0]:.3f}", more[1]) if more else ())))
+    for index, label, loss, last, mean, uses, *more in texts:
+        line = f"{index:>9}  {fit(label, wide)}  {loss:>9}  {last:>9}  {mean:>9}  {uses:>5}"
+        yield line + (f"  {more[0]:>5}  {more[1]}" if more else "")
 
 
 def trust(samples: Samples) -> str:

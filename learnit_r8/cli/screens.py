@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import math
 import shutil
 import sys
 import time
@@ -19,7 +18,7 @@ from ..dashboard.painter import Painter
 from ..dashboard.render.frame import render
 from ..dashboard.replay import Replay
 from ..dashboard.state.ui_state import UiState
-from ..dashboard.terminal.ending_signals import EndingSignals
+from ..dashboard.terminal.terminal_hooks import EndingSignals
 from ..dashboard.text import clean
 from ..dashboard.theme import Theme, choose_theme
 from ..dashboard.watch import Watch
@@ -114,7 +113,7 @@ def _follow(owner: Watch) -> None:
                 if said is not None:
                     print(f"step {event.step}: {said.text}", flush=True)
                     last = time.monotonic()
-            if time.monotonic() - last >= LINE_SECONDS and math.isfinite(last):
+            if time.monotonic() - last >= LINE_SECONDS:
                 print(line_of(owner.run, owner.view, owner.state), flush=True)
                 last = time.monotonic()
     print(line_of(owner.run, owner.view, owner.run.state()), flush=True)

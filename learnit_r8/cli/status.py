@@ -59,28 +59,15 @@ def line_of(run: Run, view: View, state: State) -> str:
     """One line on a run: name, state, progress, loss, rate, speed, time left."""
     parts = [clean(run.name, 60), state.word + (f" ({clean(state.detail, 100)})" if state.detail else "")]
     if view.run is not None:
-        total, epochs = view.run.total_steps, view.total_epochs
-        epoch = min(view.epoch + 1, epochs) if epochs else view.epoch + 1
-        parts += [
-            f"{view.progress:.1%}",
-            f"epoch {epoch}" + (f"/{epochs}" if epochs else ""),
-            f"step {view.step:,}" + (f"/{total:,}" if total else ""),
-        ]
+        parts += [f"{view.progress:.1%}", f"epoch {view.epoch_text}", f"step {view.step_text}"]
     if view.last is not None:
         parts += [f"loss {number(view.last.loss, 4)} (ema {number(view.ema, 4)})", f"lr {view.last.lr:.3g}"]
         if state.word == "running":
-            parts += [f"{number(view.pacing.samples_per_second)} samples/s", f"left {clock(_seconds_left(view))}"]
+            left = view.time_left(view.seconds).seconds
+            parts += [f"{number(view.pacing.samples_per_second)} samples/s", f"left {clock(left)}"]
     if view.incident is not None and state.word in ("running", "stalled"):
         parts.append("RECOVERING")
     return "  ".join(parts)
-
-
-def _seconds_left(view: View) -> float:
-    run = view.run
-    if run is None or run.total_steps is None:
-        budget = run.train_duration_seconds if run is not None else None
-        return math.nan if budget is None else max(0.0, budget - view.seconds)
-    return view.pacing.left(max(0, run.total_steps - view.step)).seconds
 
 
 def _facts(run: Run, view: View, state: State) -> dict[str, Any]:
@@ -94,7 +81,7 @@ def _facts(run: Run, view: View, state: State) -> dict[str, Any]:
         "epoch": view.epoch,
         "progress": view.progress,
         "seconds": view.seconds,
-        "seconds_left": _seconds_left(view) if state.word == "running" else math.nan,
+        "seconds_left": view.time_left(view.seconds).seconds if state.word == "running" else math.nan,
         "loss": view.last.loss if view.last else math.nan,
         "smoothed_loss": view.ema,
         "lr": view.last.lr if view.last else math.nan,

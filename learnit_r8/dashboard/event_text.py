@@ -29,8 +29,10 @@ class EventText(NamedTuple):
 
 def describe(event: events.Event) -> EventText | None:
     """The text of an event; None for events that only carry numbers (steps, surveys, backups)."""
-    said = _known(event)
-    return None if said is None else EventText(said.level, clean(said.text), said.mark)
+    if isinstance(event, _SILENT):
+        return None
+    said = _of_trouble(event) or _of_progress(event) or _of_run(event) or _unknown(event)
+    return said._replace(text=clean(said.text))
 
 
 _SILENT = (
@@ -44,12 +46,6 @@ _SILENT = (
 """Events that only carry numbers."""
 
 
-def _known(event: events.Event) -> EventText | None:
-    if isinstance(event, _SILENT):
-        return None
-    return _of_trouble(event) or _of_progress(event) or _of_run(event) or _unknown(event)
-
-
 def _of_trouble(event: events.Event) -> EventText | None:
     match event:
         case events.BatchRefused():
@@ -59,9 +55,8 @@ def _of_trouble(event: events.Event) -> EventText | None:
             return EventText(ALERT, f"loss {number(event.loss)} refused, {event.reason}{again}{samples}{rate}", "S")
         case events.RolledBack():
             steps = event.step - event.to_step
-            return EventText(
-                ALERT, f"model restored from {event.source} of step {event.to_step:,} ({-steps:+,} steps)", "B"
-            )
+            state = f"{event.source} of step {event.to_step:,}"
+            return EventText(ALERT, f"model restored from {state} ({-steps:+,} steps)", "B")
         case events.RestoreFailed():
             where = f"{_file_name(event.source)} of step {event.to_step:,}"
             return EventText(WARN, f"{where} could not be put back: {event.reason}")
@@ -81,9 +76,8 @@ def _of_trouble(event: events.Event) -> EventText | None:
         case events.LrRestored():
             return EventText(GOOD, "learning rate back on its schedule")
         case events.BatchAbandoned():
-            return EventText(
-                WARN, "a batch was not reported; " + ("it comes again" if event.drawn_again else "refused")
-            )
+            rest = "it comes again" if event.drawn_again else "refused"
+            return EventText(WARN, f"a batch was not reported; {rest}")
     return None
 
 
@@ -120,9 +114,7 @@ def _of_run(event: events.Event) -> EventText | None:
         case events.ProcessLeft():
             return EventText(ALERT, f"died: {event.error}") if event.error else EventText(INFO, "the process left")
         case events.RunEnded():
-            return EventText(
-                GOOD if event.finished else WARN, "finished" if event.finished else "stopped before its end"
-            )
+            return EventText(GOOD, "finished") if event.finished else EventText(WARN, "stopped before its end")
     return None
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import html
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, TextIO
 
 from .render.pages import PAGES
 from .state.ui_state import Scene, UiState
@@ -33,13 +34,30 @@ def export_csv(view: View, ui: UiState, scene: Scene, folder: str | os.PathLike[
     Raises:
         OSError: the file cannot be written.
     """
-    header, rows = PAGES[ui.view].rows(view, scene)
     path = _free_path(folder, f"{ui.view}-{view.step}", ".csv")
     with open(path, "x", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
+        write_csv(file, *PAGES[ui.view].rows(view, scene))
     return str(path)
+
+
+def write_csv(stream: TextIO, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a header and rows, so that a spreadsheet takes no text for a formula.
+
+    Args:
+        stream: Takes the text.
+        columns: Names of the columns.
+        rows: A value for each column; None stays empty.
+    """
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_cell(value) for value in row] for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return f"{value:.13g}"
+    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return "'" + value if is_formula else value
 
 
 def export_svg(lines: Sequence[Line], theme: Theme, step: int, folder: str | os.PathLike[str]) -> str:

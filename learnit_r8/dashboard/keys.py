@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from .render.pages import PAGES, VIEWS
 from .state.sample_list import listed_samples
@@ -17,7 +16,7 @@ PAGE = 10
 MOST_SCROLL = 10**6
 MOST_TYPED = 60
 
-Answer = tuple[UiState, Action | None]
+Change = Callable[[UiState, View], UiState]
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Binding:
         shown: How footer and help write them.
         label: Text in the footer; "" for a key that the footer does not name.
         text: Text in the help.
-        act: Returns the next state of the screen and the action that its owner has to take.
+        act: Returns the next state of the screen; or the action that its owner has to take.
         modes: Modes of the screen in which it works.
         views: Views in which it works; empty for all.
         opens: The view it opens; "" for other keys.
@@ -40,89 +39,75 @@ class Binding:
     shown: str
     label: str
     text: str
-    act: Callable[[UiState, View], Answer]
+    act: Change | Action
     modes: tuple[str, ...] = ("live", "watch", "replay")
     views: tuple[str, ...] = ()
     opens: str = ""
 
 
-def _look(**changes: object) -> Callable[[UiState, View], Answer]:
-    return lambda ui, view: (replace(ui, **changes), None)  # type: ignore[arg-type]
-
-
-def _ask(action: Action) -> Callable[[UiState, View], Answer]:
-    return lambda ui, view: (ui, action)
-
-
-def _go(name: str) -> Callable[[UiState, View], Answer]:
-    return lambda ui, view: (_to(ui, name), None)
+def _page(name: str) -> Change:
+    return lambda ui, view: _to(ui, name)
 
 
 def _to(ui: UiState, view: str) -> UiState:
     return replace(ui, view=view, scroll=0, inspected=None)
 
 
-def _turn(by: int) -> Callable[[UiState, View], Answer]:
-    return lambda ui, view: (_to(ui, VIEWS[(VIEWS.index(ui.view) + by) % len(VIEWS)]), None)
+def _neighbour(by: int) -> Change:
+    return lambda ui, view: _to(ui, VIEWS[(VIEWS.index(ui.view) + by) % len(VIEWS)])
 
 
-def _flip(name: str) -> Callable[[UiState, View], Answer]:
-    def act(ui: UiState, view: View) -> Answer:
-        changes: dict[str, Any] = {name: not getattr(ui, name)}
-        return replace(ui, **changes), None
-
-    return act
+def _switch(name: str) -> Change:
+    return lambda ui, view: replace(ui, **{name: not getattr(ui, name)})  # type: ignore[arg-type]
 
 
-def _zoom(by: int) -> Callable[[UiState, View], Answer]:
-    return lambda ui, view: (replace(ui, zoom=ZOOMS[(ZOOMS.index(ui.zoom) + by) % len(ZOOMS)]), None)
+def _zoom(ui: UiState, view: View) -> UiState:
+    return replace(ui, zoom=ZOOMS[(ZOOMS.index(ui.zoom) + 1) % len(ZOOMS)])
 
 
-def _move(rows: int) -> Callable[[UiState, View], Answer]:
-    def act(ui: UiState, view: View) -> Answer:
+def _move(rows: int) -> Change:
+    def act(ui: UiState, view: View) -> UiState:
         if ui.view == "samples":
             last = max(0, len(listed_samples(ui, view)) - 1)
-            return replace(ui, selected=min(last, max(0, ui.selected + rows))), None
+            return replace(ui, selected=min(last, max(0, ui.selected + rows)))
         # The newest line of the output is at the bottom: up is back in time.
         step = -rows if ui.view == "output" else rows
-        return replace(ui, scroll=min(MOST_SCROLL, max(0, ui.scroll + step))), None
+        return replace(ui, scroll=min(MOST_SCROLL, max(0, ui.scroll + step)))
 
     return act
 
 
-def _type(ui: UiState, view: View) -> Answer:
-    return replace(ui, typing=ui.filter), None
+def _filter(ui: UiState, view: View) -> UiState:
+    return replace(ui, typing=ui.filter)
 
 
-def _list(ui: UiState, view: View) -> Answer:
+def _other_list(ui: UiState, view: View) -> UiState:
     listed = LISTS[(LISTS.index(ui.listed) + 1) % len(LISTS)]
-    return replace(ui, listed=listed, selected=0, inspected=None), None
+    return replace(ui, listed=listed, selected=0, inspected=None)
 
 
-def _inspect(ui: UiState, view: View) -> Answer:
-    samples = listed_samples(ui, view)
+def _inspect(ui: UiState, view: View) -> UiState:
+    samples = list(listed_samples(ui, view))
     if ui.inspected is not None or not samples:
-        return replace(ui, inspected=None), None
-    return replace(ui, inspected=samples[min(ui.selected, len(samples) - 1)]), None
+        return replace(ui, inspected=None)
+    return replace(ui, inspected=samples[min(ui.selected, len(samples) - 1)])
 
 
-def _back(ui: UiState, view: View) -> Answer:
+def _back(ui: UiState, view: View) -> UiState:
     if ui.inspected is not None:
-        return replace(ui, inspected=None), None
-    if ui.filter:
-        return replace(ui, filter="", scroll=0), None
-    return _to(ui, "overview"), None
+        return replace(ui, inspected=None)
+    return replace(ui, filter="", scroll=0) if ui.filter else _to(ui, "overview")
 
 
 _CHARTS = tuple(name for name, page in PAGES.items() if page.has_chart)
 
 TABLE = (
     *(
-        Binding((str(number), *page.keys), str(number), page.label, f"view: {page.text}", _go(name), opens=name)
+        Binding((str(number), *page.keys), str(number), page.label, f"view: {page.text}", _page(name), opens=name)
         for number, (name, page) in enumerate(PAGES.items(), start=1)
     ),
-    Binding(("tab", "right"), "Tab", "", "next view", _turn(1)),
-    Binding(("shift-tab", "left"), "Shift-Tab", "", "view before", _turn(-1)),
+    Binding(("tab", "right"), "Tab", "", "next view", _neighbour(1)),
+    Binding(("shift-tab", "left"), "Shift-Tab", "", "view before", _neighbour(-1)),
     Binding(("up", "k"), "up k", "", "scroll or select up", _move(-1)),
     Binding(("down", "j"), "down j", "", "scroll or select down", _move(1)),
     Binding(("page up",), "PgUp", "", "ten rows up", _move(-PAGE)),
@@ -130,32 +115,32 @@ TABLE = (
     Binding(("home", "g"), "Home g", "", "to the first", _move(-MOST_SCROLL)),
     Binding(("end", "G"), "End G", "", "to the last", _move(MOST_SCROLL)),
     Binding(("enter",), "Enter", "inspect", "history of the sample, and back", _inspect, views=("samples",)),
-    Binding(("l",), "l", "suspects", "hardest or suspects", _list, views=("samples",)),
-    Binding(("e",), "e", "alerts", "only warnings, or all", _flip("alerts_only"), views=("events",)),
+    Binding(("l",), "l", "suspects", "hardest or suspects", _other_list, views=("samples",)),
+    Binding(("e",), "e", "alerts", "only warnings, or all", _switch("alerts_only"), views=("events",)),
     Binding(
         ("/",),
         "/",
         "filter",
         "filter by a text (Enter keeps it)",
-        _type,
+        _filter,
         views=tuple(name for name, page in PAGES.items() if page.has_filter),
     ),
-    Binding(("y",), "y", "log", "log or linear scale of the loss", _flip("log_scale"), views=_CHARTS),
-    Binding(("z",), "z", "zoom", "all, last 10 %, last epoch", _zoom(1), views=_CHARTS),
-    Binding((" ",), "space", "freeze", "freeze the picture only", _flip("frozen"), modes=("live", "watch")),
-    Binding((" ",), "space", "pause", "pause the replay or go on", _ask(Action.PAUSE), modes=("replay",)),
-    Binding(("+", ">"), "+", "faster", "faster", _ask(Action.FASTER), modes=("replay",)),
-    Binding(("-", "<"), "-", "slower", "slower", _ask(Action.SLOWER), modes=("replay",)),
-    Binding(("p",), "p", "pause", "pause the training, or go on", _ask(Action.PAUSE), modes=("live",)),
-    Binding(("s", "ctrl-s"), "s", "save", "save a checkpoint", _ask(Action.SAVE), modes=("live",)),
-    Binding(("x",), "x", "export", "export the panel's numbers (CSV)", _ask(Action.EXPORT_CSV)),
-    Binding(("X",), "X", "", "export the chart (SVG)", _ask(Action.EXPORT_SVG)),
-    Binding(("c",), "c", "", "next colours (or none)", _ask(Action.THEME)),
-    Binding(("ctrl-l", "r"), "r", "", "paint everything again", _ask(Action.REPAINT)),
+    Binding(("y",), "y", "log", "log or linear scale of the loss", _switch("log_scale"), views=_CHARTS),
+    Binding(("z",), "z", "zoom", "all, last 10 %, last epoch", _zoom, views=_CHARTS),
+    Binding((" ",), "space", "freeze", "freeze the picture only", _switch("frozen"), modes=("live", "watch")),
+    Binding((" ",), "space", "pause", "pause the replay or go on", Action.PAUSE, modes=("replay",)),
+    Binding(("+", ">"), "+", "faster", "faster", Action.FASTER, modes=("replay",)),
+    Binding(("-", "<"), "-", "slower", "slower", Action.SLOWER, modes=("replay",)),
+    Binding(("p",), "p", "pause", "pause the training, or go on", Action.PAUSE, modes=("live",)),
+    Binding(("s", "ctrl-s"), "s", "save", "save a checkpoint", Action.SAVE, modes=("live",)),
+    Binding(("x",), "x", "export", "export the panel's numbers (CSV)", Action.EXPORT_CSV),
+    Binding(("X",), "X", "", "export the chart (SVG)", Action.EXPORT_SVG),
+    Binding(("c",), "c", "", "next colours (or none)", Action.THEME),
+    Binding(("ctrl-l", "r"), "r", "", "paint everything again", Action.REPAINT),
     Binding(("escape",), "Esc", "", "back", _back),
-    Binding(("q",), "q", "quit", "how to leave (asks first)", _look(menu=True), modes=("live",)),
-    Binding(("q",), "q", "quit", "leave (the training goes on)", _ask(Action.LEAVE), modes=("watch", "replay")),
-    Binding(("?", "h"), "?", "help", "this help", _look(help=True)),
+    Binding(("q",), "q", "quit", "how to leave (asks first)", _switch("menu"), modes=("live",)),
+    Binding(("q",), "q", "quit", "leave (the training goes on)", Action.LEAVE, modes=("watch", "replay")),
+    Binding(("?", "h"), "?", "help", "this help", _switch("help")),
 )
 """Every key. The footer names those with a label."""
 
@@ -168,7 +153,7 @@ def works(binding: Binding, ui: UiState) -> bool:
     return ui.mode in binding.modes and (not binding.views or ui.view in binding.views)
 
 
-def press(key: str, ui: UiState, view: View) -> Answer:
+def press(key: str, ui: UiState, view: View) -> tuple[UiState, Action | None]:
     """The effect of a key.
 
     Args:
@@ -188,7 +173,7 @@ def press(key: str, ui: UiState, view: View) -> Answer:
         return replace(ui, help=False), None
     for binding in TABLE:
         if key in binding.keys and works(binding, ui):
-            return binding.act(ui, view)
+            return (ui, binding.act) if isinstance(binding.act, Action) else (binding.act(ui, view), None)
     return ui, None
 
 

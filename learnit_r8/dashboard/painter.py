@@ -22,6 +22,7 @@ from .keys import press
 from .render.frame import render
 from .state.ui_state import Action, Scene, UiState
 from .state.view import View
+from .terminal.capture import Capture
 from .terminal.screen import Screen
 from .terminal.tty_modes import is_in_background
 from .text import Line
@@ -56,23 +57,12 @@ class Owner(Protocol):
 
     def events(self) -> Iterable[events.Event]:
         """Events since the last call."""
-        ...
 
     def scene(self) -> Scene:
         """The time, the output and the state of the owner, beside the events."""
-        ...
 
     def act(self, action: Action) -> str:
         """Take the action of a key; returns an answer to show."""
-        ...
-
-    def left(self) -> None:
-        """The painter has left the screen for a while."""
-        ...
-
-    def returning(self) -> None:
-        """The painter is about to take the screen again."""
-        ...
 
 
 class Painter:
@@ -82,6 +72,7 @@ class Painter:
         screen: The terminal.
         owner: Gives events and takes actions; only the painter folds events into its view.
         ui: First state of the screen.
+        capture: Keeps printed text off the screen, and pauses while the screen is left; None for none.
         clock: Returns seconds, monotonic.
         cpu_clock: Returns the CPU seconds of the calling thread.
 
@@ -97,6 +88,7 @@ class Painter:
         owner: Owner,
         ui: UiState,
         *,
+        capture: Capture | None = None,
         clock: Callable[[], float] = time.monotonic,
         cpu_clock: Callable[[], float] = time.thread_time,
     ) -> None:
@@ -105,7 +97,7 @@ class Painter:
         self.ui_share = math.nan
         self.ui = ui
         self.lines: list[Line] = []
-        self._screen, self._owner = screen, owner
+        self._screen, self._owner, self._capture = screen, owner, capture
         self._clock, self._cpu_clock = clock, cpu_clock
         self._is_stopping = False
         self._num_suspended = 0
@@ -169,11 +161,12 @@ class Painter:
     def _turn(self) -> None:
         """One round: leave or come back, wait, answer keys, draw."""
         if self._follow_suspension():
-            self._screen.wait_hidden(FRAME_SECONDS if self._num_suspended else max(0.01, self._back_at - self._clock()))
+            until_back = FRAME_SECONDS if self._num_suspended else max(0.01, self._back_at - self._clock())
+            self._screen.wait(until_back, for_keys=False)
             return
         if is_in_background():
             self._was_behind = True
-            self._screen.wait_hidden(FRAME_SECONDS)
+            self._screen.wait(FRAME_SECONDS, for_keys=False)
             return
         if self._was_behind:
             self._was_behind = False
@@ -192,15 +185,21 @@ class Painter:
         """Leave the screen or take it again if `suspend` or `resume` asked for it; returns whether it is left."""
         wants_away = self._num_suspended > 0 or self._clock() < self._back_at
         if wants_away and not self._is_away:
-            self._screen.leave()
-            self._owner.left()
-            self._is_away = True
+            self._leave()
             self._has_left.set()
         elif self._is_away and not wants_away and not is_in_background():
-            self._owner.returning()
+            if self._capture is not None:
+                self._capture.resume()
             self._screen.come_back()
             self._is_away, self._next_draw = False, -math.inf
         return self._is_away
+
+    def _leave(self) -> None:
+        """Leave the screen, and let printed text through meanwhile."""
+        self._screen.leave()
+        if self._capture is not None:
+            self._capture.pause()
+        self._is_away = True
 
     def _press(self, key: str) -> None:
         if key == "ctrl-z":
@@ -231,9 +230,7 @@ class Painter:
 
     def _stop_job(self) -> None:
         """Give the terminal to the shell and stop the job, as Ctrl-Z does elsewhere; a continued job takes it again."""
-        self._screen.leave()
-        self._owner.left()
-        self._is_away = True
+        self._leave()
         # To the whole job, as the terminal does; the system does not stop a job that has no shell to continue it.
         os.kill(0, signal.SIGTSTP)
 

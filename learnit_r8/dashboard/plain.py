@@ -7,7 +7,7 @@ import sys
 from typing import TextIO
 
 from .. import events
-from .event_text import ALERT, WARN, describe, few
+from .event_text import INFO, describe, few
 from .terminal.async_writer import AsyncWriter
 
 SECONDS_BETWEEN_LINES = 60.0
@@ -54,28 +54,23 @@ class PlainLog:
     def _line(self, event: events.Event) -> str:
         match event:
             case events.StepDone():
-                if event.seconds - self._last_line < SECONDS_BETWEEN_LINES:
-                    return ""
-                return (
-                    f"{self._where(event.epoch, event.step)}  loss {event.loss:.4g}  lr {event.lr:.3g}  {_left(event)}"
-                )
+                is_due = event.seconds - self._last_line >= SECONDS_BETWEEN_LINES
+                return f"{self._where(event)}  {_left(event)}" if is_due else ""
             case events.EpochDone():
                 speed = event.samples / event.epoch_seconds if event.epoch_seconds > 0 else math.nan
-                return (
-                    f"{self._where(event.epoch, event.step)}  loss {event.loss:.4g}  lr {event.lr:.3g}  "
-                    f"{speed:,.0f} samples/s  {_left(event)}"
-                )
+                return f"{self._where(event)}  {speed:,.0f} samples/s  {_left(event)}"
             case events.RunStarted():
                 self._run = event
                 budget = f"{event.total_steps} steps" if event.total_steps else f"{event.train_duration_seconds:g} s"
                 return f"{event.name or 'run'}: {event.num_samples} samples in batches of {event.batch_size}, {budget}"
-        return _of_training(event) or _of_run(event) or _trouble(event)
+        return _of_training(event) or _of_run(event) or _of_other(event)
 
-    def _where(self, epoch: int, step: int) -> str:
-        run = self._run
-        if run is None or run.total_steps is None:
-            return f"epoch {epoch + 1} step {step}"
-        return f"epoch {epoch + 1}/{math.ceil(run.total_steps / run.steps_per_epoch)} step {step}/{run.total_steps}"
+    def _where(self, event: events.StepDone | events.EpochDone) -> str:
+        run, epochs, steps = self._run, "", ""
+        if run is not None and run.total_steps is not None:
+            epochs, steps = f"/{math.ceil(run.total_steps / run.steps_per_epoch)}", f"/{run.total_steps}"
+        where = f"epoch {event.epoch + 1}{epochs} step {event.step}{steps}"
+        return f"{where}  loss {event.loss:.4g}  lr {event.lr:.3g}"
 
 
 def _of_training(event: events.Event) -> str:
@@ -86,14 +81,8 @@ def _of_training(event: events.Event) -> str:
             return f"step {event.step}: loss {event.loss} refused{samples}; lr {event.lr:.3g} -> {event.next_lr:.3g}"
         case events.RolledBack():
             return f"step {event.step}: model restored from {event.source} of step {event.to_step}"
-        case events.IncidentEnded():
-            return f"step {event.step}: recovered" + (f": {event.text}" if event.text else "")
-        case events.SamplesQuarantined():
-            return f"step {event.step}: quarantine: {event.text}"
         case events.SamplesReleased():
             return f"step {event.step}: out of quarantine: samples {few(event.samples, 8)}"
-        case events.LrRestored():
-            return f"step {event.step}: learning rate back on its schedule"
         case events.LrFound():
             return f"learning rate {event.lr:.3g} found in {event.num_steps} steps"
     return ""
@@ -108,8 +97,6 @@ def _of_run(event: events.Event) -> str:
             return f"step {event.step}: saved {event.path}"
         case events.RunPaused():
             return f"step {event.step}: paused{_because(event.reason)}"
-        case events.RunResumed():
-            return f"step {event.step}: goes on"
         case events.RunStopped():
             return f"step {event.step}: stopped{_because(event.reason)}"
         case events.MetricsLogged():
@@ -124,10 +111,11 @@ def _because(reason: str) -> str:
     return f" ({reason})" if reason else ""
 
 
-def _trouble(event: events.Event) -> str:
-    """A line for any other event that is a warning or an alert; "" for the rest."""
-    said = None if isinstance(event, events.Notice | events.BatchAbandoned | events.RunEnded) else describe(event)
-    return f"step {event.step}: {said.text}" if said is not None and said.level in (WARN, ALERT) else ""
+def _of_other(event: events.Event) -> str:
+    """A line for any other event that is no mere information; "" for the rest."""
+    said = None if isinstance(event, events.Notice | events.BatchAbandoned) else describe(event)
+    is_shown = said is not None and (said.level != INFO or isinstance(event, events.RunResumed))
+    return f"step {event.step}: {said.text}" if said is not None and is_shown else ""
 
 
 def _left(event: events.StepDone | events.EpochDone) -> str:

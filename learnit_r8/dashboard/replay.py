@@ -108,12 +108,6 @@ class Replay:
                 return f"{self.speed:.3g} training seconds a second"
         return NOT_HERE.get(action, "")
 
-    def left(self) -> None:
-        """Do nothing: no output is captured."""
-
-    def returning(self) -> None:
-        """Do nothing: no output is captured."""
-
 
 def _usual_speed(run: Run) -> float:
     seconds = max((record.event.seconds for record in Run(run.folder).glance()[-100:]), default=0.0)

@@ -6,7 +6,6 @@ import contextlib
 import os
 import sys
 import threading
-import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -97,8 +96,8 @@ class ScreenSession:
         """Take the terminal, on the main thread; calls ``ended`` where that fails."""
         self._modes = TtyModes()
         self._screen = Screen(choose_theme(encoding=sys.stdout.encoding or "ascii"), self._modes)
-        self._painter = Painter(self._screen, self, UiState(), clock=time.monotonic)
         self._capture = self._open_capture()
+        self._painter = Painter(self._screen, self, UiState(), capture=self._capture)
         self._hooks = TerminalHooks(self)
         self.is_on = True
         self._hooks.install()
@@ -201,16 +200,6 @@ class ScreenSession:
         self._painter.stop()
         if threading.current_thread() is not self._thread:
             self._thread.join(END_SECONDS)
-
-    def left(self) -> None:
-        """Let printed text through while the screen is left."""
-        if self._capture is not None:
-            self._capture.pause()
-
-    def returning(self) -> None:
-        """Keep printed text off the screen again."""
-        if self._capture is not None:
-            self._capture.resume()
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:

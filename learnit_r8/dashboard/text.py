@@ -59,15 +59,6 @@ def clean(text: object, most: int = 400) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def no_formula(text: str) -> str:
-    """A text that a spreadsheet does not take for a formula.
-
-    >>> no_formula("=1+1"), no_formula("a=b")
-    ("'=1+1", 'a=b')
-    """
-    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
-
-
 def _cleaned(text: str) -> str:
     kept: list[str] = []
     marks = 0
@@ -201,3 +192,8 @@ def clock(seconds: float) -> str:
     if days:
         return f"{days}d {hours:02d}:{minutes:02d}"
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def share(value: float, digits: int = 1) -> str:
+    """A share as per cent."""
+    return f"{100 * value:.{digits}f}%" if math.isfinite(value) else "?"

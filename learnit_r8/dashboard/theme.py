@@ -15,7 +15,7 @@ class Style:
         colour: Of the text, in a palette of 256; None for the terminal's own.
         colour8: Of the text, where there are 8 colours (0 black, 1 red, 2 green, 3 yellow, 4 blue, 5 magenta, 6 cyan,
             7 white); None for the terminal's own.
-        bold, dim, reverse, underline: Attributes.
+        bold, dim, reverse: Attributes.
     """
 
     colour: int | None = None
@@ -23,7 +23,6 @@ class Style:
     bold: bool = False
     dim: bool = False
     reverse: bool = False
-    underline: bool = False
 
 
 @dataclass(frozen=True)

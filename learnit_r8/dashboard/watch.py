@@ -94,7 +94,7 @@ class Watch:
         for record in self.run.glance():
             self.view.fold(record.event)
             self._heard = record.time
-        self._loader = None if self.run.is_read else self._start_loading()
+        self._loader = None if self.run.lines.is_at_end else self._start_loading()
 
     def _start_loading(self) -> threading.Thread:
         self._whole, self._whole_run = View(skips_damage=True), Run(self.run.folder, wall=self._wall)
@@ -125,14 +125,14 @@ class Watch:
     def _poll(self) -> Iterator[Event]:
         until = self._clock() + POLL_SECONDS
         while True:
-            restarts = self.run.num_restarts
+            restarts = self.run.lines.num_restarts
             records = self.run.poll()
-            if self.run.num_restarts > restarts:
+            if self.run.lines.num_restarts > restarts:
                 self.view = View(skips_damage=True)
             for record in records:
                 self._heard = record.time
                 yield record.event
-            if self.run.is_read or self._clock() >= until:
+            if self.run.lines.is_at_end or self._clock() >= until:
                 return
 
     @property
@@ -155,15 +155,9 @@ class Watch:
             num_output=self._output.num_lines,
             link=f"{state.word} {state.detail}".strip() if state.word == "stalled" else state.word,
             folder=os.fspath(self.run.folder),
-            said="" if self._loader is None else f"reading all of it, {self._whole_run.share_read:.0%}",
+            said="" if self._loader is None else f"reading all of it, {self._whole_run.lines.share_read:.0%}",
         )
 
     def act(self, action: Action) -> str:
         """Say why a viewer cannot take the action of a key."""
         return NOT_HERE.get(action, "")
-
-    def left(self) -> None:
-        """Do nothing: no output is captured."""
-
-    def returning(self) -> None:
-        """Do nothing: no output is captured."""

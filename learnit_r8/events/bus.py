@@ -15,7 +15,7 @@ class Announcer:
 
     Args:
         listeners: Called with every event, in this order.
-        where: Returns the current step and training seconds.
+        where: Returns the current step and training seconds; an attribute, too.
 
     Raises:
         TypeError: a listener is not callable.
@@ -27,7 +27,7 @@ class Announcer:
     """
 
     def __init__(self, listeners: Iterable[Listener], where: Callable[[], tuple[int, float]]) -> None:
-        self._where = where
+        self.where = where
         self._said: set[str] = set()
         self._listeners: list[Listener] = []
         self.is_heard = False
@@ -54,12 +54,8 @@ class Announcer:
         """Make an event of this kind and hand it to all listeners, in order."""
         if not self._listeners:
             return
-        step, seconds = self._where()
+        step, seconds = self.where()
         self.hand_on(kind(step=step, seconds=seconds, **fields))
-
-    def where(self) -> tuple[int, float]:
-        """The current step and training seconds."""
-        return self._where()
 
     def hand_on(self, event: Event) -> None:
         """Hand an event to all listeners, in order."""
@@ -80,16 +76,14 @@ class Announcer:
         """Tell listeners, the first time this topic comes up."""
         self.say_once(topic, text, is_warning=False)
 
-    def warn_once(self, topic: str, text: str) -> None:
-        """Warn the user and tell listeners, the first time this topic comes up."""
-        self.say_once(topic, text, stacklevel=5)
-
-    def say_once(self, topic: str, text: str, *, is_warning: bool = True, stacklevel: int = 4) -> None:
+    def say_once(self, topic: str, text: str, *, is_warning: bool = True) -> None:
         """Tell listeners, the first time this topic comes up; with ``is_warning`` also warn the user."""
         if topic not in self._said:
             self._said.add(topic)
             if is_warning:
-                warnings.warn(text, RuntimeWarning, stacklevel=stacklevel)
+                warnings.warn(text, RuntimeWarning, stacklevel=4)
             from .run import Notice
 
             self.tell(Notice, text=text, is_warning=is_warning)
+
+    warn_once = say_once

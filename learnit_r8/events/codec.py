@@ -24,8 +24,7 @@ def to_json(event: Event) -> str:
     >>> to_json(RolledBack(step=7, seconds=1.5, to_step=5, source="backup"))
     '{"kind": "RolledBack", "step": 7, "seconds": 1.5, "to_step": 5, "source": "backup"}'
     """
-    fields = {"kind": type(event).__name__, **dataclasses.asdict(event)}
-    return strict_json(fields)
+    return strict_json({"kind": type(event).__name__, **dataclasses.asdict(event)})
 
 
 def strict_json(value: Any, *, non_finite: Callable[[float], Any] = repr, indent: int | None = None) -> str:
@@ -72,8 +71,8 @@ def from_fields(fields: Any) -> Event:
     kind = fields.get("kind") if isinstance(fields, dict) else None
     if not isinstance(kind, str) or kind not in EVENTS:
         raise ValueError(f"event kind must be one of {sorted(EVENTS)}, got {kind!r}.")
-    readers = _readers(EVENTS[kind])
-    if missing := _needed(EVENTS[kind]) - fields.keys():
+    readers = _readers(kind)
+    if missing := _needed(kind) - fields.keys():
         raise ValueError(f"event {kind} must have the fields {sorted(readers)}, got none for {sorted(missing)}.")
     try:
         return EVENTS[kind](**{name: read(fields[name]) for name, read in readers.items() if name in fields})
@@ -82,15 +81,15 @@ def from_fields(fields: Any) -> Event:
 
 
 @functools.cache
-def _readers(kind: type[Event]) -> dict[str, Callable[[Any], Any]]:
-    return {name: _reader(hint) for name, hint in typing.get_type_hints(kind).items()}
+def _readers(kind: str) -> dict[str, Callable[[Any], Any]]:
+    return {name: _reader(hint) for name, hint in typing.get_type_hints(EVENTS[kind]).items()}
 
 
 @functools.cache
-def _needed(kind: type[Event]) -> frozenset[str]:
+def _needed(kind: str) -> frozenset[str]:
     """Fields without a default; files of older versions lack those with one."""
     none = dataclasses.MISSING
-    fields = dataclasses.fields(kind)
+    fields = dataclasses.fields(EVENTS[kind])
     return frozenset(field.name for field in fields if field.default is none and field.default_factory is none)
 
 

@@ -1,5 +1,6 @@
 """Every kind of event, and the kinds by name."""
 
+from .event import Event
 from .run import Alive as Alive
 from .run import Notice as Notice
 from .run import ProcessLeft as ProcessLeft
@@ -31,12 +32,5 @@ from .trouble import RolledBack as RolledBack
 from .trouble import SamplesQuarantined as SamplesQuarantined
 from .trouble import SamplesReleased as SamplesReleased
 
-EVENTS = {
-    kind.__name__: kind
-    for kind in (
-        RunStarted, StepDone, StepsDone, SamplesSurveyed, BatchRefused, RolledBack, RestoreFailed, DamageFound,
-        LrCapped, GaveUp, IncidentEnded, LrRestored, BatchAbandoned, EpochDone, MetricsLogged, BackupTaken,
-        CheckpointSaved, BestSaved, CheckpointLoaded, RunPaused, RunResumed, RunStopped, LrFound, LrPlanned, Notice,
-        RunEnded, Alive, ProcessLeft, SamplesQuarantined, SamplesReleased,
-    )
-}  # fmt: skip
+EVENTS = {kind.__name__: kind for kind in Event.__subclasses__()}
+"""Every kind of event that this version knows, by its name in a journal."""

@@ -84,7 +84,7 @@ class Lines:
 
         Raises:
             OSError: the file cannot be opened.
-        ValueError: it is no regular file.
+            ValueError: it is no regular file.
         """
         with open_regular(self.path) as file:
             self._follow(os.fstat(file.fileno()))
@@ -97,6 +97,11 @@ class Lines:
     def is_at_end(self) -> bool:
         """Whether the last `read` reached the end of the file."""
         return self.offset >= self.size
+
+    @property
+    def share_read(self) -> float:
+        """Share of the file that was read, in [0, 1]."""
+        return self.offset / self.size if self.size else 1.0
 
     def _follow(self, found: os.stat_result) -> None:
         file = (found.st_dev, found.st_ino)
@@ -132,12 +137,7 @@ class Parser:
 
     def parse(self, lines: Iterable[bytes]) -> list[Record]:
         """The records among some lines, in order."""
-        records = []
-        for line in lines:
-            record = self._record(line)
-            if record is not None:
-                records.append(record)
-        return records
+        return [record for record in map(self._record, lines) if record is not None]
 
     def _record(self, line: bytes) -> Record | None:
         try:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..events import BatchRefused, EpochDone, ProcessLeft, RunEnded, RunPaused, RunResumed, RunStarted, StepsDone
 from .reader import Lines, Parser, Record, preview, read_json
-from .run_info import is_gone
+from .run_info import is_gone, read_sessions
 
 SILENT_SECONDS = 35.0
 """Time without a record after which a run is stalled; a journal writes every ten seconds."""
@@ -49,6 +49,8 @@ class Run:
         UnreadableRun: it is no folder, or holds no journal.
 
     Attributes:
+        folder: The run folder.
+        lines: The journal, as far as it was read.
         parser: Counts the lines that are no records.
     """
 
@@ -56,12 +58,12 @@ class Run:
         self.folder = Path(folder)
         self.parser = Parser()
         self._wall = wall
-        self._lines = Lines(self.folder / "events.jsonl")
+        self.lines = Lines(self.folder / "events.jsonl")
         self._reset()
         if not self.folder.is_dir():
             raise UnreadableRun(f"run must be a folder, got {str(folder)!r}.")
         with self._opening():
-            self._lines.read(0)
+            self.lines.read(0)
 
     @contextlib.contextmanager
     def _opening(self) -> Iterator[None]:
@@ -98,7 +100,7 @@ class Run:
             UnreadableRun: the journal is gone.
         """
         with self._opening():
-            found = preview(self._lines.path, self.parser)
+            found = preview(self.lines.path, self.parser)
         if found is None:
             return list(self.records())
         before, tail = found
@@ -112,10 +114,10 @@ class Run:
         Raises:
             UnreadableRun: the journal is gone.
         """
-        restarts = self._lines.num_restarts
+        restarts = self.lines.num_restarts
         with self._opening():
-            lines = self._lines.read()
-        if self._lines.num_restarts > restarts:
+            lines = self.lines.read()
+        if self.lines.num_restarts > restarts:
             self._reset()
         records = self.parser.parse(lines)
         for record in records:
@@ -130,23 +132,8 @@ class Run:
         """
         while True:
             yield from self.poll()
-            if self._lines.is_at_end:
+            if self.lines.is_at_end:
                 return
-
-    @property
-    def share_read(self) -> float:
-        """Share of the journal that was read, in [0, 1]."""
-        return self._lines.offset / self._lines.size if self._lines.size else 1.0
-
-    @property
-    def is_read(self) -> bool:
-        """Whether the last `poll` reached the end of the journal."""
-        return self._lines.is_at_end
-
-    @property
-    def num_restarts(self) -> int:
-        """Number of times that another journal took its place, which is read from its beginning."""
-        return self._lines.num_restarts
 
     def _look(self, record: Record) -> None:
         event = record.event
@@ -178,9 +165,7 @@ class Run:
             return State("finished" if finished else "stopped", "")
         if not self._heard:
             return State("empty", "")
-        sessions = self.about().get("sessions")
-        process = sessions[-1] if isinstance(sessions, list) and sessions else {}
-        if isinstance(process, Mapping) and is_gone(process):
+        if any(map(is_gone, read_sessions(self.folder)[-1:])):
             return State("finished", "") if self._progress >= 1 else State("died", "the process is gone")
         if now - self._heard > SILENT_SECONDS:
             return State("stalled", f"no sign of life for {seconds_text(now - self._heard)}")

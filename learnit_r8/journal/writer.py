@@ -76,7 +76,6 @@ class Journal:
         self.listener = Condenser(self)
         self.num_lost = 0
         self._samples_of, self._clock, self._wall = samples, clock, wall
-        self._about = (name, configuration or {})
         self._waiting: deque[Event] = deque()
         self._lines: list[str] = []
         self._pending_samples: list[Samples] = []
@@ -90,10 +89,10 @@ class Journal:
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self._in_background = in_background
-        self._prepare()
+        self._prepare(name, configuration or {})
         self._thread: threading.Thread | None = None
 
-    def _prepare(self) -> None:
+    def _prepare(self, name: str, configuration: Mapping[str, str]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         for session in read_sessions(self.folder)[-1:]:
             if session.get("pid") != os.getpid() and is_gone(session) is False:
@@ -102,7 +101,7 @@ class Journal:
                     f"of process {session.get('pid')}."
                 )
         now = self._wall()
-        write_about(self.folder, name=self._about[0], configuration=self._about[1], wall=now)
+        write_about(self.folder, name=name, configuration=configuration, wall=now)
         path = self.folder / "events.jsonl"
         header = strict_json({"kind": "Journal", "schema": SCHEMA, "time": round(now, 3)}) + "\n"
         # Ends a line that a killed process left half written, which readers skip.

@@ -6,14 +6,15 @@ import itertools
 import math
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..dashboard.state.view import View
-from ..journal.run import Run, State
+from ..journal.run import Run
 from ..journal.samples import Samples, highest, most_suspects, read_samples, sample_epochs
 from ..table.figures import quarters_of
 from ..table.label_noise import Suspects
@@ -27,8 +28,8 @@ class DataMap(NamedTuple):
     """Mean and variation of the losses of every sample over the kept epochs.
 
     Attributes:
-        mean: float32[N], mean of its last observations; NaN where there are none.
-        spread: float32[N], their standard deviation.
+        mean: float32[N], mean of the last observation of each epoch; NaN where there are none.
+        spread: float32[N], standard deviation of these observations.
         num_epochs: Number of epochs compared.
     """
 
@@ -53,12 +54,12 @@ class Row(NamedTuple):
     """A sample in a table.
 
     Attributes:
-        number: Its position.
-        name: Its name, else its index.
+        number: Position of the sample.
+        name: Name of the sample, else its position.
         loss, last, mean: Estimate, last and mean observation.
-        uses: Number of times it was learned from.
-        history: Its last observations in the kept epochs.
-        why: Reason for suspicion; "" if it is no suspect.
+        uses: Number of times the sample was learned from.
+        history: Last observation in each of the kept epochs.
+        why: Reason for suspicion; "" if the sample is no suspect.
     """
 
     number: int
@@ -75,35 +76,29 @@ class ReportData(NamedTuple):
     """The content of a report.
 
     Attributes:
-        name, state, about: Name, state and run.json of the run.
-        folder: The run folder.
+        run: The run folder, read to its end.
         view: The events, folded.
         time: Wall time of the last record; NaN without one.
-        num_damaged: Number of lines that could not be read.
+        bounds: float64[S, 6], step and bounds of the quarters.
+        notes: Reasons why something is not shown.
         samples: The newest samples; None without a file.
+        verdict: The verdict on wrong labels; None without samples.
         hardest: The samples with the highest loss.
         suspects: The samples that look mislabelled; empty unless losses are exact.
-        bounds: float64[S, 6], step and bounds of the quarters.
-        verdict: The verdict on wrong labels; None without samples.
         data_map, flow: None without at least two samples files.
-        notes: Reasons why something is not shown.
     """
 
-    name: str
-    state: State
-    about: dict[str, Any]
-    folder: Path
+    run: Run
     view: View
     time: float
-    num_damaged: int
-    samples: Samples | None
-    hardest: list[Row]
-    suspects: list[Row]
     bounds: NDArray[np.float64]
-    verdict: Suspects | None
-    data_map: DataMap | None
-    flow: Flow | None
     notes: list[str]
+    samples: Samples | None = None
+    verdict: Suspects | None = None
+    hardest: Sequence[Row] = ()
+    suspects: Sequence[Row] = ()
+    data_map: DataMap | None = None
+    flow: Flow | None = None
 
 
 def report_data(run_dir: str | os.PathLike[str]) -> ReportData:
@@ -118,31 +113,17 @@ def report_data(run_dir: str | os.PathLike[str]) -> ReportData:
         time = record.time
     notes: list[str] = []
     files = _readable(run.folder, notes)
-    newest = files[-1] if files else None
-    last = np.stack([samples.last for samples in files]) if files else None
-    verdict = most_suspects(files)[1] if files else None
-
-    def rows(chosen: NDArray[np.int64]) -> list[Row]:
-        if newest is None or last is None or verdict is None:
-            return []
-        return _rows(newest, chosen, last, verdict)
-
-    return ReportData(
-        name=run.name,
-        state=run.state(),
-        about=run.about(),
-        folder=run.folder,
-        view=view,
-        time=time,
-        num_damaged=run.parser.num_damaged + view.num_left_out,
-        samples=newest,
-        hardest=rows(newest.hardest(LISTED)) if newest is not None else [],
-        suspects=rows(verdict.indices[:LISTED]) if verdict is not None else [],
-        bounds=_bounds(view, files),
+    data = ReportData(run, view, time, bounds=_bounds(view, files), notes=notes)
+    if not files:
+        return data
+    samples, verdict, last = files[-1], most_suspects(files)[1], np.stack([samples.last for samples in files])
+    return data._replace(
+        samples=samples,
         verdict=verdict,
-        data_map=_data_map(last) if last is not None and len(last) > 1 else None,
+        hardest=_rows(samples, samples.hardest(LISTED), last, verdict),
+        suspects=_rows(samples, verdict.indices[:LISTED], last, verdict),
+        data_map=_data_map(last) if len(files) > 1 else None,
         flow=_flow(files) if len(files) > 1 else None,
-        notes=notes,
     )
 
 
@@ -171,9 +152,8 @@ def _finite(samples: Samples) -> Samples:
 
 def _bounds(view: View, files: list[Samples]) -> NDArray[np.float64]:
     """Bounds of the quarters from the surveys and the samples files, in order of steps."""
-    rows: dict[int, tuple[float, ...]] = {
-        bounds.step: bounds.values for bounds in view.bounds if len(bounds.values) == 5
-    }
+    rows: dict[int, tuple[float, ...]]
+    rows = {bounds.step: bounds.values for bounds in view.bounds if len(bounds.values) == 5}
     for samples in files:
         quarters = quarters_of(samples.loss, samples.usage_count).rows
         if quarters.get("high"):

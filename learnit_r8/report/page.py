@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 from ..dashboard.state.view import View
 from ..dashboard.text import clock, number
-from ..journal.run_info import utc
+from ..journal.run_info import read_sessions, utc
 from .axes import sparkline
-from .charts import (
-    flow_chart,
-    histogram,
-    loss_chart,
-    lr_chart,
-    map_chart,
-    metric_chart,
-    ribbon_chart,
-    text,
-)  # fmt: skip
+from .charts import flow_chart, histogram, loss_chart, lr_chart, map_chart, metric_chart, ribbon_chart, text
 from .data import ReportData, Row
 from .style import STYLE
 
@@ -30,7 +21,7 @@ MOST_EVENTS = 300
 
 def page(data: ReportData) -> str:
     """The whole page."""
-    title = text(data.name, 80)
+    title = text(data.run.name, 80)
     sections = [section for section in _sections(data) if section]
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
@@ -62,12 +53,10 @@ def _sections(data: ReportData) -> Iterator[str]:
 
 
 def _header(data: ReportData, title: str) -> str:
-    view, state = data.view, data.state
+    run, state = data.view.run, data.run.state()
     detail = f" <small>{text(state.detail)}</small>" if state.detail else ""
-    run = view.run
-    what = "" if run is None else (
-        f"{run.num_samples:,} samples in batches of {run.batch_size:,} · policy {text(run.policy, 40)}"
-    )  # fmt: skip
+    what = "" if run is None else f"{run.num_samples:,} samples in batches of {run.batch_size:,} · policy "
+    what += text(run.policy, 40) if run is not None else ""
     return (
         f'<header><p class="brand">learnit::r8</p><h1>{title}</h1>'
         f'<p class="state {state.word}"><b>{state.word}</b>{detail}</p><p class="what">{what}</p></header>'
@@ -81,11 +70,7 @@ def _cards(view: View) -> str:
     cards = [
         ("progress", f"{view.progress:.1%}", f"step {view.step:,}{total}, {epochs}"),
         ("training time", clock(view.seconds), f"{number(pacing.samples_per_second)} samples/s at the end"),
-        (
-            "loss",
-            number(view.ema, 4),
-            f"smoothed; last batch {number(view.last.loss, 4)}" if view.last else "",
-        ),
+        ("loss", number(view.ema, 4), f"smoothed; last batch {number(view.last.loss, 4)}" if view.last else ""),
     ]
     if view.best is not None:
         cards.append(("best loss", number(view.best.value, 4), f"smoothed, at step {view.best.step:,}"))
@@ -210,23 +195,19 @@ def _trust(data: ReportData) -> str:
     return "Only means were reported; what a single sample lost is an estimate, and the order of samples is rough."
 
 
-def _table(title: str, rows: list[Row], note: str) -> str:
+def _table(title: str, rows: Sequence[Row], note: str) -> str:
     if not rows:
         return ""
     body = "".join(
-        f"<tr><td>{row.number}</td><td>{text(row.name, 100)}</td>{_numbers((row.loss, row.last, row.mean))}"
-        f"<td>{row.uses:,}</td><td>{sparkline(row.history)}</td>"
-        f"<td>{'suspect: ' + text(row.why) if row.why else ''}</td></tr>"
+        f"<tr><td>{row.number}</td><td>{text(row.name, 100)}</td><td>{number(row.loss, 4)}</td>"
+        f"<td>{number(row.last, 4)}</td><td>{number(row.mean, 4)}</td><td>{row.uses:,}</td>"
+        f"<td>{sparkline(row.history)}</td><td>{'suspect: ' + text(row.why) if row.why else ''}</td></tr>"
         for row in rows
     )
     head = (
         "<tr><th>#</th><th>sample</th><th>loss</th><th>last</th><th>mean</th><th>uses</th><th>epochs</th><th></th></tr>"
     )
     return _panel(title, f'<div class="wide"><table class="samples"><thead>{head}</thead>{body}</table></div>', note)
-
-
-def _numbers(values: Iterable[float]) -> str:
-    return "".join(f"<td>{number(value, 4)}</td>" for value in values)
 
 
 def _events(view: View) -> str:
@@ -245,23 +226,22 @@ def _events(view: View) -> str:
 
 def _configuration(data: ReportData) -> str:
     settings: dict[str, object] = dict(data.view.run.settings) if data.view.run is not None else {}
-    about = data.about
+    about = data.run.about()
     for part in ("configuration", "versions"):
         given = about.get(part)
         settings |= given if isinstance(given, dict) else {}
     settings |= {name: about[name] for name in ("program", "platform") if name in about}
-    sessions = about.get("sessions")
-    for position, session in enumerate(sessions[-5:] if isinstance(sessions, list) else [], start=1):
-        if isinstance(session, dict):
-            settings[f"session {position}"] = f"{session.get('started_at')} on {session.get('host')}"
+    for position, session in enumerate(read_sessions(data.run.folder)[-5:], start=1):
+        settings[f"session {position}"] = f"{session.get('started_at')} on {session.get('host')}"
     rows = "".join(f"<tr><th>{text(name, 60)}</th><td>{text(value)}</td></tr>" for name, value in settings.items())
     return _panel("Configuration", f'<div class="wide"><table class="settings">{rows}</table></div>') if rows else ""
 
 
 def _footer(data: ReportData) -> str:
     notes = [f"could not be shown: {text(note)}" for note in data.notes[:5]]
-    if data.num_damaged:
-        notes.append(f"{data.num_damaged:,} lines of the journal could not be read and are left out")
+    num_damaged = data.run.parser.num_damaged + data.view.num_left_out
+    if num_damaged:
+        notes.append(f"{num_damaged:,} lines of the journal could not be read and are left out")
     when = utc(data.time) if math.isfinite(data.time) else "no record"
-    notes.append(f"{text(data.folder)} · last record {when}")
+    notes.append(f"{text(data.run.folder)} · last record {when}")
     return f"<footer>{''.join(f'<p>{note}</p>' for note in notes)}</footer>"

@@ -5,6 +5,6 @@ Nothing here is needed to train. See ``docs/recovery.md`` for a rehearsal of a r
 
 from .clock import FakeClock as FakeClock
 from .faults import FaultPlan as FaultPlan
-from .recording import RecordedEvents as RecordedEvents
-from .recording import record_events as record_events
+from .recorder import RecordedEvents as RecordedEvents
+from .recorder import record_events as record_events
 from .toy import ToyTask as ToyTask

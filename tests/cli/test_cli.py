@@ -15,7 +15,7 @@ import pytest
 from learnit_r8 import events
 from learnit_r8.cli import _HOME, _parser, main
 from learnit_r8.cli.demo import run as run_demo
-from learnit_r8.cli.tables import write_csv
+from learnit_r8.dashboard.export import write_csv
 from learnit_r8.journal import Run
 from learnit_r8.journal.run_info import this_process
 from learnit_r8.journal.samples import sample_epochs, write_samples

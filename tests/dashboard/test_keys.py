@@ -108,7 +108,7 @@ def test_filter_chooses_samples():
     """Only samples whose name or position holds the filter are listed."""
     hardest = fake_view().survey.hardest
 
-    assert listed_samples(UiState(filter=str(hardest[0])), fake_view()) == [hardest[0]]
+    assert list(listed_samples(UiState(filter=str(hardest[0])), fake_view())) == [hardest[0]]
 
 
 def test_filter_chooses_events():

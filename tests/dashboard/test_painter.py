@@ -39,7 +39,7 @@ class Paper:
 
 
 class Person:
-    """Who owns the screen: notes what is asked for."""
+    """An owner of a screen that notes what is asked of it."""
 
     def __init__(self, happened=(), folder=""):
         self.happened, self.asked, self.folder = list(happened), [], folder
@@ -55,12 +55,6 @@ class Person:
     def act(self, action):
         self.asked.append(action)
         return f"asked to {action.value}"
-
-    def left(self):
-        self.asked.append("left")
-
-    def returning(self):
-        self.asked.append("returning")
 
 
 class Costs:

@@ -67,7 +67,7 @@ def test_replaced_file_is_read_anew(tmp_path):
     (tmp_path / "events.jsonl").write_text(line(STARTED) + line(steps(3)))
 
     assert read(run) == [0, 3]
-    assert run.num_restarts == 1
+    assert run.lines.num_restarts == 1
 
 
 @given(st.lists(st.binary(max_size=40).map(lambda part: part.replace(b"\n", b"")), max_size=20), st.integers(1, 9))
@@ -323,7 +323,7 @@ def test_glance_at_a_short_journal_is_all_of_it(tmp_path):
     run = Run(folder_with(tmp_path, STARTED, steps(5)), wall=lambda: 1001.0)
 
     assert [record.event.step for record in run.glance()] == [0, 5]
-    assert run.is_read
+    assert run.lines.is_at_end
     assert run.state() == ("running", "")
 
 

@@ -13,7 +13,7 @@ from ..state.view import Point, View
 from ..text import Line, Span, fit, number
 from ..theme import Glyphs, Theme
 from .chart import LABEL, axis, chart, dots, plot, scale_of
-from .parts import cropped, rule
+from .parts import cropped, extremes, remark, rule
 
 LEAST = 3
 """Rows of the smallest chart: its title, the curve, its axis."""
@@ -61,7 +61,7 @@ def loss_panel(view: View, ui: UiState, width: int, height: int, theme: Theme) -
     how = "log" if scale.is_log else "linear"
     title = rule("loss of the batches", width, glyphs, f"{how}, {ui.zoom}")
     if view.loss.is_empty:
-        return _nothing(title, "no loss reported yet", height)
+        return [title, remark("no loss reported yet")]
     rows = max(1, height - 2)
     lines = [title, *chart(columns, rows, glyphs, scale)]
     if height >= LEAST:
@@ -78,7 +78,7 @@ def rate_panel(view: View, width: int, height: int, theme: Theme) -> list[Line]:
     columns, done = rate_columns(view, cells * dots(glyphs))
     title = rule("learning rate", width, glyphs, "done, plan" if view.lr_plan else "")
     if np.isnan(columns.mean).all():
-        return _nothing(title, "no rate used yet", height)
+        return [title, remark("no rate used yet")]
     scale = scale_of(columns)
     rows = max(1, height - 2)
     lines = [title, *chart(columns, rows, glyphs, scale, style="lr", haze="lr", plan_from=done)]
@@ -108,7 +108,7 @@ def metrics_panel(view: View, width: int, height: int, theme: Theme) -> list[Lin
     glyphs = theme.glyphs
     lines = [rule("metrics", width, glyphs, "last (lowest .. highest)")]
     if not view.metrics:
-        return _nothing(lines[0], "none logged: r8.log(accuracy=...)", height)
+        return [*lines, remark("none logged: r8.log(accuracy=...)")]
     shown = list(view.metrics.items())[: max(1, height - 1)]
     each = (height - 1) // len(shown)
     for name, points in shown:
@@ -119,13 +119,12 @@ def metrics_panel(view: View, width: int, height: int, theme: Theme) -> list[Lin
 
 
 def _metric_line(name: str, points: list[Point], width: int, glyphs: Glyphs) -> Line:
-    values = [point.value for point in points]
-    ends = f"({number(min(values))} .. {number(max(values))})"
+    ends = extremes(points)
     room = max(1, width - len(ends) - 12)
     return cropped(
         (
             Span(f" {fit(name, room, glyphs.ellipsis)}", "label"),
-            Span(f"{number(values[-1]):>9} ", "metric"),
+            Span(f"{number(points[-1].value):>9} ", "metric"),
             Span(ends, "label"),
         ),
         width,
@@ -142,7 +141,3 @@ def _metric_chart(points: list[Point], width: int, height: int, glyphs: Glyphs) 
     places = np.linspace(steps.min(), max(steps.max(), steps.min() + 1), num)
     curve = np.interp(places, steps, values)
     return plot([(curve, "metric")], height, glyphs, scale_of(Columns(curve, curve, curve)))
-
-
-def _nothing(title: Line, text: str, height: int) -> list[Line]:
-    return [title, (Span(f"  {text}", "label"),)][:height]

@@ -46,33 +46,21 @@ def help_panel(view: View, ui: UiState, width: int, height: int, theme: Theme, s
 def footer(ui: UiState, scene: Scene, width: int, theme: Theme) -> Line:
     """Views and keys, or the filter being typed, or the question how to leave."""
     if ui.typing is not None:
-        return cropped(
-            (
-                Span(" / ", "key"),
-                Span(clean(ui.typing)),
-                Span("_", "key"),
-                Span("   Enter keeps, Esc goes back", "label"),
-            ),
-            width,
-        )
+        typed = Span(" / ", "key"), Span(clean(ui.typing)), Span("_", "key")
+        return cropped((*typed, Span("   Enter keeps, Esc goes back", "label")), width)
     if ui.menu:
         return _menu_line(width)
     said = clip(clean(scene.said, 120), max(0, width // 2), theme.glyphs.ellipsis)
     end: Line = (Span(" " + said + " ", "warn"),) if said else ()
     room = width - size_of(end)
     line: list[Span] = [Span(" ")]
-    room -= 1
-    for shown, label, style in _footer_parts(ui, scene, room):
-        text = f"{shown} {label}"
-        if len(text) > room:
-            continue
-        line += [Span(shown, "key" if style != "selected" else style), Span(f" {label}", style or "label"), Span("  ")]
-        room -= len(text) + 2
-    return (*padded(tuple(line), width - size_of(end)), *end)
+    for shown, label, style in _footer_parts(ui, scene, room - 1):
+        line += [Span(shown, style or "key"), Span(f" {label}", style or "label"), Span("  ")]
+    return (*padded(tuple(line), room), *end)
 
 
 def _footer_parts(ui: UiState, scene: Scene, width: int) -> list[tuple[str, str, str]]:
-    """Key, label and style of the bindings that fit, in the order of the table."""
+    """Key, label and style of the bindings that fit: "selected" for the page that is shown, else ""."""
     parts = []
     for binding in TABLE:
         if not binding.label or not works(binding, ui):
@@ -80,8 +68,7 @@ def _footer_parts(ui: UiState, scene: Scene, width: int) -> list[tuple[str, str,
         label = binding.label
         if binding.opens == "output" and scene.num_unread:
             label += f"({scene.num_unread})"
-        here = binding.opens == ui.view
-        parts.append((binding.shown, label, "selected" if here else ""))
+        parts.append((binding.shown, label, "selected" if binding.opens == ui.view else ""))
     if ui.filter:
         parts.insert(0, ("/", f'"{clean(ui.filter, 20)}"', ""))
     return _fitting(parts, width - 1)
@@ -108,6 +95,5 @@ def _menu_line(width: int) -> Line:
     line: Line = (Span(" leave? ", "warn"), *long, Span("other: stay", "label"))
     if size_of(line) <= width:
         return line
-    return cropped(
-        (Span("leave? ", "warn"), Span("s", "key"), Span(" stop "), Span("d", "key"), Span(" detach")), width
-    )
+    short = Span("leave? ", "warn"), Span("s", "key"), Span(" stop "), Span("d", "key"), Span(" detach")
+    return cropped(short, width)

@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..state.status import state_of
 from ..state.ui_state import Scene, UiState
 from ..state.view import View
-from ..text import Line, Span, clean, clip, clock, number
+from ..text import Line, Span, clean, clip, clock, number, share
 from ..theme import Theme
-from .parts import bar, joined, labelled, right, share, size_of
+from .parts import bar, extremes, joined, labelled, right, size_of
 
 WIDE = 100
 NARROW = 60
@@ -49,24 +51,14 @@ def title_line(view: View, ui: UiState, width: int, theme: Theme, scene: Scene) 
         end.insert(len(end) - 1, Span(f" {clip(state.detail, 30, theme.glyphs.ellipsis)}", "label"))
     room = width - size_of(end) - 1
     name = clean(view.run.name, 60) if view.run else ""
-    where = _where(view)
     parts: list[Line] = [
         (Span("learnit::r8" if width >= NARROW else "r8", "title"),),
         (Span(clip(name, max(8, room - 50), theme.glyphs.ellipsis), "value"),) if name else (),
-        *where,
+        labelled("epoch", view.epoch_text, ""),
+        labelled("step", view.step_text, ""),
         *(_sizes(view) if width >= WIDE else []),
     ]
     return right((Span(" "), *joined(parts, room - 1)), tuple(end), width)
-
-
-def _where(view: View) -> list[Line]:
-    run, epochs = view.run, view.total_epochs
-    total = f"/{run.total_steps:,}" if run and run.total_steps else ""
-    epoch = min(view.epoch + 1, epochs) if epochs else view.epoch + 1
-    return [
-        labelled("epoch", f"{epoch}" + (f"/{epochs}" if epochs else ""), ""),
-        labelled("step", f"{view.step:,}{total}", ""),
-    ]
 
 
 def _sizes(view: View) -> list[Line]:
@@ -83,7 +75,7 @@ def _sizes(view: View) -> list[Line]:
 def total_line(view: View, width: int, theme: Theme, scene: Scene) -> Line:
     """Progress of the run, and the time left."""
     now = scene.now if scene.now is not None else view.seconds
-    left, spread = total_left(view, now)
+    left, spread = view.time_left(now)
     about = f" (±{clock(spread)})" if math.isfinite(spread) and spread >= 1 and width >= NARROW else ""
     guess = "~" if not view.pacing.is_measured and math.isfinite(left) else ""
     notes = [labelled("ETA", f"{guess}{clock(left)}{about}" if view.ended is None else "-")]
@@ -104,22 +96,6 @@ def epoch_line(view: View, width: int, theme: Theme, scene: Scene) -> Line:
     if view.epochs and width >= WIDE:
         notes.append(labelled("last epoch", clock(view.epochs[-1].epoch_seconds), ""))
     return _bar_line("epoch", view.epoch_progress, notes, width, theme)
-
-
-def total_left(view: View, now: float) -> tuple[float, float]:
-    """Seconds to the end of the run, and their uncertainty; NaN if unknown."""
-    run = view.run
-    if run is None:
-        return math.nan, math.nan
-    if run.train_duration_seconds:
-        return max(0.0, run.train_duration_seconds - now), math.nan
-    if not run.total_steps:
-        return math.nan, math.nan
-    steps = max(0, run.total_steps - view.step)
-    ends = max(0, (run.total_steps - 1) // max(1, run.steps_per_epoch) - view.step // max(1, run.steps_per_epoch))
-    left = view.pacing.left(steps, ends)
-    # Within a long step the time left falls with the clock.
-    return max(0.0, left.seconds - max(0.0, now - view.seconds)), left.spread
 
 
 def _bar_line(label: str, done: float, notes: list[Line], width: int, theme: Theme) -> Line:
@@ -157,21 +133,12 @@ def rate_part(view: View) -> Line:
     """The learning rate, with the factor of recovery on the schedule."""
     if view.last is None:
         return ()
-    rate, planned = view.last.lr, planned_rate(view)
+    rate, plan = view.last.lr, view.lr_plan
+    planned = np.interp(view.progress, np.linspace(0, 1, len(plan)), plan) if len(plan) > 1 else math.nan
     parts = labelled("lr", number(rate), "lr")
     if math.isfinite(planned) and planned > 0 and rate < 0.97 * planned:
         parts = (*parts, Span(f" = plan {number(planned)} x{rate / planned:.2g}", "warn"))
     return parts
-
-
-def planned_rate(view: View) -> float:
-    """The rate of the schedule at the newest step; NaN if unknown."""
-    plan = view.lr_plan
-    if len(plan) < 2:
-        return math.nan
-    place = view.progress * (len(plan) - 1)
-    before = min(len(plan) - 2, int(place))
-    return plan[before] + (plan[before + 1] - plan[before]) * (place - before)
 
 
 def speed_line(view: View, width: int, theme: Theme, scene: Scene) -> Line:
@@ -233,13 +200,6 @@ def metric_line(view: View, width: int, theme: Theme) -> Line:
     """The newest values of the user's metrics."""
     parts = []
     for name, points in view.metrics.items():
-        low = min(point.value for point in points)
-        high = max(point.value for point in points)
-        extremes = f" ({number(low)} .. {number(high)})" if len(points) > 1 else ""
-        parts.append(
-            (
-                *labelled(clip(name, 24, theme.glyphs.ellipsis), number(points[-1].value), "metric"),
-                Span(extremes, "label"),
-            )
-        )
+        newest = labelled(clip(name, 24, theme.glyphs.ellipsis), number(points[-1].value), "metric")
+        parts.append((*newest, Span(f" {extremes(points)}" if len(points) > 1 else "", "label")))
     return (Span(" "), *joined(parts, width - 1)) if parts else ()

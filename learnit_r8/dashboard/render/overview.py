@@ -12,16 +12,16 @@ from ..text import Line
 from ..theme import Theme
 from .curves import loss_panel, metrics_panel, rate_panel
 from .header import Rows, epoch_line, loss_line, metric_line, speed_line, title_line, total_line
-from .parts import DrawingCache, beside
+from .parts import beside
 from .quartiles import (
     flow_panel,
     histogram_line,
     loss_histogram,
     quartile_line,
     quartile_panel,
+    ribbon_panel,
     uses_histogram,
 )
-from .ribbon import ribbon_panel
 from .samples import hardest_panel
 from .texts import events_panel
 
@@ -133,17 +133,25 @@ def charts_row(view: View, ui: UiState, width: int, height: int, theme: Theme) -
     return beside(blocks, height, theme.glyphs)
 
 
-_CACHE = DrawingCache()
 _Panel = Callable[[View, int, int, Theme], list[Line]]
+
+MOST_DRAWN = 32
+_drawn: dict[object, tuple[Event, list[Line]]] = {}
+"""Panels as they were drawn last, by their function and size, with the event that they were drawn from."""
 
 
 def _cached(draw: _Panel, source: Event | None, view: View, width: int, height: int, theme: Theme) -> list[Line]:
-    """Draw a panel that depends on one event only, unless the cache has it."""
+    """Draw a panel that depends on one event only, or return what was drawn from this very event before."""
     if source is None:
         return draw(view, width, height, theme)
     # Themes of equal fields draw the same.
     key = (draw, width, height, theme, view.run.num_samples if view.run else 0)
-    return _CACHE.draw(source, key, lambda: draw(view, width, height, theme))
+    known = _drawn.get(key)
+    if known is None or known[0] is not source:
+        if len(_drawn) >= MOST_DRAWN:
+            _drawn.clear()
+        known = _drawn[key] = source, draw(view, width, height, theme)
+    return known[1]
 
 
 def samples_row(view: View, width: int, height: int, theme: Theme) -> list[Line]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -88,25 +88,9 @@ def rule(title: str, width: int, glyphs: Glyphs, note: str = "") -> Line:
     )
 
 
-class DrawingCache:
-    """A cache of the lines drawn from an event, such as a survey, that stays for many frames; drawing stays pure.
-
-    It holds one picture for each panel and size, at most 32.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[object, tuple[object, list[Line]]] = {}
-
-    def draw(self, of: object, key: object, draw: Callable[[], list[Line]]) -> list[Line]:
-        """The lines drawn from this very object with this key, else those that ``draw`` returns."""
-        known = self._known.get(key)
-        if known is not None and known[0] is of:
-            return known[1]
-        lines = draw()
-        if len(self._known) >= 32:
-            self._known.clear()
-        self._known[key] = of, lines
-        return lines
+def remark(text: str) -> Line:
+    """A line in place of numbers that are not known."""
+    return (Span(f"  {text}", "label"),)
 
 
 def size_of(line: Iterable[Span]) -> int:
@@ -191,9 +175,10 @@ def cell(text: str, width: int, glyphs: Glyphs) -> str:
     return fit(text, width - 1, glyphs.ellipsis) + " "
 
 
-def share(value: float, digits: int = 1) -> str:
-    """A share as per cent."""
-    return f"{100 * value:.{digits}f}%" if math.isfinite(value) else "?"
+def extremes(points: Iterable[tuple[int, float]]) -> str:
+    """The lowest and the highest of some values, which stand behind their steps."""
+    values = [value for _, value in points]
+    return f"({number(min(values))} .. {number(max(values))})"
 
 
 def short(value: float, width: int) -> str:

@@ -1,12 +1,18 @@
-"""The panels of all samples: the quartile table, histograms, moves between the quartiles."""
+"""The panels of all samples: the quartiles as a table and over time, histograms, moves between the quartiles."""
 
 from __future__ import annotations
 
+import numpy as np
+
 from ...events import SamplesSurveyed
+from ..state.curve import Columns
+from ..state.ui_state import UiState
 from ..state.view import View
-from ..text import Line, Span, clean, fit, number
+from ..text import Line, Span, clean, fit, number, share
 from ..theme import Glyphs, Theme
-from .parts import aligned, bar, counts, cropped, joined, labelled, rule, share, short, tower
+from .chart import LABEL, axis, dots, plot, scale_of
+from .curves import window
+from .parts import aligned, bar, counts, cropped, joined, labelled, remark, rule, short, tower
 
 QUARTILES = ("Q1", "Q2", "Q3", "Q4")
 STYLES = ("q1", "q2", "q3", "q4")
@@ -60,8 +66,7 @@ def quartile_panel(view: View, width: int, height: int, theme: Theme) -> list[Li
     survey = view.survey
     lines = [survey_rule(view, "samples by loss", width, glyphs)]
     if survey is None or not is_ranked(survey):
-        text = "known once every sample was seen" if view.run else ""
-        return [*lines, (Span(f"  {text}", "label"),)][:height]
+        return [*lines, remark("known once every sample was seen" if view.run else "")]
     wide = width >= 92
     moves = moved(survey)
     batch = f"{'last batch':<{19 if wide else 13}}"
@@ -180,7 +185,7 @@ def flow_panel(view: View, width: int, height: int, theme: Theme) -> list[Line]:
     survey = view.survey
     lines = [rule("moves in an epoch", width, theme.glyphs, "from row to column" if width >= 44 else "")]
     if survey is None or len(survey.flow) != 16:
-        return [*lines, (Span("  known after two epochs", "label"),)][:height]
+        return [*lines, remark("known after two epochs")]
     lines.append((Span("    to" + "".join(f"{name:>7}" for name in QUARTILES), "label"),))
     for start in range(4):
         row = survey.flow[4 * start : 4 * start + 4]
@@ -193,3 +198,24 @@ def flow_panel(view: View, width: int, height: int, theme: Theme) -> list[Line]:
         (Span(" "), *joined([labelled("easier", share(learned), ""), labelled("harder", share(forgot), "")], width - 1))
     )
     return [cropped(line, width) for line in lines[:height]]
+
+
+def ribbon_panel(view: View, ui: UiState, width: int, height: int, theme: Theme) -> list[Line]:
+    """Bounds of the quartiles over the steps. An upper bound that stays while the others fall is noise, or too hard."""
+    glyphs = theme.glyphs
+    first, last = window(view, ui)
+    cells = max(1, width - LABEL)
+    title = rule("quartile bounds of the samples' loss", width, glyphs, "Q1|Q2, Q2|Q3, Q3|Q4")
+    bounds = [point for point in view.bounds if len(point.values) == 5 and first <= point.step]
+    if len(bounds) < 2:
+        return [title, remark("known after two surveys")]
+    steps = np.array([point.step for point in bounds], float)
+    values = np.array([point.values[1:4] for point in bounds], float).T
+    places = first + (np.arange(cells * dots(glyphs)) + 0.5) / (cells * dots(glyphs)) * (last - first)
+    curves = [np.interp(places, steps, row, left=np.nan, right=row[-1]) for row in values]
+    whole = Columns(np.fmin.reduce(curves), np.fmin.reduce(curves), np.fmax.reduce(curves))
+    scale = scale_of(whole, is_log=ui.log_scale)
+    rows = max(1, height - 2)
+    lines = [title, *plot(list(zip(curves, STYLES, strict=False)), rows, glyphs, scale)]
+    lines.append(axis(cells, first, last, glyphs, [], (f"{first:,}", f"{last:,}")))
+    return lines[:height]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
-from ...events import SamplesSurveyed
-from ..state.sample_list import listed_samples
+from ..state.sample_list import Row, listed_samples, rows_of
 from ..state.ui_state import Scene, UiState
 from ..state.view import View
-from ..text import Line, Span, clean, fit, no_formula, number
+from ..text import Line, Span, clean, fit, number, share
 from ..theme import Glyphs, Theme
 from .header import Rows, titled
-from .parts import aligned, bar, cell, cropped, share, short, spark
+from .parts import aligned, bar, cell, cropped, remark, short, spark
 from .quartiles import survey_rule
 
 HISTORY = 12
@@ -46,25 +44,23 @@ def hardest_panel(
     listed = ui.listed if ui else listed
     keys = "  l: the others, Enter: history" if ui else ""
     lines = [survey_rule(view, _heading(view, listed) + keys, width, glyphs)]
-    survey = view.survey
-    rows = {} if survey is None else _rows(survey, listed)
-    chosen = [index for index in listed_samples(ui or UiState(listed=listed), view) if index in rows]
-    if survey is None or not chosen:
-        return [*lines, (Span(f"  {clean(_why_empty(view, ui, listed))}", "label"),)][:height]
+    rows = list(listed_samples(ui or UiState(listed=listed), view).values())
+    if not rows:
+        return [*lines, remark(clean(_why_empty(view, ui, listed)))]
     name_width = min(24, max(8, width - 53))
     loss_name, last_name = ("loss", f"{'last':>9} ") if listed == "hardest" else ("mean loss", "")
     head = f"  {'sample':<{name_width}}{loss_name:>9} {last_name}{'uses':>6}  last epochs"
     lines.append((Span(fit(head, width), "label"),))
     room = max(0, height - 2)
-    selected = min(ui.selected, len(chosen) - 1) if ui else -1
-    first = max(0, min(selected - room // 2, len(chosen) - room))
-    losses = aligned([rows[index].loss for index in chosen], 9)
-    for place in range(first, min(len(chosen), first + room)):
-        line = _sample_row(rows[chosen[place]], losses[place], name_width, glyphs)
+    selected = min(ui.selected, len(rows) - 1) if ui else -1
+    first = max(0, min(selected - room // 2, len(rows) - room))
+    losses = aligned([row.loss for row in rows], 9)
+    for place in range(first, min(len(rows), first + room)):
+        line = _sample_row(rows[place], losses[place], name_width, glyphs)
         if place == selected:
             line = (Span(fit("".join(text for text, _ in line), width), "selected"),)
         lines.append(cropped(line, width))
-    return lines[:height]
+    return lines
 
 
 def _heading(view: View, listed: str) -> str:
@@ -88,48 +84,6 @@ def _why_empty(view: View, ui: UiState | None, listed: str) -> str:
     return "none seen yet"
 
 
-class Row(NamedTuple):
-    """A sample in a list."""
-
-    name: str
-    loss: float
-    last: float
-    uses: int
-    history: tuple[float, ...]
-    note: str
-
-
-def _rows(survey: SamplesSurveyed, listed: str) -> dict[int, Row]:
-    """Name, loss, last loss, uses, history and note of each sample in a list, by position."""
-    if listed == "suspects":
-        columns = (
-            survey.suspects,
-            survey.suspect_names,
-            survey.suspect_loss,
-            (math.nan,) * len(survey.suspects),
-            survey.suspect_uses,
-            survey.suspect_history,
-            tuple(
-                f"{share(score, 0)} {clean(why, 20)}"
-                for score, why in zip(survey.suspect_score, survey.suspect_why, strict=False)
-            ),
-        )
-    else:
-        columns = (
-            survey.hardest,
-            survey.hardest_names,
-            survey.hardest_loss,
-            survey.hardest_last,
-            survey.hardest_uses,
-            survey.hardest_history,
-            tuple("suspect" if suspected else "" for suspected in survey.hardest_suspected),
-        )
-    return {
-        index: Row(clean(name, 60), loss, last, uses, history, note)
-        for index, name, loss, last, uses, history, note in zip(*columns, strict=False)
-    }
-
-
 def _sample_row(row: Row, loss: str, name_width: int, glyphs: Glyphs) -> Line:
     name, _, last, uses, history, note = row
     # With the decimals of the loss beside it.
@@ -149,9 +103,9 @@ def inspect_panel(view: View, index: int, width: int, height: int, theme: Theme)
     glyphs = theme.glyphs
     survey = view.survey
     lines = [survey_rule(view, f"sample {index:,}", width, glyphs)]
-    rows = {} if survey is None else {**_rows(survey, "suspects"), **_rows(survey, "hardest")}
+    rows = {} if survey is None else {**rows_of(survey, "suspects"), **rows_of(survey, "hardest")}
     if index not in rows:
-        return [*lines, (Span("  no longer in the list; Esc goes back", "label"),)][:height]
+        return [*lines, remark("no longer in the list; Esc goes back")]
     name, loss, last, uses, history, note = rows[index]
     facts = [("name", name), ("loss", number(loss)), ("last loss", number(last)), ("uses", f"{uses:,}"), ("note", note)]
     lines += [(Span(f"  {label:<10}", "label"), Span(text, "value")) for label, text in facts if text]
@@ -160,14 +114,10 @@ def inspect_panel(view: View, index: int, width: int, height: int, theme: Theme)
         lines += [(), (Span("  loss at the ends of the last epochs, newest first", "label"),)]
         most = max(value for _, value in known) or 1.0
         for ago, value in reversed(known):
-            lines.append(
-                (
-                    Span(f"  {'newest' if ago == 1 else f'{ago - 1} before':<10}", "label"),
-                    Span(short(value, 9) + " "),
-                    *bar(max(0.0, value) / most, max(1, min(60, width - 24)), glyphs),
-                )
-            )
-    return [cropped(line, width) for line in lines[:height]]
+            when = Span(f"  {'newest' if ago == 1 else f'{ago - 1} before':<10}", "label")
+            filled = bar(max(0.0, value) / most, max(1, min(60, width - 24)), glyphs)
+            lines.append((when, Span(short(value, 9) + " "), *filled))
+    return [cropped(line, width) for line in lines]
 
 
 def samples_rows(view: View, scene: Scene) -> Rows:
@@ -177,8 +127,7 @@ def samples_rows(view: View, scene: Scene) -> Rows:
         return ("index", "name", "loss", "last", "uses"), ()
     rows = zip(
         survey.hardest,
-        # A name is the data set's own text; a spreadsheet must not take it for a formula.
-        (no_formula(clean(name)) for name in survey.hardest_names),
+        map(clean, survey.hardest_names),
         survey.hardest_loss,
         survey.hardest_last,
         survey.hardest_uses,

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from ..state.ui_state import Scene, UiState
 from ..state.view import Entry, View
-from ..text import Line, Span, clean, clip, clock, fit, no_formula
+from ..text import Line, Span, clean, clip, clock, fit
 from ..theme import Theme
 from .header import Rows, titled
-from .parts import cropped, rule
+from .parts import cropped, remark, rule
 
 LONGEST_LINE = 10_000
 """Characters of a captured line in an export."""
@@ -37,8 +37,8 @@ def events_panel(view: View, ui: UiState, width: int, height: int, theme: Theme,
     first = min(ui.scroll, max(0, len(entries) - room)) if ui.view == "events" else 0
     lines += [entry_line(entry, width, theme) for entry in entries[first : first + room]]
     if not entries:
-        lines.append((Span("  nothing yet" if not ui.filter else "  none has that text", "label"),))
-    return lines[:height]
+        lines.append(remark("nothing yet" if not ui.filter else "none has that text"))
+    return lines
 
 
 def entry_line(entry: Entry, width: int, theme: Theme) -> Line:
@@ -59,13 +59,11 @@ def output_panel(view: View, ui: UiState, width: int, height: int, theme: Theme,
         lines = [line for line in lines if wanted in clean(line).lower()]
     title = rule("captured output", width, theme.glyphs, f"{scene.num_output:,} lines")
     if not lines:
-        return [title, (Span("  nothing was printed" if not ui.filter else "  no line has that text", "label"),)][
-            :height
-        ]
+        return [title, remark("nothing was printed" if not ui.filter else "no line has that text")]
     room = max(0, height - 1)
     last = len(lines) - min(ui.scroll, max(0, len(lines) - room))
     shown = lines[max(0, last - room) : last]
-    return [title, *((Span(clip(clean(line, 4 * width), width, theme.glyphs.ellipsis)),) for line in shown)][:height]
+    return [title, *((Span(clip(clean(line, 4 * width), width, theme.glyphs.ellipsis)),) for line in shown)]
 
 
 def config_panel(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
@@ -73,17 +71,11 @@ def config_panel(view: View, ui: UiState, width: int, height: int, theme: Theme,
     run = view.run
     rows: list[tuple[str, str]] = []
     if run is not None:
+        budget = f"as many as {run.train_duration_seconds:g} s allow" if run.train_duration_seconds else "?"
         rows = [
             ("name", run.name or "-"),
             ("samples", f"{run.num_samples:,} in batches of {run.batch_size:,}"),
-            (
-                "steps",
-                f"{run.total_steps:,}"
-                if run.total_steps
-                else f"as many as {run.train_duration_seconds:g} s allow"
-                if run.train_duration_seconds
-                else "?",
-            ),
+            ("steps", f"{run.total_steps:,}" if run.total_steps else budget),
             ("steps an epoch", f"{run.steps_per_epoch:,}"),
             *({"policy": run.policy} | run.settings).items(),
         ]
@@ -96,35 +88,29 @@ def config_panel(view: View, ui: UiState, width: int, height: int, theme: Theme,
     lines = [rule("configuration", width, theme.glyphs, f"{len(rows)}")]
     first = min(ui.scroll, max(0, len(rows) - (height - 1)))
     for name, value in rows[first : first + max(0, height - 1)]:
-        lines.append(
-            (
-                Span("  " + fit(name, label), "label"),
-                Span(clip(value, max(0, width - label - 2), theme.glyphs.ellipsis)),
-            )
-        )
+        shown = clip(value, max(0, width - label - 2), theme.glyphs.ellipsis)
+        lines.append((Span("  " + fit(name, label), "label"), Span(shown)))
     if not rows:
-        lines.append((Span("  not known yet" if not ui.filter else "  none has that text", "label"),))
-    return [cropped(line, width) for line in lines[:height]]
+        lines.append(remark("not known yet" if not ui.filter else "none has that text"))
+    return [cropped(line, width) for line in lines]
 
 
 def events_rows(view: View, scene: Scene) -> Rows:
     """The log of events, oldest first."""
-    rows = ((entry.step, entry.seconds, entry.level, no_formula(entry.text)) for entry in view.log)
+    rows = ((entry.step, entry.seconds, entry.level, entry.text) for entry in view.log)
     return ("step", "seconds", "level", "text"), rows
 
 
 def output_rows(view: View, scene: Scene) -> Rows:
     """The captured lines that are in memory, with their numbers."""
     first = scene.num_output - len(scene.output) + 1
-    return ("line", "text"), (
-        (number, no_formula(clean(line, LONGEST_LINE))) for number, line in enumerate(scene.output, start=first)
-    )
+    return ("line", "text"), ((first + place, clean(line, LONGEST_LINE)) for place, line in enumerate(scene.output))
 
 
 def config_rows(view: View, scene: Scene) -> Rows:
     """The configuration of the run."""
     settings = {} if view.run is None else view.run.settings
-    return ("name", "value"), ((no_formula(clean(name)), no_formula(clean(value))) for name, value in settings.items())
+    return ("name", "value"), ((clean(name), clean(value)) for name, value in settings.items())
 
 
 events_page, output_page, config_page = titled(events_panel), titled(output_panel), titled(config_panel)

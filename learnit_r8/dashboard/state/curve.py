@@ -64,6 +64,11 @@ class Columns(NamedTuple):
     high: NDArray[np.float64]
 
 
+_JOINS = (np.add, np.add, np.minimum, np.maximum)
+_EMPTY = (0.0, 0.0, np.inf, -np.inf)
+"""How a stretch is joined with another, and what it holds before its first value: count, sum, lowest, highest."""
+
+
 class Curve:
     """Values over steps.
 
@@ -79,10 +84,8 @@ class Curve:
         self._size = buckets
         self.width = 1
         self.last_step = 0
-        self._count = np.zeros(buckets)
-        self._total = np.zeros(buckets)
-        self._low = np.full(buckets, np.inf)
-        self._high = np.full(buckets, -np.inf)
+        # Counts, sums, lowest and highest values.
+        self._values = [np.full(buckets, empty) for empty in _EMPTY]
 
     def add(self, step: int, mean: float, low: float, high: float, num_steps: int = 1) -> None:
         """Add some steps that ended with this one; values beyond LARGEST, infinities and NaN are left out.
@@ -104,21 +107,14 @@ class Curve:
         # The values of single steps are not known: the steps fill every stretch they took.
         first = min(place, max(0, step - num_steps) // self.width)
         each = num_steps / (place + 1 - first)
-        where = slice(first, place + 1)
-        self._count[where] += each
-        self._total[where] += mean * each
-        np.minimum(self._low[where], low, out=self._low[where])
-        np.maximum(self._high[where], high, out=self._high[where])
+        for values, join, value in zip(self._values, _JOINS, (each, mean * each, low, high), strict=True):
+            part = values[first : place + 1]
+            join(part, value, out=part)
 
     def _join(self) -> None:
         """Join neighbours, and empty the second half."""
         half = self._size // 2
-        for values, join, empty in (
-            (self._count, np.add, 0.0),
-            (self._total, np.add, 0.0),
-            (self._low, np.minimum, np.inf),
-            (self._high, np.maximum, -np.inf),
-        ):
+        for values, join, empty in zip(self._values, _JOINS, _EMPTY, strict=True):
             values[:half] = join(values[0::2], values[1::2])
             values[half:] = empty
         self.width *= 2
@@ -126,15 +122,15 @@ class Curve:
     def cut(self, step: int) -> None:
         """Remove the values after a step, at which the run was resumed."""
         first = -(-step // self.width)
-        for values, empty in ((self._count, 0.0), (self._total, 0.0), (self._low, np.inf), (self._high, -np.inf)):
+        for values, empty in zip(self._values, _EMPTY, strict=True):
             values[first:] = empty
         self.last_step = min(self.last_step, step)
 
     def rows(self) -> Iterator[tuple[int, float, float, float]]:
         """Last step, lowest, mean and highest value of every stretch that has values."""
-        for place in np.flatnonzero(self._count).tolist():
-            mean = self._total[place] / self._count[place]
-            yield (place + 1) * self.width, float(self._low[place]), float(mean), float(self._high[place])
+        for place in np.flatnonzero(self._values[0]).tolist():
+            count, total, low, high = (float(values[place]) for values in self._values)
+            yield (place + 1) * self.width, low, total / count, high
 
     @property
     def is_empty(self) -> bool:
@@ -158,11 +154,10 @@ class Curve:
             nothing = np.full(num, np.nan)
             return Columns(nothing, nothing, nothing)
         if end - begin >= num:
-            count, total = np.add.reduceat(self._count[:end], starts), np.add.reduceat(self._total[:end], starts)
-            low = np.minimum.reduceat(self._low[:end], starts)
-            high = np.maximum.reduceat(self._high[:end], starts)
+            joined = zip(self._values, _JOINS, strict=True)
+            count, total, low, high = (join.reduceat(values[:end], starts) for values, join in joined)
         else:
-            count, total, low, high = (values[starts] for values in (self._count, self._total, self._low, self._high))
+            count, total, low, high = (values[starts] for values in self._values)
         known &= count > 0
         mean = np.divide(total, count, out=np.full(num, np.nan), where=known)
         return Columns(np.where(known, low, np.nan), mean, np.where(known, high, np.nan))

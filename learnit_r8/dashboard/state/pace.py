@@ -28,27 +28,12 @@ class TimeLeft(NamedTuple):
     spread: float
 
 
-class _Stretch(NamedTuple):
-    """Some steps in a row.
-
-    Attributes:
-        seconds: Duration.
-        steps, samples: Numbers of steps and samples.
-        own, data: Seconds inside the scheduler, and seconds of waiting for data.
-    """
-
-    seconds: float
-    steps: int
-    samples: int
-    own: float
-    data: float
-
-
 class Pacing:
     """Folds the times of steps; breaks between epochs are counted apart."""
 
     def __init__(self) -> None:
-        self._window: deque[_Stretch] = deque(maxlen=WINDOW)
+        # Some steps in a row, and the seconds they took.
+        self._window: deque[tuple[float, events.StepsDone]] = deque(maxlen=WINDOW)
         self._breaks: deque[float] = deque(maxlen=BREAKS)
         self._since = math.nan
         self._after_epoch = False
@@ -82,7 +67,7 @@ class Pacing:
                 return
         if took >= 0:
             self._median = None
-            self._window.append(_Stretch(took, event.num_steps, event.samples, event.own_seconds, event.data_seconds))
+            self._window.append((took, event))
 
     @property
     def seconds_per_step(self) -> float:
@@ -90,32 +75,36 @@ class Pacing:
         if not self._window:
             return self._before
         if self._median is None:
-            self._median = statistics.median([stretch.seconds / stretch.steps for stretch in self._window])
+            self._median = statistics.median(self._step_times())
         return self._median
+
+    def _step_times(self) -> list[float]:
+        return [took / steps.num_steps for took, steps in self._window]
 
     @property
     def is_measured(self) -> bool:
         """Whether steps of this session were measured."""
         return bool(self._window)
 
-    def _rate(self, total: float) -> float:
-        seconds = sum(stretch.seconds for stretch in self._window)
-        return total / seconds if seconds > 0 else math.nan
+    def _rate(self, field: str) -> float:
+        """A field of the steps, per second."""
+        seconds = sum(took for took, _ in self._window)
+        return sum(getattr(steps, field) for _, steps in self._window) / seconds if seconds > 0 else math.nan
 
     @property
     def samples_per_second(self) -> float:
         """Mean over the newest steps; NaN before them."""
-        return self._rate(sum(stretch.samples for stretch in self._window))
+        return self._rate("samples")
 
     @property
     def own_share(self) -> float:
         """Share of the time spent inside the scheduler and its listeners; NaN before it is known."""
-        return self._rate(sum(stretch.own for stretch in self._window))
+        return self._rate("own_seconds")
 
     @property
     def data_share(self) -> float:
         """Share of the time spent waiting for data, 0 where nobody measures it; NaN before it is known."""
-        return self._rate(sum(stretch.data for stretch in self._window))
+        return self._rate("data_seconds")
 
     def left(self, steps: int, epoch_ends: int = 0) -> TimeLeft:
         """Time for some more steps, with the breaks between epochs.
@@ -130,7 +119,7 @@ class Pacing:
 
     def _step_spread(self) -> float:
         """Standard deviation of the median between quarters of the window."""
-        times = [stretch.seconds / stretch.steps for stretch in self._window]
+        times = self._step_times()
         size = len(times) // 4
         if size < 2:
             return math.nan

@@ -11,7 +11,7 @@ from ...events.condenser import steps_of
 from ..event_text import ALERT, WARN, describe
 from ..text import clean
 from .curve import Curve, ThinnedList
-from .pace import Pacing
+from .pace import Pacing, TimeLeft
 
 EMA_WEIGHT = 0.03
 """Weight of a new batch loss in the smoothed loss."""
@@ -276,6 +276,35 @@ class View:
         if run is None or run.total_steps is None:
             return None
         return math.ceil(run.total_steps / max(1, run.steps_per_epoch))
+
+    @property
+    def epoch_text(self) -> str:
+        """The current epoch, from 1, and how many there are: "3/10"; "3" with a time budget."""
+        total = self.total_epochs
+        return f"{min(self.epoch + 1, total)}/{total}" if total else f"{self.epoch + 1}"
+
+    @property
+    def step_text(self) -> str:
+        """The steps done, and how many there are: "1,200/9,000"; "1,200" with a time budget."""
+        total = self.run.total_steps if self.run is not None else None
+        return f"{self.step:,}/{total:,}" if total else f"{self.step:,}"
+
+    def time_left(self, now: float) -> TimeLeft:
+        """The time to the end of the run.
+
+        Args:
+            now: Training seconds.
+        """
+        run = self.run
+        if run is not None and run.train_duration_seconds:
+            return TimeLeft(max(0.0, run.train_duration_seconds - now), math.nan)
+        if run is None or not run.total_steps:
+            return TimeLeft(math.nan, math.nan)
+        per_epoch = max(1, run.steps_per_epoch)
+        ends = max(0, (run.total_steps - 1) // per_epoch - self.step // per_epoch)
+        left = self.pacing.left(max(0, run.total_steps - self.step), ends)
+        # Within a long step the time left falls with the clock.
+        return left._replace(seconds=max(left.seconds - max(0.0, now - self.seconds), 0.0))
 
     @property
     def epoch_progress(self) -> float:

@@ -24,7 +24,9 @@ class AsyncWriter:
         """Queue a text for a descriptor. Never waits."""
         with contextlib.suppress(queue.Full):
             self._waiting.put_nowait((descriptor, text.encode("utf-8", errors="replace")))
-        self._begin()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="r8-lines", daemon=True)
+            self._thread.start()
 
     def finish(self, seconds: float) -> bool:
         """Wait until everything is written, at most some seconds; returns whether it is."""
@@ -34,11 +36,6 @@ class AsyncWriter:
         with contextlib.suppress(queue.Full):
             self._waiting.put_nowait(done)
         return done.wait(seconds)
-
-    def _begin(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="r8-lines", daemon=True)
-            self._thread.start()
 
     def _run(self) -> None:
         while True:

@@ -32,12 +32,8 @@ class StyleAttributes:
     def _attribute(self, style: Style) -> int:
         curses = self._curses
         attribute: int = curses.A_NORMAL
-        for wanted, flag in (
-            (style.bold, curses.A_BOLD),
-            (style.dim, curses.A_DIM),
-            (style.reverse, curses.A_REVERSE),
-            (style.underline, curses.A_UNDERLINE),
-        ):
+        flags = (style.bold, curses.A_BOLD), (style.dim, curses.A_DIM), (style.reverse, curses.A_REVERSE)
+        for wanted, flag in flags:
             attribute |= flag if wanted else 0
         if not self.theme.num_colours:
             return attribute

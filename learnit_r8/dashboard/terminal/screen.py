@@ -20,13 +20,21 @@ from typing import Any
 from ..text import Line
 from ..theme import Theme
 from .colours import StyleAttributes
-from .key_names import by_code, name_of
 from .tty_modes import STDIN, STDOUT, TtyModes
 
 _IS_WINDOWS = sys.platform == "win32"
 _WINDOWS_POLL = 0.05
 _NO_INPUT_LIMIT = 100
 _USUAL_SIZE = (80, 24)
+
+_KEYS = {
+    "KEY_UP": "up", "KEY_DOWN": "down", "KEY_LEFT": "left", "KEY_RIGHT": "right", "KEY_PPAGE": "page up",
+    "KEY_NPAGE": "page down", "KEY_HOME": "home", "KEY_END": "end", "KEY_BTAB": "shift-tab", "KEY_ENTER": "enter",
+    "KEY_BACKSPACE": "backspace",
+}  # fmt: skip
+"""Our names of the keys that are no characters, by their names in curses."""
+
+_CHARACTERS = {"\x1b": "escape", "\n": "enter", "\r": "enter", "\t": "tab", "\x7f": "backspace", "\b": "backspace"}
 
 _window: Any = None
 """The window of curses, which is started once in a process."""
@@ -132,7 +140,7 @@ class Screen:
 
     def _set_up(self) -> None:
         curses, window = self._curses, self._window
-        self._names = by_code(curses)
+        self._names = {getattr(curses, name): key for name, key in _KEYS.items() if hasattr(curses, name)}
         # A terminal may lack any of these and still show a screen.
         for attempt in (
             curses.noecho,
@@ -203,22 +211,21 @@ class Screen:
                     window.addstr(text, ink(style))
         window.refresh()
 
-    def wait(self, seconds: float) -> None:
-        """Return when a key was pressed, `wake` was called, or the time is up."""
+    def wait(self, seconds: float, *, for_keys: bool = True) -> None:
+        """Return when a key was pressed, `wake` was called, or the time is up.
+
+        Args:
+            seconds: Longest wait.
+            for_keys: False while another program reads the keys.
+        """
         if _IS_WINDOWS:
             time.sleep(min(seconds, _WINDOWS_POLL))
             return
-        ready, _, _ = select.select([STDIN, self._wake_reader], [], [], max(seconds, 0))
+        readers = [self._wake_reader, STDIN] if for_keys else [self._wake_reader]
+        ready, _, _ = select.select(readers, [], [], max(seconds, 0))
         if self._wake_reader in ready:
             os.read(self._wake_reader, 4096)
         self._num_empty = self._num_empty + 1 if STDIN in ready else 0
-
-    def wait_hidden(self, seconds: float) -> None:
-        """Return when `wake` was called or the time is up; another program reads the keys meanwhile."""
-        if _IS_WINDOWS:
-            time.sleep(min(seconds, _WINDOWS_POLL))
-        elif select.select([self._wake_reader], [], [], max(seconds, 0))[0]:
-            os.read(self._wake_reader, 4096)
 
     def wake(self) -> None:
         """End `wait`. From any thread or signal handler."""
@@ -240,7 +247,7 @@ class Screen:
                 key = self._window.get_wch()
             except self._curses.error:
                 break
-            name = self._names.get(key, "") if isinstance(key, int) else name_of(key)
+            name = self._names.get(key, "") if isinstance(key, int) else _name_of(key)
             if name:
                 pressed.append(name)
         if pressed:
@@ -274,6 +281,15 @@ class Screen:
             self._window = None
             self.leave()
         self._modes.restore()
+
+
+def _name_of(character: str) -> str:
+    """The name of a key that is a character; "" for one that cannot be shown."""
+    if character in _CHARACTERS:
+        return _CHARACTERS[character]
+    if character < " ":
+        return "ctrl-" + chr(ord(character) + 96)
+    return character if character.isprintable() else ""
 
 
 def _unpadded(sequence: bytes) -> bytes:

@@ -13,39 +13,64 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from .ending_signals import NUMBERS, EndingSignals
+if TYPE_CHECKING:
+    from ..session import ScreenSession
 
 
-class TerminalOwner(Protocol):
-    """The owner of the terminal."""
+ENDING = frozenset(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
-    def restore(self) -> None:
-        """Give the terminal back for good. Safe to call twice."""
-        ...
 
-    def suspended(self) -> contextlib.AbstractContextManager[None]:
-        """A block in which the terminal belongs to the caller."""
-        ...
+class EndingSignals:
+    """Has SIGTERM and SIGHUP raise SystemExit, so that ``finally`` and ``atexit`` give the terminal back.
 
-    def detach(self) -> None:
-        """Give the terminal back for good; the training goes on with plain lines."""
-        ...
+    ncurses would end the process at SIGTERM with neither of them, unless Python has a handler before it starts. For the
+    main thread; also as a ``with`` block.
 
-    def forked(self) -> None:
-        """Stop drawing: this is a forked child."""
-        ...
+    Attributes:
+        held: Numbers of the signals that were taken over: those that had their default action.
+    """
+
+    def __init__(self) -> None:
+        self.held: list[int] = []
+        self._pid = os.getpid()
+
+    def hold(self) -> None:
+        """Take over the signals; somebody's own handler, and nohup's "ignore", stay."""
+        for number in ENDING:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                self.held.append(number)
+                signal.signal(number, self._end)
+
+    def release(self) -> None:
+        """Put the default action back, unless somebody has set another handler since."""
+        while self.held:
+            number = self.held.pop()
+            if signal.getsignal(number) == self._end:
+                signal.signal(number, signal.SIG_DFL)
+
+    def _end(self, number: int, frame: Any) -> None:
+        if os.getpid() == self._pid:
+            raise SystemExit(128 + number)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    def __enter__(self) -> None:
+        self.hold()
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
 
 
 class TerminalHooks:
     """The hooks of the process while a screen is on.
 
     Args:
-        owner: The owner of the terminal, who restores it.
+        owner: Has the terminal, and gives it back.
     """
 
-    def __init__(self, owner: TerminalOwner) -> None:
+    def __init__(self, owner: ScreenSession) -> None:
         self._owner = owner
         self._pid = os.getpid()
         self._undo: list[Callable[[], None]] = []
@@ -184,7 +209,7 @@ def _before_fork() -> None:
     """Block the ending signals during the fork: Python loses those that reach a child before it is ready."""
     _forking.mask = None
     if is_taken():
-        _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
+        _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
 
 
 def _after_fork() -> None:

@@ -33,16 +33,13 @@ class TtyModes:
         """
         if termios is None:
             return
-        if self._ours is not None:
-            termios.tcsetattr(STDIN, termios.TCSANOW, self._ours)
-            return
-        modes = self._ours = termios.tcgetattr(STDIN)
-        modes[_INPUT] &= ~(termios.IXON | termios.IXOFF)
-        characters = modes[_CHARACTERS]
-        for name in ("VSUSP", "VDSUSP", "VQUIT", "VLNEXT"):
-            if hasattr(termios, name):
-                characters[getattr(termios, name)] = b"\0"
-        termios.tcsetattr(STDIN, termios.TCSANOW, modes)
+        if self._ours is None:
+            self._ours = termios.tcgetattr(STDIN)
+            self._ours[_INPUT] &= ~(termios.IXON | termios.IXOFF)
+            for name in ("VSUSP", "VDSUSP", "VQUIT", "VLNEXT"):
+                if hasattr(termios, name):
+                    self._ours[_CHARACTERS][getattr(termios, name)] = b"\0"
+        termios.tcsetattr(STDIN, termios.TCSANOW, self._ours)
 
     def restore(self) -> None:
         """Put the settings back, without waiting for a terminal that does not read."""
