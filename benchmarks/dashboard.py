@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from learnit_r8 import events
 from learnit_r8.events.condenser import Condenser
-from tests.dashboard.test_screen_faults import run_with_faults
+from tests.dashboard.sessions.test_faults import run_with_faults
 from tests.terminals import Terminal
 
 SIZES = ((80, 24), (120, 40), (200, 60))

@@ -38,7 +38,7 @@ def test_old_paths_lead_to_the_same_objects(old, monkeypatch):
     with pytest.warns(DeprecationWarning, match=rf"^learnit_r8\.{old} has moved to learnit_r8\."):
         found = importlib.import_module(f"learnit_r8.{old}")
 
-    assert found is (getattr(home, name) if folder else home)
+    assert found is (getattr(home, name, home) if folder else home)
 
 
 def test_from_imports_of_old_paths(monkeypatch):

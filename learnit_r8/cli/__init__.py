@@ -12,17 +12,8 @@ DESCRIPTION = "Looks at the runs of learnit_r8 from outside; nothing it does tou
 EPILOG = """RUN is a run folder, a folder of runs (the newest is meant), or the beginning of a name in "runs"
 (or in what R8_RUNS says); without it the newest run there is meant. Guide: docs/dashboard.md."""
 
-_HOME = {
-    "watch": ".screens",
-    "replay": ".screens",
-    "status": ".status",
-    "ls": ".status",
-    "samples": ".samples",
-    "export": ".export",
-    "report": ".report",
-    "demo": ".demo",
-    "doctor": ".doctor",
-}
+_HOME = {"watch": "screens", "replay": "screens", "ls": "status"}
+"""The modules of the commands that are not in one of their own name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,9 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             # A character that the terminal cannot encode must not end the command.
             stream.reconfigure(errors="replace")
-    command = getattr(importlib.import_module(_HOME[options.command], __name__), options.command)
+    module = importlib.import_module(f".{_HOME.get(options.command, options.command)}", __name__)
     try:
-        code = int(command(options))
+        code = int(getattr(module, options.command)(options))
         sys.stdout.flush()
         return code
     except BrokenPipeError:

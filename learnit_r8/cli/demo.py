@@ -71,14 +71,7 @@ def demo(options: argparse.Namespace) -> int:
 def run(
     folder: str | Path, seconds: float, *, sleep: Callable[[float], None] = time.sleep, use_curses: bool = True
 ) -> R8Scheduler:
-    """Train the fake model.
-
-    Args:
-        folder: The run folder.
-        seconds: Duration.
-        sleep: Waits for some seconds.
-        use_curses: Whether to show the run.
-    """
+    """Train the fake model for some seconds, with this run folder."""
     model = FakeModel()
     names = [f"train/{number % 10}/{number:05d}.png" for number in range(NUM_SAMPLES)]
     with R8Scheduler(

@@ -45,7 +45,8 @@ def findings() -> Iterator[tuple[str, str]]:
 
 def _terminal() -> Iterator[tuple[str, str]]:
     size = shutil.get_terminal_size((0, 0))
-    where = [f"{name} {'yes' if _is_terminal(stream) else 'no'}" for name, stream in _STREAMS.items()]
+    streams = {"stdin": sys.__stdin__, "stdout": sys.__stdout__, "stderr": sys.__stderr__}
+    where = [f"{name} {'yes' if stream and stream.isatty() else 'no'}" for name, stream in streams.items()]
     yield "terminal", f"{', '.join(where)}; {size.columns} x {size.lines}"
     known = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
     yield "environment", ", ".join(known) or "nothing set"
@@ -56,13 +57,6 @@ def _terminal() -> Iterator[tuple[str, str]]:
     has_curses = importlib.util.find_spec("_curses") is not None
     advice = ": pip install windows-curses" if sys.platform == "win32" else ""
     yield "curses", "there" if has_curses else f"not there{advice}"
-
-
-_STREAMS = {"stdin": sys.__stdin__, "stdout": sys.__stdout__, "stderr": sys.__stderr__}
-
-
-def _is_terminal(stream: object) -> bool:
-    return bool(stream is not None and stream.isatty())  # type: ignore[attr-defined]
 
 
 def _version(name: str) -> str:

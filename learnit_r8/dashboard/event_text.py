@@ -10,14 +10,14 @@ from typing import NamedTuple
 from .. import events
 from .text import clean, number
 
-INFO, GOOD, WARN, ALERT = LEVELS = ("info", "good", "warn", "alert")
+INFO, GOOD, WARN, ALERT = "info", "good", "warn", "alert"
 
 
 class EventText(NamedTuple):
     """The text of an event.
 
     Attributes:
-        level: One of LEVELS.
+        level: "info", "good", "warn" or "alert".
         text: One sentence, safe to show.
         mark: A letter for the axis of the charts, or "".
     """

@@ -23,13 +23,7 @@ _LEVELS = (0, 95, 135, 175, 215, 255)
 
 
 def export_csv(view: View, ui: UiState, scene: Scene, folder: str | os.PathLike[str]) -> str:
-    """Write the numbers of the page on the screen to a new file; returns its path.
-
-    Args:
-        view: The run.
-        ui: Its ``view`` is the page.
-        scene: The owner of the screen adds this to the events of the run.
-        folder: The file is made in it.
+    """Write the numbers of the page on the screen to a new file in a folder; returns its path.
 
     Raises:
         OSError: the file cannot be written.
@@ -41,13 +35,7 @@ def export_csv(view: View, ui: UiState, scene: Scene, folder: str | os.PathLike[
 
 
 def write_csv(stream: TextIO, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a header and rows, so that a spreadsheet takes no text for a formula.
-
-    Args:
-        stream: Takes the text.
-        columns: Names of the columns.
-        rows: A value for each column; None stays empty.
-    """
+    """Write a header and rows, so that a spreadsheet takes no text for a formula; a value of None stays empty."""
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows([_cell(value) for value in row] for row in rows)

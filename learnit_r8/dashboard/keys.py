@@ -154,16 +154,9 @@ def works(binding: Binding, ui: UiState) -> bool:
 
 
 def press(key: str, ui: UiState, view: View) -> tuple[UiState, Action | None]:
-    """The effect of a key.
+    """The next state of the screen, and the action that its owner has to take, if any.
 
-    Args:
-        key: Its name, see `Binding`.
-        ui: State of the screen.
-        view: The run.
-
-    Returns:
-        The next state of the screen, and the action that its owner has to take, if any. No single key ends a run: q
-        asks first.
+    No single key ends a run: q asks first.
     """
     if ui.typing is not None:
         return _typed(key, ui), None

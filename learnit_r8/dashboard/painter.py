@@ -78,7 +78,6 @@ class Painter:
 
     Attributes:
         has_opened: Set once the screen is open, or could not be opened.
-        num_frames: Frames drawn.
         ui_share: Share of one core the painter has taken in the last seconds; NaN before it is known.
     """
 
@@ -93,7 +92,6 @@ class Painter:
         cpu_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self.has_opened = threading.Event()
-        self.num_frames = 0
         self.ui_share = math.nan
         self.ui = ui
         self.lines: list[Line] = []
@@ -248,7 +246,6 @@ class Painter:
             screen.touch()
             self._next_touch = now + TOUCH_SECONDS
         screen.paint(self.lines)
-        self.num_frames += 1
         self._last_draw = now
         self._next_draw = now + self._pause_after(self._cost(now))
 

@@ -37,7 +37,6 @@ UNSTICK_TRIES = 10
 class RunControl(Protocol):
     """The requests that keys make to the training; see `engine.control.Requests`."""
 
-    is_pending: bool
     is_paused: bool
 
     def stop(self, reason: str = "") -> None: ...

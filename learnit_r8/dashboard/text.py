@@ -51,9 +51,7 @@ def clean(text: object, most: int = 400) -> str:
     >>> clean("loss\\x1b[2J\\x1b]0;owned\\x07 of\\ttank\\u202e")
     'loss of tank?'
     """
-    text = str(text)
-    if len(text) > 4 * most:
-        text = text[: 4 * most]
+    text = str(text)[: 4 * most]
     if not _PLAIN.match(text):
         text = _cleaned(_SEQUENCES.sub("", text))
     return text if len(text) <= most else text[: most - 1] + "…"
@@ -166,14 +164,7 @@ def number(value: float, digits: int | None = None) -> str:
     """
     if digits is not None:
         value = float(f"{value:.{digits}g}")
-    if not math.isfinite(value):
-        return "nan" if value != value else ("inf" if value > 0 else "-inf")
-    size = abs(value)
-    if size and not 1e-4 <= size < 1e6:
-        return f"{value:.4g}"
-    if size >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.4g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.4g}"
 
 
 def clock(seconds: float) -> str:

@@ -30,34 +30,6 @@ NOT_HERE = {
 }
 
 
-class Output:
-    """The end of ``output.log``, as it grows.
-
-    Args:
-        folder: The run folder.
-
-    Attributes:
-        lines: The newest lines, not cleaned.
-        num_lines: Lines read so far.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        path = folder / "output.log"
-        size = 0
-        with contextlib.suppress(OSError):
-            size = os.lstat(path).st_size
-        self._file = Lines(path, offset=max(0, size - OUTPUT_BYTES))
-        self.lines: list[str] = []
-        self.num_lines = 0
-
-    def read(self) -> None:
-        """Read the new lines."""
-        with contextlib.suppress(OSError, ValueError):
-            new = [line.decode("utf-8", errors="replace")[:10_000] for line in self._file.read(OUTPUT_BYTES)]
-            self.num_lines += len(new)
-            self.lines = (self.lines + new)[-MOST_OUTPUT:]
-
-
 class Watch:
     """The owner of a screen that follows a run folder.
 
@@ -88,8 +60,9 @@ class Watch:
         self._clock, self._wall = clock, wall
         self._heard = math.nan
         self._state, self._state_until = State("empty", ""), -math.inf
-        self._output = Output(self.run.folder)
-        self._num_read = 0
+        self._output: list[str] = []
+        self._num_output = 0
+        self._output_file = _end_of(self.run.folder / "output.log")
         self._error: Exception | None = None
         for record in self.run.glance():
             self.view.fold(record.event)
@@ -145,19 +118,33 @@ class Watch:
     def scene(self) -> Scene:
         """The time, the output, and the state of the process."""
         state = self.state
-        self._output.read()
+        self._read_output()
         now = None
         if state.word in ("running", "stalled") and not self.view.is_paused and self._heard == self._heard:
             now = self.view.seconds + max(0.0, self._wall() - self._heard)
         return Scene(
             now=now,
-            output=self._output.lines,
-            num_output=self._output.num_lines,
+            output=self._output,
+            num_output=self._num_output,
             link=f"{state.word} {state.detail}".strip() if state.word == "stalled" else state.word,
             folder=os.fspath(self.run.folder),
             said="" if self._loader is None else f"reading all of it, {self._whole_run.lines.share_read:.0%}",
         )
 
+    def _read_output(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            new = [line.decode("utf-8", errors="replace")[:10_000] for line in self._output_file.read(OUTPUT_BYTES)]
+            self._num_output += len(new)
+            self._output = (self._output + new)[-MOST_OUTPUT:]
+
     def act(self, action: Action) -> str:
         """Say why a viewer cannot take the action of a key."""
         return NOT_HERE.get(action, "")
+
+
+def _end_of(path: Path) -> Lines:
+    """The end of a file that may grow, and may not be there yet."""
+    size = 0
+    with contextlib.suppress(OSError):
+        size = os.lstat(path).st_size
+    return Lines(path, offset=max(0, size - OUTPUT_BYTES))

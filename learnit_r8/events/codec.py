@@ -49,24 +49,11 @@ def strict_json(value: Any, *, non_finite: Callable[[float], Any] = repr, indent
     return json.dumps(encoded(value), allow_nan=False, indent=indent)
 
 
-def from_json(line: str) -> Event:
-    """The event of a line of `to_json`; fields that this version does not know are left out.
-
-    Raises:
-        ValueError: not JSON, nested too deeply, an unknown kind, or a missing or ill-typed field; the message shows it.
-    """
-    try:
-        fields = json.loads(line)
-    except RecursionError:
-        raise ValueError("event must be nested less deeply, got a line beyond the limit.") from None
-    return from_fields(fields)
-
-
 def from_fields(fields: Any) -> Event:
-    """The event of a decoded line.
+    """The event of a line of `to_json` that is decoded; fields that this version does not know are left out.
 
     Raises:
-        ValueError: as `from_json`.
+        ValueError: an unknown kind, or a missing or ill-typed field; the message shows it.
     """
     kind = fields.get("kind") if isinstance(fields, dict) else None
     if not isinstance(kind, str) or kind not in EVENTS:

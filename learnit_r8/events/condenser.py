@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from . import Event, Listener, StepDone, StepsDone
 
@@ -113,20 +114,19 @@ class Condenser:
 
 def steps_of(event: StepDone) -> StepsDone:
     """One step as a record of steps."""
-    heard: list[Event] = []
-    Condenser(heard.append)(event)
-    assert isinstance(heard[0], StepsDone)
-    return heard[0]
+    return _condensed(Condenser.__call__, [event])
 
 
 def merged(parts: Sequence[StepsDone]) -> StepsDone:
     """One record for several in a row; at least one."""
-    if len(parts) == 1:
-        return parts[0]
-    heard: list[Event] = []
+    return parts[0] if len(parts) == 1 else _condensed(Condenser.add, parts)
+
+
+def _condensed(gather: Callable[[Condenser, Any], None], parts: Sequence[Event]) -> StepsDone:
+    heard: list[Any] = []
     condenser = Condenser(heard.append)
     for part in parts:
-        condenser.add(part)
+        gather(condenser, part)
     condenser.flush()
-    assert isinstance(heard[0], StepsDone)
-    return heard[0]
+    (whole,) = heard
+    return whole  # type: ignore[no-any-return]

@@ -94,11 +94,7 @@ class Run:
         return name if isinstance(name, str) and name else self.folder.name
 
     def glance(self) -> list[Record]:
-        """Records for the whole course and the state: all of a short journal, a selection of a long one.
-
-        Raises:
-            UnreadableRun: the journal is gone.
-        """
+        """Records for the whole course and the state: all of a short journal, a selection of a long one; see `poll`."""
         with self._opening():
             found = preview(self.lines.path, self.parser)
         if found is None:
@@ -109,11 +105,7 @@ class Run:
         return before + tail
 
     def poll(self) -> list[Record]:
-        """The next block of records; empty at the end of the journal.
-
-        Raises:
-            UnreadableRun: the journal is gone.
-        """
+        """The next block of records, empty at the end of the journal; UnreadableRun where the journal is gone."""
         restarts = self.lines.num_restarts
         with self._opening():
             lines = self.lines.read()
@@ -125,11 +117,7 @@ class Run:
         return records
 
     def records(self) -> Iterator[Record]:
-        """All records that were not read yet.
-
-        Raises:
-            UnreadableRun: the journal is gone.
-        """
+        """All records that were not read yet; see `poll`."""
         while True:
             yield from self.poll()
             if self.lines.is_at_end:

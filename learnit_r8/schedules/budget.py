@@ -34,11 +34,7 @@ class Budget:
         Raises:
             ValueError: none or several of the three are given, or one is not positive and finite.
         """
-        given = {
-            "num_epochs": num_epochs,
-            "num_steps": num_steps,
-            "train_duration_seconds": train_duration_seconds,
-        }
+        given = {"num_epochs": num_epochs, "num_steps": num_steps, "train_duration_seconds": train_duration_seconds}
         chosen = {name: value for name, value in given.items() if value is not None}
         if len(chosen) != 1:
             raise ValueError(f"exactly one of {', '.join(given)} must be given, got {chosen or 'none of them'}.")

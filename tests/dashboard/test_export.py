@@ -1,10 +1,11 @@
 import csv
+import io
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 
 from learnit_r8 import events
-from learnit_r8.dashboard.export import as_svg, export_csv
+from learnit_r8.dashboard.export import as_svg, export_csv, write_csv
 from learnit_r8.dashboard.state.ui_state import Scene, UiState
 from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.text import Span
@@ -81,3 +82,13 @@ def test_exports_end_at_a_thousand(tmp_path):
 
     with pytest.raises(ValueError, match=r"must have fewer exports called overview-0, got 999\."):
         export_csv(View(), UiState(), Scene(), tmp_path)
+
+
+def test_csv_cells_are_safe():
+    """Texts that a spreadsheet would take for formulas are quoted; numbers stay numbers, nothing stays empty."""
+    stream = io.StringIO()
+    write_csv(stream, ["a"], [["=1"], ["+1"], ["-1"], ["@x"], ["\tx"], [-1.5], [None], ["x"]])
+
+    assert [row[0] if row else "" for row in csv.reader(io.StringIO(stream.getvalue()))][1:] == [
+        "'=1", "'+1", "'-1", "'@x", "'\tx", "-1.5", "", "x",
+    ]  # fmt: skip

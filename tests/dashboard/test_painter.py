@@ -71,6 +71,16 @@ class Costs:
         return self.total
 
 
+def painter_on(paper, owner=None, **ui):
+    """A painter whose frames cost nothing."""
+    return Painter(paper, owner or Person(), UiState(**ui), clock=paper.clock, cpu_clock=lambda: 0.0)
+
+
+def text_of(paper):
+    """All that was ever painted."""
+    return "".join(text for _, lines in paper.frames for line in lines for text, _ in line)
+
+
 def painted(seconds, *, costs=(0.001,), pressed=(), happened=(STARTED,), folder="", size=(80, 24)):
     """A painter that has run for some seconds, its paper and its owner."""
     clock = FakeClock()
@@ -129,14 +139,13 @@ def test_cost_is_shown():
 
 def test_key_is_answered_at_once():
     """A key is followed by a frame at once, not a quarter of a second later."""
-    clock = FakeClock()
-    paper = Paper(clock, [[], [], ["?"]])
-    painter = Painter(paper, Person(), UiState(), clock=clock, cpu_clock=lambda: 0.0)
+    paper = Paper(FakeClock(), [[], [], ["?"]])
+    painter = painter_on(paper)
     moments = iter([0.0, 0.25, 0.0, 0.05])
 
     def wait(seconds):
         try:
-            clock.advance(next(moments))
+            paper.clock.advance(next(moments))
         except StopIteration:
             painter.stop()
 
@@ -149,13 +158,12 @@ def test_key_is_answered_at_once():
 
 def test_held_key_does_not_draw_without_end():
     """A key that repeats draws at most twenty frames a second."""
-    clock = FakeClock()
-    paper = Paper(clock, [["down"]] * 1000)
-    painter = Painter(paper, Person(), UiState(), clock=clock, cpu_clock=lambda: 0.0)
+    paper = Paper(FakeClock(), [["down"]] * 1000)
+    painter = painter_on(paper)
 
     def wait(seconds):
-        clock.advance(0.01)
-        if clock.now > 2.0:
+        paper.clock.advance(0.01)
+        if paper.clock.now > 2.0:
             painter.stop()
 
     paper.wait = wait
@@ -182,13 +190,12 @@ def test_answer_is_shown_for_a_while():
 
 def test_frozen_picture_folds_nothing():
     """While the picture is frozen events wait; afterwards none is lost."""
-    clock = FakeClock()
-    paper, owner = Paper(clock, [[" "], [], []]), Person()
-    painter = Painter(paper, owner, UiState(), clock=clock, cpu_clock=lambda: 0.0)
+    paper, owner = Paper(FakeClock(), [[" "], [], []]), Person()
+    painter = painter_on(paper, owner)
     seen = []
 
     def wait(seconds):
-        clock.advance(max(seconds, 0.0))
+        paper.clock.advance(max(seconds, 0.0))
         seen.append(painter.view.run)
         if len(seen) == 1:
             owner.happened = [STARTED]
@@ -206,14 +213,13 @@ def test_frozen_picture_folds_nothing():
 
 def test_exception_while_drawing_gives_the_terminal_back():
     """The painter closes the screen before an error of drawing reaches its caller."""
-    clock = FakeClock()
-    paper = Paper(clock)
+    paper = Paper(FakeClock())
 
     def paint(lines):
         raise ZeroDivisionError("a bug")
 
     paper.paint = paint
-    painter = Painter(paper, Person(), UiState(), clock=clock, cpu_clock=lambda: 0.0)
+    painter = painter_on(paper)
     with pytest.raises(ZeroDivisionError):
         painter.run()
 
@@ -223,14 +229,13 @@ def test_exception_while_drawing_gives_the_terminal_back():
 
 def test_terminal_that_cannot_be_opened():
     """A terminal that cannot be opened raises its reason, and nobody waits for the screen."""
-    clock = FakeClock()
-    paper = Paper(clock)
+    paper = Paper(FakeClock())
 
     def refuse():
         raise UnusableTerminal("too small a brain")
 
     paper.open = refuse
-    painter = Painter(paper, Person(), UiState(), clock=clock, cpu_clock=lambda: 0.0)
+    painter = painter_on(paper)
     with pytest.raises(UnusableTerminal, match="too small a brain"):
         painter.run()
 
@@ -239,10 +244,8 @@ def test_terminal_that_cannot_be_opened():
 
 def test_leaving_ends_a_viewer():
     """The key that leaves a viewer ends its painter."""
-    clock = FakeClock()
-    paper = Paper(clock, [["q"]])
-    painter = Painter(paper, Person(), UiState(mode="watch"), clock=clock, cpu_clock=lambda: 0.0)
-    painter.run()
+    paper = Paper(FakeClock(), [["q"]])
+    painter_on(paper, mode="watch").run()
 
     assert paper.calls[-1] == "close"
 
@@ -251,15 +254,13 @@ def test_leaving_ends_a_viewer():
 def test_exports_go_to_the_folder(tmp_path, key, ending):
     """The export keys leave a file in the run's folder, and do not write over an earlier one."""
     _, paper, _ = painted(2.0, pressed=[[], [key], [key]], folder=str(tmp_path))
-    text = "".join(text for _, lines in paper.frames for line in lines for text, _ in line)
 
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [ending] * 2
-    assert "saved" in text
+    assert "saved" in text_of(paper)
 
 
 def test_failed_export_is_reported(tmp_path):
     """A failed export leaves a message on the screen, which goes on."""
     _, paper, _ = painted(2.0, pressed=[[], ["x"]], folder=str(tmp_path / "missing"))
-    text = "".join(text for _, lines in paper.frames for line in lines for text, _ in line)
 
-    assert "not saved" in text
+    assert "not saved" in text_of(paper)

@@ -3,9 +3,10 @@ import math
 import pytest
 
 from learnit_r8 import events
-from learnit_r8.events.codec import from_json, to_json
+from learnit_r8.events.codec import to_json
 from learnit_r8.events.condenser import Condenser, merged, steps_of
 from tests.drive import FakeClock, make, train
+from tests.events.any_events import from_json
 
 NAN = math.nan
 

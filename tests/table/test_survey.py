@@ -9,11 +9,12 @@ from hypothesis.extra import numpy as arrays
 
 from learnit_r8 import SampleTable, events
 from learnit_r8.engine.emitter import EventEmitter, sampled, settings_of
-from learnit_r8.events.codec import from_json, to_json
+from learnit_r8.events.codec import to_json
 from learnit_r8.table.figures import flow_between, loss_histogram, quarters_of, top, uses_histogram
 from learnit_r8.table.losses import EXACT
 from learnit_r8.table.survey import EPOCH_SECONDS, EVERY_SECONDS, Surveyor
 from tests.drive import FakeClock, make, sample_losses, steps
+from tests.events.any_events import from_json
 
 LOSSES = arrays.arrays(np.float32, st.integers(0, 60), elements=st.floats(0, 100, width=32) | st.just(math.nan))
 

@@ -108,23 +108,19 @@ def chart(
     haze: str = "range",
     plan_from: int | None = None,
 ) -> list[Line]:
-    """Draw a curve with its range.
+    """Draw a curve with its range, behind LABEL cells of values.
 
     Args:
         columns: `dots` for each cell.
         height: Rows, >= 1.
-        glyphs: What to draw with.
+        glyphs: Characters.
         scale: The vertical scale; columns beyond its top are marked.
         style: Style of the cells that the mean goes through.
         haze: Style of the others.
         plan_from: First column of the plan, which is drawn dotted and dimmed.
-
-    Returns:
-        ``height`` lines of LABEL cells and the curve.
     """
     draw = _braille if glyphs.name == "braille" else _blocks
-    grid = draw([columns.mean], height, scale, glyphs, columns, plan_from)
-    kinds, text = grid
+    kinds, text = draw([columns.mean], height, scale, glyphs, columns, plan_from)
     per_cell = dots(glyphs)
     if plan_from is not None:
         kinds[:, plan_from // per_cell :] = 2
@@ -227,16 +223,7 @@ def _blocks(
 def axis(
     width: int, first: int, last: int, glyphs: Glyphs, marks: Sequence[tuple[int, str]], ends: tuple[str, str]
 ) -> Line:
-    """The horizontal axis, with letters for events and a text at each end.
-
-    Args:
-        width: Cells of the chart without its labels.
-        first: Step at the left edge.
-        last: Step at the right edge.
-        glyphs: With ``line`` and ``corner``.
-        marks: Steps and letters.
-        ends: Texts at the two ends.
-    """
+    """The horizontal axis from one step to another, with letters at the steps of events and a text at each end."""
     cells = [glyphs.line] * width
     for step, letter in marks:
         if first <= step <= last and width:

@@ -66,7 +66,8 @@ def loss_panel(view: View, ui: UiState, width: int, height: int, theme: Theme) -
     lines = [title, *chart(columns, rows, glyphs, scale)]
     if height >= LEAST:
         # Later marks cover earlier ones: the most important come last.
-        marks = sorted(view.marks, key=lambda mark: ("CRBS".find(mark.mark), mark.step))
+        entries = sorted(view.marks, key=lambda entry: ("CRBS".find(entry.mark), entry.step))
+        marks = [(entry.step, entry.mark) for entry in entries]
         lines.append(axis(cells, first, last, glyphs, marks, (f"{first:,}", f"{last:,}")))
     return lines[:height]
 

@@ -12,41 +12,27 @@ from .header import titled
 from .pages import PAGES
 from .parts import bar, cropped, joined, labelled
 
-EMPTY: Line = ()
 SMALL = (30, 6)
 """Cells and rows below which only a few facts fit."""
 
-_THEME = Theme()
-_SCENE = Scene()
-
 
 def render(
-    view: View, ui: UiState, width: int, height: int, theme: Theme = _THEME, scene: Scene = _SCENE
+    view: View, ui: UiState, width: int, height: int, theme: Theme = Theme(), scene: Scene = Scene()
 ) -> list[Line]:
-    """Draw a frame.
+    """Draw a frame: exactly ``height`` lines, none wider than ``width`` cells.
 
-    Args:
-        view: The run.
-        ui: State of the screen.
-        width: Cells in a row, >= 1.
-        height: Rows, >= 1.
-        theme: Colours and characters.
-        scene: What the owner of the screen adds: the time, captured output, the cost of the screen.
-
-    Returns:
-        Exactly ``height`` lines, none wider than ``width`` cells. Spans hold printable characters only, and names of
-        styles that are in ``theme.styles``.
+    Their spans hold printable characters only, and names of styles that are in ``theme.styles``.
     """
     if width < SMALL[0] or height < SMALL[1]:
         lines = _small(view, ui, width, height, theme, scene)
     else:
         draw = titled(help_panel) if ui.help else PAGES[ui.view].draw
         lines = draw(view, ui, width, height - 1, theme, scene)
-        lines += [EMPTY] * (height - 1 - len(lines))
+        lines += [()] * (height - 1 - len(lines))
         lines = [*lines[: height - 1], footer(ui, scene, width, theme)]
     if theme.glyphs.name == "ascii":
         lines = [tuple(Span(in_ascii(text), style) for text, style in line) for line in lines]
-    return [cropped(_harmless(line), width) for line in lines[:height]] + [EMPTY] * (height - len(lines))
+    return [cropped(_harmless(line), width) for line in lines[:height]] + [()] * (height - len(lines))
 
 
 def _harmless(line: Line) -> Line:
@@ -58,7 +44,7 @@ def _harmless(line: Line) -> Line:
 
 def _small(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
     """Progress, state, time left and loss; one fact a line where it is narrow."""
-    state = state_of(view, ui, scene)
+    state = state_of(view, scene)
     now = scene.now if scene.now is not None else view.seconds
     facts: list[Line] = [
         (Span(share(view.progress), "value"),),

@@ -39,7 +39,7 @@ def titled(panel: Panel) -> Panel:
 
 def title_line(view: View, ui: UiState, width: int, theme: Theme, scene: Scene) -> Line:
     """Program, run, epoch, step, and the state word at the right."""
-    state = state_of(view, ui, scene)
+    state = state_of(view, scene)
     word = f"{theme.glyphs.dot} {state.word}"
     end: list[Span] = [Span(word, state.style), Span(" ")]
     if ui.frozen:
@@ -84,7 +84,7 @@ def total_line(view: View, width: int, theme: Theme, scene: Scene) -> Line:
     return _bar_line("total", view.progress, notes, width, theme)
 
 
-def epoch_line(view: View, width: int, theme: Theme, scene: Scene) -> Line:
+def epoch_line(view: View, width: int, theme: Theme) -> Line:
     """Progress of the epoch, and the time left in it."""
     run = view.run
     left = math.nan
@@ -105,15 +105,10 @@ def _bar_line(label: str, done: float, notes: list[Line], width: int, theme: The
     room = min(room, max(0, width - len(head) - 6))
     per_cent = Span(f" {share(done):>6}  ", "value")
     rest = joined(notes, room - len(per_cent.text))
-    return (
-        Span(head, "label"),
-        *bar(done, max(1, width - len(head) - room), theme.glyphs),
-        per_cent,
-        *rest,
-    )
+    return (Span(head, "label"), *bar(done, max(1, width - len(head) - room), theme.glyphs), per_cent, *rest)
 
 
-def loss_line(view: View, width: int, theme: Theme) -> Line:
+def loss_line(view: View, width: int) -> Line:
     """The loss: newest, smoothed and best; the learning rate and its recovery factor."""
     last = view.last
     parts = [
@@ -141,7 +136,7 @@ def rate_part(view: View) -> Line:
     return parts
 
 
-def speed_line(view: View, width: int, theme: Theme, scene: Scene) -> Line:
+def speed_line(view: View, width: int, scene: Scene) -> Line:
     """Samples a second, the parts of a step's time, overhead, suspicion and refusals."""
     pacing = view.pacing
     each = pacing.seconds_per_step

@@ -87,9 +87,9 @@ def head(view: View, ui: UiState, width: int, theme: Theme, scene: Scene) -> lis
     sections = [
         one_row(title_line(view, ui, width, theme, scene), 0),
         one_row(total_line(view, width, theme, scene), 1),
-        one_row(epoch_line(view, width, theme, scene), 9),
-        one_row(loss_line(view, width, theme), 2),
-        one_row(speed_line(view, width, theme, scene), 4),
+        one_row(epoch_line(view, width, theme), 9),
+        one_row(loss_line(view, width), 2),
+        one_row(speed_line(view, width, scene), 4),
     ]
     metrics = metric_line(view, width, theme)
     if metrics and width < FOUR:
@@ -101,7 +101,7 @@ def overview_page(view: View, ui: UiState, width: int, height: int, theme: Theme
     """Progress, charts, quartiles, samples and events, as much as fits."""
     sections = head(view, ui, width, theme, scene)
     sections.append(Section(5, 7 if height < 28 else 8, 3, 3, lambda rows: charts_row(view, ui, width, rows, theme)))
-    quartiles = quartile_line(view, width, theme)
+    quartiles = quartile_line(view, width)
     if height < 20 or width < 60:
         if quartiles:
             sections.append(one_row(quartiles, 8))
@@ -123,10 +123,7 @@ def charts_row(view: View, ui: UiState, width: int, height: int, theme: Theme) -
     third = max(38, width // 5) if width >= FOUR and view.metrics else 0
     rate = max(26, (width - third) // 4)
     loss = width - rate - 1 - (third + 1 if third else 0)
-    blocks = [
-        (loss_panel(view, ui, loss, height, theme), loss),
-        (rate_panel(view, rate, height, theme), rate),
-    ]
+    blocks = [(loss_panel(view, ui, loss, height, theme), loss), (rate_panel(view, rate, height, theme), rate)]
     if third:
         metrics = _cached(metrics_panel, view.logged, view, third, height, theme)
         blocks.append((metrics, third))

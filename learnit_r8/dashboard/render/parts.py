@@ -7,10 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ..text import Line, Span, clip, fit, number, width_of
+from ..text import Line, Span, clip, number, width_of
 from ..theme import Glyphs
-
-SPACE: Line = ()
 
 
 def bar(share: float, width: int, glyphs: Glyphs, style: str = "bar") -> Line:
@@ -24,13 +22,9 @@ def bar(share: float, width: int, glyphs: Glyphs, style: str = "bar") -> Line:
 
 
 def spark(values: Sequence[float], width: int, glyphs: Glyphs, *, least: float | None = None) -> str:
-    """A sparkline of exactly ``width`` cells: the newest value at the right, spaces where unknown.
+    """A sparkline of exactly ``width`` cells: the newest value at the right, spaces for NaN.
 
-    Args:
-        values: Oldest first; NaN is unknown.
-        width: Cells.
-        glyphs: With ``levels``.
-        least: Value of the lowest level; by default the smallest value.
+    Its lowest level stands for ``least``; by default for the smallest value.
     """
     shown = list(values[-width:]) if width > 0 else []
     known = [value for value in shown if math.isfinite(value)]
@@ -95,10 +89,7 @@ def remark(text: str) -> Line:
 
 def size_of(line: Iterable[Span]) -> int:
     """Cells of a line."""
-    size = 0
-    for text, _ in line:
-        size += width_of(text)
-    return size
+    return sum(width_of(text) for text, _ in line)
 
 
 def padded(line: Line, width: int) -> Line:
@@ -126,20 +117,14 @@ def cropped(line: Line, width: int) -> Line:
 
 
 def beside(blocks: Sequence[tuple[list[Line], int]], height: int, glyphs: Glyphs) -> list[Line]:
-    """Blocks side by side with a line between them.
-
-    Args:
-        blocks: Lines and width of each.
-        height: Rows of the result.
-        glyphs: With ``side``.
-    """
+    """Blocks, each with its width, side by side with a line between them."""
     lines: list[Line] = []
     for row in range(height):
         whole: list[Span] = []
         for place, (block, width) in enumerate(blocks):
             if place:
                 whole.append(Span(glyphs.side, "rule"))
-            whole.extend(padded(block[row] if row < len(block) else SPACE, width))
+            whole.extend(padded(block[row] if row < len(block) else (), width))
         lines.append(tuple(whole))
     return lines
 
@@ -170,11 +155,6 @@ def labelled(label: str, value: str, style: str = "value") -> Line:
     return Span(label + " ", "label"), Span(value, style)
 
 
-def cell(text: str, width: int, glyphs: Glyphs) -> str:
-    """A text at the left of a cell, and a space after it."""
-    return fit(text, width - 1, glyphs.ellipsis) + " "
-
-
 def extremes(points: Iterable[tuple[int, float]]) -> str:
     """The lowest and the highest of some values, which stand behind their steps."""
     values = [value for _, value in points]
@@ -182,21 +162,16 @@ def extremes(points: Iterable[tuple[int, float]]) -> str:
 
 
 def short(value: float, width: int) -> str:
-    """A number at the right of a cell of this width."""
+    """A number at the right of a cell of this width, as a power of ten where it must.
+
+    >>> short(0.5, 6), short(0.000361, 7)
+    ('   0.5', ' 3.6e-4')
+    """
     text = number(value)
     if len(text) > width and math.isfinite(value):
-        text = powers(value, max(0, width - 6))
+        mantissa, exponent = f"{value:.{max(0, width - 6)}e}".split("e")
+        text = f"{mantissa}e{int(exponent)}"
     return text.rjust(width)
-
-
-def powers(value: float, digits: int) -> str:
-    """A number as a power of ten, with this many digits after the point.
-
-    >>> powers(0.00361, 1), powers(1.5e12, 2)
-    ('3.6e-3', '1.50e12')
-    """
-    mantissa, exponent = f"{value:.{digits}e}".split("e")
-    return f"{mantissa}e{int(exponent)}"
 
 
 def aligned(values: Sequence[float], width: int) -> list[str]:

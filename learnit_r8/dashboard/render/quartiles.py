@@ -48,7 +48,7 @@ def survey_rule(view: View, text: str, width: int, glyphs: Glyphs) -> Line:
     return rule(text, width, glyphs, trust_of(view.survey, num_samples))
 
 
-def quartile_line(view: View, width: int, theme: Theme) -> Line:
+def quartile_line(view: View, width: int) -> Line:
     """The mean loss of each quartile, in one line."""
     survey = view.survey
     if survey is None or not is_ranked(survey):
@@ -161,13 +161,7 @@ def uses_histogram(view: View, width: int, height: int, theme: Theme) -> list[Li
 
 
 def _histogram(
-    title: str,
-    values: tuple[int, ...],
-    ends: tuple[str, str],
-    style: str,
-    width: int,
-    height: int,
-    theme: Theme,
+    title: str, values: tuple[int, ...], ends: tuple[str, str], style: str, width: int, height: int, theme: Theme
 ) -> list[Line]:
     glyphs = theme.glyphs
     lines = [rule(title, width, glyphs)]

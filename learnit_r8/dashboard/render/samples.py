@@ -10,7 +10,7 @@ from ..state.view import View
 from ..text import Line, Span, clean, fit, number, share
 from ..theme import Glyphs, Theme
 from .header import Rows, titled
-from .parts import aligned, bar, cell, cropped, remark, short, spark
+from .parts import aligned, bar, cropped, remark, short, spark
 from .quartiles import survey_rule
 
 HISTORY = 12
@@ -20,7 +20,7 @@ HISTORY = 12
 def samples_panel(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
     """The list a person selects from, or the sample that was selected."""
     if ui.inspected is not None:
-        return inspect_panel(view, ui.inspected, width, height, theme)
+        return inspect_panel(view, ui.inspected, width, theme)
     return hardest_panel(view, width, height, theme, ui)
 
 
@@ -32,13 +32,7 @@ def hardest_panel(
 ) -> list[Line]:
     """The samples with the highest loss, or the suspects, with their history.
 
-    Args:
-        view: The run.
-        width: Cells.
-        height: Rows.
-        theme: Colours and characters.
-        ui: State of the screen on the samples page; None for a list without a selection.
-        listed: "hardest" or "suspects", for a list without a selection.
+    On the samples page ``ui`` says which; elsewhere it is None, ``listed`` says so, and there is no selection.
     """
     glyphs = theme.glyphs
     listed = ui.listed if ui else listed
@@ -90,7 +84,7 @@ def _sample_row(row: Row, loss: str, name_width: int, glyphs: Glyphs) -> Line:
     decimals = len(loss.partition(".")[2])
     before = f"{last:9.{decimals}f} " if math.isfinite(last) and "e" not in loss else short(last, 9) + " "
     return (
-        Span(f"  {cell(name, name_width, glyphs)}"),
+        Span(f"  {fit(name, name_width - 1, glyphs.ellipsis)} "),
         Span(loss, "value"),
         Span(f" {before if last == last else ''}{uses:>6}  ", "label"),
         Span(spark(history, HISTORY, glyphs, least=0.0), "loss"),
@@ -98,7 +92,7 @@ def _sample_row(row: Row, loss: str, name_width: int, glyphs: Glyphs) -> Line:
     )
 
 
-def inspect_panel(view: View, index: int, width: int, height: int, theme: Theme) -> list[Line]:
+def inspect_panel(view: View, index: int, width: int, theme: Theme) -> list[Line]:
     """Name, losses, uses and history of one sample."""
     glyphs = theme.glyphs
     survey = view.survey

@@ -90,12 +90,7 @@ class Curve:
     def add(self, step: int, mean: float, low: float, high: float, num_steps: int = 1) -> None:
         """Add some steps that ended with this one; values beyond LARGEST, infinities and NaN are left out.
 
-        Args:
-            step: The last of them, 1-based; not lower than before, except after `cut`.
-            mean: Mean of their values.
-            low: Lowest value.
-            high: Highest value.
-            num_steps: Number of steps.
+        ``step`` is the last of them, from 1; not lower than before, except after `cut`.
         """
         if not (abs(mean) < LARGEST and abs(low) < LARGEST and abs(high) < LARGEST):
             return
@@ -138,13 +133,7 @@ class Curve:
         return not self.last_step
 
     def columns(self, num: int, first: int, last: int) -> Columns:
-        """The curve between two steps, in some columns.
-
-        Args:
-            num: Number of columns, >= 1.
-            first: Steps done before the first column, >= 0.
-            last: Steps done at the end of the last column, > first.
-        """
+        """The curve after ``first`` steps and up to ``last`` steps, which are more, in ``num`` >= 1 columns."""
         begin, end = first // self.width, min(self._size, -(-last // self.width))
         # Float edges: every column takes at least the stretch in which its left edge lies.
         edges = (first + (last - first) * np.arange(num + 1) / num) / self.width

@@ -107,12 +107,7 @@ class Pacing:
         return self._rate("data_seconds")
 
     def left(self, steps: int, epoch_ends: int = 0) -> TimeLeft:
-        """Time for some more steps, with the breaks between epochs.
-
-        Args:
-            steps: Steps left.
-            epoch_ends: Number of breaks among them.
-        """
+        """Time for some more steps, with a break at each end of an epoch among them."""
         each = self.seconds_per_step
         pause = sum(self._breaks) / len(self._breaks) if self._breaks else 0.0
         return TimeLeft(steps * each + epoch_ends * pause, steps * self._step_spread())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..text import clean
-from .ui_state import Scene, UiState
+from .ui_state import Scene
 from .view import View
 
 LEAST_STALL_SECONDS = 60.0
@@ -27,7 +27,7 @@ class State(NamedTuple):
     detail: str = ""
 
 
-def state_of(view: View, ui: UiState, scene: Scene) -> State:
+def state_of(view: View, scene: Scene) -> State:
     """The state of a run; of several the worst."""
     if view.gave_up is not None:
         return State("DIVERGED", "alert", "everything was tried")

@@ -33,20 +33,13 @@ class Entry(NamedTuple):
         seconds: Training seconds.
         level: "info", "good", "warn" or "alert".
         text: One sentence, safe to show.
-        mark: A letter for the axis of the charts, or "".
+        mark: A letter for the axis of the charts: S refused, B restored, C saved, R resumed, Q in quarantine; or "".
     """
 
     step: int
     seconds: float
     level: str
     text: str
-    mark: str
-
-
-class Mark(NamedTuple):
-    """A letter at a step: S refused, B restored, C saved, R resumed."""
-
-    step: int
     mark: str
 
 
@@ -90,7 +83,7 @@ class View:
         logged: The newest `MetricsLogged`; None before.
         log: The newest events, oldest first.
         alerts: The newest warnings and alerts; a flood of other events does not drive them out.
-        marks: Letters on the axis of the charts; thinned.
+        marks: Events with a letter on the axis of the charts; thinned.
         num_entries: Events added to the log so far.
         num_alerts: Warnings and alerts added so far.
         survey: The newest survey of the samples; None before.
@@ -127,7 +120,7 @@ class View:
         self.logged: events.MetricsLogged | None = None
         self.log: deque[Entry] = deque(maxlen=MOST_ENTRIES)
         self.alerts: deque[Entry] = deque(maxlen=MOST_ALERTS)
-        self.marks: ThinnedList[Mark] = ThinnedList(MOST_MARKS)
+        self.marks: ThinnedList[Entry] = ThinnedList(MOST_MARKS)
         self.num_entries = 0
         self.num_alerts = 0
         self.survey: events.SamplesSurveyed | None = None
@@ -203,7 +196,7 @@ class View:
                 self.alerts.append(entry)
                 self.num_alerts += 1
             if said.mark:
-                self.marks.add(Mark(event.step, said.mark))
+                self.marks.add(entry)
 
     def _fold_start(self, event: events.RunStarted) -> None:
         self.run, self.ended, self.incident, self.gave_up = event, None, None, None
@@ -290,11 +283,7 @@ class View:
         return f"{self.step:,}/{total:,}" if total else f"{self.step:,}"
 
     def time_left(self, now: float) -> TimeLeft:
-        """The time to the end of the run.
-
-        Args:
-            now: Training seconds.
-        """
+        """The time to the end of the run; ``now`` is in training seconds."""
         run = self.run
         if run is not None and run.train_duration_seconds:
             return TimeLeft(max(0.0, run.train_duration_seconds - now), math.nan)

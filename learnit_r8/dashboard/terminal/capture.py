@@ -32,13 +32,11 @@ class Capture:
 
     Attributes:
         is_on: Whether text goes to the file now.
-        num_lost: Lines that could not be written; memory holds the newest of them.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.path = None if path is None else os.fspath(path)
         self.is_on = False
-        self.num_lost = 0
         self._unsaved: deque[str] = deque(maxlen=200)
         self._fd, self._reader = _open_log(self.path)
         self._began = self._seen = os.lseek(self._reader, 0, os.SEEK_END)
@@ -95,13 +93,11 @@ class Capture:
             stream.lock = threading.RLock()
 
     def append(self, text: str) -> None:
-        """Write whole lines to the file; lines that cannot be written are counted."""
+        """Write whole lines to the file; memory holds the newest of those that cannot be written."""
         try:
             os.write(self._fd, text.encode("utf-8", errors="backslashreplace"))
         except OSError:
-            lines = text.splitlines()
-            self.num_lost += len(lines)
-            self._unsaved.extend(lines)
+            self._unsaved.extend(text.splitlines())
 
     def new_lines(self) -> list[str]:
         """The lines since the last call; of very many the last ones."""
@@ -119,15 +115,17 @@ class Capture:
 
     def lines_since_left(self, most: int) -> list[str]:
         """The last lines since the last call of this method."""
-        end = os.lseek(self._reader, 0, os.SEEK_END)
-        began, self._left_at = max(self._left_at, end - MOST_READ), end
-        return _lines(self._read(began, end))[-most:]
+        began, self._left_at = self._left_at, os.lseek(self._reader, 0, os.SEEK_END)
+        return self._end(began)[-most:]
 
     def tail(self, most: int) -> list[str]:
         """The last lines of this run; lines that could not be written come last."""
+        return (self._end(self._began) + list(self._unsaved))[-most:]
+
+    def _end(self, began: int) -> list[str]:
+        """The lines from a place on; of very many the last ones."""
         end = os.lseek(self._reader, 0, os.SEEK_END)
-        lines = _lines(self._read(max(self._began, end - MOST_READ), end)) + list(self._unsaved)
-        return lines[-most:]
+        return _lines(self._read(max(began, end - MOST_READ), end))
 
     def _read(self, begin: int, end: int) -> bytes:
         os.lseek(self._reader, begin, os.SEEK_SET)

@@ -214,9 +214,7 @@ class Screen:
     def wait(self, seconds: float, *, for_keys: bool = True) -> None:
         """Return when a key was pressed, `wake` was called, or the time is up.
 
-        Args:
-            seconds: Longest wait.
-            for_keys: False while another program reads the keys.
+        Not ``for_keys`` while another program reads them.
         """
         if _IS_WINDOWS:
             time.sleep(min(seconds, _WINDOWS_POLL))

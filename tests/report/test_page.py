@@ -1,8 +1,7 @@
-"""The report: one page with everything in it, whatever is in the run folder."""
+"""The page of a report: everything in it, whatever is in the run folder."""
 
 import html.parser
 import json
-import math
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -12,28 +11,22 @@ from hypothesis import strategies as st
 
 from learnit_r8 import events
 from learnit_r8.journal import UnreadableRun
-from learnit_r8.journal.samples import Samples, write_samples
+from learnit_r8.journal.samples import write_samples
 from learnit_r8.report import write_report
-from learnit_r8.report.axes import Axis, frame, line, range_of, sparkline
 from learnit_r8.report.data import report_data
 from learnit_r8.report.page import page
 from tests.drive import INF, NAN, make, sample_losses
-from tests.journal.test_run_folder import STARTED, folder_with, steps
+from tests.journal.run_folders import STARTED, folder_with, steps
+from tests.report.sample_files import samples
 
 VOID = {"meta", "input", "br", "link"}
+
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>\x1b[2J\u202e&amp;"
 
 
 def said_of(folder, tmp_path):
     """The text of a run's report."""
     return " ".join(Reader(write_report(folder, tmp_path / "out.html").read_text()).texts)
-
-
-def samples(epoch, loss, *, last=None, uses=None, source="exact", untrained=1.0, names=None):
-    loss = np.asarray(loss, np.float32)
-    uses = np.isfinite(loss) if uses is None else uses
-    last = loss if last is None else last
-    return Samples(epoch, 5 + epoch, source, True, untrained, loss, last, loss, uses.astype(np.uint16), names or {})
 
 
 class Reader(html.parser.HTMLParser):
@@ -204,42 +197,6 @@ def test_any_losses_can_be_drawn(tmp_path_factory, epochs):
     Reader(text)
 
     assert 'points="nan' not in text
-
-
-@given(st.floats(-1e12, 1e12), st.floats(1e-9, 1e12), st.booleans())
-def test_ticks_are_few_round_and_inside(low, size, log):
-    """The values at an axis lie on it and are not too many."""
-    if log:
-        low = abs(low) + 1e-9
-    high = low + max(size, abs(low) * 1e-6)
-    ticks = Axis(low, high, 0, 500, log).ticks(6)
-
-    assert len(ticks) <= 14
-    assert all(low - 1e-6 * (high - low) <= tick <= high + 1e-6 * (high - low) for tick in ticks)
-
-
-def test_axis_places_values():
-    """Values are placed evenly, or by their logarithms; those beyond are put at the ends."""
-    assert Axis(0, 10, 100, 200).place([0, 5, 10, 99, -9]).tolist() == [100, 150, 200, 200, 100]
-    assert Axis(1, 100, 0, 2, log=True).place([1, 10, 100, 0]).tolist() == pytest.approx([0, 1, 2, 0])
-
-
-def test_range_leaves_out_what_cannot_be_drawn():
-    """The range of values takes finite ones only, of a log scale positive ones; it is never empty."""
-    assert range_of([NAN, 1.0, INF, 3.0]) == (1.0, 3.0)
-    assert range_of([-1.0, 0.0, 2.0, 8.0], log=True) == (2.0, 8.0)
-    assert range_of([]) == (0.0, 1.0)
-    assert range_of([NAN], log=True) == (0.1, 1.0)
-    assert range_of([4.0, 4.0]) == (2.0, 6.0)
-    assert range_of([4.0], log=True) == (2.0, 8.0)
-
-
-def test_line_leaves_out_what_is_unknown():
-    """A curve goes over a gap."""
-    chart = frame(100, 100, (0, 2), (0, 2))
-
-    assert line(chart, [0, 1, 2], [0.0, math.nan, 2.0], "mean").count(",") == 2
-    assert sparkline([math.nan, 1.0]) == ""
 
 
 def test_no_run_no_report(tmp_path):

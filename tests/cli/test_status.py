@@ -1,0 +1,67 @@
+"""``status`` and ``ls``."""
+
+import json
+import os
+import time
+
+import pytest
+
+from learnit_r8 import events
+from tests.cli.commands import GONE, SEVEN, printed
+from tests.journal.run_folders import STARTED, folder_with, steps
+
+
+def test_status_is_one_line(run, capsys):
+    """`status` prints name, state, progress, loss and rate in one line."""
+    assert printed(capsys, "status", run) == (
+        4,
+        ["it  died (the process is gone)  35.0%  epoch 4/100  step 350/1,000  loss 0.005714 (ema 0.006019)  lr 0.05"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("happened", "code"),
+    [
+        ([events.RunEnded(350, 9.0, True)], 0), ([events.RunEnded(350, 9.0, False)], 5),
+        ([events.ProcessLeft(350, 9.0, "ValueError: x")], 4), ([], 4),
+    ],
+)  # fmt: skip
+def test_exit_code_of_status_is_the_state(tmp_path, capsys, happened, code):
+    """The exit code is 0 for a run that is well, and another one for each way in which it is not."""
+    folder = folder_with(tmp_path, STARTED, steps(5), *happened, process=GONE)
+
+    assert printed(capsys, "status", folder)[0] == code
+
+
+def test_running_and_stalled_runs(tmp_path, capsys):
+    """While it runs speed and time left are told; silence of a process that is there is a stall."""
+    running = folder_with(tmp_path / "a", STARTED, *SEVEN, when=time.time())
+    stalled = folder_with(tmp_path / "b", STARTED, *SEVEN, when=time.time() - 300)
+    code, (line,) = printed(capsys, "status", running)
+
+    assert code == 0
+    assert line.endswith("lr 0.05  20 samples/s  left 5:25")
+    assert printed(capsys, "status", stalled)[0] == 3
+
+
+def test_status_as_json(run, capsys):
+    """`status --json` is strict JSON, with null for what is not known."""
+
+    def refuse(text):
+        raise AssertionError(text)
+
+    code, (line,) = printed(capsys, "status", run, "--json")
+    facts = json.loads(line, parse_constant=refuse)
+
+    assert (code, facts["state"], facts["step"], facts["seconds_left"]) == (4, "died", 350, None)
+    assert facts["metrics"]["loss"] == 0.5
+
+
+def test_ls_lists_runs(run, capsys):
+    """`ls` has a line for every run, the newest first, and one for a run that cannot be read."""
+    os.utime(run / "events.jsonl", (1, 1))
+    folder_with(run.parent / "20260102-b", STARTED)
+    code, lines = printed(capsys, "ls", run.parent)
+
+    assert code == 0
+    assert [line.split()[0] for line in lines] == ["20260102-b", "20260101-it"]

@@ -1,0 +1,43 @@
+"""The state of a run in one word."""
+
+import pytest
+
+from learnit_r8 import events
+from learnit_r8.dashboard.state.ui_state import Scene
+from learnit_r8.dashboard.state.view import View
+from tests.screen_common import fake_events, fake_view, fold_all, screen
+
+
+@pytest.mark.parametrize(
+    ("scene", "mode", "word"),
+    [
+        (Scene(is_paused=True), "live", "PAUSED"),
+        (Scene(link="died"), "watch", "DIED"),
+        (Scene(link="stalled 45 s"), "watch", "STALLED"),
+        (Scene(now=5000.0), "live", "STALLED"),
+        (Scene(), "live", "RECOVERING"),
+    ],
+)
+def test_state_word(scene, mode, word):
+    """The state is one word, of several the worst."""
+    assert word in screen(fake_view(), 80, 24, scene=scene, mode=mode)[0]
+
+
+def test_state_word_of_a_run_that_gave_up():
+    """A run that ended with TrainingDiverged says so, and a new start of it does not."""
+    view = fold_all(View(), fake_events(50))
+    view.fold(events.GaveUp(50, 20.0, "all tried", None))
+    view.fold(events.RunEnded(50, 20.0, finished=False))
+
+    assert "DIVERGED" in screen(view, 80, 24)[0]
+    view.fold(events.RunStarted(40, 16.0, "it", 1000, 10, 100, 10_000, None, "balanced"))
+    assert "DIVERGED" not in screen(view, 80, 24)[0]
+
+
+@pytest.mark.parametrize(("finished", "word"), [(True, "FINISHED"), (False, "STOPPED")])
+def test_state_word_of_an_ended_run(finished, word):
+    """A run that is over says whether its budget was used up."""
+    view = fold_all(View(), fake_events(50))
+    view.fold(events.RunEnded(50, 20.0, finished))
+
+    assert word in screen(view, 80, 24)[0]

@@ -1,0 +1,22 @@
+import pytest
+
+from learnit_r8.dashboard import choice
+from tests.drive import make, train
+
+
+@pytest.mark.parametrize(
+    ("environ", "processes"), [({}, 1), ({"WORLD_SIZE": "4"}, 4), ({"SLURM_NTASKS": "2", "WORLD_SIZE": "x"}, 2)]
+)
+def test_number_of_processes(environ, processes):
+    """The environment of the launcher gives the number of processes."""
+    assert choice.num_processes(environ) == processes
+
+
+def test_plain_without_a_terminal(capsys):
+    """Under a test runner, a pipe or a batch job there are lines and no reason is given."""
+    with make(use_curses=True) as r8:
+        train(r8)
+    err = capsys.readouterr().err
+
+    assert "no screen" not in err
+    assert choice.why_plain({"TERM": "xterm"}) == "standard input or output is no terminal"

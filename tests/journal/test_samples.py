@@ -1,0 +1,200 @@
+"""Samples files: what is kept of a run, and files made to harm whoever reads them."""
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learnit_r8.journal.samples import highest, kept, read_samples, sample_epochs, samples_of
+from tests.drive import INF, NAN, make, sample_losses
+
+
+def trained(tmp_path, **more):
+    """A run folder with the samples of one epoch."""
+    r8 = make(20, num_epochs=1, run_dir=tmp_path, **more)
+    for _ in r8.epoch_iterator():
+        for indices, _ in r8.batch_iterator():
+            r8.update_with_loss(sample_losses(indices))
+    r8.close()
+    return r8
+
+
+def test_samples_come_back(tmp_path):
+    """The samples file holds what the table knew, and names."""
+    r8 = trained(tmp_path, sample_ids=[f"img{number}" for number in range(20)])
+    samples = read_samples(tmp_path, 0)
+    table = r8.table
+
+    assert (samples.epoch, samples.step, samples.source, samples.is_exact) == (0, 5, "exact", True)
+    for name in ("loss", "last", "mean", "usage_count"):
+        np.testing.assert_array_equal(getattr(samples, name), getattr(table, name))
+    assert samples.untrained_loss == table.untrained_loss
+    assert [samples.name_of(index) for index in samples.hardest(3)] == [str(one.name) for one in table.hardest(3)]
+    assert samples.suspects().reason == table.suspects().reason
+
+
+def test_samples_of_an_earlier_run_go(tmp_path):
+    """A run begun anew in a folder shows its own samples, though an earlier one got further."""
+    for num_samples, num_epochs in ((20, 4), (12, 2)):
+        with make(num_samples, num_epochs=num_epochs, run_dir=tmp_path) as r8:
+            for _ in r8.epoch_iterator():
+                for indices, _ in r8.batch_iterator():
+                    r8.update_with_loss(sample_losses(indices))
+
+    assert {len(read_samples(tmp_path, epoch).loss) for epoch in sample_epochs(tmp_path)} == {12}
+
+
+def test_unseen_samples_are_never_hardest(tmp_path):
+    """Samples that were never seen have no loss to be ranked by."""
+    r8 = make(20, run_dir=tmp_path)
+    r8.report(r8.draw(), [1.0, 2.0, 3.0, 4.0])
+    samples = samples_of(r8.table, 0, 1)
+
+    assert len(samples.hardest(10)) == 4
+    assert samples.loss[samples.hardest(1)[0]] == 4.0
+    assert np.isnan(samples.loss).sum() == 16
+
+
+@given(
+    st.lists(st.sampled_from([NAN, 0.0, 1.0, 2.0, INF, -INF]), max_size=12),
+    st.integers(0, 15),
+)
+def test_highest_is_a_stable_sort(values, k):
+    """The highest values come highest first, equal ones by position, as sorting all of them would give."""
+    array = np.array(values, np.float32)
+    known = [index for index in np.argsort(-array, kind="stable") if not np.isnan(array[index])]
+
+    assert highest(array, k).tolist() == known[:k]
+
+
+@given(st.sets(st.integers(0, 10_000), max_size=60).map(sorted))
+def test_kept_epochs_are_few_and_spread(epochs):
+    """The first, the last three, and at most seven in between are kept."""
+    chosen = kept(epochs)
+
+    assert chosen[-3:] == epochs[-3:]
+    assert chosen[:1] == epochs[:1]
+    assert len(chosen) == min(len(epochs), 11)
+    assert chosen == sorted(set(chosen) & set(epochs))
+
+
+def npz(path, *, compress=zipfile.ZIP_STORED, **members):
+    with zipfile.ZipFile(path, "w", compress) as file:
+        for name, content in members.items():
+            if not isinstance(content, bytes):
+                buffer = io.BytesIO()
+                np.lib.format.write_array(buffer, content, allow_pickle=True)
+                content = buffer.getvalue()
+            file.writestr(name + ".npy", content)
+
+
+def header(shape, dtype="<f4"):
+    """The header of an npy file that claims a shape, without the numbers."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
+
+
+def about(**more):
+    text = {"step": 5, "source": "exact", "is_exact": True, "untrained_loss": 2.0, "names": {}, **more}
+    return np.frombuffer(json.dumps(text).encode(), np.uint8)
+
+
+def good():
+    four = np.arange(4, dtype="<f4")
+    return {"about": about(), "loss": four, "last": four, "mean": four, "usage_count": four.astype("<u2")}
+
+
+HOSTILE = {
+    "claims a terabyte": {"loss": header((2**38,))},
+    "claims 2**62": {"loss": header((2**62,))},
+    "negative shape": {"loss": header((-4,))},
+    "two dimensions": {"loss": np.zeros((2, 2), "<f4")},
+    "objects": {"loss": np.array([{}, [], 1, 2], object)},
+    "another dtype": {"loss": np.arange(4, dtype="<f8")},
+    "another length": {"last": np.arange(3, dtype="<f4")},
+    "nothing": {"loss": b""},
+    "no array": {"loss": b"\x93NUMPY\x01\x00\xff\xff"},
+    "code in the header": {"loss": b"\x93NUMPY\x01\x00\x30\x00" + b"__import__('os').system('touch owned')".ljust(48)},
+    "deep about": {"about": np.frombuffer(b"[" * 100_000, np.uint8)},
+    "about of text": {"about": np.array(["x"])},
+    "about lacks": {"about": np.frombuffer(b"{}", np.uint8)},
+    "names are no dict": {
+        "about": np.frombuffer(b'{"step":1,"source":"","is_exact":1,"untrained_loss":1,"names":3}', np.uint8)
+    },
+    "step is infinite": {
+        "about": np.frombuffer(b'{"step":1e999,"source":"","is_exact":1,"untrained_loss":1,"names":{}}', np.uint8)
+    },
+}
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_hostile_samples_are_refused(tmp_path, hostile, monkeypatch):
+    """A samples file made to harm is a ValueError: nothing is run, and no more is read than the file is long."""
+    monkeypatch.chdir(tmp_path)
+    npz(tmp_path / "samples-000000.npz", **{**good(), **HOSTILE[hostile]})
+    with pytest.raises(ValueError, match=r"samples-000000\.npz must be a whole samples file, got"):
+        read_samples(tmp_path, 0)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["samples-000000.npz"]
+
+
+def test_zip_bomb_is_refused(tmp_path):
+    """Compressed members are refused before one is opened, and so are too many."""
+    members = {**good(), "loss": np.zeros(10**6, "<f4")}
+    npz(tmp_path / "samples-000000.npz", compress=zipfile.ZIP_DEFLATED, **members)
+    npz(tmp_path / "samples-000001.npz", **good(), **{f"m{number}": b"" for number in range(20)})
+    for epoch in (0, 1):
+        with pytest.raises(ValueError, match="samples file must have at most 16 uncompressed members, got others"):
+            read_samples(tmp_path, epoch)
+
+
+def test_member_that_claims_more_than_the_file_is_refused(tmp_path):
+    """Sizes in the zip's directory are held against the size of the file."""
+    path = tmp_path / "samples-000000.npz"
+    npz(path, **good())
+    content = bytearray(path.read_bytes())
+    entry = content.rfind(b"PK\x01\x02")
+    content[entry + 20 : entry + 28] = (2**31).to_bytes(4, "little") * 2
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="samples file must hold no more than its"):
+        read_samples(tmp_path, 0)
+
+
+@given(st.data())
+def test_damaged_samples_never_escape(tmp_path_factory, data):
+    """A samples file cut anywhere, or with any byte changed, is read or refused with a ValueError."""
+    folder = tmp_path_factory.mktemp("run")
+    path = folder / "samples-000000.npz"
+    npz(path, **good())
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    try:
+        samples = read_samples(folder, 0)
+    except ValueError:
+        return
+
+    assert len(samples.loss) == 4
+
+
+def test_other_names_are_no_samples(tmp_path):
+    """Only files named as the journal names them are looked at."""
+    for name in ("samples-000003.npz", "samples-3.npz", "samples-000004.npz.bak", "../samples-000005.npz", "x"):
+        (tmp_path / name.replace("../", "dots")).touch()
+
+    assert sample_epochs(tmp_path) == [3]
+
+
+def test_groups_come_along(tmp_path):
+    """Where samples have groups the file holds them, so that rare ones are protected there too."""
+    r8 = trained(tmp_path, groups=[number % 2 for number in range(20)])
+    found = read_samples(tmp_path, 0)
+
+    np.testing.assert_array_equal(found.group, r8.table.records["group"])
+    assert read_samples(trained(tmp_path / "other").run_dir, 0).group is None
