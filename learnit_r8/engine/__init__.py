@@ -1,1 +1,1 @@
-"""The engine: in which order the parts act on a batch and on its loss, and the counters."""
+"""The engine: the order in which the parts handle a batch and its loss, and the counters."""

@@ -1,4 +1,4 @@
-"""The parts of a run, made of the arguments of R8Scheduler."""
+"""Builder: makes the components of a run from the arguments of R8Scheduler."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ from .lr_search import LrSearch
 from .pace import Pace
 
 _NOT_SETTINGS = frozenset({"listeners", "name", "num_samples", "batch_size"})
-"""Arguments of R8Scheduler that events tell anyway, or that say nothing."""
+"""Arguments of R8Scheduler that events hold anyway, or that are of no use in them."""
 
 
 @dataclass(frozen=True)
 class Components:
-    """What an engine is put together from.
+    """The components of an engine.
 
     Attributes:
-        plan: Which samples come next; holds the table.
-        pace: How far along the run is.
+        plan: Draws batches; holds the table.
+        pace: The position of the run.
         make_schedule: Returns the schedule for a peak learning rate.
-        peak_lr: The peak to begin with.
+        peak_lr: The first peak learning rate.
         sentry: Judges losses with the guard.
-        persistence: Backups and checkpoints.
-        controller: What is done about losses that are refused.
-        announcer: Who is told.
+        persistence: Takes backups and checkpoints.
+        controller: Answers refused losses.
+        announcer: Passes events to listeners.
         search: Finds the peak learning rate before the run.
         name: Name of the run, "" if it has none.
-        settings: The configuration as texts, for people.
+        settings: The configuration as texts, for display.
         handle_signals: Whether signals that end the process wait for the end of the step and a checkpoint.
     """
 
@@ -71,14 +71,14 @@ class Components:
 
 
 def build_components(given: Mapping[str, Any]) -> Components:
-    """The parts that some arguments ask for; each function below takes those that it names.
+    """Build the components; each function below takes the arguments that it names.
 
     Args:
         given: All arguments of `R8Scheduler`, by name.
 
     Raises:
-        ValueError: an argument outside its range, or not exactly one budget.
-        TypeError: an argument of the wrong kind.
+        ValueError: an argument is outside its range, or there is not exactly one budget.
+        TypeError: an argument is of the wrong kind.
     """
     plan = _plan_of(**given)
     budget = Budget.of(given["num_epochs"], given["num_steps"], given["train_duration_seconds"], plan.steps_per_pass)
@@ -143,7 +143,7 @@ def _plan_of(
     if groups is None and plan.policy.needs_groups:
         raise ValueError(
             f"groups must be a label for each sample, as the policy {policy!r} needs them, got None. "
-            "Where there are no classes, np.zeros(num_samples) is one group for all."
+            "If there are no classes, np.zeros(num_samples) puts all samples into one group."
         )
     return plan
 
@@ -171,7 +171,7 @@ def _range_test_of(
         return None
     if load_callback is None or callable(scheduler_mode):
         raise ValueError(
-            "auto_find_lr needs a load_callback to put the model back with, and a scheduler_mode given by name; "
+            "auto_find_lr needs a load_callback to restore the model, and a scheduler_mode given by name; "
             f"got load_callback={load_callback!r} and scheduler_mode={scheduler_mode!r}."
         )
     return RangeTest.for_run(budget.steps)

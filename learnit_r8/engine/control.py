@@ -1,7 +1,7 @@
 """Requests: what other threads and signal handlers ask of a run, answered by the training thread between two steps.
 
-They only set plain attributes, and the training thread looks at one of them a step: no lock that a signal handler
-could find held by the very code it interrupted.
+Requests only set plain attributes, and the training thread checks one of them per step. There is no lock, as a signal
+handler may interrupt the very code that holds it.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from .pace import Pace
 from .signals import SignalWatch
 
 POLL_SECONDS = 0.02
-"""How often a paused run looks whether it may go on."""
+"""Interval at which a paused run checks whether to continue."""
 
 
 class Requests:
-    """Asked from anywhere, answered where model and scheduler fit together.
+    """Accepts requests at any time and answers them between steps, where model and scheduler are consistent.
 
     Args:
-        pace: Stops counting time while the run is paused, and knows that it was stopped.
-        announcer: Who is told.
-        save: Writes a checkpoint of now; must not raise because of the disk.
+        pace: Stops counting time while the run is paused, and is told when it is stopped.
+        announcer: Receives events.
+        save: Writes a checkpoint; must not raise because of the disk.
         handle_signals: Whether signals that end the process wait for the end of the step and a checkpoint.
         sleep: Waits for some seconds.
 
     Attributes:
-        is_pending: Whether there is something to answer; all that is looked at in an ordinary step.
+        is_pending: Whether there is something to answer; an ordinary step checks only this.
         is_paused: Whether the training thread waits.
-        signals: Those that wait; None if they are not handled.
+        signals: The signal handling; None if signals are not handled.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Requests:
     ) -> None:
         self._pace, self._announcer, self._save, self._sleep = pace, announcer, save, sleep
         self.signals = SignalWatch(self._wake) if handle_signals else None
-        # The first answer takes over the signals.
+        # The first answer installs the signal handlers.
         self.is_pending = handle_signals
         self.is_paused = False
         self._stop_reason: str | None = None
@@ -53,13 +53,13 @@ class Requests:
         self._wants_save = False
 
     def stop(self, reason: str = "") -> None:
-        """Ask the run to save and end after this step: iterators end, and no batch is drawn any more.
+        """Ask the run to save and end after this step: iterators end, and no more batches are drawn.
 
         Args:
-            reason: Why, for people.
+            reason: Why, as shown to the user.
         """
         self._stop_reason = reason
-        # Last: who sees it must find the request.
+        # Last, so that a thread that sees it also sees the request.
         self.is_pending = True
 
     def save(self) -> None:
@@ -71,26 +71,26 @@ class Requests:
         """Ask the run to wait after this step, until `resume` or `stop`; the time does not count.
 
         Args:
-            reason: Why, for people.
+            reason: Why, as shown to the user.
         """
         self._pause_reason = reason
         self.is_pending = True
 
     def resume(self) -> None:
-        """Let a paused run go on."""
+        """Let a paused run continue."""
         self._pause_reason = None
 
     def _wake(self) -> None:
         self.is_pending = True
 
     def answer(self) -> None:
-        """Do what was asked for. The training thread calls it between two steps.
+        """Carry out the requests. The training thread calls this between two steps.
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed; a checkpoint was saved.
-            Preempted: a signal is to end the process, likewise.
+            Preempted: another signal ends the process; a checkpoint was saved.
         """
-        # First: what is asked for from here on is pending again.
+        # First, so that requests made from here on are pending again.
         self.is_pending = False
         try:
             self._answer()
@@ -113,12 +113,12 @@ class Requests:
         if reason is not None:
             self._stop_reason = None
         if self.signals is not None and self.signals.received is not None:
-            # Whoever catches the exception may go on with the run.
+            # The run may continue if the exception is caught.
             self.is_pending = True
             self.signals.act()
 
     def leave(self) -> None:
-        """Give back the signals as the run is left; `answer` takes them again if it goes on."""
+        """Restore the earlier signal handlers as the run is left; `answer` installs its own again if it continues."""
         if self.signals is not None:
             self.signals.leave()
             self.is_pending = True
@@ -137,7 +137,7 @@ class Requests:
                 raise
 
     def _wait(self) -> None:
-        """Wait until the run may go on; save meanwhile if that is asked for."""
+        """Wait until the run may continue; save meanwhile on request."""
         self._announcer.tell(events.RunPaused, reason=self._pause_reason)
         self.is_paused = True
         try:

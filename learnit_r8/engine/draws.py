@@ -1,4 +1,4 @@
-"""Draws that are not simply the next batch of the pass, and what is done before the first one."""
+"""Special draws, such as steady batches, repeated ones and those of a rate search; and the start of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def start(run: Engine) -> None:
-    """Tell that the run has begun."""
+    """Tell listeners that the run has started."""
     budget, table = run.pace.budget, run.table
     run.search.check_ready()
     run.emitter.run_started(
@@ -28,7 +28,7 @@ def start(run: Engine) -> None:
         policy=run.plan.policy.name,
     )
     run.persistence.tell_loaded()
-    # Last: an interruption leaves it to be begun again.
+    # Last, so that an interrupted start is repeated.
     run._has_started = True
 
 
@@ -39,15 +39,15 @@ def for_search(run: Engine) -> tuple[Batch, float, int]:
 
 
 def elsewhere(run: Engine, epoch: int, progress: float) -> tuple[Batch, float, int]:
-    """The next batch where it may not be simply the next of the chunk, its rate, and its epoch."""
+    """Draw a batch that may not simply be the next one of the chunk; returns it with its rate and its epoch."""
     pace = run.pace
     pace.start()
     if not run._tally.has_begun:
         run._tally.began = pace.seconds
-    # Batches that are drawn again after a resume may be of the pass before.
+    # After a resume, batches that are drawn again may be of the previous pass.
     if epoch > run.plan.pass_number:
         _start_pass(run, epoch, progress)
-    # The schedule first, as above.
+    # The schedule first: if it raises, nothing was drawn.
     lr, returned = run._lr_at(progress), run.plan.has_returned
     batch = _next_batch(run)
     rates = batch.chunk.rates
@@ -64,8 +64,8 @@ def _start_pass(run: Engine, number: int, progress: float) -> None:
     if number and plan.policy.needs_exact and not plan.outlook.is_exact:
         run.announcer.warn_once(
             "not exact",
-            f"policy {plan.policy!r} needs the loss of each sample and was given {run.table.source}: "
-            "no sample is left out for its loss. Report a vector of losses.",
+            f"policy {plan.policy!r} needs the loss of each sample but got {run.table.source}, so it leaves out no "
+            "sample because of its loss. Report a vector of losses.",
         )
 
 
@@ -81,8 +81,8 @@ def _next_batch(run: Engine) -> Batch:
 
 
 def rest_of_epoch(run: Engine) -> list[Ticket]:
-    """Draw what is left of the epoch at once; empty if the budget is spent or the run was stopped."""
-    # By the time that steady batches of an incident that is over were trained on, they would come too late.
+    """Draw the rest of the epoch at once; empty if the budget is spent or the run was stopped."""
+    # Steady batches for an incident that is over would come too late.
     run.controller.skip_steady_if_over()
     end = (run.pace.epoch + 1) * run.plan.steps_per_pass
     tickets: list[Ticket] = []

@@ -31,15 +31,15 @@ MOST_TEXT = 200
 T = TypeVar("T")
 
 _FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "flax", "optax")
-"""Named with their versions where they are loaded."""
+"""Their versions are reported if they are loaded."""
 
 
 class EventEmitter:
-    """Makes the events of steps, epochs and samples, and measures what the scheduler itself takes.
+    """Emits the events of steps, epochs and samples, and measures the scheduler's own time.
 
     Args:
-        announcer: Who is told.
-        table: What is known of every sample.
+        announcer: Passes events to listeners.
+        table: The sample table.
         clock: Returns seconds.
 
     Attributes:
@@ -60,7 +60,7 @@ class EventEmitter:
         self._surveyed_step = self._ended_step = -1
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
-        """The same batches; the time that each is waited for is added to `data_seconds`."""
+        """Pass on batches, and add the time spent waiting for each to `data_seconds`."""
         while True:
             began = self._clock()
             try:
@@ -71,34 +71,34 @@ class EventEmitter:
             yield batch
 
     def begin(self) -> None:
-        """The user's code ends here, and the scheduler's begins."""
+        """Start to measure the scheduler's own time: the user's code ends here."""
         self._since = self._clock()
 
     def end(self) -> None:
-        """The scheduler's code ends here, and the user's begins."""
+        """Stop to measure the scheduler's own time: the user's code begins here."""
         self._own += self._clock() - self._since
 
     def run_started(self, *, settings: Mapping[str, str], schedule: Schedule, **facts: Any) -> None:
-        """The first batch of this process is about to be drawn."""
+        """Emit `RunStarted`: the first batch of this process is about to be drawn."""
         if self._announcer.is_heard:
             self._announcer.tell(
                 events.RunStarted, settings={**settings, **versions()}, lr_plan=sampled(schedule), **facts
             )
 
     def lr_planned(self, schedule: Schedule) -> None:
-        """The schedule is another one from now on."""
+        """Emit `LrPlanned`: the schedule has changed."""
         if self._announcer.is_heard:
             self._announcer.tell(events.LrPlanned, lr_plan=sampled(schedule))
 
     def step_done(
         self, ticket: Ticket, *, progress: float, loss: float, expected_loss: float, suspicion: float
     ) -> None:
-        """A batch was reported and learned from."""
+        """Emit `StepDone`: a batch was reported and learned from."""
         own, self._own = self._own, 0.0
         data, self.data_seconds = self.data_seconds, 0.0
         batch = self._batch = ticket.batch
         step, seconds = self._announcer.where()
-        # The constructor of a frozen dataclass sets its fields one by one, at three times the cost.
+        # The constructor of a frozen dataclass would take three times as long.
         event = object.__new__(events.StepDone)
         event.__dict__.update(
             step=step,
@@ -117,7 +117,7 @@ class EventEmitter:
         self._announcer.hand_on(event)
 
     def epoch_done(self, *, epoch: int, progress: float, lr: float, tally: Tally, seconds: float) -> None:
-        """All steps of an epoch were reported."""
+        """Emit `EpochDone`: all steps of an epoch were reported."""
         self._announcer.tell(
             events.EpochDone,
             epoch=epoch,
@@ -129,12 +129,12 @@ class EventEmitter:
         )
 
     def between_steps(self, epoch: int, *, epoch_ended: bool, closing: bool = False) -> None:
-        """Survey the samples, if it is time; asked where somebody wants to know.
+        """Survey the samples if that is due; called only if there are listeners.
 
         Args:
             epoch: The current epoch, 0-based.
             epoch_ended: Whether an epoch has ended since the last call.
-            closing: Whether the run ends here: the last picture of it is that of its end, whatever it costs.
+            closing: Whether the run ends here; then there is always a survey, whatever it costs.
         """
         announcer = self._announcer
         step = announcer.where()[0]
@@ -155,7 +155,7 @@ class EventEmitter:
             announcer.tell(events.SamplesSurveyed, **fields)
 
     def _last_samples(self) -> NDArray[np.int64] | None:
-        """What the newest batch was, whatever the user wrote into it."""
+        """The samples of the newest batch; the user may have changed the array of its ticket."""
         if self._batch is None:
             return None
         chunk, slot, indices = self._batch
@@ -163,22 +163,22 @@ class EventEmitter:
         return chunk.members[start : start + len(indices)]
 
     def forget(self) -> None:
-        """The state was loaded: what the samples were before does not count any more."""
+        """Drop the surveys so far, as a state was loaded."""
         self._surveyor = self._batch = None
         self._surveyed_step = self._ended_step = -1
 
 
 def sampled(schedule: Schedule) -> tuple[float, ...]:
-    """Rates of a schedule at equal distances of progress, for people; nothing if it cannot say."""
+    """Learning rates of a schedule at equal steps of progress, for display; empty if the schedule raises."""
     try:
         return tuple(float(f"{schedule(place / (PLAN_POINTS - 1)):.5g}") for place in range(PLAN_POINTS))
     except Exception:
-        # It may be the user's own, and only be fit for the progress of a real run: nothing is planned then.
+        # The user's own schedule may only work with the progress of a real run.
         return ()
 
 
 def versions() -> dict[str, str]:
-    """What a run depends on beside its arguments."""
+    """The versions, machine and process that a run depends on."""
     known = {"python": platform.python_version(), "numpy": np.__version__}
     package = __name__.partition(".")[0]
     for name in (package, *_FRAMEWORKS):
@@ -189,7 +189,7 @@ def versions() -> dict[str, str]:
 
 
 def settings_of(arguments: Mapping[str, Any], *, without: frozenset[str] = frozenset()) -> dict[str, str]:
-    """Arguments as short texts; those that were left at None are left out.
+    """Arguments as short texts, without those that are None.
 
     >>> settings_of({"batch_size": 32, "groups": np.arange(4), "policy": "balanced", "clock": time.monotonic})
     {'batch_size': '32', 'groups': 'int64[4]', 'policy': 'balanced', 'clock': 'monotonic'}

@@ -1,9 +1,9 @@
-"""Interruption: what a call of the scheduler had changed when an exception cut it short, and how to change it back.
+"""Interruption: undoes what a call of the scheduler had changed when an exception interrupted it.
 
-KeyboardInterrupt can come between any two bytecodes. So a call first leaves a mark of all that it is about to change,
-and changes it for good with a single store (of the state of the batch, or of the mark). What an exception cuts short
-before that store is undone from the mark, with values that were noted and not computed: doing it twice does no harm,
-should it be interrupted too. Proof: ``tests/runs/test_interrupts.py``.
+KeyboardInterrupt can come between any two bytecodes. So a call first saves what it is about to change in a mark, and
+commits with a single store (of the batch's state, or of the mark). If an exception comes before that store, the saved
+values are set again. None is computed, so undoing may itself be interrupted and repeated. Tested by
+``tests/runs/test_interrupts.py``.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 
 
 class PendingCall(NamedTuple):
-    """What is left of a call that was cut short and changed back: to call this."""
+    """The rest of an interrupted call that was undone: this function must be called."""
 
     call: Callable[[], object]
 
 
 class Transaction:
-    """A ``with`` block that changes the plan and the counts as a whole, or not at all; or what another mark notes.
+    """A ``with`` block whose changes are undone if it raises.
 
     Args:
         run: The run.
-        mark: The kind of mark.
+        mark: The kind of mark, which determines what is undone; by default the plan and the counts.
     """
 
     def __init__(self, run: Engine, mark: type[PlanMark | AnswerMark] = PlanMark) -> None:
         self._run, self._mark = run, mark(run)
 
     def __enter__(self) -> None:
-        """Begin."""
+        """Do nothing: the mark was made with the block."""
 
     def __exit__(self, kind: object, *error: object) -> None:
         if kind is not None:
@@ -51,10 +51,10 @@ class Transaction:
 
 
 def mend(run: Engine) -> None:
-    """Change back what a call that was cut short has changed.
+    """Undo what an interrupted call has changed.
 
-    In ``run._cut`` is a mark, or the ticket that a draw would have returned, or what `Engine.report` has noted; or
-    `PendingCall`, which is left for `finish`.
+    ``run._cut`` is a mark, the ticket that a draw would have returned, or the fields that `Engine.report` has saved. A
+    `PendingCall` is left for `finish`.
     """
     if run._cut is not None and type(run._cut) is not PendingCall:
         with run._lock:
@@ -71,14 +71,14 @@ def _mend(run: Engine, cut: Any) -> None:
         _mend_draw(run, cut)
     else:
         cut.undo(run)
-    # The two that belong together may be torn: the rate is computed anew.
+    # The cached rate may not belong to the cached progress: compute it again.
     run._last_progress = math.nan
     run._marks.begun = run._marks.answering = None
     run.cut_short(left)
 
 
 def _mend_draw(run: Engine, ticket: Ticket) -> None:
-    """Undo a draw that was done; by the mark, if nothing was drawn since."""
+    """Undo a completed draw, with its mark if nothing was drawn since."""
     if not ticket.batch.is_out:
         return
     if run._marks.begun is not None and run._num_draws == ticket.draw + 1:
@@ -92,13 +92,13 @@ def _mend_draw(run: Engine, ticket: Ticket) -> None:
 def _mend_report(
     run: Any, noted: tuple[Any, ...], error: BaseException, arguments: dict[str, Any]
 ) -> PendingCall | None:
-    """Undo a report unless it was complete; what is to be done again."""
+    """Undo a report unless it was complete; returns the call that must be repeated."""
     mark, answer = ReportMark(*noted), run._marks.answering
     ticket = mark.ticket
     if isinstance(error, (TrainingDiverged, RestoreError)) or not isinstance(ticket, Ticket):
         return None
     if type(error) is RuntimeError and (run.persistence.is_restoring or not ticket.batch.is_out):
-        # The ticket was not to be reported, and that is what it says.
+        # The report was refused, as the ticket was not open.
         return None
     loss = _mean_of(ticket, arguments)
     if answer is not None and answer.ticket is ticket:
@@ -108,14 +108,14 @@ def _mend_report(
     if ticket.batch.is_out:
         mark.undo(run, loss)
     elif run.pace.step > mark.step:
-        # The state of the batch is what is stored last. A late report is learned from before any other.
+        # The batch's state is stored last, so the report is complete. The table must learn it before any other.
         run.plan.hand_over()
         run._marks.finished = ticket, None
     return None
 
 
 def _mean_of(ticket: Ticket, arguments: dict[str, Any]) -> float:
-    """The mean loss of a report; NaN if it was none."""
+    """The mean loss of a report; NaN if the loss was not valid."""
     try:
         return read_loss(arguments["loss"], len(ticket.indices), arguments["part_size"]).mean
     except (TypeError, ValueError):
@@ -128,7 +128,7 @@ def _report_again(run: Any, ticket: Ticket, arguments: dict[str, Any]) -> None:
 
 
 def finish(run: Engine) -> None:
-    """Change back what was cut short, and do again what must be done."""
+    """Undo what an interrupted call has changed, and repeat the call if it must be completed."""
     with run._lock:
         mend(run)
         cut = run._cut
@@ -138,7 +138,7 @@ def finish(run: Engine) -> None:
         try:
             cut.call()
         except Exception:
-            # The answer to a refused loss, such as TrainingDiverged.
+            # Such as TrainingDiverged: the call is complete.
             raise
         except BaseException:
             run._cut = run._cut or cut
@@ -146,7 +146,7 @@ def finish(run: Engine) -> None:
 
 
 def note_finished(run: Engine, ticket: Ticket, outcome: Outcome | None) -> None:
-    """Note that a report may be repeated if it was complete; its outcome may be lost already."""
+    """Remember the outcome of a complete report, so that a repeated call returns it; it may be lost already."""
     if ticket.batch.is_out or run._cut is not None:
         return
     answer, finished = run._marks.answering, run._marks.finished
@@ -156,10 +156,10 @@ def note_finished(run: Engine, ticket: Ticket, outcome: Outcome | None) -> None:
 
 
 def repeated(run: Engine, ticket: Ticket, error: BaseException) -> Outcome | None:
-    """What the report of this ticket returned, or would have, if its call was cut short; None if it was not."""
+    """The outcome of the last complete report, if this ticket repeats it; otherwise None."""
     finished = run._marks.finished
     if finished is None or not isinstance(error, RuntimeError) or ticket.batch is not finished[0].batch:
         return None
     outcome = finished[1]
-    # A refused outcome is false.
+    # Not `or`: the outcome of a refused batch is false.
     return Outcome(Verdict.GOOD, run.lr, None) if outcome is None else outcome

@@ -1,4 +1,4 @@
-"""The search for a learning rate that goes before a run, on batches outside of it."""
+"""The learning-rate search before a run, on batches that are not part of it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class LrSearch:
-    """Takes steps of a range test, and puts the model back to where it began.
+    """Runs the steps of a range test, then restores the model to its state before.
 
     Args:
         test: The range test, or None for no search.
-        plan: Gives random batches.
-        persistence: Puts the model back.
-        announcer: Who is told.
+        plan: Draws random batches.
+        persistence: Restores the model.
+        announcer: Receives warnings and events.
 
     Attributes:
         found_lr: The rate found; None before.
@@ -40,11 +40,11 @@ class LrSearch:
 
     @property
     def is_on(self) -> bool:
-        """Whether the next batch is one of the search."""
+        """Whether the search is still running."""
         return self._test is not None
 
     def check_ready(self) -> None:
-        """Refuse to begin where the model could not be put back.
+        """Check that the model can be restored after the search.
 
         Raises:
             RuntimeError: there is neither a state callback nor a backup.
@@ -56,7 +56,7 @@ class LrSearch:
             )
 
     def draw(self) -> tuple[Batch, float]:
-        """A random batch, and the rate to train on it with."""
+        """Draw a random batch, and the rate to train on it with."""
         returned = self._plan.has_returned
         batch = self._plan.draw_outside(SHUFFLE)
         assert batch is not None
@@ -68,14 +68,14 @@ class LrSearch:
 
     @property
     def lr(self) -> float | None:
-        """The rate of the next batch of the search; None if it is over."""
+        """The rate of the next batch of the search; None if the search is over."""
         return None if self._test is None else self._test.lr
 
     def take(self, batch: Batch, loss: float, lr: float, *, refused: bool) -> RestoreResult | None:
-        """Learn from the loss of a batch; where the model was put back to, if it was."""
+        """Take the loss of a batch of the search; returns the restored state if the model was restored."""
         self._plan.settle(batch)
         if self._test is None:
-            # Drawn before the search ended: whatever was done with it was done to the model as it was put back.
+            # Drawn before the search ended, but trained on since: the restored model has changed.
             return self._persistence.restore()
         if self._test.take(loss, lr, refused=refused):
             return self._persistence.restore()
@@ -98,7 +98,7 @@ class LrSearch:
             self._announcer.warn_once(
                 "no rate found",
                 f"auto_find_lr went up to {test.lr:.3g} in {test.num_steps} steps and the loss never turned up: "
-                "initial_lr is kept.",
+                "initial_lr is used.",
             )
             return restored
         self.found_lr = test.result
@@ -106,10 +106,10 @@ class LrSearch:
         return restored
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the search stands."""
+        """The state of the search."""
         return {"test": None if self._test is None else self._test.state_dict(), "found_lr": self.found_lr}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Load what `state_dict` returned."""
         self._test = None if state["test"] is None else RangeTest.from_state(state["test"])
         self.found_lr = state["found_lr"]

@@ -1,7 +1,7 @@
-"""Marks: what a call of the scheduler is about to change, as it was before.
+"""Marks: the values that a call of the scheduler is about to change, saved so that it can be undone.
 
-What is noted is put back as it is and never computed, so that doing it twice does no harm. Parts are noted whole where
-that is cheap enough: an attribute that one of them gets later is then covered too.
+Saved values are set again and never computed, so undoing twice does no harm. Where that is cheap enough, all attributes
+of a part are saved, which covers any that are added later.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _CONTAINERS = (list, deque, set, dict, bytearray)
 
 
 class Snapshot:
-    """The attributes of some objects, to be set again; the containers among them are copied.
+    """Saved attributes of some objects; containers among them are copied.
 
     Args:
-        parts: The objects, or pairs of an object and the names of those attributes of it that count.
+        parts: Objects, or pairs of an object and the names of the attributes to save.
     """
 
     def __init__(self, *parts: Any) -> None:
@@ -35,7 +35,7 @@ class Snapshot:
             self._saved.append((owner, {name: _copied(getattr(owner, name)) for name in names}))
 
     def put_back(self) -> None:
-        """Set them again."""
+        """Set the saved attributes again."""
         for owner, values in self._saved:
             for name, value in values.items():
                 setattr(owner, name, _copied(value))
@@ -46,7 +46,7 @@ def _copied(value: Any) -> Any:
 
 
 def trouble_of(run: Engine) -> list[Any]:
-    """What a refused report leaves behind, for good ones to change, as parts of a `Snapshot`."""
+    """The parts for a `Snapshot` that good reports change only after a refused one."""
     controller, backup = run.controller, run._backup
     incident = controller._incident
     return [
@@ -63,12 +63,12 @@ def trouble_of(run: Engine) -> list[Any]:
 
 
 class ReportMark(NamedTuple):
-    """What a good report changes, as it was before; `Engine.report` notes it as a plain tuple.
+    """The values before a good report; `Engine.report` saves them as a plain tuple.
 
     Attributes:
-        before_refusal: Of the sentry.
-        early: What the table has learned of the first losses only; None later.
-        trouble: `trouble_of` the run, while there is any; else None.
+        before_refusal: The sentry's state before its last refusal.
+        early: The table's state for the first losses; None later.
+        trouble: `trouble_of` the run after a refusal; otherwise None.
     """
 
     ticket: Ticket
@@ -94,7 +94,7 @@ class ReportMark(NamedTuple):
     trouble: Snapshot | None
 
     def undo(self, run: Engine, loss: float) -> None:
-        """Change it back, where ``loss`` was the mean of the batch."""
+        """Undo the report; ``loss`` was the mean loss of the batch."""
         run.sentry.undo(self.losses, self.norms, self.before_refusal, self.num_refused, self.num_skipped)
         run.table.undo_observe(self.num_reports, self.trend, self.early)
         is_counted = self.tally.num_good > self.num_good
@@ -108,7 +108,7 @@ class ReportMark(NamedTuple):
 
 
 class PlanMark:
-    """What a draw that is not simply the next batch of a chunk changes, or giving a batch up, as it was before.
+    """The values before a special draw (`draws`), or before a batch is given up.
 
     Args:
         run: The run.
@@ -136,7 +136,7 @@ class PlanMark:
         """Change it back."""
         known = [chunk for chunk, _, _ in self._chunks]
         for chunk in {*run.plan._open, run.plan.chunk}.difference(known):
-            # It is planned again, and nobody may report what was drawn of this one.
+            # The chunk is planned again, so batches drawn from this one must not be reported.
             chunk.give_up()
         self._snapshot.put_back()
         for chunk, drawn, states in self._chunks:
@@ -147,7 +147,7 @@ class PlanMark:
 PLACE = (
     "displaced", "abandoned", "_context", "chunk", "limit", "_open", "returned", "_waiting", "_drawn_before",
 )  # fmt: skip
-"""Attributes of a plan that say where it stands."""
+"""Attributes of a plan that hold its position."""
 
 
 def _places_of(plan: Plan) -> list[tuple[Chunk, int, bytes]]:
@@ -155,22 +155,22 @@ def _places_of(plan: Plan) -> list[tuple[Chunk, int, bytes]]:
 
 
 def _put_states(chunk: Chunk, states: bytes) -> None:
-    """Set the states of batches again; what the table has learned since stays learned."""
+    """Set the states of batches again, except those that the table has learned since."""
     for slot, state in enumerate(states):
         if state != REPORTED and state != chunk.states[slot]:
             chunk.states[slot] = state
 
 
 class AnswerMark:
-    """What any other report than a good one changes besides, as it was before: nearly everything.
+    """The further values before a report that is not simply good, which may change nearly everything.
 
     Args:
         run: The run.
-        ticket: The batch that is reported; None if there is none, and the model itself is damaged.
+        ticket: The reported batch; None if the model itself was found damaged.
 
     Attributes:
         ticket: As given.
-        outcome: What the report returned; None before.
+        outcome: The outcome of the report; None before.
     """
 
     def __init__(self, run: Engine, ticket: Ticket | None = None) -> None:
@@ -180,7 +180,7 @@ class AnswerMark:
         persistence.note_judging()
         search, store = run.search, persistence.store
         self._batch = None if ticket is None else _BatchMark(run, ticket)
-        # As it is now: what the guard remembered before it judged is in the other mark.
+        # The sentry after its verdict: its state before is in the ReportMark.
         self._snapshot = Snapshot(
             (run, ("schedule",)),
             (run.table.batch_trend, ("value",)),
@@ -194,11 +194,11 @@ class AnswerMark:
 
     @property
     def needs_redo(self) -> bool:
-        """Whether the model was about to be put back, or was: what the report asked for must be done."""
+        """Whether a restore of the model has begun, so that the report must be completed."""
         return self._persistence.has_restored
 
     def undo(self, run: Engine) -> None:
-        """Change it back, but for the model."""
+        """Undo the changes, except in the model."""
         self._snapshot.put_back()
         self._persistence.undo_restore()
         if self._batch is not None:
@@ -206,11 +206,11 @@ class AnswerMark:
 
 
 class _BatchMark:
-    """What is known of the samples of a batch, and of the batch."""
+    """The records of a batch's samples, and the state of the batch."""
 
     def __init__(self, run: Engine, ticket: Ticket) -> None:
         self._chunk, self._slot, _ = ticket.batch
-        # Nothing but this batch is then learned while it is judged.
+        # So that the table learns no other report while this one is judged.
         run.plan.hand_over()
         start = self._slot * run.table.batch_size
         self._members = self._chunk.members[start : start + len(ticket.indices)]
@@ -226,7 +226,7 @@ class _BatchMark:
 
 
 class DrawMark(NamedTuple):
-    """What drawing the next batch of a chunk changes, as it was before; `Engine.draw_ahead` notes a plain tuple."""
+    """The values before drawing the next batch of a chunk; `Engine.draw_ahead` saves them as a plain tuple."""
 
     chunk: Chunk
     drawn: int
@@ -241,14 +241,13 @@ class DrawMark(NamedTuple):
 
 
 class Marks:
-    """What the calls of a run note of themselves, should they be cut short.
+    """The marks that the calls of a run leave in case they are interrupted.
 
     Attributes:
-        begun: The last draw: a `PlanMark`, or the fields of a `DrawMark`.
-        answering: The last report that was not simply good.
-        ended: The last ticket and the tally of an epoch whose end is still to be told.
-        finished: A report that was complete though its call was cut short, and its outcome; None for that of a good
-            loss.
+        begun: The mark of the last draw: a `PlanMark`, or the fields of a `DrawMark`.
+        answering: The mark of the last report that was not simply good.
+        ended: The last ticket and the tally of an epoch whose end listeners have not heard of yet.
+        finished: The ticket of a complete report whose call was interrupted, and its outcome; None for a good loss.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Who may join a run: an adapter that reports losses late, and the group of ranks that a scheduler shares it with."""
+"""Membership: what an adapter that reports losses late, or a group of ranks, must offer to join a run."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ if TYPE_CHECKING:
 
 
 class Member(Protocol):
-    """An adapter that has batches of the run in hand, and may hold their losses back."""
+    """An adapter that draws batches ahead and may report their losses late."""
 
     def settle(self) -> object:
-        """Report every loss that is held back; an epoch or the run ends, or a checkpoint is about to be saved."""
+        """Report every loss held back, as an epoch or the run ends or a checkpoint is about to be saved."""
 
     def forget(self) -> object:
-        """Drop the losses that are held back; a saved state was loaded, and they belong to the run before."""
+        """Drop the losses held back, as a saved state was loaded and they belong to the run before."""
 
     def in_hand(self) -> Ticket | None:
-        """The batch that a loss given to `R8Scheduler.update_with_loss` belongs to; None if it has none."""
+        """The batch that the next loss passed to `R8Scheduler.update_with_loss` belongs to; None if there is none."""
 
     def take(self, ticket: Ticket) -> object:
-        """Note that a batch does not wait for its loss any more."""
+        """Note that a batch no longer waits for its loss."""
 
 
 class NoMember:
-    """Stands for the member where nothing is held back."""
+    """Stands for the member if no adapter has joined."""
 
     def settle(self) -> None:
         """Do nothing."""
@@ -43,10 +43,10 @@ class NoMember:
 
 
 class RankGroup(Protocol):
-    """The processes that train one model together; `Engine.share` calls the first method first."""
+    """The processes that train one model together; `Engine.share` calls `check_same_run` first."""
 
     def check_same_run(self, facts: Mapping[str, Any]) -> None:
-        """Raise unless the scheduler of every rank has the same facts; see `Engine.share`."""
+        """Raise RuntimeError unless these facts about the scheduler are the same on all ranks; see `Engine.share`."""
 
     def shared_clock(self, own: Callable[[], float]) -> Callable[[], float]:
         """A clock that shows the same time on all ranks."""
@@ -55,7 +55,7 @@ class RankGroup(Protocol):
         """Requests that all ranks answer after the same step."""
 
     def shared_store(self, own: Any) -> Any:
-        """A checkpoint store to which only rank 0 writes."""
+        """Wrap this rank's checkpoint store in one to which only rank 0 writes."""
 
     def agree(self, trouble: str) -> str:
-        """What went wrong on this rank or on another one; "" if nothing did."""
+        """Share this rank's failure with all ranks: returns that of any rank; "" if there is none."""

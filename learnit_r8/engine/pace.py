@@ -1,4 +1,4 @@
-"""The pace: which step it is, how much of the budget is done, what the time is. Only this part reads the clock."""
+"""The pace: the current step, the finished share of the budget, and the time. Only this part reads the clock."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ..schedules.budget import Budget, Stopwatch
 
 
 class Pace:
-    """Where a run stands.
+    """The position of a run.
 
     Args:
-        budget: How much there is to do.
+        budget: The budget of the run.
         steps_per_epoch: Steps in an epoch, >= 1.
         clock: Returns seconds, monotonic.
 
     Attributes:
         clock: As given.
-        step: Batches reported so far, refused ones included.
+        step: Batches reported so far, including refused ones.
         num_out: Batches drawn and not reported yet.
         is_stopped: Whether the run was asked to end before its budget is used up.
     """
@@ -35,12 +35,12 @@ class Pace:
         self._watch = Stopwatch()
 
     def start(self) -> None:
-        """Count time from here; nothing happens if it is counted already."""
+        """Start counting time, unless it is counted already."""
         if not self._watch.is_running:
             self._watch.start(self.clock())
 
     def use_clock(self, clock: Callable[[], float]) -> None:
-        """Read this clock from now on; what was counted so far stays."""
+        """Read this clock from now on; the time counted so far stays."""
         seconds = self.seconds
         self.clock = clock
         self._watch.reset(seconds, clock())
@@ -52,7 +52,7 @@ class Pace:
 
     @property
     def next_step(self) -> int:
-        """The step that a batch drawn now will be."""
+        """The step at which a batch drawn now will be reported."""
         return self.step + self.num_out
 
     @property
@@ -71,7 +71,7 @@ class Pace:
         steps = budget.steps
         if steps is None:
             return budget.progress(step, self.seconds)
-        # As the budget would say, without a call: this is asked twice a step.
+        # budget.progress() inlined, as this is called twice a step.
         return step / steps if step < steps else 1.0
 
     @property
@@ -97,14 +97,14 @@ class Pace:
                 self._watch.start(self.clock())
 
     def undo(self, step: int, num_out: int) -> None:
-        """Count as before a call that was cut short."""
+        """Return to the counts before an interrupted call."""
         self.step, self.num_out = step, num_out
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps and seconds; what is out is drawn again after a resume."""
+        """Steps and seconds; batches not reported yet are drawn again after a resume."""
         return {"step": self.step, "seconds": self.seconds}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Load what `state_dict` returned."""
         self.step, self.num_out = state["step"], 0
         self._watch.reset(state["seconds"], self.clock())

@@ -1,4 +1,4 @@
-"""How schedulers of several ranks become one."""
+"""Ranks: makes the schedulers of several processes act as one."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 COMPARED_PROGRESS = (0.0, 0.02, 0.1, 0.3, 0.5, 0.9, 1.0)
-"""Where the schedules of ranks are compared."""
+"""Progress at which the schedules of ranks are compared."""
 
 
 def share(run: Engine, group: RankGroup) -> None:
-    """Become one with the schedulers of other ranks, before the first draw.
+    """Make the scheduler act as one with those of other ranks, before the first draw.
 
     Args:
-        group: Compares the arguments that decide which batches come, at which rate, and what happens when; then
-            clock, requests and checkpoints are those that it makes of the scheduler's own.
+        group: Compares the arguments that determine batches, rates and intervals; then provides a shared clock, shared
+            requests and a shared checkpoint store in place of the scheduler's own.
 
     Raises:
-        RuntimeError: another rank has built its scheduler with other arguments.
+        RuntimeError: the scheduler of another rank has other arguments.
     """
     group.check_same_run(_facts(run))
     run.pace.use_clock(group.shared_clock(run.pace.clock))

@@ -1,4 +1,4 @@
-"""What happens to a batch whose loss is not simply good, and to one that gets none."""
+"""The handling of batches whose loss is not good, and of those that get no loss."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ ABANDONED = (
 def answer(
     run: Engine, ticket: Ticket, reading: Reading, kind: int, expected: float, verdict: Verdict
 ) -> tuple[Verdict, RestoreResult | None]:
-    """Do what a verdict other than GOOD asks for; what is made of it, and where the model was put back to."""
+    """Act on a verdict other than GOOD; returns the final verdict, and the state that was restored."""
     run._marks.answering = AnswerMark(run, ticket)
     if verdict is Verdict.RAISED and not run.controller.doubts_level:
         restored = run.controller.accept_level(lr=run.lr, draws=run._num_draws, step=run.pace.step + 1)
         if restored is not None:
-            # What is usual for the guard begins anew with these losses.
+            # From here on, the guard takes losses of this level as usual.
             run.close_unlearned(ticket)
             return verdict, restored
         run.sentry.overrule()
@@ -65,7 +65,7 @@ def _refuse(run: Engine, ticket: Ticket, reading: Reading, verdict: Verdict) -> 
 
 
 def compare_replay(run: Engine, ticket: Ticket, reading: Reading) -> RestoreResult | None:
-    """Compare the loss of a batch that was trained on again; where the model was put back to if it is another."""
+    """Compare the loss of a replayed batch with the first one; returns the restored state if they differ."""
     run._marks.answering = AnswerMark(run, ticket)
     restored = run.controller.replayed(ticket, reading.mean, step=run.pace.step + 1, draws=run._num_draws)
     if restored is not None:
@@ -74,7 +74,7 @@ def compare_replay(run: Engine, ticket: Ticket, reading: Reading) -> RestoreResu
 
 
 def answer_damage(run: Engine, array: str) -> RestoreResult | None:
-    """Put back a model that has a number in it that is not finite, though its losses were."""
+    """Restore a model that holds non-finite numbers although its losses were finite."""
     if run.search.is_on:
         run.persistence.note_answered()
         return None
@@ -101,21 +101,21 @@ def answer_damage(run: Engine, array: str) -> RestoreResult | None:
 
 
 def _gone_back(run: Engine, restored: RestoreResult | None) -> RestoreResult | None:
-    """Let guard and plan follow a model that was put back."""
+    """Restore the guard and the table's trend to the state of a model that was restored."""
     if restored is not None and restored.moment is not None:
         go_back(restored.moment, run.sentry, run.table, forget=restored.forget)
-    elif restored is not None and restored.guard is not None and _is_of_now(run, restored.guard):
+    elif restored is not None and restored.guard is not None and _has_same_baseline(run, restored.guard):
         run.sentry.go_back_to_saved(restored.guard, is_trial=restored.forget)
     return restored
 
 
-def _is_of_now(run: Engine, guard: Mapping[str, Any]) -> bool:
-    """Whether what a checkpoint says of the guard is of losses that meant the same."""
+def _has_same_baseline(run: Engine, guard: Mapping[str, Any]) -> bool:
+    """Whether the guard's state in a checkpoint is from the current baseline."""
     return bool(guard.get("baseline", 0) == run.sentry.baseline)
 
 
 def _most_steady(run: Engine, epoch: int) -> int:
-    # The cataloguing pass is not cut short, and one incident costs at most a quarter of an epoch.
+    # The first pass must see every sample, and one incident may cost at most a quarter of an epoch.
     return run.plan.steps_per_pass // 4 if epoch > 0 else 0
 
 

@@ -1,4 +1,4 @@
-"""The state of a run: put away, taken up again, written to checkpoints and read from them."""
+"""Run state: saves and loads the whole state of a run, also with checkpoints."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 FORMAT = 1
-"""Of the whole; only its parts change, each with a version of its own."""
+"""Format of the whole state; it stays, as each part has a version of its own."""
 
 VERSIONS = {
     "table": 1, "plan": 1, "pace": 1, "rescue": 1, "quarantine": 1, "guard": 1, "tally": 1, "search": 1,
 }  # fmt: skip
-"""Version of each part's state. Whoever adds to a part adds one here, and makes it read what was there before.
-A state without versions is of package 0.1, whose parts are all of version 0."""
+"""Version of each part's state. A change of a part adds one here, and the part must still read older versions.
+A state without versions is of package 0.1, whose parts all have version 0."""
 
 CHANGED_BY_RESUME = {"num_samples", "batch_size", "last_batch"}
-"""What `R8Scheduler.resume_from_checkpoint` makes a state fit to."""
+"""Arguments that `R8Scheduler.resume_from_checkpoint` can change by adapting the state."""
 
 _REQUIRED = {"format", "data", "seed", "table", "plan", "pace", "rescue", "guard", "tally", "num_draws", "search"}
 
 
 def state_of(run: Engine) -> dict[str, Any]:
-    """Everything needed to go on with the very same batches, rates and tables; see `Engine.state_dict`."""
+    """Everything needed to continue with exactly the same batches, rates and tables; see `Engine.state_dict`."""
     return {
         "format": FORMAT,
         "versions": dict(VERSIONS),
@@ -48,19 +48,19 @@ def state_of(run: Engine) -> dict[str, Any]:
 
 
 def whole_state_of(run: Engine) -> dict[str, Any]:
-    """The state, once a call that was cut short is finished."""
+    """The state, after finishing an interrupted call."""
     if run._cut is not None:
         finish(run)
     return state_of(run)
 
 
 def identity_of(run: Engine) -> dict[str, Any]:
-    """What a saved state must fit."""
+    """The facts in which a saved state must agree with the run."""
     return {**run.table.identity(), "last_batch": run.plan.last_batch}
 
 
 def _check(run: Engine, state: Mapping[str, Any]) -> None:
-    """Raise ValueError unless a state can be read, and is of such a run."""
+    """Raise ValueError unless a state is readable and fits the run."""
     missing = _REQUIRED - state.keys()
     if missing or state["format"] != FORMAT:
         raise ValueError(
@@ -71,7 +71,7 @@ def _check(run: Engine, state: Mapping[str, Any]) -> None:
         if version > VERSIONS.get(name, 0):
             raise ValueError(
                 f"{name!r} of the state must be of version {VERSIONS.get(name, 0)} or older, got version {version!r}: "
-                "a newer learnit_r8 has saved it. Load it with that one."
+                "a newer learnit_r8 has saved it. Load it with that version."
             )
     for name, value in identity_of(run).items():
         if state["data"].get(name) != value:
@@ -82,10 +82,10 @@ def _check(run: Engine, state: Mapping[str, Any]) -> None:
 
 
 def load_state(run: Engine, state: Mapping[str, Any]) -> None:
-    """Take over a saved state, or stay as it was; see `Engine.load_state_dict`."""
+    """Load a saved state, or leave the run unchanged; see `Engine.load_state_dict`."""
     _check(run, state)
     before = whole_state_of(run)
-    # What this was to be finished with belongs to the run that is given up.
+    # Unfinished calls belong to the state that is replaced.
     run._cut = run._marks.finished = None
     try:
         _take_over(run, state)
@@ -115,18 +115,18 @@ def _take_over(run: Engine, state: Mapping[str, Any]) -> None:
 
 
 def settled_state_of(run: Engine) -> dict[str, Any]:
-    """The state once nothing is held back any more: the model has taken those steps already."""
+    """The state after all losses held back are reported, as the model has taken those steps already."""
     run.settle()
     return whole_state_of(run)
 
 
 def save_as_asked(run: Engine) -> None:
-    """Write a checkpoint because somebody asked for it."""
+    """Write a checkpoint on request."""
     run.persistence.save_as_asked(lambda: settled_state_of(run), run.pace.step)
 
 
 def go_on_from(run: Engine, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
-    """Take over a checkpoint whole, or stay as it was."""
+    """Continue from a checkpoint, or leave the run unchanged."""
     before = whole_state_of(run)
     if run.persistence.has_changed(checkpoint, "guard") and "guard" in state:
         state = {**state, "guard": run.sentry.adapted(state["guard"])}
@@ -138,20 +138,20 @@ def go_on_from(run: Engine, checkpoint: Checkpoint, state: dict[str, Any]) -> No
         raise
     if run.persistence.has_changed(checkpoint, "seed"):
         run.announcer.warn_once(
-            "seed", f"the resumed run goes on with the seed of the saved one, {run.plan.seed}, whatever was given."
+            "seed", f"the resumed run keeps the seed of the saved one, {run.plan.seed}; the given seed is ignored."
         )
     if run._has_started:
         run.persistence.tell_loaded()
 
 
 def load_checkpoint(run: Engine, path: str | os.PathLike[str] | None) -> None:
-    """Go on from a checkpoint, by default the newest valid one."""
+    """Continue from a checkpoint, by default the newest valid one."""
     checkpoint = run.persistence.load(path)
     go_on_from(run, checkpoint, checkpoint.state)
 
 
 def resume_from(run: Engine, resume: str | os.PathLike[str]) -> None:
-    """Do what the argument ``resume`` of `R8Scheduler` asks for."""
+    """Carry out the argument ``resume`` of `R8Scheduler`."""
     store = run.persistence.store
     if resume != "auto":
         load_checkpoint(run, resume)
@@ -163,10 +163,10 @@ def resume_from(run: Engine, resume: str | os.PathLike[str]) -> None:
 
 
 def say_if_finished(run: Engine) -> None:
-    """Warn that nothing is left to train."""
+    """Warn if the budget is used up already."""
     if run.pace.is_finished:
         run.announcer.warn_once(
             "finished",
-            f"the resumed run is finished already, at step {run.pace.step}: nothing is trained. For more, give "
-            "a larger budget; to begin anew, another checkpoint_dir or resume=None.",
+            f"the resumed run is finished already, at step {run.pace.step}: nothing is trained. To train more, give a "
+            "larger budget; to start over, give another checkpoint_dir or resume=None.",
         )

@@ -1,7 +1,7 @@
-"""Signals: a run that is told to end is saved first, between two steps, and then ends as it would have.
+"""Signals: a run that a signal ends is saved first, between two steps, and then ends as without this package.
 
-Ctrl-C, a terminal that closes, ``kill`` and the notice that a cluster gives before it takes a machine away all come in
-the middle of a step, where model and scheduler do not fit together. The handlers only take a note.
+Ctrl-C, a closing terminal, ``kill`` and a cluster's preemption notice all arrive in the middle of a step, where model
+and scheduler are not consistent. So the handlers only note the signal.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from types import FrameType
 from typing import Any
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
-"""What is waited with; others, such as SIGHUP on Windows, are left alone."""
+"""Signals that wait for the end of the step; others are not handled, nor is SIGHUP on Windows."""
 
 SAME_SECONDS = 0.2
-"""Launchers pass on what the terminal sent to everyone: a signal so soon after another is not a second wish."""
+"""A signal so soon after another counts as the same: launchers forward what the terminal has sent to all processes."""
 
 
 class Preempted(SystemExit):
-    """The run was saved and ended because of a signal; the process exits with 128 + its number, as shells have it.
+    """The run was saved and ended because of a signal; the process exits with 128 + its number, as is usual in shells.
 
     Attributes:
         signum: The signal.
@@ -40,15 +40,15 @@ class Preempted(SystemExit):
 
 
 class SignalWatch:
-    """Takes a note of signals while a run is under way, and afterwards does what they would have done.
+    """Notes signals during a run, and acts on them later as the handlers before it would have.
 
     Args:
-        wake: Called in the handler when a signal came: the training thread should look soon.
+        wake: Called in the handler, to make the training thread check for a signal soon.
         clock: Returns seconds.
 
     Attributes:
-        received: The signal that waits for the end of the step; None without.
-        before_exit: Called before the exception that ends the run is raised; the place to restore a terminal.
+        received: The signal that waits for the end of the step; None if there is none.
+        before_exit: Functions called before the exception that ends the run is raised, to restore a terminal.
     """
 
     def __init__(self, wake: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
@@ -63,11 +63,11 @@ class SignalWatch:
 
     @property
     def is_installed(self) -> bool:
-        """Whether signals come here."""
+        """Whether its handlers are installed."""
         return bool(self._handlers)
 
     def install(self) -> None:
-        """Take over the signals, in the main thread only; not those ignored (nohup) or handled outside Python."""
+        """Install the handlers, in the main thread only; not for signals ignored (nohup) or handled outside Python."""
         if self._handlers or threading.current_thread() is not threading.main_thread():
             return
         for name in NAMES:
@@ -79,7 +79,7 @@ class SignalWatch:
             signal.signal(signum, handler)
             self._handlers[signum] = handler
         self._ttys = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
-        # A scheduler that is never closed must not be left behind in the process.
+        # The handlers of a scheduler that is never closed must not outlive it.
         self._at_end = weakref.finalize(self, _put_back, list(self._handlers.values()))
         self._at_end.atexit = False
 
@@ -93,7 +93,7 @@ class SignalWatch:
     def leave(self) -> None:
         """Put the earlier handlers back as the run is left; a signal that still waits acts a moment later.
 
-        A generator that is being closed is no place for an exception: it would be lost.
+        It cannot act at once, as an exception in a generator that is being closed would be lost.
         """
         if self.received is None:
             self.restore()
@@ -103,7 +103,7 @@ class SignalWatch:
             self._reminder.start()
 
     def stay(self) -> None:
-        """Take back `leave`: what waits is answered after all, and nothing cuts the checkpoint short."""
+        """Undo `leave`: a waiting signal is answered after all, and the reminder must not interrupt the checkpoint."""
         self._is_urgent = False
         if self._reminder is not None:
             self._reminder.cancel()
@@ -114,9 +114,9 @@ class SignalWatch:
             os.kill(os.getpid(), signum)
 
     def note(self, signum: int) -> None:
-        """What a handler does: the first signal waits for the end of the step, a second acts at once.
+        """Note a signal, in a handler: the first one waits for the end of the step, a second one acts at once.
 
-        A terminal that closes may send its own several times; that never makes it urgent.
+        SIGHUP never acts at once, as a closing terminal may send it several times.
         """
         now = self._clock()
         is_first = self.received is None
@@ -128,15 +128,15 @@ class SignalWatch:
             self.act(signum)
 
     def act(self, signum: int | None = None) -> None:
-        """Do what the signal would have done, if one was received.
+        """Do what the received signal, if any, would have done without these handlers.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C, where Python's own handler was set before.
-            Preempted: SIGTERM or SIGHUP, where nothing was set before. A handler of the user's is called instead,
-                and if it returns, training goes on.
+            KeyboardInterrupt: Ctrl-C, if Python's own handler was set before.
+            Preempted: SIGTERM or SIGHUP, if no handler was set before. A handler of the user is called instead, and if
+                it returns, training continues.
         """
         signum = self.received if signum is None else signum
-        # Once more, and it would find the handlers of before: SIGTERM would end the process in its clean-up.
+        # A reminder now would meet the earlier handlers: SIGTERM would end the process during its clean-up.
         self.stay()
         self.received = None
         if signum is None or signum not in self._handlers:
@@ -159,7 +159,7 @@ class SignalWatch:
                 traceback.print_exc()
 
     def _say(self, text: str) -> None:
-        """Write to stderr, as a handler may; where the terminal is gone, let later writing not raise."""
+        """Write to stderr, safely in a handler; if the terminal is gone, later writes go to the null device."""
         with contextlib.suppress(OSError):
             os.write(2, text.encode())
         for descriptor in self._ttys:
@@ -170,7 +170,7 @@ class SignalWatch:
 
 
 class _Handler:
-    """Hands a signal to its watch; acts like the handler before it where there is no watch to hear it.
+    """Passes a signal to its watch; without an active watch, it acts like the handler before it.
 
     Attributes:
         before: The handler before it.
@@ -182,7 +182,7 @@ class _Handler:
 
     @property
     def is_heard(self) -> bool:
-        """Whether its watch is there and active. In a forked child nobody trains the parent's run."""
+        """Whether its watch exists and is active, in the process that trains: not in a forked child."""
         watch = self.watch()
         return watch is not None and watch._handlers.get(self.signum) is self and os.getpid() == self._pid
 
@@ -202,7 +202,7 @@ def _put_back(handlers: list[_Handler]) -> None:
         signum, before = handler.signum, handler.before
         while isinstance(before, _Handler) and not before.is_heard:
             before = before.before
-        # Whoever has set another handler since goes on with that; it may call ours, which passes on to the one before.
+        # A handler set since then stays; if it calls this one, the signal is passed to the one before.
         with contextlib.suppress(ValueError):
             if signal.getsignal(signum) is handler:
                 signal.signal(signum, before)

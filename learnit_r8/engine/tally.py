@@ -1,4 +1,4 @@
-"""The tally of an epoch: what its summary is made of."""
+"""The tally of an epoch: the counts from which its summary is made."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Tally:
         return self.total / self.num_good if self.num_good else math.nan
 
     def add(self, loss: float, samples: int) -> None:
-        """Count a good loss and the samples behind it."""
+        """Count a good loss and the samples of its batch."""
         self.num_good += 1
         self.total += loss
         self.samples += samples
 
     def undo(self, num_good: int, total: float, samples: int) -> None:
-        """Forget what was added since."""
+        """Return to earlier counts."""
         self.num_good, self.total, self.samples = num_good, total, samples
 
     @property
@@ -50,5 +50,5 @@ class Tally:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Tally:
-        """The tally that `state_dict` was taken of."""
+        """Make a tally from what `state_dict` returned."""
         return cls(**state)

@@ -1,4 +1,4 @@
-"""What other threads ask of a run, and how every way to drive one answers."""
+"""Requests that other threads make of a run, and how each way to drive a run answers them."""
 
 import threading
 
@@ -26,7 +26,7 @@ def stop_at(r8, step, reason=""):
 
 
 def test_nothing_is_pending_by_itself():
-    """A run that nobody asks anything of has nothing to answer."""
+    """A run without requests has nothing to answer."""
     r8 = make()
     advance_to(r8, 3)
     r8.draw()
@@ -35,7 +35,7 @@ def test_nothing_is_pending_by_itself():
 
 
 def test_stop_ends_the_iterators_after_the_step(tmp_path):
-    """After stop() the step in hand is finished and saved, and both iterators end."""
+    """After stop() the current step is finished and saved, and both iterators end."""
     heard, done = [], []
     r8 = make(num_epochs=9, checkpoint_dir=tmp_path, checkpoint_every=99, listeners=[heard.append])
     for _ in steps(r8):
@@ -60,7 +60,7 @@ def test_stopped_run_draws_no_more():
 
 
 def test_stopped_run_goes_on_from_its_checkpoint(tmp_path):
-    """The checkpoint that a stop leaves continues with the very batches that would have come."""
+    """A run resumed from the checkpoint of a stop draws exactly the batches that would have come."""
     whole = train(make(num_epochs=3))
     r8, seen = make(num_epochs=3, checkpoint_dir=tmp_path), []
     for epoch, indices, lr in steps(r8):
@@ -75,7 +75,7 @@ def test_stopped_run_goes_on_from_its_checkpoint(tmp_path):
 
 
 def test_stop_of_a_finished_run_changes_nothing():
-    """A run whose budget is used up is finished, whatever is asked of it then."""
+    """Once the budget is used up, requests have no effect."""
     r8 = make()
     train(r8)
     r8.requests.stop()
@@ -96,7 +96,7 @@ def test_run_ended_says_that_it_was_not_finished():
 
 
 def test_save_writes_a_checkpoint_after_the_step(tmp_path):
-    """save() writes one checkpoint when the step in hand is complete, with the model of after it."""
+    """save() writes one checkpoint when the current step is complete, with the model after it."""
     model, heard = Weights(), []
     r8 = make(
         num_epochs=9,
@@ -129,8 +129,8 @@ def test_save_before_the_first_step(tmp_path):
     assert len(list(tmp_path.glob("ck_*.r8"))) == 1
 
 
-def test_save_without_a_folder_is_said_once():
-    """Where no checkpoint can be saved, listeners are told once, and the run goes on."""
+def test_save_without_a_folder_is_noted_once():
+    """If no checkpoint can be saved, listeners are told once, and the run continues."""
     heard = []
     r8 = make(listeners=[heard.append])
     for _ in steps(r8):
@@ -143,7 +143,7 @@ def test_save_without_a_folder_is_said_once():
 
 
 def test_save_twice_at_one_step_is_one_file(tmp_path):
-    """Where the checkpoint of this step is written already, asking for it writes no second one."""
+    """If there is a checkpoint of this step already, a request writes no second one."""
     r8 = make(checkpoint_dir=tmp_path, checkpoint_every=1)
     advance_to(r8, 1)
     r8.between_steps()
@@ -154,7 +154,7 @@ def test_save_twice_at_one_step_is_one_file(tmp_path):
 
 
 def test_failing_save_lets_the_run_go_on(tmp_path):
-    """A checkpoint that was asked for and cannot be written costs a warning, not the run."""
+    """A requested checkpoint that cannot be written causes a warning and does not end the run."""
     r8 = make(checkpoint_dir=tmp_path / "file" / "saved", checkpoint_every=99, num_epochs=9)
     (tmp_path / "file").write_text("")
     r8.requests.save()
@@ -165,7 +165,7 @@ def test_failing_save_lets_the_run_go_on(tmp_path):
 
 
 def paused_requests(act, clock=None):
-    """Requests of a pace, with what `act(requests, looks)` does each time the waiting thread looks."""
+    """Requests that call `act(requests, looks)` each time the waiting thread checks them."""
     clock, heard, saved, looks = clock or FakeClock(), [], [], []
     pace = Pace(Budget(seconds=100.0), 3, clock)
     pace.start()
@@ -213,8 +213,8 @@ def test_save_during_a_pause():
     assert saved == [2]
 
 
-def test_resume_before_the_step_ends_takes_a_pause_back():
-    """A pause that is taken back before it begins never begins."""
+def test_resume_before_the_step_ends_cancels_a_pause():
+    """A pause that is cancelled before it begins never begins."""
     requests, _, heard, _ = paused_requests(lambda *_: None)
     requests.pause()
     requests.resume()
@@ -224,7 +224,7 @@ def test_resume_before_the_step_ends_takes_a_pause_back():
 
 
 def test_interrupted_pause_is_over():
-    """Ctrl-C during a pause ends it; the clock goes on and nothing waits any more."""
+    """Ctrl-C ends a pause; the clock continues and nothing waits any more."""
 
     def interrupt(requests, looks):
         raise KeyboardInterrupt
@@ -240,7 +240,7 @@ def test_interrupted_pause_is_over():
 
 
 def test_request_made_while_another_is_answered_is_not_lost():
-    """What is asked for while the training thread answers is answered too, at the latest after the next step."""
+    """A request made while the training thread answers is answered too, at the latest after the next step."""
     requests, _, _, saved = paused_requests(lambda *_: None)
     real = requests._save
     requests._save = lambda: (real(), len(saved) == 1 and requests.save())

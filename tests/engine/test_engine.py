@@ -1,4 +1,4 @@
-"""Tickets and reports: in which order, of which kinds, and what is learned of them."""
+"""Tickets and reports: their order and kinds, and what the table learns from them."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ WRONG_LOSSES = [
 
 @pytest.mark.parametrize(("loss", "kind", "text"), WRONG_LOSSES, ids=lambda value: str(value)[:12])
 def test_wrong_loss_changes_nothing(loss, kind, text):
-    """A loss of a wrong kind or length is refused, the batch stays open, and everything is as before."""
+    """A loss of a wrong kind or length is refused, the batch stays open, and nothing else changes."""
     r8 = make(clock=FakeClock())
     advance_to(r8, 2)
     next(r8.batch_iterator())
@@ -79,7 +79,7 @@ def test_kind_of_report_is_fixed_by_the_first():
     ],
 )
 def test_every_framework_s_number_is_a_loss(make_loss):
-    """Floats, ints and 0-dim arrays and tensors of every float type mean the same."""
+    """Floats, ints, and 0-dim arrays and tensors of every float type are read alike."""
     r8, plain = make(), make()
     for run, loss in ((r8, make_loss(2.0)), (plain, 2.0)):
         run.report(run.draw(), loss)
@@ -143,7 +143,7 @@ def test_draw_beyond_the_budget_is_an_error():
 
 @given(st.integers(1, 30), st.integers(1, 8), st.integers(1, 6), st.randoms(use_true_random=False))
 def test_tickets_may_come_back_in_any_order(num_samples, batch_size, most_out, random):
-    """With several tickets out and reported in any order, an epoch still takes every sample exactly once."""
+    """With several open tickets reported in any order, an epoch still takes every sample exactly once."""
     r8 = make(num_samples, batch_size=batch_size, num_epochs=2)
     out, seen = [], []
     while r8.pace.next_step < r8.total_steps or out:
@@ -159,7 +159,7 @@ def test_tickets_may_come_back_in_any_order(num_samples, batch_size, most_out, r
 
 
 def test_tickets_carry_their_step_and_rate():
-    """A ticket tells the step it will be, its epoch, and the rate of that step."""
+    """A ticket has the step at which it will be reported, its epoch, and the rate of that step."""
     r8 = make(num_steps=4, scheduler_mode=lambda progress: 1 + progress)
     tickets = [r8.draw() for _ in range(4)]
 
@@ -209,7 +209,7 @@ def test_batch_iterator_refuses_weights():
 
 
 def test_overwritten_batch_is_learned_as_drawn():
-    """A user who writes into a batch's array does not change what is learned of whom."""
+    """Writing into a batch's array does not change which samples are learned from."""
     r8, plain = make(), make()
     for run in (r8, plain):
         for _, indices, _ in steps(run):
@@ -222,8 +222,8 @@ def test_overwritten_batch_is_learned_as_drawn():
 
 
 @pytest.mark.parametrize("kind", ["mean", "vector", "parts"])
-def test_every_kind_of_report_is_told_by_source(kind):
-    """The table says where its estimates come from."""
+def test_source_names_the_kind_of_report(kind):
+    """The table's source names the kind of its reports."""
     r8 = make()
     losses = sample_losses(r8.draw().indices)
     ticket = r8.draw()
@@ -237,7 +237,7 @@ def test_every_kind_of_report_is_told_by_source(kind):
 
 
 def test_expected_loss_is_what_the_table_knew():
-    """In the seed's rule the expected loss of a batch is the mean of its samples' averages before it was drawn."""
+    """With the additive rule, the expected loss of a batch is the mean of its samples' averages before it was drawn."""
     heard = []
     r8 = make(8, estimator="additive", listeners=[heard.append])
     expected = []
@@ -251,7 +251,7 @@ def test_expected_loss_is_what_the_table_knew():
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_losses_not_finite_in_a_row_move_no_average(value):
-    """Whatever is refused leaves every average finite."""
+    """Refused losses leave every average finite."""
     r8 = make(64, num_epochs=2, load_callback=lambda state: None)
     r8.update_cpu_backup(0)
     train(r8, bad={17, 18, 25}, value=value)
@@ -260,7 +260,7 @@ def test_losses_not_finite_in_a_row_move_no_average(value):
 
 
 def test_handed_back_batch_is_drawn_next():
-    """A batch handed back untrained is the next one drawn, with the same samples and rate, and counts for nothing."""
+    """A batch handed back untrained is the next one drawn, with the same samples and rate, and is not counted."""
     r8 = make()
     ticket = r8.draw()
     r8.hand_back(ticket)
@@ -270,7 +270,7 @@ def test_handed_back_batch_is_drawn_next():
 
 
 def test_redrawn_batch_is_as_it_was():
-    """What the user writes into the indices of a batch is gone when the batch is drawn again."""
+    """A batch that is drawn again has its original indices, whatever the user wrote into them."""
     r8 = make()
     ticket = r8.draw()
     samples = ticket.indices.tolist()
@@ -281,7 +281,7 @@ def test_redrawn_batch_is_as_it_was():
 
 
 def test_raising_schedule_loses_no_batch():
-    """A schedule of the user's own that raises once costs neither a batch nor a step."""
+    """If a user's schedule raises once, no batch and no step is lost."""
     answers = iter([0.1, 0.1, ValueError("later")])
 
     def schedule(progress):
@@ -300,7 +300,7 @@ def test_raising_schedule_loses_no_batch():
 
 
 def test_single_sample_may_come_squeezed():
-    """The loss of a last batch of one sample may have lost its dimension."""
+    """The loss of a last batch of one sample may be 0-dim."""
     r8 = make(5, num_epochs=1)
     for _, indices, _ in steps(r8):
         losses = np.full(len(indices), 2.0)

@@ -1,4 +1,4 @@
-"""Losses that an adapter reports some steps late: what the engine offers for that."""
+"""The engine's support for losses that an adapter reports some steps late."""
 
 import numpy as np
 import pytest
@@ -9,14 +9,14 @@ from tests.drive import Weights, make
 
 
 def test_a_pending_loss_counts_until_it_is_judged():
-    """A loop goes on with a step whose loss was not judged yet."""
+    """A loop applies a step whose loss was not judged yet."""
     outcome = Outcome(Verdict.PENDING, 0.1, None)
 
     assert outcome
 
 
 def test_a_late_report_has_the_rate_of_its_step():
-    """A batch begun while reports are held back has the step and the rate that it would have without."""
+    """A batch begun while reports are held back has the same step and rate as without."""
     prompt, late = make(num_epochs=4), make(num_epochs=4)
     for _ in range(3):
         prompt.report(prompt.begin(prompt.draw_ahead()), 1.0)
@@ -29,7 +29,7 @@ def test_a_late_report_has_the_rate_of_its_step():
 
 
 def test_nothing_is_done_between_steps_while_reports_are_held_back():
-    """A backup waits until model and scheduler fit together."""
+    """A backup waits until model and scheduler are consistent."""
     weights = Weights()
     r8 = make(num_epochs=4, state_callback=weights.get, load_callback=weights.load)
     r8.begin(r8.draw_ahead(), held_back=1)
@@ -38,7 +38,7 @@ def test_nothing_is_done_between_steps_while_reports_are_held_back():
 
 
 def test_a_discarded_batch_is_a_step_of_which_nothing_is_learned():
-    """Training that was undone before it was judged counts as a step, and not as use of its samples."""
+    """Training that was undone before it was judged counts as a step, but not as a use of its samples."""
     r8 = make(8, num_epochs=1)
     first, second = r8.draw(), r8.draw_ahead()
     r8.report(first, 1.0)
@@ -50,7 +50,7 @@ def test_a_discarded_batch_is_a_step_of_which_nothing_is_learned():
 
 
 def test_a_batch_is_discarded_once():
-    """Discarding a batch that is not out does nothing."""
+    """Discarding a batch that is not open does nothing."""
     r8 = make()
     ticket = r8.draw()
     r8.report(ticket, 1.0)
@@ -71,8 +71,8 @@ class Late:
 
 
 @pytest.mark.parametrize("end", ["epoch", "checkpoint", "close"])
-def test_what_is_held_back_is_asked_for(end, tmp_path):
-    """The end of an epoch, a checkpoint and the end of the run wait for losses that were held back."""
+def test_held_back_losses_are_reported_in_time(end, tmp_path):
+    """The end of an epoch, a checkpoint and the end of the run wait for losses held back."""
     r8 = make(4, num_epochs=1, checkpoint_dir=tmp_path)
     ticket = r8.begin(r8.draw_ahead())
     r8.join(Late(r8, ticket))

@@ -1,4 +1,4 @@
-"""auto_find_lr in whole runs: the rate it finds, what it costs, and what it leaves behind."""
+"""auto_find_lr in whole runs: the rate it finds, the steps it takes, and the state it leaves."""
 
 import math
 import warnings
@@ -55,7 +55,7 @@ def test_search_may_take_a_tenth_of_the_run():
     for _ in range(89):
         r8.report(r8.draw(), 1.0)
     assert r8.phase == "searching"
-    with pytest.warns(RuntimeWarning, match="the loss never turned up: initial_lr is kept"):
+    with pytest.warns(RuntimeWarning, match="the loss never turned up: initial_lr is used"):
         r8.report(r8.draw(), 1.0)
 
     assert (r8.phase, r8.global_step, r8.total_steps) == ("cataloguing", 0, 900)
@@ -87,7 +87,7 @@ def train_timed(r8, clock):
 
 
 def test_search_goes_on_after_one_refused_loss():
-    """One refused loss may be one bad batch: the model is put back, and the search goes on."""
+    """One refused loss may be one bad batch: the model is restored, and the search continues."""
     model = Weights()
     r8 = make(auto_find_lr=True, load_callback=model.load, state_callback=model.get)
     for _ in range(9):
@@ -115,8 +115,8 @@ def test_search_ends_at_two_refused_losses():
     assert (r8.controller.lr_factor, r8.schedule.peak_lr) == (1.0, pytest.approx(0.1 * 1e-6 * 1e7 ** (29 / 49)))
 
 
-def test_search_never_lets_its_last_step_through():
-    """The outcome that ends a search is false: the model was put back, and the loss was one of the old weights."""
+def test_outcome_that_ends_a_search_is_false():
+    """The last step is not applied: the model was restored, and the loss came from the old weights."""
     model = Weights()
     r8 = make(auto_find_lr=True, load_callback=model.load, state_callback=model.get)
     while r8.phase == "searching":
@@ -126,7 +126,7 @@ def test_search_never_lets_its_last_step_through():
 
 
 def test_tickets_drawn_ahead_do_not_spoil_a_search():
-    """A search knows each loss by its own rate, and batches drawn before its end cannot harm the model after it."""
+    """A search assigns each loss to its own rate, and batches drawn before its end cannot harm the model after it."""
     found = []
     for depth in (1, 8):
         model, out = Weights(), []
@@ -144,7 +144,7 @@ def test_tickets_drawn_ahead_do_not_spoil_a_search():
 
 
 def test_backup_by_hand_serves_the_search():
-    """Without a state_callback the search goes back to the backup that was made before it."""
+    """Without a state_callback the search restores the backup that was made before it."""
     model = Weights()
     r8 = make(auto_find_lr=True, load_callback=model.load)
     r8.update_cpu_backup(model.get())
@@ -155,7 +155,7 @@ def test_backup_by_hand_serves_the_search():
 
 
 def test_backups_during_the_search_do_not_replace_its_start():
-    """The seed's `if global_step % 50 == 0: update_cpu_backup(...)` does not make the search end at its own damage."""
+    """Backups by hand every 50 steps do not make the search end with the damage it has done."""
     model = Weights()
     r8 = make(auto_find_lr=True, load_callback=model.load)
     r8.update_cpu_backup(model.get())
@@ -173,7 +173,7 @@ def test_backups_during_the_search_do_not_replace_its_start():
 def test_search_needs_a_load_callback_and_a_named_mode(more):
     """auto_find_lr without a load_callback, or with a function as schedule, is refused when the scheduler is built."""
     with pytest.raises(
-        ValueError, match="auto_find_lr needs a load_callback to put the model back with, and a scheduler_mode given by"
+        ValueError, match="auto_find_lr needs a load_callback to restore the model, and a scheduler_mode given by"
     ):
         make(auto_find_lr=True, **more)
 
@@ -202,8 +202,8 @@ def test_found_rate_survives_a_resume():
     assert not math.isclose(fresh.lr, make(num_epochs=4).lr)
 
 
-def test_search_stays_out_of_warnings():
-    """A search in the seed's loop warns of nothing."""
+def test_search_causes_no_warnings():
+    """A search in the quick start's loop causes no warning."""
     model = SoftmaxRegression()
     r8 = searching(model, state_callback=model.get)
     with warnings.catch_warnings():

@@ -54,7 +54,7 @@ def test_pauses_nest(pace, clock):
 
 
 def test_pause_before_the_start_starts_nothing(pace, clock):
-    """A pause before the first draw leaves the watch at rest."""
+    """A pause before the first draw does not start the clock."""
     with pace.paused():
         clock.advance(5)
     clock.advance(5)
@@ -72,7 +72,7 @@ def test_epoch_follows_from_steps(pace):
 
 
 def test_next_step_counts_what_is_out(pace):
-    """A batch drawn now comes after those reported and those that are out."""
+    """A batch drawn now comes after the reported and the open ones."""
     pace.step, pace.num_out = 5, 2
 
     assert pace.next_step == 7
@@ -89,7 +89,7 @@ def test_run_is_finished_on_time(pace, clock):
 
 
 def test_downtime_does_not_count(pace, clock):
-    """A state carries its seconds to another process, whose clock may show anything."""
+    """A state keeps its seconds in another process, whatever that process's clock shows."""
     pace.start()
     pace.step, pace.num_out = 3, 1
     clock.advance(40)

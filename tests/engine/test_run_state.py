@@ -1,4 +1,4 @@
-"""The state of a run: each part of it has a version of its own."""
+"""The run state: each part has a version of its own."""
 
 import copy
 
@@ -22,7 +22,7 @@ def trained_on(r8):
 
 
 def test_every_part_has_a_version():
-    """What a state holds of a part can grow: its version says which form it has."""
+    """Every part of the state has a version, so that parts can change."""
     state = trained(5).state_dict()
 
     assert state["versions"] == VERSIONS
@@ -43,7 +43,7 @@ def test_newer_parts_are_refused_by_name(name):
 
 
 def test_unknown_parts_are_refused_by_name():
-    """So is one with a part that is not known here."""
+    """A state with an unknown part is refused with its name."""
     state = trained(8).state_dict()
     state["versions"]["forecast"] = 1
 
@@ -52,7 +52,7 @@ def test_unknown_parts_are_refused_by_name():
 
 
 def test_states_without_versions_are_read():
-    """Package 0.1 knew neither versions nor the quarantine."""
+    """A state of package 0.1, with neither versions nor a quarantine, is loaded."""
     r8 = trained(20)
     state = r8.state_dict()
     del state["versions"], state["quarantine"]

@@ -1,4 +1,4 @@
-"""Signals: real ones, to real processes, at any moment; and the rules of the handlers in this one."""
+"""Signals: real ones sent to real processes at any moment, and the rules of the handlers within one process."""
 
 import gc
 import os
@@ -26,7 +26,7 @@ SIGNALS = [getattr(signal, name) for name in NAMES]
 
 @pytest.fixture(autouse=True)
 def _handlers_stay_as_they_are():
-    """No test may leave a handler behind; each begins as a program does, whatever the shell set."""
+    """No test may leave a handler behind; each starts with the default handlers, whatever the shell has set."""
     gc.collect()
     outside = {signum: signal.signal(signum, signal.SIG_DFL) for signum in SIGNALS}
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -44,7 +44,7 @@ def handlers():
 
 
 def test_handlers_are_there_only_while_the_run_is():
-    """Signals are taken over when the run starts, and given back at its end, at close() and after a break."""
+    """Handlers are installed when the run starts, and removed at its end, at close() and after a break."""
     before, runs = handlers(), []
     for end in ("finish", "break", "close"):
         r8 = make()
@@ -77,7 +77,7 @@ def test_handlers_go_with_a_scheduler_that_is_never_closed():
 
 
 def test_opt_out():
-    """handle_signals=False leaves the signals alone."""
+    """handle_signals=False installs no handlers."""
     before, r8 = handlers(), make(handle_signals=False)
     r8.draw()
 
@@ -85,7 +85,7 @@ def test_opt_out():
 
 
 def test_only_in_the_main_thread():
-    """A run in another thread takes over no signals, and works."""
+    """A run in another thread installs no handlers, and works."""
     before, seen = handlers(), []
 
     def run():
@@ -173,7 +173,7 @@ def test_earlier_handler_is_called_after_the_save(tmp_path, capfd):
 
 
 def test_handler_set_during_the_run_stays(capfd):
-    """A handler that somebody sets while the run is under way is not replaced at its end, and may call ours."""
+    """A handler that is set during the run is not replaced at its end, and may call ours."""
     heard = []
     r8 = make()
     r8.draw()
@@ -191,7 +191,7 @@ def test_handler_set_during_the_run_stays(capfd):
     assert heard == [signal.SIGTERM]
 
 
-def test_nested_runs_put_back_what_was_there():
+def test_nested_runs_restore_the_first_handlers():
     """Runs in one process that end in any order leave the first handlers."""
     before = handlers()
     for order in ((0, 1), (1, 0)):
@@ -222,8 +222,8 @@ def test_second_signal_acts_at_once(capfd):
     assert (watch.is_installed, watch.received, len(woken)) == (False, None, 1)
 
 
-def test_signal_that_launchers_pass_on_is_one(capfd):
-    """The same wish that arrives twice within a fifth of a second is one."""
+def test_signal_that_launchers_forward_counts_once(capfd):
+    """A signal that arrives twice within a fifth of a second counts once."""
     clock = FakeClock()
     watch, _ = watch_with(clock)
     signal.raise_signal(signal.SIGINT)
@@ -235,7 +235,7 @@ def test_signal_that_launchers_pass_on_is_one(capfd):
 
 
 def test_hangup_is_never_urgent(capfd):
-    """A closing terminal that sends its signal again and again does not cut the step off."""
+    """A closing terminal that sends its signal repeatedly does not interrupt the step."""
     clock = FakeClock()
     watch, _ = watch_with(clock)
     for _ in range(3):
@@ -247,7 +247,7 @@ def test_hangup_is_never_urgent(capfd):
 
 
 def test_terminal_is_restored_before_the_exit(capfd):
-    """What stands in before_exit runs before the exception leaves, once, and one that raises does not stop the next."""
+    """Functions in before_exit run once before the exception leaves, even if one of them raises."""
     watch, _ = watch_with()
     done = []
     watch.before_exit += [lambda: done.append(1), lambda: 1 / 0, lambda: done.append(2)]
@@ -272,7 +272,7 @@ def test_signal_during_a_pause_ends_it(tmp_path, capfd):
     assert len(list(tmp_path.glob("ck_*"))) == 1
 
 
-def test_signal_of_the_last_moment_is_not_lost(capfd):
+def test_signal_in_the_last_step_is_not_lost(capfd):
     """A signal in a step after which the loop is left by break still ends the program."""
     r8 = make()
 
@@ -290,7 +290,7 @@ def test_signal_of_the_last_moment_is_not_lost(capfd):
 
 
 def test_closing_answers_a_signal(tmp_path, capfd):
-    """A signal that waits when the run is closed is answered there, with a checkpoint."""
+    """A signal that waits when the run is closed is answered then, with a checkpoint."""
     r8 = make(checkpoint_dir=tmp_path)
     r8.report(r8.draw(), 1.0)
     signal.raise_signal(signal.SIGTERM)
@@ -322,7 +322,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), r8.requests.signals.re
 
 @pytest.mark.parametrize(("before", "code"), [("default", -signal.SIGTERM), ("handler", 5)])
 def test_forked_child_ends_as_it_would(tmp_path, before, code):
-    """A child forked in the middle of a run that is told to end does what it would, and saves nothing of the run."""
+    """A child forked during a run handles a signal as without the run, and saves nothing of it."""
     done = subprocess.run(
         [sys.executable, "-c", FORKED, before],
         cwd=tmp_path,
@@ -385,7 +385,7 @@ def step_saved(folder):
 
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_process_ends_with_a_checkpoint_of_its_last_step(tmp_path, signum):
-    """A process that gets a signal at a random moment ends with a checkpoint of the last step, in good order."""
+    """A process that gets a signal at a random moment ends with a valid checkpoint of the last step."""
     rng = np.random.default_rng(signum)
     for number in range(3):
         folder = tmp_path / str(number)
@@ -402,7 +402,7 @@ def test_process_ends_with_a_checkpoint_of_its_last_step(tmp_path, signum):
 
 
 def test_second_signal_ends_a_long_step(tmp_path):
-    """In a step that takes for ever, a second SIGTERM ends the process at once, through `finally`."""
+    """In an endless step, a second SIGTERM ends the process at once, through `finally`."""
     process, reading = start(tmp_path, spins=10**9, stderr=subprocess.DEVNULL)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.5)
@@ -420,7 +420,7 @@ os.execvp(sys.argv[1], sys.argv[1:])
 
 
 def in_a_terminal(folder, command=()):
-    """A run whose terminal we hold; it takes it by itself, as a fork would not do beside the threads of other tests."""
+    """A run in a terminal of ours, which it opens itself, as forking beside the threads of other tests is unsafe."""
     ours, theirs = pty.openpty()
     streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "start_new_session": True}
     process, reading = start(folder, command=[sys.executable, "-c", TAKE_TERMINAL, *command], **streams)
@@ -455,7 +455,7 @@ def test_closed_terminal_saves_and_ends(tmp_path):
 
 
 def test_nohup_outlives_the_terminal(tmp_path):
-    """Under nohup a run goes on after its terminal is closed."""
+    """Under nohup a run continues after its terminal is closed."""
     process, reading, ours = in_a_terminal(tmp_path, command=["nohup"])
     os.close(ours)
     time.sleep(0.3)
@@ -488,12 +488,12 @@ def test_handlers_cost_no_batch(capfd):
 
 
 class Ended(Exception):
-    """What a handler of the user's raises."""
+    """The exception of a user's handler."""
 
 
 @pytest.mark.parametrize("end", ["break", "raise"])
 def test_run_that_is_left_in_the_step_of_a_signal_ends_once(end, tmp_path):
-    """A signal in the very step in which loops and scheduler are left acts once: it must not cut the clean-up short."""
+    """A signal in the last step before loops and scheduler are left acts once, and does not interrupt the clean-up."""
     calls = []
 
     def handler(signum, frame):
