@@ -1,1 +1,1 @@
-"""The table: what is known of every sample, and the figures made of it."""
+"""The sample table: loss estimates and use counts of every sample, and figures computed from them."""

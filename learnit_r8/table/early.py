@@ -1,8 +1,8 @@
-"""The first losses: what a high one is while too few are known for thresholds.
+"""The first losses: which of them are too high, while there are too few for thresholds.
 
 The rule needs eight losses and no setting. In 214 healthy starts of ten tasks with heavy tails and batches of 1 to 256
-(``benchmarks/incidents.py``) no loss was a hundred times as high as the highest before it, and three of four losses
-were never three times as high as the highest before those.
+(``benchmarks/incidents.py``), no loss was a hundred times as high as the highest before it, and there were never three
+of four losses three times as high as the highest before them.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ LEAST_CLIPPED = 3
 """Losses that must be known before one is clipped."""
 
 ABSURD, HIGH, BELIEVED = 100.0, 3.0, 2.0
-"""How many times as high as the highest before: a loss that is refused at once; one of which three in four are; and the
-most that is learned from a single one."""
+"""Multiples of the highest loss before: from which a loss is refused at once; from which three of four losses are; and
+to which a single loss is clipped."""
 
 ALONE = 10.0
-"""How many times as high as the second highest the highest loss counts: one outlier must not hide all that follows."""
+"""Multiple of the second highest loss to which the highest is clipped, so that one outlier does not hide later ones."""
 
 RECENT = 4
-"""Last losses that high ones are counted among."""
+"""Number of last losses among which high ones are counted."""
 
 
 class FirstLosses(NamedTuple):
-    """What is known of the first losses of a run.
+    """Statistics of the first losses of a run.
 
     Attributes:
-        known: Losses so far.
+        known: Number of losses so far.
         lowest: The lowest of them.
-        highest: The highest but for the last four.
-        second: The second highest but for those.
+        highest: The highest except for the last four.
+        second: The second highest except for those.
         recent: The last four, oldest first.
     """
 
@@ -45,14 +45,14 @@ class FirstLosses(NamedTuple):
     recent: tuple[float, ...] = ()
 
     def times(self, factor: float, highest: float, second: float) -> float:
-        """What is ``factor`` times as high as the highest loss; infinite while the losses have not differed.
+        """The limit that is ``factor`` times as high as the highest loss; infinite while all losses are equal.
 
-        Of losses that may be negative the range takes the place of the distance to 0.
+        For losses that may be negative, the range of the losses replaces the distance from 0.
 
         Args:
-            factor: See above.
+            factor: Multiple of the highest loss.
             highest: The highest loss.
-            second: The second highest, which the highest is held against.
+            second: The second highest, which limits how far the highest counts.
 
         >>> FirstLosses(lowest=1.0).times(3.0, 2.0, 1.5)
         6.0
@@ -73,11 +73,11 @@ class FirstLosses(NamedTuple):
         return self.times(factor, highest, second)
 
     def believed(self, loss: float) -> float:
-        """The part of a loss to learn from: all of it, or twice the highest before it."""
+        """Clip a loss to twice the highest before it."""
         return min(loss, self._times_all(BELIEVED)) if self.known >= LEAST_CLIPPED else loss
 
     def with_loss(self, loss: float) -> FirstLosses:
-        """What is known with one more loss, which is finite."""
+        """The statistics with one more finite loss."""
         recent, highest, second = (*self.recent, loss), self.highest, self.second
         if len(recent) > RECENT:
             second, highest = sorted((second, highest, recent[0]))[1:]

@@ -1,9 +1,9 @@
-"""What a reported loss says of each sample behind it: the numeric rules of the table, pure functions of arrays.
+"""Estimators: how a reported loss updates the estimates of its samples, as pure functions of arrays.
 
-A batch mean is one equation with B unknowns. The additive rule divides the surprise equally; on real
-training it ranks samples at chance, because the falling trend of the loss swamps their differences. `relative` does
-the same on the loss divided by its trend, which takes that trend out, and by a factor, which keeps estimates
-positive and moves the large ones most. Measured in ``benchmarks/estimators.py``.
+A batch mean is one equation with B unknowns. The additive rule divides the surprise equally; in real training it ranks
+samples no better than chance, because the falling trend of the loss exceeds their differences. `relative` removes the
+trend by working on the loss divided by it, and multiplies estimates by a factor, which keeps them positive and moves
+large ones most. Measured in ``benchmarks/estimators.py``.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 SHARE_RANGE = (1e-4, 50.0)
-"""Bounds of a sample's loss relative to the trend, so that one freak batch cannot write a sample off."""
+"""Bounds of a sample's loss relative to the trend, so that one unusual batch cannot decide a sample's estimate."""
 
 FACTOR_RANGE = (0.1, 10.0)
 """Bounds of one correction."""
 
 
 MOST_LEAK = 0.0075
-"""Most that a share moves back towards 1 before a correction."""
+"""Largest fraction by which a share moves back towards 1 before a correction."""
 
 LEAST_WORTH = 64
-"""Samples that tell what estimates are worth."""
+"""Least number of samples from which `worth` is measured."""
 
 
 def leak_of(part_size: int) -> float:
-    """How far a share moves back towards 1 before a correction: less where small parts tell more.
+    """Fraction by which a share moves back towards 1 before a correction: less for small parts, which are more exact.
 
     Args:
-        part_size: Samples behind one reported mean, >= 1.
+        part_size: Samples of one reported mean, >= 1.
 
     Returns:
         In (0, 0.0075]. Tuned on seeds 0 to 7 of the recipe in benchmarks/recipe.py, confirmed on 100 to 107.
@@ -44,7 +44,7 @@ def leak_of(part_size: int) -> float:
 
 
 def part_means(values: Floats, sizes: NDArray[np.int64]) -> Doubles:
-    """Mean of consecutive parts, accumulated in float64 so that the order of summation does not show.
+    """Mean of consecutive parts, accumulated in float64 so that the order of summation hardly matters.
 
     Args:
         values: float32[M].
@@ -62,7 +62,7 @@ def part_means(values: Floats, sizes: NDArray[np.int64]) -> Doubles:
 
 
 def expected(records: NDArray[Any], sizes: NDArray[np.int64], *, all_seen: bool) -> list[float]:
-    """Mean estimate of consecutive batches over the samples already seen; NaN where none was.
+    """Mean estimate of consecutive batches over the samples already seen; NaN for a batch of unseen ones.
 
     Args:
         records: RECORD[M].
@@ -106,12 +106,12 @@ def additive(
 ) -> Floats:
     """Move every estimate of a part by the same share of the part's surprise: the additive rule.
 
-    ``estimate + alpha * (mean - mean(estimate))``; a sample never seen takes the observed mean, and the expected
-    value is the mean over the others.
+    ``estimate + alpha * (mean - mean(estimate))``; an unseen sample takes the observed mean, and the expected value is
+    the mean over the others.
 
     Args:
         estimate: float32[M], consecutive parts.
-        seen: bool[M], whether the estimate means anything yet.
+        seen: bool[M], whether each sample was seen, so that its estimate is valid.
         means: float64[P], observed mean loss of each part.
         sizes: int64[P], samples of each part.
         alpha: Weight of the new observation, in (0, 1].
@@ -119,7 +119,7 @@ def additive(
     Returns:
         float32[M].
 
-    Source: README of learnit-r8, "Estimating Single Data Point Loss".
+    Source: the prototype of learnit-r8.
 
     >>> additive(np.float32([1, 3]), np.array([True, True]), np.array([4.0]), np.array([2]), alpha=0.5)
     array([2., 4.], dtype=float32)
@@ -135,18 +135,18 @@ def additive(
 def relative(
     share: Floats, means: Doubles, trend: Doubles, sizes: NDArray[np.int64], *, leak: float = MOST_LEAK
 ) -> Floats:
-    """Multiply every share of a part by how much worse than predicted the part did.
+    """Multiply every share of a part by the ratio of the part's observed to its expected loss.
 
     With the trend ``g`` of the loss: first ``share += leak * (1 - share)``, then
     ``share *= clip((mean / g) / mean(share), 0.1, 10)``, kept in [1e-4, 50]. The estimate of a loss is ``share * g``.
-    The leak lets samples that were written off early, while the losses were still moving, come back.
+    The leak corrects shares that became extreme early, while the losses were still changing quickly.
 
     Args:
-        share: float32[M], loss relative to the trend; 1 for a sample never seen.
+        share: float32[M], loss relative to the trend; 1 for an unseen sample.
         means: float64[P], observed mean loss of each part, >= 0.
         trend: float64[P], the trend before each part was observed, >= 0.
         sizes: int64[P], samples of each part.
-        leak: How far a share moves back to 1 first, in [0, 1]; see `leak_of`.
+        leak: Fraction by which a share first moves back to 1, in [0, 1]; see `leak_of`.
 
     Returns:
         float32[M].
@@ -165,12 +165,12 @@ def relative(
 
 
 def offset(estimate: Floats, means: Doubles, trend: Doubles, sizes: NDArray[np.int64]) -> Floats:
-    """The form of `relative` for losses that may be negative: differences to the trend in place of ratios.
+    """The form of `relative` for losses that may be negative: differences from the trend in place of ratios.
 
     ``estimate + (mean - g) - mean(estimate)``; the estimate of a loss is ``estimate + g``.
 
     Args:
-        estimate: float32[M], loss minus trend; 0 for a sample never seen.
+        estimate: float32[M], loss minus trend; 0 for an unseen sample.
         means: float64[P], observed mean loss of each part.
         trend: float64[P], the trend before each part was observed.
         sizes: int64[P], samples of each part.
@@ -187,13 +187,13 @@ def offset(estimate: Floats, means: Doubles, trend: Doubles, sizes: NDArray[np.i
 
 
 def worth(records: NDArray[Any], alpha: float) -> float:
-    """How much of their advantage samples keep that were chosen for low estimates, in [0, 1].
+    """Share of their advantage that samples chosen for low estimates keep when seen again, in [0, 1].
 
-    Among the lowest estimates are those that are too low by chance. The estimates before the last observation
-    tell how many: the quarter that was lowest then, as it turned out to be.
+    Some of the lowest estimates are too low by chance. To measure how much, the quarter that was lowest before the
+    last observation is compared with what was then observed.
 
     Args:
-        records: RECORD[M], samples with losses of their own; 0 where they are too few to tell.
+        records: RECORD[M], samples with losses of their own; with too few of them, the result is 0.
         alpha: Weight of a new observation.
 
     Source: regression to the mean, cross-validated; measured in benchmarks/incidents.py, row "one_nan".

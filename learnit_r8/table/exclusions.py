@@ -1,4 +1,4 @@
-"""Which samples are not drawn any more, and which are spread over the batches because one of them may be bad."""
+"""Exclusions: samples that are not drawn any more, and suspect samples, which are spread over the batches."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _NOBODY = _read_only(np.empty(0, np.int64))
 
 
 class Exclusions:
-    """Samples in quarantine, and samples under watch, by position.
+    """Samples in quarantine, and samples under watch, by index.
 
     Attributes:
-        quarantined: int64[K], the samples that are not drawn any more, in order; not to be written to.
-        watched: int64[K], samples to spread over the batches; likewise.
+        quarantined: int64[K], the samples that are not drawn any more, in order; read-only.
+        watched: int64[K], samples to spread over the batches; read-only.
     """
 
     def __init__(self) -> None:
@@ -38,11 +38,11 @@ class Exclusions:
         return found
 
     def quarantine(self, indices: NDArray[np.int64]) -> None:
-        """Draw some samples no more, from the next chunk on."""
+        """Stop drawing some samples, from the next chunk on."""
         self.quarantined = _read_only(np.union1d(self.quarantined, indices))
 
     def release(self, indices: NDArray[np.int64]) -> None:
-        """Draw some samples again that were in quarantine."""
+        """Draw some quarantined samples again."""
         self.quarantined = _read_only(np.setdiff1d(self.quarantined, indices))
 
     def watch(self, indices: NDArray[np.int64]) -> None:
@@ -54,6 +54,6 @@ class Exclusions:
         return {"quarantined": self.quarantined.copy(), "watched": self.watched.copy()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned; version 0.1 had neither."""
+        """Load what `state_dict` returned; version 0.1 had neither."""
         self.quarantined = _read_only(np.array(state.get("quarantined", ()), np.int64))
         self.watched = _read_only(np.array(state.get("watched", ()), np.int64))

@@ -1,4 +1,4 @@
-"""Figures of the samples: quarters by loss, moves between them, histograms. Pure functions of arrays."""
+"""Figures of the samples: quarters by loss, moves between them, and histograms; pure functions of arrays."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Quarters(NamedTuple):
     """Samples in four quarters by loss, Q1 (lowest) first.
 
     Attributes:
-        codes: uint8[M], the quarter of each sample, 0 to 3; 4 where never seen.
-        rows: Fields of `SamplesSurveyed` that have a value for each quarter; empty with fewer than four samples.
+        codes: uint8[M], the quarter of each sample, 0 to 3; 4 for unseen ones.
+        rows: Fields of `SamplesSurveyed` with a value for each quarter; empty with fewer than four samples.
     """
 
     codes: NDArray[np.uint8]
@@ -31,8 +31,8 @@ def quarters_of(loss: Floats, uses: NDArray[np.uint16]) -> Quarters:
     """Divide the seen samples into four quarters whose sizes differ by at most one.
 
     Args:
-        loss: float32[M], NaN where never seen.
-        uses: uint16[M].
+        loss: float32[M], NaN for unseen samples.
+        uses: uint16[M], use counts.
     """
     codes = np.full(len(loss), UNSEEN, np.uint8)
     seen = np.flatnonzero(~np.isnan(loss))
@@ -57,7 +57,7 @@ def quarters_of(loss: Floats, uses: NDArray[np.uint16]) -> Quarters:
 
 
 def flow_between(before: NDArray[np.uint8], now: NDArray[np.uint8]) -> tuple[float, ...]:
-    """Share of the samples that were in quarter i and are in quarter j: 16 numbers, row by row; none if none was seen.
+    """Share of the samples that moved from quarter i to quarter j: 16 numbers, row by row; empty if none was seen.
 
     >>> flow_between(np.uint8([0, 0, 1, 4]), np.uint8([0, 1, 1, 3]))[:6]
     (0.33333, 0.33333, 0.0, 0.0, 0.0, 0.33333)
@@ -69,15 +69,14 @@ def flow_between(before: NDArray[np.uint8], now: NDArray[np.uint8]) -> tuple[flo
 
 
 def loss_histogram(loss: Floats) -> dict[str, Any]:
-    """Seen losses in bins up to the 99.5th percentile; the last bin holds those above.
+    """Histogram of the losses of seen samples, up to the 99.5th percentile; the last bin also holds those above.
 
-    The bins are of equal width, or of equal ratio where all losses are > 0 and most of them differ by more than a
-    factor of 20.
+    Bins have equal width, or equal ratio if all losses are > 0 and most of them spread over more than a factor of 20.
     """
     seen = loss[~np.isnan(loss)]
     if not len(seen):
         return {"loss_range": (), "loss_is_log": False, "loss_counts": ()}
-    # A few thousand values say where most of them lie.
+    # A few thousand values suffice for the percentiles.
     few = seen[:: max(1, len(seen) // 4096)]
     low, high = float(seen.min()), float(np.quantile(few, 0.995))
     is_log = low > 0 and float(np.quantile(few, 0.95)) > LOG_RATIO * float(np.quantile(few, 0.05))
@@ -96,7 +95,7 @@ def loss_histogram(loss: Floats) -> dict[str, Any]:
 
 
 def uses_histogram(uses: NDArray[np.uint16]) -> dict[str, tuple[int, ...]]:
-    """Uses in at most 32 bins of equal width, from the lowest to the highest."""
+    """Histogram of use counts, in at most 32 bins of equal width from the lowest to the highest."""
     low, high = int(uses.min()), int(uses.max())
     width = -(-(high - low + 1) // BINS)
     counts = np.bincount((uses.astype(np.int64) - low) // width)
@@ -104,7 +103,7 @@ def uses_histogram(uses: NDArray[np.uint16]) -> dict[str, tuple[int, ...]]:
 
 
 def top(values: Floats, count: int) -> NDArray[np.int64]:
-    """Positions of the highest values, highest first; NaN is never among them."""
+    """Indices of the highest values, highest first; NaN is left out."""
     known = np.flatnonzero(~np.isnan(values))
     if len(known) > count:
         known = known[np.argpartition(-values[known], count - 1)[:count]]
@@ -112,5 +111,5 @@ def top(values: Floats, count: int) -> NDArray[np.int64]:
 
 
 def rounded(value: Any) -> float:
-    """Five digits: as much as a screen shows, and half the bytes."""
+    """Round to five digits: as many as a screen shows, in half the bytes."""
     return float(f"{float(value):.5g}")

@@ -1,4 +1,4 @@
-"""What stands between a report and the table that learns from it later."""
+"""The interface of what holds reports back until the table learns from them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Protocol
 
 
 class ReportHolder(Protocol):
-    """What holds reports back that the table has not learned from yet."""
+    """Holds back reports that the table has not learned from yet."""
 
     def hand_over(self) -> None:
-        """Let the table learn from all of them: somebody reads it."""
+        """Let the table learn from all of them, as it is about to be read."""
 
     def before_offsets(self, trend: float) -> Callable[[bool], None]:
-        """Prepare for estimates that become differences to the trend.
+        """Prepare for a switch of the estimates to differences from the trend.
 
         Args:
-            trend: The trend now.
+            trend: The current trend.
 
         Returns:
-            What stores the holder's own predictions as such differences (True), or as they were before (False).
+            A function that stores the holder's own predictions as such differences (True) or as before (False).
         """

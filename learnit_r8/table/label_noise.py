@@ -1,4 +1,4 @@
-"""Which samples look mislabelled: those that stay worse than an untrained model would be, apart from all others."""
+"""Label noise: samples look mislabelled if their losses stay above an untrained model's, apart from all others."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from .mixture import Humps, find_humps
 LEAST_USES = 4
 SURE = 0.9
 LEAST_HIGH = 1.03
-"""Where the higher hump must lie: clearly worse than untrained, which is 1."""
+"""Least position of the higher component: clearly worse than untrained, which is 1."""
 
 HIGHEST = 25.0
-"""Mean loss, in untrained ones, beyond which more says nothing more: one absurd sample must not hide the others."""
+"""Limit to which mean losses are clipped, in multiples of the untrained loss, so that one absurd sample does not hide
+the others."""
 
 TEN_CLASSES = math.log(10)
-"""Untrained cross entropy from which on the surprise is taken as it is; below, losses may be in any unit."""
+"""Untrained cross entropy of ten classes. The surprise is divided by the untrained loss, but by no less than this, as
+losses may be in any unit."""
 
 LEAST_SURPRISE = 0.3
-"""Part of the surprise at wrong labels that the higher hump must show.
+"""Share of the expected surprise at wrong labels that the higher component must show.
 
-A model that knows how many labels are wrong, a share p, gives each wrong one a probability of p / (classes - 1): its
-cross entropy is -log(p) higher than that of an untrained model. Rare classes on their way to be learnt lose less.
+A model that knows the share p of wrong labels gives each wrong one a probability of p / (classes - 1): its cross
+entropy is -log(p) above that of an untrained model. Rare classes that are still being learnt lose less.
 """
 
 GROUP_SHARE = 1.5
-"""Most that a group may have of the share of suspects in all samples: a rare class is hard, not wrong."""
+"""Largest share of suspects in a group, relative to that in all samples: a rare class is hard, not wrong."""
 
 ALWAYS_HIGH, RISING, MEMORISED = "always high", "rising", "memorised"
 
@@ -40,12 +42,13 @@ class Suspects(NamedTuple):
     Attributes:
         indices: int64[K], most suspect first: by score, then by mean loss.
         mean_loss: float32[K], mean loss of each over the run.
-        score: float64[K], in [0, 1], how surely each is not one of the learnt ones.
-        why: K texts: its losses are "always high"; "rising", as the model learns what contradicts the label; or it
-            was high and is "memorised" by now.
+        score: float64[K], in [0, 1], the probability that each is not one of the learnt samples.
+        why: K texts: the losses are "always high"; "rising", as the model learns what contradicts the label; or were
+            high and are "memorised" by now.
         noise_rate: K / (samples judged), an estimate of the share of wrong labels; NaN if unknown.
-        noise_range: Lower and upper estimate: what is surely suspect, and what is not surely fine.
-        reason: Why there are none, or "" if there are some.
+        noise_range: Lower and upper estimate: the share of certain suspects, and of samples that are not certainly
+            fine.
+        reason: Why there are no suspects; "" if there are some.
     """
 
     indices: NDArray[np.int64]
@@ -58,11 +61,11 @@ class Suspects(NamedTuple):
 
 
 class Suspicion(NamedTuple):
-    """What the losses of many samples say about suspicion: enough to judge each of them.
+    """A criterion for mislabelled samples, fitted to the losses of many samples.
 
     Attributes:
-        untrained_loss: What a model that has learnt nothing loses, > 0.
-        humps: Of the square root of (mean loss / untrained loss).
+        untrained_loss: Loss of an untrained model, > 0.
+        humps: The two components of the square root of (mean loss / untrained loss).
     """
 
     untrained_loss: float
@@ -70,16 +73,16 @@ class Suspicion(NamedTuple):
 
     @classmethod
     def of(cls, mean_loss: NDArray[np.float32], usage_count: NDArray[Any], untrained_loss: float) -> Suspicion | None:
-        """Learn it from samples; None where there is nothing to suspect.
+        """Fit the criterion to samples; None if nothing is suspect.
 
-        There is if the mean losses fall into two humps, the higher one of them clearly worse than untrained. A model
-        that has not learnt much yet and samples that are hard make one hump with a tail. A rare class that is learnt
-        late may look the same: give `flags` the groups.
+        Samples are suspect if the mean losses fall into two components, the higher of which is clearly worse than
+        untrained. With a model that has not learnt much yet, or with hard samples, there is one component with a tail.
+        A rare class that is learnt late may look like wrong labels: pass the groups to `flags`.
 
         Args:
             mean_loss: float32[M], mean loss of each sample over its uses.
             usage_count: int[M], its uses; samples with fewer than 4 are left out.
-            untrained_loss: What a model that has learnt nothing loses, in the unit of the loss.
+            untrained_loss: Loss of an untrained model, in the unit of the loss.
         """
         judged = np.asarray(usage_count) >= LEAST_USES
         if not untrained_loss > 0 or not judged.any():
@@ -91,15 +94,15 @@ class Suspicion(NamedTuple):
 
     @property
     def is_surprising(self) -> bool:
-        """Whether the higher hump loses what wrong labels must: enough to leave samples out, not only to show them.
+        """Whether the losses of the higher component are as high as those of wrong labels must be.
 
-        Rare classes on their way to be learnt lose less.
+        Only then may its samples be left out. Rare classes that are still being learnt lose less.
         """
         surprise = -math.log(self.humps.high_share) / max(TEN_CLASSES, self.untrained_loss)
         return self.humps.high**2 > 1 + LEAST_SURPRISE * surprise
 
     def score(self, mean_loss: NDArray[np.float32]) -> NDArray[np.float64]:
-        """float64[M] in [0, 1], the probability of being in the higher hump."""
+        """float64[M] in [0, 1], the probability of belonging to the higher component."""
         return self.humps.belonging(_scaled(mean_loss, self.untrained_loss))
 
     def flags(
@@ -110,14 +113,15 @@ class Suspicion(NamedTuple):
         *,
         least: float = 1.0,
     ) -> NDArray[np.bool_]:
-        """bool[M], which samples to suspect: more likely in the higher hump, and worse than untrained.
+        """bool[M], the suspect samples: more likely in the higher component, and worse than untrained.
 
         Args:
             mean_loss: float32[M].
             usage_count: int[M]; samples used fewer than 4 times are never flagged.
-            group: int[M], a code for the label of each: in no group a share of more than 1.5 times that in all samples
-                is flagged, those of highest loss first.
-            least: What to take for worse than untrained, as the square root of mean loss / untrained loss.
+            group: int[M], a code for the label of each. In each group, at most 1.5 times the share of all samples is
+                flagged, those of highest loss first.
+            least: Limit above which a sample counts as worse than untrained, as the square root of
+                mean loss / untrained loss.
         """
         bound = self.untrained_loss * max(least, self.humps.divide) ** 2
         flagged: NDArray[np.bool_] = (mean_loss > bound) & (usage_count >= LEAST_USES)
@@ -128,21 +132,21 @@ class Suspicion(NamedTuple):
     def are_being_learnt(self, last: NDArray[np.float32]) -> bool:
         """Whether most of some suspects are no longer worse than untrained, given their last losses, float32[K].
 
-        So it is with rare classes, which a model learns later than the others, and with wrong labels once it has them
-        by heart.
+        This is so for rare classes, which a model learns later than others, and for wrong labels once it has memorised
+        them.
         """
         return bool(len(last)) and float((last < self.untrained_loss).mean()) > 0.5
 
 
 def _spare(flagged: NDArray[np.bool_], mean_loss: NDArray[np.float32], group: NDArray[Any]) -> None:
-    """Take back the flags of those with the lowest losses in groups that have too many."""
+    """Clear the flags of the samples with the lowest losses in groups that have too many."""
     chosen = np.flatnonzero(flagged)
     chosen = chosen[np.lexsort((-mean_loss[chosen], group[chosen]))]
     of_chosen = group[chosen]
     rank = np.arange(len(chosen)) - np.searchsorted(of_chosen, of_chosen)
     size = np.bincount(group)[of_chosen]
     count, left = 0, np.ones(len(chosen), bool)
-    # What one group is spared lowers the share that the others may have.
+    # Each flag that is cleared lowers the share that the other groups may have.
     while count != np.count_nonzero(left):
         count = int(np.count_nonzero(left))
         left = rank < np.ceil(GROUP_SHARE * count / len(group) * size)
@@ -150,21 +154,21 @@ def _spare(flagged: NDArray[np.bool_], mean_loss: NDArray[np.float32], group: ND
 
 
 def _scaled(mean_loss: NDArray[np.float32], untrained_loss: float) -> NDArray[np.float64]:
-    """Losses on a scale where learnt and mislabelled samples are humps of about one width, and untrained is 1."""
+    """Rescale losses so that learnt and mislabelled samples form components of similar width, and untrained is 1."""
     return np.sqrt(np.clip(mean_loss.astype(np.float64) / untrained_loss, 0, HIGHEST))
 
 
 def find_suspects(records: Any, untrained_loss: float, *, exact: bool, by_group: bool = False) -> Suspects:
-    """Flag the samples whose losses form a hump of their own, worse than untrained.
+    """Find the samples whose losses form a component of their own, worse than untrained.
 
     Args:
-        records: Fields last, mean float32[N] and usage_count uint16[N]; group uint16[N] if it is ``by_group``.
-        untrained_loss: What a model that has learnt nothing loses, in the unit of the loss.
-        exact: Whether the losses were reported per sample; nothing can be said otherwise.
+        records: Fields last, mean float32[N] and usage_count uint16[N]; also group uint16[N] if ``by_group``.
+        untrained_loss: Loss of an untrained model, in the unit of the loss.
+        exact: Whether the losses were reported per sample; otherwise there are no suspects.
         by_group: Whether to protect groups, see `Suspicion.flags`.
 
-    Source: the mean loss ranks wrong labels as well as the area under the margin of Pleiss et al. (arXiv:2001.10528)
-    does, without logits; that and the two humps are measured in ``benchmarks/suspects.py``.
+    Source: the mean loss ranks wrong labels as well as the area under the margin of Pleiss et al. (arXiv:2001.10528),
+    and needs no logits; that and the two components are measured in ``benchmarks/suspects.py``.
     """
     if not exact:
         return _none("per-sample losses are needed: report a vector of losses.")

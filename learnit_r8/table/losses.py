@@ -1,4 +1,4 @@
-"""Reading a reported loss: floats, arrays and tensors of any framework become numbers, and keep no graph alive."""
+"""Reported losses: floats, arrays and tensors of any framework are read as numbers, without keeping a graph alive."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 EXACT, WHOLE_BATCH = 1, 0
-"""Part sizes that stand for a loss of every sample and for a mean of the whole batch."""
+"""Part sizes that stand for one loss per sample and for one mean per batch."""
 
 
 class Reading(NamedTuple):
-    """A loss as the parts understand it.
+    """A reported loss as numbers.
 
     Attributes:
         mean: Mean over the samples of the batch.
@@ -38,11 +38,11 @@ def read_loss(loss: Any, batch_size: int, part_size: int | None = None) -> Readi
         part_size: Samples in a part, >= 1; the last part may have fewer.
 
     Raises:
-        TypeError: not a real number or a vector of them.
-        ValueError: a vector of another length, or a part size below 1.
+        TypeError: the loss is not a real number or a vector of them.
+        ValueError: the vector has another length, or ``part_size`` is below 1.
     """
     if type(loss) is float and part_size is None:
-        # The constructor of a named tuple is a Python function; this is not.
+        # Much faster than the constructor of a named tuple, which is a Python function.
         return _new_tuple(Reading, (loss, loss, WHOLE_BATCH, loss))
     if type(loss) is np.ndarray and loss.dtype == _FLOAT32 and loss.shape == (batch_size,) and part_size is None:
         return _read_float32(loss)
@@ -74,26 +74,26 @@ def read_loss(loss: Any, batch_size: int, part_size: int | None = None) -> Readi
 
 
 def _read_float32(losses: NDArray[np.float32]) -> Reading:
-    """One loss for each sample as adapters report them, each step: in as few operations as there can be."""
+    """Read per-sample losses as adapters report them at each step, in as few operations as possible."""
     values = losses.astype(np.float64)
     lowest = float(np.minimum.reduce(values))
-    # No sum of such numbers overflows. NaN and infinities of both signs are left to those who know of warnings.
+    # Sums of float32 values cannot overflow float64. NaN and -inf, which may cause warnings, are left to _sum().
     total = float(np.add.reduce(values)) if lowest > -math.inf else _sum(values)
     return _new_tuple(Reading, (total / len(values), values, EXACT, lowest))
 
 
 def _sum(values: NDArray[np.float64]) -> float:
-    # Infinities of both signs make NaN, which is what they should make, and no reason to warn.
+    # The sum of infinities of both signs is NaN, as it should be, without a warning.
     with np.errstate(invalid="ignore", over="ignore"):
         return float(np.add.reduce(values))
 
 
 def read_number(name: str, value: Any) -> float:
-    """A number, or a 0-dim array or tensor, as a float; the error names the value ``name``.
+    """Read a number, or a 0-dim array or tensor, as a float; ``name`` is used in errors.
 
     Raises:
-        TypeError: not a real number.
-        ValueError: more than one.
+        TypeError: it is not a real number.
+        ValueError: it is more than one number.
     """
     array = _as_array(value, name)
     if array.ndim:
@@ -102,7 +102,7 @@ def read_number(name: str, value: Any) -> float:
 
 
 def _as_array(loss: Any, name: str = "loss") -> NDArray[np.float64]:
-    """float64 of any shape; from a tensor of torch, TensorFlow or JAX too, wherever it lies."""
+    """Convert to a float64 array of any shape, also from tensors of torch, TensorFlow or JAX on any device."""
     value = loss
     if hasattr(value, "detach"):
         value = value.detach().cpu()
@@ -122,7 +122,7 @@ _FLOAT32 = np.dtype(np.float32)
 
 
 def source_of(part_size: int | None, batch_size: int) -> str:
-    """Where estimates come from: "exact", "parts of 4", "batch means of 32" or, with None, "nothing yet"."""
+    """The source of estimates: "exact", "parts of 4", "batch means of 32" or, with None, "nothing yet"."""
     if part_size is None:
         return "nothing yet"
     if part_size == EXACT:
@@ -131,7 +131,7 @@ def source_of(part_size: int | None, batch_size: int) -> str:
 
 
 def check_kind(part_size: int, first: int | None) -> None:
-    """Refuse reports of another kind than the first.
+    """Check that a report is of the same kind as the first.
 
     Raises:
         ValueError: another kind was reported before.

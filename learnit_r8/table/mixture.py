@@ -1,4 +1,4 @@
-"""Two humps in a distribution: where the samples that were learnt end and those that were not begin."""
+"""A mixture of two normal distributions, which separates learnt samples from others."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from numpy.typing import NDArray
 Doubles = NDArray[np.float64]
 
 LEAST_SEPARATION = 2.0
-"""Ashman's D of two humps that can be told apart."""
+"""Least value of Ashman's D at which the two components are distinct."""
 
 LEAST_SPREAD = 0.02
 NUM_BINS, NUM_ROUNDS = 512, 60
 CLOSE = 1e-5
-"""Change of the share in a round after which the fit is done."""
+"""Change of the share in an iteration below which the fit has converged."""
 
 
 class Humps(NamedTuple):
-    """Two normal distributions, and how much of the values each holds.
+    """The two components of a mixture of normal distributions.
 
     Attributes:
-        low: Mean of the lower one.
+        low: Mean of the lower component.
         low_spread: Its standard deviation, > 0.
-        high: Mean of the higher one.
+        high: Mean of the higher component.
         high_spread: Its standard deviation, > 0.
-        high_share: Share of the values that the higher one holds, in [0, 1].
+        high_share: Weight of the higher component, in [0, 1].
     """
 
     low: float
@@ -38,7 +38,7 @@ class Humps(NamedTuple):
 
     @property
     def separation(self) -> float:
-        """Ashman's D, the distance of the means in units of the spreads; two humps are seen from about 2 on.
+        """Ashman's D, the distance of the means in units of the spreads; from about 2 on, two components are visible.
 
         Source: Ashman, Bird & Zepf (1994), arXiv:astro-ph/9408030.
         """
@@ -46,14 +46,14 @@ class Humps(NamedTuple):
 
     @property
     def are_apart(self) -> bool:
-        """Whether these are two humps, and not one cut in two."""
+        """Whether the components are distinct, and not one distribution cut in two."""
         return self.separation >= LEAST_SEPARATION and 0 < self.high_share < 1
 
     @property
     def divide(self) -> float:
-        """The value from which on the higher hump is more likely than the lower; infinite where there is none.
+        """The value above which the higher component is more likely than the lower; infinite if there is none.
 
-        Of humps that are apart.
+        Only for components that `are_apart`.
         """
         curve, slope, height = self._log_odds()
         inside = slope * slope - 4 * curve * height
@@ -62,13 +62,13 @@ class Humps(NamedTuple):
         return self.low - 2 * height / (slope + math.sqrt(inside))
 
     def belonging(self, values: Doubles) -> Doubles:
-        """float64[M] in [0, 1], the probability that each value is of the higher hump; never falls with the value."""
+        """float64[M] in [0, 1], the probability that each value is of the higher component; never falls with it."""
         if not 0 < self.high_share < 1:
             return np.full(len(values), float(self.high_share > 0))
         curve, slope, height = self._log_odds()
         distance = values - self.low
         if curve:
-            # Beyond here the wider of two normal distributions would win on both sides.
+            # Beyond here the wider distribution would be more likely on both sides.
             turn = -slope / (2 * curve)
             distance = np.minimum(distance, turn) if curve < 0 else np.maximum(distance, turn)
         odds: Doubles = (curve * distance + slope) * distance + height
@@ -76,7 +76,7 @@ class Humps(NamedTuple):
         return belonging
 
     def _log_odds(self) -> tuple[float, float, float]:
-        """Log of the odds of the higher hump, as a polynomial of the distance from ``low``: highest power first."""
+        """Log odds of the higher component, as a polynomial of the distance from ``low``: highest power first."""
         narrow, wide = 1 / (2 * self.low_spread**2), 1 / (2 * self.high_spread**2)
         gap = self.high - self.low
         prior = math.log(self.high_share / (1 - self.high_share) * self.low_spread / self.high_spread)
@@ -84,15 +84,15 @@ class Humps(NamedTuple):
 
 
 def find_humps(values: Doubles) -> Humps | None:
-    """The two normal distributions that fit best, by expectation maximization from Otsu's threshold.
+    """Fit two normal distributions, by expectation maximization from Otsu's threshold.
 
     Args:
         values: float64[M], finite; counted in 512 bins, so that the cost hardly depends on M.
 
     Returns:
-        The humps; None where the values are all alike.
+        The components; None if all values are equal.
 
-    Source: Dempster, Laird & Rubin (1977); Otsu (1979). Mixtures over losses to find wrong labels: Arazo et al.
+    Source: Dempster, Laird & Rubin (1977); Otsu (1979). Mixtures of losses to find wrong labels: Arazo et al.
     (arXiv:1904.11238), with two forward passes and beta distributions.
     """
     if not len(values) or not np.ptp(values) > 0:
@@ -110,7 +110,7 @@ def find_humps(values: Doubles) -> Humps | None:
 
 
 def _fitted(high: Doubles, whole: Doubles) -> Humps:
-    """The humps whose upper one holds these sums of 1, x and x squared, of those of all values."""
+    """The components, from the sums of 1, x and x squared over the higher one and over all values."""
     low_mean, low_spread = _moments(whole - high)
     high_mean, high_spread = _moments(high)
     return Humps(low_mean, low_spread, high_mean, high_spread, min(1.0, float(high[0] / whole[0])))
@@ -123,7 +123,7 @@ def _moments(sums: Doubles) -> tuple[float, float]:
 
 
 def _otsu(places: Doubles, counts: NDArray[np.int64]) -> float:
-    """The threshold whose two sides have the farthest means, weighted by what is on each side."""
+    """Otsu's threshold, which maximizes the variance between the two sides."""
     below = np.cumsum(counts)[:-1]
     above = counts.sum() - below
     sums = np.cumsum(counts * places)

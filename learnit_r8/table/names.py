@@ -1,4 +1,4 @@
-"""What people call the samples: names of their own, and groups."""
+"""The user's names of samples, and group labels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 def checked_ids(sample_ids: Any, num_samples: int) -> Any:
-    """The names as they are.
+    """Check the names, and return them unchanged.
 
     Raises:
         ValueError: they are not ``num_samples`` names.
@@ -23,7 +23,7 @@ def checked_ids(sample_ids: Any, num_samples: int) -> Any:
 
 
 def digest_of(sample_ids: Sequence[Any] | None, count: int) -> str | None:
-    """Of the first ``count`` names, the same for lists and arrays of them; None without names."""
+    """Digest of the first ``count`` names, the same for lists and arrays of them; None without names."""
     if sample_ids is None:
         return None
     return hashlib.sha256("\n".join(map(str, sample_ids[:count])).encode()).hexdigest()
@@ -32,13 +32,13 @@ def digest_of(sample_ids: Sequence[Any] | None, count: int) -> str | None:
 def coded(
     groups: NDArray[Any], num_samples: int, batch_size: int
 ) -> tuple[NDArray[Any], NDArray[np.int64], tuple[int, ...]]:
-    """The distinct labels in order, the place of each sample's among them, int64[N], and how many samples have each.
+    """The distinct labels in order, the code of each sample's label, int64[N], and the number of samples with each.
 
     Raises:
-        ValueError: the labels are not one a sample, of more than one kind, or too many.
+        ValueError: there is not one label per sample, or labels are of several kinds or too many.
     """
     if groups.shape != (num_samples,):
-        raise ValueError(f"groups must have shape ({num_samples},), one label a sample, got {groups.shape}.")
+        raise ValueError(f"groups must have shape ({num_samples},), one label per sample, got {groups.shape}.")
     try:
         labels, codes, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     except TypeError as error:
@@ -46,6 +46,6 @@ def coded(
     if len(labels) >= min(batch_size, 2**16):
         raise ValueError(
             f"groups must have fewer distinct labels than batch_size={batch_size}, got {len(labels)}: "
-            "a batch takes at least one sample of each, and 65535 are the most."
+            "each batch takes at least one sample of each, and at most 65535 labels are possible."
         )
     return labels, codes, tuple(sizes.tolist())

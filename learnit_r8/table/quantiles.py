@@ -1,4 +1,4 @@
-"""The table as people read it."""
+"""Views of the sample table for users: single samples, and quartiles by loss."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Sample:
-    """What is known of one sample.
+    """The figures of one sample.
 
     Attributes:
-        index: Its position in [0, N).
-        name: Its entry in ``sample_ids``, else the index.
+        index: Its index in [0, N).
+        name: Its entry in ``sample_ids``, otherwise the index.
         loss: Estimated loss.
-        last: Last observation it was part of.
-        mean: Mean of its observations.
+        last: Last observed loss that it was part of.
+        mean: Mean of the observed losses that it was part of.
         usage_count: Times learned from.
     """
 
@@ -37,9 +37,9 @@ class Quartile:
     """One quarter of the seen samples, by estimated loss.
 
     Attributes:
-        low, high: Smallest and largest estimate in it.
+        low, high: Smallest and largest estimate.
         mean: Mean estimate.
-        num_samples: Samples in it.
+        num_samples: Number of samples.
         uses: Mean number of times they were learned from.
     """
 
@@ -54,11 +54,11 @@ def quartiles_of(loss: NDArray[np.float32], usage_count: NDArray[np.uint16]) -> 
     """The seen samples in four quarters, Q1 (lowest loss) to Q4.
 
     Args:
-        loss: float32[N], NaN where never seen.
+        loss: float32[N], NaN for unseen samples.
         usage_count: uint16[N].
 
     Returns:
-        Four quarters whose sizes differ by at most one; none if fewer than four samples were seen.
+        Four quarters whose sizes differ by at most one; empty if fewer than four samples were seen.
     """
     seen = np.flatnonzero(~np.isnan(loss))
     if len(seen) < 4:
@@ -82,13 +82,13 @@ def samples_of(
     loss: NDArray[np.float32],
     names: Sequence[Any] | None,
 ) -> list[Sample]:
-    """What is known of some samples.
+    """The figures of some samples.
 
     Args:
-        indices: int64[M], their positions.
+        indices: int64[M], the samples.
         records: RECORD[M].
         loss: float32[M], their estimated losses.
-        names: N names, or None to show the positions.
+        names: N names, or None to show the indices.
     """
     return [
         Sample(

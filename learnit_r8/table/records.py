@@ -1,8 +1,8 @@
-"""The records: 16 bytes for every sample, moved whole.
+"""The records: 16 bytes for every sample, copied as a whole.
 
-One record holds everything about a sample, so that a chunk of samples costs one gather and one scatter; separate
-arrays would cost a cache miss a sample each. An unseen sample is one with no use, so that the records of ten million
-samples are ready without being written to.
+One record holds everything about a sample, so a chunk of samples takes one gather and one scatter; separate arrays
+would each cost a cache miss per sample. Zeros stand for an unseen sample, so the records of ten million samples need
+no initialization.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ LARGEST_LOSS = float(np.finfo(np.float32).max) / 4
 
 
 RECORD = np.dtype([("loss", "<f4"), ("last", "<f4"), ("mean", "<f4"), ("usage_count", "<u2"), ("group", "<u2")])
-"""One sample: estimate (loss, or loss relative to the trend), last observation, mean of the observations, times
-learned from (saturating), code of the user's group."""
+"""One sample: estimate (loss, or loss relative to the trend), last observed loss, mean of the observed losses, use
+count (saturating), code of the user's group."""
 
 MOST_USES = 2**16 - 1
 
-# numpy moves a structured element field by field, and a complex number of the same size ten times as fast.
+# numpy copies structured elements field by field; complex numbers of the same size are ten times as fast.
 _WORD = np.complex128
 
 
@@ -66,7 +66,7 @@ class Records:
 
     @property
     def whole(self) -> NDArray[Any]:
-        """RECORD[N], every record: a view, to look at only."""
+        """RECORD[N], every record: a view that must not be changed."""
         self.settle()
         return self._all
 
@@ -149,7 +149,7 @@ class Records:
         self._snapshots = ()
 
     def write(self, store: Callable[[], object]) -> None:
-        """Store what belongs together, all of it even if that is interrupted: ``store`` may be called twice."""
+        """Call ``store``; if it is interrupted, the next access calls it again, so that it is always completed."""
         self._writing = store
         self.finish_writing()
 
@@ -160,7 +160,7 @@ class Records:
             self._writing = None
 
     def forget_writing(self) -> None:
-        """Leave a `write` that was interrupted as it is: all records are about to be replaced."""
+        """Drop an interrupted `write`, as all records are about to be replaced."""
         self._writing = None
         self._waiting.clear()
 
@@ -261,7 +261,7 @@ class Snapshot:
 
 
 def reordered(records: NDArray[Any], order: NDArray[np.int64]) -> NDArray[Any]:
-    """``records[order]``."""
+    """Return ``records[order]``, faster than indexing."""
     return records.view(_WORD).take(order).view(RECORD)
 
 

@@ -1,4 +1,4 @@
-"""The survey: what the table knows of the samples, in a form that a screen can show and a file can hold."""
+"""The survey: a summary of the sample table that a screen can show and a file can hold."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .losses import EXACT, WHOLE_BATCH
 from .table import SampleTable
 
 MOST_SCANNED = 2**18
-"""Samples up to which all of them are read, about 10 ms; of more a fixed random part of this size is."""
+"""Most samples that are read, which takes about 10 ms; of larger tables, a fixed random part of this size is read."""
 
 LISTED = 50
 TRACKED = 200
 HISTORY = 12
 FAIR_PART = 8
-"""Largest part whose means still say something of the single samples: measured in benchmarks/estimators.py."""
+"""Largest part whose means still give useful estimates of single samples, as measured in benchmarks/estimators.py."""
 
 SHARE = 0.005
-"""Most of the training time that surveys may take."""
+"""Largest share of the training time that surveys may take."""
 
 EVERY_SECONDS = 2.0
 EPOCH_SECONDS = 0.5
@@ -42,12 +42,12 @@ def trust_in(part_size: int | None) -> str:
 
 
 class Surveyor:
-    """Makes the surveys of one run, and remembers what they compare with. It reads the table and changes nothing.
+    """Makes the surveys of one run, and keeps what later ones compare with. It only reads the table.
 
     Args:
-        table: What is known of every sample.
-        clock: Returns seconds; measures what a survey takes.
-        most_scanned: Samples up to which all of them are read.
+        table: The sample table.
+        clock: Returns seconds; measures the time of a survey.
+        most_scanned: Most samples that are read.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Surveyor:
         self._size = min(table.num_samples, most_scanned)
         self._chosen: NDArray[np.int64] | None = None
         if self._size < table.num_samples:
-            # With replacement: a few are read twice, and no permutation of N is made.
+            # With replacement, to avoid a permutation of N; duplicates are dropped.
             drawn = np.random.default_rng(0).integers(0, table.num_samples, self._size)
             self._chosen = np.unique(drawn)
         self._cost = self._spent = 0.0
@@ -76,7 +76,7 @@ class Surveyor:
         self._suspects: dict[str, Any] = _no_suspects("known at the end of an epoch")
 
     def is_due(self, seconds: float, *, epoch_ended: bool) -> bool:
-        """Whether to make one now.
+        """Whether to make a survey now.
 
         Args:
             seconds: Training seconds so far.
@@ -89,15 +89,15 @@ class Surveyor:
             return False
         saved = SHARE * (seconds - self._began) - self._spent
         if epoch_ended:
-            # The first one cannot know what it costs.
+            # The cost of the first one is not known yet.
             return not self._spent or (seconds >= self._last + EPOCH_SECONDS and saved >= 0)
-        # Enough is kept back for the end of the epoch.
+        # Leave enough time for the survey at the end of the epoch.
         return seconds >= self._last + EVERY_SECONDS and saved >= 2 * self._cost
 
     def survey(
         self, seconds: float, *, epoch: int, epoch_ended: bool, last_batch: NDArray[np.int64] | None = None
     ) -> dict[str, Any]:
-        """The fields of a `SamplesSurveyed`.
+        """Make a survey: the fields of a `SamplesSurveyed`.
 
         Args:
             seconds: Training seconds so far.
@@ -143,7 +143,7 @@ class Surveyor:
             self._ends.append(np.clip(loss, -6e4, 6e4).astype(np.float16))
 
     def _shares(self, batch: NDArray[np.int64] | None, quarters: Quarters) -> tuple[float, ...]:
-        """Share of a batch in each quarter, by the bounds of now."""
+        """Share of a batch in each quarter, by the current bounds."""
         if batch is None or not len(batch) or not quarters.rows["high"]:
             return ()
         if self._chosen is None:
@@ -176,7 +176,7 @@ class Surveyor:
         return [tuple(rounded(end[index]) for end in self._ends) for index in indices.tolist()]
 
     def _track(self, *, epoch_ended: bool) -> NDArray[np.int64]:
-        """The hardest of those met so far: with every survey another slice of the data is looked through."""
+        """The hardest samples found so far; every survey searches another slice of the data."""
         table, size = self._table, self._size
         start = self._slice * size % table.num_samples
         self._slice += 1

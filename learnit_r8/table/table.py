@@ -1,4 +1,4 @@
-"""The sample table: what is estimated of every sample, how a reported loss moves it, and what people read of it."""
+"""The sample table: the loss estimate of every sample, how reported losses update it, and views for users."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ ESTIMATORS = {"relative": 1.0, "additive": 0.1}
 
 
 class SampleTable:
-    """Running loss and use of every sample, by its position.
+    """The running loss and use count of every sample, by its index.
 
     Args:
         num_samples: N, >= 1.
         batch_size: B, >= 1; sets how fast the trend of the loss follows (half an epoch).
-        estimator: How a batch mean is divided: "relative" (default) or "additive".
+        estimator: How a batch mean updates its samples: "relative" (default) or "additive".
         alpha: Weight of a new observation, in (0, 1]; by default 0.5 for per-sample losses and 0.1 for "additive".
             "relative" does not use it.
         groups: Sequence of N labels (classes), or None.
         sample_ids: Sequence of N names to show in place of indices, or None.
 
     Raises:
-        ValueError: a size below 1, an unknown estimator, an alpha outside (0, 1], or a sequence of another length
-            than N.
+        ValueError: a size is below 1, the estimator is unknown, alpha is outside (0, 1], or a sequence has another
+            length than N.
 
     Attributes:
-        part_size: Kind of the reports, fixed by the first: None before it, EXACT for one loss a sample, the size of
+        part_size: Kind of the reports, fixed by the first: None before it, EXACT for one loss per sample, the size of
             a part for means of parts, WHOLE_BATCH for batch means.
-        batch_trend: Moving average of the batch losses, and what the first of them tell.
+        batch_trend: Moving average of the batch losses, and statistics of the first ones.
         exclusions: The samples in quarantine, and those under watch.
         group_labels: The distinct labels, in the order of the codes in ``records``; None without groups.
-        group_sizes: How many samples have each; empty without groups.
+        group_sizes: Number of samples with each label; empty without groups.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class SampleTable:
             self.records["group"][:] = codes
 
     def hold_back(self, holder: ReportHolder) -> None:
-        """Have ``holder`` hand its reports over before the table is read; it takes the place of the one before."""
+        """Register ``holder`` to hand over its reports before the table is read; it replaces the one before."""
         self._holder = holder
 
     def hand_over(self) -> None:
-        """Learn from all reports that are held back."""
+        """Learn from all reports held back."""
         if self._holder is not None:
             self._holder.hand_over()
 
@@ -97,12 +97,12 @@ class SampleTable:
 
     @property
     def source(self) -> str:
-        """Where the estimates come from: "exact", "parts of 4", "batch means of 32" or "nothing yet"."""
+        """The source of the estimates: "exact", "parts of 4", "batch means of 32" or "nothing yet"."""
         return source_of(self.part_size, self.batch_size)
 
     @property
     def loss(self) -> NDArray[np.float32]:
-        """float32[N], estimated loss of every sample, NaN where never seen; a new array each time."""
+        """float32[N], estimated loss of every sample, NaN for unseen ones; a new array each time."""
         self.hand_over()
         return np.array(self._estimates(self.records["loss"], self.records["usage_count"]))
 
@@ -110,24 +110,24 @@ class SampleTable:
 
     @property
     def last(self) -> NDArray[np.float32]:
-        """float32[N], the last observation each sample was part of, NaN where never seen."""
+        """float32[N], the last observed loss that each sample was part of, NaN for unseen ones."""
         return self._seen_values("last")
 
     @property
     def mean(self) -> NDArray[np.float32]:
-        """float32[N], mean of the observations each sample was part of, NaN where never seen."""
+        """float32[N], mean of the observed losses that each sample was part of, NaN for unseen ones."""
         return self._seen_values("mean")
 
     @property
     def usage_count(self) -> NDArray[np.uint16]:
-        """uint16[N], times each sample was learned from; stays at 65535 once there."""
+        """uint16[N], times each sample was learned from, at most 65535."""
         self.hand_over()
         uses: NDArray[np.uint16] = self.records["usage_count"].copy()
         return uses
 
     @property
     def quarantined(self) -> NDArray[np.int64]:
-        """int64[K], the samples that are not drawn any more, in order; not to be written to."""
+        """int64[K], the samples that are not drawn any more, in order; read-only."""
         return self.exclusions.quarantined
 
     def _seen_values(self, field: str) -> NDArray[np.float32]:
@@ -136,7 +136,7 @@ class SampleTable:
         return values
 
     def estimates(self, records: NDArray[Any]) -> NDArray[np.float32]:
-        """float32[M], the estimated losses in ``records``, NaN where never seen; may be a view of them."""
+        """float32[M], the estimated losses in ``records``, NaN for unseen samples; may be a view of them."""
         return self._estimates(records["loss"], records["usage_count"])
 
     def _estimates(self, values: NDArray[np.float32], uses: NDArray[np.uint16]) -> NDArray[np.float32]:
@@ -158,19 +158,20 @@ class SampleTable:
 
     @property
     def untrained_loss(self) -> float:
-        """What a model that has learnt nothing loses; NaN before the first report. See `UntrainedLoss`."""
+        """The loss of an untrained model; NaN before the first report. See `UntrainedLoss`."""
         return self.batch_trend.untrained.value
 
     def observe(self, mean: float, lowest: float, reported: float | None = None) -> float:
-        """Move the trend on by one batch loss.
+        """Update the trend with one batch loss.
 
         Args:
-            mean: The batch loss, finite, as far as it is believed: see `BatchTrend.believed`.
-            reported: All of it, if that is more.
-            lowest: The smallest part of it; < 0 turns the "relative" estimator to differences for good.
+            mean: The batch loss, finite, clipped as by `BatchTrend.believed`.
+            lowest: The smallest loss of its samples or parts; < 0 switches the "relative" estimator to differences for
+                good.
+            reported: The batch loss before clipping; None if it is the same.
 
         Returns:
-            The trend before this loss (the loss itself, for the first one).
+            The trend before this loss; for the first loss, the loss itself.
         """
         if lowest < 0 and not self._offsets:
             self._use_offsets()
@@ -187,7 +188,7 @@ class SampleTable:
         return self.trend, self._offsets
 
     def go_back_to(self, trend_mark: tuple[float, bool]) -> None:
-        """Take the trend from before, unless estimates have become differences to a later one."""
+        """Return to an earlier trend, unless the estimates have switched to differences since."""
         trend, offsets = trend_mark
         if offsets == self._offsets and not math.isnan(trend):
             self.batch_trend.value = trend
@@ -211,10 +212,10 @@ class SampleTable:
         self._offsets = are_offsets
 
     def undo_observe(self, num_reports: int, trend: float, early_mark: Any) -> None:
-        """Forget the last batch loss observed, if any was after this was noted; the mark is None for a late one."""
+        """Undo the last `observe`, given the values before it; ``early_mark`` is None unless the trend was early."""
         self.records.finish_writing()
         if self._shares is not None and self._shares[0] == num_reports:
-            # It has made the estimates differences, and nothing was learned since.
+            # That loss has switched the estimates to differences, and nothing was learned since.
             self.records.write(self._shares[1])
             self._shares = None
         if not num_reports:
@@ -223,35 +224,35 @@ class SampleTable:
 
     @property
     def num_seen(self) -> int:
-        """Samples that were learned from at least once."""
+        """Number of samples that were learned from at least once."""
         return self._num_seen
 
     def undo_seen(self, num_seen: int) -> None:
-        """Count the samples seen as before; their records were put back."""
+        """Return to an earlier count of seen samples, as their records were restored."""
         self._num_seen = num_seen
 
     def expected(self, records: NDArray[Any], sizes: NDArray[np.int64]) -> list[float]:
-        """Mean estimate of consecutive batches over the samples already seen, before the trend is put back.
+        """Mean stored estimate of consecutive batches over the samples already seen, without the trend.
 
         Args:
             records: RECORD[M].
             sizes: int64[P], samples of each batch, their sum M.
 
         Returns:
-            P floats, for `with_trend`; NaN where no sample was seen.
+            P floats, for `with_trend`; NaN for a batch of unseen samples.
         """
         return estimators.expected(records, sizes, all_seen=self._num_seen == self.num_samples)
 
     def worth(self, records: NDArray[Any]) -> float:
-        """How much of their advantage samples keep that were chosen for low estimates, in [0, 1].
+        """Share of their advantage that samples chosen for low estimates keep when seen again, in [0, 1].
 
         Args:
-            records: RECORD[M], samples to tell it from; 0 where they tell nothing, as with means of several samples.
+            records: RECORD[M], samples from which to measure it. Without per-sample losses the result is 0.
         """
         return estimators.worth(records, 0.5 if self.alpha is None else self.alpha) if self.part_size == EXACT else 0.0
 
     def with_trend(self, expected: float) -> float:
-        """The loss that a value of `expected` stands for now."""
+        """Convert a value of `expected` to a loss, with the current trend."""
         if not self._detrends:
             return expected
         trend = self.batch_trend.value
@@ -267,21 +268,21 @@ class SampleTable:
         *,
         done: Callable[[], object] | None = None,
     ) -> None:
-        """Learn from reports on distinct samples. The order of such reports does not matter.
+        """Learn from reports on distinct samples, whose order does not matter.
 
         Args:
             indices: int64[M], distinct.
             means: float64[P], mean loss of consecutive parts of ``indices``; finite.
             sizes: int64[P], samples of each part, their sum M; None if each sample is its own part.
             trend: float64[P], what `observe` returned for the batch of each part.
-            records: RECORD[M], the samples' current records if they are at hand; overwritten.
+            records: RECORD[M], the samples' current records if available; overwritten.
             done: Called when the table has learned; twice if it was interrupted.
         """
         self.records.finish_writing()
         self._shares = None
         records = self.records.gather(indices) if records is None else records
         if self.part_size != WHOLE_BATCH:
-            # One sample's loss may overflow float32 where the mean of its batch does not.
+            # A sample's loss may overflow float32 even if the mean of its batch does not.
             means = np.clip(means, -LARGEST_LOSS, LARGEST_LOSS)
         seen, num_seen = None, self._num_seen
         if num_seen < self.num_samples:
@@ -330,7 +331,7 @@ class SampleTable:
         return estimators.relative(share, means, trend, sizes, leak=leak)
 
     def name_of(self, index: int) -> Any:
-        """What to call a sample: its entry in ``sample_ids``, else its position."""
+        """The name of a sample: its entry in ``sample_ids``, otherwise its index."""
         return index if self.sample_ids is None else self.sample_ids[index]
 
     def hardest(self, k: int = 10) -> list[Sample]:
@@ -341,7 +342,7 @@ class SampleTable:
         return self.describe(order)
 
     def describe(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Sample]:
-        """What is known of some samples, in the given order."""
+        """The figures of some samples, in the given order."""
         self.hand_over()
         chosen = np.asarray(indices, np.int64)
         if chosen.size and not 0 <= chosen.min() <= chosen.max() < self.num_samples:
@@ -354,12 +355,12 @@ class SampleTable:
         return quartiles_of(self.loss, self.usage_count)
 
     def suspects(self) -> Suspects:
-        """Samples that look mislabelled, most suspect first; from 20 % of the training on, at 4 uses or more."""
+        """Samples that look mislabelled, most suspect first; only samples with at least 4 uses are judged."""
         self.hand_over()
         return self.suspects_in(self.records)
 
     def suspects_in(self, records: Any) -> Suspects:
-        """Those among some records of the table; their indices are places in ``records``."""
+        """The suspects among some records of the table; their indices are positions in ``records``."""
         exact, by_group = self.part_size == EXACT, self.group_labels is not None
         return find_suspects(records, self.untrained_loss, exact=exact, by_group=by_group)
 
@@ -377,7 +378,7 @@ class SampleTable:
         return {**state, **self.exclusions.state_dict(), **trend.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned; groups stay as they are."""
+        """Load what `state_dict` returned; groups stay unchanged."""
         self.records.forget_writing()
         self._shares = None
         for name in _FIELDS:
@@ -393,11 +394,11 @@ class SampleTable:
         return digest_of(self.sample_ids, self.num_samples)
 
     def digest(self, count: int) -> str | None:
-        """Of the first ``count`` names, the same for lists and arrays of them; None without names."""
+        """Digest of the first ``count`` names, the same for lists and arrays of them; None without names."""
         return digest_of(self.sample_ids, count)
 
     def identity(self) -> dict[str, Any]:
-        """What a saved state must fit: sizes, estimator, and a digest of the names."""
+        """The facts in which a saved state must agree: sizes, estimator, and a digest of the names."""
         return {
             "num_samples": self.num_samples,
             "batch_size": self.batch_size,
@@ -410,4 +411,4 @@ _FIELDS = ("loss", "last", "mean", "usage_count")
 
 
 def _nothing(_: bool) -> None:
-    """What stores the predictions of a table that no plan is made of."""
+    """Stand in for the callback that converts a plan's predictions, for a table without a plan."""

@@ -1,4 +1,4 @@
-"""The trend of the batch losses, and what the first of them tell while too few are known for a guard to judge."""
+"""The trend of the batch losses, and the clipping of the first ones, when too few are known for a guard to judge."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .losses import Reading
 from .untrained import UntrainedLoss
 
 NUM_CLIPPED = 80
-"""First reports of a run of which none is believed whole if it is far beyond the others; the spike guard has its
-thresholds after as many."""
+"""Number of first reports that are clipped if they are far above the others; after as many, the spike guard has its
+thresholds."""
 
 
 class BatchTrend:
@@ -24,10 +24,10 @@ class BatchTrend:
 
     Attributes:
         value: The average; NaN before the first loss.
-        weight: Of a new loss, once the average is no plain mean any more.
-        num_reports: Losses observed, counted while any of these is still needed.
-        is_early: Whether the average is a plain mean still, or a high loss may be believed in part only.
-        untrained: What a model that has learnt nothing loses.
+        weight: Weight of a new loss, once the average is no longer a plain mean.
+        num_reports: Losses observed, counted only while `is_early`.
+        is_early: Whether the average is still a plain mean, or high losses may still be clipped.
+        untrained: The loss of an untrained model.
     """
 
     def __init__(self, num_samples: int, batch_size: int) -> None:
@@ -40,14 +40,14 @@ class BatchTrend:
         self._first = FirstLosses()
 
     def observe_early(self, mean: float, reported: float) -> float:
-        """Move on by one batch loss while `is_early`.
+        """Update the average with one batch loss while `is_early`.
 
         Args:
-            mean: As far as it is `believed`.
-            reported: All of it.
+            mean: The batch loss, clipped as by `believed`.
+            reported: The batch loss before clipping.
 
         Returns:
-            The average before this loss; the loss itself, for the first one.
+            The average before this loss; for the first loss, the loss itself.
         """
         count = self.num_reports = self.num_reports + 1
         before = mean if count == 1 else self.value
@@ -57,11 +57,7 @@ class BatchTrend:
         return before
 
     def believed(self, reading: Reading) -> Reading:
-        """The part of a reported loss to learn from.
-
-        One that is more than twice as high as the highest before it counts as twice that, and the losses of its
-        samples are lowered with it.
-        """
+        """Clip one of the first losses to twice the highest before it, and lower the losses of its samples likewise."""
         if self.num_reports >= NUM_CLIPPED:
             return reading
         mean = self._first.believed(reading.mean)
@@ -77,11 +73,11 @@ class BatchTrend:
 
     @property
     def early_mark(self) -> Any:
-        """What is known of the first losses only, for `undo`; None later."""
+        """The state for the first losses, for `undo`; None once they are over."""
         return (self._first, self.untrained.mark) if self.is_early else None
 
     def undo(self, num_reports: int, value: float, early_mark: Any) -> None:
-        """Forget the last loss, if any was observed since these were noted."""
+        """Return to the values before the last loss."""
         self.num_reports, self.value = num_reports, value
         if early_mark is not None:
             self.is_early = True
@@ -89,12 +85,12 @@ class BatchTrend:
             self.untrained.go_back_to(untrained)
 
     def state_dict(self) -> dict[str, Any]:
-        """What is known besides ``value`` and ``num_reports``."""
+        """The state apart from ``value`` and ``num_reports``."""
         *first, recent = self._first
         return {"first": [*first, list(recent)], "untrained": self.untrained.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any], *, value: float, num_reports: int) -> None:
-        """Take over what `state_dict` returned; version 0.1 knew the mean of its first losses only."""
+        """Load what `state_dict` returned; version 0.1 saved only the mean of the first losses."""
         self.value, self.num_reports = value, num_reports
         self.is_early = num_reports < self._num_early
         known, lowest, highest, second, recent = state.get("first", FirstLosses())

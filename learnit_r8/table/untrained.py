@@ -1,4 +1,4 @@
-"""The loss of a model that has learnt nothing, estimated from the first losses of a run."""
+"""The loss of an untrained model, estimated from the first losses of a run."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from collections.abc import Mapping
 from typing import Any
 
 LEAST_LOSSES = 8
-"""Losses that tell which of them is an outlier."""
+"""Least number of losses from which outliers are recognized."""
 
 MOST_LOSSES = 1024
-"""Losses that are kept at most; after that many a model has learnt something in any case."""
+"""Most losses that are averaged; after so many steps a model has learnt something in any case."""
 
 OUTLYING, LEAST_SPREAD = 5.0, 0.05
-"""Standard deviations above the median beyond which a loss is left out, and the least of one as a share of the
-median."""
+"""Standard deviations above the median from which a loss is left out, and the least standard deviation as a share of
+the median."""
 
 
 class UntrainedLoss:
-    """Mean of the first losses without outliers; one freak batch must not decide what counts as worse than untrained.
+    """Mean of the first losses without outliers, so that one bad batch does not decide what "worse than untrained" is.
 
-    The mean is over 5 % of an epoch, at least two losses. Outliers are told once at least eight losses are known, and
-    then the value is settled; before that it is the mean of the losses so far.
+    The mean is over 5 % of an epoch, at least two losses. Once at least eight losses are known, outliers are removed
+    and the value is final; before that it is the mean of the losses so far.
 
     Args:
-        size: Losses to take the mean of, at least two.
+        size: Number of losses to average; at least two are.
 
     Attributes:
-        size: Losses that are asked for before the value is settled.
+        size: Number of losses after which the value is final.
         value: The estimate; NaN before the first loss.
     """
 
@@ -39,7 +39,7 @@ class UntrainedLoss:
         self._is_settled = False
 
     def add(self, loss: float) -> None:
-        """Take one more loss into account, if the value is not settled."""
+        """Take one more loss into account, unless the value is final."""
         if self._is_settled:
             return
         losses = self._losses
@@ -55,20 +55,20 @@ class UntrainedLoss:
 
     @property
     def mark(self) -> tuple[float, list[float], int, float, bool]:
-        """What `go_back_to` takes; it copies nothing, since losses are only added."""
+        """The current state, for `go_back_to`; nothing is copied, as losses are only appended."""
         return self.value, self._losses, len(self._losses), self._total, self._is_settled
 
     def go_back_to(self, mark: tuple[float, list[float], int, float, bool]) -> None:
-        """Forget the losses since a `mark`."""
+        """Return to the state of a `mark`."""
         self.value, self._losses, count, self._total, self._is_settled = mark
         del self._losses[count:]
 
     def state_dict(self) -> dict[str, Any]:
-        """The estimate, and the losses that it is made of until it is settled."""
+        """The estimate, and until it is final the losses so far."""
         return {"value": self.value, "losses": list(self._losses), "is_settled": self._is_settled}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned; without ``is_settled`` the value is settled if there is one."""
+        """Load what `state_dict` returned; without ``is_settled``, a value that is not NaN is final."""
         self.value = float(state["value"])
         self._losses = [float(loss) for loss in state["losses"]]
         self._total = sum(self._losses)

@@ -1,4 +1,4 @@
-"""What a reported loss says of each sample behind it."""
+"""Estimators: how a reported loss updates the estimates of its samples."""
 
 import numpy as np
 import pytest
@@ -69,12 +69,12 @@ def test_moving_average_forgets_with_alpha():
     assert moving_average(f32(8), f32(4), f32(100), alpha=0.25).tolist() == [7.0]
 
 
-def test_moving_average_ignores_what_an_unseen_sample_holds():
-    """The first observation replaces whatever was there, even NaN."""
+def test_moving_average_ignores_the_value_of_an_unseen_sample():
+    """The first observation replaces any value, even NaN."""
     assert moving_average(f32(np.nan, np.inf), f32(3, 2), f32(1, 1), alpha=0.5).tolist() == [3.0, 2.0]
 
 
-def test_additive_is_the_seeds_formula():
+def test_additive_formula():
     """New = old + alpha * (actual - mean of the olds), for every sample of the batch."""
     moved = additive(f32(1, 2, 3, 6), np.ones(4, bool), f64(5), ONE_PART, alpha=0.1)
 
@@ -82,20 +82,20 @@ def test_additive_is_the_seeds_formula():
 
 
 def test_additive_takes_the_observed_mean_for_new_samples():
-    """A sample never seen takes the observed mean, and is no part of the prediction."""
+    """An unseen sample takes the observed mean, and is not part of the prediction."""
     moved = additive(f32(1, 77, 3, 77), np.array([True, False, True, False]), f64(4), ONE_PART, alpha=0.5)
 
     assert moved.tolist() == [2.0, 4.0, 4.0, 4.0]
 
 
 def test_additive_without_prediction():
-    """A part of new samples only takes the observed mean."""
+    """A part with only new samples takes the observed mean."""
     assert additive(f32(9, 9), np.zeros(2, bool), f64(-3), np.array([2]), alpha=0.5).tolist() == [-3.0, -3.0]
 
 
 @given(parts(), st.floats(0.01, 1))
 def test_additive_moves_the_mean_by_alpha(example, alpha):
-    """The mean of a part moves the share alpha of the way to what was observed; differences stay."""
+    """The mean of a part moves towards the observed one by the share alpha; differences stay."""
     values, sizes, means = example
     moved = additive(values, np.ones(len(values), bool), means, sizes, alpha)
     old = part_means(values, sizes)
@@ -112,13 +112,13 @@ def test_relative_by_hand():
 
 
 def test_relative_divides_by_the_trend():
-    """A batch exactly as bad as its shares predict changes nothing, however far the loss has fallen."""
+    """A batch whose loss equals the prediction changes nothing, however far the loss has fallen."""
     assert relative(f32(0.5, 1.5), f64(0.25), f64(0.25), np.array([2]), leak=0).tolist() == [0.5, 1.5]
 
 
 @pytest.mark.parametrize(("mean", "factor"), [(1e9, FACTOR_RANGE[1]), (1e-9, FACTOR_RANGE[0])])
 def test_relative_bounds_one_correction(mean, factor):
-    """One freak batch moves a share at most tenfold."""
+    """One unusual batch changes a share at most tenfold."""
     np.testing.assert_allclose(
         relative(f32(1, 1), f64(mean), f64(1), np.array([2]), leak=0), [factor, factor], rtol=1e-6
     )
@@ -126,7 +126,7 @@ def test_relative_bounds_one_correction(mean, factor):
 
 @pytest.mark.parametrize(("mean", "bound"), [(1e9, SHARE_RANGE[1]), (1e-9, SHARE_RANGE[0])])
 def test_relative_bounds_the_shares(mean, bound):
-    """However often, a share stays in [1e-4, 50]."""
+    """After any number of corrections, a share stays in [1e-4, 50]."""
     share = f32(1, 1)
     for _ in range(9):
         share = relative(share, f64(mean), f64(1), np.array([2]), leak=0)
@@ -153,7 +153,7 @@ def test_relative_survives_a_trend_of_zero():
 
 
 def test_relative_leaks_towards_the_trend():
-    """First every share moves the leak of the way to 1: a quarter takes shares 5 and 1 to 4 and 1."""
+    """First every share moves towards 1 by the leak: with a leak of a quarter, shares 5 and 1 become 4 and 1."""
     assert relative(f32(5, 1), f64(5), f64(1), np.array([2]), leak=0.25).tolist() == [8.0, 2.0]
 
 
@@ -161,7 +161,7 @@ def test_relative_leaks_towards_the_trend():
     ("part_size", "leak"), [(1, 1 / 1600), (8, 0.005), (12, 0.0075), (32, 0.0075), (10_000, 0.0075)]
 )
 def test_leak(part_size, leak):
-    """Small parts, which tell more, leak less."""
+    """Small parts, which are more exact, leak less."""
     assert leak_of(part_size) == leak
 
 
@@ -180,7 +180,7 @@ def test_offset_predicts_what_it_saw(example):
 
 
 def test_worth_of_estimates():
-    """Estimates of pure noise are worth nothing for a batch that was put together by them; those of facts are."""
+    """For a batch chosen by its estimates, pure noise is worth nothing, while real differences are."""
     rng, facts = np.random.default_rng(0), np.random.default_rng(1).lognormal(0, 1, 4096)
 
     def worth(losses):

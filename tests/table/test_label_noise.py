@@ -1,4 +1,4 @@
-"""Which samples look mislabelled."""
+"""Label noise: which samples look mislabelled."""
 
 import math
 
@@ -12,7 +12,7 @@ UNTRAINED = 2.0
 
 
 def learnt(num_samples=100, wrong=(7, 3), loss=0.1, uses=5):
-    """Records of a trained model: everything well learnt, each a little differently, but for some that stay bad."""
+    """Records of a trained model: all samples are learnt, each a little differently, except some that stay bad."""
     records = np.zeros(num_samples, RECORD)
     records["mean"] = loss * np.linspace(0.5, 1.5, num_samples)
     records["usage_count"] = uses
@@ -26,7 +26,7 @@ def found(records, untrained=UNTRAINED, exact=True, by_group=False):
     return find_suspects(records, untrained, exact=exact, by_group=by_group)
 
 
-def test_finds_them():
+def test_finds_mislabelled_samples():
     """Samples that stay worse than untrained, apart from the others, are named, the worst first, with their share."""
     suspects = found(learnt(wrong=(70, 3)))
 
@@ -40,7 +40,7 @@ def test_finds_them():
 
 @pytest.mark.parametrize("absurd", [1e3, 1e10, 3e38])
 def test_one_absurd_sample_hides_no_other(absurd):
-    """A sample with an absurd mean loss is one suspect more, and the others are found all the same."""
+    """A sample with an absurd mean loss is one more suspect, and the others are still found."""
     records = learnt(1000, wrong=range(100))
     records["mean"][500] = absurd
 
@@ -58,8 +58,8 @@ def test_equals_come_by_index():
 @pytest.mark.parametrize(
     ("field", "value"), [("usage_count", 3), ("mean", UNTRAINED), ("mean", 0.1)], ids=["young", "not worse", "learnt"]
 )
-def test_spares(field, value):
-    """A sample that is young, or over the run no worse than untrained, is not suspected."""
+def test_young_and_learnt_samples_are_not_suspected(field, value):
+    """A sample with few uses, or no worse than untrained over the run, is not suspected."""
     records = learnt(wrong=(7, 3, 5))
     records[field][3] = value
 
@@ -68,7 +68,7 @@ def test_spares(field, value):
 
 @pytest.mark.parametrize(("last", "why"), [(0.2, "memorised"), (5.0, "always high"), (8.0, "rising")])
 def test_says_why(last, why):
-    """High and low by now is memorised; higher than ever is rising; else it was always high."""
+    """A loss that was high and is low is memorised; one higher than ever is rising; any other is always high."""
     records = learnt()
     records["last"][7] = last
 
@@ -76,7 +76,7 @@ def test_says_why(last, why):
 
 
 def humble(num_samples=1000):
-    """Records of a model that learns slowly: one hump with a long tail beyond untrained."""
+    """Records of a model that learns slowly: one component with a long tail beyond untrained."""
     records = learnt(num_samples, wrong=())
     records["mean"] = np.random.default_rng(0).gamma(3, 0.5, num_samples)
     return records
@@ -99,7 +99,7 @@ NO_GROUP = "no group of samples stays apart from the others and worse than an un
     ids=["batch means", "nothing seen", "unknown", "negative losses", "none", "not worse", "one hump with a tail"],
 )
 def test_says_why_there_are_none(records, untrained, exact, reason):
-    """Without per-sample losses, too early, or without a second hump beyond untrained, the reason is given."""
+    """Without per-sample losses, too early, or without a second component beyond untrained, the reason is given."""
     suspects = found(records, untrained, exact)
 
     assert suspects.reason == reason
@@ -108,7 +108,7 @@ def test_says_why_there_are_none(records, untrained, exact, reason):
 
 
 def test_rare_groups_are_protected():
-    """In no group more is suspected than 1.5 times the share in all, and of it the worst; ungrouped, all are."""
+    """In each group at most 1.5 times the overall share is suspected, the worst first; without groups, all are."""
     records = learnt(200, wrong=range(20))
     records["group"][:10] = 1
     alone = found(records).indices
@@ -124,7 +124,7 @@ def test_rare_groups_are_protected():
     [(2.9, 2.3, False), (4.2, 2.3, True), (1.25e-3, 1e-3, False), (2e-3, 1e-3, True), (60, 46, True)],
 )
 def test_wrong_labels_surprise(high, untrained, is_surprising):
-    """A tenth that is little worse than untrained may be a rare class; a tenth of wrong labels loses more."""
+    """A tenth slightly worse than untrained may be a rare class; a tenth of wrong labels has higher losses."""
     mean = np.full(1000, 0.05 * untrained, np.float32)
     mean[:100] = high
     suspicion = Suspicion.of(mean, np.full(1000, 6), untrained)
@@ -133,7 +133,7 @@ def test_wrong_labels_surprise(high, untrained, is_surprising):
 
 
 def test_suspicion_of_a_part_judges_all():
-    """What is learned from a part of the samples flags the same of all as what is learned from all."""
+    """A criterion fitted to a part of the samples flags the same samples as one fitted to all."""
     records = learnt(2000, wrong=range(0, 2000, 10))
     uses, mean = records["usage_count"], records["mean"]
     part = slice(None, 500)

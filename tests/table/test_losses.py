@@ -36,7 +36,7 @@ def test_numbers_are_batch_means(loss):
 
 @pytest.mark.parametrize("loss", [3, -3, np.int32(3), np.uint8(3), np.array(-3)], ids=repr)
 def test_whole_numbers(loss):
-    """Whole numbers are as good as fractions, and come back as plain floats."""
+    """Integers are accepted, and come back as plain floats."""
     reading = read_loss(loss, 4)
 
     assert type(reading.mean) is type(reading.means) is float
@@ -45,7 +45,7 @@ def test_whole_numbers(loss):
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, np.float32("nan"), np.array(-np.inf)], ids=repr)
 def test_non_finite_numbers_are_read(loss):
-    """Reading does not judge: NaN and infinities come through."""
+    """NaN and infinities are read as they are."""
     np.testing.assert_equal(read_loss(loss, 4).mean, float(loss))
 
 
@@ -83,7 +83,7 @@ def test_one_part(loss):
 
 @pytest.mark.parametrize("part_size", [np.int64(2), np.uint8(2)], ids=repr)
 def test_part_size_may_be_a_numpy_number(part_size):
-    """A part size of numpy's is a plain int afterwards, as a saved state needs it."""
+    """A numpy part size becomes a plain int, as saved states need."""
     assert type(read_loss([1.0, 2.0], 4, part_size).part_size) is int
 
 
@@ -94,7 +94,7 @@ def test_lowest(losses, part_size):
 
 
 def test_caller_keeps_the_array():
-    """What was read does not change when the caller's array does."""
+    """Later changes of the caller's array do not change the reading."""
     losses = np.array([1.0, 2.0])
     reading = read_loss(losses, 2)
     losses[:] = 9
@@ -126,7 +126,7 @@ def test_caller_keeps_the_array():
     ids=repr,
 )
 def test_refuses_what_is_not_a_real_number(loss):
-    """Texts, None, complex numbers, truth values and objects are not losses."""
+    """Strings, None, complex numbers, booleans and objects are not losses."""
     with pytest.raises(TypeError, match=r"loss must be a real number, or an array or tensor of them, got"):
         read_loss(loss, 2)
 
@@ -171,7 +171,7 @@ def test_tensors(torch, name):
 
 @pytest.mark.parametrize("name", ["bool", "complex64"])
 def test_refuses_tensors(torch, name):
-    """Tensors of truth values and complex numbers are not losses."""
+    """Tensors of booleans and complex numbers are not losses."""
     with pytest.raises(TypeError, match=r"loss must be a real number"):
         read_loss(torch.ones(2, dtype=getattr(torch, name)), 2)
 
@@ -209,7 +209,7 @@ def test_no_graph_is_kept(torch, reduce, name):
 
 
 def test_reading_leaves_the_tensor_alone(torch):
-    """A loss can still be sent backwards after it was read."""
+    """backward() still works on a loss that was read."""
     weight = torch.tensor(3.0, requires_grad=True)
     loss = weight * weight
     read_loss(loss, 4)
@@ -236,8 +236,8 @@ def test_kind_of_reports_is_fixed():
         check_kind(4, EXACT)
 
 
-def test_source_is_said_in_words():
-    """Where estimates come from reads like a phrase."""
+def test_source_is_a_phrase():
+    """The source of estimates is a readable phrase."""
     assert [source_of(size, 32) for size in (None, EXACT, 4, WHOLE_BATCH)] == [
         "nothing yet",
         "exact",

@@ -1,4 +1,4 @@
-"""Two humps in a distribution, against known ones."""
+"""The mixture of two normal distributions, compared with known ones."""
 
 import math
 
@@ -11,7 +11,7 @@ from learnit_r8.table.mixture import Humps, find_humps
 
 
 def drawn(low, high, share, count=4000, spread=0.15, seed=0):
-    """Values of two normal distributions, and which are of the higher one."""
+    """Values of two normal distributions, and which belong to the higher one."""
     rng = np.random.default_rng(seed)
     is_high = rng.random(count) < share
     return rng.normal(np.where(is_high, high, low), spread), is_high
@@ -19,7 +19,7 @@ def drawn(low, high, share, count=4000, spread=0.15, seed=0):
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5])
 def test_finds_both(share):
-    """Means, spreads and shares of two normal distributions that are apart come out as they were drawn."""
+    """The fit recovers means, spreads and shares of two distinct normal distributions."""
     values, _ = drawn(0.4, 1.3, share)
     humps = find_humps(values)
 
@@ -30,15 +30,15 @@ def test_finds_both(share):
 
 
 @pytest.mark.parametrize("values", [np.zeros(0), np.ones(9)], ids=["none", "all alike"])
-def test_one_place_has_no_humps(values):
-    """There is nothing to tell apart where there is one value."""
+def test_equal_values_have_no_components(values):
+    """If all values are equal, there is no fit."""
     assert find_humps(values) is None
 
 
 @pytest.mark.parametrize("shape", ["normal", "exponential", "gamma"])
 @pytest.mark.parametrize("seed", range(5))
 def test_one_hump_is_not_two(shape, seed):
-    """One hump, with a tail or without, cut in two is not two humps."""
+    """One component, with or without a tail, is not taken for two."""
     rng = np.random.default_rng(seed)
     values = {
         "normal": rng.normal(1, 0.2, 2000),
@@ -62,7 +62,7 @@ HUMPS = st.builds(
 
 @given(HUMPS, st.lists(st.floats(-50, 50), min_size=2, max_size=30))
 def test_belonging_is_a_probability_that_never_falls(humps, values):
-    """Whatever the humps, belonging is in [0, 1], and higher values belong no less to the higher hump."""
+    """For any components, belonging is in [0, 1] and never falls with the value."""
     belonging = humps.belonging(np.sort(np.array(values)))
 
     assert ((belonging >= 0) & (belonging <= 1)).all()
@@ -71,7 +71,7 @@ def test_belonging_is_a_probability_that_never_falls(humps, values):
 
 @given(HUMPS.filter(lambda humps: humps.are_apart), st.floats(0.001, 20))
 def test_divide_is_where_the_higher_hump_wins(humps, distance):
-    """Below the divide values belong to the lower hump, above it to the higher."""
+    """Values below the divide belong to the lower component, those above it to the higher."""
     below, above = humps.belonging(np.array([humps.divide - distance, humps.divide + distance]))
 
     assert below <= 0.5 + 1e-6
@@ -80,12 +80,12 @@ def test_divide_is_where_the_higher_hump_wins(humps, distance):
 
 @pytest.mark.parametrize(("spreads", "share", "divide"), [((1, 1), 0.5, 2.0), ((3, 0.5), 1e-9, math.inf)])
 def test_divide_of_known_humps(spreads, share, divide):
-    """Equal humps divide in the middle; a hump that is narrow and tiny wins nowhere."""
+    """Equal components divide in the middle; a narrow and tiny one is more likely nowhere."""
     assert Humps(0.0, spreads[0], 4.0, spreads[1], share).divide == pytest.approx(divide)
 
 
 def test_belonging_finds_the_drawn():
-    """More likely high than low are those that were drawn high, but for few."""
+    """Nearly all values more likely of the higher component were drawn from it."""
     values, is_high = drawn(0.4, 1.3, 0.2)
 
     assert np.mean((find_humps(values).belonging(values) > 0.5) == is_high) > 0.99

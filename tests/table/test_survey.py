@@ -20,7 +20,7 @@ LOSSES = arrays.arrays(np.float32, st.integers(0, 60), elements=st.floats(0, 100
 
 
 class Listener:
-    """Hears everything and wants surveys."""
+    """A listener that wants surveys."""
 
     wants_surveys = True
 
@@ -36,7 +36,7 @@ class Listener:
 
 
 def learned(num_samples=400, seed=0):
-    """A table that knows the exact loss of every sample."""
+    """A table with the exact loss of every sample."""
     table = SampleTable(num_samples, batch_size=10)
     table.part_size = EXACT
     table.observe(1.0, 1.0)
@@ -83,7 +83,7 @@ def test_every_seen_sample_has_its_quarter(loss):
 @settings(deadline=None)
 @given(LOSSES, st.integers(0, 70))
 def test_top_are_the_highest(values, count):
-    """The top values are the highest that are known, highest first."""
+    """The top values are the highest that are not NaN, highest first."""
     known = np.sort(values[~np.isnan(values)])[::-1]
 
     assert values[top(values, count)].tolist() == known[:count].tolist()
@@ -106,7 +106,7 @@ def test_uses_histogram_counts_every_sample(uses):
 
 
 def test_losses_of_many_sizes_have_bins_of_equal_ratio():
-    """Where losses differ by orders of magnitude, the bins of their histogram are of equal ratio."""
+    """If losses differ by orders of magnitude, the bins of their histogram have equal ratio."""
     rng = np.random.default_rng(0)
 
     assert loss_histogram(rng.lognormal(0, 3, 1000).astype(np.float32))["loss_is_log"]
@@ -123,7 +123,7 @@ def test_flow_by_hand():
 
 
 def test_survey_agrees_with_the_table():
-    """Quartiles, hardest samples and uses of a survey are what the table says of itself."""
+    """Quartiles, hardest samples and uses of a survey equal those of the table."""
     table = learned()
     fields = surveyed(Surveyor(table))
     quartiles, hardest = table.quartiles(), table.hardest(50)
@@ -177,7 +177,7 @@ def test_flow_is_that_of_the_last_epoch():
 
 
 def test_huge_table_is_sampled():
-    """Of a table that would take too long a fixed part is read, and the bounds are close to those of all."""
+    """Of a huge table a fixed part is read, whose bounds are close to those of all samples."""
     table = learned(20_000)
     fields = surveyed(Surveyor(table, most_scanned=2000))
 
@@ -186,7 +186,7 @@ def test_huge_table_is_sampled():
 
 
 def test_hardest_of_a_huge_table_are_found_in_time():
-    """Where only a part is read at a time, the hardest samples of all are known after one round of surveys."""
+    """If each survey reads only a part, one round of surveys finds the hardest samples of all."""
     table = learned(20_000)
     surveyor = Surveyor(table, most_scanned=2000)
     for _ in range(10):
@@ -197,7 +197,7 @@ def test_hardest_of_a_huge_table_are_found_in_time():
 
 
 def test_mislabelled_samples_are_suspects():
-    """Samples that stay worse than untrained are listed with their names; without exact losses nothing is said."""
+    """Samples that stay worse than untrained are listed with their names; without exact losses there are none."""
     table = SampleTable(400, batch_size=10, sample_ids=[f"img{index}.png" for index in range(400)])
     table.part_size = EXACT
     table.observe(2.0, 2.0)
@@ -216,7 +216,7 @@ def test_mislabelled_samples_are_suspects():
 
 
 class SlowHolder:
-    """Holds reports back that take a while to learn from."""
+    """Holds back reports that take a while to learn."""
 
     def __init__(self, clock, seconds):
         self.clock, self.seconds = clock, seconds
@@ -227,7 +227,7 @@ class SlowHolder:
 
 @pytest.mark.parametrize("cost", [0.0, 0.001, 0.05, 0.3])
 def test_surveys_keep_to_their_share_of_the_time(cost):
-    """Surveys come every few seconds, and further apart where one takes long: at most .5 % of the time."""
+    """Surveys come every few seconds, and less often if one takes long: at most 0.5 % of the time."""
     clock, table = FakeClock(), learned()
     surveyor = Surveyor(table, clock=clock)
     table.hold_back(SlowHolder(clock, cost / 2))
@@ -242,7 +242,7 @@ def test_surveys_keep_to_their_share_of_the_time(cost):
 
 
 def test_end_of_an_epoch_comes_first():
-    """A survey at the end of an epoch is made although one was made just before it."""
+    """At the end of an epoch there is a survey even if one was made just before."""
     surveyor = Surveyor(learned(), clock=lambda: 0.0)
     assert surveyor.is_due(0.0, epoch_ended=True)
     assert surveyor.is_due(EVERY_SECONDS, epoch_ended=False)
@@ -274,7 +274,7 @@ def run(listeners, *, part_size=1, **more):
 
 @pytest.mark.parametrize("part_size", [0, 1, 4])
 def test_surveys_change_nothing(part_size):
-    """With a survey at every step, batches, rates and what the table learned are bit for bit those without."""
+    """With a survey at every step, batches, rates and table are bit for bit the same as without."""
     listener = Listener()
     alone, quiet = run([], part_size=part_size)
     watched, loud = run([listener], part_size=part_size)
@@ -296,7 +296,7 @@ def test_surveys_are_made_for_those_who_want_them():
 
 
 def test_survey_survives_json():
-    """A survey comes back from its line as it was, and takes a few kilobytes."""
+    """A survey is read back exactly from its line, which takes a few kilobytes."""
     listener = Listener()
     run([listener])
     survey = listener.surveys[-1]
@@ -307,7 +307,7 @@ def test_survey_survives_json():
 
 
 def test_survey_tells_the_truth():
-    """What the last survey of a run says equals what numpy makes of the saved state."""
+    """The last survey of a run equals what numpy computes from the saved state."""
     listener = Listener()
     _, r8 = run([listener])
     survey, state = listener.surveys[-1], r8.state_dict()["table"]
@@ -335,8 +335,8 @@ def test_last_survey_is_of_the_end(seconds):
     assert set(last[0].hardest_uses) == {4}
 
 
-def test_start_tells_configuration_and_plan():
-    """The start of a run carries the arguments as texts, versions, and the rates of its schedule."""
+def test_run_started_has_configuration_and_plan():
+    """The event of the start has the arguments as texts, versions, and the rates of its schedule."""
     listener = Listener()
     run([listener], initial_lr=0.5, scheduler_mode="linear", warmup_proportion=0.0, groups=np.arange(100) % 3)
     started = listener.heard[0]
@@ -349,8 +349,8 @@ def test_start_tells_configuration_and_plan():
     assert started.lr_plan[-1] == 0.0
 
 
-def test_schedule_that_cannot_say_is_no_plan():
-    """A schedule that raises away from its run is simply not drawn."""
+def test_schedule_that_raises_is_not_planned():
+    """A schedule that raises outside of a run has no planned rates."""
 
     def touchy(progress):
         raise RuntimeError(progress)
@@ -366,7 +366,7 @@ def test_long_settings_are_cut():
 
 
 def test_own_time_is_told_with_the_steps():
-    """What the scheduler takes between two steps is told with the later one, the user's time is not in it."""
+    """The scheduler's own time between two steps is told with the later one, without the user's time."""
 
     class Clock(FakeClock):
         def __call__(self):
@@ -387,7 +387,7 @@ def test_own_time_is_told_with_the_steps():
 
 
 def test_found_rate_brings_a_new_plan():
-    """After the search for a learning rate the planned rates are told anew."""
+    """After the learning-rate search the planned rates are told again."""
     listener = Listener()
     r8 = make(
         400, batch_size=4, num_epochs=4, auto_find_lr=True, listeners=[listener],

@@ -1,4 +1,4 @@
-"""What is known of every sample."""
+"""The sample table: estimates, use counts, and views of them."""
 
 import math
 from itertools import pairwise
@@ -47,7 +47,7 @@ def test_exact_losses_by_hand():
     assert table.usage_count.tolist() == [3, 3]
 
 
-def test_additive_is_the_seeds_rule():
+def test_additive_rule():
     """AvgLoss += 0.1 * (actual - mean of the batch's AvgLoss), for every sample of the batch."""
     table = SampleTable(4, batch_size=2, estimator="additive")
     tell(table, [0, 1], [2.0, 2.0], WHOLE_BATCH)
@@ -80,7 +80,7 @@ def test_negative_losses(estimator, part_size):
 
 
 def test_turning_negative_keeps_the_estimates():
-    """The first loss below zero changes how estimates are kept, not what they are."""
+    """The first loss below zero changes how estimates are stored, not their values."""
     table = SampleTable(8, batch_size=2)
     for first, loss in ((0, 1.0), (2, 2.0), (4, 3.0)):
         tell(table, [first, first + 1], [loss, loss], WHOLE_BATCH)
@@ -91,7 +91,7 @@ def test_turning_negative_keeps_the_estimates():
 
 
 def test_use_saturates():
-    """A use count stays at its largest value once there, and the averages go on."""
+    """A use count stays at its largest value, while the averages continue."""
     table = SampleTable(1, batch_size=1)
     tell(table, [0], [3.0])
     state = table.state_dict()
@@ -149,7 +149,7 @@ def test_untrained_loss(num_samples, count):
     ("part_size", "source"), [(EXACT, "exact"), (4, "parts of 4"), (WHOLE_BATCH, "batch means of 8")]
 )
 def test_source(part_size, source):
-    """Where estimates come from is said in words."""
+    """The source of the estimates is a phrase."""
     table = SampleTable(20, batch_size=8)
     table.part_size = part_size
 
@@ -190,7 +190,7 @@ def test_describe(ten):
 
 
 def test_describe_unseen(ten):
-    """Nothing is claimed of a sample never seen."""
+    """The figures of an unseen sample are NaN."""
     (sample,) = ten.describe(np.array([9]))
 
     assert sample.usage_count == 0
@@ -203,7 +203,7 @@ def test_names_default_to_indices():
 
 
 def test_views_are_copies(ten):
-    """Writing into what the table shows does not change it."""
+    """Writing into the arrays that the table returns does not change it."""
     for values in (ten.loss, ten.last, ten.mean, ten.usage_count):
         values[:] = 7
 
@@ -211,13 +211,13 @@ def test_views_are_copies(ten):
     assert ten.usage_count[0] == 1
 
 
-def test_avg_loss_is_the_seeds_word(ten):
-    """The estimate goes by the seed's name, too."""
+def test_avg_loss_is_an_alias(ten):
+    """The estimate is also available as avg_loss."""
     np.testing.assert_array_equal(ten.avg_loss, ten.loss)
 
 
 def test_suspects_need_exact_losses():
-    """From batch means nobody is suspected."""
+    """With batch means no sample is suspected."""
     table = SampleTable(2, batch_size=2)
     tell(table, [0, 1], [1.0, 1.0], WHOLE_BATCH)
 
@@ -242,7 +242,7 @@ def test_groups():
 
 
 def test_state_goes_on():
-    """A table that took over a state learns on exactly as the first one."""
+    """A table that loaded a state learns exactly as the first one does."""
     tables = [SampleTable(6, batch_size=3), SampleTable(6, batch_size=3)]
     for loss in (3.0, 2.0, -1.0):
         tell(tables[0], [0, 1, 2], [loss] * 3, WHOLE_BATCH)
@@ -280,8 +280,8 @@ def test_identity_tells_data_apart(name, change):
         ({"alpha": 1.1}, r"alpha must be in \(0, 1\], got 1.1"),
         ({"alpha": math.nan}, r"alpha must be in \(0, 1\], got nan"),
         ({"sample_ids": ["a"]}, r"sample_ids must have num_samples=4 entries, got 1"),
-        ({"groups": [0, 1]}, r"groups must have shape \(4,\), one label a sample, got \(2,\)"),
-        ({"groups": [[0], [1], [0], [1]]}, r"groups must have shape \(4,\), one label a sample, got \(4, 1\)"),
+        ({"groups": [0, 1]}, r"groups must have shape \(4,\), one label per sample, got \(2,\)"),
+        ({"groups": [[0], [1], [0], [1]]}, r"groups must have shape \(4,\), one label per sample, got \(4, 1\)"),
         ({"groups": [0, 1, 0, 1]}, r"groups must have fewer distinct labels than batch_size=2, got 2"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The loss of a model that has learnt nothing."""
+"""The loss of an untrained model."""
 
 import pytest
 
