@@ -1,1 +1,1 @@
-"""Sampling: carries out what a policy decides, and deals out the batches of a pass."""
+"""Sampling: draws the batches of a pass as the policy decides."""

@@ -1,4 +1,4 @@
-"""A chunk: batches planned together, what was reported of them, and the one write that the table learns it by."""
+"""A chunk: batches planned together, whose reports the table learns with a single write."""
 
 from __future__ import annotations
 
@@ -18,35 +18,34 @@ if TYPE_CHECKING:
 
 
 OPEN, REPORTED, SETTLED, WAITING, OUT_AGAIN = range(5)
-"""States of a batch: OPEN: not drawn, or with the user; REPORTED and not yet in the table; SETTLED: in the table,
-refused or given up; WAITING: abandoned once, to be drawn again; OUT_AGAIN: with the user for the second time."""
+"""States of a batch. OPEN: not drawn, or drawn and not reported. REPORTED: not in the table yet. SETTLED: in the table,
+refused or given up. WAITING: abandoned once, to be drawn again. OUT_AGAIN: drawn for the second time."""
 
 
 class Chunk:
-    """Some batches that were planned together.
+    """Batches that were planned together.
 
     Args:
         members: int64[M], distinct samples in drawing order.
-        table: What is known of the samples; its batch size cuts the chunk into batches.
+        table: The sample table; its batch size divides the chunk into batches.
         sizes: int64, samples of each batch, their sum M.
         expected: Mean estimate of each batch when it was planned, for `SampleTable.with_trend`.
-        typical: Likewise of all the samples that they were chosen from.
-        pass_number: The pass it belongs to, or -1 for batches outside any pass.
-        sweep: Number of the sweep it belongs to, counted over the run: chunks of the same sweep share no sample.
-            -1 outside any pass.
-        fill: F, how many of the first samples also fill up the last batch; they are learned from once.
-        weights: float32[M], later float32[M + F], what to multiply each sample's loss by, or None.
-        records: The members' records, as long as nobody else can change them; spares `learn` a second look.
+        typical: Mean estimate of all the samples that the batches were chosen from, for `SampleTable.with_trend`.
+        pass_number: The pass it belongs to; -1 outside any pass.
+        sweep: Number of its sweep, counted over the run; -1 outside any pass. Chunks of one sweep share no sample.
+        fill: F, number of first samples that also fill up the last batch; they are learned from once.
+        weights: float32[M], later float32[M + F], factors for the samples' losses, or None.
+        records: The members' records if nothing else can change them; spares `learn` from reading them again.
 
     Attributes:
-        handed: int64[M + F], what the user gets views of, and may write into; ``members`` is kept apart.
+        handed: int64[M + F], a copy of the members of which users get views that they may change.
         views: int64[B] of ``handed`` for each batch.
-        table: The table its reports go to.
+        table: The table that learns its reports.
         states: One of the states above for each batch.
-        reports: For each batch, once it is REPORTED, a float or the float64[P] of its consecutive parts.
-        rates: For each batch, once drawn, its learning rate: a batch drawn again after a resume has the same.
-        trends: For each batch, once it is REPORTED, what `SampleTable.observe` returned for it.
-        drawn: Batches handed out so far.
+        reports: For each REPORTED batch, a float or the float64[P] of its consecutive parts.
+        rates: For each drawn batch, its learning rate; a batch drawn again after a resume has the same.
+        trends: For each REPORTED batch, what `SampleTable.observe` returned for it.
+        drawn: Batches drawn so far.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class Chunk:
         records: NDArray[Any] | None = None,
     ) -> None:
         self.members = members
-        # Filled up from the start of the chunk, over again where that is not enough.
+        # The last batch is filled up with the first samples, repeatedly if necessary.
         self.handed = np.resize(members, len(members) + fill)
         self.expected = expected
         self.typical = typical
@@ -81,18 +80,18 @@ class Chunk:
             self.views.append(self.handed[full:])
         self._batch_size = table.batch_size
         self._sizes = sizes
-        # Arrays of Python's own: storing a float in one of numpy's costs twice as much.
+        # Python's arrays: storing a float in a numpy array takes twice as long.
         one_each = table.part_size == WHOLE_BATCH or table.batch_size == 1
         self.reports: Any = array("d", bytes(8 * len(expected))) if one_each else [0.0] * len(expected)
         self.trends = array("d", bytes(8 * len(expected)))
         self.rates = array("d", bytes(8 * len(expected)))
 
     def batch(self, slot: int) -> Batch:
-        """The batch at a place of the chunk."""
+        """The batch at a position of the chunk."""
         return Batch(self, slot, self.views[slot])
 
     def restore_view(self, slot: int) -> None:
-        """Undo what the user may have written into a batch, before it is drawn again."""
+        """Undo changes that the user may have made to a batch's indices, before it is drawn again."""
         start, view = slot * self._batch_size, self.views[slot]
         view[:] = np.resize(self.members, len(self.handed))[start : start + len(view)]
 
@@ -111,7 +110,7 @@ class Chunk:
         return self.states.count(REPORTED) + self.states.count(SETTLED) == len(self.states)
 
     def go_back_to(self, drawn: int) -> None:
-        """Hand out what was handed out after so many batches again."""
+        """Go back to the position after ``drawn`` batches, so that later ones are drawn again."""
         self.drawn = drawn
 
     def drop_undrawn(self) -> None:
@@ -121,25 +120,25 @@ class Chunk:
         self.drawn = len(self.states)
 
     def batches_out(self) -> list[Batch]:
-        """The batches that are with the user."""
+        """The batches that are drawn and not reported yet."""
         return [batch for batch in map(self.batch, range(self.drawn)) if batch.is_out]
 
     def forget_records(self) -> None:
-        """Read the records again in `learn`, because somebody else may change them before."""
+        """Read the records again in `learn`, as they may change before."""
         self._records = None
 
     def give_up(self) -> None:
-        """Close every batch, so that nothing of the chunk can be reported any more."""
+        """Close every batch, so that none can be reported any more."""
         self.states[:] = bytes([SETTLED]) * len(self.states)
 
     def learn(self) -> None:
-        """Write the reports that the table does not know yet to it."""
+        """Let the table learn all reports that it has not learned yet."""
         self.table.records.finish_writing()
         states = np.frombuffer(self.states, np.uint8)
         reported = states == REPORTED
         if not reported.any():
             return
-        # What is learned overwrites the records: should it be interrupted, they are read again.
+        # learn() overwrites the records: if it is interrupted, they must be read again.
         members, sizes, records, self._records = self.members, self._sizes, self._records, None
         reports, trends = self.reports, np.array(self.trends)
         if not reported.all():
@@ -154,14 +153,14 @@ class Chunk:
     def _parts(
         self, reports: list[Any], sizes: NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], NDArray[np.int64] | None, NDArray[np.int64] | None]:
-        """Reported means of all parts, samples in each (None if one), and parts in each batch (None if one)."""
+        """Reported means of all parts, samples in each (None if one each), and parts per batch (None if one each)."""
         part_size = self.table.part_size
         if self._batch_size == 1:
             return np.array(reports), None, None
         if not part_size:
             return np.array(reports), sizes, None
         counts = -(-sizes // part_size)
-        # The report on a batch that was filled up covers the filling, which comes last.
+        # The report of a filled-up batch also covers the filling, which comes last.
         means = np.concatenate([means[:count] for means, count in zip(reports, counts.tolist(), strict=True)])
         if part_size == EXACT:
             return means, None, counts
@@ -170,7 +169,7 @@ class Chunk:
         return means, part_sizes, counts
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the table, which must have learned all reports."""
+        """Everything except the table, which must have learned all reports."""
         return {
             "handed": self.handed.copy(),
             "members": self.members.copy(),
@@ -187,7 +186,7 @@ class Chunk:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], table: SampleTable) -> Chunk:
-        """The chunk that `state_dict` was taken of."""
+        """Make a chunk from what `state_dict` returned."""
         members, handed = (np.array(state[name], np.int64) for name in ("members", "handed"))
         chunk = cls(
             members,
@@ -208,7 +207,7 @@ class Chunk:
 
 
 class Batch(NamedTuple):
-    """A drawn batch: its chunk, its place in it, and its samples, int64[B]."""
+    """A drawn batch: its chunk, its position in it, and its samples, int64[B]."""
 
     chunk: Chunk
     slot: int
@@ -216,16 +215,16 @@ class Batch(NamedTuple):
 
     @property
     def is_out(self) -> bool:
-        """Whether it is with the user: drawn, and neither reported nor given up."""
+        """Whether it is drawn, and neither reported nor given up."""
         state = self.chunk.states[self.slot]
         return state == OUT_AGAIN or (state == OPEN and self.slot < self.chunk.drawn)
 
     @property
     def expected(self) -> float:
-        """What the table expected of it when it was planned, for `SampleTable.with_trend`."""
+        """Its mean estimate when it was planned, for `SampleTable.with_trend`."""
         return self.chunk.expected[self.slot]
 
     @property
     def typical(self) -> float:
-        """What the table expected of a batch of all kinds of samples at that time, for `SampleTable.with_trend`."""
+        """The mean estimate of an average batch at that time, for `SampleTable.with_trend`."""
         return self.chunk.typical

@@ -1,4 +1,4 @@
-"""Drafting a chunk: what a policy sees of some samples, and the batches it makes of them."""
+"""A draft: shows samples to the policy, and makes a chunk of the batches that it arranges."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .sweep import Weighted
 
 
 class Draft:
-    """Makes chunks of samples, as a policy wants them.
+    """Makes chunks of samples that the policy has selected and arranged.
 
     Args:
-        table: What is known of the samples.
-        policy: Selects and arranges them.
-        context: What the policy is told besides the samples.
+        table: The sample table.
+        policy: Selects and arranges samples.
+        context: The policy's context.
         rng: The policy's generator.
 
     Attributes:
-        typical: Mean estimate of all the samples that `select` was last given, for `SampleTable.with_trend`.
+        typical: Mean estimate of all samples last passed to `select`, for `SampleTable.with_trend`.
     """
 
     def __init__(self, table: SampleTable, policy: Policy, context: Context, rng: np.random.Generator) -> None:
@@ -37,7 +37,7 @@ class Draft:
         self.typical = math.nan
 
     def select(self, indices: NDArray[np.int64]) -> Weighted:
-        """The samples that the policy keeps, and their weights."""
+        """The samples that the policy selects, and their weights."""
         records = self._table.records.gather(indices)
         self.typical = self._mean_of(records)
         candidates = self._candidates(indices, records)
@@ -51,13 +51,13 @@ class Draft:
     def chunk(
         self, samples: Weighted, *, sweep: int, fill: bool, watch_rng: np.random.Generator | None = None
     ) -> Chunk:
-        """The batches that the policy makes of some samples.
+        """A chunk of the batches that the policy arranges from some samples.
 
         Args:
             samples: The samples and their weights.
-            sweep: The sweep they are from, -1 for none.
+            sweep: Number of their sweep; -1 outside any pass.
             fill: Whether to fill up the last batch.
-            watch_rng: Deals out the samples that are watched to the batches; None if none are.
+            watch_rng: Shuffles watched samples, to spread them over the batches; None if there are none.
         """
         table, (indices, weights) = self._table, samples
         records = table.records.gather(indices)
@@ -95,7 +95,7 @@ class Draft:
         candidates = Candidates(indices, loss, records["last"], records["mean"], usage_count, group)
         for field in candidates:
             if field is not None:
-                # Some are views of what the chunk will write back: not for a policy to change.
+                # Some are views of the chunk's records, which a policy must not change.
                 field.flags.writeable = False
         return candidates
 
@@ -103,13 +103,13 @@ class Draft:
 def spread_evenly(
     order: NDArray[np.int64], marked: NDArray[np.bool_], batch_size: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Deal some samples out to the batches in turn, shuffled so that others meet each time; the rest keep their order.
+    """Spread marked samples evenly over the batches, in random order; the others keep their order.
 
     Args:
         order: int64[M], samples in drawing order; consecutive runs of B make the batches.
-        marked: bool[M], which of them to deal out.
+        marked: bool[M], which of them to spread.
         batch_size: B.
-        rng: Shuffles them.
+        rng: Shuffles the marked samples.
 
     >>> marked = np.array([True, True, True, False, False, False])
     >>> spread_evenly(np.arange(6), marked, 2, np.random.default_rng(0))[1::2]

@@ -1,4 +1,4 @@
-"""What the table says of all the samples, for policies: looked at once a pass, in a random part of the data."""
+"""The outlook for policies: a summary of the table, made once per pass from a random part of the data."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ..table.mixture import Humps
 from ..table.table import SampleTable
 
 MOST_LOOKED_AT = 2**14
-"""Enough to know a share to 0.4 %, and gathered in a third of a millisecond from a table of any size."""
+"""Most samples that are read: enough to know a share to 0.4 %, in a third of a millisecond for a table of any size."""
 
 
 def look_at(table: SampleTable, rng: np.random.Generator) -> Outlook:
-    """Look at a random part of the table; what was reported must have been learned.
+    """Make the outlook from a random part of the table, which must have learned all reports.
 
     Args:
-        table: What is known of the samples.
-        rng: Chooses the part where the table has more than 16,384 samples.
+        table: The sample table.
+        rng: Chooses the part if the table has more than 16,384 samples.
     """
     kind = table.part_size
     if kind != EXACT:
@@ -58,13 +58,13 @@ def _median(losses: NDArray[np.float32]) -> float:
 
 
 def to_plain(outlook: Outlook) -> list[Any]:
-    """Plain values that `from_plain` reads back."""
+    """Convert to plain values, which `from_plain` reads back."""
     suspicion = outlook.suspicion
     return [*outlook[:-1], None if suspicion is None else [suspicion.untrained_loss, *suspicion.humps]]
 
 
 def from_plain(values: Sequence[Any]) -> Outlook:
-    """The outlook that `to_plain` was given."""
+    """Convert the values of `to_plain` back to an outlook."""
     is_exact, num_uses, hard_share, middle_loss, suspicion = values
     known = None if suspicion is None else Suspicion(suspicion[0], Humps(*suspicion[1:]))
     return Outlook(is_exact, num_uses, hard_share, middle_loss, known)

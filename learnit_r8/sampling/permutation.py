@@ -1,11 +1,11 @@
-"""The random order of a pass: a permutation that can be read at any position without making it whole.
+"""The random order of a pass: a permutation that can be read at any position without storing all of it.
 
-A pass over N samples needs no array of N indices. Ranks are sent through four rounds of a Feistel network on
-``Z_a x Z_b`` with ``a * b >= N``, whose round functions are small tables of random integers; results beyond N walk
-the network again. Set-up costs O(sqrt N), a rank about 5 ns. Bijection, chi-square and lag statistics:
-``benchmarks/overhead.py`` and ``tests/sampling/test_permutation.py``.
+A pass over N samples needs no array of N indices. Each rank goes through four rounds of a Feistel network on
+``Z_a x Z_b`` with ``a * b >= N``, whose round functions are small tables of random integers; results beyond N go
+through it again. Set-up costs O(sqrt N), a rank about 5 ns. Bijection, chi-square and lag statistics are tested in
+``tests/sampling/test_permutation.py``, the cost in ``benchmarks/overhead.py``.
 
-Only raw generator words and own arithmetic are used: numpy promises stable streams for those, and not for
+Only raw words of the generator are used: numpy guarantees stable streams for those, but not for
 ``Generator.integers`` or ``Generator.permutation``.
 """
 
@@ -23,7 +23,7 @@ MAX_SAMPLES = 2**32 - 2**18
 """Largest permutation: ranks are computed in uint32, and ``a * b`` may exceed N by up to 2 sqrt(N)."""
 
 _SMALL = 2**14
-"""Up to here the permutation is simply stored: small Feistel tables do not reach every order."""
+"""Up to this size the permutation is stored, as small Feistel tables cannot produce every order."""
 
 _SPARE_BITS = 14
 """Of each word that sorts a small one, the lowest are left out: version 0.1 kept the index there."""
@@ -74,11 +74,11 @@ class Permutation:
         self._shifts = shifts
 
     def __call__(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Places ``start`` to ``stop`` of the order: int64[stop - start], distinct, each in [0, N)."""
+        """Positions ``start`` to ``stop`` of the order: int64[stop - start], distinct, each in [0, N)."""
         if self._whole is not None:
             part: NDArray[np.int64] = self._whole[start:stop].copy()
             return part
-        # Whole rows, because the first round is then a sum of a column and a row, without looking anything up.
+        # Whole rows, so that the first round is the sum of a column and a row, without table lookups.
         first, last = start // self._columns, -(-stop // self._columns)
         places = self._rest(*self._first_round(first, last))[start - first * self._columns :][: stop - start]
         while True:
@@ -91,13 +91,13 @@ class Permutation:
             places[outside] = self._rest(_wrapped(left, self._rows), right)
 
     def _first_round(self, first: int, last: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-        """Left and right half of the ranks in some whole rows, with the left half shifted once."""
+        """Left and right halves of the ranks in some whole rows, with the left half shifted once."""
         left = np.add.outer(np.arange(first, last, dtype=np.uint32), self._shifts[0])
         right = np.tile(np.arange(self._columns, dtype=np.uint32), last - first)
         return _wrapped(left.ravel(), self._rows), right
 
     def _rest(self, left: NDArray[np.uint32], right: NDArray[np.uint32]) -> NDArray[np.uint32]:
-        """The places of ranks after the first round."""
+        """The remaining rounds, given the halves after the first one."""
         right = _wrapped(right + self._shifts[1].take(left), self._columns)
         left = _wrapped(left + self._shifts[2].take(right), self._rows)
         right = _wrapped(right + self._shifts[3].take(left), self._columns)
@@ -108,6 +108,6 @@ class Permutation:
 
 def _wrapped(values: NDArray[np.uint32], limit: int) -> NDArray[np.uint32]:
     """``values % limit`` for values below ``2 * limit``, four times as fast."""
-    # uint32 wraps x - limit to something above x where x < limit.
+    # For x < limit, x - limit wraps around in uint32 to a value above x.
     wrapped: NDArray[np.uint32] = np.minimum(values, values - np.uint32(limit), out=values)
     return wrapped

@@ -1,10 +1,10 @@
-"""The plan of a run: passes over the data, cut into chunks that are planned when they are reached.
+"""The plan of a run: passes over the data, in chunks that are planned when they are reached.
 
-An epoch is one pass over the data in a random order that is never made whole. A chunk of about 25 thousand samples
-is taken from it, its records gathered once, arranged into batches, and its reports written to the table at once
-when its last batch is settled. The samples of a pass are distinct, so this equals learning from every report as it
-comes (``tests/sampling/test_plan.py``), and drawing or reporting a batch costs no numpy arithmetic. Cost and
-alternatives: ``benchmarks/overhead.py``.
+An epoch is one pass over the data in a random order that is never stored as a whole. A chunk of about 25,000 samples
+is taken from it, its records are gathered once and arranged into batches, and its reports are written to the table at
+once when its last batch is settled. As the samples of a pass are distinct, this equals learning from every report at
+once (``tests/sampling/test_plan.py``), and drawing or reporting a batch needs no numpy arithmetic. Cost:
+``benchmarks/overhead.py``.
 """
 
 from __future__ import annotations
@@ -27,24 +27,25 @@ LAST_BATCH = ("short", "drop", "fill")
 
 
 class Plan:
-    """Draws the batches of a run, and hands what is reported of them to the table.
+    """Draws the batches of a run, and passes their reports to the table.
 
     Args:
-        table: What is known of the samples.
-        policy: Which samples come next, from the second pass on; the first takes everything, shuffled.
-        seed: >= 0; with the numbers of the pass and the chunk the key of all randomness.
-        last_batch: What becomes of the N mod B samples at the end of a pass: a "short" batch, "drop", or "fill" up
-            with samples from earlier in the pass, which are trained on again and learned from once.
+        table: The sample table.
+        policy: Selects and arranges samples from the second pass on; the first pass takes all samples, shuffled.
+        seed: >= 0; together with the numbers of pass and chunk, the key of all randomness.
+        last_batch: What happens with the N mod B samples at the end of a pass: they make a "short" batch, are dropped
+            ("drop"), or are filled up ("fill") with samples from earlier in the pass, which are trained on again but
+            learned from once.
 
     Raises:
-        ValueError: an unknown ``last_batch``, or "drop" with fewer samples than a batch.
+        ValueError: ``last_batch`` is unknown, or "drop" with fewer samples than a batch.
 
     Attributes:
         steps_per_pass: Batches in a pass.
-        displaced: Batches that were left undrawn when their pass ended.
+        displaced: Batches that were not drawn before their pass ended.
         abandoned: Batches that were drawn and given up.
-        chunk: Where the next batches come from, and
-        limit: how many of it are drawn before it is looked at again.
+        chunk: The chunk of the next batches.
+        limit: Number of batches to draw from it before it is checked again.
         returned: Batches that are drawn before any other.
     """
 
@@ -68,7 +69,7 @@ class Plan:
         table.hold_back(self)
 
     def _reset(self) -> None:
-        """Begin before the first pass."""
+        """Go to the start, before the first pass."""
         self._context = Context(0.0, -1, self.table.batch_size, float("nan"))
         self.chunk, self.limit = self._no_chunk, 0
         self._open: list[Chunk] = []
@@ -78,7 +79,7 @@ class Plan:
 
     @property
     def seed(self) -> int:
-        """Of all randomness; a loaded run has that of the saved one."""
+        """The seed of all randomness; loading a state changes it to the saved one."""
         return self._planner.seed
 
     @seed.setter
@@ -86,7 +87,7 @@ class Plan:
         self._planner.seed = seed
 
     def samples_in(self, steps: int) -> int:
-        """Samples handed out in so many steps of whole passes, steady ones and fillings counted like any other."""
+        """Samples drawn in ``steps`` steps, counting steady batches and fillings like any others."""
         passes, rest = divmod(steps, self.steps_per_pass)
         size, batch = self.table.num_samples, self.table.batch_size
         each = size if self.last_batch == "short" else self.steps_per_pass * batch
@@ -94,26 +95,26 @@ class Plan:
 
     @property
     def has_returned(self) -> bool:
-        """Whether batches that were out when the state was saved are to be drawn first."""
+        """Whether there are batches to draw first, such as those not reported when the state was saved."""
         return bool(self.returned)
 
     @property
     def pass_number(self) -> int:
-        """The pass being drawn, 0 for the cataloguing one; -1 before it."""
+        """The current pass, 0-based; -1 before the first."""
         return self._context.pass_number
 
     @property
     def outlook(self) -> Outlook:
-        """What a policy that selects was told of all the samples when the pass began."""
+        """The outlook of the current pass, for policies that select."""
         return self._context.outlook
 
     def start_pass(self, number: int, progress: float) -> None:
-        """Leave the pass before, undrawn batches and all, and begin another.
+        """End the previous pass, including its undrawn batches, and start another.
 
-        Batches that are out may still be reported. Everything reported so far counts for the new pass.
+        Drawn batches may still be reported. The new pass is planned with everything reported so far.
 
         Args:
-            number: 0 for the cataloguing pass, which takes every sample in random order.
+            number: Number of the pass; pass 0 takes every sample in random order.
             progress: Finished share of the budget, for the policy.
         """
         self._leave_chunk()
@@ -127,27 +128,27 @@ class Plan:
         self._context = self._planner.context(number, progress)
 
     def _let_others_share(self) -> None:
-        """Let the table learn everything, and expect others to change the records of the open chunks' samples."""
+        """Let the table learn everything, and do not rely on the open chunks' copies of records any more."""
         self.hand_over()
         for chunk in self._open:
             chunk.forget_records()
 
     def draw(self) -> Batch:
-        """The next batch of the pass.
+        """Draw the next batch of the pass.
 
         Raises:
-            RuntimeError: all batches of the pass were drawn, or the policy leaves too few samples for one.
+            RuntimeError: all batches of the pass were drawn, or the policy selects no samples.
         """
         chunk = self.chunk
         slot = chunk.drawn
         if slot == self.limit or self.returned:
             return self._draw_elsewhere()
         chunk.drawn = slot + 1
-        # The constructor of a named tuple is a Python function; this is not.
+        # Much faster than the constructor of a named tuple, which is a Python function.
         return _new_tuple(Batch, (chunk, slot, chunk.views[slot]))
 
     def _draw_elsewhere(self) -> Batch:
-        """The next batch where it is not simply the next of the chunk."""
+        """Draw the next batch if it is not the next one of the current chunk."""
         if self.returned:
             return self._drawn_again(self.returned.popleft())
         if self.pass_number < 0:
@@ -186,7 +187,7 @@ class Plan:
         self._close_settled()
 
     def draw_outside(self, policy: Policy) -> Batch | None:
-        """A batch from a random part of the data, outside the pass; None where the policy keeps too few samples."""
+        """Draw a batch from a random part of the data, outside the pass; None if the policy selects too few samples."""
         if self.returned:
             return self._drawn_again(self.returned.popleft())
         self._close_settled()
@@ -199,7 +200,7 @@ class Plan:
         return chunk.batch(0)
 
     def draw_again(self, indices: NDArray[np.int64]) -> Batch:
-        """A batch of these samples, int64[M] and distinct, outside the pass."""
+        """Draw a batch of these samples, int64[M] and distinct, outside the pass."""
         self._close_settled()
         self.hand_over()
         chunk = self._planner.chunk_of(indices, self._context)
@@ -208,17 +209,17 @@ class Plan:
         return chunk.batch(0)
 
     def report(self, batch: Batch, means: float | NDArray[np.float64], trend: float) -> None:
-        """Note the loss of a batch that is out; the table learns it before its samples are planned again.
+        """Report the loss of a drawn batch; the table learns it before its samples are planned again.
 
         Args:
-            batch: As drawn.
+            batch: The batch as drawn.
             means: Mean loss of the batch, or float64[P] of its consecutive parts.
             trend: What `SampleTable.observe` returned for it.
         """
         chunk, slot, _ = batch
         late = chunk.sweep != self._planner.num_sweeps
         if late:
-            # It may share samples with reports still held back, and reports count in the order they come.
+            # It may share samples with reports held back, which must be learned in the order they came.
             self._let_others_share()
         chunk.reports[slot] = means
         chunk.trends[slot] = trend
@@ -227,19 +228,19 @@ class Plan:
             chunk.learn()
 
     def settle(self, batch: Batch) -> None:
-        """Close a batch that is out without learning from it."""
+        """Close a drawn batch without learning from it."""
         batch.chunk.settle(batch.slot)
 
     def hand_back(self, batch: Batch) -> None:
-        """Take back a batch that is out: it is the next to be drawn."""
+        """Take back a drawn batch, which is then drawn next."""
         self.returned.appendleft(batch)
 
     def abandon(self, batch: Batch) -> bool:
         """Take back a batch that will not be reported.
 
         Returns:
-            Whether its step is free again, because it waits for the end of the pass to be drawn once more: a batch of
-            the pass being drawn, the first time.
+            Whether it is drawn once more at the end of the pass, so that its step is free again: only a batch of the
+            current pass, and only the first time.
         """
         self.abandoned += 1
         chunk, slot, _ = batch
@@ -251,24 +252,24 @@ class Plan:
         return False
 
     def forget_outside(self) -> None:
-        """Do not draw batches from outside the pass again after a resume."""
+        """Forget batches from outside the pass, so that they are not drawn again after a resume."""
         self._open = [chunk for chunk in self._open if chunk.pass_number >= 0]
 
     def before_offsets(self, trend: float) -> Callable[[bool], None]:
-        """What turns that which was expected of planned batches into differences to the trend, or back."""
+        """A function that converts the expected losses of planned batches to differences from the trend, or back."""
         before = [(chunk, chunk.expected, chunk.typical) for chunk in self._open]
         after = [(c, [(share - 1) * trend for share in shares], (mean - 1) * trend) for c, shares, mean in before]
 
         def store(are_offsets: bool) -> None:
             for chunk, expected, typical in after if are_offsets else before:
                 chunk.expected, chunk.typical = expected, typical
-                # The records that it holds have estimates of the other kind.
+                # Its copies of records have estimates of the other kind.
                 chunk.forget_records()
 
         return store
 
     def hand_over(self) -> None:
-        """Let the table learn everything reported so far. When this happens changes no batch."""
+        """Let the table learn all reports so far. When this is called does not affect which batches are drawn."""
         self.table.records.finish_writing()
         for chunk in self._open:
             chunk.learn()
@@ -280,7 +281,7 @@ class Plan:
             self._open.remove(chunk)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to draw the very same batches; batches that are out are drawn again, first in line."""
+        """Everything needed to draw exactly the same batches; drawn but unreported batches are drawn again first."""
         self.hand_over()
         place = {id(chunk): number for number, chunk in enumerate(self._open)}
         out = [batch for chunk in self._open for batch in chunk.batches_out()]
@@ -298,7 +299,7 @@ class Plan:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned; the table must be loaded first."""
+        """Load what `state_dict` returned; the table must be loaded first."""
         for chunk in self._open:
             chunk.give_up()
         self._reset()

@@ -1,7 +1,7 @@
-"""A saved state made to fit other batches and samples.
+"""Refitting: adapts a saved state to another batch size or other samples.
 
-A state that fits is taken over as it is, bit for bit. One that does not keeps what was learned of every sample and how
-far the run was, counted in samples: the rest of the epoch is dealt out anew.
+A state that fits is kept unchanged, bit for bit. Otherwise the records of the samples and the position of the run,
+counted in samples, are kept, and the rest of the epoch is planned again.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ _TABLE_ARRAYS = ("loss", "last", "mean", "usage_count")
 
 
 def fitted(state: Mapping[str, Any], table: SampleTable, plan: Plan, remap: ArrayLike | None = None) -> dict[str, Any]:
-    """A saved state made to fit other batches and samples; the same state where it fits.
+    """Adapt a saved state to another batch size or other samples; a state that fits is unchanged.
 
     Args:
-        state: As `Engine.state_dict` gave it.
+        state: A state from `Engine.state_dict`.
         table: The table to fit.
         plan: The plan to fit.
-        remap: int[N], the position that each of the N samples had in the saved run, -1 for new ones; None if those of
-            the saved run are the first, and the others new.
+        remap: int[N], the index that each of the N samples had in the saved run, -1 for new ones; None if the samples
+            of the saved run come first, followed by new ones.
 
     Raises:
-        ValueError: there are fewer samples and no ``remap``, it is none, the first names are others, or a learning
-            rate is being searched for.
+        ValueError: there are fewer samples and no ``remap``, ``remap`` is not valid, the first names differ, or a
+            learning-rate search is running.
     """
     saved = state["data"]
     now = {**table.identity(), "last_batch": plan.last_batch}
     if remap is None and all(saved[name] == now[name] for name in ("num_samples", "batch_size", "last_batch")):
         return dict(state)
     if state["search"]["test"] is not None:
-        raise ValueError("batch_size and num_samples must stay as they are while auto_find_lr searches; end it first.")
+        raise ValueError("batch_size and num_samples must not change while auto_find_lr searches; finish it first.")
     was = _positions(saved, table, remap)
     plan_state, step = _dealt_anew(state, plan, was)
     return {
@@ -60,20 +60,20 @@ def fitted(state: Mapping[str, Any], table: SampleTable, plan: Plan, remap: Arra
 
 
 def _positions(saved: Mapping[str, Any], table: SampleTable, remap: ArrayLike | None) -> NDArray[np.int64]:
-    """int64[N], where each sample was in the saved run, -1 for new ones."""
+    """int64[N], the index of each sample in the saved run, -1 for new ones."""
     size, before = table.num_samples, saved["num_samples"]
     if remap is not None:
         was = np.asarray(remap)
         in_range = was.dtype.kind in "iu" and was.shape == (size,) and was.min() >= -1 and was.max() < before
         if not in_range or np.bincount(was[was >= 0], minlength=1).max() > 1:
             raise ValueError(
-                f"remap must be {size} distinct positions in [0, {before}) or -1 for new samples, got {remap!r}."
+                f"remap must be {size} distinct indices in [0, {before}) or -1 for new samples, got {remap!r}."
             )
         return was.astype(np.int64)
     if size < before:
         raise ValueError(
-            f"num_samples must be at least that of the saved run ({before}) where remap does not say which of its "
-            f"samples they are, got {size}."
+            f"num_samples must be at least that of the saved run ({before}) unless remap says which of its samples "
+            f"these are, got {size}."
         )
     if saved["sample_ids"] is not None and table.digest(before) != saved["sample_ids"]:
         raise ValueError(
@@ -86,12 +86,12 @@ def _positions(saved: Mapping[str, Any], table: SampleTable, remap: ArrayLike | 
 
 
 def _moved(values: NDArray[Any], was: NDArray[np.int64]) -> NDArray[Any]:
-    """What was known of each sample; zeros, as of unseen ones, where it is new."""
+    """The values of each sample in the saved run; zeros for new ones, as for unseen samples."""
     return np.where(was >= 0, values[was], values.dtype.type(0))
 
 
 def _dealt_anew(state: Mapping[str, Any], plan: Plan, was: NDArray[np.int64]) -> tuple[dict[str, Any], int]:
-    """The state of a plan that deals the rest of the epoch out anew, and the step at which that begins."""
+    """The state of a plan that draws the rest of the epoch in new batches, and the step at which it starts."""
     saved, pace, data = state["plan"], state["pace"], state["data"]
     size, batch = data["num_samples"], data["batch_size"]
     steps_before = size // batch if data["last_batch"] == "drop" else -(-size // batch)
@@ -99,11 +99,11 @@ def _dealt_anew(state: Mapping[str, Any], plan: Plan, was: NDArray[np.int64]) ->
     epoch, position = divmod(pace["step"], steps_before)
     rest = np.empty(0, np.int64)
     steps = plan.steps_per_pass
-    # Batches of the next epoch may be out already: that one begins anew.
+    # Batches of the next epoch may be drawn already: that epoch starts again.
     pass_number = min(pass_number, epoch)
     if pass_number == epoch:
         rest = _rest(saved, state["seed"], size, epoch)
-        # Steady batches have taken the place of some.
+        # Steady batches have replaced some of them.
         share = min(1.0, (steps_before - position) * batch / max(1, len(rest)))
         rest = _renumbered(rest[: math.ceil(share * len(rest))], was, size)
         fresh = np.flatnonzero(was < 0)
@@ -130,7 +130,7 @@ def _dealt_anew(state: Mapping[str, Any], plan: Plan, was: NDArray[np.int64]) ->
 
 
 def _rest(saved: Mapping[str, Any], seed: int, size: int, epoch: int) -> NDArray[np.int64]:
-    """int64[M], the samples of the pass that no report has come for, in the order in which they would have come."""
+    """int64[M], the samples of the pass that were not reported, in the order in which they would have been drawn."""
     parts = []
     for chunk in saved["chunks"]:
         if chunk["pass_number"] == epoch:
@@ -144,7 +144,7 @@ def _rest(saved: Mapping[str, Any], seed: int, size: int, epoch: int) -> NDArray
         if order is None:
             order = Permutation(size, [seed, PASS_KEY, max(0, saved["num_sweeps"])])(0, size)
         parts.append(np.asarray(order)[sweep["rank"] :])
-    # A policy that sweeps over the data again may have a sample in two places.
+    # A sample occurs twice if the policy has swept over the data again.
     rest = np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)
     first = np.empty(size, np.int64)
     # Where a position is written to twice the last value stays: from behind, that is the first place.
@@ -154,7 +154,7 @@ def _rest(saved: Mapping[str, Any], seed: int, size: int, epoch: int) -> NDArray
 
 
 def _renumbered(rest: NDArray[np.int64], was: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """The samples that stood at these positions, under the numbers they have now; those that are gone are left out."""
+    """The current indices of samples of the saved run, without those that no longer exist."""
     now = np.full(size, -1)
     now[was[was >= 0]] = np.flatnonzero(was >= 0)
     found: NDArray[np.int64] = now[rest]

@@ -1,4 +1,4 @@
-"""A sweep: one run through the data in random order, and what a selection left over on the way."""
+"""A sweep: one run through the data in random order, and the selected samples that did not fill a batch yet."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from numpy.typing import NDArray
 from .permutation import Permutation
 
 Weighted = tuple[NDArray[np.int64], NDArray[np.float32] | None]
-"""int64[M] samples, and float32[M] what to multiply their losses by, or None."""
+"""int64[M] samples, and float32[M] factors for their losses, or None."""
 
 
 class Sweep:
-    """Hands out all samples once, in parts; or, of a state that says so, some samples in an order of its own.
+    """Hands out all samples once, in parts; after loading a refitted state, the samples of its stored order.
 
     Args:
         size: N, samples in the data.
         part: Samples handed out at a time.
-        key: Of the random order; see `Permutation`.
+        key: Key of the random order; see `Permutation`.
 
     Attributes:
         rank: Samples handed out so far.
-        left_over: Samples that were kept and did not fill a batch.
+        left_over: Samples that were selected but did not fill a batch.
     """
 
     def __init__(self, size: int, part: int, key: Sequence[int]) -> None:
@@ -46,26 +46,26 @@ class Sweep:
         return self._order(start, self.rank)
 
     def add(self, indices: NDArray[np.int64], weights: NDArray[np.float32] | None) -> Weighted:
-        """What was left over, and behind it more samples; a weight is 1 where none was given."""
+        """Append samples to those left over; missing weights are 1."""
         before, weights_before = self.left_over
         if weights is not None or weights_before is not None:
             weights = np.concatenate([_or_ones(weights_before, len(before)), _or_ones(weights, len(indices))])
         return np.concatenate([before, indices]), weights
 
     def drop(self, gone: NDArray[np.bool_]) -> None:
-        """Draw those of what was left over no more that the mask says."""
+        """Remove the samples of a mask from those left over."""
         if gone.any():
             indices, weights = self.left_over
             self.left_over = indices[~gone], None if weights is None else weights[~gone]
 
     def leave(self, count: int, kept: Weighted) -> Weighted:
-        """Put all but the first ``count`` aside for the next part; those first ones."""
+        """Return the first ``count`` samples, and keep the others for the next part."""
         indices, weights = kept
         self.left_over = indices[count:], None if weights is None else weights[count:]
         return indices[:count], None if weights is None else weights[:count]
 
     def state_dict(self) -> dict[str, Any]:
-        """How far it is."""
+        """The position, and the samples left over."""
         indices, weights = self.left_over
         return {
             "rank": self.rank,
@@ -75,7 +75,7 @@ class Sweep:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Load what `state_dict` returned."""
         self.rank = state["rank"]
         weights = state["weights"]
         self.left_over = np.array(state["indices"]), None if weights is None else np.array(weights)

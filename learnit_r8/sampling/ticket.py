@@ -1,4 +1,4 @@
-"""What goes out with a batch and what comes back for its loss."""
+"""The ticket of a drawn batch, and the outcome of its report."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .chunk import Batch
 
 
 class Ticket(NamedTuple):
-    """A drawn batch; hand it back with its loss.
+    """A drawn batch; report it with its loss.
 
     Attributes:
-        step: The step it will be, 0-based, if everything that is out is reported in order.
-        epoch: Its epoch, 0-based; -1 while a learning rate is searched for.
+        step: The step, 0-based, at which it is reported if all drawn batches are reported in order.
+        epoch: Its epoch, 0-based; -1 during a learning-rate search.
         indices: int64[B], the samples to train on; fewer in an epoch's short last batch.
-        lr: Learning rate at drawing time.
-        weights: float32[B], what to multiply each sample's loss by, or None.
-        draw: Batches drawn before it.
+        lr: Learning rate when it was drawn.
+        weights: float32[B], factors for the samples' losses, or None.
+        draw: Number of batches drawn before it.
         batch: Its place in the plan.
     """
 
@@ -34,10 +34,10 @@ class Ticket(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a report; true if the step counts, so that a loop can skip ``backward()`` and ``step()``.
+    """The outcome of a report; true if the optimizer's step is to be applied, false if a loop must skip it.
 
     Attributes:
-        verdict: What the guard says of the loss.
+        verdict: The guard's verdict on the loss.
         lr: Learning rate to use now.
         rolled_back_to: Steps reported when the restored model state was taken; None if none was restored.
     """
@@ -47,11 +47,11 @@ class Outcome(NamedTuple):
     rolled_back_to: int | None
 
     def __bool__(self) -> bool:
-        # A restored model must not take the step that its old weights asked for.
+        # A restored model must not take a step with gradients of the old weights.
         return self.verdict in _COUNTED and self.rolled_back_to is None
 
 
-# The constructor of a named tuple is a Python function; this is not.
+# Much faster than the constructor of a named tuple, which is a Python function.
 new_tuple = tuple.__new__
 
 _COUNTED = (Verdict.GOOD, Verdict.DRIFT, Verdict.PENDING)

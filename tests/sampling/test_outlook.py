@@ -1,4 +1,4 @@
-"""What policies are told of all the samples."""
+"""The outlook: the summary of all samples that policies get."""
 
 import json
 
@@ -18,7 +18,7 @@ def known(num_samples=1000, part_size=EXACT, wrong=0.1):
 
 
 def table_of(mean_loss, part_size=EXACT):
-    """A table with these mean losses; a model that has learnt nothing loses 2."""
+    """A table with these mean losses; an untrained model's loss is 2."""
     table = SampleTable(len(mean_loss), batch_size=32)
     table.part_size, table.batch_trend.untrained.value = part_size, 2.0
     table.records["last"][:] = table.records["mean"][:] = mean_loss
@@ -30,8 +30,8 @@ def look(table):
     return look_at(table, np.random.default_rng(0))
 
 
-def test_small_table_is_looked_at_whole():
-    """Shares are exact where the table has at most 16,384 samples."""
+def test_small_table_is_read_whole():
+    """Shares are exact if the table has at most 16,384 samples."""
     mean_loss = np.random.default_rng(1).gamma(2, 0.5, 1000)
     outlook = look(table_of(mean_loss))
 
@@ -48,8 +48,8 @@ def test_suspects_are_not_hard():
     assert outlook.hard_share == 0
 
 
-def test_what_is_being_learnt_is_not_suspect():
-    """Where most of the suspects are better than untrained by now nothing is suspect: rare classes come late."""
+def test_samples_being_learnt_are_not_suspect():
+    """If most suspects are better than untrained by now, none is suspect: rare classes are learnt late."""
     table = known()
     wrong = np.flatnonzero(table.records["mean"] > 2)
     table.records["last"][wrong[: len(wrong) * 2 // 5]] = 1.0
@@ -60,16 +60,16 @@ def test_what_is_being_learnt_is_not_suspect():
     assert look(table).hard_share == pytest.approx(len(wrong) / 1000)
 
 
-def test_what_does_not_surprise_is_not_left_out():
-    """What is hardly worse than untrained is shown among the suspects, but a policy is not told to suspect it."""
+def test_slightly_high_losses_are_not_suspect():
+    """Samples hardly worse than untrained are shown as suspects, but policies do not get them as such."""
     mean = np.where(np.arange(1000) < 100, 2.3, 0.1)
 
     assert len(table_of(mean).suspects().indices) == 100
     assert look(table_of(mean)).suspicion is None
 
 
-def test_large_table_is_looked_at_in_part():
-    """Of a large table a random part tells the shares to within a per cent, and where the humps are."""
+def test_large_table_is_read_in_part():
+    """A random part of a large table gives the shares to within one per cent, and the components."""
     mean_loss = np.random.default_rng(1).gamma(2, 0.5, 200_000)
 
     assert look(table_of(mean_loss)).hard_share == pytest.approx((mean_loss > 2).mean(), abs=0.01)
@@ -78,13 +78,13 @@ def test_large_table_is_looked_at_in_part():
 
 @pytest.mark.parametrize("part_size", [None, WHOLE_BATCH, 4, 32])
 def test_rough_estimates_tell_nothing(part_size):
-    """From means of batches or parts there is no outlook to select by."""
+    """With means of batches or parts, the outlook is empty."""
     assert look(known(part_size=part_size)) == Outlook()
 
 
 @pytest.mark.parametrize("wrong", [0.0, 0.1])
-def test_plain_values_bring_it_back(wrong):
-    """Saved as JSON and read again it is the same to the last bit."""
+def test_plain_values_round_trip(wrong):
+    """Saved as JSON and read again, it is bit for bit the same."""
     outlook = look(known(wrong=wrong))
 
     assert from_plain(json.loads(json.dumps(to_plain(outlook)))) == outlook

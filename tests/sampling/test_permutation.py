@@ -51,7 +51,7 @@ def test_bijection(size):
 @settings(max_examples=60)
 @given(size=st.one_of(st.integers(1, 3000), st.integers(LIMIT - 3, 40_000)), key=st.integers(0, 2**63), data=st.data())
 def test_slices(size, key, data):
-    """A slice equals the same places of the whole, also an empty one."""
+    """A slice equals the same positions of the whole, also an empty one."""
     start = data.draw(st.integers(0, size))
     stop = data.draw(st.integers(start, size))
     order = Permutation(size, [key])
@@ -71,7 +71,7 @@ def test_caller_may_write(size):
 
 @pytest.mark.parametrize("size", [LIMIT + 1, 99_991, 1_000_003])
 def test_against_slow_version(size):
-    """Beyond the limit the order is that of the network written out slowly, walks included."""
+    """Beyond the limit the order equals that of a slow version of the network, including repeated rounds."""
     ranks = [0, 1, 2, size // 3, size // 2, *range(size - 300, size)]
     order = Permutation(size, [8, 1])
     fast = [int(order(rank, rank + 1)[0]) for rank in ranks]
@@ -90,7 +90,7 @@ def test_largest():
 
 @pytest.mark.parametrize("size", [50, LIMIT, LIMIT + 1, 60_000])
 def test_keys_differ(size):
-    """Keys of one length that differ in a single number give orders of their own."""
+    """Keys of one length that differ in a single number give different orders."""
     keys = [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 2, 0], [0, 0, 2], [2**63, 0, 0]]
 
     assert len({Permutation(size, key)(0, size).tobytes() for key in keys}) == len(keys)
@@ -123,7 +123,7 @@ def test_uniform_places(size):
 
 @pytest.mark.parametrize("size", [4000, LIMIT + 5, 50_000])
 def test_neighbours_are_independent(size):
-    """Consecutive places are not correlated, nor do neighbours stay neighbours."""
+    """Consecutive positions are not correlated, and neighbours do not stay neighbours."""
     steps, lags = 0, []
     for key in range(20):
         order = Permutation(size, [4, key])(0, size)

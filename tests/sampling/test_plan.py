@@ -1,4 +1,4 @@
-"""Passes, the batches that are out, and what the table learns from them."""
+"""Passes, open batches, and what the table learns from them."""
 
 import math
 import os
@@ -18,7 +18,7 @@ from tests.common import EVERYTHING, Loop, build, catalogued, load, report, run_
 
 
 class SlowTable:
-    """What the table must know, written out sample by sample and step by step in float64."""
+    """A slow table that learns sample by sample and step by step, in float64."""
 
     def __init__(self, num_samples, batch_size, estimator, alpha):
         self.batch_size, self.estimator, self.alpha = batch_size, estimator, alpha
@@ -75,7 +75,7 @@ class SlowTable:
     seed=st.integers(0, 999),
 )
 def test_equals_learning_step_by_step(size, part_size, estimator, alpha, falls_below_zero, last_batch, seed):
-    """Chunks learn what a slow table learns step by step, in any order, with batches refused, given up, and reads."""
+    """Chunks learn the same as a slow table step by step, in any order, with refusals, abandoned batches and reads."""
     num_samples, batch_size = size
     table, plan = build(*size, Balanced(), seed=seed, last_batch=last_batch, estimator=estimator, alpha=alpha)
     slow, rng = SlowTable(*size, estimator, alpha), np.random.Generator(np.random.SFC64(seed))
@@ -116,7 +116,7 @@ def test_equals_learning_step_by_step(size, part_size, estimator, alpha, falls_b
 @pytest.mark.parametrize("part_size", [None, 1, 3])
 @pytest.mark.parametrize("turns_at", range(3, 10))
 def test_losses_may_turn_negative_at_any_report(turns_at, part_size):
-    """What a planned chunk keeps of its samples follows the table when losses first turn negative."""
+    """A planned chunk's copies of records follow the table when losses first turn negative."""
     table, plan = build(12, 4, Shuffle())
     slow = SlowTable(12, 4, "relative", None)
     for step in range(12):
@@ -143,7 +143,7 @@ def test_reading_changes_nothing(policy, part_size, script, size, lowest):
 @pytest.mark.parametrize("policy", [Steady()], ids=["steady"])
 @given(script=scripts, size=st.tuples(st.integers(1, 40), st.integers(1, 9)))
 def test_reading_changes_nothing_between_sweeps(policy, script, size):
-    """Reading changes nothing for a policy that sweeps more than once in a pass, either."""
+    """Reading also changes nothing for a policy that sweeps more than once in a pass."""
     check_reading(lambda: catalogued(*size, policy), 1, script)
 
 
@@ -175,7 +175,7 @@ def late_report(*, read):
 
 @pytest.mark.parametrize("read", [False, True])
 def test_late_report_adds_to_what_was_learned_since(read):
-    """A report that arrives in the next pass counts on top of that pass's reports, not in place of them."""
+    """A report that arrives in the next pass adds to that pass's reports and does not replace them."""
     table = late_report(read=read)
 
     assert table.usage_count.tolist() == [2] * 4
@@ -185,7 +185,7 @@ def test_late_report_adds_to_what_was_learned_since(read):
 
 @pytest.mark.parametrize("read", [False, True])
 def test_reports_count_in_the_order_they_come(read):
-    """Of two reports on a sample the later one is its last, though the other's chunk closes later."""
+    """The later of two reports on a sample is its last, even if the other's chunk closes later."""
     table, plan = build(8, 4, Shuffle())
     plan.start_pass(0, 0.0)
     early = [plan.draw(), plan.draw()]
@@ -215,7 +215,7 @@ def test_refused_batches_leave_no_trace():
 
 
 def test_writing_into_a_batch_changes_nothing():
-    """A user may sort or overwrite the indices that were handed out."""
+    """A user may sort or overwrite the indices of a drawn batch."""
     table, plan = build(4, 4, Shuffle())
     plan.start_pass(0, 0.0)
     batch = plan.draw()
@@ -226,8 +226,8 @@ def test_writing_into_a_batch_changes_nothing():
     assert table.loss.tolist() == [1.0, 2.0, 3.0, 4.0]
 
 
-def test_given_up_once_comes_again_last():
-    """A batch given up for the first time is drawn again at the end of the pass, and is free."""
+def test_batch_given_up_once_is_drawn_again():
+    """A batch given up for the first time is drawn again at the end of the pass, without an extra step."""
     _, plan = build(9, 3, Shuffle())
     plan.start_pass(0, 0.0)
     first = plan.draw()
@@ -241,7 +241,7 @@ def test_given_up_once_comes_again_last():
     assert first.indices.tolist() not in [batch.indices.tolist() for batch in rest]
 
 
-def test_given_up_twice_is_done():
+def test_batch_given_up_twice_is_not_drawn_again():
     """A batch given up for the second time does not come back, and its step counts."""
     _, plan = build(3, 3, Shuffle())
     plan.start_pass(0, 0.0)
@@ -254,7 +254,7 @@ def test_given_up_twice_is_done():
 
 
 def test_given_up_after_its_pass_is_done():
-    """A batch of the pass before is not drawn again."""
+    """A batch of the previous pass is not drawn again."""
     _, plan = build(6, 3, Shuffle())
     plan.start_pass(0, 0.0)
     old = plan.draw()
@@ -287,7 +287,7 @@ def test_displaced_batches_are_counted():
 
 
 def test_displaced_samples_come_first():
-    """What was left out of a pass has less use, and so leads its stratum in the next."""
+    """Samples left out of a pass have fewer uses, so they come first in their stratum in the next."""
     _, plan = build(16, 4, Balanced())
     run_pass(plan, 0, losses=lambda indices, _: np.ones(len(indices)))
     plan.start_pass(1, 0.3)
@@ -302,7 +302,7 @@ def test_displaced_samples_come_first():
 
 @pytest.mark.parametrize("policy", [Balanced(), Steady()], ids=["balanced", "steady"])
 def test_resumes_between_chunks(policy):
-    """A state taken when a chunk has just been closed goes on with the next chunk, and the pass is no longer for it."""
+    """A state taken right after a chunk was closed resumes with the next chunk, and the pass is no longer."""
     wanted = None
     for stop in (None, 16, 17, 33, 50):
         _, plan = build(50_000, 1000, policy, seed=1)
@@ -329,7 +329,7 @@ def test_resumes_between_chunks(policy):
         assert plan.displaced == 0, f"stopped at step {stop}"
 
 
-def test_resumed_pass_draws_what_waits():
+def test_resumed_pass_draws_waiting_batches():
     """A batch given up in a first chunk is drawn again after a resume at the pass's end."""
     _, plan = build(50_000, 5000, Shuffle())
     plan.start_pass(0, 0.0)
@@ -344,8 +344,8 @@ def test_resumed_pass_draws_what_waits():
     assert resumed.draw().indices.tolist() == first.indices.tolist()
 
 
-def test_batches_of_the_old_plan_are_dead():
-    """After loading a state, batches drawn before are no longer out."""
+def test_batches_of_the_old_plan_are_void():
+    """After loading a state, batches drawn before are no longer open."""
     _, plan = build(20, 4, Balanced())
     plan.start_pass(0, 0.0)
     state = saved(plan)
@@ -356,7 +356,7 @@ def test_batches_of_the_old_plan_are_dead():
 
 
 def test_state_is_a_copy():
-    """A state does not change when the run goes on."""
+    """A state does not change when the run continues."""
     _, plan = build(20, 4, Balanced())
     plan.start_pass(0, 0.0)
     report(plan, plan.draw(), np.ones(4))
@@ -382,7 +382,7 @@ def test_states_may_be_taken_in_any_order():
 
 @pytest.mark.parametrize("last_batch", ["Short", None, "pad"])
 def test_refuses_last_batch(last_batch):
-    """What becomes of the last batch is one of three words."""
+    """last_batch must be one of three words."""
     with pytest.raises(ValueError, match=r"last_batch must be one of \('short', 'drop', 'fill'\), got"):
         build(10, 4, Shuffle(), last_batch=last_batch)
 
@@ -400,7 +400,7 @@ def test_steps_per_pass(last_batch, steps):
 
 
 def test_expected_loss():
-    """What a batch is expected to lose is the mean estimate of its samples, NaN before anything is known."""
+    """The expected loss of a batch is the mean estimate of its samples, NaN before any was seen."""
     table, plan = build(12, 4, Balanced())
     plan.start_pass(0, 0.0)
     assert math.isnan(table.with_trend(plan.draw().expected))
@@ -415,7 +415,7 @@ def test_expected_loss():
 
 
 def test_expected_loss_when_losses_turn_negative():
-    """Batches planned before the first loss below zero are still expected to lose what the table says."""
+    """The expected losses of batches planned before the first loss below zero still equal the table's estimates."""
     table, plan = build(400, 4, Balanced())
     run_pass(plan, 0, part_size=None)
     plan.start_pass(1, 0.5)

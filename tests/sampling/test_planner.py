@@ -1,4 +1,4 @@
-"""Chunks: which samples they hold, what a policy makes of them, and what it is told."""
+"""Chunks: their samples, the policy's selection and arrangement, and the policy's context."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from tests.common import build, fingerprint, report, run_pass
 
 
 def test_outside_batches_are_no_part_of_the_pass():
-    """A batch from outside a pass is learned from, and the pass goes on as if it had not been."""
+    """A batch from outside a pass is learned from, and the pass continues as without it."""
     table, plan = build(40, 4, Shuffle(), seed=2)
     run_pass(plan, 0)
     _, other = build(40, 4, Shuffle(), seed=2)
@@ -38,8 +38,8 @@ def test_outside_batches_are_steady():
     assert len({batch.tobytes() for batch in drawn}) == 4
 
 
-def test_nothing_steady_is_known_at_first():
-    """Before anything was seen there is no steady batch."""
+def test_no_steady_batch_at_first():
+    """Before any sample was seen there is no steady batch."""
     _, plan = build(40, 4, Shuffle())
     plan.start_pass(0, 0.0)
 
@@ -82,7 +82,7 @@ def test_fill_repeats_small_data():
 @pytest.mark.parametrize("policy", [Shuffle(), Balanced()], ids=["shuffle", "balanced"])
 @pytest.mark.parametrize("number", [0, 1])
 def test_filled_batch_has_distinct_samples(policy, number):
-    """Where there are enough samples, none is twice in the filled batch."""
+    """If there are enough samples, none is twice in the filled batch."""
     for seed in range(20):
         _, plan = build(10, 4, policy, last_batch="fill", seed=seed)
         last = [run_pass(plan, earlier) for earlier in range(number + 1)][-1][-1]
@@ -115,7 +115,7 @@ def test_weights_go_with_their_samples(num_samples, batch_size, last_batch):
 
 
 def test_weights_may_come_and_go():
-    """Where a policy weights some chunks only, a sample's weight is its own, or 1."""
+    """If a policy weights some chunks only, a sample's weight is its own, or 1."""
     for seed in range(8):
         _, plan = build(80_000, 1000, get_policy(Weighting(always=False)), seed=seed)
         run_pass(plan, 0)
@@ -150,7 +150,7 @@ class Keeping(Policy):
 
 
 def test_policy_that_keeps_nothing():
-    """A policy that leaves no sample at all is told so, instead of being asked forever."""
+    """A policy that selects no sample at all causes an error, not an endless loop."""
     _, plan = build(20, 4, get_policy(Keeping(0)))
     plan.start_pass(1, 0.5)
 
@@ -159,7 +159,7 @@ def test_policy_that_keeps_nothing():
 
 
 def test_policy_that_keeps_less_than_a_batch():
-    """Where the policy leaves fewer samples than a batch, the batches are that short."""
+    """If the policy selects fewer samples than a batch, the batches are that short."""
     _, plan = build(20, 4, get_policy(Keeping(3)))
 
     assert [sorted(batch.tolist()) for batch in run_pass(plan, 1)] == [[0, 1, 2]] * 5
@@ -174,7 +174,7 @@ def test_selection_sweeps_until_the_batches_are_full():
 
 
 def test_context():
-    """A policy is told the progress, the pass, B, the untrained loss and the outlook, the same for a whole pass."""
+    """The context has the progress, the pass, B, the untrained loss and the outlook, the same for a whole pass."""
     seen = []
 
     class Spying(Policy):
@@ -192,7 +192,7 @@ def test_context():
 
 
 def test_chunks_are_planned_when_reached():
-    """A chunk sees what was learned since the pass began: nothing of it is planned before its first batch."""
+    """A chunk is planned only when its first batch is drawn, with what was learned since the pass began."""
     shapes = []
 
     class Spying(Policy):
@@ -214,7 +214,7 @@ def test_chunks_are_planned_when_reached():
 
 
 def test_same_on_every_processor():
-    """Batches and tables are the same bits without the processor's vector units."""
+    """Batches and tables are bit for bit the same without the processor's vector units."""
     features = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
     if not features:
         pytest.skip("numpy uses no optional processor features here")
