@@ -1,8 +1,8 @@
-"""Batch policies: which samples come next. Frozen: what they know of a sample comes in with the chunk.
+"""Batch policies: which samples come next. They are immutable and keep no state; the data comes with each chunk.
 
-A policy is a *selection* (which samples of a chunk to visit this pass) and an *arrangement* (who goes with whom).
-A chunk is a uniform random part of the data, about 25 thousand samples, in random order. To write one, subclass
-`Policy` and override `select`, `arrange` or both; ``docs/policies.md`` has an example.
+A policy is a *selection* (which samples of a chunk to visit in this pass) and an *arrangement* (how they are combined
+into batches). A chunk is a uniform random part of the data, about 25,000 samples, in random order. To write a policy,
+subclass `Policy` and override `select`, `arrange` or both; ``docs/policies.md`` has an example.
 """
 
 from .balanced import Balanced as Balanced

@@ -1,4 +1,4 @@
-"""A policy around another one: what it does not change is the other's."""
+"""The base of policies that wrap another one."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .base import Candidates, Context, Kept, Order, Policy
 
 @dataclass(frozen=True)
 class Around(Policy):
-    """Selects, arranges and needs what another policy does; subclasses change a part of that.
+    """Wraps another policy and passes everything to it; subclasses change a part of that.
 
     Args:
         inner: The other policy.
 
     Raises:
-        TypeError: ``inner`` is no policy.
+        TypeError: ``inner`` is not a policy.
     """
 
     inner: Policy

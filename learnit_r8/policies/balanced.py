@@ -1,4 +1,4 @@
-"""Everything once a pass, in batches with equal shares of easy and hard samples."""
+"""Every sample once per pass, in batches with equal shares of easy and hard samples."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .ranking import by_loss, grouped, spread
 
 @dataclass(frozen=True)
 class Balanced(Policy):
-    """Every sample once a pass, each batch one sample from each of B loss strata, least used first.
+    """Every sample once per pass; each batch has one sample of each of B loss strata, least used first.
 
-    With S, the next multiple of 4 from B, a chunk is cut into S strata by loss and place p of the order takes the
-    next sample of stratum ``spread(S)[(p + shift) % S]``. Four consecutive places hold one sample of each loss
-    quartile, and any run of places about equal shares of finer quantiles, so parts and ranks may take slices.
-    Which strata get the remainder (C mod S) is random: cutting it off the sorted list would starve the hardest.
-    With groups, strata are cut from the samples sorted by group, then loss.
+    A chunk is divided into S strata by loss, where S is B rounded up to a multiple of 4, and position p of the order
+    takes the next sample of stratum ``spread(S)[(p + shift) % S]``. Four consecutive positions hold one sample of each
+    loss quartile, and any run of positions about equal shares of finer quantiles, so parts and ranks may take slices.
+    Which strata get the remainder (C mod S) is random: cutting it off the sorted list would neglect the hardest
+    samples. With groups, strata are cut from the samples sorted by group, then loss.
 
-    It makes the batch loss smoother; it does not lower the variance of the gradient, nor change the final accuracy
-    (``benchmarks/variance.py``). Groups do lower the variance of the gradient.
+    This makes the batch loss smoother. It neither lowers the variance of the gradient nor changes the final accuracy
+    (``benchmarks/variance.py``); with groups, it does lower the variance of the gradient.
     """
 
     name = "balanced"
@@ -56,11 +56,11 @@ class Balanced(Policy):
 
 @dataclass(frozen=True)
 class Quartile(Policy):
-    """Every sample once a pass, each batch its share of Q1, of Q2-Q3 and of Q4, least used first in each.
+    """Every sample once per pass; each batch has its share of Q1, of Q2-Q3 and of Q4, least used first in each.
 
-    Places take Q1, middle, Q4, middle, in turn, so that every run of places holds a quarter, a half and a quarter.
+    Positions take Q1, middle, Q4, middle, in turn, so every run of positions holds a quarter, a half and a quarter.
 
-    Source: README of learnit-r8, "Intelligent Batch Construction".
+    Source: the prototype of learnit-r8.
     """
 
     name = "quartile"
@@ -91,5 +91,5 @@ def _labels_by_rank(columns: Order, rows: int, remainder: int, dtype: np.dtype[A
 
 
 def _any_number(chunk: Candidates) -> int:
-    """A number that depends on the chunk alone: its order is random, so its first sample is as good as a generator."""
+    """A pseudo-random number from the chunk's first sample, which is random as the chunk is in random order."""
     return (int(chunk.indices[0]) * 0x9E3779B97F4A7C15 & (2**64 - 1)) >> 32

@@ -1,4 +1,4 @@
-"""What a policy sees, what it answers, and the base of all policies."""
+"""The base of all policies, and the types of their arguments and results."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ..table.label_noise import Suspicion
 
 Order = NDArray[np.int64]
 Kept = tuple[NDArray[np.bool_], NDArray[np.float32] | None]
-"""Which samples to keep, and what to weight them by."""
+"""bool[C], which samples to visit, and float32[C] weights for their losses, or None."""
 
 
 class Candidates(NamedTuple):
     """What a policy sees of the C samples of a chunk, in the random order of the pass.
 
     Attributes:
-        indices: int64[C], their positions in the data set.
-        loss: float32[C], estimated loss, NaN where never seen.
-        last: float32[C], last observation; means nothing where never seen.
-        mean: float32[C], mean of the observations; means nothing where never seen.
+        indices: int64[C], their indices in the data set.
+        loss: float32[C], estimated loss, NaN for unseen samples.
+        last: float32[C], last observed loss; undefined for unseen samples.
+        mean: float32[C], mean of the observed losses; undefined for unseen samples.
         usage_count: int64[C], times learned from.
         group: int64[C], code of the user's label; None without groups.
     """
@@ -40,15 +40,15 @@ class Candidates(NamedTuple):
 
 
 class Outlook(NamedTuple):
-    """What the table says of all the samples, from a random part of at most 16,384 of them.
+    """A summary of all samples, from a random part of at most 16,384 of them.
 
     Attributes:
-        is_exact: Whether losses were reported per sample: from means of parts wrong labels cannot be told from others,
-            and a selection by batch means is no better than a random one.
+        is_exact: Whether losses were reported per sample. If not, means of parts do not show wrong labels, and a
+            selection by batch means is no better than a random one.
         num_uses: Mean number of uses.
         hard_share: Share of the samples, without the suspects, whose mean loss is worse than untrained.
-        middle_loss: Median of their last losses; NaN where nothing was seen.
-        suspicion: How to tell samples that look mislabelled; None where none do.
+        middle_loss: Median of their last losses; NaN if none was seen.
+        suspicion: The criterion for samples that look mislabelled; None if none do.
     """
 
     is_exact: bool = False
@@ -59,15 +59,15 @@ class Outlook(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What a policy knows besides the chunk; the same for a whole pass.
+    """What a policy knows apart from the chunk; the same for a whole pass.
 
     Attributes:
         progress: Finished share of the budget when the pass began, in [0, 1].
-        pass_number: 0 for the cataloguing pass, -1 for batches outside any pass.
+        pass_number: Number of the pass, 0-based; -1 for batches outside any pass.
         batch_size: B.
-        untrained_loss: Loss of a model that has learnt nothing; NaN before it is known.
-        outlook: What the table says of all the samples; taken only for policies that select.
-        group_sizes: Samples in the data of each group, by code; empty without groups.
+        untrained_loss: Loss of an untrained model; NaN before it is known.
+        outlook: A summary of all samples, made only for policies that select.
+        group_sizes: Number of samples in each group, by code; empty without groups.
     """
 
     progress: float
@@ -79,24 +79,24 @@ class Context(NamedTuple):
 
 
 class Policy:
-    """Everything once a pass, in random order: the base of all policies."""
+    """The base of all policies: every sample once per pass, in random order."""
 
     name = "shuffle"
     is_random = True
-    """Whether `rng` is used. Making a generator costs as much as planning a thousand samples."""
+    """Whether ``rng`` is used; making a generator takes as long as planning a thousand samples."""
 
     needs_exact = False
-    """Whether `select` rests on losses of single samples, and keeps everything where `Outlook.is_exact` is false."""
+    """Whether `select` needs per-sample losses, and keeps all samples if `Outlook.is_exact` is false."""
 
     needs_groups = False
     """Whether ``groups=`` must be given."""
 
     uses_groups = True
-    """Whether ``groups=`` changes anything; where it does not it is refused."""
+    """Whether ``groups=`` has any effect; if not, it is refused."""
 
     @property
     def selects(self) -> bool:
-        """Whether `select` may leave samples out; the pass then sweeps over the data until its batches are full."""
+        """Whether `select` may leave samples out; the pass then sweeps over the data until it has all its batches."""
         return type(self).select is not Policy.select
 
     def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
@@ -104,22 +104,22 @@ class Policy:
 
         Args:
             chunk: The candidates.
-            context: Where the run stands.
-            rng: The only source of randomness; keyed by seed, pass and chunk.
+            context: The state of the run.
+            rng: The only source of randomness to use; keyed by seed, pass and chunk.
 
         Returns:
-            bool[C], which to keep, and float32[C] weights for the loss, or None for no weights. Your own policy may
+            bool[C], which to keep, and float32[C] weights for the losses, or None for no weights. A user's policy may
             return the first alone.
         """
         return np.ones(len(chunk.indices), bool), None
 
     def arrange(self, chunk: Candidates, batch_size: int, rng: np.random.Generator) -> Order:
-        """Choose who goes with whom.
+        """Combine samples into batches.
 
         Args:
             chunk: The samples to visit.
-            batch_size: B; consecutive runs of B places become batches.
-            rng: The only source of randomness.
+            batch_size: B; consecutive runs of B positions become batches.
+            rng: The only source of randomness to use.
 
         Returns:
             int64[C], a permutation of ``range(C)``: positions in ``chunk``, in drawing order.

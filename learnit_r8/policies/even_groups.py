@@ -1,4 +1,4 @@
-"""Rare groups more often: another policy's selection, thinned where a group is common."""
+"""Even groups: visits rare groups more often, by leaving out samples of common ones."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from .base import Candidates, Context, Kept, Policy
 
 @dataclass(frozen=True)
 class EvenGroups(Around):
-    """Another policy, with rare groups visited more often than they are in the data and common ones less.
+    """Another policy, with rare groups visited more often than their share of the data, and common ones less.
 
-    A group with n samples gets visits in proportion to n ** ``exponent``: 1 leaves things as they are, 0.5 evens out
-    half of the difference, with 0 all groups get the same. An epoch is N visits all the same; what rare groups gain is
-    taken from the common ones, by leaving out random samples anew in each pass.
+    A group with n samples gets visits in proportion to n ** ``exponent``: 1 changes nothing, 0.5 removes half of the
+    difference (on a log scale), with 0 all groups get the same. An epoch is still N visits: in each pass, random
+    samples of common groups are left out.
 
     Args:
-        inner: The policy that selects and arranges otherwise.
+        inner: The policy that selects and arranges samples.
         exponent: In [0, 1].
-        most_often: How much more often than a sample of the commonest group any other may come, >= 1; without a limit
-            groups of a few samples would be learnt by heart.
+        most_often: Most visits of a sample relative to those of a sample in the largest group, >= 1; without a limit,
+            groups of a few samples would be memorised.
 
     Raises:
-        ValueError: an exponent or limit outside its range.
-        TypeError: ``inner`` is no policy.
+        ValueError: the exponent or the limit is outside its range.
+        TypeError: ``inner`` is not a policy.
 
     Source: square-root sampling of Mahajan et al. (arXiv:1805.00932) is 0.5, class-balanced sampling 0; compared by
     Kang et al. (arXiv:1910.09217). Measured on digits in ``benchmarks/learning.py``.

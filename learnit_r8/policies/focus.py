@@ -1,4 +1,4 @@
-"""The hard half, where that is safe, and without the samples that look mislabelled."""
+"""Focus: visits mainly the harder half of the samples where that is safe, optionally without suspect labels."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from .balanced import Balanced
 from .base import Candidates, Context, Kept, Order, Policy
 
 LEAST_USES = 2.5
-"""Mean uses before anything is skipped."""
+"""Mean uses from which samples may be skipped."""
 
 GUARD_USES, GUARD_PROGRESS, GUARD_LEAST = 4, 0.1, 0.85
-"""Mean uses and share of the budget before suspects are skipped; their least loss, as `Suspicion.flags` takes it."""
+"""Mean uses and share of the budget from which suspects are skipped; their least loss, see `Suspicion.flags`."""
 
 
 @dataclass(frozen=True)
 class Focus(Policy):
-    """Skips most of the easy half for a part of the training; with ``noise_guard`` also what looks mislabelled.
+    """Skips most of the easy half during part of the training; with ``noise_guard`` also samples that look mislabelled.
 
-    The easy half: between ``begin`` and ``end`` of the budget the half of the samples with the lowest last loss is
-    skipped with probability ``skip_easy``, anew in each pass, but only where few samples are hard (those whose mean
-    loss is worse than untrained, without the suspects, are fewer than ``most_hard`` of all) and none are suspect, or
-    the guard skips those. Where many samples are hard the model has not learnt enough yet to tell easy from useless,
-    and wrong labels are the hardest of all: there skipping harms. Losses get no weights: those that would make up for
-    what is skipped act as a higher learning rate.
+    The easy half: between ``begin`` and ``end`` of the budget, the half of the samples with the lowest last losses is
+    skipped with probability ``skip_easy``, drawn again in each pass. This requires that few samples are hard (without
+    the suspects, less than ``most_hard`` of all have a mean loss worse than untrained), and that there are no suspects
+    unless the guard skips them. If many samples are hard, the model has not learnt enough to tell easy from useless,
+    and wrong labels are the hardest of all: skipping would harm. Losses get no weights, as weights that make up for
+    skipped samples act like a higher learning rate.
 
     The guard: once samples were used 4 times on average and 10 % of the budget is spent, the suspects
-    (`Suspicion.flags`, from 72 % of the untrained loss on) are skipped with probability ``skip_suspects``, unless they
-    lose less than wrong labels must (`Suspicion.is_surprising`), or most of them are being learnt at the time, as rare
-    classes are. Their mean loss hardly changes from then on, so the decision keeps. To the losses a rare class that is
-    learnt late looks like wrong labels: the guard needs ``groups``, the labels, and suspects no class much more than
-    the others. Where there are no classes, one group for all will do: ``groups=np.zeros(N)``.
+    (`Suspicion.flags`, from 72 % of the untrained loss on) are skipped with probability ``skip_suspects``, unless their
+    losses are lower than those of wrong labels must be (`Suspicion.is_surprising`), or most of them are being learnt,
+    as rare classes are. Their mean loss hardly changes from then on, so the decision stays. By its losses, a rare class
+    that is learnt late looks like wrong labels; so the guard needs the labels as ``groups``, and suspects no class much
+    more than others. If there are no classes, use one group for all: ``groups=np.zeros(N)``.
 
-    An epoch is N visits all the same, and the last ones go to all samples but the suspects. Without losses of single
-    samples everything is visited once a pass.
+    An epoch is still N visits, and the last ones go to all samples except the suspects. Without per-sample losses,
+    every sample is visited once per pass.
 
     Args:
-        noise_guard: Whether to skip samples that look mislabelled; takes losses of single samples.
-        skip_easy: In [0, 1].
-        skip_suspects: In [0, 1].
+        noise_guard: Whether to skip samples that look mislabelled; needs per-sample losses.
+        skip_easy: Probability, in [0, 1].
+        skip_suspects: Probability, in [0, 1].
         begin: Share of the budget, in [0, 1].
         end: Share of the budget, in [begin, 1].
         most_hard: Share of the samples, in [0, 1].
 
     Raises:
-        ValueError: an argument outside its range.
+        ValueError: an argument is outside its range.
         TypeError: ``noise_guard`` is not a boolean.
 
     Source: measured against a plain shuffle with as many visits in ``benchmarks/learning.py``.
@@ -83,7 +83,7 @@ class Focus(Policy):
         keep = np.ones(len(luck), bool)
         is_time = context.progress >= GUARD_PROGRESS and outlook.num_uses >= GUARD_USES
         guarding = outlook.suspicion if self.noise_guard and is_time else None
-        # Suspects that nobody skips would be most of the hard half.
+        # Suspects that are not skipped would make up most of the hard half.
         is_clean = guarding is outlook.suspicion
         is_learnt = outlook.num_uses >= LEAST_USES and outlook.hard_share < self.most_hard
         if outlook.is_exact and is_clean and is_learnt and self.begin <= context.progress < self.end:

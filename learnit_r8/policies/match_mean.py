@@ -1,4 +1,4 @@
-"""Batches whose mean loss is near that of the data, by swapping samples between them."""
+"""Mean matching: swaps samples between batches until each batch's mean loss is near that of the chunk."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .shuffle import Shuffle
 class MatchMean(Around):
     """Another policy's batches, with samples swapped until each batch's mean loss is near that of the chunk.
 
-    In every round the batches are paired from both ends of their ranking by mean loss, and a pair swaps the highest
-    loss of the one for the lowest of the other if that lessens the larger of their two gaps.
+    In every round the batches are paired from both ends of their ranking by mean loss. A pair swaps the highest loss
+    of one for the lowest of the other if that reduces the larger of their two gaps.
 
     Args:
         inner: The policy that proposes the batches.
@@ -28,9 +28,9 @@ class MatchMean(Around):
         max_swaps: Rounds, >= 0.
 
     Raises:
-        ValueError: a tolerance or number of rounds outside its range.
+        ValueError: the tolerance or the number of rounds is outside its range.
 
-    Source: "Batch Loss Targeting" in the README of the public prototype of learnit-r8.
+    Source: the prototype of learnit-r8.
     """
 
     inner: Policy = field(default_factory=Shuffle)
@@ -62,7 +62,7 @@ class MatchMean(Around):
 
 
 def _swap_extremes(batches: Order, loss: NDArray[np.float64], target: float, tolerance: float) -> bool:
-    """Swap one sample between batches paired from both ends of the ranking by mean loss; False if none moved."""
+    """Swap one sample between batches paired from both ends of their ranking by mean loss; False if none swapped."""
     values = loss[batches]
     gap = values.mean(axis=1) - target
     # Zeros of either sign are equal, and what is no number comes last.

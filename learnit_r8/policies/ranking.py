@@ -1,4 +1,4 @@
-"""Ranking the samples of a chunk, the same on every processor: ties are broken by the chunk's own random order."""
+"""Rankings of the samples of a chunk, the same on every processor: the chunk's own random order breaks ties."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .radix import keys_of, order_of
 
 
 def by_loss(loss: NDArray[np.float32]) -> Order:
-    """int64[C], positions by rising loss, ties and unseen samples in the chunk's order."""
+    """int64[C], positions by ascending loss; ties in the chunk's order, unseen samples spread evenly."""
     return order_of(keys_of(filled_in(loss) if np.isnan(loss.min()) else loss))
 
 
@@ -32,7 +32,7 @@ def filled_in(loss: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def grouped(labels: NDArray[np.unsignedinteger], usage_count: NDArray[np.int64]) -> Order:
-    """int64[C], positions by label, least used first within each, in the chunk's order where use is equal.
+    """int64[C], positions by label, then by use count, then in the chunk's order.
 
     Args:
         labels: uint[C].
@@ -47,7 +47,7 @@ def grouped(labels: NDArray[np.unsignedinteger], usage_count: NDArray[np.int64])
 
 @functools.lru_cache(maxsize=8)
 def spread(strata: int) -> Order:
-    """int64[S]: which stratum each place takes, so that every run of places is spread over all strata.
+    """int64[S], the stratum of each position, chosen so that every run of positions is spread over all strata.
 
     Quartiles alternate with period 4; within a quartile the strata follow the van der Corput sequence. S is a
     multiple of 4.

@@ -1,4 +1,4 @@
-"""Policies by name, and a check of those from outside."""
+"""Registry: policies by name, and the checks of users' policies."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def even_groups(policy: str | Policy = "balanced", *, exponent: float = 0.5, mos
 
 @dataclass(frozen=True)
 class _Checked(Around):
-    """A policy from outside; refuses answers that would lose or repeat samples."""
+    """A user's policy; raises if its results would lose or repeat samples."""
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -90,6 +90,6 @@ class _Checked(Around):
 
 
 def _shape(value: Any) -> str:
-    """A short picture of what a policy returned."""
+    """A short description of what a policy returned."""
     array = np.asarray(value)
     return f"{array.dtype}{list(array.shape)} beginning with {array.ravel()[:8].tolist()}"

@@ -1,4 +1,4 @@
-"""Everything once a pass, in random order."""
+"""Every sample once per pass, in random order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .base import Policy
 
 @dataclass(frozen=True)
 class Shuffle(Policy):
-    """Every sample once a pass in random order: what a plain shuffle does. The baseline."""
+    """Every sample once per pass in random order, as by a plain shuffle: the baseline."""
 
     name = "shuffle"
     uses_groups = False

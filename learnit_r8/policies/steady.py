@@ -1,4 +1,4 @@
-"""Low-loss samples only, to steady a training that went wrong."""
+"""Steady batches: only low-loss samples, to stabilize training after a refused loss."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .ranking import by_loss
 class Steady(Policy):
     """Only the quarter of the seen samples with the lowest loss (Q1), least used first.
 
-    Used by recovery to steady the training after a refused loss. Where fewer samples than a batch were seen, as after
-    an epoch of refused losses, a pass takes everything.
+    Recovery uses it to stabilize training after a refused loss. If fewer samples than a batch were seen, as after an
+    epoch of refused losses, a pass takes every sample.
 
-    Source: README of learnit-r8, "Stability & Automated Recovery".
+    Source: the prototype of learnit-r8.
     """
 
     name = "steady"

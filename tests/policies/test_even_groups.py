@@ -28,24 +28,24 @@ def kept(policy, *, groups=GROUPS, loss=None, outlook=None):
     ("exponent", "shares"), [(1.0, [1, 1, 1]), (0.5, [0.05**0.5, 0.25**0.5, 1]), (0.0, [0.1, 0.5, 1])]
 )
 def test_visits_follow_the_power_of_the_size(exponent, shares):
-    """A group of n is visited in proportion to n ** exponent, but no sample ten times as often as the most common."""
+    """A group of n samples gets visits in proportion to n ** exponent."""
     assert kept(even_groups(exponent=exponent)) == pytest.approx(shares, abs=0.03)
 
 
 def test_limit():
-    """A sample of a rare group comes at most so many times as often as one of the commonest."""
+    """A sample of a rare group comes at most ``most_often`` times as often as one of the largest group."""
     assert kept(even_groups(exponent=0.0, most_often=2.0)) == pytest.approx([0.5, 1, 1], abs=0.03)
 
 
 def test_group_that_the_chunk_lacks_counts():
-    """Common groups are thinned for a rare one, wherever in the data it is: the rates are the same in every chunk."""
+    """Common groups are thinned at the same rate in every chunk, also where a rare group has no samples."""
     policy, context = even_groups(exponent=0.0), Context(0.5, 6, 8, 2.0, Outlook(), (9000, 900, 9000))
     chunk = candidates(np.ones(9000), group=np.zeros(9000, int))
 
     assert policy.select(chunk, context, generator())[0].mean() == pytest.approx(0.1, abs=0.02)
 
 
-def test_what_the_inner_policy_skips_stays_skipped():
+def test_samples_skipped_by_the_inner_policy_stay_skipped():
     """Suspects that a guard skips are skipped in rare groups, too."""
     outlook = Outlook(True, 6.0, 1.0, 1.0, Suspicion(2.0, Humps(0.3, 0.1, 1.5, 0.1, 0.1)))
     loss = np.where(np.arange(len(GROUPS)) % 10 == 0, 4.5, 0.1)
@@ -55,7 +55,7 @@ def test_what_the_inner_policy_skips_stays_skipped():
 
 
 def run(policy, **settings):
-    """A run over ten epochs in which everything is learnt; visits of each sample in the second half."""
+    """The visits of each sample in the second half of a run over ten epochs, in which all are learnt."""
     r8 = R8Scheduler(2000, batch_size=32, num_epochs=10, policy=policy, groups=GROUPS[::5], **settings)
     visits = np.zeros(2000)
     while (ticket := r8.draw_if_any()) is not None:
@@ -66,7 +66,7 @@ def run(policy, **settings):
 
 
 def test_an_epoch_stays_as_long():
-    """What rare groups gain is taken from the common ones: epochs have N visits; every sample comes now and then."""
+    """An epoch still has N visits, and every sample is visited at times."""
     r8, visits = run(even_groups())
     by_group = [visits[GROUPS[::5] == code].mean() for code in range(3)]
 
@@ -76,7 +76,7 @@ def test_an_epoch_stays_as_long():
 
 
 def test_resumes_bit_for_bit():
-    """A run that stops in mid-pass goes on with the same samples."""
+    """A run that stops in mid-pass resumes with the same samples."""
 
     def make():
         return R8Scheduler(300, batch_size=32, num_epochs=6, policy=even_groups("focus"), groups=np.arange(300) // 250)
@@ -119,7 +119,7 @@ def test_bad_arguments(arguments, error, message):
         even_groups(**arguments)
 
 
-def test_refuses_what_is_no_policy():
+def test_refuses_other_objects_than_policies():
     """The class takes a policy, not a name."""
     with pytest.raises(TypeError, match=r"inner must be a Policy, got 'balanced'\."):
         EvenGroups("balanced")

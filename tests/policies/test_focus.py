@@ -1,4 +1,4 @@
-"""The policy that skips what is easy and what looks mislabelled."""
+"""The policy that skips samples that are easy or look mislabelled."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def kept(policy, loss, *, progress=0.5, outlook=SAFE, uses=6, group=None, count=
 
 
 def test_skips_the_easy_half():
-    """Of the lower half by last loss about 5 % are kept, of the other half all."""
+    """About 5 % of the half with lower last losses are kept, and all of the other half."""
     easy, easier, hard, harder = kept(Focus(), [0.2, 0.1, 0.3, 0.4])
 
     assert 0 < easy < 0.12
@@ -46,13 +46,13 @@ def test_skips_the_easy_half():
     ],
     ids=["too early", "the tail", "many are hard", "hardly used", "not exact", "some look mislabelled"],
 )
-def test_takes_everything_where_skipping_is_not_safe(change):
-    """At the begin and the end, while many samples are hard, with suspects or a rough table nothing is skipped."""
+def test_keeps_everything_where_skipping_is_not_safe(change):
+    """Early and late, with many hard samples, suspects or a rough table, nothing is skipped."""
     assert kept(Focus(), [0.1, 0.2, 0.3, 0.4], **change).tolist() == [1, 1, 1, 1]
 
 
 def test_noise_guard_skips_suspects():
-    """With the guard suspects are left out, or as many of them as is wished; the easy half is skipped then, too."""
+    """With the guard, suspects are skipped with the given probability, and so is the easy half."""
     easy, hard, suspect, suspect_too = kept(Focus(noise_guard=True), [0.1, 0.3, 4.5, 4.6], outlook=SUSPECTING)
     some = kept(Focus(noise_guard=True, skip_suspects=0.9), [0.1, 0.3, 4.5, 4.6], outlook=SUSPECTING)
 
@@ -61,8 +61,8 @@ def test_noise_guard_skips_suspects():
     assert 0.05 < some[2] < 0.17
 
 
-def test_guard_skips_what_is_nearly_as_bad_as_untrained():
-    """What is of the higher hump is skipped from 72 % of the untrained loss on; `suspects()` asks for all of it."""
+def test_guard_skips_samples_nearly_as_bad_as_untrained():
+    """The higher component is skipped from 72 % of the untrained loss on; `suspects()` requires 100 %."""
     early = SUSPECTING._replace(suspicion=SUSPICION._replace(humps=Humps(0.3, 0.05, 0.95, 0.1, 0.1)))
     below, above = kept(Focus(noise_guard=True, begin=1, end=1), [1.4, 1.5], outlook=early)
 
@@ -80,12 +80,12 @@ def test_guard_skips_what_is_nearly_as_bad_as_untrained():
     ids=["too early", "hardly used", "nothing suspected", "young samples"],
 )
 def test_guard_waits(change):
-    """Before a tenth of the budget and four uses on average, and without suspicion, nobody is skipped as a suspect."""
+    """Before 10 % of the budget and 4 uses on average, and without a criterion, no sample is skipped as a suspect."""
     assert kept(Focus(noise_guard=True), [0.1, 4.5], **{"outlook": SUSPECTING, **change}).tolist() == [1, 1]
 
 
 def test_guard_protects_groups():
-    """Where all suspects are of one group, most of that group is kept."""
+    """If all suspects are of one group, most of that group is kept."""
     plain = kept(Focus(noise_guard=True, begin=1, end=1), [0.1, 0.1, 0.1, 4.5], outlook=SUSPECTING)
     grouped = kept(
         Focus(noise_guard=True, begin=1, end=1), [0.1, 0.1, 0.1, 4.5], outlook=SUSPECTING, group=[0, 0, 0, 1]
@@ -121,7 +121,7 @@ def losses_of(indices, epoch):
 
 
 def train(r8, *, until=None, visits=None, reduce=lambda losses: losses, part_size=None):
-    """Go on to the end, or to a step."""
+    """Train to the end, or to a step."""
     while r8.global_step != until and (ticket := r8.draw_if_any()) is not None:
         if visits is not None:
             visits[ticket.epoch, ticket.indices] += 1
@@ -129,7 +129,7 @@ def train(r8, *, until=None, visits=None, reduce=lambda losses: losses, part_siz
 
 
 def test_a_run_hardly_visits_wrong_labels_any_more():
-    """An epoch stays N visits; from the fifth on they go to samples that are right."""
+    """An epoch is still N visits; from the fifth on they go to samples with right labels."""
     r8 = R8Scheduler(
         400, batch_size=32, num_epochs=10, policy=Focus(noise_guard=True, begin=1, end=1), groups=np.arange(400) % 3
     )
@@ -143,7 +143,7 @@ def test_a_run_hardly_visits_wrong_labels_any_more():
 
 @pytest.mark.parametrize("step", [70, 78, 90])
 def test_resumes_bit_for_bit(step):
-    """A run that stops in mid-pass goes on with what it decided when the pass began."""
+    """A run that stops in mid-pass resumes with the decisions made when the pass began."""
 
     def make():
         policy = Focus(noise_guard=True)
@@ -159,8 +159,8 @@ def test_resumes_bit_for_bit(step):
     assert np.array_equal(whole.table.loss, second.table.loss)
 
 
-def test_means_of_parts_take_everything():
-    """From means of small parts wrong labels cannot be told, and the hard half would hold them: nothing is skipped."""
+def test_with_means_of_parts_nothing_is_skipped():
+    """Means of small parts do not show wrong labels, which would be in the hard half: nothing is skipped."""
     r8 = R8Scheduler(400, batch_size=32, num_epochs=10, policy=Focus(noise_guard=True), groups=np.zeros(400))
     with pytest.warns(RuntimeWarning, match=r"needs the loss of each sample and was given parts of 4"):
         train(r8, reduce=lambda losses: losses.reshape(-1, 4).mean(axis=1), part_size=4)
@@ -169,13 +169,13 @@ def test_means_of_parts_take_everything():
 
 
 def test_guard_needs_groups():
-    """Without the labels a rare class looks mislabelled: the guard asks for them before anything is made."""
-    with pytest.raises(ValueError, match=r"groups must be a label.*np\.zeros\(num_samples\) is one group for all"):
+    """Without groups a rare class looks mislabelled: the guard refuses to run without them."""
+    with pytest.raises(ValueError, match=r"groups must be a label.*np\.zeros\(num_samples\) puts all samples into one"):
         R8Scheduler(400, batch_size=32, num_epochs=10, policy=Focus(noise_guard=True))
 
 
 def test_rare_class_that_is_learnt_late_is_kept():
-    """A class of 5 % that stays at its prior is visited as the others are; wrong labels in all classes are not."""
+    """A class of 5 % that is learnt late is visited like the others; wrong labels in all classes are not."""
     groups = (np.arange(2000) < 100).astype(int)
     r8 = R8Scheduler(2000, batch_size=50, num_epochs=10, policy=Focus(noise_guard=True, begin=1, end=1), groups=groups)
     while (ticket := r8.draw_if_any()) is not None:
@@ -188,8 +188,8 @@ def test_rare_class_that_is_learnt_late_is_kept():
     assert uses[149::50].max() <= 6
 
 
-def test_batch_means_take_everything_and_say_so():
-    """Where only means of batches are reported every sample comes once an epoch, and one warning says why."""
+def test_with_batch_means_nothing_is_skipped_with_a_warning():
+    """If only batch means are reported, every sample comes once per epoch, and one warning says why."""
     r8 = R8Scheduler(400, batch_size=32, num_epochs=6, policy="focus")
     visits = np.zeros((6, 400))
     with pytest.warns(RuntimeWarning, match=r"Focus\(.*needs the loss of each sample.*given batch means of 32") as said:

@@ -1,4 +1,4 @@
-"""Who goes with whom: the shares, the order of use, and what is refused from a user's policy."""
+"""Arrangements: shares of quantiles, the order of use, and the checks of users' policies."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ class TestPolicies(PolicySuite):
 
 
 def runs_of(order, batch_size, length):
-    """int64[M, length], every run of so many consecutive places inside the full batches."""
+    """int64[M, length], every run of ``length`` consecutive positions inside the full batches."""
     batches = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
     return np.lib.stride_tricks.sliding_window_view(batches, length, axis=1).reshape(-1, length)
 
@@ -155,7 +155,7 @@ def test_quartile_draws_least_used_first(quarter, seed, most):
 
 @pytest.mark.parametrize("most_used", [1, 2**16 - 1])
 def test_saturated_use_is_the_largest(most_used):
-    """A sample used as often as can be counted comes last, not first."""
+    """A sample whose use count is saturated comes last, not first."""
     uses = np.zeros(8, np.int64)
     uses[0] = most_used
     for policy in (Balanced(), Quartile(), Steady()):
@@ -166,7 +166,7 @@ def test_saturated_use_is_the_largest(most_used):
 
 @pytest.mark.parametrize("policy", [Balanced(), Quartile()], ids=["balanced", "quartile"])
 def test_equals_keep_the_random_order(policy):
-    """Among equal losses and uses every place is open to every sample: the chunk's own order decides."""
+    """Among equal losses and uses, the chunk's own random order decides."""
     order = policy.arrange(candidates(np.ones(12)), 12, generator())
 
     # The first four are the first of each quarter of the chunk's order.
@@ -177,7 +177,7 @@ def test_equals_keep_the_random_order(policy):
 @settings(max_examples=60)
 @given(quarter=st.integers(2, 60), share=st.floats(0.01, 0.95), seed=st.integers(0, 999))
 def test_unseen_samples_are_spread(policy, quarter, share, seed):
-    """Never-seen samples are spread evenly over the quartiles: each edge misplaces one at most."""
+    """Unseen samples are spread evenly over the quartiles, each edge misplacing at most one."""
     count = 4 * quarter
     loss = random_losses("distinct", count, seed)
     unseen = generator(seed).random(count) < share
@@ -201,7 +201,7 @@ def test_infinite_and_zero_losses_rank(policy):
 
 @pytest.mark.parametrize("count", [5, 6, 7, 9, 31])
 def test_remainder_is_random(count):
-    """What does not fill the strata comes from every quartile equally often: no part of the data always comes last."""
+    """The remainder comes from every quartile equally often, so no part of the data always comes last."""
     remainder, keys = count % 4, 1200
     tallies = np.zeros(4)
     for seed in range(keys):
@@ -249,14 +249,14 @@ def test_steady_keeps_the_lowest_quarter():
 
 
 def test_steady_keeps_a_batch():
-    """Where a quarter is less than a batch, the lowest batch is kept."""
+    """If a quarter is less than a batch, the lowest batch is kept."""
     keep, _ = Steady().select(candidates([9, 1, 8, 2, 7, 3, 6, 4]), Context(0.5, 1, 3, 9.0), generator())
 
     assert np.flatnonzero(keep).tolist() == [1, 3, 5]
 
 
 def test_steady_leaves_out_unseen_samples():
-    """A sample never seen is not known to be steady."""
+    """An unseen sample is not steady."""
     loss, uses = [9, np.nan, 8, np.nan, np.nan], [1, 0, 1, 0, 0]
     keep, _ = Steady().select(candidates(loss, usage_count=uses), Context(0.5, 1, 2, 9.0), generator())
 
@@ -265,7 +265,7 @@ def test_steady_leaves_out_unseen_samples():
 
 @pytest.mark.parametrize(("pass_number", "kept"), [(1, [0, 1, 2, 3, 4]), (-1, [0, 2])], ids=["pass", "outside"])
 def test_steady_takes_everything_where_too_few_were_seen(pass_number, kept):
-    """Where fewer samples than a batch were seen a pass takes all; what is drawn outside of one stays steady."""
+    """If fewer samples than a batch were seen, a pass takes all; batches outside a pass stay steady."""
     loss, uses = [9, np.nan, 8, np.nan, np.nan], [1, 0, 1, 0, 0]
     keep, _ = Steady().select(candidates(loss, usage_count=uses), Context(0.5, pass_number, 4, 9.0), generator())
 
@@ -301,7 +301,7 @@ def test_match_mean_by_hand():
 
 
 def test_match_mean_stops_within_tolerance():
-    """Batches near enough to the mean are left as they are."""
+    """Batches near enough to the mean are not changed."""
     chunk = candidates([1, 2, 5, 8])
 
     # The batch means 1.5 and 6.5 are 0.625 of the chunk's mean away from it.
@@ -310,7 +310,7 @@ def test_match_mean_stops_within_tolerance():
 
 
 def test_match_mean_never_widens():
-    """A swap that would only exchange the parts of good and bad batch is not made."""
+    """A swap that would only exchange the roles of two batches is not made."""
     assert match_mean(tolerance=0.01).arrange(candidates([0, 8, 1, 8]), 2, generator()).tolist() == [0, 1, 2, 3]
 
 
@@ -327,8 +327,8 @@ def test_match_mean_refuses_rounds():
         match_mean(max_swaps=-1)
 
 
-def test_match_mean_refuses_what_is_no_policy():
-    """What proposes the batches is a policy."""
+def test_match_mean_needs_a_policy():
+    """The inner policy must be a policy."""
     with pytest.raises(TypeError, match=r"inner must be a Policy, got 'shuffle'"):
         MatchMean("shuffle")
 
@@ -364,7 +364,7 @@ def test_refuses_what_is_no_policy(policy):
 
 @dataclass(frozen=True)
 class Answering(Policy):
-    """A user's policy that answers what it was given."""
+    """A user's policy that returns given values."""
 
     keep: object = None
     weights: object = None
@@ -380,14 +380,14 @@ class Answering(Policy):
 
 @pytest.mark.parametrize("keep", [[True] * 3, [1, 1, 1, 1], None, np.ones(4), np.ones((4, 1), bool), [True] * 5])
 def test_refuses_wrong_selections(keep):
-    """A selection says yes or no to every sample of the chunk."""
+    """A selection must be one boolean per sample of the chunk."""
     with pytest.raises(ValueError, match=r"(?s)policy.select must return bool\[4\], got .* from Answering"):
         get_policy(Answering(keep=keep)).select(candidates(np.ones(4)), Context(0.5, 1, 2, 1.0), generator())
 
 
 @pytest.mark.parametrize("weights", [1.0, np.ones(3), np.ones((4, 1))])
 def test_refuses_wrong_weights(weights):
-    """Weights are one for every sample of the chunk, also of those left out."""
+    """Weights must be one per sample of the chunk, also for those left out."""
     policy = get_policy(Answering(keep=[True, False, True, True], weights=weights))
 
     with pytest.raises(ValueError, match=r"policy.select must return weights float32\[4\] or None, got"):
@@ -396,7 +396,7 @@ def test_refuses_wrong_weights(weights):
 
 @pytest.mark.parametrize("weight", [np.nan, np.inf])
 def test_refuses_weights_that_are_not_finite(weight):
-    """A weight that is no number would make the loss none, and nobody would know why."""
+    """A weight that is not finite would silently make the loss NaN."""
     policy = get_policy(Answering(keep=np.ones(4, bool), weights=[1, weight, 1, 1]))
     with pytest.raises(ValueError, match=r"policy.select must return finite weights, got"):
         policy.select(candidates(np.ones(4)), Context(0.5, 1, 2, 2.0), generator())
@@ -417,7 +417,7 @@ def test_refuses_weights_that_are_not_finite(weight):
     ids=repr,
 )
 def test_refuses_wrong_arrangements(order):
-    """An arrangement names every place of the chunk once."""
+    """An arrangement must contain every position of the chunk once."""
     with pytest.raises(
         ValueError, match=r"(?s)policy.arrange must return a permutation of range\(4\), got .* Answering"
     ):
@@ -444,7 +444,7 @@ def test_checks_subclasses_of_our_policies():
 
 @pytest.mark.parametrize("base", [MatchMean, EvenGroups])
 def test_checks_subclasses_of_policies_around_others(base):
-    """So it is with one derived from a policy that wraps another."""
+    """So is one that is derived from a policy that wraps another."""
 
     class Cut(base):
         def arrange(self, chunk, batch_size, rng):
@@ -480,7 +480,7 @@ def test_selection_is_not_ignored():
 
 
 def test_base_policy_is_a_shuffle():
-    """What a user's policy does not override takes everything, in the chunk's random order."""
+    """Without overrides, a user's policy takes everything in the chunk's random order."""
     policy, chunk = get_policy(Policy()), candidates([3, 1, 2])
     keep, weights = policy.select(chunk, Context(0.5, 1, 2, 1.0), generator())
 
@@ -491,7 +491,7 @@ def test_base_policy_is_a_shuffle():
 
 
 def test_subset():
-    """A part of the candidates holds the chosen rows of every field."""
+    """A subset of the candidates has the chosen rows of every field."""
     chunk = candidates([3, 1, 2], usage_count=[5, 6, 7], group=[0, 1, 0])
 
     assert [field.tolist() for field in chunk.subset(np.array([True, False, True]))] == [
@@ -499,7 +499,7 @@ def test_subset():
     ]  # fmt: skip
 
 
-def test_policy_cannot_write_into_what_it_is_shown():
+def test_candidates_are_read_only():
     """The fields of a chunk are read-only: the records behind some of them are written back."""
 
     class Careless(Policy):
@@ -520,7 +520,7 @@ def test_policy_cannot_write_into_what_it_is_shown():
 
 
 def test_selection_may_be_a_bare_mask():
-    """A policy of one's own may return the mask alone."""
+    """A user's policy may return the mask alone."""
 
     class Bare(Policy):
         def select(self, chunk, context, rng):
