@@ -1,4 +1,4 @@
-"""Every wrong argument is named, with its value, when the scheduler is built, before anything is done."""
+"""Every wrong argument is named, with its value, when the scheduler is built, before anything is changed."""
 
 import re
 
@@ -69,7 +69,7 @@ TABLE = [
     ({"estimator": None}, ValueError, "estimator must be one of"),
     *[({"alpha": value}, ValueError, r"alpha must be in \(0, 1\], got") for value in (0, -0.1, 1.1, float("nan"))],
     ({"alpha": "0.1"}, (TypeError, ValueError), r"alpha must be in \(0, 1\], got"),
-    ({"groups": [0, 1]}, ValueError, r"groups must have shape \(12,\), one label a sample, got \(2,\)"),
+    ({"groups": [0, 1]}, ValueError, r"groups must have shape \(12,\), one label per sample, got \(2,\)"),
     ({"groups": range(12)}, ValueError, "groups must have fewer distinct labels than batch_size=4, got 12"),
     ({"sample_ids": ["a"]}, ValueError, "sample_ids must have num_samples=12 entries, got 1"),
     ({"sample_ids": 5}, (TypeError, ValueError), "sample_ids must"),
@@ -116,7 +116,7 @@ TABLE = [
         ({"keep_checkpoints": value}, ValueError, "keep_checkpoints must be a whole number >= 1, got")
         for value in (0, -1, 1.5, None)
     ],
-    ({"auto_find_lr": True}, ValueError, "auto_find_lr needs a load_callback to put the model back with"),
+    ({"auto_find_lr": True}, ValueError, "auto_find_lr needs a load_callback to restore the model"),
     (
         {"auto_find_lr": True, "load_callback": print, "scheduler_mode": abs},
         ValueError,
@@ -142,7 +142,7 @@ def name_of(wrong):
 
 @pytest.mark.parametrize(("wrong", "kind", "text"), TABLE, ids=[name_of(row[0]) for row in TABLE])
 def test_wrong_argument_is_named(wrong, kind, text, tmp_path, monkeypatch):
-    """A wrong argument is refused by name, and nothing is written or told before."""
+    """A wrong argument is refused by name, and nothing is written or reported before."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(kind, match=text):
         R8Scheduler(**{**GOOD, **wrong})
@@ -159,7 +159,7 @@ SHOWN = [
 
 @pytest.mark.parametrize(("wrong", "kind", "text"), SHOWN, ids=[name_of(row[0]) for row in SHOWN])
 def test_wrong_value_is_shown(wrong, kind, text):
-    """The error ends in the value that was given."""
+    """The error ends with the given value."""
     (value,) = wrong.values()
     with pytest.raises(kind) as error:
         R8Scheduler(**{**GOOD, **wrong})
@@ -168,20 +168,20 @@ def test_wrong_value_is_shown(wrong, kind, text):
 
 
 def test_only_num_samples_is_positional():
-    """Everything but the number of samples is given by name, so that no order has to be remembered."""
+    """All arguments except the number of samples are keyword-only."""
     with pytest.raises(TypeError, match="positional argument"):
         R8Scheduler(12, 4, num_epochs=2)
 
 
 @pytest.mark.parametrize("name", ["momentum", "shuffle"])
 def test_unknown_argument_is_refused(name):
-    """An argument that there is not is not accepted and ignored."""
+    """An unknown argument is refused, not ignored."""
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
         make(**{name: None})
 
 
 def test_unknown_name_among_policies_lists_them():
-    """The error for an unknown policy lists every policy there is."""
+    """The error for an unknown policy lists all policies."""
     with pytest.raises(ValueError, match=r"\['balanced', 'focus', 'match_mean', 'quartile', 'shuffle', 'steady'\]"):
         make(policy="x")
 
@@ -210,5 +210,5 @@ def test_unknown_name_among_policies_lists_them():
     ids=str,
 )
 def test_edge_of_each_range_is_accepted(right):
-    """The ends of every range, and numbers that come out of numpy, are accepted."""
+    """The ends of every range, and numpy numbers, are accepted."""
     assert R8Scheduler(**{**GOOD, **right}).draw().lr >= 0

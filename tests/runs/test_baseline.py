@@ -1,4 +1,4 @@
-"""reset_baseline(): losses that mean something else from some step on are no damage."""
+"""reset_baseline(): from its step on, losses on another scale are no damage."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from learnit_r8.testing import ToyTask, record_events
 
 
 def train(r8, task, *, steps, scale=1.0):
-    """Steps whose losses are reported times ``scale``, gradients as they are."""
+    """Steps whose losses are reported times ``scale``, with unchanged gradients."""
     end = r8.global_step + steps
     while r8.global_step < end:
         ticket = r8.draw()
@@ -37,7 +37,7 @@ def test_loss_scale_changes():
 
 
 def test_without_it_one_incident():
-    """Without it the run ends in one incident, and the error names the way on."""
+    """Without it the run ends in one incident, and the error says what to do."""
     task, heard = ToyTask(), record_events()
     r8 = build(heard, task)
     train(r8, task, steps=600)
@@ -65,8 +65,8 @@ def test_an_incident_ends_with_it():
     assert len(heard.of(events.IncidentEnded)) == len(heard.of(events.LrRestored)) == 1
 
 
-def test_backups_of_before_bring_no_old_unit():
-    """A NaN soon after has the model put back to a backup of before, and the guard does not judge in its unit again."""
+def test_earlier_backups_bring_no_old_unit():
+    """A NaN soon after restores an earlier backup, and the guard does not return to the old unit."""
     task, heard = ToyTask(), record_events()
     r8 = build(heard, task)
     train(r8, task, steps=600)
@@ -79,8 +79,8 @@ def test_backups_of_before_bring_no_old_unit():
     assert r8.sentry.num_refused == 1
 
 
-def test_checkpoints_of_before_bring_no_old_unit(tmp_path):
-    """Nor does a checkpoint that is restored."""
+def test_earlier_checkpoints_bring_no_old_unit(tmp_path):
+    """Nor does the guard return to it with an earlier checkpoint."""
 
     def save(state, path):
         np.save(path, 1)
@@ -103,7 +103,7 @@ def test_checkpoints_of_before_bring_no_old_unit(tmp_path):
 
 
 def test_it_survives_a_resume():
-    """A saved state knows how often the baseline was reset; states of before do not, and count none."""
+    """A saved state has the number of baseline resets; older states do not, and count none."""
     r8 = R8Scheduler(640, batch_size=32, num_steps=900)
     r8.reset_baseline()
     state = r8.state_dict()
@@ -115,8 +115,8 @@ def test_it_survives_a_resume():
     assert (other.sentry.baseline, r8.sentry.baseline) == (1, 0)
 
 
-def test_it_is_told():
-    """Whoever reads the events later sees why the guard was blind for a while."""
+def test_listeners_hear_of_it():
+    """The events show why the guard was blind for a while."""
     heard = record_events()
     R8Scheduler(64, batch_size=32, num_steps=9, listeners=[heard]).reset_baseline()
 

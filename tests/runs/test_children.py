@@ -1,4 +1,4 @@
-"""A child that is forked from a training process and trains on leaves the parent's files alone."""
+"""A child forked from a training process that continues to train leaves the parent's files unchanged."""
 
 import os
 import warnings
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks")
 
 
 def in_a_child(act):
-    """What a forked child makes of it: its exit code, 0 where nothing was wrong."""
+    """The exit code of a forked child that runs it; 0 if nothing was wrong."""
     with warnings.catch_warnings():
         # Frameworks that other tests have imported warn of forks.
         warnings.simplefilter("ignore")
@@ -37,7 +37,7 @@ def run(folder, **more):
 
 
 def test_child_that_trains_on(tmp_path):
-    """It writes and deletes no checkpoint, and pins no best one; it says so, and can train to the end."""
+    """The child writes, deletes and pins no checkpoint; it warns, and can train to the end."""
     r8 = run(tmp_path, monitor="score", mode="max", run_dir=tmp_path / "journal")
     advance_to(r8, 14)
     before = files(tmp_path)
@@ -58,7 +58,7 @@ def test_child_that_trains_on(tmp_path):
 
 
 def test_child_says_why(tmp_path):
-    """A child that asks for a checkpoint gets an error that names the process whose checkpoints they are."""
+    """A child that asks for a checkpoint gets an error that names the process that writes them."""
     r8 = run(tmp_path)
     advance_to(r8, 3)
     parent = os.getpid()
@@ -71,7 +71,7 @@ def test_child_says_why(tmp_path):
 
 
 def test_child_is_warned_once(tmp_path):
-    """A child that trains on is told once that nothing is saved."""
+    """A child that continues to train warns once that nothing is saved."""
     r8 = run(tmp_path)
     advance_to(r8, 3)
 
@@ -84,8 +84,8 @@ def test_child_is_warned_once(tmp_path):
     assert in_a_child(train_on) == 0
 
 
-def test_parent_goes_on(tmp_path):
-    """What the parent trains and saves after that is what it would have been."""
+def test_parent_is_not_affected(tmp_path):
+    """The parent trains and saves exactly as without the child."""
     r8, alone = run(tmp_path / "a"), run(tmp_path / "b")
     advance_to(r8, 14)
     in_a_child(lambda: train(r8))
@@ -98,7 +98,7 @@ def test_parent_goes_on(tmp_path):
 
 
 def test_child_that_begins_the_run(tmp_path):
-    """A run that was built before the fork and begins after it is the child's own: it saves."""
+    """A run built before the fork but started in the child is the child's own, and is saved."""
     r8 = run(tmp_path)
 
     def train_all():

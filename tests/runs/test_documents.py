@@ -30,7 +30,7 @@ EXAMPLES = {
 
 
 def run(arguments, folder):
-    """What a program prints; it runs in an empty folder, as it may write there, with the package on its path."""
+    """The output of a program that runs in an empty folder, with the package on its path."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=300
@@ -41,13 +41,13 @@ def run(arguments, folder):
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_code_in_documents_runs(block, tmp_path):
-    """Every Python block of the documents runs as it stands, but for the Quick Start's sleep."""
+    """Every Python block of the documents runs unchanged, except for the Quick Start's sleep."""
     run(["-c", block.replace("time.sleep(0.05)", "time.sleep(0)")], tmp_path)
 
 
 @pytest.mark.parametrize("command", EXAMPLES)
 def test_example_runs(command, tmp_path):
-    """Every example runs to its end and prints what it is there for."""
+    """Every example runs to its end and prints what it demonstrates."""
     path, *options = command.split()
     printed = run([str(ROOT / path), *options], tmp_path)
 
@@ -57,8 +57,8 @@ def test_example_runs(command, tmp_path):
 @pytest.mark.parametrize(
     "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
 )
-def test_links_lead_somewhere(page):
-    """Every link of a document to a place in the repository leads to one."""
+def test_links_are_not_broken(page):
+    """Every link of a document into the repository is valid."""
     links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8"))
 
     assert [link for link in links if not (page.parent / link).exists()] == []
@@ -72,7 +72,7 @@ def test_quick_start_is_the_same_everywhere():
 
 
 def test_example_finds_the_flipped_labels(tmp_path):
-    """Of the labels that example.py flips, suspects() finds at least eight in ten, and eight in ten suspects are."""
+    """suspects() finds at least 80 % of the labels that example.py flips, at a precision of at least 80 %."""
     printed = run([str(ROOT / "example.py"), "--quick"], tmp_path)
     precision, recall = map(float, re.search(r"precision ([\d.]+), recall ([\d.]+)", printed).groups())
 

@@ -31,7 +31,7 @@ SHORT = Recovery(hold_steps=2, ramp_steps=3, steady_steps=4, heal_steps=2, max_t
 
 
 def loss_of(indices, kind):
-    """What a user would report: it depends on the samples alone."""
+    """The losses of a user's report, which depend on the samples alone."""
     losses = sample_losses(indices)
     if kind == "vector":
         return losses, None
@@ -41,7 +41,7 @@ def loss_of(indices, kind):
 
 
 class Driver:
-    """Draws and reports by number, and writes down what it was given."""
+    """Draws and reports by number, and records what it got."""
 
     def __init__(self, r8, kind, bad=(), value=NAN):
         self.r8, self.kind, self.bad, self.value = r8, kind, bad, value
@@ -69,7 +69,7 @@ class Driver:
 
 
 def same_end(first, second):
-    """Both schedulers know, and would save, the same."""
+    """Both schedulers have the same state."""
     np.testing.assert_equal(known(second.r8), known(first.r8))
     states = first.r8.state_dict(), second.r8.state_dict()
     for state in states:
@@ -101,7 +101,7 @@ def make_run(run, **more):
     st.sets(st.integers(0, 60), max_size=3),
 )
 def test_resume_between_steps_is_exact(run, kind, stop, bad):
-    """A fresh scheduler that takes over a state between two steps goes on bit by bit alike, refusals included."""
+    """A fresh scheduler that loads a state between two steps continues bit for bit, including refusals."""
     # A policy that draws seen samples only has nothing to draw after a first epoch without a good loss.
     assume(not bad or run["policy"] != "steady")
     load = {"load_callback": lambda state: None, "recovery": SHORT}
@@ -129,7 +129,7 @@ def test_resume_between_steps_is_exact(run, kind, stop, bad):
     st.data(),
 )
 def test_resume_with_tickets_out_is_exact(run, kind, stop, moves, data):
-    """Tickets of the epoch that are out when the state is taken, in whatever order, come again; then all is alike."""
+    """Tickets open when the state is taken, in any order, are drawn again; then all is bit for bit the same."""
     first = Driver(make_run(run), kind)
     per_epoch = first.r8.steps_per_epoch
     stop = stop % first.r8.total_steps
@@ -211,7 +211,7 @@ def test_every_step_of_a_recovery_can_be_resumed(opened, value, kind):
 
 
 def test_every_step_of_a_run_in_chunks_can_be_resumed():
-    """Also where the last batch of a chunk was just reported, and the epoch goes on, the next batch is the same."""
+    """The next batch is also the same right after the last batch of a chunk was reported."""
     reference = Driver(make(40_000, batch_size=1000, num_epochs=1, clock=FakeClock()), "mean")
     states = []
     for _ in range(40):
@@ -237,7 +237,7 @@ def test_resume_counts_displaced_batches_alike():
 
 
 def test_tickets_of_two_epochs_can_be_resumed():
-    """Tickets of the end of one epoch and the start of the next that are out come again once, and no sample is lost."""
+    """Open tickets of the end of one epoch and the start of the next are drawn again once, and no sample is lost."""
     first = Driver(make(12, num_epochs=2), "vector")
     for _ in range(2):
         first.draw()
@@ -283,8 +283,8 @@ def test_every_step_of_a_search_can_be_resumed():
         assert resumed.seen == reference.seen[2 * step :], step
 
 
-def test_ticket_of_a_search_does_not_return_into_the_run():
-    """A ticket of the search that is out when the search ends is not part of the first epoch of a resumed run."""
+def test_ticket_of_a_search_is_not_drawn_in_the_run():
+    """A ticket still open when the search ends is not part of the first epoch of a resumed run."""
     model = Weights()
     more = {"auto_find_lr": True, "load_callback": model.load, "state_callback": model.get}
     r8 = make(12, num_epochs=1, **more)
@@ -324,7 +324,7 @@ def test_abandoned_batches_survive_a_resume():
 
 @pytest.mark.parametrize("kind", ["mean", "vector", "parts"])
 @pytest.mark.parametrize("look", ["table", "state", "summary"])
-def test_looking_changes_nothing(look, kind):
+def test_reading_changes_nothing(look, kind):
     """Reading the table, the state or the summary at every step changes no batch and no estimate, also in recovery."""
     looks = {
         "table": lambda r8: r8.table.loss,
@@ -348,7 +348,7 @@ def test_looking_changes_nothing(look, kind):
 
 
 def test_state_is_a_snapshot():
-    """Training on does not change a state that was taken."""
+    """Further training does not change a state that was taken."""
     r8 = make(20, num_epochs=3, clock=FakeClock())
     advance_to(r8, 7)
     ticket = r8.draw()
@@ -362,7 +362,7 @@ def test_state_is_a_snapshot():
 
 
 def test_loading_does_not_tie_two_schedulers_together():
-    """Two schedulers that took over one state, and that state, stay independent."""
+    """Two schedulers that loaded one state, and the state itself, stay independent."""
     r8 = make(20, num_epochs=3, clock=FakeClock())
     advance_to(r8, 7)
     state = r8.state_dict()
@@ -383,7 +383,7 @@ def test_loading_does_not_tie_two_schedulers_together():
 
 
 def test_scheduler_can_go_back_to_its_own_state():
-    """A scheduler that takes over an earlier state of its own does those steps again; old tickets are void."""
+    """A scheduler that loads an earlier state of its own repeats those steps; old tickets are void."""
     r8 = make(20, num_epochs=2, clock=FakeClock())
     advance_to(r8, 3)
     state = r8.state_dict()
@@ -401,7 +401,7 @@ def test_scheduler_can_go_back_to_its_own_state():
 
 
 def test_seed_comes_with_the_state():
-    """A resumed run goes on with the saved seed, whatever it was built with."""
+    """A resumed run continues with the saved seed, whatever seed it was built with."""
     r8 = make(20, num_epochs=2, seed=5)
     advance_to(r8, 3)
     resumed = make(20, num_epochs=2, seed=6)
@@ -449,7 +449,7 @@ def test_budget_may_grow():
 
 
 def test_downtime_does_not_count():
-    """The seconds of a time budget go on where they were, however long the process was away."""
+    """The seconds of a time budget continue where they stopped, however long the process was down."""
     clock = FakeClock()
     r8 = make(train_duration_seconds=10, clock=clock)
     for _ in range(4):
@@ -471,7 +471,7 @@ def test_downtime_does_not_count():
 
 
 def test_resume_goes_through_a_file(tmp_path):
-    """From a checkpoint file, every one of them, a fresh process goes on bit by bit alike."""
+    """From every checkpoint file, a fresh process continues bit for bit."""
     r8 = make(20, num_epochs=2, checkpoint_dir=tmp_path, checkpoint_every=1, keep_checkpoints=99)
     seen = []
     for _, indices, lr in steps(r8):

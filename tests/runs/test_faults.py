@@ -20,7 +20,7 @@ from tests.drive import INF, NAN, Weights, advance_to, batch_loss, known, make, 
 
 
 def fingerprint(state):
-    """Of all arrays in a dict of lists."""
+    """All arrays in a dict of lists."""
     digest = hashlib.sha256()
     for arrays in state.values():
         for array in arrays:
@@ -29,7 +29,7 @@ def fingerprint(state):
 
 
 def toy_run(faults, *, num_steps=400, order="after", batch_size=16, callbacks=None, lr=0.05, **more):
-    """A toy task trained with faults; the task, its scheduler and what was heard."""
+    """A toy task trained with faults; returns the task, its scheduler and the events."""
     task, heard = ToyTask(512), record_events()
     own = faults.callbacks(state=task.state, load=task.load) if callbacks is None else callbacks(task)
     more = {"backup_every": 10} | more if "state_callback" in own else more
@@ -50,7 +50,7 @@ def toy_run(faults, *, num_steps=400, order="after", batch_size=16, callbacks=No
 
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_nan_at_any_step(order):
-    """A NaN at any of the first 200 steps puts the model back bit for bit, and no NaN stays anywhere."""
+    """A NaN at any of the first 200 steps restores the model bit for bit, and no NaN remains."""
     for step in range(0, 200, 13):
         prints = {}
         faults = FaultPlan(nan=[step])
@@ -72,7 +72,7 @@ def test_nan_at_any_step(order):
 
 @pytest.mark.parametrize("value", [INF, -INF])
 def test_infinities_in_the_first_steps(value):
-    """An infinite loss of either sign in the first ten steps is answered like NaN."""
+    """An infinite loss of either sign in the first ten steps is handled like NaN."""
     for step in range(10):
         model = Weights()
         r8 = make(64, num_epochs=3, state_callback=model.get, load_callback=model.load)
@@ -115,7 +115,7 @@ def test_nan_where_no_loss_sees_it(optimizer, seed):
 
 
 def test_finite_models_are_not_damaged():
-    """Numbers so large that their sum overflows, and infinities that were there from the start, are no damage."""
+    """Numbers whose sum overflows, and infinities present from the start, are no damage."""
     state = {"mask": np.array([0.0, -INF]), "large": np.full(9, 1e308)}
     heard = []
     train(make(64, num_epochs=9, state_callback=lambda: state, load_callback=print, listeners=[heard.append]))
@@ -144,7 +144,7 @@ def test_array_that_is_always_nan_ends_the_run():
 
 
 def test_two_isolated_faults_heal_twice():
-    """An array that is NaN now and again is restored each time, and backups go on afterwards."""
+    """An array that becomes NaN from time to time is restored each time, and backups continue afterwards."""
     scratch, heard = {"w": np.zeros(2), "ema": np.zeros(1)}, record_events()
 
     def load(state):
@@ -163,7 +163,7 @@ def test_two_isolated_faults_heal_twice():
 
 
 def test_damaged_backup_is_not_trusted():
-    """A state taken while a divergence was under way is never restored: 64 good losses must come first."""
+    """A state taken during a divergence is never restored, as 64 good losses must follow first."""
     model = Weights()
     r8 = make(64, num_epochs=99, state_callback=model.get, load_callback=model.load, backup_every=5)
     for _, indices, _ in steps(r8):
@@ -179,8 +179,8 @@ def test_damaged_backup_is_not_trusted():
 
 
 @pytest.mark.parametrize("start", [0, 3, 70, 300])
-def test_nan_for_ever(start):
-    """A loss that stays NaN ends in TrainingDiverged after five restores and those that went further back."""
+def test_permanent_nan(start):
+    """A loss that stays NaN ends in TrainingDiverged after five restores, not counting those that went further back."""
     heard = record_events()
     task = ToyTask(512)
     faults = FaultPlan(nan=range(start, 600))
@@ -213,14 +213,14 @@ def test_nan_for_ever(start):
 
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_healthy_runs_are_left_alone(batch_size):
-    """A run without faults restores nothing and lowers no rate, at batch 1 and 8 too."""
+    """A run without faults restores nothing and lowers no rate, also at batch sizes 1 and 8."""
     _, _, heard = toy_run(FaultPlan(), num_steps=1500, batch_size=batch_size, lr=0.01 if batch_size == 1 else 0.05)
 
     assert not heard.of(events.BatchRefused, events.RolledBack, events.LrCapped)
 
 
 def test_lowered_rate_survives_a_resume():
-    """The factor, the ceiling and their way back are part of the state."""
+    """The factor, the ceiling and their return are part of the state."""
 
     def scheduler():
         return make(
@@ -249,8 +249,8 @@ def test_lowered_rate_survives_a_resume():
     assert "learning rate capped" not in fresh.summary()
 
 
-def test_losses_that_do_not_move():
-    """Eight equal losses in a row have the weights looked at at once, without waiting for the next backup."""
+def test_losses_that_do_not_change():
+    """After eight equal losses in a row the weights are checked at once, without waiting for the next backup."""
     model, heard = Weights(), record_events()
     r8 = make(
         64, num_epochs=99, state_callback=model.get, load_callback=model.load, backup_every=500, listeners=[heard]
@@ -268,7 +268,7 @@ def test_losses_that_do_not_move():
 
 @pytest.mark.parametrize("fails", [1, 2, 3])
 def test_load_callback_that_raises(fails):
-    """A load callback that raises is given the next state; each failure is told and counts as a try."""
+    """A load callback that raises gets the next state; each failure is reported and counts as a try."""
     task, heard = ToyTask(512), record_events()
     faults = FaultPlan(nan=[300], load=range(301 - fails, 301))
     r8 = R8Scheduler(
@@ -287,7 +287,7 @@ def test_load_callback_that_raises(fails):
 
 
 def test_load_callback_that_always_raises():
-    """If every state fails, all causes are named, the model is called partly restored, and the scheduler is whole."""
+    """If every state fails, the error names all causes and a partly restored model; the scheduler stays consistent."""
 
     def broken(state):
         raise KeyError(f"layer{state}")
@@ -307,7 +307,7 @@ def test_load_callback_that_always_raises():
 
 
 def test_load_callback_that_does_nothing():
-    """A load callback that puts nothing back is found out by the state: the run ends early and says why."""
+    """A load callback that restores nothing is detected from the state: the run ends early and says why."""
     model = Weights()
     r8 = make(64, num_epochs=9, state_callback=model.get, load_callback=lambda state: None)
     advance_to(r8, 5)
@@ -383,7 +383,7 @@ def numpy_model():
 
 @pytest.mark.parametrize("build", [numpy_model, torch_model, tf_model, jax_model])
 def test_live_references(build):
-    """A state callback may return the live weights: ten steps of the optimizer later the backup is what it was."""
+    """A state callback may return the live weights: ten optimizer steps later the backup is unchanged."""
     get, step, values = build()
     got = []
     r8 = make(64, num_epochs=9, state_callback=get, load_callback=got.append)
@@ -399,7 +399,7 @@ def test_live_references(build):
 
 @pytest.mark.parametrize("step", [*range(0, 70, 6), 63, 64, 65])
 def test_before_there_is_a_good_backup(step):
-    """With nothing proven yet a refused loss goes back to a state that is finite."""
+    """If no state is proven yet, a refused loss restores a finite one."""
     task, r8, heard = toy_run(FaultPlan(nan=[step]), num_steps=120)
 
     assert len(heard.of(events.RolledBack)) == 1
@@ -418,7 +418,7 @@ def test_without_callbacks():
 
 
 def test_no_memory_for_a_backup():
-    """Where there is no memory for a backup the previous one is kept, with one warning, and the run continues."""
+    """If there is no memory for a backup, the previous one is kept, with one warning, and the run continues."""
 
     class Huge:
         def __deepcopy__(self, memo):
@@ -439,7 +439,7 @@ def test_no_memory_for_a_backup():
 
 
 def test_state_callback_that_raises():
-    """What a state callback raises comes through where the batch is drawn, and the run can go on after it."""
+    """An error of the state callback reaches the caller at the draw, and the run can continue after it."""
     task, heard = ToyTask(512), record_events()
     faults = FaultPlan(state=[50])
     r8 = R8Scheduler(
@@ -468,7 +468,7 @@ def test_state_callback_that_returns_nothing():
 
 
 def test_backup_of_another_structure():
-    """A model that grows in mid-run is backed up and restored as it is then."""
+    """A model that grows during the run is backed up and restored with its new structure."""
     state, got = {"a": np.ones(2)}, []
     r8 = make(64, num_epochs=9, state_callback=lambda: state, load_callback=got.append, backup_every=1)
     for _ in range(4):
@@ -482,8 +482,8 @@ def test_backup_of_another_structure():
     assert {name: len(array) for name, array in got[0].items()} == {"a": 5, "b": 3}
 
 
-def test_half_a_restore_of_a_live_state_is_undone():
-    """What the load callback does with what it got does not reach the backup."""
+def test_load_callback_may_change_its_state():
+    """Changes that the load callback makes to the state it got do not change the backup."""
     model = Weights()
 
     def load(state):
@@ -496,8 +496,8 @@ def test_half_a_restore_of_a_live_state_is_undone():
         assert model.values.tolist() == [100, 100]
 
 
-def test_batches_of_given_up_weights_are_no_new_try():
-    """Losses of batches that were out when the model was put back do not climb the ladder."""
+def test_batches_drawn_before_a_restore_are_no_new_try():
+    """Losses of batches open during the restore do not count as tries."""
     model, heard = Weights(), record_events()
     r8 = make(64, num_epochs=9, state_callback=model.get, load_callback=model.load, listeners=[heard])
     advance_to(r8, 3)
@@ -510,7 +510,7 @@ def test_batches_of_given_up_weights_are_no_new_try():
 
 
 def test_bundle_is_written(tmp_path):
-    """A run that is given up leaves a file with what was tried and the last losses, where checkpoints go."""
+    """A diverged run leaves a file with the attempts and the last losses in the checkpoint folder."""
     model = Weights()
     r8 = make(
         64, num_epochs=9, state_callback=model.get, load_callback=model.load, save_callback=model.save,
@@ -526,8 +526,8 @@ def test_bundle_is_written(tmp_path):
     assert len(content["losses"]) == 26
 
 
-def test_full_disk_costs_the_bundle_only(tmp_path):
-    """Where the file of the diagnosis cannot be written, the error says everything all the same."""
+def test_full_disk_prevents_only_the_bundle(tmp_path):
+    """If the diagnosis file cannot be written, the error still says everything."""
     r8 = make(64, num_epochs=9, checkpoint_dir=tmp_path / "file" / "saved")
     (tmp_path / "file").write_text("")
     with (
@@ -539,7 +539,7 @@ def test_full_disk_costs_the_bundle_only(tmp_path):
     assert error.value.bundle is None
 
 
-def test_checkpoints_are_rungs_like_backups(tmp_path):
+def test_checkpoints_are_tried_like_backups(tmp_path):
     """Backups and checkpoints are tried by age, each at least twice as far back as the one before."""
     model, heard = Weights(), record_events()
     r8 = make(
@@ -582,7 +582,7 @@ def test_threads():
 
 
 def test_a_thread_that_reads_the_table():
-    """A thread that asks for the table again and again, while another trains, makes no report count twice."""
+    """A thread that reads the table repeatedly while another trains makes no report count twice."""
     r8 = make(4000, batch_size=20, num_epochs=20)
 
     def read():
@@ -599,7 +599,7 @@ def test_a_thread_that_reads_the_table():
 
 
 def test_torch_weights_spoilt_after_the_step_are_healed():
-    """On a real torch network an LR a thousand times too high for three steps is undone, and the loss falls again."""
+    """In a real torch network, three steps at a rate a thousand times too high are undone, and the loss falls again."""
     torch.manual_seed(0)
     task = ToyTask(512)
     x, y = torch.tensor(task.inputs, dtype=torch.float32), torch.tensor(task.labels)
@@ -631,8 +631,8 @@ def test_torch_weights_spoilt_after_the_step_are_healed():
     assert final < 0.3
 
 
-def test_loss_that_is_higher_for_good_names_the_way_on():
-    """A loss that jumps for good cannot be told from damage: the run ends soon, and the error says how to go on."""
+def test_loss_that_stays_higher_says_what_to_do():
+    """A permanent jump of the loss looks like damage: the run ends soon, and the error says what to do."""
     rng = np.random.default_rng(0)
     r8 = R8Scheduler(100, batch_size=10, num_epochs=100, state_callback=lambda: [0.0], load_callback=lambda state: None)
 

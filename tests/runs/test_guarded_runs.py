@@ -1,4 +1,4 @@
-"""Runs under the spike guard: quiet where all is well, awake where it is not."""
+"""Runs with the spike guard: healthy ones raise no alarm, diverging ones do."""
 
 import random
 
@@ -11,7 +11,7 @@ from tests.drive import INF, NAN, Weights, make
 
 
 def verdicts(r8, loss_of, **more):
-    """The verdicts of a run through the seed's loop; ``loss_of(indices, lr)``."""
+    """The verdicts of a run with the quick start's loop; ``loss_of(indices, lr)``."""
     found = []
     for _ in r8.epoch_iterator():
         for indices, lr in r8.batch_iterator():
@@ -60,7 +60,7 @@ def test_policies_raise_no_alarm(policy):
 
 
 def test_losses_that_never_change_raise_no_alarm():
-    """Each sample with a loss of its own for ever: batches are balanced to the last digit; chunks differ a little."""
+    """Samples with constant losses: batches are balanced to the last digit, and chunks differ a little."""
     r8 = R8Scheduler(50_000, batch_size=256, num_epochs=5)
 
     assert set(verdicts(r8, lambda indices, _: 1 + (indices * 7919 % 101) / 50)) == {Verdict.GOOD}
@@ -100,7 +100,7 @@ def ready(count, **more):
 
 
 def test_spike_goes_back():
-    """A spike is refused, and the model put back to a backup."""
+    """A spike is refused, and the model is restored from a backup."""
     r8, weights = ready(300)
     outcomes = [r8.report(r8.draw(), 20.0) for _ in range(2)]
 
@@ -138,7 +138,7 @@ def test_grad_norm_is_a_number(norm, error, message):
 
 
 def test_skipped_steps_are_no_alarm():
-    """Sixteen overflows in a row at the start, as a loss scaler makes them, are steps like others: the losses count."""
+    """Sixteen overflows in a row at the start, as with a loss scaler, are ordinary steps whose losses count."""
     weights = Weights()
     r8 = make(400, num_epochs=1, state_callback=weights.get, load_callback=weights.load)
     outcomes = [r8.report(r8.draw(), 2.0, grad_norm=INF, skipped=True) for _ in range(16)]
@@ -150,7 +150,7 @@ def test_skipped_steps_are_no_alarm():
 
 
 def test_skipped_step_with_a_bad_loss_is_not_learned():
-    """A skipped step whose loss is not finite counts, teaches nothing, and restores nothing."""
+    """A skipped step with a non-finite loss is counted, not learned from, and restores nothing."""
     r8, weights = ready(10)
     used = r8.table.usage_count.sum()
     outcome = r8.report(r8.draw(), NAN, skipped=True)
@@ -163,7 +163,7 @@ def test_skipped_step_with_a_bad_loss_is_not_learned():
 
 
 def test_endless_skipping_is_an_incident():
-    """The 21st skipped step in a row puts the model back, and says why."""
+    """The 21st skipped step in a row restores the model, and says why."""
     told = []
     r8, weights = ready(10, listeners=[told.append])
     found = [r8.report(r8.draw(), 1.0, skipped=True).verdict for _ in range(25)]
@@ -176,7 +176,7 @@ def test_endless_skipping_is_an_incident():
 
 
 def test_saved_run_judges_alike():
-    """A run that is saved and taken up again refuses the same loss at the same step."""
+    """A resumed run refuses the same loss at the same step."""
     ahead = [1.0] * 5 + [3.0] * 4 + [1.0] * 5
     r8, _ = ready(300)
     state = r8.state_dict()
@@ -189,7 +189,7 @@ def test_saved_run_judges_alike():
 
 
 def test_guard_has_its_methods():
-    """An object that cannot say how suspicious it is, is no guard."""
+    """An object without the method suspicion() is refused as a guard."""
 
     class Half:
         def judge(self):

@@ -1,4 +1,4 @@
-"""Incidents in sequence: a poisoned state that is older than the newest good backup, outliers, and what is said."""
+"""Incidents in sequence: damage older than the newest good backup, outliers, and the texts about them."""
 
 import itertools
 import math
@@ -60,7 +60,7 @@ def train(task, kind, *, at=POISONED, listeners=(), num_steps=3000):
 @pytest.mark.parametrize("show", ["at once", "fuse"])
 @pytest.mark.parametrize("kind", ["nan", "spike", "raised", "array"])
 def test_poison_older_than_the_good_backup_heals(kind, show):
-    """A state that was poisoned long before it shows is passed by going strictly back, and training ends well."""
+    """If damage is much older than its first sign, going strictly back gets past it, and training ends well."""
     task, heard = Poisoned(show), record_events()
     train(task, kind, listeners=[heard])
     incidents = [[]]
@@ -78,7 +78,7 @@ def test_poison_older_than_the_good_backup_heals(kind, show):
 
 
 def test_every_incident_has_a_whole_ladder():
-    """A healed incident takes nothing from the next: two poisons, one after the other, are both passed."""
+    """A healed incident does not limit the next: the run gets past two causes of damage, one after the other."""
     task, heard = Poisoned("at once"), record_events()
     train(task, "spike", listeners=[heard], num_steps=1600)
     task.mark[:] = 0
@@ -89,7 +89,7 @@ def test_every_incident_has_a_whole_ladder():
 
 
 def test_raised_by_the_data_ends_in_a_ceiling():
-    """Losses that stay higher with every state are the data's: the run goes on from the first state put back."""
+    """If losses stay higher with every state, the data is the cause: the run continues from the first one restored."""
     task, heard = ToyTask(2048), record_events()
     r8 = R8Scheduler(
         2048, batch_size=32, num_steps=2600, initial_lr=0.02, listeners=[heard], state_callback=task.state,
@@ -116,7 +116,7 @@ def test_raised_by_the_data_ends_in_a_ceiling():
 
 @pytest.mark.parametrize("seed", range(6))
 def test_one_nan_among_batch_means_is_one_refusal(seed):
-    """After one NaN the steady batches are not mistaken for spikes, where estimates are mostly noise."""
+    """After one NaN, steady batches are not mistaken for spikes although estimates are mostly noise."""
     rng, heard = np.random.default_rng(seed), record_events()
     r8 = R8Scheduler(
         2000, batch_size=32, num_steps=900, listeners=[heard], state_callback=lambda: [0.0],
@@ -163,7 +163,7 @@ def test_one_early_outlier_leaves_nothing_behind(exact, at, by):
 @pytest.mark.parametrize("shift", [0.0, -100.0])
 @pytest.mark.parametrize("at", [10, 30, 79])
 def test_early_blow_up_is_caught(at, shift):
-    """Losses that are three times as high as any before, or as far above their range, are refused within four steps."""
+    """Early losses three times as high as any before, or as far above their range, are refused within four steps."""
     guard, rng = SpikeGuard(), np.random.default_rng(at)
     state, verdicts = guard.begin(), []
     for step in range(at + 4):
@@ -176,7 +176,7 @@ def test_early_blow_up_is_caught(at, shift):
 
 
 def test_restored_to_the_first_step_the_guard_still_knows_the_first_losses():
-    """Back at a state from before the first loss, losses far beyond the first ones of the run are refused."""
+    """After a restore to the state before the first loss, losses far beyond the first ones are refused."""
     guard = SpikeGuard()
     later = guard.begin()
     for loss in itertools.islice(itertools.cycle([2.0, 2.2, 1.8]), 100):
@@ -189,8 +189,8 @@ def test_restored_to_the_first_step_the_guard_still_knows_the_first_losses():
     assert verdicts[2] is Verdict.SPIKE
 
 
-def test_divergence_says_what_was_seen():
-    """TrainingDiverged says whether the states were refused at once, and what that leaves as the cause."""
+def test_divergence_names_the_possible_causes():
+    """TrainingDiverged says whether restored states were refused at once, and which causes that leaves."""
     task = ToyTask(512)
     r8 = R8Scheduler(
         512, batch_size=32, num_steps=900, initial_lr=0.02, state_callback=task.state, load_callback=task.load,
@@ -210,7 +210,7 @@ def test_divergence_says_what_was_seen():
 
 
 def test_the_ladder_goes_on_after_a_resume(tmp_path):
-    """Resumed in the middle of an incident, a run goes on back in time: no state is tried that is newer."""
+    """A run resumed in the middle of an incident continues back in time and tries no newer state."""
     heard = record_events()
 
     def build(task):

@@ -54,7 +54,7 @@ def short_chunks(monkeypatch):
 
 
 def places_of(name, folder):
-    """Call and bytecode of every place that the run passes; and how it ends."""
+    """The call and bytecode of every place that the run passes, and its end."""
     # The first run of all loads modules and fills caches.
     user(name, folder / "first").run()
     undisturbed = user(name, folder, at=-1).run()
@@ -66,7 +66,7 @@ def places_of(name, folder):
 
 
 def broken(name, folder, chosen, undisturbed):
-    """What went wrong where, of some runs that were interrupted."""
+    """The failures of some interrupted runs, with their places."""
     wrong = []
     for number, (call, at, reaction) in enumerate(chosen):
         try:
@@ -98,8 +98,8 @@ def ended(name, folder):
     return user(name, folder).run().r8.controller
 
 
-def test_runs_go_wrong_as_they_should(tmp_path, short_chunks):
-    """The runs that are interrupted have a sample in quarantine, a deeper restore, a damaged array and replays."""
+def test_interrupted_runs_cover_all_troubles(tmp_path, short_chunks):
+    """The runs used here include a quarantined sample, a deeper restore, a damaged array and replays."""
     for name in ("one-sample", "one-sample-means", "one-sample-no-model"):
         assert ended(name, tmp_path / name)._table.quarantined.tolist() == [5]
     ladder = [attempt.to_step for attempt in ended("ladder", tmp_path / "ladder")._incident.attempts]
@@ -128,8 +128,8 @@ def test_report_that_was_complete():
 
 
 @pytest.mark.parametrize("go_on", ["draw_if_any", "state_dict", "between_steps"])
-def test_model_is_half_put_back(go_on):
-    """A model that was being put back when the load callback was interrupted is whole after the next call."""
+def test_interrupted_restore_is_completed(go_on):
+    """If the load callback is interrupted during a restore, the model is whole after the next call."""
     model, sources = Model(), []
 
     def load(source, from_ram):

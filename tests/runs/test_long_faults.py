@@ -1,4 +1,4 @@
-"""Faults that last: what creeps up over a whole run, and a rate that is too high for good."""
+"""Lasting faults: a loss that rises over a whole run, and a rate that stays too high."""
 
 import pytest
 
@@ -32,7 +32,7 @@ def steps_of(heard, kind, reason=None):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_slow_drift(seed):
-    """What creeps up lowers the rate, with one warning; 128 steps more, and the model goes back, to an older backup."""
+    """A slow rise lowers the rate, with one warning; after 128 more steps an older backup is restored."""
     with pytest.warns(RuntimeWarning, match="crept up") as said:
         _, heard = train(steps=2000, rise=1.3e-3, seed=seed)
     capped = steps_of(heard, events.LrCapped, "drift")
@@ -49,7 +49,7 @@ def test_slow_drift(seed):
 @pytest.mark.parametrize("by", [10.0, 100.0, 1000.0])
 @pytest.mark.parametrize("seed", range(2))
 def test_second_explosion(by, seed):
-    """After a restore a second explosion is seen as soon as the first, time and again, until the rate is bearable."""
+    """After a restore, each further explosion is seen as soon as the first, until the rate is low enough."""
     faults = FaultPlan(lr=range(600, 1400), lr_by=by)
     task, heard = train(steps=1400, faults=faults, seed=seed)
     refused = steps_of(heard, events.BatchRefused)

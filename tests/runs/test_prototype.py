@@ -1,4 +1,4 @@
-"""What the public prototype of this package did wrong stays mended."""
+"""The defects of this package's public prototype stay fixed."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def test_warmup_of_the_whole_run():
 
 
 def test_a_time_budget_decays_the_rate():
-    """With a time budget the rate has run through its schedule when the time is up."""
+    """With a time budget the rate has completed its schedule when the time is up."""
     clock = FakeClock()
     r8 = make(train_duration_seconds=100, clock=clock)
     rates = []
@@ -62,7 +62,7 @@ def test_a_time_budget_has_epochs():
 
 @pytest.mark.parametrize("budget", [{"num_epochs": 2}, {"num_steps": 4}, {"train_duration_seconds": 5}])
 def test_runs_end_without_an_error(budget):
-    """Neither the end of time nor that of steps raises out of an iterator, also in a resumed run."""
+    """No iterator raises at the end of time or steps, also in a resumed run."""
     clock = FakeClock()
     r8 = make(**budget, clock=clock)
     advance_to(r8, 2)
@@ -86,7 +86,7 @@ def test_a_resumed_run_does_not_repeat_its_epoch():
     assert [epoch for epoch, _, _ in train(resumed)] == [1, 1, 2, 2, 2]
 
 
-def test_the_last_batch_repeats_nobody():
+def test_the_last_batch_repeats_no_sample():
     """The last batch of the first epoch holds the samples that are left and no others."""
     seen = train(make(100, batch_size=16, num_epochs=1))
 
@@ -119,7 +119,7 @@ def test_every_epoch_uses_every_sample_once(policy):
 
 
 def test_the_table_is_small():
-    """The table and all that is kept beside it take less than 30 bytes a sample of a million."""
+    """With a million samples, the table and everything beside it take less than 30 bytes per sample."""
     tracemalloc.start()
     r8 = make(1_000_000, batch_size=100, num_steps=3)
     train(r8)
@@ -139,7 +139,7 @@ def test_samples_of_a_nan_batch_are_not_starved():
 
 
 def test_only_what_is_not_finite_is_an_explosion():
-    """Infinities count from the first step; negative, tiny and lastingly higher losses are no explosion."""
+    """Infinities are refused from the first step; negative, tiny and lastingly higher losses are not."""
     for value in (NAN, INF, -INF):
         r8 = make(load_callback=lambda state: None)
         r8.update_cpu_backup(0)
@@ -170,7 +170,7 @@ def test_the_reduced_rate_lasts():
     assert rates[61 + 288] == 1
 
 
-def test_without_backup_it_is_said():
+def test_without_a_backup_there_is_a_warning():
     """A refused loss with nothing to restore warns, and ends in an error if it goes on."""
     with pytest.warns(RuntimeWarning, match="nothing to restore"), pytest.raises(learnit_r8.TrainingDiverged):
         train(make(num_epochs=9), bad=range(99))
@@ -196,8 +196,8 @@ def test_any_backup_is_restored_as_a_copy(state):
     assert got == [repr(state)] * 2
 
 
-def test_backups_are_taken_without_help():
-    """A state_callback is enough to have backups."""
+def test_backups_are_taken_automatically():
+    """A state_callback is enough for backups."""
     model = Weights()
     r8 = make(state_callback=model.get, load_callback=model.load)
     r8.report(r8.draw(), NAN)
@@ -229,7 +229,7 @@ def test_a_checkpoint_needs_no_save_callback(tmp_path):
 
 
 def test_the_state_is_complete():
-    """Refusals, use counts and rates go on exactly after a resume; see test_resume.py."""
+    """Refusals, use counts and rates continue exactly after a resume; see test_exact_resume.py."""
     r8 = make(64, num_epochs=3, load_callback=lambda state: None)
     r8.update_cpu_backup(0)
     advance_to(r8, 30, bad={20})
@@ -241,7 +241,7 @@ def test_the_state_is_complete():
 
 
 def test_numpy_losses_can_be_saved(tmp_path):
-    """float32 losses, and samples never seen, make a checkpoint that can be read."""
+    """A state with float32 losses and unseen samples makes a readable checkpoint."""
     r8 = make(checkpoint_dir=tmp_path)
     r8.report(r8.draw(), np.float32(0.5))
     r8.save_checkpoint()
@@ -253,7 +253,7 @@ def test_numpy_losses_can_be_saved(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:auto_find_lr")
 def test_the_rate_search_is_bounded():
-    """A search that never explodes ends within 50 steps, and leaves rate, warm-up and length of the run alone."""
+    """A search whose loss never explodes ends within 50 steps, and leaves rate, warm-up and length of the run alone."""
     model = Weights()
     r8 = make(num_epochs=2, auto_find_lr=True, load_callback=model.load, state_callback=model.get)
     rates = [lr for _, _, lr in train(r8)]
@@ -337,7 +337,7 @@ def test_docstring_of_the_scheduler_names_every_argument():
 
 
 def test_no_warning_in_a_healthy_run(tmp_path):
-    """A run in which nothing goes wrong, with everything switched on, warns of nothing."""
+    """A healthy run with all options on causes no warning."""
     model = Weights()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

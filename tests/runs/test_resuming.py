@@ -1,4 +1,4 @@
-"""Going on with a run: by itself, from a file, with another goal, with other samples."""
+"""Resuming a run: automatically, from a file, with another budget, with other samples."""
 
 import os
 import re
@@ -32,7 +32,7 @@ resume_from = R8Scheduler.resume_from_checkpoint
 
 
 def interrupted(folder, step, num_samples=20, **arguments):
-    """A run that was left at a step, with a checkpoint of every one; what it drew."""
+    """Train to a step with a checkpoint of each, and return the drawn batches."""
     r8 = make(num_samples, checkpoint_dir=folder, checkpoint_every=1, keep_checkpoints=99, **arguments)
     seen = []
     for epoch, indices, lr in steps(r8):
@@ -44,15 +44,15 @@ def interrupted(folder, step, num_samples=20, **arguments):
     return seen
 
 
-def test_auto_begins_where_there_is_nothing(tmp_path):
-    """resume="auto" with an empty or missing folder begins anew."""
+def test_auto_starts_a_run_without_checkpoints(tmp_path):
+    """resume="auto" with an empty or missing folder starts a new run."""
     for folder in (tmp_path, tmp_path / "missing"):
         assert make(checkpoint_dir=folder, resume="auto").global_step == 0
 
 
 @pytest.mark.parametrize("step", range(1, 10))
-def test_auto_goes_on_bit_by_bit(tmp_path, step):
-    """The same program run again goes on with the batches that would have come."""
+def test_auto_resumes_bit_for_bit(tmp_path, step):
+    """The same program, run again, continues with the batches that would have come."""
     seen = interrupted(tmp_path, step, num_epochs=2)
     second = make(20, num_epochs=2, checkpoint_dir=tmp_path, resume="auto")
 
@@ -61,7 +61,7 @@ def test_auto_goes_on_bit_by_bit(tmp_path, step):
 
 
 def test_auto_of_a_finished_run_says_so(tmp_path):
-    """A finished run that is run again says so, and its iterators yield nothing."""
+    """A finished run that is started again warns, and its iterators yield nothing."""
     train(make(checkpoint_dir=tmp_path))
     with pytest.warns(RuntimeWarning, match="the resumed run is finished already, at step 6: nothing is trained"):
         r8 = make(checkpoint_dir=tmp_path, resume="auto")
@@ -72,15 +72,15 @@ def test_auto_of_a_finished_run_says_so(tmp_path):
 
 
 def test_auto_never_begins_silently_from_zero(tmp_path):
-    """Where there are checkpoints and none can be read, resume="auto" is an error with every reason."""
+    """If there are checkpoints but none is readable, resume="auto" raises an error with every reason."""
     for number in (1, 2):
         (tmp_path / f"ck_{number:012d}.r8").write_bytes(b"junk")
     with pytest.raises(NoValidCheckpoint, match=r"(?s)ck_000000000002\.r8: the file.*ck_000000000001\.r8: the"):
         make(checkpoint_dir=tmp_path, resume="auto")
 
 
-def test_passed_over_files_are_told_to_listeners(tmp_path):
-    """Listeners hear which checkpoint the run goes on from and why newer ones were passed over, after RunStarted."""
+def test_listeners_hear_of_skipped_files(tmp_path):
+    """After RunStarted, listeners hear from which checkpoint the run resumes and why newer ones were skipped."""
     interrupted(tmp_path, 3)
     (tmp_path / "ck_000000000099.r8").write_bytes(b"junk")
     heard = []
@@ -95,7 +95,7 @@ def test_passed_over_files_are_told_to_listeners(tmp_path):
 
 
 def test_resume_takes_a_path(tmp_path):
-    """resume=path goes on from that file, with or without a folder of one's own."""
+    """resume=path continues from that file, with or without a checkpoint_dir."""
     interrupted(tmp_path, 5)
 
     assert make(20, resume=tmp_path / "ck_000000000002.r8").global_step == 2
@@ -103,12 +103,12 @@ def test_resume_takes_a_path(tmp_path):
 
 
 def test_auto_needs_a_folder():
-    """resume="auto" without checkpoints would never do anything, and is refused."""
+    """resume="auto" without a checkpoint folder would have no effect, and is refused."""
     with pytest.raises(ValueError, match="resume='auto' needs a checkpoint_dir or a save_callback, got neither"):
         make(resume="auto")
 
 
-def test_auto_puts_the_model_back(tmp_path):
+def test_auto_loads_the_model(tmp_path):
     """The model of the newest checkpoint is loaded as the scheduler is built, and the next backup is of that one."""
     model = Weights()
     more = {
@@ -130,7 +130,7 @@ def test_auto_puts_the_model_back(tmp_path):
 
 
 def test_model_waits_for_the_adapter(tmp_path):
-    """Without a load callback of the user's the model is put back when an adapter brings one."""
+    """Without a user's load callback, the model is loaded when an adapter brings one."""
     model = Weights()
     first = make(checkpoint_dir=tmp_path, save_callback=model.save, state_callback=model.get)
     advance_to(first, 2)
@@ -142,8 +142,8 @@ def test_model_waits_for_the_adapter(tmp_path):
     assert [os.path.basename(source)[:5] for source, _ in model.loaded] == ["model"]
 
 
-def test_model_that_nobody_loads_is_said(tmp_path):
-    """A resumed run that has no load callback when it starts warns that the model is as it was made."""
+def test_model_that_is_not_loaded_causes_a_warning(tmp_path):
+    """A resumed run without a load callback at its start warns that the model is unchanged."""
     model = Weights()
     first = make(checkpoint_dir=tmp_path, save_callback=model.save, state_callback=model.get)
     advance_to(first, 2)
@@ -154,7 +154,7 @@ def test_model_that_nobody_loads_is_said(tmp_path):
 
 
 def test_failing_load_callback_changes_nothing(tmp_path):
-    """A load callback that raises leaves scheduler, backups and the run's own files as they were."""
+    """A load callback that raises leaves scheduler, backups and the run's own files unchanged."""
     model = Weights()
     first = make(checkpoint_dir=tmp_path, save_callback=model.save, state_callback=model.get)
     advance_to(first, 2)
@@ -182,8 +182,8 @@ def test_failing_load_callback_changes_nothing(tmp_path):
         ({"alpha": 0.3}, "alpha is 0.3, it was None"),
     ],
 )
-def test_another_identity_is_said(tmp_path, other, text):
-    """A resumed run of another policy, groups, recovery or alpha goes on with those, and warns of each."""
+def test_changed_identity_causes_a_warning(tmp_path, other, text):
+    """A resumed run with another policy, groups, recovery or alpha uses those, and warns of each."""
     interrupted(tmp_path, 3)
     with pytest.warns(RuntimeWarning, match=f"(?s)the resumed run is configured differently: {text}"):
         r8 = make(20, checkpoint_dir=tmp_path, resume="auto", **other)
@@ -192,8 +192,8 @@ def test_another_identity_is_said(tmp_path, other, text):
     assert r8.pace.is_finished
 
 
-def test_changed_wrapper_of_an_own_policy_is_said(tmp_path):
-    """A policy around a user's own is another one with other settings, wherever in memory the user's is."""
+def test_changed_wrapper_of_a_users_policy_causes_a_warning(tmp_path):
+    """A policy that wraps a user's counts as changed with other settings, not with another memory address."""
 
     class Own(Policy):
         name = "own"
@@ -204,7 +204,7 @@ def test_changed_wrapper_of_an_own_policy_is_said(tmp_path):
 
 
 def test_same_configuration_is_not_warned_of(tmp_path):
-    """A user's own schedule, policy and guard that are the same are no difference, in another process either."""
+    """Unchanged schedules, policies and guards of a user are no difference, also in another process."""
 
     def falling(progress):
         return 0.1 - 0.05 * progress
@@ -219,8 +219,8 @@ def test_same_configuration_is_not_warned_of(tmp_path):
     assert loaded.differences == ()
 
 
-def test_built_again_it_is_the_same_run(tmp_path):
-    """resume_from_checkpoint without a new goal builds the same run and goes on bit by bit."""
+def test_run_built_again_is_the_same(tmp_path):
+    """resume_from_checkpoint without new arguments builds the same run, which continues bit for bit."""
     more = {"num_epochs": 3, "initial_lr": 0.2, "scheduler_mode": "linear", "policy": "quartile", "seed": 7}
     whole = train(make(20, **more))
     seen = interrupted(tmp_path, 7, **more)
@@ -230,8 +230,8 @@ def test_built_again_it_is_the_same_run(tmp_path):
     assert r8.persistence.store.folder == tmp_path
 
 
-def test_new_checkpoints_go_on_in_the_folder(tmp_path):
-    """A run that is built again saves where it was, as the same run, or where it is told to."""
+def test_new_checkpoints_go_to_the_same_folder(tmp_path):
+    """A run that is built again saves to its folder, as the same run, or to a new one if given."""
     interrupted(tmp_path, 4)
     resume_from(tmp_path / "ck_000000000002.r8").save_checkpoint()
     resume_from(tmp_path, checkpoint_dir=tmp_path / "other").save_checkpoint()
@@ -243,8 +243,8 @@ def test_new_checkpoints_go_on_in_the_folder(tmp_path):
 
 @pytest.mark.parametrize("batch_size", [None, 2, 8])
 @pytest.mark.parametrize("goal", [{}, {"num_epochs": 5}, {"num_steps": 60}, {"initial_lr": 0.5}])
-def test_twelve_new_goals(tmp_path, batch_size, goal):
-    """Under a new batch size, budget or rate every sample is taken once an epoch, progress counted in samples."""
+def test_twelve_changes_of_batch_size_budget_or_rate(tmp_path, batch_size, goal):
+    """With a new batch size, budget or rate, every sample comes once per epoch, and progress counts samples."""
     seen = interrupted(tmp_path, 7, num_epochs=4)
     new = goal if batch_size is None else {**goal, "batch_size": batch_size}
     r8 = resume_from(tmp_path, **new)
@@ -260,7 +260,7 @@ def test_twelve_new_goals(tmp_path, batch_size, goal):
 
 
 def test_steps_of_the_budget_follow_the_batch_size(tmp_path):
-    """A budget in steps stands for the same samples under another batch size, unless it is given anew."""
+    """A budget in steps means the same number of samples with another batch size, unless it is given again."""
     interrupted(tmp_path, 4, num_steps=10)
 
     assert resume_from(tmp_path, batch_size=8).total_steps == 5
@@ -284,8 +284,8 @@ def test_steps_of_the_budget_follow_the_batch_size(tmp_path):
     ],
     ids=str,
 )
-def test_wrong_new_goal_is_named(tmp_path, budget, wrong, text):
-    """A new goal out of its range is refused by name, as when a run is built, and nothing in the folder changes."""
+def test_wrong_new_argument_is_named(tmp_path, budget, wrong, text):
+    """A new argument outside its range is refused by name, as when a run is built, and no file changes."""
     make(checkpoint_dir=tmp_path, **budget).save_checkpoint()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(ValueError, match=rf"{text}, got {next(iter(wrong.values()))!r}"):
@@ -303,7 +303,7 @@ def test_finished_run_goes_on_with_a_larger_budget(tmp_path):
 
 
 def test_more_samples_are_new(tmp_path):
-    """Samples beyond those of the saved run are unseen, come in the same epoch, and what was learned stays."""
+    """Additional samples are unseen and come in the same epoch; the records of the others stay."""
     interrupted(tmp_path, 7, num_epochs=4)
     before = make(20, resume=tmp_path / "ck_000000000007.r8", num_epochs=4)
     r8 = resume_from(tmp_path, num_samples=30)
@@ -317,7 +317,7 @@ def test_more_samples_are_new(tmp_path):
 
 
 def test_fewer_samples_need_remap(tmp_path):
-    """Fewer samples are refused, unless remap says which they are; then each keeps what was learned of it."""
+    """Fewer samples are refused unless remap says which they are; then each keeps its record."""
     interrupted(tmp_path, 7, num_epochs=4)
     before = make(20, resume=tmp_path / "ck_000000000007.r8", num_epochs=4)
     with pytest.raises(ValueError, match=r"num_samples must be at least that of the saved run \(20\).*got 10"):
@@ -338,13 +338,11 @@ def test_fewer_samples_need_remap(tmp_path):
 def test_remap_is_checked(tmp_path, remap):
     """A remap of another length or kind, out of range, or with a sample twice, is refused."""
     interrupted(tmp_path, 7)
-    with pytest.raises(
-        ValueError, match=r"remap must be 10 distinct positions in \[0, 20\) or -1 for new samples, got"
-    ):
+    with pytest.raises(ValueError, match=r"remap must be 10 distinct indices in \[0, 20\) or -1 for new samples, got"):
         resume_from(tmp_path, num_samples=10, remap=remap)
 
 
-def test_names_must_go_on(tmp_path):
+def test_saved_names_must_come_first(tmp_path):
     """With sample_ids, those of the saved run must be the first; others need remap."""
     names = [f"file{number}" for number in range(30)]
     interrupted(tmp_path, 7, sample_ids=names[:20])
@@ -357,7 +355,7 @@ def test_names_must_go_on(tmp_path):
 
 
 def test_what_a_file_cannot_hold_must_be_given_again(tmp_path):
-    """A schedule, policy or labels of the user's own must be given again; the error names the one that is missing."""
+    """A user's schedule, policy or labels must be given again; the error names the missing one."""
 
     def falling(progress):
         return 0.1 - 0.05 * progress
@@ -377,7 +375,7 @@ def test_what_a_file_cannot_hold_must_be_given_again(tmp_path):
 
 
 def test_checkpoint_without_a_configuration(tmp_path):
-    """A checkpoint that does not say how its run was built cannot build it again."""
+    """A checkpoint without its run's configuration cannot build it again."""
     CheckpointStore(tmp_path, keep=1, run_id="x").save(make().state_dict())
     with pytest.raises(
         ValueError, match="the checkpoint must hold the run's configuration, got none; use load_checkpoint"
@@ -387,15 +385,13 @@ def test_checkpoint_without_a_configuration(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:auto_find_lr")
 def test_search_must_end_first(tmp_path):
-    """In the middle of a search for a learning rate the batch size stays."""
+    """During a learning-rate search the batch size cannot change."""
     model = Weights()
     more = {"auto_find_lr": True, "load_callback": model.load, "state_callback": model.get}
     r8 = make(40, checkpoint_dir=tmp_path, **more)
     r8.report(r8.draw(), 1.0)
     r8.save_checkpoint()
-    with pytest.raises(
-        ValueError, match="batch_size and num_samples must stay as they are while auto_find_lr searches"
-    ):
+    with pytest.raises(ValueError, match="batch_size and num_samples must not change while auto_find_lr searches"):
         resume_from(tmp_path, None, model.load, batch_size=8, auto_find_lr=True, state_callback=model.get)
 
 
@@ -410,7 +406,7 @@ def test_search_must_end_first(tmp_path):
     st.integers(0, 3),
 )
 def test_every_sample_once_an_epoch_whatever_changes(num_samples, before, after, more, stop, policy, last_batch, out):
-    """With batches of another size, new samples, and batches out, every epoch still takes every sample once."""
+    """With another batch size, new samples and open batches, every epoch still takes every sample once."""
     arguments = {"num_epochs": 4, "policy": policy, "last_batch": last_batch, "clock": FakeClock()}
     first = make(num_samples, batch_size=before, **arguments)
     seen = []
@@ -434,8 +430,8 @@ def test_every_sample_once_an_epoch_whatever_changes(num_samples, before, after,
             assert len(set(drawn)) == len(drawn)
 
 
-def test_resumed_twice_in_the_dealt_out_epoch(tmp_path):
-    """A run that was dealt out anew and is interrupted in that very epoch goes on bit by bit."""
+def test_resumed_twice_in_the_refitted_epoch(tmp_path):
+    """A refitted run that is interrupted in the same epoch resumes bit for bit."""
     interrupted(tmp_path, 7, num_epochs=4)
     whole = train(resume_from(tmp_path / "ck_000000000007.r8", batch_size=3, checkpoint_dir=tmp_path / "a"))
     r8 = resume_from(tmp_path / "ck_000000000007.r8", batch_size=3, checkpoint_dir=tmp_path / "b")
@@ -450,8 +446,8 @@ def test_resumed_twice_in_the_dealt_out_epoch(tmp_path):
     assert seen + train(resume_from(tmp_path / "b")) == whole
 
 
-def test_resume_is_quiet(tmp_path):
-    """An ordinary resume warns of nothing."""
+def test_resume_causes_no_warning(tmp_path):
+    """An ordinary resume causes no warning."""
     interrupted(tmp_path, 3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -461,8 +457,8 @@ def test_resume_is_quiet(tmp_path):
     assert r8.pace.is_finished
 
 
-def test_example_goes_on_after_it_was_killed(tmp_path):
-    """The example ends itself in the middle; started again it goes on from its newest checkpoint to the end."""
+def test_example_resumes_after_it_was_killed(tmp_path):
+    """The example kills itself in the middle; started again, it resumes from its newest checkpoint to the end."""
     root = Path(__file__).parents[2]
     runs = [
         subprocess.run(
@@ -500,8 +496,8 @@ def test_reader_of_the_document_reads_checkpoints(tmp_path):
 
 
 @pytest.mark.parametrize(("before", "after"), [(SpikeGuard(), FiniteGuard()), (FiniteGuard(), SpikeGuard())])
-def test_another_kind_of_guard_begins_anew(tmp_path, before, after):
-    """A run can go on with a guard of another kind, which is said; a rollback to a checkpoint of before works too."""
+def test_another_kind_of_guard_starts_fresh(tmp_path, before, after):
+    """A run can resume with another kind of guard, with a warning; rollbacks to earlier checkpoints work too."""
     model = Weights()
     more = {"num_epochs": 3, "save_callback": model.save, "state_callback": model.get}
     interrupted(tmp_path, 7, guard=before, **more)
@@ -512,24 +508,24 @@ def test_another_kind_of_guard_begins_anew(tmp_path, before, after):
     assert (r8.global_step, r8.controller.num_restored) == (15, 1)
 
 
-def test_seed_of_the_saved_run_goes_on_and_that_is_said(tmp_path):
-    """A resumed run keeps its seed; another one that was given is not passed over in silence."""
+def test_seed_of_the_saved_run_is_kept_with_a_warning(tmp_path):
+    """A resumed run keeps its seed, and warns if another one was given."""
     interrupted(tmp_path, 7, seed=3)
-    with pytest.warns(RuntimeWarning, match="goes on with the seed of the saved one, 3"):
+    with pytest.warns(RuntimeWarning, match="keeps the seed of the saved one, 3"):
         r8 = make(20, checkpoint_dir=tmp_path, resume="auto", seed=4)
 
     assert r8.plan.seed == 3
 
 
-def test_other_batches_name_the_way(tmp_path):
-    """The error of another batch size names what changes it."""
+def test_other_batch_size_says_what_to_do(tmp_path):
+    """The error for another batch size names the method that can change it."""
     interrupted(tmp_path, 7)
     with pytest.raises(ValueError, match=r"batch_size must be .* got 5; resume_from_checkpoint\(\) changes it"):
         make(20, batch_size=5, checkpoint_dir=tmp_path, resume="auto")
 
 
 def test_finished_run_built_again_says_so(tmp_path):
-    """A finished run that is built from its checkpoint without a larger budget says so."""
+    """A finished run that is built from its checkpoint without a larger budget warns."""
     train(make(checkpoint_dir=tmp_path))
     with pytest.warns(RuntimeWarning, match="finished already"):
         resume_from(tmp_path)

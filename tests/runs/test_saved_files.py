@@ -34,7 +34,7 @@ IN_NO_FILE = ("groups", "sample_ids", "auto_find_lr")
 
 
 def loaded(way, name, folder, toy):
-    """The scheduler of a case, as somebody takes up its run."""
+    """The scheduler of a case, built to resume its run."""
     if way == "resume_from_checkpoint":
         again = {argument: CASES[name][argument] for argument in IN_NO_FILE if argument in CASES[name]}
         return R8Scheduler.resume_from_checkpoint(folder, **again, **callbacks_of(name, toy))
@@ -50,12 +50,12 @@ def loaded(way, name, folder, toy):
 
 @pytest.fixture(params=VERSIONS)
 def saved(request, tmp_path):
-    """A copy of what a version has saved, to go on in."""
+    """A copy of the files that a version has saved, to resume in."""
     return Path(shutil.copytree(HERE / request.param, tmp_path / "saved"))
 
 
 def check_expected(folder, step, seen, table):
-    """The batches, rates and table must be those that the version which wrote the file has written down."""
+    """The batches, rates and table must equal those that the version which wrote the file recorded."""
     with np.load(folder / "expected.npz") as expected:
         ends = np.cumsum(expected["sizes"])[:-1]
         batches = [batch.tolist() for batch in np.split(expected["indices"], ends)]
@@ -70,8 +70,8 @@ def check_expected(folder, step, seen, table):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", NEXT_STEPS)
-def test_goes_on_with_the_same_batches(saved, name, way):
-    """A checkpoint of an earlier version goes on, however it is loaded, as that version would have gone on."""
+def test_resumes_with_the_same_batches(saved, name, way):
+    """A checkpoint of an earlier version, however it is loaded, continues as that version would have."""
     r8 = loaded(way, name, saved / name, ToyTask(16))
     step = r8.global_step
 
@@ -79,7 +79,7 @@ def test_goes_on_with_the_same_batches(saved, name, way):
 
 
 @pytest.mark.parametrize("name", sorted(LOOKS_BACK))
-def test_model_is_put_back(saved, name):
+def test_model_is_loaded(saved, name):
     """The model of an earlier version's checkpoint gets to the load callback."""
     toy = ToyTask(16)
     loaded("resume_from_checkpoint", name, saved / name, toy)
@@ -89,7 +89,7 @@ def test_model_is_put_back(saved, name):
 
 
 def test_best_checkpoint_is_known(saved):
-    """Which checkpoint of an earlier version was the best is still known, and it is still kept."""
+    """The best checkpoint of an earlier version is still known and kept."""
     r8 = loaded("resume_from_checkpoint", "exact", saved / "exact", ToyTask(16))
     go_on(r8, "exact", 20)
     r8.log(accuracy=0.6)
@@ -102,7 +102,7 @@ def test_best_checkpoint_is_known(saved):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_incident_runs_to_its_end(saved, way):
-    """A run that was saved while it recovered goes on to its end, with batches of distinct samples."""
+    """A run that was saved during a recovery continues to its end, with batches of distinct samples."""
     r8 = loaded(way, "incident", saved / "incident", ToyTask(16))
     assert 0 < r8.lr < r8.schedule(r8.progress)
     seen = go_on(r8, "incident", 10**4)

@@ -1,4 +1,4 @@
-"""The code of the README that this package began with runs as it stands there."""
+"""The code of the document that specified this package runs unchanged."""
 
 import re
 import subprocess
@@ -89,7 +89,7 @@ INTERVENTION = re.compile(r"refused|restored|recovered|Loading model|not reporte
 
 
 def block(marker):
-    """The Python block of the document that holds a text."""
+    """The Python block of the document that contains a text."""
     (found,) = [code for code in re.findall(r"```python\n(.*?)```", SEED, re.DOTALL) if marker in code]
     return found
 
@@ -133,7 +133,7 @@ def test_quick_start_runs_in_a_terminal(tmp_path):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_quick_start_never_intervenes(tmp_path, seed):
-    """Whatever the random losses of the Quick Start are, no loss is refused and the rate follows its schedule."""
+    """For any random losses of the Quick Start, no loss is refused and the rate follows its schedule."""
     code = QUICK_START.replace("use_curses=True", "use_curses=False").replace(
         "import random\n", f"import random\nrandom.seed({seed})\n"
     )
@@ -161,7 +161,7 @@ def test_core_loop_runs():
 
 @pytest.mark.parametrize("place", ["before the step", "after the report"])
 def test_backup_snippet_runs_inside_the_loop(place):
-    """The backup snippet, put anywhere into the loop, gives the load callback a good copy after an explosion."""
+    """The backup snippet, put anywhere into the loop, gives the load callback a good copy after a loss explosion."""
     loaded = []
     scheduler = R8Scheduler(num_samples=1000, num_epochs=10, batch_size=32, load_callback=loaded.append)
     weights = np.zeros(1)

@@ -1,4 +1,4 @@
-"""Runs whose budget is time: what counts, and where they end."""
+"""Time budgets: which time counts, and where runs end."""
 
 import pytest
 
@@ -59,7 +59,7 @@ def test_time_before_the_first_draw_does_not_count():
 
 
 def test_time_budget_reaches_later_epochs():
-    """With a time budget epochs go on counting, and the policy leaves the cataloguing epoch."""
+    """With a time budget epochs are counted, and the policy is used from the second one on."""
     epochs = []
     timed(10, FakeClock(), 1, more=lambda r8, epoch: epochs.append(epoch))
 
@@ -83,7 +83,7 @@ def test_time_that_ends_in_validation_is_no_error():
 
 @pytest.mark.parametrize("tick", [0.01, 0.3, 0.7, 1.0, 1.7, 2.3])
 def test_time_that_ends_between_two_looks_at_the_clock_is_no_error(tick):
-    """Whenever time passes, also between asking whether it is up and drawing, the run ends without an error."""
+    """Whenever the time runs out, also between the check and the draw, the run ends without an error."""
     r8 = make(train_duration_seconds=50, clock=TickingClock(tick))
     for _ in steps(r8):
         r8.update_with_loss(1.0)
@@ -123,7 +123,7 @@ def test_speed_leaves_validation_out():
 @pytest.mark.parametrize("at", [1, 5, 9])
 @pytest.mark.parametrize("hours", [-5, -0.001])
 def test_clock_that_jumps_back_costs_no_step(at, hours):
-    """A clock that is set back in mid-run ends no run: its time goes on from where it was, for all who are told."""
+    """A clock that is set back does not end the run: its time continues from where it was, also in events."""
     clock, told = FakeClock(), []
     clock.advance(1e5)
     r8 = make(train_duration_seconds=10, clock=clock, state_callback=dict, backup_every="2s", listeners=[told.append])
