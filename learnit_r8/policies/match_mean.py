@@ -65,7 +65,7 @@ def _swap_extremes(batches: Order, loss: NDArray[np.float64], target: float, tol
     """Swap one sample between batches paired from both ends of their ranking by mean loss; False if none swapped."""
     values = loss[batches]
     gap = values.mean(axis=1) - target
-    # Zeros of either sign are equal, and what is no number comes last.
+    # Zeros of either sign are equal, and NaN comes last.
     ranked = order_of(keys_of(np.where(np.isnan(gap), np.nan, gap + 0.0)))
     low, high = ranked[: len(ranked) // 2], ranked[::-1][: len(ranked) // 2]
     top, bottom = values[high].argmax(axis=1), values[low].argmin(axis=1)

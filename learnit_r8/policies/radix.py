@@ -1,9 +1,9 @@
-"""Sorting by radix: as fast on one processor as on another, and the same on all of them.
+"""Radix sort: equally fast, and with the same result, on every processor.
 
-numpy sorts 16-bit integers by their digits when it is asked for a stable order, 3.5 ns an element wherever it was
-measured. What is wider it compares, with the vector instructions of the processor: 24 thousand 64-bit keys take 7 ns an
-element without AVX-512 and 30 ns on Zen 4, where the instructions that such a sort writes its answer with are slow. So
-wide keys are sorted here in passes of 16 bits, lowest first.
+For 16-bit integers numpy's stable sort is a radix sort, which took 3.5 ns per element on every processor measured.
+Wider integers it sorts by comparison with vector instructions: 24,000 64-bit keys take 7 ns per element without AVX-512
+and 30 ns on Zen 4, where the store instructions of such a sort are slow. So wide keys are sorted here in passes
+of 16 bits, lowest first.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ _SIGN = {4: (np.uint32, np.int32, 31), 8: (np.uint64, np.int64, 63)}
 
 
 def order_of(keys: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-    """int64[C]: positions by rising key; equal keys keep the order they stand in.
+    """int64[C]: positions by ascending key; equal keys keep their order.
 
     Args:
-        keys: int[C] or uint[C], one pass for every 16 bits that their range takes.
+        keys: int[C] or uint[C]; every 16 bits of their range take one pass.
 
     >>> order_of(np.array([70_000, -1, 3, -1])).tolist()
     [1, 3, 2, 0]
     """
     if keys.dtype.kind == "i" and len(keys):
-        # Integers wrap around, so the difference is right even where it does not fit.
+        # Integers wrap around, so the difference is right even if it overflows.
         keys = (keys - keys.min()).view(f"u{keys.dtype.itemsize}")
     width = int(keys.max(initial=0)).bit_length()
     order: NDArray[np.int64] = _narrow_order(keys if keys.dtype.itemsize == 1 else keys.astype(np.uint16))
@@ -43,7 +43,7 @@ def _narrow_order(digits: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
 
 
 def keys_of(values: NDArray[np.floating[Any]]) -> NDArray[np.unsignedinteger[Any]]:
-    """uint32[C] or uint64[C]: keys that sort as the values do, -0.0 just below 0.0.
+    """uint32[C] or uint64[C]: keys that sort like the values, with -0.0 just below 0.0.
 
     Args:
         values: float32[C] or float64[C] without NaN.
@@ -54,14 +54,14 @@ def keys_of(values: NDArray[np.floating[Any]]) -> NDArray[np.unsignedinteger[Any
     unsigned, signed, last = _SIGN[values.dtype.itemsize]
     bits: NDArray[np.signedinteger[Any]] = values.view(signed)
     if len(bits) and bits.min() < 0:
-        # The bits of floats sort like integers, but backwards below zero; flipping the lower ones puts them right.
+        # The bits of floats sort like integers, but in reverse below zero; flipping the lower bits corrects that.
         bits = bits ^ ((bits >> signed(last)) | signed(-(2**last)))
     keys: NDArray[np.unsignedinteger[Any]] = bits.view(unsigned)
     return keys
 
 
 def holds(known: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """bool[M], which of some indices are among those known, which are in rising order."""
+    """bool[M], which of some indices are among the known ones, which are in ascending order."""
     if not len(known):
         return np.zeros(len(indices), bool)
     places = np.minimum(np.searchsorted(known, indices), len(known) - 1)

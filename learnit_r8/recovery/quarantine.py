@@ -21,10 +21,10 @@ from ..events.bus import Announcer
 from ..table.table import SampleTable
 
 MOST_CHANCE = 1e-3
-"""Samples are quarantined when the chance that so many refusals share one of them by accident is below this."""
+"""Samples are quarantined if the probability that their refusals share them by chance is below this."""
 
 LIKELY, MOST_CHANCE_OF_SPIKES = 0.5, 0.05
-"""A refusal is taken for that of a sample when the chance is below this: of a loss that is not finite, of a spike."""
+"""A refusal is blamed on a sample if the chance is below this: for a loss that is not finite, and for a spike."""
 
 MOST_SHARE = 0.05
 """Largest share of the data in quarantine; with more, single samples are not the cause."""
@@ -138,21 +138,21 @@ class Quarantine:
         return math.exp(min(700.0, min(each.log_chance(rate) for each in shared))) if shared else math.inf
 
     def explains(self, chance: float, *, is_finite: bool, is_on_time: bool) -> bool:
-        """Whether the last refused batch is taken for one with a bad sample.
+        """Whether the last refused batch is blamed on a bad sample.
 
         Args:
-            chance: As `refused` returned it.
+            chance: The chance that `refused` returned.
             is_finite: Whether its loss was finite.
-            is_on_time: Whether damage in the restored weights would show again just now.
+            is_on_time: Whether damage in the restored weights would show again at about this time.
         """
         if is_on_time:
             return chance < MOST_CHANCE
         if is_finite:
-            # Damaged weights that only spike now and then may seem to choose their batches.
+            # Damaged weights that cause occasional spikes may seem to depend on the batch.
             return chance < MOST_CHANCE_OF_SPIKES
         if chance < LIKELY or chance == math.inf:
             return chance < LIKELY
-        # Suspects are spread over all batches: a refusal may well share one with another by accident.
+        # Suspects are spread over all batches, so refusals may easily share one by chance.
         self._num_doubts += 1
         return self._num_doubts <= MOST_DOUBTS
 

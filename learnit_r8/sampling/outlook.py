@@ -52,7 +52,7 @@ def look_at(table: SampleTable, rng: np.random.Generator) -> Outlook:
 
 
 def _median(losses: NDArray[np.float32]) -> float:
-    """The middle one of some losses, or the mean of the two in the middle."""
+    """Median of some losses."""
     count = len(losses)
     return float(losses[order_of(keys_of(losses))[(count - 1) // 2 : count // 2 + 1]].mean())
 

@@ -26,7 +26,7 @@ _SMALL = 2**14
 """Up to this size the permutation is stored, as small Feistel tables cannot produce every order."""
 
 _SPARE_BITS = 14
-"""Of each word that sorts a small one, the lowest are left out: version 0.1 kept the index there."""
+"""Low bits of each word that are ignored in sorting a small permutation: version 0.1 kept the index there."""
 
 
 def raw_words(key: Sequence[int], count: int) -> NDArray[np.uint64]:

@@ -160,7 +160,7 @@ class Plan:
                 self.chunk = self._planner.next_chunk(self._context, left)
                 self._open.append(self.chunk)
         if self.chunk.drawn < self._last_drawn:
-            # Where memory is late each step waits a little for it, so that none has to wait for all of it.
+            # While the table's memory is not ready, each step waits a little, so that no step waits long.
             can_go_on = self.table.records.settle_some(PATIENCE)
             self.limit = self._last_drawn if can_go_on else self.chunk.drawn + 1
             return self.draw()
@@ -172,7 +172,7 @@ class Plan:
 
     @property
     def _last_drawn(self) -> int:
-        """How many batches of the chunk are drawn at most, waiting or not."""
+        """Number of batches of the chunk that belong to the pass."""
         return min(self.steps_per_pass - self._drawn_before, len(self.chunk.states))
 
     @staticmethod

@@ -204,5 +204,5 @@ class Planner:
 
 @functools.cache
 def _spare_generator() -> np.random.Generator:
-    """For policies that use none; made late, since numpy loads `numpy.random` when it is first asked for."""
+    """The generator passed to policies that use none; made late, as numpy imports `numpy.random` on its first use."""
     return np.random.default_rng(0)

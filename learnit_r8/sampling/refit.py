@@ -147,7 +147,7 @@ def _rest(saved: Mapping[str, Any], seed: int, size: int, epoch: int) -> NDArray
     # A sample occurs twice if the policy has swept over the data again.
     rest = np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)
     first = np.empty(size, np.int64)
-    # Where a position is written to twice the last value stays: from behind, that is the first place.
+    # Of several writes to one position the last one stays: in reverse order, that is the first place.
     first[rest[::-1]] = np.arange(len(rest))[::-1]
     once: NDArray[np.int64] = rest[first[rest] == np.arange(len(rest))]
     return once

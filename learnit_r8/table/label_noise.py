@@ -27,7 +27,7 @@ LEAST_SURPRISE = 0.3
 """Share of the expected surprise at wrong labels that the higher component must show.
 
 A model that knows the share p of wrong labels gives each wrong one a probability of p / (classes - 1): its cross
-entropy is -log(p) above that of an untrained model. Rare classes that are still being learnt lose less.
+entropy is -log(p) above that of an untrained model. Rare classes that are still being learnt have lower losses.
 """
 
 GROUP_SHARE = 1.5
@@ -96,7 +96,7 @@ class Suspicion(NamedTuple):
     def is_surprising(self) -> bool:
         """Whether the losses of the higher component are as high as those of wrong labels must be.
 
-        Only then may its samples be left out. Rare classes that are still being learnt lose less.
+        Only then may its samples be left out. Rare classes that are still being learnt have lower losses.
         """
         surprise = -math.log(self.humps.high_share) / max(TEN_CLASSES, self.untrained_loss)
         return self.humps.high**2 > 1 + LEAST_SURPRISE * surprise

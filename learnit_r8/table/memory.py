@@ -1,10 +1,10 @@
-"""Memory made ready ahead of its first use, so that no step pays for the pages of a large table.
+"""Memory warming: allocates the pages of a large table in the background, so that no step waits for them.
 
-The system hands out pages when they are first written to, two megabytes at a time where it may, and clears them first:
-a quarter of a second for ten million samples. The first chunk of a random order lies all over the table, so one step
-would wait for nearly all of that. Here a thread asks for the pages from the constructor on. It never writes to them,
-because another thread may: Linux has a call that only makes them ready (``MADV_POPULATE_WRITE``, from 5.14 on).
-Elsewhere the thread that writes the records touches a little at a time. What is to be written meanwhile waits.
+The operating system allocates and clears pages when they are first written to, up to two megabytes at a time: a quarter
+of a second for ten million samples. The first chunk of a random order touches the whole table, so one step would wait
+for nearly all of that. Here a thread requests the pages as soon as the table exists. It never writes to them, as
+another thread may: it uses a Linux call that only allocates pages (``MADV_POPULATE_WRITE``, from 5.14 on). On other
+systems the thread that writes records touches a few pages at a time. Writes to pages that are not ready are queued.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from typing import Any
 from numpy.typing import NDArray
 
 LEAST_BYTES = 2**22
-"""Smaller memory is ready soon enough when it is first written to."""
+"""Smaller tables are not warmed: allocating their pages at the first write is fast enough."""
 
 _HUGE_PAGE = 2**21
 _PAGE = 4096
 _POPULATE_WRITE = 23
 _NO_HUGE_PAGES = 15
 _TOUCHED_ROWS = 2**16
-"""Rows that are made ready at a time where the system cannot do it in the background: a megabyte."""
+"""Rows to touch at a time on systems that cannot allocate in the background: a megabyte."""
 
 
 class Warming:
-    """Makes the rows of an array ready to be written to, from the first to the last.
+    """Allocates the pages of an array, from the first row to the last.
 
     Args:
-        rows: Fresh zeros, one row a sample, of at least `LEAST_BYTES`.
+        rows: Fresh zeros, one row per sample, of at least `LEAST_BYTES`.
 
     Attributes:
-        num_ready: So many of the first rows can be written without waiting for pages.
+        num_ready: Number of first rows that can be written without waiting for pages.
     """
 
     def __init__(self, rows: NDArray[Any]) -> None:
@@ -54,7 +54,7 @@ class Warming:
         return self.num_ready == len(self._rows)
 
     def advance(self, seconds: float) -> None:
-        """Let it get on, at most about so long; called by the thread that writes the rows."""
+        """Continue for at most about so many seconds; called by the thread that writes the rows."""
         if self.is_done:
             return
         thread = self._thread
@@ -68,11 +68,11 @@ class Warming:
             part[:] = part.copy()
             self.num_ready = min(stop, len(self._rows))
         else:
-            # In a forked child the thread is missing, and the pages are shared until they are written to.
+            # In a forked child there is no such thread, and pages are shared until they are written to.
             self.num_ready = len(self._rows)
 
     def _make_ready(self, madvise: Any, start: int, end: int) -> int:
-        """Make the pages up to the next large one ready; where it ends."""
+        """Allocate the pages up to the next huge page; returns the address reached."""
         stop = min(end, (start // _HUGE_PAGE + 1) * _HUGE_PAGE)
         if madvise(start, stop - start, _POPULATE_WRITE):
             madvise(start, end - start, _NO_HUGE_PAGES)
@@ -85,7 +85,7 @@ class Warming:
 
 
 def _populate(reference: weakref.ref[Warming]) -> None:
-    """The work of the thread, until it is done or nobody needs the memory any more; it holds no lock."""
+    """The thread's function, which ends when all is allocated or the table is gone; it holds no lock."""
     import ctypes
 
     warming = reference()
@@ -94,7 +94,7 @@ def _populate(reference: weakref.ref[Warming]) -> None:
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     address = warming._rows.__array_interface__["data"][0]
-    # Whole pages only; what is left over at both ends is less than two of them.
+    # Whole pages only; the rest at both ends is less than two pages.
     at, end = -(-address // _PAGE) * _PAGE, (address + warming._rows.nbytes) // _PAGE * _PAGE
     while warming is not None and at < end:
         at = warming._make_ready(madvise, at, end)

@@ -32,20 +32,20 @@ _WORD = np.complex128
 
 
 MOST_WAITING = 1 / 64
-"""Of the bytes of a table, how many the records may take that wait for its memory; then a run waits too."""
+"""Largest size of the records queued until their memory is ready, as a share of the table's; beyond it, steps wait."""
 
 PATIENCE = 0.002
-"""Seconds that a step may wait for memory then."""
+"""Longest time that such a step waits, in seconds."""
 
 _MOST_AT_ONCE = 2**16
-"""Waiting records that are written in one step."""
+"""Most queued records written in one step."""
 
 
 class Records:
     """The records of N samples.
 
-    What is written while the memory of a large table is still being made ready waits, and is written where there is
-    memory by and by: see `settle_some`. All but `gather` see it at once.
+    While the memory of a large table is not ready, writes are queued and carried out later; see `settle_some`. All
+    methods except `gather` take the queue into account.
 
     Args:
         size: N, >= 1.
@@ -60,7 +60,7 @@ class Records:
         self._snapshots: tuple[Snapshot, ...] = ()
 
     def __getitem__(self, field: str) -> NDArray[Any]:
-        """A field of every record: a view; to be written to only when `release_snapshots` was called."""
+        """A field of every record: a view, which may be written to only after `release_snapshots`."""
         self.settle()
         return self._all[field]
 
@@ -76,8 +76,8 @@ class Records:
         return self._words.take(indices).view(RECORD)
 
     def gather(self, indices: NDArray[np.int64]) -> NDArray[Any]:
-        """Copies of the records of samples in the table, none of which was written to in this sweep: RECORD[M]."""
-        # Not looking for indices that are out of range saves a quarter of the time.
+        """Copies of some records, RECORD[M], none of which was written to in this sweep."""
+        # Skipping the check of the range of indices saves a quarter of the time.
         return self._words.take(indices, mode="wrap").view(RECORD)
 
     def put(self, indices: NDArray[np.int64], records: NDArray[Any]) -> None:
@@ -93,13 +93,13 @@ class Records:
         self._words[indices] = words
 
     def settle_some(self, seconds: float = 0.0) -> bool:
-        """Write some of what waits where there is memory by now.
+        """Write some of the queued records whose memory is ready.
 
         Args:
-            seconds: How long to wait for more memory at most, if too much waits.
+            seconds: Longest time to wait for more memory, if too many records are queued.
 
         Returns:
-            Whether the run may go on; else it must ask again, because too much waits.
+            Whether the run may continue without calling this again; False if too many records are queued.
         """
         warming = self._warming
         if warming is None:
@@ -124,7 +124,7 @@ class Records:
         return sum(waiting.size for waiting in self._waiting) * _Waiting.EACH > MOST_WAITING * self._words.nbytes
 
     def settle(self) -> None:
-        """Write everything that waits."""
+        """Write all queued records."""
         while self._waiting:
             waiting = self._waiting[0]
             self._store(*waiting.below(len(self._words), waiting.size))
@@ -132,18 +132,18 @@ class Records:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the memory is ready, and nothing waits for it."""
+        """Whether all memory is ready and no records are queued."""
         return self._warming is None or (self._warming.is_done and not self._waiting)
 
     def snapshot(self) -> Snapshot:
-        """The records as they are now, to be read by another thread while the run goes on; see `Snapshot`."""
+        """The current records, for another thread to read while the run continues; see `Snapshot`."""
         self.settle()
         snapshot = Snapshot(self._words)
         self._snapshots = (*(one for one in self._snapshots if not one.is_closed), snapshot)
         return snapshot
 
     def release_snapshots(self) -> None:
-        """Before records are written to otherwise than by `put`: wait until nobody reads what they were."""
+        """Wait until all snapshots are closed; to be called before records are written to other than by `put`."""
         for snapshot in self._snapshots:
             snapshot.wait()
         self._snapshots = ()
@@ -166,7 +166,7 @@ class Records:
 
 
 class _Waiting:
-    """Records that wait to be written, ordered by where they are to go.
+    """Queued or saved records, ordered by their position in the table.
 
     Args:
         indices: int64[M].
@@ -175,7 +175,7 @@ class _Waiting:
     """
 
     EACH = 24
-    """Bytes a sample."""
+    """Bytes per record."""
 
     def __init__(self, indices: NDArray[np.int64], words: NDArray[Any], size: int) -> None:
         self._shift = max(0, size.bit_length() - 16)
@@ -187,20 +187,20 @@ class _Waiting:
 
     @property
     def size(self) -> int:
-        """Records that are not written yet."""
+        """Number of records that are not written yet."""
         return len(self._parts) - self._written
 
     def below(self, num_ready: int, most: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
-        """Those that go to the first ``num_ready`` places, as far as that is known; at most so many."""
+        """At most ``most`` unwritten records that belong to the first ``num_ready`` positions, to within a part."""
         end = len(self._parts)
         if num_ready < self._num_samples:
             end = int(np.searchsorted(self._parts, np.uint16(num_ready >> self._shift)))
-        # One that goes to the same place twice is written in order: the sort is stable.
+        # Two records for the same position are written in order, as the sort is stable.
         rows = slice(self._written, max(self._written, min(end, self._written + most)))
         return self._indices[rows], self._words[rows]
 
     def between(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
-        """Those that belong to the places from ``start`` to ``stop``."""
+        """The records that belong to the positions from ``start`` to ``stop``."""
         first, last = np.uint16(start >> self._shift), np.uint16((stop - 1) >> self._shift)
         rows = slice(np.searchsorted(self._parts, first), np.searchsorted(self._parts, last, side="right"))
         indices: NDArray[np.int64] = self._indices[rows]
@@ -209,18 +209,18 @@ class _Waiting:
         return indices[inside], words[inside]
 
     def skip(self, count: int) -> None:
-        """So many are written."""
+        """Note that ``count`` more records are written."""
         self._written += count
 
 
 class Snapshot:
-    """The records as they were when it was taken, for another thread to read while the run goes on.
+    """The records at the time it was taken, for another thread to read while the run continues.
 
-    Whoever writes a record keeps the old one here first. A reader copies, and only then looks at what was kept: it
-    finds the old record of whatever may have changed while it copied.
+    Before a record is written, the old one is saved here. A reader first copies records and then replaces those that
+    were saved, so it gets the old values of all that may have changed while it copied.
 
     Args:
-        words: Of all the records.
+        words: The words of all records.
     """
 
     def __init__(self, words: NDArray[Any]) -> None:
@@ -232,31 +232,31 @@ class Snapshot:
         return len(self._words)
 
     def keep(self, indices: NDArray[np.int64]) -> None:
-        """Keep some records as they are, because they are about to be written."""
+        """Save some records, as they are about to be written."""
         if not self.is_closed:
             self._kept.append(_Waiting(indices, self._words.take(indices), len(self._words)))
 
     def rows(self, start: int, stop: int) -> NDArray[Any]:
-        """RECORD[M], the records from ``start`` to ``stop`` as they were."""
+        """RECORD[M], the records from ``start`` to ``stop`` at the time of the snapshot."""
         words: NDArray[Any] = self._words[start:stop].copy()
-        # The newest first, so that of several the oldest stays.
+        # The newest first, so that the oldest of several wins.
         for kept in reversed(self._kept.copy()):
             indices, old = kept.between(start, stop)
             words[indices - start] = old
         return words.view(RECORD)
 
     def close(self) -> None:
-        """Nobody reads it any more."""
+        """End reading: later writes need not save old records."""
         self._closed.set()
         self._kept.clear()
 
     @property
     def is_closed(self) -> bool:
-        """Whether nobody reads it any more."""
+        """Whether it is closed."""
         return self._closed.is_set()
 
     def wait(self) -> None:
-        """Until it is closed."""
+        """Wait until it is closed."""
         self._closed.wait()
 
 

@@ -85,7 +85,7 @@ class Surveyor:
         if self._began != self._began:
             self._began = self._last = seconds
         if not self._table.records.is_ready:
-            # Reading would wait for memory that is still being made ready.
+            # Reading would wait for the table's memory.
             return False
         saved = SHARE * (seconds - self._began) - self._spent
         if epoch_ended:

@@ -57,7 +57,7 @@ class BatchTrend:
         return before
 
     def believed(self, reading: Reading) -> Reading:
-        """Clip one of the first losses to twice the highest before it, and lower the losses of its samples likewise."""
+        """Clip one of the first losses to twice the highest before it, and lower the losses of its samples with it."""
         if self.num_reports >= NUM_CLIPPED:
             return reading
         mean = self._first.believed(reading.mean)

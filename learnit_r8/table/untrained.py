@@ -89,6 +89,6 @@ def mean_of_usual(losses: list[float], count: int) -> float:
 
 
 def _median(values: list[float]) -> float:
-    # The first call of numpy's imports for 20 ms, which a step would pay for.
+    # The first call of np.median() imports modules for 20 ms, during a step.
     ordered, half = sorted(values), len(values) // 2
     return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2
