@@ -1,4 +1,4 @@
-"""Batches as commit 45a009d drew them: what a policy answers to hand-made chunks, and what whole runs draw.
+"""Batches as commit 45a009d drew them: the results of policies for hand-made chunks, and the draws of whole runs.
 
     python -m tests.policies.golden_batches write     writes the files, with the package on the path
     python -m tests.policies.golden_batches           exits with 1 if it draws others
@@ -46,7 +46,7 @@ RUNS = {
     "focus": {"policy": Focus(noise_guard=True, begin=0, end=1, most_hard=1), "groups": True, "exact": True},
 }
 SIZES = [(601, 32, 4), (50_021, 900, 3)]
-"""Samples, batch size and epochs of the runs: in one chunk, and in several of an order that is never made whole."""
+"""Samples, batch size and epochs of the runs: in one chunk, and in several of an order that is never stored whole."""
 
 
 def generator(*key):
@@ -55,7 +55,7 @@ def generator(*key):
 
 
 def losses_of(kind, count, key):
-    """float32[C] of some kind."""
+    """float32[C], losses of a kind."""
     words = generator(key).random_raw(2 * count)
     values = ((words[:count] >> np.uint64(40)).astype(np.float32) + np.float32(1)) / np.float32(2**24)
     luck = words[count:] >> np.uint64(60)
@@ -77,7 +77,7 @@ def losses_of(kind, count, key):
 
 
 def uses_of(kind, count, key):
-    """int64[C] of some kind."""
+    """int64[C], use counts of a kind."""
     words = generator(key, 1).random_raw(count) >> np.uint64(50)
     return {"equal": np.full(count, 3), "unequal": words % 4, "many": words * 5}[kind].astype(np.int64)
 
@@ -122,7 +122,7 @@ def answers():
 
 
 def run_of(size, batch_size, epochs, *, groups=False, exact=False, lowest=0.0, **arguments):
-    """int64[steps * B], everything that a run draws; one batch in nine is refused, and comes out with fewer uses."""
+    """int64[steps * B], all that a run draws; one batch in nine is refused and gets fewer uses."""
     labels = np.arange(size) % 7 % 3 if groups else None
     r8 = R8Scheduler(size, batch_size=batch_size, num_epochs=epochs, groups=labels, seed=11, **arguments)
     drawn = []
@@ -151,7 +151,7 @@ def runs():
 
 
 def differing():
-    """Names of what is drawn otherwise than in the files."""
+    """The names of the results that differ from the files."""
     small, large = runs()
     found = {**answers(), **large}
     digests = json.loads((HERE / "digests.json").read_text())

@@ -1,4 +1,4 @@
-"""The batches of a seed: those of commit 45a009d, whatever the processor and the version of numpy."""
+"""Golden batches: a seed gives the batches of commit 45a009d, on every processor and version of numpy."""
 
 import ast
 import os
@@ -18,18 +18,18 @@ COMPARING = {
     "sort", "argsort", "lexsort", "partition", "argpartition", "unique", "median", "nanmedian", "quantile",
     "nanquantile", "percentile", "nanpercentile", "isin", "in1d", "union1d", "setdiff1d", "intersect1d", "setxor1d",
 }  # fmt: skip
-"""What sorts by comparing, or does so inside."""
+"""Functions that sort by comparison."""
 
 try:
     from numpy._core import _multiarray_umath as _numpy
 except ImportError:
     from numpy.core import _multiarray_umath as _numpy
 VECTOR_UNITS = [name for name in _numpy.__cpu_dispatch__ if _numpy.__cpu_features__.get(name)]
-"""Instructions that numpy uses where the processor has them."""
+"""Instruction sets that numpy uses if the processor has them."""
 
 
-def test_batches_are_those_of_before():
-    """Every policy answers as it did in commit 45a009d, and every run draws the same batches."""
+def test_batches_have_not_changed():
+    """Every policy gives the same results as in commit 45a009d, and every run draws the same batches."""
     assert differing() == []
 
 
@@ -46,14 +46,14 @@ def test_batches_do_not_depend_on_the_processor():
 
 
 def comparing_calls(path):
-    """Calls in a file of what sorts by comparing, as text."""
+    """The calls in a file that sort by comparison, as texts."""
     calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
     named = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr in COMPARING]
     return [f"{path.relative_to(PACKAGE).as_posix()}: {ast.unparse(call)}" for call in named]
 
 
-def test_nothing_wide_is_sorted_by_comparing():
-    """Planning sorts nothing but digits of 16 bits, in one place, which numpy sorts without comparing them."""
+def test_planning_does_not_sort_by_comparison():
+    """Planning only sorts 16-bit digits, in one place, for which numpy uses a radix sort."""
     calls = [call for folder in ("policies", "sampling") for path in sorted((PACKAGE / folder).glob("*.py"))
              for call in comparing_calls(path)]  # fmt: skip
 
@@ -76,7 +76,7 @@ def test_order_of_integers(name, span):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_keys_of_floats(dtype):
-    """Keys of floats sort as the floats do, of both signs, with infinities and numbers next to zero."""
+    """Keys of floats sort like the floats, of both signs, with infinities and tiny numbers."""
     tiny = np.finfo(dtype).smallest_subnormal
     values = np.array([0.0, tiny, -tiny, np.inf, -np.inf, 1.5, -1.5, np.finfo(dtype).max, np.finfo(dtype).min], dtype)
     for some in (values, values[values >= 0], values[:0]):

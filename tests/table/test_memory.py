@@ -1,4 +1,4 @@
-"""The memory of a large table: made ready without a write, late writes seen at once, and what a reader keeps."""
+"""The memory of a large table: allocated without a write, queued writes seen at once, and snapshots for readers."""
 
 import ctypes
 import os
@@ -21,7 +21,7 @@ SIZE = 2**19
 
 
 class Late(Warming):
-    """Memory that is made ready when the test says so."""
+    """Memory that becomes ready when the test says so."""
 
     def __init__(self, rows):
         self.num_ready, self._rows, self._is_refused, self._thread = 0, rows, False, threading.main_thread()
@@ -32,7 +32,7 @@ class Late(Warming):
 
 @pytest.fixture
 def late(monkeypatch):
-    """Tables of any size have memory that is late."""
+    """Tables of any size have memory that is not ready."""
     monkeypatch.setattr(records, "Warming", Late)
     monkeypatch.setattr(records, "LEAST_BYTES", 0)
 
@@ -43,8 +43,8 @@ def some(count, value):
     return found
 
 
-def test_memory_gets_ready_by_itself():
-    """A thread makes all of it ready, and ends."""
+def test_memory_becomes_ready_in_the_background():
+    """A thread makes all of it ready, then ends."""
     warming = Warming(np.zeros(SIZE, np.complex128))
     while not warming.is_done:
         warming.advance(0.1)
@@ -53,7 +53,7 @@ def test_memory_gets_ready_by_itself():
 
 
 def test_memory_is_not_written_to():
-    """What another thread writes while the memory is made ready stays."""
+    """Values that another thread writes while the memory is made ready stay."""
     rows = np.zeros(SIZE, np.complex128)
     warming = Warming(rows)
     places = np.arange(0, SIZE, 7)
@@ -67,7 +67,7 @@ def test_memory_is_not_written_to():
 
 @pytest.mark.parametrize("is_linux", [True, False])
 def test_system_without_the_call(monkeypatch, is_linux):
-    """Where the system cannot make memory ready, the writing thread touches some of it at a time."""
+    """If the system cannot allocate in the background, the writing thread touches some memory at a time."""
 
     class Refusing:
         def __init__(self, name):
@@ -90,7 +90,7 @@ def test_system_without_the_call(monkeypatch, is_linux):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_forked_child_does_not_wait_for_the_thread(late):
-    """In a child the thread is missing: it writes at once, and what waited is there."""
+    """A child, which has no such thread, writes at once, including the queued records."""
     table = Records(100)
     table.put(np.arange(50), some(50, 1.0))
     table._warming._thread = threading.Thread()
@@ -104,8 +104,8 @@ def test_forked_child_does_not_wait_for_the_thread(late):
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_memory_that_nobody_needs_is_let_go():
-    """A table that is thrown away does not wait for the thread."""
+def test_memory_of_a_dropped_table_is_freed():
+    """A table that is dropped does not wait for the thread."""
     warming = Warming(np.zeros(2**23, np.complex128))
     thread = warming._thread
     del warming
@@ -115,7 +115,7 @@ def test_memory_that_nobody_needs_is_let_go():
 
 
 def test_late_writes_are_seen_at_once(late):
-    """A record that waits for memory reads as if it were written; of several the last counts."""
+    """A queued record reads as if it were written; of several the last counts."""
     for read in (lambda r: r.take(np.arange(9))["loss"], lambda r: r["loss"], lambda r: r.whole["loss"]):
         table = Records(9)
         table.put(np.array([7, 2, 4]), some(3, 1.0))
@@ -126,7 +126,7 @@ def test_late_writes_are_seen_at_once(late):
 
 
 def test_late_writes_go_where_memory_is_ready(late):
-    """What waits is written as far as the memory is ready, and not beyond."""
+    """Queued records are written where the memory is ready, and not beyond."""
     table = Records(1000)
     order = np.random.default_rng(0).permutation(1000)
     table.put(order, some(1000, order))
@@ -140,8 +140,8 @@ def test_late_writes_go_where_memory_is_ready(late):
     assert table._warming is None
 
 
-def test_run_waits_where_too_much_waits(late, monkeypatch):
-    """Once so many records wait each step waits a little; the batches and the table are the same."""
+def test_steps_wait_if_too_many_records_are_queued(late, monkeypatch):
+    """If too many records are queued, each step waits a little; batches and table are the same."""
 
     def run():
         table = SampleTable(3000, batch_size=10)
@@ -173,7 +173,7 @@ def test_run_waits_where_too_much_waits(late, monkeypatch):
 
 
 def test_snapshot_stays_as_it_was():
-    """A reader of a snapshot finds the records of when it was taken, whatever is written meanwhile, twice too."""
+    """A reader of a snapshot gets the records of the time it was taken, whatever is written meanwhile, even twice."""
     table = Records(5000)
     rng = np.random.default_rng(0)
     table.put(np.arange(5000), some(5000, rng.random(5000)))
@@ -193,7 +193,7 @@ def test_snapshot_stays_as_it_was():
 
 
 def test_snapshot_is_right_while_others_write():
-    """A thread that reads while another writes finds no record that is new, in whole or in part."""
+    """A thread that reads while another writes gets no new record, neither whole nor in part."""
     table = Records(60_000)
     table.put(np.arange(60_000), some(60_000, 1.0))
     stop = threading.Event()
