@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 RESUMED = "fit() was given ckpt_path, which says where to go on; resume={!r} of R8Loader is left out of account."
 
+WEIGHTED = (
+    "policy must give no weights under Lightning, where training_step computes the loss that is trained on, got some; "
+    "use a loop of your own with learnit_r8.torch.attach()."
+)
+
 
 class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
     """Goes into ``Trainer(callbacks=[...])``, with the loader that `fit` trains on.
@@ -52,6 +57,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         """
         _check(trainer, self._loader, self._saved)
         loader, settings = self._loader, self._loader.settings
+        loader.keep_batch_size(self._saved if trainer.ckpt_path is not None else {})
         if not any(settings.get(name) is not None for name in BUDGETS):
             settings |= budget_of(trainer, len(loader))
         ckpt_path, resume = trainer.ckpt_path, settings.get("resume")
@@ -83,9 +89,12 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
 
         Raises:
             TypeError: ``training_step`` has returned no loss.
+            ValueError: the policy gives losses weights.
             TrainingDiverged: losses stay refused after everything was tried.
         """
         adapter = self._adapter
+        if adapter.in_hand.weights is not None:
+            raise ValueError(WEIGHTED)
         losses = _losses(outputs)
         if losses is not None:
             adapter.report(losses)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from .._validation import whole_number
 from ..torch import Adapter, attach
+from ..torch.attach import check_dataset
 from ..torch.serialization import as_arrays
 from ..torch.state import random_state, random_state_of, set_random_state
 
@@ -24,6 +25,8 @@ NO_CALLBACK = (
     "R8Loader must be trained on by a Trainer that has its callback, got no R8Callback; write "
     "Trainer(callbacks=[R8Callback(loader)])."
 )
+
+OTHER_SIZE = "the batches of all processes together have {} samples, as those of the checkpoint, in place of {}."
 
 
 class R8Loader:
@@ -40,7 +43,7 @@ class R8Loader:
             Trainer's unless one is given here.
 
     Raises:
-        TypeError: the data set is a DataLoader.
+        TypeError: the data set has no length or no index, or is a DataLoader.
         ValueError: ``batch_size`` is less than 1, or a setting is one that the scheduler decides (shuffle, sampler).
 
     Attributes:
@@ -51,14 +54,14 @@ class R8Loader:
     """
 
     def __init__(self, dataset: Any, *, batch_size: int, sets_lr: bool = True, **settings: Any) -> None:
-        if isinstance(dataset, DataLoader):
-            raise TypeError(f"dataset must be the data set itself, got {dataset!r}; give its .dataset.")
+        check_dataset(dataset)
         decided = sorted({"shuffle", "sampler", "batch_sampler", "drop_last"} & set(settings))
         if decided:
             raise ValueError(f"{decided[0]} must be left out, the scheduler decides it, got {settings[decided[0]]!r}.")
         self.dataset = dataset
         self.batch_size = whole_number("batch_size", batch_size, least=1)
         self.adapter: Adapter | None = None
+        self._saved_size: int | None = None
         self._is_chained = False
         self._sets_lr = sets_lr
         self._of_loader = {name: settings.pop(name) for name in OF_LOADERS & set(settings)}
@@ -87,6 +90,15 @@ class R8Loader:
         """The settings for `R8Scheduler`."""
         return dict(self._settings)
 
+    @property
+    def global_batch_size(self) -> int:
+        """Samples in a batch of all processes together: those of the checkpoint, if the training goes on from one."""
+        return self._saved_size or self.batch_size * _num_processes()
+
+    def keep_batch_size(self, state: Mapping[str, Any]) -> None:
+        """Keep the batches of the training that `whole_state` is of, also where there are other processes now."""
+        self._saved_size = int(state["scheduler"]["data"]["batch_size"]) if state else None
+
     def attach(self, module: torch.nn.Module, optimizer: Any, *, is_chained: bool = False, **settings: Any) -> Adapter:
         """Build the scheduler for a training.
 
@@ -96,8 +108,10 @@ class R8Loader:
             is_chained: Whether an iteration goes on in the next epoch: the Trainer's epochs are shorter.
             **settings: For `learnit_r8.torch.attach`.
         """
-        size = self.batch_size * _num_processes()
+        size, given = self.global_batch_size, self.batch_size * _num_processes()
         self.adapter = attach(module, optimizer, self.dataset, batch_size=size, sets_lr=self._sets_lr, **settings)
+        if size != given:
+            self.scheduler.say_once("batch size", OTHER_SIZE.format(size, given), is_warning=False)
         self._batches = self.adapter.loader(**self._of_loader)
         self._is_chained, self._random = is_chained, None
         return self.adapter
@@ -121,8 +135,7 @@ class R8Loader:
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
-        size = self.batch_size * _num_processes()
-        count = len(self.dataset)
+        size, count = self.global_batch_size, len(self.dataset)
         return count // size if self._settings.get("last_batch") == "drop" else -(-count // size)
 
     def state_dict(self) -> dict[str, Any]:

@@ -79,7 +79,8 @@ def attach(
     _check_model(model, optimizer)
     _check_parameters(model, optimizer)
     _check_parts(scaler, ema, owner, sharing)
-    size, ahead = _length(dataset), whole_number("ahead", ahead, least=0)
+    check_dataset(dataset)
+    size, ahead = len(dataset), whole_number("ahead", ahead, least=0)
     accumulate, norm = whole_number("accumulate", accumulate, least=1), _checked_norm(max_grad_norm)
     stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=norm)
     rates = _checked_rates(optimizer) if sets_lr and owner is None else None
@@ -135,7 +136,8 @@ def _check_parts(scaler: Any, ema: Any, owner: Any, sharing: Any) -> None:
         raise TypeError(f"sharing must be a Together() or None, got {sharing!r}.")
 
 
-def _length(dataset: Any) -> int:
+def check_dataset(dataset: Any) -> None:
+    """Raise TypeError unless a scheduler can say which samples of it come next."""
     if isinstance(dataset, torch.utils.data.DataLoader):
         raise TypeError(
             f"dataset must be the data set itself, got {dataset!r}; give its .dataset, and what else it was made with "
@@ -148,7 +150,6 @@ def _length(dataset: Any) -> int:
         )
     if not hasattr(dataset, "__getitem__") and not hasattr(dataset, "__getitems__"):
         raise TypeError(f"dataset must have an index, got {dataset!r}.")
-    return len(dataset)
 
 
 def _adopt(r8: R8Scheduler, model: torch.nn.Module, state: ModelState) -> None:

@@ -69,7 +69,7 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
     def __iter__(self) -> Iterator[Any]:
         self.batches.trainer.before_iteration()
         self._warn_of_ranks()
-        return SamplerIterator(self.batches, self._hand_out, ahead=self.ahead)
+        return SamplerIterator(self.batches, self._hand_out, ahead=self.ahead, may_wait=self._numbered)
 
     def __len__(self) -> int:
         """Batches of a whole epoch, as trainers assume; an iteration that goes on in mid-epoch gives what is left."""

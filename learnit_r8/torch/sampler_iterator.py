@@ -38,6 +38,7 @@ class SamplerIterator:
         batches: Holds the batches.
         hand_out: ``(ticket, dataset)``, returns the batch as the loader gets it.
         ahead: Batches that something between loader and training fetches in advance.
+        may_wait: Whether losses may come at any time later, as they tell the batch that they are of.
 
     Attributes:
         epoch: The epoch, 0-based.
@@ -45,14 +46,21 @@ class SamplerIterator:
         is_out_of_order: Whether the loader hands batches out as they come from its workers.
     """
 
-    def __init__(self, batches: Prefetch, hand_out: Callable[[Ticket, Any], Any], *, ahead: int = 0) -> None:
+    def __init__(
+        self,
+        batches: Prefetch,
+        hand_out: Callable[[Ticket, Any], Any],
+        *,
+        ahead: int = 0,
+        may_wait: bool = False,
+    ) -> None:
         self.epoch, self.length = -1, 0
         self.is_out_of_order = False
         self._num_asked = self._num_drawn = self._num_ahead = 0
         self._is_exhausted = False
         self._batches = batches
         self._hand_out = hand_out
-        self._ahead = ahead
+        self._ahead, self._may_wait = ahead, may_wait
         self._loader: Any = None
         self._end = 0
         self._dataset: Any = None
@@ -75,9 +83,13 @@ class SamplerIterator:
         ticket = None if batches.r8.next_step >= self._end else batches.draw()
         if ticket is None:
             self._is_exhausted = True
+            self._warn_if_silent()
             raise StopIteration
         self._is_exhausted = False
         self._num_drawn += 1
+        if self._num_drawn == self.length:
+            # The last one: a trainer that stops at len(loader) asks no more, and there may be one epoch only.
+            self._warn_if_silent()
         return self._hand_out(ticket, self._dataset)
 
     def _begin(self) -> None:
@@ -119,6 +131,13 @@ class SamplerIterator:
             return False
         batches.r8.say_once("nothing reported", NOTHING_REPORTED.format(self.length))
         return True
+
+    def _warn_if_silent(self) -> None:
+        """Say so once if batches were trained on and no loss of any of them came, as the last ones are handed out."""
+        num_asked_before = self._num_asked - self._num_ahead - 1
+        # One batch may be fetched in advance by the trainer, and the one before it is in hand.
+        if not (self._batches.num_taken or self._may_wait) and num_asked_before - self._ahead > 2:
+            self._batches.r8.say_once("nothing reported", NOTHING_REPORTED.format(self.length))
 
     def in_hand(self) -> Ticket:
         """The batch that the next loss belongs to; see `find_batch`."""

@@ -27,7 +27,7 @@ PACKED = (
 )
 
 NOT_OF_SAMPLES = (
-    "losses of samples are estimated from means of batches: the model returned losses for {} rows, and the batch has {} "
+    "losses of samples are estimated from means of batches: the model returned losses for {} rows of a batch of {} "
     "samples; override sample_losses(model, inputs, outputs) to know them."
 )
 

@@ -7,11 +7,15 @@ pytest.importorskip("lightning")
 pytest.importorskip("sklearn")
 
 import lightning
+import numpy as np
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader
 
+from learnit_r8 import R8Scheduler
 from learnit_r8.lightning import R8Callback, R8Loader
 from learnit_r8.lightning.budget import batches_of, budget_of
+from learnit_r8.policies import Policy
+from learnit_r8.torch import R8BatchSampler
 from tests.lightning.common import DATA, QUIET, STEPS, Checkpoints, Digits, digest, fit
 
 pytestmark = [
@@ -193,6 +197,103 @@ def test_arguments(make, error, message):
     """Each wrong argument is named, with what would be right."""
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "options", [{"precision": "bf16-mixed"}, {"precision": "64-true"}, {"gradient_clip_val": 0.1}], ids=str
+)
+def test_precision_and_clipping(options):
+    """Precision plugins and clipping are Lightning's own: a NaN is healed, and the losses of samples are exact."""
+    module, r8, _ = fit(module=Digits(bad=[20]), **options)
+
+    assert (r8.global_step, r8.sentry.num_refused, r8.table.source) == (3 * STEPS, 1, "exact")
+    assert all(each.isfinite().all() for each in module.parameters())
+
+
+def test_clipping_is_the_same_as_without():
+    """The optimizer takes the step of the clipped gradient, as short as Lightning makes it."""
+
+    class Measured(Digits):
+        longest = 0.0
+
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            optimizer.register_step_pre_hook(self.measure)
+            return optimizer
+
+        def measure(self, *_):
+            norms = [each.grad.norm() for each in self.parameters() if each.grad is not None]
+            self.longest = max(self.longest, float(torch.stack(norms).norm()))
+
+    module, _, _ = fit(module=Measured(), gradient_clip_val=0.1)
+
+    assert 0 < module.longest <= 0.1 + 1e-6
+
+
+def test_time_limit():
+    """With max_time alone the budget is in seconds, and the rate has come down when the Timer ends the training."""
+    _, r8, trainer = fit(epochs=-1, max_time={"milliseconds": 400})
+
+    assert r8.total_steps is None
+    assert 0.99 <= r8.progress <= 1.0
+    assert trainer.optimizers[0].param_groups[0]["lr"] < 0.02
+
+
+def test_logged_rate(tmp_path):
+    """The logger and the progress bar show the rate that R8Scheduler has set."""
+    logger = lightning.pytorch.loggers.CSVLogger(tmp_path)
+    _, _, trainer = fit(logger=logger, log_every_n_steps=1)
+    rows = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("lr")
+    rates = [float(row.split(",")[column]) for row in rows[1:]]
+
+    assert len(rates) == 3 * STEPS
+    assert max(rates) == pytest.approx(0.2, rel=0.05)
+    assert rates[-1] < 0.02
+    assert trainer.progress_bar_metrics["lr"] == pytest.approx(rates[-1])
+
+
+def test_weights_of_a_policy():
+    """A policy that weights losses is refused: training_step computes what is trained on, and knows no weights."""
+
+    class Weighting(Policy):
+        def select(self, chunk, context, rng):
+            return np.ones(len(chunk.indices), bool), np.full(len(chunk.indices), 0.5, np.float32)
+
+    with pytest.raises(ValueError, match="policy must give no weights under Lightning"):
+        fit(settings={"policy": Weighting()})
+
+
+def test_stream():
+    """A data set without a length is refused when the loader is made, with what to do."""
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(range(8))
+
+    with pytest.raises(TypeError, match="For a stream, collect as many samples as fit"):
+        R8Loader(Stream(), batch_size=8)
+
+
+def test_sampler_alone():
+    """The sampler alone in a Trainer reports nothing: it says so within the first epoch, and epochs still differ."""
+    r8 = R8Scheduler(400, batch_size=32, num_epochs=2)
+    seen = []
+
+    class Seen(Digits):
+        def training_step(self, batch, index):
+            seen.append(batch[1].tolist())
+            return super().training_step(batch, index)
+
+    trainer = lightning.Trainer(max_epochs=1, enable_checkpointing=False, **QUIET)
+    loader = DataLoader(DATA, batch_sampler=R8BatchSampler(r8))
+    with pytest.warns(RuntimeWarning, match="ended with no loss reported"):
+        trainer.fit(Seen(), loader)
+    first, seen = seen, []
+    lightning.Trainer(max_epochs=1, enable_checkpointing=False, **QUIET).fit(Seen(), loader)
+
+    assert len(first) == len(seen) == STEPS
+    assert first != seen
 
 
 def test_nothing_returned():

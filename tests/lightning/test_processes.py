@@ -57,3 +57,50 @@ def test_heals_on_two_processes(tmp_path):
 
     assert done[0] == done[1]
     assert done[0]["refused"] == 1
+
+
+ELSEWHERE = """
+import json, os, sys, torch, warnings
+warnings.simplefilter("ignore")
+from tests.lightning.common import DATA, Checkpoints, Digits, R8Loader, fit
+folder, world, ckpt = sys.argv[1], int(sys.argv[2]), sys.argv[3] or None
+rank, seen = os.environ.get("LOCAL_RANK", "0"), []
+data = torch.utils.data.TensorDataset(*DATA.tensors, torch.arange(len(DATA)))
+
+class Numbered(Digits):
+    def training_step(self, batch, index):
+        seen.append(batch[2].tolist())
+        return super().training_step(batch[:2], index)
+
+options = {"devices": world, "strategy": "ddp"} if world > 1 else {}
+more = [Checkpoints(folder, [int(each) for each in sys.argv[4].split()])]
+loader = R8Loader(data, batch_size=16, policy="shuffle")
+module, r8, _ = fit(module=Numbered(), loader=loader, ckpt_path=ckpt, more=more, **options)
+open(f"{folder}/seen-{world}-{rank}.json", "w").write(json.dumps(seen))
+"""
+
+
+def batches(folder, world, ckpt="", save=""):
+    """The samples of each step, over all processes."""
+    script = folder / "elsewhere.py"
+    script.write_text(ELSEWHERE)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder), str(world), ckpt, save],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    parts = [json.loads((folder / f"seen-{world}-{rank}.json").read_text()) for rank in range(world)]
+    return [sorted(set().union(*slices)) for slices in zip(*parts, strict=True)]
+
+
+@pytest.mark.slow
+def test_other_number_of_processes(tmp_path):
+    """A training goes on with the very same batches on one process, then on four, with batch_size left as it was."""
+    whole = batches(tmp_path, 2, save="10")
+    alone = batches(tmp_path, 1, ckpt=str(tmp_path / "10.ckpt"), save="25")
+    four = batches(tmp_path, 4, ckpt=str(tmp_path / "25.ckpt"))
+
+    assert len(whole) == 39
+    assert alone == whole[10:]
+    assert four == whole[25:]

@@ -43,7 +43,7 @@ class Training:
         if not prepare_first:
             self.model, self.optimizer = prepare(net, optimizer)
         self.loader, self.rates = prepare(self.adapter.loader(num_workers=workers), self.adapter.lr_scheduler)
-        self.sizes = []
+        self.steps = []
 
     def run(self, folder=None, at=()):
         """Train to the end; save by accelerate after some batches, in ``folder``."""
@@ -57,7 +57,7 @@ class Training:
                         self.optimizer.step()
                         self.rates.step()
                     self.optimizer.zero_grad()
-                self.sizes.append(accelerator.sync_gradients)
+                self.steps.append(accelerator.sync_gradients)
                 if self.seen in at:
                     accelerator.save_state(f"{folder}/{self.seen}")
         adapter.close()

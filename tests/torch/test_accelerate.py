@@ -11,7 +11,19 @@ pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 pytest.importorskip("sklearn")
 
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from tests.torch.accelerate_common import STEPS, Training
+
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _no_accelerator_left():
+    """Other tests of this process begin without one."""
+    yield
+    for each in (AcceleratorState, GradientState, PartialState):
+        each._reset_state()
 
 
 def run(folder, *more, processes=1):
@@ -35,3 +47,36 @@ def test_resumes_by_its_own_checkpoint(tmp_path, processes):
     assert len(whole) == processes
     assert set(whole) == set(resumed)
     assert whole[0].startswith("87 steps")
+
+
+@pytest.mark.parametrize(("accumulate", "workers"), [(1, 2), (3, 0)])
+def test_resumes_where_gradients_add_up(tmp_path, accumulate, workers):
+    """Saved after any step of the optimizer, with accumulated gradients and workers too, the run goes on the same."""
+    at = (accumulate, 2 * accumulate, STEPS, STEPS + accumulate, 2 * STEPS)
+    whole = Training(accumulate=accumulate, workers=workers).run(tmp_path, at).digest()
+    found = {k: Training(accumulate=accumulate, workers=workers).resume(f"{tmp_path}/{k}").run().digest() for k in at}
+
+    assert found == dict.fromkeys(at, whole)
+
+
+def test_step_at_the_end_of_an_epoch():
+    """Accelerate is told of the last batch of an epoch, and takes a step with the gradients left over there."""
+    training = Training(accumulate=3, num_epochs=2).run()
+
+    assert training.steps == [False, False, True] * 4 + [True] + [False, False, True] * 4 + [True]
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("bad", [4, 5, 6, STEPS - 1])
+def test_heals(accumulate, bad):
+    """A NaN in any place is refused, within an accumulated gradient too, and the training has as many steps."""
+    training = Training(accumulate=accumulate, bad=[bad]).run()
+    r8 = training.adapter.scheduler
+
+    assert (r8.sentry.num_refused, r8.global_step) == (1, 3 * STEPS)
+    assert all(each.isfinite().all() for each in training.net.parameters())
+
+
+def test_prepared_after_attach():
+    """Model and optimizer may be prepared after they were attached: the same training comes of it."""
+    assert Training(prepare_first=False).run().digest() == Training().run().digest()

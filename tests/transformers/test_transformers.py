@@ -9,9 +9,14 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 pytest.importorskip("sklearn")
 
-from transformers import GPT2Config, GPT2LMHeadModel
+import numpy as np
+from transformers import DataCollatorWithFlattening, GPT2Config, GPT2LMHeadModel, Trainer
 
-from learnit_r8.transformers.losses import is_packed, losses_of
+from learnit_r8 import R8Scheduler
+from learnit_r8.policies import Policy
+from learnit_r8.torch import R8BatchSampler, attach
+from learnit_r8.transformers import R8Callback
+from learnit_r8.transformers.losses import document_losses, is_packed, losses_of
 from tests.transformers.common import IMAGES, LABELS, STEPS, Digits, Model, R8Trainer, arguments, digest, train
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -130,6 +135,73 @@ def test_language_model(tmp_path):
     assert set(trainer.r8.scheduler.table.usage_count.tolist()) == {2}
 
 
+def language_trainer(folder, size, *, kind=R8Trainer, parts=None, r8=None, data_collator=None, **more):
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=17, n_positions=64, n_embd=16, n_layer=1, n_head=2, bos_token_id=0)
+    options = {"per_device_train_batch_size": size, "num_train_epochs": 1, "lr_scheduler_type": "constant", **more}
+    given = {"model": GPT2LMHeadModel(config), "args": arguments(folder, **options), "train_dataset": Tokens()}
+    given |= {"data_collator": data_collator, **(parts or {})}
+    return kind(**given, r8=r8) if issubclass(kind, R8Trainer) else kind(**given)
+
+
+class Recording(R8Trainer):
+    """Keeps the batches that it trains on."""
+
+    batches = ()
+
+    def training_step(self, model, inputs, *more):
+        self.batches = [*self.batches, {name: each.clone() for name, each in inputs.items()}]
+        return super().training_step(model, inputs, *more)
+
+
+def double(outputs, labels, num_items_in_batch=None):
+    """A loss of the user's own."""
+    rows = outputs["logits"][:, :-1].flatten(0, 1)
+    return 2 * torch.nn.functional.cross_entropy(rows, labels[:, 1:].flatten(), reduction="sum") / num_items_in_batch
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [({}, {}), ({"label_smoothing_factor": 0.1}, {}), ({}, {"compute_loss_func": double})],
+    ids=["items of a step", "label smoothing", "own loss"],
+)
+def test_trains_on_the_loss_of_the_trainer(tmp_path, options, parts):
+    """On the same batches the weights are those of the plain Trainer, whatever its loss, over all tokens of a step."""
+    options = {"gradient_accumulation_steps": 4, **options}
+    ours = language_trainer(tmp_path, 4, kind=Recording, parts=parts, r8={"sets_lr": False}, **options)
+    ours.train()
+
+    class Fixed(Trainer):
+        def get_train_dataloader(self):
+            return torch.utils.data.DataLoader(ours.batches, batch_size=None)
+
+    plain = language_trainer(tmp_path, 4, kind=Fixed, parts=parts, **options)
+    plain.train()
+
+    assert len(ours.batches) == 6
+    assert ours.r8.scheduler.table.source == "exact"
+    for mine, theirs in zip(ours.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+class Lengths(Policy):
+    """Gives all losses half their weight."""
+
+    def select(self, chunk, context, rng):
+        return np.ones(len(chunk.indices), bool), np.full(len(chunk.indices), 0.5, np.float32)
+
+
+def test_weights_of_a_policy(tmp_path):
+    """Where a policy weights losses the weighted mean is trained on: with half the weight, half the gradient."""
+    norms = []
+    for r8 in ({"policy": "shuffle"}, {"policy": Lengths()}):
+        trainer = language_trainer(tmp_path, 24, r8=r8, max_grad_norm=1e9, logging_strategy="steps", logging_steps=1)
+        trainer.train()
+        norms.append(trainer.state.log_history[0]["grad_norm"])
+
+    assert norms[1] == pytest.approx(norms[0] / 2, rel=0.1)
+
+
 def test_losses_of_tokens():
     """A token's logits are for the next label, and labels of -100 do not count."""
     logits, labels = torch.randn(2, 5, 7), torch.tensor([[1, 2, 3, 4, -100], [6, -100, -100, 1, 2]])
@@ -146,6 +218,47 @@ def test_packed_rows():
     assert is_packed({"position_ids": torch.tensor([[0, 1, 2, 0, 1]])})
     assert not is_packed({"position_ids": torch.tensor([[0, 1, 2, 3, 4]])})
     assert not is_packed({})
+
+
+def test_losses_of_documents():
+    """Documents laid one behind the other have the losses they would have alone, found by their positions."""
+    logits, labels = torch.randn(1, 7, 5), torch.tensor([[-100, 2, 3, -100, 1, -100, 4]])
+    positions = torch.tensor([[0, 1, 2, 0, 1, 0, 1]])
+    own = losses_of(logits, labels, shifted=True, smoothing=0.0)
+    alone = [
+        losses_of(logits[:, a:b], labels[:, a:b], shifted=True, smoothing=0.0) for a, b in ((0, 3), (3, 5), (5, 7))
+    ]
+    expected = torch.stack([each.losses[each.mask].mean() for each in alone])
+
+    torch.testing.assert_close(document_losses(own, positions, 3).losses, expected)
+    assert document_losses(own, positions, 2) is None
+    assert document_losses(own, None, 3) is None
+
+
+@pytest.mark.parametrize(("size", "source"), [(4, "exact"), (1, "exact")])
+def test_documents_in_one_row(tmp_path, size, source):
+    """With a collator that flattens documents into a row the loss of each document is known."""
+    trainer = language_trainer(tmp_path, size, data_collator=DataCollatorWithFlattening())
+    trainer.train()
+
+    assert trainer.r8.scheduler.table.source == source
+    assert set(trainer.r8.scheduler.table.usage_count.tolist()) == {1}
+
+
+def test_rows_that_are_no_samples(tmp_path):
+    """Where a row holds other documents than the batch's samples, the losses of samples are estimated; said once."""
+
+    def merged(items):
+        found = DataCollatorWithFlattening()(items)
+        return {name: value for name, value in found.items() if name != "position_ids"}
+
+    heard = []
+    listeners = [lambda event: heard.append(getattr(event, "text", ""))]
+    trainer = language_trainer(tmp_path, 4, data_collator=merged, r8={"listeners": listeners})
+    trainer.train()
+
+    assert trainer.r8.scheduler.table.source == "batch means of 4"
+    assert sum("losses for 1 rows of a batch of 4" in text for text in heard) == 1
 
 
 def test_label_smoothing(tmp_path):
@@ -165,3 +278,140 @@ def test_a_checkpoint_is_torchs_own(tmp_path):
 
     assert state
     assert json.loads((tmp_path / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())["global_step"] == STEPS
+
+
+def by_callback(folder, *, resume=None, budget=None, **more):
+    """A script with a loss function of its own, a loader of its own, and the callback alone."""
+    torch.manual_seed(0)
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+    adapter = attach(model, optimizer, Digits(), batch_size=32, **(budget or {"num_epochs": 3}))
+
+    class Mine(Trainer):
+        def get_train_dataloader(self):
+            return adapter.loader(collate_fn=self.data_collator)
+
+    def loss(outputs, labels, num_items_in_batch=None):
+        losses = torch.nn.functional.cross_entropy(outputs["logits"], labels, reduction="none")
+        return adapter.loss(losses) if torch.is_grad_enabled() else losses.mean()
+
+    # The model computes a loss of its own where it is given labels.
+    model.forward = lambda images, labels=None: {"logits": model.net(images)}
+    trainer = Mine(
+        model=model, args=arguments(folder, **more), train_dataset=Digits(), eval_dataset=Digits(),
+        compute_loss_func=loss, optimizers=(optimizer, adapter.lr_scheduler), callbacks=[R8Callback(adapter)],
+    )  # fmt: skip
+    trainer.r8 = adapter
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def test_callback_alone(tmp_path):
+    """With the callback alone a script with a compute_loss_func evaluates, saves and resumes exactly."""
+    options = {"eval_strategy": "epoch", "save_strategy": "steps", "save_steps": 5, "ignore_data_skip": True}
+    whole = by_callback(tmp_path, **options)
+    resumed = by_callback(tmp_path, resume=f"{tmp_path}/checkpoint-20", **options)
+
+    assert (whole.r8.scheduler.global_step, whole.r8.scheduler.table.source) == (3 * STEPS, "exact")
+    assert digest(resumed) == digest(whole)
+
+
+def test_callback_alone_would_skip_twice(tmp_path):
+    """Where Trainer would skip batches that the scheduler has counted, the training does not begin."""
+    by_callback(tmp_path, save_strategy="steps", save_steps=5)
+
+    with pytest.raises(ValueError, match="resume_from_checkpoint in mid-epoch must be used with R8Mixin"):
+        by_callback(tmp_path, resume=f"{tmp_path}/checkpoint-20")
+
+
+def test_callback_alone_ends_with_the_budget(tmp_path):
+    """When the budget is spent the training ends, whatever number of epochs the Trainer was told."""
+    assert by_callback(tmp_path, budget={"num_steps": 20}).state.global_step == 20
+
+
+def test_resume_beside_a_checkpoint(tmp_path):
+    """With resume_from_checkpoint Trainer's checkpoint wins over resume="auto", which is said."""
+    heard = []
+    r8 = {"checkpoint_dir": tmp_path / "own", "resume": "auto"}
+    train(tmp_path, r8=r8, save_strategy="steps", save_steps=5)
+    listen = {"listeners": [lambda event: heard.append(getattr(event, "text", ""))]}
+    trainer = train(tmp_path, r8=r8 | listen, resume=f"{tmp_path}/checkpoint-5")
+
+    assert any("resume='auto' of r8 is left out of account" in text for text in heard)
+    assert trainer.r8.scheduler.global_step == 3 * STEPS
+
+
+def test_checkpoint_without_a_scheduler(tmp_path):
+    """A checkpoint of a training without R8Mixin is refused before training begins."""
+    plain = Trainer(model=Model(), args=arguments(tmp_path, save_strategy="epoch"), train_dataset=Digits())
+    plain.train()
+
+    with pytest.raises(ValueError, match="resume_from_checkpoint must be a checkpoint of a training with R8Mixin"):
+        train(tmp_path, resume=True)
+
+
+def test_another_data_set(tmp_path):
+    """A checkpoint of a training on other data is refused."""
+    train(tmp_path, save_strategy="steps", save_steps=5)
+    other = torch.utils.data.Subset(Digits(), range(300))
+    trainer = R8Trainer(model=Model(), args=arguments(tmp_path), train_dataset=other)
+
+    with pytest.raises(ValueError, match="400"):
+        trainer.train(resume_from_checkpoint=f"{tmp_path}/checkpoint-5")
+
+
+def test_another_batch_size(tmp_path):
+    """On resume the batches keep the size that they had in the checkpoint, which is said."""
+    whole = digest(train(tmp_path, save_strategy="steps", save_steps=5))
+    heard = []
+    listen = {"listeners": [lambda event: heard.append(getattr(event, "text", ""))]}
+    resumed = train(tmp_path, resume=f"{tmp_path}/checkpoint-5", per_device_train_batch_size=16, r8=listen)
+
+    assert any("the batches have 32 samples, as those of the checkpoint" in text for text in heard)
+    assert digest(resumed) == whole
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(Digits())
+
+
+@pytest.mark.parametrize(
+    ("more", "parts", "error", "message"),
+    [
+        ({"train_sampling_strategy": "group_by_length"}, {}, ValueError, "train_sampling_strategy must be 'random'"),
+        ({"max_steps": 5}, {"train_dataset": Stream()}, TypeError, "For a stream, collect as many samples as fit"),
+    ],
+)
+def test_what_trainer_would_draw(tmp_path, more, parts, error, message):
+    """An order of the samples that is not R8Scheduler's, and a stream, are refused before training begins."""
+    trainer = R8Trainer(**{"model": Model(), "args": arguments(tmp_path, **more), "train_dataset": Digits(), **parts})
+
+    with pytest.raises(error, match=message):
+        trainer.train()
+
+
+def test_rates_that_are_not_used(tmp_path):
+    """A schedule asked for in the TrainingArguments is named as not used, before training begins."""
+    with pytest.warns(RuntimeWarning, match=r"lr_scheduler_type='cosine', warmup_steps=3.* is not used"):
+        train(tmp_path, lr_scheduler_type="cosine", warmup_steps=3)
+
+
+def test_sampler_alone(tmp_path):
+    """The sampler alone in a Trainer reports nothing, and says so within the first epoch."""
+    r8 = R8Scheduler(400, batch_size=32, num_epochs=1)
+
+    class Mine(Trainer):
+        def get_train_dataloader(self):
+            return torch.utils.data.DataLoader(Digits(), batch_sampler=R8BatchSampler(r8))
+
+    with pytest.warns(RuntimeWarning, match="ended with no loss reported"):
+        Mine(model=Model(), args=arguments(tmp_path, num_train_epochs=1), train_dataset=Digits()).train()
+
+
+def test_part_of_an_epoch(tmp_path):
+    """With half an epoch more, the schedule ends where the Trainer ends."""
+    trainer = train(tmp_path, num_train_epochs=1.5)
+
+    assert (trainer.state.global_step, trainer.r8.scheduler.global_step) == (20, 20)
+    assert trainer.r8.scheduler.is_over

@@ -1,0 +1,52 @@
+"""`learnit_r8.transformers` on two processes, each with its part of every batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+pytest.importorskip("sklearn")
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import json, os, sys, warnings
+warnings.simplefilter("ignore")
+from tests.transformers.common import Model, digest, train
+folder, rank, world = sys.argv[1], os.environ["RANK"], int(os.environ["WORLD_SIZE"])
+options = {"per_device_train_batch_size": 32 // world, "ddp_backend": "gloo"}
+whole = train(folder, save_strategy="steps", save_steps=5, **options)
+resumed = train(folder, resume=f"{folder}/checkpoint-20", **options)
+healed = train(f"{folder}/healed", model=Model(bad=[7] if rank == "1" else []), **options)
+r8 = healed.r8.scheduler
+uses = sorted(set(whole.r8.scheduler.table.usage_count.tolist()))
+done = {
+    "whole": digest(whole), "resumed": digest(resumed), "uses": uses,
+    "healed": (digest(healed), r8.sentry.num_refused, r8.global_step),
+}
+open(f"{folder}/{rank}.json", "w").write(json.dumps(done))
+"""
+
+
+def test_two_processes(tmp_path):
+    """Both save without waiting for each other, share every batch, resume exactly, and heal a NaN of one rank."""
+    script = tmp_path / "train.py"
+    script.write_text(PROGRAM)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [sys.executable, *launch, str(script), str(tmp_path)],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+
+    assert first == second
+    assert first["resumed"] == first["whole"]
+    assert first["uses"] == [3]
+    assert first["healed"][1:] == [1, 39]
