@@ -13,7 +13,7 @@ from .loader import R8Loader
 if TYPE_CHECKING:
     from ..torch import Adapter
 
-RESUMED = "fit() was given ckpt_path, which says where to go on; resume={!r} of R8Loader is left out of account."
+RESUMED = "fit() was given ckpt_path, so resume={!r} of R8Loader is ignored."
 
 WEIGHTED = (
     "policy must give no weights under Lightning, where training_step computes the loss that is trained on, got some; "

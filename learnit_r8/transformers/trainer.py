@@ -146,7 +146,7 @@ class R8Mixin:
         if unused:
             r8.say_once("unused rates", unused)
         if self._r8_resumes and resume is not None:
-            text = f"train() was given resume_from_checkpoint; resume={resume!r} of r8 is left out of account."
+            text = f"train() was given resume_from_checkpoint, so resume={resume!r} of r8 is ignored."
             r8.say_once("resume", text, is_warning=False)
         size, given = r8.table.batch_size, trainer._train_batch_size * args.world_size
         if size != given:

@@ -76,7 +76,8 @@ def saved_batch_size(args: Any, resume: Any) -> int | None:
     """
     from transformers.trainer_utils import get_last_checkpoint
 
-    folder = get_last_checkpoint(args.output_dir) if resume is True else resume
+    last: Any = get_last_checkpoint
+    folder = last(args.output_dir) if resume is True else resume
     if folder is None or not os.path.isdir(folder):
         return None
     path = os.path.join(folder, "scheduler.pt")

@@ -1,5 +1,10 @@
 """`learnit_r8.lightning`: a Trainer's own loop, checkpoints and stops, with the batches of R8Scheduler."""
 
+import importlib
+import re
+import runpy
+from pathlib import Path
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -11,6 +16,7 @@ import numpy as np
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader
 
+import learnit_r8.lightning
 from learnit_r8 import R8Scheduler
 from learnit_r8.lightning import R8Callback, R8Loader
 from learnit_r8.lightning.budget import batches_of, budget_of
@@ -22,6 +28,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
     pytest.mark.filterwarnings("error:.*learning rate was changed.*"),
 ]
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "lightning_digits.py"
 
 
 @pytest.mark.parametrize(("exact", "source"), [(True, "exact"), (False, "batch means of 32")])
@@ -166,7 +174,7 @@ def test_resume_beside_a_checkpoint(tmp_path):
     listen = {"listeners": [lambda event: heard.append(getattr(event, "text", ""))]}
     _, r8, _ = fit(ckpt_path=f"{tmp_path}/5.ckpt", settings=settings | listen)
 
-    assert any("resume='auto' of R8Loader is left out of account" in text for text in heard)
+    assert any("resume='auto' of R8Loader is ignored" in text for text in heard)
     assert r8.global_step == 3 * STEPS
 
 
@@ -313,3 +321,19 @@ def test_nothing_returned():
 def test_batches_of_steps(updates, batches):
     """Without accumulation a step is a batch."""
     assert batches_of(updates, num_batches=7, accumulate=1) == batches
+
+
+def test_example(capsys):
+    """The example of the guide learns the digits."""
+    runpy.run_path(str(EXAMPLE))
+    printed = capsys.readouterr().out
+
+    assert float(re.search(r"^accuracy ([\d.]+)", printed, re.MULTILINE)[1]) > 0.9
+
+
+def test_old_release(monkeypatch):
+    """An old release of Lightning is named when the adapter is imported, with what will do."""
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "1.9.5")
+
+    with pytest.raises(ImportError, match=r"lightning must be of release 2.4 or newer, got 1.9.5; pip install -U"):
+        importlib.reload(learnit_r8.lightning)

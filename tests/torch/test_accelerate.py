@@ -26,8 +26,11 @@ def _no_accelerator_left():
         each._reset_state()
 
 
-def run(folder, *more, processes=1):
-    command = [str(ROOT / "examples" / "accelerate_digits.py"), str(folder / "saved"), *more]
+EXAMPLE = ROOT / "examples" / "accelerate_digits.py"
+
+
+def run(folder, *arguments, processes=1):
+    command = [str(each) for each in arguments]
     if processes > 1:
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *command]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
@@ -38,15 +41,54 @@ def run(folder, *more, processes=1):
     return [line for line in done.stdout.splitlines() if "steps, weights" in line]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_resumes_by_its_own_checkpoint(tmp_path, processes):
-    """Saved by save_state in mid-epoch and resumed by load_state, weights and tables are those of a whole run."""
-    whole = run(tmp_path, processes=processes)
-    resumed = run(tmp_path, "load", processes=processes)
+def test_example(tmp_path):
+    """The example of the guide, saved by save_state in mid-epoch, is the same after load_state in another process."""
+    whole, resumed = run(tmp_path, EXAMPLE, tmp_path / "saved"), run(tmp_path, EXAMPLE, tmp_path / "saved", "load")
 
-    assert len(whole) == processes
-    assert set(whole) == set(resumed)
+    assert whole == resumed
     assert whole[0].startswith("87 steps")
+
+
+PROGRAM = """
+import os, sys, warnings
+warnings.simplefilter("ignore")
+from tests.torch.accelerate_common import Training
+folder, rank = sys.argv[1], os.environ["RANK"]
+whole = Training(accumulate=3, prepare_first=False).run(folder, [19]).digest()
+resumed = Training(accumulate=3).resume(f"{folder}/19").run().digest()
+healed = Training(accumulate=3, bad=[7]).run()
+refused = healed.adapter.scheduler.sentry.num_refused
+print(f"{whole} {resumed == whole} steps, weights {healed.digest()} refused {refused}")
+"""
+
+
+def test_two_processes(tmp_path):
+    """On two processes, prepared before attach or after: the same on both, resumed exactly, and a NaN of one healed."""
+    script = tmp_path / "train.py"
+    script.write_text(PROGRAM)
+    first, second = run(tmp_path, script, tmp_path, processes=2)
+
+    assert first == second
+    assert ", 39) True steps" in first
+    assert first.endswith(", 39) refused 1")
+
+
+def test_nothing_reported():
+    """A prepared loader over which no loss is reported says so within the first epoch."""
+    training = Training()
+
+    with pytest.warns(RuntimeWarning, match="ended with no loss reported"):
+        for _ in training.loader:
+            pass
+
+
+def test_old_release(monkeypatch):
+    """An old release of accelerate is named before training begins, with what will do."""
+    Training()
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "0.34.2")
+
+    with pytest.raises(ImportError, match=r"accelerate must be of release 1.0 or newer, got 0.34.2; pip install -U"):
+        Training()
 
 
 @pytest.mark.parametrize(("accumulate", "workers"), [(1, 2), (3, 0)])

@@ -1,6 +1,10 @@
 """`learnit_r8.transformers`: Trainer's own loop and checkpoints, with the batches of R8Scheduler."""
 
+import importlib
 import json
+import re
+import runpy
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +16,7 @@ pytest.importorskip("sklearn")
 import numpy as np
 from transformers import DataCollatorWithFlattening, GPT2Config, GPT2LMHeadModel, Trainer
 
+import learnit_r8.transformers
 from learnit_r8 import R8Scheduler
 from learnit_r8.policies import Policy
 from learnit_r8.torch import R8BatchSampler, attach
@@ -19,7 +24,12 @@ from learnit_r8.transformers import R8Callback
 from learnit_r8.transformers.losses import document_losses, is_packed, losses_of
 from tests.transformers.common import IMAGES, LABELS, STEPS, Digits, Model, R8Trainer, arguments, digest, train
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.filterwarnings("error:.*learning rate was changed.*"),
+]
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "transformers_digits.py"
 
 
 def test_learns(tmp_path):
@@ -337,7 +347,7 @@ def test_resume_beside_a_checkpoint(tmp_path):
     listen = {"listeners": [lambda event: heard.append(getattr(event, "text", ""))]}
     trainer = train(tmp_path, r8=r8 | listen, resume=f"{tmp_path}/checkpoint-5")
 
-    assert any("resume='auto' of r8 is left out of account" in text for text in heard)
+    assert any("resume='auto' of r8 is ignored" in text for text in heard)
     assert trainer.r8.scheduler.global_step == 3 * STEPS
 
 
@@ -415,3 +425,19 @@ def test_part_of_an_epoch(tmp_path):
 
     assert (trainer.state.global_step, trainer.r8.scheduler.global_step) == (20, 20)
     assert trainer.r8.scheduler.is_over
+
+
+def test_example(capsys):
+    """The example of the guide learns the digits."""
+    runpy.run_path(str(EXAMPLE))
+    printed = capsys.readouterr().out
+
+    assert float(re.search(r"^accuracy ([\d.]+)", printed, re.MULTILINE)[1]) > 0.9
+
+
+def test_old_release(monkeypatch):
+    """An old release of Transformers is named when the adapter is imported, with what will do."""
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "4.9.2")
+
+    with pytest.raises(ImportError, match=r"transformers must be of release 4.50 or newer, got 4.9.2; pip install -U"):
+        importlib.reload(learnit_r8.transformers)
