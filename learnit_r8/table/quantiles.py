@@ -76,6 +76,60 @@ def quartiles_of(loss: NDArray[np.float32], usage_count: NDArray[np.uint16]) -> 
     ]
 
 
+MOST_RANKED = 2**21
+"""Samples up to which all of them are ranked. Of more one of each stretch of the data is looked at, so many in all: the
+ends of the quarters are then within 0.1 % of N in rank of where they belong, with a probability of 99.5 %."""
+
+
+def quartiles_of_some(loss: NDArray[np.float32], usage_count: NDArray[np.uint16], num_seen: int) -> list[Quartile]:
+    """The seen samples in four quarters, told from some of them; what is equally hard is in the same quarter.
+
+    Args:
+        loss: float32[M], NaN where never seen.
+        usage_count: uint16[M].
+        num_seen: Seen samples that these stand for, >= 4.
+    """
+    seen = ~np.isnan(loss)
+    values, uses = loss[seen], usage_count[seen].astype(np.float64)
+    if len(values) < 4:
+        return []
+    ends = _at_ranks(values, [len(values) * quarter // 4 for quarter in (1, 2, 3)])
+    codes = (values >= ends[0]).astype(np.int64) + (values >= ends[1]) + (values >= ends[2])
+    counts = np.bincount(codes, minlength=4)
+    if not counts.all():
+        # So many are equal that some quarter has none of its own: all quarters share them.
+        codes, counts = np.arange(len(values)) * 4 // len(values), np.full(4, len(values) / 4)
+    mean, mean_uses = (np.bincount(codes, weights=of, minlength=4) / counts for of in (values, uses))
+    low, high = [values.min(), *ends], [*ends, values.max()]
+    return [
+        Quartile(
+            low=float(low[place]),
+            high=float(high[place]),
+            mean=float(np.clip(mean[place], low[place], high[place])),
+            num_samples=(num_seen + 3 - place) // 4,
+            uses=float(mean_uses[place]),
+        )
+        for place in range(4)
+    ]
+
+
+def _at_ranks(values: NDArray[np.float32], ranks: Sequence[int]) -> list[np.float32]:
+    """The values of these ranks, by counting the upper and then the lower half of their bits; no NaN among them."""
+    bits = values.view(np.int32)
+    # So that bits sort as unsigned integers like the values do.
+    keys = (bits ^ (bits >> 31 | np.int32(-(2**31)))).view(np.uint32)
+    upper = keys >> np.uint32(16)
+    counts = np.bincount(upper, minlength=2**16).cumsum()
+    found = []
+    for rank in ranks:
+        half = int(np.searchsorted(counts, rank, side="right"))
+        lower = np.bincount((keys[upper == half] & np.uint32(2**16 - 1)).astype(np.int64)).cumsum()
+        before = int(counts[half - 1]) if half else 0
+        key = half << 16 | int(np.searchsorted(lower, rank - before, side="right"))
+        found.append(np.array([key ^ (2**31 if key >> 31 else 2**32 - 1)], np.uint32).view(np.float32)[0])
+    return found
+
+
 def samples_of(
     indices: NDArray[np.int64],
     records: NDArray[Any],

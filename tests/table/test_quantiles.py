@@ -1,0 +1,56 @@
+"""Quarters of very many samples, told from some of them."""
+
+import numpy as np
+import pytest
+
+from learnit_r8 import SampleTable
+from learnit_r8.table import table as table_module
+from learnit_r8.table.quantiles import _at_ranks, quartiles_of, quartiles_of_some
+
+VALUES = {
+    "positive": lambda rng, count: rng.gamma(1, 1, count),
+    "of both signs": lambda rng, count: rng.normal(0, 3, count),
+    "few": lambda rng, count: rng.integers(-2, 3, count),
+    "equal": lambda rng, count: np.full(count, 0.7),
+    "infinite": lambda rng, count: np.where(rng.random(count) < 0.3, np.inf, rng.random(count)),
+}
+
+
+@pytest.mark.parametrize("kind", VALUES)
+@pytest.mark.parametrize("count", [4, 1000, 2**17])
+def test_values_at_ranks(kind, count):
+    """The value of a rank is that of the sorted values."""
+    values = VALUES[kind](np.random.default_rng(0), count).astype(np.float32)
+    ranks = [0, count // 4, count // 2, count - 1]
+
+    assert _at_ranks(values, ranks) == np.sort(values)[ranks].tolist()
+
+
+def test_quarters_of_all_samples_are_right():
+    """Told from all of them, quarters without ties are those that sorting gives."""
+    rng = np.random.default_rng(1)
+    loss = rng.normal(2, 1, 40_003).astype(np.float32)
+    loss[rng.random(len(loss)) < 0.1] = np.nan
+    uses = rng.integers(1, 9, len(loss)).astype(np.uint16)
+    right, found = quartiles_of(loss, uses), quartiles_of_some(loss, uses, int((~np.isnan(loss)).sum()))
+
+    assert [quarter.num_samples for quarter in found] == [quarter.num_samples for quarter in right]
+    np.testing.assert_allclose([q.mean for q in found], [q.mean for q in right], rtol=1e-3)
+    np.testing.assert_allclose([q.uses for q in found], [q.uses for q in right], rtol=1e-3)
+    np.testing.assert_allclose([q.low for q in found], [q.low for q in right], rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_quarters_of_some_samples(kind, monkeypatch):
+    """Told from one in ten samples, the ends of the quarters are near, wherever the samples stand."""
+    monkeypatch.setattr(table_module, "MOST_RANKED", 10_000)
+    loss = np.sort(VALUES[kind](np.random.default_rng(2), 100_000).astype(np.float32))
+    table = SampleTable(100_000, batch_size=10, estimator="additive")
+    assert table.quartiles() == []
+    table.records["loss"][:], table.records["usage_count"][:], table._num_seen = loss, 3, 100_000
+    for number, quarter in enumerate(table.quartiles()):
+        # Four standard deviations of the rank of a quartile in a random part of this size.
+        first, last = (np.searchsorted(loss, quarter.low, side) for side in ("left", "right"))
+        assert first - 2000 <= number * 25_000 <= last + 2000
+        assert (quarter.num_samples, quarter.uses) == (25_000, 3)
+        assert quarter.low <= quarter.mean <= quarter.high
