@@ -17,7 +17,7 @@ import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,22 @@ def encode(state: Mapping[str, Any]) -> bytes:
         TypeError: a value has another type; the message gives its dotted key.
         ValueError: there are more than `MOST_MEMBERS` arrays, or the tree is too large to be read back.
     """
+    buffer = io.BytesIO()
+    write(state, buffer)
+    return buffer.getvalue()
+
+
+def write(state: Mapping[str, Any], file: IO[bytes]) -> None:
+    """Write the content of a checkpoint file, piece by piece.
+
+    Args:
+        state: As in `encode`; an array may also be an object with ``dtype``, ``shape`` and ``blocks()``, which yields
+            its values some at a time.
+        file: Opened for writing in binary, at its beginning; what it holds is whole when this returns.
+
+    Raises:
+        TypeError, ValueError: as in `encode`; then nothing was written.
+    """
     arrays: dict[str, Any] = {}
     tree = json.dumps(_to_tree(state, "state", arrays))
     if len(arrays) > MOST_MEMBERS or _count_nodes(tree) > MOST_NODES or 4 * len(tree) + 256 > MOST_TREE_BYTES:
@@ -68,10 +84,51 @@ def encode(state: Mapping[str, Any]) -> bytes:
             f"state must have at most {MOST_MEMBERS} arrays and {MOST_NODES} lists, dicts and entries, got "
             f"{len(arrays)} and {_count_nodes(tree)} in {len(tree)} characters; put numbers into arrays."
         )
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **{_TREE: np.array(tree)}, **arrays)
-    payload = buffer.getbuffer()
-    return b"".join((HEADER.pack(MAGIC, FORMAT, len(payload), hashlib.sha256(payload).digest()), payload))
+    file.write(bytes(HEADER.size))
+    payload = _Payload(file)
+    _write_npz({_TREE: np.array(tree), **arrays}, payload)
+    file.seek(0)
+    file.write(HEADER.pack(MAGIC, FORMAT, payload.length, payload.digest.digest()))
+    file.seek(0, io.SEEK_END)
+
+
+class _Payload:
+    """What comes after the header: written, counted and digested in one go, so that it cannot be sought in."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.length = 0
+        self.digest = hashlib.sha256()
+
+    def write(self, content: Any) -> int:
+        size = memoryview(content).nbytes
+        self._file.write(content)
+        self.digest.update(content)
+        self.length += size
+        return size
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+
+def _write_npz(arrays: Mapping[str, Any], stream: _Payload) -> None:
+    """What `numpy.savez` writes, without asking for arrays as a whole."""
+    import zipfile
+
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as members:  # type: ignore[call-overload]
+        for name, values in arrays.items():
+            with members.open(f"{name}.npy", "w", force_zip64=True) as member:
+                if not hasattr(values, "blocks"):
+                    np.lib.format.write_array(member, values, allow_pickle=False)
+                    continue
+                about = {
+                    "descr": np.lib.format.dtype_to_descr(values.dtype),
+                    "fortran_order": False,
+                    "shape": values.shape,
+                }
+                np.lib.format.write_array_header_1_0(member, about)
+                for block in values.blocks():
+                    member.write(memoryview(block).cast("B"))
 
 
 def check_header(header: bytes, size: int) -> None:
@@ -163,7 +220,7 @@ def _count_nodes(tree: str) -> int:
 
 
 def _to_tree(value: Any, key: str, arrays: dict[str, Any]) -> Any:
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) or hasattr(value, "blocks"):
         if value.dtype.hasobject:
             raise TypeError(f"{key} must be an array of numbers or strings, got dtype {value.dtype}.")
         name = f"a{len(arrays)}"

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 _TEMPORARY = re.compile(r"tmp_(\d+)_([0-9a-f]{8})_.+")
 _OLD_SECONDS = 24 * 3600
@@ -22,8 +22,12 @@ _NO_FOLDER_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EACCES}
 _RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 
 
-def write_new(path: Path, content: bytes) -> None:
+def write_new(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
     """Write a file whole or not at all.
+
+    Args:
+        path: Its name.
+        content: What it will hold, or what writes that to the file it is given.
 
     Raises:
         FileExistsError: a file of this name exists; it is left unchanged.
@@ -108,14 +112,17 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _write(path: Path, content: bytes, name_it: Callable[[Path, Path], None]) -> None:
+def _write(path: Path, content: bytes | Callable[[IO[bytes]], object], name_it: Callable[[Path, Path], None]) -> None:
     temporary = temporary_name(path)
     # An existing one can only be left by a dead process or thread with the same id.
     remove(temporary)
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         with open(os.open(temporary, flags, 0o666), "wb") as file:
-            file.write(content)
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
             file.flush()
             _flush(file.fileno())
         name_it(temporary, path)

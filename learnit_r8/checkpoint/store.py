@@ -8,14 +8,16 @@ the content, durable_io.py writes it; ``benchmarks/durability.py`` tests both.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
-from .codec import encode
+from .background import Writing
+from .codec import write
 from .durable_io import (
     flush,
     flush_folder,
@@ -90,27 +92,51 @@ class CheckpointStore:
             TypeError: a value cannot be saved.
             OSError: the write failed; earlier checkpoints are unchanged.
         """
+        return self.begin(state, write_model, config).result()
+
+    def begin(
+        self,
+        state: Mapping[str, Any],
+        write_model: Callable[[str], None] | None = None,
+        config: Mapping[str, Any] | None = None,
+        *,
+        in_background: bool = False,
+    ) -> Writing:
+        """Begin to write a checkpoint; what `save` does is done with `Writing.result`.
+
+        The model's file is written at once. What raises here has changed nothing.
+
+        Args:
+            state: As in `save`.
+            write_model: Likewise.
+            config: Likewise.
+            in_background: Whether a thread writes the scheduler's file meanwhile.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._tidy()
         self._check_room()
         number = self._next_number()
         model = None if write_model is None else self._save_model(number, write_model)
-        try:
-            about = None if model is None else about_model(model)
-            content = {"run_id": self.run_id, "model": about, "scheduler": state, "config": dict(config or {})}
-            path = self._write_new(number, encode(content))
-        except Exception:
-            if model is not None:
-                remove(model)
-            raise
-        except BaseException:
-            # Interrupted: the scheduler's file may exist already. If not, the next save removes the model.
+        about = None if model is None else about_model(model)
+        content = {"run_id": self.run_id, "model": about, "scheduler": state, "config": dict(config or {})}
+
+        def finish(path: Path | None) -> Checkpoint | None:
+            if path is None:
+                if model is not None:
+                    remove(model)
+                return None
+            self._last_size = path.stat().st_size + (0 if model is None else model.stat().st_size)
+            self._own.append(CheckpointFiles(path, model, step_of(state)))
+            self._delete_old()
+            return Checkpoint(path, dict(state), model, self.run_id, dict(config or {}))
+
+        def interrupted() -> None:
+            # The scheduler's file may be there already. If it is not, the next save removes the model.
             self._is_tidy = False
-            raise
-        self._last_size = path.stat().st_size + (0 if model is None else model.stat().st_size)
-        self._own.append(CheckpointFiles(path, model, step_of(state)))
-        self._delete_old()
-        return Checkpoint(path, dict(state), model, self.run_id, dict(config or {}))
+
+        return Writing(
+            lambda: self._write_new(number, functools.partial(write, content)), finish, interrupted, in_background
+        )
 
     def _tidy(self) -> None:
         """Before the first save, delete what killed processes left: temporary files and models without a checkpoint."""
@@ -180,7 +206,8 @@ class CheckpointStore:
         names = [*os.listdir(self.folder), *(own.path.name for own in self._own)]
         return 1 + max((int(match[1]) for match in map(_NAME.fullmatch, names) if match), default=0)
 
-    def _write_new(self, number: int, content: bytes) -> Path:
+    def _write_new(self, number: int, content: Callable[[IO[bytes]], object]) -> Path:
+        """Write a checkpoint under this number, or the next that no other process has taken meanwhile."""
         return _under_free_name(
             number, lambda free: self.folder / f"ck_{free:012d}.r8", lambda path: write_new(path, content)
         )

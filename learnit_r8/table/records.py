@@ -7,9 +7,11 @@ no initialization.
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,9 @@ MOST_WAITING = 1 / 64
 PATIENCE = 0.002
 """Longest time that such a step waits, in seconds."""
 
+_BLOCK = 2**18
+"""Records that a reader of a snapshot copies at a time."""
+
 _MOST_AT_ONCE = 2**16
 """Most queued records written in one step."""
 
@@ -57,7 +62,7 @@ class Records:
         self._writing: Callable[[], object] | None = None
         self._warming = Warming(self._words) if self._words.nbytes >= LEAST_BYTES else None
         self._waiting: deque[_Waiting] = deque()
-        self._snapshots: tuple[Snapshot, ...] = ()
+        self._snapshots: tuple[weakref.ref[Snapshot], ...] = ()
 
     def __getitem__(self, field: str) -> NDArray[Any]:
         """A field of every record: a view, which may be written to only after `release_snapshots`."""
@@ -88,8 +93,10 @@ class Records:
             self._waiting.append(_Waiting(indices, records.view(_WORD), len(self._words)))
 
     def _store(self, indices: NDArray[np.int64], words: NDArray[Any]) -> None:
-        for snapshot in self._snapshots:
-            snapshot.keep(indices)
+        for reference in self._snapshots:
+            snapshot = reference()
+            if snapshot is not None and not snapshot.is_closed:
+                snapshot.keep(indices)
         self._words[indices] = words
 
     def settle_some(self, seconds: float = 0.0) -> bool:
@@ -139,13 +146,17 @@ class Records:
         """The current records, for another thread to read while the run continues; see `Snapshot`."""
         self.settle()
         snapshot = Snapshot(self._words)
-        self._snapshots = (*(one for one in self._snapshots if not one.is_closed), snapshot)
+        self._snapshots = (*(one for one in self._snapshots if one() is not None), weakref.ref(snapshot))
         return snapshot
 
     def release_snapshots(self) -> None:
-        """Wait until all snapshots are closed; to be called before records are written to other than by `put`."""
-        for snapshot in self._snapshots:
-            snapshot.wait()
+        """Wait until all snapshots are closed; call it before writing to records other than by `put`."""
+        for reference in self._snapshots:
+            while (snapshot := reference()) is not None and not snapshot.is_closed:
+                closed = snapshot.closed
+                # It may also end by being thrown away.
+                del snapshot
+                closed.wait(0.05)
         self._snapshots = ()
 
     def write(self, store: Callable[[], object]) -> None:
@@ -221,43 +232,88 @@ class Snapshot:
 
     Args:
         words: The words of all records.
+
+    Attributes:
+        closed: Set once nobody reads it any more.
     """
 
     def __init__(self, words: NDArray[Any]) -> None:
+        self.closed = threading.Event()
         self._words = words
         self._kept: list[_Waiting] = []
-        self._closed = threading.Event()
+        self._pid = os.getpid()
 
     def __len__(self) -> int:
         return len(self._words)
 
     def keep(self, indices: NDArray[np.int64]) -> None:
         """Save some records, as they are about to be written."""
-        if not self.is_closed:
-            self._kept.append(_Waiting(indices, self._words.take(indices), len(self._words)))
+        self._kept.append(_Waiting(indices, self._words.take(indices), len(self._words)))
 
     def rows(self, start: int, stop: int) -> NDArray[Any]:
-        """RECORD[M], the records from ``start`` to ``stop`` at the time of the snapshot."""
+        """RECORD[M], the records from ``start`` to ``stop`` as they were.
+
+        Raises:
+            RuntimeError: it was closed.
+        """
         words: NDArray[Any] = self._words[start:stop].copy()
         # The newest first, so that the oldest of several wins.
         for kept in reversed(self._kept.copy()):
             indices, old = kept.between(start, stop)
             words[indices - start] = old
+        if self.is_closed:
+            raise RuntimeError("the snapshot must be read before it is closed.")
         return words.view(RECORD)
 
     def close(self) -> None:
         """End reading: later writes need not save old records."""
-        self._closed.set()
+        self.closed.set()
         self._kept.clear()
 
     @property
     def is_closed(self) -> bool:
-        """Whether it is closed."""
-        return self._closed.is_set()
+        """Whether nobody reads it any more, as in a child that was forked from the process that does."""
+        return self.closed.is_set() or self._pid != os.getpid()
 
-    def wait(self) -> None:
-        """Wait until it is closed."""
-        self._closed.wait()
+
+class Column:
+    """A field of all records of a snapshot, read piece by piece; an array wherever one is asked for.
+
+    Args:
+        snapshot: Of the records.
+        field: Its name.
+
+    Attributes:
+        dtype: Of the values.
+        shape: (N,).
+    """
+
+    def __init__(self, snapshot: Snapshot, field: str) -> None:
+        self.dtype: np.dtype[Any] = RECORD[field]
+        self.shape = (len(snapshot),)
+        self._snapshot = snapshot
+        self._field = field
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def blocks(self) -> Iterator[NDArray[Any]]:
+        """The values, some at a time."""
+        for start in range(0, len(self), _BLOCK):
+            rows = self._snapshot.rows(start, min(start + _BLOCK, len(self)))
+            yield np.ascontiguousarray(rows[self._field])
+
+    def close(self) -> None:
+        """Nobody reads the snapshot any more."""
+        self._snapshot.close()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        values: NDArray[Any] = np.concatenate(list(self.blocks()))
+        return values if dtype is None else values.astype(dtype)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Whoever copies or pickles it gets an ordinary array.
+        return np.asarray, (self.__array__(),)
 
 
 def reordered(records: NDArray[Any], order: NDArray[np.int64]) -> NDArray[Any]:

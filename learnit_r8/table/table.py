@@ -18,11 +18,14 @@ from .label_noise import Suspects, find_suspects
 from .losses import EXACT, WHOLE_BATCH, source_of
 from .names import checked_ids, coded, digest_of
 from .quantiles import MOST_RANKED, Quartile, Sample, quartiles_of, quartiles_of_some, samples_of
-from .records import LARGEST_LOSS, Records, count_use
+from .records import LARGEST_LOSS, Column, Records, count_use
 from .trend import BatchTrend
 
 ESTIMATORS = {"relative": 1.0, "additive": 0.1}
 """Estimators for batch means, with the weight of a new observation."""
+
+LARGE = 2**20
+"""Samples from which on a step must not wait until all records are copied: 16 MB take 10 ms."""
 
 
 class SampleTable:
@@ -207,6 +210,7 @@ class SampleTable:
             self._offsets = True
 
     def _store_loss(self, estimate: NDArray[np.float32], store_plan: Callable[[bool], None], are_offsets: bool) -> None:
+        self.records.release_snapshots()
         self.records["loss"][:] = estimate
         store_plan(are_offsets)
         self._offsets = are_offsets
@@ -373,10 +377,20 @@ class SampleTable:
         exact, by_group = self.part_size == EXACT, self.group_labels is not None
         return find_suspects(records, self.untrained_loss, exact=exact, by_group=by_group)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything learned, copied: arrays of N by field name, and plain numbers."""
+    def state_dict(self, *, in_background: bool = False) -> dict[str, Any]:
+        """Everything learned, copied: arrays of N by field name, and plain numbers.
+
+        Args:
+            in_background: Whether another thread may read the arrays while the run goes on. Those of a large table are
+                then not copied but `Column` objects, of which one is to be closed once all were read.
+        """
         self.hand_over()
-        state: dict[str, Any] = {name: self.records[name].copy() for name in _FIELDS}
+        state: dict[str, Any]
+        if in_background and self.num_samples >= LARGE:
+            snapshot = self.records.snapshot()
+            state = {name: Column(snapshot, name) for name in _FIELDS}
+        else:
+            state = {name: self.records[name].copy() for name in _FIELDS}
         trend = self.batch_trend
         state["numbers"] = {
             "part_size": self.part_size,
@@ -387,7 +401,8 @@ class SampleTable:
         return {**state, **self.exclusions.state_dict(), **trend.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned; groups stay unchanged."""
+        """Take over what `state_dict` returned; groups stay as they are."""
+        self.records.release_snapshots()
         self.records.forget_writing()
         self._shares = None
         for name in _FIELDS:
