@@ -45,7 +45,7 @@ class SamplesSurveyed(Event):
         suspect_loss: Their mean loss over the run.
         suspect_uses: Number of times each was learned from.
         suspect_history: Like that of the hardest.
-        suspect_score: How surely each is not one of the learnt samples, in [0, 1].
+        suspect_score: Certainty that each is not one of the learnt samples, in [0, 1].
         suspect_why: "always high", "rising" or "memorised".
         num_suspects: Number of all suspects.
         noise_rate: Estimated share of wrong labels; NaN if unknown.

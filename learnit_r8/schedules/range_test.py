@@ -24,9 +24,8 @@ class RangeTest:
     The rate grows by a constant factor a step from 1e-6, at least 1.05 and as much as reaches 10 within
     ``max_steps``. The search ends when the smoothed loss has turned up, when two losses in a row are refused, or
     at the last step; the result is a tenth of the last rate at which the smoothed loss was within one spread of its
-    lowest value. Turned up means: above
-    its lowest value by more than half of what was gained and four times the spread of the first losses, which moves
-    and scales with the loss.
+    lowest value. The loss has turned up when it exceeds its lowest value by half of what was gained and four times the
+    standard deviation of the first losses, so that neither unit nor zero point of the loss matters.
 
     Args:
         max_steps: Most steps to take, >= 2.

@@ -1,13 +1,13 @@
 """``watch`` and ``replay``: one picture as text, lines in a pipe, and the screen on a terminal."""
 
-import json
-import random
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from learnit_r8 import events
 from learnit_r8.cli import main
@@ -15,7 +15,9 @@ from learnit_r8.cli.screens import _drawing
 from learnit_r8.dashboard.render.pages import VIEWS
 from learnit_r8.journal import UnreadableRun
 from tests.cli.commands import ROOT
-from tests.journal.run_folders import STARTED, folder_with, hundred, line, steps
+from tests.drive import INF, NAN
+from tests.events.any_events import any_event
+from tests.journal.run_folders import STARTED, folder_with, hundred, steps
 from tests.terminals import Terminal
 
 
@@ -105,38 +107,18 @@ def test_replay_on_a_terminal(tmp_path):
         assert one.is_restored
 
 
-def hostile_events(seed):
-    """Events with every number and text as odd as their types allow."""
-    rng = random.Random(seed)
-    numbers = [0, 1, -1, 2**53 - 1, -(2**62), 7]
-    floats = [0.0, -1.0, 1e308, -1e308, 1e-308, float("nan"), float("inf"), 0.5]
-    texts = ["", "\x1b[2J", "\u202e", "x" * 5000, "猫" * 300, "\x00"]
-    for kind in events.EVENTS.values():
-        fields = {"kind": kind.__name__, "time": 1000.0}
-        for name, hint in kind.__annotations__.items():
-            if hint.startswith(("tuple", "dict")):
-                inner = rng.choice(floats if "float" in hint else texts if "str" in hint else numbers)
-                value = [inner] * rng.choice([0, 1, 4, 16]) if hint.startswith("tuple") else {rng.choice(texts): inner}
-                value = [value] * 3 if "tuple[tuple" in hint else value
-            else:
-                value = rng.choice({"f": floats, "i": numbers, "s": texts, "b": [True, False]}[hint[0]])
-            fields[name] = value
-        yield {**fields, "step": rng.choice([0, 1, 2**53 - 1, 500]), "seconds": rng.choice([0.0, 1e11, 3.0])}
+ODD_EVENT = any_event(
+    st.sampled_from([0, 1, -1, 7, 500, 2**53 - 1]),
+    st.sampled_from([0.0, 0.5, 3.0, -1.0, 4e38, -4e38, 1e-308, 1e11, NAN, INF]),
+    st.sampled_from(["", "\x1b[2J", "\u202e", "x" * 5000, "猫" * 300, "\x00"]),
+)
 
 
-def as_json(value):
-    if isinstance(value, float) and value not in (1e308, -1e308, 1e-308) and not abs(value) < 1e300:
-        return repr(value)
-    if isinstance(value, dict):
-        return {name: as_json(item) for name, item in value.items()}
-    return [as_json(item) for item in value] if isinstance(value, list) else value
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_hostile_run_is_drawn(tmp_path, seed, capsys):
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(happened=st.lists(ODD_EVENT, min_size=10, max_size=30))
+def test_hostile_run_is_drawn(tmp_path_factory, happened, capsys):
     """Whatever a run folder says, every view of it is drawn, or it is refused with a reason; nothing else happens."""
-    text = "".join(json.dumps(as_json(fields)) + "\n" for fields in hostile_events(seed))
-    folder = folder_with(tmp_path, STARTED, text=text + line(steps(600)))
+    folder = folder_with(tmp_path_factory.mktemp("runs") / "run", STARTED, *happened, steps(600))
     codes = [main(["watch", str(folder), "--once", "--view", view]) for view in VIEWS]
     printed = capsys.readouterr()
 

@@ -38,10 +38,6 @@ SCRIPT = [
     (events.Notice(130, 125.0, "no model is saved", is_warning=False), "r8 no model is saved"),
     (events.LrFound(0, 0.0, 0.0321, 50), "r8 learning rate 0.0321 found in 50 steps"),
     (events.CheckpointSaved(160, 130.0, "runs/ck_5.r8", "runs/model_5"), "r8 step 160: saved runs/ck_5.r8"),
-    (
-        events.CheckpointSaved(160, 130.0, "runs/ck_6.r8", None),
-        "r8 step 160: saved runs/ck_6.r8",
-    ),
     (events.RunPaused(160, 130.0, "a look"), "r8 step 160: paused (a look)"),
     (events.RunResumed(160, 130.0), "r8 step 160: goes on"),
     (events.RunStopped(160, 130.0, ""), "r8 step 160: stopped"),

@@ -8,29 +8,9 @@ from hypothesis import strategies as st
 from learnit_r8.schedules.range_test import RangeTest
 
 BOWL = [
-    2.0,
-    2.1,
-    1.9,
-    2.0,
-    2.05,
-    1.95,
-    2.0,
-    2.0,
-    1.9,
-    1.7,
-    1.5,
-    1.3,
-    1.2,
-    1.1,
-    1.1,
-    1.2,
-    1.6,
-    2.5,
-    4.0,
-    9.0,
-    30.0,
-    90.0,
-]
+    2.0, 2.1, 1.9, 2.0, 2.05, 1.95, 2.0, 2.0, 1.9, 1.7, 1.5,
+    1.3, 1.2, 1.1, 1.1, 1.2, 1.6, 2.5, 4.0, 9.0, 30.0, 90.0,
+]  # fmt: skip
 
 
 def search(losses, max_steps=50):

@@ -118,28 +118,14 @@ def histogram_line(view: View, width: int, theme: Theme) -> Line:
     room = max(4, (width - 46) // 2)
     low, high = survey.loss_range
     least, most = survey.uses_range
-    parts: list[Line] = [
-        (
-            *labelled("loss", number(low, 3), ""),
-            Span(f" {counts(survey.loss_counts, room, glyphs)} ", "loss"),
-            Span(number(high, 3)),
-        ),
-        (
-            *labelled("uses", str(least), ""),
-            Span(f" {counts(survey.uses_counts, room, glyphs)} ", "metric"),
-            Span(str(most)),
-        )
-        if most > least
-        else labelled("uses", f"{most} each", ""),
-        unseen_part(survey),
-    ]
-    return (Span(" "), *joined(parts, width - 1))
-
-
-def unseen_part(survey: SamplesSurveyed) -> Line:
-    """The share of samples that were never seen."""
+    losses = Span(f" {counts(survey.loss_counts, room, glyphs)} ", "loss")
+    loss = (*labelled("loss", number(low, 3), ""), losses, Span(number(high, 3)))
+    uses = labelled("uses", f"{most} each", "")
+    if most > least:
+        bars = Span(f" {counts(survey.uses_counts, room, glyphs)} ", "metric")
+        uses = (*labelled("uses", str(least), ""), bars, Span(str(most)))
     never = 1 - survey.num_seen / max(1, survey.num_read)
-    return labelled("never seen", share(never), "")
+    return (Span(" "), *joined([loss, uses, labelled("never seen", share(never), "")], width - 1))
 
 
 def loss_histogram(view: View, width: int, height: int, theme: Theme) -> list[Line]:

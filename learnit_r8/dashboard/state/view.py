@@ -68,12 +68,10 @@ class View:
 
     Attributes:
         run: The start of the run; None before.
-        step: Steps done.
-        seconds: Training seconds of the newest event.
+        step, seconds: Steps done and training seconds at the newest event.
         epoch: The current epoch, 0-based.
         progress: Finished share of the budget, in [0, 1].
-        loss: The batch losses.
-        lr: The learning rates.
+        loss, lr: The batch losses, and the learning rates.
         lr_plan: The schedule at equal distances of progress.
         recent: The newest `StepsDone`, oldest first.
         last: The newest of them; None before.
@@ -84,10 +82,8 @@ class View:
         log: The newest events, oldest first.
         alerts: The newest warnings and alerts; a flood of other events does not drive them out.
         marks: Events with a letter on the axis of the charts; thinned.
-        num_entries: Events added to the log so far.
-        num_alerts: Warnings and alerts added so far.
+        num_entries, num_alerts: Events, and warnings and alerts, that were added to the log so far.
         survey: The newest survey of the samples; None before.
-        epoch_survey: The newest one of an epoch's end; None before.
         bounds: Quartiles over time; thinned.
         epochs: The newest ends of epochs.
         pacing: Speed of the run.
@@ -124,7 +120,6 @@ class View:
         self.num_entries = 0
         self.num_alerts = 0
         self.survey: events.SamplesSurveyed | None = None
-        self.epoch_survey: events.SamplesSurveyed | None = None
         self.bounds: ThinnedList[Bounds] = ThinnedList(MOST_SURVEYS)
         self.epochs: deque[events.EpochDone] = deque(maxlen=64)
         self.pacing = Pacing()
@@ -222,8 +217,7 @@ class View:
         self.epochs = deque((each for each in self.epochs if each.step <= step), maxlen=self.epochs.maxlen)
         self.last = self.recent[-1] if self.recent else None
         self.best = _until(step, self.best)
-        self.survey, self.epoch_survey = _until(step, self.survey), _until(step, self.epoch_survey)
-        self.logged = _until(step, self.logged)
+        self.survey, self.logged = _until(step, self.survey), _until(step, self.logged)
         if not step:
             self.ema, self.num_refused = math.nan, 0
 
@@ -249,8 +243,6 @@ class View:
 
     def _fold_survey(self, event: events.SamplesSurveyed) -> None:
         self.survey = event
-        if event.epoch_ended:
-            self.epoch_survey = event
         if len(event.low) == len(event.high) == 4:
             self.bounds.add(Bounds(event.step, (event.low[0], *event.high)))
 

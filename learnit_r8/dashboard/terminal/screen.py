@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..text import Line
-from ..theme import Theme
-from .colours import StyleAttributes
+from ..theme import Style, Theme
+from .colours import attribute_of
 from .tty_modes import STDIN, STDOUT, TtyModes
 
 _IS_WINDOWS = sys.platform == "win32"
@@ -73,7 +73,7 @@ class Screen:
         self._curses: Any = None
         self._names: dict[int, str] = {}
         self._shown: list[Line] = []
-        self._attributes: StyleAttributes | None = None
+        self._attributes: dict[tuple[int, Style], int] = {}
         self._pairs: dict[int, int] = {}
         self._num_empty = 0
         self._enter = self.leaving = b""
@@ -196,9 +196,6 @@ class Screen:
     def paint(self, lines: Sequence[Line]) -> None:
         """Show these lines; only what changed is sent."""
         window, error = self._window, self._curses.error
-        if self._attributes is None or self._attributes.theme is not self.theme:
-            self._attributes = StyleAttributes(self._curses, self.theme, self._pairs)
-        ink = self._attributes
         for row, line in enumerate(lines[: self.height]):
             if self._shown[row] == line:
                 continue
@@ -208,8 +205,15 @@ class Screen:
                 window.move(row, 0)
                 window.clrtoeol()
                 for text, style in line:
-                    window.addstr(text, ink(style))
+                    window.addstr(text, self._attribute(style))
         window.refresh()
+
+    def _attribute(self, name: str) -> int:
+        """The attribute of a style by its name."""
+        key = self.theme.num_colours, self.theme.styles.get(name, Style())
+        if key not in self._attributes:
+            self._attributes[key] = attribute_of(key[1], key[0], self._pairs, self._curses)
+        return self._attributes[key]
 
     def wait(self, seconds: float, *, for_keys: bool = True) -> None:
         """Return when a key was pressed, `wake` was called, or the time is up.

@@ -1,6 +1,5 @@
 """The state of a run, folded from its events."""
 
-import copy
 import dataclasses
 import math
 import pickle
@@ -15,7 +14,7 @@ from learnit_r8.events.codec import to_json
 from learnit_r8.events.condenser import Condenser
 from tests.dashboard.state.told import start, steps
 from tests.events.any_events import from_json
-from tests.screen_common import PER_EPOCH, SPIKE_STEP, fake_events, fake_view, fold_all, screen
+from tests.screen_common import PER_EPOCH, SPIKE_STEP, fake_events, screen
 
 
 def test_memory_does_not_grow_with_the_run():
@@ -72,17 +71,6 @@ def test_replayed_run_looks_like_the_live_one():
 
     for how in ({}, {"view": "data"}, {"view": "samples"}, {"view": "events"}, {"view": "config"}):
         assert screen(replayed, 120, 40, **how) == screen(live, 120, 40, **how)
-
-
-def test_frozen_picture_stays():
-    """A copy of a view does not change with it."""
-    view = fold_all(View(), fake_events(500))
-    frozen = copy.deepcopy(view)
-    before = screen(frozen, 80, 24)
-    fold_all(view, [steps(501, 200.0, loss=9.0)])
-
-    assert screen(frozen, 80, 24) == before
-    assert screen(view, 80, 24) != before
 
 
 def test_smoothed_loss_does_not_depend_on_condensing():
@@ -158,11 +146,6 @@ def test_numbers_are_short():
     values = [0.0, -1.5, 1e-300, -1e300, 123456.789, 999999.5, 1e6, 0.00012345, math.inf, -math.inf, math.nan]
 
     assert max(len(number(value)) for value in values) <= 10
-
-
-def test_made_up_run_is_the_same_every_time():
-    """The run of the tests of the screen does not depend on when it is made."""
-    assert screen(fold_all(View(), fake_events(4812)), 80, 24) == screen(fake_view(), 80, 24)
 
 
 def test_rate_that_only_follows_its_schedule_is_not_lowered():
