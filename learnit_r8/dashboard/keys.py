@@ -77,10 +77,6 @@ def _move(rows: int) -> Change:
     return act
 
 
-def _filter(ui: UiState, view: View) -> UiState:
-    return replace(ui, typing=ui.filter)
-
-
 def _other_list(ui: UiState, view: View) -> UiState:
     listed = LISTS[(LISTS.index(ui.listed) + 1) % len(LISTS)]
     return replace(ui, listed=listed, selected=0, inspected=None)
@@ -122,7 +118,7 @@ TABLE = (
         "/",
         "filter",
         "filter by a text (Enter keeps it)",
-        _filter,
+        lambda ui, view: replace(ui, typing=ui.filter),
         views=tuple(name for name, page in PAGES.items() if page.has_filter),
     ),
     Binding(("y",), "y", "log", "log or linear scale of the loss", _switch("log_scale"), views=_CHARTS),

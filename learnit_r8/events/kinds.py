@@ -32,5 +32,6 @@ from .trouble import RolledBack as RolledBack
 from .trouble import SamplesQuarantined as SamplesQuarantined
 from .trouble import SamplesReleased as SamplesReleased
 
-EVENTS = {kind.__name__: kind for kind in Event.__subclasses__()}
+# A program may have made events of its own before.
+EVENTS = {kind.__name__: kind for kind in Event.__subclasses__() if kind.__module__.startswith(f"{__package__}.")}
 """Every kind of event that this version knows, by its name in a journal."""

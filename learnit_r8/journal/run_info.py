@@ -7,7 +7,7 @@ import platform
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def this_process() -> dict[str, Any]:
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "boot_id": _text_of(_BOOT_ID),
-        "pid_namespace": _link_of("/proc/self/ns/pid"),
+        "pid_namespace": _or_empty(lambda: os.readlink("/proc/self/ns/pid")),
         "process_started": _started("self"),
     }
 
@@ -72,16 +72,12 @@ def _started(pid: str) -> int | None:
 
 
 def _text_of(path: str) -> str:
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
+    return _or_empty(lambda: Path(path).read_text("ascii", "replace").strip())
 
 
-def _link_of(path: str) -> str:
+def _or_empty(read: Callable[[], str]) -> str:
     try:
-        return os.readlink(path)
+        return read()
     except OSError:
         return ""
 

@@ -145,9 +145,9 @@ def circle(x: float, y: float, radius: float, kind: str, title: str) -> str:
     return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">{hint(title)}</circle>'
 
 
-def label(x: float, y: float, text: str, kind: str = "label", anchor: str = "start") -> str:
+def label(x: float, y: float, text: str, kind: str = "label", anchor: str = "start", title: str = "") -> str:
     """A text, which must be escaped already."""
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}{hint(title)}</text>'
 
 
 def grid(chart: Frame, *, x_name: str = "", whole_x: bool = True) -> str:

@@ -62,12 +62,12 @@ def _marks(view: View, chart: Frame) -> Iterator[str]:
     room, top = -math.inf, chart.y.end
     for entry in sorted((alerts or entries)[-MOST_MARKS:], key=lambda entry: entry.step):
         at = chart.x.at(entry.step)
-        title = hint(f"step {entry.step:,}: {text(entry.text)}")
+        title = f"step {entry.step:,}: {text(entry.text)}"
         kind = "alert" if entry.level == "alert" else "event"
-        yield f'<line class="mark {kind}" x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{chart.y.start}">{title}</line>'
+        ends = f'x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{chart.y.start}"'
+        yield f'<line class="mark {kind}" {ends}>{hint(title)}</line>'
         if at - room > 14:
-            where = f'x="{at:.1f}" y="{top - 4}" text-anchor="middle"'
-            yield f'<text class="label {kind}" {where}>{text(entry.mark)}{title}</text>'
+            yield label(at, top - 4, text(entry.mark), f"label {kind}", "middle", title)
             room = at
 
 

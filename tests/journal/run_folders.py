@@ -5,6 +5,7 @@ import json
 from learnit_r8 import events
 from learnit_r8.events.codec import to_json
 from learnit_r8.journal.run_info import this_process
+from tests.events.any_events import refuse_constant
 
 STARTED = events.RunStarted(0, 0.0, "it", 100, 10, 10, 1000, None, "balanced")
 
@@ -33,3 +34,12 @@ def read(run):
 
 def hundred():
     return [steps(number) for number in range(10, 1001, 10)]
+
+
+def lines_of(folder):
+    lines = (folder / "events.jsonl").read_text().split("\n")[:-1]
+    return [json.loads(line, parse_constant=refuse_constant) for line in lines if line]
+
+
+def kinds_of(folder):
+    return [line["kind"] for line in lines_of(folder)]

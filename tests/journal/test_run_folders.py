@@ -1,7 +1,6 @@
 """Whole runs with a run folder: beside the training, resumed, killed, forked."""
 
 import gc
-import json
 import os
 import signal
 import subprocess
@@ -17,18 +16,9 @@ import learnit_r8
 from learnit_r8 import events
 from learnit_r8.journal import Run
 from tests.drive import advance_to, make, sample_losses, steps, train
-from tests.events.any_events import refuse_constant
+from tests.journal.run_folders import kinds_of, lines_of
 
 ROOT = Path(__file__).parents[2]
-
-
-def lines_of(folder):
-    lines = (folder / "events.jsonl").read_text().split("\n")[:-1]
-    return [json.loads(line, parse_constant=refuse_constant) for line in lines if line]
-
-
-def kinds_of(folder):
-    return [line["kind"] for line in lines_of(folder)]
 
 
 def test_real_full_device_does_not_stop_a_run(tmp_path):

@@ -15,7 +15,7 @@ from learnit_r8.journal.reader import _is_sane
 from learnit_r8.journal.samples import sample_epochs, samples_of
 from tests.drive import NAN, FakeClock, make, train
 from tests.events.any_events import any_event
-from tests.journal.test_run_folders import lines_of
+from tests.journal.run_folders import lines_of
 from tests.journal.test_summary import step
 
 

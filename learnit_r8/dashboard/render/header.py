@@ -137,7 +137,7 @@ def rate_part(view: View) -> Line:
 
 
 def speed_line(view: View, width: int, scene: Scene) -> Line:
-    """Samples a second, the parts of a step's time, overhead, suspicion and refusals."""
+    """Samples a second, the parts of a step's time, overhead (scheduler, listeners, screen), suspicion, refusals."""
     pacing = view.pacing
     each = pacing.seconds_per_step
     parts: list[Line] = []
@@ -145,7 +145,9 @@ def speed_line(view: View, width: int, scene: Scene) -> Line:
         parts.append((Span(f"{number(round(pacing.samples_per_second, 1))}", "value"), Span(" samples/s", "label")))
     if math.isfinite(each):
         parts.append(_step_part(view, each))
-    parts.append(overhead_part(view, scene))
+    costs = [cost for cost in (pacing.own_share, scene.ui_share) if math.isfinite(cost)]
+    if costs:
+        parts.append(labelled("overhead", share(sum(costs)), ""))
     parts.append(suspicion_part(view, width))
     refused = view.num_refused
     if refused:
@@ -183,12 +185,6 @@ def suspicion_part(view: View, width: int) -> Line:
         return ()
     near = view.last.suspicion
     return labelled("suspicion", share(near, 0), "alert" if near >= 0.5 else "warn" if near >= 0.25 else "")
-
-
-def overhead_part(view: View, scene: Scene) -> Line:
-    """The overhead: share of time of the scheduler with its listeners, and of the screen."""
-    costs = [cost for cost in (view.pacing.own_share, scene.ui_share) if math.isfinite(cost)]
-    return labelled("overhead", share(sum(costs)), "") if costs else ()
 
 
 def metric_line(view: View, width: int, theme: Theme) -> Line:

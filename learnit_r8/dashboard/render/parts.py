@@ -40,13 +40,8 @@ def spark(values: Sequence[float], width: int, glyphs: Glyphs, *, least: float |
     return text.rjust(width)
 
 
-def counts(values: Sequence[int], width: int, glyphs: Glyphs) -> str:
-    """A histogram in one row: empty where the count is 0, at least the lowest level where it is not."""
-    return tower(values, width, 1, glyphs)[0]
-
-
 def tower(values: Sequence[int], width: int, height: int, glyphs: Glyphs) -> list[str]:
-    """A histogram of several rows, the top row first, each exactly ``width`` cells."""
+    """A histogram: its rows from the top, each exactly ``width`` cells; every count but 0 leaves a trace."""
     bins = rebinned(values, width)
     most, top = max(bins, default=0.0), len(glyphs.levels) - 1
     scale = top * height / most if most else 0.0

@@ -12,7 +12,7 @@ from ..text import Line, Span, clean, fit, number, share
 from ..theme import Glyphs, Theme
 from .chart import LABEL, axis, dots, plot, scale_of
 from .curves import window
-from .parts import aligned, bar, counts, cropped, joined, labelled, remark, rule, short, tower
+from .parts import aligned, bar, cropped, joined, labelled, remark, rule, short, tower
 
 QUARTILES = ("Q1", "Q2", "Q3", "Q4")
 STYLES = ("q1", "q2", "q3", "q4")
@@ -118,11 +118,11 @@ def histogram_line(view: View, width: int, theme: Theme) -> Line:
     room = max(4, (width - 46) // 2)
     low, high = survey.loss_range
     least, most = survey.uses_range
-    losses = Span(f" {counts(survey.loss_counts, room, glyphs)} ", "loss")
+    losses = Span(f" {tower(survey.loss_counts, room, 1, glyphs)[0]} ", "loss")
     loss = (*labelled("loss", number(low, 3), ""), losses, Span(number(high, 3)))
     uses = labelled("uses", f"{most} each", "")
     if most > least:
-        bars = Span(f" {counts(survey.uses_counts, room, glyphs)} ", "metric")
+        bars = Span(f" {tower(survey.uses_counts, room, 1, glyphs)[0]} ", "metric")
         uses = (*labelled("uses", str(least), ""), bars, Span(str(most)))
     never = 1 - survey.num_seen / max(1, survey.num_read)
     return (Span(" "), *joined([loss, uses, labelled("never seen", share(never), "")], width - 1))

@@ -2,13 +2,13 @@
 
 import math
 
-from learnit_r8.dashboard.render.parts import aligned, counts, spark, tower
+from learnit_r8.dashboard.render.parts import aligned, spark, tower
 from learnit_r8.dashboard.theme import ASCII, BRAILLE
 
 
 def test_histogram_shows_every_count():
     """A bin with a single sample leaves a trace, an empty one none."""
-    assert counts([1000, 0, 1], 3, BRAILLE) == "█ ▁"
+    assert tower([1000, 0, 1], 3, 1, BRAILLE) == ["█ ▁"]
     assert tower([2, 1], 2, 2, ASCII) == ["# ", "##"]
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.dashboard.sessions.programs import BARE, FINALLY, WITH, check_restored, ended, program, shown
+from tests.dashboard.sessions.programs import BARE, FINALLY, NOTHING, WITH, check_restored, ended, program, shown
 
 RAISE = """
 def body():
@@ -26,51 +26,37 @@ def body():
         threading.Thread(target=fail).start()
 """
 
-every_frame = pytest.mark.parametrize("frame", [WITH, FINALLY, BARE], ids=["with", "finally", "bare"])
-closed_or_not = pytest.mark.parametrize("frame", [WITH, BARE], ids=["with", "bare"])
+FRAMES = {"with": WITH, "finally": FINALLY, "bare": BARE}
+ENDS = {
+    "normal": (NOTHING, 60, 0, "atexit ran"),
+    "exception": (RAISE, 1000, 1, "Traceback (most recent call last)"),
+    "exit": (EXIT, 1000, 7, "atexit ran"),
+    "thread": (THREAD, 200, 0, "ValueError: what went wrong"),
+}
+"""What happens in the loop, its steps, the exit code, and what is read afterwards."""
 
 
-@every_frame
-def test_normal_end(frame):
-    """At the end of a run the terminal comes back and what is printed afterwards is on it."""
-    with ended(program(frame=frame), 60) as terminal:
+@pytest.mark.parametrize(
+    ("how", "frame"), [(how, frame) for how in ENDS for frame in FRAMES if how != "thread" or frame == "with"]
+)
+def test_terminal_comes_back(how, frame):
+    """At the end of a run, whether or not it was closed, the terminal comes back, and what is printed then is on it.
+
+    That is the traceback of an exception, of one in another thread too, which does not end the run.
+    """
+    body, steps, code, said = ENDS[how]
+    with ended(program(body, FRAMES[frame]), steps) as terminal:
         check_restored(terminal)
-        assert terminal.code == 0
-        assert "atexit ran" in terminal.after
-
-
-@every_frame
-def test_exception(frame):
-    """The traceback of an exception is on the normal screen, whether or not the run was closed."""
-    with ended(program(RAISE, frame), 1000) as terminal:
-        check_restored(terminal)
-        assert terminal.code == 1
-        assert "Traceback (most recent call last)" in terminal.after
-        assert "ValueError: what went wrong" in terminal.after
-
-
-@closed_or_not
-def test_sys_exit(frame):
-    """sys.exit() ends the program with its code, and atexit runs."""
-    with ended(program(EXIT, frame), 1000) as terminal:
-        check_restored(terminal)
-        assert terminal.code == 7
-        assert "atexit ran" in terminal.after
-
-
-def test_exception_in_a_thread():
-    """An exception in another thread does not end the run, and its traceback is shown at the end."""
-    with ended(program(THREAD), 200) as terminal:
-        check_restored(terminal)
-        assert terminal.code == 0
-        assert "ValueError: what went wrong" in terminal.after
+        assert terminal.code == code
+        assert said in terminal.after
+        assert ("ValueError: what went wrong" in terminal.after) == (body in (RAISE, THREAD))
 
 
 @pytest.mark.parametrize("presses", [1, 2])
-@closed_or_not
+@pytest.mark.parametrize("frame", ["with", "bare"])
 def test_ctrl_c(frame, presses):
     """Ctrl-C raises KeyboardInterrupt as without a screen, and its traceback can be read."""
-    with shown(program(frame=frame)) as terminal:
+    with shown(program(frame=FRAMES[frame])) as terminal:
         terminal.press("\x03" * presses)
         terminal.wait_for_end()
 
@@ -79,17 +65,17 @@ def test_ctrl_c(frame, presses):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-@every_frame
+@pytest.mark.parametrize("frame", FRAMES)
 def test_ending_signals(frame, number):
     """SIGTERM and SIGHUP run finally and atexit."""
-    with shown(program(frame=frame)) as terminal:
+    with shown(program(frame=FRAMES[frame])) as terminal:
         terminal.signal(number)
         code = terminal.wait_for_end()
 
         check_restored(terminal)
         assert code in (128 + number, -number)
         assert "atexit ran" in terminal.after
-        assert "finally ran" in terminal.after or frame is not FINALLY
+        assert "finally ran" in terminal.after or frame != "finally"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
