@@ -19,6 +19,14 @@ def test_totals_and_time_left_right_after_a_resume():
     assert "ETA ~16:40" in frame
 
 
+def test_time_left_is_unknown_before_the_first_step():
+    """Until a step has been timed, the time left is a question mark, not zero."""
+    view = View()
+    view.fold(events.RunStarted(0, 0.0, "it", 1000, 10, 100, 10_000, None, "balanced"))
+
+    assert "ETA ?" in screen(view, 80, 24)[1]
+
+
 def test_rest_of_a_time_budget_is_the_budget():
     """With a budget in seconds the time left is what is left of it, by the clock."""
     view = View()
