@@ -73,7 +73,7 @@ class Screen:
         self._curses: Any = None
         self._names: dict[int, str] = {}
         self._shown: list[Line] = []
-        self._attributes: dict[tuple[int, Style], int] = {}
+        self._attributes: dict[tuple[str, str], int] = {}
         self._pairs: dict[int, int] = {}
         self._num_empty = 0
         self._enter = self.leaving = b""
@@ -210,9 +210,11 @@ class Screen:
 
     def _attribute(self, name: str) -> int:
         """The attribute of a style by its name."""
-        key = self.theme.num_colours, self.theme.styles.get(name, Style())
+        theme = self.theme
+        key = theme.name, name
         if key not in self._attributes:
-            self._attributes[key] = attribute_of(key[1], key[0], self._pairs, self._curses)
+            style = theme.styles.get(name, Style())
+            self._attributes[key] = attribute_of(style, theme.num_colours, self._pairs, self._curses)
         return self._attributes[key]
 
     def wait(self, seconds: float, *, for_keys: bool = True) -> None:
