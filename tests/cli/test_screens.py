@@ -114,7 +114,7 @@ ODD_EVENT = any_event(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(happened=st.lists(ODD_EVENT, min_size=10, max_size=30))
 def test_hostile_run_is_drawn(tmp_path_factory, happened, capsys):
     """Whatever a run folder says, every view of it is drawn, or it is refused with a reason; nothing else happens."""

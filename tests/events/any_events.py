@@ -19,9 +19,9 @@ def any_event(counts=COUNTS, numbers=st.floats(), texts=st.text()):
     values = {
         **one,
         **{f"{name} | None": st.none() | value for name, value in one.items()},
-        **{f"tuple[{name}, ...]": st.lists(value, max_size=6).map(tuple) for name, value in one.items()},
+        **{f"tuple[{name}, ...]": st.lists(value, max_size=5).map(tuple) for name, value in one.items()},
         "tuple[float, ...]": rows.map(tuple),
-        "tuple[tuple[float, ...], ...]": st.lists(rows.map(tuple), max_size=4).map(tuple),
+        "tuple[tuple[float, ...], ...]": st.lists(st.lists(numbers, max_size=5).map(tuple), max_size=4).map(tuple),
         "dict[str, str]": st.dictionaries(texts, texts, max_size=4),
         "dict[str, float]": st.dictionaries(texts, numbers, max_size=4),
     }
