@@ -228,6 +228,7 @@ class R8Scheduler(Engine):
             RuntimeError: the policy weights samples; those need `draw` and `report`.
         """
         epoch, pace, search = self.current_epoch, self.pace, self.search
+        self.requests.stay_within(None)
         while True:
             begun = self._marks.begun
             if self._open is not None:
@@ -250,7 +251,12 @@ class R8Scheduler(Engine):
                     mend(self)
                     self._open = None
                 raise
-            yield given
+            try:
+                yield given
+            except GeneratorExit:
+                # A break: if the run goes on, the signals are taken again.
+                self.requests.leave()
+                raise
 
     def update_with_loss(
         self, loss: Any, *, part_size: int | None = None, grad_norm: Any = None, skipped: bool = False

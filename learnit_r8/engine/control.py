@@ -12,7 +12,7 @@ from collections.abc import Callable
 from .. import events
 from ..events.bus import Announcer
 from .pace import Pace
-from .signals import SignalWatch
+from .signals import Scope, SignalWatch
 
 POLL_SECONDS = 0.02
 """Interval at which a paused run checks whether to continue."""
@@ -121,7 +121,17 @@ class Requests:
         """Restore the earlier signal handlers as the run is left; `answer` installs its own again if it continues."""
         if self.signals is not None:
             self.signals.leave()
+            self.signals.scope = None
             self.is_pending = True
+
+    def stay_within(self, scope: Scope | None) -> None:
+        """Let signals wait only in a part of the program, until the run is left; see `SignalWatch.scope`.
+
+        Args:
+            scope: Which part; None for all of it.
+        """
+        if self.signals is not None:
+            self.signals.scope = scope
 
     @property
     def _must_end(self) -> bool:

@@ -39,6 +39,24 @@ class Preempted(SystemExit):
         return f"ended by {signal.Signals(self.signum).name}"
 
 
+Scope = Callable[[FrameType | None], bool]
+
+
+def running(function: Callable[..., Any]) -> Scope:
+    """The scope of a run that a function or a generator drives: it is under way while that is on the stack.
+
+    A generator that waits for somebody to ask for its next value is not.
+    """
+    code = function.__code__
+
+    def is_running(frame: FrameType | None) -> bool:
+        while frame is not None and frame.f_code is not code:
+            frame = frame.f_back
+        return frame is not None
+
+    return is_running
+
+
 class SignalWatch:
     """Notes signals during a run, and acts on them later as the handlers before it would have.
 
@@ -49,6 +67,8 @@ class SignalWatch:
     Attributes:
         received: The signal that waits for the end of the step; None if there is none.
         before_exit: Functions called before the exception that ends the run is raised, to restore a terminal.
+        scope: ``(frame)``, returns whether the run is active in the code that a signal interrupts; if not, the signal
+            goes to the earlier handler. None if that cannot be told: then it always is.
     """
 
     def __init__(self, wake: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
@@ -60,6 +80,7 @@ class SignalWatch:
         self._ttys: list[int] = []
         self.received: int | None = None
         self.before_exit: list[Callable[[], object]] = []
+        self.scope: Scope | None = None
 
     @property
     def is_installed(self) -> bool:
@@ -188,7 +209,7 @@ class _Handler:
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         watch = self.watch()
-        if watch is not None and self.is_heard:
+        if watch is not None and self.is_heard and (watch.scope is None or watch.received or watch.scope(frame)):
             watch.note(signum)
         elif self.before is signal.SIG_DFL:
             signal.signal(signum, signal.SIG_DFL)

@@ -12,7 +12,7 @@ from ..triggers import Condition
 from .dataset import R8Dataset
 from .fit_arguments import check_fit
 from .losses import LossRecorder
-from .running import local_of_fit
+from .running import local_of_fit, scope_of_fit
 from .state import ModelState, as_numpy
 
 METRICS_EVERY = 16
@@ -88,6 +88,7 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         if not _is_built(self.model):
             self.model._symbolic_build(data_batch=self.dataset[0])
         self._wire(self.model)
+        self._prefetch.r8.requests.stay_within(scope_of_fit(self.model))
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Draw the epoch."""

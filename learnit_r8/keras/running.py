@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -17,6 +18,17 @@ def local_of_fit(name: str) -> Any:
             return frame.f_locals.get(name)
         frame = frame.f_back
     return None
+
+
+def scope_of_fit(model: Any) -> Callable[[FrameType | None], bool]:
+    """Whether the ``fit`` of a model is running; a ``fit`` that an exception ends does not tell its callbacks."""
+
+    def is_running(frame: FrameType | None) -> bool:
+        while frame is not None and not (frame.f_code.co_name == "fit" and frame.f_locals.get("self") is model):
+            frame = frame.f_back
+        return frame is not None
+
+    return is_running
 
 
 def method_of_model() -> str:

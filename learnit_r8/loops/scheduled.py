@@ -9,8 +9,10 @@ from .._adapters.driven_state import DrivenState
 from .._adapters.host import check_scheduler
 from .._adapters.prefetch import Prefetch
 from .._adapters.rows import check_rows, leaves, take_rows
+from ..engine.signals import running
 from ..guard.verdict import Verdict
 from .logs import Logs
+from .run import run_loop
 from .state import LoopState
 
 if TYPE_CHECKING:
@@ -128,6 +130,7 @@ class Report:
         """Let the scheduler keep the state of this loop, if there is a model in it."""
         if self._place is not loop_state:
             self._place, self._driven = loop_state, DrivenState(loop_state)
+            self._r8.requests.stay_within(running(run_loop))
             if self._driven.has_model:
                 self._r8.adopt(self._driven.callbacks())
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._adapters.group_rates import GroupRates
 from .._adapters.host import check_scheduler
+from ..engine.signals import running
 from .task import Task, needs_closure
 from .validation import MeanLoss, device_of, moved
 
@@ -61,6 +62,7 @@ class DrawnEpochs:
         """Train to the end of the epoch; returns its mean loss and its samples, or None if the budget is spent."""
         r8, mean = self._r8, MeanLoss(self._task.loss_fn)
         epoch, samples = r8.current_epoch, 0
+        r8.requests.stay_within(running(DrawnEpochs.train))
         while (ticket := r8.draw_if_any()) is not None:
             samples += len(ticket.indices)
             try:

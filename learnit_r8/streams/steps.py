@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .._adapters.host import check_scheduler
+from ..engine.signals import Scope, running
 from ..triggers import Elapsed
 from .event import Event
 
@@ -107,12 +108,19 @@ class _Stepper:
         return outcome
 
 
+def _next(r8: R8Scheduler, scope: Scope) -> Ticket | None:
+    # Anew for each batch: while nobody asks for one, the scheduler may have been used in another loop.
+    r8.requests.stay_within(scope)
+    return r8.draw_if_any()
+
+
 def _events(r8: R8Scheduler, stepper: _Stepper) -> Iterator[Event]:
     origin = time.monotonic()
     last = (r8.global_step, 0, 0.0)
     stepper.adopt()
+    scope = running(_events)
     try:
-        while (ticket := r8.draw_if_any()) is not None:
+        while (ticket := _next(r8, scope)) is not None:
             try:
                 loss, outcome = stepper.step(ticket)
             except BaseException:
