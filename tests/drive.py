@@ -1,4 +1,4 @@
-"""What the tests of whole runs share: a clock turned by hand, toy models, and the seed's loop."""
+"""What the tests of whole runs share: a clock turned by hand, toy models, and the quick start's loop."""
 
 import numpy as np
 
@@ -60,7 +60,7 @@ def batch_loss(indices):
 
 
 def steps(r8):
-    """Epoch, samples and rate of every batch of the seed's loop; the caller reports."""
+    """Epoch, samples and rate of every batch of the quick start's loop; the caller reports."""
     for epoch in r8.epoch_iterator():
         for indices, lr in r8.batch_iterator():
             yield epoch, indices, lr

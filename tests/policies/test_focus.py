@@ -162,7 +162,7 @@ def test_resumes_bit_for_bit(step):
 def test_with_means_of_parts_nothing_is_skipped():
     """Means of small parts do not show wrong labels, which would be in the hard half: nothing is skipped."""
     r8 = R8Scheduler(400, batch_size=32, num_epochs=10, policy=Focus(noise_guard=True), groups=np.zeros(400))
-    with pytest.warns(RuntimeWarning, match=r"needs the loss of each sample and was given parts of 4"):
+    with pytest.warns(RuntimeWarning, match=r"needs the loss of each sample but got parts of 4"):
         train(r8, reduce=lambda losses: losses.reshape(-1, 4).mean(axis=1), part_size=4)
 
     assert np.ptp(r8.table.usage_count) == 0
@@ -192,7 +192,7 @@ def test_with_batch_means_nothing_is_skipped_with_a_warning():
     """If only batch means are reported, every sample comes once per epoch, and one warning says why."""
     r8 = R8Scheduler(400, batch_size=32, num_epochs=6, policy="focus")
     visits = np.zeros((6, 400))
-    with pytest.warns(RuntimeWarning, match=r"Focus\(.*needs the loss of each sample.*given batch means of 32") as said:
+    with pytest.warns(RuntimeWarning, match=r"Focus\(.*needs the loss of each sample but got batch means of 32") as said:
         train(r8, visits=visits, reduce=lambda losses: float(losses.mean()))
 
     assert len(said) == 1
