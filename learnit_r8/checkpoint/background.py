@@ -1,4 +1,4 @@
-"""A checkpoint that is being written, by a thread of its own or by the one that asks for it."""
+"""Background writing: a thread of its own writes a checkpoint's file, or the caller's thread does."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 from .reader import Checkpoint
 
 
-class Writing:
+class BackgroundWrite:
     """A checkpoint whose file is being written.
 
     Args:
-        write: Writes the file and returns its path; in the thread, if there is one.
-        finish: Called with the path, or with None where writing failed; returns the checkpoint. In the caller's thread.
-        interrupted: Called where writing was neither done nor refused.
-        in_background: Whether a thread writes. Where the program ends before it is done the file is not there: the
-            checkpoint before counts.
+        write: Writes the file and returns its path; called in the thread, if there is one.
+        finish: Takes the path, or None if writing failed, and returns the checkpoint; called in the caller's thread.
+        interrupted: Called if writing was interrupted, so that it has neither succeeded nor failed.
+        in_background: Whether a thread writes. If the program ends before it has finished, there is no file, and the
+            previous checkpoint counts.
     """
 
     def __init__(
@@ -43,15 +43,15 @@ class Writing:
 
     @property
     def is_done(self) -> bool:
-        """Whether `result` need not wait."""
+        """Whether `result` returns without waiting."""
         return self._thread is None or not self._thread.is_alive()
 
     def result(self) -> Checkpoint:
-        """The checkpoint, once it is written; to be called once.
+        """Wait for the checkpoint and return it; must be called once.
 
         Raises:
-            TypeError: a value that cannot be saved.
-            OSError: the disk refused; the checkpoints before are untouched.
+            TypeError: a value cannot be saved.
+            OSError: the write failed; earlier checkpoints are unchanged.
         """
         if self._thread is None:
             self._run()

@@ -67,15 +67,15 @@ def encode(state: Mapping[str, Any]) -> bytes:
 
 
 def write(state: Mapping[str, Any], file: IO[bytes]) -> None:
-    """Write the content of a checkpoint file, piece by piece.
+    """Write the content of a checkpoint file, block by block.
 
     Args:
-        state: As in `encode`; an array may also be an object with ``dtype``, ``shape`` and ``blocks()``, which yields
-            its values some at a time.
-        file: Opened for writing in binary, at its beginning; what it holds is whole when this returns.
+        state: As for `encode`; an array may also be an object with ``dtype``, ``shape`` and ``blocks()``, which yields
+            its values block by block.
+        file: A file opened for binary writing, at its beginning.
 
     Raises:
-        TypeError, ValueError: as in `encode`; then nothing was written.
+        TypeError, ValueError: as for `encode`; nothing was written.
     """
     arrays: dict[str, Any] = {}
     tree = json.dumps(_to_tree(state, "state", arrays))
@@ -93,7 +93,7 @@ def write(state: Mapping[str, Any], file: IO[bytes]) -> None:
 
 
 class _Payload:
-    """What comes after the header: written, counted and digested in one go, so that it cannot be sought in."""
+    """Writes the payload after the header, and computes its length and digest; a stream without seek()."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -108,11 +108,11 @@ class _Payload:
         return size
 
     def flush(self) -> None:
-        """Nothing is kept back."""
+        """Do nothing, as nothing is buffered."""
 
 
 def _write_npz(arrays: Mapping[str, Any], stream: _Payload) -> None:
-    """What `numpy.savez` writes, without asking for arrays as a whole."""
+    """Write arrays like `numpy.savez`, those with ``blocks()`` block by block."""
     import zipfile
 
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as members:  # type: ignore[call-overload]

@@ -27,7 +27,7 @@ def write_new(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> Non
 
     Args:
         path: Its name.
-        content: What it will hold, or what writes that to the file it is given.
+        content: Its content, or a function that writes it to the given file.
 
     Raises:
         FileExistsError: a file of this name exists; it is left unchanged.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from .background import Writing
+from .background import BackgroundWrite
 from .codec import write
 from .durable_io import (
     flush,
@@ -101,15 +101,15 @@ class CheckpointStore:
         config: Mapping[str, Any] | None = None,
         *,
         in_background: bool = False,
-    ) -> Writing:
-        """Begin to write a checkpoint; what `save` does is done with `Writing.result`.
+    ) -> BackgroundWrite:
+        """Start to write a checkpoint like `save`; `BackgroundWrite.result` completes it.
 
-        The model's file is written at once. What raises here has changed nothing.
+        The model's file is written at once. If this raises, nothing has changed.
 
         Args:
-            state: As in `save`.
-            write_model: Likewise.
-            config: Likewise.
+            state: See `save`.
+            write_model: See `save`.
+            config: See `save`.
             in_background: Whether a thread writes the scheduler's file meanwhile.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -131,10 +131,10 @@ class CheckpointStore:
             return Checkpoint(path, dict(state), model, self.run_id, dict(config or {}))
 
         def interrupted() -> None:
-            # The scheduler's file may be there already. If it is not, the next save removes the model.
+            # The scheduler's file may exist already. If not, the next save removes the model.
             self._is_tidy = False
 
-        return Writing(
+        return BackgroundWrite(
             lambda: self._write_new(number, functools.partial(write, content)), finish, interrupted, in_background
         )
 
@@ -207,7 +207,6 @@ class CheckpointStore:
         return 1 + max((int(match[1]) for match in map(_NAME.fullmatch, names) if match), default=0)
 
     def _write_new(self, number: int, content: Callable[[IO[bytes]], object]) -> Path:
-        """Write a checkpoint under this number, or the next that no other process has taken meanwhile."""
         return _under_free_name(
             number, lambda free: self.folder / f"ck_{free:012d}.r8", lambda path: write_new(path, content)
         )

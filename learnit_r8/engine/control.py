@@ -125,10 +125,10 @@ class Requests:
             self.is_pending = True
 
     def stay_within(self, scope: Scope | None) -> None:
-        """Let signals wait only in a part of the program, until the run is left; see `SignalWatch.scope`.
+        """Handle signals only while a part of the program runs, until the run is left; see `SignalWatch.scope`.
 
         Args:
-            scope: Which part; None for all of it.
+            scope: The part; None for the whole program.
         """
         if self.signals is not None:
             self.signals.scope = scope

@@ -43,9 +43,9 @@ Scope = Callable[[FrameType | None], bool]
 
 
 def running(function: Callable[..., Any]) -> Scope:
-    """The scope of a run that a function or a generator drives: it is under way while that is on the stack.
+    """The scope of a run driven by a function or a generator: it is active while that is on the stack.
 
-    A generator that waits for somebody to ask for its next value is not.
+    A generator that is suspended at a yield is not.
     """
     code = function.__code__
 
@@ -68,7 +68,7 @@ class SignalWatch:
         received: The signal that waits for the end of the step; None if there is none.
         before_exit: Functions called before the exception that ends the run is raised, to restore a terminal.
         scope: ``(frame)``, returns whether the run is active in the code that a signal interrupts; if not, the signal
-            goes to the earlier handler. None if that cannot be told: then it always is.
+            goes to the earlier handler. None if that is unknown: then it always is.
     """
 
     def __init__(self, wake: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:

@@ -77,17 +77,17 @@ def quartiles_of(loss: NDArray[np.float32], usage_count: NDArray[np.uint16]) -> 
 
 
 MOST_RANKED = 2**21
-"""Samples up to which all of them are ranked. Of more one of each stretch of the data is looked at, so many in all: the
-ends of the quarters are then within 0.1 % of N in rank of where they belong, with a probability of 99.5 %."""
+"""Most samples that are ranked. Larger data is divided into so many stretches, of each of which one sample is ranked:
+with a probability of 99.5 %, the limits of the quarters are within 0.1 % of N of their ranks."""
 
 
 def quartiles_of_some(loss: NDArray[np.float32], usage_count: NDArray[np.uint16], num_seen: int) -> list[Quartile]:
-    """The seen samples in four quarters, told from some of them; what is equally hard is in the same quarter.
+    """Estimate the four quarters of the seen samples from some of them; equal losses are in the same quarter.
 
     Args:
-        loss: float32[M], NaN where never seen.
+        loss: float32[M], NaN for unseen samples.
         usage_count: uint16[M].
-        num_seen: Seen samples that these stand for, >= 4.
+        num_seen: Number of seen samples that these represent, >= 4.
     """
     seen = ~np.isnan(loss)
     values, uses = loss[seen], usage_count[seen].astype(np.float64)
@@ -97,7 +97,7 @@ def quartiles_of_some(loss: NDArray[np.float32], usage_count: NDArray[np.uint16]
     codes = (values >= ends[0]).astype(np.int64) + (values >= ends[1]) + (values >= ends[2])
     counts = np.bincount(codes, minlength=4)
     if not counts.all():
-        # So many are equal that some quarter has none of its own: all quarters share them.
+        # With too many equal losses some quarter would be empty: divide the samples by position.
         codes, counts = np.arange(len(values)) * 4 // len(values), np.full(4, len(values) / 4)
     mean, mean_uses = (np.bincount(codes, weights=of, minlength=4) / counts for of in (values, uses))
     low, high = [values.min(), *ends], [*ends, values.max()]
@@ -114,9 +114,9 @@ def quartiles_of_some(loss: NDArray[np.float32], usage_count: NDArray[np.uint16]
 
 
 def _at_ranks(values: NDArray[np.float32], ranks: Sequence[int]) -> list[np.float32]:
-    """The values of these ranks, by counting the upper and then the lower half of their bits; no NaN among them."""
+    """The values, none of them NaN, at these ranks, by counting the upper and then the lower half of their bits."""
     bits = values.view(np.int32)
-    # So that bits sort as unsigned integers like the values do.
+    # Makes the bits sort as unsigned integers like the values.
     keys = (bits ^ (bits >> 31 | np.int32(-(2**31)))).view(np.uint32)
     upper = keys >> np.uint32(16)
     counts = np.bincount(upper, minlength=2**16).cumsum()

@@ -154,7 +154,7 @@ class Records:
         for reference in self._snapshots:
             while (snapshot := reference()) is not None and not snapshot.is_closed:
                 closed = snapshot.closed
-                # It may also end by being thrown away.
+                # A snapshot that is dropped ends without being closed.
                 del snapshot
                 closed.wait(0.05)
         self._snapshots = ()
@@ -234,7 +234,7 @@ class Snapshot:
         words: The words of all records.
 
     Attributes:
-        closed: Set once nobody reads it any more.
+        closed: Set by `close`.
     """
 
     def __init__(self, words: NDArray[Any]) -> None:
@@ -251,10 +251,10 @@ class Snapshot:
         self._kept.append(_Waiting(indices, self._words.take(indices), len(self._words)))
 
     def rows(self, start: int, stop: int) -> NDArray[Any]:
-        """RECORD[M], the records from ``start`` to ``stop`` as they were.
+        """RECORD[M], the records from ``start`` to ``stop`` at the time of the snapshot.
 
         Raises:
-            RuntimeError: it was closed.
+            RuntimeError: the snapshot is closed.
         """
         words: NDArray[Any] = self._words[start:stop].copy()
         # The newest first, so that the oldest of several wins.
@@ -272,19 +272,19 @@ class Snapshot:
 
     @property
     def is_closed(self) -> bool:
-        """Whether nobody reads it any more, as in a child that was forked from the process that does."""
+        """Whether it is closed, or belongs to the process from which this one was forked."""
         return self.closed.is_set() or self._pid != os.getpid()
 
 
 class Column:
-    """A field of all records of a snapshot, read piece by piece; an array wherever one is asked for.
+    """A field of all records of a snapshot, read block by block; it converts to an array where one is needed.
 
     Args:
-        snapshot: Of the records.
-        field: Its name.
+        snapshot: The snapshot of the records.
+        field: The field's name.
 
     Attributes:
-        dtype: Of the values.
+        dtype: The dtype of the values.
         shape: (N,).
     """
 
@@ -298,13 +298,13 @@ class Column:
         return self.shape[0]
 
     def blocks(self) -> Iterator[NDArray[Any]]:
-        """The values, some at a time."""
+        """The values, block by block."""
         for start in range(0, len(self), _BLOCK):
             rows = self._snapshot.rows(start, min(start + _BLOCK, len(self)))
             yield np.ascontiguousarray(rows[self._field])
 
     def close(self) -> None:
-        """Nobody reads the snapshot any more."""
+        """Close the snapshot."""
         self._snapshot.close()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
@@ -312,7 +312,7 @@ class Column:
         return values if dtype is None else values.astype(dtype)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Whoever copies or pickles it gets an ordinary array.
+        # Copies and pickles are ordinary arrays.
         return np.asarray, (self.__array__(),)
 
 

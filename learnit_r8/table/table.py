@@ -25,7 +25,7 @@ ESTIMATORS = {"relative": 1.0, "additive": 0.1}
 """Estimators for batch means, with the weight of a new observation."""
 
 LARGE = 2**20
-"""Samples from which on a step must not wait until all records are copied: 16 MB take 10 ms."""
+"""Number of samples from which records are not copied during a step: 16 MB take 10 ms."""
 
 
 class SampleTable:
@@ -357,7 +357,7 @@ class SampleTable:
     def quartiles(self) -> list[Quartile]:
         """The seen samples in four quarters, Q1 (lowest loss) to Q4; empty if fewer than four were seen.
 
-        Of more than two million samples a random part of that many is looked at.
+        Of more than two million samples, a random part of that many is read.
         """
         if self.num_samples <= MOST_RANKED:
             return quartiles_of(self.loss, self.usage_count)
@@ -381,8 +381,8 @@ class SampleTable:
         """Everything learned, copied: arrays of N by field name, and plain numbers.
 
         Args:
-            in_background: Whether another thread may read the arrays while the run goes on. Those of a large table are
-                then not copied but `Column` objects, of which one is to be closed once all were read.
+            in_background: Whether another thread reads the arrays while the run continues. For a large table they are
+                then `Column` objects in place of copies; one of them must be closed once all are read.
         """
         self.hand_over()
         state: dict[str, Any]
@@ -401,7 +401,7 @@ class SampleTable:
         return {**state, **self.exclusions.state_dict(), **trend.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned; groups stay as they are."""
+        """Load what `state_dict` returned; groups stay unchanged."""
         self.records.release_snapshots()
         self.records.forget_writing()
         self._shares = None
