@@ -64,7 +64,7 @@ class LossHistory(NamedTuple):
         best_spread: Spread of the losses in that window.
         best_lr: Scheduled learning rate at its end.
         drifted: Losses since the median rose above the best.
-        held: Blocks since there was no evidence, after which the thresholds were not renewed because of it.
+        held: Number of renewals of the thresholds skipped because of evidence, since there last was none.
         raised: Evidence of a raised level, >= 0.
         on_trial: Losses left of the 1024 after a restore; the first 128 of those are its trial.
         figures: `figures_of` the last windows, one more than the blocks in ``lag``.

@@ -1,4 +1,4 @@
-"""Quarters of very many samples, told from some of them."""
+"""Quarters of very many samples, estimated from some of them."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ VALUES = {
 @pytest.mark.parametrize("kind", VALUES)
 @pytest.mark.parametrize("count", [4, 1000, 2**17])
 def test_values_at_ranks(kind, count):
-    """The value of a rank is that of the sorted values."""
+    """The value at a rank is that of the sorted values."""
     values = VALUES[kind](np.random.default_rng(0), count).astype(np.float32)
     ranks = [0, count // 4, count // 2, count - 1]
 
@@ -27,7 +27,7 @@ def test_values_at_ranks(kind, count):
 
 
 def test_quarters_of_all_samples_are_right():
-    """Told from all of them, quarters without ties are those that sorting gives."""
+    """Estimated from all samples, quarters without ties equal those from sorting."""
     rng = np.random.default_rng(1)
     loss = rng.normal(2, 1, 40_003).astype(np.float32)
     loss[rng.random(len(loss)) < 0.1] = np.nan
@@ -42,7 +42,7 @@ def test_quarters_of_all_samples_are_right():
 
 @pytest.mark.parametrize("kind", VALUES)
 def test_quarters_of_some_samples(kind, monkeypatch):
-    """Told from one in ten samples, the ends of the quarters are near, wherever the samples stand."""
+    """Estimated from one in ten samples, the limits of the quarters are close, in any order of the data."""
     monkeypatch.setattr(table_module, "MOST_RANKED", 10_000)
     loss = np.sort(VALUES[kind](np.random.default_rng(2), 100_000).astype(np.float32))
     table = SampleTable(100_000, batch_size=10, estimator="additive")
