@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .reader import Checkpoint
+if TYPE_CHECKING:
+    from .reader import Checkpoint
 
 
 class BackgroundWrite:
