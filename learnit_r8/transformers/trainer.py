@@ -51,6 +51,7 @@ class R8Mixin:
     def __init__(self, *args: Any, r8: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         self._r8_settings = _checked({} if r8 is None else r8)
         self._r8_adapter: Adapter | None = None
+        self._r8_shifts: bool | None = None
         super().__init__(*args, **kwargs)
         trainer: Any = self
         given = trainer.lr_scheduler
@@ -79,7 +80,7 @@ class R8Mixin:
         """Train, as the Trainer does; with ``resume_from_checkpoint`` go on from its checkpoint."""
         trainer: Any = self
         check_sampling(trainer.args)
-        self._r8_adapter = None
+        self._r8_adapter = self._r8_shifts = None
         self._r8_resumes = resume_from_checkpoint
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)  # type: ignore[misc]
 
@@ -180,7 +181,9 @@ class R8Mixin:
         """
         trainer: Any = self
         smoothing = trainer.args.label_smoothing_factor
-        return find_losses(outputs, inputs.get("labels"), shifted=_shifts(trainer, model), smoothing=smoothing)
+        if self._r8_shifts is None:
+            self._r8_shifts = _shifts(trainer, model)
+        return find_losses(outputs, inputs.get("labels"), shifted=self._r8_shifts, smoothing=smoothing)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -266,10 +269,13 @@ def _columns_used(trainer: Any) -> tuple[Any, Any]:
 
 
 def _shifts(trainer: Any, model: Any) -> bool:
-    found = getattr(trainer, "_loss_shifts_labels", None)
-    if found is not None:
-        return bool(found)
+    """Whether a token's logits are for the label of the next one."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+    if getattr(trainer, "_loss_shifts_labels", False):
+        return True
+    # It is false for models such as GPT2LMHeadModel, whose name does not say which loss they have.
     plain = trainer.accelerator.unwrap_model(model)
+    if type(plain).__name__.startswith("Peft"):
+        plain = plain.base_model.model
     return type(plain).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()

@@ -226,11 +226,11 @@ def test_clipping_is_the_same_as_without():
 
         def configure_optimizers(self):
             optimizer = super().configure_optimizers()
-            optimizer.register_step_pre_hook(self.measure)
+            optimizer.register_step_post_hook(self.measure)
             return optimizer
 
         def measure(self, *_):
-            norms = [each.grad.norm() for each in self.parameters() if each.grad is not None]
+            norms = [each.grad.norm() for each in self.parameters()]
             self.longest = max(self.longest, float(torch.stack(norms).norm()))
 
     module, _, _ = fit(module=Measured(), gradient_clip_val=0.1)

@@ -147,7 +147,9 @@ def test_language_model(tmp_path):
 
 def language_trainer(folder, size, *, kind=R8Trainer, parts=None, r8=None, data_collator=None, **more):
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=17, n_positions=64, n_embd=16, n_layer=1, n_head=2, bos_token_id=0)
+    # A plain loader draws from the generator that dropout would draw from.
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    config = GPT2Config(vocab_size=17, n_positions=64, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, **dropout)
     options = {"per_device_train_batch_size": size, "num_train_epochs": 1, "lr_scheduler_type": "constant", **more}
     given = {"model": GPT2LMHeadModel(config), "args": arguments(folder, **options), "train_dataset": Tokens()}
     given |= {"data_collator": data_collator, **(parts or {})}
@@ -194,22 +196,47 @@ def test_trains_on_the_loss_of_the_trainer(tmp_path, options, parts):
         assert torch.equal(mine, theirs)
 
 
-class Lengths(Policy):
+class Halving(Policy):
     """Gives all losses half their weight."""
 
     def select(self, chunk, context, rng):
         return np.ones(len(chunk.indices), bool), np.full(len(chunk.indices), 0.5, np.float32)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_losses_of_samples_are_those_of_the_trainer(tmp_path, smoothing):
+    """The mean of the losses that R8Scheduler learns is the loss that is trained on."""
+    means, logged = [], []
+
+    class Compared(R8Trainer):
+        def sample_losses(self, model, inputs, outputs):
+            own = super().sample_losses(model, inputs, outputs)
+            means.append(float(own.losses[own.mask].mean()))
+            return own
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            # A mean over the tokens of the batch.
+            loss = super().compute_loss(model, inputs, return_outputs, None)
+            logged.append(float(loss))
+            return loss
+
+    language_trainer(tmp_path, 4, kind=Compared, label_smoothing_factor=smoothing).train()
+
+    assert len(means) == 6
+    assert means == pytest.approx(logged, rel=1e-5)
+
+
 def test_weights_of_a_policy(tmp_path):
     """Where a policy weights losses the weighted mean is trained on: with half the weight, half the gradient."""
     norms = []
-    for r8 in ({"policy": "shuffle"}, {"policy": Lengths()}):
-        trainer = language_trainer(tmp_path, 24, r8=r8, max_grad_norm=1e9, logging_strategy="steps", logging_steps=1)
+    for r8 in ({"policy": "shuffle"}, {"policy": Halving()}):
+        options = {"max_grad_norm": 1e9, "logging_strategy": "steps", "logging_steps": 1, "num_train_epochs": 2}
+        trainer = language_trainer(tmp_path, 24, r8=r8, **options)
         trainer.train()
-        norms.append(trainer.state.log_history[0]["grad_norm"])
+        norms.append([each["grad_norm"] for each in trainer.state.log_history if "grad_norm" in each])
 
-    assert norms[1] == pytest.approx(norms[0] / 2, rel=0.1)
+    # The first epoch is the same for all policies.
+    assert norms[1] == pytest.approx([norms[0][0], norms[0][1] / 2], rel=0.2)
 
 
 def test_losses_of_tokens():
