@@ -102,7 +102,7 @@ def digits():
 
 
 def language():
-    rows = torch.randint(0, 96, (1024, 64), generator=torch.Generator().manual_seed(0))
+    rows = torch.randint(0, 96, (512, 64), generator=torch.Generator().manual_seed(0))
     return {"input_ids": rows, "labels": rows}
 
 
@@ -238,7 +238,7 @@ def main():
     parser.add_argument("--only", choices=["lightning", "transformers", "accelerate"])
     given = parser.parse_args()
     torch.set_num_threads(1)
-    repeats = 2 if given.quick else 5
+    repeats = 2 if given.quick else 4
     print(f"{platform.processor() or platform.machine()}, one thread, {repeats} pairs")
     trains = {"lightning": by_lightning, "transformers": by_transformers, "accelerate": by_accelerate}
     for name, train in trains.items():

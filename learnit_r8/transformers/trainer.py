@@ -13,6 +13,7 @@ from ..torch.loader import make_loader
 from .callback import R8Callback
 from .losses import SampleLosses, document_losses, find_losses, is_packed
 from .sampler import WholeEpoch
+from .scheduler_state import save_along
 from .training_arguments import BUDGETS, budget_of, check_sampling, saved_batch_size, unused_rates
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class R8Mixin:
         self._r8_settings = _checked({} if r8 is None else r8)
         self._r8_adapter: Adapter | None = None
         self._r8_shifts: bool | None = None
+        self._r8_resumes: Any = None
         super().__init__(*args, **kwargs)
         trainer: Any = self
         given = trainer.lr_scheduler
@@ -161,7 +163,9 @@ class R8Mixin:
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The learning-rate scheduler of Trainer: one that shows R8Scheduler's rates, and saves its state."""
         if not self._r8_settings.get("sets_lr", True):
-            return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
+            own = super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
+            save_along(own, self._adapter())
+            return own
         self.lr_scheduler = self._adapter().lr_scheduler
         self._created_lr_scheduler = True
         return self.lr_scheduler

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .scheduler_state import ALONG
+
 BUDGETS = ("num_epochs", "num_steps", "train_duration_seconds")
 
 NOT_A_CHECKPOINT = (
@@ -82,7 +84,7 @@ def saved_batch_size(args: Any, resume: Any) -> int | None:
         return None
     path = os.path.join(folder, "scheduler.pt")
     state = torch.load(path, map_location="cpu", weights_only=True) if os.path.exists(path) else {}
-    data = state.get("data")
+    data = state.get(ALONG, state).get("data")
     if not isinstance(data, Mapping) or "batch_size" not in data:
         raise ValueError(NOT_A_CHECKPOINT.format(folder))
     return int(data["batch_size"])

@@ -14,7 +14,7 @@ pytest.importorskip("accelerate")
 pytest.importorskip("sklearn")
 
 import numpy as np
-from transformers import DataCollatorWithFlattening, GPT2Config, GPT2LMHeadModel, Trainer
+from transformers import DataCollatorWithFlattening, GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 import learnit_r8.transformers
 from learnit_r8 import R8Scheduler
@@ -98,6 +98,16 @@ def test_own_rate_scheduler(tmp_path):
         R8Trainer(model=model, args=arguments(tmp_path), train_dataset=Digits(), optimizers=(optimizer, own))
     trainer = train(tmp_path, r8={"sets_lr": False}, lr_scheduler_type="constant")
     assert trainer.optimizer.param_groups[0]["lr"] == 0.01
+
+
+def test_resumes_with_rates_of_the_trainer(tmp_path):
+    """Where the rate is left to Trainer's own scheduler, its checkpoint resumes exactly too."""
+    options = {"r8": {"sets_lr": False}, "lr_scheduler_type": "cosine", "warmup_steps": 5}
+    whole = train(tmp_path, save_strategy="steps", save_steps=1, save_total_limit=None, **options)
+    resumed = train(tmp_path, resume=f"{tmp_path}/checkpoint-17", **options)
+
+    assert digest(resumed) == digest(whole)
+    assert resumed.lr_scheduler.last_epoch == whole.lr_scheduler.last_epoch == 3 * STEPS
 
 
 @pytest.mark.parametrize(
@@ -408,6 +418,14 @@ def test_another_batch_size(tmp_path):
     assert digest(resumed) == whole
 
 
+GROUPED = (
+    {"train_sampling_strategy": "group_by_length"}
+    if "train_sampling_strategy" in TrainingArguments.__dataclass_fields__
+    else {"group_by_length": True}
+)
+"""Batches of similar lengths, as releases of Transformers call it."""
+
+
 class Stream(torch.utils.data.IterableDataset):
     def __iter__(self):
         return iter(Digits())
@@ -416,7 +434,7 @@ class Stream(torch.utils.data.IterableDataset):
 @pytest.mark.parametrize(
     ("more", "parts", "error", "message"),
     [
-        ({"train_sampling_strategy": "group_by_length"}, {}, ValueError, "train_sampling_strategy must be 'random'"),
+        (GROUPED, {}, ValueError, "(train_sampling_strategy must be 'random'|group_by_length must be False)"),
         ({"max_steps": 5}, {"train_dataset": Stream()}, TypeError, "For a stream, collect as many samples as fit"),
     ],
 )
