@@ -16,6 +16,7 @@ import numpy as np
 
 from ..checkpoint.callbacks import Callbacks
 from ..checkpoint.codec import decode, encode
+from .random_generators import random_state, set_random_state
 from .trees import builder_of, from_plain, is_key, nnx_of, node_parts, to_plain
 
 if TYPE_CHECKING:
@@ -77,9 +78,12 @@ class DrivenState:
         return self._after if self._after is not _NOTHING and _is_given_away(state) else state
 
     def read(self) -> dict[str, Any]:
-        """The state as nested dicts and lists of arrays, not copied, and how to make a state of such a nest."""
+        """The state as nested dicts and lists of arrays, not copied, and how to make a state of such a nest.
+
+        The random generators of the process go with it.
+        """
         leaves, form = taken_apart(self._live())
-        return {"state": leaves, "form": Form(form)}
+        return {"state": leaves, "form": Form(form), "random": random_state()}
 
     def save(self, state_dict: Mapping[str, Any], filepath: str | os.PathLike[str]) -> None:
         """Write the state to a file without pickled objects.
@@ -91,7 +95,7 @@ class DrivenState:
         Raises:
             TypeError: a leaf cannot be saved; the message says where it is.
         """
-        Path(filepath).write_bytes(encode({"state": to_plain(self._live())}))
+        Path(filepath).write_bytes(encode({"state": to_plain(self._live()), "random": random_state()}))
 
     def load(self, source: Any, *, from_ram: bool = False) -> None:
         """Put a state back.
@@ -105,7 +109,8 @@ class DrivenState:
             ValueError: it is of another structure.
         """
         if not from_ram:
-            restored = from_plain(decode(Path(source).read_bytes())["state"], self._live())
+            source = decode(Path(source).read_bytes())
+            restored = from_plain(source["state"], self._live())
         elif isinstance(source, Mapping) and isinstance(source.get("form"), Form):
             restored = source["form"].make(source["state"])
         else:
@@ -115,6 +120,9 @@ class DrivenState:
             )
         self._place.state = restored
         self._num_loads += 1
+        # Files of before have none.
+        if "random" in source:
+            set_random_state(source["random"])
 
 
 class Form:

@@ -21,7 +21,7 @@ from .metrics import (
     create_metrics,
     format_metrics,
 )
-from .saving import load_checkpoint, save_checkpoint
+from .saving import load_checkpoint, pack_scheduler, save_checkpoint, unpack_scheduler
 from .state import TrainState
 from .train import train_epoch, train_loop
 
@@ -38,9 +38,11 @@ __all__ = [
     "format_metrics",
     "load_checkpoint",
     "load_config",
+    "pack_scheduler",
     "save_checkpoint",
     "save_config",
     "save_metrics_history",
     "train_epoch",
     "train_loop",
+    "unpack_scheduler",
 ]

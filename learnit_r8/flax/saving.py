@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .._adapters.trees import from_plain, readable, to_plain
 from .._validation import whole_number
-from ..checkpoint.codec import decode
+from ..checkpoint.codec import decode, encode
 from ..loops.saving import numbered, save_state
+
+if TYPE_CHECKING:
+    from ..scheduler import R8Scheduler
 
 PREFIX = "checkpoint_"
 
@@ -56,6 +60,30 @@ def load_checkpoint(path: str | os.PathLike[str], state: Any = None) -> Any:
     """
     plain = decode(Path(path).read_bytes())["state"]
     return readable(plain) if state is None else from_plain(plain, state)
+
+
+def pack_scheduler(r8: R8Scheduler) -> NDArray[np.uint8]:
+    """The state of a scheduler as one array, for checkpoints of arrays alone, such as those of orbax.
+
+    Call it between two steps, in a callback of `train_loop` for instance, and save it beside the training's state.
+
+    Returns:
+        uint8[any]; its length differs from step to step.
+    """
+    return np.frombuffer(encode(r8.state_dict()), np.uint8)
+
+
+def unpack_scheduler(r8: R8Scheduler, packed: Any) -> None:
+    """Let a scheduler go on from where `pack_scheduler` was called; the training's state is put back beside it.
+
+    Args:
+        r8: Built with the same arguments.
+        packed: uint8[any], as it was read from the checkpoint.
+
+    Raises:
+        ValueError: the array is damaged, or of a run over other samples.
+    """
+    r8.load_state_dict(decode(np.asarray(packed, np.uint8).tobytes()))
 
 
 def save_training(

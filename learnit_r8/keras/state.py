@@ -46,8 +46,14 @@ class ModelState:
         # Not `variables`: those of the metrics are no part of what was learned.
         return {
             "model": [*model.trainable_variables, *model.non_trainable_variables],
-            "optimizer": list(self._optimizer.variables),
+            # Without the rate, which the scheduler sets at each step: it may be a variable of the optimizer's own when
+            # the state is saved, and a function of another one when it is put back.
+            "optimizer": [each for each in self._optimizer.variables if each is not self._rate],
         }
+
+    @property
+    def _rate(self) -> Any:
+        return getattr(getattr(self._optimizer, "inner_optimizer", self._optimizer), "_learning_rate", None)
 
     def read(self) -> dict[str, list[NDArray[Any]]]:
         """Copies of all variables, under "model" and "optimizer"; `R8Scheduler` calls it for backups."""
@@ -81,10 +87,13 @@ class ModelState:
         pairs: list[tuple[Any, Any]] = []
         for kind, variables in self._variables().items():
             shapes = [tuple(each.shape) for each in variables]
-            given = [array.shape for array in state.get(kind, [])]
+            arrays = state.get(kind, [])
+            if kind == "optimizer" and len(arrays) == len(shapes) + 1:
+                arrays = _without_rate(arrays)
+            given = [array.shape for array in arrays]
             if shapes != given:
                 raise ValueError(f"the saved {kind} must have variables of shapes {shapes}, got {given}.")
-            pairs += zip(variables, state[kind], strict=True)
+            pairs += zip(variables, arrays, strict=True)
         for variable, array in pairs:
             variable.assign(array)
         # Files of before have none.
@@ -102,6 +111,12 @@ class ModelState:
         if is_set:
             _set_random_state(self._random)
         self._random = []
+
+
+def _without_rate(arrays: list[NDArray[Any]]) -> list[NDArray[Any]]:
+    """The arrays of an optimizer in a file of 0.1 without its first number that is not whole: the learning rate."""
+    rates = [position for position, array in enumerate(arrays) if not array.shape and array.dtype.kind == "f"]
+    return [array for position, array in enumerate(arrays) if position not in rates[:1]]
 
 
 def _random_state() -> list[NDArray[Any]]:

@@ -1,0 +1,42 @@
+"""The random generators of the process: a step that draws from them is only repeated exactly where they go back too."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def random_state() -> dict[str, Any]:
+    """The states of the global generators of Python, numpy and, where it is loaded, torch, as arrays and numbers."""
+    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, numbers, next_gauss = random.getstate()
+    return {
+        "torch": _of_torch(),
+        "numpy": [np.asarray(keys), int(position), int(has_gauss), float(gauss)],
+        "python": [version, np.asarray(numbers, np.uint32), next_gauss],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Put back what `random_state` returned."""
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and state["torch"]:
+        own, *devices = (torch.from_numpy(np.array(each)) for each in state["torch"])
+        torch.set_rng_state(own)
+        if devices and len(devices) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(devices)
+    np.random.set_state(("MT19937", *state["numpy"]))
+    version, numbers, next_gauss = state["python"]
+    random.setstate((version, tuple(np.asarray(numbers).tolist()), next_gauss))
+
+
+def _of_torch() -> list[Any]:
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        return []
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [each.cpu().numpy().copy() for each in (torch.get_rng_state(), *devices)]

@@ -1,0 +1,36 @@
+"""Ordinary Keras scripts: the table holds the losses of a forward pass apart from Keras, or the script is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("keras")
+pytest.importorskip("tensorflow")
+
+from tests.keras.loss_scripts import outcome
+
+ROOT = Path(__file__).parents[2]
+QUICK = ("outputs with weights", "masked, two outputs", "compute_loss with a penalty")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", QUICK)
+def test_the_table_holds_the_losses_of_a_forward_pass(name):
+    """Three of the fifty, where losses are put together of several."""
+    assert outcome(name) == "equal"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("back_end", ["tensorflow", "jax", "torch"])
+def test_every_script_is_right_or_refused(back_end):
+    """All fifty on each back end."""
+    environment = {**os.environ, "KERAS_BACKEND": back_end}
+    command = [sys.executable, "-m", "tests.keras.loss_scripts"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
