@@ -44,6 +44,8 @@ def keras_fit(task: Task, faults: Faults) -> float:
     class Break(keras.callbacks.Callback):  # type: ignore[misc]
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
             by, weights, rate = faults.of(r8.global_step)
+            if hasattr(model, "jax_state_sync"):
+                model.jax_state_sync()
             factor.by.assign(by)
             if weights != 1:
                 for each in model.trainable_variables:

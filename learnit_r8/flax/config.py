@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 
 from .._validation import whole_number
 from ..checkpoint.durable_io import replace
+from ..events.codec import strict_json
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class TrainingConfig:
 
 def save_config(config: TrainingConfig, path: str | os.PathLike[str]) -> None:
     """Write a configuration as JSON, whole or not at all; missing folders are made."""
-    _write_json(path, dataclasses.asdict(config))
+    _write(path, json.dumps(dataclasses.asdict(config), indent=2, allow_nan=False))
 
 
 def load_config(path: str | os.PathLike[str]) -> TrainingConfig:
@@ -76,13 +76,10 @@ def load_config(path: str | os.PathLike[str]) -> TrainingConfig:
 def save_metrics_history(history: Mapping[str, Sequence[float]], path: str | os.PathLike[str]) -> None:
     """Write a history as strict JSON, ``{name: [value of each epoch]}``; what is not finite as null."""
     lists = {name: [float(value) for value in values] for name, values in history.items()}
-    _write_json(
-        path, {name: [value if math.isfinite(value) else None for value in values] for name, values in lists.items()}
-    )
+    _write(path, strict_json(lists, non_finite=lambda value: None, indent=2))
 
 
-def _write_json(path: str | os.PathLike[str], content: Any) -> None:
+def _write(path: str | os.PathLike[str], text: str) -> None:
     file = Path(path)
-    text = json.dumps(content, indent=2, allow_nan=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     replace(file, text.encode())

@@ -13,7 +13,7 @@ from .dataset import R8Dataset
 from .fit_arguments import check_fit
 from .losses import LossRecorder
 from .running import local_of_fit, scope_of_fit
-from .state import ModelState, as_numpy
+from .state import ModelState
 
 METRICS_EVERY = 16
 """Batches between two copies of Keras' running means; one is made before the last batch of an epoch too."""
@@ -115,8 +115,9 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Set the learning rate."""
-        prefetch, state = self._prefetch, self._state
+        prefetch, state, recorder = self._prefetch, self._state, self._recorder
         assert state is not None
+        assert recorder is not None
         if state.has_random:
             # At the beginning of an epoch the loader has still drawn in the run before, and draws again.
             state.resume_random(is_set=prefetch.r8.global_step % prefetch.r8.steps_per_epoch > 0)
@@ -124,14 +125,12 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
             self._keep_metrics()
         ticket = prefetch.begin()
         self._count = len(ticket.indices)
-        _set(_rate_of(self.model.optimizer), ticket.lr)
+        recorder.live.set(_rate_of(self.model.optimizer), ticket.lr)
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Report the losses of the batch."""
         model, recorder, r8 = self.model, self._recorder, self._prefetch.r8
         assert recorder is not None
-        if _IS_JAX:
-            model.jax_state_sync()
         if self._is_wrapped and not self.dataset.was_fetched(batch):
             raise ValueError(OTHER_DATA.format(batch))
         losses = recorder.losses(self._count)
@@ -158,10 +157,12 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
     def _keep_metrics(self) -> None:
         """Remember Keras' running means: one NaN would stay in them to the end of the epoch."""
         assert self._recorder is not None
-        own = self._recorder.memory
-        self._metrics = [(each, as_numpy(each).copy()) for each in self.model.metrics_variables if each is not own]
+        own, read = self._recorder.memory, self._recorder.live.read
+        self._metrics = [(each, read(each).copy()) for each in self.model.metrics_variables if each is not own]
 
     def _put_metrics_back(self) -> None:
+        assert self._recorder is not None
+        self._recorder.live.sync()
         # Some may be built since.
         self.model.reset_metrics()
         for variable, value in self._metrics:
@@ -181,9 +182,6 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         self.dataset.end_workers()
 
 
-_IS_JAX = keras.backend.backend() == "jax"
-
-
 def _rate_of(optimizer: Any) -> Any:
     """The variable with the learning rate of a Keras optimizer, one that scales losses too."""
     rate = getattr(optimizer, "inner_optimizer", optimizer)._learning_rate
@@ -192,15 +190,6 @@ def _rate_of(optimizer: Any) -> Any:
             f"learning_rate must be a number in the optimizer, as the scheduler sets it at each step, got {rate!r}."
         )
     return rate
-
-
-def _set(variable: Any, number: float) -> None:
-    """Assign, past Keras' conversions where TensorFlow's own variable can be had: a third of the time."""
-    own = variable.value
-    if hasattr(own, "assign"):
-        own.assign(number, read_value=False)
-    else:
-        variable.assign(number)
 
 
 def _check_model(model: Any) -> None:

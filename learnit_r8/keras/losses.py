@@ -12,7 +12,15 @@ import keras
 from keras import ops
 from numpy.typing import NDArray
 
-from .state import as_numpy
+from .live_values import LiveValues
+
+try:
+    from keras.src.backend import get_keras_mask as _get_keras_mask
+except ImportError:
+
+    def _get_keras_mask(tensor: Any) -> Any:
+        return getattr(tensor, "_keras_mask", None)
+
 
 MOST_WRITTEN = 2.0**20
 """Writes are counted modulo this, which float32 does exactly."""
@@ -43,7 +51,8 @@ def sample_losses(loss: Any, y_true: Any, y_pred: Any) -> Any:
 
 def mask_of(tensor: Any) -> Any:
     """The mask that Keras layers leave on a tensor, or None."""
-    return getattr(tensor, "_keras_mask", None)
+    # Tensors of JAX take no attributes; Keras keeps a list of theirs.
+    return _get_keras_mask(tensor)
 
 
 def per_sample(losses: Any, mask: Any = None) -> Any:
@@ -73,6 +82,7 @@ class LossRecorder:
 
     Attributes:
         is_exact: Whether the last step traced had a loss for each sample; else there is the mean of the batch.
+        live: The values of the model's variables.
     """
 
     def __init__(self, model: Any, capacity: int) -> None:
@@ -80,6 +90,7 @@ class LossRecorder:
         self.is_exact = True
         self._model = model
         self._memory = _Memory(capacity)
+        self.live = LiveValues(model)
         self._num_written = 0
         self._compute_loss = model.compute_loss
         model.compute_loss = self._replacement()
@@ -102,7 +113,8 @@ class LossRecorder:
 
     def begin(self) -> None:
         """Note that the next step that is written is that of the next batch."""
-        self._num_written = int(as_numpy(self.memory)[-1])
+        self.live.forget()
+        self._num_written = int(self.live.read(self.memory)[-1])
 
     def losses(self, count: int) -> NDArray[Any] | float:
         """Of the last step: float[count] for its samples, or the mean where there are none.
@@ -110,7 +122,7 @@ class LossRecorder:
         Raises:
             RuntimeError: the step did not compute its loss through ``compute_loss``, or did so more than once.
         """
-        array = as_numpy(self.memory)
+        array = self.live.read(self.memory)
         calls = (int(array[-1]) - self._num_written) % int(MOST_WRITTEN)
         self._num_written = int(array[-1])
         if calls != 1:

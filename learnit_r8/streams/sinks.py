@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from .._validation import whole_number
+from ..events.codec import strict_json
 from .event import as_scalar
 
 _ALWAYS_LEFT_OUT = ("model",)
@@ -114,15 +113,13 @@ def _json_line(fields: dict[str, Any]) -> str:
             raise TypeError(
                 f"event[{key!r}] must have a JSON form, got {value!r}; leave it out with exclude=."
             ) from None
-    return json.dumps(values, allow_nan=False)
+    return strict_json(values)
 
 
 def _plain(value: Any) -> Any:
-    """The value as json can write it; TypeError if it cannot."""
+    """The value as json can write it, if it is finite; TypeError if it cannot."""
     if hasattr(value, "tolist"):
         value = value.tolist()
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
     if value is None or isinstance(value, (str, int, float)):
         return value
     if isinstance(value, Mapping):

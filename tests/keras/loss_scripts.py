@@ -442,7 +442,9 @@ OTHERS: dict[str, Callable[[], Script]] = {
 REFUSED: dict[str, Callable[[], Script]] = {
     "a step without compute_loss": lambda: refused(an_own_step(False), "one call of self.compute_loss"),
     "other data": lambda: refused(regression(), "without asking for batch", wrap=lambda dataset: Unrelated()),
-    "arrays": lambda: refused(regression(), "x must be the R8Dataset", wrap=lambda dataset: X),
+    "arrays": lambda: refused(
+        regression(), "x must be the R8Dataset", wrap=lambda dataset: X, fit={"y": REAL, "batch_size": BATCH}
+    ),
     "several steps at a time": lambda: refused(
         regression(steps_per_execution=2), "steps_per_execution must be 1, got 2"
     ),
