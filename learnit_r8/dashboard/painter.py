@@ -120,7 +120,9 @@ class Painter:
             UnusableTerminal: the terminal cannot show a screen, or has gone.
             Exception: the error of a drawing function.
         """
-        _ignore_background_writes()
+        if hasattr(signal, "SIGTTOU"):
+            # They stop a background process that changes the settings of the terminal.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU, signal.SIGTTIN})
         self._cpu_before = self._cpu_clock()
         try:
             self._screen.open()
@@ -247,7 +249,8 @@ class Painter:
             self._next_touch = now + TOUCH_SECONDS
         screen.paint(self.lines)
         self._last_draw = now
-        self._next_draw = now + self._pause_after(self._cost(now))
+        cost = self._cost(now)
+        self._next_draw = now + max(FRAME_SECONDS, min(cost / CPU_SHARE, LONGEST_WAIT), cost / HARD_SHARE)
 
     def _cost(self, now: float) -> float:
         """Median CPU seconds of a frame, counted from the frame before."""
@@ -260,19 +263,9 @@ class Painter:
         # The first frames load modules and allocate buffers that the others use.
         return statistics.median(self._costs) if len(self._costs) > 2 else 0.0
 
-    @staticmethod
-    def _pause_after(cost: float) -> float:
-        return max(FRAME_SECONDS, min(cost / CPU_SHARE, LONGEST_WAIT), cost / HARD_SHARE)
-
 
 def _saved(export: Callable[[], str]) -> str:
     try:
         return f"saved {export()}"
     except (OSError, ValueError) as error:
         return f"not saved: {error}"
-
-
-def _ignore_background_writes() -> None:
-    """Block the signals that stop a background process when it changes the settings of the terminal."""
-    if hasattr(signal, "SIGTTOU"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU, signal.SIGTTIN})

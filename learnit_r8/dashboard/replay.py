@@ -53,7 +53,10 @@ class Replay:
         self._records = iter(self._run.records())
         self._next: Record | None = next(self._records, None)
         self._to_step = math.inf if to_step is None else to_step
-        self.speed = _usual_speed(self._run) if speed is None else speed
+        if speed is None:
+            seconds = max((record.event.seconds for record in Run(folder).glance()[-100:]), default=0.0)
+            speed = float(f"{max(seconds / WHOLE_SECONDS, 1e-3):.2g}")
+        self.speed = speed
         self.position = self._shown = 0.0
         self.is_paused = False
         self._clock = clock
@@ -107,8 +110,3 @@ class Replay:
                 self.speed *= FACTOR if action is Action.FASTER else 1 / FACTOR
                 return f"{self.speed:.3g} training seconds a second"
         return NOT_HERE.get(action, "")
-
-
-def _usual_speed(run: Run) -> float:
-    seconds = max((record.event.seconds for record in Run(run.folder).glance()[-100:]), default=0.0)
-    return float(f"{max(seconds / WHOLE_SECONDS, 1e-3):.2g}")

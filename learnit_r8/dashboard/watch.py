@@ -67,13 +67,11 @@ class Watch:
         for record in self.run.glance():
             self.view.fold(record.event)
             self._heard = record.time
-        self._loader = None if self.run.lines.is_at_end else self._start_loading()
-
-    def _start_loading(self) -> threading.Thread:
-        self._whole, self._whole_run = View(skips_damage=True), Run(self.run.folder, wall=self._wall)
-        loader = threading.Thread(target=self._load, name="r8-loader", daemon=True)
-        loader.start()
-        return loader
+        self._loader: threading.Thread | None = None
+        if not self.run.lines.is_at_end:
+            self._whole, self._whole_run = View(skips_damage=True), Run(folder, wall=wall)
+            self._loader = threading.Thread(target=self._load, name="r8-loader", daemon=True)
+            self._loader.start()
 
     def _load(self) -> None:
         try:

@@ -90,9 +90,10 @@ def _fitting(parts: list[tuple[str, str, str]], width: int) -> list[tuple[str, s
 
 
 def _menu_line(width: int) -> Line:
-    texts = {key: action.value for key, action in MENU.items()}
-    long = tuple(span for key, text in texts.items() for span in (Span(f" {key} ", "key"), Span(f"{text}  ", "value")))
-    line: Line = (Span(" leave? ", "warn"), *long, Span("other: stay", "label"))
+    line: Line = (Span(" leave? ", "warn"),)
+    for key, action in MENU.items():
+        line += (Span(f" {key} ", "key"), Span(f"{action.value}  ", "value"))
+    line += (Span("other: stay", "label"),)
     if size_of(line) <= width:
         return line
     short = Span("leave? ", "warn"), Span("s", "key"), Span(" stop "), Span("d", "key"), Span(" detach")

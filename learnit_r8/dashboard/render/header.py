@@ -56,20 +56,14 @@ def title_line(view: View, ui: UiState, width: int, theme: Theme, scene: Scene) 
         (Span(clip(name, max(8, room - 50), theme.glyphs.ellipsis), "value"),) if name else (),
         labelled("epoch", view.epoch_text, ""),
         labelled("step", view.step_text, ""),
-        *(_sizes(view) if width >= WIDE else []),
     ]
+    if view.run is not None and width >= WIDE:
+        parts += [
+            labelled("samples", f"{view.run.num_samples:,}", ""),
+            labelled("batch", f"{view.run.batch_size:,}", ""),
+            labelled("policy", clean(view.run.policy, 20), ""),
+        ]
     return right((Span(" "), *joined(parts, room - 1)), tuple(end), width)
-
-
-def _sizes(view: View) -> list[Line]:
-    run = view.run
-    if run is None:
-        return []
-    return [
-        labelled("samples", f"{run.num_samples:,}", ""),
-        labelled("batch", f"{run.batch_size:,}", ""),
-        labelled("policy", clean(run.policy, 20), ""),
-    ]
 
 
 def total_line(view: View, width: int, theme: Theme, scene: Scene) -> Line:
@@ -148,7 +142,11 @@ def speed_line(view: View, width: int, scene: Scene) -> Line:
     costs = [cost for cost in (pacing.own_share, scene.ui_share) if math.isfinite(cost)]
     if costs:
         parts.append(labelled("overhead", share(sum(costs)), ""))
-    parts.append(suspicion_part(view, width))
+    near = view.last.suspicion if view.last is not None else 0.0
+    # A low one only where there is room.
+    if view.last is not None and (0 if width >= WIDE else 0.25) <= near <= 1:
+        style = "alert" if near >= 0.5 else "warn" if near >= 0.25 else ""
+        parts.append(labelled("suspicion", share(near, 0), style))
     refused = view.num_refused
     if refused:
         parts.append(labelled("refused", str(refused), "warn"))
@@ -177,14 +175,6 @@ def _digits(value: float) -> str:
     if value >= 9.95:
         return f"{value:.0f}"
     return f"{value:.1f}" if value >= 0.05 or value == 0 else "<.1"
-
-
-def suspicion_part(view: View, width: int) -> Line:
-    """Nearness of the loss to a refusal; a low one only where there is room."""
-    if view.last is None or not 0 <= view.last.suspicion <= 1 or (width < WIDE and view.last.suspicion < 0.25):
-        return ()
-    near = view.last.suspicion
-    return labelled("suspicion", share(near, 0), "alert" if near >= 0.5 else "warn" if near >= 0.25 else "")
 
 
 def metric_line(view: View, width: int, theme: Theme) -> Line:

@@ -18,15 +18,6 @@ QUARTILES = ("Q1", "Q2", "Q3", "Q4")
 STYLES = ("q1", "q2", "q3", "q4")
 
 
-def trust_of(survey: SamplesSurveyed | None, num_samples: int) -> str:
-    """Source and trust of per-sample values: "exact", "parts of 4: fair", "batch means of 32: rough"."""
-    if survey is None:
-        return ""
-    read = "" if survey.num_read >= num_samples else f", {survey.num_read:,} read"
-    words = survey.source if survey.source == survey.trust else f"{survey.source}: {survey.trust}"
-    return clean(words + read, 60)
-
-
 def moved(survey: SamplesSurveyed) -> list[tuple[float, float]]:
     """Shares of all samples that entered and left each quartile; empty if unknown."""
     flow = survey.flow
@@ -43,9 +34,14 @@ def is_ranked(survey: SamplesSurveyed | None) -> bool:
 
 
 def survey_rule(view: View, text: str, width: int, glyphs: Glyphs) -> Line:
-    """A title with the source and trust of the values under it."""
-    num_samples = view.run.num_samples if view.run else 0
-    return rule(text, width, glyphs, trust_of(view.survey, num_samples))
+    """A title with the source and trust of the values under it: "exact", "parts of 4: fair"."""
+    survey = view.survey
+    if survey is None:
+        return rule(text, width, glyphs)
+    words = survey.source if survey.source == survey.trust else f"{survey.source}: {survey.trust}"
+    if view.run is not None and survey.num_read < view.run.num_samples:
+        words += f", {survey.num_read:,} read"
+    return rule(text, width, glyphs, clean(words, 60))
 
 
 def quartile_line(view: View, width: int) -> Line:
