@@ -14,6 +14,7 @@ from typing import NamedTuple
 from .. import events
 from ..events.bus import Announcer
 from ..triggers import Condition, Elapsed, quiet_until
+from .background import BackgroundWrite
 from .reader import Checkpoint
 from .store import CheckpointStore
 
@@ -81,8 +82,10 @@ class CheckpointSaver:
         self._announcer = announcer
         self._num_failed_in_a_row = self._num_to_skip = 0
         self._newest: tuple[int, Path, Path | None] | None = None
+        self._writing: tuple[int, BackgroundWrite] | None = None
         self._step_tried = 0
         self._value_to_pin: float | None = None
+        self._step_to_pin = 0
         self._logged: set[str] = set()
         self._pid: int | None = None
 
@@ -117,6 +120,11 @@ class CheckpointSaver:
         due = self._when(elapsed) or (self._each_epoch and epoch_ended)
         if run_ended:
             self._check_monitor()
+        must_wait = run_ended or self._value_to_pin is not None
+        if self._writing is not None and not (must_wait or self._writing[1].is_done):
+            # One after the other; the next is of a later step anyway.
+            return False
+        self.settle()
         if elapsed.steps == self._step_tried and self._value_to_pin is None:
             return False
         # The best checkpoint must be of this very step, so it is tried even while others are skipped.
@@ -127,10 +135,19 @@ class CheckpointSaver:
 
     def quiet_until(self, asked: Elapsed) -> tuple[float, float]:
         """Steps and seconds before which none is due unless an epoch ends; ``asked`` is the last `is_due` call."""
-        return quiet_until(self._when, asked) if self._value_to_pin is None else (0.0, 0.0)
+        is_quiet = self._value_to_pin is None and self._writing is None
+        return quiet_until(self._when, asked) if is_quiet else (0.0, 0.0)
 
-    def attempt(self, write: Callable[[], Checkpoint], step: int) -> None:
-        """Write a checkpoint; if that fails, warn, let training continue and skip ever more of the next ones."""
+    def settle(self) -> None:
+        """Wait until the checkpoint that a thread is writing is complete; if it failed, warn."""
+        if self._writing is not None:
+            step, writing = self._writing
+            self._writing = None
+            if not self._is_in_child:
+                self.attempt(writing.result, step)
+
+    def attempt(self, write: Callable[[], Checkpoint | BackgroundWrite], step: int) -> None:
+        """Write a checkpoint, or begin to; if that fails, warn, let training continue and skip ever more of the next."""
         if self._is_in_child:
             self._step_tried = step
             self._announcer.warn_once("child", f"no checkpoint was saved at step {step}: {self._whose}.")
@@ -152,8 +169,11 @@ class CheckpointSaver:
                 stacklevel=2,
             )
 
-    def write(self, write: Callable[[], Checkpoint], step: int) -> Checkpoint:
+    def write(self, write: Callable[[], Checkpoint | BackgroundWrite], step: int) -> Checkpoint | None:
         """Write a checkpoint, and pin it if it is the best one.
+
+        Returns:
+            The checkpoint; None where a thread is writing it now.
 
         Raises:
             OSError: the write failed.
@@ -162,6 +182,7 @@ class CheckpointSaver:
         """
         if self._is_in_child:
             raise RuntimeError(f"save_checkpoint() must not be called at step {step}, {self._whose}.")
+        self.settle()
         before, self._step_tried = self._step_tried, step
         try:
             saved = write()
@@ -171,10 +192,13 @@ class CheckpointSaver:
             # Interrupted, not failed: it is tried again.
             self._step_tried = before
             raise
+        if isinstance(saved, BackgroundWrite):
+            self._writing = step, saved
+            return None
         self._num_failed_in_a_row = self._num_to_skip = 0
         self.last_error = ""
         self._newest = step, saved.path, saved.model_path
-        if self._value_to_pin is not None:
+        if self._value_to_pin is not None and step == self._step_to_pin:
             self._pin(self._value_to_pin)
         return saved
 
@@ -198,8 +222,8 @@ class CheckpointSaver:
             return
         if self.has_saved(at_step):
             self._pin(value)
-        elif at_step == step:
-            self._value_to_pin = value
+        elif at_step == step or (self._writing is not None and at_step == self._writing[0]):
+            self._value_to_pin, self._step_to_pin = value, at_step
 
     def _pin(self, value: float) -> None:
         assert self._newest is not None

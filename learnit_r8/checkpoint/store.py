@@ -100,7 +100,8 @@ class CheckpointStore:
         write_model: Callable[[str], None] | None = None,
         config: Mapping[str, Any] | None = None,
         *,
-        in_background: bool = False,
+        then: Callable[[Checkpoint], object] = lambda _: None,
+        closing: Callable[[], object] | None = None,
     ) -> BackgroundWrite:
         """Start to write a checkpoint like `save`; `BackgroundWrite.result` completes it.
 
@@ -110,7 +111,8 @@ class CheckpointStore:
             state: See `save`.
             write_model: See `save`.
             config: See `save`.
-            in_background: Whether a thread writes the scheduler's file meanwhile.
+            then: Called with the checkpoint by `BackgroundWrite.result`.
+            closing: Called when the state has been read. If given, a thread writes the scheduler's file meanwhile.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._tidy()
@@ -128,14 +130,16 @@ class CheckpointStore:
             self._last_size = path.stat().st_size + (0 if model is None else model.stat().st_size)
             self._own.append(CheckpointFiles(path, model, step_of(state)))
             self._delete_old()
-            return Checkpoint(path, dict(state), model, self.run_id, dict(config or {}))
+            saved = Checkpoint(path, dict(state), model, self.run_id, dict(config or {}))
+            then(saved)
+            return saved
 
         def interrupted() -> None:
             # The scheduler's file may exist already. If not, the next save removes the model.
             self._is_tidy = False
 
         return BackgroundWrite(
-            lambda: self._write_new(number, functools.partial(write, content)), finish, interrupted, in_background
+            lambda: self._write_new(number, functools.partial(write, content)), finish, interrupted, closing
         )
 
     def _tidy(self) -> None:

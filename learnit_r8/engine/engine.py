@@ -260,7 +260,7 @@ class Engine:
                 epoch_ended=epoch_ended,
                 run_ended=closing or pace.budget.progress(step, seconds) >= 1,
                 budget=pace.budget,
-                get_state=lambda: run_state.settled_state_of(self),
+                get_state=lambda: run_state.settled_state_of(self, in_background=not closing),
                 get_moment=lambda: moment_of(self.sentry, self.table),
             )
             if damage:

@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import events
 from .._validation import whole_number
+from ..checkpoint.background import BackgroundWrite
 from ..checkpoint.callbacks import Callbacks, call_save
 from ..checkpoint.model_loader import ModelLoader, read_from
 from ..checkpoint.reader import Checkpoint
@@ -18,6 +19,7 @@ from ..checkpoint.saver import CheckpointSaver
 from ..checkpoint.store import CheckpointStore
 from ..events.bus import Announcer
 from ..schedules.budget import Budget
+from ..table.records import Column
 from ..triggers import Condition, Elapsed, as_trigger, every, never
 from .backup_timer import BackupTimer
 from .ladder import RollbackDepth
@@ -223,7 +225,7 @@ class Persistence:
             if self.callbacks.state is not None:
                 damage = self._backup_timer.take_if_due(elapsed, draws, self.callbacks.state, get_moment)
             if self.saver and self.saver.is_due(elapsed, epoch_ended=epoch_ended, run_ended=run_ended):
-                self.saver.attempt(lambda: self._write(get_state()), step)
+                self.saver.attempt(lambda: self._write(get_state(), in_background=not run_ended), step)
         except Exception:
             self._asked = asked
             raise
@@ -275,19 +277,29 @@ class Persistence:
             raise RuntimeError(
                 f"checkpoint_dir or save_callback must be given to save checkpoints, got {self.store!r} and None."
             )
-        return self.saver.write(lambda: self._write(state), step)
+        saved = self.saver.write(lambda: self._write(state), step)
+        assert saved is not None
+        return saved
 
-    def _write(self, state: dict[str, Any]) -> Checkpoint:
+    def _write(self, state: dict[str, Any], *, in_background: bool = False) -> Checkpoint | BackgroundWrite:
         assert self.store is not None
         write_model = None
         save = self.callbacks.save
         if save is not None:
             given = {"scheduler": state, "model": self._model_state()}
             write_model = functools.partial(call_save, save, given)
+        columns = [each for each in state.get("table", {}).values() if isinstance(each, Column)]
+        if in_background and columns and isinstance(self.store, CheckpointStore):
+            return self.store.begin(state, write_model, self._config, then=self._tell_saved, closing=columns[0].close)
         saved = self.store.save(state, write_model, self._config)
+        for column in columns:
+            column.close()
+        return self._tell_saved(saved)
+
+    def _tell_saved(self, saved: Checkpoint) -> Checkpoint:
         model_path = None if saved.model_path is None else str(saved.model_path)
         self._announcer.tell(events.CheckpointSaved, path=str(saved.path), model_path=model_path)
-        if save is not None and model_path is None:
+        if self.callbacks.save is not None and model_path is None:
             self._announcer.note_once("no model file", "save_callback left no file: checkpoints hold no model.")
         return saved
 
@@ -326,6 +338,8 @@ class Persistence:
         Raises:
             RuntimeError: the load callback raised; nothing else was changed.
         """
+        if self.saver is not None:
+            self.saver.settle()
         self._model_loader.hand_over(checkpoint, self.callbacks.load)
         self.backup.clear()
         self.wake()
@@ -384,6 +398,9 @@ class Persistence:
     ) -> RestoreResult | None:
         if self.callbacks.load is None:
             return None
+        if self.saver is not None:
+            # The checkpoint being written may be the one to go back to, or hold weights that are given up.
+            self.saver.settle()
         restorer = Restorer(
             self.callbacks.load,
             backup=self.backup,

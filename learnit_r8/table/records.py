@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .memory import LEAST_BYTES, Warming
+from .memory import LEAST_BYTES, Warming, keep_room
 
 LARGEST_LOSS = float(np.finfo(np.float32).max) / 4
 """Losses beyond this overflow the float32 table and count as infinite."""
@@ -33,11 +33,15 @@ MOST_USES = 2**16 - 1
 _WORD = np.complex128
 
 
-MOST_WAITING = 1 / 64
-"""Largest size of the records queued until their memory is ready, as a share of the table's; beyond it, steps wait."""
+MOST_WAITING, MOST_WAITING_BYTES = 1 / 64, 2**23
+"""Largest size of the records queued until their memory is ready, as a share of the table's and in bytes; beyond it,
+steps wait."""
 
 PATIENCE = 0.002
 """Longest time that such a step waits, in seconds."""
+
+_LEAST_ROOM = 2**21
+"""Bytes of memory to keep for planning at least."""
 
 _BLOCK = 2**18
 """Records that a reader of a snapshot copies at a time."""
@@ -57,6 +61,7 @@ class Records:
     """
 
     def __init__(self, size: int) -> None:
+        keep_room(max(_LEAST_ROOM, size * RECORD.itemsize))
         self._all = np.zeros(size, RECORD)
         self._words = self._all.view(_WORD)
         self._writing: Callable[[], object] | None = None
@@ -128,7 +133,8 @@ class Records:
 
     @property
     def _is_crowded(self) -> bool:
-        return sum(waiting.size for waiting in self._waiting) * _Waiting.EACH > MOST_WAITING * self._words.nbytes
+        most = min(MOST_WAITING_BYTES, MOST_WAITING * self._words.nbytes)
+        return sum(waiting.size for waiting in self._waiting) * _Waiting.EACH > most
 
     def settle(self) -> None:
         """Write all queued records."""
@@ -222,6 +228,10 @@ class _Waiting:
     def skip(self, count: int) -> None:
         """Note that ``count`` more records are written."""
         self._written += count
+        if 2 * self._written > len(self._parts):
+            rest = slice(self._written, None)
+            self._parts, self._indices = self._parts[rest].copy(), self._indices[rest].copy()
+            self._words, self._written = self._words[rest].copy(), 0
 
 
 class Snapshot:
