@@ -19,12 +19,13 @@ from ..checkpoint.durable_io import open_regular
 from ..events.codec import strict_json
 from ..table.label_noise import LEAST_USES, Suspects, find_suspects
 from ..table.losses import EXACT
-from ..table.table import SampleTable
+from ..table.table import LARGE, SampleTable
 
 KEEP_NEWEST = 3
 KEEP_OLDER = 8
 NUM_NAMES = 1000
 MOST_MEMBERS = 16
+_BLOCK = 2**18
 
 _DAMAGE = (
     ValueError,
@@ -124,26 +125,62 @@ def highest(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     return known[np.argsort(-values[known], kind="stable")][:k]
 
 
-def samples_of(table: SampleTable, epoch: int, step: int) -> Samples:
-    """Copies of the losses and uses in a table."""
-    loss, mean = table.loss, table.mean
-    names: dict[int, str] = {}
-    if table.sample_ids is not None:
-        named = np.union1d(highest(loss, NUM_NAMES), highest(mean, NUM_NAMES))
-        names = {int(index): str(table.name_of(int(index)))[:200] for index in named}
-    return Samples(
-        epoch=epoch,
-        step=step,
-        source=table.source,
-        is_exact=table.part_size == EXACT,
-        untrained_loss=table.untrained_loss,
-        loss=loss,
-        last=table.last,
-        mean=mean,
-        usage_count=table.usage_count,
-        names=names,
-        group=None if table.group_labels is None else table.records["group"].copy(),
-    )
+class LateSamples:
+    """Losses and uses of a large table at a step, which another thread copies while the run goes on.
+
+    Args:
+        table: The table.
+        epoch: The epoch, 0-based.
+        step: Steps reported.
+    """
+
+    def __init__(self, table: SampleTable, epoch: int, step: int) -> None:
+        self._table, self._snapshot = table.frozen()
+        self._place = epoch, step
+
+    def samples(self) -> Samples:
+        """Copy them; to be called once.
+
+        Raises:
+            RuntimeError: all records were replaced meanwhile.
+        """
+        table, size = self._table, len(self._table)
+        arrays = {name: np.empty(size, dtype) for name, dtype in _FIELDS.items()}
+        group = None if table.group_labels is None else np.empty(size, np.uint16)
+        for start in range(0, size, _BLOCK):
+            part = slice(start, min(start + _BLOCK, size))
+            records = self._snapshot.rows(part.start, part.stop)
+            uses = records["usage_count"]
+            arrays["loss"][part], arrays["usage_count"][part] = table.estimates(records), uses
+            for name in ("last", "mean"):
+                arrays[name][part] = np.where(uses > 0, records[name], np.float32("nan"))
+            if group is not None:
+                group[part] = records["group"]
+        self._snapshot.close()
+        epoch, step = self._place
+        return Samples(
+            epoch=epoch,
+            step=step,
+            source=table.source,
+            is_exact=table.part_size == EXACT,
+            untrained_loss=table.untrained_loss,
+            names=_names_of(table, arrays["loss"], arrays["mean"]),
+            group=group,
+            **arrays,
+        )
+
+
+def _names_of(table: SampleTable, loss: NDArray[np.float32], mean: NDArray[np.float32]) -> dict[int, str]:
+    if table.sample_ids is None:
+        return {}
+    named = np.union1d(highest(loss, NUM_NAMES), highest(mean, NUM_NAMES))
+    return {int(index): str(table.name_of(int(index)))[:200] for index in named}
+
+
+def samples_of(table: SampleTable, epoch: int, step: int) -> Samples | LateSamples:
+    """Copies of the losses and uses in a table; of a large one, what copies them later."""
+    late = LateSamples(table, epoch, step)
+    return late.samples() if len(table) < LARGE else late
 
 
 def write_samples(folder: Path, pending: Sequence[Samples]) -> None:

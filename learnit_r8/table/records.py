@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -45,6 +46,8 @@ _LEAST_ROOM = 2**21
 
 _BLOCK = 2**18
 """Records that a reader of a snapshot copies at a time."""
+
+_READER_SECONDS = 30.0
 
 _MOST_AT_ONCE = 2**16
 """Most queued records written in one step."""
@@ -156,10 +159,16 @@ class Records:
         return snapshot
 
     def release_snapshots(self) -> None:
-        """Wait until all snapshots are closed; call it before writing to records other than by `put`."""
+        """Wait until all snapshots are closed; call it before writing to records other than by `put`.
+
+        A snapshot that is still open after half a minute is closed, and its reader gets an error.
+        """
+        end = time.monotonic() + _READER_SECONDS
         for reference in self._snapshots:
             while (snapshot := reference()) is not None and not snapshot.is_closed:
                 closed = snapshot.closed
+                if time.monotonic() > end:
+                    snapshot.close()
                 # A snapshot that is dropped ends without being closed.
                 del snapshot
                 closed.wait(0.05)

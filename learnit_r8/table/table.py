@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from .label_noise import Suspects, find_suspects
 from .losses import EXACT, WHOLE_BATCH, source_of
 from .names import checked_ids, coded, digest_of
 from .quantiles import MOST_RANKED, Quartile, Sample, quartiles_of, quartiles_of_some, samples_of
-from .records import LARGEST_LOSS, Column, Records, count_use
+from .records import LARGEST_LOSS, Column, Records, Snapshot, count_use
 from .trend import BatchTrend
 
 ESTIMATORS = {"relative": 1.0, "additive": 0.1}
@@ -132,6 +133,13 @@ class SampleTable:
     def quarantined(self) -> NDArray[np.int64]:
         """int64[K], the samples that are not drawn any more, in order; read-only."""
         return self.exclusions.quarantined
+
+    def frozen(self) -> tuple[SampleTable, Snapshot]:
+        """A table that knows what this one knows now, and its records: for another thread, and `estimates` only."""
+        self.hand_over()
+        frozen, snapshot = copy.copy(self), self.records.snapshot()
+        frozen.batch_trend, frozen._holder = copy.copy(self.batch_trend), None
+        return frozen, snapshot
 
     def _seen_values(self, field: str) -> NDArray[np.float32]:
         self.hand_over()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 import zipfile
 
 import numpy as np
@@ -46,6 +47,33 @@ def test_samples_of_an_earlier_run_go(tmp_path):
                     r8.update_with_loss(sample_losses(indices))
 
     assert {len(read_samples(tmp_path, epoch).loss) for epoch in sample_epochs(tmp_path)} == {12}
+
+
+@pytest.mark.parametrize("groups", [None, ["a", "b"] * 60])
+@pytest.mark.parametrize("lowest", [0.0, 9.0])
+def test_samples_of_a_large_table(monkeypatch, groups, lowest):
+    """The samples of a large table are copied later, as they were when the epoch ended, whatever was learned since."""
+    monkeypatch.setattr("learnit_r8.journal.samples.LARGE", 100)
+    monkeypatch.setattr("learnit_r8.journal.samples._BLOCK", 50)
+    r8 = make(120, groups=groups, sample_ids=[f"{number}.png" for number in range(120)], num_epochs=3)
+    for step in range(40):
+        ticket = r8.draw()
+        r8.report(ticket, float(sample_losses(ticket.indices).mean()))
+        if step in (7, 35):
+            copied = {name: getattr(r8.table, name) for name in ("loss", "last", "mean", "usage_count")}
+            late = samples_of(r8.table, 0, step)
+    found = []
+    reader = threading.Timer(0.1, lambda: found.append(late.samples()))
+    reader.start()
+    # A loss below zero changes the records of all samples, and waits for the reader.
+    r8.report(r8.draw(), 1.0 - lowest)
+    reader.join()
+    [samples] = found
+
+    for name, values in copied.items():
+        np.testing.assert_array_equal(getattr(samples, name), values)
+    assert (samples.group is None) == (groups is None)
+    assert len(samples.names) == 120
 
 
 def test_unseen_samples_are_never_hardest(tmp_path):
