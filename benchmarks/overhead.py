@@ -4,18 +4,26 @@ Every repetition runs all rows one after the other in this process: one epoch un
 for the caches and the heap as the row before left them, and one epoch measured; the table shows medians.
 "CPU" is the time of this thread, which other programs on the machine disturb least. "draw + report" is the core as an
 adapter calls it (`Plan.draw`, `SampleTable.observe`, `Plan.report`), "public loop" is `batch_iterator` and
-`update_with_loss` with everything on but listeners. Peers draw only: they have nothing to report to.
+`update_with_loss` with everything on but listeners. Peers draw only: they have nothing to report to. Losses differ from
+batch to batch; with equal ones the guard would never get beyond its first thresholds.
 
-    python benchmarks/overhead.py            all of it, about fifteen minutes
-    python benchmarks/overhead.py --quick    the smallest size, a few seconds
+Then, in wall time: the longest step of the first epoch, with nothing between the steps and with a millisecond, up to
+N = 1e8; what `quartiles()` takes there, and how long a checkpoint stops the training; and which part of a step takes
+how much of it.
+
+    python benchmarks/overhead.py            all of it, about twenty minutes and 4 GB of memory and disk
+    python benchmarks/overhead.py --quick    the smallest sizes, under a minute
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import math
 import os
+import platform
 import statistics
+import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
@@ -26,11 +34,12 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, WeightedRandomSampler
 
-from learnit_r8 import R8Scheduler, SampleTable
+from learnit_r8 import R8Scheduler, SampleTable, SpikeGuard, events
 from learnit_r8.policies import get_policy
 from learnit_r8.sampling.permutation import raw_words
 from learnit_r8.sampling.plan import Plan
-from learnit_r8.table.losses import EXACT, WHOLE_BATCH
+from learnit_r8.table.losses import EXACT, WHOLE_BATCH, read_loss
+from learnit_r8.testing import record_events
 
 BASE = "torch BatchSampler(RandomSampler)"
 MUST = {
@@ -39,6 +48,26 @@ MUST = {
     (10_000_000, 32): (0.45, 0.23), (10_000_000, 256): (0.40, 0.18),
 }  # fmt: skip
 """Ratio of draw + report to the base in CPU time: must, aim."""
+
+
+LOSSES = [1.5 + 0.1 * math.sin(number) for number in range(1024)]
+"""Losses of batches, over and over."""
+
+FIRST_STEPS = 20_000
+"""Steps of a first epoch that are looked at: beyond, all memory is ready."""
+
+
+def processor() -> str:
+    """Name of the processor, family and model where the system tells them."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            about = dict(
+                line.strip().split(":", 1) for line in file.read().split("\n\n")[0].splitlines() if ":" in line
+            )
+        facts = {name.strip(): value.strip() for name, value in about.items()}
+        return f"{facts['model name']} (family {facts['cpu family']}, model {facts['model']})"
+    except (OSError, KeyError, ValueError):
+        return platform.processor() or platform.machine()
 
 
 def exhaust(batches: Iterable[object]) -> None:
@@ -71,12 +100,13 @@ class Core:
         plan, table, losses = self.plan, self.table, self.losses
         self.epoch += 1
         plan.start_pass(self.epoch, 0.0)
-        for _ in range(plan.steps_per_pass):
+        for step in range(plan.steps_per_pass):
             batch = plan.draw()
             if self.as_lists:
                 batch.indices.tolist()
-            trend = table.observe(1.5, 1.5)
-            plan.report(batch, losses[: len(batch.indices)] if self.exact else 1.5, trend)
+            loss = LOSSES[step & 1023]
+            trend = table.observe(loss, loss)
+            plan.report(batch, losses[: len(batch.indices)] if self.exact else loss, trend)
         plan.hand_over()
 
 
@@ -90,8 +120,9 @@ class PublicLoop:
 
     def __call__(self) -> None:
         next(self.epochs)
-        for _ in self.r8.batch_iterator():
-            self.r8.update_with_loss(1.5)
+        r8 = self.r8
+        for step, _ in enumerate(r8.batch_iterator()):
+            r8.update_with_loss(LOSSES[step & 1023])
 
 
 def rows(size: int, batch_size: int, repeats: int) -> dict[str, Callable[[], None]]:
@@ -193,6 +224,162 @@ def worst_step(size: int, batch_size: int, repeats: int) -> float:
     return statistics.median(worst) * 1e3
 
 
+def first_epoch(size: int, batch_size: int, seconds: float) -> tuple[float, float, float]:
+    """Wall milliseconds of a new run: the constructor and the first batch, the longest step after it, and the median.
+
+    A step is what the scheduler does between two trainings: report and draw.
+
+    Args:
+        size: N.
+        batch_size: B.
+        seconds: What training on a batch takes.
+    """
+    began = time.perf_counter()
+    r8 = R8Scheduler(size, batch_size=batch_size, num_epochs=2)
+    next(r8.epoch_iterator())
+    steps = []
+    for number, _ in enumerate(r8.batch_iterator()):
+        steps.append(time.perf_counter() - began)
+        if number == FIRST_STEPS or (seconds and number * seconds > 10):
+            break
+        if seconds:
+            time.sleep(seconds)
+        began = time.perf_counter()
+        r8.update_with_loss(LOSSES[number & 1023])
+    return steps[0] * 1e3, max(steps[1:]) * 1e3, statistics.median(steps) * 1e3
+
+
+def print_first_epochs(sizes: list[int], repeats: int) -> None:
+    """The longest step of a first epoch, of several runs, and the spread."""
+    print(
+        f"\n{'first epoch, B = 256':<30}{'first ms':>10}{'longest step ms':>17}{'of the runs':>20}"
+        f"{'median us':>11}  must / aim"
+    )
+    for size in sizes:
+        for seconds in (0.0, 0.001):
+            results = [first_epoch(size, 256, seconds) for _ in range(repeats)]
+            first, longest, usual = (statistics.median(result[place] for result in results) for place in range(3))
+            runs = f"{min(result[1] for result in results):.1f} to {max(result[1] for result in results):.1f}"
+            goal = {10**7: "10 / 2", 10**8: "20 / 4"}.get(size, "")
+            name = f"N = {size:,}, " + ("steps of 1 ms" if seconds else "bare")
+            print(f"  {name:<30}{first:10.2f}{longest:17.2f}{runs:>20}{usual * 1e3:11.1f}  {goal}".rstrip(), flush=True)
+
+
+def table_of(size: int) -> SampleTable:
+    """A table whose samples were all used three times."""
+    table = SampleTable(size, batch_size=256)
+    table.part_size = EXACT
+    losses = np.random.default_rng(0).gamma(1, 1, 10**6).astype(np.float32)
+    known = table.records.take(np.arange(10**6))
+    known["usage_count"] = 3
+    for field in ("loss", "last", "mean"):
+        known[field] = losses
+    for start in range(0, size, 10**6):
+        part = np.arange(start, min(start + 10**6, size))
+        table.records.put(part, known[: len(part)].copy())
+    table.hand_over()
+    table.records.settle()
+    table._num_seen = size
+    return table
+
+
+def quartile_seconds(size: int) -> tuple[float, float]:
+    """Seconds of `quartiles()`, and how far its ends are from where they belong, as a share of N in rank."""
+    table = table_of(size)
+    took = []
+    for _ in range(5):
+        began = time.perf_counter()
+        quarters = table.quartiles()
+        took.append(time.perf_counter() - began)
+    loss = table.loss[: 10**6]
+    ranks = [float(np.mean(loss < quarter.low)) for quarter in quarters]
+    return statistics.median(took), max(abs(rank - place / 4) for place, rank in enumerate(ranks))
+
+
+def checkpoint_stop(size: int) -> tuple[float, float]:
+    """Wall milliseconds of the longest step while a checkpoint is made and written, and seconds until it is there."""
+    due, told = 8000, record_events()
+    with tempfile.TemporaryDirectory() as folder:
+        r8 = R8Scheduler(
+            size, batch_size=256, num_epochs=2, checkpoint_dir=folder, checkpoint_every=due, listeners=[told]
+        )
+        longest = began_writing = 0.0
+        while not told.of(events.CheckpointSaved):
+            began = time.perf_counter()
+            ticket = r8.draw()
+            if r8.global_step >= due:
+                longest, began_writing = max(longest, time.perf_counter() - began), began_writing or began
+            time.sleep(0.001)
+            r8.report(ticket, LOSSES[r8.global_step & 1023])
+        return longest * 1e3, time.perf_counter() - began_writing
+
+
+def print_large(size: int) -> None:
+    """Rows that only a large table has."""
+    seconds, rank = quartile_seconds(size)
+    print(
+        f"\nN = {size:,}: quartiles() {seconds:.3f} s, ends within {rank:.3%} of N in rank (must .5 s, .1 %; aim .1 s)"
+    )
+    stop, took = checkpoint_stop(size)
+    print(
+        f"longest step while a checkpoint is written {stop:.1f} ms, {took:.1f} s in all (must 300 ms, aim 20)",
+        flush=True,
+    )
+
+
+def shares(size: int, batch_size: int, repeats: int) -> dict[str, float]:
+    """Microseconds a step of the public loop and of its parts, each run alone: medians of epochs."""
+    core, loop = Core(size, batch_size, exact=False), PublicLoop(size, batch_size, epochs=4 * repeats + 4)
+    steps = -(-size // batch_size)
+    guard, memory = SpikeGuard(), SpikeGuard().begin()
+
+    def judging() -> None:
+        state = memory
+        for step in range(steps):
+            loss = LOSSES[step & 1023]
+            state, _ = guard.judge(state, loss, 1.5, 1.5, 0.01)
+
+    def reading() -> None:
+        for step in range(steps):
+            read_loss(LOSSES[step & 1023], batch_size)
+
+    def rating() -> None:
+        schedule, rescue = loop.r8.scheduled_lr, loop.r8.rescue
+        for step in range(steps):
+            rescue.lr(schedule(step / steps))
+
+    def telling() -> None:
+        next(listened.epochs)
+        r8 = listened.r8
+        for step, _ in enumerate(r8.batch_iterator()):
+            r8.update_with_loss(LOSSES[step & 1023])
+
+    listened = PublicLoop(size, batch_size, epochs=4 * repeats + 4)
+    listened.r8.announcer.add(lambda event: None)
+    parts = {
+        "public loop": loop, "draw + report": core, "guard": judging, "reading the loss": reading,
+        "rate, schedule and ceiling": rating, "public loop with a listener": telling,
+    }  # fmt: skip
+    times: dict[str, list[float]] = {name: [] for name in parts}
+    for _ in range(repeats):
+        for name, part in parts.items():
+            times[name].append(timed(part)[0] / steps * 1e6)
+    return {name: statistics.median(all_times) for name, all_times in times.items()}
+
+
+def print_shares(size: int, batch_size: int, repeats: int) -> None:
+    """Where a step of the public loop goes."""
+    found = shares(size, batch_size, repeats)
+    whole = found["public loop"]
+    events_cost = found["public loop with a listener"] - whole
+    named = {name: found[name] for name in ("draw + report", "guard", "reading the loss", "rate, schedule and ceiling")}
+    named["order of the parts, marks, counters"] = whole - sum(named.values())
+    print(f"\npublic loop, N = {size:,}, B = {batch_size}: {whole:.2f} us a step, of CPU, in a hot loop")
+    for name, cost in named.items():
+        print(f"  {name:<36}{cost:7.2f} us{cost / whole:7.0%}")
+    print(f"  and with a listener{'':<17}{events_cost:7.2f} us more")
+
+
 def memory(size: int, batch_size: int) -> float:
     """Peak of everything beside the table, over two epochs, in megabytes."""
     tracemalloc.start()
@@ -209,8 +396,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--sizes", type=int, nargs="+", default=[50_000, 1_000_000, 10_000_000])
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 256, 2048])
+    parser.add_argument("--large", type=int, default=10**8, help="samples of the largest table; 0 for none")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    print(f"{processor()}, numpy {np.__version__}, Python {platform.python_version()}", flush=True)
     sizes = [50_000] if options.quick else options.sizes
     repeats = 3 if options.quick else options.repeats
     steps_cost = print_epochs(sizes, options.batches, repeats)
@@ -222,6 +411,14 @@ def main() -> None:
         print(f"{size:12,}{ours:16.2f}{peer:9.2f}{worst[0]:21.2f}{worst[1]:8.2f}{beside:11.2f}")
     print("must: first batch 5 ms (aim 2) at N = 1e7; worst step 2 ms (aim 0.6)")
     print("memory: the peak beside the table's 16 bytes a sample (at N = 1e6 for larger N); must: 5 MB")
+    print_shares(50_000, 32, repeats)
+    if not options.quick:
+        print_shares(1_000_000, 256, repeats)
+    print_first_epochs(
+        [10**6] if options.quick else [10**7, *([options.large] if options.large else [])], min(repeats, 3)
+    )
+    if options.large and not options.quick:
+        print_large(options.large)
     small, large = (50_000, 256), (10_000_000, 256)
     if small in steps_cost and large in steps_cost:
         print(f"step at N = 1e7 over N = 5e4, B = 256: {steps_cost[large] / steps_cost[small]:.2f} (must 2.5, aim 1.5)")
