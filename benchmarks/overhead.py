@@ -344,9 +344,9 @@ def shares(size: int, batch_size: int, repeats: int) -> dict[str, float]:
             read_loss(LOSSES[step & 1023], batch_size)
 
     def rating() -> None:
-        schedule, rescue = loop.r8.scheduled_lr, loop.r8.rescue
+        schedule, controller = loop.r8.scheduled_lr, loop.r8.controller
         for step in range(steps):
-            rescue.lr(schedule(step / steps))
+            controller.lr(schedule(step / steps))
 
     def telling() -> None:
         next(listened.epochs)

@@ -147,7 +147,7 @@ class CheckpointSaver:
                 self.attempt(writing.result, step)
 
     def attempt(self, write: Callable[[], Checkpoint | BackgroundWrite], step: int) -> None:
-        """Write a checkpoint, or begin to; if that fails, warn, let training continue and skip ever more of the next."""
+        """Write a checkpoint or begin to; if that fails, warn, let training continue and skip ever more of the next."""
         if self._is_in_child:
             self._step_tried = step
             self._announcer.warn_once("child", f"no checkpoint was saved at step {step}: {self._whose}.")
