@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ..guard.verdict import Verdict
+from ..recovery.incident_state import CALM
 from ..recovery.moment import moment_of
 from ..recovery.ram_backup import NO_SLOTS
 from ..recovery.restore import RestoreResult
+from ..sampling.chunk import OPEN, OUT_AGAIN
 from ..sampling.ticket import Outcome, Ticket, new_tuple
 from ..schedules.schedule import check_rate
 from ..table.losses import EXACT, Reading, check_kind, read_loss, read_number
@@ -159,7 +161,7 @@ class Engine:
                 or plan.returned
                 or is_search
                 or began != began
-                or controller.is_steadying
+                or controller._state.steady_left > 0
                 or controller.replay.is_due
                 or epoch != chunk.pass_number
             ):
@@ -348,28 +350,33 @@ class Engine:
             raise TypeError(f"ticket must be what draw() returned, got {ticket!r}.")
         if self.persistence.is_restoring:
             raise RuntimeError(f"load_callback must not report losses, got one of step {ticket.step}.")
-        if not ticket.batch.is_out or ticket.batch.chunk.table is not self.table:
+        _, epoch, indices, _, _, _, batch = ticket
+        chunk, slot, _ = batch
+        state, table = chunk.states[slot], self.table
+        # As `Batch.is_out` says, without its call: this is asked at every step.
+        if not (slot < chunk.drawn if state == OPEN else state == OUT_AGAIN) or chunk.table is not table:
             raise RuntimeError(f"ticket of step {ticket.step} was reported or given up before, or is not of this run.")
-        reading = read_loss(loss, len(ticket.indices), part_size)
-        if len(ticket.indices) == 1 and self.table.part_size == EXACT:
+        reading = read_loss(loss, len(indices), part_size)
+        if len(indices) == 1 and table.part_size == EXACT:
             # The loss of a single sample, without its dimension.
             reading = Reading(reading.mean, np.atleast_1d(reading.means), EXACT, reading.lowest)
         if grad_norm is not None:
             grad_norm = read_number("grad_norm", grad_norm)
-        kind = EXACT if self.table.batch_size == 1 else reading.part_size
-        check_kind(kind, self.table.part_size)
-        if ticket.epoch < 0:
+        kind = EXACT if table.batch_size == 1 else reading.part_size
+        if kind != table.part_size:
+            check_kind(kind, table.part_size)
+        if epoch < 0:
             return self._report_search(ticket, reading)
         if self.controller.replay.is_on and math.isfinite(reading.mean):
             restored = refusal.compare_replay(self, ticket, reading)
             if restored is not None:
                 return Outcome(Verdict.SKIPPED, self.lr, restored.step)
-        batch, table, mean = ticket.batch, self.table, reading.mean
-        expected, typical = table.with_trend(batch.expected), table.with_trend(batch.typical)
+        mean = reading.mean
+        expected, typical = table.with_trend(chunk.expected[slot]), table.with_trend(chunk.typical)
         predicted, is_usual = expected, True
         if expected < typical and table.part_size != EXACT:
             # Estimates from batch means are too rough to expect less of a batch that was chosen by them.
-            predicted, is_usual = typical, batch.chunk.sweep >= 0
+            predicted, is_usual = typical, chunk.sweep >= 0
         verdict = self.sentry.judge(
             mean, predicted, typical, self._last_lr, grad_norm=grad_norm, skipped=skipped, is_usual=is_usual
         )
@@ -505,13 +512,18 @@ class Engine:
         return self._lr_at(self.pace.progress_at(self.pace.step + held_back))
 
     def _lr_at(self, progress: float) -> float:
-        return self.controller.lr(self._last_lr if progress == self._last_progress else self.scheduled_lr(progress))
+        lr = self._last_lr if progress == self._last_progress else self.scheduled_lr(progress)
+        return lr if self.controller._state is CALM else self.controller.lr(lr)
 
     def scheduled_lr(self, progress: float) -> float:
         """The learning rate of the schedule."""
         # Needed after a report and at the next draw; with a budget in steps both are the same.
         if progress != self._last_progress:
-            self._last_lr, self._last_progress = check_rate(self.schedule(progress), progress), progress
+            lr = self.schedule(progress)
+            # What `check_rate` checks first, without its call.
+            if type(lr) is not float or not 0 <= lr < math.inf:
+                lr = check_rate(lr, progress)
+            self._last_lr, self._last_progress = lr, progress
         return self._last_lr
 
     def use_found_lr(self) -> None:

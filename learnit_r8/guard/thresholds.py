@@ -91,11 +91,8 @@ def corrected(loss: float, expected: float, typical: float, level: float) -> flo
 
 def in_order(losses: Sequence[float]) -> list[float]:
     """Sort losses, lowest first."""
-    # Twice as fast as sorted() for a hundred losses in random order.
-    values = np.fromiter(losses, np.float64, len(losses))
-    values.sort()
-    ordered: list[float] = values.tolist()
-    return ordered
+    # numpy's sort of a hundred floats takes 1 to 3 us on most processors, and 9 on Zen 4.
+    return sorted(losses)
 
 
 def median(ordered: Sequence[float]) -> float:

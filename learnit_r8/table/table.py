@@ -265,7 +265,8 @@ class SampleTable:
 
     def with_trend(self, expected: float) -> float:
         """Convert a value of `expected` to a loss, with the current trend."""
-        if not self._detrends:
+        # Without the property: every step asks twice.
+        if self.part_size == EXACT or self.estimator != "relative":
             return expected
         trend = self.batch_trend.value
         return expected + trend if self._offsets else expected * trend
