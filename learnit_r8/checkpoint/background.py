@@ -18,9 +18,9 @@ class BackgroundWrite:
         write: Writes the file and returns its path; called in the thread, if there is one.
         finish: Takes the path, or None if writing failed, and returns the checkpoint; called in the caller's thread.
         interrupted: Called if writing was interrupted, so that it has neither succeeded nor failed.
-        closing: Called when the state has been read or writing has failed. If given, a thread writes; otherwise `result`
-            does. If the program ends before the thread has finished, there is no file, and the previous checkpoint
-            counts.
+        closing: Called when the state has been read or writing has failed. If given, a thread writes; otherwise
+            `result` does. If the program ends before the thread has finished, there is no file, and the previous
+            checkpoint counts.
     """
 
     def __init__(

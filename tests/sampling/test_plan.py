@@ -452,7 +452,7 @@ def test_memory(batch_size, last_batch, part_size):
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's count of resident pages")
 def test_first_batch_touches_little(monkeypatch):
-    """But for the thread that makes memory ready, ten million samples and the first batch touch a tenth of it at most."""
+    """Without the thread that makes memory ready, ten million samples and a first batch touch a tenth of it at most."""
     monkeypatch.setattr("learnit_r8.table.records.LEAST_BYTES", 2**40)
     before = resident_bytes()
     table = SampleTable(10_000_000, batch_size=32)
