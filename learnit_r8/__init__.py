@@ -66,6 +66,13 @@ _MOVED = {
     "backup": "recovery.ram_backup",
     "checkpoint.CheckpointStore": "checkpoint.store",
     "checkpoint.NoValidCheckpoint": "checkpoint.reader",
+    "events.saving": "events.checkpoints",
+    "events.training": "events.steps",
+    "flax.saving": "flax.checkpoints",
+    "flax.training": "flax.epochs",
+    "keras.running": "keras.fit_frame",
+    "loops.saving": "loops.checkpoints",
+    "loops.stopping": "loops.patience",
     "lr": "schedules.schedule",
     "recovery.Recovery": "recovery.policy",
     "recovery.TrainingDiverged": "recovery.policy",
@@ -74,6 +81,7 @@ _MOVED = {
     "table.SampleTable": "table.table",
     "testing.recording": "testing.recorder",
     "ticket": "sampling.ticket",
+    "triggers.reading": "triggers.notation",
 }
 """Modules by their paths of 0.1, and names in modules that are folders now; until version 0.3."""
 

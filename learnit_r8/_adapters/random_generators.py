@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def random_state() -> dict[str, Any]:
@@ -15,7 +16,7 @@ def random_state() -> dict[str, Any]:
     _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     version, numbers, next_gauss = random.getstate()
     return {
-        "torch": _of_torch(),
+        "torch": torch_state(),
         "numpy": [np.asarray(keys), int(position), int(has_gauss), float(gauss)],
         "python": [version, np.asarray(numbers, np.uint32), next_gauss],
     }
@@ -23,20 +24,27 @@ def random_state() -> dict[str, Any]:
 
 def set_random_state(state: Mapping[str, Any]) -> None:
     """Put back what `random_state` returned."""
-    torch: Any = sys.modules.get("torch")
-    if torch is not None and state["torch"]:
-        own, *devices = (torch.from_numpy(np.array(each)) for each in state["torch"])
-        torch.set_rng_state(own)
-        if devices and len(devices) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(devices)
+    set_torch_state(state["torch"])
     np.random.set_state(("MT19937", *state["numpy"]))
     version, numbers, next_gauss = state["python"]
     random.setstate((version, tuple(np.asarray(numbers).tolist()), next_gauss))
 
 
-def _of_torch() -> list[Any]:
+def torch_state() -> list[NDArray[np.uint8]]:
+    """The states of torch's generators, that of the CPU first; none where torch is not loaded."""
     torch: Any = sys.modules.get("torch")
     if torch is None:
         return []
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return [each.cpu().numpy().copy() for each in (torch.get_rng_state(), *devices)]
+
+
+def set_torch_state(state: Sequence[NDArray[np.uint8]]) -> None:
+    """Put back what `torch_state` returned; on another number of devices that of the CPU alone."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not len(state):
+        return
+    own, *devices = (torch.from_numpy(np.array(each)) for each in state)
+    torch.set_rng_state(own)
+    if devices and len(devices) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(devices)

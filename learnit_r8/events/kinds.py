@@ -1,5 +1,9 @@
 """Every kind of event, and the kinds by name."""
 
+from .checkpoints import BackupTaken as BackupTaken
+from .checkpoints import BestSaved as BestSaved
+from .checkpoints import CheckpointLoaded as CheckpointLoaded
+from .checkpoints import CheckpointSaved as CheckpointSaved
 from .event import Event
 from .run import Alive as Alive
 from .run import Notice as Notice
@@ -10,17 +14,13 @@ from .run import RunResumed as RunResumed
 from .run import RunStarted as RunStarted
 from .run import RunStopped as RunStopped
 from .samples import SamplesSurveyed as SamplesSurveyed
-from .saving import BackupTaken as BackupTaken
-from .saving import BestSaved as BestSaved
-from .saving import CheckpointLoaded as CheckpointLoaded
-from .saving import CheckpointSaved as CheckpointSaved
-from .training import BatchAbandoned as BatchAbandoned
-from .training import EpochDone as EpochDone
-from .training import LrFound as LrFound
-from .training import LrPlanned as LrPlanned
-from .training import MetricsLogged as MetricsLogged
-from .training import StepDone as StepDone
-from .training import StepsDone as StepsDone
+from .steps import BatchAbandoned as BatchAbandoned
+from .steps import EpochDone as EpochDone
+from .steps import LrFound as LrFound
+from .steps import LrPlanned as LrPlanned
+from .steps import MetricsLogged as MetricsLogged
+from .steps import StepDone as StepDone
+from .steps import StepsDone as StepsDone
 from .trouble import BatchRefused as BatchRefused
 from .trouble import DamageFound as DamageFound
 from .trouble import GaveUp as GaveUp

@@ -12,6 +12,7 @@ except ImportError as error:
         f"jax, flax and optax are required for learnit_r8.flax: pip install learnit-r8[jax] ({error})."
     ) from error
 
+from .checkpoints import load_checkpoint, pack_scheduler, save_checkpoint, unpack_scheduler
 from .config import TrainingConfig, load_config, save_config, save_metrics_history
 from .metrics import (
     Metrics,
@@ -21,7 +22,6 @@ from .metrics import (
     create_metrics,
     format_metrics,
 )
-from .saving import load_checkpoint, pack_scheduler, save_checkpoint, unpack_scheduler
 from .state import TrainState
 from .train import train_epoch, train_loop
 

@@ -12,8 +12,8 @@ from ..loops.elapse import batch_size
 from ..loops.run import loop
 from ..triggers import every
 from .data import EpochBatches, ValidationBatches, step_keys
+from .epochs import Training, Validation
 from .metrics import Metrics, RunningMeans, format_metrics
-from .training import Training, Validation
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler

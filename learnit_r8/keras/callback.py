@@ -11,8 +11,8 @@ from ..checkpoint.callbacks import Callbacks
 from ..triggers import Condition
 from .dataset import R8Dataset
 from .fit_arguments import check_fit
+from .fit_frame import local_of_fit, scope_of_fit
 from .losses import LossRecorder
-from .running import local_of_fit, scope_of_fit
 from .state import ModelState
 
 METRICS_EVERY = 16

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from .dataset import R8Dataset
-from .running import callbacks_of_fit, local_of_fit
+from .fit_frame import callbacks_of_fit, local_of_fit
 
 REFUSED = {
     "LearningRateScheduler": "the scheduler sets the rate at each step: give the curve as its scheduler_mode",

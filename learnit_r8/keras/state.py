@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
+
+from .._adapters.random_generators import set_torch_state, torch_state
 
 _FILE_KINDS = "model", "optimizer", "random"
 
@@ -120,22 +121,13 @@ def _without_rate(arrays: list[NDArray[Any]]) -> list[NDArray[Any]]:
 
 
 def _random_state() -> list[NDArray[Any]]:
-    """The states of torch's generators where it is the back end, of the CPU first."""
-    if keras.backend.backend() != "torch":
-        return []
-    torch = sys.modules["torch"]
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return [each.cpu().numpy().copy() for each in (torch.get_rng_state(), *devices)]
+    """The states of torch's generators where it is the back end."""
+    return torch_state() if keras.backend.backend() == "torch" else []
 
 
 def _set_random_state(state: list[NDArray[Any]]) -> None:
-    if not state or keras.backend.backend() != "torch":
-        return
-    torch = sys.modules["torch"]
-    own, *devices = (torch.from_numpy(np.array(each)) for each in state)
-    torch.set_rng_state(own)
-    if devices and len(devices) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(devices)
+    if keras.backend.backend() == "torch":
+        set_torch_state(state)
 
 
 def as_numpy(variable: Any) -> NDArray[Any]:

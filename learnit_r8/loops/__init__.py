@@ -7,6 +7,7 @@
 
 from ..triggers import Elapsed, after, always, at, every, never
 from .bars import keras_bar, tqdm_bar
+from .checkpoints import checkpoint, load_state, save_state
 from .elapse import elapse
 from .history import History
 from .inject import noop
@@ -28,12 +29,11 @@ from .named import (
     test_loop,
     train_loop,
 )
+from .patience import early_stopping
 from .period import Period
 from .run import loop
-from .saving import checkpoint, load_state, save_state
 from .scheduled import Drawn, report_to, scheduled
 from .state import LoopState
-from .stopping import early_stopping
 
 __all__ = [
     "Drawn",

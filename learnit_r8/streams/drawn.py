@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._adapters.group_rates import GroupRates
 from .._adapters.host import check_scheduler
+from .._adapters.prefetch import Prefetch
 from ..engine.signals import running
 from .task import Task, needs_closure
 from .validation import MeanLoss, device_of, moved
@@ -33,7 +34,7 @@ class DrawnEpochs:
 
     def __init__(self, scheduler: R8Scheduler, task: Task) -> None:
         self.step = scheduler.current_epoch
-        self._r8, self._task = scheduler, task
+        self._r8, self._task, self._prefetch = scheduler, task, Prefetch.of(scheduler)
         self._sample_losses = sample_losses(task.loss_fn)
         self._needs_closure = needs_closure(task.optimizer)
         self._rates = GroupRates(task.optimizer)
@@ -63,12 +64,12 @@ class DrawnEpochs:
         r8, mean = self._r8, MeanLoss(self._task.loss_fn)
         epoch, samples = r8.current_epoch, 0
         r8.requests.stay_within(running(DrawnEpochs.train))
-        while (ticket := r8.draw_if_any()) is not None:
+        while (ticket := self._prefetch.draw_now()) is not None:
             samples += len(ticket.indices)
             try:
                 loss = self._train_batch(ticket)
             except BaseException:
-                r8.hand_back(ticket)
+                self._prefetch.hand_back()
                 raise
             if loss is not None:
                 mean.add(loss, len(ticket.indices))
@@ -87,7 +88,7 @@ class DrawnEpochs:
         """The mean loss, or None if the scheduler refused the batch or put the model back."""
         self._rates.set(ticket.lr)
         loss, report = self._losses(ticket)
-        outcome = self._r8.report(ticket, report.detach())
+        outcome = self._prefetch.report(report.detach())
         if not outcome:
             return None
         step: Any = self._task.optimizer.step

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .._adapters.host import check_scheduler
+from .._adapters.prefetch import Prefetch
 from ..engine.signals import Scope, running
 from ..triggers import Elapsed
 from .event import Event
@@ -72,6 +73,7 @@ class _Stepper:
 
         self.state = state
         self._r8, self._train_step, self._part_size = r8, train_step, part_size
+        self._prefetch = Prefetch.of(r8)
         self._driven = DrivenState(self)
         if self.has_state and not self._driven.has_model:
             raise TypeError(
@@ -94,37 +96,37 @@ class _Stepper:
         arguments = (ticket.indices, ticket.lr, *(() if ticket.weights is None else (ticket.weights,)))
         if not self.has_state:
             reading = read_loss(self._train_step(*arguments), len(ticket.indices), self._part_size)
-            return reading.mean, self._report(ticket, reading)
+            return reading.mean, self._report(reading)
         result = self._train_step(self.state, *arguments)
         if not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(f"train_step must return (state, loss) where step_stream() has a state, got {result!r}.")
         reading = read_loss(result[1], len(ticket.indices), self._part_size)
-        return reading.mean, self._driven.judge(result[0], lambda: self._report(ticket, reading))
+        return reading.mean, self._driven.judge(result[0], lambda: self._report(reading))
 
-    def _report(self, ticket: Ticket, reading: Reading) -> Outcome:
-        outcome = self._r8.report(ticket, reading.means, part_size=self._part_size)
+    def _report(self, reading: Reading) -> Outcome:
+        outcome = self._prefetch.report(reading.means, part_size=self._part_size)
         if not (outcome or self.has_state or outcome.rolled_back_to is not None):
             self._r8.say_once("state of step_stream", NOTHING_HANDED_OVER)
         return outcome
 
 
-def _next(r8: R8Scheduler, scope: Scope) -> Ticket | None:
+def _next(prefetch: Prefetch, scope: Scope) -> Ticket | None:
     # Anew for each batch: while nobody asks for one, the scheduler may have been used in another loop.
-    r8.requests.stay_within(scope)
-    return r8.draw_if_any()
+    prefetch.r8.requests.stay_within(scope)
+    return prefetch.draw_now()
 
 
 def _events(r8: R8Scheduler, stepper: _Stepper) -> Iterator[Event]:
     origin = time.monotonic()
     last = (r8.global_step, 0, 0.0)
     stepper.adopt()
-    scope = running(_events)
+    prefetch, scope = Prefetch.of(r8), running(_events)
     try:
-        while (ticket := _next(r8, scope)) is not None:
+        while (ticket := _next(prefetch, scope)) is not None:
             try:
                 loss, outcome = stepper.step(ticket)
             except BaseException:
-                r8.hand_back(ticket)
+                prefetch.hand_back()
                 raise
             if ticket.epoch < 0:
                 continue

@@ -5,8 +5,8 @@ True
 """
 
 from .elapsed import Elapsed, ElapsedCounter
+from .notation import as_trigger
 from .quiet import quiet_until
-from .reading import as_trigger
 from .schedulers import Scheduler, StepIntervalScheduler, TimeIntervalScheduler
 from .trigger import Condition, Trigger, always, never
 from .when import after, at, every

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..streams.event import Record, as_scalar
 from ..triggers import Elapsed
+from .checkpoints import Kept
 from .period import Period, as_period
-from .saving import Kept
 from .state import LoopState
 
 

@@ -9,14 +9,15 @@ from types import MappingProxyType
 from typing import Any
 
 from .._adapters.driven_state import DrivenState
+from .._adapters.prefetch import Prefetch
 from .._adapters.trees import from_plain
 from ..loops.elapse import batch_size
 from ..loops.logs import Entries, Logs
 from ..loops.state import LoopState
 from ..triggers import every
+from .checkpoints import newest_training, save_training
 from .data import ValidationBatches, fold_in, step_keys
 from .metrics import RunningMeans, accumulate_history, format_metrics
-from .saving import newest_training, save_training
 from .state import with_lr
 
 MOST_UNREAD = 32
@@ -79,6 +80,7 @@ class Training:
         self._train_step, self._data, self._num_epochs, self._key = train_step, data, num_epochs, key
         self._validation, self._folder, self._checkpoint_every = validation, folder, checkpoint_every
         self._show_progress, self._r8, self._logs_steps = show_progress, scheduler, logs_steps
+        self._prefetch: Any = None if scheduler is None else Prefetch.of(scheduler)
         self._first_epoch = 0 if scheduler is None else scheduler.current_epoch
         self._ticket: Any = None
         self._unread: list[RunningMeans] = []
@@ -145,15 +147,15 @@ class Training:
         r8 = self._r8
         try:
             while self._num_epochs is None or r8.current_epoch < self._num_epochs:
-                ticket = self._ticket = r8.draw_if_any()
+                ticket = self._ticket = self._prefetch.draw_now()
                 if ticket is None:
                     return
                 self._follow(ticket)
                 batch = self._data(ticket.indices)
                 yield batch if ticket.weights is None else _weighted(batch, ticket.weights)
         finally:
-            if self._ticket is not None:
-                r8.hand_back(self._ticket)
+            # A batch whose step was interrupted is the next one drawn.
+            self._prefetch.hand_back()
             r8.requests.leave()
 
     def _follow(self, ticket: Any) -> None:
@@ -170,7 +172,7 @@ class Training:
         if ticket is not None:
             metrics = dict(metrics)
             loss = self._loss_of(metrics)
-            if not self._driven.judge(state, lambda: self._r8.report(ticket, loss)):
+            if not self._driven.judge(state, lambda: self._prefetch.report(loss)):
                 return None
         self._means.add(metrics, batch_size(batch))
         return (Logs(metrics=Entries(metrics)) if self._logs_steps else None), state

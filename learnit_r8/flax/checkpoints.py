@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .._adapters.trees import from_plain, readable, to_plain
 from .._validation import whole_number
 from ..checkpoint.codec import decode, encode
-from ..loops.saving import numbered, save_state
+from ..loops.checkpoints import numbered, save_state
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
