@@ -203,13 +203,14 @@ def retraces(rounds: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="shorter epochs, under a minute")
-    quick = parser.parse_args().quick
+    parser.add_argument("--rounds", type=int, help="epochs of each side; 40 by default, 7 if quick")
+    given = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     back_end = keras.backend.backend()
     if back_end == "torch":
         importlib.import_module("torch").set_num_threads(1)
-    steps, rounds = 50, 7 if quick else 40
+    steps, rounds = 50, given.rounds or (7 if given.quick else 40)
     print(f"keras {keras.__version__} on {back_end}, {rounds} rounds of {steps} steps each")
     print(f"{'':44} {'plain -> ours':20} {'median [lowest .. highest]':26} {'must':>6} {'aim':>6}")
     must, aim = ("1.10", "1.03") if back_end == "jax" else ("1.05", "1.02")
