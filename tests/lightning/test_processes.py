@@ -14,49 +14,37 @@ pytest.importorskip("sklearn")
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
-import json, sys, torch, warnings
+import json, os, sys, warnings
 warnings.simplefilter("ignore")
 from tests.lightning.common import Checkpoints, Digits, digest, fit
-folder, ckpt, bad = sys.argv[1], sys.argv[2] or None, [int(each) for each in sys.argv[3].split()]
-rank = __import__("os").environ.get("LOCAL_RANK", "0")
-module, r8, _ = fit(
-    module=Digits(bad=bad if rank == "1" else []), devices=2, strategy="ddp", ckpt_path=ckpt,
-    more=[] if ckpt else [Checkpoints(folder, [4])],
-)
-uses = sorted(set(r8.table.usage_count.tolist()))
-done = {"digest": digest(module, r8), "uses": uses, "refused": r8.sentry.num_refused}
-open(f"{folder}/{'resumed' if ckpt else 'whole'}-{rank}.json", "w").write(json.dumps(done))
+folder, rank = sys.argv[1], os.environ["RANK"]
+options = {"devices": 2, "strategy": "ddp"}
+module, r8, _ = fit(module=Digits(), more=[Checkpoints(folder, [4])], **options)
+whole, uses = digest(module, r8), sorted(set(r8.table.usage_count.tolist()))
+resumed = digest(*fit(module=Digits(), ckpt_path=f"{folder}/4.ckpt", **options)[:2])
+module, r8, _ = fit(module=Digits(bad=[5] if rank == "1" else []), **options)
+done = {"whole": whole, "resumed": resumed, "uses": uses, "healed": (digest(module, r8), r8.sentry.num_refused)}
+open(f"{folder}/{rank}.json", "w").write(json.dumps(done))
 """
 
 
-def run(folder, ckpt="", bad=""):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    script = folder / "train.py"
+def test_two_processes(tmp_path):
+    """With use_distributed_sampler left on, both share every batch, resume exactly, and heal a NaN of one of them."""
+    script = tmp_path / "train.py"
     script.write_text(PROGRAM)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, str(script), str(folder), ckpt, bad],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=180,
+        [sys.executable, *launch, str(script), str(tmp_path)],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    kind = "resumed" if ckpt else "whole"
-    return [json.loads((folder / f"{kind}-{rank}.json").read_text()) for rank in (0, 1)]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
 
-
-def test_resumes_on_two_processes(tmp_path):
-    """With use_distributed_sampler left on, both ranks share every batch, and resume exactly by ckpt_path."""
-    whole = run(tmp_path)
-    resumed = run(tmp_path, str(tmp_path / "4.ckpt"))
-
-    assert whole[0] == whole[1] == resumed[0] == resumed[1]
-    assert whole[0]["uses"] == [3]
-
-
-def test_heals_on_two_processes(tmp_path):
-    """A NaN on one rank is answered on both."""
-    done = run(tmp_path, bad="5")
-
-    assert done[0] == done[1]
-    assert done[0]["refused"] == 1
+    assert first == second
+    assert first["resumed"] == first["whole"]
+    assert first["uses"] == [3]
+    assert first["healed"][1] == 1
 
 
 ELSEWHERE = """
