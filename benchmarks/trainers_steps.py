@@ -1,11 +1,11 @@
 """The time of a step over the framework's own, with everything on: backups, checkpoints, a run folder.
 
 The digits (64-32-10) and a small transformer (2 layers of 64, rows of 64 tokens, batches of 32), on the CPU; plain and
-ours take turns in one process. "As it comes" is what a user changes: the framework's loader collates samples, ours takes the
-rows of a TensorDataset at once. "Read alike" has both read many rows at once, so that R8Scheduler alone is between
-them. Lightning and Trainer log every 50 steps; their own checkpoints are off. A run's figure is its mean step from the
-third epoch on; printed are the median over runs of plain's, and of the ratio of each pair with its quartiles, with the
-defaults and with a run folder and a checkpoint each epoch.
+ours take turns in one process. "As it comes" is what a user changes: the framework's loader collates samples, where
+ours takes the rows of a TensorDataset at once. "Read alike" has both read many rows at once, so that R8Scheduler alone
+is between them. Lightning and Trainer log every 50 steps; their own checkpoints are off. A run gives its mean step from
+the third epoch on; printed are the median over runs of plain's, and of the ratio of each pair with its quartiles,
+with the defaults and with a run folder and a checkpoint each epoch.
 """
 
 import argparse

@@ -113,8 +113,12 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Report the losses on their way before validation and checkpoints."""
-        self._adapter.flush()
+        """Report the losses on their way before validation and checkpoints; end the training with the budget."""
+        adapter = self._adapter
+        adapter.flush()
+        if adapter.scheduler.is_over:
+            # A budget in seconds may be spent between two epochs: the next one would have no batch that could say so.
+            trainer.should_stop = True
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Finish the run."""

@@ -21,6 +21,7 @@ from learnit_r8 import R8Scheduler
 from learnit_r8.lightning import R8Callback, R8Loader
 from learnit_r8.lightning.budget import batches_of, budget_of
 from learnit_r8.policies import Policy
+from learnit_r8.testing import FakeClock
 from learnit_r8.torch import R8BatchSampler
 from tests.lightning.common import DATA, QUIET, STEPS, Checkpoints, Digits, digest, fit
 
@@ -245,6 +246,19 @@ def test_time_limit():
     assert r8.total_steps is None
     assert 0.99 <= r8.progress <= 1.0
     assert trainer.optimizers[0].param_groups[0]["lr"] < 0.02
+
+
+def test_time_that_runs_out_between_epochs():
+    """A budget in seconds that is spent during validation, say, ends a training without a limit of epochs."""
+    clock = FakeClock()
+
+    class Slow(lightning.Callback):
+        def on_train_epoch_end(self, *_):
+            clock.advance(11.0)
+
+    _, r8, _ = fit(epochs=-1, more=[Slow()], settings={"train_duration_seconds": 10.0, "clock": clock})
+
+    assert r8.global_step == STEPS
 
 
 def test_logged_rate(tmp_path):
