@@ -282,13 +282,19 @@ def test_losses_of_documents():
     assert document_losses(own, None, 3) is None
 
 
-@pytest.mark.parametrize(("size", "source"), [(4, "exact"), (1, "exact")])
-def test_documents_in_one_row(tmp_path, size, source):
+def flattened(items):
+    """A batch of documents in one row."""
+    lists = [{name: value.tolist() for name, value in item.items()} for item in items]
+    return DataCollatorWithFlattening()(lists)
+
+
+@pytest.mark.parametrize("size", [4, 1])
+def test_documents_in_one_row(tmp_path, size):
     """With a collator that flattens documents into a row the loss of each document is known."""
-    trainer = language_trainer(tmp_path, size, data_collator=DataCollatorWithFlattening())
+    trainer = language_trainer(tmp_path, size, data_collator=flattened)
     trainer.train()
 
-    assert trainer.r8.scheduler.table.source == source
+    assert trainer.r8.scheduler.table.source == "exact"
     assert set(trainer.r8.scheduler.table.usage_count.tolist()) == {1}
 
 
@@ -296,8 +302,7 @@ def test_rows_that_are_no_samples(tmp_path):
     """Where a row holds other documents than the batch's samples, the losses of samples are estimated; said once."""
 
     def merged(items):
-        found = DataCollatorWithFlattening()(items)
-        return {name: value for name, value in found.items() if name != "position_ids"}
+        return {name: value for name, value in flattened(items).items() if name != "position_ids"}
 
     heard = []
     listeners = [lambda event: heard.append(getattr(event, "text", ""))]
@@ -414,8 +419,10 @@ def test_another_batch_size(tmp_path):
     listen = {"listeners": [lambda event: heard.append(getattr(event, "text", ""))]}
     resumed = train(tmp_path, resume=f"{tmp_path}/checkpoint-5", per_device_train_batch_size=16, r8=listen)
 
-    assert any("the batches have 32 samples, as those of the checkpoint" in text for text in heard)
     assert digest(resumed) == whole
+    # Old releases of Trainer take the size from the checkpoint themselves.
+    is_said = any("the batches have 32 samples, as those of the checkpoint" in text for text in heard)
+    assert is_said or resumed._train_batch_size == 32
 
 
 GROUPED = (
