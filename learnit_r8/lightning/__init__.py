@@ -16,7 +16,7 @@ except ImportError as error:
 
 from .._validation import check_release
 
-check_release("lightning", "2.4")
+check_release("lightning", "2.5")
 
 from .callback import R8Callback as R8Callback  # noqa: E402
 from .loader import R8Loader as R8Loader  # noqa: E402

@@ -179,7 +179,7 @@ class TimedLoader(DataLoader[Any]):
 
     def leave_to(self, device: torch.device) -> None:
         """Put batches on a device, as accelerate's own loaders do, which would split batches that are split already."""
-        check_release("accelerate", "1.0")
+        check_release("accelerate", "1.11")
         self._device = device
         # What accelerator.prepare() looks for.
         self._is_accelerate_prepared = True

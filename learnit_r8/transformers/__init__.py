@@ -17,7 +17,7 @@ except ImportError as error:
 
 from .._validation import check_release
 
-check_release("transformers", "4.50")
+check_release("transformers", "4.57")
 
 from .callback import R8Callback as R8Callback  # noqa: E402
 from .trainer import R8Mixin as R8Mixin  # noqa: E402

@@ -88,9 +88,9 @@ def test_nothing_reported():
 def test_old_release(monkeypatch):
     """An old release of accelerate is named before training begins, with what will do."""
     Training()
-    monkeypatch.setattr("importlib.metadata.version", lambda _: "0.34.2")
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "1.2.1")
 
-    with pytest.raises(ImportError, match=r"accelerate must be of release 1.0 or newer, got 0.34.2; pip install -U"):
+    with pytest.raises(ImportError, match=r"accelerate must be of release 1.11 or newer, got 1.2.1; pip install -U"):
         Training()
 
 

@@ -491,5 +491,5 @@ def test_old_release(monkeypatch):
     """An old release of Transformers is named when the adapter is imported, with what will do."""
     monkeypatch.setattr("importlib.metadata.version", lambda _: "4.9.2")
 
-    with pytest.raises(ImportError, match=r"transformers must be of release 4.50 or newer, got 4.9.2; pip install -U"):
+    with pytest.raises(ImportError, match=r"transformers must be of release 4.57 or newer, got 4.9.2; pip install -U"):
         importlib.reload(learnit_r8.transformers)
