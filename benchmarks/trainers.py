@@ -21,7 +21,7 @@ def cells(framework, ranks, options):
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, *launch, str(HERE / "trainers_cells.py"), framework, folder, *options]
+        command = [sys.executable, *launch, __file__, "--only", framework, "--folder", folder, *options]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{framework} on {ranks} processes: {done.stderr[-3000:]}")
@@ -35,7 +35,13 @@ def main():
     parser.add_argument("--quick", action="store_true", help="a part of the grid")
     parser.add_argument("--only", choices=FRAMEWORKS, help="one framework")
     parser.add_argument("--no-times", action="store_true", help="the grid alone")
+    parser.add_argument("--folder", type=Path, help="where a process that this program starts writes its counts")
     given = parser.parse_args()
+    if given.folder is not None:
+        from trainers_cells import count_cells
+
+        count_cells(given.only, given.folder, is_quick=given.quick)
+        return
     options = ["--quick"] if given.quick else []
     for framework in [given.only] if given.only else FRAMEWORKS:
         for ranks in [1] if given.quick else [1, 2]:
@@ -43,8 +49,8 @@ def main():
             for kind, settings in found.items():
                 for setting, (good, count) in settings.items():
                     print(f"{framework}, {ranks} process(es), {setting}: {kind} {good} of {count}", flush=True)
-    if not given.no_times:
-        subprocess.run([sys.executable, str(HERE / "trainers_steps.py"), *options], check=True)
+    if not (given.no_times or given.quick):
+        subprocess.run([sys.executable, str(HERE / "trainers_steps.py")], check=True)
 
 
 if __name__ == "__main__":

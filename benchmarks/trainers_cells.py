@@ -1,16 +1,10 @@
-"""The cells of `trainers.py` for one framework, on as many processes as torchrun starts: resumed, and healed.
-
-``python -m torch.distributed.run --nproc-per-node=2 benchmarks/trainers_cells.py lightning FOLDER``
-"""
+"""The cells of `trainers.py` for one framework, in each of the processes that it starts: resumed, and healed."""
 
 import itertools
 import json
 import os
-import sys
 import warnings
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 warnings.simplefilter("ignore")
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -110,10 +104,9 @@ def places(accumulate, count):
     return sorted([*ends, *others][:count])
 
 
-def main():
-    """Write the counts of each process to the folder."""
-    name, folder = sys.argv[1], Path(sys.argv[2])
-    count, accumulates, workers = (3, [3], [0]) if "--quick" in sys.argv else (20, [1, 3], [0, 2])
+def count_cells(name, folder, *, is_quick):
+    """Write the counts of this process to the folder."""
+    count, accumulates, workers = (3, [3], [0]) if is_quick else (20, [1, 3], [0, 2])
     framework, found = FRAMEWORKS[name](), {"resumed": {}, "healed": {}}
     for accumulate, num_workers in itertools.product(accumulates, workers):
         options = {"accumulate": accumulate, "workers": num_workers, "epochs": EPOCHS[accumulate]}
@@ -130,7 +123,3 @@ def main():
         found["healed"][f"accumulation {accumulate}"] = sum(done), len(done)
         print(name, accumulate, done, flush=True)
     (folder / f"{name}-{RANK}.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()
