@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    # Thirty dataclasses take a seventh of the package's import, and a run that nobody listens to makes none of them.
-    # By its name: `from . import` would ask this function for it.
+    # Thirty dataclasses take a seventh of the package's import. By its name: `from . import` would ask this function.
     kinds = importlib.import_module(".kinds", __name__)
     if name.startswith("_") or not hasattr(kinds, name):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}.")

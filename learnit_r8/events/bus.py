@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import traceback
 import warnings
 from collections.abc import Callable, Iterable
@@ -27,6 +28,8 @@ class Announcer:
     """
 
     def __init__(self, listeners: Iterable[Listener], where: Callable[[], tuple[int, float]]) -> None:
+        # Now, and not in the step that tells the first event: it takes as long as a thousand steps.
+        importlib.import_module(".kinds", __package__)
         self.where = where
         self._said: set[str] = set()
         self._listeners: list[Listener] = []
