@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
 
 
+STEP_RAISED = (
+    "step {} counts as done, since its loss was reported before the optimizer's step raised {}: its batch is not drawn "
+    "again in this epoch. To train exactly as planned, continue from a checkpoint."
+)
+
+
 class DrawnEpochs:
     """Trains the epochs of a scheduler, from its current one to the end of its budget.
 
@@ -91,13 +97,20 @@ class DrawnEpochs:
         outcome = self._prefetch.report(report.detach())
         if not outcome:
             return None
+        try:
+            self._step(ticket, loss)
+        except Exception as error:
+            self._r8.say_once("step raised", STEP_RAISED.format(ticket.step, type(error).__name__))
+            raise
+        return loss.detach()  # type: ignore[no-any-return]
+
+    def _step(self, ticket: Ticket, loss: Any) -> None:
         step: Any = self._task.optimizer.step
         if self._needs_closure:
             step(lambda: self._backward(self._losses(ticket)[0]))
         else:
             self._backward(loss)
             step()
-        return loss.detach()  # type: ignore[no-any-return]
 
     def _backward(self, loss: Any) -> Any:
         self._task.optimizer.zero_grad()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,8 @@ class R8Mixin:
                 "give optimizers=(optimizer, None)."
             )
         trainer.add_callback(R8Callback(self._adapter))
+        # Around the method of the object, since a class made of this one may have a compute_loss of its own.
+        trainer.compute_loss = functools.partial(self._compute_loss, trainer.compute_loss)
 
     @property
     def r8(self) -> Adapter:
@@ -189,18 +192,17 @@ class R8Mixin:
             self._r8_shifts = _shifts(trainer, model)
         return find_losses(outputs, inputs.get("labels"), shifted=self._r8_shifts, smoothing=smoothing)
 
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    def _compute_loss(
+        self, own: Callable[..., Any], model: Any, inputs: Any, return_outputs: bool = False, **more: Any
     ) -> Any:
-        """The Trainer's own loss; in training the losses of the batch's samples are noted for R8Scheduler."""
-        own: Any = super()
+        """What the Trainer's ``compute_loss`` returns; in training, the losses of the batch's samples are noted too."""
         if not model.training:
-            return own.compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return own(model, inputs, return_outputs, **more)
         given = dict(inputs)
         with _outputs_of(model) as outputs:
-            found = own.compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            found = own(model, inputs, return_outputs, **more)
         loss = found[0] if return_outputs else found
-        loss = self._noted(model, given, outputs[0] if outputs else None, loss, num_items_in_batch)
+        loss = self._noted(model, given, outputs[0] if outputs else None, loss, more.get("num_items_in_batch"))
         return (loss, found[1]) if return_outputs else loss
 
     def _noted(self, model: Any, inputs: Mapping[str, Any], outputs: Any, loss: torch.Tensor, num_items: Any) -> Any:

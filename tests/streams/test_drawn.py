@@ -213,6 +213,23 @@ class TestScheduled:
         assert torch.equal(after[0], first["weight"])
         assert r8.global_step == 12
 
+    def test_a_step_that_raises_is_said(self):
+        """A step whose loss was reported counts although the optimizer raised, and a warning says so."""
+        r8, _, optimizer, stream = self.train(nn.MSELoss())
+        step, calls = optimizer.step, []
+
+        def fail(*arguments):
+            calls.append(1)
+            if len(calls) == 3:
+                raise MemoryError("full")
+            return step(*arguments)
+
+        optimizer.step = fail
+        with pytest.warns(RuntimeWarning, match="step 2 counts as done"), pytest.raises(MemoryError):
+            next(stream)
+
+        assert r8.global_step == 3
+
     def test_an_interrupted_epoch_goes_on_in_a_new_stream(self):
         data, model, optimizer = line(64)
         r8 = R8Scheduler(64, batch_size=16, num_epochs=2)

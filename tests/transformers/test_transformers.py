@@ -206,6 +206,28 @@ def test_trains_on_the_loss_of_the_trainer(tmp_path, options, parts):
         assert torch.equal(mine, theirs)
 
 
+class Weighted(R8Trainer):
+    """A loss of the class's own, as most scripts that change the loss write it."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        logits = model(inputs["images"], labels)["logits"]
+        loss = torch.nn.functional.cross_entropy(logits, labels, weight=torch.linspace(0.5, 1.5, 10))
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+
+def test_a_class_may_compute_its_own_loss(tmp_path):
+    """The losses of samples are noted whatever compute_loss a subclass has, in training, evaluation and a resume."""
+    options = {"save_strategy": "steps", "save_steps": 17}
+    whole = train(tmp_path, trainer=Weighted, model=Model(bad=(20,)), **options)
+    again = train(tmp_path, trainer=Weighted, resume=str(tmp_path / "checkpoint-34"), **options)
+
+    assert (whole.r8.scheduler.global_step, whole.r8.scheduler.sentry.num_refused) == (3 * STEPS, 1)
+    assert whole.r8.scheduler.table.source == "exact"
+    assert digest(again) == digest(whole)
+    assert whole.evaluate(Digits())["eval_loss"] < 2
+
+
 class Halving(Policy):
     """Gives all losses half their weight."""
 
