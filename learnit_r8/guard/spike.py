@@ -203,7 +203,9 @@ class SpikeGuard:
         evidence, recent, reference, past, first = state
         threshold, risen_threshold, lr_limit, far, absurd, up, down, alarm, level, _ = reference
         reported = loss
-        if expected == expected:
+        # A typical batch that would be refused is none: the table has learned losses of damaged weights, and must not
+        # lift those of other batches.
+        if expected == expected and not expected < typical > threshold:
             loss = corrected(loss, expected, typical, level)
         if threshold == _INFINITE:
             # The correction is unreliable this early, so the loss is refused only if it is too high with and without.
