@@ -228,7 +228,7 @@ def test_hard_batches_do_not_hide_damage():
 
 
 def test_damaged_losses_in_the_table_lift_no_others():
-    """A table that has learned a few losses of damaged weights expects too much of a typical batch: that is not used."""
+    """A table with a few losses of damaged weights expects too much of a typical batch, which is not used."""
     losses = 0.1 + 0.01 * np.random.default_rng(0).standard_normal(600)
     expected, typical = np.full(600, 0.1), np.full(600, 0.1)
     typical[400:] = 3.7

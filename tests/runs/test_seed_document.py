@@ -94,7 +94,10 @@ def block(marker):
     return found
 
 
-QUICK_START = block("Setup the Scheduler").replace("time.sleep(0.05)", "time.sleep(0)")
+# Its losses are random, and rise as the rate falls: one run in four hundred has a spike.
+QUICK_START = "import random\nrandom.seed(0)\n" + block("Setup the Scheduler").replace(
+    "time.sleep(0.05)", "time.sleep(0)"
+)
 
 
 def check(output, tmp_path):
