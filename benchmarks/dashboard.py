@@ -41,8 +41,8 @@ import numpy as np
 from learnit_r8 import R8Scheduler
 from learnit_r8.dashboard.painter import Painter
 
-painters, paint = [], Painter.run
-Painter.run = lambda self: (painters.append(self), paint(self))
+draws, draw = [], Painter._draw
+Painter._draw = lambda self, now: (draws.append(now), draw(self, now))
 path, seconds, step_seconds, use_curses = sys.argv[1], float(sys.argv[2]), float(sys.argv[3]), sys.argv[4] == "screen"
 times = np.zeros(10_000_000)
 count = cpu = wall = frames = 0
@@ -68,7 +68,7 @@ with R8Scheduler(50_000, batch_size=128, num_epochs=10_000, use_curses=use_curse
                 cpu, wall = cpu_of(thread), now - began
             if now - began > seconds:
                 r8.requests.stop("measured")
-                frames = painters[0].num_frames if painters else 0
+                frames = len(draws)
                 break
         if r8.requests.is_pending:
             break
