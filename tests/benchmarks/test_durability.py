@@ -35,6 +35,7 @@ def check(told, states):
     assert len(re.findall(r"power cut without flushing .*: [1-9]\d* acknowledged checkpoints lost", told)) == 3
 
 
+@pytest.mark.slow
 def test_nothing_is_lost():
     """40 kills, every power cut of 110 saves, 300 damaged files, a kill at every step: nothing is lost."""
     check(run("--kills", "40", "--mutants", "300"), states=2000)

@@ -233,7 +233,7 @@ def test_a_rank_that_is_to_end_ends_all_with_a_checkpoint(pair, tmp_path, at):
     [
         pytest.param(1, "dies", marks=pytest.mark.slow),
         (0, "dies"),
-        (1, "dies in backward"),
+        pytest.param(1, "dies in backward", marks=pytest.mark.slow),
         pytest.param(1, "hangs", marks=pytest.mark.slow),
     ],
 )
