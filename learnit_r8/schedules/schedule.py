@@ -40,7 +40,7 @@ class Warmup:
     Raises:
         ValueError: an argument outside its range.
 
-    Source: README of learnit-r8; the cosine is that of Loshchilov & Hutter, arXiv:1608.03983, without restarts.
+    Source: the cosine is that of Loshchilov & Hutter, arXiv:1608.03983, without restarts.
 
     >>> lr = Warmup(0.1, warmup=0.2)
     >>> [round(lr(p), 4) for p in (0.0, 0.1, 0.2, 0.6, 1.0)]

@@ -64,11 +64,32 @@ def test_links_are_not_broken(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_quick_start_is_the_same_everywhere():
-    """The Quick Start of the README is the program in examples/, line for line."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_readme_begins_with_something_to_run():
+    """A newcomer reads at most 120 words before the first command, and at most six figures."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    figures = readme.split("## Measured")[1].split("##")[0]
 
-    assert blocks[0].strip() == (ROOT / "examples" / "quick_start.py").read_text().strip()
+    assert len(readme.split("```")[0].split()) <= 120
+    assert figures.count("\n|") - 2 <= 6
+
+
+def test_description_on_the_package_index_has_absolute_links():
+    """The package index shows links and pictures of the README, away from the repository; each leads to a file."""
+    pytest.importorskip("setuptools")
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "--long-description"],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+    )
+    links = re.findall(r"\]\(([^)#\s]+)", done.stdout)
+    home = "https://github.com/cekkr/learnit-r8"
+    files = [re.sub(rf"^{home}/(blob|raw)/main/", "", link) for link in links]
+
+    assert "![" in done.stdout
+    assert [link for link in links if not link.startswith("https://")] == []
+    assert [name for name in files if not (ROOT / name).exists()] == []
 
 
 def test_example_finds_the_flipped_labels(tmp_path):

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,6 +146,13 @@ def test_quick_start_never_intervenes(tmp_path, seed):
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "0 1.0 320"
+
+
+def test_quick_start_is_an_example():
+    """examples/quick_start.py is the Quick Start of the document, line for line."""
+    example = Path(__file__).parents[2] / "examples" / "quick_start.py"
+
+    assert example.read_text(encoding="utf-8").strip() == block("Setup the Scheduler").strip()
 
 
 def test_core_loop_runs():
