@@ -54,6 +54,7 @@ print(digest(watch.batches[-27:]), digest(watch.rates[-27:]), digest(r8.table.lo
 """
 
 
+@pytest.mark.program
 def test_resumes_exactly_after_a_crash(tmp_path):
     """A process killed in mid-epoch is taken up by another: the same batches, rates, table and weights as one run."""
     whole, status, errors = run("-c", RESUMED, tmp_path / "a", "whole", folder=tmp_path)
@@ -136,6 +137,7 @@ print(keras.backend.backend())
 """
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("back_end", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
 def test_other_back_ends(back_end, tmp_path):
     """Under JAX and torch too losses are exact, rates are set, a NaN heals, wrappers are used, dropout resumes."""
@@ -172,6 +174,7 @@ def test_examples_differ_in_five_lines(name):
 PLAIN = [pytest.param(f"{name}_plain", marks=pytest.mark.slow) for name in ("keras_digits", "tf_custom_loop")]
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("name", ["keras_digits", "tf_custom_loop", *PLAIN])
 def test_examples_train(name, tmp_path):
     """Each example, and its plain version, trains well."""
@@ -181,6 +184,7 @@ def test_examples_train(name, tmp_path):
     assert float(re.search(r"test accuracy ([\d.]+)%", printed)[1]) > 93
 
 
+@pytest.mark.program
 def test_blocks_of_the_guide_run(tmp_path):
     """Every Python block of docs/keras.md runs as it stands, one after the other in one process."""
     text = (ROOT / "docs" / "keras.md").read_text(encoding="utf-8")

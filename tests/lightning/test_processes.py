@@ -28,6 +28,7 @@ open(f"{folder}/{rank}.json", "w").write(json.dumps(done))
 """
 
 
+@pytest.mark.program
 def test_two_processes(tmp_path):
     """With use_distributed_sampler left on, both share every batch, resume exactly, and heal a NaN of one of them."""
     script = tmp_path / "train.py"

@@ -14,8 +14,11 @@ ROOT = Path(__file__).parents[2]
 ELSEWHERE = {"distributed.md", "flax.md", "keras.md", "loops.md", "streams.md", "triggers.md", "which.md"}
 ALL_PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 PAGES = [page for page in ALL_PAGES if page.name not in ELSEWHERE]
+GUIDES = sorted((ROOT / "docs").glob("*.md"))
 BLOCKS = [
-    pytest.param(block, id=f"{page.name}-{number}")
+    pytest.param(
+        block, id=f"{page.name}-{number}", marks=[pytest.mark.program] if "torch" in block and page in GUIDES else []
+    )
     for page in PAGES
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
 ]
@@ -45,6 +48,7 @@ def test_code_in_documents_runs(block, tmp_path):
     run(["-c", block.replace("time.sleep(0.05)", "time.sleep(0)")], tmp_path)
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("command", EXAMPLES)
 def test_example_runs(command, tmp_path):
     """Every example runs to its end and prints what it demonstrates."""

@@ -53,6 +53,7 @@ def test_plain_example(tmp_path):
     assert float(re.search(r"error of a weight: ([\d.]+)", printed)[1]) < 0.02
 
 
+@pytest.mark.program
 def test_digits_example(tmp_path):
     """It learns the digits, and goes on from its checkpoints."""
     pytest.importorskip("sklearn")
@@ -68,6 +69,7 @@ def test_digits_example(tmp_path):
 HOUSES = "longitude,latitude,housing_median_age,total_rooms,total_bedrooms,population,households,median_income"
 
 
+@pytest.mark.program
 @pytest.mark.parametrize(("scheduler", "has_houses"), [([], True), (["--scheduler"], False)])
 def test_housing_example(tmp_path, monkeypatch, scheduler, has_houses):
     """It trains on the table of houses where there is one, skipping rows with gaps, else on the digits."""

@@ -42,6 +42,7 @@ def run(folder, *arguments, processes=1):
     return [line for line in done.stdout.splitlines() if "steps, weights" in line]
 
 
+@pytest.mark.program
 def test_example(tmp_path):
     """The example of the guide, saved by save_state in mid-epoch, is the same after load_state in another process."""
     whole, resumed = run(tmp_path, EXAMPLE, tmp_path / "saved"), run(tmp_path, EXAMPLE, tmp_path / "saved", "load")
@@ -64,6 +65,7 @@ open(f"{folder}/{rank}.json", "w").write(json.dumps(done))
 """
 
 
+@pytest.mark.program
 def test_two_processes(tmp_path):
     """On two processes, prepared before attach or after: the same on both, resumed exactly, and a NaN of one healed."""
     script = tmp_path / "train.py"

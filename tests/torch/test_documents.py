@@ -54,6 +54,7 @@ def test_diff_in_the_guide_is_that_of_the_example(name, shown):
     assert marked == {line[0] + line[2:] for line in changed_lines(name)}
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("name", ["torch_charlm", pytest.param("torch_charlm_plain", marks=pytest.mark.slow)])
 def test_characters(name, tmp_path):
     """The transformer learns the made-up text, which stands in for Shakespeare."""
@@ -62,6 +63,7 @@ def test_characters(name, tmp_path):
     assert float(re.search(r"loss on the rest of the text: ([\d.]+)", printed)[1]) < 2.0
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("name", ["torch_cifar10", pytest.param("torch_cifar10_plain", marks=pytest.mark.slow)])
 def test_images(name, tmp_path):
     """The network trains on the digits, which stand in for CIFAR-10."""

@@ -33,6 +33,7 @@ open(f"{folder}/{rank}.json", "w").write(json.dumps(done))
 """
 
 
+@pytest.mark.program
 def test_two_processes(tmp_path):
     """Both save without waiting for each other, share every batch, resume exactly, and heal a NaN of one rank."""
     script = tmp_path / "train.py"

@@ -145,7 +145,7 @@ def test_adapters_that_differ_are_refused(pair):
         )
 
 
-@pytest.mark.parametrize("workers", [(0, 2), (2, 1)])
+@pytest.mark.parametrize("workers", [pytest.param((0, 2), marks=pytest.mark.slow), (2, 1)])
 def test_workers_may_differ(pair, workers):
     """How far the loader of a rank fetches ahead changes nothing on any."""
     expected = pair.run(jobs.workers_run, (0, 0))
@@ -177,6 +177,7 @@ def torchrun(cwd, program, *options, size=2):
     return done.stdout
 
 
+@pytest.mark.program
 def test_example(tmp_path):
     """The example trains on two ranks that torchrun starts, heals, and ends with equal tables."""
     printed = torchrun(tmp_path, ROOT / "examples" / "ddp.py", "--spoil")
