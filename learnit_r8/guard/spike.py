@@ -43,6 +43,8 @@ HELD_FROM, HELD_FROM_RAISED, MOST_HELD = 0.5, 3.0, 8
 for at most so many renewals."""
 ABSURD = 10.0
 """A single loss this many times ``far`` is refused: an update from it would spoil the optimizer's moments."""
+ALMOST = 0.99
+"""Share of the alarm's evidence that is left when it is not believed."""
 TRIAL = 128
 """Losses after a restore in which less evidence than usual refuses a loss."""
 FAR_BACK = 1024
@@ -217,12 +219,23 @@ class SpikeGuard:
         if loss > threshold and (loss > risen_threshold or not lr > lr_limit):
             evidence += up if loss <= far else max(up, 0.501 * alarm)
             if evidence >= alarm or loss > absurd:
-                return SpikeState(), Verdict.SPIKE
+                if loss > far or not self._is_spreading(recent, past):
+                    return SpikeState(), Verdict.SPIKE
+                evidence = ALMOST * alarm
         elif evidence:
             evidence = max(0.0, evidence + down)
         if len(recent) == BLOCK:
             return self._look(_new_tuple(SpikeState, (evidence, recent, reference, past, first)), lr)
         return _new_tuple(SpikeState, (evidence, recent, reference, past, first)), Verdict.GOOD
+
+    def _is_spreading(self, recent: tuple[float, ...], past: LossHistory) -> bool:
+        """Whether losses only spread, as those of classes drift apart early in a run, and are no higher on average."""
+        if len(past.losses) >= self.window + self.lag:
+            return False
+        last = (past.losses + recent)[-BLOCK:]
+        mean = sum(last) / BLOCK
+        # Two standard errors.
+        return mean < past.start + 2 * math.dist(last, (mean,) * BLOCK) / BLOCK
 
     def _look(self, state: SpikeState, lr: float) -> tuple[SpikeState, Verdict]:
         """Renew the thresholds."""

@@ -227,6 +227,16 @@ def test_hard_batches_do_not_hide_damage():
     assert judge_all(losses, expected=expected, typical=typical)[0][0] < 405
 
 
+def test_losses_that_spread_early_are_no_damage():
+    """As a network begins to learn, losses of single samples drift apart; damage is what raises them on average."""
+    losses = 0.69 - 0.0005 * np.arange(144) + 0.01 * np.random.default_rng(2).standard_normal(144)
+    losses[80:] += np.tile([-0.11, 0.15, -0.12, 0.12], 16)
+
+    assert judge_all(losses) == []
+    losses[100:] += 0.3
+    assert 100 < judge_all(losses)[0][0] < 116
+
+
 def test_damaged_losses_in_the_table_lift_no_others():
     """A table with a few losses of damaged weights expects too much of a typical batch, which is not used."""
     losses = 0.1 + 0.01 * np.random.default_rng(0).standard_normal(600)
