@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import sys
 import time
@@ -16,8 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from . import events
 from .checkpoint.run_config import arguments_of
 from .checkpoint.store import CheckpointStore
-from .engine import draws, ranks, refusal, run_state
+from .engine import draws, ending, ranks, refusal, run_state
 from .engine.builder import build_components
+from .engine.control import RequestDoor
 from .engine.engine import Engine
 from .engine.interruption import Transaction, finish, mend, note_finished
 from .engine.marks import AnswerMark
@@ -29,6 +31,7 @@ from .recovery.policy import Recovery
 from .sampling.refit import fitted
 from .sampling.ticket import Outcome, Ticket
 from .schedules.schedule import Schedule
+from .schedules.span import span_of
 from .table.losses import read_number
 from .triggers import Condition
 
@@ -49,14 +52,20 @@ class R8Scheduler(Engine):
         num_samples: Number of samples in the data set, N >= 1.
         batch_size: Samples in a batch, B >= 1.
         initial_lr: Highest learning rate of the schedule, > 0.
-        num_epochs: Budget in epochs of ceil(N / B) steps; fractions are fine. Exactly one budget must be given.
+        num_epochs: Budget in epochs of ceil(N / B) steps; fractions are fine. Exactly one budget must be given; with
+            "wsd" or "constant" it may be none: the run goes on until `cool_down` or `requests.stop` ends it.
         num_steps: Budget in steps.
-        train_duration_seconds: Budget in seconds of wall time from the first draw, pauses (`paused`) excluded.
-        scheduler_mode: "cosine", "linear", "constant", "one_cycle", or a function from progress in [0, 1] to a
-            learning rate, which is used as it is.
+        train_duration_seconds: Budget in seconds of wall time from the first draw, pauses (`paused`) excluded. Training
+            ends early enough for one more break between two steps (validation) like the longest so far.
+        scheduler_mode: "cosine", "linear", "constant", "one_cycle", "wsd" (warm-up, stable, decay), or a function from
+            progress in [0, 1] to a learning rate, which is used as it is.
         warmup_proportion: Share of the budget in which the rate rises to ``initial_lr``, in [0, 1]; by default
             0.05, and 0.3 for "one_cycle".
         min_lr: Last learning rate, in [0, initial_lr].
+        warmup_steps: Steps in which the rate rises, in place of ``warmup_proportion``, >= 0; without a budget by
+            default an epoch, at most 1000.
+        decay_proportion: Share of the budget in which the rate of "wsd" falls, in (0, 1]; by default 0.2.
+        decay_shape: Shape of that decay and of every cool-down: "sqrt" (1 - sqrt), "linear" or "cosine".
         auto_find_lr: Whether to search for the peak learning rate first, in place of ``initial_lr``. Needs a
             ``load_callback``, and a ``state_callback`` or a backup made before the first draw.
         policy: Which samples come next: "balanced", "quartile", "shuffle", "match_mean", "steady", "focus" or a
@@ -92,6 +101,8 @@ class R8Scheduler(Engine):
         handle_signals: Whether Ctrl-C, SIGTERM and SIGHUP wait during the run until the step is finished and a
             checkpoint is saved; then they act as usual (KeyboardInterrupt; exit with 128 + n; your own handler). A
             second one acts at once. Only possible in the main thread.
+        cool_down_on: A signal that asks for a cool-down, and the length of that, ``("SIGUSR1", "10min")``, for batch
+            systems that send one before the end: steps, or a text such as "500 steps", "2 epochs", "10min".
         name: Name of the run, for listeners.
         listeners: Called with every event, in order; a listener that raises is dropped with a warning.
         seed: >= 0; the same seed gives the same batches on every machine.
@@ -113,6 +124,7 @@ class R8Scheduler(Engine):
         self, num_samples: int, *, batch_size: int, initial_lr: float = 0.01,
         num_epochs: float | None = None, num_steps: int | None = None, train_duration_seconds: float | None = None,
         scheduler_mode: str | Schedule = "cosine", warmup_proportion: float | None = None, min_lr: float = 0.0,
+        warmup_steps: int | None = None, decay_proportion: float | None = None, decay_shape: str = "sqrt",
         auto_find_lr: bool = False,
         policy: str | Policy = "balanced", estimator: str = "relative", alpha: float | None = None,
         groups: ArrayLike | None = None, sample_ids: Sequence[Any] | None = None, last_batch: str = "short",
@@ -123,26 +135,29 @@ class R8Scheduler(Engine):
         resume: str | os.PathLike[str] | None = None,
         guard: Guard = SpikeGuard(), recovery: Recovery = Recovery(),
         use_curses: bool = False, run_dir: str | os.PathLike[str] | bool | None = None, handle_signals: bool = True,
+        cool_down_on: tuple[str, int | str] | None = None,
         name: str | None = None, listeners: Iterable[events.Listener] = (),
         seed: int = 0, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         given = {argument: value for argument, value in locals().items() if argument not in ("self", "__class__")}
         super().__init__(build_components(given))
         self._journal: Journal | None = None
+        door = RequestDoor(self)
         if use_curses or run_dir is not None:
             from .journal.factory import open_journal
 
             table = self.table
             sizes = {"num_samples": str(table.num_samples), "batch_size": str(table.batch_size)}
             self._journal = open_journal(
-                run_dir, is_shown=use_curses, name=self.name, configuration={**sizes, **self._settings}, table=table
-            )
+                run_dir, is_shown=use_curses, name=self.name, configuration={**sizes, **self._settings}, table=table,
+                requests=door,
+            )  # fmt: skip
             if self._journal is not None:
                 self.announcer.add(self._journal.listener)
         if use_curses:
             from .dashboard.live import Live
 
-            self.announcer.add(Live(self.requests, folder=self.run_dir or ""))
+            self.announcer.add(Live(door, folder=self.run_dir or ""))
         self._open: Ticket | None = None
         self._is_closed = False
         if resume is not None:
@@ -315,6 +330,42 @@ class R8Scheduler(Engine):
             )
         return ticket
 
+    def cool_down(
+        self,
+        steps: int | None = None,
+        *,
+        epochs: float | None = None,
+        seconds: float | None = None,
+        until: str | datetime.datetime | None = None,
+    ) -> None:
+        """Let the rate fall from the next step on, in the shape ``decay_shape`` to ``min_lr``, and end the run with it.
+
+        A second request replaces the first one if it ends sooner. Any thread may call it. With none of the arguments
+        the cool-down takes ``decay_proportion`` of the whole run. It survives a resume; see docs/budgets.md.
+
+        Args:
+            steps: Its length in steps, >= 1.
+            epochs: Its length in epochs, > 0.
+            seconds: Its length in training seconds, > 0.
+            until: Local wall time of its end, "20:30" today or "2026-11-22 06:00"; pauses and downtime count.
+
+        Raises:
+            ValueError: several are given, one is outside its range, the time is past, or the cool-down is longer than
+                what is left of the run. Nothing was changed.
+            RuntimeError: the run is over.
+
+        >>> r8 = R8Scheduler(100, batch_size=10, scheduler_mode="wsd")
+        >>> for epoch in r8.epoch_iterator():
+        ...     for batch_indices, lr in r8.batch_iterator():
+        ...         outcome = r8.update_with_loss(1.0)
+        ...         if r8.global_step == 25:
+        ...             r8.cool_down(steps=10)
+        >>> r8.global_step
+        35
+        """
+        span = span_of(steps=steps, epochs=epochs, seconds=seconds, until=until, wall=self.pace.wall())
+        self.requests.cool_down(ending.check(self, span))
+
     def log(self, step: int | None = None, **metrics: Any) -> None:
         """Log validation metrics, or any numbers of your own, for listeners and for ``monitor``.
 
@@ -471,7 +522,7 @@ class R8Scheduler(Engine):
 
     @property
     def total_steps(self) -> int | None:
-        """Steps in the whole run; None with a budget in seconds."""
+        """Steps in the whole run; None with a budget in seconds, and as long as the end is not known."""
         return self.pace.budget.steps
 
     @property
@@ -481,7 +532,7 @@ class R8Scheduler(Engine):
 
     @property
     def progress(self) -> float:
-        """Finished share of the budget, in [0, 1]."""
+        """Finished share of the budget, in [0, 1]; 0 as long as the end is not known."""
         return self.pace.progress
 
     @property
@@ -511,13 +562,15 @@ class R8Scheduler(Engine):
 
     @property
     def phase(self) -> str:
-        """One of "searching", "cataloguing", "steadying", "training", "stopped" or "finished"."""
+        """One of "searching", "cataloguing", "steadying", "training", "cooling down", "stopped" or "finished"."""
         if self.is_stopped:
             return "stopped"
         if self.search.is_on:
             return "searching"
         if self.pace.is_finished:
             return "finished"
+        if self.pace.budget.cool_down is not None:
+            return "cooling down"
         if self.current_epoch == 0:
             return "cataloguing"
         return "steadying" if self.controller.is_steadying else "training"

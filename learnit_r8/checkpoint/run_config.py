@@ -21,7 +21,10 @@ from ..sampling.permutation import MAX_SAMPLES
 GOAL = ("num_epochs", "num_steps", "train_duration_seconds")
 """Budgets; a new one replaces the saved one, of whatever kind."""
 
-CHANGEABLE = ("batch_size", "num_samples", "initial_lr", "scheduler_mode", "warmup_proportion", "min_lr", *GOAL)
+CHANGEABLE = (
+    "batch_size", "num_samples", "initial_lr", "scheduler_mode", "warmup_proportion", "warmup_steps",
+    "decay_proportion", "decay_shape", "min_lr", *GOAL,
+)  # fmt: skip
 """Configuration that may well change on a resume; the `CheckpointLoaded` event lists changes."""
 
 IDENTITY = ("policy", "groups", "guard", "recovery", "estimator", "alpha", "last_batch")
@@ -127,8 +130,9 @@ def arguments_of(config: Mapping[str, Any], new: Mapping[str, Any], make: Any) -
     if any(name in new for name in GOAL):
         for name in GOAL:
             arguments.pop(name, None)
-    elif "num_steps" in arguments and "batch_size" in new:
+    if "batch_size" in new:
         # The same number of samples as before.
         batch_size = whole_number("batch_size", new["batch_size"], least=1, most=MAX_SAMPLES)
-        arguments["num_steps"] = math.ceil(arguments["num_steps"] * config["batch_size"] / batch_size)
+        for name in {"num_steps", "warmup_steps"} & arguments.keys():
+            arguments[name] = math.ceil(arguments[name] * config["batch_size"] / batch_size)
     return {**arguments, **new}

@@ -8,9 +8,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-DESCRIPTION = "Looks at the runs of learnit_r8 from outside; nothing it does touches a training."
+DESCRIPTION = "Looks at the runs of learnit_r8 from outside; only ask touches a training."
 EPILOG = """RUN is a run folder, a folder of runs (the newest is meant), or the beginning of a name in "runs"
 (or in what R8_RUNS says); without it the newest run there is meant. Guide: docs/dashboard.md."""
+
+ASKS = ("cool-down", "pause", "unpause", "save", "stop")
+"""What ``ask`` asks for: `journal.requests.KINDS`, without loading that."""
 
 _HOME = {"watch": "screens", "replay": "screens", "ls": "status"}
 """The modules of the commands that are not in one of their own name."""
@@ -82,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", metavar="FILE", help="by default standard output")
     report = add("report", "a page on a run, in one HTML file that needs nothing else")
     report.add_argument("--html", required=True, metavar="OUT", help="the file to write")
+    _add_ask(add("ask", "ask a running training for a cool-down, a pause, a checkpoint or its end"))
     demo = add("demo", "a fake training without a framework, to see the screen", run=False)
     demo.add_argument("--seconds", type=_positive, default=60.0, help="how long it takes, about (default 60)")
     demo.add_argument("--run-dir", metavar="DIR", help="its run folder; by default one that is deleted at the end")
@@ -102,6 +106,13 @@ def _add_screens(watch: argparse.ArgumentParser, replay: argparse.ArgumentParser
         command.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
     replay.add_argument("--speed", type=_positive, help="training seconds per second; by default the whole in 20 s")
     replay.add_argument("--to", type=_count, metavar="STEP", help="stand still at this step")
+
+
+def _add_ask(ask: argparse.ArgumentParser) -> None:
+    ask.add_argument("kind", choices=ASKS, metavar="WHAT", help=", ".join(ASKS))
+    length = ask.add_mutually_exclusive_group()
+    length.add_argument("--for", dest="length", metavar="LENGTH", help='of a cool-down: "20min", 500, "2 epochs"')
+    length.add_argument("--until", metavar="TIME", help='end of a cool-down, local time: "20:30", "2026-11-22 06:00"')
 
 
 def _count(text: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import time
 from typing import NamedTuple
 
 from .. import events
@@ -109,6 +110,8 @@ def _of_run(event: events.Event) -> EventText | None:
             return EventText(WARN, f"paused: {event.reason}" if event.reason else "paused")
         case events.RunResumed():
             return EventText(INFO, "goes on")
+        case events.CoolDownBegan():
+            return EventText(INFO, describe_end(event), "D")
         case events.RunStopped():
             return EventText(WARN, f"asked to stop: {event.reason}" if event.reason else "asked to stop")
         case events.ProcessLeft():
@@ -116,6 +119,18 @@ def _of_run(event: events.Event) -> EventText | None:
         case events.RunEnded():
             return EventText(GOOD, "finished") if event.finished else EventText(WARN, "stopped before its end")
     return None
+
+
+def describe_end(event: events.CoolDownBegan) -> str:
+    """The end that a cool-down has set, as a sentence."""
+    if event.until is not None:
+        end = f"at {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(event.until))}"
+    elif event.total_steps is not None:
+        end = f"at step {event.total_steps:,}"
+    else:
+        end = f"after {event.train_duration_seconds or 0.0:,.0f} s"
+    because = f" ({event.reason})" if event.reason else ""
+    return f"cooling down from a rate of {number(event.lr)}, to the end {end}{because}"
 
 
 _TROUBLE = re.compile(r"refused|failed|diverged|spike|drift|damaged|lost|abandoned|gave|stall", re.IGNORECASE)

@@ -89,6 +89,10 @@ def _inspect(ui: UiState, view: View) -> UiState:
     return replace(ui, inspected=samples[min(ui.selected, len(samples) - 1)])
 
 
+def _ask_length(ui: UiState, view: View) -> UiState:
+    return replace(ui, asking="")
+
+
 def _back(ui: UiState, view: View) -> UiState:
     if ui.inspected is not None:
         return replace(ui, inspected=None)
@@ -129,6 +133,7 @@ TABLE = (
     Binding(("-", "<"), "-", "slower", "slower", Action.SLOWER, modes=("replay",)),
     Binding(("p",), "p", "pause", "pause the training, or go on", Action.PAUSE, modes=("live",)),
     Binding(("s", "ctrl-s"), "s", "save", "save a checkpoint", Action.SAVE, modes=("live",)),
+    Binding(("d",), "d", "", "cool down: let the rate fall, then end", _ask_length, modes=("live",)),
     Binding(("x",), "x", "export", "export the panel's numbers (CSV)", Action.EXPORT_CSV),
     Binding(("X",), "X", "", "export the chart (SVG)", Action.EXPORT_SVG),
     Binding(("c",), "c", "", "next colours (or none)", Action.THEME),
@@ -156,6 +161,8 @@ def press(key: str, ui: UiState, view: View) -> tuple[UiState, Action | None]:
     """
     if ui.typing is not None:
         return _typed(key, ui), None
+    if ui.asking is not None:
+        return _answered(key, ui)
     if ui.menu:
         return replace(ui, menu=False), MENU.get(key)
     if ui.help:
@@ -172,8 +179,19 @@ def _typed(key: str, ui: UiState) -> UiState:
         return replace(ui, typing=None, filter=typing, scroll=0, selected=0)
     if key == "escape":
         return replace(ui, typing=None)
+    return replace(ui, typing=_edited(typing, key))
+
+
+def _answered(key: str, ui: UiState) -> tuple[UiState, Action | None]:
+    """The state after a key in the question for the length of a cool-down, and the action once it is answered."""
+    if key == "enter":
+        return replace(ui, asking=None, asked=ui.asking or ""), Action.COOL_DOWN
+    if key == "escape":
+        return replace(ui, asking=None), None
+    return replace(ui, asking=_edited(ui.asking or "", key)), None
+
+
+def _edited(text: str, key: str) -> str:
     if key == "backspace":
-        return replace(ui, typing=typing[:-1])
-    if len(key) == 1 and key.isprintable():
-        return replace(ui, typing=(typing + key)[:MOST_TYPED])
-    return ui
+        return text[:-1]
+    return (text + key)[:MOST_TYPED] if len(key) == 1 and key.isprintable() else text

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from typing import TextIO
 
 from .. import events
-from .event_text import INFO, describe, few
+from .event_text import INFO, describe, describe_end, few
 from .terminal.async_writer import AsyncWriter
 
 SECONDS_BETWEEN_LINES = 60.0
@@ -61,8 +62,11 @@ class PlainLog:
                 return f"{self._where(event)}  {speed:,.0f} samples/s  {_left(event)}"
             case events.RunStarted():
                 self._run = event
-                budget = f"{event.total_steps} steps" if event.total_steps else f"{event.train_duration_seconds:g} s"
-                return f"{event.name or 'run'}: {event.num_samples} samples in batches of {event.batch_size}, {budget}"
+                size = f"{event.num_samples} samples in batches of {event.batch_size}"
+                return f"{event.name or 'run'}: {size}, {_budget(event)}"
+            case events.CoolDownBegan() if self._run is not None:
+                total, seconds = event.total_steps, event.train_duration_seconds
+                self._run = dataclasses.replace(self._run, total_steps=total, train_duration_seconds=seconds)
         return _of_training(event) or _of_run(event) or _of_other(event)
 
     def _where(self, event: events.StepDone | events.EpochDone) -> str:
@@ -97,6 +101,8 @@ def _of_run(event: events.Event) -> str:
             return f"step {event.step}: saved {event.path}"
         case events.RunPaused():
             return f"step {event.step}: paused{_because(event.reason)}"
+        case events.CoolDownBegan():
+            return f"step {event.step}: {describe_end(event)}"
         case events.RunStopped():
             return f"step {event.step}: stopped{_because(event.reason)}"
         case events.MetricsLogged():
@@ -105,6 +111,12 @@ def _of_run(event: events.Event) -> str:
         case events.RunEnded():
             return f"{'finished' if event.finished else 'stopped'} after {event.step} steps, {_clock(event.seconds)}"
     return ""
+
+
+def _budget(event: events.RunStarted) -> str:
+    if event.total_steps:
+        return f"{event.total_steps} steps"
+    return f"{event.train_duration_seconds:g} s" if event.train_duration_seconds is not None else "no end set yet"
 
 
 def _because(reason: str) -> str:

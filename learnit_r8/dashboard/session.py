@@ -37,7 +37,8 @@ UNSTICK_TRIES = 10
 class RunControl(Protocol):
     """The requests that keys make to the training; see `engine.control.Requests`."""
 
-    is_paused: bool
+    @property
+    def is_paused(self) -> bool: ...
 
     def stop(self, reason: str = "") -> None: ...
 
@@ -46,6 +47,8 @@ class RunControl(Protocol):
     def pause(self, reason: str = "") -> None: ...
 
     def resume(self) -> None: ...
+
+    def cool_down_for(self, text: str, source: str = "") -> None: ...
 
 
 class ScreenSession:
@@ -175,11 +178,20 @@ class ScreenSession:
             case Action.STOP:
                 requests.stop("asked for on the screen")
                 return "stopping after this step, and saving..."
+            case Action.COOL_DOWN:
+                return self._cool_down(self._painter.ui.asked)
             case Action.PAUSE:
                 return self._pause_or_go_on()
             case Action.DETACH:
                 self.detach()
         return ""
+
+    def _cool_down(self, text: str) -> str:
+        try:
+            self._requests.cool_down_for(text, "on the screen")
+        except ValueError as error:
+            return f"no cool-down: {error}"
+        return "cool-down requested, after this step..."
 
     def _pause_or_go_on(self) -> str:
         # A request counts too: the second press may come before the step has ended.

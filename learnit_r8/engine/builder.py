@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,14 +24,17 @@ from ..recovery.policy import Recovery
 from ..recovery.ram_backup import RamBackup
 from ..sampling.permutation import MAX_SAMPLES
 from ..sampling.plan import Plan
-from ..schedules.budget import Budget
+from ..schedules.budget import OPEN_WARMUP, Budget
+from ..schedules.cool_down import CoolDownRule
 from ..schedules.range_test import RangeTest
-from ..schedules.schedule import Schedule, make_schedule
+from ..schedules.schedule import DEFAULT_DECAY, Schedule, make_schedule
+from ..schedules.span import Span, read_span
 from ..table.table import SampleTable
 from ..triggers import Condition
 from .emitter import settings_of
 from .lr_search import LrSearch
 from .pace import Pace
+from .signals import NAMES as ENDING
 
 _NOT_SETTINGS = frozenset({"listeners", "name", "num_samples", "batch_size"})
 """Arguments of R8Scheduler that events hold anyway, or that are of no use in them."""
@@ -44,8 +47,7 @@ class Components:
     Attributes:
         plan: Draws batches; holds the table.
         pace: The position of the run.
-        make_schedule: Returns the schedule for a peak learning rate.
-        peak_lr: The first peak learning rate.
+        make_schedule: Returns the schedule for a peak learning rate that was found; None for the given one.
         sentry: Judges losses with the guard.
         persistence: Takes backups and checkpoints.
         controller: Answers refused losses.
@@ -54,12 +56,12 @@ class Components:
         name: Name of the run, "" if it has none.
         settings: The configuration as texts, for display.
         handle_signals: Whether signals that end the process wait for the end of the step and a checkpoint.
+        cool_down_on: Number of the signal that asks for a cool-down, and its length; None for none.
     """
 
     plan: Plan
     pace: Pace
-    make_schedule: Callable[[float], Schedule]
-    peak_lr: float
+    make_schedule: Callable[[float | None], Schedule]
     sentry: Sentry
     persistence: Persistence
     controller: RecoveryController
@@ -68,6 +70,7 @@ class Components:
     name: str
     settings: Mapping[str, str]
     handle_signals: bool
+    cool_down_on: tuple[int, Span] | None
 
 
 def build_components(given: Mapping[str, Any]) -> Components:
@@ -81,10 +84,10 @@ def build_components(given: Mapping[str, Any]) -> Components:
         TypeError: an argument is of the wrong kind.
     """
     plan = _plan_of(**given)
-    budget = Budget.of(given["num_epochs"], given["num_steps"], given["train_duration_seconds"], plan.steps_per_pass)
-    pace = Pace(budget, plan.steps_per_pass, given["clock"])
+    budget = _budget_of(plan.steps_per_pass, **given)
+    pace = Pace(budget, plan.steps_per_pass, given["clock"], rule=_cool_down_rule(**given))
     _check_methods(**given)
-    test = _range_test_of(budget, **given)
+    test = _range_test_of(budget, plan.steps_per_pass, **given)
     announcer = Announcer(given["listeners"], lambda: (pace.step, pace.seconds))
     sentry = Sentry(given["guard"])
 
@@ -98,13 +101,7 @@ def build_components(given: Mapping[str, Any]) -> Components:
     return Components(
         plan=plan,
         pace=pace,
-        make_schedule=functools.partial(
-            make_schedule,
-            mode=given["scheduler_mode"],
-            warmup_proportion=given["warmup_proportion"],
-            min_lr=given["min_lr"],
-        ),
-        peak_lr=given["initial_lr"],
+        make_schedule=_schedule_maker(budget, **given),
         sentry=sentry,
         persistence=persistence,
         controller=controller,
@@ -113,7 +110,97 @@ def build_components(given: Mapping[str, Any]) -> Components:
         name=given["name"] or "",
         settings=settings_of(given, without=_NOT_SETTINGS),
         handle_signals=given["handle_signals"],
+        cool_down_on=_checked_signal(**given),
     )
+
+
+def _budget_of(
+    steps_per_epoch: int,
+    *,
+    num_epochs: float | None,
+    num_steps: int | None,
+    train_duration_seconds: float | None,
+    scheduler_mode: str | Schedule,
+    warmup_steps: int | None,
+    **_others: object,
+) -> Budget:
+    if warmup_steps is not None:
+        warmup_steps = whole_number("warmup_steps", warmup_steps, least=0)
+    return Budget.of(
+        num_epochs,
+        num_steps,
+        train_duration_seconds,
+        steps_per_epoch,
+        mode=scheduler_mode,
+        warmup_steps=warmup_steps,
+    )
+
+
+def _schedule_maker(
+    budget: Budget,
+    *,
+    initial_lr: float,
+    scheduler_mode: str | Schedule,
+    warmup_proportion: float | None,
+    warmup_steps: int | None,
+    min_lr: float,
+    decay_proportion: float | None,
+    decay_shape: str,
+    **_others: object,
+) -> Callable[[float | None], Schedule]:
+    """The function of a found peak rate, or None, that returns the schedule."""
+    if budget.is_open:
+        if warmup_proportion is not None:
+            raise ValueError(
+                f"warmup_proportion needs a budget to be a share of, got {warmup_proportion!r} without; give "
+                "warmup_steps."
+            )
+        warmup_proportion = OPEN_WARMUP if budget.warmup_steps else 0.0
+    elif warmup_steps is not None:
+        if warmup_proportion is not None or budget.steps is None or callable(scheduler_mode):
+            raise ValueError(
+                "warmup_steps needs a budget in steps or epochs, or none, a scheduler_mode given by name, and no "
+                f"warmup_proportion, got {warmup_steps!r} with {budget} and warmup_proportion={warmup_proportion!r}."
+            )
+        warmup_proportion = min(1.0, warmup_steps / budget.steps)
+
+    def made(peak: float | None) -> Schedule:
+        return make_schedule(
+            initial_lr if peak is None else peak,
+            mode=scheduler_mode,
+            warmup_proportion=warmup_proportion,
+            min_lr=min_lr,
+            decay_proportion=decay_proportion,
+            decay_shape=decay_shape,
+            is_open=budget.is_open,
+        )
+
+    return made
+
+
+def _checked_signal(*, cool_down_on: Any, handle_signals: bool, **_others: object) -> tuple[int, Span] | None:
+    """The signal that asks for a cool-down, and the length of that."""
+    if cool_down_on is None:
+        return None
+    if not (isinstance(cool_down_on, (tuple, list)) and len(cool_down_on) == 2):
+        raise ValueError(f'cool_down_on must be a signal and a length, ("SIGUSR1", "10min"), got {cool_down_on!r}.')
+    name, span = cool_down_on[0], read_span("the length in cool_down_on", cool_down_on[1])
+    found = getattr(signal, name, None) if isinstance(name, str) and name.startswith("SIG") else None
+    if not isinstance(found, signal.Signals) or name in (*ENDING, "SIGKILL", "SIGSTOP"):
+        raise ValueError(
+            f'the signal in cool_down_on must be one that this system has and that ends no run, such as "SIGUSR1", '
+            f"got {name!r}."
+        )
+    if not handle_signals:
+        raise ValueError("cool_down_on needs handle_signals=True, got False.")
+    return int(found), span
+
+
+def _cool_down_rule(
+    *, min_lr: float, decay_proportion: float | None, decay_shape: str, **_others: object
+) -> CoolDownRule:
+    share = DEFAULT_DECAY if decay_proportion is None or decay_proportion == 1 else decay_proportion
+    return CoolDownRule(min_lr, decay_shape, share)
 
 
 def _plan_of(
@@ -161,6 +248,7 @@ def _check_methods(*, guard: Guard, recovery: Recovery, clock: Callable[[], floa
 
 def _range_test_of(
     budget: Budget,
+    steps_per_epoch: int,
     *,
     auto_find_lr: bool,
     load_callback: Callable[..., Any] | None,
@@ -174,7 +262,8 @@ def _range_test_of(
             "auto_find_lr needs a load_callback to restore the model, and a scheduler_mode given by name; "
             f"got load_callback={load_callback!r} and scheduler_mode={scheduler_mode!r}."
         )
-    return RangeTest.for_run(budget.steps)
+    # Of an open run it takes an epoch at most, like a tenth of one that has ten.
+    return RangeTest.for_run(10 * steps_per_epoch if budget.is_open else budget.steps)
 
 
 def _persistence_of(

@@ -6,16 +6,29 @@ handler may interrupt the very code that holds it.
 
 from __future__ import annotations
 
+import signal
 import time
+import weakref
+from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 from .. import events
 from ..events.bus import Announcer
-from .pace import Pace
+from ..schedules.span import Span, typed_span
 from .signals import Scope, SignalWatch
+
+if TYPE_CHECKING:
+    from .pace import Pace
 
 POLL_SECONDS = 0.02
 """Interval at which a paused run checks whether to continue."""
+
+
+class HasRequests(Protocol):
+    """Something that requests are made of: a run."""
+
+    requests: Requests
 
 
 class Requests:
@@ -25,6 +38,7 @@ class Requests:
         pace: Stops counting time while the run is paused, and is told when it is stopped.
         announcer: Receives events.
         save: Writes a checkpoint; must not raise because of the disk.
+        cool_down: ``(span, source)``, begins a cool-down, or tells why not.
         handle_signals: Whether signals that end the process wait for the end of the step and a checkpoint.
         sleep: Waits for some seconds.
 
@@ -40,17 +54,26 @@ class Requests:
         announcer: Announcer,
         save: Callable[[], None],
         *,
+        cool_down: Callable[[Span, str], None] = lambda span, source: None,
         handle_signals: bool = False,
+        cool_down_on: tuple[int, Span] | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._pace, self._announcer, self._save, self._sleep = pace, announcer, save, sleep
-        self.signals = SignalWatch(self._wake) if handle_signals else None
+        self._begin_cool_down = cool_down
+        self._cool_down_on = cool_down_on
+        signum = None if cool_down_on is None else cool_down_on[0]
+        self.signals: SignalWatch | None = None
+        if handle_signals:
+            self.signals = SignalWatch(self._wake, ask=self._cool_down_by_signal, asking=signum)
         # The first answer installs the signal handlers.
         self.is_pending = handle_signals
         self.is_paused = False
         self._stop_reason: str | None = None
         self._pause_reason: str | None = None
         self._wants_save = False
+        self._cool_downs: deque[tuple[Span, str]] = deque(maxlen=20)
+        self._refused: deque[str] = deque(maxlen=20)
 
     def stop(self, reason: str = "") -> None:
         """Ask the run to save and end after this step: iterators end, and no more batches are drawn.
@@ -80,6 +103,39 @@ class Requests:
         """Let a paused run continue."""
         self._pause_reason = None
 
+    def cool_down(self, span: Span | None, source: str = "") -> None:
+        """Ask for a cool-down from the next step on; a later one counts if it ends sooner.
+
+        Args:
+            span: Its length; None for the share of the whole run that the rule gives.
+            source: Who asks, as shown to the user.
+        """
+        self._cool_downs.append((self.default_span if span is None else span, source))
+        self.is_pending = True
+
+    def cool_down_for(self, text: str, source: str = "") -> None:
+        """Ask for a cool-down of the length that a person has typed; see `typed_span`.
+
+        Raises:
+            ValueError: the text is no length.
+        """
+        self.cool_down(typed_span(text), source)
+
+    @property
+    def default_span(self) -> Span:
+        """The length of a cool-down for which none is given."""
+        return Span("share", self._pace.rule.share)
+
+    def refuse(self, text: str) -> None:
+        """Have the training thread tell the user that a request was left out, and why."""
+        self._refused.append(text)
+        self.is_pending = True
+
+    def _cool_down_by_signal(self) -> None:
+        if self._cool_down_on is not None:
+            signum, span = self._cool_down_on
+            self.cool_down(span, f"by {signal.Signals(signum).name}")
+
     def _wake(self) -> None:
         self.is_pending = True
 
@@ -106,6 +162,12 @@ class Requests:
         self._save_if_asked()
         if self._pause_reason is not None:
             self._wait()
+        while self._refused:
+            self._announcer.tell(events.Notice, text=self._refused.popleft(), is_warning=True)
+        while self._cool_downs:
+            # Taken away last: an interrupted one is begun again.
+            self._begin_cool_down(*self._cool_downs[0])
+            self._cool_downs.popleft()
         reason = self._stop_reason
         if reason is not None and not self._pace.is_over:
             self._pace.is_stopped = True
@@ -159,3 +221,59 @@ class Requests:
             self._pause_reason = None
             self.is_paused = False
             self._announcer.tell(events.RunResumed)
+
+
+class RequestDoor:
+    """Passes the requests of a screen or a journal to those of a run, which `ranks.share` may replace.
+
+    Args:
+        run: The run; only referred to weakly.
+    """
+
+    def __init__(self, run: HasRequests) -> None:
+        self._run = weakref.ref(run)
+
+    @property
+    def _requests(self) -> Requests | None:
+        run = self._run()
+        return None if run is None else run.requests
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the training thread waits."""
+        return self._requests is not None and self._requests.is_paused
+
+    def stop(self, reason: str = "") -> None:
+        """See `Requests.stop`."""
+        if self._requests is not None:
+            self._requests.stop(reason)
+
+    def save(self) -> None:
+        """See `Requests.save`."""
+        if self._requests is not None:
+            self._requests.save()
+
+    def pause(self, reason: str = "") -> None:
+        """See `Requests.pause`."""
+        if self._requests is not None:
+            self._requests.pause(reason)
+
+    def resume(self) -> None:
+        """See `Requests.resume`."""
+        if self._requests is not None:
+            self._requests.resume()
+
+    def cool_down(self, span: Span | None, source: str = "") -> None:
+        """See `Requests.cool_down`."""
+        if self._requests is not None:
+            self._requests.cool_down(span, source)
+
+    def cool_down_for(self, text: str, source: str = "") -> None:
+        """See `Requests.cool_down_for`."""
+        if self._requests is not None:
+            self._requests.cool_down_for(text, source)
+
+    def refuse(self, text: str) -> None:
+        """See `Requests.refuse`."""
+        if self._requests is not None:
+            self._requests.refuse(text)

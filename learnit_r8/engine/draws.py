@@ -46,7 +46,7 @@ def elsewhere(run: Engine, epoch: int, progress: float) -> tuple[Batch, float, i
         run._tally.began = pace.seconds
     # After a resume, batches that are drawn again may be of the previous pass.
     if epoch > run.plan.pass_number:
-        _start_pass(run, epoch, progress)
+        _start_pass(run, epoch, pace.policy_progress(epoch, progress))
     # The schedule first: if it raises, nothing was drawn.
     lr, returned = run._lr_at(progress), run.plan.has_returned
     batch = _next_batch(run)

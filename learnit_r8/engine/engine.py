@@ -31,7 +31,7 @@ from ..sampling.chunk import OPEN, OUT_AGAIN
 from ..sampling.ticket import Outcome, Ticket, new_tuple
 from ..schedules.schedule import check_rate
 from ..table.losses import EXACT, Reading, check_kind, read_loss, read_number
-from . import draws, membership, refusal, run_state
+from . import draws, ending, membership, refusal, run_state
 from .control import Requests
 from .emitter import EventEmitter
 from .interruption import Transaction, finish, mend, repeated
@@ -59,7 +59,7 @@ class Engine:
         self.plan = parts.plan
         self.table = parts.plan.table
         self.pace = parts.pace
-        self.schedule = parts.make_schedule(parts.peak_lr)
+        self.schedule = parts.make_schedule(None)
         self.sentry = parts.sentry
         self.persistence = parts.persistence
         self.announcer = parts.announcer
@@ -74,7 +74,9 @@ class Engine:
             parts.pace,
             parts.announcer,
             functools.partial(run_state.save_as_asked, self),
+            cool_down=functools.partial(ending.begin, self),
             handle_signals=parts.handle_signals,
+            cool_down_on=parts.cool_down_on,
         )
         self._settings = parts.settings
         self._make_schedule = parts.make_schedule
@@ -152,6 +154,8 @@ class Engine:
         if progress >= 1 or pace.is_stopped:
             if not pace.num_out:
                 self.requests.leave()
+                # Time that is kept for a last break may end the run before its budget is used up.
+                self.persistence.wake()
             return None
         begun, chunk, epoch = marks.begun, plan.chunk, step // plan.steps_per_pass
         slot, began, is_search = chunk.drawn, self._tally.began, self.search.is_on
@@ -260,7 +264,7 @@ class Engine:
                 seconds,
                 self._num_draws,
                 epoch_ended=epoch_ended,
-                run_ended=closing or pace.budget.progress(step, seconds) >= 1,
+                run_ended=closing or pace.is_finished,
                 budget=pace.budget,
                 get_state=lambda: run_state.settled_state_of(self, in_background=not closing),
                 get_moment=lambda: moment_of(self.sentry, self.table),
@@ -389,6 +393,8 @@ class Engine:
         return self._outcome(verdict, restored)
 
     def _outcome(self, verdict: Verdict, restored: RestoreResult | None) -> Outcome:
+        if restored is not None:
+            self.pace.begin_break()
         outcome = Outcome(verdict, self.lr, None if restored is None else restored.step)
         if self._marks.answering is not None:
             self._marks.answering.outcome = outcome
@@ -529,10 +535,15 @@ class Engine:
     def use_found_lr(self) -> None:
         """Follow the schedule whose peak the search has found, once it has."""
         if self.search.found_lr is not None:
-            self.schedule = self._make_schedule(self.search.found_lr)
-            self._last_progress = math.nan
-            if self._has_started:
-                self.emitter.lr_planned(self.schedule)
+            self.follow_schedule()
+
+    def follow_schedule(self) -> None:
+        """Follow the schedule of the peak rate, found or given, or the cool-down once there is one."""
+        before = self.schedule
+        self.schedule = self.pace.budget.cool_down or self._make_schedule(self.search.found_lr)
+        self._last_progress = math.nan
+        if self._has_started and self.schedule != before:
+            self.emitter.lr_planned(self.schedule)
 
     @property
     def global_step(self) -> int:

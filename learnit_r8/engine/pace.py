@@ -5,45 +5,80 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..schedules.budget import Budget, Stopwatch
+from ..schedules.cool_down import CoolDownRule, cooled, from_state, state_of
+from ..schedules.span import Span
+
+OPEN_EPOCHS = 20
+"""Epochs that policies take an open run to have, until a cool-down sets its end: what they do at a share of the budget
+they do after that share of these, up to half of them."""
+
+MOST_RESERVE = 0.5
+"""Largest share of a budget in seconds that is kept for the break at the end."""
 
 
 class Pace:
     """The position of a run.
 
+    A budget in seconds ends early enough for one more break like the longest between two steps so far: validation or a
+    checkpoint after the last step still ends in time.
+
     Args:
         budget: The budget of the run.
         steps_per_epoch: Steps in an epoch, >= 1.
         clock: Returns seconds, monotonic.
+        rule: The rates of a cool-down.
 
     Attributes:
+        budget: As given, or as a cool-down has set it.
         clock: As given.
         step: Batches reported so far, including refused ones.
         num_out: Batches drawn and not reported yet.
         is_stopped: Whether the run was asked to end before its budget is used up.
+        rule: As given.
+        longest_break: Longest time between a report and the next draw so far, in seconds; known for budgets in seconds.
     """
 
-    def __init__(self, budget: Budget, steps_per_epoch: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.budget = budget
+    def __init__(
+        self,
+        budget: Budget,
+        steps_per_epoch: int,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        rule: CoolDownRule = CoolDownRule(),
+    ) -> None:
+        self.budget = self._given = budget
         self.steps_per_epoch = steps_per_epoch
         self.step = 0
         self.num_out = 0
         self.is_stopped = False
         self.clock = clock
+        self.rule = rule
+        self.longest_break = 0.0
+        self._break = (0, 0.0)
+        self._deadline = 0.0
         self._watch = Stopwatch()
 
     def start(self) -> None:
         """Start counting time, unless it is counted already."""
         if not self._watch.is_running:
             self._watch.start(self.clock())
+            self._meet_deadline()
 
     def use_clock(self, clock: Callable[[], float]) -> None:
         """Read this clock from now on; the time counted so far stays."""
         seconds = self.seconds
         self.clock = clock
         self._watch.reset(seconds, clock())
+        self._set_deadline()
+
+    def wall(self) -> float:
+        """Seconds since 1970; those of rank 0 where the clock is shared."""
+        wall: Callable[[], float] = getattr(self.clock, "wall", time.time)
+        return wall()
 
     @property
     def seconds(self) -> float:
@@ -62,17 +97,80 @@ class Pace:
 
     @property
     def progress(self) -> float:
-        """Finished share of the budget, in [0, 1]."""
-        return self.progress_at(self.step)
+        """Finished share of the budget, in [0, 1]; 0 as long as the end is not known."""
+        return 0.0 if self.budget.is_open else self.progress_at(self.step)
 
     def progress_at(self, step: int) -> float:
-        """Finished share of the budget now, if ``step`` steps are done; reads the clock only if it matters."""
+        """Finished share of the budget now, if ``step`` steps are done; reads the clock only if it matters.
+
+        Of an open budget it is the place on the schedule: half the share of the warm-up.
+        """
         budget = self.budget
         steps = budget.steps
         if steps is None:
-            return budget.progress(step, self.seconds)
+            return budget.progress(step, 0.0) if budget.seconds is None else self._timed_progress(budget.seconds)
         # budget.progress() inlined, as this is called twice a step.
         return step / steps if step < steps else 1.0
+
+    def _timed_progress(self, budget: float) -> float:
+        seconds = self.seconds
+        step, began = self._break
+        if step != self.step:
+            self._break = self.step, seconds
+        elif step > 1 and not self.num_out and seconds - began > self.longest_break:
+            # Not after the first step, where frameworks compile.
+            self.longest_break = seconds - began
+        end = budget - min(self.longest_break, MOST_RESERVE * budget)
+        return seconds / end if seconds < end else 1.0
+
+    def begin_break(self) -> None:
+        """Count the break after this step from here: the time of a restore is no validation."""
+        if self.budget.seconds is not None:
+            self._break = self.step, self.seconds
+
+    def policy_progress(self, epoch: int, progress: float) -> float:
+        """Finished share of the budget as a policy sees it; in an open run, epochs count. See `OPEN_EPOCHS`."""
+        return min(0.5, epoch / OPEN_EPOCHS) if self.budget.is_open else progress
+
+    def with_cool_down(self, span: Span, lr: float) -> Budget:
+        """The budget that a cool-down from here would leave; see `schedules.cool_down.cooled`.
+
+        Args:
+            span: Its length.
+            lr: The scheduled rate now.
+
+        Raises:
+            ValueError: it would end later than the run does anyway, or at a time that is past.
+        """
+        return cooled(
+            self.budget,
+            span,
+            self.rule,
+            lr=lr,
+            step=self.step,
+            seconds=self.seconds,
+            steps_per_epoch=self.steps_per_epoch,
+            wall=self.wall,
+            least_steps=max(1, self.num_out),
+        )
+
+    def end_at(self, budget: Budget) -> None:
+        """Go on with the budget that `with_cool_down` returned."""
+        self.budget = budget
+        self._set_deadline()
+
+    def _set_deadline(self) -> None:
+        cool_down = self.budget.cool_down
+        if cool_down is not None and cool_down.until is not None:
+            self._deadline = self.clock() + (cool_down.until - self.wall())
+            self._meet_deadline()
+
+    def _meet_deadline(self) -> None:
+        """Let a cool-down that ends at a wall time do so, whatever was not counted: pauses, and downtime."""
+        cool_down = self.budget.cool_down
+        if cool_down is not None and cool_down.until is not None:
+            left = self._deadline - self.clock()
+            self.budget = replace(self.budget, seconds=max(0.0, self.seconds + left))
 
     @property
     def is_finished(self) -> bool:
@@ -95,16 +193,27 @@ class Pace:
         finally:
             if was_running:
                 self._watch.start(self.clock())
+                self._meet_deadline()
 
     def undo(self, step: int, num_out: int) -> None:
         """Return to the counts before an interrupted call."""
         self.step, self.num_out = step, num_out
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps and seconds; batches not reported yet are drawn again after a resume."""
-        return {"step": self.step, "seconds": self.seconds}
+        """Steps and seconds, and the end that a cool-down has set; batches not reported yet are drawn again."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "longest_break": self.longest_break,
+            "ending": state_of(self.budget),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned."""
+        ending = state.get("ending")
+        self.budget = self._given if ending is None else from_state(ending)
         self.step, self.num_out = state["step"], 0
+        self.longest_break = state.get("longest_break", 0.0)
+        self._break = -1, 0.0
         self._watch.reset(state["seconds"], self.clock())
+        self._set_deadline()

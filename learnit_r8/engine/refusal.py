@@ -55,7 +55,7 @@ def _refuse(run: Engine, ticket: Ticket, reading: Reading, verdict: Verdict) -> 
         ticket,
         reading,
         verdict,
-        scheduled_lr=run.scheduled_lr(run.pace.progress),
+        scheduled_lr=run.scheduled_lr(run.pace.progress_at(run.pace.step)),
         most_steady=_most_steady(run, ticket.epoch),
         draws=run._num_draws,
         step=run.pace.step,
@@ -83,7 +83,7 @@ def answer_damage(run: Engine, array: str) -> RestoreResult | None:
         restored = run.controller.damaged(
             array,
             step=run.pace.step,
-            scheduled_lr=run.scheduled_lr(run.pace.progress),
+            scheduled_lr=run.scheduled_lr(run.pace.progress_at(run.pace.step)),
             most_steady=_most_steady(run, run.pace.epoch),
             draws=run._num_draws,
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.reader import Checkpoint
+from ..checkpoint.run_config import GOAL
 from .interruption import finish
 from .tally import Tally
 
@@ -17,7 +18,7 @@ FORMAT = 1
 """Format of the whole state; it stays, as each part has a version of its own."""
 
 VERSIONS = {
-    "table": 1, "plan": 1, "pace": 1, "rescue": 1, "quarantine": 1, "guard": 1, "tally": 1, "search": 1,
+    "table": 1, "plan": 1, "pace": 2, "rescue": 1, "quarantine": 1, "guard": 1, "tally": 1, "search": 1,
 }  # fmt: skip
 """Version of each part's state. A change of a part adds one here, and the part must still read older versions.
 A state without versions is of package 0.1, whose parts all have version 0."""
@@ -114,7 +115,7 @@ def _take_over(run: Engine, state: Mapping[str, Any]) -> None:
     run._tally = Tally.from_state(state["tally"])
     run._num_draws = state["num_draws"]
     run.search.load_state_dict(state["search"])
-    run.use_found_lr()
+    run.follow_schedule()
     run.emitter.forget()
     run.persistence.count_from(run.pace.step, run.plan.samples_in(run.pace.step), run.pace.seconds)
 
@@ -135,6 +136,9 @@ def go_on_from(run: Engine, checkpoint: Checkpoint, state: dict[str, Any]) -> No
     before = whole_state_of(run)
     if run.persistence.has_changed(checkpoint, "guard") and "guard" in state:
         state = {**state, "guard": run.sentry.adapted(state["guard"])}
+    if any(run.persistence.has_changed(checkpoint, name) for name in GOAL):
+        # Who gives another budget wants that end, not the one of an earlier cool-down.
+        state = {**state, "pace": {**state["pace"], "ending": None}}
     load_state(run, state)
     try:
         run.persistence.put_back(checkpoint)

@@ -63,6 +63,8 @@ class SignalWatch:
     Args:
         wake: Called in the handler, to make the training thread check for a signal soon.
         clock: Returns seconds.
+        ask: Called in the handler of ``asking``.
+        asking: A signal that ends nothing, but asks for something; None for none.
 
     Attributes:
         received: The signal that waits for the end of the step; None if there is none.
@@ -71,8 +73,16 @@ class SignalWatch:
             goes to the earlier handler. None if that is unknown: then it always is.
     """
 
-    def __init__(self, wake: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        wake: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        ask: Callable[[], None] = lambda: None,
+        asking: int | None = None,
+    ) -> None:
         self._wake, self._clock = wake, clock
+        self._ask, self._asking = ask, asking
         self._handlers: dict[int, _Handler] = {}
         self._since = 0.0
         self._is_urgent = False
@@ -91,8 +101,7 @@ class SignalWatch:
         """Install the handlers, in the main thread only; not for signals ignored (nohup) or handled outside Python."""
         if self._handlers or threading.current_thread() is not threading.main_thread():
             return
-        for name in NAMES:
-            signum = getattr(signal, name, None)
+        for signum in (*(getattr(signal, name, None) for name in NAMES), self._asking):
             before = None if signum is None else signal.getsignal(signum)
             if signum is None or before is None or before is signal.SIG_IGN:
                 continue
@@ -139,6 +148,9 @@ class SignalWatch:
 
         SIGHUP never acts at once, as a closing terminal may send it several times.
         """
+        if signum == self._asking:
+            self._ask()
+            return
         now = self._clock()
         is_first = self.received is None
         if is_first:
@@ -209,7 +221,9 @@ class _Handler:
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         watch = self.watch()
-        if watch is not None and self.is_heard and (watch.scope is None or watch.received or watch.scope(frame)):
+        # A request is one of the run wherever it arrives.
+        is_its = watch is not None and (watch.scope is None or watch.received or signum == watch._asking)
+        if watch is not None and self.is_heard and (is_its or (watch.scope is not None and watch.scope(frame))):
             watch.note(signum)
         elif self.before is signal.SIG_DFL:
             signal.signal(signum, signal.SIG_DFL)

@@ -6,6 +6,7 @@ from .checkpoints import CheckpointLoaded as CheckpointLoaded
 from .checkpoints import CheckpointSaved as CheckpointSaved
 from .event import Event
 from .run import Alive as Alive
+from .run import CoolDownBegan as CoolDownBegan
 from .run import Notice as Notice
 from .run import ProcessLeft as ProcessLeft
 from .run import RunEnded as RunEnded

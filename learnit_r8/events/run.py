@@ -16,7 +16,7 @@ class RunStarted(Event):
         num_samples: N.
         batch_size: B.
         steps_per_epoch: Steps in an epoch.
-        total_steps: Steps in the run; None with a time budget.
+        total_steps: Steps in the run; None with a time budget, and as long as the end is not known.
         train_duration_seconds: The time budget; None without one.
         policy: Name of the policy.
         settings: Configuration of the run and versions, name -> value as text.
@@ -60,6 +60,25 @@ class RunStopped(Event):
         reason: The reason; "" if none was given.
     """
 
+    reason: str
+
+
+@dataclass(frozen=True)
+class CoolDownBegan(Event):
+    """A cool-down was asked for and begins: the rate falls from here on, and the run ends with it.
+
+    Attributes:
+        total_steps: Steps in the run; None where its end is a time.
+        train_duration_seconds: Training seconds in the run; None where its end is a step.
+        until: Wall time of the end, seconds since 1970; None where steps or training seconds count.
+        lr: Rate at which it begins, before the factor of recovery.
+        reason: Who asked for it; "" for the program itself.
+    """
+
+    total_steps: int | None
+    train_duration_seconds: float | None
+    until: float | None
+    lr: float
     reason: str
 
 

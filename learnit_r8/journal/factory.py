@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..table.table import SampleTable
+from .requests import Taker
 from .run import runs_folder
 from .samples import samples_of
 from .writer import Journal
@@ -22,6 +23,7 @@ def open_journal(
     name: str,
     configuration: Mapping[str, str],
     table: SampleTable,
+    requests: Taker | None = None,
 ) -> Journal | None:
     """The journal that R8Scheduler's ``run_dir`` asks for; None without one, and on all ranks but the first.
 
@@ -32,6 +34,7 @@ def open_journal(
         name: Name of the run.
         configuration: The arguments of the scheduler.
         table: The losses and uses of the samples.
+        requests: Takes what is asked for by files in the run folder.
 
     Raises:
         TypeError: ``run_dir`` is none of these.
@@ -46,7 +49,11 @@ def open_journal(
     if run_dir is False or (run_dir is None and not is_shown) or _rank() > 0:
         return None
     make = functools.partial(
-        Journal, name=name, configuration=configuration, samples=functools.partial(samples_of, table)
+        Journal,
+        name=name,
+        configuration=configuration,
+        samples=functools.partial(samples_of, table),
+        requests=requests,
     )
     if isinstance(run_dir, (str, os.PathLike)):
         return make(run_dir)

@@ -23,12 +23,15 @@ from ..events import Alive, EpochDone, Event, ProcessLeft, RunEnded, RunStarted,
 from ..events.codec import strict_json, to_json
 from ..events.condenser import Condenser
 from .reader import SCHEMA
+from .requests import RequestFolder, Taker
 from .run_info import is_gone, read_sessions, write_about
 from .samples import LateSamples, Samples, write_samples
 from .summary import Summary
 
 SECONDS_BETWEEN_WRITES = 0.25
 SECONDS_BETWEEN_HEARTBEATS = 10.0
+SECONDS_BETWEEN_LOOKS = 1.0
+"""Least time between two looks for requests."""
 SECONDS_BETWEEN_TRIES = 10.0
 MOST_WAITING = 20_000
 SAMPLES_PAUSE = 20
@@ -49,6 +52,7 @@ class Journal:
         clock: Returns seconds, monotonic.
         wall: Returns seconds since 1970.
         in_background: Whether a thread writes; else a call of `write_due` does.
+        requests: Takes what is asked for by files in the run folder.
 
     Raises:
         ValueError: another running process writes to this folder.
@@ -71,6 +75,7 @@ class Journal:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         in_background: bool = True,
+        requests: Taker | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.listener = Condenser(self)
@@ -90,6 +95,8 @@ class Journal:
         self._stop = threading.Event()
         self._in_background = in_background
         self._prepare(name, configuration or {})
+        self._requests = None if requests is None else RequestFolder(self.folder, requests)
+        self._next_look = 0.0
         self._thread: threading.Thread | None = None
 
     def _prepare(self, name: str, configuration: Mapping[str, str]) -> None:
@@ -171,6 +178,9 @@ class Journal:
     def write_due(self) -> None:
         """Write the events since the last call."""
         now = self._clock()
+        if self._requests is not None and now >= self._next_look and not self._is_closed:
+            self._next_look = now + SECONDS_BETWEEN_LOOKS
+            self._requests.look()
         self._sum_up()
         if now - self._last_written >= SECONDS_BETWEEN_HEARTBEATS:
             self._add(Alive(*self._position))

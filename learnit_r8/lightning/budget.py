@@ -7,15 +7,16 @@ from typing import Any
 BUDGETS = ("num_epochs", "num_steps", "train_duration_seconds")
 
 
-def budget_of(trainer: Any, steps_per_epoch: int) -> dict[str, Any]:
-    """``num_steps``, or ``train_duration_seconds`` where the Trainer has a time limit only.
+def budget_of(trainer: Any, steps_per_epoch: int, *, may_be_open: bool = False) -> dict[str, Any]:
+    """``num_steps``, ``train_duration_seconds`` where the Trainer has a time limit only, or nothing: an open budget.
 
     Args:
         trainer: A `lightning.Trainer`.
         steps_per_epoch: Batches in an epoch, >= 1.
+        may_be_open: Whether the schedule needs no end.
 
     Raises:
-        ValueError: the Trainer has no limit.
+        ValueError: the Trainer has no limit, and the schedule needs one.
     """
     limit = trainer.limit_train_batches
     num_batches = min(steps_per_epoch, limit) if isinstance(limit, int) else int(steps_per_epoch * limit)
@@ -29,6 +30,8 @@ def budget_of(trainer: Any, steps_per_epoch: int) -> dict[str, Any]:
     seconds = [timer._duration for timer in trainer.callbacks if type(timer).__name__ == "Timer"]
     if seconds and seconds[0] is not None:
         return {"train_duration_seconds": seconds[0]}
+    if may_be_open:
+        return {}
     raise ValueError(
         f"the Trainer must have a budget, got max_epochs={trainer.max_epochs!r} and max_steps={trainer.max_steps!r}; "
         "give it max_epochs, max_steps or max_time, or R8Loader one of its own (num_steps=...)."

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import lightning
 import torch
 
+from ..schedules.schedule import OPEN_MODES
 from .budget import BUDGETS, budget_of
 from .loader import R8Loader
 
@@ -59,7 +60,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         loader, settings = self._loader, self._loader.settings
         loader.keep_batch_size(self._saved if trainer.ckpt_path is not None else {})
         if not any(settings.get(name) is not None for name in BUDGETS):
-            settings |= budget_of(trainer, len(loader))
+            settings |= budget_of(trainer, len(loader), may_be_open=settings.get("scheduler_mode") in OPEN_MODES)
         ckpt_path, resume = trainer.ckpt_path, settings.get("resume")
         if ckpt_path is not None:
             settings.pop("resume", None)

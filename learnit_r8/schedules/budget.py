@@ -4,17 +4,35 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from .._validation import is_number
+from .schedule import OPEN_MODES
+
+if TYPE_CHECKING:
+    from .cool_down import CoolDown
+
+OPEN_WARMUP = 0.5
+"""Progress that stands for the end of the warm-up of an open budget: schedules are functions of progress."""
+
+MOST_WARMUP = 1000
+"""Most steps of the default warm-up of an open budget; it is an epoch, or this many steps."""
+
+WHY_AN_END = (
+    ": scheduler_mode={!r} gives the rate as a function of progress, which needs an end. 'wsd' and 'constant' train "
+    "without one, until r8.cool_down() or r8.requests.stop()"
+)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A number of steps or a number of seconds.
+    """A number of steps, a number of seconds, or neither: an open budget, whose end is not known yet.
 
     Attributes:
         steps: Steps to do, or None.
         seconds: Wall time to spend, or None.
+        warmup_steps: Steps in which the rate of an open budget rises.
+        cool_down: The cool-down that has set the end; None before it was asked for.
 
     >>> Budget(steps=200).progress(step=50, seconds=9.0)
     0.25
@@ -24,20 +42,33 @@ class Budget:
 
     steps: int | None = None
     seconds: float | None = None
+    warmup_steps: int = 0
+    cool_down: CoolDown | None = None
 
     @classmethod
     def of(
-        cls, num_epochs: float | None, num_steps: int | None, train_duration_seconds: float | None, steps_per_epoch: int
+        cls,
+        num_epochs: float | None,
+        num_steps: int | None,
+        train_duration_seconds: float | None,
+        steps_per_epoch: int,
+        *,
+        mode: Any = None,
+        warmup_steps: int | None = None,
     ) -> Budget:
         """The budget that R8Scheduler's arguments stand for.
 
         Raises:
-            ValueError: none or several of the three are given, or one is not positive and finite.
+            ValueError: several of the three are given, or none though the mode needs an end; or one is not positive
+                and finite.
         """
         given = {"num_epochs": num_epochs, "num_steps": num_steps, "train_duration_seconds": train_duration_seconds}
         chosen = {name: value for name, value in given.items() if value is not None}
+        if not chosen and isinstance(mode, str) and mode in OPEN_MODES:
+            return cls(warmup_steps=min(steps_per_epoch, MOST_WARMUP) if warmup_steps is None else warmup_steps)
         if len(chosen) != 1:
-            raise ValueError(f"exactly one of {', '.join(given)} must be given, got {chosen or 'none of them'}.")
+            why = "" if chosen or mode is None else WHY_AN_END.format(mode)
+            raise ValueError(f"exactly one of {', '.join(given)} must be given, got {chosen or 'none of them'}{why}.")
         for name, value in chosen.items():
             if not (is_number(value) and 0 < value < math.inf):
                 raise ValueError(f"{name} must be a number > 0 and finite, got {value!r}.")
@@ -47,10 +78,18 @@ class Budget:
             raise ValueError(f"num_steps must be a whole number, got {num_steps!r}.")
         return cls(steps=None if num_steps is None else int(num_steps), seconds=train_duration_seconds)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the end is not known."""
+        return self.steps is None and self.seconds is None
+
     def progress(self, step: int, seconds: float) -> float:
-        """Finished share, in [0, 1]; 1.0 means stop."""
-        done = step / self.steps if self.steps is not None else seconds / (self.seconds or math.inf)
-        return min(1.0, done)
+        """Finished share, in [0, 1]; 1.0 means stop. Of an open budget, the share of the warm-up, in [0, 0.5]."""
+        if self.steps is not None:
+            return min(1.0, step / self.steps)
+        if self.seconds is not None:
+            return min(1.0, seconds / self.seconds) if self.seconds > 0 else 1.0
+        return OPEN_WARMUP * step / self.warmup_steps if step < self.warmup_steps else OPEN_WARMUP
 
 
 class Stopwatch:

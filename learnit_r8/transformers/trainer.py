@@ -129,7 +129,8 @@ class R8Mixin:
         if self._r8_resumes:
             settings.pop("resume", None)
         dataset, _ = _columns_used(trainer)
-        if not any(settings.get(name) for name in BUDGETS) and hasattr(dataset, "__len__"):
+        # One that is None, ``num_epochs=None``, is an open budget, see docs/budgets.md.
+        if not any(name in settings for name in BUDGETS) and hasattr(dataset, "__len__"):
             settings |= budget_of(args, len(dataset), size, drops=settings.get("last_batch") == "drop")
         accumulate = args.gradient_accumulation_steps
         trainer.create_optimizer()

@@ -48,6 +48,17 @@ def test_viewer_just_leaves(mode):
     assert not actions & {Action.STOP, Action.SAVE, Action.DETACH}
 
 
+def test_cool_down_asks_for_its_length_first():
+    """After d a length is typed; Enter asks for the cool-down, Escape does not."""
+    ui, action = pressed(["d", *"20mim", "backspace", "n", "enter"])
+
+    assert (action, ui.asked, ui.asking) == (Action.COOL_DOWN, "20min", None)
+    assert pressed(["d", "5", "escape"]) == (UiState(), None)
+    assert pressed(["d", "enter"])[1] is Action.COOL_DOWN
+    assert "cool down for" in "\n".join(screen(View(), 120, 30, asking="20m"))
+    assert "cool down for 20m_" in "\n".join(screen(View(), 40, 30, asking="20m"))
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("view", VIEWS)
 def test_no_key_means_two_things(mode, view):

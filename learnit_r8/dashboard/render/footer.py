@@ -15,6 +15,7 @@ LEGEND = (
     ("▲ ^", "a spike beyond the chart"),
     ("S B", "loss refused, model restored"),
     ("C R", "checkpoint saved, run resumed"),
+    ("D", "cool-down (decay) began"),
     ("suspicion", "how near a loss is to refusal"),
     ("Q1 .. Q4", "quarters of the samples by loss"),
     ("in / out", "moved in an epoch, of all samples"),
@@ -48,6 +49,11 @@ def footer(ui: UiState, scene: Scene, width: int, theme: Theme) -> Line:
     if ui.typing is not None:
         typed = Span(" / ", "key"), Span(clean(ui.typing)), Span("_", "key")
         return cropped((*typed, Span("   Enter keeps, Esc goes back", "label")), width)
+    if ui.asking is not None:
+        question = Span(" cool down for (20min, 500 steps, 20:30; empty: as the run's own share) ", "warn")
+        short = Span(" cool down for ", "warn")
+        head = question if size_of((question,)) + len(ui.asking) + 2 <= width else short
+        return cropped((head, Span(clean(ui.asking)), Span("_", "key")), width)
     if ui.menu:
         return _menu_line(width)
     said = clip(clean(scene.said, 120), max(0, width // 2), theme.glyphs.ellipsis)

@@ -71,7 +71,8 @@ def config_panel(view: View, ui: UiState, width: int, height: int, theme: Theme,
     run = view.run
     rows: list[tuple[str, str]] = []
     if run is not None:
-        budget = f"as many as {run.train_duration_seconds:g} s allow" if run.train_duration_seconds else "?"
+        seconds = run.train_duration_seconds
+        budget = f"as many as {seconds:g} s allow" if seconds else "until a cool-down or a stop is asked for"
         rows = [
             ("name", run.name or "-"),
             ("samples", f"{run.num_samples:,} in batches of {run.batch_size:,}"),

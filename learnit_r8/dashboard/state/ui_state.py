@@ -24,6 +24,8 @@ class UiState:
         inspected: Position of the sample whose history is shown; None for the list.
         filter: Text that events, samples and output lines must contain; "" for all.
         typing: The filter being typed; None when keys are commands.
+        asking: The length of a cool-down being typed; None when keys are commands.
+        asked: The length that was typed last.
         zoom: One of ZOOMS.
         log_scale: Whether the loss is drawn on a log scale.
         alerts_only: Whether only warnings and alerts are listed among the events.
@@ -40,6 +42,8 @@ class UiState:
     inspected: int | None = None
     filter: str = ""
     typing: str | None = None
+    asking: str | None = None
+    asked: str = ""
     zoom: str = "all"
     log_scale: bool = False
     alerts_only: bool = False
@@ -54,6 +58,7 @@ class Action(enum.Enum):
     PAUSE = "pause or go on"
     SAVE = "save a checkpoint"
     STOP = "stop after this step and save"
+    COOL_DOWN = "let the rate fall, then end"
     DETACH = "only close the screen"
     LEAVE = "leave the viewer"
     EXPORT_CSV = "export the panel as CSV"

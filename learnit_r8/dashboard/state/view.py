@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import deque
 from typing import NamedTuple, TypeVar
@@ -175,6 +176,8 @@ class View:
                 self.is_searching = False
             case events.LrPlanned():
                 self.lr_plan = event.lr_plan
+            case events.CoolDownBegan():
+                self._fold_end(event)
             case events.RunPaused() | events.RunResumed():
                 self.is_paused = isinstance(event, events.RunPaused)
             case events.RunEnded():
@@ -220,6 +223,12 @@ class View:
         self.survey, self.logged = _until(step, self.survey), _until(step, self.logged)
         if not step:
             self.ema, self.num_refused = math.nan, 0
+
+    def _fold_end(self, event: events.CoolDownBegan) -> None:
+        if self.run is not None:
+            total, seconds = event.total_steps, event.train_duration_seconds
+            self.run = dataclasses.replace(self.run, total_steps=total, train_duration_seconds=seconds)
+            self.progress = self._progress_at(event.step, event.seconds)
 
     def _progress_at(self, step: int, seconds: float) -> float:
         run = self.run

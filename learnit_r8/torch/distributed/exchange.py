@@ -188,6 +188,7 @@ class Exchange:
             state=state,
             model=self._probe() if state or early else 0,
             clock=self._clock.own(),
+            span=self._requests.span,
             every=every,
             is_hurried=self.r8.may_be_due(step + every),
             wished=self._requests.wished,
@@ -212,7 +213,7 @@ class Exchange:
         self._check(heads)
         self._clock.now = float(messages["clock"][0])
         self._every, self._is_hurried = heads[0].every, bool(heads[0].is_hurried)
-        self._requests.agree([head.wished for head in heads])
+        self._requests.agree([head.wished for head in heads], messages["span"].tolist())
         return self._codec.read(messages, held)
 
     def _digest_if_due(self) -> int:

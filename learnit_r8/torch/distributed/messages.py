@@ -78,6 +78,8 @@ class MessageCodec:
         fields = [
             ("head", "i8", (len(Head._fields),)),
             ("clock", "f8"),
+            # Length of the cool-down that is wished, as `SharedRequests.span` gives it.
+            ("span", "f8", (2,)),
             # Whether the step was skipped, whether its gradient has a norm, and the norm.
             ("extras", "f8", (3, most_steps)),
             ("losses", "f8", (most_steps, share)),
@@ -104,18 +106,21 @@ class MessageCodec:
             )
         check_kind(note.part_size, before[-1].part_size if before else kind)
 
-    def write(self, notes: Sequence[Note], *, clock: float, **head: int) -> NDArray[Any]:
+    def write(
+        self, notes: Sequence[Note], *, clock: float, span: tuple[float, float] = (0.0, 0.0), **head: int
+    ) -> NDArray[Any]:
         """Write the message of this rank: a record array of length 1.
 
         Args:
             notes: The steps that are held back.
             clock: Seconds on the clock of this rank.
+            span: `SharedRequests.span` of this rank.
             **head: The rest of `Head`, by name.
         """
         own = self._own[0]
         kind = notes[-1].part_size if notes else NOTHING
         own["head"] = Head(num_steps=len(notes), part_size=kind, **head)
-        own["clock"] = clock
+        own["clock"], own["span"] = clock, span
         losses = own["losses"]
         for row, note in zip(losses, notes, strict=False):
             row[: len(note.losses)] = note.losses

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from ...checkpoint.reader import Checkpoint
 from ...checkpoint.store import CheckpointStore
 from ...engine.control import Requests
+from ...schedules.span import UNITS, Span
 from .ranks import Ranks
 
 
@@ -26,11 +27,16 @@ class SharedClock:
 
     def __init__(self, clock: Callable[[], float], ranks: Ranks) -> None:
         self._own = clock
-        self.now = float(ranks.gather(np.array([clock()]))[0, 0])
+        now, wall = ranks.gather(np.array([clock(), time.time()]))[0].tolist()
+        self.now, self._offset = float(now), float(wall - now)
 
     def own(self) -> float:
         """Seconds on the clock of this rank."""
         return self._own()
+
+    def wall(self) -> float:
+        """Seconds since 1970, as rank 0 sees them."""
+        return self.now + self._offset
 
     def __call__(self) -> float:
         return self.now
@@ -98,7 +104,7 @@ class SharedStore:
         return self._store.load(Path(self._store.folder) / name)
 
 
-_SAVE, _STOP, _PAUSE = 1, 2, 4
+_SAVE, _STOP, _PAUSE, _COOL_DOWN = 1, 2, 4, 8
 """The requests, as bits of a number."""
 
 LOOK_SECONDS = 0.1
@@ -124,13 +130,16 @@ class SharedRequests(Requests):
             before._pace,
             before._announcer,
             before._save,
+            cool_down=before._begin_cool_down,
             handle_signals=before.signals is not None,
+            cool_down_on=before._cool_down_on,
             sleep=self._wait_for_others,
         )
         self._ranks = ranks
         self._clock = clock
         self._wished = 0
         self._why = ""
+        self._span = Span("steps", 0.0)
         self.is_agreed = False
 
     def answer(self) -> None:
@@ -146,6 +155,11 @@ class SharedRequests(Requests):
     def wished(self) -> int:
         """The wishes of this rank that were not answered yet, as bits."""
         return self._wished
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The length of the cool-down that this rank wishes, as numbers: the place of its unit, and the amount."""
+        return float(UNITS.index(self._span.unit)), self._span.amount
 
     def stop(self, reason: str = "") -> None:
         """Ask the run to save and end on all ranks."""
@@ -165,19 +179,28 @@ class SharedRequests(Requests):
         """Let a run go on that was paused on this rank."""
         self._wished &= ~_PAUSE
 
-    def agree(self, wishes: list[int]) -> None:
+    def cool_down(self, span: Span | None, source: str = "") -> None:
+        """Ask for a cool-down on all ranks, from the step on at which they agree."""
+        self._why, self._span = source, self.default_span if span is None else span
+        self._wished |= _COOL_DOWN
+
+    def agree(self, wishes: list[int], spans: Sequence[Sequence[float]]) -> None:
         """Turn the wishes of all ranks into requests; all ranks call it with the same.
 
         Args:
             wishes: The wishes of each rank, as bits.
+            spans: The `span` of each; of several cool-downs that of the first rank counts.
         """
-        self._wished &= ~(_SAVE | _STOP) | ~wishes[self._ranks.rank]
+        self._wished &= ~(_SAVE | _STOP | _COOL_DOWN) | ~wishes[self._ranks.rank]
         anyone = 0
         for wish in wishes:
             anyone |= wish
         self.is_agreed |= bool(anyone)
         if anyone & _SAVE:
             super().save()
+        if anyone & _COOL_DOWN:
+            unit, amount = next(span for wish, span in zip(wishes, spans, strict=True) if wish & _COOL_DOWN)
+            super().cool_down(Span(UNITS[int(unit)], amount), self._reason(wishes, _COOL_DOWN))
         if anyone & _STOP:
             self._wished &= ~_PAUSE
             super().stop(self._reason(wishes, _STOP))
@@ -194,6 +217,6 @@ class SharedRequests(Requests):
     def _wait_for_others(self, seconds: float) -> None:
         """Wait a little while the run is paused, and exchange wishes."""
         time.sleep(max(seconds, LOOK_SECONDS))
-        messages = self._ranks.gather(np.array([float(self._wished), self._clock.own()]))
+        messages = self._ranks.gather(np.array([float(self._wished), self._clock.own(), *self.span]))
         self._clock.now = float(messages[0, 1])
-        self.agree([int(wish) for wish in messages[:, 0]])
+        self.agree([int(wish) for wish in messages[:, 0]], messages[:, 2:].tolist())

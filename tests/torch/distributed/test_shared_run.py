@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from learnit_r8 import Policy, TrainingDiverged
+from learnit_r8.engine.control import RequestDoor
 from learnit_r8.guard import Verdict
+from learnit_r8.schedules.span import Span
 from learnit_r8.torch import RanksDiffer, SharedRun
 from learnit_r8.torch.distributed import agreement as agreement_module
 from tests.drive import INF, NAN, FakeClock, TickingClock, Weights, advance_to, flat, known, make, sample_losses
@@ -885,3 +887,49 @@ def test_all_ranks_quarantine_the_same_sample(exact):
     assert one == other
     assert one[0] == [7]
     assert not any(7 in batch for batch in one[2][-40:])
+
+
+@pytest.mark.parametrize("asked", [[0], [1], [0, 1]])
+@pytest.mark.parametrize("span", [Span("steps", 10), Span("until", 60.0), Span("share", 0.5)])
+def test_a_cool_down_asked_for_on_any_rank_begins_on_all_after_the_same_step(asked, span):
+    """All ranks have the same rates, bit for bit, and the same end, whatever its unit and their clocks."""
+
+    def job(ranks):
+        clock = FakeClock()
+        clock.wall = lambda: clock.now + 5 * ranks.rank
+        r8 = make(48, batch_size=8, scheduler_mode="wsd", num_epochs=None, clock=clock, warmup_steps=3)
+        shared = SharedRun(r8, ranks, every=4)
+        if span.unit == "until":
+            # Rank 0 has the wall clock that counts.
+            shared.r8.pace.clock._offset = 0.0
+        rates = []
+        for share in shares(shared):
+            rates.append(share.lr)
+            if ranks.rank in asked and share.ticket.step == 8:
+                r8.requests.cool_down(span, "test")
+            clock.advance(1 if ranks.rank == 0 else 1.5)
+            shared.report(share.ticket, sample_losses(share.indices))
+        return r8.global_step, r8.total_steps, rates
+
+    one, other = in_threads(2, job)
+
+    assert one == other
+    assert one[1] in (21, 22) if span.unit != "until" else one[1] is None and 50 <= one[0] <= 62
+    assert one[0] == one[1] or span.unit == "until"
+    assert one[2][-1] < one[2][10]
+
+
+def test_a_screen_and_a_journal_ask_the_ranks_too(tmp_path):
+    """Requests from outside reach the run that is shared, not the one that each rank began with."""
+
+    def job(ranks):
+        r8 = make(48, batch_size=8, num_epochs=4)
+        door = RequestDoor(r8)
+        shared = SharedRun(r8, ranks, every=4)
+        for share in shares(shared):
+            if ranks.rank == 0 and share.ticket.step == 8:
+                door.stop("enough")
+            shared.report(share.ticket, sample_losses(share.indices))
+        return r8.global_step, r8.is_stopped
+
+    assert in_threads(2, job) == [(11, True)] * 2

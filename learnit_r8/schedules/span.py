@@ -1,0 +1,135 @@
+"""The length of a cool-down, as a program, a person or a file gives it."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+import time
+from typing import Any, NamedTuple
+
+from .._validation import is_number, whole_number
+
+UNITS = ("steps", "epochs", "seconds", "until", "share")
+"""Units of a `Span`."""
+
+_SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+_WORDS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h|steps?|epochs?)?\s*")
+
+
+class Span(NamedTuple):
+    """The length of a cool-down.
+
+    Attributes:
+        unit: "steps", "epochs" or "seconds"; "until", a wall time; or "share", of the whole run.
+        amount: So many of them; seconds since 1970 for "until".
+    """
+
+    unit: str
+    amount: float
+
+    def __str__(self) -> str:
+        if self.unit == "until":
+            return f"until {datetime.datetime.fromtimestamp(self.amount):%Y-%m-%d %H:%M:%S}"
+        return f"{self.amount:.0%} of the run" if self.unit == "share" else f"{self.amount:g} {self.unit}"
+
+
+def span_of(
+    *, steps: Any = None, epochs: Any = None, seconds: Any = None, until: Any = None, wall: float | None = None
+) -> Span | None:
+    """The span that one of these arguments stands for; None for none of them.
+
+    Args:
+        steps: Whole, >= 1.
+        epochs: > 0; fractions are fine.
+        seconds: > 0.
+        until: Local time as a text, "20:30" today or "2026-11-22 06:00", or a `datetime.datetime`.
+        wall: Seconds since 1970; by default now.
+
+    Raises:
+        ValueError: several are given, one is outside its range, or the time is past.
+    """
+    given = {"steps": steps, "epochs": epochs, "seconds": seconds, "until": until}
+    chosen = {unit: value for unit, value in given.items() if value is not None}
+    if len(chosen) > 1:
+        raise ValueError(f"at most one of steps, epochs, seconds and until must be given, got {chosen}.")
+    for unit, value in chosen.items():
+        if unit == "until":
+            return Span(unit, _wall_time(value, time.time() if wall is None else wall))
+        if unit == "steps":
+            value = whole_number("steps", value, least=1)
+        if not (is_number(value) and 0 < value < math.inf):
+            raise ValueError(f"{unit} must be a number > 0 and finite, got {value!r}.")
+        return Span(unit, float(value))
+    return None
+
+
+def read_span(name: str, value: Any) -> Span:
+    """The span that an argument such as ``cool_down_on`` holds.
+
+    Args:
+        name: The argument, for the message.
+        value: A number of steps; a text such as "500 steps", "2 epochs", "30s", "20min", "1.5h"; or a span.
+
+    Raises:
+        ValueError: none of these.
+
+    >>> read_span("cool_down", "20min")
+    Span(unit='seconds', amount=1200.0)
+    """
+    if isinstance(value, Span):
+        return value
+    match = _WORDS.fullmatch(str(value)) if isinstance(value, str) or _is_whole(value) else None
+    if match and 0 < float(match[1]) < math.inf:
+        number, unit = float(match[1]), match[2] or "steps"
+        if unit in _SECONDS:
+            return Span("seconds", number * _SECONDS[unit])
+        if unit.startswith("epoch"):
+            return Span("epochs", number)
+        if number == int(number):
+            return Span("steps", number)
+    raise ValueError(
+        f'{name} must be a number of steps >= 1, or a text such as "500 steps", "2 epochs", "30s", "20min" or "2h", '
+        f"got {value!r}."
+    )
+
+
+def typed_span(text: str) -> Span | None:
+    """The span that a person has typed: "20min", "500 steps", "20:30"; None for nothing.
+
+    Raises:
+        ValueError: it is none.
+    """
+    text = text.strip()
+    if not text:
+        return None
+    return span_of(until=text.removeprefix("until").strip()) if ":" in text else read_span("the length", text)
+
+
+def _is_whole(value: Any) -> bool:
+    return is_number(value) and math.isfinite(value) and value == int(value)
+
+
+def _wall_time(value: Any, now: float) -> float:
+    """Seconds since 1970 of a local time that is still to come."""
+    if not isinstance(value, (str, datetime.datetime)):
+        raise ValueError(f'until must be a local time such as "20:30" or "2026-11-22 06:00", got {value!r}.')
+    try:
+        if isinstance(value, str) and re.fullmatch(r"\s*\d{1,2}:\d{2}(:\d{2})?\s*", value):
+            hours, minutes, *rest = map(int, value.split(":"))
+            day = datetime.datetime.fromtimestamp(now)
+            meant = day.replace(hour=hours, minute=minutes, second=rest[0] if rest else 0, microsecond=0)
+        else:
+            meant = value if isinstance(value, datetime.datetime) else datetime.datetime.fromisoformat(value.strip())
+        seconds = meant.timestamp()
+    except (ValueError, OverflowError, OSError) as error:
+        raise ValueError(
+            f'until must be a local time such as "20:30" or "2026-11-22 06:00", got {value!r} ({error}).'
+        ) from None
+    if seconds <= now:
+        is_at = datetime.datetime.fromtimestamp(now)
+        raise ValueError(
+            f"until must be in the future, got {value!r} at {is_at:%Y-%m-%d %H:%M:%S}; give the date too if it is not "
+            "today."
+        )
+    return seconds

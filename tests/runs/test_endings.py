@@ -1,0 +1,520 @@
+"""Runs whose end is asked for on the way: open budgets, cool-downs, deadlines, and what comes second."""
+
+import datetime
+import signal
+
+import pytest
+
+from learnit_r8 import R8Scheduler, events
+from learnit_r8.streams import step_stream
+from learnit_r8.torch import attach
+from tests.drive import NAN, FakeClock, Weights, advance_to, batch_loss, make, search_through, steps, train
+
+
+def endless(**more):
+    """Ten steps an epoch, no end; the rate rises over five steps to 1."""
+    given = {"scheduler_mode": "wsd", "initial_lr": 1.0, "warmup_steps": 5, "decay_shape": "linear", **more}
+    return R8Scheduler(40, batch_size=4, **given)
+
+
+def rates_with(r8, asks):
+    """The rates of a run to its end; ``asks`` by step."""
+    rates = []
+    for _, indices, lr in steps(r8):
+        rates.append(lr)
+        r8.update_with_loss(batch_loss(indices))
+        if r8.global_step in asks:
+            asks[r8.global_step](r8)
+    return rates
+
+
+def test_wsd_rises_stays_and_falls():
+    """Step t of T trains at the rate of progress t / T: warm-up, stable part, decay."""
+    r8 = make(num_steps=20, scheduler_mode="wsd", initial_lr=1.0, warmup_steps=4, decay_proportion=0.25,
+              decay_shape="linear")  # fmt: skip
+    rates = [lr for _, _, lr in train(r8)]
+
+    assert rates[:4] == pytest.approx([0.1, 0.325, 0.55, 0.775])
+    assert rates[4:15] == [1.0] * 11
+    assert rates[15:] == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
+
+
+def test_wsd_over_seconds_falls_with_the_time():
+    """With a budget in seconds the decay is a share of the time."""
+    clock = FakeClock()
+    r8 = make(train_duration_seconds=10, scheduler_mode="wsd", warmup_proportion=0, decay_proportion=0.5,
+              decay_shape="linear", initial_lr=1.0, clock=clock)  # fmt: skip
+    rates = []
+    for _, _, lr in steps(r8):
+        rates.append(lr)
+        clock.advance(1)
+        r8.update_with_loss(1.0)
+
+    assert rates == pytest.approx([1.0] * 6 + [0.8, 0.6, 0.4, 0.2])
+
+
+@pytest.mark.parametrize("asked", [1, 3, 5, 10, 11, 27])
+@pytest.mark.parametrize("length", [1, 4, 13])
+@pytest.mark.parametrize("shape", ["linear", "sqrt", "cosine"])
+def test_cool_down_ends_exactly_where_it_was_asked_to(asked, length, shape):
+    """Asked at any step, the last step is the one that was asked for, at the rate ``schedule((T - 1) / T)``."""
+    r8 = endless(decay_shape=shape)
+    rates = rates_with(r8, {asked: lambda r8: r8.cool_down(length)})
+    total = asked + length
+
+    assert (len(rates), r8.global_step, r8.total_steps, r8.is_over) == (total, total, total, True)
+    assert rates[-1] == r8.schedule((total - 1) / total)
+    assert rates[asked] == pytest.approx(min(1.0, 0.1 + 0.9 * asked / 5))
+    assert rates[asked:] == sorted(rates[asked:], reverse=True)
+
+
+@pytest.mark.parametrize("mode", ["cosine", "linear", "one_cycle", "constant", lambda progress: 0.5])
+def test_run_with_a_budget_may_be_cooled_down_too(mode):
+    """From the rate that it has, whatever the schedule was."""
+    r8 = make(num_steps=100, scheduler_mode=mode, decay_shape="linear")
+    before = make(num_steps=100, scheduler_mode=mode)
+    rates = rates_with(r8, {30: lambda r8: r8.cool_down(10)})
+
+    assert len(rates) == 40
+    assert rates[30:] == pytest.approx([before.schedule(0.3) * (1 - k / 10) for k in range(10)])
+
+
+def test_cool_down_in_epochs_and_of_no_given_length():
+    """Epochs are counted in steps; without a length the cool-down is the decay's share of the whole run."""
+    assert len(rates_with(endless(), {20: lambda r8: r8.cool_down(epochs=1.5)})) == 35
+    assert len(rates_with(endless(decay_proportion=0.2), {20: lambda r8: r8.cool_down()})) == 25
+
+
+def test_min_lr_is_the_floor_of_a_cool_down():
+    """The decay ends at min_lr."""
+    rates = rates_with(endless(min_lr=0.4), {10: lambda r8: r8.cool_down(3)})
+
+    assert rates[10:] == pytest.approx([1.0, 0.8, 0.6])
+
+
+def test_shorter_second_request_replaces_the_first():
+    """A second request counts if it ends sooner, from the rate that it finds."""
+    rates = rates_with(endless(), {10: lambda r8: r8.cool_down(20), 14: lambda r8: r8.cool_down(4)})
+
+    assert len(rates) == 18
+    assert rates[10:] == pytest.approx([1.0, 0.95, 0.9, 0.85, 0.8, 0.6, 0.4, 0.2])
+
+
+def test_longer_second_request_is_an_error_and_changes_nothing():
+    """A longer one is longer than what is left."""
+    r8 = endless()
+    advance_to(r8, 10)
+    r8.cool_down(20)
+    advance_to(r8, 14)
+    with pytest.raises(ValueError, match=r"must not be longer than what is left of the run, got 17 steps at step 14 "):
+        r8.cool_down(17)
+
+    assert len(train(r8)) + 14 == 30
+
+
+def test_two_requests_before_one_step(recwarn):
+    """Of two requests that are made at once the one that ends sooner counts, and the other one is named."""
+    for lengths in ((4, 20), (20, 4)):
+        heard = []
+        r8 = endless(listeners=[heard.append])
+        ask = {10: lambda r8, lengths=lengths: [r8.cool_down(length) for length in lengths]}
+
+        assert len(rates_with(r8, ask)) == 14
+        notices = [event.text for event in heard if isinstance(event, events.Notice)]
+        assert ("is left out: a cool-down must not be longer" in "".join(notices)) is (lengths[0] == 4)
+
+
+def test_cool_down_of_a_run_that_is_over_is_an_error():
+    """After the end there is nothing to cool down."""
+    r8 = make(num_steps=3)
+    train(r8)
+    with pytest.raises(RuntimeError, match=r"cool_down\(\) was called at step 3 of a run that is over"):
+        r8.cool_down(1)
+
+
+def test_listeners_hear_of_the_end():
+    """One event tells the new end, and the planned rates change."""
+    heard = []
+    rates_with(endless(listeners=[heard.append]), {10: lambda r8: r8.cool_down(5)})
+    begun = [event for event in heard if isinstance(event, events.CoolDownBegan)]
+
+    assert [(event.step, event.total_steps, event.until, event.lr) for event in begun] == [(10, 15, None, 1.0)]
+    assert heard[0].total_steps is heard[0].train_duration_seconds is None
+    assert sum(isinstance(event, events.LrPlanned) for event in heard) == 1
+
+
+def test_open_run_knows_no_progress():
+    """Until the end is known progress is 0, there are no total steps, and epochs go on."""
+    r8 = endless()
+    advance_to(r8, 25)
+
+    assert (r8.progress, r8.total_steps, r8.current_epoch, r8.is_over, r8.lr) == (0.0, None, 2, False, 1.0)
+    assert "step 25 of ?" in repr(r8)
+    r8.cool_down(25)
+    advance_to(r8, 30)
+
+    assert (r8.progress, r8.total_steps, r8.phase) == (0.6, 50, "cooling down")
+
+
+def test_policies_count_epochs_in_an_open_run():
+    """What a policy does at a share of the budget it does after so many of twenty epochs, at most half of them."""
+    r8 = endless()
+    seen = []
+    for epoch in r8.epoch_iterator():
+        for indices, _ in r8.batch_iterator():
+            r8.update_with_loss(batch_loss(indices))
+        seen.append(r8.plan._context.progress)
+        if epoch == 12:
+            r8.cool_down(epochs=3)
+
+    assert seen[:13] == [min(0.5, epoch / 20) for epoch in range(13)]
+    assert seen[13:] == [130 / 160, 140 / 160, 150 / 160]
+
+
+def test_search_in_an_open_run_takes_an_epoch_at_most():
+    """The search for a rate ends, and its rate is that of the cool-down too."""
+    weights = Weights()
+    r8 = R8Scheduler(4000, batch_size=4, scheduler_mode="wsd", auto_find_lr=True, warmup_steps=0,
+                     state_callback=weights.get, load_callback=weights.load)  # fmt: skip
+    assert search_through(r8) <= 1000
+    found = r8.search.found_lr
+    r8.cool_down(10)
+    rates = [lr for _, _, lr in steps_and_reports(r8)]
+
+    assert len(rates) == 10
+    assert rates[0] == found > 0
+
+
+def steps_and_reports(r8):
+    for step in steps(r8):
+        yield step
+        r8.update_with_loss(1.0)
+
+
+def test_incident_in_a_cool_down_changes_neither_its_end_nor_its_schedule():
+    """The factor of recovery comes on top, and refused steps count."""
+    weights = Weights()
+    r8 = endless(state_callback=weights.get, load_callback=weights.load, backup_every=10)
+    advance_to(r8, 120)
+    r8.cool_down(60)
+    rates = [lr for _, _, lr in train(r8, bad=(140,))]
+
+    assert (r8.global_step, r8.sentry.num_refused) == (180, 1)
+    assert r8.schedule(179 / 180) == pytest.approx(1 / 60)
+    assert rates[21] < r8.schedule(141 / 180)
+
+
+@pytest.mark.parametrize("step", [8, 10, 12, 19])
+def test_cool_down_survives_a_resume(step, tmp_path):
+    """Resumed before, at the beginning and in the middle of a cool-down, the rates and batches are the same."""
+    whole = endless(checkpoint_dir=tmp_path / "a")
+    expected = []
+    for _, indices, lr in steps(whole):
+        expected.append((indices.tolist(), lr))
+        whole.update_with_loss(batch_loss(indices))
+        if whole.global_step == 10:
+            whole.cool_down(10)
+    first = endless(checkpoint_dir=tmp_path / "b")
+    for _, indices, _ in steps(first):
+        first.update_with_loss(batch_loss(indices))
+        if first.global_step == 10:
+            first.cool_down(10)
+        if first.global_step == step:
+            break
+    first.between_steps()
+    first.save_checkpoint()
+    again = endless(checkpoint_dir=tmp_path / "b", resume="auto")
+    seen = []
+    for _, indices, lr in steps(again):
+        seen.append((indices.tolist(), lr))
+        again.update_with_loss(batch_loss(indices))
+        if again.global_step == 10:
+            again.cool_down(10)
+
+    assert seen == expected[step:]
+    assert again.total_steps == 20
+
+
+def test_new_budget_replaces_the_end_of_a_cool_down(tmp_path):
+    """Who resumes with another budget wants that one."""
+    r8 = endless(checkpoint_dir=tmp_path)
+    advance_to(r8, 10)
+    r8.cool_down(10)
+    advance_to(r8, 15)
+    r8.save_checkpoint()
+    again = R8Scheduler.resume_from_checkpoint(tmp_path, num_steps=60)
+
+    assert (again.total_steps, again.phase) == (60, "training")
+    assert R8Scheduler.resume_from_checkpoint(tmp_path).total_steps == 20
+
+
+def test_state_without_a_cool_down_undoes_one():
+    """Loading a state of before the request takes the request back."""
+    r8 = endless()
+    advance_to(r8, 10)
+    before = r8.state_dict()
+    r8.cool_down(10)
+    advance_to(r8, 15)
+    r8.load_state_dict(before)
+
+    assert (r8.total_steps, r8.lr, r8.global_step) == (None, 1.0, 10)
+
+
+def test_seconds_of_a_cool_down_are_training_seconds():
+    """Asked after 20 s for 10 s, the run ends after 30 s."""
+    clock = FakeClock()
+    r8 = endless(clock=clock)
+    rates = []
+    for _, _, lr in steps(r8):
+        rates.append(lr)
+        clock.advance(1)
+        r8.update_with_loss(1.0)
+        if r8.global_step == 20:
+            r8.cool_down(seconds=10)
+
+    assert rates[20:] == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+
+
+class Clocks(FakeClock):
+    """A monotonic clock and a wall clock that go on together; the wall alone while no process runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.start = datetime.datetime(2026, 11, 21, 12, 0, 0).timestamp()
+        self.down = 0.0
+
+    def wall(self):
+        return self.start + self.now + self.down
+
+
+def test_wall_time_is_met_in_spite_of_pauses():
+    """A cool-down until a time of the day ends then: a pause takes from it."""
+    clock = Clocks()
+    r8 = endless(clock=clock, decay_shape="linear")
+    rates = []
+    for _, _, lr in steps(r8):
+        rates.append(lr)
+        clock.advance(1)
+        r8.update_with_loss(1.0)
+        if r8.global_step == 20:
+            r8.cool_down(until="12:00:40")
+        if r8.global_step == 25:
+            with r8.paused():
+                clock.advance(10)
+
+    assert (clock.now, len(rates)) == (40, 30)
+    assert rates[25] == pytest.approx(1 - (25 / 30 - 0.5) / 0.5)
+    assert rates[-1] < 0.1
+
+
+def test_downtime_counts_until_a_wall_time(tmp_path):
+    """After a resume the end is at the same time of the day; a run that comes back later is finished."""
+    clock = Clocks()
+    r8 = endless(clock=clock, checkpoint_dir=tmp_path)
+    for _ in steps(r8):
+        clock.advance(1)
+        r8.update_with_loss(1.0)
+        if r8.global_step == 20:
+            r8.cool_down(until="12:00:40")
+        if r8.global_step == 22:
+            break
+    r8.save_checkpoint()
+    clock.down = 10
+    again = endless(clock=clock, checkpoint_dir=tmp_path, resume="auto")
+    count = 0
+    for _ in steps(again):
+        clock.advance(1)
+        again.update_with_loss(1.0)
+        count += 1
+
+    assert (count, clock.wall() - clock.start) == (8, 40)
+    clock.down = 100
+    with pytest.warns(RuntimeWarning, match="finished already"):
+        late = endless(clock=clock, checkpoint_dir=tmp_path, resume="auto")
+    assert late.is_over
+
+
+def test_past_wall_time_is_an_error_and_changes_nothing():
+    """A time that is past is refused before anything is changed."""
+    r8 = endless(clock=Clocks())
+    advance_to(r8, 10)
+    with pytest.raises(ValueError, match="until must be in the future, got '11:00' at 2026-11-21 12:00:00"):
+        r8.cool_down(until="11:00")
+
+    assert (r8.total_steps, len(r8.requests._cool_downs)) == (None, 0)
+
+
+def test_signal_asks_for_a_cool_down():
+    """A signal that a batch system sends before the end begins a cool-down, and ends nothing."""
+    before = signal.getsignal(signal.SIGUSR1)
+    heard = []
+    r8 = endless(cool_down_on=("SIGUSR1", "7 steps"), listeners=[heard.append])
+    rates = rates_with(r8, {10: lambda r8: signal.raise_signal(signal.SIGUSR1)})
+
+    assert len(rates) == 17
+    assert [event.reason for event in heard if isinstance(event, events.CoolDownBegan)] == ["by SIGUSR1"]
+    assert signal.getsignal(signal.SIGUSR1) is before
+
+
+def test_second_signal_leaves_the_cool_down_as_it_is(recwarn):
+    """A batch system that repeats its signal does not move the end."""
+    ask = {step: lambda r8: signal.raise_signal(signal.SIGUSR1) for step in (10, 12)}
+
+    assert len(rates_with(endless(cool_down_on=("SIGUSR1", 7)), ask)) == 17
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("SIGUSR1", r'cool_down_on must be a signal and a length, \("SIGUSR1", "10min"\), got'),
+        (("SIGUSR9", 5), "the signal in cool_down_on must be one that this system has"),
+        (("SIGTERM", 5), "that ends no run"),
+        ((10, 5), "the signal in cool_down_on must be"),
+        (("SIGUSR1", "soon"), "the length in cool_down_on must be a number of steps >= 1"),
+    ],
+)
+def test_signals_that_cannot_be_used_are_refused(value, text):
+    """A signal that does not exist or ends the run, and a length that is none."""
+    with pytest.raises(ValueError, match=text):
+        endless(cool_down_on=value)
+
+
+def test_signal_without_handlers_is_refused():
+    """Without signal handling nothing would hear it."""
+    with pytest.raises(ValueError, match="cool_down_on needs handle_signals=True, got False"):
+        endless(cool_down_on=("SIGUSR1", 5), handle_signals=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"scheduler_mode": "cosine"}, "got none of them: scheduler_mode='cosine' gives the rate as a function of"),
+        ({"scheduler_mode": "one_cycle"}, "'wsd' and 'constant' train without one"),
+        ({"scheduler_mode": abs}, "got none of them: scheduler_mode="),
+        ({"warmup_proportion": 0.1, "warmup_steps": None}, "warmup_proportion needs a budget to be a share of"),
+        ({"warmup_steps": -1}, "warmup_steps must be a whole number >= 0, got -1"),
+        ({"num_steps": 9, "warmup_proportion": 0.1}, "warmup_steps needs a budget in steps or epochs, or none"),
+        ({"train_duration_seconds": 9}, "warmup_steps needs a budget in steps or epochs, or none"),
+        ({"num_steps": 9, "warmup_steps": 5, "decay_proportion": 0.6}, "decay_proportion must leave room"),
+        ({"decay_proportion": 0}, r"decay_proportion must be in \(0, 1\], got 0"),
+        ({"scheduler_mode": "constant", "decay_proportion": 0.1}, "decay_proportion needs scheduler_mode='wsd'"),
+        ({"decay_shape": "log"}, r"decay_shape must be one of \['cosine', 'linear', 'sqrt'\], got 'log'"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(given, text):
+    """Every argument of the budget that does not fit is refused by name, with what would be right."""
+    with pytest.raises(ValueError, match=text):
+        endless(**given)
+
+
+def test_open_run_of_a_stream_and_of_a_cool_down_in_it():
+    """Streams know no other end than the scheduler's."""
+    r8 = endless()
+    seen = []
+    for event in step_stream(r8, lambda indices, lr: batch_loss(indices)):
+        seen.append(event)
+        if len(seen) == 10:
+            r8.cool_down(5)
+
+    assert len(seen) == 15
+
+
+def test_loop_of_ones_own_ends_with_the_cool_down():
+    """`draw` and `report` with several batches out end at the step that was asked for."""
+    r8 = endless()
+    count = 0
+    while (tickets := [ticket for _ in range(3) if (ticket := r8.draw_if_any()) is not None]) != []:
+        for ticket in tickets:
+            r8.report(ticket, 1.0)
+            count += 1
+        if count == 12:
+            r8.cool_down(4)
+
+    assert (count, r8.global_step) == (16, 16)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("asked", [10, 17])
+def test_loader_with_workers_ends_with_the_cool_down(workers, asked):
+    """Batches that workers have fetched ahead count, and no step comes after the end."""
+    import torch
+
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = torch.utils.data.TensorDataset(torch.randn(40, 3), torch.zeros(40, 1))
+    adapter = attach(model, optimizer, data, batch_size=4, scheduler_mode="wsd", warmup_steps=0)
+    count = 0
+    for _ in adapter.epochs():
+        for xs, ys in adapter.loader(num_workers=workers):
+            losses = torch.nn.functional.mse_loss(model(xs), ys, reduction="none")
+            adapter.step(adapter.loss(losses))
+            count += 1
+            if count == asked:
+                adapter.scheduler.cool_down(9)
+    adapter.close()
+    total = adapter.scheduler.total_steps
+
+    assert count == adapter.scheduler.global_step == total
+    assert total - asked in range(9, 9 + 2)
+    assert optimizer.param_groups[0]["lr"] <= adapter.scheduler.schedule((total - 1) / total) + 1e-12
+
+
+def validated(budget, breaks, step_seconds=1.0):
+    """Seconds at the end of a run with validation of these lengths after its epochs, the last one repeated."""
+    clock = FakeClock()
+    r8 = make(train_duration_seconds=budget, clock=clock, scheduler_mode="constant")
+    for epoch in r8.epoch_iterator():
+        for _ in r8.batch_iterator():
+            clock.advance(step_seconds)
+            r8.update_with_loss(1.0)
+        clock.advance(breaks[min(epoch, len(breaks) - 1)])
+    return clock.now, r8
+
+
+@pytest.mark.parametrize("breaks", [[0.0], [5.0], [2.0, 5.0, 3.0], [7.0, 1.0]])
+def test_deadline_holds_with_the_last_validation(breaks):
+    """A budget in seconds ends with the last validation, where that takes no longer than the longest before."""
+    end, r8 = validated(100, breaks)
+
+    assert 100 - max(breaks) - 3 - 1 <= end <= 100 + 1
+    assert r8.is_over
+
+
+def test_deadline_holds_after_a_resume():
+    """The longest break is part of the saved state."""
+    _, r8 = validated(50, [6.0])
+    again = make(train_duration_seconds=100, clock=FakeClock(), scheduler_mode="constant")
+    again.load_state_dict(r8.state_dict())
+
+    assert again.pace.longest_break == r8.pace.longest_break == 6.0
+
+
+def test_deadline_holds_with_a_restore(tmp_path):
+    """Time that a restore takes is training time: the end does not move."""
+    clock, weights = FakeClock(), Weights()
+
+    def load(source, from_ram=False):
+        clock.advance(8)
+        weights.load(source, from_ram)
+
+    r8 = make(train_duration_seconds=200, clock=clock, state_callback=weights.get, load_callback=load, backup_every=5)
+    for _, indices, _ in steps(r8):
+        clock.advance(1)
+        r8.update_with_loss(NAN if r8.global_step in (90, 140) else batch_loss(indices))
+
+    assert r8.sentry.num_refused == 2
+    assert 195 <= clock.now <= 201
+
+
+def test_final_checkpoint_is_written_where_time_was_kept(tmp_path):
+    """A run that ends early for its last validation has its last checkpoint all the same."""
+    clock = FakeClock()
+    r8 = make(train_duration_seconds=40, clock=clock, checkpoint_dir=tmp_path, checkpoint_every=1000)
+    for _ in r8.epoch_iterator():
+        for _ in r8.batch_iterator():
+            clock.advance(1)
+            r8.update_with_loss(1.0)
+        clock.advance(5)
+
+    assert [path.name for path in tmp_path.glob("ck_*")] == ["ck_000000000001.r8"]
+    assert R8Scheduler.resume_from_checkpoint(tmp_path, train_duration_seconds=99).global_step == r8.global_step
