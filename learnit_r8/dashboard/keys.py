@@ -133,7 +133,7 @@ TABLE = (
     Binding(("-", "<"), "-", "slower", "slower", Action.SLOWER, modes=("replay",)),
     Binding(("p",), "p", "pause", "pause the training, or go on", Action.PAUSE, modes=("live",)),
     Binding(("s", "ctrl-s"), "s", "save", "save a checkpoint", Action.SAVE, modes=("live",)),
-    Binding(("d",), "d", "", "cool down: let the rate fall, then end", _ask_length, modes=("live",)),
+    Binding(("d",), "d", "", "cool down the rate, then end", _ask_length, modes=("live",)),
     Binding(("x",), "x", "export", "export the panel's numbers (CSV)", Action.EXPORT_CSV),
     Binding(("X",), "X", "", "export the chart (SVG)", Action.EXPORT_SVG),
     Binding(("c",), "c", "", "next colours (or none)", Action.THEME),

@@ -26,7 +26,7 @@ NOT_HERE = {
     Action.SAVE: "saving needs the training's own screen: this one only looks on",
     Action.STOP: "stopping needs the training's own screen: this one only looks on",
     Action.PAUSE: "pausing needs the training's own screen: this one only looks on",
-    Action.COOL_DOWN: "a cool-down needs the training's own screen, or learnit-r8 ask",
+    Action.COOL_DOWN: "a cool-down needs learnit-r8 ask: this screen only looks on",
     Action.DETACH: "this screen only looks on: q leaves it",
 }
 
