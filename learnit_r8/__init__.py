@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .scheduler import R8Scheduler as R8Scheduler
     from .schedules.schedule import OneCycle as OneCycle
     from .schedules.schedule import Warmup as Warmup
+    from .settings import SchedulerSettings as SchedulerSettings
     from .table.table import SampleTable as SampleTable
 
 __version__ = "0.1.0"
@@ -56,6 +57,7 @@ _HOME = {
     "Recovery": "recovery.policy",
     "TrainingDiverged": "recovery.policy",
     "R8Scheduler": "scheduler",
+    "SchedulerSettings": "settings",
     "Preempted": "engine.signals",
     "SampleTable": "table.table",
     "Outcome": "sampling.ticket",

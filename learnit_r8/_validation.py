@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import numbers
 import re
+from collections.abc import Collection, Iterable
 from typing import Any
 
 
@@ -20,9 +21,41 @@ def whole_number(name: str, value: Any, *, least: int, most: float = float("inf"
         ValueError: it is not whole, or outside its range.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= int(value) <= most:
-        bounds = f">= {least}" if most == float("inf") else f"in [{least}, {most}]"
-        raise ValueError(f"{name} must be a whole number {bounds}, got {value!r}.")
+        # The upper end is told only to those who are beyond it.
+        is_above = is_number(value) and value > most
+        bounds = f"in [{least}, {most}]" if is_above else f">= {least}"
+        raise ValueError(f"{name} must be a whole number {bounds}, got {_described(value)}.")
     return int(value)
+
+
+def _described(value: Any) -> str:
+    """What was given in place of a number, in one line, and how to get the number where that is clear."""
+    if isinstance(value, str):
+        return f"{value!r}, which is a str"
+    if not hasattr(value, "__len__") or getattr(value, "shape", None) == ():
+        return repr(value)
+    return f"{type(value).__name__} of length {len(value)}; pass len(x)"
+
+
+def check_choice(name: str, value: Any, choices: Collection[str], otherwise: str = "") -> None:
+    """Raise ValueError, with the nearest of the choices, unless the value is one of them.
+
+    Args:
+        name: The argument, for the message.
+        value: What was given.
+        choices: What may be given, in the order of the message.
+        otherwise: What else may be given, such as " or a function".
+    """
+    if not (isinstance(value, str) and value in choices):
+        raise ValueError(f"{name} must be one of {choices}{otherwise}, got {value!r}.{did_you_mean(value, choices)}")
+
+
+def did_you_mean(given: Any, names: Iterable[str]) -> str:
+    """A question that follows an error message, "" where no name is near what was given."""
+    import difflib
+
+    near = difflib.get_close_matches(str(given).lower(), names, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def is_number(value: Any) -> bool:

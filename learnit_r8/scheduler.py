@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,12 +26,14 @@ from .engine.marks import AnswerMark
 from .guard.spike import SpikeGuard
 from .guard.verdict import Guard
 from .policies.base import Policy
+from .policies.registry import PolicyName
 from .recovery.moment import moment_of
 from .recovery.policy import Recovery
 from .sampling.refit import fitted
 from .sampling.ticket import Outcome, Ticket
-from .schedules.schedule import Schedule
+from .schedules.schedule import Schedule, ScheduleName, ShapeName
 from .schedules.span import span_of
+from .settings import names_settings
 from .table.losses import read_number
 from .triggers import Condition
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from .checkpoint.saver import BestCheckpoint
     from .engine.membership import RankGroup
     from .journal.writer import Journal
+    from .settings import NewGoal, Unpack
 
 T = TypeVar("T")
 
@@ -108,6 +111,16 @@ class R8Scheduler(Engine):
         seed: >= 0; the same seed gives the same batches on every machine.
         clock: Returns monotonic seconds.
 
+    Attributes:
+        table: What is known of every sample: `SampleTable.loss`, `SampleTable.hardest`, `SampleTable.suspects`,
+            `SampleTable.quartiles`, `SampleTable.quarantined`.
+        schedule: The schedule, a function from progress in [0, 1] to a learning rate; ``lr`` is the rate to use now.
+        pace: The position of the run: its step, its epoch, its training time in ``pace.seconds``.
+        sentry: The guard at work: ``sentry.num_refused`` counts the losses it refused.
+        controller: The recovery at work: ``controller.lr_factor`` is the share of the scheduled rate that is used now.
+        requests: What other threads may ask of the run: `Requests.stop`, `Requests.save`, `Requests.pause`.
+        name: Name of the run, "" without one.
+
     Raises:
         ValueError: an argument outside its range, or not exactly one budget.
         TypeError: an argument of the wrong kind.
@@ -120,18 +133,20 @@ class R8Scheduler(Engine):
     (30, 3)
     """
 
+    @names_settings
     def __init__(
         self, num_samples: int, *, batch_size: int, initial_lr: float = 0.01,
         num_epochs: float | None = None, num_steps: int | None = None, train_duration_seconds: float | None = None,
-        scheduler_mode: str | Schedule = "cosine", warmup_proportion: float | None = None, min_lr: float = 0.0,
-        warmup_steps: int | None = None, decay_proportion: float | None = None, decay_shape: str = "sqrt",
+        scheduler_mode: ScheduleName | Schedule = "cosine", warmup_proportion: float | None = None, min_lr: float = 0.0,
+        warmup_steps: int | None = None, decay_proportion: float | None = None, decay_shape: ShapeName = "sqrt",
         auto_find_lr: bool = False,
-        policy: str | Policy = "balanced", estimator: str = "relative", alpha: float | None = None,
-        groups: ArrayLike | None = None, sample_ids: Sequence[Any] | None = None, last_batch: str = "short",
+        policy: PolicyName | Policy = "balanced", estimator: Literal["relative", "additive"] = "relative",
+        alpha: float | None = None, groups: ArrayLike | None = None, sample_ids: Sequence[Any] | None = None,
+        last_batch: Literal["short", "drop", "fill"] = "short",
         save_callback: Callable[..., Any] | None = None, load_callback: Callable[..., Any] | None = None,
         state_callback: Callable[[], Any] | None = None, backup_every: int | str | Condition | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None, checkpoint_every: int | str | Condition | None = None,
-        keep_checkpoints: int = 3, monitor: str | None = None, mode: str = "min",
+        keep_checkpoints: int = 3, monitor: str | None = None, mode: Literal["min", "max"] = "min",
         resume: str | os.PathLike[str] | None = None,
         guard: Guard = SpikeGuard(), recovery: Recovery = Recovery(),
         use_curses: bool = False, run_dir: str | os.PathLike[str] | bool | None = None, handle_signals: bool = True,
@@ -171,7 +186,7 @@ class R8Scheduler(Engine):
         load_callback: Callable[..., Any] | None = None,
         *,
         remap: ArrayLike | None = None,
-        **new_goal: Any,
+        **new_goal: Unpack[NewGoal],
     ) -> R8Scheduler:
         """Rebuild the scheduler of a checkpoint and continue from there, with changed arguments if any are given.
 
@@ -215,12 +230,16 @@ class R8Scheduler(Engine):
         Raises:
             RuntimeError: no batch was drawn since the last epoch number.
         """
+        is_first = True
         try:
             while True:
                 self.settle()
                 self.between_steps()
                 if self.pace.is_over:
+                    if is_first:
+                        run_state.say_if_spent(self)
                     return
+                is_first = False
                 # A batch drawn earlier and given up now may be the last of the epoch.
                 before = self._num_draws, self.pace.step
                 yield self.current_epoch
@@ -300,8 +319,9 @@ class R8Scheduler(Engine):
         """Report the loss of the batch that a loader handed out."""
         found = self.member.in_hand()
         if found is None:
+            why = "the last one was reported already; report each batch once" if self._num_draws else "draw one first"
             raise RuntimeError(
-                f"update_with_loss() was called at step {self.global_step} with no batch open; draw one first. "
+                f"update_with_loss() was called at step {self.global_step} with no batch open; {why}. "
                 "(Where an adapter of attach() trains, report() of that takes the losses.)"
             )
         try:
@@ -646,6 +666,12 @@ class R8Scheduler(Engine):
 
     def __repr__(self) -> str:
         return f"R8Scheduler(step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr={self.lr:.3g})"
+
+    def _repr_html_(self) -> str:
+        """The summary, for a notebook."""
+        import html
+
+        return f"<pre>{html.escape(self.summary())}</pre>"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Called by pickle, copy() and deepcopy().

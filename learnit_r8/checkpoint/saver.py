@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .. import events
+from .._validation import check_choice
 from ..events.bus import Announcer
 from ..triggers import Condition, Elapsed, quiet_until
 from .background import BackgroundWrite
@@ -69,8 +70,7 @@ class CheckpointSaver:
         mode: str,
         announcer: Announcer,
     ) -> None:
-        if mode not in MODES:
-            raise ValueError(f"mode must be one of {MODES}, got {mode!r}.")
+        check_choice("mode", mode, MODES)
         if monitor is not None and not (isinstance(monitor, str) and monitor):
             raise ValueError(f"monitor must be the name of a metric, got {monitor!r}.")
         self.store = store

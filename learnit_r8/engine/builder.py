@@ -10,9 +10,10 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from .._validation import whole_number
+from .._validation import check_choice, whole_number
 from ..checkpoint.callbacks import Callbacks
 from ..checkpoint.run_config import config_of
+from ..checkpoint.saver import MODES
 from ..events.bus import Announcer
 from ..guard.monitor import MOST_SUSPICION, Sentry
 from ..guard.verdict import Guard
@@ -235,7 +236,10 @@ def _plan_of(
     return plan
 
 
-def _check_methods(*, guard: Guard, recovery: Recovery, clock: Callable[[], float], **_others: object) -> None:
+def _check_methods(
+    *, guard: Guard, recovery: Recovery, clock: Callable[[], float], mode: str, **_others: object
+) -> None:
+    check_choice("mode", mode, MODES)
     for argument, value, method in (
         ("guard", guard, "judge"),
         ("guard", guard, "suspicion"),

@@ -359,7 +359,10 @@ class Engine:
         state, table = chunk.states[slot], self.table
         # As `Batch.is_out` says, without its call: this is asked at every step.
         if not (slot < chunk.drawn if state == OPEN else state == OUT_AGAIN) or chunk.table is not table:
-            raise RuntimeError(f"ticket of step {ticket.step} was reported or given up before, or is not of this run.")
+            raise RuntimeError(
+                f"ticket of step {ticket.step} was reported or given up before, or is not of this run; report each "
+                "batch once."
+            )
         reading = read_loss(loss, len(indices), part_size)
         if len(indices) == 1 and table.part_size == EXACT:
             # The loss of a single sample, without its dimension.

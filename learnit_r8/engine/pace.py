@@ -62,6 +62,9 @@ class Pace:
         self._deadline = 0.0
         self._watch = Stopwatch()
 
+    def __repr__(self) -> str:
+        return f"Pace(step {self.step} of {self.budget.steps or '?'}, epoch {self.epoch}, {self.seconds:.1f} s)"
+
     def start(self) -> None:
         """Start counting time, unless it is counted already."""
         if not self._watch.is_running:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from .._validation import did_you_mean
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.run_config import GOAL
 from .interruption import finish
@@ -163,6 +164,9 @@ def resume_from(run: Engine, resume: str | os.PathLike[str]) -> None:
     """Carry out the argument ``resume`` of `R8Scheduler`."""
     store = run.persistence.store
     if resume != "auto":
+        if not os.path.exists(resume):
+            near = did_you_mean(resume, ["auto"])
+            raise FileNotFoundError(f"resume must be 'auto' or the file of a checkpoint, got {resume!r}.{near}")
         load_checkpoint(run, resume)
     elif store is None:
         raise ValueError("resume='auto' needs a checkpoint_dir or a save_callback, got neither.")
@@ -178,4 +182,14 @@ def say_if_finished(run: Engine) -> None:
             "finished",
             f"the resumed run is finished already, at step {run.pace.step}: nothing is trained. To train more, give a "
             "larger budget; to start over, give another checkpoint_dir or resume=None.",
+        )
+
+
+def say_if_spent(run: Engine) -> None:
+    """Warn that a loop which begins now trains nothing, as when a notebook's cell is run again."""
+    if run.pace.is_finished:
+        run.announcer.warn_once(
+            "finished",
+            f"the budget was spent at step {run.pace.step}, so this loop trains nothing. To train from the start, "
+            "build another R8Scheduler (and model); to train on, resume_from_checkpoint() with a larger budget.",
         )

@@ -37,6 +37,9 @@ class Sentry:
         self._losses = self._norms = guard.begin()
         self._before_refusal = self._losses
 
+    def __repr__(self) -> str:
+        return f"Sentry({self.guard!r}, {self.num_refused} losses refused)"
+
     def begin_anew(self) -> None:
         """Reset the baseline: from here on losses have another meaning, and earlier ones are forgotten."""
         self.baseline += 1

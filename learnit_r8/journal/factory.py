@@ -38,7 +38,7 @@ def open_journal(
 
     Raises:
         TypeError: ``run_dir`` is none of these.
-        ValueError: another process writes there, or the name is empty.
+        ValueError: another process writes there, the name is empty, or a file is in the way.
         OSError: the folder cannot be made; with ``run_dir=None`` a warning says so instead.
     """
     if not (run_dir is None or isinstance(run_dir, (str, os.PathLike, bool))):
@@ -56,13 +56,16 @@ def open_journal(
         requests=requests,
     )
     if isinstance(run_dir, (str, os.PathLike)):
-        return make(run_dir)
+        try:
+            return make(run_dir)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(f"run_dir must be a folder, or a path where one can be made, got {run_dir!r}.") from error
     try:
         return make(_new_folder(runs_folder(), name))
     except OSError as error:
         if run_dir:
             raise
-        warnings.warn(f"no run folder could be made in {str(runs_folder())!r}: {error}", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"no run folder could be made in {str(runs_folder())!r}: {error}", RuntimeWarning, stacklevel=4)
         return None
 
 

@@ -17,6 +17,12 @@ from ..torch.state import random_state, random_state_of, set_random_state
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
+    from ..settings import CommonSettings, Unpack
+    from ..torch.loader import LoaderSettings
+
+    class R8LoaderSettings(CommonSettings, LoaderSettings, total=False):
+        """Settings for the scheduler and for the loader."""
+
 
 OF_LOADERS = frozenset(inspect.signature(DataLoader).parameters) - {"dataset", "batch_size"}
 """Settings that are the DataLoader's."""
@@ -53,19 +59,22 @@ class R8Loader:
     4
     """
 
-    def __init__(self, dataset: Any, *, batch_size: int, sets_lr: bool = True, **settings: Any) -> None:
+    def __init__(
+        self, dataset: Any, *, batch_size: int, sets_lr: bool = True, **settings: Unpack[R8LoaderSettings]
+    ) -> None:
         check_dataset(dataset)
-        decided = sorted({"shuffle", "sampler", "batch_sampler", "drop_last"} & set(settings))
+        given: dict[str, Any] = dict(settings)
+        decided = sorted({"shuffle", "sampler", "batch_sampler", "drop_last"} & set(given))
         if decided:
-            raise ValueError(f"{decided[0]} must be left out, the scheduler decides it, got {settings[decided[0]]!r}.")
+            raise ValueError(f"{decided[0]} must be left out, the scheduler decides it, got {given[decided[0]]!r}.")
         self.dataset = dataset
         self.batch_size = whole_number("batch_size", batch_size, least=1)
         self.adapter: Adapter | None = None
         self._saved_size: int | None = None
         self._is_chained = False
         self._sets_lr = sets_lr
-        self._of_loader = {name: settings.pop(name) for name in OF_LOADERS & set(settings)}
-        self._settings = settings
+        self._of_loader = {name: given.pop(name) for name in OF_LOADERS & set(given)}
+        self._settings = given
         self._batches: DataLoader[Any] | None = None
         self._random: Mapping[str, Any] | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .._adapters.driven_state import taken_apart
 from .._adapters.trees import from_plain, to_plain
@@ -96,7 +96,7 @@ class checkpoint:
         self,
         folder: str | os.PathLike[str],
         monitor: str | None = None,
-        mode: str = "min",
+        mode: Literal["min", "max"] = "min",
         keep: int = 1,
         min_delta: float = 0.0,
     ) -> None:

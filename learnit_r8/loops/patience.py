@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 from ..streams.event import Record, as_scalar
 from ..triggers import Elapsed
@@ -38,7 +38,7 @@ class early_stopping:
         monitor: str,
         patience: Any = 1,
         min_delta: float = 0.0,
-        mode: str = "min",
+        mode: Literal["min", "max"] = "min",
         restore_best_weights: bool = True,
     ) -> None:
         self._monitor, self._min_delta, self._mode = monitor, min_delta, mode

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from .._validation import check_choice
 from .around import Around
 from .balanced import Balanced, Quartile
 from .base import Candidates, Context, Kept, Order, Policy
@@ -18,6 +19,8 @@ from .shuffle import Shuffle
 from .steady import Steady
 
 SHUFFLE, STEADY = Shuffle(), Steady()
+
+PolicyName = Literal["balanced", "quartile", "shuffle", "match_mean", "steady", "focus"]
 
 POLICIES: Mapping[str, Policy] = {
     policy.name: policy for policy in (Balanced(), Quartile(), SHUFFLE, MatchMean(), STEADY, Focus())
@@ -38,17 +41,18 @@ def get_policy(policy: str | Policy) -> Policy:
         return policy if is_own else _Checked(policy)
     if not isinstance(policy, str):
         raise TypeError(f"policy must be a name or a Policy, got {policy!r}.")
-    if policy not in POLICIES:
-        raise ValueError(f"policy must be one of {sorted(POLICIES)} or a Policy, got {policy!r}.")
+    check_choice("policy", policy, sorted(POLICIES), " or a Policy")
     return POLICIES[policy]
 
 
-def match_mean(policy: str | Policy = "shuffle", *, tolerance: float = 0.1, max_swaps: int = 5) -> MatchMean:
+def match_mean(policy: PolicyName | Policy = "shuffle", *, tolerance: float = 0.1, max_swaps: int = 5) -> MatchMean:
     """`MatchMean` around a policy given by name or as an object."""
     return MatchMean(get_policy(policy), tolerance, max_swaps)
 
 
-def even_groups(policy: str | Policy = "balanced", *, exponent: float = 0.5, most_often: float = 10.0) -> EvenGroups:
+def even_groups(
+    policy: PolicyName | Policy = "balanced", *, exponent: float = 0.5, most_often: float = 10.0
+) -> EvenGroups:
     """`EvenGroups` around a policy given by name or as an object."""
     return EvenGroups(get_policy(policy), exponent, most_often)
 

@@ -459,7 +459,8 @@ class RecoveryController:
     def summary(self) -> str:
         """What recovery has done and is still doing, as text for people; "" if nothing."""
         state = self._state
-        parts = [f"model restored {self.num_restored} times"] if self.num_restored else []
+        times = "once" if self.num_restored == 1 else f"{self.num_restored} times"
+        parts = [f"model restored {times}"] if self.num_restored else []
         if state.factor != 1:
             parts.append(f"learning rate x {self.lr_factor:.3g} after a refused loss, returning to 1")
         if state.ceiling is not None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._validation import check_choice
 from ..policies.base import Context, Outlook, Policy
 from ..table.records import PATIENCE
 from ..table.table import SampleTable
@@ -51,8 +52,7 @@ class Plan:
 
     def __init__(self, table: SampleTable, *, policy: Policy, seed: int = 0, last_batch: str = "short") -> None:
         size, batch = table.num_samples, table.batch_size
-        if last_batch not in LAST_BATCH:
-            raise ValueError(f"last_batch must be one of {LAST_BATCH}, got {last_batch!r}.")
+        check_choice("last_batch", last_batch, LAST_BATCH)
         if last_batch == "drop" and size < batch:
             raise ValueError(f"last_batch='drop' needs num_samples >= batch_size={batch}, got {size}.")
         self.table = table

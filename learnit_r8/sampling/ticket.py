@@ -32,6 +32,10 @@ class Ticket(NamedTuple):
     draw: int
     batch: Batch
 
+    def __repr__(self) -> str:
+        some = ", ".join(map(str, self.indices[:4])) + (", ..." if len(self.indices) > 4 else "")
+        return f"Ticket(step {self.step}, epoch {self.epoch}, {len(self.indices)} samples: {some}; lr={self.lr:.3g})"
+
 
 class Outcome(NamedTuple):
     """The outcome of a report; true if the optimizer's step is to be applied, false if a loop must skip it.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from .._validation import is_number
+from .._validation import check_choice, is_number
 
 Schedule = Callable[[float], float]
 """Maps progress, the finished share of the budget in [0, 1], to a learning rate."""
@@ -26,7 +26,10 @@ SHAPES: dict[str, Callable[[float], float]] = {
 }
 """Shapes of the decay of "wsd" and of a cool-down: what is left after a share of it, both in [0, 1]."""
 
-MODES = ("linear", "cosine", "constant", "one_cycle", "wsd")
+ScheduleName = Literal["linear", "cosine", "constant", "one_cycle", "wsd"]
+ShapeName = Literal["linear", "sqrt", "cosine"]
+
+MODES: tuple[ScheduleName, ...] = ("linear", "cosine", "constant", "one_cycle", "wsd")
 OPEN_MODES = ("wsd", "constant")
 """Modes of a run whose end is not known: their rates before the decay do not depend on it."""
 
@@ -66,8 +69,7 @@ class Warmup:
     floor: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.decay not in DECAYS:
-            raise ValueError(f"decay must be one of {sorted(DECAYS)}, got {self.decay!r}.")
+        check_choice("decay", self.decay, sorted(DECAYS))
         _check_shape(self.peak_lr, self.warmup, self.floor)
         if not 0 <= self.start <= 1:
             raise ValueError(f"start must be in [0, 1], got {self.start!r}.")
@@ -197,8 +199,7 @@ def make_schedule(
         return mode  # type: ignore[no-any-return]
     if not isinstance(mode, str):
         raise TypeError(f"scheduler_mode must be one of {MODES} or a function of progress, got {mode!r}.")
-    if mode not in MODES:
-        raise ValueError(f"scheduler_mode must be one of {MODES} or a function of progress, got {mode!r}.")
+    check_choice("scheduler_mode", mode, MODES, " or a function of progress")
     if mode == "one_cycle":
         return OneCycle(initial_lr, warmup=0.3 if warmup_proportion is None else warmup_proportion, floor=min_lr)
     warmup = 0.05 if warmup_proportion is None else warmup_proportion

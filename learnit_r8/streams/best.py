@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from .event import Record, number
 
@@ -61,7 +61,7 @@ class Best:
         (self._model if model is None else model).load_state_dict(self.weights)
 
 
-def best(key: str, mode: str = "min", min_delta: float = 0.0) -> Best:
+def best(key: str, mode: Literal["min", "max"] = "min", min_delta: float = 0.0) -> Best:
     """Make a stage that remembers the best event and its weights; see `Best` for what it can tell.
 
     Args:

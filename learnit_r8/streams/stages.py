@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 from .._validation import whole_number
 from ..triggers import Condition, Elapsed, ElapsedCounter
@@ -165,7 +165,7 @@ def tick(fn: Callable[[], object], every: int | Condition = 1, start: int | None
     return tap(lambda event: fn(), every, start)
 
 
-def early_stop(key: str, patience: int, mode: str = "min", min_delta: float = 0.0) -> Stage:
+def early_stop(key: str, patience: int, mode: Literal["min", "max"] = "min", min_delta: float = 0.0) -> Stage:
     """End the stream with the event that is the ``patience``-th in a row without a better value.
 
     A value that is not finite is never the best one, and uses up patience.

@@ -1,8 +1,9 @@
-"""Figures of the samples: quarters by loss, moves between them, and histograms; pure functions of arrays."""
+"""Figures of the samples: quarters by loss, moves between them, histograms, tables in HTML; pure functions."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,3 +114,16 @@ def top(values: Floats, count: int) -> NDArray[np.int64]:
 def rounded(value: Any) -> float:
     """Round to five digits: as many as a screen shows, in half the bytes."""
     return float(f"{float(value):.5g}")
+
+
+def html_table(caption: str, headings: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table in HTML, for notebooks; every text in it is escaped."""
+    import html
+
+    def line(tag: str, cells: Iterable[Any]) -> str:
+        texts = (f"{cell:.4g}" if isinstance(cell, (float, np.floating)) else str(cell) for cell in cells)
+        return "<tr>" + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts) + "</tr>"
+
+    body = "".join(line("td", row) for row in rows)
+    names = (name.replace("_", " ") for name in headings)
+    return f"<table><caption>{html.escape(caption)}</caption>{line('th', names)}{body}</table>"

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .figures import html_table
 from .mixture import Humps, find_humps
 
 LEAST_USES = 4
@@ -32,6 +33,9 @@ entropy is -log(p) above that of an untrained model. Rare classes that are still
 
 GROUP_SHARE = 1.5
 """Largest share of suspects in a group, relative to that in all samples: a rare class is hard, not wrong."""
+
+MOST_SHOWN = 50
+"""Samples in a notebook's table."""
 
 ALWAYS_HIGH, RISING, MEMORISED = "always high", "rising", "memorised"
 
@@ -58,6 +62,17 @@ class Suspects(NamedTuple):
     noise_rate: float
     noise_range: tuple[float, float]
     reason: str
+
+    def __repr__(self) -> str:
+        if self.reason:
+            return f"Suspects(none: {self.reason})"
+        some = ", ".join(map(str, self.indices[:8])) + (", ..." if len(self.indices) > 8 else "")
+        return f"Suspects({len(self.indices)} samples, {self.noise_rate:.1%} of those judged: {some})"
+
+    def _repr_html_(self) -> str:
+        """The most suspect samples, for a notebook."""
+        rows = zip(self.indices, self.mean_loss, self.score, self.why, strict=True)
+        return html_table(repr(self), ("sample", "mean loss", "score", "why"), list(rows)[:MOST_SHOWN])
 
 
 class Suspicion(NamedTuple):

@@ -64,13 +64,26 @@ def read_loss(loss: Any, batch_size: int, part_size: int | None = None) -> Readi
             if part_size
             else f"one loss for each of the {batch_size} samples"
         )
-        raise ValueError(f"loss must be a number or have shape ({parts},), {what}, got shape {values.shape}.")
+        raise ValueError(
+            f"loss must be a number or have shape ({parts},), {what}, got shape {values.shape}."
+            f"{_way_to_shape(parts, values.shape)}"
+        )
     if size == EXACT:
         total = _sum(values)
     else:
         last = batch_size - (parts - 1) * size
         total = _sum(values[:-1]) * size + float(values[-1]) * last
     return Reading(total / batch_size, values, size, float(values.min()))
+
+
+def _way_to_shape(count: int, shape: tuple[int, ...]) -> str:
+    """A sentence on how to make one loss for each sample of an array of this shape; "" if that is unclear."""
+    if shape == (count, 1):
+        return " Add .squeeze(1)."
+    if len(shape) > 1 and shape[0] == count:
+        axes = 1 if len(shape) == 2 else tuple(range(1, len(shape)))
+        return f" Average several losses of a sample with .mean({axes}); scores of classes are no losses."
+    return ""
 
 
 def _read_float32(losses: NDArray[np.float32]) -> Reading:

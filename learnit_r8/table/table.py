@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._validation import is_number, whole_number
+from .._validation import check_choice, is_number, whole_number
 from . import estimators
 from .exclusions import Exclusions
+from .figures import html_table
 from .holder import ReportHolder
 from .label_noise import Suspects, find_suspects
 from .losses import EXACT, WHOLE_BATCH, source_of
@@ -66,8 +67,7 @@ class SampleTable:
     ) -> None:
         self.num_samples = num_samples = whole_number("num_samples", num_samples, least=1)
         self.batch_size = batch_size = whole_number("batch_size", batch_size, least=1)
-        if estimator not in ESTIMATORS:
-            raise ValueError(f"estimator must be one of {sorted(ESTIMATORS)}, got {estimator!r}.")
+        check_choice("estimator", estimator, sorted(ESTIMATORS))
         if alpha is not None and not (is_number(alpha) and 0 < alpha <= 1):
             raise ValueError(f"alpha must be in (0, 1], got {alpha!r}.")
         self.estimator = estimator
@@ -98,6 +98,14 @@ class SampleTable:
 
     def __len__(self) -> int:
         return self.num_samples
+
+    def __repr__(self) -> str:
+        return f"SampleTable({self.num_samples:,} samples, losses: {self.source})"
+
+    def _repr_html_(self) -> str:
+        """The quarters of the samples, for a notebook."""
+        rows = [(f"Q{place}", q.low, q.high, q.mean, q.uses) for place, q in enumerate(self.quartiles(), start=1)]
+        return html_table(repr(self), ("", "lowest loss", "highest", "mean", "mean uses"), rows)
 
     @property
     def source(self) -> str:

@@ -22,7 +22,9 @@ from .stepper import Stepper
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
+    from ..settings import Unpack
     from .distributed.together import Sharing
+    from .loader import LoaderSettings
 
 MEAN_LOSS = "losses of samples are estimated from batch means; with reduction='none' they would be known."
 
@@ -103,12 +105,18 @@ class Adapter:
         readback = self._losses.readback
         return 0 if readback is None else readback.num_waits
 
+    def __repr__(self) -> str:
+        return f"Adapter({self.scheduler!r})"
+
     def epochs(self) -> Iterator[int]:
         """Yield epoch numbers, 0-based, until the budget is spent."""
+        if self.finished:
+            # Says so, and yields nothing.
+            yield from self.scheduler.epoch_iterator()
         while not self.finished:
             yield self.scheduler.current_epoch
 
-    def loader(self, *, numbered: bool = False, **settings: Any) -> DataLoader[Any]:
+    def loader(self, *, numbered: bool = False, **settings: Unpack[LoaderSettings]) -> DataLoader[Any]:
         """A `DataLoader` over the data set; an error of one of its samples names the sample.
 
         ``accelerator.prepare`` leaves it as it is: it gives each process its part, on its device.

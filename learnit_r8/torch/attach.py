@@ -10,6 +10,7 @@ from .._adapters.group_rates import GroupRates, rates_of
 from .._adapters.host import check_scheduler
 from .._validation import is_number, whole_number
 from ..checkpoint.callbacks import Callbacks
+from ..settings import names_settings
 from .adapter import Adapter
 from .distributed.single_process import SingleProcess
 from .distributed.together import Sharing, Together, sharing_here
@@ -18,8 +19,10 @@ from .stepper import Stepper
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
+    from ..settings import SchedulerSettings, Unpack
 
 
+@names_settings
 def attach(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -34,7 +37,7 @@ def attach(
     sets_lr: bool = True,
     ahead: int = 0,
     sharing: Sharing | None = None,
-    **settings: Any,
+    **settings: Unpack[SchedulerSettings],
 ) -> Adapter:
     """Let a scheduler draw the batches of a training, set its learning rate, and keep its model.
 
@@ -86,8 +89,8 @@ def attach(
     rates = _checked_rates(optimizer) if sets_lr and owner is None else None
     sharing = sharing_here() if sharing is None else sharing
     state = ModelState(model, optimizer, scaler=scaler, ema=ema, rank=sharing.rank)
-    settings = sharing.settings(settings)
-    r8 = _new_scheduler(size, state, settings, optimizer) if scheduler is None else _checked(scheduler, size, settings)
+    own = sharing.settings(dict(settings))
+    r8 = _new_scheduler(size, state, own, optimizer) if scheduler is None else _checked(scheduler, size, own)
     sharing.check(r8, model, accumulate=accumulate)
     _adopt(r8, model, state)
     _expect_loading(optimizer, rates)
@@ -189,6 +192,11 @@ def _new_scheduler(size: int, state: ModelState, settings: dict[str, Any], optim
     if settings.get("checkpoint_dir") is not None:
         ours["save_callback"] = state.save
     highest = max(float(group["lr"]) for group in optimizer.param_groups)
+    if "initial_lr" not in settings and not highest > 0:
+        raise ValueError(
+            f"optimizer must have a learning rate > 0, got {highest!r}, where a training that has ended leaves it; "
+            "make the optimizer anew, or give initial_lr."
+        )
     return R8Scheduler(size, **{**ours, "initial_lr": highest, **settings})
 
 

@@ -20,6 +20,15 @@ from .training_arguments import BUDGETS, budget_of, check_sampling, saved_batch_
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
+    from ..settings import CommonSettings
+
+    class TrainerSettings(CommonSettings, total=False):
+        """Settings that do not come from the TrainingArguments."""
+
+        sets_lr: bool
+        ema: Any
+
+
 DECIDED = ("batch_size", "accumulate", "max_grad_norm", "ahead")
 """Settings that come from the TrainingArguments."""
 
@@ -50,7 +59,7 @@ class R8Mixin:
             in ``optimizers``.
     """
 
-    def __init__(self, *args: Any, r8: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, r8: TrainerSettings | None = None, **kwargs: Any) -> None:
         self._r8_settings = _checked({} if r8 is None else r8)
         self._r8_adapter: Adapter | None = None
         self._r8_shifts: bool | None = None

@@ -84,6 +84,28 @@ def test_arguments_of_attach(arguments, error, message):
         attached(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("lr", "initial_lr"), ("nmu_epochs", "num_epochs"), ("accumulation", "accumulate")]
+)
+def test_wrong_keyword_of_attach_leads_to_the_right_one(wrong, right):
+    """Both those of attach() and those of the scheduler are suggested."""
+    with pytest.raises(TypeError, match=rf"attach\(\) got an unexpected .* '{wrong}'\. Did you mean '{right}'\?"):
+        attached(**{wrong: 1})
+
+
+def test_notebook_cells_run_twice_say_what_happened():
+    """The loop trains nothing more, and the optimizer has the last rate of a schedule, which is 0."""
+    model = classifier()
+    optimizer = sgd(model)
+    adapter = attached(model, optimizer, scheduler_mode="linear")
+    train(adapter, model)
+
+    with pytest.warns(RuntimeWarning, match="the budget was spent at step"):
+        assert list(adapter.epochs()) == []
+    with pytest.raises(ValueError, match=r"learning rate > 0, got 0\.0, where a training that has ended leaves it"):
+        attached(model, optimizer)
+
+
 def test_optimizer_that_learns_nothing():
     """A rate of 0 is no peak for a schedule."""
     model = classifier()

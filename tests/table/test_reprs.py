@@ -1,0 +1,93 @@
+"""What tables, tickets and suspects look like to a person, in a terminal and in a notebook."""
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+
+from learnit_r8 import R8Scheduler
+from learnit_r8.table.figures import html_table
+from learnit_r8.table.label_noise import Suspects
+
+
+class Cells(HTMLParser):
+    """The texts of a table's cells, and the tags that are not closed."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.texts, self.open = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def trained():
+    r8 = R8Scheduler(100, batch_size=10, num_epochs=1)
+    for _ in r8.epoch_iterator():
+        for indices, _ in r8.batch_iterator():
+            r8.update_with_loss(1.0 + indices / 100)
+    return r8
+
+
+def suspects(count=60):
+    some = np.arange(count)
+    return Suspects(some, some.astype(np.float32), some / count, ("always high",) * count, 0.05, (0.04, 0.06), "")
+
+
+def test_ticket_is_short():
+    """One line, without the internals of the plan."""
+    ticket = R8Scheduler(100, batch_size=10, num_epochs=1).draw()
+
+    assert re.fullmatch(r"Ticket\(step 0, epoch 0, 10 samples: (\d+, ){4}\.\.\.; lr=0\.001\)", repr(ticket))
+
+
+def test_table_says_what_its_losses_rest_on():
+    r8 = trained()
+
+    assert repr(r8.table) == "SampleTable(100 samples, losses: exact)"
+
+
+def test_table_shows_its_quarters_in_a_notebook():
+    cells = Cells(trained().table._repr_html_())
+
+    assert not cells.open
+    assert [text for text in cells.texts if text in ("Q1", "Q2", "Q3", "Q4")] == ["Q1", "Q2", "Q3", "Q4"]
+    assert "1.99" in cells.texts
+
+
+def test_scheduler_shows_its_summary_in_a_notebook():
+    r8 = trained()
+
+    assert Cells(r8._repr_html_()).texts == [r8.summary()]
+
+
+def test_suspects_are_counted():
+    assert repr(suspects()) == "Suspects(60 samples, 5.0% of those judged: 0, 1, 2, 3, 4, 5, 6, 7, ...)"
+    assert "too few" in repr(suspects()._replace(reason="too few uses."))
+
+
+def test_notebook_shows_the_most_suspect_only():
+    """A notebook is not filled with a thousand rows."""
+    assert Cells(suspects()._repr_html_()).texts.count("always high") == 50
+
+
+def test_parts_of_a_scheduler_say_where_they_are():
+    r8 = trained()
+
+    assert repr(r8.pace).startswith("Pace(step 10 of 10, epoch 1, ")
+    assert repr(r8.sentry).endswith(", 0 losses refused)")
+
+
+def test_texts_of_a_table_are_escaped():
+    """A label may hold anything."""
+    page = html_table("<b>", ["a_b"], [["<script>"], [0.123456]])
+
+    assert "<script>" not in page
+    assert Cells(page).texts == ["<b>", "a b", "<script>", "0.1235"]
