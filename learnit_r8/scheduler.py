@@ -230,16 +230,13 @@ class R8Scheduler(Engine):
         Raises:
             RuntimeError: no batch was drawn since the last epoch number.
         """
-        is_first = True
+        run_state.say_if_spent(self)
         try:
             while True:
                 self.settle()
                 self.between_steps()
                 if self.pace.is_over:
-                    if is_first:
-                        run_state.say_if_spent(self)
                     return
-                is_first = False
                 # A batch drawn earlier and given up now may be the last of the epoch.
                 before = self._num_draws, self.pace.step
                 yield self.current_epoch

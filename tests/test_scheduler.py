@@ -98,7 +98,8 @@ def test_num_steps_may_end_in_mid_epoch():
     r8 = make(10, num_steps=7)
 
     assert [epoch for epoch, _, _ in train(r8)] == [0, 0, 0, 1, 1, 1, 2]
-    assert (r8.phase, list(r8.epoch_iterator()), list(r8.batch_iterator())) == ("finished", [], [])
+    with pytest.warns(RuntimeWarning, match="the budget was spent at step 7"):
+        assert (r8.phase, list(r8.epoch_iterator()), list(r8.batch_iterator())) == ("finished", [], [])
 
 
 def test_break_goes_on_in_the_same_epoch():

@@ -187,7 +187,7 @@ def say_if_finished(run: Engine) -> None:
 
 def say_if_spent(run: Engine) -> None:
     """Warn that a loop which begins now trains nothing, as when a notebook's cell is run again."""
-    if run.pace.is_finished:
+    if run.pace.is_finished and not run.pace.is_stopped:
         run.announcer.warn_once(
             "finished",
             f"the budget was spent at step {run.pace.step}, so this loop trains nothing. To train from the start, "

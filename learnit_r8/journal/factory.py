@@ -38,7 +38,7 @@ def open_journal(
 
     Raises:
         TypeError: ``run_dir`` is none of these.
-        ValueError: another process writes there, the name is empty, or a file is in the way.
+        ValueError: another process writes there, or the name is empty.
         OSError: the folder cannot be made; with ``run_dir=None`` a warning says so instead.
     """
     if not (run_dir is None or isinstance(run_dir, (str, os.PathLike, bool))):
@@ -59,7 +59,7 @@ def open_journal(
         try:
             return make(run_dir)
         except (FileExistsError, NotADirectoryError) as error:
-            raise ValueError(f"run_dir must be a folder, or a path where one can be made, got {run_dir!r}.") from error
+            raise type(error)(f"run_dir must be a folder, or a path where one can be made, got {run_dir!r}.") from error
     try:
         return make(_new_folder(runs_folder(), name))
     except OSError as error:

@@ -441,7 +441,7 @@ def test_update_with_loss_of_a_wrong_shape():
     r8.update_with_loss(true_losses(indices))
 
     assert r8.global_step == 1
-    with pytest.raises(RuntimeError, match="no batch open; draw one first"):
+    with pytest.raises(RuntimeError, match="with no batch open"):
         r8.update_with_loss(1.0)
 
 

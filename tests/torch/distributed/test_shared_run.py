@@ -363,7 +363,8 @@ def test_the_clock_of_rank_0_rules():
     def job(ranks):
         clock = TickingClock(0.01 if ranks.rank == 0 else 5.0)
         shared = SharedRun(make(48, batch_size=8, train_duration_seconds=0.4, clock=clock), ranks, every=2)
-        return len(follow(shared)), shared.r8.pace.seconds, [lr for _, lr, _ in follow(shared)]
+        followed = follow(shared)
+        return len(followed), shared.r8.pace.seconds, [lr for _, lr, _ in followed]
 
     [one, other] = in_threads(2, job)
 
