@@ -55,8 +55,8 @@ class FakeTable:
         self.table.learn(np.arange(NUM_SAMPLES), self.losses(epoch), None, np.full(NUM_SAMPLES, self.table.trend))
 
     def survey(self, step, seconds, epoch, *, epoch_ended):
-        batch = np.random.default_rng(step).integers(0, NUM_SAMPLES, BATCH_SIZE)
-        fields = self.surveyor.survey(seconds, epoch=epoch, epoch_ended=epoch_ended, last_batch=batch)
+        shares = (0.25, 0.242, 0.258, 0.25)
+        fields = self.surveyor.survey(seconds, epoch=epoch, epoch_ended=epoch_ended, batch_share=shares)
         return events.SamplesSurveyed(step, seconds, **fields)
 
 

@@ -20,7 +20,7 @@ _HOME = {"watch": "screens", "replay": "screens", "ls": "status"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command.
+    """Run a command; without one, print the help.
 
     Args:
         arguments: By default those of the program.
@@ -32,7 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sys.stdout is None:
         # Started with stdout closed: the caller wants the exit code.
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, for as long as the program runs
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 0
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             # A character that the terminal cannot encode must not end the command.
@@ -55,21 +59,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from .. import __version__
+    from .arguments import Parser
 
-    parser = argparse.ArgumentParser("learnit-r8", description=DESCRIPTION, epilog=EPILOG)
+    parser = Parser("learnit-r8", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"learnit-r8 {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    def add(name: str, text: str, *, run: bool = True) -> argparse.ArgumentParser:
+    def add(name: str, text: str, *, run: bool = True, json: bool = True) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", epilog=EPILOG)
         if run:
             command.add_argument("run", nargs="?", metavar="RUN", help="which run; by default the newest")
+        if json:
+            command.add_argument("--json", action="store_true", help="for programs, as strict JSON")
         return command
 
     _add_screens(add("watch", "show a run on the screen while it goes on"), add("replay", "show a run again"))
-    status = add("status", "one line on a run; the exit code tells its state")
-    status.add_argument("--json", action="store_true", help="as a JSON object")
+    add("status", "one line on a run; the exit code tells its state")
     add("ls", "list the runs in a folder, newest first").add_argument("--top", type=_count, default=20, metavar="K")
+    compare = add("compare", "two runs beside each other, and the settings that differ", run=False)
+    compare.add_argument("runs", nargs=2, metavar="RUN", help="which runs")
     samples = add("samples", "the samples with the highest loss, or those that look mislabelled")
     samples.add_argument("--suspects", action="store_true", help="those that look mislabelled, most suspect first")
     samples.add_argument("--top", type=_count, metavar="K", help="how many (default 50; all the suspects)")
@@ -79,17 +87,21 @@ def _parser() -> argparse.ArgumentParser:
         help="of the file of this epoch, from 1; by default the newest; the one with most suspects",
     )
     samples.add_argument("--csv", action="store_true", help="as CSV")
-    export = add("export", "the numbers of a run, as CSV or JSON lines")
+    export = add("export", "the numbers of a run, as CSV or JSON lines", json=False)
     export.add_argument("--of", choices=("steps", "epochs", "metrics", "events"), default="steps")
     export.add_argument("--format", choices=("csv", "jsonl"), default="csv")
+    export.add_argument("--json", action="store_const", const="jsonl", dest="format", help="as --format jsonl")
     export.add_argument("--out", metavar="FILE", help="by default standard output")
     report = add("report", "a page on a run, in one HTML file that needs nothing else")
-    report.add_argument("--html", required=True, metavar="OUT", help="the file to write")
+    report.add_argument("--html", metavar="OUT", help="the file to write; by default report.html in the run folder")
+    report.add_argument("--open", action="store_true", help="show it in the browser")
     _add_ask(add("ask", "ask a running training for a cool-down, a pause, a checkpoint or its end"))
-    demo = add("demo", "a fake training without a framework, to see the screen", run=False)
+    demo = add("demo", "a fake training without a framework, to see the screen", run=False, json=False)
     demo.add_argument("--seconds", type=_positive, default=60.0, help="how long it takes, about (default 60)")
     demo.add_argument("--run-dir", metavar="DIR", help="its run folder; by default one that is deleted at the end")
     add("doctor", "what this terminal and this Python can do", run=False)
+    completion = add("completion", "a script that completes commands in a shell", run=False, json=False)
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     return parser
 
 

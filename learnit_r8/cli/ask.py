@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
 
 from ..journal.requests import ask as write_request
@@ -21,8 +22,11 @@ def ask(options: argparse.Namespace) -> int:
     until = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < until:
         if not path.exists():
-            print(f"{options.kind}: the run has read it and answers after its step")
-            return 0
+            return _answered(options, True, "the run has read it and answers after its step")
         time.sleep(0.05)
-    print(f"{options.kind}: not read yet; the request stays in {path}")
-    return 3
+    return _answered(options, False, f"not read yet; the request stays in {path}")
+
+
+def _answered(options: argparse.Namespace, is_read: bool, text: str) -> int:
+    print(json.dumps({"request": options.kind, "is_read": is_read}) if options.json else f"{options.kind}: {text}")
+    return 0 if is_read else 3

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..journal.run import Run, is_run
 from ..scheduler import R8Scheduler
 
 NUM_SAMPLES, BATCH_SIZE, EPOCHS = 6000, 64, 20
 MISLABELLED_SHARE, FORGETFUL_SHARE = 0.03, 0.05
 POISON_PROGRESS = 0.4
+NAME = "demo"
 
 
 class FakeModel:
@@ -59,12 +61,14 @@ class FakeModel:
 
 def demo(options: argparse.Namespace) -> int:
     """Train for about ``--seconds``, with the screen where there is a terminal."""
+    if options.run_dir and is_run(Path(options.run_dir)) and Run(options.run_dir).name != NAME:
+        raise ValueError(f"--run-dir must not be the folder of another run, got {options.run_dir!r}.")
     with tempfile.TemporaryDirectory(prefix="r8-demo-") as scratch:
         run(options.run_dir or Path(scratch) / "demo", options.seconds)
     if not options.run_dir:
         print("the demo's run folder is deleted again; --run-dir DIR keeps it")
     else:
-        print(f"now: learnit-r8 replay {options.run_dir}, or learnit-r8 report {options.run_dir} --html report.html")
+        print(f"now: learnit-r8 replay {options.run_dir}, or learnit-r8 report {options.run_dir} --open")
     return 0
 
 
@@ -75,7 +79,7 @@ def run(
     model = FakeModel()
     names = [f"train/{number % 10}/{number:05d}.png" for number in range(NUM_SAMPLES)]
     with R8Scheduler(
-        NUM_SAMPLES, batch_size=BATCH_SIZE, num_epochs=EPOCHS, initial_lr=0.1, sample_ids=names, name="demo",
+        NUM_SAMPLES, batch_size=BATCH_SIZE, num_epochs=EPOCHS, initial_lr=0.1, sample_ids=names, name=NAME,
         state_callback=model.get, load_callback=model.load, use_curses=use_curses, run_dir=folder,
     ) as r8:  # fmt: skip
         began, is_poisoned = time.monotonic(), False

@@ -15,8 +15,10 @@ from pathlib import Path
 
 from .. import __version__
 from ..dashboard.choice import why_plain
+from ..dashboard.terminal.screen import screen_encoding
 from ..dashboard.text import clean
 from ..dashboard.theme import choose_theme
+from ..events.codec import strict_json
 from ..journal.run import runs_folder, runs_in
 
 PACKAGES = ("numpy", "torch", "tensorflow", "keras", "jax", "flax", "optax")
@@ -25,6 +27,9 @@ VARIABLES = ("TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "CI", "R8_UI", "R8_
 
 def doctor(options: argparse.Namespace) -> int:
     """Print a line for every finding, with a hint where something is missing."""
+    if options.json:
+        print(strict_json(dict(findings())))
+        return 0
     for name, text in findings():
         print(f"{name:<12} {clean(text)}")
     return 0
@@ -52,7 +57,7 @@ def _terminal() -> Iterator[tuple[str, str]]:
     yield "environment", ", ".join(known) or "nothing set"
     encoding = getattr(sys.stdout, "encoding", None) or "ascii"
     yield "locale", f"{locale.setlocale(locale.LC_CTYPE)}, output in {encoding}"
-    theme = choose_theme(encoding=encoding)
+    theme = choose_theme(encoding=screen_encoding())
     yield "drawing", f"{theme.name}, {theme.glyphs.name}, {theme.num_colours or 'no'} colours"
     has_curses = importlib.util.find_spec("_curses") is not None
     advice = ": pip install windows-curses" if sys.platform == "win32" else ""

@@ -15,7 +15,7 @@ from ..dashboard.text import clean
 from ..events import EpochDone, Event, MetricsLogged, StepsDone
 from ..events.codec import strict_json
 from ..journal.reader import Record
-from ..journal.run import Run, find_run
+from ..journal.run import Run, find_run, free_of_runs
 
 Row = dict[str, Any]
 
@@ -37,7 +37,7 @@ def export(options: argparse.Namespace) -> int:
 def _opened(out: str | None) -> contextlib.AbstractContextManager[TextIO]:
     if out is None:
         return contextlib.nullcontext(sys.stdout)
-    return open(out, "w", encoding="utf-8", newline="")
+    return open(free_of_runs(out), "w", encoding="utf-8", newline="")
 
 
 def _fields(kind: type[Event], records: Iterable[Record]) -> Iterator[Row]:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import sys
 
 from ..dashboard.text import clean
-from ..journal.run import find_run
+from ..events.codec import strict_json
+from ..journal.run import find_run, free_of_runs
 from ..report import write_report
 
 
 def report(options: argparse.Namespace) -> int:
-    """Write the page and print its path."""
-    path = write_report(find_run(options.run), Path(options.html))
-    print(clean(f"{path} ({path.stat().st_size / 1000:,.0f} kB)"))
+    """Write the page, beside the run unless a file is given, and print its path; open it where that is asked for."""
+    folder = find_run(options.run)
+    path = write_report(folder, free_of_runs(options.html or folder / "report.html"))
+    size = path.stat().st_size
+    print(
+        strict_json({"report": str(path), "bytes": size}) if options.json else clean(f"{path} ({size / 1000:,.0f} kB)")
+    )
+    if options.open:
+        import webbrowser
+
+        if not webbrowser.open(path.resolve().as_uri()):
+            print("learnit-r8 report: no browser could be opened", file=sys.stderr)
     return 0

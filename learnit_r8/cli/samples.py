@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..dashboard.export import write_csv
 from ..dashboard.text import clean, fit, number, width_of
+from ..events.codec import strict_json
 from ..journal.run import Run, UnreadableRun, find_run
 from ..journal.samples import Samples, most_suspects, read_samples, sample_epochs
 from ..table.label_noise import Suspects
@@ -33,6 +34,11 @@ def samples(options: argparse.Namespace) -> int:
         found = next(readable(run, epochs[::-1]))
         rows, columns = rows_of(found, found.hardest(options.top or HARDEST)), COLUMNS
         about = f"losses: {trust(found)}"
+    if options.json:
+        facts = {"run": str(run.folder), "epoch": found.epoch, "step": found.step, "losses": trust(found)}
+        listed = [dict(zip(columns, row, strict=True)) for row in rows]
+        print(strict_json({**facts, "samples": listed}, non_finite=lambda value: None))
+        return 0
     if options.csv:
         write_csv(sys.stdout, columns, rows)
         return 0

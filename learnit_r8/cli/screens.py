@@ -22,8 +22,9 @@ from ..dashboard.terminal.terminal_hooks import EndingSignals
 from ..dashboard.text import clean
 from ..dashboard.theme import Theme, choose_theme
 from ..dashboard.watch import Watch
+from ..events.codec import to_json
 from ..journal.run import UnreadableRun, find_run
-from .status import EXIT_CODES, line_of
+from .status import EXIT_CODES, line_of, print_facts
 
 SIZE = (120, 40)
 FOLLOW_SECONDS = 0.5
@@ -37,10 +38,12 @@ def watch(options: argparse.Namespace) -> int:
         The exit code of ``status`` when the viewer is left.
     """
     owner = Watch(find_run(options.run))
-    if options.once:
+    if options.once and options.json:
+        print_facts(owner.run, owner.view)
+    elif options.once:
         _print_once(owner, options, "watch")
-    elif why_plain():
-        _follow(owner)
+    elif options.json or why_plain():
+        _follow(owner, as_json=options.json)
     else:
         _show(owner, options, "watch")
     return EXIT_CODES[owner.run.state().word]
@@ -49,27 +52,30 @@ def watch(options: argparse.Namespace) -> int:
 def replay(options: argparse.Namespace) -> int:
     """Show a run again; without a terminal, print its last picture."""
     owner = Replay(find_run(options.run), speed=options.speed, to_step=options.to)
-    if options.once or why_plain():
+    if options.once or options.json or why_plain():
         owner.jump()
-        _print_once(owner, options, "replay")
+        print_facts(owner.run, owner.view) if options.json else _print_once(owner, options, "replay")
     else:
         _show(owner, options, "replay")
     return 0
 
 
-def _theme(options: argparse.Namespace) -> Theme:
-    encoding = sys.stdout.encoding or "ascii"
-    return choose_theme(encoding=encoding, name=options.theme, glyphs="ascii" if options.ascii else None)
+def _theme(options: argparse.Namespace, encoding: str = "") -> Theme:
+    return choose_theme(
+        encoding=encoding or sys.stdout.encoding or "ascii",
+        name=options.theme,
+        glyphs="ascii" if options.ascii else None,
+    )
 
 
 def _show(owner: Any, options: argparse.Namespace, mode: str) -> None:
     """Draw on the terminal until the person leaves."""
     # Loaded here, because a machine may have no curses.
-    from ..dashboard.terminal.screen import Screen, UnusableTerminal
+    from ..dashboard.terminal.screen import Screen, UnusableTerminal, screen_encoding
     from ..dashboard.terminal.tty_modes import TtyModes
 
     ui = UiState(mode=mode, view=options.view)
-    painter = Painter(Screen(_theme(options), TtyModes()), owner, ui)
+    painter = Painter(Screen(_theme(options, screen_encoding()), TtyModes()), owner, ui)
     try:
         with EndingSignals(), _drawing(), contextlib.suppress(KeyboardInterrupt):
             painter.run()
@@ -100,20 +106,29 @@ def _print_once(owner: Any, options: argparse.Namespace, mode: str) -> None:
         print("".join(span.text for span in line).rstrip())
 
 
-def _follow(owner: Watch) -> None:
-    """Print a line for every event and every minute until the run ends."""
-    print(line_of(owner.run, owner.view, owner.state), flush=True)
-    last = time.monotonic()
+def _follow(owner: Watch, *, as_json: bool = False) -> None:
+    """Print a line for every event and every minute until the run ends; as JSON, every event and nothing else."""
+
+    def say() -> str:
+        line = line_of(owner.run, owner.view, owner.run.state())
+        if not as_json:
+            print(line, flush=True)
+        return line
+
+    said_last, last = say(), time.monotonic()
     with contextlib.suppress(KeyboardInterrupt):
         while owner.run.state().word in ("running", "stalled", "empty"):
             time.sleep(FOLLOW_SECONDS)
             for event in owner.events():
                 owner.view.fold(event)
                 said = describe(event)
-                if said is not None:
+                if as_json:
+                    print(to_json(event), flush=True)
+                elif said is not None:
                     print(f"step {event.step}: {said.text}", flush=True)
-                    last = time.monotonic()
+                    said_last, last = "", time.monotonic()
             if time.monotonic() - last >= LINE_SECONDS:
-                print(line_of(owner.run, owner.view, owner.state), flush=True)
-                last = time.monotonic()
-    print(line_of(owner.run, owner.view, owner.run.state()), flush=True)
+                said_last, last = say(), time.monotonic()
+    # Of a run that has ended already, the first line says it all.
+    if line_of(owner.run, owner.view, owner.run.state()) != said_last:
+        say()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 from ..dashboard.state.view import View
-from ..dashboard.text import clean, clock, number
+from ..dashboard.text import clean, clock, fit, number, width_of
 from ..events.codec import strict_json
-from ..journal.run import Run, State, UnreadableRun, find_run, runs_folder, runs_in
+from ..journal.run import Run, State, UnreadableRun, find_run, runs_folder, runs_in, seconds_text
 
 EXIT_CODES = {"running": 0, "finished": 0, "empty": 0, "stalled": 3, "died": 4, "stopped": 5}
 
@@ -25,7 +27,7 @@ def status(options: argparse.Namespace) -> int:
     view = folded(run)
     state = run.state()
     if options.json:
-        print(strict_json(_facts(run, view, state), non_finite=lambda value: None))
+        print_facts(run, view)
     else:
         print(line_of(run, view, state))
     return EXIT_CODES[state.word]
@@ -37,14 +39,39 @@ def ls(options: argparse.Namespace) -> int:
     runs = runs_in(parent)
     if not runs:
         raise UnreadableRun(f"runs must be in {str(parent)!r}, got no run folder there.")
-    for folder in runs[: options.top]:
-        try:
-            run = Run(folder)
-            text = line_of(run, folded(run), run.state())
-        except UnreadableRun as error:
-            text = f"cannot be read: {error}"
-        print(f"{clean(folder.name, 60)}  {clean(text)}")
+    if options.json:
+        print(strict_json([_listed(folder) for folder in runs[: options.top]], non_finite=lambda value: None))
+        return 0
+    rows = [_columns(folder) for folder in runs[: options.top]]
+    wide = [max(width_of(row[place]) for row in [HEADER, *rows]) for place in range(len(HEADER))]
+    for row in [HEADER, *rows]:
+        print("  ".join(fit(text, width) for text, width in zip(row, wide, strict=True)).rstrip())
     return 0
+
+
+HEADER = ("run", "state", "done", "step", "loss", "written")
+
+
+def _listed(folder: Path) -> dict[str, Any]:
+    """The facts of a run, or the reason why it cannot be read."""
+    try:
+        run = Run(folder)
+        return _facts(run, folded(run), run.state())
+    except UnreadableRun as error:
+        return {"run": str(folder), "error": str(error)}
+
+
+def _columns(folder: Path) -> tuple[str, ...]:
+    """A row of `ls`."""
+    name = clean(folder.name, 60)
+    try:
+        run = Run(folder)
+        view, state = folded(run), run.state()
+        ago = f"{seconds_text(max(0.0, time.time() - os.stat(folder / 'events.jsonl').st_mtime))} ago"
+    except (UnreadableRun, OSError) as error:
+        return name, "unreadable", clean(error, 60), "", "", ""
+    loss = number(view.ema, 4) if view.last is not None else "-"
+    return name, state.word, f"{view.progress:.1%}", view.step_text, loss, ago
 
 
 def folded(run: Run) -> View:
@@ -61,13 +88,18 @@ def line_of(run: Run, view: View, state: State) -> str:
     if view.run is not None:
         parts += [f"{view.progress:.1%}", f"epoch {view.epoch_text}", f"step {view.step_text}"]
     if view.last is not None:
-        parts += [f"loss {number(view.last.loss, 4)} (ema {number(view.ema, 4)})", f"lr {view.last.lr:.3g}"]
+        parts += [f"loss {number(view.last.loss, 4)} (smoothed {number(view.ema, 4)})", f"lr {view.last.lr:.3g}"]
         if state.word == "running":
             left = view.time_left(view.seconds).seconds
             parts += [f"{number(view.pacing.samples_per_second)} samples/s", f"left {clock(left)}"]
     if view.incident is not None and state.word in ("running", "stalled"):
         parts.append("RECOVERING")
     return "  ".join(parts)
+
+
+def print_facts(run: Run, view: View) -> None:
+    """Print the facts of a run as a JSON object."""
+    print(strict_json(_facts(run, view, run.state()), non_finite=lambda value: None))
 
 
 def _facts(run: Run, view: View, state: State) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def _of_run(event: events.Event) -> EventText | None:
             size = f"{event.num_samples:,} samples in batches of {event.batch_size:,}"
             return EventText(INFO, f"{where}: {size}", "R" * bool(event.step))
         case events.RunPaused():
-            return EventText(WARN, f"paused: {event.reason}" if event.reason else "paused")
+            return EventText(INFO, f"paused: {event.reason}" if event.reason else "paused")
         case events.RunResumed():
             return EventText(INFO, "goes on")
         case events.CoolDownBegan():
@@ -124,7 +124,7 @@ def _of_run(event: events.Event) -> EventText | None:
 def describe_end(event: events.CoolDownBegan) -> str:
     """The end that a cool-down has set, as a sentence."""
     if event.until is not None:
-        end = f"at {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(event.until))}"
+        end = f"at {_wall_time(event.until)}"
     elif event.total_steps is not None:
         end = f"at step {event.total_steps:,}"
     else:
@@ -155,3 +155,11 @@ def few(samples: tuple[int, ...], most: int) -> str:
 
 def _file_name(path: str) -> str:
     return re.split(r"[/\\]", path)[-1]
+
+
+def _wall_time(seconds: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        # A damaged file of events may hold any number.
+        return f"{number(seconds)} s after 1970"

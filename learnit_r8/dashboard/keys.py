@@ -14,6 +14,7 @@ PAGE = 10
 """Rows that page up and page down scroll."""
 
 MOST_SCROLL = 10**6
+MOST_HELP = 60
 MOST_TYPED = 60
 
 Change = Callable[[UiState, View], UiState]
@@ -166,11 +167,21 @@ def press(key: str, ui: UiState, view: View) -> tuple[UiState, Action | None]:
     if ui.menu:
         return replace(ui, menu=False), MENU.get(key)
     if ui.help:
-        return replace(ui, help=False), None
+        return _in_help(key, ui), None
     for binding in TABLE:
         if key in binding.keys and works(binding, ui):
             return (ui, binding.act) if isinstance(binding.act, Action) else (binding.act(ui, view), None)
     return ui, None
+
+
+_HELP_ROWS = {"up": -1, "k": -1, "down": 1, "j": 1, "page up": -PAGE, "page down": PAGE, "home": -MOST_SCROLL}
+
+
+def _in_help(key: str, ui: UiState) -> UiState:
+    """The keys that scroll do so in the help; every other key closes it."""
+    if key not in _HELP_ROWS:
+        return replace(ui, help=False, help_scroll=0)
+    return replace(ui, help_scroll=min(MOST_HELP, max(0, ui.help_scroll + _HELP_ROWS[key])))
 
 
 def _typed(key: str, ui: UiState) -> UiState:

@@ -241,8 +241,9 @@ class Painter:
         if not self.ui.frozen:
             for event in self._owner.events():
                 self.view.fold(event)
-        said = self._said if now < self._said_until else ""
-        scene = replace(self._owner.scene(), said=said, ui_share=self.ui_share)
+        scene = self._owner.scene()
+        said = self._said if self._said and now < self._said_until else scene.said
+        scene = replace(scene, said=said, ui_share=self.ui_share)
         self.lines = render(self.view, self.ui, screen.width, screen.height, screen.theme, scene)
         if now >= self._next_touch:
             screen.touch()

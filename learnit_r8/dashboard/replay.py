@@ -35,6 +35,7 @@ class Replay:
 
     Attributes:
         view: The run up to the position.
+        run: The run folder.
         speed: Training seconds per second.
         position: Training seconds shown so far.
         is_paused: Whether the position stands still.
@@ -49,8 +50,8 @@ class Replay:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.view = View(skips_damage=True)
-        self._run = Run(folder)
-        self._records = iter(self._run.records())
+        self.run = Run(folder)
+        self._records = iter(self.run.records())
         self._next: Record | None = next(self._records, None)
         self._to_step = math.inf if to_step is None else to_step
         if speed is None:
@@ -93,7 +94,7 @@ class Replay:
         """The position, the speed, and whether the replay is paused."""
         return Scene(
             now=self.position if self._next is not None else None,
-            folder=os.fspath(self._run.folder),
+            folder=os.fspath(self.run.folder),
             speed=self.speed,
             is_paused=self.is_paused and self._next is not None,
         )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from .. import events
 from ..events.condenser import Condenser
@@ -19,7 +18,7 @@ from .state.ui_state import Action, Scene, UiState
 from .state.view import View
 from .terminal.async_writer import AsyncWriter
 from .terminal.capture import STDERR, Capture
-from .terminal.screen import Screen, UnusableTerminal
+from .terminal.screen import Screen, UnusableTerminal, screen_encoding
 from .terminal.terminal_hooks import TerminalHooks
 from .terminal.tty_modes import STDOUT, TtyModes
 from .text import clean
@@ -32,6 +31,21 @@ CONTEXT_LINES = 15
 OPEN_SECONDS = 3.0
 END_SECONDS = 1.0
 UNSTICK_TRIES = 10
+REQUEST_SECONDS = 600.0
+
+
+class Request(NamedTuple):
+    """A request of a key, shown until it is answered.
+
+    Attributes:
+        text: What it asked for.
+        is_answered: Tells whether the training has answered it.
+        until: Time after which it is not shown any more, as a save may fail.
+    """
+
+    text: str
+    is_answered: Callable[[], bool]
+    until: float
 
 
 class RunControl(Protocol):
@@ -86,6 +100,7 @@ class ScreenSession:
         self._lines: list[str] = []
         self._num_lines = self._num_read = 0
         self._is_detached = self._wants_pause = False
+        self._request: Request | None = None
 
     def hear(self, event: events.Event) -> None:
         """Queue an event; on the training thread."""
@@ -97,7 +112,7 @@ class ScreenSession:
     def open(self) -> None:
         """Take the terminal, on the main thread; calls ``ended`` where that fails."""
         self._modes = TtyModes()
-        self._screen = Screen(choose_theme(encoding=sys.stdout.encoding or "ascii"), self._modes)
+        self._screen = Screen(choose_theme(encoding=screen_encoding()), self._modes)
         self._capture = self._open_capture()
         self._painter = Painter(self._screen, self, UiState(), capture=self._capture)
         self._hooks = TerminalHooks(self)
@@ -160,7 +175,19 @@ class ScreenSession:
             num_unread=self._num_lines - self._num_read,
             is_paused=requests.is_paused,
             folder=self._folder,
+            said=self._open_request(),
         )
+
+    def _open_request(self) -> str:
+        """The request of a key that the training has not answered yet; "" for none."""
+        request = self._request
+        if request is not None and (request.is_answered() or self._clock() > request.until):
+            request = self._request = None
+        return "" if request is None else request.text
+
+    def _ask(self, text: str, is_answered: Callable[[], bool]) -> str:
+        self._request = Request(text, is_answered, self._clock() + REQUEST_SECONDS)
+        return ""
 
     def _take_output(self) -> None:
         new = self._capture.new_lines() if self._capture is not None else []
@@ -174,10 +201,11 @@ class ScreenSession:
         match action:
             case Action.SAVE:
                 requests.save()
-                return "save requested, after this step..."
+                before = self.view.saved
+                return self._ask("saving after this step...", lambda: self.view.saved is not before)
             case Action.STOP:
                 requests.stop("asked for on the screen")
-                return "stopping after this step, and saving..."
+                return self._ask("stopping after this step, and saving...", lambda: self.view.ended is not None)
             case Action.COOL_DOWN:
                 return self._cool_down(self._painter.ui.asked)
             case Action.PAUSE:
@@ -197,13 +225,14 @@ class ScreenSession:
         # A request counts too: the second press may come before the step has ended.
         if self._requests.is_paused or self._wants_pause:
             self._wants_pause = False
+            self._request = None
             self._requests.resume()
             return "going on"
         if num_processes() > 1:
             return "no pause: several processes train together"
         self._wants_pause = True
         self._requests.pause("asked for on the screen")
-        return "pausing after this step..."
+        return self._ask("pausing after this step...", lambda: self._requests.is_paused or not self._wants_pause)
 
     def detach(self) -> None:
         """Close the screen; the training goes on with plain lines."""

@@ -142,6 +142,22 @@ def clip(text: str, width: int, ellipsis: str = "…") -> str:
     return text
 
 
+def wrapped(text: str, width: int) -> list[str]:
+    """A cleaned text as lines that fit, broken between words where it can be; at least one line.
+
+    >>> wrapped("model restored from backup", 15), wrapped("", 5)
+    (['model restored', 'from backup'], [''])
+    """
+    lines: list[str] = []
+    while width_of(text) > width:
+        part = clip(text, width, "") or text[:1]
+        cut = part.rfind(" ") if text[len(part)] != " " else len(part)
+        cut = cut if cut > 0 else len(part)
+        lines.append(text[:cut])
+        text = text[cut:].lstrip(" ")
+    return [*lines, text] if text or not lines else lines
+
+
 def fit(text: str, width: int, ellipsis: str = "…") -> str:
     """A cleaned text made exactly so wide: clipped, or filled up with spaces.
 
@@ -165,6 +181,24 @@ def number(value: float, digits: int | None = None) -> str:
     if digits is not None:
         value = float(f"{value:.{digits}g}")
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.4g}"
+
+
+def setting(text: str) -> str:
+    """The value of a setting for people, who do not read Python.
+
+    >>> setting("False"), setting("Recovery(factors=(0.5, 0.1), hold_steps=32)")
+    ('no', 'Recovery: factors 0.5, 0.1; hold steps 32')
+    """
+    if text in _WORDS:
+        return _WORDS[text]
+    if (made := re.fullmatch(r"(\w+)\((\w+=.*)\)", text)) is None:
+        return text
+    fields = [(name, value.rstrip(", ")) for name, value in re.findall(r"(\w+)=(.*?)(?=, \w+=|$)", made[2])]
+    shown = [f"{name.replace('_', ' ')} {_WORDS.get(value, value).strip('()')}" for name, value in fields]
+    return f"{made[1]}: {'; '.join(shown)}"
+
+
+_WORDS = {"True": "yes", "False": "no", "None": "none", "": "-"}
 
 
 def clock(seconds: float) -> str:

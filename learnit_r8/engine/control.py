@@ -41,6 +41,7 @@ class Requests:
         cool_down: ``(span, source)``, begins a cool-down, or tells why not.
         handle_signals: Whether signals that end the process wait for the end of the step and a checkpoint.
         sleep: Waits for some seconds.
+        waited: Told after a pause how many seconds it took, as that time is not the scheduler's.
 
     Attributes:
         is_pending: Whether there is something to answer; an ordinary step checks only this.
@@ -58,8 +59,10 @@ class Requests:
         handle_signals: bool = False,
         cool_down_on: tuple[int, Span] | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        waited: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._pace, self._announcer, self._save, self._sleep = pace, announcer, save, sleep
+        self._waited = waited
         self._begin_cool_down = cool_down
         self._cool_down_on = cool_down_on
         signum = None if cool_down_on is None else cool_down_on[0]
@@ -211,7 +214,7 @@ class Requests:
     def _wait(self) -> None:
         """Wait until the run may continue; save meanwhile on request."""
         self._announcer.tell(events.RunPaused, reason=self._pause_reason)
-        self.is_paused = True
+        self.is_paused, began = True, self._pace.clock()
         try:
             with self._pace.paused():
                 while self._pause_reason is not None and not self._must_end:
@@ -220,6 +223,7 @@ class Requests:
         finally:
             self._pause_reason = None
             self.is_paused = False
+            self._waited(self._pace.clock() - began)
             self._announcer.tell(events.RunResumed)
 
 

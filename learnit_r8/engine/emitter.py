@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import events
 from ..events.bus import Announcer
@@ -77,6 +76,10 @@ class EventEmitter:
     def end(self) -> None:
         """Stop to measure the scheduler's own time: the user's code begins here."""
         self._own += self._clock() - self._since
+
+    def leave_out(self, seconds: float) -> None:
+        """Do not count some of the time since `begin`: the user had the run wait."""
+        self._since += seconds
 
     def run_started(self, *, settings: Mapping[str, str], schedule: Schedule, **facts: Any) -> None:
         """Emit `RunStarted`: the first batch of this process is about to be drawn."""
@@ -150,17 +153,16 @@ class EventEmitter:
         if self._batch is not None and is_due:
             self._surveyed_step = step
             fields = self._surveyor.survey(
-                announcer.seconds, epoch=epoch, epoch_ended=epoch_ended, last_batch=self._last_samples()
+                announcer.seconds, epoch=epoch, epoch_ended=epoch_ended, batch_share=self._last_shares()
             )
             announcer.tell(events.SamplesSurveyed, **fields)
 
-    def _last_samples(self) -> NDArray[np.int64] | None:
-        """The samples of the newest batch; the user may have changed the array of its ticket."""
+    def _last_shares(self) -> tuple[float, ...]:
+        """The strata of the newest batch, of when it was planned: its own report has moved its samples since."""
         if self._batch is None:
-            return None
+            return ()
         chunk, slot, indices = self._batch
-        start = slot * self._table.batch_size
-        return chunk.members[start : start + len(indices)]
+        return chunk.shares_of(slot, len(indices))
 
     def forget(self) -> None:
         """Drop the surveys so far, as a state was loaded."""

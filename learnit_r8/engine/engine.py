@@ -77,6 +77,7 @@ class Engine:
             cool_down=functools.partial(ending.begin, self),
             handle_signals=parts.handle_signals,
             cool_down_on=parts.cool_down_on,
+            waited=self.emitter.leave_out,
         )
         self._settings = parts.settings
         self._make_schedule = parts.make_schedule

@@ -25,7 +25,7 @@ class SamplesSurveyed(Event):
         mean: Mean loss of each.
         share: Share of the seen samples in each.
         uses: Mean number of times its samples were learned from.
-        batch_share: Share of the last batch in each; empty if unknown.
+        batch_share: Share of the last batch in each quarter that it was planned with; empty if unknown.
         flow: 16 numbers, row by row: share of the samples that were in quartile i and are in quartile j now, of
             all seen both times, since the end of the epoch before the last; empty before.
         loss_range: Lowest and highest loss of the histogram.

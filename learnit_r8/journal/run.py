@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -174,6 +175,22 @@ def seconds_text(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+OWN_FILES = ("events.jsonl*", "run.json*", "output.log", "samples-*.npz", "*.r8")
+
+
+def free_of_runs(out: str | os.PathLike[str]) -> Path:
+    """The path to write to, which is no file that a run keeps in its folder.
+
+    Raises:
+        ValueError: it is one.
+    """
+    path = Path(out)
+    target = path.resolve()
+    if is_run(target.parent) and any(fnmatch.fnmatch(target.name, pattern) for pattern in OWN_FILES):
+        raise ValueError(f"the file to write must not be one that a run keeps, got {str(path)!r}.")
+    return path
+
+
 def is_run(folder: Path) -> bool:
     """Whether a folder looks like a run's."""
     return (folder / "events.jsonl").is_file()
@@ -219,6 +236,10 @@ def find_run(name: str | None, parent: str | os.PathLike[str] | None = None) -> 
     runs = runs_in(parent)
     found = [run for run in runs if name is None or run.name.startswith(name)]
     if not found:
+        from difflib import get_close_matches
+
         known = ", ".join(run.name for run in runs[:5]) or "none"
-        raise UnreadableRun(f"run must be a run folder, or one in {str(parent)!r} ({known}), got {name!r}.")
+        near = get_close_matches(name or "", [run.name for run in runs], 1)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        raise UnreadableRun(f"run must be a run folder, or one in {str(parent)!r} ({known}), got {name!r}.{meant}")
     return found[0]

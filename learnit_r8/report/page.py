@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from ..dashboard.state.view import View
-from ..dashboard.text import clock, number
+from ..dashboard.text import clock, number, setting
 from ..journal.run_info import read_sessions, utc
 from .axes import sparkline
 from .charts import flow_chart, histogram, loss_chart, lr_chart, map_chart, metric_chart, ribbon_chart, text
@@ -80,7 +80,7 @@ def _cards(view: View) -> str:
         cards.append((text(name, 40), number(metric[-1].value, 4), span))
     share = pacing.own_share
     if math.isfinite(share):
-        cards.append(("scheduler", f"{share:.1%}", "of the training time"))
+        cards.append(("overhead", f"{share:.1%}", "of the training time, by the scheduler"))
     body = "".join(f"<div><dt>{name}</dt><dd>{value}</dd><p>{more}</p></div>" for name, value, more in cards)
     return f'<dl class="cards">{body}</dl>'
 
@@ -233,7 +233,9 @@ def _configuration(data: ReportData) -> str:
     settings |= {name: about[name] for name in ("program", "platform") if name in about}
     for position, session in enumerate(read_sessions(data.run.folder)[-5:], start=1):
         settings[f"session {position}"] = f"{session.get('started_at')} on {session.get('host')}"
-    rows = "".join(f"<tr><th>{text(name, 60)}</th><td>{text(value)}</td></tr>" for name, value in settings.items())
+    rows = "".join(
+        f"<tr><th>{text(name, 60)}</th><td>{text(setting(str(value)))}</td></tr>" for name, value in settings.items()
+    )
     return _panel("Configuration", f'<div class="wide"><table class="settings">{rows}</table></div>') if rows else ""
 
 

@@ -21,6 +21,38 @@ OPEN, REPORTED, SETTLED, WAITING, OUT_AGAIN = range(5)
 """States of a batch. OPEN: not drawn, or drawn and not reported. REPORTED: not in the table yet. SETTLED: in the table,
 refused or given up. WAITING: abandoned once, to be drawn again. OUT_AGAIN: drawn for the second time."""
 
+QUARTERS = 4
+
+
+class Planned(NamedTuple):
+    """The losses that a chunk was planned with, from which viewers tell what its batches are made of.
+
+    Attributes:
+        pool: float32[P], estimates of all samples that the policy chose from; NaN for unseen ones.
+        loss: float32[M], estimates of the chosen samples.
+        order: int64[M], their drawing order.
+    """
+
+    pool: NDArray[np.float32]
+    loss: NDArray[np.float32]
+    order: NDArray[np.int64]
+
+    def shares(self, first: int, last: int) -> tuple[float, ...]:
+        """Share of the samples drawn from ``first`` to ``last`` in each quarter of the pool; empty if one is unseen.
+
+        Equal losses across the bound of two quarters belong to both in part.
+        """
+        values, known = self.loss[self.order[first:last]], np.sort(self.pool[~np.isnan(self.pool)])
+        if len(known) < QUARTERS or not len(values) or np.isnan(values).any():
+            return ()
+        low, high = (np.searchsorted(known, values, side=side) / len(known) for side in ("left", "right"))
+        # A value that the pool lacks has a place and no width.
+        low, high = np.minimum(low, 1 - 1e-9)[:, None], np.maximum(high, low + 1e-9)[:, None]
+        bounds = np.arange(QUARTERS) / QUARTERS
+        inside = np.clip(np.minimum(high, bounds + 1 / QUARTERS) - np.maximum(low, bounds), 0, None)
+        shares: list[float] = (inside / (high - low)).mean(axis=0).tolist()
+        return tuple(float(f"{share:.5g}") for share in shares)
+
 
 class Chunk:
     """Batches that were planned together.
@@ -35,6 +67,7 @@ class Chunk:
         sweep: Number of its sweep, counted over the run; -1 outside any pass. Chunks of one sweep share no sample.
         fill: F, number of first samples that also fill up the last batch; they are learned from once.
         weights: float32[M], later float32[M + F], factors for the samples' losses, or None.
+        planned: The losses it was planned with; None if unknown.
         records: The members' records if nothing else can change them; spares `learn` from reading them again.
 
     Attributes:
@@ -46,6 +79,7 @@ class Chunk:
         rates: For each drawn batch, its learning rate; a batch drawn again after a resume has the same.
         trends: For each REPORTED batch, what `SampleTable.observe` returned for it.
         drawn: Batches drawn so far.
+        planned: As given.
     """
 
     def __init__(
@@ -60,6 +94,7 @@ class Chunk:
         sweep: int,
         fill: int = 0,
         weights: NDArray[np.float32] | None = None,
+        planned: Planned | None = None,
         records: NDArray[Any] | None = None,
     ) -> None:
         self.members = members
@@ -72,6 +107,7 @@ class Chunk:
         self.weights = None if weights is None else np.resize(weights, len(self.handed))
         self.states = bytearray(len(expected))
         self.drawn = 0
+        self.planned = planned
         self.table = table
         self._records = records
         full = len(self.handed) // table.batch_size * table.batch_size
@@ -99,6 +135,11 @@ class Chunk:
         """float32[B], weights of one batch, or None."""
         start = slot * self._batch_size
         return None if self.weights is None else self.weights[start : start + self._batch_size]
+
+    def shares_of(self, slot: int, count: int) -> tuple[float, ...]:
+        """Share of a batch of ``count`` samples in each quarter that it was planned with; empty if unknown."""
+        first = slot * self._batch_size
+        return () if self.planned is None else self.planned.shares(first, min(first + count, len(self.members)))
 
     def settle(self, slot: int) -> None:
         """Close a batch that was drawn and will not be learned from."""

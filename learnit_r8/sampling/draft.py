@@ -12,7 +12,7 @@ from ..policies.base import Candidates, Context, Policy
 from ..policies.radix import holds
 from ..table.records import reordered
 from ..table.table import SampleTable
-from .chunk import Chunk
+from .chunk import Chunk, Planned
 from .sweep import Weighted
 
 
@@ -27,6 +27,7 @@ class Draft:
 
     Attributes:
         typical: Mean estimate of all samples last passed to `select`, for `SampleTable.with_trend`.
+        pool: float32[P], their estimates; None before.
     """
 
     def __init__(self, table: SampleTable, policy: Policy, context: Context, rng: np.random.Generator) -> None:
@@ -35,18 +36,20 @@ class Draft:
         self._context = context
         self._rng = rng
         self.typical = math.nan
+        self.pool: NDArray[np.float32] | None = None
 
     def select(self, indices: NDArray[np.int64]) -> Weighted:
         """The samples that the policy selects, and their weights."""
         records = self._table.records.gather(indices)
         self.typical = self._mean_of(records)
         candidates = self._candidates(indices, records)
+        self.pool = candidates.loss
         keep, weights = self._policy.select(candidates, self._context, self._rng)
         return indices[keep], None if weights is None else weights[keep]
 
     def first(self, indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
         """The ``count`` of some samples that the policy draws first."""
-        return indices[self._order(indices, self._table.records.take(indices))[:count]]
+        return indices[self._arranged(self._candidates(indices, self._table.records.take(indices)))[:count]]
 
     def chunk(
         self, samples: Weighted, *, sweep: int, fill: bool, watch_rng: np.random.Generator | None = None
@@ -61,7 +64,8 @@ class Draft:
         """
         table, (indices, weights) = self._table, samples
         records = table.records.gather(indices)
-        order = self._order(indices, records)
+        candidates = self._candidates(indices, records)
+        order = self._arranged(candidates)
         if watch_rng is not None:
             order = spread_evenly(order, holds(table.exclusions.watched, indices[order]), table.batch_size, watch_rng)
         records = reordered(records, order)
@@ -79,14 +83,15 @@ class Draft:
             sweep=sweep,
             fill=missing if fill else 0,
             weights=None if weights is None else weights[order],
+            planned=Planned(candidates.loss if self.pool is None else self.pool, candidates.loss, order),
             records=records if in_pass else None,
         )
 
     def _mean_of(self, records: NDArray[Any]) -> float:
         return self._table.expected(records, np.array([len(records)]))[0]
 
-    def _order(self, indices: NDArray[np.int64], records: NDArray[Any]) -> NDArray[np.int64]:
-        return self._policy.arrange(self._candidates(indices, records), self._table.batch_size, self._rng)
+    def _arranged(self, candidates: Candidates) -> NDArray[np.int64]:
+        return self._policy.arrange(candidates, self._table.batch_size, self._rng)
 
     def _candidates(self, indices: NDArray[np.int64], records: NDArray[Any]) -> Candidates:
         usage_count = records["usage_count"].astype(np.int64)

@@ -174,6 +174,8 @@ class Planner:
         first = draft.first(kept, self._full)
         chunk = self._draft(SHUFFLE, context).chunk((first, None), sweep=-1, fill=False)
         chunk.typical = draft.typical
+        if draft.pool is not None and chunk.planned is not None:
+            chunk.planned = chunk.planned._replace(pool=draft.pool)
         if chunk.expected[0] < chunk.typical:
             kept_share = self._table.worth(self._table.records.take(part))
             chunk.expected[0] = chunk.typical - kept_share * (chunk.typical - chunk.expected[0])

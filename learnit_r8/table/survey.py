@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .figures import Quarters, flow_between, loss_histogram, quarters_of, rounded, top, uses_histogram
+from .figures import flow_between, loss_histogram, quarters_of, rounded, top, uses_histogram
 from .losses import EXACT, WHOLE_BATCH
 from .table import SampleTable
 
@@ -95,7 +95,7 @@ class Surveyor:
         return seconds >= self._last + EVERY_SECONDS and saved >= 2 * self._cost
 
     def survey(
-        self, seconds: float, *, epoch: int, epoch_ended: bool, last_batch: NDArray[np.int64] | None = None
+        self, seconds: float, *, epoch: int, epoch_ended: bool, batch_share: tuple[float, ...] = ()
     ) -> dict[str, Any]:
         """Make a survey: the fields of a `SamplesSurveyed`.
 
@@ -103,7 +103,7 @@ class Surveyor:
             seconds: Training seconds so far.
             epoch: The current epoch, 0-based.
             epoch_ended: Whether an epoch has just ended.
-            last_batch: int64[B], samples of the newest batch.
+            batch_share: Share of the newest batch in each quarter that it was planned with; empty if unknown.
         """
         began = self._clock()
         table = self._table
@@ -122,7 +122,7 @@ class Surveyor:
             "num_read": len(loss),
             "num_seen": int(np.count_nonzero(uses)),
             **quarters.rows,
-            "batch_share": self._shares(last_batch, quarters),
+            "batch_share": batch_share,
             "flow": self._flow,
             **loss_histogram(loss),
             **uses_histogram(uses),
@@ -141,18 +141,6 @@ class Surveyor:
         self._codes = codes
         if self._chosen is None:
             self._ends.append(np.clip(loss, -6e4, 6e4).astype(np.float16))
-
-    def _shares(self, batch: NDArray[np.int64] | None, quarters: Quarters) -> tuple[float, ...]:
-        """Share of a batch in each quarter, by the current bounds."""
-        if batch is None or not len(batch) or not quarters.rows["high"]:
-            return ()
-        if self._chosen is None:
-            codes = quarters.codes[batch]
-        else:
-            loss = self._table.estimates(self._table.records.take(batch))
-            codes = np.searchsorted(np.array(quarters.rows["high"][:3], np.float32), loss).astype(np.uint8)
-        counts = np.bincount(codes, minlength=4)[:4]
-        return tuple(rounded(count / len(batch)) for count in counts)
 
     def _hardest(self, loss: Floats, *, epoch_ended: bool) -> dict[str, tuple[Any, ...]]:
         if self._chosen is None:

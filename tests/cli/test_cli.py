@@ -1,6 +1,7 @@
 """The program: which command is run, with which exit code, and what it loads."""
 
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -43,7 +44,7 @@ def test_control_sequences_in_names_reach_no_terminal(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["x"], ["samples", "--top", "0"], ["samples", "--top", "x"], ["replay", "--speed", "-1"], ["report"],
+    [["x"], ["samples", "--top", "0"], ["samples", "--top", "x"], ["replay", "--speed", "-1"], ["compare", "a"],
      ["replay", "--speed", "nan"], ["watch", "--view", "x"], ["samples", "--top", "9" * 30]],
 )  # fmt: skip
 def test_wrong_command_line_is_refused(arguments, capsys):
@@ -53,6 +54,58 @@ def test_wrong_command_line_is_refused(arguments, capsys):
 
     assert error.value.code == 2
     assert "usage: learnit-r8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "meant"), [
+    (["stauts"], "status"), (["watch", "--veiw", "data"], "--view"), (["watch", "--view", "dta"], "data"),
+    (["sample", "--json"], "samples"), (["completion", "bsh"], "bash"),
+])  # fmt: skip
+def test_typing_error_gets_a_suggestion(arguments, meant, capsys):
+    """A command, option or value that is nearly right is named."""
+    with pytest.raises(SystemExit):
+        main(arguments)
+
+    assert f"did you mean {meant}?" in capsys.readouterr().err
+
+
+def test_nothing_like_it_gets_no_suggestion(capsys):
+    """Where nothing is similar, nothing is suggested."""
+    with pytest.raises(SystemExit):
+        main(["watch", "--qqq"])
+
+    assert "did you mean" not in capsys.readouterr().err
+
+
+def test_name_of_a_run_gets_a_suggestion(run, monkeypatch, capsys):
+    """A run whose name was mistyped is named."""
+    monkeypatch.setenv("R8_RUNS", str(run.parent))
+
+    assert main(["status", "20260110-it"]) == 1
+    assert "Did you mean 20260101-it?" in capsys.readouterr().err
+
+
+def test_no_command_prints_the_help(capsys):
+    """Without a command the program says what it can do."""
+    code, lines = printed(capsys)
+
+    assert code == 0
+    assert all(any(line.strip().startswith(name) for line in lines) for name in COMMANDS)
+
+
+WITH_JSON = sorted(set(COMMANDS) - {"ask", "demo", "completion", "export"})
+
+
+@pytest.mark.parametrize("command", WITH_JSON)
+def test_every_command_speaks_json(command, run, tmp_path, monkeypatch, capsys):
+    """With --json a command prints strict JSON only, with null for what is not known."""
+    monkeypatch.setenv("BROWSER", "true")
+    arguments = {"compare": [run, run], "doctor": [], "ls": [run.parent], "watch": [run, "--once"]}.get(command, [run])
+    if command == "report":
+        arguments = [run, "--html", tmp_path / "page.html"]
+    _, lines = printed(capsys, command, *arguments, "--json")
+
+    assert all(json.loads(line, parse_constant=pytest.fail) for line in lines)
+    assert lines
 
 
 def program(*arguments, **more):
@@ -131,7 +184,7 @@ def test_commands_of_the_guide_exist():
     for arguments in lines:
         _parser().parse_args(arguments)
 
-    assert {arguments[0] for arguments in lines} == set(COMMANDS) - {"demo"}
+    assert {arguments[0] for arguments in lines} == set(COMMANDS) - {"demo", "completion"}
     for picture in re.findall(r"\(\.\./(assets/[^)]*)\)", guide):
         assert (ROOT / picture).is_file()
 

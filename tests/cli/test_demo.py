@@ -24,5 +24,5 @@ def test_demo_as_a_command(tmp_path, capsys, monkeypatch):
     assert list(tmp_path.iterdir()) == []
     code, lines = printed(capsys, "demo", "--seconds", "0.01", "--run-dir", "kept")
 
-    assert lines[-1] == "now: learnit-r8 replay kept, or learnit-r8 report kept --html report.html"
+    assert lines[-1] == "now: learnit-r8 replay kept, or learnit-r8 report kept --open"
     assert (tmp_path / "kept" / "events.jsonl").is_file()

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from learnit_r8.cli import main
 from tests.cli.commands import ROOT, printed
 
 
@@ -55,3 +56,36 @@ def test_reader_that_leaves_early_is_no_error(run):
 
     assert done.stdout.startswith(b"time,step")
     assert done.stderr == b""
+
+
+@pytest.mark.parametrize("command", [["export", "--out"], ["report", "--html"]])
+@pytest.mark.parametrize("name", ["run.json", "events.jsonl", "samples-000002.npz", "output.log", "ck_00000007.r8"])
+def test_no_command_overwrites_the_files_of_a_run(command, name, run, tmp_path, capsys):
+    """A file that a run keeps is not written over, not even through a link."""
+    (run / name).touch()
+    before = (run / name).read_bytes()
+    link = tmp_path / "link.txt"
+    link.symlink_to(run / name)
+    codes = [printed(capsys, command[0], run, command[1], out)[0] for out in (run / name, link)]
+
+    assert codes == [1, 1]
+    assert (run / name).read_bytes() == before
+
+
+def test_report_is_written_beside_the_run(run, monkeypatch, capsys):
+    """Without a file the page goes to the run folder; --open shows it in the browser."""
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or True)
+    code, (line,) = printed(capsys, "report", run, "--open")
+
+    assert code == 0
+    assert line.startswith(f"{run / 'report.html'} (")
+    assert opened == [(run / "report.html").resolve().as_uri()]
+    assert printed(capsys, "report", run)[0] == 0
+
+
+def test_browser_that_cannot_be_opened_is_said(run, monkeypatch, capsys):
+    """Over ssh there is no browser: the page is written, and one line says so."""
+    monkeypatch.setattr("webbrowser.open", lambda address: False)
+    assert main(["report", str(run), "--open"]) == 0
+    assert capsys.readouterr().err == "learnit-r8 report: no browser could be opened\n"

@@ -54,6 +54,17 @@ def test_without_a_terminal_watch_follows_in_lines(tmp_path):
     assert process.returncode == 5
 
 
+def test_watch_of_a_run_that_has_ended_says_it_once(tmp_path):
+    """In a pipe, a run that is over is told in one line; as JSON there is nothing more to tell."""
+    folder_with(tmp_path, STARTED, steps(5), events.RunEnded(5, 1.0, True))
+    command = [sys.executable, "-m", "learnit_r8", "watch", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    as_json = subprocess.run([*command, "--json"], capture_output=True, text=True, cwd=ROOT, timeout=60)
+
+    assert (len(done.stdout.splitlines()), done.returncode) == (1, 0)
+    assert as_json.stdout == ""
+
+
 def test_screen_of_a_live_run(tmp_path):
     """On a terminal `watch` shows the run, follows it, answers keys, says that it died, and gives the terminal back."""
     code = (

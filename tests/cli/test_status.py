@@ -15,7 +15,10 @@ def test_status_is_one_line(run, capsys):
     """`status` prints name, state, progress, loss and rate in one line."""
     assert printed(capsys, "status", run) == (
         4,
-        ["it  died (the process is gone)  35.0%  epoch 4/100  step 350/1,000  loss 0.005714 (ema 0.006019)  lr 0.05"],
+        [
+            "it  died (the process is gone)  35.0%  epoch 4/100  step 350/1,000  "
+            "loss 0.005714 (smoothed 0.006019)  lr 0.05"
+        ],
     )
 
 
@@ -64,4 +67,18 @@ def test_ls_lists_runs(run, capsys):
     code, lines = printed(capsys, "ls", run.parent)
 
     assert code == 0
-    assert [line.split()[0] for line in lines] == ["20260102-b", "20260101-it"]
+    assert lines[0].split() == ["run", "state", "done", "step", "loss", "written"]
+    assert [line.split()[0] for line in lines[1:]] == ["20260102-b", "20260101-it"]
+    assert lines[2].split()[1:5] == ["died", "35.0%", "350/1,000", "0.006019"]
+
+
+def test_ls_names_a_run_that_cannot_be_read(run, capsys):
+    """A damaged run costs its own line only, as text and as JSON."""
+    bad = run.parent / "20260103-bad"
+    bad.mkdir()
+    (bad / "events.jsonl").symlink_to(run / "events.jsonl")
+    _, lines = printed(capsys, "ls", run.parent)
+    _, (text,) = printed(capsys, "ls", run.parent, "--json")
+
+    assert sorted(line.split()[1] for line in lines[1:]) == ["died", "unreadable"]
+    assert sum("error" in facts for facts in json.loads(text)) == 1

@@ -77,6 +77,23 @@ def test_help_names_every_key_that_works(mode):
         assert (binding.text in frame) == (mode in binding.modes)
 
 
+@pytest.mark.parametrize(("width", "height"), [(60, 16), (31, 7)])
+def test_help_can_be_read_to_its_end(width, height):
+    """On a small screen the keys that scroll do so in the help: every line of it can be seen; other keys close it."""
+    ui, seen = pressed("?")[0], set()
+    for _ in range(60):
+        seen |= set(screen(View(), width, height, **vars(ui)))
+        ui = pressed(["down"], ui)[0]
+    whole = [line for line in screen(View(), width, 200, help=True) if line.startswith("  ")]
+
+    assert len(whole) >= 40
+    assert set(whole) <= seen
+    assert ui.help
+    assert pressed(["home"], ui)[0].help_scroll == 0
+    assert not pressed(["x"], ui)[0].help
+    assert pressed(["x", "?"], ui)[0].help_scroll == 0
+
+
 def test_views_by_number_and_by_tab():
     """Digits choose a view, Tab goes to the next and Shift-Tab back, round and round."""
     assert [pressed([str(number)])[0].view for number in range(1, 7)] == list(VIEWS)

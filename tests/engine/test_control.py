@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from learnit_r8 import events
+from learnit_r8 import R8Scheduler, events
 from learnit_r8.engine.control import Requests
 from learnit_r8.engine.pace import Pace
 from learnit_r8.events.bus import Announcer
@@ -190,6 +190,27 @@ def test_pause_waits_and_does_not_count():
     assert pace.seconds == 0
     assert kinds(heard) == ["RunPaused", "RunResumed"]
     assert (heard[0].reason, requests.is_paused, pace.is_over) == ("a look at it", False, False)
+
+
+def test_pause_is_no_time_of_the_scheduler():
+    """The time of a pause counts as nobody's: the overhead after it is what it was before it, each time."""
+    heard, clock = [], FakeClock()
+    r8 = R8Scheduler(100, batch_size=10, num_epochs=1, listeners=[heard.append], clock=clock)
+    r8.emitter._clock = clock
+
+    def wait(seconds):
+        clock.advance(60.0)
+        r8.requests.resume()
+
+    r8.requests._sleep = wait
+    for _, _ in r8.batch_iterator():
+        clock.advance(1.0)
+        if r8.global_step in (3, 6):
+            r8.requests.pause()
+        r8.update_with_loss(1.0)
+
+    assert kinds(heard).count("RunPaused") == 2
+    assert sum(event.own_seconds for event in heard if isinstance(event, events.StepDone)) == 0
 
 
 def test_stop_ends_a_pause():

@@ -1,4 +1,5 @@
 import json
+import json
 import os
 import stat
 import time
@@ -200,6 +201,17 @@ def test_folder_that_cannot_be_written_is_an_error(folder, monkeypatch, capsys):
 
     assert cli.main(["ask", str(folder), "stop"]) == 1
     assert "Permission denied" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+def test_answer_as_json(folder, looked, monkeypatch, capsys, is_read):
+    """With --json, who asks is told in JSON whether the run has read the request."""
+    (folder / "events.jsonl").write_text("")
+    monkeypatch.setattr("learnit_r8.cli.ask.WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("learnit_r8.cli.ask.time.sleep", lambda _: looked[0].look() if is_read else None)
+
+    assert cli.main(["ask", str(folder), "save", "--json"]) == (0 if is_read else 3)
+    assert json.loads(capsys.readouterr().out) == {"request": "save", "is_read": is_read}
 
 
 def wait_for(condition, seconds=20.0):

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from learnit_r8 import Outlook, Policy
+from learnit_r8 import Outlook, Policy, R8Scheduler
 from learnit_r8.policies import Balanced, Shuffle, Steady, get_policy
+from learnit_r8.sampling.chunk import Planned
 from tests.common import build, fingerprint, report, run_pass
 
 
@@ -229,3 +230,50 @@ def test_same_on_every_processor():
     )
 
     assert done.stdout.strip() == fingerprint()
+
+
+PLANNED = Planned(np.float32([4, 3, 2, 1, np.nan]), np.float32([4, 3, 2, 1]), np.array([3, 2, 1, 0]))
+
+
+@pytest.mark.parametrize(("first", "last", "shares"), [
+    (0, 1, (1, 0, 0, 0)), (0, 4, (0.25, 0.25, 0.25, 0.25)), (2, 4, (0, 0, 0.5, 0.5)), (0, 0, ()),
+])  # fmt: skip
+def test_strata_are_those_of_the_planning(first, last, shares):
+    """A batch is divided by the losses that it was planned with; samples that were not seen do not count."""
+    assert PLANNED.shares(first, last) == pytest.approx(shares)
+
+
+def test_equal_losses_belong_to_every_quarter_in_part():
+    """Where all losses are equal, each quarter has its share."""
+    same = np.ones(8, np.float32)
+
+    assert Planned(same, same, np.arange(8)).shares(0, 2) == pytest.approx((0.25, 0.25, 0.25, 0.25))
+
+
+@pytest.mark.parametrize("part_size", [None, 1])
+def test_balanced_batches_have_a_quarter_of_each_stratum(part_size):
+    """Under `balanced` every batch shows the quarters that it was made of, whatever was reported and learned since."""
+    r8 = R8Scheduler(4000, batch_size=40, num_epochs=3, listeners=[lambda event: None])
+    losses = np.random.default_rng(0).gamma(2.0, 1.0, 4000)
+    shares = []
+    for epoch in range(3):
+        for batch, _ in r8.batch_iterator():
+            losses[batch] *= 0.7
+            r8.update_with_loss(losses[batch] if part_size else losses[batch].mean())
+            if r8.global_step % 10 == 7:
+                r8.table.hand_over()
+            shares.append((epoch, r8.emitter._last_shares()))
+
+    assert {share for epoch, share in shares if epoch == 0} == {()}
+    assert all(share == pytest.approx((0.25,) * 4, abs=0.06) for epoch, share in shares if epoch)
+
+
+def test_steadying_batch_shows_that_it_is_easy():
+    """A batch of easy samples is divided by the quarters of all that it was chosen from."""
+    r8 = R8Scheduler(4000, batch_size=40, num_epochs=4)
+    losses = np.linspace(0.1, 4.0, 4000)
+    for batch, _ in r8.batch_iterator():
+        r8.update_with_loss(losses[batch])
+    chunk = r8.plan.draw_outside(Steady()).chunk
+
+    assert chunk.shares_of(0, 40)[0] > 0.9

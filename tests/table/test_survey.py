@@ -135,17 +135,6 @@ def test_survey_agrees_with_the_table():
     assert (fields["num_read"], fields["num_seen"], fields["source"]) == (400, 400, "exact")
 
 
-def test_last_batch_is_divided_among_the_quarters():
-    """The share of the last batch in each quarter is that of its samples."""
-    table = learned()
-    order = np.argsort(table.loss)
-    batch = np.concatenate([order[:5], order[150:153], order[399:]])
-
-    assert surveyed(Surveyor(table), last_batch=batch)["batch_share"] == pytest.approx(
-        [5 / 9, 3 / 9, 0, 1 / 9], abs=1e-4
-    )
-
-
 def test_history_has_the_ends_of_epochs():
     """The history of a hard sample holds its loss at the end of every epoch, oldest first, twelve at most."""
     table = learned()

@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 from ..state.curve import Columns
 from ..text import Line, Span
 from ..theme import Glyphs
-from .parts import short
+from .ticks import round_ticks, tick_texts
 
 LABEL = 8
 """Cells of the numbers at the left of a chart, and of its axis."""
 
 _DOTS = np.array([0, 2, 4, 1, 3, 5, 6, 7])
 """Places of the dots of a cell, counted row by row, in the order of their bits in a braille character."""
+
+LEAST_TICK = 16
+"""Cells of an axis for each of its round steps."""
 
 _LOCAL = 4
 """Columns on each side with which a spike is compared."""
@@ -49,21 +52,20 @@ class Scale(NamedTuple):
             low, high = self.bottom, self.top
         return (values - low) / (high - low)
 
-    def value_at(self, height: float) -> float:
-        """The value at a height."""
-        if self.is_log:
-            return math.exp(math.log(self.bottom) + height * math.log(self.top / self.bottom))
-        return self.bottom + height * (self.top - self.bottom)
-
     def labels(self, rows: int) -> list[str]:
-        """Values at the middles of the rows, the top one first, with the same number of digits."""
-        values = [self.value_at(1 - (row + 0.5) / rows) for row in range(rows)]
-        most = max(abs(self.bottom), abs(self.top))
-        if self.is_log or not 0.01 <= most < 1e5:
-            return [short(float(f"{value:.3g}"), LABEL - 2) for value in values]
-        step = abs(self.top - self.bottom) / rows
-        decimals = min(4, max(0, math.ceil(-math.log10(step)) + 1)) if step > 0 else 4
-        return [f"{value:{LABEL - 2}.{decimals}f}"[: LABEL - 2] for value in values]
+        """A text for each row, the top one first: round values at their rows, else blank."""
+        texts = [" " * (LABEL - 2)] * rows
+        values = round_ticks(self.bottom, self.top, max(2, (rows + 1) // 2), is_log=self.is_log)
+        known = tick_texts(values)
+        if any(len(text) > LABEL - 2 for text in known):
+            # Far from zero and close together, as 1.00001 and 1.00002: their first digits are all there is room for.
+            known = [text[: LABEL - 2] if "e" not in text else "" for text in known]
+            known = [text if known.index(text) == place else "" for place, text in enumerate(known)]
+        for value, text in zip(values, known, strict=True):
+            height = float(self.heights(np.array([value]))[0])
+            row = min(rows - 1, max(0, round((1 - height) * (4 * rows - 1)) // 4))
+            texts[row] = text.rjust(LABEL - 2) if text else texts[row]
+        return texts
 
 
 def scale_of(columns: Columns, *, is_log: bool = False) -> Scale:
@@ -220,6 +222,17 @@ def _blocks(
     return kinds, ["".join(row) for row in text.tolist()]
 
 
+def _with_ticks(cells: list[str], first: int, last: int, begin: str, end: str) -> None:
+    """Write round steps between the ends of an axis, centred where they are, unless something is there."""
+    width, line = len(cells), list(cells)
+    for value in round_ticks(first, last, max(2, width // LEAST_TICK)):
+        text = f" {value:,.0f} "
+        place = int((value - first) * width // max(1, last - first)) - len(text) // 2
+        is_free = len(begin) < place and place + len(text) < width - len(end)
+        if is_free and value == int(value) and len(set(line[place : place + len(text)])) == 1:
+            cells[place : place + len(text)] = text
+
+
 def axis(
     width: int, first: int, last: int, glyphs: Glyphs, marks: Sequence[tuple[int, str]], ends: tuple[str, str]
 ) -> Line:
@@ -235,6 +248,8 @@ def axis(
     if len(begin) + len(end) + 2 < width:
         cells[: len(begin)] = begin
         cells[width - len(end) :] = end
+        if begin == f"{first:,}":
+            _with_ticks(cells, first, last, begin, end)
     spans = [Span(" " * (LABEL - 1) + glyphs.corner, "rule")]
     text = "".join(cells)
     start = 0

@@ -25,20 +25,20 @@ LEGEND = (
 )
 """Marks and words on the screen, explained in the help."""
 
-LEAST_HELP = 38
-"""Least width of a column of the help."""
-
 
 def help_panel(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
     """Every key of this mode, and the legend."""
     rows = [(binding.shown, binding.text) for binding in TABLE if ui.mode in binding.modes]
-    lines = [rule("keys", width, theme.glyphs, "any key goes back")]
     entries = [f"  {shown:<11}{text}" for shown, text in (*rows, *LEGEND)]
     room = max(1, height - 1)
-    across = min(-(-len(entries) // room), max(1, width // LEAST_HELP))
+    # Only as many columns as cut no text: the rest can be scrolled to.
+    across = min(-(-len(entries) // room), max(1, width // (max(map(len, entries)) + 1)))
     down = -(-len(entries) // across)
     size = width // across
-    for row in range(min(down, room)):
+    first = min(ui.help_scroll, max(0, down - room))
+    note = "any key goes back" if down <= room else f"{first + 1} to {first + room} of {down}: up, down; else back"
+    lines = [rule("keys", width, theme.glyphs, note)]
+    for row in range(first, min(down, first + room)):
         parts = entries[row::down]
         lines.append(tuple(Span(fit(text, size, theme.glyphs.ellipsis)) for text in parts))
     return lines[:height]

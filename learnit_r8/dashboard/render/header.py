@@ -72,7 +72,7 @@ def total_line(view: View, width: int, theme: Theme, scene: Scene) -> Line:
     left, spread = view.time_left(now)
     about = f" (±{clock(spread)})" if math.isfinite(spread) and spread >= 1 and width >= NARROW else ""
     guess = "~" if not view.pacing.is_measured and math.isfinite(left) else ""
-    notes = [labelled("ETA", f"{guess}{clock(left)}{about}" if view.ended is None else "-")]
+    notes = [labelled("left", f"{guess}{clock(left)}{about}" if view.ended is None else "-")]
     if width >= WIDE:
         notes.append(labelled("elapsed", clock(now), ""))
     return _bar_line("total", view.progress, notes, width, theme)
@@ -86,7 +86,7 @@ def epoch_line(view: View, width: int, theme: Theme) -> Line:
         steps = (view.epoch + 1) * run.steps_per_epoch
         steps = min(steps, run.total_steps) if run.total_steps else steps
         left = max(0, steps - view.step) * view.pacing.seconds_per_step
-    notes = [labelled("ETA", clock(left) if view.ended is None else "-")]
+    notes = [labelled("left", clock(left) if view.ended is None else "-")]
     if view.epochs and width >= WIDE:
         notes.append(labelled("last epoch", clock(view.epochs[-1].epoch_seconds), ""))
     return _bar_line("epoch", view.epoch_progress, notes, width, theme)

@@ -43,7 +43,8 @@ def hardest_panel(
         return [*lines, remark(clean(_why_empty(view, ui, listed)))]
     name_width = min(24, max(8, width - 53))
     loss_name, last_name = ("loss", f"{'last':>9} ") if listed == "hardest" else ("mean loss", "")
-    head = f"  {'sample':<{name_width}}{loss_name:>9} {last_name}{'uses':>6}  last epochs"
+    reasons = "" if listed == "hardest" else "    score  reason"
+    head = f"  {'sample':<{name_width}}{loss_name:>9} {last_name}{'uses':>6}  {'last epochs':<{HISTORY}}{reasons}"
     lines.append((Span(fit(head, width), "label"),))
     room = max(0, height - 2)
     selected = min(ui.selected, len(rows) - 1) if ui else -1

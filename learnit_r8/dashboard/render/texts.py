@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..state.ui_state import Scene, UiState
 from ..state.view import Entry, View
-from ..text import Line, Span, clean, clip, clock, fit
+from ..text import Line, Span, clean, clip, clock, fit, setting, wrapped
 from ..theme import Theme
 from .header import Rows, titled
 from .parts import cropped, remark, rule
@@ -78,7 +78,7 @@ def config_panel(view: View, ui: UiState, width: int, height: int, theme: Theme,
             ("samples", f"{run.num_samples:,} in batches of {run.batch_size:,}"),
             ("steps", f"{run.total_steps:,}" if run.total_steps else budget),
             ("steps an epoch", f"{run.steps_per_epoch:,}"),
-            *({"policy": run.policy} | run.settings).items(),
+            *((name, setting(text)) for name, text in ({"policy": run.policy} | run.settings).items()),
         ]
     if scene.folder:
         rows.append(("run folder", scene.folder))
@@ -87,10 +87,12 @@ def config_panel(view: View, ui: UiState, width: int, height: int, theme: Theme,
     rows = [row for row in rows if wanted in f"{row[0]} {row[1]}".lower()]
     label = min(26, max((len(name) for name, _ in rows), default=0) + 2, max(8, width // 3))
     lines = [rule("configuration", width, theme.glyphs, f"{len(rows)}")]
-    first = min(ui.scroll, max(0, len(rows) - (height - 1)))
-    for name, value in rows[first : first + max(0, height - 1)]:
-        shown = clip(value, max(0, width - label - 2), theme.glyphs.ellipsis)
-        lines.append((Span("  " + fit(name, label), "label"), Span(shown)))
+    shown: list[Line] = []
+    for name, value in rows:
+        for place, part in enumerate(wrapped(value, max(1, width - label - 2))):
+            shown.append((Span("  " + fit("" if place else name, label), "label"), Span(part)))
+    first = min(ui.scroll, max(0, len(shown) - (height - 1)))
+    lines += shown[first : first + max(0, height - 1)]
     if not rows:
         lines.append(remark("not known yet" if not ui.filter else "none has that text"))
     return [cropped(line, width) for line in lines]

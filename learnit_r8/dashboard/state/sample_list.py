@@ -27,7 +27,7 @@ def rows_of(survey: SamplesSurveyed, listed: str) -> dict[int, Row]:
     if listed == "suspects":
         kind, last = "suspect", (math.nan,) * len(survey.suspects)
         reasons = zip(survey.suspect_score, survey.suspect_why, strict=False)
-        notes = [f"{share(score, 0)} {clean(why, 20)}" for score, why in reasons]
+        notes = [f"{share(score, 0):>5}  {clean(why, 20)}" for score, why in reasons]
     else:
         kind, last = "hardest", survey.hardest_last
         notes = ["suspect" if is_suspected else "" for is_suspected in survey.hardest_suspected]

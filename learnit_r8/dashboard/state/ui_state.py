@@ -31,6 +31,7 @@ class UiState:
         alerts_only: Whether only warnings and alerts are listed among the events.
         frozen: Whether the picture stands still; the painter folds no events then.
         help: Whether the help is shown.
+        help_scroll: Rows by which the help is scrolled.
         menu: Whether the person is asked how to leave.
     """
 
@@ -49,6 +50,7 @@ class UiState:
     alerts_only: bool = False
     frozen: bool = False
     help: bool = False
+    help_scroll: int = 0
     menu: bool = False
 
 

@@ -76,8 +76,9 @@ class View:
         lr_plan: The schedule at equal distances of progress.
         recent: The newest `StepsDone`, oldest first.
         last: The newest of them; None before.
-        ema: Smoothed batch loss; NaN before the first.
+        ema: Smoothed batch loss, without batches of easy samples that steady the training; NaN before the first.
         best: Lowest smoothed loss and its step, or None.
+        saved: The newest checkpoint; None before.
         metrics: Values that were logged, by name; thinned.
         logged: The newest `MetricsLogged`; None before.
         log: The newest events, oldest first.
@@ -113,6 +114,7 @@ class View:
         self.last: events.StepsDone | None = None
         self.ema = math.nan
         self.best: Point | None = None
+        self.saved: events.CheckpointSaved | None = None
         self.metrics: dict[str, ThinnedList[Point]] = {}
         self.logged: events.MetricsLogged | None = None
         self.log: deque[Entry] = deque(maxlen=MOST_ENTRIES)
@@ -172,6 +174,8 @@ class View:
                 self.gave_up = event
             case events.LrRestored():
                 self.is_lr_lowered = False
+            case events.CheckpointSaved():
+                self.saved = event
             case events.LrFound():
                 self.is_searching = False
             case events.LrPlanned():
@@ -244,7 +248,7 @@ class View:
         self.loss.add(event.step, event.loss, event.lowest, event.highest, event.num_steps)
         self.lr.add(event.step, event.lr, event.lr, event.lr, event.num_steps)
         self.pacing.stepped(event)
-        if math.isfinite(event.loss):
+        if math.isfinite(event.loss) and not event.num_steady:
             weight = 1 - (1 - EMA_WEIGHT) ** event.num_steps
             self.ema = event.loss if math.isnan(self.ema) else self.ema + weight * (event.loss - self.ema)
             if self.best is None or self.ema < self.best.value:

@@ -40,6 +40,20 @@ _window: Any = None
 """The window of curses, which is started once in a process."""
 
 
+def screen_encoding() -> str:
+    """The encoding in which curses draws: that of the locale of the C library.
+
+    Python's own may be another one: under ``LC_ALL=C`` it writes UTF-8, and curses only ASCII.
+    """
+    with contextlib.suppress(locale.Error):
+        locale.setlocale(locale.LC_CTYPE, "")
+    try:
+        return locale.nl_langinfo(locale.CODESET) or "ascii"
+    except AttributeError:
+        # Windows has no such function.
+        return sys.stdout.encoding or "ascii"
+
+
 class UnusableTerminal(Exception):
     """The terminal cannot show a screen, or has gone; the message says why.
 
@@ -89,8 +103,7 @@ class Screen:
         Raises:
             UnusableTerminal: it cannot show a screen; its settings are as before.
         """
-        with contextlib.suppress(locale.Error):
-            locale.setlocale(locale.LC_CTYPE, "")
+        screen_encoding()
         try:
             import curses
 

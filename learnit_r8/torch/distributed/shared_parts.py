@@ -134,6 +134,7 @@ class SharedRequests(Requests):
             handle_signals=before.signals is not None,
             cool_down_on=before._cool_down_on,
             sleep=self._wait_for_others,
+            waited=before._waited,
         )
         self._ranks = ranks
         self._clock = clock

@@ -16,7 +16,7 @@ def test_totals_and_time_left_right_after_a_resume():
 
     assert "step 5,000/10,000" in frame
     assert "50.0%" in frame
-    assert "ETA ~16:40" in frame
+    assert "left ~16:40" in frame
 
 
 def test_time_left_is_unknown_before_the_first_step():
@@ -24,7 +24,7 @@ def test_time_left_is_unknown_before_the_first_step():
     view = View()
     view.fold(events.RunStarted(0, 0.0, "it", 1000, 10, 100, 10_000, None, "balanced"))
 
-    assert "ETA ?" in screen(view, 80, 24)[1]
+    assert "left ?" in screen(view, 80, 24)[1]
 
 
 def test_rest_of_a_time_budget_is_the_budget():
@@ -33,7 +33,7 @@ def test_rest_of_a_time_budget_is_the_budget():
     view.fold(events.RunStarted(0, 0.0, "it", 1000, 10, 100, None, 600.0, "balanced"))
     view.fold(events.StepDone(1, 1.0, 0, 1 / 600, 1.0, math.nan, 0.1, 10, False))
 
-    assert "ETA 8:20" in "\n".join(screen(view, 80, 24, scene=Scene(now=100.0)))
+    assert "left 8:20" in "\n".join(screen(view, 80, 24, scene=Scene(now=100.0)))
 
 
 def test_rate_below_the_schedule_shows_its_factor():

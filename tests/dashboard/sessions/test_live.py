@@ -137,6 +137,29 @@ def test_export_key_leaves_a_file(tmp_path):
         assert exported()[0].read_text().startswith("to step,lowest,mean,highest")
 
 
+def test_messages_of_requests_go_with_their_answer(tmp_path):
+    """What a key asked for is said until the training has done it, and no longer."""
+    body = """
+def body():
+    if os.path.exists("slow"):
+        os.remove("slow")
+        time.sleep(2)
+"""
+    with running(tmp_path, body) as terminal:
+        (tmp_path / "slow").touch()
+        terminal.wait_for(lambda: not (tmp_path / "slow").exists())
+        terminal.press("s")
+        terminal.wait_for("saving after this step...")
+        terminal.wait_for(lambda: checkpoints(tmp_path))
+        terminal.wait_for(lambda: "saving after this step" not in terminal.text, within=5)
+        terminal.press("p")
+        terminal.wait_for("PAUSED")
+
+        assert "pausing after this step" not in terminal.text
+        terminal.press("p")
+        terminal.wait_for("going on")
+
+
 HANG_UP = """
 import json, os, signal, sys, time
 from learnit_r8 import R8Scheduler

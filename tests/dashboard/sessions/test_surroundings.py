@@ -255,3 +255,28 @@ def test_ctrl_z_gives_the_terminal_back_and_fg_takes_it_again(tmp_path):
 
         assert terminal.raw.count(SHOW_CURSOR) >= 2
         assert terminal.raw.rfind(LEAVE) > terminal.raw.rfind(ENTER)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (60, 16)])
+@pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"LC_ALL": "xx_YY.UTF-8"}, {"LC_ALL": "POSIX", "NO_COLOR": "1"}])
+def test_locale_without_these_characters_gets_ascii(locale, size):
+    """In the C locale, or one that is not installed, as over ssh, charts are drawn in ASCII and nothing is blank."""
+    width, height = size
+    with shown(program(), width=width, height=height, **locale) as terminal:
+        terminal.wait_for("epoch 4")
+        text = terminal.text
+
+        assert text.isascii()
+        assert re.search(r"\|[ :*^]*[*:]", text)
+        assert "#" in text
+        terminal.press("?")
+        terminal.press("jjjjjjjjjjjjjjjjjjjjjjjjjjjjjjjjjjjjjjjjj")
+        terminal.wait_for("little is known")
+        terminal.press("?2")
+        terminal.wait_for("quartile bounds")
+
+
+def test_utf8_locale_gets_braille():
+    """Where the locale has them, charts are drawn in braille."""
+    with shown(program()) as terminal:
+        terminal.wait_for(lambda: any("\u2800" < character < "\u2900" for character in terminal.text))

@@ -159,3 +159,26 @@ def test_rate_that_only_follows_its_schedule_is_not_lowered():
     view.fold(events.BatchRefused(step=9, seconds=1.0, lr=0.0393, next_lr=0.0196, **told))
 
     assert view.is_lr_lowered
+
+
+def test_easy_batches_set_no_best_loss():
+    """Batches of easy samples after an incident lower neither the smoothed loss nor the best one."""
+    view = View()
+    view.fold(start())
+    view.fold(steps(1, 1.0, loss=0.33))
+    for step in range(2, 200):
+        view.fold(steps(step, float(step), loss=0.1, num_steady=1))
+
+    assert (view.ema, view.best.value) == (0.33, 0.33)
+    assert view.loss.columns(199, 0, 199).mean[-1] == pytest.approx(0.1)
+
+
+def test_pause_is_no_warning():
+    """Somebody who pauses a run is not warned of it."""
+    view = View()
+    view.fold(start())
+    view.fold(events.RunPaused(1, 1.0, "asked for on the screen"))
+    view.fold(events.RunResumed(1, 1.0))
+
+    assert view.num_alerts == 0
+    assert view.num_entries == 3

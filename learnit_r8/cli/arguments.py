@@ -1,0 +1,31 @@
+"""The parser of the command line, whose errors say what may have been meant."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that suggests the command, option or value that a wrong one is similar to."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with the usage, this message and a suggestion."""
+        import difflib
+        import re
+
+        known: list[str] = []
+        if (found := re.search(r"invalid choice: '([^']*)' (\(choose from .*)", message)) is not None:
+            choices = [str(choice) for action in self._actions for choice in action.choices or ()]
+            known = [choice for choice in choices if choice in found[2]]
+        elif (found := re.match(r"unrecognized arguments: (--[\w-]+)", message)) is not None:
+            known = [option for action in self._actions for option in action.option_strings]
+        near = difflib.get_close_matches(found[1], known, 1, 0.5) if found is not None else []
+        super().error(f"{message}; did you mean {near[0]}?" if near else message)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; a command refuses an unknown option itself, as it knows its own."""
+        options, rest = super().parse_known_args(args, namespace)
+        if rest and self._subparsers is None:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return options, rest

@@ -1,0 +1,109 @@
+"""Two runs beside each other: the same figures of both, and the settings that differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .view import View
+
+NOT_CHOSEN = frozenset({"machine", "process"})
+"""Settings that say where a run was, not how."""
+
+LOWER_IS_BETTER = ("loss", "error", "perplexity", "mae", "mse", "rmse", "wer", "cer", "fid", "nll")
+
+
+class Figure(NamedTuple):
+    """A figure of both runs.
+
+    Attributes:
+        name: Its name.
+        values: Its value in each run; NaN where it has none.
+        better: Place of the run that is better; -1 where neither is, or that cannot be said.
+    """
+
+    name: str
+    values: tuple[float, ...]
+    better: int = -1
+
+
+class Setting(NamedTuple):
+    """A setting that differs.
+
+    Attributes:
+        name: Its name.
+        values: Its text in each run; "" where it was not given.
+    """
+
+    name: str
+    values: tuple[str, ...]
+
+
+def figures_of(views: Sequence[View]) -> list[Figure]:
+    """The figures of runs: what they reached, how fast, and with how much trouble."""
+    names = [name for name in views[0].metrics if all(name in view.metrics for view in views[1:])]
+    others = [name for view in views for name in view.metrics if name not in names]
+    rows = [
+        Figure("steps", tuple(float(view.step) for view in views)),
+        Figure("training seconds", tuple(view.seconds for view in views)),
+        _figure("samples a second", [view.pacing.samples_per_second for view in views], lower=False),
+        _figure("smoothed loss", [view.ema for view in views], lower=True),
+        _figure("best smoothed loss", [_best_loss(view) for view in views], lower=True),
+    ]
+    for name in dict.fromkeys([*names, *others]):
+        lower = is_lower_better(name)
+        for what, value in (("last", last_of), ("best", best_of)):
+            rows.append(_figure(f"{name}, {what}", [value(view, name) for view in views], lower=lower))
+    rows.append(_figure("losses refused", [float(view.num_refused) for view in views], lower=True))
+    rows.append(_figure("warnings", [float(view.num_alerts) for view in views], lower=True))
+    rows.append(_figure("suspects", [float(view.survey.num_suspects) if view.survey else math.nan for view in views]))
+    return rows
+
+
+def settings_of(views: Sequence[View]) -> list[Setting]:
+    """The settings that differ between runs."""
+    every = [_settings(view) for view in views]
+    names = dict.fromkeys(name for settings in every for name in settings)
+    rows = [Setting(name, tuple(settings.get(name, "") for settings in every)) for name in names]
+    return [row for row in rows if len(set(row.values)) > 1]
+
+
+def is_lower_better(name: str) -> bool:
+    """Whether a lower value of a metric of this name is better."""
+    words = name.lower().replace("/", "_").replace("-", "_").split("_")
+    return any(word in words for word in LOWER_IS_BETTER)
+
+
+def last_of(view: View, name: str) -> float:
+    """The newest value of a metric; NaN without one."""
+    points = view.metrics.get(name)
+    return points[-1].value if points else math.nan
+
+
+def best_of(view: View, name: str) -> float:
+    """The best value of a metric among those that are kept; NaN without one."""
+    values = [point.value for point in view.metrics.get(name, ()) if math.isfinite(point.value)]
+    return (min if is_lower_better(name) else max)(values, default=math.nan)
+
+
+def _best_loss(view: View) -> float:
+    return view.best.value if view.best is not None else math.nan
+
+
+def _figure(name: str, values: Sequence[float], *, lower: bool | None = None) -> Figure:
+    known = [value for value in values if math.isfinite(value)]
+    better = -1
+    if lower is not None and len(known) == len(values) and len(set(known)) > 1:
+        better = list(values).index((min if lower else max)(known))
+    return Figure(name, tuple(values), better)
+
+
+def _settings(view: View) -> dict[str, str]:
+    run = view.run
+    if run is None:
+        return {}
+    facts = {"samples": f"{run.num_samples:,}", "batch_size": f"{run.batch_size:,}", "policy": run.policy}
+    if run.total_steps:
+        facts["steps"] = f"{run.total_steps:,}"
+    return {name: text for name, text in (facts | run.settings).items() if name not in NOT_CHOSEN}
