@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from .schedules.schedule import OneCycle as OneCycle
     from .schedules.schedule import Warmup as Warmup
     from .settings import SchedulerSettings as SchedulerSettings
+    from .table.labels.predictions import Predictions as Predictions
+    from .table.labels.predictions import predictions_of as predictions_of
     from .table.table import SampleTable as SampleTable
 
 __version__ = "0.1.0"
@@ -59,7 +61,9 @@ _HOME = {
     "R8Scheduler": "scheduler",
     "SchedulerSettings": "settings",
     "Preempted": "engine.signals",
+    "Predictions": "table.labels.predictions",
     "SampleTable": "table.table",
+    "predictions_of": "table.labels.predictions",
     "Outcome": "sampling.ticket",
     "Ticket": "sampling.ticket",
 }

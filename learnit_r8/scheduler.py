@@ -290,7 +290,13 @@ class R8Scheduler(Engine):
                 raise
 
     def update_with_loss(
-        self, loss: Any, *, part_size: int | None = None, grad_norm: Any = None, skipped: bool = False
+        self,
+        loss: Any,
+        *,
+        part_size: int | None = None,
+        grad_norm: Any = None,
+        skipped: bool = False,
+        predictions: Any = None,
     ) -> Outcome:
         """Report the loss of the last batch of `batch_iterator`, or of a loader with `R8BatchSampler`; see `report`.
 
@@ -299,10 +305,14 @@ class R8Scheduler(Engine):
         """
         ticket = self._open
         if ticket is None:
-            return self._report_in_hand(loss, part_size=part_size, grad_norm=grad_norm, skipped=skipped)
+            return self._report_in_hand(
+                loss, part_size=part_size, grad_norm=grad_norm, skipped=skipped, predictions=predictions
+            )
         outcome = None
         try:
-            outcome = self.report(ticket, loss, part_size=part_size, grad_norm=grad_norm, skipped=skipped)
+            outcome = self.report(
+                ticket, loss, part_size=part_size, grad_norm=grad_norm, skipped=skipped, predictions=predictions
+            )
             self._open = None
             return outcome
         except BaseException as error:
@@ -632,7 +642,8 @@ class R8Scheduler(Engine):
         table = self.table
         table.hand_over()
         numbers = [self.pace.state_dict(), self.controller.state_dict(), self.sentry.state_dict(), table.trend, self.lr]
-        return [numbers, table.records.take(samples)]
+        evidence = table.evidence.take(samples)
+        return [numbers, table.records.take(samples), *([] if evidence is None else [evidence])]
 
     def draw_epoch(self) -> list[Ticket]:
         """Draw the rest of the epoch at once; empty if the budget is spent or the run was stopped."""

@@ -280,7 +280,14 @@ class Engine:
             self._epoch_ended = False
 
     def report(
-        self, ticket: Ticket, loss: Any, *, part_size: int | None = None, grad_norm: Any = None, skipped: bool = False
+        self,
+        ticket: Ticket,
+        loss: Any,
+        *,
+        part_size: int | None = None,
+        grad_norm: Any = None,
+        skipped: bool = False,
+        predictions: Any = None,
     ) -> Outcome:
         """Report the loss of a batch: judge it, learn from it, advance the run and tell listeners.
 
@@ -297,6 +304,8 @@ class Engine:
                 number, or a 0-dim array or tensor.
             skipped: Whether the optimizer's step was skipped because gradients overflowed, as a loss scaler does. The
                 step counts, raises no alarm however often it happens, and a finite loss is learned from.
+            predictions: `Predictions` of the same samples, from which `SampleTable.suspects` judges their labels; with
+                one loss per sample only. They are learned from if the loss is.
 
         Returns:
             The verdict, the learning rate to use now, and the step that the model was restored to.
@@ -329,12 +338,13 @@ class Engine:
                     tally.total, tally.samples, self._epoch_ended, slots, healthy, trouble,
                 )  # fmt: skip
                 try:
-                    outcome = self._report(ticket, loss, part_size, grad_norm, skipped)
+                    outcome = self._report(ticket, loss, part_size, grad_norm, skipped, predictions)
                 except BaseException as error:
                     # Recorded before anything is called, since that could be interrupted too.
                     self._cut = (
                         mark, error,
-                        {"loss": loss, "part_size": part_size, "grad_norm": grad_norm, "skipped": skipped},
+                        {"loss": loss, "part_size": part_size, "grad_norm": grad_norm, "skipped": skipped,
+                         "predictions": predictions},
                     )  # fmt: skip
                     mend(self)
                     raise
@@ -348,7 +358,9 @@ class Engine:
                 self._marks.finished = ticket, outcome
             raise
 
-    def _report(self, ticket: Ticket, loss: Any, part_size: int | None, grad_norm: Any, skipped: bool) -> Outcome:
+    def _report(
+        self, ticket: Ticket, loss: Any, part_size: int | None, grad_norm: Any, skipped: bool, predictions: Any
+    ) -> Outcome:
         if self.announcer.is_heard:
             self.emitter.begin()
         if not isinstance(ticket, Ticket):
@@ -373,6 +385,8 @@ class Engine:
         kind = EXACT if table.batch_size == 1 else reading.part_size
         if kind != table.part_size:
             check_kind(kind, table.part_size)
+        if predictions is not None:
+            reading = table.evidence.with_predictions(reading, predictions, kind)
         if epoch < 0:
             return self._report_search(ticket, reading)
         if self.controller.replay.is_on and math.isfinite(reading.mean):
@@ -408,6 +422,8 @@ class Engine:
         """Learn from a good loss, and advance the run."""
         table = self.table
         table.part_size = kind
+        if reading.predictions is not None:
+            table.evidence.begin(reading.predictions.num_classes)
         believed = table.batch_trend.believed(reading) if table.batch_trend.is_early else reading
         trend = table.observe(believed.mean, believed.lowest, reading.mean)
         pace, controller = self.pace, self.controller
@@ -421,7 +437,9 @@ class Engine:
         if not pace.step % self.plan.steps_per_pass:
             self._end_epoch(ticket)
         # This completes the report, and listeners may read the table: everything else comes first.
-        self.plan.report(ticket.batch, believed.mean if table.batch_size == 1 else believed.means, trend)
+        self.plan.report(
+            ticket.batch, believed.mean if table.batch_size == 1 else believed.means, trend, reading.predictions
+        )
         if self.announcer.is_heard:
             self.emitter.step_done(
                 ticket,

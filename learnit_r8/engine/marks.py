@@ -215,12 +215,14 @@ class _BatchMark:
         start = self._slot * run.table.batch_size
         self._members = self._chunk.members[start : start + len(ticket.indices)]
         self._records = run.table.records.take(self._members)
+        self._evidence = run.table.evidence.take(self._members)
         self._num_seen = run.table.num_seen
         self._state = self._chunk.states[self._slot]
 
     def undo(self, run: Engine) -> None:
         run.table.records.finish_writing()
         run.table.records.put(self._members, self._records.copy())
+        run.table.evidence.put_back(self._members, self._evidence)
         run.table.undo_seen(self._num_seen)
         self._chunk.states[self._slot] = self._state
 

@@ -19,7 +19,7 @@ FORMAT = 1
 """Format of the whole state; it stays, as each part has a version of its own."""
 
 VERSIONS = {
-    "table": 1, "plan": 1, "pace": 2, "rescue": 1, "quarantine": 1, "guard": 1, "tally": 1, "search": 1,
+    "table": 2, "plan": 1, "pace": 2, "rescue": 1, "quarantine": 1, "guard": 1, "tally": 1, "search": 1,
 }  # fmt: skip
 """Version of each part's state. A change of a part adds one here, and the part must still read older versions.
 A state without versions is of package 0.1, whose parts all have version 0."""

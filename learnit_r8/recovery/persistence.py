@@ -288,12 +288,15 @@ class Persistence:
         if save is not None:
             given = {"scheduler": state, "model": self._model_state()}
             write_model = functools.partial(call_save, save, given)
-        columns = [each for each in state.get("table", {}).values() if isinstance(each, Column)]
+        table = state.get("table", {})
+        saved_arrays = [*table.values(), *(table.get("evidence") or {}).values()]
+        columns = [each for each in saved_arrays if isinstance(each, Column)]
         if in_background and columns and isinstance(self.store, CheckpointStore):
-            return self.store.begin(state, write_model, self._config, then=self._tell_saved, closing=columns[0].close)
+            return self.store.begin(
+                state, write_model, self._config, then=self._tell_saved, closing=functools.partial(_close, columns)
+            )
         saved = self.store.save(state, write_model, self._config)
-        for column in columns:
-            column.close()
+        _close(columns)
         return self._tell_saved(saved)
 
     def _tell_saved(self, saved: Checkpoint) -> Checkpoint:
@@ -443,3 +446,9 @@ def _check_folder(folder: Any, **needing: Any) -> None:
                 "checkpoint_dir must be a folder, or a path where one can be made, "
                 f"got {folder!r}: {str(nearest)!r} is not a folder."
             )
+
+
+def _close(columns: list[Column]) -> None:
+    """Close the snapshots that arrays of a state are read from."""
+    for column in columns:
+        column.close()

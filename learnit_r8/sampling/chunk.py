@@ -76,6 +76,7 @@ class Chunk:
         table: The table that learns its reports.
         states: One of the states above for each batch.
         reports: For each REPORTED batch, a float or the float64[P] of its consecutive parts.
+        predictions: By position, float32[4, B] of those REPORTED batches that came with predictions.
         rates: For each drawn batch, its learning rate; a batch drawn again after a resume has the same.
         trends: For each REPORTED batch, what `SampleTable.observe` returned for it.
         drawn: Batches drawn so far.
@@ -119,6 +120,7 @@ class Chunk:
         # Python's arrays: storing a float in a numpy array takes twice as long.
         one_each = table.part_size == WHOLE_BATCH or table.batch_size == 1
         self.reports: Any = array("d", bytes(8 * len(expected))) if one_each else [0.0] * len(expected)
+        self.predictions: dict[int, NDArray[np.float32]] = {}
         self.trends = array("d", bytes(8 * len(expected)))
         self.rates = array("d", bytes(8 * len(expected)))
 
@@ -189,7 +191,27 @@ class Chunk:
         if counts is not None:
             trends = np.repeat(trends, counts)
         places = np.flatnonzero(reported)
-        self.table.learn(members, means, part_sizes, trends, records, done=lambda: states.__setitem__(places, SETTLED))
+        self.table.learn(
+            members,
+            means,
+            part_sizes,
+            trends,
+            records,
+            predictions=self._predictions(places.tolist()) if self.predictions else None,
+            done=lambda: states.__setitem__(places, SETTLED),
+        )
+        self.predictions.clear()
+
+    def _predictions(self, places: list[int]) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+        """int64[M] and float32[4, M]: the samples of these batches that came with predictions, and what they say."""
+        ends = np.cumsum(self._sizes)
+        known = [(place, self.predictions[place]) for place in places if place in self.predictions]
+        if not known:
+            return None
+        members = [self.members[ends[place] - self._sizes[place] : ends[place]] for place, _ in known]
+        # What only fills a batch up comes last.
+        rows = [each[:, : len(some)] for some, (_, each) in zip(members, known, strict=True)]
+        return np.concatenate(members), np.concatenate(rows, axis=1)
 
     def _parts(
         self, reports: list[Any], sizes: NDArray[np.int64]

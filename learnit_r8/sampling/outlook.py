@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from ..policies.base import Outlook
 from ..policies.radix import keys_of, order_of
 from ..table.label_noise import Suspicion
+from ..table.labels.mixture import Humps
 from ..table.losses import EXACT
-from ..table.mixture import Humps
 from ..table.table import SampleTable
 
 MOST_LOOKED_AT = 2**14

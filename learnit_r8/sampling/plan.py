@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from .._validation import check_choice
 from ..policies.base import Context, Outlook, Policy
+from ..table.labels.predictions import PredictionRows
 from ..table.records import PATIENCE
 from ..table.table import SampleTable
 from .chunk import OPEN, OUT_AGAIN, REPORTED, WAITING, Batch, Chunk
@@ -161,7 +162,7 @@ class Plan:
                 self._open.append(self.chunk)
         if self.chunk.drawn < self._last_drawn:
             # While the table's memory is not ready, each step waits a little, so that no step waits long.
-            can_go_on = self.table.records.settle_some(PATIENCE)
+            can_go_on = self.table.settle_some(PATIENCE)
             self.limit = self._last_drawn if can_go_on else self.chunk.drawn + 1
             return self.draw()
         if not self._waiting:
@@ -208,13 +209,20 @@ class Plan:
         self._open.append(chunk)
         return chunk.batch(0)
 
-    def report(self, batch: Batch, means: float | NDArray[np.float64], trend: float) -> None:
+    def report(
+        self,
+        batch: Batch,
+        means: float | NDArray[np.float64],
+        trend: float,
+        predictions: PredictionRows | None = None,
+    ) -> None:
         """Report the loss of a drawn batch; the table learns it before its samples are planned again.
 
         Args:
             batch: The batch as drawn.
             means: Mean loss of the batch, or float64[P] of its consecutive parts.
             trend: What `SampleTable.observe` returned for it.
+            predictions: What was reported with it, or None.
         """
         chunk, slot, _ = batch
         late = chunk.sweep != self._planner.num_sweeps
@@ -222,6 +230,10 @@ class Plan:
             # It may share samples with reports held back, which must be learned in the order they came.
             self._let_others_share()
         chunk.reports[slot] = means
+        if predictions is not None:
+            chunk.predictions[slot] = predictions.rows
+        elif chunk.predictions:
+            chunk.predictions.pop(slot, None)
         chunk.trends[slot] = trend
         chunk.states[slot] = REPORTED
         if late:
@@ -273,7 +285,7 @@ class Plan:
         self.table.records.finish_writing()
         for chunk in self._open:
             chunk.learn()
-        self.table.records.settle()
+        self.table.settle()
 
     def _close_settled(self) -> None:
         for chunk in [chunk for chunk in self._open if chunk.is_settled and chunk is not self.chunk]:

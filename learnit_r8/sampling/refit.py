@@ -51,6 +51,7 @@ def fitted(state: Mapping[str, Any], table: SampleTable, plan: Plan, remap: Arra
         "table": {
             **state["table"],
             **{name: _moved(state["table"][name], was) for name in _TABLE_ARRAYS},
+            "evidence": _moved_evidence(state["table"].get("evidence"), was),
             "quarantined": np.flatnonzero(holds(np.asarray(state["table"].get("quarantined", ()), np.int64), was)),
         },
         "quarantine": None,
@@ -88,6 +89,14 @@ def _positions(saved: Mapping[str, Any], table: SampleTable, remap: ArrayLike | 
 def _moved(values: NDArray[Any], was: NDArray[np.int64]) -> NDArray[Any]:
     """The values of each sample in the saved run; zeros for new ones, as for unseen samples."""
     return np.where(was >= 0, values[was], values.dtype.type(0))
+
+
+def _moved_evidence(evidence: Mapping[str, Any] | None, was: NDArray[np.int64]) -> dict[str, Any] | None:
+    """The evidence of samples whose index has not changed; the index says which class a sample is compared with."""
+    if evidence is None:
+        return None
+    same = np.where(was == np.arange(len(was)), was, -1)
+    return {name: _moved(values, same) if np.ndim(values) else values for name, values in evidence.items()}
 
 
 def _dealt_anew(state: Mapping[str, Any], plan: Plan, was: NDArray[np.int64]) -> tuple[dict[str, Any], int]:

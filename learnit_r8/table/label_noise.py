@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .figures import html_table
-from .mixture import Humps, find_humps
+from .labels.mixture import Humps, find_humps
 
 LEAST_USES = 4
 SURE = 0.9

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .labels.predictions import PredictionRows
+
 EXACT, WHOLE_BATCH = 1, 0
 """Part sizes that stand for one loss per sample and for one mean per batch."""
 
@@ -20,12 +22,14 @@ class Reading(NamedTuple):
         means: The same, or float64[P] for its consecutive parts.
         part_size: EXACT, WHOLE_BATCH or the size of a part.
         lowest: The smallest of the means.
+        predictions: What was reported with them; None if nothing was.
     """
 
     mean: float
     means: float | NDArray[np.float64]
     part_size: int
     lowest: float
+    predictions: PredictionRows | None = None
 
 
 def read_loss(loss: Any, batch_size: int, part_size: int | None = None) -> Reading:
@@ -43,7 +47,7 @@ def read_loss(loss: Any, batch_size: int, part_size: int | None = None) -> Readi
     """
     if type(loss) is float and part_size is None:
         # Much faster than the constructor of a named tuple, which is a Python function.
-        return _new_tuple(Reading, (loss, loss, WHOLE_BATCH, loss))
+        return _new_tuple(Reading, (loss, loss, WHOLE_BATCH, loss, None))
     if type(loss) is np.ndarray and loss.dtype == _FLOAT32 and loss.shape == (batch_size,) and part_size is None:
         return _read_float32(loss)
     if part_size is not None:
@@ -92,7 +96,7 @@ def _read_float32(losses: NDArray[np.float32]) -> Reading:
     lowest = float(np.minimum.reduce(values))
     # Sums of float32 values cannot overflow float64. NaN and -inf, which may cause warnings, are left to _sum().
     total = float(np.add.reduce(values)) if lowest > -math.inf else _sum(values)
-    return _new_tuple(Reading, (total / len(values), values, EXACT, lowest))
+    return _new_tuple(Reading, (total / len(values), values, EXACT, lowest, None))
 
 
 def _sum(values: NDArray[np.float64]) -> float:

@@ -61,11 +61,13 @@ class Records:
 
     Args:
         size: N, >= 1.
+        dtype: 16 bytes a sample: `RECORD`, or another.
     """
 
-    def __init__(self, size: int) -> None:
-        keep_room(max(_LEAST_ROOM, size * RECORD.itemsize))
-        self._all = np.zeros(size, RECORD)
+    def __init__(self, size: int, dtype: np.dtype[Any] = RECORD) -> None:
+        keep_room(max(_LEAST_ROOM, size * dtype.itemsize))
+        self._all = np.zeros(size, dtype)
+        self._dtype = dtype
         self._words = self._all.view(_WORD)
         self._writing: Callable[[], object] | None = None
         self._warming = Warming(self._words) if self._words.nbytes >= LEAST_BYTES else None
@@ -86,12 +88,12 @@ class Records:
     def take(self, indices: NDArray[np.int64]) -> NDArray[Any]:
         """Copies of some records: RECORD[M]."""
         self.settle()
-        return self._words.take(indices).view(RECORD)
+        return self._words.take(indices).view(self._dtype)
 
     def gather(self, indices: NDArray[np.int64]) -> NDArray[Any]:
         """Copies of some records, RECORD[M], none of which was written to in this sweep."""
         # Skipping the check of the range of indices saves a quarter of the time.
-        return self._words.take(indices, mode="wrap").view(RECORD)
+        return self._words.take(indices, mode="wrap").view(self._dtype)
 
     def put(self, indices: NDArray[np.int64], records: NDArray[Any]) -> None:
         """Write some records back."""
@@ -154,7 +156,7 @@ class Records:
     def snapshot(self) -> Snapshot:
         """The current records, for another thread to read while the run continues; see `Snapshot`."""
         self.settle()
-        snapshot = Snapshot(self._words)
+        snapshot = Snapshot(self._words, self._dtype)
         self._snapshots = (*(one for one in self._snapshots if one() is not None), weakref.ref(snapshot))
         return snapshot
 
@@ -251,13 +253,16 @@ class Snapshot:
 
     Args:
         words: The words of all records.
+        dtype: Of a record.
 
     Attributes:
         closed: Set by `close`.
+        dtype: As given.
     """
 
-    def __init__(self, words: NDArray[Any]) -> None:
+    def __init__(self, words: NDArray[Any], dtype: np.dtype[Any] = RECORD) -> None:
         self.closed = threading.Event()
+        self.dtype = dtype
         self._words = words
         self._kept: list[_Waiting] = []
         self._pid = os.getpid()
@@ -282,7 +287,7 @@ class Snapshot:
             words[indices - start] = old
         if self.is_closed:
             raise RuntimeError("the snapshot must be read before it is closed.")
-        return words.view(RECORD)
+        return words.view(self.dtype)
 
     def close(self) -> None:
         """End reading: later writes need not save old records."""
@@ -308,7 +313,7 @@ class Column:
     """
 
     def __init__(self, snapshot: Snapshot, field: str) -> None:
-        self.dtype: np.dtype[Any] = RECORD[field]
+        self.dtype: np.dtype[Any] = snapshot.dtype[field]
         self.shape = (len(snapshot),)
         self._snapshot = snapshot
         self._field = field

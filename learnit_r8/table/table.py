@@ -17,6 +17,7 @@ from .exclusions import Exclusions
 from .figures import html_table
 from .holder import ReportHolder
 from .label_noise import Suspects, find_suspects
+from .labels.evidence import Evidence
 from .losses import EXACT, WHOLE_BATCH, source_of
 from .names import checked_ids, coded, digest_of
 from .quantiles import MOST_RANKED, Quartile, Sample, quartiles_of, quartiles_of_some, samples_of
@@ -51,6 +52,7 @@ class SampleTable:
             a part for means of parts, WHOLE_BATCH for batch means.
         batch_trend: Moving average of the batch losses, and statistics of the first ones.
         exclusions: The samples in quarantine, and those under watch.
+        evidence: What was predicted for the samples, where predictions are reported with the losses.
         group_labels: The distinct labels, in the order of the codes in ``records``; None without groups.
         group_sizes: Number of samples with each label; empty without groups.
     """
@@ -77,6 +79,7 @@ class SampleTable:
         self.batch_trend = BatchTrend(num_samples, batch_size)
         self.records = Records(num_samples)
         self.exclusions = Exclusions()
+        self.evidence = Evidence(num_samples)
         self._holder: ReportHolder | None = None
         self._offsets = False
         self._num_seen = 0
@@ -95,6 +98,17 @@ class SampleTable:
         """Learn from all reports held back."""
         if self._holder is not None:
             self._holder.hand_over()
+
+    def settle_some(self, seconds: float) -> bool:
+        """Write some of the queued records; see `Records.settle_some`."""
+        can_go_on = self.records.settle_some(seconds)
+        return self.evidence.records.settle_some(seconds) and can_go_on if self.evidence.records else can_go_on
+
+    def settle(self) -> None:
+        """Write all queued records."""
+        self.records.settle()
+        if self.evidence.records is not None:
+            self.evidence.records.settle()
 
     def __len__(self) -> int:
         return self.num_samples
@@ -129,6 +143,23 @@ class SampleTable:
     def mean(self) -> NDArray[np.float32]:
         """float32[N], mean of the observed losses that each sample was part of, NaN for unseen ones."""
         return self._seen_values("mean")
+
+    @property
+    def given(self) -> NDArray[np.int64]:
+        """int64[N], the label of every sample as reported with predictions; -1 where none were."""
+        return self._evidence_of("given", "visits")
+
+    @property
+    def suggested(self) -> NDArray[np.int64]:
+        """int64[N], the class predicted most for every sample among those that are not its label; -1 where none is."""
+        return self._evidence_of("leader", "lead")
+
+    def _evidence_of(self, field: str, needed: str) -> NDArray[np.int64]:
+        self.hand_over()
+        whole = self.evidence.whole
+        if whole is None:
+            return np.full(self.num_samples, -1)
+        return np.where(whole[needed] > 0, whole[field].astype(np.int64), -1)
 
     @property
     def usage_count(self) -> NDArray[np.uint16]:
@@ -287,6 +318,7 @@ class SampleTable:
         trend: NDArray[np.float64],
         records: NDArray[Any] | None = None,
         *,
+        predictions: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None,
         done: Callable[[], object] | None = None,
     ) -> None:
         """Learn from reports on distinct samples, whose order does not matter.
@@ -297,6 +329,7 @@ class SampleTable:
             sizes: int64[P], samples of each part, their sum M; None if each sample is its own part.
             trend: float64[P], what `observe` returned for the batch of each part.
             records: RECORD[M], the samples' current records if available; overwritten.
+            predictions: int64[K] and float32[4, K], samples and the rows of `PredictionRows` for them, or None.
             done: Called when the table has learned; twice if it was interrupted.
         """
         self.records.finish_writing()
@@ -319,7 +352,8 @@ class SampleTable:
             records["loss"] = self._divided(records["loss"], seen, means, sizes, trend)
         records["last"] = observed
         records["mean"] += (observed - records["mean"]) / count
-        self.records.write(functools.partial(self._store, indices, records, num_seen, done))
+        store = None if predictions is None else self.evidence.updated(*predictions)
+        self.records.write(functools.partial(self._store, indices, records, num_seen, done, store))
 
     def _store(
         self,
@@ -327,8 +361,11 @@ class SampleTable:
         records: NDArray[Any],
         num_seen: int,
         done: Callable[[], object] | None,
+        store_evidence: Callable[[], None] | None,
     ) -> None:
         self.records.put(indices, records)
+        if store_evidence is not None:
+            store_evidence()
         self._num_seen = num_seen
         if done is not None:
             done()
@@ -415,6 +452,7 @@ class SampleTable:
             "_num_reports": trend.num_reports,
             "_offsets": self._offsets,
         }
+        state["evidence"] = self.evidence.state_dict(in_background=in_background and self.num_samples >= LARGE)
         return {**state, **self.exclusions.state_dict(), **trend.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -428,6 +466,7 @@ class SampleTable:
         numbers = state["numbers"]
         self.part_size, self._offsets = numbers["part_size"], numbers["_offsets"]
         self.exclusions.load_state_dict(state)
+        self.evidence.load_state_dict(state.get("evidence"))
         self.batch_trend.load_state_dict(state, value=numbers["trend"], num_reports=numbers["_num_reports"])
 
     @functools.cached_property

@@ -6,7 +6,7 @@ import pytest
 from learnit_r8 import Context, Focus, Outlook, R8Scheduler
 from learnit_r8.checkpoint.codec import decode, encode
 from learnit_r8.table.label_noise import Suspicion
-from learnit_r8.table.mixture import Humps
+from learnit_r8.table.labels.mixture import Humps
 from tests.common import candidates, generator
 
 SUSPICION = Suspicion(2.0, Humps(0.3, 0.1, 1.5, 0.1, 0.1))

@@ -31,7 +31,7 @@ def torch():
 )
 def test_numbers_are_batch_means(loss):
     """A float or anything 0-dim is the mean of the batch."""
-    assert read_loss(loss, 32) == (2.5, 2.5, WHOLE_BATCH, 2.5)
+    assert read_loss(loss, 32) == (2.5, 2.5, WHOLE_BATCH, 2.5, None)
 
 
 @pytest.mark.parametrize("loss", [3, -3, np.int32(3), np.uint8(3), np.array(-3)], ids=repr)
@@ -166,7 +166,7 @@ def test_tensors(torch, name):
     tensor = torch.tensor([1, 3], dtype=getattr(torch, name))
 
     assert read_loss(tensor, 2).means.tolist() == [1.0, 3.0]
-    assert read_loss(tensor[1], 2) == (3.0, 3.0, WHOLE_BATCH, 3.0)
+    assert read_loss(tensor[1], 2) == (3.0, 3.0, WHOLE_BATCH, 3.0, None)
 
 
 @pytest.mark.parametrize("name", ["bool", "complex64"])

@@ -1,0 +1,160 @@
+"""The evidence about every label: 16 bytes a sample, beside the records, only where predictions are reported.
+
+Late visits count more, with the square of their number. So nothing has to be known about the length of the run, and
+what an untrained model says is soon forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..losses import EXACT, WHOLE_BATCH, Reading
+from ..records import MOST_USES, Column, Records
+from .predictions import read_predictions
+
+EVIDENCE = np.dtype(
+    [("own", "<f4"), ("other", "<f4"), ("visits", "<u2"), ("given", "<u2"), ("leader", "<u2"), ("lead", "<u2")]
+)
+"""One sample: means of the loss with its own label and with its other class; visits in them (saturating), the label;
+and the class predicted most among those that are not the label, with its lead over all others of these."""
+
+LATENESS = 2
+"""Weight of the v-th visit: v (v + 1) / 2 for 2, and 1 for 0. Measured in benchmarks/labels.py."""
+
+HIGHEST = 25.0
+"""Losses are clipped to this, so that one absurd visit does not outweigh all others: a probability of 1e-11."""
+
+
+class Evidence:
+    """The evidence of N samples; takes memory from the first predictions on.
+
+    Args:
+        num_samples: N.
+
+    Attributes:
+        num_classes: C; 0 before the first predictions.
+        records: The records; None before.
+    """
+
+    def __init__(self, num_samples: int) -> None:
+        self.num_classes = 0
+        self.records: Records | None = None
+        self._num_samples = num_samples
+
+    @property
+    def whole(self) -> NDArray[Any] | None:
+        """EVIDENCE[N], a view that must not be changed; None before the first predictions."""
+        return None if self.records is None else self.records.whole
+
+    def take(self, indices: NDArray[np.int64]) -> NDArray[Any] | None:
+        """EVIDENCE[M], copies of some records; None before the first predictions."""
+        return None if self.records is None else self.records.take(indices)
+
+    def with_predictions(self, reading: Reading, predictions: Any, kind: int) -> Reading:
+        """The reported losses together with checked predictions; changes nothing.
+
+        Args:
+            reading: The losses.
+            predictions: `Predictions` of the same samples.
+            kind: EXACT, WHOLE_BATCH or the size of a part.
+
+        Raises:
+            TypeError: the predictions are none.
+            ValueError: they do not fit, or there is no loss for each sample to compare them with.
+        """
+        if kind != EXACT:
+            raise ValueError(
+                "predictions need one loss for each sample, got "
+                + ("the mean of the batch" if kind == WHOLE_BATCH else f"means of parts of {kind}")
+                + ": a mean does not show whose label is wrong. Report a vector of losses."
+            )
+        rows = read_predictions(predictions, np.atleast_1d(reading.means), self.num_classes)
+        return reading._replace(predictions=rows)
+
+    def begin(self, num_classes: int) -> None:
+        """Note the number of classes, and make the records."""
+        if self.records is None:
+            self.records = Records(self._num_samples, EVIDENCE)
+        self.num_classes = num_classes
+
+    def updated(self, indices: NDArray[np.int64], rows: NDArray[np.float32]) -> Callable[[], None]:
+        """A function that stores what is learned from predictions; calling it twice does no harm.
+
+        Args:
+            indices: int64[M], distinct.
+            rows: float32[4, M], see `PredictionRows`.
+        """
+        assert self.records is not None
+        records = self.records
+        new = records.take(indices)
+        learn(new, rows)
+        return lambda: records.put(indices, new)
+
+    def put_back(self, indices: NDArray[np.int64], before: NDArray[Any] | None) -> None:
+        """Restore what `take` returned."""
+        if self.records is not None:
+            self.records.put(indices, np.zeros(len(indices), EVIDENCE) if before is None else before.copy())
+
+    def state_dict(self, *, in_background: bool = False) -> dict[str, Any] | None:
+        """Arrays of N by field name, and the number of classes; None without predictions. See `SampleTable`."""
+        if self.records is None:
+            return None
+        if in_background:
+            snapshot = self.records.snapshot()
+            fields: dict[str, Any] = {name: Column(snapshot, name) for name in EVIDENCE.names or ()}
+        else:
+            fields = {name: self.records[name].copy() for name in EVIDENCE.names or ()}
+        return {**fields, "num_classes": self.num_classes}
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Load what `state_dict` returned; None forgets everything."""
+        if self.records is not None:
+            self.records.release_snapshots()
+            self.records.forget_writing()
+        if state is None:
+            self.num_classes, self.records = 0, None
+            return
+        arrays = {name: np.asarray(state[name], EVIDENCE[name]) for name in EVIDENCE.names or ()}
+        self.begin(int(state["num_classes"]))
+        assert self.records is not None
+        for name, values in arrays.items():
+            self.records[name][:] = values
+
+
+def learn(records: NDArray[Any], rows: NDArray[np.float32]) -> None:
+    """Update records with one visit each.
+
+    Args:
+        records: EVIDENCE[M], changed. A sample whose label is another than before starts anew.
+        rows: float32[4, M], see `PredictionRows`.
+    """
+    own, other, predicted, given = rows
+    anew = records["given"] != given
+    if anew.any():
+        records[anew] = np.zeros((), EVIDENCE)
+        records["given"] = given
+    visits = records["visits"].astype(np.float32) + 1
+    weight = (1 + LATENESS) / (visits + LATENESS)
+    for name, losses in (("own", own), ("other", other)):
+        # NaN counts as the highest loss.
+        losses = np.fmax(np.fmin(losses, np.float32(HIGHEST)), np.float32(-HIGHEST))
+        records[name] += (losses - records[name]) * weight
+    records["visits"] = np.minimum(visits, MOST_USES)
+    _vote(records, predicted.astype(np.uint16))
+
+
+def _vote(records: NDArray[Any], predicted: NDArray[np.uint16]) -> None:
+    """Count the votes for other classes, so that a class with most of them leads at last.
+
+    Source: R. S. Boyer & J. S. Moore, "MJRTY", 1981.
+    """
+    votes, lead = predicted != records["given"], records["lead"]
+    agrees, is_open = predicted == records["leader"], lead == 0
+    gains = votes & (agrees | is_open) & (lead < MOST_USES)
+    records["leader"] = np.where(votes & is_open, predicted, records["leader"])
+    loses = votes & ~agrees & ~is_open
+    records["lead"] = lead + gains - loses
