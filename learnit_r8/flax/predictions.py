@@ -7,16 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..table.labels.predictions import Predictions, check_shapes, mixed
+from ..table.labels.predictions import Predictions, check_shapes
 
 
-def predictions_of(logits: Any, targets: Any, indices: Any) -> Predictions:
+def predictions_of(logits: Any, targets: Any) -> Predictions:
     """The predictions of a batch, to report with its losses.
 
     Args:
-        logits: float[B, C]; or float[B] or float[B, 1], the logit of class 1 of two. No gradient passes.
-        targets: int[B], classes in [0, C).
-        indices: int[B], the samples, as drawn.
+        logits: float[B, C], or log probabilities; or float[B] or float[B, 1], the logit of class 1 of two.
+        targets: int[B], classes in [0, C); checked when they are reported.
 
     Returns:
         Arrays on the device. Return `pack` of them from a jitted function: ``num_classes`` is a static int.
@@ -31,19 +30,17 @@ def predictions_of(logits: Any, targets: Any, indices: Any) -> Predictions:
         scores = jnp.stack([jnp.zeros(scores.shape[0]), scores.reshape(-1)], 1)
     classes = scores.shape[1]
     given = targets.astype(jnp.int32)
-    steps = mixed(jnp.asarray(indices).astype(jnp.uint32)) % jnp.uint32(classes - 1)
-    other = (given + 1 + steps.astype(jnp.int32)) % classes
-    chosen = -jnp.take_along_axis(jax.nn.log_softmax(scores), jnp.stack([given, other], 1), 1)
-    return Predictions(chosen[:, 1], scores.argmax(1), given, classes, chosen[:, 0])
+    own = jnp.take_along_axis(scores, given[:, None], 1)[:, 0]
+    rival = jnp.where(jax.nn.one_hot(given, classes, dtype=bool), -jnp.inf, scores).max(1)
+    return Predictions(rival - own, scores.argmax(1), given, classes)
 
 
 def pack(losses: Any, predictions: Predictions) -> Any:
-    """float32[5, B] on the device, for one copy; `Predictions.unpack` undoes it.
+    """float32[4, B] on the device, for one copy; `Predictions.unpack` undoes it.
 
     Args:
         losses: float[B].
         predictions: As `predictions_of` returned them.
     """
-    own = losses if predictions.own_loss is None else predictions.own_loss
-    rows = [jnp.asarray(row, jnp.float32) for row in (losses, own, *predictions[:3])]
+    rows = [jnp.asarray(row, jnp.float32) for row in (losses, *predictions[:3])]
     return jax.lax.stop_gradient(jnp.stack(rows))

@@ -76,7 +76,7 @@ class Chunk:
         table: The table that learns its reports.
         states: One of the states above for each batch.
         reports: For each REPORTED batch, a float or the float64[P] of its consecutive parts.
-        predictions: By position, float32[4, B] of those REPORTED batches that came with predictions.
+        predictions: By position, float32[3, B] of those REPORTED batches that came with predictions.
         rates: For each drawn batch, its learning rate; a batch drawn again after a resume has the same.
         trends: For each REPORTED batch, what `SampleTable.observe` returned for it.
         drawn: Batches drawn so far.
@@ -203,7 +203,7 @@ class Chunk:
         self.predictions.clear()
 
     def _predictions(self, places: list[int]) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
-        """int64[M] and float32[4, M]: the samples of these batches that came with predictions, and what they say."""
+        """int64[M] and float32[3, M]: the samples of these batches that came with predictions, and what they say."""
         ends = np.cumsum(self._sizes)
         known = [(place, self.predictions[place]) for place in places if place in self.predictions]
         if not known:

@@ -92,11 +92,10 @@ def _moved(values: NDArray[Any], was: NDArray[np.int64]) -> NDArray[Any]:
 
 
 def _moved_evidence(evidence: Mapping[str, Any] | None, was: NDArray[np.int64]) -> dict[str, Any] | None:
-    """The evidence of samples whose index has not changed; the index says which class a sample is compared with."""
+    """The evidence about the labels of each sample of the saved run."""
     if evidence is None:
         return None
-    same = np.where(was == np.arange(len(was)), was, -1)
-    return {name: _moved(values, same) if np.ndim(values) else values for name, values in evidence.items()}
+    return {name: _moved(values, was) if np.ndim(values) else values for name, values in evidence.items()}
 
 
 def _dealt_anew(state: Mapping[str, Any], plan: Plan, was: NDArray[np.int64]) -> tuple[dict[str, Any], int]:

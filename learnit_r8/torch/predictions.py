@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch.nn import functional
 
-from ..table.labels.predictions import Predictions, check_shapes, mixed
+from ..table.labels.predictions import Predictions, check_shapes
 
 
 @torch.no_grad()
-def predictions_of(logits: torch.Tensor, targets: torch.Tensor, indices: Any) -> Predictions:
+def predictions_of(logits: torch.Tensor, targets: torch.Tensor) -> Predictions:
     """The predictions of a batch, to report with its losses.
 
     Args:
-        logits: float[B, C]; or float[B] or float[B, 1], the logit of class 1 of two. Detached here.
-        targets: int[B], classes in [0, C); on the device they are not checked to be in this range before their use.
-        indices: int[B], the samples, as drawn; an array or a tensor.
+        logits: float[B, C], or log probabilities; or float[B] or float[B, 1], the logit of class 1 of two.
+        targets: int[B], classes in [0, C); checked when they are reported.
 
     Returns:
         Tensors on the device of the logits; nothing is read back.
@@ -32,19 +28,18 @@ def predictions_of(logits: torch.Tensor, targets: torch.Tensor, indices: Any) ->
         scores = torch.stack([torch.zeros_like(scores.reshape(-1)), scores.reshape(-1)], 1)
     classes = scores.shape[1]
     given = targets.long()
-    places = torch.as_tensor(indices).to(scores.device, torch.int64, non_blocking=True) & 0xFFFFFFFF
-    other = (given + 1 + mixed(places, int) % (classes - 1)) % classes
-    chosen = functional.log_softmax(scores, 1).gather(1, torch.stack([given, other], 1)).neg()
-    return Predictions(chosen[:, 1], scores.argmax(1), given, classes, chosen[:, 0])
+    highest, order = scores.topk(2, 1)
+    predicted = order[:, 0]
+    rival = torch.where(predicted == given, highest[:, 1], highest[:, 0])
+    return Predictions(rival - scores.gather(1, given[:, None])[:, 0], predicted, given, classes)
 
 
 @torch.no_grad()
 def pack(losses: torch.Tensor, predictions: Predictions) -> torch.Tensor:
-    """float32[5, B] on their device, for one copy; `Predictions.unpack` undoes it.
+    """float32[4, B] on their device, for one copy; `Predictions.unpack` undoes it.
 
     Args:
         losses: float[B].
         predictions: As `predictions_of` returned them.
     """
-    own = losses if predictions.own_loss is None else predictions.own_loss
-    return torch.stack([each.detach().to(losses.device, torch.float32) for each in (losses, own, *predictions[:3])])
+    return torch.stack([each.detach().to(losses.device, torch.float32) for each in (losses, *predictions[:3])])

@@ -17,16 +17,16 @@ from ..records import MOST_USES, Column, Records
 from .predictions import read_predictions
 
 EVIDENCE = np.dtype(
-    [("own", "<f4"), ("other", "<f4"), ("visits", "<u2"), ("given", "<u2"), ("leader", "<u2"), ("lead", "<u2")]
+    [("margin", "<f4"), ("plain", "<f4"), ("visits", "<u2"), ("given", "<u2"), ("leader", "<u2"), ("lead", "<u2")]
 )
-"""One sample: means of the loss with its own label and with its other class; visits in them (saturating), the label;
-and the class predicted most among those that are not the label, with its lead over all others of these."""
+"""One sample: the mean margin in which late visits count more, and the plain one; visits in them (saturating); the
+label; the class predicted most among those that are not the label, and its lead over all others of these."""
 
 LATENESS = 2
 """Weight of the v-th visit: v (v + 1) / 2 for 2, and 1 for 0. Measured in benchmarks/labels.py."""
 
 HIGHEST = 25.0
-"""Losses are clipped to this, so that one absurd visit does not outweigh all others: a probability of 1e-11."""
+"""Margins are clipped to this, so that one absurd visit does not outweigh all others: odds of 1e11."""
 
 
 class Evidence:
@@ -72,7 +72,7 @@ class Evidence:
                 + ("the mean of the batch" if kind == WHOLE_BATCH else f"means of parts of {kind}")
                 + ": a mean does not show whose label is wrong. Report a vector of losses."
             )
-        rows = read_predictions(predictions, np.atleast_1d(reading.means), self.num_classes)
+        rows = read_predictions(predictions, np.size(reading.means), self.num_classes)
         return reading._replace(predictions=rows)
 
     def begin(self, num_classes: int) -> None:
@@ -86,7 +86,7 @@ class Evidence:
 
         Args:
             indices: int64[M], distinct.
-            rows: float32[4, M], see `PredictionRows`.
+            rows: float32[3, M], see `PredictionRows`.
         """
         assert self.records is not None
         records = self.records
@@ -130,19 +130,19 @@ def learn(records: NDArray[Any], rows: NDArray[np.float32]) -> None:
 
     Args:
         records: EVIDENCE[M], changed. A sample whose label is another than before starts anew.
-        rows: float32[4, M], see `PredictionRows`.
+        rows: float32[3, M], see `PredictionRows`.
     """
-    own, other, predicted, given = rows
+    margin, predicted, given = rows
     anew = records["given"] != given
     if anew.any():
         records[anew] = np.zeros((), EVIDENCE)
         records["given"] = given
     visits = records["visits"].astype(np.float32) + 1
     weight = (1 + LATENESS) / (visits + LATENESS)
-    for name, losses in (("own", own), ("other", other)):
-        # NaN counts as the highest loss.
-        losses = np.fmax(np.fmin(losses, np.float32(HIGHEST)), np.float32(-HIGHEST))
-        records[name] += (losses - records[name]) * weight
+    # NaN counts as the highest.
+    margin = np.fmax(np.fmin(margin, np.float32(HIGHEST)), np.float32(-HIGHEST))
+    records["margin"] += (margin - records["margin"]) * weight
+    records["plain"] += (margin - records["plain"]) / visits
     records["visits"] = np.minimum(visits, MOST_USES)
     _vote(records, predicted.astype(np.uint16))
 
