@@ -1,4 +1,7 @@
-"""Label noise: samples look mislabelled if their losses stay above an untrained model's, apart from all others."""
+"""Label noise: samples look mislabelled if their losses stay above an untrained model's, apart from all others.
+
+With predictions there is a second way, where losses overlap: see `labels.mirror`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .figures import html_table
+from .labels.mirror import Mirror
 from .labels.mixture import Humps, find_humps
 
 LEAST_USES = 4
@@ -36,6 +40,11 @@ GROUP_SHARE = 1.5
 
 MOST_SHOWN = 50
 """Samples in a notebook's table."""
+HUMPS, MIRROR = "two humps", "mirrored margins"
+_NOBODY = np.empty(0, np.int64)
+
+LONG = 12
+"""Mean visits from which the first ones, of a model that has hardly learnt, do not blur the plain mean margin."""
 
 ALWAYS_HIGH, RISING, MEMORISED = "always high", "rising", "memorised"
 
@@ -53,6 +62,12 @@ class Suspects(NamedTuple):
         noise_range: Lower and upper estimate: the share of certain suspects, and of samples that are not certainly
             fine.
         reason: Why there are no suspects; "" if there are some.
+        precision: Estimated share of wrong labels among these; NaN if unknown.
+        given: int64[K], the label of each; -1 without predictions.
+        suggested: int64[K], the class predicted most for each among those that are not its label; -1 if unknown.
+        votes: int64[K], visits at which it was predicted, a lower bound; 0 if unknown.
+        method: "two humps" where the losses fall into two components, "mirrored margins" where predictions show more
+            labels to be wrong than right ones explain; "" without suspects.
     """
 
     indices: NDArray[np.int64]
@@ -62,6 +77,11 @@ class Suspects(NamedTuple):
     noise_rate: float
     noise_range: tuple[float, float]
     reason: str
+    precision: float = math.nan
+    given: NDArray[np.int64] = _NOBODY
+    suggested: NDArray[np.int64] = _NOBODY
+    votes: NDArray[np.int64] = _NOBODY
+    method: str = ""
 
     def __repr__(self) -> str:
         if self.reason:
@@ -73,6 +93,22 @@ class Suspects(NamedTuple):
         """The most suspect samples, for a notebook."""
         rows = zip(self.indices, self.mean_loss, self.score, self.why, strict=True)
         return html_table(repr(self), ("sample", "mean loss", "score", "why"), list(rows)[:MOST_SHOWN])
+
+
+class Ranking(NamedTuple):
+    """Samples in the order of suspicion, which is no verdict.
+
+    Attributes:
+        indices: int64[K], most suspect first.
+        mean_loss: float32[K], mean loss of each over the run.
+        given, suggested, votes: int64[K], as in `Suspects`.
+    """
+
+    indices: NDArray[np.int64]
+    mean_loss: NDArray[np.float32]
+    given: NDArray[np.int64]
+    suggested: NDArray[np.int64]
+    votes: NDArray[np.int64]
 
 
 class Suspicion(NamedTuple):
@@ -173,26 +209,46 @@ def _scaled(mean_loss: NDArray[np.float32], untrained_loss: float) -> NDArray[np
     return np.sqrt(np.clip(mean_loss.astype(np.float64) / untrained_loss, 0, HIGHEST))
 
 
-def find_suspects(records: Any, untrained_loss: float, *, exact: bool, by_group: bool = False) -> Suspects:
-    """Find the samples whose losses form a component of their own, worse than untrained.
+def find_suspects(
+    records: Any,
+    untrained_loss: float,
+    *,
+    exact: bool,
+    by_group: bool = False,
+    evidence: Any = None,
+    precision: float = 0.5,
+) -> Suspects:
+    """Find the samples that look mislabelled: two components of the losses, or margins without a mirror image.
+
+    Where the losses of the suspects form a component of their own, worse than untrained, as in networks that fit their
+    data, they are the list. Otherwise the margins decide, if predictions were reported.
 
     Args:
         records: Fields last, mean float32[N] and usage_count uint16[N]; also group uint16[N] if ``by_group``.
         untrained_loss: Loss of an untrained model, in the unit of the loss.
         exact: Whether the losses were reported per sample; otherwise there are no suspects.
         by_group: Whether to protect groups, see `Suspicion.flags`.
+        evidence: The fields of `EVIDENCE` by name, N each; None without predictions.
+        precision: Least share of the list to be wrong, as estimated, in (0, 1).
 
-    Source: the mean loss ranks wrong labels as well as the area under the margin of Pleiss et al. (arXiv:2001.10528),
-    and needs no logits; that and the two components are measured in ``benchmarks/suspects.py``.
+    Source: the mean loss ranks wrong labels as well as the area under the margin of Pleiss et al. (arXiv:2001.10528);
+    that and the two components are measured in ``benchmarks/suspects.py``, the margins in ``benchmarks/labels.py``.
     """
     if not exact:
         return _none("per-sample losses are needed: report a vector of losses.")
-    uses = records["usage_count"]
-    if int(uses.max()) < LEAST_USES:
+    if int(records["usage_count"].max()) < LEAST_USES:
         return _none(f"too early: samples are judged from {LEAST_USES} uses on.")
+    found = _by_humps(records, untrained_loss, by_group, precision)
+    if found.reason and evidence is not None:
+        found = _by_mirror(records, evidence, untrained_loss, by_group, precision)
+    given, suggested, votes = _suggestions(evidence, found.indices)
+    return found._replace(given=given, suggested=suggested, votes=votes)
+
+
+def _by_humps(records: Any, untrained_loss: float, by_group: bool, precision: float) -> Suspects:
     if not untrained_loss > 0:
         return _none(f"the loss of an untrained model must be > 0 to compare with, got {untrained_loss:.3g}.")
-    mean = records["mean"]
+    uses, mean = records["usage_count"], records["mean"]
     suspicion = Suspicion.of(mean, uses, untrained_loss)
     if suspicion is None:
         return _none("no group of samples stays apart from the others and worse than an untrained model.")
@@ -200,21 +256,94 @@ def find_suspects(records: Any, untrained_loss: float, *, exact: bool, by_group:
     flagged = suspicion.flags(mean, uses, records["group"].astype(np.int64) if by_group else None)
     judged = uses >= LEAST_USES
     indices = np.flatnonzero(flagged)
+    indices = indices[np.lexsort((-mean[indices], -score[indices]))]
+    indices = _longest(indices, score[indices], precision)
     if not len(indices):
         return _none("no sample is more likely wrong than learnt.")
-    indices = indices[np.lexsort((-mean[indices], -score[indices]))]
     surely = float((flagged & (score > SURE))[judged].mean())
     not_fine = float((score > 1 - SURE)[judged].mean())
     share = float(flagged[judged].mean())
-    return Suspects(
-        indices,
-        mean[indices],
-        score[indices],
-        tuple(_why(records["last"][indices], mean[indices], untrained_loss)),
-        share,
-        (min(surely, share), max(not_fine, share)),
-        "",
+    found = _found(records, indices, score[indices], untrained_loss, HUMPS)
+    return found._replace(noise_rate=share, noise_range=(min(surely, share), max(not_fine, share)))
+
+
+def _longest(indices: NDArray[np.int64], score: NDArray[np.float64], precision: float) -> NDArray[np.int64]:
+    """The longest beginning of a list, by falling score, whose mean score is at least ``precision``."""
+    enough = np.flatnonzero(np.cumsum(score) >= precision * np.arange(1, len(score) + 1))
+    return indices[: int(enough[-1]) + 1] if len(enough) else indices[:0]
+
+
+def _by_mirror(records: Any, evidence: Any, untrained_loss: float, by_group: bool, precision: float) -> Suspects:
+    judged = np.flatnonzero(evidence["visits"] >= LEAST_USES)
+    group = (records["group"] if by_group else evidence["given"])[judged].astype(np.int64)
+    margin, mirror, chosen = _mirrored(evidence["margin"][judged].astype(np.float64), group, precision)
+    if mirror is None and len(judged) and evidence["visits"][judged].mean() >= LONG:
+        # A network that memorises has lost in late visits what the early ones showed.
+        margin, mirror, chosen = _mirrored(evidence["plain"][judged].astype(np.float64), group, precision)
+    if mirror is None:
+        return _none("the model predicts another class for too few samples to tell wrong labels from hard ones.")
+    if not len(chosen):
+        return _none("no more samples look wrong than right labels explain that are hard for this model.")
+    score = mirror.score(margin)
+    found = _found(records, judged[chosen], score[chosen], untrained_loss, MIRROR)
+    right = float(mirror.expected(margin, margin[chosen[-1:]])[0])
+    careful = Mirror.of(margin, caution=2.0)
+    low = 0.0 if careful is None else float(careful.score(margin).mean())
+    return found._replace(
+        precision=max(0.0, 1 - right / len(chosen)),
+        noise_rate=float(score.mean()),
+        noise_range=(low, float((margin > 0).mean())),
     )
+
+
+def _mirrored(
+    margin: NDArray[np.float64], group: NDArray[np.int64], precision: float
+) -> tuple[NDArray[np.float64], Mirror | None, NDArray[np.int64]]:
+    """The margins, their mirror, and the positions of the suspects, int64[K], highest margin first."""
+    mirror = Mirror.of(margin)
+    flagged = np.zeros(len(margin), bool)
+    if mirror is not None:
+        flagged[mirror.longest(margin, precision)] = True
+        if flagged.any():
+            _spare(flagged, margin.astype(np.float32), group)
+    chosen = np.flatnonzero(flagged)
+    return margin, mirror, chosen[np.argsort(-margin[chosen], kind="stable")]
+
+
+def _found(
+    records: Any, indices: NDArray[np.int64], score: NDArray[np.float64], untrained_loss: float, method: str
+) -> Suspects:
+    last, mean = records["last"][indices], records["mean"][indices]
+    why = tuple(_why(last, mean, untrained_loss))
+    precision = float(score.mean())
+    return Suspects(indices, mean, score, why, math.nan, (math.nan, math.nan), "", precision, method=method)
+
+
+def _suggestions(
+    evidence: Any, indices: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """int64[K] three times: labels of samples, the classes predicted in their place, and the votes for these."""
+    unknown = np.full(len(indices), -1)
+    if evidence is None:
+        return unknown, unknown, np.zeros(len(indices), np.int64)
+    votes = evidence["lead"][indices].astype(np.int64)
+    given = np.where(evidence["visits"][indices] > 0, evidence["given"][indices].astype(np.int64), -1)
+    return given, np.where(votes > 0, evidence["leader"][indices].astype(np.int64), -1), votes
+
+
+def rank(records: Any, evidence: Any, top: int) -> Ranking:
+    """Order the seen samples by suspicion: by their mean margins if predictions are known, else by their mean losses.
+
+    Args:
+        records: Fields mean float32[N] and usage_count uint16[N].
+        evidence: The fields of `EVIDENCE` by name, N each; None without predictions.
+        top: Most samples to return.
+    """
+    fields = (records["mean"], records["usage_count"]) if evidence is None else (evidence["margin"], evidence["visits"])
+    values, uses = fields
+    seen = np.flatnonzero(uses > 0)
+    order = seen[np.argsort(-values[seen], kind="stable")][:top]
+    return Ranking(order, records["mean"][order], *_suggestions(evidence, order))
 
 
 def _why(last: NDArray[np.float32], mean: NDArray[np.float32], untrained_loss: float) -> list[str]:

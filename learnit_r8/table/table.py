@@ -16,7 +16,7 @@ from . import estimators
 from .exclusions import Exclusions
 from .figures import html_table
 from .holder import ReportHolder
-from .label_noise import Suspects, find_suspects
+from .label_noise import Ranking, Suspects, find_suspects, rank
 from .labels.evidence import Evidence
 from .losses import EXACT, WHOLE_BATCH, source_of
 from .names import checked_ids, coded, digest_of
@@ -421,15 +421,39 @@ class SampleTable:
         records = self.records.gather(places.astype(np.int64))
         return quartiles_of_some(self.estimates(records), records["usage_count"], self._num_seen)
 
-    def suspects(self) -> Suspects:
-        """Samples that look mislabelled, most suspect first; only samples with at least 4 uses are judged."""
-        self.hand_over()
-        return self.suspects_in(self.records)
+    def suspects(self, precision: float = 0.5) -> Suspects:
+        """Samples that look mislabelled, most suspect first; only samples with at least 4 uses are judged.
 
-    def suspects_in(self, records: Any) -> Suspects:
-        """The suspects among some records of the table; their indices are positions in ``records``."""
+        Without predictions, they are known only where the losses fall into two groups, as in networks that fit their
+        data. Report predictions with the losses for a verdict in others; see `find_suspects`.
+
+        Args:
+            precision: Least share of the list to be wrong, as estimated, in (0, 1): the higher, the shorter the list.
+
+        Raises:
+            ValueError: ``precision`` is outside its range.
+        """
+        if not (is_number(precision) and 0 < precision < 1):
+            raise ValueError(f"precision must be in (0, 1), got {precision!r}.")
+        self.hand_over()
+        return self.suspects_in(self.records, self.evidence.whole, precision)
+
+    def suspects_in(self, records: Any, evidence: Any = None, precision: float = 0.5) -> Suspects:
+        """The suspects among some records of the table, and the evidence for them; their indices are positions here."""
         exact, by_group = self.part_size == EXACT, self.group_labels is not None
-        return find_suspects(records, self.untrained_loss, exact=exact, by_group=by_group)
+        return find_suspects(
+            records, self.untrained_loss, exact=exact, by_group=by_group, evidence=evidence, precision=precision
+        )
+
+    def ranking(self, top: int = 100) -> Ranking:
+        """The samples whose labels are most suspect, in order; no verdict, as there are most suspect ones anywhere.
+
+        Args:
+            top: Most samples to list, >= 0.
+        """
+        whole_number("top", top, least=0)
+        self.hand_over()
+        return rank(self.records, self.evidence.whole, top)
 
     def state_dict(self, *, in_background: bool = False) -> dict[str, Any]:
         """Everything learned, copied: arrays of N by field name, and plain numbers.

@@ -1,0 +1,83 @@
+"""The mirror of the margins: right labels are never a list, wrong ones are, at the precision asked for."""
+
+import numpy as np
+import pytest
+
+from learnit_r8.table.labels.mirror import LEAST_LISTED, LEAST_POSITIVE, Mirror
+
+
+def margins_of(seed, *, wrong=0.0, count=6000, slope=1.2):
+    """Margins of a calibrated model: positive ones with odds exp(-slope * m); and which labels are wrong."""
+    rng = np.random.default_rng(seed)
+    size = rng.gamma(2.0, 1.0, count)
+    margin = np.where(rng.random(count) < 1 / (1 + np.exp(slope * size)), size, -size)
+    is_wrong = rng.random(count) < wrong
+    return np.where(is_wrong, np.abs(rng.normal(3.5, 1.5, count)), margin), is_wrong
+
+
+@pytest.mark.parametrize("slope", [0.3, 1.0, 3.0])
+def test_right_labels_are_no_suspects(slope):
+    """However hard the samples are, the margins of right labels have a mirror image."""
+    for seed in range(20):
+        margin, _ = margins_of(seed, slope=slope)
+
+        assert len(Mirror.of(margin).longest(margin, 0.5)) == 0
+
+
+@pytest.mark.parametrize("wrong", [0.03, 0.1, 0.3])
+@pytest.mark.parametrize("precision", [0.5, 0.7, 0.9])
+def test_lists_have_the_precision_asked_for(wrong, precision):
+    """Of what is listed, at least the share asked for is wrong; most of the wrong labels are listed at 0.5."""
+    listed = found = total = 0
+    for seed in range(10):
+        margin, is_wrong = margins_of(seed, wrong=wrong)
+        chosen = Mirror.of(margin).longest(margin, precision)
+        listed, found, total = listed + len(chosen), found + is_wrong[chosen].sum(), total + is_wrong.sum()
+
+    assert found >= precision * listed - 2 * np.sqrt(listed)
+    assert precision > 0.5 or found > (0.35 if wrong == 0.03 else 0.7) * total
+
+
+def test_list_comes_highest_first():
+    """The list is the beginning of the order by margin, and longer the less precision is asked for."""
+    margin, _ = margins_of(0, wrong=0.1)
+    mirror = Mirror.of(margin)
+    short, long = (mirror.longest(margin, precision) for precision in (0.9, 0.5))
+
+    assert LEAST_LISTED <= len(short) < len(long)
+    assert (short == long[: len(short)]).all()
+    assert (np.diff(margin[long]) <= 0).all()
+
+
+def test_score_rises_with_the_margin():
+    """The probability of being wrong lies in [0, 1], is 0 where the label is predicted, and never falls."""
+    margin, is_wrong = margins_of(1, wrong=0.1)
+    score = Mirror.of(margin).score(margin)
+
+    assert (score[margin <= 0] == 0).all()
+    assert 0 <= score.min() <= score.max() <= 1
+    assert (np.diff(score[np.argsort(margin)]) >= 0).all()
+    assert 0.5 * is_wrong.sum() < score.sum() < 1.1 * is_wrong.sum()
+
+
+def test_expected_counts_right_labels():
+    """The samples that look right are counted by the odds that their mirror image looks wrong."""
+    margin = np.array([-3.0, -2.0, -1.0, 1.0, 2.5])
+    found = Mirror(0.0, -1.0, 10.0).expected(margin, np.array([2.5, 0.5]))
+
+    np.testing.assert_allclose(found, [np.exp(-3), np.exp(-3) + np.exp(-2) + np.exp(-1)])
+
+
+def test_few_positive_margins_say_nothing():
+    """A model that has memorised its labels leaves nothing to fit."""
+    margin = np.append(np.full(LEAST_POSITIVE - 1, 2.0), np.full(1000, -2.0))
+
+    assert Mirror.of(margin) is None
+
+
+@pytest.mark.parametrize("negative", [np.empty(0), np.array([-100.0])])
+def test_models_that_are_always_wrong_give_a_finite_fit(negative):
+    """Where hardly a label is predicted, the odds stay finite."""
+    margin = np.append(np.linspace(0.1, 5, 200), negative)
+
+    assert np.isfinite(Mirror.of(margin).odds(np.abs(margin))).all()
