@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .figures import html_table
+from .labels.evidence import votes_of
 from .labels.mirror import Mirror
 from .labels.mixture import Humps, find_humps
 
@@ -65,7 +66,7 @@ class Suspects(NamedTuple):
         precision: Estimated share of wrong labels among these; NaN if unknown.
         given: int64[K], the label of each; -1 without predictions.
         suggested: int64[K], the class predicted most for each among those that are not its label; -1 if unknown.
-        votes: int64[K], visits at which it was predicted, a lower bound; 0 if unknown.
+        votes: int64[K], a lower bound on the visits at which it was predicted; 0 if unknown.
         method: "two humps" where the losses fall into two components, "mirrored margins" where predictions show more
             labels to be wrong than right ones explain; "" without suspects.
     """
@@ -326,7 +327,7 @@ def _suggestions(
     unknown = np.full(len(indices), -1)
     if evidence is None:
         return unknown, unknown, np.zeros(len(indices), np.int64)
-    votes = evidence["lead"][indices].astype(np.int64)
+    votes = votes_of({name: evidence[name][indices] for name in ("lead", "visits")})
     given = np.where(evidence["visits"][indices] > 0, evidence["given"][indices].astype(np.int64), -1)
     return given, np.where(votes > 0, evidence["leader"][indices].astype(np.int64), -1), votes
 

@@ -5,7 +5,7 @@ import pytest
 
 from learnit_r8 import Predictions, R8Scheduler, predictions_of
 from learnit_r8.table import table as table_module
-from learnit_r8.table.labels.evidence import EVIDENCE, HIGHEST, LATENESS, learn
+from learnit_r8.table.labels.evidence import EVIDENCE, HIGHEST, LATENESS, learn, votes_of
 from learnit_r8.table.records import MOST_USES
 
 CLASSES = 5
@@ -41,12 +41,12 @@ def slow(visits, given):
     margins = np.array([margin for margin, _ in visits], np.float64)
     weights = [np.prod([number + k for k in range(LATENESS)]) for number in range(1, len(visits) + 1)]
     leader, lead = 0, 0
-    for _, predicted in visits:
+    for number, (_, predicted) in enumerate(visits, start=1):
         if predicted == given:
             continue
-        if lead == 0:
-            leader = predicted
-        lead += 1 if predicted == leader else -1
+        lead += number if predicted == leader else -number
+        if lead < 0:
+            leader, lead = predicted, -lead
     return np.average(margins, weights=weights), margins.mean(), len(visits), given, leader, lead
 
 
@@ -94,6 +94,21 @@ def test_extreme_margins_are_clipped():
     assert np.abs(records["margin"]).max() <= HIGHEST
     assert (records["visits"] == MOST_USES).all()
     assert (records["lead"] == MOST_USES).all()
+
+
+def test_votes_are_a_lower_bound():
+    """Whatever a sample is predicted as, its suggestion has had at least the votes that are reported."""
+    rng = np.random.default_rng(8)
+    records, counts = np.zeros(500, EVIDENCE), np.zeros((500, CLASSES), int)
+    for _ in range(90):
+        predicted = rng.choice(CLASSES, 500, p=[0.1, 0.6, 0.1, 0.1, 0.1])
+        counts[np.arange(500), predicted] += 1
+        learn(records, np.stack([np.ones(500), predicted, np.zeros(500)]).astype(np.float32))
+    votes = votes_of(records)
+
+    assert (votes <= counts[np.arange(500), records["leader"]]).all()
+    assert (records["leader"] == 1).mean() > 0.95
+    assert votes.mean() > 5
 
 
 @pytest.mark.parametrize(
