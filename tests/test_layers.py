@@ -188,6 +188,8 @@ def test_only_numpy_is_needed(path):
         outside -= {"torch"} | lazily & {"accelerate", "safetensors"}
     if place in ("lightning", "transformers"):
         outside -= {"torch", place} | lazily & {"datasets"}
+    if name_of(path) == "table/labels/frame.py":
+        outside -= lazily & {"pandas", "polars"}
     if name_of(path) == "dashboard/terminal/screen.py":
         outside -= lazily & {"curses"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,35 +16,44 @@ from ..events.codec import strict_json
 from ..journal.run import Run, UnreadableRun, find_run
 from ..journal.samples import Samples, most_suspects, read_samples, sample_epochs
 from ..table.label_noise import Suspects
+from ..table.labels.frame import write_parquet
 
 COLUMNS: Sequence[str] = ("index", "name", "loss", "last", "mean", "uses")
 SUSPECT_COLUMNS: Sequence[str] = (*COLUMNS, "score", "why")
+LABEL_COLUMNS: Sequence[str] = ("is_label_issue", "label_score", "given_label", "predicted_label")
+"""The columns of cleanlab's tables, behind ours."""
 HARDEST = 50
 WIDEST = 60
+
+Rows = dict[str, list[Any]]
+"""The columns of a table, as lists."""
 
 
 def samples(options: argparse.Namespace) -> int:
     """Print the hardest samples of the newest file, or the suspects of the file with most, or an epoch's."""
     run = Run(find_run(options.run))
     epochs = sample_epochs(run.folder) if options.epoch is None else [_kept_epoch(run, options.epoch - 1)]
+    columns: Sequence[str] = COLUMNS
     if options.suspects:
         found, verdict = most_suspects(readable(run, epochs))
-        rows, columns, about = suspect_rows(found, verdict, options.top), SUSPECT_COLUMNS, summary(found, verdict)
+        chosen, columns = verdict.indices[: options.top], (*SUSPECT_COLUMNS, *LABEL_COLUMNS)
     else:
         found = next(readable(run, epochs[::-1]))
-        rows, columns = rows_of(found, found.hardest(options.top or HARDEST)), COLUMNS
-        about = f"losses: {trust(found)}"
-    if options.json:
-        facts = {"run": str(run.folder), "epoch": found.epoch, "step": found.step, "losses": trust(found)}
-        listed = [dict(zip(columns, row, strict=True)) for row in rows]
-        print(strict_json({**facts, "samples": listed}, non_finite=lambda value: None))
-        return 0
-    if options.csv:
-        write_csv(sys.stdout, columns, rows)
-        return 0
-    print(f"{clean(run.name, WIDEST)}, epoch {found.epoch + 1}, step {found.step:,}; {about}")
-    for line in lines_of(columns, list(rows)):
-        print(line)
+        verdict, chosen = found.suspects(), found.hardest(options.top or HARDEST)
+        columns = (*COLUMNS, *LABEL_COLUMNS) if options.parquet else COLUMNS
+    rows = rows_of(found, verdict, chosen, columns)
+    if options.parquet:
+        write_parquet(rows, options.parquet)
+        print(clean(f"{options.parquet} ({len(chosen):,} samples)"))
+    elif options.json:
+        print(strict_json(facts_of(run, found, verdict, rows), non_finite=lambda value: None))
+    elif options.csv:
+        write_csv(sys.stdout, columns, zip(*rows.values(), strict=True))
+    else:
+        about = summary(found, verdict) if options.suspects else f"losses: {trust(found)}"
+        print(f"{clean(run.name, WIDEST)}, epoch {found.epoch + 1}, step {found.step:,}; {about}")
+        for line in lines_of(rows):
+            print(line)
     return 0
 
 
@@ -75,27 +84,33 @@ def readable(run: Run, epochs: Iterable[int]) -> Iterator[Samples]:
         raise UnreadableRun(f"run must hold a samples file, got {reasons or 'none'} in {str(run.folder)!r}.")
 
 
-Row = tuple[Any, ...]
+def rows_of(samples: Samples, verdict: Suspects, chosen: NDArray[np.int64], columns: Sequence[str]) -> Rows:
+    """Some columns of the chosen samples, in their order; names and labels without control sequences."""
+    known: Mapping[str, Any] = samples.columns(verdict) | {"index": np.arange(len(samples.loss))}
+    rows = {}
+    for name in columns:
+        values = known["sample" if name == "name" else name]
+        picked = values[chosen].tolist() if isinstance(values, np.ndarray) else [values[at] for at in chosen.tolist()]
+        rows[name] = [clean(value, 200) if isinstance(value, str) else value for value in picked]
+    return rows
 
 
-def rows_of(samples: Samples, chosen: NDArray[np.int64]) -> Iterator[Row]:
-    """Index, name, loss, last and mean observation, and uses of each chosen sample."""
-    for index in chosen.tolist():
-        yield (
-            index,
-            clean(samples.name_of(index), 200),
-            float(samples.loss[index]),
-            float(samples.last[index]),
-            float(samples.mean[index]),
-            int(samples.usage_count[index]),
-        )
-
-
-def suspect_rows(samples: Samples, verdict: Suspects, top: int | None) -> Iterator[Row]:
-    """The row of `rows_of` with score and reason of each suspect; most suspect first."""
-    chosen = rows_of(samples, verdict.indices[:top])
-    for row, score, why in zip(chosen, verdict.score.tolist(), verdict.why, strict=False):
-        yield (*row, score, why)
+def facts_of(run: Run, samples: Samples, verdict: Suspects, rows: Rows) -> dict[str, Any]:
+    """A table as JSON: where it is from, the verdict on labels, and an object for each sample."""
+    return {
+        "run": str(run.folder),
+        "name": run.name,
+        "epoch": samples.epoch,
+        "step": samples.step,
+        "losses": trust(samples),
+        "is_exact": samples.is_exact,
+        "num_judged": samples.num_judged,
+        "num_suspects": len(verdict.indices),
+        "noise_rate": verdict.noise_rate,
+        "noise_range": verdict.noise_range,
+        "reason": verdict.reason,
+        "samples": [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)],
+    }
 
 
 def summary(samples: Samples, verdict: Suspects) -> str:
@@ -107,16 +122,39 @@ def summary(samples: Samples, verdict: Suspects) -> str:
     return f"{len(verdict.indices):,} look mislabelled, {share}"
 
 
-def lines_of(columns: Sequence[str], rows: list[Row]) -> Iterator[str]:
-    """The lines of a table for people."""
-    wide = min(WIDEST, max([6, *(width_of(row[1]) for row in rows)]))
-    texts = [("#", "sample", *columns[2:])]
-    for index, label, loss, last, mean, uses, *more in rows:
-        numbers = (number(value, 4) for value in (loss, last, mean))
-        texts.append((index, label, *numbers, uses, *((f"{more[0]:.3f}", more[1]) if more else ())))
-    for index, label, loss, last, mean, uses, *more in texts:
-        line = f"{index:>9}  {fit(label, wide)}  {loss:>9}  {last:>9}  {mean:>9}  {uses:>5}"
-        yield line + (f"  {more[0]:>5}  {more[1]}" if more else "")
+def lines_of(rows: Rows) -> Iterator[str]:
+    """The lines of a table for people; the labels are in it where they are known."""
+    wide = min(WIDEST, max([6, *map(width_of, rows["name"])]))
+    shown = [("#", 9, rows["index"]), ("sample", -wide, rows["name"])]
+    shown += [(name, 9, [number(value, 4) for value in rows[name]]) for name in ("loss", "last", "mean")]
+    shown.append(("uses", 5, rows["uses"]))
+    if "score" in rows:
+        shown.append(("score", 5, [f"{value:.3f}" for value in rows["score"]]))
+        shown += [(title, -_width(rows[name]), _texts(rows[name])) for title, name in LABELS if _is_known(rows[name])]
+        shown.append(("why", 0, rows["why"]))
+    for line in zip(*([title, *values] for title, _, values in shown), strict=True):
+        cells = (_cell(text, width) for text, (_, width, _) in zip(line, shown, strict=True))
+        yield "  ".join(cells).rstrip()
+
+
+LABELS = (("label", "given_label"), ("should be", "predicted_label"))
+
+
+def _is_known(values: list[Any]) -> bool:
+    return any(value is not None for value in values)
+
+
+def _texts(values: list[Any]) -> list[str]:
+    return ["?" if value is None else str(value) for value in values]
+
+
+def _width(values: list[Any]) -> int:
+    return min(20, max([9, *map(width_of, _texts(values))]))
+
+
+def _cell(value: object, width: int) -> str:
+    """A text at the left of its column where the width is below 0, else at the right."""
+    return f"{value:>{width}}" if width > 0 else fit(str(value), -width) if width else str(value)
 
 
 def trust(samples: Samples) -> str:

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from ..checkpoint.durable_io import open_regular
 from ..events.codec import strict_json
 from ..table.label_noise import LEAST_USES, Suspects, find_suspects
+from ..table.labels.frame import Column, label_columns
 from ..table.losses import EXACT
 from ..table.table import LARGE, SampleTable
 
 KEEP_NEWEST = 3
 KEEP_OLDER = 8
-NUM_NAMES = 1000
+NUM_NAMES = MOST_LABELS = 1000
 MOST_MEMBERS = 16
 _BLOCK = 2**18
 
@@ -61,6 +62,7 @@ class Samples(NamedTuple):
         usage_count: uint16[N].
         names: Names of the samples with the highest losses, by index; empty where samples have no names.
         group: uint16[N], code of the group of each sample; None without groups.
+        group_labels: The label of each code, a text or a number; empty without groups, and where they are too many.
     """
 
     epoch: int
@@ -74,6 +76,7 @@ class Samples(NamedTuple):
     usage_count: NDArray[np.uint16]
     names: dict[int, str]
     group: NDArray[np.uint16] | None = None
+    group_labels: tuple[Any, ...] = ()
 
     def name_of(self, index: int) -> str:
         """Name of a sample, else its index."""
@@ -92,6 +95,24 @@ class Samples(NamedTuple):
         """Samples that look mislabelled; see `SampleTable.suspects`."""
         by_group = self.group is not None
         return find_suspects(self._asdict(), self.untrained_loss, exact=self.is_exact, by_group=by_group)
+
+    def labels(self, chosen: NDArray[np.int64]) -> tuple[list[Any], list[Any]]:
+        """The labels that some samples were trained on, and those that were predicted; None where unknown.
+
+        Args:
+            chosen: int64[K], positions of samples.
+        """
+        unknown: list[Any] = [None] * len(chosen)
+        if self.group is None or not self.group_labels:
+            return unknown, unknown
+        known = dict(enumerate(self.group_labels))
+        return [known.get(code) for code in self.group[chosen].tolist()], unknown
+
+    def columns(self, verdict: Suspects) -> dict[str, Column]:
+        """The columns of `SampleTable.to_frame`, by this file."""
+        given, predicted = self.labels(np.arange(len(self.loss)))
+        names = [self.name_of(index) for index in range(len(self.loss))]
+        return label_columns(self._asdict(), verdict, given=given, predicted=predicted, names=names)
 
 
 def most_suspects(files: Iterable[Samples]) -> tuple[Samples, Suspects]:
@@ -166,6 +187,7 @@ class LateSamples:
             untrained_loss=table.untrained_loss,
             names=_names_of(table, arrays["loss"], arrays["mean"]),
             group=group,
+            group_labels=_plain_labels(table.group_labels),
             **arrays,
         )
 
@@ -175,6 +197,13 @@ def _names_of(table: SampleTable, loss: NDArray[np.float32], mean: NDArray[np.fl
         return {}
     named = np.union1d(highest(loss, NUM_NAMES), highest(mean, NUM_NAMES))
     return {int(index): str(table.name_of(int(index)))[:200] for index in named}
+
+
+def _plain_labels(labels: NDArray[Any] | None) -> tuple[Any, ...]:
+    """Labels of groups as JSON can hold them."""
+    if labels is None or len(labels) > MOST_LABELS:
+        return ()
+    return tuple(one if isinstance(one, int) else str(one)[:200] for one in labels.tolist())
 
 
 def samples_of(table: SampleTable, epoch: int, step: int) -> Samples | LateSamples:
@@ -209,6 +238,7 @@ def _write(folder: Path, samples: Samples) -> None:
         "is_exact": samples.is_exact,
         "untrained_loss": samples.untrained_loss,
         "names": samples.names,
+        "group_labels": samples.group_labels,
     }
     arrays = {name: getattr(samples, name).astype(dtype, copy=False) for name, dtype in _FIELDS.items()}
     if samples.group is not None:
@@ -266,10 +296,15 @@ def read_samples(folder: Path, epoch: int) -> Samples:
                 is_exact=about["is_exact"] is True,
                 untrained_loss=math.nan if untrained is None else float(untrained),
                 names=names,
+                group_labels=_read_labels(about.get("group_labels", ())),
                 **_fields(arrays),
             )
         except _DAMAGE as error:
             raise ValueError(f"{path.name} must be a whole samples file, got {str(error)[:200]!r}.") from None
+
+
+def _read_labels(labels: Any) -> tuple[Any, ...]:
+    return tuple(one if type(one) is int else str(one)[:200] for one in list(labels)[:MOST_LABELS])
 
 
 def _members(file: Any, size: int) -> dict[str, NDArray[Any]]:

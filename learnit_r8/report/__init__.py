@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from .data import report_data
+from .gallery import Look
 from .page import page
 
 
-def write_report(run_dir: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
+def write_report(
+    run_dir: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    thumbnail: Callable[[int], Any] | None = None,
+    describe: Callable[[int], object] | None = None,
+) -> Path:
     """Write the report of a run.
 
     Args:
         run_dir: The run folder; the run may still go on.
         out: The file to write.
+        thumbnail: Returns a picture of a sample, given its index, for the gallery of the 48 most suspect ones: an array
+            [H, W], [H, W, C] or [C, H, W] with 1 to 4 channels (integers in [0, 255], floats in [0, 1] or any range,
+            which is then stretched), bytes of a PNG or JPEG file of at most 64 kB, or None. Arrays are averaged down to
+            96 pixels a side. Pictures are embedded in the page, 2 MB at most; those beyond are left out.
+        describe: Returns a text on a sample, given its index, to be shown with it.
 
     Returns:
         Its path.
@@ -22,7 +36,8 @@ def write_report(run_dir: str | os.PathLike[str], out: str | os.PathLike[str]) -
     Raises:
         UnreadableRun: the folder holds no run.
         OSError: the file cannot be written.
+        TypeError, ValueError: a picture is none of these; then nothing is written.
     """
     path = Path(out)
-    path.write_text(page(report_data(run_dir)), encoding="utf-8")
+    path.write_text(page(report_data(run_dir), Look(thumbnail, describe)), encoding="utf-8")
     return path

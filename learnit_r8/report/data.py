@@ -18,8 +18,10 @@ from ..journal.run import Run
 from ..journal.samples import Samples, highest, most_suspects, read_samples, sample_epochs
 from ..table.figures import quarters_of
 from ..table.label_noise import Suspects
+from .confusion import Confusion, confusion_of
 
 LISTED = 30
+IN_GALLERY = 48
 MOST_COLUMNS = 12
 """Most epochs in the chart of moves between the quarters."""
 
@@ -60,6 +62,9 @@ class Row(NamedTuple):
         uses: Number of times the sample was learned from.
         history: Last observation in each of the kept epochs.
         why: Reason for suspicion; "" if the sample is no suspect.
+        score: Score of a suspect; else NaN.
+        given, suggested: The label that it was trained on, and that which it should have; "" where unknown.
+        votes: Visits at which the suggested label was predicted, at least; 0 if unknown.
     """
 
     number: int
@@ -70,6 +75,10 @@ class Row(NamedTuple):
     uses: int
     history: list[float]
     why: str
+    score: float = math.nan
+    given: str = ""
+    suggested: str = ""
+    votes: int = 0
 
 
 class ReportData(NamedTuple):
@@ -85,6 +94,9 @@ class ReportData(NamedTuple):
         verdict: The verdict on wrong labels; None without samples.
         hardest: The samples with the highest loss.
         suspects: The samples that look mislabelled; empty unless losses are exact.
+        ranked: The suspects, or where there are none the samples with the highest mean loss; empty unless losses are
+            exact.
+        confusion: The suspects by label given and suggested; None where no label is suggested.
         data_map, flow: None without at least two samples files.
     """
 
@@ -97,6 +109,8 @@ class ReportData(NamedTuple):
     verdict: Suspects | None = None
     hardest: Sequence[Row] = ()
     suspects: Sequence[Row] = ()
+    ranked: Sequence[Row] = ()
+    confusion: Confusion | None = None
     data_map: DataMap | None = None
     flow: Flow | None = None
 
@@ -116,12 +130,15 @@ def report_data(run_dir: str | os.PathLike[str]) -> ReportData:
     data = ReportData(run, view, time, bounds=_bounds(view, files), notes=notes)
     if not files:
         return data
-    samples, verdict, last = files[-1], most_suspects(files)[1], np.stack([samples.last for samples in files])
+    samples, (judged, verdict), last = files[-1], most_suspects(files), np.stack([samples.last for samples in files])
+    ranked = verdict.indices if len(verdict.indices) else highest(samples.mean, IN_GALLERY)
     return data._replace(
         samples=samples,
         verdict=verdict,
         hardest=_rows(samples, samples.hardest(LISTED), last, verdict),
         suspects=_rows(samples, verdict.indices[:LISTED], last, verdict),
+        confusion=confusion_of(*(map(label_text, labels) for labels in judged.labels(verdict.indices))),
+        ranked=_rows(judged, ranked[:IN_GALLERY], last, verdict) if samples.is_exact else (),
         data_map=_data_map(last) if len(files) > 1 else None,
         flow=_flow(files) if len(files) > 1 else None,
     )
@@ -163,6 +180,8 @@ def _bounds(view: View, files: list[Samples]) -> NDArray[np.float64]:
 
 def _rows(samples: Samples, chosen: NDArray[np.int64], last: NDArray[np.float32], verdict: Suspects) -> list[Row]:
     reasons = dict(zip(verdict.indices.tolist(), verdict.why, strict=True))
+    scores = dict(zip(verdict.indices.tolist(), verdict.score.tolist(), strict=True))
+    labels = zip(*samples.labels(chosen), strict=True)
     return [
         Row(
             number=index,
@@ -173,9 +192,17 @@ def _rows(samples: Samples, chosen: NDArray[np.int64], last: NDArray[np.float32]
             uses=int(samples.usage_count[index]),
             history=last[:, index].astype(float).tolist(),
             why=reasons.get(index, ""),
+            score=scores.get(index, math.nan),
+            given=label_text(given),
+            suggested=label_text(predicted),
         )
-        for index in chosen.tolist()
+        for index, (given, predicted) in zip(chosen.tolist(), labels, strict=True)
     ]
+
+
+def label_text(label: object) -> str:
+    """A label as text; "" for None."""
+    return "" if label is None else str(label)
 
 
 def _data_map(last: NDArray[np.float32]) -> DataMap:

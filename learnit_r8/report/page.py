@@ -11,29 +11,33 @@ from ..journal.run_info import read_sessions, utc
 from .axes import sparkline
 from .charts import flow_chart, histogram, loss_chart, lr_chart, map_chart, metric_chart, ribbon_chart, text
 from .data import ReportData, Row
+from .gallery import GALLERY_STYLE, NO_LOOK, Look, gallery_of
 from .style import STYLE
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """The browser loads and runs nothing, whatever the text of the run."""
+PICTURES = "; img-src data:"
+"""What a page with pictures allows besides: those that it holds itself."""
 MOST_METRICS = 12
 MOST_EVENTS = 300
 
 
-def page(data: ReportData) -> str:
+def page(data: ReportData, look: Look = NO_LOOK) -> str:
     """The whole page."""
     title = text(data.run.name, 80)
-    sections = [section for section in _sections(data) if section]
+    sections = [section for section in _sections(data, look) if section]
+    policy = POLICY + (PICTURES if look.thumbnail is not None else "")
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title} · learnit::r8</title>\n<style>{STYLE}</style></head>\n<body><main>\n"
+        f"<title>{title} · learnit::r8</title>\n<style>{STYLE}{GALLERY_STYLE}</style></head>\n<body><main>\n"
         + "\n".join([_header(data, title), *sections, _footer(data)])
         + "\n</main></body></html>\n"
     )
 
 
-def _sections(data: ReportData) -> Iterator[str]:
+def _sections(data: ReportData, look: Look) -> Iterator[str]:
     view = data.view
     yield _cards(view)
     if not view.loss.is_empty:
@@ -45,6 +49,8 @@ def _sections(data: ReportData) -> Iterator[str]:
     yield _pair(_ribbon(data), _verdict(data))
     yield _flow(data)
     yield _pair(_map(data), _uses(view))
+    for title, body, note in gallery_of(data, look):
+        yield _panel(title, body, note)
     yield _table("Hardest samples", data.hardest, _trust(data))
     if data.suspects:
         yield _table("Suspects", data.suspects, "Samples that look mislabelled, most suspect first.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,3 +49,49 @@ def coded(
             "each batch takes at least one sample of each, and at most 65535 labels are possible."
         )
     return labels, codes, tuple(sizes.tolist())
+
+
+PURE = 0.9
+"""Least share of the samples of a class that must have the same group label for it to be the name of the class."""
+
+
+def class_names_of(
+    given: NDArray[np.int64], group: NDArray[Any] | None, group_labels: Sequence[Any] | None
+) -> dict[int, Any]:
+    """The names of class numbers, where the groups of the samples tell them.
+
+    Args:
+        given: int64[N], class number of each sample, -1 where unknown.
+        group: int[N], code of its group; None without groups.
+        group_labels: The label of each code.
+
+    Returns:
+        A label for each class number; empty unless nearly all samples of each class are of one group, and of two
+        classes never the same.
+
+    >>> class_names_of(np.array([0, 0, 1, -1]), np.array([1, 1, 0, 0]), ["cat", "dog"])
+    {0: 'dog', 1: 'cat'}
+    """
+    known = given >= 0
+    if group is None or group_labels is None or not known.any():
+        return {}
+    pairs, counts = np.unique(given[known] * 2**16 + group[known], return_counts=True)
+    classes, sizes = pairs // 2**16, np.bincount(given[known])
+    main = counts >= PURE * sizes[classes]
+    codes = pairs[main] % 2**16
+    if len(codes) < len(np.unique(classes)) or len(np.unique(codes)) < len(codes):
+        return {}
+    return {
+        int(number): group_labels[code] for number, code in zip(classes[main].tolist(), codes.tolist(), strict=True)
+    }
+
+
+def labels_of(numbers: NDArray[np.int64], names: Mapping[int, Any] | Sequence[Any]) -> list[Any]:
+    """The labels of class numbers: their names, else the numbers; None for -1.
+
+    >>> labels_of(np.array([1, -1, 7]), {1: "dog"})
+    ['dog', None, 7]
+    """
+    known = names if isinstance(names, Mapping) else dict(enumerate(names))
+    found = {number: None if number < 0 else known.get(number, number) for number in np.unique(numbers).tolist()}
+    return [found[number] for number in numbers.tolist()]

@@ -18,6 +18,7 @@ from .figures import html_table
 from .holder import ReportHolder
 from .label_noise import Ranking, Suspects, find_suspects, rank
 from .labels.evidence import Evidence
+from .labels.frame import columns_of, make_frame
 from .losses import EXACT, WHOLE_BATCH, source_of
 from .names import checked_ids, coded, digest_of
 from .quantiles import MOST_RANKED, Quartile, Sample, quartiles_of, quartiles_of_some, samples_of
@@ -454,6 +455,23 @@ class SampleTable:
         whole_number("top", top, least=0)
         self.hand_over()
         return rank(self.records, self.evidence.whole, top)
+
+    def to_frame(self, library: str | None = None) -> Any:
+        """A data frame with a row for each sample, for tools that clean data.
+
+        Args:
+            library: "pandas" or "polars"; by default the one that is imported already, else the one that is installed.
+
+        Returns:
+            The columns of cleanlab: is_label_issue; label_score in [0, 1], 0 = bad; given_label and predicted_label,
+            missing where unknown. Then ours: sample (its name or index), loss, last, mean, uses; and of the suspects
+            score and why.
+
+        Raises:
+            ImportError: neither library is installed, or not the one that was asked for.
+            ValueError: the library is another.
+        """
+        return make_frame(columns_of(self), library)
 
     def state_dict(self, *, in_background: bool = False) -> dict[str, Any]:
         """Everything learned, copied: arrays of N by field name, and plain numbers.

@@ -1,6 +1,8 @@
 """``samples``."""
 
 import csv
+import json
+import math
 import os
 import subprocess
 import sys
@@ -115,3 +117,51 @@ def test_epoch_that_was_not_kept_names_those_that_were(run, capsys):
     """Not every epoch has a samples file; the message says which have."""
     assert main(["samples", str(run), "--epoch", "2"]) == 1
     assert "--epoch must be one whose samples were kept (3), got 2." in capsys.readouterr().err
+
+
+def test_suspects_as_json(noisy, capsys):
+    """As JSON there is one object: where it is from, the verdict, and every suspect with cleanlab's columns too."""
+    _, lines = printed(capsys, "samples", noisy, "--suspects", "--json", "--top", "2")
+    facts = json.loads("\n".join(lines))
+
+    assert (facts["name"], facts["epoch"], facts["num_suspects"], facts["num_judged"]) == ("it", 0, 10, 100)
+    assert facts["noise_range"] == [pytest.approx(0.1), pytest.approx(0.1)]
+    assert [row["index"] for row in facts["samples"]] == [0, 1]
+    assert facts["samples"][0]["is_label_issue"] is True
+    assert facts["samples"][0]["label_score"] == pytest.approx(math.exp(-3.9))
+    assert facts["samples"][0]["given_label"] is None
+
+
+def test_hardest_as_json(run, capsys):
+    """`samples --json` lists the hardest ones; names have no control sequences."""
+    facts = json.loads("\n".join(printed(capsys, "samples", run, "--json")[1]))
+
+    assert [row["name"] for row in facts["samples"]][:2] == ["=cmd()", "cat 猫.png"]
+    assert "score" not in facts["samples"][0]
+
+
+def test_labels_are_shown_where_they_are_known(noisy, capsys):
+    """With groups the table has a column for the label that each suspect was given, and so has the CSV."""
+    high = np.where(np.arange(100) < 10, np.float32(3.9), np.float32(0.1))
+    file = samples(4, high, uses=np.full(100, 5))
+    groups = {"group": np.arange(100, dtype=np.uint16) % 2, "group_labels": ("cat", "dog")}
+    write_samples(noisy, [file._replace(**groups)])
+    _, lines = printed(capsys, "samples", noisy, "--suspects", "--epoch", "5")
+    rows = list(csv.DictReader(printed(capsys, "samples", noisy, "--suspects", "--epoch", "5", "--csv")[1]))
+
+    assert lines[1].split() == ["#", "sample", "loss", "last", "mean", "uses", "score", "label", "why"]
+    assert sorted(line.split()[7] for line in lines[2:]) == ["cat"] * 5 + ["dog"] * 5
+    assert sorted(row["given_label"] for row in rows) == ["cat"] * 5 + ["dog"] * 5
+    assert {row["predicted_label"] for row in rows} == {""}
+
+
+def test_suspects_as_parquet(noisy, capsys, tmp_path):
+    """A Parquet file has the columns of the CSV; only one form can be asked for at a time."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    _, (line,) = printed(capsys, "samples", noisy, "--suspects", "--parquet", tmp_path / "out.parquet")
+    header = printed(capsys, "samples", noisy, "--suspects", "--csv")[1][0]
+
+    assert line == f"{tmp_path / 'out.parquet'} (10 samples)"
+    assert parquet.read_table(tmp_path / "out.parquet").column_names == header.split(",")
+    with pytest.raises(SystemExit, match="2"):
+        main(["samples", str(noisy), "--csv", "--json"])

@@ -19,7 +19,7 @@ from tests.drive import INF, NAN, make, sample_losses
 from tests.journal.run_folders import STARTED, folder_with, steps
 from tests.report.sample_files import samples
 
-VOID = {"meta", "input", "br", "link"}
+VOID = {"meta", "input", "br", "link", "img"}
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>\x1b[2J\u202e&amp;"
 

@@ -1,0 +1,138 @@
+"""The gallery: the most suspect samples with their pictures, and which labels are confused with which."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from ..dashboard.text import number
+from ..table.label_noise import Suspects
+from .axes import sparkline
+from .charts import text
+from .confusion import Confusion
+from .data import ReportData, Row
+from .pictures import data_address
+
+SHOWN = 48
+MOST_TOTAL = 2**21
+"""Most bytes of pictures in a page; samples beyond go without."""
+
+GALLERY_STYLE = """
+.gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(128px,1fr));gap:12px;margin:8px 0}
+.gallery figure{margin:0;padding:8px;border:1px solid var(--rule);border-radius:8px;min-width:0}
+.gallery img{display:block;width:100%;aspect-ratio:1;object-fit:contain;image-rendering:pixelated;
+background:var(--paper);border-radius:4px;margin-bottom:6px}
+.gallery figcaption{font-size:12px;line-height:1.4;color:var(--quiet);overflow-wrap:anywhere}
+.gallery b{color:var(--ink);font-weight:600}.gallery .better{color:var(--alert)}
+.matrix td,.matrix th{text-align:right;white-space:nowrap;padding:3px 8px}
+.matrix .none{color:var(--faint)}
+""" + "".join(
+    f".shade{part}{{background:color-mix(in srgb,var(--alert) {part}%,transparent)}}" for part in range(5, 55, 5)
+)
+
+
+class Look(NamedTuple):
+    """What a user can add to the samples of a report.
+
+    Attributes:
+        thumbnail: Returns the picture of a sample, given its index: an array, bytes of a PNG or JPEG file, or None.
+        describe: Returns a text about it.
+    """
+
+    thumbnail: Callable[[int], Any] | None = None
+    describe: Callable[[int], object] | None = None
+
+    def of(self, rows: Sequence[Row]) -> list[Card]:
+        """A card for each row; pictures that no longer fit into the page are left out."""
+        cards, room = [], MOST_TOTAL
+        for row in rows:
+            picture = None if self.thumbnail is None else self.thumbnail(row.number)
+            address = "" if picture is None else data_address(picture)
+            address = address if len(address) <= room else ""
+            room -= len(address)
+            about = "" if self.describe is None else str(self.describe(row.number))
+            cards.append(Card(row, address, about))
+        return cards
+
+
+class Card(NamedTuple):
+    """A sample in the gallery.
+
+    Attributes:
+        row: What is known of it.
+        picture: The ``data:`` address of its picture; "" without one.
+        about: The user's text.
+    """
+
+    row: Row
+    picture: str
+    about: str
+
+
+NO_LOOK = Look()
+
+
+def gallery_of(data: ReportData, look: Look) -> Iterator[tuple[str, str, str]]:
+    """Title, body and note of the gallery, and of the table of confused labels, as far as there are any.
+
+    Without a verdict there is a gallery only where the user gives something to look at.
+    """
+    if not data.ranked or not (data.suspects or look != NO_LOOK):
+        return
+    cards = look.of(data.ranked)
+    body, first = f'<div class="gallery">{"".join(map(_card, cards))}</div>', f"The first {len(cards):,}"
+    if not data.suspects:
+        yield (
+            "Samples to look at",
+            body,
+            f"{first} by mean loss. This is an order and no verdict: no sample is called mislabelled.",
+        )
+        return
+    total = _number(data.verdict)
+    yield "Labels to look at", body, f"{first} of {total:,} samples that look mislabelled, most suspect first."
+    if data.confusion is not None:
+        note = "Samples that look mislabelled, by the label they have and the one that was predicted most."
+        yield "Which labels are confused", confusion_table(data.confusion), note
+
+
+def _number(verdict: Suspects | None) -> int:
+    return 0 if verdict is None else len(verdict.indices)
+
+
+def _card(card: Card) -> str:
+    row = card.row
+    picture = f'<img src="{card.picture}" alt="sample {row.number}">' if card.picture else ""
+    lines = [f"<b>{_labels(row)}</b>"] if row.given or row.suggested else []
+    lines += [text(row.name, 60)] if row.name != str(row.number) else [f"#{row.number}"]
+    lines += [text(card.about, 120)] if card.about else []
+    score = f"score {row.score:.2f}, " if math.isfinite(row.score) else ""
+    lines.append(f"{score}mean loss {number(row.mean)}")
+    lines += [text(row.why)] if row.why else []
+    return f"<figure>{picture}<figcaption>{'<br>'.join(lines)}{sparkline(row.history)}</figcaption></figure>"
+
+
+def _labels(row: Row) -> str:
+    given = text(row.given or "?", 40)
+    if not row.suggested:
+        return given
+    votes = f' title="predicted at {row.votes:,} visits or more"' if row.votes else ""
+    return f'{given} → <span class="better"{votes}>{text(row.suggested, 40)}</span>'
+
+
+def confusion_table(confusion: Confusion) -> str:
+    """The counts as a table: a row for each label given, a column for each suggested; darker for more."""
+    most = max(1, int(confusion.counts.max()))
+    head = "".join(f"<th>{text(label, 20)}</th>" for label in confusion.labels)
+    rows = "".join(
+        f"<tr><th>{text(label, 20)}</th>{''.join(_counts(row.tolist(), most))}</tr>"
+        for label, row in zip(confusion.labels, confusion.counts, strict=True)
+    )
+    table = f'<table class="matrix"><thead><tr><th>given ↓ should be →</th>{head}</tr></thead>{rows}</table>'
+    return f'<div class="wide">{table}</div>'
+
+
+def _counts(row: list[int], most: int) -> Iterator[str]:
+    for count in row:
+        shade = 5 * -(-10 * count // most)
+        yield f'<td class="shade{shade}">{count:,}</td>' if count else '<td class="none">·</td>'

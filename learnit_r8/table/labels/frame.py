@@ -1,0 +1,136 @@
+"""The frame: what is known of every sample as columns, in pandas or polars, with the names that cleanlab gives them."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..label_noise import Suspects
+
+if TYPE_CHECKING:
+    from ..table import SampleTable
+
+LIBRARIES = ("pandas", "polars")
+
+Column = NDArray[Any] | Sequence[Any]
+
+
+def label_columns(
+    figures: Mapping[str, Any],
+    verdict: Suspects,
+    *,
+    given: Column,
+    predicted: Column,
+    names: Column,
+    own_loss: NDArray[np.float32] | None = None,
+) -> dict[str, Column]:
+    """The columns of a frame, one entry for each of N samples.
+
+    Args:
+        figures: loss, last, mean float32[N] and usage_count uint16[N], NaN where a sample was never seen.
+        verdict: The samples that look mislabelled, by their positions.
+        given: N labels that were trained on, None where unknown.
+        predicted: N labels that were predicted, None where unknown.
+        names: N names.
+        own_loss: float32[N], the loss to score by, NaN where unknown; by default the mean.
+
+    Returns:
+        cleanlab's columns: is_label_issue; label_score in [0, 1], 0 = bad, exp(-mean loss), the geometric mean of the
+        probabilities that the network gave the label, NaN where unknown; given_label; predicted_label, for suspects
+        the label that they should have. Then sample, loss, last, mean, uses, and of the suspects score and why.
+    """
+    size = len(figures["mean"])
+    mean = figures["mean"] if own_loss is None else np.where(np.isnan(own_loss), figures["mean"], own_loss)
+    is_issue, score, why = np.zeros(size, bool), np.full(size, np.nan), [""] * size
+    is_issue[verdict.indices], score[verdict.indices] = True, verdict.score
+    for index, reason in zip(verdict.indices.tolist(), verdict.why, strict=True):
+        why[index] = reason
+    return {
+        "is_label_issue": is_issue,
+        "label_score": np.exp(-np.maximum(mean.astype(np.float64), 0)),
+        "given_label": given,
+        "predicted_label": predicted,
+        "sample": names,
+        "loss": figures["loss"],
+        "last": figures["last"],
+        "mean": figures["mean"],
+        "uses": figures["usage_count"],
+        "score": score,
+        "why": why,
+    }
+
+
+def columns_of(table: SampleTable) -> dict[str, Column]:
+    """The columns of a frame of a whole table."""
+    verdict = table.suspects()
+    unknown: list[Any] = [None] * len(table)
+    labels, codes = table.group_labels, table.records["group"]
+    figures: dict[str, Any] = {
+        "loss": table.loss,
+        "last": table.last,
+        "mean": table.mean,
+        "usage_count": table.usage_count,
+    }
+    return label_columns(
+        figures,
+        verdict,
+        given=unknown if labels is None else labels[codes].tolist(),
+        predicted=unknown,
+        names=[table.name_of(index) for index in range(len(table))],
+    )
+
+
+def make_frame(columns: Mapping[str, Column], library: str | None = None) -> Any:
+    """A data frame of columns.
+
+    Args:
+        columns: Arrays, or lists in which None is missing.
+        library: "pandas" or "polars"; by default the one that is imported already, else the one that is installed.
+
+    Raises:
+        ValueError: the library is another.
+        ImportError: it is not installed, or neither is.
+    """
+    if library is not None and library not in LIBRARIES:
+        raise ValueError(f"library must be one of {', '.join(LIBRARIES)}, got {library!r}.")
+    wanted = LIBRARIES if library is None else (library,)
+    there = [name for name in wanted if importlib.util.find_spec(name) is not None]
+    if not there:
+        raise ImportError(f"to_frame() needs {' or '.join(wanted)}, which is not installed: pip install {wanted[0]}.")
+    chosen = next((name for name in there if name in sys.modules), there[0])
+    return _pandas(columns) if chosen == "pandas" else _polars(columns)
+
+
+def _pandas(columns: Mapping[str, Column]) -> Any:
+    import pandas  # type: ignore[import-untyped,unused-ignore]
+
+    # A list of whole numbers with gaps would become floats.
+    return pandas.DataFrame(
+        {name: pandas.array(values) if isinstance(values, list) else values for name, values in columns.items()}
+    )
+
+
+def _polars(columns: Mapping[str, Column]) -> Any:
+    import polars  # type: ignore[import-not-found,unused-ignore]
+
+    return polars.DataFrame({name: polars.Series(name, values) for name, values in columns.items()})
+
+
+def write_parquet(columns: Mapping[str, Column], path: str) -> None:
+    """Write columns as a Parquet file.
+
+    Raises:
+        ValueError: nothing that can write one is installed.
+        OSError: the file cannot be written.
+    """
+    if importlib.util.find_spec("polars") is not None:
+        _polars(columns).write_parquet(path)
+    elif all(importlib.util.find_spec(name) is not None for name in ("pandas", "pyarrow")):
+        _pandas(columns).to_parquet(path, index=False)
+    else:
+        raise ValueError("a Parquet file needs polars, or pandas with pyarrow: pip install polars.")
