@@ -13,8 +13,9 @@ from ..recovery.model_state import clone
 from ..sampling.ticket import Outcome, Ticket
 from .loader import make_loader
 from .loss_pipeline import LossPipeline
-from .losses import read_losses, read_parts
+from .losses import cross_entropies, read_losses, read_parts, single_labels
 from .lr_scheduler import R8LRScheduler
+from .predictions import packed
 from .prepared import is_accelerated
 from .sampler import R8BatchSampler
 from .state import ModelState
@@ -145,6 +146,8 @@ class Adapter:
         weights: torch.Tensor | None = None,
         exact: bool = True,
         ticket: int | Ticket | None = None,
+        logits: torch.Tensor | None = None,
+        targets: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Note the losses of the batch in hand, and reduce them.
 
@@ -155,12 +158,16 @@ class Adapter:
             weights: float[B], weights of samples or their classes; the result is the weighted mean.
             exact: False where a loss is not one sample's own, with mixup for instance: only the mean is reported.
             ticket: The batch; by default the oldest that the loader handed out.
+            logits: float[B, C], or float[B] or float[B, 1] for two classes: with them `SampleTable.suspects` also
+                judges labels of a model that is far from fitting the data, and suggests others. They are read on
+                their device, and two numbers a sample come back with its loss.
+            targets: int[B], the labels trained on; with the logits.
 
         Returns:
             0-dim, for `step` or ``backward()``.
 
         Raises:
-            TypeError: the losses are not a tensor of floats.
+            TypeError: the losses are not a tensor of floats; or logits or targets are no tensors.
             ValueError: a shape that does not fit the batch. Nothing was changed.
             RuntimeError: it is not clear which batch it is; or the losses noted before were not used.
         """
@@ -168,11 +175,47 @@ class Adapter:
         found = self._losses.find(ticket)
         count = self._count(found)
         shares = None if found.weights is None else self._sharing.part(found.weights)
+        labels = None
+        if logits is not None or targets is not None:
+            labels = single_labels(logits, targets, losses=losses, mask=mask, exact=exact)
         read = read_losses(losses, count, mask=mask, weights=weights, shares=shares, exact=exact)
         if losses.ndim == 0:
             self.scheduler.say_once("mean loss", MEAN_LOSS, is_warning=False)
-        self._losses.record(found, read.values, count=count, part_size=1 if read.is_exact else None)
+        values, num_classes = read.values, 0
+        if labels is not None:
+            values, num_classes = packed(values, *labels)
+        self._losses.record(found, values, count=count, part_size=1 if read.is_exact else None, num_classes=num_classes)
         return read.loss
+
+    def cross_entropy(
+        self,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        *,
+        class_weights: torch.Tensor | None = None,
+        label_smoothing: float = 0.0,
+        ticket: int | Ticket | None = None,
+    ) -> torch.Tensor:
+        """Compute the cross entropy of the batch in hand, note it with what the logits say of the labels, reduce it.
+
+        Args:
+            logits: float[B, C]; or float[B] or float[B, 1], the logit of class 1 of two.
+            targets: int[B], classes in [0, C).
+            class_weights: float[C]; the result is the weighted mean, as that of `torch.nn.CrossEntropyLoss`. The losses
+                reported have no weights.
+            label_smoothing: In [0, 1), as in torch.
+            ticket: As for `loss`.
+
+        Returns:
+            0-dim, for `step` or ``backward()``.
+
+        Raises:
+            ValueError: the shapes or dtypes are not these. Nothing was changed.
+            RuntimeError: as for `loss`.
+        """
+        losses = cross_entropies(logits, targets, label_smoothing=label_smoothing)
+        weights = None if class_weights is None else class_weights[targets]
+        return self.loss(losses, weights=weights, ticket=ticket, logits=logits, targets=targets)
 
     def report(
         self, losses: torch.Tensor | None = None, *, ticket: int | Ticket | None = None, part_size: int | None = None

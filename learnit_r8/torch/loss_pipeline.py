@@ -10,6 +10,7 @@ from .._adapters.group_rates import FOREIGN, GroupRates
 from .._adapters.prefetch import Prefetch
 from ..guard.verdict import Verdict
 from ..sampling.ticket import Outcome, Ticket
+from ..table.labels.predictions import NUM_ROWS, Predictions
 from .readback import Readback
 from .sampler_iterator import find_batch
 from .state import ModelState
@@ -28,12 +29,15 @@ class Sent(NamedTuple):
         part_size: 1 where the values are losses of single samples, None for one mean over ``num_samples`` of them, else
             the samples in a part of which each value is a mean.
         extras: Names of the values behind the losses, of "grad_norm" and "skipped".
+        num_classes: C, where three more values of each sample follow the losses, as `predictions.packed` makes them; 0
+            where there are losses only.
     """
 
     ticket: Ticket
     num_samples: int
     part_size: int | None
     extras: tuple[str, ...] = ()
+    num_classes: int = 0
 
 
 def _with_extras(sent: Sent, values: torch.Tensor, **extras: torch.Tensor | None) -> tuple[Sent, torch.Tensor]:
@@ -90,7 +94,9 @@ class LossPipeline:
         """
         return ticket if isinstance(ticket, Ticket) else find_batch(self._batches, ticket, ahead=self._ahead)
 
-    def record(self, ticket: Ticket, values: torch.Tensor, *, count: int, part_size: int | None) -> Ticket:
+    def record(
+        self, ticket: Ticket, values: torch.Tensor, *, count: int, part_size: int | None, num_classes: int = 0
+    ) -> Ticket:
         """Note the losses of a batch; `tell` sends them.
 
         Args:
@@ -98,6 +104,7 @@ class LossPipeline:
             values: float32[P], the losses.
             count: Samples of it that this process trained on.
             part_size: As in `Sent`.
+            num_classes: As in `Sent`.
 
         Returns:
             The ticket as if it were drawn when the training on it began.
@@ -105,7 +112,7 @@ class LossPipeline:
         self._batches.take(ticket)
         begun = self._r8.begin(ticket, held_back=self.num_on_their_way, is_late=True)
         self.set_rates(begun.lr)
-        self.recorded = Sent(begun, count, part_size), values
+        self.recorded = Sent(begun, count, part_size, num_classes=num_classes), values
         return begun
 
     def tell(self, norm: torch.Tensor | None = None, skipped: torch.Tensor | None = None) -> Outcome:
@@ -163,6 +170,8 @@ class LossPipeline:
             extras = dict(zip(sent.extras, values[count:].tolist(), strict=True))
             extras["skipped"] = bool(extras.get("skipped", 0))
             values = values[:count]
+        if sent.num_classes:
+            values, extras["predictions"] = Predictions.unpack(values.reshape(1 + NUM_ROWS, -1), sent.num_classes)
         if sent.part_size is None:
             return self._r8.report(ticket, float(values[0]), **extras)
         part_size = None if sent.part_size == 1 else sent.part_size

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn import functional
 
 from .._validation import whole_number
+from ..table.labels.predictions import check_shapes
 
 
 class Losses(NamedTuple):
@@ -124,9 +126,9 @@ def _per_sample(losses: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.
         return rows.to(wide), losses.mean()
     if mask.shape != losses.shape:
         raise ValueError(f"mask must have the shape of the losses {tuple(losses.shape)}, got {tuple(mask.shape)}.")
-    counts = mask.to(wide).flatten(1)
+    counts = mask.to(wide).reshape(len(mask), -1)
     # Not a product: what is masked may be NaN.
-    masked = (losses.to(wide).flatten(1) * counts).masked_fill(counts == 0, 0.0)
+    masked = (losses.to(wide).reshape(len(mask), -1) * counts).masked_fill(counts == 0, 0.0)
     per_row = counts.sum(1)
     # A row of nothing but padding has nothing to learn from: 0.
     return masked.sum(1) / per_row.clamp(min=1e-12), masked.sum() / per_row.sum().clamp(min=1e-12)
@@ -134,6 +136,51 @@ def _per_sample(losses: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.
 
 def _like(shares: Any, rows: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(shares).to(rows.device, rows.dtype, non_blocking=True)
+
+
+def single_labels(
+    logits: torch.Tensor | None, targets: torch.Tensor | None, *, losses: torch.Tensor, mask: Any, exact: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits and targets, where predictions can be reported: given together, with one loss of its own a sample.
+
+    Raises:
+        ValueError: one is missing, or the losses are not of single samples.
+    """
+    if logits is None or targets is None:
+        missing = "targets" if targets is None else "logits"
+        raise ValueError(f"logits and targets must be given together, got no {missing}.")
+    wrong = (
+        "the mean of a batch, which does not show whose label is wrong; give losses with reduction='none'"
+        if losses.ndim == 0
+        else "losses of mixed samples (exact=False), whose labels are mixed too; give no logits there"
+        if not exact
+        else "several losses a sample (a mask, or losses of tokens), which have no single label; give no logits there"
+        if mask is not None or losses.ndim > 1
+        else ""
+    )
+    if wrong:
+        raise ValueError(f"logits need one loss for each sample, got {wrong}.")
+    return logits, targets
+
+
+def cross_entropies(logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float) -> torch.Tensor:
+    """float[B], the cross entropy of each sample; of two classes also from one logit.
+
+    Args:
+        logits: float[B, C], float[B] or float[B, 1].
+        targets: int[B].
+        label_smoothing: In [0, 1).
+
+    Raises:
+        TypeError: they are no tensors.
+        ValueError: they are not those of a classification with one label a sample.
+    """
+    _check_tensors(logits=logits, targets=targets)
+    check_shapes(tuple(logits.shape), tuple(targets.shape), is_whole=not targets.is_floating_point())
+    if logits.ndim == 2 and logits.shape[1] > 1:
+        return functional.cross_entropy(logits, targets.long(), reduction="none", label_smoothing=label_smoothing)
+    smooth = targets.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
+    return functional.binary_cross_entropy_with_logits(logits.reshape(-1), smooth, reduction="none")
 
 
 def read_parts(means: Any, count: int, part_size: int) -> torch.Tensor:
