@@ -347,3 +347,22 @@ def lost_run(rank, killed, how):
     except RuntimeError as error:
         return type(error).__name__, str(error), time.monotonic() - began
     return None
+
+
+def predicting_run(rank, bad_step):
+    """Train on the digits through the adapter, with predictions and one NaN: evidence, refusals, share predicted."""
+    task = Digits()
+    dataset = torch.utils.data.TensorDataset(task.x, task.y)
+    adapter = attach(task.model, task.optimizer, dataset, batch_size=64, num_epochs=4, max_grad_norm=5.0)
+    steps = 0
+    for _ in adapter.epochs():
+        for xs, ys in adapter.loader():
+            logits = task.model(xs)
+            logits = logits * float("nan") if (rank, steps) == (1, bad_step) else logits
+            steps += 1
+            adapter.step(adapter.cross_entropy(logits, ys))
+    adapter.close()
+    evidence = adapter.scheduler.table.evidence.whole
+    is_right = (evidence["margin"] < 0).mean()
+    assert (evidence["given"] == task.y.numpy()).all()
+    return hashlib.sha256(evidence.tobytes()).hexdigest(), adapter.scheduler.sentry.num_refused, float(is_right)

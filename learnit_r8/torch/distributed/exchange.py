@@ -87,6 +87,7 @@ class Exchange:
         self.under_way: list[Note] = []
         self._read: Callable[[], NDArray[Any]] | None = None
         self._is_hurried = True
+        self._sends_predictions = False
         self._clock: SharedClock
         self._requests: SharedRequests
         r8.share(self)
@@ -194,7 +195,8 @@ class Exchange:
             wished=self._requests.wished,
         )
         self.under_way = list(held)
-        self._read = self.ranks.send(own)
+        # The message grows once all ranks know that predictions are reported.
+        self._read = self.ranks.send(self._codec.joined(own, held) if self._sends_predictions else own)
         self.count += 1
 
     def receive(self) -> list[Note]:
@@ -207,14 +209,24 @@ class Exchange:
         read, self._read = self._read, None
         if read is None:
             return []
-        messages = read()[:, 0]
+        messages, rows = self._codec.split(read())
         held, self.under_way = self.under_way, []
         heads = self._codec.heads(messages)
         self._check(heads)
         self._clock.now = float(messages["clock"][0])
         self._every, self._is_hurried = heads[0].every, bool(heads[0].is_hurried)
         self._requests.agree([head.wished for head in heads], messages["span"].tolist())
-        return self._codec.read(messages, held)
+        notes = self._codec.read(messages, held)
+        if num_classes := heads[0].num_classes:
+            notes = self._codec.add_predictions(self._rows_of_all(rows, held), notes, num_classes)
+        return notes
+
+    def _rows_of_all(self, rows: NDArray[np.float32] | None, held: Sequence[Note]) -> NDArray[np.float32]:
+        """float32[size, L], the predictions that came with the messages; those of the first time are fetched."""
+        if rows is not None:
+            return rows
+        self._sends_predictions = True
+        return self.ranks.gather(self._codec.predictions_in(held))
 
     def _digest_if_due(self) -> int:
         """Digest of the scheduler's state after the last exchange; 0 if none is due."""
@@ -247,11 +259,13 @@ class Exchange:
 
     @staticmethod
     def _raise_what_differs(heads: Sequence[Head], place: str) -> None:
-        numbers, kinds, steps, drawn, states = (list(values) for values in zip(*(h.common for h in heads), strict=True))
+        common = zip(*(head.common for head in heads), strict=True)
+        numbers, kinds, steps, drawn, states, classes = (list(values) for values in common)
         check_same("the step", steps, f"all ranks must report the same steps, got {steps}")
         held = f"all ranks must exchange losses together, got {numbers} held back at {place}"
         check_same("the number of losses", numbers, held)
         check_same("the kind of losses", kinds, f"all ranks must report one kind of loss at {place}")
+        check_same("the predictions", classes, f"all ranks must report predictions of as many classes at {place}")
         check_same("what was drawn", drawn, f"all ranks must draw the same batches before {place}")
         check_same("the table", states, f"the tables of all ranks must be equal before {place}")
 

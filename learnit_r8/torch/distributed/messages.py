@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...sampling.ticket import Ticket
+from ...table.labels.predictions import NUM_ROWS, Predictions
 from ...table.losses import EXACT, WHOLE_BATCH, check_kind
+from .ranks import RanksDiffer
 
 NOTHING = -1
 """Kind of the losses in a message without losses."""
@@ -24,6 +26,7 @@ class Note(NamedTuple):
         part_size: EXACT, WHOLE_BATCH or the size of a part.
         skipped: Whether the optimizer's step was skipped because gradients overflowed.
         grad_norm: Norm of the gradient, or None.
+        predictions: What the logits of the samples say about their labels, or None.
     """
 
     ticket: Ticket
@@ -31,10 +34,11 @@ class Note(NamedTuple):
     part_size: int
     skipped: bool = False
     grad_norm: float | None = None
+    predictions: Predictions | None = None
 
 
 class Head(NamedTuple):
-    """The whole numbers in a message. The first five must be the same in the messages of all ranks.
+    """The whole numbers in a message. The first six must be the same in the messages of all ranks.
 
     Attributes:
         num_steps: Steps whose losses are in the message.
@@ -42,6 +46,7 @@ class Head(NamedTuple):
         step: Steps that the sender has reported, these included.
         drawn: Digest of all batches drawn so far.
         state: Digest of the scheduler's state; 0 if none is due.
+        num_classes: C of the predictions that come with some of the losses; 0 without any.
         model: Digest of the model; 0 if none is due.
         every: Steps to the next message; that of rank 0 counts.
         is_hurried: Whether the next message must be read at once; that of rank 0 counts.
@@ -53,6 +58,7 @@ class Head(NamedTuple):
     step: int
     drawn: int
     state: int
+    num_classes: int
     model: int
     every: int
     is_hurried: int
@@ -61,7 +67,7 @@ class Head(NamedTuple):
     @property
     def common(self) -> tuple[int, ...]:
         """The numbers that must be the same on all ranks."""
-        return self[:5]
+        return self[:6]
 
 
 class MessageCodec:
@@ -85,6 +91,7 @@ class MessageCodec:
             ("losses", "f8", (most_steps, share)),
         ]
         self._own: NDArray[Any] = np.zeros(1, np.dtype(fields))
+        self._rows = np.zeros((most_steps, NUM_ROWS, share), np.float32)
 
     def share_of(self, ticket: Ticket) -> int:
         """Samples of a rank in a batch."""
@@ -119,7 +126,7 @@ class MessageCodec:
         """
         own = self._own[0]
         kind = notes[-1].part_size if notes else NOTHING
-        own["head"] = Head(num_steps=len(notes), part_size=kind, **head)
+        own["head"] = Head(num_steps=len(notes), part_size=kind, num_classes=num_classes_in(notes), **head)
         own["clock"], own["span"] = clock, span
         losses = own["losses"]
         for row, note in zip(losses, notes, strict=False):
@@ -129,6 +136,56 @@ class MessageCodec:
             has_norm = [norm is not None for norm in norms]
             own["extras"][:, : len(notes)] = [note.skipped for note in notes], has_norm, [norm or 0.0 for norm in norms]
         return self._own
+
+    def predictions_in(self, notes: Sequence[Note]) -> NDArray[np.float32]:
+        """float32[L], what the logits of this rank's slices say; NaN for steps without predictions."""
+        rows = self._rows
+        rows.fill(np.nan)
+        for row, note in zip(rows, notes, strict=False):
+            if note.predictions is not None:
+                said = np.stack(note.predictions[:NUM_ROWS])
+                row[:, : said.shape[1]] = said
+        return rows.reshape(-1)
+
+    def joined(self, message: NDArray[Any], notes: Sequence[Note]) -> NDArray[np.uint8]:
+        """uint8[L], a message with the predictions of its steps behind it; `split` undoes it."""
+        return np.concatenate([message.view(np.uint8), self.predictions_in(notes).view(np.uint8)])
+
+    def split(self, messages: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+        """The messages of all ranks, and the predictions behind them, float32[size, L]; None where there are none.
+
+        Args:
+            messages: [size, 1] as `write` made them, or uint8[size, L] as `joined` did.
+        """
+        if messages.dtype == self._own.dtype:
+            return messages[:, 0], None
+        size = self._own.itemsize
+        heads, rows = messages[:, :size], messages[:, size:]
+        return np.ascontiguousarray(heads).view(self._own.dtype)[:, 0], np.ascontiguousarray(rows).view(np.float32)
+
+    def add_predictions(self, messages: NDArray[np.float32], notes: list[Note], num_classes: int) -> list[Note]:
+        """Steps with the losses of whole batches, and with what their logits say.
+
+        Args:
+            messages: float32[size, L], what `predictions_in` gave on each rank.
+            notes: As `read` returned them.
+            num_classes: C.
+        """
+        rows = messages.reshape(self._size, *self._rows.shape)
+        return [
+            note._replace(predictions=self._joined_predictions(rows[:, place], note, num_classes))
+            for place, note in enumerate(notes)
+        ]
+
+    def _joined_predictions(self, rows: NDArray[np.float32], note: Note, num_classes: int) -> Predictions | None:
+        share, count = self.share_of(note.ticket), len(note.ticket.indices)
+        margin, predicted, given = (rows[:, row, :share].reshape(-1)[:count] for row in range(NUM_ROWS))
+        is_missing = np.isnan(given)
+        if is_missing.all():
+            return None
+        if is_missing.any():
+            raise RanksDiffer(f"all ranks must report predictions, or none, got some at step {note.ticket.step + 1}.")
+        return Predictions(margin, predicted.astype(np.int64), given.astype(np.int64), num_classes)
 
     @staticmethod
     def heads(messages: NDArray[Any]) -> list[Head]:
@@ -167,6 +224,11 @@ class MessageCodec:
         return losses[:, : self.share_of(note.ticket) // kind].reshape(-1)[: -(-count // kind)]
 
 
+def num_classes_in(notes: Sequence[Note]) -> int:
+    """C of the predictions in some steps; 0 without any."""
+    return max((note.predictions.num_classes for note in notes if note.predictions is not None), default=0)
+
+
 def arguments_of(note: Note) -> dict[str, Any]:
     """The arguments of `R8Scheduler.report` for a whole batch, but for its ticket."""
     return {
@@ -174,4 +236,5 @@ def arguments_of(note: Note) -> dict[str, Any]:
         "part_size": None if note.part_size in (WHOLE_BATCH, EXACT) else note.part_size,
         "skipped": note.skipped,
         "grad_norm": note.grad_norm,
+        "predictions": note.predictions,
     }

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...guard.verdict import Verdict
 from ...sampling.ticket import Outcome, Ticket
+from ...table.labels.predictions import Predictions
 from ...table.losses import read_loss, read_number
 from .exchange import Exchange, check_every
 from .messages import Note, arguments_of
@@ -112,6 +113,7 @@ class SharedRun:
         part_size: int | None = None,
         grad_norm: float | None = None,
         skipped: bool = False,
+        predictions: Predictions | None = None,
     ) -> Outcome:
         """Note the losses of this rank's slice; exchange them when it is time.
 
@@ -122,6 +124,7 @@ class SharedRun:
             part_size: Samples in a part, a divisor of the slice.
             grad_norm: As there; the largest of all ranks counts.
             skipped: As there; a step that is skipped on one rank is so for all.
+            predictions: As there, of the samples of the slice; on all ranks or on none.
 
         Returns:
             The same on every rank: pending, until losses are exchanged; then false if this batch's loss is refused,
@@ -137,7 +140,13 @@ class SharedRun:
         """
         reading = read_loss(loss, -(-len(ticket.indices) // self.ranks.size), part_size)
         norm = None if grad_norm is None else read_number("grad_norm", grad_norm)
-        note = Note(ticket, np.atleast_1d(reading.means), reading.part_size, skipped, norm)
+        means = np.atleast_1d(reading.means)
+        if predictions is not None:
+            checked = self.r8.table.evidence.with_predictions(reading, predictions, reading.part_size).predictions
+            assert checked is not None
+            margin, predicted, given = checked.rows
+            predictions = Predictions(margin, predicted, given, checked.num_classes)
+        note = Note(ticket, means, reading.part_size, skipped, norm, predictions)
         self.exchange.check(note, self._held)
         self._held.append(note)
         return self._report_all(self.exchange.turn(len(self._held), ticket, self._taken))

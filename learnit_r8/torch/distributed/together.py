@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...table.labels.predictions import NUM_ROWS, Predictions
 from ..readback import Readback, readback_on
 from .agreement import digest_of
 from .exchange import Exchange, check_every, slice_of
@@ -166,16 +167,23 @@ def _note_of(item: Sent, values: NDArray[np.float32]) -> Note:
     """The note that ranks exchange for the values that an adapter sends."""
     count = len(values) - len(item.extras)
     extras = dict(zip(item.extras, values[count:].tolist(), strict=True))
+    losses, predictions = values[:count], None
+    if item.num_classes:
+        losses, predictions = Predictions.unpack(losses.reshape(1 + NUM_ROWS, -1), item.num_classes)
     part_size = 0 if item.part_size is None else item.part_size
-    return Note(item.ticket, values[:count], part_size, bool(extras.get("skipped", 0)), extras.get("grad_norm"))
+    return Note(item.ticket, losses, part_size, bool(extras.get("skipped", 0)), extras.get("grad_norm"), predictions)
 
 
 def _values_of(item: Sent, note: Note) -> NDArray[np.float64]:
-    """The values for the adapter: the losses of the whole batch, then the extras that it sent."""
+    """The values for the adapter: losses and predictions of the whole batch, then the extras that it sent."""
+    values = note.losses
+    if item.num_classes:
+        assert note.predictions is not None
+        values = np.concatenate([values, *note.predictions[:NUM_ROWS]])
     if not item.extras:
-        return note.losses
+        return values
     extras = {"skipped": float(note.skipped), "grad_norm": note.grad_norm}
-    return np.concatenate([note.losses, [extras[name] for name in item.extras]])
+    return np.concatenate([values, [extras[name] for name in item.extras]])
 
 
 def probe(model: torch.nn.Module) -> int:

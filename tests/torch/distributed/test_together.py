@@ -73,6 +73,15 @@ def test_a_model_under_ddp_heals(pair, bad_rank, every):
     assert one[3] > 0.93
 
 
+def test_adapters_share_what_they_predict(pair):
+    """Adapters report each rank's own logits, and the evidence is the same on both, a refused NaN and all."""
+    [one, other] = pair.run(jobs.predicting_run, 75)
+
+    assert one == other
+    assert one[1] == 1
+    assert one[2] > 0.8
+
+
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_adapter_heals_on_all_ranks(pair, workers):
     """`attach` shares the scheduler by itself: a NaN on one rank is refused by both, and all stays equal."""
