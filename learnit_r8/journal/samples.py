@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from ..checkpoint.durable_io import open_regular
 from ..events.codec import strict_json
-from ..table.label_noise import LEAST_USES, Suspects, find_suspects
-from ..table.labels.frame import Column, label_columns
+from ..table.label_noise import LEAST_USES, Ranking, Suspects, find_suspects, rank
+from ..table.labels.evidence import EVIDENCE
+from ..table.labels.frame import Column, label_columns, labels_in
 from ..table.losses import EXACT
+from ..table.records import Snapshot
 from ..table.table import LARGE, SampleTable
 
 KEEP_NEWEST = 3
@@ -47,6 +49,7 @@ _FIELDS: dict[str, np.dtype[Any]] = {
     "mean": np.dtype("<f4"),
     "usage_count": np.dtype("<u2"),
 }
+_EVIDENCE: dict[str, np.dtype[Any]] = {name: EVIDENCE[name] for name in EVIDENCE.names or ()}
 
 
 class Samples(NamedTuple):
@@ -63,6 +66,7 @@ class Samples(NamedTuple):
         names: Names of the samples with the highest losses, by index; empty where samples have no names.
         group: uint16[N], code of the group of each sample; None without groups.
         group_labels: The label of each code, a text or a number; empty without groups, and where they are too many.
+        evidence: What predictions say of the labels, the fields of `EVIDENCE` by name, N each; None without them.
     """
 
     epoch: int
@@ -77,6 +81,7 @@ class Samples(NamedTuple):
     names: dict[int, str]
     group: NDArray[np.uint16] | None = None
     group_labels: tuple[Any, ...] = ()
+    evidence: dict[str, NDArray[Any]] | None = None
 
     def name_of(self, index: int) -> str:
         """Name of a sample, else its index."""
@@ -91,10 +96,20 @@ class Samples(NamedTuple):
         """int64[<= k], the seen samples of highest estimated loss, highest first."""
         return highest(self.loss, k)
 
-    def suspects(self) -> Suspects:
+    def suspects(self, precision: float = 0.5) -> Suspects:
         """Samples that look mislabelled; see `SampleTable.suspects`."""
-        by_group = self.group is not None
-        return find_suspects(self._asdict(), self.untrained_loss, exact=self.is_exact, by_group=by_group)
+        return find_suspects(
+            self._asdict(),
+            self.untrained_loss,
+            exact=self.is_exact,
+            by_group=self.group is not None,
+            evidence=self.evidence,
+            precision=precision,
+        )
+
+    def ranking(self, top: int) -> Ranking:
+        """Samples in the order of suspicion, which is no verdict; see `SampleTable.ranking`."""
+        return rank(self._asdict(), self.evidence, top)
 
     def labels(self, chosen: NDArray[np.int64]) -> tuple[list[Any], list[Any]]:
         """The labels that some samples were trained on, and those that were predicted; None where unknown.
@@ -102,20 +117,18 @@ class Samples(NamedTuple):
         Args:
             chosen: int64[K], positions of samples.
         """
-        unknown: list[Any] = [None] * len(chosen)
-        if self.group is None or not self.group_labels:
-            return unknown, unknown
-        known = dict(enumerate(self.group_labels))
-        return [known.get(code) for code in self.group[chosen].tolist()], unknown
+        return labels_in(self.evidence, self.group, self.group_labels, chosen)
 
     def columns(self, verdict: Suspects) -> dict[str, Column]:
         """The columns of `SampleTable.to_frame`, by this file."""
         given, predicted = self.labels(np.arange(len(self.loss)))
         names = [self.name_of(index) for index in range(len(self.loss))]
-        return label_columns(self._asdict(), verdict, given=given, predicted=predicted, names=names)
+        return label_columns(
+            self._asdict(), verdict, given=given, predicted=predicted, names=names, evidence=self.evidence
+        )
 
 
-def most_suspects(files: Iterable[Samples]) -> tuple[Samples, Suspects]:
+def most_suspects(files: Iterable[Samples], precision: float = 0.5) -> tuple[Samples, Suspects]:
     """The file with most suspects, and its verdict; of several with as many the newest.
 
     The newest file may have fewer, because a model memorises wrong labels in the end. A file in which most samples
@@ -123,10 +136,11 @@ def most_suspects(files: Iterable[Samples]) -> tuple[Samples, Suspects]:
 
     Args:
         files: At least one, oldest first.
+        precision: As for `SampleTable.suspects`.
     """
     best, most = None, (False, -1)
     for samples in files:
-        verdict = samples.suspects()
+        verdict = samples.suspects(precision)
         rank = (2 * samples.num_judged >= len(samples.loss), len(verdict.indices))
         if rank >= most:
             best, most = (samples, verdict), rank
@@ -157,6 +171,8 @@ class LateSamples:
 
     def __init__(self, table: SampleTable, epoch: int, step: int) -> None:
         self._table, self._snapshot = table.frozen()
+        evidence = table.evidence.records
+        self._evidence = None if evidence is None else evidence.snapshot()
         self._place = epoch, step
 
     def samples(self) -> Samples:
@@ -178,6 +194,7 @@ class LateSamples:
             if group is not None:
                 group[part] = records["group"]
         self._snapshot.close()
+        evidence = None if self._evidence is None else _fields_of(self._evidence, size)
         epoch, step = self._place
         return Samples(
             epoch=epoch,
@@ -188,6 +205,7 @@ class LateSamples:
             names=_names_of(table, arrays["loss"], arrays["mean"]),
             group=group,
             group_labels=_plain_labels(table.group_labels),
+            evidence=evidence,
             **arrays,
         )
 
@@ -197,6 +215,18 @@ def _names_of(table: SampleTable, loss: NDArray[np.float32], mean: NDArray[np.fl
         return {}
     named = np.union1d(highest(loss, NUM_NAMES), highest(mean, NUM_NAMES))
     return {int(index): str(table.name_of(int(index)))[:200] for index in named}
+
+
+def _fields_of(evidence: Snapshot, size: int) -> dict[str, NDArray[Any]]:
+    """Copies of the fields of all records; closes the snapshot."""
+    arrays = {name: np.empty(size, dtype) for name, dtype in _EVIDENCE.items()}
+    for start in range(0, size, _BLOCK):
+        part = slice(start, min(start + _BLOCK, size))
+        records = evidence.rows(part.start, part.stop)
+        for name, values in arrays.items():
+            values[part] = records[name]
+    evidence.close()
+    return arrays
 
 
 def _plain_labels(labels: NDArray[Any] | None) -> tuple[Any, ...]:
@@ -243,6 +273,8 @@ def _write(folder: Path, samples: Samples) -> None:
     arrays = {name: getattr(samples, name).astype(dtype, copy=False) for name, dtype in _FIELDS.items()}
     if samples.group is not None:
         arrays["group"] = samples.group
+    if samples.evidence is not None:
+        arrays |= samples.evidence
     text = np.frombuffer(strict_json(about, non_finite=lambda value: None).encode(), np.uint8)
     temporary = folder / f"tmp_{os.getpid()}_samples.npz"
     try:
@@ -314,7 +346,9 @@ def _members(file: Any, size: int) -> dict[str, NDArray[Any]]:
             raise ValueError(f"samples file must have at most {MOST_MEMBERS} uncompressed members, got others.")
         if sum(one.file_size for one in listed) > size:
             raise ValueError(f"samples file must hold no more than its {size} bytes, got members that claim more.")
-        wanted = [one for one in listed if one.filename.removesuffix(".npy") in {*_FIELDS, "about", "group"}]
+        wanted = [
+            one for one in listed if one.filename.removesuffix(".npy") in {*_FIELDS, *_EVIDENCE, "about", "group"}
+        ]
         return {one.filename.removesuffix(".npy"): _array(members, one) for one in wanted}
 
 
@@ -331,10 +365,13 @@ def _array(members: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
     return np.frombuffer(content, dtype)
 
 
-def _fields(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def _fields(arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
     size = len(arrays["loss"])
     fields = _FIELDS | ({"group": np.dtype("<u2")} if "group" in arrays else {})
+    has_evidence = any(name in arrays for name in _EVIDENCE)
+    fields |= _EVIDENCE if has_evidence else {}
     for name, dtype in fields.items():
         if arrays[name].dtype != dtype or len(arrays[name]) != size or not size:
             raise ValueError(f"{name} must be {dtype}[{size}], got {arrays[name].dtype}[{len(arrays[name])}].")
-    return {name: arrays[name] for name in fields}
+    found: dict[str, Any] = {name: arrays[name] for name in fields if name not in _EVIDENCE}
+    return found | {"evidence": {name: arrays[name] for name in _EVIDENCE} if has_evidence else None}

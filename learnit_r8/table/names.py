@@ -73,7 +73,7 @@ def class_names_of(
     {0: 'dog', 1: 'cat'}
     """
     known = given >= 0
-    if group is None or group_labels is None or not known.any():
+    if group is None or group_labels is None or not len(group_labels) or not known.any():
         return {}
     pairs, counts = np.unique(given[known] * 2**16 + group[known], return_counts=True)
     classes, sizes = pairs // 2**16, np.bincount(given[known])

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..label_noise import Suspects
+from ..names import class_names_of, labels_of
 
 if TYPE_CHECKING:
     from ..table import SampleTable
@@ -27,7 +28,7 @@ def label_columns(
     given: Column,
     predicted: Column,
     names: Column,
-    own_loss: NDArray[np.float32] | None = None,
+    evidence: Mapping[str, NDArray[Any]] | None = None,
 ) -> dict[str, Column]:
     """The columns of a frame, one entry for each of N samples.
 
@@ -37,22 +38,20 @@ def label_columns(
         given: N labels that were trained on, None where unknown.
         predicted: N labels that were predicted, None where unknown.
         names: N names.
-        own_loss: float32[N], the loss to score by, NaN where unknown; by default the mean.
+        evidence: The fields of `EVIDENCE` by name, N each; None without predictions.
 
     Returns:
-        cleanlab's columns: is_label_issue; label_score in [0, 1], 0 = bad, exp(-mean loss), the geometric mean of the
-        probabilities that the network gave the label, NaN where unknown; given_label; predicted_label, for suspects
-        the label that they should have. Then sample, loss, last, mean, uses, and of the suspects score and why.
+        cleanlab's columns: is_label_issue; label_score in [0, 1], 0 = bad, NaN where unknown; given_label and
+        predicted_label. Then sample, loss, last, mean, uses, and of the suspects score and why.
     """
     size = len(figures["mean"])
-    mean = figures["mean"] if own_loss is None else np.where(np.isnan(own_loss), figures["mean"], own_loss)
     is_issue, score, why = np.zeros(size, bool), np.full(size, np.nan), [""] * size
     is_issue[verdict.indices], score[verdict.indices] = True, verdict.score
     for index, reason in zip(verdict.indices.tolist(), verdict.why, strict=True):
         why[index] = reason
     return {
         "is_label_issue": is_issue,
-        "label_score": np.exp(-np.maximum(mean.astype(np.float64), 0)),
+        "label_score": label_scores(figures["mean"], evidence),
         "given_label": given,
         "predicted_label": predicted,
         "sample": names,
@@ -65,11 +64,51 @@ def label_columns(
     }
 
 
+def label_scores(mean: NDArray[np.float32], evidence: Mapping[str, NDArray[Any]] | None) -> NDArray[np.float64]:
+    """float64[N] in [0, 1], 0 = bad, NaN for unseen samples.
+
+    With predictions, the probability that the network gives the label, of two: the label and its strongest rival, by
+    the mean margin. Without, exp(-mean loss), for cross entropies the geometric mean of the label's probabilities.
+    """
+    scores = np.exp(-np.maximum(mean.astype(np.float64), 0))
+    if evidence is None:
+        return scores
+    rivals = 1 / (1 + np.exp(np.clip(evidence["margin"].astype(np.float64), -700, 700)))
+    return np.where(evidence["visits"] > 0, rivals, scores)
+
+
+def labels_in(
+    evidence: Mapping[str, NDArray[Any]] | None,
+    group: NDArray[Any] | None,
+    group_labels: Sequence[Any] | None,
+    chosen: NDArray[np.int64],
+) -> tuple[list[Any], list[Any]]:
+    """The labels that some samples were trained on, and those that were predicted; None where unknown.
+
+    Args:
+        evidence: The fields of `EVIDENCE` by name, N each; None without predictions.
+        group: int[N], the code of the group of each sample; None without groups.
+        group_labels: The label of each code: names of the classes, where nearly all of a class are of one group.
+        chosen: int64[K], positions of samples.
+    """
+    unknown: list[Any] = [None] * len(chosen)
+    if evidence is None:
+        if group is None or group_labels is None or not len(group_labels):
+            return unknown, unknown
+        return labels_of(group[chosen].astype(np.int64), group_labels), unknown
+    given = np.where(evidence["visits"] > 0, evidence["given"].astype(np.int64), -1)
+    names = class_names_of(given, group, group_labels)
+    has_rival = (evidence["margin"][chosen] > 0) & (evidence["lead"][chosen] > 0)
+    predicted = np.where(has_rival, evidence["leader"][chosen].astype(np.int64), given[chosen])
+    return labels_of(given[chosen], names), labels_of(predicted, names)
+
+
 def columns_of(table: SampleTable) -> dict[str, Column]:
     """The columns of a frame of a whole table."""
     verdict = table.suspects()
-    unknown: list[Any] = [None] * len(table)
-    labels, codes = table.group_labels, table.records["group"]
+    labels, evidence = table.group_labels, table.evidence.whole
+    group = None if labels is None else table.records["group"]
+    given, predicted = labels_in(evidence, group, None if labels is None else labels.tolist(), np.arange(len(table)))
     figures: dict[str, Any] = {
         "loss": table.loss,
         "last": table.last,
@@ -79,8 +118,9 @@ def columns_of(table: SampleTable) -> dict[str, Column]:
     return label_columns(
         figures,
         verdict,
-        given=unknown if labels is None else labels[codes].tolist(),
-        predicted=unknown,
+        given=given,
+        predicted=predicted,
+        evidence=evidence,
         names=[table.name_of(index) for index in range(len(table))],
     )
 
