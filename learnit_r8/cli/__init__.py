@@ -86,6 +86,9 @@ def _parser() -> argparse.ArgumentParser:
         type=_count,
         help="of the file of this epoch, from 1; by default the newest; the one with most suspects",
     )
+    samples.add_argument(
+        "--precision", type=_share, default=0.5, metavar="P", help="share of the suspects to be wrong (default 0.5)"
+    )
     form = samples.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="as CSV")
     form.add_argument("--json", action="store_true", help="for programs, as strict JSON")
@@ -134,6 +137,13 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:10]) <= 10**9):
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}.")
     return int(text)
+
+
+def _share(text: str) -> float:
+    value = _positive(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"must be a number above 0 and below 1, got {text!r}.")
+    return value
 
 
 def _positive(text: str) -> float:

@@ -15,7 +15,7 @@ from ..dashboard.text import clean, fit, number, width_of
 from ..events.codec import strict_json
 from ..journal.run import Run, UnreadableRun, find_run
 from ..journal.samples import Samples, most_suspects, read_samples, sample_epochs
-from ..table.label_noise import Suspects
+from ..table.label_noise import MIRROR, Suspects
 from ..table.labels.frame import write_parquet
 
 COLUMNS: Sequence[str] = ("index", "name", "loss", "last", "mean", "uses")
@@ -35,7 +35,7 @@ def samples(options: argparse.Namespace) -> int:
     epochs = sample_epochs(run.folder) if options.epoch is None else [_kept_epoch(run, options.epoch - 1)]
     columns: Sequence[str] = COLUMNS
     if options.suspects:
-        found, verdict = most_suspects(readable(run, epochs))
+        found, verdict = most_suspects(readable(run, epochs), options.precision)
         chosen, columns = verdict.indices[: options.top], (*SUSPECT_COLUMNS, *LABEL_COLUMNS)
     else:
         found = next(readable(run, epochs[::-1]))
@@ -108,6 +108,8 @@ def facts_of(run: Run, samples: Samples, verdict: Suspects, rows: Rows) -> dict[
         "num_suspects": len(verdict.indices),
         "noise_rate": verdict.noise_rate,
         "noise_range": verdict.noise_range,
+        "precision": verdict.precision,
+        "method": verdict.method,
         "reason": verdict.reason,
         "samples": [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)],
     }
@@ -119,7 +121,8 @@ def summary(samples: Samples, verdict: Suspects) -> str:
         return f"no suspects: {verdict.reason}"
     low, high = verdict.noise_range
     share = f"{verdict.noise_rate:.1%} of {samples.num_judged:,} judged (between {low:.1%} and {high:.1%})"
-    return f"{len(verdict.indices):,} look mislabelled, {share}"
+    about = f" (an estimated {verdict.precision:.0%} of them rightly)" if verdict.method == MIRROR else ""
+    return f"{len(verdict.indices):,} look mislabelled{about}, {share}"
 
 
 def lines_of(rows: Rows) -> Iterator[str]:

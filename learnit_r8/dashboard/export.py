@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .render.pages import PAGES
+from .render.samples import marked_rows
 from .state.ui_state import Scene, UiState
 from .state.view import View
 from .text import Line, width_of
@@ -25,12 +26,15 @@ _LEVELS = (0, 95, 135, 175, 215, 255)
 def export_csv(view: View, ui: UiState, scene: Scene, folder: str | os.PathLike[str]) -> str:
     """Write the numbers of the page on the screen to a new file in a folder; returns its path.
 
+    On the page of samples, those that are marked, if there are any.
+
     Raises:
         OSError: the file cannot be written.
     """
-    path = _free_path(folder, f"{ui.view}-{view.step}", ".csv")
+    of_marked = ui.view == "samples" and bool(ui.marked)
+    path = _free_path(folder, f"{'marked' if of_marked else ui.view}-{view.step}", ".csv")
     with open(path, "x", newline="", encoding="utf-8") as file:
-        write_csv(file, *PAGES[ui.view].rows(view, scene))
+        write_csv(file, *(marked_rows(view, ui.marked) if of_marked else PAGES[ui.view].rows(view, scene)))
     return str(path)
 
 

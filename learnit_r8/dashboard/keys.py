@@ -16,6 +16,7 @@ PAGE = 10
 MOST_SCROLL = 10**6
 MOST_HELP = 60
 MOST_TYPED = 60
+MOST_MARKED = 10_000
 
 Change = Callable[[UiState, View], UiState]
 
@@ -94,6 +95,18 @@ def _ask_length(ui: UiState, view: View) -> UiState:
     return replace(ui, asking="")
 
 
+def _mark(ui: UiState, view: View) -> UiState:
+    """Mark the selected sample, or take its mark away."""
+    listed = listed_samples(ui, view)
+    chosen = ui.inspected if ui.inspected is not None else _inspect(ui, view).inspected
+    if chosen is None:
+        return ui
+    if chosen in dict(ui.marked):
+        return replace(ui, marked=tuple(one for one in ui.marked if one[0] != chosen))
+    name = listed[chosen].name if chosen in listed else str(chosen)
+    return replace(ui, marked=(*ui.marked, (chosen, name))[-MOST_MARKED:])
+
+
 def _back(ui: UiState, view: View) -> UiState:
     if ui.inspected is not None:
         return replace(ui, inspected=None)
@@ -117,6 +130,7 @@ TABLE = (
     Binding(("end", "G"), "End G", "", "to the last", _move(MOST_SCROLL)),
     Binding(("enter",), "Enter", "inspect", "history of the sample, and back", _inspect, views=("samples",)),
     Binding(("l",), "l", "suspects", "hardest or suspects", _other_list, views=("samples",)),
+    Binding(("m",), "m", "mark", "mark; x exports the marked", _mark, views=("samples",)),
     Binding(("e",), "e", "alerts", "only warnings, or all", _switch("alerts_only"), views=("events",)),
     Binding(
         ("/",),

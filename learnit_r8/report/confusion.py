@@ -24,12 +24,12 @@ class Confusion(NamedTuple):
 
 
 def confusion_of(given: Iterable[str], suggested: Iterable[str]) -> Confusion | None:
-    """Count pairs of labels; None if no pair is known.
+    """Count pairs of different labels; None if no such pair is known.
 
     Args:
         given, suggested: K texts each, "" where unknown.
     """
-    pairs = [(one, other) for one, other in zip(given, suggested, strict=True) if one and other]
+    pairs = [(one, other) for one, other in zip(given, suggested, strict=True) if one and other and one != other]
     if not pairs:
         return None
     texts = np.array(pairs)

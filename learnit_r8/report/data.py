@@ -131,7 +131,7 @@ def report_data(run_dir: str | os.PathLike[str]) -> ReportData:
     if not files:
         return data
     samples, (judged, verdict), last = files[-1], most_suspects(files), np.stack([samples.last for samples in files])
-    ranked = verdict.indices if len(verdict.indices) else highest(samples.mean, IN_GALLERY)
+    ranked = verdict.indices if len(verdict.indices) else judged.ranking(IN_GALLERY).indices
     return data._replace(
         samples=samples,
         verdict=verdict,
@@ -181,6 +181,7 @@ def _bounds(view: View, files: list[Samples]) -> NDArray[np.float64]:
 def _rows(samples: Samples, chosen: NDArray[np.int64], last: NDArray[np.float32], verdict: Suspects) -> list[Row]:
     reasons = dict(zip(verdict.indices.tolist(), verdict.why, strict=True))
     scores = dict(zip(verdict.indices.tolist(), verdict.score.tolist(), strict=True))
+    votes = dict(zip(verdict.indices.tolist(), verdict.votes.tolist(), strict=False))
     labels = zip(*samples.labels(chosen), strict=True)
     return [
         Row(
@@ -194,7 +195,8 @@ def _rows(samples: Samples, chosen: NDArray[np.int64], last: NDArray[np.float32]
             why=reasons.get(index, ""),
             score=scores.get(index, math.nan),
             given=label_text(given),
-            suggested=label_text(predicted),
+            suggested="" if predicted == given else label_text(predicted),
+            votes=votes.get(index, 0),
         )
         for index, (given, predicted) in zip(chosen.tolist(), labels, strict=True)
     ]

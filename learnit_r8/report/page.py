@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from ..dashboard.state.view import View
 from ..dashboard.text import clock, number, setting
 from ..journal.run_info import read_sessions, utc
+from ..table.label_noise import MIRROR, Suspects
 from .axes import sparkline
 from .charts import flow_chart, histogram, loss_chart, lr_chart, map_chart, metric_chart, ribbon_chart, text
 from .data import ReportData, Row
@@ -179,7 +180,7 @@ def _verdict(data: ReportData) -> str:
         low, high = verdict.noise_range
         body = (
             f'<p class="big">{len(verdict.indices):,}</p><p>samples look mislabelled: {verdict.noise_rate:.1%} '
-            f"of those judged. Wrong are between {low:.1%} and {high:.1%}, by the same losses.</p>"
+            f"of those judged. Wrong are between {low:.1%} and {high:.1%}, by the same losses.{_precision(verdict)}</p>"
         )
     else:
         body = f"<p>No sample is called mislabelled: {text(verdict.reason)}</p>"
@@ -190,6 +191,11 @@ def _verdict(data: ReportData) -> str:
         f"<p>Losses of single samples: <b>{text(data.samples.source, 40)}</b>. {_trust(data)}</p>"
     )
     return _panel("What the samples say", body)
+
+
+def _precision(verdict: Suspects) -> str:
+    """How much of the list is right, where that is an estimate of its own."""
+    return f" An estimated {verdict.precision:.0%} of the list are wrong." if verdict.method == MIRROR else ""
 
 
 def _trust(data: ReportData) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .figures import flow_between, loss_histogram, quarters_of, rounded, top, uses_histogram
+from .labels.frame import labels_in
 from .losses import EXACT, WHOLE_BATCH
 from .table import SampleTable
 
@@ -113,7 +114,7 @@ class Surveyor:
         quarters = quarters_of(loss, uses)
         if epoch_ended:
             self._remember(loss, quarters.codes)
-            self._suspects = self._find_suspects(records)
+            self._suspects = self._find_suspects(records, self._evidence())
         fields = {
             "epoch": epoch,
             "epoch_ended": epoch_ended,
@@ -180,9 +181,13 @@ class Surveyor:
                 self._tracked[index].append(rounded(value))
         return candidates[best[:LISTED]]
 
-    def _find_suspects(self, records: NDArray[Any]) -> dict[str, Any]:
+    def _evidence(self) -> NDArray[Any] | None:
+        evidence = self._table.evidence
+        return evidence.whole if self._chosen is None else evidence.take(self._chosen)
+
+    def _find_suspects(self, records: NDArray[Any], evidence: NDArray[Any] | None) -> dict[str, Any]:
         table = self._table
-        found = table.suspects_in(records)
+        found = table.suspects_in(records, evidence)
         self._flagged = found.indices if self._chosen is None else self._chosen[found.indices]
         if found.reason:
             return _no_suspects(found.reason)
@@ -199,6 +204,23 @@ class Surveyor:
             "num_suspects": len(found.indices),
             "noise_rate": rounded(found.noise_rate),
             "no_suspects": "",
+            "suspect_method": found.method,
+            "suspect_precision": rounded(found.precision),
+            "suspect_votes": tuple(found.votes[:LISTED].tolist()),
+            **self._labels(records, evidence, rows),
+        }
+
+    def _labels(
+        self, records: NDArray[Any], evidence: NDArray[Any] | None, rows: NDArray[np.int64]
+    ) -> dict[str, tuple[str, ...]]:
+        """The labels of the listed suspects, given and suggested, as texts."""
+        names = self._table.group_labels
+        group = None if names is None else records["group"]
+        labels = labels_in(evidence, group, None if names is None else names.tolist(), rows)
+        given, suggested = (tuple("" if label is None else str(label)[:60] for label in some) for some in labels)
+        return {
+            "suspect_given": given if any(given) else (),
+            "suspect_suggested": suggested if any(suggested) else (),
         }
 
 
@@ -214,4 +236,9 @@ def _no_suspects(reason: str) -> dict[str, Any]:
         "num_suspects": 0,
         "noise_rate": math.nan,
         "no_suspects": reason,
+        "suspect_method": "",
+        "suspect_precision": math.nan,
+        "suspect_votes": (),
+        "suspect_given": (),
+        "suspect_suggested": (),
     }

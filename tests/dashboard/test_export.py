@@ -1,6 +1,8 @@
 import csv
+import dataclasses
 import io
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from learnit_r8.dashboard.state.ui_state import Scene, UiState
 from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.text import Span
 from learnit_r8.dashboard.theme import choose_theme
+from tests.screen_common import fake_view
 
 STARTED = events.RunStarted(
     0, 0.0, "digits", 1000, 32, 32, 320, None, "balanced", settings={"name": "=HYPERLINK()", "policy": "a\x1b[2Jb"}
@@ -92,3 +95,23 @@ def test_csv_cells_are_safe():
     assert [row[0] if row else "" for row in csv.reader(io.StringIO(stream.getvalue()))][1:] == [
         "'=1", "'+1", "'-1", "'@x", "'\tx", "-1.5", "", "x",
     ]  # fmt: skip
+
+
+def test_marked_samples_are_exported(tmp_path):
+    """On the samples page x writes the marked samples, with their labels; those that left the lists by name alone."""
+    survey = fake_view().survey
+    first = survey.suspects[0]
+    view = View()
+    view.fold(dataclasses.replace(survey, suspect_given=("=cat",), suspect_suggested=("dog",), suspect_votes=(3,)))
+    ui = UiState(view="samples", marked=((first, "a.png"), (10**6, "gone.png")))
+    path = export_csv(view, ui, Scene(), tmp_path)
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+
+    assert Path(path).name.startswith("marked-")
+    assert [row["index"] for row in rows] == [str(first), str(10**6)]
+    assert (rows[0]["name"], rows[0]["given_label"], rows[0]["predicted_label"]) == ("a.png", "'=cat", "dog")
+    assert float(rows[0]["loss"]) > 0
+    assert rows[1]["name"] == "gone.png"
+    assert rows[1]["given_label"] == rows[1]["loss"] == ""
+    assert Path(export_csv(view, UiState(view="samples"), Scene(), tmp_path)).name.startswith("samples-")

@@ -185,3 +185,16 @@ def test_keys_work_before_anything_is_known():
     for view in VIEWS:
         for key in ALL_KEYS:
             press(key, UiState(view=view), View())
+
+
+def test_marked_samples_are_kept_until_the_key_is_pressed_again():
+    """m marks the selected sample, in a list or on its own page; a second m takes the mark away."""
+    view = fake_view()
+    first, second = view.survey.hardest[:2]
+    ui, _ = pressed(["3", "m", "down", "enter", "m"])
+
+    assert [index for index, _ in ui.marked] == [first, second]
+    assert ui.marked[0][1] == view.survey.hardest_names[0]
+    assert [index for index, _ in pressed(["3", "m", "down", "m", "up", "m"])[0].marked] == [second]
+    assert pressed(["1", "m"])[0].marked == ()
+    assert pressed(["3", "m"], view=View())[0].marked == ()

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from learnit_r8 import predictions_of
 from learnit_r8.journal.samples import highest, kept, read_samples, sample_epochs, samples_of
+from learnit_r8.table.labels.evidence import EVIDENCE
 from tests.drive import INF, NAN, make, sample_losses
 
 
@@ -226,3 +228,59 @@ def test_groups_come_along(tmp_path):
 
     np.testing.assert_array_equal(found.group, r8.table.records["group"])
     assert read_samples(trained(tmp_path / "other").run_dir, 0).group is None
+
+
+def test_evidence_comes_back(tmp_path):
+    """What predictions say of the labels is in the samples file, and gives the verdict and the labels of the table."""
+    logits = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    given = logits.argmax(1)
+    given[:6] = (given[:6] + 1) % 3
+    r8 = make(60, batch_size=10, num_epochs=8, run_dir=tmp_path, groups=np.array(["ant", "bee", "cow"])[given])
+    for _ in r8.epoch_iterator():
+        for indices, _ in r8.batch_iterator():
+            said = predictions_of(logits[indices] * (1 + r8.current_epoch), given[indices])
+            r8.update_with_loss(np.log1p(np.exp(said.margin)), predictions=said)
+    r8.close()
+    file, table = read_samples(tmp_path, 7), r8.table
+
+    for name in EVIDENCE.names:
+        np.testing.assert_array_equal(file.evidence[name], table.evidence.whole[name])
+    np.testing.assert_array_equal(file.suspects().indices, table.suspects().indices)
+    np.testing.assert_array_equal(file.ranking(9).indices, table.ranking(9).indices)
+    names, predicted = file.labels(np.arange(8))
+    assert names == [["ant", "bee", "cow"][label] for label in given[:8]]
+    assert predicted == [["ant", "bee", "cow"][label] for label in logits[:8].argmax(1)]
+    frame = file.columns(file.suspects())
+    assert frame["label_score"][:6].max() < 0.5 < frame["label_score"][6:].min()
+
+
+def test_evidence_of_a_large_table_is_copied_later(monkeypatch):
+    """The evidence of a large table is as it was when the epoch ended, whatever was learned since."""
+    monkeypatch.setattr("learnit_r8.journal.samples.LARGE", 100)
+    monkeypatch.setattr("learnit_r8.journal.samples._BLOCK", 50)
+    r8 = make(120, batch_size=10, num_epochs=3)
+    said = predictions_of(np.eye(10, dtype=np.float32), np.arange(10))
+    for _ in range(12):
+        r8.report(r8.draw(), np.ones(10), predictions=said)
+    r8.table.hand_over()
+    before, late = r8.table.evidence.whole.copy(), samples_of(r8.table, 0, r8.global_step)
+    for _ in range(12):
+        r8.report(r8.draw(), np.ones(10), predictions=said)
+    r8.table.hand_over()
+    copied = late.samples()
+
+    assert r8.table.evidence.whole["visits"].max() > before["visits"].max()
+    for name in EVIDENCE.names:
+        np.testing.assert_array_equal(copied.evidence[name], before[name])
+
+
+def test_file_with_half_the_evidence_is_damaged(tmp_path):
+    """A file that lacks one of the fields is refused as any damaged one."""
+    trained(tmp_path)
+    path = tmp_path / "samples-000000.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **arrays, margin=np.zeros(20, np.float32))
+
+    with pytest.raises(ValueError, match="must be a whole samples file, got \"'plain'\""):
+        read_samples(tmp_path, 0)

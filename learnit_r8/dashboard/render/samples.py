@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from ..state.sample_list import Row, listed_samples, rows_of
+from ..state.sample_list import Row, known_samples, listed_samples
 from ..state.ui_state import Scene, UiState
 from ..state.view import View
 from ..text import Line, Span, clean, fit, number, share
@@ -13,6 +14,8 @@ from .header import Rows, titled
 from .parts import aligned, bar, cropped, remark, short, spark
 from .quartiles import survey_rule
 
+NOTE = 20
+"""Width of a note where a label follows."""
 HISTORY = 12
 """Cells of the history of a sample in a list."""
 
@@ -38,12 +41,16 @@ def hardest_panel(
     listed = ui.listed if ui else listed
     keys = "  l: the others, Enter: history" if ui else ""
     lines = [survey_rule(view, _heading(view, listed) + keys, width, glyphs)]
-    rows = list(listed_samples(ui or UiState(listed=listed), view).values())
+    listed_rows = listed_samples(ui or UiState(listed=listed), view)
+    indices, rows = list(listed_rows), list(listed_rows.values())
+    marked = dict(ui.marked) if ui else {}
     if not rows:
         return [*lines, remark(clean(_why_empty(view, ui, listed)))]
     name_width = min(24, max(8, width - 53))
     loss_name, last_name = ("loss", f"{'last':>9} ") if listed == "hardest" else ("mean loss", "")
     reasons = "" if listed == "hardest" else "    score  reason"
+    if any(row.labels for row in rows):
+        reasons = f"{reasons:<{NOTE + 4}}label -> should be"
     head = f"  {'sample':<{name_width}}{loss_name:>9} {last_name}{'uses':>6}  {'last epochs':<{HISTORY}}{reasons}"
     lines.append((Span(fit(head, width), "label"),))
     room = max(0, height - 2)
@@ -51,7 +58,7 @@ def hardest_panel(
     first = max(0, min(selected - room // 2, len(rows) - room))
     losses = aligned([row.loss for row in rows], 9)
     for place in range(first, min(len(rows), first + room)):
-        line = _sample_row(rows[place], losses[place], name_width, glyphs)
+        line = _sample_row(rows[place], losses[place], name_width, glyphs, is_marked=indices[place] in marked)
         if place == selected:
             line = (Span(fit("".join(text for text, _ in line), width), "selected"),)
         lines.append(cropped(line, width))
@@ -79,17 +86,19 @@ def _why_empty(view: View, ui: UiState | None, listed: str) -> str:
     return "none seen yet"
 
 
-def _sample_row(row: Row, loss: str, name_width: int, glyphs: Glyphs) -> Line:
-    name, _, last, uses, history, note = row
+def _sample_row(row: Row, loss: str, name_width: int, glyphs: Glyphs, *, is_marked: bool) -> Line:
+    name, _, last, uses, history, note = row[:6]
     # With the decimals of the loss beside it.
     decimals = len(loss.partition(".")[2])
     before = f"{last:9.{decimals}f} " if math.isfinite(last) and "e" not in loss else short(last, 9) + " "
     return (
-        Span(f"  {fit(name, name_width - 1, glyphs.ellipsis)} "),
+        Span("* " if is_marked else "  ", "good"),
+        Span(f"{fit(name, name_width - 1, glyphs.ellipsis)} "),
         Span(loss, "value"),
         Span(f" {before if last == last else ''}{uses:>6}  ", "label"),
         Span(spark(history, HISTORY, glyphs, least=0.0), "loss"),
         Span(f"  {note}", "warn"),
+        Span(f"{' ' * max(2, NOTE - len(note))}{row.labels}" if row.labels else "", "value"),
     )
 
 
@@ -98,11 +107,13 @@ def inspect_panel(view: View, index: int, width: int, theme: Theme) -> list[Line
     glyphs = theme.glyphs
     survey = view.survey
     lines = [survey_rule(view, f"sample {index:,}", width, glyphs)]
-    rows = {} if survey is None else {**rows_of(survey, "suspects"), **rows_of(survey, "hardest")}
+    rows = {} if survey is None else known_samples(survey)
     if index not in rows:
         return [*lines, remark("no longer in the list; Esc goes back")]
-    name, loss, last, uses, history, note = rows[index]
+    row = rows[index]
+    name, loss, last, uses, history, note = row[:6]
     facts = [("name", name), ("loss", number(loss)), ("last loss", number(last)), ("uses", f"{uses:,}"), ("note", note)]
+    facts += [("label", row.given), ("should be", _suggestion(row))]
     lines += [(Span(f"  {label:<10}", "label"), Span(text, "value")) for label, text in facts if text]
     known = [(len(history) - place, value) for place, value in enumerate(history) if math.isfinite(value)]
     if known:
@@ -113,6 +124,24 @@ def inspect_panel(view: View, index: int, width: int, theme: Theme) -> list[Line
             filled = bar(max(0.0, value) / most, max(1, min(60, width - 24)), glyphs)
             lines.append((when, Span(short(value, 9) + " "), *filled))
     return [cropped(line, width) for line in lines]
+
+
+def _suggestion(row: Row) -> str:
+    if not row.suggested or row.suggested == row.given:
+        return ""
+    return f"{row.suggested}, predicted at {row.votes:,} visits or more" if row.votes else row.suggested
+
+
+def marked_rows(view: View, marked: Sequence[tuple[int, str]]) -> Rows:
+    """The marked samples, with what is known now of those that are still in a list."""
+    known = {} if view.survey is None else known_samples(view.survey)
+    rows = (
+        (index, name, row.given, row.suggested, row.loss, row.uses, row.note)
+        if (row := known.get(index)) is not None
+        else (index, name, None, None, None, None, None)
+        for index, name in marked
+    )
+    return ("index", "name", "given_label", "predicted_label", "loss", "uses", "note"), rows
 
 
 def samples_rows(view: View, scene: Scene) -> Rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import zip_longest
 from typing import NamedTuple
 
 from ...events import SamplesSurveyed
@@ -20,14 +21,25 @@ class Row(NamedTuple):
     uses: int
     history: tuple[float, ...]
     note: str
+    given: str = ""
+    suggested: str = ""
+    votes: int = 0
+
+    @property
+    def labels(self) -> str:
+        """The label given and the one suggested, as text; "" where the first is unknown."""
+        differs = self.suggested and self.suggested != self.given
+        return f"{self.given} -> {self.suggested}" if differs else self.given
 
 
 def rows_of(survey: SamplesSurveyed, listed: str) -> dict[int, Row]:
     """The samples of a list by their positions: "hardest" or "suspects"."""
+    labels: dict[int, tuple[str, str, int]] = {}
     if listed == "suspects":
         kind, last = "suspect", (math.nan,) * len(survey.suspects)
         reasons = zip(survey.suspect_score, survey.suspect_why, strict=False)
         notes = [f"{share(score, 0):>5}  {clean(why, 20)}" for score, why in reasons]
+        labels = _labels_of(survey)
     else:
         kind, last = "hardest", survey.hardest_last
         notes = ["suspect" if is_suspected else "" for is_suspected in survey.hardest_suspected]
@@ -35,7 +47,22 @@ def rows_of(survey: SamplesSurveyed, listed: str) -> dict[int, Row]:
         getattr(survey, f"{kind}_{part}") for part in ("names", "loss", "uses", "history")
     )
     rows = zip(getattr(survey, listed), names, losses, last, uses, histories, notes, strict=False)
-    return {index: Row(clean(name, 60), *others) for index, name, *others in rows}
+    return {index: Row(clean(name, 60), *others, *labels.get(index, ())) for index, name, *others in rows}
+
+
+def _labels_of(survey: SamplesSurveyed) -> dict[int, tuple[str, str, int]]:
+    """Label given, label suggested and its votes of each suspect, as far as they are known."""
+    known = zip_longest(survey.suspects, survey.suspect_given, survey.suspect_suggested, survey.suspect_votes)
+    return {
+        index: (clean(given or "", 30), clean(suggested or "", 30), votes or 0)
+        for index, given, suggested, votes in known
+        if index is not None
+    }
+
+
+def known_samples(survey: SamplesSurveyed) -> dict[int, Row]:
+    """The samples of both lists by their positions; of a sample in both, what the list of suspects says."""
+    return {**rows_of(survey, "hardest"), **rows_of(survey, "suspects")}
 
 
 def listed_samples(ui: UiState, view: View) -> dict[int, Row]:

@@ -22,6 +22,7 @@ class UiState:
         selected: Row of the list of samples, from 0.
         listed: Which samples are listed: one of LISTS.
         inspected: Position of the sample whose history is shown; None for the list.
+        marked: Positions and names of the samples that the person has marked, in the order of marking.
         filter: Text that events, samples and output lines must contain; "" for all.
         typing: The filter being typed; None when keys are commands.
         asking: The length of a cool-down being typed; None when keys are commands.
@@ -41,6 +42,7 @@ class UiState:
     selected: int = 0
     listed: str = "hardest"
     inspected: int | None = None
+    marked: tuple[tuple[int, str], ...] = ()
     filter: str = ""
     typing: str | None = None
     asking: str | None = None

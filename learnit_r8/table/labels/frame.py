@@ -28,7 +28,7 @@ def label_columns(
     given: Column,
     predicted: Column,
     names: Column,
-    evidence: Mapping[str, NDArray[Any]] | None = None,
+    evidence: Any = None,
 ) -> dict[str, Column]:
     """The columns of a frame, one entry for each of N samples.
 
@@ -38,7 +38,7 @@ def label_columns(
         given: N labels that were trained on, None where unknown.
         predicted: N labels that were predicted, None where unknown.
         names: N names.
-        evidence: The fields of `EVIDENCE` by name, N each; None without predictions.
+        evidence: EVIDENCE[N], or its fields by name; None without predictions.
 
     Returns:
         cleanlab's columns: is_label_issue; label_score in [0, 1], 0 = bad, NaN where unknown; given_label and
@@ -64,7 +64,7 @@ def label_columns(
     }
 
 
-def label_scores(mean: NDArray[np.float32], evidence: Mapping[str, NDArray[Any]] | None) -> NDArray[np.float64]:
+def label_scores(mean: NDArray[np.float32], evidence: Any) -> NDArray[np.float64]:
     """float64[N] in [0, 1], 0 = bad, NaN for unseen samples.
 
     With predictions, the probability that the network gives the label, of two: the label and its strongest rival, by
@@ -78,7 +78,7 @@ def label_scores(mean: NDArray[np.float32], evidence: Mapping[str, NDArray[Any]]
 
 
 def labels_in(
-    evidence: Mapping[str, NDArray[Any]] | None,
+    evidence: Any,
     group: NDArray[Any] | None,
     group_labels: Sequence[Any] | None,
     chosen: NDArray[np.int64],
@@ -86,7 +86,7 @@ def labels_in(
     """The labels that some samples were trained on, and those that were predicted; None where unknown.
 
     Args:
-        evidence: The fields of `EVIDENCE` by name, N each; None without predictions.
+        evidence: EVIDENCE[N], or its fields by name; None without predictions.
         group: int[N], the code of the group of each sample; None without groups.
         group_labels: The label of each code: names of the classes, where nearly all of a class are of one group.
         chosen: int64[K], positions of samples.

@@ -4,11 +4,14 @@ To check them again after a change: ``R8_WRITE_FRAMES=1 pytest tests/dashboard/r
 ``git diff``.
 """
 
+import dataclasses
 import os
+import re
 from pathlib import Path
 
 import pytest
 
+from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.theme import choose_theme
 from tests.screen_common import SCENE, fake_view, screen
 
@@ -78,3 +81,42 @@ def test_numbers_are_those_of_the_survey():
 def test_unread_output_is_counted_in_the_footer():
     """The footer counts the captured lines since the output view was last open."""
     assert f"output({SCENE.num_unread})" in screen(fake_view(), 120, 30)[-1]
+
+
+def labelled():
+    """The made-up run, with labels given and suggested for its suspects."""
+    view = View()
+    survey = fake_view().survey
+    given = tuple("cat" for _ in survey.suspects)
+    suggested = ("dog", "cat", "", *("dog" for _ in survey.suspects[3:]))
+    labels = {"suspect_given": given, "suspect_suggested": suggested, "suspect_votes": tuple(9 for _ in given)}
+    view.fold(dataclasses.replace(survey, **labels))
+    return view
+
+
+def test_suspects_show_the_label_they_should_have():
+    """The list of suspects says which label was given and which is suggested, where one is and is another."""
+    rows = screen(labelled(), 110, 20, view="samples", listed="suspects")[3:6]
+    plain = screen(fake_view(), 110, 20, view="samples", listed="suspects")[3:6]
+
+    assert [row.endswith(end) for row, end in zip(rows, ("cat -> dog", "cat", "cat"), strict=True)] == [True] * 3
+    assert "->" not in rows[1] + rows[2]
+    assert not any("cat" in row for row in plain)
+
+
+def test_one_sample_shows_its_labels_and_votes():
+    """The page of one suspect says what it should be, and at how many visits the model said so."""
+    view = labelled()
+    page = "\n".join(screen(view, 100, 24, view="samples", listed="suspects", inspected=view.survey.suspects[0]))
+
+    assert re.search(r"label +cat\n", page)
+    assert re.search(r"should be +dog, predicted at 9 visits or more", page)
+
+
+def test_marked_samples_are_starred():
+    """A mark stands before the name, and stays where it is when the list is filtered."""
+    view = labelled()
+    marked = ((view.survey.suspects[1], "x"),)
+    rows = screen(view, 110, 20, view="samples", listed="suspects", marked=marked)[3:6]
+
+    assert [row.startswith("* ") for row in rows] == [False, True, False]
