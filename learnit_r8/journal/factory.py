@@ -46,7 +46,7 @@ def open_journal(
     if run_dir == "":
         # "" would be the current folder; most likely a variable was not set.
         raise ValueError("run_dir must be a folder, True, False or None, got ''.")
-    if run_dir is False or (run_dir is None and not is_shown) or _rank() > 0:
+    if run_dir is False or (run_dir is None and not is_shown) or rank_of_launcher() > 0:
         return None
     make = functools.partial(
         Journal,
@@ -69,7 +69,7 @@ def open_journal(
         return None
 
 
-def _rank() -> int:
+def rank_of_launcher() -> int:
     """The rank of this process among those that train together; 0 without others."""
     for variable in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK"):
         if os.environ.get(variable, "").isdecimal():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from typing import Any
 
+from ..loggers.libraries import needed, summary_writer
 from .bars import shown_values
 from .state import LoopState
 
@@ -22,7 +22,7 @@ class wandb_logger:
     """
 
     def __init__(self, run: Any = None, **options: Any) -> None:
-        self._wandb: Any = None if run is not None else _needed("wandb", "wandb", "wandb_logger()")
+        self._wandb: Any = None if run is not None else needed("wandb", "wandb", "wandb_logger()")
         self._given, self._options = run, options
         self._run: Any = run
 
@@ -62,7 +62,7 @@ class tensorboard:
         self._is_own = not hasattr(folder, "add_scalar")
         self._writer: Any = None if self._is_own else folder
         self._folder = folder
-        self._make = _summary_writer() if self._is_own else None
+        self._make = summary_writer("tensorboard()") if self._is_own else None
 
     def on_start(self) -> None:
         """Open the writer."""
@@ -81,17 +81,3 @@ class tensorboard:
             if self._is_own:
                 self._writer.close()
                 self._writer = None
-
-
-def _summary_writer() -> Any:
-    try:
-        return importlib.import_module("tensorboardX").SummaryWriter
-    except ImportError:
-        return _needed("torch.utils.tensorboard", "tensorboardX", "tensorboard()").SummaryWriter
-
-
-def _needed(module: str, package: str, what: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"{package} is required for {what}: pip install {package} ({error}).") from error

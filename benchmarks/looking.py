@@ -1,0 +1,122 @@
+"""What it costs to look at a run beside the screen: loggers that hang, and the time to the first picture.
+
+"Loggers": the same loop without a logger, with one that writes JSON lines, and with one whose `write` blocks for the
+whole run, interleaved; the longest step and the median one of each, as the loop sees them. The time at the end is that
+of `close()`. "Commands": the time of whole processes, the best of several, interleaved.
+
+    python benchmarks/looking.py            all of it, about three minutes
+    python benchmarks/looking.py --quick    some seconds of each
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+
+from learnit_r8 import R8Scheduler, events
+from learnit_r8.loggers import JsonLines, Logger
+
+STEP_SECONDS = 0.001
+
+
+class Blocked(Logger):
+    """Hangs in its first event until the benchmark ends."""
+
+    gate = threading.Event()
+
+    def write(self, event: events.Event) -> None:
+        self.gate.wait()
+
+
+def one_run(logger: Logger | None, seconds: float) -> tuple[float, float, float]:
+    """Longest and median time of a step beyond its own millisecond, and the time of the end, all in seconds."""
+    times = []
+    listeners: list[Any] = [] if logger is None else [logger]
+    with R8Scheduler(50_000, batch_size=100, num_epochs=10_000, listeners=listeners, run_dir=False) as r8:
+        until = time.perf_counter() + seconds
+        for _, _ in (batch for _ in r8.epoch_iterator() for batch in r8.batch_iterator()):
+            began = time.perf_counter()
+            busy = began + STEP_SECONDS
+            while time.perf_counter() < busy:
+                pass
+            r8.update_with_loss(1.0)
+            times.append(time.perf_counter() - began - STEP_SECONDS)
+            if began > until:
+                break
+        r8.requests.stop("measured")
+        ending = time.perf_counter()
+    return max(times), statistics.median(times), time.perf_counter() - ending
+
+
+def loggers(seconds: float, repeats: int) -> None:
+    print(f"\nLoggers beside steps of 1 ms, {repeats} x {seconds:.0f} s each, interleaved")
+    print("  logger                longest step   median step      end    events lost")
+    results: dict[str, list[tuple[float, float, float]]] = {}
+    lost: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        makers: dict[str, Callable[[], Logger | None]] = {
+            "none": lambda: None,
+            "JSON lines": lambda: JsonLines(Path(folder) / "run.jsonl"),
+            "one that blocks": lambda: Blocked(most_queued=50),
+        }
+        for _ in range(repeats):
+            for name, make in makers.items():
+                logger = make()
+                results.setdefault(name, []).append(one_run(logger, seconds))
+                lost[name] = "-" if logger is None else f"{logger.num_lost:,} of {logger.num_events:,}"
+        Blocked.gate.set()
+    for name, measured in results.items():
+        longest, usual, end = (np.array(column) for column in zip(*measured, strict=True))
+        print(
+            f"  {name:<20} {1e3 * longest.max():>9.2f} ms {1e6 * np.median(usual):>10.1f} us {end.max():>8.2f} s    "
+            f"{lost[name]}"
+        )
+    extra = max(one[0] for one in results["one that blocks"]) - max(one[0] for one in results["none"])
+    print(f"  a logger that blocks adds {1e3 * extra:+.2f} ms to the longest step (must 1 ms; close() 5 s)")
+
+
+def commands(repeats: int) -> None:
+    """The time of commands on a run that a demo has left."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = str(Path(folder) / "run")
+        _time("demo", "--seconds", "2", "--run-dir", run)
+        print(f"\nCommands, whole processes, best of {repeats}")
+        for arguments in (["--help"], ["status", run], ["watch", "--once", run], ["compare", run, run]):
+            taken = [_time(*arguments) for _ in range(repeats)]
+            print(f"  {arguments[0]:<8} {1e3 * min(taken):>7.0f} ms")
+
+
+def _time(*arguments: str) -> float:
+    began = time.perf_counter()
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-m", "learnit_r8", *arguments], env=environ, capture_output=True, check=False)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="some seconds of each")
+    quick = parser.parse_args().quick
+    loggers(1.5 if quick else 20.0, 1 if quick else 3)
+    commands(2 if quick else 10)
+
+
+if __name__ == "__main__":
+    main()

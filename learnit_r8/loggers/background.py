@@ -1,0 +1,202 @@
+"""The base of all loggers: a bounded queue, and a thread that empties it."""
+
+from __future__ import annotations
+
+import atexit
+import math
+import queue
+import threading
+import traceback
+import warnings
+from typing import Any
+
+from .. import events
+from ..events.condenser import Condenser
+from ..journal.factory import rank_of_launcher
+
+MOST_QUEUED = 10_000
+"""Events that wait for a logger: forty minutes of steps, which are condensed to four a second."""
+
+CLOSE_SECONDS = 5.0
+"""Longest time that the end of a run waits for a logger."""
+
+_END = None
+
+
+class Logger:
+    """A listener that hands events to `write` on a thread of its own.
+
+    The training thread only appends to a queue; it never waits, but at the end of the run for `close`. Steps come as
+    `StepsDone`, at most four a second. The thread starts with the first event after a start or a `close`, so one logger
+    serves several runs, one after the other.
+
+    Subclasses define `write`, and may define `finish`.
+
+    Args:
+        most_queued: Events that may wait; later ones are lost, and counted.
+        every_rank: Whether to log on every rank; by default on the first one alone, as the launcher says.
+
+    Raises:
+        ValueError: ``most_queued`` is below 1.
+
+    Attributes:
+        num_events: Events heard so far.
+        error: The newest error of `write` or `finish`; None without one.
+    """
+
+    wants_surveys = False
+
+    def __init__(self, *, most_queued: int = MOST_QUEUED, every_rank: bool = False) -> None:
+        if most_queued < 1:
+            raise ValueError(f"most_queued must be at least 1, got {most_queued!r}.")
+        self.num_events = self._num_dropped = self._num_failed = 0
+        self.error: BaseException | None = None
+        self._most, self._is_on = most_queued, every_rank or not rank_of_launcher()
+        self._queue: queue.SimpleQueue[events.Event | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._condenser = Condenser(self._append)
+        self._trace, self._has_said = "", False
+
+    @property
+    def num_lost(self) -> int:
+        """Events that were not written."""
+        return self._num_dropped + self._num_failed
+
+    def write(self, event: events.Event) -> None:
+        """Write an event; on the thread of the logger."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """End after the last event of a run; on the thread of the logger."""
+
+    def __call__(self, event: events.Event) -> None:
+        """Take in an event; on the training thread."""
+        if not self._is_on:
+            return
+        self._condenser(event)
+        if self._trace:
+            self._say_error()
+        if isinstance(event, events.RunEnded):
+            self.close()
+
+    def _append(self, event: events.Event) -> None:
+        self.num_events += 1
+        if self._queue.qsize() >= self._most:
+            self._num_dropped += 1
+            return
+        self._queue.put(event)
+        if self._thread is None:
+            self._start()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._write_queued, args=(self._queue,), name=f"r8-{self._name}", daemon=True)
+        self._thread = thread
+        thread.start()
+        atexit.register(self.close)
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _write_queued(self, waiting: queue.SimpleQueue[events.Event | None]) -> None:
+        """The loop of the thread; ends with an entry that is no event."""
+        while (event := waiting.get()) is not _END:
+            self._guarded(self.write, event)
+        self._guarded(self.finish)
+
+    def _guarded(self, call: Any, *arguments: Any) -> None:
+        try:
+            call(*arguments)
+        except Exception as error:
+            self.error = error
+            self._num_failed += len(arguments)
+            self._trace = self._trace or traceback.format_exc()
+
+    def _say_error(self) -> None:
+        """Name the error, the first time."""
+        if not self._has_said:
+            self._has_said = True
+            text = f"logger {self._name} could not write, and goes on:\n{self._trace}"
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
+
+    def close(self) -> None:
+        """Write what is queued and end the thread; waits at most five seconds. Safe to call twice."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        atexit.unregister(self.close)
+        self._condenser.flush()
+        waiting, self._queue = self._queue, queue.SimpleQueue()
+        waiting.put(_END)
+        if threading.current_thread() is not thread:
+            thread.join(CLOSE_SECONDS)
+        if thread.is_alive():
+            self._num_dropped += _drain(waiting)
+        if self._trace:
+            self._say_error()
+        if self.num_lost:
+            late = f", and was not done after {CLOSE_SECONDS:g} s" if thread.is_alive() else ""
+            lost = f"logger {self._name} has lost {self.num_lost:,} of {self.num_events:,} events{late}"
+            warnings.warn(lost, RuntimeWarning, stacklevel=2)
+
+
+def _drain(waiting: queue.SimpleQueue[events.Event | None]) -> int:
+    """Empty the queue of a thread that is given up, so that it ends when it can; the number of events in it."""
+    count = 0
+    try:
+        while waiting.get_nowait() is not _END:
+            count += 1
+    except queue.Empty:
+        pass
+    waiting.put(_END)
+    return count
+
+
+def numbers_of(event: events.Event) -> tuple[int, dict[str, float]]:
+    """The step of an event, and its numbers by name; those of the scheduler begin with "r8/".
+
+    >>> numbers_of(events.MetricsLogged(step=7, seconds=1.0, at_step=5, metrics={"accuracy": 0.5}))
+    (5, {'accuracy': 0.5})
+    """
+    numbers: dict[str, float] = {}
+    step = event.step
+    match event:
+        case events.StepsDone():
+            numbers = {
+                "r8/loss": event.loss,
+                "r8/lowest_loss": event.lowest,
+                "r8/highest_loss": event.highest,
+                "r8/expected_loss": event.expected_loss,
+                "r8/lr": event.lr,
+                "r8/suspicion": event.suspicion,
+                "r8/epoch": float(event.epoch),
+            }
+        case events.EpochDone():
+            each = event.samples / event.epoch_seconds if event.epoch_seconds > 0 else math.nan
+            numbers = {"r8/epoch_loss": event.loss, "r8/samples_per_second": each}
+        case events.MetricsLogged():
+            step, numbers = event.at_step, dict(event.metrics)
+        case events.LrFound():
+            numbers = {"r8/lr_found": event.lr}
+    return step, {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def alert_of(event: events.Event) -> tuple[str, str] | None:
+    """Kind and text of an event that somebody may want to be called for; None for the others."""
+    match event:
+        case events.BatchRefused():
+            return "incident", f"step {event.step}: loss {event.loss:.4g} refused: {event.reason}"
+        case events.DamageFound():
+            return "incident", f"step {event.step}: the model holds a number that is not finite, in {event.array}"
+        case events.RolledBack():
+            return "restored", f"step {event.step}: model restored from {event.source} of step {event.to_step}"
+        case events.SamplesQuarantined():
+            return "quarantine", f"step {event.step}: {event.text}"
+        case events.IncidentEnded():
+            return "recovered", f"step {event.step}: {event.text or 'recovered'}"
+        case events.GaveUp():
+            return "diverged", f"step {event.step}: {event.text}"
+        case events.RunEnded():
+            how = "finished" if event.finished else "stopped"
+            return how, f"{how} after {event.step} steps, {event.seconds:.0f} s"
+    return None

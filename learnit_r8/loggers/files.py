@@ -1,0 +1,132 @@
+"""Loggers that write files: CSV and JSON lines."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .. import events
+from ..events.codec import to_json
+from .background import Logger, numbers_of
+
+COLUMNS = ("step", "seconds", "name", "value")
+
+
+class _File(Logger):
+    """A file of lines that grows with the run.
+
+    A resumed run removes the lines after the step it goes on from; a run begun anew keeps the old file under another
+    name.
+    """
+
+    header = ""
+
+    def __init__(self, path: str | os.PathLike[str], **options: Any) -> None:
+        super().__init__(**options)
+        self.path = Path(path)
+        if self.path.is_dir():
+            raise ValueError(f"path must be a file, got the folder {str(self.path)!r}.")
+        self._stream: Any = None
+
+    def _begin(self, step: int) -> None:
+        self.finish()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.is_file() and step:
+            _keep_lines(self.path, lambda line: self._step_of(line) <= step)
+        elif self.path.is_file() and self.path.stat().st_size:
+            self.path.rename(_free_name(self.path))
+        is_new = not self.path.is_file() or not self.path.stat().st_size
+        self._stream = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115, until the run ends
+        if is_new:
+            self._stream.write(self.header)
+
+    def _add(self, event: events.Event, text: str) -> None:
+        if isinstance(event, events.RunStarted) or self._stream is None:
+            self._begin(event.step)
+        self._stream.write(text)
+        self._stream.flush()
+
+    def _step_of(self, line: str) -> int:
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Close the file."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
+
+
+class JsonLines(_File):
+    """Write every event as a line of strict JSON, as `learnit_r8.events.codec.to_json` makes it; steps are condensed.
+
+    Args:
+        path: The file. See `docs/loggers.md` for what happens to one that is there.
+        **options: Of `Logger`.
+
+    Raises:
+        ValueError: ``path`` is a folder.
+    """
+
+    def write(self, event: events.Event) -> None:
+        """Write an event."""
+        self._add(event, to_json(event) + "\n")
+
+    def _step_of(self, line: str) -> int:
+        return int(json.loads(line)["step"])
+
+
+class CsvFile(_File):
+    """Write every number as a row of step, seconds, name and value, so that later metrics need no new column.
+
+    Args:
+        path: The file. See `docs/loggers.md` for what happens to one that is there.
+        **options: Of `Logger`.
+
+    Raises:
+        ValueError: ``path`` is a folder.
+    """
+
+    header = ",".join(COLUMNS) + "\n"
+
+    def write(self, event: events.Event) -> None:
+        """Write the numbers of an event."""
+        step, numbers = numbers_of(event)
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerows((step, f"{event.seconds:.6g}", _cell(name), f"{value:.9g}") for name, value in numbers.items())
+        self._add(event, text.getvalue())
+
+    def _step_of(self, line: str) -> int:
+        step = line.partition(",")[0]
+        return int(step) if step.isdigit() else 0
+
+
+def _cell(name: str) -> str:
+    """A name that a spreadsheet takes for no formula."""
+    return "'" + name if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
+
+
+def _keep_lines(path: Path, wanted: Callable[[str], bool]) -> None:
+    """Rewrite a file with some of its lines; a line cut short by a kill goes."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and wanted(line):
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    beside = path.with_name(path.name + ".new")
+    beside.write_text("".join(kept), encoding="utf-8")
+    os.replace(beside, path)
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    while (free := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
+        number += 1
+    return free

@@ -1,0 +1,73 @@
+"""A logger for Weights & Biases, and for trackio, which has the same functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import events
+from .background import Logger, alert_of, numbers_of
+from .libraries import needed
+
+LIBRARIES = ("wandb", "trackio")
+LEVELS = {"incident": "WARN", "diverged": "ERROR"}
+
+
+class Wandb(Logger):
+    """Send numbers, settings and incidents to Weights & Biases or trackio.
+
+    The number of the step goes along as ``r8/step``, so that a resumed run, whose steps go back, loses nothing.
+
+    Args:
+        library: "wandb" or "trackio".
+        run: A run of yours, which stays open; by default one is begun with the training and finished with it.
+        alerts: Whether to send an alert where a loss was refused or the training diverged.
+        most_queued, every_rank: Of `Logger`.
+        **options: For ``init`` of the library, such as ``project``.
+
+    Raises:
+        ImportError: the library is not installed.
+        ValueError: ``library`` is unknown.
+    """
+
+    def __init__(
+        self, *, library: str = "wandb", run: Any = None, alerts: bool = True, most_queued: int = 10_000,
+        every_rank: bool = False, **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(most_queued=most_queued, every_rank=every_rank)
+        if library not in LIBRARIES:
+            raise ValueError(f"library must be one of {LIBRARIES}, got {library!r}.")
+        self._library = needed(library, library, "loggers.Wandb")
+        self._given, self._options, self._alerts = run, options, alerts
+        self._run = run
+
+    def write(self, event: events.Event) -> None:
+        """Send an event."""
+        if isinstance(event, events.RunStarted):
+            self._begin(event)
+        step, numbers = numbers_of(event)
+        if numbers and self._run is not None:
+            self._run.log({**numbers, "r8/step": step})
+        alert = alert_of(event)
+        if alert is not None and alert[0] in LEVELS and self._alerts and hasattr(self._run, "alert"):
+            self._run.alert(title=alert[0], text=alert[1], level=self._level(alert[0]))
+
+    def _level(self, kind: str) -> Any:
+        levels = getattr(self._library, "AlertLevel", None)
+        return LEVELS[kind] if levels is None else getattr(levels, LEVELS[kind])
+
+    def _begin(self, event: events.RunStarted) -> None:
+        if self._run is None:
+            options = {"name": event.name or None, **self._options}
+            self._run = self._library.init(**{name: value for name, value in options.items() if value is not None})
+        if hasattr(self._run, "define_metric"):
+            self._run.define_metric("r8/step")
+            self._run.define_metric("*", step_metric="r8/step")
+        config = getattr(self._run, "config", None)
+        if hasattr(config, "update"):
+            config.update({f"r8/{name}": value for name, value in event.settings.items()})
+
+    def finish(self) -> None:
+        """Finish the run, unless it was given."""
+        run, self._run = self._run, self._given
+        if run is not None and self._given is None:
+            run.finish()
