@@ -24,14 +24,12 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-import numpy as np
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from learnit_r8 import R8Scheduler, events
 from learnit_r8.loggers import JsonLines, Logger
 
+ROOT = Path(__file__).parent.parent
 STEP_SECONDS = 0.001
 
 
@@ -83,11 +81,9 @@ def loggers(seconds: float, repeats: int) -> None:
                 lost[name] = "-" if logger is None else f"{logger.num_lost:,} of {logger.num_events:,}"
         Blocked.gate.set()
     for name, measured in results.items():
-        longest, usual, end = (np.array(column) for column in zip(*measured, strict=True))
-        print(
-            f"  {name:<20} {1e3 * longest.max():>9.2f} ms {1e6 * np.median(usual):>10.1f} us {end.max():>8.2f} s    "
-            f"{lost[name]}"
-        )
+        longest, usual, end = zip(*measured, strict=True)
+        usually = 1e6 * statistics.median(usual)
+        print(f"  {name:<20} {1e3 * max(longest):>9.2f} ms {usually:>10.1f} us {max(end):>8.2f} s    {lost[name]}")
     extra = max(one[0] for one in results["one that blocks"]) - max(one[0] for one in results["none"])
     print(f"  a logger that blocks adds {1e3 * extra:+.2f} ms to the longest step (must 1 ms; close() 5 s)")
 

@@ -62,7 +62,7 @@ class Wandb(Logger):
         if hasattr(self._run, "define_metric"):
             self._run.define_metric("r8/step")
             self._run.define_metric("*", step_metric="r8/step")
-        config = getattr(self._run, "config", None)
+        config: Any = getattr(self._run, "config", None)
         if hasattr(config, "update"):
             config.update({f"r8/{name}": value for name, value in event.settings.items()})
 

@@ -37,7 +37,7 @@ def test_json_lines_hold_every_event(tmp_path):
 
 
 def test_csv_has_a_row_for_every_number(tmp_path):
-    """A number is a row of step, seconds, name and value; a name is no formula, and a number that is not finite no row."""
+    """A number is a row of step, seconds, name and value; names are no formulas, and NaN is no row."""
     path = tmp_path / "run.csv"
     told(CsvFile(path), start(), steps(5, 2.0, loss=0.5), logged(7, accuracy=0.25, broken=float("nan"), **{"=x": 1.0}))
     rows = list(csv.reader(path.read_text().splitlines()))

@@ -39,14 +39,14 @@ def test_tensorboard_of_a_resumed_run(tmp_path):
     pytest.importorskip("tensorboardX")
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     with R8Scheduler(100, batch_size=10, num_epochs=2, listeners=[TensorBoard(tmp_path)], seed=3) as r8:
-        for batch, _ in r8.batch_iterator():
+        for _ in r8.batch_iterator():
             r8.update_with_loss(1.0)
             if r8.global_step == 6:
                 state = r8.state_dict()
         r8.log(accuracy=0.125)
     with R8Scheduler(100, batch_size=10, num_epochs=2, listeners=[TensorBoard(tmp_path)], seed=3) as r8:
         r8.load_state_dict(state)
-        for batch, _ in r8.batch_iterator():
+        for _ in r8.batch_iterator():
             r8.update_with_loss(1.0)
         r8.log(accuracy=0.25)
     read = accumulator.EventAccumulator(str(tmp_path))
