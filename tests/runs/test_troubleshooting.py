@@ -1,0 +1,83 @@
+"""docs/troubleshooting.md has every warning and every error of a run, with what to do."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "learnit_r8"
+PAGE = re.sub(r"\s+", " ", (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"))
+
+SAYING = {"warn": 0, "warn_once": 1, "say_once": 1, "note_once": 1}
+"""Functions that warn, with the place of the text among their arguments."""
+
+OF_ARGUMENTS = {"ValueError", "TypeError", "AttributeError", "KeyError", "argparse.ArgumentTypeError"}
+"""They name an argument, its value and what would be right, and need no page."""
+
+INSIDE = {"events/bus.py", "testing/faults.py", "table/records.py", "sampling/plan.py"}
+"""They pass on what others say, fail on purpose, or tell of misuse within the package."""
+
+
+def text_of(node, constants):
+    """The text that an expression stands for, with {} where a value comes in; None if it is not written there."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr(values=values):
+            return "".join(each.value if isinstance(each, ast.Constant) else "{}" for each in values)
+        case ast.Name(id=name):
+            return constants.get(name)
+        case ast.Call(func=ast.Attribute(value=value, attr="format")):
+            return text_of(value, constants)
+    return None
+
+
+def arguments_with_messages(tree):
+    """The expressions of texts that a module warns with, or raises."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if name in SAYING and len(node.args) > SAYING[name]:
+                yield node.args[SAYING[name]]
+        is_raised = isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args
+        if is_raised and ast.unparse(node.exc.func) not in OF_ARGUMENTS:
+            yield node.exc.args[0]
+
+
+def messages(path):
+    """The texts of a module, with {} where values come in."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    named = [each for each in tree.body if isinstance(each, ast.Assign) and isinstance(each.targets[0], ast.Name)]
+    constants = {each.targets[0].id: text_of(each.value, {}) for each in named}
+    texts = {text_of(argument, constants) for argument in arguments_with_messages(tree)}
+    return sorted(text for text in texts if text is not None)
+
+
+def fixed_part(text):
+    """The first 40 characters of the longest part of a text that is always the same."""
+    longest = max(re.split(r"\{[^}]*\}", text), key=len).strip(" :;,.")
+    return longest[:40].strip()
+
+
+MESSAGES = sorted(
+    {
+        fixed_part(text)
+        for path in PACKAGE.rglob("*.py")
+        if path.relative_to(PACKAGE).as_posix() not in INSIDE
+        for text in messages(path)
+    }
+)
+
+
+def test_messages_are_found():
+    """The reading of the modules finds texts in all their forms."""
+    assert len(MESSAGES) > 80
+    assert "losses of samples are estimated from bat" in MESSAGES
+
+
+@pytest.mark.parametrize("text", MESSAGES)
+def test_message_is_explained(text):
+    """Who searches the page for what was printed finds it."""
+    assert text in PAGE
