@@ -275,9 +275,7 @@ def pooled(runs: list[dict[str, Any]]) -> list[str]:
 
 
 def show(name: str, runs: list[dict[str, Any]]) -> None:
-    print(
-        f"\n{name}, {len({run['seed'] for run in runs})} seeds, precision p, recall r, pooled; SHORT: less, significantly"
-    )
+    print(f"\n{name}, {len({run['seed'] for run in runs})} seeds, precision p, recall r, pooled; SHORT: clearly less")
     print(f"{'labels':24} {'asked .5':22} {'asked .7':22} {'asked .9':22} {'confident learning':18} {'suggested'}")
     for cell in CELLS:
         of_cell = [run for run in runs if run["cell"] == cell.name]
