@@ -18,11 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NEEDS = {"flax.md": "learnit_r8.flax", "streams.md": "torch", "triggers.md": "torch"}
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("page", ["budgets.md", "flax.md", "loops.md", "streams.md", "triggers.md", "which.md"])
-=======
-@pytest.mark.parametrize("page", ["flax.md", "loops.md", "streams.md", "triggers.md", "index.md"])
->>>>>>> 1251055 (Add a documentation site: front door, reference, glossary, troubleshooting; built strictly in CI)
+@pytest.mark.parametrize("page", ["budgets.md", "flax.md", "loops.md", "streams.md", "triggers.md", "index.md"])
 def test_blocks_of_the_page_run(page, monkeypatch, tmp_path):
     if page in NEEDS:
         pytest.importorskip(NEEDS[page], exc_type=ImportError)
