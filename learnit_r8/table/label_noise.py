@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .figures import html_table
-from .labels.evidence import votes_of
 from .labels.mirror import Mirror
 from .labels.mixture import Humps, find_humps
+from .labels.votes import votes_of
 
 LEAST_USES = 4
 SURE = 0.9

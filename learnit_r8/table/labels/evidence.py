@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..losses import EXACT, WHOLE_BATCH, Reading
 from ..records import MOST_USES, Column, Records
 from .predictions import read_predictions
+from .votes import vote
 
 EVIDENCE = np.dtype(
     [("margin", "<f4"), ("plain", "<f4"), ("visits", "<u2"), ("given", "<u2"), ("leader", "<u2"), ("lead", "<u2")]
@@ -24,9 +25,6 @@ label; the class predicted most among those that are not the label, and the weig
 
 LATENESS = 2
 """Weight of the v-th visit: v (v + 1) / 2 for 2, and 1 for 0. Measured in benchmarks/labels.py."""
-
-MOST_WEIGHT = 64
-"""The vote of a visit weighs its number, but at most this."""
 
 HIGHEST = 25.0
 """Margins are clipped to this, so that one absurd visit does not outweigh all others: odds of 1e11."""
@@ -147,24 +145,4 @@ def learn(records: NDArray[Any], rows: NDArray[np.float32]) -> None:
     records["margin"] += (margin - records["margin"]) * weight
     records["plain"] += (margin - records["plain"]) / visits
     records["visits"] = np.minimum(visits, MOST_USES)
-    _vote(records, predicted.astype(np.uint16))
-
-
-def _vote(records: NDArray[Any], predicted: NDArray[np.uint16]) -> None:
-    """Count the votes for other classes, so that a class with most of them leads at last; late votes count more.
-
-    Source: R. S. Boyer & J. S. Moore, "MJRTY", 1981, with weights.
-    """
-    votes, lead = predicted != records["given"], records["lead"].astype(np.int64)
-    weight = np.minimum(records["visits"], MOST_WEIGHT).astype(np.int64)
-    agrees = predicted == records["leader"]
-    lead += np.where(votes, np.where(agrees, weight, -weight), 0)
-    records["leader"] = np.where(lead < 0, predicted, records["leader"])
-    records["lead"] = np.minimum(np.abs(lead), MOST_USES)
-
-
-def votes_of(records: Any) -> NDArray[np.int64]:
-    """int64[M], visits at which the leading class was predicted, at least; EVIDENCE[M] or its fields by name."""
-    most = np.clip(records["visits"].astype(np.int64), 1, MOST_WEIGHT)
-    votes: NDArray[np.int64] = -(-records["lead"].astype(np.int64) // most)
-    return votes
+    vote(records, predicted.astype(np.uint16))
