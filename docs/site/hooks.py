@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ def on_page_markdown(markdown: str, config: Any, **_: Any) -> str:
 
     def address(match: re.Match[str]) -> str:
         target = match[1]
+        if not (ROOT / target).exists():
+            logging.getLogger("mkdocs").warning("a guide links to ../%s, which is not in the repository", target)
         if target.startswith("assets/"):
             return f"]({target}"
         return f"]({PAGES.get(target) or config.repo_url.rstrip('/') + '/blob/main/' + target}"
