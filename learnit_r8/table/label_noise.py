@@ -47,6 +47,9 @@ _NOBODY = np.empty(0, np.int64)
 LONG = 12
 """Mean visits from which the first ones, of a model that has hardly learnt, do not blur the plain mean margin."""
 
+FADED = 0.75
+"""Labels are memorised if late visits leave less than this share of the positive margins of all visits."""
+
 ALWAYS_HIGH, RISING, MEMORISED = "always high", "rising", "memorised"
 
 
@@ -277,10 +280,7 @@ def _longest(indices: NDArray[np.int64], score: NDArray[np.float64], precision: 
 def _by_mirror(records: Any, evidence: Any, untrained_loss: float, by_group: bool, precision: float) -> Suspects:
     judged = np.flatnonzero(evidence["visits"] >= LEAST_USES)
     group = (records["group"] if by_group else evidence["given"])[judged].astype(np.int64)
-    margin, mirror, chosen = _mirrored(evidence["margin"][judged].astype(np.float64), group, precision)
-    if mirror is None and len(judged) and evidence["visits"][judged].mean() >= LONG:
-        # A network that memorises has lost in late visits what the early ones showed.
-        margin, mirror, chosen = _mirrored(evidence["plain"][judged].astype(np.float64), group, precision)
+    margin, mirror, chosen = _mirrored(_margins(evidence)[judged].astype(np.float64), group, precision)
     if mirror is None:
         return _none("the model predicts another class for too few samples to tell wrong labels from hard ones.")
     if not len(chosen):
@@ -295,6 +295,19 @@ def _by_mirror(records: Any, evidence: Any, untrained_loss: float, by_group: boo
         noise_rate=float(score.mean()),
         noise_range=(low, float((margin > 0).mean())),
     )
+
+
+def _margins(evidence: Any) -> NDArray[np.float32]:
+    """float32[N], mean margins: those in which late visits count more, unless the labels are being memorised.
+
+    A network that learns labels by heart has lost in late visits what the early ones showed.
+    """
+    late, plain, visits = evidence["margin"], evidence["plain"], evidence["visits"]
+    seen = visits > 0
+    is_long = seen.any() and float(visits[seen].mean()) >= LONG
+    fades = np.count_nonzero(late > 0) < FADED * np.count_nonzero(plain > 0)
+    chosen: NDArray[np.float32] = plain if is_long and fades else late
+    return chosen
 
 
 def _mirrored(
@@ -340,8 +353,8 @@ def rank(records: Any, evidence: Any, top: int) -> Ranking:
         evidence: The fields of `EVIDENCE` by name, N each; None without predictions.
         top: Most samples to return.
     """
-    fields = (records["mean"], records["usage_count"]) if evidence is None else (evidence["margin"], evidence["visits"])
-    values, uses = fields
+    values = records["mean"] if evidence is None else _margins(evidence)
+    uses = records["usage_count"] if evidence is None else evidence["visits"]
     seen = np.flatnonzero(uses > 0)
     order = seen[np.argsort(-values[seen], kind="stable")][:top]
     return Ranking(order, records["mean"][order], *_suggestions(evidence, order))

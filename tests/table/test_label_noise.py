@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from learnit_r8.table.label_noise import Suspicion, find_suspects
+from learnit_r8 import SampleTable
+from learnit_r8.table.label_noise import Suspicion, find_suspects, rank
+from learnit_r8.table.labels.evidence import EVIDENCE
 from learnit_r8.table.records import RECORD
 
 UNTRAINED = 2.0
@@ -141,3 +143,121 @@ def test_suspicion_of_a_part_judges_all():
 
     assert np.array_equal(from_part.flags(mean, uses), Suspicion.of(mean, uses, UNTRAINED).flags(mean, uses))
     assert np.flatnonzero(from_part.flags(mean, uses)).tolist() == list(range(0, 2000, 10))
+
+
+def evidence_of(margin, visits=12, **fields):
+    """The evidence for samples with these mean margins, all of them with the label 0, suggested 3."""
+    records = np.zeros(len(margin), EVIDENCE)
+    records["margin"] = records["plain"] = margin
+    records["visits"], records["leader"], records["lead"] = visits, 3, 24
+    for name, values in fields.items():
+        records[name] = values
+    return records
+
+
+def overlapping(seed, wrong=0.1, count=4000):
+    """Records whose losses are one hump, the evidence that tells wrong labels all the same, and which are wrong."""
+    rng = np.random.default_rng(seed)
+    size = rng.gamma(2.0, 1.0, count)
+    margin = np.where(rng.random(count) < 1 / (1 + np.exp(1.2 * size)), size, -size)
+    is_wrong = rng.random(count) < wrong
+    margin[is_wrong] = np.abs(rng.normal(3.5, 1.5, is_wrong.sum()))
+    records = {
+        "mean": np.logaddexp(0, margin).astype(np.float32),
+        "last": np.logaddexp(0, margin).astype(np.float32),
+        "usage_count": np.full(count, 12, np.uint16),
+    }
+    return records, evidence_of(margin), is_wrong
+
+
+def test_predictions_decide_where_losses_overlap():
+    """Without two groups of losses there is no verdict; with predictions there is one, with labels to suggest."""
+    records, evidence, is_wrong = overlapping(0)
+    without = find_suspects(records, math.log(10), exact=True)
+    suspects = find_suspects(records, math.log(10), exact=True, evidence=evidence)
+    strict = find_suspects(records, math.log(10), exact=True, evidence=evidence, precision=0.9)
+
+    assert without.reason
+    assert (without.method, suspects.method) == ("", "mirrored margins")
+    assert is_wrong[suspects.indices].mean() > 0.5
+    assert is_wrong[strict.indices].mean() > 0.9
+    assert 0 < len(strict.indices) < len(suspects.indices)
+    assert 0.5 <= suspects.precision < strict.precision <= 1
+    assert (suspects.given == 0).all()
+    assert (suspects.suggested == 3).all()
+    assert (suspects.votes == 2).all()
+    low, high = suspects.noise_range
+    assert low <= suspects.noise_rate <= high
+    assert low < is_wrong.mean() < high
+    assert (np.diff(evidence["margin"][suspects.indices]) <= 0).all()
+    assert "of them wrong" in repr(suspects)
+
+
+def test_right_labels_that_overlap_have_no_verdict():
+    """Hard samples alone are no suspects; the reason says so."""
+    for seed in range(5):
+        records, evidence, _ = overlapping(seed, wrong=0)
+        suspects = find_suspects(records, math.log(10), exact=True, evidence=evidence)
+
+        assert suspects.reason == "no more samples look wrong than right labels explain that are hard for this model."
+        assert len(suspects.suggested) == 0
+
+
+def test_two_humps_come_first():
+    """Where the losses fall into two groups, they are the list, with the labels to suggest."""
+    records = learnt(wrong=range(20, 40))
+    margin = np.where(records["mean"] > 1, 5.0, -5.0)
+    suspects = find_suspects(records, UNTRAINED, exact=True, evidence=evidence_of(margin))
+    without = find_suspects(records, UNTRAINED, exact=True)
+
+    assert suspects.method == "two humps"
+    assert (suspects.indices == without.indices).all()
+    assert (without.suggested == -1).all()
+    assert (suspects.suggested == 3).all()
+
+
+def test_a_class_is_no_suspect():
+    """A class for which the model always prefers another is hard or rare: it has few more suspects than others."""
+    records, evidence, is_wrong = overlapping(1)
+    evidence["given"] = np.arange(len(is_wrong)) % 10
+    evidence["margin"][evidence["given"] == 9] = 4.0
+    suspects = find_suspects(records, math.log(10), exact=True, evidence=evidence)
+    shares = np.bincount(evidence["given"][suspects.indices], minlength=10) / 400
+
+    assert shares[9] <= 1.6 * shares.mean()
+
+
+def test_memorised_labels_are_told_by_all_visits():
+    """Once the late margins of wrong labels have faded, those of all visits count; not in a short run."""
+    records, evidence, is_wrong = overlapping(2)
+    evidence["margin"] = -np.abs(evidence["margin"])
+    short = evidence.copy()
+    short["visits"] = 11
+    suspects = find_suspects(records, math.log(10), exact=True, evidence=evidence)
+
+    assert is_wrong[suspects.indices].mean() > 0.5
+    assert len(suspects.indices) > 200
+    assert find_suspects(records, math.log(10), exact=True, evidence=short).reason.startswith("the model predicts")
+    assert (rank(records, evidence, 5).indices == np.argsort(-evidence["plain"], kind="stable")[:5]).all()
+
+
+def test_ranking_is_an_order_of_all():
+    """By margins where they are known, else by losses; samples that were never seen are left out."""
+    records = {"mean": np.array([1, 3, 2, 9], np.float32), "usage_count": np.array([1, 1, 1, 0])}
+    evidence = evidence_of([5.0, -1.0, 7.0, 9.0], visits=[1, 2, 3, 0])
+    by_loss, by_margin = rank(records, None, 9), rank(records, evidence, 2)
+
+    assert by_loss.indices.tolist() == [1, 2, 0]
+    assert by_loss.mean_loss.tolist() == [3, 2, 1]
+    assert by_loss.suggested.tolist() == [-1, -1, -1]
+    assert by_margin.indices.tolist() == [2, 0]
+    assert by_margin.suggested.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("precision", [0, 1, 1.5, math.nan, "high", None])
+def test_precision_is_a_share(precision):
+    """A list without a wrong label, or of nothing else, cannot be asked for."""
+    table = SampleTable(10, batch_size=2)
+
+    with pytest.raises(ValueError, match=r"precision must be in \(0, 1\)"):
+        table.suspects(precision)
