@@ -91,6 +91,8 @@ class Suspects(NamedTuple):
         if self.reason:
             return f"Suspects(none: {self.reason})"
         some = ", ".join(map(str, self.indices[:8])) + (", ..." if len(self.indices) > 8 else "")
+        if self.method == MIRROR:
+            return f"Suspects({len(self.indices)} samples, about {self.precision:.0%} of them wrong: {some})"
         return f"Suspects({len(self.indices)} samples, {self.noise_rate:.1%} of those judged: {some})"
 
     def _repr_html_(self) -> str:
