@@ -115,6 +115,7 @@ def _add_screens(watch: argparse.ArgumentParser, replay: argparse.ArgumentParser
     from ..dashboard.render.pages import VIEWS
     from ..dashboard.theme import NAMES
 
+    watch.add_argument("other", nargs="?", metavar="OTHER", help="a second run, to show both over each other")
     for command in (watch, replay):
         command.add_argument("--once", action="store_true", help="print one picture as text, and leave")
         command.add_argument("--view", choices=VIEWS, default="overview", help="the view to begin with")

@@ -37,7 +37,9 @@ def watch(options: argparse.Namespace) -> int:
     Returns:
         The exit code of ``status`` when the viewer is left.
     """
-    owner = Watch(find_run(options.run))
+    owner = Watch(find_run(options.run), other=find_run(options.other) if options.other else None)
+    if options.other and options.view == "overview":
+        options.view = "compare"
     if options.once and options.json:
         print_facts(owner.run, owner.view)
     elif options.once:

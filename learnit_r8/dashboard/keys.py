@@ -52,7 +52,7 @@ def _page(name: str) -> Change:
 
 
 def _to(ui: UiState, view: str) -> UiState:
-    return replace(ui, view=view, scroll=0, inspected=None)
+    return replace(ui, view=view, scroll=0, selected=0, inspected=None)
 
 
 def _neighbour(by: int) -> Change:
@@ -69,8 +69,9 @@ def _zoom(ui: UiState, view: View) -> UiState:
 
 def _move(rows: int) -> Change:
     def act(ui: UiState, view: View) -> UiState:
-        if ui.view == "samples":
-            last = max(0, len(listed_samples(ui, view)) - 1)
+        if ui.view in ("samples", "incidents"):
+            rows_there = listed_samples(ui, view) if ui.view == "samples" else view.incidents.incidents
+            last = max(0, len(rows_there) - 1)
             return replace(ui, selected=min(last, max(0, ui.selected + rows)))
         # The newest line of the output is at the bottom: up is back in time.
         step = -rows if ui.view == "output" else rows
@@ -129,6 +130,7 @@ TABLE = (
     Binding(("home", "g"), "Home g", "", "to the first", _move(-MOST_SCROLL)),
     Binding(("end", "G"), "End G", "", "to the last", _move(MOST_SCROLL)),
     Binding(("enter",), "Enter", "inspect", "history of the sample, and back", _inspect, views=("samples",)),
+    Binding(("enter",), "Enter", "open", "whole texts, or a line for each event", _switch("opened"), views=("events",)),
     Binding(("l",), "l", "suspects", "hardest or suspects", _other_list, views=("samples",)),
     Binding(("m",), "m", "mark", "mark; x exports the marked", _mark, views=("samples",)),
     Binding(("e",), "e", "alerts", "only warnings, or all", _switch("alerts_only"), views=("events",)),

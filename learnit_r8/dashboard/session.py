@@ -14,6 +14,7 @@ from .. import events
 from ..events.condenser import Condenser
 from .choice import num_processes
 from .painter import Painter
+from .state.system import SystemMonitor
 from .state.ui_state import Action, Scene, UiState
 from .state.view import View
 from .terminal.async_writer import AsyncWriter
@@ -101,6 +102,7 @@ class ScreenSession:
         self._num_lines = self._num_read = 0
         self._is_detached = self._wants_pause = False
         self._request: Request | None = None
+        self._monitor = SystemMonitor()
 
     def hear(self, event: events.Event) -> None:
         """Queue an event; on the training thread."""
@@ -176,6 +178,7 @@ class ScreenSession:
             is_paused=requests.is_paused,
             folder=self._folder,
             said=self._open_request(),
+            load=self._monitor.load(),
         )
 
     def _open_request(self) -> str:

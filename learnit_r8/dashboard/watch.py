@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from ..events import Event
 from ..journal.reader import Lines
 from ..journal.run import Run, State
+from .state.system import Load, SystemMonitor
 from .state.ui_state import Action, Scene
 from .state.view import View
 
@@ -38,6 +40,7 @@ class Watch:
 
     Args:
         folder: The run folder.
+        other: The folder of a run to compare with; it is followed, too.
         clock: Seconds, monotonic.
         wall: Seconds since 1970.
 
@@ -53,10 +56,13 @@ class Watch:
         self,
         folder: str | os.PathLike[str],
         *,
+        other: str | os.PathLike[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.run = Run(folder, wall=wall)
+        self._other = None if other is None else Watch(other, clock=clock, wall=wall)
+        self._monitor: SystemMonitor | None = None
         self.view = View(skips_damage=True)
         self._clock, self._wall = clock, wall
         self._heard = math.nan
@@ -128,7 +134,25 @@ class Watch:
             link=f"{state.word} {state.detail}".strip() if state.word == "stalled" else state.word,
             folder=os.fspath(self.run.folder),
             said="" if self._loader is None else f"reading all of it, {self._whole_run.lines.share_read:.0%}",
+            load=self._load_of_machine() if state.word == "running" else None,
+            other=self._follow_other(),
         )
+
+    def _follow_other(self) -> View | None:
+        if self._other is None:
+            return None
+        for event in self._other.events():
+            self._other.view.fold(event)
+        return self._other.view
+
+    def _load_of_machine(self) -> Load | None:
+        """The load of this machine, if the run is on it."""
+        settings = {} if self.view.run is None else self.view.run.settings
+        if settings.get("machine") != platform.node() or not settings.get("process", "").isdecimal():
+            return None
+        if self._monitor is None:
+            self._monitor = SystemMonitor(int(settings["process"]), clock=self._clock)
+        return self._monitor.load()
 
     def _read_output(self) -> None:
         with contextlib.suppress(OSError, ValueError):

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from learnit_r8 import events
-from learnit_r8.dashboard.state.comparison import figures_of, is_lower_better, settings_of
+from learnit_r8.dashboard.state.comparison import figures_of, settings_of
+from learnit_r8.dashboard.state.metric_names import is_lower_better
 from learnit_r8.dashboard.state.view import View
 from tests.cli.commands import GONE, SEVEN, printed
 from tests.dashboard.state.told import start, steps

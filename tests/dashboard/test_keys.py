@@ -96,9 +96,9 @@ def test_help_can_be_read_to_its_end(width, height):
 
 def test_views_by_number_and_by_tab():
     """Digits choose a view, Tab goes to the next and Shift-Tab back, round and round."""
-    assert [pressed([str(number)])[0].view for number in range(1, 7)] == list(VIEWS)
-    assert pressed(["tab"] * 6)[0].view == "overview"
-    assert pressed(["shift-tab"])[0].view == "config"
+    assert [pressed([str(number)])[0].view for number in range(1, 10)] == list(VIEWS)
+    assert pressed(["tab"] * 9)[0].view == "overview"
+    assert pressed(["shift-tab"])[0].view == "compare"
 
 
 def test_selection_stays_in_the_list():

@@ -55,17 +55,24 @@ class Scale(NamedTuple):
     def labels(self, rows: int) -> list[str]:
         """A text for each row, the top one first: round values at their rows, else blank."""
         texts = [" " * (LABEL - 2)] * rows
-        values = round_ticks(self.bottom, self.top, max(2, (rows + 1) // 2), is_log=self.is_log)
+        values: list[float] = []
+        for most in range(max(2, (rows + 1) // 2), 0, -1):
+            values = round_ticks(self.bottom, self.top, most, is_log=self.is_log)
+            if len({self._row_of(value, rows) for value in values}) == len(values):
+                break
         known = tick_texts(values)
         if any(len(text) > LABEL - 2 for text in known):
             # Far from zero and close together, as 1.00001 and 1.00002: their first digits are all there is room for.
             known = [text[: LABEL - 2] if "e" not in text else "" for text in known]
             known = [text if known.index(text) == place else "" for place, text in enumerate(known)]
         for value, text in zip(values, known, strict=True):
-            height = float(self.heights(np.array([value]))[0])
-            row = min(rows - 1, max(0, round((1 - height) * (4 * rows - 1)) // 4))
+            row = self._row_of(value, rows)
             texts[row] = text.rjust(LABEL - 2) if text else texts[row]
         return texts
+
+    def _row_of(self, value: float, rows: int) -> int:
+        height = float(self.heights(np.array([value]))[0])
+        return min(rows - 1, max(0, round((1 - height) * (4 * rows - 1)) // 4))
 
 
 def scale_of(columns: Columns, *, is_log: bool = False) -> Scale:

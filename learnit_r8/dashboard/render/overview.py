@@ -11,7 +11,7 @@ from ..state.view import View
 from ..text import Line
 from ..theme import Theme
 from .curves import loss_panel, metrics_panel, rate_panel
-from .header import Rows, epoch_line, loss_line, metric_line, speed_line, title_line, total_line
+from .header import Rows, epoch_line, loss_line, metric_line, speed_line, system_line, title_line, total_line
 from .parts import beside
 from .quartiles import (
     flow_panel,
@@ -91,6 +91,9 @@ def head(view: View, ui: UiState, width: int, theme: Theme, scene: Scene) -> lis
         one_row(loss_line(view, width), 2),
         one_row(speed_line(view, width, scene), 4),
     ]
+    system = system_line(view, width, scene)
+    if system:
+        sections.append(one_row(system, 10))
     metrics = metric_line(view, width, theme)
     if metrics and width < FOUR:
         sections.append(one_row(metrics, 7))

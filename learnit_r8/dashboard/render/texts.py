@@ -35,7 +35,9 @@ def events_panel(view: View, ui: UiState, width: int, height: int, theme: Theme,
     lines = [rule("events", width, theme.glyphs, note)]
     room = height - 1
     first = min(ui.scroll, max(0, len(entries) - room)) if ui.view == "events" else 0
-    lines += [entry_line(entry, width, theme) for entry in entries[first : first + room]]
+    for entry in entries[first : first + room]:
+        lines += opened_lines(entry, width) if ui.view == "events" and ui.opened else [entry_line(entry, width, theme)]
+    lines = lines[:height]
     if not entries:
         lines.append(remark("nothing yet" if not ui.filter else "none has that text"))
     return lines
@@ -49,6 +51,15 @@ def entry_line(entry: Entry, width: int, theme: Theme) -> Line:
     return cropped(
         (Span(when, "label"), Span(f" {step}", "label"), Span(_TAGS[entry.level], style), Span(" " + text)), width
     )
+
+
+def opened_lines(entry: Entry, width: int) -> list[Line]:
+    """One event with its whole text, on as many lines as it takes."""
+    head = f" {clock(entry.seconds):>8}{entry.step:>9,}  "
+    style = _STYLES[entry.level]
+    parts = wrapped(entry.text, max(1, width - len(head) - 6))
+    first: Line = (Span(head, "label"), Span(_TAGS[entry.level] + " ", style), Span(parts[0]))
+    return [cropped(line, width) for line in (first, *((Span(" " * (len(head) + 6) + part),) for part in parts[1:]))]
 
 
 def output_panel(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:

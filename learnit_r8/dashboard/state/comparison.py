@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from .metric_names import is_lower_better
 from .view import View
 
 NOT_CHOSEN = frozenset({"machine", "process"})
 """Settings that say where a run was, not how."""
-
-LOWER_IS_BETTER = ("loss", "error", "perplexity", "mae", "mse", "rmse", "wer", "cer", "fid", "nll")
 
 
 class Figure(NamedTuple):
@@ -69,12 +68,6 @@ def settings_of(views: Sequence[View]) -> list[Setting]:
     return [row for row in rows if len(set(row.values)) > 1]
 
 
-def is_lower_better(name: str) -> bool:
-    """Whether a lower value of a metric of this name is better."""
-    words = name.lower().replace("/", "_").replace("-", "_").split("_")
-    return any(word in words for word in LOWER_IS_BETTER)
-
-
 def last_of(view: View, name: str) -> float:
     """The newest value of a metric; NaN without one."""
     points = view.metrics.get(name)
@@ -82,9 +75,8 @@ def last_of(view: View, name: str) -> float:
 
 
 def best_of(view: View, name: str) -> float:
-    """The best value of a metric among those that are kept; NaN without one."""
-    values = [point.value for point in view.metrics.get(name, ()) if math.isfinite(point.value)]
-    return (min if is_lower_better(name) else max)(values, default=math.nan)
+    """The best value of a metric; NaN without one."""
+    return view.bests[name].value if name in view.bests else math.nan
 
 
 def _best_loss(view: View) -> float:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .system import Load
+    from .view import View
 
 ZOOMS = ("all", "last 10%", "last epoch")
 LISTS = ("hardest", "suspects")
@@ -30,6 +35,7 @@ class UiState:
         zoom: One of ZOOMS.
         log_scale: Whether the loss is drawn on a log scale.
         alerts_only: Whether only warnings and alerts are listed among the events.
+        opened: Whether events are shown with their whole text.
         frozen: Whether the picture stands still; the painter folds no events then.
         help: Whether the help is shown.
         help_scroll: Rows by which the help is scrolled.
@@ -50,6 +56,7 @@ class UiState:
     zoom: str = "all"
     log_scale: bool = False
     alerts_only: bool = False
+    opened: bool = False
     frozen: bool = False
     help: bool = False
     help_scroll: int = 0
@@ -88,6 +95,8 @@ class Scene:
         is_paused: Whether the training is paused by a key.
         folder: The run folder; "" without one.
         speed: Training seconds per second of a replay; 0 otherwise.
+        load: Load of the machine; None where it is not this one.
+        other: The run to compare with; None without one.
     """
 
     now: float | None = None
@@ -100,3 +109,5 @@ class Scene:
     is_paused: bool = False
     folder: str = ""
     speed: float = 0.0
+    load: Load | None = None
+    other: View | None = None

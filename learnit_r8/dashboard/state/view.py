@@ -12,6 +12,8 @@ from ...events.condenser import steps_of
 from ..event_text import ALERT, WARN, describe
 from ..text import clean
 from .curve import Curve, ThinnedList
+from .incidents import IncidentLog
+from .metric_names import is_lower_better
 from .pace import Pacing, TimeLeft
 
 EMA_WEIGHT = 0.03
@@ -80,6 +82,7 @@ class View:
         best: Lowest smoothed loss and its step, or None.
         saved: The newest checkpoint; None before.
         metrics: Values that were logged, by name; thinned.
+        bests: The best value of each metric, and its step.
         logged: The newest `MetricsLogged`; None before.
         log: The newest events, oldest first.
         alerts: The newest warnings and alerts; a flood of other events does not drive them out.
@@ -89,6 +92,7 @@ class View:
         bounds: Quartiles over time; thinned.
         epochs: The newest ends of epochs.
         pacing: Speed of the run.
+        incidents: The newest incidents, with what was tried.
         incident: The newest refusal while its incident lasts; else None.
         num_refused: Losses refused so far.
         is_lr_lowered: Whether the learning rate is below its schedule after a refusal.
@@ -116,6 +120,7 @@ class View:
         self.best: Point | None = None
         self.saved: events.CheckpointSaved | None = None
         self.metrics: dict[str, ThinnedList[Point]] = {}
+        self.bests: dict[str, Point] = {}
         self.logged: events.MetricsLogged | None = None
         self.log: deque[Entry] = deque(maxlen=MOST_ENTRIES)
         self.alerts: deque[Entry] = deque(maxlen=MOST_ALERTS)
@@ -126,6 +131,7 @@ class View:
         self.bounds: ThinnedList[Bounds] = ThinnedList(MOST_SURVEYS)
         self.epochs: deque[events.EpochDone] = deque(maxlen=64)
         self.pacing = Pacing()
+        self.incidents = IncidentLog()
         self.incident: events.BatchRefused | None = None
         self.num_refused = 0
         self.is_lr_lowered = False
@@ -194,6 +200,7 @@ class View:
             entry = Entry(event.step, event.seconds, said.level, said.text, said.mark)
             self.log.append(entry)
             self.num_entries += 1
+            self.incidents.fold(event, self.epoch, said.text)
             if said.level in (WARN, ALERT):
                 self.alerts.append(entry)
                 self.num_alerts += 1
@@ -220,6 +227,11 @@ class View:
         for points in self.metrics.values():
             points.keep(lambda point: point.step <= step)
         self.metrics = {name: points for name, points in self.metrics.items() if points}
+        self.bests = {}
+        for name, points in self.metrics.items():
+            for point in points:
+                self._note_best(name, point)
+        self.incidents.forget_after(step)
         self.recent = deque((each for each in self.recent if each.step <= step), maxlen=RECENT)
         self.epochs = deque((each for each in self.epochs if each.step <= step), maxlen=self.epochs.maxlen)
         self.last = self.recent[-1] if self.recent else None
@@ -266,6 +278,12 @@ class View:
             if key in self.metrics or len(self.metrics) < MOST_METRICS:
                 points = self.metrics.setdefault(key, ThinnedList(MOST_POINTS))
                 points.add(Point(event.at_step, value))
+                self._note_best(key, Point(event.at_step, value))
+
+    def _note_best(self, name: str, point: Point) -> None:
+        known, sign = self.bests.get(name), -1.0 if is_lower_better(name) else 1.0
+        if math.isfinite(point.value) and (known is None or sign * point.value > sign * known.value):
+            self.bests[name] = point
 
     @property
     def total_epochs(self) -> int | None:
