@@ -80,7 +80,23 @@ def _footer_parts(ui: UiState, scene: Scene, width: int) -> list[tuple[str, str,
     return _fitting(parts, width - 1)
 
 
-_RANKS = {"q": 0, "?": 1, "/": 3, "e": 3, "l": 3, "Enter": 3, "y": 4, "z": 4, "s": 5, "p": 5, "space": 7, "x": 8}
+_RANKS = {
+    "q": 0,
+    "?": 1,
+    "7": 4,
+    "8": 4,
+    "9": 9,
+    "/": 3,
+    "e": 3,
+    "l": 3,
+    "Enter": 3,
+    "y": 4,
+    "z": 4,
+    "s": 5,
+    "p": 5,
+    "space": 7,
+    "x": 8,
+}
 """Order in which keys get room in the footer, lowest first; views have rank 2."""
 
 
