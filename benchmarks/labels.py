@@ -57,7 +57,7 @@ class Task(NamedTuple):
     Attributes:
         load: Gives the data of a seed; of these two classes alone, if they are given.
         network: Makes the network for a number of classes.
-        epochs, batch_size, lr: Of the training.
+        epochs, batch_size, lr, warmup: Of the training.
         asked: Epochs after which the suspects are asked for.
         seeds: Of the whole run.
     """
@@ -67,6 +67,7 @@ class Task(NamedTuple):
     epochs: int
     batch_size: int
     lr: float
+    warmup: float | None
     asked: int
     seeds: tuple[int, ...]
 
@@ -145,8 +146,8 @@ def convolutions(classes: int) -> nn.Module:
 
 
 TASKS = {
-    "digits": Task(digits, perceptron, 20, 32, 0.1, 5, tuple(range(300, 310))),
-    "CIFAR-10": Task(cifar, convolutions, 12, 64, 0.1, 12, (1, 2, 3)),
+    "digits": Task(digits, perceptron, 20, 32, 0.1, None, 5, tuple(range(300, 310))),
+    "CIFAR-10": Task(cifar, convolutions, 12, 64, 0.1, 0.2, 12, (1, 2, 3)),
 }
 
 
@@ -193,7 +194,7 @@ def train(task: Task, data: Data, given: Indices, cell: Cell, seed: int) -> tupl
     network = task.network(data.num_classes)
     optimizer = torch.optim.SGD(network.parameters(), lr=task.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
     r8 = R8Scheduler(
-        len(given), batch_size=task.batch_size, num_epochs=epochs, initial_lr=task.lr, warmup_proportion=0.2,
+        len(given), batch_size=task.batch_size, num_epochs=epochs, initial_lr=task.lr, warmup_proportion=task.warmup,
         policy="shuffle", seed=seed,
     )  # fmt: skip
     rivals, labels = Rivals(len(given), data.num_classes), torch.from_numpy(given)

@@ -261,3 +261,17 @@ def test_precision_is_a_share(precision):
 
     with pytest.raises(ValueError, match=r"precision must be in \(0, 1\)"):
         table.suspects(precision)
+
+
+def test_few_suspects_are_not_sure():
+    """A handful of samples that stay apart may be right and hard: they are listed, but not for a high precision."""
+    records, margin = learnt(2000, wrong=range(18)), np.full(2000, -5.0)
+    listed = find_suspects(records, UNTRAINED, exact=True)
+    strict = find_suspects(records, UNTRAINED, exact=True, precision=0.9)
+    many = find_suspects(learnt(2000, wrong=range(300)), UNTRAINED, exact=True, precision=0.9)
+
+    assert len(listed.indices) == 18
+    assert listed.precision < 0.3
+    assert strict.reason.startswith("too few samples stay apart")
+    assert len(many.indices) == 300
+    assert find_suspects(records, UNTRAINED, exact=True, precision=0.9, evidence=evidence_of(margin)).reason
