@@ -26,7 +26,7 @@ EXAMPLES = {
     "example.py --quick": ["Test accuracy", "model restored from the backup of step 280", "precision"],
     "examples/own_policy.py": ["skip_easy"],
     "examples/recover.py": [", within 10 %", "spike: loss", "model restored from the backup of step"],
-    "examples/wrong_labels.py": ["look wrong", "test accuracy, as many visits, guard"],
+    "examples/find_wrong_labels.py": ["labels look wrong", "right label suggested", "as many visits, the guard"],
     "examples/pytorch_plain.py": ["test accuracy"],
     "examples/pytorch_loop.py": ["test accuracy"],
 }
