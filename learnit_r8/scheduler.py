@@ -32,7 +32,7 @@ from .recovery.policy import Recovery
 from .sampling.refit import fitted
 from .sampling.ticket import Outcome, Ticket
 from .schedules.schedule import Schedule, ScheduleName, ShapeName
-from .schedules.span import span_of
+from .schedules.span import read_span, span_of
 from .settings import names_settings
 from .table.losses import read_number
 from .triggers import Condition
@@ -86,13 +86,18 @@ class R8Scheduler(Engine):
             before the first step.
         backup_every: How often to take backups: steps, a time such as "5min", or a trigger; by default four times an
             epoch (at least 10 steps apart) and every 30 s.
+        backup_dir: Folder in memory to which the backups of the state callback are also written, so that they outlive a
+            process that is killed (docs/budgets.md); by default the system's, where there is one and checkpoints are
+            written. False for none.
         checkpoint_dir: Folder of the checkpoints.
         checkpoint_every: How often to write checkpoints, in the same form; by default every epoch. The end of the run
             always writes one.
-        keep_checkpoints: Number of checkpoints of this run to keep, >= 1.
+        keep_checkpoints: Number of checkpoints of this run to keep, >= 1; or "thin" for the newest three and at most 16
+            others, spread over the run, to branch from (`resume_from_checkpoint`).
         monitor: Name of a metric given to `log`; the checkpoint with its best value is kept too: `best_checkpoint`.
         mode: "min" if a lower value of that metric is better, "max" if a higher one is.
-        resume: "auto" continues from the newest valid checkpoint in ``checkpoint_dir``, if there is one: running the
+        resume: "auto" continues from the newest valid checkpoint in ``checkpoint_dir``, or from a newer backup that has
+            outlived its process in ``backup_dir``, if there is one: running the
             same program again continues the run, and a finished run does nothing. A path continues from that file.
             None starts a new run. ``load_callback`` loads the model, or an adapter does once it is attached.
         guard: Decides which losses to refuse.
@@ -145,8 +150,9 @@ class R8Scheduler(Engine):
         last_batch: Literal["short", "drop", "fill"] = "short",
         save_callback: Callable[..., Any] | None = None, load_callback: Callable[..., Any] | None = None,
         state_callback: Callable[[], Any] | None = None, backup_every: int | str | Condition | None = None,
+        backup_dir: str | os.PathLike[str] | bool | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None, checkpoint_every: int | str | Condition | None = None,
-        keep_checkpoints: int = 3, monitor: str | None = None, mode: Literal["min", "max"] = "min",
+        keep_checkpoints: int | Literal["thin"] = 3, monitor: str | None = None, mode: Literal["min", "max"] = "min",
         resume: str | os.PathLike[str] | None = None,
         guard: Guard = SpikeGuard(), recovery: Recovery = Recovery(),
         use_curses: bool = False, run_dir: str | os.PathLike[str] | bool | None = None, handle_signals: bool = True,
@@ -186,6 +192,7 @@ class R8Scheduler(Engine):
         load_callback: Callable[..., Any] | None = None,
         *,
         remap: ArrayLike | None = None,
+        cool_down: int | str | None = None,
         **new_goal: Unpack[NewGoal],
     ) -> R8Scheduler:
         """Rebuild the scheduler of a checkpoint and continue from there, with changed arguments if any are given.
@@ -199,23 +206,31 @@ class R8Scheduler(Engine):
             load_callback: As in `R8Scheduler`; gets the model's file.
             remap: int[N], the position that each of the N samples had in the saved run, -1 for new samples. By
                 default the samples of the saved run come first, and all others are new.
+            cool_down: Length of a cool-down that begins there, a branch of the saved run: steps, or a text such as
+                "2 epochs" or "20min". The checkpoint must be of the stable part.
             **new_goal: Arguments of `R8Scheduler` to change: ``num_epochs``, ``batch_size``, ``initial_lr``,
                 ``num_samples`` ...; and those that a file cannot hold, such as ``groups`` or a policy of your own.
 
         Returns:
-            The scheduler. It writes its checkpoints to the folder of ``path``, unless ``checkpoint_dir`` is given.
+            The scheduler. It writes its checkpoints to the folder of ``path``, a branch to a new folder within it,
+            unless ``checkpoint_dir`` is given.
 
         Raises:
             NoValidCheckpoint: the folder holds no readable checkpoint.
-            ValueError: the file is damaged; there are fewer samples and no ``remap``; or something must be given again.
+            ValueError: the file is damaged; there are fewer samples and no ``remap``; something must be given again; or
+                the cool-down cannot begin there.
             RuntimeError: the load callback raised.
         """
         folder = Path(path) if Path(path).is_dir() else Path(path).parent
         store = CheckpointStore(folder, keep=1, run_id="")
         checkpoint = store.load(None if folder == Path(path) else path)
-        arguments = arguments_of(checkpoint.config, {"checkpoint_dir": folder, **new_goal}, cls)
+        span = None if cool_down is None else read_span("cool_down", cool_down)
+        own = folder if span is None else run_state.folder_of_branch(folder, checkpoint, new_goal)
+        arguments = arguments_of(checkpoint.config, {"checkpoint_dir": own, **new_goal}, cls)
         r8 = cls(save_callback=save_callback, load_callback=load_callback, **arguments)
         run_state.go_on_from(r8, checkpoint, fitted(checkpoint.state, r8.table, r8.plan, remap))
+        if span is not None:
+            ending.branch(r8, span, r8.pace.step)
         run_state.say_if_finished(r8)
         return r8
 

@@ -54,9 +54,10 @@ class CommonSettings(TypedDict, total=False):
     last_batch: Literal["short", "drop", "fill"]
     state_callback: Callable[[], Any] | None
     backup_every: int | str | Condition | None
+    backup_dir: str | os.PathLike[str] | bool | None
     checkpoint_dir: str | os.PathLike[str] | None
     checkpoint_every: int | str | Condition | None
-    keep_checkpoints: int
+    keep_checkpoints: int | Literal["thin"]
     monitor: str | None
     mode: Literal["min", "max"]
     resume: str | os.PathLike[str] | None

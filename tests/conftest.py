@@ -17,6 +17,8 @@ pytest.register_assert_rewrite("tests.common")
 def _runs(tmp_path_factory):
     """Runs that are shown get their folders outside the repository."""
     os.environ["R8_RUNS"] = str(tmp_path_factory.mktemp("runs"))
+    # A run of one test must not sweep what another test has left in the system's shared memory.
+    os.environ["R8_BACKUPS"] = str(tmp_path_factory.mktemp("backups"))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -291,7 +291,7 @@ def frozen(state):
     return repr(state)
 
 
-SET_ASIDE = ("_persistence", "_announcer", "_spares")
+SET_ASIDE = ("_persistence", "_announcer", "_spares", "_lent")
 """Attributes that are not part of a state: other parts, and what is only a cache."""
 
 

@@ -49,19 +49,23 @@ class ModelLoader:
         Raises:
             RuntimeError: the load callback raised; nothing else was changed.
         """
-        self._pending = checkpoint if checkpoint.model_path is not None else None
+        has_model = checkpoint.model_path is not None or checkpoint.model_state is not None
+        self._pending = checkpoint if has_model else None
         self.hand_over_pending(load)
 
     def hand_over_pending(self, load: Callable[..., Any] | None) -> None:
         """Pass the model file that waits for a load callback to it."""
         if self._pending is not None and load is not None:
             checkpoint, self._pending = self._pending, None
-            call_load(load, str(checkpoint.model_path), from_ram=False)
+            if checkpoint.model_state is not None:
+                call_load(load, checkpoint.model_state, from_ram=True)
+            else:
+                call_load(load, str(checkpoint.model_path), from_ram=False)
 
     def put_back(self, checkpoint: Checkpoint, *, has_callback: bool) -> None:
         """Note that a checkpoint was loaded; warn of a missing model and of changed settings."""
-        self._loaded = checkpoint
-        if checkpoint.model_path is None and has_callback:
+        self._loaded = checkpoint._replace(model_state=None)
+        if checkpoint.model_path is None and checkpoint.model_state is None and has_callback:
             self._announcer.warn_once(
                 "no model in checkpoint",
                 f"{checkpoint.path.name} holds no model, so load_callback was not called: the model is unchanged.",
@@ -89,5 +93,5 @@ class ModelLoader:
             self._announcer.warn_once(
                 "model not loaded",
                 f"there is no load_callback, so the model is unchanged; the saved one is in "
-                f"{str(self._pending.model_path)!r}.",
+                f"{str(self._pending.model_path or self._pending.path)!r}.",
             )

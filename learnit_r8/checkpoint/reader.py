@@ -26,6 +26,7 @@ class Checkpoint(NamedTuple):
         run_id: The run that wrote it.
         config: The run's configuration; empty if it was not saved.
         skipped: Why newer files were skipped, one text each.
+        model_state: The model state itself, of a generation in shared memory; None for a checkpoint on disk.
     """
 
     path: Path
@@ -34,6 +35,7 @@ class Checkpoint(NamedTuple):
     run_id: str
     config: dict[str, Any]
     skipped: tuple[str, ...] = ()
+    model_state: Any = None
 
 
 class NoValidCheckpoint(ValueError):

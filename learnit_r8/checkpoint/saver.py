@@ -250,7 +250,9 @@ class CheckpointSaver:
     def go_on_from(self, checkpoint: Checkpoint) -> None:
         """Continue the run that wrote a checkpoint, including its best one up to there."""
         self.store.go_on_from(checkpoint)
-        self._newest = int(checkpoint.state["pace"]["step"]), checkpoint.path, checkpoint.model_path
+        self._newest = None
+        if checkpoint.model_state is None:
+            self._newest = int(checkpoint.state["pace"]["step"]), checkpoint.path, checkpoint.model_path
         self.best = self._read_best()
         self.store.pin(None if self.best is None else self.best.path)
 

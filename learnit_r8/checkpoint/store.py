@@ -34,6 +34,11 @@ from .reader import MODEL, Checkpoint, NoValidCheckpoint, about_model, first_val
 ROOM = 1.2
 """Space that must be free before a save, as a multiple of the size of the last one."""
 
+THIN = "thin"
+NEWEST_KEPT = 3
+MOST_THIN = 16
+"""Checkpoints kept by "thin" beside the newest ones."""
+
 MOST_NOTE = 2**16
 """Most bytes read of the note about a pinned checkpoint."""
 
@@ -59,11 +64,12 @@ class CheckpointStore:
 
     Args:
         folder: Created with the first checkpoint.
-        keep: Checkpoints of this run to keep, >= 1; those of other runs are never touched.
+        keep: Checkpoints of this run to keep, >= 1; those of other runs are never touched. "thin": the newest three
+            and at most `MOST_THIN` others, spread evenly over the run by their numbers.
         run_id: Distinguishes this run's files from those of other runs.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, keep: int, run_id: str) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, keep: int | str, run_id: str) -> None:
         # A relative path must mean the same folder after the program changes its working directory.
         self.folder = Path(folder).absolute()
         self.keep = keep
@@ -197,7 +203,9 @@ class CheckpointStore:
     def _delete_old(self) -> None:
         """Delete the oldest beyond ``keep``, starting with those of weights that recovery gave up."""
         trusted_last = sorted(self._own, key=lambda own: own.path not in self._given_up)
-        kept = set(trusted_last[-self.keep :])
+        kept = set(trusted_last[-(NEWEST_KEPT if isinstance(self.keep, str) else self.keep) :])
+        if self.keep == THIN:
+            kept |= {own for own in self._own if not _number_of(own.path) % _stride(_number_of(self._own[-1].path))}
         for own in self._own:
             if own not in kept and own.path != self._pinned:
                 # In this order, a checkpoint never exists without its model.
@@ -270,12 +278,15 @@ class CheckpointStore:
         self.run_id = checkpoint.run_id
         self._own, self._pinned, self._is_tidy = [], None, False
         self._given_up.clear()
-        if checkpoint.path.parent.absolute() != self.folder.absolute():
+        is_generation = checkpoint.model_state is not None
+        is_here = checkpoint.path.parent.absolute() == self.folder.absolute()
+        if not (is_here or is_generation) or not self.folder.is_dir():
             return
+        until = step_of(checkpoint.state)
         for path in sorted(self.folder.iterdir()):
-            if _NAME.fullmatch(path.name) and path.name <= checkpoint.path.name:
+            if _NAME.fullmatch(path.name) and (is_generation or path.name <= checkpoint.path.name):
                 run_id, model, step = written_by(path)
-                if run_id == self.run_id:
+                if run_id == self.run_id and (not is_generation or step <= until):
                     self._own.append(CheckpointFiles(path, model, step))
 
     def files_of(self, name: str) -> tuple[Path, Path | None]:
@@ -313,6 +324,23 @@ class CheckpointStore:
                 f"checkpoint_dir must hold a valid checkpoint, got none in {where!r}: {reasons or 'no files'}."
             )
         return checkpoint._replace(skipped=tuple(reasons))
+
+
+def _number_of(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else 0
+
+
+def _stride(newest: int) -> int:
+    """The distance of the numbers that are kept: a power of two, so that what is kept later was kept before.
+
+    >>> _stride(16), _stride(17), _stride(1000)
+    (1, 2, 64)
+    """
+    stride = 1
+    while newest > MOST_THIN * stride:
+        stride *= 2
+    return stride
 
 
 def _under_free_name(number: int, name_of: Callable[[int], Path], make: Callable[[Path], None]) -> Path:

@@ -282,7 +282,8 @@ def _persistence_of(
     backup_every: int | str | Condition | None,
     checkpoint_dir: str | os.PathLike[str] | None,
     checkpoint_every: int | str | Condition | None,
-    keep_checkpoints: int,
+    backup_dir: str | os.PathLike[str] | bool | None,
+    keep_checkpoints: int | str,
     monitor: str | None,
     mode: str,
     **_others: object,
@@ -290,6 +291,7 @@ def _persistence_of(
     return Persistence(
         Callbacks(save_callback, load_callback, state_callback),
         backup_every=backup_every,
+        backup_dir=backup_dir,
         checkpoint_dir=checkpoint_dir,
         checkpoint_every=checkpoint_every,
         keep=keep_checkpoints,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .. import events
+from ..schedules.schedule import WarmupStableDecay
 from ..schedules.span import Span
 
 if TYPE_CHECKING:
@@ -24,6 +25,24 @@ def check(run: Engine, span: Span | None) -> Span:
     span = Span("share", pace.rule.share) if span is None else span
     pace.with_cool_down(span, run.scheduled_lr(pace.progress_at(pace.step)))
     return span
+
+
+def branch(run: Engine, span: Span, step: int) -> None:
+    """Let a run that was just resumed from a checkpoint of its stable part end with a cool-down.
+
+    Raises:
+        ValueError: the checkpoint is of the decay already, or the cool-down is longer than what is left.
+    """
+    pace = run.pace
+    progress = pace.progress_at(step)
+    is_decaying = isinstance(run.schedule, WarmupStableDecay) and progress > 1 - run.schedule.decay
+    if pace.budget.cool_down is not None or is_decaying:
+        raise ValueError(
+            f"cool_down needs a checkpoint of the stable part, got one of step {step}, where the rate falls already."
+        )
+    pace.end_at(pace.with_cool_down(span, run.scheduled_lr(progress)))
+    run.follow_schedule()
+    run.persistence.wake()
 
 
 def begin(run: Engine, span: Span, source: str) -> None:

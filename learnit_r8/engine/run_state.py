@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._validation import did_you_mean
@@ -170,9 +172,41 @@ def resume_from(run: Engine, resume: str | os.PathLike[str]) -> None:
         load_checkpoint(run, resume)
     elif store is None:
         raise ValueError("resume='auto' needs a checkpoint_dir or a save_callback, got neither.")
-    elif store.has_files:
-        load_checkpoint(run, None)
+    else:
+        _resume_from_newest(run)
     say_if_finished(run)
+
+
+def _resume_from_newest(run: Engine) -> None:
+    """Continue from the newest state of an earlier process, if there is one: a checkpoint or a generation in memory."""
+    found, has_other = run.persistence.generations.newest(run.persistence.store)
+    if found is None or found.model_state is None:
+        if found is not None:
+            go_on_from(run, found, found.state)
+        return
+    try:
+        go_on_from(run, found, found.state)
+    except (ValueError, RuntimeError) as error:
+        other = "the newest checkpoint is taken" if has_other else "the run begins anew"
+        run.announcer.warn_once(
+            "generation", f"the backup in shared memory, {str(found.path)!r}, cannot be used, so {other}: {error}"
+        )
+        if has_other:
+            load_checkpoint(run, None)
+
+
+def folder_of_branch(folder: Path, checkpoint: Checkpoint, new: Mapping[str, Any]) -> Path:
+    """A new folder for the checkpoints of a branch, so that those of the run itself stay the newest ones in theirs.
+
+    Raises:
+        ValueError: a budget is given too.
+    """
+    goals = sorted(new.keys() & set(GOAL))
+    if goals:
+        raise ValueError(f"at most one of cool_down and {', '.join(GOAL)} must be given, got cool_down and {goals}.")
+    name = f"cool-down-{checkpoint.state['pace']['step']}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(folder / free for free in names if not (folder / free).exists())
 
 
 def say_if_finished(run: Engine) -> None:

@@ -16,7 +16,7 @@ from ..checkpoint.callbacks import Callbacks, call_save
 from ..checkpoint.model_loader import ModelLoader, read_from
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.saver import CheckpointSaver
-from ..checkpoint.store import CheckpointStore
+from ..checkpoint.store import THIN, CheckpointStore
 from ..events.bus import Announcer
 from ..schedules.budget import Budget
 from ..table.records import Column
@@ -25,6 +25,7 @@ from .backup_timer import BackupTimer
 from .ladder import RollbackDepth
 from .ram_backup import RamBackup, Reach
 from .restore import Restorer, RestoreResult
+from .shared_generations import SharedGenerations
 
 DEFAULT_FOLDER = "checkpoints"
 LEAST_BACKUP_STEPS = 10
@@ -40,16 +41,18 @@ class Persistence:
         checkpoint_dir: Folder of the checkpoints; None for "checkpoints" if there is a save callback, else for none.
         checkpoint_every: When to write checkpoints, as `as_trigger` takes it; None for every epoch. One is also written
             at the end.
-        keep: Checkpoints of this run to keep, >= 1.
+        keep: Checkpoints of this run to keep, >= 1; or "thin", see `CheckpointStore`.
         monitor: Name of the logged metric whose best checkpoint is also kept; None for none.
         mode: "min" if lower is better, "max" if higher is.
         config: The run's configuration, for its checkpoints.
         steps_per_epoch: Steps in an epoch.
         announcer: Receives warnings and events.
         backup: Holds model states in RAM.
+        backup_dir: Folder of the shared memory that backups are also written to; None for the system's, False for none.
 
     Attributes:
         callbacks: As given, completed by those of an adapter.
+        generations: The backups in shared memory.
         saver: Writes checkpoints; None without a folder.
         is_restoring: Whether the model is being restored now.
         has_restored: Whether a restore has begun since `note_judging`.
@@ -69,15 +72,18 @@ class Persistence:
         backup_every: int | str | Condition | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         checkpoint_every: int | str | Condition | None = None,
-        keep: int = 3,
+        keep: int | str = 3,
         monitor: str | None = None,
         mode: str = "min",
         config: Mapping[str, Any] | None = None,
         steps_per_epoch: int,
         announcer: Announcer,
         backup: RamBackup | None = None,
+        backup_dir: str | os.PathLike[str] | bool | None = False,
     ) -> None:
-        keep = whole_number("keep_checkpoints", keep, least=1)
+        if isinstance(keep, str) and keep != THIN:
+            raise ValueError(f"keep_checkpoints must be a whole number >= 1, got {keep!r}; or {THIN!r}.")
+        keep = keep if isinstance(keep, str) else whole_number("keep_checkpoints", keep, least=1)
         if backup_every is not None and callbacks.state is None:
             raise ValueError(
                 f"backup_every needs a state_callback that returns the model state, got {backup_every!r} without."
@@ -90,7 +96,9 @@ class Persistence:
         self._config = dict(config or {})
         if backup_every is None:
             backup_every = every(time=30) | every(max(LEAST_BACKUP_STEPS, steps_per_epoch // 4))
-        self._backup_timer = BackupTimer(as_trigger("backup_every", backup_every), announcer, backup or RamBackup())
+        backup = backup or RamBackup()
+        self._backup_timer = BackupTimer(as_trigger("backup_every", backup_every), announcer, backup)
+        self.generations = SharedGenerations.of(backup_dir, folder, backup, self._config, announcer)
         self._model_loader = ModelLoader(self._config, announcer)
         self._asked = (0, 0, 0.0)
         self.wake()
@@ -223,9 +231,14 @@ class Persistence:
         asked = (step, samples, seconds)
         try:
             if self.callbacks.state is not None:
+                before = self.backup.slots
                 damage = self._backup_timer.take_if_due(elapsed, draws, self.callbacks.state, get_moment)
+                if self.saver and not damage and self.backup.slots is not before and not run_ended:
+                    self.generations.take(get_state, self.saver.store.run_id, step)
             if self.saver and self.saver.is_due(elapsed, epoch_ended=epoch_ended, run_ended=run_ended):
                 self.saver.attempt(lambda: self._write(get_state(), in_background=not run_ended), step)
+                if run_ended and self.saver.has_saved(step):
+                    self.generations.clear()
         except Exception:
             self._asked = asked
             raise
@@ -312,6 +325,8 @@ class Persistence:
             self._announcer.note_once("no folder", "no checkpoint was saved: neither checkpoint_dir nor save_callback.")
         elif not self.saver.has_saved(step):
             self.saver.attempt(lambda: self._write(get_state()), step)
+        if self.saver is not None and self.saver.has_saved(step):
+            self.generations.clear()
 
     def note(self, metrics: Mapping[str, float], at_step: int, step: int) -> None:
         """Take logged metrics; see `CheckpointSaver.note`."""
@@ -345,6 +360,7 @@ class Persistence:
             self.saver.settle()
         self._model_loader.hand_over(checkpoint, self.callbacks.load)
         self.backup.clear()
+        self.generations.put_back(checkpoint)
         self.wake()
         if self.saver is not None:
             self.saver.go_on_from(checkpoint)

@@ -138,7 +138,22 @@ class RamBackup:
         self.older_steps = older_steps
         self.is_calm = is_calm
         self.copy_with(clone, copy_into)
+        self._lent: Any = None
         self.slots = NO_SLOTS
+
+    def lend(self, state: Any) -> None:
+        """Leave the memory of a stored state alone, as another thread reads it; None once it has been read."""
+        self._lent = state
+
+    def add_proved(self, state: Any, *, step: int, draws: int, lr: float) -> None:
+        """Store a state that has passed its trial in an earlier process; the oldest first."""
+        slot = Slot(state, step, draws, None, healthy=self.trial_steps, lr=lr)
+        self.slots = self.slots._replace(good=slot, older=self.slots.good)
+
+    @property
+    def proved(self) -> dict[int, float]:
+        """Steps of the states that have passed their trial, with the rates at which they have."""
+        return {slot.step: slot.lr for slot in (self.slots.good, self.slots.older) if slot is not None}
 
     def copy_with(self, clone: Callable[[Any], Any], copy_into: Callable[[Any, Any], Any] | None = None) -> None:
         """Copy with these functions from now on; see the class."""
@@ -190,7 +205,9 @@ class RamBackup:
         return self._clone(state)
 
     def _recycle(self, slot: Slot | None) -> None:
-        if slot is not None and slot is not self.slots.aside and self._copy_into is not None:
+        if slot is None or slot.state is self._lent:
+            return
+        if slot is not self.slots.aside and self._copy_into is not None:
             self._spares.append(slot.state)
 
     def note_first(self, draw: int, indices: Any, loss: float) -> None:

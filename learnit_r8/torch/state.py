@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..checkpoint.shared_memory import ResumedState
 from . import serialization
 
 
@@ -79,7 +80,7 @@ class ModelState:
         generators = state["random"] if from_ram or not self.rank else random_state_of(state["random"], self.rank)
         set_random_state(generators)
         # A loader draws from the generators when it starts, which must not count.
-        self._generators = None if from_ram else generators
+        self._generators = generators if not from_ram or isinstance(source, ResumedState) else None
         self.num_loads += 1
 
     def check(self, state: Mapping[str, Any]) -> None:

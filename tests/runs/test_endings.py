@@ -518,3 +518,121 @@ def test_final_checkpoint_is_written_where_time_was_kept(tmp_path):
 
     assert [path.name for path in tmp_path.glob("ck_*")] == ["ck_000000000001.r8"]
     assert R8Scheduler.resume_from_checkpoint(tmp_path, train_duration_seconds=99).global_step == r8.global_step
+
+
+def files_of(folder):
+    return sorted(path.name for path in folder.glob("*.r8"))
+
+
+def trunk(folder, until=60):
+    """An open run with a checkpoint every ten steps."""
+    weights = Weights()
+    r8 = endless(checkpoint_dir=folder, checkpoint_every=10, keep_checkpoints="thin", state_callback=weights.get,
+                 load_callback=weights.load, save_callback=weights.save)  # fmt: skip
+    advance_to(r8, until)
+    r8.between_steps()
+    return r8
+
+
+def branch(folder, number, cool_down, **more):
+    weights = Weights()
+    return R8Scheduler.resume_from_checkpoint(
+        folder / f"ck_{number:012d}.r8",
+        weights.save,
+        weights.load,
+        cool_down=cool_down,
+        state_callback=weights.get,
+        **more,
+    )
+
+
+def test_branches_are_the_runs_that_had_been_cooled_down_there(tmp_path):
+    """Three cool-downs from checkpoints of one run give the batches and rates of three runs asked on the way."""
+    trunk(tmp_path / "trunk")
+    for number, step in ((2, 20), (3, 30), (5, 50)):
+        asked = endless()
+        advance_to(asked, step)
+        asked.cool_down(12)
+
+        assert train(branch(tmp_path / "trunk", number, "12 steps")) == train(asked)
+
+
+def test_branches_leave_the_run_alone(tmp_path):
+    """A branch has a folder of its own: the run's files stay, and it goes on from its own newest one."""
+    trunk(tmp_path)
+    before = files_of(tmp_path)
+    for name in ("cool-down-20", "cool-down-20-2"):
+        train(branch(tmp_path, 2, 5))
+        assert files_of(tmp_path / name) == ["ck_000000000001.r8"]
+    assert files_of(tmp_path) == before
+    weights = Weights()
+    again = endless(checkpoint_dir=tmp_path, resume="auto", load_callback=weights.load, state_callback=weights.get)
+
+    assert (again.global_step, again.total_steps) == (60, None)
+
+
+def test_branch_survives_a_resume(tmp_path):
+    """A branch that was stopped goes on to the end of its cool-down."""
+    trunk(tmp_path)
+    r8 = branch(tmp_path, 3, 20, checkpoint_dir=tmp_path / "mine")
+    advance_to(r8, 40)
+    r8.save_checkpoint()
+    weights = Weights()
+    again = R8Scheduler.resume_from_checkpoint(
+        tmp_path / "mine", weights.save, weights.load, state_callback=weights.get
+    )
+
+    assert (again.global_step, again.total_steps) == (40, 50)
+    assert train(again)[0][2] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("cool_down", "more", "text"),
+    [
+        (5, {"num_steps": 50}, r"at most one of cool_down and num_epochs, .* must be given, got cool_down and \['num_"),
+        ("soon", {}, "cool_down must be a number of steps >= 1"),
+    ],
+)
+def test_branches_that_cannot_be_are_refused(cool_down, more, text, tmp_path):
+    """A second end, and a length that is none."""
+    trunk(tmp_path, 20)
+    with pytest.raises(ValueError, match=text):
+        branch(tmp_path, 2, cool_down, **more)
+
+    assert not list(tmp_path.glob("cool-down-*"))
+
+
+def test_branch_of_a_decay_is_refused(tmp_path):
+    """From where the rate falls already, by a cool-down or by the schedule, there is no branch; nor beyond the end."""
+    cooled = endless(checkpoint_dir=tmp_path / "a", checkpoint_every=10)
+    advance_to(cooled, 10)
+    cooled.cool_down(20)
+    train(cooled)
+    planned = make(num_steps=40, scheduler_mode="wsd", checkpoint_dir=tmp_path / "b", checkpoint_every=10,
+                   decay_proportion=0.5)  # fmt: skip
+    train(planned)
+    with pytest.raises(ValueError, match="cool_down needs a checkpoint of the stable part, got one of step 20"):
+        R8Scheduler.resume_from_checkpoint(tmp_path / "a" / "ck_000000000002.r8", cool_down=5)
+    with pytest.raises(ValueError, match="cool_down needs a checkpoint of the stable part, got one of step 30"):
+        R8Scheduler.resume_from_checkpoint(tmp_path / "b" / "ck_000000000003.r8", cool_down=5)
+    with pytest.raises(ValueError, match="must not be longer than what is left"):
+        R8Scheduler.resume_from_checkpoint(tmp_path / "b" / "ck_000000000002.r8", cool_down=25)
+
+
+def test_thinned_checkpoints_are_spread_over_the_run(tmp_path):
+    """The newest three and at most 16 others, evenly over the whole run; a resume goes on with the same grid."""
+    r8 = endless(checkpoint_dir=tmp_path, checkpoint_every=2, keep_checkpoints="thin")
+    advance_to(r8, 100)
+    r8.between_steps()
+    assert [int(name[3:15]) for name in files_of(tmp_path)] == [*range(4, 49, 4), 49, 50]
+    again = endless(checkpoint_dir=tmp_path, checkpoint_every=2, keep_checkpoints="thin", resume="auto")
+    advance_to(again, 200)
+    again.between_steps()
+
+    assert [int(name[3:15]) for name in files_of(tmp_path)] == [*range(8, 97, 8), 98, 99, 100]
+
+
+def test_ways_to_keep_are_known():
+    """A misspelt way is refused."""
+    with pytest.raises(ValueError, match="keep_checkpoints must be a whole number >= 1, got 'thick'; or 'thin'"):
+        endless(keep_checkpoints="thick")

@@ -1,0 +1,152 @@
+"""Shared generations: when a backup is also written to shared memory, and when a run continues from one."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .._validation import is_number
+from ..checkpoint.reader import Checkpoint, NoValidCheckpoint, step_of
+from ..checkpoint.shared_memory import Proved, SharedBackups, default_base
+from ..checkpoint.store import CheckpointStore
+from ..events.bus import Announcer
+from ..table.records import Column
+from .ram_backup import RamBackup
+
+
+class SharedGenerations:
+    """Writes a run's backups to shared memory, and finds those of an earlier process.
+
+    Args:
+        backups: Writes and reads them; None for none.
+        backup: The model states in RAM, whose newest one is written.
+        config: The run's configuration.
+        announcer: Receives warnings.
+    """
+
+    def __init__(
+        self, backups: SharedBackups | None, backup: RamBackup, config: Mapping[str, Any], announcer: Announcer
+    ) -> None:
+        self._backups, self._backup, self._config, self._announcer = backups, backup, config, announcer
+        self._proved: list[Proved] = []
+
+    @classmethod
+    def of(
+        cls,
+        backup_dir: str | os.PathLike[str] | bool | None,
+        checkpoint_dir: Any,
+        backup: RamBackup,
+        config: Mapping[str, Any],
+        announcer: Announcer,
+    ) -> SharedGenerations:
+        """Those that the argument ``backup_dir`` of `R8Scheduler` asks for.
+
+        Raises:
+            ValueError: it is no folder, or there is no checkpoint folder to know the run by.
+        """
+        is_given = backup_dir is not None and backup_dir is not False
+        if is_given and not (isinstance(backup_dir, (str, os.PathLike)) and os.fspath(backup_dir)):
+            raise ValueError(f"backup_dir must be a folder in memory, False or None, got {backup_dir!r}.")
+        if is_given and checkpoint_dir is None:
+            raise ValueError(f"backup_dir needs a checkpoint_dir or a save_callback, got {backup_dir!r} without.")
+        is_on = is_given or (backup_dir is None and checkpoint_dir is not None and default_base().is_dir())
+        # Ranks on several machines cannot see what the others have: they continue from their checkpoints.
+        if not is_on or os.name != "posix" or not _is_one_machine():
+            return cls(None, backup, config, announcer)
+        backups = SharedBackups(
+            Path(os.fspath(backup_dir)) if is_given else default_base(),  # type: ignore[arg-type]
+            Path(checkpoint_dir),
+            rank=_number_of("RANK", 0),
+            num_ranks=_number_of("WORLD_SIZE", 1),
+            note=functools.partial(announcer.warn_once if is_given else announcer.note_once, "backup_dir"),
+            is_default=not is_given,
+        )
+        return cls(backups, backup, config, announcer)
+
+    def take(self, get_state: Callable[[], dict[str, Any]], run_id: str, step: int) -> None:
+        """Write the newest backup, which belongs to this step, and the scheduler's state, in the background."""
+        newest = self._backup.newest
+        if self._backups is None or newest is None or not step or not self._backups.is_ready:
+            return
+        state = get_state()
+        columns = [each for each in state.get("table", {}).values() if isinstance(each, Column)]
+
+        def done() -> None:
+            self._backup.lend(None)
+            for column in columns:
+                column.close()
+
+        content = {"run_id": run_id, "model": None, "scheduler": state, "config": dict(self._config)}
+        kept, proved = {slot.step for slot in self._backup.states()}, self._backup.proved
+        try:
+            self._backup.lend(newest.state)
+            self._backups.begin(newest.state, content, step=step, kept=kept, proved=proved, done=done)
+        except BaseException:
+            if not self._backups.is_writing:
+                done()
+            raise
+
+    def clear(self) -> None:
+        """Delete what is in shared memory, as a checkpoint of this step is on disk."""
+        if self._backups is not None:
+            self._backups.clear()
+
+    def newest(self, store: CheckpointStore | None) -> tuple[Checkpoint | None, bool]:
+        """The newest state of an earlier process: a generation, or a checkpoint on disk; None if there is none.
+
+        Returns:
+            The state, and whether a checkpoint on disk is left if it cannot be used.
+
+        Raises:
+            NoValidCheckpoint: there are only checkpoints that cannot be read.
+        """
+        found = self._found()
+        has_files = store is not None and store.has_files
+        try:
+            disk = store.load() if store is not None and has_files else None
+        except NoValidCheckpoint:
+            if found is None:
+                raise
+            disk = None
+        if found is None:
+            return disk, False
+        generation, self._proved, made = found
+        if disk is not None and not _is_newer(generation, made, disk):
+            return disk, False
+        return generation, disk is not None
+
+    def _found(self) -> tuple[Checkpoint, list[Proved], float] | None:
+        if self._backups is None:
+            return None
+        skipped: list[str] = []
+        found = self._backups.newest(skipped)
+        if skipped:
+            self._announcer.warn_once("generations", f"backups in shared memory skipped: {' | '.join(skipped)}")
+        return found
+
+    def put_back(self, checkpoint: Checkpoint) -> None:
+        """Give the ladder of recovery the proved states that were kept beside a generation."""
+        if checkpoint.model_state is not None:
+            for proved in sorted(self._proved, key=lambda one: one.step):
+                self._backup.add_proved(proved.state, step=proved.step, draws=proved.draws, lr=proved.lr)
+        self._proved = []
+
+
+def _is_newer(generation: Checkpoint, made: float, disk: Checkpoint) -> bool:
+    """Whether a generation is newer than a checkpoint: by its step in one run, by its time among several."""
+    if generation.run_id == disk.run_id:
+        return step_of(generation.state) > step_of(disk.state)
+    return is_number(made) and made > disk.path.stat().st_mtime
+
+
+def _is_one_machine() -> bool:
+    size = _number_of("WORLD_SIZE", 1)
+    return _number_of("LOCAL_WORLD_SIZE", size) == size
+
+
+def _number_of(variable: str, otherwise: int) -> int:
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() else otherwise

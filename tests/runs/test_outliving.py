@@ -1,0 +1,380 @@
+"""Backups that outlive the process: runs that are really killed, and what is left afterwards."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from learnit_r8 import R8Scheduler
+from learnit_r8.checkpoint import shared_memory
+from learnit_r8.checkpoint.shared_memory import SharedBackups, files_in, is_held
+from learnit_r8.events import CheckpointLoaded
+from tests.drive import Weights, advance_to, batch_loss, steps, train
+
+JOB = Path(__file__).parent / "outliving_job.py"
+ROOT = Path(__file__).parents[2]
+
+
+def run_job(folder, killed_at, kind="numpy", total=120):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    arguments = [sys.executable, str(JOB), str(folder), str(killed_at), kind, str(total)]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stderr
+
+
+def log_of(folder):
+    return [line.split() for line in (folder / "log").read_text().splitlines()]
+
+
+def generations(folder):
+    """Steps of the generations that are left."""
+    return [step for rank in sorted(folder.glob("shm/learnit_r8-*/*/rank*")) for step, _ in files_in(rank)]
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_killed_run_goes_on_from_its_newest_backup(kind, tmp_path):
+    """After ``kill -9``, twice, the run loses at most the steps since a backup, and ends as if nothing had happened."""
+    assert run_job(tmp_path, 47, kind)[0] == -9
+    assert run_job(tmp_path, 83, kind)[0] == -9
+    code, errors = run_job(tmp_path, 0, kind)
+    assert (code, errors) == (0, "")
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert run_job(whole, 0, kind)[0] == 0
+    log = log_of(tmp_path)
+    began = [int(line[1]) for line in log if line[0] == "began"]
+    values = {line[0]: line[1] for line in log if line[0].isdigit()}
+
+    assert began[0] == 0
+    assert began[1] in (30, 40)
+    assert began[2] in (70, 80)
+    assert values == {line[0]: line[1] for line in log_of(whole) if line[0].isdigit()}
+    assert generations(tmp_path) == generations(whole) == []
+    assert not list((tmp_path / "shm").iterdir())
+
+
+def killed(folder, at=47, **more):
+    assert run_job(folder, at, **more)[0] == -9
+    assert generations(folder)
+
+
+def damage_newest(folder, how):
+    path = max(folder.glob("shm/learnit_r8-*/*/rank0/gen_*"))
+    how(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-50]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:200] + b"xxxx" + path.read_bytes()[204:]),
+        lambda path: (path.unlink(), path.mkdir()),
+        lambda path: (path.rename(path.with_name("x")), path.symlink_to(path.with_name("x"))),
+    ],
+)
+def test_damaged_generation_is_skipped_for_the_one_before(how, tmp_path):
+    """Truncated, empty, changed, a folder, a link: the newest that is complete counts, and the others are named."""
+    killed(tmp_path)
+    before = generations(tmp_path)
+    damage_newest(tmp_path, how)
+    code, errors = run_job(tmp_path, 0)
+
+    assert "backups in shared memory skipped: gen_" in errors or code == 0
+    assert [line[1] for line in log_of(tmp_path) if line[0] == "began"][1:] in ([str(before[-2])], [])
+
+
+def opened(folder, weights=None, **more):
+    """A run of this process on the folders of a killed one."""
+    weights = weights or Weights()
+    given = {"batch_size": 8, "num_steps": 120, "checkpoint_every": 10_000, "backup_every": 10,
+             "checkpoint_dir": folder / "ck", "backup_dir": folder / "shm", "resume": "auto",
+             "state_callback": weights.get, "load_callback": weights.load,
+             "save_callback": weights.save, **more}  # fmt: skip
+    return R8Scheduler(more.pop("num_samples", 640), **{k: v for k, v in given.items() if k != "num_samples"})
+
+
+def test_generation_and_checkpoint_are_told_apart_by_their_steps(tmp_path):
+    """A newer checkpoint on disk counts, an older one does not."""
+    killed(tmp_path)
+    newest = generations(tmp_path)[-1]
+    heard = []
+    r8 = opened(tmp_path, listeners=[heard.append])
+    assert r8.global_step == newest
+    advance_to(r8, newest + 5)
+    [loaded] = [event for event in heard if isinstance(event, CheckpointLoaded)]
+    assert loaded.path.endswith(f"gen_{newest:012d}.r8")
+    assert loaded.model_path is None
+    checkpoint = r8.save_checkpoint()
+    assert generations(tmp_path), "only a checkpoint that the run asks for itself clears them"
+    r8.persistence.generations._backups._release()
+    again = opened(tmp_path)
+
+    assert again.global_step == newest + 5
+    assert checkpoint.path.exists()
+
+
+def test_backup_of_another_model_is_left_out(tmp_path):
+    """A load callback that refuses the state: the newest checkpoint is taken, or the run begins anew, and says so."""
+    killed(tmp_path)
+
+    def load(source, from_ram=False):
+        raise ValueError("another model")
+
+    with pytest.warns(RuntimeWarning, match="cannot be used, so the run begins anew: load_callback must restore"):
+        r8 = opened(tmp_path, load_callback=load)
+
+    assert r8.global_step == 0
+    assert generations(tmp_path)
+
+
+def test_backup_of_other_data_is_left_out(tmp_path):
+    """A generation of a run on more samples changes nothing."""
+    killed(tmp_path)
+    with pytest.warns(RuntimeWarning, match="so the run begins anew: num_samples must be that of the saved run"):
+        r8 = opened(tmp_path, num_samples=320)
+
+    assert r8.global_step == 0
+
+
+def test_run_that_is_not_resumed_replaces_what_was_left(tmp_path):
+    """A new run in the folder of a killed one begins at step 0, and its own generations are the only ones then."""
+    killed(tmp_path, 97)
+    r8 = opened(tmp_path, resume=None)
+    assert r8.global_step == 0
+    trained(r8, 25)
+
+    assert generations(tmp_path) == [10, 20]
+
+
+def trained(r8, until):
+    """Train to a step, and wait for each generation that is written on the way."""
+    for _, indices, _ in steps(r8):
+        backups = r8.persistence.generations._backups
+        backups._rest_until = 0.0
+        r8.update_with_loss(batch_loss(indices))
+        if r8.global_step % 10 == 1 and backups._thread is not None:
+            backups._thread.join()
+        if r8.global_step >= until:
+            break
+    if r8.persistence.generations._backups._thread is not None:
+        r8.persistence.generations._backups._thread.join()
+
+
+def test_clean_end_leaves_nothing(tmp_path):
+    """A run that has ended, or was closed, leaves no file and no folder."""
+    r8 = opened(tmp_path)
+    trained(r8, 35)
+    assert generations(tmp_path)
+    r8.close()
+    assert not list((tmp_path / "shm").iterdir())
+    train(opened(tmp_path))
+
+    assert not list((tmp_path / "shm").iterdir())
+
+
+def test_proved_generations_are_kept_for_the_ladder(tmp_path):
+    """After a resume there is a state to go back to that has passed its trial, older than the one resumed."""
+    weights = Weights()
+    r8 = opened(tmp_path, weights, num_steps=400)
+    trained(r8, 205)
+    good = r8.persistence.backup.slots.good.step
+    kept = generations(tmp_path)
+    r8.persistence.generations._backups._release()
+    again = opened(tmp_path, weights, num_steps=400)
+
+    assert good in kept
+    assert kept[-1] == 200
+    assert again.global_step == 200
+    assert again.persistence.backup.slots.good.step == good
+    assert again.persistence.restorable_steps() == {good}
+    advance_to(again, 230, bad=(215, 216, 217))
+    assert again.sentry.num_refused >= 1
+
+
+def test_two_runs_with_one_checkpoint_folder(tmp_path, recwarn):
+    """The second of two runs neither reads nor writes the generations of the first, and says so once."""
+    first = opened(tmp_path)
+    trained(first, 25)
+    second = opened(tmp_path)
+    assert second.global_step == 0
+    trained(second, 45)
+
+    texts = [str(warning.message) for warning in recwarn]
+    assert sum("another running process uses" in text for text in texts) == 1
+    assert generations(tmp_path)[-1] == 20
+    assert second.global_step == 45
+
+
+def test_forked_child_writes_nothing(tmp_path):
+    """A child that trains on a copy of the run leaves the generations alone, and its end deletes nothing."""
+    r8 = opened(tmp_path, handle_signals=False)
+    trained(r8, 25)
+    before = generations(tmp_path)
+    process = multiprocessing.get_context("fork").Process(target=r8.persistence.generations.clear)
+    process.start()
+    process.join()
+
+    assert process.exitcode == 0
+    assert generations(tmp_path) == before
+    assert is_held(next(tmp_path.glob("shm/learnit_r8-*/*/rank0")))
+
+
+def test_state_that_the_container_cannot_hold_stays_in_ram(tmp_path):
+    """A model of the user's own kind: backups are kept in RAM as ever, and that they do not outlive is said once."""
+
+    class Model:
+        w = 3
+
+    r8 = opened(tmp_path, state_callback=lambda: {"net": Model()}, load_callback=lambda source: None)
+    with pytest.warns(RuntimeWarning, match=r"backups stay in this process .* state\.net must be an array") as said:
+        advance_to(r8, 45)
+
+    assert len(said) == 1
+    assert not r8.persistence.backup.is_empty
+    assert generations(tmp_path) == []
+
+
+def test_full_folder_turns_them_off(tmp_path, monkeypatch):
+    """Where two generations do not fit into a quarter of what is free, none is written, and that is said once."""
+    monkeypatch.setattr(shared_memory, "_free_bytes", lambda folder: 5000)
+    r8 = opened(tmp_path)
+    with pytest.warns(RuntimeWarning, match=r"two generations of .* MiB do not fit into a quarter") as said:
+        advance_to(r8, 45)
+
+    assert len(said) == 1
+    assert generations(tmp_path) == []
+
+
+def test_folder_that_fills_up_keeps_the_generation_before(tmp_path, monkeypatch):
+    """An error in the middle of a write leaves the last complete generation, and the run goes on."""
+    r8 = opened(tmp_path)
+    trained(r8, 25)
+
+    def full(content, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shared_memory.codec, "write", full)
+    with pytest.warns(RuntimeWarning, match="No space left on device"):
+        trained(r8, 55)
+
+    assert r8.global_step == 55
+    assert generations(tmp_path)[-1] == 20
+    assert [path.name for path in tmp_path.glob("shm/*/*/rank0/*") if path.name.startswith("tmp_")] == []
+
+
+def test_missing_folder_is_off_without_a_word(tmp_path, monkeypatch, recwarn):
+    """A system without shared memory has backups in RAM, as ever."""
+    monkeypatch.setenv("R8_BACKUPS", str(tmp_path / "none"))
+    r8 = opened(tmp_path, backup_dir=None)
+    advance_to(r8, 45)
+
+    assert not recwarn.list
+    assert not (tmp_path / "none").exists()
+
+
+def test_folder_that_cannot_be_made_is_said_once(tmp_path):
+    """A backup_dir below a file cannot be made: the run goes on with backups in RAM."""
+    (tmp_path / "file").write_text("")
+    r8 = opened(tmp_path, backup_dir=tmp_path / "file" / "shm")
+    with pytest.warns(RuntimeWarning, match="could not be kept in") as said:
+        advance_to(r8, 45)
+
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("how", ["open", "link"])
+def test_folder_of_another_user_is_not_trusted(how, tmp_path):
+    """A folder that others may write to, or a link, is neither read nor written."""
+    killed(tmp_path)
+    [own] = (tmp_path / "shm").glob("learnit_r8-*")
+    if how == "open":
+        own.chmod(0o777)
+    else:
+        own.rename(tmp_path / "elsewhere")
+        own.symlink_to(tmp_path / "elsewhere")
+    with pytest.warns(RuntimeWarning, match="must be a folder that only this user can use"):
+        r8 = opened(tmp_path)
+
+    with pytest.warns(RuntimeWarning, match="could not be kept in"):
+        advance_to(r8, 25)
+
+    assert r8.global_step == 25
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"backup_dir": 3}, "backup_dir must be a folder in memory, False or None, got 3"),
+        ({"backup_dir": ""}, "backup_dir must be a folder in memory, False or None, got ''"),
+        ({"backup_dir": "x", "checkpoint_dir": None, "resume": None}, "backup_dir needs a checkpoint_dir or a save_"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(given, text, tmp_path):
+    """A folder of another kind, and one without checkpoints to know the run by."""
+    more = {"checkpoint_every": None, "save_callback": None} if "checkpoint_dir" in given else {}
+    with pytest.raises(ValueError, match=text):
+        opened(tmp_path, **given, **more)
+
+
+def test_crashed_runs_are_swept_at_the_next_start(tmp_path):
+    """What 50 crashed runs have left goes when another one starts, but for the newest, which may be resumed."""
+    for number in range(50):
+        backups = backups_of(tmp_path, f"run{number}")
+        backups.begin({"w": np.zeros(3)}, CONTENT, step=5, kept=set(), proved={}, done=lambda: None)
+        backups._thread.join()
+        backups._release()
+    r8 = opened(tmp_path)
+    trained(r8, 25)
+
+    assert len(list((tmp_path / "shm").glob("learnit_r8-*/*"))) == 2
+
+
+CONTENT = {"run_id": "r", "model": None, "scheduler": {"pace": {"step": 5}, "num_draws": 5}, "config": {}}
+
+
+def backups_of(folder, name, rank=0, num_ranks=1):
+    return SharedBackups(folder / "shm", folder / name, rank=rank, num_ranks=num_ranks, note=print, is_default=False)
+
+
+def test_ranks_take_the_newest_that_all_have(tmp_path):
+    """A generation that one rank has not finished is not taken by the others either."""
+    for rank, its in enumerate([(10, 20, 30), (10, 20)]):
+        backups = backups_of(tmp_path, "run", rank, 2)
+        for step in its:
+            backups._rest_until = 0.0
+            backups.begin({"w": np.full(3, rank)}, CONTENT, step=step, kept={10}, proved={}, done=lambda: None)
+            backups._thread.join()
+        backups._release()
+    found = [backups_of(tmp_path, "run", rank, 2).newest([])[0] for rank in (0, 1)]
+
+    assert [checkpoint.path.name for checkpoint in found] == ["gen_000000000020.r8"] * 2
+    assert [checkpoint.model_state["w"][0] for checkpoint in found] == [0, 1]
+
+
+def test_files_are_their_owner_s_only(tmp_path):
+    """Nobody else may read a model."""
+    r8 = opened(tmp_path)
+    trained(r8, 25)
+    paths = [*tmp_path.glob("shm/learnit_r8-*"), *tmp_path.glob("shm/learnit_r8-*/*/rank0/*")]
+
+    assert len(paths) > 2
+    assert not any(path.stat().st_mode & 0o077 for path in paths)
+
+
+def test_resumed_rates_and_batches_do_not_depend_on_what_was_resumed_from(tmp_path):
+    """From a generation the run draws what an uninterrupted one draws."""
+    r8 = opened(tmp_path)
+    trained(r8, 25)
+    r8.persistence.generations._backups._release()
+    again = opened(tmp_path)
+    rest = train(again)
+    whole = train(opened(tmp_path / "other"))
+
+    assert rest == whole[20:]
