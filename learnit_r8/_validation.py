@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import numbers
 import re
 from collections.abc import Collection, Iterable
@@ -70,6 +69,9 @@ def check_release(package: str, least: str) -> None:
         package: As pip calls it.
         least: The oldest release that will do, such as "2.5".
     """
+    # Takes longer to import than all the rest of an import of the scheduler.
+    import importlib.metadata
+
     found = importlib.metadata.version(package)
     if _numbers(found) < _numbers(least):
         raise ImportError(f"{package} must be of release {least} or newer, got {found}; pip install -U {package}.")
