@@ -421,7 +421,8 @@ class R8Scheduler(Engine):
         values = {name: read_number(name, value) for name, value in metrics.items()}
         at_step = self.global_step if step is None else step
         self.announcer.tell(events.MetricsLogged, metrics=values, at_step=at_step)
-        self.persistence.note(values, at_step, self.global_step)
+        if self.persistence.note(values, at_step, self.global_step):
+            self.requests.save()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue with exactly the same batches, rates and tables; at any step.

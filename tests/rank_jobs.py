@@ -228,16 +228,19 @@ def settings_made(rank):
 
 
 def resumed_numbers(rank, folder):
-    """Random numbers that follow on a checkpoint, read twice, and the parameters it holds."""
+    """Random numbers that follow on a checkpoint, as it is saved and each time it is loaded, and its parameters."""
     task = Digits()
     dataset = torch.utils.data.TensorDataset(task.x, task.y)
     adapter = attach(task.model, task.optimizer, dataset, batch_size=64, num_epochs=2, checkpoint_dir=folder)
+    for generator in (torch.manual_seed, np.random.seed, random.seed):
+        generator(rank)
     for xs, ys in adapter.loader():
         adapter.step(adapter.loss(torch.nn.functional.cross_entropy(task.model(xs), ys, reduction="none")))
     adapter.scheduler.save_checkpoint()
     numbers = []
-    for _ in range(2):
-        adapter.scheduler.load_checkpoint()
+    for is_loaded in (False, True, True):
+        if is_loaded:
+            adapter.scheduler.load_checkpoint()
         numbers.append((torch.rand(1).item(), np.random.random(), random.random()))
     adapter.close()
     return numbers, parameter_digest(task.model)

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 
+class Unrecoverable(RuntimeError):
+    """An error after which this process cannot go on with the others; unlike other errors of a save it ends the run."""
+
+
 @dataclass(frozen=True)
 class Callbacks:
     """The user's callbacks.
@@ -16,6 +20,7 @@ class Callbacks:
         save: ``(state_dict, filepath)`` or ``(filepath)``: writes the model.
         load: ``(source)`` or ``(source, from_ram=)``: restores a model state from a path or a backup.
         state: ``()``: returns the model state for a backup.
+        collect: ``()``: returns the model state for `save`, where that is another one; called on all ranks.
 
     Raises:
         TypeError: one is neither callable nor None, or does not accept the arguments it will be called with.
@@ -24,6 +29,7 @@ class Callbacks:
     save: Callable[..., Any] | None = None
     load: Callable[..., Any] | None = None
     state: Callable[[], Any] | None = None
+    collect: Callable[[], Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ("save", "load", "state"):

@@ -16,6 +16,7 @@ from .._validation import check_choice
 from ..events.bus import Announcer
 from ..triggers import Condition, Elapsed, quiet_until
 from .background import BackgroundWrite
+from .callbacks import Unrecoverable
 from .reader import Checkpoint
 from .store import CheckpointStore
 
@@ -88,6 +89,7 @@ class CheckpointSaver:
         self._step_to_pin = 0
         self._logged: set[str] = set()
         self._pid: int | None = None
+        self._is_shared = False
 
     def claim(self) -> None:
         """Note that this process trains: processes forked from it later must not write its checkpoints."""
@@ -105,9 +107,15 @@ class CheckpointSaver:
         """Whether there is a checkpoint of this step."""
         return self._newest is not None and self._newest[0] == step
 
-    def write_to(self, store: CheckpointStore) -> None:
-        """Write to this store from now on."""
+    def share(self, store: CheckpointStore) -> None:
+        """Write to this store from now on, on all ranks at the same step."""
         self.store = store
+        self._is_shared = True
+
+    @property
+    def _must_pin(self) -> bool:
+        """Whether a checkpoint is due because it is the best one; ranks ask for that, as only one knows the metrics."""
+        return self._value_to_pin is not None and not self._is_shared
 
     def is_due(self, elapsed: Elapsed, *, epoch_ended: bool, run_ended: bool) -> bool:
         """Whether to write a checkpoint now.
@@ -120,22 +128,22 @@ class CheckpointSaver:
         due = self._when(elapsed) or (self._each_epoch and epoch_ended)
         if run_ended:
             self._check_monitor()
-        must_wait = run_ended or self._value_to_pin is not None
+        must_wait = run_ended or self._must_pin
         if self._writing is not None and not (must_wait or self._writing[1].is_done):
             # One after the other; the next is of a later step anyway.
             return False
         self.settle()
-        if elapsed.steps == self._step_tried and self._value_to_pin is None:
+        if elapsed.steps == self._step_tried and not self._must_pin:
             return False
         # The best checkpoint must be of this very step, so it is tried even while others are skipped.
-        if due and not run_ended and self._num_to_skip and self._value_to_pin is None:
+        if due and not run_ended and self._num_to_skip and not self._must_pin:
             self._num_to_skip -= 1
             return False
-        return due or run_ended or self._value_to_pin is not None
+        return due or run_ended or self._must_pin
 
     def quiet_until(self, asked: Elapsed) -> tuple[float, float]:
         """Steps and seconds before which none is due unless an epoch ends; ``asked`` is the last `is_due` call."""
-        is_quiet = self._value_to_pin is None and self._writing is None
+        is_quiet = not self._must_pin and self._writing is None
         return quiet_until(self._when, asked) if is_quiet else (0.0, 0.0)
 
     def settle(self) -> None:
@@ -154,6 +162,8 @@ class CheckpointSaver:
             return
         try:
             self.write(write, step)
+        except Unrecoverable:
+            raise
         except Exception as error:
             # Whatever failed, the user's callback or the disk: the run is worth more than the file.
             self.num_failed += 1
@@ -198,7 +208,7 @@ class CheckpointSaver:
         self._num_failed_in_a_row = self._num_to_skip = 0
         self.last_error = ""
         self._newest = step, saved.path, saved.model_path
-        if self._value_to_pin is not None and step == self._step_to_pin:
+        if self._value_to_pin is not None and (step == self._step_to_pin or self._is_shared):
             self._pin(self._value_to_pin)
         return saved
 
@@ -206,24 +216,29 @@ class CheckpointSaver:
     def _whose(self) -> str:
         return f"as process {self._pid} writes them, and this is {os.getpid()}, forked from it"
 
-    def note(self, metrics: Mapping[str, float], at_step: int, step: int) -> None:
+    def note(self, metrics: Mapping[str, float], at_step: int, step: int) -> bool:
         """Take logged metrics; if they are the best so far, pin the checkpoint of their step or let one be written.
 
         Args:
             metrics: Values by name.
             at_step: The step they belong to.
             step: The current step.
+
+        Returns:
+            Whether a checkpoint must be asked for, on all ranks.
         """
         self._logged |= metrics.keys()
         if self._is_in_child:
-            return
+            return False
         value = math.nan if self._monitor is None else metrics.get(self._monitor, math.nan)
         if math.isnan(value) or (self.best is not None and self._sign * value >= self._sign * self.best.value):
-            return
+            return False
         if self.has_saved(at_step):
             self._pin(value)
         elif at_step == step or (self._writing is not None and at_step == self._writing[0]):
             self._value_to_pin, self._step_to_pin = value, at_step
+            return self._is_shared and self.store.folder is not None
+        return False
 
     def _pin(self, value: float) -> None:
         assert self._newest is not None

@@ -110,9 +110,14 @@ class BackupTimer:
             self._announcer.tell(events.DamageFound, array=damaged)
             return damaged
         self.clean_step = step
+        before, shortage = self.backup.slots, ""
         try:
             self.backup.offer(state, step=step, draws=draws, moment=moment)
         except MemoryError:
+            shortage = "no memory"
+        if self.agree(shortage):
+            # On all ranks, which must go back to the same step later.
+            self.backup.undo(before, None)
             self._note_taken(step)
             self._announcer.warn_once(
                 "no memory", f"there was no memory for the backup at step {step}; the previous one is kept."

@@ -12,7 +12,7 @@ from typing import Any
 from .. import events
 from .._validation import whole_number
 from ..checkpoint.background import BackgroundWrite
-from ..checkpoint.callbacks import Callbacks, call_save
+from ..checkpoint.callbacks import Callbacks, Unrecoverable, call_save
 from ..checkpoint.model_loader import ModelLoader, read_from
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.saver import CheckpointSaver
@@ -167,7 +167,7 @@ class Persistence:
         """
         self._backup_timer.agree_with(agree)
         if self.saver is not None:
-            self.saver.write_to(shared_store(self.saver.store))
+            self.saver.share(shared_store(self.saver.store))
 
     def adopt(
         self,
@@ -189,7 +189,9 @@ class Persistence:
             ValueError: an interval cannot be read.
         """
         own = self._given
-        self.callbacks = Callbacks(own.save or callbacks.save, own.load or callbacks.load, own.state or callbacks.state)
+        state = own.state or callbacks.state
+        collect = callbacks.collect if state == callbacks.state else None
+        self.callbacks = Callbacks(own.save or callbacks.save, own.load or callbacks.load, state, collect)
         if backup_every is not None:
             self._backup_timer.when = as_trigger("backup_every", backup_every)
         if clone is not None:
@@ -328,16 +330,30 @@ class Persistence:
         if self.saver is not None and self.saver.has_saved(step):
             self.generations.clear()
 
-    def note(self, metrics: Mapping[str, float], at_step: int, step: int) -> None:
+    def note(self, metrics: Mapping[str, float], at_step: int, step: int) -> bool:
         """Take logged metrics; see `CheckpointSaver.note`."""
-        if self.saver is not None:
-            self.saver.note(metrics, at_step, step)
-            self.wake()
+        if self.saver is None:
+            return False
+        self.wake()
+        return self.saver.note(metrics, at_step, step)
 
     def _model_state(self) -> Any:
+        if self.callbacks.collect is not None:
+            return self._collected(self.callbacks.collect)
         if self.callbacks.state is not None:
             return self.callbacks.state()
         return self.backup.newest.state if self.backup.newest else None
+
+    @staticmethod
+    def _collected(collect: Callable[[], Any]) -> Any:
+        try:
+            return collect()
+        except Exception as error:
+            # The other ranks are in the midst of it, and would take this rank's next message for an answer.
+            raise Unrecoverable(
+                f"the state of the model must be collected from all ranks, but this one raised {error!r}. Start again "
+                "from the last checkpoint."
+            ) from error
 
     def load(self, path: str | os.PathLike[str] | None) -> Checkpoint:
         """Read a checkpoint, by default the newest valid one; changes nothing.

@@ -304,8 +304,11 @@ class Adapter:
         self._losses.settle()
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole training: the scheduler as tensors under "scheduler", the state that backups hold under "model"."""
-        return {"scheduler": self.lr_scheduler.state_dict(), "model": self.state.read()}
+        """The whole training: the scheduler as tensors under "scheduler", model, optimizer and so on under "model".
+
+        On several processes all must call it: each gets whole tensors, and the random generators of all.
+        """
+        return {"scheduler": self.lr_scheduler.state_dict(), "model": self.state.collect()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned, or a copy of it.
@@ -317,7 +320,7 @@ class Adapter:
             raise ValueError(f"state must be what state_dict() returned, got the keys {sorted(state)}.")
         self.state.check(state["model"])
         self.lr_scheduler.load_state_dict(state["scheduler"])
-        self.state.load(clone(state["model"]), from_ram=True)
+        self.state.take_over(clone(state["model"]))
         self._losses.set_rates(self.scheduler.lr)
 
     def load_scheduler(self, state: Mapping[str, Any]) -> None:

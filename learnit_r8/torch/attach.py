@@ -12,6 +12,7 @@ from .._validation import is_number, whole_number
 from ..checkpoint.callbacks import Callbacks
 from ..settings import names_settings
 from .adapter import Adapter
+from .distributed.shards import check_shards, reshard
 from .distributed.single_process import SingleProcess
 from .distributed.together import Sharing, Together, sharing_here
 from .state import ModelState, copy_to_host, copy_to_host_into
@@ -83,12 +84,13 @@ def attach(
     _check_parameters(model, optimizer)
     _check_parts(scaler, ema, owner, sharing)
     check_dataset(dataset)
+    sharing = sharing_here() if sharing is None else sharing
+    check_shards(model, sharing.size)
     size, ahead = len(dataset), whole_number("ahead", ahead, least=0)
     accumulate, norm = whole_number("accumulate", accumulate, least=1), _checked_norm(max_grad_norm)
     stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=norm)
     rates = _checked_rates(optimizer) if sets_lr and owner is None else None
-    sharing = sharing_here() if sharing is None else sharing
-    state = ModelState(model, optimizer, scaler=scaler, ema=ema, rank=sharing.rank)
+    state = ModelState(model, optimizer, scaler=scaler, ema=ema, rank=sharing.rank, gather=sharing.gather)
     own = sharing.settings(dict(settings))
     r8 = _new_scheduler(size, state, own, optimizer) if scheduler is None else _checked(scheduler, size, own)
     sharing.check(r8, model, accumulate=accumulate)
@@ -115,6 +117,7 @@ def _check_model(model: Any, optimizer: Any) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:
             raise ValueError(f"model must have its weights, got {name!r} on the meta device; call to_empty() and load.")
+    reshard(model)
 
 
 def _check_parameters(model: torch.nn.Module, optimizer: Any) -> None:
@@ -157,7 +160,7 @@ def check_dataset(dataset: Any) -> None:
 
 def _adopt(r8: R8Scheduler, model: torch.nn.Module, state: ModelState) -> None:
     """Let the scheduler keep the model, on the host."""
-    callbacks = Callbacks(state.save, state.load, state.read)
+    callbacks = Callbacks(state.save, state.load, state.read, state.collect_on_first if state.is_spread else None)
     if any(each.is_cuda for each in model.parameters()):
         r8.adopt(callbacks, clone=copy_to_host, copy_into=copy_to_host_into)
     else:

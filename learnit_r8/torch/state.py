@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,10 @@ import torch
 
 from ..checkpoint.shared_memory import ResumedState
 from . import serialization
+from .distributed.shards import Shards, is_sharded
+
+OF_RANKS = "random of ranks"
+"""Key of the random generators of all ranks, in their order, in a state that several ranks have gathered."""
 
 
 class ModelState:
@@ -23,8 +27,9 @@ class ModelState:
         optimizer: Its optimizer, or None.
         scaler: A `torch.amp.GradScaler`, or None.
         ema: Averaged weights, anything with ``state_dict`` and ``load_state_dict``, or None.
-        rank: Number of this process among those that train together. A file holds the random generators of the first;
-            the others get theirs derived from them, or all would drop out and augment alike.
+        rank: Number of this process among those that train together. Where a state does not hold the random generators
+            of a rank, it gets some that are derived from those of the first, or all would drop out and augment alike.
+        gather: Returns the values of all ranks, on each of them; None for a process that trains alone.
 
     Attributes:
         num_loads: How often a state was put back.
@@ -32,22 +37,60 @@ class ModelState:
     """
 
     def __init__(
-        self, model: Any, optimizer: Any = None, *, scaler: Any = None, ema: Any = None, rank: int = 0
+        self,
+        model: Any,
+        optimizer: Any = None,
+        *,
+        scaler: Any = None,
+        ema: Any = None,
+        rank: int = 0,
+        gather: Callable[[Any], list[Any]] | None = None,
     ) -> None:
-        named = {"model": plain_model(model), "optimizer": optimizer, "scaler": scaler, "ema": ema}
+        model = plain_model(model)
+        named = {"model": model, "optimizer": optimizer, "scaler": scaler, "ema": ema}
         self._parts = {name: part for name, part in named.items() if part is not None}
+        self._shards = Shards() if isinstance(model, torch.nn.Module) and is_sharded(model) else None
         self.num_loads = 0
         self.rank = rank
+        self._gather = gather
         self._generators: dict[str, Any] | None = None
 
+    @property
+    def is_spread(self) -> bool:
+        """Whether other processes hold a part of the state."""
+        return self._shards is not None or self._gather is not None
+
     def read(self) -> dict[str, Any]:
-        """The state as it is, not copied: `R8Scheduler` copies it for a backup, and `save` writes it."""
+        """The state of this process as it is, not copied: of a sharded model, its shards."""
         state = {name: part.state_dict() for name, part in self._parts.items()}
+        if self._shards is not None:
+            state = {name: self._shards.local(part, name) for name, part in state.items()}
         state["random"] = random_state()
         return state
 
+    def collect(self, *, keeps: bool = True) -> dict[str, Any]:
+        """The state of the whole training, for `save`: whole tensors, and the random generators of all ranks.
+
+        Every rank must call it.
+
+        Args:
+            keeps: Whether to return the tensors of a sharded model on this rank; they are empty else.
+        """
+        state = {name: part.state_dict() for name, part in self._parts.items()}
+        if self._shards is not None:
+            state = {name: self._shards.whole(part, keeps=keeps) for name, part in state.items()}
+        state["random"] = random_state()
+        if self._gather is not None:
+            state[OF_RANKS] = self._gather(state["random"])
+            state["random"] = state[OF_RANKS][0]
+        return state
+
+    def collect_on_first(self) -> dict[str, Any]:
+        """As `collect`, for a file that rank 0 writes."""
+        return self.collect(keeps=not self.rank)
+
     def save(self, state_dict: Mapping[str, Any], filepath: str | os.PathLike[str]) -> None:
-        """Write what `read` returned; see `files.save`.
+        """Write what `read` or `collect` returned; see `files.save`.
 
         Args:
             state_dict: Holds it under "model", as `R8Scheduler` hands it to a ``save_callback``.
@@ -70,27 +113,59 @@ class ModelState:
             ValueError: it has other parts, or one of them does not fit. Then nothing was changed.
         """
         state = source if from_ram else serialization.load(source)
+        if from_ram and self._shards is not None:
+            state = {name: self._shards.joined(part, name) for name, part in state.items()}
         self.check(state)
+        self._put_back(state)
+        generators = state["random"] if from_ram else self._own_generators(state)
+        set_random_state(generators)
+        # A loader draws from the generators when it starts, which must not count.
+        self._generators = generators if not from_ram or isinstance(source, ResumedState) else None
+
+    def take_over(self, state: Mapping[str, Any]) -> None:
+        """Put back what `collect` returned, or a copy of it, which is not used afterwards.
+
+        Raises:
+            ValueError: it has other parts, or one of them does not fit. Then nothing was changed.
+        """
+        self.check(state)
+        self._put_back(state)
+        set_random_state(self._own_generators(state))
+        self._generators = None
+
+    def _put_back(self, state: Mapping[str, Any]) -> None:
+        parts = {name: self._for_part(name, state[name]) for name in self._parts}
         for name, part in self._parts.items():
-            part.load_state_dict(state[name])
+            part.load_state_dict(parts[name])
         optimizer = self._parts.get("optimizer")
         if optimizer is not None:
             # The gradients belong to the weights that were replaced.
             optimizer.zero_grad()
-        generators = state["random"] if from_ram or not self.rank else random_state_of(state["random"], self.rank)
-        set_random_state(generators)
-        # A loader draws from the generators when it starts, which must not count.
-        self._generators = generators if not from_ram or isinstance(source, ResumedState) else None
         self.num_loads += 1
 
+    def _for_part(self, name: str, state: Any) -> Any:
+        """What a part can load; of whole tensors, the shards of this rank."""
+        if self._shards is None:
+            return state
+        part = self._parts[name]
+        self._shards.local(part.state_dict(), name)
+        return self._shards.cut_optimizer(state, part, name) if name == "optimizer" else self._shards.cut(state, name)
+
+    def _own_generators(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The random generators of this rank in a state that `collect` or `read` returned."""
+        of_ranks = state.get(OF_RANKS, [state["random"]])
+        if self.rank < len(of_ranks):
+            return of_ranks[self.rank]  # type: ignore[no-any-return]
+        return random_state_of(state["random"], self.rank)
+
     def check(self, state: Mapping[str, Any]) -> None:
-        """Raise ValueError unless `load` could put a state back.
+        """Raise ValueError unless a state could be put back.
 
         Args:
-            state: What `read` returned.
+            state: What `read` or `collect` returned.
         """
         expected = {*self._parts, "random"}
-        if state.keys() != expected:
+        if state.keys() - {OF_RANKS} != expected:
             raise ValueError(f"the saved state must have the parts {sorted(expected)}, got {sorted(state)}.")
         _check_fits(self._parts["model"], state["model"])
         if "optimizer" in expected:

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from .distributed.shards import clip_shards, is_shard
+
 
 class Stepper:
     """Computes, accumulates and clips gradients, and takes the optimizer's steps.
@@ -20,6 +22,7 @@ class Stepper:
     def __init__(self, optimizer: Any, *, scaler: Any, accumulate: int, max_grad_norm: float | None) -> None:
         self._optimizer, self._accumulate, self._max_norm = optimizer, accumulate, max_grad_norm
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self._is_sharded = any(map(is_shard, self._parameters()))
         self._num_added = 0
         self._is_adding = False
         self._last_gradients: list[torch.Tensor | None] = []
@@ -77,6 +80,8 @@ class Stepper:
             return None
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)
+        if self._is_sharded:
+            return clip_shards(self._parameters(), self._max_norm)
         return torch.nn.utils.clip_grad_norm_(self._parameters(), self._max_norm)
 
     def _parameters(self) -> list[torch.Tensor]:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from ..._validation import is_number
+from ...checkpoint.callbacks import Unrecoverable
 
 MOST_SECONDS = 1e9
 """Longest time to wait for a rank: half a lifetime."""
@@ -26,7 +27,7 @@ ROLL_CALL_SECONDS = 2.0
 """How long the other ranks have to answer that they are alive, once a connection is lost."""
 
 
-class RankLost(RuntimeError):
+class RankLost(Unrecoverable):
     """Another process of the training died, hangs, or stopped on its own."""
 
 
@@ -86,6 +87,20 @@ class Ranks:
             RankLost: one of them did not call in time.
         """
         return self.send(message)()
+
+    def gather_values(self, value: Any) -> list[Any]:
+        """The values of all ranks, in their order; every rank calls it.
+
+        Args:
+            value: Anything that can be pickled, of any size.
+
+        Raises:
+            RankLost: one of them did not call in time.
+        """
+        values: list[Any] = [None] * self.size
+        with self.watching():
+            dist.all_gather_object(values, value, group=self._living_group())
+        return values
 
     def send(self, message: NDArray[Any]) -> Callable[[], NDArray[Any]]:
         """Begin to exchange messages: every rank calls it, goes on, and later calls the function it returns.

@@ -68,9 +68,24 @@ class SharedStore:
         write_model: Callable[[str], None] | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> Checkpoint:
-        """Write a checkpoint on rank 0, as `CheckpointStore.save`; write nothing on other ranks."""
+        """Write a checkpoint on rank 0, as `CheckpointStore.save`; write nothing on other ranks.
+
+        Raises:
+            OSError: rank 0 could not write it; raised on all ranks, so that they try again at the same step.
+        """
+        saved, error = None, None
         if self._ranks.rank == 0:
-            return self._store.save(state, write_model, config)
+            try:
+                saved = self._store.save(state, write_model, config)
+            except BaseException as raised:
+                error = raised
+        trouble = self._ranks.of_first(None if error is None else f"{type(error).__name__}: {error}")
+        if error is not None:
+            raise error
+        if trouble is not None:
+            raise OSError(f"rank 0 could not write the checkpoint: {trouble}")
+        if saved is not None:
+            return saved
         return Checkpoint(self._store.folder / "written by rank 0", dict(state), None, self._store.run_id, {})
 
     def pin(self, path: Path | None, note: bytes | None = None) -> None:

@@ -20,9 +20,11 @@ class SingleProcess:
     Attributes:
         rank: Number of this process among them.
         size: Processes.
+        gather: Returns the values of all processes, on each of them; None, as there is one.
     """
 
     rank, size = 0, 1
+    gather = None
 
     def settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         """The settings for the scheduler of this process.

@@ -16,6 +16,7 @@ from .agreement import digest_of
 from .exchange import Exchange, check_every, slice_of
 from .messages import Note
 from .ranks import Ranks, are_there
+from .shards import is_sharded
 from .single_process import ALONE, SingleProcess
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Together:
     def __init__(self, ranks: Ranks | None = None, *, every: int | None = None) -> None:
         check_every(every)
         self.ranks = Ranks() if ranks is None else ranks
-        self.rank, self.size = self.ranks.rank, self.ranks.size
+        self.rank, self.size, self.gather = self.ranks.rank, self.ranks.size, self.ranks.gather_values
         self._every = every
         self._exchange: Exchange | None = None
         self._border = self._begun = -1
@@ -189,7 +190,7 @@ def _values_of(item: Sent, note: Note) -> NDArray[np.float64]:
 def probe(model: torch.nn.Module) -> int:
     """A digest of a few weights, the same on all ranks if they average their gradients; 0 if they share the model."""
     weights = next((each for each in model.parameters() if each.requires_grad), None)
-    if weights is None or hasattr(weights, "to_local"):
+    if weights is None or is_sharded(model):
         return 0
     return digest_of(weights.detach().flatten()[:PROBED].to("cpu", torch.float32).numpy())
 

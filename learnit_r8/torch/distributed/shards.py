@@ -1,0 +1,208 @@
+"""Shards: the parts of a model, and of its optimizer's state, that `fully_shard` leaves on each rank.
+
+A backup in RAM holds the shards of its own rank, as plain tensors: copying, checking and putting them back takes no
+message. A file holds whole tensors, as that of a model that is not sharded does, so it may be read on any number of
+ranks, and by a model under DistributedDataParallel too.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Layout(NamedTuple):
+    """How a tensor lies on the ranks.
+
+    Attributes:
+        mesh: The `DeviceMesh`.
+        placements: Its placement on each dimension of the mesh.
+        shape: Shape of the whole tensor.
+        stride: Stride of the whole tensor.
+    """
+
+    mesh: Any
+    placements: Any
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+
+def is_shard(value: Any) -> bool:
+    """Whether a tensor is a ``DTensor``, of which each rank holds a part."""
+    return isinstance(value, torch.Tensor) and hasattr(value, "to_local") and hasattr(value, "placements")
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether a rank holds only parts of a model."""
+    return is_under_fsdp1(model) or any(map(is_shard, model.parameters()))
+
+
+def is_under_fsdp1(model: torch.nn.Module) -> bool:
+    """Whether a model is, or holds, one under ``FullyShardedDataParallel``."""
+    return any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
+
+
+def reshard(model: torch.nn.Module) -> None:
+    """Free the whole parameters that a forward pass without a backward pass has left with `fully_shard`."""
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    for module in () if fsdp is None else model.modules():
+        if isinstance(module, fsdp.FSDPModule):
+            module.reshard()
+
+
+class Shards:
+    """Turns the shards in a state into plain tensors of this rank or of the whole model, and back."""
+
+    def __init__(self) -> None:
+        self._layouts: dict[tuple[Any, ...], Layout] = {}
+
+    def local(self, state: Any, *path: Any) -> Any:
+        """The same nest with the parts of this rank as plain tensors, which share their memory.
+
+        Args:
+            state: Nested dicts, lists and tuples of tensors and other values.
+            *path: Name of the state, by which `joined` and `cut` find the layouts of its tensors.
+        """
+        if is_shard(state):
+            self._layouts[path] = layout_of(state)
+            return state.to_local().detach()
+        return _each(state, path, self.local)
+
+    def joined(self, state: Any, *path: Any) -> Any:
+        """What `local` was given, made of what it returned or of a copy of that."""
+        layout = self._layouts.get(path)
+        if layout is None or not isinstance(state, torch.Tensor):
+            return _each(state, path, self.joined)
+        from torch.distributed.tensor import DTensor
+
+        mesh, placements, shape, stride = layout
+        return DTensor.from_local(state, mesh, placements, run_check=False, shape=shape, stride=stride)
+
+    def whole(self, state: Any, *, keeps: bool = True) -> Any:
+        """The same nest with whole tensors, on the host; every rank must call it, with tensors in the same order.
+
+        Args:
+            state: As for `local`.
+            keeps: Whether the result is of use on this rank; it is empty else.
+        """
+        if is_shard(state):
+            full = state.full_tensor().detach()
+            return full.cpu() if keeps else torch.empty(0)
+        return _each(state, (), lambda value: self.whole(value, keeps=keeps), passes_path=False)
+
+    def cut(self, state: Any, *path: Any) -> Any:
+        """The nest of whole tensors that `whole` returned, as the shards of this rank; no message is sent.
+
+        Args:
+            state: As `whole` returned it.
+            *path: The name under which `local` was given the state of this model, or of this optimizer.
+        """
+        layout = self._layouts.get(path)
+        if layout is None or not isinstance(state, torch.Tensor) or is_shard(state):
+            return _each(state, path, self.cut)
+        return _distributed(state, layout)
+
+    def cut_optimizer(self, state: Mapping[str, Any], optimizer: Any, *path: Any) -> Any:
+        """As `cut`, for the state of an optimizer that may not have taken a step yet.
+
+        Raises:
+            ValueError: how a tensor is to be shared among the ranks is not known. Nothing was changed.
+        """
+        parameters = [each for group in getattr(optimizer, "param_groups", ()) for each in group["params"]]
+        for number, values in state.get("state", {}).items():
+            if is_shard(parameters[number]):
+                for name, value in values.items():
+                    self._note_layout(value, parameters[number], (*path, "state", number, name))
+        return self.cut(state, *path)
+
+    def _note_layout(self, value: Any, parameter: torch.Tensor, path: tuple[Any, ...]) -> None:
+        """Note the layout of a tensor that belongs to a parameter, if it is not known yet."""
+        if path in self._layouts or not isinstance(value, torch.Tensor) or not value.ndim:
+            return
+        if value.shape != parameter.shape:
+            raise ValueError(
+                f"the optimizer's state must be numbers, or tensors of the shape of their parameter, to be shared "
+                f"among ranks before its first step, got {path[-1]!r} of shape {tuple(value.shape)} for a parameter "
+                f"of shape {tuple(parameter.shape)}."
+            )
+        self._layouts[path] = layout_of(parameter)
+
+
+def layout_of(shard: Any) -> Layout:
+    """The layout of a ``DTensor``."""
+    return Layout(shard.device_mesh, shard.placements, shard.shape, shard.stride())
+
+
+def _distributed(tensor: torch.Tensor, layout: Layout) -> Any:
+    from torch.distributed.tensor import distribute_tensor
+
+    # Every rank has read the file: none needs to be sent its part.
+    return distribute_tensor(tensor, layout.mesh, layout.placements, src_data_rank=None)
+
+
+def _each(state: Any, path: tuple[Any, ...], do: Any, *, passes_path: bool = True) -> Any:
+    """``do`` on each value of a dict, list or tuple; any other value as it is."""
+
+    def done(name: Any, value: Any) -> Any:
+        return do(value, *path, name) if passes_path else do(value)
+
+    if isinstance(state, Mapping):
+        return {name: done(name, value) for name, value in state.items()}
+    if type(state) in (list, tuple):
+        return type(state)(done(number, value) for number, value in enumerate(state))
+    return state
+
+
+def check_shards(model: torch.nn.Module, size: int) -> None:
+    """Raise ValueError unless the shards of a model are those of ranks that each train on a part of the batch.
+
+    Args:
+        model: The model.
+        size: Number of ranks.
+    """
+    if is_under_fsdp1(model):
+        raise ValueError(
+            "model must be sharded by fully_shard() (FSDP2), got one under FullyShardedDataParallel (FSDP1), whose "
+            "shards cannot be told from whole tensors; replace FullyShardedDataParallel(model) by fully_shard(model)."
+        )
+    for name, parameter in model.named_parameters():
+        if not is_shard(parameter):
+            continue
+        mesh, placements, *_ = layout_of(parameter)
+        kinds = [type(each).__name__ for each in placements]
+        if mesh.size() != size:
+            raise ValueError(
+                f"model must be sharded over all {size} ranks, got {name!r} on a mesh of {mesh.size()}: every rank "
+                "takes a part of the batch."
+            )
+        if kinds not in (["Shard"], ["Replicate", "Shard"], ["Replicate"], ["Replicate", "Replicate"]):
+            raise ValueError(
+                f"model must be sharded by fully_shard() alone, got {name!r} placed as {tuple(placements)}: with "
+                "tensor or pipeline parallelism several ranks would have to train on the same part of the batch."
+            )
+
+
+def clip_shards(parameters: Iterable[torch.Tensor], max_norm: float) -> torch.Tensor:
+    """Clip the gradient of which each rank holds a part; returns its norm before, the same on all ranks.
+
+    Args:
+        parameters: Parameters, some of them shards.
+        max_norm: Longest gradient, > 0.
+    """
+    gradients = [each.grad for each in parameters if each.grad is not None]
+    kinds = [each for each in gradients if is_shard(each)], [each for each in gradients if not is_shard(each)]
+    norms = [_whole_norm(each) for each in kinds if each]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+    for gradient in gradients:
+        part = gradient.to_local() if is_shard(gradient) else gradient  # type: ignore[attr-defined]
+        part.mul_(factor.to(part.device))
+    return norm
+
+
+def _whole_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if is_shard(norm) else norm  # type: ignore[attr-defined]

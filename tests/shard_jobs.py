@@ -1,0 +1,164 @@
+"""What the processes of the tests and the benchmark of sharded models do."""
+
+import hashlib
+import itertools
+import random
+
+import numpy as np
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import TensorDataset
+
+from learnit_r8.torch import Together, attach
+from tests.rank_jobs import table_digest
+
+EXACT = {"scheduler_mode": "constant", "warmup_proportion": 0.0}
+
+
+class Heads(torch.nn.Module):
+    """Two linear heads: with an absolute error their gradients are whole numbers, so that no sum is rounded."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(5, 3), torch.nn.Linear(5, 2)
+        with torch.no_grad():
+            for number, each in enumerate(self.parameters()):
+                each.copy_((torch.arange(each.numel()).reshape(each.shape) % (3 + number) - 1) / 4)
+
+    def forward(self, x):
+        return torch.cat([self.first(x), self.second(x)], dim=1)
+
+
+def exact_data(count=512):
+    """Whole numbers, and halves for targets."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randint(-2, 3, (count, 5), generator=generator).float()
+    return TensorDataset(x, torch.randint(-8, 9, (count, 5), generator=generator) / 2)
+
+
+def exact_losses(model, x, y):
+    return (model(x) - y).abs().sum(1)
+
+
+def mixed():
+    """A model with dropout, and dimensions that no number of ranks divides."""
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(9, 13), torch.nn.Dropout(0.3), torch.nn.GELU(), torch.nn.Linear(13, 3))
+
+
+def mixed_data(count=512):
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(count, 9, generator=generator)
+    return TensorDataset(x, (x[:, 0] > 0).long() + (x[:, 1] > 0.5).long())
+
+
+def mixed_losses(model, x, y):
+    return cross_entropy(model(x), y, reduction="none")
+
+
+TASKS = {"exact": (Heads, exact_data, exact_losses), "mixed": (mixed, mixed_data, mixed_losses)}
+
+
+def wrapped(model, kind):
+    """The model as it is trained: "plain", under "ddp", or by "fsdp2" sharded over all ranks."""
+    if kind == "ddp":
+        return DistributedDataParallel(model)
+    if kind == "fsdp2":
+        mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+        for child in model.children():
+            if any(True for _ in child.parameters()):
+                fully_shard(child, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    return model
+
+
+def whole_weights(model):
+    """Every weight, whole, by name."""
+    state = getattr(model, "module", model).state_dict()
+    return {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in state.items()}
+
+
+def digest_of(values):
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def optimizer_of(model, task):
+    if task == "exact":
+        return torch.optim.SGD(model.parameters(), lr=2**-7, momentum=0.5)
+    return torch.optim.AdamW(model.parameters(), lr=0.01)
+
+
+def sharded_run(rank, kind, task="mixed", options=None):
+    """Train, with one NaN on the last rank, to the end or to a step whose checkpoint is saved.
+
+    Args:
+        rank: Number of this process.
+        kind: As for `wrapped`.
+        task: One of TASKS.
+        options: ``nan_at``, ``stop_at``, ``every`` of `Together`, and settings of `attach`.
+
+    Returns:
+        Digests of weights, table and batches; refused losses; steps; and random numbers that come next.
+    """
+    settings = {"num_epochs": 3, **(options or {})}
+    nan_at, stop_at, every = (settings.pop(name, None) for name in ("nan_at", "stop_at", "every"))
+    make, data, losses_of = TASKS[task]
+    model = wrapped(make(), kind)
+    torch.manual_seed(rank)
+    np.random.seed(rank)
+    random.seed(rank)
+    optimizer, many = optimizer_of(model, task), kind != "plain" and torch.distributed.get_world_size() > 1
+    sharing = Together(every=every) if many else None
+    exact = EXACT if task == "exact" else {"max_grad_norm": 0.5}
+    adapter = attach(model, optimizer, data(), batch_size=32, sharing=sharing, **exact, **settings)
+    last, batches = (torch.distributed.get_world_size() if many else 1) - 1, []
+    counter = itertools.count(adapter.scheduler.global_step)
+    for xs, ys in _batches(adapter):
+        step = next(counter)
+        batches.append(adapter.in_hand.indices.copy())
+        losses = losses_of(model, xs, ys)
+        if nan_at is not None and step == nan_at and rank == last:
+            losses = losses * float("nan")
+        adapter.step(adapter.loss(losses))
+        if stop_at is not None and step + 1 == stop_at:
+            adapter.flush()
+            adapter.scheduler.save_checkpoint()
+            break
+    else:
+        adapter.close()
+    r8 = adapter.scheduler
+    weights = digest_of(value.numpy() for value in whole_weights(model).values())
+    numbers = torch.rand(1).item(), float(np.random.random()), random.random()
+    refused = r8.sentry.num_refused
+    return {"weights": weights, "table": table_digest(r8), "batches": digest_of(batches), "refused": refused,
+            "steps": r8.global_step, "numbers": numbers}  # fmt: skip
+
+
+def _batches(adapter):
+    for _ in adapter.epochs():
+        yield from adapter.loader()
+
+
+def refusals(rank):
+    """What `attach` says of models whose shards it cannot handle."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    size = torch.distributed.get_world_size()
+    cpu = torch.device("cpu")
+    tensor_wise = init_device_mesh("cpu", (1, size), mesh_dim_names=("data", "tensor"))
+    parallel = parallelize_module(torch.nn.Linear(4, 4), tensor_wise["tensor"], ColwiseParallel())
+    fully_shard(parallel, mesh=tensor_wise["data"])
+    said = []
+    for model in (parallel, FullyShardedDataParallel(torch.nn.Linear(4, 4), device_id=cpu)):
+        try:
+            attach(model, torch.optim.SGD(model.parameters(), lr=0.1), mixed_data(64), batch_size=8, num_epochs=1)
+        except ValueError as error:
+            said.append(str(error))
+    return said
