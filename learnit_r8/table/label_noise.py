@@ -250,14 +250,14 @@ def find_suspects(
         return _none("per-sample losses are needed: report a vector of losses.")
     if int(records["usage_count"].max()) < LEAST_USES:
         return _none(f"too early: samples are judged from {LEAST_USES} uses on.")
-    found = _by_humps(records, untrained_loss, by_group, precision)
+    found = _by_humps(records, untrained_loss, by_group, precision, is_strict=precision > 0.5 or evidence is not None)
     if found.reason and evidence is not None:
         found = _by_mirror(records, evidence, untrained_loss, by_group, precision)
     given, suggested, votes = _suggestions(evidence, found.indices)
     return found._replace(given=given, suggested=suggested, votes=votes)
 
 
-def _by_humps(records: Any, untrained_loss: float, by_group: bool, precision: float) -> Suspects:
+def _by_humps(records: Any, untrained_loss: float, by_group: bool, precision: float, *, is_strict: bool) -> Suspects:
     if not untrained_loss > 0:
         return _none(f"the loss of an untrained model must be > 0 to compare with, got {untrained_loss:.3g}.")
     uses, mean = records["usage_count"], records["mean"]
@@ -274,7 +274,7 @@ def _by_humps(records: Any, untrained_loss: float, by_group: bool, precision: fl
         return _none("no sample is more likely wrong than learnt.")
     # The upper component takes some right labels, too, which its scores do not show.
     sure = min(float(score[indices].mean()), 1 - TAIL * np.count_nonzero(judged) / len(indices))
-    if precision > 0.5 and sure < precision:
+    if is_strict and sure < precision:
         return _none("too few samples stay apart from the others to be as sure of them as asked.")
     surely = float((flagged & (score > SURE))[judged].mean())
     not_fine = float((score > 1 - SURE)[judged].mean())

@@ -264,7 +264,7 @@ def test_precision_is_a_share(precision):
 
 
 def test_few_suspects_are_not_sure():
-    """A handful of samples that stay apart may be right and hard: they are listed, but not for a high precision."""
+    """A handful of samples that stay apart may be right and hard: listed only where nothing better can be had."""
     records, margin = learnt(2000, wrong=range(18)), np.full(2000, -5.0)
     listed = find_suspects(records, UNTRAINED, exact=True)
     strict = find_suspects(records, UNTRAINED, exact=True, precision=0.9)
@@ -274,4 +274,4 @@ def test_few_suspects_are_not_sure():
     assert listed.precision < 0.3
     assert strict.reason.startswith("too few samples stay apart")
     assert len(many.indices) == 300
-    assert find_suspects(records, UNTRAINED, exact=True, precision=0.9, evidence=evidence_of(margin)).reason
+    assert find_suspects(records, UNTRAINED, exact=True, evidence=evidence_of(margin)).reason
