@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", metavar="FILE", help="by default standard output")
     report = add("report", "a page on a run, in one HTML file that needs nothing else")
     report.add_argument("--html", metavar="OUT", help="the file to write; by default report.html in the run folder")
+    report.add_argument("--compare", metavar="OTHER", help="a run to compare with, on the same page")
     report.add_argument("--open", action="store_true", help="show it in the browser")
     _add_ask(add("ask", "ask a running training for a cool-down, a pause, a checkpoint or its end"))
     demo = add("demo", "a fake training without a framework, to see the screen", run=False, json=False)

@@ -14,7 +14,8 @@ from ..report import write_report
 def report(options: argparse.Namespace) -> int:
     """Write the page, beside the run unless a file is given, and print its path; open it where that is asked for."""
     folder = find_run(options.run)
-    path = write_report(folder, free_of_runs(options.html or folder / "report.html"))
+    other = find_run(options.compare) if options.compare else None
+    path = write_report(folder, free_of_runs(options.html or folder / "report.html"), other=other)
     size = path.stat().st_size
     print(
         strict_json({"report": str(path), "bytes": size}) if options.json else clean(f"{path} ({size / 1000:,.0f} kB)")

@@ -18,6 +18,7 @@ def write_report(
     *,
     thumbnail: Callable[[int], Any] | None = None,
     describe: Callable[[int], object] | None = None,
+    other: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write the report of a run.
 
@@ -29,6 +30,7 @@ def write_report(
             which is then stretched), bytes of a PNG or JPEG file of at most 64 kB, or None. Arrays are averaged down to
             96 pixels a side. Pictures are embedded in the page, 2 MB at most; those beyond are left out.
         describe: Returns a text on a sample, given its index, to be shown with it.
+        other: The folder of a run to compare with.
 
     Returns:
         Its path.
@@ -39,5 +41,6 @@ def write_report(
         TypeError, ValueError: a picture is none of these; then nothing is written.
     """
     path = Path(out)
-    path.write_text(page(report_data(run_dir), Look(thumbnail, describe)), encoding="utf-8")
+    compared = None if other is None else report_data(other)
+    path.write_text(page(report_data(run_dir), Look(thumbnail, describe), compared), encoding="utf-8")
     return path

@@ -31,14 +31,14 @@ def _steps(view: View) -> tuple[float, float]:
     return 0.0, float(max(1, view.loss.last_step, view.step))
 
 
-def loss_chart(view: View, *, log: bool) -> str:
+def loss_chart(view: View, *, log: bool, width: float = WIDE) -> str:
     """The batch losses: mean as a line, lowest to highest as a band, with marks for events."""
     first, last = _steps(view)
     columns = view.loss.columns(min(COLUMNS, int(last)), 0, int(last))
     x = _centres(len(columns.mean), last)
     low, _ = range_of(columns.low, log=log)
     _, high = range_of(columns.high, log=log, share=0.995)
-    chart = frame(WIDE, 300, (first, last), (low, high) if log else (min(0.0, low), high * 1.04), log=log)
+    chart = frame(width, 300, (first, last), (low, high) if log else (min(0.0, low), high * 1.04), log=log)
     parts = [
         grid(chart, x_name="step"),
         *_marks(view, chart),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 
 from ..dashboard.state.view import View
@@ -10,9 +11,18 @@ from ..dashboard.text import clock, number, setting
 from ..journal.run_info import read_sessions, utc
 from ..table.label_noise import MIRROR, Suspects
 from .axes import sparkline
-from .charts import flow_chart, histogram, loss_chart, lr_chart, map_chart, metric_chart, ribbon_chart, text
+from .charts import HALF, flow_chart, histogram, loss_chart, lr_chart, map_chart, metric_chart, ribbon_chart, text
 from .data import ReportData, Row
 from .gallery import GALLERY_STYLE, NO_LOOK, Look, gallery_of
+from .numbers import (
+    comparison,
+    flow_numbers,
+    histogram_numbers,
+    loss_numbers,
+    metric_numbers,
+    rate_numbers,
+    ribbon_numbers,
+)
 from .style import STYLE
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -23,17 +33,21 @@ MOST_METRICS = 12
 MOST_EVENTS = 300
 
 
-def page(data: ReportData, look: Look = NO_LOOK) -> str:
-    """The whole page."""
+def page(data: ReportData, look: Look = NO_LOOK, other: ReportData | None = None) -> str:
+    """The whole page; with another run, compared with it."""
     title = text(data.run.name, 80)
     sections = [section for section in _sections(data, look) if section]
+    if other is not None:
+        names = data.run.name, other.run.name
+        body = comparison((data.view, other.view), names)
+        sections.insert(1, _panel("Comparison", body, "The better figure is in bold; settings only where they differ."))
     policy = POLICY + (PICTURES if look.thumbnail is not None else "")
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title} · learnit::r8</title>\n<style>{STYLE}{GALLERY_STYLE}</style></head>\n<body><main>\n"
-        + "\n".join([_header(data, title), *sections, _footer(data)])
+        + "\n".join([_header(data, title), _contents(sections), *sections, _footer(data)])
         + "\n</main></body></html>\n"
     )
 
@@ -94,7 +108,19 @@ def _cards(view: View) -> str:
 
 def _panel(title: str, body: str, note: str = "", kind: str = "") -> str:
     below = f'<p class="note">{note}</p>' if note else ""
-    return f'<section class="panel {kind}"><h2>{title}</h2>{below}{body}</section>'
+    name = _anchor(title)
+    return f'<section class="panel {kind}" id="{name}"><h2>{title}</h2>{below}{body}</section>'
+
+
+def _anchor(title: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in title.lower())
+
+
+def _contents(sections: list[str]) -> str:
+    """Links to the sections, with the titles of those that are there."""
+    found = re.findall(r'<section class="[^"]*" id="([^"]*)"><h2>(.*?)</h2>', "".join(sections))
+    links = "".join(f'<a href="#{name}">{title}</a>' for name, title in found)
+    return f'<nav aria-label="contents">{links}</nav>'
 
 
 def _pair(*panels: str) -> str:
@@ -107,21 +133,29 @@ def _loss(view: View) -> str:
     body = (
         '<input type="radio" name="scale" id="linear" checked><label for="linear">linear</label>'
         '<input type="radio" name="scale" id="log"><label for="log">log</label>'
-        f'<div class="linear">{loss_chart(view, log=False)}</div><div class="log">{loss_chart(view, log=True)}</div>'
+        f'<div class="linear">{_loss_charts(view, log=False)}</div>'
+        f'<div class="log">{_loss_charts(view, log=True)}</div>{loss_numbers(view)}'
     )
     note = "Mean of the batches, and the lowest and highest of each stretch. Lines: what happened; point at them."
     return _panel("Loss", body, note, "scales")
+
+
+def _loss_charts(view: View, *, log: bool) -> str:
+    """The chart for a wide page and the one for a phone, of which the style sheet shows one."""
+    wide, narrow = loss_chart(view, log=log), loss_chart(view, log=log, width=HALF)
+    return f'<div class="desk">{wide}</div><div class="phone">{narrow}</div>'
 
 
 def _rate(view: View) -> str:
     if view.lr.is_empty:
         return ""
     plan = "The rate as it was; dashed, as planned." if view.lr_plan else "The rate as it was."
-    return _panel("Learning rate", lr_chart(view), plan)
+    return _panel("Learning rate", lr_chart(view) + rate_numbers(view), plan)
 
 
 def _metric(view: View, name: str) -> str:
-    return _panel(text(name, 60), metric_chart(name, view.metrics[name], float(view.step)))
+    chart = metric_chart(name, view.metrics[name], float(view.step))
+    return _panel(text(name, 60), chart + metric_numbers(view, name))
 
 
 def _ribbon(data: ReportData) -> str:
@@ -129,7 +163,7 @@ def _ribbon(data: ReportData) -> str:
         return ""
     legend = "".join(f'<span class="key q{quarter}">Q{quarter}</span>' for quarter in (1, 2, 3, 4))
     note = f"Loss ranges of the four quarters of the samples. {legend}"
-    return _panel("Quarters by loss", ribbon_chart(data.bounds), note)
+    return _panel("Quarters by loss", ribbon_chart(data.bounds) + ribbon_numbers(data), note)
 
 
 def _uses(view: View) -> str:
@@ -142,7 +176,11 @@ def _uses(view: View) -> str:
     uses = histogram(survey.uses_counts, (least - 0.5, least - 0.5 + wide), "uses per sample")
     loss = histogram(survey.loss_counts, _ends(survey.loss_range), "loss per sample", log=survey.loss_is_log)
     note = "The outer bars of the losses hold what lies beyond, too."
-    return _panel("How often, how hard", f"<h3>uses per sample</h3>{uses}<h3>loss per sample</h3>{loss}", note)
+    return _panel(
+        "How often, how hard",
+        f"<h3>uses per sample</h3>{uses}<h3>loss per sample</h3>{loss}{histogram_numbers(view)}",
+        note,
+    )
 
 
 def _ends(ends: tuple[float, ...]) -> tuple[float, float]:
@@ -158,7 +196,8 @@ def _flow(data: ReportData) -> str:
         "Samples moving between the quarters by loss, hardest on top. Bright: those that changed. "
         f"Over the last stretch {down:,} became easier than others and {up:,} harder."
     )
-    return _panel("Moves between the quarters", flow_chart(data.flow), note)
+    chart = f'<div class="wide flow">{flow_chart(data.flow)}</div>'
+    return _panel("Moves between the quarters", chart + flow_numbers(data.flow), note)
 
 
 def _map(data: ReportData) -> str:
@@ -227,13 +266,15 @@ def _events(view: View) -> str:
     if not entries:
         return ""
     rows = "".join(
-        f'<tr class="{entry.level}"><td>{clock(entry.seconds)}</td><td>{entry.step:,}</td>'
+        f'<tr class="{entry.level}" tabindex="0"><td>{clock(entry.seconds)}</td><td>{entry.step:,}</td>'
         f"<td>{entry.level if entry.level != 'info' else ''}</td><td>{text(entry.text, 400)}</td></tr>"
         for entry in reversed(entries)
     )
     note = f"The newest {len(entries)} of {view.num_entries:,}, newest first; {view.num_alerts:,} warnings and alerts."
     head = "<tr><th>time</th><th>step</th><th></th><th>what happened</th></tr>"
-    return _panel("Events", f'<div class="wide tall"><table><thead>{head}</thead>{rows}</table></div>', note)
+    return _panel(
+        "Events", f'<div class="wide tall"><table class="events"><thead>{head}</thead>{rows}</table></div>', note
+    )
 
 
 def _configuration(data: ReportData) -> str:
@@ -245,9 +286,9 @@ def _configuration(data: ReportData) -> str:
     settings |= {name: about[name] for name in ("program", "platform") if name in about}
     for position, session in enumerate(read_sessions(data.run.folder)[-5:], start=1):
         settings[f"session {position}"] = f"{session.get('started_at')} on {session.get('host')}"
-    rows = "".join(
-        f"<tr><th>{text(name, 60)}</th><td>{text(setting(str(value)))}</td></tr>" for name, value in settings.items()
-    )
+    texts = ((text(name, 60), text(setting(str(value)))) for name, value in settings.items())
+    # With a focus, so that a phone, which shows two lines, shows all of a long value when it is touched.
+    rows = "".join(f'<tr tabindex="0"><th>{name}</th><td>{value}</td></tr>' for name, value in texts)
     return _panel("Configuration", f'<div class="wide"><table class="settings">{rows}</table></div>') if rows else ""
 
 

@@ -78,5 +78,36 @@ td:last-child{white-space:normal;overflow-wrap:anywhere}
 tr.warn td:nth-child(3){color:var(--warn)}tr.good td:nth-child(3){color:var(--good)}
 .settings th{width:220px;vertical-align:top}
 footer{color:var(--faint);font-size:13px;overflow-wrap:anywhere}footer p{margin:2px 0}
-@media print{body{background:#fff}.tall{max-height:none}.panel{break-inside:avoid}}
+nav{display:flex;flex-wrap:wrap;gap:4px 16px;margin:0 0 16px;font-size:13px}
+nav a{color:var(--accent);text-decoration:none}nav a:hover{text-decoration:underline}
+details{margin-top:6px;font-size:13px}summary{color:var(--quiet);cursor:pointer}
+details td,details th,.compared td,.compared thead th{text-align:right}
+.phone{display:none}
+@media (max-width:1080px){.desk{display:none}.phone{display:block}.flow svg{width:1060px}}
+@media (max-width:640px){
+main{padding:16px 10px 32px}h1{font-size:24px}.panel{padding:14px 12px 10px;border-radius:10px}
+.cards{grid-template-columns:repeat(2,minmax(0,1fr));gap:8px}.cards div{padding:10px 12px}dd{font-size:20px}
+.label{font-size:18px}.flow .label{font-size:11.5px}
+.scales label{top:0;float:none;display:inline-block;margin:0 6px 6px 0}
+.samples td,.samples td:last-child{white-space:nowrap}
+.events thead{display:none}.events,.events tbody{display:block}
+.events tr{display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:3;overflow:hidden;
+border-bottom:1px solid var(--rule);padding:4px 0}
+.events tr:focus{display:block}
+.events td{display:inline;border:0;padding:0 6px 0 0;color:var(--quiet)}.events td:last-child{color:var(--ink)}
+.settings,.settings tbody,.settings tr,.settings th,.settings td{display:block;width:auto;white-space:normal}
+.settings th{border:0;padding-bottom:0}.settings td{overflow-wrap:anywhere;padding:0;margin-bottom:4px}
+.settings tr:not(:focus) td{display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:2;overflow:hidden}
+}
+@media print{
+:root{color-scheme:light;--paper:#fff;--card:#fff;--ink:#1d2430;--quiet:#4a5566;--faint:#5d6878;--rule:#d5dae2;
+--accent:#2f6fde;--accent-soft:#2f6fde2e;--rate:#0f8f7a;--alert:#d0342c;--warn:#b3730b;--good:#1c8a4b}
+*{-webkit-print-color-adjust:exact;print-color-adjust:exact}
+@page{margin:14mm}main{max-width:none;padding:0}nav,summary,.scales label{display:none}
+.tall{max-height:none;overflow:visible}.wide{overflow:visible}thead th{position:static}
+.panel,.cards div,tr{break-inside:avoid}
+.panel:has(.events),.panel:has(.samples),.panel:has(.settings){break-inside:auto}
+.desk{display:block}.phone{display:none}.flow svg{width:100%}
+h2{break-after:avoid}table{font-size:11px}td,th{padding:2px 6px 2px 0}
+}
 """

@@ -1,7 +1,9 @@
 """The page of a report: everything in it, whatever is in the run folder."""
 
+import dataclasses
 import html.parser
 import json
+import shutil
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -90,7 +92,8 @@ def test_page_needs_nothing_else(tmp_path):
     read = Reader(write_report(trained(tmp_path / "run"), tmp_path / "out.html").read_text())
 
     assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form"} & set(read.tags)
-    assert not {"src", "href", "srcset", "action", "style"} & {name for name, _ in read.attributes}
+    assert not {"src", "srcset", "action", "style"} & {name for name, _ in read.attributes}
+    assert all(value.startswith("#") for name, value in read.attributes if name == "href")
     assert not [name for name, _ in read.attributes if name.startswith("on")]
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in read.attributes
     assert (tmp_path / "out.html").stat().st_size < 2_000_000
@@ -205,3 +208,72 @@ def test_no_run_no_report(tmp_path):
         write_report(tmp_path / "nothing", tmp_path / "out.html")
 
     assert not (tmp_path / "out.html").exists()
+
+
+def test_contents_lead_to_every_section(tmp_path):
+    """The contents name each section of the page, and every link leads to one."""
+    folder = folder_with(tmp_path / "run", STARTED, steps(5), events.MetricsLogged(5, 1.0, 5, {"a<b>": 0.5}))
+    written = write_report(folder, tmp_path / "out.html").read_text()
+    reader = Reader(written)
+    links = [value for name, value in reader.attributes if name == "href"]
+    anchors = [value for name, value in reader.attributes if name == "id"]
+
+    assert links
+    assert {f"#{name}" for name in anchors} >= set(links)
+    assert len(links) == written.count("<section")
+
+
+def test_pictures_have_their_numbers(tmp_path):
+    """Under every chart its numbers can be opened, few rows of many, the last one among them."""
+    logged = [events.MetricsLogged(step, float(step), step, {"accuracy": step / 1000}) for step in range(1, 401)]
+    folder = folder_with(tmp_path / "run", STARTED, steps(5), *logged)
+    written = write_report(folder, tmp_path / "out.html").read_text()
+
+    assert written.count("<details>") == 3
+    assert "<td>400</td><td>0.4</td>" in written
+    assert written.count("<tr>") < 100
+
+
+def test_runs_are_compared_on_the_page(tmp_path):
+    """With another run the page has its figures beside this one's, the better one in bold."""
+    one = folder_with(tmp_path / "one", STARTED, steps(5), events.MetricsLogged(5, 1.0, 5, {"accuracy": 0.5}))
+    two = folder_with(tmp_path / "two", STARTED, steps(5), events.MetricsLogged(5, 1.0, 5, {"accuracy": 0.75}))
+    written = write_report(one, tmp_path / "out.html", other=two).read_text()
+
+    assert "<th>accuracy, best</th><td>0.5</td><td><b>0.75</b></td>" in written
+    assert "Comparison" not in write_report(one, tmp_path / "out.html").read_text()
+
+
+@pytest.mark.parametrize("width", [390, 820, 1280])
+def test_page_fits_a_browser(width, tmp_path):
+    """In a real browser nothing is wider than the page, no text below 11 pixels, and no row on a phone has 4 lines."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("needs a browser")
+    refused = events.BatchRefused(20, 2.0, 0, float("nan"), 0.1, 0.05, 1, (), "not finite, and more to say of it " * 9)
+    settings = {"recovery": "Recovery(" + ", ".join(f"field_{n}={n}" for n in range(30)) + ")"}
+    started = dataclasses.replace(STARTED, settings=settings)
+    happened = [started, *(steps(n) for n in range(5, 20)), events.MetricsLogged(9, 1.0, 9, {"accuracy": 0.5}), refused]
+    folder = folder_with(tmp_path / "run", *happened)
+    write_samples(folder, [samples(epoch, np.linspace(0.1, 3, 40) * (2 - epoch)) for epoch in range(2)])
+    path = write_report(folder, tmp_path / "out.html")
+    with playwright.sync_playwright() as machine:
+        running = machine.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        opened = running.new_page(viewport={"width": width, "height": 900})
+        opened.goto(path.as_uri())
+        wide, smallest, tallest = opened.evaluate(MEASURE)
+        running.close()
+
+    assert wide <= width
+    assert smallest >= 11
+    assert width > 640 or tallest <= 3 * 24 + 12
+
+
+MEASURE = """() => {
+  const sizes = [...document.querySelectorAll('svg text, td, th, p, a, dt, summary')].filter(
+    one => one.getBoundingClientRect().width).map(one => {
+      const size = parseFloat(getComputedStyle(one).fontSize), svg = one.ownerSVGElement;
+      return svg ? size * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width : size; });
+  const rows = [...document.querySelectorAll('tr')].map(row => row.getBoundingClientRect().height);
+  return [document.documentElement.scrollWidth, Math.min(...sizes), Math.max(...rows)]; }"""
