@@ -107,7 +107,8 @@ border-bottom:1px solid var(--rule);padding:4px 0}
 .tall{max-height:none;overflow:visible}.wide{overflow:visible}thead th{position:static}
 .panel,.cards div,tr{break-inside:avoid}
 .panel:has(.events),.panel:has(.samples),.panel:has(.settings){break-inside:auto}
-.desk{display:block}.phone{display:none}.flow svg{width:100%}
+.desk{display:none}.phone{display:block}.flow svg{width:100%}
+.pair{grid-template-columns:repeat(2,minmax(0,1fr))}.pair .label{font-size:16px}
 h2{break-after:avoid}table{font-size:11px}td,th{padding:2px 6px 2px 0}
 }
 """
