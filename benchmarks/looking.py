@@ -2,7 +2,8 @@
 
 "Loggers": the same loop without a logger, with one that writes JSON lines, and with one whose `write` blocks for the
 whole run, interleaved; the longest step and the median one of each, as the loop sees them. The time at the end is that
-of `close()`. "Commands": the time of whole processes, the best of several, interleaved.
+of `close()`. "Notebook": the processor time of the thread of its view, as the system counts it. "Commands": the time of
+whole processes, the best of several.
 
     python benchmarks/looking.py            all of it, about three minutes
     python benchmarks/looking.py --quick    some seconds of each
@@ -25,6 +26,8 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
 
 from learnit_r8 import R8Scheduler, events
 from learnit_r8.loggers import JsonLines, Logger
@@ -88,6 +91,34 @@ def loggers(seconds: float, repeats: int) -> None:
     print(f"  a logger that blocks adds {1e3 * extra:+.2f} ms to the longest step (must 1 ms; close() 5 s)")
 
 
+def notebook(seconds: float) -> None:
+    """CPU of the view of a notebook, and what a notebook keeps of it."""
+    from learnit_r8.dashboard.notebook import NotebookView
+
+    kept: list[str] = []
+    view = NotebookView(display=lambda page, text, again: kept.append(page))
+    rng, cpu, began = np.random.default_rng(0), 0.0, time.monotonic()
+    with R8Scheduler(50_000, batch_size=128, num_epochs=10_000, listeners=[view], run_dir=False) as r8:
+        for indices, _ in (batch for _ in r8.epoch_iterator() for batch in r8.batch_iterator()):
+            time.sleep(0.002)
+            r8.update_with_loss(rng.gamma(2.0, 1.0, len(indices)) / (1 + r8.global_step / 500) ** 0.5)
+            if r8.global_step % 64 == 0:
+                cpu = _cpu_of(view)
+            if time.monotonic() - began > seconds:
+                break
+        wall = time.monotonic() - began
+        r8.requests.stop("measured")
+    print(
+        f"\nNotebook view, steps of 2 ms, {seconds:.0f} s: {cpu / wall:.2%} of a core (must 1 %), {len(kept)} updates"
+    )
+    print(f"  the notebook keeps the last one: {len(kept[-1]) / 1000:.1f} kB, however long the run (must 200 kB)")
+
+
+def _cpu_of(view: Any) -> float:
+    path = Path(f"/proc/self/task/{view._thread.native_id}/schedstat")
+    return int(path.read_text().split()[0]) / 1e9 if path.is_file() else float("nan")
+
+
 def commands(repeats: int) -> None:
     """The time of commands on a run that a demo has left."""
     with tempfile.TemporaryDirectory() as folder:
@@ -111,6 +142,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="some seconds of each")
     quick = parser.parse_args().quick
     loggers(1.5 if quick else 20.0, 1 if quick else 3)
+    notebook(4.0 if quick else 60.0)
     commands(2 if quick else 10)
 
 

@@ -30,7 +30,7 @@ def why_plain(environ: Mapping[str, str] | None = None) -> str:
     if wanted != "screen":
         if environ.get("CI", "") not in ("", "0", "false"):
             return "CI is set"
-        if _number(environ, RANKS, 0) > 0:
+        if num_before(environ):
             return "another rank has the screen"
     if threading.current_thread() is not threading.main_thread():
         return "the run is not on the main thread"
@@ -39,6 +39,11 @@ def why_plain(environ: Mapping[str, str] | None = None) -> str:
     if is_in_background():
         return "the process is in the background"
     return ""
+
+
+def num_before(environ: Mapping[str, str] | None = None) -> int:
+    """The rank of this process, as the launcher says; 0 without one."""
+    return _number(os.environ if environ is None else environ, RANKS, 0)
 
 
 def num_processes(environ: Mapping[str, str] | None = None) -> int:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 
 from .. import events
-from .choice import why_plain
+from .choice import num_before, why_plain
 from .plain import PlainLog
 from .session import RunControl, ScreenSession
 from .text import clean
@@ -44,6 +44,7 @@ class Live:
             requests, folder=os.fspath(folder), captures=captures, clock=clock, ended=self._screen_ended
         )
         self._tell: events.Listener = self._wait_for_start
+        self._is_in_notebook = _wants_notebook()
 
     def __call__(self, event: events.Event) -> None:
         """Take in an event. On the training thread: no drawing, no waiting."""
@@ -52,7 +53,7 @@ class Live:
     @property
     def wants_surveys(self) -> bool:
         """Whether the screen is on; plain lines do not show surveys."""
-        return self._session.is_on
+        return self._session.is_on or self._is_in_notebook
 
     def _wait_for_start(self, event: events.Event) -> None:
         self._early.append(event)
@@ -60,7 +61,11 @@ class Live:
             return
         self._run = event
         reason = why_plain()
-        if reason:
+        if self._is_in_notebook:
+            from .notebook import NotebookView
+
+            self._tell = NotebookView()
+        elif reason:
             self._tell = self._plain
             # A pipe or a batch job gets plain lines without an explanation.
             if sys.stderr is not None and sys.stderr.isatty():
@@ -71,7 +76,7 @@ class Live:
         for early in self._early:
             self._tell(early)
         self._early.clear()
-        if not reason:
+        if not reason and not self._is_in_notebook:
             self._session.open()
 
     def _on_screen(self, event: events.Event) -> None:
@@ -93,3 +98,13 @@ class Live:
             self._plain(event)
         if isinstance(event, events.RunEnded):
             self._session.restore()
+
+
+def _wants_notebook() -> bool:
+    """Whether to show the run as a view of a notebook; ``R8_UI=plain`` wants lines there, too."""
+    module = sys.modules.get("IPython")
+    if module is None or os.environ.get("R8_UI") == "plain" or num_before():
+        return False
+    from .notebook import is_notebook
+
+    return is_notebook()

@@ -1,0 +1,195 @@
+"""The view of a notebook."""
+
+import html.parser
+import itertools
+import json
+import sys
+import threading
+import time
+import types
+
+import numpy as np
+import pytest
+
+from learnit_r8 import R8Scheduler, events
+from learnit_r8.dashboard.notebook import EVERY_SECONDS, NotebookView, html_of, is_notebook, text_of
+from learnit_r8.dashboard.state.view import View
+from tests.dashboard.state.told import start, steps
+from tests.screen_common import fake_view
+from tests.terminals import ROOT
+
+
+class Kernel:
+    """Keeps what is displayed, as a notebook does: by the name of the output."""
+
+    def __init__(self, monkeypatch):
+        self.shown, self.updates = {}, []
+        shell = types.SimpleNamespace(kernel=object())
+        module = types.ModuleType("IPython")
+        module.get_ipython = lambda: shell
+        display = types.ModuleType("IPython.display")
+        display.display = self.display
+        monkeypatch.setitem(sys.modules, "IPython", module)
+        monkeypatch.setitem(sys.modules, "IPython.display", display)
+
+    def display(self, bundle, *, raw, display_id, update):
+        assert raw
+        assert update == (display_id in self.shown)
+        self.shown[display_id] = bundle
+        self.updates.append((time.monotonic(), threading.current_thread().name))
+
+
+def trained(name="it", seconds=0.0):
+    with R8Scheduler(100, batch_size=10, num_epochs=2, use_curses=True, run_dir=False, name=name) as r8:
+        for _ in r8.epoch_iterator():
+            for _ in r8.batch_iterator():
+                time.sleep(seconds)
+                r8.update_with_loss(1.0)
+            r8.log(accuracy=0.5)
+
+
+def test_run_is_one_view_that_is_updated(monkeypatch, capsys):
+    """In a notebook `use_curses=True` shows the run as one output that is replaced; a second run has one of its own."""
+    kernel = Kernel(monkeypatch)
+    trained("first")
+    trained("second")
+    pages = [bundle["text/html"] for bundle in kernel.shown.values()]
+
+    assert len(pages) == 2
+    assert "first" in pages[0]
+    assert "second" in pages[1]
+    assert all("FINISHED" in page and "accuracy" in page for page in pages)
+    assert {thread for _, thread in kernel.updates} == {"r8-notebook"}
+    assert capsys.readouterr().err == ""
+
+
+def test_updates_come_at_most_once_a_second(monkeypatch):
+    """Between two updates is at least a second, but before the last one."""
+    kernel = Kernel(monkeypatch)
+    trained(seconds=0.13)
+    times = [at for at, _ in kernel.updates]
+
+    assert 2 <= len(times) <= 5
+    assert all(b - a > 0.95 * EVERY_SECONDS for a, b in itertools.pairwise(times[:-1]))
+
+
+def test_plain_lines_in_a_notebook_where_they_are_wanted(monkeypatch, capsys):
+    """R8_UI=plain wants lines in a notebook, too."""
+    kernel = Kernel(monkeypatch)
+    monkeypatch.setenv("R8_UI", "plain")
+    trained()
+
+    assert kernel.shown == {}
+    assert "finished after 20 steps" in capsys.readouterr().err
+
+
+def test_only_the_first_rank_has_a_view(monkeypatch):
+    """Processes that a notebook starts beside the first one show nothing."""
+    kernel = Kernel(monkeypatch)
+    monkeypatch.setenv("RANK", "1")
+    trained()
+
+    assert kernel.shown == {}
+
+
+def test_terminal_of_ipython_is_no_notebook(monkeypatch):
+    """IPython in a terminal has no kernel, and a program without IPython neither."""
+    module = types.ModuleType("IPython")
+    monkeypatch.setitem(sys.modules, "IPython", module)
+    module.get_ipython = lambda: types.SimpleNamespace()
+    assert not is_notebook()
+    module.get_ipython = lambda: None
+    assert not is_notebook()
+    monkeypatch.delitem(sys.modules, "IPython")
+    assert not is_notebook()
+
+
+def test_front_end_that_is_gone_ends_the_view_only():
+    """An error of the front end ends the view; the training is not told, and `RunEnded` does not wait."""
+
+    def gone(*_):
+        raise OSError("no front end")
+
+    view = NotebookView(display=gone)
+    view(start())
+    for step in range(1, 30):
+        view(steps(step, float(step)))
+    view(events.RunEnded(30, 30.0, True))
+
+    assert isinstance(view.error, OSError)
+
+
+class Tags(html.parser.HTMLParser):
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.open = [], []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ("polyline", "polygon"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_page_is_small_and_static():
+    """The view of a long run is small, well-formed, and runs and loads nothing, so a reload shows it as it was."""
+    page = html_of(fake_view(), 1500.0)
+    read = Tags(page)
+    names = {tag for tag, _ in read.tags}
+
+    assert read.open == []
+    assert len(page) < 30_000
+    assert names <= {"div", "span", "b", "svg", "polyline", "polygon"}
+    assert not any(name in ("src", "href") or name.startswith("on") for _, found in read.tags for name in found)
+    assert "RECOVERING" in page
+    assert "accuracy <b>0.8857</b> best 0.8857 at step 4,692" in page
+
+
+def test_hostile_names_stay_text():
+    """Names and messages of a run are no markup."""
+    view = View()
+    view.fold(events.RunStarted(0, 0.0, "<script>x</script>", 100, 10, 10, 1000, None, "balanced"))
+    view.fold(events.MetricsLogged(1, 1.0, 1, {"<img src=x>": float("nan")}))
+    view.fold(events.Notice(1, 1.0, "\x1b[2J<b onclick=x>", True))
+    page = html_of(view, 1.0)
+
+    assert "<script" not in page
+    assert "<img" not in page
+    assert "\x1b" not in page
+    assert text_of(view).startswith("<script>")
+
+
+@pytest.mark.parametrize("losses", [[np.nan], [1.0], [0.0, 0.0], [1e300, -1e300], [1.0, np.inf]])
+def test_any_losses_can_be_drawn(losses):
+    """A view of odd losses is drawn, with finite coordinates."""
+    view = View()
+    view.fold(start())
+    for step, loss in enumerate(losses, start=1):
+        view.fold(steps(step, float(step), loss=loss))
+
+    assert "nan," not in html_of(view, 5.0)
+
+
+def test_real_notebook_keeps_one_output(tmp_path):
+    """A real kernel runs a notebook: each run is one output of its cell, and the file is small."""
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    code = (
+        f"import sys, time; sys.path.insert(0, {str(ROOT)!r})\nfrom learnit_r8 import R8Scheduler\n"
+        "with R8Scheduler(100, batch_size=10, num_epochs=3, use_curses=True, run_dir=False, name='nb') as r8:\n"
+        "    for _ in r8.epoch_iterator():\n        for _ in r8.batch_iterator():\n"
+        "            time.sleep(0.1)\n            r8.update_with_loss(1.0)\n"
+    )
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code), nbformat.v4.new_code_cell(code)])
+    nbclient.NotebookClient(book, timeout=120, kernel_name="python3").execute()
+    for cell in book.cells:
+        (output,) = cell.outputs
+        assert "FINISHED" in output["data"]["text/html"]
+    assert len(json.dumps(book)) < 40_000
