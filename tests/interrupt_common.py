@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import learnit_r8
-from learnit_r8 import R8Scheduler
+from learnit_r8 import Predictions, R8Scheduler
 from learnit_r8.table.table import SampleTable
 from tests.drive import FakeClock, sample_losses
 
@@ -270,6 +270,8 @@ class User:
         losses = np.where(indices == self.bad_sample, np.nan, losses)
         if self.kind == "exact":
             return losses, {}
+        if self.kind == "predicted":
+            return losses, {"predictions": Predictions(losses - 2.0, (indices + step) % 3, indices % 3, 3)}
         if self.kind == "means":
             return float(losses.mean()), {}
         return np.array([part.mean() for part in np.split(losses, range(2, len(losses), 2))]), {"part_size": 2}
@@ -346,6 +348,8 @@ def check(user, undisturbed):
         now = everything(user)
         others = [name for name in now if now[name] != undisturbed[name]]
         assert not others, f"{others} are other ones"
+    evidence = r8.table.evidence.whole
+    assert evidence is None or (evidence["visits"] == r8.table.usage_count).all(), "evidence is not that of the losses"
     assert np.array_equal(user.model.first, -user.model.second, equal_nan=True), "the model is half put back"
     uses = np.zeros(NUM_SAMPLES, int)
     for indices, _, _ in user.learned:
@@ -362,7 +366,8 @@ def check_table(user):
     """Raise AssertionError unless the table is that of learning each report as it comes."""
     slow = SampleTable(NUM_SAMPLES, batch_size=BATCH)
     for indices, given, keywords in user.learned:
-        reading = learnit_r8.table.losses.read_loss(given, len(indices), **keywords)
+        size = {name: value for name, value in keywords.items() if name == "part_size"}
+        reading = learnit_r8.table.losses.read_loss(given, len(indices), **size)
         slow.part_size = reading.part_size
         believed = slow.batch_trend.believed(reading) if slow.batch_trend.is_early else reading
         trend = slow.observe(believed.mean, believed.lowest, reading.mean)

@@ -16,6 +16,8 @@ from tests.interrupt_common import REACTIONS, Interrupter, Model, User, check, e
 RUNS = {
     "exact": {},
     "exact-tickets": {"loop": "tickets"},
+    "predictions": {"kind": "predicted"},
+    "predictions-nan": {"kind": "predicted", "has_model": True, "bad": (5, 9, 10), "loop": "tickets"},
     "parts": {"kind": "parts"},
     "parts-tickets": {"kind": "parts", "loop": "tickets"},
     "means": {"kind": "means"},
