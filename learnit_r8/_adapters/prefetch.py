@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..table.labels.predictions import Predictions
 from .host import check_scheduler, num_left
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ class Prefetch:
             begun.popleft()
         begun.append(ticket)
 
-    def report(self, loss: Any, *, part_size: int | None = None) -> Outcome:
+    def report(self, loss: Any, *, part_size: int | None = None, predictions: Any = None) -> Outcome:
         """Report the loss of the batch in hand; see `R8Scheduler.report`.
 
         Raises:
@@ -201,7 +202,10 @@ class Prefetch:
                 f"report() was called at step {self.r8.global_step} with no batch begun; begin one first."
             )
         try:
-            return self.r8.report(ticket, loss, part_size=part_size)
+            if isinstance(predictions, Predictions):
+                # A compiled function returns the number of classes as an array.
+                predictions = predictions._replace(num_classes=int(predictions.num_classes))
+            return self.r8.report(ticket, loss, part_size=part_size, predictions=predictions)
         finally:
             # A refused loss may raise, and its batch is reported all the same; a loss of a wrong shape is not.
             if not ticket.batch.is_out:

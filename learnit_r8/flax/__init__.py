@@ -22,6 +22,7 @@ from .metrics import (
     create_metrics,
     format_metrics,
 )
+from .predictions import predictions_of
 from .state import TrainState
 from .train import train_epoch, train_loop
 
@@ -39,6 +40,7 @@ __all__ = [
     "load_checkpoint",
     "load_config",
     "pack_scheduler",
+    "predictions_of",
     "save_checkpoint",
     "save_config",
     "save_metrics_history",

@@ -171,8 +171,8 @@ class Training:
         state, metrics = self._train_step(state, batch, next(self._keys))
         if ticket is not None:
             metrics = dict(metrics)
-            loss = self._loss_of(metrics)
-            if not self._driven.judge(state, lambda: self._prefetch.report(loss)):
+            loss, predictions = self._loss_of(metrics), metrics.pop("predictions", None)
+            if not self._driven.judge(state, lambda: self._prefetch.report(loss, predictions=predictions)):
                 return None
         self._means.add(metrics, batch_size(batch))
         return (Logs(metrics=Entries(metrics)) if self._logs_steps else None), state

@@ -104,7 +104,8 @@ def train_loop(
         val_num_batches: How many, >= 1; None for all.
         show_progress: Whether to print a line an epoch.
         scheduler: Draws the batches, sets the ``learning_rate`` of ``optax.inject_hyperparams``, and hears
-            ``metrics["losses"]``, float[B], if there is such an entry, else ``metrics["loss"]``. It keeps the state
+            ``metrics["losses"]``, float[B], if there is such an entry, else ``metrics["loss"]``; and with the losses
+            ``metrics["predictions"]``, what `learnit_r8.flax.predictions_of` returned. It keeps the state
             (backups in RAM; checkpoints where it has a ``checkpoint_dir``) unless it was given callbacks of its own: a
             refused batch leaves the state as it was, or replaces it by an older one. The step may donate it. A
             policy's weights are ``batch["weights"]``.

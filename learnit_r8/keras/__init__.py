@@ -19,6 +19,7 @@ from .dataset import R8Dataset as R8Dataset
 from .loops import Batches as Batches
 from .loops import batch_dataset as batch_dataset
 from .losses import sample_losses as sample_losses
+from .predictions import predictions_of as predictions_of
 from .state import ModelState as ModelState
 from .state import model_callbacks as model_callbacks
 
@@ -29,5 +30,6 @@ __all__ = [
     "R8Dataset",
     "batch_dataset",
     "model_callbacks",
+    "predictions_of",
     "sample_losses",
 ]

@@ -110,16 +110,18 @@ class Batches:
             if r8.is_over:
                 return
 
-    def report(self, losses: Any) -> Outcome:
+    def report(self, losses: Any, predictions: Any = None) -> Outcome:
         """Report the losses of the batch in hand; see `R8Scheduler.report`.
 
         Args:
             losses: float[B], the loss of each sample, or one number, their mean.
+            predictions: With the losses of samples, what `learnit_r8.keras.predictions_of` returned, to judge labels.
 
         Raises:
             RuntimeError: there is no batch in hand, or it was reported.
+            ValueError: losses or predictions do not fit the batch. Nothing was changed.
         """
-        return self._prefetch.report(losses)
+        return self._prefetch.report(losses, predictions=predictions)
 
 
 def _tensorflow() -> Any:

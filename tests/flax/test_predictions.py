@@ -1,0 +1,59 @@
+"""What a model says of labels in `train_loop`: from a jitted step, with the losses."""
+
+import numpy as np
+import pytest
+
+from learnit_r8 import R8Scheduler
+from learnit_r8 import predictions_of as expected_of
+
+jax = pytest.importorskip("jax")
+optax = pytest.importorskip("optax")
+linen = pytest.importorskip("flax.linen")
+r8flax = pytest.importorskip("learnit_r8.flax", exc_type=ImportError)
+jnp = jax.numpy
+
+X = np.random.default_rng(0).normal(size=(60, 4)).astype("f4")
+Y = np.arange(60) % 3
+
+
+def trained(num_epochs):
+    """The scheduler and the history of a training with predictions, and the first weights."""
+    model = linen.Dense(3)
+    params = model.init(jax.random.PRNGKey(0), X[:1])["params"]
+    tx = optax.inject_hyperparams(optax.sgd)(learning_rate=0.0)
+    state = r8flax.TrainState.create(apply_fn=model.apply, params=params, tx=tx)
+
+    @jax.jit
+    def step(state, batch, rng_key):
+        def loss_fn(params):
+            logits = state.apply_fn({"params": params}, batch["x"])
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
+            return losses.mean(), (losses, r8flax.predictions_of(logits, batch["y"]))
+
+        (loss, (losses, predictions)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        return state.apply_gradients(grads=grads), {"loss": loss, "losses": losses, "predictions": predictions}
+
+    r8 = R8Scheduler(60, batch_size=60, num_epochs=num_epochs, initial_lr=0.1)
+    _, history = r8flax.train_loop(
+        state, step, lambda rows: {"x": X[rows], "y": Y[rows]}, rng_key=jax.random.PRNGKey(1), show_progress=False,
+        scheduler=r8,
+    )  # fmt: skip
+    r8.table.hand_over()
+    return r8, history, params
+
+
+def test_jitted_step_reports_its_predictions():
+    """The evidence is that of the logits before the first step; the predictions are no metric."""
+    r8, history, params = trained(1)
+    logits = X @ np.asarray(params["kernel"]) + np.asarray(params["bias"])
+
+    np.testing.assert_allclose(r8.table.evidence.whole["plain"], expected_of(logits, Y).margin, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(r8.table.evidence.whole["given"], Y)
+    assert set(history) == {"train_loss"}
+
+
+def test_every_epoch_is_a_visit():
+    """Each epoch of a longer training adds a visit."""
+    r8, _, _ = trained(4)
+
+    assert r8.table.evidence.whole["visits"].tolist() == [4] * 60
