@@ -30,7 +30,7 @@ def test_a_checkpoint_fits_models_that_are_sharded_and_that_are_not(pair, tmp_pa
     pair.run(jobs.sharded_run, before, "mixed", {**settings, "stop_at": 21})
     resumed = pair.run(jobs.sharded_run, after, "mixed", {**settings, "resume": "auto"})
 
-    assert [{**each, "batches": ""} for each in resumed] == [{**each, "batches": ""} for each in unbroken]
+    assert [{**each, "batches": []} for each in resumed] == [{**each, "batches": []} for each in unbroken]
 
 
 def test_what_cannot_be_sharded_is_refused(pair):
