@@ -1,13 +1,14 @@
-"""Several processes: sharded models against whole ones, failures in any order, restarts, and what a thousand ranks cost.
+"""Several processes: sharded models against whole ones, failures in any order, restarts, and what 1,024 ranks cost.
 
     python benchmarks/distributed.py [--failures 100] [--restarts 20] [--quick]
 
-Everything runs on gloo between processes of one machine, with one scheduler for all ranks. Four parts. *Equal*: weights,
-tables and batches under fully_shard, under DDP and on one process, also after a NaN on one rank and after a resume on 2,
-1 and 4 ranks. *Failures*: a rank of two dies, hangs, is slow, has no memory or no disk, at a random point of a step, a
-backup, an exchange, a save or a restore; the others must end in the stated time or go on, with equal tables, and what
-resumes from the checkpoints left must be equal to the bit to an unbroken run. *Restarts*: torchrun --max-restarts with a
-rank killed at a random step. *Scale*: the time and bytes of an exchange on 2, 4 and 8 ranks, and a line through them.
+Everything runs on gloo between processes of one machine, with one scheduler for all ranks. Four parts. *Equal*:
+weights, tables and batches under fully_shard, under DDP and on one process, also after a NaN on one rank and after a
+resume on 2, 1 and 4 ranks. *Failures*: a rank of two dies, hangs, is slow, has no memory or no disk, at a random point
+of a step, a backup, an exchange, a save or a restore; the others must end in the stated time or go on, with equal
+tables, and what resumes from the checkpoints left must be equal to the bit to an unbroken run. *Restarts*: torchrun
+--max-restarts with a rank killed at a random step. *Scale*: the time and bytes of an exchange on 2, 4 and 8 ranks, and
+a model fitted to them.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ TIMEOUT_SECONDS = 4.0
 """Given to the process group and to Ranks in part two."""
 
 STATED_SECONDS = 2 * TIMEOUT_SECONDS + 2.0 * 2 + 5.0
-"""Longest wait: for the model's own group, then for that of the losses, then the roll call of two ranks; 5 s of load."""
+"""Longest wait: for the group of the model, for that of the losses, and for the roll call; 5 s for a busy machine."""
 
 POINTS = {
     "step": (torch.nn.Module, "__call__"),
@@ -63,7 +64,7 @@ FAULTS = ("dies", "hangs", "is slow", "has no memory", "has no disk")
 
 
 def world(size: int, job: Any, *args: Any, limit: float = 120.0, timeout: float = 120.0) -> list[Any]:
-    """``job(rank, *args)`` on processes that are forked, so that they need not load torch; None for one that is dead."""
+    """``job(rank, *args)`` on processes that are forked, so that none loads torch; None for one that is dead."""
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
         pairs = [context.Pipe(duplex=False) for _ in range(size)]
@@ -248,7 +249,9 @@ def train_until_killed(folder: str, kill_at: int) -> None:
         _plant(rank, (1, "dies", "step", kill_at), [0.0])
     options = {"every": 4, "checkpoint_dir": f"{folder}/checkpoints", "checkpoint_every": 5, "resume": "auto"}
     found = sharded_run(rank, "ddp", "mixed", options)
-    Path(f"{folder}/{rank}.json").write_text(json.dumps({name: found[name] for name in ("weights", "table", "numbers")}))
+    Path(f"{folder}/{rank}.json").write_text(
+        json.dumps({name: found[name] for name in ("weights", "table", "numbers")})
+    )
     dist.destroy_process_group()
 
 
@@ -300,12 +303,18 @@ def scale(turns: int, sizes: tuple[int, ...]) -> None:
             seconds, length = world(size, exchange_seconds, share, turns)[0]
             rows.append([1.0, size - 1, (size - 1) * length])
             times.append(seconds)
-            show(f"exchange on {size} ranks, {share} samples each: ms, bytes a message", "", f"{seconds * 1e3:.2f}, {length}")
+            show(
+                f"exchange on {size} ranks, {share} samples each: ms, bytes a message",
+                "",
+                f"{seconds * 1e3:.2f}, {length}",
+            )
     # Errors count relative to what is measured, or the largest messages alone would decide.
     weights = 1 / np.array(times)
     model = np.maximum(np.linalg.lstsq(np.array(rows) * weights[:, None], np.array(times) * weights, rcond=None)[0], 0)
     fit = np.array(rows) @ model
-    show("model: ms + ms a further rank + ns a byte and further rank", "", np.round(model * [1e3, 1e3, 1e9], 4).tolist())
+    show(
+        "model: ms + ms a further rank + ns a byte and further rank", "", np.round(model * [1e3, 1e3, 1e9], 4).tolist()
+    )
     show("  median, largest error of the fit", "", np.round(np.quantile(np.abs(fit / times - 1), [0.5, 1]), 2).tolist())
     length = MessageCodec(2, 16, 32).write([], **dict.fromkeys(HEAD, 0), clock=0.0).nbytes
     for size in (8, 64, 1024):

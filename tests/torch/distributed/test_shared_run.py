@@ -3,6 +3,7 @@
 import itertools
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -934,3 +935,50 @@ def test_a_screen_and_a_journal_ask_the_ranks_too(tmp_path):
         return r8.global_step, r8.is_stopped
 
     assert in_threads(2, job) == [(11, True)] * 2
+
+
+def test_a_checkpoint_that_rank_0_cannot_write_counts_as_missing_on_all(tmp_path):
+    """All ranks skip and try again at the same step, as they collect the state of the model together."""
+
+    def job(ranks):
+        weights, left = Weights(), [OSError("full"), OSError("full")] if ranks.rank == 0 else []
+
+        def save(state, path):
+            if left:
+                raise left.pop()
+            Path(path).write_bytes(b"weights")
+
+        r8 = make(
+            8 * 40, batch_size=8, num_epochs=1, save_callback=save, state_callback=weights.get,
+            load_callback=weights.load, checkpoint_dir=tmp_path / "checkpoints", checkpoint_every=8,
+        )  # fmt: skip
+        follow(SharedRun(r8, ranks, every=1))
+        return r8.persistence.saver.num_failed, r8.persistence.saver.has_saved(40)
+
+    with pytest.warns(RuntimeWarning, match="could not be written"):
+        assert in_threads(2, job) == [(2, True), (2, True)]
+
+
+def test_a_backup_for_which_one_rank_has_no_memory_is_taken_by_none():
+    """All ranks hold backups of the same steps, or a restore would put each back to another one."""
+
+    def job(ranks):
+        weights, taken = Weights(), itertools.count()
+
+        def clone(state):
+            if ranks.rank == 1 and next(taken) == 2:
+                raise MemoryError
+            return {name: value.copy() for name, value in state.items()}
+
+        r8 = make(
+            8 * 40, batch_size=8, num_epochs=1, state_callback=weights.get, load_callback=weights.load, backup_every=8
+        )
+        r8.persistence.backup.copy_with(clone)
+        follow(SharedRun(r8, ranks, every=1))
+        return [slot.step for slot in r8.persistence.backup.states()]
+
+    with pytest.warns(RuntimeWarning, match="no memory for the backup"):
+        one, other = in_threads(2, job)
+
+    assert one == other
+    assert one
