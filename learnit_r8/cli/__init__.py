@@ -113,16 +113,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_screens(watch: argparse.ArgumentParser, replay: argparse.ArgumentParser) -> None:
-    from ..dashboard.render.pages import VIEWS
-    from ..dashboard.theme import NAMES
-
     watch.add_argument("other", nargs="?", metavar="OTHER", help="a second run, to show both over each other")
     for command in (watch, replay):
         command.add_argument("--once", action="store_true", help="print one picture as text, and leave")
-        command.add_argument("--view", choices=VIEWS, default="overview", help="the view to begin with")
+        command.add_argument(
+            "--view", type=_view, default="overview", help="the view to begin with, as the footer names them"
+        )
         command.add_argument("--width", type=_count, help="of the picture of --once")
         command.add_argument("--height", type=_count, help="of the picture of --once")
-        command.add_argument("--theme", choices=NAMES, help="clear is for colour-blind people, mono without colours")
+        command.add_argument("--theme", type=_theme, help="colour, clear (for colour-blind people) or mono")
         command.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
     replay.add_argument("--speed", type=_positive, help="training seconds per second; by default the whole in 20 s")
     replay.add_argument("--to", type=_count, metavar="STEP", help="stand still at this step")
@@ -133,6 +132,25 @@ def _add_ask(ask: argparse.ArgumentParser) -> None:
     length = ask.add_mutually_exclusive_group()
     length.add_argument("--for", dest="length", metavar="LENGTH", help='of a cool-down: "20min", 500, "2 epochs"')
     length.add_argument("--until", metavar="TIME", help='end of a cool-down, local time: "20:30", "2026-11-22 06:00"')
+
+
+def _view(text: str) -> str:
+    # Not as choices: the help would load the screen to name them.
+    from ..dashboard.render.pages import VIEWS
+
+    return _one_of(text, VIEWS)
+
+
+def _theme(text: str) -> str:
+    from ..dashboard.theme import NAMES
+
+    return _one_of(text, NAMES)
+
+
+def _one_of(text: str, names: Sequence[str]) -> str:
+    if text not in names:
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(names)})")
+    return text
 
 
 def _count(text: str) -> int:

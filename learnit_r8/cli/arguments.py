@@ -16,8 +16,7 @@ class Parser(argparse.ArgumentParser):
 
         known: list[str] = []
         if (found := re.search(r"invalid choice: '([^']*)' (\(choose from .*)", message)) is not None:
-            choices = [str(choice) for action in self._actions for choice in action.choices or ()]
-            known = [choice for choice in choices if choice in found[2]]
+            known = re.findall(r"[\w-]+", found[2].removeprefix("(choose from"))
         elif (found := re.match(r"unrecognized arguments: (--[\w-]+)", message)) is not None:
             known = [option for action in self._actions for option in action.option_strings]
         near = difflib.get_close_matches(found[1], known, 1, 0.5) if found is not None else []

@@ -43,12 +43,16 @@ def commands() -> list[Command]:
 
 
 def _command(name: str, text: str, parser: argparse.ArgumentParser) -> Command:
+    from ..dashboard.render.pages import VIEWS
+    from ..dashboard.theme import NAMES
+
     options, choices = [], {}
     for action in parser._actions:
         long = [option for option in action.option_strings if option.startswith("--")]
         options += long
-        if action.choices:
-            choices[long[0] if long else ""] = [str(choice) for choice in action.choices]
+        known = action.choices or {"view": VIEWS, "theme": NAMES}.get(action.dest, ())
+        if known:
+            choices[long[0] if long else ""] = [str(choice) for choice in known]
     takes_run = any(action.dest in ("run", "runs") for action in parser._actions)
     return Command(name, text, options, choices, takes_run)
 

@@ -152,7 +152,10 @@ def test_help_loads_no_numpy():
     """`--help` loads no numpy, no curses and no framework, so that it is there at once."""
     loaded = modules_of("--help")
 
-    assert not loaded & {"numpy", "curses", "json", "learnit_r8.scheduler"} | loaded & HEAVY
+    assert (
+        not loaded & {"numpy", "curses", "json", "learnit_r8.scheduler", "learnit_r8.dashboard", "dataclasses"}
+        | loaded & HEAVY
+    )
 
 
 @pytest.mark.parametrize("command", [["status"], ["samples"], ["watch", "--once"], ["replay", "--once"], ["export"]])

@@ -1,5 +1,6 @@
 """``watch`` and ``replay``: one picture as text, lines in a pipe, and the screen on a terminal."""
 
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from learnit_r8 import events
 from learnit_r8.cli import main
 from learnit_r8.cli.screens import _drawing
 from learnit_r8.dashboard.render.pages import VIEWS
+from learnit_r8.dashboard.watch import Watch
 from learnit_r8.journal import UnreadableRun
 from tests.cli.commands import ROOT
 from tests.drive import INF, NAN
@@ -105,6 +107,31 @@ def test_signals_end_the_viewer_in_order(tmp_path, number, code):
 
         assert terminal.wait_for_end() == code
         assert terminal.is_restored
+
+
+def test_two_runs_over_each_other(tmp_path, capsys):
+    """`watch A B` begins with both losses and figures, and follows both runs."""
+    for name, loss in (("one", 1.0), ("two", 2.0)):
+        started = dataclasses.replace(STARTED, name=name)
+        folder_with(tmp_path / name, started, steps(5), events.MetricsLogged(5, 1.0, 5, {"accuracy": loss / 4}))
+    code = main(["watch", str(tmp_path / "one"), str(tmp_path / "two"), "--once", "--width", "80", "--height", "24"])
+    lines = capsys.readouterr().out.splitlines()
+
+    assert code in (0, 3)
+    assert "loss of the batches, over the steps" in lines[1]
+    assert any(line.split() == ["A", "one", "B", "two"] for line in lines)
+    assert any(line.split() == ["accuracy,", "best", "0.25", "0.5", "*"] for line in lines)
+
+
+def test_second_run_is_followed(tmp_path):
+    """What happens in the second run is shown as it happens."""
+    for name in ("one", "two"):
+        folder_with(tmp_path / name, STARTED, steps(5))
+    owner = Watch(tmp_path / "one", other=tmp_path / "two")
+    before = owner.scene().other.step
+    folder_with(tmp_path / "two", steps(50))
+
+    assert (before, owner.scene().other.step) == (5, 50)
 
 
 def test_replay_on_a_terminal(tmp_path):
