@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import collections
 import errno
+import functools
 import json
 import multiprocessing
 import os
@@ -37,7 +38,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
+
+# Loaded here, or every process that is forked would load it at its first step.
+import torch._dynamo
 import torch.distributed as dist
+import torch.distributed.checkpoint
+import torch.distributed.tensor
 
 from learnit_r8.torch import ModelState, Ranks, Together
 from learnit_r8.torch.distributed.messages import MessageCodec
@@ -165,6 +171,8 @@ def _plant(rank: int, plan: tuple[int, str, str, int], began: list[float]) -> No
     owner, name = POINTS[point]
     original, calls = getattr(owner, name), [0]
 
+    # With the signature of the original: callbacks are called by theirs.
+    @functools.wraps(original)
     def failing(*args: Any, **keywords: Any) -> Any:
         # Of the modules only the whole model counts.
         counts = point != "step" or isinstance(args[0], torch.nn.Sequential)

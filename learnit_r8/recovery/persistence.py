@@ -348,6 +348,8 @@ class Persistence:
     def _collected(collect: Callable[[], Any]) -> Any:
         try:
             return collect()
+        except Unrecoverable:
+            raise
         except Exception as error:
             # The other ranks are in the midst of it, and would take this rank's next message for an answer.
             raise Unrecoverable(

@@ -272,7 +272,7 @@ class Adapter:
         ends_epoch = self._ends_epoch(recorded[0].ticket)
         with self._sharing.watching():
             is_due = stepper.backward(loss, is_last=ends_epoch)
-        norm = stepper.clip() if is_due else None
+            norm = stepper.clip() if is_due else None
         skipped = stepper.apply() if is_due and stepper.is_scaled else None
         outcome = self._tell_all(norm, skipped)
         if outcome and is_due and not stepper.is_scaled:
@@ -308,7 +308,10 @@ class Adapter:
 
         On several processes all must call it: each gets whole tensors, and the random generators of all.
         """
-        return {"scheduler": self.lr_scheduler.state_dict(), "model": self.state.collect()}
+        # First, as it reports the losses on their way, which may put the model back.
+        scheduler = self.lr_scheduler.state_dict()
+        with self._sharing.watching():
+            return {"scheduler": scheduler, "model": self.state.collect()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned, or a copy of it.

@@ -94,7 +94,7 @@ def attach(
     own = sharing.settings(dict(settings))
     r8 = _new_scheduler(size, state, own, optimizer) if scheduler is None else _checked(scheduler, size, own)
     sharing.check(r8, model, accumulate=accumulate)
-    _adopt(r8, model, state)
+    _adopt(r8, model, state, sharing)
     _expect_loading(optimizer, rates)
     return Adapter(
         r8,
@@ -158,9 +158,14 @@ def check_dataset(dataset: Any) -> None:
         raise TypeError(f"dataset must have an index, got {dataset!r}.")
 
 
-def _adopt(r8: R8Scheduler, model: torch.nn.Module, state: ModelState) -> None:
+def _adopt(r8: R8Scheduler, model: torch.nn.Module, state: ModelState, sharing: Sharing) -> None:
     """Let the scheduler keep the model, on the host."""
-    callbacks = Callbacks(state.save, state.load, state.read, state.collect_on_first if state.is_spread else None)
+
+    def collect() -> dict[str, Any]:
+        with sharing.watching():
+            return state.collect(keeps=not state.rank)
+
+    callbacks = Callbacks(state.save, state.load, state.read, collect if state.is_spread else None)
     if any(each.is_cuda for each in model.parameters()):
         r8.adopt(callbacks, clone=copy_to_host, copy_into=copy_to_host_into)
     else:

@@ -85,10 +85,6 @@ class ModelState:
             state["random"] = state[OF_RANKS][0]
         return state
 
-    def collect_on_first(self) -> dict[str, Any]:
-        """As `collect`, for a file that rank 0 writes."""
-        return self.collect(keeps=not self.rank)
-
     def save(self, state_dict: Mapping[str, Any], filepath: str | os.PathLike[str]) -> None:
         """Write what `read` or `collect` returned; see `files.save`.
 
