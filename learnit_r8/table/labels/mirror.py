@@ -37,6 +37,8 @@ LEAST_LISTED = 20
 BIN, MOST_BINS = 25, 256
 """Least samples in a bin of positive margins, and most bins."""
 
+FIT_BINS = 256
+
 NUM_ROUNDS = 25
 
 
@@ -65,8 +67,10 @@ class Mirror(NamedTuple):
         if len(positive) < LEAST_POSITIVE:
             return None
         window = float(np.quantile(positive, FITTED))
-        inside = np.abs(margin) <= window
-        offset, slope, error = _logistic(np.abs(margin[inside]) / window, margin[inside] > 0)
+        size = np.abs(margin) / window
+        # Counted in bins, so that the cost of the fit does not depend on M.
+        counts = [np.histogram(size[side], FIT_BINS, (0.0, 1.0))[0] for side in (margin > 0, margin <= 0)]
+        offset, slope, error = _logistic((np.arange(FIT_BINS) + 0.5) / FIT_BINS, counts[0], counts[0] + counts[1])
         return cls(offset, min(0.0, slope + caution * error) / window, REACH * window)
 
     def odds(self, size: Doubles) -> Doubles:
@@ -112,15 +116,15 @@ class Mirror(NamedTuple):
         return score
 
 
-def _logistic(x: Doubles, y: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """Fit P(y) = sigmoid(offset + slope * x), by Newton's method: offset, slope, and the slope's standard error."""
+def _logistic(x: Doubles, hits: NDArray[Any], counts: NDArray[Any]) -> tuple[float, float, float]:
+    """Fit the share of hits to sigmoid(offset + slope * x), by Newton: both, and the standard error of the slope."""
     design = np.stack([np.ones(len(x)), x], 1)
     found = np.zeros(2)
     for _ in range(NUM_ROUNDS):
         chance = 1 / (1 + np.exp(-np.clip(design @ found, -30, 30)))
         # The tiny ridge keeps the step finite where one side of the window is empty.
-        curvature = design.T @ (design * (chance * (1 - chance))[:, None]) + 1e-3 * np.eye(2)
-        step = np.linalg.solve(curvature, design.T @ (y - chance) - 1e-3 * found)
+        curvature = design.T @ (design * (counts * chance * (1 - chance))[:, None]) + 1e-3 * np.eye(2)
+        step = np.linalg.solve(curvature, design.T @ (hits - counts * chance) - 1e-3 * found)
         found = found + step
         if np.abs(step).max() < 1e-8:
             break
