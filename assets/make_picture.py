@@ -145,7 +145,10 @@ def main() -> None:
     for name, key, until, seconds in SHOTS:
         terminal.press(key)
         terminal.read(seconds, until=until)
-        terminal.read(1.2)
+        terminal.read(1.0)
+        # The emulator does not scroll as a terminal does: a whole repaint leaves nothing of that.
+        terminal.press("r")
+        terminal.read(0.3)
         (HERE / f"{name}.svg").write_text(svg(terminal.screen), encoding="utf-8")
         print(f"assets/{name}.svg")
     terminal.press("qs")
