@@ -235,7 +235,8 @@ model = torch.nn.Sequential(*[torch.nn.Linear(width, width) for _ in range(4)])
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
 data = torch.utils.data.TensorDataset(torch.randn(2000, width), torch.randn(2000, width))
 adapter = attach(model, optimizer, data, batch_size=8, num_steps=10**7, backup_every=every,
-                 checkpoint_dir=folder + "/ck", checkpoint_every=10**6, backup_dir=False if backup_dir == "none" else backup_dir, resume="auto")
+                 checkpoint_dir=folder + "/ck", checkpoint_every=10**6,
+                 backup_dir=False if backup_dir == "none" else backup_dir, resume="auto")
 log = open(folder + "/log", "a", buffering=1)
 print("began", adapter.scheduler.global_step, time.time(), file=log)
 first = True

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..policies.radix import keys_of, order_of
 from ..table.losses import EXACT, WHOLE_BATCH
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class Planned(NamedTuple):
 
         Equal losses across the bound of two quarters belong to both in part.
         """
-        values, known = self.loss[self.order[first:last]], np.sort(self.pool[~np.isnan(self.pool)])
+        values, known = self.loss[self.order[first:last]], self.pool[~np.isnan(self.pool)]
+        known = known[order_of(keys_of(known))]
         if len(known) < QUARTERS or not len(values) or np.isnan(values).any():
             return ()
         low, high = (np.searchsorted(known, values, side=side) / len(known) for side in ("left", "right"))
