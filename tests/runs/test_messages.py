@@ -85,11 +85,11 @@ def test_data_given_as_their_number_lead_to_len(data):
         R8Scheduler(data, **GOOD)
 
 
-@pytest.mark.parametrize("name", ["num_samples", "batch_size", "seed", "keep_checkpoints"])
+@pytest.mark.parametrize("name", ["num_samples", "batch_size", "seed"])
 def test_number_given_as_text_is_named_as_such(name):
     """No upper limit distracts from what is wrong."""
     with pytest.raises(ValueError, match=rf"{name} must be a whole number >= \d, got '100', which is a str\.$"):
-        R8Scheduler(**{"num_samples": 100, **GOOD, "checkpoint_dir": "never made", name: "100"})
+        R8Scheduler(**{"num_samples": 100, **GOOD, name: "100"})
 
 
 def test_number_above_its_range_is_told_the_range():
