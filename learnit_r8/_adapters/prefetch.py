@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..table.labels.predictions import Predictions
 from .host import check_scheduler, num_left
 
 if TYPE_CHECKING:
@@ -202,8 +201,8 @@ class Prefetch:
                 f"report() was called at step {self.r8.global_step} with no batch begun; begin one first."
             )
         try:
-            if isinstance(predictions, Predictions):
-                # A compiled function returns the number of classes as an array.
+            if hasattr(predictions, "num_classes"):
+                # A compiled function returns it as an array.
                 predictions = predictions._replace(num_classes=int(predictions.num_classes))
             return self.r8.report(ticket, loss, part_size=part_size, predictions=predictions)
         finally:

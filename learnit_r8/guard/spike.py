@@ -43,6 +43,8 @@ HELD_FROM, HELD_FROM_RAISED, MOST_HELD = 0.5, 3.0, 8
 for at most so many renewals."""
 ABSURD = 10.0
 """A single loss this many times ``far`` is refused: an update from it would spoil the optimizer's moments."""
+MOST_SPREAD = 2 / 3
+"""Largest share of losses beyond the threshold, since the first of them, that may be a spread of losses."""
 ALMOST = 0.99
 """Share of the alarm's evidence that is left when it is not believed."""
 TRIAL = 128
@@ -219,7 +221,7 @@ class SpikeGuard:
         if loss > threshold and (loss > risen_threshold or not lr > lr_limit):
             evidence += up if loss <= far else max(up, 0.501 * alarm)
             if evidence >= alarm or loss > absurd:
-                if loss > far or not self._is_spreading(recent, past):
+                if loss > far or not self._is_spreading(recent, past, threshold):
                     return SpikeState(), Verdict.SPIKE
                 evidence = ALMOST * alarm
         elif evidence:
@@ -228,11 +230,15 @@ class SpikeGuard:
             return self._look(_new_tuple(SpikeState, (evidence, recent, reference, past, first)), lr)
         return _new_tuple(SpikeState, (evidence, recent, reference, past, first)), Verdict.GOOD
 
-    def _is_spreading(self, recent: tuple[float, ...], past: LossHistory) -> bool:
+    def _is_spreading(self, recent: tuple[float, ...], past: LossHistory, threshold: float) -> bool:
         """Whether losses only spread, as those of classes drift apart early in a run, and are no higher on average."""
-        if len(past.losses) >= self.window + self.lag:
+        if threshold < past.start or len(past.losses) >= self.window + self.lag:
             return False
         last = (past.losses + recent)[-BLOCK:]
+        since = next(number for number, loss in enumerate(last) if loss > threshold)
+        # Nearly all losses of damaged weights are high.
+        if sum(loss > threshold for loss in last) > MOST_SPREAD * (BLOCK - since):
+            return False
         mean = sum(last) / BLOCK
         # Two standard errors.
         return mean < past.start + 2 * math.dist(last, (mean,) * BLOCK) / BLOCK
