@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -91,7 +92,7 @@ def attach(
     stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=norm)
     rates = _checked_rates(optimizer) if sets_lr and owner is None else None
     state = ModelState(model, optimizer, scaler=scaler, ema=ema, rank=sharing.rank, gather=sharing.gather)
-    own = sharing.settings(dict(settings))
+    own = sharing.settings(_memory_settings(settings, state, sharing))
     r8 = _new_scheduler(size, state, own, optimizer) if scheduler is None else _checked(scheduler, size, own)
     sharing.check(r8, model, accumulate=accumulate)
     _adopt(r8, model, state, sharing)
@@ -156,6 +157,23 @@ def check_dataset(dataset: Any) -> None:
         )
     if not hasattr(dataset, "__getitem__") and not hasattr(dataset, "__getitems__"):
         raise TypeError(f"dataset must have an index, got {dataset!r}.")
+
+
+def _memory_settings(settings: dict[str, Any], state: ModelState, sharing: Sharing) -> dict[str, Any]:
+    """The settings, without backups in shared memory if a later process could not tell whose they are.
+
+    Raises:
+        ValueError: they ask for such backups.
+    """
+    is_known = sharing.size == 1 or os.environ.get("RANK") == str(sharing.rank)
+    if is_known and not state.is_sharded:
+        return dict(settings)
+    if settings.get("backup_dir"):
+        raise ValueError(
+            f"backup_dir must be None or False if the model is sharded, or RANK in the environment is not "
+            f"{sharing.rank}, the rank of this process, got {settings['backup_dir']!r}."
+        )
+    return {**settings, "backup_dir": False}
 
 
 def _adopt(r8: R8Scheduler, model: torch.nn.Module, state: ModelState, sharing: Sharing) -> None:

@@ -56,6 +56,11 @@ class ModelState:
         self._generators: dict[str, Any] | None = None
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether this process holds only parts of the model."""
+        return self._shards is not None
+
+    @property
     def is_spread(self) -> bool:
         """Whether other processes hold a part of the state."""
         return self._shards is not None or self._gather is not None
