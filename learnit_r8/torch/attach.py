@@ -92,7 +92,7 @@ def attach(
     stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=norm)
     rates = _checked_rates(optimizer) if sets_lr and owner is None else None
     state = ModelState(model, optimizer, scaler=scaler, ema=ema, rank=sharing.rank, gather=sharing.gather)
-    own = sharing.settings(_memory_settings(settings, state, sharing))
+    own = sharing.settings(_memory_settings(dict(settings), state, sharing))
     r8 = _new_scheduler(size, state, own, optimizer) if scheduler is None else _checked(scheduler, size, own)
     sharing.check(r8, model, accumulate=accumulate)
     _adopt(r8, model, state, sharing)
