@@ -236,7 +236,7 @@ optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
 data = torch.utils.data.TensorDataset(torch.randn(2000, width), torch.randn(2000, width))
 adapter = attach(model, optimizer, data, batch_size=8, num_steps=10**7, backup_every=every,
                  checkpoint_dir=folder + "/ck", checkpoint_every=10**6,
-                 backup_dir=False if backup_dir == "none" else backup_dir, resume="auto")
+                 backup_dir=backup_dir, resume="auto")
 log = open(folder + "/log", "a", buffering=1)
 print("began", adapter.scheduler.global_step, time.time(), file=log)
 first = True
@@ -274,7 +274,11 @@ def kills(options):
             child = start_child(folder, options.megabytes, options.every, base)
             while not any(line[0] == "first" for line in log_of(folder)[num_before:]) and child.poll() is None:
                 time.sleep(0.02)
-            time.sleep(rng.uniform(0.05, options.life))
+            # Counted in steps, as on a busy machine some seconds may hold only a few; then anywhere in a step.
+            length = rng.randint(1, options.life)
+            while sum(line[0] == "step" for line in log_of(folder)[num_before:]) < length and child.poll() is None:
+                time.sleep(0.02)
+            time.sleep(rng.uniform(0, 0.3))
             child.send_signal(signal.SIGKILL)
             errors = child.communicate()[1]
             lines = log_of(folder)[num_before:]
@@ -378,7 +382,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--kills", type=int, default=60)
-    parser.add_argument("--life", type=float, default=6.0, help="most seconds from the first step to a kill")
+    parser.add_argument("--life", type=int, default=150, help="most steps from a start to a kill")
     parser.add_argument("--deadline", type=float, default=60.0)
     parser.add_argument("--megabytes", type=float, default=100.0)
     parser.add_argument("--every", type=int, default=50)
@@ -387,7 +391,7 @@ def main():
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     if options.quick:
-        options.seeds, options.kills, options.life, options.deadline = 1, 1, 1.0, 3.0
+        options.seeds, options.kills, options.life, options.deadline = 1, 1, 80, 3.0
         options.megabytes, options.steps = 5.0, 200
     warnings.simplefilter("ignore", RuntimeWarning)
     for name in options.only:
