@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .checkpoint.reader import NoValidCheckpoint as NoValidCheckpoint
     from .checkpoint.store import CheckpointStore as CheckpointStore
+    from .engine.settings import SchedulerSettings as SchedulerSettings
     from .engine.signals import Preempted as Preempted
     from .guard import FiniteGuard as FiniteGuard
     from .guard import GuardState as GuardState
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from .scheduler import R8Scheduler as R8Scheduler
     from .schedules.schedule import OneCycle as OneCycle
     from .schedules.schedule import Warmup as Warmup
-    from .settings import SchedulerSettings as SchedulerSettings
     from .table.labels.predictions import Predictions as Predictions
     from .table.labels.predictions import predictions_of as predictions_of
     from .table.table import SampleTable as SampleTable
@@ -59,7 +59,7 @@ _HOME = {
     "Recovery": "recovery.policy",
     "TrainingDiverged": "recovery.policy",
     "R8Scheduler": "scheduler",
-    "SchedulerSettings": "settings",
+    "SchedulerSettings": "engine.settings",
     "Preempted": "engine.signals",
     "Predictions": "table.labels.predictions",
     "SampleTable": "table.table",

@@ -17,12 +17,13 @@ from numpy.typing import ArrayLike, NDArray
 from . import events
 from .checkpoint.run_config import arguments_of
 from .checkpoint.store import CheckpointStore
-from .engine import draws, ending, ranks, refusal, run_state
+from .engine import draws, ending, membership, refusal, run_state
 from .engine.builder import build_components
 from .engine.control import RequestDoor
 from .engine.engine import Engine
 from .engine.interruption import Transaction, finish, mend, note_finished
 from .engine.marks import AnswerMark
+from .engine.settings import names_settings
 from .guard.spike import SpikeGuard
 from .guard.verdict import Guard
 from .policies.base import Policy
@@ -33,7 +34,6 @@ from .sampling.refit import fitted
 from .sampling.ticket import Outcome, Ticket
 from .schedules.schedule import Schedule, ScheduleName, ShapeName
 from .schedules.span import read_span, span_of
-from .settings import names_settings
 from .table.losses import read_number
 from .triggers import Condition
 
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from .checkpoint.reader import Checkpoint
     from .checkpoint.saver import BestCheckpoint
     from .engine.membership import RankGroup
+    from .engine.settings import NewGoal, Unpack
     from .journal.writer import Journal
-    from .settings import NewGoal, Unpack
 
 T = TypeVar("T")
 
@@ -646,8 +646,8 @@ class R8Scheduler(Engine):
         return step >= self.persistence.quiet_steps or self.pace.seconds >= self.persistence.quiet_seconds
 
     def share(self, group: RankGroup) -> None:
-        """Act as one scheduler with those of the other ranks; call it before the first draw. See `ranks.share`."""
-        ranks.share(self, group)
+        """Act as one scheduler with those of the other ranks; call it before the first draw. See `membership.share`."""
+        membership.share(self, group)
 
     def deciding_state(self, samples: NDArray[np.int64]) -> list[Any]:
         """The state that decides the next steps, as plain values and arrays; of the table only some records.

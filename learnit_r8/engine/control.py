@@ -228,7 +228,7 @@ class Requests:
 
 
 class RequestDoor:
-    """Passes the requests of a screen or a journal to those of a run, which `ranks.share` may replace.
+    """Passes the requests of a screen or a journal to those of a run, which `membership.share` may replace.
 
     Args:
         run: The run; only referred to weakly.

@@ -8,8 +8,8 @@ pace.py, schedules/             ADVANCE: progress and learning rate
 events/                         TELL: listeners hear of it
 
 One flat class, because a step must not pay for calls between its parts. Everything outside an ordinary step is in
-modules beside it: refusal.py, run_state.py, draws.py and ranks.py. An exception may interrupt any call between any two
-bytecodes: marks.py records what the call was about to change, interruption.py undoes it.
+modules beside it: refusal.py, run_state.py, draws.py and membership.py. An exception may interrupt any call between any
+two bytecodes: marks.py records what the call was about to change, interruption.py undoes it.
 """
 
 from __future__ import annotations

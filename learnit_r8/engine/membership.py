@@ -1,4 +1,4 @@
-"""Membership: what an adapter that reports losses late, or a group of ranks, must offer to join a run."""
+"""Membership: what an adapter that reports late, or a group of ranks, must offer to join a run, and how ranks join."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .control import Requests
+from .run_state import identity_of
 
 if TYPE_CHECKING:
     from ..sampling.ticket import Ticket
+    from .engine import Engine
+
+COMPARED_PROGRESS = (0.0, 0.02, 0.1, 0.3, 0.5, 0.9, 1.0)
+"""Progress at which the schedules of ranks are compared."""
 
 
 class Member(Protocol):
@@ -43,10 +48,10 @@ class NoMember:
 
 
 class RankGroup(Protocol):
-    """The processes that train one model together; `Engine.share` calls `check_same_run` first."""
+    """The processes that train one model together; `share` calls `check_same_run` first."""
 
     def check_same_run(self, facts: Mapping[str, Any]) -> None:
-        """Raise RuntimeError unless these facts about the scheduler are the same on all ranks; see `Engine.share`."""
+        """Raise RuntimeError unless these facts about the scheduler are the same on all ranks; see `share`."""
 
     def shared_clock(self, own: Callable[[], float]) -> Callable[[], float]:
         """A clock that shows the same time on all ranks."""
@@ -59,3 +64,39 @@ class RankGroup(Protocol):
 
     def agree(self, trouble: str) -> str:
         """Share this rank's failure with all ranks: returns that of any rank; "" if there is none."""
+
+
+def share(run: Engine, group: RankGroup) -> None:
+    """Make the scheduler act as one with those of other ranks, before the first draw.
+
+    Args:
+        group: Compares the arguments that determine batches, rates and intervals; then provides a shared clock, shared
+            requests and a shared checkpoint store in place of the scheduler's own.
+
+    Raises:
+        RuntimeError: the scheduler of another rank has other arguments.
+    """
+    group.check_same_run(_facts(run))
+    run.pace.use_clock(group.shared_clock(run.pace.clock))
+    run.requests = group.shared_requests(run.requests)
+    run.persistence.share(group.agree, group.shared_store)
+
+
+def _facts(run: Engine) -> dict[str, Any]:
+    persistence = run.persistence
+    return {
+        **identity_of(run),
+        "alpha": run.table.alpha,
+        "groups": run.table.records["group"],
+        "policy": run.plan.policy,
+        "seed": run.plan.seed,
+        "budget": run.pace.budget,
+        "learning rates": [float(run.schedule(progress)) for progress in COMPARED_PROGRESS],
+        "guard": run.sentry.guard,
+        "recovery": run.controller.recovery,
+        "load_callback": persistence.callbacks.load is not None,
+        "state_callback": persistence.callbacks.state is not None,
+        "backup_every": persistence.backup_every,
+        "checkpoint_dir": persistence.store is not None,
+        "global_step": run.global_step,
+    }

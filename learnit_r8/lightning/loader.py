@@ -16,8 +16,8 @@ from ..torch.serialization import as_arrays
 from ..torch.state import random_state, random_state_of, set_random_state
 
 if TYPE_CHECKING:
+    from ..engine.settings import CommonSettings, Unpack
     from ..scheduler import R8Scheduler
-    from ..settings import CommonSettings, Unpack
     from ..torch.loader import LoaderSettings
 
     class R8LoaderSettings(CommonSettings, LoaderSettings, total=False):

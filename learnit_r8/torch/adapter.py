@@ -22,8 +22,8 @@ from .state import ModelState
 from .stepper import Stepper
 
 if TYPE_CHECKING:
+    from ..engine.settings import Unpack
     from ..scheduler import R8Scheduler
-    from ..settings import Unpack
     from .distributed.together import Sharing
     from .loader import LoaderSettings
 

@@ -11,7 +11,7 @@ from .._adapters.group_rates import GroupRates, rates_of
 from .._adapters.host import check_scheduler
 from .._validation import is_number, whole_number
 from ..checkpoint.callbacks import Callbacks
-from ..settings import names_settings
+from ..engine.settings import names_settings
 from .adapter import Adapter
 from .distributed.shards import check_shards, reshard
 from .distributed.single_process import SingleProcess
@@ -20,8 +20,8 @@ from .state import ModelState, copy_to_host, copy_to_host_into
 from .stepper import Stepper
 
 if TYPE_CHECKING:
+    from ..engine.settings import SchedulerSettings, Unpack
     from ..scheduler import R8Scheduler
-    from ..settings import SchedulerSettings, Unpack
 
 
 @names_settings

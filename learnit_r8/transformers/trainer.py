@@ -20,7 +20,7 @@ from .training_arguments import BUDGETS, budget_of, check_sampling, saved_batch_
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
-    from ..settings import CommonSettings
+    from ..engine.settings import CommonSettings
 
     class TrainerSettings(CommonSettings, total=False):
         """Settings that do not come from the TrainingArguments."""

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler
+from learnit_r8.engine.settings import ELSEWHERE, SchedulerSettings
 from learnit_r8.policies.registry import POLICIES, PolicyName
 from learnit_r8.schedules.schedule import MODES, ScheduleName
-from learnit_r8.settings import ELSEWHERE, SchedulerSettings
 
 GOOD = {"batch_size": 10, "num_epochs": 1}
 

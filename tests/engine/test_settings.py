@@ -5,7 +5,7 @@ import pydoc
 
 import learnit_r8
 from learnit_r8 import R8Scheduler
-from learnit_r8.settings import CommonSettings, NewGoal, SchedulerSettings
+from learnit_r8.engine.settings import CommonSettings, NewGoal, SchedulerSettings
 
 
 def test_settings_are_the_keywords_of_the_scheduler():

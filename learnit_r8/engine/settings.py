@@ -9,20 +9,20 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
-from ._validation import did_you_mean
+from .._validation import did_you_mean
 
 if TYPE_CHECKING:
     from typing import Literal
 
     from numpy.typing import ArrayLike
 
-    from . import events
-    from .guard.verdict import Guard
-    from .policies.base import Policy
-    from .policies.registry import PolicyName
-    from .recovery.policy import Recovery
-    from .schedules.schedule import Schedule, ScheduleName, ShapeName
-    from .triggers import Condition
+    from .. import events
+    from ..guard.verdict import Guard
+    from ..policies.base import Policy
+    from ..policies.registry import PolicyName
+    from ..recovery.policy import Recovery
+    from ..schedules.schedule import Schedule, ScheduleName, ShapeName
+    from ..triggers import Condition
 
     if sys.version_info >= (3, 11):
         from typing import Unpack as Unpack
