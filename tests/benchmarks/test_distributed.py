@@ -13,7 +13,7 @@ import distributed
 ATTEMPTS = 3
 
 
-@pytest.mark.program
+@pytest.mark.slow
 def test_a_run_that_torchrun_restarts_ends_as_if_unbroken(tmp_path):
     """A rank kills itself; all are started again, resume by themselves, and end equal to the bit, dropout included."""
     unbroken, found = distributed.torchrun(_made(tmp_path / "unbroken"), 0), [None]
