@@ -116,7 +116,7 @@ def surveys(sizes: tuple[int, ...]) -> None:
         surveyor, times = Surveyor(table), []
         for count in range(8):
             began = time.perf_counter()
-            fields = surveyor.survey(float(count), epoch=count, epoch_ended=count % 2 == 0, last_batch=np.arange(256))
+            fields = surveyor.survey(float(count), epoch=count, epoch_ended=count % 2 == 0, batch_share=())
             times.append(1000 * (time.perf_counter() - began))
         print(f"  N {size:>10,}: {statistics.median(times):6.1f} ms, {fields['num_read']:,} samples read")
 
