@@ -24,6 +24,8 @@ def _runs(tmp_path_factory):
 @pytest.fixture(autouse=True, scope="module")
 def _frameworks_are_no_garbage():
     """A collection looks at a million objects where other tests have loaded the frameworks: half a second each."""
+    # First what is garbage: a scheduler that was frozen would keep its signal handlers to the end.
+    gc.collect()
     gc.freeze()
 
 
