@@ -237,47 +237,42 @@ class RequestDoor:
     def __init__(self, run: HasRequests) -> None:
         self._run = weakref.ref(run)
 
-    @property
-    def _requests(self) -> Requests | None:
+    def _pass_on(self, name: str, *arguments: object) -> None:
+        # Looked up once: the run may be collected at any time, and its requests be replaced.
         run = self._run()
-        return None if run is None else run.requests
+        if run is not None:
+            getattr(run.requests, name)(*arguments)
 
     @property
     def is_paused(self) -> bool:
         """Whether the training thread waits."""
-        return self._requests is not None and self._requests.is_paused
+        run = self._run()
+        return run is not None and run.requests.is_paused
 
     def stop(self, reason: str = "") -> None:
         """See `Requests.stop`."""
-        if self._requests is not None:
-            self._requests.stop(reason)
+        self._pass_on("stop", reason)
 
     def save(self) -> None:
         """See `Requests.save`."""
-        if self._requests is not None:
-            self._requests.save()
+        self._pass_on("save")
 
     def pause(self, reason: str = "") -> None:
         """See `Requests.pause`."""
-        if self._requests is not None:
-            self._requests.pause(reason)
+        self._pass_on("pause", reason)
 
     def resume(self) -> None:
         """See `Requests.resume`."""
-        if self._requests is not None:
-            self._requests.resume()
+        self._pass_on("resume")
 
     def cool_down(self, span: Span | None, source: str = "") -> None:
         """See `Requests.cool_down`."""
-        if self._requests is not None:
-            self._requests.cool_down(span, source)
+        self._pass_on("cool_down", span, source)
 
     def cool_down_for(self, text: str, source: str = "") -> None:
         """See `Requests.cool_down_for`."""
-        if self._requests is not None:
-            self._requests.cool_down_for(text, source)
+        self._pass_on("cool_down_for", text, source)
 
     def refuse(self, text: str) -> None:
         """See `Requests.refuse`."""
-        if self._requests is not None:
-            self._requests.refuse(text)
+        self._pass_on("refuse", text)
