@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import events
+from ..checkpoint.durable_io import replace
 from ..events.codec import to_json
 from .background import Logger, numbers_of
 
@@ -120,9 +121,7 @@ def _keep_lines(path: Path, wanted: Callable[[str], bool]) -> None:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue
-    beside = path.with_name(path.name + ".new")
-    beside.write_text("".join(kept), encoding="utf-8")
-    os.replace(beside, path)
+    replace(path, "".join(kept).encode())
 
 
 def _free_name(path: Path) -> Path:
