@@ -17,15 +17,22 @@ def endless(**more):
     return R8Scheduler(40, batch_size=4, **given)
 
 
-def rates_with(r8, asks):
-    """The rates of a run to its end; ``asks`` by step."""
-    rates = []
+def drawn_with(r8, asks, until=None):
+    """The batches and rates of a run to its end, or to a step; ``asks`` by step."""
+    drawn = []
     for _, indices, lr in steps(r8):
-        rates.append(lr)
+        drawn.append((indices.tolist(), lr))
         r8.update_with_loss(batch_loss(indices))
         if r8.global_step in asks:
             asks[r8.global_step](r8)
-    return rates
+        if r8.global_step == until:
+            break
+    return drawn
+
+
+def rates_with(r8, asks):
+    """The rates of a run to its end; ``asks`` by step."""
+    return [lr for _, lr in drawn_with(r8, asks)]
 
 
 def test_wsd_rises_stays_and_falls():
@@ -207,31 +214,15 @@ def test_incident_in_a_cool_down_changes_neither_its_end_nor_its_schedule():
 @pytest.mark.parametrize("step", [8, 10, 12, 19])
 def test_cool_down_survives_a_resume(step, tmp_path):
     """Resumed before, at the beginning and in the middle of a cool-down, the rates and batches are the same."""
-    whole = endless(checkpoint_dir=tmp_path / "a")
-    expected = []
-    for _, indices, lr in steps(whole):
-        expected.append((indices.tolist(), lr))
-        whole.update_with_loss(batch_loss(indices))
-        if whole.global_step == 10:
-            whole.cool_down(10)
+    asks = {10: lambda r8: r8.cool_down(10)}
+    expected = drawn_with(endless(checkpoint_dir=tmp_path / "a"), asks)
     first = endless(checkpoint_dir=tmp_path / "b")
-    for _, indices, _ in steps(first):
-        first.update_with_loss(batch_loss(indices))
-        if first.global_step == 10:
-            first.cool_down(10)
-        if first.global_step == step:
-            break
+    drawn_with(first, asks, until=step)
     first.between_steps()
     first.save_checkpoint()
     again = endless(checkpoint_dir=tmp_path / "b", resume="auto")
-    seen = []
-    for _, indices, lr in steps(again):
-        seen.append((indices.tolist(), lr))
-        again.update_with_loss(batch_loss(indices))
-        if again.global_step == 10:
-            again.cool_down(10)
 
-    assert seen == expected[step:]
+    assert drawn_with(again, asks) == expected[step:]
     assert again.total_steps == 20
 
 
