@@ -1,10 +1,8 @@
 """What the tests of several ranks share: processes that stay, connected by gloo, and ranks that are threads."""
 
 import contextlib
-import gc
 import multiprocessing
 import os
-import signal
 import threading
 import traceback
 import warnings
@@ -70,9 +68,6 @@ def _serve(pipe, rank, size, store):
         if task is None:
             break
         job, args = task
-        # A scheduler of an earlier job that was neither closed nor collected would take this one's signals.
-        gc.collect()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")

@@ -68,7 +68,9 @@ class Requests:
         signum = None if cool_down_on is None else cool_down_on[0]
         self.signals: SignalWatch | None = None
         if handle_signals:
-            self.signals = SignalWatch(self._wake, ask=self._cool_down_by_signal, asking=signum)
+            self.signals = SignalWatch(
+                self._wake, ask=self._cool_down_by_signal, asking=signum, count_steps=lambda: pace.step
+            )
         # The first answer installs the signal handlers.
         self.is_pending = handle_signals
         self.is_paused = False

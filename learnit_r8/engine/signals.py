@@ -65,6 +65,7 @@ class SignalWatch:
         clock: Returns seconds.
         ask: Called in the handler of ``asking``.
         asking: A signal that ends nothing, but asks for something; None for none.
+        count_steps: Returns how many steps the run has made.
 
     Attributes:
         received: The signal that waits for the end of the step; None if there is none.
@@ -80,8 +81,10 @@ class SignalWatch:
         *,
         ask: Callable[[], None] = lambda: None,
         asking: int | None = None,
+        count_steps: Callable[[], int] = lambda: 0,
     ) -> None:
         self._wake, self._clock = wake, clock
+        self.count_steps = count_steps
         self._ask, self._asking = ask, asking
         self._handlers: dict[int, _Handler] = {}
         self._since = 0.0
@@ -174,7 +177,7 @@ class SignalWatch:
         self.received = None
         if signum is None or signum not in self._handlers:
             return
-        before = self._handlers[signum].before
+        before = self._handlers[signum].earlier
         try:
             if before is signal.SIG_DFL:
                 raise Preempted(signum)
@@ -212,12 +215,36 @@ class _Handler:
     def __init__(self, watch: weakref.ref[SignalWatch], signum: int, before: Any) -> None:
         self.watch, self.signum, self.before = watch, signum, before
         self._pid = os.getpid()
+        self._steps: dict[_Handler, int] = {}
+        while isinstance(before, _Handler):
+            self._steps[before] = before.num_steps
+            before = before.before
 
     @property
     def is_heard(self) -> bool:
         """Whether its watch exists and is active, in the process that trains: not in a forked child."""
         watch = self.watch()
         return watch is not None and watch._handlers.get(self.signum) is self and os.getpid() == self._pid
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of its run; -1 if that is gone."""
+        watch = self.watch()
+        return -1 if watch is None else watch.count_steps()
+
+    @property
+    def earlier(self) -> Any:
+        """The handler before it, of a run that is still driven.
+
+        A run that made no step since this one began was abandoned by an exception, or waits for this one in its own
+        step. Neither could act on the signal, and the process would go on.
+        """
+        before = self.before
+        while isinstance(before, _Handler) and not (
+            before.is_heard and before.num_steps != self._steps.get(before, before.num_steps)
+        ):
+            before = before.before
+        return before
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         watch = self.watch()

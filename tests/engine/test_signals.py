@@ -203,6 +203,56 @@ def test_nested_runs_restore_the_first_handlers():
         assert handlers() == before
 
 
+def test_abandoned_run_holds_no_signal_back(tmp_path, capfd):
+    """A later run ends with its checkpoint although an earlier one, left by an exception, was never closed."""
+    abandoned = make()
+    abandoned.report(abandoned.draw(), 1.0)
+    abandoned.draw()
+    later = make(checkpoint_dir=tmp_path, checkpoint_every=99)
+    later.report(later.draw(), 1.0)
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(Preempted):
+        later.draw()
+
+    assert (len(list(tmp_path.glob("ck_*"))), abandoned.requests.signals.received) == (1, None)
+
+
+def test_run_inside_the_step_of_another_ends_both(capfd):
+    """The outer run, in the middle of a step, cannot act on a signal: the inner one ends the program."""
+
+    def search():
+        outer = make()
+        for _ in outer.epoch_iterator():
+            for _ in outer.batch_iterator():
+                inner = make()
+                for _ in inner.epoch_iterator():
+                    for _ in inner.batch_iterator():
+                        inner.update_with_loss(1.0)
+                        if outer.global_step == 2:
+                            signal.raise_signal(signal.SIGINT)
+                outer.update_with_loss(1.0)
+                assert outer.global_step < 3
+
+    with pytest.raises(KeyboardInterrupt):
+        search()
+
+
+def test_runs_in_turn_save_both(tmp_path, capfd):
+    """Of two runs that are trained in turn, each saves its own checkpoint before the program ends."""
+    runs = [make(checkpoint_dir=tmp_path / name, checkpoint_every=99, num_epochs=3) for name in "ab"]
+
+    def train(order):
+        for r8 in order:
+            r8.report(r8.draw(), 1.0)
+
+    train(runs * 2)
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(Preempted):
+        train((runs[1], *runs, *runs))
+
+    assert [len(list((tmp_path / name).glob("ck_*"))) for name in "ab"] == [1, 1]
+
+
 def watch_with(clock=None):
     woken = []
     watch = SignalWatch(lambda: woken.append(1), clock or FakeClock())
