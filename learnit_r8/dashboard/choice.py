@@ -7,11 +7,9 @@ import sys
 import threading
 from collections.abc import Mapping
 
+from ..events import launcher
 from .terminal import terminal_hooks
 from .terminal.tty_modes import STDIN, STDOUT, is_in_background
-
-RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
-SIZES = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 def why_plain(environ: Mapping[str, str] | None = None) -> str:
@@ -30,7 +28,7 @@ def why_plain(environ: Mapping[str, str] | None = None) -> str:
     if wanted != "screen":
         if environ.get("CI", "") not in ("", "0", "false"):
             return "CI is set"
-        if num_before(environ):
+        if launcher.rank_of(environ):
             return "another rank has the screen"
     if threading.current_thread() is not threading.main_thread():
         return "the run is not on the main thread"
@@ -39,24 +37,6 @@ def why_plain(environ: Mapping[str, str] | None = None) -> str:
     if is_in_background():
         return "the process is in the background"
     return ""
-
-
-def num_before(environ: Mapping[str, str] | None = None) -> int:
-    """The rank of this process, as the launcher says; 0 without one."""
-    return _number(os.environ if environ is None else environ, RANKS, 0)
-
-
-def num_processes(environ: Mapping[str, str] | None = None) -> int:
-    """Number of processes that train together, as the launcher says; 1 without one."""
-    return _number(os.environ if environ is None else environ, SIZES, 1)
-
-
-def _number(environ: Mapping[str, str], names: tuple[str, ...], default: int) -> int:
-    for name in names:
-        value = environ.get(name, "")
-        if value.isdigit():
-            return int(value)
-    return default
 
 
 def _is_terminal(stream: object, descriptor: int) -> bool:

@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Callable
 
 from .. import events
-from .choice import num_before, why_plain
+from ..events import launcher
+from .choice import why_plain
 from .plain import PlainLog
 from .session import RunControl, ScreenSession
 from .text import clean
@@ -103,7 +104,7 @@ class Live:
 def _wants_notebook() -> bool:
     """Whether to show the run as a view of a notebook; ``R8_UI=plain`` wants lines there, too."""
     module = sys.modules.get("IPython")
-    if module is None or os.environ.get("R8_UI") == "plain" or num_before():
+    if module is None or os.environ.get("R8_UI") == "plain" or launcher.rank_of():
         return False
     from .notebook import is_notebook
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from .. import events
+from ..events import launcher
 from ..events.condenser import Condenser
-from .choice import num_processes
 from .painter import Painter
 from .state.system import SystemMonitor
 from .state.ui_state import Action, Scene, UiState
@@ -231,7 +231,7 @@ class ScreenSession:
             self._request = None
             self._requests.resume()
             return "going on"
-        if num_processes() > 1:
+        if launcher.num_ranks_of() > 1:
             return "no pause: several processes train together"
         self._wants_pause = True
         self._requests.pause("asked for on the screen")

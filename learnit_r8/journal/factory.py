@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..events import launcher
 from ..table.table import SampleTable
 from .requests import Taker
 from .run import runs_folder
@@ -46,7 +47,7 @@ def open_journal(
     if run_dir == "":
         # "" would be the current folder; most likely a variable was not set.
         raise ValueError("run_dir must be a folder, True, False or None, got ''.")
-    if run_dir is False or (run_dir is None and not is_shown) or rank_of_launcher() > 0:
+    if run_dir is False or (run_dir is None and not is_shown) or launcher.rank_of() > 0:
         return None
     make = functools.partial(
         Journal,
@@ -67,14 +68,6 @@ def open_journal(
             raise
         warnings.warn(f"no run folder could be made in {str(runs_folder())!r}: {error}", RuntimeWarning, stacklevel=4)
         return None
-
-
-def rank_of_launcher() -> int:
-    """The rank of this process among those that train together; 0 without others."""
-    for variable in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK"):
-        if os.environ.get(variable, "").isdecimal():
-            return int(os.environ[variable])
-    return 0
 
 
 def _new_folder(parent: Path, name: str) -> Path:

@@ -11,8 +11,8 @@ import warnings
 from typing import Any
 
 from .. import events
+from ..events import launcher
 from ..events.condenser import Condenser
-from ..journal.factory import rank_of_launcher
 
 MOST_QUEUED = 10_000
 """Events that wait for a logger: forty minutes of steps, which are condensed to four a second."""
@@ -51,7 +51,7 @@ class Logger:
             raise ValueError(f"most_queued must be at least 1, got {most_queued!r}.")
         self.num_events = self._num_dropped = self._num_failed = 0
         self.error: BaseException | None = None
-        self._most, self._is_on = most_queued, every_rank or not rank_of_launcher()
+        self._most, self._is_on = most_queued, every_rank or not launcher.rank_of()
         self._queue: queue.SimpleQueue[events.Event | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._condenser = Condenser(self._append)

@@ -13,6 +13,7 @@ from ..checkpoint.reader import Checkpoint, NoValidCheckpoint, step_of
 from ..checkpoint.shared_memory import Proved, SharedBackups, default_base
 from ..checkpoint.store import CheckpointStore
 from ..events.bus import Announcer
+from ..events.launcher import first_number
 from ..table.records import Column
 from .ram_backup import RamBackup
 
@@ -59,8 +60,8 @@ class SharedGenerations:
         backups = SharedBackups(
             Path(os.fspath(backup_dir)) if is_given else default_base(),  # type: ignore[arg-type]
             Path(checkpoint_dir),
-            rank=_number_of("RANK", 0),
-            num_ranks=_number_of("WORLD_SIZE", 1),
+            rank=first_number(("RANK",), 0),
+            num_ranks=first_number(("WORLD_SIZE",), 1),
             note=functools.partial(announcer.warn_once if is_given else announcer.note_once, "backup_dir"),
             is_default=not is_given,
         )
@@ -143,10 +144,5 @@ def _is_newer(generation: Checkpoint, made: float, disk: Checkpoint) -> bool:
 
 
 def _is_one_machine() -> bool:
-    size = _number_of("WORLD_SIZE", 1)
-    return _number_of("LOCAL_WORLD_SIZE", size) == size
-
-
-def _number_of(variable: str, otherwise: int) -> int:
-    text = os.environ.get(variable, "")
-    return int(text) if text.isdecimal() else otherwise
+    size = first_number(("WORLD_SIZE",), 1)
+    return first_number(("LOCAL_WORLD_SIZE",), size) == size

@@ -1,15 +1,5 @@
-import pytest
-
 from learnit_r8.dashboard import choice
 from tests.drive import make, train
-
-
-@pytest.mark.parametrize(
-    ("environ", "processes"), [({}, 1), ({"WORLD_SIZE": "4"}, 4), ({"SLURM_NTASKS": "2", "WORLD_SIZE": "x"}, 2)]
-)
-def test_number_of_processes(environ, processes):
-    """The environment of the launcher gives the number of processes."""
-    assert choice.num_processes(environ) == processes
 
 
 def test_plain_without_a_terminal(capsys):

@@ -1,0 +1,29 @@
+"""What the launcher of this process says of the processes that train together: torchrun, srun or mpirun."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+_RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+_SIZES = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+
+
+def rank_of(environ: Mapping[str, str] | None = None) -> int:
+    """The rank of this process; 0 without a launcher."""
+    return first_number(_RANKS, 0, environ)
+
+
+def num_ranks_of(environ: Mapping[str, str] | None = None) -> int:
+    """Number of processes that train together; 1 without a launcher."""
+    return first_number(_SIZES, 1, environ)
+
+
+def first_number(names: tuple[str, ...], default: int, environ: Mapping[str, str] | None = None) -> int:
+    """The first of these environment variables that is a whole number."""
+    environ = os.environ if environ is None else environ
+    for name in names:
+        value = environ.get(name, "")
+        if value.isdecimal():
+            return int(value)
+    return default
