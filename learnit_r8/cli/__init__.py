@@ -78,21 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     add("ls", "list the runs in a folder, newest first").add_argument("--top", type=_count, default=20, metavar="K")
     compare = add("compare", "two runs beside each other, and the settings that differ", run=False)
     compare.add_argument("runs", nargs=2, metavar="RUN", help="which runs")
-    samples = add("samples", "the samples with the highest loss, or those that look mislabelled", json=False)
-    samples.add_argument("--suspects", action="store_true", help="those that look mislabelled, most suspect first")
-    samples.add_argument("--top", type=_count, metavar="K", help="how many (default 50; all the suspects)")
-    samples.add_argument(
-        "--epoch",
-        type=_count,
-        help="of the file of this epoch, from 1; by default the newest; the one with most suspects",
-    )
-    samples.add_argument(
-        "--precision", type=_share, default=0.5, metavar="P", help="share of the suspects to be wrong (default 0.5)"
-    )
-    form = samples.add_mutually_exclusive_group()
-    form.add_argument("--csv", action="store_true", help="as CSV")
-    form.add_argument("--json", action="store_true", help="for programs, as strict JSON")
-    form.add_argument("--parquet", metavar="FILE", help="write a Parquet file; needs polars, or pandas with pyarrow")
+    _add_samples(add("samples", "the samples with the highest loss, or those that look mislabelled", json=False))
     export = add("export", "the numbers of a run, as CSV or JSON lines", json=False)
     export.add_argument("--of", choices=("steps", "epochs", "metrics", "events"), default="steps")
     export.add_argument("--format", choices=("csv", "jsonl"), default="csv")
@@ -125,6 +111,23 @@ def _add_screens(watch: argparse.ArgumentParser, replay: argparse.ArgumentParser
         command.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
     replay.add_argument("--speed", type=_positive, help="training seconds per second; by default the whole in 20 s")
     replay.add_argument("--to", type=_count, metavar="STEP", help="stand still at this step")
+
+
+def _add_samples(samples: argparse.ArgumentParser) -> None:
+    samples.add_argument("--suspects", action="store_true", help="those that look mislabelled, most suspect first")
+    samples.add_argument("--top", type=_count, metavar="K", help="how many (default 50; all the suspects)")
+    samples.add_argument(
+        "--epoch",
+        type=_count,
+        help="of the file of this epoch, from 1; by default the newest; the one with most suspects",
+    )
+    samples.add_argument(
+        "--precision", type=_share, default=0.5, metavar="P", help="share of the suspects to be wrong (default 0.5)"
+    )
+    form = samples.add_mutually_exclusive_group()
+    form.add_argument("--csv", action="store_true", help="as CSV")
+    form.add_argument("--json", action="store_true", help="for programs, as strict JSON")
+    form.add_argument("--parquet", metavar="FILE", help="write a Parquet file; needs polars, or pandas with pyarrow")
 
 
 def _add_ask(ask: argparse.ArgumentParser) -> None:
