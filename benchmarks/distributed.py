@@ -1,14 +1,14 @@
 """Several processes: sharded models against whole ones, failures in any order, restarts, and what 1,024 ranks cost.
 
-    python benchmarks/distributed.py [--failures 100] [--restarts 20] [--quick]
+    python benchmarks/distributed.py [--failures 100 --ranks 2] [--restarts 20] [--quick]
 
 Everything runs on gloo between processes of one machine, with one scheduler for all ranks. Four parts. *Equal*:
 weights, tables and batches under fully_shard, under DDP and on one process, also after a NaN on one rank and after a
-resume on 2, 1 and 4 ranks. *Failures*: a rank of two dies, hangs, is slow, has no memory or no disk, at a random point
-of a step, a backup, an exchange, a save or a restore; the others must end in the stated time or go on, with equal
-tables, and what resumes from the checkpoints left must be equal to the bit to an unbroken run. *Restarts*: torchrun
---max-restarts with a rank killed at a random step. *Scale*: the time and bytes of an exchange on 2, 4 and 8 ranks, and
-a model fitted to them.
+resume on 2, 1 and 4 ranks. *Failures*: a rank of two or four dies, hangs, is slow, has no memory or no disk, at a
+random point of a step, a backup, an exchange, a save or a restore; the others must end in the stated time or go on,
+with equal tables, and what resumes from the checkpoints left must be equal to the bit to an unbroken run. *Restarts*:
+torchrun --max-restarts with ranks killed at random steps. *Scale*: the time and bytes of an exchange on 2, 4 and 8
+ranks, and a model fitted to them.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ import argparse
 import collections
 import errno
 import functools
-import json
 import multiprocessing
 import os
 import random
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -47,6 +45,7 @@ import torch.distributed.tensor
 
 from learnit_r8.torch import ModelState, Ranks, Together
 from learnit_r8.torch.distributed.messages import MessageCodec
+from tests.restart_job import loaded, torchrun
 from tests.shard_jobs import sharded_run
 
 TIMEOUT_SECONDS = 4.0
@@ -185,32 +184,32 @@ def _plant(rank: int, plan: tuple[int, str, str, int], began: list[float]) -> No
     setattr(owner, name, failing)
 
 
-def failures(count: int, seed: int) -> None:
+def failures(count: int, seed: int, size: int = 2) -> None:
     chance, found = random.Random(seed), collections.Counter()
     settings = {"checkpoint_every": 12, "keep_checkpoints": 99}
     with tempfile.TemporaryDirectory() as folder:
         options = {**settings, "checkpoint_dir": f"{folder}/unbroken"}
-        references = {kind: world(2, failing_run, kind, options, None) for kind in ("ddp", "fsdp2")}
+        references = {kind: world(size, failing_run, kind, options, None) for kind in ("ddp", "fsdp2")}
     slowest = 0.0
     for _ in range(count):
         kind, fault, point = chance.choice(["ddp", "fsdp2"]), chance.choice(FAULTS), chance.choice(list(POINTS))
-        culprit = 0 if point == "save" else chance.randrange(2)
+        culprit = 0 if point == "save" else chance.randrange(size)
         plan = culprit, fault, point, chance.randint(1, MOST_CALLS[point])
         with tempfile.TemporaryDirectory() as folder:
             os.environ["FAULT_FILE"] = f"{folder}/struck"
             options = {**settings, "checkpoint_dir": f"{folder}/checkpoints"}
-            answers = world(2, failing_run, kind, options, plan, limit=60, timeout=TIMEOUT_SECONDS)
+            answers = world(size, failing_run, kind, options, plan, limit=60, timeout=TIMEOUT_SECONDS)
             struck = Path(f"{folder}/struck")
             ended = judged(answers, plan, float(struck.read_text()) if struck.exists() else None, found)
             slowest = max(slowest, ended)
             if any(answer is None or "error" in answer for answer in answers):
-                resumed = world(2, failing_run, kind, {**options, "resume": "auto"}, None)
+                resumed = world(size, failing_run, kind, {**options, "resume": "auto"}, None)
                 is_right = same([*references[kind], *resumed], "weights", "table")
                 found["resumed"] += 1
                 if not is_right:
                     found["wrong resume"] += 1
                     print("  wrong resume:", kind, plan, [str(each)[-300:] for each in resumed])
-    show(f"random failures, seed {seed}", f">= {count}", count)
+    show(f"random failures on {size} ranks, seed {seed}", f">= {count}", count)
     show("  of which struck, went on, ended", "", [found[name] for name in ("struck", "went on", "ended")])
     show("  ended with an error that names the rank, or is its own", "", found["named"])
     show(f"  hangs beyond {STATED_SECONDS:.0f} s; longest wait in s", "0", f"{found['hang']}; {slowest:.1f}")
@@ -247,46 +246,34 @@ def judged(answers: list[Any], plan: tuple[int, str, str, int], struck: float | 
     return float(waited)
 
 
-def train_until_killed(folder: str, kill_at: int) -> None:
-    """What torchrun starts: rank 1 kills itself once, at a step."""
-    warnings.simplefilter("ignore")
-    dist.init_process_group("gloo", timeout=timedelta(seconds=30))
-    rank, is_first = dist.get_rank(), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-    if rank == 1 and is_first and kill_at:
-        os.environ["FAULT_FILE"] = f"{folder}/struck"
-        _plant(rank, (1, "dies", "step", kill_at), [0.0])
-    options = {"every": 4, "checkpoint_dir": f"{folder}/checkpoints", "checkpoint_every": 5, "resume": "auto"}
-    found = sharded_run(rank, "ddp", "mixed", options)
-    Path(f"{folder}/{rank}.json").write_text(
-        json.dumps({name: found[name] for name in ("weights", "table", "numbers")})
-    )
-    dist.destroy_process_group()
-
-
-def torchrun(folder: str, kill_at: int) -> list[Any]:
-    """What the ranks end with, started by torchrun with restarts; None for a rank that did not end."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=3",
-               "--monitor-interval=0.2", __file__, "--train", folder, "--kill-at", str(kill_at)]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            process.wait(180)
-        except subprocess.TimeoutExpired:
-            process.terminate()
-    files = [Path(f"{folder}/{rank}.json") for rank in range(2)]
-    return [json.loads(file.read_text()) if file.exists() else None for file in files]
-
-
 def restarts(count: int, seed: int) -> None:
-    chance, equal, rendezvoused = random.Random(seed), 0, 0
+    """Runs whose ranks are killed once or twice, half of them with backups in shared memory that may be damaged too."""
+    chance, found = random.Random(seed), collections.Counter()
+    settings = {"checkpoint_every": 12, "backup_every": 4}
     with tempfile.TemporaryDirectory() as folder:
-        unbroken = torchrun(folder, 0)
-    for _ in range(count):
-        with tempfile.TemporaryDirectory() as folder:
-            found = torchrun(folder, chance.randint(1, 47))
-        rendezvoused += None not in found
-        equal += found == unbroken
-    show("restarts by torchrun --max-restarts that met again, of", "", f"{rendezvoused} of {count}")
-    show("  of these, resumed and equal to the bit, with dropout", "100 %", f"{equal} of {rendezvoused}")
+        unbroken = torchrun(Path(folder) / "unbroken", **settings)
+        assert None not in unbroken, Path(f"{folder}/unbroken/log").read_text()
+        for number in range(count):
+            place, memory = Path(folder) / str(number), number % 2 == 0
+            kills = [(chance.randrange(2), chance.randint(9, 40), memory and chance.random() < 0.3)]
+            if chance.random() < 0.5:
+                kills.append((chance.randrange(2), chance.randint(1, 20), False))
+            ended = torchrun(place, kills, **settings, **({} if memory else {"backup_dir": False}))
+            happened = len(list(place.glob("killed.*")))
+            found["restarts"] += happened
+            found["met"] += sum(any(place.glob(f"ended.{rank}")) for rank in range(2)) // 2 * happened
+            found["equal"] += (None not in ended and ended == unbroken) * happened
+            for launch in range(1, happened + 1):
+                names = loaded(place, launch)
+                found["apart"] += len(set(names)) > 1
+                found["from memory"] += names[0].startswith("gen")
+            if ended != unbroken:
+                print("  not equal:", number, kills, (place / "log").read_text()[-2000:])
+    show(f"restarts by torchrun --max-restarts, seed {seed}", ">= 20", found["restarts"])
+    show("  of these, the ranks met again", "100 %", found["met"])
+    show("  the run ended equal to the bit to an unbroken one, with dropout", "100 %", found["equal"])
+    show("  ranks went on from different states", "0", found["apart"])
+    show("  went on from backups in shared memory", "", found["from memory"])
 
 
 def exchange_seconds(rank: int, share: int, turns: int) -> tuple[float, int]:
@@ -339,19 +326,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few failures, no restarts, no 8 ranks")
     parser.add_argument("--failures", type=int, default=100)
+    parser.add_argument("--ranks", type=int, default=2, help="processes in the part on failures")
     parser.add_argument("--restarts", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=["equal", "failures", "restarts", "scale"])
-    parser.add_argument("--train", help=argparse.SUPPRESS)
-    parser.add_argument("--kill-at", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.train:
-        train_until_killed(options.train, options.kill_at)
-        return
     quick = options.quick
     parts = {
         "equal": lambda: equal(quick),
-        "failures": lambda: failures(2 if quick else options.failures, options.seed),
+        "failures": lambda: failures(2 if quick else options.failures, options.seed, options.ranks),
         "restarts": lambda: None if quick else restarts(options.restarts, options.seed),
         "scale": lambda: scale(30 if quick else 300, (2, 4) if quick else (2, 4, 8)),
     }

@@ -645,9 +645,9 @@ class R8Scheduler(Engine):
         """Whether a backup or a checkpoint may be due once this many steps are reported."""
         return step >= self.persistence.quiet_steps or self.pace.seconds >= self.persistence.quiet_seconds
 
-    def share(self, group: RankGroup) -> None:
+    def share(self, group: RankGroup, resume: str | os.PathLike[str] | None = None) -> None:
         """Act as one scheduler with those of the other ranks; call it before the first draw. See `membership.share`."""
-        membership.share(self, group)
+        membership.share(self, group, resume)
 
     def deciding_state(self, samples: NDArray[np.int64]) -> list[Any]:
         """The state that decides the next steps, as plain values and arrays; of the table only some records.

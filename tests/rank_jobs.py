@@ -10,7 +10,6 @@ import warnings
 import numpy as np
 import torch
 import torch.distributed as dist
-from sklearn.datasets import load_digits
 from torch.nn.parallel import DistributedDataParallel
 
 from learnit_r8 import R8Scheduler
@@ -72,6 +71,8 @@ class Digits:
     """A small model of the digits under DDP, its optimizer and its data."""
 
     def __init__(self):
+        from sklearn.datasets import load_digits
+
         digits = load_digits()
         self.x = torch.from_numpy((digits.data / 16).astype(np.float32))
         self.y = torch.from_numpy(digits.target)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
+    import os
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -40,7 +42,7 @@ class Host(Protocol):
     def join(self, member: Member) -> None:
         """Let an adapter hold batches and losses back."""
 
-    def share(self, group: RankGroup) -> None:
+    def share(self, group: RankGroup, resume: str | os.PathLike[str] | None = None) -> None:
         """Become one with the schedulers of other ranks."""
 
     def adopt(

@@ -248,34 +248,51 @@ class SharedBackups:
     def _files(self) -> list[tuple[int, Path]]:
         return files_in(self._folder)
 
-    def newest(self, skipped: list[str]) -> tuple[Checkpoint, list[Proved], float] | None:
-        """The newest generation that all ranks of this machine have, and the proved states before it.
+    def newest(
+        self, skipped: list[str], is_same: Callable[[str], bool] = lambda text: True
+    ) -> tuple[Checkpoint, list[Proved], float] | None:
+        """The newest generation that all ranks of this machine have and can read, and the proved states before it.
 
         Args:
             skipped: Gets the reason for every generation that cannot be used.
+            is_same: Whether all ranks call it with the same text; they call it equally often.
 
         Returns:
             The generation as a checkpoint, with its model state; the proved states; and its wall time. None if there is
             none, or if a running process writes them.
         """
-        if self.is_off or not self._run.is_dir():
+        common = self._common_steps(skipped)
+        if not is_same(repr(common)):
+            skipped.append("not all ranks find the same ones")
             return None
+        for step in common:
+            path, found = self._folder / f"gen_{step:012d}.r8", None
+            try:
+                found = self._read(path)
+                text = _moment_of(found[0])
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                text = f"{path.name}: {error}"
+            if is_same(text):
+                if found is not None:
+                    return found
+            elif found is not None:
+                text = f"{path.name}: another rank has none of this moment that it can read"
+            skipped.append(text)
+        return None
+
+    def _common_steps(self, skipped: list[str]) -> list[int]:
+        """The steps of the generations that all ranks have, newest first; empty if a running process writes them."""
+        if self.is_off or not self._run.is_dir():
+            return []
         try:
             _check_private(self._parent)
         except (OSError, ValueError) as error:
             skipped.append(str(error))
-            return None
+            return []
         if is_held(self._folder):
-            return None
+            return []
         ranks = [{step for step, _ in files_in(self._run / f"rank{rank}")} for rank in range(self._num_ranks)]
-        common = set.intersection(*ranks)
-        for step in sorted(common, reverse=True):
-            path = self._folder / f"gen_{step:012d}.r8"
-            try:
-                return self._read(path)
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                skipped.append(f"{path.name}: {error}")
-        return None
+        return sorted(set.intersection(*ranks), reverse=True)
 
     def _read(self, path: Path) -> tuple[Checkpoint, list[Proved], float]:
         content = codec.read(path)
@@ -312,6 +329,12 @@ def files_in(folder: Path) -> list[tuple[int, Path]]:
     """The complete generations in a folder with their steps, oldest first."""
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
     return [(int(match[1]), folder / match[0]) for match in map(_NAME.fullmatch, names) if match]
+
+
+def _moment_of(generation: Checkpoint) -> str:
+    """What tells a generation from one of the same step that another launch of the run has left."""
+    state = generation.state
+    return f"{generation.run_id} {state['num_draws']} {state['pace']!r}"
 
 
 def _newest_time(folder: Path) -> float:

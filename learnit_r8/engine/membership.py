@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .control import Requests
-from .run_state import identity_of
+from .run_state import identity_of, resume_from
 
 if TYPE_CHECKING:
     from ..sampling.ticket import Ticket
@@ -65,13 +66,17 @@ class RankGroup(Protocol):
     def agree(self, trouble: str) -> str:
         """Share this rank's failure with all ranks: returns that of any rank; "" if there is none."""
 
+    def is_same(self, text: str) -> bool:
+        """Whether all ranks call it with the same text."""
 
-def share(run: Engine, group: RankGroup) -> None:
+
+def share(run: Engine, group: RankGroup, resume: str | os.PathLike[str] | None = None) -> None:
     """Make the scheduler act as one with those of other ranks, before the first draw.
 
     Args:
         group: Compares the arguments that determine batches, rates and intervals; then provides a shared clock, shared
             requests and a shared checkpoint store in place of the scheduler's own.
+        resume: As for `R8Scheduler`, for ranks that choose together what they continue from.
 
     Raises:
         RuntimeError: the scheduler of another rank has other arguments.
@@ -79,7 +84,10 @@ def share(run: Engine, group: RankGroup) -> None:
     group.check_same_run(_facts(run))
     run.pace.use_clock(group.shared_clock(run.pace.clock))
     run.requests = group.shared_requests(run.requests)
-    run.persistence.share(group.agree, group.shared_store)
+    run.persistence.share(group.agree, group.is_same, group.shared_store)
+    if resume is not None:
+        resume_from(run, resume)
+        group.check_same_run({"global_step": run.global_step, "seed": run.plan.seed})
 
 
 def _facts(run: Engine) -> dict[str, Any]:

@@ -184,15 +184,23 @@ def _resume_from_newest(run: Engine) -> None:
         if found is not None:
             go_on_from(run, found, found.state)
         return
+    own = ""
     try:
         go_on_from(run, found, found.state)
     except (ValueError, RuntimeError) as error:
-        other = "the newest checkpoint is taken" if has_other else "the run begins anew"
-        run.announcer.warn_once(
-            "generation", f"the backup in shared memory, {str(found.path)!r}, cannot be used, so {other}: {error}"
-        )
-        if has_other:
-            load_checkpoint(run, None)
+        own = str(error)
+    trouble = run.persistence.agree(own)
+    if not trouble:
+        return
+    if not (own or has_other):
+        # This rank's model has been replaced: it cannot begin anew with the others.
+        raise RuntimeError(f"the backup in shared memory, {str(found.path)!r}, cannot be used: {trouble}; delete it.")
+    other = "the newest checkpoint is taken" if has_other else "the run begins anew"
+    run.announcer.warn_once(
+        "generation", f"the backup in shared memory, {str(found.path)!r}, cannot be used, so {other}: {trouble}"
+    )
+    if has_other:
+        load_checkpoint(run, None)
 
 
 def folder_of_branch(folder: Path, checkpoint: Checkpoint, new: Mapping[str, Any]) -> Path:

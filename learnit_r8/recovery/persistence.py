@@ -158,14 +158,18 @@ class Persistence:
         """Where checkpoints are written; None without a folder."""
         return None if self.saver is None else self.saver.store
 
-    def share(self, agree: Callable[[str], str], shared_store: Callable[[Any], Any]) -> None:
+    def share(
+        self, agree: Callable[[str], str], is_same: Callable[[str], bool], shared_store: Callable[[Any], Any]
+    ) -> None:
         """Coordinate with the other ranks.
 
         Args:
             agree: Shares a failure on one rank with all ranks; see `BackupTimer`.
+            is_same: Whether all ranks call it with the same text.
             shared_store: Wraps this rank's checkpoint store in one to which only rank 0 writes.
         """
         self._backup_timer.agree_with(agree)
+        self.generations.share(is_same)
         if self.saver is not None:
             self.saver.share(shared_store(self.saver.store))
 

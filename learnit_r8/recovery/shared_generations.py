@@ -33,6 +33,15 @@ class SharedGenerations:
     ) -> None:
         self._backups, self._backup, self._config, self._announcer = backups, backup, config, announcer
         self._proved: list[Proved] = []
+        self._is_same: Callable[[str], bool] = lambda text: True
+
+    def share(self, is_same: Callable[[str], bool]) -> None:
+        """Choose what to continue from together with the other ranks.
+
+        Args:
+            is_same: Whether all ranks call it with the same text.
+        """
+        self._is_same = is_same
 
     @classmethod
     def of(
@@ -98,6 +107,8 @@ class SharedGenerations:
     def newest(self, store: CheckpointStore | None) -> tuple[Checkpoint | None, bool]:
         """The newest state of an earlier process: a generation, or a checkpoint on disk; None if there is none.
 
+        Ranks that share the run must all call it, and get the states of the same moment.
+
         Returns:
             The state, and whether a checkpoint on disk is left if it cannot be used.
 
@@ -115,15 +126,17 @@ class SharedGenerations:
         if found is None:
             return disk, False
         generation, self._proved, made = found
-        if disk is not None and not _is_newer(generation, made, disk):
+        is_newer = disk is None or _is_newer(generation, made, disk)
+        if not self._is_same(str(is_newer)) or not is_newer:
             return disk, False
         return generation, disk is not None
 
     def _found(self) -> tuple[Checkpoint, list[Proved], float] | None:
-        if self._backups is None:
-            return None
         skipped: list[str] = []
-        found = self._backups.newest(skipped)
+        if self._backups is None:
+            self._is_same("none")
+            return None
+        found = self._backups.newest(skipped, self._is_same)
         if skipped:
             self._announcer.warn_once("generations", f"backups in shared memory skipped: {' | '.join(skipped)}")
         return found

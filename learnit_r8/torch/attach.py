@@ -93,8 +93,10 @@ def attach(
     rates = _checked_rates(optimizer) if sets_lr and owner is None else None
     state = ModelState(model, optimizer, scaler=scaler, ema=ema, rank=sharing.rank, gather=sharing.gather)
     own = sharing.settings(_memory_settings(dict(settings), state, sharing))
+    # Ranks must not continue from different states, so they choose one together.
+    resume = own.pop("resume", None) if scheduler is None and isinstance(sharing, Together) else None
     r8 = _new_scheduler(size, state, own, optimizer) if scheduler is None else _checked(scheduler, size, own)
-    sharing.check(r8, model, accumulate=accumulate)
+    sharing.check(r8, model, resume, accumulate=accumulate)
     _adopt(r8, model, state, sharing)
     _expect_loading(optimizer, rates)
     return Adapter(

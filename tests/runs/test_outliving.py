@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from learnit_r8.checkpoint import shared_memory
 from learnit_r8.checkpoint.shared_memory import SharedBackups, files_in, is_held
 from learnit_r8.events import CheckpointLoaded
 from tests.drive import Weights, advance_to, batch_loss, steps, train
+from tests.rank_common import in_threads
 
 JOB = Path(__file__).parent / "outliving_job.py"
 ROOT = Path(__file__).parents[2]
@@ -356,6 +358,61 @@ def test_ranks_take_the_newest_that_all_have(tmp_path):
 
     assert [checkpoint.path.name for checkpoint in found] == ["gen_000000000020.r8"] * 2
     assert [checkpoint.model_state["w"][0] for checkpoint in found] == [0, 1]
+
+
+def left_by_ranks(folder, contents, damage=None):
+    """Generations of two ranks: for each rank, content by step; one file may be damaged."""
+    for rank, its in enumerate(contents):
+        backups = backups_of(folder, "run", rank, 2)
+        for step, content in its.items():
+            backups._rest_until = 0.0
+            backups.begin({"w": np.full(3, rank)}, content, step=step, kept={*its}, proved={}, done=lambda: None)
+            backups._thread.join()
+        backups._release()
+    if damage is not None:
+        [path] = (folder / "shm").glob(f"learnit_r8-*/*/{damage}")
+        path.write_bytes(path.read_bytes()[:-50])
+
+
+def found_by_ranks(folder):
+    """The names of what two ranks take that choose together, and why they leave others out."""
+
+    def job(ranks):
+        def is_same(text):
+            own = np.array([zlib.crc32(text.encode())])
+            return bool((ranks.gather(own) == own).all())
+
+        skipped = []
+        found = backups_of(folder, "run", ranks.rank, 2).newest(skipped, is_same)
+        return None if found is None else found[0].path.name, skipped
+
+    return in_threads(2, job)
+
+
+def test_ranks_leave_out_what_one_of_them_cannot_read(tmp_path):
+    """The newest generation is damaged on one rank: both take the one before, and both say why."""
+    left_by_ranks(tmp_path, [{10: CONTENT, 20: CONTENT}] * 2, damage="rank1/gen_000000000020.r8")
+    (one, why), (other, own) = found_by_ranks(tmp_path)
+
+    assert one == other == "gen_000000000010.r8"
+    assert why == ["gen_000000000020.r8: another rank has none of this moment that it can read"]
+    assert len(own) == 1
+
+
+def test_ranks_leave_out_what_launches_with_other_ranks_have_left(tmp_path):
+    """Generations of one step that were not written at the same moment are not taken together."""
+    later = {**CONTENT, "scheduler": {"pace": {"step": 5, "seconds": 9.0}, "num_draws": 5}}
+    left_by_ranks(tmp_path, [{10: CONTENT, 20: CONTENT}, {10: CONTENT, 20: later}])
+
+    assert [name for name, _ in found_by_ranks(tmp_path)] == ["gen_000000000010.r8"] * 2
+
+
+def test_ranks_that_see_other_generations_take_none(tmp_path, monkeypatch):
+    """A rank to which a folder looks empty, as a dying process holds it, makes the others use their checkpoints too."""
+    left_by_ranks(tmp_path, [{10: CONTENT}] * 2)
+    monkeypatch.setattr(shared_memory, "is_held", lambda folder: folder.name == "rank1")
+
+    assert [name for name, _ in found_by_ranks(tmp_path)] == [None, None]
 
 
 def test_files_are_their_owner_s_only(tmp_path):

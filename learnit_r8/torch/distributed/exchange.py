@@ -10,6 +10,7 @@ waits for it. Only where no loss may be held back it is read at once: see `Excha
 
 from __future__ import annotations
 
+import os
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from ..._validation import whole_number
 from ...checkpoint.store import CheckpointStore
 from ...engine.control import Requests
 from ...sampling.ticket import Ticket
-from .agreement import check_same, check_same_run, digest_of_state
+from .agreement import check_same, check_same_run, digest_of, digest_of_state
 from .messages import Head, MessageCodec, Note
 from .ranks import Ranks
 from .shared_parts import SharedClock, SharedRequests, SharedStore
@@ -50,6 +51,7 @@ class Exchange:
         every: Steps between two exchanges, in [1, 16]; None for 16, and fewer where steps are slow.
         probe: Returns a digest of the model, which must be the same on all ranks.
         settings: Other settings that must be the same on all ranks, by name.
+        resume: What to continue from, as for `R8Scheduler`; the ranks choose it together.
 
     Raises:
         RanksDiffer: another rank has built its scheduler with other arguments.
@@ -71,6 +73,7 @@ class Exchange:
         *,
         probe: Callable[[], int] = lambda: 0,
         settings: Mapping[str, Any] | None = None,
+        resume: str | os.PathLike[str] | None = None,
     ) -> None:
         check_every(every)
         _check_shareable(r8, ranks)
@@ -90,7 +93,7 @@ class Exchange:
         self._sends_predictions = False
         self._clock: SharedClock
         self._requests: SharedRequests
-        r8.share(self)
+        r8.share(self, resume)
 
     def check_same_run(self, facts: Mapping[str, Any]) -> None:
         """Raise RanksDiffer unless every rank has built its scheduler, and trains, with the same arguments."""
@@ -130,6 +133,11 @@ class Exchange:
         everyone = self.ranks.gather(np.array([bool(trouble)]))[:, 0]
         elsewhere = ", ".join(map(str, np.flatnonzero(everyone).tolist()))
         return trouble or (elsewhere and f"it went wrong on rank {elsewhere}")
+
+    def is_same(self, text: str) -> bool:
+        """Whether all ranks call it with the same text."""
+        own = np.array([digest_of(text)])
+        return bool((self.ranks.gather(own) == own).all())
 
     def check(self, note: Note, held: Sequence[Note]) -> None:
         """Raise ValueError unless the losses of a step can be exchanged with those held back."""

@@ -7,6 +7,7 @@ own time after which a process that died or hangs is noticed.
 from __future__ import annotations
 
 import contextlib
+import time
 import weakref
 from collections.abc import Callable
 from datetime import timedelta
@@ -70,6 +71,8 @@ class Ranks:
         self._group = weakref.ref(group)
         self._work: Any = None
         self._watch = _Watch(self)
+        # Where torchrun starts all ranks again, the store may still hold the answers of those before.
+        self._name = int(self.gather(np.array([time.time_ns()]))[0, 0])
 
     def __repr__(self) -> str:
         return f"Ranks(rank={self.rank}, size={self.size})"
@@ -176,8 +179,9 @@ class Ranks:
         """The ranks that do not answer that they are alive; None if none can be asked."""
         try:
             store: Any = dist.distributed_c10d._get_default_store()
-            store.set(f"learnit_r8/alive/{self.rank}", "yes")
-            return [rank for rank in range(self.size) if not _answers(store, rank)]
+            names = [f"learnit_r8/alive/{self._name}/{rank}" for rank in range(self.size)]
+            store.set(names[self.rank], "yes")
+            return [rank for rank, name in enumerate(names) if not _answers(store, name)]
         except (RuntimeError, ValueError):
             return None
 
@@ -193,9 +197,9 @@ class _Watch(contextlib.AbstractContextManager[None]):
             raise RankLost(self._ranks.diagnosis(error)) from error
 
 
-def _answers(store: Any, rank: int) -> bool:
+def _answers(store: Any, name: str) -> bool:
     try:
-        store.wait([f"learnit_r8/alive/{rank}"], timedelta(seconds=ROLL_CALL_SECONDS))
+        store.wait([name], timedelta(seconds=ROLL_CALL_SECONDS))
     except RuntimeError as error:
         if isinstance(error, dist.DistStoreError) or "timeout" in str(error).lower():
             return False

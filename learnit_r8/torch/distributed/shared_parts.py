@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...checkpoint.reader import Checkpoint
+from ...checkpoint.reader import Checkpoint, NoValidCheckpoint
 from ...checkpoint.store import CheckpointStore
 from ...engine.control import Requests
 from ...schedules.span import UNITS, Span
@@ -53,6 +53,7 @@ class SharedStore:
     def __init__(self, store: CheckpointStore, ranks: Ranks) -> None:
         self._store = store
         self._ranks = ranks
+        store.run_id = ranks.of_first(store.run_id) or store.run_id
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
@@ -107,10 +108,23 @@ class SharedStore:
         """The checkpoint that `CheckpointStore.load` finds on rank 0, on all ranks."""
         if path is not None:
             return self._store.load(path)
-        own = self._store.load() if self._ranks.rank == 0 else None
+        own, reason = None, None
+        if self._ranks.rank == 0:
+            try:
+                own = self._store.load()
+            except NoValidCheckpoint as error:
+                reason = str(error)
+        reason = self._ranks.of_first(reason)
+        if reason is not None:
+            raise NoValidCheckpoint(reason)
         found = self._named_by_first(own)
         assert found is not None
         return found
+
+    @property
+    def has_files(self) -> bool:
+        """The value of `CheckpointStore.has_files` on rank 0, on all ranks."""
+        return self._ranks.of_first("yes" if self._ranks.rank == 0 and self._store.has_files else None) is not None
 
     def _named_by_first(self, own: Checkpoint | None) -> Checkpoint | None:
         name = self._ranks.of_first(None if own is None else own.path.name)

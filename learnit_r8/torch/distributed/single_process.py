@@ -66,12 +66,13 @@ class SingleProcess:
         """A ``with`` block in which processes wait for each other; this one has nobody to wait for."""
         return _NO_WAIT
 
-    def check(self, r8: R8Scheduler, model: Any, **settings: Any) -> None:
+    def check(self, r8: R8Scheduler, model: Any, resume: None = None, **settings: Any) -> None:
         """Raise ValueError unless the scheduler and the model can be shared like this.
 
         Args:
             r8: The scheduler.
             model: The model.
+            resume: None: the scheduler has resumed by itself.
             **settings: Options of the adapter that must be the same in all processes.
         """
 

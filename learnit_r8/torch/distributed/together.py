@@ -59,8 +59,14 @@ class Together:
             return settings
         return {name: value for name, value in settings.items() if name not in OF_RANK_0}
 
-    def check(self, r8: R8Scheduler, model: Any, **settings: Any) -> None:
+    def check(self, r8: R8Scheduler, model: Any, resume: Any = None, **settings: Any) -> None:
         """Share the scheduler with the other ranks; a warning will say if their models drift apart.
+
+        Args:
+            r8: The scheduler.
+            model: The model.
+            resume: What to continue from, as for `R8Scheduler`; the ranks choose it together.
+            **settings: Options of the adapter that must be the same on all ranks.
 
         Raises:
             RanksDiffer: another rank has built its scheduler with other arguments.
@@ -70,7 +76,8 @@ class Together:
             raise ValueError(
                 f"sharing must be a Together() of its own for each attach(), got one of {self._exchange.r8!r}."
             )
-        self._exchange = Exchange(r8, self.ranks, self._every, probe=functools.partial(probe, model), settings=settings)
+        drift = functools.partial(probe, model)
+        self._exchange = Exchange(r8, self.ranks, self._every, probe=drift, settings=settings, resume=resume)
 
     def part(self, rows: NDArray[Any]) -> NDArray[Any]:
         """This rank's slice of a batch; see `Exchange.part`."""
