@@ -3,10 +3,9 @@
 import lightning
 import torch
 from sklearn.datasets import load_digits
-from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
-from learnit_r8.lightning import R8Callback, R8Loader
+from learnit_r8.lightning import R8Callback, R8Loader, cross_entropy
 
 digits = load_digits()
 dataset = TensorDataset(torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target))
@@ -22,8 +21,7 @@ class Digits(lightning.LightningModule):
 
     def training_step(self, batch, _):
         x, y = batch
-        losses = cross_entropy(self.net(x), y, reduction="none")
-        return {"loss": losses.mean(), "losses": losses.detach()}
+        return cross_entropy(self.net(x), y)
 
 
 torch.manual_seed(0)

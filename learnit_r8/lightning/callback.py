@@ -8,6 +8,8 @@ import lightning
 import torch
 
 from ..schedules.schedule import OPEN_MODES
+from ..table.labels.predictions import Predictions
+from ..torch.losses import check_labels
 from .budget import BUDGETS, budget_of
 from .loader import R8Loader
 
@@ -26,7 +28,9 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
     """Goes into ``Trainer(callbacks=[...])``, with the loader that `fit` trains on.
 
     ``training_step`` returns the loss as ever; the losses of samples are then estimated from means of batches. Where it
-    returns ``{"loss": losses.mean(), "losses": losses.detach()}`` they are known.
+    returns ``{"loss": losses.mean(), "losses": losses.detach()}`` they are known. With
+    ``return learnit_r8.lightning.cross_entropy(logits, targets)``, or with what
+    `learnit_r8.torch.predictions.predictions_of` returned as ``"predictions"``, `SampleTable.suspects` judges labels.
 
     Args:
         loader: The R8Loader.
@@ -90,19 +94,21 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
 
         Raises:
             TypeError: ``training_step`` has returned no loss.
-            ValueError: the policy gives losses weights.
+            ValueError: the policy gives losses weights; or there are predictions without the losses of samples.
             TrainingDiverged: losses stay refused after everything was tried.
         """
         adapter = self._adapter
         if adapter.in_hand.weights is not None:
             raise ValueError(WEIGHTED)
-        losses = _losses(outputs)
+        losses, predictions = _losses(outputs), _predictions(outputs)
         if losses is not None:
-            adapter.report(losses)
+            adapter.report(losses, predictions=predictions)
         elif outputs is None and trainer.lightning_module.automatic_optimization:
             adapter.skip()
         else:
             loss = _loss(outputs)
+            if predictions is not None:
+                check_labels(loss.reshape(()))
             if trainer.lightning_module.automatic_optimization:
                 # Lightning has divided it, to add up gradients.
                 loss = loss * trainer.accumulate_grad_batches
@@ -157,6 +163,12 @@ def _check(trainer: Any, loader: R8Loader, saved: dict[str, Any]) -> None:
 def _losses(outputs: Any) -> torch.Tensor | None:
     found = outputs.get("losses") if isinstance(outputs, dict) else None
     return None if found is None else found.detach()
+
+
+def _predictions(outputs: Any) -> Predictions | None:
+    found = outputs.get("predictions") if isinstance(outputs, dict) else None
+    # The user's own entry of this name may be anything.
+    return found if isinstance(found, Predictions) else None
 
 
 def _loss(outputs: Any) -> torch.Tensor:

@@ -119,10 +119,11 @@ class Report:
         r8: The scheduler that drew the batch.
         key: Which entry of the logs.
         part_size: As in `R8Scheduler.report`.
+        predictions: Which entry of the logs has the predictions; None for none.
     """
 
-    def __init__(self, r8: R8Scheduler, key: str, part_size: int | None) -> None:
-        self._r8, self._key, self._part_size = r8, key, part_size
+    def __init__(self, r8: R8Scheduler, key: str, part_size: int | None, predictions: str | None) -> None:
+        self._r8, self._key, self._part_size, self._predictions = r8, key, part_size, predictions
         self._prefetch = Prefetch.of(r8)
         self._place: LoopState | None = None
 
@@ -144,8 +145,11 @@ class Report:
             )
         self.on_start(loop_state)
         loss, after = loop_state.logs.find(self._key), loop_state.state
+        said = None if self._predictions is None else loop_state.logs.find(self._predictions)
         loop_state.state = loop_state.state_before
-        outcome = self._driven.judge(after, lambda: self._prefetch.report(loss, part_size=self._part_size))
+        outcome = self._driven.judge(
+            after, lambda: self._prefetch.report(loss, part_size=self._part_size, predictions=said)
+        )
         if outcome.verdict is Verdict.NOT_FINITE and not self._driven.has_model:
             self._r8.say_once("state of the loop", NO_MODEL)
         logs = Logs()
@@ -155,7 +159,9 @@ class Report:
     __call__ = on_step
 
 
-def report_to(r8: R8Scheduler, key: str = "loss", *, part_size: int | None = None) -> Report:
+def report_to(
+    r8: R8Scheduler, key: str = "loss", *, part_size: int | None = None, predictions: str | None = None
+) -> Report:
     """Make the callback that tells a scheduler the loss of the batch of this step; it stands after the training step.
 
     The scheduler keeps the state of the loop: backups in RAM, and checkpoints where it has a ``checkpoint_dir``; unless
@@ -168,10 +174,12 @@ def report_to(r8: R8Scheduler, key: str = "loss", *, part_size: int | None = Non
         r8: The scheduler that drew the batch.
         key: Which entry of the logs: the batch's mean loss, or one loss for each sample.
         part_size: As in `R8Scheduler.report`.
+        predictions: Which entry of the logs has what `predictions_of` returned, to judge labels; the losses are then
+            those of samples. A step adds it with `Logs.add_output`.
 
     Raises:
         TypeError: ``r8`` is not a scheduler.
         KeyError: later, this step has logged no such entry.
         RuntimeError: later, the batch is not of this scheduler, or was reported before.
     """
-    return Report(r8, key, part_size)
+    return Report(r8, key, part_size, predictions)

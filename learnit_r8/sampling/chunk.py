@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..policies.radix import keys_of, order_of
+from ..table.labels.predictions import UNLABELLED
 from ..table.losses import EXACT, WHOLE_BATCH
 
 if TYPE_CHECKING:
@@ -213,7 +214,9 @@ class Chunk:
         members = [self.members[ends[place] - self._sizes[place] : ends[place]] for place, _ in known]
         # What only fills a batch up comes last.
         rows = [each[:, : len(some)] for some, (_, each) in zip(members, known, strict=True)]
-        return np.concatenate(members), np.concatenate(rows, axis=1)
+        indices, said = np.concatenate(members), np.concatenate(rows, axis=1)
+        has_label = said[-1] != UNLABELLED
+        return (indices, said) if has_label.all() else (indices[has_label], said[:, has_label])
 
     def _parts(
         self, reports: list[Any], sizes: NDArray[np.int64]

@@ -11,15 +11,19 @@ from .._adapters.group_rates import GroupRates
 from .._adapters.host import check_scheduler
 from .._adapters.prefetch import Prefetch
 from ..engine.signals import running
+from ..table.labels.predictions import MOST_CLASSES, NUM_ROWS, UNLABELLED, Predictions
 from .task import Task, needs_closure
 from .validation import MeanLoss, device_of, moved
 
 if TYPE_CHECKING:
     import torch
 
-    from ..sampling.ticket import Ticket
+    from ..sampling.ticket import Outcome, Ticket
     from ..scheduler import R8Scheduler
 
+
+IGNORED = -100
+"""The label that torch's losses leave out by default."""
 
 STEP_RAISED = (
     "step {} counts as done, since its loss was reported before the optimizer's step raised {}: its batch is not drawn "
@@ -93,8 +97,11 @@ class DrawnEpochs:
     def _train_batch(self, ticket: Ticket) -> torch.Tensor | None:
         """The mean loss, or None if the scheduler refused the batch or put the model back."""
         self._rates.set(ticket.lr)
-        loss, report = self._losses(ticket)
-        outcome = self._prefetch.report(report.detach())
+        loss, report, labels = self._losses(ticket)
+        if labels is None:
+            outcome = self._prefetch.report(report.detach())
+        else:
+            outcome = self._report_with(labels, report.detach())
         if not outcome:
             return None
         try:
@@ -103,6 +110,14 @@ class DrawnEpochs:
             self._r8.say_once("step raised", STEP_RAISED.format(ticket.step, type(error).__name__))
             raise
         return loss.detach()  # type: ignore[no-any-return]
+
+    def _report_with(self, labels: tuple[Any, Any], losses: Any) -> Outcome:
+        """Report losses with what the logits say of the labels, in one copy from the device."""
+        from ..torch.predictions import packed
+
+        values, num_classes = packed(losses, *labels)
+        on_host, predictions = Predictions.unpack(values.cpu().reshape(1 + NUM_ROWS, -1), num_classes)
+        return self._prefetch.report(on_host, predictions=predictions)
 
     def _step(self, ticket: Ticket, loss: Any) -> None:
         step: Any = self._task.optimizer.step
@@ -117,8 +132,9 @@ class DrawnEpochs:
         loss.backward()
         return loss
 
-    def _losses(self, ticket: Ticket) -> tuple[Any, Any]:
-        """The loss to train on, 0-dim, and the losses to report, float[B] where the loss function allows it."""
+    def _losses(self, ticket: Ticket) -> tuple[Any, Any, tuple[Any, Any] | None]:
+        """The loss to train on, 0-dim; the losses to report, float[B] where the loss function allows it; and then the
+        logits and labels of a classification, or None."""
         import torch
 
         torch.clear_autocast_cache()
@@ -127,15 +143,16 @@ class DrawnEpochs:
         drawn = [tensor.index_select(0, rows.to(tensor.device)) for tensor in data]
         [batch] = moved([drawn], device_of(model), drawn)
         arguments = (model(*batch[:-1]), batch[-1]) if last_label else (model(*batch),)
+        labels = logits_and_labels(loss_fn, *arguments) if last_label else None
         if ticket.weights is not None:
             each = self._of_samples(arguments, with_gradient=True)
             each = per_row(loss_fn(*arguments) if each is None else each, len(rows))
-            return (each * torch.from_numpy(ticket.weights).to(each)).mean(), each
+            return (each * torch.from_numpy(ticket.weights).to(each)).mean(), each, labels
         loss = loss_fn(*arguments)
         if loss.ndim:
-            return loss.mean(), per_row(loss, len(rows))
+            return loss.mean(), per_row(loss, len(rows)), labels
         each = self._of_samples(arguments, with_gradient=False)
-        return loss, per_row(each, len(rows)) if each is not None and each.ndim else loss
+        return (loss, per_row(each, len(rows)), labels) if each is not None and each.ndim else (loss, loss, None)
 
     def _of_samples(self, arguments: tuple[Any, ...], *, with_gradient: bool) -> Any:
         import torch
@@ -162,6 +179,34 @@ def sample_losses(loss_fn: Any) -> Callable[..., Any] | None:
     except (TypeError, ValueError):
         return None
     return (lambda *arguments: loss_fn(*arguments, reduction="none")) if takes_reduction else None
+
+
+def logits_and_labels(loss_fn: Any, scores: Any, labels: Any) -> tuple[Any, Any] | None:
+    """The scores of classes and the label of each sample, -1 where it has none; None unless each has one at most.
+
+    Args:
+        loss_fn: The loss function; those of torch for classes are known.
+        scores: What the model returned.
+        labels: float or int[B, ...].
+    """
+    import torch
+    from torch.nn import functional
+
+    if not (isinstance(scores, torch.Tensor) and isinstance(labels, torch.Tensor)):
+        return None
+    kind = type(loss_fn) if isinstance(loss_fn, torch.nn.Module) else loss_fn
+    if kind in (torch.nn.CrossEntropyLoss, torch.nn.NLLLoss, functional.cross_entropy, functional.nll_loss):
+        is_class = scores.ndim == 2 and labels.ndim == 1 and not labels.is_floating_point()
+        if not (is_class and 2 <= scores.shape[1] <= MOST_CLASSES):
+            return None
+        return scores, labels.masked_fill(labels == getattr(loss_fn, "ignore_index", IGNORED), UNLABELLED)
+    if kind in (torch.nn.BCEWithLogitsLoss, functional.binary_cross_entropy_with_logits):
+        if scores.shape != labels.shape or scores.numel() != len(scores):
+            return None
+        flat = labels.reshape(-1)
+        # A label in between is of both classes.
+        return scores, torch.where((flat == 0) | (flat == 1), flat, UNLABELLED).long()
+    return None
 
 
 def per_row(losses: Any, count: int) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .._adapters.host import check_scheduler
 from .._adapters.prefetch import Prefetch
 from ..engine.signals import Scope, running
+from ..table.labels.predictions import Predictions
 from ..triggers import Elapsed
 from .event import Event
 
@@ -39,7 +40,8 @@ def step_stream(
         r8: The scheduler.
         train_step: ``(indices, lr)``, trains on these samples and returns the loss as `R8Scheduler.report` takes it;
             ``(indices, lr, weights)`` under a policy that weights. With ``state`` that comes first, and a pair of the
-            new state and the loss is returned.
+            new state and the loss is returned. What `predictions_of` returned may follow the losses of samples, so
+            that `SampleTable.suspects` judges labels.
         state: What training changes, for backups, checkpoints and restores: a pytree, which a refused loss replaces by
             an older one in the next call; or objects with ``load_state_dict``, such as ``(model, optimizer)``, which
             are put back in place. Events have it as "state" then. Without it the scheduler needs a
@@ -94,20 +96,28 @@ class _Stepper:
         from ..table.losses import read_loss
 
         arguments = (ticket.indices, ticket.lr, *(() if ticket.weights is None else (ticket.weights,)))
+        result = self._train_step(self.state, *arguments) if self.has_state else self._train_step(*arguments)
+        result, predictions = _split(result)
         if not self.has_state:
-            reading = read_loss(self._train_step(*arguments), len(ticket.indices), self._part_size)
-            return reading.mean, self._report(reading)
-        result = self._train_step(self.state, *arguments)
+            reading = read_loss(result, len(ticket.indices), self._part_size)
+            return reading.mean, self._report(reading, predictions)
         if not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(f"train_step must return (state, loss) where step_stream() has a state, got {result!r}.")
         reading = read_loss(result[1], len(ticket.indices), self._part_size)
-        return reading.mean, self._driven.judge(result[0], lambda: self._report(reading))
+        return reading.mean, self._driven.judge(result[0], lambda: self._report(reading, predictions))
 
-    def _report(self, reading: Reading) -> Outcome:
-        outcome = self._prefetch.report(reading.means, part_size=self._part_size)
+    def _report(self, reading: Reading, predictions: Predictions | None) -> Outcome:
+        outcome = self._prefetch.report(reading.means, part_size=self._part_size, predictions=predictions)
         if not (outcome or self.has_state or outcome.rolled_back_to is not None):
             self._r8.say_once("state of step_stream", NOTHING_HANDED_OVER)
         return outcome
+
+
+def _split(result: Any) -> tuple[Any, Predictions | None]:
+    """What a step returned without the predictions at its end, and those."""
+    if not (isinstance(result, tuple) and len(result) > 1 and isinstance(result[-1], Predictions)):
+        return result, None
+    return result[0] if len(result) == 2 else result[:-1], result[-1]
 
 
 def _next(prefetch: Prefetch, scope: Scope) -> Ticket | None:

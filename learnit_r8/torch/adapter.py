@@ -11,11 +11,12 @@ from torch.utils.data import DataLoader
 from .._adapters.group_rates import GroupRates
 from ..recovery.model_state import clone
 from ..sampling.ticket import Outcome, Ticket
+from ..table.labels.predictions import Predictions
 from .loader import make_loader
 from .loss_pipeline import LossPipeline
-from .losses import cross_entropies, read_losses, read_parts, single_labels
+from .losses import check_labels, cross_entropies, read_losses, read_parts, single_labels
 from .lr_scheduler import R8LRScheduler
-from .predictions import packed
+from .predictions import packed, packed_with
 from .prepared import is_accelerated
 from .sampler import R8BatchSampler
 from .state import ModelState
@@ -218,7 +219,12 @@ class Adapter:
         return self.loss(losses, weights=weights, ticket=ticket, logits=logits, targets=targets)
 
     def report(
-        self, losses: torch.Tensor | None = None, *, ticket: int | Ticket | None = None, part_size: int | None = None
+        self,
+        losses: torch.Tensor | None = None,
+        *,
+        ticket: int | Ticket | None = None,
+        part_size: int | None = None,
+        predictions: Predictions | None = None,
     ) -> Outcome:
         """Report the losses of the batch in hand, in a loop with its own ``backward()`` and ``optimizer.step()``.
 
@@ -227,14 +233,16 @@ class Adapter:
                 None for those that `loss` noted.
             ticket: The batch; by default the oldest that the loader handed out.
             part_size: Samples in a part.
+            predictions: With float[B], what `learnit_r8.torch.predictions.predictions_of` returned, to judge labels.
 
         Returns:
             False if the step must not be taken, or if it was taken back. "pending" is true.
 
         Raises:
             RuntimeError: there are no losses, or it is not clear which batch they belong to.
-            TypeError: the losses are not a tensor of floats.
-            ValueError: a shape that does not fit the batch. Nothing was changed.
+            TypeError: the losses are not a tensor of floats, or the predictions none.
+            ValueError: a shape that does not fit the batch, or predictions without a loss for each sample. Nothing was
+                changed.
             TrainingDiverged: losses stay refused after everything was tried.
         """
         if losses is None and self._losses.recorded is None:
@@ -244,12 +252,16 @@ class Adapter:
             return self.outcome
         found = self._losses.find(ticket)
         count = self._count(found)
+        num_classes = 0
         if part_size is None:
             read = read_losses(losses, count)
             values, size = read.values, 1 if read.is_exact else None
         else:
             values, size = read_parts(losses, count, part_size), part_size
-        self._losses.record(found, values, count=count, part_size=size)
+        if predictions is not None:
+            check_labels(losses, exact=size == 1)
+            values, num_classes = packed_with(values, predictions)
+        self._losses.record(found, values, count=count, part_size=size, num_classes=num_classes)
         return self._losses.tell()
 
     def step(self, loss: torch.Tensor) -> Outcome:

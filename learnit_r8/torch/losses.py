@@ -149,6 +149,12 @@ def single_labels(
     if logits is None or targets is None:
         missing = "targets" if targets is None else "logits"
         raise ValueError(f"logits and targets must be given together, got no {missing}.")
+    check_labels(losses, mask=mask, exact=exact)
+    return logits, targets
+
+
+def check_labels(losses: torch.Tensor, *, mask: Any = None, exact: bool = True) -> None:
+    """Raise ValueError unless there is one loss for each sample, whose label can be judged."""
     wrong = (
         "the mean of a batch, which does not show whose label is wrong; give losses with reduction='none'"
         if losses.ndim == 0
@@ -160,7 +166,6 @@ def single_labels(
     )
     if wrong:
         raise ValueError(f"logits need one loss for each sample, got {wrong}.")
-    return logits, targets
 
 
 def cross_entropies(logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float) -> torch.Tensor:

@@ -14,7 +14,7 @@ def predictions_of(logits: torch.Tensor, targets: torch.Tensor) -> Predictions:
 
     Args:
         logits: float[B, C], or log probabilities; or float[B] or float[B, 1], the logit of class 1 of two.
-        targets: int[B], classes in [0, C); checked when they are reported.
+        targets: int[B], classes in [0, C), -1 for samples without a label; checked when they are reported.
 
     Returns:
         Tensors on the device of the logits; nothing is read back.
@@ -32,7 +32,8 @@ def predictions_of(logits: torch.Tensor, targets: torch.Tensor) -> Predictions:
     highest, order = scores.topk(2, 1)
     predicted = order[:, 0]
     rival = torch.where(predicted == given, highest[:, 1], highest[:, 0])
-    return Predictions(rival - scores.gather(1, given[:, None])[:, 0], predicted, given, classes)
+    own = scores.gather(1, given.clamp(min=0)[:, None])[:, 0]
+    return Predictions(rival - own, predicted, given, classes)
 
 
 @torch.no_grad()
@@ -72,3 +73,29 @@ def packed(losses: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) ->
     scores, own = (each.detach().to(torch.float32).numpy() for each in (logits, losses))
     found = on_host.predictions_of(scores, targets.detach().cpu().numpy())
     return torch.from_numpy(found.pack(own).reshape(-1)), found.num_classes
+
+
+def packed_with(losses: torch.Tensor, predictions: Predictions) -> tuple[torch.Tensor, int]:
+    """The losses of a batch and predictions that were made before in one vector, and the number of classes.
+
+    Args:
+        losses: float[B].
+        predictions: As `predictions_of` returned them.
+
+    Returns:
+        As `packed`.
+
+    Raises:
+        TypeError: the predictions are none, or hold no tensors.
+        ValueError: they are of another number of samples.
+    """
+    if not isinstance(predictions, Predictions):
+        raise TypeError(f"predictions must be Predictions, as predictions_of() makes them, got {predictions!r}.")
+    for name, values in zip(Predictions._fields, predictions[:3], strict=False):
+        if not isinstance(values, torch.Tensor):
+            raise TypeError(f"predictions.{name} must be a tensor, got a {type(values).__name__}.")
+        if values.shape != losses.shape:
+            raise ValueError(
+                f"predictions.{name} must have shape {tuple(losses.shape)}, as the losses, got {tuple(values.shape)}."
+            )
+    return pack(losses, predictions).reshape(-1), int(predictions.num_classes)

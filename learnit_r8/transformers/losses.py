@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import cross_entropy
 
+from ..table.labels.predictions import MOST_CLASSES, UNLABELLED
+
 IGNORED = -100
 """The label that Transformers gives tokens without a loss."""
 
@@ -18,10 +20,14 @@ class SampleLosses(NamedTuple):
     Attributes:
         losses: float[B] or float[B, T].
         mask: bool[B, T], which tokens count; None where there are none.
+        logits: float[B, C], scores of the classes, to judge the labels by; None where a sample has no single label.
+        targets: int[B], the labels, -1 where a sample has none; None without logits.
     """
 
     losses: torch.Tensor
     mask: torch.Tensor | None
+    logits: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
 
 
 def find_losses(outputs: Any, labels: Any, *, shifted: bool, smoothing: float) -> SampleLosses | None:
@@ -72,7 +78,11 @@ def losses_of(logits: torch.Tensor, labels: torch.Tensor, *, shifted: bool, smoo
     losses = cross_entropy(
         rows, labels.reshape(-1), reduction="none", ignore_index=IGNORED, label_smoothing=smoothing
     ).view(labels.shape)
-    return SampleLosses(losses, labels != IGNORED if labels.ndim == 2 else None)
+    if labels.ndim == 2:
+        return SampleLosses(losses, labels != IGNORED)
+    if not 2 <= logits.shape[-1] <= MOST_CLASSES:
+        return SampleLosses(losses, None)
+    return SampleLosses(losses, None, logits, labels.masked_fill(labels == IGNORED, UNLABELLED))
 
 
 def document_losses(own: SampleLosses, positions: Any, count: int) -> SampleLosses | None:

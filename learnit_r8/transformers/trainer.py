@@ -63,6 +63,7 @@ class R8Mixin:
         self._r8_settings = _checked({} if r8 is None else r8)
         self._r8_adapter: Adapter | None = None
         self._r8_shifts: bool | None = None
+        self._r8_classes: int | None = None
         self._r8_resumes: Any = None
         super().__init__(*args, **kwargs)
         trainer: Any = self
@@ -94,7 +95,7 @@ class R8Mixin:
         """Train, as the Trainer does; with ``resume_from_checkpoint`` go on from its checkpoint."""
         trainer: Any = self
         check_sampling(trainer.args)
-        self._r8_adapter = self._r8_shifts = None
+        self._r8_adapter = self._r8_shifts = self._r8_classes = None
         self._r8_resumes = resume_from_checkpoint
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)  # type: ignore[misc]
 
@@ -186,7 +187,8 @@ class R8Mixin:
     def sample_losses(self, model: Any, inputs: Mapping[str, Any], outputs: Any) -> SampleLosses | None:
         """The losses of samples, to be overridden for tasks other than classification of samples or tokens.
 
-        They are what R8Scheduler learns; the model is trained on the Trainer's own loss.
+        They are what R8Scheduler learns; the model is trained on the Trainer's own loss. Of a classifier with one
+        label a sample the logits go along, so that `SampleTable.suspects` can judge the labels.
 
         Args:
             model: The model, as Trainer calls it.
@@ -200,7 +202,22 @@ class R8Mixin:
         smoothing = trainer.args.label_smoothing_factor
         if self._r8_shifts is None:
             self._r8_shifts = _shifts(trainer, model)
-        return find_losses(outputs, inputs.get("labels"), shifted=self._r8_shifts, smoothing=smoothing)
+        found = find_losses(outputs, inputs.get("labels"), shifted=self._r8_shifts, smoothing=smoothing)
+        return (
+            found
+            if found is None or self._has_classes(model, found.logits)
+            else found._replace(logits=None, targets=None)
+        )
+
+    def _has_classes(self, model: Any, logits: torch.Tensor | None) -> bool:
+        """Whether scores are of the model's classes, or of as many as in the first batch: not of choices or pairs."""
+        if logits is None:
+            return True
+        if self._r8_classes is None:
+            trainer: Any = self
+            config = getattr(trainer.accelerator.unwrap_model(model), "config", None)
+            self._r8_classes = getattr(config, "num_labels", logits.shape[1])
+        return bool(logits.shape[1] == self._r8_classes)
 
     def _compute_loss(
         self, own: Callable[..., Any], model: Any, inputs: Any, return_outputs: bool = False, **more: Any
@@ -224,7 +241,7 @@ class R8Mixin:
             own = self.sample_losses(model, inputs, outputs)
             own = None if own is None else self._of_samples(own, inputs, -(-len(ticket.indices) // adapter.num_ranks))
             if own is not None:
-                noted = adapter.loss(own.losses, mask=own.mask, ticket=ticket)
+                noted = adapter.loss(own.losses, mask=own.mask, ticket=ticket, logits=own.logits, targets=own.targets)
             else:
                 # The Trainer has divided by the items of all batches of a step.
                 is_part = num_items is not None and trainer.compute_loss_func is None

@@ -33,14 +33,18 @@ pytestmark = [
 EXAMPLE = Path(__file__).parents[2] / "examples" / "lightning_digits.py"
 
 
-@pytest.mark.parametrize(("exact", "source"), [(True, "exact"), (False, "batch means of 32")])
-def test_learns(exact, source):
+@pytest.mark.parametrize(
+    ("exact", "predicts", "source"),
+    [(True, True, "exact"), (True, False, "exact"), (False, False, "batch means of 32")],
+)
+def test_learns(exact, predicts, source):
     """Two changed lines, and a third for exact losses: every sample is used once an epoch, and the model learns."""
-    module, r8, _ = fit(module=Digits(exact=exact), epochs=8)
+    module, r8, _ = fit(module=Digits(exact=exact, predicts=predicts), epochs=8)
     module.eval()
     accuracy = (module.net(DATA.tensors[0]).argmax(1) == DATA.tensors[1]).float().mean()
 
     assert r8.table.source == source
+    assert (r8.table.evidence.whole is not None) == predicts
     assert set(r8.table.usage_count.tolist()) == {8}
     assert (r8.global_step, r8.is_over) == (8 * STEPS, True)
     assert accuracy > 0.9

@@ -8,6 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 MOST_CLASSES = 2**16 - 1
+
+UNLABELLED = -1
+"""The class given to a sample that has no single label: an ignored one, or one whose labels are mixed."""
+
 NUM_ROWS = 3
 """Numbers for each sample beside its loss."""
 
@@ -19,7 +23,7 @@ class Predictions(NamedTuple):
         margin: float32[B], the highest logit of the classes that are not the label minus that of the label: > 0 where
             the model predicts another class.
         predicted: int[B], the class of the highest logit.
-        given: int[B], the label trained on.
+        given: int[B], the label trained on; -1 where a sample has none, of which nothing is learned then.
         num_classes: C, in [2, 65535]; the same in all reports of a run.
     """
 
@@ -55,7 +59,7 @@ def predictions_of(logits: ArrayLike, targets: ArrayLike) -> Predictions:
 
     Args:
         logits: float[B, C], or log probabilities; or float[B] or float[B, 1], the logit of class 1 of two.
-        targets: int[B], classes in [0, C).
+        targets: int[B], classes in [0, C); -1 for samples without a label.
 
     Raises:
         ValueError: the shapes or dtypes are not these. With several labels a sample, sequences of labels or real
@@ -70,7 +74,7 @@ def predictions_of(logits: ArrayLike, targets: ArrayLike) -> Predictions:
     if scores.ndim == 1 or scores.shape[1] == 1:
         scores = np.stack([np.zeros(len(scores), np.float32), scores.reshape(-1)], 1)
     classes = scores.shape[1]
-    if len(given) and not 0 <= given.min() <= given.max() < classes:
+    if len(given) and not UNLABELLED <= given.min() <= given.max() < classes:
         raise ValueError(f"targets must be in [0, {classes}), got values from {given.min()} to {given.max()}.")
     rows, given, predicted = np.arange(len(given)), given.astype(np.int64), scores.argmax(1)
     own = scores[rows, given]
@@ -139,9 +143,9 @@ def read_predictions(given: Any, batch_size: int, known_classes: int) -> Predict
         if array.shape != row.shape:
             raise ValueError(f"predictions.{name} must have shape {row.shape}, as the losses, got {array.shape}.")
         row[:] = array
-    for row, name in zip(rows[1:], Predictions._fields[1:], strict=False):
-        if not bool(((row >= 0) & (row < classes) & (row == np.floor(row))).all()):
-            raise ValueError(f"predictions.{name} must hold whole numbers in [0, {classes}), got {row!r}.")
+    for row, name, least in zip(rows[1:], Predictions._fields[1:], (0, UNLABELLED), strict=False):
+        if not bool(((row >= least) & (row < classes) & (row == np.floor(row))).all()):
+            raise ValueError(f"predictions.{name} must hold whole numbers in [{least}, {classes}), got {row!r}.")
     return PredictionRows(rows, int(classes))
 
 

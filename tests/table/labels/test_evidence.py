@@ -51,6 +51,23 @@ def slow(visits, given):
     return np.average(margins, weights=weights), margins.mean(), len(visits), given, leader, lead
 
 
+@pytest.mark.parametrize("num_unlabelled", [1, 8])
+def test_samples_without_a_label_are_not_judged(num_unlabelled):
+    """Of samples with -1 for a label only the loss is learned; the others of their batch, and later visits, count."""
+    r8 = scheduler()
+    ticket = r8.draw()
+    given = np.where(np.arange(8) < num_unlabelled, -1, GIVEN[ticket.indices])
+    report(r8, ticket, given=given)
+    evidence = evidence_of(r8)[ticket.indices]
+
+    assert evidence["visits"].tolist() == (given >= 0).tolist()
+    assert r8.table.usage_count[ticket.indices].tolist() == [1] * 8
+    while r8.current_epoch < 2:
+        train(r8, 1)
+    assert evidence_of(r8)[ticket.indices]["visits"].tolist() == (1 + (given >= 0)).tolist()
+    np.testing.assert_array_equal(r8.table.given, GIVEN)
+
+
 @pytest.mark.parametrize("last_batch", ["short", "fill", "drop"])
 def test_every_visit_is_learned_once(last_batch):
     """The mean margins and votes are those of learning each report as it comes, also of a batch that is filled up."""
@@ -117,7 +134,7 @@ def test_votes_are_a_lower_bound():
     [
         ({"margin": np.ones(3)}, ValueError, r"predictions.margin must have shape \(8,\)"),
         ({"predicted": np.full(8, CLASSES)}, ValueError, r"predictions.predicted must hold whole numbers in \[0, 5\)"),
-        ({"given": np.full(8, -1)}, ValueError, r"predictions.given must hold whole numbers"),
+        ({"given": np.full(8, -2)}, ValueError, r"predictions.given must hold whole numbers in \[-1, 5\)"),
         ({"given": np.full(8, 0.5)}, ValueError, r"predictions.given must hold whole numbers"),
         ({"given": np.full(8, np.nan)}, ValueError, r"predictions.given must hold whole numbers"),
         ({"given": np.array(["a"] * 8)}, TypeError, "predictions must hold real numbers"),

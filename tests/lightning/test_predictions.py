@@ -1,0 +1,111 @@
+"""What a step under Lightning says of labels reaches the table, in one call."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning")
+pytest.importorskip("sklearn")
+
+from torch.nn.functional import cross_entropy as plain_cross_entropy
+
+from learnit_r8 import predictions_of
+from learnit_r8.lightning import cross_entropy
+from learnit_r8.torch.predictions import predictions_of as tensors_of
+from tests.lightning.common import DATA, Digits, fit
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+X, Y = DATA.tensors
+
+
+class Returning(Digits):
+    """A linear classifier whose step returns what a function makes of logits and labels, at next to no rate."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.net, self.make = torch.nn.Linear(64, 10), make
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e-12)
+
+    def training_step(self, batch, _):
+        x, y = batch
+        return self.make(self.net(x), y)
+
+
+def by_hand(logits, targets):
+    losses = plain_cross_entropy(logits, targets, reduction="none")
+    return {"loss": losses.mean(), "losses": losses.detach(), "predictions": tensors_of(logits, targets)}
+
+
+def evidence(r8):
+    r8.table.hand_over()
+    return r8.table.evidence.whole
+
+
+@pytest.mark.parametrize("make", [cross_entropy, by_hand])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_every_visit_is_that_of_the_logits(make, accumulate):
+    """The margins are those of each sample's own logits, with accumulated gradients and a short last batch."""
+    module, r8, _ = fit(module=Returning(make), epochs=2, accumulate_grad_batches=accumulate)
+    expected = predictions_of(module.net(X).detach().numpy(), Y.numpy())
+    found = evidence(r8)
+
+    np.testing.assert_allclose(found["margin"], expected.margin, atol=1e-4)
+    np.testing.assert_array_equal(found["given"], Y.numpy())
+    assert set(found["visits"]) == {2}
+
+
+def test_refused_batch_leaves_no_trace():
+    """A batch of NaN is taken back with its predictions."""
+    _, r8, _ = fit(module=Digits(bad=[5]))
+    found = evidence(r8)
+
+    assert np.isfinite(found["margin"]).all()
+    assert int(found["visits"].sum()) == 3 * len(Y) - 32
+
+
+def test_weights_and_smoothing_train_as_those_of_torch():
+    """Class weights and label smoothing change the loss as in torch; the losses reported have no weights."""
+    logits, targets = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3
+    weights = torch.tensor([0.5, 1.0, 2.0])
+    found = cross_entropy(logits, targets, class_weights=weights, label_smoothing=0.1)
+    smooth = plain_cross_entropy(logits, targets, reduction="none", label_smoothing=0.1)
+
+    torch.testing.assert_close(found["losses"], smooth)
+    torch.testing.assert_close(found["loss"], (smooth * weights[targets]).sum() / weights[targets].sum())
+
+
+def test_entry_of_the_users_own_is_left_alone():
+    """Steps that return tensors of that name train as before."""
+    module = Returning(lambda z, y: {"loss": plain_cross_entropy(z, y), "predictions": z.argmax(1)})
+    _, r8, _ = fit(module=module, epochs=1)
+
+    assert r8.table.source == "batch means of 32"
+    assert evidence(r8) is None
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "said"),
+    [
+        (
+            lambda z, y: {"loss": plain_cross_entropy(z, y), "predictions": tensors_of(z, y)},
+            ValueError,
+            r"logits need one loss for each sample, got the mean of a batch",
+        ),
+        (lambda z, y: cross_entropy(z, y[:, None].expand(-1, 2)), ValueError, "several labels a sample"),
+        (lambda z, y: cross_entropy(z[:, None], y[:, None]), ValueError, "sequences of labels"),
+        (lambda z, y: cross_entropy(z, y.float()), ValueError, "for regression report the losses"),
+        (lambda z, y: cross_entropy(z.tolist(), y), TypeError, "logits must be a tensor, got a list"),
+        (
+            lambda z, y: {**cross_entropy(z, y), "predictions": tensors_of(z[:5], y[:5])},
+            ValueError,
+            r"predictions\.margin must have shape \(32,\), as the losses, got \(5,\)",
+        ),
+    ],
+    ids=["a mean", "several labels", "sequences", "regression", "no tensor", "too few"],
+)
+def test_what_has_no_single_label_is_refused(make, error, said):
+    """The message says what there is to report instead."""
+    with pytest.raises(error, match=said):
+        fit(module=Returning(make), epochs=1)

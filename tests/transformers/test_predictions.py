@@ -1,0 +1,149 @@
+"""What a classifier under Trainer says of labels reaches the table with no line changed; other models report losses."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+pytest.importorskip("sklearn")
+
+from torch.utils.data import Dataset
+from transformers import BertConfig, BertForMultipleChoice, BertForSequenceClassification, BertForTokenClassification
+
+from learnit_r8 import predictions_of
+from learnit_r8.transformers.losses import losses_of
+from tests.transformers.common import IMAGES, LABELS, STEPS, Model, R8Trainer, arguments, train
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def evidence(trainer):
+    table = trainer.r8.scheduler.table
+    table.hand_over()
+    return table.evidence.whole
+
+
+class Fixed(Model):
+    """A classifier without dropout, whose first logits are noted."""
+
+    def __init__(self, **more):
+        super().__init__(**more)
+        self.net = torch.nn.Linear(64, 10)
+
+
+def test_first_visit_is_that_of_the_logits(tmp_path):
+    """With a rate of next to nothing each sample's margin is that of its own logits, the short last batch's too."""
+    model = Fixed()
+    before = predictions_of(model.net(IMAGES).detach().numpy(), LABELS.numpy())
+    found = evidence(train(tmp_path, model=model, num_train_epochs=1, learning_rate=1e-12))
+
+    np.testing.assert_allclose(found["margin"], before.margin, atol=1e-4)
+    np.testing.assert_array_equal(found["given"], LABELS.numpy())
+    assert set(found["visits"]) == {1}
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_refused_batch_leaves_no_trace(tmp_path, accumulate):
+    """A batch of NaN is taken back with its predictions; all others count once an epoch."""
+    trainer = train(tmp_path, model=Model(bad=[5]), gradient_accumulation_steps=accumulate)
+    found = evidence(trainer)
+
+    assert trainer.r8.scheduler.sentry.num_refused == 1
+    assert np.isfinite(found["margin"]).all()
+    assert int(found["visits"].sum()) == 3 * len(LABELS) - 32
+    assert trainer.r8.num_waits == 0
+
+
+def test_ignored_labels_are_not_judged(tmp_path):
+    """The label -100 is none: such samples have a loss of 0, and no evidence; the training goes on as ever."""
+
+    class Some(Dataset):
+        def __len__(self):
+            return len(LABELS)
+
+        def __getitem__(self, index):
+            return {"images": IMAGES[index], "labels": LABELS[index] if index % 4 else torch.tensor(-100)}
+
+    trainer = R8Trainer(model=Model(), args=arguments(tmp_path), train_dataset=Some())
+    trainer.train()
+
+    assert trainer.r8.scheduler.global_step == 3 * STEPS
+    np.testing.assert_array_equal(evidence(trainer)["visits"], np.where(np.arange(len(LABELS)) % 4, 3, 0))
+
+
+class Texts(Dataset):
+    """Short sequences of tokens, with labels of a shape and a kind."""
+
+    def __init__(self, labels, choices=()):
+        self.labels = labels
+        self.tokens = torch.randint(0, 20, (len(labels), *choices, 6), generator=torch.Generator().manual_seed(0))
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return {"input_ids": self.tokens[index], "labels": self.labels[index]}
+
+
+SMALL = {
+    "vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8,
+}  # fmt: skip
+
+
+def text_trained(folder, kind, data, **config):
+    trainer = R8Trainer(
+        model=kind(BertConfig(**SMALL, **config)),
+        args=arguments(folder, num_train_epochs=2, per_device_train_batch_size=8),
+        train_dataset=data,
+    )
+    trainer.train()
+    return trainer
+
+
+def test_sequence_classifier(tmp_path):
+    """A model of the library is judged by its own outputs."""
+    labels = torch.arange(20) % 3
+    found = evidence(text_trained(tmp_path, BertForSequenceClassification, Texts(labels), num_labels=3))
+
+    np.testing.assert_array_equal(found["given"], labels.numpy())
+    assert set(found["visits"]) == {2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "config", "source"),
+    [
+        (BertForTokenClassification, Texts(torch.randint(0, 3, (20, 6))), {"num_labels": 3}, "exact"),
+        (BertForSequenceClassification, Texts(torch.rand(20)), {"num_labels": 1}, "batch means of 8"),
+        (BertForSequenceClassification, Texts(torch.randint(0, 2, (20, 3)).float()), {"num_labels": 3}, "batch"),
+        (BertForMultipleChoice, Texts(torch.randint(0, 4, (20,)), choices=(4,)), {}, "exact"),
+    ],
+    ids=["labels of tokens", "regression", "several labels", "choices"],
+)
+def test_models_without_one_class_a_sample_report_losses_alone(tmp_path, kind, data, config, source):
+    """Sequences of labels, real numbers, several labels and choices are trained as ever, and nothing fails."""
+    trainer = text_trained(tmp_path, kind, data, **config)
+
+    assert trainer.r8.scheduler.global_step == 6
+    assert trainer.r8.scheduler.table.source.startswith(source)
+    assert evidence(trainer) is None
+
+
+def test_scores_of_pairs_are_no_classes(tmp_path):
+    """Scores of each sample against the others of its batch change their number with the short last batch."""
+
+    class Pairs(Model):
+        def forward(self, images, labels=None):
+            features = self.net(images)
+            logits, own = features @ features.T, torch.arange(len(images))
+            return {"loss": torch.nn.functional.cross_entropy(logits, own), "logits": logits}
+
+    trainer = train(tmp_path, model=Pairs())
+
+    assert trainer.r8.scheduler.global_step == 3 * STEPS
+
+
+def test_few_or_too_many_classes_are_left_out():
+    """One class is none to choose from; more than 65,535 do not fit the table."""
+    for classes in (1, 2**16):
+        assert losses_of(torch.zeros(2, classes), torch.zeros(2).long(), shifted=False, smoothing=0.0).logits is None
