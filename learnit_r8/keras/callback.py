@@ -28,10 +28,11 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
     """Goes with an `R8Dataset` into ``model.fit(dataset, shuffle=False, callbacks=[R8Callback(dataset)])``.
 
     After each step it reports the loss of every sample, as it was in that step, before weights of samples and
-    classes; a refused loss is answered by putting model and optimizer back, and the running means that Keras shows
-    too (by up to 16 batches). Before each step it sets the learning rate on the optimizer. At the end of an epoch it
-    passes what Keras logged on to `R8Scheduler.log`, and when the budget is spent it stops the training. Callbacks
-    that the scheduler was given keep their place; the others are the model's own.
+    classes, and with a cross entropy of single labels what the model predicts, so that `SampleTable.suspects` judges
+    them. A refused loss is answered by putting model and optimizer back, and the running means that Keras shows too
+    (by up to 16 batches). Before each step it sets the learning rate on the optimizer. At the end of an epoch it passes
+    what Keras logged on to `R8Scheduler.log`, and when the budget is spent it stops the training. Callbacks that the
+    scheduler was given keep their place; the others are the model's own.
 
     Args:
         dataset: What ``fit`` trains on.
@@ -141,7 +142,7 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
                 "a loss that gives one for each sample (Keras takes the mean itself).",
             )
         try:
-            outcome = self._prefetch.report(losses)
+            outcome = self._prefetch.report(losses, predictions=recorder.predictions())
         except BaseException:
             # fit() ends without telling its callbacks.
             r8.requests.leave()

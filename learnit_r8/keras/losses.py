@@ -6,13 +6,15 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 from numpy.typing import NDArray
 
+from ..table.labels.predictions import NUM_ROWS, Predictions
 from .live_values import LiveValues
+from .predictions import predictions_in
 
 try:
     from keras.src.backend import get_keras_mask as _get_keras_mask
@@ -73,6 +75,8 @@ def per_sample(losses: Any, mask: Any = None) -> Any:
 class LossRecorder:
     """Keeps the unreduced losses of a compiled training step in a variable, at the cost of one small copy.
 
+    Where there is one cross entropy, of single labels, what is predicted in their place is kept beside the losses.
+
     It stands in for the model's ``compute_loss``, and while that runs (under ``tf.function``, while it is traced)
     listens to the losses the model was compiled with. Sample weights and class weights are applied after that.
 
@@ -82,12 +86,14 @@ class LossRecorder:
 
     Attributes:
         is_exact: Whether the last step traced had a loss for each sample; else there is the mean of the batch.
+        num_classes: C, where that step had predictions; else 0.
         live: The values of the model's variables.
     """
 
     def __init__(self, model: Any, capacity: int) -> None:
         self.capacity = capacity
         self.is_exact = True
+        self.num_classes = 0
         self._model = model
         self._memory = _Memory(capacity)
         self.live = LiveValues(model)
@@ -131,7 +137,12 @@ class LossRecorder:
                 f"which is where the scheduler hears the losses, got {calls} in this step. Call it once, or train in a "
                 "loop of your own with batch_dataset() and report()."
             )
-        return array[:count] if self.is_exact else float(array[0])
+        self._rows = array[:-1].reshape(1 + NUM_ROWS, self.capacity)[:, :count]
+        return self._rows[0] if self.is_exact else float(array[0])
+
+    def predictions(self) -> Predictions | None:
+        """Of the step whose `losses` were asked for: what is predicted; None where that is not known."""
+        return Predictions.unpack(self._rows, self.num_classes)[1] if self.num_classes else None
 
     def _replacement(self) -> Callable[..., Any]:
         original = self._compute_loss
@@ -141,7 +152,7 @@ class LossRecorder:
 
         @functools.wraps(original)
         def compute_loss(*args: Any, **kwargs: Any) -> Any:
-            heard: list[Any] = []
+            heard: list[_Heard] = []
             with self._listening(heard):
                 total = original(*args, **kwargs)
             given = signature.bind(*args, **kwargs).arguments
@@ -153,11 +164,11 @@ class LossRecorder:
         return compute_loss
 
     @contextlib.contextmanager
-    def _listening(self, heard: list[Any]) -> Iterator[None]:
-        """Append what the compiled losses return to a list, in their order."""
+    def _listening(self, heard: list[_Heard]) -> Iterator[None]:
+        """Append what the compiled losses take and return to a list, in their order."""
         functions = {id(entry.loss): entry.loss for entry in self._compiled()}.values()
         for function in functions:
-            function.call = _overheard(function.call, heard)
+            function.call = _overheard(function, heard)
         try:
             yield
         finally:
@@ -167,16 +178,20 @@ class LossRecorder:
     def _compiled(self) -> list[Any]:
         return getattr(self._model._compile_loss, "_flat_losses", None) or []
 
-    def _keep(self, heard: list[Any], total: Any, y_pred: Any) -> None:
+    def _keep(self, heard: list[_Heard], total: Any, y_pred: Any) -> None:
         """Write the losses of the batch, the sum over the outputs with their loss weights, to the variable."""
         weights = [entry.loss_weights for entry in self._compiled()]
-        self.is_exact = bool(heard) and len(heard) == len(weights) and all(len(each.shape) for each in heard)
+        self.is_exact = bool(heard) and len(heard) == len(weights) and all(len(each.losses.shape) for each in heard)
+        self.num_classes = 0
         if not self.is_exact:
             self._memory.keep(ops.reshape(total, (1,)))
             return
         masks = [mask_of(_output_at(entry.path, y_pred)) for entry in self._compiled()]
-        parts = [per_sample(each, mask) for each, mask in zip(heard, masks, strict=True)]
-        self._memory.keep(sum(part if w is None else part * w for part, w in zip(parts, weights, strict=True)))
+        parts = [per_sample(each.losses, mask) for each, mask in zip(heard, masks, strict=True)]
+        losses = sum(part if w is None else part * w for part, w in zip(parts, weights, strict=True))
+        found = predictions_in(*heard[0][:3]) if len(heard) == 1 and len(heard[0].losses.shape) == 1 else None
+        self.num_classes = 0 if found is None else found.num_classes
+        self._memory.keep(losses, *([] if found is None else found[:NUM_ROWS]))
 
 
 def _output_at(path: tuple[Any, ...], y_pred: Any) -> Any:
@@ -188,31 +203,47 @@ def _output_at(path: tuple[Any, ...], y_pred: Any) -> Any:
     return y_pred
 
 
-def _overheard(call: Callable[..., Any], heard: list[Any]) -> Callable[..., Any]:
-    def listen(*args: Any, **kwargs: Any) -> Any:
-        losses = call(*args, **kwargs)
-        heard.append(losses)
+class _Heard(NamedTuple):
+    """A loss function, what it was called with, and what it returned: [B, ...], or 0-dim."""
+
+    function: Any
+    y_true: Any
+    y_pred: Any
+    losses: Any
+
+
+def _overheard(function: Any, heard: list[_Heard]) -> Callable[..., Any]:
+    call = function.call
+
+    def listen(y_true: Any, y_pred: Any) -> Any:
+        losses = call(y_true, y_pred)
+        heard.append(_Heard(function, y_true, y_pred, losses))
         return losses
 
     return listen
 
 
 class _Memory(keras.metrics.Metric):  # type: ignore[misc]
-    """A variable that holds the losses of a batch, and how many were written.
+    """A variable that holds the losses of a batch, what is predicted in it, and how many batches were written.
 
     It is a metric only so that every back end carries it along.
     """
 
     def __init__(self, capacity: int) -> None:
         super().__init__(name="r8_losses")
-        self.values = self.add_weight(shape=(capacity + 1,), initializer="zeros", dtype="float32", name="values")
+        shape = ((1 + NUM_ROWS) * capacity + 1,)
+        self.values = self.add_weight(shape=shape, initializer="zeros", dtype="float32", name="values")
 
-    def keep(self, losses: Any) -> None:
-        """Note the losses, float[any]; what is beyond the capacity is of no batch of the scheduler."""
-        capacity = self.values.shape[0] - 1
-        losses = ops.cast(ops.stop_gradient(losses), "float32")[:capacity]
-        padded = ops.pad(losses, [[0, capacity - ops.shape(losses)[0]]])
-        self.values.assign(ops.concatenate([padded, ops.mod(self.values[-1:] + 1.0, MOST_WRITTEN)]))
+    def keep(self, *rows: Any) -> None:
+        """Note the losses, and what may follow them, number[any] each; what is beyond the capacity is of no batch of
+        the scheduler."""
+        size = self.values.shape[0] - 1
+        capacity = size // (1 + NUM_ROWS)
+        rows = tuple(ops.cast(ops.stop_gradient(row), "float32")[:capacity] for row in rows)
+        padded = [ops.pad(row, [[0, capacity - ops.shape(row)[0]]]) for row in rows]
+        if len(rows) <= NUM_ROWS:
+            padded.append(ops.zeros((size - len(rows) * capacity,), "float32"))
+        self.values.assign(ops.concatenate([*padded, ops.mod(self.values[-1:] + 1.0, MOST_WRITTEN)]))
 
     def update_state(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the training step writes."""

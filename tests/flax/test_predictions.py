@@ -57,3 +57,19 @@ def test_every_epoch_is_a_visit():
     r8, _, _ = trained(4)
 
     assert r8.table.evidence.whole["visits"].tolist() == [4] * 60
+
+
+def test_mean_loss_with_predictions_is_refused():
+    """A step that gives no losses of samples has none to compare its predictions with."""
+    r8 = R8Scheduler(60, batch_size=60, num_epochs=1)
+    tx = optax.inject_hyperparams(optax.sgd)(learning_rate=0.0)
+    state = r8flax.TrainState.create(apply_fn=None, params={"w": jnp.ones(2)}, tx=tx)
+
+    def step(state, batch, rng_key):
+        said = r8flax.predictions_of(jnp.asarray(X[:, :3]), jnp.asarray(Y))
+        return state, {"loss": jnp.ones(()), "predictions": said}
+
+    with pytest.raises(ValueError, match="predictions need one loss for each sample, got the mean of the batch"):
+        r8flax.train_loop(
+            state, step, lambda rows: {"x": X[rows]}, rng_key=jax.random.PRNGKey(1), show_progress=False, scheduler=r8
+        )

@@ -7,10 +7,11 @@ pytest.importorskip("keras")
 pytest.importorskip("tensorflow")
 
 import keras
+from keras import layers, losses
 
 from learnit_r8 import predictions_of as expected_of
-from learnit_r8.keras import batch_dataset, predictions_of, sample_losses
-from tests.keras_common import CROSS_ENTROPY, X, Y, classifier, scheduler, tf
+from learnit_r8.keras import R8Callback, R8Dataset, batch_dataset, predictions_of, sample_losses
+from tests.keras_common import CROSS_ENTROPY, At, X, Y, classifier, fit, poison, scheduler, tf
 
 LOGITS = np.random.default_rng(0).normal(size=(30, 5)).astype("f4")
 LABELS = np.arange(30) % 5
@@ -76,3 +77,154 @@ def test_targets_that_are_no_classes_are_refused():
         predictions_of(np.eye(5)[LABELS], LOGITS)
     with pytest.raises(ValueError, match="targets must be whole numbers"):
         predictions_of(LABELS.astype("f4"), LOGITS)
+
+
+def dense(units, activation=None):
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input((64,)), layers.Dense(units, activation=activation, dtype="float32")])
+
+
+def evidence_of_fit(model, loss, y, *, num_epochs=1, **settings):
+    """The evidence after `fit` at next to no rate; None if there is none."""
+    model.compile(keras.optimizers.SGD(1e-9), loss, **settings)
+    r8 = scheduler(num_epochs=num_epochs, initial_lr=1e-9)
+    fit(model, R8Dataset(X, y, r8), epochs=num_epochs)
+    r8.table.hand_over()
+    assert r8.global_step == 16 * num_epochs
+    return r8.table.evidence.whole
+
+
+def scores(model):
+    return np.asarray(model(X))
+
+
+ONE_HOT = np.eye(10, dtype="float32")[Y]
+KNOWN = {
+    "logits": (10, None, CROSS_ENTROPY, Y, lambda z: z),
+    "probabilities": (10, "softmax", "sparse_categorical_crossentropy", Y[:, None], np.log),
+    "one-hot": (10, "softmax", losses.CategoricalCrossentropy(label_smoothing=0.1), ONE_HOT, np.log),
+    "focal": (10, None, losses.CategoricalFocalCrossentropy(from_logits=True), ONE_HOT, lambda z: z),
+    "two classes": (1, "sigmoid", "binary_crossentropy", Y % 2, lambda p: np.log(p / (1 - p))),
+    "one logit": (1, None, losses.BinaryCrossentropy(from_logits=True), (Y % 2)[:, None], lambda z: z),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_fit_keeps_the_evidence(name):
+    """Whatever cross entropy a model is compiled with, each sample has the margin of its own outputs."""
+    units, activation, loss, y, as_logits = KNOWN[name]
+    model = dense(units, activation)
+    found = evidence_of_fit(model, loss, y)
+    labels = Y % 2 if units == 1 else Y
+    expected = expected_of(as_logits(scores(model)), labels)
+
+    np.testing.assert_allclose(found["margin"], expected.margin, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(found["given"], labels)
+    assert set(found["visits"]) == {1}
+
+
+@pytest.mark.parametrize("how", [{"run_eagerly": True}, {"jit_compile": True}], ids=["eager", "xla"])
+def test_second_epoch_is_a_second_visit(how):
+    """Eagerly and under XLA too, and the short last batch traces nothing wrong."""
+    model = dense(10)
+    found = evidence_of_fit(model, CROSS_ENTROPY, Y, num_epochs=2, **how)
+
+    np.testing.assert_allclose(found["margin"], expected_of(scores(model), Y).margin, rtol=1e-3, atol=1e-4)
+    assert set(found["visits"]) == {2}
+
+
+def test_mixed_and_ignored_labels_are_not_judged():
+    """A soft target, one between 0 and 1, and the ignored class are no single label."""
+    few = np.arange(len(X)) < 7
+    mixed = np.where(few[:, None], (ONE_HOT + ONE_HOT[::-1]) / 2, ONE_HOT)
+    is_mixed = few & (Y[::-1] != Y)
+    for found, without in (
+        (evidence_of_fit(dense(10, "softmax"), "categorical_crossentropy", mixed), is_mixed),
+        (evidence_of_fit(dense(1, "sigmoid"), "binary_crossentropy", np.where(few, 0.5, Y % 2)), few),
+        (
+            evidence_of_fit(dense(10), losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=3), Y),
+            Y == 3,
+        ),
+    ):
+        np.testing.assert_array_equal(found["visits"], ~without)
+
+
+def two_heads():
+    inputs = keras.Input((64,))
+    return keras.Model(inputs, [layers.Dense(10)(inputs), layers.Dense(10)(inputs)])
+
+
+def steps():
+    inputs = keras.Input((64,))
+    return keras.Model(inputs, layers.Dense(10)(layers.Reshape((8, 8))(inputs)))
+
+
+UNKNOWN = {
+    "regression": (lambda: dense(1), "mse", Y.astype("float32")),
+    "several labels": (lambda: dense(10, "sigmoid"), "binary_crossentropy", ONE_HOT),
+    "sequences": (steps, CROSS_ENTROPY, np.repeat(Y[:, None], 8, 1)),
+    "a function of the user's": (
+        lambda: dense(10),
+        lambda y, z: losses.sparse_categorical_crossentropy(y, z, from_logits=True),
+        Y,
+    ),
+    "a mean": (lambda: dense(10), lambda y, z: keras.ops.mean(keras.ops.square(z)), Y),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_fit_without_single_labels_reports_losses_alone(name):
+    """Regression, several labels, sequences, and losses that are not known train as ever."""
+    make, loss, y = UNKNOWN[name]
+    assert evidence_of_fit(make(), loss, y) is None
+
+
+def test_two_outputs_report_losses_alone():
+    """With two labels a sample it is not clear which is judged."""
+    r8, model = scheduler(num_epochs=1), two_heads()
+    model.compile("sgd", [CROSS_ENTROPY, CROSS_ENTROPY])
+    fit(model, R8Dataset(X, [Y, Y], r8))
+    r8.table.hand_over()
+
+    assert r8.table.source == "exact"
+    assert r8.table.evidence.whole is None
+
+
+def test_refused_step_leaves_no_evidence():
+    """Predictions of a batch of NaN go with its losses; the weights are put back and the training goes on."""
+    r8 = scheduler(num_epochs=2)
+    fit(classifier(), R8Dataset(X, Y, r8), At(r8, 9, poison), epochs=2)
+    r8.table.hand_over()
+
+    assert r8.sentry.num_refused >= 1
+    assert np.isfinite(r8.table.evidence.whole["margin"]).all()
+    assert int(r8.table.evidence.whole["visits"].sum()) == int(r8.table.usage_count.sum())
+
+
+def test_resumed_fit_has_the_same_evidence(tmp_path):
+    """A `fit` that ends in mid-epoch and is resumed from a checkpoint ends with the evidence of a whole one."""
+
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if r8.global_step == 21:
+                raise OSError
+
+    found = {}
+    for way in ("whole", "cut", "resumed"):
+        folder = tmp_path / ("whole" if way == "whole" else "cut")
+        model, r8 = classifier(dropout=0.2), scheduler(num_epochs=3, checkpoint_dir=folder, checkpoint_every=7)
+        dataset = R8Dataset(X, Y, r8)
+        callback = R8Callback(dataset, model)
+        if way == "resumed":
+            r8.load_checkpoint()
+        try:
+            more = [Stop()] if way == "cut" else []
+            fit(model, dataset, *more, callback=callback, epochs=3, initial_epoch=r8.current_epoch)
+        except OSError:
+            r8.requests.leave()
+        r8.table.hand_over()
+        found[way] = r8.table.evidence.whole.copy()
+
+    assert found["cut"].tobytes() != found["whole"].tobytes()
+    assert found["resumed"].tobytes() == found["whole"].tobytes()

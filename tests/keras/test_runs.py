@@ -99,6 +99,14 @@ for step in (0, 15):
     expected = true_losses(model, watch.weights[step], watch.batches[step], x=X * 0.5)
     assert np.allclose(r8.table.last[watch.batches[step]], expected, rtol=1e-3, atol=1e-5)
 
+model, r8 = classifier(), scheduler(num_epochs=2, initial_lr=1e-9)
+fit(model, R8Dataset(X, Y, r8), epochs=2)
+r8.table.hand_over()
+said = predictions_of(keras.ops.convert_to_numpy(model(X)), Y)
+assert set(r8.table.evidence.whole["visits"]) == {2}
+assert np.array_equal(r8.table.evidence.whole["given"], Y)
+assert np.allclose(r8.table.evidence.whole["margin"], said.margin, atol=1e-3)
+
 r8 = scheduler(num_epochs=2)
 dataset = R8Dataset(X, Y, r8)
 history = fit(classifier(), dataset, At(r8, 15, poison))
@@ -127,7 +135,8 @@ def session(folder, *, until=None, resume=False):
             initial_epoch=r8.current_epoch)
     except OSError:
         r8.requests.leave()
-    return [weight.tolist() for weight in model.get_weights()]
+    r8.table.hand_over()
+    return [weight.tolist() for weight in model.get_weights()], r8.table.evidence.whole.tobytes()
 
 whole = session("whole")
 for until in (22, 17):

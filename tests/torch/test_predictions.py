@@ -6,13 +6,14 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
-from learnit_r8 import predictions_of
+from learnit_r8 import R8Scheduler, predictions_of
+from learnit_r8.torch import R8BatchSampler
 from learnit_r8.torch.predictions import pack, packed
 from learnit_r8.torch.predictions import predictions_of as tensors_of
 from tests.torch.test_readback import Slow
-from tests.torch_common import DIGITS, STEPS, X, Y, adapted, weights
+from tests.torch_common import DIGITS, STEPS, X, Y, adapted, classifier, weights
 
 FIELDS = ("margin", "plain", "visits", "given", "leader", "lead")
 
@@ -105,6 +106,27 @@ def test_workers_keep_the_evidence():
 
     for name in FIELDS:
         np.testing.assert_array_equal(evidence(found)[name], evidence(expected)[name])
+
+
+def test_loader_and_loop_of_your_own():
+    """A plain DataLoader over R8BatchSampler and update_with_loss() keep the evidence of the adapter."""
+    expected = train(adapted())
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    r8 = R8Scheduler(200, batch_size=16, num_epochs=2, initial_lr=0.1)
+    loader = DataLoader(DIGITS, batch_sampler=R8BatchSampler(r8))
+    for _ in range(2):
+        for x, y in loader:
+            logits = model(x)
+            losses = cross_entropy(logits, y, reduction="none")
+            r8.update_with_loss(losses, predictions=tensors_of(logits, y))
+            optimizer.zero_grad()
+            losses.mean().backward()
+            optimizer.step()
+    r8.table.hand_over()
+
+    assert r8.table.evidence.whole["visits"].tolist() == [2] * 200
+    np.testing.assert_array_equal(r8.table.evidence.whole["given"], evidence(expected)["given"])
 
 
 def test_device_that_is_behind_is_not_waited_for():

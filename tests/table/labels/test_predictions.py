@@ -77,6 +77,27 @@ def test_tasks_without_a_single_label_are_refused(logits, targets, text):
         predictions_of(logits, targets)
 
 
+@pytest.mark.parametrize("framework", ["torch", "flax", "keras"])
+@pytest.mark.parametrize(
+    ("logits", "targets", "text"),
+    [
+        (LOGITS, np.zeros((40, 7), int), "several labels a sample"),
+        (np.zeros((4, 5, 7), "f4"), np.zeros((4, 5), int), "sequences of labels"),
+        (LOGITS, TARGETS + 0.5, "for regression"),
+        (np.zeros((2, 70_000), "f4"), np.array([0, 1]), "at most 65535 classes"),
+    ],
+)
+def test_every_framework_refuses_them(framework, logits, targets, text):
+    """The tensors of each framework are refused with the same reasons."""
+    own = pytest.importorskip(f"learnit_r8.{framework}.predictions", exc_type=ImportError)
+    if framework == "torch":
+        torch = pytest.importorskip("torch")
+        logits, targets = torch.from_numpy(logits), torch.from_numpy(targets)
+    arguments = (targets, logits) if framework == "keras" else (logits, targets)
+    with pytest.raises(ValueError, match=text):
+        own.predictions_of(*arguments)
+
+
 def test_packed_arrays_have_four_rows():
     """An array of another shape was not packed by these functions."""
     with pytest.raises(ValueError, match=r"packed must have shape \(4, B\)"):
