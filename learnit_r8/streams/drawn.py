@@ -11,7 +11,6 @@ from .._adapters.group_rates import GroupRates
 from .._adapters.host import check_scheduler
 from .._adapters.prefetch import Prefetch
 from ..engine.signals import running
-from ..table.labels.predictions import MOST_CLASSES, NUM_ROWS, UNLABELLED, Predictions
 from .task import Task, needs_closure
 from .validation import MeanLoss, device_of, moved
 
@@ -113,6 +112,7 @@ class DrawnEpochs:
 
     def _report_with(self, labels: tuple[Any, Any], losses: Any) -> Outcome:
         """Report losses with what the logits say of the labels, in one copy from the device."""
+        from ..table.labels.predictions import NUM_ROWS, Predictions
         from ..torch.predictions import packed
 
         values, num_classes = packed(losses, *labels)
@@ -191,6 +191,8 @@ def logits_and_labels(loss_fn: Any, scores: Any, labels: Any) -> tuple[Any, Any]
     """
     import torch
     from torch.nn import functional
+
+    from ..table.labels.predictions import MOST_CLASSES, UNLABELLED
 
     if not (isinstance(scores, torch.Tensor) and isinstance(labels, torch.Tensor)):
         return None

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from .._adapters.host import check_scheduler
 from .._adapters.prefetch import Prefetch
 from ..engine.signals import Scope, running
-from ..table.labels.predictions import Predictions
 from ..triggers import Elapsed
 from .event import Event
 
 if TYPE_CHECKING:
     from ..sampling.ticket import Outcome, Ticket
     from ..scheduler import R8Scheduler
+    from ..table.labels.predictions import Predictions
     from ..table.losses import Reading
 
 
@@ -115,6 +115,8 @@ class _Stepper:
 
 def _split(result: Any) -> tuple[Any, Predictions | None]:
     """What a step returned without the predictions at its end, and those."""
+    from ..table.labels.predictions import Predictions
+
     if not (isinstance(result, tuple) and len(result) > 1 and isinstance(result[-1], Predictions)):
         return result, None
     return result[0] if len(result) == 2 else result[:-1], result[-1]

@@ -69,6 +69,7 @@ def test_resumes_exactly_after_a_crash(tmp_path):
 
 BACK_END = """
 import numpy as np, keras
+from learnit_r8 import predictions_of
 from learnit_r8.keras import R8Callback, R8Dataset
 from tests.keras_common import At, Watch, X, Y, classifier, fit, poison, scheduler, true_losses
 
