@@ -1,14 +1,16 @@
 """What `SampleTable.suspects` finds with predictions: precision and recall of its lists, beside its rivals.
 
-    python benchmarks/labels.py [--quick] [--task digits] [--seeds 1 2 3] [--keep FILE] [--cost]
+    python benchmarks/labels.py [--quick] [--task digits] [--seeds 1 2 3] [--keep FILE] [--logits FOLDER] [--cost]
 
 Digits: 1,300 of scikit-learn's, a perceptron, 20 epochs, asked after 5. CIFAR-10: 10,000 images, three convolutions,
 12 epochs, asked at the end, where the network is far from fitting (accuracy .6 to .7); needs LEARNIT_R8_DATA. "pairs":
 classes become the next one; "confusable": wrong labels are drawn by what a network trained on the right ones confuses;
-"2 classes": only two of the classes. Rivals, from the same run: area under the margin (Pleiss et al.,
+"2 classes": only two of the classes; "50 epochs": asked at the end of so many, when the network knows its labels by
+heart. Rivals, from the same run: area under the margin (Pleiss et al.,
 arXiv:2001.10528), the last loss, an average of losses with alpha .001, and confident learning on the mean
 probabilities in training (Northcutt et al., arXiv:1911.00068). The rules were chosen on CIFAR-10 with seed 0 and
-digits with seeds 100 to 105; those are never run here. ``--keep`` takes up the runs of a file, and adds to it.
+digits with seeds 100 to 105; those are never run here. ``--keep`` takes up the runs of a file, and adds to it;
+``--logits`` keeps all that the networks said (5 MB a run of CIFAR-10), so that other rules need no other training.
 """
 
 from __future__ import annotations
@@ -93,6 +95,9 @@ CELLS = (
     Cell("confusable 20 %", "confusable", 0.2),
     Cell("2 classes, clean", pair=True),
     Cell("2 classes, random 10 %", "random", 0.1, pair=True),
+    Cell("clean, 50 epochs", asked=50),
+    Cell("random 10 %, 50 epochs", "random", 0.1, asked=50),
+    Cell("random 10 %, 200 epochs", "random", 0.1, asked=200),
 )
 QUICK = ("clean", "random 10 %", "pairs 15 %", "2 classes, random 10 %")
 
@@ -186,29 +191,66 @@ def spoilt(data: Data, cell: Cell, seed: int, confusion: NDArray[Any] | None) ->
     return np.where(chosen, other, true)
 
 
-def train(task: Task, data: Data, given: Indices, cell: Cell, seed: int) -> tuple[R8Scheduler, Rivals]:
-    """Train up to the epoch in which the suspects are asked for."""
-    torch.manual_seed(seed)
+class Learner:
+    """A network that is trained on batches."""
+
+    def __init__(self, task: Task, data: Data, labels: Tensor, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.data, self.labels, self.network = data, labels, task.network(data.num_classes)
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(), lr=task.lr, momentum=0.9, weight_decay=5e-4, nesterov=True
+        )
+
+    def step(self, rows: Indices, lr: float) -> Tensor:
+        """float32[B, C], the logits before the step."""
+        logits: Tensor = self.network(self.data.batch(rows))
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.zero_grad()
+        functional.cross_entropy(logits, self.labels[torch.from_numpy(rows)]).backward()
+        self.optimizer.step()
+        return logits.detach()
+
+
+class Recording:
+    """A network that says again what it said when it was trained."""
+
+    def __init__(self, path: Path) -> None:
+        with np.load(path) as file:
+            self.logits, self.at = torch.from_numpy(file["logits"]), 0
+
+    def step(self, rows: Indices, lr: float) -> Tensor:
+        """float32[B, C], the logits of the next B visits."""
+        self.at += len(rows)
+        return self.logits[self.at - len(rows) : self.at]
+
+
+def train(
+    task: Task, data: Data, given: Indices, cell: Cell, seed: int, path: Path | None
+) -> tuple[R8Scheduler, Rivals]:
+    """Train up to the epoch in which the suspects are asked for.
+
+    Args:
+        path: File of logits, to take up or to write; None for neither.
+    """
     asked = cell.asked or task.asked
     epochs = max(asked, task.epochs if not cell.asked else 0)
-    network = task.network(data.num_classes)
-    optimizer = torch.optim.SGD(network.parameters(), lr=task.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
     r8 = R8Scheduler(
         len(given), batch_size=task.batch_size, num_epochs=epochs, initial_lr=task.lr, warmup_proportion=task.warmup,
         policy="shuffle", seed=seed,
     )  # fmt: skip
     rivals, labels = Rivals(len(given), data.num_classes), torch.from_numpy(given)
+    is_recorded, said = path is not None and path.is_file(), []
+    learner = Recording(path) if path is not None and is_recorded else Learner(task, data, labels, seed)
     while r8.global_step < asked * r8.steps_per_epoch:
         ticket = r8.draw()
-        logits, targets = network(data.batch(ticket.indices)), labels[torch.from_numpy(ticket.indices)]
+        logits, targets = learner.step(ticket.indices, ticket.lr), labels[torch.from_numpy(ticket.indices)]
         losses = functional.cross_entropy(logits, targets, reduction="none")
-        optimizer.param_groups[0]["lr"] = ticket.lr
-        optimizer.zero_grad()
-        losses.mean().backward()
-        optimizer.step()
         predictions = predictions_of(logits, targets)
-        r8.report(ticket, losses.detach().numpy(), predictions=predictions)
-        rivals.add(ticket.indices, losses.detach().numpy(), logits.detach(), predictions.margin.numpy())
+        r8.report(ticket, losses.numpy(), predictions=predictions)
+        rivals.add(ticket.indices, losses.numpy(), logits, predictions.margin.numpy())
+        said.append(logits.numpy())
+    if path is not None and not is_recorded:
+        np.savez(path, logits=np.concatenate(said))
     return r8, rivals
 
 
@@ -218,24 +260,25 @@ def pair_of(seed: int) -> tuple[int, int]:
     return first, second
 
 
-def measured(name: str, cell: Cell, seed: int, confusions: dict[tuple[str, int], Any]) -> dict[str, Any]:
+def measured(
+    name: str, cell: Cell, seed: int, confusions: dict[tuple[str, int], Any], folder: Path | None
+) -> dict[str, Any]:
     """All figures of one run."""
     task = TASKS[name]
     data = task.load(seed, pair_of(seed) if cell.pair else None)
     if cell.noise == "confusable" and (name, seed) not in confusions:
-        measured(name, CELLS[0], seed, confusions)
+        measured(name, CELLS[0], seed, confusions, folder)
     given = spoilt(data, cell, seed, confusions.get((name, seed)))
-    r8, rivals = train(task, data, given, cell, seed)
+    file = f"{name}_{cell.name}_{seed}.npz".replace(" ", "_").replace("%", "")
+    r8, rivals = train(task, data, given, cell, seed, None if folder is None else folder / file)
     if cell == CELLS[0]:
         confusions[name, seed] = confusion_of(rivals.chance, data.true)
     wrong = given != data.true
     lists = {str(asked): r8.table.suspects(asked) for asked in PRECISIONS}
-    half, scores = lists["0.5"], {"margin": np.empty(0), "area under the margin": rivals.margin}
-    r8.table.hand_over()
-    assert r8.table.evidence.whole is not None
-    scores |= {"margin": r8.table.evidence.whole["margin"], "mean loss": r8.table.mean}
-    scores |= {"last loss": rivals.last, "average": rivals.slow}
+    half, scores = lists["0.5"], {"margin": ranked(r8), "area under the margin": rivals.margin}
+    scores |= {"mean loss": r8.table.mean, "last loss": rivals.last, "average": rivals.slow}
     confident, found = rivals.confident(given), wrong[half.indices]
+    sure = found & (2 * half.votes >= r8.table.usage_count[half.indices])
     return {
         "task": name,
         "cell": cell.name,
@@ -246,10 +289,18 @@ def measured(name: str, cell: Cell, seed: int, confusions: dict[tuple[str, int],
         "lists": {asked: [len(one.indices), int(wrong[one.indices].sum())] for asked, one in lists.items()},
         "confident": [int(confident.sum()), int((confident & wrong).sum())],
         "suggested": [int((half.suggested == data.true[half.indices])[found].sum()), int(found.sum())],
+        "suggested by most": [int((half.suggested == data.true[half.indices])[sure].sum()), int(sure.sum())],
         "suggested of all": [int((r8.table.suggested == data.true)[wrong].sum()), int(wrong.sum())],
         "noise": [half.noise_rate, *half.noise_range],
         "areas": {way: area(score, wrong) for way, score in scores.items()} if wrong.any() else {},
     }
+
+
+def ranked(r8: R8Scheduler) -> NDArray[Any]:
+    """float64[N], the higher, the earlier in the ranking."""
+    score = np.empty(len(r8.table))
+    score[r8.table.ranking(len(score)).indices] = np.arange(len(score), 0, -1)
+    return score
 
 
 def confusion_of(chance: NDArray[Any], true: Indices) -> NDArray[Any]:
@@ -333,13 +384,13 @@ def taken_up(path: Path | None) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path is not None and path.is_file() else []
 
 
-def run_all(name: str, cells: Iterable[Cell], seeds: Iterable[int], path: Path | None) -> None:
+def run_all(name: str, cells: Iterable[Cell], seeds: Iterable[int], path: Path | None, folder: Path | None) -> None:
     """Run what is not in the file yet, and show all of the task."""
     runs, confusions = taken_up(path), {}  # type: ignore[var-annotated]
     done = {(run["task"], run["cell"], run["seed"]) for run in runs}
     for seed, cell in itertools.product(seeds, cells):
         if (name, cell.name, seed) not in done:
-            runs.append(measured(name, cell, seed, confusions))
+            runs.append(measured(name, cell, seed, confusions, folder))
             if path is not None:
                 with path.open("a") as file:
                     file.write(json.dumps(runs[-1]) + "\n")
@@ -353,6 +404,7 @@ def main() -> None:
     parser.add_argument("--cell", choices=[cell.name for cell in CELLS], action="append")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--keep", type=Path, help="file of runs, to take up and to add to")
+    parser.add_argument("--logits", type=Path, metavar="FOLDER", help="of logits, to take up and to add to")
     parser.add_argument("--cost", action="store_true", help="the time of a step, and nothing else")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -363,9 +415,10 @@ def main() -> None:
         if name == "CIFAR-10" and not (DATA / "cifar10_jpeg.npz").is_file():
             print(f"CIFAR-10 is left out: no cifar10_jpeg.npz in {DATA}; LEARNIT_R8_DATA says where it is.")
             continue
-        chosen = given.cell or (QUICK if given.quick else [cell.name for cell in CELLS])
+        usual = [cell.name for cell in CELLS if name == "digits" or cell.asked < TASKS[name].epochs]
+        chosen = given.cell or (QUICK if given.quick else usual)
         seeds = given.seeds or (TASKS[name].seeds[:3] if given.quick else TASKS[name].seeds)
-        run_all(name, [cell for cell in CELLS if cell.name in chosen], seeds, given.keep)
+        run_all(name, [cell for cell in CELLS if cell.name in chosen], seeds, given.keep, given.logits)
 
 
 if __name__ == "__main__":

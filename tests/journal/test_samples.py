@@ -282,5 +282,5 @@ def test_file_with_half_the_evidence_is_damaged(tmp_path):
         arrays = dict(file)
     np.savez(path, **arrays, margin=np.zeros(20, np.float32))
 
-    with pytest.raises(ValueError, match="must be a whole samples file, got \"'plain'\""):
+    with pytest.raises(ValueError, match="must be a whole samples file, got \"'early'\""):
         read_samples(tmp_path, 0)

@@ -2,9 +2,15 @@
 
 Of samples between two classes, a model that errs on m logits' difference is wrong less often the larger m is: among
 right labels, the odds of a positive margin m (another class is predicted) against its mirror -m fall off with m like
-exp(slope * m), whatever the network. Where margins are small, nearly all samples are right ones that are hard, so the
-odds are fitted there. Wrong labels add samples far out on the positive side, which have no counterpart on the negative
-one. So the fitted odds times the mirrored samples are the right labels to expect there, and the rest are wrong.
+exp(-slope * m), whatever the network. Among wrong labels they rise, about like exp(rise * m). At m = 0 both are 1, as
+nothing tells -0 from 0. So the odds of all samples are
+
+    (1 - share) * exp(-slope * m) + share * exp(rise * m)
+
+where share is that of wrong labels among the samples between two classes. The three numbers are fitted to the odds
+seen. Then exp(-slope * m) times the mirrored samples are the most right labels to expect at a margin; the rest are
+wrong. Odds that only fall need no wrong labels: unless the second term explains the counts much better, there is no
+list.
 
 Nothing has to be known about the kind of noise: neither its rate nor which classes are confused. The measurements, and
 what was tried before, are in ``benchmarks/labels.py`` and ``docs/learning.md``.
@@ -12,21 +18,24 @@ what was tried before, are in ``benchmarks/labels.py`` and ``docs/learning.md``.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .odds import fit_odds
+
 Doubles = NDArray[np.float64]
 
-FITTED = 0.6
-"""Share of the positive margins, the smallest ones, within which the odds are fitted."""
+FITTED = 0.97
+"""Share of the positive margins, the smallest ones, within which the odds are fitted; beyond, they stay as they are."""
 
-REACH = 2.0
-"""How far the fit is believed, in multiples of its window; beyond, the odds stay. Those of early epochs level off."""
+CAUTION = 1.5
+"""Standard errors by which the odds of right labels are assumed to fall more slowly than fitted."""
 
-CAUTION = 0.5
-"""Standard errors by which the odds are assumed to fall more slowly than fitted."""
+LEAST_GAIN, LEAST_GAIN_EACH = 6.0, 0.001
+"""How much the second term must add to the log likelihood, at all and for each positive margin, to be believed."""
 
 LEAST_POSITIVE = 50
 """Fewer samples with positive margins are not enough to fit anything."""
@@ -39,43 +48,46 @@ BIN, MOST_BINS = 25, 256
 
 FIT_BINS = 256
 
-NUM_ROUNDS = 25
-
 
 class Mirror(NamedTuple):
-    """Log odds of a positive margin m against -m among right labels: offset + slope * min(m, reach).
+    """Odds of a positive margin m against -m among right labels: exp(-slope * m) up to the reach.
 
     Attributes:
-        offset: Log odds at 0.
-        slope: Per unit of the margin, <= 0.
-        reach: Margin from which on the odds stay.
+        slope: Per unit of the margin, >= 0.
+        reach: Margin up to which the odds were fitted.
+        beyond: Odds at larger margins: no more than at the reach, and no more right labels than there are samples.
     """
 
-    offset: float
     slope: float
     reach: float
+    beyond: float
 
     @classmethod
     def of(cls, margin: Doubles, *, caution: float = CAUTION) -> Mirror | None:
-        """Fit the odds to mean margins, float64[M]; None if too few are positive.
+        """Fit the odds to mean margins, float64[M]; None if too few are positive, or no labels need be wrong.
 
         Args:
             margin: float64[M].
-            caution: Standard errors to add to the slope.
+            caution: Standard errors to take off the slope.
         """
         positive = margin[margin > 0]
         if len(positive) < LEAST_POSITIVE:
             return None
-        window = float(np.quantile(positive, FITTED))
-        size = np.abs(margin) / window
+        reach = float(np.quantile(positive, FITTED))
         # Counted in bins, so that the cost of the fit does not depend on M.
-        counts = [np.histogram(size[side], FIT_BINS, (0.0, 1.0))[0] for side in (margin > 0, margin <= 0)]
-        offset, slope, error = _logistic((np.arange(FIT_BINS) + 0.5) / FIT_BINS, counts[0], counts[0] + counts[1])
-        return cls(offset, min(0.0, slope + caution * error) / window, REACH * window)
+        sides = [
+            np.histogram(side, FIT_BINS, (0.0, 1.0))[0] for side in (positive / reach, -margin[margin <= 0] / reach)
+        ]
+        fit = fit_odds(*sides)
+        if fit.gain < max(LEAST_GAIN, LEAST_GAIN_EACH * len(positive)):
+            return None
+        slope = max(0.0, fit.slope - caution * fit.error) / reach
+        beyond = (np.count_nonzero(positive > reach) + 1) / max(1, np.count_nonzero(margin < -reach))
+        return cls(slope, reach, min(math.exp(-slope * reach), beyond))
 
     def odds(self, size: Doubles) -> Doubles:
         """float64[M], the odds at margins of these sizes."""
-        odds: Doubles = np.exp(self.offset + self.slope * np.minimum(size, self.reach))
+        odds: Doubles = np.where(size <= self.reach, np.exp(-self.slope * size), self.beyond)
         return odds
 
     def expected(self, margin: Doubles, least: Doubles) -> Doubles:
@@ -114,22 +126,6 @@ class Mirror(NamedTuple):
         right = np.histogram(size, edges, weights=self.odds(size))[0]
         score[chosen] = np.repeat(np.clip(_rising(1 - right / sizes, sizes), 0, 1), sizes)
         return score
-
-
-def _logistic(x: Doubles, hits: NDArray[Any], counts: NDArray[Any]) -> tuple[float, float, float]:
-    """Fit the share of hits to sigmoid(offset + slope * x), by Newton: both, and the standard error of the slope."""
-    design = np.stack([np.ones(len(x)), x], 1)
-    found = np.zeros(2)
-    for _ in range(NUM_ROUNDS):
-        chance = 1 / (1 + np.exp(-np.clip(design @ found, -30, 30)))
-        # The tiny ridge keeps the step finite where one side of the window is empty.
-        curvature = design.T @ (design * (counts * chance * (1 - chance))[:, None]) + 1e-3 * np.eye(2)
-        step = np.linalg.solve(curvature, design.T @ (hits - counts * chance) - 1e-3 * found)
-        found = found + step
-        if np.abs(step).max() < 1e-8:
-            break
-    error = float(np.sqrt(np.linalg.inv(curvature)[1, 1]))
-    return float(found[0]), float(found[1]), error
 
 
 def _rising(values: Doubles, weights: NDArray[Any]) -> Doubles:
