@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .figures import html_table
-from .labels.mirror import Mirror
+from .labels.mirror import LEAST_POSITIVE, Mirror
 from .labels.mixture import Humps, find_humps
 from .labels.votes import votes_of
 
@@ -75,8 +75,8 @@ class Suspects(NamedTuple):
         given: int64[K], the label of each; -1 without predictions.
         suggested: int64[K], the class predicted most for each among those that are not its label; -1 if unknown.
         votes: int64[K], a lower bound on the visits at which it was predicted; 0 if unknown.
-        method: "two humps" where the losses fall into two components, "mirrored margins" where predictions show more
-            labels to be wrong than right ones explain; "" without suspects.
+        method: "mirrored margins" where predictions show more labels to be wrong than right ones explain, "two humps"
+            where the losses fall into two components; "" without suspects.
     """
 
     indices: NDArray[np.int64]
@@ -231,8 +231,8 @@ def find_suspects(
 ) -> Suspects:
     """Find the samples that look mislabelled: two components of the losses, or margins without a mirror image.
 
-    Where the losses of the suspects form a component of their own, worse than untrained, as in networks that fit their
-    data, they are the list. Otherwise the margins decide, if predictions were reported.
+    With predictions the margins decide, if enough of them are positive to fit anything. Without, and in small data sets
+    that a network fits, the suspects are those whose losses form a component of their own, worse than untrained.
 
     Args:
         records: Fields last, mean float32[N] and usage_count uint16[N]; also group uint16[N] if ``by_group``.
@@ -249,11 +249,11 @@ def find_suspects(
         return _none("per-sample losses are needed: report a vector of losses.")
     if int(records["usage_count"].max()) < LEAST_USES:
         return _none(f"too early: samples are judged from {LEAST_USES} uses on.")
-    found = _none("") if evidence is None else _by_mirror(records, evidence, untrained_loss, by_group, precision)
-    if not len(found.indices):
+    if evidence is None or np.count_nonzero(_margins(evidence) > 0) < LEAST_POSITIVE:
         is_strict = precision > 0.5 or evidence is not None
-        humps = _by_humps(records, untrained_loss, by_group, precision, is_strict=is_strict)
-        found = humps if evidence is None or not humps.reason else found
+        found = _by_humps(records, untrained_loss, by_group, precision, is_strict=is_strict)
+    else:
+        found = _by_mirror(records, evidence, untrained_loss, by_group, precision)
     given, suggested, votes = _suggestions(evidence, found.indices)
     return found._replace(given=given, suggested=suggested, votes=votes)
 
