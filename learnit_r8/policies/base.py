@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..table.label_noise import Suspicion
+if TYPE_CHECKING:
+    from ..table.label_noise import Suspicion
+    from ..table.labels.margin_limit import MarginLimit
+
 
 Order = NDArray[np.int64]
 Kept = tuple[NDArray[np.bool_], NDArray[np.float32] | None]
@@ -25,6 +28,8 @@ class Candidates(NamedTuple):
         mean: float32[C], mean of the observed losses; undefined for unseen samples.
         usage_count: int64[C], times learned from.
         group: int64[C], code of the user's label; None without groups.
+        margin: float32[C], mean margins by which the model prefers another class, see `MarginLimit.margins`; None
+            unless `Outlook.limit` is given.
     """
 
     indices: Order
@@ -33,6 +38,7 @@ class Candidates(NamedTuple):
     mean: NDArray[np.float32]
     usage_count: NDArray[np.int64]
     group: NDArray[np.int64] | None
+    margin: NDArray[np.float32] | None = None
 
     def subset(self, rows: NDArray[Any]) -> Candidates:
         """The candidates at some positions: a boolean mask or integers."""
@@ -49,6 +55,7 @@ class Outlook(NamedTuple):
         hard_share: Share of the samples, without the suspects, whose mean loss is worse than untrained.
         middle_loss: Median of their last losses; NaN if none was seen.
         suspicion: The criterion for samples that look mislabelled; None if none do.
+        limit: The criterion for those that do by their predictions, where losses alone do not tell; None if none do.
     """
 
     is_exact: bool = False
@@ -56,6 +63,7 @@ class Outlook(NamedTuple):
     hard_share: float = 1.0
     middle_loss: float = math.nan
     suspicion: Suspicion | None = None
+    limit: MarginLimit | None = None
 
 
 class Context(NamedTuple):

@@ -35,6 +35,10 @@ class Focus(Policy):
     that is learnt late looks like wrong labels; so the guard needs the labels as ``groups``, and suspects no class much
     more than others. If there are no classes, use one group for all: ``groups=np.zeros(N)``.
 
+    Where the losses do not tell wrong labels from hard samples, as in models far from fitting their data, the guard
+    goes by predictions, if they are reported with the losses: it leaves out the list that the margins give for a
+    precision of .7 at the beginning of each pass, and whatever was left out before.
+
     An epoch is still N visits, and the last ones go to all samples except the suspects. Without per-sample losses,
     every sample is visited once per pass.
 
@@ -83,8 +87,9 @@ class Focus(Policy):
         keep = np.ones(len(luck), bool)
         is_time = context.progress >= GUARD_PROGRESS and outlook.num_uses >= GUARD_USES
         guarding = outlook.suspicion if self.noise_guard and is_time else None
+        limit = outlook.limit if self.noise_guard and is_time else None
         # Suspects that are not skipped would make up most of the hard half.
-        is_clean = guarding is outlook.suspicion
+        is_clean = guarding is outlook.suspicion and limit is outlook.limit
         is_learnt = outlook.num_uses >= LEAST_USES and outlook.hard_share < self.most_hard
         if outlook.is_exact and is_clean and is_learnt and self.begin <= context.progress < self.end:
             easy = (chunk.last < np.float32(outlook.middle_loss)) & (chunk.usage_count > 0)
@@ -92,6 +97,8 @@ class Focus(Policy):
         if guarding is not None:
             suspected = guarding.flags(chunk.mean, chunk.usage_count, chunk.group, least=GUARD_LEAST)
             keep = np.where(suspected, luck >= self.skip_suspects, keep)
+        elif limit is not None and chunk.margin is not None:
+            keep = np.where(limit.flags(chunk.margin, chunk.group), luck >= self.skip_suspects, keep)
         return keep, None
 
     def arrange(self, chunk: Candidates, batch_size: int, rng: np.random.Generator) -> Order:

@@ -97,7 +97,11 @@ class Draft:
         usage_count = records["usage_count"].astype(np.int64)
         group = None if self._table.group_labels is None else records["group"].astype(np.int64)
         loss = self._table.estimates(records)
-        candidates = Candidates(indices, loss, records["last"], records["mean"], usage_count, group)
+        limit, evidence = self._context.outlook.limit, None
+        if limit is not None:
+            evidence = self._table.evidence.take(indices)
+        margin = None if limit is None or evidence is None else limit.margins(evidence)
+        candidates = Candidates(indices, loss, records["last"], records["mean"], usage_count, group, margin)
         for field in candidates:
             if field is not None:
                 # Some are views of the chunk's records, which a policy must not change.

@@ -188,7 +188,7 @@ class Suspicion(NamedTuple):
         bound = self.untrained_loss * max(least, self.humps.divide) ** 2
         flagged: NDArray[np.bool_] = (mean_loss > bound) & (usage_count >= LEAST_USES)
         if group is not None and flagged.any():
-            _spare(flagged, mean_loss, group)
+            spare(flagged, mean_loss, group)
         return flagged
 
     def are_being_learnt(self, last: NDArray[np.float32]) -> bool:
@@ -200,7 +200,7 @@ class Suspicion(NamedTuple):
         return bool(len(last)) and float((last < self.untrained_loss).mean()) > 0.5
 
 
-def _spare(flagged: NDArray[np.bool_], mean_loss: NDArray[np.float32], group: NDArray[Any]) -> None:
+def spare(flagged: NDArray[np.bool_], mean_loss: NDArray[np.float32], group: NDArray[Any]) -> None:
     """Clear the flags of the samples with the lowest losses in groups that have too many."""
     chosen = np.flatnonzero(flagged)
     chosen = chosen[np.lexsort((-mean_loss[chosen], group[chosen]))]
@@ -295,7 +295,7 @@ def _longest(indices: NDArray[np.int64], score: NDArray[np.float64], precision: 
 def _by_mirror(records: Any, evidence: Any, untrained_loss: float, by_group: bool, precision: float) -> Suspects:
     judged = np.flatnonzero(evidence["visits"] >= LEAST_USES)
     group = (records["group"] if by_group else evidence["given"])[judged].astype(np.int64)
-    margin, mirror, chosen = _mirrored(_margins(evidence)[judged].astype(np.float64), group, precision)
+    margin, mirror, chosen = mirrored(_margins(evidence)[judged].astype(np.float64), group, precision)
     if mirror is None or not len(chosen):
         return _none("no more samples look wrong than right labels explain that are hard for this model.")
     score = mirror.score(margin)
@@ -312,8 +312,13 @@ def _by_mirror(records: Any, evidence: Any, untrained_loss: float, by_group: boo
 
 def _margins(evidence: Any) -> NDArray[np.float32]:
     """float32[N], mean margins: those in which late visits count more, unless the labels are being memorised."""
-    chosen: NDArray[np.float32] = evidence["early" if _is_fading(evidence) else "margin"]
+    chosen: NDArray[np.float32] = evidence[margin_field(evidence)]
     return chosen
+
+
+def margin_field(evidence: Any) -> str:
+    """The field of the evidence by which labels are judged."""
+    return "early" if _is_fading(evidence) else "margin"
 
 
 def _is_fading(evidence: Any) -> bool:
@@ -326,7 +331,7 @@ def _is_fading(evidence: Any) -> bool:
     return bool(np.count_nonzero(evidence["margin"] > high) < FADED * np.count_nonzero(positive > high))
 
 
-def _mirrored(
+def mirrored(
     margin: NDArray[np.float64], group: NDArray[np.int64], precision: float
 ) -> tuple[NDArray[np.float64], Mirror | None, NDArray[np.int64]]:
     """The margins, their mirror, and the positions of the suspects, int64[K], highest margin first."""
@@ -335,7 +340,7 @@ def _mirrored(
     if mirror is not None:
         flagged[mirror.longest(margin, precision)] = True
         if flagged.any():
-            _spare(flagged, margin.astype(np.float32), group)
+            spare(flagged, margin.astype(np.float32), group)
     chosen = np.flatnonzero(flagged)
     return margin, mirror, chosen[np.argsort(-margin[chosen], kind="stable")]
 

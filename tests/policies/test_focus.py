@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
-from learnit_r8 import Context, Focus, Outlook, R8Scheduler
+from learnit_r8 import Context, Focus, Outlook, Predictions, R8Scheduler
 from learnit_r8.checkpoint.codec import decode, encode
 from learnit_r8.table.label_noise import Suspicion
+from learnit_r8.table.labels.margin_limit import MarginLimit
 from learnit_r8.table.labels.mixture import Humps
 from tests.common import candidates, generator
+from tests.table.labels.test_mirror import margins_of
 
 SUSPICION = Suspicion(2.0, Humps(0.3, 0.1, 1.5, 0.1, 0.1))
 SAFE = Outlook(is_exact=True, num_uses=6.0, hard_share=0.0, middle_loss=0.25)
@@ -84,6 +86,31 @@ def test_guard_waits(change):
     assert kept(Focus(noise_guard=True), [0.1, 4.5], **{"outlook": SUSPECTING, **change}).tolist() == [1, 1]
 
 
+def test_guard_goes_by_predictions_where_losses_do_not_tell():
+    """Samples beyond the limit of the margins are skipped, by the guard alone and once it is time; others are not."""
+    outlook = SAFE._replace(hard_share=0.5, limit=MarginLimit(1.5, "margin", 5))
+    loss = np.repeat([0.1, 2.0, 2.0, 2.0], 100)
+    chunk = candidates(loss, group=np.arange(400) % 4)._replace(
+        margin=np.repeat([-3, 1.4, 1.5, np.inf], 100).astype(np.float32)
+    )
+
+    def kept_of(policy, progress=0.5, uses=6.0):
+        context = Context(progress, 6, 8, 2.0, outlook._replace(num_uses=uses))
+        return policy.select(chunk, context, generator())[0].reshape(4, 100).mean(1).tolist()
+
+    assert kept_of(Focus(noise_guard=True)) == [1, 1, 0, 0]
+    assert kept_of(Focus()) == kept_of(Focus(noise_guard=True), 0.05) == kept_of(Focus(noise_guard=True), uses=3.0)
+    assert kept_of(Focus()) == [1, 1, 1, 1]
+
+
+def test_easy_half_is_kept_where_margins_look_wrong():
+    """Wrong labels would be in the hard half: without the guard nothing is skipped."""
+    outlook = SAFE._replace(limit=MarginLimit(1.5, "margin", 5))
+
+    assert kept(Focus(), [0.1, 0.2, 0.3, 0.4], outlook=outlook).tolist() == [1, 1, 1, 1]
+    assert kept(Focus(noise_guard=True), [0.1, 0.2, 0.3, 0.4], outlook=outlook)[0] < 0.12
+
+
 def test_guard_protects_groups():
     """If all suspects are of one group, most of that group is kept."""
     plain = kept(Focus(noise_guard=True, begin=1, end=1), [0.1, 0.1, 0.1, 4.5], outlook=SUSPECTING)
@@ -139,6 +166,42 @@ def test_a_run_hardly_visits_wrong_labels_any_more():
     assert visits.sum(axis=1).tolist() == [400] * 10
     assert (visits[:4] == 1).all()
     assert visits[5:, WRONG].sum() == 0
+
+
+MANY = 3000
+
+
+def hard_report(r8, ticket):
+    """The losses of wrong labels are among those of hard samples; what is predicted tells them."""
+    margin, is_wrong = margins_of(0, wrong=0.2, count=MANY)
+    noise = np.random.default_rng(ticket.step).normal(0, 0.3, len(ticket.indices))
+    margin = (margin[ticket.indices] + noise).astype(np.float32)
+    given = ticket.indices % 10
+    said = Predictions(margin, np.where(margin > 0, (given + 1) % 10, given), given, 10)
+    r8.report(ticket, np.log1p(np.exp(margin / 2)), predictions=said)
+    return is_wrong
+
+
+@pytest.mark.parametrize("step", [None, 420, 480])
+def test_wrong_labels_are_left_out_by_predictions(step):
+    """From the fifth epoch on most wrong labels are hardly visited; a resumed run draws the same batches."""
+
+    def make():
+        groups = np.arange(MANY) % 10
+        return R8Scheduler(MANY, batch_size=50, num_epochs=10, policy=Focus(noise_guard=True), groups=groups, seed=3)
+
+    whole, other = make(), make()
+    while (ticket := whole.draw_if_any()) is not None:
+        is_wrong = hard_report(whole, ticket)
+        if whole.global_step == step:
+            other.load_state_dict(decode(encode(whole.state_dict())))
+    uses = whole.table.usage_count
+
+    assert (uses[is_wrong] <= 5).mean() > 0.6
+    assert (uses[~is_wrong] <= 5).mean() < 0.1
+    while step is not None and (ticket := other.draw_if_any()) is not None:
+        hard_report(other, ticket)
+    assert step is None or np.array_equal(uses, other.table.usage_count)
 
 
 @pytest.mark.parametrize("step", [70, 78, 90])

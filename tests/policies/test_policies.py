@@ -492,10 +492,10 @@ def test_base_policy_is_a_shuffle():
 
 def test_subset():
     """A subset of the candidates has the chosen rows of every field."""
-    chunk = candidates([3, 1, 2], usage_count=[5, 6, 7], group=[0, 1, 0])
+    chunk = candidates([3, 1, 2], usage_count=[5, 6, 7], group=[0, 1, 0])._replace(margin=np.array([8, 9, 4]))
 
     assert [field.tolist() for field in chunk.subset(np.array([True, False, True]))] == [
-        [0, 2], [3, 2], [3, 2], [3, 2], [5, 7], [0, 0],
+        [0, 2], [3, 2], [3, 2], [3, 2], [5, 7], [0, 0], [8, 4],
     ]  # fmt: skip
 
 

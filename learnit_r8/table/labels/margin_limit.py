@@ -1,0 +1,85 @@
+"""The limit of the margins: which samples a policy leaves out as wrong, by what predictions say of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..label_noise import LEAST_USES, margin_field, mirrored, spare
+
+FEW = 0.005
+"""Share of the samples that may have missed visits without being left out."""
+
+
+class MarginLimit(NamedTuple):
+    """A criterion for wrong labels from predictions, for samples that were not looked at, too.
+
+    A sample is wrong if its mean margin is at least the limit. One that was left out stays out: its margin is of a
+    younger network than those of the others, and says no more how they compare.
+
+    Attributes:
+        least: The lowest mean margin in a list of suspects, > 0; infinity if the list is empty.
+        field: The field of the evidence that it is of: the margins in which late visits count more, or others where
+            those fade.
+        fresh: Least visits of a sample that was not left out.
+    """
+
+    least: float
+    field: str
+    fresh: int
+
+    @classmethod
+    def of(cls, records: Any, evidence: Any, *, precision: float, by_group: bool) -> MarginLimit | None:
+        """The limit of the list that the margins give for this precision; None where nobody is left out.
+
+        Args:
+            records: Field group uint16[M] if ``by_group``, M >= 1.
+            evidence: EVIDENCE[M].
+            precision: Least share of the list to be wrong, as estimated, in (0, 1).
+            by_group: Whether to protect groups, see `Suspicion.flags`.
+        """
+        visits = evidence["visits"]
+        judged = np.flatnonzero(visits >= LEAST_USES)
+        if not len(judged):
+            return None
+        field = margin_field(evidence)
+        limit = cls(math.inf, field, _least_visits(visits[judged][evidence[field][judged] <= 0]))
+        margin = limit.margins(evidence)[judged]
+        is_fresh = margin < np.inf
+        group = (records["group"] if by_group else evidence["given"])[judged].astype(np.int64)
+        fitted, _, chosen = mirrored(margin[is_fresh].astype(np.float64), group[is_fresh], precision)
+        if len(chosen):
+            return limit._replace(least=float(fitted[chosen[-1]]))
+        return None if is_fresh.all() else limit
+
+    def margins(self, evidence: Any) -> NDArray[np.float32]:
+        """float32[M], mean margins: infinity for samples that stay out, minus infinity for those not judged yet."""
+        visits = evidence["visits"]
+        margin: NDArray[np.float32] = evidence[self.field]
+        margin = np.where((visits < self.fresh) & (margin > 0), np.float32(np.inf), margin)
+        return np.where(visits >= LEAST_USES, margin, np.float32(-np.inf))
+
+    def flags(self, margin: NDArray[np.float32], group: NDArray[Any] | None = None) -> NDArray[np.bool_]:
+        """bool[M], the samples to leave out.
+
+        Args:
+            margin: float32[M], as `margins` gives them.
+            group: int[M], see `Suspicion.flags`.
+        """
+        flagged: NDArray[np.bool_] = margin >= np.float32(self.least)
+        if group is not None and flagged.any():
+            spare(flagged, margin, group)
+        return flagged
+
+
+def _least_visits(visits: NDArray[np.uint16]) -> int:
+    """The visits of a sample that was never left out, given those of samples that look right; 0 without any.
+
+    Each sweep over the data takes such samples once, so they differ by one visit at most; but for a few, whose batches
+    were refused.
+    """
+    place = int(FEW * len(visits))
+    return int(np.partition(visits, place)[place]) if len(visits) else 0
