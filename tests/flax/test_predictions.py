@@ -47,7 +47,7 @@ def test_jitted_step_reports_its_predictions():
     r8, history, params = trained(1)
     logits = X @ np.asarray(params["kernel"]) + np.asarray(params["bias"])
 
-    np.testing.assert_allclose(r8.table.evidence.whole["plain"], expected_of(logits, Y).margin, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(r8.table.evidence.whole["margin"], expected_of(logits, Y).margin, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(r8.table.evidence.whole["given"], Y)
     assert set(history) == {"train_loss"}
 

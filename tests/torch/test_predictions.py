@@ -15,7 +15,7 @@ from learnit_r8.torch.predictions import predictions_of as tensors_of
 from tests.torch.test_readback import Slow
 from tests.torch_common import DIGITS, STEPS, X, Y, adapted, classifier, weights
 
-FIELDS = ("margin", "plain", "visits", "given", "leader", "lead")
+FIELDS = ("margin", "early", "visits", "given", "leader", "lead")
 
 
 def evidence(adapter):
@@ -87,7 +87,7 @@ def test_evidence_is_that_of_the_logits():
 
     assert len(said) == 200
     np.testing.assert_array_equal(known["given"], Y.numpy())
-    np.testing.assert_allclose(known["plain"], [said[index] for index in range(200)], rtol=1e-6)
+    np.testing.assert_allclose(known["margin"], [said[index] for index in range(200)], rtol=1e-6)
 
 
 @pytest.mark.parametrize("settings", [{"accumulate": 4}, {"max_grad_norm": 0.5}])
@@ -203,7 +203,7 @@ def test_weights_and_smoothing_train_as_those_of_torch():
     plain = adapted(batch_size=200, num_epochs=1)
     (x, y) = next(iter(plain.loader()))
     plain.step(plain.cross_entropy(plain.model(x), y))
-    np.testing.assert_array_equal(evidence(smooth)["plain"], evidence(plain)["plain"])
+    np.testing.assert_array_equal(evidence(smooth)["margin"], evidence(plain)["margin"])
     assert not np.allclose(smooth.scheduler.table.last, plain.scheduler.table.last)
 
 
