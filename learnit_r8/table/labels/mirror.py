@@ -40,13 +40,14 @@ LEAST_GAIN, LEAST_GAIN_EACH = 6.0, 0.001
 LEAST_POSITIVE = 50
 """Fewer samples with positive margins are not enough to fit anything."""
 
-LEAST_LISTED = 20
-"""Shorter lists are not shown: their precision cannot be estimated."""
+LEAST_RIGHT = 10
+"""Right labels that a list may hold at least, so 20 samples at .5 and 100 at .9: fewer cannot be estimated."""
 
 BIN, MOST_BINS = 25, 256
 """Least samples in a bin of positive margins, and most bins."""
 
 FIT_BINS = 256
+CLOSE = 1e-9
 
 
 class Mirror(NamedTuple):
@@ -106,7 +107,7 @@ class Mirror(NamedTuple):
         order = order[np.argsort(-margin[order], kind="stable")]
         count = np.arange(1, len(order) + 1)
         enough = count - self.expected(margin, margin[order]) - 1 >= precision * count
-        enough[: LEAST_LISTED - 1] = False
+        enough &= (1 - precision) * count >= LEAST_RIGHT - CLOSE
         ends = np.flatnonzero(enough)
         return order[: int(ends[-1]) + 1] if len(ends) else order[:0]
 
