@@ -1,12 +1,15 @@
 """What the processes of the tests and the benchmark of sharded models do."""
 
 import hashlib
+import io
 import itertools
 import random
 import zlib
 
 import numpy as np
 import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy
@@ -31,6 +34,13 @@ class Heads(torch.nn.Module):
 
     def forward(self, x):
         return torch.cat([self.first(x), self.second(x)], dim=1)
+
+
+class ForgetfulHeads(Heads):
+    """With dropout: sums are still exact, whatever their order."""
+
+    def forward(self, x):
+        return super().forward(torch.nn.functional.dropout(x, 0.5, self.training))
 
 
 def exact_data(count=512):
@@ -60,7 +70,11 @@ def mixed_losses(model, x, y):
     return cross_entropy(model(x), y, reduction="none")
 
 
-TASKS = {"exact": (Heads, exact_data, exact_losses), "mixed": (mixed, mixed_data, mixed_losses)}
+TASKS = {
+    "exact": (Heads, exact_data, exact_losses),
+    "exact dropout": (ForgetfulHeads, exact_data, exact_losses),
+    "mixed": (mixed, mixed_data, mixed_losses),
+}
 
 
 def wrapped(model, kind):
@@ -90,7 +104,7 @@ def digest_of(values):
 
 
 def optimizer_of(model, task):
-    if task == "exact":
+    if task != "mixed":
         return torch.optim.SGD(model.parameters(), lr=2**-7, momentum=0.5)
     return torch.optim.AdamW(model.parameters(), lr=0.01)
 
@@ -116,7 +130,7 @@ def sharded_run(rank, kind, task="mixed", options=None):
     random.seed(rank)
     optimizer, many = optimizer_of(model, task), kind != "plain" and torch.distributed.get_world_size() > 1
     sharing = settings.pop("sharing", None) or (Together(every=every) if many else None)
-    exact = EXACT if task == "exact" else {"max_grad_norm": 0.5}
+    exact = {"max_grad_norm": 0.5} if task == "mixed" else EXACT
     adapter = attach(model, optimizer, data(), batch_size=32, sharing=sharing, **exact, **settings)
     last, batches = (torch.distributed.get_world_size() if many else 1) - 1, []
     counter = itertools.count(adapter.scheduler.global_step)
@@ -140,6 +154,43 @@ def sharded_run(rank, kind, task="mixed", options=None):
     refused = r8.sentry.num_refused
     return {"weights": weights, "table": table_digest(r8), "batches": batches, "refused": refused,
             "steps": r8.global_step, "numbers": numbers}  # fmt: skip
+
+
+def checkpointed_run(rank, kind, folder, stop_at=None):
+    """Train on the exact task from the checkpoint of torch.distributed.checkpoint in a folder, if there is one.
+
+    Args:
+        rank: Number of this process.
+        kind: As for `wrapped`.
+        folder: Of the checkpoint.
+        stop_at: Step after which it is written, and the training ends.
+
+    Returns:
+        As `sharded_run`: weights, table and batches.
+    """
+    make, data, losses_of = TASKS["exact"]
+    model = wrapped(make(), kind)
+    optimizer = optimizer_of(model, "exact")
+    adapter = attach(model, optimizer, data(), batch_size=32, num_epochs=3, **EXACT)
+    if (folder / ".metadata").exists():
+        weights, moments = get_state_dict(model, optimizer)
+        state = {"model": weights, "optimizer": moments, "scheduler": b""}
+        dcp.load(state, checkpoint_id=folder)
+        set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
+        adapter.lr_scheduler.load_state_dict(torch.load(io.BytesIO(state["scheduler"])))
+    batches = []
+    for xs, ys in _batches(adapter):
+        batches.append(zlib.crc32(adapter.in_hand.indices.tobytes()))
+        adapter.step(adapter.loss(losses_of(model, xs, ys)))
+        if adapter.scheduler.global_step == stop_at:
+            buffer = io.BytesIO()
+            torch.save(adapter.lr_scheduler.state_dict(), buffer)
+            weights, moments = get_state_dict(model, optimizer)
+            state = {"model": weights, "optimizer": moments, "scheduler": buffer.getvalue()}
+            dcp.save(state, checkpoint_id=folder)
+            break
+    digest = digest_of(value.numpy() for value in whole_weights(model).values())
+    return {"weights": digest, "table": table_digest(adapter.scheduler), "batches": batches}
 
 
 def _batches(adapter):
