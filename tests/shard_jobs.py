@@ -156,14 +156,15 @@ def sharded_run(rank, kind, task="mixed", options=None):
             "steps": r8.global_step, "numbers": numbers}  # fmt: skip
 
 
-def checkpointed_run(rank, kind, folder, stop_at=None):
-    """Train on the exact task from the checkpoint of torch.distributed.checkpoint in a folder, if there is one.
+def checkpointed_run(rank, kind, begin_at, stop_at, folder):
+    """Train on the exact task from one checkpoint of torch.distributed.checkpoint to the next.
 
     Args:
         rank: Number of this process.
         kind: As for `wrapped`.
-        folder: Of the checkpoint.
-        stop_at: Step after which it is written, and the training ends.
+        begin_at: Step of the checkpoint to go on from; 0 for none.
+        stop_at: Step after which a checkpoint is written, and the training ends; None for its end.
+        folder: Of the checkpoints.
 
     Returns:
         As `sharded_run`: weights, table and batches.
@@ -172,22 +173,22 @@ def checkpointed_run(rank, kind, folder, stop_at=None):
     model = wrapped(make(), kind)
     optimizer = optimizer_of(model, "exact")
     adapter = attach(model, optimizer, data(), batch_size=32, num_epochs=3, **EXACT)
-    if (folder / ".metadata").exists():
+    if begin_at:
         weights, moments = get_state_dict(model, optimizer)
         state = {"model": weights, "optimizer": moments, "scheduler": b""}
-        dcp.load(state, checkpoint_id=folder)
+        dcp.load(state, checkpoint_id=folder / str(begin_at))
         set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
         adapter.lr_scheduler.load_state_dict(torch.load(io.BytesIO(state["scheduler"])))
     batches = []
     for xs, ys in _batches(adapter):
         batches.append(zlib.crc32(adapter.in_hand.indices.tobytes()))
         adapter.step(adapter.loss(losses_of(model, xs, ys)))
-        if adapter.scheduler.global_step == stop_at:
+        if begin_at + len(batches) == stop_at:
             buffer = io.BytesIO()
             torch.save(adapter.lr_scheduler.state_dict(), buffer)
             weights, moments = get_state_dict(model, optimizer)
             state = {"model": weights, "optimizer": moments, "scheduler": buffer.getvalue()}
-            dcp.save(state, checkpoint_id=folder)
+            dcp.save(state, checkpoint_id=folder / str(stop_at))
             break
     digest = digest_of(value.numpy() for value in whole_weights(model).values())
     return {"weights": digest, "table": table_digest(adapter.scheduler), "batches": batches}

@@ -37,9 +37,9 @@ def test_a_checkpoint_fits_models_that_are_sharded_and_that_are_not(pair, tmp_pa
 def test_a_checkpoint_of_torch_distributed_resumes_on_other_numbers_of_ranks(pair, tmp_path):
     """Shards and the scheduler's state go through torch.distributed.checkpoint, from 2 ranks to 1 and back to 2."""
     whole = jobs.sharded_run(0, "plain", "exact")
-    first, *_ = pair.run(jobs.checkpointed_run, "fsdp2", tmp_path, 13)
-    second = jobs.checkpointed_run(0, "plain", tmp_path, 27)
-    third, _ = pair.run(jobs.checkpointed_run, "fsdp2", tmp_path)
+    first, *_ = pair.run(jobs.checkpointed_run, "fsdp2", 0, 13, tmp_path)
+    second = jobs.checkpointed_run(0, "plain", 13, 27, tmp_path)
+    third, _ = pair.run(jobs.checkpointed_run, "fsdp2", 27, None, tmp_path)
 
     assert [len(each["batches"]) for each in (first, second, third)] == [13, 14, 21]
     assert first["batches"] + second["batches"] + third["batches"] == whole["batches"]
