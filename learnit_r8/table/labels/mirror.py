@@ -40,8 +40,9 @@ LEAST_GAIN, LEAST_GAIN_EACH = 6.0, 0.001
 LEAST_POSITIVE = 50
 """Fewer samples with positive margins are not enough to fit anything."""
 
-LEAST_RIGHT = 10
-"""Right labels that a list may hold at least, so 20 samples at .5 and 100 at .9: fewer cannot be estimated."""
+LEAST_LISTED, LEAST_RIGHT = 20, 5
+"""Shorter lists are not shown, nor those in which fewer right labels than this may be, as in 49 samples at .9: the
+precision of a list cannot be told from so few."""
 
 BIN, MOST_BINS = 25, 256
 """Least samples in a bin of positive margins, and most bins."""
@@ -107,7 +108,7 @@ class Mirror(NamedTuple):
         order = order[np.argsort(-margin[order], kind="stable")]
         count = np.arange(1, len(order) + 1)
         enough = count - self.expected(margin, margin[order]) - 1 >= precision * count
-        enough &= (1 - precision) * count >= LEAST_RIGHT - CLOSE
+        enough &= (count >= LEAST_LISTED) & ((1 - precision) * count >= LEAST_RIGHT - CLOSE)
         ends = np.flatnonzero(enough)
         return order[: int(ends[-1]) + 1] if len(ends) else order[:0]
 

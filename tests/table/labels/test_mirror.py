@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from learnit_r8.table.labels.mirror import LEAST_POSITIVE, LEAST_RIGHT, Mirror
+from learnit_r8.table.labels.mirror import LEAST_LISTED, LEAST_POSITIVE, LEAST_RIGHT, Mirror
 from learnit_r8.table.labels.odds import fit_odds
 
 
@@ -51,13 +51,13 @@ def test_list_comes_highest_first():
 
 
 def test_short_lists_are_not_shown():
-    """Where fewer than ten right labels may be in a list, their number cannot be told, however sure it looks."""
+    """Where fewer than five right labels may be in a list, their number cannot be told, however sure it looks."""
     margin, is_wrong = margins_of(0, wrong=0.1, count=900)
     mirror = Mirror.of(margin)
 
     assert is_wrong[np.argsort(-margin)[:40]].mean() > 0.9
-    assert len(mirror.longest(margin, 0.5)) >= 20
-    assert len(mirror.longest(margin, 0.9)) == 0
+    assert len(mirror.longest(margin, 0.5)) >= LEAST_LISTED
+    assert len(mirror.longest(margin, 0.95)) == 0
 
 
 def test_score_rises_with_the_margin():
