@@ -93,6 +93,13 @@ class Exchange:
         self._sends_predictions = False
         self._clock: SharedClock
         self._requests: SharedRequests
+        if ranks.rank == 0 and _restarts_cannot_meet(os.environ):
+            r8.say_once(
+                "restarts",
+                "torchrun keeps one store for all restarts, in which ranks often find the addresses of dead ones and "
+                "do not meet again: start it with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 and --standalone, or "
+                "--rdzv-backend=c10d on several hosts.",
+            )
         r8.share(self, resume)
 
     def check_same_run(self, facts: Mapping[str, Any]) -> None:
@@ -290,6 +297,12 @@ def slice_of(rows: NDArray[Any], ranks: Ranks) -> NDArray[Any]:
     if share * ranks.size != len(rows):
         rows = np.resize(rows, share * ranks.size)
     return rows[ranks.rank * share : (ranks.rank + 1) * share]
+
+
+def _restarts_cannot_meet(environ: Mapping[str, str]) -> bool:
+    """Whether torchrun may restart the ranks, but with the store of those before."""
+    most = environ.get("TORCHELASTIC_MAX_RESTARTS", "")
+    return most.isdecimal() and int(most) > 0 and environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _check_shareable(r8: R8Scheduler, ranks: Ranks) -> None:

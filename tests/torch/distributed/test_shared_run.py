@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -822,6 +823,22 @@ def test_a_search_for_a_rate_is_refused():
         SharedRun(make(48, batch_size=8, auto_find_lr=True, **callbacks), ranks)
 
     assert "auto_find_lr must be False on several ranks" in raised(in_threads(2, job))[1]
+
+
+@pytest.mark.parametrize(
+    ("most", "store", "is_said"), [("3", "True", True), ("3", "False", False), ("0", "True", False)]
+)
+def test_restarts_that_cannot_meet_are_said(most, store, is_said, monkeypatch):
+    """Rank 0 warns of a torchrun that would start all ranks again with the store of the dead ones."""
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", most)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", store)
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        in_threads(2, lambda ranks: SharedRun(make(48, batch_size=8), ranks))
+
+    remedies = ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 and --standalone" in str(each.message) for each in said]
+    assert remedies == [True] * is_said
 
 
 @pytest.mark.parametrize("every", [0, 17, 2.5, "2"])
