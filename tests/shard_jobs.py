@@ -1,9 +1,11 @@
 """What the processes of the tests and the benchmark of sharded models do."""
 
+import copy
 import hashlib
 import io
 import itertools
 import random
+import warnings
 import zlib
 
 import numpy as np
@@ -11,12 +13,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import TensorDataset
 
 from learnit_r8.torch import Together, attach
+from learnit_r8.torch.state import ModelState
 from tests.rank_jobs import table_digest
 
 EXACT = {"scheduler_mode": "constant", "warmup_proportion": 0.0}
@@ -34,6 +37,19 @@ class Heads(torch.nn.Module):
 
     def forward(self, x):
         return torch.cat([self.first(x), self.second(x)], dim=1)
+
+
+class Normed(torch.nn.Module):
+    """Parameters of its own, which come first, between those of its parts, and buffers."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.last = torch.nn.Linear(9, 13), torch.nn.BatchNorm1d(13), torch.nn.Linear(13, 3)
+        self.scale = torch.nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x))) * self.scale
 
 
 class ForgetfulHeads(Heads):
@@ -78,7 +94,15 @@ TASKS = {
 
 
 def wrapped(model, kind):
-    """The model as it is trained: "plain", under "ddp", or by "fsdp2" sharded over all ranks."""
+    """The model as it is trained: "plain", under "ddp", or sharded: "fsdp2", "fsdp1", "fsdp1 flat", "fsdp1 kept"."""
+    if kind.startswith("fsdp1"):
+        # Two units: the optimizer's flat tensors are in another order than the parameters of the model.
+        options = {"device_id": torch.device("cpu"), "use_orig_params": kind != "fsdp1 flat"}
+        if kind == "fsdp1 kept":
+            options["sharding_strategy"] = ShardingStrategy.SHARD_GRAD_OP
+        name, child = next(each for each in model.named_children() if any(True for _ in each[1].parameters()))
+        setattr(model, name, FullyShardedDataParallel(child, **options))
+        return FullyShardedDataParallel(model, **options)
     if kind == "ddp":
         return DistributedDataParallel(model)
     if kind == "fsdp2":
@@ -92,7 +116,7 @@ def wrapped(model, kind):
 
 def whole_weights(model):
     """Every weight, whole, by name."""
-    state = getattr(model, "module", model).state_dict()
+    state = (model.module if isinstance(model, DistributedDataParallel) else model).state_dict()
     return {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in state.items()}
 
 
@@ -169,6 +193,8 @@ def checkpointed_run(rank, kind, begin_at, stop_at, folder):
     Returns:
         As `sharded_run`: weights, table and batches.
     """
+    if kind.startswith("fsdp1"):
+        warnings.simplefilter("ignore")  # Of its own calls, which are deprecated.
     make, data, losses_of = TASKS["exact"]
     model = wrapped(make(), kind)
     optimizer = optimizer_of(model, "exact")
@@ -194,14 +220,71 @@ def checkpointed_run(rank, kind, begin_at, stop_at, folder):
     return {"weights": digest, "table": table_digest(adapter.scheduler), "batches": batches}
 
 
+def restored_after_forward(rank, kind):
+    """Outputs before a step, after one, and after a backup was put back between forward and backward pass."""
+    torch.manual_seed(rank)
+    model = wrapped(Normed(), kind)
+    x = torch.randn(8, 9)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    state = ModelState(model, optimizer)
+    model(x).sum().backward()
+    optimizer.step()
+    backup = copy.deepcopy(state.read())
+    outputs = [model(x)]
+    outputs[0].square().sum().backward()
+    optimizer.step()
+    outputs.append(model(x))
+    state.load(backup, from_ram=True)
+    outputs.append(model(x))
+    return [each.detach() for each in outputs]
+
+
+def clipped_step(rank, kind):
+    """How far one step of SGD at the rate 1 goes whose gradient is cut to 0.01."""
+    torch.manual_seed(rank)
+    model = wrapped(mixed(), kind)
+    before = [value.clone() for value in whole_weights(model).values()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    adapter = attach(model, optimizer, mixed_data(), batch_size=32, num_epochs=1, max_grad_norm=0.01, **EXACT)
+    xs, ys = next(iter(adapter.loader()))
+    adapter.step(adapter.loss(mixed_losses(model, xs, ys)))
+    adapter.flush()
+    steps = [new - old for new, old in zip(whole_weights(model).values(), before, strict=True)]
+    return torch.cat([each.flatten() for each in steps]).norm().item()
+
+
+def states(rank, kind):
+    """What `state_dict` of the adapter holds of the model, before a step, after one, and after it was put back."""
+    model = wrapped(Normed(), kind)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    adapter = attach(model, optimizer, mixed_data(64), batch_size=8, num_epochs=1)
+    found = [copy.deepcopy(adapter.state_dict()["model"])]
+    batches = iter(adapter.loader())
+    for _ in range(2):
+        xs, ys = next(batches)
+        adapter.step(adapter.loss(mixed_losses(model, xs, ys)))
+        found.append(copy.deepcopy(adapter.state_dict()))
+    adapter.load_state_dict(found[1])
+    return [found[0], found[1]["model"], adapter.state_dict()["model"]]
+
+
 def _batches(adapter):
     for _ in adapter.epochs():
         yield from adapter.loader()
 
 
+class Remembering(torch.nn.Linear):
+    """With a state that is no tensor."""
+
+    def __init__(self):
+        super().__init__(4, 4)
+
+    def get_extra_state(self):
+        return 1
+
+
 def refusals(rank):
     """What `attach` says of models whose shards it cannot handle."""
-    from torch.distributed.fsdp import FullyShardedDataParallel
     from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
     size = torch.distributed.get_world_size()
@@ -209,10 +292,26 @@ def refusals(rank):
     tensor_wise = init_device_mesh("cpu", (1, size), mesh_dim_names=("data", "tensor"))
     parallel = parallelize_module(torch.nn.Linear(4, 4), tensor_wise["tensor"], ColwiseParallel())
     fully_shard(parallel, mesh=tensor_wise["data"])
+    groups = [torch.distributed.new_group([each]) for each in range(size)]
+    flat = FullyShardedDataParallel(torch.nn.Linear(4, 4), device_id=cpu)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Of a group of one rank.
+        alone = FullyShardedDataParallel(torch.nn.Linear(4, 4), device_id=cpu, process_group=groups[rank])
     said = []
-    for model in (parallel, FullyShardedDataParallel(torch.nn.Linear(4, 4), device_id=cpu)):
+    for model, options in (
+        (parallel, {}),
+        (torch.nn.Sequential(flat), {}),
+        (alone, {}),
+        (FullyShardedDataParallel(Remembering(), device_id=cpu), {}),
+        (flat, {"wraps": True}),
+        (flat, {"ema": torch.optim.swa_utils.AveragedModel(torch.nn.Linear(4, 4))}),
+        (flat, {"scaler": torch.amp.GradScaler("cpu")}),
+    ):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        if options.pop("wraps", False):
+            optimizer.optimizer = optimizer
         try:
-            attach(model, torch.optim.SGD(model.parameters(), lr=0.1), mixed_data(64), batch_size=8, num_epochs=1)
+            attach(model, optimizer, mixed_data(64), batch_size=8, num_epochs=1, **options)
         except ValueError as error:
             said.append(str(error))
     return said

@@ -13,10 +13,11 @@ from .._validation import is_number, whole_number
 from ..checkpoint.callbacks import Callbacks
 from ..engine.settings import names_settings
 from .adapter import Adapter
+from .distributed.flat_shards import check_flat, is_flat
 from .distributed.shards import check_shards, reshard
 from .distributed.single_process import SingleProcess
 from .distributed.together import Sharing, Together, sharing_here
-from .state import ModelState, copy_to_host, copy_to_host_into
+from .state import ModelState, copy_to_host, copy_to_host_into, plain_model
 from .stepper import Stepper
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def attach(
     random generators; no callback is needed. Checkpoints are written if ``checkpoint_dir`` is given.
 
     Args:
-        model: The model, on its device; compiled or wrapped for data parallelism if it is to be.
+        model: The model, on its device; compiled, sharded (`fully_shard`, `FullyShardedDataParallel`) or wrapped for
+            data parallelism if it is to be.
         optimizer: Its optimizer. All parameter groups follow the scheduler and keep the ratios of their rates.
         dataset: The data, with N samples: anything with a length that a `torch.utils.data.DataLoader` takes.
         scaler: A `torch.amp.GradScaler`.
@@ -65,8 +67,8 @@ def attach(
 
     Raises:
         TypeError: the data set has no length or no index, or something is of another kind than it must be.
-        ValueError: the model is on the meta device, the optimizer holds none of its parameters, or an argument is
-            outside its range.
+        ValueError: the model is on the meta device or sharded in a way that cannot be kept, the optimizer holds none of
+            its parameters, or an argument is outside its range.
 
     >>> from torch.nn.functional import mse_loss
     >>> x, y = torch.randn(64, 3), torch.zeros(64, 1)
@@ -87,9 +89,12 @@ def attach(
     check_dataset(dataset)
     sharing = sharing_here() if sharing is None else sharing
     check_shards(model, sharing.size)
+    whole = plain_model(model)
+    check_flat(whole, optimizer, sharing.size, scaler=scaler, ema=ema)
     size, ahead = len(dataset), whole_number("ahead", ahead, least=0)
     accumulate, norm = whole_number("accumulate", accumulate, least=1), _checked_norm(max_grad_norm)
-    stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=norm)
+    clips = whole.clip_grad_norm_ if is_flat(whole) else None
+    stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=norm, clips=clips)
     rates = _checked_rates(optimizer) if sets_lr and owner is None else None
     state = ModelState(model, optimizer, scaler=scaler, ema=ema, rank=sharing.rank, gather=sharing.gather)
     own = sharing.settings(_memory_settings(dict(settings), state, sharing))

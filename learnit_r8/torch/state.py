@@ -13,6 +13,7 @@ import torch
 
 from ..checkpoint.shared_memory import ResumedState
 from . import serialization
+from .distributed.flat_shards import FlatShards, is_flat
 from .distributed.shards import Shards, is_sharded
 
 OF_RANKS = "random of ranks"
@@ -49,7 +50,9 @@ class ModelState:
         model = plain_model(model)
         named = {"model": model, "optimizer": optimizer, "scaler": scaler, "ema": ema}
         self._parts = {name: part for name, part in named.items() if part is not None}
-        self._shards = Shards() if isinstance(model, torch.nn.Module) and is_sharded(model) else None
+        self._flat = FlatShards(model, optimizer) if is_flat(model) else None
+        are_shards = self._flat is None and isinstance(model, torch.nn.Module) and is_sharded(model)
+        self._shards = Shards() if are_shards else None
         self.num_loads = 0
         self.rank = rank
         self._gather = gather
@@ -58,16 +61,17 @@ class ModelState:
     @property
     def is_sharded(self) -> bool:
         """Whether this process holds only parts of the model."""
-        return self._shards is not None
+        return self._shards is not None or self._flat is not None
 
     @property
     def is_spread(self) -> bool:
         """Whether other processes hold a part of the state."""
-        return self._shards is not None or self._gather is not None
+        return self.is_sharded or self._gather is not None
 
     def read(self) -> dict[str, Any]:
         """The state of this process as it is, not copied: of a sharded model, its shards."""
-        state = {name: part.state_dict() for name, part in self._parts.items()}
+        state = self._flat.local() if self._flat is not None else {}
+        state |= {name: part.state_dict() for name, part in self._parts.items() if name not in state}
         if self._shards is not None:
             state = {name: self._shards.local(part, name) for name, part in state.items()}
         state["random"] = random_state()
@@ -81,7 +85,8 @@ class ModelState:
         Args:
             keeps: Whether to return the tensors of a sharded model on this rank; they are empty else.
         """
-        state = {name: part.state_dict() for name, part in self._parts.items()}
+        state = self._flat.whole(keeps=keeps) if self._flat is not None else {}
+        state |= {name: part.state_dict() for name, part in self._parts.items() if name not in state}
         if self._shards is not None:
             state = {name: self._shards.whole(part, keeps=keeps) for name, part in state.items()}
         state["random"] = random_state()
@@ -116,8 +121,8 @@ class ModelState:
         state = source if from_ram else serialization.load(source)
         if from_ram and self._shards is not None:
             state = {name: self._shards.joined(part, name) for name, part in state.items()}
-        self.check(state)
-        self._put_back(state)
+        self.check(state, from_ram=from_ram)
+        self._put_back(state, from_ram=from_ram)
         generators = state["random"] if from_ram else self._own_generators(state)
         set_random_state(generators)
         # A loader draws from the generators when it starts, which must not count.
@@ -134,10 +139,11 @@ class ModelState:
         set_random_state(self._own_generators(state))
         self._generators = None
 
-    def _put_back(self, state: Mapping[str, Any]) -> None:
-        parts = {name: self._for_part(name, state[name]) for name in self._parts}
-        for name, part in self._parts.items():
-            part.load_state_dict(parts[name])
+    def _put_back(self, state: Mapping[str, Any], *, from_ram: bool = False) -> None:
+        done = self._flat.put(state, local=from_ram) if self._flat is not None else ()
+        parts = {name: self._for_part(name, state[name]) for name in self._parts if name not in done}
+        for name, part in parts.items():
+            self._parts[name].load_state_dict(part)
         optimizer = self._parts.get("optimizer")
         if optimizer is not None:
             # The gradients belong to the weights that were replaced.
@@ -159,18 +165,24 @@ class ModelState:
             return of_ranks[self.rank]  # type: ignore[no-any-return]
         return random_state_of(state["random"], self.rank)
 
-    def check(self, state: Mapping[str, Any]) -> None:
-        """Raise ValueError unless a state could be put back.
+    def check(self, state: Mapping[str, Any], *, from_ram: bool = False) -> None:
+        """Raise ValueError unless a state could be put back; under FSDP1 every rank must call it.
 
         Args:
-            state: What `read` or `collect` returned.
+            state: What `collect` returned, or with ``from_ram`` `read`.
+            from_ram: Which of the two.
         """
         expected = {*self._parts, "random"}
         if state.keys() - {OF_RANKS} != expected:
             raise ValueError(f"the saved state must have the parts {sorted(expected)}, got {sorted(state)}.")
-        _check_fits(self._parts["model"], state["model"])
+        flat = self._flat
+        _check_fits(
+            _shapes(self._parts["model"].state_dict()) if flat is None else flat.shapes(from_ram), state["model"]
+        )
         if "optimizer" in expected:
-            _check_groups(self._parts["optimizer"], state["optimizer"])
+            groups = getattr(self._parts["optimizer"], "param_groups", None)
+            sizes = None if groups is None else [len(group["params"]) for group in groups]
+            _check_groups(sizes if flat is None or from_ram else [*map(len, flat.groups())], state["optimizer"])
 
     def resume_generators(self) -> None:
         """Restore the random generators of the file that was loaded last, once."""
@@ -190,10 +202,13 @@ def plain_model(model: Any) -> Any:
         model = inner
 
 
-def _check_fits(model: Any, saved: Mapping[str, Any]) -> None:
-    """Raise ValueError unless every tensor of a saved state has its place in the model."""
-    shapes = {name: getattr(value, "shape", None) for name, value in model.state_dict().items()}
-    given = {name: getattr(value, "shape", None) for name, value in saved.items()}
+def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: getattr(value, "shape", None) for name, value in state.items()}
+
+
+def _check_fits(shapes: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the tensors of a saved model have these shapes, by name."""
+    given = _shapes(saved)
     if shapes != given:
         names = sorted(name for name in {*shapes, *given} if shapes.get(name) != given.get(name))
         raise ValueError(
@@ -201,19 +216,14 @@ def _check_fits(model: Any, saved: Mapping[str, Any]) -> None:
         )
 
 
-def _check_groups(optimizer: Any, saved: Mapping[str, Any]) -> None:
-    """Raise ValueError unless a saved optimizer has the parameter groups of this one."""
-    sizes, given = ([len(group["params"]) for group in groups] for groups in _groups(optimizer, saved))
-    if sizes != given:
+def _check_groups(sizes: list[int] | None, saved: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a saved optimizer has parameter groups of these sizes."""
+    given = [len(group["params"]) for group in saved["param_groups"]] if "param_groups" in saved else None
+    # An optimizer that wraps others may save other things, which its own load_state_dict() must check.
+    if None not in (sizes, given) and sizes != given:
         raise ValueError(
             f"the saved optimizer must have parameter groups of {sizes} tensors like this one, got groups of {given}."
         )
-
-
-def _groups(optimizer: Any, saved: Mapping[str, Any]) -> tuple[Any, Any]:
-    # An optimizer that wraps others may save other things, which its own load_state_dict() must check.
-    ours, theirs = getattr(optimizer, "param_groups", None), saved.get("param_groups")
-    return (ours, theirs) if ours is not None and theirs is not None else ((), ())
 
 
 def random_state() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,11 +18,21 @@ class Stepper:
         scaler: A `torch.amp.GradScaler`, or None.
         accumulate: Batches whose gradients are added up for one step, >= 1.
         max_grad_norm: Longest gradient, > 0; None does not clip.
+        clips: Clips the gradient to a norm and returns the norm before, as FSDP1 does by itself; None for other models.
     """
 
-    def __init__(self, optimizer: Any, *, scaler: Any, accumulate: int, max_grad_norm: float | None) -> None:
+    def __init__(
+        self,
+        optimizer: Any,
+        *,
+        scaler: Any,
+        accumulate: int,
+        max_grad_norm: float | None,
+        clips: Callable[[float], torch.Tensor] | None = None,
+    ) -> None:
         self._optimizer, self._accumulate, self._max_norm = optimizer, accumulate, max_grad_norm
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self._clips = clips
         self._is_sharded = any(map(is_shard, self._parameters()))
         self._num_added = 0
         self._is_adding = False
@@ -80,6 +91,8 @@ class Stepper:
             return None
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)
+        if self._clips is not None:
+            return self._clips(self._max_norm)
         if self._is_sharded:
             return clip_shards(self._parameters(), self._max_norm)
         return torch.nn.utils.clip_grad_norm_(self._parameters(), self._max_norm)

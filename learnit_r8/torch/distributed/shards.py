@@ -1,4 +1,4 @@
-"""Shards: the parts of a model, and of its optimizer's state, that `fully_shard` leaves on each rank.
+"""Shards: the parts of a model, and of its optimizer's state, that `fully_shard` (FSDP2) leaves on each rank.
 
 A backup in RAM holds the shards of its own rank, as plain tensors: copying, checking and putting them back takes no
 message. A file holds whole tensors, as that of a model that is not sharded does, so it may be read on any number of
@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+
+from .flat_shards import reshard_flat, units_of
 
 
 class Layout(NamedTuple):
@@ -37,16 +39,12 @@ def is_shard(value: Any) -> bool:
 
 def is_sharded(model: torch.nn.Module) -> bool:
     """Whether a rank holds only parts of a model."""
-    return is_under_fsdp1(model) or any(map(is_shard, model.parameters()))
-
-
-def is_under_fsdp1(model: torch.nn.Module) -> bool:
-    """Whether a model is, or holds, one under ``FullyShardedDataParallel``."""
-    return any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
+    return bool(units_of(model)) or any(map(is_shard, model.parameters()))
 
 
 def reshard(model: torch.nn.Module) -> None:
-    """Free the whole parameters that a forward pass without a backward pass has left with `fully_shard`."""
+    """Free the whole parameters that a forward pass without a backward pass has left with `fully_shard`, or FSDP1."""
+    reshard_flat(model)
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")
     for module in () if fsdp is None else model.modules():
         if isinstance(module, fsdp.FSDPModule):
@@ -163,11 +161,6 @@ def check_shards(model: torch.nn.Module, size: int) -> None:
         model: The model.
         size: Number of ranks.
     """
-    if is_under_fsdp1(model):
-        raise ValueError(
-            "model must be sharded by fully_shard() (FSDP2), got one under FullyShardedDataParallel (FSDP1), whose "
-            "shards cannot be told from whole tensors; replace FullyShardedDataParallel(model) by fully_shard(model)."
-        )
     for name, parameter in model.named_parameters():
         if not is_shard(parameter):
             continue

@@ -1,28 +1,72 @@
-"""Models of which each rank holds only a part, by `fully_shard`, between two processes."""
+"""Models of which each rank holds only a part, by `fully_shard` or FSDP1, between two processes."""
 
 import pytest
+import torch
 
 import tests.shard_jobs as jobs
 
+KINDS = ["fsdp2", "fsdp1", "fsdp1 flat"]
 
-@pytest.mark.parametrize("every", [1, 4])
-def test_a_sharded_model_heals_like_a_whole_one(pair, every):
+
+@pytest.mark.parametrize(("kind", "every"), [*((kind, 4) for kind in KINDS), ("fsdp2", 1), ("fsdp1", 1)])
+def test_a_sharded_model_heals_like_a_whole_one(pair, kind, every):
     """After a NaN on one rank, weights, tables, batches and random numbers are those of a run under DDP."""
     options = {"nan_at": 37, "every": every}
-    whole, sharded = (pair.run(jobs.sharded_run, kind, "mixed", options) for kind in ("ddp", "fsdp2"))
+    whole, sharded = (pair.run(jobs.sharded_run, each, "mixed", options) for each in ("ddp", kind))
 
     assert sharded == whole
     assert [each["refused"] for each in sharded] == [1, 1]
 
 
-def test_a_sharded_model_is_one_process(pair):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sharded_model_is_one_process(pair, kind):
     """Where no sum is rounded, the weights, the table and the batches are those of one process."""
     alone = jobs.sharded_run(0, "plain", "exact")
-    for found in pair.run(jobs.sharded_run, "fsdp2", "exact"):
+    for found in pair.run(jobs.sharded_run, kind, "exact"):
         assert {**found, "numbers": 0} == {**alone, "numbers": 0}
 
 
-@pytest.mark.parametrize(("before", "after"), [("fsdp2", "fsdp2"), ("fsdp2", "ddp"), ("ddp", "fsdp2")])
+@pytest.mark.parametrize("kind", [*KINDS, "fsdp1 kept"])
+def test_a_restore_after_a_forward_pass_leaves_no_old_weights(pair, kind):
+    """Whole parameters wait for a backward pass that does not come where losses are refused before it."""
+    for before, stepped, restored in pair.run(jobs.restored_after_forward, kind):
+        assert torch.equal(restored, before)
+        assert not torch.equal(stepped, before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gradient_is_cut_to_the_norm_of_all_its_parts(pair, kind):
+    assert pair.run(jobs.clipped_step, kind) == pytest.approx(pair.run(jobs.clipped_step, "ddp"), rel=1e-4)
+    assert pair.run(jobs.clipped_step, kind) == pytest.approx([0.01, 0.01], rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_state_of_a_sharded_model_is_that_of_a_plain_one(pair, kind):
+    """Names, shapes and numbers of parameters, on all ranks; and putting it back gives it again."""
+    plain = jobs.Normed()
+    shapes = [value.shape for value in plain.parameters()]
+    for begun, stepped, again in pair.run(jobs.states, kind):
+        assert list(begun["model"]) == list(plain.state_dict())
+        assert begun["optimizer"]["state"] == {}
+        assert [each["exp_avg"].shape for each in stepped["optimizer"]["state"].values()] == shapes
+        for found in (stepped["model"], *stepped["optimizer"]["state"].values()):
+            assert all(isinstance(value, torch.Tensor) for value in found.values())
+        torch.testing.assert_close(again["model"], stepped["model"], rtol=0, atol=0)
+        torch.testing.assert_close(again["optimizer"]["state"], stepped["optimizer"]["state"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("fsdp2", "fsdp2"),
+        ("fsdp2", "ddp"),
+        ("ddp", "fsdp2"),
+        ("fsdp1", "fsdp1"),
+        ("fsdp1 flat", "ddp"),
+        ("fsdp1", "fsdp2"),
+        ("fsdp2", "fsdp1 flat"),
+    ],
+)
 def test_a_checkpoint_fits_models_that_are_sharded_and_that_are_not(pair, tmp_path, before, after):
     """A file holds whole tensors and the random generators of all ranks: every way to go on is equal to the bit."""
     unbroken = pair.run(jobs.sharded_run, "ddp", "mixed", {"every": 4})
@@ -33,13 +77,28 @@ def test_a_checkpoint_fits_models_that_are_sharded_and_that_are_not(pair, tmp_pa
     assert [{**each, "batches": []} for each in resumed] == [{**each, "batches": []} for each in unbroken]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_fits_other_numbers_of_ranks(pair, tmp_path, kind):
+    """From 2 ranks to 1 process, whose model is not sharded, and back to 2."""
+    whole = jobs.sharded_run(0, "plain", "exact")
+    settings = {"checkpoint_dir": str(tmp_path), "checkpoint_every": 10**6}
+    first, *_ = pair.run(jobs.sharded_run, kind, "exact", {**settings, "stop_at": 13})
+    second = jobs.sharded_run(0, "plain", "exact", {**settings, "resume": "auto", "stop_at": 27})
+    thirds = pair.run(jobs.sharded_run, kind, "exact", {**settings, "resume": "auto"})
+
+    for third in thirds:
+        assert first["batches"] + second["batches"] + third["batches"] == whole["batches"]
+        assert (third["weights"], third["table"]) == (whole["weights"], whole["table"])
+
+
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning")
-def test_a_checkpoint_of_torch_distributed_resumes_on_other_numbers_of_ranks(pair, tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_of_torch_distributed_resumes_on_other_numbers_of_ranks(pair, tmp_path, kind):
     """Shards and the scheduler's state go through torch.distributed.checkpoint, from 2 ranks to 1 and back to 2."""
     whole = jobs.sharded_run(0, "plain", "exact")
-    first, *_ = pair.run(jobs.checkpointed_run, "fsdp2", 0, 13, tmp_path)
+    first, *_ = pair.run(jobs.checkpointed_run, kind, 0, 13, tmp_path)
     second = jobs.checkpointed_run(0, "plain", 13, 27, tmp_path)
-    third, _ = pair.run(jobs.checkpointed_run, "fsdp2", 27, None, tmp_path)
+    third, _ = pair.run(jobs.checkpointed_run, kind, 27, None, tmp_path)
 
     assert [len(each["batches"]) for each in (first, second, third)] == [13, 14, 21]
     assert first["batches"] + second["batches"] + third["batches"] == whole["batches"]
@@ -47,9 +106,12 @@ def test_a_checkpoint_of_torch_distributed_resumes_on_other_numbers_of_ranks(pai
 
 
 def test_what_cannot_be_sharded_is_refused(pair):
-    """Other kinds of parallelism, and the first FSDP, are refused before anything is trained."""
-    for parallel, fsdp1 in pair.run(jobs.refusals):
+    """Other kinds of parallelism, and what cannot be kept under FSDP1, are refused before anything is trained."""
+    for parallel, part, group, extra, optimizer, ema, scaler in pair.run(jobs.refusals):
         assert parallel.startswith("model must be sharded by fully_shard() alone, got ")
-        assert fsdp1.startswith(
-            "model must be sharded by fully_shard() (FSDP2), got one under FullyShardedDataParallel"
-        )
+        assert part.startswith("model must be under FullyShardedDataParallel as a whole, got Sequential ")
+        assert group.startswith("model must be sharded by FullyShardedDataParallel over all 2 ranks, got groups of [1]")
+        assert extra.startswith("model must have no get_extra_state() under FullyShardedDataParallel")
+        assert optimizer.startswith("optimizer must be a plain torch.optim.Optimizer under FullyShardedDataParallel")
+        assert ema.startswith("ema must be None under FullyShardedDataParallel")
+        assert scaler.startswith("scaler must be a torch.distributed.fsdp.sharded_grad_scaler.ShardedGradScaler")
