@@ -99,6 +99,9 @@ class Planner:
         policy = SHUFFLE if context.pass_number == 0 else self._policy
         if policy.selects or len(self._table.quarantined):
             return self._next_selected_chunk(policy, context, self._room(num_left))
+        if self._sweep.is_done:
+            # Another policy, before the resume, has selected all there was before the pass ended.
+            self.start_sweep()
         draft, watch_rng = self._draft(policy, context, _POLICY, self.num_sweeps, self._sweep.rank), self._watch_rng()
         indices = self._sweep.next_part()
         if self._last_batch == "drop":

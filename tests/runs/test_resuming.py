@@ -192,6 +192,18 @@ def test_changed_identity_causes_a_warning(tmp_path, other, text):
     assert r8.pace.is_finished
 
 
+def test_another_policy_goes_on_in_mid_pass():
+    """One that selects has swept the data before the epoch ends: one that takes all of it begins a new sweep."""
+    for stop in range(4, 15):
+        before = make(20, policy="steady", num_epochs=4)
+        advance_to(before, stop)
+        after = make(20, policy="balanced", num_epochs=4)
+        after.load_state_dict(before.state_dict())
+        train(after)
+
+        assert after.pace.is_finished
+
+
 def test_changed_wrapper_of_a_users_policy_causes_a_warning(tmp_path):
     """A policy that wraps a user's counts as changed with other settings, not with another memory address."""
 
