@@ -23,10 +23,11 @@ def cross_entropy(
 
     Args:
         logits: float[B, C]; or float[B] or float[B, 1], the logit of class 1 of two.
-        targets: int[B], classes in [0, C).
+        targets: int[B], classes in [0, C); -1 or -100 for samples without a label: their loss is 0, and the mean is
+            that of the others.
         class_weights: float[C]; the loss is the weighted mean, as that of `torch.nn.CrossEntropyLoss`. The losses
             reported have no weights.
-        label_smoothing: In [0, 1), as in torch.
+        label_smoothing: In [0, 1], as in torch.
 
     Returns:
         "loss", 0-dim, to train on; "losses", float[B], detached; and "predictions", from which
@@ -34,12 +35,12 @@ def cross_entropy(
 
     Raises:
         TypeError: logits or targets are no tensors.
-        ValueError: they are not those of a classification with one label a sample.
+        ValueError: they are not those of a classification with one label a sample; or, on a CPU, a target is outside
+            [0, C).
 
     >>> sorted(cross_entropy(torch.zeros(2, 3), torch.tensor([0, 2])))
     ['loss', 'losses', 'predictions']
     """
-    losses = cross_entropies(logits, targets, label_smoothing=label_smoothing)
-    weights = None if class_weights is None else class_weights[targets]
+    losses, weights = cross_entropies(logits, targets, class_weights=class_weights, label_smoothing=label_smoothing)
     read = read_losses(losses, len(targets), weights=weights)
     return {"loss": read.loss, "losses": read.values, "predictions": predictions_of(logits, targets)}

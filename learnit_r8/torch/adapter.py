@@ -201,21 +201,22 @@ class Adapter:
 
         Args:
             logits: float[B, C]; or float[B] or float[B, 1], the logit of class 1 of two.
-            targets: int[B], classes in [0, C).
+            targets: int[B], classes in [0, C); -1 or -100 for samples without a label: their loss is 0, and the mean
+                is that of the others.
             class_weights: float[C]; the result is the weighted mean, as that of `torch.nn.CrossEntropyLoss`. The losses
                 reported have no weights.
-            label_smoothing: In [0, 1), as in torch.
+            label_smoothing: In [0, 1], as in torch.
             ticket: As for `loss`.
 
         Returns:
             0-dim, for `step` or ``backward()``.
 
         Raises:
-            ValueError: the shapes or dtypes are not these. Nothing was changed.
+            ValueError: the shapes or dtypes are not these; or, on a CPU, a target is outside [0, C). Nothing was
+                changed.
             RuntimeError: as for `loss`.
         """
-        losses = cross_entropies(logits, targets, label_smoothing=label_smoothing)
-        weights = None if class_weights is None else class_weights[targets]
+        losses, weights = cross_entropies(logits, targets, class_weights=class_weights, label_smoothing=label_smoothing)
         return self.loss(losses, weights=weights, ticket=ticket, logits=logits, targets=targets)
 
     def report(

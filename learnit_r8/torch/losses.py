@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional
 
 from .._validation import whole_number
-from ..table.labels.predictions import check_shapes
+from ..table.labels.predictions import UNLABELLED, check_range, check_shapes
+from .predictions import as_classes
 
 
 class Losses(NamedTuple):
@@ -168,24 +169,58 @@ def check_labels(losses: torch.Tensor, *, mask: Any = None, exact: bool = True) 
         raise ValueError(f"logits need one loss for each sample, got {wrong}.")
 
 
-def cross_entropies(logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float) -> torch.Tensor:
-    """float[B], the cross entropy of each sample; of two classes also from one logit.
+def cross_entropies(
+    logits: torch.Tensor, targets: torch.Tensor, *, class_weights: torch.Tensor | None, label_smoothing: float
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The cross entropy of each sample, of two classes also from one logit, and the weights of the samples.
 
     Args:
         logits: float[B, C], float[B] or float[B, 1].
-        targets: int[B].
-        label_smoothing: In [0, 1).
+        targets: int[B], classes in [0, C); -1 or -100 for samples without a label.
+        class_weights: float[C], or None.
+        label_smoothing: In [0, 1].
+
+    Returns:
+        float[B], 0 without a gradient where there is no label; and [B], the weights of the labels, 0 where there is
+        none, or None where all are known to be 1.
 
     Raises:
         TypeError: they are no tensors.
-        ValueError: they are not those of a classification with one label a sample.
+        ValueError: they are not those of a classification with one label a sample; or, on a CPU, a target is outside
+            [0, C). Elsewhere the device says so, or the report.
     """
-    _check_tensors(logits=logits, targets=targets)
+    _check_tensors(logits=logits, targets=targets, class_weights=class_weights)
     check_shapes(tuple(logits.shape), tuple(targets.shape), is_whole=not targets.is_floating_point())
-    if logits.ndim == 2 and logits.shape[1] > 1:
-        return functional.cross_entropy(logits, targets.long(), reduction="none", label_smoothing=label_smoothing)
-    smooth = targets.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
-    return functional.binary_cross_entropy_with_logits(logits.reshape(-1), smooth, reduction="none")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing!r}.")
+    is_binary = logits.ndim == 1 or logits.shape[1] == 1
+    given = as_classes(targets)
+    weights = _label_weights(given, 2 if is_binary else logits.shape[1], class_weights)
+    if not is_binary:
+        losses = functional.cross_entropy(
+            logits, given, reduction="none", ignore_index=UNLABELLED, label_smoothing=label_smoothing
+        )
+        return losses, weights
+    smooth = given.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
+    losses = functional.binary_cross_entropy_with_logits(logits.reshape(-1), smooth, reduction="none")
+    return losses.masked_fill(given == UNLABELLED, 0.0), weights
+
+
+def _label_weights(given: torch.Tensor, num_classes: int, class_weights: torch.Tensor | None) -> torch.Tensor | None:
+    """[B], the weight of each label, 0 where there is none; None where all are known to be 1."""
+    if class_weights is not None and class_weights.shape != (num_classes,):
+        raise ValueError(
+            f"class_weights must have shape ({num_classes},), one weight a class, got {tuple(class_weights.shape)}."
+        )
+    # Elsewhere to look at them would wait for the device.
+    is_readable = given.device.type == "cpu" and not torch.compiler.is_compiling()
+    if is_readable:
+        check_range(given, num_classes)
+    if class_weights is not None:
+        return class_weights[given.clamp(min=0)].masked_fill(given == UNLABELLED, 0)
+    if is_readable and not bool((given == UNLABELLED).any()):
+        return None
+    return (given != UNLABELLED).to(torch.float32)
 
 
 def read_parts(means: Any, count: int, part_size: int) -> torch.Tensor:

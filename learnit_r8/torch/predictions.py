@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..table.labels import predictions as on_host
-from ..table.labels.predictions import Predictions, check_shapes
+from ..table.labels.predictions import IGNORED, UNLABELLED, Predictions, check_shapes
 
 
 @torch.no_grad()
@@ -14,7 +14,8 @@ def predictions_of(logits: torch.Tensor, targets: torch.Tensor) -> Predictions:
 
     Args:
         logits: float[B, C], or log probabilities; or float[B] or float[B, 1], the logit of class 1 of two.
-        targets: int[B], classes in [0, C), -1 for samples without a label; checked when they are reported.
+        targets: int[B], classes in [0, C), -1 or -100 for samples without a label; checked when they are
+            reported.
 
     Returns:
         Tensors on the device of the logits; nothing is read back.
@@ -28,12 +29,19 @@ def predictions_of(logits: torch.Tensor, targets: torch.Tensor) -> Predictions:
     if scores.ndim == 1 or scores.shape[1] == 1:
         scores = torch.stack([torch.zeros_like(scores.reshape(-1)), scores.reshape(-1)], 1)
     classes = scores.shape[1]
-    given = targets.long()
+    given = as_classes(targets)
     highest, order = scores.topk(2, 1)
     predicted = order[:, 0]
     rival = torch.where(predicted == given, highest[:, 1], highest[:, 0])
     own = scores.gather(1, given.clamp(min=0)[:, None])[:, 0]
     return Predictions(rival - own, predicted, given, classes)
+
+
+def as_classes(targets: torch.Tensor) -> torch.Tensor:
+    """int64[B] of int[B], -1 where there is no label."""
+    # First: the -100 of a uint8 is 156.
+    given = targets.long()
+    return given.masked_fill(given == IGNORED, UNLABELLED)
 
 
 @torch.no_grad()

@@ -76,6 +76,49 @@ def test_weights_and_smoothing_train_as_those_of_torch():
     torch.testing.assert_close(found["loss"], (smooth * weights[targets]).sum() / weights[targets].sum())
 
 
+@pytest.mark.parametrize("num_logits", [1, 3])
+def test_sample_without_label_is_left_out(num_logits):
+    """-1 and -100 have a loss of 0 and no gradient, are not judged, and count in no mean."""
+    logits = torch.zeros(4, num_logits, requires_grad=True)
+    found = cross_entropy(logits, torch.tensor([0, 1, -1, -100]))
+    found["loss"].backward()
+    each = float(np.log(max(num_logits, 2)))
+
+    assert found["losses"].tolist() == pytest.approx([each, each, 0, 0])
+    assert float(found["loss"].detach()) == pytest.approx(each)
+    assert logits.grad.any(1).tolist() == [True, True, False, False]
+    assert found["predictions"].given.tolist() == [0, 1, -1, -1]
+
+
+def test_class_weights_go_by_class_whatever_the_dtype():
+    """A uint8 is no mask, and its 255 and 156 are neither -1 nor -100."""
+    logits, class_weights = torch.randn(8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(1.0, 9)
+    targets = torch.tensor([7, 7, 7, 7, 7, 7, 7, 1])
+    found = cross_entropy(logits, targets.to(torch.uint8), class_weights=class_weights)
+
+    torch.testing.assert_close(found["loss"], plain_cross_entropy(logits, targets, weight=class_weights))
+    with pytest.raises(ValueError, match=r"^targets must be in \[0, 8\), got values from 156 to 255\.$"):
+        cross_entropy(logits[:2], torch.tensor([255, 156], dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("num_logits", [1, 3])
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        ({"targets": torch.tensor([0, 7])}, ValueError, r"^targets must be in \[0, \d\), got values from 0 to 7\.$"),
+        ({"targets": torch.tensor([0, -2])}, ValueError, r"^targets must be in \[0, \d\), got values from -2 to 0\.$"),
+        ({"label_smoothing": -5.0}, ValueError, r"^label_smoothing must be in \[0, 1\], got -5\.0\.$"),
+        ({"label_smoothing": 2.0}, ValueError, r"^label_smoothing must be in \[0, 1\], got 2\.0\.$"),
+        ({"class_weights": torch.ones(4)}, ValueError, r"^class_weights must have shape \(\d,\), .* got \(4,\)\.$"),
+        ({"class_weights": [1.0, 2.0]}, TypeError, r"^class_weights must be a tensor, got a list"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(num_logits, given, error, said):
+    """With one logit as with several."""
+    with pytest.raises(error, match=said):
+        cross_entropy(torch.zeros(2, num_logits), **{"targets": torch.tensor([0, 1]), **given})
+
+
 def test_entry_of_the_users_own_is_left_alone():
     """Steps that return tensors of that name train as before."""
     module = Returning(lambda z, y: {"loss": plain_cross_entropy(z, y), "predictions": z.argmax(1)})

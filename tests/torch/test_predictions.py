@@ -207,11 +207,47 @@ def test_weights_and_smoothing_train_as_those_of_torch():
     assert not np.allclose(smooth.scheduler.table.last, plain.scheduler.table.last)
 
 
+@pytest.mark.parametrize("marker", [-1, -100])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("num_logits", [1, 10])
+def test_sample_without_label_is_left_out(num_logits, weighted, marker):
+    """Its loss is 0, without a gradient; the mean is that of the others, as with torch's ignore_index."""
+    model = torch.nn.Linear(64, num_logits)
+    adapter = adapted(TensorDataset(X, Y % max(num_logits, 2)), model=model, batch_size=200, num_epochs=1)
+    (x, y) = next(iter(adapter.loader()))
+    y[:50] = marker
+    logits = model(x)
+    logits.retain_grad()
+    class_weights = torch.linspace(0.5, 2, max(num_logits, 2)) if weighted else None
+    loss = adapter.cross_entropy(logits, y, class_weights=class_weights)
+    scores = torch.cat([torch.zeros_like(logits), logits], 1) if num_logits == 1 else logits
+    expected = cross_entropy(scores[50:], y[50:], weight=class_weights)
+    adapter.step(loss)
+
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()))
+    assert logits.grad.any(1).tolist() == [False] * 50 + [True] * 150
+    assert (adapter.scheduler.table.last == 0).sum() == 50
+    np.testing.assert_array_equal(evidence(adapter)["visits"] == 0, adapter.scheduler.table.last == 0)
+
+
+def test_batch_without_any_label_teaches_nothing():
+    """There is no 0 / 0."""
+    adapter = adapted()
+    x, y = next(iter(adapter.loader()))
+    before = weights(adapter.model)
+    loss = adapter.cross_entropy(adapter.model(x), torch.full_like(y, -100))
+    adapter.step(loss)
+
+    assert float(loss.detach()) == 0
+    np.testing.assert_array_equal(weights(adapter.model), before)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_packed_is_pack_of_predictions(dtype):
     """The quick way on a CPU gives the numbers of the way on a device."""
     logits, losses = torch.randn(20, 7, generator=torch.manual_seed(0)).to(dtype), torch.rand(20)
     targets = torch.arange(20) % 7
+    assert tensors_of(logits, torch.full((20,), -100)).given.tolist() == [-1] * 20
     quick, classes = packed(losses, logits, targets)
 
     assert classes == 7

@@ -12,6 +12,9 @@ MOST_CLASSES = 2**16 - 1
 UNLABELLED = -1
 """The class given to a sample that has no single label: an ignored one, or one whose labels are mixed."""
 
+IGNORED = -100
+"""The target that torch leaves out of a loss: no label either."""
+
 NUM_ROWS = 3
 """Numbers for each sample beside its loss."""
 
@@ -59,7 +62,7 @@ def predictions_of(logits: ArrayLike, targets: ArrayLike) -> Predictions:
 
     Args:
         logits: float[B, C], or log probabilities; or float[B] or float[B, 1], the logit of class 1 of two.
-        targets: int[B], classes in [0, C); -1 for samples without a label.
+        targets: int[B], classes in [0, C); -1 or -100 for samples without a label.
 
     Raises:
         ValueError: the shapes or dtypes are not these. With several labels a sample, sequences of labels or real
@@ -74,13 +77,21 @@ def predictions_of(logits: ArrayLike, targets: ArrayLike) -> Predictions:
     if scores.ndim == 1 or scores.shape[1] == 1:
         scores = np.stack([np.zeros(len(scores), np.float32), scores.reshape(-1)], 1)
     classes = scores.shape[1]
-    if len(given) and not UNLABELLED <= given.min() <= given.max() < classes:
-        raise ValueError(f"targets must be in [0, {classes}), got values from {given.min()} to {given.max()}.")
-    rows, given, predicted = np.arange(len(given)), given.astype(np.int64), scores.argmax(1)
+    given = given.astype(np.int64)
+    given[given == IGNORED] = UNLABELLED
+    check_range(given, classes)
+    rows, predicted = np.arange(len(given)), scores.argmax(1)
     own = scores[rows, given]
     scores[rows, given] = -np.inf
     with np.errstate(invalid="ignore"):
         return Predictions(scores.max(1) - own, predicted, given, classes)
+
+
+def check_range(given: Any, num_classes: int) -> None:
+    """Raise ValueError unless all targets are classes, or -1: int[B], an array or a tensor on the host."""
+    lowest, highest = (int(given.min()), int(given.max())) if len(given) else (0, 0)
+    if not UNLABELLED <= lowest <= highest < num_classes:
+        raise ValueError(f"targets must be in [0, {num_classes}), got values from {lowest} to {highest}.")
 
 
 def check_shapes(logits: tuple[int, ...], targets: tuple[int, ...], *, is_whole: bool) -> None:
