@@ -33,9 +33,11 @@ class SampleLosses(NamedTuple):
 def find_losses(outputs: Any, labels: Any, *, shifted: bool, smoothing: float) -> SampleLosses | None:
     """The losses in what a model returned; None where it returned neither scores of classes nor log-probabilities.
 
+    One score is of no class: it is a number to be regressed, or the logit of 1 against 0.
+
     Args:
         outputs: A mapping or an object with ``logits``, or with ``log_probs`` and ``label_mask`` as TRL has it.
-        labels: int[B] or int[B, T].
+        labels: int[B] or int[B, T], as `losses_of` takes them.
         shifted: Whether a token's logits are for the label of the next one.
         smoothing: Share of the labels that is spread over all classes, in [0, 1).
     """
@@ -45,7 +47,7 @@ def find_losses(outputs: Any, labels: Any, *, shifted: bool, smoothing: float) -
     if log_probs is not None:
         return SampleLosses(-log_probs, _entry(outputs, "label_mask"))
     logits = _entry(outputs, "logits")
-    if logits is None or logits.shape[:-1] != labels.shape:
+    if logits is None or logits.shape[:-1] != labels.shape or logits.shape[-1] < 2:
         return None
     return losses_of(logits, labels, shifted=shifted, smoothing=smoothing)
 
@@ -59,7 +61,8 @@ def losses_of(logits: torch.Tensor, labels: torch.Tensor, *, shifted: bool, smoo
 
     Args:
         logits: float[B, C] or float[B, T, C].
-        labels: int[B] or int[B, T].
+        labels: int[B] or int[B, T], of any whole type, or bool. Those outside [0, C) have no loss: a model may ignore
+            others than -100.
         shifted: Whether a token's logits are for the label of the next one.
         smoothing: Share of the labels that is spread over all classes, in [0, 1).
 
@@ -73,7 +76,8 @@ def losses_of(logits: torch.Tensor, labels: torch.Tensor, *, shifted: bool, smoo
         )
     if logits.ndim == 3 and shifted:
         logits, labels = logits[:, :-1], labels[:, 1:]
-    labels = labels.to(logits.device)
+    labels = labels.to(logits.device).long()
+    labels = labels.masked_fill((labels < 0) | (labels >= logits.shape[-1]), IGNORED)
     rows = logits.float().reshape(-1, logits.shape[-1])
     losses = cross_entropy(
         rows, labels.reshape(-1), reduction="none", ignore_index=IGNORED, label_smoothing=smoothing

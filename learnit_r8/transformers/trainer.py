@@ -37,6 +37,9 @@ PACKED = (
     "is a sample."
 )
 
+OTHER_PROBLEMS = ("regression", "multi_label_classification")
+"""What a model's config calls tasks without one class a sample."""
+
 NOT_OF_SAMPLES = (
     "losses of samples are estimated from means of batches: the model returned losses for {} rows of a batch of {} "
     "samples; override sample_losses(model, inputs, outputs) to know them."
@@ -203,20 +206,20 @@ class R8Mixin:
         if self._r8_shifts is None:
             self._r8_shifts = _shifts(trainer, model)
         found = find_losses(outputs, inputs.get("labels"), shifted=self._r8_shifts, smoothing=smoothing)
-        return (
-            found
-            if found is None or self._has_classes(model, found.logits)
-            else found._replace(logits=None, targets=None)
-        )
+        if found is None or (found.losses.ndim == 1 and self._config_says(model, "problem_type") in OTHER_PROBLEMS):
+            return None
+        return found if self._has_classes(model, found.logits) else found._replace(logits=None, targets=None)
+
+    def _config_says(self, model: Any, name: str, default: Any = None) -> Any:
+        trainer: Any = self
+        return getattr(getattr(trainer.accelerator.unwrap_model(model), "config", None), name, default)
 
     def _has_classes(self, model: Any, logits: torch.Tensor | None) -> bool:
         """Whether scores are of the model's classes, or of as many as in the first batch: not of choices or pairs."""
         if logits is None:
             return True
         if self._r8_classes is None:
-            trainer: Any = self
-            config = getattr(trainer.accelerator.unwrap_model(model), "config", None)
-            self._r8_classes = getattr(config, "num_labels", logits.shape[1])
+            self._r8_classes = self._config_says(model, "num_labels", logits.shape[1])
         return bool(logits.shape[1] == self._r8_classes)
 
     def _compute_loss(

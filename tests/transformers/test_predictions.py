@@ -115,10 +115,11 @@ def test_sequence_classifier(tmp_path):
     [
         (BertForTokenClassification, Texts(torch.randint(0, 3, (20, 6))), {"num_labels": 3}, "exact"),
         (BertForSequenceClassification, Texts(torch.rand(20)), {"num_labels": 1}, "batch means of 8"),
+        (BertForSequenceClassification, Texts(torch.arange(20) % 5), {"num_labels": 1}, "batch means of 8"),
         (BertForSequenceClassification, Texts(torch.randint(0, 2, (20, 3)).float()), {"num_labels": 3}, "batch"),
         (BertForMultipleChoice, Texts(torch.randint(0, 4, (20,)), choices=(4,)), {}, "exact"),
     ],
-    ids=["labels of tokens", "regression", "several labels", "choices"],
+    ids=["labels of tokens", "regression", "regression of whole numbers", "several labels", "choices"],
 )
 def test_models_without_one_class_a_sample_report_losses_alone(tmp_path, kind, data, config, source):
     """Sequences of labels, real numbers, several labels and choices are trained as ever, and nothing fails."""
@@ -141,6 +142,73 @@ def test_scores_of_pairs_are_no_classes(tmp_path):
     trainer = train(tmp_path, model=Pairs())
 
     assert trainer.r8.scheduler.global_step == 3 * STEPS
+
+
+class Own(Model):
+    """A model with a loss of its own, a number of scores, and perhaps a config."""
+
+    def __init__(self, classes, loss, problem_type=None):
+        super().__init__()
+        self.net, self.loss = torch.nn.Linear(64, classes), loss
+        if problem_type:
+            self.config = BertConfig(num_labels=classes, problem_type=problem_type)
+
+    def forward(self, images, labels=None):
+        logits = self.net(images)
+        return {"loss": self.loss(logits, labels), "logits": logits}
+
+
+def own_trained(folder, model, labels):
+    data = [{"images": image, "labels": label} for image, label in zip(IMAGES, labels, strict=True)]
+    trainer = R8Trainer(model=model, args=arguments(folder, num_train_epochs=1), train_dataset=data)
+    trainer.train()
+    return trainer
+
+
+def squared(logits, labels):
+    return (logits[:, 0] - labels).square().mean()
+
+
+def crossed(logits, labels):
+    return torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 0], labels.float())
+
+
+@pytest.mark.parametrize(
+    ("model", "labels"),
+    [
+        (Own(1, crossed), LABELS % 2),
+        (Own(1, squared), LABELS),
+        (Own(3, squared, "regression"), LABELS),
+        (Own(3, crossed, "multi_label_classification"), LABELS % 2),
+    ],
+    ids=["one logit", "one number", "called regression", "called several labels"],
+)
+def test_whole_numbers_that_are_no_classes_report_means(tmp_path, model, labels):
+    """One score, or a config that says so: the labels are of no classes, and the batch means are reported."""
+    trainer = own_trained(tmp_path, model, labels)
+
+    assert trainer.r8.scheduler.table.source == "batch means of 32"
+    assert evidence(trainer) is None
+
+
+@pytest.mark.parametrize("ignored", [-1, 255])
+def test_labels_that_a_model_ignores_are_not_judged(tmp_path, ignored):
+    """A model may ignore another label than -100: such a sample has no loss and no evidence."""
+    few = torch.arange(len(LABELS)) < 5
+    model = Own(10, lambda z, y: torch.nn.functional.cross_entropy(z, y, ignore_index=ignored))
+    trainer = own_trained(tmp_path, model, LABELS.masked_fill(few, ignored))
+
+    np.testing.assert_array_equal(evidence(trainer)["visits"], ~few.numpy())
+    assert not trainer.r8.scheduler.table.loss[:5].any()
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8, torch.bool])
+def test_labels_may_have_any_whole_type(tmp_path, kind):
+    """Labels that the model turns into int64 itself are judged as int64 ones are."""
+    labels = (LABELS % 2).to(kind)
+    trainer = own_trained(tmp_path, Own(2, lambda z, y: torch.nn.functional.cross_entropy(z, y.long())), labels)
+
+    np.testing.assert_array_equal(evidence(trainer)["given"], (LABELS % 2).numpy())
 
 
 def test_few_or_too_many_classes_are_left_out():
