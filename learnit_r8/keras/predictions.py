@@ -39,11 +39,13 @@ def predictions_in(loss: Any, y_true: Any, y_pred: Any) -> Predictions | None:
     """The predictions in what a loss of Keras is computed from; None unless it is a cross entropy of single labels.
 
     Args:
-        loss: A `keras.losses.Loss`.
+        loss: A `keras.losses.Loss`. One with a ``call`` of its own may do anything with the targets.
         y_true: Its targets: classes, one-hot rows, or 0 and 1 of two classes. A sample whose target is in between, as
-            with mixed samples, has no label.
+            with mixed samples, or no class of the model, has no label.
         y_pred: float[B, C], or float[B, 1] of two classes.
     """
+    if getattr(type(loss), "call", None) is not _CALL:
+        return None
     function, settings = getattr(loss, "fn", None), getattr(loss, "_fn_kwargs", {})
     given, scores = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
     if len(scores.shape) != 2 or settings.get("axis", -1) not in (-1, 1):
@@ -52,11 +54,13 @@ def predictions_in(loss: Any, y_true: Any, y_pred: Any) -> Predictions | None:
     classes = scores.shape[1]
     if function in _BINARY and classes == 1 and is_column:
         flat = ops.reshape(given, (-1,))
-        given = ops.where((flat == 0) | (flat == 1), flat, UNLABELLED)
+        given = ops.where((flat == 0) | (flat == 1), ops.cast(flat, "int32"), UNLABELLED)
     elif classes is None or not 2 <= classes <= MOST_CLASSES:
         return None
     elif function is keras.losses.sparse_categorical_crossentropy and is_column:
-        given = ops.reshape(given, (-1,))
+        given = ops.cast(ops.reshape(given, (-1,)), "int32")
+        # What is gathered by these below must exist.
+        given = ops.where((given >= 0) & (given < classes), given, UNLABELLED)
         if settings.get("ignore_class") is not None:
             given = ops.where(given == settings["ignore_class"], UNLABELLED, given)
     elif function in _ONE_HOT and len(given.shape) == 2:
@@ -66,6 +70,9 @@ def predictions_in(loss: Any, y_true: Any, y_pred: Any) -> Predictions | None:
         return None
     return _judged(given, scores, from_logits=bool(settings.get("from_logits", False)))
 
+
+_CALL = keras.losses.SparseCategoricalCrossentropy.call
+"""What all losses of Keras inherit: it calls ``fn`` with the targets as they are."""
 
 _BINARY = (keras.losses.binary_crossentropy, keras.losses.binary_focal_crossentropy)
 _ONE_HOT = (keras.losses.categorical_crossentropy, keras.losses.categorical_focal_crossentropy)

@@ -11,6 +11,7 @@ from keras import layers, losses
 
 from learnit_r8 import predictions_of as expected_of
 from learnit_r8.keras import R8Callback, R8Dataset, batch_dataset, predictions_of, sample_losses
+from learnit_r8.keras.predictions import predictions_in
 from tests.keras_common import CROSS_ENTROPY, At, X, Y, classifier, fit, poison, scheduler, tf
 
 LOGITS = np.random.default_rng(0).normal(size=(30, 5)).astype("f4")
@@ -147,6 +148,32 @@ def test_mixed_and_ignored_labels_are_not_judged():
         ),
     ):
         np.testing.assert_array_equal(found["visits"], ~without)
+
+
+class Ignoring(losses.SparseCategoricalCrossentropy):
+    """Labels that are no classes do not count."""
+
+    def call(self, y_true, y_pred):
+        known = (y_true >= 0) & (y_true < 10)
+        own = super().call(keras.ops.where(known, y_true, 0), y_pred)
+        return own * keras.ops.cast(known, own.dtype)
+
+
+@pytest.mark.parametrize("ignored", [-100, 255])
+def test_loss_with_a_call_of_its_own_reports_losses_alone(ignored):
+    """What a subclass makes of its targets is not known, so nothing is judged by them, and `fit` runs."""
+    labels = np.where(np.arange(len(Y)) < 5, ignored, Y)
+
+    assert evidence_of_fit(dense(10), Ignoring(from_logits=True), labels) is None
+
+
+def test_labels_that_are_no_classes_are_none():
+    """Labels outside [0, C) are not looked up."""
+    labels = np.append([-100, 255, 5], LABELS[3:])
+    found = predictions_in(losses.SparseCategoricalCrossentropy(from_logits=True), labels, LOGITS)
+
+    np.testing.assert_array_equal(found.given, np.append([-1, -1, -1], LABELS[3:]))
+    assert np.isfinite(np.asarray(found.margin)).all()
 
 
 def two_heads():
