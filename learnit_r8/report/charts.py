@@ -38,7 +38,8 @@ def loss_chart(view: View, *, log: bool, width: float = WIDE) -> str:
     x = _centres(len(columns.mean), last)
     low, _ = range_of(columns.low, log=log)
     _, high = range_of(columns.high, log=log, share=0.995)
-    chart = frame(width, 300, (first, last), (low, high) if log else (min(0.0, low), high * 1.04), log=log)
+    low, high = (low, max(high, low * 2)) if log else _with_room(min(0.0, low), high, 0.04)
+    chart = frame(width, 300, (first, last), (low, high), log=log)
     parts = [
         grid(chart, x_name="step"),
         *_marks(view, chart),
@@ -49,6 +50,11 @@ def loss_chart(view: View, *, log: bool, width: float = WIDE) -> str:
         title = f"best smoothed loss {number(view.best.value)} at step {view.best.step:,}"
         parts.append(circle(chart.x.at(view.best.step), chart.y.at(view.best.value), 4, "best", title))
     return svg(chart, parts, "loss of the batches over the steps" + (", logarithmic" if log else ""))
+
+
+def _with_room(low: float, high: float, share: float) -> tuple[float, float]:
+    """A range with room above it."""
+    return low, high + share * (high - low)
 
 
 def _centres(num: int, last: float) -> NDArray[np.float64]:
@@ -184,11 +190,17 @@ def _stream(begin: tuple[float, float], end: tuple[float, float], tall: float) -
 def map_chart(data_map: DataMap, data: ReportData) -> str:
     """The samples by mean and variation of their losses; darker cells hold more samples."""
     mean, spread = data_map.mean, data_map.spread
-    chart = frame(HALF, 360, (0.0, range_of(spread, share=0.999)[1]), (0.0, range_of(mean, share=0.9995)[1] * 1.02))
     known = np.isfinite(mean) & np.isfinite(spread)
+    low, high = range_of(mean, share=0.9995)
+    if not (mean[known] < 0).any():
+        low = 0.0
+    chart = frame(HALF, 360, (0.0, range_of(spread, share=0.999)[1]), _with_room(low, high, 0.02))
     x, y = chart.x, chart.y
     counts, _, _ = np.histogram2d(
-        np.minimum(spread[known], x.high), np.minimum(mean[known], y.high), bins=CELLS, range=((0, x.high), (0, y.high))
+        np.minimum(spread[known], x.high),
+        np.minimum(mean[known], y.high),
+        bins=CELLS,
+        range=((0, x.high), (y.low, y.high)),
     )
     parts = [grid(chart, whole_x=False), *_cells(chart, counts)]
     for index in marked(data).tolist():
@@ -215,9 +227,8 @@ def _cells(chart: Frame, counts: NDArray[np.float64]) -> Iterator[str]:
 
 def histogram(counts: tuple[int, ...], ends: tuple[float, float], name: str, *, log: bool = False) -> str:
     """A histogram of samples."""
-    low, high = ends
-    log = log and 0 < low < high
-    chart = frame(HALF, 150, (low, max(high, low + 1e-9)), (0.0, float(max(1, *counts)) * 1.05), log_x=log)
+    log = log and 0 < ends[0] < ends[1]
+    chart = frame(HALF, 150, range_of(ends, log=log), (0.0, float(max(1, *counts)) * 1.05), log_x=log)
     wide = (chart.x.end - chart.x.start) / len(counts)
     left, floor = chart.x.start + 0.5, chart.y.start
     bars = [

@@ -202,6 +202,27 @@ def test_any_losses_can_be_drawn(tmp_path_factory, epochs):
     assert 'points="nan' not in text
 
 
+@pytest.mark.parametrize(
+    "losses",
+    [np.full(6, -1.0), np.linspace(-3, -1, 6), np.array([0.0, -1.0] * 3), np.full(6, 1e37), np.zeros(6)],
+    ids=["all -1", "negative", "0 and -1", "huge", "zero"],
+)
+def test_losses_of_any_size_have_a_report(tmp_path, losses):
+    """Negative losses, equal ones and huge ones, whose range is empty or ends at 0, are drawn."""
+    folder = tmp_path / "run"
+    r8 = make(60, batch_size=10, num_epochs=3, run_dir=folder)
+    for _ in r8.epoch_iterator():
+        for indices, _ in r8.batch_iterator():
+            r8.update_with_loss(losses[indices % 6])
+    r8.close()
+    text = write_report(folder, tmp_path / "out.html").read_text()
+    Reader(text)
+
+    assert 'class="cell"' in text
+    assert ">nan<" not in text
+    assert 'points="nan' not in text
+
+
 def test_no_run_no_report(tmp_path):
     """Without a run there is an error, and no file."""
     with pytest.raises(UnreadableRun, match="run must be a folder"):
