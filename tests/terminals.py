@@ -113,8 +113,12 @@ class Terminal:
         if self.status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self.status = status if pid else None
-        if self.status is not None:
-            self.read(0)
+            if pid:
+                # The system hands on what was written last a little later: read until nothing comes any more.
+                known = -1
+                while known != len(self.raw):
+                    known = len(self.raw)
+                    self.read(0.05)
         return self.status is not None
 
     def wait_for_end(self, *, within=PATIENCE, reads=True):
