@@ -19,6 +19,12 @@ def num_ranks_of(environ: Mapping[str, str] | None = None) -> int:
     return first_number(_SIZES, 1, environ)
 
 
+def restarts_cannot_meet() -> bool:
+    """Whether torchrun may restart the ranks, but with the store of those before."""
+    may_restart = first_number(("TORCHELASTIC_MAX_RESTARTS",), 0) > 0
+    return may_restart and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def first_number(names: tuple[str, ...], default: int, environ: Mapping[str, str] | None = None) -> int:
     """The first of these environment variables that is a whole number."""
     environ = os.environ if environ is None else environ

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
 
 
-IGNORED = -100
-"""The label that torch's losses leave out by default."""
-
 STEP_RAISED = (
     "step {} counts as done, since its loss was reported before the optimizer's step raised {}: its batch is not drawn "
     "again in this epoch. To train exactly as planned, continue from a checkpoint."
@@ -192,7 +189,7 @@ def logits_and_labels(loss_fn: Any, scores: Any, labels: Any) -> tuple[Any, Any]
     import torch
     from torch.nn import functional
 
-    from ..table.labels.predictions import MOST_CLASSES, UNLABELLED
+    from ..table.labels.predictions import IGNORED, MOST_CLASSES, UNLABELLED
 
     if not (isinstance(scores, torch.Tensor) and isinstance(labels, torch.Tensor)):
         return None

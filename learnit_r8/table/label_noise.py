@@ -254,16 +254,25 @@ def find_suspects(
         return _none("per-sample losses are needed: report a vector of losses.")
     if int(records["usage_count"].max()) < LEAST_USES:
         return _none(f"too early: samples are judged from {LEAST_USES} uses on.")
-    if evidence is None or np.count_nonzero(_margins(evidence) > 0) < LEAST_POSITIVE:
-        is_strict = precision > 0.5 or evidence is not None
-        found = _by_humps(records, untrained_loss, by_group, precision, is_strict=is_strict)
+    if evidence is None:
+        found = _by_humps(records, untrained_loss, by_group, precision, is_strict=precision > 0.5)
     else:
-        found = _by_mirror(records, evidence, untrained_loss, by_group, precision)
-        if found.reason:
-            far = _by_humps(records, untrained_loss, by_group, precision, is_strict=True, least=FAR_APART)
-            found = found if far.reason else far
+        found = _by_evidence(records, evidence, untrained_loss, by_group, precision)
     given, suggested, votes = _suggestions(evidence, found.indices)
     return found._replace(given=given, suggested=suggested, votes=votes)
+
+
+def _by_evidence(records: Any, evidence: Any, untrained_loss: float, by_group: bool, precision: float) -> Suspects:
+    """The samples that the margins name; if they name none, those whose losses are far from all others."""
+    margins = _margins(evidence)
+    found = _by_mirror(records, evidence, margins, untrained_loss, by_group, precision)
+    if not found.reason:
+        return found
+    # So few tell nothing against the losses.
+    are_few = np.count_nonzero(margins > 0) < LEAST_POSITIVE
+    least = 0.0 if are_few else FAR_APART
+    apart = _by_humps(records, untrained_loss, by_group, precision, is_strict=True, least=least)
+    return apart if are_few or not apart.reason else found
 
 
 def _by_humps(
@@ -303,10 +312,12 @@ def _longest(indices: NDArray[np.int64], score: NDArray[np.float64], precision: 
     return indices[: int(enough[-1]) + 1] if len(enough) else indices[:0]
 
 
-def _by_mirror(records: Any, evidence: Any, untrained_loss: float, by_group: bool, precision: float) -> Suspects:
+def _by_mirror(
+    records: Any, evidence: Any, margins: NDArray[np.float32], untrained_loss: float, by_group: bool, precision: float
+) -> Suspects:
     judged = np.flatnonzero(evidence["visits"] >= LEAST_USES)
     group = (records["group"] if by_group else evidence["given"])[judged].astype(np.int64)
-    margin, mirror, chosen = mirrored(_margins(evidence)[judged].astype(np.float64), group, precision)
+    margin, mirror, chosen = mirrored(margins[judged].astype(np.float64), group, precision)
     if mirror is None or not len(chosen):
         return _none("no more samples look wrong than right labels explain that are hard for this model.")
     score = mirror.score(margin)

@@ -8,10 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import cross_entropy
 
-from ..table.labels.predictions import MOST_CLASSES, UNLABELLED
-
-IGNORED = -100
-"""The label that Transformers gives tokens without a loss."""
+from ..table.labels.predictions import IGNORED, MOST_CLASSES
+from ..torch.predictions import as_classes
 
 
 class SampleLosses(NamedTuple):
@@ -86,7 +84,7 @@ def losses_of(logits: torch.Tensor, labels: torch.Tensor, *, shifted: bool, smoo
         return SampleLosses(losses, labels != IGNORED)
     if not 2 <= logits.shape[-1] <= MOST_CLASSES:
         return SampleLosses(losses, None)
-    return SampleLosses(losses, None, logits, labels.masked_fill(labels == IGNORED, UNLABELLED))
+    return SampleLosses(losses, None, logits, as_classes(labels))
 
 
 def document_losses(own: SampleLosses, positions: Any, count: int) -> SampleLosses | None:

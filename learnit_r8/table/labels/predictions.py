@@ -13,7 +13,7 @@ UNLABELLED = -1
 """The class given to a sample that has no single label: an ignored one, or one whose labels are mixed."""
 
 IGNORED = -100
-"""The target that torch leaves out of a loss: no label either."""
+"""The target that torch and Transformers leave out of a loss: no label either."""
 
 NUM_ROWS = 3
 """Numbers for each sample beside its loss."""

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ..._validation import whole_number
 from ...checkpoint.store import CheckpointStore
 from ...engine.control import Requests
+from ...events.launcher import restarts_cannot_meet
 from ...sampling.ticket import Ticket
 from .agreement import check_same, check_same_run, digest_of, digest_of_state
 from .messages import Head, MessageCodec, Note
@@ -93,7 +94,7 @@ class Exchange:
         self._sends_predictions = False
         self._clock: SharedClock
         self._requests: SharedRequests
-        if ranks.rank == 0 and _restarts_cannot_meet(os.environ):
+        if ranks.rank == 0 and restarts_cannot_meet():
             r8.say_once(
                 "restarts",
                 "torchrun keeps one store for all restarts, in which ranks often find the addresses of dead ones and "
@@ -297,12 +298,6 @@ def slice_of(rows: NDArray[Any], ranks: Ranks) -> NDArray[Any]:
     if share * ranks.size != len(rows):
         rows = np.resize(rows, share * ranks.size)
     return rows[ranks.rank * share : (ranks.rank + 1) * share]
-
-
-def _restarts_cannot_meet(environ: Mapping[str, str]) -> bool:
-    """Whether torchrun may restart the ranks, but with the store of those before."""
-    most = environ.get("TORCHELASTIC_MAX_RESTARTS", "")
-    return most.isdecimal() and int(most) > 0 and environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _check_shareable(r8: R8Scheduler, ranks: Ranks) -> None:
