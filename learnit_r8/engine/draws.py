@@ -32,30 +32,41 @@ def start(run: Engine) -> None:
     run._has_started = True
 
 
-def for_search(run: Engine) -> tuple[Batch, float, int]:
-    """The next batch of the search for a learning rate, its rate, and its epoch."""
-    batch, lr = run.search.draw()
-    return batch, lr, -1
+def draw_specially(run: Engine, step: int) -> Ticket | None:
+    """Draw a batch that may not simply be the next one of the chunk; None if another call came first."""
+    pace, plan = run.pace, run.plan
+    with run.turns.take("draw", step) as turn:
+        epoch, progress = step // plan.steps_per_pass, pace.progress_at(step)
+        if pace.next_step != step or progress >= 1:
+            return None
+        if run.search.is_on:
+            # Its batches are no steps of the run, and take none of its time.
+            turn.is_changing = True
+            batch, lr = run.search.draw()
+            return run._ticket(step, -1, lr, batch)
+        turn.is_changing = True
+        _begin(run)
+        # After a resume, batches that are drawn again may be of the previous pass.
+        if epoch > plan.pass_number:
+            _start_pass(run, epoch, pace.policy_progress(epoch, progress))
+        turn.is_changing = False
+        # Schedule and policy are the user's: if they raise, nothing was drawn.
+        lr, returned = run._lr_at(progress), plan.has_returned
+        is_of_pass = returned or not (run.controller.replay.is_due or run.controller.is_steadying)
+        ahead = plan.look_ahead() if is_of_pass else None
+        turn.is_changing = True
+        batch = plan.draw(ahead) if is_of_pass else _of_incident(run)
+        if returned:
+            lr = batch.chunk.rates[batch.slot]
+        batch.chunk.rates[batch.slot] = lr
+        pace.num_out += 1
+        return run._ticket(step, epoch, lr, batch)
 
 
-def elsewhere(run: Engine, epoch: int, progress: float) -> tuple[Batch, float, int]:
-    """Draw a batch that may not simply be the next one of the chunk; returns it with its rate and its epoch."""
-    pace = run.pace
-    pace.start()
+def _begin(run: Engine) -> None:
+    run.pace.start()
     if not run._tally.has_begun:
-        run._tally.began = pace.seconds
-    # After a resume, batches that are drawn again may be of the previous pass.
-    if epoch > run.plan.pass_number:
-        _start_pass(run, epoch, pace.policy_progress(epoch, progress))
-    # The schedule first: if it raises, nothing was drawn.
-    lr, returned = run._lr_at(progress), run.plan.has_returned
-    batch = _next_batch(run)
-    rates = batch.chunk.rates
-    if returned:
-        lr = rates[batch.slot]
-    rates[batch.slot] = lr
-    pace.num_out += 1
-    return batch, lr, epoch
+        run._tally.began = run.pace.seconds
 
 
 def _start_pass(run: Engine, number: int, progress: float) -> None:
@@ -69,15 +80,12 @@ def _start_pass(run: Engine, number: int, progress: float) -> None:
         )
 
 
-def _next_batch(run: Engine) -> Batch:
-    if run.controller.replay.is_due and not run.plan.has_returned:
+def _of_incident(run: Engine) -> Batch:
+    """A batch that is drawn again, or a steady one."""
+    if run.controller.replay.is_due:
         return run.plan.draw_again(run.controller.replay.draw(run._num_draws))
-    if run.controller.is_steadying and not run.plan.has_returned:
-        run.controller.count_steady()
-        steady = run.plan.draw_outside(STEADY)
-        if steady is not None:
-            return steady
-    return run.plan.draw()
+    run.controller.count_steady()
+    return run.plan.draw_outside(STEADY) or run.plan.draw()
 
 
 def rest_of_epoch(run: Engine) -> list[Ticket]:

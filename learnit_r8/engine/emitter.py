@@ -117,7 +117,8 @@ class EventEmitter:
             data_seconds=data,
             suspicion=suspicion,
         )
-        self._announcer.hand_on(event)
+        self._announcer.add_event(event)
+        self._announcer.deliver()
 
     def epoch_done(self, *, epoch: int, progress: float, lr: float, tally: Tally, seconds: float) -> None:
         """Emit `EpochDone`: all steps of an epoch were reported."""

@@ -89,6 +89,11 @@ class Pace:
         return self._watch.seconds(self.clock())
 
     @property
+    def is_running(self) -> bool:
+        """Whether time is counted now."""
+        return self._watch.is_running
+
+    @property
     def next_step(self) -> int:
         """The step at which a batch drawn now will be reported."""
         return self.step + self.num_out
@@ -197,10 +202,6 @@ class Pace:
             if was_running:
                 self._watch.start(self.clock())
                 self._meet_deadline()
-
-    def undo(self, step: int, num_out: int) -> None:
-        """Return to the counts before an interrupted call."""
-        self.step, self.num_out = step, num_out
 
     def state_dict(self) -> dict[str, Any]:
         """Steps and seconds, and the end that a cool-down has set; batches not reported yet are drawn again."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,8 @@ from ..guard.monitor import MOST_SUSPICION
 from ..guard.verdict import Verdict
 from ..recovery.moment import go_back
 from ..recovery.restore import RestoreResult
-from ..sampling.ticket import Ticket
-from ..table.losses import Reading
-from .interruption import PendingCall, mend
-from .marks import AnswerMark
+from ..sampling.ticket import Outcome, Ticket
+from . import step
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -26,50 +24,103 @@ ABANDONED = (
 )
 
 
-def answer(
-    run: Engine, ticket: Ticket, reading: Reading, kind: int, expected: float, verdict: Verdict
-) -> tuple[Verdict, RestoreResult | None]:
-    """Act on a verdict other than GOOD; returns the final verdict, and the state that was restored."""
-    run._marks.answering = AnswerMark(run, ticket)
+def report_in_turn(run: Engine, ticket: Ticket, judged: step.Judged) -> Outcome | None:
+    """Report a loss that is not simply good; None if it must be judged again, as another call came first."""
+    with run.turns.take("report", ticket.step) as turn:
+        if not step.is_current(run, ticket, judged):
+            return None
+        turn.is_changing = True
+        verdict, restored = _answer(run, ticket, judged)
+        run.pace.begin_break()
+        return Outcome(verdict, _rate_after(run, judged), None if restored is None else restored.step)
+
+
+def _rate_after(run: Engine, judged: step.Judged) -> float:
+    return run.search.lr or (run.lr if judged.lr != judged.lr else run.controller.lr(judged.lr))
+
+
+def _answer(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, RestoreResult | None]:
+    """Act on a verdict; returns the final verdict, and the state that was restored."""
+    reading, verdict = judged.reading, judged.judgement.verdict
+    if ticket.epoch < 0:
+        restored = run.search.take(ticket.batch, reading.mean, ticket.lr, refused=verdict is not Verdict.GOOD)
+        run.use_found_lr()
+        return verdict, restored
+    if run.controller.replay.is_on and math.isfinite(reading.mean):
+        restored = _compare_replay(run, ticket, judged)
+        if restored is not None:
+            return Verdict.SKIPPED, restored
+    if verdict is Verdict.GOOD:
+        _learn(run, ticket, judged)
+        return verdict, None
+    suspicion = run.sentry.suspicion_of(judged.judgement)
+    run.sentry.keep(judged.judgement)
     if verdict is Verdict.RAISED and not run.controller.doubts_level:
-        restored = run.controller.accept_level(lr=run.lr, draws=run._num_draws, step=run.pace.step + 1)
+        restored = run.controller.accept_level(
+            lr=run.controller.lr(judged.lr), draws=run._num_draws, step=run.pace.step + 1
+        )
         if restored is not None:
             # From here on, the guard takes losses of this level as usual.
-            run.close_unlearned(ticket)
+            _close_unlearned(run, ticket)
             return verdict, restored
         run.sentry.overrule()
         verdict = Verdict.DRIFT
     if verdict is Verdict.DRIFT:
-        run.learn(ticket, reading, kind, expected)
-        run.controller.drifted(reading.mean, run.lr)
+        _learn(run, ticket, judged._replace(judgement=judged.judgement._replace(verdict=verdict)))
+        run.controller.drifted(reading.mean, run.controller.lr(judged.lr))
         return verdict, None
     if verdict is Verdict.SKIPPED:
-        run.close_unlearned(ticket)
+        _close_unlearned(run, ticket)
         return verdict, None
-    return verdict, _refuse(run, ticket, reading, verdict)
+    return verdict, _refuse(run, ticket, judged, verdict, suspicion)
 
 
-def _refuse(run: Engine, ticket: Ticket, reading: Reading, verdict: Verdict) -> RestoreResult | None:
-    run.close_unlearned(ticket)
+def _learn(run: Engine, ticket: Ticket, judged: step.Judged) -> None:
+    ended = step.learn(run, ticket, judged)
+    if run.announcer.is_heard:
+        run.emitter.end()
+        step.tell(run, ticket, judged, ended)
+
+
+def _close_unlearned(run: Engine, ticket: Ticket) -> None:
+    """Count a step that nothing is learned from."""
+    run.plan.settle(ticket.batch)
+    run.pace.num_out -= 1
+    run.pace.step += 1
+    step.tell_epoch(run, ticket, step.end_epoch(run))
+
+
+def discard(run: Engine, ticket: Ticket) -> None:
+    """Count a batch whose training was undone before its loss was judged; see `Engine.discard`."""
+    if ticket.epoch < 0:
+        run.search.skip(ticket.batch)
+        run.use_found_lr()
+    else:
+        _close_unlearned(run, ticket)
+
+
+def _refuse(
+    run: Engine, ticket: Ticket, judged: step.Judged, verdict: Verdict, suspicion: float
+) -> RestoreResult | None:
+    _close_unlearned(run, ticket)
     restored = run.controller.refused(
         ticket,
-        reading,
+        judged.reading,
         verdict,
-        scheduled_lr=run.scheduled_lr(run.pace.progress_at(run.pace.step)),
+        scheduled_lr=judged.lr,
         most_steady=_most_steady(run, ticket.epoch),
         draws=run._num_draws,
         step=run.pace.step,
-        is_calm=run.sentry.suspicion < MOST_SUSPICION,
+        is_calm=suspicion < MOST_SUSPICION,
     )
     return _gone_back(run, restored)
 
 
-def compare_replay(run: Engine, ticket: Ticket, reading: Reading) -> RestoreResult | None:
+def _compare_replay(run: Engine, ticket: Ticket, judged: step.Judged) -> RestoreResult | None:
     """Compare the loss of a replayed batch with the first one; returns the restored state if they differ."""
-    run._marks.answering = AnswerMark(run, ticket)
-    restored = run.controller.replayed(ticket, reading.mean, step=run.pace.step + 1, draws=run._num_draws)
+    restored = run.controller.replayed(ticket, judged.reading.mean, step=run.pace.step + 1, draws=run._num_draws)
     if restored is not None:
-        run.close_unlearned(ticket)
+        _close_unlearned(run, ticket)
     return _gone_back(run, restored)
 
 
@@ -78,26 +129,20 @@ def answer_damage(run: Engine, array: str) -> RestoreResult | None:
     if run.search.is_on:
         run.persistence.note_answered()
         return None
-    run._marks.answering = mark = AnswerMark(run)
-    try:
-        restored = run.controller.damaged(
-            array,
-            step=run.pace.step,
-            scheduled_lr=run.scheduled_lr(run.pace.progress_at(run.pace.step)),
-            most_steady=_most_steady(run, run.pace.epoch),
-            draws=run._num_draws,
-        )
-        restored = _gone_back(run, restored)
-        run.persistence.note_answered()
-        return restored
-    except Exception:
-        run.persistence.note_answered()
-        raise
-    except BaseException:
-        run._cut = mark
-        mend(run)
-        run._cut = PendingCall(functools.partial(answer_damage, run, array))
-        raise
+    scheduled = run.scheduled_lr(run.pace.progress_at(run.pace.step))
+    with run.turns.take("between_steps", run.pace.step) as turn:
+        turn.is_changing = True
+        try:
+            restored = run.controller.damaged(
+                array,
+                step=run.pace.step,
+                scheduled_lr=scheduled,
+                most_steady=_most_steady(run, run.pace.epoch),
+                draws=run._num_draws,
+            )
+            return _gone_back(run, restored)
+        finally:
+            run.persistence.note_answered()
 
 
 def _gone_back(run: Engine, restored: RestoreResult | None) -> RestoreResult | None:
@@ -132,4 +177,4 @@ def give_up(run: Engine, ticket: Ticket, on_purpose: bool) -> None:
         run.announcer.warn_once("abandoned", ABANDONED.format(step=ticket.step))
     if not drawn_again:
         run.pace.step += 1
-        run.end_epoch_if_complete(ticket)
+        step.tell_epoch(run, ticket, step.end_epoch(run))

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import events
 from .._validation import did_you_mean
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.run_config import GOAL
-from .interruption import finish
 from .tally import Tally
 
 if TYPE_CHECKING:
@@ -33,19 +33,21 @@ _REQUIRED = {"format", "data", "seed", "table", "plan", "pace", "rescue", "guard
 
 
 def state_of(run: Engine, *, in_background: bool = False) -> dict[str, Any]:
-    """Everything needed to continue with exactly the same batches, rates and tables; see `Engine.state_dict`.
+    """Everything needed to continue with exactly the same batches, rates and tables; see `R8Scheduler.state_dict`.
 
     Args:
-        run: The run.
+        run: The run, whose turn this thread has.
         in_background: Whether another thread reads it while the run continues; see `SampleTable.state_dict`.
     """
+    table = run.table.state_dict(in_background=in_background)
+    return {"format": FORMAT, "versions": dict(VERSIONS), "data": identity_of(run), "table": table, **position_of(run)}
+
+
+def position_of(run: Engine) -> dict[str, Any]:
+    """The state but for the table, as it will be once that has learned every report so far."""
     return {
-        "format": FORMAT,
-        "versions": dict(VERSIONS),
-        "data": identity_of(run),
         "seed": run.plan.seed,
-        "table": run.table.state_dict(in_background=in_background),
-        "plan": run.plan.state_dict(),
+        "plan": run.plan.position(),
         "pace": run.pace.state_dict(),
         "rescue": run.controller.state_dict(),
         "quarantine": run.controller.quarantine.state_dict(),
@@ -56,11 +58,10 @@ def state_of(run: Engine, *, in_background: bool = False) -> dict[str, Any]:
     }
 
 
-def whole_state_of(run: Engine, *, in_background: bool = False) -> dict[str, Any]:
-    """The state, after finishing an interrupted call."""
-    if run._cut is not None:
-        finish(run)
-    return state_of(run, in_background=in_background)
+def whole_state_of(run: Engine, *, in_background: bool = False, call: str = "state_dict") -> dict[str, Any]:
+    """The state, which no other call changes meanwhile; ``call`` asks for it."""
+    with run.turns.take(call, run.pace.step):
+        return state_of(run, in_background=in_background)
 
 
 def identity_of(run: Engine) -> dict[str, Any]:
@@ -90,26 +91,28 @@ def _check(run: Engine, state: Mapping[str, Any]) -> None:
             )
 
 
-def load_state(run: Engine, state: Mapping[str, Any]) -> None:
-    """Load a saved state, or leave the run unchanged; see `Engine.load_state_dict`."""
+def load_state(run: Engine, state: Mapping[str, Any], call: str = "load_state_dict") -> None:
+    """Load a saved state, or leave the run unchanged; see `R8Scheduler.load_state_dict`."""
     _check(run, state)
-    before = whole_state_of(run)
-    # Unfinished calls belong to the state that is replaced.
-    run._cut = run._marks.finished = None
-    try:
-        _take_over(run, state)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        _take_over(run, before)
-        raise ValueError(f"state must be what state_dict() returned, got a damaged one ({error!r}).") from error
-    except BaseException:
-        _take_over(run, before)
-        raise
+    with run.turns.take(call, run.pace.step, mends=True) as turn:
+        before = None if turn.was_cut else state_of(run)
+        turn.is_changing = True
+        try:
+            _take_over(run, state)
+        except Exception as error:
+            if before is not None:
+                _take_over(run, before)
+                turn.is_changing = False
+            if not isinstance(error, (KeyError, IndexError, TypeError, ValueError)):
+                raise
+            raise ValueError(f"state must be what state_dict() returned, got a damaged one ({error!r}).") from error
     run.member.forget()
 
 
 def _take_over(run: Engine, state: Mapping[str, Any]) -> None:
     run.plan.seed = state["seed"]
-    run.table.load_state_dict(state["table"])
+    if "table" in state:
+        run.table.load_state_dict(state["table"])
     run.plan.load_state_dict(state["plan"])
     run.pace.load_state_dict(state["pace"])
     run.controller.load_state_dict(state["rescue"])
@@ -136,17 +139,21 @@ def save_as_asked(run: Engine) -> None:
 
 def go_on_from(run: Engine, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
     """Continue from a checkpoint, or leave the run unchanged."""
-    before = whole_state_of(run)
+    before = None if run.turns.is_cut else whole_state_of(run, call="load_checkpoint")
     if run.persistence.has_changed(checkpoint, "guard") and "guard" in state:
         state = {**state, "guard": run.sentry.adapted(state["guard"])}
     if any(run.persistence.has_changed(checkpoint, name) for name in GOAL):
         # Who gives another budget wants that end, not the one of an earlier cool-down.
         state = {**state, "pace": {**state["pace"], "ending": None}}
-    load_state(run, state)
+    load_state(run, state, "load_checkpoint")
     try:
         run.persistence.put_back(checkpoint)
-    except BaseException:
-        load_state(run, before)
+    except BaseException as error:
+        # Not while an interrupt ends the program: the model may be half loaded in any case.
+        if before is not None and isinstance(error, Exception):
+            load_state(run, before, "load_checkpoint")
+        else:
+            run.turns.mark_cut("load_checkpoint", run.pace.step)
         raise
     if run.persistence.has_changed(checkpoint, "seed"):
         run.announcer.warn_once(
@@ -201,6 +208,31 @@ def _resume_from_newest(run: Engine) -> None:
     )
     if has_other:
         load_checkpoint(run, None)
+
+
+def restore_backup(run: Engine) -> int:
+    """Go on from the newest backup in RAM; see `R8Scheduler.restore_backup`."""
+    if not run.table.is_whole:
+        raise RuntimeError(
+            "restore_backup() needs a whole table, but the call was cut while that stored what it had learned; use "
+            "load_checkpoint()."
+        )
+    with run.turns.take("restore_backup", run.pace.step, mends=True) as turn:
+        if run.persistence.callbacks.load is None or not run.persistence.backup.has_moments:
+            raise RuntimeError(
+                "restore_backup() needs a load_callback and a backup of this run in RAM, got none; use "
+                "load_checkpoint(), or build another R8Scheduler around the model as it is."
+            )
+        turn.is_changing = True
+        run.plan.hand_over()
+        restored = run.persistence.restore_backup(draws=run._num_draws)
+        state = restored.moment.state
+        # Time that was used is used.
+        _take_over(run, {**state, "pace": {**state["pace"], "seconds": run.pace.seconds}})
+        run.table.go_back_to(restored.moment.trend)
+        run.announcer.tell(events.RolledBack, to_step=restored.step, source=restored.source)
+    run.member.forget()
+    return restored.step
 
 
 def folder_of_branch(folder: Path, checkpoint: Checkpoint, new: Mapping[str, Any]) -> Path:

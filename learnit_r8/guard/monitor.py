@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..table.records import LARGEST_LOSS
 from .verdict import Guard, Verdict
@@ -15,6 +15,25 @@ benchmarks/divergences.py."""
 
 MOST_SKIPPED = 20
 """Optimizer steps that may be skipped in a row; a loss scale that starts at 65536 skips up to 16."""
+
+
+_REFUSED = (Verdict.NOT_FINITE, Verdict.SPIKE, Verdict.RAISED, Verdict.LASTING_DRIFT, Verdict.OVERFLOW)
+
+
+class Judgement(NamedTuple):
+    """What the guard makes of a report, before the sentry keeps it.
+
+    Attributes:
+        losses: The guard's state for losses, after this one.
+        norms: Its state for gradient norms.
+        num_skipped: Optimizer steps skipped in a row.
+        verdict: The verdict.
+    """
+
+    losses: Any
+    norms: Any
+    num_skipped: int
+    verdict: Verdict
 
 
 class Sentry:
@@ -92,8 +111,8 @@ class Sentry:
         grad_norm: float | None = None,
         skipped: bool = False,
         is_usual: bool = True,
-    ) -> Verdict:
-        """Judge a report.
+    ) -> Judgement:
+        """Judge a report; nothing is changed before `keep`.
 
         Args:
             loss: Mean loss of the batch.
@@ -105,42 +124,40 @@ class Sentry:
                 neither the loss nor the norm; only more than `MOST_SKIPPED` in a row are refused.
             is_usual: Whether later losses are compared with this one. A batch of easy samples can only add evidence.
         """
+        before, norms = self._losses, self._norms
         if skipped:
-            return self._skipped(loss)
-        self.num_skipped = 0
-        before = self._losses
-        self._losses, verdict = self.guard.judge(before, loss, expected, typical, lr)
-        if not is_usual and self.guard.suspicion(self._losses) <= self.guard.suspicion(before):
-            self._losses = before if verdict is Verdict.GOOD else self._losses
+            return Judgement(before, norms, *self._skipped(loss))
+        losses, verdict = self.guard.judge(before, loss, expected, typical, lr)
+        if not is_usual and verdict is Verdict.GOOD and self.guard.suspicion(losses) <= self.guard.suspicion(before):
+            losses = before
         if grad_norm is not None:
-            verdict = self._with_norm(verdict, grad_norm)
-        if verdict is not Verdict.GOOD and verdict is not Verdict.DRIFT:
-            self.num_refused += 1
-            self._before_refusal = before
-        return verdict
+            norms, of_norm = self.guard.judge(norms, grad_norm)
+            # Norms may grow throughout a healthy training, so only sudden changes count.
+            sudden = of_norm is Verdict.NOT_FINITE or of_norm is Verdict.SPIKE
+            verdict = of_norm if sudden and verdict in (Verdict.GOOD, Verdict.DRIFT) else verdict
+        return Judgement(losses, norms, 0, verdict)
 
-    def undo(self, losses: Any, norms: Any, before_refusal: Any, num_refused: int, num_skipped: int) -> None:
-        """Return to the given state from before the last report."""
-        self._losses, self._norms, self._before_refusal = losses, norms, before_refusal
-        self.num_refused, self.num_skipped = num_refused, num_skipped
+    def keep(self, judgement: Judgement) -> None:
+        """Go on from a judgement."""
+        before = self._losses
+        self._losses, self._norms, self.num_skipped, verdict = judgement
+        if verdict in _REFUSED:
+            self.num_refused += 1
+        if verdict in _REFUSED and verdict is not Verdict.OVERFLOW:
+            self._before_refusal = before
+
+    def suspicion_of(self, judgement: Judgement) -> float:
+        """How near the guard is to refusing after a report that it is about to keep."""
+        return max(self.guard.suspicion(judgement.losses), self.guard.suspicion(judgement.norms))
 
     def overrule(self) -> None:
         """Do not count the last refusal, as the loss was learned from after all."""
         self.num_refused -= 1
 
-    def _with_norm(self, verdict: Verdict, grad_norm: float) -> Verdict:
-        self._norms, of_norm = self.guard.judge(self._norms, grad_norm)
-        # Norms may grow throughout a healthy training, so only sudden changes count.
-        sudden = of_norm is Verdict.NOT_FINITE or of_norm is Verdict.SPIKE
-        return of_norm if sudden and verdict in (Verdict.GOOD, Verdict.DRIFT) else verdict
-
-    def _skipped(self, loss: float) -> Verdict:
-        self.num_skipped += 1
-        if self.num_skipped > MOST_SKIPPED:
-            self.num_skipped = 0
-            self.num_refused += 1
-            return Verdict.OVERFLOW
-        return Verdict.GOOD if -LARGEST_LOSS <= loss <= LARGEST_LOSS else Verdict.SKIPPED
+    def _skipped(self, loss: float) -> tuple[int, Verdict]:
+        if self.num_skipped >= MOST_SKIPPED:
+            return 0, Verdict.OVERFLOW
+        return self.num_skipped + 1, Verdict.GOOD if -LARGEST_LOSS <= loss <= LARGEST_LOSS else Verdict.SKIPPED
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state as plain values."""

@@ -110,19 +110,19 @@ class BackupTimer:
             self._announcer.tell(events.DamageFound, array=damaged)
             return damaged
         self.clean_step = step
-        before, shortage = self.backup.slots, ""
+        copy, shortage = None, ""
         try:
-            self.backup.offer(state, step=step, draws=draws, moment=moment)
+            copy = self.backup.copied(state)
         except MemoryError:
             shortage = "no memory"
         if self.agree(shortage):
             # On all ranks, which must go back to the same step later.
-            self.backup.undo(before, None)
             self._note_taken(step)
             self._announcer.warn_once(
                 "no memory", f"there was no memory for the backup at step {step}; the previous one is kept."
             )
             return ""
+        self.backup.add(copy, step=step, draws=draws, moment=moment)
         self._note_taken(step)
         self._announcer.tell(events.BackupTaken)
         return ""

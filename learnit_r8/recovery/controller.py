@@ -132,14 +132,6 @@ class RecoveryController:
             self._end(self._incident.conclusion(before))
         self._tell_rate(before)
 
-    def undo(self, state: RecoveryState, num_equal: int, loss: float | None) -> None:
-        """Undo the last report; ``loss`` is its loss if it was good, whether or not it was recorded already."""
-        losses = self._incident.losses
-        # Little happens between recording a loss and completing its report, so an earlier equal loss is rarely popped.
-        if loss is not None and losses and losses[-1] == loss:
-            losses.pop()
-        self._state, self._num_equal = state, num_equal
-
     def _looked(self, state: RecoveryState) -> RecoveryState:
         """Have the weights checked at the end of the trial, because this incident's damage does not show in losses."""
         persistence = self._persistence

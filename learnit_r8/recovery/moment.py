@@ -19,16 +19,18 @@ class Moment(NamedTuple):
         memory: The guard's states.
         trend: The trend of the losses, and whether estimates were differences from it.
         baseline: Number of baseline resets by then.
+        state: The state of the run but for the table's records, from which a run goes on whose state is not whole.
     """
 
     memory: Any
     trend: tuple[float, bool]
     baseline: int = 0
+    state: Any = None
 
 
-def moment_of(sentry: Sentry, table: SampleTable) -> Moment:
+def moment_of(sentry: Sentry, table: SampleTable, state: Any = None) -> Moment:
     """The current moment."""
-    return Moment(sentry.memory, table.trend_mark, sentry.baseline)
+    return Moment(sentry.memory, table.trend_mark, sentry.baseline, state)
 
 
 def go_back(moment: Moment, sentry: Sentry, table: SampleTable, *, forget: bool) -> None:

@@ -55,7 +55,6 @@ class Persistence:
         generations: The backups in shared memory.
         saver: Writes checkpoints; None without a folder.
         is_restoring: Whether the model is being restored now.
-        has_restored: Whether a restore has begun since `note_judging`.
         quiet_steps: First step at which something may be due, unless an epoch ends earlier.
         quiet_seconds: Training seconds from which something may be due, unless an epoch ends earlier.
 
@@ -92,7 +91,7 @@ class Persistence:
         _check_folder(folder, checkpoint_every=checkpoint_every, monitor=monitor)
         self.callbacks = self._given = callbacks
         self._announcer = announcer
-        self.is_restoring = self.has_restored = False
+        self.is_restoring = False
         self._config = dict(config or {})
         if backup_every is None:
             backup_every = every(time=30) | every(max(LEAST_BACKUP_STEPS, steps_per_epoch // 4))
@@ -133,16 +132,6 @@ class Persistence:
     def agree(self) -> Callable[[str], str]:
         """Shares a failure on one rank with all ranks; see `BackupTimer`."""
         return self._backup_timer.agree
-
-    def note_judging(self) -> None:
-        """Note that a loss is about to be judged; resets `has_restored`."""
-        self.has_restored = False
-
-    def undo_restore(self) -> None:
-        """Undo an interrupted restore, except in the model."""
-        self.backup.forget_spares()
-        self.is_restoring = False
-        self.wake()
 
     def wake(self) -> None:
         """Check at the next step whether something is due, as the settings or the position have changed."""
@@ -430,6 +419,16 @@ class Persistence:
         """
         return self._restore(lambda restorer: restorer.restore(reach, draws=draws, depth=depth), failures)
 
+    def restore_backup(self, *, draws: int) -> RestoreResult:
+        """Restore the newest backup that was made in this run; see `Restorer.restore_backup`.
+
+        Raises:
+            RestoreError: the load callback raised for each of them.
+        """
+        restored = self._restore(lambda restorer: restorer.restore_backup(draws=draws), None)
+        assert restored is not None
+        return restored
+
     def return_to(self, source: str, step: int, *, draws: int) -> RestoreResult | None:
         """Restore the state that an incident restored first; see `Restorer.return_to`."""
         return self._restore(lambda restorer: restorer.return_to(source, step, draws=draws), None)
@@ -450,7 +449,7 @@ class Persistence:
             agree=self.agree,
             announcer=self._announcer,
         )
-        self.has_restored = self.is_restoring = True
+        self.is_restoring = True
         try:
             return restore(restorer)
         finally:

@@ -162,6 +162,11 @@ class RamBackup:
         self._spares: list[Any] = []
 
     @property
+    def has_moments(self) -> bool:
+        """Whether there is a state with which the scheduler's own was kept."""
+        return any(slot.moment is not None for slot in self.states())
+
+    @property
     def is_empty(self) -> bool:
         """Whether there is nothing to restore."""
         return self.slots.trial is None and self.slots.good is None
@@ -185,7 +190,11 @@ class RamBackup:
             TypeError: it cannot be copied; the stored states are unchanged.
             MemoryError: there is no memory for a copy; the stored states are unchanged.
         """
-        slot = Slot(self._copied(state), step, draws, moment)
+        self.add(self.copied(state), step=step, draws=draws, moment=moment)
+
+    def add(self, copy: Any, *, step: int, draws: int, moment: Any = None) -> None:
+        """Store what `copied` returned; see `offer`."""
+        slot = Slot(copy, step, draws, moment)
         before, newest, trial, *_ = slots = self.slots
         if trial is None or draws <= trial.draws:
             self.slots = slots._replace(trial=slot)
@@ -198,7 +207,8 @@ class RamBackup:
             self.slots = slots._replace(newest=slot)
             self._recycle(newest)
 
-    def _copied(self, state: Any) -> Any:
+    def copied(self, state: Any) -> Any:
+        """A copy of a state, for `add`; in memory that is no longer needed, where there is some."""
         if self._spares and self._copy_into is not None:
             # If this fails, the partly written buffer is not used again.
             return self._copy_into(self._spares.pop(), state)
@@ -216,8 +226,21 @@ class RamBackup:
             if slot.draws == draw and slot.batch is None:
                 slot.batch, slot.loss = indices.copy(), loss
 
-    def confirm(self, draw: int, lr: float = math.nan) -> None:
-        """Count a good loss of batch number ``draw``, drawn at learning rate ``lr``, for the states taken before it."""
+    def is_look_due(self, draw: int) -> bool:
+        """Whether it matters for `confirm` of this batch that the guard is calm."""
+        trial = self.slots.trial
+        if trial is None or draw < trial.draws:
+            return False
+        return not (trial.healthy + 1) % LOOK_EVERY or trial.healthy + 1 >= self.trial_steps
+
+    def confirm(self, draw: int, lr: float = math.nan, *, is_calm: bool | None = None) -> None:
+        """Count a good loss for the states that were taken before its batch was drawn.
+
+        Args:
+            draw: Number of the batch.
+            lr: Learning rate at which it was drawn.
+            is_calm: Whether the guard suspects nothing; None to ask, where `is_look_due`.
+        """
         slots = self.slots
         before, newest, trial, _, _, _ = slots
         if trial is None or draw < trial.draws:
@@ -229,10 +252,10 @@ class RamBackup:
                 self.slots = slots._replace(before=None)
                 self._recycle(before)
         if not trial.healthy % LOOK_EVERY or trial.healthy >= self.trial_steps:
-            self._look(trial, lr)
+            self._look(trial, lr, is_calm=self.is_calm() if is_calm is None else is_calm)
 
-    def _look(self, trial: Slot, lr: float) -> None:
-        if not self.is_calm():
+    def _look(self, trial: Slot, lr: float, *, is_calm: bool) -> None:
+        if not is_calm:
             self.unsettle()
         elif trial.healthy >= self.trial_steps:
             trial.lr = lr
@@ -354,20 +377,6 @@ class RamBackup:
         chosen = self.copy_of(options[0])
         self.went_back_to(options[0], draws=draws)
         return chosen
-
-    def undo(self, slots: Slots, healthy: tuple[int | None, int | None] | None) -> None:
-        """Return to the states before a report; ``healthy`` are the counts of the one on trial and of the newest."""
-        if self.slots is not slots:
-            self.forget_spares()
-            self.slots = slots
-        for slot, count in zip((slots.trial, slots.newest), healthy or (), strict=False):
-            if slot is not None and count is not None:
-                # Its trial was not over, so it has no rate.
-                slot.healthy, slot.lr = count, math.nan
-
-    def forget_spares(self) -> None:
-        """Reuse no buffer, as a state that was dropped may be stored again."""
-        self._spares.clear()
 
     def clear(self) -> None:
         """Forget everything."""

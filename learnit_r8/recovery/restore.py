@@ -114,6 +114,24 @@ class Restorer:
             raise RestoreError(f"{causes} The model may be partly restored.") from self._errors[0]
         return None
 
+    def restore_backup(self, *, draws: int) -> RestoreResult:
+        """Restore the newest backup that a good loss has followed, or else another one, of those made in this run.
+
+        Args:
+            draws: Batches drawn so far.
+
+        Raises:
+            RestoreError: none of them could be restored.
+        """
+        for slot in self._backup.options(Reach.NEWEST):
+            restored = None if slot.moment is None else self._try(_Source(slot.step, slot))
+            if restored is not None:
+                self._backup.went_back_to(slot, draws=draws)
+                return restored
+        raise RestoreError(
+            f"no backup could be restored: {' | '.join(self.failures)}. The model may be partly restored."
+        )
+
     def return_to(self, name: str, step: int, *, draws: int) -> RestoreResult | None:
         """Restore the state that an incident restored first.
 

@@ -71,19 +71,6 @@ class BatchTrend:
         above = reading.mean - mean
         return Reading(mean, reading.means - above, reading.part_size, reading.lowest - above)
 
-    @property
-    def early_mark(self) -> Any:
-        """The state for the first losses, for `undo`; None once they are over."""
-        return (self._first, self.untrained.mark) if self.is_early else None
-
-    def undo(self, num_reports: int, value: float, early_mark: Any) -> None:
-        """Return to the values before the last loss."""
-        self.num_reports, self.value = num_reports, value
-        if early_mark is not None:
-            self.is_early = True
-            self._first, untrained = early_mark
-            self.untrained.go_back_to(untrained)
-
     def state_dict(self) -> dict[str, Any]:
         """The state apart from ``value`` and ``num_reports``."""
         *first, recent = self._first

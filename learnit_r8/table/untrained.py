@@ -50,18 +50,7 @@ class UntrainedLoss:
         if len(losses) >= self.size:
             self.value = mean_of_usual(losses, self._num_averaged)
             self._is_settled = True
-            # A mark may still need the old list.
             self._losses = []
-
-    @property
-    def mark(self) -> tuple[float, list[float], int, float, bool]:
-        """The current state, for `go_back_to`; nothing is copied, as losses are only appended."""
-        return self.value, self._losses, len(self._losses), self._total, self._is_settled
-
-    def go_back_to(self, mark: tuple[float, list[float], int, float, bool]) -> None:
-        """Return to the state of a `mark`."""
-        self.value, self._losses, count, self._total, self._is_settled = mark
-        del self._losses[count:]
 
     def state_dict(self) -> dict[str, Any]:
         """The estimate, and until it is final the losses so far."""
