@@ -23,13 +23,13 @@ FORMAT = 1
 VERSIONS = {
     "table": 2, "plan": 1, "pace": 2, "rescue": 1, "quarantine": 1, "guard": 1, "tally": 1, "search": 1,
 }  # fmt: skip
-"""Version of each part's state. A change of a part adds one here, and the part must still read older versions.
-A state without versions is of package 0.1, whose parts all have version 0."""
+"""Version of each part's state. A change of a part adds one here, and the part must still read the versions before it,
+down to those of the files in ``tests/runs/saved``."""
 
 CHANGED_BY_RESUME = {"num_samples", "batch_size", "last_batch"}
 """Arguments that `R8Scheduler.resume_from_checkpoint` can change by adapting the state."""
 
-_REQUIRED = {"format", "data", "seed", "table", "plan", "pace", "rescue", "guard", "tally", "num_draws", "search"}
+_REQUIRED = {"format", "versions", "data", "seed", "num_draws", *VERSIONS}
 
 
 def state_of(run: Engine, *, in_background: bool = False) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _check(run: Engine, state: Mapping[str, Any]) -> None:
             f"state must be what state_dict() returned (format {FORMAT}), got format {state.get('format')!r} without "
             f"{sorted(missing)}."
         )
-    for name, version in state.get("versions", {}).items():
+    for name, version in state["versions"].items():
         if version > VERSIONS.get(name, 0):
             raise ValueError(
                 f"{name!r} of the state must be of version {VERSIONS.get(name, 0)} or older, got version {version!r}: "
@@ -113,7 +113,7 @@ def _take_over(run: Engine, state: Mapping[str, Any]) -> None:
     run.plan.load_state_dict(state["plan"])
     run.pace.load_state_dict(state["pace"])
     run.controller.load_state_dict(state["rescue"])
-    run.controller.quarantine.load_state_dict(state.get("quarantine"))
+    run.controller.quarantine.load_state_dict(state["quarantine"])
     run.sentry.load_state_dict(state["guard"])
     run._tally = Tally.from_state(state["tally"])
     run._num_draws = state["num_draws"]

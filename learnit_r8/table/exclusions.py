@@ -54,6 +54,6 @@ class Exclusions:
         return {"quarantined": self.quarantined.copy(), "watched": self.watched.copy()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned; version 0.1 had neither."""
-        self.quarantined = _read_only(np.array(state.get("quarantined", ()), np.int64))
-        self.watched = _read_only(np.array(state.get("watched", ()), np.int64))
+        """Load what `state_dict` returned."""
+        self.quarantined = _read_only(np.array(state["quarantined"], np.int64))
+        self.watched = _read_only(np.array(state["watched"], np.int64))
