@@ -171,7 +171,7 @@ class R8Scheduler(Engine):
                 requests=door,
             )  # fmt: skip
             if self._journal is not None:
-                self.announcer.add(self._journal.listener)
+                self.announcer.add(self._journal)
         if use_curses:
             from .dashboard.live import Live
 

@@ -120,8 +120,7 @@ class DrivenState:
             )
         self._place.state = restored
         self._num_loads += 1
-        # Files of before have none.
-        if "random" in source:
+        if not from_ram:
             set_random_state(source["random"])
 
 

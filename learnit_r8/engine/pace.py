@@ -214,10 +214,10 @@ class Pace:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned."""
-        ending = state.get("ending")
+        ending = state["ending"]
         self.budget = self._given if ending is None else from_state(ending)
         self.step, self.num_out = state["step"], 0
-        self.longest_break = state.get("longest_break", 0.0)
+        self.longest_break = state["longest_break"]
         self._break = -1, 0.0
         self._watch.reset(state["seconds"], self.clock())
         self._set_deadline()

@@ -156,7 +156,7 @@ def _gone_back(run: Engine, restored: RestoreResult | None) -> RestoreResult | N
 
 def _has_same_baseline(run: Engine, guard: Mapping[str, Any]) -> bool:
     """Whether the guard's state in a checkpoint is from the current baseline."""
-    return bool(guard.get("baseline", 0) == run.sentry.baseline)
+    return bool(guard["baseline"] == run.sentry.baseline)
 
 
 def _most_steady(run: Engine, epoch: int) -> int:

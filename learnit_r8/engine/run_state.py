@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import events
 from .._validation import did_you_mean
+from ..checkpoint.durable_io import numbered
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.run_config import GOAL
 from .tally import Tally
@@ -23,13 +23,13 @@ FORMAT = 1
 VERSIONS = {
     "table": 2, "plan": 1, "pace": 2, "rescue": 1, "quarantine": 1, "guard": 1, "tally": 1, "search": 1,
 }  # fmt: skip
-"""Version of each part's state. A change of a part adds one here, and the part must still read older versions.
-A state without versions is of package 0.1, whose parts all have version 0."""
+"""Version of each part's state. A change of a part adds one here, and the part must still read the versions before it,
+down to those of the files in ``tests/runs/saved``."""
 
 CHANGED_BY_RESUME = {"num_samples", "batch_size", "last_batch"}
 """Arguments that `R8Scheduler.resume_from_checkpoint` can change by adapting the state."""
 
-_REQUIRED = {"format", "data", "seed", "table", "plan", "pace", "rescue", "guard", "tally", "num_draws", "search"}
+_REQUIRED = {"format", "versions", "data", "seed", "num_draws", *VERSIONS}
 
 
 def state_of(run: Engine, *, in_background: bool = False) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def _check(run: Engine, state: Mapping[str, Any]) -> None:
             f"state must be what state_dict() returned (format {FORMAT}), got format {state.get('format')!r} without "
             f"{sorted(missing)}."
         )
-    for name, version in state.get("versions", {}).items():
+    for name, version in state["versions"].items():
         if version > VERSIONS.get(name, 0):
             raise ValueError(
                 f"{name!r} of the state must be of version {VERSIONS.get(name, 0)} or older, got version {version!r}: "
@@ -116,7 +116,7 @@ def _take_over(run: Engine, state: Mapping[str, Any]) -> None:
     run.plan.load_state_dict(state["plan"])
     run.pace.load_state_dict(state["pace"])
     run.controller.load_state_dict(state["rescue"])
-    run.controller.quarantine.load_state_dict(state.get("quarantine"))
+    run.controller.quarantine.load_state_dict(state["quarantine"])
     run.sentry.load_state_dict(state["guard"])
     run._tally = Tally.from_state(state["tally"])
     run._num_draws = state["num_draws"]
@@ -245,8 +245,7 @@ def folder_of_branch(folder: Path, checkpoint: Checkpoint, new: Mapping[str, Any
     if goals:
         raise ValueError(f"at most one of cool_down and {', '.join(GOAL)} must be given, got cool_down and {goals}.")
     name = f"cool-down-{checkpoint.state['pace']['step']}"
-    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    return next(folder / free for free in names if not (folder / free).exists())
+    return next(free for free in numbered(folder / name) if not free.exists())
 
 
 def say_if_finished(run: Engine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..loops.state import LoopState
 from ..triggers import every
 from .checkpoints import newest_training, save_training
 from .data import ValidationBatches, fold_in, step_keys
-from .metrics import RunningMeans, accumulate_history, format_metrics
+from .metrics import RunningMeans, format_metrics
 from .state import with_lr
 
 MOST_UNREAD = 32
@@ -219,7 +220,7 @@ class Training:
         for number, means in enumerate(self._unread, start=1):
             new = {f"train_{name}": value for name, value in means.read().items()}
             new.update(val if number == len(self._unread) else {})
-            self.history = accumulate_history(self.history, new)
+            self.history = _with_epoch(self.history, new)
         self._unread.clear()
         return new
 
@@ -243,6 +244,17 @@ class Training:
         assert self._folder is not None
         epoch = self._epoch + 1
         save_training(state, self._folder, epoch=epoch, history=self.history, key=self._key, scheduler=self._r8)
+
+
+def _with_epoch(history: Mapping[str, list[float]], new: Mapping[str, float]) -> dict[str, list[float]]:
+    """A history with one more epoch: every list has a value for each, NaN where an epoch had no such metric.
+
+    >>> _with_epoch({"loss": [2.0]}, {"loss": 1.0, "error": 0.5})
+    {'loss': [2.0, 1.0], 'error': [nan, 0.5]}
+    """
+    missing = [math.nan] * max(map(len, history.values()), default=0)
+    names = [*history, *(name for name in new if name not in history)]
+    return {name: [*history.get(name, missing), new.get(name, math.nan)] for name in names}
 
 
 def _weighted(batch: Any, weights: Any) -> dict[str, Any]:

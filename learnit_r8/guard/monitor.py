@@ -188,7 +188,7 @@ class Sentry:
         losses, norms = _formed(state["losses"], form), _formed(state["norms"], form)
         self._losses, self._norms = losses, norms
         self.num_refused, self.num_skipped = state["num_refused"], state["num_skipped"]
-        self.baseline = state.get("baseline", 0)
+        self.baseline = state["baseline"]
 
 
 def _plain(value: Any) -> Any:
@@ -203,15 +203,13 @@ def _formed(value: Any, form: Any) -> Any:
     if hasattr(form, "_asdict"):
         if not _is_of_form(value, form._asdict()):
             raise ValueError(f"the guard's state must have the fields {form._fields}, got {value!r}.")
-        return type(form)(
-            **{name: _formed(value[name], item) if name in value else item for name, item in form._asdict().items()}
-        )
+        return type(form)(**{name: _formed(value[name], item) for name, item in form._asdict().items()})
     return _as_tuple(value) if isinstance(form, tuple) else value
 
 
 def _is_of_form(value: Any, form: Mapping[str, Any]) -> bool:
-    """Whether a saved dict has only fields of ``form``; an older version may have had fewer."""
-    return isinstance(value, Mapping) and bool(value) and value.keys() <= form.keys()
+    """Whether a saved value is a dict with the fields of ``form``."""
+    return isinstance(value, Mapping) and value.keys() == form.keys()
 
 
 def _as_tuple(value: Any) -> Any:

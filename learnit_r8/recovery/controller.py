@@ -468,7 +468,7 @@ class RecoveryController:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned."""
         self._set(RecoveryState(**{name: value for name, value in state.items() if name != "lineage"}))
-        self._weight_age.load_state_dict(state.get("lineage", ()))
+        self._weight_age.load_state_dict(state["lineage"])
         self._incident.attempts.clear()
         self._persistence.backup.drop_aside()
         self._went_back_at = 0

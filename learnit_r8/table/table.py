@@ -500,7 +500,7 @@ class SampleTable:
         numbers = state["numbers"]
         self.part_size, self._offsets = numbers["part_size"], numbers["_offsets"]
         self.exclusions.load_state_dict(state)
-        self.evidence.load_state_dict(state.get("evidence"))
+        self.evidence.load_state_dict(state["evidence"])
         self.batch_trend.load_state_dict(state, value=numbers["trend"], num_reports=numbers["_num_reports"])
         self.is_whole = True
 

@@ -77,10 +77,9 @@ class BatchTrend:
         return {"first": [*first, list(recent)], "untrained": self.untrained.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any], *, value: float, num_reports: int) -> None:
-        """Load what `state_dict` returned; version 0.1 saved only the mean of the first losses."""
+        """Load what `state_dict` returned."""
         self.value, self.num_reports = value, num_reports
         self.is_early = num_reports < self._num_early
-        known, lowest, highest, second, recent = state.get("first", FirstLosses())
+        known, lowest, highest, second, recent = state["first"]
         self._first = FirstLosses(known, lowest, highest, second, tuple(recent))
-        untrained = {"value": state["numbers"].get("untrained_loss"), "losses": []}
-        self.untrained.load_state_dict(state.get("untrained", untrained))
+        self.untrained.load_state_dict(state["untrained"])

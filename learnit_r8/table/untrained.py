@@ -57,11 +57,11 @@ class UntrainedLoss:
         return {"value": self.value, "losses": list(self._losses), "is_settled": self._is_settled}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned; without ``is_settled``, a value that is not NaN is final."""
+        """Load what `state_dict` returned."""
         self.value = float(state["value"])
         self._losses = [float(loss) for loss in state["losses"]]
         self._total = sum(self._losses)
-        self._is_settled = bool(state.get("is_settled", self.value == self.value))
+        self._is_settled = bool(state["is_settled"])
 
 
 def mean_of_usual(losses: list[float], count: int) -> float:

@@ -1,4 +1,4 @@
-"""Axes and shapes of charts as SVG text. Colours are style classes, so that the page can be light or dark."""
+"""Axes and shapes of charts as SVG text. Colours are style classes, so that a page can be light or dark, or styles."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..dashboard.text import number
+from ..text import number
+from .ticks import round_ticks
 
 MARGIN = (56, 14, 16, 30)
 """Left, top, right, bottom, in pixels."""
@@ -44,25 +45,7 @@ class Axis(NamedTuple):
 
     def ticks(self, most: int = 6) -> list[float]:
         """Round values along the axis."""
-        return _log_ticks(self.low, self.high, most) if self.log else _even_ticks(self.low, self.high, most)
-
-
-def _even_ticks(low: float, high: float, most: int) -> list[float]:
-    size = (high - low) / most
-    unit = 10.0 ** math.floor(math.log10(size))
-    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10, 20) if unit * factor >= size * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [round(place * step, 12) for place in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def _log_ticks(low: float, high: float, most: int) -> list[float]:
-    tens = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for factors in ((1, 2, 5), (1, 3), (1,)):
-        ticks = [factor * 10.0**ten for ten in tens for factor in factors]
-        ticks = [tick for tick in ticks if low <= tick <= high]
-        if len(ticks) <= most + 1:
-            return ticks
-    return ticks[:: math.ceil(len(ticks) / most)]
+        return round_ticks(self.low, self.high, most, is_log=self.log)
 
 
 def range_of(values: ArrayLike, *, log: bool = False, share: float = 1.0) -> tuple[float, float]:
@@ -112,20 +95,26 @@ def points(x: ArrayLike, y: ArrayLike) -> str:
     return " ".join(f"{a:.1f},{b:.1f}" for a, b in pairs if math.isfinite(b))
 
 
-def line(chart: Frame, x: ArrayLike, y: ArrayLike, kind: str) -> str:
-    """A curve."""
+def line(chart: Frame, x: ArrayLike, y: ArrayLike, kind: str, *, style: str = "") -> str:
+    """A curve; ``style`` is for a page without a style sheet."""
     known = np.isfinite(np.asarray(y, float))
     along, up = chart.x.place(np.asarray(x)[known]), chart.y.place(np.asarray(y)[known])
-    return f'<polyline class="{kind}" points="{points(along, up)}"/>'
+    return f'<polyline {_look(kind, style)} points="{points(along, up)}"/>'
 
 
-def band(chart: Frame, x: ArrayLike, low: ArrayLike, high: ArrayLike, kind: str, title: str = "") -> str:
+def band(
+    chart: Frame, x: ArrayLike, low: ArrayLike, high: ArrayLike, kind: str, title: str = "", *, style: str = ""
+) -> str:
     """The area between two curves."""
     low, high, x = (np.asarray(values, float) for values in (low, high, x))
     known = np.isfinite(low) & np.isfinite(high)
     there = chart.x.place(x[known])
     above, below = points(there, chart.y.place(high[known])), points(there[::-1], chart.y.place(low[known])[::-1])
-    return f'<polygon class="{kind}" points="{above} {below}">{hint(title)}</polygon>'
+    return f'<polygon {_look(kind, style)} points="{above} {below}">{hint(title)}</polygon>'
+
+
+def _look(kind: str, style: str) -> str:
+    return f'style="{style}"' if style else f'class="{kind}"'
 
 
 def hint(text: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnit_r8.report.axes import Axis, frame, line, range_of, sparkline
+from learnit_r8.dashboard.render.svg import Axis, frame, line, range_of, sparkline
 from tests.drive import INF, NAN
 
 
