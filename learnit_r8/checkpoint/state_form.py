@@ -223,7 +223,8 @@ def put_together(tree: Any, fetch: Callable[[Any], Any] = lambda held: held) -> 
     """
     try:
         return _put(tree, fetch)
-    except (KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError, OverflowError) as error:
+    except Exception as error:
+        # Whatever numpy or torch raise, it is a bad file.
         raise ValueError(f"a model state must be one that was packed, got a damaged one ({error}).") from error
 
 

@@ -376,7 +376,8 @@ def _is_same(one: Any, other: Any) -> bool:
         return _is_same_tensor(one, other)
     if isinstance(one, np.ma.MaskedArray):
         return _is_same(one.filled(), other.filled()) and _is_same(np.ma.getmaskarray(one), np.ma.getmaskarray(other))
-    if isinstance(one, (np.ndarray, np.generic)):
+    if hasattr(one, "__array__") and hasattr(one, "dtype"):
+        one, other = np.asarray(one), np.asarray(other)
         return bool((one.dtype, one.shape) == (other.dtype, other.shape) and one.tobytes() == other.tobytes())
     return one.hex() == other.hex() if isinstance(one, float) else bool(one == other)
 

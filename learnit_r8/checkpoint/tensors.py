@@ -210,7 +210,9 @@ def is_known_to_numpy(tensor: Any) -> bool:
 
 def bits_of(tensor: Any) -> Any:
     """uint8[any], the bytes of what `dense` returned."""
-    return _as_integers(tensor).reshape(-1).view(sys.modules["torch"].uint8)
+    flat = _as_integers(tensor).reshape(-1)
+    # Of one number torch keeps any stride.
+    return flat.as_strided(flat.shape, (1,)).view(sys.modules["torch"].uint8)
 
 
 def from_bits(bits: Any, name: Any, shape: Any) -> Any:
