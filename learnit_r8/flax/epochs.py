@@ -11,7 +11,7 @@ from typing import Any
 
 from .._adapters.driven_state import DrivenState
 from .._adapters.prefetch import Prefetch
-from .._adapters.trees import from_plain
+from ..checkpoint.state_form import fit, unpack_saved
 from ..loops.elapse import batch_size
 from ..loops.logs import Entries, Logs
 from ..loops.state import LoopState
@@ -105,11 +105,11 @@ class Training:
         if self._r8 is not None:
             self._check_same_place(training["epoch"])
             self._r8.load_state_dict(training["scheduler"])
-        self._key = from_plain(training["key"], self._key, "rng_key")
+        self._key = fit(unpack_saved(training["key"]), self._key, "rng_key")
         self.history = {name: values.tolist() for name, values in training["history"].items()}
         self._first_epoch = training["epoch"]
         self._begin(self._first_epoch)
-        return from_plain(content["state"], state)
+        return fit(unpack_saved(content["state"]), state)
 
     def tasks(self) -> dict[Any, Any]:
         """What the loop calls, and when."""

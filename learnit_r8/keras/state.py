@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._adapters.random_generators import set_torch_state, torch_state
+from ..checkpoint.state_tree import is_own_kind
 
 _FILE_KINDS = "model", "optimizer", "random"
 
@@ -126,8 +127,8 @@ def as_numpy(variable: Any) -> NDArray[Any]:
     value = variable.value
     value = value.detach().cpu() if hasattr(value, "detach") else value
     array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)
-    # numpy knows bfloat16 and the like by number of bytes only; float32 holds them exactly.
-    return array.astype(np.float32) if array.dtype.kind == "V" else array
+    # numpy's files know bfloat16 and the like by number of bytes only; float32 holds them exactly.
+    return array if is_own_kind(array.dtype) else array.astype(np.float32)
 
 
 def _read_file(path: str | os.PathLike[str]) -> dict[str, list[NDArray[Any]]]:

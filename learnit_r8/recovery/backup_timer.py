@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import events
+from ..checkpoint.state_tree import not_finite
 from ..events.bus import Announcer
 from ..triggers import Condition, Elapsed, quiet_until
-from . import model_state
 from .ram_backup import RamBackup
 
 
@@ -33,7 +33,7 @@ class BackupTimer:
         self.clean_step = -1
         self.agree: Callable[[str], str] = str
         self._announcer = announcer
-        self._meant_infinite: set[str] | None = None
+        self._meant: set[str] | None = None
         self._is_due = False
         self._step = 0
         self._unanswered = ""
@@ -128,12 +128,12 @@ class BackupTimer:
         return ""
 
     def damage_in(self, state: Any) -> str:
-        """The name of an array with NaN, or with infinities that its first state did not have; "" if there is none."""
-        bad = model_state.not_finite(state)
-        if self._meant_infinite is None:
-            # Attention masks hold -inf on purpose.
-            self._meant_infinite = {key for key, has_nan in bad.items() if not has_nan}
-        return next((key for key, has_nan in bad.items() if has_nan or key not in self._meant_infinite), "")
+        """The name of an array with NaN, or of what is not finite and was so in no first state; "" if there is none."""
+        bad = not_finite(state)
+        if self._meant is None:
+            # Attention masks hold -inf on purpose, and a value that is not known yet is NaN.
+            self._meant = {key for key, fault in bad.items() if fault != "NaN"}
+        return next((key for key, fault in bad.items() if fault == "NaN" or key not in self._meant), "")
 
     def damage_of(self, get: Callable[[], Any] | None, *, unknown: str = "") -> str:
         """The name of a damaged array of the live model, "" if there is none; ``unknown`` if that cannot be checked."""

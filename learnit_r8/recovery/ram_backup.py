@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from . import model_state
+from ..checkpoint import state_tree
 
 LEAST_HEALTHY = 4
 """Good losses after which a state may be restored for a spike, while none has passed its trial yet."""
@@ -127,7 +127,7 @@ class RamBackup:
 
     def __init__(
         self,
-        clone: Callable[[Any], Any] = model_state.clone,
+        clone: Callable[[Any], Any] = state_tree.clone,
         copy_into: Callable[[Any, Any], Any] | None = None,
         *,
         trial_steps: int = 64,
@@ -158,7 +158,7 @@ class RamBackup:
     def copy_with(self, clone: Callable[[Any], Any], copy_into: Callable[[Any, Any], Any] | None = None) -> None:
         """Copy with these functions from now on; see the class."""
         self._clone = clone
-        self._copy_into = model_state.copy_into if copy_into is None and clone is model_state.clone else copy_into
+        self._copy_into = state_tree.copy_into if copy_into is None and clone is state_tree.clone else copy_into
         self._spares: list[Any] = []
 
     @property

@@ -170,7 +170,7 @@ def test_wrong_states(tmp_path):
         load_state(path, {"a": {"x": 1}, "b": [1]})
     with pytest.raises(ValueError, match=r"state.b must be saved as one value, got \['0'\]"):
         load_state(path, {"a": np.zeros(3), "b": 1})
-    with pytest.raises(TypeError, match=r"state.state must be .* got <object"):
+    with pytest.raises(TypeError, match=r"state must be .* got object"):
         save_state(path, object())
     with pytest.raises(ValueError, match="keep must be a whole number >= 1, got 0"):
         checkpoint(path, keep=0)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from learnit_r8.checkpoint.codec import decode, encode
-from learnit_r8.checkpoint.state_container import BLOCK_BYTES, pack, size_of, unpack
+from learnit_r8.checkpoint.state_form import BLOCK_BYTES, pack, size_of, unpack
 
 
 def through(state):
@@ -65,8 +65,8 @@ def test_arrays_that_come_back_may_be_changed():
         ({"net": [object()]}, r"state\.net\.0"),
         ({"net": {(1, 2): 3}}, r"state\.net"),
         ({"net": np.array([object()])}, r"state\.net"),
-        ({"net": torch.zeros(3).to_sparse()}, r"state\.net"),
-        ({"net": {1, 2}}, r"state\.net"),
+        ({"net": torch.zeros(3, device="meta")}, r"state\.net"),
+        ({"net": {(1, 2)}}, r"state\.net"),
     ],
 )
 def test_what_cannot_be_held_is_named(state, key):

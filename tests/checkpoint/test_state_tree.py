@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from learnit_r8.recovery.model_state import clone, copy_into, not_finite
+from learnit_r8.checkpoint.state_tree import clone, copy_into, first_difference, mend, not_finite
 
 NAN, INF = float("nan"), float("inf")
 
@@ -161,12 +161,12 @@ def test_other_objects_are_copied_deeply():
 
 
 @pytest.mark.parametrize("kind", LEAVES)
-@pytest.mark.parametrize(("bad", "has_nan"), [(NAN, True), (INF, False), (-INF, False)])
-def test_array_that_is_not_finite_is_named(kind, bad, has_nan):
+@pytest.mark.parametrize(("bad", "fault"), [(NAN, "NaN"), (INF, "infinity"), (-INF, "infinity")])
+def test_array_that_is_not_finite_is_named(kind, bad, fault):
     """Every array with NaN or an infinity is found, in every nest and framework, under its dotted key."""
     found = not_finite({"good": LEAVES[kind]([1.0]), "nest": nest(LEAVES[kind]([0.0, bad]))})
 
-    assert found == {"nest.a.b.0": has_nan, "nest.d.0": has_nan}
+    assert found == {"nest.a.b.0": fault, "nest.d.first": fault}
 
 
 @pytest.mark.parametrize("kind", LEAVES)
@@ -186,16 +186,77 @@ def test_overflow_of_the_sum_is_no_damage(dtype):
     assert found == {}
 
 
-def test_only_float_arrays_count():
-    """Integers, texts, numbers and NaN outside of arrays are not looked at."""
-    state = {"n": np.arange(3), "t": np.array(["nan"]), "best": NAN, "i": torch.arange(3), "s": np.float64(NAN)}
+def test_only_floats_count():
+    """Integers and texts are not looked at, and an infinite number, such as the best value so far, is no fault."""
+    state = {"n": np.arange(3), "t": np.array(["nan"]), "best": INF, "i": torch.arange(3), "s": np.float64(-INF)}
 
     assert not_finite(state) == {}
 
 
+@pytest.mark.parametrize("number", [NAN, np.float64(NAN), np.float32(NAN), complex(0, NAN)])
+def test_numbers_that_are_nan_are_found(number):
+    """A number outside of arrays that is NaN is told from an array."""
+    assert not_finite({"a": [1.0, number]}) == {"a.1": "number"}
+
+
+def test_mended_state_has_the_arrays_of_the_backup_where_its_own_were_not_finite():
+    """Other arrays stay the live ones, the backup is not changed later, and the paths are named."""
+    live = OrderedDict(a=[np.array([NAN, 1.0]), np.ones(2)], b=Pair(torch.tensor([INF]), 3), c="it")
+    backup = OrderedDict(a=[np.array([7.0, 8.0]), np.zeros(2)], b=Pair(torch.tensor([9.0]), 4), c="was")
+    mended, names = mend(live, backup)
+
+    assert names == ["a.0", "b.first"]
+    assert (mended["a"][0].tolist(), mended["b"].first.tolist()) == ([7, 8], [9])
+    assert mended["a"][1] is live["a"][1]
+    assert (type(mended["b"]), mended["b"].second, mended["c"]) == (Pair, 3, "it")
+    assert mended["a"][0] is not backup["a"][0]
+    assert np.isnan(live["a"][0][0])
+
+
+def test_what_is_meant_is_not_mended():
+    """A mask of infinities stays."""
+    mended, names = mend({"mask": np.array([-INF]), "n": NAN}, {"mask": np.array([0.0]), "n": 1.5}, meant={"mask"})
+
+    assert names == ["n"]
+    assert (mended["mask"].tolist(), mended["n"]) == ([-INF], 1.5)
+
+
+def test_whole_state_is_not_touched():
+    """Where nothing is to mend, the state itself comes back."""
+    state = {"w": np.ones(1)}
+
+    assert mend(state, None) == (state, [])
+
+
+@pytest.mark.parametrize("backup", [{}, {"w": np.zeros(3)}, {"w": np.full(2, NAN)}, {"w": None}, {"w": 1.0}, None])
+def test_backup_that_cannot_mend_is_refused(backup):
+    """A place that is missing, of another shape, or not finite either is named."""
+    with pytest.raises(ValueError, match="backup must have a finite array like that of the state in 'w'"):
+        mend({"w": np.array([NAN, NAN])}, backup)
+
+
+@pytest.mark.parametrize(
+    ("other", "where"),
+    [
+        ({"a": [np.zeros(2), 1.0]}, ""),
+        ({"a": [np.zeros(2), -1.0]}, "a.1"),
+        ({"a": [np.zeros(2), 1]}, "a.1"),
+        ({"a": [np.array([0.0, -0.0]), 1.0]}, "a.0"),
+        ({"a": [np.zeros(2, np.float32), 1.0]}, "a.0"),
+        ({"a": [np.zeros((2, 1)), 1.0]}, "a.0"),
+        ({"a": [np.zeros(2)]}, "a.1"),
+        ({"a": [np.zeros(2), 1.0], "b": 0}, "b"),
+        ({"a": [torch.zeros(2), 1.0]}, "a.0"),
+    ],
+)
+def test_first_difference_is_named(other, where):
+    """Two states are compared to the bit, kinds and structure included."""
+    assert first_difference({"a": [np.zeros(2), 1.0]}, other) == where
+
+
 def test_state_that_is_an_array_has_a_name():
     """A bare array is called the state."""
-    assert not_finite(np.array(NAN)) == {"state": True}
+    assert not_finite(np.array(NAN)) == {"state": "NaN"}
 
 
 def test_dataclasses_are_looked_into():
@@ -205,7 +266,7 @@ def test_dataclasses_are_looked_into():
     class TrainState:
         params: dict
 
-    assert not_finite([TrainState({"w": np.array([NAN])})]) == {"0.params.w": True}
+    assert not_finite([TrainState({"w": np.array([NAN])})]) == {"0.params.w": "NaN"}
 
 
 def test_optimizer_state_is_looked_into():
@@ -216,11 +277,11 @@ def test_optimizer_state_is_looked_into():
     optimizer.step()
     optimizer.state[weight]["exp_avg"].fill_(NAN)
 
-    assert not_finite({"optimizer": optimizer.state_dict()}) == {"optimizer.state.0.exp_avg": True}
+    assert not_finite({"optimizer": optimizer.state_dict()}) == {"optimizer.state.0.exp_avg": "NaN"}
 
 
 def test_sparse_tensors_are_looked_at():
     """A sparse tensor is judged by its values."""
     sparse = torch.sparse_coo_tensor([[0]], [NAN], (3,), check_invariants=True)
 
-    assert not_finite({"e": sparse}) == {"e": True}
+    assert not_finite({"e": sparse}) == {"e": "NaN"}
