@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from ..policies.registry import STEADY
@@ -35,9 +36,11 @@ def start(run: Engine) -> None:
 def draw_specially(run: Engine, step: int) -> Ticket | None:
     """Draw a batch that may not simply be the next one of the chunk; None if another call came first."""
     pace, plan = run.pace, run.plan
+    epoch, progress = step // plan.steps_per_pass, pace.progress_at(step)
+    # The schedule is the user's: if it raises, nothing has changed.
+    scheduled = math.nan if run.search.is_on else run.scheduled_lr(progress)
     with run.turns.take("draw", step) as turn:
-        epoch, progress = step // plan.steps_per_pass, pace.progress_at(step)
-        if pace.next_step != step or progress >= 1:
+        if pace.next_step != step:
             return None
         if run.search.is_on:
             # Its batches are no steps of the run, and take none of its time.
@@ -50,8 +53,8 @@ def draw_specially(run: Engine, step: int) -> Ticket | None:
         if epoch > plan.pass_number:
             _start_pass(run, epoch, pace.policy_progress(epoch, progress))
         turn.is_changing = False
-        # Schedule and policy are the user's: if they raise, nothing was drawn.
-        lr, returned = run._lr_at(progress), plan.has_returned
+        # So is the policy: if it raises, nothing was drawn.
+        lr, returned = run.controller.lr(scheduled), plan.has_returned
         is_of_pass = returned or not (run.controller.replay.is_due or run.controller.is_steadying)
         ahead = plan.look_ahead() if is_of_pass else None
         turn.is_changing = True

@@ -15,6 +15,7 @@ draws.py and membership.py.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import threading
@@ -28,7 +29,7 @@ from . import draws, ending, membership, refusal, run_state, step
 from .control import Requests
 from .emitter import EventEmitter
 from .tally import Tally
-from .turns import Turns
+from .turns import RunInterrupted, Turns
 
 if TYPE_CHECKING:
     from .builder import Components
@@ -93,11 +94,14 @@ class Engine:
         self.member.settle()
 
     def hand_over(self) -> None:
-        """Have the table learn everything reported so far; any thread may call it."""
+        """Have the table learn everything reported so far; any thread may call it.
+
+        Nothing happens while another thread restores the model, or if the run was cut: who looks at it sees less then.
+        """
         if self.turns.is_mine:
             self.plan.hand_over()
-        elif not self.turns.is_cut:
-            with self.turns.take("hand_over", self.pace.step):
+        elif self.turns.is_free():
+            with contextlib.suppress(RunInterrupted), self.turns.take("hand_over", self.pace.step):
                 self.plan.hand_over()
 
     def use_offsets(self, trend: float) -> None:

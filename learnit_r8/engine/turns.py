@@ -24,6 +24,9 @@ from ..table.table import SampleTable
 COMPLETE = (TrainingDiverged, RestoreError, SearchFailed)
 """Exceptions that end a call after its last change."""
 
+PATIENCE = 0.05
+"""Seconds that whoever only looks at a run waits for a turn to end: longer than it takes to plan a chunk."""
+
 
 class RunInterrupted(RuntimeError):
     """A call was cut half-way, so that the state of the run is not whole; the message says how to go on."""
@@ -56,8 +59,8 @@ class Turns:
 
     Attributes:
         lock: The lock of the table.
-        busy: The `Turn` of a call; or, while an ordinary step holds the lock, the ticket that it reports or the number of
-            the step that it draws. None otherwise.
+        busy: The `Turn` of a call; or, while an ordinary step holds the lock, the ticket that it reports, or the number
+            of the step that it draws. None otherwise.
     """
 
     def __init__(self, table: SampleTable, announcer: Announcer) -> None:
@@ -135,14 +138,21 @@ class Turns:
     @property
     def is_cut(self) -> bool:
         """Whether a call was cut half-way."""
-        with self._turn, self.lock:
-            return _is_cut(self.busy)
+        with self.lock:
+            return _is_cut(self.busy) and not self._turn.locked()
+
+    def is_free(self) -> bool:
+        """Whether nobody has the turn, or gives it back at once: not while a function of the user has it."""
+        is_free = self._turn.acquire(timeout=PATIENCE)
+        if is_free:
+            self._turn.release()
+        return is_free
 
     def _refuse_nested(self, call: str, step: int) -> None:
         if self.is_mine:
             raise RuntimeError(
-                f"{call}() was called at step {step} by a function that {self.busy.call}() calls; a load_callback, policy "
-                "or schedule must not do that. Call it between two steps."
+                f"{call}() was called at step {step} by a function that {self.busy.call}() calls; a load_callback or "
+                "policy must not do that. Call it between two steps."
             )
 
     def _check_whole(self) -> None:
