@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -116,6 +116,33 @@ def is_plain_tensor(value: Any) -> bool:
     if torch is None or type(value) not in (torch.Tensor, torch.nn.Parameter):
         return False
     return value.layout is torch.strided and value.device.type != "meta" and not value.is_quantized
+
+
+def mend(state: Any, healthy: Any, names: Collection[str]) -> tuple[Any, float]:
+    """A state with some of its arrays taken from a healthy one, as nothing else of them is to be changed.
+
+    Args:
+        state: The state; its other values are shared, not copied.
+        healthy: A copy of an earlier one, which is not used afterwards.
+        names: Dotted keys of the arrays to take, as `not_finite` returns them.
+
+    Returns:
+        The mended state, and the share of its float arrays that were taken.
+    """
+    total = sum(1 for _ in _float_arrays(state, ""))
+    return _mended(state, healthy, "", set(names)), len(names) / max(1, total)
+
+
+def _mended(value: Any, good: Any, key: str, names: Collection[str]) -> Any:
+    if key[1:] in names:
+        return good
+    if isinstance(value, Mapping) and isinstance(good, Mapping):
+        kept = {name: _mended(item, good.get(name, item), f"{key}.{name}", names) for name, item in value.items()}
+        return type(value)(kept) if type(value) in (dict, OrderedDict) else kept
+    if isinstance(value, (list, tuple)) and isinstance(good, (list, tuple)) and len(value) == len(good):
+        items = [_mended(each, good[n], f"{key}.{n}", names) for n, each in enumerate(value)]
+        return type(value)._make(items) if hasattr(type(value), "_make") else type(value)(items)
+    return value
 
 
 def not_finite(state: Any) -> dict[str, bool]:
