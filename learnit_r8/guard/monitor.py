@@ -17,6 +17,8 @@ MOST_SKIPPED = 20
 """Optimizer steps that may be skipped in a row; a loss scale that starts at 65536 skips up to 16."""
 
 
+_NOT_REFUSED = (Verdict.GOOD, Verdict.SKIPPED, Verdict.PROBED)
+
 FAR_NORM, LEAST_NORMS = 100.0, 16
 """A gradient norm so many times as high as all before it is refused, once so many are known. Norms rise in healthy
 training, and clipping bounds what a high one can do: see benchmarks/incidents.py."""
@@ -140,10 +142,14 @@ class Sentry:
                 highest, count = max(highest, grad_norm), count + 1
         return Judgement(losses, highest, count, 0, verdict)
 
+    def unjudged(self, verdict: Verdict) -> Judgement:
+        """A verdict that the guard was not asked for; its state stays."""
+        return Judgement(self._losses, self._highest_norm, self._num_norms, self.num_skipped, verdict)
+
     def keep(self, judgement: Judgement) -> None:
         """Go on from a judgement."""
         self._losses, self._highest_norm, self._num_norms, self.num_skipped, verdict = judgement
-        if verdict is not Verdict.GOOD and verdict is not Verdict.SKIPPED:
+        if verdict not in _NOT_REFUSED:
             self.num_refused += 1
 
     def suspicion_of(self, judgement: Judgement) -> float:

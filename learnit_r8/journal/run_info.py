@@ -13,10 +13,10 @@ from typing import Any
 
 from ..checkpoint.durable_io import replace
 from ..events.codec import strict_json
+from ..events.versions import versions
 
 FORMAT = 1
 MOST_SESSIONS = 100
-FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "flax")
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -80,17 +80,6 @@ def _or_empty(read: Callable[[], str]) -> str:
         return read()
     except OSError:
         return ""
-
-
-def versions() -> dict[str, str]:
-    """Versions of the package, of Python, and of the frameworks that are loaded now."""
-    from .. import __version__
-
-    found = {"learnit_r8": __version__, "python": platform.python_version()}
-    for name in ("numpy", *FRAMEWORKS):
-        if name in sys.modules:
-            found[name] = str(getattr(sys.modules[name], "__version__", "?"))
-    return found
 
 
 def write_about(folder: Path, *, name: str, configuration: Mapping[str, str], wall: float) -> None:

@@ -328,7 +328,7 @@ def read_samples(folder: Path, epoch: int) -> Samples:
                 is_exact=about["is_exact"] is True,
                 untrained_loss=math.nan if untrained is None else float(untrained),
                 names=names,
-                group_labels=_read_labels(about.get("group_labels", ())),
+                group_labels=_read_labels(about["group_labels"]),
                 **_fields(arrays),
             )
         except _DAMAGE as error:

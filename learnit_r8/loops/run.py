@@ -1,4 +1,4 @@
-"""loop: calls the callbacks that are due at each batch of a data set. All loops of this package run here."""
+"""loop: calls the callbacks that are due at each batch of a data set."""
 
 from __future__ import annotations
 
@@ -61,30 +61,7 @@ def loop(
     >>> loop(0, range(10), {every(1): lambda state, batch: state + batch})[0]
     45
     """
-    return run_loop(
-        state,
-        dataset,
-        read_tasks(tasks, callbacks),
-        stop=stop,
-        history=history,
-        elapsed=elapsed,
-        metadata=metadata,
-        catch_keyboard_interrupt=catch_keyboard_interrupt,
-    )
-
-
-def run_loop(
-    state: Any,
-    dataset: Any,
-    plan: Tasks,
-    *,
-    stop: Any = None,
-    history: History | None = None,
-    elapsed: Elapsed | None = None,
-    metadata: Any = None,
-    catch_keyboard_interrupt: bool = True,
-) -> tuple[Any, History, Elapsed]:
-    """`loop`, with tasks that `read_tasks` has read."""
+    plan = read_tasks(tasks, callbacks)
     condition, total = as_stop(stop)
     batches = opened(dataset)
     start = Elapsed() if elapsed is None else elapsed

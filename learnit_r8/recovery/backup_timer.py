@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import events
+from ..checkpoint.state_tree import not_finite
 from ..events.bus import Announcer
 from ..triggers import Condition, Elapsed, quiet_until
-from . import model_state
 from .ram_backup import RamBackup
 
 
@@ -28,6 +28,7 @@ class BackupTimer:
         backup: As given.
         when: As given.
         clean_step: Steps reported when every number of the model was last found finite; -1 before that.
+        meant: Names of what is not finite on purpose.
         agree: Shares a failure on one rank with all ranks: takes this rank's, "" for none, and returns any rank's.
     """
 
@@ -35,10 +36,10 @@ class BackupTimer:
         self.backup = backup
         self.when = when
         self.clean_step = -1
+        self.meant: set[str] = set()
         self.agree: Callable[[str], str] = str
         self._announcer = announcer
-        self._meant_infinite: set[str] | None = None
-        self._meant: set[str] = set()
+        self._is_first = True
         self._num_lasting: dict[str, int] = {}
         self._is_due = False
         self._step = 0
@@ -132,12 +133,13 @@ class BackupTimer:
         return ""
 
     def damaged_in(self, state: Any) -> list[str]:
-        """The names of arrays with NaN, or with infinities that the first state did not have."""
-        bad = model_state.not_finite(state)
-        if self._meant_infinite is None:
-            # Attention masks hold -inf on purpose.
-            self._meant_infinite = {key for key, has_nan in bad.items() if not has_nan}
-        return [key for key, has_nan in bad.items() if key not in self._meant and (has_nan or key not in self._meant_infinite)]
+        """The names of arrays with NaN, or of what is not finite and was so in no first state."""
+        bad = not_finite(state)
+        if self._is_first:
+            # Attention masks hold -inf on purpose, and a value that is not known yet is NaN.
+            self._is_first = False
+            self.meant = {key for key, fault in bad.items() if fault != "NaN"}
+        return [key for key in bad if key not in self.meant]
 
     def damage_in(self, state: Any) -> str:
         """The name of the first of `damaged_in`; "" if there is none."""
@@ -150,7 +152,7 @@ class BackupTimer:
         """
         self._num_lasting[name] = self._num_lasting.get(name, 0) + 1
         if self._num_lasting[name] == MOST_LASTING:
-            self._meant.add(name)
+            self.meant.add(name)
             self._announcer.warn_once(
                 f"meant {name}",
                 f"{name!r} in the model's state is not finite again and again, whatever is done; it is not checked any "

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .. import events
 from ..events.bus import Announcer
-from ..guard.monitor import MOST_SUSPICION, Sentry
+from ..guard.monitor import Sentry
 from ..guard.verdict import Verdict
 from ..sampling.ticket import Ticket
 from ..table.losses import Reading
@@ -129,6 +129,7 @@ class RecoveryController:
         is_early: Whether `is_suspicious` must be asked.
         asks_probe: Whether the next batch drawn must be a probe.
         is_look_due: Whether `look_back` is to be called before the next batch is drawn.
+        is_quiet: Whether a good loss changes nothing that listeners hear of.
         steady_left: Batches of low-loss samples still to draw.
     """
 
@@ -150,6 +151,7 @@ class RecoveryController:
         self.updates = 0
         self.is_early = self._tests_progress = bool(getattr(self._sentry.guard, "tests_progress", False))
         self.asks_probe = self.is_look_due = False
+        self.is_quiet = True
         self.steady_left = 0
         self._rates: deque[float] = deque(maxlen=16)
         self._outcomes: deque[bool] = deque(maxlen=100)
@@ -216,6 +218,16 @@ class RecoveryController:
         """Note the chunk of the probe that was just drawn."""
         self._probe_chunk = chunk
 
+    def tests(self, ticket: Ticket) -> bool:
+        """Whether a report is not to be judged, as weights are tested: its own, or those that it was trained with."""
+        if self._experiment is None:
+            return False
+        return self.is_probe(ticket) or not self.can_probe or not self.is_on_present
+
+    def takes(self, ticket: Ticket) -> bool:
+        """Whether the loss of a batch that `tests` is one of the test."""
+        return self._experiment is not None and (self.is_probe(ticket) or not self.can_probe)
+
     def is_probe(self, ticket: Ticket) -> bool:
         """Whether a batch is the probe."""
         return ticket.batch.chunk is self._probe_chunk
@@ -229,15 +241,26 @@ class RecoveryController:
     def is_suspicious(self, loss: float) -> bool:
         """Whether one of the first losses is worth a probe, though the guard has accepted it."""
         if self.updates > EARLY_UPDATES:
-            self.is_early = self.updates <= START_UPDATES
             return False
         first = self._backup.backups[0] if self._backup.backups else None
         if first is None or first.updates or not first.witness or self._experiment is not None:
             return False
-        return self.progress.is_early_alarm(loss, first.record)
+        return self.progress.is_early_alarm(loss, first.record, self.updates)
 
-    def accepted(self, loss: float, ticket: Ticket, scheduled_lr: float) -> None:
-        """Note a loss that was learned from."""
+    @property
+    def is_calm_due(self) -> bool:
+        """Whether it matters for the next loss that is learned from whether the guard is calm."""
+        return self.updates & 3 == 3
+
+    def accepted(self, loss: float, ticket: Ticket, scheduled_lr: float, *, is_calm: bool) -> None:
+        """Note a loss that was learned from.
+
+        Args:
+            loss: The mean loss.
+            ticket: Its batch.
+            scheduled_lr: The scheduled rate.
+            is_calm: Whether the guard suspects nothing, where `is_calm_due`.
+        """
         if self.quarantine.is_watching:
             self.quarantine.cleared(ticket.indices)
         progress, backup = self.progress, self._backup
@@ -250,10 +273,10 @@ class RecoveryController:
         self.updates += 1
         if backup.backups and len(backup.backups[-1].witness) < backup.witness_size:
             self._note_witness(ticket, loss)
-        if self._streak or self._incident is not None or self.limit.is_on or self._outcomes:
+        if not self.is_quiet:
             self._note_good(scheduled_lr)
         if not self.updates & 3:
-            self._look(loss)
+            self._look(loss, is_calm=is_calm)
         if self.is_early:
             self._last = ticket.indices, loss
             self.is_look_due = self.is_look_due or bool(self._changes)
@@ -281,17 +304,19 @@ class RecoveryController:
             self._end_incident()
         if self._is_proving and self._since_restore >= self._trial:
             self._is_proving = False
+        self.is_quiet = not (
+            self._outcomes or self._incident or self.limit.is_on or self._is_proving or self.is_open or self.steady_left
+        )
 
     @property
     def _since_restore(self) -> int:
         return self.updates - self._since
 
-    def _look(self, loss: float) -> None:
+    def _look(self, loss: float, *, is_calm: bool) -> None:
         """Every fourth update: what needs not be looked at in each."""
         if self._num_equal >= EQUAL_LOSSES - 1:
             self._num_equal = 0
             self._persistence.look_at_weights()
-        is_calm = self._sentry.suspicion < 2 * MOST_SUSPICION
         self._calm_run = self._calm_run + 4 if is_calm else 0
         trust = self.recovery.trust_steps
         if self._calm_run >= trust:
@@ -302,6 +327,8 @@ class RecoveryController:
             self.progress.note_first(loss, first.record if first is not None and not first.updates else math.nan)
             # Between two steps, as it may put a state back.
             self.is_look_due = not self.updates % LOOK_EVERY and self.is_early
+        else:
+            self.is_early = False
 
     def look_back(self, *, step: int, lr: float) -> int | None:
         """In the first steps: see whether progress was lost, or there is none, as the rate may be too high.
@@ -346,6 +373,7 @@ class RecoveryController:
         if len(self._changes) < UPDATES_LOOKED_AT:
             indices, loss = self._last
             batch = Backup(0, self.updates, witness=[indices], losses=[loss])
+            self.is_quiet = False
             self._case = Case(Alarm.WILD, level, (), self.progress.start, 0.0, share=0.0, is_sudden=True)
             self._experiment = draw_again(batch)
             self._advance(None)
@@ -354,7 +382,7 @@ class RecoveryController:
         if mean > LARGE_UPDATE * self.progress.start:
             self._begin_rate_trial(level)
         else:
-            self.progress.note_healthy()
+            self.progress.note_healthy(self.updates)
 
     @property
     def _may_try_rates(self) -> bool:
@@ -364,24 +392,27 @@ class RecoveryController:
 
     # -- refused losses
 
-    def refused(self, ticket: Ticket, reading: Reading, reason: str, alarm: Alarm, *, step: int, lr: float) -> Answer:
+    def refused(
+        self, ticket: Ticket, reading: Reading, verdict: Verdict, *, step: int, lr: float, most_steady: int
+    ) -> Answer:
         """Answer a refused loss.
 
         Args:
             ticket: The batch.
             reading: Its loss.
-            reason: Why it was refused.
-            alarm: What that speaks for.
+            verdict: Why it was refused.
             step: Steps reported, this one included.
             lr: The scheduled learning rate.
+            most_steady: Most batches of low-loss samples after a restore.
 
         Raises:
             TrainingDiverged: too many batches in a row were refused.
             RestoreError: the load callback raised for every state there is.
         """
         self._live.begin_call(step)
-        self._lr = lr
-        loss = reading.mean
+        self.is_quiet = False
+        self._lr, self._most_steady = lr, most_steady
+        loss, reason, alarm = reading.mean, verdict.value, ALARMS.get(verdict, Alarm.NOT_FINITE)
         if self._incident is None:
             self._incident = Incident(step, reason)
         self._incident.num_refused += 1
@@ -468,6 +499,25 @@ class RecoveryController:
             self._begin(Alarm.NOT_FINITE, math.inf)
         return Answer(False, self._live.put_step)
 
+    @property
+    def may_look_last(self) -> bool:
+        """Whether `looks_last` was not asked yet, or its experiment is under way."""
+        return not self._has_ended or self._experiment is not None
+
+    def settle_open(self, *, step: int) -> None:
+        """End what is under way, as the run is left: go on with the present weights, or with the newest trusted ones."""
+        self._live.begin_call(step)
+        trial, self._rate_trial = self._rate_trial, None
+        if self._live.current is not None and not self._live.put_present():
+            newest = next((each for each in reversed(self._known()) if each.is_proven), None)
+            if newest is not None and self._live.put(newest):
+                self._restored(newest, Alarm.END, is_sudden=True)
+        elif trial is not None:
+            self._live.begin()
+            self._live.put_copy(trial.present)
+        self._end_experiment()
+        self._live.end()
+
     def looks_last(self, *, step: int, lr: float) -> bool:
         """Begin an experiment before the run ends, if its last losses were unusual; returns whether one is open."""
         if self._has_ended or self._experiment is not None:
@@ -497,6 +547,7 @@ class RecoveryController:
         return sorted([*in_ram, *on_disk], key=lambda each: (each.updates, each.step))
 
     def _begin(self, alarm: Alarm, level: float, *, best: Backup | None = None) -> None:
+        self.is_quiet = False
         known = self._known()
         self._live.begin()
         if not known:
@@ -600,7 +651,7 @@ class RecoveryController:
 
     def _note_healthy(self, alarm: Alarm, step: int) -> None:
         self._bad_limit = min(MOST_BAD, 2 * self._bad_limit)
-        self.progress.note_healthy()
+        self.progress.note_healthy(self.updates)
         if alarm is Alarm.NOT_FINITE:
             return
         self._sentry.calm()
@@ -730,10 +781,10 @@ class RecoveryController:
 
     # -- everything else
 
-    def moment(self) -> Moment:
-        """The scheduler's own state now, to be kept with a backup."""
+    def moment(self, state: Any = None) -> Moment:
+        """The scheduler's own state now, to be kept with a backup; ``state`` is that of the run."""
         sentry, recent = self._sentry, tuple(self.progress.recent)
-        return Moment(sentry.memory, self._table.trend_mark, sentry.baseline, self.updates, recent)
+        return Moment(sentry.memory, self._table.trend_mark, sentry.baseline, self.updates, recent, state)
 
     def lr(self, scheduled_lr: float) -> float:
         """The learning rate to use in place of the scheduled one."""
@@ -820,6 +871,12 @@ class RecoveryController:
                 "the saved state, and the learning rate stays lower for a while.",
             )
 
+
+ALARMS = {
+    Verdict.SPIKE: Alarm.SPIKE, Verdict.RAISED: Alarm.RAISED, Verdict.LASTING_DRIFT: Alarm.RAISED,
+    Verdict.EARLY: Alarm.EARLY,
+}  # fmt: skip
+"""What a verdict speaks for; any other one for losses that are not finite."""
 
 _REASONS = {
     Alarm.NOT_FINITE: "losses or weights were not finite",

@@ -76,7 +76,7 @@ class LiveModel:
         if self._restorer is None or newest is None or newest.state is None:
             return False
         mended, names, share = self._persistence.mend(newest)
-        if not names or share > MOST_MENDED or not self._restorer.put_state(mended, self.step):
+        if mended is None or not names or share > MOST_MENDED or not self._restorer.put_state(mended, self.step):
             return False
         self.put_step = self.step
         text = f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''} in the state of the model were not finite and "

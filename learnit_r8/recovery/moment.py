@@ -21,6 +21,7 @@ class Moment(NamedTuple):
         baseline: Number of baseline resets by then.
         updates: Updates that the weights had taken.
         recent: The last losses learned from.
+        state: The state of the run but for the table's records, from which a run goes on whose state is not whole.
     """
 
     memory: Any
@@ -28,6 +29,7 @@ class Moment(NamedTuple):
     baseline: int
     updates: int
     recent: tuple[float, ...]
+    state: Any = None
 
 
 def go_back(moment: Moment, sentry: Sentry, table: SampleTable) -> None:

@@ -16,12 +16,12 @@ from ..checkpoint.callbacks import Callbacks, Unrecoverable, call_load, call_sav
 from ..checkpoint.model_loader import ModelLoader, read_from
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.saver import CheckpointSaver
+from ..checkpoint.state_tree import leaves, mend
 from ..checkpoint.store import THIN, CheckpointStore
 from ..events.bus import Announcer
 from ..schedules.budget import Budget
 from ..table.records import Column
 from ..triggers import Condition, Elapsed, as_trigger, every, never
-from . import model_state
 from .backup_timer import BackupTimer
 from .ram_backup import Backup, RamBackup
 from .restore import Restorer, RestoreError
@@ -207,6 +207,7 @@ class Persistence:
         get_state: Callable[[], dict[str, Any]],
         get_moment: Callable[[], Any] = lambda: None,
         is_calm: bool = True,
+        saved: Callable[[int], object] = lambda step: None,
     ) -> str:
         """Take a backup and write a checkpoint, if they are due.
 
@@ -221,6 +222,7 @@ class Persistence:
             get_state: Returns the scheduler's state.
             get_moment: Returns the `Moment` to keep with a backup.
             is_calm: Whether nothing is suspected, so that a backup may be taken.
+            saved: Is told the step of a checkpoint that is written.
 
         Returns:
             The name of a non-finite array of the model, if one was found; otherwise "".
@@ -238,6 +240,7 @@ class Persistence:
                     self.generations.take(get_state, self.saver.store.run_id, step)
             if self.saver and self.saver.is_due(elapsed, epoch_ended=epoch_ended, run_ended=run_ended):
                 self.saver.attempt(lambda: self._write(get_state(), in_background=not run_ended), step)
+                saved(step)
                 if run_ended and self.saver.has_saved(step):
                     self.generations.clear()
         except Exception:
@@ -397,12 +400,17 @@ class Persistence:
         return self.agree(self._backup_timer.damage_of(self.callbacks.state))
 
     def mend(self, newest: Backup) -> tuple[Any, list[str], float]:
-        """A copy of the live state with the damaged arrays of a backup; their names, and their share of all arrays."""
+        """The live state with arrays of a backup in place of damaged ones; their names, and their share of all values.
+
+        The state is None if the backup does not fit.
+        """
         assert self.callbacks.state is not None
         live = self.callbacks.state()
-        names = self._backup_timer.damaged_in(live)
-        mended, share = model_state.mend(live, self.backup.copy_of(newest).state, set(names))
-        return mended, names, share
+        try:
+            mended, names = mend(live, newest.state, self._backup_timer.meant)
+        except ValueError:
+            return None, [], 1.0
+        return mended, names, len(names) / max(1, sum(1 for _ in leaves(live)))
 
     def note_lasting(self, array: str) -> None:
         """Note an array that is damaged though no batch was refused; see `BackupTimer.note_lasting`."""
@@ -436,6 +444,20 @@ class Persistence:
         finally:
             self.is_restoring = False
             self.wake()
+
+    def restore_backup(self) -> Backup:
+        """Put the newest backup back that was made in this run and can be put back.
+
+        Raises:
+            RestoreError: none can be.
+        """
+        restorer = self.make_restorer()
+        for backup in reversed(self.backup.backups):
+            if backup.moment is not None and restorer is not None and restorer.put(backup):
+                self.backup.forget_after(backup.updates)
+                return backup
+        failures = [] if restorer is None else restorer.failures
+        raise RestoreError(f"no backup could be restored: {' | '.join(failures)}. The model may be partly restored.")
 
     def restore_newest(self) -> int | None:
         """Put the newest backup back, or the newest checkpoint; its step, None if there is none.

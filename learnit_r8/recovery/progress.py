@@ -48,7 +48,7 @@ class Progress:
         self.reported: deque[float] = deque(maxlen=64)
         self.start = math.nan
         self.first: list[float] = []
-        self._gap, self._wait, self._look_wait = 1, 0, 0
+        self._gap, self._wait_until, self._look_wait = 1, 0, 0
 
     @classmethod
     def again(cls, before: Progress) -> Progress:
@@ -69,10 +69,10 @@ class Progress:
         self.start = math.nan
         self._gap = 1
 
-    def note_healthy(self) -> None:
-        """Wait twice as long before the next look, as the last one found healthy weights."""
+    def note_healthy(self, updates: int) -> None:
+        """Wait twice as long before the next look, as one after so many updates found healthy weights."""
         self._gap *= 2
-        self._wait, self._look_wait = self._gap, LOOK_EVERY * self._gap
+        self._wait_until, self._look_wait = updates + self._gap, LOOK_EVERY * self._gap
 
     def note_first(self, loss: float, record: float) -> None:
         """Take one of the first losses."""
@@ -92,15 +92,15 @@ class Progress:
         """Median of the last losses; NaN before there are enough."""
         return float(np.median(list(self.recent)[-LEVEL:])) if len(self.recent) >= LEVEL else math.nan
 
-    def is_early_alarm(self, loss: float, record: float) -> bool:
-        """Whether a loss of the first steps is worth a probe.
+    def is_early_alarm(self, loss: float, record: float, updates: int) -> bool:
+        """Whether a loss of the first steps is worth a probe; changes nothing.
 
         Args:
             loss: The loss, finite.
             record: The first loss of the run.
+            updates: Updates so far.
         """
-        self._wait -= 1
-        if self._wait > 0 or not math.isfinite(record):
+        if updates < self._wait_until or not math.isfinite(record):
             return False
         known = self.first
         middle = float(np.median(known[:FIRST])) if known else record
@@ -162,4 +162,4 @@ class Progress:
         self.first = list(state["first"])
         self.start = math.nan if state["start"] is None else state["start"]
         self._gap = state["gap"]
-        self._wait = self._look_wait = 0
+        self._wait_until = self._look_wait = 0

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import model_state
+from ..checkpoint import state_tree
 from .moment import Moment
 
 LEVEL_LOSSES = 32
@@ -150,7 +150,7 @@ class RamBackup:
 
     def __init__(
         self,
-        clone: Callable[[Any], Any] = model_state.clone,
+        clone: Callable[[Any], Any] = state_tree.clone,
         copy_into: Callable[[Any, Any], Any] | None = None,
         *,
         most: int = 7,
@@ -164,7 +164,7 @@ class RamBackup:
     def copy_with(self, clone: Callable[[Any], Any], copy_into: Callable[[Any, Any], Any] | None = None) -> None:
         """Copy with these functions from now on; see the class."""
         self._clone = clone
-        self._copy_into = model_state.copy_into if copy_into is None and clone is model_state.clone else copy_into
+        self._copy_into = state_tree.copy_into if copy_into is None and clone is state_tree.clone else copy_into
         self._spares: list[Any] = []
 
     def lend(self, state: Any) -> None:
@@ -175,6 +175,11 @@ class RamBackup:
     def is_empty(self) -> bool:
         """Whether there is nothing to restore."""
         return not self.backups
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether there is a state with which the scheduler's own was kept."""
+        return any(backup.moment is not None for backup in self.backups)
 
     @property
     def newest(self) -> Backup | None:

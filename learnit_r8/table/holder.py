@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 
@@ -12,12 +11,9 @@ class ReportHolder(Protocol):
     def hand_over(self) -> None:
         """Let the table learn from all of them, as it is about to be read."""
 
-    def before_offsets(self, trend: float) -> Callable[[bool], None]:
-        """Prepare for a switch of the estimates to differences from the trend.
+    def use_offsets(self, trend: float) -> None:
+        """Turn the holder's own predictions into differences from the trend, as the estimates are about to be.
 
         Args:
             trend: The current trend.
-
-        Returns:
-            A function that stores the holder's own predictions as such differences (True) or as before (False).
         """

@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,6 @@ class Records:
         self._all = np.zeros(size, dtype)
         self._dtype = dtype
         self._words = self._all.view(_WORD)
-        self._writing: Callable[[], object] | None = None
         self._warming = Warming(self._words) if self._words.nbytes >= LEAST_BYTES else None
         self._waiting: deque[_Waiting] = deque()
         self._snapshots: tuple[weakref.ref[Snapshot], ...] = ()
@@ -176,20 +175,8 @@ class Records:
                 closed.wait(0.05)
         self._snapshots = ()
 
-    def write(self, store: Callable[[], object]) -> None:
-        """Call ``store``; if it is interrupted, the next access calls it again, so that it is always completed."""
-        self._writing = store
-        self.finish_writing()
-
-    def finish_writing(self) -> None:
-        """Complete a `write` that was interrupted."""
-        if self._writing is not None:
-            self._writing()
-            self._writing = None
-
-    def forget_writing(self) -> None:
-        """Drop an interrupted `write`, as all records are about to be replaced."""
-        self._writing = None
+    def forget_waiting(self) -> None:
+        """Drop what is queued, as all records are about to be replaced."""
         self._waiting.clear()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,11 +23,14 @@ from .labels.frame import columns_of, make_frame
 from .losses import EXACT, WHOLE_BATCH, source_of
 from .names import checked_ids, coded, digest_of
 from .quantiles import MOST_RANKED, Quartile, Sample, quartiles_of, quartiles_of_some, samples_of
-from .records import LARGEST_LOSS, Column, Records, Snapshot, count_use
+from .records import LARGEST_LOSS, RECORD, Column, Records, Snapshot, count_use
 from .trend import BatchTrend
 
 ESTIMATORS = {"relative": 1.0, "additive": 0.1}
 """Estimators for batch means, with the weight of a new observation."""
+
+SLICE = 2**16
+"""Records that a view copies at a time, in a tenth of a millisecond."""
 
 LARGE = 2**20
 """Number of samples from which records are not copied during a step: 16 MB take 10 ms."""
@@ -54,6 +58,8 @@ class SampleTable:
         batch_trend: Moving average of the batch losses, and statistics of the first ones.
         exclusions: The samples in quarantine, and those under watch.
         evidence: What was predicted for the samples, where predictions are reported with the losses.
+        lock: Held while records are stored, and for each slice that a view copies.
+        is_whole: Whether nothing is half stored; false for good once an exception has cut that.
         group_labels: The distinct labels, in the order of the codes in ``records``; None without groups.
         group_sizes: Number of samples with each label; empty without groups.
     """
@@ -84,7 +90,8 @@ class SampleTable:
         self._holder: ReportHolder | None = None
         self._offsets = False
         self._num_seen = 0
-        self._shares: tuple[int, Callable[[], object]] | None = None
+        self.lock = threading.RLock()
+        self.is_whole = True
         self.group_labels: NDArray[Any] | None = None
         self.group_sizes: tuple[int, ...] = ()
         if groups is not None:
@@ -131,7 +138,7 @@ class SampleTable:
     def loss(self) -> NDArray[np.float32]:
         """float32[N], estimated loss of every sample, NaN for unseen ones; a new array each time."""
         self.hand_over()
-        return np.array(self._estimates(self.records["loss"], self.records["usage_count"]))
+        return np.array(self._estimates(self._copy("loss"), self._copy("usage_count")))
 
     avg_loss = loss
 
@@ -166,8 +173,7 @@ class SampleTable:
     def usage_count(self) -> NDArray[np.uint16]:
         """uint16[N], times each sample was learned from, at most 65535."""
         self.hand_over()
-        uses: NDArray[np.uint16] = self.records["usage_count"].copy()
-        return uses
+        return self._copy("usage_count")
 
     @property
     def quarantined(self) -> NDArray[np.int64]:
@@ -183,8 +189,16 @@ class SampleTable:
 
     def _seen_values(self, field: str) -> NDArray[np.float32]:
         self.hand_over()
-        values: NDArray[np.float32] = np.where(self.records["usage_count"] > 0, self.records[field], np.float32("nan"))
+        values: NDArray[np.float32] = np.where(self._copy("usage_count") > 0, self._copy(field), np.float32("nan"))
         return values
+
+    def _copy(self, field: str) -> NDArray[Any]:
+        """A field of every record, copied slice by slice, so that training need not wait for all of it."""
+        copy = np.empty(self.num_samples, RECORD[field])
+        for start in range(0, self.num_samples, SLICE):
+            with self.lock:
+                copy[start : start + SLICE] = self.records[field][start : start + SLICE]
+        return copy
 
     def estimates(self, records: NDArray[Any]) -> NDArray[np.float32]:
         """float32[M], the estimated losses in ``records``, NaN for unseen samples; may be a view of them."""
@@ -246,42 +260,29 @@ class SampleTable:
 
     def _use_offsets(self) -> None:
         self.hand_over()
-        num_reports = self.batch_trend.num_reports
-        if self._detrends and num_reports:
+        if self._detrends and self.batch_trend.num_reports:
             estimate, trend = self.records["loss"], np.float32(self.trend)
             offsets = np.where(self.records["usage_count"] > 0, estimate - np.float32(1), estimate) * trend
-            store_plan = _nothing if self._holder is None else self._holder.before_offsets(self.trend)
-            self._shares = num_reports, functools.partial(self._store_loss, estimate.copy(), store_plan, False)
-            self.records.write(functools.partial(self._store_loss, offsets, store_plan, True))
+            self.records.release_snapshots()
+            with self.lock:
+                self.is_whole = False
+                self.records["loss"][:] = offsets
+                if self._holder is not None:
+                    self._holder.use_offsets(self.trend)
+                self._offsets = True
+                self.is_whole = True
         else:
-            self._shares = num_reports, functools.partial(setattr, self, "_offsets", False)
             self._offsets = True
 
-    def _store_loss(self, estimate: NDArray[np.float32], store_plan: Callable[[bool], None], are_offsets: bool) -> None:
-        self.records.release_snapshots()
-        self.records["loss"][:] = estimate
-        store_plan(are_offsets)
-        self._offsets = are_offsets
-
-    def undo_observe(self, num_reports: int, trend: float, early_mark: Any) -> None:
-        """Undo the last `observe`, given the values before it; ``early_mark`` is None unless the trend was early."""
-        self.records.finish_writing()
-        if self._shares is not None and self._shares[0] == num_reports:
-            # That loss has switched the estimates to differences, and nothing was learned since.
-            self.records.write(self._shares[1])
-            self._shares = None
-        if not num_reports:
-            self.part_size = None
-        self.batch_trend.undo(num_reports, trend, early_mark)
+    @property
+    def has_offsets(self) -> bool:
+        """Whether the estimates of "relative" are differences from the trend, as there were losses below zero."""
+        return self._offsets
 
     @property
     def num_seen(self) -> int:
         """Number of samples that were learned from at least once."""
         return self._num_seen
-
-    def undo_seen(self, num_seen: int) -> None:
-        """Return to an earlier count of seen samples, as their records were restored."""
-        self._num_seen = num_seen
 
     def expected(self, records: NDArray[Any], sizes: NDArray[np.int64]) -> list[float]:
         """Mean stored estimate of consecutive batches over the samples already seen, without the trend.
@@ -331,10 +332,8 @@ class SampleTable:
             trend: float64[P], what `observe` returned for the batch of each part.
             records: RECORD[M], the samples' current records if available; overwritten.
             predictions: int64[K] and float32[3, K], samples and the rows of `PredictionRows` for them, or None.
-            done: Called when the table has learned; twice if it was interrupted.
+            done: Called when the table has learned.
         """
-        self.records.finish_writing()
-        self._shares = None
         records = self.records.gather(indices) if records is None else records
         if self.part_size != WHOLE_BATCH:
             # A sample's loss may overflow float32 even if the mean of its batch does not.
@@ -354,22 +353,15 @@ class SampleTable:
         records["last"] = observed
         records["mean"] += (observed - records["mean"]) / count
         store = None if predictions is None else self.evidence.updated(*predictions)
-        self.records.write(functools.partial(self._store, indices, records, num_seen, done, store))
-
-    def _store(
-        self,
-        indices: NDArray[np.int64],
-        records: NDArray[Any],
-        num_seen: int,
-        done: Callable[[], object] | None,
-        store_evidence: Callable[[], None] | None,
-    ) -> None:
-        self.records.put(indices, records)
-        if store_evidence is not None:
-            store_evidence()
-        self._num_seen = num_seen
-        if done is not None:
-            done()
+        with self.lock:
+            self.is_whole = False
+            self.records.put(indices, records)
+            if store is not None:
+                store()
+            self._num_seen = num_seen
+            if done is not None:
+                done()
+            self.is_whole = True
 
     def _divided(
         self,
@@ -500,16 +492,17 @@ class SampleTable:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned; groups stay unchanged."""
         self.records.release_snapshots()
-        self.records.forget_writing()
-        self._shares = None
+        self.records.forget_waiting()
+        self.is_whole = False
         for name in _FIELDS:
             self.records[name][:] = state[name]
         self._num_seen = int(np.count_nonzero(self.records["usage_count"]))
         numbers = state["numbers"]
         self.part_size, self._offsets = numbers["part_size"], numbers["_offsets"]
         self.exclusions.load_state_dict(state)
-        self.evidence.load_state_dict(state.get("evidence"))
+        self.evidence.load_state_dict(state["evidence"])
         self.batch_trend.load_state_dict(state, value=numbers["trend"], num_reports=numbers["_num_reports"])
+        self.is_whole = True
 
     @functools.cached_property
     def _digest(self) -> str | None:
@@ -530,7 +523,3 @@ class SampleTable:
 
 
 _FIELDS = ("loss", "last", "mean", "usage_count")
-
-
-def _nothing(_: bool) -> None:
-    """Stand in for the callback that converts a plan's predictions, for a table without a plan."""

@@ -87,7 +87,7 @@ class Evidence:
         self.num_classes = num_classes
 
     def updated(self, indices: NDArray[np.int64], rows: NDArray[np.float32]) -> Callable[[], None]:
-        """A function that stores what is learned from predictions; calling it twice does no harm.
+        """A function that stores what is learned from predictions.
 
         Args:
             indices: int64[M], distinct.
@@ -98,11 +98,6 @@ class Evidence:
         new = records.take(indices)
         learn(new, rows)
         return lambda: records.put(indices, new)
-
-    def put_back(self, indices: NDArray[np.int64], before: NDArray[Any] | None) -> None:
-        """Restore what `take` returned."""
-        if self.records is not None:
-            self.records.put(indices, np.zeros(len(indices), EVIDENCE) if before is None else before.copy())
 
     def state_dict(self, *, in_background: bool = False) -> dict[str, Any] | None:
         """Arrays of N by field name, and the number of classes; None without predictions. See `SampleTable`."""
@@ -119,7 +114,7 @@ class Evidence:
         """Load what `state_dict` returned; None forgets everything."""
         if self.records is not None:
             self.records.release_snapshots()
-            self.records.forget_writing()
+            self.records.forget_waiting()
         if state is None:
             self.num_classes, self.records = 0, None
             return
