@@ -276,8 +276,9 @@ class R8Scheduler(Engine):
             if self._open is not None:
                 self.give_up(self._open)
             if pace.step // pace.steps_per_epoch != epoch and not search.is_on:
-                self.between_steps()
-                return
+                if not refusal.look_last(self):
+                    self.between_steps()
+                    return
             ticket = self._open = self.draw_if_any()
             if ticket is None:
                 return

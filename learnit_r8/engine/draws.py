@@ -55,11 +55,11 @@ def draw_specially(run: Engine, step: int) -> Ticket | None:
         turn.is_changing = False
         # So is the policy: if it raises, nothing was drawn.
         lr, returned = run.controller.lr(scheduled), plan.has_returned
-        is_of_pass = returned or not (run.controller.replay.is_due or run.controller.is_steadying)
+        is_of_pass = not run.controller.asks_probe and (returned or not run.controller.is_steadying)
         ahead = plan.look_ahead() if is_of_pass else None
         turn.is_changing = True
         batch = plan.draw(ahead) if is_of_pass else _of_incident(run)
-        if returned:
+        if returned and is_of_pass:
             lr = batch.chunk.rates[batch.slot]
         batch.chunk.rates[batch.slot] = lr
         pace.num_out += 1
@@ -84,17 +84,27 @@ def _start_pass(run: Engine, number: int, progress: float) -> None:
 
 
 def _of_incident(run: Engine) -> Batch:
-    """A batch that is drawn again, or a steady one."""
-    if run.controller.replay.is_due:
-        return run.plan.draw_again(run.controller.replay.draw(run._num_draws))
-    run.controller.count_steady()
+    """A probe, or a steady batch."""
+    controller = run.controller
+    if controller.asks_probe:
+        batch = run.plan.draw_again(controller.draw_probe())
+        controller.note_drawn(batch.chunk)
+        return batch
+    controller.steady_left -= 1
     return run.plan.draw_outside(STEADY) or run.plan.draw()
+
+
+def draw_last(run: Engine, step: int) -> Ticket | None:
+    """Draw a probe after the last step of the budget."""
+    with run.turns.take("draw", step) as turn:
+        turn.is_changing = True
+        return _handed_out(run, step, max(0, step - 1) // run.plan.steps_per_pass, run.lr, _of_incident(run))
 
 
 def rest_of_epoch(run: Engine) -> list[Ticket]:
     """Draw the rest of the epoch at once; empty if the budget is spent or the run was stopped."""
     # Steady batches for an incident that is over would come too late.
-    run.controller.skip_steady_if_over()
+    run.controller.steady_left = 0
     end = (run.pace.epoch + 1) * run.plan.steps_per_pass
     tickets: list[Ticket] = []
     while run.pace.next_step < end and (ticket := run.draw_ahead()) is not None:

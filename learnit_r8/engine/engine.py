@@ -21,8 +21,7 @@ import math
 import threading
 from typing import TYPE_CHECKING, Any
 
-from ..recovery.incident_state import CALM
-from ..recovery.moment import moment_of
+from ..guard.monitor import MOST_SUSPICION
 from ..sampling.ticket import Outcome, Ticket, new_tuple
 from ..schedules.schedule import check_rate
 from . import draws, ending, membership, refusal, run_state, step
@@ -130,7 +129,7 @@ class Engine:
             step = pace.step + pace.num_out
             progress = pace.progress_at(step)
             if progress >= 1 or pace.is_stopped:
-                return self._draw_nothing()
+                return draws.draw_last(self, step) if controller.asks_probe else self._draw_nothing()
             chunk, epoch, began = plan.chunk, step // plan.steps_per_pass, self._tally.began
             slot = chunk.drawn
             if (
@@ -138,8 +137,8 @@ class Engine:
                 or plan.returned
                 or self.search.is_on
                 or began != began
-                or controller._state.steady_left > 0
-                or controller.replay.is_due
+                or controller.steady_left > 0
+                or controller.asks_probe
                 or epoch != chunk.pass_number
                 or not pace.is_running
             ):
@@ -236,6 +235,8 @@ class Engine:
             draws.start(self)
         if self.requests.is_pending:
             self.requests.answer()
+        if self.controller.is_look_due:
+            refusal.look_back(self)
         epoch_ended = self._epoch_ended
         if self.announcer.wants_surveys:
             self.emitter.between_steps(self.pace.epoch, epoch_ended=epoch_ended, closing=closing)
@@ -248,7 +249,11 @@ class Engine:
         self._do_what_is_due(closing=closing)
 
     def _do_what_is_due(self, *, closing: bool) -> None:
-        persistence, pace = self.persistence, self.pace
+        persistence, pace, controller = self.persistence, self.pace, self.controller
+        if controller.is_open:
+            if not closing:
+                return
+            self._settle_open()
         with self._saving:
             step, epoch_ended = pace.step, self._epoch_ended
             try:
@@ -262,6 +267,8 @@ class Engine:
                     budget=pace.budget,
                     get_state=lambda: run_state.settled_state_of(self, in_background=not closing),
                     get_moment=lambda: self.moment("draw"),
+                    is_calm=controller.is_calm and self.sentry.suspicion < MOST_SUSPICION,
+                    saved=controller.note_checkpoint,
                 )
                 if damage:
                     refusal.answer_damage(self, damage)
@@ -272,10 +279,16 @@ class Engine:
             if epoch_ended:
                 self._epoch_ended = False
 
+    def _settle_open(self) -> None:
+        """End what is under way, as the run is left."""
+        with self.turns.take("close", self.pace.step) as turn:
+            turn.is_changing = True
+            self.controller.settle_open(step=self.pace.step)
+
     def moment(self, call: str) -> Any:
         """What is kept with a backup that ``call`` makes now."""
         with self.turns.take(call, self.pace.step):
-            return moment_of(self.sentry, self.table, run_state.position_of(self))
+            return self.controller.moment(run_state.position_of(self))
 
     def report(
         self,
@@ -385,7 +398,7 @@ class Engine:
 
     def _lr_at(self, progress: float) -> float:
         lr = self.scheduled_lr(progress)
-        return lr if self.controller._state is CALM else self.controller.lr(lr)
+        return lr if self.controller.is_quiet else self.controller.lr(lr)
 
     def scheduled_lr(self, progress: float) -> float:
         """The learning rate of the schedule."""

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import events
-from ..guard.monitor import MOST_SUSPICION
 from ..guard.verdict import Verdict
-from ..recovery.moment import go_back
-from ..recovery.restore import RestoreResult
 from ..sampling.ticket import Outcome, Ticket
 from . import step
 
@@ -30,49 +25,56 @@ def report_in_turn(run: Engine, ticket: Ticket, judged: step.Judged) -> Outcome 
         if not step.is_current(run, ticket, judged):
             return None
         turn.is_changing = True
-        verdict, restored = _answer(run, ticket, judged)
+        verdict, put_to = _answer(run, ticket, judged)
         run.pace.begin_break()
-        return Outcome(verdict, _rate_after(run, judged), None if restored is None else restored.step)
+        return Outcome(verdict, _rate_after(run, judged), put_to)
 
 
 def _rate_after(run: Engine, judged: step.Judged) -> float:
     return run.search.lr or (run.lr if judged.lr != judged.lr else run.controller.lr(judged.lr))
 
 
-def _answer(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, RestoreResult | None]:
-    """Act on a verdict; returns the final verdict, and the state that was restored."""
+def _answer(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, int | None]:
+    """Act on a verdict; returns the final verdict, and the step of the state that was put back."""
     reading, verdict = judged.reading, judged.judgement.verdict
     if ticket.epoch < 0:
-        restored = run.search.take(ticket.batch, reading.mean, ticket.lr, refused=verdict is not Verdict.GOOD)
+        put_to = run.search.take(ticket.batch, reading.mean, ticket.lr, refused=verdict is not Verdict.GOOD)
         run.use_found_lr()
-        return verdict, restored
-    if run.controller.replay.is_on and math.isfinite(reading.mean):
-        restored = _compare_replay(run, ticket, judged)
-        if restored is not None:
-            return Verdict.SKIPPED, restored
+        return verdict, put_to
+    if verdict is Verdict.PROBED:
+        return _test(run, ticket, judged)
     if verdict is Verdict.GOOD:
         _learn(run, ticket, judged)
         return verdict, None
-    suspicion = run.sentry.suspicion_of(judged.judgement)
     run.sentry.keep(judged.judgement)
-    if verdict is Verdict.RAISED and not run.controller.doubts_level:
-        restored = run.controller.accept_level(
-            lr=run.controller.lr(judged.lr), draws=run._num_draws, step=run.pace.step + 1
-        )
-        if restored is not None:
-            # From here on, the guard takes losses of this level as usual.
-            _close_unlearned(run, ticket)
-            return verdict, restored
-        run.sentry.overrule()
-        verdict = Verdict.DRIFT
-    if verdict is Verdict.DRIFT:
-        _learn(run, ticket, judged._replace(judgement=judged.judgement._replace(verdict=verdict)))
-        run.controller.drifted(reading.mean, run.controller.lr(judged.lr))
-        return verdict, None
+    _close_unlearned(run, ticket)
     if verdict is Verdict.SKIPPED:
-        _close_unlearned(run, ticket)
         return verdict, None
-    return verdict, _refuse(run, ticket, judged, verdict, suspicion)
+    answer = run.controller.refused(
+        ticket, reading, verdict, step=run.pace.step, lr=judged.lr, most_steady=_most_steady(run, ticket.epoch)
+    )
+    return verdict, answer.put_to
+
+
+def _test(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, int | None]:
+    """Take the loss of a batch that tests weights; it is trained on like any other if they are healthy."""
+    if not run.controller.takes(ticket):
+        # It was drawn for weights that may be others by now.
+        _close_unlearned(run, ticket)
+        return Verdict.PROBED, None
+    is_last = run.pace.is_finished
+    answer = run.controller.probed(ticket, judged.reading.mean, step=run.pace.step + (not is_last), lr=judged.lr)
+    if answer.is_good and not is_last:
+        good = judged._replace(judgement=run.sentry.unjudged(Verdict.GOOD))
+        _learn(run, ticket, good)
+        return Verdict.GOOD, answer.put_to
+    if is_last:
+        # The budget has no step for it.
+        run.plan.settle(ticket.batch)
+        run.pace.num_out -= 1
+    else:
+        _close_unlearned(run, ticket)
+    return Verdict.PROBED, answer.put_to
 
 
 def _learn(run: Engine, ticket: Ticket, judged: step.Judged) -> None:
@@ -99,64 +101,32 @@ def discard(run: Engine, ticket: Ticket) -> None:
         _close_unlearned(run, ticket)
 
 
-def _refuse(
-    run: Engine, ticket: Ticket, judged: step.Judged, verdict: Verdict, suspicion: float
-) -> RestoreResult | None:
-    _close_unlearned(run, ticket)
-    restored = run.controller.refused(
-        ticket,
-        judged.reading,
-        verdict,
-        scheduled_lr=judged.lr,
-        most_steady=_most_steady(run, ticket.epoch),
-        draws=run._num_draws,
-        step=run.pace.step,
-        is_calm=suspicion < MOST_SUSPICION,
-    )
-    return _gone_back(run, restored)
-
-
-def _compare_replay(run: Engine, ticket: Ticket, judged: step.Judged) -> RestoreResult | None:
-    """Compare the loss of a replayed batch with the first one; returns the restored state if they differ."""
-    restored = run.controller.replayed(ticket, judged.reading.mean, step=run.pace.step + 1, draws=run._num_draws)
-    if restored is not None:
-        _close_unlearned(run, ticket)
-    return _gone_back(run, restored)
-
-
-def answer_damage(run: Engine, array: str) -> RestoreResult | None:
-    """Restore a model that holds non-finite numbers although its losses were finite."""
+def answer_damage(run: Engine, array: str) -> None:
+    """Look into a model that holds non-finite numbers although its losses were finite."""
     if run.search.is_on:
-        run.persistence.note_answered()
-        return None
+        return
     scheduled = run.scheduled_lr(run.pace.progress_at(run.pace.step))
     with run.turns.take("between_steps", run.pace.step) as turn:
         turn.is_changing = True
-        try:
-            restored = run.controller.damaged(
-                array,
-                step=run.pace.step,
-                scheduled_lr=scheduled,
-                most_steady=_most_steady(run, run.pace.epoch),
-                draws=run._num_draws,
-            )
-            return _gone_back(run, restored)
-        finally:
-            run.persistence.note_answered()
+        run.controller.damaged(array, step=run.pace.step, lr=scheduled)
 
 
-def _gone_back(run: Engine, restored: RestoreResult | None) -> RestoreResult | None:
-    """Restore the guard and the table's trend to the state of a model that was restored."""
-    if restored is not None and restored.moment is not None:
-        go_back(restored.moment, run.sentry, run.table, forget=restored.forget)
-    elif restored is not None and restored.guard is not None and _has_same_baseline(run, restored.guard):
-        run.sentry.go_back_to_saved(restored.guard, is_trial=restored.forget)
-    return restored
+def look_back(run: Engine) -> None:
+    """Look at the progress of the first steps; see `RecoveryController.look_back`."""
+    scheduled = run.scheduled_lr(run.pace.progress_at(run.pace.step))
+    with run.turns.take("between_steps", run.pace.step) as turn:
+        turn.is_changing = True
+        run.controller.look_back(step=run.pace.step, lr=scheduled)
 
 
-def _has_same_baseline(run: Engine, guard: Mapping[str, Any]) -> bool:
-    """Whether the guard's state in a checkpoint is from the current baseline."""
-    return bool(guard["baseline"] == run.sentry.baseline)
+def look_last(run: Engine) -> bool:
+    """Whether a probe is to be drawn before the run ends, as its last losses were unusual."""
+    if not run.pace.is_finished or run.pace.num_out or not run.controller.may_look_last:
+        return False
+    scheduled = run.scheduled_lr(1.0)
+    with run.turns.take("draw", run.pace.step) as turn:
+        turn.is_changing = True
+        return run.controller.looks_last(step=run.pace.step, lr=scheduled)
 
 
 def _most_steady(run: Engine, epoch: int) -> int:

@@ -21,7 +21,7 @@ FORMAT = 1
 """Format of the whole state; it stays, as each part has a version of its own."""
 
 VERSIONS = {
-    "table": 2, "plan": 1, "pace": 2, "rescue": 1, "quarantine": 1, "guard": 1, "tally": 1, "search": 1,
+    "table": 2, "plan": 1, "pace": 2, "recovery": 1, "quarantine": 2, "guard": 2, "tally": 1, "search": 1,
 }  # fmt: skip
 """Version of each part's state. A change of a part adds one here, and the part must still read the versions before it,
 down to those of the files in ``tests/runs/saved``."""
@@ -49,7 +49,7 @@ def position_of(run: Engine) -> dict[str, Any]:
         "seed": run.plan.seed,
         "plan": run.plan.position(),
         "pace": run.pace.state_dict(),
-        "rescue": run.controller.state_dict(),
+        "recovery": run.controller.state_dict(),
         "quarantine": run.controller.quarantine.state_dict(),
         "guard": run.sentry.state_dict(),
         "tally": run._tally.state_dict(),
@@ -67,6 +67,12 @@ def whole_state_of(run: Engine, *, in_background: bool = False, call: str = "sta
 def identity_of(run: Engine) -> dict[str, Any]:
     """The facts in which a saved state must agree with the run."""
     return {**run.table.identity(), "last_batch": run.plan.last_batch}
+
+
+def _renewed(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state of 7ddda59 in the form of today: its recovery had another name."""
+    versions = {("recovery" if name == "rescue" else name): version for name, version in state["versions"].items()}
+    return {**state, "recovery": state["rescue"], "versions": versions}
 
 
 def _check(run: Engine, state: Mapping[str, Any]) -> None:
@@ -93,6 +99,8 @@ def _check(run: Engine, state: Mapping[str, Any]) -> None:
 
 def load_state(run: Engine, state: Mapping[str, Any], call: str = "load_state_dict") -> None:
     """Load a saved state, or leave the run unchanged; see `R8Scheduler.load_state_dict`."""
+    if "rescue" in state:
+        state = _renewed(state)
     _check(run, state)
     with run.turns.take(call, run.pace.step, mends=True) as turn:
         before = None if turn.was_cut else state_of(run)
@@ -115,7 +123,7 @@ def _take_over(run: Engine, state: Mapping[str, Any]) -> None:
         run.table.load_state_dict(state["table"])
     run.plan.load_state_dict(state["plan"])
     run.pace.load_state_dict(state["pace"])
-    run.controller.load_state_dict(state["rescue"])
+    run.controller.load_state_dict(state["recovery"])
     run.controller.quarantine.load_state_dict(state["quarantine"])
     run.sentry.load_state_dict(state["guard"])
     run._tally = Tally.from_state(state["tally"])
@@ -225,12 +233,13 @@ def restore_backup(run: Engine) -> int:
             )
         turn.is_changing = True
         run.plan.hand_over()
-        restored = run.persistence.restore_backup(draws=run._num_draws)
+        restored = run.persistence.restore_backup()
+        assert restored.moment is not None
         state = restored.moment.state
         # Time that was used is used.
         _take_over(run, {**state, "pace": {**state["pace"], "seconds": run.pace.seconds}})
         run.table.go_back_to(restored.moment.trend)
-        run.announcer.tell(events.RolledBack, to_step=restored.step, source=restored.source)
+        run.announcer.tell(events.RolledBack, to_step=restored.step, source="backup")
     run.member.forget()
     return restored.step
 

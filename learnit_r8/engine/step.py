@@ -9,8 +9,6 @@ import numpy as np
 
 from ..guard.monitor import MOST_SUSPICION, Judgement
 from ..guard.verdict import Verdict
-from ..recovery.incident_state import CALM
-from ..recovery.ram_backup import NO_SLOTS
 from ..sampling.chunk import OPEN, OUT_AGAIN
 from ..sampling.ticket import Ticket
 from ..table.losses import EXACT, Reading, check_kind, read_loss, read_number
@@ -32,7 +30,7 @@ class Judged(NamedTuple):
         expected: The loss that the table expected.
         judgement: What the guard makes of it.
         lr: The scheduled learning rate after it.
-        is_calm: Whether backups may be trusted more after it.
+        is_calm: Whether the guard suspects nothing, where recovery asks.
         suspicion: How near the guard is to refusing after it; NaN unless somebody listens.
         is_plain: Whether it is good, and there is no trouble.
     """
@@ -58,7 +56,7 @@ def judge(
         raise TypeError(f"ticket must be what draw() returned, got {ticket!r}.")
     if run.persistence.is_restoring and run.turns.is_mine:
         raise RuntimeError(f"load_callback must not report losses, got one of step {ticket.step}.")
-    _, epoch, indices, rate, _, draw, (chunk, slot, _) = ticket
+    _, epoch, indices, rate, _, _, (chunk, slot, _) = ticket
     table, sentry, pace, controller = run.table, run.sentry, run.pace, run.controller
     step, losses, state = pace.step, sentry._losses, chunk.states[slot]
     # As `Batch.is_out` says, without its call: this is asked at every step.
@@ -83,23 +81,30 @@ def judge(
         reading = table.evidence.with_predictions(reading, predictions, kind)
     if epoch < 0:
         _, verdict = sentry.guard.judge(sentry.guard.begin(), reading.mean)
-        judgement = Judgement(losses, sentry._norms, sentry.num_skipped, verdict)
+        judgement = sentry.unjudged(verdict)
         return Judged(step, losses, state, reading, kind, math.nan, judgement, math.nan, True, math.nan, False)
     expected, typical = table.with_trend(chunk.expected[slot]), table.with_trend(chunk.typical)
     predicted, is_usual = expected, True
     if expected < typical and table.part_size != EXACT:
         # Estimates from batch means are too rough to expect less of a batch that was chosen by them.
         predicted, is_usual = typical, chunk.sweep >= 0
-    is_quiet = controller._state is CALM and not controller.quarantine.is_watching and not controller.replay.is_on
-    # The rate of its own step, before recovery lowers it; a batch drawn later may have another one.
-    judged_lr = rate if controller._state is CALM else run.scheduled_lr(pace.progress_at(ticket.step))
-    judgement = sentry.judge(
-        reading.mean, predicted, typical, judged_lr, grad_norm=grad_norm, skipped=skipped, is_usual=is_usual
-    )
+    is_quiet = controller.is_quiet and not controller.quarantine.is_watching
+    if not controller.is_quiet and controller.tests(ticket):
+        if grad_norm is not None and not math.isfinite(grad_norm):
+            reading = reading._replace(mean=math.nan)
+        judgement = sentry.unjudged(Verdict.PROBED)
+    else:
+        # The rate of its own step, before recovery lowers it; a batch drawn later may have another one.
+        judged_lr = rate if controller.is_quiet else run.scheduled_lr(pace.progress_at(ticket.step))
+        judgement = sentry.judge(
+            reading.mean, predicted, typical, judged_lr, grad_norm=grad_norm, skipped=skipped, is_usual=is_usual
+        )
+        if controller.is_early and judgement.verdict is Verdict.GOOD and controller.is_suspicious(reading.mean):
+            judgement = sentry.unjudged(Verdict.EARLY)
     lr = run.scheduled_lr(pace.progress_at(step + 1))
     is_calm, suspicion = True, math.nan
-    if run._backup.slots is not NO_SLOTS and run._backup.is_look_due(draw):
-        is_calm = controller.is_calm and sentry.suspicion_of(judgement) < MOST_SUSPICION
+    if controller.is_calm_due:
+        is_calm = sentry.suspicion_of(judgement) < 2 * MOST_SUSPICION
     if run.announcer.is_heard:
         suspicion = sentry.suspicion_of(judgement)
     is_plain = (
@@ -138,11 +143,8 @@ def learn(run: Engine, ticket: Ticket, judged: Judged) -> Tally | None:
     trend = table.observe(believed.mean, believed.lowest, reading.mean)
     pace.num_out -= 1
     pace.step += 1
-    if controller.replay.is_on:
-        controller.replay.note(ticket.draw, ticket.indices, reading.mean)
-    run._backup.confirm(ticket.draw, ticket.lr, is_calm=judged.is_calm)
     run._tally.add(reading.mean, len(ticket.indices))
-    controller.accepted(reading.mean, ticket.indices)
+    controller.accepted(reading.mean, ticket, judged.lr, is_calm=judged.is_calm)
     pace.begin_break()
     ended = end_epoch(run)
     run.plan.report(
