@@ -178,8 +178,6 @@ def test_only_numpy_is_needed(path):
     lazily = outside - imports(path, lazy=False)[0]
     if place == "streams":
         outside -= lazily & {"torch", "pandas"}
-    if name_of(path) == "cli/completion.py":
-        outside -= lazily & {"shtab"}
     if place == "flax":
         outside -= {"jax", "flax", "optax"}
     if place == "keras":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,7 +30,7 @@ PREAMBLE = {
 def completion(options: argparse.Namespace) -> int:
     """Print the script for a shell; ``source <(learnit-r8 completion bash)`` turns it on."""
     try:
-        import shtab
+        shtab: Any = importlib.import_module("shtab")
     except ImportError as error:
         raise ValueError(f"completion needs shtab: pip install 'learnit-r8[completion]' ({error}).") from error
     print(shtab.complete(_described_parser(), shell=options.shell, preamble=PREAMBLE))

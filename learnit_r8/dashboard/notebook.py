@@ -95,9 +95,9 @@ class NotebookView(ThreadedListener):
             return
         began = self._cpu_clock()
         arrived, seconds = self._anchor
-        while waiting:
-            self.view.fold(waiting.popleft())
         try:
+            while waiting:
+                self.view.fold(waiting.popleft())
             page, text = html_of(self.view, seconds + self._clock() - arrived), text_of(self.view)
             self._display(page, text, self._is_shown)
             self._is_shown = True
