@@ -6,13 +6,14 @@ import contextlib
 import errno
 import functools
 import hashlib
+import itertools
 import os
 import platform
 import re
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -43,6 +44,27 @@ def replace(path: Path, content: bytes) -> None:
         OSError: the write failed; an existing file is still whole.
     """
     _write(path, content, rename)
+
+
+def free_names(path: Path, ending: str = "") -> Iterator[Path]:
+    """``path`` with an ending, and the same with ever higher numbers, of which one is free: "run", "run-2", "run-3"."""
+    yield path.with_name(path.name + ending)
+    for number in itertools.count(2):
+        yield path.with_name(f"{path.name}-{number}{ending}")
+
+
+def make_under_free_name(names: Iterable[Path], make: Callable[[Path], object]) -> Path:
+    """Make a file or a folder under the first of some names that no process has taken meanwhile.
+
+    Args:
+        names: As many as may be needed.
+        make: Raises FileExistsError where the name is taken.
+    """
+    for path in names:
+        with contextlib.suppress(FileExistsError):
+            make(path)
+            return path
+    raise FileExistsError(errno.EEXIST, "all names are taken")
 
 
 def temporary_name(path: Path) -> Path:

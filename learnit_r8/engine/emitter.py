@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
 from .. import events
 from ..events.bus import Announcer
 from ..sampling.chunk import Batch
@@ -84,9 +82,8 @@ class EventEmitter:
     def run_started(self, *, settings: Mapping[str, str], schedule: Schedule, **facts: Any) -> None:
         """Emit `RunStarted`: the first batch of this process is about to be drawn."""
         if self._announcer.is_heard:
-            self._announcer.tell(
-                events.RunStarted, settings={**settings, **versions()}, lr_plan=sampled(schedule), **facts
-            )
+            known = {**settings, **versions(), "machine": platform.node(), "process": str(os.getpid())}
+            self._announcer.tell(events.RunStarted, settings=known, lr_plan=sampled(schedule), **facts)
 
     def lr_planned(self, schedule: Schedule) -> None:
         """Emit `LrPlanned`: the schedule has changed."""
@@ -180,14 +177,10 @@ def sampled(schedule: Schedule) -> tuple[float, ...]:
 
 
 def versions() -> dict[str, str]:
-    """The versions, machine and process that a run depends on."""
-    known = {"python": platform.python_version(), "numpy": np.__version__}
+    """Versions of the package, of Python, and of the frameworks that are loaded now."""
     package = __name__.partition(".")[0]
-    for name in (package, *_FRAMEWORKS):
-        version = getattr(sys.modules.get(name), "__version__", None)
-        if version is not None:
-            known[name] = str(version)
-    return {**known, "machine": platform.node(), "process": str(os.getpid())}
+    found = {name: getattr(sys.modules.get(name), "__version__", None) for name in (package, "numpy", *_FRAMEWORKS)}
+    return {"python": platform.python_version()} | {name: str(found[name]) for name in found if found[name] is not None}
 
 
 def settings_of(arguments: Mapping[str, Any], *, without: frozenset[str] = frozenset()) -> dict[str, str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._validation import did_you_mean
+from ..checkpoint.durable_io import free_names
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.run_config import GOAL
 from .interruption import finish
@@ -212,9 +212,8 @@ def folder_of_branch(folder: Path, checkpoint: Checkpoint, new: Mapping[str, Any
     goals = sorted(new.keys() & set(GOAL))
     if goals:
         raise ValueError(f"at most one of cool_down and {', '.join(GOAL)} must be given, got cool_down and {goals}.")
-    name = f"cool-down-{checkpoint.state['pace']['step']}"
-    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    return next(folder / free for free in names if not (folder / free).exists())
+    names = free_names(folder / f"cool-down-{checkpoint.state['pace']['step']}")
+    return next(path for path in names if not path.exists())
 
 
 def say_if_finished(run: Engine) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..triggers import Elapsed
-from .elapse import Stopwatch, batch_size, opened
+from .elapse import StopCheck, batch_size, opened
 from .history import History
 from .period import as_stop
 from .state import LoopState
@@ -89,13 +89,13 @@ def run_loop(
     batches = opened(dataset)
     start = Elapsed() if elapsed is None else elapsed
     here = LoopState(state, start, History() if history is None else history, total=total, metadata=metadata)
-    _turn(here, batches, plan, Stopwatch(condition, start), owns_batches=batches is not dataset)
+    _turn(here, batches, plan, StopCheck(condition, start), owns_batches=batches is not dataset)
     if here.is_interrupted and (_depth.get() or not catch_keyboard_interrupt):
         raise KeyboardInterrupt
     return here.state, here.history, here.elapsed
 
 
-def _turn(here: LoopState, batches: Iterator[Any], plan: Tasks, watch: Stopwatch, *, owns_batches: bool) -> None:
+def _turn(here: LoopState, batches: Iterator[Any], plan: Tasks, watch: StopCheck, *, owns_batches: bool) -> None:
     """Run a loop to its end, and call the callbacks of the end in any case."""
     token = _depth.set(_depth.get() + 1)
     try:
@@ -114,7 +114,7 @@ def _turn(here: LoopState, batches: Iterator[Any], plan: Tasks, watch: Stopwatch
             _depth.reset(token)
 
 
-def _steps(here: LoopState, batches: Iterator[Any], tasks: tuple[Step, ...], watch: Stopwatch) -> None:
+def _steps(here: LoopState, batches: Iterator[Any], tasks: tuple[Step, ...], watch: StopCheck) -> None:
     finished = here.elapsed
     steps, samples, seconds = finished[:3]
     if here.stop_iteration or watch.is_over(finished):
@@ -137,7 +137,7 @@ def _steps(here: LoopState, batches: Iterator[Any], tasks: tuple[Step, ...], wat
         here.elapsed = finished
 
 
-def _end(here: LoopState, batches: Any, plan: Tasks, watch: Stopwatch) -> None:
+def _end(here: LoopState, batches: Any, plan: Tasks, watch: StopCheck) -> None:
     """Call the callbacks of the end; the logs of a step that was not finished are lost."""
     here.logs.clear()
     here.elapsed = here.elapsed._replace(time=max(here.elapsed.time, watch.seconds()))

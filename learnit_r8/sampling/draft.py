@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..policies.base import Candidates, Context, Policy
-from ..policies.radix import holds
+from ..table.exclusions import holds
 from ..table.records import reordered
 from ..table.table import SampleTable
 from .chunk import Chunk, Planned

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..policies.base import Context, Outlook, Policy
-from ..policies.radix import holds, order_of
+from ..policies.radix import order_of
 from ..policies.registry import SHUFFLE
+from ..table.exclusions import holds
 from ..table.table import SampleTable
 from .chunk import Chunk
 from .draft import Draft

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..policies.radix import holds
+from ..table.exclusions import holds
 from ..table.table import SampleTable
 from .chunk import OPEN, OUT_AGAIN, WAITING
 from .permutation import Permutation

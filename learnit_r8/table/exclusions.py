@@ -14,6 +14,15 @@ def _read_only(indices: NDArray[np.int64]) -> NDArray[np.int64]:
     return indices
 
 
+def holds(known: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """bool[M], which of some indices are among the known ones, which are in ascending order."""
+    if not len(known):
+        return np.zeros(len(indices), bool)
+    places = np.minimum(np.searchsorted(known, indices), len(known) - 1)
+    found: NDArray[np.bool_] = known[places] == indices
+    return found
+
+
 _NOBODY = _read_only(np.empty(0, np.int64))
 
 
@@ -30,12 +39,7 @@ class Exclusions:
 
     def holds(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
         """bool[M], which of some samples are in quarantine."""
-        known = self.quarantined
-        if not len(known):
-            return np.zeros(len(indices), bool)
-        places = np.minimum(np.searchsorted(known, indices), len(known) - 1)
-        found: NDArray[np.bool_] = known[places] == indices
-        return found
+        return holds(self.quarantined, indices)
 
     def quarantine(self, indices: NDArray[np.int64]) -> None:
         """Stop drawing some samples, from the next chunk on."""
