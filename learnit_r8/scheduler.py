@@ -275,10 +275,10 @@ class R8Scheduler(Engine):
         while True:
             if self._open is not None:
                 self.give_up(self._open)
-            if pace.step // pace.steps_per_epoch != epoch and not search.is_on:
-                if not refusal.look_last(self):
-                    self.between_steps()
-                    return
+            is_over = pace.step // pace.steps_per_epoch != epoch and not search.is_on
+            if is_over and not refusal.look_last(self):
+                self.between_steps()
+                return
             ticket = self._open = self.draw_if_any()
             if ticket is None:
                 return

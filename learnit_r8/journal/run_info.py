@@ -13,7 +13,6 @@ from typing import Any
 
 from ..checkpoint.durable_io import replace
 from ..events.codec import strict_json
-from ..events.versions import versions
 
 FORMAT = 1
 MOST_SESSIONS = 100
@@ -88,6 +87,8 @@ def write_about(folder: Path, *, name: str, configuration: Mapping[str, str], wa
     Raises:
         OSError: it cannot be written.
     """
+    from ..engine.emitter import versions
+
     sessions = read_sessions(folder)[-(MOST_SESSIONS - 1) :]
     about = {
         "format": FORMAT,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from .. import events
@@ -10,7 +10,6 @@ from ..checkpoint.state_tree import not_finite
 from ..events.bus import Announcer
 from ..triggers import Condition, Elapsed, quiet_until
 from .ram_backup import RamBackup
-
 
 MOST_LASTING = 4
 """Times that an array may be damaged without a refused batch before it is taken to be meant so."""

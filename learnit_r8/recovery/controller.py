@@ -1,11 +1,11 @@
 """The recovery controller: refuses batches, lets experiments find out what was at fault, and does what they find.
 
-    refused once                 the next batch is a free test: if it is good, nothing else happens
-    refused again, or a spike    an experiment (experiment.py): probes of the present weights, then of backups
-      healthy                    go on; the refused batches were to blame, and their samples are suspects
-      restored                   go on from the newest state that repeats its record, gently for some steps
-        damaged again soon       and at a lower rate
-      level                      nothing is restored; the losses mean something else from here on
+refused once                 the next batch is a free test: if it is good, nothing else happens
+refused again, or a spike    an experiment (experiment.py): probes of the present weights, then of backups
+  healthy                    go on; the refused batches were to blame, and their samples are suspects
+  restored                   go on from the newest state that repeats its record, gently for some steps
+    damaged again soon       and at a lower rate
+  level                      nothing is restored; the losses mean something else from here on
 """
 
 from __future__ import annotations
@@ -386,7 +386,9 @@ class RecoveryController:
 
     @property
     def _may_try_rates(self) -> bool:
-        is_start = self.updates <= RATE_TRIAL_UPDATES and not self._backup.is_empty and not self._backup.backups[0].updates
+        is_start = (
+            self.updates <= RATE_TRIAL_UPDATES and not self._backup.is_empty and not self._backup.backups[0].updates
+        )
         is_fresh = self._num_rate_trials < MOST_RATE_TRIALS and self._since_restore > RATE_TRIAL_STEPS
         return is_start and is_fresh and self._incident is None and self.can_probe
 

@@ -35,6 +35,7 @@ CHANCE = 1e-4
 
 MOST_REPEATS = 64
 
+
 class Alarm(enum.Enum):
     """Why an experiment is made.
 

@@ -24,7 +24,7 @@ from ..table.records import Column
 from ..triggers import Condition, Elapsed, as_trigger, every, never
 from .backup_timer import BackupTimer
 from .ram_backup import Backup, RamBackup
-from .restore import Restorer, RestoreError
+from .restore import RestoreError, Restorer
 from .shared_generations import SharedGenerations
 
 DEFAULT_FOLDER = "checkpoints"
@@ -418,7 +418,11 @@ class Persistence:
 
     def checkpoint_steps(self) -> set[int]:
         """Steps of the checkpoints with a model that could be put back; all ranks must ask at the same point."""
-        return set() if self.store is None or self.callbacks.load is None else {step for _, step in self.store.own_states()}
+        return (
+            set()
+            if self.store is None or self.callbacks.load is None
+            else {step for _, step in self.store.own_states()}
+        )
 
     def make_restorer(self) -> Restorer | None:
         """What puts states back; None without a load callback."""

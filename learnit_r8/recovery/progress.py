@@ -143,9 +143,7 @@ class Progress:
         if len(losses) < 16:
             return True
         rise = losses[-2:].mean() - np.median(losses[:8])
-        jumps = [
-            np.median(losses[n : n + 4]) - np.median(losses[max(0, n - 4) : n]) for n in range(4, len(losses))
-        ]
+        jumps = [np.median(losses[n : n + 4]) - np.median(losses[max(0, n - 4) : n]) for n in range(4, len(losses))]
         return bool(max(jumps) > SUDDEN * rise)
 
     def state_dict(self) -> dict[str, Any]:

@@ -80,7 +80,9 @@ class Quarantine:
     def _not_cleared(self, members: NDArray[np.int64]) -> list[int]:
         """The samples of a refused batch that no good batch has cleared; all of them if there are none."""
         was_good = self._table.records.take(members)["usage_count"] > 0
-        suspects = [int(each) for each, good in zip(members, was_good, strict=True) if not good or each in self._suspects]
+        suspects = [
+            int(each) for each, good in zip(members, was_good, strict=True) if not good or each in self._suspects
+        ]
         if suspects:
             return suspects
         self._num_clean += 1

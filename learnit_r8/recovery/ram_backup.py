@@ -240,9 +240,7 @@ class RamBackup:
         while len(self.backups) > self.most:
             updates = [backup.updates for backup in self.backups]
             now = updates[-1]
-            gaps = [
-                (updates[n + 1] - updates[n - 1]) / (now - updates[n - 1] + 1) for n in range(1, len(updates) - 1)
-            ]
+            gaps = [(updates[n + 1] - updates[n - 1]) / (now - updates[n - 1] + 1) for n in range(1, len(updates) - 1)]
             self.recycle(self.backups.pop(1 + int(np.argmin(gaps[:-1] or gaps))))
 
     def recycle(self, backup: Backup) -> None:

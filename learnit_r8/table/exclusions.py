@@ -14,9 +14,6 @@ def _read_only(indices: NDArray[np.int64]) -> NDArray[np.int64]:
     return indices
 
 
-_NOBODY = _read_only(np.empty(0, np.int64))
-
-
 def holds(known: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.bool_]:
     """bool[M], which of some indices are among the known ones, which are in ascending order."""
     if not len(known):
