@@ -57,11 +57,11 @@ class Group(NamedTuple):
 
 
 def spread_over(settings: Sequence[Setting]) -> Callable[[int], list[Case]]:
-    """All settings with seed 0, then all with seed 1, and so on; each time in the same random order."""
+    """All settings in a random order, again and again in the same one; the number of a run is its seed."""
     order = np.random.default_rng(0).permutation(len(settings))
 
     def cases(number: int) -> list[Case]:
-        return [settings[order[n % len(settings)]](n // len(settings)) for n in range(number)]
+        return [settings[order[n % len(settings)]](n) for n in range(number)]
 
     return cases
 
@@ -69,6 +69,11 @@ def spread_over(settings: Sequence[Setting]) -> Callable[[int], list[Case]]:
 def fixed(**values: Any) -> Setting:
     """A setting whose faults are the same for every seed but for what the seed draws."""
     return lambda seed: Case(seed=seed, **values)
+
+
+def draw_reports(seed: int) -> str:
+    """Exact losses or means."""
+    return str(np.random.default_rng([seed, 31]).choice(["means", "exact"]))
 
 
 DIGITS = ("digits sgd", "digits mlp")
@@ -118,9 +123,7 @@ def early_nan() -> list[Setting]:
 
 def early_damage() -> list[Setting]:
     chosen = itertools.product((1, 2, 3, 5, 9, 20, 40, 79), DIGITS, ("means", "exact"))
-    return [
-        fixed(model=m, setting=f"at {at} {m}", faults=Faults(blow=(at, 1000.0)), reports=r) for at, m, r in chosen
-    ]
+    return [fixed(model=m, setting=f"at {at} {m}", faults=Faults(blow=(at, 1000.0)), reports=r) for at, m, r in chosen]
 
 
 def clusters(number: int) -> list[Case]:
@@ -161,7 +164,7 @@ def clipping() -> list[Setting]:
 
 def new_levels() -> list[Setting]:
     def setting(name: str, **values: Any) -> Setting:
-        return lambda seed: Case(seed=seed, setting=name, reports=("means", "exact")[seed % 2], epochs=27, **values)
+        return lambda seed: Case(seed=seed, setting=name, reports=draw_reports(seed), epochs=27, **values)
 
     return [
         *(setting(change, model="mlp adam", change=change) for change in CHANGES),
@@ -181,13 +184,14 @@ def rewards() -> list[Setting]:
 
 def healthy() -> list[Setting]:
     def setting(model: str, name: str = "", **values: Any) -> Setting:
-        return lambda seed: Case(model, seed, name or model, reports=("means", "exact")[seed % 2], **values)
+        return lambda seed: Case(model, seed, name or model, reports=draw_reports(seed), **values)
 
     return [
         *map(setting, TASKS), setting("norm sgd"), setting("dropout adam"), setting("augmented adam"),
         setting("outliers adam"), setting("rows adam", epochs=6), setting("patches adam", epochs=6),
         setting("digits mlp", "clipped to 1e9", clip=1e9), setting("digits sgd", "clipped to 1", clip=1.0),
-        setting("mlp adam", "clipped, attach", clip=1.0), setting("digits sgd", "own restarts", schedule="own restarts"),
+        setting("mlp adam", "clipped, attach", clip=1.0),
+        setting("digits sgd", "own restarts", schedule="own restarts"),
         setting("digits mlp", "own stairs", schedule="own stairs"),
         setting("mlp adam", "own restarts, attach", schedule="own restarts"),
     ]  # fmt: skip
@@ -214,7 +218,12 @@ def poisonings(number: int) -> list[Any]:
 
 
 RESTORES, LOST = average("restores", form=".2f"), average("lost", text="steps undone")
-SHARE = Figure("rate in the last third as share of its plan", ">= .97", measure_share, ("finite", "package"))
+SHARE = Figure(
+    "rate in the last third as share of its plan, of runs that got there",
+    ">= .97",
+    measure_share,
+    ("finite", "package"),
+)
 BEYOND = Figure("backup distances undone beyond the damage, an incident", "<= 2", measure_beyond, ("package",))
 OWN = ("package",)
 
@@ -300,7 +309,8 @@ GROUPS = {
     "false-reports": Group(
         "one loss reported x 30 to x 1e9; the model is not touched", 48, spread_over(false_reports()),
         ("oracle", "package"),
-        own(points_below("oracle", "<= .5"), count("gave up", "0"), count("restores", "0", "runs with a restore"), LOST),
+        own(points_below("oracle", "<= .5"), count("gave up", "0"), count("restores", "0", "runs with a restore"),
+            LOST),
     ),
     "moments": Group(
         "the optimizer's moments wrecked at step 300", 24, spread_over(wrecked_moments()),

@@ -6,6 +6,8 @@ tensor.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -50,7 +52,7 @@ class Patches(nn.Module):
 def stack(*sizes: int, norm: bool = False, drop: float = 0.0) -> nn.Sequential:
     """Linear layers with ReLU between them."""
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes[:-2], sizes[1:-1], strict=True):
+    for inputs, outputs in itertools.pairwise(sizes[:-1]):
         layers += [nn.Linear(inputs, outputs), *([nn.BatchNorm1d(outputs)] if norm else []), nn.ReLU()]
         layers += [nn.Dropout(drop)] if drop else []
     return nn.Sequential(*layers, nn.Linear(*sizes[-2:]))
@@ -70,9 +72,10 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 
 OPTIMIZERS: dict[str, tuple[float, Callable[..., torch.optim.Optimizer]]] = {
     "sgd": (0.05, lambda parameters, lr: torch.optim.SGD(parameters, lr, momentum=0.9)),
-    "adam": (3e-3, torch.optim.Adam),
-    "adamw": (3e-3, lambda parameters, lr: torch.optim.AdamW(parameters, lr, weight_decay=0.01)),
+    "adam": (0.01, torch.optim.Adam),
+    "adamw": (0.01, lambda parameters, lr: torch.optim.AdamW(parameters, lr, weight_decay=0.01)),
 }
+"""With the best rate for digits, of steps by a factor of three; a regression takes Adam's three times as high."""
 
 
 class TorchModel:
@@ -102,8 +105,7 @@ class TorchModel:
         self.x, self.y, self.test_x, self.test_y = x[:kept].clone(), y[:kept], x[kept:], y[kept:]
         self.net, self.num_samples = NETS[net](), kept
         lr, make = OPTIMIZERS[optimizer]
-        # SGD with momentum does not stand the rate of digits on a squared error without bounds.
-        self.rate = lr / 10 if optimizer == "sgd" and self.is_curve else lr
+        self.rate = 3 * lr if self.is_curve and optimizer != "sgd" else lr
         self.optimizer = make(self.net.parameters(), lr=self.rate)
         self.clip: float | None = None
         self._reduced: Tensor | None = None
@@ -123,7 +125,7 @@ class TorchModel:
         if has_changed and self.change == "shifted inputs":
             x = blurred(x)
         outputs = self.net(x)
-        losses = (outputs[:, 0] - y) ** 2 if self.is_curve else F.cross_entropy(outputs, y, reduction="none")
+        losses = self._compare(outputs, y)
         if self.change == "late classes" and not has_changed:
             return losses * (y < 5)
         if not has_changed:
@@ -131,6 +133,11 @@ class TorchModel:
         if self.change == "term":
             return losses + 0.02 * sum((p**2).sum() for p in self.net.parameters())
         return losses * {"times 4": 4.0, "times 10": 10.0}.get(self.change, 1.0)
+
+    def _compare(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self.is_curve:
+            return (outputs[:, 0] - targets) ** 2
+        return F.cross_entropy(outputs, targets, reduction="none")
 
     def losses(self, indices: Any) -> Any:
         """float64[B]; their mean is kept for `step`."""
@@ -144,7 +151,7 @@ class TorchModel:
         self.optimizer.zero_grad()
         self._reduced.backward()
         self._reduced = None
-        return float(nn.utils.get_total_norm(p.grad for p in self.net.parameters() if p.grad is not None))
+        return float(nn.utils.clip_grad_norm_(self.net.parameters(), math.inf))
 
     def step(self, lr: float, scale: float = 1.0) -> None:
         """One step of the optimizer on the gradient times ``scale``."""
@@ -174,8 +181,7 @@ class TorchModel:
         """Mean loss of all samples that are finite, without noise; changes nothing."""
         self.net.eval()
         with torch.no_grad():
-            outputs = self.net(self.x)
-            losses = (outputs[:, 0] - self.y) ** 2 if self.is_curve else F.cross_entropy(outputs, self.y, reduction="none")
+            losses = self._compare(self.net(self.x), self.y)
         self.net.train()
         return float(losses[torch.isfinite(self.x).all(1)].mean())
 

@@ -210,7 +210,8 @@ class Run:
 
 def shuffled(num_samples: int, case: Case, steps: int) -> Iterator[Any]:
     """The batches of a run in which nothing happens, policy "shuffle"."""
-    r8 = R8Scheduler(num_samples, batch_size=case.batch_size, num_steps=steps, policy="shuffle", seed=case.seed)
+    settings = {"batch_size": case.batch_size, "num_steps": steps, "seed": case.seed, "handle_signals": False}
+    r8 = R8Scheduler(num_samples, policy="shuffle", **settings)
     for _ in range(steps):
         ticket = r8.draw()
         yield ticket.indices
@@ -234,8 +235,11 @@ def train_by_hand(case: Case, leaves_out: str) -> dict[str, float]:
             continue
         else:
             factor = 1.0
-        model.losses(samples)
+        losses = model.losses(samples) * factor
         model.step(lr, injector.scale(factor))
+        if np.isnan(losses).any():
+            # So are all weights from here on.
+            break
     return run.result()
 
 
@@ -276,7 +280,7 @@ def train_in_loop(run: Run, guard: Guard, folder: str) -> None:
 
 def train_with_adapter(run: Run, guard: Guard, folder: str) -> None:
     """Train a model of torch as its guide says."""
-    case, model, injector = run.case, run.model, run.injector
+    case, model = run.case, run.model
     data = TensorDataset(torch.arange(model.num_samples))
     settings: Mapping[str, Any] = settings_of(run, guard, folder)
     is_own = case.schedule.startswith("own")

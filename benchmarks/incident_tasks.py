@@ -172,8 +172,8 @@ def _rare(rng: np.random.Generator) -> Task:
 
 TASKS: dict[str, Callable[[np.random.Generator], Task]] = {
     "digits": lambda rng: _digits_task(rng, 0, "momentum", 0.02),
-    "digits mlp": lambda rng: _digits_task(rng, 32, "adam", 2e-3),
-    "digits sgd": lambda rng: _digits_task(rng, 32, "momentum", 0.02),
+    "digits mlp": lambda rng: _digits_task(rng, 32, "adam", 6e-3),
+    "digits sgd": lambda rng: _digits_task(rng, 32, "momentum", 0.06),
     "sum": lambda rng: _digits_task(rng, 32, "momentum", 0.02, is_sum=True),
     "clouds": _clouds,
     "imbalanced": _imbalanced,

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import multiprocessing
 import os
 import statistics
@@ -153,7 +152,7 @@ def print_step_cost(folders: dict[str, Path], times: int) -> None:
     for server in servers.values():
         server.stdin.close()
         server.wait()
-    print(f"\n{STEP_COST}: a good step, CPU microseconds, N = 50,000, B = 32; {times} times {COST_STEPS} steps in turns")
+    print(f"\n{STEP_COST}: a good step, CPU microseconds, N = 50,000, B = 32; {times} x {COST_STEPS} steps, in turns")
     rows = [["", "must", *measured], ["median", "+ .3" if len(folders) > 1 else ""], ["lowest, highest", ""]]
     for values in measured.values():
         kept = values[1:]
