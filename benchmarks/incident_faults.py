@@ -60,15 +60,16 @@ class Injector:
     def __init__(self, faults: Faults, model: Any, seed: int, steps: int, tell: Callable[[int], None]) -> None:
         self.faults, self._model, self._seed, self._tell = faults, model, seed, tell
         rng = np.random.default_rng([seed, 77])
-        self._is_nan = rng.random(steps) < faults.nan_share
-        self._is_nan[[number for number in faults.nan_at if number < steps]] = True
+        # Twice as many, as a scheduler may hand out batches that are no steps of its budget.
+        self._is_nan = rng.random(2 * steps) < faults.nan_share
+        self._is_nan[list(faults.nan_at)] = True
         self.bad = rng.choice(model.num_samples, faults.bad_samples, replace=False)
         self._is_bad = np.zeros(model.num_samples, bool)
         self._is_bad[self.bad] = True
         self._kinds: dict[int, list[str]] = {}
         for number, kind in faults.cluster:
             self._kinds.setdefault(number, []).append(kind)
-        self._is_nan[[number for number, kind in faults.cluster if kind == "nan" and number < steps]] = True
+        self._is_nan[[number for number, kind in faults.cluster if kind == "nan"]] = True
         self._spoils = hasattr(model, "spoil") and faults.bad_share == 1.0
         if self._spoils:
             model.spoil(self.bad)

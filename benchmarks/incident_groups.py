@@ -197,13 +197,42 @@ def healthy() -> list[Setting]:
     ]  # fmt: skip
 
 
+def starts() -> list[Setting]:
+    def setting(model: str, size: int, schedule: str) -> Setting:
+        return lambda seed: Case(
+            model, seed, f"B = {size}", reports=draw_reports(seed), steps=120, batch_size=size, schedule=schedule
+        )
+
+    return [setting(*each) for each in itertools.product(TASKS, (1, 2, 8, 32, 64, 256), ("cosine", "constant"))]
+
+
+def one_nan() -> list[Setting]:
+    def setting(model: str) -> Setting:
+        def case(seed: int) -> Case:
+            at = int(np.random.default_rng([seed, 37]).integers(100, 450))
+            return Case(model, seed, model, Faults(nan_at=(at,)), draw_reports(seed))
+
+        return case
+
+    return [setting(model) for model in TASKS]
+
+
 def false_reports() -> list[Setting]:
+    def early(model: str, reports: str) -> Setting:
+        def case(seed: int) -> Case:
+            rng = np.random.default_rng([seed, 41])
+            reported = int(3 * (80 / 3) ** rng.uniform()), float(10 ** rng.uniform(1, 9))
+            return Case(model, seed, "x 10 to 1e9 at 3 to 79", Faults(reported=reported), reports)
+
+        return case
+
     places = ((0, 1e3), (2, 1e3), (25, 1e3), (60, 1e9), (300, 30.0), (300, 1e9))
-    chosen = itertools.product(places, DIGITS, ("means", "exact"))
+    ways = list(itertools.product(DIGITS, ("means", "exact")))
     return [
-        fixed(model=m, setting=f"x {by:g} at {at}", faults=Faults(reported=(at, by)), reports=r)
-        for (at, by), m, r in chosen
-    ]
+        *(fixed(model=m, setting=f"x {by:g} at {at}", faults=Faults(reported=(at, by)), reports=r)
+          for (at, by), (m, r) in itertools.product(places, ways)),
+        *(early(*way) for way in ways),
+    ]  # fmt: skip
 
 
 def wrecked_moments() -> list[Setting]:
@@ -306,8 +335,19 @@ GROUPS = {
             count("refused", text="runs with a refusal"), count("restores", "0", "runs with a restore"),
             paired_loss("plain", "not significant"), points_below("plain", "no loss")),
     ),
+    "starts": Group(
+        "the first 120 steps of 18 tasks in which nothing goes wrong, with and without warm-up", 432,
+        spread_over(starts()), ("plain", "package"),
+        own(count("refused", text="runs with a refusal"), count("restores", "0", "runs with a restore"),
+            Figure("share of steps that are probes", "", measure_probes)),
+    ),
+    "one-nan": Group(
+        "18 tasks in which one loss is NaN", 90, spread_over(one_nan()), ("oracle", "package"),
+        own(average("refused", "1", "batches refused"), count("restores", "0", "runs with a restore"),
+            count("gave up", "0"), points_below("oracle", "no loss"), SHARE),
+    ),
     "false-reports": Group(
-        "one loss reported x 30 to x 1e9; the model is not touched", 48, spread_over(false_reports()),
+        "one loss reported x 10 to x 1e9; the model is not touched", 56, spread_over(false_reports()),
         ("oracle", "package"),
         own(points_below("oracle", "<= .5"), count("gave up", "0"), count("restores", "0", "runs with a restore"),
             LOST),

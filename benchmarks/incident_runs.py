@@ -38,6 +38,7 @@ class Case(NamedTuple):
         reports: "exact" losses or "means".
         order: Report "before" the update, or "after" it.
         epochs: Length of the run.
+        steps: Its length in steps, in place of that.
         batch_size: B.
         disk: Whether checkpoints are written.
         policy: The order of samples under an R8Scheduler; without one it is that of "shuffle".
@@ -54,6 +55,7 @@ class Case(NamedTuple):
     reports: str = "means"
     order: str = "before"
     epochs: int = 15
+    steps: int | None = None
     batch_size: int = 32
     disk: bool = False
     policy: str = "shuffle"
@@ -99,6 +101,7 @@ def make_model(case: Case) -> Any:
         model: Any = TorchModel(net, optimizer[0], case.seed, case.change)
     else:
         model = make_network(case.model, case.seed)
+        model.rate = model.task.rate(case.batch_size)
     model.clip = case.clip if case.clip is not None else model.clip
     return model
 
@@ -161,7 +164,7 @@ class Run:
     def __init__(self, case: Case, *, has_faults: bool = True) -> None:
         self.case, self.watch, self.model = case, Watch(), make_model(case)
         model = self.model
-        self.steps = case.epochs * -(-model.num_samples // case.batch_size)
+        self.steps = case.steps or case.epochs * -(-model.num_samples // case.batch_size)
         model.change_at = self.steps // 2
         self.injector = Injector(case.faults, model, case.seed, self.steps, self.watch.note_damage)
         top = model.rate * (case.faults.rate if has_faults else 1.0)

@@ -222,7 +222,7 @@ class Network:
         rng = np.random.default_rng([seed, 23])
         sizes = [task.inputs.shape[1], *([task.hidden] if task.hidden else []), task.outputs]
         self.task, self._rng, self._test = task, rng, test or task
-        self.num_samples, self.rate, self.is_sum = len(task.targets), task.rate(32), task.is_sum
+        self.num_samples, self.is_sum = len(task.targets), task.is_sum
         self.clip = CLIP if task.clips else None
         self.weights: list[Floats] = []
         for inputs, outputs in itertools.pairwise(sizes):

@@ -211,7 +211,7 @@ def main() -> None:
         for name, group in GROUPS.items():
             if options.groups and name not in options.groups:
                 continue
-            runs = options.runs or (min(group.runs, 3) if options.quick else group.runs)
+            runs = options.runs or (min(group.runs, 2) if options.quick else group.runs)
             cases, records, seconds = group.cases(runs), dict[str, list[Record]](), dict[str, float]()
             for arm in group.arms:
                 began = time.perf_counter()
