@@ -97,8 +97,11 @@ def _of_incident(run: Engine) -> Batch:
 def draw_last(run: Engine, step: int) -> Ticket | None:
     """Draw a probe after the last step of the budget."""
     with run.turns.take("draw", step) as turn:
+        lr = run.lr
         turn.is_changing = True
-        return _handed_out(run, step, max(0, step - 1) // run.plan.steps_per_pass, run.lr, _of_incident(run))
+        batch = _of_incident(run)
+        run.pace.num_out += 1
+        return run._ticket(step, max(0, step - 1) // run.plan.steps_per_pass, lr, batch)
 
 
 def rest_of_epoch(run: Engine) -> list[Ticket]:

@@ -129,7 +129,10 @@ class Engine:
             step = pace.step + pace.num_out
             progress = pace.progress_at(step)
             if progress >= 1 or pace.is_stopped:
-                return draws.draw_last(self, step) if controller.asks_probe else self._draw_nothing()
+                if controller.asks_probe and not pace.is_stopped:
+                    return draws.draw_last(self, step)
+                self._draw_nothing()
+                return None
             chunk, epoch, began = plan.chunk, step // plan.steps_per_pass, self._tally.began
             slot = chunk.drawn
             if (

@@ -23,6 +23,9 @@ def holds(known: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.bo
     return found
 
 
+_NOBODY = _read_only(np.empty(0, np.int64))
+
+
 class Exclusions:
     """Samples in quarantine, and samples under watch, by index.
 
