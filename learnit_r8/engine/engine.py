@@ -129,7 +129,7 @@ class Engine:
             step = pace.step + pace.num_out
             progress = pace.progress_at(step)
             if progress >= 1 or pace.is_stopped:
-                if controller.asks_probe and not pace.is_stopped:
+                if controller.experiment.asks_probe and not pace.is_stopped:
                     return draws.draw_last(self, step)
                 self._draw_nothing()
                 return None
@@ -141,7 +141,7 @@ class Engine:
                 or self.search.is_on
                 or began != began
                 or controller.steady_left > 0
-                or controller.asks_probe
+                or controller.experiment.asks_probe
                 or epoch != chunk.pass_number
                 or not pace.is_running
             ):

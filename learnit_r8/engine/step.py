@@ -89,7 +89,7 @@ def judge(
         # Estimates from batch means are too rough to expect less of a batch that was chosen by them.
         predicted, is_usual = typical, chunk.sweep >= 0
     is_quiet = controller.is_quiet and not controller.quarantine.is_watching
-    if not controller.is_quiet and controller.tests(ticket):
+    if not controller.is_quiet and controller.experiment.tests(ticket):
         if grad_norm is not None and not math.isfinite(grad_norm):
             reading = reading._replace(mean=math.nan)
         judgement = sentry.unjudged(Verdict.PROBED)
