@@ -458,8 +458,9 @@ class RecoveryController:
         elif finding.backup is not None:
             self._go_on_from(finding.backup, case.alarm, is_sudden=case.is_sudden)
         else:
-            if verdict == "healthy":
+            if verdict in ("healthy", "data"):
                 self._refusals.weights_are_healthy()
+            if verdict == "healthy":
                 self._settlement.trust_weights(case.alarm)
                 if case.alarm is Alarm.SPIKE and self._last_refused is not None:
                     self.quarantine.refused(self._last_refused, ())
@@ -468,7 +469,7 @@ class RecoveryController:
             elif self._live.failures:
                 raise RestoreError(f"{' | '.join(self._live.failures)} The model may be partly restored.")
             self._incidents.note(step, finding.text)
-            if verdict != "lost" and not self._lineage.is_proving:
+            if verdict in ("healthy", "level") and not self._lineage.is_proving:
                 self._incidents.end()
         self._live.end()
 

@@ -137,7 +137,8 @@ class Finding(NamedTuple):
 
     Attributes:
         verdict: "healthy": the present weights are. "restored": a backup was put back. "level": no state repeats its
-            record, so the loss or the data have changed. "lost": no state could be put back.
+            record, so the loss or the data have changed. "data": no state has finite losses, so neither is it the
+            weights. "lost": no state could be put back.
         text: The finding, for people.
         backup: The backup that was restored.
         tested: Backups that were put back and probed.
@@ -174,6 +175,8 @@ def investigate(case: Case, lab: Lab) -> Steps:
     tested: list[Backup] = []
     newest = yield from _find_newest_healthy(case, lab, known, tested)
     if newest is None and has_present and lab.put_present():
+        if case.alarm is Alarm.NOT_FINITE and not any(math.isfinite(each.replayed) for each in tested):
+            return Finding("data", "no state has losses that are finite: the data are to blame", None, tested)
         return Finding("level", "no state repeats its record: the loss or the data have changed", None, tested)
     if newest is None and tested:
         # Nothing better is known than the oldest state.
@@ -205,7 +208,7 @@ def _is_present_healthy(case: Case) -> Generator[Backup, float, bool]:
 def _draw(case: Case, witness: Backup, put: Callable[[], bool] = lambda: True) -> Generator[Backup, float, float]:
     """The loss of a witness; drawn again if it is not finite, as a passing fault may have hit it.
 
-    ``put`` puts the state under test back before each draw: a loop that reports after its step has trained on the batch.
+    ``put`` puts the state under test back before each draw, as a loop that reports after its step has trained on it.
     """
     loss = math.nan
     for _ in range(case.repeats):

@@ -122,7 +122,7 @@ def test_always_ends_with_one_of_four_findings(losses, memory):
         case_of(known), FakeLab(memory=memory), lambda lab, witness: losses[next(count) % len(losses)]
     )
 
-    assert finding.verdict in ("healthy", "restored", "level", "lost")
+    assert finding.verdict in ("healthy", "restored", "level", "data", "lost")
     assert (finding.backup in known) == (finding.verdict == "restored")
     assert len(drawn) < 200
 
@@ -133,6 +133,13 @@ def test_no_state_repeats_its_record():
 
     assert finding.verdict == "level"
     assert lab.current is None
+
+
+def test_losses_that_are_never_finite_are_the_datas_fault():
+    """If no state has a finite loss, the present state comes back, and its level is not taken for a usual one."""
+    finding, _ = conduct(case_of(backups(4), Alarm.NOT_FINITE), lab := FakeLab(), lambda lab, witness: NAN)
+
+    assert (finding.verdict, lab.current) == ("data", None)
 
 
 def test_without_memory_the_oldest_state_is_kept():
@@ -252,9 +259,7 @@ def test_passing_fault_does_not_convict_an_unproven_state():
 def test_changed_loss_repeats_itself():
     """The same different loss twice shows that the loss has changed, though the difference is within the tolerance."""
     known = backups(3)
-    finding, _ = conduct(
-        case_of(known), FakeLab(), lambda lab, witness: 1.02 * witness.record if lab.current else 30.0
-    )
+    finding, _ = conduct(case_of(known), FakeLab(), lambda lab, witness: 1.02 * witness.record if lab.current else 30.0)
 
     assert finding.verdict == "level"
 
