@@ -318,6 +318,8 @@ class RecoveryController:
         if self._refusals.in_a_row < self.recovery.max_refused:
             return
         incident, suspects = self._incidents.current or Incident(step, "refused"), self.quarantine.suspects
+        # What the user is left with must not be a state that was only put back to be tested.
+        self.settle_open(step=step)
         text = diverged_text(
             incident, refused=self._refusals.in_a_row, step=step, loss=loss, lr=lr, failures=self._live.failures,
             samples=self.quarantine.named(suspects) if suspects else "",

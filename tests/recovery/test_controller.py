@@ -208,6 +208,7 @@ def test_broken_data_end_the_run():
     assert run.task.loss() < 0.1
 
 
+@pytest.mark.filterwarnings("ignore:samples? .* in no good one since")
 def test_mostly_bad_data_are_called_broken():
     """Where more than half of the last hundred batches were refused, a warning says so, once; the run goes on."""
     bad = np.flatnonzero(np.random.default_rng(0).random(10**4) < 0.7).tolist()

@@ -62,7 +62,7 @@ def test_lost_progress_is_of_the_first_steps_only():
 
 
 def test_wild_losses():
-    """Losses that swing and make no progress look like those of a rate that is too high; falling or calm ones do not."""
+    """Losses that swing and make no progress look like those of too high a rate; falling or calm ones do not."""
     swing = np.tile([1.0, 3.0, 2.0, 4.0], 20)
 
     assert after([2.0] * FIRST + swing.tolist()).is_wild()

@@ -1,5 +1,6 @@
 """Backups in RAM: what is kept, copied, trusted and saved."""
 
+import itertools
 import json
 import math
 
@@ -79,7 +80,7 @@ def test_older_states_are_farther_apart():
     ages = [kept[-1] - step for step in kept[1:-1]]
 
     assert kept[-2] == 980
-    assert all(older > 1.4 * newer for older, newer in zip(ages, ages[1:], strict=False))
+    assert all(older > 1.4 * newer for older, newer in itertools.pairwise(ages))
 
 
 def test_state_that_nothing_was_trained_on_after_is_replaced():

@@ -18,7 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 NEEDS = {"flax.md": "learnit_r8.flax", "streams.md": "torch", "triggers.md": "torch"}
 
 
-@pytest.mark.parametrize("page", ["budgets.md", "flax.md", "loops.md", "streams.md", "triggers.md", "index.md"])
+@pytest.mark.parametrize(
+    "page", ["budgets.md", "flax.md", "guard.md", "index.md", "loops.md", "recovery.md", "streams.md", "triggers.md"]
+)
 def test_blocks_of_the_page_run(page, monkeypatch, tmp_path):
     if page in NEEDS:
         pytest.importorskip(NEEDS[page], exc_type=ImportError)
