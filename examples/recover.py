@@ -8,6 +8,7 @@ undisturbed, disturbed and left alone, disturbed and healed by R8Scheduler.
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -89,13 +90,20 @@ def print_story(heard: RecordedEvents) -> None:
                 print(f"  step {event.step:4d}  model restored from the {event.source} of step {event.to_step}")
             case events.LrCapped():
                 print(f"  step {event.step:4d}  learning rate stays below {event.ceiling:.3g}")
+            case events.Probed():
+                weights = "present weights" if event.is_present else f"backup of step {event.of_step}"
+                print(
+                    f"  step {event.step:4d}  probe of the {weights}: loss {event.loss:.3g}, {event.record:.3g} on record"
+                )
             case events.IncidentEnded():
-                print(f"  step {event.step:4d}  enough good losses: the incident is over")
+                print(f"  step {event.step:4d}  settled: {event.text}")
             case events.LrRestored():
                 print(f"  step {event.step:4d}  learning rate back on its schedule")
 
 
 def main() -> None:
+    # The first restore warns; the story below tells of all of them.
+    warnings.simplefilter("ignore")
     digits = load_digits()
     images, labels = digits.data / 16, digits.target
     undisturbed, _ = train(images, labels)

@@ -189,7 +189,8 @@ def investigate(case: Case, lab: Lab) -> Steps:
 def _is_present_healthy(case: Case) -> Generator[Backup, float, bool]:
     """Whether the witnesses of healthy weights have their losses of then with the present weights."""
     count, has_bad = NUM_REFERENCES.get(case.alarm, 1), False
-    rises, limits = [], []
+    rises: list[float] = []
+    limits: list[float] = []
     for backup in case.references:
         loss = yield from _draw(case, backup)
         if not math.isfinite(loss):

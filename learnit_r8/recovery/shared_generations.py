@@ -142,7 +142,7 @@ class SharedGenerations:
         return found
 
     def put_back(self, checkpoint: Checkpoint) -> None:
-        """Give the ladder of recovery the proved states that were kept beside a generation."""
+        """Give recovery the proved states that were kept beside a generation."""
         if checkpoint.model_state is not None:
             for proved in sorted(self._proved, key=lambda one: one.step):
                 self._backup.add(Backup(proved.step, proved.step, proved.draws, proved.state, is_proven=True))
