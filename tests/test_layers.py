@@ -161,8 +161,7 @@ def test_recovery_and_checkpoint_are_handed_what_they_need():
     """The policy of recovery knows no backup or store; the store knows no other part."""
     policy = PACKAGE / "recovery" / "policy.py"
     assert places(policy) <= {"_validation", "recovery"}
-    assert re.findall(r"^from \.(\w+) import", policy.read_text(encoding="utf-8"), flags=re.M) == ["incident_state"]
-    assert not places(PACKAGE / "recovery" / "incident_state.py")
+    assert re.findall(r"^from \.(\w+) import", policy.read_text(encoding="utf-8"), flags=re.M) == []
     assert places(PACKAGE / "checkpoint" / "store.py") <= {"checkpoint"}
     assert places(PACKAGE / "checkpoint" / "reader.py") <= {"checkpoint"}
 

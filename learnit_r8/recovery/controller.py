@@ -22,12 +22,13 @@ from ..sampling.ticket import Ticket
 from ..table.losses import Reading
 from ..table.records import LARGEST_LOSS
 from ..table.table import SampleTable
-from .experiment import Alarm, Case, Finding, investigate
-from .experiment_run import ExperimentRun
-from .first_steps import FirstSteps
-from .incident import Incident, IncidentLog, diverged_text, write_bundle
+from .incidents.experiment import Alarm, Case, Finding, investigate
+from .incidents.experiment_run import ExperimentRun
+from .incidents.first_steps import FirstSteps
+from .incidents.incident import Incident, IncidentLog, diverged_text, write_bundle
+from .incidents.live_model import LiveModel
+from .incidents.settlement import DIVISOR, Settlement
 from .lineage import Lineage
-from .live_model import LiveModel
 from .moment import Moment
 from .policy import Recovery, TrainingDiverged
 from .progress import EARLY_UPDATES, LOOK_EVERY, START_UPDATES
@@ -36,7 +37,6 @@ from .ram_backup import Backup, spread_of
 from .rate_limit import RateLimit
 from .refusals import Refusals
 from .restore import RestoreError
-from .settlement import DIVISOR, Settlement
 from .witnesses import Witnesses
 
 if TYPE_CHECKING:

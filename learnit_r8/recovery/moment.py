@@ -6,10 +6,11 @@ read the table, and reading must not change the run.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..guard.monitor import Sentry
-from ..table.table import SampleTable
+if TYPE_CHECKING:
+    from ..guard.monitor import Sentry
+    from ..table.table import SampleTable
 
 
 class Moment(NamedTuple):

@@ -10,13 +10,15 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint import state_tree
-from .moment import Moment
+
+if TYPE_CHECKING:
+    from .moment import Moment
 
 LEVEL_LOSSES = 32
 """Losses before a backup from which its level and spread are computed."""

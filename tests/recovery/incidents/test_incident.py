@@ -6,7 +6,14 @@ import pytest
 
 from learnit_r8 import Recovery, events
 from learnit_r8.events.bus import Announcer
-from learnit_r8.recovery.incident import MEANT, MOST_FINDINGS, Incident, IncidentLog, diverged_text, write_bundle
+from learnit_r8.recovery.incidents.incident import (
+    MEANT,
+    MOST_FINDINGS,
+    Incident,
+    IncidentLog,
+    diverged_text,
+    write_bundle,
+)
 from learnit_r8.testing import record_events
 
 

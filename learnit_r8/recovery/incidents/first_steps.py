@@ -6,24 +6,26 @@ A *rate trial* trains on from the start at a tenth of the rate for some steps, a
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .. import events
-from ..events.bus import Announcer
-from ..guard.monitor import Sentry
-from ..sampling.ticket import Ticket
+from ... import events
+from ...events.bus import Announcer
+from ...guard.monitor import Sentry
+from ...sampling.ticket import Ticket
+from ..progress import EARLY_UPDATES, Progress
+from ..ram_backup import Backup, RamBackup
 from .experiment import Alarm, Case, draw_again
-from .experiment_run import ExperimentRun
-from .incident import IncidentLog
-from .lineage import Lineage
-from .live_model import LiveModel
-from .progress import EARLY_UPDATES, Progress
-from .ram_backup import Backup, RamBackup
-from .rate_limit import RateLimit
 from .settlement import EARLY_DIVISOR
-from .witnesses import Witnesses
+
+if TYPE_CHECKING:
+    from ..lineage import Lineage
+    from ..rate_limit import RateLimit
+    from ..witnesses import Witnesses
+    from .experiment_run import ExperimentRun
+    from .incident import IncidentLog
+    from .live_model import LiveModel
 
 RATE_TRIAL_UPDATES, RATE_TRIAL_STEPS, MOST_RATE_TRIALS = 256, 64, 3
 """Updates after the start in which a lower rate is tried, how many the trial takes, and how many trials there are."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnit_r8.recovery.experiment import CHANCE, Alarm, Case, draw_again, investigate
+from learnit_r8.recovery.incidents.experiment import CHANCE, Alarm, Case, draw_again, investigate
 from learnit_r8.recovery.ram_backup import Backup
 
 NAN, INF = math.nan, math.inf

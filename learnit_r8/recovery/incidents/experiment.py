@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from .ram_backup import Backup
+from ..ram_backup import Backup
 
 SHARE_OF_RISE, SPREADS, SHARE_OF_PROGRESS, SHARE_OF_FIRST = 0.4, 6.0, 0.25, 0.25
 """How far a probe may be above its record: a share of the rise that raised the alarm, but at most so many spreads of

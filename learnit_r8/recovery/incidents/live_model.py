@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .. import events
-from ..events.bus import Announcer
-from .ram_backup import Backup
-from .restore import Restorer
+from ... import events
+from ...events.bus import Announcer
 
 if TYPE_CHECKING:
-    from .persistence import Persistence
+    from ..persistence import Persistence
+    from ..ram_backup import Backup
+    from ..restore import Restorer
 
 MOST_MENDED = 0.5
 """Largest share of the float arrays that is mended; with more the state is damaged."""

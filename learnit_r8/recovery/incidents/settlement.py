@@ -11,21 +11,24 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from .. import events
-from ..events.bus import Announcer
-from ..guard.monitor import Sentry
-from ..table.table import SampleTable
+from ... import events
+from ...events.bus import Announcer
+from ..lineage import LEAST_TRIAL, Lineage
+from ..moment import go_back
+from ..progress import EARLY_UPDATES
+from ..ram_backup import Backup
 from .experiment import Alarm, Case, Finding
-from .incident import IncidentLog
-from .lineage import LEAST_TRIAL, Lineage
-from .live_model import LiveModel
-from .moment import go_back
-from .persistence import Persistence
-from .progress import EARLY_UPDATES
-from .ram_backup import Backup
-from .rate_limit import RateLimit
-from .witnesses import Witnesses
+
+if TYPE_CHECKING:
+    from ...guard.monitor import Sentry
+    from ...table.table import SampleTable
+    from ..persistence import Persistence
+    from ..rate_limit import RateLimit
+    from ..witnesses import Witnesses
+    from .incident import IncidentLog
+    from .live_model import LiveModel
 
 DIVISOR, EARLY_DIVISOR = 2.0, 10.0
 """What a rate that damages healthy weights is divided by, and the rate of the first steps."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint.callbacks import Callbacks
-from ..sampling.ticket import Ticket
-from .experiment import Case, Finding, Steps
-from .live_model import LiveModel
-from .ram_backup import Backup
+if TYPE_CHECKING:
+    from ...checkpoint.callbacks import Callbacks
+    from ...sampling.ticket import Ticket
+    from ..ram_backup import Backup
+    from .experiment import Case, Finding, Steps
+    from .live_model import LiveModel
+
 
 TRIAL_LOSSES = 8
 """Batches whose mean stands for a probe where no witness can be drawn."""

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import events
-from ..checkpoint.durable_io import replace
-from ..events.bus import Announcer
-from .policy import Recovery
+from ... import events
+from ...checkpoint.durable_io import replace
+from ...events.bus import Announcer
+from ..policy import Recovery
 
 MEANT = (
     "If losses are expected to be higher from here on, as with new data or another scale, call reset_baseline() at the "

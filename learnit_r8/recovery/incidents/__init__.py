@@ -1,0 +1,1 @@
+"""An incident: what finds out by experiment what was at fault, and does what was found."""
