@@ -92,9 +92,7 @@ def print_story(heard: RecordedEvents) -> None:
                 print(f"  step {event.step:4d}  learning rate stays below {event.ceiling:.3g}")
             case events.Probed():
                 weights = "present weights" if event.is_present else f"backup of step {event.of_step}"
-                print(
-                    f"  step {event.step:4d}  probe of the {weights}: loss {event.loss:.3g}, {event.record:.3g} on record"
-                )
+                print(f"  step {event.step:4d}  probe of the {weights}: loss {event.loss:.3g}, once {event.record:.3g}")
             case events.IncidentEnded():
                 print(f"  step {event.step:4d}  settled: {event.text}")
             case events.LrRestored():
