@@ -75,6 +75,12 @@ LOOPING, LOOP_STEPS = 3, 100
 """So many experiments that found healthy weights within so many steps make the guard forget its losses."""
 
 
+NO_MEASURE = (
+    'See docs/recovery.md; where the loss is no measure of progress, as in reinforcement learning or a GAN, give '
+    'guard="finite".'
+)
+
+
 class Answer(NamedTuple):
     """What a report leads to.
 
@@ -704,7 +710,7 @@ class RecoveryController:
         if self.limit.ceiling < math.inf:
             what += f"; the learning rate stays at or below {self.limit.ceiling:.3g} for a while"
         self._note(step, what)
-        self._announcer.warn_once("restored", f"{what}. See docs/recovery.md.")
+        self._announcer.warn_once("restored", f"{what}. {NO_MEASURE}")
         self.num_restored += 1
         self._rate_trial = None
         self._forget_after(backup, step)
