@@ -153,6 +153,17 @@ def test_without_faults_all_ways_to_train_are_equal() -> None:
     assert records[-1]["share"] == 1.0
 
 
+def test_the_oracle_meets_no_damage() -> None:
+    """Weights, rates, reports and moments are those of a run without faults."""
+    faults = Faults(
+        cluster=((3, "blow"), (5, "rate"), (8, "weights")), blow=(9, 1e3), rate=50.0, reported=(4, 9.0), moments_at=7
+    )
+
+    assert ARMS["oracle"](Case("digits sgd", 0, "", faults, steps=30)) == ARMS["oracle"](
+        Case("digits sgd", 0, "", steps=30)
+    )
+
+
 def test_with_an_adapter_masks_are_those_of_plain_training() -> None:
     """Dropout draws the same random numbers under `attach` as by hand, so that runs can be compared in pairs."""
     case = Case("dropout adam", 3, "", steps=60)
