@@ -88,7 +88,7 @@ class Core:
 
     def __init__(self, size: int, batch_size: int, *, exact: bool, as_lists: bool = False) -> None:
         self.table = SampleTable(size, batch_size=batch_size)
-        self.table.part_size = EXACT if exact else WHOLE_BATCH
+        self.table.storage.part_size = EXACT if exact else WHOLE_BATCH
         self.plan = Plan(self.table, policy=get_policy("balanced"))
         self.losses = np.random.default_rng(0).random(batch_size) + 0.5
         self.exact = exact
@@ -105,7 +105,7 @@ class Core:
             if self.as_lists:
                 batch.indices.tolist()
             loss = LOSSES[step & 1023]
-            trend = table.observe(loss, loss)
+            trend = table.learner.observe(loss, loss)
             plan.report(batch, losses[: len(batch.indices)] if self.exact else loss, trend)
         plan.hand_over()
 
@@ -218,7 +218,7 @@ def worst_step(size: int, batch_size: int, repeats: int) -> float:
         for _ in range(plan.steps_per_pass):
             began = time.thread_time()
             batch = plan.draw()
-            plan.report(batch, 1.5, table.observe(1.5, 1.5))
+            plan.report(batch, 1.5, table.learner.observe(1.5, 1.5))
             longest = max(longest, time.thread_time() - began)
         worst.append(longest)
     return statistics.median(worst) * 1e3
@@ -268,17 +268,17 @@ def print_first_epochs(sizes: list[int], repeats: int) -> None:
 def table_of(size: int) -> SampleTable:
     """A table whose samples were all used three times."""
     table = SampleTable(size, batch_size=256)
-    table.part_size = EXACT
+    table.storage.part_size = EXACT
     losses = np.random.default_rng(0).gamma(1, 1, 10**6).astype(np.float32)
-    known = table.records.take(np.arange(10**6))
+    known = table.storage.records.take(np.arange(10**6))
     known["usage_count"] = 3
     for field in ("loss", "last", "mean"):
         known[field] = losses
     for start in range(0, size, 10**6):
         part = np.arange(start, min(start + 10**6, size))
-        table.records.put(part, known[: len(part)].copy())
-    table.hand_over()
-    table.records.settle()
+        table.storage.records.put(part, known[: len(part)].copy())
+    table.learner.hand_over()
+    table.storage.records.settle()
     table._num_seen = size
     return table
 

@@ -348,7 +348,7 @@ def check(user, undisturbed):
         now = everything(user)
         others = [name for name in now if now[name] != undisturbed[name]]
         assert not others, f"{others} are other ones"
-    evidence = r8.table.evidence.whole
+    evidence = r8.table.storage.evidence.whole
     assert evidence is None or (evidence["visits"] == r8.table.usage_count).all(), "evidence is not that of the losses"
     assert np.array_equal(user.model.first, -user.model.second, equal_nan=True), "the model is half put back"
     uses = np.zeros(NUM_SAMPLES, int)

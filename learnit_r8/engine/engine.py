@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -84,15 +83,15 @@ class Engine:
         self._last_progress, self._last_lr = math.nan, math.nan
         self._tally = Tally()
         self._num_draws = 0
-        # The model takes one step at a time, but several threads may draw and report.
-        self._lock = threading.RLock()
+        # The model takes one step at a time, but several threads may draw and report, or look at the table.
+        self._lock = self.table.lock
         self._epoch_ended = False
         # What every call records in case it is interrupted, and the call that was: see `mend`. With more than 30
         # attributes, CPython 3.11 takes twice as long to read any attribute of this object.
         self._marks = Marks()
         self._cut: Any = None
         self._has_started = False
-        self.table.hold_back(self)
+        self.table.learner.hold_back(self)
 
     def join(self, member: membership.Member) -> None:
         """Let an adapter hold back batches and losses; it replaces the one that joined before."""
@@ -267,7 +266,7 @@ class Engine:
                 epoch_ended=epoch_ended,
                 run_ended=closing or pace.is_finished,
                 budget=pace.budget,
-                get_state=lambda: run_state.settled_state_of(self, in_background=not closing),
+                get_state=lambda: run_state.settled_state_of(self),
                 get_moment=lambda: moment_of(self.sentry, self.table),
             )
             if damage:
@@ -323,7 +322,12 @@ class Engine:
         outcome = None
         try:
             with self._lock:
-                sentry, trend, pace, controller = self.sentry, self.table.batch_trend, self.pace, self.controller
+                sentry, pace, controller, trend = (
+                    self.sentry,
+                    self.pace,
+                    self.controller,
+                    self.table.storage.batch_trend,
+                )
                 tally, slots, healthy, trouble = self._tally, self._backup.slots, None, None
                 if slots is not NO_SLOTS:
                     _, newest, trial, _, _, _ = slots
@@ -370,6 +374,7 @@ class Engine:
         _, epoch, indices, _, _, _, batch = ticket
         chunk, slot, _ = batch
         state, table = chunk.states[slot], self.table
+        storage, learner = table.storage, table.learner
         # As `Batch.is_out` says, without its call: this is asked at every step.
         if not (slot < chunk.drawn if state == OPEN else state == OUT_AGAIN) or chunk.table is not table:
             raise RuntimeError(
@@ -377,16 +382,16 @@ class Engine:
                 "batch once."
             )
         reading = read_loss(loss, len(indices), part_size)
-        if len(indices) == 1 and table.part_size == EXACT:
+        if len(indices) == 1 and storage.part_size == EXACT:
             # The loss of a single sample, without its dimension.
             reading = Reading(reading.mean, np.atleast_1d(reading.means), EXACT, reading.lowest)
         if grad_norm is not None:
             grad_norm = read_number("grad_norm", grad_norm)
         kind = EXACT if table.batch_size == 1 else reading.part_size
-        if kind != table.part_size:
-            check_kind(kind, table.part_size)
+        if kind != storage.part_size:
+            check_kind(kind, storage.part_size)
         if predictions is not None:
-            reading = table.evidence.with_predictions(reading, predictions, kind)
+            reading = storage.evidence.with_predictions(reading, predictions, kind)
         if epoch < 0:
             return self._report_search(ticket, reading)
         if self.controller.replay.is_on and math.isfinite(reading.mean):
@@ -394,9 +399,9 @@ class Engine:
             if restored is not None:
                 return Outcome(Verdict.SKIPPED, self.lr, restored.step)
         mean = reading.mean
-        expected, typical = table.with_trend(chunk.expected[slot]), table.with_trend(chunk.typical)
+        expected, typical = learner.with_trend(chunk.expected[slot]), learner.with_trend(chunk.typical)
         predicted, is_usual = expected, True
-        if expected < typical and table.part_size != EXACT:
+        if expected < typical and storage.part_size != EXACT:
             # Estimates from batch means are too rough to expect less of a batch that was chosen by them.
             predicted, is_usual = typical, chunk.sweep >= 0
         verdict = self.sentry.judge(
@@ -421,11 +426,12 @@ class Engine:
     def learn(self, ticket: Ticket, reading: Reading, kind: int, expected: float) -> None:
         """Learn from a good loss, and advance the run."""
         table = self.table
-        table.part_size = kind
+        storage = table.storage
+        storage.part_size = kind
         if reading.predictions is not None:
-            table.evidence.begin(reading.predictions.num_classes)
-        believed = table.batch_trend.believed(reading) if table.batch_trend.is_early else reading
-        trend = table.observe(believed.mean, believed.lowest, reading.mean)
+            storage.evidence.begin(reading.predictions.num_classes)
+        believed = storage.batch_trend.believed(reading) if storage.batch_trend.is_early else reading
+        trend = table.learner.observe(believed.mean, believed.lowest, reading.mean)
         pace, controller = self.pace, self.controller
         pace.num_out -= 1
         pace.step += 1

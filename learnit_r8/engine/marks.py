@@ -56,7 +56,7 @@ def trouble_of(run: Engine) -> list[Any]:
         controller._weight_age,
         incident,
         *incident.attempts[-1:],
-        run.table.exclusions,
+        run.table.storage.exclusions,
         (backup, ("slots",)),
         *(slot for slot in backup.slots if slot is not None),
     ]
@@ -96,7 +96,7 @@ class ReportMark(NamedTuple):
     def undo(self, run: Engine, loss: float) -> None:
         """Undo the report; ``loss`` was the mean loss of the batch."""
         run.sentry.undo(self.losses, self.norms, self.before_refusal, self.num_refused, self.num_skipped)
-        run.table.undo_observe(self.num_reports, self.trend, self.early)
+        run.table.learner.undo_observe(self.num_reports, self.trend, self.early)
         is_counted = self.tally.num_good > self.num_good
         run.controller.undo(self.recovery, self.num_equal, loss if is_counted else None)
         self.tally.undo(self.num_good, self.total, self.samples)
@@ -183,7 +183,7 @@ class AnswerMark:
         # The sentry after its verdict: its state before is in the ReportMark.
         self._snapshot = Snapshot(
             (run, ("schedule",)),
-            (run.table.batch_trend, ("value",)),
+            (run.table.storage.batch_trend, ("value",)),
             run.sentry,
             *trouble_of(run),
             *([] if store is None else [(store, ("_given_up",))]),
@@ -214,16 +214,17 @@ class _BatchMark:
         run.plan.hand_over()
         start = self._slot * run.table.batch_size
         self._members = self._chunk.members[start : start + len(ticket.indices)]
-        self._records = run.table.records.take(self._members)
-        self._evidence = run.table.evidence.take(self._members)
+        self._records = run.table.storage.records.take(self._members)
+        self._evidence = run.table.storage.evidence.take(self._members)
         self._num_seen = run.table.num_seen
         self._state = self._chunk.states[self._slot]
 
     def undo(self, run: Engine) -> None:
-        run.table.records.finish_writing()
-        run.table.records.put(self._members, self._records.copy())
-        run.table.evidence.put_back(self._members, self._evidence)
-        run.table.undo_seen(self._num_seen)
+        storage = run.table.storage
+        storage.records.finish_writing()
+        storage.records.put(self._members, self._records.copy())
+        storage.evidence.put_back(self._members, self._evidence)
+        storage.num_seen = self._num_seen
         self._chunk.states[self._slot] = self._state
 
 

@@ -32,19 +32,14 @@ CHANGED_BY_RESUME = {"num_samples", "batch_size", "last_batch"}
 _REQUIRED = {"format", "data", "seed", "table", "plan", "pace", "rescue", "guard", "tally", "num_draws", "search"}
 
 
-def state_of(run: Engine, *, in_background: bool = False) -> dict[str, Any]:
-    """Everything needed to continue with exactly the same batches, rates and tables; see `Engine.state_dict`.
-
-    Args:
-        run: The run.
-        in_background: Whether another thread reads it while the run continues; see `SampleTable.state_dict`.
-    """
+def state_of(run: Engine) -> dict[str, Any]:
+    """Everything needed to continue with exactly the same batches, rates and tables; see `Engine.state_dict`."""
     return {
         "format": FORMAT,
         "versions": dict(VERSIONS),
         "data": identity_of(run),
         "seed": run.plan.seed,
-        "table": run.table.state_dict(in_background=in_background),
+        "table": run.table.state_dict(),
         "plan": run.plan.state_dict(),
         "pace": run.pace.state_dict(),
         "rescue": run.controller.state_dict(),
@@ -56,16 +51,16 @@ def state_of(run: Engine, *, in_background: bool = False) -> dict[str, Any]:
     }
 
 
-def whole_state_of(run: Engine, *, in_background: bool = False) -> dict[str, Any]:
+def whole_state_of(run: Engine) -> dict[str, Any]:
     """The state, after finishing an interrupted call."""
     if run._cut is not None:
         finish(run)
-    return state_of(run, in_background=in_background)
+    return state_of(run)
 
 
 def identity_of(run: Engine) -> dict[str, Any]:
     """The facts in which a saved state must agree with the run."""
-    return {**run.table.identity(), "last_batch": run.plan.last_batch}
+    return {**run.table.storage.identity(), "last_batch": run.plan.last_batch}
 
 
 def _check(run: Engine, state: Mapping[str, Any]) -> None:
@@ -123,10 +118,10 @@ def _take_over(run: Engine, state: Mapping[str, Any]) -> None:
     run.persistence.count_from(run.pace.step, run.plan.samples_in(run.pace.step), run.pace.seconds)
 
 
-def settled_state_of(run: Engine, *, in_background: bool = False) -> dict[str, Any]:
+def settled_state_of(run: Engine) -> dict[str, Any]:
     """The state after all losses held back are reported, as the model has taken those steps already."""
     run.settle()
-    return whole_state_of(run, in_background=in_background)
+    return whole_state_of(run)
 
 
 def save_as_asked(run: Engine) -> None:

@@ -57,7 +57,7 @@ class RecoveryController:
         self._persistence = persistence
         self._announcer = announcer
         self._state = CALM
-        self._incident = Incident(recovery, persistence, announcer, table.name_of)
+        self._incident = Incident(recovery, persistence, announcer, table.storage.name_of)
         self._weight_age = WeightAge()
         self._num_equal = 0
         self._went_back_at = 0

@@ -28,7 +28,7 @@ class Moment(NamedTuple):
 
 def moment_of(sentry: Sentry, table: SampleTable) -> Moment:
     """The current moment."""
-    return Moment(sentry.memory, table.trend_mark, sentry.baseline)
+    return Moment(sentry.memory, table.learner.trend_mark, sentry.baseline)
 
 
 def go_back(moment: Moment, sentry: Sentry, table: SampleTable, *, forget: bool) -> None:
@@ -45,4 +45,4 @@ def go_back(moment: Moment, sentry: Sentry, table: SampleTable, *, forget: bool)
         return
     sentry.go_back(moment.memory, is_trial=forget)
     if forget:
-        table.go_back_to(moment.trend)
+        table.learner.go_back_to(moment.trend)

@@ -87,8 +87,8 @@ class Quarantine:
         self._batches: list[str] = []
         self._first_step = 0
         self._num_refusals = self._num_doubts = 0
-        if len(self._table.exclusions.watched):
-            self._table.exclusions.watch(np.empty(0, np.int64))
+        if len(self._table.storage.exclusions.watched):
+            self._table.storage.exclusions.watch(np.empty(0, np.int64))
 
     def refused(self, indices: NDArray[np.int64], accused: Collection[int], step: int, *, epoch: int = 0) -> float:
         """Note a refused batch.
@@ -105,7 +105,7 @@ class Quarantine:
         """
         members = np.unique(indices)
         digest = hashlib.blake2b(members.tobytes(), digest_size=8).hexdigest() + f" {epoch}"
-        if self._table.exclusions.holds(members).any():
+        if self._table.storage.exclusions.holds(members).any():
             self.has_repeated = True
             return 0.0
         if digest in self._batches:
@@ -132,7 +132,7 @@ class Quarantine:
                 shared.append(known)
         self.is_watching = True
         # Otherwise policies that draw the least used samples first would put the same ones together in every epoch.
-        self._table.exclusions.watch(np.fromiter(self._suspects, np.int64))
+        self._table.storage.exclusions.watch(np.fromiter(self._suspects, np.int64))
         rate = self._rate(step)
         self.has_repeated = bool(shared)
         return math.exp(min(700.0, min(each.log_chance(rate) for each in shared))) if shared else math.inf
@@ -191,7 +191,7 @@ class Quarantine:
         if not convicted:
             return (), 0
         samples = tuple(sorted(convicted))
-        self._table.exclusions.quarantine(np.array(samples))
+        self._table.storage.exclusions.quarantine(np.array(samples))
         text = f"{self.named(samples)} {_was(samples)} in {refusals} refused batches and in no good one since"
         self._announcer.tell(events.SamplesQuarantined, samples=samples, refusals=refusals, text=text)
         self._announcer.warn_once(
@@ -234,7 +234,7 @@ class Quarantine:
 
     def named(self, samples: Collection[int]) -> str:
         """Text that names the first of some samples."""
-        names = ", ".join(repr(self._table.name_of(sample)) for sample in list(samples)[:NAMED])
+        names = ", ".join(repr(self._table.storage.name_of(sample)) for sample in list(samples)[:NAMED])
         more = f" and {len(samples) - NAMED} more" if len(samples) > NAMED else ""
         return f"sample{'s' * (len(samples) > 1)} {names}{more}"
 

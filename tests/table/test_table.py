@@ -11,16 +11,17 @@ from hypothesis import strategies as st
 from learnit_r8 import SampleTable
 from learnit_r8.guard import LARGEST_LOSS
 from learnit_r8.table.losses import EXACT, WHOLE_BATCH
+from learnit_r8.table.storage import SampleStorage
 
 
 def tell(table, indices, losses, part_size=EXACT):
     """Report at once: losses of samples, or one mean for all of them."""
     losses = np.array(losses, np.float64)
-    table.part_size = part_size
-    trend = table.observe(float(losses.mean()), float(losses.min()))
+    table.storage.part_size = part_size
+    trend = table.learner.observe(float(losses.mean()), float(losses.min()))
     sizes = None if part_size == EXACT else np.array([len(indices)])
     means = losses if part_size == EXACT else losses.mean(keepdims=True)
-    table.learn(np.array(indices), means, sizes, np.full(len(means), trend))
+    table.learner.learn(np.array(indices), means, sizes, np.full(len(means), trend))
 
 
 def test_begins_with_nothing():
@@ -115,12 +116,12 @@ def test_huge_sample_losses_stay_finite(bad):
 def test_trend_by_hand():
     """The trend is the plain mean of the batch losses at first, then their average over half an epoch."""
     table = SampleTable(12, batch_size=2)
-    befores = [table.observe(loss, loss) for loss in (4.0, 2.0, 3.0)]
+    befores = [table.learner.observe(loss, loss) for loss in (4.0, 2.0, 3.0)]
 
     # Half an epoch is three batches: the weight is 2 / (3 + 1).
     assert befores == [4.0, 4.0, 3.0]
     assert table.trend == 3.0
-    assert table.observe(7.0, 7.0) == 3.0
+    assert table.learner.observe(7.0, 7.0) == 3.0
     assert table.trend == 5.0
 
 
@@ -129,7 +130,7 @@ def test_trend_stays_between_the_losses(num_samples, batch_size, losses):
     """The trend is an average: it never leaves the range of what was observed, however small the data."""
     table = SampleTable(num_samples, batch_size=batch_size)
     for loss in losses:
-        table.observe(loss, loss)
+        table.learner.observe(loss, loss)
 
         assert min(losses) * (1 - 1e-9) <= table.trend <= max(losses) * (1 + 1e-9)
 
@@ -140,7 +141,7 @@ def test_untrained_loss(num_samples, count):
     table = SampleTable(num_samples, batch_size=2)
     losses = [float(3 + number % 5) for number in range(30)]
     for loss in losses:
-        table.observe(loss, loss)
+        table.learner.observe(loss, loss)
 
     assert table.untrained_loss == pytest.approx(np.mean(losses[:count]))
 
@@ -151,7 +152,7 @@ def test_untrained_loss(num_samples, count):
 def test_source(part_size, source):
     """The source of the estimates is a phrase."""
     table = SampleTable(20, batch_size=8)
-    table.part_size = part_size
+    table.storage.part_size = part_size
 
     assert table.source == source
 
@@ -237,8 +238,8 @@ def test_groups():
     """Groups are numbered in the order of their labels."""
     table = SampleTable(4, batch_size=3, groups=["dog", "cat", "dog", "cat"])
 
-    assert table.group_labels.tolist() == ["cat", "dog"]
-    assert table.records.take(np.arange(4))["group"].tolist() == [1, 0, 1, 0]
+    assert table.storage.group_labels.tolist() == ["cat", "dog"]
+    assert table.storage.records.take(np.arange(4))["group"].tolist() == [1, 0, 1, 0]
 
 
 def test_state_goes_on():
@@ -266,9 +267,9 @@ def test_state_goes_on():
 def test_identity_tells_data_apart(name, change):
     """Tables of other sizes, another estimator or other names have another identity, and equal ones the same."""
     arguments = {"num_samples": 6, "batch_size": 3, "sample_ids": list("abcdef")}
-    one, other = SampleTable(**arguments).identity(), SampleTable(**{**arguments, **change}).identity()
+    one, other = SampleStorage(**arguments).identity(), SampleStorage(**{**arguments, **change}).identity()
 
-    assert SampleTable(**arguments).identity() == one
+    assert SampleStorage(**arguments).identity() == one
     assert other[name] != one[name]
 
 

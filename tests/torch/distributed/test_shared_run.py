@@ -507,7 +507,7 @@ def test_a_damaged_table_is_found(monkeypatch):
                 # Whoever looks makes the table learn what it knows so far.
                 assert len(shared.r8.table.mean) == 160
                 if ranks.rank == 1:
-                    shared.r8.table.records["mean"][130] += np.float32(1e-6)
+                    shared.r8.table.storage.records.whole["mean"][130] += np.float32(1e-6)
             steps.append(share.ticket.step)
             shared.report(share.ticket, sample_losses(share.indices))
 
