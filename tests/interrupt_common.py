@@ -299,8 +299,8 @@ SET_ASIDE = ("_persistence", "_announcer", "_spares", "_lent")
 
 def memory_of(r8):
     """All that a report changes but the losses themselves, attribute by attribute, as nested tuples."""
-    names = ("part_size", "_offsets", "exclusions", "batch_trend")
-    table = {name: getattr(r8.table, name) for name in names}
+    names = ("part_size", "are_offsets", "exclusions", "batch_trend")
+    table = {name: getattr(r8.table.storage, name) for name in names}
     parts = (r8.sentry, r8.controller, r8.persistence.backup, r8.search._test, r8.search.found_lr, r8._tally)
     return _remembered((table, r8.pace.step, r8.pace.num_out, *parts), [r8.table])
 

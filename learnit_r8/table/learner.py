@@ -1,21 +1,43 @@
-"""The learner: how reported losses change what is known of the samples."""
+"""The learner: how reported losses change what is known of the samples; and who holds reports back."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .._validation import is_number
 from . import estimators
-from .holder import ReportHolder
 from .losses import EXACT, WHOLE_BATCH
 from .records import LARGEST_LOSS, count_use
-from .storage import ESTIMATORS, SampleStorage
+
+if TYPE_CHECKING:
+    from .storage import SampleStorage
+
+
+class ReportHolder(Protocol):
+    """Holds back reports that the table has not learned from yet."""
+
+    def hand_over(self) -> None:
+        """Let the table learn from all of them, as it is about to be read."""
+
+    def before_offsets(self, trend: float) -> Callable[[bool], None]:
+        """Prepare for a switch of the estimates to differences from the trend.
+
+        Args:
+            trend: The current trend.
+
+        Returns:
+            A function that stores the holder's own predictions as such differences (True) or as before (False).
+        """
+
+
+EXACT_ALPHA, ADDITIVE_ALPHA = 0.5, 0.1
+"""Default weights of a new observation, for the loss of a sample and for the mean of a batch."""
 
 
 class LossLearner:
@@ -138,7 +160,7 @@ class LossLearner:
             records: RECORD[M], samples from which to measure it. Without per-sample losses the result is 0.
         """
         is_exact = self.storage.part_size == EXACT
-        return estimators.worth(records, 0.5 if self.alpha is None else self.alpha) if is_exact else 0.0
+        return estimators.worth(records, EXACT_ALPHA if self.alpha is None else self.alpha) if is_exact else 0.0
 
     def learn(
         self,
@@ -175,7 +197,7 @@ class LossLearner:
             num_seen += len(seen) - int(np.count_nonzero(seen))
         count = count_use(records)
         if sizes is None:
-            alpha = 0.5 if self.alpha is None else self.alpha
+            alpha = EXACT_ALPHA if self.alpha is None else self.alpha
             observed = means.astype(np.float32)
             records["loss"] = estimators.moving_average(records["loss"], observed, count, alpha)
         else:
@@ -211,7 +233,7 @@ class LossLearner:
     ) -> NDArray[np.float32]:
         storage = self.storage
         if storage.estimator == "additive":
-            alpha = ESTIMATORS["additive"] if self.alpha is None else self.alpha
+            alpha = ADDITIVE_ALPHA if self.alpha is None else self.alpha
             known = np.ones(len(estimate), bool) if seen is None else seen
             return estimators.additive(estimate, known, means, sizes, alpha)
         if storage.are_offsets:

@@ -17,8 +17,8 @@ from .names import checked_ids, coded, digest_of
 from .records import Lock, Records
 from .trend import BatchTrend
 
-ESTIMATORS = {"relative": 1.0, "additive": 0.1}
-"""Estimators for batch means, with the weight of a new observation."""
+ESTIMATORS = ["additive", "relative"]
+"""Estimators for the means of batches."""
 
 FIELDS = ("loss", "last", "mean", "usage_count")
 
@@ -62,7 +62,7 @@ class SampleStorage:
     ) -> None:
         self.num_samples = num_samples = whole_number("num_samples", num_samples, least=1)
         self.batch_size = batch_size = whole_number("batch_size", batch_size, least=1)
-        check_choice("estimator", estimator, sorted(ESTIMATORS))
+        check_choice("estimator", estimator, ESTIMATORS)
         self.estimator = estimator
         self.sample_ids = checked_ids(sample_ids, num_samples)
         self.group_labels: NDArray[Any] | None = None
