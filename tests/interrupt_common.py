@@ -368,13 +368,14 @@ def check_table(user):
     for indices, given, keywords in user.learned:
         size = {name: value for name, value in keywords.items() if name == "part_size"}
         reading = learnit_r8.table.losses.read_loss(given, len(indices), **size)
-        slow.part_size = reading.part_size
-        believed = slow.batch_trend.believed(reading) if slow.batch_trend.is_early else reading
-        trend = slow.observe(believed.mean, believed.lowest, reading.mean)
+        slow.storage.part_size = reading.part_size
+        early = slow.storage.batch_trend
+        believed = early.believed(reading) if early.is_early else reading
+        trend = slow.learner.observe(believed.mean, believed.lowest, reading.mean)
         means = np.atleast_1d(believed.means)
         size = reading.part_size or len(indices)
         sizes = np.array([len(part) for part in np.split(indices, range(size, len(indices), size))])
-        slow.learn(indices, means, None if size == 1 else sizes, np.full(len(means), trend))
+        slow.learner.learn(indices, means, None if size == 1 else sizes, np.full(len(means), trend))
     for name in ("loss", "last", "mean"):
         np.testing.assert_array_equal(getattr(user.r8.table, name), getattr(slow, name))
 

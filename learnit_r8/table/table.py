@@ -222,9 +222,9 @@ class SampleTable:
 
 def _classes(evidence: Any, field: str, needed: str, size: int) -> NDArray[np.int64]:
     """int64[N], a field of the evidence, -1 where the other is zero."""
-    return (
-        np.full(size, -1) if evidence is None else np.where(evidence[needed] > 0, evidence[field].astype(np.int64), -1)
-    )
+    if evidence is None:
+        return np.full(size, -1)
+    return np.where(evidence[needed] > 0, evidence[field].astype(np.int64), -1)
 
 
 def suspects_in(storage: SampleStorage, known: Any, evidence: Any = None, precision: float = 0.5) -> Suspects:
