@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from ..checkpoint.durable_io import open_regular
 from ..events.codec import strict_json
 from ..table.figures import top
-from ..table.label_noise import LEAST_USES, Ranking, Suspects, find_suspects, rank
+from ..table.label_noise import Ranking, Suspects, find_suspects, rank
 from ..table.labels.evidence import EVIDENCE
 from ..table.labels.frame import Column, label_columns, labels_in
+from ..table.labels.suspicion import LEAST_USES
 from ..table.losses import EXACT
 from ..table.table import SampleTable
 

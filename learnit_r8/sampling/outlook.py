@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from ..policies.base import Outlook
 from ..policies.radix import keys_of, order_of
-from ..table.label_noise import Suspicion
 from ..table.labels.margin_limit import MarginLimit
 from ..table.labels.mixture import Humps
+from ..table.labels.suspicion import Suspicion
 from ..table.losses import EXACT
 from ..table.storage import SampleStorage
 

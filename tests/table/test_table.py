@@ -1,6 +1,7 @@
 """The sample table: estimates, use counts, and views of them."""
 
 import math
+import threading
 from itertools import pairwise
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from learnit_r8 import SampleTable
 from learnit_r8.guard import LARGEST_LOSS
 from learnit_r8.table.losses import EXACT, WHOLE_BATCH
+from learnit_r8.table.quantiles import Quartile
 from learnit_r8.table.storage import SampleStorage
 
 
@@ -210,6 +212,46 @@ def test_views_are_copies(ten):
 
     assert ten.loss[0] == ten.last[0] == ten.mean[0] == 0.5
     assert ten.usage_count[0] == 1
+
+
+def test_views_beside_a_thread_that_trains(monkeypatch):
+    """What a view shows of a sample is of one moment, whoever learns meanwhile, and the lock is free as it computes."""
+    monkeypatch.setattr("learnit_r8.table.records.SLICE", 64)
+    table, stop, is_free = SampleTable(2000, batch_size=20), threading.Event(), []
+    rank = Quartile.__init__
+
+    def watched(quartile, **fields):
+        other = threading.Thread(
+            target=lambda: is_free.append(table.lock.acquire(timeout=1) and not table.lock.release())
+        )
+        other.start()
+        other.join()
+        rank(quartile, **fields)
+
+    def train():
+        value = 1.0
+        while not stop.is_set():
+            value = 3 - value
+            with table.lock:
+                tell(table, range(2000), [value] * 2000)
+
+    tell(table, range(2000), [1.0] * 2000)
+    thread = threading.Thread(target=train)
+    thread.start()
+    monkeypatch.setattr(Quartile, "__init__", watched)
+    found = [sample for _ in range(30) for sample in table.describe(np.arange(0, 2000, 7))]
+    hardest, quarters, suspects = table.hardest(3), table.quartiles(), table.suspects()
+    stop.set()
+    thread.join()
+
+    # After n visits of 1, 2, 1, ... the last loss and the mean tell how many there were.
+    for sample in found:
+        odd = sample.usage_count % 2
+        mean = (3 * sample.usage_count - odd) / (2 * sample.usage_count)
+        assert sample.last == (1.0 if odd else 2.0)
+        assert sample.mean == pytest.approx(mean, rel=1e-3)
+    assert (len(hardest), len(quarters), len(suspects.indices)) == (3, 4, 0)
+    assert is_free == [True] * 4
 
 
 def test_avg_loss_is_an_alias(ten):
