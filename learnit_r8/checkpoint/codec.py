@@ -112,7 +112,7 @@ class _Payload:
 
 
 def _write_npz(arrays: Mapping[str, Any], stream: _Payload) -> None:
-    """Write arrays like `numpy.savez`, but block by block: numpy copies 16 MB at a time, in which no thread can train."""
+    """Write arrays like `numpy.savez`, in small blocks: numpy copies 16 MB at a time, in which no thread can train."""
     import zipfile
 
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as members:  # type: ignore[call-overload]
