@@ -1,358 +1,167 @@
-"""What becomes of runs in which more than one thing goes wrong, or nothing does: whole trainings, counted.
+"""What becomes of whole trainings in which things go wrong, or nothing does: one table a group.
 
-Six rows; what each counts is said by the function of its name in `incident_faults.py` or below.
+Each table has what must be beside what was measured: for the package, for plain training without it ("plain"), for
+training that leaves bad batches out by hand ("oracle"), and, with ``--against``, for the package of another checkout.
+Figures are means over runs with their standard error, or counts of runs. Below them are the scores of each setting, in
+points: accuracy on data held out, or the share of variance explained.
 
-    poison      a state that is poisoned 1 to 8 backups before it shows, with a healthy one left: healed
-    one_nan     healthy runs with one NaN loss: anything else refused
-    bad_sample  one sample whose loss is NaN, once an epoch: gives up, lowers the rate, costs accuracy
-    outlier     one loss reported too high, steps 3 to 79: felt later
-    starts      the first 120 steps of healthy runs: anything refused
-    blow_ups    weights blown up by one step, steps 10 to 79: refused within 32 steps
+    python benchmarks/incidents.py                       all groups, about half an hour on two cores
+    python benchmarks/incidents.py clusters rates        these groups
+    python benchmarks/incidents.py --runs 24             so many runs of each
+    python benchmarks/incidents.py --quick               a few, under a minute
+    python benchmarks/incidents.py --against ../other    another checkout beside this one
+    python benchmarks/incidents.py --against ../other step-cost
 
-Counts are given with their 95 % interval (Wilson) and by seed. A failing case is printed as ``--case`` takes it.
-
-    python benchmarks/incidents.py                     all rows, about fifteen minutes on two cores
-    python benchmarks/incidents.py --long              a thousand poisoned runs
-    python benchmarks/incidents.py --quick             some cases of each row, under a minute
-    python benchmarks/incidents.py --row poison --seeds 1
-    python benchmarks/incidents.py --case "Start(task='digits', batch_size=8, reports='means', warmup=0.0, seed=0)"
+What goes wrong is in `incident_faults.py` and `incident_poison.py`, the groups are in `incident_groups.py`, the figures
+in `incident_figures.py`.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import itertools
-import math
+import json
 import multiprocessing
 import os
+import statistics
+import subprocess
+import sys
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from incident_faults import (
-    BadSample,
-    Counts,
-    OneNan,
-    Outlier,
-    Poison,
-    Result,
-    run_bad_sample,
-    run_one_nan,
-    run_outlier,
-    run_poison,
-)
-from incident_tasks import TASKS, Hear, Network, build, make_task, report, train_on
+from incident_figures import Record, Results
+from incident_groups import GROUPS, Group
+from incident_poison import Poison, run_poison
+from incident_runs import ARMS
 
 import learnit_r8
+from learnit_r8 import R8Scheduler
+
+STEP_COST = "step-cost"
+COST_STEPS = 20_000
+"""Steps of one measurement of what a good step costs."""
 
 
-class Start(NamedTuple):
-    """The first 120 steps of a healthy run."""
-
-    task: str
-    batch_size: int
-    reports: str
-    warmup: float
-    seed: int
-
-
-def run_start(case: Start, hear: Hear | None = None) -> Result:
-    """Fails where a loss is refused, unless the loss on fixed data had truly risen above all before by half."""
-    task, heard = make_task(case.task, case.seed), Counts(hear)
-    model = Network(task, case.seed)
-    steps = 120 if case.warmup == 0 else 1200
-    r8 = build(task, case.batch_size, steps, case.seed, heard, warmup_proportion=case.warmup)
-    highest, top = model.loss(512), 0.0
-    seen, worst = -math.inf, 0.0
-    for step in range(120):
-        ticket = r8.draw()
-        losses = model.losses(ticket.indices)
-        mean = float(losses.mean())
-        worst = max(worst, mean / seen) if step >= 4 and seen > 0 else worst
-        train_on(r8, model, ticket, losses, case.reports, "before")
-        if step % 10 == 9 or heard.refused:
-            top = model.loss(512)
-        if heard.refused:
-            break
-        seen, highest = max(seen, mean), max(highest, top)
-    if heard.refused and not top <= highest + 0.5 * abs(highest):
-        return Result(case, None, f"not healthy: {highest:.3g} to {top:.3g}")
-    note = f"refused at {heard.refused[:5]}, loss {mean:.3g}, highest before {seen:.3g}" if heard.refused else ""
-    return Result(case, not heard.refused, note, {"worst": worst})
-
-
-class BlowUp(NamedTuple):
-    """The weights times ``by`` after a step ("weights"), or one step with ``by`` times the rate ("rate")."""
-
-    task: str
-    batch_size: int
-    reports: str
-    how: str
-    by: float
-    at: int
-    seed: int
-
-
-def run_blow_up(case: BlowUp, hear: Hear | None = None) -> Result:
-    """Fails where it is not refused within 32 steps, of those that raise the next loss to 3 x the highest before."""
-    task, heard = make_task(case.task, case.seed), Counts(hear)
-    model, highest, means = Network(task, case.seed), 0.0, []
-    r8 = build(task, case.batch_size, 1000, case.seed, heard)
-    for step in range(case.at + 33):
-        ticket = r8.draw()
-        losses = model.losses(ticket.indices)
-        means.append(float(losses.mean()))
-        if step == case.at + 1 and not means[-1] < 3 * highest and heard.refused:
-            return Result(case, None, "refused before")
-        if step == case.at + 1 and means[-1] < 3 * highest:
-            return Result(case, None, "the next loss is not 3 x as high")
-        highest = max(highest, means[-1])
-        is_now = step == case.at
-        outcome = report(r8, ticket, losses, case.reports, is_sum=task.is_sum)
-        if step > case.at and heard.refused:
-            kind = "not finite" if not math.isfinite(means[-1]) else "refused"
-            return Result(case, True, kind, {"delay": step - case.at, "nan": float(kind == "not finite")})
-        if outcome:
-            model.step(ticket.lr * (case.by if is_now and case.how == "rate" else 1.0))
-        if is_now and case.how == "weights":
-            for weight in model.weights:
-                weight *= case.by
-    after = means[case.at + 1 :]
-    shown = ", ".join(f"{value / max(means[: case.at + 1]):.2g}" for value in after[:8])
-    return Result(
-        case,
-        False,
-        f"next losses / highest before: {shown}",
-        {"high": sum(value > max(means[: case.at + 1]) for value in after)},
-    )
-
-
-RUNNERS: dict[type, Callable[..., Result]] = {
-    Poison: run_poison, OneNan: run_one_nan, BadSample: run_bad_sample, Outlier: run_outlier, Start: run_start,
-    BlowUp: run_blow_up,
-}  # fmt: skip
-
-
-def run_case(case: Any) -> Result:
-    """One case, in a process of the pool."""
+def run_one(job: tuple[str, Any]) -> Record:
+    """One run, in a process of the pool."""
+    arm, case = job
     warnings.simplefilter("ignore")
     with np.errstate(all="ignore"):
-        return RUNNERS[type(case)](case)
+        return run_poison(case) if isinstance(case, Poison) else ARMS[arm](case)
 
 
-def poison_cases(seed: int) -> list[Any]:
-    """80 of a seed: ten for each kind of damage and way to show, the rest at random."""
-    rng, cases = np.random.default_rng([seed, 1]), []
-    names = ("digits", "digits mlp", "clouds", "regression")
-    for kind, show, _ in itertools.product(("nan", "spike", "raised", "array"), ("at once", "fuse"), range(10)):
-        resume = str(rng.choice(["no", "no", "before", "after"]))
-        # Only a backup finds what no loss sees, and only from a checkpoint a run is resumed.
-        places = ["both", *(["disk"] if kind != "array" else []), *(["ram"] if resume == "no" else [])]
-        where, task = str(rng.choice(places)), str(rng.choice(names))
-        delay, incident = int(rng.integers(1, 9)), int(rng.choice([1, 2, 5]))
-        order, reports = str(rng.choice(["before", "after"])), str(rng.choice(["exact", "means"]))
-        cases.append(Poison(task, kind, show, delay, incident, resume, where, order, reports, seed))
-    return cases
+def run_group(pool: Any, group: Group, cases: Sequence[Any], arms: Sequence[str]) -> dict[str, list[Record]]:
+    """The records of all runs of a group, by arm."""
+    jobs = [(arm, case) for arm in arms for case in cases]
+    records = list(pool.imap(run_one, jobs, chunksize=2))
+    return {arm: records[n * len(cases) : (n + 1) * len(cases)] for n, arm in enumerate(arms)}
 
 
-HEALTHY = (
-    ("digits", 8), ("digits", 32), ("digits", 128), ("digits mlp", 32), ("digits mlp", 64), ("clouds", 32),
-    ("imbalanced", 32), ("regression", 16), ("denoise", 32), ("denoise", 64), ("linear", 32), ("hinge", 16),
-)  # fmt: skip
+def run_elsewhere(folder: Path, *arguments: str) -> Any:
+    """Start this program with the package of another checkout."""
+    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, os.path.abspath(__file__), *arguments]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
-def one_nan_cases(seed: int) -> list[Any]:
-    cases = []
-    for number, ((task, size), reports, wrong) in enumerate(
-        itertools.product(HEALTHY, ("exact", "parts", "means"), (0.0, 0.4))
-    ):
-        ways = ("loss", "weights", "one") if reports == "exact" else ("loss", "weights")
-        cases.append(OneNan(task, size, reports, wrong, ways[(number + seed) % len(ways)], seed))
-    return cases
+def records_elsewhere(folder: Path, name: str, runs: int, jobs: int) -> list[Record]:
+    """The package's records of a group, with the package of another checkout."""
+    process = run_elsewhere(folder, name, "--runs", str(runs), "--jobs", str(jobs), "--records")
+    answer = process.communicate()[0]
+    if process.returncode:
+        raise RuntimeError(f"{folder} ended with {process.returncode} in group {name}.")
+    records: list[Record] = json.loads(answer)
+    return records
 
 
-def bad_sample_cases(seed: int) -> list[Any]:
-    settings = itertools.product(
-        (10, 20, 32, 50, 100, 200), ("exact", "means", "norm exact", "norm means"), ("before", "after")
-    )
-    return [BadSample(*each, (18, 24, 30)[(n + seed) % 3], seed) for n, each in enumerate(settings)]
-
-
-LOTS = ((8, 1400), (32, 640), (32, 1400), (4, 400))
-
-
-def outlier_cases(seed: int) -> list[Any]:
-    """Cases of one twin follow one another: it is trained once in a process."""
-    rng, cases = np.random.default_rng([seed, 2]), []
-    names = ("digits", "digits sgd", "clouds", "imbalanced", "regression", "linear", "logistic", "gaussian")
-    for number, (task, reports) in enumerate(itertools.product(names, ("exact", "means"))):
-        size, order = LOTS[(number + seed) % len(LOTS)], ("before", "after")[(number + seed // 2) % 2]
-        for _ in range(8):
-            by, at = float(f"{10 ** rng.uniform(1, 9):.3g}"), int(3 * (80 / 3) ** rng.uniform())
-            cases.append(Outlier(task, *size, reports, order, by, at, seed))
-    return cases
-
-
-def start_cases(seed: int) -> list[Any]:
-    settings = itertools.product(TASKS, (1, 2, 8, 32, 64, 256), ("exact", "means"), (0.0, 0.05))
-    return [Start(*each, seed) for each in settings]
-
-
-def blow_up_cases(seed: int) -> list[Any]:
-    rng, cases = np.random.default_rng([seed, 3]), []
-    for task, size, how in itertools.product(TASKS, (1, 8, 32, 128), ("weights", "rate")):
-        by = 3 * (1000 / 3) ** rng.uniform() if how == "weights" else 10 ** rng.uniform(2, 4)
-        reports = str(rng.choice(["exact", "means"]))
-        cases.append(BlowUp(task, size, reports, how, float(f"{by:.3g}"), int(rng.integers(10, 80)), seed))
-    return cases
-
-
-def spread(results: Sequence[Result], name: str, form: str = ".3g") -> str:
-    """A figure over runs: mean, median, and its lowest and highest 5 %."""
-    values = [r.figures[name] for r in results if math.isfinite(r.figures.get(name, math.nan))]
-    if not values:
-        return f"{name}: none"
-    low, middle, high, top = np.percentile(values, [5, 50, 95, 100])
-    return (
-        f"{name}: mean {np.mean(values):{form}}, median {middle:{form}}, 5 % {low:{form}}, 95 % {high:{form}}, "
-        f"highest {top:{form}} ({len(values)} runs)"
-    )
-
-
-def by_setting(results: Sequence[Result], *names: str) -> list[str]:
-    """Failures of all, for each value of some of a case's settings."""
-    lines = []
-    for name in names:
-        values = sorted({getattr(r.case, name) for r in results}, key=str)
-        groups = ((value, [r for r in results if getattr(r.case, name) == value]) for value in values)
-        lines.append(
-            f"  failed by {name}: "
-            + ", ".join(f"{value} {sum(not r.ok for r in group)}/{len(group)}" for value, group in groups)
-        )
-    return lines
-
-
-def poison_figures(results: Sequence[Result]) -> list[str]:
-    lines = by_setting(results, "kind", "show", "delay", "incident", "resume", "where", "order", "reports", "task")
-    why = Counter(r.note.split(" ")[0] if r.note.startswith("ratio") else r.note for r in results if not r.ok)
-    unseen = sum(r.figures["unseen"] for r in results)
-    unnoticed = sum(not r.ok and not r.figures["restores"] for r in results)
-    lines.append(f"  why: {dict(why)}; failed without a restore after the damage showed: {unnoticed}")
-    lines.append(f"  healthy state in RAM by construction, but not seen: {unseen:.0f}")
-    return lines + [f"  {spread(results, name)}" for name in ("ratio", "lost", "restores")]
-
-
-def one_nan_figures(results: Sequence[Result]) -> list[str]:
-    gave_up = sum(r.note.startswith("gave up") for r in results)
-    named = sum(r.figures.get("quarantined", 0) > 0 for r in results)
-    lines = [f"  runs that gave up: {gave_up}; that quarantined samples: {named}"]
-    return [*lines, *by_setting(results, "reports", "wrong", "how", "batch_size", "task")]
-
-
-def bad_sample_figures(results: Sequence[Result]) -> list[str]:
-    lines = by_setting(results, "steps_per_epoch", "reports", "order")
-    costs = np.array([r.figures["loss of accuracy"] for r in results if "loss of accuracy" in r.figures])
-    if len(costs) > 1:
-        error = costs.std(ddof=1) / math.sqrt(len(costs))
-        verdict = "a significant loss" if costs.mean() > 2 * error > 0 else "no significant loss"
-        lines.append(f"  loss of accuracy, paired: {costs.mean():+.4f} +- {error:.4f} ({len(costs)} pairs): {verdict}")
-    lines.append(f"  lr / plan in the last third ({spread(results, 'share')}): must mean .95, aim .99")
-    lines.append(f"  quarantined in {spread(results, 'epoch')}; {spread(results, 'times')}")
-    wrongly = sum(r.figures["wrongly"] for r in results)
-    return [*lines, f"  runs with other samples quarantined: {wrongly:.0f}", f"  {spread(results, 'refused')}"]
-
-
-def outlier_figures(results: Sequence[Result]) -> list[str]:
-    names = ("at", "refused", "suspects", "untrained", "gave up")
-    counts = ", ".join(f"{name} {sum(r.figures[name] > 0 for r in results)}" for name in names)
-    return [
-        f"  runs with (refused at the outlier itself: fine; later): {counts}",
-        *by_setting(results, "reports", "order", "batch_size", "task"),
-    ]
-
-
-def start_figures(results: Sequence[Result]) -> list[str]:
-    return [
-        *by_setting(results, "batch_size", "reports", "warmup", "task"),
-        f"  loss / highest before, from step 4: {spread(results, 'worst')}",
-    ]
-
-
-def blow_up_figures(results: Sequence[Result]) -> list[str]:
-    delays = [int(r.figures["delay"]) for r in results if "delay" in r.figures]
-    lines = [f"  caught by a loss that is not finite: {sum(r.note == 'not finite' for r in results)}"]
-    lines.append(f"  delay in steps: count {dict(sorted(Counter(delays).items()))}")
-    low = sum(r.figures.get("high", 99) < 3 for r in results if not r.ok)
-    lines.append(f"  failed, with fewer than 3 of the next 32 losses above the highest before: {low}")
-    return lines + by_setting(results, "how", "batch_size", "reports", "task")
-
-
-class Row(NamedTuple):
-    """A row: its cases for a seed, seeds by default and with ``--long``, how many cases are a quick part, its goal."""
-
-    cases: Callable[[int], list[Any]]
-    seeds: int
-    long: int
-    quick: int
-    goal: str
-    figures: Callable[[Sequence[Result]], list[str]]
-
-
-ROWS = {
-    "poison": Row(poison_cases, 3, 13, 10, "failed: must 5 %, aim 1 %", poison_figures),
-    "one_nan": Row(one_nan_cases, 5, 15, 12, "failed: must 1 of 300, aim 0", one_nan_figures),
-    "bad_sample": Row(bad_sample_cases, 2, 6, 5, "gave up: must 0 of 40, aim 0", bad_sample_figures),
-    "outlier": Row(outlier_cases, 8, 16, 20, "failed: must 0 of 300, aim 0 of 1,000", outlier_figures),
-    "starts": Row(start_cases, 5, 10, 90, "refused: must 0 of 500, aim 0 of 2,000", start_figures),
-    "blow_ups": Row(blow_up_cases, 6, 20, 90, "missed: must 5 %, aim 0", blow_up_figures),
-}
-
-
-def interval(count: int, of: int) -> str:
-    """The 95 % interval of a share, after Wilson."""
-    share, z = count / of, 1.96
-    middle, half = share + z * z / (2 * of), z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
-    return f"{max(0.0, (middle - half) / (1 + z * z / of)):.1%} to {(middle + half) / (1 + z * z / of):.1%}"
-
-
-def print_row(name: str, row: Row, cases: Sequence[Any], pool: Any) -> None:
-    began = time.perf_counter()
-    results = list(pool.imap(run_case, cases, chunksize=8 if name in ("outlier", "starts") else 1))
-    counted = [r for r in results if r.ok is not None]
-    failed = [r for r in counted if not r.ok]
-    share = interval(len(failed), max(1, len(counted)))
-    print(f"\n{name}: {len(failed)} of {len(counted)} runs failed ({share}); {row.goal}")
-    seeds = sorted({r.case.seed for r in counted})
-    print("  by seed: " + ", ".join(f"{seed}: {sum(r.case.seed == seed for r in failed)}" for seed in seeds))
-    left_out = Counter(r.note.split(":")[0] for r in results if r.ok is None)
-    print(f"  not counted: {sum(left_out.values())} {dict(left_out)}; {time.perf_counter() - began:.0f} s")
-    for line in row.figures(counted) if counted else ():
+def print_group(group: Group, name: str, results: Results, seconds: dict[str, float]) -> None:
+    """The group's table."""
+    arms = [arm for arm in results.records if arm != "oracle"]
+    seeds = sorted({case.seed for case in results.cases})
+    spent = ", ".join(f"{arm} {value:.0f} s" for arm, value in seconds.items())
+    print(f"\n{name}: {group.title}\n{len(results.cases)} runs, seeds {seeds[0]} to {seeds[-1]}; {spent}")
+    for line in group.note.splitlines():
         print(line)
-    for r in failed[:10]:
-        print(f"    {r.case!r}: {r.note}", flush=True)
+    rows = [["", "must", *arms]]
+    for figure in group.figures:
+        shown = figure.arms and ("against", *figure.arms)
+        rows.append([figure.text, figure.must])
+        rows[-1] += ["" if shown and arm not in shown else figure.measure(results, arm) for arm in arms]
+    print_rows(rows)
+    if any("score" in record for record in results.records["package"]):
+        print_settings(results)
 
 
-def run_alone(text: str) -> None:
-    """Run one case, and print its events but for those that come all the time."""
-    call = ast.parse(text, mode="eval").body
-    assert isinstance(call, ast.Call)
-    assert isinstance(call.func, ast.Name)
-    kinds = {kind.__name__: kind for kind in RUNNERS}
-    case = kinds[call.func.id](**{key.arg: ast.literal_eval(key.value) for key in call.keywords if key.arg})
-    common = ("StepDone", "EpochDone", "RunStarted", "MetricsLogged")
+def print_settings(results: Results) -> None:
+    """Mean score of each setting by arm, and what the package did."""
+    arms = list(results.records)
+    packages = [arm for arm in arms if arm in ("package", "against")]
+    names = {"gave up": "gave up", "refused": "refused", "restores": "restores", "lost": "undone"}
+    rows = [["  setting", "runs", *arms, *(f"{arm}: {text}" for arm in packages for text in names.values())]]
+    settings = np.array([case.setting for case in results.cases])
+    for setting in dict.fromkeys(sorted(settings)):
+        chosen = settings == setting
+        row = [f"  {setting}", str(int(chosen.sum()))]
+        row += [f"{results.column(arm, 'score')[chosen].mean():.1f}" for arm in arms]
+        row += [f"{results.column(arm, name)[chosen].mean():.2g}" for arm in packages for name in names]
+        rows.append(row)
+    print_rows(rows)
 
-    def hear(event: Any) -> None:
-        if type(event).__name__ not in common:
-            print(str(event)[:300])
 
-    with np.errstate(all="ignore"):
-        print(RUNNERS[type(case)](case, hear))
+def print_rows(rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as they need."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), flush=True)
+
+
+def measure_step() -> float:
+    """CPU microseconds of this thread for a good step: drawing a batch and reporting its mean."""
+    losses = (1.5 + 0.1 * np.sin(np.arange(1024))).tolist()
+    r8 = R8Scheduler(50_000, batch_size=32, num_steps=COST_STEPS + 2000, handle_signals=False)
+    began, step = 0.0, 0
+    for _ in r8.epoch_iterator():
+        for _ in r8.batch_iterator():
+            if step == 2000:
+                began = time.thread_time()
+            r8.update_with_loss(losses[step & 1023])
+            step += 1
+    return 1e6 * (time.thread_time() - began) / COST_STEPS
+
+
+def serve_steps() -> None:
+    """Measure once for each line that comes in."""
+    for _ in sys.stdin:
+        print(measure_step(), flush=True)
+
+
+def print_step_cost(folders: dict[str, Path], times: int) -> None:
+    """The cost of a good step, the packages in turns."""
+    servers = {name: run_elsewhere(folder, "--serve-steps") for name, folder in folders.items()}
+    measured: dict[str, list[float]] = {name: [] for name in servers}
+    for _ in range(times + 1):
+        for name, server in servers.items():
+            server.stdin.write("\n")
+            server.stdin.flush()
+            measured[name].append(float(server.stdout.readline()))
+    for server in servers.values():
+        server.stdin.close()
+        server.wait()
+    print(f"\n{STEP_COST}: a good step, CPU microseconds, N = 50,000, B = 32; {times} x {COST_STEPS} steps, in turns")
+    rows = [["", "must", *measured], ["median", "+ .3" if len(folders) > 1 else ""], ["lowest, highest", ""]]
+    for values in measured.values():
+        kept = values[1:]
+        rows[1].append(f"{statistics.median(kept):.2f}")
+        rows[2].append(f"{min(kept):.2f}, {max(kept):.2f}")
+    if len(measured) > 1:
+        pairs = [own - other for own, other in list(zip(*measured.values(), strict=True))[1:]]
+        rows.append(["median of the differences", "<= .3", f"{statistics.median(pairs):+.2f}", ""])
+    print_rows(rows)
 
 
 def processor() -> str:
@@ -364,28 +173,58 @@ def processor() -> str:
         return "unknown"
 
 
-def main() -> None:
+def read_options() -> argparse.Namespace:
+    """What was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--row", choices=list(ROWS), action="append", help="only this one; may be repeated")
-    parser.add_argument("--quick", action="store_true", help="some cases of each row")
-    parser.add_argument("--long", action="store_true", help="more seeds: a thousand poisoned runs")
-    parser.add_argument("--seeds", type=int, help="seeds of each row")
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=", ".join([*GROUPS, STEP_COST]))
+    parser.add_argument("--quick", action="store_true", help="a few runs of each group")
+    parser.add_argument("--runs", type=int, help="runs of each group, in place of its own number")
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="another checkout, whose package runs too")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
-    parser.add_argument("--case", help="run this case alone, and print its events")
+    parser.add_argument("--records", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--serve-steps", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.case:
-        run_alone(options.case)
+    unknown = set(options.groups) - {*GROUPS, STEP_COST}
+    if unknown:
+        parser.error(f"GROUP must be one of {', '.join([*GROUPS, STEP_COST])}, got {sorted(unknown)}.")
+    if options.against is not None and not (options.against / "learnit_r8").is_dir():
+        parser.error(f"--against must be a folder with the package, got {str(options.against)!r}.")
+    return options
+
+
+def main() -> None:
+    options = read_options()
+    if options.serve_steps:
+        serve_steps()
         return
-    print(f"{processor()}, {os.cpu_count()} cores, {options.jobs} processes; {learnit_r8.__path__[0]}", flush=True)
+    against = options.against and options.against.resolve()
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
-        for name in options.row or ROWS:
-            row = ROWS[name]
-            seeds = options.seeds or (1 if options.quick else row.long if options.long else row.seeds)
-            cases = [case for seed in range(seeds) for case in row.cases(seed)]
-            if options.quick:
-                chosen = np.random.default_rng(0).permutation(len(cases))[: row.quick]
-                cases = [cases[number] for number in sorted(chosen)]
-            print_row(name, row, cases, pool)
+        if options.records:
+            (name,) = options.groups
+            cases = GROUPS[name].cases(options.runs)
+            print(json.dumps(run_group(pool, GROUPS[name], cases, ["package"])["package"]))
+            return
+        here = Path(learnit_r8.__file__).parents[1]
+        print(f"{processor()}, {os.cpu_count()} cores, {options.jobs} processes; {here}", flush=True)
+        if against:
+            print(f"against: {against}", flush=True)
+        for name, group in GROUPS.items():
+            if options.groups and name not in options.groups:
+                continue
+            runs = options.runs or (min(group.runs, 2) if options.quick else group.runs)
+            cases, records, seconds = group.cases(runs), dict[str, list[Record]](), dict[str, float]()
+            for arm in group.arms:
+                began = time.perf_counter()
+                records |= run_group(pool, group, cases, [arm])
+                seconds[arm] = time.perf_counter() - began
+            if against:
+                began = time.perf_counter()
+                records["against"] = records_elsewhere(against, name, runs, options.jobs)
+                seconds["against"] = time.perf_counter() - began
+            print_group(group, name, Results(cases, records), seconds)
+    if not options.groups or STEP_COST in options.groups:
+        folders = {"package": here} | ({"against": against} if against else {})
+        print_step_cost(folders, 2 if options.quick else 20)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.machinery
-import sys
-import warnings
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -68,29 +64,6 @@ _HOME = {
     "Ticket": "sampling.ticket",
 }
 
-_MOVED = {
-    "backup": "recovery.ram_backup",
-    "checkpoint.CheckpointStore": "checkpoint.store",
-    "checkpoint.NoValidCheckpoint": "checkpoint.reader",
-    "events.saving": "events.checkpoints",
-    "events.training": "events.steps",
-    "flax.saving": "flax.checkpoints",
-    "flax.training": "flax.epochs",
-    "keras.running": "keras.fit_frame",
-    "loops.saving": "loops.checkpoints",
-    "loops.stopping": "loops.patience",
-    "lr": "schedules.schedule",
-    "recovery.Recovery": "recovery.policy",
-    "recovery.TrainingDiverged": "recovery.policy",
-    "signals": "engine.signals",
-    "suspects": "table.label_noise",
-    "table.SampleTable": "table.table",
-    "testing.recording": "testing.recorder",
-    "ticket": "sampling.ticket",
-    "triggers.reading": "triggers.notation",
-}
-"""Modules by their paths of 0.1, and names in modules that are folders now; until version 0.3."""
-
 __all__ = ["__version__", *sorted(_HOME)]
 
 
@@ -102,32 +75,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
-
-
-class _Moved:
-    """Finds what is imported by a path of 0.1; asked only for what nobody else has found."""
-
-    @staticmethod
-    def find_spec(name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
-        package, _, old = name.partition(".")
-        loader: Any = _Moved
-        return importlib.machinery.ModuleSpec(name, loader) if package == __name__ and old in _MOVED else None
-
-    @staticmethod
-    def create_module(spec: object) -> None:
-        """An empty module will do, which is replaced at once."""
-
-    @staticmethod
-    def exec_module(module: ModuleType) -> None:
-        _, _, old = module.__name__.partition(".")
-        home = f"{__name__}.{_MOVED[old]}"
-        found: Any = importlib.import_module(home)
-        folder, _, name = old.rpartition(".")
-        if folder and hasattr(found, name):
-            found, home = getattr(found, name), f"{home}.{name}"
-        text = f"{module.__name__} has moved to {home}; its old path will be gone in version 0.3."
-        warnings.warn(text, DeprecationWarning, stacklevel=2)
-        sys.modules[module.__name__] = found
-
-
-sys.meta_path.append(_Moved)

@@ -21,14 +21,11 @@ from .engine import draws, ending, membership, refusal, run_state
 from .engine.builder import build_components
 from .engine.control import RequestDoor
 from .engine.engine import Engine
-from .engine.interruption import Transaction, finish, mend, note_finished
-from .engine.marks import AnswerMark
 from .engine.settings import names_settings
 from .guard.spike import SpikeGuard
 from .guard.verdict import Guard
 from .policies.base import Policy
 from .policies.registry import PolicyName
-from .recovery.moment import moment_of
 from .recovery.policy import Recovery
 from .sampling.refit import fitted
 from .sampling.ticket import Outcome, Ticket
@@ -174,7 +171,7 @@ class R8Scheduler(Engine):
                 requests=door,
             )  # fmt: skip
             if self._journal is not None:
-                self.announcer.add(self._journal.listener)
+                self.announcer.add(self._journal)
         if use_curses:
             from .dashboard.live import Live
 
@@ -276,29 +273,21 @@ class R8Scheduler(Engine):
         epoch, pace, search = self.current_epoch, self.pace, self.search
         self.requests.stay_within(None)
         while True:
-            begun = self._marks.begun
             if self._open is not None:
                 self.give_up(self._open)
-            if pace.step // pace.steps_per_epoch != epoch and not search.is_on:
+            is_over = pace.step // pace.steps_per_epoch != epoch and not search.is_on
+            if is_over and not refusal.look_last(self):
                 self.between_steps()
                 return
+            ticket = self._open = self.draw_if_any()
+            if ticket is None:
+                return
+            if ticket.weights is not None:
+                raise RuntimeError(
+                    f"policy {self.plan.policy!r} weights samples: use draw() and report(), and ticket.weights."
+                )
             try:
-                ticket = self._open = self.draw_if_any()
-                if ticket is None:
-                    return
-                if ticket.weights is not None:
-                    raise RuntimeError(
-                        f"policy {self.plan.policy!r} weights samples: use draw() and report(), and ticket.weights."
-                    )
-                given = ticket.indices, ticket.lr
-            except BaseException:
-                if self._marks.begun is not None and self._marks.begun is not begun:
-                    self._cut = self._marks.begun
-                    mend(self)
-                    self._open = None
-                raise
-            try:
-                yield given
+                yield ticket.indices, ticket.lr
             except GeneratorExit:
                 # A break: if the run goes on, the signals are taken again.
                 self.requests.leave()
@@ -323,19 +312,11 @@ class R8Scheduler(Engine):
             return self._report_in_hand(
                 loss, part_size=part_size, grad_norm=grad_norm, skipped=skipped, predictions=predictions
             )
-        outcome = None
-        try:
-            outcome = self.report(
-                ticket, loss, part_size=part_size, grad_norm=grad_norm, skipped=skipped, predictions=predictions
-            )
-            self._open = None
-            return outcome
-        except BaseException as error:
-            if not isinstance(error, Exception):
-                # The user may repeat the call, whether or not it was complete.
-                self._open = ticket
-                note_finished(self, ticket, outcome)
-            raise
+        outcome = self.report(
+            ticket, loss, part_size=part_size, grad_norm=grad_norm, skipped=skipped, predictions=predictions
+        )
+        self._open = None
+        return outcome
 
     def _report_in_hand(self, loss: Any, **extras: Any) -> Outcome:
         """Report the loss of the batch that a loader handed out."""
@@ -452,7 +433,9 @@ class R8Scheduler(Engine):
             OSError: writing failed; earlier checkpoints are untouched.
         """
         self.settle()
-        return self.persistence.save(self.state_dict(), self.global_step)
+        state = self.state_dict()
+        with self._saving:
+            return self.persistence.save(state, state["pace"]["step"])
 
     def load_checkpoint(self, path: str | os.PathLike[str] | None = None) -> None:
         """Continue from a checkpoint: load the scheduler's state, and the model through the load callback.
@@ -481,16 +464,30 @@ class R8Scheduler(Engine):
                 backup is taken, as the search restores its own. A state with NaN in it, or with infinities that the
                 first one did not have, is not kept: the model is restored instead.
         """
-        if self._cut is not None:
-            finish(self)
         if self.search.is_on and self._has_started:
             return
-        if self.persistence.is_restoring:
+        if self.persistence.is_restoring and self.turns.is_mine:
             raise RuntimeError(f"load_callback must not make backups, got one at step {self.global_step}.")
-        moment = moment_of(self.sentry, self.table)
-        damage = self.persistence.take_backup(state, self.pace.step, self._num_draws, moment)
-        if damage:
-            refusal.answer_damage(self, damage)
+        with self._saving:
+            step, draws, moment = self.pace.step, self._num_draws, self.moment("update_cpu_backup")
+            damage = self.persistence.take_backup(state, step, draws, moment)
+            if damage:
+                refusal.answer_damage(self, damage)
+
+    def restore_backup(self) -> int:
+        """Go on from the newest backup in RAM: the model, the guard, the counters and the rates of one step.
+
+        This makes a run whole that was cut half-way by an exception, as `RunInterrupted` says. The batches drawn since
+        then come once more; what the table has learned from them stays.
+
+        Returns:
+            The step of the backup, which is ``global_step`` now.
+
+        Raises:
+            RuntimeError: there is no backup or no load callback, it raised, or the table was cut while it stored
+                what it had learned; use `load_checkpoint`.
+        """
+        return run_state.restore_backup(self)
 
     def reset_baseline(self) -> None:
         """Tell the guard that losses mean something else from here on: another scale, another term, other data.
@@ -508,9 +505,8 @@ class R8Scheduler(Engine):
         >>> r8.sentry.num_refused
         0
         """
-        if self._cut is not None:
-            finish(self)
-        with self._lock, Transaction(self, AnswerMark):
+        with self.turns.take("reset_baseline", self.pace.step) as turn:
+            turn.is_changing = True
             self.sentry.begin_anew()
             self.controller.begin_anew()
             text = "reset_baseline() was called: the guard has forgotten the losses before it."
@@ -526,20 +522,19 @@ class R8Scheduler(Engine):
             TypeError: they are not integers.
             ValueError: one of them is not in quarantine. Nothing was changed.
         """
-        if self._cut is not None:
-            finish(self)
         samples = np.atleast_1d(np.asarray(indices))
         if not samples.size:
             return
         if samples.dtype.kind not in "iu":
             raise TypeError(f"indices must be whole numbers, positions of samples, got {indices!r}.")
-        with self._lock:
+        with self.turns.take("release", self.pace.step) as turn:
             held = self.table.storage.exclusions.holds(samples.astype(np.int64))
             if not held.all():
                 raise ValueError(
                     f"indices must be in quarantine ({self.table.quarantined.tolist()[:20]}), got "
                     f"{samples[~held].tolist()[:20]} that are not."
                 )
+            turn.is_changing = True
             self.table.storage.exclusions.release(samples.astype(np.int64))
             self.announcer.tell(events.SamplesReleased, samples=tuple(samples.tolist()))
 
@@ -656,7 +651,7 @@ class R8Scheduler(Engine):
             samples: int64[K], their positions.
         """
         table = self.table
-        table.learner.hand_over()
+        self.hand_over()
         numbers = [self.pace.state_dict(), self.controller.state_dict(), self.sentry.state_dict(), table.trend, self.lr]
         evidence = table.storage.evidence.take(samples)
         return [numbers, table.storage.records.take(samples), *([] if evidence is None else [evidence])]
@@ -674,8 +669,9 @@ class R8Scheduler(Engine):
             return
         self._is_closed = True
         try:
-            # While an exception is propagating, the user's step may be half done and must not be saved.
-            if self._has_started and is_whole:
+            # While an exception is propagating, the user's step may be half done and must not be saved; nor is a run
+            # whose state is not whole.
+            if self._has_started and is_whole and not self.turns.is_cut:
                 self.settle()
                 self.between_steps(closing=True)
         except Exception:

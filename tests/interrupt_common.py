@@ -1,4 +1,4 @@
-"""A user who is interrupted once, somewhere inside of the package, and goes on; and what must be true in the end."""
+"""A user who is interrupted once, somewhere inside of the package, and goes on; and what must be true then."""
 
 import collections
 import ctypes
@@ -10,17 +10,19 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import learnit_r8
 from learnit_r8 import Predictions, R8Scheduler
+from learnit_r8.engine.turns import RunInterrupted
 from learnit_r8.table.table import SampleTable
 from tests.drive import FakeClock, sample_losses
 
 PACKAGE = str(Path(learnit_r8.__file__).parent)
 NUM_SAMPLES, BATCH = 22, 4
 REACTIONS = ["retry", "go on", "save", "resume"]
-"""What the user does first after the interrupt: the same call again; the next batch; a checkpoint and then the same
-call; or a new scheduler from `state_dict()`."""
+"""What the user does first after an interrupt that left the run whole: the same call again; the next batch; a
+checkpoint and then the same call; or a new scheduler from `state_dict()`."""
 
 
 @functools.lru_cache(None)
@@ -113,7 +115,7 @@ class User:
     """Trains to the end of a run, and is interrupted once.
 
     Args:
-        kind: "exact", "parts" or "means": what is reported.
+        kind: "exact", "parts", "means" or "predicted": what is reported.
         loop: "bare" for the iterators, "tickets" for `draw` and `report` with two batches out.
         bad: Steps whose loss is NaN.
         bad_sample: A sample whose loss is NaN whenever it comes; -1 for none.
@@ -125,6 +127,11 @@ class User:
         at: before which bytecode in it.
         reaction: One of REACTIONS.
         more: Arguments of the scheduler.
+
+    Attributes:
+        came_back: How the user went on from a run that was not whole: "backup", "checkpoint", "anew" or "".
+        num_lost: Tickets that were drawn, and lost before the user had them.
+        kept: The model's first number, the guard and the recovery at every step that had a backup taken.
     """
 
     def __init__(
@@ -137,36 +144,36 @@ class User:
         self.model = Model()
         self.more = {"num_epochs": 3, "clock": FakeClock(), "handle_signals": False, **more}
         if has_model:
-            self.more |= {"state_callback": self.model.get, "load_callback": self.model.load, "backup_every": 3}
+            self.more |= {"state_callback": self._get, "load_callback": self.model.load, "backup_every": 3}
         if "checkpoint_dir" in more:
             self.more["save_callback"] = self.model.save
+        self.kept = {}
         self.r8 = R8Scheduler(NUM_SAMPLES, batch_size=BATCH, **self.more)
         self.to_interrupt, self.at = call, at
         self.num_calls, self.num_interrupted, self.places = 0, 0, {}
-        self.drawn, self.learned, self.trained, self.hanging, self.out = [], [], {}, None, []
-        self.trail = []
+        self.learned, self.trained, self.out = [], {}, []
+        self.came_back, self.num_lost = "", 0
 
-    def call(self, function, *arguments, steps=0):
-        """Call the scheduler, which makes so many steps; KeyboardInterrupt if this is the call that is interrupted."""
+    def _get(self):
+        if self.r8.turns.is_mine:
+            # It is asked whether what was put back is sound.
+            return self.model.get()
+        state = repr((self.r8.sentry.memory, self.r8.controller._state))
+        self.kept[self.r8.global_step] = self.model.first.copy(), state
+        return self.model.get()
+
+    def call(self, function, *arguments):
+        """Call the scheduler; KeyboardInterrupt if this is the call that is interrupted."""
         number, self.num_calls = self.num_calls, self.num_calls + 1
         assert number < 500, "the run does not end"
-        step = self.r8.global_step
         if number != self.to_interrupt and self.at >= 0:
-            result = function(*arguments)
-        else:
-            interrupter = Interrupter(max(self.at, 0))
-            try:
-                with interrupter:
-                    result = function(*arguments)
-            finally:
-                self.places[number] = interrupter.places
-        rise = self.r8.global_step - step
-        if self.hanging is not None and rise > steps:
-            # A refused report is done again by the next call; a good one is given up at last.
-            if not np.isfinite(self.hanging[1]).all():
-                self._count(*self.hanging)
-            self.hanging = None
-        return result
+            return function(*arguments)
+        interrupter = Interrupter(max(self.at, 0))
+        try:
+            with interrupter:
+                return function(*arguments)
+        finally:
+            self.places[number] = interrupter.places
 
     def run(self):
         """Train to the end."""
@@ -177,6 +184,8 @@ class User:
                     self._train_bare() if self.loop == "bare" else self._train_tickets()
                 except KeyboardInterrupt:
                     self._react()
+                if not self.out and self.r8.pace.num_out and not self.r8.turns.is_cut and self.r8._open is None:
+                    self._find_lost()
             while True:
                 # An exception that a trace function raises inside of ``except`` may leave the handled one in
                 # sys.exc_info() for good, which close() asks; a signal does not come there.
@@ -190,9 +199,17 @@ class User:
     def _is_done(self):
         return self.r8.global_step == self.r8.total_steps and not self.r8.pace.num_out
 
+    def _find_lost(self):
+        """A ticket that was drawn and lost on its way is drawn again after the state is loaded."""
+        self.num_lost += self.r8.pace.num_out
+        self.r8.load_state_dict(self.r8.state_dict())
+
     def _react(self):
-        """What comes first after an interrupt."""
+        """What comes first after an interrupt; whether the run was whole."""
         self.num_interrupted += 1
+        if self.r8.turns.is_cut:
+            self._come_back()
+            return False
         if self.reaction == "save" and self.r8.persistence.saver is not None:
             self.call(self.r8.save_checkpoint)
         elif self.reaction in ("save", "resume"):
@@ -201,21 +218,54 @@ class User:
                 self.r8 = R8Scheduler(NUM_SAMPLES, batch_size=BATCH, **self.more)
                 self.r8.load_state_dict(state)
                 self.out.clear()
+        return True
+
+    def _come_back(self):
+        """Go on as the message says."""
+        r8 = self.r8
+        self.out.clear()
+        for call in (r8.draw_if_any, r8.state_dict, r8.between_steps):
+            with pytest.raises(
+                RunInterrupted, match=r"was cut half-way.*load_checkpoint\(\), or with restore_backup\(\)"
+            ):
+                call()
+        self.came_back = self._restored()
+        assert not r8.turns.is_cut or self.came_back == "anew"
+
+    def _restored(self):
+        r8, refusal = self.r8, ""
+        try:
+            step = r8.restore_backup()
+        except RuntimeError as error:
+            refusal = str(error)
+        assert "load_checkpoint()" in (refusal or "load_checkpoint()")
+        if not refusal:
+            first, state = self.kept[step]
+            assert r8.global_step == step
+            assert (self.model.first, self.model.second) == (first, -first), "the model is of another step"
+            assert repr((r8.sentry.memory, r8.controller._state)) == state, "guard and model are of two steps"
+            return "backup"
+        if r8.persistence.saver is not None and r8.persistence.store.has_files:
+            r8.load_checkpoint()
+            assert r8.sentry.num_refused >= 0
+            return "checkpoint"
+        self.r8 = R8Scheduler(NUM_SAMPLES, batch_size=BATCH, **self.more)
+        return "anew"
 
     def _train_bare(self):
         epochs = self.r8.epoch_iterator()
         while self.call(next, epochs, None) is not None:
             batches = self.r8.batch_iterator()
             while (batch := self.call(next, batches, None)) is not None:
-                self.drawn.append((batch[0].tolist(), batch[1]))
                 if not self._report(self.r8.update_with_loss, batch[0].copy(), batch[1], self.r8.current_epoch):
                     return
+            if self.r8.pace.num_out:
+                return
 
     def _train_tickets(self):
         out = self.out
         while True:
             while len(out) < 2 and (ticket := self.call(self.r8.draw_if_any)) is not None:
-                self.drawn.append((ticket.indices.tolist(), ticket.lr))
                 out.append(ticket)
             if not out:
                 self.call(self.r8.between_steps)
@@ -223,46 +273,39 @@ class User:
             ticket = out.pop(0)
             report = functools.partial(self.r8.report, ticket)
             if not self._report(report, ticket.indices.copy(), ticket.lr, ticket.epoch):
-                if self.reaction == "resume":
-                    return
-                if self.hanging is not None:
+                if ticket.batch.is_out and ticket.batch.chunk in self.r8.plan._open:
                     # What was not reported is reported later.
                     out.append(ticket)
+                return
 
     def _report(self, report, indices, lr, epoch):
         """Report a batch, and again after an interrupt if that is the user's reaction; whether it was reported."""
         step = self.r8.global_step
         given, keywords = self._loss(indices, step)
-        while True:
+        outcome, before = None, self.r8
+        while outcome is None:
             try:
-                outcome = self.call(functools.partial(report, **keywords), given, steps=1)
-                break
+                outcome = self.call(functools.partial(report, **keywords), given)
             except KeyboardInterrupt:
-                self._react()
-                if self.reaction in ("go on", "resume"):
-                    self._leave(indices, given, keywords, epoch, lr, is_done=self.r8.global_step > step)
+                is_whole = self._react()
+                if before.global_step > step and is_whole:
+                    # It was complete, and the outcome was lost.
+                    outcome = np.isfinite(given).all()
+                elif not is_whole or self.reaction in ("go on", "resume"):
                     return False
-        if self.r8.global_step > step:
-            self._count(indices, given, keywords, epoch)
-        self.trail.append(hash(memory_of(self.r8)))
+        if before.global_step > step:
+            self.trained.setdefault(epoch, []).extend(indices.tolist())
+            if np.isfinite(given).all():
+                self.learned.append((indices, given, keywords))
         if outcome:
             self._step_model(lr)
-        return True
+        return self.r8 is before
 
     def _step_model(self, lr):
         self.model.step(lr)
         if self.r8.global_step == self.damaged_at:
             self.damaged_at = -1
             self.model.step(np.nan)
-
-    def _leave(self, indices, given, keywords, epoch, lr, *, is_done):
-        """Go on after a report that was interrupted without repeating it."""
-        if is_done:
-            self._count(indices, given, keywords, epoch)
-            if np.isfinite(given).all():
-                self._step_model(lr)
-        elif self.reaction == "go on":
-            self.hanging = indices, given, keywords, epoch
 
     def _loss(self, indices, step):
         losses = sample_losses(indices) * self.decay**step - self.lowest * step
@@ -275,11 +318,6 @@ class User:
         if self.kind == "means":
             return float(losses.mean()), {}
         return np.array([part.mean() for part in np.split(losses, range(2, len(losses), 2))]), {"part_size": 2}
-
-    def _count(self, indices, given, keywords, epoch):
-        self.trained.setdefault(epoch, []).extend(indices.tolist())
-        if np.isfinite(given).all():
-            self.learned.append((indices, given, keywords))
 
 
 def frozen(state):
@@ -329,34 +367,37 @@ def everything(user):
     about = {
         "state": r8.state_dict(),
         "memory": memory_of(r8),
-        "trail": user.trail,
         "model": user.model.get(),
         "newest": saver and saver.store.load().state["pace"]["step"],
-        "drawn": user.drawn,
         "trained": user.trained,
     }
     return {name: frozen(value) for name, value in about.items()}
 
 
 def check(user, undisturbed):
-    """Raise AssertionError unless a run that was interrupted is as good as one that was not."""
+    """Raise AssertionError unless an interrupted run is as good as any, or has said that it was not and came back."""
     r8 = user.r8
     assert not r8.persistence.is_restoring, "is_restoring is left set"
-    assert is_free(r8._lock), "the lock is left held"
+    assert is_free(r8.turns.lock), "the lock is left held"
+    assert is_free(r8.turns._turn), "the turn is left taken"
     assert (r8.pace.num_out, r8.global_step) == (0, r8.total_steps), "a batch is lost"
-    if user.reaction in ("retry", "save"):
+    assert np.array_equal(user.model.first, -user.model.second, equal_nan=True), "the model is half put back"
+    assert user.num_lost <= 1
+    if user.came_back:
+        return
+    if user.reaction in ("retry", "save") and not (user.num_lost or r8.plan.abandoned):
         now = everything(user)
         others = [name for name in now if now[name] != undisturbed[name]]
         assert not others, f"{others} are other ones"
     evidence = r8.table.storage.evidence.whole
     assert evidence is None or (evidence["visits"] == r8.table.usage_count).all(), "evidence is not that of the losses"
-    assert np.array_equal(user.model.first, -user.model.second, equal_nan=True), "the model is half put back"
     uses = np.zeros(NUM_SAMPLES, int)
     for indices, _, _ in user.learned:
         uses[indices] += 1
     if not r8.controller.replay.is_on:
         assert (r8.table.usage_count == uses).all(), "uses are not those of the reports"
-    if user.is_plain:
+    # A lost batch comes again when its epoch is over, perhaps.
+    if user.is_plain and not user.num_lost:
         for samples in user.trained.values():
             assert sorted(samples) == list(range(NUM_SAMPLES)), "an epoch is not every sample once"
         check_table(user)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from learnit_r8 import R8Scheduler
-from learnit_r8.recovery.model_state import clone
+from learnit_r8.checkpoint.state_tree import clone
 from learnit_r8.torch import Ranks, RanksDiffer, SharedRun, Together, attach
 
 

@@ -178,8 +178,6 @@ def test_only_numpy_is_needed(path):
     lazily = outside - imports(path, lazy=False)[0]
     if place == "streams":
         outside -= lazily & {"torch", "pandas"}
-    if place == "loops":
-        outside -= lazily & {"tqdm"}
     if place == "flax":
         outside -= {"jax", "flax", "optax"}
     if place == "keras":
@@ -209,8 +207,13 @@ def test_only_the_scheduler_loads_the_dashboard(path):
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "dashboard").rglob("*.py")), ids=name_of)
 def test_dashboard_knows_events_only(path):
-    """The dashboard imports the events of the package, as they are or condensed; those that follow a folder, it too."""
-    assert places(path) <= {"events", "dashboard"} | ({"journal"} if path.stem in FOLLOWERS else set())
+    """The dashboard imports the events of the package, as they are or condensed; those that follow a folder, it too.
+
+    An export takes the rule for free names of files from the checkpoints.
+    """
+    more = {"journal"} if path.stem in FOLLOWERS else {"checkpoint"} if path.stem == "export" else set()
+
+    assert places(path) <= {"events", "dashboard"} | more
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if place_of(path) not in {"loops", "flax"}], ids=name_of)

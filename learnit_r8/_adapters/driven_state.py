@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,8 +17,9 @@ import numpy as np
 
 from ..checkpoint.callbacks import Callbacks
 from ..checkpoint.codec import decode, encode
+from ..checkpoint.state_form import fit, is_key, leave_out, pack, unpack_saved
+from ..checkpoint.state_tree import nnx_of, open_node
 from .random_generators import random_state, set_random_state
-from .trees import builder_of, from_plain, is_key, nnx_of, node_parts, to_plain
 
 if TYPE_CHECKING:
     from ..sampling.ticket import Outcome
@@ -42,6 +44,7 @@ class DrivenState:
         self._place = place
         self._after: Any = _NOTHING
         self._num_loads = 0
+        self._left_out: set[str] = set()
 
     def callbacks(self) -> Callbacks:
         """What a scheduler adopts."""
@@ -91,11 +94,18 @@ class DrivenState:
         Args:
             state_dict: Not needed: the state is the loop's own.
             filepath: The file.
-
-        Raises:
-            TypeError: a leaf cannot be saved; the message says where it is.
         """
-        Path(filepath).write_bytes(encode({"state": to_plain(self._live()), "random": random_state()}))
+        left_out: dict[str, str] = {}
+        state = leave_out(self._live(), left_out, holders=True)
+        for name in left_out.keys() - self._left_out:
+            self._left_out.add(name)
+            warnings.warn(
+                f"checkpoints cannot hold {name} ({left_out[name]}): that is left out of them, and stays as it is when "
+                "they are loaded.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        Path(filepath).write_bytes(encode({"state": pack(state, holders=True), "random": random_state()}))
 
     def load(self, source: Any, *, from_ram: bool = False) -> None:
         """Put a state back.
@@ -110,7 +120,7 @@ class DrivenState:
         """
         if not from_ram:
             source = decode(Path(source).read_bytes())
-            restored = from_plain(source["state"], self._live())
+            restored = fit(unpack_saved(source["state"]), self._live())
         elif isinstance(source, Mapping) and isinstance(source.get("form"), Form):
             restored = source["form"].make(source["state"])
         else:
@@ -120,8 +130,7 @@ class DrivenState:
             )
         self._place.state = restored
         self._num_loads += 1
-        # Files of before have none.
-        if "random" in source:
+        if not from_ram:
             set_random_state(source["random"])
 
 
@@ -146,15 +155,14 @@ def taken_apart(value: Any) -> tuple[Any, Callable[[Any], Any]]:
     if (nnx := nnx_of(value)) is not None:
         leaves, make = taken_apart(nnx.state(value))
         return leaves, lambda saved: _updated(value, nnx, make(saved))
-    parts = node_parts(value)
-    if parts is None:
+    node = open_node(value)
+    if node is None:
         return _leaf(value)
-    pairs = {name: taken_apart(part) for name, part in parts.items()}
-    # Not the state itself, which would keep the arrays of this moment in memory.
-    build, makers = builder_of(value), {name: make for name, (_, make) in pairs.items()}
+    pairs = {name: taken_apart(part) for name, part in node.parts.items()}
+    build, makers = node.build, {name: make for name, (_, make) in pairs.items()}
     return (
         {name: leaves for name, (leaves, _) in pairs.items()},
-        lambda saved: build(make(saved[name]) for name, make in makers.items()),
+        lambda saved: build([make(saved[name]) for name, make in makers.items()]),
     )
 
 
@@ -195,8 +203,8 @@ def _leaf(leaf: Any) -> tuple[Any, Callable[[Any], Any]]:
 def _has_model(value: Any) -> bool:
     if hasattr(value, "load_state_dict") or nnx_of(value) is not None or isinstance(value, float):
         return True
-    parts = node_parts(value)
-    return hasattr(value, "shape") if parts is None else any(_has_model(part) for part in parts.values())
+    node = open_node(value)
+    return hasattr(value, "shape") if node is None else any(map(_has_model, node.parts.values()))
 
 
 def _is_given_away(state: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,11 +24,33 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Put back what `random_state` returned."""
-    set_torch_state(state["torch"])
-    np.random.set_state(("MT19937", *state["numpy"]))
+    """Put back what `random_state` returned, arrays or tensors; also in the form that 7ddda59 had for torch."""
+    set_torch_state(_torch_part(state))
+    keys, *rest = state["numpy"][-4:]
+    np.random.set_state(("MT19937", _array(keys).astype(np.uint32), *rest))
     version, numbers, next_gauss = state["python"]
-    random.setstate((version, tuple(np.asarray(numbers).tolist()), next_gauss))
+    random.setstate((version, tuple(numbers.tolist()), next_gauss))
+
+
+def random_state_of(saved: Mapping[str, Any], rank: int) -> dict[str, Any]:
+    """A state of the generators derived from that of another process, the same each time; they are left in it."""
+    torch: Any = sys.modules["torch"]
+    own = _array(_torch_part(saved)[0]).tobytes()
+    seed = int.from_bytes(hashlib.blake2b(own, digest_size=4, key=rank.to_bytes(8, "little")).digest(), "little")
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    return random_state()
+
+
+def _array(value: Any) -> NDArray[Any]:
+    """An array, which may have been saved as a tensor."""
+    return value.numpy() if hasattr(value, "numpy") else value  # type: ignore[no-any-return]
+
+
+def _torch_part(state: Mapping[str, Any]) -> Sequence[Any]:
+    own: Any = state["torch"]
+    return own if isinstance(own, (list, tuple)) else [own, *state["devices"]]
 
 
 def torch_state() -> list[NDArray[np.uint8]]:
@@ -39,12 +62,12 @@ def torch_state() -> list[NDArray[np.uint8]]:
     return [each.cpu().numpy().copy() for each in (torch.get_rng_state(), *devices)]
 
 
-def set_torch_state(state: Sequence[NDArray[np.uint8]]) -> None:
+def set_torch_state(state: Sequence[Any]) -> None:
     """Put back what `torch_state` returned; on another number of devices that of the CPU alone."""
     torch: Any = sys.modules.get("torch")
     if torch is None or not len(state):
         return
-    own, *devices = (torch.from_numpy(np.array(each)) for each in state)
+    own, *devices = (torch.from_numpy(_array(each).copy()) for each in state)
     torch.set_rng_state(own)
     if devices and len(devices) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(devices)

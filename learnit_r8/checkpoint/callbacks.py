@@ -5,11 +5,23 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class Unrecoverable(RuntimeError):
     """An error after which this process cannot go on with the others; unlike other errors of a save it ends the run."""
+
+
+class Generators(NamedTuple):
+    """Reads and sets all random generators that a training draws from.
+
+    Attributes:
+        get: ``()``: returns their states.
+        set: ``(states)``: sets them.
+    """
+
+    get: Callable[[], Any]
+    set: Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -21,6 +33,7 @@ class Callbacks:
         load: ``(source)`` or ``(source, from_ram=)``: restores a model state from a path or a backup.
         state: ``()``: returns the model state for a backup.
         collect: ``()``: returns the model state for `save`, where that is another one; called on all ranks.
+        generators: The random generators, so that dropout and augmentation repeat when a batch is drawn again.
 
     Raises:
         TypeError: one is neither callable nor None, or does not accept the arguments it will be called with.
@@ -30,6 +43,7 @@ class Callbacks:
     load: Callable[..., Any] | None = None
     state: Callable[[], Any] | None = None
     collect: Callable[[], Any] | None = None
+    generators: Generators | None = None
 
     def __post_init__(self) -> None:
         for name in ("save", "load", "state"):

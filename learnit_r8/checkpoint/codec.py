@@ -159,7 +159,7 @@ def decode(content: bytes | memoryview) -> dict[str, Any]:
     if hashlib.sha256(payload).digest() != digest:
         raise ValueError(_damaged(length, len(payload)))
     try:
-        arrays = _read_npz(payload)
+        arrays = read_npz(_BytesFile(payload), len(payload))
         text = str(arrays.pop(_TREE))
         if _count_nodes(text) > MOST_NODES:
             raise ValueError(f"its tree must have at most {MOST_NODES} nodes, got {_count_nodes(text)}")
@@ -207,7 +207,7 @@ def read_tree(file: Any) -> dict[str, Any]:
         import zipfile
 
         with zipfile.ZipFile(file) as members:
-            tree = json.loads(str(_read_array(members, members.getinfo(f"{_TREE}.npy"))))
+            tree = json.loads(str(_read_array(members, members.getinfo(f"{_TREE}.npy"), _MEMBER)))
     except Exception as error:
         raise ValueError(f"the file must hold a JSON tree, got something else ({error!r}).") from error
     if not isinstance(tree, dict):
@@ -252,27 +252,40 @@ def _from_tree(value: Any, arrays: Mapping[str, Any]) -> Any:
     return [_from_tree(item, arrays) for item in value] if isinstance(value, list) else value
 
 
-def _read_npz(payload: memoryview) -> dict[str, NDArray[Any]]:
-    """Read the arrays of an npz, by name without the suffix."""
+def read_npz(
+    file: Any, size: int, *, names: re.Pattern[str] = _MEMBER, most: int = MOST_MEMBERS
+) -> dict[str, NDArray[Any]]:
+    """Read the arrays of an uncompressed npz, by name without the suffix; nothing in it is trusted.
+
+    Args:
+        file: A file opened for binary reading.
+        size: Its bytes.
+        names: Names that a member may have.
+        most: Most members.
+
+    Raises:
+        Exception: it is something else.
+    """
     # Checked before listing the members: each takes a few hundred bytes in memory, but may take none in the file.
-    signature, _, _, _, listed, *_ = _END_OF_ZIP.unpack(payload[-_END_OF_ZIP.size :])
-    if signature != b"PK\5\6" or listed > MOST_MEMBERS:
-        raise ValueError(f"its directory must list at most {MOST_MEMBERS} members, got {listed}")
+    file.seek(size - _END_OF_ZIP.size)
+    signature, _, _, _, listed, *_ = _END_OF_ZIP.unpack(file.read(_END_OF_ZIP.size))
+    if signature != b"PK\5\6" or listed > most:
+        raise ValueError(f"its directory must list at most {most} members, got {listed}")
     import zipfile
 
-    with zipfile.ZipFile(_BytesFile(payload)) as members:
+    with zipfile.ZipFile(file) as members:
         infos = members.infolist()
         if len({info.filename for info in infos}) < len(infos):
-            names = sorted(info.filename for info in infos)
-            twice = next(name for name, after in itertools.pairwise(names) if name == after)
+            ordered = sorted(info.filename for info in infos)
+            twice = next(name for name, after in itertools.pairwise(ordered) if name == after)
             raise ValueError(f"its members must have different names, got {twice[:40]!r} twice")
         tree_bytes = max((info.file_size for info in infos if info.filename == f"{_TREE}.npy"), default=0)
         if tree_bytes > MOST_TREE_BYTES:
             raise ValueError(f"its tree must take at most {MOST_TREE_BYTES} bytes, got {tree_bytes}")
-        if sum(info.file_size for info in infos) > len(payload):
+        if sum(info.file_size for info in infos) > size:
             claimed = sum(info.file_size for info in infos)
-            raise ValueError(f"its members must not overlap, got {claimed} bytes of them in {len(payload)}")
-        return {info.filename[: -len(".npy")]: _read_array(members, info) for info in infos}
+            raise ValueError(f"its members must not overlap, got {claimed} bytes of them in {size}")
+        return {info.filename[: -len(".npy")]: _read_array(members, info, names) for info in infos}
 
 
 class _BytesFile(io.BufferedIOBase):
@@ -299,10 +312,10 @@ class _BytesFile(io.BufferedIOBase):
         return block
 
 
-def _read_array(members: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
+def _read_array(members: zipfile.ZipFile, info: zipfile.ZipInfo, names: re.Pattern[str]) -> NDArray[Any]:
     """Read one array, whose size must be what its header claims."""
-    if not _MEMBER.fullmatch(info.filename) or info.compress_type != _STORED or info.flag_bits & 1:
-        raise ValueError(f"its members must be uncompressed arrays named by encode(), got {info.filename[:40]!r}")
+    if not names.fullmatch(info.filename) or info.compress_type != _STORED or info.flag_bits & 1:
+        raise ValueError(f"its members must be uncompressed arrays named by its writer, got {info.filename[:40]!r}")
     with members.open(info) as file:
         version = np.lib.format.read_magic(file)
         read_header = {

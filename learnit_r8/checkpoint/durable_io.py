@@ -6,13 +6,14 @@ import contextlib
 import errno
 import functools
 import hashlib
+import itertools
 import os
 import platform
 import re
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -34,6 +35,32 @@ def write_new(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> Non
         OSError: the write failed.
     """
     _write(path, content, link_new)
+
+
+def numbered(stem: Path, ending: str = "") -> Iterator[Path]:
+    """Names for a new file or folder: the stem with its ending, then with -2, -3 and so on between them.
+
+    >>> names = numbered(Path("run"), ".csv")
+    >>> next(names).name, next(names).name
+    ('run.csv', 'run-2.csv')
+    """
+    yield stem.with_name(stem.name + ending)
+    for number in itertools.count(2):
+        yield stem.with_name(f"{stem.name}-{number}{ending}")
+
+
+def make_first_free(names: Iterator[Path], make: Callable[[Path], object]) -> Path:
+    """Make a file or folder under the first name that nobody has taken, not even another process meanwhile.
+
+    Args:
+        names: The names, without end.
+        make: Makes it, or raises FileExistsError.
+    """
+    while True:
+        path = next(names)
+        with contextlib.suppress(FileExistsError):
+            make(path)
+            return path
 
 
 def replace(path: Path, content: bytes) -> None:

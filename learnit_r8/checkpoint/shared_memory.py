@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from . import codec
 from .durable_io import remove, temporary_name
 from .reader import Checkpoint
-from .state_container import pack, size_of, unpack
+from .state_form import pack, size_of, unpack
 
 SYSTEM_BASE = "/dev/shm"
 SHARE = 0.25

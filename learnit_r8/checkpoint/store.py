@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
 import os
 import re
 import warnings
@@ -22,6 +23,7 @@ from .durable_io import (
     flush,
     flush_folder,
     link_new,
+    make_first_free,
     open_regular,
     remove,
     replace,
@@ -222,9 +224,8 @@ class CheckpointStore:
         return 1 + max((int(match[1]) for match in map(_NAME.fullmatch, names) if match), default=0)
 
     def _write_new(self, number: int, content: Callable[[IO[bytes]], object]) -> Path:
-        return _under_free_name(
-            number, lambda free: self.folder / f"ck_{free:012d}.r8", lambda path: write_new(path, content)
-        )
+        names = (self.folder / f"ck_{free:012d}.r8" for free in itertools.count(number))
+        return make_first_free(names, lambda path: write_new(path, content))
 
     def _save_model(self, number: int, write_model: Callable[[str], None]) -> Path | None:
         temporary = temporary_name(self.folder / f"model_{number:012d}")
@@ -244,11 +245,8 @@ class CheckpointStore:
         return model
 
     def _name_model(self, written: Path, number: int, suffix: str) -> Path:
-        return _under_free_name(
-            number,
-            lambda free: self.folder / f"model_{free:012d}_{self.run_id[:8]}{suffix}",
-            lambda model: link_new(written, model),
-        )
+        names = (self.folder / f"model_{free:012d}_{self.run_id[:8]}{suffix}" for free in itertools.count(number))
+        return make_first_free(names, lambda model: link_new(written, model))
 
     def own_states(self) -> list[tuple[str, int]]:
         """This run's checkpoints with a model, oldest first: their names, and the steps reported when written.
@@ -344,15 +342,3 @@ def _stride(newest: int) -> int:
     while newest > MOST_THIN * stride:
         stride *= 2
     return stride
-
-
-def _under_free_name(number: int, name_of: Callable[[int], Path], make: Callable[[Path], None]) -> Path:
-    """Make a file named by this number, or by the next one whose name no other process has taken meanwhile."""
-    while True:
-        path = name_of(number)
-        try:
-            make(path)
-        except FileExistsError:
-            number += 1
-            continue
-        return path

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
 
 from ..dashboard.state.comparison import figures_of, settings_of
 from ..dashboard.state.view import View
-from ..dashboard.text import clean, clip, fit, number, width_of
+from ..dashboard.text import clean, number
 from ..events.codec import strict_json
 from ..journal.run import Run, find_run
+from .table import table_lines
 
 WIDEST = 40
 
@@ -38,14 +38,10 @@ def compare(options: argparse.Namespace) -> int:
         for row in figures
         if any(map(math.isfinite, row.values))
     ]
-    for line in lines_of(texts):
-        print(line)
+    print(*table_lines(texts, widest=WIDEST), sep="\n")
     if settings:
-        print("\nsettings that differ")
-        for line in lines_of(
-            [(clean(row.name, WIDEST), *(clean(text, 200) for text in row.values)) for row in settings]
-        ):
-            print(line)
+        rows = [(clean(row.name, WIDEST), *(clean(text, 200) for text in row.values)) for row in settings]
+        print("\nsettings that differ", *table_lines(rows, widest=WIDEST), sep="\n")
     return 0
 
 
@@ -59,11 +55,3 @@ def folded(run: Run) -> View:
 
 def _text(value: float, is_better: bool) -> str:
     return ("-" if math.isnan(value) else number(value)) + (" *" if is_better else "")
-
-
-def lines_of(rows: list[tuple[str, ...]]) -> Iterator[str]:
-    """Rows of texts as lines of aligned columns."""
-    widths = [max(min(WIDEST, width_of(row[place])) for row in rows) for place in range(len(rows[0]))]
-    for row in rows:
-        cells = [fit(clip(text, width), width) for text, width in zip(row, widths, strict=True)]
-        yield "  ".join(cells).rstrip()

@@ -11,19 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dashboard.export import write_csv
-from ..dashboard.text import clean, fit, number, width_of
+from ..dashboard.text import clean, number
 from ..events.codec import strict_json
 from ..journal.run import Run, UnreadableRun, find_run
 from ..journal.samples import Samples, most_suspects, read_samples, sample_epochs
 from ..table.label_noise import MIRROR, Suspects
 from ..table.labels.frame import write_parquet
+from .table import WIDEST, table_lines
 
 COLUMNS: Sequence[str] = ("index", "name", "loss", "last", "mean", "uses")
 SUSPECT_COLUMNS: Sequence[str] = (*COLUMNS, "score", "why")
 LABEL_COLUMNS: Sequence[str] = ("is_label_issue", "label_score", "given_label", "predicted_label")
 """The columns of cleanlab's tables, behind ours."""
 HARDEST = 50
-WIDEST = 60
 
 Rows = dict[str, list[Any]]
 """The columns of a table, as lists."""
@@ -52,8 +52,7 @@ def samples(options: argparse.Namespace) -> int:
     else:
         about = summary(found, verdict) if options.suspects else f"losses: {trust(found)}"
         print(f"{clean(run.name, WIDEST)}, epoch {found.epoch + 1}, step {found.step:,}; {about}")
-        for line in lines_of(rows):
-            print(line)
+        print(*lines_of(rows), sep="\n")
     return 0
 
 
@@ -127,17 +126,16 @@ def summary(samples: Samples, verdict: Suspects) -> str:
 
 def lines_of(rows: Rows) -> Iterator[str]:
     """The lines of a table for people; the labels are in it where they are known."""
-    wide = min(WIDEST, max([6, *map(width_of, rows["name"])]))
-    shown = [("#", 9, rows["index"]), ("sample", -wide, rows["name"])]
-    shown += [(name, 9, [number(value, 4) for value in rows[name]]) for name in ("loss", "last", "mean")]
-    shown.append(("uses", 5, rows["uses"]))
+    shown = {"#": _texts(rows["index"]), "sample": rows["name"]}
+    shown |= {name: [number(value, 4) for value in rows[name]] for name in ("loss", "last", "mean")}
+    shown["uses"] = _texts(rows["uses"])
     if "score" in rows:
-        shown.append(("score", 5, [f"{value:.3f}" for value in rows["score"]]))
-        shown += [(title, -_width(rows[name]), _texts(rows[name])) for title, name in LABELS if _is_known(rows[name])]
-        shown.append(("why", 0, rows["why"]))
-    for line in zip(*([title, *values] for title, _, values in shown), strict=True):
-        cells = (_cell(text, width) for text, (_, width, _) in zip(line, shown, strict=True))
-        yield "  ".join(cells).rstrip()
+        shown["score"] = [f"{value:.3f}" for value in rows["score"]]
+    numbers = [place for place, title in enumerate(shown) if title != "sample"]
+    if "score" in rows:
+        shown |= {title: _texts(rows[name]) for title, name in LABELS if _is_known(rows[name])}
+        shown["why"] = rows["why"]
+    return table_lines([[*shown], *zip(*shown.values(), strict=True)], right=numbers)
 
 
 LABELS = (("label", "given_label"), ("should be", "predicted_label"))
@@ -149,15 +147,6 @@ def _is_known(values: list[Any]) -> bool:
 
 def _texts(values: list[Any]) -> list[str]:
     return ["?" if value is None else str(value) for value in values]
-
-
-def _width(values: list[Any]) -> int:
-    return min(20, max([9, *map(width_of, _texts(values))]))
-
-
-def _cell(value: object, width: int) -> str:
-    """A text at the left of its column where the width is below 0, else at the right."""
-    return f"{value:>{width}}" if width > 0 else fit(str(value), -width) if width else str(value)
 
 
 def trust(samples: Samples) -> str:

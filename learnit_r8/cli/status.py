@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..dashboard.state.view import View
-from ..dashboard.text import clean, clock, fit, number, width_of
+from ..dashboard.text import clean, clock, number
 from ..events.codec import strict_json
 from ..journal.run import Run, State, UnreadableRun, find_run, runs_folder, runs_in, seconds_text
+from .table import table_lines
 
 EXIT_CODES = {"running": 0, "finished": 0, "empty": 0, "stalled": 3, "died": 4, "stopped": 5}
 
@@ -42,10 +43,7 @@ def ls(options: argparse.Namespace) -> int:
     if options.json:
         print(strict_json([_listed(folder) for folder in runs[: options.top]], non_finite=lambda value: None))
         return 0
-    rows = [_columns(folder) for folder in runs[: options.top]]
-    wide = [max(width_of(row[place]) for row in [HEADER, *rows]) for place in range(len(HEADER))]
-    for row in [HEADER, *rows]:
-        print("  ".join(fit(text, width) for text, width in zip(row, wide, strict=True)).rstrip())
+    print(*table_lines([HEADER, *map(_columns, runs[: options.top])]), sep="\n")
     return 0
 
 

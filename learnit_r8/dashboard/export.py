@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from ..checkpoint.durable_io import make_first_free, numbered
 from .render.pages import PAGES
 from .render.samples import marked_rows
 from .state.ui_state import Scene, UiState
@@ -32,10 +33,13 @@ def export_csv(view: View, ui: UiState, scene: Scene, folder: str | os.PathLike[
         OSError: the file cannot be written.
     """
     of_marked = ui.view == "samples" and bool(ui.marked)
-    path = _free_path(folder, f"{'marked' if of_marked else ui.view}-{view.step}", ".csv")
-    with open(path, "x", newline="", encoding="utf-8") as file:
-        write_csv(file, *(marked_rows(view, ui.marked) if of_marked else PAGES[ui.view].rows(view, scene)))
-    return str(path)
+    stem = Path(folder) / f"{'marked' if of_marked else ui.view}-{view.step}"
+
+    def write(path: Path) -> None:
+        with open(path, "x", newline="", encoding="utf-8") as file:
+            write_csv(file, *(marked_rows(view, ui.marked) if of_marked else PAGES[ui.view].rows(view, scene)))
+
+    return str(make_first_free(numbered(stem, ".csv"), write))
 
 
 def write_csv(stream: TextIO, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -58,10 +62,12 @@ def export_svg(lines: Sequence[Line], theme: Theme, step: int, folder: str | os.
     Raises:
         OSError: the file cannot be written.
     """
-    path = _free_path(folder, f"screen-{step}", ".svg")
-    with open(path, "x", encoding="utf-8") as file:
-        file.write(as_svg(lines, theme))
-    return str(path)
+
+    def write(path: Path) -> None:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(as_svg(lines, theme))
+
+    return str(make_first_free(numbered(Path(folder) / f"screen-{step}", ".svg"), write))
 
 
 def as_svg(lines: Sequence[Line], theme: Theme) -> str:
@@ -106,11 +112,3 @@ def _colour(style: Style) -> str:
         return "#" + f"{8 + 10 * (number - 232):02x}" * 3
     number -= 16
     return "#" + "".join(f"{_LEVELS[part]:02x}" for part in (number // 36, number // 6 % 6, number % 6))
-
-
-def _free_path(folder: str | os.PathLike[str], stem: str, ending: str) -> Path:
-    for number in range(1, 1000):
-        path = Path(folder) / (f"{stem}{ending}" if number == 1 else f"{stem}-{number}{ending}")
-        if not path.exists():
-            return path
-    raise ValueError(f"{folder} must have fewer exports called {stem}, got 999.")

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import html
 import importlib
-import math
 import sys
-import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import events
-from ..events.condenser import Condenser
+from ..events.threaded_listener import ThreadedListener
+from .render.svg import Axis, Frame, band, line, range_of, svg
+from .state.curve import Columns
 from .state.status import state_of
 from .state.ui_state import Scene
 from .state.view import View
@@ -47,7 +46,7 @@ def is_notebook() -> bool:
     return shell is not None and hasattr(shell, "kernel")
 
 
-class NotebookView:
+class NotebookView(ThreadedListener):
     """A listener that shows the run as one view of the cell that began it.
 
     Args:
@@ -70,58 +69,42 @@ class NotebookView:
         clock: Callable[[], float] = time.monotonic,
         cpu_clock: Callable[[], float] = time.thread_time,
     ) -> None:
+        super().__init__("r8-notebook", most_queued=MOST_QUEUED, every_seconds=0.0)
         self.view = View()
         self.error: Exception | None = None
         self._display = display or _display_of_ipython()
         self._clock, self._cpu_clock = clock, cpu_clock
-        self._queue: deque[tuple[float, events.Event]] = deque(maxlen=MOST_QUEUED)
-        self._condenser = Condenser(self._append)
         self._anchor = (clock(), 0.0)
         self._is_shown = False
-        self._wake = threading.Event()
-        self._is_ending = False
-        self._thread = threading.Thread(target=self._run, name="r8-notebook", daemon=True)
-        self._thread.start()
 
     def __call__(self, event: events.Event) -> None:
         """Queue an event; on the training thread."""
-        self._condenser(event)
+        super().__call__(event)
         if isinstance(event, events.RunEnded):
-            self._is_ending = True
-            self._wake.set()
-            self._thread.join(END_SECONDS)
+            self.end_thread(END_SECONDS)
 
-    def _append(self, event: events.Event) -> None:
-        self._queue.append((self._clock(), event))
+    def enqueue(self, event: events.Event) -> None:
+        """See `ThreadedListener`; the view counts on from the time of the newest event."""
+        self._anchor = (self._clock(), event.seconds)
+        super().enqueue(event)
 
-    def _run(self) -> None:
-        """The loop of the thread."""
+    def handle(self, waiting: deque[events.Event], *, is_last: bool) -> None:
+        """Fold the events of the queue, and update the view if there are any."""
+        if not waiting or self.error is not None:
+            waiting.clear()
+            return
+        began = self._cpu_clock()
+        arrived, seconds = self._anchor
         try:
-            while True:
-                is_last = self._is_ending
-                began = self._cpu_clock()
-                self._draw()
-                if is_last:
-                    return
-                cost = self._cpu_clock() - began
-                self._wake.wait(max(EVERY_SECONDS, cost / CPU_SHARE))
-        except Exception as error:
-            # A front end that is gone must not end the training; the run folder has everything.
-            self.error = error
-
-    def _draw(self) -> None:
-        """Fold what is new, and show it; nothing where nothing is."""
-        is_new = False
-        while self._queue:
-            arrived, event = self._queue.popleft()
-            self._anchor = (arrived, event.seconds)
-            self.view.fold(event)
-            is_new = True
-        if is_new:
-            arrived, seconds = self._anchor
+            while waiting:
+                self.view.fold(waiting.popleft())
             page, text = html_of(self.view, seconds + self._clock() - arrived), text_of(self.view)
             self._display(page, text, self._is_shown)
             self._is_shown = True
+        except Exception as error:
+            # A front end that is gone must not end the training; the run folder has everything.
+            self.error = error
+        self.every_seconds = max(EVERY_SECONDS, (self._cpu_clock() - began) / CPU_SHARE)
 
 
 def _display_of_ipython() -> Callable[[str, str, bool], None]:
@@ -152,8 +135,8 @@ def html_of(view: View, now: float) -> str:
     if not view.loss.is_empty:
         last = max(1, view.step)
         loss = view.loss.columns(min(COLUMNS, last), 0, last)
-        rate = view.lr.columns(min(COLUMNS, last), 0, last).mean
-        parts.append(_chart("loss of the batches", loss.mean, "#2f6fde", (loss.low, loss.high)))
+        rate = view.lr.columns(min(COLUMNS, last), 0, last)
+        parts.append(_chart("loss of the batches", loss, "#2f6fde", is_range=True))
         parts.append(_chart("learning rate", rate, "#0f8f7a", height=50))
     parts += [_metrics(view), _events(view)]
     style = "font:13px/1.45 system-ui,sans-serif;max-width:600px"
@@ -192,31 +175,22 @@ def _numbers(view: View, now: float) -> str:
     return f'<div style="opacity:.8">{" &middot; ".join(fact for fact in facts if fact)}</div>'
 
 
-Values = NDArray[np.float64]
-
-
-def _chart(title: str, values: Values, colour: str, band: Sequence[Values] = (), *, height: int = HEIGHT) -> str:
-    """A curve with its range as SVG, the lowest and the highest value beside it."""
-    known = values[np.isfinite(values)]
+def _chart(title: str, values: Columns, colour: str, *, height: int = HEIGHT, is_range: bool = False) -> str:
+    """A curve, with its range where that is wanted, and the lowest and the highest value above it."""
+    known = values.mean[np.isfinite(values.mean)]
     if not len(known):
         return ""
-    low, high = float(known.min()), float(np.quantile(band[1][np.isfinite(band[1])], 0.99) if band else known.max())
-    room = (high - low) or abs(high) or 1.0
-    places = np.arange(len(values)) * (WIDTH / max(1, len(values) - 1))
-
-    def points(row: Values, *, back: bool = False) -> Iterator[str]:
-        heights = np.clip((row - low) / room, 0, 1) * (height - 4)
-        pairs = zip(places.tolist(), (height - 2 - heights).tolist(), strict=True)
-        found = [f"{x:.0f},{y:.1f}" for x, y in pairs if math.isfinite(y)]
-        return iter(reversed(found) if back else found)
-
-    shapes = f'<polyline points="{" ".join(points(values))}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
-    if band:
-        outline = " ".join([*points(band[0]), *points(band[1], back=True)])
-        shapes = f'<polygon points="{outline}" fill="{colour}" fill-opacity=".18"/>{shapes}'
+    low, high = float(known.min()), float(known.max())
+    if is_range:
+        high = range_of(values.high, share=0.99)[1]
+    places = np.arange(len(values.mean))
+    x, y = Axis(0, max(1, len(places) - 1), 0, WIDTH), Axis(*range_of([low, high]), height - 2, 2)
+    chart = Frame(x, y, WIDTH, height)
+    parts = [line(chart, places, values.mean, "", style=f"fill:none;stroke:{colour};stroke-width:1.5")]
+    if is_range:
+        parts.insert(0, band(chart, places, values.low, values.high, "", style=f"fill:{colour};fill-opacity:.18"))
     note = f'<span style="opacity:.7">{title}: {number(low, 4)} to {number(high, 4)}</span>'
-    size = f'viewBox="0 0 {WIDTH} {height}" style="width:100%;height:auto;display:block"'
-    return f'<div style="margin-top:6px">{note}<svg {size} role="img" aria-label="{title}">{shapes}</svg></div>'
+    return f'<div style="margin-top:6px">{note}{svg(chart, parts, title)}</div>'
 
 
 def _metrics(view: View) -> str:

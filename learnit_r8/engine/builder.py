@@ -15,7 +15,7 @@ from ..checkpoint.callbacks import Callbacks
 from ..checkpoint.run_config import config_of
 from ..checkpoint.saver import MODES
 from ..events.bus import Announcer
-from ..guard.monitor import MOST_SUSPICION, Sentry
+from ..guard.monitor import Sentry
 from ..guard.verdict import Guard
 from ..policies.base import Policy
 from ..policies.registry import get_policy
@@ -91,14 +91,10 @@ def build_components(given: Mapping[str, Any]) -> Components:
     test = _range_test_of(budget, plan.steps_per_pass, **given)
     announcer = Announcer(given["listeners"], lambda: (pace.step, pace.seconds))
     sentry = Sentry(given["guard"])
-
-    def is_calm() -> bool:
-        return controller.is_calm and sentry.suspicion < MOST_SUSPICION
-
     recovery: Recovery = given["recovery"]
-    backup = RamBackup(trial_steps=recovery.trial_steps, older_steps=recovery.older_steps, is_calm=is_calm)
+    backup = RamBackup(most=recovery.keep_backups)
     persistence = _persistence_of(plan.steps_per_pass, announcer, config_of(given), backup, **given)
-    controller = RecoveryController(recovery, persistence, announcer, plan.table)
+    controller = RecoveryController(recovery, persistence, announcer, plan.table, sentry)
     return Components(
         plan=plan,
         pace=pace,
@@ -243,7 +239,7 @@ def _check_methods(
     for argument, value, method in (
         ("guard", guard, "judge"),
         ("guard", guard, "suspicion"),
-        ("recovery", recovery, "refused"),
+        ("recovery", recovery, "max_refused"),
         ("clock", clock, "__call__"),
     ):
         if not hasattr(value, method):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from ..policies.registry import STEADY
@@ -32,30 +33,43 @@ def start(run: Engine) -> None:
     run._has_started = True
 
 
-def for_search(run: Engine) -> tuple[Batch, float, int]:
-    """The next batch of the search for a learning rate, its rate, and its epoch."""
-    batch, lr = run.search.draw()
-    return batch, lr, -1
+def draw_specially(run: Engine, step: int) -> Ticket | None:
+    """Draw a batch that may not simply be the next one of the chunk; None if another call came first."""
+    pace, plan = run.pace, run.plan
+    epoch, progress = step // plan.steps_per_pass, pace.progress_at(step)
+    # The schedule is the user's: if it raises, nothing has changed.
+    scheduled = math.nan if run.search.is_on else run.scheduled_lr(progress)
+    with run.turns.take("draw", step) as turn:
+        if pace.next_step != step:
+            return None
+        if run.search.is_on:
+            # Its batches are no steps of the run, and take none of its time.
+            turn.is_changing = True
+            batch, lr = run.search.draw()
+            return run._ticket(step, -1, lr, batch)
+        turn.is_changing = True
+        _begin(run)
+        # After a resume, batches that are drawn again may be of the previous pass.
+        if epoch > plan.pass_number:
+            _start_pass(run, epoch, pace.policy_progress(epoch, progress))
+        turn.is_changing = False
+        # So is the policy: if it raises, nothing was drawn.
+        lr, returned = run.controller.lr(scheduled), plan.has_returned
+        is_of_pass = not run.controller.asks_probe and (returned or not run.controller.is_steadying)
+        ahead = plan.look_ahead() if is_of_pass else None
+        turn.is_changing = True
+        batch = plan.draw(ahead) if is_of_pass else _of_incident(run)
+        if returned and is_of_pass:
+            lr = batch.chunk.rates[batch.slot]
+        batch.chunk.rates[batch.slot] = lr
+        pace.num_out += 1
+        return run._ticket(step, epoch, lr, batch)
 
 
-def elsewhere(run: Engine, epoch: int, progress: float) -> tuple[Batch, float, int]:
-    """Draw a batch that may not simply be the next one of the chunk; returns it with its rate and its epoch."""
-    pace = run.pace
-    pace.start()
+def _begin(run: Engine) -> None:
+    run.pace.start()
     if not run._tally.has_begun:
-        run._tally.began = pace.seconds
-    # After a resume, batches that are drawn again may be of the previous pass.
-    if epoch > run.plan.pass_number:
-        _start_pass(run, epoch, pace.policy_progress(epoch, progress))
-    # The schedule first: if it raises, nothing was drawn.
-    lr, returned = run._lr_at(progress), run.plan.has_returned
-    batch = _next_batch(run)
-    rates = batch.chunk.rates
-    if returned:
-        lr = rates[batch.slot]
-    rates[batch.slot] = lr
-    pace.num_out += 1
-    return batch, lr, epoch
+        run._tally.began = run.pace.seconds
 
 
 def _start_pass(run: Engine, number: int, progress: float) -> None:
@@ -69,21 +83,31 @@ def _start_pass(run: Engine, number: int, progress: float) -> None:
         )
 
 
-def _next_batch(run: Engine) -> Batch:
-    if run.controller.replay.is_due and not run.plan.has_returned:
-        return run.plan.draw_again(run.controller.replay.draw(run._num_draws))
-    if run.controller.is_steadying and not run.plan.has_returned:
-        run.controller.count_steady()
-        steady = run.plan.draw_outside(STEADY)
-        if steady is not None:
-            return steady
-    return run.plan.draw()
+def _of_incident(run: Engine) -> Batch:
+    """A probe, or a steady batch."""
+    controller = run.controller
+    if controller.asks_probe:
+        batch = run.plan.draw_again(controller.draw_probe())
+        controller.note_drawn(batch.chunk)
+        return batch
+    controller.steady_left -= 1
+    return run.plan.draw_outside(STEADY) or run.plan.draw()
+
+
+def draw_last(run: Engine, step: int) -> Ticket | None:
+    """Draw a probe after the last step of the budget."""
+    with run.turns.take("draw", step) as turn:
+        turn.is_changing = True
+        lr, batch = run.lr, _of_incident(run)
+        batch.chunk.rates[batch.slot] = lr
+        run.pace.num_out += 1
+        return run._ticket(step, max(0, step - 1) // run.plan.steps_per_pass, lr, batch)
 
 
 def rest_of_epoch(run: Engine) -> list[Ticket]:
     """Draw the rest of the epoch at once; empty if the budget is spent or the run was stopped."""
     # Steady batches for an incident that is over would come too late.
-    run.controller.skip_steady_if_over()
+    run.controller.steady_left = 0
     end = (run.pace.epoch + 1) * run.plan.steps_per_pass
     tickets: list[Ticket] = []
     while run.pace.next_step < end and (ticket := run.draw_ahead()) is not None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
 from .. import events
 from ..events.bus import Announcer
+from ..events.versions import versions
 from ..sampling.chunk import Batch
 from ..sampling.ticket import Ticket
 from ..schedules.schedule import Schedule
@@ -28,9 +26,6 @@ PLAN_POINTS = 129
 MOST_TEXT = 200
 
 T = TypeVar("T")
-
-_FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "flax", "optax")
-"""Their versions are reported if they are loaded."""
 
 
 class EventEmitter:
@@ -84,9 +79,8 @@ class EventEmitter:
     def run_started(self, *, settings: Mapping[str, str], schedule: Schedule, **facts: Any) -> None:
         """Emit `RunStarted`: the first batch of this process is about to be drawn."""
         if self._announcer.is_heard:
-            self._announcer.tell(
-                events.RunStarted, settings={**settings, **versions()}, lr_plan=sampled(schedule), **facts
-            )
+            here = {**versions(), "machine": platform.node(), "process": str(os.getpid())}
+            self._announcer.tell(events.RunStarted, settings={**settings, **here}, lr_plan=sampled(schedule), **facts)
 
     def lr_planned(self, schedule: Schedule) -> None:
         """Emit `LrPlanned`: the schedule has changed."""
@@ -117,7 +111,8 @@ class EventEmitter:
             data_seconds=data,
             suspicion=suspicion,
         )
-        self._announcer.hand_on(event)
+        self._announcer.add_event(event)
+        self._announcer.deliver()
 
     def epoch_done(self, *, epoch: int, progress: float, lr: float, tally: Tally, seconds: float) -> None:
         """Emit `EpochDone`: all steps of an epoch were reported."""
@@ -179,22 +174,11 @@ def sampled(schedule: Schedule) -> tuple[float, ...]:
         return ()
 
 
-def versions() -> dict[str, str]:
-    """The versions, machine and process that a run depends on."""
-    known = {"python": platform.python_version(), "numpy": np.__version__}
-    package = __name__.partition(".")[0]
-    for name in (package, *_FRAMEWORKS):
-        version = getattr(sys.modules.get(name), "__version__", None)
-        if version is not None:
-            known[name] = str(version)
-    return {**known, "machine": platform.node(), "process": str(os.getpid())}
-
-
 def settings_of(arguments: Mapping[str, Any], *, without: frozenset[str] = frozenset()) -> dict[str, str]:
     """Arguments as short texts, without those that are None.
 
-    >>> settings_of({"batch_size": 32, "groups": np.arange(4), "policy": "balanced", "clock": time.monotonic})
-    {'batch_size': '32', 'groups': 'int64[4]', 'policy': 'balanced', 'clock': 'monotonic'}
+    >>> settings_of({"batch_size": 32, "groups": [0, 1, 0, 1], "policy": "balanced", "clock": time.monotonic})
+    {'batch_size': '32', 'groups': 'list of 4', 'policy': 'balanced', 'clock': 'monotonic'}
     """
     given = {name: value for name, value in arguments.items() if value is not None and name not in without}
     return {name: _text_of(value) for name, value in given.items()}

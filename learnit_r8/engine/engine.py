@@ -3,44 +3,35 @@
 policies/, sampling/            DRAW: which samples come next
 ... the user trains ...
 guard/                          JUDGE: can the loss be learned from (if not: refusal.py)
-table/                          LEARN: update the estimates of the batch's samples
+table/                          LEARN: keep the report, from which the table learns at the latest when it is read
 pace.py, schedules/             ADVANCE: progress and learning rate
 events/                         TELL: listeners hear of it
 
-One flat class, because a step must not pay for calls between its parts. Everything outside an ordinary step is in
-modules beside it: refusal.py, run_state.py, draws.py and membership.py. An exception may interrupt any call between any
-two bytecodes: marks.py records what the call was about to change, interruption.py undoes it.
+Whatever the user has given (schedule, policy, guard, losses that raise while they are read) is asked before the first
+change, and listeners hear of it after the last one; turns.py says what happens if a call is cut in between. Everything
+outside an ordinary step is in modules beside it: step.py judges and learns, and there are refusal.py, run_state.py,
+draws.py and membership.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+import threading
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ..guard.verdict import Verdict
-from ..recovery.incident_state import CALM
-from ..recovery.moment import moment_of
-from ..recovery.ram_backup import NO_SLOTS
-from ..recovery.restore import RestoreResult
-from ..sampling.chunk import OPEN, OUT_AGAIN
+from ..guard.monitor import MOST_SUSPICION
 from ..sampling.ticket import Outcome, Ticket, new_tuple
 from ..schedules.schedule import check_rate
-from ..table.losses import EXACT, Reading, check_kind, read_loss, read_number
-from . import draws, ending, membership, refusal, run_state
+from . import draws, ending, membership, refusal, run_state, step
 from .control import Requests
 from .emitter import EventEmitter
-from .interruption import Transaction, finish, mend, repeated
-from .marks import AnswerMark, Marks, PlanMark, Snapshot, trouble_of
 from .tally import Tally
+from .turns import RunInterrupted, Turns
 
 if TYPE_CHECKING:
     from .builder import Components
-
-T = TypeVar("T")
 
 
 class Engine:
@@ -52,6 +43,7 @@ class Engine:
     Attributes:
         member: The adapter that holds batches, as given to `join`.
         requests: Requests to pause, stop or save.
+        turns: Lets one call at a time change the run.
     """
 
     def __init__(self, parts: Components) -> None:
@@ -80,16 +72,15 @@ class Engine:
         )
         self._settings = parts.settings
         self._make_schedule = parts.make_schedule
-        self._last_progress, self._last_lr = math.nan, math.nan
+        # The last progress and its scheduled rate. With more than 30 attributes, CPython 3.11 takes twice as long to
+        # read any attribute of this object.
+        self._scheduled = math.nan, math.nan
         self._tally = Tally()
         self._num_draws = 0
-        # The model takes one step at a time, but several threads may draw and report, or look at the table.
-        self._lock = self.table.lock
+        self.turns = Turns(self.table, self.announcer)
+        # One thread at a time takes backups and writes checkpoints; others that draw meanwhile wait for it.
+        self._saving = threading.RLock()
         self._epoch_ended = False
-        # What every call records in case it is interrupted, and the call that was: see `mend`. With more than 30
-        # attributes, CPython 3.11 takes twice as long to read any attribute of this object.
-        self._marks = Marks()
-        self._cut: Any = None
         self._has_started = False
         self.table.learner.hold_back(self)
 
@@ -102,43 +93,30 @@ class Engine:
         self.member.settle()
 
     def hand_over(self) -> None:
-        """Have the table learn everything reported so far; any thread may call it."""
-        with self._lock:
-            if self._cut is not None:
-                finish(self)
-            self.plan.hand_over()
+        """Have the table learn everything reported so far; any thread may call it.
 
-    def before_offsets(self, trend: float) -> Callable[[bool], None]:
+        Nothing happens while another thread restores the model, or if the run was cut: who looks at it sees less then.
+        """
+        if self.turns.is_mine:
+            self.plan.hand_over()
+        elif self.turns.is_free():
+            with contextlib.suppress(RunInterrupted), self.turns.take("hand_over", self.pace.step):
+                self.plan.hand_over()
+
+    def use_offsets(self, trend: float) -> None:
         """See `ReportHolder`."""
-        return self.plan.before_offsets(trend)
+        self.plan.use_offsets(trend)
 
     def draw_if_any(self) -> Ticket | None:
         """Draw the next batch; None if the budget is spent, all remaining steps are out, or the run was stopped."""
-        ticket = None
-        try:
-            with self._lock:
-                begun = self._marks.begun
-                try:
-                    if self.announcer.is_heard:
-                        self.emitter.begin()
-                        self.between_steps()
-                        ticket = self.draw_ahead()
-                        self.emitter.end()
-                    else:
-                        self.between_steps()
-                        ticket = self.draw_ahead()
-                except BaseException:
-                    # Record the interrupted call before calling anything, since that could be interrupted too.
-                    if self._marks.begun is not None and self._marks.begun is not begun:
-                        self._cut = self._marks.begun
-                    mend(self)
-                    raise
-            return ticket
-        except BaseException:
-            if ticket is not None:
-                self._cut = ticket
-                mend(self)
-            raise
+        if not self.announcer.is_heard:
+            self.between_steps()
+            return self.draw_ahead()
+        self.emitter.begin()
+        self.between_steps()
+        ticket = self.draw_ahead()
+        self.emitter.end()
+        return ticket
 
     def draw_ahead(self) -> Ticket | None:
         """Draw the next batch while another one is being trained on; call `begin` when its own training begins.
@@ -146,48 +124,59 @@ class Engine:
         Returns:
             The ticket; None if the budget is spent, all remaining steps are out, or the run was stopped.
         """
-        if self._cut is not None:
-            finish(self)
-        pace, plan, marks, controller = self.pace, self.plan, self._marks, self.controller
-        step = pace.step + pace.num_out
-        progress = pace.progress_at(step)
-        if progress >= 1 or pace.is_stopped:
-            if not pace.num_out:
-                self.requests.leave()
-                # Time that is kept for a last break may end the run before its budget is used up.
-                self.persistence.wake()
-            return None
-        begun, chunk, epoch = marks.begun, plan.chunk, step // plan.steps_per_pass
-        slot, began, is_search = chunk.drawn, self._tally.began, self.search.is_on
-        try:
+        pace, plan, turns, controller = self.pace, self.plan, self.turns, self.controller
+        while True:
+            step = pace.step + pace.num_out
+            progress = pace.progress_at(step)
+            if progress >= 1 or pace.is_stopped:
+                return draws.draw_last(self, step) if controller.asks_probe else self._draw_nothing()
+            chunk, epoch, began = plan.chunk, step // plan.steps_per_pass, self._tally.began
+            slot = chunk.drawn
             if (
                 slot == plan.limit
                 or plan.returned
-                or is_search
+                or self.search.is_on
                 or began != began
-                or controller._state.steady_left > 0
-                or controller.replay.is_due
+                or controller.steady_left > 0
+                or controller.asks_probe
                 or epoch != chunk.pass_number
+                or not pace.is_running
             ):
-                marks.begun = PlanMark(self)
-                batch, lr, epoch = draws.for_search(self) if is_search else draws.elsewhere(self, epoch, progress)
-            else:
-                # Nearly always this is just the next batch of the chunk, which changes little.
-                marks.begun = chunk, slot, pace.num_out, self._num_draws
-                pace.start()
-                # The schedule first: a user's own may raise, and then no batch must be lost.
-                lr = chunk.rates[slot] = self._lr_at(progress)
-                batch = plan.draw()
-                pace.num_out += 1
-            self._num_draws += 1
-            chunk, slot, indices = batch
-            weights = None if chunk.weights is None else chunk.weights_of(slot)
-            return new_tuple(Ticket, (step, epoch, indices, lr, weights, self._num_draws - 1, batch))
-        except BaseException:
-            if marks.begun is not None and marks.begun is not begun:
-                self._cut = marks.begun
-            mend(self)
-            raise
+                ticket = draws.draw_specially(self, step)
+                if ticket is not None:
+                    return ticket
+                continue
+            # Nearly always this is just the next batch of the chunk. The schedule first: a user's own may raise.
+            lr = self._lr_at(progress)
+            with turns.lock:
+                if (
+                    turns.busy is None
+                    and pace.step + pace.num_out == step
+                    and chunk.drawn == slot
+                    and plan.chunk is chunk
+                ):
+                    turns.busy = step
+                    chunk.rates[slot] = lr
+                    chunk.drawn = slot + 1
+                    pace.num_out += 1
+                    ticket = self._ticket(step, epoch, lr, chunk.batch(slot))
+                    turns.busy = None
+                    return ticket
+            turns.wait("draw", step)
+
+    def _ticket(self, step: int, epoch: int, lr: float, batch: Any) -> Ticket:
+        chunk, slot, indices = batch
+        draw, weights = self._num_draws, None if chunk.weights is None else chunk.weights_of(slot)
+        self._num_draws = draw + 1
+        return new_tuple(Ticket, (step, epoch, indices, lr, weights, draw, batch))
+
+    def _draw_nothing(self) -> None:
+        if self.turns.busy is not None:
+            self.turns.wait("draw", self.pace.next_step)
+        if not self.pace.num_out:
+            self.requests.leave()
+            # Time that is kept for a last break may end the run before its budget is used up.
+            self.persistence.wake()
 
     def begin(self, ticket: Ticket, *, held_back: int = 0, is_late: bool = False) -> Ticket:
         """Begin training on a batch that was drawn ahead; whatever is due between two steps is done first.
@@ -205,10 +194,14 @@ class Engine:
             self.between_steps()
         # Batches of the learning-rate search have rates of their own.
         lr = ticket.lr if ticket.epoch < 0 else self._lr_after(held_back)
-        self._num_draws += 1
+        if self.turns.busy is not None:
+            self.turns.wait("begin", self.pace.step)
         # _replace() takes three times as long.
         _, epoch, indices, _, weights, _, batch = ticket
-        return Ticket(self.pace.step + held_back, epoch, indices, lr, weights, self._num_draws - 1, batch)
+        with self.turns.lock:
+            draw = self._num_draws
+            self._num_draws = draw + 1
+            return Ticket(self.pace.step + held_back, epoch, indices, lr, weights, draw, batch)
 
     def hand_back(self, ticket: Ticket) -> None:
         """Return a batch that was not trained on, for instance after an interruption: it will be the next one drawn.
@@ -216,10 +209,9 @@ class Engine:
         Args:
             ticket: The batch; nothing happens if it is not out.
         """
-        if self._cut is not None:
-            finish(self)
-        if ticket.batch.is_out and ticket.epoch >= 0:
-            with self._lock, Transaction(self):
+        with self.turns.take("hand_back", self.pace.step) as turn:
+            if ticket.batch.is_out and ticket.epoch >= 0:
+                turn.is_changing = True
                 self.plan.hand_back(ticket.batch)
                 self.pace.num_out -= 1
 
@@ -231,18 +223,20 @@ class Engine:
                 but the survey of the samples for viewers is done.
             closing: Whether this is the last call.
         """
-        if self._cut is not None:
-            finish(self)
+        if self.persistence.is_restoring and self.turns.is_mine:
+            raise RuntimeError(f"load_callback must not draw batches, got a draw at step {self.pace.step}.")
+        if self.turns.busy is not None:
+            self.turns.wait("draw", self.pace.next_step)
         if held_back:
             if self.announcer.wants_surveys:
                 self.emitter.between_steps(self.pace.epoch, epoch_ended=False)
             return
-        if self.persistence.is_restoring:
-            raise RuntimeError(f"load_callback must not draw batches, got a draw at step {self.pace.step}.")
         if not self._has_started:
             draws.start(self)
         if self.requests.is_pending:
             self.requests.answer()
+        if self.controller.is_look_due:
+            refusal.look_back(self)
         epoch_ended = self._epoch_ended
         if self.announcer.wants_surveys:
             self.emitter.between_steps(self.pace.epoch, epoch_ended=epoch_ended, closing=closing)
@@ -252,31 +246,49 @@ class Engine:
         limit, is_new = persistence.quiet_seconds, epoch_ended or closing
         if step < persistence.quiet_steps and not is_new and (limit == math.inf or pace.seconds < limit):
             return
-        self._do_what_is_due(step, epoch_ended=epoch_ended, closing=closing)
+        self._do_what_is_due(closing=closing)
 
-    def _do_what_is_due(self, step: int, *, epoch_ended: bool, closing: bool) -> None:
-        persistence, pace = self.persistence, self.pace
-        seconds = pace.seconds
-        try:
-            damage = persistence.between_steps(
-                step,
-                self.plan.samples_in(step),
-                seconds,
-                self._num_draws,
-                epoch_ended=epoch_ended,
-                run_ended=closing or pace.is_finished,
-                budget=pace.budget,
-                get_state=lambda: run_state.settled_state_of(self),
-                get_moment=lambda: moment_of(self.sentry, self.table),
-            )
-            if damage:
-                refusal.answer_damage(self, damage)
-        except Exception:
-            self._epoch_ended = False
-            raise
-        # Last: if any of this is interrupted, it is due again.
-        if epoch_ended:
-            self._epoch_ended = False
+    def _do_what_is_due(self, *, closing: bool) -> None:
+        persistence, pace, controller = self.persistence, self.pace, self.controller
+        if controller.is_open:
+            if not closing:
+                return
+            self._settle_open()
+        with self._saving:
+            step, epoch_ended = pace.step, self._epoch_ended
+            try:
+                damage = persistence.between_steps(
+                    step,
+                    self.plan.samples_in(step),
+                    pace.seconds,
+                    self._num_draws,
+                    epoch_ended=epoch_ended,
+                    run_ended=closing or pace.is_finished,
+                    budget=pace.budget,
+                    get_state=lambda: run_state.settled_state_of(self),
+                    get_moment=lambda: self.moment("draw"),
+                    is_calm=controller.is_calm and self.sentry.suspicion < MOST_SUSPICION,
+                    saved=controller.note_checkpoint,
+                )
+                if damage:
+                    refusal.answer_damage(self, damage)
+            except Exception:
+                self._epoch_ended = False
+                raise
+            # Last: if any of this is interrupted, it is due again.
+            if epoch_ended:
+                self._epoch_ended = False
+
+    def _settle_open(self) -> None:
+        """End what is under way, as the run is left."""
+        with self.turns.take("close", self.pace.step) as turn:
+            turn.is_changing = True
+            self.controller.settle_open(step=self.pace.step)
+
+    def moment(self, call: str) -> Any:
+        """What is kept with a backup that ``call`` makes now."""
+        with self.turns.take(call, self.pace.step):
+            return self.controller.moment(run_state.position_of(self))
 
     def report(
         self,
@@ -310,191 +322,36 @@ class Engine:
             The verdict, the learning rate to use now, and the step that the model was restored to.
 
         Raises:
-            RuntimeError: this ticket was reported before, or belongs to another run. A report that was interrupted,
-                by KeyboardInterrupt for instance, may be repeated; if it was complete, its outcome is returned.
+            RuntimeError: this ticket was reported before, or belongs to another run; or an earlier call was cut
+                half-way, and the message says how to go on.
             TypeError: the loss is not a real number or a vector of them, the norm is not a number, or the ticket not
                 a ticket.
             ValueError: the loss has another length or kind than it must have. Nothing was changed.
             TrainingDiverged: losses are still refused after everything was tried.
         """
-        if self._cut is not None:
-            finish(self)
-        outcome = None
-        try:
-            with self._lock:
-                sentry, pace, controller, trend = (
-                    self.sentry,
-                    self.pace,
-                    self.controller,
-                    self.table.storage.batch_trend,
-                )
-                tally, slots, healthy, trouble = self._tally, self._backup.slots, None, None
-                if slots is not NO_SLOTS:
-                    _, newest, trial, _, _, _ = slots
-                    healthy = trial and trial.healthy, newest and newest.healthy
-                if controller._state.tries or controller.quarantine.is_watching or controller.replay.is_on:
-                    trouble = Snapshot(*trouble_of(self))
-                # What a good loss changes, in case this is interrupted: the fields of ReportMark.
-                mark = (
-                    ticket, sentry._losses, sentry._norms, sentry._before_refusal, sentry.num_refused,
-                    sentry.num_skipped, trend.value, trend.num_reports, trend.early_mark if trend.is_early else None,
-                    pace.step, pace.num_out, controller._state, controller._num_equal, tally, tally.num_good,
-                    tally.total, tally.samples, self._epoch_ended, slots, healthy, trouble,
-                )  # fmt: skip
-                try:
-                    outcome = self._report(ticket, loss, part_size, grad_norm, skipped, predictions)
-                except BaseException as error:
-                    # Recorded before anything is called, since that could be interrupted too.
-                    self._cut = (
-                        mark, error,
-                        {"loss": loss, "part_size": part_size, "grad_norm": grad_norm, "skipped": skipped,
-                         "predictions": predictions},
-                    )  # fmt: skip
-                    mend(self)
-                    raise
-            return outcome
-        except BaseException as error:
-            if outcome is None:
-                outcome = repeated(self, ticket, error)
+        is_heard, turns = self.announcer.is_heard, self.turns
+        if is_heard:
+            self.emitter.begin()
+        while True:
+            judged = step.judge(self, ticket, loss, part_size, grad_norm, skipped, predictions)
+            if not judged.is_plain:
+                outcome = refusal.report_in_turn(self, ticket, judged)
                 if outcome is not None:
                     return outcome
-            else:
-                self._marks.finished = ticket, outcome
-            raise
-
-    def _report(
-        self, ticket: Ticket, loss: Any, part_size: int | None, grad_norm: Any, skipped: bool, predictions: Any
-    ) -> Outcome:
-        if self.announcer.is_heard:
-            self.emitter.begin()
-        if not isinstance(ticket, Ticket):
-            raise TypeError(f"ticket must be what draw() returned, got {ticket!r}.")
-        if self.persistence.is_restoring:
-            raise RuntimeError(f"load_callback must not report losses, got one of step {ticket.step}.")
-        _, epoch, indices, _, _, _, batch = ticket
-        chunk, slot, _ = batch
-        state, table = chunk.states[slot], self.table
-        storage, learner = table.storage, table.learner
-        # As `Batch.is_out` says, without its call: this is asked at every step.
-        if not (slot < chunk.drawn if state == OPEN else state == OUT_AGAIN) or chunk.table is not table:
-            raise RuntimeError(
-                f"ticket of step {ticket.step} was reported or given up before, or is not of this run; report each "
-                "batch once."
-            )
-        reading = read_loss(loss, len(indices), part_size)
-        if len(indices) == 1 and storage.part_size == EXACT:
-            # The loss of a single sample, without its dimension.
-            reading = Reading(reading.mean, np.atleast_1d(reading.means), EXACT, reading.lowest)
-        if grad_norm is not None:
-            grad_norm = read_number("grad_norm", grad_norm)
-        kind = EXACT if table.batch_size == 1 else reading.part_size
-        if kind != storage.part_size:
-            check_kind(kind, storage.part_size)
-        if predictions is not None:
-            reading = storage.evidence.with_predictions(reading, predictions, kind)
-        if epoch < 0:
-            return self._report_search(ticket, reading)
-        if self.controller.replay.is_on and math.isfinite(reading.mean):
-            restored = refusal.compare_replay(self, ticket, reading)
-            if restored is not None:
-                return Outcome(Verdict.SKIPPED, self.lr, restored.step)
-        mean = reading.mean
-        expected, typical = learner.with_trend(chunk.expected[slot]), learner.with_trend(chunk.typical)
-        predicted, is_usual = expected, True
-        if expected < typical and storage.part_size != EXACT:
-            # Estimates from batch means are too rough to expect less of a batch that was chosen by them.
-            predicted, is_usual = typical, chunk.sweep >= 0
-        verdict = self.sentry.judge(
-            mean, predicted, typical, self._last_lr, grad_norm=grad_norm, skipped=skipped, is_usual=is_usual
-        )
-        if verdict is Verdict.GOOD:
-            self.learn(ticket, reading, kind, expected)
-            if self.announcer.is_heard:
-                self.emitter.end()
-            return new_tuple(Outcome, (verdict, self.lr, None))
-        verdict, restored = refusal.answer(self, ticket, reading, kind, expected, verdict)
-        return self._outcome(verdict, restored)
-
-    def _outcome(self, verdict: Verdict, restored: RestoreResult | None) -> Outcome:
-        if restored is not None:
-            self.pace.begin_break()
-        outcome = Outcome(verdict, self.lr, None if restored is None else restored.step)
-        if self._marks.answering is not None:
-            self._marks.answering.outcome = outcome
-        return outcome
-
-    def learn(self, ticket: Ticket, reading: Reading, kind: int, expected: float) -> None:
-        """Learn from a good loss, and advance the run."""
-        table = self.table
-        storage = table.storage
-        storage.part_size = kind
-        if reading.predictions is not None:
-            storage.evidence.begin(reading.predictions.num_classes)
-        believed = storage.batch_trend.believed(reading) if storage.batch_trend.is_early else reading
-        trend = table.learner.observe(believed.mean, believed.lowest, reading.mean)
-        pace, controller = self.pace, self.controller
-        pace.num_out -= 1
-        pace.step += 1
-        if controller.replay.is_on:
-            controller.replay.note(ticket.draw, ticket.indices, reading.mean)
-        self._backup.confirm(ticket.draw, ticket.lr)
-        self._tally.add(reading.mean, len(ticket.indices))
-        controller.accepted(reading.mean, ticket.indices)
-        if not pace.step % self.plan.steps_per_pass:
-            self._end_epoch(ticket)
-        # This completes the report, and listeners may read the table: everything else comes first.
-        self.plan.report(
-            ticket.batch, believed.mean if table.batch_size == 1 else believed.means, trend, reading.predictions
-        )
-        if self.announcer.is_heard:
-            self.emitter.step_done(
-                ticket,
-                progress=self.pace.progress,
-                loss=reading.mean,
-                expected_loss=expected,
-                suspicion=self.sentry.suspicion,
-            )
-        if self._marks.ended is not None:
-            self._tell_epoch()
-
-    def close_unlearned(self, ticket: Ticket) -> None:
-        """Count a step that nothing is learned from."""
-        # In this order, because a settled batch is a counted one.
-        self.pace.num_out -= 1
-        self.pace.step += 1
-        self.plan.settle(ticket.batch)
-        self.end_epoch_if_complete(ticket)
-
-    def end_epoch_if_complete(self, ticket: Ticket) -> None:
-        """Tell listeners that an epoch has ended, if it ended with the step of this batch."""
-        if not self.pace.step % self.plan.steps_per_pass:
-            self._end_epoch(ticket)
-        self._tell_epoch()
-
-    def _end_epoch(self, ticket: Ticket) -> None:
-        self._marks.ended = ticket, self._tally
-        self._tally, self._epoch_ended = Tally(), True
-
-    def _tell_epoch(self) -> None:
-        if self._marks.ended is None:
-            return
-        ticket, tally = self._marks.ended
-        self.emitter.epoch_done(
-            epoch=self.pace.epoch - 1,
-            progress=self.pace.progress,
-            lr=ticket.lr,
-            tally=tally,
-            seconds=self.pace.seconds,
-        )
-        self._marks.ended = None
-
-    def _report_search(self, ticket: Ticket, reading: Reading) -> Outcome:
-        self._marks.answering = AnswerMark(self, ticket)
-        guard = self.sentry.guard
-        _, verdict = guard.judge(guard.begin(), reading.mean)
-        restored = self.search.take(ticket.batch, reading.mean, ticket.lr, refused=verdict is not Verdict.GOOD)
-        self.use_found_lr()
-        return self._outcome(verdict, restored)
+                continue
+            ended, is_done = None, False
+            with turns.lock:
+                if turns.busy is None and step.is_current(self, ticket, judged):
+                    turns.busy = ticket
+                    ended = step.learn(self, ticket, judged)
+                    turns.busy = None
+                    is_done = True
+            if is_done:
+                if is_heard:
+                    self.emitter.end()
+                    step.tell(self, ticket, judged, ended)
+                return new_tuple(Outcome, (judged.judgement.verdict, judged.lr, None))
+            turns.wait("report", self.pace.step)
 
     def discard(self, ticket: Ticket) -> None:
         """Count a batch whose training was undone before its loss was judged: a step that nothing is learned from.
@@ -505,16 +362,10 @@ class Engine:
         Args:
             ticket: The batch; nothing happens if it is not out.
         """
-        if self._cut is not None:
-            finish(self)
-        if not ticket.batch.is_out:
-            return
-        with self._lock, Transaction(self):
-            if ticket.epoch < 0:
-                self.search.skip(ticket.batch)
-                self.use_found_lr()
-            else:
-                self.close_unlearned(ticket)
+        with self.turns.take("discard", self.pace.step) as turn:
+            if ticket.batch.is_out:
+                turn.is_changing = True
+                refusal.discard(self, ticket)
 
     def give_up(self, ticket: Ticket, *, on_purpose: bool = False) -> None:
         """Give up a batch that will not be reported: it is drawn once more at the end of its epoch.
@@ -525,12 +376,12 @@ class Engine:
             ticket: The batch; nothing happens if it is not out.
             on_purpose: Whether the user asked for it, so that no notice is needed.
         """
-        if self._cut is not None:
-            finish(self)
         if not ticket.batch.is_out:
             return
-        with self._lock, Transaction(self):
-            refusal.give_up(self, ticket, on_purpose)
+        with self.turns.take("give_up", self.pace.step) as turn:
+            if ticket.batch.is_out:
+                turn.is_changing = True
+                refusal.give_up(self, ticket, on_purpose)
 
     @property
     def lr(self) -> float:
@@ -546,19 +397,21 @@ class Engine:
         return self._lr_at(self.pace.progress_at(self.pace.step + held_back))
 
     def _lr_at(self, progress: float) -> float:
-        lr = self._last_lr if progress == self._last_progress else self.scheduled_lr(progress)
-        return lr if self.controller._state is CALM else self.controller.lr(lr)
+        lr = self.scheduled_lr(progress)
+        return lr if self.controller.is_quiet else self.controller.lr(lr)
 
     def scheduled_lr(self, progress: float) -> float:
         """The learning rate of the schedule."""
         # Needed after a report and at the next draw; with a budget in steps both are the same.
-        if progress != self._last_progress:
-            lr = self.schedule(progress)
-            # What `check_rate` checks first, without its call.
-            if type(lr) is not float or not 0 <= lr < math.inf:
-                lr = check_rate(lr, progress)
-            self._last_lr, self._last_progress = lr, progress
-        return self._last_lr
+        last, lr = self._scheduled
+        if progress == last:
+            return lr
+        lr = self.schedule(progress)
+        # What `check_rate` checks first, without its call.
+        if type(lr) is not float or not 0 <= lr < math.inf:
+            lr = check_rate(lr, progress)
+        self._scheduled = progress, lr
+        return lr
 
     def use_found_lr(self) -> None:
         """Follow the schedule whose peak the search has found, once it has."""
@@ -569,25 +422,11 @@ class Engine:
         """Follow the schedule of the peak rate, found or given, or the cool-down once there is one."""
         before = self.schedule
         self.schedule = self.pace.budget.cool_down or self._make_schedule(self.search.found_lr)
-        self._last_progress = math.nan
+        self._scheduled = math.nan, math.nan
         if self._has_started and self.schedule != before:
             self.emitter.lr_planned(self.schedule)
 
     @property
     def global_step(self) -> int:
         """Batches reported so far, refused ones included."""
-        if self._cut is not None:
-            mend(self)
         return self.pace.step
-
-    def undo_epoch(self, tally: Tally, epoch_ended: bool) -> None:
-        """Restore the tally, and forget the end of an epoch that was undone."""
-        self._tally, self._epoch_ended, self._marks.ended = tally, epoch_ended, None
-
-    def undo_draws(self, num_draws: int) -> None:
-        """Number the next draw as if the interrupted one had not happened."""
-        self._num_draws = num_draws
-
-    def cut_short(self, mark: Any) -> None:
-        """Record an interrupted call for `mend`; None once it is mended."""
-        self._cut = mark

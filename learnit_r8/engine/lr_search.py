@@ -10,7 +10,6 @@ from .. import events
 from ..events.bus import Announcer
 from ..policies.registry import SHUFFLE
 from ..recovery.persistence import Persistence
-from ..recovery.restore import RestoreResult
 from ..sampling.chunk import Batch
 from ..schedules.range_test import RangeTest
 
@@ -71,14 +70,14 @@ class LrSearch:
         """The rate of the next batch of the search; None if the search is over."""
         return None if self._test is None else self._test.lr
 
-    def take(self, batch: Batch, loss: float, lr: float, *, refused: bool) -> RestoreResult | None:
+    def take(self, batch: Batch, loss: float, lr: float, *, refused: bool) -> int | None:
         """Take the loss of a batch of the search; returns the restored state if the model was restored."""
         self._plan.settle(batch)
         if self._test is None:
             # Drawn before the search ended, but trained on since: the restored model has changed.
-            return self._persistence.restore()
+            return self._persistence.restore_newest()
         if self._test.take(loss, lr, refused=refused):
-            return self._persistence.restore()
+            return self._persistence.restore_newest()
         return self._end_if_done(self._test)
 
     def skip(self, batch: Batch) -> None:
@@ -88,12 +87,12 @@ class LrSearch:
             self._test.skip()
             self._end_if_done(self._test)
 
-    def _end_if_done(self, test: RangeTest) -> RestoreResult | None:
+    def _end_if_done(self, test: RangeTest) -> int | None:
         if not test.is_done:
             return None
         self._test = None
         self._plan.forget_outside()
-        restored = self._persistence.restore()
+        restored = self._persistence.restore_newest()
         if math.isnan(test.result):
             self._announcer.warn_once(
                 "no rate found",

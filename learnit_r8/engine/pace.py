@@ -89,6 +89,11 @@ class Pace:
         return self._watch.seconds(self.clock())
 
     @property
+    def is_running(self) -> bool:
+        """Whether time is counted now."""
+        return self._watch.is_running
+
+    @property
     def next_step(self) -> int:
         """The step at which a batch drawn now will be reported."""
         return self.step + self.num_out
@@ -198,10 +203,6 @@ class Pace:
                 self._watch.start(self.clock())
                 self._meet_deadline()
 
-    def undo(self, step: int, num_out: int) -> None:
-        """Return to the counts before an interrupted call."""
-        self.step, self.num_out = step, num_out
-
     def state_dict(self) -> dict[str, Any]:
         """Steps and seconds, and the end that a cool-down has set; batches not reported yet are drawn again."""
         return {
@@ -213,10 +214,10 @@ class Pace:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned."""
-        ending = state.get("ending")
+        ending = state["ending"]
         self.budget = self._given if ending is None else from_state(ending)
         self.step, self.num_out = state["step"], 0
-        self.longest_break = state.get("longest_break", 0.0)
+        self.longest_break = state["longest_break"]
         self._break = -1, 0.0
         self._watch.reset(state["seconds"], self.clock())
         self._set_deadline()

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import events
-from ..guard.monitor import MOST_SUSPICION
 from ..guard.verdict import Verdict
-from ..recovery.moment import go_back
-from ..recovery.restore import RestoreResult
-from ..sampling.ticket import Ticket
-from ..table.losses import Reading
-from .interruption import PendingCall, mend
-from .marks import AnswerMark
+from ..sampling.ticket import Outcome, Ticket
+from . import step
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -26,92 +19,114 @@ ABANDONED = (
 )
 
 
-def answer(
-    run: Engine, ticket: Ticket, reading: Reading, kind: int, expected: float, verdict: Verdict
-) -> tuple[Verdict, RestoreResult | None]:
-    """Act on a verdict other than GOOD; returns the final verdict, and the state that was restored."""
-    run._marks.answering = AnswerMark(run, ticket)
-    if verdict is Verdict.RAISED and not run.controller.doubts_level:
-        restored = run.controller.accept_level(lr=run.lr, draws=run._num_draws, step=run.pace.step + 1)
-        if restored is not None:
-            # From here on, the guard takes losses of this level as usual.
-            run.close_unlearned(ticket)
-            return verdict, restored
-        run.sentry.overrule()
-        verdict = Verdict.DRIFT
-    if verdict is Verdict.DRIFT:
-        run.learn(ticket, reading, kind, expected)
-        run.controller.drifted(reading.mean, run.lr)
+def report_in_turn(run: Engine, ticket: Ticket, judged: step.Judged) -> Outcome | None:
+    """Report a loss that is not simply good; None if it must be judged again, as another call came first."""
+    with run.turns.take("report", ticket.step) as turn:
+        if not step.is_current(run, ticket, judged):
+            return None
+        turn.is_changing = True
+        verdict, put_to = _answer(run, ticket, judged)
+        run.pace.begin_break()
+        return Outcome(verdict, _rate_after(run, judged), put_to)
+
+
+def _rate_after(run: Engine, judged: step.Judged) -> float:
+    return run.search.lr or (run.lr if judged.lr != judged.lr else run.controller.lr(judged.lr))
+
+
+def _answer(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, int | None]:
+    """Act on a verdict; returns the final verdict, and the step of the state that was put back."""
+    reading, verdict = judged.reading, judged.judgement.verdict
+    if ticket.epoch < 0:
+        put_to = run.search.take(ticket.batch, reading.mean, ticket.lr, refused=verdict is not Verdict.GOOD)
+        run.use_found_lr()
+        return verdict, put_to
+    if verdict is Verdict.PROBED:
+        return _test(run, ticket, judged)
+    if verdict is Verdict.GOOD:
+        _learn(run, ticket, judged)
         return verdict, None
+    run.sentry.keep(judged.judgement)
+    _close_unlearned(run, ticket)
     if verdict is Verdict.SKIPPED:
-        run.close_unlearned(ticket)
         return verdict, None
-    return verdict, _refuse(run, ticket, reading, verdict)
-
-
-def _refuse(run: Engine, ticket: Ticket, reading: Reading, verdict: Verdict) -> RestoreResult | None:
-    run.close_unlearned(ticket)
-    restored = run.controller.refused(
-        ticket,
-        reading,
-        verdict,
-        scheduled_lr=run.scheduled_lr(run.pace.progress_at(run.pace.step)),
-        most_steady=_most_steady(run, ticket.epoch),
-        draws=run._num_draws,
-        step=run.pace.step,
-        is_calm=run.sentry.suspicion < MOST_SUSPICION,
+    answer = run.controller.refused(
+        ticket, reading, verdict, step=run.pace.step, lr=judged.lr, most_steady=_most_steady(run, ticket.epoch)
     )
-    return _gone_back(run, restored)
+    return verdict, answer.put_to
 
 
-def compare_replay(run: Engine, ticket: Ticket, reading: Reading) -> RestoreResult | None:
-    """Compare the loss of a replayed batch with the first one; returns the restored state if they differ."""
-    run._marks.answering = AnswerMark(run, ticket)
-    restored = run.controller.replayed(ticket, reading.mean, step=run.pace.step + 1, draws=run._num_draws)
-    if restored is not None:
-        run.close_unlearned(ticket)
-    return _gone_back(run, restored)
+def _test(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, int | None]:
+    """Take the loss of a batch that tests weights; it is trained on like any other if they are healthy."""
+    if not run.controller.takes(ticket):
+        # It was drawn for weights that may be others by now.
+        _close_unlearned(run, ticket)
+        return Verdict.PROBED, None
+    is_last = run.pace.is_finished
+    answer = run.controller.probed(ticket, judged.reading.mean, step=run.pace.step + (not is_last), lr=judged.lr)
+    if answer.is_good and not is_last:
+        good = judged._replace(judgement=run.sentry.unjudged(Verdict.GOOD))
+        _learn(run, ticket, good)
+        return Verdict.GOOD, answer.put_to
+    if is_last:
+        # The budget has no step for it.
+        run.plan.settle(ticket.batch)
+        run.pace.num_out -= 1
+    else:
+        _close_unlearned(run, ticket)
+    return Verdict.PROBED, answer.put_to
 
 
-def answer_damage(run: Engine, array: str) -> RestoreResult | None:
-    """Restore a model that holds non-finite numbers although its losses were finite."""
+def _learn(run: Engine, ticket: Ticket, judged: step.Judged) -> None:
+    ended = step.learn(run, ticket, judged)
+    if run.announcer.is_heard:
+        run.emitter.end()
+        step.tell(run, ticket, judged, ended)
+
+
+def _close_unlearned(run: Engine, ticket: Ticket) -> None:
+    """Count a step that nothing is learned from."""
+    run.plan.settle(ticket.batch)
+    run.pace.num_out -= 1
+    run.pace.step += 1
+    step.tell_epoch(run, ticket, step.end_epoch(run))
+
+
+def discard(run: Engine, ticket: Ticket) -> None:
+    """Count a batch whose training was undone before its loss was judged; see `Engine.discard`."""
+    if ticket.epoch < 0:
+        run.search.skip(ticket.batch)
+        run.use_found_lr()
+    else:
+        _close_unlearned(run, ticket)
+
+
+def answer_damage(run: Engine, array: str) -> None:
+    """Look into a model that holds non-finite numbers although its losses were finite."""
     if run.search.is_on:
-        run.persistence.note_answered()
-        return None
-    run._marks.answering = mark = AnswerMark(run)
-    try:
-        restored = run.controller.damaged(
-            array,
-            step=run.pace.step,
-            scheduled_lr=run.scheduled_lr(run.pace.progress_at(run.pace.step)),
-            most_steady=_most_steady(run, run.pace.epoch),
-            draws=run._num_draws,
-        )
-        restored = _gone_back(run, restored)
-        run.persistence.note_answered()
-        return restored
-    except Exception:
-        run.persistence.note_answered()
-        raise
-    except BaseException:
-        run._cut = mark
-        mend(run)
-        run._cut = PendingCall(functools.partial(answer_damage, run, array))
-        raise
+        return
+    scheduled = run.scheduled_lr(run.pace.progress_at(run.pace.step))
+    with run.turns.take("between_steps", run.pace.step) as turn:
+        turn.is_changing = True
+        run.controller.damaged(array, step=run.pace.step, lr=scheduled)
 
 
-def _gone_back(run: Engine, restored: RestoreResult | None) -> RestoreResult | None:
-    """Restore the guard and the table's trend to the state of a model that was restored."""
-    if restored is not None and restored.moment is not None:
-        go_back(restored.moment, run.sentry, run.table, forget=restored.forget)
-    elif restored is not None and restored.guard is not None and _has_same_baseline(run, restored.guard):
-        run.sentry.go_back_to_saved(restored.guard, is_trial=restored.forget)
-    return restored
+def look_back(run: Engine) -> None:
+    """Look at the progress of the first steps; see `RecoveryController.look_back`."""
+    scheduled = run.scheduled_lr(run.pace.progress_at(run.pace.step))
+    with run.turns.take("between_steps", run.pace.step) as turn:
+        turn.is_changing = True
+        run.controller.look_back(step=run.pace.step, lr=scheduled)
 
 
-def _has_same_baseline(run: Engine, guard: Mapping[str, Any]) -> bool:
-    """Whether the guard's state in a checkpoint is from the current baseline."""
-    return bool(guard.get("baseline", 0) == run.sentry.baseline)
+def look_last(run: Engine) -> bool:
+    """Whether a probe is to be drawn before the run ends, as its last losses were unusual."""
+    if not run.pace.is_finished or run.pace.num_out or not run.controller.may_look_last:
+        return False
+    scheduled = run.scheduled_lr(1.0)
+    with run.turns.take("draw", run.pace.step) as turn:
+        turn.is_changing = True
+        return run.controller.looks_last(step=run.pace.step, lr=scheduled)
 
 
 def _most_steady(run: Engine, epoch: int) -> int:
@@ -132,4 +147,4 @@ def give_up(run: Engine, ticket: Ticket, on_purpose: bool) -> None:
         run.announcer.warn_once("abandoned", ABANDONED.format(step=ticket.step))
     if not drawn_again:
         run.pace.step += 1
-        run.end_epoch_if_complete(ticket)
+        step.tell_epoch(run, ticket, step.end_epoch(run))

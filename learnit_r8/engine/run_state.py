@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import events
 from .._validation import did_you_mean
+from ..checkpoint.durable_io import numbered
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.run_config import GOAL
-from .interruption import finish
 from .tally import Tally
 
 if TYPE_CHECKING:
@@ -21,28 +21,30 @@ FORMAT = 1
 """Format of the whole state; it stays, as each part has a version of its own."""
 
 VERSIONS = {
-    "table": 2, "plan": 1, "pace": 2, "rescue": 1, "quarantine": 1, "guard": 1, "tally": 1, "search": 1,
+    "table": 2, "plan": 1, "pace": 2, "recovery": 1, "quarantine": 2, "guard": 2, "tally": 1, "search": 1,
 }  # fmt: skip
-"""Version of each part's state. A change of a part adds one here, and the part must still read older versions.
-A state without versions is of package 0.1, whose parts all have version 0."""
+"""Version of each part's state. A change of a part adds one here, and the part must still read the versions before it,
+down to those of the files in ``tests/runs/saved``."""
 
 CHANGED_BY_RESUME = {"num_samples", "batch_size", "last_batch"}
 """Arguments that `R8Scheduler.resume_from_checkpoint` can change by adapting the state."""
 
-_REQUIRED = {"format", "data", "seed", "table", "plan", "pace", "rescue", "guard", "tally", "num_draws", "search"}
+_REQUIRED = {"format", "versions", "data", "seed", "num_draws", *VERSIONS}
 
 
 def state_of(run: Engine) -> dict[str, Any]:
-    """Everything needed to continue with exactly the same batches, rates and tables; see `Engine.state_dict`."""
+    """Everything needed to continue with exactly the same batches, rates and tables; this thread has the run's turn."""
+    table = run.table.state_dict()
+    return {"format": FORMAT, "versions": dict(VERSIONS), "data": identity_of(run), "table": table, **position_of(run)}
+
+
+def position_of(run: Engine) -> dict[str, Any]:
+    """The state but for the table, as it will be once that has learned every report so far."""
     return {
-        "format": FORMAT,
-        "versions": dict(VERSIONS),
-        "data": identity_of(run),
         "seed": run.plan.seed,
-        "table": run.table.state_dict(),
-        "plan": run.plan.state_dict(),
+        "plan": run.plan.position(),
         "pace": run.pace.state_dict(),
-        "rescue": run.controller.state_dict(),
+        "recovery": run.controller.state_dict(),
         "quarantine": run.controller.quarantine.state_dict(),
         "guard": run.sentry.state_dict(),
         "tally": run._tally.state_dict(),
@@ -51,16 +53,21 @@ def state_of(run: Engine) -> dict[str, Any]:
     }
 
 
-def whole_state_of(run: Engine) -> dict[str, Any]:
-    """The state, after finishing an interrupted call."""
-    if run._cut is not None:
-        finish(run)
-    return state_of(run)
+def whole_state_of(run: Engine, *, call: str = "state_dict") -> dict[str, Any]:
+    """The state, which no other call changes meanwhile; ``call`` asks for it."""
+    with run.turns.take(call, run.pace.step):
+        return state_of(run)
 
 
 def identity_of(run: Engine) -> dict[str, Any]:
     """The facts in which a saved state must agree with the run."""
     return {**run.table.storage.identity(), "last_batch": run.plan.last_batch}
+
+
+def _renewed(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state of 7ddda59 in the form of today: its recovery had another name."""
+    versions = {("recovery" if name == "rescue" else name): version for name, version in state["versions"].items()}
+    return {**state, "recovery": state["rescue"], "versions": versions}
 
 
 def _check(run: Engine, state: Mapping[str, Any]) -> None:
@@ -71,7 +78,7 @@ def _check(run: Engine, state: Mapping[str, Any]) -> None:
             f"state must be what state_dict() returned (format {FORMAT}), got format {state.get('format')!r} without "
             f"{sorted(missing)}."
         )
-    for name, version in state.get("versions", {}).items():
+    for name, version in state["versions"].items():
         if version > VERSIONS.get(name, 0):
             raise ValueError(
                 f"{name!r} of the state must be of version {VERSIONS.get(name, 0)} or older, got version {version!r}: "
@@ -85,30 +92,34 @@ def _check(run: Engine, state: Mapping[str, Any]) -> None:
             )
 
 
-def load_state(run: Engine, state: Mapping[str, Any]) -> None:
-    """Load a saved state, or leave the run unchanged; see `Engine.load_state_dict`."""
+def load_state(run: Engine, state: Mapping[str, Any], call: str = "load_state_dict") -> None:
+    """Load a saved state, or leave the run unchanged; see `R8Scheduler.load_state_dict`."""
+    if "rescue" in state:
+        state = _renewed(state)
     _check(run, state)
-    before = whole_state_of(run)
-    # Unfinished calls belong to the state that is replaced.
-    run._cut = run._marks.finished = None
-    try:
-        _take_over(run, state)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        _take_over(run, before)
-        raise ValueError(f"state must be what state_dict() returned, got a damaged one ({error!r}).") from error
-    except BaseException:
-        _take_over(run, before)
-        raise
+    with run.turns.take(call, run.pace.step, mends=True) as turn:
+        before = None if turn.was_cut else state_of(run)
+        turn.is_changing = True
+        try:
+            _take_over(run, state)
+        except Exception as error:
+            if before is not None:
+                _take_over(run, before)
+                turn.is_changing = False
+            if not isinstance(error, (KeyError, IndexError, TypeError, ValueError)):
+                raise
+            raise ValueError(f"state must be what state_dict() returned, got a damaged one ({error!r}).") from error
     run.member.forget()
 
 
 def _take_over(run: Engine, state: Mapping[str, Any]) -> None:
     run.plan.seed = state["seed"]
-    run.table.load_state_dict(state["table"])
+    if "table" in state:
+        run.table.load_state_dict(state["table"])
     run.plan.load_state_dict(state["plan"])
     run.pace.load_state_dict(state["pace"])
-    run.controller.load_state_dict(state["rescue"])
-    run.controller.quarantine.load_state_dict(state.get("quarantine"))
+    run.controller.load_state_dict(state["recovery"])
+    run.controller.quarantine.load_state_dict(state["quarantine"])
     run.sentry.load_state_dict(state["guard"])
     run._tally = Tally.from_state(state["tally"])
     run._num_draws = state["num_draws"]
@@ -131,17 +142,21 @@ def save_as_asked(run: Engine) -> None:
 
 def go_on_from(run: Engine, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
     """Continue from a checkpoint, or leave the run unchanged."""
-    before = whole_state_of(run)
+    before = None if run.turns.is_cut else whole_state_of(run, call="load_checkpoint")
     if run.persistence.has_changed(checkpoint, "guard") and "guard" in state:
         state = {**state, "guard": run.sentry.adapted(state["guard"])}
     if any(run.persistence.has_changed(checkpoint, name) for name in GOAL):
         # Who gives another budget wants that end, not the one of an earlier cool-down.
         state = {**state, "pace": {**state["pace"], "ending": None}}
-    load_state(run, state)
+    load_state(run, state, "load_checkpoint")
     try:
         run.persistence.put_back(checkpoint)
-    except BaseException:
-        load_state(run, before)
+    except BaseException as error:
+        # Not while an interrupt ends the program: the model may be half loaded in any case.
+        if before is not None and isinstance(error, Exception):
+            load_state(run, before, "load_checkpoint")
+        else:
+            run.turns.mark_cut("load_checkpoint", run.pace.step)
         raise
     if run.persistence.has_changed(checkpoint, "seed"):
         run.announcer.warn_once(
@@ -198,6 +213,32 @@ def _resume_from_newest(run: Engine) -> None:
         load_checkpoint(run, None)
 
 
+def restore_backup(run: Engine) -> int:
+    """Go on from the newest backup in RAM; see `R8Scheduler.restore_backup`."""
+    if not run.table.storage.is_whole:
+        raise RuntimeError(
+            "restore_backup() needs a whole table, but the call was cut while that stored what it had learned; use "
+            "load_checkpoint()."
+        )
+    with run.turns.take("restore_backup", run.pace.step, mends=True) as turn:
+        if run.persistence.callbacks.load is None or not run.persistence.backup.has_moments:
+            raise RuntimeError(
+                "restore_backup() needs a load_callback and a backup of this run in RAM, got none; use "
+                "load_checkpoint(), or build another R8Scheduler around the model as it is."
+            )
+        turn.is_changing = True
+        run.plan.hand_over()
+        restored = run.persistence.restore_backup()
+        assert restored.moment is not None
+        state = restored.moment.state
+        # Time that was used is used.
+        _take_over(run, {**state, "pace": {**state["pace"], "seconds": run.pace.seconds}})
+        run.table.learner.go_back_to(restored.moment.trend)
+        run.announcer.tell(events.RolledBack, to_step=restored.step, source="backup")
+    run.member.forget()
+    return restored.step
+
+
 def folder_of_branch(folder: Path, checkpoint: Checkpoint, new: Mapping[str, Any]) -> Path:
     """A new folder for the checkpoints of a branch, so that those of the run itself stay the newest ones in theirs.
 
@@ -208,8 +249,7 @@ def folder_of_branch(folder: Path, checkpoint: Checkpoint, new: Mapping[str, Any
     if goals:
         raise ValueError(f"at most one of cool_down and {', '.join(GOAL)} must be given, got cool_down and {goals}.")
     name = f"cool-down-{checkpoint.state['pace']['step']}"
-    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    return next(folder / free for free in names if not (folder / free).exists())
+    return next(free for free in numbered(folder / name) if not free.exists())
 
 
 def say_if_finished(run: Engine) -> None:

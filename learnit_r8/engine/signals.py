@@ -1,11 +1,14 @@
 """Signals: a run that a signal ends is saved first, between two steps, and then ends as without this package.
 
 Ctrl-C, a closing terminal, ``kill`` and a cluster's preemption notice all arrive in the middle of a step, where model
-and scheduler are not consistent. So the handlers only note the signal.
+and scheduler are not consistent. So the handlers only note the signal. A second one ends the step, but no call of this
+package, which would leave half of its changes: that is left first, unless it takes too long (a disk or a rank that
+hangs).
 """
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import signal
@@ -22,6 +25,15 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 
 SAME_SECONDS = 0.2
 """A signal so soon after another counts as the same: launchers forward what the terminal has sent to all processes."""
+
+HOLD_SECONDS = 5.0
+"""Longest time that a second signal waits for a call of this package to end; a third one does not wait."""
+
+FIRST_REMINDER, MOST_BETWEEN = 0.01, 0.25
+"""Seconds before a signal that waits is sent again, and the longest time between two such reminders."""
+
+_PACKAGE = __name__.partition(".")[0]
+_PROGRAMS = (f"{_PACKAGE}.cli", f"{_PACKAGE}.testing")
 
 
 class Preempted(SystemExit):
@@ -57,6 +69,16 @@ def running(function: Callable[..., Any]) -> Scope:
     return is_running
 
 
+def is_inside(frame: FrameType | None) -> bool:
+    """Whether a frame is of this package, or of a function of the user that it has called."""
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if name.startswith(f"{_PACKAGE}.") and not name.startswith(_PROGRAMS):
+            return True
+        frame = frame.f_back
+    return False
+
+
 class SignalWatch:
     """Notes signals during a run, and acts on them later as the handlers before it would have.
 
@@ -88,8 +110,9 @@ class SignalWatch:
         self._ask, self._asking = ask, asking
         self._handlers: dict[int, _Handler] = {}
         self._since = 0.0
-        self._is_urgent = False
-        self._reminder: threading.Timer | None = None
+        self._urgent_since: float | None = None
+        self._reminder: object = None
+        self._is_reminder = False
         self._ttys: list[int] = []
         self.received: int | None = None
         self.before_exit: list[Callable[[], object]] = []
@@ -130,26 +153,39 @@ class SignalWatch:
         """
         if self.received is None:
             self.restore()
-        elif self._handlers and self._reminder is None:
-            self._is_urgent = True
-            self._reminder = threading.Timer(0.01, self._remind, (self.received,))
-            self._reminder.start()
+        elif self._handlers:
+            self._hurry(self.received)
 
     def stay(self) -> None:
         """Undo `leave`: a waiting signal is answered after all, and the reminder must not interrupt the checkpoint."""
-        self._is_urgent = False
-        if self._reminder is not None:
-            self._reminder.cancel()
-            self._reminder = None
+        self._urgent_since = self._reminder = None
 
-    def _remind(self, signum: int) -> None:
-        if self._is_urgent and self.received is not None:
+    def _hurry(self, signum: int) -> None:
+        """Act on a signal as soon as no call of this package runs: send it again until then."""
+        if self._urgent_since is None:
+            self._urgent_since = self._clock()
+        if self._reminder is None:
+            # Not by `threading`: this may be a handler, which has interrupted the very code that holds its locks.
+            self._reminder = reminder = object()
+            _thread.start_new_thread(self._remind, (signum, reminder))
+
+    def _remind(self, signum: int, reminder: object) -> None:
+        wait, end = FIRST_REMINDER, time.monotonic() + HOLD_SECONDS + 1
+        while time.monotonic() < end:
+            time.sleep(wait)
+            is_mine = self._reminder is reminder and signal.getsignal(signum) is self._handlers.get(signum)
+            if not is_mine or self.received is None:
+                return
+            self._is_reminder = True
             os.kill(os.getpid(), signum)
+            wait = min(2 * wait, MOST_BETWEEN)
 
-    def note(self, signum: int) -> None:
-        """Note a signal, in a handler: the first one waits for the end of the step, a second one acts at once.
+    def note(self, signum: int, frame: FrameType | None = None) -> None:
+        """Note a signal, in a handler that has interrupted ``frame``.
 
-        SIGHUP never acts at once, as a closing terminal may send it several times.
+        The first one waits for the end of the step. A second one acts at once, but in a call of this package only when
+        that is left, or after `HOLD_SECONDS`; a third one does not wait. Further SIGHUP are ignored, as a closing
+        terminal may send several.
         """
         if signum == self._asking:
             self._ask()
@@ -160,8 +196,16 @@ class SignalWatch:
             self.received, self._since = signum, now
             self._wake()
             self._say(f"r8: {signal.Signals(signum).name}: the run ends after this step; once more to end it at once\n")
-        elif self._is_urgent or (now - self._since >= SAME_SECONDS and signum != getattr(signal, "SIGHUP", None)):
+            return
+        is_reminder, self._is_reminder = self._is_reminder, False
+        if not is_reminder and (now - self._since < SAME_SECONDS or signum == getattr(signal, "SIGHUP", None)):
+            return
+        since = self._urgent_since
+        is_third = since is not None and not is_reminder and now - since >= SAME_SECONDS
+        if is_third or (since is not None and now - since >= HOLD_SECONDS) or not is_inside(frame):
             self.act(signum)
+        else:
+            self._hurry(signum)
 
     def act(self, signum: int | None = None) -> None:
         """Do what the received signal, if any, would have done without these handlers.
@@ -251,7 +295,7 @@ class _Handler:
         # A request is one of the run wherever it arrives.
         is_its = watch is not None and (watch.scope is None or watch.received or signum == watch._asking)
         if watch is not None and self.is_heard and (is_its or (watch.scope is not None and watch.scope(frame))):
-            watch.note(signum)
+            watch.note(signum, frame)
         elif self.before is signal.SIG_DFL:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)

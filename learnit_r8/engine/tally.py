@@ -35,10 +35,6 @@ class Tally:
         self.total += loss
         self.samples += samples
 
-    def undo(self, num_good: int, total: float, samples: int) -> None:
-        """Return to earlier counts."""
-        self.num_good, self.total, self.samples = num_good, total, samples
-
     @property
     def has_begun(self) -> bool:
         """Whether the epoch's first batch was drawn."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -25,6 +26,7 @@ class Announcer:
         is_heard: Whether there is a listener; without one events need not be made.
         wants_surveys: Whether a listener wants `SamplesSurveyed`: its attribute of this name is true.
         seconds: Training seconds of the last event.
+        is_held: Whether events wait, as a call is changing the run.
     """
 
     def __init__(self, listeners: Iterable[Listener], where: Callable[[], tuple[int, float]]) -> None:
@@ -32,6 +34,9 @@ class Announcer:
         importlib.import_module(".kinds", __package__)
         self.where = where
         self._said: set[str] = set()
+        self._waiting: deque[Event | str] = deque()
+        self._is_delivering = False
+        self.is_held = False
         self._listeners: list[Listener] = []
         self.is_heard = False
         self.wants_surveys = False
@@ -58,11 +63,34 @@ class Announcer:
         if not self._listeners:
             return
         step, seconds = self.where()
-        self.hand_on(kind(step=step, seconds=seconds, **fields))
+        self.add_event(kind(step=step, seconds=seconds, **fields))
+        self.deliver()
 
-    def hand_on(self, event: Event) -> None:
-        """Hand an event to all listeners, in order."""
+    def add_event(self, event: Event) -> None:
+        """Queue an event for `deliver`."""
         self.seconds = event.seconds
+        self._waiting.append(event)
+
+    def deliver(self) -> None:
+        """Hand the events that wait to all listeners, and the warnings to the user; in order, and one after another.
+
+        Listeners may call the scheduler: what it tells them then comes after what they hear now.
+        """
+        # Whoever is at it already, a listener's own call or another thread, hands these on, too.
+        if self.is_held or not self._waiting or self._is_delivering:
+            return
+        try:
+            self._is_delivering = True
+            while self._waiting:
+                waiting = self._waiting.popleft()
+                if isinstance(waiting, str):
+                    warnings.warn(waiting, RuntimeWarning, stacklevel=4)
+                else:
+                    self._hand_on(waiting)
+        finally:
+            self._is_delivering = False
+
+    def _hand_on(self, event: Event) -> None:
         for listener in list(self._listeners):
             try:
                 listener(event)
@@ -84,9 +112,10 @@ class Announcer:
         if topic not in self._said:
             self._said.add(topic)
             if is_warning:
-                warnings.warn(text, RuntimeWarning, stacklevel=4)
+                self._waiting.append(text)
             from .run import Notice
 
             self.tell(Notice, text=text, is_warning=is_warning)
+            self.deliver()
 
     warn_once = say_once

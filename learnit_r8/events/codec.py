@@ -74,7 +74,7 @@ def _readers(kind: str) -> dict[str, Callable[[Any], Any]]:
 
 @functools.cache
 def _needed(kind: str) -> frozenset[str]:
-    """Fields without a default; files of older versions lack those with one."""
+    """Fields without a default; a file may lack those with one."""
     none = dataclasses.MISSING
     fields = dataclasses.fields(EVENTS[kind])
     return frozenset(field.name for field in fields if field.default is none and field.default_factory is none)

@@ -30,11 +30,6 @@ class Condenser:
         self._last: StepDone | StepsDone | None = None
         self._clear()
 
-    @property
-    def wants_surveys(self) -> bool:
-        """Whether the listener wants surveys."""
-        return bool(getattr(self._listener, "wants_surveys", False))
-
     def _clear(self) -> None:
         self._num = self._samples = self._steady = self._known = 0
         self._loss = self._expected = self._own = self._data = 0.0

@@ -28,6 +28,7 @@ from .trouble import GaveUp as GaveUp
 from .trouble import IncidentEnded as IncidentEnded
 from .trouble import LrCapped as LrCapped
 from .trouble import LrRestored as LrRestored
+from .trouble import Probed as Probed
 from .trouble import RestoreFailed as RestoreFailed
 from .trouble import RolledBack as RolledBack
 from .trouble import SamplesQuarantined as SamplesQuarantined

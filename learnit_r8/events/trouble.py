@@ -16,7 +16,7 @@ class BatchRefused(Event):
         loss: The refused mean loss; NaN, infinite or beyond float32.
         lr: Learning rate the batch was drawn with.
         next_lr: Learning rate from now on.
-        tries: Number of refusals in this incident.
+        tries: Number of refusals in a row, probes included.
         samples: Positions of the samples whose own loss was not finite; empty if only a mean was reported, or if
             all were so.
         reason: The guard's verdict.
@@ -40,6 +40,23 @@ class DamageFound(Event):
     """
 
     array: str
+
+
+@dataclass(frozen=True)
+class Probed(Event):
+    """A witness was drawn again, the first batch trained on after a backup, to test weights.
+
+    Attributes:
+        of_step: Steps reported when that backup was taken.
+        loss: The loss of the witness now.
+        record: Its loss then.
+        is_present: Whether the present weights were tested, and not those of a backup.
+    """
+
+    of_step: int
+    loss: float
+    record: float
+    is_present: bool
 
 
 @dataclass(frozen=True)
@@ -116,7 +133,7 @@ class SamplesReleased(Event):
 
 @dataclass(frozen=True)
 class IncidentEnded(Event):
-    """The state that was restored has passed its trial, or the cause of the refused losses is known.
+    """What was at fault is settled, and training goes on.
 
     Attributes:
         text: The probable cause, for people.

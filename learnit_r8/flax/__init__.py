@@ -13,38 +13,23 @@ except ImportError as error:
     ) from error
 
 from .checkpoints import load_checkpoint, pack_scheduler, save_checkpoint, unpack_scheduler
-from .config import TrainingConfig, load_config, save_config, save_metrics_history
-from .metrics import (
-    Metrics,
-    accumulate_history,
-    average_metrics,
-    combine_metrics,
-    create_metrics,
-    format_metrics,
-)
+from .metrics import Metrics, average_metrics, format_metrics, save_metrics_history
 from .predictions import predictions_of
 from .state import TrainState
-from .train import train_epoch, train_loop
+from .train import train_loop
 
 del flax, jax, optax
 
 __all__ = [
     "Metrics",
     "TrainState",
-    "TrainingConfig",
-    "accumulate_history",
     "average_metrics",
-    "combine_metrics",
-    "create_metrics",
     "format_metrics",
     "load_checkpoint",
-    "load_config",
     "pack_scheduler",
     "predictions_of",
     "save_checkpoint",
-    "save_config",
     "save_metrics_history",
-    "train_epoch",
     "train_loop",
     "unpack_scheduler",
 ]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._adapters.trees import from_plain, readable, to_plain
 from .._validation import whole_number
 from ..checkpoint.codec import decode, encode
+from ..checkpoint.state_form import fit, pack, unpack_saved
 from ..loops.checkpoints import numbered, save_state
 
 if TYPE_CHECKING:
@@ -52,14 +52,14 @@ def load_checkpoint(path: str | os.PathLike[str], state: Any = None) -> Any:
 
     Returns:
         A state that can train on: parameters, optimizer, step and statistics as they were. Without ``state``, nested
-        dictionaries of numpy arrays.
+        dicts, lists and tuples of numpy arrays.
 
     Raises:
         ValueError: the file is damaged, or of another structure than ``state``.
         OSError: there is no such file.
     """
-    plain = decode(Path(path).read_bytes())["state"]
-    return readable(plain) if state is None else from_plain(plain, state)
+    saved = unpack_saved(decode(Path(path).read_bytes())["state"])
+    return saved if state is None else fit(saved, state)
 
 
 def pack_scheduler(r8: R8Scheduler) -> NDArray[np.uint8]:
@@ -93,7 +93,7 @@ def save_training(
     training = {
         "epoch": epoch,
         "history": {name: np.asarray(values, dtype=np.float64) for name, values in history.items()},
-        "key": to_plain(key),
+        "key": pack(key),
         "scheduler": None if scheduler is None else scheduler.state_dict(),
     }
     save_state(directory / f"{PREFIX}{epoch}", state, training=training)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -10,14 +11,14 @@ from typing import Any
 
 from .._adapters.driven_state import DrivenState
 from .._adapters.prefetch import Prefetch
-from .._adapters.trees import from_plain
+from ..checkpoint.state_form import fit, unpack_saved
 from ..loops.elapse import batch_size
 from ..loops.logs import Entries, Logs
 from ..loops.state import LoopState
 from ..triggers import every
 from .checkpoints import newest_training, save_training
 from .data import ValidationBatches, fold_in, step_keys
-from .metrics import RunningMeans, accumulate_history, format_metrics
+from .metrics import RunningMeans, format_metrics
 from .state import with_lr
 
 MOST_UNREAD = 32
@@ -104,11 +105,11 @@ class Training:
         if self._r8 is not None:
             self._check_same_place(training["epoch"])
             self._r8.load_state_dict(training["scheduler"])
-        self._key = from_plain(training["key"], self._key, "rng_key")
+        self._key = fit(unpack_saved(training["key"]), self._key, "rng_key")
         self.history = {name: values.tolist() for name, values in training["history"].items()}
         self._first_epoch = training["epoch"]
         self._begin(self._first_epoch)
-        return from_plain(content["state"], state)
+        return fit(unpack_saved(content["state"]), state)
 
     def tasks(self) -> dict[Any, Any]:
         """What the loop calls, and when."""
@@ -219,7 +220,7 @@ class Training:
         for number, means in enumerate(self._unread, start=1):
             new = {f"train_{name}": value for name, value in means.read().items()}
             new.update(val if number == len(self._unread) else {})
-            self.history = accumulate_history(self.history, new)
+            self.history = _with_epoch(self.history, new)
         self._unread.clear()
         return new
 
@@ -243,6 +244,17 @@ class Training:
         assert self._folder is not None
         epoch = self._epoch + 1
         save_training(state, self._folder, epoch=epoch, history=self.history, key=self._key, scheduler=self._r8)
+
+
+def _with_epoch(history: Mapping[str, list[float]], new: Mapping[str, float]) -> dict[str, list[float]]:
+    """A history with one more epoch: every list has a value for each, NaN where an epoch had no such metric.
+
+    >>> _with_epoch({"loss": [2.0]}, {"loss": 1.0, "error": 0.5})
+    {'loss': [2.0, 1.0], 'error': [nan, 0.5]}
+    """
+    missing = [math.nan] * max(map(len, history.values()), default=0)
+    names = [*history, *(name for name in new if name not in history)]
+    return {name: [*history.get(name, missing), new.get(name, math.nan)] for name in names}
 
 
 def _weighted(batch: Any, weights: Any) -> dict[str, Any]:

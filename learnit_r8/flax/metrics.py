@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from ..checkpoint.durable_io import replace
+from ..events.codec import strict_json
 
 BLOCK = 64
 """Values of a metric that are added up in one call on the device: a call for each would cost more than small steps."""
@@ -27,32 +32,6 @@ class Metrics:
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
-
-
-def create_metrics(values: Mapping[str, Any] | None = None, /, **more: Any) -> Metrics:
-    """Make `Metrics` of a dictionary, of keywords, or of both.
-
-    >>> create_metrics(loss=0.5)
-    Metrics(values={'loss': 0.5})
-    """
-    return Metrics({**(values or {}), **more})
-
-
-def combine_metrics(batch_metrics: Iterable[Metrics], fn: Callable[[list[Any]], Any]) -> Metrics:
-    """Make one of many: for each name, ``fn`` of the list of its values.
-
-    Args:
-        batch_metrics: Of any batches; a name may be missing in some.
-        fn: ``(values)``, returns one.
-
-    >>> combine_metrics([Metrics({"loss": 1.0}), Metrics({"loss": 3.0, "worst": 9})], max).values
-    {'loss': 3.0, 'worst': 9}
-    """
-    lists: dict[str, list[Any]] = {}
-    for metrics in batch_metrics:
-        for name, value in metrics.values.items():
-            lists.setdefault(name, []).append(value)
-    return Metrics({name: fn(values) for name, values in lists.items()})
 
 
 def average_metrics(batch_metrics: Sequence[Metrics], weights: Sequence[float] | None = None) -> Metrics:
@@ -96,27 +75,12 @@ def format_metrics(metrics: Metrics | Mapping[str, Any], precision: int = 4) -> 
     return ", ".join(f"{name}: {float(value):.{precision}f}" for name, value in values.items())
 
 
-def accumulate_history(
-    history: Mapping[str, Sequence[float]], metrics: Metrics | Mapping[str, Any], prefix: str = ""
-) -> dict[str, list[float]]:
-    """A history with one epoch more. The one given stays as it is.
-
-    Every list has a value for each epoch: NaN where an epoch had no such metric.
-
-    Args:
-        history: Lists of the epochs so far, equally long.
-        metrics: Of the new epoch.
-        prefix: Put before every name, as in "train_".
-
-    >>> accumulate_history({"train_loss": [2.0]}, {"loss": 1.0}, "train_")
-    {'train_loss': [2.0, 1.0]}
-    """
-    values = metrics.values if isinstance(metrics, Metrics) else metrics
-    new = {prefix + name: float(value) for name, value in values.items()}
-    num_before = max((len(known) for known in history.values()), default=0)
-    missing = [math.nan] * num_before
-    names = [*history, *(name for name in new if name not in history)]
-    return {name: [*history.get(name, missing), new.get(name, math.nan)] for name in names}
+def save_metrics_history(history: Mapping[str, Sequence[float]], path: str | os.PathLike[str]) -> None:
+    """Write a history as strict JSON, ``{name: [value of each epoch]}``; numbers that are not finite become null."""
+    lists = {name: [float(value) for value in values] for name, values in history.items()}
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace(file, strict_json(lists, non_finite=lambda value: None, indent=2).encode())
 
 
 class RunningMeans:

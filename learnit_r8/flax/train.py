@@ -1,4 +1,4 @@
-"""train_loop: epochs of a jitted step, with validation, checkpoints and a history; and train_epoch, one of them."""
+"""train_loop: epochs of a jitted step, with validation, checkpoints and a history."""
 
 from __future__ import annotations
 
@@ -8,59 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from .._adapters.host import check_scheduler
 from .._validation import whole_number
-from ..loops.elapse import batch_size
 from ..loops.run import loop
-from ..triggers import every
-from .data import EpochBatches, ValidationBatches, step_keys
+from .data import EpochBatches, ValidationBatches
 from .epochs import Training, Validation
-from .metrics import Metrics, RunningMeans, format_metrics
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
-
-
-def train_epoch(
-    state: Any,
-    train_step_fn: Any,
-    data_iterator: Any,
-    num_batches: int | None,
-    rng_key: Any,
-    log_every: int | None = None,
-) -> tuple[Any, Metrics]:
-    """Train one epoch.
-
-    Epoch e of `train_loop` is this with the key ``jax.random.fold_in(rng_key, e)``.
-
-    Args:
-        state: What the step takes and returns.
-        train_step_fn: ``(state, batch, rng_key)``, returns the new state and a dictionary of metrics.
-        data_iterator: Batches, or a function that returns them.
-        num_batches: Most batches to take, >= 1; None for all.
-        rng_key: Key of the epoch; every step has its own.
-        log_every: Steps between two lines of metrics on the screen, >= 1; None for none.
-
-    Returns:
-        The state, and the metrics' means over the samples.
-
-    Raises:
-        ValueError: ``num_batches`` or ``log_every`` out of its range.
-    """
-    most = None if num_batches is None else whole_number("num_batches", num_batches, least=1)
-    means, keys = RunningMeans(), step_keys(rng_key)
-
-    def step(state: Any, batch: Any) -> Any:
-        new_state, metrics = train_step_fn(state, batch, next(keys))
-        means.add(metrics, batch_size(batch))
-        return None, new_state
-
-    def show(elapsed: Any) -> None:
-        print(f"step {elapsed.steps}: {format_metrics(means.read())}", flush=True)
-
-    tasks: dict[Any, Any] = {every(1): step}
-    if log_every is not None:
-        tasks[every(log_every)] = show
-    state, _, _ = loop(state, data_iterator, tasks, stop=most)
-    return state, Metrics(means.read())
 
 
 def train_loop(

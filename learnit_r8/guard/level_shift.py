@@ -15,8 +15,6 @@ BLOCK = 16
 """Losses in a block; the thresholds are also renewed after each block."""
 ALARM = 10.0
 """Evidence that raises the alarm: two clearly higher blocks in a row, or several slightly higher ones."""
-ALARM_AFTER_RESTORE = 2.5
-"""Evidence that raises the alarm during the trial of a restored state."""
 WILD = 0.05
 """If a larger share of usual losses looks like spikes, as with losses of single samples, blocks are not judged."""
 USUAL = 1.25

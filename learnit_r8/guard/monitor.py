@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..table.records import LARGEST_LOSS
 from .verdict import Guard, Verdict
@@ -17,11 +17,35 @@ MOST_SKIPPED = 20
 """Optimizer steps that may be skipped in a row; a loss scale that starts at 65536 skips up to 16."""
 
 
+_NOT_REFUSED = (Verdict.GOOD, Verdict.SKIPPED, Verdict.PROBED)
+
+FAR_NORM, LEAST_NORMS = 100.0, 16
+"""A gradient norm so many times as high as all before it is refused, once so many are known. Norms rise in healthy
+training, and clipping bounds what a high one can do: see benchmarks/incidents.py."""
+
+
+class Judgement(NamedTuple):
+    """What the guard makes of a report, before the sentry keeps it.
+
+    Attributes:
+        losses: The guard's state after this loss.
+        highest_norm, num_norms: The highest finite gradient norm so far, and the number of norms.
+        num_skipped: Optimizer steps skipped in a row.
+        verdict: The verdict.
+    """
+
+    losses: Any
+    highest_norm: float
+    num_norms: int
+    num_skipped: int
+    verdict: Verdict
+
+
 class Sentry:
     """Judges every report with a guard.
 
     Args:
-        guard: Judges losses and, with a separate state, gradient norms.
+        guard: Judges losses.
 
     Attributes:
         num_refused: Reports refused so far.
@@ -34,8 +58,8 @@ class Sentry:
         self.num_refused = 0
         self.num_skipped = 0
         self.baseline = 0
-        self._losses = self._norms = guard.begin()
-        self._before_refusal = self._losses
+        self._losses = guard.begin()
+        self._highest_norm, self._num_norms = 0.0, 0
 
     def __repr__(self) -> str:
         return f"Sentry({self.guard!r}, {self.num_refused} losses refused)"
@@ -43,44 +67,38 @@ class Sentry:
     def begin_anew(self) -> None:
         """Reset the baseline: from here on losses have another meaning, and earlier ones are forgotten."""
         self.baseline += 1
-        self._losses = self._norms = self._before_refusal = self.guard.begin()
+        self._highest_norm, self._num_norms = 0.0, 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the losses; those of backups still count."""
+        self._losses = self.guard.begin()
+
+    def calm(self) -> None:
+        """Drop the evidence of damage, as the weights were found healthy."""
+        calmed = getattr(self.guard, "calmed", None)
+        if calmed is not None:
+            self._losses = calmed(self._losses)
 
     @property
-    def memory(self) -> tuple[Any, Any]:
-        """The guard's current states, immutable: kept with each backup of the model."""
-        return self._losses, self._norms
+    def memory(self) -> Any:
+        """The guard's current state, immutable: kept with each backup of the model."""
+        return self._losses
 
-    def go_back(self, memory: tuple[Any, Any], *, is_trial: bool = True) -> None:
-        """Return to the guard's states of a backup, as the model was restored from it.
-
-        Args:
-            memory: The guard's states at the time of the backup.
-            is_trial: Whether the next losses are a trial of the restored state. They are not after a non-finite loss
-                that came without any earlier suspicion.
-        """
-        self._losses, self._norms = memory
-        self._note_return(is_trial=is_trial)
+    def go_back(self, memory: Any) -> None:
+        """Return to the guard's state of a backup, as the model was restored from it."""
+        self._losses = memory
         self.num_skipped = 0
 
-    def go_back_to_saved(self, state: Mapping[str, Any], *, is_trial: bool = True) -> None:
-        """Return to the guard's states of a checkpoint, as the model was restored from it; see `go_back`."""
-        num_refused = self.num_refused
-        self.load_state_dict(self.adapted(state))
-        self.num_refused = num_refused
-        self._note_return(is_trial=is_trial)
-
-    def _note_return(self, *, is_trial: bool) -> None:
-        returned = getattr(self.guard, "returned", None)
-        if returned is not None and is_trial:
-            self._losses = returned(self._losses)
-        informed = getattr(self.guard, "informed", None)
-        if informed is not None:
-            self._losses = informed(self._losses, self._before_refusal)
+    def go_back_to_saved(self, state: Mapping[str, Any]) -> None:
+        """Return to the guard's state of a checkpoint, unless losses had another meaning then."""
+        if state.get("baseline", 0) == self.baseline:
+            self.go_back(_formed(self.adapted(state)["losses"], self.guard.begin()))
 
     @property
     def suspicion(self) -> float:
         """How near the guard is to refusing, from 0 (calm) to 1."""
-        return max(self.guard.suspicion(self._losses), self.guard.suspicion(self._norms))
+        return self.guard.suspicion(self._losses)
 
     def judge(
         self,
@@ -92,61 +110,62 @@ class Sentry:
         grad_norm: float | None = None,
         skipped: bool = False,
         is_usual: bool = True,
-    ) -> Verdict:
-        """Judge a report.
+    ) -> Judgement:
+        """Judge a report; nothing is changed before `keep`.
 
         Args:
             loss: Mean loss of the batch.
             expected: See `Guard.judge`.
             typical: See `Guard.judge`.
             lr: See `Guard.judge`.
-            grad_norm: Norm of the batch's gradient; None if unknown.
+            grad_norm: Norm of the batch's gradient; None if unknown. One that is not finite, or far beyond all before,
+                refuses the batch; it says nothing about the weights.
             skipped: Whether the optimizer's step was skipped because gradients overflowed. The guard then judges
                 neither the loss nor the norm; only more than `MOST_SKIPPED` in a row are refused.
             is_usual: Whether later losses are compared with this one. A batch of easy samples can only add evidence.
         """
+        before, highest, count = self._losses, self._highest_norm, self._num_norms
         if skipped:
-            return self._skipped(loss)
-        self.num_skipped = 0
-        before = self._losses
-        self._losses, verdict = self.guard.judge(before, loss, expected, typical, lr)
-        if not is_usual and self.guard.suspicion(self._losses) <= self.guard.suspicion(before):
-            self._losses = before if verdict is Verdict.GOOD else self._losses
-        if grad_norm is not None:
-            verdict = self._with_norm(verdict, grad_norm)
-        if verdict is not Verdict.GOOD and verdict is not Verdict.DRIFT:
+            return Judgement(before, highest, count, *self._skipped(loss))
+        losses, verdict = self.guard.judge(before, loss, expected, typical, lr)
+        if verdict is not Verdict.GOOD:
+            # The state of the losses before it, which it does not belong to.
+            losses = before
+        elif not is_usual and self.guard.suspicion(losses) <= self.guard.suspicion(before):
+            losses = before
+        if grad_norm is not None and verdict is Verdict.GOOD:
+            is_finite = math.isfinite(grad_norm)
+            if not is_finite or (count >= LEAST_NORMS and grad_norm > FAR_NORM * highest):
+                losses, verdict = before, Verdict.GRADIENT
+            if is_finite:
+                # A refused one counts too, so that a level of norms is refused once at most.
+                highest, count = max(highest, grad_norm), count + 1
+        return Judgement(losses, highest, count, 0, verdict)
+
+    def unjudged(self, verdict: Verdict) -> Judgement:
+        """A verdict that the guard was not asked for; its state stays."""
+        return Judgement(self._losses, self._highest_norm, self._num_norms, self.num_skipped, verdict)
+
+    def keep(self, judgement: Judgement) -> None:
+        """Go on from a judgement."""
+        self._losses, self._highest_norm, self._num_norms, self.num_skipped, verdict = judgement
+        if verdict not in _NOT_REFUSED:
             self.num_refused += 1
-            self._before_refusal = before
-        return verdict
 
-    def undo(self, losses: Any, norms: Any, before_refusal: Any, num_refused: int, num_skipped: int) -> None:
-        """Return to the given state from before the last report."""
-        self._losses, self._norms, self._before_refusal = losses, norms, before_refusal
-        self.num_refused, self.num_skipped = num_refused, num_skipped
+    def suspicion_of(self, judgement: Judgement) -> float:
+        """How near the guard is to refusing after a report that it is about to keep."""
+        return self.guard.suspicion(judgement.losses)
 
-    def overrule(self) -> None:
-        """Do not count the last refusal, as the loss was learned from after all."""
-        self.num_refused -= 1
-
-    def _with_norm(self, verdict: Verdict, grad_norm: float) -> Verdict:
-        self._norms, of_norm = self.guard.judge(self._norms, grad_norm)
-        # Norms may grow throughout a healthy training, so only sudden changes count.
-        sudden = of_norm is Verdict.NOT_FINITE or of_norm is Verdict.SPIKE
-        return of_norm if sudden and verdict in (Verdict.GOOD, Verdict.DRIFT) else verdict
-
-    def _skipped(self, loss: float) -> Verdict:
-        self.num_skipped += 1
-        if self.num_skipped > MOST_SKIPPED:
-            self.num_skipped = 0
-            self.num_refused += 1
-            return Verdict.OVERFLOW
-        return Verdict.GOOD if -LARGEST_LOSS <= loss <= LARGEST_LOSS else Verdict.SKIPPED
+    def _skipped(self, loss: float) -> tuple[int, Verdict]:
+        if self.num_skipped >= MOST_SKIPPED:
+            return 0, Verdict.OVERFLOW
+        return self.num_skipped + 1, Verdict.GOOD if -LARGEST_LOSS <= loss <= LARGEST_LOSS else Verdict.SKIPPED
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state as plain values."""
         return {
             "losses": _plain(self._losses),
-            "norms": _plain(self._norms),
+            "norms": {"highest": self._highest_norm, "count": self._num_norms},
             "num_refused": self.num_refused,
             "num_skipped": self.num_skipped,
             "baseline": self.baseline,
@@ -157,9 +176,7 @@ class Sentry:
         form = _plain(self.guard.begin())
         if not isinstance(form, dict) or not isinstance(state, Mapping):
             return state
-        if all(_is_of_form(was, form) for was in (state["losses"], state["norms"])):
-            return state
-        return {**state, "losses": form, "norms": form}
+        return state if _is_of_form(state["losses"], form) else {**state, "losses": form}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned.
@@ -167,9 +184,10 @@ class Sentry:
         Raises:
             ValueError: it is of another kind of guard.
         """
-        form = self.guard.begin()
-        losses, norms = _formed(state["losses"], form), _formed(state["norms"], form)
-        self._losses, self._norms = losses, norms
+        self._losses = _formed(state["losses"], self.guard.begin())
+        # The guard judged the norms of 7ddda59 as it does losses; they are learned anew.
+        norms = state["norms"] if "highest" in state["norms"] else {"highest": 0.0, "count": 0}
+        self._highest_norm, self._num_norms = norms["highest"], norms["count"]
         self.num_refused, self.num_skipped = state["num_refused"], state["num_skipped"]
         self.baseline = state.get("baseline", 0)
 
@@ -193,8 +211,8 @@ def _formed(value: Any, form: Any) -> Any:
 
 
 def _is_of_form(value: Any, form: Mapping[str, Any]) -> bool:
-    """Whether a saved dict has only fields of ``form``; an older version may have had fewer."""
-    return isinstance(value, Mapping) and bool(value) and value.keys() <= form.keys()
+    """Whether a saved dict has fields of ``form``; an older version may have had fewer, or others besides."""
+    return isinstance(value, Mapping) and bool(value.keys() & form.keys())
 
 
 def _as_tuple(value: Any) -> Any:

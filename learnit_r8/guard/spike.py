@@ -15,7 +15,7 @@ from typing import NamedTuple
 from .._validation import is_number, whole_number
 from ..table.early import FirstLosses
 from ..table.records import LARGEST_LOSS
-from .level_shift import ALARM, ALARM_AFTER_RESTORE, BLOCK, WILD, WORTH_OF_A_SPIKE, raised_by
+from .level_shift import ALARM, BLOCK, WILD, WORTH_OF_A_SPIKE, raised_by
 from .thresholds import (
     FALLEN_FAR,
     MEMORY_OF_SHARE,
@@ -47,10 +47,6 @@ MOST_SPREAD = 2 / 3
 """Largest share of losses beyond the threshold, since the first of them, that may be a spread of losses."""
 ALMOST = 0.99
 """Share of the alarm's evidence that is left when it is not believed."""
-TRIAL = 128
-"""Losses after a restore in which less evidence than usual refuses a loss."""
-FAR_BACK = 1024
-"""Losses after a restore during which the learning rate may be far below that of the restored state."""
 FALLEN = 0.8
 """Factor by which the scheduled learning rate must have fallen to explain higher losses."""
 
@@ -70,7 +66,6 @@ class LossHistory(NamedTuple):
         drifted: Losses since the median rose above the best.
         held: Number of renewals of the thresholds skipped because of evidence, since there last was none.
         raised: Evidence of a raised level, >= 0.
-        on_trial: Losses left of the 1024 after a restore; the first 128 of those are its trial.
         figures: `figures_of` the last windows, one more than the blocks in ``lag``.
     """
 
@@ -85,7 +80,6 @@ class LossHistory(NamedTuple):
     drifted: int = 0
     held: int = 0
     raised: float = 0.0
-    on_trial: int = 0
     figures: tuple[Figures, ...] = ()
 
 
@@ -126,9 +120,9 @@ class SpikeGuard:
             loss ten times as far as that; > 1.
         window: Losses from which thresholds are computed, >= 32.
         lag: Most recent losses that are left out of them, >= 0.
-        drift_steps: Losses after which a median of ``window`` losses that is higher by ``gate`` counts as a drift,
-            unless the scheduled learning rate fell; >= 16.
-        lasting_steps: Losses after which such a drift counts as lasting and is refused; > ``drift_steps``.
+        lasting_steps: Losses after which a median of ``window`` losses that is higher by ``gate`` counts as a lasting
+            drift, unless the scheduled learning rate fell, and is refused; >= 16.
+        tests_progress: Whether losses of the first steps that rise, or make no progress, are worth a probe.
 
     Raises:
         ValueError: an attribute is outside its range.
@@ -149,8 +143,8 @@ class SpikeGuard:
     far: float = 10.0
     window: int = 128
     lag: int = 48
-    drift_steps: int = 64
     lasting_steps: int = 192
+    tests_progress: bool = True
 
     def __post_init__(self) -> None:
         for name, least in (("alarm", 0.0), ("spread", 0.0), ("far", 1.0)):
@@ -161,8 +155,7 @@ class SpikeGuard:
             raise ValueError(f"gate must be in [0, 1], got {self.gate!r}.")
         whole_number("window", self.window, least=LEAST_KNOWN)
         whole_number("lag", self.lag, least=0)
-        whole_number("drift_steps", self.drift_steps, least=BLOCK)
-        whole_number("lasting_steps", self.lasting_steps, least=self.drift_steps + 1)
+        whole_number("lasting_steps", self.lasting_steps, least=BLOCK)
 
     def begin(self) -> SpikeState:
         """The state before the first loss."""
@@ -173,20 +166,9 @@ class SpikeGuard:
         evidence = max(state.evidence / state.reference.alarm, state.past.raised / ALARM)
         return max(0.5 * (state.past.drifted > 0), min(1.0, evidence))
 
-    def returned(self, state: SpikeState) -> SpikeState:
-        """The state after the model was restored: for a while, less evidence refuses a loss."""
-        return state._replace(past=state.past._replace(on_trial=FAR_BACK))
-
-    def informed(self, state: SpikeState, before: SpikeState) -> SpikeState:
-        """The state after the model was restored to one of the first steps: what is known of first losses is kept.
-
-        Args:
-            state: The state at the time of the restored backup.
-            before: The state before the last refusal.
-        """
-        return (
-            state if state.first.known >= before.first.known else state._replace(first=before.first._replace(recent=()))
-        )
+    def calmed(self, state: SpikeState) -> SpikeState:
+        """The state without its evidence, as the weights were found healthy."""
+        return state._replace(evidence=0.0, past=state.past._replace(raised=0.0, drifted=0))
 
     def judge(
         self,
@@ -272,13 +254,11 @@ class SpikeGuard:
     ) -> float:
         """Evidence of a raised level; infinite if it is enough for a refusal."""
         limit = reference.lr_limit
-        # A change of the scheduled rate may explain higher losses. After a restore, a lower rate does not count: the
-        # thresholds are those of an earlier step, so it is lower in any case.
-        if past.share > WILD or lr > limit or (lr < FALLEN_FAR / RISEN * limit and not past.on_trial):
+        # A change of the scheduled rate may explain higher losses.
+        if past.share > WILD or lr > limit or lr < FALLEN_FAR / RISEN * limit:
             return 0.0
         raised = raised_by(recent, past.losses[-self.lag :] if self.lag else (), reference.blocks, past.raised)
-        alarm = ALARM_AFTER_RESTORE if past.on_trial > FAR_BACK - TRIAL else ALARM
-        return math.inf if raised and raised + WORTH_OF_A_SPIKE * evidence >= alarm else raised
+        return math.inf if raised and raised + WORTH_OF_A_SPIKE * evidence >= ALARM else raised
 
     def _remember(
         self, past: LossHistory, recent: tuple[float, ...], raised: float, lr: float
@@ -294,9 +274,8 @@ class SpikeGuard:
         if is_full:
             newest = figures_of(in_order(losses[-self.window :]), start, wide=self.spread, gate=self.gate)
             figures = (*figures, newest)[-(self.lag // BLOCK + 1) :]
-        on_trial = max(0, past.on_trial - BLOCK)
         # In the order of the fields: this costs a quarter of _replace().
-        rest = (past.share, past.best, past.best_spread, past.best_lr, past.drifted, past.held, raised, on_trial)
+        rest = (past.share, past.best, past.best_spread, past.best_lr, past.drifted, past.held, raised)
         return _new_tuple(LossHistory, (losses, lrs, is_positive, start, *rest, figures)), is_full
 
     def _figures_before(self, past: LossHistory, known: int) -> Figures:
@@ -339,11 +318,8 @@ class SpikeGuard:
         is_up = progress > 0 and middle > past.best + max(self.gate * progress, 1.5 * past.best_spread)
         if not is_up or lr < FALLEN * past.best_lr:
             return (past._replace(drifted=0) if past.drifted else past), Verdict.GOOD
-        before, drifted = past.drifted, past.drifted + BLOCK
-        verdict = Verdict.DRIFT if before < self.drift_steps <= drifted else Verdict.GOOD
-        if drifted >= self.lasting_steps:
-            verdict = Verdict.LASTING_DRIFT
-        return past._replace(drifted=drifted), verdict
+        drifted = past.drifted + BLOCK
+        return past._replace(drifted=drifted), Verdict.LASTING_DRIFT if drifted >= self.lasting_steps else Verdict.GOOD
 
 
 _new_tuple = tuple.__new__

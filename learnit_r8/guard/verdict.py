@@ -10,32 +10,35 @@ class Verdict(enum.Enum):
     """What happens with a loss.
 
     GOOD: it is learned from.
-    DRIFT: it is learned from, but losses have risen slowly for a while, so the learning rate is lowered.
     SKIPPED: it is not finite, but the optimizer's step was skipped, so no weight was harmed; it is neither learned from
     nor refused. Given by the scheduler, never by a guard.
-    NOT_FINITE, SPIKE, RAISED, LASTING_DRIFT: it is refused, and the model is restored from a backup. RAISED: no loss
-    was high enough for a spike, but losses stay higher than they were; after two restores in vain it counts as DRIFT.
-    OVERFLOW: it is refused in the same way, as too many optimizer steps in a row were skipped. Given by the scheduler.
+    NOT_FINITE, SPIKE, RAISED, LASTING_DRIFT: it is refused. RAISED: no loss was high enough for a spike, but losses stay
+    higher than they were.
+    OVERFLOW: it is refused, as too many optimizer steps in a row were skipped. Given by the scheduler.
+    GRADIENT: it is refused, as its gradient is not finite, or far longer than all before. Given by the scheduler.
+    EARLY: it is refused, as it is high for one of the first steps, and looked into. Given by the scheduler.
+    PROBED: the batch was drawn again to test weights; it is not learned from. Given by the scheduler.
     PENDING: it was reported to an adapter that judges late, and has not been judged yet.
     """
 
     GOOD = "good"
-    DRIFT = "drift"
     SKIPPED = "skipped"
     NOT_FINITE = "not finite"
     SPIKE = "spike"
     RAISED = "raised"
     LASTING_DRIFT = "lasting drift"
     OVERFLOW = "overflow"
+    GRADIENT = "gradient"
+    EARLY = "early"
+    PROBED = "probed"
     PENDING = "pending"
 
 
 class Guard(Protocol):
     """Judges losses. A guard is immutable: `judge` takes and returns its state, and never changes it in place.
 
-    Two methods are optional. ``returned(state)`` gives the state to continue with after the model was restored, from
-    the state at the time of the backup. ``informed(state, before)`` does the same, and also gets the state before the
-    refusal, for what must not be forgotten.
+    Two things are optional. ``calmed(state)`` gives the state without the evidence gathered so far, as the weights were
+    found healthy. ``tests_progress`` says whether recovery may look into losses of the first steps that rise.
     """
 
     def begin(self) -> Any:
@@ -54,8 +57,7 @@ class Guard(Protocol):
             lr: Learning rate of the schedule, before recovery lowers it; NaN if there is none.
 
         Returns:
-            The state to continue with unless the model is restored; and GOOD, DRIFT, NOT_FINITE, SPIKE, RAISED or
-            LASTING_DRIFT.
+            The state to continue with if the loss is learned from; and GOOD, NOT_FINITE, SPIKE, RAISED or LASTING_DRIFT.
         """
 
     def suspicion(self, state: Any) -> float:

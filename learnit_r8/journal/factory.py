@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..checkpoint.durable_io import make_first_free, numbered
 from ..events import launcher
 from ..table.table import SampleTable
 from .requests import Taker
@@ -74,11 +75,4 @@ def _new_folder(parent: Path, name: str) -> Path:
     """Make the folder ``<time>-<name>``, with a number added if it exists."""
     plain = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_.") else "_" for letter in name)
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{plain[:60] or 'run'}"
-    for number in range(1, 1000):
-        folder = parent / (stem if number == 1 else f"{stem}-{number}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
-    raise OSError(f"no free name for a run folder {stem!r} in {str(parent)!r}.")
+    return make_first_free(numbered(parent / stem), lambda folder: folder.mkdir(parents=True))

@@ -16,7 +16,6 @@ from ..events.codec import strict_json
 
 FORMAT = 1
 MOST_SESSIONS = 100
-FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "flax")
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -82,23 +81,14 @@ def _or_empty(read: Callable[[], str]) -> str:
         return ""
 
 
-def versions() -> dict[str, str]:
-    """Versions of the package, of Python, and of the frameworks that are loaded now."""
-    from .. import __version__
-
-    found = {"learnit_r8": __version__, "python": platform.python_version()}
-    for name in ("numpy", *FRAMEWORKS):
-        if name in sys.modules:
-            found[name] = str(getattr(sys.modules[name], "__version__", "?"))
-    return found
-
-
 def write_about(folder: Path, *, name: str, configuration: Mapping[str, str], wall: float) -> None:
     """Write run.json, or add this process to the one that is there.
 
     Raises:
         OSError: it cannot be written.
     """
+    from ..engine.emitter import versions
+
     sessions = read_sessions(folder)[-(MOST_SESSIONS - 1) :]
     about = {
         "format": FORMAT,

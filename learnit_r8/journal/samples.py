@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checkpoint.codec import read_npz
 from ..checkpoint.durable_io import open_regular
 from ..events.codec import strict_json
 from ..table.figures import top
@@ -29,6 +30,7 @@ KEEP_NEWEST = 3
 KEEP_OLDER = 8
 NUM_NAMES = MOST_LABELS = 1000
 MOST_MEMBERS = 16
+_MEMBER = re.compile(r"\w{1,40}\.npy")
 
 _DAMAGE = (
     ValueError,
@@ -259,7 +261,7 @@ def read_samples(folder: Path, epoch: int) -> Samples:
     path = folder / _name(epoch)
     with open_regular(path) as file:
         try:
-            arrays = _members(file, os.fstat(file.fileno()).st_size)
+            arrays = read_npz(file, os.fstat(file.fileno()).st_size, names=_MEMBER, most=MOST_MEMBERS)
             about = json.loads(arrays.pop("about").astype(np.uint8).tobytes())
             names = {int(index): str(name)[:200] for index, name in dict(about["names"]).items()}
             untrained = about["untrained_loss"]
@@ -270,7 +272,7 @@ def read_samples(folder: Path, epoch: int) -> Samples:
                 is_exact=about["is_exact"] is True,
                 untrained_loss=math.nan if untrained is None else float(untrained),
                 names=names,
-                group_labels=_read_labels(about.get("group_labels", ())),
+                group_labels=_read_labels(about["group_labels"]),
                 **_fields(arrays),
             )
         except _DAMAGE as error:
@@ -281,39 +283,13 @@ def _read_labels(labels: Any) -> tuple[Any, ...]:
     return tuple(one if type(one) is int else str(one)[:200] for one in list(labels)[:MOST_LABELS])
 
 
-def _members(file: Any, size: int) -> dict[str, NDArray[Any]]:
-    with zipfile.ZipFile(file) as members:
-        listed = members.infolist()
-        if len(listed) > MOST_MEMBERS or any(one.compress_type != zipfile.ZIP_STORED for one in listed):
-            raise ValueError(f"samples file must have at most {MOST_MEMBERS} uncompressed members, got others.")
-        if sum(one.file_size for one in listed) > size:
-            raise ValueError(f"samples file must hold no more than its {size} bytes, got members that claim more.")
-        wanted = [
-            one for one in listed if one.filename.removesuffix(".npy") in {*_FIELDS, *_EVIDENCE, "about", "group"}
-        ]
-        return {one.filename.removesuffix(".npy"): _array(members, one) for one in wanted}
-
-
-def _array(members: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
-    """The vector of numbers in a member; its header must agree with its size."""
-    with members.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        if version != (1, 0):
-            raise ValueError(f"member {member.filename} must be of npy format 1.0, got {version}.")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        content = file.read()
-    if len(shape) != 1 or dtype.kind not in "fu" or len(content) != shape[0] * dtype.itemsize:
-        raise ValueError(f"member {member.filename} must be a vector of numbers, got {shape} of {dtype}.")
-    return np.frombuffer(content, dtype)
-
-
 def _fields(arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
     size = len(arrays["loss"])
     fields = _FIELDS | ({"group": np.dtype("<u2")} if "group" in arrays else {})
     has_evidence = any(name in arrays for name in _EVIDENCE)
     fields |= _EVIDENCE if has_evidence else {}
     for name, dtype in fields.items():
-        if arrays[name].dtype != dtype or len(arrays[name]) != size or not size:
-            raise ValueError(f"{name} must be {dtype}[{size}], got {arrays[name].dtype}[{len(arrays[name])}].")
+        if arrays[name].dtype != dtype or arrays[name].shape != (size,) or not size:
+            raise ValueError(f"{name} must be {dtype}[{size}], got {arrays[name].dtype}{list(arrays[name].shape)}.")
     found: dict[str, Any] = {name: arrays[name] for name in fields if name not in _EVIDENCE}
     return found | {"evidence": {name: arrays[name] for name in _EVIDENCE} if has_evidence else None}

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ..events import Alive, EpochDone, Event, ProcessLeft, RunEnded, RunStarted, StepsDone
 from ..events.codec import strict_json, to_json
-from ..events.condenser import Condenser
+from ..events.threaded_listener import ThreadedListener
 from .reader import SCHEMA
 from .requests import RequestFolder, Taker
 from .run_info import is_gone, read_sessions, write_about
@@ -41,7 +41,7 @@ MOST_HELD_BYTES = 2**24
 CLOSE_SECONDS = 5.0
 
 
-class Journal:
+class Journal(ThreadedListener):
     """Writes events to ``events.jsonl`` and the table to ``samples-*.npz``.
 
     Args:
@@ -59,7 +59,6 @@ class Journal:
         OSError: the folder cannot be made or written to.
 
     Attributes:
-        listener: The listener to register: it condenses steps for the journal.
         num_lost: Number of events that could not be written.
     """
 
@@ -77,11 +76,10 @@ class Journal:
         in_background: bool = True,
         requests: Taker | None = None,
     ) -> None:
+        super().__init__("learnit_r8 journal", most_queued=MOST_WAITING, every_seconds=SECONDS_BETWEEN_WRITES)
         self.folder = Path(folder)
-        self.listener = Condenser(self)
         self.num_lost = 0
         self._samples_of, self._clock, self._wall = samples, clock, wall
-        self._waiting: deque[Event] = deque()
         self._lines: list[str] = []
         self._pending_samples: list[Samples] = []
         self._samples_due, self._samples_step, self._steps_per_epoch = -1.0, -1, 1
@@ -89,15 +87,12 @@ class Journal:
         self._position = (0, 0.0)
         self._last_written, self._retry = clock(), 0.0
         self._trouble = ""
-        self._has_warned = self._has_ended = self._is_closed = False
-        self._pid = os.getpid()
+        self._has_warned = self._has_ended = self._is_closed = self._is_stuck = False
         self._lock = threading.RLock()
-        self._stop = threading.Event()
         self._in_background = in_background
         self._prepare(name, configuration or {})
         self._requests = None if requests is None else RequestFolder(self.folder, requests)
         self._next_look = 0.0
-        self._thread: threading.Thread | None = None
 
     def _prepare(self, name: str, configuration: Mapping[str, str]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -118,26 +113,33 @@ class Journal:
 
     def __del__(self) -> None:
         # A scheduler that was never closed, in a notebook for instance.
-        if hasattr(self, "_thread") and not self._is_closed:
+        if hasattr(self, "_next_look") and not self._is_closed:
             with contextlib.suppress(Exception):
                 self.close()
 
-    def __call__(self, event: Event) -> None:
-        """Queue an event; on the training thread."""
-        # A forked child holds a copy of the queue, and no thread.
-        if os.getpid() != self._pid:
+    def enqueue(self, event: Event) -> None:
+        """See `ThreadedListener`; more than fit are summed up, and samples are copied when they are due."""
+        if os.getpid() != self._pid or self._is_stuck:
             return
-        self._waiting.append(event)
+        if len(self._waiting) >= MOST_WAITING:
+            self._sum_up(self._waiting)
+        super().enqueue(event)
         self._warn_of_trouble()
         if type(event) is not StepsDone:
             self._look(event)
-        if len(self._waiting) > MOST_WAITING:
-            self._sum_up()
-        if self._in_background and self._thread is None and not self._stop.is_set():
-            self._thread = threading.Thread(
-                target=_work, args=(weakref.ref(self), self._stop), name="learnit_r8 journal", daemon=True
-            )
-            self._thread.start()
+
+    def start_thread(self) -> None:
+        """See `ThreadedListener`; none is started after the end, or where `write_due` is called by hand."""
+        if self._in_background and not self._is_closed:
+            super().start_thread()
+
+    def handle(self, waiting: deque[Event], *, is_last: bool) -> None:
+        """Write what is due."""
+        try:
+            self._write_due(waiting)
+        except Exception:
+            # A bug here must be reported, and must not end the thread.
+            self._trouble = traceback.format_exc()
 
     def _warn_of_trouble(self) -> None:
         if self._trouble and not self._has_warned:
@@ -174,11 +176,14 @@ class Journal:
 
     def write_due(self) -> None:
         """Write the events since the last call."""
+        self._write_due(self._waiting)
+
+    def _write_due(self, waiting: deque[Event]) -> None:
         now = self._clock()
         if self._requests is not None and now >= self._next_look and not self._is_closed:
             self._next_look = now + SECONDS_BETWEEN_LOOKS
             self._requests.look()
-        self._sum_up()
+        self._sum_up(waiting)
         if now - self._last_written >= SECONDS_BETWEEN_HEARTBEATS:
             self._add(Alive(*self._position))
         if now < self._retry:
@@ -191,10 +196,10 @@ class Journal:
             self._trouble = "it was deleted or moved away during the run" if is_gone else str(error)
             self._retry = now + SECONDS_BETWEEN_TRIES
 
-    def _sum_up(self) -> None:
-        """Turn the waiting events into lines, of which memory holds at most `MOST_WAITING`."""
+    def _sum_up(self, waiting: deque[Event]) -> None:
+        """Turn waiting events into lines, of which memory holds at most `MOST_WAITING`."""
         with self._lock:
-            happened = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            happened = [waiting.popleft() for _ in range(len(waiting))]
             if happened:
                 self._position = (happened[-1].step, happened[-1].seconds)
             for event in self._summary.take(happened, self._clock()):
@@ -233,16 +238,14 @@ class Journal:
         Args:
             error: The exception that ended the run; by default the one on the way to the caller, if any.
         """
-        if os.getpid() != self._pid:
+        if os.getpid() != self._pid or self._is_stuck:
             return
-        self._stop.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
+        self._condenser.flush()
+        if not self.end_thread(CLOSE_SECONDS):
             # The program must end even if the disk hangs.
-            self._thread.join(CLOSE_SECONDS)
-            if self._thread.is_alive():
-                return
-        self.listener.flush()
-        self._sum_up()
+            self._is_stuck = True
+            return
+        self._sum_up(self._waiting)
         for event in self._summary.rest():
             self._add(event)
         if not self._is_closed:
@@ -253,20 +256,6 @@ class Journal:
         self._retry = 0.0
         self.write_due()
         self._warn_of_trouble()
-
-
-def _work(reference: weakref.ref[Journal], stop: threading.Event) -> None:
-    """The loop of the thread, until the journal is closed or deleted."""
-    while not stop.wait(SECONDS_BETWEEN_WRITES):
-        journal = reference()
-        if journal is None:
-            return
-        try:
-            journal.write_due()
-        except Exception:
-            # A bug here must be reported, and must not end the thread.
-            journal._trouble = traceback.format_exc()
-        del journal
 
 
 def _append(path: Path, text: str) -> None:

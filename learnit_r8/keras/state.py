@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._adapters.random_generators import set_torch_state, torch_state
+from ..checkpoint.state_tree import is_own_kind
 
 _FILE_KINDS = "model", "optimizer", "random"
 
@@ -89,16 +90,13 @@ class ModelState:
         for kind, variables in self._variables().items():
             shapes = [tuple(each.shape) for each in variables]
             arrays = state.get(kind, [])
-            if kind == "optimizer" and len(arrays) == len(shapes) + 1:
-                arrays = _without_rate(arrays)
             given = [array.shape for array in arrays]
             if shapes != given:
                 raise ValueError(f"the saved {kind} must have variables of shapes {shapes}, got {given}.")
             pairs += zip(variables, arrays, strict=True)
         for variable, array in pairs:
             variable.assign(array)
-        # Files of before have none.
-        random = state.get("random", [])
+        random = state["random"]
         _set_random_state(random)
         self._random = [] if from_ram else random
 
@@ -112,12 +110,6 @@ class ModelState:
         if is_set:
             _set_random_state(self._random)
         self._random = []
-
-
-def _without_rate(arrays: list[NDArray[Any]]) -> list[NDArray[Any]]:
-    """The arrays of an optimizer in a file of 0.1 without its first number that is not whole: the learning rate."""
-    rates = [position for position, array in enumerate(arrays) if not array.shape and array.dtype.kind == "f"]
-    return [array for position, array in enumerate(arrays) if position not in rates[:1]]
 
 
 def _random_state() -> list[NDArray[Any]]:
@@ -135,8 +127,8 @@ def as_numpy(variable: Any) -> NDArray[Any]:
     value = variable.value
     value = value.detach().cpu() if hasattr(value, "detach") else value
     array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)
-    # numpy knows bfloat16 and the like by number of bytes only; float32 holds them exactly.
-    return array.astype(np.float32) if array.dtype.kind == "V" else array
+    # numpy's files know bfloat16 and the like by number of bytes only; float32 holds them exactly.
+    return array if is_own_kind(array.dtype) else array.astype(np.float32)
 
 
 def _read_file(path: str | os.PathLike[str]) -> dict[str, list[NDArray[Any]]]:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader
 
+from .._adapters.random_generators import random_state, random_state_of, set_random_state
 from .._validation import whole_number
 from ..torch import Adapter, attach
 from ..torch.attach import check_dataset
-from ..torch.serialization import as_arrays
-from ..torch.state import random_state, random_state_of, set_random_state
+from ..torch.serialization import as_arrays, as_tensors
 
 if TYPE_CHECKING:
     from ..engine.settings import CommonSettings, Unpack
@@ -160,7 +160,7 @@ class R8Loader:
             raise RuntimeError(NO_CALLBACK)
         # The losses on their way first: one of them may put the generators back.
         state = self.adapter.lr_scheduler.state_dict()
-        return {"scheduler": state, "random": _of_all_ranks(random_state())}
+        return {"scheduler": state, "random": _of_all_ranks(as_tensors(random_state()))}
 
     def go_on_from(self, state: Mapping[str, Any]) -> None:
         """Take over what `whole_state` returned.

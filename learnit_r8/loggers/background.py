@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import atexit
 import math
-import queue
-import threading
 import traceback
 import warnings
+from collections import deque
 from typing import Any
 
 from .. import events
 from ..events import launcher
-from ..events.condenser import Condenser
+from ..events.threaded_listener import ThreadedListener
 
 MOST_QUEUED = 10_000
 """Events that wait for a logger: forty minutes of steps, which are condensed to four a second."""
@@ -20,10 +19,11 @@ MOST_QUEUED = 10_000
 CLOSE_SECONDS = 5.0
 """Longest time that the end of a run waits for a logger."""
 
-_END = None
+EVERY_SECONDS = 0.25
+"""Time between two looks at the queue; steps come four times a second."""
 
 
-class Logger:
+class Logger(ThreadedListener):
     """A listener that hands events to `write` on a thread of its own.
 
     The training thread only appends to a queue; it never waits, but at the end of the run for `close`. Steps come as
@@ -49,18 +49,16 @@ class Logger:
     def __init__(self, *, most_queued: int = MOST_QUEUED, every_rank: bool = False) -> None:
         if most_queued < 1:
             raise ValueError(f"most_queued must be at least 1, got {most_queued!r}.")
-        self.num_events = self._num_dropped = self._num_failed = 0
+        super().__init__(f"r8-{type(self).__name__}", most_queued=most_queued, every_seconds=EVERY_SECONDS)
+        self.num_events = self._num_failed = 0
         self.error: BaseException | None = None
-        self._most, self._is_on = most_queued, every_rank or not launcher.rank_of()
-        self._queue: queue.SimpleQueue[events.Event | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._condenser = Condenser(self._append)
+        self._is_on = every_rank or not launcher.rank_of()
         self._trace, self._has_said = "", False
 
     @property
     def num_lost(self) -> int:
         """Events that were not written."""
-        return self._num_dropped + self._num_failed
+        return self.num_dropped + self._num_failed
 
     def write(self, event: events.Event) -> None:
         """Write an event; on the thread of the logger."""
@@ -73,36 +71,28 @@ class Logger:
         """Take in an event; on the training thread."""
         if not self._is_on:
             return
-        self._condenser(event)
+        super().__call__(event)
         if self._trace:
             self._say_error()
         if isinstance(event, events.RunEnded):
             self.close()
 
-    def _append(self, event: events.Event) -> None:
+    def enqueue(self, event: events.Event) -> None:
+        """See `ThreadedListener`; counts the event."""
         self.num_events += 1
-        if self._queue.qsize() >= self._most:
-            self._num_dropped += 1
-            return
-        self._queue.put(event)
-        if self._thread is None:
-            self._start()
+        super().enqueue(event)
 
-    def _start(self) -> None:
-        thread = threading.Thread(target=self._write_queued, args=(self._queue,), name=f"r8-{self._name}", daemon=True)
-        self._thread = thread
-        thread.start()
+    def start_thread(self) -> None:
+        """See `ThreadedListener`; the program writes what is queued before it ends."""
+        super().start_thread()
         atexit.register(self.close)
 
-    @property
-    def _name(self) -> str:
-        return type(self).__name__
-
-    def _write_queued(self, waiting: queue.SimpleQueue[events.Event | None]) -> None:
-        """The loop of the thread; ends with an entry that is no event."""
-        while (event := waiting.get()) is not _END:
-            self._guarded(self.write, event)
-        self._guarded(self.finish)
+    def handle(self, waiting: deque[events.Event], *, is_last: bool) -> None:
+        """Write the events in the queue."""
+        while waiting:
+            self._guarded(self.write, waiting.popleft())
+        if is_last:
+            self._guarded(self.finish)
 
     def _guarded(self, call: Any, *arguments: Any) -> None:
         try:
@@ -116,40 +106,22 @@ class Logger:
         """Name the error, the first time."""
         if not self._has_said:
             self._has_said = True
-            text = f"logger {self._name} could not write, and goes on:\n{self._trace}"
+            text = f"logger {type(self).__name__} could not write, and goes on:\n{self._trace}"
             warnings.warn(text, RuntimeWarning, stacklevel=4)
 
     def close(self) -> None:
         """Write what is queued and end the thread; waits at most five seconds. Safe to call twice."""
-        thread, self._thread = self._thread, None
-        if thread is None:
+        self._condenser.flush()
+        if self._thread is None:
             return
         atexit.unregister(self.close)
-        self._condenser.flush()
-        waiting, self._queue = self._queue, queue.SimpleQueue()
-        waiting.put(_END)
-        if threading.current_thread() is not thread:
-            thread.join(CLOSE_SECONDS)
-        if thread.is_alive():
-            self._num_dropped += _drain(waiting)
+        has_ended = self.end_thread(CLOSE_SECONDS)
         if self._trace:
             self._say_error()
         if self.num_lost:
-            late = f", and was not done after {CLOSE_SECONDS:g} s" if thread.is_alive() else ""
-            lost = f"logger {self._name} has lost {self.num_lost:,} of {self.num_events:,} events{late}"
+            late = "" if has_ended else f", and was not done after {CLOSE_SECONDS:g} s"
+            lost = f"logger {type(self).__name__} has lost {self.num_lost:,} of {self.num_events:,} events{late}"
             warnings.warn(lost, RuntimeWarning, stacklevel=2)
-
-
-def _drain(waiting: queue.SimpleQueue[events.Event | None]) -> int:
-    """Empty the queue of a thread that is given up, so that it ends when it can; the number of events in it."""
-    count = 0
-    try:
-        while waiting.get_nowait() is not _END:
-            count += 1
-    except queue.Empty:
-        pass
-    waiting.put(_END)
-    return count
 
 
 def numbers_of(event: events.Event) -> tuple[int, dict[str, float]]:

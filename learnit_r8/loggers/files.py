@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import events
-from ..checkpoint.durable_io import replace
+from ..checkpoint.durable_io import make_first_free, numbered, replace
 from ..events.codec import to_json
 from .background import Logger, numbers_of
 
@@ -40,7 +40,8 @@ class _File(Logger):
         if self.path.is_file() and step:
             _keep_lines(self.path, lambda line: self._step_of(line) <= step)
         elif self.path.is_file() and self.path.stat().st_size:
-            self.path.rename(_free_name(self.path))
+            names = numbered(self.path.with_suffix(""), self.path.suffix)
+            self.path.replace(make_first_free(names, lambda path: path.touch(exist_ok=False)))
         is_new = not self.path.is_file() or not self.path.stat().st_size
         self._stream = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115, until the run ends
         if is_new:
@@ -122,10 +123,3 @@ def _keep_lines(path: Path, wanted: Callable[[str], bool]) -> None:
         except (ValueError, KeyError, TypeError):
             continue
     replace(path, "".join(kept).encode())
-
-
-def _free_name(path: Path) -> Path:
-    number = 1
-    while (free := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
-        number += 1
-    return free

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .._adapters.driven_state import taken_apart
-from .._adapters.trees import from_plain, to_plain
 from .._validation import whole_number
 from ..checkpoint.codec import decode, encode
 from ..checkpoint.durable_io import replace
-from ..recovery import model_state
+from ..checkpoint.state_form import fit, pack, unpack_saved
+from ..checkpoint.state_tree import clone
 from ..streams.event import Record, as_scalar
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ class Kept:
 
     def __init__(self, state: Any) -> None:
         leaves, self._make = taken_apart(state)
-        self._leaves = model_state.clone(leaves)
+        self._leaves = clone(leaves)
 
     def put_back(self) -> Any:
         """The state as it was; objects with ``load_state_dict`` in it are changed in place."""
-        return self._make(model_state.clone(self._leaves))
+        return self._make(clone(self._leaves))
 
 
 def save_state(path: str | os.PathLike[str], state: Any, **more: Any) -> None:
@@ -47,7 +47,7 @@ def save_state(path: str | os.PathLike[str], state: Any, **more: Any) -> None:
         TypeError: a leaf cannot be saved; the message says where it is.
     """
     file = Path(path)
-    content = encode({"state": to_plain(state), **more})
+    content = encode({"state": pack(state, holders=True), **more})
     file.parent.mkdir(parents=True, exist_ok=True)
     replace(file, content)
 
@@ -65,7 +65,7 @@ def load_state(path: str | os.PathLike[str], template: Any) -> Any:
     Raises:
         ValueError: the file is damaged, or of a state of another structure.
     """
-    return from_plain(decode(Path(path).read_bytes())["state"], template)
+    return fit(unpack_saved(decode(Path(path).read_bytes())["state"]), template)
 
 
 def numbered(folder: Path, prefix: str) -> list[tuple[int, Path]]:

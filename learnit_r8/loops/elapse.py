@@ -53,7 +53,7 @@ def opened(dataset: Any) -> Iterator[Any]:
         raise TypeError(f"dataset must be an iterable, or a function that returns one, got {dataset!r}.") from None
 
 
-class Stopwatch:
+class StopRule:
     """Says when to stop, with a clock reading of its own only where the answer depends on time.
 
     Args:
@@ -109,7 +109,7 @@ def elapse(dataset: Any, *, stop: Any = None, elapsed: Elapsed | None = None) ->
 def _counted(
     batches: Iterator[Any], condition: Callable[[Elapsed], Any] | None, elapsed: Elapsed
 ) -> Iterator[tuple[Elapsed, Any]]:
-    watch = Stopwatch(condition, elapsed)
+    watch = StopRule(condition, elapsed)
     if watch.is_over(elapsed):
         return
     for batch in batches:
@@ -119,7 +119,7 @@ def _counted(
             return
 
 
-def advanced(elapsed: Elapsed, batch: Any, watch: Stopwatch) -> Elapsed:
+def advanced(elapsed: Elapsed, batch: Any, watch: StopRule) -> Elapsed:
     """Where the run is with one more batch."""
     steps, samples, seconds = elapsed[:3]
     return Elapsed(steps + 1, samples + batch_size(batch), watch.seconds(), steps, samples, seconds)

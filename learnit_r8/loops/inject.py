@@ -72,7 +72,3 @@ def _bound(callback: Callable[..., Any], positional: list[str], keywords: list[s
     if len(positional) == 1:
         return lambda here: callback(get(here))
     return lambda here: callback(*get(here))
-
-
-def noop(*_: Any) -> None:
-    """Do nothing: a place holder where a callback must stand."""

@@ -1,4 +1,4 @@
-"""loop: calls the callbacks that are due at each batch of a data set. All loops of this package run here."""
+"""loop: calls the callbacks that are due at each batch of a data set."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..triggers import Elapsed
-from .elapse import Stopwatch, batch_size, opened
+from .elapse import StopRule, batch_size, opened
 from .history import History
 from .period import as_stop
 from .state import LoopState
@@ -61,41 +61,18 @@ def loop(
     >>> loop(0, range(10), {every(1): lambda state, batch: state + batch})[0]
     45
     """
-    return run_loop(
-        state,
-        dataset,
-        read_tasks(tasks, callbacks),
-        stop=stop,
-        history=history,
-        elapsed=elapsed,
-        metadata=metadata,
-        catch_keyboard_interrupt=catch_keyboard_interrupt,
-    )
-
-
-def run_loop(
-    state: Any,
-    dataset: Any,
-    plan: Tasks,
-    *,
-    stop: Any = None,
-    history: History | None = None,
-    elapsed: Elapsed | None = None,
-    metadata: Any = None,
-    catch_keyboard_interrupt: bool = True,
-) -> tuple[Any, History, Elapsed]:
-    """`loop`, with tasks that `read_tasks` has read."""
+    plan = read_tasks(tasks, callbacks)
     condition, total = as_stop(stop)
     batches = opened(dataset)
     start = Elapsed() if elapsed is None else elapsed
     here = LoopState(state, start, History() if history is None else history, total=total, metadata=metadata)
-    _turn(here, batches, plan, Stopwatch(condition, start), owns_batches=batches is not dataset)
+    _turn(here, batches, plan, StopRule(condition, start), owns_batches=batches is not dataset)
     if here.is_interrupted and (_depth.get() or not catch_keyboard_interrupt):
         raise KeyboardInterrupt
     return here.state, here.history, here.elapsed
 
 
-def _turn(here: LoopState, batches: Iterator[Any], plan: Tasks, watch: Stopwatch, *, owns_batches: bool) -> None:
+def _turn(here: LoopState, batches: Iterator[Any], plan: Tasks, watch: StopRule, *, owns_batches: bool) -> None:
     """Run a loop to its end, and call the callbacks of the end in any case."""
     token = _depth.set(_depth.get() + 1)
     try:
@@ -114,7 +91,7 @@ def _turn(here: LoopState, batches: Iterator[Any], plan: Tasks, watch: Stopwatch
             _depth.reset(token)
 
 
-def _steps(here: LoopState, batches: Iterator[Any], tasks: tuple[Step, ...], watch: Stopwatch) -> None:
+def _steps(here: LoopState, batches: Iterator[Any], tasks: tuple[Step, ...], watch: StopRule) -> None:
     finished = here.elapsed
     steps, samples, seconds = finished[:3]
     if here.stop_iteration or watch.is_over(finished):
@@ -137,7 +114,7 @@ def _steps(here: LoopState, batches: Iterator[Any], tasks: tuple[Step, ...], wat
         here.elapsed = finished
 
 
-def _end(here: LoopState, batches: Any, plan: Tasks, watch: Stopwatch) -> None:
+def _end(here: LoopState, batches: Any, plan: Tasks, watch: StopRule) -> None:
     """Call the callbacks of the end; the logs of a step that was not finished are lost."""
     here.logs.clear()
     here.elapsed = here.elapsed._replace(time=max(here.elapsed.time, watch.seconds()))

@@ -12,7 +12,7 @@ from .._adapters.rows import check_rows, leaves, take_rows
 from ..engine.signals import running
 from ..guard.verdict import Verdict
 from .logs import Logs
-from .run import run_loop
+from .run import loop
 from .state import LoopState
 
 if TYPE_CHECKING:
@@ -51,11 +51,6 @@ class Scheduled:
 
     def __init__(self, r8: R8Scheduler, take: Callable[[Any], Any]) -> None:
         self._r8, self._take = r8, take
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps in an epoch, for `train_loop`."""
-        return self._r8.steps_per_epoch
 
     def __iter__(self) -> Iterator[Drawn]:
         prefetch, ticket = Prefetch.of(self._r8), None
@@ -131,7 +126,7 @@ class Report:
         """Let the scheduler keep the state of this loop, if there is a model in it."""
         if self._place is not loop_state:
             self._place, self._driven = loop_state, DrivenState(loop_state)
-            self._r8.requests.stay_within(running(run_loop))
+            self._r8.requests.stay_within(running(loop))
             if self._driven.has_model:
                 self._r8.adopt(self._driven.callbacks())
 

@@ -58,12 +58,3 @@ def keys_of(values: NDArray[np.floating[Any]]) -> NDArray[np.unsignedinteger[Any
         bits = bits ^ ((bits >> signed(last)) | signed(-(2**last)))
     keys: NDArray[np.unsignedinteger[Any]] = bits.view(unsigned)
     return keys
-
-
-def holds(known: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """bool[M], which of some indices are among the known ones, which are in ascending order."""
-    if not len(known):
-        return np.zeros(len(indices), bool)
-    places = np.minimum(np.searchsorted(known, indices), len(known) - 1)
-    found: NDArray[np.bool_] = known[places] == indices
-    return found

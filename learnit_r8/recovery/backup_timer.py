@@ -6,10 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import events
+from ..checkpoint.state_tree import not_finite
 from ..events.bus import Announcer
 from ..triggers import Condition, Elapsed, quiet_until
-from . import model_state
 from .ram_backup import RamBackup
+
+MOST_LASTING = 4
+"""Times that an array may be damaged without a refused batch before it is taken to be meant so."""
 
 
 class BackupTimer:
@@ -24,6 +27,7 @@ class BackupTimer:
         backup: As given.
         when: As given.
         clean_step: Steps reported when every number of the model was last found finite; -1 before that.
+        meant: Names of what is not finite on purpose.
         agree: Shares a failure on one rank with all ranks: takes this rank's, "" for none, and returns any rank's.
     """
 
@@ -31,12 +35,13 @@ class BackupTimer:
         self.backup = backup
         self.when = when
         self.clean_step = -1
+        self.meant: set[str] = set()
         self.agree: Callable[[str], str] = str
         self._announcer = announcer
-        self._meant_infinite: set[str] | None = None
+        self._is_first = True
+        self._num_lasting: dict[str, int] = {}
         self._is_due = False
         self._step = 0
-        self._unanswered = ""
 
     def agree_with(self, agree: Callable[[str], str]) -> None:
         """Share failures with the other ranks through this function; see the class."""
@@ -44,11 +49,7 @@ class BackupTimer:
 
     def count_from(self, step: int) -> None:
         """Note that the run was resumed at this step, which needs no backup."""
-        self._step, self._unanswered = step, ""
-
-    def answered(self) -> None:
-        """Note that recovery has answered the damage found last."""
-        self._unanswered = ""
+        self._step = step
 
     def look_soon(self) -> None:
         """Take a backup, which checks every number, as soon as the user's step is complete."""
@@ -56,10 +57,12 @@ class BackupTimer:
 
     def quiet_until(self, asked: Elapsed) -> tuple[float, float]:
         """Steps and seconds before which no backup is due; ``asked`` is the last `take_if_due` call."""
-        is_now = self._is_due or self._unanswered or self.backup.is_empty
+        is_now = self._is_due or self.backup.is_empty
         return (0.0, 0.0) if is_now else quiet_until(self.when, asked)
 
-    def take_if_due(self, elapsed: Elapsed, draws: int, get: Callable[[], Any], get_moment: Callable[[], Any]) -> str:
+    def take_if_due(
+        self, elapsed: Elapsed, draws: int, get: Callable[[], Any], get_moment: Callable[[], Any], *, is_calm: bool
+    ) -> str:
         """Take a backup with the state callback if one is due; exceptions of the callback reach the user.
 
         Args:
@@ -67,10 +70,10 @@ class BackupTimer:
             draws: Batches drawn so far.
             get: The state callback.
             get_moment: Returns the scheduler's `Moment` to keep with a backup.
+            is_calm: Whether nothing is suspected; otherwise a backup waits, unless there is none at all.
 
         Returns:
-            The name of a non-finite array, also of one found earlier and not `answered`; no backup was taken then.
-            Otherwise "".
+            The name of a non-finite array; no backup was taken then. Otherwise "".
 
         Raises:
             TypeError: the callback returned None, or a state that cannot be copied.
@@ -78,8 +81,9 @@ class BackupTimer:
         step = elapsed.steps
         # A backup of this step may exist already, if the call was interrupted right after taking it.
         self._is_due = (step != self._step and bool(self.when(elapsed))) or self._is_due
-        if not (self.backup.is_empty or (self._is_due and step != self._step and self.backup.is_calm())):
-            return self._unanswered
+        waits = self.backup.awaits_witness and len(self.backup.backups) > 1
+        if not (self.backup.is_empty or (self._is_due and step != self._step and is_calm and not waits)):
+            return ""
         try:
             state = get()
             if state is None:
@@ -105,19 +109,19 @@ class BackupTimer:
         """
         damaged = self.agree(self.damage_in(state))
         if damaged:
-            self._unanswered = damaged
             self._note_taken(step)
             self._announcer.tell(events.DamageFound, array=damaged)
             return damaged
         self.clean_step = step
-        before, shortage = self.backup.slots, ""
+        taken, shortage = None, ""
         try:
-            self.backup.offer(state, step=step, draws=draws, moment=moment)
+            taken = self.backup.offer(state, step=step, draws=draws, moment=moment)
         except MemoryError:
             shortage = "no memory"
         if self.agree(shortage):
             # On all ranks, which must go back to the same step later.
-            self.backup.undo(before, None)
+            if taken is not None:
+                self.backup.backups.remove(taken)
             self._note_taken(step)
             self._announcer.warn_once(
                 "no memory", f"there was no memory for the backup at step {step}; the previous one is kept."
@@ -127,13 +131,32 @@ class BackupTimer:
         self._announcer.tell(events.BackupTaken)
         return ""
 
+    def damaged_in(self, state: Any) -> list[str]:
+        """The names of arrays with NaN, or of what is not finite and was so in no first state."""
+        bad = not_finite(state)
+        if self._is_first:
+            # Attention masks hold -inf on purpose, and a value that is not known yet is NaN.
+            self._is_first = False
+            self.meant = {key for key, fault in bad.items() if fault != "NaN"}
+        return [key for key in bad if key not in self.meant]
+
     def damage_in(self, state: Any) -> str:
-        """The name of an array with NaN, or with infinities that its first state did not have; "" if there is none."""
-        bad = model_state.not_finite(state)
-        if self._meant_infinite is None:
-            # Attention masks hold -inf on purpose.
-            self._meant_infinite = {key for key, has_nan in bad.items() if not has_nan}
-        return next((key for key, has_nan in bad.items() if has_nan or key not in self._meant_infinite), "")
+        """The name of the first of `damaged_in`; "" if there is none."""
+        return next(iter(self.damaged_in(state)), "")
+
+    def note_lasting(self, name: str) -> None:
+        """Note an array that is damaged again though no batch was refused since it was mended.
+
+        After some times it is taken to be meant so, loudly.
+        """
+        self._num_lasting[name] = self._num_lasting.get(name, 0) + 1
+        if self._num_lasting[name] == MOST_LASTING:
+            self.meant.add(name)
+            self._announcer.warn_once(
+                f"meant {name}",
+                f"{name!r} in the model's state is not finite again and again, whatever is done; it is not checked any "
+                "more. If it is meant to hold such values, leave it out of the state.",
+            )
 
     def damage_of(self, get: Callable[[], Any] | None, *, unknown: str = "") -> str:
         """The name of a damaged array of the live model, "" if there is none; ``unknown`` if that cannot be checked."""

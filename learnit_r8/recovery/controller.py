@@ -1,484 +1,899 @@
-"""The recovery controller: answers refused losses as the policy decides, and keeps the state of the incident."""
+"""The recovery controller: refuses batches, lets experiments find out what was at fault, and does what they find.
+
+refused once                 the next batch is a free test: if it is good, nothing else happens
+refused again, or a spike    an experiment (experiment.py): probes of the present weights, then of backups
+  healthy                    go on; the refused batches were to blame, and their samples are suspects
+  restored                   go on from the newest state that repeats its record, gently for some steps
+    damaged again soon       and at a lower rate
+  level                      nothing is restored; the losses mean something else from here on
+"""
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import events
 from ..events.bus import Announcer
+from ..guard.monitor import Sentry
 from ..guard.verdict import Verdict
 from ..sampling.ticket import Ticket
 from ..table.losses import Reading
+from ..table.records import LARGEST_LOSS
 from ..table.table import SampleTable
-from .diagnosis import ARRAY_REASON, Attempt
-from .incident import Incident, not_finite_samples
-from .incident_state import CALM, Move, RecoveryState
-from .ladder import RollbackDepth, WeightAge
-from .policy import FRESH_STEPS, LEAST_LEVEL_STEPS, MOST_IN_A_ROW, Recovery
+from .experiment import Alarm, Case, Finding, Steps, draw_again, investigate
+from .incident import Incident, diverged_text, write_bundle
+from .live_model import LiveModel
+from .moment import Moment, go_back
+from .policy import Recovery, TrainingDiverged
+from .progress import EARLY_UPDATES, LOOK_EVERY, START_UPDATES, Progress
 from .quarantine import Quarantine
-from .ram_backup import Reach
-from .replay_check import ReplayCheck
-from .restore import RestoreResult
+from .ram_backup import Backup, spread_of
+from .rate_limit import RateLimit
+from .restore import RestoreError
 
 if TYPE_CHECKING:
     from .persistence import Persistence
 
-
 EQUAL_LOSSES = 8
 """Number of equal losses in a row after which the weights are checked."""
 
+LEAST_TRIAL = 64
+"""Updates after a restore in which a new alarm is a relapse, if they are more than twice those that it undid."""
 
-class RecoveryController:
-    """Answers refused losses: restores the model, lowers the learning rate, ends the incident or gives up.
+LEAST_BAD, MOST_BAD = 2, 32
+"""Refused batches in a row that are looked into; doubled within these bounds whenever the weights prove healthy."""
 
-    Args:
-        recovery: The policy: what to try, and when to give up.
-        persistence: Where to go back to.
-        announcer: Tells listeners and the user.
-        table: Names the samples, and keeps the quarantined ones.
+BROKEN_SHARE = 0.5
+"""Share of the last 100 batches that must be refused for the data to be called broken."""
+
+DIVISOR, EARLY_DIVISOR = 2.0, 10.0
+"""What a rate that damages healthy weights is divided by, and the rate of the first steps."""
+
+LOWEST_SHARE = 1 / 8
+"""Least share of the scheduled rate that a ceiling leaves after the first steps."""
+
+TRIAL_LOSSES = 8
+"""Batches whose mean stands for a probe where no witness can be drawn."""
+
+RATE_TRIAL_UPDATES, RATE_TRIAL_STEPS, MOST_RATE_TRIALS = 256, 64, 3
+"""Updates after the start in which a lower rate is tried, how many the trial takes, and how many trials there may be."""
+
+MOST_ON_DISK = 64
+"""Checkpoints whose witnesses are known."""
+
+UPDATES_LOOKED_AT, LARGE_UPDATE = 4, 0.03
+"""Updates that are looked at before that, and the share of the level of the start by which they must have changed the
+loss of their own batch, on average. Healthy ones changed it by .003 to .027 in sixteen tasks."""
+
+LOOPING, LOOP_STEPS = 3, 100
+"""So many experiments that found healthy weights within so many steps make the guard forget its losses."""
+
+
+class Answer(NamedTuple):
+    """What a report leads to.
 
     Attributes:
-        num_restored: Number of times the model was restored.
-        quarantine: Finds the samples that refused batches have in common.
-        replay: Checks whether a restored model gives the same loss again.
+        is_good: Whether the batch is to be trained on.
+        put_to: Steps reported when the state that was put back was taken; None if none was.
     """
 
-    def __init__(self, recovery: Recovery, persistence: Persistence, announcer: Announcer, table: SampleTable) -> None:
-        self.recovery = recovery
-        self.num_restored = 0
-        self.quarantine = Quarantine(table, announcer)
-        self.replay = ReplayCheck(persistence.backup, is_on=getattr(recovery, "replay_check", False))
-        self._table = table
-        self._persistence = persistence
-        self._announcer = announcer
-        self._state = CALM
-        self._incident = Incident(recovery, persistence, announcer, table.storage.name_of)
-        self._weight_age = WeightAge()
-        self._num_equal = 0
-        self._went_back_at = 0
-        self._looked_from = -1
+    is_good: bool
+    put_to: int | None
 
-    def lr(self, scheduled_lr: float) -> float:
-        """The learning rate to use in place of the scheduled one."""
-        return scheduled_lr if self._state is CALM else self.recovery.lr(self._state, scheduled_lr)
+
+class RateTrial(NamedTuple):
+    """What is put back if a lower rate from the start is no better.
+
+    Attributes:
+        present: The copy of the model.
+        level: The level of its losses.
+        memory: The guard's states.
+        progress: The losses.
+        updates: Updates of its weights.
+        backups: The backups.
+        limit: The limit of the rate, as a saved state.
+    """
+
+    present: Any
+    level: float
+    memory: Any
+    progress: Progress
+    updates: int
+    backups: list[Backup]
+    limit: dict[str, Any]
+
+
+class RecoveryController:
+    """Answers refused losses.
+
+    Args:
+        recovery: The settings.
+        persistence: Backups, checkpoints, and the user's callbacks.
+        announcer: Tells listeners and the user.
+        table: Names the samples, and keeps the quarantined ones.
+        sentry: Judges losses.
+
+    Attributes:
+        num_restored, num_probes: Restores and probes so far.
+        quarantine: Finds bad samples.
+        limit: Holds the learning rate down.
+        progress: The last losses.
+        can_probe: Whether a witness can be drawn out of turn.
+        updates: Updates that the present weights have taken.
+        is_early: Whether `is_suspicious` must be asked.
+        asks_probe: Whether the next batch drawn must be a probe.
+        is_look_due: Whether `look_back` is to be called before the next batch is drawn.
+        is_quiet: Whether a good loss changes nothing that listeners hear of.
+        steady_left: Batches of low-loss samples still to draw.
+    """
+
+    def __init__(
+        self, recovery: Recovery, persistence: Persistence, announcer: Announcer, table: SampleTable, sentry: Sentry
+    ) -> None:
+        self.recovery = recovery
+        self.num_restored = self.num_probes = 0
+        self.quarantine = Quarantine(table, announcer, most_share=recovery.most_quarantined)
+        self.limit = RateLimit(recovery.factor, recovery.gentle_steps)
+        self.progress = Progress()
+        self.can_probe = True
+        self._table, self._persistence, self._announcer, self._sentry = table, persistence, announcer, sentry
+        self._backup = persistence.backup
+        self._live = LiveModel(persistence, announcer)
+        self._begin_state()
+
+    def _begin_state(self) -> None:
+        self.updates = 0
+        self.is_early = self._tests_progress = bool(getattr(self._sentry.guard, "tests_progress", False))
+        self.asks_probe = self.is_look_due = False
+        self.is_quiet = True
+        self.steady_left = 0
+        self._rates: deque[float] = deque(maxlen=16)
+        self._outcomes: deque[bool] = deque(maxlen=100)
+        self._streak = self._bad_run = self._num_equal = self._calm_run = 0
+        self._bad_limit = LEAST_BAD
+        self._healthy_at: deque[int] = deque(maxlen=LOOPING)
+        self._on_disk: list[Backup] = []
+        self._since = self._trial = self._relapses = self._num_rate_trials = self._num_draws = 0
+        self._most_steady = 0
+        self._lr = math.nan
+        self._is_proving = self._rises = self._has_ended = self._refused_since_damage = False
+        self._level_before = -math.inf
+        self._changes: list[float] = []
+        self._last: tuple[NDArray[np.int64], float] = np.empty(0, np.int64), math.nan
+        self._incident: Incident | None = None
+        self._last_refused: NDArray[np.int64] | None = None
+        self._rate_trial: RateTrial | None = None
+        self._end_experiment()
+
+    def _end_experiment(self) -> None:
+        self._experiment: Steps | None = None
+        self._case: Case | None = None
+        self._asked: Backup | None = None
+        self._part, self._probe_losses = 0, list[float]()
+        self._probe_chunk: Any = None
+        self.asks_probe = False
+        self._generators: Any = None
+
+    # -- drawing
 
     @property
-    def lr_factor(self) -> float:
-        """Factor of the scheduled learning rate, in (0, 1]; a ceiling may lower the rate further."""
-        return self.recovery.lr_factor(self._state)
+    def is_open(self) -> bool:
+        """Whether an experiment or a trial of a rate is under way: then nothing is backed up or saved."""
+        return self._experiment is not None or self._rate_trial is not None
+
+    @property
+    def is_investigating(self) -> bool:
+        """Whether a probe is awaited."""
+        return self._experiment is not None
 
     @property
     def is_calm(self) -> bool:
-        """Whether recovery has no reason to distrust the weights: nothing was refused recently."""
-        state = self._state
-        return not state.tries or state.accepted >= (1 if state.tries == 1 and state.is_sudden else FRESH_STEPS)
+        """Whether nothing was refused since the last good loss, and nothing is tested."""
+        return not self._bad_run and not self.is_open
 
-    @property
-    def doubts_level(self) -> bool:
-        """Whether to restore for a raised level of the losses: not if that is impossible, or has not helped before."""
-        state = self._state
-        if self._persistence.callbacks.load is None or not self._persistence.has_something:
+    def note_start(self) -> None:
+        """Note the random generators as the training on a batch begins; of use for the first one after a backup."""
+        generators = self._persistence.callbacks.generators
+        if generators is not None and self._backup.awaits_witness and not self.is_open:
+            newest = self._backup.backups[-1]
+            if not newest.witness:
+                newest.generators = generators.get()
+
+    def draw_probe(self) -> NDArray[np.int64]:
+        """The samples of the probe, int64[B]; sets the random generators to those at its record."""
+        assert self._asked is not None
+        self.asks_probe = False
+        generators = self._persistence.callbacks.generators
+        if generators is not None and self._asked.generators is not None and not self._part:
+            generators.set(self._asked.generators)
+        return self._asked.witness[self._part]
+
+    def note_drawn(self, chunk: Any) -> None:
+        """Note the chunk of the probe that was just drawn."""
+        self._probe_chunk = chunk
+
+    def tests(self, ticket: Ticket) -> bool:
+        """Whether a report is not to be judged, as weights are tested: its own, or those that it was trained with."""
+        if self._experiment is None:
             return False
-        move = self.recovery.plan(state, steps=self._steps(Verdict.RAISED), is_level=True)
-        return move is not Move.STUCK and not (state.tries and self.recovery.gives_up(state))
+        return self.is_probe(ticket) or not self.can_probe or not self.is_on_present
 
-    def _steps(self, verdict: Verdict) -> set[int]:
-        """Steps of the states that may be restored for a loss with this verdict."""
-        steps = self._persistence.restorable_steps()
-        if verdict is not Verdict.RAISED:
-            return steps
-        return {step for step in steps if step >= LEAST_LEVEL_STEPS or step == self._state.restored}
+    def takes(self, ticket: Ticket) -> bool:
+        """Whether the loss of a batch that `tests` is one of the test."""
+        return self._experiment is not None and (self.is_probe(ticket) or not self.can_probe)
+
+    def is_probe(self, ticket: Ticket) -> bool:
+        """Whether a batch is the probe."""
+        return ticket.batch.chunk is self._probe_chunk
+
+    def lose_probe(self) -> None:
+        """Draw the probe again, as its batch was given up."""
+        self.asks_probe = self._asked is not None and self.can_probe
+
+    # -- good losses
+
+    def is_suspicious(self, loss: float) -> bool:
+        """Whether one of the first losses is worth a probe, though the guard has accepted it."""
+        if self.updates > EARLY_UPDATES:
+            return False
+        first = self._backup.backups[0] if self._backup.backups else None
+        if first is None or first.updates or not first.witness or self._experiment is not None:
+            return False
+        return self.progress.is_early_alarm(loss, first.record, self.updates)
 
     @property
-    def is_steadying(self) -> bool:
-        """Whether the next batch should be a steady one, of low-loss samples."""
-        return self._state.steady_left > 0
+    def is_calm_due(self) -> bool:
+        """Whether it matters for the next loss that is learned from whether the guard is calm."""
+        return self.updates & 3 == 3
 
-    def count_steady(self) -> None:
-        """Note that a steady batch was drawn."""
-        self._state = self._state._replace(steady_left=self._state.steady_left - 1)
-
-    def skip_steady_if_over(self) -> None:
-        """Drop the remaining steady batches if the incident is over; they come late where batches are drawn ahead."""
-        if not self._state.tries:
-            self._set(self._state._replace(steady_left=0))
-
-    def _set(self, state: RecoveryState) -> None:
-        self._state = CALM if state == CALM else state
-
-    def accepted(self, loss: float, indices: NDArray[np.int64]) -> None:
-        """Note a good loss of a batch with these samples, int64[B]."""
-        if self.quarantine.is_watching:
-            self.quarantine.cleared(indices)
-        losses = self._incident.losses
-        # Losses always differ a little: equal ones may mean that the weights are destroyed.
-        self._num_equal = self._num_equal + 1 if losses and losses[-1] == loss else 0
-        if self._num_equal == EQUAL_LOSSES - 1:
-            self._persistence.look_at_weights()
-        losses.append(loss)
-        before = self._state
-        if before is CALM:
-            return
-        if before.is_unseen:
-            before = self._looked(before)
-        after = self.recovery.accepted(before)
-        self._set(after)
-        if before.tries and not after.tries:
-            self._end(self._incident.conclusion(before))
-        self._tell_rate(before)
-
-    def undo(self, state: RecoveryState, num_equal: int, loss: float | None) -> None:
-        """Undo the last report; ``loss`` is its loss if it was good, whether or not it was recorded already."""
-        losses = self._incident.losses
-        # Little happens between recording a loss and completing its report, so an earlier equal loss is rarely popped.
-        if loss is not None and losses and losses[-1] == loss:
-            losses.pop()
-        self._state, self._num_equal = state, num_equal
-
-    def _looked(self, state: RecoveryState) -> RecoveryState:
-        """Have the weights checked at the end of the trial, because this incident's damage does not show in losses."""
-        persistence = self._persistence
-        if persistence.callbacks.state is None or persistence.clean_step > self._looked_from:
-            return state._replace(is_unseen=False)
-        if state.accepted + 1 >= self.recovery.trial_of(state):
-            persistence.look_at_weights()
-        return state
-
-    def _end(self, text: str) -> None:
-        self._incident.attempts.clear()
-        self._persistence.backup.drop_aside()
-        self._announcer.tell(events.IncidentEnded, text=text)
-
-    def begin_anew(self) -> None:
-        """End the incident and return to the scheduled learning rate: losses mean something else from now on."""
-        before, self._state = self._state, CALM
-        if before.tries:
-            self._end("reset_baseline() was called: losses mean something else from here on.")
-        self._tell_rate(before)
-
-    def _tell_rate(self, before: RecoveryState) -> None:
-        if self._state is CALM and (before.factor != 1 or before.ceiling is not None):
-            self._announcer.tell(events.LrRestored)
-
-    def drifted(self, loss: float, lr: float) -> None:
-        """Answer losses that have crept up: cap the learning rate, and do nothing else.
+    def accepted(self, loss: float, ticket: Ticket, scheduled_lr: float, *, is_calm: bool) -> None:
+        """Note a loss that was learned from.
 
         Args:
-            loss: The last one, which was learned from.
-            lr: The learning rate in use.
+            loss: The mean loss.
+            ticket: Its batch.
+            scheduled_lr: The scheduled rate.
+            is_calm: Whether the guard suspects nothing, where `is_calm_due`.
         """
-        self._persistence.backup.unsettle()
-        self._state = self.recovery.drifted(self._state, lr)
-        self._announcer.tell(events.LrCapped, ceiling=self._state.ceiling, reason=Verdict.DRIFT.value)
-        self._announcer.warn_once(
-            "drift",
-            f"the losses have crept up to {loss:.3g}; the learning rate stays below {self._state.ceiling:.3g} for a "
-            "while.",
+        if self.quarantine.is_watching:
+            self.quarantine.cleared(ticket.indices)
+        progress, backup = self.progress, self._backup
+        recent = progress.recent
+        # Losses always differ a little: equal ones may mean that the weights are destroyed.
+        self._num_equal = self._num_equal + 1 if recent and recent[-1] == loss else 0
+        recent.append(loss)
+        progress.reported.append(loss)
+        self._rates.append(ticket.lr)
+        self.updates += 1
+        if backup.backups and len(backup.backups[-1].witness) < backup.witness_size:
+            self._note_witness(ticket, loss)
+        if not self.is_quiet:
+            self._note_good(scheduled_lr)
+        if not self.updates & 3:
+            self._look(loss, is_calm=is_calm)
+        if self.is_early:
+            self._last = ticket.indices, loss
+            self.is_look_due = self.is_look_due or bool(self._changes)
+
+    def _note_witness(self, ticket: Ticket, loss: float) -> None:
+        newest = self._backup.backups[-1]
+        if ticket.draw >= newest.draws and not self.is_probe(ticket):
+            newest.witness.append(ticket.indices.copy())
+            newest.losses.append(loss)
+            for other in self._on_disk:
+                if other.step == newest.step and not other.witness:
+                    other.witness, other.losses, other.generators = newest.witness, newest.losses, newest.generators
+
+    def _note_good(self, scheduled_lr: float) -> None:
+        """What a good loss settles after others were refused."""
+        self._outcomes.append(False)
+        if not any(self._outcomes):
+            self._outcomes.clear()
+        self._streak = self._bad_run = 0
+        self._bad_limit = max(LEAST_BAD, self._bad_limit - 1)
+        if self.limit.is_on and self.limit.accepted(scheduled_lr):
+            self._announcer.tell(events.LrRestored)
+        incident = self._incident
+        if incident is not None and not self.is_open and not (self._is_proving and self._since_restore < self._trial):
+            self._end_incident()
+        if self._is_proving and self._since_restore >= self._trial:
+            self._is_proving = False
+        self.is_quiet = not (
+            self._outcomes or self._incident or self.limit.is_on or self._is_proving or self.is_open or self.steady_left
         )
 
-    def accept_level(self, *, lr: float, draws: int, step: int) -> RestoreResult | None:
-        """Accept a raised level that no older state has cured: the data is the reason, so restore the newest state.
+    @property
+    def _since_restore(self) -> int:
+        return self.updates - self._since
+
+    def _look(self, loss: float, *, is_calm: bool) -> None:
+        """Every fourth update: what needs not be looked at in each."""
+        if self._num_equal >= EQUAL_LOSSES - 1:
+            self._num_equal = 0
+            self._persistence.look_at_weights()
+        self._calm_run = self._calm_run + 4 if is_calm else 0
+        trust = self.recovery.trust_steps
+        if self._calm_run >= trust:
+            for each in (*self._backup.backups, *self._on_disk):
+                each.is_proven = each.is_proven or (self.updates - each.updates >= trust and bool(each.witness))
+        if self.updates <= START_UPDATES:
+            first = self._backup.backups[0] if self._backup.backups else None
+            self.progress.note_first(loss, first.record if first is not None and not first.updates else math.nan)
+            # Between two steps, as it may put a state back.
+            self.is_look_due = not self.updates % LOOK_EVERY and self.is_early
+        else:
+            self.is_early = False
+
+    def look_back(self, *, step: int, lr: float) -> int | None:
+        """In the first steps: see whether progress was lost, or there is none, as the rate may be too high.
 
         Args:
-            lr: The learning rate in use.
-            draws: Batches drawn so far.
-            step: Steps reported so far.
+            step: Steps reported.
+            lr: The scheduled learning rate.
 
         Returns:
-            What was restored; None if the incident has not gone back further than once.
+            Steps reported when the state that was put back was taken; None if none was.
         """
-        state = self._state
-        restored = self._return(step, draws)
-        if restored is None:
-            return None
-        self._state = self.recovery.drifted(self.recovery.absolved(state), lr)
-        text = self._incident.conclusion(state, is_level=True)
-        self._announcer.tell(events.LrCapped, ceiling=self._state.ceiling, reason=Verdict.RAISED.value)
-        self._announcer.warn_once("raised", f"the learning rate stays below {self._state.ceiling:.3g}: {text}")
-        self._end(text)
-        return restored
+        self.is_look_due = False
+        if self._experiment is None:
+            self._live.begin_call(step)
+            self._lr = lr
+            self._look_back()
+        return self._live.put_step
+
+    def _look_back(self) -> None:
+        progress, level = self.progress, self.progress.level
+        trial = self._rate_trial
+        if trial is not None:
+            if self.updates >= RATE_TRIAL_STEPS and level == level:
+                self._end_rate_trial(trial, level)
+            return
+        if level != level or self.updates <= EARLY_UPDATES:
+            return
+        if self._changes:
+            self._look_at_updates(level)
+            return
+        if self.limit.ceiling < math.inf and level < self._level_before - 0.1 * abs(progress.start - level):
+            self._level_before, self._relapses = -math.inf, 0
+            self.limit.confirm()
+        best = None if self._rises else progress.lost_progress(self._backup.backups, self.updates)
+        if best is not None:
+            self._begin(Alarm.REGRESS, level, best=best)
+        elif self._may_try_rates and progress.is_wild():
+            self._look_at_updates(level)
+
+    def _look_at_updates(self, level: float) -> None:
+        """See how much an update changes the loss of its own batch, and try a lower rate where that is very much."""
+        if len(self._changes) < UPDATES_LOOKED_AT:
+            indices, loss = self._last
+            batch = Backup(0, self.updates, witness=[indices], losses=[loss])
+            self.is_quiet = False
+            self._case = Case(Alarm.WILD, level, (), self.progress.start, 0.0, share=0.0, is_sudden=True)
+            self._experiment = draw_again(batch)
+            self._advance(None)
+            return
+        mean, self._changes = float(np.mean(self._changes)), []
+        if mean > LARGE_UPDATE * self.progress.start:
+            self._begin_rate_trial(level)
+        else:
+            self.progress.note_healthy(self.updates)
+
+    @property
+    def _may_try_rates(self) -> bool:
+        is_start = (
+            self.updates <= RATE_TRIAL_UPDATES and not self._backup.is_empty and not self._backup.backups[0].updates
+        )
+        is_fresh = self._num_rate_trials < MOST_RATE_TRIALS and self._since_restore > RATE_TRIAL_STEPS
+        return is_start and is_fresh and self._incident is None and self.can_probe
+
+    # -- refused losses
 
     def refused(
-        self,
-        ticket: Ticket,
-        reading: Reading,
-        verdict: Verdict,
-        *,
-        scheduled_lr: float,
-        most_steady: int,
-        draws: int,
-        step: int,
-        is_calm: bool,
-    ) -> RestoreResult | None:
+        self, ticket: Ticket, reading: Reading, verdict: Verdict, *, step: int, lr: float, most_steady: int
+    ) -> Answer:
         """Answer a refused loss.
 
         Args:
             ticket: The batch.
             reading: Its loss.
-            verdict: The guard's verdict.
-            scheduled_lr: The scheduled learning rate.
-            most_steady: Maximum number of steady batches to draw.
-            draws: Batches drawn so far.
-            step: Steps reported so far.
-            is_calm: Whether the guard suspected nothing before this loss.
-
-        Returns:
-            What was restored; None if nothing was.
+            verdict: Why it was refused.
+            step: Steps reported, this one included.
+            lr: The scheduled learning rate.
+            most_steady: Most batches of low-loss samples after a restore.
 
         Raises:
-            TrainingDiverged: the incident has used up its tries; the model was restored nevertheless.
+            TrainingDiverged: too many batches in a row were refused.
             RestoreError: the load callback raised for every state there is.
         """
-        samples = self._noted(reading, ticket)
-        # A batch drawn for the discarded weights says nothing about the restored ones.
-        is_late = ticket.draw < self._went_back_at and self._state.tries > 0
-        before, move, is_explained = self._state, Move.FIRST, False
-        sudden = verdict is Verdict.NOT_FINITE and is_calm
-        if not is_late:
-            is_explained = self._is_explained(ticket, samples, verdict, step)
-            before, move = self._answered(
-                verdict, is_explained, step=step, lr=scheduled_lr, most_steady=most_steady, sudden=sudden
-            )
-        next_lr = self.lr(scheduled_lr)
-        told = {"epoch": ticket.epoch, "loss": reading.mean, "lr": ticket.lr, "next_lr": next_lr}
-        self._announcer.tell(
-            events.BatchRefused, **told, tries=self._state.tries, samples=samples, reason=verdict.value
-        )
-        if is_late:
-            return None
-        self._tell_ceiling(before, verdict.value)
-        attempt = Attempt(step, reading.mean, verdict.value, ticket.lr, samples, next_lr=next_lr)
-        if is_explained:
-            return self._blamed(verdict, move, attempt, draws)
-        reach = Reach.OLDER if verdict is Verdict.LASTING_DRIFT else Reach.GOOD
-        if sudden and self.recovery.is_clear_sky(before):
-            reach = Reach.NEWEST
-        return self._restore(reach, move, attempt, draws)
-
-    def _noted(self, reading: Reading, ticket: Ticket) -> tuple[int, ...]:
-        """Record a refused loss, and return the samples whose own losses are the only reason."""
-        self.replay.cancel()
-        self._incident.losses.append(reading.mean)
+        self._live.begin_call(step)
+        self.is_quiet = False
+        self._lr, self._most_steady = lr, most_steady
+        loss, reason, alarm = reading.mean, verdict.value, ALARMS.get(verdict, Alarm.NOT_FINITE)
+        if self._incident is None:
+            self._incident = Incident(step, reason)
+        self._incident.num_refused += 1
         samples = not_finite_samples(reading, ticket)
-        if samples:
-            # The other samples of the batch had good losses with these weights.
-            self._persistence.backup.confirm(ticket.draw)
-            self._incident.name_repeated(samples)
-        return samples
+        self._last_refused = ticket.indices
+        if alarm is Alarm.NOT_FINITE:
+            self._bad_run += 1
+            self.quarantine.refused(ticket.indices, samples)
+        elif math.isfinite(loss):
+            self.progress.reported.append(loss)
+        self._outcomes.append(True)
+        self._refused_since_damage = True
+        self._streak += 1
+        if self._experiment is None and self._is_worth_looking(alarm):
+            rise = {Alarm.SPIKE: 2, Alarm.RAISED: 16}.get(alarm, 1)
+            self._begin(alarm, math.inf if alarm is Alarm.NOT_FINITE else self.progress.rise(rise))
+        self._announcer.tell(
+            events.BatchRefused, epoch=ticket.epoch, loss=loss, lr=ticket.lr, next_lr=self.lr(lr), tries=self._streak,
+            samples=samples, reason=reason,
+        )  # fmt: skip
+        self._check_broken(step)
+        self._check_end(loss, ticket.lr, step)
+        return Answer(False, self._live.put_step)
 
-    def _blamed(self, verdict: Verdict, move: Move, attempt: Attempt, draws: int) -> RestoreResult | None:
-        """Answer a loss that a bad sample has caused; returns what was restored."""
-        restored = None
-        is_harmless = verdict is Verdict.NOT_FINITE and not self.recovery.gives_up(self._state)
-        if is_harmless and self._persistence.is_sound():
-            # It was refused before it could do any harm: nothing needs to be restored.
-            self._incident.attempts.append(attempt)
-        else:
-            restored = self._restore(Reach.NEWEST, move, attempt, draws)
-        self._convict(attempt.step)
-        return restored
-
-    def _is_explained(self, ticket: Ticket, samples: tuple[int, ...], verdict: Verdict, step: int) -> bool:
-        """Whether a sample of the batch is the reason, and not the weights."""
-        if verdict not in (Verdict.NOT_FINITE, Verdict.SPIKE):
+    def _is_worth_looking(self, alarm: Alarm) -> bool:
+        """Whether a refusal is more than a batch to leave out."""
+        if not self._live.can_restore:
+            self._announcer.warn_once(
+                "nothing to restore",
+                "a loss was refused, and there is nothing to restore the model from, should its weights be damaged. "
+                "Pass load_callback with state_callback, or call update_cpu_backup().",
+            )
             return False
-        chance = self.quarantine.refused(ticket.indices, samples, step, epoch=ticket.epoch)
-        state = self._state
-        if samples:
-            # The others of the batch show that the weights are fine.
-            return state.in_a_row < MOST_IN_A_ROW
-        is_shared = self.quarantine.explains(
-            chance, is_finite=verdict is Verdict.SPIKE, is_on_time=self.recovery.is_on_time(state)
+        if alarm is not Alarm.NOT_FINITE:
+            return True
+        is_blind = self._persistence.callbacks.state is None
+        return is_blind or self._bad_run >= self._bad_limit or self._live.is_damaged()
+
+    def _check_broken(self, step: int) -> None:
+        if sum(self._outcomes) > BROKEN_SHARE * 100:
+            suspects = self.quarantine.suspects
+            named = f" Suspected: {self.quarantine.named(suspects)}." if suspects else ""
+            self._announcer.warn_once(
+                "broken data",
+                f"more than half of the last 100 batches before step {step} were refused: the data, the loss function "
+                f"or the code are broken.{named}",
+            )
+
+    def _check_end(self, loss: float, lr: float, step: int) -> None:
+        if self._streak < self.recovery.max_refused:
+            return
+        incident = self._incident or Incident(step, "refused")
+        suspects = self.quarantine.suspects
+        text = diverged_text(
+            incident, refused=self._streak, step=step, loss=loss, lr=lr, failures=self._live.failures,
+            samples=self.quarantine.named(suspects) if suspects else "",
+        )  # fmt: skip
+        store = self._persistence.store
+        folder = None if store is None else store.folder
+        bundle = write_bundle(
+            folder, step, text=text, incident=incident, losses=list(self.progress.reported), recovery=self.recovery
         )
-        return is_shared and (state.accepted > 0 or not state.tries)
+        error = TrainingDiverged(f"{text}\nLosses and settings are in {bundle}." if bundle else text)
+        error.bundle = bundle
+        self._announcer.tell(events.GaveUp, text=str(error), bundle=bundle)
+        raise error
 
-    def _answered(
-        self, verdict: Verdict, is_explained: bool, *, step: int, lr: float, most_steady: int, sudden: bool
-    ) -> tuple[RecoveryState, Move]:
-        """Advance the incident, or begin one; returns the state before and where the model is to go."""
-        state = self._state
-        self._incident.note_accepted(state.accepted)
-        if is_explained and state.tries and state.is_sudden and not state.is_deeper:
-            # Only such samples were refused so far: each refusal is an incident of its own.
-            kept, self._state = state, self.recovery.closed(state)
-            self._end(self._incident.conclusion(kept))
-            state = self._state
-        if is_explained:
-            move = Move.AGAIN if state.restored >= 0 else Move.FIRST
-            self._state = self.recovery.blamed(state, step, again=self.quarantine.has_repeated)
-            return state, move
-        steps = self._steps(verdict) if state.tries else set()
-        move = self.recovery.plan(state, steps=steps, is_level=verdict is Verdict.RAISED)
-        if state.tries and self.recovery.is_isolated(state, move, sudden=sudden):
-            self._end(self._incident.conclusion(state))
-            state, move = self.recovery.closed(state)._replace(isolated=state.isolated + 1), Move.FIRST
-        self._state = self.recovery.refused(state, most_steady, move=move, step=step, sudden=sudden, lr=lr)
-        return state, move
-
-    def _convict(self, step: int) -> None:
-        """Quarantine the samples that explain the refusals; the learning rate then follows the schedule again."""
-        samples, refusals = self.quarantine.convict(step)
-        before = self._state
-        if samples and refusals >= before.tries:
-            self._set(self.recovery.absolved(before))
-            self._end(f"{self.quarantine.named(samples)} made the losses bad and will no longer be drawn.")
-            self._tell_rate(before)
-
-    def damaged(
-        self, array: str, *, step: int, scheduled_lr: float, most_steady: int, draws: int
-    ) -> RestoreResult | None:
-        """Answer an array of the model that is not finite while the losses were good.
-
-        Args:
-            array: Its name.
-            step: Steps reported so far.
-            scheduled_lr: The scheduled learning rate.
-            most_steady: Maximum number of steady batches to draw.
-            draws: Batches drawn so far.
-
-        Returns:
-            What was restored; None if there is nothing to restore.
-
-        Raises:
-            TrainingDiverged: as `refused`.
-            RestoreError: as `refused`.
-        """
-        if self._persistence.backup.is_empty or self._persistence.callbacks.load is None:
+    def damaged(self, array: str, *, step: int, lr: float) -> Answer:
+        """Answer an array of the model that is not finite while the losses were good."""
+        self._live.begin_call(step)
+        self._lr = lr
+        if not self._live.can_restore:
             self._announcer.warn_once(
                 f"damaged {array}",
                 f"{array!r} in the model's state is not finite at step {step}; no backup is taken while that is so. If "
                 "that is intended, leave it out of the state.",
             )
-            return None
-        before, move = self._answered(
-            Verdict.NOT_FINITE, False, step=step, lr=scheduled_lr, most_steady=most_steady, sudden=True
-        )
-        self._state = self._state._replace(is_unseen=True)
-        self._looked_from = step
-        reason = f"{array!r} {ARRAY_REASON}"
-        self._tell_ceiling(before, reason)
-        reach = Reach.NEWEST if self.recovery.is_clear_sky(before) else Reach.GOOD
-        last = self._incident.losses[-1] if self._incident.losses else math.nan
-        rates = self.recovery.lr(before, scheduled_lr), self.lr(scheduled_lr)
-        return self._restore(reach, move, Attempt(step, last, reason, rates[0], (), next_lr=rates[1]), draws)
+        elif self._experiment is None:
+            if not self._refused_since_damage:
+                self._persistence.note_lasting(array)
+            self._refused_since_damage = False
+            if self._incident is None:
+                self._incident = Incident(step, f"{array!r} was not finite")
+            self._begin(Alarm.NOT_FINITE, math.inf)
+        return Answer(False, self._live.put_step)
 
-    def _tell_ceiling(self, before: RecoveryState, reason: str) -> None:
-        ceiling = self._state.ceiling
-        if ceiling not in (None, before.ceiling):
-            self._announcer.tell(events.LrCapped, ceiling=ceiling, reason=reason)
+    @property
+    def may_look_last(self) -> bool:
+        """Whether `looks_last` was not asked yet, or its experiment is under way."""
+        return not self._has_ended or self._experiment is not None
 
-    def _restore(self, reach: Reach, move: Move, attempt: Attempt, draws: int) -> RestoreResult | None:
-        """Restore the model as far back as this try requires; give up if it was one try too many."""
-        state, persistence = self._state, self._persistence
-        depth = None
-        if move is not Move.FIRST and state.restored >= 0:
-            least = LEAST_LEVEL_STEPS if attempt.reason == Verdict.RAISED.value else 0
-            depth = RollbackDepth(state.first, state.restored, repeats=move is Move.AGAIN, least=least)
-        failures: list[str] = []
+    def settle_open(self, *, step: int) -> None:
+        """End what is under way, as the run is left: go on with the present weights, or with the newest trusted ones."""
+        self._live.begin_call(step)
+        trial, self._rate_trial = self._rate_trial, None
+        if self._live.current is not None and not self._live.put_present():
+            newest = next((each for each in reversed(self._known()) if each.is_proven), None)
+            if newest is not None and self._live.put(newest):
+                self._restored(newest, Alarm.END, is_sudden=True)
+        elif trial is not None:
+            self._live.begin()
+            self._live.put_copy(trial.present)
+        self._end_experiment()
+        self._live.end()
+
+    def looks_last(self, *, step: int, lr: float) -> bool:
+        """Begin an experiment before the run ends, if its last losses were unusual; returns whether one is open."""
+        if self._has_ended or self._experiment is not None:
+            return self._experiment is not None
+        self._has_ended = True
+        recent = list(self.progress.recent)
+        usual = recent[:-2]
+        if len(usual) < LOOK_EVERY or not self._tests_progress or not self._live.can_restore or not self.can_probe:
+            return False
+        limit = float(np.median(usual)) + 6 * spread_of(usual)
+        if not (self._streak or any(loss > limit for loss in recent[-2:])):
+            return False
+        self._live.begin_call(step)
+        self._lr = lr
+        if self._incident is None:
+            self._incident = Incident(step, "unusual losses at the end")
+        self._begin(Alarm.END, max(recent[-2:]))
+        return self._experiment is not None
+
+    # -- experiments
+
+    def _known(self) -> list[Backup]:
+        """The backups with a witness, in RAM and on disk, oldest first."""
+        in_ram = [each for each in self._backup.backups if each.witness]
+        steps, files = {each.step for each in in_ram}, self._persistence.checkpoint_steps()
+        on_disk = [each for each in self._on_disk if each.witness and each.step in files and each.step not in steps]
+        return sorted([*in_ram, *on_disk], key=lambda each: (each.updates, each.step))
+
+    def _begin(self, alarm: Alarm, level: float, *, best: Backup | None = None) -> None:
+        self.is_quiet = False
+        known = self._known()
+        self._live.begin()
+        if not known:
+            # Nothing is known yet: only a state that is damaged is put back.
+            newest = self._backup.newest
+            if newest is not None and (self._persistence.callbacks.state is None or self._live.is_damaged()):
+                if self._live.put(newest):
+                    self._restored(newest, alarm, is_sudden=True)
+            return
+        self._case = Case(
+            alarm, level, known, self.progress.start, self.progress.first_spread,
+            share=(sum(self._outcomes) + 1) / (len(self._outcomes) + 4),
+            is_sudden=alarm is not Alarm.REGRESS and (alarm is not Alarm.RAISED or self.progress.is_sudden()),
+            rises=self._rises or (self._relapses >= 2 and self._since_restore < 4 * self._trial + 256),
+            best=best, is_exact=self.can_probe,
+        )  # fmt: skip
+        generators = self._persistence.callbacks.generators
+        self._generators = None if generators is None else generators.get()
+        self._experiment = investigate(self._case, self._live)
+        self._advance(None)
+
+    def _advance(self, loss: float | None) -> Finding | None:
+        """Send the loss of a probe to the experiment; its finding if it ends."""
+        assert self._experiment is not None
         try:
-            restored = persistence.restore(reach, draws=draws, depth=depth, failures=failures)
-        finally:
-            self._incident.attempts.append(attempt)
-            attempt.failures.extend(failures)
-        if restored is not None:
-            self._note_restored(restored, attempt, draws)
-        elif not failures:
-            self._incident.say_how_to_restore(attempt)
-        if failures:
-            # Every state that could not be restored counts as a try.
-            self._state = self._state._replace(tries=state.tries + len(failures), stuck=state.stuck + len(failures))
-        if failures and restored is None:
-            self._incident.give_up("nothing could be restored", self._state)
-        is_final = restored is not None or attempt.reason != Verdict.SPIKE.value
-        if self.recovery.gives_up(self._state) and is_final and attempt.reason != Verdict.RAISED.value:
-            # No older state was any better.
-            self._return(attempt.step, draws)
-            self._incident.give_up("", self._state)
-        return restored
+            # A generator that has not begun takes None only.
+            self._asked = self._experiment.send(loss)  # type: ignore[arg-type]
+        except StopIteration as end:
+            case, finding = self._case, end.value
+            generators = self._persistence.callbacks.generators
+            if generators is not None and self._generators is not None and finding.verdict != "restored":
+                generators.set(self._generators)
+            self._end_experiment()
+            assert case is not None
+            self._settle(case, finding)
+            self._live.end()
+            return finding  # type: ignore[no-any-return]
+        self._part, self._probe_losses = 0, []
+        self.asks_probe, self._probe_chunk = self.can_probe, None
+        return None
 
-    def _return(self, step: int, draws: int) -> RestoreResult | None:
-        """Restore the state that this incident restored first, if it has gone back further since."""
-        first = self._incident.attempts[0] if self._incident.attempts else None
-        if first is None or not first.source or not self._state.is_deeper:
-            return None
-        restored = self._persistence.return_to(first.source, first.to_step, draws=draws)
-        if restored is not None:
-            self._tell_restored(restored, step, draws)
-        return restored
+    def probed(self, ticket: Ticket, loss: float, *, step: int, lr: float) -> Answer:
+        """Take the loss of a probe; where none can be drawn, of any batch that stands for one.
 
-    def _tell_restored(self, restored: RestoreResult, step: int, draws: int) -> None:
-        self._weight_age.went_back(now=step, to=restored.step)
-        self._went_back_at = draws
-        self.num_restored += 1
-        self._announcer.tell(events.RolledBack, to_step=restored.step, source=restored.source)
-
-    def _note_restored(self, restored: RestoreResult, attempt: Attempt, draws: int) -> None:
-        persistence, state = self._persistence, self._state
-        if state.restored < 0:
-            persistence.backup.set_aside(restored.step)
-        distance = self._weight_age.age(state.first) - self._weight_age.age(restored.step)
-        self._state = self.recovery.restored(
-            state, restored.step, distance=distance, is_proven=restored.is_proven, proven_lr=restored.lr
-        )
-        if persistence.store is not None:
-            persistence.store.give_up(restored.step, attempt.step)
-        attempt.source, attempt.to_step = restored.source, restored.step
-        if self.replay.is_on and restored.source == "backup":
-            self.replay.begin(restored.step)
-        self._tell_restored(restored, attempt.step, draws)
-
-    def replayed(self, ticket: Ticket, loss: float, *, step: int, draws: int) -> RestoreResult | None:
-        """Compare the loss of a replayed batch with its first loss; does nothing for any other batch.
-
-        Args:
-            ticket: The batch.
-            loss: Its loss.
-            step: Steps reported so far, this one included.
-            draws: Batches drawn so far.
-
-        Returns:
-            What was restored, because the loss did not repeat; else None.
+        Raises:
+            TrainingDiverged, RestoreError: as `refused`.
         """
-        to = self._state.restored
-        seen, is_other = self.replay.reported(ticket.draw, loss)
-        if seen:
-            self._incident.note_replay(seen)
-            self._announcer.tell(events.Notice, text=seen, is_warning=is_other)
-        if not is_other:
-            return None
-        restored = self._persistence.restore(Reach.GOOD, draws=draws, depth=RollbackDepth(to, to, repeats=True))
-        self._weight_age.went_back(now=step, to=to)
-        self._went_back_at = draws
-        return restored
+        self._live.begin_call(step)
+        self._lr = lr
+        asked, case = self._asked, self._case
+        assert asked is not None
+        assert case is not None
+        if self._incident is not None:
+            self._incident.num_probes += 1
+        self.num_probes += 1
+        self._streak += 1
+        self._probe_losses.append(loss)
+        self._announcer.tell(
+            events.Probed, of_step=asked.step, loss=loss, record=case.record(asked),
+            is_present=self._live.current is None,
+        )  # fmt: skip
+        self._part += 1
+        self._check_end(loss, ticket.lr, step)
+        is_whole = self._part >= (len(asked.witness) if self.can_probe else TRIAL_LOSSES)
+        if not is_whole and math.isfinite(loss):
+            self.asks_probe, self._probe_chunk = self.can_probe, None
+            return Answer(False, None)
+        finding = self._advance(float(np.mean(self._probe_losses)))
+        is_single = self.can_probe and len(asked.witness) == 1
+        return Answer(finding is not None and finding.verdict == "healthy" and is_single, self._live.put_step)
+
+    @property
+    def is_on_present(self) -> bool:
+        """Whether the weights under test are the present ones, so that other batches may be trained on meanwhile."""
+        return self._live.current is None
+
+    def _settle(self, case: Case, finding: Finding) -> None:
+        """Do what an experiment has found."""
+        step = self._live.step
+        if case.alarm is Alarm.WILD:
+            batch = finding.tested[0]
+            change = abs(batch.replayed - batch.record)
+            self._changes.append(change if math.isfinite(change) else math.inf)
+            return
+        if finding.verdict == "restored" and finding.backup is not None:
+            self._restored(finding.backup, case.alarm, is_sudden=case.is_sudden)
+            return
+        if finding.verdict == "healthy":
+            self._note_healthy(case.alarm, step)
+        elif finding.verdict == "level":
+            self._accept_level(finding, step)
+        elif self._live.failures:
+            raise RestoreError(f"{' | '.join(self._live.failures)} The model may be partly restored.")
+        self._note(step, finding.text)
+        if finding.verdict != "lost" and not self._is_proving:
+            self._end_incident()
+
+    def _note(self, step: int, text: str) -> None:
+        if self._incident is not None:
+            self._incident.note(step, text)
+
+    def _note_healthy(self, alarm: Alarm, step: int) -> None:
+        self._bad_limit = min(MOST_BAD, 2 * self._bad_limit)
+        self.progress.note_healthy(self.updates)
+        if alarm is Alarm.NOT_FINITE:
+            return
+        self._sentry.calm()
+        if alarm is Alarm.SPIKE and self._last_refused is not None:
+            self.quarantine.refused(self._last_refused, ())
+        self._healthy_at.append(step)
+        if len(self._healthy_at) == LOOPING and step - self._healthy_at[0] <= LOOP_STEPS:
+            self._sentry.forget()
+
+    def _accept_level(self, finding: Finding, step: int) -> None:
+        """Take the new level of the losses for the usual one."""
+        self._sentry.forget()
+        self.progress.begin_anew()
+        self.limit.forget()
+        self._relapses = 0
+        self._on_disk = []
+        for each in list(self._backup.backups):
+            if each in finding.tested and math.isfinite(each.replayed):
+                each.begin_anew()
+            else:
+                self._backup.backups.remove(each)
+                self._backup.recycle(each)
+        self._persistence.look_at_weights()
+        self._announcer.warn_once(
+            f"level {step}",
+            f"the losses stay higher from step {step} on: {finding.text}. Nothing was restored, and the new level "
+            "counts as usual.",
+        )
+
+    def _restored(self, backup: Backup, alarm: Alarm, *, is_sudden: bool) -> None:
+        """Go on from a state that was put back."""
+        step, undone = self._live.step, self.updates - backup.updates
+        is_relapse = self._is_proving and self._since_restore < self._trial
+        self._relapses = (self._relapses if self._since_restore < 4 * self._trial + 256 else 0) + (not is_sudden)
+        is_early = backup.updates <= EARLY_UPDATES or alarm is Alarm.REGRESS
+        if is_relapse or alarm is Alarm.REGRESS:
+            self._level_before = backup.usual
+            rate = max(self._rates) if self._rates else self._lr
+            least = 0.0 if is_early else LOWEST_SHARE * self._lr
+            self.limit.lower(rate, by=EARLY_DIVISOR if is_early else DIVISOR, least=least)
+            self._announcer.tell(events.LrCapped, ceiling=self.limit.ceiling, reason=alarm.value)
+        elif not is_early:
+            self.limit.restored()
+            self.steady_left = min(self.recovery.steady_steps, self._most_steady)
+        source = self._live.name_of(backup)
+        self._announcer.tell(events.RolledBack, to_step=backup.step, source=source)
+        what = f"{_REASONS[alarm]}: the weights were damaged, restored to step {backup.step}, {undone} updates back"
+        if self.limit.ceiling < math.inf:
+            what += f"; the learning rate stays at or below {self.limit.ceiling:.3g} for a while"
+        self._note(step, what)
+        self._announcer.warn_once("restored", f"{what}. See docs/recovery.md.")
+        self.num_restored += 1
+        self._rate_trial = None
+        self._forget_after(backup, step)
+        if backup.moment is not None:
+            go_back(backup.moment, self._sentry, self._table)
+        elif self._live.guard is not None:
+            self._sentry.go_back_to_saved(self._live.guard)
+        self.progress.went_back(backup.recent)
+        self._begin_lineage(backup, max(LEAST_TRIAL, 2 * undone))
+        if self._incident is not None:
+            self._incident.is_restored = True
+
+    def _forget_after(self, backup: Backup, step: int) -> None:
+        """Forget the states that come from weights that were given up."""
+        self._backup.forget_after(backup.updates)
+        self._on_disk = [each for each in self._on_disk if each.updates <= backup.updates]
+        backup.is_proven = True
+        if self._persistence.store is not None:
+            self._persistence.store.give_up(backup.step, step)
+
+    def _end_incident(self) -> None:
+        incident, self._incident = self._incident, None
+        if incident is not None:
+            self._announcer.tell(events.IncidentEnded, text=incident.conclusion)
+
+    # -- a rate that is too high from the start
+
+    def _begin_rate_trial(self, level: float) -> None:
+        """Try a tenth of the rate from the start, and keep what is better."""
+        self._live.begin_call(self._live.step)
+        self._live.begin()
+        first, rate = self._backup.backups[0], max(self._rates)
+        if not self._live.keep_present() or not self._live.put(first):
+            return
+        self._rate_trial = RateTrial(
+            self._live.take_present(), level, self._sentry.memory, self.progress, self.updates, self._backup.backups,
+            self.limit.state_dict(),
+        )  # fmt: skip
+        self._num_rate_trials += 1
+        self._backup.backups, self.progress = [first], Progress.again(self.progress)
+        self.limit.lower(rate, by=EARLY_DIVISOR)
+        self._sentry.forget()
+        self._begin_lineage(first)
+        self._announcer.tell(events.RolledBack, to_step=first.step, source="backup")
+        self._announcer.tell(events.LrCapped, ceiling=self.limit.ceiling, reason="no progress")
+
+    def _begin_lineage(self, backup: Backup, trial: int = 0) -> None:
+        """Count the updates of weights that were put back."""
+        self.updates = self._since = backup.updates
+        self._trial, self._is_proving = trial, trial > 0
+        self._rates.clear()
+        self._bad_run = self._calm_run = 0
+
+    def _end_rate_trial(self, trial: RateTrial, level: float) -> None:
+        """Go on with the lower rate if its losses are clearly better; else with the weights and rate of before."""
+        self._rate_trial = None
+        step = self._live.step
+        start = trial.progress.start
+        if level < trial.level - 0.1 * abs(start):
+            self.num_restored += 1
+            self.limit.confirm()
+            for each in trial.backups[1:]:
+                self._backup.recycle(each)
+            text = f"the learning rate was too high: at {self.limit.ceiling:.3g} the loss is {level:.3g} after {self.updates} "
+            text += f"steps from the start, not {trial.level:.3g}"
+            self._announcer.warn_once("rate too high", f"{text}. See docs/recovery.md.")
+            self._announcer.tell(events.Notice, text=text, is_warning=False)
+            return
+        self._num_rate_trials = MOST_RATE_TRIALS
+        self._live.begin()
+        self._live.put_copy(trial.present)
+        self._sentry.go_back(trial.memory)
+        self.progress, self.updates, self._backup.backups = trial.progress, trial.updates, trial.backups
+        self.limit.load_state_dict(trial.limit)
+        self._announcer.tell(events.RolledBack, to_step=step, source="backup")
+
+    # -- everything else
+
+    def moment(self, state: Any = None) -> Moment:
+        """The scheduler's own state now, to be kept with a backup; ``state`` is that of the run."""
+        sentry, recent = self._sentry, tuple(self.progress.recent)
+        return Moment(sentry.memory, self._table.learner.trend_mark, sentry.baseline, self.updates, recent, state)
+
+    def lr(self, scheduled_lr: float) -> float:
+        """The learning rate to use in place of the scheduled one."""
+        return self.limit.lr(scheduled_lr) if self.limit.is_on else scheduled_lr
+
+    @property
+    def lr_factor(self) -> float:
+        """Factor of the scheduled learning rate, in (0, 1]; a ceiling may lower the rate further."""
+        return self.limit.factor
+
+    @property
+    def is_steadying(self) -> bool:
+        """Whether the next batch should be a steady one, of low-loss samples."""
+        return self.steady_left > 0
+
+    def note_checkpoint(self, step: int) -> None:
+        """Note that a checkpoint of this step is on disk: its witness is the first batch after it."""
+        draws = self._num_draws
+        newest = self._backup.newest
+        on_disk = Backup(step, self.updates, draws, recent=tuple(self.progress.recent))
+        if newest is not None and newest.step == step:
+            on_disk.witness, on_disk.losses = newest.witness, newest.losses
+        self._on_disk = [*self._on_disk, on_disk][-MOST_ON_DISK:]
+
+    def begin_anew(self) -> None:
+        """End the incident and return to the scheduled learning rate: losses mean something else from now on."""
+        was_on = self.limit.is_on
+        self._end_experiment()
+        self._rate_trial = None
+        self.progress.begin_anew()
+        self.limit.forget()
+        self._note(self._live.step, "reset_baseline() was called: losses mean something else from here on")
+        self._end_incident()
+        if was_on:
+            self._announcer.tell(events.LrRestored)
 
     def summary(self) -> str:
         """What recovery has done and is still doing, as text for people; "" if nothing."""
-        state = self._state
         times = "once" if self.num_restored == 1 else f"{self.num_restored} times"
         parts = [f"model restored {times}"] if self.num_restored else []
-        if state.factor != 1:
-            parts.append(f"learning rate x {self.lr_factor:.3g} after a refused loss, returning to 1")
-        if state.ceiling is not None:
-            parts.append(f"learning rate capped at {state.ceiling:.3g}, since it went wrong at {state.culprit:.3g}")
+        if self.limit.ceiling < math.inf:
+            parts.append(f"learning rate at most {self.limit.ceiling:.3g}, as a higher one damaged healthy weights")
         if len(self._table.quarantined):
             parts.append(f"in quarantine: {self.quarantine.named(self._table.quarantined.tolist())}")
         return "".join(f"; {part}" for part in parts)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the incident, and the age of the weights."""
-        return {**self._state._asdict(), "lineage": self._weight_age.state_dict()}
+        """What outlives the process: counts, the limit of the rate, and the witnesses of checkpoints."""
+        return {
+            "updates": self.updates, "restored": self.num_restored, "probes": self.num_probes,
+            "limit": self.limit.state_dict(), "progress": self.progress.state_dict(),
+            "bad_limit": self._bad_limit, "relapses": self._relapses, "rises": self._rises,
+            "proving": [self._since, self._trial, self._is_proving],
+            "rate_trials": self._num_rate_trials,
+            "witnesses": [each.to_plain() for each in (*self._on_disk, *self._backup.backups) if each.witness],
+        }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned."""
-        self._set(RecoveryState(**{name: value for name, value in state.items() if name != "lineage"}))
-        self._weight_age.load_state_dict(state.get("lineage", ()))
-        self._incident.attempts.clear()
-        self._persistence.backup.drop_aside()
-        self._went_back_at = 0
-        self._looked_from = -1
-        self.replay.cancel()
+        """Load what `state_dict` returned; experiments under way are dropped."""
+        self._begin_state()
+        if "limit" not in state:
+            self._load_older(state)
+            return
+        self.updates, self.num_restored, self.num_probes = state["updates"], state["restored"], state["probes"]
+        self.limit.load_state_dict(state["limit"])
+        self.progress.load_state_dict(state["progress"])
+        self._bad_limit, self._relapses, self._rises = state["bad_limit"], state["relapses"], state["rises"]
+        self._since, self._trial, self._is_proving = state["proving"]
+        self._num_rate_trials = state["rate_trials"]
+        known = {each["step"]: Backup.from_plain(each) for each in state["witnesses"]}
+        self._on_disk = list(known.values())
+
+    def _load_older(self, state: Mapping[str, Any]) -> None:
+        """Load the state of 7ddda59: its incident is dropped, the rate it has left is kept."""
+        self.limit.forget()
+        if state["ceiling"] is not None:
+            self.limit.lower(DIVISOR * state["ceiling"], by=DIVISOR)
+        if state["factor"] < 1:
+            self.limit.restored()
+        if state["tries"]:
+            self._announcer.warn_once(
+                "older incident",
+                "the saved run was within an incident, which this version does not continue: the model goes on from "
+                "the saved state, and the learning rate stays lower for a while.",
+            )
+
+
+ALARMS = {
+    Verdict.SPIKE: Alarm.SPIKE, Verdict.RAISED: Alarm.RAISED, Verdict.LASTING_DRIFT: Alarm.RAISED,
+    Verdict.EARLY: Alarm.EARLY,
+}  # fmt: skip
+"""What a verdict speaks for; any other one for losses that are not finite."""
+
+_REASONS = {
+    Alarm.NOT_FINITE: "losses or weights were not finite",
+    Alarm.SPIKE: "losses were far too high",
+    Alarm.RAISED: "losses stayed higher",
+    Alarm.EARLY: "a loss of the first steps was too high",
+    Alarm.REGRESS: "much of the progress was lost",
+    Alarm.END: "the last losses were unusual",
+}
+
+
+def not_finite_samples(reading: Reading, ticket: Ticket) -> tuple[int, ...]:
+    """The samples whose own loss is not finite; none if only means were reported, or if it is all of the batch."""
+    losses = np.atleast_1d(reading.means)
+    if len(losses) != len(ticket.indices):
+        return ()
+    bad = ~(np.abs(losses) <= LARGEST_LOSS)
+    return () if bad.all() else tuple(ticket.indices[bad].tolist())

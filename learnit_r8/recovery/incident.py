@@ -1,116 +1,117 @@
-"""An incident: what was tried since a loss was refused, with the losses, the bad samples and the error at its end."""
+"""An incident: from the first refused loss until what was at fault is settled, told in words."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
-import numpy as np
+from ..checkpoint.durable_io import replace
+from .policy import Recovery
 
-from .. import events
-from ..events.bus import Announcer
-from ..sampling.ticket import Ticket
-from ..table.losses import Reading
-from ..table.records import LARGEST_LOSS
-from .diagnosis import Attempt, Diagnosis, conclusion
-from .incident_state import RecoveryState
-from .policy import Recovery, TrainingDiverged
+MEANT = (
+    "If losses are expected to be higher from here on, as with new data or another scale, call reset_baseline() at the "
+    'change; if the loss is no measure of progress, give guard="finite", which refuses only losses that are not finite.'
+)
 
-if TYPE_CHECKING:
-    from .persistence import Persistence
-
-
-MOST_REMEMBERED = 1000
-"""Most samples with a non-finite loss that are remembered, to be named if it happens again."""
-
-LOSSES_KEPT = 256
-"""Number of last losses in a diagnosis."""
+MOST_FINDINGS = 64
 
 
+@dataclass
 class Incident:
-    """Collects what a diagnosis needs.
-
-    Args:
-        recovery: The recovery policy.
-        persistence: Its checkpoint folder receives the diagnosis.
-        announcer: Receives warnings and events.
-        name_of: Returns a sample's name, given its index.
+    """What is known of an incident.
 
     Attributes:
-        losses: The last losses, including refused ones.
-        attempts: What was tried in this incident.
+        first_step: Steps reported when the first loss was refused.
+        reason: The first verdict.
+        num_refused: Batches refused in it, probes aside.
+        num_probes: Witnesses drawn again.
+        findings: What experiments have found, oldest first.
+        is_restored: Whether the model was restored.
     """
 
-    def __init__(
-        self, recovery: Recovery, persistence: Persistence, announcer: Announcer, name_of: Callable[[int], Any]
-    ) -> None:
-        self.losses: deque[float] = deque(maxlen=LOSSES_KEPT)
-        self.attempts: list[Attempt] = []
-        self._recovery, self._persistence = recovery, persistence
-        self._announcer, self._name_of = announcer, name_of
-        self._bad_samples: set[int] = set()
+    first_step: int
+    reason: str
+    num_refused: int = 0
+    num_probes: int = 0
+    findings: list[str] = field(default_factory=list)
+    is_restored: bool = False
 
-    def note_accepted(self, count: int) -> None:
-        """Note how many good losses have followed the last attempt."""
-        if self.attempts:
-            self.attempts[-1].accepted = count
+    def note(self, step: int, text: str) -> str:
+        """Add a finding; returns it as a line of text."""
+        line = f"step {step}: {text}"
+        self.findings = [*self.findings, line][-MOST_FINDINGS:]
+        return line
 
-    def note_replay(self, seen: str) -> None:
-        """Note what the replay check found after the last attempt."""
-        if self.attempts:
-            self.attempts[-1].replayed = seen
-
-    def conclusion(self, state: RecoveryState, *, is_level: bool = False) -> str:
-        """What was at fault, as the incident ends; see `conclusion`.
-
-        Args:
-            state: The incident's state.
-            is_level: Whether it ends because losses stay higher with every restored state.
-        """
-        self.note_accepted(state.accepted + 1)
-        return conclusion(self.attempts, is_level=is_level)
-
-    def name_repeated(self, samples: tuple[int, ...]) -> None:
-        """Warn of samples whose loss is not finite repeatedly: each costs one batch per epoch."""
-        for sample in samples:
-            if sample in self._bad_samples:
-                self._announcer.warn_once(
-                    f"bad sample {sample}",
-                    f"the loss of sample {self._name_of(sample)!r} was not finite for the second time, while others of "
-                    "its batch were finite: check its data. Every batch with it is refused.",
-                )
-            elif len(self._bad_samples) < MOST_REMEMBERED:
-                self._bad_samples.add(sample)
-
-    def say_how_to_restore(self, attempt: Attempt) -> None:
-        """Warn, once, that there is nothing to restore, and say what makes it possible."""
-        self._announcer.warn_once(
-            "nothing to restore",
-            f"the loss of step {attempt.step - 1} was {attempt.loss}, and there is nothing to restore the model from; "
-            "the learning rate is lowered. Pass load_callback with state_callback, or call update_cpu_backup().",
-        )
-
-    def give_up(self, why: str, state: RecoveryState) -> NoReturn:
-        """Raise `TrainingDiverged` with a full diagnosis.
-
-        Args:
-            why: The reason to give up; "" if all tries are used up.
-            state: The incident's state.
-        """
-        diagnosis = Diagnosis(list(self.attempts), list(self.losses), state, self._recovery, why)
-        store = self._persistence.store
-        bundle = diagnosis.write(None if store is None else store.folder)
-        error = TrainingDiverged(diagnosis.text(bundle))
-        error.bundle = bundle
-        self._announcer.tell(events.GaveUp, text=str(error), bundle=bundle)
-        raise error
+    @property
+    def conclusion(self) -> str:
+        """What was at fault, as far as the experiments tell."""
+        if self.findings:
+            return self.findings[-1].partition(": ")[2] + "."
+        batches = "the refused batch was" if self.num_refused == 1 else f"the {self.num_refused} refused batches were"
+        return f"{batches} to blame, not the weights: the next one was good."
 
 
-def not_finite_samples(reading: Reading, ticket: Ticket) -> tuple[int, ...]:
-    """The samples whose own loss is not finite; none if only means were reported, or if it is all of the batch."""
-    losses = np.atleast_1d(reading.means)
-    if len(losses) != len(ticket.indices):
-        return ()
-    bad = ~(np.abs(losses) <= LARGEST_LOSS)
-    return () if bad.all() else tuple(ticket.indices[bad].tolist())
+def diverged_text(
+    incident: Incident, *, refused: int, step: int, loss: float, lr: float, samples: str, failures: Sequence[str]
+) -> str:
+    """The message of `TrainingDiverged`.
+
+    Args:
+        incident: What is known of it.
+        refused: Batches refused in a row.
+        step: Steps reported.
+        loss: The last refused loss.
+        lr: Its learning rate.
+        samples: The suspects, named; "" for none.
+        failures: Why states could not be restored.
+    """
+    restored = (
+        "The model was restored in between, and losses were refused again."
+        if incident.is_restored
+        else "Nothing was restored: no state was found to be better."
+        if incident.findings
+        else "The model was never restored: pass load_callback with state_callback, or call update_cpu_backup()."
+    )
+    lines = [
+        f"{refused} batches in a row were refused, the last loss ({loss:.6g}) at step {step - 1} with lr={lr:.3g}, "
+        f"{incident.reason}. {restored}",
+        f"Suspected: {samples}." if samples else "",
+        *(f"  {line}" for line in incident.findings[-8:]),
+        *(f"  not restored: {line}" for line in failures),
+        MEANT,
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+def write_bundle(
+    folder: Path | None, step: int, *, text: str, incident: Incident, losses: Sequence[float], recovery: Recovery
+) -> str | None:
+    """Write the details of a diverged run as JSON; the path of the file, None without a folder or if that fails."""
+    if folder is None:
+        return None
+    path = folder / f"diverged_{step:012d}.json"
+    content = {
+        "kind": "TrainingDiverged", "format": 2, "text": text, "incident": asdict(incident),
+        "losses": [loss if math.isfinite(loss) else repr(loss) for loss in losses], "recovery": asdict(recovery),
+    }  # fmt: skip
+    try:
+        os.makedirs(folder, exist_ok=True)
+        replace(path, json.dumps(_strict(content), indent=1, allow_nan=False).encode())
+    except OSError:
+        # The error message says all of it except the losses.
+        return None
+    return str(path)
+
+
+def _strict(value: Any) -> Any:
+    """Replace the numbers that strict JSON does not allow with texts."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    if isinstance(value, dict):
+        return {name: _strict(item) for name, item in value.items()}
+    return [_strict(item) for item in value] if isinstance(value, (list, tuple)) else value

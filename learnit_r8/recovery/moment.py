@@ -16,33 +16,24 @@ class Moment(NamedTuple):
     """The state that goes back with the model.
 
     Attributes:
-        memory: The guard's states.
+        memory: The guard's state.
         trend: The trend of the losses, and whether estimates were differences from it.
         baseline: Number of baseline resets by then.
+        updates: Updates that the weights had taken.
+        recent: The last losses learned from.
+        state: The state of the run but for the table's records, from which a run goes on whose state is not whole.
     """
 
     memory: Any
     trend: tuple[float, bool]
-    baseline: int = 0
+    baseline: int
+    updates: int
+    recent: tuple[float, ...]
+    state: Any = None
 
 
-def moment_of(sentry: Sentry, table: SampleTable) -> Moment:
-    """The current moment."""
-    return Moment(sentry.memory, table.learner.trend_mark, sentry.baseline)
-
-
-def go_back(moment: Moment, sentry: Sentry, table: SampleTable, *, forget: bool) -> None:
-    """Restore a moment together with the model.
-
-    Args:
-        moment: The moment kept with the restored backup.
-        sentry: Goes back to its state of then.
-        table: Goes back to its trend of then if ``forget``.
-        forget: Whether the losses since may come from damaged weights.
-    """
-    if moment.baseline != sentry.baseline:
-        # Losses had another meaning before the reset of the baseline.
-        return
-    sentry.go_back(moment.memory, is_trial=forget)
-    if forget:
+def go_back(moment: Moment, sentry: Sentry, table: SampleTable) -> None:
+    """Restore a moment together with the model, unless losses had another meaning then."""
+    if moment.baseline == sentry.baseline:
+        sentry.go_back(moment.memory)
         table.learner.go_back_to(moment.trend)

@@ -12,18 +12,18 @@ from typing import Any
 from .. import events
 from .._validation import whole_number
 from ..checkpoint.background import LARGE, BackgroundWrite
-from ..checkpoint.callbacks import Callbacks, Unrecoverable, call_save
+from ..checkpoint.callbacks import Callbacks, Unrecoverable, call_load, call_save
 from ..checkpoint.model_loader import ModelLoader, read_from
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.saver import CheckpointSaver
+from ..checkpoint.state_tree import leaves, mend
 from ..checkpoint.store import THIN, CheckpointStore
 from ..events.bus import Announcer
 from ..schedules.budget import Budget
 from ..triggers import Condition, Elapsed, as_trigger, every, never
 from .backup_timer import BackupTimer
-from .ladder import RollbackDepth
-from .ram_backup import RamBackup, Reach
-from .restore import Restorer, RestoreResult
+from .ram_backup import Backup, RamBackup
+from .restore import RestoreError, Restorer
 from .shared_generations import SharedGenerations
 
 DEFAULT_FOLDER = "checkpoints"
@@ -54,7 +54,6 @@ class Persistence:
         generations: The backups in shared memory.
         saver: Writes checkpoints; None without a folder.
         is_restoring: Whether the model is being restored now.
-        has_restored: Whether a restore has begun since `note_judging`.
         quiet_steps: First step at which something may be due, unless an epoch ends earlier.
         quiet_seconds: Training seconds from which something may be due, unless an epoch ends earlier.
 
@@ -91,7 +90,7 @@ class Persistence:
         _check_folder(folder, checkpoint_every=checkpoint_every, monitor=monitor)
         self.callbacks = self._given = callbacks
         self._announcer = announcer
-        self.is_restoring = self.has_restored = False
+        self.is_restoring = False
         self._config = dict(config or {})
         if backup_every is None:
             backup_every = every(time=30) | every(max(LEAST_BACKUP_STEPS, steps_per_epoch // 4))
@@ -132,16 +131,6 @@ class Persistence:
     def agree(self) -> Callable[[str], str]:
         """Shares a failure on one rank with all ranks; see `BackupTimer`."""
         return self._backup_timer.agree
-
-    def note_judging(self) -> None:
-        """Note that a loss is about to be judged; resets `has_restored`."""
-        self.has_restored = False
-
-    def undo_restore(self) -> None:
-        """Undo an interrupted restore, except in the model."""
-        self.backup.forget_spares()
-        self.is_restoring = False
-        self.wake()
 
     def wake(self) -> None:
         """Check at the next step whether something is due, as the settings or the position have changed."""
@@ -194,7 +183,9 @@ class Persistence:
         own = self._given
         state = own.state or callbacks.state
         collect = callbacks.collect if state == callbacks.state else None
-        self.callbacks = Callbacks(own.save or callbacks.save, own.load or callbacks.load, state, collect)
+        self.callbacks = Callbacks(
+            own.save or callbacks.save, own.load or callbacks.load, state, collect, callbacks.generators
+        )
         if backup_every is not None:
             self._backup_timer.when = as_trigger("backup_every", backup_every)
         if clone is not None:
@@ -214,6 +205,8 @@ class Persistence:
         budget: Budget,
         get_state: Callable[[], dict[str, Any]],
         get_moment: Callable[[], Any] = lambda: None,
+        is_calm: bool = True,
+        saved: Callable[[int], object] = lambda step: None,
     ) -> str:
         """Take a backup and write a checkpoint, if they are due.
 
@@ -227,6 +220,8 @@ class Persistence:
             budget: The run's budget; a checkpoint is due at its end.
             get_state: Returns the scheduler's state.
             get_moment: Returns the `Moment` to keep with a backup.
+            is_calm: Whether nothing is suspected, so that a backup may be taken.
+            saved: Is told the step of a checkpoint that is written.
 
         Returns:
             The name of a non-finite array of the model, if one was found; otherwise "".
@@ -236,12 +231,15 @@ class Persistence:
         asked = (step, samples, seconds)
         try:
             if self.callbacks.state is not None:
-                before = self.backup.slots
-                damage = self._backup_timer.take_if_due(elapsed, draws, self.callbacks.state, get_moment)
-                if self.saver and not damage and self.backup.slots is not before and not run_ended:
+                before = self.backup.newest
+                damage = self._backup_timer.take_if_due(
+                    elapsed, draws, self.callbacks.state, get_moment, is_calm=is_calm
+                )
+                if self.saver and not damage and self.backup.newest is not before and not run_ended:
                     self.generations.take(get_state, self.saver.store.run_id, step)
             if self.saver and self.saver.is_due(elapsed, epoch_ended=epoch_ended, run_ended=run_ended):
                 self.saver.attempt(lambda: self._write(get_state(), in_background=not run_ended), step)
+                saved(step)
                 if run_ended and self.saver.has_saved(step):
                     self.generations.clear()
         except Exception:
@@ -275,10 +273,6 @@ class Persistence:
         """Take a backup, which checks every number, as soon as the user's step is complete."""
         self._backup_timer.look_soon()
         self.wake()
-
-    def note_answered(self) -> None:
-        """Note that recovery has answered the damage found last."""
-        self._backup_timer.answered()
 
     def take_backup(self, state: Any, step: int, draws: int, moment: Any = None) -> str:
         """Copy a model state to RAM if all of it is finite; see `BackupTimer.take`."""
@@ -337,7 +331,7 @@ class Persistence:
             return self._collected(self.callbacks.collect)
         if self.callbacks.state is not None:
             return self.callbacks.state()
-        return self.backup.newest.state if self.backup.newest else None
+        return self.backup.newest.state if self.backup.newest is not None else None
 
     @staticmethod
     def _collected(collect: Callable[[], Any]) -> Any:
@@ -389,66 +383,93 @@ class Persistence:
             self.saver.claim()
         self._model_loader.tell()
 
-    def is_sound(self) -> bool:
-        """Whether every number of the model is known to be finite; all ranks must ask at the same point."""
-        if self.callbacks.state is None:
-            return False
-        return not self.agree(self._backup_timer.damage_of(self.callbacks.state, unknown="state_callback raised"))
+    def live_damage(self) -> str:
+        """The name of a damaged array of the live model on any rank; "" if there is none or it cannot be seen.
 
-    def restorable_steps(self) -> set[int]:
-        """Steps reported when each restorable state was taken; all ranks must ask at the same point."""
-        if self.callbacks.load is None:
-            return set()
-        steps = {slot.step for slot in self.backup.states()}
-        return steps if self.store is None else steps | {step for _, step in self.store.own_states()}
-
-    def restore(
-        self,
-        reach: Reach = Reach.GOOD,
-        *,
-        draws: int = 0,
-        depth: RollbackDepth | None = None,
-        failures: list[str] | None = None,
-    ) -> RestoreResult | None:
-        """Restore the model; None if there is nothing to restore. See `Restorer.restore` for the other arguments.
-
-        Args:
-            failures: Gets a reason for every state that could not be restored.
-
-        Raises:
-            RestoreError: the load callback raised for every state.
-            RuntimeError: the load callback called the scheduler.
+        All ranks must ask at the same point.
         """
-        return self._restore(lambda restorer: restorer.restore(reach, draws=draws, depth=depth), failures)
+        return self.agree(self._backup_timer.damage_of(self.callbacks.state))
 
-    def return_to(self, source: str, step: int, *, draws: int) -> RestoreResult | None:
-        """Restore the state that an incident restored first; see `Restorer.return_to`."""
-        return self._restore(lambda restorer: restorer.return_to(source, step, draws=draws), None)
+    def mend(self, newest: Backup) -> tuple[Any, list[str], float]:
+        """The live state with arrays of a backup in place of damaged ones; their names, and their share of all values.
 
-    def _restore(
-        self, restore: Callable[[Restorer], RestoreResult | None], failures: list[str] | None
-    ) -> RestoreResult | None:
-        if self.callbacks.load is None:
+        The state is None if the backup does not fit.
+        """
+        assert self.callbacks.state is not None
+        live = self.callbacks.state()
+        try:
+            mended, names = mend(live, newest.state, self._backup_timer.meant)
+        except ValueError:
+            return None, [], 1.0
+        return mended, names, len(names) / max(1, sum(1 for _ in leaves(live)))
+
+    def note_lasting(self, array: str) -> None:
+        """Note an array that is damaged though no batch was refused; see `BackupTimer.note_lasting`."""
+        self._backup_timer.note_lasting(array)
+
+    def checkpoint_steps(self) -> set[int]:
+        """Steps of the checkpoints with a model that could be put back; all ranks must ask at the same point."""
+        return (
+            set()
+            if self.store is None or self.callbacks.load is None
+            else {step for _, step in self.store.own_states()}
+        )
+
+    def make_restorer(self) -> Restorer | None:
+        """What puts states back; None without a load callback."""
+        load = self.callbacks.load
+        if load is None:
             return None
         if self.saver is not None:
             # The checkpoint being written may be the one to go back to, or hold weights that are given up.
             self.saver.settle()
-        restorer = Restorer(
-            self.callbacks.load,
+        return Restorer(
+            functools.partial(self._load, load),
             backup=self.backup,
             store=self.store,
             damage=lambda: self._backup_timer.damage_of(self.callbacks.state),
             agree=self.agree,
             announcer=self._announcer,
         )
-        self.has_restored = self.is_restoring = True
+
+    def _load(self, load: Callable[..., Any], source: Any, from_ram: bool) -> None:
+        self.is_restoring = True
         try:
-            return restore(restorer)
+            call_load(load, source, from_ram=from_ram)
         finally:
             self.is_restoring = False
             self.wake()
-            if failures is not None:
-                failures += restorer.failures
+
+    def restore_backup(self) -> Backup:
+        """Put the newest backup back that was made in this run and can be put back.
+
+        Raises:
+            RestoreError: none can be.
+        """
+        restorer = self.make_restorer()
+        for backup in reversed(self.backup.backups):
+            if backup.moment is not None and restorer is not None and restorer.put(backup):
+                self.backup.forget_after(backup.updates)
+                return backup
+        failures = [] if restorer is None else restorer.failures
+        raise RestoreError(f"no backup could be restored: {' | '.join(failures)}. The model may be partly restored.")
+
+    def restore_newest(self) -> int | None:
+        """Put the newest backup back, or the newest checkpoint; its step, None if there is none.
+
+        Raises:
+            RestoreError: the load callback raised for every state there is.
+        """
+        restorer = self.make_restorer()
+        if restorer is None:
+            return None
+        on_disk = [Backup(step, step) for _, step in (self.store.own_states() if self.store is not None else ())]
+        for backup in [*reversed(self.backup.backups), *reversed(on_disk)]:
+            if restorer.put(backup):
+                return backup.step
+        if restorer.failures:
+            raise RestoreError(f"{' | '.join(restorer.failures)} The model may be partly restored.")
+        return None
 
     def summary(self) -> str:
         """One line of text about the checkpoints: failures, and the best one."""

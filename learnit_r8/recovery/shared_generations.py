@@ -14,7 +14,7 @@ from ..checkpoint.shared_memory import Proved, SharedBackups, default_base
 from ..checkpoint.store import CheckpointStore
 from ..events.bus import Announcer
 from ..events.launcher import first_number
-from .ram_backup import RamBackup
+from .ram_backup import Backup, RamBackup
 
 
 class SharedGenerations:
@@ -82,7 +82,7 @@ class SharedGenerations:
             return
         done = functools.partial(self._backup.lend, None)
         content = {"run_id": run_id, "model": None, "scheduler": get_state(), "config": dict(self._config)}
-        kept, proved = {slot.step for slot in self._backup.states()}, self._backup.proved
+        kept, proved = {each.step for each in self._backup.backups}, self._backup.proved
         try:
             self._backup.lend(newest.state)
             self._backups.begin(newest.state, content, step=step, kept=kept, proved=proved, done=done)
@@ -137,7 +137,7 @@ class SharedGenerations:
         """Give the ladder of recovery the proved states that were kept beside a generation."""
         if checkpoint.model_state is not None:
             for proved in sorted(self._proved, key=lambda one: one.step):
-                self._backup.add_proved(proved.state, step=proved.step, draws=proved.draws, lr=proved.lr)
+                self._backup.add(Backup(proved.step, proved.step, proved.draws, proved.state, is_proven=True))
         self._proved = []
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..dashboard.render.svg import Axis, Frame, band, circle, frame, grid, hint, label, line, range_of, rect, svg
 from ..dashboard.state.view import Point, View
 from ..dashboard.text import clean, number
-from .axes import Axis, Frame, band, circle, frame, grid, hint, label, line, range_of, rect, svg
 from .data import DataMap, Flow, ReportData, marked
 
 WIDE, HALF = 1060.0, 516.0

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from ..dashboard.render.svg import sparkline
 from ..dashboard.text import number
 from ..table.label_noise import Suspects
-from .axes import sparkline
 from .charts import text
 from .confusion import Confusion
 from .data import ReportData, Row

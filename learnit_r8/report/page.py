@@ -6,11 +6,11 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
+from ..dashboard.render.svg import sparkline
 from ..dashboard.state.view import View
 from ..dashboard.text import clock, number, setting
 from ..journal.run_info import read_sessions, utc
 from ..table.label_noise import MIRROR, Suspects
-from .axes import sparkline
 from .charts import HALF, flow_chart, histogram, loss_chart, lr_chart, map_chart, metric_chart, ribbon_chart, text
 from .data import ReportData, Row
 from .gallery import GALLERY_STYLE, NO_LOOK, Look, gallery_of

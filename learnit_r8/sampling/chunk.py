@@ -155,10 +155,6 @@ class Chunk:
         """Whether every batch is reported or settled."""
         return self.states.count(REPORTED) + self.states.count(SETTLED) == len(self.states)
 
-    def go_back_to(self, drawn: int) -> None:
-        """Go back to the position after ``drawn`` batches, so that later ones are drawn again."""
-        self.drawn = drawn
-
     def drop_undrawn(self) -> None:
         """Close the batches that were not drawn."""
         for slot in range(self.drawn, len(self.states)):
@@ -179,12 +175,11 @@ class Chunk:
 
     def learn(self) -> None:
         """Let the table learn all reports that it has not learned yet."""
-        self.table.storage.records.finish_writing()
         states = np.frombuffer(self.states, np.uint8)
         reported = states == REPORTED
         if not reported.any():
             return
-        # learn() overwrites the records: if it is interrupted, they must be read again.
+        # learn() overwrites the records: if it raises, they must be read again.
         members, sizes, records, self._records = self.members, self._sizes, self._records, None
         reports, trends = self.reports, np.array(self.trends)
         if not reported.all():
@@ -237,7 +232,8 @@ class Chunk:
         return means, part_sizes, counts
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything except the table, which must have learned all reports."""
+        """Everything except the table, which has learned all reports or is about to."""
+        states = np.frombuffer(self.states, np.uint8)
         return {
             "handed": self.handed.copy(),
             "members": self.members.copy(),
@@ -247,7 +243,7 @@ class Chunk:
             "typical": self.typical,
             "pass_number": self.pass_number,
             "sweep": self.sweep,
-            "states": np.frombuffer(self.states, np.uint8).copy(),
+            "states": np.where(states == REPORTED, np.uint8(SETTLED), states),
             "drawn": self.drawn,
             "rates": np.array(self.rates),
         }

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..policies.base import Candidates, Context, Policy
-from ..policies.radix import holds
+from ..table.exclusions import holds
 from ..table.records import reordered
 from ..table.table import SampleTable
 from .chunk import Chunk, Planned
@@ -129,8 +129,10 @@ def spread_evenly(
     if num_batches < 2 or not count:
         return order
     turn = np.arange(count)
+    # In random order, or the batches of the few marked ones would come one after another.
+    batches = rng.permutation(num_batches)
     is_dealt = np.zeros(len(order), bool)
-    is_dealt[turn % num_batches * batch_size + turn // num_batches] = True
+    is_dealt[batches[turn % num_batches] * batch_size + turn // num_batches] = True
     spread = np.empty_like(order)
     spread[is_dealt], spread[~is_dealt] = rng.permutation(order[marked]), order[~marked]
     return spread

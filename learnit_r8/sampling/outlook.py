@@ -81,8 +81,6 @@ def to_plain(outlook: Outlook) -> list[Any]:
 
 def from_plain(values: Sequence[Any]) -> Outlook:
     """Convert the values of `to_plain` back to an outlook."""
-    is_exact, num_uses, hard_share, middle_loss, suspicion, *more = values
+    is_exact, num_uses, hard_share, middle_loss, suspicion, limit = values
     known = None if suspicion is None else Suspicion(suspicion[0], Humps(*suspicion[1:]))
-    # Checkpoints of versions before 0.2 have none.
-    limit = MarginLimit(*more[0]) if more and more[0] is not None else None
-    return Outlook(is_exact, num_uses, hard_share, middle_loss, known, limit)
+    return Outlook(is_exact, num_uses, hard_share, middle_loss, known, None if limit is None else MarginLimit(*limit))

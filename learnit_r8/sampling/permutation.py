@@ -25,9 +25,6 @@ MAX_SAMPLES = 2**32 - 2**18
 _SMALL = 2**14
 """Up to this size the permutation is stored, as small Feistel tables cannot produce every order."""
 
-_SPARE_BITS = 14
-"""Low bits of each word that are ignored in sorting a small permutation: version 0.1 kept the index there."""
-
 
 def raw_words(key: Sequence[int], count: int) -> NDArray[np.uint64]:
     """Random words that depend on the key alone, the same on every machine and numpy version.
@@ -61,7 +58,7 @@ class Permutation:
         self._size = size
         self._whole: NDArray[np.int64] | None = None
         if size <= _SMALL:
-            self._whole = order_of(raw_words(key, size) >> np.uint64(_SPARE_BITS))
+            self._whole = order_of(raw_words(key, size))
             return
         self._rows = math.isqrt(size - 1) + 1
         self._columns = -(-size // self._rows)

@@ -10,7 +10,7 @@ once (``tests/sampling/test_plan.py``), and drawing or reporting a batch needs n
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,11 @@ class Plan:
         return bool(self.returned)
 
     @property
+    def num_sweeps(self) -> int:
+        """Number of the current sweep over the data, counted over the run; reports of an earlier one are late."""
+        return self._planner.num_sweeps
+
+    @property
     def pass_number(self) -> int:
         """The current pass, 0-based; -1 before the first."""
         return self._context.pass_number
@@ -133,8 +138,22 @@ class Plan:
         for chunk in self._open:
             chunk.forget_records()
 
-    def draw(self) -> Batch:
+    def look_ahead(self) -> tuple[Chunk, Planner] | None:
+        """Plan the next chunk if the current one is used up, for `draw`; the only part of a draw that asks the policy.
+
+        Raises:
+            RuntimeError: the policy selects no samples.
+        """
+        if self.returned or self.pass_number < 0 or self.chunk.drawn < self._last_drawn:
+            return None
+        left = self.steps_per_pass - self._drawn_before - self.chunk.drawn
+        return self._planner.look_ahead(self._context, left) if left else None
+
+    def draw(self, ahead: tuple[Chunk, Planner] | None = None) -> Batch:
         """Draw the next batch of the pass.
+
+        Args:
+            ahead: What `look_ahead` has just returned, if it was called.
 
         Raises:
             RuntimeError: all batches of the pass were drawn, or the policy selects no samples.
@@ -142,22 +161,23 @@ class Plan:
         chunk = self.chunk
         slot = chunk.drawn
         if slot == self.limit or self.returned:
-            return self._draw_elsewhere()
+            return self._draw_elsewhere(ahead)
         chunk.drawn = slot + 1
         # Much faster than the constructor of a named tuple, which is a Python function.
         return _new_tuple(Batch, (chunk, slot, chunk.views[slot]))
 
-    def _draw_elsewhere(self) -> Batch:
+    def _draw_elsewhere(self, ahead: tuple[Chunk, Planner] | None) -> Batch:
         """Draw the next batch if it is not the next one of the current chunk."""
         if self.returned:
             return self._drawn_again(self.returned.popleft())
         if self.pass_number < 0:
             raise RuntimeError(f"draw() needs a pass, got pass_number={self.pass_number}; call start_pass() first.")
         if self.chunk.drawn == self._last_drawn:
+            ahead = self.look_ahead() if ahead is None else ahead
             self._leave_chunk()
-            left = self.steps_per_pass - self._drawn_before
-            if left:
-                self.chunk = self._planner.next_chunk(self._context, left)
+            if ahead is not None:
+                self.chunk, planner = ahead
+                self._planner.follow(planner)
                 self._open.append(self.chunk)
         if self.chunk.drawn < self._last_drawn:
             self.limit = self._last_drawn
@@ -264,22 +284,16 @@ class Plan:
         """Forget batches from outside the pass, so that they are not drawn again after a resume."""
         self._open = [chunk for chunk in self._open if chunk.pass_number >= 0]
 
-    def before_offsets(self, trend: float) -> Callable[[bool], None]:
-        """A function that converts the expected losses of planned batches to differences from the trend, or back."""
-        before = [(chunk, chunk.expected, chunk.typical) for chunk in self._open]
-        after = [(c, [(share - 1) * trend for share in shares], (mean - 1) * trend) for c, shares, mean in before]
-
-        def store(are_offsets: bool) -> None:
-            for chunk, expected, typical in after if are_offsets else before:
-                chunk.expected, chunk.typical = expected, typical
-                # Its copies of records have estimates of the other kind.
-                chunk.forget_records()
-
-        return store
+    def use_offsets(self, trend: float) -> None:
+        """Turn the expected losses of planned batches into differences from the trend, as the estimates become."""
+        for chunk in self._open:
+            chunk.expected = [(share - 1) * trend for share in chunk.expected]
+            chunk.typical = (chunk.typical - 1) * trend
+            # Its copies of records have estimates of the other kind.
+            chunk.forget_records()
 
     def hand_over(self) -> None:
         """Let the table learn all reports so far. When this is called does not affect which batches are drawn."""
-        self.table.storage.records.finish_writing()
         for chunk in self._open:
             chunk.learn()
 
@@ -291,6 +305,10 @@ class Plan:
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to draw exactly the same batches; drawn but unreported batches are drawn again first."""
         self.hand_over()
+        return self.position()
+
+    def position(self) -> dict[str, Any]:
+        """What `state_dict` returns, for a table that will have learned every report so far."""
         place = {id(chunk): number for number, chunk in enumerate(self._open)}
         out = [batch for chunk in self._open for batch in chunk.batches_out()]
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..policies.base import Context, Outlook, Policy
-from ..policies.radix import holds, order_of
+from ..policies.radix import order_of
 from ..policies.registry import SHUFFLE
+from ..table.exclusions import holds
 from ..table.table import SampleTable
 from .chunk import Chunk
 from .draft import Draft
@@ -86,16 +88,28 @@ class Planner:
         table = self._table
         return Context(progress, number, table.batch_size, table.untrained_loss, outlook, table.storage.group_sizes)
 
-    def next_chunk(self, context: Context, num_left: int) -> Chunk:
-        """Make the next chunk of the pass.
+    def look_ahead(self, context: Context, num_left: int) -> tuple[Chunk, Planner]:
+        """Plan the next chunk of the pass; this planner stays where it is until `follow`.
 
         Args:
             context: The context of the pass.
             num_left: Batches left in the pass, >= 1; the chunk may hold more.
 
+        Returns:
+            The chunk, and the planner that has gone ahead.
+
         Raises:
             RuntimeError: the policy selects no sample.
         """
+        ahead = copy.copy(self)
+        ahead._sweep = copy.copy(self._sweep)
+        return ahead._next_chunk(context, num_left), ahead
+
+    def follow(self, ahead: Planner) -> None:
+        """Go where another planner is."""
+        self.num_sweeps, self._sweep = ahead.num_sweeps, ahead._sweep
+
+    def _next_chunk(self, context: Context, num_left: int) -> Chunk:
         policy = SHUFFLE if context.pass_number == 0 else self._policy
         if policy.selects or len(self._table.quarantined):
             return self._next_selected_chunk(policy, context, self._room(num_left))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..policies.radix import holds
+from ..table.exclusions import holds
 from ..table.table import SampleTable
 from .chunk import OPEN, OUT_AGAIN, WAITING
 from .permutation import Permutation
@@ -51,8 +51,8 @@ def fitted(state: Mapping[str, Any], table: SampleTable, plan: Plan, remap: Arra
         "table": {
             **state["table"],
             **{name: _moved(state["table"][name], was) for name in _TABLE_ARRAYS},
-            "evidence": _moved_evidence(state["table"].get("evidence"), was),
-            "quarantined": np.flatnonzero(holds(np.asarray(state["table"].get("quarantined", ()), np.int64), was)),
+            "evidence": _moved_evidence(state["table"]["evidence"], was),
+            "quarantined": np.flatnonzero(holds(np.asarray(state["table"]["quarantined"], np.int64), was)),
         },
         "quarantine": None,
         "plan": plan_state,
@@ -148,7 +148,7 @@ def _rest(saved: Mapping[str, Any], seed: int, size: int, epoch: int) -> NDArray
     sweep = saved["sweep"]
     if saved["context"][1] == epoch:
         parts.append(np.asarray(sweep["indices"]))
-        order = sweep.get("order")
+        order = sweep["order"]
         if order is None:
             order = Permutation(size, [seed, PASS_KEY, max(0, saved["num_sweeps"])])(0, size)
         parts.append(np.asarray(order)[sweep["rank"] :])

@@ -79,7 +79,7 @@ class Sweep:
         self.rank = state["rank"]
         weights = state["weights"]
         self.left_over = np.array(state["indices"]), None if weights is None else np.array(weights)
-        if state.get("order") is not None:
+        if state["order"] is not None:
             order = self._own_order = np.array(state["order"], np.int64)
             self._size, self._order = len(order), lambda start, stop: order[start:stop].copy()
 

@@ -58,4 +58,4 @@ class Outcome(NamedTuple):
 # Much faster than the constructor of a named tuple, which is a Python function.
 new_tuple = tuple.__new__
 
-_COUNTED = (Verdict.GOOD, Verdict.DRIFT, Verdict.PENDING)
+_COUNTED = (Verdict.GOOD, Verdict.PENDING)

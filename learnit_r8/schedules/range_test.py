@@ -18,6 +18,10 @@ SAFE_SHARE = 0.1
 """Of the rate at which the loss turned up."""
 
 
+class SearchFailed(RuntimeError):
+    """The search has found no rate, and cannot go on."""
+
+
 class RangeTest:
     """Search for a learning rate, one training step at a time.
 
@@ -117,7 +121,7 @@ class RangeTest:
 
     def _finish(self, result: float) -> None:
         if len(self._losses) < NUM_FIRST:
-            raise RuntimeError(
+            raise SearchFailed(
                 f"auto_find_lr needs at least {NUM_FIRST} good losses to begin with, got {len(self._losses)} in "
                 f"{self.num_steps} steps; give initial_lr instead."
             )

@@ -49,7 +49,8 @@ class DrawnEpochs:
     def _adopt(self) -> None:
         """Let the scheduler keep model, optimizer and random generators: backups in RAM, and checkpoints."""
         from ..checkpoint.callbacks import Callbacks
-        from ..torch.state import ModelState, copy_to_host, copy_to_host_into
+        from ..checkpoint.state_tree import copy_to_host, copy_to_host_into
+        from ..torch.state import ModelState
 
         task, rates = self._task, self._rates
         state = ModelState(task.model, task.optimizer)

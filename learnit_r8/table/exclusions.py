@@ -17,6 +17,15 @@ def _read_only(indices: NDArray[np.int64]) -> NDArray[np.int64]:
 _NOBODY = _read_only(np.empty(0, np.int64))
 
 
+def holds(known: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """bool[M], which of some indices are among the known ones, which are in ascending order."""
+    if not len(known):
+        return np.zeros(len(indices), bool)
+    places = np.minimum(np.searchsorted(known, indices), len(known) - 1)
+    found: NDArray[np.bool_] = known[places] == indices
+    return found
+
+
 class Exclusions:
     """Samples in quarantine, and samples under watch, by index.
 
@@ -30,12 +39,7 @@ class Exclusions:
 
     def holds(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
         """bool[M], which of some samples are in quarantine."""
-        known = self.quarantined
-        if not len(known):
-            return np.zeros(len(indices), bool)
-        places = np.minimum(np.searchsorted(known, indices), len(known) - 1)
-        found: NDArray[np.bool_] = known[places] == indices
-        return found
+        return holds(self.quarantined, indices)
 
     def quarantine(self, indices: NDArray[np.int64]) -> None:
         """Stop drawing some samples, from the next chunk on."""
@@ -54,6 +58,6 @@ class Exclusions:
         return {"quarantined": self.quarantined.copy(), "watched": self.watched.copy()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned; version 0.1 had neither."""
-        self.quarantined = _read_only(np.array(state.get("quarantined", ()), np.int64))
-        self.watched = _read_only(np.array(state.get("watched", ()), np.int64))
+        """Load what `state_dict` returned."""
+        self.quarantined = _read_only(np.array(state["quarantined"], np.int64))
+        self.watched = _read_only(np.array(state["watched"], np.int64))

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .quantiles import quarters, quartile_of
+
 BINS = 32
 LOG_RATIO = 20
 UNSEEN = 4
@@ -36,25 +38,14 @@ def quarters_of(loss: Floats, uses: NDArray[np.uint16]) -> Quarters:
         uses: uint16[M], use counts.
     """
     codes = np.full(len(loss), UNSEEN, np.uint8)
-    seen = np.flatnonzero(~np.isnan(loss))
-    names = ("low", "high", "mean", "share", "uses")
-    if len(seen) < 4:
-        return Quarters(codes, dict.fromkeys(names, ()))
-    values = loss[seen]
-    # The same sizes as numpy.array_split.
-    each, more = divmod(len(seen), 4)
-    ends = np.cumsum([each + (place < more) for place in range(4)])
-    order = np.argpartition(values, ends[:3])
-    rows: dict[str, list[float]] = {name: [] for name in names}
-    for place, part in enumerate(np.split(order, ends[:3])):
-        codes[seen[part]] = place
-        of_part = values[part]
-        rows["low"].append(rounded(of_part.min()))
-        rows["high"].append(rounded(of_part.max()))
-        rows["mean"].append(rounded(of_part.mean(dtype=np.float64)))
-        rows["share"].append(rounded(len(part) / len(seen)))
-        rows["uses"].append(rounded(uses[seen[part]].mean()))
-    return Quarters(codes, {name: tuple(values) for name, values in rows.items()})
+    found = []
+    for place, part in enumerate(quarters(loss)):
+        codes[part] = place
+        found.append(quartile_of(loss[part], uses[part]))
+    num_seen = sum(quarter.num_samples for quarter in found)
+    names = ("low", "high", "mean", "uses")
+    rows = {name: tuple(rounded(getattr(quarter, name)) for quarter in found) for name in names}
+    return Quarters(codes, {**rows, "share": tuple(rounded(quarter.num_samples / num_seen) for quarter in found)})
 
 
 def flow_between(before: NDArray[np.uint8], now: NDArray[np.uint8]) -> tuple[float, ...]:

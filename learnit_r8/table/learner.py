@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,14 +24,11 @@ class ReportHolder(Protocol):
     def hand_over(self) -> None:
         """Let the table learn from all of them, as it is about to be read."""
 
-    def before_offsets(self, trend: float) -> Callable[[bool], None]:
-        """Prepare for a switch of the estimates to differences from the trend.
+    def use_offsets(self, trend: float) -> None:
+        """Turn the holder's own predictions into differences from the trend, as the estimates are about to be.
 
         Args:
             trend: The current trend.
-
-        Returns:
-            A function that stores the holder's own predictions as such differences (True) or as before (False).
         """
 
 
@@ -58,7 +54,6 @@ class LossLearner:
         self.storage = storage
         self.alpha = alpha
         self._holder: ReportHolder | None = None
-        self._shares: tuple[int, Callable[[], object]] | None = None
 
     def hold_back(self, holder: ReportHolder) -> None:
         """Register ``holder`` to hand over its reports before the table is read; it replaces the one before."""
@@ -104,33 +99,19 @@ class LossLearner:
     def _use_offsets(self) -> None:
         self.hand_over()
         storage = self.storage
-        num_reports = storage.batch_trend.num_reports
-        if storage.is_relative and num_reports:
-            known, trend = storage.records.whole, np.float32(storage.batch_trend.value)
-            estimate = known["loss"]
-            offsets = np.where(known["usage_count"] > 0, estimate - np.float32(1), estimate) * trend
-            store_plan = _nothing if self._holder is None else self._holder.before_offsets(storage.batch_trend.value)
-            self._shares = num_reports, functools.partial(self._store_loss, estimate.copy(), store_plan, False)
-            storage.records.write(functools.partial(self._store_loss, offsets, store_plan, True))
-        else:
-            self._shares = num_reports, functools.partial(setattr, storage, "are_offsets", False)
+        if not (storage.is_relative and storage.batch_trend.num_reports):
             storage.are_offsets = True
-
-    def _store_loss(self, estimate: NDArray[np.float32], store_plan: Callable[[bool], None], are_offsets: bool) -> None:
-        self.storage.records.whole["loss"][:] = estimate
-        store_plan(are_offsets)
-        self.storage.are_offsets = are_offsets
-
-    def undo_observe(self, num_reports: int, trend: float, early_mark: Any) -> None:
-        """Undo the last `observe`, given the values before it; ``early_mark`` is None unless the trend was early."""
-        self.storage.records.finish_writing()
-        if self._shares is not None and self._shares[0] == num_reports:
-            # That loss has switched the estimates to differences, and nothing was learned since.
-            self.storage.records.write(self._shares[1])
-            self._shares = None
-        if not num_reports:
-            self.storage.part_size = None
-        self.storage.batch_trend.undo(num_reports, trend, early_mark)
+            return
+        known, trend = storage.records.whole, storage.batch_trend.value
+        estimate = known["loss"]
+        offsets = np.where(known["usage_count"] > 0, estimate - np.float32(1), estimate) * np.float32(trend)
+        with storage.lock:
+            storage.is_whole = False
+            estimate[:] = offsets
+            if self._holder is not None:
+                self._holder.use_offsets(trend)
+            storage.are_offsets = True
+            storage.is_whole = True
 
     def expected(self, records: NDArray[Any], sizes: NDArray[np.int64]) -> list[float]:
         """Mean stored estimate of consecutive batches over the samples already seen, without the trend.
@@ -182,11 +163,9 @@ class LossLearner:
             trend: float64[P], what `observe` returned for the batch of each part.
             records: RECORD[M], the samples' current records if available; overwritten.
             predictions: int64[K] and float32[3, K], samples and the rows of `PredictionRows` for them, or None.
-            done: Called when the table has learned; twice if it was interrupted.
+            done: Called when the table has learned.
         """
         storage = self.storage
-        storage.records.finish_writing()
-        self._shares = None
         records = storage.records.gather(indices) if records is None else records
         if storage.part_size != WHOLE_BATCH:
             # A sample's loss may overflow float32 even if the mean of its batch does not.
@@ -206,22 +185,15 @@ class LossLearner:
         records["last"] = observed
         records["mean"] += (observed - records["mean"]) / count
         store = None if predictions is None else storage.evidence.updated(*predictions)
-        storage.records.write(functools.partial(self._store, indices, records, num_seen, done, store))
-
-    def _store(
-        self,
-        indices: NDArray[np.int64],
-        records: NDArray[Any],
-        num_seen: int,
-        done: Callable[[], object] | None,
-        store_evidence: Callable[[], None] | None,
-    ) -> None:
-        self.storage.records.put(indices, records)
-        if store_evidence is not None:
-            store_evidence()
-        self.storage.num_seen = num_seen
-        if done is not None:
-            done()
+        with storage.lock:
+            storage.is_whole = False
+            storage.records.put(indices, records)
+            if store is not None:
+                store()
+            storage.num_seen = num_seen
+            if done is not None:
+                done()
+            storage.is_whole = True
 
     def _divided(
         self,
@@ -241,7 +213,3 @@ class LossLearner:
         share = estimate if seen is None else np.where(seen, estimate, np.float32(1))
         leak = estimators.leak_of(min(storage.part_size or storage.batch_size, storage.batch_size))
         return estimators.relative(share, means, trend, sizes, leak=leak)
-
-
-def _nothing(_: bool) -> None:
-    """Stand in for the callback that converts a plan's predictions, for a table without a plan."""

@@ -6,7 +6,7 @@ would each cost a cache miss per sample. Zeros stand for an unseen sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -49,7 +49,6 @@ class Records:
         # The system allocates and clears a page when it is first written to. The first chunk of a random order writes
         # to nearly all of them, so a step would wait for that.
         self._words[::_PAGE] = 0
-        self._writing: Callable[[], object] | None = None
 
     def __len__(self) -> int:
         return len(self._all)
@@ -104,21 +103,6 @@ class Records:
             for name, values in found.items():
                 values[place] = records[name]
         return found
-
-    def write(self, store: Callable[[], object]) -> None:
-        """Call ``store``; if it is interrupted, the next access calls it again, so that it is always completed."""
-        self._writing = store
-        self.finish_writing()
-
-    def finish_writing(self) -> None:
-        """Complete a `write` that was interrupted."""
-        if self._writing is not None:
-            self._writing()
-            self._writing = None
-
-    def forget_writing(self) -> None:
-        """Drop an interrupted `write`, as all records are about to be replaced."""
-        self._writing = None
 
 
 Slice = tuple[slice, NDArray[Any]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,12 +34,13 @@ class SampleStorage:
             to the trend; otherwise the loss.
         groups: Sequence of N labels (classes), or None.
         sample_ids: Sequence of N names to show in place of indices, or None.
+        lock: Held while something is stored, and while some records are copied; None for one of its own.
 
     Raises:
         ValueError: a size is below 1, the estimator is unknown, or a sequence has another length than N.
 
     Attributes:
-        num_samples, batch_size, estimator, sample_ids: As given.
+        num_samples, batch_size, estimator, sample_ids, lock: As given.
         group_labels: The distinct labels, in the order of the codes in ``records``; None without groups.
         group_sizes: Number of samples with each label; empty without groups.
         records: The records of the samples.
@@ -49,6 +51,7 @@ class SampleStorage:
             a part for means of parts, WHOLE_BATCH for batch means.
         are_offsets: Whether "loss" is relative to the trend as a difference; otherwise it is a ratio.
         num_seen: Number of samples that were learned from at least once.
+        is_whole: Whether nothing is half stored; false for good once an exception has cut that.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class SampleStorage:
         estimator: str = "relative",
         groups: ArrayLike | None = None,
         sample_ids: Sequence[Any] | None = None,
+        lock: Lock | None = None,
     ) -> None:
         self.num_samples = num_samples = whole_number("num_samples", num_samples, least=1)
         self.batch_size = batch_size = whole_number("batch_size", batch_size, least=1)
@@ -79,6 +83,8 @@ class SampleStorage:
         self.part_size: int | None = None
         self.are_offsets = False
         self.num_seen = 0
+        self.is_whole = True
+        self.lock: Lock = threading.RLock() if lock is None else lock
 
     @property
     def source(self) -> str:
@@ -107,20 +113,19 @@ class SampleStorage:
             values = values + trend if self.are_offsets else values * trend
         return values if self.num_seen == self.num_samples else _of_seen(values, records)
 
-    def read(
-        self, fields: Sequence[str], lock: Lock | None = None, indices: NDArray[np.int64] | None = None
-    ) -> dict[str, NDArray[Any]]:
+    def read(self, fields: Sequence[str], indices: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]]:
         """Copies of fields for somebody to look at: loss as estimated; loss, last and mean NaN for unseen samples.
+
+        The lock is held for each slice of the records, see `Records.slices`.
 
         Args:
             fields: Their names.
-            lock: Held while a slice of the records is copied; see `Records.slices`.
             indices: int64[M], the samples to read; None for all.
         """
         records = self.records
         size = self.num_samples if indices is None else len(indices)
         found = {name: np.empty(size, records.whole.dtype[name]) for name in fields}
-        for place, some in records.slices(lock, indices):
+        for place, some in records.slices(self.lock, indices):
             for name, values in found.items():
                 if name == "loss":
                     values[place] = self.estimates(some)
@@ -151,15 +156,16 @@ class SampleStorage:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned; groups stay unchanged."""
-        self.records.forget_writing()
+        self.is_whole = False
         for name in FIELDS:
             self.records.whole[name][:] = state[name]
         self.num_seen = int(np.count_nonzero(self.records.whole["usage_count"]))
         numbers = state["numbers"]
         self.part_size, self.are_offsets = numbers["part_size"], numbers["_offsets"]
         self.exclusions.load_state_dict(state)
-        self.evidence.load_state_dict(state.get("evidence"))
+        self.evidence.load_state_dict(state["evidence"])
         self.batch_trend.load_state_dict(state, value=numbers["trend"], num_reports=numbers["_num_reports"])
+        self.is_whole = True
 
     @functools.cached_property
     def _digest(self) -> str | None:

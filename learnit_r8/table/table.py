@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,10 +56,10 @@ class SampleTable:
         lock: Lock | None = None,
     ) -> None:
         self.storage = SampleStorage(
-            num_samples, batch_size=batch_size, estimator=estimator, groups=groups, sample_ids=sample_ids
+            num_samples, batch_size=batch_size, estimator=estimator, groups=groups, sample_ids=sample_ids, lock=lock
         )
         self.learner = LossLearner(self.storage, alpha=alpha)
-        self.lock: Lock = threading.RLock() if lock is None else lock
+        self.lock = self.storage.lock
         self.num_samples, self.batch_size = self.storage.num_samples, self.storage.batch_size
 
     def __len__(self) -> int:
@@ -134,7 +133,7 @@ class SampleTable:
     def read(self, *fields: str, indices: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]]:
         """Copies of fields of all samples, or of some; see `SampleStorage.read`."""
         self.learner.hand_over()
-        return self.storage.read(fields, self.lock, indices)
+        return self.storage.read(fields, indices)
 
     def read_evidence(self, *fields: str, indices: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]] | None:
         """Copies of fields of the evidence, by default of all of them; None without predictions."""

@@ -71,29 +71,15 @@ class BatchTrend:
         above = reading.mean - mean
         return Reading(mean, reading.means - above, reading.part_size, reading.lowest - above)
 
-    @property
-    def early_mark(self) -> Any:
-        """The state for the first losses, for `undo`; None once they are over."""
-        return (self._first, self.untrained.mark) if self.is_early else None
-
-    def undo(self, num_reports: int, value: float, early_mark: Any) -> None:
-        """Return to the values before the last loss."""
-        self.num_reports, self.value = num_reports, value
-        if early_mark is not None:
-            self.is_early = True
-            self._first, untrained = early_mark
-            self.untrained.go_back_to(untrained)
-
     def state_dict(self) -> dict[str, Any]:
         """The state apart from ``value`` and ``num_reports``."""
         *first, recent = self._first
         return {"first": [*first, list(recent)], "untrained": self.untrained.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any], *, value: float, num_reports: int) -> None:
-        """Load what `state_dict` returned; version 0.1 saved only the mean of the first losses."""
+        """Load what `state_dict` returned."""
         self.value, self.num_reports = value, num_reports
         self.is_early = num_reports < self._num_early
-        known, lowest, highest, second, recent = state.get("first", FirstLosses())
+        known, lowest, highest, second, recent = state["first"]
         self._first = FirstLosses(known, lowest, highest, second, tuple(recent))
-        untrained = {"value": state["numbers"].get("untrained_loss"), "losses": []}
-        self.untrained.load_state_dict(state.get("untrained", untrained))
+        self.untrained.load_state_dict(state["untrained"])

@@ -50,29 +50,18 @@ class UntrainedLoss:
         if len(losses) >= self.size:
             self.value = mean_of_usual(losses, self._num_averaged)
             self._is_settled = True
-            # A mark may still need the old list.
             self._losses = []
-
-    @property
-    def mark(self) -> tuple[float, list[float], int, float, bool]:
-        """The current state, for `go_back_to`; nothing is copied, as losses are only appended."""
-        return self.value, self._losses, len(self._losses), self._total, self._is_settled
-
-    def go_back_to(self, mark: tuple[float, list[float], int, float, bool]) -> None:
-        """Return to the state of a `mark`."""
-        self.value, self._losses, count, self._total, self._is_settled = mark
-        del self._losses[count:]
 
     def state_dict(self) -> dict[str, Any]:
         """The estimate, and until it is final the losses so far."""
         return {"value": self.value, "losses": list(self._losses), "is_settled": self._is_settled}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned; without ``is_settled``, a value that is not NaN is final."""
+        """Load what `state_dict` returned."""
         self.value = float(state["value"])
         self._losses = [float(loss) for loss in state["losses"]]
         self._total = sum(self._losses)
-        self._is_settled = bool(state.get("is_settled", self.value == self.value))
+        self._is_settled = bool(state["is_settled"])
 
 
 def mean_of_usual(losses: list[float], count: int) -> float:

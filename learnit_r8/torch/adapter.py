@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from .._adapters.group_rates import GroupRates
-from ..recovery.model_state import clone
+from ..checkpoint.state_tree import clone
 from ..sampling.ticket import Outcome, Ticket
 from ..table.labels.predictions import Predictions
 from .loader import make_loader

@@ -11,13 +11,14 @@ from .._adapters.group_rates import GroupRates, rates_of
 from .._adapters.host import check_scheduler
 from .._validation import is_number, whole_number
 from ..checkpoint.callbacks import Callbacks
+from ..checkpoint.state_tree import copy_to_host, copy_to_host_into
 from ..engine.settings import names_settings
 from .adapter import Adapter
 from .distributed.flat_shards import check_flat, is_flat
 from .distributed.shards import check_shards, reshard
 from .distributed.single_process import SingleProcess
 from .distributed.together import Sharing, Together, sharing_here
-from .state import ModelState, copy_to_host, copy_to_host_into, plain_model
+from .state import ModelState, plain_model
 from .stepper import Stepper
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ def attach(
     stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=norm, clips=clips)
     rates = _checked_rates(optimizer) if sets_lr and owner is None else None
     state = ModelState(model, optimizer, scaler=scaler, ema=ema, rank=sharing.rank, gather=sharing.gather)
+    # Says at once what it cannot hold.
+    state.read()
     own = sharing.settings(_memory_settings(dict(settings), state, sharing))
     # Ranks must not continue from different states, so they choose one together.
     resume = own.pop("resume", None) if scheduler is None and isinstance(sharing, Together) else None

@@ -3,36 +3,68 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
+from ..checkpoint.state_form import Shelf, put_together, take_apart
+from ..checkpoint.tensors import name_of
 
 SUFFIX = ".safetensors"
 _TREE = "tree"
+_HELD = re.compile(r"bool|u?int8|int(16|32|64)|b?float(16|32|64)|float8_e(4m3|5m2)fn(uz)?|float8_e5m2")
+"""Kinds of numbers that all versions of both formats can hold."""
+
+
+class _NamedTensors(Shelf):
+    """The tensors of a file, by their dotted keys."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, torch.Tensor] = {}
+
+    def has_kind(self, tensor: torch.Tensor) -> bool:
+        return _HELD.fullmatch(name_of(tensor.dtype)) is not None
+
+    def put(self, key: str, array: Any) -> str:
+        while key in self.tensors:
+            # A key with a dot in it may look like two.
+            key += "'"
+        # The file refuses tensors that share memory.
+        self.tensors[key] = torch.tensor(array) if isinstance(array, np.ndarray) else array.clone()
+        return key
+
+    def put_array(self, key: str, array: NDArray[Any]) -> Any:
+        if array.dtype.kind in "biuf" and array.dtype.itemsize <= 8 and array.dtype.isnative:
+            return {"array": self.put(key, array)}
+        file = io.BytesIO()
+        np.lib.format.write_array(file, array, allow_pickle=False)
+        return {"npy": self.put(key, np.frombuffer(file.getvalue(), np.uint8))}
 
 
 def save(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write nested dicts, lists and tuples of tensors and plain values.
+    """Write nested dicts, lists and tuples of tensors and plain values, and what else `take_apart` takes.
 
     Where safetensors is installed the file is one of its kind, and its name gets the ending ``.safetensors``.
 
     Raises:
         TypeError: a value of another kind; the message gives its dotted key.
     """
-    tensors: dict[str, torch.Tensor] = {}
-    tree = _to_tree(state, "state", tensors)
+    shelf = _NamedTensors()
+    tree = json.dumps(take_apart(state, shelf))
     if importlib.util.find_spec("safetensors") is None:
-        torch.save({"tree": json.dumps(tree), "tensors": tensors}, path)
+        torch.save({"tree": tree, "tensors": shelf.tensors}, path)
         return
     from safetensors.torch import save_file
 
-    whole = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
     path = os.fspath(path)
-    save_file(whole, path if path.endswith(SUFFIX) else path + SUFFIX, {_TREE: json.dumps(tree)})
+    save_file(shelf.tensors, path if path.endswith(SUFFIX) else path + SUFFIX, {_TREE: tree})
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -49,7 +81,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         if not isinstance(content, dict) or content.keys() != {"tree", "tensors"}:
             raise ValueError(f"path must be a file that attach() wrote, got another in {os.fspath(path)!r}.")
         tree, tensors = content["tree"], content["tensors"]
-    state: dict[str, Any] = _from_tree(json.loads(tree), tensors)
+    state: dict[str, Any] = put_together(json.loads(tree), tensors.__getitem__)
     return state
 
 
@@ -67,45 +99,6 @@ def _load_safetensors(path: str | os.PathLike[str]) -> tuple[str, dict[str, torc
         return tree, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
 
 
-def _to_tree(value: Any, key: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """What JSON can hold of a state; its tensors go into ``tensors``."""
-    if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.ascontiguousarray(value))
-    if isinstance(value, torch.Tensor):
-        tensors[key] = value
-        return {"tensor": key}
-    if isinstance(value, Mapping):
-        # As pairs: the keys of an optimizer's state are numbers.
-        pairs = [[_plain(name, key), _to_tree(item, f"{key}.{name}", tensors)] for name, item in value.items()]
-        return {"dict": pairs}
-    if isinstance(value, (list, tuple)):
-        items = [_to_tree(item, f"{key}.{number}", tensors) for number, item in enumerate(value)]
-        return {"tuple" if isinstance(value, tuple) else "list": items}
-    return _plain(value, key)
-
-
-def _plain(value: Any, key: str) -> Any:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise TypeError(
-        f"{key} must be a tensor, a number, a text, None, or a dict, list or tuple of them to be saved, got {value!r}."
-    )
-
-
-def _from_tree(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    if not isinstance(value, dict):
-        return value
-    [(kind, content)] = value.items()
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "dict":
-        return {name: _from_tree(item, tensors) for name, item in content}
-    items = [_from_tree(item, tensors) for item in content]
-    return tuple(items) if kind == "tuple" else items
-
-
 def as_tensors(state: Any) -> Any:
     """The same nest with arrays as tensors, so that ``torch.load(weights_only=True)`` reads it."""
     if isinstance(state, np.ndarray):
@@ -115,7 +108,7 @@ def as_tensors(state: Any) -> Any:
     if isinstance(state, Mapping):
         return {name: as_tensors(value) for name, value in state.items()}
     if isinstance(state, (list, tuple)):
-        return type(state)(map(as_tensors, state)) if type(state) in (list, tuple) else list(map(as_tensors, state))
+        return (tuple if type(state) is tuple else list)(map(as_tensors, state))
     return state.item() if isinstance(state, np.generic) else state
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import random
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
+from .._adapters.random_generators import random_state, random_state_of, set_random_state
+from ..checkpoint import tensors
 from ..checkpoint.shared_memory import ResumedState
+from ..checkpoint.state_form import fill, leave_out
 from . import serialization
 from .distributed.flat_shards import FlatShards, is_flat
 from .distributed.shards import Shards, is_sharded
@@ -56,7 +57,8 @@ class ModelState:
         self.num_loads = 0
         self.rank = rank
         self._gather = gather
-        self._generators: dict[str, Any] | None = None
+        self._generators: Mapping[str, Any] | None = None
+        self._left_out: dict[str, str] = {}
 
     @property
     def is_sharded(self) -> bool:
@@ -69,13 +71,15 @@ class ModelState:
         return self.is_sharded or self._gather is not None
 
     def read(self) -> dict[str, Any]:
-        """The state of this process as it is, not copied: of a sharded model, its shards."""
+        """The state of this process as it is, not copied: of a sharded model, its shards.
+
+        What no file could hold is left out, and said once.
+        """
         state = self._flat.local() if self._flat is not None else {}
         state |= {name: part.state_dict() for name, part in self._parts.items() if name not in state}
         if self._shards is not None:
             state = {name: self._shards.local(part, name) for name, part in state.items()}
-        state["random"] = random_state()
-        return state
+        return self._held({**state, "random": _random_state()})
 
     def collect(self, *, keeps: bool = True) -> dict[str, Any]:
         """The state of the whole training, for `save`: whole tensors, and the random generators of all ranks.
@@ -89,10 +93,25 @@ class ModelState:
         state |= {name: part.state_dict() for name, part in self._parts.items() if name not in state}
         if self._shards is not None:
             state = {name: self._shards.whole(part, keeps=keeps) for name, part in state.items()}
-        state["random"] = random_state()
+        state = self._held({**state, "random": _random_state()})
         if self._gather is not None:
             state[OF_RANKS] = self._gather(state["random"])
             state["random"] = state[OF_RANKS][0]
+        return state
+
+    def _held(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A state without what no file could hold; what that is is said once."""
+        found: dict[str, str] = {}
+        state = leave_out(state, found)
+        names = [f"{name} ({what})" for name, what in found.items() if name not in self._left_out]
+        if names:
+            self._left_out |= found
+            warnings.warn(
+                f"backups and checkpoints cannot hold {', '.join(names)}: that is left out of them, and stays as it is "
+                "when they are put back.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         return state
 
     def save(self, state_dict: Mapping[str, Any], filepath: str | os.PathLike[str]) -> None:
@@ -118,7 +137,7 @@ class ModelState:
         Raises:
             ValueError: it has other parts, or one of them does not fit. Then nothing was changed.
         """
-        state = source if from_ram else serialization.load(source)
+        state = self._filled(source if from_ram else serialization.load(source))
         if from_ram and self._shards is not None:
             state = {name: self._shards.joined(part, name) for name, part in state.items()}
         self.check(state, from_ram=from_ram)
@@ -128,12 +147,18 @@ class ModelState:
         # A loader draws from the generators when it starts, which must not count.
         self._generators = generators if not from_ram or isinstance(source, ResumedState) else None
 
+    def _filled(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """A saved state with what had been left out of it as it is now."""
+        parts = {} if self.is_sharded else self._parts
+        return {name: fill(part, parts[name].state_dict()) if name in parts else part for name, part in state.items()}
+
     def take_over(self, state: Mapping[str, Any]) -> None:
         """Put back what `collect` returned, or a copy of it, which is not used afterwards.
 
         Raises:
             ValueError: it has other parts, or one of them does not fit. Then nothing was changed.
         """
+        state = self._filled(state)
         self.check(state)
         self._put_back(state)
         set_random_state(self._own_generators(state))
@@ -143,7 +168,7 @@ class ModelState:
         done = self._flat.put(state, local=from_ram) if self._flat is not None else ()
         parts = {name: self._for_part(name, state[name]) for name in self._parts if name not in done}
         for name, part in parts.items():
-            self._parts[name].load_state_dict(part)
+            _load(self._parts[name], part, is_sharded=self.is_sharded)
         optimizer = self._parts.get("optimizer")
         if optimizer is not None:
             # The gradients belong to the weights that were replaced.
@@ -202,8 +227,22 @@ def plain_model(model: Any) -> Any:
         model = inner
 
 
+def _load(holder: Any, state: Any, *, is_sharded: bool) -> None:
+    """Have a part load its state; tensors of kinds that torch itself cannot copy are put back here."""
+    if not isinstance(holder, torch.nn.Module) or is_sharded:
+        holder.load_state_dict(state)
+        return
+    own = holder.state_dict()
+    is_tensor = {name: isinstance(value, torch.Tensor) and name in own for name, value in state.items()}
+    done = {name for name, value in state.items() if is_tensor[name] and tensors.overwrite(own[name], value)}
+    if done:
+        holder.load_state_dict({name: value for name, value in state.items() if name not in done}, strict=False)
+    else:
+        holder.load_state_dict(state)
+
+
 def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: getattr(value, "shape", None) for name, value in state.items()}
+    return {name: tensors.shape_of(value) for name, value in state.items()}
 
 
 def _check_fits(shapes: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
@@ -226,77 +265,7 @@ def _check_groups(sizes: list[int] | None, saved: Mapping[str, Any]) -> None:
         )
 
 
-def random_state() -> dict[str, Any]:
-    """The states of torch's, numpy's and Python's global random generators, as tensors and plain values."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    version, numbers, next_gauss = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "devices": torch.cuda.get_rng_state_all() if _is_cuda_used() else [],
-        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),
-        "python": (version, torch.tensor(numbers), next_gauss),
-    }
-
-
-def random_state_of(saved: Mapping[str, Any], rank: int) -> dict[str, Any]:
-    """A state of the generators derived from that of another process, the same each time."""
-    digest = hashlib.blake2b(saved["torch"].cpu().numpy().tobytes(), digest_size=4, key=rank.to_bytes(8, "little"))
-    seed = int.from_bytes(digest.digest(), "little")
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
-    return random_state()
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Put back what `random_state` returned."""
-    torch.set_rng_state(state["torch"].cpu())
-    if state["devices"] and len(state["devices"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([each.cpu() for each in state["devices"]])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    version, numbers, next_gauss = state["python"]
-    random.setstate((version, tuple(numbers.tolist()), next_gauss))
-
-
-def copy_to_host(state: Any) -> Any:
-    """A copy of a state with everything that was on a GPU in pinned memory."""
-    return copy_to_host_into(None, state)
-
-
-def copy_to_host_into(buffer: Any, state: Any) -> Any:
-    """A copy of a state in the memory of an earlier copy, where kinds and shapes are the same.
-
-    Args:
-        buffer: What this function returned before, or None; not to be used any more.
-        state: Nested dicts, lists and tuples of tensors and plain values.
-    """
-    copied = _copied(buffer, state)
-    if _is_cuda_used():
-        # The copies run behind the step that was queued last; a backup that is not there yet must not be looked at.
-        torch.cuda.current_stream().synchronize()
-    return copied
-
-
-def _copied(buffer: Any, value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        if not _is_like(buffer, value):
-            buffer = torch.empty_like(value, device="cpu", requires_grad=False, pin_memory=value.is_cuda)
-        with torch.no_grad():
-            return buffer.copy_(value, non_blocking=True)
-    if isinstance(value, Mapping):
-        old = buffer if isinstance(buffer, Mapping) else {}
-        return {name: _copied(old.get(name), item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        same = isinstance(buffer, (list, tuple)) and len(buffer) == len(value)
-        olds = buffer if same else [None] * len(value)
-        return type(value)(_copied(old, item) for old, item in zip(olds, value, strict=True))
-    return value
-
-
-def _is_like(buffer: Any, value: torch.Tensor) -> bool:
-    return isinstance(buffer, torch.Tensor) and (buffer.shape, buffer.dtype) == (value.shape, value.dtype)
-
-
-def _is_cuda_used() -> bool:
-    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+def _random_state() -> dict[str, Any]:
+    """The random generators, as trainers write them to files of tensors."""
+    state: dict[str, Any] = serialization.as_tensors(random_state())
+    return state

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler
-from learnit_r8.loops import early_stopping, every, logs, loop, report_to, scheduled, train_loop
+from learnit_r8.loops import early_stopping, every, logs, loop, report_to, scheduled
 from learnit_r8.streams import early_stop, epoch_stream, pipe, step_stream, take
 
 pytestmark = [
@@ -171,10 +171,6 @@ def loop_until_nothing_gets_better(r8):
     return loop(np.zeros(2), scheduled(r8, X), ordinary_callbacks(r8), [early_stopping("loss", 2)])
 
 
-def loop_of_named_steps(r8):
-    return train_loop(np.zeros(2), scheduled(r8, X), ordinary_callbacks(r8, "on_train_step"), stop=3)
-
-
 def break_out_of_scheduled_batches(r8):
     for _ in scheduled(r8, X):
         break
@@ -306,7 +302,6 @@ WAYS = [
     loop_until_a_callback_stops,
     loop_until_a_failure,
     loop_until_nothing_gets_better,
-    loop_of_named_steps,
     break_out_of_scheduled_batches,
     take_epochs,
     ask_for_one_epoch,

@@ -49,12 +49,12 @@ def test_a_well_formed_file_is_read():
         (b"x" * 30, "must list at most"),
         (
             zipped(("a0.npy", npy(1)), tree({}), ("../a1.npy", npy(1))),
-            r"arrays named by encode\(\), got .{0,2}../a1.npy",
+            r"arrays named by its writer, got .{0,2}../a1.npy",
         ),
-        (zipped(("a.py", b"print()"), tree({})), r"arrays named by encode\(\), got .{0,2}a.py"),
+        (zipped(("a.py", b"print()"), tree({})), r"arrays named by its writer, got .{0,2}a.py"),
         (
             zipped(tree({}), compression=zipfile.ZIP_DEFLATED),
-            r"arrays named by encode\(\), got .{0,2}tree.npy",
+            r"arrays named by its writer, got .{0,2}tree.npy",
         ),
         (zipped(tree({}), ("a0.npy", npy([1, 2])[:-3])), r"a0.npy must hold 2 x int64 \(no objects\), got 13 bytes"),
         (zipped(tree({}), ("a0.npy", npy([None], allow_pickle=True))), r"x object \(no objects\)"),

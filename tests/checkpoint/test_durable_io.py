@@ -12,6 +12,8 @@ from learnit_r8.checkpoint import durable_io
 from learnit_r8.checkpoint.durable_io import (
     flush,
     link_new,
+    make_first_free,
+    numbered,
     open_regular,
     remove,
     rename,
@@ -224,3 +226,28 @@ def test_digest(tmp_path):
     flush(tmp_path / "a")
 
     assert sha256(tmp_path / "a").startswith("ba7816bf8f01cfea414140de5dae2223")
+
+
+@pytest.mark.parametrize("taken", [0, 1, 4])
+def test_first_free_name_is_taken(tmp_path, taken):
+    """A file is made under the first name that is free, and the others keep what they hold."""
+    names = ["run.csv", "run-2.csv", "run-3.csv", "run-4.csv", "run-5.csv"]
+    for name in names[:taken]:
+        (tmp_path / name).write_text("before")
+    made = make_first_free(numbered(tmp_path / "run", ".csv"), lambda path: write(path, b"now"))
+
+    assert made.name == names[taken]
+    assert [(tmp_path / name).read_text() for name in names[: taken + 1]] == [*["before"] * taken, "now"]
+
+
+def test_name_taken_meanwhile_is_passed_over(tmp_path):
+    """A name that another process takes between the look and the making is not used."""
+    asked = []
+
+    def make(path):
+        asked.append(path.name)
+        if len(asked) < 3:
+            raise FileExistsError(path)
+
+    assert make_first_free(numbered(tmp_path / "v1.2"), make).name == "v1.2-3"
+    assert asked == ["v1.2", "v1.2-2", "v1.2-3"]

@@ -187,7 +187,7 @@ def test_commands_of_the_guide_exist():
     for arguments in lines:
         _parser().parse_args(arguments)
 
-    assert {arguments[0] for arguments in lines} == set(COMMANDS) - {"demo", "completion"}
+    assert {arguments[0] for arguments in lines} == set(COMMANDS) - {"demo"}
     for picture in re.findall(r"\(\.\./(assets/[^)]*)\)", guide):
         assert (ROOT / picture).is_file()
 

@@ -23,9 +23,9 @@ def test_samples_is_a_table(run, capsys):
         0,
         [
             "it, epoch 3, step 7; losses: exact",
-            "        #  sample           loss       last       mean   uses",
-            "        1  =cmd()              3        2.5          3      4",
-            "        3  cat 猫.png          2        1.5          2      6",
+            "#  sample      loss  last  mean  uses",
+            "1  =cmd()         3   2.5     3     4",
+            "3  cat 猫.png     2   1.5     2     6",
         ],
     )
 

@@ -78,15 +78,6 @@ def test_picture_in_few_colours(environ):
     assert picture.count("<text") == len(lines)
 
 
-def test_exports_end_at_a_thousand(tmp_path):
-    """The search for a free name ends after 999 exports with an error."""
-    for number in range(1, 1000):
-        (tmp_path / ("overview-0.csv" if number == 1 else f"overview-0-{number}.csv")).touch()
-
-    with pytest.raises(ValueError, match=r"must have fewer exports called overview-0, got 999\."):
-        export_csv(View(), UiState(), Scene(), tmp_path)
-
-
 def test_csv_cells_are_safe():
     """Texts that a spreadsheet would take for formulas are quoted; numbers stay numbers, nothing stays empty."""
     stream = io.StringIO()

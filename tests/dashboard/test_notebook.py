@@ -128,7 +128,7 @@ class Tags(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
-        if tag not in ("polyline", "polygon"):
+        if tag != "polyline":
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attributes):

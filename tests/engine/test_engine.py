@@ -281,7 +281,7 @@ def test_redrawn_batch_is_as_it_was():
 
 
 def test_raising_schedule_loses_no_batch():
-    """If a user's schedule raises once, no batch and no step is lost."""
+    """If a user's schedule raises once, nothing has changed: the report is made again, and no batch is lost."""
     answers = iter([0.1, 0.1, ValueError("later")])
 
     def schedule(progress):
@@ -291,8 +291,11 @@ def test_raising_schedule_loses_no_batch():
         return answer
 
     r8 = make(num_epochs=1, scheduler_mode=schedule)
+    ticket = r8.draw()
     with pytest.raises(ValueError, match="later"):
-        r8.report(r8.draw(), 1.0)
+        r8.report(ticket, 1.0)
+    assert (r8.global_step, r8.pace.num_out) == (0, 1)
+    r8.report(ticket, 1.0)
     for _ in steps(r8):
         r8.update_with_loss(1.0)
 

@@ -1,5 +1,6 @@
 """Signals: real ones sent to real processes at any moment, and the rules of the handlers within one process."""
 
+import dataclasses
 import gc
 import os
 import pty
@@ -17,6 +18,7 @@ import pytest
 import learnit_r8
 from learnit_r8 import CheckpointStore, Preempted
 from learnit_r8.engine.signals import NAMES, SignalWatch
+from learnit_r8.engine.turns import RunInterrupted
 from tests.drive import FakeClock, Weights, advance_to, make, train
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of other processes")
@@ -270,6 +272,79 @@ def test_second_signal_acts_at_once(capfd):
         signal.raise_signal(signal.SIGINT)
 
     assert (watch.is_installed, watch.received, len(woken)) == (False, None, 1)
+
+
+class Inside:
+    """A run whose load callback, in the middle of a report, gets signals at some times.
+
+    Args:
+        times: Seconds at which SIGINT arrives.
+    """
+
+    def __init__(self, *times):
+        self.weights, self.times, self.clock, self.got_through = Weights(), times, FakeClock(), False
+        self.r8 = make(state_callback=self.weights.get, load_callback=self.load)
+        self.r8.report(self.r8.draw(), 1.0)
+        self.r8.requests.signals._clock = self.clock
+
+    def load(self, source):
+        for seconds in self.times:
+            self.clock.now = seconds
+            signal.raise_signal(signal.SIGINT)
+        self.got_through = True
+
+    def report(self):
+        self.r8.report(self.r8.draw(), float("nan"))
+        self.is_back = True
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_second_signal_waits_for_a_call_to_be_left(capfd):
+    """A second Ctrl-C in a call of the scheduler raises as soon as that is left, and leaves a whole run."""
+    run = Inside(1.0, 2.0)
+
+    def report_and_go_on():
+        run.report()
+        time.sleep(10)
+
+    with pytest.raises(KeyboardInterrupt):
+        report_and_go_on()
+
+    assert (run.got_through, run.is_back, run.r8.global_step) == (True, True, 2)
+    assert run.r8.state_dict()["pace"]["step"] == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("times", [(1.0, 2.0, 3.0), (1.0, 2.0, 7.1)])
+def test_third_signal_cuts_a_call(times, capfd):
+    """A third Ctrl-C, or one after five seconds, cuts the call at once, and the run says that it is not whole."""
+    run = Inside(*times)
+    with pytest.raises(KeyboardInterrupt):
+        run.report()
+    with pytest.raises(RunInterrupted, match=r"report\(\) at step 1 was cut half-way"):
+        run.r8.draw()
+    run.r8.requests.leave()
+
+    assert not run.got_through
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_call_that_hangs_is_cut_after_five_seconds(capfd):
+    """Where the call does not end, the second Ctrl-C cuts it after five seconds, without another one."""
+    run = Inside(1.0, 2.0)
+    load = run.load
+
+    def hang(source):
+        load(source)
+        run.clock.now = 7.5
+        time.sleep(10)
+
+    run.r8.persistence.callbacks = dataclasses.replace(run.r8.persistence.callbacks, load=hang)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run.report()
+
+    assert (run.r8.turns.is_cut, time.monotonic() - began < 5) == (True, True)
 
 
 def test_signal_that_launchers_forward_counts_once(capfd):
@@ -581,6 +656,4 @@ def leave_with_a_signal(end, folder):
 
 
 def wait_for_timers():
-    for thread in threading.enumerate():
-        if isinstance(thread, threading.Timer):
-            thread.join()
+    time.sleep(0.1)

@@ -70,7 +70,7 @@ def test_unknown_kind_is_refused(line):
 
 
 def test_field_with_a_default_may_be_missing():
-    """A field that older versions did not write has its default."""
+    """A field that a file lacks has its default."""
     event = events.RunStarted(0, 0.0, "it", 4, 2, 2, 3, None, "balanced")
     line = to_json(event).replace(', "settings": {}, "lr_plan": []', "")
 

@@ -1,7 +1,5 @@
 import math
 
-import pytest
-
 from learnit_r8 import events
 from learnit_r8.events.codec import to_json
 from learnit_r8.events.condenser import Condenser, merged, steps_of
@@ -77,19 +75,6 @@ def test_no_step_is_lost_in_a_run():
     assert sum(event.num_steps for event in steps) == r8.global_step
     assert sum(event.samples for event in steps) == 300
     assert not any(isinstance(event, events.StepDone) for event in heard)
-
-
-@pytest.mark.parametrize("wants", [True, False])
-def test_condenser_wants_what_its_listener_wants(wants):
-    """The condenser passes on whether its listener wants surveys."""
-
-    class Listener:
-        wants_surveys = wants
-
-        def __call__(self, event):
-            pass
-
-    assert Condenser(Listener()).wants_surveys is wants
 
 
 def test_merged_records_weigh_by_steps():

@@ -18,11 +18,18 @@ def noisy(count, seed=0, level=1.0):
     return (level * np.exp(0.2 * np.random.default_rng(seed).standard_normal(count))).tolist()
 
 
+def judged(sentry, *given, **more):
+    """The verdict on a report, which the sentry keeps."""
+    judgement = sentry.judge(*given, **more)
+    sentry.keep(judgement)
+    return judgement.verdict
+
+
 def after(count, **norms):
     """A sentry that has seen so many healthy reports."""
     sentry = Sentry(SpikeGuard())
     for number, loss in enumerate(noisy(count)):
-        assert sentry.judge(loss, **{name: values[number] for name, values in norms.items()}) is Verdict.GOOD
+        assert judged(sentry, loss, **{name: values[number] for name, values in norms.items()}) is Verdict.GOOD
     return sentry
 
 
@@ -31,14 +38,14 @@ def test_norm_is_finite(norm):
     """A gradient norm that is not finite refuses the batch, however good its loss is, from the first one on."""
     sentry = Sentry(SpikeGuard())
 
-    assert sentry.judge(1.0, grad_norm=norm) is Verdict.NOT_FINITE
+    assert judged(sentry, 1.0, grad_norm=norm) is Verdict.NOT_FINITE
     assert sentry.num_refused == 1
 
 
 def test_norms_spike():
     """Gradient norms are judged like losses: two that are far from all before are a spike."""
     sentry = after(300, grad_norm=noisy(300, seed=1, level=7.0))
-    verdicts = [sentry.judge(1.0, grad_norm=200.0) for _ in range(2)]
+    verdicts = [judged(sentry, 1.0, grad_norm=200.0) for _ in range(2)]
 
     assert verdicts == [Verdict.GOOD, Verdict.SPIKE]
 
@@ -47,8 +54,8 @@ def test_losses_and_norms_are_kept_apart():
     """Losses and norms have separate thresholds."""
     sentry = after(300, grad_norm=noisy(300, seed=1, level=1000.0))
 
-    assert [sentry.judge(loss, grad_norm=1000.0) for loss in noisy(50, seed=2)] == [Verdict.GOOD] * 50
-    assert [sentry.judge(30.0, grad_norm=1000.0) for _ in range(2)][-1] is Verdict.SPIKE
+    assert [judged(sentry, loss, grad_norm=1000.0) for loss in noisy(50, seed=2)] == [Verdict.GOOD] * 50
+    assert [judged(sentry, 30.0, grad_norm=1000.0) for _ in range(2)][-1] is Verdict.SPIKE
 
 
 def test_norms_may_grow():
@@ -57,14 +64,14 @@ def test_norms_may_grow():
     fall, rise = np.exp(-np.arange(3000) / 200), np.linspace(0, 5, 3000)
     norms = (0.5 + 3 * fall + rise) * np.array(noisy(3000))
 
-    assert {sentry.judge(1.0, grad_norm=norm) for norm in norms.tolist()} == {Verdict.GOOD}
+    assert {judged(sentry, 1.0, grad_norm=norm) for norm in norms.tolist()} == {Verdict.GOOD}
 
 
 def test_norms_may_be_missing():
     """A step without a norm does not change the state for norms."""
     sentry = after(300, grad_norm=noisy(300))
     _, norms = sentry.memory
-    sentry.judge(1.0)
+    judged(sentry, 1.0)
 
     assert sentry.memory[1] is norms
 
@@ -75,7 +82,7 @@ def test_skipped_step_with_a_loss(loss):
     sentry = after(300)
     memory = sentry.memory
 
-    assert [sentry.judge(loss, grad_norm=INF, skipped=True) for _ in range(3)] == [Verdict.GOOD] * 3
+    assert [judged(sentry, loss, grad_norm=INF, skipped=True) for _ in range(3)] == [Verdict.GOOD] * 3
     assert sentry.memory == memory
     assert sentry.num_refused == 0
 
@@ -85,7 +92,7 @@ def test_skipped_step_without_a_loss(loss):
     """A non-finite loss raises no alarm if the step was skipped, as it has changed no weight."""
     sentry = after(10)
 
-    assert sentry.judge(loss, skipped=True) is Verdict.SKIPPED
+    assert judged(sentry, loss, skipped=True) is Verdict.SKIPPED
     assert sentry.num_refused == 0
     assert sentry.suspicion == 0
 
@@ -94,7 +101,7 @@ def test_skipped_step_without_a_loss(loss):
 def test_too_many_skipped(loss):
     """More skipped steps in a row than a loss scale needs to settle are an incident; then the count starts again."""
     sentry = after(10)
-    verdicts = [sentry.judge(loss, skipped=True) for _ in range(2 * MOST_SKIPPED + 2)]
+    verdicts = [judged(sentry, loss, skipped=True) for _ in range(2 * MOST_SKIPPED + 2)]
 
     assert [step for step, verdict in enumerate(verdicts) if verdict is Verdict.OVERFLOW] == [20, 41]
     assert sentry.num_refused == 2
@@ -103,7 +110,7 @@ def test_too_many_skipped(loss):
 def test_a_step_between_skipped_ones():
     """Skipped steps count only in a row."""
     sentry = after(10)
-    verdicts = {sentry.judge(1.0, skipped=step % 20 > 0) for step in range(200)}
+    verdicts = {judged(sentry, 1.0, skipped=step % 20 > 0) for step in range(200)}
 
     assert verdicts == {Verdict.GOOD}
 
@@ -112,10 +119,10 @@ def test_memory_goes_back():
     """After going back, the sentry judges as if later losses had never come, but keeps its count of refusals."""
     sentry = after(300)
     memory = sentry.memory
-    before = [sentry.judge(loss) for loss in noisy(60, level=5.0)]
+    before = [judged(sentry, loss) for loss in noisy(60, level=5.0)]
     sentry.go_back(memory)
 
-    assert [sentry.judge(loss) for loss in noisy(60, level=5.0)] == before
+    assert [judged(sentry, loss) for loss in noisy(60, level=5.0)] == before
     assert before.count(Verdict.SPIKE) == 1
     assert sentry.num_refused == 2
 
@@ -123,7 +130,7 @@ def test_memory_goes_back():
 def test_suspicion_of_either():
     """Suspicion is the larger of those of losses and norms."""
     sentry = after(300, grad_norm=noisy(300))
-    sentry.judge(1.0, grad_norm=30.0)
+    judged(sentry, 1.0, grad_norm=30.0)
 
     assert 0.4 < sentry.suspicion < 1
 
@@ -133,7 +140,7 @@ def test_suspicion_of_either():
 def test_state(count, way):
     """A state saved as plain values at any step is restored exactly."""
     sentry = after(count, grad_norm=noisy(count, seed=4))
-    sentry.judge(NAN, skipped=True)
+    judged(sentry, NAN, skipped=True)
     other = Sentry(SpikeGuard())
     other.load_state_dict(way(sentry.state_dict()))
 

@@ -79,12 +79,3 @@ def test_folder_that_cannot_be_made(here):
         make(run_dir=True)
     with pytest.warns(RuntimeWarning, match="no run folder could be made in 'runs'"):
         assert open_journal(None, is_shown=True, name="", configuration={}, table=make().table) is None
-
-
-def test_no_free_name_is_an_error(here, monkeypatch):
-    """When every name is taken the folder cannot be made."""
-    monkeypatch.setattr("learnit_r8.journal.factory.range", lambda *_: [1], raising=False)
-    monkeypatch.setattr("learnit_r8.journal.factory.time.strftime", lambda *_: "now")
-    make(run_dir=True).close()
-    with pytest.raises(OSError, match="no free name for a run folder 'now-run' in 'runs'"):
-        make(run_dir=True)

@@ -40,7 +40,7 @@ def test_events_survive_the_journal(tmp_path_factory, happened):
     kept = [event for event in happened if _is_sane(event)]
     written = journal(folder)
     for event in kept:
-        written.listener(event)
+        written(event)
     written.close()
     back = told(folder)
 
@@ -52,9 +52,9 @@ def test_lines_are_strict_json_with_a_header_and_a_time(tmp_path):
     """The first line names the schema, and every line is strict JSON with the wall time."""
     clock = FakeClock()
     written = journal(tmp_path, clock)
-    written.listener(events.BackupTaken(3, 1.5))
+    written(events.BackupTaken(3, 1.5))
     clock.advance(2.0)
-    written.listener(events.MetricsLogged(3, 1.5, 3, {"a": NAN}))
+    written(events.MetricsLogged(3, 1.5, 3, {"a": NAN}))
     written.write_due()
 
     assert lines_of(tmp_path) == [
@@ -68,8 +68,8 @@ def test_steps_are_summed_up(tmp_path):
     """A thousand steps in a quarter of a second become one record that keeps their extremes."""
     written = journal(tmp_path)
     for number in range(1, 1001):
-        written.listener(step(number, 9.0 if number == 500 else 1.0, seconds=0.0))
-    written.listener(events.RunEnded(1000, 0.2, False))
+        written(step(number, 9.0 if number == 500 else 1.0, seconds=0.0))
+    written(events.RunEnded(1000, 0.2, False))
     first, rest = [event for event in told(tmp_path) if isinstance(event, events.StepsDone)]
 
     assert first.num_steps == 1
@@ -82,7 +82,7 @@ def test_heartbeat_every_ten_seconds(tmp_path):
     """A run that does not step leaves a sign of life every ten seconds, with where it was."""
     clock = FakeClock()
     written = journal(tmp_path, clock)
-    written.listener(step(7, seconds=3.0))
+    written(step(7, seconds=3.0))
     for _ in range(100):
         clock.advance(0.25)
         written.write_due()
@@ -103,17 +103,17 @@ def test_full_disk_warns_once_and_the_run_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(writer.os, "write", full)
     for number in range(3):
         clock.advance(11)
-        written.listener(events.BackupTaken(number, 0.0))
+        written(events.BackupTaken(number, 0.0))
         written.write_due()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            written.listener(events.BackupTaken(number, 0.0))
+            written(events.BackupTaken(number, 0.0))
         assert [str(warning.message) for warning in caught if number] == []
         if not number:
             assert "cannot be written and may lack events: [Errno 28]" in str(caught[0].message)
     monkeypatch.setattr(writer.os, "write", really)
     clock.advance(11)
-    written.listener(events.BackupTaken(99, 0.0))
+    written(events.BackupTaken(99, 0.0))
     written.write_due()
 
     assert [event.step for event in told(tmp_path) if isinstance(event, events.BackupTaken)][-1] == 99
@@ -125,12 +125,12 @@ def test_writing_continues_when_the_folder_comes_back(tmp_path):
     clock = FakeClock()
     written = journal(tmp_path / "run", clock)
     (tmp_path / "run").rename(tmp_path / "away")
-    written.listener(events.BackupTaken(1, 0.0))
+    written(events.BackupTaken(1, 0.0))
     written.write_due()
     (tmp_path / "away").rename(tmp_path / "run")
     clock.advance(11)
     with pytest.warns(RuntimeWarning, match="deleted or moved away"):
-        written.listener(events.BackupTaken(2, 0.0))
+        written(events.BackupTaken(2, 0.0))
     written.write_due()
 
     assert [event.step for event in told(tmp_path / "run")] == [2]
@@ -141,7 +141,7 @@ def test_memory_is_bounded_while_nothing_can_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "MOST_WAITING", 50)
     written = journal(tmp_path)
     for number in range(10_000):
-        written.listener(events.Notice(number, 0.0, str(number), is_warning=False))
+        written(events.Notice(number, 0.0, str(number), is_warning=False))
 
     assert len(written._waiting) <= 51
     assert len(written._lines) <= 50
@@ -151,12 +151,12 @@ def test_memory_is_bounded_while_nothing_can_be_written(tmp_path, monkeypatch):
 def test_later_session_is_appended(tmp_path):
     """A second session appends to its folder: nothing is lost, a half-written line harms only itself."""
     first = journal(tmp_path, name="first")
-    first.listener(events.BackupTaken(1, 0.0))
+    first(events.BackupTaken(1, 0.0))
     first.close()
     with open(tmp_path / "events.jsonl", "a") as file:
         file.write('{"kind": "BackupTaken", "st')
     second = journal(tmp_path, name="second")
-    second.listener(events.BackupTaken(2, 0.0))
+    second(events.BackupTaken(2, 0.0))
     second.close()
     run = Run(tmp_path)
     steps = [record.event.step for record in run.records() if isinstance(record.event, events.BackupTaken)]
@@ -177,8 +177,8 @@ def test_samples_taken_while_others_are_written_are_kept(tmp_path):
         return samples_of(r8.table, epoch, step)
 
     written = journal(tmp_path, samples=copy)
-    written.listener(events.RunStarted(0, 0.0, "", 20, 4, 5, 5, None, "balanced"))
-    written.listener(events.EpochDone(5, 1.0, 0, 1.0, 1.0, 0.1, 20, 1.0))
+    written(events.RunStarted(0, 0.0, "", 20, 4, 5, 5, None, "balanced"))
+    written(events.EpochDone(5, 1.0, 0, 1.0, 1.0, 0.1, 20, 1.0))
     written.write_due()
 
     assert sample_epochs(tmp_path) == [0]

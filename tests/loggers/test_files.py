@@ -72,8 +72,8 @@ def test_run_begun_anew_keeps_the_old_file(tmp_path):
     for value in (1.0, 2.0, 3.0):
         told(CsvFile(path), start(), logged(1, a=value))
 
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["run-1.csv", "run-2.csv", "run.csv"]
-    assert [(tmp_path / name).read_text()[-2:-1] for name in ("run-1.csv", "run-2.csv", "run.csv")] == ["1", "2", "3"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["run-2.csv", "run-3.csv", "run.csv"]
+    assert [(tmp_path / name).read_text()[-2:-1] for name in ("run-2.csv", "run-3.csv", "run.csv")] == ["1", "2", "3"]
 
 
 def test_folder_is_refused(tmp_path):

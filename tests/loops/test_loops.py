@@ -1,4 +1,4 @@
-"""loop, its logs and history, the loops with named tasks; no framework needed but where a test says so."""
+"""loop, its logs and history; no framework needed but where a test says so."""
 
 from __future__ import annotations
 
@@ -18,14 +18,9 @@ from learnit_r8.loops import (
     at,
     elapse,
     every,
-    inner_loop,
     logs,
     loop,
     never,
-    noop,
-    predict_loop,
-    test_loop,
-    train_loop,
 )
 
 
@@ -219,7 +214,7 @@ def test_keys_say_when():
             every(1): note("t"),
             "on_end": [note("end")],
         },
-        [note("c"), noop],
+        note("c"),
     )
 
     assert [name for name, step in calls if step == 2] == ["two", "t", "c"]
@@ -340,7 +335,9 @@ def test_ctrl_c_in_a_loop_inside_ends_the_outer_one():
     def interrupt():
         raise KeyboardInterrupt
 
-    inner = inner_loop("test", lambda state: loop(state, [1], {every(1): interrupt}))
+    def inner(state):
+        return loop(state, [1], {every(1): interrupt})[0]
+
     elapsed = loop(0, range(9), {every(1): add, every(3): inner})[2]
 
     assert elapsed.steps == 2
@@ -521,132 +518,13 @@ def test_elapse_counts_for_a_loop_by_hand():
     assert list(elapse([1], stop=0)) == []
 
 
-def score(state, batch):
-    return logs().add_metric("score", batch).add_stateful_metric("last", batch).add_output("y", batch)
+def test_tasks_are_emptied():
+    """ciclo: some loops emptied the caller's tasks, so the second call did nothing."""
+    tasks = {every(1): [add], "on_end": [add]}
+    before = dict(tasks)
 
-
-def test_only_the_last_inner_value_was_reported():
-    """ciclo: an inner loop reported its last row only; here metrics are means over the samples."""
-    data = [np.full(3, 1.0), np.full(1, 5.0)]
-
-    def mean(batch):
-        return logs().add_metric("m", batch.mean()).add_stateful_metric("s", batch.mean()).add_output("y", 1)
-
-    def run(**options):
-        _, history, _ = loop(
-            0, [0], {every(1): inner_loop("test", lambda s: loop(s, data, {every(1): mean}), **options)}
-        )
-        return history[0]
-
-    assert run()["metrics"] == {"m_test": 2.0}
-    assert run()["stateful_metrics"] == {"s_test": 5.0}
-    assert "outputs" not in run()
-    assert run(aggregation="last").m_test == 5.0
-    assert run(aggregation="first").m_test == 1.0
-    assert run(aggregation="sum").m_test == 6.0
-    assert run(aggregation=max).m_test == 5.0
-    assert run(aggregation={"metrics": "min", "outputs": "sum"})["outputs"] == {"y_test": 2}
-    assert run(aggregation={"metrics": "min"}).m_test == 1.0
-
-
-def test_inner_loop_keeps_its_state_unless_asked():
-    inner = lambda state: loop(state, [1, 1], {every(1): add})  # noqa: E731
-
-    assert loop(0, [0], {every(1): inner_loop("a", inner)})[0] == 0
-    assert loop(0, [0], {every(1): inner_loop("a", inner, output_state=True)})[0] == 2
-    with pytest.raises(ValueError, match=r"aggregation must be mean, one of .* got 'median'"):
-        inner_loop("a", inner, aggregation="median")
-    with pytest.raises(TypeError, match="name and loop_fn must be a text and a function, got 3"):
-        inner_loop(3, inner)
-
-
-def test_train_loop_runs_the_named_tasks_in_order():
-    """Epochs begin, train, test and end; the test's state is dropped and its entries are named after it."""
-    calls = []
-
-    def note(name):
-        return lambda elapsed: calls.append((name, elapsed.steps))
-
-    def test(state, batch):
-        return logs().add_metric("acc", batch), state + 1000
-
-    names = ("on_start", "on_epoch_start", "on_train_step", "on_reset_step", "on_epoch_end", "on_end")
-    tasks = {name: note(name) for name in names}
-    tasks["on_train_step"] = {every(1): add, every(2): note("on_train_step")}
-    tasks["on_test_step"] = [test]
-    state, history, elapsed = train_loop(0, range(5), tasks, [note("c")], test_dataset=[1.0, 3.0], epoch_duration=2)
-
-    assert (state, elapsed.steps) == (10, 5)
-    assert history.collect("steps", "acc_test") == ([2, 4, 5], [2.0] * 3)
-    assert [call for call in calls if call[0] not in ("c", "on_reset_step")] == [
-        ("on_start", 0),
-        ("on_epoch_start", 1),
-        ("on_train_step", 2),
-        ("on_epoch_end", 2),
-        ("on_epoch_start", 3),
-        ("on_train_step", 4),
-        ("on_epoch_end", 4),
-        ("on_epoch_start", 5),
-        ("on_epoch_end", 5),
-        ("on_end", 5),
-    ]
-    assert len([call for call in calls if call[0] == "on_reset_step"]) == 6
-
-
-@pytest.mark.parametrize("run", [train_loop, predict_loop, test_loop])
-def test_tasks_are_emptied(run):
-    """ciclo: train_loop and predict_loop emptied the caller's tasks, so the second call did nothing."""
-    name = {train_loop: "on_train_step", predict_loop: "on_predict_step", test_loop: "on_test_step"}[run]
-    tasks = {name: [add]}
-
-    assert [run(0, [1, 2], tasks)[0] for _ in range(2)] == [3, 3]
-    assert tasks == {name: [add]}
-
-
-@pytest.mark.parametrize("data", [[1, 2, 3], lambda: iter([1, 2, 3])])
-def test_train_loop_repeats_its_data_until_the_stop(data):
-    """With a stop, data that can be gone through again are; an iterator ends the run, and so do empty data."""
-    ends = []
-    tasks = {"on_train_step": add, "on_epoch_end": lambda elapsed: ends.append(elapsed.steps)}
-
-    assert train_loop(0, data, tasks, stop=7)[0] == 13
-    assert ends == ([3, 6, 7] if isinstance(data, list) else [7])
-    assert train_loop(0, iter([1, 2]), tasks, stop=7)[2].steps == 2
-    assert train_loop(0, [], tasks, stop=7)[2].steps == 0
-
-
-def test_hooks_of_objects_are_called_by_name():
-    """An object among the callbacks may have a method for any named task."""
-
-    class Everything:
-        def __init__(self):
-            self.calls = []
-
-        def on_epoch_end(self, elapsed):
-            self.calls.append(elapsed.steps)
-
-        def on_train_step(self, batch):
-            self.calls.append("train")
-
-    one = Everything()
-    train_loop(0, [1, 2], {}, [one])
-
-    assert one.calls == ["train", "train", 2]
-
-
-def test_wrong_named_loops():
-    with pytest.raises(ValueError, match=r"tasks must have the keys .* got \['on_tset_step'\]"):
-        test_loop(0, [], {"on_tset_step": add})
-    with pytest.raises(TypeError, match=r"tasks must be a dictionary \{name: callbacks\}, got"):
-        train_loop(0, [], [add])
-    with pytest.raises(TypeError, match=r"tasks\['on_train_step'\] must hold functions"):
-        train_loop(0, [], {"on_train_step": 3})
-    with pytest.raises(ValueError, match="test_dataset must be something to go through once an epoch"):
-        train_loop(0, [], {}, test_dataset=iter([1]))
-    with pytest.raises(ValueError, match="epoch_duration must be > 0 and of one unit, got 0"):
-        train_loop(0, [], {}, epoch_duration=0)
-    with pytest.raises(ValueError, match=r"epoch_duration must be a number of steps >= 0, .* got -1"):
-        train_loop(0, [], {}, epoch_duration=-1)
+    assert [loop(0, [1, 2], tasks)[0] for _ in range(2)] == [5, 5]
+    assert tasks == before
 
 
 def test_metadata_and_totals_are_there_for_callbacks():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler
-from learnit_r8.loops import early_stopping, every, load_state, logs, loop, report_to, save_state, scheduled, train_loop
+from learnit_r8.loops import early_stopping, every, load_state, logs, loop, report_to, save_state, scheduled
 from tests.healing_common import NUM_STEPS, Faults, X, Y, assert_healed
 
 torch = pytest.importorskip("torch")
@@ -33,13 +33,10 @@ def numpy_step(r8, faults):
     return step
 
 
-def numpy_run(faults, run=loop, r8=None):
+def numpy_run(faults, r8=None):
     r8 = scheduler() if r8 is None else r8
     first = {"w": np.zeros((4, 1), "f4")}
-    tasks = [numpy_step(r8, faults), report_to(r8)]
-    state, _, _ = run(
-        first, scheduled(r8, (X, Y)), {"on_train_step": tasks} if run is train_loop else {every(1): tasks}
-    )
+    state, _, _ = loop(first, scheduled(r8, (X, Y)), {every(1): [numpy_step(r8, faults), report_to(r8)]})
     return float(((X @ state["w"] - Y) ** 2).mean())
 
 
@@ -79,10 +76,9 @@ def torch_run(faults, r8=None, parts=None, stop=None):
         return float(((model(torch.from_numpy(X)) - torch.from_numpy(Y)) ** 2).mean())
 
 
-@pytest.mark.parametrize("run", [loop, train_loop])
-def test_a_state_that_is_replaced_heals(run):
+def test_a_state_that_is_replaced_heals():
     """Arrays in the state of a loop are put back after each fault: the next step gets the restored ones."""
-    assert_healed(lambda faults: numpy_run(faults, run))
+    assert_healed(numpy_run)
 
 
 def test_a_model_that_changes_in_place_heals():

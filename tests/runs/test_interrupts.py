@@ -1,17 +1,21 @@
-"""KeyboardInterrupt before any bytecode of the scheduler: the next call finishes or undoes what was interrupted."""
+"""KeyboardInterrupt before any bytecode of the scheduler: the run is whole, or says that it is not and comes back."""
 
+import dataclasses
 import random
+import warnings
 
 import pytest
 
-from learnit_r8 import events, scheduler
-from learnit_r8.engine import draws, engine, interruption, refusal, run_state
+from learnit_r8.engine.turns import RunInterrupted
+from learnit_r8.events import StepDone
+from learnit_r8.guard import FiniteGuard
+from learnit_r8.policies.base import Policy
 from learnit_r8.recovery.diagnosis import ARRAY_REASON
 from learnit_r8.recovery.policy import Recovery
 from learnit_r8.sampling import planner
 from learnit_r8.testing import record_events
-from tests.drive import make
-from tests.interrupt_common import REACTIONS, Interrupter, Model, User, check, everything, memory_of
+from tests.drive import FakeClock, make, sample_losses
+from tests.interrupt_common import REACTIONS, Interrupter, Model, User, check, everything, frozen, memory_of
 
 RUNS = {
     "exact": {},
@@ -114,56 +118,132 @@ def test_interrupted_runs_cover_all_troubles(tmp_path, short_chunks):
     assert [text.split(" and had ")[1][:12] for text in replayed] == ["the same los", "another loss"]
 
 
-def test_report_that_was_complete():
-    """A report that was interrupted when it was complete is repeated without harm; any other second one is an error."""
-    r8 = make(listeners=[raise_once(events.StepDone)])
-    ticket = r8.draw()
-    with pytest.raises(KeyboardInterrupt):
-        r8.report(ticket, 1.0)
-    outcome = r8.report(ticket, 1.0)
-    second = r8.draw()
-    r8.report(second, 1.0)
-    with pytest.raises(RuntimeError, match="was reported or given up before"):
-        r8.report(second, 1.0)
-
-    assert outcome
-    assert (r8.global_step, r8.pace.num_out) == (2, 0)
-
-
-@pytest.mark.parametrize("go_on", ["draw_if_any", "state_dict", "between_steps"])
-def test_interrupted_restore_is_completed(go_on):
-    """If the load callback is interrupted during a restore, the model is whole after the next call."""
+@pytest.mark.parametrize("way", ["restore_backup", "load_checkpoint"])
+def test_interrupted_restore_says_so(way, tmp_path):
+    """If the load callback is interrupted during a restore, no call goes on before the model is whole again."""
     model, sources = Model(), []
 
     def load(source, from_ram):
         sources.append(source)
-        model.first = source["first"]
         if len(sources) == 1:
+            model.first = source["first"]
             raise KeyboardInterrupt
-        model.second = source["second"]
+        model.load(source, from_ram)
 
-    r8 = make(state_callback=model.get, load_callback=load)
+    r8 = make(state_callback=model.get, load_callback=load, save_callback=model.save, checkpoint_dir=tmp_path)
+    r8.save_checkpoint()
     ticket = r8.draw()
     model.step(1.0)
     with pytest.raises(KeyboardInterrupt):
         r8.report(ticket, float("nan"))
-    getattr(r8, go_on)()
-    outcome = r8.report(ticket, float("nan"))
+    for call in (r8.draw, r8.state_dict, r8.save_checkpoint, lambda: r8.report(ticket, 1.0)):
+        with pytest.raises(RunInterrupted, match=r"report\(\) at step 0 was cut half-way"):
+            call()
+    getattr(r8, way)()
+    with pytest.raises(RuntimeError, match="was reported or given up before"):
+        r8.report(ticket, 1.0)
+    outcome = r8.report(r8.draw(), 1.0)
 
-    assert (outcome.verdict.value, outcome.rolled_back_to, r8.global_step) == ("not finite", 0, 1)
-    assert (model.first, model.second, len(sources)) == (0, 0, 2)
+    assert (bool(outcome), r8.global_step) == (True, 1)
+    assert (model.first, model.second) == (0, 0)
 
 
-@pytest.mark.filterwarnings("ignore")
+def test_without_a_backup_the_table_starts_anew():
+    """A run that is not whole, and has neither a backup nor a checkpoint, names what is left to do."""
+    r8 = cut(make())
+    with pytest.raises(RuntimeError, match=r"restore_backup\(\) needs a load_callback and a backup .* build another"):
+        r8.restore_backup()
+    with pytest.raises(RunInterrupted, match="build another R8Scheduler around the model as it is"):
+        r8.draw()
+
+    assert "step" in r8.summary()
+
+
+def test_cut_table_needs_a_checkpoint(tmp_path):
+    """Where the table itself may be half stored, a backup cannot make the run whole; a checkpoint can."""
+    model = Model()
+    callbacks = {"state_callback": model.get, "load_callback": model.load, "save_callback": model.save}
+    r8 = make(**callbacks, checkpoint_dir=tmp_path)
+    r8.save_checkpoint()
+    cut(r8)
+    r8.table.is_whole = False
+    with pytest.raises(RuntimeError, match=r"restore_backup\(\) needs a whole table.*use load_checkpoint\(\)"):
+        r8.restore_backup()
+    r8.load_checkpoint()
+
+    assert r8.draw().step == 0
+
+
+def test_restore_backup_goes_back_to_one_step():
+    """Model, guard, counters and rates are those of the step of the backup; the table keeps what it has learned."""
+    model = Model()
+    r8 = make(48, num_epochs=3, state_callback=model.get, load_callback=model.load, backup_every=5)
+    states = {}
+    for _ in range(8):
+        ticket = r8.draw()
+        if r8.global_step in (0, 5):
+            states[r8.global_step] = r8.sentry.state_dict(), r8.lr, model.first.copy()
+        r8.report(ticket, 1.0 + 0.1 * r8.global_step)
+        model.step(ticket.lr)
+    uses = r8.table.usage_count.sum()
+    step = r8.restore_backup()
+
+    assert (step, r8.global_step, r8.table.usage_count.sum()) == (5, 5, uses)
+    assert (r8.sentry.state_dict(), r8.lr, model.first) == states[5]
+    assert model.first == -model.second
+
+
+@pytest.mark.parametrize("at", range(1, 1200, 60))
+def test_restore_backup_is_interrupted(at):
+    """A restore of the backup that is cut itself may be called again."""
+    model = Model()
+    r8 = make(48, num_epochs=3, state_callback=model.get, load_callback=model.load, backup_every=5)
+    for _ in range(8):
+        ticket = r8.draw()
+        r8.report(ticket, 1.0 + 0.1 * r8.global_step)
+        model.step(ticket.lr)
+    cut(r8)
+    try:
+        with Interrupter(at):
+            r8.restore_backup()
+    except KeyboardInterrupt:
+        assert r8.turns.is_cut or r8.global_step == 5
+    if not r8.table.is_whole:
+        with pytest.raises(RuntimeError, match="needs a whole table"):
+            r8.restore_backup()
+        return
+    assert r8.restore_backup() == 5
+    while (ticket := r8.draw_if_any()) is not None:
+        r8.report(ticket, 1.0 + 0.1 * r8.global_step)
+
+    assert (r8.global_step, r8.pace.num_out, model.first) == (36, 0, -model.second)
+
+
+def cut(r8):
+    """A scheduler whose report was cut half-way."""
+    ticket = r8.draw()
+    step = r8.controller.accepted
+
+    def accepted(*given):
+        raise MemoryError
+
+    r8.controller.accepted = accepted
+    with pytest.raises(MemoryError):
+        r8.report(ticket, 1.0), r8.report(r8.draw(), 1.0)
+    r8.controller.accepted = step
+    return r8
+
+
 def test_reset_baseline_is_interrupted():
-    """A reset of the baseline that is interrupted has happened as a whole, or not at all."""
-    at, is_done = 0, False
+    """A reset of the baseline that is interrupted has happened as a whole, or not at all, or says so."""
+    at, is_done, num_cut = 0, False, 0
     while not is_done:
         # Every third place, to be quick.
         at += 3
         r8 = make(num_samples=32)
-        for loss in (1.0, 1.1, 0.9, float("nan")):
-            r8.report(r8.draw(), loss)
+        with warnings.catch_warnings(action="ignore"):
+            for loss in (1.0, 1.1, 0.9, float("nan")):
+                r8.report(r8.draw(), loss)
         before = memory_of(r8)
         try:
             with Interrupter(at):
@@ -171,23 +251,119 @@ def test_reset_baseline_is_interrupted():
             is_done = True
         except KeyboardInterrupt:
             pass
-        assert r8.global_step == 4
-        assert (memory_of(r8) == before) is (r8.sentry.baseline == 0)
-        assert r8.controller.is_calm is (r8.sentry.baseline == 1)
+        num_cut += r8.turns.is_cut
+        if not r8.turns.is_cut:
+            assert (memory_of(r8) == before) is (r8.sentry.baseline == 0)
+            assert r8.controller.is_calm is (r8.sentry.baseline == 1)
 
-    assert at > 100
+    assert (at > 100, num_cut > 0) == (True, True)
 
 
-def raise_once(kind):
-    """A listener that is interrupted at the first event of a kind."""
-    heard = []
+class Upset:
+    """A run in which one of the user's own functions raises once.
 
-    def listen(event):
-        heard.append(event)
-        if type(event) is kind and [type(other) for other in heard].count(kind) == 1:
-            raise KeyboardInterrupt
+    Args:
+        part: Which one.
+        at: In its how many-th call; 0 for never.
+    """
 
-    return listen
+    def __init__(self, part, at):
+        self.part, self.at, self.num_calls, self.num_raised, self.seen = "", at, 0, 0, []
+        parts = {"policy": UpsetPolicy(self), "guard": UpsetGuard(self), "scheduler_mode": self.schedule}
+        parts |= {"listeners": [self.listen], "state_callback": self.state, "load_callback": print, "backup_every": 2}
+        self.r8 = make(48, num_epochs=3, clock=FakeClock(), handle_signals=False, **parts)
+        # A schedule is tried out when the scheduler is built.
+        self.part = part
+
+    def may_raise(self, part):
+        self.num_calls += part == self.part
+        if part == self.part and self.num_calls == self.at and not self.num_raised:
+            self.num_raised = 1
+            # A listener that raises an ordinary exception is dropped.
+            raise KeyboardInterrupt if part == "listener" else OSError
+
+    def schedule(self, progress):
+        self.may_raise("schedule")
+        return 0.1 * (1 - progress)
+
+    def state(self):
+        self.may_raise("state")
+        return {"weight": 1.0}
+
+    def listen(self, event):
+        if isinstance(event, StepDone):
+            self.may_raise("listener")
+
+    def repeat(self, call):
+        try:
+            return call()
+        except (OSError, KeyboardInterrupt):
+            assert not self.r8.turns.is_cut
+            return call()
+
+    def run(self):
+        """Train to the end; what is drawn, and how it is answered."""
+        r8 = self.r8
+        while (ticket := self.repeat(r8.draw_if_any)) is not None:
+            before, answer = r8.global_step, None
+            try:
+                answer = self.repeat(lambda ticket=ticket: r8.report(ticket, UpsetLoss(self, ticket)))
+            except RuntimeError:
+                # A listener hears of a report that is complete.
+                assert (self.part, r8.global_step) == ("listener", before + 1)
+            self.seen.append((ticket.indices.tolist(), ticket.lr, r8.lr, answer is None or answer.lr == r8.lr))
+        # A backup that raised is not made up for.
+        return self.seen, frozen(r8.state_dict()), None if self.part == "state" else memory_of(r8)
+
+
+class UpsetPolicy(Policy):
+    """A shuffle that may raise."""
+
+    def __init__(self, upset):
+        self.upset = upset
+
+    def arrange(self, chunk, batch_size, rng):
+        self.upset.may_raise("policy")
+        return rng.permutation(len(chunk.indices))
+
+
+@dataclasses.dataclass(frozen=True)
+class UpsetGuard(FiniteGuard):
+    """A guard that may raise."""
+
+    upset: Upset
+
+    def judge(self, state, loss, expected=0.0, typical=0.0, lr=0.0):
+        self.upset.may_raise("guard")
+        return super().judge(state, loss, expected, typical, lr)
+
+    def suspicion(self, state):
+        self.upset.may_raise("suspicion")
+        return 0.0
+
+
+class UpsetLoss:
+    """A loss that may raise as it is read."""
+
+    def __init__(self, upset, ticket):
+        self.upset, self.ticket = upset, ticket
+
+    def __array__(self, *given, **more):
+        self.upset.may_raise("loss")
+        return sample_losses(self.ticket.indices)
+
+
+@pytest.mark.parametrize("part", ["schedule", "policy", "guard", "suspicion", "loss", "state", "listener"])
+def test_what_the_user_raises_changes_nothing(part):
+    """An exception of the user's own code leaves a whole run: the call is repeated, and the run ends like any other."""
+    plain, num_raised = Upset(part, at=0).run(), 0
+    for at in range(1, 40):
+        upset = Upset(part, at)
+
+        assert upset.run() == plain
+        num_raised += upset.num_raised
+
+    assert num_raised >= (2 if part == "policy" else 15)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -196,58 +372,6 @@ def test_some_places(name, tmp_path, short_chunks):
     visits, undisturbed = places_of(name, tmp_path / "undisturbed")
 
     assert broken(name, tmp_path, some(visits, 20, name), undisturbed) == []
-
-
-@pytest.fixture
-def second(monkeypatch):
-    """Interrupts the repair too, before how many-th bytecode of it is set."""
-    interrupter = Interrupter()
-
-    def traced(repair):
-        def repair_and_be_traced(run):
-            if interrupter.at > len(interrupter.places):
-                with interrupter:
-                    return repair(run)
-            return repair(run)
-
-        return repair_and_be_traced
-
-    for name in ("mend", "finish"):
-        repair = traced(getattr(interruption, name))
-        for module in (draws, engine, interruption, refusal, run_state, scheduler):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, repair)
-    return interrupter
-
-
-def broken_twice(name, folder, chosen, undisturbed, second, seed):
-    """As `broken`, where the repair is interrupted too."""
-    chance, wrong = random.Random(seed), []
-    for call, at, reaction in chosen:
-        second.at, second.places = chance.choice([*range(1, 60), *range(60, 1200, 20)]), []
-        again = {"save": "retry", "resume": "go on"}.get(reaction, reaction)
-        found = broken(name, folder / f"{call}-{at}", [(call, at, again)], undisturbed)
-        wrong += [(*place, second.at) for place in found]
-    return wrong
-
-
-@pytest.mark.parametrize("name", ["exact", "means-negative", "nan-tickets"])
-def test_repair_is_interrupted(name, tmp_path, short_chunks, second):
-    """A run whose repair is interrupted too ends as one that was not."""
-    visits, undisturbed = places_of(name, tmp_path / "undisturbed")
-    chosen = some(visits, 20, name)
-
-    assert broken_twice(name, tmp_path, chosen, undisturbed, second, name) == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
-def test_every_repair(name, tmp_path, short_chunks, second):
-    """A run whose repair is interrupted too ends as one that was not, wherever the first interrupt came."""
-    visits, undisturbed = places_of(name, tmp_path / "undisturbed")
-    chosen = some(visits, len(visits), name)
-
-    assert broken_twice(name, tmp_path, chosen, undisturbed, second, name) == []
 
 
 @pytest.mark.slow

@@ -84,13 +84,6 @@ def test_rough_estimates_tell_nothing(part_size):
     assert look(known(part_size=part_size)) == Outlook()
 
 
-def test_outlook_of_an_earlier_version_is_read():
-    """Checkpoints written before predictions were used hold one entry less."""
-    outlook = look(known())
-
-    assert from_plain(to_plain(outlook)[:-1]) == outlook
-
-
 @pytest.mark.parametrize("wrong", [0.0, 0.1])
 def test_plain_values_round_trip(wrong):
     """Saved as JSON and read again, it is bit for bit the same."""

@@ -220,13 +220,13 @@ def test_views_beside_a_thread_that_trains(monkeypatch):
     table, stop, is_free = SampleTable(2000, batch_size=20), threading.Event(), []
     rank = Quartile.__init__
 
-    def watched(quartile, **fields):
+    def watched(quartile, *given, **fields):
         other = threading.Thread(
             target=lambda: is_free.append(table.lock.acquire(timeout=1) and not table.lock.release())
         )
         other.start()
         other.join()
-        rank(quartile, **fields)
+        rank(quartile, *given, **fields)
 
     def train():
         value = 1.0
@@ -236,7 +236,7 @@ def test_views_beside_a_thread_that_trains(monkeypatch):
                 tell(table, range(2000), [value] * 2000)
 
     tell(table, range(2000), [1.0] * 2000)
-    thread = threading.Thread(target=train)
+    thread = threading.Thread(target=train, daemon=True)
     thread.start()
     monkeypatch.setattr(Quartile, "__init__", watched)
     found = [sample for _ in range(30) for sample in table.describe(np.arange(0, 2000, 7))]

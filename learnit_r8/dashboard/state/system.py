@@ -1,4 +1,4 @@
-"""The load of the machine that a run trains on, as far as the system tells it without a package."""
+"""The load of the machine that a run trains on; psutil tells it, and nvidia-ml-py that of the GPUs, where installed."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ class Load(NamedTuple):
     """The load of a machine.
 
     Attributes:
-        cpu: Share of all cores in use, in [0, 1]; NaN where unknown.
-        own_cpu: Cores that the process uses; NaN before the second look.
+        cpu: Share of all cores in use, in [0, 1]; NaN before the second look, and without psutil.
+        own_cpu: Cores that the process uses; NaN where ``cpu`` is, and where the process cannot be looked at.
         num_cpus: Number of cores.
-        used, total: Bytes of memory in use, and in all; NaN where unknown.
-        own: Bytes of memory of the process; NaN where unknown.
+        used, total: Bytes of memory in use, and in all; NaN without psutil.
+        own: Bytes of memory of the process; NaN where it cannot be looked at.
         gpus: The GPUs of NVIDIA, where ``nvidia-ml-py`` is installed.
     """
 
-    cpu: float
-    own_cpu: float
-    num_cpus: int
-    used: float
-    total: float
-    own: float
+    cpu: float = math.nan
+    own_cpu: float = math.nan
+    num_cpus: int = 1
+    used: float = math.nan
+    total: float = math.nan
+    own: float = math.nan
     gpus: tuple[Gpu, ...] = ()
 
 
@@ -52,17 +52,15 @@ class SystemMonitor:
     Args:
         process: The process that trains; by default this one.
         clock: Returns seconds, monotonic.
-        proc: The folder in which Linux tells the load.
     """
 
-    def __init__(
-        self, process: int | None = None, *, clock: Callable[[], float] = time.monotonic, proc: str = "/proc"
-    ) -> None:
-        self._process = os.getpid() if process is None else process
-        self._clock, self._proc = clock, proc
+    def __init__(self, process: int | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._pid = os.getpid() if process is None else process
+        self._clock = clock
         self._next = -math.inf
-        self._before: tuple[float, float, float, float] | None = None
         self._load: Load | None = None
+        self._psutil = _find("psutil")
+        self._process: Any = None
         self._gpus: list[Any] | None = None
         self._num_failed = 0
         self._nvml: Any = None
@@ -72,50 +70,30 @@ class SystemMonitor:
         now = self._clock()
         if self._load is None or now >= self._next:
             self._next = now + EVERY_SECONDS
-            self._load = self._look(now)
+            self._load = self._look()._replace(gpus=self._look_at_gpus())
         return self._load
 
-    def _look(self, now: float) -> Load:
-        busy, whole = self._cpu_times()
-        own = self._own_seconds()
-        cpu = own_cpu = math.nan
-        if self._before is not None:
-            since, busy_before, whole_before, own_before = self._before
-            if whole > whole_before:
-                cpu = (busy - busy_before) / (whole - whole_before)
-            if now > since:
-                own_cpu = max(0.0, (own - own_before) / (now - since))
-        self._before = now, busy, whole, own
-        used, total = self._memory()
-        return Load(cpu, own_cpu, os.cpu_count() or 1, used, total, self._own_bytes(), self._look_at_gpus())
+    def _look(self) -> Load:
+        psutil = self._psutil
+        if psutil is None:
+            return Load()
+        # Use is counted since the look before, so the first one tells none.
+        cpu = psutil.cpu_percent() / 100 if self._load is not None else math.nan
+        memory = psutil.virtual_memory()
+        own_cpu, own = self._look_at_process()
+        used = float(memory.total - memory.available)
+        return Load(cpu, own_cpu, psutil.cpu_count() or 1, used, float(memory.total), own)
 
-    def _read(self, name: str) -> str:
+    def _look_at_process(self) -> tuple[float, float]:
+        """Cores and bytes that the process uses; NaN where it has ended or belongs to somebody else."""
         try:
-            with open(os.path.join(self._proc, name), encoding="utf-8", errors="replace") as file:
-                return file.read(65536)
-        except OSError:
-            return ""
-
-    def _cpu_times(self) -> tuple[float, float]:
-        times = [float(text) for text in self._read("stat").partition("\n")[0].split()[1:9]]
-        # Idle and waiting for disks are no use.
-        return (sum(times) - sum(times[3:5]), sum(times)) if len(times) >= 5 else (math.nan, math.nan)
-
-    def _own_seconds(self) -> float:
-        parts = self._read(f"{self._process}/stat").rpartition(")")[2].split()
-        if len(parts) > 12:
-            return (float(parts[11]) + float(parts[12])) / os.sysconf("SC_CLK_TCK")
-        return time.process_time() if self._process == os.getpid() else math.nan
-
-    def _memory(self) -> tuple[float, float]:
-        lines = (line.split() for line in self._read("meminfo").splitlines())
-        sizes = {line[0]: 1024.0 * float(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}
-        total = sizes.get("MemTotal:", math.nan)
-        return total - sizes.get("MemAvailable:", math.nan), total
-
-    def _own_bytes(self) -> float:
-        parts = self._read(f"{self._process}/statm").split()
-        return float(parts[1]) * os.sysconf("SC_PAGE_SIZE") if len(parts) > 1 else math.nan
+            is_first = self._process is None
+            if is_first:
+                self._process = self._psutil.Process(self._pid)
+            cores = self._process.cpu_percent() / 100
+            return math.nan if is_first else cores, float(self._process.memory_info().rss)
+        except self._psutil.Error:
+            return math.nan, math.nan
 
     def _look_at_gpus(self) -> tuple[Gpu, ...]:
         if self._num_failed >= _LOST:
@@ -130,11 +108,9 @@ class SystemMonitor:
             return ()
 
     def _open_gpus(self) -> list[Any]:
-        try:
-            nvml: Any = importlib.import_module("pynvml")
-        except ImportError:
+        nvml = self._nvml = _find("pynvml")
+        if nvml is None:
             return []
-        self._nvml = nvml
         nvml.nvmlInit()
         return [nvml.nvmlDeviceGetHandleByIndex(place) for place in range(nvml.nvmlDeviceGetCount())]
 
@@ -144,3 +120,11 @@ class SystemMonitor:
         use = nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100
         celsius = nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU)
         return Gpu(float(use), float(memory.used), float(memory.total), float(celsius))
+
+
+def _find(name: str) -> Any:
+    """A module, or None where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None

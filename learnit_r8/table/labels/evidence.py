@@ -87,7 +87,7 @@ class Evidence:
         self.num_classes = num_classes
 
     def updated(self, indices: NDArray[np.int64], rows: NDArray[np.float32]) -> Callable[[], None]:
-        """A function that stores what is learned from predictions; calling it twice does no harm.
+        """A function that stores what is learned from predictions.
 
         Args:
             indices: int64[M], distinct.
@@ -99,19 +99,12 @@ class Evidence:
         learn(new, rows)
         return lambda: records.put(indices, new)
 
-    def put_back(self, indices: NDArray[np.int64], before: NDArray[Any] | None) -> None:
-        """Restore what `take` returned."""
-        if self.records is not None:
-            self.records.put(indices, np.zeros(len(indices), EVIDENCE) if before is None else before.copy())
-
     def state_dict(self) -> dict[str, Any] | None:
         """Arrays of N by field name, and the number of classes; None without predictions."""
         return None if self.records is None else {**self.records.columns(), "num_classes": self.num_classes}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Load what `state_dict` returned; None forgets everything."""
-        if self.records is not None:
-            self.records.forget_writing()
         if state is None:
             self.num_classes, self.records = 0, None
             return

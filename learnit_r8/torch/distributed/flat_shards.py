@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from ...checkpoint.state_tree import map_leaves
+
 
 def is_flat(model: Any) -> bool:
     """Whether a model is one under ``FullyShardedDataParallel``."""
@@ -112,7 +114,7 @@ class FlatShards:
             self._shapes = {name: getattr(value, "shape", None) for name, value in state["model"].items()}
             if self._optimizer is not None:
                 state["optimizer"] = _numbered(Fsdp.optim_state_dict(self._model, self._optimizer), self._groups())
-        return state if keeps else _emptied(state)
+        return state if keeps else map_leaves(_emptied, state)
 
     def put(self, state: Mapping[str, Any], *, local: bool) -> set[str]:
         """Put back what `local` or `whole` returned, or a copy of it.
@@ -206,7 +208,5 @@ def _named(state: Mapping[str, Any], groups: list[list[str]]) -> dict[str, Any]:
     }
 
 
-def _emptied(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _emptied(each) for name, each in value.items()}
+def _emptied(value: Any, *_: Any) -> Any:
     return torch.empty(0) if isinstance(value, torch.Tensor) else value

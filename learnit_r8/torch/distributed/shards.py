@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ...checkpoint.state_tree import map_leaves
 from .flat_shards import reshard_flat, units_of
 
 
@@ -64,20 +65,26 @@ class Shards:
             state: Nested dicts, lists and tuples of tensors and other values.
             *path: Name of the state, by which `joined` and `cut` find the layouts of its tensors.
         """
-        if is_shard(state):
-            self._layouts[path] = layout_of(state)
-            return state.to_local().detach()
-        return _each(state, path, self.local)
+        return map_leaves(self._local, state, *path)
+
+    def _local(self, value: Any, *path: Any) -> Any:
+        if not is_shard(value):
+            return value
+        self._layouts[path] = layout_of(value)
+        return value.to_local().detach()
 
     def joined(self, state: Any, *path: Any) -> Any:
         """What `local` was given, made of what it returned or of a copy of that."""
+        return map_leaves(self._joined, state, *path)
+
+    def _joined(self, value: Any, *path: Any) -> Any:
         layout = self._layouts.get(path)
-        if layout is None or not isinstance(state, torch.Tensor):
-            return _each(state, path, self.joined)
+        if layout is None or not isinstance(value, torch.Tensor):
+            return value
         from torch.distributed.tensor import DTensor
 
         mesh, placements, shape, stride = layout
-        return DTensor.from_local(state, mesh, placements, run_check=False, shape=shape, stride=stride)
+        return DTensor.from_local(value, mesh, placements, run_check=False, shape=shape, stride=stride)
 
     def whole(self, state: Any, *, keeps: bool = True) -> Any:
         """The same nest with whole tensors, on the host; every rank must call it, with tensors in the same order.
@@ -86,10 +93,14 @@ class Shards:
             state: As for `local`.
             keeps: Whether the result is of use on this rank; it is empty else.
         """
-        if is_shard(state):
-            full = state.full_tensor().detach()
+
+        def gather(value: Any, *_: Any) -> Any:
+            if not is_shard(value):
+                return value
+            full = value.full_tensor().detach()
             return full.cpu() if keeps else torch.empty(0)
-        return _each(state, (), lambda value: self.whole(value, keeps=keeps), passes_path=False)
+
+        return map_leaves(gather, state)
 
     def cut(self, state: Any, *path: Any) -> Any:
         """The nest of whole tensors that `whole` returned, as the shards of this rank; no message is sent.
@@ -98,10 +109,13 @@ class Shards:
             state: As `whole` returned it.
             *path: The name under which `local` was given the state of this model, or of this optimizer.
         """
+        return map_leaves(self._cut, state, *path)
+
+    def _cut(self, value: Any, *path: Any) -> Any:
         layout = self._layouts.get(path)
-        if layout is None or not isinstance(state, torch.Tensor) or is_shard(state):
-            return _each(state, path, self.cut)
-        return _distributed(state, layout)
+        if layout is None or not isinstance(value, torch.Tensor) or is_shard(value):
+            return value
+        return _distributed(value, layout)
 
     def cut_optimizer(self, state: Mapping[str, Any], optimizer: Any, *path: Any) -> Any:
         """As `cut`, for the state of an optimizer that may not have taken a step yet.
@@ -139,19 +153,6 @@ def _distributed(tensor: torch.Tensor, layout: Layout) -> Any:
 
     # Every rank has read the file: none needs to be sent its part.
     return distribute_tensor(tensor, layout.mesh, layout.placements, src_data_rank=None)
-
-
-def _each(state: Any, path: tuple[Any, ...], do: Any, *, passes_path: bool = True) -> Any:
-    """``do`` on each value of a dict, list or tuple; any other value as it is."""
-
-    def done(name: Any, value: Any) -> Any:
-        return do(value, *path, name) if passes_path else do(value)
-
-    if isinstance(state, Mapping):
-        return {name: done(name, value) for name, value in state.items()}
-    if type(state) in (list, tuple):
-        return type(state)(done(number, value) for number, value in enumerate(state))
-    return state
 
 
 def check_shards(model: torch.nn.Module, size: int) -> None:

@@ -1,7 +1,6 @@
 """The load of the machine."""
 
 import math
-import os
 import sys
 import types
 
@@ -15,39 +14,81 @@ from tests.dashboard.state.told import start, steps
 from tests.screen_common import screen
 
 
-def write(proc, busy, idle, own):
-    (proc / "stat").write_text(f"cpu  {busy} 0 0 {idle} 0 0 0 0 0 0\ncpu0 1\n")
-    (proc / "meminfo").write_text("MemTotal: 1000 kB\nMemFree: 10 kB\nMemAvailable: 400 kB\n")
-    (proc / "7").mkdir(exist_ok=True)
-    (proc / "7" / "stat").write_text(f"7 (a b) c) S {'0 ' * 10}{own} 0 0 0\n")
-    (proc / "7" / "statm").write_text("100 25 0 0 0 0 0\n")
+def system(*, cpu=0.0, own=0.0, process=None):
+    """psutil of a machine with four cores; the process is gone where that raises."""
+
+    class Error(Exception):
+        pass
+
+    class Process:
+        def __init__(self, pid):
+            if process is not None and pid != process:
+                raise Error(pid)
+
+        def cpu_percent(self):
+            return names["own"]
+
+        def memory_info(self):
+            return types.SimpleNamespace(rss=25e6)
+
+    names = {
+        "own": own, "cpu": cpu, "Process": Process, "Error": Error, "cpu_percent": lambda: names["cpu"],
+        "cpu_count": lambda: 4, "virtual_memory": lambda: types.SimpleNamespace(total=1000, available=400),
+    }  # fmt: skip
+    return names, types.SimpleNamespace(**names)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs sysconf")
-def test_load_is_that_between_two_looks(tmp_path):
+def test_load_is_that_between_two_looks(monkeypatch):
     """Use is counted between two looks, which are at least two seconds apart."""
-    ticks, clock = os.sysconf("SC_CLK_TCK"), FakeClock()
-    write(tmp_path, 100, 100, 0)
-    monitor = SystemMonitor(7, clock=clock, proc=str(tmp_path))
+    names, module = system()
+    monkeypatch.setitem(sys.modules, "psutil", module)
+    clock = FakeClock()
+    monitor = SystemMonitor(7, clock=clock)
     first = monitor.load()
-    write(tmp_path, 175, 125, 3 * ticks)
+    names.update(cpu=75.0, own=150.0)
     clock.advance(1.0)
     assert monitor.load() is first
     clock.advance(1.0)
     second = monitor.load()
 
     assert math.isnan(first.cpu)
-    assert (second.cpu, second.own_cpu) == (0.75, 1.5)
-    assert (second.used, second.total) == (600 * 1024, 1000 * 1024)
-    assert second.own == 25 * os.sysconf("SC_PAGE_SIZE")
+    assert math.isnan(first.own_cpu)
+    assert (second.cpu, second.own_cpu, second.num_cpus) == (0.75, 1.5, 4)
+    assert (second.used, second.total, second.own) == (600, 1000, 25e6)
 
 
-def test_system_that_tells_nothing(tmp_path):
-    """Where there is no such folder, nothing is known and nothing raises."""
-    load = SystemMonitor(7, clock=FakeClock(), proc=str(tmp_path / "none")).load()
+def test_process_that_has_ended(monkeypatch):
+    """A process that cannot be looked at tells nothing; the machine is shown all the same."""
+    monkeypatch.setitem(sys.modules, "psutil", system(process=8)[1])
+    load = SystemMonitor(7, clock=FakeClock()).load()
+
+    assert math.isnan(load.own)
+    assert load.total == 1000
+
+
+def test_without_psutil_nothing_is_known(monkeypatch):
+    """Without the extra there are no cores and no memory on the screen, and nothing raises."""
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    load = SystemMonitor(clock=FakeClock()).load()
+    view = View()
+    view.fold(start())
 
     assert math.isnan(load.cpu)
     assert math.isnan(load.used)
+    assert "memory" not in "\n".join(screen(view, 120, 30, scene=Scene(load=load)))
+
+
+def test_this_machine_has_a_load():
+    """psutil itself tells the memory of this process, and its use of cores from the second look on."""
+    pytest.importorskip("psutil")
+    clock = FakeClock()
+    monitor = SystemMonitor(clock=clock)
+    assert 0 < monitor.load().own < monitor.load().total
+    clock.advance(3.0)
+    load = monitor.load()
+
+    assert 0 <= load.cpu <= 1
+    assert load.own_cpu >= 0
 
 
 def nvml(**more):

@@ -1,0 +1,315 @@
+"""The kinds of torch's tensors: which of them a state may hold, what each is made of, and how it is made again.
+
+torch is not imported here: where a state has tensors, its program has.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_INTEGERS = {1: "uint8", 2: "int16", 4: "int32", 8: "int64"}
+_COMPRESSED = {
+    "sparse_csr": ("crow_indices", "col_indices"),
+    "sparse_csc": ("ccol_indices", "row_indices"),
+    "sparse_bsr": ("crow_indices", "col_indices"),
+    "sparse_bsc": ("ccol_indices", "row_indices"),
+}
+_IN_A_BYTE = {"quint4x2": 2, "quint2x4": 4}
+_NUMPY_HAS = re.compile(r"bool|u?int(8|16|32|64)|float(16|32|64)|complex(64|128)")
+_PACKED_INTEGER = re.compile(r"u?int[1-7]")
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether a value is a tensor of torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def name_of(kind: Any) -> str:
+    """What torch calls a dtype, a layout or a scheme, without its module."""
+    return str(kind).removeprefix("torch.")
+
+
+def kind_of(tensor: Any) -> str:
+    """How a tensor is held: "dense", "coo", "compressed", "quantized", "nested" or "mkldnn"; "" if it cannot be."""
+    layout = name_of(tensor.layout)
+    if tensor.is_meta or (hasattr(type(tensor), "__tensor_flatten__") and layout != "jagged"):
+        return ""
+    if tensor.is_nested:
+        return "nested" if layout in ("strided", "jagged") else ""
+    if tensor.is_quantized:
+        return "quantized" if _is_whole(tensor) else ""
+    if layout.startswith("sparse") and _PACKED_INTEGER.fullmatch(name_of(tensor.dtype)):
+        return ""
+    if layout in _COMPRESSED:
+        return "compressed"
+    return {"strided": "dense", "sparse_coo": "coo", "_mkldnn": "mkldnn"}.get(layout, "")
+
+
+def why_not(tensor: Any) -> str:
+    """Why a tensor cannot be held; "" if it can."""
+    if kind_of(tensor):
+        return ""
+    where = "on the meta device" if tensor.is_meta else f"{type(tensor).__name__} of {tensor.dtype}, {tensor.layout}"
+    return f"a tensor {where}"
+
+
+def _is_whole(quantized: Any) -> bool:
+    try:
+        quantized.qscheme()
+        size = quantized.untyped_storage().nbytes()
+    except RuntimeError:
+        # Of no known scheme.
+        return False
+    return _can_clone(quantized) or (quantized.is_contiguous() and size == _packed_size(quantized))
+
+
+def _can_clone(quantized: Any) -> bool:
+    return "float" not in name_of(quantized.qscheme())
+
+
+def _packed_size(quantized: Any) -> int:
+    """Bytes of its numbers, of which some kinds have two or four in a byte."""
+    size: int = -(-quantized.numel() // _IN_A_BYTE.get(name_of(quantized.dtype), 1)) * quantized.element_size()
+    return size
+
+
+def parts_of(tensor: Any, kind: str) -> tuple[list[Any], list[Any]]:
+    """What a tensor that is not dense is made of.
+
+    Args:
+        tensor: The tensor.
+        kind: What `kind_of` says.
+
+    Returns:
+        Plain values, and tensors; `make` takes both.
+    """
+    tensor = tensor.detach()
+    if kind == "coo":
+        return [list(tensor.shape), tensor.is_coalesced()], [tensor._indices(), tensor._values()]
+    if kind == "compressed":
+        layout = name_of(tensor.layout)
+        indices = [getattr(tensor, each)() for each in _COMPRESSED[layout]]
+        return [layout, list(tensor.shape)], [*indices, tensor.values()]
+    if kind == "nested":
+        ragged = getattr(tensor, "_ragged_idx", 1)
+        tensor = tensor if ragged == 1 else tensor.transpose(1, ragged)
+        return [name_of(tensor.layout), ragged], list(tensor.unbind())
+    if kind == "mkldnn":
+        return [], [tensor.to_dense()]
+    return _parts_of_quantized(tensor)
+
+
+def _parts_of_quantized(tensor: Any) -> tuple[list[Any], list[Any]]:
+    # A clone has nothing before or after its numbers.
+    tensor = tensor.clone() if _can_clone(tensor) else tensor
+    about, bits = [name_of(tensor.dtype), list(tensor.shape)], _storage_of(tensor)
+    if "per_tensor" in name_of(tensor.qscheme()):
+        return [*about, tensor.q_scale(), tensor.q_zero_point()], [bits]
+    scales, zeros = tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
+    return [*about, tensor.q_per_channel_axis()], [bits, scales, zeros]
+
+
+def _storage_of(tensor: Any) -> Any:
+    """uint8[any], the memory of a quantized tensor."""
+    torch = sys.modules["torch"]
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+
+
+def make(kind: Any, about: Sequence[Any], parts: Sequence[Any]) -> Any:
+    """The tensor of which `parts_of` has returned the parts; nothing in them is trusted.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: they do not fit together.
+    """
+    torch = importlib.import_module("torch")
+    if kind == "coo":
+        tensor = torch.sparse_coo_tensor(*parts, about[0], check_invariants=True)
+        return tensor._coalesced_(True) if about[1] and _ascends(tensor._indices()) else tensor
+    if kind == "compressed" and about[0] in _COMPRESSED:
+        return torch.sparse_compressed_tensor(*parts, about[1], layout=getattr(torch, about[0]), check_invariants=True)
+    if kind == "nested" and about[0] in ("strided", "jagged"):
+        nested = torch.nested.as_nested_tensor(list(parts), layout=getattr(torch, about[0]))
+        return nested if about[1] == 1 else nested.transpose(1, about[1])
+    if kind == "mkldnn":
+        return parts[0].to_mkldnn()
+    if kind == "quantized":
+        return _make_quantized(torch, about, parts)
+    raise ValueError(f"a tensor must be of a known kind, got {kind!r}.")
+
+
+def _ascends(indices: Any) -> bool:
+    """Whether indices are in order and no two are equal, as a coalesced tensor has them."""
+    if indices.shape[1] < 2:
+        return True
+    steps = indices.diff(dim=1)
+    # The first index that differs between neighbours decides.
+    first = (steps != 0).int().argmax(0, keepdim=True)
+    return bool((steps.gather(0, first) > 0).all())
+
+
+def _make_quantized(torch: Any, about: Sequence[Any], parts: Sequence[Any]) -> Any:
+    name, shape, *how = about
+    dtype, bits = dtype_of(name), parts[0]
+    if math.prod(shape) > 4 * bits.numel() or min(shape, default=0) < 0:
+        raise ValueError(f"a quantized tensor must have its numbers, got {bits.numel()} bytes for {shape}.")
+    if len(parts) == 1:
+        tensor = torch._empty_affine_quantized(shape, scale=how[0], zero_point=how[1], dtype=dtype, device=bits.device)
+    else:
+        scales, zeros = parts[1:]
+        if not 0 <= how[0] < len(shape) or not scales.shape == zeros.shape == (shape[how[0]],):
+            raise ValueError(f"a quantized tensor must have a scale for each channel, got {tuple(scales.shape)}.")
+        tensor = torch._empty_per_channel_affine_quantized(
+            shape, scales=scales, zero_points=zeros, axis=how[0], dtype=dtype, device=bits.device
+        )
+    memory = _storage_of(tensor)
+    if memory.shape != bits.shape:
+        raise ValueError(f"a quantized tensor must have {memory.numel()} bytes, got {bits.numel()}.")
+    memory.copy_(bits)
+    return tensor
+
+
+def dtype_of(name: Any) -> Any:
+    """The dtype of torch with this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    torch = importlib.import_module("torch")
+    dtype = getattr(torch, name, None) if isinstance(name, str) else None
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"a tensor must be of a kind that torch has, got {name!r}.")
+    return dtype
+
+
+def _as_integers(tensor: Any) -> Any:
+    """The memory of a dense tensor as integers of the same size; torch cannot copy, let alone compute, every kind."""
+    tensor = tensor.resolve_conj().resolve_neg()
+    name = _INTEGERS.get(tensor.element_size())
+    return tensor if name is None else tensor.view(dtype_of(name))
+
+
+def dense(tensor: Any) -> Any:
+    """A dense tensor as a plain one on the host, in C order, of the values of this one."""
+    plain = tensor.detach().as_subclass(sys.modules["torch"].Tensor)
+    return _as_integers(plain).cpu().contiguous().view(plain.dtype)
+
+
+def is_known_to_numpy(tensor: Any) -> bool:
+    """Whether numpy has its kind of numbers."""
+    return _NUMPY_HAS.fullmatch(name_of(tensor.dtype)) is not None
+
+
+def bits_of(tensor: Any) -> Any:
+    """uint8[any], the bytes of what `dense` returned."""
+    flat = _as_integers(tensor).reshape(-1)
+    # Of one number torch keeps any stride.
+    return flat.as_strided(flat.shape, (1,)).view(sys.modules["torch"].uint8)
+
+
+def from_bits(bits: Any, name: Any, shape: Any) -> Any:
+    """The tensor of which `bits_of` has returned the bytes.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: they do not fit together.
+    """
+    if isinstance(name, str) and name.startswith("q"):
+        # Without its scale torch would read beyond its memory.
+        raise ValueError(f"a quantized tensor must have a scale, got one of {name} without.")
+    return bits.view(dtype_of(name)).reshape(shape)
+
+
+def copy_dense(buffer: Any, tensor: Any, *, to_host: bool) -> Any:
+    """A copy of a dense tensor, in the memory of ``buffer`` where that fits.
+
+    Args:
+        buffer: Any value.
+        tensor: The tensor.
+        to_host: Whether to copy to the host; what is on a GPU is copied to pinned memory, behind what is queued there.
+    """
+    torch = sys.modules["torch"]
+    if to_host:
+        if not (is_tensor(buffer) and (buffer.shape, buffer.dtype) == (tensor.shape, tensor.dtype)):
+            buffer = torch.empty_like(tensor, device="cpu", requires_grad=False, pin_memory=tensor.is_cuda)
+    elif type(buffer) is not type(tensor) or _form(buffer) != _form(tensor):
+        return _clone_dense(tensor)
+    with torch.no_grad():
+        if _PACKED_INTEGER.fullmatch(name_of(tensor.dtype)):
+            _as_integers(buffer).copy_(_as_integers(tensor), non_blocking=to_host)
+            return buffer
+        return buffer.copy_(tensor, non_blocking=to_host)
+
+
+def _clone_dense(tensor: Any) -> Any:
+    torch = sys.modules["torch"]
+    if type(tensor) is torch.nn.Parameter:
+        return torch.nn.Parameter(_clone_dense(tensor.detach()), tensor.requires_grad)
+    if _PACKED_INTEGER.fullmatch(name_of(tensor.dtype)):
+        return _as_integers(tensor).clone().view(tensor.dtype)
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad and tensor.is_leaf)
+
+
+def _form(tensor: Any) -> Any:
+    return tensor.shape, tensor.dtype, tensor.device, tensor.is_leaf and tensor.requires_grad, tensor.is_inference()
+
+
+def shape_of(value: Any) -> Any:
+    """The shape of a tensor, or those of what is nested in it; None for other values."""
+    if is_tensor(value) and value.is_nested:
+        return [each.shape for each in value.unbind()]
+    return getattr(value, "shape", None)
+
+
+def overwrite(own: Any, value: Any) -> bool:
+    """Copy a tensor into another one of its kind if torch cannot.
+
+    Returns:
+        Whether it could not: that is done now, or there is nothing to do as the kind cannot be held.
+    """
+    kind, name = kind_of(value), name_of(value.dtype)
+    if kind == "nested":
+        for part, other in zip(own.detach().unbind(), value.unbind(), strict=True):
+            part.copy_(other)
+        return True
+    if kind == "quantized" and name in _IN_A_BYTE:
+        _storage_of(own).copy_(_storage_of(value))
+        return True
+    if kind == "dense" and _PACKED_INTEGER.fullmatch(name):
+        _as_integers(own).copy_(_as_integers(value))
+        return True
+    return not kind
+
+
+def wait_for_copies() -> None:
+    """Wait for the copies from a GPU that `copy_dense` has queued."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.current_stream().synchronize()
+
+
+def floats_of(tensor: Any) -> Iterator[Any]:
+    """The dense tensors of floats that a tensor is made of, in kinds that torch can compute with."""
+    kind = kind_of(tensor)
+    if kind not in ("", "dense"):
+        for part in parts_of(tensor, kind)[1]:
+            yield from floats_of(part)
+    elif kind and (tensor.is_floating_point() or tensor.is_complex()):
+        name = name_of(tensor.dtype)
+        # What is that small has no NaN; torch cannot compute with it.
+        if not name.startswith("float4"):
+            plain = tensor.detach()
+            wide = "complex64" if name == "complex32" else "float32" if plain.element_size() < 2 else name
+            yield plain.to(dtype_of(wide))
+
+
+def to_numpy(tensor: Any) -> NDArray[Any]:
+    """The numbers of a tensor that `floats_of` has yielded."""
+    return np.asarray((tensor.float() if tensor.dtype.itemsize < 4 else tensor).cpu())

@@ -1,0 +1,176 @@
+"""Turns: calls from several threads change a run one after another, and a call that was cut half-way is not forgotten.
+
+The lock is held for the microseconds of an ordinary step and of what is stored by others, and never while a function of
+the user runs. What takes longer has a turn: other calls wait until it is over, but whoever only looks at the run does
+not. While anything changes, ``busy`` says what. It is set again by nobody but the call that is done, so whatever cuts a
+call (Ctrl-C without handlers, an exception thrown into the thread, MemoryError) leaves it set, and the next call raises
+`RunInterrupted`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from ..events.bus import Announcer
+from ..recovery.policy import TrainingDiverged
+from ..recovery.restore import RestoreError
+from ..sampling.ticket import Ticket
+from ..schedules.range_test import SearchFailed
+from ..table.table import SampleTable
+
+COMPLETE = (TrainingDiverged, RestoreError, SearchFailed)
+"""Exceptions that end a call after its last change."""
+
+PATIENCE = 0.05
+"""Seconds that whoever only looks at a run waits for a turn to end: longer than it takes to plan a chunk."""
+
+
+class RunInterrupted(RuntimeError):
+    """A call was cut half-way, so that the state of the run is not whole; the message says how to go on."""
+
+
+class Turn:
+    """What one call does while all others wait.
+
+    Args:
+        call: Its name.
+        step: Steps reported before it.
+
+    Attributes:
+        is_changing: Whether the run is half changed; set by the call before its first change.
+        was_cut: Whether an earlier call was cut half-way, which this one mends.
+    """
+
+    def __init__(self, call: str, step: int) -> None:
+        self.call, self.step = call, step
+        self.thread = threading.get_ident()
+        self.is_changing = self.was_cut = False
+
+
+class Turns:
+    """Lets one call at a time change a run.
+
+    Args:
+        table: Its lock is the one that is held; it says whether it is whole itself.
+        announcer: Hands on the events of a turn when it is over.
+
+    Attributes:
+        lock: The lock of the table.
+        busy: The `Turn` of a call; or, while an ordinary step holds the lock, the ticket that it reports, or the number
+            of the step that it draws. None otherwise.
+    """
+
+    def __init__(self, table: SampleTable, announcer: Announcer) -> None:
+        self.lock = table.lock
+        self._table = table
+        self.busy: Any = None
+        self._announcer = announcer
+        self._turn = threading.Lock()
+
+    @contextlib.contextmanager
+    def take(self, call: str, step: int, *, mends: bool = False) -> Iterator[Turn]:
+        """A ``with`` block for a call that no other call may come between.
+
+        Args:
+            call: Its name.
+            step: Steps reported so far, for messages.
+            mends: Whether it makes a run whole that was cut half-way.
+
+        Raises:
+            RunInterrupted: an earlier call was cut half-way.
+            RuntimeError: a function of the user that has a turn calls back.
+        """
+        self._refuse_nested(call, step)
+        try:
+            with self._turn:
+                turn = Turn(call, step)
+                with self.lock:
+                    turn.was_cut = mends and _is_cut(self.busy)
+                    if turn.was_cut:
+                        # Until its changes begin: whatever raises before leaves the run as it is, cut.
+                        turn.is_changing = True
+                    else:
+                        self._check_whole()
+                    self.busy = turn
+                self._announcer.is_held = True
+                try:
+                    yield turn
+                    turn.is_changing = False
+                except COMPLETE:
+                    turn.is_changing = turn.was_cut
+                    raise
+                finally:
+                    self._announcer.is_held = False
+                    if not self._table.storage.is_whole:
+                        turn.is_changing = True
+                    if not turn.is_changing:
+                        self.busy = None
+        finally:
+            self._announcer.deliver()
+
+    def wait(self, call: str, step: int) -> None:
+        """Wait until another call is over.
+
+        Raises:
+            RunInterrupted: it was cut half-way.
+            RuntimeError: a function of the user that has a turn calls back.
+        """
+        self._refuse_nested(call, step)
+        with self._turn, self.lock:
+            self._check_whole()
+
+    def mark_cut(self, call: str, step: int) -> None:
+        """Note that a call has left the run half changed."""
+        turn = Turn(call, step)
+        turn.is_changing = True
+        with self._turn, self.lock:
+            self.busy = turn
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this thread has the turn."""
+        busy = self.busy
+        return isinstance(busy, Turn) and busy.thread == threading.get_ident() and self._turn.locked()
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a call was cut half-way."""
+        with self.lock:
+            return _is_cut(self.busy) and not self._turn.locked()
+
+    def is_free(self) -> bool:
+        """Whether nobody has the turn, or gives it back at once: not while a function of the user has it."""
+        is_free = self._turn.acquire(timeout=PATIENCE)
+        if is_free:
+            self._turn.release()
+        return is_free
+
+    def _refuse_nested(self, call: str, step: int) -> None:
+        if self.is_mine:
+            raise RuntimeError(
+                f"{call}() was called at step {step} by a function that {self.busy.call}() calls; a load_callback or "
+                "policy must not do that. Call it between two steps."
+            )
+
+    def _check_whole(self) -> None:
+        """Raise RunInterrupted if a call was cut half-way; while nobody has the turn and the lock is held."""
+        if _is_cut(self.busy):
+            raise RunInterrupted(
+                f"{_named(self.busy)} was cut half-way by an exception, so the state of this run is not whole. Go on "
+                "with load_checkpoint(), or with restore_backup(), which brings model and scheduler back to the newest "
+                "backup in RAM; where there is neither, build another R8Scheduler around the model as it is."
+            )
+        self.busy = None
+
+
+def _is_cut(busy: Any) -> bool:
+    return busy.is_changing if isinstance(busy, Turn) else busy is not None
+
+
+def _named(busy: Any) -> str:
+    if isinstance(busy, Turn):
+        return f"{busy.call}() at step {busy.step}"
+    return f"report() of step {busy.step}" if isinstance(busy, Ticket) else f"draw() of step {busy}"

@@ -1,0 +1,252 @@
+"""The experiment: finds out by probes whether weights are damaged, and which state is the newest healthy one.
+
+A probe is a witness drawn again: the batch whose loss is known for the weights of one backup. The experiment is a
+generator: it yields the backup whose witness is to be drawn next, and is sent the loss.
+
+    1. The present weights. A witness of healthy weights has its loss of then, or a lower one: the weights are healthy,
+       and the refused batches are to blame.
+    2. Otherwise, the backups, each with its own witness: back by 1, 2, 4, ... until one repeats its record, then
+       bisection. That one is the state to go on from.
+    3. If none repeats its record, weights are not the cause: the present state comes back, and its losses are the new
+       level.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from .ram_backup import Backup
+
+SHARE_OF_RISE, SPREADS, SHARE_OF_PROGRESS, SHARE_OF_FIRST = 0.4, 6.0, 0.25, 0.25
+"""How far a probe may be above its record: a share of the rise that raised the alarm, but at most so many spreads of
+the losses or this share of the progress; of the initial state's record, the last share."""
+
+SAME = 1e-3
+"""Relative difference up to which two losses of the same batch and weights count as the same."""
+
+CHANCE = 1e-4
+"""Chance at which probes that are not finite are taken for the weights' fault and not for that of passing faults."""
+
+MOST_REPEATS = 64
+
+
+class Alarm(enum.Enum):
+    """Why an experiment is made.
+
+    NOT_FINITE: several losses in a row, or numbers of the state, were not finite. SPIKE: losses far too high. RAISED:
+    losses that stay higher. EARLY: a high loss among the first. REGRESS: much of the progress of the first steps was
+    lost. END: unusual losses as the run ends. WILD: the losses of the first steps make no progress.
+    """
+
+    NOT_FINITE = "not finite"
+    SPIKE = "spike"
+    RAISED = "raised"
+    EARLY = "early"
+    REGRESS = "regress"
+    END = "end"
+    WILD = "wild"
+
+
+NUM_REFERENCES = {Alarm.RAISED: 4, Alarm.REGRESS: 4, Alarm.SPIKE: 2, Alarm.END: 2}
+"""Witnesses that must be fine before the present weights count as healthy, as one batch may miss the damage."""
+
+
+class Lab(Protocol):
+    """What an experiment may do to the training."""
+
+    def mend(self) -> bool | None:
+        """Replace what is not finite in the present state; whether all of it is finite, None if it cannot be seen."""
+
+    def keep_present(self) -> bool:
+        """Keep the present state aside; False if there is no memory for it, or if it cannot be seen or is damaged."""
+
+    def put(self, backup: Backup) -> bool:
+        """Put a backup back; False if it cannot be."""
+
+    def put_present(self) -> bool:
+        """Put back the state kept aside; False if there is none."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What an experiment is told.
+
+    Attributes:
+        alarm: Why it is made.
+        level: The level of the losses that raised the alarm; infinite where they were not finite.
+        known: The backups with a witness, oldest first.
+        start: The level that the run began with; NaN if unknown.
+        first_spread: Spread of the first losses of the run.
+        share: Share of the last batches that were refused.
+        is_sudden: Whether most of the rise came within one step.
+        rises: Whether the losses of this run are known to rise when they are trained on.
+        best: For REGRESS, the backup whose progress was lost.
+        is_exact: Whether witnesses are drawn; else the mean loss of some other batches stands for a probe.
+    """
+
+    alarm: Alarm
+    level: float
+    known: Sequence[Backup]
+    start: float
+    first_spread: float
+    share: float
+    is_sudden: bool
+    rises: bool = False
+    best: Backup | None = None
+    is_exact: bool = True
+
+    def record(self, backup: Backup) -> float:
+        """What the loss of a probe is compared with."""
+        return backup.record if self.is_exact else backup.usual
+
+    @property
+    def references(self) -> list[Backup]:
+        """The backups whose records are those of healthy weights, newest first."""
+        best = self.best
+        if best is None:
+            return [each for each in reversed(self.known) if each.is_proven or not each.updates]
+        older = (each for each in reversed(self.known) if each.is_proven and 0 < each.updates < best.updates)
+        return [best, *older]
+
+    def tolerance(self, backup: Backup) -> float:
+        """How far above its record the loss of a witness may be."""
+        is_first = not backup.updates
+        spread = self.first_spread if math.isnan(backup.level) else backup.spread
+        progress = self.start - backup.usual
+        most = max(SPREADS * spread, SHARE_OF_PROGRESS * progress if progress > 0 else 0.0)
+        if is_first:
+            most = max(most, SHARE_OF_FIRST * abs(self.record(backup)))
+        rise = self.level - backup.usual
+        return most if self.alarm is Alarm.NOT_FINITE or not rise > 0 else min(SHARE_OF_RISE * rise, most)
+
+    @property
+    def repeats(self) -> int:
+        """Probes after which a loss that is never finite cannot be chance, with so many passing faults in the data."""
+        share = min(0.95, max(self.share, 1e-3))
+        return int(np.clip(math.ceil(math.log(CHANCE) / math.log(share)), 2, MOST_REPEATS))
+
+
+class Finding(NamedTuple):
+    """What an experiment has found.
+
+    Attributes:
+        verdict: "healthy": the present weights are. "restored": a backup was put back. "level": no state repeats its
+            record, so the loss or the data have changed. "lost": no state could be put back.
+        text: The finding, for people.
+        backup: The backup that was restored.
+        tested: Backups that were put back and probed.
+    """
+
+    verdict: str
+    text: str
+    backup: Backup | None = None
+    tested: Sequence[Backup] = ()
+
+
+Steps = Generator[Backup, float, Finding]
+
+
+def draw_again(batch: Backup) -> Steps:
+    """Draw one batch again; the finding is its loss."""
+    batch.replayed = yield batch
+    return Finding("healthy", "a batch was drawn again", None, [batch])
+
+
+def investigate(case: Case, lab: Lab) -> Steps:
+    """Make the experiment; see the module."""
+    is_whole = lab.mend()
+    # Where the state cannot be seen, a loss that is not finite or extremely high restores at once (the document's rule).
+    is_blind = is_whole is None and case.alarm in (Alarm.NOT_FINITE, Alarm.SPIKE)
+    if is_whole is not False and not is_blind and (yield from _is_present_healthy(case)):
+        return Finding("healthy", "the weights are healthy: the witness has its loss of then")
+    has_present = lab.keep_present()
+    if case.rises and has_present and not case.is_sudden:
+        return Finding("level", "training itself raises the loss")
+    known = case.known
+    if case.best is not None:
+        known = [each for each in known if each.updates <= case.best.updates]
+    tested: list[Backup] = []
+    newest = yield from _find_newest_healthy(case, lab, known, tested)
+    if newest is None and has_present and lab.put_present():
+        return Finding("level", "no state repeats its record: the loss or the data have changed", None, tested)
+    if newest is None and tested:
+        # Nothing better is known than the oldest state.
+        newest = tested[-1]
+    if newest is None or not lab.put(newest):
+        return Finding("lost", "no state could be put back", None, tested)
+    return Finding("restored", "the weights were damaged", newest, tested)
+
+
+def _is_present_healthy(case: Case) -> Generator[Backup, float, bool]:
+    """Whether the witnesses of healthy weights have their losses of then with the present weights."""
+    count = NUM_REFERENCES.get(case.alarm, 1)
+    rises, limits = [], []
+    for backup in case.references[:count]:
+        loss = yield from _draw(case, backup)
+        rises.append(loss - case.record(backup))
+        limits.append(case.tolerance(backup))
+        if not math.isfinite(loss):
+            return False
+    return bool(rises) and sum(rises) <= sum(limits)
+
+
+def _draw(case: Case, backup: Backup, lab: Lab | None = None) -> Generator[Backup, float, float]:
+    """The loss of a witness; drawn again if it is not finite, as a passing fault may have hit it.
+
+    With a lab the backup is put back before each draw: a loop that reports after its step has trained on the batch.
+    """
+    loss = math.nan
+    for _ in range(case.repeats):
+        if lab is not None and not lab.put(backup):
+            return math.nan
+        loss = yield backup
+        if math.isfinite(loss):
+            break
+    return loss
+
+
+def _is_healthy(case: Case, lab: Lab, backup: Backup) -> Generator[Backup, float, bool]:
+    """Whether a backup repeats its own record, and is no worse than an older proven one was."""
+    loss = yield from _draw(case, backup, lab)
+    backup.replayed = loss
+    record, tolerance = case.record(backup), case.tolerance(backup)
+    near = SAME * max(abs(record), backup.spread) + 1e-12
+    if case.is_exact and abs(loss - record) > near and loss - record <= tolerance:
+        # Lower, or a little higher: noise of dropout and augmentation is not the same twice, a changed loss is.
+        again = yield from _draw(case, backup, lab)
+        if abs(again - loss) <= near:
+            return False
+    elif not loss - record <= tolerance:
+        return False
+    reference = next((each for each in case.references if each.updates < backup.updates), None)
+    if backup.is_proven or reference is None:
+        return True
+    # The record of an unproven state may itself be that of damaged weights.
+    if not lab.put(backup):
+        return False
+    loss = yield reference
+    return loss - case.record(reference) <= case.tolerance(reference)
+
+
+def _find_newest_healthy(
+    case: Case, lab: Lab, known: Sequence[Backup], tested: list[Backup]
+) -> Generator[Backup, float, Backup | None]:
+    """The newest healthy backup, as damage does not go away; None if there is none."""
+    low, high, at, stride = -1, len(known), len(known) - 1, 1
+    while high > low + 1 and known:
+        tested.append(known[at])
+        if (yield from _is_healthy(case, lab, known[at])):
+            low = at
+        else:
+            high = at
+        if low < 0:
+            at, stride = max(0, min(high - 1, at - stride)), 2 * stride
+        else:
+            at = (low + high) // 2
+    return known[low] if low >= 0 else None

@@ -1,0 +1,137 @@
+"""The live model: kept aside, mended and put back through the user's callbacks while backups are tested."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .. import events
+from ..events.bus import Announcer
+from .ram_backup import Backup
+from .restore import Restorer
+
+if TYPE_CHECKING:
+    from .persistence import Persistence
+
+MOST_MENDED = 0.5
+"""Largest share of the float arrays that is mended; with more the state is damaged."""
+
+
+class LiveModel:
+    """Does to the model what an experiment asks for; the `Lab` of `investigate`.
+
+    Args:
+        persistence: Holds callbacks, backups and checkpoints.
+        announcer: Receives events.
+
+    Attributes:
+        step: Steps reported in the present call.
+        put_step: Steps reported when the state that was put last was taken; None since `begin_call`.
+        current: The backup that is in the model; None for the present state.
+    """
+
+    def __init__(self, persistence: Persistence, announcer: Announcer) -> None:
+        self._persistence, self._announcer = persistence, announcer
+        self._present: Any = None
+        self.step = 0
+        self._restorer: Restorer | None = None
+        self.put_step: int | None = None
+        self.current: Backup | None = None
+
+    def begin_call(self, step: int) -> None:
+        """Note the step of a report; nothing was put since."""
+        self.put_step, self.step = None, step
+
+    @property
+    def can_restore(self) -> bool:
+        """Whether there is anything that could be put back."""
+        return self._persistence.callbacks.load is not None and self._persistence.has_something
+
+    @property
+    def failures(self) -> list[str]:
+        """Why states could not be put back in this experiment."""
+        return [] if self._restorer is None else self._restorer.failures
+
+    @property
+    def guard(self) -> Any:
+        """The guard's state of the checkpoint that was put back last; None for a backup."""
+        return None if self._restorer is None else self._restorer.guard
+
+    def begin(self) -> None:
+        """Begin an experiment."""
+        self._restorer = self._persistence.make_restorer()
+        self._present, self.current = None, None
+
+    def is_damaged(self) -> bool:
+        """Whether the live state is seen to hold numbers that are not finite."""
+        return bool(self._persistence.live_damage())
+
+    def mend(self) -> bool | None:
+        """Replace what is not finite by the newest backup's, where that is little; see `Lab`."""
+        state = self._persistence.callbacks.state
+        if state is None:
+            return None
+        if not self.is_damaged():
+            return True
+        newest = next((each for each in reversed(self._persistence.backup.backups) if each.witness), None)
+        if self._restorer is None or newest is None or newest.state is None:
+            return False
+        mended, names, share = self._persistence.mend(newest)
+        if mended is None or not names or share > MOST_MENDED or not self._restorer.put_state(mended, self.step):
+            return False
+        self.put_step = self.step
+        text = (
+            f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''} in the state of the model were not finite and "
+        )
+        self._announcer.tell(
+            events.Notice, text=f"{text}were replaced by those of the backup of step {newest.step}.", is_warning=False
+        )
+        return True
+
+    def keep_present(self) -> bool:
+        """Keep the present state aside; False if it cannot be seen or is damaged, or without memory."""
+        if self._persistence.callbacks.state is None or self.is_damaged():
+            return False
+        shortage = ""
+        try:
+            self._present = self._persistence.backup.copy(self._persistence.callbacks.state())
+        except MemoryError:
+            shortage = "no memory"
+        if self._persistence.agree(shortage):
+            self._present = None
+            self._announcer.warn_once(
+                "no present",
+                "there was no memory to keep the present weights aside: should no backup prove better, they are lost.",
+            )
+        return self._present is not None
+
+    def put(self, backup: Backup) -> bool:
+        """Put a backup back; False if it cannot be."""
+        if self._restorer is None or not self._restorer.put(backup):
+            return False
+        self.current, self.put_step = backup, backup.step
+        return True
+
+    def put_present(self) -> bool:
+        """Put back the state kept aside; False if there is none."""
+        present = self.take_present()
+        return present is not None and self.put_copy(present)
+
+    def take_present(self) -> Any:
+        """The state kept aside, which is forgotten here; None if there is none."""
+        present, self._present = self._present, None
+        return present
+
+    def put_copy(self, present: Any) -> bool:
+        """Put back what `take_present` returned, which is not used afterwards."""
+        if self._restorer is None or not self._restorer.put_state(present, self.step):
+            return False
+        self.current, self.put_step = None, self.step
+        return True
+
+    def name_of(self, backup: Backup) -> str:
+        """ "backup", or the name of its checkpoint."""
+        return "" if self._restorer is None else self._restorer.name_of(backup)
+
+    def end(self) -> None:
+        """End an experiment: forget the state kept aside."""
+        self._present, self.current = None, None

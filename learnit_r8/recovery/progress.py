@@ -1,0 +1,163 @@
+"""The progress of the losses: what is usual, and the sensitive tests of the first steps.
+
+A suspicious loss costs one probe to settle, so these tests may be wrong often; they only decide when to look.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .ram_backup import Backup, spread_of
+
+EARLY_UPDATES, START_UPDATES = 80, 384
+"""Updates in which each loss is looked at; and in which a slow loss of progress is, as the rate may be too high."""
+
+LOOK_EVERY, LEVEL = 16, 32
+"""Updates between two looks at the level, and losses that it is computed from."""
+
+LOST = 0.33
+"""Share of the best progress whose loss is looked into."""
+
+FIRST = 8
+"""First losses from which the level of the start is computed."""
+
+WILD_LEVEL, WILD_SPREAD = 0.25, 0.1
+"""Shares of the level of the start that the last losses and their spread must exceed for a rate trial."""
+
+SUDDEN = 0.6
+"""Share of the rise that must come within one step for the rise to be sudden."""
+
+
+class Progress:
+    """The losses that were learned from, and the losses that were reported.
+
+    Attributes:
+        recent: The last losses learned from.
+        reported: The last finite losses reported, refused ones included.
+        start: Level of the losses as the run began; NaN while it is unknown.
+        first: The first losses of the run.
+    """
+
+    def __init__(self) -> None:
+        self.recent: deque[float] = deque(maxlen=128)
+        self.reported: deque[float] = deque(maxlen=64)
+        self.start = math.nan
+        self.first: list[float] = []
+        self._gap, self._wait_until, self._look_wait = 1, 0, 0
+
+    @classmethod
+    def again(cls, before: Progress) -> Progress:
+        """Losses of the same run from its start again."""
+        progress = cls()
+        progress.start, progress.first = before.start, list(before.first)
+        return progress
+
+    def went_back(self, losses: Sequence[float]) -> None:
+        """Take the losses from before a backup for the last ones, as the model was restored."""
+        self.recent = deque(losses, maxlen=128)
+        self.reported = deque(losses[-16:], maxlen=64)
+
+    def begin_anew(self) -> None:
+        """Forget all losses, as they mean something else from here on."""
+        self.recent.clear()
+        self.reported.clear()
+        self.start = math.nan
+        self._gap = 1
+
+    def note_healthy(self, updates: int) -> None:
+        """Wait twice as long before the next look, as one after so many updates found healthy weights."""
+        self._gap *= 2
+        self._wait_until, self._look_wait = updates + self._gap, LOOK_EVERY * self._gap
+
+    def note_first(self, loss: float, record: float) -> None:
+        """Take one of the first losses."""
+        if len(self.first) < EARLY_UPDATES:
+            self.first.append(loss)
+        if self.start != self.start and len(self.recent) >= FIRST:
+            level = float(np.median(self.recent))
+            self.start = max(record, level) if math.isfinite(record) else level
+
+    @property
+    def first_spread(self) -> float:
+        """Spread of the first losses."""
+        return spread_of(self.first[:FIRST])
+
+    @property
+    def level(self) -> float:
+        """Median of the last losses; NaN before there are enough."""
+        return float(np.median(list(self.recent)[-LEVEL:])) if len(self.recent) >= LEVEL else math.nan
+
+    def is_early_alarm(self, loss: float, record: float, updates: int) -> bool:
+        """Whether a loss of the first steps is worth a probe; changes nothing.
+
+        Args:
+            loss: The loss, finite.
+            record: The first loss of the run.
+            updates: Updates so far.
+        """
+        if updates < self._wait_until or not math.isfinite(record):
+            return False
+        known = self.first
+        middle = float(np.median(known[:FIRST])) if known else record
+        return loss > max(record, middle) + max(0.5 * abs(record), 3 * spread_of(known))
+
+    def lost_progress(self, backups: Iterable[Backup], updates: int) -> Backup | None:
+        """The backup whose progress was lost, where a third of it was in the first steps; else None."""
+        self._look_wait -= LOOK_EVERY
+        if self._look_wait > 0 or updates > START_UPDATES or self.start != self.start or len(self.recent) < LEVEL:
+            return None
+        near = [each for each in backups if each.witness and (updates <= 250 or each.updates > 0.5 * updates)]
+        best = min(near, key=lambda each: each.usual if each.updates else each.record, default=None)
+        if best is None:
+            return None
+        lowest = best.usual if best.updates else max(self.start, best.record)
+        progress = max(0.0, self.start - lowest)
+        last = list(self.recent)[-LEVEL:]
+        wide = best.spread if best.updates and best.spread else spread_of(last)
+        is_clear = progress > wide or not best.updates
+        return best if is_clear and float(np.median(last)) > lowest + max(LOST * progress, wide) else None
+
+    def is_wild(self) -> bool:
+        """Whether the losses of the first steps are wild and make no progress, as they do at far too high rates."""
+        if len(self.recent) < 2 * LEVEL or not self.start > 0:
+            return False
+        losses = list(self.recent)
+        last, before = losses[-LEVEL:], losses[-2 * LEVEL : -LEVEL]
+        level = float(np.median(last))
+        stands = level > float(np.median(before)) - 0.02 * self.start and level > WILD_LEVEL * self.start
+        return stands and spread_of(last) > WILD_SPREAD * self.start
+
+    def rise(self, count: int) -> float:
+        """Mean of the last reported losses."""
+        last = list(self.reported)[-count:]
+        return sum(last) / len(last) if last else math.nan
+
+    def is_sudden(self) -> bool:
+        """Whether most of the rise of the reported losses came within one step."""
+        losses = np.array(self.reported)
+        if len(losses) < 16:
+            return True
+        rise = losses[-2:].mean() - np.median(losses[:8])
+        jumps = [np.median(losses[n : n + 4]) - np.median(losses[max(0, n - 4) : n]) for n in range(4, len(losses))]
+        return bool(max(jumps) > SUDDEN * rise)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The losses, as plain values."""
+        return {
+            "recent": list(self.recent), "reported": list(self.reported), "first": list(self.first),
+            "start": None if math.isnan(self.start) else self.start, "gap": self._gap,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned."""
+        self.recent = deque(state["recent"], maxlen=128)
+        self.reported = deque(state["reported"], maxlen=64)
+        self.first = list(state["first"])
+        self.start = math.nan if state["start"] is None else state["start"]
+        self._gap = state["gap"]
+        self._wait_until = self._look_wait = 0

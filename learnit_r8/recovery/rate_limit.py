@@ -1,0 +1,99 @@
+"""The rate limit: lowers the learning rate for a while after a restore, and longer where training goes wrong again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+HOLD_STEPS = 32
+"""Calm updates after which a ceiling begins to rise."""
+
+MOST_HITS = 5
+"""A ceiling is held up to 2 ** MOST_HITS times longer, the more often a lower rate has proved better."""
+
+
+class RateLimit:
+    """Holds the learning rate down.
+
+    Args:
+        factor: Factor of the rate in the first steps after a restore.
+        gentle_steps: Number of those steps.
+
+    Attributes:
+        ceiling: Highest rate allowed; infinite for no limit.
+        is_on: Whether the rate is held down now.
+    """
+
+    def __init__(self, factor: float, gentle_steps: int) -> None:
+        self._factor, self._gentle_steps = factor, gentle_steps
+        self.forget()
+
+    def forget(self) -> None:
+        """Follow the schedule."""
+        self.ceiling = self._bad_rate = math.inf
+        self._calm = self._hits = self._gentle_left = 0
+        self.is_on = False
+
+    def lr(self, scheduled_lr: float) -> float:
+        """The rate to use in place of the scheduled one."""
+        return min(scheduled_lr * self.factor, self.ceiling)
+
+    @property
+    def factor(self) -> float:
+        """Factor of the scheduled rate, in (0, 1]."""
+        return self._factor if self._gentle_left else 1.0
+
+    def restored(self) -> None:
+        """Train gently for a while, as the model was restored."""
+        self._calm, self._gentle_left = 0, self._gentle_steps
+        self.is_on = True
+
+    def lower(self, rate: float, *, by: float, least: float = 0.0) -> None:
+        """Set the ceiling below a rate at which a healthy state was damaged.
+
+        Args:
+            rate: The rate at which that happened.
+            by: What to divide it by.
+            least: Lowest ceiling.
+        """
+        self._bad_rate, self._calm = rate, 0
+        self.ceiling = max(rate / by, least)
+        self.is_on = True
+
+    def confirm(self) -> None:
+        """Hold the ceiling four times longer, as a lower rate has reached what the higher one did not."""
+        self._hits, self._calm = self._hits + 2, 0
+
+    def accepted(self, scheduled_lr: float) -> bool:
+        """Note a calm update; returns whether the rate follows the schedule again."""
+        self._gentle_left = max(0, self._gentle_left - 1)
+        self._calm += 1
+        hold = HOLD_STEPS * 2 ** min(self._hits, MOST_HITS)
+        if self.ceiling < math.inf and self._calm > hold:
+            # It doubles within half of the time that it was held, but passes the rate that failed only late.
+            self.ceiling *= 2 ** (2.0 / hold)
+            if self._calm < 4 * hold:
+                self.ceiling = min(self.ceiling, 0.5 * self._bad_rate)
+            if self.ceiling > 4 * scheduled_lr:
+                self.ceiling = math.inf
+        self.is_on = self._gentle_left > 0 or self.ceiling < math.inf
+        return not self.is_on
+
+    def state_dict(self) -> dict[str, Any]:
+        """The limit, as plain values; an infinite rate as None."""
+        return {
+            "ceiling": None if self.ceiling == math.inf else self.ceiling,
+            "bad_rate": None if self._bad_rate == math.inf else self._bad_rate,
+            "calm": self._calm,
+            "hits": self._hits,
+            "gentle_left": self._gentle_left,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned."""
+        ceiling, bad_rate = state["ceiling"], state["bad_rate"]
+        self.ceiling = math.inf if ceiling is None else ceiling
+        self._bad_rate = math.inf if bad_rate is None else bad_rate
+        self._calm, self._hits, self._gentle_left = state["calm"], state["hits"], state["gentle_left"]
+        self.is_on = self._gentle_left > 0 or self.ceiling < math.inf
