@@ -82,7 +82,7 @@ class Engine:
         self._saving = threading.RLock()
         self._epoch_ended = False
         self._has_started = False
-        self.table.hold_back(self)
+        self.table.learner.hold_back(self)
 
     def join(self, member: membership.Member) -> None:
         """Let an adapter hold back batches and losses; it replaces the one that joined before."""
@@ -129,10 +129,7 @@ class Engine:
             step = pace.step + pace.num_out
             progress = pace.progress_at(step)
             if progress >= 1 or pace.is_stopped:
-                if controller.asks_probe and not pace.is_stopped:
-                    return draws.draw_last(self, step)
-                self._draw_nothing()
-                return None
+                return draws.draw_last(self, step) if controller.asks_probe else self._draw_nothing()
             chunk, epoch, began = plan.chunk, step // plan.steps_per_pass, self._tally.began
             slot = chunk.drawn
             if (
@@ -268,7 +265,7 @@ class Engine:
                     epoch_ended=epoch_ended,
                     run_ended=closing or pace.is_finished,
                     budget=pace.budget,
-                    get_state=lambda: run_state.settled_state_of(self, in_background=not closing),
+                    get_state=lambda: run_state.settled_state_of(self),
                     get_moment=lambda: self.moment("draw"),
                     is_calm=controller.is_calm and self.sentry.suspicion < MOST_SUSPICION,
                     saved=controller.note_checkpoint,

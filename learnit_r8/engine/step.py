@@ -69,23 +69,23 @@ def judge(
             "batch once."
         )
     reading = read_loss(loss, len(indices), part_size)
-    if len(indices) == 1 and table.part_size == EXACT:
+    if len(indices) == 1 and table.storage.part_size == EXACT:
         # The loss of a single sample, without its dimension.
         reading = Reading(reading.mean, np.atleast_1d(reading.means), EXACT, reading.lowest)
     if grad_norm is not None:
         grad_norm = read_number("grad_norm", grad_norm)
     kind = EXACT if table.batch_size == 1 else reading.part_size
-    if kind != table.part_size:
-        check_kind(kind, table.part_size)
+    if kind != table.storage.part_size:
+        check_kind(kind, table.storage.part_size)
     if predictions is not None:
-        reading = table.evidence.with_predictions(reading, predictions, kind)
+        reading = table.storage.evidence.with_predictions(reading, predictions, kind)
     if epoch < 0:
         _, verdict = sentry.guard.judge(sentry.guard.begin(), reading.mean)
         judgement = sentry.unjudged(verdict)
         return Judged(step, losses, state, reading, kind, math.nan, judgement, math.nan, True, math.nan, False)
-    expected, typical = table.with_trend(chunk.expected[slot]), table.with_trend(chunk.typical)
+    expected, typical = table.learner.with_trend(chunk.expected[slot]), table.learner.with_trend(chunk.typical)
     predicted, is_usual = expected, True
-    if expected < typical and table.part_size != EXACT:
+    if expected < typical and table.storage.part_size != EXACT:
         # Estimates from batch means are too rough to expect less of a batch that was chosen by them.
         predicted, is_usual = typical, chunk.sweep >= 0
     is_quiet = controller.is_quiet and not controller.quarantine.is_watching
@@ -110,8 +110,8 @@ def judge(
     is_plain = (
         judgement.verdict is Verdict.GOOD
         and is_quiet
-        and kind == table.part_size
-        and (reading.lowest >= 0 or table.has_offsets)
+        and kind == table.storage.part_size
+        and (reading.lowest >= 0 or table.storage.are_offsets)
         and chunk.sweep == run.plan.num_sweeps
     )
     return Judged(step, losses, state, reading, kind, expected, judgement, lr, is_calm, suspicion, is_plain)
@@ -136,11 +136,11 @@ def learn(run: Engine, ticket: Ticket, judged: Judged) -> Tally | None:
     """
     table, pace, controller, reading = run.table, run.pace, run.controller, judged.reading
     run.sentry.keep(judged.judgement)
-    table.part_size = judged.kind
+    table.storage.part_size = judged.kind
     if reading.predictions is not None:
-        table.evidence.begin(reading.predictions.num_classes)
-    believed = table.batch_trend.believed(reading) if table.batch_trend.is_early else reading
-    trend = table.observe(believed.mean, believed.lowest, reading.mean)
+        table.storage.evidence.begin(reading.predictions.num_classes)
+    believed = table.storage.batch_trend.believed(reading) if table.storage.batch_trend.is_early else reading
+    trend = table.learner.observe(believed.mean, believed.lowest, reading.mean)
     pace.num_out -= 1
     pace.step += 1
     run._tally.add(reading.mean, len(ticket.indices))
