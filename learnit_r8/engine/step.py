@@ -11,8 +11,8 @@ from ..guard.monitor import MOST_SUSPICION, Judgement
 from ..guard.verdict import Verdict
 from ..recovery.incident_state import CALM
 from ..recovery.ram_backup import NO_SLOTS
-from ..sampling.chunk import OPEN, OUT_AGAIN
-from ..sampling.ticket import Ticket
+from ..sampling.chunk import OPEN, OUT_AGAIN, REPORTED
+from ..sampling.ticket import Ticket, new_tuple
 from ..table.losses import EXACT, Reading, check_kind, read_loss, read_number
 from .tally import Tally
 
@@ -54,73 +54,89 @@ def judge(
     run: Engine, ticket: Ticket, loss: Any, part_size: int | None, grad_norm: Any, skipped: bool, predictions: Any
 ) -> Judged:
     """Read a loss and judge it; asks guard and schedule, which may raise, and changes nothing. See `Engine.report`."""
-    if not isinstance(ticket, Ticket):
+    if type(ticket) is not Ticket:
         raise TypeError(f"ticket must be what draw() returned, got {ticket!r}.")
-    if run.persistence.is_restoring and run.turns.is_mine:
-        raise RuntimeError(f"load_callback must not report losses, got one of step {ticket.step}.")
     _, epoch, indices, rate, _, draw, (chunk, slot, _) = ticket
     table, sentry, pace, controller = run.table, run.sentry, run.pace, run.controller
-    step, losses, state = pace.step, sentry._losses, chunk.states[slot]
+    step, losses, norms, state = pace.step, sentry._losses, sentry._norms, chunk.states[slot]
     # As `Batch.is_out` says, without its call: this is asked at every step.
     if not (slot < chunk.drawn if state == OPEN else state == OUT_AGAIN) or chunk.table is not table:
-        if run.turns.busy is not None:
-            # What another call is doing with it, or has left half done, is the reason.
-            run.turns.wait("report", step)
-        raise RuntimeError(
-            f"ticket of step {ticket.step} was reported or given up before, or is not of this run; report each "
-            "batch once."
-        )
+        _refuse_ticket(run, ticket)
+    if run.turns.busy is not None:
+        _refuse_restoring(run, ticket)
     reading = read_loss(loss, len(indices), part_size)
     if len(indices) == 1 and table.part_size == EXACT:
         # The loss of a single sample, without its dimension.
         reading = Reading(reading.mean, np.atleast_1d(reading.means), EXACT, reading.lowest)
+    mean, _, kind, lowest, _ = reading
     if grad_norm is not None:
         grad_norm = read_number("grad_norm", grad_norm)
-    kind = EXACT if table.batch_size == 1 else reading.part_size
-    if kind != table.part_size:
+    if table.batch_size == 1:
+        kind = EXACT
+    is_plain = kind == table.part_size
+    if not is_plain:
         check_kind(kind, table.part_size)
     if predictions is not None:
         reading = table.evidence.with_predictions(reading, predictions, kind)
     if epoch < 0:
-        _, verdict = sentry.guard.judge(sentry.guard.begin(), reading.mean)
-        judgement = Judgement(losses, sentry._norms, sentry.num_skipped, verdict)
+        _, verdict = sentry.guard.judge(sentry.guard.begin(), mean)
+        judgement = Judgement(losses, norms, sentry.num_skipped, verdict)
         return Judged(step, losses, state, reading, kind, math.nan, judgement, math.nan, True, math.nan, False)
-    expected, typical = table.with_trend(chunk.expected[slot]), table.with_trend(chunk.typical)
+    expected, typical = chunk.expected[slot], chunk.typical
+    if kind != EXACT:
+        expected, typical = table.with_trend(expected), table.with_trend(typical)
     predicted, is_usual = expected, True
-    if expected < typical and table.part_size != EXACT:
+    if expected < typical and kind != EXACT:
         # Estimates from batch means are too rough to expect less of a batch that was chosen by them.
         predicted, is_usual = typical, chunk.sweep >= 0
-    is_quiet = controller._state is CALM and not controller.quarantine.is_watching and not controller.replay.is_on
-    # The rate of its own step, before recovery lowers it; a batch drawn later may have another one.
-    judged_lr = rate if controller._state is CALM else run.scheduled_lr(pace.progress_at(ticket.step))
-    judgement = sentry.judge(
-        reading.mean, predicted, typical, judged_lr, grad_norm=grad_norm, skipped=skipped, is_usual=is_usual
+    # The guard hears the rate of the step that it judges, before recovery lowers it.
+    is_calm = controller._state is CALM
+    judged_rate = rate if is_calm else run.scheduled_lr(pace.progress_at(ticket.step))
+    if is_usual and not skipped and grad_norm is None:
+        after, verdict = sentry.guard.judge(losses, mean, predicted, typical, judged_rate)
+        judgement = new_tuple(Judgement, (after, norms, 0, verdict))
+    else:
+        judgement = sentry.judge(
+            mean, predicted, typical, judged_rate, grad_norm=grad_norm, skipped=skipped, is_usual=is_usual
+        )
+        verdict = judgement.verdict
+    steps = pace.budget.steps
+    progress = (step + 1) / steps if steps is not None and step + 1 < steps else pace.progress_at(step + 1)
+    last, lr = run._scheduled
+    if progress != last:
+        lr = run.scheduled_lr(progress)
+    is_plain = (
+        is_plain
+        and is_calm
+        and verdict is Verdict.GOOD
+        and (lowest >= 0 or table._offsets)
+        and chunk.sweep == run.plan._planner.num_sweeps
+        and not (controller.quarantine.is_watching or controller.replay.is_on)
     )
-    lr = run.scheduled_lr(pace.progress_at(step + 1))
-    is_calm, suspicion = True, math.nan
+    may_trust, suspicion = True, math.nan
     if run._backup.slots is not NO_SLOTS and run._backup.is_look_due(draw):
-        is_calm = controller.is_calm and sentry.suspicion_of(judgement) < MOST_SUSPICION
+        may_trust = controller.is_calm and sentry.suspicion_of(judgement) < MOST_SUSPICION
     if run.announcer.is_heard:
         suspicion = sentry.suspicion_of(judgement)
-    is_plain = (
-        judgement.verdict is Verdict.GOOD
-        and is_quiet
-        and kind == table.part_size
-        and (reading.lowest >= 0 or table.has_offsets)
-        and chunk.sweep == run.plan.num_sweeps
+    return new_tuple(
+        Judged, (step, losses, state, reading, kind, expected, judgement, lr, may_trust, suspicion, is_plain)
     )
-    return Judged(step, losses, state, reading, kind, expected, judgement, lr, is_calm, suspicion, is_plain)
 
 
-def is_current(run: Engine, ticket: Ticket, judged: Judged) -> bool:
-    """Whether nothing has changed since a loss was judged."""
-    chunk, slot, _ = ticket.batch
-    return (
-        run.pace.step == judged.step
-        and run.sentry._losses is judged.losses
-        and chunk.states[slot] == judged.state
-        and chunk.table is run.table
+def _refuse_ticket(run: Engine, ticket: Ticket) -> None:
+    """Raise RuntimeError for a ticket that is not out."""
+    _refuse_restoring(run, ticket)
+    if run.turns.busy is not None:
+        # What another call is doing with it, or has left half done, is the reason.
+        run.turns.wait("report", run.pace.step)
+    raise RuntimeError(
+        f"ticket of step {ticket.step} was reported or given up before, or is not of this run; report each batch once."
     )
+
+
+def _refuse_restoring(run: Engine, ticket: Ticket) -> None:
+    if run.persistence.is_restoring and run.turns.is_mine:
+        raise RuntimeError(f"load_callback must not report losses, got one of step {ticket.step}.")
 
 
 def learn(run: Engine, ticket: Ticket, judged: Judged) -> Tally | None:
@@ -129,25 +145,43 @@ def learn(run: Engine, ticket: Ticket, judged: Judged) -> Tally | None:
     Returns:
         The tally of the epoch, if it has ended with this step.
     """
-    table, pace, controller, reading = run.table, run.pace, run.controller, judged.reading
-    run.sentry.keep(judged.judgement)
-    table.part_size = judged.kind
-    if reading.predictions is not None:
-        table.evidence.begin(reading.predictions.num_classes)
-    believed = table.batch_trend.believed(reading) if table.batch_trend.is_early else reading
-    trend = table.observe(believed.mean, believed.lowest, reading.mean)
+    # Fields are unpacked, as reading each by its name takes three times as long.
+    _, _, _, reading, kind, _, judgement, _, is_calm, _, is_plain = judged
+    _, _, indices, rate, _, draw, batch = ticket
+    mean, means, _, lowest, predictions = reading
+    table, pace, sentry, controller = run.table, run.pace, run.sentry, run.controller
+    trend, tally, ended = table.batch_trend, run._tally, None
+    sentry._losses, sentry._norms, sentry.num_skipped, _ = judgement
+    if trend.is_early or lowest < 0:
+        table.part_size = kind
+        mean, means, _, lowest, _ = trend.believed(reading) if trend.is_early else reading
+        before = table.observe(mean, lowest, reading.mean)
+    else:
+        before = trend.value
+        trend.value = before + trend.weight * (mean - before)
+    if predictions is not None:
+        table.evidence.begin(predictions.num_classes)
     pace.num_out -= 1
     pace.step += 1
     if controller.replay.is_on:
-        controller.replay.note(ticket.draw, ticket.indices, reading.mean)
-    run._backup.confirm(ticket.draw, ticket.lr, is_calm=judged.is_calm)
-    run._tally.add(reading.mean, len(ticket.indices))
-    controller.accepted(reading.mean, ticket.indices)
-    pace.begin_break()
-    ended = end_epoch(run)
-    run.plan.report(
-        ticket.batch, believed.mean if table.batch_size == 1 else believed.means, trend, reading.predictions
-    )
+        controller.replay.note(draw, indices, reading[0])
+    if run._backup.slots is not NO_SLOTS:
+        run._backup.confirm(draw, rate, is_calm=is_calm)
+    tally.num_good += 1
+    tally.total += reading[0]
+    tally.samples += len(indices)
+    controller.accepted(reading[0], indices)
+    if pace.budget.steps is None:
+        pace.begin_break()
+    if not pace.step % run.plan.steps_per_pass:
+        ended = end_epoch(run)
+    # The chunk keeps it. The table learns the whole chunk at once, when that is used up or somebody reads the table.
+    means = mean if table.batch_size == 1 else means
+    if is_plain and predictions is None:
+        chunk, slot, _ = batch
+        chunk.reports[slot], chunk.trends[slot], chunk.states[slot] = means, before, REPORTED
+    else:
+        run.plan.report(batch, means, before, predictions)
     return ended
 
 
