@@ -312,9 +312,7 @@ class R8Scheduler(Engine):
             return self._report_in_hand(
                 loss, part_size=part_size, grad_norm=grad_norm, skipped=skipped, predictions=predictions
             )
-        outcome = self.report(
-            ticket, loss, part_size=part_size, grad_norm=grad_norm, skipped=skipped, predictions=predictions
-        )
+        outcome = self._report(ticket, loss, part_size, grad_norm, skipped, predictions)
         self._open = None
         return outcome
 

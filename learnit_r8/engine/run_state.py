@@ -117,6 +117,8 @@ def _take_over(run: Engine, state: Mapping[str, Any]) -> None:
     if "table" in state:
         run.table.load_state_dict(state["table"])
     run.plan.load_state_dict(state["plan"])
+    # The clock may stand still yet.
+    run.plan.check_again()
     run.pace.load_state_dict(state["pace"])
     run.controller.load_state_dict(state["recovery"])
     run.controller.quarantine.load_state_dict(state["quarantine"])

@@ -113,6 +113,10 @@ class Plan:
         """The outlook of the current pass, for policies that select."""
         return self._context.outlook
 
+    def check_again(self) -> None:
+        """Have the next draw look at more than the current chunk, as the position has changed."""
+        self.limit = self.chunk.drawn
+
     def start_pass(self, number: int, progress: float) -> None:
         """End the previous pass, including its undrawn batches, and start another.
 
