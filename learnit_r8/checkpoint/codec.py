@@ -125,7 +125,7 @@ def _write_npz(arrays: Mapping[str, Any], stream: _Payload) -> None:
                 }
                 np.lib.format.write_array_header_1_0(member, about)
                 for block in values.blocks() if hasattr(values, "blocks") else _blocks(values):
-                    member.write(memoryview(block).cast("B"))
+                    member.write(np.ascontiguousarray(block).view(np.uint8).data)
 
 
 def _blocks(values: NDArray[Any]) -> Iterator[NDArray[np.uint8]]:

@@ -62,7 +62,7 @@ TRIAL_LOSSES = 8
 """Batches whose mean stands for a probe where no witness can be drawn."""
 
 RATE_TRIAL_UPDATES, RATE_TRIAL_STEPS, MOST_RATE_TRIALS = 256, 64, 3
-"""Updates after the start in which a lower rate is tried, how many the trial takes, and how many trials there may be."""
+"""Updates after the start in which a lower rate is tried, how many the trial takes, and how many trials there are."""
 
 MOST_ON_DISK = 64
 """Checkpoints whose witnesses are known."""
@@ -73,6 +73,12 @@ loss of their own batch, on average. Healthy ones changed it by .003 to .027 in 
 
 LOOPING, LOOP_STEPS = 3, 100
 """So many experiments that found healthy weights within so many steps make the guard forget its losses."""
+
+
+NO_MEASURE = (
+    "See docs/recovery.md; where the loss is no measure of progress, as in reinforcement learning or a GAN, give "
+    'guard="finite".'
+)
 
 
 class Answer(NamedTuple):
@@ -507,7 +513,7 @@ class RecoveryController:
         return not self._has_ended or self._experiment is not None
 
     def settle_open(self, *, step: int) -> None:
-        """End what is under way, as the run is left: go on with the present weights, or with the newest trusted ones."""
+        """End what is under way, as the run is left: with the present weights, or with the newest trusted ones."""
         self._live.begin_call(step)
         trial, self._rate_trial = self._rate_trial, None
         if self._live.current is not None and not self._live.put_present():
@@ -704,7 +710,7 @@ class RecoveryController:
         if self.limit.ceiling < math.inf:
             what += f"; the learning rate stays at or below {self.limit.ceiling:.3g} for a while"
         self._note(step, what)
-        self._announcer.warn_once("restored", f"{what}. See docs/recovery.md.")
+        self._announcer.warn_once("restored", f"{what}. {NO_MEASURE}")
         self.num_restored += 1
         self._rate_trial = None
         self._forget_after(backup, step)
@@ -768,8 +774,8 @@ class RecoveryController:
             self.limit.confirm()
             for each in trial.backups[1:]:
                 self._backup.recycle(each)
-            text = f"the learning rate was too high: at {self.limit.ceiling:.3g} the loss is {level:.3g} after {self.updates} "
-            text += f"steps from the start, not {trial.level:.3g}"
+            text = f"the learning rate was too high: at {self.limit.ceiling:.3g} the loss is {level:.3g} after "
+            text += f"{self.updates} steps from the start, not {trial.level:.3g}"
             self._announcer.warn_once("rate too high", f"{text}. See docs/recovery.md.")
             self._announcer.tell(events.Notice, text=text, is_warning=False)
             return

@@ -87,7 +87,7 @@ class Quarantine:
             return suspects
         self._num_clean += 1
         self._num_clean_refused += 1
-        return members.tolist()
+        return [int(each) for each in members]
 
     def _is_bad(self, sample: int, together: int, *, has_own: bool) -> bool:
         count = self._suspects.get(sample, 0)
@@ -113,9 +113,9 @@ class Quarantine:
         if len(found) > room:
             self._announcer.warn_once(
                 "quarantine full",
-                f"more than {self._most_share:.0%} of the samples would be in quarantine; no more are excluded. So many "
-                "refusals have another cause than single samples: check the data, the loss function and the learning "
-                "rate.",
+                f"more than {self._most_share:.0%} of the samples would be in quarantine; no more are excluded. So "
+                "many refusals have another cause than single samples: check the data, the loss function and the "
+                "learning rate.",
             )
         samples = tuple(sorted(found)[: max(0, room)])
         if not samples:
