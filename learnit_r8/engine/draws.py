@@ -55,7 +55,7 @@ def draw_specially(run: Engine, step: int) -> Ticket | None:
         turn.is_changing = False
         # So is the policy: if it raises, nothing was drawn.
         lr, returned = run.controller.lr(scheduled), plan.has_returned
-        is_of_pass = not run.controller.asks_probe and (returned or not run.controller.is_steadying)
+        is_of_pass = not run.controller.experiment.asks_probe and (returned or not run.controller.is_steadying)
         ahead = plan.look_ahead() if is_of_pass else None
         turn.is_changing = True
         batch = plan.draw(ahead) if is_of_pass else _of_incident(run)
@@ -86,9 +86,9 @@ def _start_pass(run: Engine, number: int, progress: float) -> None:
 def _of_incident(run: Engine) -> Batch:
     """A probe, or a steady batch."""
     controller = run.controller
-    if controller.asks_probe:
-        batch = run.plan.draw_again(controller.draw_probe())
-        controller.note_drawn(batch.chunk)
+    if controller.experiment.asks_probe:
+        batch = run.plan.draw_again(controller.experiment.draw())
+        controller.experiment.note_drawn(batch.chunk)
         return batch
     controller.steady_left -= 1
     return run.plan.draw_outside(STEADY) or run.plan.draw()

@@ -131,7 +131,7 @@ class Engine:
             number, steps = pace.step + pace.num_out, pace.budget.steps
             progress = number / steps if steps is not None and number < steps else pace.progress_at(number)
             if progress >= 1 or pace.is_stopped:
-                if self.controller.asks_probe and not pace.is_stopped:
+                if self.controller.experiment.asks_probe and not pace.is_stopped:
                     return draws.draw_last(self, number)
                 self._draw_nothing()
                 return None

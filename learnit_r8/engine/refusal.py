@@ -58,7 +58,7 @@ def _answer(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, 
 
 def _test(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, int | None]:
     """Take the loss of a batch that tests weights; it is trained on like any other if they are healthy."""
-    if not run.controller.takes(ticket):
+    if not run.controller.experiment.takes(ticket):
         # It was drawn for weights that may be others by now.
         _close_unlearned(run, ticket)
         return Verdict.PROBED, None
@@ -140,6 +140,7 @@ def give_up(run: Engine, ticket: Ticket, on_purpose: bool) -> None:
         run.search.skip(ticket.batch)
         run.use_found_lr()
         return
+    run.controller.experiment.lose(ticket)
     drawn_again = run.plan.abandon(ticket.batch)
     run.pace.num_out -= 1
     run.announcer.tell(events.BatchAbandoned, epoch=ticket.epoch, drawn_again=drawn_again)

@@ -91,7 +91,7 @@ def judge(
     is_quiet = controller.is_quiet
     # The guard hears the rate of the step that it judges, before recovery lowers it.
     judged_rate = rate if is_quiet else run.scheduled_lr(pace.progress_at(ticket.step))
-    if not is_quiet and controller.tests(ticket):
+    if not is_quiet and controller.experiment.tests(ticket):
         if grad_norm is not None and not math.isfinite(grad_norm):
             reading = reading._replace(mean=math.nan)
         judgement = sentry.unjudged(Verdict.PROBED)
@@ -115,7 +115,7 @@ def judge(
         and not controller.quarantine.is_watching
     )
     is_calm, suspicion = True, math.nan
-    if controller.updates & 3 == 3:
+    if controller.is_calm_due:
         is_calm = sentry.suspicion_of(judgement) < 2 * MOST_SUSPICION
     if run.announcer.is_heard:
         suspicion = sentry.suspicion_of(judgement)

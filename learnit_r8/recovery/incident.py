@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .. import events
 from ..checkpoint.durable_io import replace
+from ..events.bus import Announcer
 from .policy import Recovery
 
 MEANT = (
@@ -41,11 +43,9 @@ class Incident:
     findings: list[str] = field(default_factory=list)
     is_restored: bool = False
 
-    def note(self, step: int, text: str) -> str:
-        """Add a finding; returns it as a line of text."""
-        line = f"step {step}: {text}"
-        self.findings = [*self.findings, line][-MOST_FINDINGS:]
-        return line
+    def note(self, step: int, text: str) -> None:
+        """Add a finding."""
+        self.findings = [*self.findings, f"step {step}: {text}"][-MOST_FINDINGS:]
 
     @property
     def conclusion(self) -> str:
@@ -54,6 +54,52 @@ class Incident:
             return self.findings[-1].partition(": ")[2] + "."
         batches = "the refused batch was" if self.num_refused == 1 else f"the {self.num_refused} refused batches were"
         return f"{batches} to blame, not the weights: the next one was good."
+
+
+class IncidentLog:
+    """Holds the incident under way, and counts over the whole run.
+
+    Args:
+        announcer: Is told of an incident that has ended.
+
+    Attributes:
+        current: The incident; None if there is none.
+        num_restored, num_probes: Restores and probes so far.
+    """
+
+    def __init__(self, announcer: Announcer) -> None:
+        self._announcer = announcer
+        self.num_restored = self.num_probes = 0
+        self.current: Incident | None = None
+
+    def open(self, step: int, reason: str) -> Incident:
+        """The incident under way, or a new one."""
+        if self.current is None:
+            self.current = Incident(step, reason)
+        return self.current
+
+    def note_probe(self) -> None:
+        """Count a probe."""
+        self.num_probes += 1
+        if self.current is not None:
+            self.current.num_probes += 1
+
+    def note_restore(self) -> None:
+        """Count a restore."""
+        self.num_restored += 1
+        if self.current is not None:
+            self.current.is_restored = True
+
+    def note(self, step: int, text: str) -> None:
+        """Add a finding to the incident, if there is one."""
+        if self.current is not None:
+            self.current.note(step, text)
+
+    def end(self) -> None:
+        """End the incident, if there is one."""
+        incident, self.current = self.current, None
+        if incident is not None:
+            self._announcer.tell(events.IncidentEnded, text=incident.conclusion)
 
 
 def diverged_text(

@@ -1,0 +1,112 @@
+"""The experiment under way: hands out the batches that it asks for, and gives it their losses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checkpoint.callbacks import Callbacks
+from ..sampling.ticket import Ticket
+from .experiment import Case, Finding, Steps
+from .live_model import LiveModel
+from .ram_backup import Backup
+
+TRIAL_LOSSES = 8
+"""Batches whose mean stands for a probe where no witness can be drawn."""
+
+
+class ExperimentRun:
+    """Runs one experiment at a time.
+
+    Args:
+        live: The model that is experimented on.
+        get_callbacks: Returns the callbacks, for the random generators.
+
+    Attributes:
+        asks_probe: Whether the next batch drawn must be a probe.
+        can_probe: Whether a witness can be drawn out of turn.
+        is_open: Whether an experiment is under way.
+        asked: The backup whose witness is drawn; None if none is.
+        case: What the experiment was told; None if there is none.
+    """
+
+    def __init__(self, live: LiveModel, get_callbacks: Callable[[], Callbacks]) -> None:
+        self._live, self._get_callbacks = live, get_callbacks
+        self.can_probe = True
+        self.end()
+
+    def end(self) -> None:
+        """Drop the experiment."""
+        self._steps: Steps | None = None
+        self.asked: Backup | None = None
+        self.case: Case | None = None
+        self._losses: list[float] = []
+        self._chunk: Any = None
+        self._generators: Any = None
+        self.is_open = self.asks_probe = False
+
+    def begin(self, case: Case, steps: Steps) -> Finding | None:
+        """Begin an experiment; returns its finding if it needs no probe."""
+        generators = self._get_callbacks().generators
+        self._generators = None if generators is None else generators.get()
+        self.case, self._steps, self.is_open = case, steps, True
+        return self._advance(None)
+
+    def draw(self) -> NDArray[np.int64]:
+        """The samples of the probe, int64[B]; sets the random generators to those at its record."""
+        assert self.asked is not None
+        self.asks_probe = False
+        generators = self._get_callbacks().generators
+        if generators is not None and self.asked.generators is not None and not self._losses:
+            generators.set(self.asked.generators)
+        return self.asked.witness[len(self._losses)]
+
+    def note_drawn(self, chunk: Any) -> None:
+        """Note the chunk of the probe that was just drawn."""
+        self._chunk = chunk
+
+    def is_probe(self, ticket: Ticket) -> bool:
+        """Whether a batch is the probe."""
+        return ticket.batch.chunk is self._chunk
+
+    def tests(self, ticket: Ticket) -> bool:
+        """Whether a report is not to be judged, as weights are tested: its own, or those that it was trained with."""
+        return self.is_open and (self.is_probe(ticket) or not self.can_probe or self._live.current is not None)
+
+    def takes(self, ticket: Ticket) -> bool:
+        """Whether the loss of a batch that `tests` is one of the test."""
+        return self.is_open and (self.is_probe(ticket) or not self.can_probe)
+
+    def lose(self, ticket: Ticket) -> None:
+        """Draw the probe again if this is its batch, which was given up."""
+        if self.is_open and self.is_probe(ticket):
+            self.asks_probe = self.can_probe
+
+    def take(self, loss: float) -> Finding | None:
+        """Take the loss of a part of the probe; returns the finding if that ends the experiment."""
+        assert self.asked is not None
+        self._losses.append(loss)
+        if len(self._losses) < (len(self.asked.witness) if self.can_probe else TRIAL_LOSSES) and math.isfinite(loss):
+            self.asks_probe, self._chunk = self.can_probe, None
+            return None
+        return self._advance(float(np.mean(self._losses)))
+
+    def _advance(self, loss: float | None) -> Finding | None:
+        """Send the loss of a probe to the experiment; its finding if it ends."""
+        assert self._steps is not None
+        try:
+            # A generator that has not begun takes None only.
+            self.asked = self._steps.send(loss)  # type: ignore[arg-type]
+        except StopIteration as end:
+            generators, finding = self._get_callbacks().generators, end.value
+            if generators is not None and self._generators is not None and finding.verdict != "restored":
+                generators.set(self._generators)
+            self.end()
+            return finding  # type: ignore[no-any-return]
+        self._losses = []
+        self.asks_probe, self._chunk = self.can_probe, None
+        return None

@@ -1,0 +1,214 @@
+"""The watch over the first steps: progress that is lost, or never comes as the learning rate is too high.
+
+A *rate trial* trains on from the start at a tenth of the rate for some steps, and keeps what is better.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import events
+from ..events.bus import Announcer
+from ..guard.monitor import Sentry
+from ..sampling.ticket import Ticket
+from .experiment import Alarm, Case, draw_again
+from .experiment_run import ExperimentRun
+from .incident import IncidentLog
+from .lineage import Lineage
+from .live_model import LiveModel
+from .progress import EARLY_UPDATES, Progress
+from .ram_backup import Backup, RamBackup
+from .rate_limit import RateLimit
+from .settlement import EARLY_DIVISOR
+from .witnesses import Witnesses
+
+RATE_TRIAL_UPDATES, RATE_TRIAL_STEPS, MOST_RATE_TRIALS = 256, 64, 3
+"""Updates after the start in which a lower rate is tried, how many the trial takes, and how many trials there are."""
+
+UPDATES_LOOKED_AT, LARGE_UPDATE = 4, 0.03
+"""Updates that are looked at before that, and the share of the level of the start by which they must have changed the
+loss of their own batch, on average. Healthy ones changed it by .003 to .027 in sixteen tasks."""
+
+
+class RateTrial(NamedTuple):
+    """What is put back if a lower rate from the start is no better.
+
+    Attributes:
+        present: The copy of the model.
+        level: The level of its losses.
+        memory: The guard's state.
+        progress: The losses.
+        updates: Updates of its weights.
+        backups: The backups.
+        limit: The limit of the rate, as a saved state.
+    """
+
+    present: Any
+    level: float
+    memory: Any
+    progress: Progress
+    updates: int
+    backups: list[Backup]
+    limit: dict[str, Any]
+
+
+class FirstSteps:
+    """Watches the losses of the first steps.
+
+    Args:
+        experiment: The experiment under way.
+        live: The model.
+        lineage: What its weights have gone through.
+        limit: Holds the learning rate down.
+        witnesses: Those of backups.
+        incidents: Holds the incident under way.
+        backup: The backups.
+        sentry: Judges losses.
+        announcer: Tells listeners and the user.
+
+    Attributes:
+        is_measuring: Whether the change of a batch's loss by its own update is looked at.
+        is_on_trial: Whether a lower rate is tried.
+        num_trials: Rate trials so far.
+    """
+
+    def __init__(
+        self,
+        experiment: ExperimentRun,
+        live: LiveModel,
+        lineage: Lineage,
+        limit: RateLimit,
+        witnesses: Witnesses,
+        incidents: IncidentLog,
+        *,
+        backup: RamBackup,
+        sentry: Sentry,
+        announcer: Announcer,
+    ) -> None:
+        self._experiment, self._live, self._lineage, self._limit = experiment, live, lineage, limit
+        self._witnesses, self._incidents, self._backup = witnesses, incidents, backup
+        self._sentry, self._announcer = sentry, announcer
+        self.num_trials = 0
+        self._changes: list[float] = []
+        self._last: tuple[Ticket, float] | None = None
+        self._trial: RateTrial | None = None
+
+    @property
+    def is_measuring(self) -> bool:
+        """Whether the change of a batch's loss by its own update is looked at."""
+        return bool(self._changes)
+
+    @property
+    def is_on_trial(self) -> bool:
+        """Whether a lower rate is tried."""
+        return self._trial is not None
+
+    def is_suspicious(self, loss: float) -> bool:
+        """Whether one of the first losses is worth a probe, though the guard has accepted it."""
+        updates, first = self._lineage.updates, self._witnesses.first
+        if updates > EARLY_UPDATES or first is None or not first.witness or self._experiment.is_open:
+            return False
+        return self._lineage.progress.is_early_alarm(loss, first.record, updates)
+
+    def note(self, ticket: Ticket, loss: float) -> None:
+        """Note the last batch that was trained on."""
+        self._last = ticket, loss
+
+    def look(self, level: float) -> Backup | None:
+        """See what the losses tell; returns the backup whose progress was lost, if any.
+
+        Args:
+            level: The level of the last losses.
+        """
+        lineage = self._lineage
+        best = None if lineage.rises else lineage.progress.lost_progress(self._backup.backups, lineage.updates)
+        if best is None and self._may_try_rates and lineage.progress.is_wild():
+            self.measure_updates(level)
+        return best
+
+    def measure_updates(self, level: float) -> None:
+        """See how much an update changes the loss of its own batch, and try a lower rate where that is very much."""
+        progress = self._lineage.progress
+        if len(self._changes) < UPDATES_LOOKED_AT:
+            assert self._last is not None
+            ticket, loss = self._last
+            batch = Backup(0, self._lineage.updates, witness=[ticket.indices], losses=[loss])
+            case = Case(Alarm.WILD, level, (), progress.start, 0.0, share=0.0, is_sudden=True)
+            self._experiment.begin(case, draw_again(batch))
+            return
+        mean, self._changes = float(np.mean(self._changes)), []
+        if mean > LARGE_UPDATE * progress.start:
+            self._begin_trial(level)
+        else:
+            progress.note_healthy(self._lineage.updates)
+
+    def note_change(self, batch: Backup) -> None:
+        """Note a batch that was drawn again after its own update."""
+        change = abs(batch.replayed - batch.record)
+        self._changes.append(change if math.isfinite(change) else math.inf)
+
+    @property
+    def _may_try_rates(self) -> bool:
+        lineage = self._lineage
+        is_start = lineage.updates <= RATE_TRIAL_UPDATES and self._witnesses.first is not None
+        is_fresh = self.num_trials < MOST_RATE_TRIALS and lineage.since_restore > RATE_TRIAL_STEPS
+        return is_start and is_fresh and self._incidents.current is None and self._experiment.can_probe
+
+    def _begin_trial(self, level: float) -> None:
+        """Try a tenth of the rate from the start."""
+        lineage = self._lineage
+        self._live.begin()
+        first, rate = self._backup.backups[0], max(lineage.rates)
+        if not self._live.keep_present() or not self._live.put(first):
+            return
+        self._trial = RateTrial(
+            self._live.take_present(), level, self._sentry.memory, lineage.progress, lineage.updates,
+            self._backup.backups, self._limit.state_dict(),
+        )  # fmt: skip
+        self.num_trials += 1
+        self._backup.backups, lineage.progress = [first], Progress.again(lineage.progress)
+        self._limit.lower(rate, by=EARLY_DIVISOR)
+        self._sentry.forget()
+        lineage.begin(first)
+        self._witnesses.begin_trust()
+        self._announcer.tell(events.RolledBack, to_step=first.step, source="backup")
+        self._announcer.tell(events.LrCapped, ceiling=self._limit.ceiling, reason="no progress")
+
+    def end_trial(self, level: float) -> None:
+        """Once it is long enough, go on with the lower rate if its losses are clearly better, else as before it."""
+        lineage, trial = self._lineage, self._trial
+        if trial is None or lineage.updates < RATE_TRIAL_STEPS or level != level:
+            return
+        if level < trial.level - 0.1 * abs(trial.progress.start):
+            self.drop_trial()
+            self._incidents.note_restore()
+            self._limit.confirm()
+            for each in trial.backups[1:]:
+                self._backup.recycle(each)
+            text = f"the learning rate was too high: at {self._limit.ceiling:.3g} the loss is {level:.3g} after "
+            text += f"{lineage.updates} steps from the start, not {trial.level:.3g}"
+            self._announcer.warn_once("rate too high", f"{text}. See docs/recovery.md.")
+            self._announcer.tell(events.Notice, text=text, is_warning=False)
+            return
+        self.num_trials = MOST_RATE_TRIALS
+        self.undo_trial()
+
+    def drop_trial(self) -> None:
+        """Go on with the lower rate."""
+        self._trial = None
+
+    def undo_trial(self) -> None:
+        """Go on with the weights and the rate of before the trial, if there is one."""
+        trial, self._trial = self._trial, None
+        if trial is None:
+            return
+        self._live.begin()
+        self._live.put_copy(trial.present)
+        self._sentry.go_back(trial.memory)
+        lineage = self._lineage
+        lineage.progress, lineage.updates, self._backup.backups = trial.progress, trial.updates, trial.backups
+        self._limit.load_state_dict(trial.limit)
+        self._announcer.tell(events.RolledBack, to_step=self._live.step, source="backup")

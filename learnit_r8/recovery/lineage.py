@@ -1,0 +1,80 @@
+"""The lineage of the weights: their updates and losses since the start, and what is known since the last restore."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from .progress import Progress
+from .ram_backup import Backup
+
+LEAST_TRIAL = 64
+"""Updates after a restore in which a new alarm is a relapse, if they are more than twice those that it undid."""
+
+LASTING_RELAPSES, RELAPSE_UPDATES = 2, 256
+"""So many gradual rises, each within four trials and this many updates after a restore, are what training does."""
+
+
+class Lineage:
+    """What the present weights have gone through.
+
+    Attributes:
+        updates: Updates that they have taken.
+        progress: Their losses.
+        rates: Learning rates of the last updates.
+        since: Updates of the state that was put back last; 0 if none was.
+        trial: Updates after it in which a new alarm is a relapse.
+        is_proving: Whether a restored state has not passed its trial yet.
+        relapses: Gradual rises that came back after a restore.
+        rises: Whether the losses of this run rise whenever they are trained on.
+    """
+
+    def __init__(self) -> None:
+        self.updates = self.since = self.trial = self.relapses = 0
+        self.is_proving = self.rises = False
+        self.progress = Progress()
+        self.rates: deque[float] = deque(maxlen=16)
+
+    @property
+    def since_restore(self) -> int:
+        """Updates since a state was put back."""
+        return self.updates - self.since
+
+    @property
+    def is_on_trial(self) -> bool:
+        """Whether a new alarm would be a relapse."""
+        return self.is_proving and self.since_restore < self.trial
+
+    @property
+    def is_soon(self) -> bool:
+        """Whether a new rise would be counted with the one before the last restore."""
+        return self.since_restore < 4 * self.trial + RELAPSE_UPDATES
+
+    @property
+    def rises_again(self) -> bool:
+        """Whether losses that rise slowly do so because of training itself."""
+        return self.rises or (self.relapses >= LASTING_RELAPSES and self.is_soon)
+
+    def note_restore(self, *, is_sudden: bool) -> None:
+        """Count the rises that were not sudden."""
+        self.relapses = (self.relapses if self.is_soon else 0) + (not is_sudden)
+
+    def begin(self, backup: Backup, trial: int = 0) -> None:
+        """Count from a backup, which was put back; ``trial`` as the attribute."""
+        self.updates = self.since = backup.updates
+        self.trial, self.is_proving = trial, trial > 0
+        self.rates.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The lineage, as plain values."""
+        return {
+            "updates": self.updates, "progress": self.progress.state_dict(), "relapses": self.relapses,
+            "rises": self.rises, "proving": [self.since, self.trial, self.is_proving],
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned."""
+        self.updates, self.relapses, self.rises = state["updates"], state["relapses"], state["rises"]
+        self.since, self.trial, self.is_proving = state["proving"]
+        self.progress.load_state_dict(state["progress"])

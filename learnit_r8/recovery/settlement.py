@@ -1,0 +1,163 @@
+"""The settlement of an experiment: does what it has found.
+
+healthy     go on; the refused batches were to blame, and their samples are suspects
+restored    go on from the newest state that repeats its record, gently for some steps
+relapse     and at a lower rate, as a healthy state was damaged again by training on from it
+level       nothing is restored; the losses mean something else from here on
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+from .. import events
+from ..events.bus import Announcer
+from ..guard.monitor import Sentry
+from ..table.table import SampleTable
+from .experiment import Alarm, Case, Finding
+from .incident import IncidentLog
+from .lineage import LEAST_TRIAL, Lineage
+from .live_model import LiveModel
+from .moment import go_back
+from .persistence import Persistence
+from .progress import EARLY_UPDATES
+from .ram_backup import Backup
+from .rate_limit import RateLimit
+from .witnesses import Witnesses
+
+DIVISOR, EARLY_DIVISOR = 2.0, 10.0
+"""What a rate that damages healthy weights is divided by, and the rate of the first steps."""
+
+LOWEST_SHARE = 1 / 8
+"""Least share of the scheduled rate that a ceiling leaves after the first steps."""
+
+LOOPING, LOOP_STEPS = 3, 100
+"""So many experiments that found healthy weights within so many steps make the guard forget its losses."""
+
+_REASONS = {
+    Alarm.NOT_FINITE: "losses or weights were not finite",
+    Alarm.SPIKE: "losses were far too high",
+    Alarm.RAISED: "losses stayed higher",
+    Alarm.EARLY: "a loss of the first steps was too high",
+    Alarm.REGRESS: "much of the progress was lost",
+    Alarm.END: "the last losses were unusual",
+}
+
+
+NO_MEASURE = (
+    "See docs/recovery.md; where the loss is no measure of progress, as in reinforcement learning or a GAN, give "
+    'guard="finite".'
+)
+
+
+class Settlement:
+    """Does what experiments have found.
+
+    Args:
+        live: The model.
+        lineage: What its weights have gone through.
+        limit: Holds the learning rate down.
+        witnesses: Those of backups and checkpoints.
+        incidents: Holds the incident under way.
+        sentry: Judges losses.
+        table: Goes back with the model.
+        persistence: Holds backups and checkpoints.
+        announcer: Tells listeners and the user.
+    """
+
+    def __init__(
+        self,
+        live: LiveModel,
+        lineage: Lineage,
+        limit: RateLimit,
+        witnesses: Witnesses,
+        incidents: IncidentLog,
+        *,
+        sentry: Sentry,
+        table: SampleTable,
+        persistence: Persistence,
+        announcer: Announcer,
+    ) -> None:
+        self._live, self._lineage, self._limit, self._witnesses = live, lineage, limit, witnesses
+        self._incidents, self._sentry, self._table = incidents, sentry, table
+        self._persistence, self._announcer = persistence, announcer
+        self._level_before = -math.inf
+        self._healthy_at: deque[int] = deque(maxlen=LOOPING)
+
+    def trust_weights(self, alarm: Alarm) -> None:
+        """Go on with weights that are healthy."""
+        step = self._live.step
+        self._lineage.progress.note_healthy(self._lineage.updates)
+        if alarm is Alarm.NOT_FINITE:
+            return
+        self._sentry.calm()
+        self._healthy_at.append(step)
+        if len(self._healthy_at) == LOOPING and step - self._healthy_at[0] <= LOOP_STEPS:
+            self._sentry.forget()
+
+    def accept_level(self, case: Case, finding: Finding) -> None:
+        """Take the new level of the losses for the usual one."""
+        step, lineage = self._live.step, self._lineage
+        self._sentry.forget()
+        lineage.progress.begin_anew()
+        lineage.rises = lineage.rises or (case.rises and not case.is_sudden)
+        lineage.relapses = 0
+        self._limit.forget()
+        self._witnesses.begin_anew(each for each in finding.tested if math.isfinite(each.replayed))
+        self._persistence.look_at_weights()
+        self._announcer.warn_once(
+            f"level {step}",
+            f"the losses stay higher from step {step} on: {finding.text}. Nothing was restored, and the new level "
+            "counts as usual.",
+        )
+
+    def go_on_from(self, backup: Backup, alarm: Alarm, *, is_sudden: bool, lr: float) -> bool:
+        """Go on from a state that was put back; returns whether the first steps are to be gentle.
+
+        Args:
+            backup: The state.
+            alarm: Why it was put back.
+            is_sudden: Whether most of the rise came within one step.
+            lr: The scheduled learning rate.
+        """
+        lineage, limit, step = self._lineage, self._limit, self._live.step
+        undone = lineage.updates - backup.updates
+        lineage.note_restore(is_sudden=is_sudden)
+        is_early, is_relapse = backup.updates <= EARLY_UPDATES or alarm is Alarm.REGRESS, lineage.is_on_trial
+        if is_relapse or alarm is Alarm.REGRESS:
+            self._level_before = backup.usual
+            rate = max(lineage.rates) if lineage.rates else lr
+            least = 0.0 if is_early else LOWEST_SHARE * lr
+            limit.lower(rate, by=EARLY_DIVISOR if is_early else DIVISOR, least=least)
+            self._announcer.tell(events.LrCapped, ceiling=limit.ceiling, reason=alarm.value)
+        elif not is_early:
+            limit.restored()
+        self._tell_restored(backup, alarm, undone)
+        self._witnesses.went_back(backup)
+        if self._persistence.store is not None:
+            self._persistence.store.give_up(backup.step, step)
+        if backup.moment is not None:
+            go_back(backup.moment, self._sentry, self._table)
+        elif self._live.guard is not None:
+            self._sentry.go_back_to_saved(self._live.guard)
+        lineage.progress.went_back(backup.recent)
+        lineage.begin(backup, max(LEAST_TRIAL, 2 * undone))
+        return not (is_relapse or is_early)
+
+    def _tell_restored(self, backup: Backup, alarm: Alarm, undone: int) -> None:
+        source, ceiling = self._live.name_of(backup), self._limit.ceiling
+        self._announcer.tell(events.RolledBack, to_step=backup.step, source=source)
+        what = f"{_REASONS[alarm]}: the weights were damaged, restored to step {backup.step}, {undone} updates back"
+        if ceiling < math.inf:
+            what += f"; the learning rate stays at or below {ceiling:.3g} for a while"
+        self._incidents.note(self._live.step, what)
+        self._incidents.note_restore()
+        self._announcer.warn_once("restored", f"{what}. {NO_MEASURE}")
+
+    def confirm_rate(self, level: float) -> None:
+        """Hold a lowered rate longer, if it has led to a better level than that of the last relapse."""
+        progress = self._lineage.progress
+        if self._limit.ceiling < math.inf and level < self._level_before - 0.1 * abs(progress.start - level):
+            self._level_before, self._lineage.relapses = -math.inf, 0
+            self._limit.confirm()
