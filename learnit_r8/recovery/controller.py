@@ -609,7 +609,7 @@ class RecoveryController:
         self._probe_losses.append(loss)
         self._announcer.tell(
             events.Probed, of_step=asked.step, loss=loss, record=case.record(asked),
-            is_present=self._live.current is None,
+            is_present=self._live.current is None, reason=case.alarm.value,
         )  # fmt: skip
         self._part += 1
         self._check_end(loss, ticket.lr, step)
