@@ -312,9 +312,7 @@ class R8Scheduler(Engine):
             return self._report_in_hand(
                 loss, part_size=part_size, grad_norm=grad_norm, skipped=skipped, predictions=predictions
             )
-        outcome = self.report(
-            ticket, loss, part_size=part_size, grad_norm=grad_norm, skipped=skipped, predictions=predictions
-        )
+        outcome = self._report(ticket, loss, part_size, grad_norm, skipped, predictions)
         self._open = None
         return outcome
 
@@ -528,14 +526,14 @@ class R8Scheduler(Engine):
         if samples.dtype.kind not in "iu":
             raise TypeError(f"indices must be whole numbers, positions of samples, got {indices!r}.")
         with self.turns.take("release", self.pace.step) as turn:
-            held = self.table.exclusions.holds(samples.astype(np.int64))
+            held = self.table.storage.exclusions.holds(samples.astype(np.int64))
             if not held.all():
                 raise ValueError(
                     f"indices must be in quarantine ({self.table.quarantined.tolist()[:20]}), got "
                     f"{samples[~held].tolist()[:20]} that are not."
                 )
             turn.is_changing = True
-            self.table.exclusions.release(samples.astype(np.int64))
+            self.table.storage.exclusions.release(samples.astype(np.int64))
             self.announcer.tell(events.SamplesReleased, samples=tuple(samples.tolist()))
 
     def summary(self) -> str:
@@ -653,8 +651,8 @@ class R8Scheduler(Engine):
         table = self.table
         self.hand_over()
         numbers = [self.pace.state_dict(), self.controller.state_dict(), self.sentry.state_dict(), table.trend, self.lr]
-        evidence = table.evidence.take(samples)
-        return [numbers, table.records.take(samples), *([] if evidence is None else [evidence])]
+        evidence = table.storage.evidence.take(samples)
+        return [numbers, table.storage.records.take(samples), *([] if evidence is None else [evidence])]
 
     def draw_epoch(self) -> list[Ticket]:
         """Draw the rest of the epoch at once; empty if the budget is spent or the run was stopped."""

@@ -342,8 +342,8 @@ SET_ASIDE = ("_persistence", "_announcer", "_spares", "_lent")
 
 def memory_of(r8):
     """All that a report changes but the losses themselves, attribute by attribute, as nested tuples."""
-    names = ("part_size", "_offsets", "exclusions", "batch_trend")
-    table = {name: getattr(r8.table, name) for name in names}
+    names = ("part_size", "are_offsets", "exclusions", "batch_trend")
+    table = {name: getattr(r8.table.storage, name) for name in names}
     parts = (r8.sentry, r8.controller, r8.persistence.backup, r8.search._test, r8.search.found_lr, r8._tally)
     return _remembered((table, r8.pace.step, r8.pace.num_out, *parts), [r8.table])
 
@@ -394,7 +394,7 @@ def check(user, undisturbed):
         now = everything(user)
         others = [name for name in now if now[name] != undisturbed[name]]
         assert not others, f"{others} are other ones"
-    evidence = r8.table.evidence.whole
+    evidence = r8.table.storage.evidence.whole
     assert evidence is None or (evidence["visits"] == r8.table.usage_count).all(), "evidence is not that of the losses"
     uses = np.zeros(NUM_SAMPLES, int)
     for indices, _, _ in user.learned:
@@ -413,13 +413,14 @@ def check_table(user):
     for indices, given, keywords in user.learned:
         size = {name: value for name, value in keywords.items() if name == "part_size"}
         reading = learnit_r8.table.losses.read_loss(given, len(indices), **size)
-        slow.part_size = reading.part_size
-        believed = slow.batch_trend.believed(reading) if slow.batch_trend.is_early else reading
-        trend = slow.observe(believed.mean, believed.lowest, reading.mean)
+        slow.storage.part_size = reading.part_size
+        early = slow.storage.batch_trend
+        believed = early.believed(reading) if early.is_early else reading
+        trend = slow.learner.observe(believed.mean, believed.lowest, reading.mean)
         means = np.atleast_1d(believed.means)
         size = reading.part_size or len(indices)
         sizes = np.array([len(part) for part in np.split(indices, range(size, len(indices), size))])
-        slow.learn(indices, means, None if size == 1 else sizes, np.full(len(means), trend))
+        slow.learner.learn(indices, means, None if size == 1 else sizes, np.full(len(means), trend))
     for name in ("loss", "last", "mean"):
         np.testing.assert_array_equal(getattr(user.r8.table, name), getattr(slow, name))
 

@@ -97,9 +97,9 @@ def _of_incident(run: Engine) -> Batch:
 def draw_last(run: Engine, step: int) -> Ticket | None:
     """Draw a probe after the last step of the budget."""
     with run.turns.take("draw", step) as turn:
-        lr = run.lr
         turn.is_changing = True
-        batch = _of_incident(run)
+        lr, batch = run.lr, _of_incident(run)
+        batch.chunk.rates[batch.slot] = lr
         run.pace.num_out += 1
         return run._ticket(step, max(0, step - 1) // run.plan.steps_per_pass, lr, batch)
 

@@ -22,6 +22,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from ..guard.monitor import MOST_SUSPICION
+from ..guard.verdict import Verdict
+from ..sampling.chunk import Batch
 from ..sampling.ticket import Outcome, Ticket, new_tuple
 from ..schedules.schedule import check_rate
 from . import draws, ending, membership, refusal, run_state, step
@@ -82,7 +84,7 @@ class Engine:
         self._saving = threading.RLock()
         self._epoch_ended = False
         self._has_started = False
-        self.table.hold_back(self)
+        self.table.learner.hold_back(self)
 
     def join(self, member: membership.Member) -> None:
         """Let an adapter hold back batches and losses; it replaces the one that joined before."""
@@ -124,50 +126,54 @@ class Engine:
         Returns:
             The ticket; None if the budget is spent, all remaining steps are out, or the run was stopped.
         """
-        pace, plan, turns, controller = self.pace, self.plan, self.turns, self.controller
+        pace, plan, turns = self.pace, self.plan, self.turns
         while True:
-            step = pace.step + pace.num_out
-            progress = pace.progress_at(step)
+            number, steps = pace.step + pace.num_out, pace.budget.steps
+            progress = number / steps if steps is not None and number < steps else pace.progress_at(number)
             if progress >= 1 or pace.is_stopped:
-                if controller.asks_probe and not pace.is_stopped:
-                    return draws.draw_last(self, step)
+                if self.controller.asks_probe and not pace.is_stopped:
+                    return draws.draw_last(self, number)
                 self._draw_nothing()
                 return None
-            chunk, epoch, began = plan.chunk, step // plan.steps_per_pass, self._tally.began
+            chunk, epoch = plan.chunk, number // plan.steps_per_pass
             slot = chunk.drawn
+            began = self._tally.began
             if (
                 slot == plan.limit
                 or plan.returned
-                or self.search.is_on
-                or began != began
-                or controller.steady_left > 0
-                or controller.asks_probe
                 or epoch != chunk.pass_number
-                or not pace.is_running
+                or began != began
+                or not self.controller.is_quiet
+                or self.search._test is not None
             ):
-                ticket = draws.draw_specially(self, step)
+                ticket = draws.draw_specially(self, number)
                 if ticket is not None:
                     return ticket
                 continue
             # Nearly always this is just the next batch of the chunk. The schedule first: a user's own may raise.
-            lr = self._lr_at(progress)
+            last, lr = self._scheduled
+            if progress != last:
+                lr = self.scheduled_lr(progress)
             with turns.lock:
                 if (
                     turns.busy is None
-                    and pace.step + pace.num_out == step
                     and chunk.drawn == slot
                     and plan.chunk is chunk
+                    and pace.step + pace.num_out == number
                 ):
-                    turns.busy = step
+                    turns.busy = number
                     chunk.rates[slot] = lr
                     chunk.drawn = slot + 1
                     pace.num_out += 1
-                    ticket = self._ticket(step, epoch, lr, chunk.batch(slot))
+                    draw, indices = self._num_draws, chunk.views[slot]
+                    self._num_draws = draw + 1
+                    weights = None if chunk.weights is None else chunk.weights_of(slot)
                     turns.busy = None
-                    return ticket
-            turns.wait("draw", step)
+                    batch = new_tuple(Batch, (chunk, slot, indices))
+                    return new_tuple(Ticket, (number, epoch, indices, lr, weights, draw, batch))
+            turns.wait("draw", number)
 
-    def _ticket(self, step: int, epoch: int, lr: float, batch: Any) -> Ticket:
+    def _ticket(self, step: int, epoch: int, lr: float, batch: Batch) -> Ticket:
         chunk, slot, indices = batch
         draw, weights = self._num_draws, None if chunk.weights is None else chunk.weights_of(slot)
         self._num_draws = draw + 1
@@ -226,9 +232,9 @@ class Engine:
                 but the survey of the samples for viewers is done.
             closing: Whether this is the last call.
         """
-        if self.persistence.is_restoring and self.turns.is_mine:
-            raise RuntimeError(f"load_callback must not draw batches, got a draw at step {self.pace.step}.")
         if self.turns.busy is not None:
+            if self.persistence.is_restoring and self.turns.is_mine:
+                raise RuntimeError(f"load_callback must not draw batches, got a draw at step {self.pace.step}.")
             self.turns.wait("draw", self.pace.next_step)
         if held_back:
             if self.announcer.wants_surveys:
@@ -268,7 +274,7 @@ class Engine:
                     epoch_ended=epoch_ended,
                     run_ended=closing or pace.is_finished,
                     budget=pace.budget,
-                    get_state=lambda: run_state.settled_state_of(self, in_background=not closing),
+                    get_state=lambda: run_state.settled_state_of(self),
                     get_moment=lambda: self.moment("draw"),
                     is_calm=controller.is_calm and self.sentry.suspicion < MOST_SUSPICION,
                     saved=controller.note_checkpoint,
@@ -332,19 +338,31 @@ class Engine:
             ValueError: the loss has another length or kind than it must have. Nothing was changed.
             TrainingDiverged: losses are still refused after everything was tried.
         """
-        is_heard, turns = self.announcer.is_heard, self.turns
+        return self._report(ticket, loss, part_size, grad_norm, skipped, predictions)
+
+    def _report(
+        self, ticket: Ticket, loss: Any, part_size: int | None, grad_norm: Any, skipped: bool, predictions: Any
+    ) -> Outcome:
+        is_heard, turns, pace, sentry = self.announcer.is_heard, self.turns, self.pace, self.sentry
         if is_heard:
             self.emitter.begin()
         while True:
             judged = step.judge(self, ticket, loss, part_size, grad_norm, skipped, predictions)
-            if not judged.is_plain:
+            number, losses, state, _, _, _, _, lr, _, _, is_plain = judged
+            if not is_plain:
                 outcome = refusal.report_in_turn(self, ticket, judged)
                 if outcome is not None:
                     return outcome
                 continue
-            ended, is_done = None, False
+            is_done, ended, (chunk, slot, _) = False, None, ticket[6]
             with turns.lock:
-                if turns.busy is None and step.is_current(self, ticket, judged):
+                # The last three as `is_now` says, without its call.
+                if (
+                    turns.busy is None
+                    and pace.step == number
+                    and sentry._losses is losses
+                    and chunk.states[slot] == state
+                ):
                     turns.busy = ticket
                     ended = step.learn(self, ticket, judged)
                     turns.busy = None
@@ -353,8 +371,17 @@ class Engine:
                 if is_heard:
                     self.emitter.end()
                     step.tell(self, ticket, judged, ended)
-                return new_tuple(Outcome, (judged.judgement.verdict, judged.lr, None))
+                return new_tuple(Outcome, (Verdict.GOOD, lr, None))
             turns.wait("report", self.pace.step)
+
+    def is_now(self, ticket: Ticket, judged: step.Judged) -> bool:
+        """Whether no other call has come between a judgement and this moment."""
+        batch = ticket.batch
+        return (
+            self.pace.step == judged.step
+            and self.sentry._losses is judged.losses
+            and batch.chunk.states[batch.slot] == judged.state
+        )
 
     def discard(self, ticket: Ticket) -> None:
         """Count a batch whose training was undone before its loss was judged: a step that nothing is learned from.

@@ -11,7 +11,7 @@ from typing import Any
 
 from .._adapters.driven_state import DrivenState
 from .._adapters.prefetch import Prefetch
-from ..checkpoint.state_form import fit, unpack_saved
+from ..checkpoint.state_fit import fit, unpack_saved
 from ..loops.elapse import batch_size
 from ..loops.logs import Entries, Logs
 from ..loops.state import LoopState

@@ -87,7 +87,7 @@ def write_about(folder: Path, *, name: str, configuration: Mapping[str, str], wa
     Raises:
         OSError: it cannot be written.
     """
-    from ..events.versions import versions
+    from ..engine.emitter import versions
 
     sessions = read_sessions(folder)[-(MOST_SESSIONS - 1) :]
     about = {

@@ -62,7 +62,7 @@ TRIAL_LOSSES = 8
 """Batches whose mean stands for a probe where no witness can be drawn."""
 
 RATE_TRIAL_UPDATES, RATE_TRIAL_STEPS, MOST_RATE_TRIALS = 256, 64, 3
-"""Updates after the start in which a lower rate is tried, how many the trial takes, and how many trials there are."""
+"""Updates after the start in which a lower rate is tried, how many the trial takes, and how many trials there may be."""
 
 MOST_ON_DISK = 64
 """Checkpoints whose witnesses are known."""
@@ -507,7 +507,7 @@ class RecoveryController:
         return not self._has_ended or self._experiment is not None
 
     def settle_open(self, *, step: int) -> None:
-        """End what is under way, as the run is left: with the present weights, or with the newest trusted ones."""
+        """End what is under way, as the run is left: go on with the present weights, or with the newest trusted ones."""
         self._live.begin_call(step)
         trial, self._rate_trial = self._rate_trial, None
         if self._live.current is not None and not self._live.put_present():
@@ -768,8 +768,8 @@ class RecoveryController:
             self.limit.confirm()
             for each in trial.backups[1:]:
                 self._backup.recycle(each)
-            text = f"the learning rate was too high: at {self.limit.ceiling:.3g} the loss is {level:.3g} after "
-            text += f"{self.updates} steps from the start, not {trial.level:.3g}"
+            text = f"the learning rate was too high: at {self.limit.ceiling:.3g} the loss is {level:.3g} after {self.updates} "
+            text += f"steps from the start, not {trial.level:.3g}"
             self._announcer.warn_once("rate too high", f"{text}. See docs/recovery.md.")
             self._announcer.tell(events.Notice, text=text, is_warning=False)
             return
@@ -786,7 +786,7 @@ class RecoveryController:
     def moment(self, state: Any = None) -> Moment:
         """The scheduler's own state now, to be kept with a backup; ``state`` is that of the run."""
         sentry, recent = self._sentry, tuple(self.progress.recent)
-        return Moment(sentry.memory, self._table.trend_mark, sentry.baseline, self.updates, recent, state)
+        return Moment(sentry.memory, self._table.learner.trend_mark, sentry.baseline, self.updates, recent, state)
 
     def lr(self, scheduled_lr: float) -> float:
         """The learning rate to use in place of the scheduled one."""

@@ -161,7 +161,7 @@ def draw_again(batch: Backup) -> Steps:
 def investigate(case: Case, lab: Lab) -> Steps:
     """Make the experiment; see the module."""
     is_whole = lab.mend()
-    # Where the state cannot be seen, a loss that is not finite or extremely high restores at once, as the seed says.
+    # Where the state cannot be seen, a loss that is not finite or extremely high restores at once (the document's rule).
     is_blind = is_whole is None and case.alarm in (Alarm.NOT_FINITE, Alarm.SPIKE)
     if is_whole is not False and not is_blind and (yield from _is_present_healthy(case)):
         return Finding("healthy", "the weights are healthy: the witness has its loss of then")

@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import events
 from .._validation import whole_number
-from ..checkpoint.background import BackgroundWrite
+from ..checkpoint.background import LARGE, BackgroundWrite
 from ..checkpoint.callbacks import Callbacks, Unrecoverable, call_load, call_save
 from ..checkpoint.model_loader import ModelLoader, read_from
 from ..checkpoint.reader import Checkpoint
@@ -20,7 +20,6 @@ from ..checkpoint.state_tree import leaves, mend
 from ..checkpoint.store import THIN, CheckpointStore
 from ..events.bus import Announcer
 from ..schedules.budget import Budget
-from ..table.records import Column
 from ..triggers import Condition, Elapsed, as_trigger, every, never
 from .backup_timer import BackupTimer
 from .ram_backup import Backup, RamBackup
@@ -301,23 +300,15 @@ class Persistence:
         if save is not None:
             given = {"scheduler": state, "model": self._model_state()}
             write_model = functools.partial(call_save, save, given)
-        table = state.get("table", {})
-        saved_arrays = [*table.values(), *(table.get("evidence") or {}).values()]
-        columns = [each for each in saved_arrays if isinstance(each, Column)]
-        if in_background and columns and isinstance(self.store, CheckpointStore):
-            return self.store.begin(
-                state, write_model, self._config, then=self._tell_saved, closing=functools.partial(_close, columns)
-            )
-        saved = self.store.save(state, write_model, self._config)
-        _close(columns)
-        return self._tell_saved(saved)
+        in_background = in_background and len(state.get("table", {}).get("loss", ())) >= LARGE
+        write = self.store.begin(state, write_model, self._config, then=self._tell_saved, in_background=in_background)
+        return write if in_background else write.result()
 
-    def _tell_saved(self, saved: Checkpoint) -> Checkpoint:
+    def _tell_saved(self, saved: Checkpoint) -> None:
         model_path = None if saved.model_path is None else str(saved.model_path)
         self._announcer.tell(events.CheckpointSaved, path=str(saved.path), model_path=model_path)
         if self.callbacks.save is not None and model_path is None:
             self._announcer.note_once("no model file", "save_callback left no file: checkpoints hold no model.")
-        return saved
 
     def save_as_asked(self, get_state: Callable[[], dict[str, Any]], step: int) -> None:
         """Write a checkpoint on request, unless there is one of this step."""
@@ -505,9 +496,3 @@ def _check_folder(folder: Any, **needing: Any) -> None:
                 "checkpoint_dir must be a folder, or a path where one can be made, "
                 f"got {folder!r}: {str(nearest)!r} is not a folder."
             )
-
-
-def _close(columns: list[Column]) -> None:
-    """Close the snapshots that arrays of a state are read from."""
-    for column in columns:
-        column.close()

@@ -74,12 +74,12 @@ class Quarantine:
             self._suspects[sample] = self._suspects.get(sample, 0) + 1
         self.is_watching = bool(self._suspects)
         # Otherwise policies that draw the least used samples first would put the same ones together in every epoch.
-        self._table.exclusions.watch(np.fromiter(self._suspects, np.int64))
+        self._table.storage.exclusions.watch(np.fromiter(self._suspects, np.int64))
         self._convict([sample for sample in samples if self._is_bad(sample, len(samples), has_own=bool(accused))])
 
     def _not_cleared(self, members: NDArray[np.int64]) -> list[int]:
         """The samples of a refused batch that no good batch has cleared; all of them if there are none."""
-        was_good = self._table.records.take(members)["usage_count"] > 0
+        was_good = self._table.storage.records.take(members)["usage_count"] > 0
         suspects = [
             int(each) for each, good in zip(members, was_good, strict=True) if not good or each in self._suspects
         ]
@@ -87,7 +87,7 @@ class Quarantine:
             return suspects
         self._num_clean += 1
         self._num_clean_refused += 1
-        return [int(each) for each in members]
+        return members.tolist()
 
     def _is_bad(self, sample: int, together: int, *, has_own: bool) -> bool:
         count = self._suspects.get(sample, 0)
@@ -113,15 +113,15 @@ class Quarantine:
         if len(found) > room:
             self._announcer.warn_once(
                 "quarantine full",
-                f"more than {self._most_share:.0%} of the samples would be in quarantine; no more are excluded. So "
-                "many refusals have another cause than single samples: check the data, the loss function and the "
-                "learning rate.",
+                f"more than {self._most_share:.0%} of the samples would be in quarantine; no more are excluded. So many "
+                "refusals have another cause than single samples: check the data, the loss function and the learning "
+                "rate.",
             )
         samples = tuple(sorted(found)[: max(0, room)])
         if not samples:
             return
         refusals = max(self._suspects.pop(sample) for sample in samples)
-        self._table.exclusions.quarantine(np.array(samples))
+        self._table.storage.exclusions.quarantine(np.array(samples))
         text = f"{self.named(samples)} {'were' if len(samples) > 1 else 'was'} in {refusals} refused batches and in no "
         text += "good one since"
         self._announcer.tell(events.SamplesQuarantined, samples=samples, refusals=refusals, text=text)
@@ -131,7 +131,7 @@ class Quarantine:
 
     def named(self, samples: Collection[int]) -> str:
         """Text that names the first of some samples."""
-        names = ", ".join(repr(self._table.name_of(sample)) for sample in list(samples)[:NAMED])
+        names = ", ".join(repr(self._table.storage.name_of(sample)) for sample in list(samples)[:NAMED])
         more = f" and {len(samples) - NAMED} more" if len(samples) > NAMED else ""
         return f"sample{'s' * (len(samples) > 1)} {names}{more}"
 

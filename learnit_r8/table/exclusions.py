@@ -14,6 +14,9 @@ def _read_only(indices: NDArray[np.int64]) -> NDArray[np.int64]:
     return indices
 
 
+_NOBODY = _read_only(np.empty(0, np.int64))
+
+
 def holds(known: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.bool_]:
     """bool[M], which of some indices are among the known ones, which are in ascending order."""
     if not len(known):
@@ -21,9 +24,6 @@ def holds(known: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.bo
     places = np.minimum(np.searchsorted(known, indices), len(known) - 1)
     found: NDArray[np.bool_] = known[places] == indices
     return found
-
-
-_NOBODY = _read_only(np.empty(0, np.int64))
 
 
 class Exclusions:

@@ -121,7 +121,7 @@ def test_healthy_samples_of_a_refused_batch_are_cleared():
         run()
 
     assert not heard.of(events.SamplesQuarantined)
-    assert len(r8.table.quarantined) == len(r8.table.exclusions.watched) == 0
+    assert len(r8.table.quarantined) == len(r8.table.storage.exclusions.watched) == 0
 
 
 @pytest.mark.filterwarnings("ignore:sample 123 was in")

@@ -261,7 +261,7 @@ def test_balanced_batches_have_a_quarter_of_each_stratum(part_size):
             losses[batch] *= 0.7
             r8.update_with_loss(losses[batch] if part_size else losses[batch].mean())
             if r8.global_step % 10 == 7:
-                r8.table.hand_over()
+                r8.table.learner.hand_over()
             shares.append((epoch, r8.emitter._last_shares()))
 
     assert {share for epoch, share in shares if epoch == 0} == {()}

@@ -424,7 +424,7 @@ def test_update_with_loss(name):
             for _x, _y, indices in loader:
                 order += indices.tolist()
                 report(true_losses(indices))
-        tables.append((order, r8.table.records.take(np.arange(200)).tobytes(), r8.global_step))
+        tables.append((order, r8.table.storage.records.take(np.arange(200)).tobytes(), r8.global_step))
 
     assert tables[0] == tables[1]
     assert tables[0][2] == 3 * STEPS

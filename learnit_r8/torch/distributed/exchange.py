@@ -149,7 +149,7 @@ class Exchange:
 
     def check(self, note: Note, held: Sequence[Note]) -> None:
         """Raise ValueError unless the losses of a step can be exchanged with those held back."""
-        self._codec.check(note, held or self.under_way, self.r8.table.part_size)
+        self._codec.check(note, held or self.under_way, self.r8.table.storage.part_size)
 
     def turn(self, num_held: int, last: Ticket, take: Callable[[], Sequence[Note]]) -> list[Note]:
         """Read the messages sent before, and send the losses that are held back if it is time; at each step.

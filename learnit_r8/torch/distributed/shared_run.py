@@ -142,7 +142,8 @@ class SharedRun:
         norm = None if grad_norm is None else read_number("grad_norm", grad_norm)
         means = np.atleast_1d(reading.means)
         if predictions is not None:
-            checked = self.r8.table.evidence.with_predictions(reading, predictions, reading.part_size).predictions
+            evidence = self.r8.table.storage.evidence
+            checked = evidence.with_predictions(reading, predictions, reading.part_size).predictions
             assert checked is not None
             margin, predicted, given = checked.rows
             predictions = Predictions(margin, predicted, given, checked.num_classes)

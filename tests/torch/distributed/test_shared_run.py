@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from learnit_r8 import Policy, TrainingDiverged
+from learnit_r8 import CheckpointStore, Policy, TrainingDiverged
+from learnit_r8.checkpoint import store
 from learnit_r8.engine.control import RequestDoor
+from learnit_r8.events import CheckpointSaved
 from learnit_r8.guard import Verdict
 from learnit_r8.schedules.span import Span
+from learnit_r8.testing import record_events
 from learnit_r8.torch import RanksDiffer, SharedRun
 from learnit_r8.torch.distributed import agreement as agreement_module
 from tests.drive import INF, NAN, FakeClock, TickingClock, Weights, advance_to, flat, known, make, sample_losses
@@ -507,7 +510,7 @@ def test_a_damaged_table_is_found(monkeypatch):
                 # Whoever looks makes the table learn what it knows so far.
                 assert len(shared.r8.table.mean) == 160
                 if ranks.rank == 1:
-                    shared.r8.table.records["mean"][130] += np.float32(1e-6)
+                    shared.r8.table.storage.records.whole["mean"][130] += np.float32(1e-6)
             steps.append(share.ticket.step)
             shared.report(share.ticket, sample_losses(share.indices))
 
@@ -974,6 +977,43 @@ def test_a_checkpoint_that_rank_0_cannot_write_counts_as_missing_on_all(tmp_path
 
     with pytest.warns(RuntimeWarning, match="could not be written"):
         assert in_threads(2, job) == [(2, True), (2, True)]
+
+
+def test_rank_0_writes_in_the_background(tmp_path, monkeypatch):
+    """Ranks train on while rank 0 writes; all learn at the same step that a checkpoint is there, or has failed."""
+    monkeypatch.setattr("learnit_r8.recovery.persistence.LARGE", 1)
+    opened, write, left = threading.Event(), store.write_new, [OSError("full")]
+
+    def waiting(path, content):
+        assert opened.wait(30)
+        if left:
+            raise left.pop()
+        write(path, content)
+
+    monkeypatch.setattr(store, "write_new", waiting)
+
+    def job(ranks):
+        told, heard = record_events(), []
+        r8 = make(8 * 80, batch_size=8, num_epochs=1, checkpoint_dir=tmp_path, checkpoint_every=20, listeners=[told])
+        shared = SharedRun(r8, ranks, every=1)
+        for share in shares(shared):
+            if share.ticket.step == 30 and ranks.rank == 0:
+                # Nothing waited for the checkpoint of step 20.
+                opened.set()
+                r8.persistence.saver._writing[1]._write._thread.join(30)
+            shared.report(share.ticket, sample_losses(share.indices))
+            heard.append((r8.persistence.saver.num_failed, [saved.step for saved in told.of(CheckpointSaved)]))
+        return heard
+
+    with pytest.warns(RuntimeWarning, match="checkpoint at step 20 could not be written"):
+        one, other = in_threads(2, job)
+
+    assert one == other
+    assert one[-1][0] == 1
+    assert [
+        int(CheckpointStore(tmp_path, keep=9, run_id="").load(path).state["pace"]["step"])
+        for path in sorted(tmp_path.glob("ck_*.r8"))
+    ] == [40, 60, 80]
 
 
 def test_a_backup_for_which_one_rank_has_no_memory_is_taken_by_none():
