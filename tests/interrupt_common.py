@@ -158,7 +158,7 @@ class User:
         if self.r8.turns.is_mine:
             # It is asked whether what was put back is sound.
             return self.model.get()
-        state = repr((self.r8.sentry.memory, self.r8.controller._state))
+        state = judgement_of(self.r8)
         self.kept[self.r8.global_step] = self.model.first.copy(), state
         return self.model.get()
 
@@ -243,7 +243,7 @@ class User:
             first, state = self.kept[step]
             assert r8.global_step == step
             assert (self.model.first, self.model.second) == (first, -first), "the model is of another step"
-            assert repr((r8.sentry.memory, r8.controller._state)) == state, "guard and model are of two steps"
+            assert judgement_of(r8) == state, "guard and model are of two steps"
             return "backup"
         if r8.persistence.saver is not None and r8.persistence.store.has_files:
             r8.load_checkpoint()
@@ -320,6 +320,11 @@ class User:
         return np.array([part.mean() for part in np.split(losses, range(2, len(losses), 2))]), {"part_size": 2}
 
 
+def judgement_of(r8):
+    """What guard and recovery know of the weights, to be compared."""
+    return repr((r8.sentry.memory, r8.controller.updates, r8.controller.limit.state_dict()))
+
+
 def frozen(state):
     """A state as nested tuples that can be compared."""
     if isinstance(state, dict):
@@ -394,8 +399,7 @@ def check(user, undisturbed):
     uses = np.zeros(NUM_SAMPLES, int)
     for indices, _, _ in user.learned:
         uses[indices] += 1
-    if not r8.controller.replay.is_on:
-        assert (r8.table.usage_count == uses).all(), "uses are not those of the reports"
+    assert (r8.table.usage_count == uses).all(), "uses are not those of the reports"
     # A lost batch comes again when its epoch is over, perhaps.
     if user.is_plain and not user.num_lost:
         for samples in user.trained.values():

@@ -426,7 +426,7 @@ class RecoveryController:
         self._refusals.in_a_row += 1
         self._announcer.tell(
             events.Probed, of_step=asked.step, loss=loss, record=case.record(asked),
-            is_present=self._live.current is None,
+            is_present=self._live.current is None, reason=case.alarm.value,
         )  # fmt: skip
         self._check_end(loss, ticket.lr, step)
         is_single = experiment.can_probe and len(asked.witness) == 1

@@ -27,7 +27,7 @@ class EasyHalf(Policy):
 
 
 POLICIES = ["balanced", "quartile", "shuffle", "match_mean", "steady", match_mean("balanced"), EasyHalf()]
-SHORT = Recovery(hold_steps=2, ramp_steps=3, steady_steps=4, heal_steps=2, max_tries=99)
+SHORT = Recovery(gentle_steps=5, steady_steps=4, trust_steps=2)
 
 
 def loss_of(indices, kind):

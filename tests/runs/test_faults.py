@@ -292,7 +292,7 @@ def test_load_callback_that_always_raises():
     def broken(state):
         raise KeyError(f"layer{state}")
 
-    r8 = make(64, num_epochs=9, load_callback=broken, recovery=Recovery(trial_steps=4))
+    r8 = make(64, num_epochs=9, load_callback=broken, recovery=Recovery(trust_steps=4))
     for step in range(20):
         r8.update_cpu_backup(step)
         r8.report(r8.draw(), 1.0)

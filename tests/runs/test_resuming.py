@@ -178,7 +178,7 @@ def test_failing_load_callback_changes_nothing(tmp_path):
         ({"policy": "shuffle"}, "policy is 'shuffle', it was 'balanced'"),
         ({"policy": match_mean("balanced")}, "policy is MatchMean"),
         ({"groups": [0, 1] * 10}, "groups is 20 labels with the digest .*, it was None"),
-        ({"recovery": Recovery(max_tries=9)}, "recovery is .*max_tries=9.*it was .*max_tries=4"),
+        ({"recovery": Recovery(trust_steps=9)}, "recovery is .*trust_steps=9.*it was .*trust_steps=32"),
         ({"alpha": 0.3}, "alpha is 0.3, it was None"),
     ],
 )
