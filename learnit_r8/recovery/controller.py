@@ -207,6 +207,8 @@ class RecoveryController:
             self._num_equal = 0
             self._persistence.look_at_weights()
         self.witnesses.trust(updates, is_calm=is_calm)
+        if self.limit.is_on and not updates % LOOK_EVERY:
+            self.limit.note_level(progress.level)
         if updates <= START_UPDATES:
             first = self.witnesses.first
             progress.note_first(loss, math.nan if first is None else first.record)
