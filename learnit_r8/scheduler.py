@@ -433,7 +433,9 @@ class R8Scheduler(Engine):
         self.settle()
         state = self.state_dict()
         with self._saving:
-            return self.persistence.save(state, state["pace"]["step"])
+            saved = self.persistence.save(state, state["pace"]["step"])
+            self.controller.note_checkpoint(state["pace"]["step"])
+            return saved
 
     def load_checkpoint(self, path: str | os.PathLike[str] | None = None) -> None:
         """Continue from a checkpoint: load the scheduler's state, and the model through the load callback.

@@ -140,6 +140,7 @@ def settled_state_of(run: Engine) -> dict[str, Any]:
 def save_as_asked(run: Engine) -> None:
     """Write a checkpoint on request."""
     run.persistence.save_as_asked(lambda: settled_state_of(run), run.pace.step)
+    run.controller.note_checkpoint(run.pace.step)
 
 
 def go_on_from(run: Engine, checkpoint: Checkpoint, state: dict[str, Any]) -> None:

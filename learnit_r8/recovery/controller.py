@@ -178,8 +178,9 @@ class RecoveryController:
         progress.reported.append(loss)
         lineage.rates.append(ticket.lr)
         lineage.updates += 1
-        if backup.backups and len(backup.backups[-1].witness) < backup.witness_size:
-            self.witnesses.note(ticket, loss)
+        witnesses = self.witnesses
+        if witnesses.waiting or (backup.backups and len(backup.backups[-1].witness) < backup.witness_size):
+            witnesses.note(ticket, loss)
         if not self.is_quiet:
             self._note_good(scheduled_lr)
         if not lineage.updates & 3:
@@ -297,6 +298,9 @@ class RecoveryController:
                 "a loss was refused, and there is nothing to restore the model from, should its weights be damaged. "
                 "Pass load_callback with state_callback, or call update_cpu_backup().",
             )
+            if alarm is not Alarm.NOT_FINITE:
+                # Otherwise a loss that is higher for good would be refused for ever.
+                self._sentry.forget()
             return False
         is_blind = self._persistence.callbacks.state is None
         is_clear = alarm is not Alarm.NOT_FINITE or is_blind or self._refusals.is_worth_looking
@@ -397,10 +401,8 @@ class RecoveryController:
         self._live.begin()
         if not known:
             # Nothing is known yet: only a state that is damaged is put back.
-            newest = self._backup.newest
-            is_damaged = self._persistence.callbacks.state is None or self._live.is_damaged()
-            if newest is not None and is_damaged and self._live.put(newest):
-                self._go_on_from(newest, alarm, is_sudden=True)
+            if self._persistence.callbacks.state is None or self._live.is_damaged():
+                self._put_unknown(alarm)
             return
         progress = lineage.progress
         case = Case(
@@ -411,6 +413,18 @@ class RecoveryController:
         finding = self.experiment.begin(case, investigate(case, self._live))
         if finding is not None:
             self._settle(case, finding)
+
+    def _put_unknown(self, alarm: Alarm) -> None:
+        """Put the newest state back, though no witness of it is known; an older one if that did not help."""
+        states = self.witnesses.all_states()
+        if self._lineage.is_proving and not self._lineage.since_restore:
+            states = [each for each in states if each.updates < self._lineage.since] or states[:1]
+        for backup in reversed(states):
+            if self._live.put(backup):
+                self._go_on_from(backup, alarm, is_sudden=True)
+                return
+        if self._live.failures:
+            raise RestoreError(f"{' | '.join(self._live.failures)} The model may be partly restored.")
 
     def probed(self, ticket: Ticket, loss: float, *, step: int, lr: float) -> Answer:
         """Take the loss of a probe; where none can be drawn, of any batch that stands for one.
@@ -440,6 +454,7 @@ class RecoveryController:
     def _settle(self, case: Case, finding: Finding) -> None:
         """Do what an experiment has found."""
         step, verdict = self._live.step, finding.verdict
+        self._settlement.tell_noise(finding.tested)
         if case.alarm is Alarm.WILD:
             self._first_steps.note_change(finding.tested[0])
         elif finding.backup is not None:

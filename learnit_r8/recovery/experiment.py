@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -185,27 +185,33 @@ def investigate(case: Case, lab: Lab) -> Steps:
 
 def _is_present_healthy(case: Case) -> Generator[Backup, float, bool]:
     """Whether the witnesses of healthy weights have their losses of then with the present weights."""
-    count = NUM_REFERENCES.get(case.alarm, 1)
+    count, has_bad = NUM_REFERENCES.get(case.alarm, 1), False
     rises, limits = [], []
-    for backup in case.references[:count]:
+    for backup in case.references:
         loss = yield from _draw(case, backup)
+        if not math.isfinite(loss):
+            # One witness may hold a bad sample; two of them show that the weights are damaged.
+            if has_bad or rises:
+                return False
+            has_bad = True
+            continue
         rises.append(loss - case.record(backup))
         limits.append(case.tolerance(backup))
-        if not math.isfinite(loss):
-            return False
+        if len(rises) == count:
+            break
     return bool(rises) and sum(rises) <= sum(limits)
 
 
-def _draw(case: Case, backup: Backup, lab: Lab | None = None) -> Generator[Backup, float, float]:
+def _draw(case: Case, witness: Backup, put: Callable[[], bool] = lambda: True) -> Generator[Backup, float, float]:
     """The loss of a witness; drawn again if it is not finite, as a passing fault may have hit it.
 
-    With a lab the backup is put back before each draw: a loop that reports after its step has trained on the batch.
+    ``put`` puts the state under test back before each draw: a loop that reports after its step has trained on the batch.
     """
     loss = math.nan
     for _ in range(case.repeats):
-        if lab is not None and not lab.put(backup):
+        if not put():
             return math.nan
-        loss = yield backup
+        loss = yield witness
         if math.isfinite(loss):
             break
     return loss
@@ -213,24 +219,26 @@ def _draw(case: Case, backup: Backup, lab: Lab | None = None) -> Generator[Backu
 
 def _is_healthy(case: Case, lab: Lab, backup: Backup) -> Generator[Backup, float, bool]:
     """Whether a backup repeats its own record, and is no worse than an older proven one was."""
-    loss = yield from _draw(case, backup, lab)
-    backup.replayed = loss
+
+    def put() -> bool:
+        return lab.put(backup)
+
+    loss = backup.replayed = yield from _draw(case, backup, put)
     record, tolerance = case.record(backup), case.tolerance(backup)
     near = SAME * max(abs(record), backup.spread) + 1e-12
-    if case.is_exact and abs(loss - record) > near and loss - record <= tolerance:
-        # Lower, or a little higher: noise of dropout and augmentation is not the same twice, a changed loss is.
-        again = yield from _draw(case, backup, lab)
-        if abs(again - loss) <= near:
-            return False
-    elif not loss - record <= tolerance:
+    if not loss - record <= tolerance:
         return False
+    if case.is_exact and abs(loss - record) > near:
+        # Lower, or a little higher: noise of dropout and augmentation is not the same twice, a changed loss is.
+        again = yield from _draw(case, backup, put)
+        backup.noise = abs(again - loss)
+        if backup.noise <= near:
+            return False
     reference = next((each for each in case.references if each.updates < backup.updates), None)
     if backup.is_proven or reference is None:
         return True
     # The record of an unproven state may itself be that of damaged weights.
-    if not lab.put(backup):
-        return False
-    loss = yield reference
+    loss = yield from _draw(case, reference, put)
     return loss - case.record(reference) <= case.tolerance(reference)
 
 

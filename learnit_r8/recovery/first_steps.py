@@ -110,7 +110,13 @@ class FirstSteps:
     def is_suspicious(self, loss: float) -> bool:
         """Whether one of the first losses is worth a probe, though the guard has accepted it."""
         updates, first = self._lineage.updates, self._witnesses.first
-        if updates > EARLY_UPDATES or first is None or not first.witness or self._experiment.is_open:
+        if (
+            updates > EARLY_UPDATES
+            or first is None
+            or not first.witness
+            or self._experiment.is_open
+            or not self._live.can_restore
+        ):
             return False
         return self._lineage.progress.is_early_alarm(loss, first.record, updates)
 

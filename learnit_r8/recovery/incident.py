@@ -120,7 +120,7 @@ def diverged_text(
         "The model was restored in between, and losses were refused again."
         if incident.is_restored
         else "Nothing was restored: no state was found to be better."
-        if incident.findings
+        if incident.findings or incident.num_probes
         else "The model was never restored: pass load_callback with state_callback, or call update_cpu_backup()."
     )
     lines = [

@@ -463,7 +463,7 @@ class Persistence:
         restorer = self.make_restorer()
         if restorer is None:
             return None
-        on_disk = [Backup(step, step) for _, step in (self.store.own_states() if self.store is not None else ())]
+        on_disk = [Backup(step, step, is_on_disk=True) for step in sorted(self.checkpoint_steps())]
         for backup in [*reversed(self.backup.backups), *reversed(on_disk)]:
             if restorer.put(backup):
                 return backup.step

@@ -67,9 +67,13 @@ class Quarantine:
         members = np.unique(indices)
         if accused:
             self.cleared(np.setdiff1d(members, np.fromiter(accused, np.int64)))
-            samples = sorted(accused)
+            # A batch may hold a sample twice.
+            samples = sorted(set(accused))
         else:
             samples = self._not_cleared(members)
+        # A batch that was drawn before may hold samples that are in quarantine by now.
+        known = set(self._table.quarantined.tolist())
+        samples = [sample for sample in samples if sample not in known]
         for sample in samples[: MOST_SUSPECTS - len(self._suspects)]:
             self._suspects[sample] = self._suspects.get(sample, 0) + 1
         self.is_watching = bool(self._suspects)
@@ -107,6 +111,7 @@ class Quarantine:
             self._num_clean += 1
         if not self._suspects:
             self.forget()
+            self._table.exclusions.watch(np.empty(0, np.int64))
 
     def _convict(self, found: Collection[int]) -> None:
         room = int(self._most_share * self._table.num_samples) - len(self._table.quarantined)

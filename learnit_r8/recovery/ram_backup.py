@@ -51,6 +51,7 @@ class Backup:
         updates: Updates that its weights had taken.
         draws: Batches drawn by then; only the losses of later ones say anything about it.
         state: The copy, which must not be changed; None for a checkpoint.
+        is_on_disk: Whether it is a checkpoint.
         moment: The scheduler's own state at that time; None for a checkpoint.
         recent: The last losses before it.
         witness: int64[B] each, the batches of the first update after it.
@@ -58,6 +59,7 @@ class Backup:
         generators: Random generators at the start of the witness; None where they cannot be set.
         is_proven: Whether enough calm losses have followed, so that the record is that of healthy weights.
         replayed: The loss of the witness when it was drawn again; NaN before.
+        noise: Difference of two of those losses, with the same weights; NaN where it was drawn again once at most.
     """
 
     step: int
@@ -71,6 +73,8 @@ class Backup:
     generators: Any = None
     is_proven: bool = False
     replayed: float = math.nan
+    noise: float = math.nan
+    is_on_disk: bool = False
 
     @property
     def record(self) -> float:
@@ -106,7 +110,7 @@ class Backup:
         return cls(
             saved["step"], saved["updates"], recent=tuple(saved["recent"]),
             witness=[np.asarray(each, np.int64) for each in saved["witness"]], losses=list(saved["losses"]),
-            is_proven=saved["is_proven"],
+            is_proven=saved["is_proven"], is_on_disk=True,
         )  # fmt: skip
 
     def begin_anew(self) -> None:

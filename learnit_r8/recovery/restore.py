@@ -48,7 +48,7 @@ class Restorer:
 
     def name_of(self, backup: Backup) -> str:
         """ "backup", or the name of its checkpoint; "" for one that is gone."""
-        if backup.state is not None:
+        if not backup.is_on_disk:
             return "backup"
         if self._store is None:
             return ""
@@ -57,7 +57,7 @@ class Restorer:
     def put(self, backup: Backup) -> bool:
         """Put a backup back; False if it is missing, cannot be loaded, or is not finite afterwards."""
         name = self.name_of(backup)
-        if backup.state is not None:
+        if not backup.is_on_disk:
             self.guard = None
             return self.put_state(self._backup.copy_of(backup).state, backup.step)
         checkpoint = self._store.load_named(name) if name and self._store is not None else None

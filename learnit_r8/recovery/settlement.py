@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 
 from .. import events
 from ..events.bus import Announcer
@@ -84,6 +85,17 @@ class Settlement:
         self._persistence, self._announcer = persistence, announcer
         self._level_before = -math.inf
         self._healthy_at: deque[int] = deque(maxlen=LOOPING)
+
+    def tell_noise(self, tested: Sequence[Backup]) -> None:
+        """Say once, and by how much, that a batch with the same weights does not have the same loss twice."""
+        noisy = max((each for each in tested if each.noise > 0), key=lambda each: each.noise, default=None)
+        if noisy is not None:
+            self._announcer.note_once(
+                "noisy probes",
+                f"probes are noisy: with the same weights, the loss of a batch that was drawn again differed by "
+                f"{noisy.noise:.3g} from the time before, where losses usually spread by {noisy.spread:.3g}; as with "
+                "dropout or augmentation, damage that is smaller may not be found.",
+            )
 
     def trust_weights(self, alarm: Alarm) -> None:
         """Go on with weights that are healthy."""

@@ -21,6 +21,9 @@ class Witnesses:
     Args:
         persistence: Holds the backups and knows the checkpoints.
         trust_steps: Calm losses after a state that make its witness a reference.
+
+    Attributes:
+        waiting: The newest checkpoint while its witness is not complete; None otherwise.
     """
 
     def __init__(self, persistence: Persistence, trust_steps: int) -> None:
@@ -31,6 +34,7 @@ class Witnesses:
     def forget_checkpoints(self) -> None:
         """Forget what is known of checkpoints, as losses mean something else from here on."""
         self._on_disk: list[Backup] = []
+        self.waiting: Backup | None = None
 
     @property
     def first(self) -> Backup | None:
@@ -38,29 +42,35 @@ class Witnesses:
         backups = self._backup.backups
         return backups[0] if backups and not backups[0].updates else None
 
+    def _awaiting(self) -> list[Backup]:
+        """The states that were taken since the last update, in RAM and on disk."""
+        newest = [self._backup.newest, self.waiting]
+        return [each for each in newest if each is not None and len(each.witness) < self._backup.witness_size]
+
     def note_start(self) -> None:
         """Note the random generators as the training on a batch begins; of use for the first one after a backup."""
         generators = self._persistence.callbacks.generators
-        if generators is not None and self._backup.awaits_witness and not self._backup.backups[-1].witness:
-            self._backup.backups[-1].generators = generators.get()
+        begun = [] if generators is None else [each for each in self._awaiting() if not each.witness]
+        if generators is not None and begun:
+            state = generators.get()
+            for each in begun:
+                each.generators = state
 
     def note(self, ticket: Ticket, loss: float) -> None:
-        """Note a batch of the first update after the newest backup."""
-        newest = self._backup.backups[-1]
-        if ticket.draw >= newest.draws:
-            newest.witness.append(ticket.indices.copy())
-            newest.losses.append(loss)
-            for other in self._on_disk:
-                if other.step == newest.step and not other.witness:
-                    other.witness, other.losses, other.generators = newest.witness, newest.losses, newest.generators
+        """Note a batch of the first update after the newest backup or checkpoint."""
+        for each in self._awaiting():
+            if ticket.draw >= each.draws:
+                each.witness.append(ticket.indices.copy())
+                each.losses.append(loss)
+        if self.waiting is not None and len(self.waiting.witness) >= self._backup.witness_size:
+            self.waiting = None
 
     def note_checkpoint(self, step: int, updates: int, recent: Iterable[float]) -> None:
-        """Note that a checkpoint of this step is on disk: its witness is that of the backup of the same step."""
-        newest = self._backup.newest
-        on_disk = Backup(step, updates, recent=tuple(recent))
-        if newest is not None and newest.step == step:
-            on_disk.witness, on_disk.losses = newest.witness, newest.losses
-        self._on_disk = [*self._on_disk, on_disk][-MOST_ON_DISK:]
+        """Note that a checkpoint of this step is on disk; its witness is the next batch that is trained on."""
+        if any(each.step == step for each in self._on_disk):
+            return
+        self.waiting = Backup(step, updates, recent=tuple(recent), is_on_disk=True)
+        self._on_disk = [*self._on_disk, self.waiting][-MOST_ON_DISK:]
 
     def trust(self, updates: int, *, is_calm: bool) -> None:
         """Trust the states after which enough losses were calm; to be called every fourth update."""
@@ -69,17 +79,21 @@ class Witnesses:
             for each in (*self._backup.backups, *self._on_disk):
                 each.is_proven = each.is_proven or (updates - each.updates >= self._trust_steps and bool(each.witness))
 
+    def all_states(self) -> list[Backup]:
+        """The states in RAM and on disk, with a witness or without, oldest first."""
+        files = self._persistence.checkpoint_steps()
+        by_step = {step: Backup(step, step, is_on_disk=True) for step in files}
+        by_step |= {each.step: each for each in (*self._on_disk, *self._backup.backups)}
+        return [by_step[step] for step in sorted(by_step) if not by_step[step].is_on_disk or step in files]
+
     def known(self) -> list[Backup]:
-        """The states with a witness, in RAM and on disk, oldest first."""
-        in_ram = [each for each in self._backup.backups if each.witness]
-        steps, files = {each.step for each in in_ram}, self._persistence.checkpoint_steps()
-        on_disk = [each for each in self._on_disk if each.witness and each.step in files and each.step not in steps]
-        return sorted([*in_ram, *on_disk], key=lambda each: (each.updates, each.step))
+        """Those with a witness."""
+        return [each for each in self.all_states() if each.witness]
 
     def went_back(self, backup: Backup) -> None:
         """Forget the states that come from weights that were given up, as this one was put back."""
         self._backup.forget_after(backup.updates)
-        self._on_disk = [each for each in self._on_disk if each.updates <= backup.updates]
+        self._on_disk, self.waiting = [each for each in self._on_disk if each.updates <= backup.updates], None
         backup.is_proven = True
         self.begin_trust()
 

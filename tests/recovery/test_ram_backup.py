@@ -1,3 +1,8 @@
+"""Backups in RAM: what is kept, copied, trusted and saved."""
+
+import json
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -5,272 +10,147 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learnit_r8 import RamBackup
-from learnit_r8.recovery.ram_backup import Reach
+from learnit_r8.recovery.ram_backup import Backup, spread_of
 
 
-@pytest.fixture
-def backup():
-    """A backup that trusts a state after a single good loss."""
-    return RamBackup(trial_steps=1)
+def filled(count=30, **more):
+    """A backup after a state was offered every ten steps, with a witness after each."""
+    backup = RamBackup(**more)
+    for step in range(0, 10 * count, 10):
+        backup.offer(np.full(2, step), step=step, draws=step).witness.append(np.arange(2))
+    return backup
 
 
-def test_empty_backup_restores_nothing(backup):
+def test_empty_backup():
     """Before the first offer there is nothing to restore."""
-    assert (backup.is_empty, backup.restore(), backup.newest) == (True, None, None)
+    backup = RamBackup()
 
-
-def test_state_on_trial_is_restored_if_none_is_good_yet(backup):
-    """The very first state is better than none."""
-    backup.offer("first", step=0, draws=0)
-
-    assert backup.restore()[:2] == ("first", 0)
-
-
-def test_unproven_state_is_skipped(backup):
-    """A state not proven by a good loss is not restored while an older good one exists."""
-    backup.offer("good", step=0, draws=0)
-    backup.confirm(0)
-    backup.offer("broken", step=1, draws=1)
-
-    assert backup.restore()[:2] == ("good", 0)
-
-
-def test_only_a_batch_drawn_later_proves_a_state(backup):
-    """The good loss of a batch drawn before the state was taken is no evidence about it."""
-    backup.offer("good", step=0, draws=0)
-    backup.confirm(0)
-    backup.offer("new", step=5, draws=7)
-    backup.confirm(6)
-    assert backup.newest[:2] == ("new", 5)
-    assert backup.restore()[:2] == ("good", 0)
-    backup.offer("new", step=5, draws=7)
-    backup.confirm(7)
-
-    assert backup.restore()[:2] == ("new", 5)
-
-
-def test_restoring_ends_the_trial(backup):
-    """Good losses after a restore do not confirm the state that was on trial: they come from the older one."""
-    backup.offer("good", step=0, draws=0)
-    backup.confirm(0)
-    backup.offer("broken", step=1, draws=1)
-    backup.restore()
-    backup.confirm(99)
-
-    assert backup.restore()[:2] == ("good", 0)
+    assert (backup.is_empty, backup.newest, backup.awaits_witness) == (True, None, False)
 
 
 @pytest.mark.parametrize(
     "state",
-    [np.array([1.0, 2.0]), {}, [], 0, np.zeros(0), {"w": np.ones(2)}, torch.ones(2)],
+    [np.array([1.0, 2.0]), {}, [], 0, np.zeros(0), {"w": np.ones(2)}, torch.ones(2), None],
     ids=lambda state: type(state).__name__,
 )
-def test_any_value_is_a_backup(backup, state):
-    """Arrays, tensors and empty values are backups like any other."""
-    backup.offer(state, step=3, draws=3)
-    restored = backup.restore()
+def test_any_value_is_a_backup(state):
+    """Arrays, tensors, empty values and None are backups like any other."""
+    backup = RamBackup()
+    kept = backup.offer(state, step=3)
 
-    assert not backup.is_empty
-    assert repr(restored.state) == repr(state)
+    assert not kept.is_on_disk
+    assert repr(backup.copy_of(kept).state) == repr(state)
 
 
-def test_state_is_copied_in(backup):
-    """Later changes of the weights do not change the backup."""
-    weights = {"w": np.zeros(2)}
-    backup.offer(weights, step=0, draws=0)
+def test_state_is_copied_in_and_out():
+    """Changes of the weights, or of a copy that was handed out, do not change the backup."""
+    backup, weights = RamBackup(), {"w": np.zeros(2)}
+    kept = backup.offer(weights, step=0)
     weights["w"][:] = 9
+    backup.copy_of(kept).state["w"][:] = 9
 
-    assert backup.restore().state["w"].tolist() == [0, 0]
-
-
-@pytest.mark.parametrize("is_good", [False, True])
-def test_state_is_copied_out(backup, is_good):
-    """Restoring twice gives the same values, whatever was done to the first copy."""
-    backup.offer({"w": np.zeros(2)}, step=0, draws=0)
-    if is_good:
-        backup.confirm(0)
-    backup.restore().state["w"][:] = 9
-
-    assert backup.restore().state["w"].tolist() == [0, 0]
+    assert backup.copy_of(kept).state["w"].tolist() == [0, 0]
 
 
 def test_clone_is_used_both_ways():
     """A user's own copying function makes every copy."""
     backup = RamBackup(clone=lambda state: [*state, "copy"])
-    backup.offer(["state"], step=0, draws=0)
 
-    assert backup.restore().state == ["state", "copy", "copy"]
-
-
-def steps_of(backup, reach=Reach.GOOD):
-    """The steps of the states to try, the best first."""
-    return [slot.step for slot in backup.options(reach)]
+    assert backup.copy_of(backup.offer(["state"], step=0)).state == ["state", "copy", "copy"]
 
 
-def filled(**more):
-    """A backup after 300 good steps, one state offered every ten."""
-    backup = RamBackup(**more)
-    for step in range(300):
-        if step % 10 == 0:
-            backup.offer(step, step=step, draws=step)
-        backup.confirm(step)
-    return backup
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=60), st.integers(2, 9))
+def test_thinning_keeps_the_first_and_the_newest(gaps, most):
+    """However far apart states are taken, the first and the newest are kept, in order, and no more than asked."""
+    backup, steps = RamBackup(most=most), np.cumsum([0, *gaps]).tolist()
+    for step in steps:
+        backup.offer(np.full(2, step), step=step).witness.append(np.arange(2))
+    kept = [each.step for each in backup.backups]
+
+    assert (kept[0], kept[-1]) == (0, steps[-1])
+    assert len(kept) == min(most, len(steps))
+    assert kept == sorted(kept)
+    assert all(each.state.tolist() == [each.step] * 2 for each in backup.backups)
 
 
-def test_good_means_64_good_losses():
-    """A state is good once 64 batches drawn after it had good losses, not before."""
+def test_older_states_are_farther_apart():
+    """The states between the first and the newest are the farther apart, the older they are."""
+    kept = [each.step for each in filled(100).backups]
+    ages = [kept[-1] - step for step in kept[1:-1]]
+
+    assert kept[-2] == 980
+    assert all(older > 1.4 * newer for older, newer in zip(ages, ages[1:], strict=False))
+
+
+def test_state_that_nothing_was_trained_on_after_is_replaced():
+    """A state without a witness says nothing that the next one does not, and makes room for it."""
+    backup = filled(2)
+    backup.offer("a", step=20)
+    backup.offer("b", step=21)
+
+    assert [each.step for each in backup.backups] == [0, 10, 21]
+
+
+def test_first_state_is_not_replaced():
+    """The state that the run began with stays, although nothing was trained on after it."""
     backup = RamBackup()
-    backup.offer("first", step=0, draws=0)
-    for draw in range(64):
-        assert backup.slots.good is None
-        backup.confirm(draw)
+    backup.offer("a", step=0)
+    backup.offer("b", step=5)
 
-    assert backup.slots.good.state == "first"
+    assert [each.step for each in backup.backups] == [0, 5]
 
 
-def test_offers_during_a_trial_do_not_prolong_it():
-    """States offered more often than a trial lasts do not replace the one on trial."""
-    backup = filled()
-
-    assert steps_of(backup) == [180, 0, 240, 290]
-
-
-@pytest.mark.parametrize(
-    ("reach", "first"), [(Reach.NEWEST, [290, 240, 180, 0]), (Reach.GOOD, [180, 0]), (Reach.OLDER, [0, 180])]
-)
-def test_reach_says_which_state_comes_first(reach, first):
-    """NEWEST starts at the newest state with a good loss, GOOD at the good one, OLDER at the one before."""
-    assert steps_of(filled(), reach)[: len(first)] == first
-
-
-def test_unproven_states_come_last():
-    """States that no good loss has followed are tried last."""
-    backup = filled()
-    backup.offer("new", step=300, draws=300)
-
-    assert steps_of(backup, Reach.NEWEST) == [290, 240, 180, 0, 300]
-
-
-def test_newest_is_kept_until_its_successor_is_proven():
-    """A new offer does not drop the newest proven state before a good loss has followed the new one."""
+def test_witness_of_an_accumulated_step():
+    """A witness is complete once it has as many batches as make one update."""
     backup = RamBackup()
-    for step in (0, 10, 20):
-        backup.offer(step, step=step, draws=step)
-        assert steps_of(backup, Reach.NEWEST)[0] == max(0, step - 10)
-        backup.confirm(step)
+    backup.witness_size = 2
+    kept = backup.offer("a", step=0)
+    kept.witness.append(np.arange(2))
+    assert backup.awaits_witness
+    kept.witness.append(np.arange(2))
 
-    assert steps_of(backup, Reach.NEWEST) == [20, 0]
-
-
-def test_older_state_is_far_apart():
-    """The older good state is replaced only when the good one is older_steps later."""
-    assert steps_of(filled(older_steps=121), Reach.OLDER)[0] == 0
-    assert steps_of(filled(older_steps=120), Reach.OLDER)[0] == 120
-
-
-def test_suspicion_starts_the_trial_again():
-    """Good losses do not count while the guard suspects something."""
-    calm = [True]
-    backup = RamBackup(trial_steps=8, is_calm=lambda: calm[0])
-    backup.offer("state", step=0, draws=0)
-    for draw in range(16):
-        calm[0] = draw not in (6, 7)
-        backup.confirm(draw)
-        assert (backup.slots.good is None) == (draw < 15)
+    assert not backup.awaits_witness
 
 
 def test_going_back_forgets_what_came_later():
-    """After a restore of the good state only it and older ones remain; newer ones came from damaged weights."""
-    backup = filled()
-    backup.restore(draws=300)
+    """States of weights that were given up are forgotten."""
+    backup = filled(5)
+    backup.forget_after(20)
 
-    assert sorted(steps_of(backup)) == [0, 180]
-
-
-def test_going_back_to_the_newest_forgets_nothing_else():
-    """After a restore of the newest state all others are still there."""
-    backup = filled()
-    backup.restore(Reach.NEWEST, draws=300)
-
-    assert steps_of(backup, Reach.NEWEST) == [290, 240, 180, 0]
-
-
-def test_older_becomes_good_when_it_was_restored():
-    """After a restore of the older state, that state is the good one."""
-    backup = filled()
-    backup.restore(Reach.OLDER, draws=300)
-
-    assert steps_of(backup) == [0]
-
-
-def test_batches_still_out_prove_nothing():
-    """The losses of batches drawn before a restore are not counted for the restored state."""
-    backup = RamBackup(trial_steps=2)
-    backup.offer("state", step=0, draws=0)
-    backup.restore(draws=5)
-    for draw in (3, 4):
-        backup.confirm(draw)
-
-    assert backup.slots.trial.healthy == 0
+    assert [each.step for each in backup.backups] == [0, 10, 20]
 
 
 def test_memory_is_reused():
-    """In the long run no new arrays are made: five buffers suffice."""
+    """In the long run no new arrays are made: one more than the states that are kept."""
     made = []
 
     def copy_into(buffer, state):
         buffer[:] = state
         return buffer
 
-    backup = RamBackup(lambda state: made.append(1) or state.copy(), copy_into)
-    for step in range(2000):
-        if step % 10 == 0:
-            backup.offer(np.full(3, step), step=step, draws=step)
-        backup.confirm(step)
+    filled(200, clone=lambda state: made.append(1) or state.copy(), copy_into=copy_into, most=4)
 
-    assert len(made) <= 5
-    assert [slot.state.tolist() == [slot.step] * 3 for slot in backup.options()] == [True] * 4
+    assert len(made) == 5
 
 
-@given(st.lists(st.sampled_from(["offer", "good", "newest", "restore", "older", "unsettle"]), max_size=60))
-def test_every_state_is_what_it_was_when_taken(script):
-    """Whatever happens, each kept state has the values of its own step, and the slots are in order."""
-    backup = RamBackup(trial_steps=3, older_steps=4)
-    for step, action in enumerate(script, start=1):
-        if action == "offer":
-            backup.offer(np.full(2, step), step=step, draws=step)
-        elif action == "good":
-            backup.confirm(step)
-        elif action == "unsettle":
-            backup.unsettle()
-        else:
-            reach = {"newest": Reach.NEWEST, "restore": Reach.GOOD, "older": Reach.OLDER}[action]
-            restored = backup.restore(reach, draws=step)
-            assert restored is None or restored.state.tolist() == [restored.step] * 2
-        slots = [
-            s
-            for s in (
-                backup.slots.older,
-                backup.slots.good,
-                backup.slots.trial,
-                backup.slots.before,
-                backup.slots.newest,
-            )
-            if s
-        ]
-        assert [slot.state.tolist() for slot in slots] == [[slot.step] * 2 for slot in slots]
-        assert [slot.step for slot in slots] == sorted(slot.step for slot in slots)
-        assert len({id(each) for each in [*(slot.state for slot in slots), *backup._spares]}) <= 5
-        assert not {id(slot.state) for slot in slots} & {id(spare) for spare in backup._spares}
+def test_lent_memory_is_left_alone():
+    """A state that another thread reads is not overwritten, although it is not kept any more."""
+    backup = filled(2, most=2)
+    lent = backup.newest.state
+    backup.lend(lent)
+    for step in (20, 30, 40, 50):
+        backup.offer(np.full(2, step), step=step).witness.append(np.arange(2))
+
+    assert lent.tolist() == [10, 10]
 
 
 def test_failed_copy_leaves_the_rest():
     """A state that cannot be copied leaves the stored ones unchanged."""
-    backup = filled()
+    backup = filled(3)
     with pytest.raises(TypeError, match=r"state must be something that can be copied, got generator"):
-        backup.offer((n for n in range(3)), step=300, draws=300)
+        backup.offer((n for n in range(3)), step=300)
 
-    assert steps_of(backup) == [180, 0, 240, 290]
+    assert [each.step for each in backup.backups] == [0, 10, 20]
 
 
 def test_cleared_backup_is_empty():
@@ -278,4 +158,49 @@ def test_cleared_backup_is_empty():
     backup = filled()
     backup.clear()
 
-    assert (backup.is_empty, backup.restore(), backup.newest) == (True, None, None)
+    assert (backup.is_empty, backup.newest) == (True, None)
+
+
+def test_level_and_spread():
+    """Level and spread are those of the last 32 losses before a backup; without eight, its record stands for them."""
+    backup = Backup(0, 0, recent=(9.0,) * 8 + (1.0, 2.0) * 16, losses=[4.0, 6.0])
+    few = Backup(0, 0, recent=(1.0,) * 7, losses=[4.0, 6.0])
+
+    assert (backup.level, backup.usual, backup.spread) == (1.5, 1.5, pytest.approx(1.4826 * 0.5))
+    assert (math.isnan(few.level), few.usual, few.record) == (True, 5.0, 5.0)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), max_size=40))
+def test_spread(losses):
+    """The spread is that of a plain computation, and never below a thousandth of the median."""
+    middle = float(np.median(losses)) if losses else 0.0
+    plain = 1.4826 * float(np.median([abs(loss - middle) for loss in losses])) if losses else 0.0
+
+    assert spread_of(losses) == (pytest.approx(max(plain, 1e-3 * abs(middle))) if len(losses) > 1 else 0)
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=4), max_size=3),
+    st.lists(st.floats(-1e9, 1e9), max_size=5),
+    st.booleans(),
+)
+def test_witness_survives_a_checkpoint(witness, recent, is_proven):
+    """What is saved of a backup is loaded as that of a checkpoint, with equal values."""
+    backup = Backup(
+        7, 5, recent=tuple(recent), witness=[np.array(each) for each in witness], losses=recent[:1], is_proven=is_proven
+    )
+    plain = backup.to_plain()
+    loaded = Backup.from_plain({**json.loads(json.dumps(plain, default=np.ndarray.tolist))})
+
+    assert loaded.is_on_disk
+    assert repr(loaded.to_plain()) == repr(plain)
+
+
+def test_new_record():
+    """Where losses mean something else, the last replay is the record, and what came before is forgotten."""
+    backup = Backup(0, 0, recent=(1.0,) * 32, losses=[1.0], is_proven=True)
+    assert backup.level == 1.0
+    backup.replayed = 7.0
+    backup.begin_anew()
+
+    assert (backup.record, backup.usual, backup.is_proven) == (7.0, 7.0, False)

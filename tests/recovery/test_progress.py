@@ -1,0 +1,121 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learnit_r8.recovery.progress import EARLY_UPDATES, FIRST, LOOK_EVERY, Progress
+from learnit_r8.recovery.ram_backup import Backup
+
+
+def after(losses, record=math.nan):
+    """The progress after some losses."""
+    progress = Progress()
+    for loss in losses:
+        progress.recent.append(loss)
+        progress.reported.append(loss)
+        progress.note_first(loss, record)
+    return progress
+
+
+def test_start_is_known_after_eight_losses():
+    """The level of the start is the higher one of the first loss of the run and of the first eight's median."""
+    assert math.isnan(after([2.0] * (FIRST - 1)).start)
+    assert after([2.0] * FIRST).start == 2.0
+    assert after([2.0] * FIRST, record=3.0).start == 3.0
+
+
+@pytest.mark.parametrize(("loss", "is_alarm"), [(2.9, False), (3.1, True)])
+def test_early_alarm(loss, is_alarm):
+    """A loss of the first steps is suspicious if it exceeds the first one by half of it."""
+    assert after([2.0] * 5, record=2.0).is_early_alarm(loss, 2.0, 5) is is_alarm
+
+
+def test_early_alarms_wait_while_weights_prove_healthy():
+    """After a look that found healthy weights, the next ones wait two updates, then four."""
+    progress = after([2.0] * 5, record=2.0)
+    progress.note_healthy(10)
+    assert [progress.is_early_alarm(9.0, 2.0, updates) for updates in (10, 11, 12)] == [False, False, True]
+    progress.note_healthy(12)
+
+    assert [progress.is_early_alarm(9.0, 2.0, updates) for updates in (13, 15, 16)] == [False, False, True]
+
+
+def best_backup():
+    return Backup(100, 100, recent=(1.0, 1.02, 0.98, 1.01) * 8, witness=[np.arange(2)], losses=[1.0])
+
+
+@pytest.mark.parametrize(("level", "is_lost"), [(1.3, False), (1.4, True)])
+def test_lost_progress(level, is_lost):
+    """A third of the progress of the best backup that was lost is looked into."""
+    best = best_backup()
+    progress = after([2.0] * FIRST + [level] * 40)
+
+    assert progress.lost_progress([best], 148) is (best if is_lost else None)
+
+
+def test_lost_progress_is_of_the_first_steps_only():
+    """After the first steps, lost progress is for the guard to find."""
+    assert after([2.0] * FIRST + [1.9] * 40).lost_progress([best_backup()], 385) is None
+
+
+def test_wild_losses():
+    """Losses that swing and make no progress look like those of a rate that is too high; falling or calm ones do not."""
+    swing = np.tile([1.0, 3.0, 2.0, 4.0], 20)
+
+    assert after([2.0] * FIRST + swing.tolist()).is_wild()
+    assert not after([2.0] * FIRST + (swing * np.linspace(1, 0.3, 80)).tolist()).is_wild()
+    assert not after([2.0] * 80).is_wild()
+
+
+def test_sudden_rise():
+    """A rise within one step is sudden; one over fifty steps is not."""
+    jump = after([1.0] * 40 + [5.0] * 4)
+    slope = after([1.0] * 8 + np.linspace(1, 5, 50).tolist())
+
+    assert (jump.is_sudden(), slope.is_sudden()) == (True, False)
+
+
+def test_rise_is_the_mean_of_the_last():
+    """The level that raised an alarm is the mean of the last reported losses; NaN without any."""
+    assert after([1.0, 2.0, 4.0]).rise(2) == 3.0
+    assert math.isnan(Progress().rise(2))
+
+
+def test_going_back():
+    """After a restore, the last losses are those from before the backup."""
+    progress = after([2.0] * FIRST + [9.0] * 40)
+    progress.went_back([1.0] * 40)
+
+    assert (progress.level, progress.rise(2), progress.start) == (1.0, 1.0, 2.0)
+
+
+def test_beginning_anew():
+    """Where losses mean something else, even the level of the start is forgotten."""
+    progress = after([2.0] * 40)
+    progress.begin_anew()
+
+    assert math.isnan(progress.start)
+    assert math.isnan(progress.level)
+
+
+def test_look_waits_after_a_healthy_one():
+    """After a look that found healthy weights, two looks, sixteen updates apart, are left out."""
+    best, progress = best_backup(), after([2.0] * FIRST + [1.9] * 40)
+    progress.note_healthy(148)
+    found = [progress.lost_progress([best], 148 + LOOK_EVERY * number) for number in range(3)]
+
+    assert found == [None, best, best]
+
+
+@given(st.lists(st.floats(-1e6, 1e6), max_size=200))
+def test_state(losses):
+    """Saved as plain values and loaded, the losses are the same."""
+    progress, other = after(losses, record=1.0), Progress()
+    other.load_state_dict(json.loads(json.dumps(progress.state_dict())))
+
+    assert repr(other.state_dict()) == repr(progress.state_dict())
+    assert len(other.first) <= EARLY_UPDATES
+    assert repr(other.level) == repr(progress.level)
