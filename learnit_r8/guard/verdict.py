@@ -12,8 +12,8 @@ class Verdict(enum.Enum):
     GOOD: it is learned from.
     SKIPPED: it is not finite, but the optimizer's step was skipped, so no weight was harmed; it is neither learned from
     nor refused. Given by the scheduler, never by a guard.
-    NOT_FINITE, SPIKE, RAISED, LASTING_DRIFT: it is refused. RAISED: no loss was high enough for a spike, but losses stay
-    higher than they were.
+    NOT_FINITE, SPIKE, RAISED, LASTING_DRIFT: it is refused. RAISED: no loss was high enough for a spike, but losses
+    stay higher than they were.
     OVERFLOW: it is refused, as too many optimizer steps in a row were skipped. Given by the scheduler.
     GRADIENT: it is refused, as its gradient is not finite, or far longer than all before. Given by the scheduler.
     EARLY: it is refused, as it is high for one of the first steps, and looked into. Given by the scheduler.
@@ -57,7 +57,7 @@ class Guard(Protocol):
             lr: Learning rate of the schedule, before recovery lowers it; NaN if there is none.
 
         Returns:
-            The state to continue with if the loss is learned from; and GOOD, NOT_FINITE, SPIKE, RAISED or LASTING_DRIFT.
+            The state to continue with if the loss is learned from; and GOOD, NOT_FINITE, SPIKE, RAISED, LASTING_DRIFT.
         """
 
     def suspicion(self, state: Any) -> float:

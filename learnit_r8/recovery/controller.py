@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -62,7 +63,7 @@ TRIAL_LOSSES = 8
 """Batches whose mean stands for a probe where no witness can be drawn."""
 
 RATE_TRIAL_UPDATES, RATE_TRIAL_STEPS, MOST_RATE_TRIALS = 256, 64, 3
-"""Updates after the start in which a lower rate is tried, how many the trial takes, and how many trials there may be."""
+"""Updates after the start in which a lower rate is tried, how many the trial takes, and how many trials there are."""
 
 MOST_ON_DISK = 64
 """Checkpoints whose witnesses are known."""
@@ -362,7 +363,7 @@ class RecoveryController:
         if self.limit.ceiling < math.inf and level < self._level_before - 0.1 * abs(progress.start - level):
             self._level_before, self._relapses = -math.inf, 0
             self.limit.confirm()
-        best = None if self._rises else progress.lost_progress(self._backup.backups, self.updates)
+        best = None if self._rises else progress.lost_progress(self._known(), self.updates)
         if best is not None:
             self._begin(Alarm.REGRESS, level, best=best)
         elif self._may_try_rates and progress.is_wild():
@@ -372,7 +373,7 @@ class RecoveryController:
         """See how much an update changes the loss of its own batch, and try a lower rate where that is very much."""
         if len(self._changes) < UPDATES_LOOKED_AT:
             indices, loss = self._last
-            batch = Backup(0, self.updates, witness=[indices], losses=[loss])
+            batch = Backup(self._live.step, self.updates, witness=[indices], losses=[loss])
             self.is_quiet = False
             self._case = Case(Alarm.WILD, level, (), self.progress.start, 0.0, share=0.0, is_sudden=True)
             self._experiment = draw_again(batch)
@@ -466,6 +467,8 @@ class RecoveryController:
     def _check_end(self, loss: float, lr: float, step: int) -> None:
         if self._streak < self.recovery.max_refused:
             return
+        if self._experiment is not None:
+            self.settle_open(step=step)
         incident = self._incident or Incident(step, "refused")
         suspects = self.quarantine.suspects
         text = diverged_text(
@@ -507,7 +510,7 @@ class RecoveryController:
         return not self._has_ended or self._experiment is not None
 
     def settle_open(self, *, step: int) -> None:
-        """End what is under way, as the run is left: go on with the present weights, or with the newest trusted ones."""
+        """End what is under way, as the run is left: with the present weights, or with the newest trusted ones."""
         self._live.begin_call(step)
         trial, self._rate_trial = self._rate_trial, None
         if self._live.current is not None and not self._live.put_present():
@@ -534,8 +537,6 @@ class RecoveryController:
             return False
         self._live.begin_call(step)
         self._lr = lr
-        if self._incident is None:
-            self._incident = Incident(step, "unusual losses at the end")
         self._begin(Alarm.END, max(recent[-2:]))
         return self._experiment is not None
 
@@ -543,13 +544,15 @@ class RecoveryController:
 
     def _known(self) -> list[Backup]:
         """The backups with a witness, in RAM and on disk, oldest first."""
-        in_ram = [each for each in self._backup.backups if each.witness]
+        in_ram = [each for each in self._backup.backups if each.record == each.record]
         steps, files = {each.step for each in in_ram}, self._persistence.checkpoint_steps()
         on_disk = [each for each in self._on_disk if each.witness and each.step in files and each.step not in steps]
         return sorted([*in_ram, *on_disk], key=lambda each: (each.updates, each.step))
 
     def _begin(self, alarm: Alarm, level: float, *, best: Backup | None = None) -> None:
         self.is_quiet = False
+        if self._incident is None:
+            self._incident = Incident(self._live.step, _REASONS[alarm])
         known = self._known()
         self._live.begin()
         if not known:
@@ -558,6 +561,8 @@ class RecoveryController:
             if newest is not None and (self._persistence.callbacks.state is None or self._live.is_damaged()):
                 if self._live.put(newest):
                     self._restored(newest, alarm, is_sudden=True)
+                else:
+                    self._raise_failures()
             return
         self._case = Case(
             alarm, level, known, self.progress.start, self.progress.first_spread,
@@ -574,22 +579,24 @@ class RecoveryController:
     def _advance(self, loss: float | None) -> Finding | None:
         """Send the loss of a probe to the experiment; its finding if it ends."""
         assert self._experiment is not None
+        finding: Finding | None = None
         try:
             # A generator that has not begun takes None only.
             self._asked = self._experiment.send(loss)  # type: ignore[arg-type]
         except StopIteration as end:
-            case, finding = self._case, end.value
-            generators = self._persistence.callbacks.generators
-            if generators is not None and self._generators is not None and finding.verdict != "restored":
-                generators.set(self._generators)
-            self._end_experiment()
-            assert case is not None
-            self._settle(case, finding)
-            self._live.end()
-            return finding  # type: ignore[no-any-return]
-        self._part, self._probe_losses = 0, []
-        self.asks_probe, self._probe_chunk = self.can_probe, None
-        return None
+            finding = end.value
+        if finding is None:
+            self._part, self._probe_losses = 0, []
+            self.asks_probe, self._probe_chunk = self.can_probe, None
+            return None
+        case, generators = self._case, self._persistence.callbacks.generators
+        if generators is not None and self._generators is not None and finding.verdict != "restored":
+            generators.set(self._generators)
+        self._end_experiment()
+        assert case is not None
+        self._settle(case, finding)
+        self._live.end()
+        return finding
 
     def probed(self, ticket: Ticket, loss: float, *, step: int, lr: float) -> Answer:
         """Take the loss of a probe; where none can be drawn, of any batch that stands for one.
@@ -640,12 +647,21 @@ class RecoveryController:
         if finding.verdict == "healthy":
             self._note_healthy(case.alarm, step)
         elif finding.verdict == "level":
-            self._accept_level(finding, step)
-        elif self._live.failures:
-            raise RestoreError(f"{' | '.join(self._live.failures)} The model may be partly restored.")
+            is_level = not finding.tested or any(math.isfinite(each.replayed) for each in finding.tested)
+            if is_level:
+                self._accept_level(finding, step)
+            else:
+                # No state has a finite loss, which says nothing about the weights.
+                self._note_healthy(case.alarm, step)
+        else:
+            self._raise_failures()
         self._note(step, finding.text)
         if finding.verdict != "lost" and not self._is_proving:
             self._end_incident()
+
+    def _raise_failures(self) -> None:
+        if self._live.failures:
+            raise RestoreError(f"{' | '.join(self._live.failures)} The model may be partly restored.")
 
     def _note(self, step: int, text: str) -> None:
         if self._incident is not None:
@@ -768,8 +784,8 @@ class RecoveryController:
             self.limit.confirm()
             for each in trial.backups[1:]:
                 self._backup.recycle(each)
-            text = f"the learning rate was too high: at {self.limit.ceiling:.3g} the loss is {level:.3g} after {self.updates} "
-            text += f"steps from the start, not {trial.level:.3g}"
+            text = f"the learning rate was too high: at {self.limit.ceiling:.3g} the loss is {level:.3g} after "
+            text += f"{self.updates} steps from the start, not {trial.level:.3g}"
             self._announcer.warn_once("rate too high", f"{text}. See docs/recovery.md.")
             self._announcer.tell(events.Notice, text=text, is_warning=False)
             return
@@ -779,6 +795,8 @@ class RecoveryController:
         self._sentry.go_back(trial.memory)
         self.progress, self.updates, self._backup.backups = trial.progress, trial.updates, trial.backups
         self.limit.load_state_dict(trial.limit)
+        if not self.limit.is_on:
+            self._announcer.tell(events.LrRestored)
         self._announcer.tell(events.RolledBack, to_step=step, source="backup")
 
     # -- everything else
@@ -816,6 +834,10 @@ class RecoveryController:
         was_on = self.limit.is_on
         self._end_experiment()
         self._rate_trial = None
+        self._on_disk = []
+        for each in self._backup.backups:
+            if each.witness:
+                each.forget_record()
         self.progress.begin_anew()
         self.limit.forget()
         self._note(self._live.step, "reset_baseline() was called: losses mean something else from here on")
@@ -841,6 +863,10 @@ class RecoveryController:
             "bad_limit": self._bad_limit, "relapses": self._relapses, "rises": self._rises,
             "proving": [self._since, self._trial, self._is_proving],
             "rate_trials": self._num_rate_trials,
+            "streak": self._streak, "bad_run": self._bad_run, "outcomes": list(self._outcomes),
+            "calm_run": self._calm_run, "num_equal": self._num_equal, "rates": list(self._rates),
+            "healthy_at": list(self._healthy_at), "steady_left": self.steady_left, "has_ended": self._has_ended,
+            "incident": None if self._incident is None else asdict(self._incident),
             "witnesses": [each.to_plain() for each in (*self._on_disk, *self._backup.backups) if each.witness],
         }  # fmt: skip
 
@@ -856,12 +882,25 @@ class RecoveryController:
         self._bad_limit, self._relapses, self._rises = state["bad_limit"], state["relapses"], state["rises"]
         self._since, self._trial, self._is_proving = state["proving"]
         self._num_rate_trials = state["rate_trials"]
+        self._streak, self._bad_run, self._calm_run = state["streak"], state["bad_run"], state["calm_run"]
+        self._num_equal, self.steady_left, self._has_ended = (
+            state["num_equal"],
+            state["steady_left"],
+            state["has_ended"],
+        )
+        self._outcomes.extend(state["outcomes"])
+        self._rates.extend(state["rates"])
+        self._healthy_at.extend(state["healthy_at"])
+        self._incident = None if state["incident"] is None else Incident(**state["incident"])
+        # The first good loss finds out whether it is.
+        self.is_quiet = False
         known = {each["step"]: Backup.from_plain(each) for each in state["witnesses"]}
         self._on_disk = list(known.values())
 
     def _load_older(self, state: Mapping[str, Any]) -> None:
         """Load the state of 7ddda59: its incident is dropped, the rate it has left is kept."""
         self.limit.forget()
+        self.is_quiet = False
         if state["ceiling"] is not None:
             self.limit.lower(DIVISOR * state["ceiling"], by=DIVISOR)
         if state["factor"] < 1:

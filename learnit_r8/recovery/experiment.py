@@ -161,7 +161,7 @@ def draw_again(batch: Backup) -> Steps:
 def investigate(case: Case, lab: Lab) -> Steps:
     """Make the experiment; see the module."""
     is_whole = lab.mend()
-    # Where the state cannot be seen, a loss that is not finite or extremely high restores at once (the document's rule).
+    # Where the state cannot be seen, a loss that is not finite or extremely high restores at once, as the seed says.
     is_blind = is_whole is None and case.alarm in (Alarm.NOT_FINITE, Alarm.SPIKE)
     if is_whole is not False and not is_blind and (yield from _is_present_healthy(case)):
         return Finding("healthy", "the weights are healthy: the witness has its loss of then")
@@ -176,8 +176,8 @@ def investigate(case: Case, lab: Lab) -> Steps:
     if newest is None and has_present and lab.put_present():
         return Finding("level", "no state repeats its record: the loss or the data have changed", None, tested)
     if newest is None and tested:
-        # Nothing better is known than the oldest state.
-        newest = tested[-1]
+        # Nothing better is known than the oldest state; if no state has a finite loss, than the newest one.
+        newest = tested[-1 if any(math.isfinite(each.replayed) for each in tested) else 0]
     if newest is None or not lab.put(newest):
         return Finding("lost", "no state could be put back", None, tested)
     return Finding("restored", "the weights were damaged", newest, tested)
