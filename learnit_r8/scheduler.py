@@ -275,10 +275,10 @@ class R8Scheduler(Engine):
         while True:
             if self._open is not None:
                 self.give_up(self._open)
-            is_over = pace.step // pace.steps_per_epoch != epoch and not search.is_on
-            if is_over and not refusal.look_last(self):
+            if pace.step // pace.steps_per_epoch != epoch and not search.is_on:
                 self.between_steps()
-                return
+                if not (self.pace.is_finished and self.controller.asks_probe):
+                    return
             ticket = self._open = self.draw_if_any()
             if ticket is None:
                 return

@@ -259,6 +259,8 @@ class Engine:
 
     def _do_what_is_due(self, *, closing: bool) -> None:
         persistence, pace, controller = self.persistence, self.pace, self.controller
+        if not closing and refusal.look_last(self):
+            return
         if controller.is_open:
             if not closing:
                 return

@@ -319,6 +319,8 @@ class RecoveryController:
     def _check_end(self, loss: float, lr: float, step: int) -> None:
         if self._refusals.in_a_row < self.recovery.max_refused:
             return
+        if self.experiment.is_open:
+            self.settle_open(step=step)
         incident, suspects = self._incidents.current or Incident(step, "refused"), self.quarantine.suspects
         text = diverged_text(
             incident, refused=self._refusals.in_a_row, step=step, loss=loss, lr=lr, failures=self._live.failures,
@@ -378,7 +380,6 @@ class RecoveryController:
         if not (self._refusals.in_a_row or any(loss > limit for loss in recent[-2:])):
             return False
         self._begin_call(step, lr)
-        self._incidents.open(step, "unusual losses at the end")
         self._begin(Alarm.END, max(recent[-2:]))
         return self.experiment.is_open
 
@@ -398,6 +399,7 @@ class RecoveryController:
     def _begin(self, alarm: Alarm, level: float, *, best: Backup | None = None) -> None:
         self.is_quiet = False
         lineage, known = self._lineage, self.witnesses.known()
+        self._incidents.open(self._live.step, alarm.value)
         self._live.begin()
         if not known:
             # Nothing is known yet: only a state that is damaged is put back.
@@ -460,7 +462,9 @@ class RecoveryController:
         elif finding.backup is not None:
             self._go_on_from(finding.backup, case.alarm, is_sudden=case.is_sudden)
         else:
-            if verdict == "healthy":
+            # Where no state has a finite loss, that says nothing about the weights.
+            is_told = not finding.tested or any(math.isfinite(each.replayed) for each in finding.tested)
+            if verdict == "healthy" or (verdict == "level" and not is_told):
                 self._refusals.weights_are_healthy()
                 self._settlement.trust_weights(case.alarm)
                 if case.alarm is Alarm.SPIKE and self._last_refused is not None:
@@ -512,6 +516,7 @@ class RecoveryController:
         self.experiment.end()
         self._first_steps.drop_trial()
         self._lineage.progress.begin_anew()
+        self.witnesses.forget_records()
         self.limit.forget()
         self._incidents.note(self._live.step, "reset_baseline() was called: losses mean something else from here on")
         self._incidents.end()
@@ -534,7 +539,9 @@ class RecoveryController:
         return {
             "restored": self._incidents.num_restored, "probes": self._incidents.num_probes,
             "limit": self.limit.state_dict(), "lineage": self._lineage.state_dict(),
-            "bad_limit": self._refusals.bad_limit, "rate_trials": self._first_steps.num_trials,
+            "refusals": self._refusals.state_dict(), "rate_trials": self._first_steps.num_trials,
+            "incident": self._incidents.to_plain(), "steady_left": self.steady_left, "has_ended": self._has_ended,
+            "num_equal": self._num_equal,
             "witnesses": self.witnesses.to_plain(),
         }  # fmt: skip
 
@@ -549,8 +556,13 @@ class RecoveryController:
         self._incidents.num_restored, self._incidents.num_probes = state["restored"], state["probes"]
         self.limit.load_state_dict(state["limit"])
         self._lineage.load_state_dict(state["lineage"])
-        self._refusals.bad_limit, self._first_steps.num_trials = state["bad_limit"], state["rate_trials"]
+        self._refusals.load_state_dict(state["refusals"])
+        self._incidents.load_plain(state["incident"])
+        self._first_steps.num_trials, self._num_equal = state["rate_trials"], state["num_equal"]
+        self.steady_left, self._has_ended = state["steady_left"], state["has_ended"]
         self.witnesses.load_plain(state["witnesses"])
+        # The first good loss finds out whether it is.
+        self.is_quiet = False
 
     def _load_older(self, state: Mapping[str, Any]) -> None:
         """Load the state of 7ddda59: its incident is dropped, the rate it has left is kept."""

@@ -132,7 +132,7 @@ class FirstSteps:
             level: The level of the last losses.
         """
         lineage = self._lineage
-        best = None if lineage.rises else lineage.progress.lost_progress(self._backup.backups, lineage.updates)
+        best = None if lineage.rises else lineage.progress.lost_progress(self._witnesses.known(), lineage.updates)
         is_due = lineage.updates >= self._measure_from and self._may_try_rates
         if best is None and is_due and lineage.progress.stands_still():
             self.measure_updates(level)
@@ -146,7 +146,7 @@ class FirstSteps:
                 return
             (ticket, loss), self._last = self._last, None
             self._size = len(ticket.indices)
-            batch = Backup(0, self._lineage.updates, witness=[ticket.indices], losses=[loss])
+            batch = Backup(self._live.step, self._lineage.updates, witness=[ticket.indices], losses=[loss])
             case = Case(Alarm.WILD, level, (), progress.start, 0.0, share=0.0, is_sudden=True)
             self._experiment.begin(case, draw_again(batch))
             return
@@ -226,4 +226,6 @@ class FirstSteps:
         lineage = self._lineage
         lineage.progress, lineage.updates, self._backup.backups = trial.progress, trial.updates, trial.backups
         self._limit.load_state_dict(trial.limit)
+        if not self._limit.is_on:
+            self._announcer.tell(events.LrRestored)
         self._announcer.tell(events.RolledBack, to_step=self._live.step, source="backup")

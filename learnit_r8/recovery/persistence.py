@@ -255,7 +255,7 @@ class Persistence:
         untils = [] if self.callbacks.state is None else [self._backup_timer.quiet_until(asked)]
         if self.saver is not None:
             untils.append(self.saver.quiet_until(asked))
-        if untils:
+        if untils or self.callbacks.load is not None:
             untils.append((budget.steps or math.inf, budget.seconds or math.inf))
         self.wake()
         self.quiet_seconds = min((seconds for _, seconds in untils), default=math.inf)

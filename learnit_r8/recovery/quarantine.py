@@ -21,7 +21,7 @@ OWN_LOSSES = 2
 """Refused batches in which a sample's own loss was not finite that show that it is bad."""
 
 MOST_CHANCE = 1e-3
-"""Largest chance that passing faults alone would have refused the batches of a sample, among all suspects."""
+"""Largest chance that passing faults alone refused the batches of a sample, among all that were ever suspected."""
 
 MOST_SUSPECTS = 2**16
 """Most samples that are suspected at a time."""
@@ -47,10 +47,10 @@ class Quarantine:
         self.forget()
 
     def forget(self) -> None:
-        """Suspect nobody."""
+        """Suspect nobody, and know nothing of passing faults."""
         self.is_watching = False
         self._suspects: dict[int, int] = {}
-        self._num_clean = self._num_clean_refused = 0
+        self._num_clean = self._num_clean_refused = self._num_suspected = 0
 
     @property
     def suspects(self) -> tuple[int, ...]:
@@ -71,9 +71,7 @@ class Quarantine:
             samples = sorted(set(accused))
         else:
             samples = self._not_cleared(members)
-        # A batch that was drawn before may hold samples that are in quarantine by now.
-        known = set(self._table.quarantined.tolist())
-        samples = [sample for sample in samples if sample not in known]
+        self._num_suspected += sum(sample not in self._suspects for sample in samples)
         for sample in samples[: MOST_SUSPECTS - len(self._suspects)]:
             self._suspects[sample] = self._suspects.get(sample, 0) + 1
         self.is_watching = bool(self._suspects)
@@ -89,9 +87,11 @@ class Quarantine:
         ]
         if suspects:
             return suspects
-        self._num_clean += 1
-        self._num_clean_refused += 1
-        return [int(each) for each in members]
+        if self.is_watching:
+            # Otherwise the good ones are not counted either.
+            self._num_clean += 1
+            self._num_clean_refused += 1
+        return members.tolist()
 
     def _is_bad(self, sample: int, together: int, *, has_own: bool) -> bool:
         count = self._suspects.get(sample, 0)
@@ -99,7 +99,7 @@ class Quarantine:
             return count >= OWN_LOSSES
         # The share of batches without any suspect that were refused is that of passing faults.
         rate = (self._num_clean_refused + 1) / (self._num_clean + 20)
-        others = len(self._suspects) + self._table.num_samples - self._table.num_seen
+        others = self._num_suspected + self._table.num_samples - self._table.num_seen
         return together == 1 and rate**count * max(10, others) < MOST_CHANCE
 
     def cleared(self, indices: NDArray[np.int64]) -> None:
@@ -109,9 +109,7 @@ class Quarantine:
             del self._suspects[sample]
         if not known:
             self._num_clean += 1
-        if not self._suspects:
-            self.forget()
-            self._table.exclusions.watch(np.empty(0, np.int64))
+        self.is_watching = bool(self._suspects)
 
     def _convict(self, found: Collection[int]) -> None:
         room = int(self._most_share * self._table.num_samples) - len(self._table.quarantined)
@@ -131,8 +129,7 @@ class Quarantine:
         text += "good one since"
         self._announcer.tell(events.SamplesQuarantined, samples=samples, refusals=refusals, text=text)
         self._announcer.warn_once(f"quarantine {samples}", f"{text}; not drawn any more. release() puts it back.")
-        if not self._suspects:
-            self.forget()
+        self.is_watching = bool(self._suspects)
 
     def named(self, samples: Collection[int]) -> str:
         """Text that names the first of some samples."""
@@ -145,7 +142,7 @@ class Quarantine:
         return {
             "samples": np.array(list(self._suspects), np.int64),
             "counts": np.array(list(self._suspects.values()), np.int64),
-            "clean": [self._num_clean, self._num_clean_refused],
+            "clean": [self._num_clean, self._num_clean_refused, self._num_suspected],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -153,5 +150,5 @@ class Quarantine:
         self.forget()
         if "counts" in state:
             self._suspects = dict(zip(state["samples"].tolist(), state["counts"].tolist(), strict=True))
-            self._num_clean, self._num_clean_refused = state["clean"]
+            self._num_clean, self._num_clean_refused, self._num_suspected = state["clean"]
             self.is_watching = bool(self._suspects)

@@ -113,6 +113,12 @@ class Backup:
             is_proven=saved["is_proven"], is_on_disk=True,
         )  # fmt: skip
 
+    def forget_record(self) -> None:
+        """Forget its losses, as losses mean something else from here on; no probe tells anything about it any more."""
+        self.losses, self.recent, self.is_proven = [math.nan], (), False
+        for name in ("level", "spread"):
+            self.__dict__.pop(name, None)
+
     def begin_anew(self) -> None:
         """Take the loss of the last replay for the record, as losses mean something else from here on."""
         self.losses, self.recent, self.moment, self.is_proven = [self.replayed], (), None, False

@@ -112,6 +112,13 @@ class Witnesses:
                 self._backup.backups.remove(each)
                 self._backup.recycle(each)
 
+    def forget_records(self) -> None:
+        """Forget what losses tell about all states, as they mean something else from here on."""
+        self.forget_checkpoints()
+        for each in self._backup.backups:
+            if each.witness:
+                each.forget_record()
+
     def to_plain(self) -> list[dict[str, Any]]:
         """What is known of all states, for a saved state."""
         return [each.to_plain() for each in (*self._on_disk, *self._backup.backups) if each.witness]

@@ -54,10 +54,16 @@ def fitted(state: Mapping[str, Any], table: SampleTable, plan: Plan, remap: Arra
             "evidence": _moved_evidence(state["table"]["evidence"], was),
             "quarantined": np.flatnonzero(holds(np.asarray(state["table"]["quarantined"], np.int64), was)),
         },
-        "quarantine": None,
+        "quarantine": {},
+        **_recovery_of(state),
         "plan": plan_state,
         "pace": {**state["pace"], "step": step},
     }
+
+
+def _recovery_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of recovery without the witnesses, which are batches of other samples."""
+    return {"recovery": {**state["recovery"], "witnesses": []}} if "recovery" in state else {}
 
 
 def _positions(saved: Mapping[str, Any], table: SampleTable, remap: ArrayLike | None) -> NDArray[np.int64]:
