@@ -118,8 +118,11 @@ class Engine:
         self.emitter.end()
         return ticket
 
-    def draw_ahead(self) -> Ticket | None:
+    def draw_ahead(self, *, is_fetched: bool = False) -> Ticket | None:
         """Draw the next batch while another one is being trained on; call `begin` when its own training begins.
+
+        Args:
+            is_fetched: Whether it is drawn long before it is trained on, so that it is never a probe.
 
         Returns:
             The ticket; None if the budget is spent, all remaining steps are out, or the run was stopped.
@@ -129,7 +132,7 @@ class Engine:
             step = pace.step + pace.num_out
             progress = pace.progress_at(step)
             if progress >= 1 or pace.is_stopped:
-                if controller.asks_probe and not pace.is_stopped:
+                if not (pace.is_stopped or is_fetched) and (controller.asks_probe or refusal.look_last(self)):
                     return draws.draw_last(self, step)
                 self._draw_nothing()
                 return None
@@ -145,7 +148,7 @@ class Engine:
                 or epoch != chunk.pass_number
                 or not pace.is_running
             ):
-                ticket = draws.draw_specially(self, step)
+                ticket = draws.draw_specially(self, step, may_probe=not is_fetched)
                 if ticket is not None:
                     return ticket
                 continue

@@ -97,8 +97,10 @@ def discard(run: Engine, ticket: Ticket) -> None:
     if ticket.epoch < 0:
         run.search.skip(ticket.batch)
         run.use_found_lr()
-    else:
-        _close_unlearned(run, ticket)
+        return
+    _close_unlearned(run, ticket)
+    if run.controller.is_probe(ticket):
+        run.controller.lose_probe()
 
 
 def answer_damage(run: Engine, array: str) -> None:
@@ -142,6 +144,8 @@ def give_up(run: Engine, ticket: Ticket, on_purpose: bool) -> None:
         return
     drawn_again = run.plan.abandon(ticket.batch)
     run.pace.num_out -= 1
+    if run.controller.is_probe(ticket):
+        run.controller.lose_probe()
     run.announcer.tell(events.BatchAbandoned, epoch=ticket.epoch, drawn_again=drawn_again)
     if not on_purpose:
         run.announcer.warn_once("abandoned", ABANDONED.format(step=ticket.step))

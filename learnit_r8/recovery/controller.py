@@ -205,6 +205,10 @@ class RecoveryController:
             if not newest.witness:
                 newest.generators = generators.get()
 
+    def end_update(self) -> None:
+        """Note that the optimizer has taken a step; needed only where it took fewer batches than usual."""
+        self._backup.end_update()
+
     def draw_probe(self) -> NDArray[np.int64]:
         """The samples of the probe, int64[B]; sets the random generators to those at its record."""
         assert self._asked is not None
@@ -234,7 +238,14 @@ class RecoveryController:
 
     def lose_probe(self) -> None:
         """Draw the probe again, as its batch was given up."""
-        self.asks_probe = self._asked is not None and self.can_probe
+        self.asks_probe, self._probe_chunk = self._asked is not None and self.can_probe, None
+
+    def let_probe(self, can_probe: bool) -> None:
+        """Say whether a witness can be drawn out of turn from now on; see `can_probe`."""
+        if can_probe != self.can_probe:
+            self.can_probe = can_probe
+            if self._probe_chunk is None:
+                self.lose_probe()
 
     # -- good losses
 
@@ -283,7 +294,7 @@ class RecoveryController:
 
     def _note_witness(self, ticket: Ticket, loss: float) -> None:
         newest = self._backup.backups[-1]
-        if ticket.draw >= newest.draws and not self.is_probe(ticket):
+        if ticket.draw >= newest.draws and not (newest.is_closed or self.is_probe(ticket)):
             newest.witness.append(ticket.indices.copy())
             newest.losses.append(loss)
             for other in self._on_disk:

@@ -283,18 +283,22 @@ class Adapter:
         if recorded is None:
             raise RuntimeError("step() was called with no losses noted; call loss() with those of the batch before.")
         ends_epoch = self._ends_epoch(recorded[0].ticket)
+        is_probe = stepper.is_scaled and self._losses.is_probe(recorded[0].ticket)
         with self._sharing.watching():
             is_due = stepper.backward(loss, is_last=ends_epoch)
-            norm = stepper.clip() if is_due else None
-        skipped = stepper.apply() if is_due and stepper.is_scaled else None
+            norm = stepper.clip() if is_due and not is_probe else None
+        skipped = stepper.apply() if is_due and stepper.is_scaled and not is_probe else None
         outcome = self._tell_all(norm, skipped)
-        if outcome and is_due and not stepper.is_scaled:
+        if outcome and is_due and (is_probe or not stepper.is_scaled):
+            if is_probe:
+                stepper.clip()
             stepper.apply()
         if is_due or not outcome:
             stepper.clear()
         if ends_epoch:
             # Not only when the next epoch begins: validation may come before, and may fail.
             self._losses.settle()
+            self.scheduler.controller.end_update()
             self._losses.between_steps()
         return outcome
 

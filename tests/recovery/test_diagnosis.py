@@ -1,7 +1,6 @@
 """The sentence that says what was at fault in an incident."""
 
 import pytest
-
 from learnit_r8.recovery.diagnosis import Attempt, conclusion
 
 

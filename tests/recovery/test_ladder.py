@@ -5,10 +5,10 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from learnit_r8 import R8Scheduler, Recovery, TrainingDiverged, events
 from learnit_r8.recovery.incident_state import Move, RecoveryState
 from learnit_r8.recovery.ladder import RollbackDepth, WeightAge, rollback_order
+
+from learnit_r8 import R8Scheduler, Recovery, TrainingDiverged, events
 from learnit_r8.recovery.policy import EARLY_STEPS
 from learnit_r8.testing import ToyTask, record_events
 

@@ -1,7 +1,7 @@
 import pytest
+from learnit_r8.recovery.incident_state import RecoveryState
 
 from learnit_r8 import Recovery
-from learnit_r8.recovery.incident_state import RecoveryState
 
 SHORT = Recovery(factors=(0.5, 0.1), hold_steps=2, ramp_steps=4, steady_steps=3, heal_steps=3, max_tries=2)
 

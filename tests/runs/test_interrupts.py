@@ -5,12 +5,12 @@ import random
 import warnings
 
 import pytest
+from learnit_r8.recovery.diagnosis import ARRAY_REASON
 
 from learnit_r8.engine.turns import RunInterrupted
 from learnit_r8.events import StepDone
 from learnit_r8.guard import FiniteGuard
 from learnit_r8.policies.base import Policy
-from learnit_r8.recovery.diagnosis import ARRAY_REASON
 from learnit_r8.recovery.policy import Recovery
 from learnit_r8.sampling import planner
 from learnit_r8.testing import record_events
