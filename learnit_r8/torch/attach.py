@@ -110,6 +110,7 @@ def attach(
     _expect_loading(optimizer, rates)
     return Adapter(
         r8,
+        model=model,
         dataset=dataset,
         optimizer=optimizer,
         state=state,
