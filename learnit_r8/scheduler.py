@@ -22,6 +22,7 @@ from .engine.builder import build_components
 from .engine.control import RequestDoor
 from .engine.engine import Engine
 from .engine.settings import names_settings
+from .guard.registry import GuardName
 from .guard.spike import SpikeGuard
 from .guard.verdict import Guard
 from .policies.base import Policy
@@ -97,7 +98,8 @@ class R8Scheduler(Engine):
             outlived its process in ``backup_dir``, if there is one: running the
             same program again continues the run, and a finished run does nothing. A path continues from that file.
             None starts a new run. ``load_callback`` loads the model, or an adapter does once it is attached.
-        guard: Decides which losses to refuse.
+        guard: Decides which losses to refuse: "spike", the default, or "finite", which refuses only what is not finite,
+            for losses that need not fall; or a guard of your own.
         recovery: Decides what to do about refused losses.
         use_curses: Whether to show the run in the terminal: on a full screen, or as plain lines where there is none.
         run_dir: Folder to record the run in, for ``learnit-r8 watch`` and ``report`` (docs/dashboard.md); the record
@@ -151,7 +153,7 @@ class R8Scheduler(Engine):
         checkpoint_dir: str | os.PathLike[str] | None = None, checkpoint_every: int | str | Condition | None = None,
         keep_checkpoints: int | Literal["thin"] = 3, monitor: str | None = None, mode: Literal["min", "max"] = "min",
         resume: str | os.PathLike[str] | None = None,
-        guard: Guard = SpikeGuard(), recovery: Recovery = Recovery(),
+        guard: GuardName | Guard = SpikeGuard(), recovery: Recovery = Recovery(),
         use_curses: bool = False, run_dir: str | os.PathLike[str] | bool | None = None, handle_signals: bool = True,
         cool_down_on: tuple[str, int | str] | None = None,
         name: str | None = None, listeners: Iterable[events.Listener] = (),
@@ -624,9 +626,12 @@ class R8Scheduler(Engine):
         backup_every: int | str | Condition | None = None,
         clone: Callable[[Any], Any] | None = None,
         copy_into: Callable[[Any, Any], Any] | None = None,
+        witness_size: int = 1,
     ) -> None:
         """Use an adapter's callbacks where the user passed none; see `Persistence.adopt`."""
-        self.persistence.adopt(callbacks, backup_every=backup_every, clone=clone, copy_into=copy_into)
+        self.persistence.adopt(
+            callbacks, backup_every=backup_every, clone=clone, copy_into=copy_into, witness_size=witness_size
+        )
 
     def look_at_weights(self) -> None:
         """Take a backup, which checks every number of the model, once the current step is complete."""

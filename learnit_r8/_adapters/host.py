@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from ..checkpoint.callbacks import Callbacks
     from ..engine.membership import Member, RankGroup
+    from ..recovery.controller import RecoveryController
     from ..sampling.ticket import Ticket
     from ..scheduler import R8Scheduler
     from ..triggers import Condition
@@ -52,10 +53,15 @@ class Host(Protocol):
         backup_every: int | str | Condition | None = None,
         clone: Callable[[Any], Any] | None = None,
         copy_into: Callable[[Any, Any], Any] | None = None,
+        witness_size: int = 1,
     ) -> None:
         """Use an adapter's callbacks where the user gave none."""
 
-    def draw_ahead(self) -> Ticket | None:
+    @property
+    def controller(self) -> RecoveryController:
+        """Answers refused losses, and asks for probes."""
+
+    def draw_ahead(self, *, is_fetched: bool = False) -> Ticket | None:
         """Draw a batch while another one is being trained on; None if there is none."""
 
     def draw_epoch(self) -> list[Ticket]:

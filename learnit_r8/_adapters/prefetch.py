@@ -34,6 +34,9 @@ class Trainer(Protocol):
     def between_steps(self) -> None:
         """A loader asks for a batch, which it does between two steps of the training."""
 
+    def before_probe(self) -> None:
+        """A probe is about to be drawn: the gradients of other batches must not be added to its own."""
+
 
 class PlainLoop:
     """The trainer where no adapter has joined: a loop that reports each loss at once.
@@ -48,7 +51,7 @@ class PlainLoop:
     def settle(self) -> None:
         """Do nothing."""
 
-    forget = before_iteration = before_first_batch = settle
+    forget = before_iteration = before_first_batch = before_probe = settle
 
 
 class Prefetch:
@@ -132,11 +135,29 @@ class Prefetch:
         self.hand_back()
         self.reader, self.num_taken = reader, 0
 
-    def draw(self) -> Ticket | None:
-        """Draw one batch ahead; None if there is none left."""
-        ticket = self.r8.draw_ahead()
+    def draw(self, *, is_fetched: bool = False) -> Ticket | None:
+        """Draw one batch ahead; None if there is none left.
+
+        Args:
+            is_fetched: Whether others that were drawn before are trained on first, so that it must not be a probe.
+        """
+        if self.r8.controller.asks_probe and not is_fetched:
+            self.trainer.before_probe()
+        ticket = self.r8.draw_ahead(is_fetched=is_fetched)
         if ticket is not None:
             self.waiting[ticket.draw] = ticket
+        return ticket
+
+    def draw_probe(self, num_before: int) -> Ticket | None:
+        """Draw a probe, which comes before the batches that wait; None if there is none left.
+
+        Args:
+            num_before: Batches that wait and were handed out already.
+        """
+        ticket = self.draw()
+        if ticket is not None:
+            for number in list(self.waiting)[num_before:-1]:
+                self.waiting.move_to_end(number)
         return ticket
 
     def draw_epoch(self) -> list[Ticket]:
@@ -146,6 +167,7 @@ class Prefetch:
             RuntimeError: the budget is spent.
         """
         self.hand_back()
+        self.r8.controller.let_probe(False)
         self.epoch = self.r8.draw_epoch()
         self.waiting.update((ticket.draw, ticket) for ticket in self.epoch)
         if not self.epoch:
@@ -162,8 +184,11 @@ class Prefetch:
 
     def draw_now(self) -> Ticket | None:
         """Draw the batch to train on next; None if there is none left."""
+        controller = self.r8.controller
+        controller.let_probe(True)
         self.current = self.r8.draw_if_any()
         if self.current is not None:
+            controller.note_start()
             self._note_begun(self.current)
         return self.current
 

@@ -120,8 +120,11 @@ class Engine:
         self.emitter.end()
         return ticket
 
-    def draw_ahead(self) -> Ticket | None:
+    def draw_ahead(self, *, is_fetched: bool = False) -> Ticket | None:
         """Draw the next batch while another one is being trained on; call `begin` when its own training begins.
+
+        Args:
+            is_fetched: Whether it is drawn long before it is trained on, so that it is never a probe.
 
         Returns:
             The ticket; None if the budget is spent, all remaining steps are out, or the run was stopped.
@@ -131,7 +134,7 @@ class Engine:
             number, steps = pace.step + pace.num_out, pace.budget.steps
             progress = number / steps if steps is not None and number < steps else pace.progress_at(number)
             if progress >= 1 or pace.is_stopped:
-                if self.controller.experiment.asks_probe and not pace.is_stopped:
+                if self.controller.experiment.asks_probe and not (pace.is_stopped or is_fetched):
                     return draws.draw_last(self, number)
                 self._draw_nothing()
                 return None
@@ -146,7 +149,7 @@ class Engine:
                 or not self.controller.is_quiet
                 or self.search._test is not None
             ):
-                ticket = draws.draw_specially(self, number)
+                ticket = draws.draw_specially(self, number, may_probe=not is_fetched)
                 if ticket is not None:
                     return ticket
                 continue

@@ -97,8 +97,9 @@ def discard(run: Engine, ticket: Ticket) -> None:
     if ticket.epoch < 0:
         run.search.skip(ticket.batch)
         run.use_found_lr()
-    else:
-        _close_unlearned(run, ticket)
+        return
+    _close_unlearned(run, ticket)
+    run.controller.experiment.lose(ticket)
 
 
 def answer_damage(run: Engine, array: str) -> None:

@@ -138,6 +138,14 @@ class RecoveryController:
     def can_probe(self, can_probe: bool) -> None:
         self.experiment.can_probe = can_probe
 
+    def let_probe(self, can_probe: bool) -> None:
+        """Say whether a witness can be drawn out of turn from now on."""
+        self.experiment.let_probe(can_probe)
+
+    def end_update(self) -> None:
+        """Note that the optimizer has taken a step; needed only where it took fewer batches than usual."""
+        self._backup.end_update()
+
     def is_probe(self, ticket: Ticket) -> bool:
         """Whether a batch is the probe."""
         return self.experiment.is_probe(ticket)

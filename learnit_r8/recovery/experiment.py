@@ -186,7 +186,8 @@ def investigate(case: Case, lab: Lab) -> Steps:
 def _is_present_healthy(case: Case) -> Generator[Backup, float, bool]:
     """Whether the witnesses of healthy weights have their losses of then with the present weights."""
     count, has_bad = NUM_REFERENCES.get(case.alarm, 1), False
-    rises, limits = [], []
+    rises: list[float] = []
+    limits: list[float] = []
     for backup in case.references:
         loss = yield from _draw(case, backup)
         if not math.isfinite(loss):
@@ -205,7 +206,7 @@ def _is_present_healthy(case: Case) -> Generator[Backup, float, bool]:
 def _draw(case: Case, witness: Backup, put: Callable[[], bool] = lambda: True) -> Generator[Backup, float, float]:
     """The loss of a witness; drawn again if it is not finite, as a passing fault may have hit it.
 
-    ``put`` puts the state under test back before each draw: a loop that reports after its step has trained on the batch.
+    ``put`` puts the state under test back before each draw: a loop that reports after its step has trained on it.
     """
     loss = math.nan
     for _ in range(case.repeats):

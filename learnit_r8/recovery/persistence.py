@@ -168,6 +168,7 @@ class Persistence:
         backup_every: int | str | Condition | None = None,
         clone: Callable[[Any], Any] | None = None,
         copy_into: Callable[[Any, Any], Any] | None = None,
+        witness_size: int = 1,
     ) -> None:
         """Use an adapter's callbacks where the user gave none; they replace those of an earlier adapter.
 
@@ -176,6 +177,7 @@ class Persistence:
             backup_every: When to take backups from now on; None changes nothing.
             clone: Copies model states from now on, see `RamBackup`; None changes nothing.
             copy_into: Copies model states into a buffer, see `RamBackup`; only used with ``clone``.
+            witness_size: Batches whose gradients make one update.
 
         Raises:
             ValueError: an interval cannot be read.
@@ -190,6 +192,7 @@ class Persistence:
             self._backup_timer.when = as_trigger("backup_every", backup_every)
         if clone is not None:
             self.backup.copy_with(clone, copy_into)
+        self.backup.witness_size = witness_size
         self.wake()
         self._model_loader.hand_over_pending(self.callbacks.load)
 

@@ -91,7 +91,7 @@ class Quarantine:
             # Otherwise the good ones are not counted either.
             self._num_clean += 1
             self._num_clean_refused += 1
-        return members.tolist()
+        return [int(each) for each in members]
 
     def _is_bad(self, sample: int, together: int, *, has_own: bool) -> bool:
         count = self._suspects.get(sample, 0)

@@ -200,7 +200,9 @@ def test_broken_data_end_the_run():
     """Losses that are never finite are called broken data, and end the run after max_refused batches in a row."""
     run = Toy(recovery=Recovery(max_refused=150), num_epochs=30)
     with pytest.warns(RuntimeWarning, match="more than half of the last 100") as caught:
-        with pytest.raises(TrainingDiverged, match="(?s)150 batches in a row were refused.*no state was found to be better"):
+        with pytest.raises(
+            TrainingDiverged, match="(?s)150 batches in a row were refused.*no state was found to be better"
+        ):
             run.run(bad=range(300, 10**4))
 
     assert len(caught) == 1

@@ -252,9 +252,7 @@ def test_passing_fault_does_not_convict_an_unproven_state():
 def test_changed_loss_repeats_itself():
     """The same different loss twice shows that the loss has changed, though the difference is within the tolerance."""
     known = backups(3)
-    finding, _ = conduct(
-        case_of(known), FakeLab(), lambda lab, witness: 1.02 * witness.record if lab.current else 30.0
-    )
+    finding, _ = conduct(case_of(known), FakeLab(), lambda lab, witness: 1.02 * witness.record if lab.current else 30.0)
 
     assert finding.verdict == "level"
 

@@ -59,7 +59,9 @@ def test_error_names_what_is_known():
     incident.note(7, "healthy")
     text = text_of(incident, samples="sample 3", failures=["backup of step 4: no"])
 
-    assert text.startswith("400 batches in a row were refused, the last loss (nan) at step 499 with lr=0.1, not finite.")
+    assert text.startswith(
+        "400 batches in a row were refused, the last loss (nan) at step 499 with lr=0.1, not finite."
+    )
     assert all(each in text for each in ("Suspected: sample 3.", "step 7: healthy", "backup of step 4: no", MEANT))
 
 

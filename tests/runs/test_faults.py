@@ -103,7 +103,9 @@ def test_nan_where_no_loss_sees_it(optimizer, seed):
                 table.weight[10] = NAN
 
     assert [(event.step, event.array) for event in heard.of(events.DamageFound)] == [(40, "net.table.weight")]
-    assert ["were replaced by those of the backup of step 30" in each.text for each in heard.of(events.Notice)] == [True]
+    assert ["were replaced by those of the backup of step 30" in each.text for each in heard.of(events.Notice)] == [
+        True
+    ]
     assert not heard.of(events.RolledBack)
     assert table.weight.isfinite().all()
 

@@ -5,6 +5,7 @@ import random
 import warnings
 
 import pytest
+from learnit_r8.recovery.diagnosis import ARRAY_REASON
 
 from learnit_r8.engine.turns import RunInterrupted
 from learnit_r8.events import StepDone

@@ -150,7 +150,13 @@ class SharedRun:
         note = Note(ticket, means, reading.part_size, skipped, norm, predictions)
         self.exchange.check(note, self._held)
         self._held.append(note)
-        return self._report_all(self.exchange.turn(len(self._held), ticket, self._taken))
+        if self.r8.controller.experiment.is_open:
+            return self._report_all(self.exchange.run(self._taken()))
+        outcome = self._report_all(self.exchange.turn(len(self._held), ticket, self._taken))
+        if self.r8.controller.experiment.is_open and self._num_held_back:
+            # An experiment has begun: what was trained on before must be known first.
+            outcome = self._report_all(self.exchange.drain(self._taken()))
+        return outcome
 
     def settle(self) -> None:
         """Exchange and report the losses that are held back, if there are any; on all ranks at the same place."""
