@@ -344,7 +344,7 @@ def shares(size: int, batch_size: int, repeats: int) -> dict[str, float]:
             read_loss(LOSSES[step & 1023], batch_size)
 
     def rating() -> None:
-        schedule, controller = loop.r8.scheduled_lr, loop.r8.controller
+        schedule, controller = loop.r8.host.scheduled_lr, loop.r8.controller
         for step in range(steps):
             controller.lr(schedule(step / steps))
 
@@ -355,7 +355,7 @@ def shares(size: int, batch_size: int, repeats: int) -> dict[str, float]:
             r8.update_with_loss(LOSSES[step & 1023])
 
     listened = PublicLoop(size, batch_size, epochs=4 * repeats + 4)
-    listened.r8.announcer.add(lambda event: None)
+    listened.r8.host.announcer.add(lambda event: None)
     parts = {
         "public loop": loop, "draw + report": core, "guard": judging, "reading the loss": reading,
         "rate, schedule and ceiling": rating, "public loop with a listener": telling,

@@ -53,7 +53,7 @@ class Judged(NamedTuple):
 def judge(
     run: Engine, ticket: Ticket, loss: Any, part_size: int | None, grad_norm: Any, skipped: bool, predictions: Any
 ) -> Judged:
-    """Read a loss and judge it; asks guard and schedule, which may raise, and changes nothing. See `Engine.report`."""
+    """Read a loss and judge it; asks guard and schedule, and changes nothing. See `R8Scheduler.report`."""
     if type(ticket) is not Ticket:
         raise TypeError(f"ticket must be what draw() returned, got {ticket!r}.")
     _, epoch, indices, rate, _, draw, (chunk, slot, _) = ticket

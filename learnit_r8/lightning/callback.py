@@ -81,7 +81,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             return
         loader.go_on_from(self._saved)
         if resume is not None:
-            adapter.scheduler.say_once("resume", RESUMED.format(resume), is_warning=False)
+            adapter.scheduler.host.say_once("resume", RESUMED.format(resume), is_warning=False)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Raise ValueError unless the training is on the loader."""

@@ -192,9 +192,9 @@ def _adopt(r8: R8Scheduler, model: torch.nn.Module, state: ModelState, sharing: 
 
     callbacks = Callbacks(state.save, state.load, state.read, collect if state.is_spread else None)
     if any(each.is_cuda for each in model.parameters()):
-        r8.adopt(callbacks, clone=copy_to_host, copy_into=copy_to_host_into)
+        r8.host.adopt(callbacks, clone=copy_to_host, copy_into=copy_to_host_into)
     else:
-        r8.adopt(callbacks)
+        r8.host.adopt(callbacks)
 
 
 def _checked_rates(optimizer: Any) -> GroupRates:

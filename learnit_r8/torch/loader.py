@@ -182,8 +182,8 @@ def make_loader(dataset: Any, sampler: R8BatchSampler, *, numbered: bool, settin
         collate = NumberedCollate(collate or default_collate)
     if settings.get("generator") is None:
         # Torch's global generator belongs to the model: beginning an epoch, or resuming in one, must not draw from it.
-        settings = {**settings, "generator": torch.Generator().manual_seed(sampler.r8.seed % 2**63)}
-    reader = SampleReader(dataset, sampler.r8.seed, fetch_many)
+        settings = {**settings, "generator": torch.Generator().manual_seed(sampler.r8.host.seed % 2**63)}
+    reader = SampleReader(dataset, sampler.r8.host.seed, fetch_many)
     items = NumberedReader(reader) if numbered else reader
     return TimedLoader(items, batch_sampler=sampler, **{**settings, "collate_fn": collate})
 
@@ -206,7 +206,7 @@ class TimedLoader(DataLoader[Any]):
             batches = prepared(batches, self, self._device)
         # A trainer may have put a batch sampler of its own in place of the scheduler's.
         r8: R8Scheduler | None = getattr(self.batch_sampler, "r8", None)
-        return batches if r8 is None else r8.timed(batches)
+        return batches if r8 is None else r8.host.timed(batches)
 
 
 def _has_rows(tensor: torch.Tensor) -> bool:

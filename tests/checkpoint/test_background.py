@@ -69,7 +69,7 @@ def test_run_goes_on_while_a_checkpoint_is_written(tmp_path, gate):
     assert not told.of(CheckpointSaved)
     assert not [name for name in files(tmp_path) if name.endswith(".r8") and not name.startswith("tmp")]
     gate.set()
-    r8.persistence.saver._writing[1]._thread.join(30)
+    r8.host.persistence.saver._writing[1]._thread.join(30)
     go_on(r8, 1)
     [saved] = told.of(CheckpointSaved)
     state = CheckpointStore(tmp_path, keep=1, run_id="").load(saved.path).state
@@ -90,7 +90,7 @@ def test_file_is_that_of_a_copied_table(tmp_path, monkeypatch):
         monkeypatch.setattr(table, "LARGE", limit)
         r8 = build(tmp_path / str(limit))
         go_on(r8, 230)
-        r8.persistence.saver.settle()
+        r8.host.persistence.saver.settle()
         state = CheckpointStore(tmp_path / str(limit), keep=1, run_id="").load().state
         contents.append([state["table"][name].tobytes() for name in FIELDS])
 
@@ -112,7 +112,7 @@ def test_disk_that_refuses(tmp_path, gate, monkeypatch):
     r8 = build(tmp_path)
     go_on(r8, 201)
     gate.set()
-    r8.persistence.saver.settle()
+    r8.host.persistence.saver.settle()
 
     def refuse(*_):
         raise OSError("no space left")
@@ -121,11 +121,11 @@ def test_disk_that_refuses(tmp_path, gate, monkeypatch):
         broken.setattr("learnit_r8.checkpoint.store.write_new", refuse)
         go_on(r8, 200)
         with pytest.warns(RuntimeWarning, match=r"checkpoint at step 400 could not be written(.|\n)*no space left"):
-            r8.persistence.saver.settle()
+            r8.host.persistence.saver.settle()
     go_on(r8, 200)
-    r8.persistence.saver.settle()
+    r8.host.persistence.saver.settle()
 
-    assert r8.persistence.saver.num_failed == 1
+    assert r8.host.persistence.saver.num_failed == 1
     assert [name for name in files(tmp_path) if not name.startswith("ck_")] == []
 
 
@@ -133,8 +133,8 @@ def test_best_checkpoint_is_of_its_step(tmp_path, gate):
     """A metric that is logged while its checkpoint is being written pins that one, and no other."""
     r8 = build(tmp_path, monitor="accuracy", mode="max", checkpoint_every=300)
     go_on(r8, 300)
-    r8.between_steps()
-    assert r8.persistence.saver._writing is not None
+    r8.host.between_steps()
+    assert r8.host.persistence.saver._writing is not None
     r8.log(accuracy=0.5)
     gate.set()
     go_on(r8, 30)
@@ -155,7 +155,7 @@ def test_loading_waits_for_the_reader(tmp_path, gate):
     go_on(r8, 1)
     threading.Timer(0.2, gate.set).start()
     r8.load_state_dict(state)
-    r8.persistence.saver.settle()
+    r8.host.persistence.saver.settle()
 
     assert np.isnan(r8.table.loss).all()
     np.testing.assert_array_equal(

@@ -172,7 +172,7 @@ def test_damaged_backup_is_not_trusted():
         if step == 200:
             break
         r8.update_with_loss(batch_loss(indices))
-    before = r8.persistence.restore()
+    before = r8.host.persistence.restore()
 
     assert before.step <= 200 - 64
     assert model.values[0] <= before.step
@@ -431,7 +431,7 @@ def test_no_memory_for_a_backup():
         RuntimeWarning, match=r"there was no memory for the backup at step \d+; the previous one is kept"
     ) as caught:
         advance_to(r8, 40)
-    r8.persistence.callbacks = type(r8.persistence.callbacks)(load=got.append)
+    r8.host.persistence.callbacks = type(r8.host.persistence.callbacks)(load=got.append)
     r8.report(r8.draw(), NAN)
 
     assert len(caught) == 1
