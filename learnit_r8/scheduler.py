@@ -424,6 +424,17 @@ class R8Scheduler:
             )
         return ticket
 
+    def give_up(self, ticket: Ticket, *, on_purpose: bool = False) -> None:
+        """Give up a batch that will not be reported: it is drawn once more at the end of its epoch.
+
+        If it is given up a second time, it counts as a refused step.
+
+        Args:
+            ticket: The batch; nothing happens if it is not out.
+            on_purpose: Whether the user asked for it, so that no notice is needed.
+        """
+        self.host.give_up(ticket, on_purpose=on_purpose)
+
     def cool_down(
         self,
         steps: int | None = None,
@@ -648,6 +659,16 @@ class R8Scheduler:
     def policy(self) -> Policy:
         """The policy that selects and arranges the samples."""
         return self.host.plan.policy
+
+    @property
+    def seed(self) -> int:
+        """The seed of the batches: as given, or that of the saved run that this one continues."""
+        return self.host.seed
+
+    @property
+    def next_step(self) -> int:
+        """The step that a batch drawn now will have."""
+        return self.pace.next_step
 
     @property
     def is_over(self) -> bool:

@@ -417,14 +417,7 @@ class Engine:
                 refusal.discard(self, ticket)
 
     def give_up(self, ticket: Ticket, *, on_purpose: bool = False) -> None:
-        """Give up a batch that will not be reported: it is drawn once more at the end of its epoch.
-
-        If it is given up a second time, it counts as a refused step.
-
-        Args:
-            ticket: The batch; nothing happens if it is not out.
-            on_purpose: Whether the user asked for it, so that no notice is needed.
-        """
+        """Give up a batch that will not be reported; see `R8Scheduler.give_up`."""
         if not ticket.batch.is_out:
             return
         with self.turns.take("give_up", self.pace.step) as turn:
