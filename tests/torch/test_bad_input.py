@@ -359,10 +359,10 @@ def test_an_interruption_in_a_report_loses_nothing(monkeypatch):
     begin = adapter.scheduler.host.begin
 
     def interrupted(*arguments, **settings):
-        monkeypatch.setattr(adapter.scheduler, "begin", begin)
+        monkeypatch.setattr(adapter.scheduler.host, "begin", begin)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(adapter.scheduler, "begin", interrupted)
+    monkeypatch.setattr(adapter.scheduler.host, "begin", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(adapter)
     train(adapter)
