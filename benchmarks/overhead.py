@@ -309,7 +309,7 @@ def checkpoint_stops(size: int, due: int = 300) -> tuple[float, float, float]:
             ticket = r8.draw()
             if r8.global_step and not r8.global_step % due:
                 stops.append((time.thread_time() - began) * 1e3)
-                r8.persistence.saver.settle()  # type: ignore[union-attr]
+                r8.host.persistence.saver.settle()  # type: ignore[union-attr]
             r8.report(ticket, LOSSES[r8.global_step & 1023])
     return stops[0], stops[1], stops[2]
 
@@ -350,7 +350,7 @@ def shares(size: int, batch_size: int, repeats: int) -> dict[str, float]:
             read_loss(LOSSES[step & 1023], batch_size)
 
     def rating() -> None:
-        schedule, controller = loop.r8.scheduled_lr, loop.r8.controller
+        schedule, controller = loop.r8.host.scheduled_lr, loop.r8.controller
         for step in range(steps):
             controller.lr(schedule(step / steps))
 
@@ -361,7 +361,7 @@ def shares(size: int, batch_size: int, repeats: int) -> dict[str, float]:
             r8.update_with_loss(LOSSES[step & 1023])
 
     listened = PublicLoop(size, batch_size, epochs=4 * repeats + 4)
-    listened.r8.announcer.add(lambda event: None)
+    listened.r8.host.announcer.add(lambda event: None)
     parts = {
         "public loop": loop, "draw + report": core, "guard": judging, "reading the loss": reading,
         "rate, schedule and ceiling": rating, "public loop with a listener": telling,

@@ -1,7 +1,7 @@
 """How many files of the package one step leads through: the distinct ones that run in a draw, a report and a frame.
 
-Traced are the functions of all threads. An ordinary step is a draw from a chunk that is planned, a report that is good and
-nothing else. A full step plans a chunk, takes a backup, is recorded in a journal, and ends with a frame of the screen.
+Traced are the functions of all threads. An ordinary step is a draw from a chunk that is planned, and a good report; the
+same with a frame of the screen; and a full step, which plans a chunk, takes a backup and is recorded in a journal.
 
     python benchmarks/step_files.py [--names]
 """
@@ -76,6 +76,14 @@ def ordinary() -> set[str]:
     return files_of(loop.step)
 
 
+def seen() -> set[str]:
+    """The files of an ordinary step that a screen shows, and of the frame."""
+    view = View()
+    loop = Loop(listeners=[view.fold])
+    loop.step_to(loop.r8.steps_per_epoch + 10)
+    return files_of(lambda: (loop.step(), render(view, UiState(), 120, 40)))
+
+
 def full() -> set[str]:
     """The files of a step with all that may be due, and of a frame."""
     view, weights = View(), np.zeros(4)
@@ -94,7 +102,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--names", action="store_true", help="print their names, too")
     names = parser.parse_args().names
-    for label, found in (("an ordinary step", ordinary()), ("a full step and a frame", full())):
+    kinds = {"an ordinary step": ordinary, "the same and a frame": seen, "a full step and a frame": full}
+    for label, found in ((label, trace()) for label, trace in kinds.items()):
         print(f"{label}: {len(found)} files")
         if names:
             print(*(f"    {name}" for name in sorted(found)), sep="\n")

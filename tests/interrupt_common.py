@@ -155,7 +155,7 @@ class User:
         self.came_back, self.num_lost = "", 0
 
     def _get(self):
-        if self.r8.turns.is_mine:
+        if self.r8.host.turns.is_mine:
             # It is asked whether what was put back is sound.
             return self.model.get()
         state = judgement_of(self.r8)
@@ -184,7 +184,7 @@ class User:
                     self._train_bare() if self.loop == "bare" else self._train_tickets()
                 except KeyboardInterrupt:
                     self._react()
-                if not self.out and self.r8.pace.num_out and not self.r8.turns.is_cut and self.r8._open is None:
+                if not self.out and self.r8.pace.num_out and not self.r8.host.turns.is_cut and self.r8._open is None:
                     self._find_lost()
             while True:
                 # An exception that a trace function raises inside of ``except`` may leave the handled one in
@@ -207,10 +207,10 @@ class User:
     def _react(self):
         """What comes first after an interrupt; whether the run was whole."""
         self.num_interrupted += 1
-        if self.r8.turns.is_cut:
+        if self.r8.host.turns.is_cut:
             self._come_back()
             return False
-        if self.reaction == "save" and self.r8.persistence.saver is not None:
+        if self.reaction == "save" and self.r8.host.persistence.saver is not None:
             self.call(self.r8.save_checkpoint)
         elif self.reaction in ("save", "resume"):
             state = self.call(self.r8.state_dict)
@@ -224,13 +224,13 @@ class User:
         """Go on as the message says."""
         r8 = self.r8
         self.out.clear()
-        for call in (r8.draw_if_any, r8.state_dict, r8.between_steps):
+        for call in (r8.draw_if_any, r8.state_dict, r8.host.between_steps):
             with pytest.raises(
                 RunInterrupted, match=r"was cut half-way.*load_checkpoint\(\), or with restore_backup\(\)"
             ):
                 call()
         self.came_back = self._restored()
-        assert not r8.turns.is_cut or self.came_back == "anew"
+        assert not r8.host.turns.is_cut or self.came_back == "anew"
 
     def _restored(self):
         r8, refusal = self.r8, ""
@@ -245,7 +245,7 @@ class User:
             assert (self.model.first, self.model.second) == (first, -first), "the model is of another step"
             assert judgement_of(r8) == state, "guard and model are of two steps"
             return "backup"
-        if r8.persistence.saver is not None and r8.persistence.store.has_files:
+        if r8.host.persistence.saver is not None and r8.host.persistence.store.has_files:
             r8.load_checkpoint()
             assert r8.sentry.num_refused >= 0
             return "checkpoint"
@@ -268,12 +268,12 @@ class User:
             while len(out) < 2 and (ticket := self.call(self.r8.draw_if_any)) is not None:
                 out.append(ticket)
             if not out:
-                self.call(self.r8.between_steps)
+                self.call(self.r8.host.between_steps)
                 return
             ticket = out.pop(0)
             report = functools.partial(self.r8.report, ticket)
             if not self._report(report, ticket.indices.copy(), ticket.lr, ticket.epoch):
-                if ticket.batch.is_out and ticket.batch.chunk in self.r8.plan._open:
+                if ticket.batch.is_out and ticket.batch.chunk in self.r8.host.plan._open:
                     # What was not reported is reported later.
                     out.append(ticket)
                 return
@@ -344,7 +344,7 @@ def memory_of(r8):
     """All that a report changes but the losses themselves, attribute by attribute, as nested tuples."""
     names = ("part_size", "are_offsets", "exclusions", "batch_trend")
     table = {name: getattr(r8.table.storage, name) for name in names}
-    parts = (r8.sentry, r8.controller, r8.persistence.backup, r8.search._test, r8.search.found_lr, r8._tally)
+    parts = (r8.sentry, r8.controller, r8.host.persistence.backup, r8.host.search._test, r8.host.search.found_lr, r8.host._tally)
     return _remembered((table, r8.pace.step, r8.pace.num_out, *parts), [r8.table])
 
 
@@ -368,7 +368,7 @@ def _remembered(value, path):
 def everything(user):
     """All that is remembered in the end, to be compared with a run that was not interrupted."""
     r8 = user.r8
-    saver = r8.persistence.saver
+    saver = r8.host.persistence.saver
     about = {
         "state": r8.state_dict(),
         "memory": memory_of(r8),
@@ -382,15 +382,15 @@ def everything(user):
 def check(user, undisturbed):
     """Raise AssertionError unless an interrupted run is as good as any, or has said that it was not and came back."""
     r8 = user.r8
-    assert not r8.persistence.is_restoring, "is_restoring is left set"
-    assert is_free(r8.turns.lock), "the lock is left held"
-    assert is_free(r8.turns._turn), "the turn is left taken"
+    assert not r8.host.persistence.is_restoring, "is_restoring is left set"
+    assert is_free(r8.host.turns.lock), "the lock is left held"
+    assert is_free(r8.host.turns._turn), "the turn is left taken"
     assert (r8.pace.num_out, r8.global_step) == (0, r8.total_steps), "a batch is lost"
     assert np.array_equal(user.model.first, -user.model.second, equal_nan=True), "the model is half put back"
     assert user.num_lost <= 1
     if user.came_back:
         return
-    if user.reaction in ("retry", "save") and not (user.num_lost or r8.plan.abandoned):
+    if user.reaction in ("retry", "save") and not (user.num_lost or r8.host.plan.abandoned):
         now = everything(user)
         others = [name for name in now if now[name] != undisturbed[name]]
         assert not others, f"{others} are other ones"

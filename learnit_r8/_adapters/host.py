@@ -1,4 +1,4 @@
-"""The host: what an adapter for a framework may use of a scheduler beside the documented methods of `R8Scheduler`."""
+"""The host: what an adapter for a framework may use of ``r8.host``, beside the documented methods of `R8Scheduler`."""
 
 from __future__ import annotations
 
@@ -101,12 +101,12 @@ class Host(Protocol):
 if TYPE_CHECKING:
 
     def _is_host(r8: R8Scheduler) -> Host:
-        return r8
+        return r8.host
 
 
 def check_scheduler(name: str, value: Any) -> None:
     """Raise TypeError, naming the argument, unless ``value`` draws batches and takes reports."""
-    if not (hasattr(value, "draw_ahead") and hasattr(value, "report")):
+    if not (hasattr(value, "host") and hasattr(value, "report")):
         raise TypeError(f"{name} must be an R8Scheduler, got {value!r}.")
 
 

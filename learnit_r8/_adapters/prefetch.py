@@ -46,7 +46,7 @@ class PlainLoop:
     """
 
     def __init__(self, r8: R8Scheduler) -> None:
-        self.between_steps = r8.between_steps
+        self.between_steps = r8.host.between_steps
 
     def settle(self) -> None:
         """Do nothing."""
@@ -88,9 +88,9 @@ class Prefetch:
             TypeError: ``r8`` is not an R8Scheduler.
         """
         check_scheduler("r8", r8)
-        if not isinstance(r8.member, Prefetch):
-            r8.join(cls(r8))
-        member = r8.member
+        if not isinstance(r8.host.member, Prefetch):
+            r8.host.join(cls(r8))
+        member = r8.host.member
         assert isinstance(member, Prefetch)
         return member
 
@@ -143,7 +143,7 @@ class Prefetch:
         """
         if self.r8.controller.asks_probe and not is_fetched:
             self.trainer.before_probe()
-        ticket = self.r8.draw_ahead(is_fetched=is_fetched)
+        ticket = self.r8.host.draw_ahead(is_fetched=is_fetched)
         if ticket is not None:
             self.waiting[ticket.draw] = ticket
         return ticket
@@ -168,7 +168,7 @@ class Prefetch:
         """
         self.hand_back()
         self.r8.controller.let_probe(False)
-        self.epoch = self.r8.draw_epoch()
+        self.epoch = self.r8.host.draw_epoch()
         self.waiting.update((ticket.draw, ticket) for ticket in self.epoch)
         if not self.epoch:
             raise RuntimeError(
@@ -196,7 +196,7 @@ class Prefetch:
         """The oldest batch that waits, as its training begins."""
         oldest = next(iter(self.waiting.values()))
         self.take(oldest)
-        self.current = self.r8.begin(oldest)
+        self.current = self.r8.host.begin(oldest)
         return self.current
 
     def take(self, ticket: Ticket) -> None:
@@ -239,13 +239,13 @@ class Prefetch:
         """Pass over the batch in hand, if it was not reported: it comes once more at the end of the epoch."""
         ticket, self.current = self.current, None
         if ticket is not None:
-            self.r8.give_up(ticket)
+            self.r8.host.give_up(ticket)
 
     def give_up_oldest(self, *, on_purpose: bool = False) -> None:
         """Pass over the oldest batch that waits: it comes once more at the end of the epoch."""
         oldest = next(iter(self.waiting.values()))
         self.take(oldest)
-        self.r8.give_up(oldest, on_purpose=on_purpose)
+        self.r8.host.give_up(oldest, on_purpose=on_purpose)
 
     def hand_back(self) -> None:
         """Give the batches that are not reported back to the scheduler, to be drawn first."""
@@ -253,16 +253,16 @@ class Prefetch:
         self._begun.clear()
         for ticket in reversed([*begun, *self.waiting.values()]):
             if ticket.epoch < 0:
-                self.r8.give_up(ticket)
+                self.r8.host.give_up(ticket)
             else:
-                self.r8.hand_back(ticket)
+                self.r8.host.hand_back(ticket)
         self.waiting.clear()
         self.epoch, self.current = [], None
 
     def discard_epoch(self, epoch: int) -> None:
         """Count the batches left in an epoch as refused, so that one run through a loader is one epoch."""
         for ticket in self.waiting.values():
-            self.r8.discard(ticket)
+            self.r8.host.discard(ticket)
         self.waiting.clear()
-        while self.r8.current_epoch == epoch and (left := self.r8.draw_ahead()) is not None:
-            self.r8.discard(left)
+        while self.r8.current_epoch == epoch and (left := self.r8.host.draw_ahead()) is not None:
+            self.r8.host.discard(left)

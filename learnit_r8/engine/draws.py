@@ -18,7 +18,7 @@ def start(run: Engine) -> None:
     budget, table = run.pace.budget, run.table
     run.search.check_ready()
     run.emitter.run_started(
-        settings=run._settings,
+        settings=run.settings,
         schedule=run.schedule,
         name=run.name,
         num_samples=table.num_samples,

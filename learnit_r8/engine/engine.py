@@ -18,8 +18,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import os
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..guard.monitor import MOST_SUSPICION
 from ..guard.verdict import Verdict
@@ -33,7 +38,11 @@ from .tally import Tally
 from .turns import RunInterrupted, Turns
 
 if TYPE_CHECKING:
+    from ..checkpoint.callbacks import Callbacks
+    from ..triggers import Condition
     from .builder import Components
+
+T = TypeVar("T")
 
 
 class Engine:
@@ -72,7 +81,7 @@ class Engine:
             cool_down_on=parts.cool_down_on,
             waited=self.emitter.leave_out,
         )
-        self._settings = parts.settings
+        self.settings = parts.settings
         self._make_schedule = parts.make_schedule
         # The last progress and its scheduled rate. With more than 30 attributes, CPython 3.11 takes twice as long to
         # read any attribute of this object.
@@ -314,35 +323,7 @@ class Engine:
         skipped: bool = False,
         predictions: Any = None,
     ) -> Outcome:
-        """Report the loss of a batch: judge it, learn from it, advance the run and tell listeners.
-
-        Call it before ``backward()``, and skip ``backward()`` and ``step()`` if the outcome is false; or call it after
-        ``step()``: a refused loss then restores the model.
-
-        Args:
-            ticket: The batch, as `draw` returned it. Batches may be reported in any order, each once.
-            loss: The batch mean: a float, or a 0-dim array or tensor of numpy, torch, TensorFlow or JAX. Or
-                float[B], the loss of each sample. Or with ``part_size``, float[P], the means of consecutive parts.
-                The first report fixes which of the three. Tensors are detached.
-            part_size: Samples in a part, >= 1; the last part of a batch may have fewer.
-            grad_norm: Norm of the batch's gradient, if known: the guard judges it by the same rule as the loss. A
-                number, or a 0-dim array or tensor.
-            skipped: Whether the optimizer's step was skipped because gradients overflowed, as a loss scaler does. The
-                step counts, raises no alarm however often it happens, and a finite loss is learned from.
-            predictions: `Predictions` of the same samples, from which `SampleTable.suspects` judges their labels; with
-                one loss per sample only. They are learned from if the loss is.
-
-        Returns:
-            The verdict, the learning rate to use now, and the step that the model was restored to.
-
-        Raises:
-            RuntimeError: this ticket was reported before, or belongs to another run; or an earlier call was cut
-                half-way, and the message says how to go on.
-            TypeError: the loss is not a real number or a vector of them, the norm is not a number, or the ticket not
-                a ticket.
-            ValueError: the loss has another length or kind than it must have. Nothing was changed.
-            TrainingDiverged: losses are still refused after everything was tried.
-        """
+        """Report the loss of a batch; see `R8Scheduler.report`."""
         return self._report(ticket, loss, part_size, grad_norm, skipped, predictions)
 
     def _report(
@@ -388,6 +369,62 @@ class Engine:
             and batch.chunk.states[batch.slot] == judged.state
         )
 
+    def adopt(
+        self,
+        callbacks: Callbacks,
+        *,
+        backup_every: int | str | Condition | None = None,
+        clone: Callable[[Any], Any] | None = None,
+        copy_into: Callable[[Any, Any], Any] | None = None,
+        witness_size: int = 1,
+    ) -> None:
+        """Use an adapter's callbacks where the user passed none; see `Persistence.adopt`."""
+        self.persistence.adopt(
+            callbacks, backup_every=backup_every, clone=clone, copy_into=copy_into, witness_size=witness_size
+        )
+
+    def look_at_weights(self) -> None:
+        """Take a backup, which checks every number of the model, once the current step is complete."""
+        self.persistence.look_at_weights()
+
+    def timed(self, batches: Iterator[T]) -> Iterator[T]:
+        """The same batches; if there are listeners, the time that training waits for each is measured."""
+        return self.emitter.timed(batches) if self.announcer.is_heard else batches
+
+    def may_be_due(self, step: int) -> bool:
+        """Whether a backup or a checkpoint may be due once this many steps are reported."""
+        return step >= self.persistence.quiet_steps or self.pace.seconds >= self.persistence.quiet_seconds
+
+    def share(self, group: membership.RankGroup, resume: str | os.PathLike[str] | None = None) -> None:
+        """Act as one scheduler with those of the other ranks; call it before the first draw. See `membership.share`."""
+        membership.share(self, group, resume)
+
+    def deciding_state(self, samples: NDArray[np.int64]) -> list[Any]:
+        """The state that decides the next steps, as plain values and arrays; of the table only some records.
+
+        Args:
+            samples: int64[K], their positions.
+        """
+        self.hand_over()
+        table = self.table
+        numbers = [self.pace.state_dict(), self.controller.state_dict(), self.sentry.state_dict(), table.trend, self.lr]
+        evidence = table.storage.evidence.take(samples)
+        return [numbers, table.storage.records.take(samples), *([] if evidence is None else [evidence])]
+
+    def draw_epoch(self) -> list[Ticket]:
+        """Draw the rest of the epoch at once; empty if the budget is spent or the run was stopped."""
+        return draws.rest_of_epoch(self)
+
+    @property
+    def seed(self) -> int:
+        """The seed of the batches: as given, or that of the saved run that this one continues."""
+        return self.plan.seed
+
+    @property
+    def next_step(self) -> int:
+        """The step that a batch drawn now will have."""
+        return self.pace.next_step
+
     def discard(self, ticket: Ticket) -> None:
         """Count a batch whose training was undone before its loss was judged: a step that nothing is learned from.
 
@@ -403,14 +440,7 @@ class Engine:
                 refusal.discard(self, ticket)
 
     def give_up(self, ticket: Ticket, *, on_purpose: bool = False) -> None:
-        """Give up a batch that will not be reported: it is drawn once more at the end of its epoch.
-
-        If it is given up a second time, it counts as a refused step.
-
-        Args:
-            ticket: The batch; nothing happens if it is not out.
-            on_purpose: Whether the user asked for it, so that no notice is needed.
-        """
+        """Give up a batch that will not be reported; see `R8Scheduler.give_up`."""
         if not ticket.batch.is_out:
             return
         with self.turns.take("give_up", self.pace.step) as turn:

@@ -51,7 +51,7 @@ class Judged(NamedTuple):
 def judge(
     run: Engine, ticket: Ticket, loss: Any, part_size: int | None, grad_norm: Any, skipped: bool, predictions: Any
 ) -> Judged:
-    """Read a loss and judge it; asks guard and schedule, which may raise, and changes nothing. See `Engine.report`."""
+    """Read a loss and judge it; asks guard and schedule, and changes nothing. See `R8Scheduler.report`."""
     if type(ticket) is not Ticket:
         raise TypeError(f"ticket must be what draw() returned, got {ticket!r}.")
     _, epoch, indices, rate, _, _, (chunk, slot, _) = ticket
@@ -82,8 +82,13 @@ def judge(
         judgement = sentry.unjudged(verdict)
         return Judged(step, losses, state, reading, kind, math.nan, judgement, math.nan, True, math.nan, False)
     expected, typical = chunk.expected[slot], chunk.typical
-    if kind != EXACT:
-        expected, typical = table.learner.with_trend(expected), table.learner.with_trend(typical)
+    # As `LossLearner.with_trend` says, without two calls.
+    if kind != EXACT and storage.estimator == "relative":
+        trend = storage.batch_trend.value
+        if storage.are_offsets:
+            expected, typical = expected + trend, typical + trend
+        else:
+            expected, typical = expected * trend, typical * trend
     predicted, is_usual = expected, True
     if expected < typical and kind != EXACT:
         # Estimates from batch means are too rough to expect less of a batch that was chosen by them.

@@ -132,7 +132,7 @@ class Training:
         if self._r8 is not None:
             self._driven = DrivenState(loop_state)
             if self._driven.has_model:
-                self._r8.adopt(self._driven.callbacks())
+                self._r8.host.adopt(self._driven.callbacks())
 
     def batches(self) -> Iterator[Any]:
         """The batches of all epochs."""

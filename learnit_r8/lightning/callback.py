@@ -89,7 +89,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             return
         loader.go_on_from(self._saved)
         if resume is not None:
-            adapter.scheduler.say_once("resume", RESUMED.format(resume), is_warning=False)
+            adapter.scheduler.host.say_once("resume", RESUMED.format(resume), is_warning=False)
 
     def _training_step(self, pl_module: Any, *args: Any, **kwargs: Any) -> Any:
         """What ``training_step`` returns; nothing where it raises and its values are seen to be not finite.

@@ -186,7 +186,7 @@ class Adapter:
             labels = single_labels(logits, targets, losses=losses, mask=mask, exact=exact)
         read = read_losses(losses, count, mask=mask, weights=weights, shares=shares, exact=exact)
         if losses.ndim == 0:
-            self.scheduler.say_once("mean loss", MEAN_LOSS, is_warning=False)
+            self.scheduler.host.say_once("mean loss", MEAN_LOSS, is_warning=False)
         values, num_classes = read.values, 0
         if labels is not None:
             values, num_classes = packed(values, *labels)

@@ -201,9 +201,9 @@ def _adopt(
     generators = None if ahead else Generators(random_state, set_random_state)
     callbacks = Callbacks(state.save, state.load, state.read, collect if state.is_spread else None, generators)
     if any(each.is_cuda for each in model.parameters()):
-        r8.adopt(callbacks, clone=copy_to_host, copy_into=copy_to_host_into, witness_size=accumulate)
+        r8.host.adopt(callbacks, clone=copy_to_host, copy_into=copy_to_host_into, witness_size=accumulate)
     else:
-        r8.adopt(callbacks, witness_size=accumulate)
+        r8.host.adopt(callbacks, witness_size=accumulate)
 
 
 def _checked_rates(optimizer: Any) -> GroupRates:

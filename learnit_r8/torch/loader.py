@@ -195,8 +195,8 @@ def make_loader(dataset: Any, sampler: R8BatchSampler, *, numbered: bool, settin
         collate = NumberedCollate(collate or default_collate)
     if settings.get("generator") is None:
         # Torch's global generator belongs to the model: beginning an epoch, or resuming in one, must not draw from it.
-        settings = {**settings, "generator": torch.Generator().manual_seed(sampler.r8.seed % 2**63)}
-    reader = SampleReader(dataset, sampler.r8.seed, fetch_many)
+        settings = {**settings, "generator": torch.Generator().manual_seed(sampler.r8.host.seed % 2**63)}
+    reader = SampleReader(dataset, sampler.r8.host.seed, fetch_many)
     items = NumberedReader(reader) if numbered else reader
     return TimedLoader(items, batch_sampler=sampler, **{**settings, "collate_fn": collate})
 
@@ -222,7 +222,7 @@ class TimedLoader(DataLoader[Any]):
             batches = WithProbes(batches, self, Prefetch.of(r8))
         if self._device is not None:
             batches = prepared(batches, self, self._device)
-        return batches if r8 is None else r8.timed(batches)
+        return batches if r8 is None else r8.host.timed(batches)
 
 
 class WithProbes:
@@ -258,7 +258,7 @@ class WithProbes:
     def _is_at_end(self) -> bool:
         """Whether the budget is spent while batches wait: probes have taken their steps."""
         waiting, r8 = self._batches.waiting, self._batches.r8
-        return bool(waiting) and r8.total_steps is not None and r8.next_step - len(waiting) >= r8.total_steps
+        return bool(waiting) and r8.total_steps is not None and r8.host.next_step - len(waiting) >= r8.total_steps
 
     def _fetch_last(self) -> Any:
         """Fetch a probe before the run ends, if its last losses were unusual."""

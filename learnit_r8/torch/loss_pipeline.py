@@ -110,7 +110,7 @@ class LossPipeline:
             The ticket as if it were drawn when the training on it began.
         """
         self._batches.take(ticket)
-        begun = self._r8.begin(ticket, held_back=self.num_on_their_way, is_late=True)
+        begun = self._r8.host.begin(ticket, held_back=self.num_on_their_way, is_late=True)
         self.set_rates(begun.lr)
         self.recorded = Sent(begun, count, part_size, num_classes=num_classes), values
         return begun
@@ -188,7 +188,7 @@ class LossPipeline:
         if self.recorded is None:
             return False
         (sent, _), self.recorded = self.recorded, None
-        self._r8.give_up(sent.ticket, on_purpose=True)
+        self._r8.host.give_up(sent.ticket, on_purpose=True)
         return True
 
     def drop(self) -> None:
@@ -200,7 +200,7 @@ class LossPipeline:
 
     def _discard(self, sent: list[Sent]) -> None:
         for each in sent:
-            self._r8.discard(each.ticket)
+            self._r8.host.discard(each.ticket)
 
     def forget(self) -> None:
         """Drop the losses on their way: a state of the scheduler was loaded.
@@ -214,7 +214,7 @@ class LossPipeline:
 
     def set_next_rates(self) -> None:
         """Set the optimizer's rates for the batch that comes next: a loop may step before it reports."""
-        lr = None if self._rates is None else self._r8.lr_after(self.num_on_their_way)
+        lr = None if self._rates is None else self._r8.host.lr_after(self.num_on_their_way)
         if lr is not None:
             self.set_rates(lr)
 
@@ -228,11 +228,11 @@ class LossPipeline:
             self._num_loads = self._state.num_loads
             rates.forget()
         if rates.set(lr):
-            self._r8.say_once("foreign rate", FOREIGN)
+            self._r8.host.say_once("foreign rate", FOREIGN)
         if rates.has_grown:
             # Earlier backups do not fit the optimizer any more.
             rates.has_grown = False
-            self._r8.look_at_weights()
+            self._r8.host.look_at_weights()
 
     def between_steps(self) -> None:
         """Do what is due between two steps; a loader calls it whenever it asks for a batch."""

@@ -112,7 +112,7 @@ class SamplerIterator:
         self.epoch, self.length = r8.current_epoch, num_left(r8)
         self._end = (self.epoch + 1) * r8.steps_per_epoch
         if r8.is_over and not r8.is_stopped:
-            r8.say_once(
+            r8.host.say_once(
                 "no batches left",
                 f"the budget is spent after {r8.global_step} steps: R8BatchSampler gives no more batches.",
             )
@@ -120,7 +120,7 @@ class SamplerIterator:
     def _is_at_end(self) -> bool:
         """Whether the epoch has no more batches."""
         r8 = self._batches.r8
-        if r8.next_step < self._end:
+        if r8.host.next_step < self._end:
             return False
         if self._num_ahead or not r8.is_over:
             return True
@@ -157,7 +157,7 @@ class SamplerIterator:
         num_handed_out = min(self._num_drawn, self._num_asked - self._num_ahead)
         if batches.num_taken or not 1 < self.length <= num_handed_out:
             return False
-        batches.r8.say_once("nothing reported", NOTHING_REPORTED.format(self.length))
+        batches.r8.host.say_once("nothing reported", NOTHING_REPORTED.format(self.length))
         return True
 
     def _warn_if_silent(self) -> None:
@@ -165,7 +165,7 @@ class SamplerIterator:
         num_asked_before = self._num_asked - self._num_ahead - 1
         # One batch may be fetched in advance by the trainer, and the one before it is in hand.
         if not (self._batches.num_taken or self._may_wait) and num_asked_before - self._ahead > 2:
-            self._batches.r8.say_once("nothing reported", NOTHING_REPORTED.format(self.length))
+            self._batches.r8.host.say_once("nothing reported", NOTHING_REPORTED.format(self.length))
 
     def in_hand(self) -> Ticket:
         """The batch that the next loss belongs to; see `find_batch`."""

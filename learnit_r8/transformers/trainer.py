@@ -165,13 +165,13 @@ class R8Mixin:
         args, r8 = trainer.args, adapter.scheduler
         unused = unused_rates(args) if self._r8_settings.get("sets_lr", True) else ""
         if unused:
-            r8.say_once("unused rates", unused)
+            r8.host.say_once("unused rates", unused)
         if self._r8_resumes and resume is not None:
             text = f"train() was given resume_from_checkpoint, so resume={resume!r} of r8 is ignored."
-            r8.say_once("resume", text, is_warning=False)
+            r8.host.say_once("resume", text, is_warning=False)
         size, given = r8.table.batch_size, trainer._train_batch_size * args.world_size
         if size != given:
-            r8.say_once(
+            r8.host.say_once(
                 "batch size",
                 f"the batches have {size} samples, as those of the checkpoint: {size // args.world_size} for each of "
                 f"{args.world_size} processes, in place of {trainer._train_batch_size}.",
@@ -268,11 +268,11 @@ class R8Mixin:
         r8 = self._adapter().scheduler
         if len(own.losses) == count:
             if not r8.global_step and is_packed(inputs):
-                r8.say_once("packed", PACKED, is_warning=False)
+                r8.host.say_once("packed", PACKED, is_warning=False)
             return own
         documents = document_losses(own, inputs.get("position_ids"), count)
         if documents is None:
-            r8.say_once("not of samples", NOT_OF_SAMPLES.format(len(own.losses), count), is_warning=False)
+            r8.host.say_once("not of samples", NOT_OF_SAMPLES.format(len(own.losses), count), is_warning=False)
         return documents
 
 

@@ -69,7 +69,7 @@ def test_run_goes_on_while_a_checkpoint_is_written(tmp_path, gate):
     assert not told.of(CheckpointSaved)
     assert not [name for name in files(tmp_path) if name.endswith(".r8") and not name.startswith("tmp")]
     gate.set()
-    r8.persistence.saver._writing[1]._thread.join(30)
+    r8.host.persistence.saver._writing[1]._thread.join(30)
     go_on(r8, 16)
     [saved] = told.of(CheckpointSaved)
     state = CheckpointStore(tmp_path, keep=1, run_id="").load(saved.path).state
@@ -90,8 +90,8 @@ def test_small_table_is_written_at_once(tmp_path, monkeypatch):
         monkeypatch.setattr(persistence, "LARGE", limit)
         r8 = build(tmp_path / str(limit))
         go_on(r8, 201)
-        assert (r8.persistence.saver._writing is None) == (limit > SIZE)
-        r8.persistence.saver.settle()
+        assert (r8.host.persistence.saver._writing is None) == (limit > SIZE)
+        r8.host.persistence.saver.settle()
         found.append([newest(tmp_path / str(limit))["table"][name].tobytes() for name in FIELDS])
 
     assert found[0] == found[1]
@@ -118,11 +118,11 @@ def test_disk_that_refuses(tmp_path, monkeypatch):
         broken.setattr("learnit_r8.checkpoint.store.write_new", refuse)
         go_on(r8, 201)
         with pytest.warns(RuntimeWarning, match=r"checkpoint at step 200 could not be written(.|\n)*no space left"):
-            r8.persistence.saver.settle()
+            r8.host.persistence.saver.settle()
     go_on(r8, 200)
-    r8.persistence.saver.settle()
+    r8.host.persistence.saver.settle()
 
-    assert r8.persistence.saver.num_failed == 1
+    assert r8.host.persistence.saver.num_failed == 1
     assert files(tmp_path) == ["ck_000000000001.r8"]
 
 
@@ -130,8 +130,8 @@ def test_best_checkpoint_is_of_its_step(tmp_path, gate):
     """A metric that is logged while its checkpoint is being written pins that one, and no other."""
     r8 = build(tmp_path, monitor="accuracy", mode="max", checkpoint_every=300)
     go_on(r8, 300)
-    r8.between_steps()
-    assert r8.persistence.saver._writing is not None
+    r8.host.between_steps()
+    assert r8.host.persistence.saver._writing is not None
     r8.log(accuracy=0.5)
     gate.set()
     go_on(r8, 30)
@@ -152,7 +152,7 @@ def test_loading_does_not_change_what_is_written(tmp_path, gate):
     go_on(r8, 1)
     r8.load_state_dict(state)
     gate.set()
-    r8.persistence.saver.settle()
+    r8.host.persistence.saver.settle()
 
     assert np.isnan(r8.table.loss).all()
     np.testing.assert_array_equal(newest(tmp_path)["table"]["last"] > 0, ~np.isnan(last))

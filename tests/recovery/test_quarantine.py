@@ -104,7 +104,7 @@ def test_release():
     """A released sample is drawn again; releasing one that is not in quarantine raises and changes nothing."""
     r8, _, _, _ = fit()
     heard = []
-    r8.announcer.add(heard.append)
+    r8.host.announcer.add(heard.append)
     with pytest.raises(ValueError, match=r"indices must be in quarantine \(\[123\]\), got \[7\] that are not"):
         r8.release([BAD, 7])
     with pytest.raises(TypeError, match=r"indices must be whole numbers, positions of samples, got 'x'"):

@@ -231,7 +231,7 @@ def test_probes_with_batches_out(out):
             tickets.append(ticket)
         if not tickets:
             break
-        ticket = r8.begin(tickets.pop(0))
+        ticket = r8.host.begin(tickets.pop(0))
         if r8.report(ticket, float(task.losses(ticket.indices).mean())):
             task.step(ticket.lr)
             if r8.global_step == 600 and not is_damaged:

@@ -207,7 +207,7 @@ def test_restore_backup_is_interrupted(at):
         with Interrupter(at):
             r8.restore_backup()
     except KeyboardInterrupt:
-        assert r8.turns.is_cut or r8.global_step == 5
+        assert r8.host.turns.is_cut or r8.global_step == 5
     if not r8.table.is_whole:
         with pytest.raises(RuntimeError, match="needs a whole table"):
             r8.restore_backup()
@@ -251,8 +251,8 @@ def test_reset_baseline_is_interrupted():
             is_done = True
         except KeyboardInterrupt:
             pass
-        num_cut += r8.turns.is_cut
-        if not r8.turns.is_cut:
+        num_cut += r8.host.turns.is_cut
+        if not r8.host.turns.is_cut:
             assert (memory_of(r8) == before) is (r8.sentry.baseline == 0)
             assert r8.controller.is_calm is (r8.sentry.baseline == 1)
 
@@ -298,7 +298,7 @@ class Upset:
         try:
             return call()
         except (OSError, KeyboardInterrupt):
-            assert not self.r8.turns.is_cut
+            assert not self.r8.host.turns.is_cut
             return call()
 
     def run(self):

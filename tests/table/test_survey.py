@@ -365,7 +365,7 @@ def test_own_time_is_told_with_the_steps():
     listener = Listener()
     clock = Clock()
     r8 = make(100, batch_size=10, listeners=[listener])
-    r8.emitter = EventEmitter(r8.announcer, r8.table, clock=clock)
+    r8.host.emitter = EventEmitter(r8.host.announcer, r8.table, clock=clock)
     for _ in range(3):
         ticket = r8.draw()
         clock.advance(1000.0)

@@ -398,7 +398,7 @@ def test_nothing_reported(name):
     r8 = scheduler(num_epochs=3)
     loader, _ = loader_of(r8, **LOADERS[name])
     epochs, notices = [], []
-    r8.announcer.add(lambda event: notices.append(getattr(event, "text", "")))
+    r8.host.announcer.add(lambda event: notices.append(getattr(event, "text", "")))
     for _ in range(3):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
