@@ -118,7 +118,7 @@ def kills(count, seed=0):
         if model[0] != r8.global_step:
             raise ValueError(f"model of step {model[0]} with scheduler of step {r8.global_step}")
         write("ready\n")
-        r8.announcer.add(lambda event: type(event).__name__ == "CheckpointSaved" and write(f"{event.step}\n"))
+        r8.host.announcer.add(lambda event: type(event).__name__ == "CheckpointSaved" and write(f"{event.step}\n"))
         while (ticket := r8.draw_if_any()) is not None:
             r8.report(ticket, loss_of(ticket.indices))
 

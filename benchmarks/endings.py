@@ -73,7 +73,7 @@ class Digits:
             if until is not None and r8.global_step >= until:
                 break
         # So that the checkpoint of this epoch is written.
-        r8.between_steps()
+        r8.host.between_steps()
 
     def result(self):
         """Test loss and accuracy."""

@@ -109,10 +109,10 @@ def surveys(sizes: tuple[int, ...]) -> None:
     print("\na survey")
     for size in sizes:
         table = SampleTable(size, batch_size=256)
-        table.part_size = EXACT
-        table.observe(1.0, 1.0)
+        table.storage.part_size = EXACT
+        table.learner.observe(1.0, 1.0)
         losses = np.random.default_rng(0).lognormal(0, 1, size)
-        table.learn(np.arange(size), losses, None, np.full(size, 1.0))
+        table.learner.learn(np.arange(size), losses, None, np.full(size, 1.0))
         surveyor, times = Surveyor(table), []
         for count in range(8):
             began = time.perf_counter()

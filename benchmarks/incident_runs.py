@@ -162,7 +162,7 @@ class Run:
     """
 
     def __init__(self, case: Case, *, has_faults: bool = True) -> None:
-        self.case, self.watch, self.model = case, Watch(), make_model(case)
+        self.case, self.has_faults, self.watch, self.model = case, has_faults, Watch(), make_model(case)
         model = self.model
         self.steps = case.steps or case.epochs * -(-model.num_samples // case.batch_size)
         model.change_at = self.steps // 2
@@ -178,7 +178,7 @@ class Run:
         lr = planned if self.case.schedule.startswith("own") else lr
         if self.number >= 2 * self.steps // 3:
             self.shares.append(lr / planned)
-        return self.injector.rate(self.number, lr)
+        return self.injector.rate(self.number, lr) if self.has_faults else lr
 
     def report(self, losses: Any) -> Any:
         """What is reported of a batch."""

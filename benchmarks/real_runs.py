@@ -229,8 +229,8 @@ def train(setting: Setting, factors: Sequence[float], seeds: Sequence[int], *, b
         for number, (r8, ticket) in enumerate(zip(schedulers, tickets, strict=True)):
             if ticket is not None:
                 mean = float(losses[number].mean())
-                expected = r8.table.with_trend(ticket.batch.expected)
-                rows[number, step] = mean, expected, r8.table.with_trend(ticket.batch.typical), ticket.lr
+                expected = r8.table.learner.with_trend(ticket.batch.expected)
+                rows[number, step] = mean, expected, r8.table.learner.with_trend(ticket.batch.typical), ticket.lr
                 is_on[number] = bool(np.isfinite(losses[number]).all() and abs(mean) < 1e30)
                 if is_on[number]:
                     r8.report(ticket, losses[number] if setting.per_sample else mean)

@@ -17,11 +17,12 @@ from numpy.typing import ArrayLike, NDArray
 from . import events
 from .checkpoint.run_config import arguments_of
 from .checkpoint.store import CheckpointStore
-from .engine import draws, ending, membership, refusal, run_state
+from .engine import ending, refusal, run_state
 from .engine.builder import build_components
-from .engine.control import RequestDoor
+from .engine.control import RequestDoor, Requests
 from .engine.engine import Engine
 from .engine.settings import names_settings
+from .guard.registry import GuardName
 from .guard.spike import SpikeGuard
 from .guard.verdict import Guard
 from .policies.base import Policy
@@ -35,17 +36,15 @@ from .table.losses import read_number
 from .triggers import Condition
 
 if TYPE_CHECKING:
-    from .checkpoint.callbacks import Callbacks
     from .checkpoint.reader import Checkpoint
     from .checkpoint.saver import BestCheckpoint
-    from .engine.membership import RankGroup
     from .engine.settings import NewGoal, Unpack
     from .journal.writer import Journal
 
 T = TypeVar("T")
 
 
-class R8Scheduler(Engine):
+class R8Scheduler:
     """Decides which samples to train on next and at what learning rate; your loop reports each loss back.
 
     Args:
@@ -97,7 +96,8 @@ class R8Scheduler(Engine):
             outlived its process in ``backup_dir``, if there is one: running the
             same program again continues the run, and a finished run does nothing. A path continues from that file.
             None starts a new run. ``load_callback`` loads the model, or an adapter does once it is attached.
-        guard: Decides which losses to refuse.
+        guard: Decides which losses to refuse: "spike", the default, or "finite", which refuses only what is not finite,
+            for losses that need not fall; or a guard of your own.
         recovery: Decides what to do about refused losses.
         use_curses: Whether to show the run in the terminal: on a full screen, or as plain lines where there is none.
         run_dir: Folder to record the run in, for ``learnit-r8 watch`` and ``report`` (docs/dashboard.md); the record
@@ -122,6 +122,7 @@ class R8Scheduler(Engine):
         controller: The recovery at work: ``controller.lr_factor`` is the share of the scheduled rate that is used now.
         requests: What other threads may ask of the run: `Requests.stop`, `Requests.save`, `Requests.pause`.
         name: Name of the run, "" without one.
+        host: What adapters use: the engine, of which ``_adapters/host.py`` lists the members for them.
 
     Raises:
         ValueError: an argument outside its range, or not exactly one budget.
@@ -151,35 +152,39 @@ class R8Scheduler(Engine):
         checkpoint_dir: str | os.PathLike[str] | None = None, checkpoint_every: int | str | Condition | None = None,
         keep_checkpoints: int | Literal["thin"] = 3, monitor: str | None = None, mode: Literal["min", "max"] = "min",
         resume: str | os.PathLike[str] | None = None,
-        guard: Guard = SpikeGuard(), recovery: Recovery = Recovery(),
+        guard: GuardName | Guard = SpikeGuard(), recovery: Recovery = Recovery(),
         use_curses: bool = False, run_dir: str | os.PathLike[str] | bool | None = None, handle_signals: bool = True,
         cool_down_on: tuple[str, int | str] | None = None,
         name: str | None = None, listeners: Iterable[events.Listener] = (),
         seed: int = 0, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         given = {argument: value for argument, value in locals().items() if argument not in ("self", "__class__")}
-        super().__init__(build_components(given))
+        self.host = engine = Engine(build_components(given))
+        self.name, self.table, self.pace = engine.name, engine.table, engine.pace
+        self.sentry, self.controller = engine.sentry, engine.controller
+        # A step pays for no call that only hands on.
+        self.report = engine.report  # type: ignore[method-assign]
         self._journal: Journal | None = None
-        door = RequestDoor(self)
+        door = RequestDoor(engine)
         if use_curses or run_dir is not None:
             from .journal.factory import open_journal
 
             table = self.table
             sizes = {"num_samples": str(table.num_samples), "batch_size": str(table.batch_size)}
             self._journal = open_journal(
-                run_dir, is_shown=use_curses, name=self.name, configuration={**sizes, **self._settings}, table=table,
+                run_dir, is_shown=use_curses, name=self.name, configuration={**sizes, **engine.settings}, table=table,
                 requests=door,
             )  # fmt: skip
             if self._journal is not None:
-                self.announcer.add(self._journal)
+                self.host.announcer.add(self._journal)
         if use_curses:
             from .dashboard.live import Live
 
-            self.announcer.add(Live(door, folder=self.run_dir or ""))
+            self.host.announcer.add(Live(door, folder=self.run_dir or ""))
         self._open: Ticket | None = None
         self._is_closed = False
         if resume is not None:
-            run_state.resume_from(self, resume)
+            run_state.resume_from(self.host, resume)
 
     @classmethod
     def resume_from_checkpoint(
@@ -225,11 +230,31 @@ class R8Scheduler(Engine):
         own = folder if span is None else run_state.folder_of_branch(folder, checkpoint, new_goal)
         arguments = arguments_of(checkpoint.config, {"checkpoint_dir": own, **new_goal}, cls)
         r8 = cls(save_callback=save_callback, load_callback=load_callback, **arguments)
-        run_state.go_on_from(r8, checkpoint, fitted(checkpoint.state, r8.table, r8.plan, remap))
+        run_state.go_on_from(r8.host, checkpoint, fitted(checkpoint.state, r8.table, r8.host.plan, remap))
         if span is not None:
-            ending.branch(r8, span, r8.pace.step)
-        run_state.say_if_finished(r8)
+            ending.branch(r8.host, span, r8.pace.step)
+        run_state.say_if_finished(r8.host)
         return r8
+
+    @property
+    def requests(self) -> Requests:
+        """What other threads may ask of the run."""
+        return self.host.requests
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule, a function from progress in [0, 1] to a learning rate."""
+        return self.host.schedule
+
+    @property
+    def lr(self) -> float:
+        """The learning rate to use now."""
+        return self.host.lr
+
+    @property
+    def global_step(self) -> int:
+        """Batches reported so far, refused ones included."""
+        return self.pace.step
 
     @property
     def run_dir(self) -> Path | None:
@@ -242,17 +267,17 @@ class R8Scheduler(Engine):
         Raises:
             RuntimeError: no batch was drawn since the last epoch number.
         """
-        run_state.say_if_spent(self)
+        run_state.say_if_spent(self.host)
         try:
             while True:
-                self.settle()
-                self.between_steps()
+                self.host.settle()
+                self.host.between_steps()
                 if self.pace.is_over:
                     return
                 # A batch drawn earlier and given up now may be the last of the epoch.
-                before = self._num_draws, self.pace.step
+                before = self.host._num_draws, self.pace.step
                 yield self.current_epoch
-                if (self._num_draws, self.pace.step) == before and not self.pace.is_over:
+                if (self.host._num_draws, self.pace.step) == before and not self.pace.is_over:
                     raise RuntimeError(
                         f"epoch {self.current_epoch} ended with no batch drawn; iterate over batch_iterator()."
                     )
@@ -270,21 +295,21 @@ class R8Scheduler(Engine):
         Raises:
             RuntimeError: the policy weights samples; those need `draw` and `report`.
         """
-        epoch, pace, search = self.current_epoch, self.pace, self.search
+        epoch, pace, search = self.current_epoch, self.pace, self.host.search
         self.requests.stay_within(None)
         while True:
             if self._open is not None:
-                self.give_up(self._open)
-            is_over = pace.step // pace.steps_per_epoch != epoch and not search.is_on
-            if is_over and not refusal.look_last(self):
-                self.between_steps()
-                return
+                self.host.give_up(self._open)
+            if pace.step // pace.steps_per_epoch != epoch and not search.is_on:
+                self.host.between_steps()
+                if not (self.pace.is_finished and self.controller.asks_probe):
+                    return
             ticket = self._open = self.draw_if_any()
             if ticket is None:
                 return
             if ticket.weights is not None:
                 raise RuntimeError(
-                    f"policy {self.plan.policy!r} weights samples: use draw() and report(), and ticket.weights."
+                    f"policy {self.host.plan.policy!r} weights samples: use draw() and report(), and ticket.weights."
                 )
             try:
                 yield ticket.indices, ticket.lr
@@ -312,27 +337,76 @@ class R8Scheduler(Engine):
             return self._report_in_hand(
                 loss, part_size=part_size, grad_norm=grad_norm, skipped=skipped, predictions=predictions
             )
-        outcome = self.report(
-            ticket, loss, part_size=part_size, grad_norm=grad_norm, skipped=skipped, predictions=predictions
-        )
+        outcome = self.host._report(ticket, loss, part_size, grad_norm, skipped, predictions)
         self._open = None
         return outcome
 
     def _report_in_hand(self, loss: Any, **extras: Any) -> Outcome:
         """Report the loss of the batch that a loader handed out."""
-        found = self.member.in_hand()
+        found = self.host.member.in_hand()
         if found is None:
-            why = "the last one was reported already; report each batch once" if self._num_draws else "draw one first"
+            why = (
+                "the last one was reported already; report each batch once"
+                if self.host._num_draws
+                else "draw one first"
+            )
             raise RuntimeError(
                 f"update_with_loss() was called at step {self.global_step} with no batch open; {why}. "
                 "(Where an adapter of attach() trains, report() of that takes the losses.)"
             )
         try:
-            return self.report(self.begin(found, is_late=True), loss, **extras)
+            return self.report(self.host.begin(found, is_late=True), loss, **extras)
         finally:
             # A loss of a wrong shape leaves the batch out.
             if not found.batch.is_out:
-                self.member.take(found)
+                self.host.member.take(found)
+
+    def report(
+        self,
+        ticket: Ticket,
+        loss: Any,
+        *,
+        part_size: int | None = None,
+        grad_norm: Any = None,
+        skipped: bool = False,
+        predictions: Any = None,
+    ) -> Outcome:
+        """Report the loss of a batch: judge it, learn from it, advance the run and tell listeners.
+
+        Call it before ``backward()``, and skip ``backward()`` and ``step()`` if the outcome is false; or call it after
+        ``step()``: a refused loss then restores the model.
+
+        Args:
+            ticket: The batch, as `draw` returned it. Batches may be reported in any order, each once.
+            loss: The batch mean: a float, or a 0-dim array or tensor of numpy, torch, TensorFlow or JAX. Or
+                float[B], the loss of each sample. Or with ``part_size``, float[P], the means of consecutive parts.
+                The first report fixes which of the three. Tensors are detached.
+            part_size: Samples in a part, >= 1; the last part of a batch may have fewer.
+            grad_norm: Norm of the batch's gradient, if known: the guard judges it by the same rule as the loss. A
+                number, or a 0-dim array or tensor.
+            skipped: Whether the optimizer's step was skipped because gradients overflowed, as a loss scaler does. The
+                step counts, raises no alarm however often it happens, and a finite loss is learned from.
+            predictions: `Predictions` of the same samples, from which `SampleTable.suspects` judges their labels; with
+                one loss per sample only. They are learned from if the loss is.
+
+        Returns:
+            The verdict, the learning rate to use now, and the step that the model was restored to.
+
+        Raises:
+            RuntimeError: this ticket was reported before, or belongs to another run; or an earlier call was cut
+                half-way, and the message says how to go on.
+            TypeError: the loss is not a real number or a vector of them, the norm is not a number, or the ticket not
+                a ticket.
+            ValueError: the loss has another length or kind than it must have. Nothing was changed.
+            TrainingDiverged: losses are still refused after everything was tried.
+        """
+        return self.host.report(
+            ticket, loss, part_size=part_size, grad_norm=grad_norm, skipped=skipped, predictions=predictions
+        )
+
+    def draw_if_any(self) -> Ticket | None:
+        """Draw the next batch; None if the budget is spent, all remaining steps are out, or the run was stopped."""
+        return self.host.draw_if_any()
 
     def draw(self) -> Ticket:
         """Draw the next batch. Several batches may be out at a time.
@@ -352,6 +426,17 @@ class R8Scheduler(Engine):
                 f"and the budget is {self.pace.budget}."
             )
         return ticket
+
+    def give_up(self, ticket: Ticket, *, on_purpose: bool = False) -> None:
+        """Give up a batch that will not be reported: it is drawn once more at the end of its epoch.
+
+        If it is given up a second time, it counts as a refused step.
+
+        Args:
+            ticket: The batch; nothing happens if it is not out.
+            on_purpose: Whether the user asked for it, so that no notice is needed.
+        """
+        self.host.give_up(ticket, on_purpose=on_purpose)
 
     def cool_down(
         self,
@@ -387,7 +472,7 @@ class R8Scheduler(Engine):
         35
         """
         span = span_of(steps=steps, epochs=epochs, seconds=seconds, until=until, wall=self.pace.wall())
-        self.requests.cool_down(ending.check(self, span))
+        self.requests.cool_down(ending.check(self.host, span))
 
     def log(self, step: int | None = None, **metrics: Any) -> None:
         """Log validation metrics, or any numbers of your own, for listeners and for ``monitor``.
@@ -401,8 +486,8 @@ class R8Scheduler(Engine):
         """
         values = {name: read_number(name, value) for name, value in metrics.items()}
         at_step = self.global_step if step is None else step
-        self.announcer.tell(events.MetricsLogged, metrics=values, at_step=at_step)
-        if self.persistence.note(values, at_step, self.global_step):
+        self.host.announcer.tell(events.MetricsLogged, metrics=values, at_step=at_step)
+        if self.host.persistence.note(values, at_step, self.global_step):
             self.requests.save()
 
     def state_dict(self) -> dict[str, Any]:
@@ -414,7 +499,7 @@ class R8Scheduler(Engine):
         Returns:
             Nested dicts and lists of arrays and plain values.
         """
-        return run_state.whole_state_of(self)
+        return run_state.whole_state_of(self.host)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load a saved state; the next batch is the one that the saved run would have drawn.
@@ -423,7 +508,7 @@ class R8Scheduler(Engine):
             ValueError: the state is incomplete, of a newer version, or of another data set, batch size, estimator or
                 last_batch. Nothing was changed.
         """
-        run_state.load_state(self, state)
+        run_state.load_state(self.host, state)
 
     def save_checkpoint(self) -> Checkpoint:
         """Write a checkpoint now.
@@ -432,10 +517,10 @@ class R8Scheduler(Engine):
             RuntimeError: neither checkpoint_dir nor save_callback was given.
             OSError: writing failed; earlier checkpoints are untouched.
         """
-        self.settle()
+        self.host.settle()
         state = self.state_dict()
-        with self._saving:
-            saved = self.persistence.save(state, state["pace"]["step"])
+        with self.host._saving:
+            saved = self.host.persistence.save(state, state["pace"]["step"])
             self.controller.note_checkpoint(state["pace"]["step"])
             return saved
 
@@ -451,12 +536,12 @@ class R8Scheduler(Engine):
             OSError: there is no such file.
             RuntimeError: the load callback raised. In all these cases the scheduler is unchanged.
         """
-        run_state.load_checkpoint(self, path)
+        run_state.load_checkpoint(self.host, path)
 
     @property
     def best_checkpoint(self) -> BestCheckpoint | None:
         """The checkpoint with the best value of ``monitor`` so far; None if there is none yet."""
-        return None if self.persistence.saver is None else self.persistence.saver.best
+        return None if self.host.persistence.saver is None else self.host.persistence.saver.best
 
     def update_cpu_backup(self, state: Any) -> None:
         """Copy a model state to RAM, for the load callback to restore after a refused loss.
@@ -466,15 +551,15 @@ class R8Scheduler(Engine):
                 backup is taken, as the search restores its own. A state with NaN in it, or with infinities that the
                 first one did not have, is not kept: the model is restored instead.
         """
-        if self.search.is_on and self._has_started:
+        if self.host.search.is_on and self.host._has_started:
             return
-        if self.persistence.is_restoring and self.turns.is_mine:
+        if self.host.persistence.is_restoring and self.host.turns.is_mine:
             raise RuntimeError(f"load_callback must not make backups, got one at step {self.global_step}.")
-        with self._saving:
-            step, draws, moment = self.pace.step, self._num_draws, self.moment("update_cpu_backup")
-            damage = self.persistence.take_backup(state, step, draws, moment)
+        with self.host._saving:
+            step, draws, moment = self.pace.step, self.host._num_draws, self.host.moment("update_cpu_backup")
+            damage = self.host.persistence.take_backup(state, step, draws, moment)
             if damage:
-                refusal.answer_damage(self, damage)
+                refusal.answer_damage(self.host, damage)
 
     def restore_backup(self) -> int:
         """Go on from the newest backup in RAM: the model, the guard, the counters and the rates of one step.
@@ -489,7 +574,7 @@ class R8Scheduler(Engine):
             RuntimeError: there is no backup or no load callback, it raised, or the table was cut while it stored
                 what it had learned; use `load_checkpoint`.
         """
-        return run_state.restore_backup(self)
+        return run_state.restore_backup(self.host)
 
     def reset_baseline(self) -> None:
         """Tell the guard that losses mean something else from here on: another scale, another term, other data.
@@ -507,12 +592,12 @@ class R8Scheduler(Engine):
         >>> r8.sentry.num_refused
         0
         """
-        with self.turns.take("reset_baseline", self.pace.step) as turn:
+        with self.host.turns.take("reset_baseline", self.pace.step) as turn:
             turn.is_changing = True
             self.sentry.begin_anew()
             self.controller.begin_anew()
             text = "reset_baseline() was called: the guard has forgotten the losses before it."
-            self.announcer.tell(events.Notice, text=text, is_warning=False)
+            self.host.announcer.tell(events.Notice, text=text, is_warning=False)
 
     def release(self, indices: ArrayLike) -> None:
         """Release samples from quarantine: they are drawn again from the next chunk on.
@@ -529,24 +614,24 @@ class R8Scheduler(Engine):
             return
         if samples.dtype.kind not in "iu":
             raise TypeError(f"indices must be whole numbers, positions of samples, got {indices!r}.")
-        with self.turns.take("release", self.pace.step) as turn:
-            held = self.table.exclusions.holds(samples.astype(np.int64))
+        with self.host.turns.take("release", self.pace.step) as turn:
+            held = self.table.storage.exclusions.holds(samples.astype(np.int64))
             if not held.all():
                 raise ValueError(
                     f"indices must be in quarantine ({self.table.quarantined.tolist()[:20]}), got "
                     f"{samples[~held].tolist()[:20]} that are not."
                 )
             turn.is_changing = True
-            self.table.exclusions.release(samples.astype(np.int64))
-            self.announcer.tell(events.SamplesReleased, samples=tuple(samples.tolist()))
+            self.table.storage.exclusions.release(samples.astype(np.int64))
+            self.host.announcer.tell(events.SamplesReleased, samples=tuple(samples.tolist()))
 
     def summary(self) -> str:
         """The run so far, as a few lines of text for people."""
-        plan, table = self.plan, self.table
+        plan, table = self.host.plan, self.table
         lines = [
             f"step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr {self.lr:.3g}",
             f"losses refused: {self.sentry.num_refused}; batches not reported: {plan.abandoned}; "
-            f"left out for steady ones: {plan.displaced}; {self.persistence.summary()}{self.controller.summary()}",
+            f"left out for steady ones: {plan.displaced}; {self.host.persistence.summary()}{self.controller.summary()}",
             f"losses of the samples ({table.source}):",
         ]
         lines += [
@@ -558,7 +643,7 @@ class R8Scheduler(Engine):
     @property
     def steps_per_epoch(self) -> int:
         """Steps in an epoch, the same for every policy."""
-        return self.plan.steps_per_pass
+        return self.host.plan.steps_per_pass
 
     @property
     def total_steps(self) -> int | None:
@@ -578,12 +663,12 @@ class R8Scheduler(Engine):
     @property
     def policy(self) -> Policy:
         """The policy that selects and arranges the samples."""
-        return self.plan.policy
+        return self.host.plan.policy
 
     @property
     def seed(self) -> int:
         """The seed of the batches: as given, or that of the saved run that this one continues."""
-        return self.plan.seed
+        return self.host.seed
 
     @property
     def next_step(self) -> int:
@@ -605,7 +690,7 @@ class R8Scheduler(Engine):
         """One of "searching", "cataloguing", "steadying", "training", "cooling down", "stopped" or "finished"."""
         if self.is_stopped:
             return "stopped"
-        if self.search.is_on:
+        if self.host.search.is_on:
             return "searching"
         if self.pace.is_finished:
             return "finished"
@@ -619,49 +704,6 @@ class R8Scheduler(Engine):
         """A ``with`` block whose time does not count towards ``train_duration_seconds``."""
         return self.pace.paused()
 
-    def adopt(
-        self,
-        callbacks: Callbacks,
-        *,
-        backup_every: int | str | Condition | None = None,
-        clone: Callable[[Any], Any] | None = None,
-        copy_into: Callable[[Any, Any], Any] | None = None,
-    ) -> None:
-        """Use an adapter's callbacks where the user passed none; see `Persistence.adopt`."""
-        self.persistence.adopt(callbacks, backup_every=backup_every, clone=clone, copy_into=copy_into)
-
-    def look_at_weights(self) -> None:
-        """Take a backup, which checks every number of the model, once the current step is complete."""
-        self.persistence.look_at_weights()
-
-    def timed(self, batches: Iterator[T]) -> Iterator[T]:
-        """The same batches; if there are listeners, the time that training waits for each is measured."""
-        return self.emitter.timed(batches) if self.announcer.is_heard else batches
-
-    def may_be_due(self, step: int) -> bool:
-        """Whether a backup or a checkpoint may be due once this many steps are reported."""
-        return step >= self.persistence.quiet_steps or self.pace.seconds >= self.persistence.quiet_seconds
-
-    def share(self, group: RankGroup, resume: str | os.PathLike[str] | None = None) -> None:
-        """Act as one scheduler with those of the other ranks; call it before the first draw. See `membership.share`."""
-        membership.share(self, group, resume)
-
-    def deciding_state(self, samples: NDArray[np.int64]) -> list[Any]:
-        """The state that decides the next steps, as plain values and arrays; of the table only some records.
-
-        Args:
-            samples: int64[K], their positions.
-        """
-        table = self.table
-        self.hand_over()
-        numbers = [self.pace.state_dict(), self.controller.state_dict(), self.sentry.state_dict(), table.trend, self.lr]
-        evidence = table.evidence.take(samples)
-        return [numbers, table.records.take(samples), *([] if evidence is None else [evidence])]
-
-    def draw_epoch(self) -> list[Ticket]:
-        """Draw the rest of the epoch at once; empty if the budget is spent or the run was stopped."""
-        return draws.rest_of_epoch(self)
-
     def close(self) -> None:
         """Finish the run: save what is due and tell listeners that it has ended. Safe to call twice."""
         self._close(is_whole=sys.exc_info()[0] is None)
@@ -673,9 +715,9 @@ class R8Scheduler(Engine):
         try:
             # While an exception is propagating, the user's step may be half done and must not be saved; nor is a run
             # whose state is not whole.
-            if self._has_started and is_whole and not self.turns.is_cut:
-                self.settle()
-                self.between_steps(closing=True)
+            if self.host._has_started and is_whole and not self.host.turns.is_cut:
+                self.host.settle()
+                self.host.between_steps(closing=True)
         except Exception:
             raise
         except BaseException:
@@ -684,7 +726,7 @@ class R8Scheduler(Engine):
             raise
         finally:
             self.requests.leave()
-            self.announcer.tell(events.RunEnded, finished=self.pace.is_finished)
+            self.host.announcer.tell(events.RunEnded, finished=self.pace.is_finished)
 
     def __repr__(self) -> str:
         return f"R8Scheduler(step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr={self.lr:.3g})"

@@ -85,8 +85,8 @@ def report(plan, batch, losses, part_size=None):
     else:
         loss = np.array([losses[start : start + part_size].mean() for start in range(0, len(losses), part_size)])
     table, reading = plan.table, read_loss(loss, len(losses), part_size)
-    table.part_size = EXACT if table.batch_size == 1 else reading.part_size
-    trend = table.observe(reading.mean, reading.lowest)
+    table.storage.part_size = EXACT if table.batch_size == 1 else reading.part_size
+    trend = table.learner.observe(reading.mean, reading.lowest)
     plan.report(batch, reading.mean if table.batch_size == 1 else reading.means, trend)
     return np.atleast_1d(reading.means), trend
 

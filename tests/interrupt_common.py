@@ -155,10 +155,10 @@ class User:
         self.came_back, self.num_lost = "", 0
 
     def _get(self):
-        if self.r8.turns.is_mine:
+        if self.r8.host.turns.is_mine:
             # It is asked whether what was put back is sound.
             return self.model.get()
-        state = repr((self.r8.sentry.memory, self.r8.controller._state))
+        state = judgement_of(self.r8)
         self.kept[self.r8.global_step] = self.model.first.copy(), state
         return self.model.get()
 
@@ -184,7 +184,7 @@ class User:
                     self._train_bare() if self.loop == "bare" else self._train_tickets()
                 except KeyboardInterrupt:
                     self._react()
-                if not self.out and self.r8.pace.num_out and not self.r8.turns.is_cut and self.r8._open is None:
+                if not self.out and self.r8.pace.num_out and not self.r8.host.turns.is_cut and self.r8._open is None:
                     self._find_lost()
             while True:
                 # An exception that a trace function raises inside of ``except`` may leave the handled one in
@@ -207,10 +207,10 @@ class User:
     def _react(self):
         """What comes first after an interrupt; whether the run was whole."""
         self.num_interrupted += 1
-        if self.r8.turns.is_cut:
+        if self.r8.host.turns.is_cut:
             self._come_back()
             return False
-        if self.reaction == "save" and self.r8.persistence.saver is not None:
+        if self.reaction == "save" and self.r8.host.persistence.saver is not None:
             self.call(self.r8.save_checkpoint)
         elif self.reaction in ("save", "resume"):
             state = self.call(self.r8.state_dict)
@@ -224,13 +224,13 @@ class User:
         """Go on as the message says."""
         r8 = self.r8
         self.out.clear()
-        for call in (r8.draw_if_any, r8.state_dict, r8.between_steps):
+        for call in (r8.draw_if_any, r8.state_dict, r8.host.between_steps):
             with pytest.raises(
                 RunInterrupted, match=r"was cut half-way.*load_checkpoint\(\), or with restore_backup\(\)"
             ):
                 call()
         self.came_back = self._restored()
-        assert not r8.turns.is_cut or self.came_back == "anew"
+        assert not r8.host.turns.is_cut or self.came_back == "anew"
 
     def _restored(self):
         r8, refusal = self.r8, ""
@@ -243,9 +243,9 @@ class User:
             first, state = self.kept[step]
             assert r8.global_step == step
             assert (self.model.first, self.model.second) == (first, -first), "the model is of another step"
-            assert repr((r8.sentry.memory, r8.controller._state)) == state, "guard and model are of two steps"
+            assert judgement_of(r8) == state, "guard and model are of two steps"
             return "backup"
-        if r8.persistence.saver is not None and r8.persistence.store.has_files:
+        if r8.host.persistence.saver is not None and r8.host.persistence.store.has_files:
             r8.load_checkpoint()
             assert r8.sentry.num_refused >= 0
             return "checkpoint"
@@ -268,12 +268,12 @@ class User:
             while len(out) < 2 and (ticket := self.call(self.r8.draw_if_any)) is not None:
                 out.append(ticket)
             if not out:
-                self.call(self.r8.between_steps)
+                self.call(self.r8.host.between_steps)
                 return
             ticket = out.pop(0)
             report = functools.partial(self.r8.report, ticket)
             if not self._report(report, ticket.indices.copy(), ticket.lr, ticket.epoch):
-                if ticket.batch.is_out and ticket.batch.chunk in self.r8.plan._open:
+                if ticket.batch.is_out and ticket.batch.chunk in self.r8.host.plan._open:
                     # What was not reported is reported later.
                     out.append(ticket)
                 return
@@ -320,6 +320,11 @@ class User:
         return np.array([part.mean() for part in np.split(losses, range(2, len(losses), 2))]), {"part_size": 2}
 
 
+def judgement_of(r8):
+    """What guard and recovery know of the weights, to be compared."""
+    return repr((r8.sentry.memory, r8.controller.updates, r8.controller.limit.state_dict()))
+
+
 def frozen(state):
     """A state as nested tuples that can be compared."""
     if isinstance(state, dict):
@@ -337,9 +342,9 @@ SET_ASIDE = ("_persistence", "_announcer", "_spares", "_lent")
 
 def memory_of(r8):
     """All that a report changes but the losses themselves, attribute by attribute, as nested tuples."""
-    names = ("part_size", "_offsets", "exclusions", "batch_trend")
-    table = {name: getattr(r8.table, name) for name in names}
-    parts = (r8.sentry, r8.controller, r8.persistence.backup, r8.search._test, r8.search.found_lr, r8._tally)
+    names = ("part_size", "are_offsets", "exclusions", "batch_trend")
+    table = {name: getattr(r8.table.storage, name) for name in names}
+    parts = (r8.sentry, r8.controller, r8.host.persistence.backup, r8.host.search._test, r8.host.search.found_lr, r8.host._tally)
     return _remembered((table, r8.pace.step, r8.pace.num_out, *parts), [r8.table])
 
 
@@ -363,7 +368,7 @@ def _remembered(value, path):
 def everything(user):
     """All that is remembered in the end, to be compared with a run that was not interrupted."""
     r8 = user.r8
-    saver = r8.persistence.saver
+    saver = r8.host.persistence.saver
     about = {
         "state": r8.state_dict(),
         "memory": memory_of(r8),
@@ -377,25 +382,24 @@ def everything(user):
 def check(user, undisturbed):
     """Raise AssertionError unless an interrupted run is as good as any, or has said that it was not and came back."""
     r8 = user.r8
-    assert not r8.persistence.is_restoring, "is_restoring is left set"
-    assert is_free(r8.turns.lock), "the lock is left held"
-    assert is_free(r8.turns._turn), "the turn is left taken"
+    assert not r8.host.persistence.is_restoring, "is_restoring is left set"
+    assert is_free(r8.host.turns.lock), "the lock is left held"
+    assert is_free(r8.host.turns._turn), "the turn is left taken"
     assert (r8.pace.num_out, r8.global_step) == (0, r8.total_steps), "a batch is lost"
     assert np.array_equal(user.model.first, -user.model.second, equal_nan=True), "the model is half put back"
     assert user.num_lost <= 1
     if user.came_back:
         return
-    if user.reaction in ("retry", "save") and not (user.num_lost or r8.plan.abandoned):
+    if user.reaction in ("retry", "save") and not (user.num_lost or r8.host.plan.abandoned):
         now = everything(user)
         others = [name for name in now if now[name] != undisturbed[name]]
         assert not others, f"{others} are other ones"
-    evidence = r8.table.evidence.whole
+    evidence = r8.table.storage.evidence.whole
     assert evidence is None or (evidence["visits"] == r8.table.usage_count).all(), "evidence is not that of the losses"
     uses = np.zeros(NUM_SAMPLES, int)
     for indices, _, _ in user.learned:
         uses[indices] += 1
-    if not r8.controller.replay.is_on:
-        assert (r8.table.usage_count == uses).all(), "uses are not those of the reports"
+    assert (r8.table.usage_count == uses).all(), "uses are not those of the reports"
     # A lost batch comes again when its epoch is over, perhaps.
     if user.is_plain and not user.num_lost:
         for samples in user.trained.values():
@@ -409,13 +413,14 @@ def check_table(user):
     for indices, given, keywords in user.learned:
         size = {name: value for name, value in keywords.items() if name == "part_size"}
         reading = learnit_r8.table.losses.read_loss(given, len(indices), **size)
-        slow.part_size = reading.part_size
-        believed = slow.batch_trend.believed(reading) if slow.batch_trend.is_early else reading
-        trend = slow.observe(believed.mean, believed.lowest, reading.mean)
+        slow.storage.part_size = reading.part_size
+        early = slow.storage.batch_trend
+        believed = early.believed(reading) if early.is_early else reading
+        trend = slow.learner.observe(believed.mean, believed.lowest, reading.mean)
         means = np.atleast_1d(believed.means)
         size = reading.part_size or len(indices)
         sizes = np.array([len(part) for part in np.split(indices, range(size, len(indices), size))])
-        slow.learn(indices, means, None if size == 1 else sizes, np.full(len(means), trend))
+        slow.learner.learn(indices, means, None if size == 1 else sizes, np.full(len(means), trend))
     for name in ("loss", "last", "mean"):
         np.testing.assert_array_equal(getattr(user.r8.table, name), getattr(slow, name))
 

@@ -366,7 +366,7 @@ def predicting_run(rank, bad_step):
             steps += 1
             adapter.step(adapter.cross_entropy(logits, ys))
     adapter.close()
-    evidence = adapter.scheduler.table.evidence.whole
+    evidence = adapter.scheduler.table.storage.evidence.whole
     is_right = (evidence["margin"] < 0).mean()
     assert (evidence["given"] == task.y.numpy()).all()
     return hashlib.sha256(evidence.tobytes()).hexdigest(), adapter.scheduler.sentry.num_refused, float(is_right)

@@ -39,11 +39,11 @@ class FakeTable:
     def __init__(self):
         rng = np.random.default_rng(7)
         self.table = SampleTable(NUM_SAMPLES, batch_size=BATCH_SIZE)
-        self.table.part_size = EXACT
+        self.table.storage.part_size = EXACT
         self.difficulty = rng.gamma(2.0, 0.5, NUM_SAMPLES)
         self.wrong = rng.random(NUM_SAMPLES) < 0.02
         self.rng = rng
-        self.table.observe(2.3, 2.3)
+        self.table.learner.observe(2.3, 2.3)
         self.surveyor = Surveyor(self.table, clock=lambda: 0.0)
 
     def losses(self, epoch):
@@ -52,7 +52,9 @@ class FakeTable:
         return fitted * self.rng.lognormal(0, 0.15, NUM_SAMPLES) + 0.01
 
     def learn_epoch(self, epoch):
-        self.table.learn(np.arange(NUM_SAMPLES), self.losses(epoch), None, np.full(NUM_SAMPLES, self.table.trend))
+        self.table.learner.learn(
+            np.arange(NUM_SAMPLES), self.losses(epoch), None, np.full(NUM_SAMPLES, self.table.trend)
+        )
 
     def survey(self, step, seconds, epoch, *, epoch_ended):
         shares = (0.25, 0.242, 0.258, 0.25)

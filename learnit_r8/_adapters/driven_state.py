@@ -17,7 +17,8 @@ import numpy as np
 
 from ..checkpoint.callbacks import Callbacks
 from ..checkpoint.codec import decode, encode
-from ..checkpoint.state_form import fit, is_key, leave_out, pack, unpack_saved
+from ..checkpoint.state_fit import fit, unpack_saved
+from ..checkpoint.state_form import is_key, leave_out, pack
 from ..checkpoint.state_tree import nnx_of, open_node
 from .random_generators import random_state, set_random_state
 

@@ -1,4 +1,4 @@
-"""The host: what an adapter for a framework may use of a scheduler beside the documented methods of `R8Scheduler`."""
+"""The host: what an adapter for a framework may use of ``r8.host``, beside the documented methods of `R8Scheduler`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from ..checkpoint.callbacks import Callbacks
     from ..engine.membership import Member, RankGroup
+    from ..recovery.controller import RecoveryController
     from ..sampling.ticket import Ticket
     from ..scheduler import R8Scheduler
     from ..triggers import Condition
@@ -52,10 +53,15 @@ class Host(Protocol):
         backup_every: int | str | Condition | None = None,
         clone: Callable[[Any], Any] | None = None,
         copy_into: Callable[[Any, Any], Any] | None = None,
+        witness_size: int = 1,
     ) -> None:
         """Use an adapter's callbacks where the user gave none."""
 
-    def draw_ahead(self) -> Ticket | None:
+    @property
+    def controller(self) -> RecoveryController:
+        """Answers refused losses, and asks for probes."""
+
+    def draw_ahead(self, *, is_fetched: bool = False) -> Ticket | None:
         """Draw a batch while another one is being trained on; None if there is none."""
 
     def draw_epoch(self) -> list[Ticket]:
@@ -95,12 +101,12 @@ class Host(Protocol):
 if TYPE_CHECKING:
 
     def _is_host(r8: R8Scheduler) -> Host:
-        return r8
+        return r8.host
 
 
 def check_scheduler(name: str, value: Any) -> None:
     """Raise TypeError, naming the argument, unless ``value`` draws batches and takes reports."""
-    if not (hasattr(value, "draw_ahead") and hasattr(value, "report")):
+    if not (hasattr(value, "host") and hasattr(value, "report")):
         raise TypeError(f"{name} must be an R8Scheduler, got {value!r}.")
 
 

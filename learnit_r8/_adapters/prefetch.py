@@ -34,6 +34,9 @@ class Trainer(Protocol):
     def between_steps(self) -> None:
         """A loader asks for a batch, which it does between two steps of the training."""
 
+    def before_probe(self) -> None:
+        """A probe is about to be drawn: the gradients of other batches must not be added to its own."""
+
 
 class PlainLoop:
     """The trainer where no adapter has joined: a loop that reports each loss at once.
@@ -43,12 +46,12 @@ class PlainLoop:
     """
 
     def __init__(self, r8: R8Scheduler) -> None:
-        self.between_steps = r8.between_steps
+        self.between_steps = r8.host.between_steps
 
     def settle(self) -> None:
         """Do nothing."""
 
-    forget = before_iteration = before_first_batch = settle
+    forget = before_iteration = before_first_batch = before_probe = settle
 
 
 class Prefetch:
@@ -85,9 +88,9 @@ class Prefetch:
             TypeError: ``r8`` is not an R8Scheduler.
         """
         check_scheduler("r8", r8)
-        if not isinstance(r8.member, Prefetch):
-            r8.join(cls(r8))
-        member = r8.member
+        if not isinstance(r8.host.member, Prefetch):
+            r8.host.join(cls(r8))
+        member = r8.host.member
         assert isinstance(member, Prefetch)
         return member
 
@@ -132,11 +135,29 @@ class Prefetch:
         self.hand_back()
         self.reader, self.num_taken = reader, 0
 
-    def draw(self) -> Ticket | None:
-        """Draw one batch ahead; None if there is none left."""
-        ticket = self.r8.draw_ahead()
+    def draw(self, *, is_fetched: bool = False) -> Ticket | None:
+        """Draw one batch ahead; None if there is none left.
+
+        Args:
+            is_fetched: Whether others that were drawn before are trained on first, so that it must not be a probe.
+        """
+        if self.r8.controller.asks_probe and not is_fetched:
+            self.trainer.before_probe()
+        ticket = self.r8.host.draw_ahead(is_fetched=is_fetched)
         if ticket is not None:
             self.waiting[ticket.draw] = ticket
+        return ticket
+
+    def draw_probe(self, num_before: int) -> Ticket | None:
+        """Draw a probe, which comes before the batches that wait; None if there is none left.
+
+        Args:
+            num_before: Batches that wait and were handed out already.
+        """
+        ticket = self.draw()
+        if ticket is not None:
+            for number in list(self.waiting)[num_before:-1]:
+                self.waiting.move_to_end(number)
         return ticket
 
     def draw_epoch(self) -> list[Ticket]:
@@ -146,7 +167,8 @@ class Prefetch:
             RuntimeError: the budget is spent.
         """
         self.hand_back()
-        self.epoch = self.r8.draw_epoch()
+        self.r8.controller.let_probe(False)
+        self.epoch = self.r8.host.draw_epoch()
         self.waiting.update((ticket.draw, ticket) for ticket in self.epoch)
         if not self.epoch:
             raise RuntimeError(
@@ -162,8 +184,11 @@ class Prefetch:
 
     def draw_now(self) -> Ticket | None:
         """Draw the batch to train on next; None if there is none left."""
+        controller = self.r8.controller
+        controller.let_probe(True)
         self.current = self.r8.draw_if_any()
         if self.current is not None:
+            controller.note_start()
             self._note_begun(self.current)
         return self.current
 
@@ -171,7 +196,7 @@ class Prefetch:
         """The oldest batch that waits, as its training begins."""
         oldest = next(iter(self.waiting.values()))
         self.take(oldest)
-        self.current = self.r8.begin(oldest)
+        self.current = self.r8.host.begin(oldest)
         return self.current
 
     def take(self, ticket: Ticket) -> None:
@@ -214,13 +239,13 @@ class Prefetch:
         """Pass over the batch in hand, if it was not reported: it comes once more at the end of the epoch."""
         ticket, self.current = self.current, None
         if ticket is not None:
-            self.r8.give_up(ticket)
+            self.r8.host.give_up(ticket)
 
     def give_up_oldest(self, *, on_purpose: bool = False) -> None:
         """Pass over the oldest batch that waits: it comes once more at the end of the epoch."""
         oldest = next(iter(self.waiting.values()))
         self.take(oldest)
-        self.r8.give_up(oldest, on_purpose=on_purpose)
+        self.r8.host.give_up(oldest, on_purpose=on_purpose)
 
     def hand_back(self) -> None:
         """Give the batches that are not reported back to the scheduler, to be drawn first."""
@@ -228,16 +253,16 @@ class Prefetch:
         self._begun.clear()
         for ticket in reversed([*begun, *self.waiting.values()]):
             if ticket.epoch < 0:
-                self.r8.give_up(ticket)
+                self.r8.host.give_up(ticket)
             else:
-                self.r8.hand_back(ticket)
+                self.r8.host.hand_back(ticket)
         self.waiting.clear()
         self.epoch, self.current = [], None
 
     def discard_epoch(self, epoch: int) -> None:
         """Count the batches left in an epoch as refused, so that one run through a loader is one epoch."""
         for ticket in self.waiting.values():
-            self.r8.discard(ticket)
+            self.r8.host.discard(ticket)
         self.waiting.clear()
-        while self.r8.current_epoch == epoch and (left := self.r8.draw_ahead()) is not None:
-            self.r8.discard(left)
+        while self.r8.current_epoch == epoch and (left := self.r8.host.draw_ahead()) is not None:
+            self.r8.host.discard(left)

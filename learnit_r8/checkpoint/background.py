@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .reader import Checkpoint
 
+LARGE = 2**17
+"""Samples from which a run does not wait until their table, of 2 MB, is on the disk: to copy it takes a millisecond."""
+
 
 class BackgroundWrite:
     """A checkpoint whose file is being written.
@@ -18,9 +21,8 @@ class BackgroundWrite:
         write: Writes the file and returns its path; called in the thread, if there is one.
         finish: Takes the path, or None if writing failed, and returns the checkpoint; called in the caller's thread.
         interrupted: Called if writing was interrupted, so that it has neither succeeded nor failed.
-        closing: Called when the state has been read or writing has failed. If given, a thread writes; otherwise
-            `result` does. If the program ends before the thread has finished, there is no file, and the previous
-            checkpoint counts.
+        in_background: Whether a thread writes; otherwise `result` does. If the program ends before the thread has
+            finished, there is no file, and the previous checkpoint counts.
     """
 
     def __init__(
@@ -28,13 +30,14 @@ class BackgroundWrite:
         write: Callable[[], Path],
         finish: Callable[[Path | None], Checkpoint | None],
         interrupted: Callable[[], None],
-        closing: Callable[[], object] | None,
+        *,
+        in_background: bool,
     ) -> None:
-        self._write, self._finish, self._interrupted, self._closing = write, finish, interrupted, closing
+        self._write, self._finish, self._interrupted = write, finish, interrupted
         self._path: Path | None = None
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
-        if closing is not None:
+        if in_background:
             self._thread = threading.Thread(target=self._run, name="learnit_r8 checkpoint", daemon=True)
             self._thread.start()
 
@@ -43,9 +46,6 @@ class BackgroundWrite:
             self._path = self._write()
         except BaseException as error:
             self._error = error
-        finally:
-            if self._closing is not None:
-                self._closing()
 
     @property
     def is_done(self) -> bool:

@@ -84,7 +84,7 @@ def _is_same(one: Any, other: Any) -> bool:
 
 
 def _without_defaults(text: str) -> str:
-    """The repr of a guard or recovery without settings that equal their defaults; any other text unchanged."""
+    """The repr of a guard or recovery without settings at their defaults, or that there are no more; else the text."""
     try:
         call = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
@@ -97,7 +97,7 @@ def _without_defaults(text: str) -> str:
         return text
     defaults = {field.name: repr(field.default) for field in dataclasses.fields(configured[call.func.id])}
     given = {keyword.arg or "": ast.unparse(keyword.value) for keyword in call.keywords}
-    others = [f"{name}={value}" for name, value in given.items() if defaults.get(name) != value]
+    others = [f"{name}={value}" for name, value in given.items() if defaults.get(name, value) != value]
     return f"{call.func.id}({', '.join(others)})"
 
 

@@ -21,6 +21,9 @@ from .reader import Checkpoint
 from .store import CheckpointStore
 
 MODES = ("min", "max")
+STEPS_BETWEEN_LOOKS = 16
+"""Steps after which to look again whether a thread has written a checkpoint; several ranks exchange messages for it."""
+
 MOST_SKIPPED = 64
 """Most intervals between two attempts while saving fails."""
 
@@ -143,8 +146,10 @@ class CheckpointSaver:
 
     def quiet_until(self, asked: Elapsed) -> tuple[float, float]:
         """Steps and seconds before which none is due unless an epoch ends; ``asked`` is the last `is_due` call."""
-        is_quiet = not self._must_pin and self._writing is None
-        return quiet_until(self._when, asked) if is_quiet else (0.0, 0.0)
+        if self._must_pin:
+            return 0.0, 0.0
+        steps, seconds = quiet_until(self._when, asked)
+        return (steps if self._writing is None else min(steps, asked.steps + STEPS_BETWEEN_LOOKS)), seconds
 
     def settle(self) -> None:
         """Wait until the checkpoint that a thread is writing is complete; if it failed, warn."""
@@ -202,7 +207,7 @@ class CheckpointSaver:
             # Interrupted, not failed: it is tried again.
             self._step_tried = before
             raise
-        if isinstance(saved, BackgroundWrite):
+        if not isinstance(saved, Checkpoint):
             self._writing = step, saved
             return None
         self._num_failed_in_a_row = self._num_to_skip = 0

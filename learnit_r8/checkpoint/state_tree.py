@@ -7,6 +7,7 @@ state may hold.
 
 from __future__ import annotations
 
+import cmath
 import copy
 import dataclasses
 import sys
@@ -47,7 +48,7 @@ def open_node(value: Any, *, holders: bool = False) -> Node | None:
         holders: Whether an object with ``state_dict()``, or one of Flax's ``nnx``, is opened as its state.
     """
     kind = type(value)
-    if kind in _LEAVES:
+    if kind in _LEAVES or tensors.is_tensor(value):
         return None
     if holders and hasattr(value, "state_dict") and not isinstance(value, (Mapping, list, tuple)):
         return open_node(value.state_dict(), holders=True)
@@ -59,7 +60,7 @@ def open_node(value: Any, *, holders: bool = False) -> Node | None:
         names = getattr(value, "_fields", range(len(value)))
         build = kind._make if hasattr(kind, "_make") else kind
         return Node("list" if isinstance(value, list) else "tuple", dict(zip(names, value, strict=True)), build)
-    if tensors.is_tensor(value) or isinstance(value, (np.generic, np.ndarray)):
+    if isinstance(value, (np.generic, np.ndarray)):
         return None
     return _open_pytree(value) or _open_record(value)
 
@@ -266,15 +267,16 @@ def not_finite(state: Any) -> dict[str, Fault]:
     {'net.1': 'infinity'}
     """
     # All sums are started before the first is read, so a GPU can compute them asynchronously.
-    sums = [(key, leaf, [(array, _sum(array)) for array in _floats_of(leaf)]) for key, leaf in leaves(state)]
+    sums = [(key, leaf, array, _sum(array)) for key, leaf in leaves(state) for array in _floats_of(leaf)]
     found: dict[str, Fault] = {}
-    for key, leaf, arrays in sums:
-        suspects = [_as_numpy(array) for array, total in arrays if not np.isfinite(_number(total))]
-        is_number = isinstance(leaf, (float, complex, np.generic))
-        if any(np.isnan(array).any() for array in suspects):
+    for key, leaf, array, total in sums:
+        if cmath.isfinite(_number(total)):
+            continue
+        is_number, numbers = isinstance(leaf, (float, complex, np.generic)), _as_numpy(array)
+        if np.isnan(numbers).any():
             found[key] = "number" if is_number else "NaN"
-        elif not is_number and not all(np.isfinite(array).all() for array in suspects):
-            found[key] = "infinity"
+        elif not is_number and not np.isfinite(numbers).all():
+            found.setdefault(key, "infinity")
     return found
 
 

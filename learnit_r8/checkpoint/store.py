@@ -109,7 +109,7 @@ class CheckpointStore:
         config: Mapping[str, Any] | None = None,
         *,
         then: Callable[[Checkpoint], object] = lambda _: None,
-        closing: Callable[[], object] | None = None,
+        in_background: bool = False,
     ) -> BackgroundWrite:
         """Start to write a checkpoint like `save`; `BackgroundWrite.result` completes it.
 
@@ -120,7 +120,7 @@ class CheckpointStore:
             write_model: See `save`.
             config: See `save`.
             then: Called with the checkpoint by `BackgroundWrite.result`.
-            closing: Called when the state has been read. If given, a thread writes the scheduler's file meanwhile.
+            in_background: Whether a thread writes the scheduler's file meanwhile; ``state`` must not change then.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._tidy()
@@ -147,7 +147,10 @@ class CheckpointStore:
             self._is_tidy = False
 
         return BackgroundWrite(
-            lambda: self._write_new(number, functools.partial(write, content)), finish, interrupted, closing
+            lambda: self._write_new(number, functools.partial(write, content)),
+            finish,
+            interrupted,
+            in_background=in_background,
         )
 
     def _tidy(self) -> None:

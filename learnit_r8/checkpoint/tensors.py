@@ -5,6 +5,7 @@ torch is not imported here: where a state has tensors, its program has.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import re
@@ -24,7 +25,21 @@ _COMPRESSED = {
 }
 _IN_A_BYTE = {"quint4x2": 2, "quint2x4": 4}
 _NUMPY_HAS = re.compile(r"bool|u?int(8|16|32|64)|float(16|32|64)|complex(64|128)")
-_PACKED_INTEGER = re.compile(r"u?int[1-7]")
+
+
+@functools.cache
+def _is_packed(dtype: Any) -> bool:
+    """Whether numbers are integers of less than 8 bits, which torch cannot even copy."""
+    return re.fullmatch(r"u?int[1-7]", name_of(dtype)) is not None
+
+
+@functools.cache
+def _computable(dtype: Any) -> Any:
+    """The kind of floats in which torch can add up floats of this kind; None if they are none, or have no NaN."""
+    name = name_of(dtype)
+    if not (dtype.is_floating_point or dtype.is_complex) or name.startswith("float4"):
+        return None
+    return dtype_of("complex64" if name == "complex32" else "float32" if dtype.itemsize < 2 else name)
 
 
 def is_tensor(value: Any) -> bool:
@@ -40,6 +55,10 @@ def name_of(kind: Any) -> str:
 
 def kind_of(tensor: Any) -> str:
     """How a tensor is held: "dense", "coo", "compressed", "quantized", "nested" or "mkldnn"; "" if it cannot be."""
+    torch = sys.modules["torch"]
+    is_plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
+    if is_plain and not (tensor.is_meta or tensor.is_nested or tensor.is_quantized):
+        return "dense"
     layout = name_of(tensor.layout)
     if tensor.is_meta or (hasattr(type(tensor), "__tensor_flatten__") and layout != "jagged"):
         return ""
@@ -47,7 +66,7 @@ def kind_of(tensor: Any) -> str:
         return "nested" if layout in ("strided", "jagged") else ""
     if tensor.is_quantized:
         return "quantized" if _is_whole(tensor) else ""
-    if layout.startswith("sparse") and _PACKED_INTEGER.fullmatch(name_of(tensor.dtype)):
+    if layout.startswith("sparse") and _is_packed(tensor.dtype):
         return ""
     if layout in _COMPRESSED:
         return "compressed"
@@ -242,7 +261,7 @@ def copy_dense(buffer: Any, tensor: Any, *, to_host: bool) -> Any:
     elif type(buffer) is not type(tensor) or _form(buffer) != _form(tensor):
         return _clone_dense(tensor)
     with torch.no_grad():
-        if _PACKED_INTEGER.fullmatch(name_of(tensor.dtype)):
+        if _is_packed(tensor.dtype):
             _as_integers(buffer).copy_(_as_integers(tensor), non_blocking=to_host)
             return buffer
         return buffer.copy_(tensor, non_blocking=to_host)
@@ -252,7 +271,7 @@ def _clone_dense(tensor: Any) -> Any:
     torch = sys.modules["torch"]
     if type(tensor) is torch.nn.Parameter:
         return torch.nn.Parameter(_clone_dense(tensor.detach()), tensor.requires_grad)
-    if _PACKED_INTEGER.fullmatch(name_of(tensor.dtype)):
+    if _is_packed(tensor.dtype):
         return _as_integers(tensor).clone().view(tensor.dtype)
     return tensor.detach().clone().requires_grad_(tensor.requires_grad and tensor.is_leaf)
 
@@ -282,7 +301,7 @@ def overwrite(own: Any, value: Any) -> bool:
     if kind == "quantized" and name in _IN_A_BYTE:
         _storage_of(own).copy_(_storage_of(value))
         return True
-    if kind == "dense" and _PACKED_INTEGER.fullmatch(name):
+    if kind == "dense" and _is_packed(value.dtype):
         _as_integers(own).copy_(_as_integers(value))
         return True
     return not kind
@@ -298,16 +317,13 @@ def wait_for_copies() -> None:
 def floats_of(tensor: Any) -> Iterator[Any]:
     """The dense tensors of floats that a tensor is made of, in kinds that torch can compute with."""
     kind = kind_of(tensor)
-    if kind not in ("", "dense"):
+    if kind == "dense":
+        wide = _computable(tensor.dtype)
+        if wide is not None:
+            yield tensor.detach() if wide is tensor.dtype else tensor.detach().to(wide)
+    elif kind:
         for part in parts_of(tensor, kind)[1]:
             yield from floats_of(part)
-    elif kind and (tensor.is_floating_point() or tensor.is_complex()):
-        name = name_of(tensor.dtype)
-        # What is that small has no NaN; torch cannot compute with it.
-        if not name.startswith("float4"):
-            plain = tensor.detach()
-            wide = "complex64" if name == "complex32" else "float32" if plain.element_size() < 2 else name
-            yield plain.to(dtype_of(wide))
 
 
 def to_numpy(tensor: Any) -> NDArray[Any]:

@@ -54,6 +54,12 @@ def _of_trouble(event: events.Event) -> EventText | None:
             rate = f"; lr {number(event.lr)} -> {number(event.next_lr)}" if event.next_lr != event.lr else ""
             again = f" ({event.tries} in a row)" if event.tries > 1 else ""
             return EventText(ALERT, f"loss {number(event.loss)} refused, {event.reason}{again}{samples}{rate}", "S")
+        case events.Probed():
+            weights = "present weights" if event.is_present else "weights of a backup"
+            losses = f"loss {number(event.loss)}, was {number(event.record)}"
+            return EventText(INFO, f"probe of step {event.of_step:,}: {losses} ({weights})", "P")
+        case events.RolledBack() if event.step == event.to_step:
+            return EventText(ALERT, "the weights that were kept aside were put back", "B")
         case events.RolledBack():
             steps = event.step - event.to_step
             state = f"{event.source} of step {event.to_step:,}"
@@ -69,7 +75,7 @@ def _of_trouble(event: events.Event) -> EventText | None:
             kept = f" (diagnosis in {_file_name(event.bundle)})" if event.bundle else ""
             return EventText(ALERT, f"gave up{kept}: {event.text}")
         case events.IncidentEnded():
-            return EventText(GOOD, f"recovered: {event.text}" if event.text else "recovered")
+            return EventText(GOOD, f"found: {event.text}")
         case events.SamplesQuarantined():
             return EventText(ALERT, f"quarantine: {event.text}", "Q")
         case events.SamplesReleased():

@@ -126,7 +126,7 @@ def _because(reason: str) -> str:
 def _of_other(event: events.Event) -> str:
     """A line for any other event that is no mere information; "" for the rest."""
     said = None if isinstance(event, events.Notice | events.BatchAbandoned) else describe(event)
-    is_shown = said is not None and (said.level != INFO or isinstance(event, events.RunResumed))
+    is_shown = said is not None and (said.level != INFO or isinstance(event, events.RunResumed | events.Probed))
     return f"step {event.step}: {said.text}" if said is not None and is_shown else ""
 
 

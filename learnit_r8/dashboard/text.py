@@ -186,8 +186,8 @@ def number(value: float, digits: int | None = None) -> str:
 def setting(text: str) -> str:
     """The value of a setting for people, who do not read Python.
 
-    >>> setting("False"), setting("Recovery(factors=(0.5, 0.1), hold_steps=32)")
-    ('no', 'Recovery: factors 0.5, 0.1; hold steps 32')
+    >>> setting("False"), setting("Recovery(factor=0.5, gentle_steps=16)")
+    ('no', 'Recovery: factor 0.5; gentle steps 16')
     """
     if text in _WORDS:
         return _WORDS[text]

@@ -16,6 +16,7 @@ from ..checkpoint.run_config import config_of
 from ..checkpoint.saver import MODES
 from ..events.bus import Announcer
 from ..guard.monitor import Sentry
+from ..guard.registry import as_guard
 from ..guard.verdict import Guard
 from ..policies.base import Policy
 from ..policies.registry import get_policy
@@ -84,6 +85,7 @@ def build_components(given: Mapping[str, Any]) -> Components:
         ValueError: an argument is outside its range, or there is not exactly one budget.
         TypeError: an argument is of the wrong kind.
     """
+    given = {**given, "guard": as_guard(given["guard"])}
     plan = _plan_of(**given)
     budget = _budget_of(plan.steps_per_pass, **given)
     pace = Pace(budget, plan.steps_per_pass, given["clock"], rule=_cool_down_rule(**given))

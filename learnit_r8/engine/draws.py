@@ -18,7 +18,7 @@ def start(run: Engine) -> None:
     budget, table = run.pace.budget, run.table
     run.search.check_ready()
     run.emitter.run_started(
-        settings=run._settings,
+        settings=run.settings,
         schedule=run.schedule,
         name=run.name,
         num_samples=table.num_samples,
@@ -33,7 +33,7 @@ def start(run: Engine) -> None:
     run._has_started = True
 
 
-def draw_specially(run: Engine, step: int) -> Ticket | None:
+def draw_specially(run: Engine, step: int, *, may_probe: bool = True) -> Ticket | None:
     """Draw a batch that may not simply be the next one of the chunk; None if another call came first."""
     pace, plan = run.pace, run.plan
     epoch, progress = step // plan.steps_per_pass, pace.progress_at(step)
@@ -55,10 +55,11 @@ def draw_specially(run: Engine, step: int) -> Ticket | None:
         turn.is_changing = False
         # So is the policy: if it raises, nothing was drawn.
         lr, returned = run.controller.lr(scheduled), plan.has_returned
-        is_of_pass = not run.controller.experiment.asks_probe and (returned or not run.controller.is_steadying)
+        asks_probe = may_probe and run.controller.experiment.asks_probe
+        is_of_pass = not asks_probe and (returned or not run.controller.is_steadying)
         ahead = plan.look_ahead() if is_of_pass else None
         turn.is_changing = True
-        batch = plan.draw(ahead) if is_of_pass else _of_incident(run)
+        batch = plan.draw(ahead) if is_of_pass else _of_incident(run, asks_probe=asks_probe)
         if returned and is_of_pass:
             lr = batch.chunk.rates[batch.slot]
         batch.chunk.rates[batch.slot] = lr
@@ -83,10 +84,10 @@ def _start_pass(run: Engine, number: int, progress: float) -> None:
         )
 
 
-def _of_incident(run: Engine) -> Batch:
+def _of_incident(run: Engine, *, asks_probe: bool) -> Batch:
     """A probe, or a steady batch."""
     controller = run.controller
-    if controller.experiment.asks_probe:
+    if asks_probe:
         batch = run.plan.draw_again(controller.experiment.draw())
         controller.experiment.note_drawn(batch.chunk)
         return batch
@@ -97,9 +98,9 @@ def _of_incident(run: Engine) -> Batch:
 def draw_last(run: Engine, step: int) -> Ticket | None:
     """Draw a probe after the last step of the budget."""
     with run.turns.take("draw", step) as turn:
-        lr = run.lr
         turn.is_changing = True
-        batch = _of_incident(run)
+        lr, batch = run.lr, _of_incident(run, asks_probe=True)
+        batch.chunk.rates[batch.slot] = lr
         run.pace.num_out += 1
         return run._ticket(step, max(0, step - 1) // run.plan.steps_per_pass, lr, batch)
 

@@ -18,10 +18,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import os
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..guard.monitor import MOST_SUSPICION
+from ..guard.verdict import Verdict
+from ..sampling.chunk import Batch
 from ..sampling.ticket import Outcome, Ticket, new_tuple
 from ..schedules.schedule import check_rate
 from . import draws, ending, membership, refusal, run_state, step
@@ -31,7 +38,11 @@ from .tally import Tally
 from .turns import RunInterrupted, Turns
 
 if TYPE_CHECKING:
+    from ..checkpoint.callbacks import Callbacks
+    from ..triggers import Condition
     from .builder import Components
+
+T = TypeVar("T")
 
 
 class Engine:
@@ -70,7 +81,7 @@ class Engine:
             cool_down_on=parts.cool_down_on,
             waited=self.emitter.leave_out,
         )
-        self._settings = parts.settings
+        self.settings = parts.settings
         self._make_schedule = parts.make_schedule
         # The last progress and its scheduled rate. With more than 30 attributes, CPython 3.11 takes twice as long to
         # read any attribute of this object.
@@ -82,7 +93,7 @@ class Engine:
         self._saving = threading.RLock()
         self._epoch_ended = False
         self._has_started = False
-        self.table.hold_back(self)
+        self.table.learner.hold_back(self)
 
     def join(self, member: membership.Member) -> None:
         """Let an adapter hold back batches and losses; it replaces the one that joined before."""
@@ -118,56 +129,63 @@ class Engine:
         self.emitter.end()
         return ticket
 
-    def draw_ahead(self) -> Ticket | None:
+    def draw_ahead(self, *, is_fetched: bool = False) -> Ticket | None:
         """Draw the next batch while another one is being trained on; call `begin` when its own training begins.
+
+        Args:
+            is_fetched: Whether it is drawn long before it is trained on, so that it is never a probe.
 
         Returns:
             The ticket; None if the budget is spent, all remaining steps are out, or the run was stopped.
         """
-        pace, plan, turns, controller = self.pace, self.plan, self.turns, self.controller
+        pace, plan, turns = self.pace, self.plan, self.turns
         while True:
-            step = pace.step + pace.num_out
-            progress = pace.progress_at(step)
+            number, steps = pace.step + pace.num_out, pace.budget.steps
+            progress = number / steps if steps is not None and number < steps else pace.progress_at(number)
             if progress >= 1 or pace.is_stopped:
-                if controller.experiment.asks_probe and not pace.is_stopped:
-                    return draws.draw_last(self, step)
+                if self.controller.experiment.asks_probe and not (pace.is_stopped or is_fetched):
+                    return draws.draw_last(self, number)
                 self._draw_nothing()
                 return None
-            chunk, epoch, began = plan.chunk, step // plan.steps_per_pass, self._tally.began
+            chunk, epoch = plan.chunk, number // plan.steps_per_pass
             slot = chunk.drawn
+            began = self._tally.began
             if (
                 slot == plan.limit
                 or plan.returned
-                or self.search.is_on
-                or began != began
-                or controller.steady_left > 0
-                or controller.experiment.asks_probe
                 or epoch != chunk.pass_number
-                or not pace.is_running
+                or began != began
+                or not self.controller.is_quiet
+                or self.search._test is not None
             ):
-                ticket = draws.draw_specially(self, step)
+                ticket = draws.draw_specially(self, number, may_probe=not is_fetched)
                 if ticket is not None:
                     return ticket
                 continue
             # Nearly always this is just the next batch of the chunk. The schedule first: a user's own may raise.
-            lr = self._lr_at(progress)
+            last, lr = self._scheduled
+            if progress != last:
+                lr = self.scheduled_lr(progress)
             with turns.lock:
                 if (
                     turns.busy is None
-                    and pace.step + pace.num_out == step
                     and chunk.drawn == slot
                     and plan.chunk is chunk
+                    and pace.step + pace.num_out == number
                 ):
-                    turns.busy = step
+                    turns.busy = number
                     chunk.rates[slot] = lr
                     chunk.drawn = slot + 1
                     pace.num_out += 1
-                    ticket = self._ticket(step, epoch, lr, chunk.batch(slot))
+                    draw, indices = self._num_draws, chunk.views[slot]
+                    self._num_draws = draw + 1
+                    weights = None if chunk.weights is None else chunk.weights_of(slot)
                     turns.busy = None
-                    return ticket
-            turns.wait("draw", step)
+                    batch = new_tuple(Batch, (chunk, slot, indices))
+                    return new_tuple(Ticket, (number, epoch, indices, lr, weights, draw, batch))
+            turns.wait("draw", number)
 
-    def _ticket(self, step: int, epoch: int, lr: float, batch: Any) -> Ticket:
+    def _ticket(self, step: int, epoch: int, lr: float, batch: Batch) -> Ticket:
         chunk, slot, indices = batch
         draw, weights = self._num_draws, None if chunk.weights is None else chunk.weights_of(slot)
         self._num_draws = draw + 1
@@ -226,9 +244,9 @@ class Engine:
                 but the survey of the samples for viewers is done.
             closing: Whether this is the last call.
         """
-        if self.persistence.is_restoring and self.turns.is_mine:
-            raise RuntimeError(f"load_callback must not draw batches, got a draw at step {self.pace.step}.")
         if self.turns.busy is not None:
+            if self.persistence.is_restoring and self.turns.is_mine:
+                raise RuntimeError(f"load_callback must not draw batches, got a draw at step {self.pace.step}.")
             self.turns.wait("draw", self.pace.next_step)
         if held_back:
             if self.announcer.wants_surveys:
@@ -253,6 +271,8 @@ class Engine:
 
     def _do_what_is_due(self, *, closing: bool) -> None:
         persistence, pace, controller = self.persistence, self.pace, self.controller
+        if not closing and refusal.look_last(self):
+            return
         if controller.is_open:
             if not closing:
                 return
@@ -268,7 +288,7 @@ class Engine:
                     epoch_ended=epoch_ended,
                     run_ended=closing or pace.is_finished,
                     budget=pace.budget,
-                    get_state=lambda: run_state.settled_state_of(self, in_background=not closing),
+                    get_state=lambda: run_state.settled_state_of(self),
                     get_moment=lambda: self.moment("draw"),
                     is_calm=controller.is_calm and self.sentry.suspicion < MOST_SUSPICION,
                     saved=controller.note_checkpoint,
@@ -303,48 +323,32 @@ class Engine:
         skipped: bool = False,
         predictions: Any = None,
     ) -> Outcome:
-        """Report the loss of a batch: judge it, learn from it, advance the run and tell listeners.
+        """Report the loss of a batch; see `R8Scheduler.report`."""
+        return self._report(ticket, loss, part_size, grad_norm, skipped, predictions)
 
-        Call it before ``backward()``, and skip ``backward()`` and ``step()`` if the outcome is false; or call it after
-        ``step()``: a refused loss then restores the model.
-
-        Args:
-            ticket: The batch, as `draw` returned it. Batches may be reported in any order, each once.
-            loss: The batch mean: a float, or a 0-dim array or tensor of numpy, torch, TensorFlow or JAX. Or
-                float[B], the loss of each sample. Or with ``part_size``, float[P], the means of consecutive parts.
-                The first report fixes which of the three. Tensors are detached.
-            part_size: Samples in a part, >= 1; the last part of a batch may have fewer.
-            grad_norm: Norm of the batch's gradient, if known: the guard judges it by the same rule as the loss. A
-                number, or a 0-dim array or tensor.
-            skipped: Whether the optimizer's step was skipped because gradients overflowed, as a loss scaler does. The
-                step counts, raises no alarm however often it happens, and a finite loss is learned from.
-            predictions: `Predictions` of the same samples, from which `SampleTable.suspects` judges their labels; with
-                one loss per sample only. They are learned from if the loss is.
-
-        Returns:
-            The verdict, the learning rate to use now, and the step that the model was restored to.
-
-        Raises:
-            RuntimeError: this ticket was reported before, or belongs to another run; or an earlier call was cut
-                half-way, and the message says how to go on.
-            TypeError: the loss is not a real number or a vector of them, the norm is not a number, or the ticket not
-                a ticket.
-            ValueError: the loss has another length or kind than it must have. Nothing was changed.
-            TrainingDiverged: losses are still refused after everything was tried.
-        """
-        is_heard, turns = self.announcer.is_heard, self.turns
+    def _report(
+        self, ticket: Ticket, loss: Any, part_size: int | None, grad_norm: Any, skipped: bool, predictions: Any
+    ) -> Outcome:
+        is_heard, turns, pace, sentry = self.announcer.is_heard, self.turns, self.pace, self.sentry
         if is_heard:
             self.emitter.begin()
         while True:
             judged = step.judge(self, ticket, loss, part_size, grad_norm, skipped, predictions)
-            if not judged.is_plain:
+            number, losses, state, _, _, _, _, lr, _, _, is_plain = judged
+            if not is_plain:
                 outcome = refusal.report_in_turn(self, ticket, judged)
                 if outcome is not None:
                     return outcome
                 continue
-            ended, is_done = None, False
+            is_done, ended, (chunk, slot, _) = False, None, ticket[6]
             with turns.lock:
-                if turns.busy is None and step.is_current(self, ticket, judged):
+                # The last three as `is_now` says, without its call.
+                if (
+                    turns.busy is None
+                    and pace.step == number
+                    and sentry._losses is losses
+                    and chunk.states[slot] == state
+                ):
                     turns.busy = ticket
                     ended = step.learn(self, ticket, judged)
                     turns.busy = None
@@ -353,8 +357,73 @@ class Engine:
                 if is_heard:
                     self.emitter.end()
                     step.tell(self, ticket, judged, ended)
-                return new_tuple(Outcome, (judged.judgement.verdict, judged.lr, None))
+                return new_tuple(Outcome, (Verdict.GOOD, lr, None))
             turns.wait("report", self.pace.step)
+
+    def is_now(self, ticket: Ticket, judged: step.Judged) -> bool:
+        """Whether no other call has come between a judgement and this moment."""
+        batch = ticket.batch
+        return (
+            self.pace.step == judged.step
+            and self.sentry._losses is judged.losses
+            and batch.chunk.states[batch.slot] == judged.state
+        )
+
+    def adopt(
+        self,
+        callbacks: Callbacks,
+        *,
+        backup_every: int | str | Condition | None = None,
+        clone: Callable[[Any], Any] | None = None,
+        copy_into: Callable[[Any, Any], Any] | None = None,
+        witness_size: int = 1,
+    ) -> None:
+        """Use an adapter's callbacks where the user passed none; see `Persistence.adopt`."""
+        self.persistence.adopt(
+            callbacks, backup_every=backup_every, clone=clone, copy_into=copy_into, witness_size=witness_size
+        )
+
+    def look_at_weights(self) -> None:
+        """Take a backup, which checks every number of the model, once the current step is complete."""
+        self.persistence.look_at_weights()
+
+    def timed(self, batches: Iterator[T]) -> Iterator[T]:
+        """The same batches; if there are listeners, the time that training waits for each is measured."""
+        return self.emitter.timed(batches) if self.announcer.is_heard else batches
+
+    def may_be_due(self, step: int) -> bool:
+        """Whether a backup or a checkpoint may be due once this many steps are reported."""
+        return step >= self.persistence.quiet_steps or self.pace.seconds >= self.persistence.quiet_seconds
+
+    def share(self, group: membership.RankGroup, resume: str | os.PathLike[str] | None = None) -> None:
+        """Act as one scheduler with those of the other ranks; call it before the first draw. See `membership.share`."""
+        membership.share(self, group, resume)
+
+    def deciding_state(self, samples: NDArray[np.int64]) -> list[Any]:
+        """The state that decides the next steps, as plain values and arrays; of the table only some records.
+
+        Args:
+            samples: int64[K], their positions.
+        """
+        self.hand_over()
+        table = self.table
+        numbers = [self.pace.state_dict(), self.controller.state_dict(), self.sentry.state_dict(), table.trend, self.lr]
+        evidence = table.storage.evidence.take(samples)
+        return [numbers, table.storage.records.take(samples), *([] if evidence is None else [evidence])]
+
+    def draw_epoch(self) -> list[Ticket]:
+        """Draw the rest of the epoch at once; empty if the budget is spent or the run was stopped."""
+        return draws.rest_of_epoch(self)
+
+    @property
+    def seed(self) -> int:
+        """The seed of the batches: as given, or that of the saved run that this one continues."""
+        return self.plan.seed
+
+    @property
+    def next_step(self) -> int:
+        """The step that a batch drawn now will have."""
+        return self.pace.next_step
 
     def discard(self, ticket: Ticket) -> None:
         """Count a batch whose training was undone before its loss was judged: a step that nothing is learned from.
@@ -371,14 +440,7 @@ class Engine:
                 refusal.discard(self, ticket)
 
     def give_up(self, ticket: Ticket, *, on_purpose: bool = False) -> None:
-        """Give up a batch that will not be reported: it is drawn once more at the end of its epoch.
-
-        If it is given up a second time, it counts as a refused step.
-
-        Args:
-            ticket: The batch; nothing happens if it is not out.
-            on_purpose: Whether the user asked for it, so that no notice is needed.
-        """
+        """Give up a batch that will not be reported; see `R8Scheduler.give_up`."""
         if not ticket.batch.is_out:
             return
         with self.turns.take("give_up", self.pace.step) as turn:

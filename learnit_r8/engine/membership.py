@@ -94,8 +94,8 @@ def _facts(run: Engine) -> dict[str, Any]:
     persistence = run.persistence
     return {
         **identity_of(run),
-        "alpha": run.table.alpha,
-        "groups": run.table.records["group"],
+        "alpha": run.table.learner.alpha,
+        "groups": run.table.storage.records.whole["group"],
         "policy": run.plan.policy,
         "seed": run.plan.seed,
         "budget": run.pace.budget,

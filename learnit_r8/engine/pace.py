@@ -89,11 +89,6 @@ class Pace:
         return self._watch.seconds(self.clock())
 
     @property
-    def is_running(self) -> bool:
-        """Whether time is counted now."""
-        return self._watch.is_running
-
-    @property
     def next_step(self) -> int:
         """The step at which a batch drawn now will be reported."""
         return self.step + self.num_out

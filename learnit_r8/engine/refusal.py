@@ -22,7 +22,7 @@ ABANDONED = (
 def report_in_turn(run: Engine, ticket: Ticket, judged: step.Judged) -> Outcome | None:
     """Report a loss that is not simply good; None if it must be judged again, as another call came first."""
     with run.turns.take("report", ticket.step) as turn:
-        if not step.is_current(run, ticket, judged):
+        if not run.is_now(ticket, judged):
             return None
         turn.is_changing = True
         verdict, put_to = _answer(run, ticket, judged)
@@ -97,8 +97,9 @@ def discard(run: Engine, ticket: Ticket) -> None:
     if ticket.epoch < 0:
         run.search.skip(ticket.batch)
         run.use_found_lr()
-    else:
-        _close_unlearned(run, ticket)
+        return
+    _close_unlearned(run, ticket)
+    run.controller.experiment.lose(ticket)
 
 
 def answer_damage(run: Engine, array: str) -> None:

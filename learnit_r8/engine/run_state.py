@@ -21,7 +21,7 @@ FORMAT = 1
 """Format of the whole state; it stays, as each part has a version of its own."""
 
 VERSIONS = {
-    "table": 2, "plan": 1, "pace": 2, "recovery": 1, "quarantine": 2, "guard": 2, "tally": 1, "search": 1,
+    "table": 2, "plan": 1, "pace": 2, "recovery": 2, "quarantine": 2, "guard": 2, "tally": 1, "search": 1,
 }  # fmt: skip
 """Version of each part's state. A change of a part adds one here, and the part must still read the versions before it,
 down to those of the files in ``tests/runs/saved``."""
@@ -32,14 +32,9 @@ CHANGED_BY_RESUME = {"num_samples", "batch_size", "last_batch"}
 _REQUIRED = {"format", "versions", "data", "seed", "num_draws", *VERSIONS}
 
 
-def state_of(run: Engine, *, in_background: bool = False) -> dict[str, Any]:
-    """Everything needed to continue with exactly the same batches, rates and tables; see `R8Scheduler.state_dict`.
-
-    Args:
-        run: The run, whose turn this thread has.
-        in_background: Whether another thread reads it while the run continues; see `SampleTable.state_dict`.
-    """
-    table = run.table.state_dict(in_background=in_background)
+def state_of(run: Engine) -> dict[str, Any]:
+    """Everything needed to continue with exactly the same batches, rates and tables; this thread has the run's turn."""
+    table = run.table.state_dict()
     return {"format": FORMAT, "versions": dict(VERSIONS), "data": identity_of(run), "table": table, **position_of(run)}
 
 
@@ -58,15 +53,15 @@ def position_of(run: Engine) -> dict[str, Any]:
     }
 
 
-def whole_state_of(run: Engine, *, in_background: bool = False, call: str = "state_dict") -> dict[str, Any]:
+def whole_state_of(run: Engine, *, call: str = "state_dict") -> dict[str, Any]:
     """The state, which no other call changes meanwhile; ``call`` asks for it."""
     with run.turns.take(call, run.pace.step):
-        return state_of(run, in_background=in_background)
+        return state_of(run)
 
 
 def identity_of(run: Engine) -> dict[str, Any]:
     """The facts in which a saved state must agree with the run."""
-    return {**run.table.identity(), "last_batch": run.plan.last_batch}
+    return {**run.table.storage.identity(), "last_batch": run.plan.last_batch}
 
 
 def _renewed(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,6 +117,8 @@ def _take_over(run: Engine, state: Mapping[str, Any]) -> None:
     if "table" in state:
         run.table.load_state_dict(state["table"])
     run.plan.load_state_dict(state["plan"])
+    # The clock may stand still yet.
+    run.plan.check_again()
     run.pace.load_state_dict(state["pace"])
     run.controller.load_state_dict(state["recovery"])
     run.controller.quarantine.load_state_dict(state["quarantine"])
@@ -134,10 +131,10 @@ def _take_over(run: Engine, state: Mapping[str, Any]) -> None:
     run.persistence.count_from(run.pace.step, run.plan.samples_in(run.pace.step), run.pace.seconds)
 
 
-def settled_state_of(run: Engine, *, in_background: bool = False) -> dict[str, Any]:
+def settled_state_of(run: Engine) -> dict[str, Any]:
     """The state after all losses held back are reported, as the model has taken those steps already."""
     run.settle()
-    return whole_state_of(run, in_background=in_background)
+    return whole_state_of(run)
 
 
 def save_as_asked(run: Engine) -> None:
@@ -221,7 +218,7 @@ def _resume_from_newest(run: Engine) -> None:
 
 def restore_backup(run: Engine) -> int:
     """Go on from the newest backup in RAM; see `R8Scheduler.restore_backup`."""
-    if not run.table.is_whole:
+    if not run.table.storage.is_whole:
         raise RuntimeError(
             "restore_backup() needs a whole table, but the call was cut while that stored what it had learned; use "
             "load_checkpoint()."
@@ -239,7 +236,7 @@ def restore_backup(run: Engine) -> int:
         state = restored.moment.state
         # Time that was used is used.
         _take_over(run, {**state, "pace": {**state["pace"], "seconds": run.pace.seconds}})
-        run.table.go_back_to(restored.moment.trend)
+        run.table.learner.go_back_to(restored.moment.trend)
         run.announcer.tell(events.RolledBack, to_step=restored.step, source="backup")
     run.member.forget()
     return restored.step

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from .. import events
+    from ..guard.registry import GuardName
     from ..guard.verdict import Guard
     from ..policies.base import Policy
     from ..policies.registry import PolicyName
@@ -61,7 +62,7 @@ class CommonSettings(TypedDict, total=False):
     monitor: str | None
     mode: Literal["min", "max"]
     resume: str | os.PathLike[str] | None
-    guard: Guard
+    guard: GuardName | Guard
     recovery: Recovery
     use_curses: bool
     run_dir: str | os.PathLike[str] | bool | None

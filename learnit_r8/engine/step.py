@@ -9,8 +9,8 @@ import numpy as np
 
 from ..guard.monitor import MOST_SUSPICION, Judgement
 from ..guard.verdict import Verdict
-from ..sampling.chunk import OPEN, OUT_AGAIN
-from ..sampling.ticket import Ticket
+from ..sampling.chunk import OPEN, OUT_AGAIN, REPORTED
+from ..sampling.ticket import Ticket, new_tuple
 from ..table.losses import EXACT, Reading, check_kind, read_loss, read_number
 from .tally import Tally
 
@@ -51,81 +51,98 @@ class Judged(NamedTuple):
 def judge(
     run: Engine, ticket: Ticket, loss: Any, part_size: int | None, grad_norm: Any, skipped: bool, predictions: Any
 ) -> Judged:
-    """Read a loss and judge it; asks guard and schedule, which may raise, and changes nothing. See `Engine.report`."""
-    if not isinstance(ticket, Ticket):
+    """Read a loss and judge it; asks guard and schedule, and changes nothing. See `R8Scheduler.report`."""
+    if type(ticket) is not Ticket:
         raise TypeError(f"ticket must be what draw() returned, got {ticket!r}.")
-    if run.persistence.is_restoring and run.turns.is_mine:
-        raise RuntimeError(f"load_callback must not report losses, got one of step {ticket.step}.")
     _, epoch, indices, rate, _, _, (chunk, slot, _) = ticket
     table, sentry, pace, controller = run.table, run.sentry, run.pace, run.controller
     step, losses, state = pace.step, sentry._losses, chunk.states[slot]
     # As `Batch.is_out` says, without its call: this is asked at every step.
     if not (slot < chunk.drawn if state == OPEN else state == OUT_AGAIN) or chunk.table is not table:
-        if run.turns.busy is not None:
-            # What another call is doing with it, or has left half done, is the reason.
-            run.turns.wait("report", step)
-        raise RuntimeError(
-            f"ticket of step {ticket.step} was reported or given up before, or is not of this run; report each "
-            "batch once."
-        )
+        _refuse_ticket(run, ticket)
+    if run.turns.busy is not None:
+        _refuse_restoring(run, ticket)
     reading = read_loss(loss, len(indices), part_size)
-    if len(indices) == 1 and table.part_size == EXACT:
+    if len(indices) == 1 and table.storage.part_size == EXACT:
         # The loss of a single sample, without its dimension.
         reading = Reading(reading.mean, np.atleast_1d(reading.means), EXACT, reading.lowest)
+    mean, _, kind, lowest, _ = reading
     if grad_norm is not None:
         grad_norm = read_number("grad_norm", grad_norm)
-    kind = EXACT if table.batch_size == 1 else reading.part_size
-    if kind != table.part_size:
-        check_kind(kind, table.part_size)
+    storage = table.storage
+    if table.batch_size == 1:
+        kind = EXACT
+    is_plain = kind == storage.part_size
+    if not is_plain:
+        check_kind(kind, storage.part_size)
     if predictions is not None:
-        reading = table.evidence.with_predictions(reading, predictions, kind)
+        reading = table.storage.evidence.with_predictions(reading, predictions, kind)
     if epoch < 0:
-        _, verdict = sentry.guard.judge(sentry.guard.begin(), reading.mean)
+        _, verdict = sentry.guard.judge(sentry.guard.begin(), mean)
         judgement = sentry.unjudged(verdict)
         return Judged(step, losses, state, reading, kind, math.nan, judgement, math.nan, True, math.nan, False)
-    expected, typical = table.with_trend(chunk.expected[slot]), table.with_trend(chunk.typical)
+    expected, typical = chunk.expected[slot], chunk.typical
+    # As `LossLearner.with_trend` says, without two calls.
+    if kind != EXACT and storage.estimator == "relative":
+        trend = storage.batch_trend.value
+        if storage.are_offsets:
+            expected, typical = expected + trend, typical + trend
+        else:
+            expected, typical = expected * trend, typical * trend
     predicted, is_usual = expected, True
-    if expected < typical and table.part_size != EXACT:
+    if expected < typical and kind != EXACT:
         # Estimates from batch means are too rough to expect less of a batch that was chosen by them.
         predicted, is_usual = typical, chunk.sweep >= 0
-    is_quiet = controller.is_quiet and not controller.quarantine.is_watching
-    if not controller.is_quiet and controller.experiment.tests(ticket):
+    is_quiet = controller.is_quiet
+    # The guard hears the rate of the step that it judges, before recovery lowers it.
+    judged_rate = rate if is_quiet else run.scheduled_lr(pace.progress_at(ticket.step))
+    if not is_quiet and controller.experiment.tests(ticket):
         if grad_norm is not None and not math.isfinite(grad_norm):
             reading = reading._replace(mean=math.nan)
         judgement = sentry.unjudged(Verdict.PROBED)
     else:
-        # The rate of its own step, before recovery lowers it; a batch drawn later may have another one.
-        judged_lr = rate if controller.is_quiet else run.scheduled_lr(pace.progress_at(ticket.step))
         judgement = sentry.judge(
-            reading.mean, predicted, typical, judged_lr, grad_norm=grad_norm, skipped=skipped, is_usual=is_usual
+            mean, predicted, typical, judged_rate, grad_norm=grad_norm, skipped=skipped, is_usual=is_usual
         )
-        if controller.is_early and judgement.verdict is Verdict.GOOD and controller.is_suspicious(reading.mean):
+        if controller.is_early and judgement.verdict is Verdict.GOOD and controller.is_suspicious(mean):
             judgement = sentry.unjudged(Verdict.EARLY)
-    lr = run.scheduled_lr(pace.progress_at(step + 1))
+    steps = pace.budget.steps
+    progress = (step + 1) / steps if steps is not None and step + 1 < steps else pace.progress_at(step + 1)
+    last, lr = run._scheduled
+    if progress != last:
+        lr = run.scheduled_lr(progress)
+    is_plain = (
+        is_plain
+        and is_quiet
+        and judgement.verdict is Verdict.GOOD
+        and (lowest >= 0 or storage.are_offsets)
+        and chunk.sweep == run.plan._planner.num_sweeps
+        and not controller.quarantine.is_watching
+    )
     is_calm, suspicion = True, math.nan
     if controller.is_calm_due:
         is_calm = sentry.suspicion_of(judgement) < 2 * MOST_SUSPICION
     if run.announcer.is_heard:
         suspicion = sentry.suspicion_of(judgement)
-    is_plain = (
-        judgement.verdict is Verdict.GOOD
-        and is_quiet
-        and kind == table.part_size
-        and (reading.lowest >= 0 or table.has_offsets)
-        and chunk.sweep == run.plan.num_sweeps
+    return new_tuple(
+        Judged, (step, losses, state, reading, kind, expected, judgement, lr, is_calm, suspicion, is_plain)
     )
-    return Judged(step, losses, state, reading, kind, expected, judgement, lr, is_calm, suspicion, is_plain)
 
 
-def is_current(run: Engine, ticket: Ticket, judged: Judged) -> bool:
-    """Whether nothing has changed since a loss was judged."""
-    chunk, slot, _ = ticket.batch
-    return (
-        run.pace.step == judged.step
-        and run.sentry._losses is judged.losses
-        and chunk.states[slot] == judged.state
-        and chunk.table is run.table
+def _refuse_ticket(run: Engine, ticket: Ticket) -> None:
+    """Raise RuntimeError for a ticket that is not out."""
+    _refuse_restoring(run, ticket)
+    if run.turns.busy is not None:
+        # What another call is doing with it, or has left half done, is the reason.
+        run.turns.wait("report", run.pace.step)
+    raise RuntimeError(
+        f"ticket of step {ticket.step} was reported or given up before, or is not of this run; report each batch once."
     )
+
+
+def _refuse_restoring(run: Engine, ticket: Ticket) -> None:
+    if run.persistence.is_restoring and run.turns.is_mine:
+        raise RuntimeError(f"load_callback must not report losses, got one of step {ticket.step}.")
 
 
 def learn(run: Engine, ticket: Ticket, judged: Judged) -> Tally | None:
@@ -134,22 +151,38 @@ def learn(run: Engine, ticket: Ticket, judged: Judged) -> Tally | None:
     Returns:
         The tally of the epoch, if it has ended with this step.
     """
-    table, pace, controller, reading = run.table, run.pace, run.controller, judged.reading
-    run.sentry.keep(judged.judgement)
-    table.part_size = judged.kind
-    if reading.predictions is not None:
-        table.evidence.begin(reading.predictions.num_classes)
-    believed = table.batch_trend.believed(reading) if table.batch_trend.is_early else reading
-    trend = table.observe(believed.mean, believed.lowest, reading.mean)
+    # Fields are unpacked, as reading each by its name takes three times as long.
+    _, _, _, reading, kind, _, judgement, lr, is_calm, _, is_plain = judged
+    mean, means, _, lowest, predictions = reading
+    table, pace, storage, batch = run.table, run.pace, run.table.storage, ticket.batch
+    trend, tally, ended = storage.batch_trend, run._tally, None
+    run.sentry.keep(judgement)
+    if trend.is_early or lowest < 0:
+        storage.part_size = kind
+        mean, means, _, lowest, _ = trend.believed(reading) if trend.is_early else reading
+        before = table.learner.observe(mean, lowest, reading.mean)
+    else:
+        before = trend.value
+        trend.value = before + trend.weight * (mean - before)
+    if predictions is not None:
+        storage.evidence.begin(predictions.num_classes)
     pace.num_out -= 1
     pace.step += 1
-    run._tally.add(reading.mean, len(ticket.indices))
-    controller.accepted(reading.mean, ticket, judged.lr, is_calm=judged.is_calm)
-    pace.begin_break()
-    ended = end_epoch(run)
-    run.plan.report(
-        ticket.batch, believed.mean if table.batch_size == 1 else believed.means, trend, reading.predictions
-    )
+    tally.num_good += 1
+    tally.total += reading[0]
+    tally.samples += len(ticket.indices)
+    run.controller.accepted(reading[0], ticket, lr, is_calm=is_calm)
+    if pace.budget.steps is None:
+        pace.begin_break()
+    if not pace.step % run.plan.steps_per_pass:
+        ended = end_epoch(run)
+    # The chunk keeps it. The table learns the whole chunk at once, when that is used up or somebody reads the table.
+    means = mean if table.batch_size == 1 else means
+    if is_plain and predictions is None:
+        chunk, slot, _ = batch
+        chunk.reports[slot], chunk.trends[slot], chunk.states[slot] = means, before, REPORTED
+    else:
+        run.plan.report(batch, means, before, predictions)
     return ended
 
 

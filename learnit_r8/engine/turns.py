@@ -104,7 +104,7 @@ class Turns:
                     raise
                 finally:
                     self._announcer.is_held = False
-                    if not self._table.is_whole:
+                    if not self._table.storage.is_whole:
                         turn.is_changing = True
                     if not turn.is_changing:
                         self.busy = None

@@ -51,12 +51,14 @@ class Probed(Event):
         loss: The loss of the witness now.
         record: Its loss then.
         is_present: Whether the present weights were tested, and not those of a backup.
+        reason: Why weights are tested.
     """
 
     of_step: int
     loss: float
     record: float
     is_present: bool
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class IncidentEnded(Event):
     """What was at fault is settled, and training goes on.
 
     Attributes:
-        text: The probable cause, for people.
+        text: What was found, for people.
     """
 
     text: str = ""

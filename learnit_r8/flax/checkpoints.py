@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from .._validation import whole_number
 from ..checkpoint.codec import decode, encode
-from ..checkpoint.state_form import fit, pack, unpack_saved
+from ..checkpoint.state_fit import fit, unpack_saved
+from ..checkpoint.state_form import pack
 from ..loops.checkpoints import numbered, save_state
 
 if TYPE_CHECKING:

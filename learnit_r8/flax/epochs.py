@@ -11,7 +11,7 @@ from typing import Any
 
 from .._adapters.driven_state import DrivenState
 from .._adapters.prefetch import Prefetch
-from ..checkpoint.state_form import fit, unpack_saved
+from ..checkpoint.state_fit import fit, unpack_saved
 from ..loops.elapse import batch_size
 from ..loops.logs import Entries, Logs
 from ..loops.state import LoopState
@@ -132,7 +132,7 @@ class Training:
         if self._r8 is not None:
             self._driven = DrivenState(loop_state)
             if self._driven.has_model:
-                self._r8.adopt(self._driven.callbacks())
+                self._r8.host.adopt(self._driven.callbacks())
 
     def batches(self) -> Iterator[Any]:
         """The batches of all epochs."""

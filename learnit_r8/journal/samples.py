@@ -18,18 +18,18 @@ from numpy.typing import NDArray
 from ..checkpoint.codec import read_npz
 from ..checkpoint.durable_io import open_regular
 from ..events.codec import strict_json
-from ..table.label_noise import LEAST_USES, Ranking, Suspects, find_suspects, rank
+from ..table.figures import top
+from ..table.label_noise import Ranking, Suspects, find_suspects, rank
 from ..table.labels.evidence import EVIDENCE
 from ..table.labels.frame import Column, label_columns, labels_in
+from ..table.labels.suspicion import LEAST_USES
 from ..table.losses import EXACT
-from ..table.records import Snapshot
-from ..table.table import LARGE, SampleTable
+from ..table.table import SampleTable
 
 KEEP_NEWEST = 3
 KEEP_OLDER = 8
 NUM_NAMES = MOST_LABELS = 1000
 MOST_MEMBERS = 16
-_BLOCK = 2**18
 _MEMBER = re.compile(r"\w{1,40}\.npy")
 
 _DAMAGE = (
@@ -69,6 +69,7 @@ class Samples(NamedTuple):
         group: uint16[N], code of the group of each sample; None without groups.
         group_labels: The label of each code, a text or a number; empty without groups, and where they are too many.
         evidence: What predictions say of the labels, the fields of `EVIDENCE` by name, N each; None without them.
+        sample_ids: The names of all samples, in the process that trains; a file holds `names` only.
     """
 
     epoch: int
@@ -84,6 +85,7 @@ class Samples(NamedTuple):
     group: NDArray[np.uint16] | None = None
     group_labels: tuple[Any, ...] = ()
     evidence: dict[str, NDArray[Any]] | None = None
+    sample_ids: Sequence[Any] | None = None
 
     def name_of(self, index: int) -> str:
         """Name of a sample, else its index."""
@@ -96,7 +98,7 @@ class Samples(NamedTuple):
 
     def hardest(self, k: int) -> NDArray[np.int64]:
         """int64[<= k], the seen samples of highest estimated loss, highest first."""
-        return highest(self.loss, k)
+        return top(self.loss, k)
 
     def suspects(self, precision: float = 0.5) -> Suspects:
         """Samples that look mislabelled; see `SampleTable.suspects`."""
@@ -150,85 +152,31 @@ def most_suspects(files: Iterable[Samples], precision: float = 0.5) -> tuple[Sam
     return best
 
 
-def highest(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """int64[<= k], positions of the highest values, highest first, NaN left out."""
-    known = np.flatnonzero(~np.isnan(values))
-    if not 0 < k < len(known):
-        k = min(k, len(known))
-    else:
-        # To sort millions would take seconds.
-        least = -np.partition(-values[known], k - 1)[k - 1]
-        known = known[values[known] >= least]
-    return known[np.argsort(-values[known], kind="stable")][:k]
+def samples_of(table: SampleTable, epoch: int, step: int) -> Samples:
+    """Copies of the losses and uses in a table; a million samples take some 10 ms."""
+    storage = table.storage
+    group = [] if storage.group_labels is None else ["group"]
+    return Samples(
+        epoch=epoch,
+        step=step,
+        source=storage.source,
+        is_exact=storage.part_size == EXACT,
+        untrained_loss=storage.untrained_loss,
+        names={},
+        group_labels=_plain_labels(storage.group_labels),
+        evidence=table.read_evidence(),
+        sample_ids=storage.sample_ids,
+        **table.read(*_FIELDS, *group),
+    )
 
 
-class LateSamples:
-    """Losses and uses of a large table at a step, which another thread copies while the run goes on.
-
-    Args:
-        table: The table.
-        epoch: The epoch, 0-based.
-        step: Steps reported.
-    """
-
-    def __init__(self, table: SampleTable, epoch: int, step: int) -> None:
-        self._table, self._snapshot = table.frozen()
-        evidence = table.evidence.records
-        self._evidence = None if evidence is None else evidence.snapshot()
-        self._place = epoch, step
-
-    def samples(self) -> Samples:
-        """Copy them; to be called once.
-
-        Raises:
-            RuntimeError: all records were replaced meanwhile.
-        """
-        table, size = self._table, len(self._table)
-        arrays = {name: np.empty(size, dtype) for name, dtype in _FIELDS.items()}
-        group = None if table.group_labels is None else np.empty(size, np.uint16)
-        for start in range(0, size, _BLOCK):
-            part = slice(start, min(start + _BLOCK, size))
-            records = self._snapshot.rows(part.start, part.stop)
-            uses = records["usage_count"]
-            arrays["loss"][part], arrays["usage_count"][part] = table.estimates(records), uses
-            for name in ("last", "mean"):
-                arrays[name][part] = np.where(uses > 0, records[name], np.float32("nan"))
-            if group is not None:
-                group[part] = records["group"]
-        self._snapshot.close()
-        evidence = None if self._evidence is None else _fields_of(self._evidence, size)
-        epoch, step = self._place
-        return Samples(
-            epoch=epoch,
-            step=step,
-            source=table.source,
-            is_exact=table.part_size == EXACT,
-            untrained_loss=table.untrained_loss,
-            names=_names_of(table, arrays["loss"], arrays["mean"]),
-            group=group,
-            group_labels=_plain_labels(table.group_labels),
-            evidence=evidence,
-            **arrays,
-        )
-
-
-def _names_of(table: SampleTable, loss: NDArray[np.float32], mean: NDArray[np.float32]) -> dict[int, str]:
-    if table.sample_ids is None:
-        return {}
-    named = np.union1d(highest(loss, NUM_NAMES), highest(mean, NUM_NAMES))
-    return {int(index): str(table.name_of(int(index)))[:200] for index in named}
-
-
-def _fields_of(evidence: Snapshot, size: int) -> dict[str, NDArray[Any]]:
-    """Copies of the fields of all records; closes the snapshot."""
-    arrays = {name: np.empty(size, dtype) for name, dtype in _EVIDENCE.items()}
-    for start in range(0, size, _BLOCK):
-        part = slice(start, min(start + _BLOCK, size))
-        records = evidence.rows(part.start, part.stop)
-        for name, values in arrays.items():
-            values[part] = records[name]
-    evidence.close()
-    return arrays
+def _names_of(samples: Samples) -> dict[int, str]:
+    """Names of the samples with the highest losses."""
+    ids = samples.sample_ids
+    if ids is None:
+        return samples.names
+    named = np.union1d(top(samples.loss, NUM_NAMES), top(samples.mean, NUM_NAMES))
+    return {index: str(ids[index])[:200] for index in named.tolist()}
 
 
 def _plain_labels(labels: NDArray[Any] | None) -> tuple[Any, ...]:
@@ -236,12 +184,6 @@ def _plain_labels(labels: NDArray[Any] | None) -> tuple[Any, ...]:
     if labels is None or len(labels) > MOST_LABELS:
         return ()
     return tuple(one if isinstance(one, int) else str(one)[:200] for one in labels.tolist())
-
-
-def samples_of(table: SampleTable, epoch: int, step: int) -> Samples | LateSamples:
-    """Copies of the losses and uses in a table; of a large one, what copies them later."""
-    late = LateSamples(table, epoch, step)
-    return late.samples() if len(table) < LARGE else late
 
 
 def write_samples(folder: Path, pending: Sequence[Samples]) -> None:
@@ -269,7 +211,7 @@ def _write(folder: Path, samples: Samples) -> None:
         "source": samples.source,
         "is_exact": samples.is_exact,
         "untrained_loss": samples.untrained_loss,
-        "names": samples.names,
+        "names": _names_of(samples),
         "group_labels": samples.group_labels,
     }
     arrays = {name: getattr(samples, name).astype(dtype, copy=False) for name, dtype in _FIELDS.items()}

@@ -25,7 +25,7 @@ from ..events.threaded_listener import ThreadedListener
 from .reader import SCHEMA
 from .requests import RequestFolder, Taker
 from .run_info import is_gone, read_sessions, write_about
-from .samples import LateSamples, Samples, write_samples
+from .samples import Samples, write_samples
 from .summary import Summary
 
 SECONDS_BETWEEN_WRITES = 0.25
@@ -70,7 +70,7 @@ class Journal(ThreadedListener):
         *,
         name: str = "",
         configuration: Mapping[str, str] | None = None,
-        samples: Callable[[int, int], Samples | LateSamples] | None = None,
+        samples: Callable[[int, int], Samples] | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         in_background: bool = True,
@@ -81,7 +81,7 @@ class Journal(ThreadedListener):
         self.num_lost = 0
         self._samples_of, self._clock, self._wall = samples, clock, wall
         self._lines: list[str] = []
-        self._pending_samples: list[Samples | LateSamples] = []
+        self._pending_samples: list[Samples] = []
         self._samples_due, self._samples_step, self._steps_per_epoch = -1.0, -1, 1
         self._summary = Summary(clock())
         self._position = (0, 0.0)
@@ -162,8 +162,7 @@ class Journal(ThreadedListener):
 
     def _look_at_samples(self, event: EpochDone | RunEnded) -> None:
         """Copy the table if a samples file is due; the time of copying counts as writing."""
-        # Those that are copied later keep what is written meanwhile: one at a time.
-        held = sum(one.loss.nbytes if isinstance(one, Samples) else MOST_HELD_BYTES for one in self._pending_samples)
+        held = sum(one.loss.nbytes for one in self._pending_samples)
         due = self._clock() >= self._samples_due and held < MOST_HELD_BYTES
         is_new = event.step > max(0, self._samples_step)
         if self._samples_of is None or not is_new or not (due or isinstance(event, RunEnded)):
@@ -171,8 +170,6 @@ class Journal(ThreadedListener):
         began = self._clock()
         self._samples_step = event.step
         samples = self._samples_of((event.step - 1) // self._steps_per_epoch, event.step)
-        if isinstance(samples, LateSamples) and not self._in_background:
-            samples = samples.samples()
         with self._lock:
             self._pending_samples.append(samples)
         self._samples_due = self._clock() + SAMPLES_PAUSE * (self._clock() - began)
@@ -232,7 +229,7 @@ class Journal(ThreadedListener):
         with self._lock:
             pending, self._pending_samples = self._pending_samples, []
         if pending:
-            write_samples(self.folder, [one if isinstance(one, Samples) else one.samples() for one in pending])
+            write_samples(self.folder, pending)
             self._samples_due += SAMPLES_PAUSE * (self._clock() - began)
 
     def close(self, error: BaseException | None = None) -> None:

@@ -74,7 +74,7 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
             self._state, self._wired = ModelState(model), model
         state = self._state
         assert state is not None
-        self._prefetch.r8.adopt(Callbacks(state.save, state.load, state.read), backup_every=self._backup_every)
+        self._prefetch.r8.host.adopt(Callbacks(state.save, state.load, state.read), backup_every=self._backup_every)
 
     def set_model(self, model: Any) -> None:
         """Keras' word that a ``fit`` begins."""
@@ -136,7 +136,7 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
             raise ValueError(OTHER_DATA.format(batch))
         losses = recorder.losses(self._count)
         if not recorder.is_exact:
-            r8.say_once(
+            r8.host.say_once(
                 "keras loss",
                 "the model's loss is one number for the whole batch: losses of samples are estimated. Compile it with "
                 "a loss that gives one for each sample (Keras takes the mean itself).",
@@ -151,7 +151,7 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
             self._put_metrics_back()
         if r8.requests.is_pending:
             # Now, as Keras has begun the next batch when it asks again.
-            r8.between_steps()
+            r8.host.between_steps()
         if r8.is_over:
             model.stop_training = True
 
@@ -174,7 +174,7 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         r8 = self._prefetch.r8
         self.dataset.end_epoch()
         r8.log(r8.global_step, **{name: value for name, value in (logs or {}).items() if name != "step"})
-        r8.between_steps()
+        r8.host.between_steps()
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Give back what was not trained on, and end the workers."""

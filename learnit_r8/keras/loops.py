@@ -41,7 +41,7 @@ def batch_dataset(
     """
     if model is not None:
         state = ModelState(model, optimizer)
-        r8.adopt(Callbacks(state.save, state.load, state.read))
+        r8.host.adopt(Callbacks(state.save, state.load, state.read))
     return Batches(r8, data, prefetch=prefetch)
 
 
@@ -94,7 +94,7 @@ class Batches:
         finally:
             prefetch.hand_back()
             r8.requests.leave()
-        r8.between_steps()
+        r8.host.between_steps()
         # Nobody knows whether another epoch follows; if so, they are taken again.
         r8.requests.leave()
 
@@ -106,7 +106,7 @@ class Batches:
             yield batch
             prefetch.give_up()
             if r8.requests.is_pending:
-                r8.between_steps()
+                r8.host.between_steps()
             if r8.is_over:
                 return
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from typing import TYPE_CHECKING, Any
 
 import lightning
@@ -9,6 +11,7 @@ import torch
 
 from ..schedules.schedule import OPEN_MODES
 from ..table.labels.predictions import Predictions
+from ..torch.last_forward import LastForward
 from ..torch.losses import check_labels
 from .budget import BUDGETS, budget_of
 from .loader import R8Loader
@@ -44,6 +47,8 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             raise TypeError(f"loader must be an R8Loader, got {loader!r}.")
         self._loader = loader
         self._saved: dict[str, Any] = {}
+        self._own_step: Any = None
+        self._has_raised = False
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state of the scheduler, for Lightning's checkpoints; called on all processes."""
@@ -61,6 +66,9 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
                 checkpoint is not of a training with R8Loader, or of another data set.
         """
         _check(trainer, self._loader, self._saved)
+        # Around the method of the object, as a callback hears of an exception only when the training is over.
+        self._own_step = pl_module.training_step
+        pl_module.training_step = functools.partial(self._training_step, pl_module)
         loader, settings = self._loader, self._loader.settings
         loader.keep_batch_size(self._saved if trainer.ckpt_path is not None else {})
         if not any(settings.get(name) is not None for name in BUDGETS):
@@ -81,7 +89,23 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             return
         loader.go_on_from(self._saved)
         if resume is not None:
-            adapter.scheduler.say_once("resume", RESUMED.format(resume), is_warning=False)
+            adapter.scheduler.host.say_once("resume", RESUMED.format(resume), is_warning=False)
+
+    def _training_step(self, pl_module: Any, *args: Any, **kwargs: Any) -> Any:
+        """What ``training_step`` returns; nothing where it raises and its values are seen to be not finite.
+
+        Lightning takes no step then.
+        """
+        self._has_raised = False
+        with LastForward(pl_module) as forward, contextlib.ExitStack() as parts:
+            watched = [forward, *(parts.enter_context(LastForward(each)) for each in pl_module.children())]
+            try:
+                return self._own_step(*args, **kwargs)
+            except Exception as error:
+                if self._adapter.num_ranks > 1 or not any(each.explains(error) for each in watched):
+                    raise
+                self._has_raised = True
+                return None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Raise ValueError unless the training is on the loader."""
@@ -98,6 +122,10 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             TrainingDiverged: losses stay refused after everything was tried.
         """
         adapter = self._adapter
+        if self._has_raised:
+            adapter.refuse()
+            self._end_if_over(trainer)
+            return
         if adapter.in_hand.weights is not None:
             raise ValueError(WEIGHTED)
         losses, predictions = _losses(outputs), _predictions(outputs)
@@ -113,10 +141,12 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
                 # Lightning has divided it, to add up gradients.
                 loss = loss * trainer.accumulate_grad_batches
             adapter.report(loss.detach())
-        r8 = adapter.scheduler
         if batch_idx % max(1, trainer.log_every_n_steps) == 0:
-            pl_module.log("lr", r8.lr, prog_bar=True, batch_size=1)
-        if r8.is_over:
+            pl_module.log("lr", adapter.scheduler.lr, prog_bar=True, batch_size=1)
+        self._end_if_over(trainer)
+
+    def _end_if_over(self, trainer: Any) -> None:
+        if self._adapter.scheduler.is_over:
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -129,12 +159,23 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Finish the run."""
+        self._give_back(pl_module)
         self._adapter.close()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Finish the run, of which a step may be half done."""
+        self._give_back(pl_module)
         if self._loader.adapter is not None:
             self._loader.adapter.__exit__(type(exception), exception, None)
+
+    def _give_back(self, pl_module: Any) -> None:
+        """Give the module its own ``training_step`` back."""
+        own, self._own_step = self._own_step, None
+        if own is not None:
+            del pl_module.training_step
+            if pl_module.training_step != own:
+                # It had one that is not its class's.
+                pl_module.training_step = own
 
     @property
     def _adapter(self) -> Adapter:

@@ -120,7 +120,7 @@ class R8Loader:
         size, given = self.global_batch_size, self.batch_size * _num_processes()
         self.adapter = attach(module, optimizer, self.dataset, batch_size=size, sets_lr=self._sets_lr, **settings)
         if size != given:
-            self.scheduler.say_once("batch size", OTHER_SIZE.format(size, given), is_warning=False)
+            self.scheduler.host.say_once("batch size", OTHER_SIZE.format(size, given), is_warning=False)
         self._batches = self.adapter.loader(**self._of_loader)
         self._is_chained, self._random = is_chained, None
         return self.adapter

@@ -11,7 +11,8 @@ from .._adapters.driven_state import taken_apart
 from .._validation import whole_number
 from ..checkpoint.codec import decode, encode
 from ..checkpoint.durable_io import replace
-from ..checkpoint.state_form import fit, pack, unpack_saved
+from ..checkpoint.state_fit import fit, unpack_saved
+from ..checkpoint.state_form import pack
 from ..checkpoint.state_tree import clone
 from ..streams.event import Record, as_scalar
 

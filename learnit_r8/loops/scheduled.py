@@ -128,7 +128,7 @@ class Report:
             self._place, self._driven = loop_state, DrivenState(loop_state)
             self._r8.requests.stay_within(running(loop))
             if self._driven.has_model:
-                self._r8.adopt(self._driven.callbacks())
+                self._r8.host.adopt(self._driven.callbacks())
 
     def on_step(self, loop_state: LoopState) -> Logs:
         """Report the loss of this step."""
@@ -146,7 +146,7 @@ class Report:
             after, lambda: self._prefetch.report(loss, part_size=self._part_size, predictions=said)
         )
         if outcome.verdict is Verdict.NOT_FINITE and not self._driven.has_model:
-            self._r8.say_once("state of the loop", NO_MODEL)
+            self._r8.host.say_once("state of the loop", NO_MODEL)
         logs = Logs()
         logs.add_entry("scheduler", "lr", ticket.lr)
         return logs.add_entry("scheduler", "refused", not outcome)

@@ -138,6 +138,14 @@ class RecoveryController:
     def can_probe(self, can_probe: bool) -> None:
         self.experiment.can_probe = can_probe
 
+    def let_probe(self, can_probe: bool) -> None:
+        """Say whether a witness can be drawn out of turn from now on."""
+        self.experiment.let_probe(can_probe)
+
+    def end_update(self) -> None:
+        """Note that the optimizer has taken a step; needed only where it took fewer batches than usual."""
+        self._backup.end_update()
+
     def is_probe(self, ticket: Ticket) -> bool:
         """Whether a batch is the probe."""
         return self.experiment.is_probe(ticket)
@@ -208,6 +216,8 @@ class RecoveryController:
             self._num_equal = 0
             self._persistence.look_at_weights()
         self.witnesses.trust(updates, is_calm=is_calm)
+        if self.limit.is_on and not updates % LOOK_EVERY:
+            self.limit.note_level(progress.level)
         if updates <= START_UPDATES:
             first = self.witnesses.first
             progress.note_first(loss, math.nan if first is None else first.record)
@@ -317,9 +327,10 @@ class RecoveryController:
     def _check_end(self, loss: float, lr: float, step: int) -> None:
         if self._refusals.in_a_row < self.recovery.max_refused:
             return
+        if self.experiment.is_open:
+            # What the user is left with must not be a state that was only put back to be tested.
+            self.settle_open(step=step)
         incident, suspects = self._incidents.current or Incident(step, "refused"), self.quarantine.suspects
-        # What the user is left with must not be a state that was only put back to be tested.
-        self.settle_open(step=step)
         text = diverged_text(
             incident, refused=self._refusals.in_a_row, step=step, loss=loss, lr=lr, failures=self._live.failures,
             samples=self.quarantine.named(suspects) if suspects else "",
@@ -378,7 +389,6 @@ class RecoveryController:
         if not (self._refusals.in_a_row or any(loss > limit for loss in recent[-2:])):
             return False
         self._begin_call(step, lr)
-        self._incidents.open(step, "unusual losses at the end")
         self._begin(Alarm.END, max(recent[-2:]))
         return self.experiment.is_open
 
@@ -398,6 +408,7 @@ class RecoveryController:
     def _begin(self, alarm: Alarm, level: float, *, best: Backup | None = None) -> None:
         self.is_quiet = False
         lineage, known = self._lineage, self.witnesses.known()
+        self._incidents.open(self._live.step, alarm.value)
         self._live.begin()
         if not known:
             # Nothing is known yet: only a state that is damaged is put back.
@@ -442,7 +453,7 @@ class RecoveryController:
         self._refusals.in_a_row += 1
         self._announcer.tell(
             events.Probed, of_step=asked.step, loss=loss, record=case.record(asked),
-            is_present=self._live.current is None,
+            is_present=self._live.current is None, reason=case.alarm.value,
         )  # fmt: skip
         self._check_end(loss, ticket.lr, step)
         is_single = experiment.can_probe and len(asked.witness) == 1
@@ -462,7 +473,6 @@ class RecoveryController:
         else:
             if verdict in ("healthy", "data"):
                 self._refusals.weights_are_healthy()
-            if verdict == "healthy":
                 self._settlement.trust_weights(case.alarm)
                 if case.alarm is Alarm.SPIKE and self._last_refused is not None:
                     self.quarantine.refused(self._last_refused, ())
@@ -487,7 +497,7 @@ class RecoveryController:
         """The scheduler's own state now, to be kept with a backup; ``state`` is that of the run."""
         sentry, lineage = self._sentry, self._lineage
         recent = tuple(lineage.progress.recent)
-        return Moment(sentry.memory, self._table.trend_mark, sentry.baseline, lineage.updates, recent, state)
+        return Moment(sentry.memory, self._table.learner.trend_mark, sentry.baseline, lineage.updates, recent, state)
 
     def note_checkpoint(self, step: int) -> None:
         """Note that a checkpoint of this step is on disk."""
@@ -513,6 +523,7 @@ class RecoveryController:
         self.experiment.end()
         self._first_steps.drop_trial()
         self._lineage.progress.begin_anew()
+        self.witnesses.forget_records()
         self.limit.forget()
         self._incidents.note(self._live.step, "reset_baseline() was called: losses mean something else from here on")
         self._incidents.end()
@@ -535,7 +546,9 @@ class RecoveryController:
         return {
             "restored": self._incidents.num_restored, "probes": self._incidents.num_probes,
             "limit": self.limit.state_dict(), "lineage": self._lineage.state_dict(),
-            "bad_limit": self._refusals.bad_limit, "rate_trials": self._first_steps.num_trials,
+            "refusals": self._refusals.state_dict(), "rate_trials": self._first_steps.num_trials,
+            "incident": self._incidents.to_plain(), "steady_left": self.steady_left, "has_ended": self._has_ended,
+            "num_equal": self._num_equal,
             "witnesses": self.witnesses.to_plain(),
         }  # fmt: skip
 
@@ -550,8 +563,13 @@ class RecoveryController:
         self._incidents.num_restored, self._incidents.num_probes = state["restored"], state["probes"]
         self.limit.load_state_dict(state["limit"])
         self._lineage.load_state_dict(state["lineage"])
-        self._refusals.bad_limit, self._first_steps.num_trials = state["bad_limit"], state["rate_trials"]
+        self._refusals.load_state_dict(state["refusals"])
+        self._incidents.load_plain(state["incident"])
+        self._first_steps.num_trials, self._num_equal = state["rate_trials"], state["num_equal"]
+        self.steady_left, self._has_ended = state["steady_left"], state["has_ended"]
         self.witnesses.load_plain(state["witnesses"])
+        # The first good loss finds out whether it is.
+        self.is_quiet = False
 
     def _load_older(self, state: Mapping[str, Any]) -> None:
         """Load the state of 7ddda59: its incident is dropped, the rate it has left is kept."""

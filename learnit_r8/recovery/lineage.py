@@ -70,11 +70,12 @@ class Lineage:
         """The lineage, as plain values."""
         return {
             "updates": self.updates, "progress": self.progress.state_dict(), "relapses": self.relapses,
-            "rises": self.rises, "proving": [self.since, self.trial, self.is_proving],
+            "rises": self.rises, "proving": [self.since, self.trial, self.is_proving], "rates": list(self.rates),
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned."""
         self.updates, self.relapses, self.rises = state["updates"], state["relapses"], state["rises"]
         self.since, self.trial, self.is_proving = state["proving"]
+        self.rates = deque(state["rates"], maxlen=16)
         self.progress.load_state_dict(state["progress"])

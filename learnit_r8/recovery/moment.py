@@ -37,4 +37,4 @@ def go_back(moment: Moment, sentry: Sentry, table: SampleTable) -> None:
     """Restore a moment together with the model, unless losses had another meaning then."""
     if moment.baseline == sentry.baseline:
         sentry.go_back(moment.memory)
-        table.go_back_to(moment.trend)
+        table.learner.go_back_to(moment.trend)

@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import events
 from .._validation import whole_number
-from ..checkpoint.background import BackgroundWrite
+from ..checkpoint.background import LARGE, BackgroundWrite
 from ..checkpoint.callbacks import Callbacks, Unrecoverable, call_load, call_save
 from ..checkpoint.model_loader import ModelLoader, read_from
 from ..checkpoint.reader import Checkpoint
@@ -20,7 +20,6 @@ from ..checkpoint.state_tree import leaves, mend
 from ..checkpoint.store import THIN, CheckpointStore
 from ..events.bus import Announcer
 from ..schedules.budget import Budget
-from ..table.records import Column
 from ..triggers import Condition, Elapsed, as_trigger, every, never
 from .backup_timer import BackupTimer
 from .ram_backup import Backup, RamBackup
@@ -169,6 +168,7 @@ class Persistence:
         backup_every: int | str | Condition | None = None,
         clone: Callable[[Any], Any] | None = None,
         copy_into: Callable[[Any, Any], Any] | None = None,
+        witness_size: int = 1,
     ) -> None:
         """Use an adapter's callbacks where the user gave none; they replace those of an earlier adapter.
 
@@ -177,6 +177,7 @@ class Persistence:
             backup_every: When to take backups from now on; None changes nothing.
             clone: Copies model states from now on, see `RamBackup`; None changes nothing.
             copy_into: Copies model states into a buffer, see `RamBackup`; only used with ``clone``.
+            witness_size: Batches whose gradients make one update.
 
         Raises:
             ValueError: an interval cannot be read.
@@ -191,6 +192,7 @@ class Persistence:
             self._backup_timer.when = as_trigger("backup_every", backup_every)
         if clone is not None:
             self.backup.copy_with(clone, copy_into)
+        self.backup.witness_size = witness_size
         self.wake()
         self._model_loader.hand_over_pending(self.callbacks.load)
 
@@ -256,7 +258,7 @@ class Persistence:
         untils = [] if self.callbacks.state is None else [self._backup_timer.quiet_until(asked)]
         if self.saver is not None:
             untils.append(self.saver.quiet_until(asked))
-        if untils:
+        if untils or self.callbacks.load is not None:
             untils.append((budget.steps or math.inf, budget.seconds or math.inf))
         self.wake()
         self.quiet_seconds = min((seconds for _, seconds in untils), default=math.inf)
@@ -301,23 +303,15 @@ class Persistence:
         if save is not None:
             given = {"scheduler": state, "model": self._model_state()}
             write_model = functools.partial(call_save, save, given)
-        table = state.get("table", {})
-        saved_arrays = [*table.values(), *(table.get("evidence") or {}).values()]
-        columns = [each for each in saved_arrays if isinstance(each, Column)]
-        if in_background and columns and isinstance(self.store, CheckpointStore):
-            return self.store.begin(
-                state, write_model, self._config, then=self._tell_saved, closing=functools.partial(_close, columns)
-            )
-        saved = self.store.save(state, write_model, self._config)
-        _close(columns)
-        return self._tell_saved(saved)
+        in_background = in_background and len(state.get("table", {}).get("loss", ())) >= LARGE
+        write = self.store.begin(state, write_model, self._config, then=self._tell_saved, in_background=in_background)
+        return write if in_background else write.result()
 
-    def _tell_saved(self, saved: Checkpoint) -> Checkpoint:
+    def _tell_saved(self, saved: Checkpoint) -> None:
         model_path = None if saved.model_path is None else str(saved.model_path)
         self._announcer.tell(events.CheckpointSaved, path=str(saved.path), model_path=model_path)
         if self.callbacks.save is not None and model_path is None:
             self._announcer.note_once("no model file", "save_callback left no file: checkpoints hold no model.")
-        return saved
 
     def save_as_asked(self, get_state: Callable[[], dict[str, Any]], step: int) -> None:
         """Write a checkpoint on request, unless there is one of this step."""
@@ -505,9 +499,3 @@ def _check_folder(folder: Any, **needing: Any) -> None:
                 "checkpoint_dir must be a folder, or a path where one can be made, "
                 f"got {folder!r}: {str(nearest)!r} is not a folder."
             )
-
-
-def _close(columns: list[Column]) -> None:
-    """Close the snapshots that arrays of a state are read from."""
-    for column in columns:
-        column.close()

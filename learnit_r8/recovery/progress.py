@@ -26,8 +26,9 @@ LOST = 0.33
 FIRST = 8
 """First losses from which the level of the start is computed."""
 
-WILD_LEVEL, WILD_SPREAD = 0.25, 0.1
-"""Shares of the level of the start that the last losses and their spread must exceed for a rate trial."""
+STILL, HIGH_LEVEL, WILD_SPREAD = 0.02, 0.25, 0.1
+"""Losses stand still that fall by less than the first share of the level of the start, are above the second, and whose
+spread is above the third."""
 
 SUDDEN = 0.6
 """Share of the rise that must come within one step for the rise to be sudden."""
@@ -122,14 +123,14 @@ class Progress:
         is_clear = progress > wide or not best.updates
         return best if is_clear and float(np.median(last)) > lowest + max(LOST * progress, wide) else None
 
-    def is_wild(self) -> bool:
+    def stands_still(self) -> bool:
         """Whether the losses of the first steps are wild and make no progress, as they do at far too high rates."""
         if len(self.recent) < 2 * LEVEL or not self.start > 0:
             return False
         losses = list(self.recent)
         last, before = losses[-LEVEL:], losses[-2 * LEVEL : -LEVEL]
         level = float(np.median(last))
-        stands = level > float(np.median(before)) - 0.02 * self.start and level > WILD_LEVEL * self.start
+        stands = level > float(np.median(before)) - STILL * self.start and level > HIGH_LEVEL * self.start
         return stands and spread_of(last) > WILD_SPREAD * self.start
 
     def rise(self, count: int) -> float:

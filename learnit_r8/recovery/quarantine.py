@@ -21,7 +21,7 @@ OWN_LOSSES = 2
 """Refused batches in which a sample's own loss was not finite that show that it is bad."""
 
 MOST_CHANCE = 1e-3
-"""Largest chance that passing faults alone would have refused the batches of a sample, among all suspects."""
+"""Largest chance that passing faults alone refused the batches of a sample, among all that were ever suspected."""
 
 MOST_SUSPECTS = 2**16
 """Most samples that are suspected at a time."""
@@ -47,10 +47,10 @@ class Quarantine:
         self.forget()
 
     def forget(self) -> None:
-        """Suspect nobody."""
+        """Suspect nobody, and know nothing of passing faults."""
         self.is_watching = False
         self._suspects: dict[int, int] = {}
-        self._num_clean = self._num_clean_refused = 0
+        self._num_clean = self._num_clean_refused = self._num_suspected = 0
 
     @property
     def suspects(self) -> tuple[int, ...]:
@@ -74,23 +74,26 @@ class Quarantine:
         # A batch that was drawn before may hold samples that are in quarantine by now.
         known = set(self._table.quarantined.tolist())
         samples = [sample for sample in samples if sample not in known]
+        self._num_suspected += sum(sample not in self._suspects for sample in samples)
         for sample in samples[: MOST_SUSPECTS - len(self._suspects)]:
             self._suspects[sample] = self._suspects.get(sample, 0) + 1
         self.is_watching = bool(self._suspects)
         # Otherwise policies that draw the least used samples first would put the same ones together in every epoch.
-        self._table.exclusions.watch(np.fromiter(self._suspects, np.int64))
+        self._table.storage.exclusions.watch(np.fromiter(self._suspects, np.int64))
         self._convict([sample for sample in samples if self._is_bad(sample, len(samples), has_own=bool(accused))])
 
     def _not_cleared(self, members: NDArray[np.int64]) -> list[int]:
         """The samples of a refused batch that no good batch has cleared; all of them if there are none."""
-        was_good = self._table.records.take(members)["usage_count"] > 0
+        was_good = self._table.storage.records.take(members)["usage_count"] > 0
         suspects = [
             int(each) for each, good in zip(members, was_good, strict=True) if not good or each in self._suspects
         ]
         if suspects:
             return suspects
-        self._num_clean += 1
-        self._num_clean_refused += 1
+        if self.is_watching:
+            # Otherwise the good ones are not counted either.
+            self._num_clean += 1
+            self._num_clean_refused += 1
         return [int(each) for each in members]
 
     def _is_bad(self, sample: int, together: int, *, has_own: bool) -> bool:
@@ -99,7 +102,7 @@ class Quarantine:
             return count >= OWN_LOSSES
         # The share of batches without any suspect that were refused is that of passing faults.
         rate = (self._num_clean_refused + 1) / (self._num_clean + 20)
-        others = len(self._suspects) + self._table.num_samples - self._table.num_seen
+        others = self._num_suspected + self._table.num_samples - self._table.num_seen
         return together == 1 and rate**count * max(10, others) < MOST_CHANCE
 
     def cleared(self, indices: NDArray[np.int64]) -> None:
@@ -109,9 +112,9 @@ class Quarantine:
             del self._suspects[sample]
         if not known:
             self._num_clean += 1
-        if not self._suspects:
-            self.forget()
-            self._table.exclusions.watch(np.empty(0, np.int64))
+        self.is_watching = bool(self._suspects)
+        if known and not self._suspects:
+            self._table.storage.exclusions.watch(np.empty(0, np.int64))
 
     def _convict(self, found: Collection[int]) -> None:
         room = int(self._most_share * self._table.num_samples) - len(self._table.quarantined)
@@ -126,17 +129,16 @@ class Quarantine:
         if not samples:
             return
         refusals = max(self._suspects.pop(sample) for sample in samples)
-        self._table.exclusions.quarantine(np.array(samples))
+        self._table.storage.exclusions.quarantine(np.array(samples))
         text = f"{self.named(samples)} {'were' if len(samples) > 1 else 'was'} in {refusals} refused batches and in no "
         text += "good one since"
         self._announcer.tell(events.SamplesQuarantined, samples=samples, refusals=refusals, text=text)
         self._announcer.warn_once(f"quarantine {samples}", f"{text}; not drawn any more. release() puts it back.")
-        if not self._suspects:
-            self.forget()
+        self.is_watching = bool(self._suspects)
 
     def named(self, samples: Collection[int]) -> str:
         """Text that names the first of some samples."""
-        names = ", ".join(repr(self._table.name_of(sample)) for sample in list(samples)[:NAMED])
+        names = ", ".join(repr(self._table.storage.name_of(sample)) for sample in list(samples)[:NAMED])
         more = f" and {len(samples) - NAMED} more" if len(samples) > NAMED else ""
         return f"sample{'s' * (len(samples) > 1)} {names}{more}"
 
@@ -145,7 +147,7 @@ class Quarantine:
         return {
             "samples": np.array(list(self._suspects), np.int64),
             "counts": np.array(list(self._suspects.values()), np.int64),
-            "clean": [self._num_clean, self._num_clean_refused],
+            "clean": [self._num_clean, self._num_clean_refused, self._num_suspected],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -153,5 +155,5 @@ class Quarantine:
         self.forget()
         if "counts" in state:
             self._suspects = dict(zip(state["samples"].tolist(), state["counts"].tolist(), strict=True))
-            self._num_clean, self._num_clean_refused = state["clean"]
+            self._num_clean, self._num_clean_refused, self._num_suspected = state["clean"]
             self.is_watching = bool(self._suspects)

@@ -59,6 +59,7 @@ class Backup:
         witness: int64[B] each, the batches of the first update after it.
         losses: Their losses.
         generators: Random generators at the start of the witness; None where they cannot be set.
+        is_closed: Whether its witness is complete, as the optimizer has taken its step with fewer batches.
         is_proven: Whether enough calm losses have followed, so that the record is that of healthy weights.
         replayed: The loss of the witness when it was drawn again; NaN before.
         noise: Difference of two of those losses, with the same weights; NaN where it was drawn again once at most.
@@ -73,6 +74,7 @@ class Backup:
     witness: list[NDArray[np.int64]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     generators: Any = None
+    is_closed: bool = False
     is_proven: bool = False
     replayed: float = math.nan
     noise: float = math.nan
@@ -114,6 +116,12 @@ class Backup:
             witness=[np.asarray(each, np.int64) for each in saved["witness"]], losses=list(saved["losses"]),
             is_proven=saved["is_proven"], is_on_disk=True,
         )  # fmt: skip
+
+    def forget_record(self) -> None:
+        """Forget its losses, as losses mean something else from here on; no probe tells anything about it any more."""
+        self.losses, self.recent, self.is_proven = [math.nan], (), False
+        for name in ("level", "spread"):
+            self.__dict__.pop(name, None)
 
     def begin_anew(self) -> None:
         """Take the loss of the last replay for the record, as losses mean something else from here on."""
@@ -195,7 +203,13 @@ class RamBackup:
     @property
     def awaits_witness(self) -> bool:
         """Whether the witness of the newest state is not complete."""
-        return bool(self.backups) and len(self.backups[-1].witness) < self.witness_size
+        newest = self.newest
+        return newest is not None and len(newest.witness) < self.witness_size and not newest.is_closed
+
+    def end_update(self) -> None:
+        """Take the witness of the newest state for complete: the optimizer has taken a step with fewer batches."""
+        if self.backups and self.backups[-1].witness:
+            self.backups[-1].is_closed = True
 
     @property
     def proved(self) -> dict[int, float]:

@@ -13,6 +13,10 @@ MOST_HITS = 5
 """A ceiling is held up to 2 ** MOST_HITS times longer, the more often a lower rate has proved better."""
 
 
+WORSE, FAR_WORSE = 0.1, 0.5
+"""How much worse than its best the level of the losses may be for a ceiling to rise, and to stay, as shares of it."""
+
+
 class RateLimit:
     """Holds the learning rate down.
 
@@ -33,6 +37,7 @@ class RateLimit:
         """Follow the schedule."""
         self.ceiling = self._bad_rate = math.inf
         self._calm = self._hits = self._gentle_left = 0
+        self._best, self._may_rise = math.inf, True
         self.is_on = False
 
     def lr(self, scheduled_lr: float) -> float:
@@ -58,8 +63,22 @@ class RateLimit:
             least: Lowest ceiling.
         """
         self._bad_rate, self._calm = rate, 0
+        self._best, self._may_rise = math.inf, True
         self.ceiling = max(rate / by, least)
         self.is_on = True
+
+    def note_level(self, level: float) -> None:
+        """Take the level of the last losses: while it is worse than it was, the ceiling must not rise; NaN is ignored.
+
+        Where it is far worse, the ceiling has risen too far, and goes back.
+        """
+        if level != level or self.ceiling == math.inf:
+            return
+        worse = level - self._best
+        self._best = min(self._best, level)
+        self._may_rise = not worse > WORSE * abs(self._best)
+        if worse > FAR_WORSE * abs(self._best):
+            self.ceiling, self._calm, self._best = self.ceiling / 2, 0, level
 
     def confirm(self) -> None:
         """Hold the ceiling four times longer, as a lower rate has reached what the higher one did not."""
@@ -70,7 +89,7 @@ class RateLimit:
         self._gentle_left = max(0, self._gentle_left - 1)
         self._calm += 1
         hold = HOLD_STEPS * 2 ** min(self._hits, MOST_HITS)
-        if self.ceiling < math.inf and self._calm > hold:
+        if self.ceiling < math.inf and self._calm > hold and self._may_rise:
             # It doubles within half of the time that it was held, but passes the rate that failed only late.
             self.ceiling *= 2 ** (2.0 / hold)
             if self._calm < 4 * hold:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 LEAST_BAD, MOST_BAD = 2, 32
 """Losses in a row that are not finite and are looked into; doubled within these bounds whenever the weights prove
@@ -59,6 +61,18 @@ class Refusals:
             self._outcomes.clear()
         self.in_a_row = self.bad_in_a_row = 0
         self.bad_limit = max(LEAST_BAD, self.bad_limit - 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts, as plain values."""
+        return {
+            "in_a_row": self.in_a_row, "bad_in_a_row": self.bad_in_a_row, "bad_limit": self.bad_limit,
+            "outcomes": list(self._outcomes),
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned."""
+        self.in_a_row, self.bad_in_a_row, self.bad_limit = state["in_a_row"], state["bad_in_a_row"], state["bad_limit"]
+        self._outcomes = deque(state["outcomes"], maxlen=100)
 
     def weights_are_healthy(self) -> None:
         """Wait for twice as many in a row before the next look."""

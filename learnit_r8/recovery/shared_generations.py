@@ -14,7 +14,6 @@ from ..checkpoint.shared_memory import Proved, SharedBackups, default_base
 from ..checkpoint.store import CheckpointStore
 from ..events.bus import Announcer
 from ..events.launcher import first_number
-from ..table.records import Column
 from .ram_backup import Backup, RamBackup
 
 
@@ -81,15 +80,8 @@ class SharedGenerations:
         newest = self._backup.newest
         if self._backups is None or newest is None or not step or not self._backups.is_ready:
             return
-        state = get_state()
-        columns = [each for each in state.get("table", {}).values() if isinstance(each, Column)]
-
-        def done() -> None:
-            self._backup.lend(None)
-            for column in columns:
-                column.close()
-
-        content = {"run_id": run_id, "model": None, "scheduler": state, "config": dict(self._config)}
+        done = functools.partial(self._backup.lend, None)
+        content = {"run_id": run_id, "model": None, "scheduler": get_state(), "config": dict(self._config)}
         kept, proved = {each.step for each in self._backup.backups}, self._backup.proved
         try:
             self._backup.lend(newest.state)

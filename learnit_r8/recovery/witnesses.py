@@ -45,7 +45,10 @@ class Witnesses:
     def _awaiting(self) -> list[Backup]:
         """The states that were taken since the last update, in RAM and on disk."""
         newest = [self._backup.newest, self.waiting]
-        return [each for each in newest if each is not None and len(each.witness) < self._backup.witness_size]
+        return [each for each in newest if each is not None and not self._is_complete(each)]
+
+    def _is_complete(self, backup: Backup) -> bool:
+        return backup.is_closed or len(backup.witness) >= self._backup.witness_size
 
     def note_start(self) -> None:
         """Note the random generators as the training on a batch begins; of use for the first one after a backup."""
@@ -62,7 +65,7 @@ class Witnesses:
             if ticket.draw >= each.draws:
                 each.witness.append(ticket.indices.copy())
                 each.losses.append(loss)
-        if self.waiting is not None and len(self.waiting.witness) >= self._backup.witness_size:
+        if self.waiting is not None and self._is_complete(self.waiting):
             self.waiting = None
 
     def note_checkpoint(self, step: int, updates: int, recent: Iterable[float]) -> None:
@@ -111,6 +114,13 @@ class Witnesses:
             else:
                 self._backup.backups.remove(each)
                 self._backup.recycle(each)
+
+    def forget_records(self) -> None:
+        """Forget what losses tell about all states, as they mean something else from here on."""
+        self.forget_checkpoints()
+        for each in self._backup.backups:
+            if each.witness:
+                each.forget_record()
 
     def to_plain(self) -> list[dict[str, Any]]:
         """What is known of all states, for a saved state."""

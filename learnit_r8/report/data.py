@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from ..dashboard.state.view import View
 from ..journal.run import Run
-from ..journal.samples import Samples, highest, most_suspects, read_samples, sample_epochs
-from ..table.figures import quarters_of
+from ..journal.samples import Samples, most_suspects, read_samples, sample_epochs
+from ..table.figures import quarters_of, top
 from ..table.label_noise import Suspects
 from .confusion import Confusion, confusion_of
 
@@ -235,4 +235,4 @@ def marked(data: ReportData) -> NDArray[np.int64]:
         return np.empty(0, np.int64)
     if data.verdict is not None and len(data.verdict.indices):
         return data.verdict.indices[:400]
-    return highest(data.data_map.mean, 10)
+    return top(data.data_map.mean, 10)

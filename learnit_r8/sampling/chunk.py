@@ -64,8 +64,8 @@ class Chunk:
         members: int64[M], distinct samples in drawing order.
         table: The sample table; its batch size divides the chunk into batches.
         sizes: int64, samples of each batch, their sum M.
-        expected: Mean estimate of each batch when it was planned, for `SampleTable.with_trend`.
-        typical: Mean estimate of all the samples that the batches were chosen from, for `SampleTable.with_trend`.
+        expected: Mean estimate of each batch when it was planned, for `LossLearner.with_trend`.
+        typical: Mean estimate of all the samples that the batches were chosen from, for `LossLearner.with_trend`.
         pass_number: The pass it belongs to; -1 outside any pass.
         sweep: Number of its sweep, counted over the run; -1 outside any pass. Chunks of one sweep share no sample.
         fill: F, number of first samples that also fill up the last batch; they are learned from once.
@@ -81,7 +81,7 @@ class Chunk:
         reports: For each REPORTED batch, a float or the float64[P] of its consecutive parts.
         predictions: By position, float32[3, B] of those REPORTED batches that came with predictions.
         rates: For each drawn batch, its learning rate; a batch drawn again after a resume has the same.
-        trends: For each REPORTED batch, what `SampleTable.observe` returned for it.
+        trends: For each REPORTED batch, what `LossLearner.observe` returned for it.
         drawn: Batches drawn so far.
         planned: As given.
     """
@@ -121,7 +121,7 @@ class Chunk:
         self._batch_size = table.batch_size
         self._sizes = sizes
         # Python's arrays: storing a float in a numpy array takes twice as long.
-        one_each = table.part_size == WHOLE_BATCH or table.batch_size == 1
+        one_each = table.storage.part_size == WHOLE_BATCH or table.batch_size == 1
         self.reports: Any = array("d", bytes(8 * len(expected))) if one_each else [0.0] * len(expected)
         self.predictions: dict[int, NDArray[np.float32]] = {}
         self.trends = array("d", bytes(8 * len(expected)))
@@ -189,7 +189,7 @@ class Chunk:
         if counts is not None:
             trends = np.repeat(trends, counts)
         places = np.flatnonzero(reported)
-        self.table.learn(
+        self.table.learner.learn(
             members,
             means,
             part_sizes,
@@ -217,7 +217,7 @@ class Chunk:
         self, reports: list[Any], sizes: NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], NDArray[np.int64] | None, NDArray[np.int64] | None]:
         """Reported means of all parts, samples in each (None if one each), and parts per batch (None if one each)."""
-        part_size = self.table.part_size
+        part_size = self.table.storage.part_size
         if self._batch_size == 1:
             return np.array(reports), None, None
         if not part_size:
@@ -285,10 +285,10 @@ class Batch(NamedTuple):
 
     @property
     def expected(self) -> float:
-        """Its mean estimate when it was planned, for `SampleTable.with_trend`."""
+        """Its mean estimate when it was planned, for `LossLearner.with_trend`."""
         return self.chunk.expected[self.slot]
 
     @property
     def typical(self) -> float:
-        """The mean estimate of an average batch at that time, for `SampleTable.with_trend`."""
+        """The mean estimate of an average batch at that time, for `LossLearner.with_trend`."""
         return self.chunk.typical

@@ -26,12 +26,12 @@ class Draft:
         rng: The policy's generator.
 
     Attributes:
-        typical: Mean estimate of all samples last passed to `select`, for `SampleTable.with_trend`.
+        typical: Mean estimate of all samples last passed to `select`, for `LossLearner.with_trend`.
         pool: float32[P], their estimates; None before.
     """
 
     def __init__(self, table: SampleTable, policy: Policy, context: Context, rng: np.random.Generator) -> None:
-        self._table = table
+        self._table, self._storage, self._learner = table, table.storage, table.learner
         self._policy = policy
         self._context = context
         self._rng = rng
@@ -40,7 +40,7 @@ class Draft:
 
     def select(self, indices: NDArray[np.int64]) -> Weighted:
         """The samples that the policy selects, and their weights."""
-        records = self._table.records.gather(indices)
+        records = self._storage.records.gather(indices)
         self.typical = self._mean_of(records)
         candidates = self._candidates(indices, records)
         self.pool = candidates.loss
@@ -49,7 +49,7 @@ class Draft:
 
     def first(self, indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
         """The ``count`` of some samples that the policy draws first."""
-        return indices[self._arranged(self._candidates(indices, self._table.records.take(indices)))[:count]]
+        return indices[self._arranged(self._candidates(indices, self._storage.records.take(indices)))[:count]]
 
     def chunk(
         self, samples: Weighted, *, sweep: int, fill: bool, watch_rng: np.random.Generator | None = None
@@ -62,22 +62,23 @@ class Draft:
             fill: Whether to fill up the last batch.
             watch_rng: Shuffles watched samples, to spread them over the batches; None if there are none.
         """
-        table, (indices, weights) = self._table, samples
-        records = table.records.gather(indices)
+        table, batch_size, (indices, weights) = self._table, self._table.batch_size, samples
+        records = self._storage.records.gather(indices)
         candidates = self._candidates(indices, records)
         order = self._arranged(candidates)
         if watch_rng is not None:
-            order = spread_evenly(order, holds(table.exclusions.watched, indices[order]), table.batch_size, watch_rng)
+            watched = holds(self._storage.exclusions.watched, indices[order])
+            order = spread_evenly(order, watched, batch_size, watch_rng)
         records = reordered(records, order)
-        missing = -len(indices) % table.batch_size
-        sizes = np.full(-(-len(indices) // table.batch_size), table.batch_size)
+        missing = -len(indices) % batch_size
+        sizes = np.full(-(-len(indices) // batch_size), batch_size)
         sizes[-1] -= missing
         in_pass = sweep >= 0
         return Chunk(
             indices[order],
             table,
             sizes=sizes,
-            expected=table.expected(records, sizes),
+            expected=self._learner.expected(records, sizes),
             typical=self._mean_of(records) if math.isnan(self.typical) else self.typical,
             pass_number=self._context.pass_number if in_pass else -1,
             sweep=sweep,
@@ -88,18 +89,18 @@ class Draft:
         )
 
     def _mean_of(self, records: NDArray[Any]) -> float:
-        return self._table.expected(records, np.array([len(records)]))[0]
+        return self._learner.expected(records, np.array([len(records)]))[0]
 
     def _arranged(self, candidates: Candidates) -> NDArray[np.int64]:
         return self._policy.arrange(candidates, self._table.batch_size, self._rng)
 
     def _candidates(self, indices: NDArray[np.int64], records: NDArray[Any]) -> Candidates:
         usage_count = records["usage_count"].astype(np.int64)
-        group = None if self._table.group_labels is None else records["group"].astype(np.int64)
-        loss = self._table.estimates(records)
+        group = None if self._storage.group_labels is None else records["group"].astype(np.int64)
+        loss = self._storage.estimates(records)
         limit, evidence = self._context.outlook.limit, None
         if limit is not None:
-            evidence = self._table.evidence.take(indices)
+            evidence = self._storage.evidence.take(indices)
         margin = None if limit is None or evidence is None else limit.margins(evidence)
         candidates = Candidates(indices, loss, records["last"], records["mean"], usage_count, group, margin)
         for field in candidates:

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from ..policies.base import Outlook
 from ..policies.radix import keys_of, order_of
-from ..table.label_noise import Suspicion
 from ..table.labels.margin_limit import MarginLimit
 from ..table.labels.mixture import Humps
+from ..table.labels.suspicion import Suspicion
 from ..table.losses import EXACT
-from ..table.table import SampleTable
+from ..table.storage import SampleStorage
 
 MOST_LOOKED_AT = 2**14
 """Most samples that are read: enough to know a share to 0.4 %, in a third of a millisecond for a table of any size."""
@@ -24,24 +24,24 @@ PRECISION = 0.7
 """Least share of wrong labels, as estimated, in a list of samples to leave out."""
 
 
-def look_at(table: SampleTable, rng: np.random.Generator) -> Outlook:
+def look_at(storage: SampleStorage, rng: np.random.Generator) -> Outlook:
     """Make the outlook from a random part of the table, which must have learned all reports.
 
     Args:
-        table: The sample table.
+        storage: The storage of the table.
         rng: Chooses the part if the table has more than 16,384 samples.
     """
-    kind = table.part_size
+    kind = storage.part_size
     if kind != EXACT:
         return Outlook()
-    if table.num_samples <= MOST_LOOKED_AT:
-        chosen = np.arange(table.num_samples)
+    if storage.num_samples <= MOST_LOOKED_AT:
+        chosen = np.arange(storage.num_samples)
     else:
-        chosen = rng.integers(0, table.num_samples, MOST_LOOKED_AT)
+        chosen = rng.integers(0, storage.num_samples, MOST_LOOKED_AT)
         chosen = chosen[order_of(chosen)]
-    records = table.records.take(chosen)
+    records = storage.records.take(chosen)
     uses, mean = records["usage_count"], records["mean"]
-    suspicion = Suspicion.of(mean, uses, table.untrained_loss)
+    suspicion = Suspicion.of(mean, uses, storage.untrained_loss)
     fine = uses > 0
     if suspicion is not None:
         flagged = suspicion.flags(mean, uses)
@@ -49,18 +49,18 @@ def look_at(table: SampleTable, rng: np.random.Generator) -> Outlook:
             suspicion = None
         else:
             fine &= ~flagged
-    limit = _limit(table, records, chosen) if suspicion is None else None
+    limit = _limit(storage, records, chosen) if suspicion is None else None
     if not fine.any():
         return Outlook(True, float(uses.mean()), 1.0, math.nan, suspicion, limit)
-    hard_share = float((mean[fine] > table.untrained_loss).mean())
+    hard_share = float((mean[fine] > storage.untrained_loss).mean())
     return Outlook(True, float(uses.mean()), hard_share, _median(records["last"][fine]), suspicion, limit)
 
 
-def _limit(table: SampleTable, records: NDArray[Any], chosen: NDArray[np.int64]) -> MarginLimit | None:
-    evidence = table.evidence.take(chosen)
+def _limit(storage: SampleStorage, records: NDArray[Any], chosen: NDArray[np.int64]) -> MarginLimit | None:
+    evidence = storage.evidence.take(chosen)
     if evidence is None:
         return None
-    return MarginLimit.of(records, evidence, precision=PRECISION, by_group=table.group_labels is not None)
+    return MarginLimit.of(records, evidence, precision=PRECISION, by_group=storage.group_labels is not None)
 
 
 def _median(losses: NDArray[np.float32]) -> float:

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from .._validation import check_choice
 from ..policies.base import Context, Outlook, Policy
 from ..table.labels.predictions import PredictionRows
-from ..table.records import PATIENCE
 from ..table.table import SampleTable
 from .chunk import OPEN, OUT_AGAIN, REPORTED, WAITING, Batch, Chunk
 from .outlook import from_plain, to_plain
@@ -67,7 +66,7 @@ class Plan:
         self._planner = Planner(
             table, policy=policy, seed=seed, last_batch=last_batch, before_sweep=self._let_others_share
         )
-        table.hold_back(self)
+        table.learner.hold_back(self)
 
     def _reset(self) -> None:
         """Go to the start, before the first pass."""
@@ -113,6 +112,10 @@ class Plan:
     def outlook(self) -> Outlook:
         """The outlook of the current pass, for policies that select."""
         return self._context.outlook
+
+    def check_again(self) -> None:
+        """Have the next draw look at more than the current chunk, as the position has changed."""
+        self.limit = self.chunk.drawn
 
     def start_pass(self, number: int, progress: float) -> None:
         """End the previous pass, including its undrawn batches, and start another.
@@ -181,9 +184,7 @@ class Plan:
                 self._planner.follow(planner)
                 self._open.append(self.chunk)
         if self.chunk.drawn < self._last_drawn:
-            # While the table's memory is not ready, each step waits a little, so that no step waits long.
-            can_go_on = self.table.settle_some(PATIENCE)
-            self.limit = self._last_drawn if can_go_on else self.chunk.drawn + 1
+            self.limit = self._last_drawn
             return self.draw()
         if not self._waiting:
             raise RuntimeError(f"pass {self.pass_number} has {self.steps_per_pass} batches, and all were drawn.")
@@ -241,7 +242,7 @@ class Plan:
         Args:
             batch: The batch as drawn.
             means: Mean loss of the batch, or float64[P] of its consecutive parts.
-            trend: What `SampleTable.observe` returned for it.
+            trend: What `LossLearner.observe` returned for it.
             predictions: What was reported with it, or None.
         """
         chunk, slot, _ = batch
@@ -299,7 +300,6 @@ class Plan:
         """Let the table learn all reports so far. When this is called does not affect which batches are drawn."""
         for chunk in self._open:
             chunk.learn()
-        self.table.settle()
 
     def _close_settled(self) -> None:
         for chunk in [chunk for chunk in self._open if chunk.is_settled and chunk is not self.chunk]:
@@ -335,7 +335,7 @@ class Plan:
         self._reset()
         progress, number, batch_size, untrained_loss, outlook = state["context"]
         known = from_plain(outlook)
-        self._context = Context(progress, number, batch_size, untrained_loss, known, self.table.group_sizes)
+        self._context = Context(progress, number, batch_size, untrained_loss, known, self.table.storage.group_sizes)
         self._planner.load_state_dict(state)
         self._drawn_before, self.limit = state["drawn_before"], state["limit"]
         self.displaced, self.abandoned = state["displaced"], state["abandoned"]

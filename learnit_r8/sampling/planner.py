@@ -54,7 +54,7 @@ class Planner:
     ) -> None:
         self.seed = seed
         self.num_sweeps = -1
-        self._table = table
+        self._table, self._storage = table, table.storage
         self._policy = policy
         self._last_batch = last_batch
         self._before_sweep = before_sweep
@@ -84,9 +84,9 @@ class Planner:
         """
         outlook = Outlook()
         if number and self._policy.selects:
-            outlook = look_at(self._table, self._generator(_OUTLOOK, number))
+            outlook = look_at(self._storage, self._generator(_OUTLOOK, number))
         table = self._table
-        return Context(progress, number, table.batch_size, table.untrained_loss, outlook, table.group_sizes)
+        return Context(progress, number, table.batch_size, table.untrained_loss, outlook, table.storage.group_sizes)
 
     def look_ahead(self, context: Context, num_left: int) -> tuple[Chunk, Planner]:
         """Plan the next chunk of the pass; this planner stays where it is until `follow`.
@@ -123,14 +123,14 @@ class Planner:
         return draft.chunk((indices, None), sweep=self.num_sweeps, fill=self._last_batch == "fill", watch_rng=watch_rng)
 
     def _watch_rng(self) -> np.random.Generator | None:
-        if not len(self._table.exclusions.watched):
+        if not len(self._storage.exclusions.watched):
             return None
         return self._generator(_WATCHED, self.num_sweeps, self._sweep.rank)
 
     def _next_selected_chunk(self, policy: Policy, context: Context, room: int) -> Chunk:
         """Plan with the samples that the policy selects; if the sweep has no batch left, sweep over the data again."""
         swept_again = False
-        self._sweep.drop(self._table.exclusions.holds(self._sweep.left_over[0]))
+        self._sweep.drop(self._storage.exclusions.holds(self._sweep.left_over[0]))
         samples = self._sweep.left_over
         while True:
             if self._sweep.is_done and swept_again:
@@ -161,7 +161,7 @@ class Planner:
     def _select(self, draft: Draft, policy: Policy, part: NDArray[np.int64]) -> Weighted:
         """The samples of a part of the data that the policy selects, without those in quarantine."""
         if len(self._table.quarantined):
-            part = part[~self._table.exclusions.holds(part)]
+            part = part[~self._storage.exclusions.holds(part)]
         return draft.select(part) if policy.selects else (part, None)
 
     def _filled_up(self, left_over: NDArray[np.int64], part: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -169,7 +169,7 @@ class Planner:
         part = part[~holds(left_over[order_of(left_over)], part)]
         if not len(part):
             return left_over
-        uses = self._table.records.take(part)["usage_count"]
+        uses = self._storage.records.take(part)["usage_count"]
         return np.concatenate([left_over, part[order_of(uses)]])
 
     def _room(self, num_left: int) -> int:
@@ -185,7 +185,7 @@ class Planner:
         pool = Sweep(self._table.num_samples, size, [self.seed, _OUTSIDE, self._num_outside])
         draft = self._draft(policy, context._replace(pass_number=-1), _OUTSIDE_POLICY, self._num_outside)
         part = pool.next_part()
-        kept, _ = draft.select(part[~self._table.exclusions.holds(part)])
+        kept, _ = draft.select(part[~self._storage.exclusions.holds(part)])
         if len(kept) < self._full:
             return None
         first = draft.first(kept, self._full)
@@ -194,7 +194,7 @@ class Planner:
         if draft.pool is not None and chunk.planned is not None:
             chunk.planned = chunk.planned._replace(pool=draft.pool)
         if chunk.expected[0] < chunk.typical:
-            kept_share = self._table.worth(self._table.records.take(part))
+            kept_share = self._table.learner.worth(self._storage.records.take(part))
             chunk.expected[0] = chunk.typical - kept_share * (chunk.typical - chunk.expected[0])
         return chunk
 

@@ -38,7 +38,7 @@ def fitted(state: Mapping[str, Any], table: SampleTable, plan: Plan, remap: Arra
             learning-rate search is running.
     """
     saved = state["data"]
-    now = {**table.identity(), "last_batch": plan.last_batch}
+    now = {**table.storage.identity(), "last_batch": plan.last_batch}
     if remap is None and all(saved[name] == now[name] for name in ("num_samples", "batch_size", "last_batch")):
         return dict(state)
     if state["search"]["test"] is not None:
@@ -54,10 +54,16 @@ def fitted(state: Mapping[str, Any], table: SampleTable, plan: Plan, remap: Arra
             "evidence": _moved_evidence(state["table"]["evidence"], was),
             "quarantined": np.flatnonzero(holds(np.asarray(state["table"]["quarantined"], np.int64), was)),
         },
-        "quarantine": None,
+        "quarantine": {},
+        **_recovery_of(state),
         "plan": plan_state,
         "pace": {**state["pace"], "step": step},
     }
+
+
+def _recovery_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of recovery without the witnesses, which are batches of other samples."""
+    return {"recovery": {**state["recovery"], "witnesses": []}} if "recovery" in state else {}
 
 
 def _positions(saved: Mapping[str, Any], table: SampleTable, remap: ArrayLike | None) -> NDArray[np.int64]:
@@ -76,7 +82,7 @@ def _positions(saved: Mapping[str, Any], table: SampleTable, remap: ArrayLike | 
             f"num_samples must be at least that of the saved run ({before}) unless remap says which of its samples "
             f"these are, got {size}."
         )
-    if saved["sample_ids"] is not None and table.digest(before) != saved["sample_ids"]:
+    if saved["sample_ids"] is not None and table.storage.digest(before) != saved["sample_ids"]:
         raise ValueError(
             f"sample_ids must begin with the {before} names of the saved run, got others; pass remap to say which "
             "sample is which."

@@ -48,7 +48,8 @@ class DrawnEpochs:
 
     def _adopt(self) -> None:
         """Let the scheduler keep model, optimizer and random generators: backups in RAM, and checkpoints."""
-        from ..checkpoint.callbacks import Callbacks
+        from .._adapters.random_generators import random_state, set_random_state
+        from ..checkpoint.callbacks import Callbacks, Generators
         from ..checkpoint.state_tree import copy_to_host, copy_to_host_into
         from ..torch.state import ModelState
 
@@ -60,11 +61,11 @@ class DrawnEpochs:
             rates.forget()
 
         is_on_device = any(each.is_cuda for each in task.model.parameters())
-        callbacks = Callbacks(state.save, load, state.read)
+        callbacks = Callbacks(state.save, load, state.read, generators=Generators(random_state, set_random_state))
         if is_on_device:
-            self._r8.adopt(callbacks, clone=copy_to_host, copy_into=copy_to_host_into)
+            self._r8.host.adopt(callbacks, clone=copy_to_host, copy_into=copy_to_host_into)
         else:
-            self._r8.adopt(callbacks)
+            self._r8.host.adopt(callbacks)
 
     def train(self) -> tuple[float, int] | None:
         """Train to the end of the epoch; returns its mean loss and its samples, or None if the budget is spent."""
@@ -104,7 +105,7 @@ class DrawnEpochs:
         try:
             self._step(ticket, loss)
         except Exception as error:
-            self._r8.say_once("step raised", STEP_RAISED.format(ticket.step, type(error).__name__))
+            self._r8.host.say_once("step raised", STEP_RAISED.format(ticket.step, type(error).__name__))
             raise
         return loss.detach()  # type: ignore[no-any-return]
 

@@ -89,7 +89,7 @@ class _Stepper:
     def adopt(self) -> None:
         """Let the scheduler keep the state."""
         if self.has_state:
-            self._r8.adopt(self._driven.callbacks())
+            self._r8.host.adopt(self._driven.callbacks())
 
     def step(self, ticket: Ticket) -> tuple[float, Outcome]:
         """The mean loss of a batch, and what the scheduler says of it."""
@@ -109,7 +109,7 @@ class _Stepper:
     def _report(self, reading: Reading, predictions: Predictions | None) -> Outcome:
         outcome = self._prefetch.report(reading.means, part_size=self._part_size, predictions=predictions)
         if not (outcome or self.has_state or outcome.rolled_back_to is not None):
-            self._r8.say_once("state of step_stream", NOTHING_HANDED_OVER)
+            self._r8.host.say_once("state of step_stream", NOTHING_HANDED_OVER)
         return outcome
 
 

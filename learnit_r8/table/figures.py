@@ -95,11 +95,13 @@ def uses_histogram(uses: NDArray[np.uint16]) -> dict[str, tuple[int, ...]]:
 
 
 def top(values: Floats, count: int) -> NDArray[np.int64]:
-    """Indices of the highest values, highest first; NaN is left out."""
+    """int64[<= count], indices of the highest values, highest first, of equal ones the first; NaN is left out."""
     known = np.flatnonzero(~np.isnan(values))
-    if len(known) > count:
-        known = known[np.argpartition(-values[known], count - 1)[:count]]
-    return known[np.argsort(-values[known], kind="stable")]
+    if 0 < count < len(known):
+        # To sort millions would take seconds.
+        least = -np.partition(-values[known], count - 1)[count - 1]
+        known = known[values[known] >= least]
+    return known[np.argsort(-values[known], kind="stable")][:count]
 
 
 def rounded(value: Any) -> float:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,27 +138,21 @@ def _at_ranks(values: NDArray[np.float32], ranks: Sequence[int]) -> list[np.floa
 
 
 def samples_of(
-    indices: NDArray[np.int64],
-    records: NDArray[Any],
-    loss: NDArray[np.float32],
-    names: Sequence[Any] | None,
+    indices: NDArray[np.int64], known: Mapping[str, NDArray[Any]], names: Sequence[Any] | None
 ) -> list[Sample]:
     """The figures of some samples.
 
     Args:
         indices: int64[M], the samples.
-        records: RECORD[M].
-        loss: float32[M], their estimated losses.
+        known: loss, last, mean float32[M] and usage_count uint16[M].
         names: N names, or None to show the indices.
     """
     return [
         Sample(
             index=index,
             name=index if names is None else names[index],
-            loss=float(loss[row]),
-            last=float(records["last"][row]) if records["usage_count"][row] else math.nan,
-            mean=float(records["mean"][row]) if records["usage_count"][row] else math.nan,
-            usage_count=int(records["usage_count"][row]),
+            **{field: float(known[field][row]) for field in ("loss", "last", "mean")},
+            usage_count=int(known["usage_count"][row]),
         )
         for row, index in enumerate(indices.tolist())
     ]

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from .figures import flow_between, loss_histogram, quarters_of, rounded, top, uses_histogram
 from .labels.frame import labels_in
 from .losses import EXACT, WHOLE_BATCH
-from .table import SampleTable
+from .records import RECORD
+from .table import SampleTable, suspects_in
 
 MOST_SCANNED = 2**18
 """Most samples that are read, which takes about 10 ms; of larger tables, a fixed random part of this size is read."""
@@ -85,9 +86,6 @@ class Surveyor:
         """
         if self._began != self._began:
             self._began = self._last = seconds
-        if not self._table.records.is_ready:
-            # Reading would wait for the table's memory.
-            return False
         saved = SHARE * (seconds - self._began) - self._spent
         if epoch_ended:
             # The cost of the first one is not known yet.
@@ -107,19 +105,17 @@ class Surveyor:
             batch_share: Share of the newest batch in each quarter that it was planned with; empty if unknown.
         """
         began = self._clock()
-        table = self._table
-        table.hand_over()
-        records = table.records.take(self._chosen) if self._chosen is not None else table.records.whole
-        loss, uses = table.estimates(records), records["usage_count"]
+        known = self._table.read(*(RECORD.names or ()), indices=self._chosen)
+        loss, uses = known["loss"], known["usage_count"]
         quarters = quarters_of(loss, uses)
         if epoch_ended:
             self._remember(loss, quarters.codes)
-            self._suspects = self._find_suspects(records, self._evidence())
+            self._suspects = self._find_suspects(known)
         fields = {
             "epoch": epoch,
             "epoch_ended": epoch_ended,
-            "source": table.source,
-            "trust": trust_in(table.part_size),
+            "source": self._table.source,
+            "trust": trust_in(self._table.storage.part_size),
             "num_read": len(loss),
             "num_seen": int(np.count_nonzero(uses)),
             **quarters.rows,
@@ -169,10 +165,10 @@ class Surveyor:
         table, size = self._table, self._size
         start = self._slice * size % table.num_samples
         self._slice += 1
-        records = table.records.whole[start : start + size]
-        found = start + top(table.estimates(records), TRACKED)
+        part = np.arange(start, min(start + size, table.num_samples))
+        found = start + top(table.read("loss", indices=part)["loss"], TRACKED)
         candidates = np.union1d(found, np.fromiter(self._tracked, np.int64))
-        loss = table.estimates(table.records.take(candidates))
+        loss = table.read("loss", indices=candidates)["loss"]
         best = top(loss, TRACKED)
         kept = candidates[best].tolist()
         self._tracked = {index: self._tracked.get(index, deque(maxlen=HISTORY)) for index in kept}
@@ -181,13 +177,9 @@ class Surveyor:
                 self._tracked[index].append(rounded(value))
         return candidates[best[:LISTED]]
 
-    def _evidence(self) -> NDArray[Any] | None:
-        evidence = self._table.evidence
-        return evidence.whole if self._chosen is None else evidence.take(self._chosen)
-
-    def _find_suspects(self, records: NDArray[Any], evidence: NDArray[Any] | None) -> dict[str, Any]:
-        table = self._table
-        found = table.suspects_in(records, evidence)
+    def _find_suspects(self, known: dict[str, NDArray[Any]]) -> dict[str, Any]:
+        storage, evidence = self._table.storage, self._table.read_evidence(indices=self._chosen)
+        found = suspects_in(storage, known, evidence)
         self._flagged = found.indices if self._chosen is None else self._chosen[found.indices]
         if found.reason:
             return _no_suspects(found.reason)
@@ -195,9 +187,9 @@ class Surveyor:
         indices = rows if self._chosen is None else self._chosen[rows]
         return {
             "suspects": tuple(indices.tolist()),
-            "suspect_names": tuple(str(table.name_of(index))[:200] for index in indices.tolist()),
+            "suspect_names": tuple(str(storage.name_of(index))[:200] for index in indices.tolist()),
             "suspect_loss": tuple(map(rounded, found.mean_loss[:LISTED])),
-            "suspect_uses": tuple(records["usage_count"][rows].tolist()),
+            "suspect_uses": tuple(known["usage_count"][rows].tolist()),
             "suspect_history": tuple(self._history_of(indices) if self._chosen is None else [()] * len(indices)),
             "suspect_score": tuple(map(rounded, found.score[:LISTED])),
             "suspect_why": found.why[:LISTED],
@@ -207,15 +199,12 @@ class Surveyor:
             "suspect_method": found.method,
             "suspect_precision": rounded(found.precision),
             "suspect_votes": tuple(found.votes[:LISTED].tolist()),
-            **self._labels(records, evidence, rows),
+            **self._labels(known["group"], evidence, rows),
         }
 
-    def _labels(
-        self, records: NDArray[Any], evidence: NDArray[Any] | None, rows: NDArray[np.int64]
-    ) -> dict[str, tuple[str, ...]]:
+    def _labels(self, group: NDArray[Any], evidence: Any, rows: NDArray[np.int64]) -> dict[str, tuple[str, ...]]:
         """The labels of the listed suspects, given and suggested, as texts."""
-        names = self._table.group_labels
-        group = None if names is None else records["group"]
+        names = self._table.storage.group_labels
         labels = labels_in(evidence, group, None if names is None else names.tolist(), rows)
         given, suggested = (tuple("" if label is None else str(label)[:60] for label in some) for some in labels)
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from .._adapters.group_rates import GroupRates
 from ..checkpoint.state_tree import clone
 from ..sampling.ticket import Outcome, Ticket
 from ..table.labels.predictions import Predictions
+from ..table.losses import EXACT
+from .last_forward import LastForward
 from .loader import make_loader
 from .loss_pipeline import LossPipeline
 from .losses import check_labels, cross_entropies, read_losses, read_parts, single_labels
@@ -49,6 +52,7 @@ class Adapter:
         self,
         scheduler: R8Scheduler,
         *,
+        model: torch.nn.Module,
         dataset: Any,
         optimizer: Any,
         state: ModelState,
@@ -61,6 +65,7 @@ class Adapter:
         self.scheduler, self.optimizer, self.rates = scheduler, optimizer, rates
         self.sampler = R8BatchSampler(scheduler, ahead=ahead, sharing=sharing)
         self.state = state
+        self._model = model
         self._dataset, self._sharing, self._ahead, self._stepper = dataset, sharing, ahead, stepper
         batches = self.sampler.batches
         self._losses = LossPipeline(batches, stepper=stepper, state=state, rates=rates, sharing=sharing, ahead=ahead)
@@ -181,7 +186,7 @@ class Adapter:
             labels = single_labels(logits, targets, losses=losses, mask=mask, exact=exact)
         read = read_losses(losses, count, mask=mask, weights=weights, shares=shares, exact=exact)
         if losses.ndim == 0:
-            self.scheduler.say_once("mean loss", MEAN_LOSS, is_warning=False)
+            self.scheduler.host.say_once("mean loss", MEAN_LOSS, is_warning=False)
         values, num_classes = read.values, 0
         if labels is not None:
             values, num_classes = packed(values, *labels)
@@ -283,18 +288,22 @@ class Adapter:
         if recorded is None:
             raise RuntimeError("step() was called with no losses noted; call loss() with those of the batch before.")
         ends_epoch = self._ends_epoch(recorded[0].ticket)
+        is_probe = stepper.is_scaled and self._losses.is_probe(recorded[0].ticket)
         with self._sharing.watching():
             is_due = stepper.backward(loss, is_last=ends_epoch)
-            norm = stepper.clip() if is_due else None
-        skipped = stepper.apply() if is_due and stepper.is_scaled else None
+            norm = stepper.clip() if is_due and not is_probe else None
+        skipped = stepper.apply() if is_due and stepper.is_scaled and not is_probe else None
         outcome = self._tell_all(norm, skipped)
-        if outcome and is_due and not stepper.is_scaled:
+        if outcome and is_due and (is_probe or not stepper.is_scaled):
+            if is_probe:
+                stepper.clip()
             stepper.apply()
         if is_due or not outcome:
             stepper.clear()
         if ends_epoch:
             # Not only when the next epoch begins: validation may come before, and may fail.
             self._losses.settle()
+            self.scheduler.controller.end_update()
             self._losses.between_steps()
         return outcome
 
@@ -306,6 +315,61 @@ class Adapter:
             for adapter in (self, *self._others):
                 adapter._losses.drop()
         return next((each for each in outcomes if not each), outcome)
+
+    @contextlib.contextmanager
+    def batch(self) -> Iterator[None]:
+        """A ``with`` block around the training on a batch, in which a loss function may raise because of a NaN.
+
+        Binary cross entropy does, for instance. An exception before the losses are noted, where what the model was
+        given or returned within the block is seen to be not finite, counts as a refused loss, and the block ends
+        there; `outcome` is false. Every other one is raised on, unchanged: out of memory, indices, samples that cannot
+        be read, all that is raised later, and any on several processes, where the others would wait.
+
+        Raises:
+            TrainingDiverged: losses stay refused after everything was tried.
+
+        >>> from torch.nn.functional import binary_cross_entropy
+        >>> model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Sigmoid())
+        >>> data = torch.utils.data.TensorDataset(torch.tensor([[1.0], [float("nan")]]), torch.ones(2, 1))
+        >>> from learnit_r8.torch import attach
+        >>> adapter = attach(model, torch.optim.SGD(model.parameters(), 0.1), data, batch_size=1, num_epochs=1)
+        >>> for x, y in adapter.loader():
+        ...     with adapter.batch():
+        ...         outcome = adapter.step(adapter.loss(binary_cross_entropy(model(x), y, reduction="none")))
+        >>> adapter.scheduler.sentry.num_refused
+        1
+        """
+        batches = self.sampler.batches
+        num_taken = batches.num_taken
+        with LastForward(self._model) as forward:
+            try:
+                yield
+            except Exception as error:
+                is_noted = batches.num_taken != num_taken
+                if is_noted or self._sharing.size > 1 or not forward.explains(error):
+                    raise
+                self.refuse()
+
+    def refuse(self) -> Outcome:
+        """Report that the loss of the batch in hand could not be computed, as values are not finite.
+
+        Raises:
+            RuntimeError: it is not clear which batch it is.
+            TrainingDiverged: losses stay refused after everything was tried.
+        """
+        found = self.in_hand
+        losses, kind = self.unknown_losses(found), self.scheduler.table.storage.part_size
+        return self.report(losses, ticket=found, part_size=kind if losses.ndim and kind != EXACT else None)
+
+    def unknown_losses(self, ticket: Ticket) -> torch.Tensor:
+        """NaN in place of the losses of a batch, as losses were reported before: of samples, of parts, or the mean.
+
+        Args:
+            ticket: The batch.
+        """
+        kind = self.scheduler.table.storage.part_size
+        shape = (-(-self._count(ticket) // kind),) if kind else ()
+        return torch.full(shape, float("nan"))
 
     def skip(self) -> None:
         """Pass over the batch in hand, its losses noted or not; it comes once more at the end of the epoch."""

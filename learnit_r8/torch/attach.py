@@ -9,8 +9,9 @@ import torch
 
 from .._adapters.group_rates import GroupRates, rates_of
 from .._adapters.host import check_scheduler
+from .._adapters.random_generators import random_state, set_random_state
 from .._validation import is_number, whole_number
-from ..checkpoint.callbacks import Callbacks
+from ..checkpoint.callbacks import Callbacks, Generators
 from ..checkpoint.state_tree import copy_to_host, copy_to_host_into
 from ..engine.settings import names_settings
 from .adapter import Adapter
@@ -105,10 +106,11 @@ def attach(
     resume = own.pop("resume", None) if scheduler is None and isinstance(sharing, Together) else None
     r8 = _new_scheduler(size, state, own, optimizer) if scheduler is None else _checked(scheduler, size, own)
     sharing.check(r8, model, resume, accumulate=accumulate)
-    _adopt(r8, model, state, sharing)
+    _adopt(r8, model, state, sharing, accumulate=accumulate, ahead=ahead)
     _expect_loading(optimizer, rates)
     return Adapter(
         r8,
+        model=model,
         dataset=dataset,
         optimizer=optimizer,
         state=state,
@@ -186,18 +188,22 @@ def _memory_settings(settings: dict[str, Any], state: ModelState, sharing: Shari
     return {**settings, "backup_dir": False}
 
 
-def _adopt(r8: R8Scheduler, model: torch.nn.Module, state: ModelState, sharing: Sharing) -> None:
+def _adopt(
+    r8: R8Scheduler, model: torch.nn.Module, state: ModelState, sharing: Sharing, *, accumulate: int, ahead: int
+) -> None:
     """Let the scheduler keep the model, on the host."""
 
     def collect() -> dict[str, Any]:
         with sharing.watching():
             return state.collect(keeps=not state.rank)
 
-    callbacks = Callbacks(state.save, state.load, state.read, collect if state.is_spread else None)
+    # Where batches are fetched ahead, the generators at the start of a step are not known.
+    generators = None if ahead else Generators(random_state, set_random_state)
+    callbacks = Callbacks(state.save, state.load, state.read, collect if state.is_spread else None, generators)
     if any(each.is_cuda for each in model.parameters()):
-        r8.adopt(callbacks, clone=copy_to_host, copy_into=copy_to_host_into)
+        r8.host.adopt(callbacks, clone=copy_to_host, copy_into=copy_to_host_into, witness_size=accumulate)
     else:
-        r8.adopt(callbacks)
+        r8.host.adopt(callbacks, witness_size=accumulate)
 
 
 def _checked_rates(optimizer: Any) -> GroupRates:

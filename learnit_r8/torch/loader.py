@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate, get_worker_info
 
+from .._adapters.prefetch import Prefetch
+from .._adapters.random_generators import random_state, set_random_state
 from .._validation import check_release
 from .prepared import prepared
 
@@ -78,8 +80,14 @@ class SampleReader(Dataset[Any]):
 
     def __getitems__(self, indices: Any) -> Any:
         """The items of a batch, as the data set's own ``__getitems__`` gives them if it has one."""
-        if get_worker_info() is not None:
-            _seed_generators(self._seed, indices)
+        return self._fetch(indices) if get_worker_info() is None else self.fetch_as_worker(indices)
+
+    def fetch_as_worker(self, indices: Any) -> Any:
+        """The items of a batch, read with random numbers of its own."""
+        _seed_generators(self._seed, indices)
+        return self._fetch(indices)
+
+    def _fetch(self, indices: Any) -> Any:
         if self._fetch_many is None:
             return self._fetch_each(indices)
         try:
@@ -143,6 +151,11 @@ class NumberedReader(Dataset[Any]):
         number, rows = indices
         return number, self.dataset.__getitems__(rows)
 
+    def fetch_as_worker(self, indices: Any) -> Any:
+        """See `SampleReader.fetch_as_worker`."""
+        number, rows = indices
+        return number, self.dataset.fetch_as_worker(rows)
+
 
 class NumberedCollate:
     """Collates the items of a numbered batch.
@@ -182,8 +195,8 @@ def make_loader(dataset: Any, sampler: R8BatchSampler, *, numbered: bool, settin
         collate = NumberedCollate(collate or default_collate)
     if settings.get("generator") is None:
         # Torch's global generator belongs to the model: beginning an epoch, or resuming in one, must not draw from it.
-        settings = {**settings, "generator": torch.Generator().manual_seed(sampler.r8.seed % 2**63)}
-    reader = SampleReader(dataset, sampler.r8.seed, fetch_many)
+        settings = {**settings, "generator": torch.Generator().manual_seed(sampler.r8.host.seed % 2**63)}
+    reader = SampleReader(dataset, sampler.r8.host.seed, fetch_many)
     items = NumberedReader(reader) if numbered else reader
     return TimedLoader(items, batch_sampler=sampler, **{**settings, "collate_fn": collate})
 
@@ -202,11 +215,69 @@ class TimedLoader(DataLoader[Any]):
 
     def __iter__(self) -> Any:
         batches: Any = super().__iter__()
-        if self._device is not None:
-            batches = prepared(batches, self, self._device)
         # A trainer may have put a batch sampler of its own in place of the scheduler's.
         r8: R8Scheduler | None = getattr(self.batch_sampler, "r8", None)
-        return batches if r8 is None else r8.timed(batches)
+        # A worker's own preparations are not made in this process.
+        if r8 is not None and self.num_workers and self.worker_init_fn is None:
+            batches = WithProbes(batches, self, Prefetch.of(r8))
+        if self._device is not None:
+            batches = prepared(batches, self, self._device)
+        return batches if r8 is None else r8.host.timed(batches)
+
+
+class WithProbes:
+    """The batches of a loader with workers; probes come first, and are fetched in this process.
+
+    Args:
+        fetched: The batches, fetched ahead.
+        loader: Their loader.
+        batches: Holds them.
+    """
+
+    def __init__(self, fetched: Iterator[Any], loader: TimedLoader, batches: Prefetch) -> None:
+        self._fetched, self._loader, self._batches = fetched, loader, batches
+        batches.r8.controller.let_probe(batches.reader.can_probe)
+
+    def __iter__(self) -> WithProbes:
+        return self
+
+    def __next__(self) -> Any:
+        batches, r8 = self._batches, self._batches.r8
+        batches.trainer.between_steps()
+        if r8.controller.asks_probe:
+            return self._fetch(batches.reader.draw_probe())
+        if self._is_at_end():
+            batches.trainer.settle()
+            batches.hand_back()
+            return self._fetch_last()
+        try:
+            return next(self._fetched)
+        except StopIteration:
+            return self._fetch_last()
+
+    def _is_at_end(self) -> bool:
+        """Whether the budget is spent while batches wait: probes have taken their steps."""
+        waiting, r8 = self._batches.waiting, self._batches.r8
+        return bool(waiting) and r8.total_steps is not None and r8.host.next_step - len(waiting) >= r8.total_steps
+
+    def _fetch_last(self) -> Any:
+        """Fetch a probe before the run ends, if its last losses were unusual."""
+        batches, r8 = self._batches, self._batches.r8
+        if r8.is_over and not batches.waiting and r8.controller.can_probe:
+            batches.trainer.settle()
+            return self._fetch(batches.reader.draw_probe())
+        raise StopIteration
+
+    def _fetch(self, rows: Any) -> Any:
+        """Fetch a batch with the random numbers that a worker would have drawn; those of the model stay."""
+        if rows is None:
+            raise StopIteration
+        loader, states = self._loader, random_state()
+        reader: Any = loader.dataset
+        try:
+            return loader.collate_fn(reader.fetch_as_worker(rows))
+        finally:
+            set_random_state(states)
 
 
 def _has_rows(tensor: torch.Tensor) -> bool:

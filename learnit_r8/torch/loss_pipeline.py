@@ -110,7 +110,7 @@ class LossPipeline:
             The ticket as if it were drawn when the training on it began.
         """
         self._batches.take(ticket)
-        begun = self._r8.begin(ticket, held_back=self.num_on_their_way, is_late=True)
+        begun = self._r8.host.begin(ticket, held_back=self.num_on_their_way, is_late=True)
         self.set_rates(begun.lr)
         self.recorded = Sent(begun, count, part_size, num_classes=num_classes), values
         return begun
@@ -130,10 +130,14 @@ class LossPipeline:
         if self.readback is None:
             self.readback = self._sharing.readback(values.device)
         self.readback.put(sent, values)
-        # The search for a rate must know each loss before the next rate.
-        here = self.readback.drain() if sent.ticket.epoch < 0 else self.readback.ready()
+        # A search for a rate and an experiment must know each loss before the next batch.
+        controller = self._r8.controller
+        is_awaited = sent.ticket.epoch < 0 or controller.experiment.is_open
+        here = self.readback.drain() if is_awaited else self.readback.ready()
         if here:
             self._hear(here)
+            if controller.experiment.is_open and self.num_on_their_way:
+                self._hear(self.readback.drain())
         if self.num_on_their_way:
             # The losses that have arrived belong to earlier batches.
             self.outcome = Outcome(Verdict.PENDING, self.outcome.lr, None)
@@ -150,6 +154,8 @@ class LossPipeline:
             num_loads, put_back_to = self._state.num_loads, None
             try:
                 self.outcome = self._report(sent, values)
+                if not self.outcome:
+                    self._stepper.give_up_update()
                 put_back_to = self.outcome.rolled_back_to
             finally:
                 is_put_back = put_back_to is not None or self._state.num_loads != num_loads
@@ -182,7 +188,7 @@ class LossPipeline:
         if self.recorded is None:
             return False
         (sent, _), self.recorded = self.recorded, None
-        self._r8.give_up(sent.ticket, on_purpose=True)
+        self._r8.host.give_up(sent.ticket, on_purpose=True)
         return True
 
     def drop(self) -> None:
@@ -194,7 +200,7 @@ class LossPipeline:
 
     def _discard(self, sent: list[Sent]) -> None:
         for each in sent:
-            self._r8.discard(each.ticket)
+            self._r8.host.discard(each.ticket)
 
     def forget(self) -> None:
         """Drop the losses on their way: a state of the scheduler was loaded.
@@ -208,7 +214,7 @@ class LossPipeline:
 
     def set_next_rates(self) -> None:
         """Set the optimizer's rates for the batch that comes next: a loop may step before it reports."""
-        lr = None if self._rates is None else self._r8.lr_after(self.num_on_their_way)
+        lr = None if self._rates is None else self._r8.host.lr_after(self.num_on_their_way)
         if lr is not None:
             self.set_rates(lr)
 
@@ -222,21 +228,36 @@ class LossPipeline:
             self._num_loads = self._state.num_loads
             rates.forget()
         if rates.set(lr):
-            self._r8.say_once("foreign rate", FOREIGN)
+            self._r8.host.say_once("foreign rate", FOREIGN)
         if rates.has_grown:
             # Earlier backups do not fit the optimizer any more.
             rates.has_grown = False
-            self._r8.look_at_weights()
+            self._r8.host.look_at_weights()
 
     def between_steps(self) -> None:
         """Do what is due between two steps; a loader calls it whenever it asks for a batch."""
         if self._stepper.ask_between_steps():
+            num_loads = self._state.num_loads
             self._sharing.between_steps(self._r8, self.num_on_their_way)
+            if self._state.num_loads != num_loads:
+                self.drop()
+        if not self.num_on_their_way:
+            self._r8.controller.note_start()
         self.set_next_rates()
+
+    def before_probe(self) -> None:
+        """Forget the gradients that wait for others to be added."""
+        self._stepper.give_up_update()
+
+    def is_probe(self, ticket: Ticket) -> bool:
+        """Whether a batch tests weights, which must not change before its loss is known."""
+        return self._r8.controller.is_probe(ticket)
 
     def before_iteration(self) -> None:
         """Report the losses on their way; at the border of an epoch, restore the saved random generators."""
         self.settle()
+        # However few batches there were, the optimizer has taken its step at the end of the epoch.
+        self._r8.controller.end_update()
         self._sharing.before_iteration()
         self.between_steps()
         if self._r8.global_step % self._r8.steps_per_epoch == 0:

@@ -78,7 +78,7 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
     def _warn_of_ranks(self) -> None:
         if self._sharing is ALONE and are_there() and torch.distributed.get_world_size() > 1:
             count = torch.distributed.get_world_size()
-            self.r8.say_once(
+            self.r8.host.say_once(
                 "whole batches",
                 f"torch.distributed has {count} processes, and R8BatchSampler gives each of them whole batches: all "
                 "train on the same samples. Use attach(), which shares the batches among them.",
@@ -104,7 +104,7 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
             RuntimeError: it is not clear which batch it is.
         """
         found = find_batch(self.batches, ticket, ahead=self.ahead)
-        outcome = self.r8.report(self.r8.begin(found, is_late=True), loss, part_size=part_size)
+        outcome = self.r8.report(self.r8.host.begin(found, is_late=True), loss, part_size=part_size)
         self.batches.take(found)
         return outcome
 

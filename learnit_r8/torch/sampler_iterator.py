@@ -56,7 +56,7 @@ class SamplerIterator:
     ) -> None:
         self.epoch, self.length = -1, 0
         self.is_out_of_order = False
-        self._num_asked = self._num_drawn = self._num_ahead = 0
+        self._num_asked = self._num_drawn = self._num_ahead = self._num_probes = 0
         self._is_exhausted = False
         self._batches = batches
         self._hand_out = hand_out
@@ -80,7 +80,7 @@ class SamplerIterator:
                 "time."
             )
         batches.trainer.between_steps()
-        ticket = None if batches.r8.next_step >= self._end else batches.draw()
+        ticket = None if self._is_at_end() else batches.draw(is_fetched=self._num_ahead > 0)
         if ticket is None:
             self._is_exhausted = True
             self._warn_if_silent()
@@ -99,6 +99,9 @@ class SamplerIterator:
             _check(loader)
             self._loader, self._dataset = weakref.ref(loader), loader._dataset
             self._num_ahead = loader._num_workers * (getattr(loader, "_prefetch_factor", None) or 0)
+        # With workers the loader itself must be able to fetch a probe; see `WithProbes`.
+        self._batches.r8.controller.let_probe(not (self._ahead or self._num_ahead))
+        if loader is not None:
             self.is_out_of_order = not getattr(loader, "_in_order", True) and loader._num_workers > 1
         batches, r8 = self._batches, self._batches.r8
         batches.trainer.before_first_batch()
@@ -109,10 +112,35 @@ class SamplerIterator:
         self.epoch, self.length = r8.current_epoch, num_left(r8)
         self._end = (self.epoch + 1) * r8.steps_per_epoch
         if r8.is_over and not r8.is_stopped:
-            r8.say_once(
+            r8.host.say_once(
                 "no batches left",
                 f"the budget is spent after {r8.global_step} steps: R8BatchSampler gives no more batches.",
             )
+
+    def _is_at_end(self) -> bool:
+        """Whether the epoch has no more batches."""
+        r8 = self._batches.r8
+        if r8.host.next_step < self._end:
+            return False
+        if self._num_ahead or not r8.is_over:
+            return True
+        # A probe may follow, where the last losses were unusual.
+        self._batches.trainer.settle()
+        return False
+
+    def draw_probe(self) -> Any:
+        """Draw a probe, for a loader that fetches it itself; None if there is none left."""
+        batches, delivered = self._batches, self.num_delivered
+        ticket = batches.draw_probe(0 if delivered is None else max(0, delivered - batches.num_taken))
+        if ticket is None:
+            return None
+        self._num_probes += 1
+        return self._hand_out(ticket, self._dataset)
+
+    @property
+    def can_probe(self) -> bool:
+        """Whether a loader may fetch a probe itself: nothing between it and the training works ahead."""
+        return not self._ahead
 
     @property
     def is_finished(self) -> bool:
@@ -129,7 +157,7 @@ class SamplerIterator:
         num_handed_out = min(self._num_drawn, self._num_asked - self._num_ahead)
         if batches.num_taken or not 1 < self.length <= num_handed_out:
             return False
-        batches.r8.say_once("nothing reported", NOTHING_REPORTED.format(self.length))
+        batches.r8.host.say_once("nothing reported", NOTHING_REPORTED.format(self.length))
         return True
 
     def _warn_if_silent(self) -> None:
@@ -137,7 +165,7 @@ class SamplerIterator:
         num_asked_before = self._num_asked - self._num_ahead - 1
         # One batch may be fetched in advance by the trainer, and the one before it is in hand.
         if not (self._batches.num_taken or self._may_wait) and num_asked_before - self._ahead > 2:
-            self._batches.r8.say_once("nothing reported", NOTHING_REPORTED.format(self.length))
+            self._batches.r8.host.say_once("nothing reported", NOTHING_REPORTED.format(self.length))
 
     def in_hand(self) -> Ticket:
         """The batch that the next loss belongs to; see `find_batch`."""
@@ -147,7 +175,8 @@ class SamplerIterator:
     def num_delivered(self) -> int | None:
         """Batches that the loader handed out; None where no `DataLoader` iterates."""
         loader = None if self._loader is None else self._loader()
-        return getattr(loader, "_num_yielded", None)
+        delivered = getattr(loader, "_num_yielded", None)
+        return None if delivered is None else delivered + self._num_probes
 
 
 def find_batch(batches: Prefetch, number: int | None = None, *, ahead: int = 0) -> Ticket:

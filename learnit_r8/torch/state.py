@@ -12,7 +12,8 @@ import torch
 from .._adapters.random_generators import random_state, random_state_of, set_random_state
 from ..checkpoint import tensors
 from ..checkpoint.shared_memory import ResumedState
-from ..checkpoint.state_form import fill, leave_out
+from ..checkpoint.state_fit import fill
+from ..checkpoint.state_form import leave_out
 from . import serialization
 from .distributed.flat_shards import FlatShards, is_flat
 from .distributed.shards import Shards, is_sharded

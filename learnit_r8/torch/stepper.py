@@ -111,6 +111,19 @@ class Stepper:
         self._scaler.update()
         return found[0].detach().clone() if found else None
 
+    def give_up_update(self) -> None:
+        """Forget the gradients that wait for others to be added, as one of them is not to be learned from."""
+        if self._accumulate == 1:
+            return
+        if self._scaler is None:
+            self.clear()
+            return
+        # A scaler takes no step without any gradient, and a trainer may let it.
+        self._note_step()
+        for parameter in self._parameters():
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+
     def clear(self) -> None:
         """Begin a new gradient."""
         self._note_step()

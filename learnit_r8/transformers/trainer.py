@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..torch import Adapter, attach
+from ..torch.last_forward import LastForward
 from ..torch.loader import make_loader
 from .callback import R8Callback
 from .losses import SampleLosses, document_losses, find_losses, is_packed
@@ -164,13 +165,13 @@ class R8Mixin:
         args, r8 = trainer.args, adapter.scheduler
         unused = unused_rates(args) if self._r8_settings.get("sets_lr", True) else ""
         if unused:
-            r8.say_once("unused rates", unused)
+            r8.host.say_once("unused rates", unused)
         if self._r8_resumes and resume is not None:
             text = f"train() was given resume_from_checkpoint, so resume={resume!r} of r8 is ignored."
-            r8.say_once("resume", text, is_warning=False)
+            r8.host.say_once("resume", text, is_warning=False)
         size, given = r8.table.batch_size, trainer._train_batch_size * args.world_size
         if size != given:
-            r8.say_once(
+            r8.host.say_once(
                 "batch size",
                 f"the batches have {size} samples, as those of the checkpoint: {size // args.world_size} for each of "
                 f"{args.world_size} processes, in place of {trainer._train_batch_size}.",
@@ -228,9 +229,16 @@ class R8Mixin:
         """What the Trainer's ``compute_loss`` returns; in training, the losses of the batch's samples are noted too."""
         if not model.training:
             return own(model, inputs, return_outputs, **more)
-        given = dict(inputs)
-        with _outputs_of(model) as outputs:
-            found = own(model, inputs, return_outputs, **more)
+        given, adapter = dict(inputs), self._adapter()
+        with _outputs_of(model) as outputs, LastForward(model) as forward:
+            try:
+                found = own(model, inputs, return_outputs, **more)
+            except Exception as error:
+                if adapter.num_ranks > 1 or not forward.explains(error):
+                    raise
+                # Reported at the end of the step, as every loss.
+                adapter.loss(adapter.unknown_losses(adapter.in_hand))
+                return _no_loss(model, outputs, return_outputs)
         loss = found[0] if return_outputs else found
         loss = self._noted(model, given, outputs[0] if outputs else None, loss, more.get("num_items_in_batch"))
         return (loss, found[1]) if return_outputs else loss
@@ -260,12 +268,19 @@ class R8Mixin:
         r8 = self._adapter().scheduler
         if len(own.losses) == count:
             if not r8.global_step and is_packed(inputs):
-                r8.say_once("packed", PACKED, is_warning=False)
+                r8.host.say_once("packed", PACKED, is_warning=False)
             return own
         documents = document_losses(own, inputs.get("position_ids"), count)
         if documents is None:
-            r8.say_once("not of samples", NOT_OF_SAMPLES.format(len(own.losses), count), is_warning=False)
+            r8.host.say_once("not of samples", NOT_OF_SAMPLES.format(len(own.losses), count), is_warning=False)
         return documents
+
+
+def _no_loss(model: torch.nn.Module, outputs: list[Any], return_outputs: bool) -> Any:
+    """A loss without a gradient, for a batch whose own could not be computed."""
+    weights = next(model.parameters())
+    loss = torch.zeros((), device=weights.device, requires_grad=True)
+    return (loss, outputs[0] if outputs else None) if return_outputs else loss
 
 
 @contextmanager

@@ -117,9 +117,9 @@ def test_own_callbacks_come_before_adopted_ones():
     """What the user handed in stays; what is missing is filled in."""
     own, other = (lambda: 1), (lambda: 2)
     r8 = scheduler(state_callback=own)
-    r8.adopt(Callbacks(state=other, load=print))
+    r8.host.adopt(Callbacks(state=other, load=print))
 
-    assert (r8.persistence.callbacks.state, r8.persistence.callbacks.load) == (own, print)
+    assert (r8.host.persistence.callbacks.state, r8.host.persistence.callbacks.load) == (own, print)
 
 
 def test_rows_of_nests():
@@ -150,7 +150,7 @@ def test_a_scheduler_has_one_prefetch():
     """Everything that works ahead for a scheduler holds its batches in the same place."""
     r8 = scheduler()
 
-    assert Prefetch.of(r8) is Prefetch.of_epochs(r8) is r8.member
+    assert Prefetch.of(r8) is Prefetch.of_epochs(r8) is r8.host.member
 
 
 def test_no_epoch_is_drawn_while_a_rate_is_searched_for():

@@ -330,9 +330,9 @@ def test_threads_may_share_a_folder(tmp_path):
 
         r8 = make(num_epochs=3, checkpoint_dir=tmp_path, save_callback=save, keep_checkpoints=1)
         train(r8)
-        saver = r8.persistence.saver
+        saver = r8.host.persistence.saver
         failed.append(saver.last_error)
-        contents.append(_newest(r8.persistence.store).model_path.read_text() == str(number))
+        contents.append(_newest(r8.host.persistence.store).model_path.read_text() == str(number))
 
     failed, contents = [], []
     threads = [threading.Thread(target=run, args=(number, failed)) for number in range(4)]

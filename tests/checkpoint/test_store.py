@@ -366,7 +366,7 @@ with warnings.catch_warnings(record=True) as caught:
     r8.close()
 print([str(warning.message).split(":")[0] for warning in caught])
 print(sorted(os.listdir("saved")))
-print(r8.global_step, r8.persistence.saver.num_failed)
+print(r8.global_step, r8.host.persistence.saver.num_failed)
 """
 
 
@@ -396,7 +396,7 @@ def test_checkpoint_restores_run_and_model(tmp_path):
     second.load_checkpoint()
 
     assert model.values.tolist() == [4, 4]
-    assert model.loaded[-1] == (str(tmp_path / f"model_000000000002_{second.persistence.store.run_id[:8]}"), False)
+    assert model.loaded[-1] == (str(tmp_path / f"model_000000000002_{second.host.persistence.store.run_id[:8]}"), False)
     np.testing.assert_equal(known(second), known(first))
     assert train(second) == train(first)
 
@@ -437,7 +437,8 @@ except NoValidCheckpoint:
     pass
 assert weights[0] == r8.global_step, (weights, r8.global_step)
 print("resumed", r8.global_step, flush=True)
-r8.announcer.add(lambda event: type(event).__name__ == "CheckpointSaved" and print("saved", event.step, flush=True))
+say = lambda event: type(event).__name__ == "CheckpointSaved" and print("saved", event.step, flush=True)
+r8.host.announcer.add(say)
 for epoch in r8.epoch_iterator():
     for indices, lr in r8.batch_iterator():
         r8.update_with_loss(1.0)

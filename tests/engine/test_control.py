@@ -54,7 +54,7 @@ def test_stopped_run_draws_no_more():
     r8.requests.stop()
 
     assert r8.draw_if_any() is None
-    assert r8.draw_ahead() is None
+    assert r8.host.draw_ahead() is None
     with pytest.raises(RuntimeError, match=r"draw\(\) was called at step 0 after the run was stopped; check"):
         r8.draw()
 
@@ -79,7 +79,7 @@ def test_stop_of_a_finished_run_changes_nothing():
     r8 = make()
     train(r8)
     r8.requests.stop()
-    r8.between_steps()
+    r8.host.between_steps()
 
     assert (r8.is_stopped, r8.phase) == (False, "finished")
 
@@ -146,9 +146,9 @@ def test_save_twice_at_one_step_is_one_file(tmp_path):
     """If there is a checkpoint of this step already, a request writes no second one."""
     r8 = make(checkpoint_dir=tmp_path, checkpoint_every=1)
     advance_to(r8, 1)
-    r8.between_steps()
+    r8.host.between_steps()
     r8.requests.save()
-    r8.between_steps()
+    r8.host.between_steps()
 
     assert len(list(tmp_path.glob("ck_*.r8"))) == 1
 
@@ -161,7 +161,7 @@ def test_failing_save_lets_the_run_go_on(tmp_path):
     with pytest.warns(RuntimeWarning, match="could not be written"):
         r8.draw()
 
-    assert r8.persistence.saver.num_failed == 1
+    assert r8.host.persistence.saver.num_failed == 1
 
 
 def paused_requests(act, clock=None):
@@ -196,7 +196,7 @@ def test_pause_is_no_time_of_the_scheduler():
     """The time of a pause counts as nobody's: the overhead after it is what it was before it, each time."""
     heard, clock = [], FakeClock()
     r8 = R8Scheduler(100, batch_size=10, num_epochs=1, listeners=[heard.append], clock=clock)
-    r8.emitter._clock = clock
+    r8.host.emitter._clock = clock
 
     def wait(seconds):
         clock.advance(60.0)

@@ -263,7 +263,7 @@ def test_handed_back_batch_is_drawn_next():
     """A batch handed back untrained is the next one drawn, with the same samples and rate, and is not counted."""
     r8 = make()
     ticket = r8.draw()
-    r8.hand_back(ticket)
+    r8.host.hand_back(ticket)
     again = r8.draw()
 
     assert (again.indices.tolist(), again.lr, again.step) == (ticket.indices.tolist(), ticket.lr, ticket.step)
@@ -275,7 +275,7 @@ def test_redrawn_batch_is_as_it_was():
     ticket = r8.draw()
     samples = ticket.indices.tolist()
     ticket.indices[:] += 1000
-    r8.hand_back(ticket)
+    r8.host.hand_back(ticket)
 
     assert r8.draw().indices.tolist() == samples
 

@@ -19,30 +19,30 @@ def test_a_late_report_has_the_rate_of_its_step():
     """A batch begun while reports are held back has the same step and rate as without."""
     prompt, late = make(num_epochs=4), make(num_epochs=4)
     for _ in range(3):
-        prompt.report(prompt.begin(prompt.draw_ahead()), 1.0)
+        prompt.report(prompt.host.begin(prompt.host.draw_ahead()), 1.0)
     for _ in range(3):
-        late.draw_ahead()
+        late.host.draw_ahead()
 
-    ticket = late.begin(late.draw_ahead(), held_back=3)
+    ticket = late.host.begin(late.host.draw_ahead(), held_back=3)
 
-    assert (ticket.step, ticket.lr) == (3, prompt.begin(prompt.draw_ahead()).lr)
+    assert (ticket.step, ticket.lr) == (3, prompt.host.begin(prompt.host.draw_ahead()).lr)
 
 
 def test_nothing_is_done_between_steps_while_reports_are_held_back():
     """A backup waits until model and scheduler are consistent."""
     weights = Weights()
     r8 = make(num_epochs=4, state_callback=weights.get, load_callback=weights.load)
-    r8.begin(r8.draw_ahead(), held_back=1)
+    r8.host.begin(r8.host.draw_ahead(), held_back=1)
 
-    assert r8.persistence.backup.is_empty
+    assert r8.host.persistence.backup.is_empty
 
 
 def test_a_discarded_batch_is_a_step_of_which_nothing_is_learned():
     """Training that was undone before it was judged counts as a step, but not as a use of its samples."""
     r8 = make(8, num_epochs=1)
-    first, second = r8.draw(), r8.draw_ahead()
+    first, second = r8.draw(), r8.host.draw_ahead()
     r8.report(first, 1.0)
-    r8.discard(second)
+    r8.host.discard(second)
 
     assert r8.global_step == 2
     assert r8.pace.is_finished
@@ -54,7 +54,7 @@ def test_a_batch_is_discarded_once():
     r8 = make()
     ticket = r8.draw()
     r8.report(ticket, 1.0)
-    r8.discard(ticket)
+    r8.host.discard(ticket)
 
     assert r8.global_step == 1
 
@@ -74,8 +74,8 @@ class Late:
 def test_held_back_losses_are_reported_in_time(end, tmp_path):
     """The end of an epoch, a checkpoint and the end of the run wait for losses held back."""
     r8 = make(4, num_epochs=1, checkpoint_dir=tmp_path)
-    ticket = r8.begin(r8.draw_ahead())
-    r8.join(Late(r8, ticket))
+    ticket = r8.host.begin(r8.host.draw_ahead())
+    r8.host.join(Late(r8, ticket))
     {"epoch": lambda: list(r8.epoch_iterator()), "checkpoint": r8.save_checkpoint, "close": r8.close}[end]()
 
     assert r8.global_step == 1

@@ -339,12 +339,12 @@ def test_a_call_that_hangs_is_cut_after_five_seconds(capfd):
         run.clock.now = 7.5
         time.sleep(10)
 
-    run.r8.persistence.callbacks = dataclasses.replace(run.r8.persistence.callbacks, load=hang)
+    run.r8.host.persistence.callbacks = dataclasses.replace(run.r8.host.persistence.callbacks, load=hang)
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         run.report()
 
-    assert (run.r8.turns.is_cut, time.monotonic() - began < 5) == (True, True)
+    assert (run.r8.host.turns.is_cut, time.monotonic() - began < 5) == (True, True)
 
 
 def test_signal_that_launchers_forward_counts_once(capfd):

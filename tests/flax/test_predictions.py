@@ -38,7 +38,7 @@ def trained(num_epochs):
         state, step, lambda rows: {"x": X[rows], "y": Y[rows]}, rng_key=jax.random.PRNGKey(1), show_progress=False,
         scheduler=r8,
     )  # fmt: skip
-    r8.table.hand_over()
+    r8.table.learner.hand_over()
     return r8, history, params
 
 
@@ -47,8 +47,10 @@ def test_jitted_step_reports_its_predictions():
     r8, history, params = trained(1)
     logits = X @ np.asarray(params["kernel"]) + np.asarray(params["bias"])
 
-    np.testing.assert_allclose(r8.table.evidence.whole["margin"], expected_of(logits, Y).margin, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(r8.table.evidence.whole["given"], Y)
+    np.testing.assert_allclose(
+        r8.table.storage.evidence.whole["margin"], expected_of(logits, Y).margin, rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_array_equal(r8.table.storage.evidence.whole["given"], Y)
     assert set(history) == {"train_loss"}
 
 
@@ -56,7 +58,7 @@ def test_every_epoch_is_a_visit():
     """Each epoch of a longer training adds a visit."""
     r8, _, _ = trained(4)
 
-    assert r8.table.evidence.whole["visits"].tolist() == [4] * 60
+    assert r8.table.storage.evidence.whole["visits"].tolist() == [4] * 60
 
 
 def test_mean_loss_with_predictions_is_refused():

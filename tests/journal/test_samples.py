@@ -2,7 +2,6 @@
 
 import io
 import json
-import threading
 import zipfile
 
 import numpy as np
@@ -11,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learnit_r8 import predictions_of
-from learnit_r8.journal.samples import highest, kept, read_samples, sample_epochs, samples_of
+from learnit_r8.journal.samples import kept, read_samples, sample_epochs, samples_of
 from learnit_r8.table.labels.evidence import EVIDENCE
-from tests.drive import INF, NAN, make, sample_losses
+from tests.drive import make, sample_losses
 
 
 def trained(tmp_path, **more):
@@ -52,30 +51,24 @@ def test_samples_of_an_earlier_run_go(tmp_path):
 
 
 @pytest.mark.parametrize("groups", [None, ["a", "b"] * 60])
-@pytest.mark.parametrize("lowest", [0.0, 9.0])
-def test_samples_of_a_large_table(monkeypatch, groups, lowest):
-    """The samples of a large table are copied later, as they were when the epoch ended, whatever was learned since."""
-    monkeypatch.setattr("learnit_r8.journal.samples.LARGE", 100)
-    monkeypatch.setattr("learnit_r8.journal.samples._BLOCK", 50)
-    r8 = make(120, groups=groups, sample_ids=[f"{number}.png" for number in range(120)], num_epochs=3)
-    for step in range(40):
-        ticket = r8.draw()
-        r8.report(ticket, float(sample_losses(ticket.indices).mean()))
-        if step in (7, 35):
-            copied = {name: getattr(r8.table, name) for name in ("loss", "last", "mean", "usage_count")}
-            late = samples_of(r8.table, 0, step)
-    found = []
-    reader = threading.Timer(0.1, lambda: found.append(late.samples()))
-    reader.start()
-    # A loss below zero changes the records of all samples, and waits for the reader.
-    r8.report(r8.draw(), 1.0 - lowest)
-    reader.join()
-    [samples] = found
+def test_samples_are_copies(monkeypatch, groups):
+    """Samples stay as they were when the epoch ended, whatever is learned before they are written."""
+    monkeypatch.setattr("learnit_r8.table.records.SLICE", 50)
+    r8 = make(120, batch_size=10, groups=groups, num_epochs=3)
+    said = predictions_of(np.eye(10, dtype=np.float32), np.arange(10))
+    for _ in range(8):
+        r8.report(r8.draw(), sample_losses(np.arange(10)), predictions=said)
+    before = {name: getattr(r8.table, name) for name in ("loss", "last", "mean", "usage_count")}
+    samples, evidence = samples_of(r8.table, 0, 8), r8.table.read_evidence()
+    for _ in range(12):
+        r8.report(r8.draw(), np.full(10, 9.0), predictions=said)
 
-    for name, values in copied.items():
+    assert r8.table.usage_count.max() == 2
+    for name, values in before.items():
         np.testing.assert_array_equal(getattr(samples, name), values)
+    for name in EVIDENCE.names:
+        np.testing.assert_array_equal(samples.evidence[name], evidence[name])
     assert (samples.group is None) == (groups is None)
-    assert len(samples.names) == 120
 
 
 def test_unseen_samples_are_never_hardest(tmp_path):
@@ -87,18 +80,6 @@ def test_unseen_samples_are_never_hardest(tmp_path):
     assert len(samples.hardest(10)) == 4
     assert samples.loss[samples.hardest(1)[0]] == 4.0
     assert np.isnan(samples.loss).sum() == 16
-
-
-@given(
-    st.lists(st.sampled_from([NAN, 0.0, 1.0, 2.0, INF, -INF]), max_size=12),
-    st.integers(0, 15),
-)
-def test_highest_is_a_stable_sort(values, k):
-    """The highest values come highest first, equal ones by position, as sorting all of them would give."""
-    array = np.array(values, np.float32)
-    known = [index for index in np.argsort(-array, kind="stable") if not np.isnan(array[index])]
-
-    assert highest(array, k).tolist() == known[:k]
 
 
 @given(st.sets(st.integers(0, 10_000), max_size=60).map(sorted))
@@ -226,7 +207,7 @@ def test_groups_come_along(tmp_path):
     r8 = trained(tmp_path, groups=[number % 2 for number in range(20)])
     found = read_samples(tmp_path, 0)
 
-    np.testing.assert_array_equal(found.group, r8.table.records["group"])
+    np.testing.assert_array_equal(found.group, r8.table.storage.records.whole["group"])
     assert read_samples(trained(tmp_path / "other").run_dir, 0).group is None
 
 
@@ -244,7 +225,7 @@ def test_evidence_comes_back(tmp_path):
     file, table = read_samples(tmp_path, 7), r8.table
 
     for name in EVIDENCE.names:
-        np.testing.assert_array_equal(file.evidence[name], table.evidence.whole[name])
+        np.testing.assert_array_equal(file.evidence[name], table.storage.evidence.whole[name])
     np.testing.assert_array_equal(file.suspects().indices, table.suspects().indices)
     np.testing.assert_array_equal(file.ranking(9).indices, table.ranking(9).indices)
     names, predicted = file.labels(np.arange(8))
@@ -252,26 +233,6 @@ def test_evidence_comes_back(tmp_path):
     assert predicted == [["ant", "bee", "cow"][label] for label in logits[:8].argmax(1)]
     frame = file.columns(file.suspects())
     assert frame["label_score"][:6].max() < 0.5 < frame["label_score"][6:].min()
-
-
-def test_evidence_of_a_large_table_is_copied_later(monkeypatch):
-    """The evidence of a large table is as it was when the epoch ended, whatever was learned since."""
-    monkeypatch.setattr("learnit_r8.journal.samples.LARGE", 100)
-    monkeypatch.setattr("learnit_r8.journal.samples._BLOCK", 50)
-    r8 = make(120, batch_size=10, num_epochs=3)
-    said = predictions_of(np.eye(10, dtype=np.float32), np.arange(10))
-    for _ in range(12):
-        r8.report(r8.draw(), np.ones(10), predictions=said)
-    r8.table.hand_over()
-    before, late = r8.table.evidence.whole.copy(), samples_of(r8.table, 0, r8.global_step)
-    for _ in range(12):
-        r8.report(r8.draw(), np.ones(10), predictions=said)
-    r8.table.hand_over()
-    copied = late.samples()
-
-    assert r8.table.evidence.whole["visits"].max() > before["visits"].max()
-    for name in EVIDENCE.names:
-        np.testing.assert_array_equal(copied.evidence[name], before[name])
 
 
 def test_file_with_half_the_evidence_is_damaged(tmp_path):

@@ -66,10 +66,10 @@ def test_loop_under_tf_function_keeps_the_evidence():
     for _ in r8.epoch_iterator():
         for x, y in batches:
             batches.report(*step(x, y))
-    r8.table.hand_over()
+    r8.table.learner.hand_over()
 
-    assert r8.table.evidence.whole["visits"].tolist() == [2] * len(X)
-    np.testing.assert_array_equal(r8.table.evidence.whole["given"], np.ravel(Y))
+    assert r8.table.storage.evidence.whole["visits"].tolist() == [2] * len(X)
+    np.testing.assert_array_equal(r8.table.storage.evidence.whole["given"], np.ravel(Y))
 
 
 def test_targets_that_are_no_classes_are_refused():
@@ -90,9 +90,9 @@ def evidence_of_fit(model, loss, y, *, num_epochs=1, **settings):
     model.compile(keras.optimizers.SGD(1e-9), loss, **settings)
     r8 = scheduler(num_epochs=num_epochs, initial_lr=1e-9)
     fit(model, R8Dataset(X, y, r8), epochs=num_epochs)
-    r8.table.hand_over()
+    r8.table.learner.hand_over()
     assert r8.global_step == 16 * num_epochs
-    return r8.table.evidence.whole
+    return r8.table.storage.evidence.whole
 
 
 def scores(model):
@@ -212,21 +212,21 @@ def test_two_outputs_report_losses_alone():
     r8, model = scheduler(num_epochs=1), two_heads()
     model.compile("sgd", [CROSS_ENTROPY, CROSS_ENTROPY])
     fit(model, R8Dataset(X, [Y, Y], r8))
-    r8.table.hand_over()
+    r8.table.learner.hand_over()
 
     assert r8.table.source == "exact"
-    assert r8.table.evidence.whole is None
+    assert r8.table.storage.evidence.whole is None
 
 
 def test_refused_step_leaves_no_evidence():
     """Predictions of a batch of NaN go with its losses; the weights are put back and the training goes on."""
     r8 = scheduler(num_epochs=2)
     fit(classifier(), R8Dataset(X, Y, r8), At(r8, 9, poison), epochs=2)
-    r8.table.hand_over()
+    r8.table.learner.hand_over()
 
     assert r8.sentry.num_refused >= 1
-    assert np.isfinite(r8.table.evidence.whole["margin"]).all()
-    assert int(r8.table.evidence.whole["visits"].sum()) == int(r8.table.usage_count.sum())
+    assert np.isfinite(r8.table.storage.evidence.whole["margin"]).all()
+    assert int(r8.table.storage.evidence.whole["visits"].sum()) == int(r8.table.usage_count.sum())
 
 
 def test_resumed_fit_has_the_same_evidence(tmp_path):
@@ -250,8 +250,8 @@ def test_resumed_fit_has_the_same_evidence(tmp_path):
             fit(model, dataset, *more, callback=callback, epochs=3, initial_epoch=r8.current_epoch)
         except OSError:
             r8.requests.leave()
-        r8.table.hand_over()
-        found[way] = r8.table.evidence.whole.copy()
+        r8.table.learner.hand_over()
+        found[way] = r8.table.storage.evidence.whole.copy()
 
     assert found["cut"].tobytes() != found["whole"].tobytes()
     assert found["resumed"].tobytes() == found["whole"].tobytes()

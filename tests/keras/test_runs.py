@@ -102,11 +102,11 @@ for step in (0, 15):
 
 model, r8 = classifier(), scheduler(num_epochs=2, initial_lr=1e-9)
 fit(model, R8Dataset(X, Y, r8), epochs=2)
-r8.table.hand_over()
+r8.table.learner.hand_over()
 said = predictions_of(keras.ops.convert_to_numpy(model(X)), Y)
-assert set(r8.table.evidence.whole["visits"]) == {2}
-assert np.array_equal(r8.table.evidence.whole["given"], Y)
-assert np.allclose(r8.table.evidence.whole["margin"], said.margin, atol=1e-3)
+assert set(r8.table.storage.evidence.whole["visits"]) == {2}
+assert np.array_equal(r8.table.storage.evidence.whole["given"], Y)
+assert np.allclose(r8.table.storage.evidence.whole["margin"], said.margin, atol=1e-3)
 
 r8 = scheduler(num_epochs=2)
 dataset = R8Dataset(X, Y, r8)
@@ -136,8 +136,8 @@ def session(folder, *, until=None, resume=False):
             initial_epoch=r8.current_epoch)
     except OSError:
         r8.requests.leave()
-    r8.table.hand_over()
-    return [weight.tolist() for weight in model.get_weights()], r8.table.evidence.whole.tobytes()
+    r8.table.learner.hand_over()
+    return [weight.tolist() for weight in model.get_weights()], r8.table.storage.evidence.whole.tobytes()
 
 whole = session("whole")
 for until in (22, 17):

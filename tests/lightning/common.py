@@ -85,9 +85,9 @@ def fit(*, module=None, ckpt_path=None, more=(), loader=None, epochs=3, settings
 def digest(module, r8):
     """Of the weights and the table, bit by bit."""
     found = hashlib.blake2b(digest_size=8)
-    if r8.table.evidence.whole is not None:
-        r8.table.hand_over()
-        found.update(r8.table.evidence.whole.tobytes())
+    if r8.table.storage.evidence.whole is not None:
+        r8.table.learner.hand_over()
+        found.update(r8.table.storage.evidence.whole.tobytes())
     for each in module.parameters():
         found.update(each.detach().numpy().tobytes())
     for column in (r8.table.loss, r8.table.last, r8.table.usage_count):

@@ -44,7 +44,7 @@ def test_learns(exact, predicts, source):
     accuracy = (module.net(DATA.tensors[0]).argmax(1) == DATA.tensors[1]).float().mean()
 
     assert r8.table.source == source
-    assert (r8.table.evidence.whole is not None) == predicts
+    assert (r8.table.storage.evidence.whole is not None) == predicts
     assert set(r8.table.usage_count.tolist()) == {8}
     assert (r8.global_step, r8.is_over) == (8 * STEPS, True)
     assert accuracy > 0.9

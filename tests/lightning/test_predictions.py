@@ -39,8 +39,8 @@ def by_hand(logits, targets):
 
 
 def evidence(r8):
-    r8.table.hand_over()
-    return r8.table.evidence.whole
+    r8.table.learner.hand_over()
+    return r8.table.storage.evidence.whole
 
 
 @pytest.mark.parametrize("make", [cross_entropy, by_hand])

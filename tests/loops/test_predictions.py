@@ -28,7 +28,7 @@ def run(r8, *, bad=(), mean=False, stop=None, state=None):
     state = {"w": np.random.default_rng(1).normal(size=(4, 3)).astype("f4")} if state is None else state
     tasks = [step, report_to(r8, predictions="predictions")]
     done, _, _ = loop(state, scheduled(r8, (X, Y)), callbacks=tasks, stop=stop)
-    r8.table.hand_over()
+    r8.table.learner.hand_over()
     return done
 
 
@@ -36,7 +36,7 @@ def test_every_sample_has_its_margin():
     """Each epoch is a visit, of the short last batch too."""
     r8 = R8Scheduler(50, batch_size=16, num_epochs=2)
     state = run(r8)
-    found = r8.table.evidence.whole
+    found = r8.table.storage.evidence.whole
 
     np.testing.assert_allclose(found["margin"], predictions_of(X @ state["w"], Y).margin, atol=1e-4)
     assert set(found["visits"]) == {2}
@@ -48,7 +48,7 @@ def test_refused_batch_leaves_no_trace():
     run(r8, bad=[3])
 
     assert r8.sentry.num_refused == 1
-    assert int(r8.table.evidence.whole["visits"].sum()) == 90
+    assert int(r8.table.storage.evidence.whole["visits"].sum()) == 90
 
 
 def test_resumed_loop_has_the_same_evidence(tmp_path):
@@ -62,8 +62,12 @@ def test_resumed_loop_has_the_same_evidence(tmp_path):
     second.load_checkpoint()
     run(second, state=state)
 
-    np.testing.assert_array_equal(second.table.evidence.whole["visits"], whole.table.evidence.whole["visits"])
-    np.testing.assert_allclose(second.table.evidence.whole["margin"], whole.table.evidence.whole["margin"], atol=1e-6)
+    np.testing.assert_array_equal(
+        second.table.storage.evidence.whole["visits"], whole.table.storage.evidence.whole["visits"]
+    )
+    np.testing.assert_allclose(
+        second.table.storage.evidence.whole["margin"], whole.table.storage.evidence.whole["margin"], atol=1e-6
+    )
 
 
 def test_jitted_step_logs_predictions():
@@ -82,9 +86,9 @@ def test_jitted_step_logs_predictions():
     loop(
         {"w": np.ones((4, 3), "f4")}, scheduled(r8, (X, Y)), callbacks=[step, report_to(r8, predictions="predictions")]
     )
-    r8.table.hand_over()
+    r8.table.learner.hand_over()
 
-    np.testing.assert_array_equal(r8.table.evidence.whole["given"], Y)
+    np.testing.assert_array_equal(r8.table.storage.evidence.whole["given"], Y)
 
 
 def test_means_and_missing_entries_are_refused():

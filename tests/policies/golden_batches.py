@@ -130,7 +130,7 @@ def run_of(size, batch_size, epochs, *, groups=False, exact=False, lowest=0.0, *
         drawn.append(ticket.indices.copy())
         losses = (ticket.indices * 7919 % 1013 / 1024 + 0.5) * (1 + 8 / (8 + r8.global_step)) - lowest
         if r8.global_step % 9 == 8:
-            r8.discard(ticket)
+            r8.host.discard(ticket)
         else:
             # Sums of few binary digits are the same in any order.
             r8.report(ticket, losses if exact else float(np.round(losses * 2**20).sum() / 2**20 / len(losses)))

@@ -5,9 +5,9 @@ import pytest
 
 from learnit_r8 import Context, Focus, Outlook, Predictions, R8Scheduler
 from learnit_r8.checkpoint.codec import decode, encode
-from learnit_r8.table.label_noise import Suspicion
 from learnit_r8.table.labels.margin_limit import MarginLimit
 from learnit_r8.table.labels.mixture import Humps
+from learnit_r8.table.labels.suspicion import Suspicion
 from tests.common import candidates, generator
 from tests.table.labels.test_mirror import margins_of
 

@@ -133,7 +133,7 @@ def test_silent_damage_is_passed_over(depth):
     run = Toy()
     task = run.task
     task.flag = np.zeros(1)
-    run.r8.persistence.callbacks = Callbacks(
+    run.r8.host.persistence.callbacks = Callbacks(
         state=lambda: task.state() | {"flag": task.flag},
         load=lambda state, from_ram: (task.load(state, from_ram), setattr(task, "flag", state["flag"])),
     )
@@ -318,7 +318,7 @@ def test_generators_repeat_for_probes():
     """A probe sees the random generators of its record, and training goes on with those of before."""
     dice, seen = {"state": 0}, []
     run = Toy()
-    run.r8.persistence.adopt(
+    run.r8.host.persistence.adopt(
         Callbacks(generators=Generators(lambda: dice["state"], lambda state: dice.update(state=state)))
     )
     r8 = run.r8
@@ -350,7 +350,7 @@ def test_state_callback_whose_result_changes():
         calls.append(1)
         return run.task.state() | {f"call{len(calls)}": np.full(2, float(len(calls)))}
 
-    run.r8.persistence.callbacks = Callbacks(state=state, load=run.task.load)
+    run.r8.host.persistence.callbacks = Callbacks(state=state, load=run.task.load)
     run.run({250: Toy.blow_up, 300: Toy.break_weights})
 
     assert run.of(events.RolledBack)
@@ -362,7 +362,7 @@ def test_state_callback_whose_result_changes():
 def test_witness_that_goes_bad():
     """A witness that holds a sample which has gone bad restores nothing where the weights are healthy."""
     run = Toy().run(until=200)
-    newest = run.r8.persistence.backup.newest
+    newest = run.r8.host.persistence.backup.newest
     run.task.inputs[newest.witness[0][0]] = NAN
     run.run(bad=[50, 51])
 
@@ -403,7 +403,7 @@ def test_no_memory_for_a_third_copy():
     def no_memory(state):
         raise MemoryError
 
-    backup = run.r8.persistence.backup
+    backup = run.r8.host.persistence.backup
     copies = backup._clone
     backup.copy = no_memory
     with pytest.warns(RuntimeWarning, match="no memory"):

@@ -267,7 +267,7 @@ def test_failed_checkpoint_lets_the_run_go_on(tmp_path):
     ) as caught:
         train(r8)
 
-    assert (len(caught), r8.global_step, r8.persistence.saver.num_failed) == (2, 6, 2)
+    assert (len(caught), r8.global_step, r8.host.persistence.saver.num_failed) == (2, 6, 2)
 
 
 def test_failed_checkpoint_asked_for_is_an_error(tmp_path):

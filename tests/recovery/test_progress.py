@@ -65,9 +65,9 @@ def test_wild_losses():
     """Losses that swing and make no progress look like those of too high a rate; falling or calm ones do not."""
     swing = np.tile([1.0, 3.0, 2.0, 4.0], 20)
 
-    assert after([2.0] * FIRST + swing.tolist()).is_wild()
-    assert not after([2.0] * FIRST + (swing * np.linspace(1, 0.3, 80)).tolist()).is_wild()
-    assert not after([2.0] * 80).is_wild()
+    assert after([2.0] * FIRST + swing.tolist()).stands_still()
+    assert not after([2.0] * FIRST + (swing * np.linspace(1, 0.3, 80)).tolist()).stands_still()
+    assert not after([2.0] * 80).stands_still()
 
 
 def test_sudden_rise():

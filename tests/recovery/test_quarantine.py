@@ -97,14 +97,14 @@ def test_isolated_fault_quarantines_nobody():
         run()
 
     assert not heard.of(events.SamplesQuarantined)
-    assert len(r8.table.quarantined) == len(r8.table.exclusions.watched) == 0
+    assert len(r8.table.quarantined) == len(r8.table.storage.exclusions.watched) == 0
 
 
 def test_release():
     """A released sample is drawn again; releasing one that is not in quarantine raises and changes nothing."""
     r8, _, _, _ = fit()
     heard = []
-    r8.announcer.add(heard.append)
+    r8.host.announcer.add(heard.append)
     with pytest.raises(ValueError, match=r"indices must be in quarantine \(\[123\]\), got \[7\] that are not"):
         r8.release([BAD, 7])
     with pytest.raises(TypeError, match=r"indices must be whole numbers, positions of samples, got 'x'"):
@@ -130,7 +130,6 @@ def test_own_loss_needs_two_batches():
 def test_only_sole_suspects_are_convicted_by_means():
     """By means, a sample is bad only if the other samples of its refused batches were cleared by good ones."""
     quarantine, table, _ = watch()
-    table.records.take(np.arange(2000))
     for _ in range(9):
         quarantine.refused(np.arange(32), ())
     assert not len(table.quarantined)

@@ -77,7 +77,7 @@ def test_checkpoint_is_put_back_with_the_guards_state(tmp_path):
     advance_to(r8, 2)
     saved = r8.save_checkpoint()
     model.values = np.full(2, 5.0)
-    restorer = r8.persistence.make_restorer()
+    restorer = r8.host.persistence.make_restorer()
     kept = Backup(2, 2, is_on_disk=True)
 
     assert restorer.put(kept)

@@ -32,7 +32,7 @@ def test_first_batch_is_the_witness():
     ticket = r8.draw()
     r8.report(ticket, 1.25)
     r8.report(r8.draw(), 1.0)
-    [backup] = r8.persistence.backup.backups
+    [backup] = r8.host.persistence.backup.backups
 
     assert [each.tolist() for each in backup.witness] == [ticket.indices.tolist()]
     assert backup.record == 1.25
@@ -45,7 +45,7 @@ def test_refused_batch_is_no_witness():
     ticket = r8.draw()
     r8.report(ticket, 1.0)
 
-    assert r8.persistence.backup.newest.witness[0].tolist() == ticket.indices.tolist()
+    assert r8.host.persistence.backup.newest.witness[0].tolist() == ticket.indices.tolist()
 
 
 def test_batch_drawn_before_the_backup_is_no_witness():
@@ -55,20 +55,20 @@ def test_batch_drawn_before_the_backup_is_no_witness():
     early = r8.draw()
     r8.update_cpu_backup(model.get())
     r8.report(early, 1.0)
-    assert r8.persistence.backup.newest.witness == []
+    assert r8.host.persistence.backup.newest.witness == []
     later = r8.draw()
     r8.report(later, 1.0)
 
-    assert r8.persistence.backup.newest.witness[0].tolist() == later.indices.tolist()
+    assert r8.host.persistence.backup.newest.witness[0].tolist() == later.indices.tolist()
 
 
 def test_witness_is_an_accumulated_step():
     """Where several batches make an update, they are the witness together, and the record is their mean."""
     r8, _ = run()
-    r8.persistence.backup.witness_size = 3
+    r8.host.persistence.backup.witness_size = 3
     for loss in (1.0, 1.1, 1.2, 1.0):
         r8.report(r8.draw(), loss)
-    [backup] = r8.persistence.backup.backups
+    [backup] = r8.host.persistence.backup.backups
 
     assert (len(backup.witness), backup.record) == (3, pytest.approx(1.1))
 
@@ -76,7 +76,7 @@ def test_witness_is_an_accumulated_step():
 def test_checkpoint_without_a_backup_has_a_witness(tmp_path):
     """A checkpoint at a step without a backup is tested with its own first batch."""
     r8, model = run(checkpoint_dir=tmp_path, checkpoint_every=99, backup_dir=False)
-    r8.persistence.adopt(Callbacks(save=model.save))
+    r8.host.persistence.adopt(Callbacks(save=model.save))
     advance_to(r8, 3)
     r8.save_checkpoint()
     ticket = r8.draw()
@@ -94,7 +94,7 @@ def test_trust_takes_calm_losses():
     proven = []
     while len(proven) < 40:
         r8.report(r8.draw(), 1.0 + 0.001 * (len(proven) % 3))
-        proven.append(r8.persistence.backup.backups[0].is_proven)
+        proven.append(r8.host.persistence.backup.backups[0].is_proven)
 
     assert proven.index(True) == 31
 
@@ -103,14 +103,14 @@ def test_generators_are_noted_once():
     """The random generators are read as the training on the first batch after a backup begins, and no other."""
     r8, _ = run()
     dice = Dice()
-    r8.persistence.adopt(Callbacks(generators=dice))
+    r8.host.persistence.adopt(Callbacks(generators=dice))
     for state in (5, 6, 7):
         dice.state = state
         ticket = r8.draw()
         r8.controller.note_start()
         r8.report(ticket, 1.0)
 
-    assert (r8.persistence.backup.newest.generators, dice.gets) == (5, 1)
+    assert (r8.host.persistence.backup.newest.generators, dice.gets) == (5, 1)
 
 
 def test_witnesses_survive_a_resume(tmp_path):

@@ -92,8 +92,8 @@ def test_parent_is_not_affected(tmp_path):
     train(r8)
     train(alone)
 
-    assert sorted(files(tmp_path / "a")) == [name.replace(alone.persistence.store.run_id[:8],
-        r8.persistence.store.run_id[:8]) for name in sorted(files(tmp_path / "b"))]  # fmt: skip
+    assert sorted(files(tmp_path / "a")) == [name.replace(alone.host.persistence.store.run_id[:8],
+        r8.host.persistence.store.run_id[:8]) for name in sorted(files(tmp_path / "b"))]  # fmt: skip
     assert repr(r8.state_dict()["table"]) == repr(alone.state_dict()["table"])
 
 
@@ -103,7 +103,7 @@ def test_child_that_begins_the_run(tmp_path):
 
     def train_all():
         train(r8)
-        assert r8.persistence.store.load().state["pace"]["step"] == 36
+        assert r8.host.persistence.store.load().state["pace"]["step"] == 36
 
     assert in_a_child(train_all) == 0
     assert len([name for name in files(tmp_path) if name.startswith("ck_")]) == 2

@@ -170,7 +170,7 @@ def test_policies_count_epochs_in_an_open_run():
     for epoch in r8.epoch_iterator():
         for indices, _ in r8.batch_iterator():
             r8.update_with_loss(batch_loss(indices))
-        seen.append(r8.plan._context.progress)
+        seen.append(r8.host.plan._context.progress)
         if epoch == 12:
             r8.cool_down(epochs=3)
 
@@ -184,7 +184,7 @@ def test_search_in_an_open_run_takes_an_epoch_at_most():
     r8 = R8Scheduler(4000, batch_size=4, scheduler_mode="wsd", auto_find_lr=True, warmup_steps=0,
                      state_callback=weights.get, load_callback=weights.load)  # fmt: skip
     assert search_through(r8) <= 1000
-    found = r8.search.found_lr
+    found = r8.host.search.found_lr
     r8.cool_down(10)
     rates = [lr for _, _, lr in steps_and_reports(r8)]
 
@@ -199,7 +199,7 @@ def steps_and_reports(r8):
 
 
 def test_incident_in_a_cool_down_changes_neither_its_end_nor_its_schedule():
-    """The factor of recovery comes on top, and refused steps count."""
+    """Refused steps count, and a batch that was to blame lowers no rate."""
     weights = Weights()
     r8 = endless(state_callback=weights.get, load_callback=weights.load, backup_every=10)
     advance_to(r8, 120)
@@ -208,7 +208,7 @@ def test_incident_in_a_cool_down_changes_neither_its_end_nor_its_schedule():
 
     assert (r8.global_step, r8.sentry.num_refused) == (180, 1)
     assert r8.schedule(179 / 180) == pytest.approx(1 / 60)
-    assert rates[21] < r8.schedule(141 / 180)
+    assert rates[21] == r8.schedule(141 / 180)
 
 
 @pytest.mark.parametrize("step", [8, 10, 12, 19])
@@ -218,7 +218,7 @@ def test_cool_down_survives_a_resume(step, tmp_path):
     expected = drawn_with(endless(checkpoint_dir=tmp_path / "a"), asks)
     first = endless(checkpoint_dir=tmp_path / "b")
     drawn_with(first, asks, until=step)
-    first.between_steps()
+    first.host.between_steps()
     first.save_checkpoint()
     again = endless(checkpoint_dir=tmp_path / "b", resume="auto")
 
@@ -521,7 +521,7 @@ def trunk(folder, until=60):
     r8 = endless(checkpoint_dir=folder, checkpoint_every=10, keep_checkpoints="thin", state_callback=weights.get,
                  load_callback=weights.load, save_callback=weights.save)  # fmt: skip
     advance_to(r8, until)
-    r8.between_steps()
+    r8.host.between_steps()
     return r8
 
 
@@ -614,11 +614,11 @@ def test_thinned_checkpoints_are_spread_over_the_run(tmp_path):
     """The newest three and at most 16 others, evenly over the whole run; a resume goes on with the same grid."""
     r8 = endless(checkpoint_dir=tmp_path, checkpoint_every=2, keep_checkpoints="thin")
     advance_to(r8, 100)
-    r8.between_steps()
+    r8.host.between_steps()
     assert [int(name[3:15]) for name in files_of(tmp_path)] == [*range(4, 49, 4), 49, 50]
     again = endless(checkpoint_dir=tmp_path, checkpoint_every=2, keep_checkpoints="thin", resume="auto")
     advance_to(again, 200)
-    again.between_steps()
+    again.host.between_steps()
 
     assert [int(name[3:15]) for name in files_of(tmp_path)] == [*range(8, 97, 8), 98, 99, 100]
 

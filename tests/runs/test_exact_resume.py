@@ -27,7 +27,7 @@ class EasyHalf(Policy):
 
 
 POLICIES = ["balanced", "quartile", "shuffle", "match_mean", "steady", match_mean("balanced"), EasyHalf()]
-SHORT = Recovery(hold_steps=2, ramp_steps=3, steady_steps=4, heal_steps=2, max_tries=99)
+SHORT = Recovery(gentle_steps=5, steady_steps=4, trust_steps=2)
 
 
 def loss_of(indices, kind):
@@ -233,7 +233,7 @@ def test_resume_counts_displaced_batches_alike():
     resumed.load_state_dict(r8.state_dict())
     advance_to(resumed, 6)
 
-    assert resumed.plan.displaced == 0
+    assert resumed.host.plan.displaced == 0
 
 
 def test_tickets_of_two_epochs_can_be_resumed():

@@ -5,7 +5,6 @@ test_bad_input.py and tests/test_scheduler.py.
 """
 
 import hashlib
-import itertools
 import json
 import threading
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 from learnit_r8 import R8Scheduler, Recovery, TrainingDiverged, events
+from learnit_r8.recovery.restore import RestoreError
 from learnit_r8.testing import FaultPlan, ToyTask, record_events
 from tests.drive import INF, NAN, Weights, advance_to, batch_loss, known, make, steps, train
 
@@ -48,31 +48,23 @@ def toy_run(faults, *, num_steps=400, order="after", batch_size=16, callbacks=No
     return task, r8, heard
 
 
+@pytest.mark.filterwarnings("ignore:losses or weights were not finite:RuntimeWarning")
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_nan_at_any_step(order):
-    """A NaN at any of the first 200 steps restores the model bit for bit, and no NaN remains."""
+    """A NaN at any of the first 200 steps costs its batch; if the update came first, the weights come back."""
     for step in range(0, 200, 13):
-        prints = {}
-        faults = FaultPlan(nan=[step])
+        task, r8, heard = toy_run(FaultPlan(nan=[step]), num_steps=step + 40, order=order)
 
-        def callbacks(task, prints=prints):
-            def state():
-                prints[len(prints)] = fingerprint(task.state())
-                return task.state()
-
-            return {"state_callback": state, "load_callback": task.load}
-
-        task, r8, heard = toy_run(faults, num_steps=step + 1, order=order, callbacks=callbacks)
-        (back,) = heard.of(events.RolledBack)
-
-        assert back.to_step <= step
-        assert fingerprint(task.state()) == prints[back.to_step // 10]
+        assert len(heard.of(events.RolledBack)) == (order == "after")
+        assert len(heard.of(events.BatchRefused)) == 1
+        assert not heard.of(events.LrCapped)
+        assert task.loss() < 3.5
         assert np.isfinite(r8.table.loss[r8.table.usage_count > 0]).all()
 
 
 @pytest.mark.parametrize("value", [INF, -INF])
 def test_infinities_in_the_first_steps(value):
-    """An infinite loss of either sign in the first ten steps is handled like NaN."""
+    """An infinite loss of either sign in the first ten steps is handled like NaN: damaged weights come back."""
     for step in range(10):
         model = Weights()
         r8 = make(64, num_epochs=3, state_callback=model.get, load_callback=model.load)
@@ -80,13 +72,14 @@ def test_infinities_in_the_first_steps(value):
         model.values = np.array([NAN, 1.0])
         outcome = r8.report(r8.draw(), value)
 
-        assert (outcome.rolled_back_to, model.values.tolist()) == (0, [0, 0])
+        assert not outcome
+        assert model.values.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_nan_where_no_loss_sees_it(optimizer, seed):
-    """NaN in a row of an embedding that no batch uses is found at the next backup, named, and undone."""
+    """NaN in a row of an embedding that no batch uses is found at the next backup, named, and mended."""
     torch.manual_seed(seed)
     table = torch.nn.Embedding(11, 3)
     head = torch.nn.Linear(3, 2)
@@ -110,7 +103,10 @@ def test_nan_where_no_loss_sees_it(optimizer, seed):
                 table.weight[10] = NAN
 
     assert [(event.step, event.array) for event in heard.of(events.DamageFound)] == [(40, "net.table.weight")]
-    assert [(event.step, event.to_step) for event in heard.of(events.RolledBack)] == [(40, 30)]
+    assert ["were replaced by those of the backup of step 30" in each.text for each in heard.of(events.Notice)] == [
+        True
+    ]
+    assert not heard.of(events.RolledBack)
     assert table.weight.isfinite().all()
 
 
@@ -123,28 +119,29 @@ def test_finite_models_are_not_damaged():
     assert not [event for event in heard if isinstance(event, (events.DamageFound, events.RolledBack))]
 
 
-def test_array_that_is_always_nan_ends_the_run():
-    """An array that is NaN again after every restore ends in TrainingDiverged, which names it."""
-    scratch, heard = {"w": np.zeros(2), "metric": np.zeros(1)}, []
+def test_array_that_is_always_nan_is_left_alone():
+    """An array that is NaN again and again without any refused loss is not checked any more, which is said."""
+    scratch, heard = {"w": np.zeros(2), "metric": np.zeros(1)}, record_events()
 
     def load(state):
         scratch["metric"] = state["metric"]
 
-    r8 = make(
-        64, num_epochs=9, state_callback=lambda: scratch, load_callback=load, backup_every=10, listeners=[heard.append]
-    )
+    r8 = make(64, num_epochs=9, state_callback=lambda: scratch, load_callback=load, backup_every=10, listeners=[heard])
 
     def run():
         for _, indices, _ in steps(r8):
             scratch["metric"] = np.array([NAN]) if r8.global_step > 20 else scratch["metric"]
             r8.update_with_loss(batch_loss(indices))
 
-    with pytest.raises(TrainingDiverged, match=r"(?s)leave it out of the state.*'metric' was not finite"):
+    with pytest.warns(RuntimeWarning, match="'metric' in the model's state is not finite again and again"):
         run()
+
+    assert r8.pace.is_finished
+    assert not heard.of(events.RolledBack)
 
 
 def test_two_isolated_faults_heal_twice():
-    """An array that becomes NaN from time to time is restored each time, and backups continue afterwards."""
+    """An array that becomes NaN from time to time is mended each time, and backups continue afterwards."""
     scratch, heard = {"w": np.zeros(2), "ema": np.zeros(1)}, record_events()
 
     def load(state):
@@ -156,59 +153,31 @@ def test_two_isolated_faults_heal_twice():
             scratch["ema"] = np.array([NAN])
         r8.update_with_loss(batch_loss(indices))
 
-    assert [(event.step, event.to_step) for event in heard.of(events.RolledBack)] == [(60, 50), (210, 200)]
+    assert [each.step for each in heard.of(events.Notice) if "were replaced by" in each.text] == [60, 210]
     assert len(heard.of(events.IncidentEnded)) == 2
     assert heard.of(events.BackupTaken)[-1].step > 300
     assert np.isfinite(scratch["ema"]).all()
 
 
-def test_damaged_backup_is_not_trusted():
-    """A state taken during a divergence is never restored, as 64 good losses must follow first."""
-    model = Weights()
-    r8 = make(64, num_epochs=99, state_callback=model.get, load_callback=model.load, backup_every=5)
-    for _, indices, _ in steps(r8):
-        step = r8.global_step
-        model.values = np.full(2, float(step))
-        if step == 200:
-            break
-        r8.update_with_loss(batch_loss(indices))
-    before = r8.persistence.restore()
-
-    assert before.step <= 200 - 64
-    assert model.values[0] <= before.step
-
-
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("order", ["before", "after"])
 @pytest.mark.parametrize("start", [0, 3, 70, 300])
-def test_permanent_nan(start):
-    """A loss that stays NaN ends in TrainingDiverged after five restores, not counting those that went further back."""
-    heard = record_events()
-    task = ToyTask(512)
-    faults = FaultPlan(nan=range(start, 600))
-    r8 = R8Scheduler(
-        512, batch_size=16, num_steps=600, backup_every=10, listeners=[heard],
-        **faults.callbacks(state=task.state, load=task.load),
-    )  # fmt: skip
+def test_permanent_nan(start, order):
+    """A loss that stays NaN ends in TrainingDiverged after ``max_refused`` refusals, and leaves finite weights."""
+    tasks = []
 
-    def run():
-        for _, indices, lr in steps(r8):
-            losses = task.losses(indices)
-            scale = faults.loss(r8.global_step, 1.0)
-            task.step(lr, scale)
-            r8.update_with_loss(losses.mean() * scale)
+    def callbacks(task):
+        tasks.append(task)
+        return {"state_callback": task.state, "load_callback": task.load}
 
-    with pytest.raises(TrainingDiverged, match=r"What was tried:\n  step \d+: loss nan, not finite, lr"):
-        run()
+    with pytest.raises(TrainingDiverged, match="80 batches in a row were refused, the last loss \\(nan\\)"):
+        toy_run(
+            FaultPlan(nan=range(start, 600)), num_steps=600, order=order, callbacks=callbacks,
+            recovery=Recovery(max_refused=80),
+        )  # fmt: skip
 
-    steps_back = [event.to_step for event in heard.of(events.RolledBack)]
-    further = sum(later < earlier for earlier, later in itertools.pairwise(steps_back))
-    if further:
-        # None was any better than the first one.
-        assert steps_back.pop() == steps_back[0]
-    assert len(steps_back) == 5 + further
-    assert steps_back == sorted(steps_back, reverse=True)
-    assert r8.global_step - start < 200
-    assert all(np.isfinite(array).all() for array in task.weights + task.velocity)
-    assert len(heard.of(events.GaveUp)) == 1
+    assert all(np.isfinite(array).all() for array in tasks[0].weights + tasks[0].velocity)
+    assert tasks[0].loss() < (3.5 if start < 70 else 1.5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
@@ -216,39 +185,47 @@ def test_healthy_runs_are_left_alone(batch_size):
     """A run without faults restores nothing and lowers no rate, also at batch sizes 1 and 8."""
     _, _, heard = toy_run(FaultPlan(), num_steps=1500, batch_size=batch_size, lr=0.01 if batch_size == 1 else 0.05)
 
-    assert not heard.of(events.BatchRefused, events.RolledBack, events.LrCapped)
+    assert not heard.of(events.RolledBack, events.LrCapped)
+    assert len(heard.of(events.Probed)) <= 8
 
 
+@pytest.mark.filterwarnings("ignore:losses were far too high:RuntimeWarning")
 def test_lowered_rate_survives_a_resume():
-    """The factor, the ceiling and their return are part of the state."""
+    """The factor after a restore, the ceiling and their return are part of the state."""
+    task = ToyTask(512)
 
-    def scheduler():
-        return make(
-            64, num_epochs=99, scheduler_mode="constant", warmup_proportion=0, initial_lr=1.0, load_callback=print
-        )
+    def scheduler(num_steps=2000):
+        return R8Scheduler(
+            512, batch_size=16, num_steps=num_steps, scheduler_mode="constant", warmup_proportion=0, initial_lr=0.05,
+            state_callback=task.state, load_callback=task.load, backup_every=10,
+        )  # fmt: skip
 
-    def rates(r8, count):
+    def rates(r8, count, by=1.0):
         found = []
         for _ in range(count):
             ticket = r8.draw()
             found.append(ticket.lr)
-            r8.report(ticket, 1.0)
+            if r8.report(ticket, task.losses(ticket.indices).mean()):
+                task.step(by * ticket.lr)
         return found
 
     r8 = scheduler()
-    r8.update_cpu_backup(0)
-    r8.report(r8.draw(), 1.0)
-    for _ in range(2):
-        r8.report(r8.draw(), NAN)
-    rates(r8, 50)
+    rates(r8, 300)
+    while r8.controller.limit.ceiling == INF:
+        rates(r8, 1, by=300.0)
+    rates(r8, 5)
+    while r8.controller.is_open:
+        rates(r8, 1)
     fresh = scheduler()
     fresh.load_state_dict(r8.state_dict())
 
-    assert "learning rate capped at 0.1, since it went wrong at 0.5" in fresh.summary()
-    assert rates(fresh, 600) == rates(r8, 600)
-    assert "learning rate capped" not in fresh.summary()
+    assert "learning rate at most 0." in fresh.summary()
+    assert fresh.lr == r8.lr < 0.05
+    assert rates(fresh, 600)[-1] == 0.05
+    assert "learning rate at most" not in fresh.summary()
 
 
+@pytest.mark.filterwarnings("ignore:losses or weights were not finite:RuntimeWarning")
 def test_losses_that_do_not_change():
     """After eight equal losses in a row the weights are checked at once, without waiting for the next backup."""
     model, heard = Weights(), record_events()
@@ -266,24 +243,16 @@ def test_losses_that_do_not_change():
     assert np.isfinite(model.values).all()
 
 
+@pytest.mark.filterwarnings("ignore:losses or weights were not finite:RuntimeWarning")
 @pytest.mark.parametrize("fails", [1, 2, 3])
 def test_load_callback_that_raises(fails):
-    """A load callback that raises gets the next state; each failure is reported and counts as a try."""
-    task, heard = ToyTask(512), record_events()
+    """A load callback that raises gets another state; each failure is reported."""
     faults = FaultPlan(nan=[300], load=range(301 - fails, 301))
-    r8 = R8Scheduler(
-        512, batch_size=16, num_steps=310, backup_every=10, listeners=[heard],
-        **faults.callbacks(state=task.state, load=task.load),
-    )  # fmt: skip
-    for _, indices, lr in steps(r8):
-        losses = task.losses(indices)
-        scale = faults.loss(r8.global_step, 1.0)
-        task.step(lr, scale)
-        r8.update_with_loss(losses.mean() * scale)
+    task, _, heard = toy_run(faults, num_steps=340)
 
     assert len(heard.of(events.RestoreFailed)) == fails
     assert len(heard.of(events.RolledBack)) == 1
-    assert all(np.isfinite(array).all() for array in task.weights)
+    assert task.loss() < 1.0
 
 
 def test_load_callback_that_always_raises():
@@ -292,7 +261,7 @@ def test_load_callback_that_always_raises():
     def broken(state):
         raise KeyError(f"layer{state}")
 
-    r8 = make(64, num_epochs=9, load_callback=broken, recovery=Recovery(trial_steps=4))
+    r8 = make(64, num_epochs=9, load_callback=broken, recovery=Recovery(trust_steps=4))
     for step in range(20):
         r8.update_cpu_backup(step)
         r8.report(r8.draw(), 1.0)
@@ -307,12 +276,12 @@ def test_load_callback_that_always_raises():
 
 
 def test_load_callback_that_does_nothing():
-    """A load callback that restores nothing is detected from the state: the run ends early and says why."""
+    """A load callback that restores nothing is detected from the state, and the error says so."""
     model = Weights()
     r8 = make(64, num_epochs=9, state_callback=model.get, load_callback=lambda state: None)
     advance_to(r8, 5)
     model.values = np.array([NAN, NAN])
-    with pytest.raises(TrainingDiverged, match=r"'w' was not finite afterwards: does load_callback restore it\?"):
+    with pytest.raises(RestoreError, match=r"'w' was not finite afterwards: does load_callback restore it\?"):
         r8.report(r8.draw(), NAN)
 
 
@@ -387,29 +356,19 @@ def test_live_references(build):
     get, step, values = build()
     got = []
     r8 = make(64, num_epochs=9, state_callback=get, load_callback=got.append)
-    ticket = r8.draw()
+    r8.draw()
     for _ in range(10):
         step()
     assert values().tolist() != [1, 1, 1]
-    r8.report(ticket, NAN)
+    r8.restore_backup()
     weight = got[0]["w"]["weight"]
 
     assert np.asarray(weight.detach() if hasattr(weight, "detach") else weight).tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize("step", [*range(0, 70, 6), 63, 64, 65])
-def test_before_there_is_a_good_backup(step):
-    """If no state is proven yet, a refused loss restores a finite one."""
-    task, r8, heard = toy_run(FaultPlan(nan=[step]), num_steps=120)
-
-    assert len(heard.of(events.RolledBack)) == 1
-    assert task.loss() < 1.5
-    assert r8.global_step == 120
-
-
 def test_without_callbacks():
     """Without any callback a loss that stays NaN ends the run with an error that says what to pass."""
-    r8 = make(64, num_epochs=9)
+    r8 = make(64, num_epochs=9, recovery=Recovery(max_refused=40))
     with (
         pytest.warns(RuntimeWarning, match="nothing to restore"),
         pytest.raises(TrainingDiverged, match=r"The model was never restored: pass load_callback with state_callback"),
@@ -431,8 +390,7 @@ def test_no_memory_for_a_backup():
         RuntimeWarning, match=r"there was no memory for the backup at step \d+; the previous one is kept"
     ) as caught:
         advance_to(r8, 40)
-    r8.persistence.callbacks = type(r8.persistence.callbacks)(load=got.append)
-    r8.report(r8.draw(), NAN)
+    r8.restore_backup()
 
     assert len(caught) == 1
     assert got == [{"w": np.ones(1)}]
@@ -454,7 +412,7 @@ def test_state_callback_that_raises():
         except RuntimeError as error:
             raised.append((r8.global_step, str(error)))
             continue
-        r8.report(ticket, 1.0 + r8.global_step % 3)
+        r8.report(ticket, 1.0 + 0.01 * (r8.global_step % 3))
 
     assert raised == [(50, "state_callback fails on purpose after step 50")]
     assert [event.step for event in heard.of(events.BackupTaken)] == [0, 10, 20, 30, 40, 60, 70, 80, 90]
@@ -476,8 +434,8 @@ def test_backup_of_another_structure():
     state["b"] = np.zeros(3)
     state["a"] = np.ones(5)
     for _ in range(4):
-        r8.report(r8.draw(), 1.7)
-    r8.report(r8.draw(), NAN)
+        r8.report(r8.draw(), 1.5)
+    r8.restore_backup()
 
     assert {name: len(array) for name, array in got[0].items()} == {"a": 5, "b": 3}
 
@@ -491,22 +449,10 @@ def test_load_callback_may_change_its_state():
         state["w"] += 100
 
     r8 = make(64, num_epochs=9, state_callback=model.get, load_callback=load)
+    r8.draw()
     for _ in range(3):
-        r8.report(r8.draw(), NAN)
+        r8.restore_backup()
         assert model.values.tolist() == [100, 100]
-
-
-def test_batches_drawn_before_a_restore_are_no_new_try():
-    """Losses of batches open during the restore do not count as tries."""
-    model, heard = Weights(), record_events()
-    r8 = make(64, num_epochs=9, state_callback=model.get, load_callback=model.load, listeners=[heard])
-    advance_to(r8, 3)
-    out = [r8.draw() for _ in range(6)]
-    outcomes = [r8.report(ticket, NAN) for ticket in out]
-
-    assert [outcome.rolled_back_to for outcome in outcomes] == [0, *[None] * 5]
-    assert not any(outcomes)
-    assert [event.tries for event in heard.of(events.BatchRefused)] == [1] * 6
 
 
 def test_bundle_is_written(tmp_path):
@@ -514,48 +460,31 @@ def test_bundle_is_written(tmp_path):
     model = Weights()
     r8 = make(
         64, num_epochs=9, state_callback=model.get, load_callback=model.load, save_callback=model.save,
-        checkpoint_dir=tmp_path,
+        checkpoint_dir=tmp_path, recovery=Recovery(max_refused=30),
     )  # fmt: skip
     with pytest.raises(TrainingDiverged) as error:
         train(r8, bad=range(20, 99))
     content = json.loads(Path(error.value.bundle).read_text(), parse_constant=lambda name: pytest.fail(name))
 
     assert str(tmp_path) in str(error.value)
-    assert [attempt["step"] for attempt in content["attempts"]] == [21, 22, 23, 24, 25, 26]
-    assert content["losses"][-6:] == ["nan"] * 6
-    assert len(content["losses"]) == 26
+    assert content["incident"]["first_step"] == 21
+    assert content["incident"]["num_refused"] + content["incident"]["num_probes"] == 30
+    assert len(content["losses"]) == 20
+    assert content["recovery"]["max_refused"] == 30
 
 
+@pytest.mark.filterwarnings("ignore:the checkpoint at step")
 def test_full_disk_prevents_only_the_bundle(tmp_path):
     """If the diagnosis file cannot be written, the error still says everything."""
-    r8 = make(64, num_epochs=9, checkpoint_dir=tmp_path / "file" / "saved")
+    r8 = make(64, num_epochs=9, checkpoint_dir=tmp_path / "file" / "saved", recovery=Recovery(max_refused=30))
     (tmp_path / "file").write_text("")
     with (
         pytest.warns(RuntimeWarning, match="nothing to restore"),
-        pytest.raises(TrainingDiverged, match="What was tried") as error,
+        pytest.raises(TrainingDiverged, match="30 batches in a row were refused") as error,
     ):
         train(r8, bad=range(99))
 
     assert error.value.bundle is None
-
-
-def test_checkpoints_are_tried_like_backups(tmp_path):
-    """Backups and checkpoints are tried by age, each at least twice as far back as the one before."""
-    model, heard = Weights(), record_events()
-    r8 = make(
-        64, num_epochs=99, state_callback=model.get, load_callback=model.load, save_callback=model.save,
-        checkpoint_dir=tmp_path, checkpoint_every=50, keep_checkpoints=9, listeners=[heard],
-    )  # fmt: skip
-    with pytest.raises(TrainingDiverged):
-        train(r8, bad=range(430, 999))
-    back = heard.of(events.RolledBack)[:-1]
-    distances = [431 - event.to_step for event in back]
-    rungs = sorted(set(distances))
-
-    assert distances == sorted(distances)
-    assert {event.source[:3] for event in back} == {"bac", "ck_"}
-    assert all(later >= 2 * earlier for earlier, later in itertools.pairwise(rungs[:-1]))
-    assert len(back) == 5 + len(rungs) - 1
 
 
 def test_threads():
@@ -598,6 +527,7 @@ def test_a_thread_that_reads_the_table():
     assert set(r8.table.usage_count.tolist()) == {20}
 
 
+@pytest.mark.filterwarnings("ignore:losses were far too high:RuntimeWarning")
 def test_torch_weights_spoilt_after_the_step_are_healed():
     """In a real torch network, three steps at a rate a thousand times too high are undone, and the loss falls again."""
     torch.manual_seed(0)
@@ -629,18 +559,3 @@ def test_torch_weights_spoilt_after_the_step_are_healed():
     assert 1 <= len(heard.of(events.RolledBack)) <= 3
     assert len(heard.of(events.IncidentEnded)) == 1
     assert final < 0.3
-
-
-def test_loss_that_stays_higher_says_what_to_do():
-    """A permanent jump of the loss looks like damage: the run ends soon, and the error says what to do."""
-    rng = np.random.default_rng(0)
-    r8 = R8Scheduler(100, batch_size=10, num_epochs=100, state_callback=lambda: [0.0], load_callback=lambda state: None)
-
-    def run():
-        for _ in steps(r8):
-            r8.update_with_loss((1 if r8.global_step < 300 else 10) + 0.1 * rng.random())
-
-    with pytest.raises(TrainingDiverged, match=r"reset_baseline\(\).* resume with guard=FiniteGuard\(\)"):
-        run()
-
-    assert r8.global_step < 330

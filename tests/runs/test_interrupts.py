@@ -5,12 +5,12 @@ import random
 import warnings
 
 import pytest
+from learnit_r8.recovery.diagnosis import ARRAY_REASON
 
 from learnit_r8.engine.turns import RunInterrupted
 from learnit_r8.events import StepDone
 from learnit_r8.guard import FiniteGuard
 from learnit_r8.policies.base import Policy
-from learnit_r8.recovery.diagnosis import ARRAY_REASON
 from learnit_r8.recovery.policy import Recovery
 from learnit_r8.sampling import planner
 from learnit_r8.testing import record_events
@@ -34,10 +34,10 @@ RUNS = {
     "one-sample": {"has_model": True, "bad_sample": 5, "num_epochs": 6},
     "one-sample-means": {"has_model": True, "bad_sample": 5, "num_epochs": 7, "kind": "means", "loop": "tickets"},
     "one-sample-no-model": {"bad_sample": 5, "num_epochs": 6, "loop": "tickets"},
-    "ladder": {"has_model": True, "saved": True, "checkpoint_every": 4, "bad": (9, 10, 11)},
+    "probe": {"has_model": True, "bad": (9, 10), "recovery": Recovery(trust_steps=4)},
+    "probe-tickets": {"has_model": True, "bad": (9, 10), "loop": "tickets", "kind": "means"},
+    "deeper": {"has_model": True, "saved": True, "checkpoint_every": 4, "bad": (9, 10), "poisoned_at": 7},
     "array": {"has_model": True, "damaged_at": 7},
-    "replay": {"has_model": True, "bad": (11,), "decay": 1.0, "recovery": Recovery(replay_check=True)},
-    "replay-other": {"has_model": True, "bad": (8,), "recovery": Recovery(replay_check=True), "kind": "means"},
     "checkpoints": {"has_model": True, "saved": True, "checkpoint_every": 4},
     "epoch-checkpoints": {"has_model": True, "saved": True, "bad": (7,), "loop": "tickets"},
 }
@@ -207,7 +207,7 @@ def test_restore_backup_is_interrupted(at):
         with Interrupter(at):
             r8.restore_backup()
     except KeyboardInterrupt:
-        assert r8.turns.is_cut or r8.global_step == 5
+        assert r8.host.turns.is_cut or r8.global_step == 5
     if not r8.table.is_whole:
         with pytest.raises(RuntimeError, match="needs a whole table"):
             r8.restore_backup()
@@ -251,8 +251,8 @@ def test_reset_baseline_is_interrupted():
             is_done = True
         except KeyboardInterrupt:
             pass
-        num_cut += r8.turns.is_cut
-        if not r8.turns.is_cut:
+        num_cut += r8.host.turns.is_cut
+        if not r8.host.turns.is_cut:
             assert (memory_of(r8) == before) is (r8.sentry.baseline == 0)
             assert r8.controller.is_calm is (r8.sentry.baseline == 1)
 
@@ -298,7 +298,7 @@ class Upset:
         try:
             return call()
         except (OSError, KeyboardInterrupt):
-            assert not self.r8.turns.is_cut
+            assert not self.r8.host.turns.is_cut
             return call()
 
     def run(self):

@@ -114,7 +114,7 @@ def test_generation_and_checkpoint_are_told_apart_by_their_steps(tmp_path):
     assert loaded.model_path is None
     checkpoint = r8.save_checkpoint()
     assert generations(tmp_path), "only a checkpoint that the run asks for itself clears them"
-    r8.persistence.generations._backups._release()
+    r8.host.persistence.generations._backups._release()
     again = opened(tmp_path)
 
     assert again.global_step == newest + 5
@@ -157,15 +157,15 @@ def test_run_that_is_not_resumed_replaces_what_was_left(tmp_path):
 def trained(r8, until):
     """Train to a step, and wait for each generation that is written on the way."""
     for _, indices, _ in steps(r8):
-        backups = r8.persistence.generations._backups
+        backups = r8.host.persistence.generations._backups
         backups._rest_until = 0.0
         r8.update_with_loss(batch_loss(indices))
         if r8.global_step % 10 == 1 and backups._thread is not None:
             backups._thread.join()
         if r8.global_step >= until:
             break
-    if r8.persistence.generations._backups._thread is not None:
-        r8.persistence.generations._backups._thread.join()
+    if r8.host.persistence.generations._backups._thread is not None:
+        r8.host.persistence.generations._backups._thread.join()
 
 
 def test_clean_end_leaves_nothing(tmp_path):
@@ -185,16 +185,16 @@ def test_proved_generations_are_kept_for_the_ladder(tmp_path):
     weights = Weights()
     r8 = opened(tmp_path, weights, num_steps=400)
     trained(r8, 205)
-    good = r8.persistence.backup.slots.good.step
+    good = r8.host.persistence.backup.slots.good.step
     kept = generations(tmp_path)
-    r8.persistence.generations._backups._release()
+    r8.host.persistence.generations._backups._release()
     again = opened(tmp_path, weights, num_steps=400)
 
     assert good in kept
     assert kept[-1] == 200
     assert again.global_step == 200
-    assert again.persistence.backup.slots.good.step == good
-    assert again.persistence.restorable_steps() == {good}
+    assert again.host.persistence.backup.slots.good.step == good
+    assert again.host.persistence.restorable_steps() == {good}
     advance_to(again, 230, bad=(215, 216, 217))
     assert again.sentry.num_refused >= 1
 
@@ -218,7 +218,7 @@ def test_forked_child_writes_nothing(tmp_path):
     r8 = opened(tmp_path, handle_signals=False)
     trained(r8, 25)
     before = generations(tmp_path)
-    process = multiprocessing.get_context("fork").Process(target=r8.persistence.generations.clear)
+    process = multiprocessing.get_context("fork").Process(target=r8.host.persistence.generations.clear)
     process.start()
     process.join()
 
@@ -238,7 +238,7 @@ def test_state_that_the_container_cannot_hold_stays_in_ram(tmp_path):
         advance_to(r8, 45)
 
     assert len(said) == 1
-    assert not r8.persistence.backup.is_empty
+    assert not r8.host.persistence.backup.is_empty
     assert generations(tmp_path) == []
 
 
@@ -429,7 +429,7 @@ def test_resumed_rates_and_batches_do_not_depend_on_what_was_resumed_from(tmp_pa
     """From a generation the run draws what an uninterrupted one draws."""
     r8 = opened(tmp_path)
     trained(r8, 25)
-    r8.persistence.generations._backups._release()
+    r8.host.persistence.generations._backups._release()
     again = opened(tmp_path)
     rest = train(again)
     whole = train(opened(tmp_path / "other"))

@@ -136,7 +136,7 @@ def test_model_waits_for_the_adapter(tmp_path):
     advance_to(first, 2)
     first.save_checkpoint()
     second = make(checkpoint_dir=tmp_path, resume="auto")
-    second.persistence.adopt(Callbacks(load=model.load))
+    second.host.persistence.adopt(Callbacks(load=model.load))
     second.draw()
 
     assert [os.path.basename(source)[:5] for source, _ in model.loaded] == ["model"]
@@ -161,11 +161,11 @@ def test_failing_load_callback_changes_nothing(tmp_path):
     first.save_checkpoint()
     second = make(checkpoint_dir=tmp_path, load_callback=lambda source: 1 / 0)
     second.update_cpu_backup(1)
-    run_id = second.persistence.store.run_id
+    run_id = second.host.persistence.store.run_id
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         second.load_checkpoint()
 
-    assert (second.global_step, not second.persistence.backup.is_empty, second.persistence.store.run_id) == (
+    assert (second.global_step, not second.host.persistence.backup.is_empty, second.host.persistence.store.run_id) == (
         0,
         True,
         run_id,
@@ -178,7 +178,7 @@ def test_failing_load_callback_changes_nothing(tmp_path):
         ({"policy": "shuffle"}, "policy is 'shuffle', it was 'balanced'"),
         ({"policy": match_mean("balanced")}, "policy is MatchMean"),
         ({"groups": [0, 1] * 10}, "groups is 20 labels with the digest .*, it was None"),
-        ({"recovery": Recovery(max_tries=9)}, "recovery is .*max_tries=9.*it was .*max_tries=4"),
+        ({"recovery": Recovery(trust_steps=9)}, "recovery is .*trust_steps=9.*it was .*trust_steps=32"),
         ({"alpha": 0.3}, "alpha is 0.3, it was None"),
     ],
 )
@@ -239,7 +239,7 @@ def test_run_built_again_is_the_same(tmp_path):
     r8 = resume_from(tmp_path)
 
     assert seen + train(r8) == whole
-    assert r8.persistence.store.folder == tmp_path
+    assert r8.host.persistence.store.folder == tmp_path
 
 
 def test_new_checkpoints_go_to_the_same_folder(tmp_path):
@@ -429,7 +429,7 @@ def test_every_sample_once_an_epoch_whatever_changes(num_samples, before, after,
     for _ in range(min(out, first.total_steps - first.global_step)):
         first.draw()
     second = make(num_samples + more, batch_size=after, **arguments)
-    second.load_state_dict(fitted(first.state_dict(), second.table, second.plan))
+    second.load_state_dict(fitted(first.state_dict(), second.table, second.host.plan))
     while (ticket := second.draw_if_any()) is not None:
         second.report(ticket, sample_losses(ticket.indices))
         seen.append((ticket.epoch, ticket.indices.tolist()))
@@ -526,7 +526,7 @@ def test_seed_of_the_saved_run_is_kept_with_a_warning(tmp_path):
     with pytest.warns(RuntimeWarning, match="keeps the seed of the saved one, 3"):
         r8 = make(20, checkpoint_dir=tmp_path, resume="auto", seed=4)
 
-    assert r8.plan.seed == 3
+    assert r8.host.plan.seed == 3
 
 
 def test_other_batch_size_says_what_to_do(tmp_path):

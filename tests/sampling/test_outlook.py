@@ -22,9 +22,9 @@ def known(num_samples=1000, part_size=EXACT, wrong=0.1):
 def table_of(mean_loss, part_size=EXACT):
     """A table with these mean losses; an untrained model's loss is 2."""
     table = SampleTable(len(mean_loss), batch_size=32)
-    table.part_size, table.batch_trend.untrained.value = part_size, 2.0
-    table.records["last"][:] = table.records["mean"][:] = mean_loss
-    table.records["usage_count"][:] = 6
+    table.storage.part_size, table.storage.batch_trend.untrained.value = part_size, 2.0
+    table.storage.records.whole["last"][:] = table.storage.records.whole["mean"][:] = mean_loss
+    table.storage.records.whole["usage_count"][:] = 6
     return table
 
 
@@ -53,11 +53,11 @@ def test_suspects_are_not_hard():
 def test_samples_being_learnt_are_not_suspect():
     """If most suspects are better than untrained by now, none is suspect: rare classes are learnt late."""
     table = known()
-    wrong = np.flatnonzero(table.records["mean"] > 2)
-    table.records["last"][wrong[: len(wrong) * 2 // 5]] = 1.0
+    wrong = np.flatnonzero(table.storage.records.whole["mean"] > 2)
+    table.storage.records.whole["last"][wrong[: len(wrong) * 2 // 5]] = 1.0
     assert look(table).suspicion is not None
 
-    table.records["last"][wrong[: len(wrong) * 3 // 5]] = 1.0
+    table.storage.records.whole["last"][wrong[: len(wrong) * 3 // 5]] = 1.0
     assert look(table).suspicion is None
     assert look(table).hard_share == pytest.approx(len(wrong) / 1000)
 

@@ -1,18 +1,14 @@
 """Passes, open batches, and what the table learns from them."""
 
 import math
-import os
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learnit_r8 import SampleTable
 from learnit_r8.policies import Balanced, Shuffle, Steady
-from learnit_r8.sampling.plan import Plan
 from learnit_r8.table.estimators import leak_of
 from tests.common import EVERYTHING, Loop, build, catalogued, load, report, run_pass, saved, scripts, true_losses
 
@@ -403,7 +399,7 @@ def test_expected_loss():
     """The expected loss of a batch is the mean estimate of its samples, NaN before any was seen."""
     table, plan = build(12, 4, Balanced())
     plan.start_pass(0, 0.0)
-    assert math.isnan(table.with_trend(plan.draw().expected))
+    assert math.isnan(table.learner.with_trend(plan.draw().expected))
     plan.start_pass(0, 0.0)
     for _ in range(3):
         batch = plan.draw()
@@ -411,7 +407,7 @@ def test_expected_loss():
     plan.start_pass(1, 0.5)
     for _ in range(3):
         batch = plan.draw()
-        assert table.with_trend(batch.expected) == pytest.approx(table.loss[batch.indices].mean(), rel=1e-6)
+        assert table.learner.with_trend(batch.expected) == pytest.approx(table.loss[batch.indices].mean(), rel=1e-6)
 
 
 def test_expected_loss_when_losses_turn_negative():
@@ -422,7 +418,7 @@ def test_expected_loss_when_losses_turn_negative():
     report(plan, plan.draw(), np.full(4, -0.1))
     batch = plan.draw()
 
-    assert table.with_trend(batch.expected) == pytest.approx(table.loss[batch.indices].mean(), rel=1e-4)
+    assert table.learner.with_trend(batch.expected) == pytest.approx(table.loss[batch.indices].mean(), rel=1e-4)
 
 
 @pytest.mark.parametrize("last_batch", ["short", "fill"])
@@ -448,22 +444,3 @@ def test_memory(batch_size, last_batch, part_size):
         tracemalloc.stop()
 
     assert peak - 16 * num_samples <= 5e6
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's count of resident pages")
-def test_first_batch_touches_little(monkeypatch):
-    """Without the thread that makes memory ready, ten million samples and a first batch touch a tenth of it at most."""
-    monkeypatch.setattr("learnit_r8.table.records.LEAST_BYTES", 2**40)
-    before = resident_bytes()
-    table = SampleTable(10_000_000, batch_size=32)
-    plan = Plan(table, policy=Balanced())
-    plan.start_pass(0, 0.0)
-    batch = plan.draw()
-    grown = resident_bytes() - before
-
-    assert len(batch.indices) == 32
-    assert grown < 16_000_000
-
-
-def resident_bytes():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")

@@ -261,8 +261,8 @@ def test_balanced_batches_have_a_quarter_of_each_stratum(part_size):
             losses[batch] *= 0.7
             r8.update_with_loss(losses[batch] if part_size else losses[batch].mean())
             if r8.global_step % 10 == 7:
-                r8.table.hand_over()
-            shares.append((epoch, r8.emitter._last_shares()))
+                r8.table.learner.hand_over()
+            shares.append((epoch, r8.host.emitter._last_shares()))
 
     assert {share for epoch, share in shares if epoch == 0} == {()}
     assert all(share == pytest.approx((0.25,) * 4, abs=0.06) for epoch, share in shares if epoch)
@@ -274,6 +274,6 @@ def test_steadying_batch_shows_that_it_is_easy():
     losses = np.linspace(0.1, 4.0, 4000)
     for batch, _ in r8.batch_iterator():
         r8.update_with_loss(losses[batch])
-    chunk = r8.plan.draw_outside(Steady()).chunk
+    chunk = r8.host.plan.draw_outside(Steady()).chunk
 
     assert chunk.shares_of(0, 40)[0] > 0.9

@@ -22,9 +22,9 @@ def trained(loss_fn, y=Y, *, outputs=3, lr=1e-12, epochs=2, **more):
     r8 = R8Scheduler(50, batch_size=16, num_epochs=epochs, initial_lr=lr, **more)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     events = list(pipe(epoch_stream((X, y), model, optimizer, loss_fn, scheduler=r8), take(epochs)))
-    r8.table.hand_over()
+    r8.table.learner.hand_over()
     assert events[-1]["step"] == epochs
-    return r8.table.evidence.whole, model
+    return r8.table.storage.evidence.whole, model
 
 
 @pytest.mark.parametrize(
@@ -85,11 +85,11 @@ def test_refused_batch_leaves_no_trace():
     model = Model(4, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     list(epoch_stream((X, Y), model, optimizer, nn.CrossEntropyLoss(), scheduler=r8))
-    r8.table.hand_over()
+    r8.table.learner.hand_over()
 
     assert r8.sentry.num_refused == 1
-    assert np.isfinite(r8.table.evidence.whole["margin"]).all()
-    assert int(r8.table.evidence.whole["visits"].sum()) == 100 - calls[2]
+    assert np.isfinite(r8.table.storage.evidence.whole["margin"]).all()
+    assert int(r8.table.storage.evidence.whole["visits"].sum()) == 100 - calls[2]
 
 
 @pytest.mark.parametrize("has_state", [False, True])
@@ -109,11 +109,11 @@ def test_steps_return_predictions_last(has_state):
         assert events[-1]["state"]["w"] == 8
     else:
         events = list(step_stream(r8, step))
-    r8.table.hand_over()
+    r8.table.learner.hand_over()
 
     assert len(events) == 8
-    np.testing.assert_array_equal(r8.table.evidence.whole["given"], labels)
-    assert set(r8.table.evidence.whole["visits"]) == {2}
+    np.testing.assert_array_equal(r8.table.storage.evidence.whole["given"], labels)
+    assert set(r8.table.storage.evidence.whole["visits"]) == {2}
 
 
 def test_predictions_of_a_mean_are_refused():

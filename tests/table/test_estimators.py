@@ -186,9 +186,9 @@ def test_worth_of_estimates():
     def worth(losses):
         table = SampleTable(4096, batch_size=32)
         for _ in range(6):
-            table.part_size = 1
-            table.learn(np.arange(4096), losses(), None, np.ones(4096))
-        return table.worth(table.records.take(np.arange(4096)))
+            table.storage.part_size = 1
+            table.learner.learn(np.arange(4096), losses(), None, np.ones(4096))
+        return table.learner.worth(table.storage.records.take(np.arange(4096)))
 
     assert worth(lambda: rng.lognormal(0, 1, 4096)) < 0.1
     assert worth(lambda: facts) > 0.99

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from learnit_r8 import SampleTable
-from learnit_r8.table.label_noise import Suspicion, find_suspects, rank
+from learnit_r8.table.label_noise import find_suspects, rank
 from learnit_r8.table.labels.evidence import EVIDENCE
+from learnit_r8.table.labels.suspicion import Suspicion
 from learnit_r8.table.records import RECORD
 
 UNTRAINED = 2.0

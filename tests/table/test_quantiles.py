@@ -47,7 +47,8 @@ def test_quarters_of_some_samples(kind, monkeypatch):
     loss = np.sort(VALUES[kind](np.random.default_rng(2), 100_000).astype(np.float32))
     table = SampleTable(100_000, batch_size=10, estimator="additive")
     assert table.quartiles() == []
-    table.records["loss"][:], table.records["usage_count"][:], table._num_seen = loss, 3, 100_000
+    storage = table.storage
+    storage.records.whole["loss"][:], storage.records.whole["usage_count"][:], storage.num_seen = loss, 3, 100_000
     for number, quarter in enumerate(table.quartiles()):
         # Four standard deviations of the rank of a quartile in a random part of this size.
         first, last = (np.searchsorted(loss, quarter.low, side) for side in ("left", "right"))

@@ -38,14 +38,14 @@ class Listener:
 def learned(num_samples=400, seed=0):
     """A table with the exact loss of every sample."""
     table = SampleTable(num_samples, batch_size=10)
-    table.part_size = EXACT
-    table.observe(1.0, 1.0)
+    table.storage.part_size = EXACT
+    table.learner.observe(1.0, 1.0)
     learn(table, np.random.default_rng(seed).random(num_samples))
     return table
 
 
 def learn(table, losses):
-    table.learn(np.arange(len(losses)), losses, None, np.full(len(losses), 1.0))
+    table.learner.learn(np.arange(len(losses)), losses, None, np.full(len(losses), 1.0))
 
 
 def surveyed(surveyor, **how):
@@ -188,13 +188,13 @@ def test_hardest_of_a_huge_table_are_found_in_time():
 def test_mislabelled_samples_are_suspects():
     """Samples that stay worse than untrained are listed with their names; without exact losses there are none."""
     table = SampleTable(400, batch_size=10, sample_ids=[f"img{index}.png" for index in range(400)])
-    table.part_size = EXACT
-    table.observe(2.0, 2.0)
-    table.observe(2.0, 2.0)
+    table.storage.part_size = EXACT
+    table.learner.observe(2.0, 2.0)
+    table.learner.observe(2.0, 2.0)
     for _ in range(5):
         learn(table, np.where(np.arange(400) < 12, 5.0, 0.1))
     fields = surveyed(Surveyor(table), epoch_ended=True)
-    table.part_size = 10
+    table.storage.part_size = 10
     rough = surveyed(Surveyor(table), epoch_ended=True)
 
     assert sorted(fields["suspects"]) == list(range(12))
@@ -219,7 +219,7 @@ def test_surveys_keep_to_their_share_of_the_time(cost):
     """Surveys come every few seconds, and less often if one takes long: at most 0.5 % of the time."""
     clock, table = FakeClock(), learned()
     surveyor = Surveyor(table, clock=clock)
-    table.hold_back(SlowHolder(clock, cost / 2))
+    table.learner.hold_back(SlowHolder(clock, cost / 2))
     count = 0
     for second in range(2000):
         if surveyor.is_due(second, epoch_ended=False):
@@ -365,7 +365,7 @@ def test_own_time_is_told_with_the_steps():
     listener = Listener()
     clock = Clock()
     r8 = make(100, batch_size=10, listeners=[listener])
-    r8.emitter = EventEmitter(r8.announcer, r8.table, clock=clock)
+    r8.host.emitter = EventEmitter(r8.host.announcer, r8.table, clock=clock)
     for _ in range(3):
         ticket = r8.draw()
         clock.advance(1000.0)

@@ -1,6 +1,7 @@
 """The sample table: estimates, use counts, and views of them."""
 
 import math
+import threading
 from itertools import pairwise
 
 import numpy as np
@@ -11,16 +12,18 @@ from hypothesis import strategies as st
 from learnit_r8 import SampleTable
 from learnit_r8.guard import LARGEST_LOSS
 from learnit_r8.table.losses import EXACT, WHOLE_BATCH
+from learnit_r8.table.quantiles import Quartile
+from learnit_r8.table.storage import SampleStorage
 
 
 def tell(table, indices, losses, part_size=EXACT):
     """Report at once: losses of samples, or one mean for all of them."""
     losses = np.array(losses, np.float64)
-    table.part_size = part_size
-    trend = table.observe(float(losses.mean()), float(losses.min()))
+    table.storage.part_size = part_size
+    trend = table.learner.observe(float(losses.mean()), float(losses.min()))
     sizes = None if part_size == EXACT else np.array([len(indices)])
     means = losses if part_size == EXACT else losses.mean(keepdims=True)
-    table.learn(np.array(indices), means, sizes, np.full(len(means), trend))
+    table.learner.learn(np.array(indices), means, sizes, np.full(len(means), trend))
 
 
 def test_begins_with_nothing():
@@ -115,12 +118,12 @@ def test_huge_sample_losses_stay_finite(bad):
 def test_trend_by_hand():
     """The trend is the plain mean of the batch losses at first, then their average over half an epoch."""
     table = SampleTable(12, batch_size=2)
-    befores = [table.observe(loss, loss) for loss in (4.0, 2.0, 3.0)]
+    befores = [table.learner.observe(loss, loss) for loss in (4.0, 2.0, 3.0)]
 
     # Half an epoch is three batches: the weight is 2 / (3 + 1).
     assert befores == [4.0, 4.0, 3.0]
     assert table.trend == 3.0
-    assert table.observe(7.0, 7.0) == 3.0
+    assert table.learner.observe(7.0, 7.0) == 3.0
     assert table.trend == 5.0
 
 
@@ -129,7 +132,7 @@ def test_trend_stays_between_the_losses(num_samples, batch_size, losses):
     """The trend is an average: it never leaves the range of what was observed, however small the data."""
     table = SampleTable(num_samples, batch_size=batch_size)
     for loss in losses:
-        table.observe(loss, loss)
+        table.learner.observe(loss, loss)
 
         assert min(losses) * (1 - 1e-9) <= table.trend <= max(losses) * (1 + 1e-9)
 
@@ -140,7 +143,7 @@ def test_untrained_loss(num_samples, count):
     table = SampleTable(num_samples, batch_size=2)
     losses = [float(3 + number % 5) for number in range(30)]
     for loss in losses:
-        table.observe(loss, loss)
+        table.learner.observe(loss, loss)
 
     assert table.untrained_loss == pytest.approx(np.mean(losses[:count]))
 
@@ -151,7 +154,7 @@ def test_untrained_loss(num_samples, count):
 def test_source(part_size, source):
     """The source of the estimates is a phrase."""
     table = SampleTable(20, batch_size=8)
-    table.part_size = part_size
+    table.storage.part_size = part_size
 
     assert table.source == source
 
@@ -211,6 +214,46 @@ def test_views_are_copies(ten):
     assert ten.usage_count[0] == 1
 
 
+def test_views_beside_a_thread_that_trains(monkeypatch):
+    """What a view shows of a sample is of one moment, whoever learns meanwhile, and the lock is free as it computes."""
+    monkeypatch.setattr("learnit_r8.table.records.SLICE", 64)
+    table, stop, is_free = SampleTable(2000, batch_size=20), threading.Event(), []
+    rank = Quartile.__init__
+
+    def watched(quartile, *given, **fields):
+        other = threading.Thread(
+            target=lambda: is_free.append(table.lock.acquire(timeout=1) and not table.lock.release())
+        )
+        other.start()
+        other.join()
+        rank(quartile, *given, **fields)
+
+    def train():
+        value = 1.0
+        while not stop.is_set():
+            value = 3 - value
+            with table.lock:
+                tell(table, range(2000), [value] * 2000)
+
+    tell(table, range(2000), [1.0] * 2000)
+    thread = threading.Thread(target=train, daemon=True)
+    thread.start()
+    monkeypatch.setattr(Quartile, "__init__", watched)
+    found = [sample for _ in range(30) for sample in table.describe(np.arange(0, 2000, 7))]
+    hardest, quarters, suspects = table.hardest(3), table.quartiles(), table.suspects()
+    stop.set()
+    thread.join()
+
+    # After n visits of 1, 2, 1, ... the last loss and the mean tell how many there were.
+    for sample in found:
+        odd = sample.usage_count % 2
+        mean = (3 * sample.usage_count - odd) / (2 * sample.usage_count)
+        assert sample.last == (1.0 if odd else 2.0)
+        assert sample.mean == pytest.approx(mean, rel=1e-3)
+    assert (len(hardest), len(quarters), len(suspects.indices)) == (3, 4, 0)
+    assert is_free == [True] * 4
+
+
 def test_avg_loss_is_an_alias(ten):
     """The estimate is also available as avg_loss."""
     np.testing.assert_array_equal(ten.avg_loss, ten.loss)
@@ -237,8 +280,8 @@ def test_groups():
     """Groups are numbered in the order of their labels."""
     table = SampleTable(4, batch_size=3, groups=["dog", "cat", "dog", "cat"])
 
-    assert table.group_labels.tolist() == ["cat", "dog"]
-    assert table.records.take(np.arange(4))["group"].tolist() == [1, 0, 1, 0]
+    assert table.storage.group_labels.tolist() == ["cat", "dog"]
+    assert table.storage.records.take(np.arange(4))["group"].tolist() == [1, 0, 1, 0]
 
 
 def test_state_goes_on():
@@ -266,9 +309,9 @@ def test_state_goes_on():
 def test_identity_tells_data_apart(name, change):
     """Tables of other sizes, another estimator or other names have another identity, and equal ones the same."""
     arguments = {"num_samples": 6, "batch_size": 3, "sample_ids": list("abcdef")}
-    one, other = SampleTable(**arguments).identity(), SampleTable(**{**arguments, **change}).identity()
+    one, other = SampleStorage(**arguments).identity(), SampleStorage(**{**arguments, **change}).identity()
 
-    assert SampleTable(**arguments).identity() == one
+    assert SampleStorage(**arguments).identity() == one
     assert other[name] != one[name]
 
 

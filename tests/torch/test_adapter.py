@@ -82,7 +82,7 @@ def test_rates_of_all_groups():
     optimizer = torch.optim.AdamW(groups, lr=0.1)
     adapter = adapted(model=model, optimizer=optimizer)
     rates = []
-    adapter.scheduler.announcer.add(lambda event: rates.append(adapter.lr_scheduler.get_last_lr()))
+    adapter.scheduler.host.announcer.add(lambda event: rates.append(adapter.lr_scheduler.get_last_lr()))
     train(adapter)
     rates = np.array([rate for rate in rates if rate[1] > 0])
 
@@ -264,7 +264,7 @@ def test_optimizer_loaded_by_other_code():
     adapter = adapted()
     saved = copy.deepcopy(adapter.optimizer.state_dict())
     notices = []
-    adapter.scheduler.announcer.add(lambda event: notices.append(getattr(event, "text", "")))
+    adapter.scheduler.host.announcer.add(lambda event: notices.append(getattr(event, "text", "")))
     train(adapter, epochs=1)
     adapter.optimizer.load_state_dict(saved)
     train(adapter, epochs=1)
@@ -396,7 +396,7 @@ def test_gives_up():
 def test_mean_loss():
     """With reduction="mean" the losses of samples are estimated, which is said."""
     adapter, said = adapted(num_epochs=6), []
-    adapter.scheduler.announcer.add(lambda event: said.append(getattr(event, "text", "")))
+    adapter.scheduler.host.announcer.add(lambda event: said.append(getattr(event, "text", "")))
     for _ in adapter.epochs():
         for x, y in adapter.loader():
             adapter.step(adapter.loss(cross_entropy(adapter.model(x), y)))
@@ -431,7 +431,7 @@ def test_backups_only_at_optimizer_steps(way):
     """While gradients are added up no backup is taken."""
     adapter = adapted(accumulate=4, backup_every=1)
     steps = []
-    adapter.scheduler.announcer.add(
+    adapter.scheduler.host.announcer.add(
         lambda event: steps.append(event.step) if type(event).__name__ == "BackupTaken" else None
     )
     for number, (x, y) in enumerate(adapter.loader()):
@@ -722,7 +722,7 @@ def test_time_spent_waiting_for_data_is_told():
     """Steps tell how long the adapter's loader let them wait."""
     steps, dataset = [], Slow()
     adapter = adapted(dataset, num_epochs=1, listeners=[steps.append])
-    adapter.scheduler.emitter._clock = lambda: dataset.seconds
+    adapter.scheduler.host.emitter._clock = lambda: dataset.seconds
     train(adapter, adapter.loader())
     told = [event.data_seconds for event in steps if isinstance(event, StepDone)]
 
@@ -798,7 +798,7 @@ def test_search_for_a_rate():
     adapter = adapted(num_epochs=6, auto_find_lr=True)
     train(adapter, adapter.loader(num_workers=2))
 
-    assert adapter.scheduler.search.found_lr is not None
+    assert adapter.scheduler.host.search.found_lr is not None
     assert (adapter.model(X).argmax(1) == Y).float().mean() > 0.5
 
 

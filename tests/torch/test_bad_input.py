@@ -356,13 +356,13 @@ def test_torch_is_missing():
 def test_an_interruption_in_a_report_loses_nothing(monkeypatch):
     """Ctrl-C at a bad moment, with the batch taken and its loss not noted, leaves the batch to be drawn first."""
     adapter = adapted(num_epochs=1)
-    begin = adapter.scheduler.begin
+    begin = adapter.scheduler.host.begin
 
     def interrupted(*arguments, **settings):
-        monkeypatch.setattr(adapter.scheduler, "begin", begin)
+        monkeypatch.setattr(adapter.scheduler.host, "begin", begin)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(adapter.scheduler, "begin", interrupted)
+    monkeypatch.setattr(adapter.scheduler.host, "begin", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(adapter)
     train(adapter)

@@ -19,8 +19,8 @@ FIELDS = ("margin", "early", "visits", "given", "leader", "lead")
 
 
 def evidence(adapter):
-    adapter.scheduler.table.hand_over()
-    return adapter.scheduler.table.evidence.whole
+    adapter.scheduler.table.learner.hand_over()
+    return adapter.scheduler.table.storage.evidence.whole
 
 
 def by_losses(adapter, x, y):
@@ -68,7 +68,7 @@ def test_training_is_that_without_predictions():
     """To report what the logits say changes neither a weight nor a loss."""
     plain, judged = train(adapted(), by_losses_alone), train(adapted())
 
-    assert plain.scheduler.table.evidence.whole is None
+    assert plain.scheduler.table.storage.evidence.whole is None
     np.testing.assert_array_equal(weights(plain.model), weights(judged.model))
     np.testing.assert_array_equal(plain.scheduler.table.last, judged.scheduler.table.last)
 
@@ -123,10 +123,10 @@ def test_loader_and_loop_of_your_own():
             optimizer.zero_grad()
             losses.mean().backward()
             optimizer.step()
-    r8.table.hand_over()
+    r8.table.learner.hand_over()
 
-    assert r8.table.evidence.whole["visits"].tolist() == [2] * 200
-    np.testing.assert_array_equal(r8.table.evidence.whole["given"], evidence(expected)["given"])
+    assert r8.table.storage.evidence.whole["visits"].tolist() == [2] * 200
+    np.testing.assert_array_equal(r8.table.storage.evidence.whole["given"], evidence(expected)["given"])
 
 
 def test_device_that_is_behind_is_not_waited_for():
@@ -182,7 +182,7 @@ def test_one_logit_is_enough_for_two_classes():
     adapter.step(loss)
 
     assert float(loss.detach()) == pytest.approx(float(expected.detach()))
-    assert adapter.scheduler.table.evidence.num_classes == 2
+    assert adapter.scheduler.table.storage.evidence.num_classes == 2
     assert evidence(adapter)["given"].tolist() == (Y % 2).tolist()
 
 

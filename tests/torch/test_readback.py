@@ -147,7 +147,8 @@ def test_checkpoint_waits_for_losses(tmp_path):
     for x, y in adapter.loader():
         adapter.step(adapter.loss(cross_entropy(adapter.model(x), y, reduction="none")))
     steps = {
-        int(adapter.scheduler.persistence.store.load(path).state["pace"]["step"]) for path in tmp_path.glob("ck_*.r8")
+        int(adapter.scheduler.host.persistence.store.load(path).state["pace"]["step"])
+        for path in tmp_path.glob("ck_*.r8")
     }
 
     # Asked for at step 5 as it is known on the host, some steps behind the model.
@@ -160,7 +161,7 @@ def test_search_knows_each_loss():
     adapter = adapted(sharing=Slow(4), auto_find_lr=True, num_epochs=6)
     train(adapter)
 
-    assert adapter.scheduler.search.found_lr is not None
+    assert adapter.scheduler.host.search.found_lr is not None
 
 
 @pytest.mark.parametrize("fetches", [False, True])

@@ -398,7 +398,7 @@ def test_nothing_reported(name):
     r8 = scheduler(num_epochs=3)
     loader, _ = loader_of(r8, **LOADERS[name])
     epochs, notices = [], []
-    r8.announcer.add(lambda event: notices.append(getattr(event, "text", "")))
+    r8.host.announcer.add(lambda event: notices.append(getattr(event, "text", "")))
     for _ in range(3):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -424,7 +424,7 @@ def test_update_with_loss(name):
             for _x, _y, indices in loader:
                 order += indices.tolist()
                 report(true_losses(indices))
-        tables.append((order, r8.table.records.take(np.arange(200)).tobytes(), r8.global_step))
+        tables.append((order, r8.table.storage.records.take(np.arange(200)).tobytes(), r8.global_step))
 
     assert tables[0] == tables[1]
     assert tables[0][2] == 3 * STEPS

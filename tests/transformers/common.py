@@ -73,9 +73,9 @@ def train(folder, *, model=None, resume=None, r8=None, trainer=R8Trainer, parts=
 def digest(trainer):
     """Of the weights and the table, bit by bit."""
     table, found = trainer.r8.scheduler.table, hashlib.blake2b(digest_size=8)
-    if table.evidence.whole is not None:
-        table.hand_over()
-        found.update(table.evidence.whole.tobytes())
+    if table.storage.evidence.whole is not None:
+        table.learner.hand_over()
+        found.update(table.storage.evidence.whole.tobytes())
     for each in trainer.model.parameters():
         found.update(each.detach().numpy().tobytes())
     for column in (table.loss, table.last, table.usage_count):

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 def evidence(trainer):
     table = trainer.r8.scheduler.table
-    table.hand_over()
-    return table.evidence.whole
+    table.learner.hand_over()
+    return table.storage.evidence.whole
 
 
 class Fixed(Model):

@@ -10,17 +10,20 @@ from ... import events
 MOST_INCIDENTS = 32
 MOST_TRIED = 64
 
+WILD = "wild"
+"""Reason of the probes that measure how much an update changes; they are no incident."""
+
 
 @dataclass
 class Incident:
-    """A refused loss, or damage, and what followed until it was over.
+    """A refused loss, damage or doubt about the weights, and what followed until it was settled.
 
     Attributes:
         step, seconds, epoch: When it began; the epoch is 0-based.
-        reason: The first verdict of the guard.
-        loss, lr: The first refused loss, and its learning rate; NaN where the model was found damaged.
+        reason: The first verdict of the guard, or why weights were tested.
+        loss, lr: The first refused loss, and its learning rate; NaN where none was refused.
         samples: Positions of samples that were to blame, as far as it is known.
-        num_refused, num_restored: Losses refused and states restored in it.
+        num_refused, num_probes, num_restored: Losses refused, batches drawn again and states restored in it.
         tried: Step and text of what was done, oldest first.
         diagnosis: The cause that was found; "" while it is not known.
         state: "open", "over" or "gave up".
@@ -35,6 +38,7 @@ class Incident:
     lr: float = math.nan
     samples: tuple[int, ...] = ()
     num_refused: int = 0
+    num_probes: int = 0
     num_restored: int = 0
     tried: list[tuple[int, str]] = field(default_factory=list)
     diagnosis: str = ""
@@ -64,12 +68,14 @@ class IncidentLog:
             case events.BatchRefused():
                 incident.num_refused += 1
                 incident.samples = incident.samples or event.samples
+            case events.Probed():
+                incident.num_probes += 1
             case events.RolledBack():
                 incident.num_restored += 1
             case events.SamplesQuarantined():
                 incident.samples = event.samples
             case events.IncidentEnded():
-                incident.state, incident.diagnosis = "over", event.text or "the restored state has passed its trial"
+                incident.state, incident.diagnosis = "over", event.text
             case events.GaveUp():
                 incident.state, incident.diagnosis = "gave up", event.text
         is_end = isinstance(event, events.IncidentEnded | events.GaveUp)
@@ -85,6 +91,8 @@ class IncidentLog:
             begun = Incident(event.step, event.seconds, event.epoch, event.reason, event.loss, event.lr)
         elif isinstance(event, events.DamageFound):
             begun = Incident(event.step, event.seconds, epoch, f"not finite: {event.array}")
+        elif isinstance(event, events.Probed) and event.reason != WILD:
+            begun = Incident(event.step, event.seconds, epoch, event.reason)
         elif isinstance(event, events.LrRestored | events.SamplesReleased):
             # They come when an incident is over, and belong to it.
             return newest
@@ -101,6 +109,7 @@ class IncidentLog:
 _KINDS = (
     events.BatchRefused,
     events.DamageFound,
+    events.Probed,
     events.RolledBack,
     events.RestoreFailed,
     events.LrCapped,

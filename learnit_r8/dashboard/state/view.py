@@ -36,7 +36,8 @@ class Entry(NamedTuple):
         seconds: Training seconds.
         level: "info", "good", "warn" or "alert".
         text: One sentence, safe to show.
-        mark: A letter for the axis of the charts: S refused, B restored, C saved, R resumed, Q in quarantine; or "".
+        mark: A letter for the axis of the charts: S refused, P probe, B restored, C saved, R resumed, Q in quarantine;
+            or "".
     """
 
     step: int

@@ -175,12 +175,12 @@ def investigate(case: Case, lab: Lab) -> Steps:
     tested: list[Backup] = []
     newest = yield from _find_newest_healthy(case, lab, known, tested)
     if newest is None and has_present and lab.put_present():
-        if case.alarm is Alarm.NOT_FINITE and not any(math.isfinite(each.replayed) for each in tested):
+        if tested and not any(math.isfinite(each.replayed) for each in tested):
             return Finding("data", "no state has losses that are finite: the data are to blame", None, tested)
         return Finding("level", "no state repeats its record: the loss or the data have changed", None, tested)
     if newest is None and tested:
-        # Nothing better is known than the oldest state.
-        newest = tested[-1]
+        # Nothing better is known than the oldest state; if no state has a finite loss, than the newest one.
+        newest = tested[-1 if any(math.isfinite(each.replayed) for each in tested) else 0]
     if newest is None or not lab.put(newest):
         return Finding("lost", "no state could be put back", None, tested)
     return Finding("restored", "the weights were damaged", newest, tested)

@@ -86,7 +86,14 @@ class ExperimentRun:
     def lose(self, ticket: Ticket) -> None:
         """Draw the probe again if this is its batch, which was given up."""
         if self.is_open and self.is_probe(ticket):
-            self.asks_probe = self.can_probe
+            self.asks_probe, self._chunk = self.can_probe, None
+
+    def let_probe(self, can_probe: bool) -> None:
+        """Say whether a witness can be drawn out of turn from now on; see `can_probe`."""
+        if can_probe != self.can_probe:
+            self.can_probe = can_probe
+            if self._chunk is None:
+                self.asks_probe = self.is_open and can_probe
 
     def take(self, loss: float) -> Finding | None:
         """Take the loss of a part of the probe; returns the finding if that ends the experiment."""

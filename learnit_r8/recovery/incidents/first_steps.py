@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 RATE_TRIAL_UPDATES, RATE_TRIAL_STEPS, MOST_RATE_TRIALS = 256, 64, 3
 """Updates after the start in which a lower rate is tried, how many the trial takes, and how many trials there are."""
 
-UPDATES_LOOKED_AT, LARGE_UPDATE = 4, 0.03
+UPDATES_LOOKED_AT, LARGE_UPDATE, MOST_CHANGE, USUAL_BATCH = 8, 0.03, 0.3, 32
 """Updates that are looked at before that, and the share of the level of the start by which they must have changed the
 loss of their own batch, on average. Healthy ones changed it by .003 to .027 in sixteen tasks."""
 
@@ -93,9 +93,10 @@ class FirstSteps:
         self._experiment, self._live, self._lineage, self._limit = experiment, live, lineage, limit
         self._witnesses, self._incidents, self._backup = witnesses, incidents, backup
         self._sentry, self._announcer = sentry, announcer
-        self.num_trials = 0
+        self.num_trials = self._measure_from = 0
         self._changes: list[float] = []
         self._last: tuple[Ticket, float] | None = None
+        self._size = 1
         self._trial: RateTrial | None = None
 
     @property
@@ -122,8 +123,9 @@ class FirstSteps:
         return self._lineage.progress.is_early_alarm(loss, first.record, updates)
 
     def note(self, ticket: Ticket, loss: float) -> None:
-        """Note the last batch that was trained on."""
-        self._last = ticket, loss
+        """Note the last batch of a pass that was trained on; each is measured once."""
+        if ticket.batch.chunk.pass_number >= 0:
+            self._last = ticket, loss
 
     def look(self, level: float) -> Backup | None:
         """See what the losses tell; returns the backup whose progress was lost, if any.
@@ -132,8 +134,9 @@ class FirstSteps:
             level: The level of the last losses.
         """
         lineage = self._lineage
-        best = None if lineage.rises else lineage.progress.lost_progress(self._backup.backups, lineage.updates)
-        if best is None and self._may_try_rates and lineage.progress.is_wild():
+        best = None if lineage.rises else lineage.progress.lost_progress(self._witnesses.known(), lineage.updates)
+        is_due = lineage.updates >= self._measure_from and self._may_try_rates
+        if best is None and is_due and lineage.progress.stands_still():
             self.measure_updates(level)
         return best
 
@@ -141,21 +144,27 @@ class FirstSteps:
         """See how much an update changes the loss of its own batch, and try a lower rate where that is very much."""
         progress = self._lineage.progress
         if len(self._changes) < UPDATES_LOOKED_AT:
-            assert self._last is not None
-            ticket, loss = self._last
-            batch = Backup(0, self._lineage.updates, witness=[ticket.indices], losses=[loss])
+            if self._last is None:
+                return
+            (ticket, loss), self._last = self._last, None
+            self._size = len(ticket.indices)
+            batch = Backup(self._live.step, self._lineage.updates, witness=[ticket.indices], losses=[loss])
             case = Case(Alarm.WILD, level, (), progress.start, 0.0, share=0.0, is_sudden=True)
             self._experiment.begin(case, draw_again(batch))
             return
-        mean, self._changes = float(np.mean(self._changes)), []
-        if mean > LARGE_UPDATE * progress.start:
+        # Of the signed changes, as those of noise point in both directions; an outlier counts as far as it is large.
+        changes, self._changes = np.array(self._changes) / progress.start, []
+        change = abs(float(np.clip(changes, -MOST_CHANGE, MOST_CHANGE).mean()))
+        # The fewer samples in a batch, the more their own update changes their loss.
+        few = max(1.0, math.sqrt(USUAL_BATCH / self._size))
+        if change > LARGE_UPDATE * few:
             self._begin_trial(level)
         else:
-            progress.note_healthy(self._lineage.updates)
+            self._measure_from = 2 * self._lineage.updates
 
     def note_change(self, batch: Backup) -> None:
         """Note a batch that was drawn again after its own update."""
-        change = abs(batch.replayed - batch.record)
+        change = batch.replayed - batch.record
         self._changes.append(change if math.isfinite(change) else math.inf)
 
     @property
@@ -219,4 +228,6 @@ class FirstSteps:
         lineage = self._lineage
         lineage.progress, lineage.updates, self._backup.backups = trial.progress, trial.updates, trial.backups
         self._limit.load_state_dict(trial.limit)
+        if not self._limit.is_on:
+            self._announcer.tell(events.LrRestored)
         self._announcer.tell(events.RolledBack, to_step=self._live.step, source="backup")

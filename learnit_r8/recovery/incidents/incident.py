@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,14 @@ class IncidentLog:
         """Add a finding to the incident, if there is one."""
         if self.current is not None:
             self.current.note(step, text)
+
+    def to_plain(self) -> dict[str, Any] | None:
+        """The incident under way, as plain values."""
+        return None if self.current is None else asdict(self.current)
+
+    def load_plain(self, saved: Mapping[str, Any] | None) -> None:
+        """Load what `to_plain` returned."""
+        self.current = None if saved is None else Incident(**saved)
 
     def end(self) -> None:
         """End the incident, if there is one."""

@@ -49,6 +49,12 @@ _REASONS = {
 }
 
 
+NO_MEASURE = (
+    "See docs/recovery.md; where the loss is no measure of progress, as in reinforcement learning or a GAN, give "
+    'guard="finite".'
+)
+
+
 class Settlement:
     """Does what experiments have found.
 
@@ -162,7 +168,7 @@ class Settlement:
             what += f"; the learning rate stays at or below {ceiling:.3g} for a while"
         self._incidents.note(self._live.step, what)
         self._incidents.note_restore()
-        self._announcer.warn_once("restored", f"{what}. See docs/recovery.md.")
+        self._announcer.warn_once("restored", f"{what}. {NO_MEASURE}")
 
     def confirm_rate(self, level: float) -> None:
         """Hold a lowered rate longer, if it has led to a better level than that of the last relapse."""

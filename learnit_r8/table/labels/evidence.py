@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..losses import EXACT, WHOLE_BATCH, Reading
-from ..records import MOST_USES, Column, Records
+from ..records import MOST_USES, Records
 from .predictions import read_predictions
 from .votes import vote
 
@@ -52,7 +52,7 @@ class Evidence:
 
     @property
     def whole(self) -> NDArray[Any] | None:
-        """EVIDENCE[N], a view that must not be changed; None before the first predictions."""
+        """EVIDENCE[N], a view, for the thread that learns; None before the first predictions."""
         return None if self.records is None else self.records.whole
 
     def take(self, indices: NDArray[np.int64]) -> NDArray[Any] | None:
@@ -81,7 +81,7 @@ class Evidence:
         return reading._replace(predictions=rows)
 
     def begin(self, num_classes: int) -> None:
-        """Note the number of classes, and make the records."""
+        """Note the number of classes; the first time, make the records, which takes as long as with the table's own."""
         if self.records is None:
             self.records = Records(self._num_samples, EVIDENCE)
         self.num_classes = num_classes
@@ -99,30 +99,21 @@ class Evidence:
         learn(new, rows)
         return lambda: records.put(indices, new)
 
-    def state_dict(self, *, in_background: bool = False) -> dict[str, Any] | None:
-        """Arrays of N by field name, and the number of classes; None without predictions. See `SampleTable`."""
-        if self.records is None:
-            return None
-        if in_background:
-            snapshot = self.records.snapshot()
-            fields: dict[str, Any] = {name: Column(snapshot, name) for name in EVIDENCE.names or ()}
-        else:
-            fields = {name: self.records[name].copy() for name in EVIDENCE.names or ()}
-        return {**fields, "num_classes": self.num_classes}
+    def state_dict(self) -> dict[str, Any] | None:
+        """Arrays of N by field name, and the number of classes; None without predictions."""
+        return None if self.records is None else {**self.records.columns(), "num_classes": self.num_classes}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Load what `state_dict` returned; None forgets everything."""
-        if self.records is not None:
-            self.records.release_snapshots()
-            self.records.forget_waiting()
         if state is None:
             self.num_classes, self.records = 0, None
             return
         arrays = {name: np.asarray(state[name], EVIDENCE[name]) for name in EVIDENCE.names or ()}
         self.begin(int(state["num_classes"]))
-        assert self.records is not None
+        whole = self.whole
+        assert whole is not None
         for name, values in arrays.items():
-            self.records[name][:] = values
+            whole[name][:] = values
 
 
 def learn(records: NDArray[Any], rows: NDArray[np.float32]) -> None:

@@ -14,7 +14,7 @@ from ..label_noise import Suspects
 from ..names import class_names_of, labels_of
 
 if TYPE_CHECKING:
-    from ..table import SampleTable
+    from ..storage import SampleStorage
 
 LIBRARIES = ("pandas", "polars")
 
@@ -103,26 +103,21 @@ def labels_in(
     return labels_of(given[chosen], names), labels_of(predicted, names)
 
 
-def columns_of(table: SampleTable) -> dict[str, Column]:
-    """The columns of a frame of a whole table."""
-    verdict = table.suspects()
-    labels, evidence = table.group_labels, table.evidence.whole
-    group = None if labels is None else table.records["group"]
-    given, predicted = labels_in(evidence, group, None if labels is None else labels.tolist(), np.arange(len(table)))
-    figures: dict[str, Any] = {
-        "loss": table.loss,
-        "last": table.last,
-        "mean": table.mean,
-        "usage_count": table.usage_count,
-    }
-    return label_columns(
-        figures,
-        verdict,
-        given=given,
-        predicted=predicted,
-        evidence=evidence,
-        names=[table.name_of(index) for index in range(len(table))],
-    )
+def columns_of(
+    storage: SampleStorage, known: Mapping[str, NDArray[Any]], evidence: Any, verdict: Suspects
+) -> dict[str, Column]:
+    """The columns of a frame of a whole table.
+
+    Args:
+        storage: The names and groups of its samples.
+        known: The fields of its samples, as `SampleStorage.read` returns them.
+        evidence: EVIDENCE by field, N each; None without predictions.
+        verdict: The samples that look mislabelled.
+    """
+    everyone, labels = np.arange(storage.num_samples), storage.group_labels
+    given, predicted = labels_in(evidence, known["group"], None if labels is None else labels.tolist(), everyone)
+    names = [storage.name_of(index) for index in range(storage.num_samples)]
+    return label_columns(known, verdict, given=given, predicted=predicted, names=names, evidence=evidence)
 
 
 def make_frame(columns: Mapping[str, Column], library: str | None = None) -> Any:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..label_noise import LEAST_USES, margin_field, mirrored, spare
+from ..label_noise import margin_field, mirrored
+from .suspicion import LEAST_USES, spare
 
 FEW = 0.005
 """Share of the samples that may have missed visits without being left out."""

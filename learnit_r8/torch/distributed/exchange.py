@@ -95,13 +95,13 @@ class Exchange:
         self._clock: SharedClock
         self._requests: SharedRequests
         if ranks.rank == 0 and restarts_cannot_meet():
-            r8.say_once(
+            r8.host.say_once(
                 "restarts",
                 "torchrun keeps one store for all restarts, in which ranks often find the addresses of dead ones and "
                 "do not meet again: start it with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 and --standalone, or "
                 "--rdzv-backend=c10d on several hosts.",
             )
-        r8.share(self, resume)
+        r8.host.share(self, resume)
 
     def check_same_run(self, facts: Mapping[str, Any]) -> None:
         """Raise RanksDiffer unless every rank has built its scheduler, and trains, with the same arguments."""
@@ -149,7 +149,7 @@ class Exchange:
 
     def check(self, note: Note, held: Sequence[Note]) -> None:
         """Raise ValueError unless the losses of a step can be exchanged with those held back."""
-        self._codec.check(note, held or self.under_way, self.r8.table.part_size)
+        self._codec.check(note, held or self.under_way, self.r8.table.storage.part_size)
 
     def turn(self, num_held: int, last: Ticket, take: Callable[[], Sequence[Note]]) -> list[Note]:
         """Read the messages sent before, and send the losses that are held back if it is time; at each step.
@@ -207,7 +207,7 @@ class Exchange:
             clock=self._clock.own(),
             span=self._requests.span,
             every=every,
-            is_hurried=self.r8.may_be_due(step + every),
+            is_hurried=self.r8.host.may_be_due(step + every),
             wished=self._requests.wished,
         )
         self.under_way = list(held)
@@ -267,7 +267,7 @@ class Exchange:
         if any(head.common != first.common for head in heads):
             self._raise_what_differs(heads, place)
         if any(head.model != first.model for head in heads):
-            self.r8.say_once(
+            self.r8.host.say_once(
                 "models differ",
                 f"the models of the ranks have drifted apart before {place}: unless that is meant, average their "
                 "gradients, by DistributedDataParallel for instance, and begin with the same weights.",

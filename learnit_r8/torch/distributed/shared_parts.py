@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ...checkpoint.background import BackgroundWrite
 from ...checkpoint.reader import Checkpoint, NoValidCheckpoint
 from ...checkpoint.store import CheckpointStore
 from ...engine.control import Requests
@@ -42,6 +43,55 @@ class SharedClock:
         return self.now
 
 
+class SharedWrite:
+    """A checkpoint that rank 0 is writing; all ranks ask at the same steps, and get the same answers.
+
+    Args:
+        write: The write of this rank; None on other ranks than rank 0, and where it could not begin.
+        error: Why it could not begin.
+        ranks: The ranks.
+        then: Called with the checkpoint, on the other ranks with ``elsewhere``.
+        elsewhere: What other ranks know of the checkpoint.
+    """
+
+    def __init__(
+        self,
+        write: BackgroundWrite | None,
+        error: BaseException | None,
+        ranks: Ranks,
+        then: Callable[[Checkpoint], object],
+        elsewhere: Checkpoint,
+    ) -> None:
+        self._write, self._error, self._ranks = write, error, ranks
+        self._then, self._elsewhere = then, elsewhere
+
+    @property
+    def is_done(self) -> bool:
+        """Whether `result` returns without waiting, on rank 0."""
+        return bool(self._ranks.gather(np.array([self._write is None or self._write.is_done]))[0, 0])
+
+    def result(self) -> Checkpoint:
+        """Wait for the checkpoint and return it; must be called once.
+
+        Raises:
+            OSError: rank 0 could not write it; raised on all ranks, so that they try again at the same step.
+        """
+        saved, error = None, self._error
+        if self._write is not None:
+            try:
+                saved = self._write.result()
+            except BaseException as raised:
+                error = raised
+        trouble = self._ranks.of_first(None if error is None else f"{type(error).__name__}: {error}")
+        if error is not None:
+            raise error
+        if trouble is not None:
+            raise OSError(f"rank 0 could not write the checkpoint: {trouble}")
+        if saved is None:
+            self._then(self._elsewhere)
+        return saved or self._elsewhere
+
+
 class SharedStore:
     """The checkpoints of a run on several ranks: rank 0 writes them, and all ranks read those that it names.
 
@@ -63,31 +113,24 @@ class SharedStore:
         """The folder, for files beside the checkpoints; None on ranks other than rank 0."""
         return self._store.folder if self._ranks.rank == 0 else None
 
-    def save(
+    def begin(
         self,
         state: Mapping[str, Any],
         write_model: Callable[[str], None] | None = None,
         config: Mapping[str, Any] | None = None,
-    ) -> Checkpoint:
-        """Write a checkpoint on rank 0, as `CheckpointStore.save`; write nothing on other ranks.
-
-        Raises:
-            OSError: rank 0 could not write it; raised on all ranks, so that they try again at the same step.
-        """
-        saved, error = None, None
+        *,
+        then: Callable[[Checkpoint], object] = lambda _: None,
+        in_background: bool = False,
+    ) -> SharedWrite:
+        """Start to write a checkpoint on rank 0, as `CheckpointStore.begin`; write nothing on other ranks."""
+        write, error = None, None
         if self._ranks.rank == 0:
             try:
-                saved = self._store.save(state, write_model, config)
+                write = self._store.begin(state, write_model, config, then=then, in_background=in_background)
             except BaseException as raised:
                 error = raised
-        trouble = self._ranks.of_first(None if error is None else f"{type(error).__name__}: {error}")
-        if error is not None:
-            raise error
-        if trouble is not None:
-            raise OSError(f"rank 0 could not write the checkpoint: {trouble}")
-        if saved is not None:
-            return saved
-        return Checkpoint(self._store.folder / "written by rank 0", dict(state), None, self._store.run_id, {})
+        elsewhere = Checkpoint(self._store.folder / "written by rank 0", dict(state), None, self._store.run_id, {})
+        return SharedWrite(write, error, self._ranks, then, elsewhere)
 
     def pin(self, path: Path | None, note: bytes | None = None) -> None:
         """Keep a checkpoint, as `CheckpointStore.pin`; only rank 0 has any."""

@@ -62,7 +62,7 @@ class SharedRun:
         self.ranks = ranks = Ranks() if ranks is None else ranks
         self.exchange = Exchange(r8, ranks, every)
         self._held: list[Note] = []
-        r8.join(self)
+        r8.host.join(self)
 
     def __iter__(self) -> Iterator[Share]:
         """This rank's shares of the batches to the end of the epoch, or of the time.
@@ -75,8 +75,8 @@ class SharedRun:
         epoch = r8.current_epoch
         while (r8.global_step + self._num_held_back) // r8.steps_per_epoch == epoch:
             # Before the drawing: a run that is to stop trains on no further batch.
-            r8.between_steps(held_back=self._num_held_back)
-            ticket = r8.draw_ahead()
+            r8.host.between_steps(held_back=self._num_held_back)
+            ticket = r8.host.draw_ahead()
             if ticket is None:
                 break
             share = self._begin(ticket)
@@ -84,9 +84,9 @@ class SharedRun:
                 yield share
             except GeneratorExit:
                 # After a break the next batch is the one in hand.
-                self._take_back(share, r8.hand_back)
+                self._take_back(share, r8.host.hand_back)
                 raise
-            self._take_back(share, r8.give_up)
+            self._take_back(share, r8.host.give_up)
         self.settle()
 
     @property
@@ -95,7 +95,7 @@ class SharedRun:
         return len(self._held) + len(self.exchange.under_way)
 
     def _begin(self, ticket: Ticket) -> Share:
-        ticket = self.r8.begin(ticket, held_back=self._num_held_back)
+        ticket = self.r8.host.begin(ticket, held_back=self._num_held_back)
         weights = None if ticket.weights is None else self.exchange.part(ticket.weights)
         return Share(self.exchange.part(ticket.indices), ticket.lr, weights, ticket)
 
@@ -142,14 +142,21 @@ class SharedRun:
         norm = None if grad_norm is None else read_number("grad_norm", grad_norm)
         means = np.atleast_1d(reading.means)
         if predictions is not None:
-            checked = self.r8.table.evidence.with_predictions(reading, predictions, reading.part_size).predictions
+            evidence = self.r8.table.storage.evidence
+            checked = evidence.with_predictions(reading, predictions, reading.part_size).predictions
             assert checked is not None
             margin, predicted, given = checked.rows
             predictions = Predictions(margin, predicted, given, checked.num_classes)
         note = Note(ticket, means, reading.part_size, skipped, norm, predictions)
         self.exchange.check(note, self._held)
         self._held.append(note)
-        return self._report_all(self.exchange.turn(len(self._held), ticket, self._taken))
+        if self.r8.controller.experiment.is_open:
+            return self._report_all(self.exchange.run(self._taken()))
+        outcome = self._report_all(self.exchange.turn(len(self._held), ticket, self._taken))
+        if self.r8.controller.experiment.is_open and self._num_held_back:
+            # An experiment has begun: what was trained on before must be known first.
+            outcome = self._report_all(self.exchange.drain(self._taken()))
+        return outcome
 
     def settle(self) -> None:
         """Exchange and report the losses that are held back, if there are any; on all ranks at the same place."""
@@ -177,6 +184,6 @@ class SharedRun:
             outcome = self.r8.report(note.ticket, **arguments_of(note))
             if outcome.rolled_back_to is not None:
                 for later in [*notes[number + 1 :], *self.exchange.receive(), *self._taken()]:
-                    self.r8.discard(later.ticket)
+                    self.r8.host.discard(later.ticket)
                 return outcome
         return pending if self._num_held_back else outcome

@@ -57,7 +57,7 @@ class SingleProcess:
             r8: The scheduler.
             num_held_back: Losses on their way; the scheduler fetches them where it must know them.
         """
-        r8.between_steps()
+        r8.host.between_steps()
 
     def before_iteration(self) -> None:
         """A loader is about to begin; what is done once at the border of an epoch may be done again."""

@@ -102,7 +102,7 @@ class Together:
         if not (num_held_back or step % r8.steps_per_epoch or step == self._border or r8.is_over):
             self._border = step
             self._exchange.run([])
-        r8.between_steps(held_back=num_held_back)
+        r8.host.between_steps(held_back=num_held_back)
 
     def before_iteration(self) -> None:
         """Ask rank 0 for the time again where a loader begins at the border of an epoch, after validation say."""

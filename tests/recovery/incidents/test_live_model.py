@@ -14,7 +14,7 @@ def live_of(model, *, steps=3, **more):
     heard = record_events()
     r8 = make(num_epochs=9, state_callback=model.get, load_callback=model.load, listeners=[heard], **more)
     advance_to(r8, steps)
-    live = LiveModel(r8.persistence, r8.announcer)
+    live = LiveModel(r8.host.persistence, r8.host.announcer)
     live.begin_call(steps)
     live.begin()
     return live, r8, heard
@@ -40,7 +40,7 @@ def test_present_state_comes_back():
     live, r8, _ = live_of(model)
     model.values = np.full(2, 7.0)
     assert live.keep_present()
-    assert live.put(r8.persistence.backup.newest)
+    assert live.put(r8.host.persistence.backup.newest)
     assert (model.values.tolist(), live.put_step) == ([0, 0], 0)
     assert live.put_present()
 
@@ -64,7 +64,7 @@ def test_no_memory_for_a_third_copy(monkeypatch):
     def no_memory(state):
         raise MemoryError
 
-    r8.persistence.backup.copy_with(no_memory)
+    r8.host.persistence.backup.copy_with(no_memory)
     with pytest.warns(RuntimeWarning, match="no memory to keep the present weights aside: .* they are lost"):
         assert not live.keep_present()
     assert live.put_present() is False
@@ -105,7 +105,7 @@ def test_state_that_cannot_be_seen():
     model = Weights()
     r8 = make(load_callback=model.load)
     r8.update_cpu_backup(model.get())
-    live = LiveModel(r8.persistence, r8.announcer)
+    live = LiveModel(r8.host.persistence, r8.host.announcer)
     live.begin()
 
     assert (live.mend(), live.keep_present(), live.can_restore) == (None, False, True)
@@ -114,7 +114,7 @@ def test_state_that_cannot_be_seen():
 def test_without_a_load_callback():
     """Without a load callback nothing can be restored."""
     r8 = make(state_callback=Weights().get)
-    live = LiveModel(r8.persistence, r8.announcer)
+    live = LiveModel(r8.host.persistence, r8.host.announcer)
     live.begin()
 
     assert (live.can_restore, live.failures, live.guard) == (False, [], None)

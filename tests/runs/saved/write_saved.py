@@ -91,7 +91,7 @@ def save(name, folder):
             go_on(r8, name, r8.steps_per_epoch)
             r8.log(accuracy=[0.5, 0.7, 0.6][epoch])
         go_on(r8, name, 5)
-        r8.give_up(r8.draw(), on_purpose=True)
+        r8.host.give_up(r8.draw(), on_purpose=True)
         _ = r8.draw(), r8.draw()
     else:
         go_on(r8, name, 200)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from learnit_r8 import Predictions, R8Scheduler, predictions_of
-from learnit_r8.table import table as table_module
 from learnit_r8.table.labels.evidence import EARLY, EVIDENCE, HIGHEST, LATENESS, learn
 from learnit_r8.table.labels.votes import votes_of
 from learnit_r8.table.records import MOST_USES
@@ -33,8 +32,8 @@ def train(r8, steps):
 
 
 def evidence_of(r8):
-    r8.table.hand_over()
-    return r8.table.evidence.whole
+    r8.table.learner.hand_over()
+    return r8.table.storage.evidence.whole
 
 
 def slow(visits, given):
@@ -228,10 +227,10 @@ def test_update_with_loss_takes_predictions():
 def test_a_resumed_run_goes_on_alike(tmp_path, monkeypatch, in_background):
     """A checkpoint in mid-epoch holds the evidence; the run that goes on from it ends as the one that went on."""
     if in_background:
-        monkeypatch.setattr(table_module, "LARGE", 1)
+        monkeypatch.setattr("learnit_r8.recovery.persistence.LARGE", 1)
     r8 = scheduler(checkpoint_dir=tmp_path, checkpoint_every=20, keep_checkpoints=1)
     train(r8, 30)
-    r8.persistence.saver.settle()
+    r8.host.persistence.saver.settle()
     train(r8, 8)
     resumed = scheduler(checkpoint_dir=tmp_path)
     resumed.load_checkpoint()
@@ -247,7 +246,7 @@ def test_a_state_without_evidence_forgets_it():
     train(r8, 5)
     r8.load_state_dict(other.state_dict())
 
-    assert r8.table.evidence.whole is None
+    assert r8.table.storage.evidence.whole is None
     train(r8, 5)
     assert evidence_of(r8)["visits"].sum() == 40
 
@@ -260,8 +259,8 @@ def test_evidence_moves_with_its_samples(tmp_path):
     remap = np.append(np.arange(100)[::-1], -1)
     resumed = R8Scheduler.resume_from_checkpoint(tmp_path, num_samples=101, remap=remap)
 
-    assert (resumed.table.evidence.whole[:100] == evidence_of(r8)[::-1]).all()
-    assert resumed.table.evidence.whole[100].tolist() == (0, 0, 0, 0, 0, 0)
+    assert (resumed.table.storage.evidence.whole[:100] == evidence_of(r8)[::-1]).all()
+    assert resumed.table.storage.evidence.whole[100].tolist() == (0, 0, 0, 0, 0, 0)
 
 
 def test_runs_without_predictions_keep_none():

@@ -17,8 +17,8 @@ def said(indices, step):
 
 
 def evidence(r8):
-    r8.table.hand_over()
-    return r8.table.evidence.whole
+    r8.table.learner.hand_over()
+    return r8.table.storage.evidence.whole
 
 
 def alone(num_samples, reports):

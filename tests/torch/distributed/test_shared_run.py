@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from learnit_r8 import Policy, TrainingDiverged
+from learnit_r8 import CheckpointStore, Policy, TrainingDiverged
+from learnit_r8.checkpoint import store
 from learnit_r8.engine.control import RequestDoor
+from learnit_r8.events import CheckpointSaved
 from learnit_r8.guard import Verdict
 from learnit_r8.schedules.span import Span
+from learnit_r8.testing import record_events
 from learnit_r8.torch import RanksDiffer, SharedRun
 from learnit_r8.torch.distributed import agreement as agreement_module
 from tests.drive import INF, NAN, FakeClock, TickingClock, Weights, advance_to, flat, known, make, sample_losses
@@ -32,7 +35,7 @@ def follow(shared, bad=(), value=NAN):
         losses = sample_losses(share.indices)
         if (shared.ranks.rank, share.ticket.step) in bad:
             losses[0] = value
-            _spread(shared.r8.persistence.callbacks.state, value)
+            _spread(shared.r8.host.persistence.callbacks.state, value)
         outcome = shared.report(share.ticket, losses)
         seen.append((share.indices.tolist(), share.lr, outcome))
     return seen
@@ -408,7 +411,8 @@ def test_a_stop_asked_for_on_one_rank_stops_all_after_the_same_step(asked, tmp_p
     # The wish is sent after step 10 and read after 11.
     assert in_threads(2, job) == [(11, True)] * 2
     assert (
-        make(48, batch_size=8, num_epochs=4, checkpoint_dir=tmp_path).persistence.load(None).state["pace"]["step"] == 11
+        make(48, batch_size=8, num_epochs=4, checkpoint_dir=tmp_path).host.persistence.load(None).state["pace"]["step"]
+        == 11
     )
 
 
@@ -446,7 +450,7 @@ def test_a_pause_on_one_rank_pauses_all(way_out):
             clock.advance(1000.0)
             getattr(requests, way_out)()
 
-        shared.r8.announcer.add(lambda event: is_waiting.set() if type(event).__name__ == "RunPaused" else None)
+        shared.r8.host.announcer.add(lambda event: is_waiting.set() if type(event).__name__ == "RunPaused" else None)
         releaser = threading.Thread(target=release)
         for share in shares(shared):
             if share.ticket.step == 2 and ranks.rank == 0:
@@ -507,7 +511,7 @@ def test_a_damaged_table_is_found(monkeypatch):
                 # Whoever looks makes the table learn what it knows so far.
                 assert len(shared.r8.table.mean) == 160
                 if ranks.rank == 1:
-                    shared.r8.table.records["mean"][130] += np.float32(1e-6)
+                    shared.r8.table.storage.records.whole["mean"][130] += np.float32(1e-6)
             steps.append(share.ticket.step)
             shared.report(share.ticket, sample_losses(share.indices))
 
@@ -524,7 +528,7 @@ def test_other_batches_on_another_rank_are_found():
     def job(ranks):
         shared = SharedRun(make(48, batch_size=8), ranks)
         if ranks.rank == 1:
-            shared.r8.plan.seed = 5
+            shared.r8.host.plan.seed = 5
         follow(shared)
 
     assert "must draw the same batches" in raised(in_threads(2, job))[1]
@@ -970,10 +974,47 @@ def test_a_checkpoint_that_rank_0_cannot_write_counts_as_missing_on_all(tmp_path
             load_callback=weights.load, checkpoint_dir=tmp_path / "checkpoints", checkpoint_every=8,
         )  # fmt: skip
         follow(SharedRun(r8, ranks, every=1))
-        return r8.persistence.saver.num_failed, r8.persistence.saver.has_saved(40)
+        return r8.host.persistence.saver.num_failed, r8.host.persistence.saver.has_saved(40)
 
     with pytest.warns(RuntimeWarning, match="could not be written"):
         assert in_threads(2, job) == [(2, True), (2, True)]
+
+
+def test_rank_0_writes_in_the_background(tmp_path, monkeypatch):
+    """Ranks train on while rank 0 writes; all learn at the same step that a checkpoint is there, or has failed."""
+    monkeypatch.setattr("learnit_r8.recovery.persistence.LARGE", 1)
+    opened, write, left = threading.Event(), store.write_new, [OSError("full")]
+
+    def waiting(path, content):
+        assert opened.wait(30)
+        if left:
+            raise left.pop()
+        write(path, content)
+
+    monkeypatch.setattr(store, "write_new", waiting)
+
+    def job(ranks):
+        told, heard = record_events(), []
+        r8 = make(8 * 80, batch_size=8, num_epochs=1, checkpoint_dir=tmp_path, checkpoint_every=20, listeners=[told])
+        shared = SharedRun(r8, ranks, every=1)
+        for share in shares(shared):
+            if share.ticket.step == 30 and ranks.rank == 0:
+                # Nothing waited for the checkpoint of step 20.
+                opened.set()
+                r8.host.persistence.saver._writing[1]._write._thread.join(30)
+            shared.report(share.ticket, sample_losses(share.indices))
+            heard.append((r8.host.persistence.saver.num_failed, [saved.step for saved in told.of(CheckpointSaved)]))
+        return heard
+
+    with pytest.warns(RuntimeWarning, match="checkpoint at step 20 could not be written"):
+        one, other = in_threads(2, job)
+
+    assert one == other
+    assert one[-1][0] == 1
+    assert [
+        int(CheckpointStore(tmp_path, keep=9, run_id="").load(path).state["pace"]["step"])
+        for path in sorted(tmp_path.glob("ck_*.r8"))
+    ] == [40, 60, 80]
 
 
 def test_a_backup_for_which_one_rank_has_no_memory_is_taken_by_none():
@@ -990,9 +1031,9 @@ def test_a_backup_for_which_one_rank_has_no_memory_is_taken_by_none():
         r8 = make(
             8 * 40, batch_size=8, num_epochs=1, state_callback=weights.get, load_callback=weights.load, backup_every=8
         )
-        r8.persistence.backup.copy_with(clone)
+        r8.host.persistence.backup.copy_with(clone)
         follow(SharedRun(r8, ranks, every=1))
-        return [slot.step for slot in r8.persistence.backup.states()]
+        return [slot.step for slot in r8.host.persistence.backup.states()]
 
     with pytest.warns(RuntimeWarning, match="no memory for the backup"):
         one, other = in_threads(2, job)

@@ -1,0 +1,136 @@
+"""Saved states in live ones: a state like that of now with the values of a file, of this version or of 7ddda59."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import tensors
+from .state_form import LeftOut, as_tensor, is_key, of_other_kind, unpack
+from .state_tree import is_own_kind, nnx_of, open_node
+
+
+def unpack_saved(saved: Any) -> Any:
+    """What `pack` was given; or the plain nest that 7ddda59 has saved for loops and Flax, for `fit`."""
+    return unpack(saved) if isinstance(saved, Mapping) and saved.keys() == {"version", "tree"} else _readable(saved)
+
+
+def _readable(plain: Any) -> Any:
+    if not isinstance(plain, Mapping):
+        return plain
+    if "__bits__" in plain:
+        return of_other_kind(plain["dtype"], plain["__bits__"])
+    return {name: _readable(value) for name, value in plain.items()}
+
+
+def fit(saved: Any, template: Any, where: str = "state") -> Any:
+    """A state like ``template``, with the values of a saved one.
+
+    Args:
+        saved: What `unpack_saved` returned.
+        template: A state of the same structure; objects with ``load_state_dict`` are changed in place. What was left
+            out stays as it is here.
+        where: Name of the place, for messages.
+
+    Raises:
+        ValueError: structures or shapes differ; the message names the place.
+    """
+    if isinstance(saved, LeftOut):
+        return template
+    if hasattr(template, "load_state_dict"):
+        template.load_state_dict(_state_of_holder(saved, template, where))
+        return template
+    if (nnx := nnx_of(template)) is not None:
+        nnx.update(template, fit(saved, nnx.state(template), where))
+        return template
+    node, given = open_node(template), open_node(saved)
+    if node is None:
+        if given is not None:
+            raise ValueError(f"{where} must be saved as one value, got {sorted(map(str, given.parts))}.")
+        return _fit_leaf(saved, template, where)
+    parts = {str(name): part for name, part in node.parts.items()}
+    if given is None:
+        raise ValueError(f"{where} must be saved as {sorted(parts)}, got {type(saved).__name__}.")
+    names = parts if given.kind in ("list", "tuple") and len(given.parts) == len(parts) else map(str, given.parts)
+    found = dict(zip(names, given.parts.values(), strict=True))
+    # What has no leaves, such as an optimizer's empty state, is saved as an empty dictionary or not at all.
+    wanted = [name for name, part in parts.items() if name in found or not _is_empty(part)]
+    if set(wanted) != set(found):
+        raise ValueError(f"{where} must be saved with {sorted(wanted)}, got {sorted(found)}.")
+    return node.build(
+        [fit(found[name], part, f"{where}.{name}") if name in found else part for name, part in parts.items()]
+    )
+
+
+def _is_empty(value: Any) -> bool:
+    node = open_node(value, holders=True)
+    return node is not None and all(map(_is_empty, node.parts.values()))
+
+
+def _state_of_holder(saved: Any, holder: Any, where: str) -> Any:
+    """What ``holder.load_state_dict`` takes; of a torch optimizer, whose fresh one has no state, that of the file."""
+    own = holder.state_dict()
+    if not (hasattr(holder, "param_groups") and isinstance(saved, Mapping) and "state" in own):
+        return fit(saved, own, where)
+    rest = fit(_without_state(saved), _without_state(own), where)
+    return {"state": {int(number): _unfold(values) for number, values in saved.get("state", {}).items()}, **rest}
+
+
+def _without_state(saved: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in saved.items() if name != "state"}
+
+
+def _unfold(plain: Any) -> Any:
+    """A nest of 7ddda59 with torch tensors for arrays, and lists for what is numbered."""
+    if isinstance(plain, dict):
+        parts = {name: _unfold(value) for name, value in plain.items()}
+        return list(parts.values()) if all(str(name).isdecimal() for name in parts) else parts
+    return _tensor_from(plain) if isinstance(plain, np.ndarray) else plain
+
+
+def _tensor_from(array: NDArray[Any]) -> Any:
+    if is_own_kind(array.dtype):
+        return as_tensor(array.copy())
+    return tensors.from_bits(as_tensor(array.view(f"u{array.itemsize}").copy()), array.dtype.name, array.shape)
+
+
+def _fit_leaf(saved: Any, template: Any, where: str) -> Any:
+    if not (isinstance(saved, np.ndarray) or tensors.is_tensor(saved)):
+        return saved
+    if is_key(template):
+        random = importlib.import_module("jax").random
+        return random.wrap_key_data(saved, impl=random.key_impl(template))
+    shape = getattr(template, "shape", ())
+    if tuple(shape) != tuple(saved.shape):
+        raise ValueError(f"{where} must be saved with the shape {tuple(shape)}, got {tuple(saved.shape)}.")
+    if tensors.is_tensor(template):
+        return (saved if tensors.is_tensor(saved) else _tensor_from(saved)).to(template.device)
+    jax: Any = sys.modules.get("jax")
+    if jax is None or isinstance(template, np.ndarray) or tensors.is_tensor(saved):
+        return saved
+    array = jax.numpy.array(saved)
+    is_placed = isinstance(template, jax.Array) and template.committed
+    return jax.device_put(array, template.sharding) if is_placed else array
+
+
+def fill(saved: Any, live: Any) -> Any:
+    """A state with the live values in the places of those that were left out, and with the live state's own classes.
+
+    Args:
+        saved: A copy of a state, or what `put_together` returned.
+        live: The state of now; it may have other parts.
+    """
+    if isinstance(saved, LeftOut):
+        return live
+    node, own = open_node(saved), open_node(live)
+    if node is None or own is None:
+        return saved
+    build, others = node.build, own.parts
+    if node.kind in ("tuple", "namespace") and (own.kind, len(others)) == (node.kind, len(node.parts)):
+        build, others = own.build, dict(zip(node.parts, others.values(), strict=True))
+    return build([fill(part, others.get(name)) for name, part in node.parts.items()])

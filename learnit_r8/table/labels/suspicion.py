@@ -1,0 +1,131 @@
+"""The suspicion of the losses: samples whose losses form a component of their own, worse than an untrained model's."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .mixture import Humps, find_humps
+
+LEAST_USES = 4
+LEAST_HIGH = 1.03
+"""Least position of the higher component: clearly worse than untrained, which is 1."""
+
+HIGHEST = 25.0
+"""Limit to which mean losses are clipped, in multiples of the untrained loss, so that one absurd sample does not hide
+the others."""
+
+TEN_CLASSES = math.log(10)
+"""Untrained cross entropy of ten classes. The surprise is divided by the untrained loss, but by no less than this, as
+losses may be in any unit."""
+
+LEAST_SURPRISE = 0.3
+"""Share of the expected surprise at wrong labels that the higher component must show.
+
+A model that knows the share p of wrong labels gives each wrong one a probability of p / (classes - 1): its cross
+entropy is -log(p) above that of an untrained model. Rare classes that are still being learnt have lower losses.
+"""
+
+GROUP_SHARE = 1.5
+"""Largest share of suspects in a group, relative to that in all samples: a rare class is hard, not wrong."""
+
+
+class Suspicion(NamedTuple):
+    """A criterion for mislabelled samples, fitted to the losses of many samples.
+
+    Attributes:
+        untrained_loss: Loss of an untrained model, > 0.
+        humps: The two components of the square root of (mean loss / untrained loss).
+    """
+
+    untrained_loss: float
+    humps: Humps
+
+    @classmethod
+    def of(cls, mean_loss: NDArray[np.float32], usage_count: NDArray[Any], untrained_loss: float) -> Suspicion | None:
+        """Fit the criterion to samples; None if nothing is suspect.
+
+        Samples are suspect if the mean losses fall into two components, the higher of which is clearly worse than
+        untrained. With a model that has not learnt much yet, or with hard samples, there is one component with a tail.
+        A rare class that is learnt late may look like wrong labels: pass the groups to `flags`.
+
+        Args:
+            mean_loss: float32[M], mean loss of each sample over its uses.
+            usage_count: int[M], its uses; samples with fewer than 4 are left out.
+            untrained_loss: Loss of an untrained model, in the unit of the loss.
+        """
+        judged = np.asarray(usage_count) >= LEAST_USES
+        if not untrained_loss > 0 or not judged.any():
+            return None
+        humps = find_humps(_scaled(mean_loss[judged], untrained_loss))
+        if humps is None or not humps.are_apart or humps.high <= LEAST_HIGH:
+            return None
+        return cls(untrained_loss, humps)
+
+    @property
+    def is_surprising(self) -> bool:
+        """Whether the losses of the higher component are as high as those of wrong labels must be.
+
+        Only then may its samples be left out. Rare classes that are still being learnt have lower losses.
+        """
+        surprise = -math.log(self.humps.high_share) / max(TEN_CLASSES, self.untrained_loss)
+        return self.humps.high**2 > 1 + LEAST_SURPRISE * surprise
+
+    def score(self, mean_loss: NDArray[np.float32]) -> NDArray[np.float64]:
+        """float64[M] in [0, 1], the probability of belonging to the higher component."""
+        return self.humps.belonging(_scaled(mean_loss, self.untrained_loss))
+
+    def flags(
+        self,
+        mean_loss: NDArray[np.float32],
+        usage_count: NDArray[Any],
+        group: NDArray[Any] | None = None,
+        *,
+        least: float = 1.0,
+    ) -> NDArray[np.bool_]:
+        """bool[M], the suspect samples: more likely in the higher component, and worse than untrained.
+
+        Args:
+            mean_loss: float32[M].
+            usage_count: int[M]; samples used fewer than 4 times are never flagged.
+            group: int[M], a code for the label of each. In each group, at most 1.5 times the share of all samples is
+                flagged, those of highest loss first.
+            least: Limit above which a sample counts as worse than untrained, as the square root of
+                mean loss / untrained loss.
+        """
+        bound = self.untrained_loss * max(least, self.humps.divide) ** 2
+        flagged: NDArray[np.bool_] = (mean_loss > bound) & (usage_count >= LEAST_USES)
+        if group is not None and flagged.any():
+            spare(flagged, mean_loss, group)
+        return flagged
+
+    def are_being_learnt(self, last: NDArray[np.float32]) -> bool:
+        """Whether most of some suspects are no longer worse than untrained, given their last losses, float32[K].
+
+        This is so for rare classes, which a model learns later than others, and for wrong labels once it has memorised
+        them.
+        """
+        return bool(len(last)) and float((last < self.untrained_loss).mean()) > 0.5
+
+
+def spare(flagged: NDArray[np.bool_], mean_loss: NDArray[np.float32], group: NDArray[Any]) -> None:
+    """Clear the flags of the samples with the lowest losses in groups that have too many."""
+    chosen = np.flatnonzero(flagged)
+    chosen = chosen[np.lexsort((-mean_loss[chosen], group[chosen]))]
+    of_chosen = group[chosen]
+    rank = np.arange(len(chosen)) - np.searchsorted(of_chosen, of_chosen)
+    size = np.bincount(group)[of_chosen]
+    count, left = 0, np.ones(len(chosen), bool)
+    # Each flag that is cleared lowers the share that the other groups may have.
+    while count != np.count_nonzero(left):
+        count = int(np.count_nonzero(left))
+        left = rank < np.ceil(GROUP_SHARE * count / len(group) * size)
+    flagged[chosen[~left]] = False
+
+
+def _scaled(mean_loss: NDArray[np.float32], untrained_loss: float) -> NDArray[np.float64]:
+    """Rescale losses so that learnt and mislabelled samples form components of similar width, and untrained is 1."""
+    return np.sqrt(np.clip(mean_loss.astype(np.float64) / untrained_loss, 0, HIGHEST))

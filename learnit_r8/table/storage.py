@@ -1,0 +1,190 @@
+"""The storage: everything that is known of the samples, as values; saved, loaded and copied as a whole."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .._validation import check_choice, whole_number
+from .exclusions import Exclusions
+from .labels.evidence import Evidence
+from .losses import EXACT, source_of
+from .names import checked_ids, coded, digest_of
+from .records import Lock, Records
+from .trend import BatchTrend
+
+ESTIMATORS = ["additive", "relative"]
+"""Estimators for the means of batches."""
+
+FIELDS = ("loss", "last", "mean", "usage_count")
+
+
+class SampleStorage:
+    """What is known of every sample, and of the data as a whole. The training thread changes it.
+
+    Args:
+        num_samples: N, >= 1.
+        batch_size: B, >= 1.
+        estimator: What "loss" in the records means: with "relative" and losses of batches or parts, the loss relative
+            to the trend; otherwise the loss.
+        groups: Sequence of N labels (classes), or None.
+        sample_ids: Sequence of N names to show in place of indices, or None.
+        lock: Held while something is stored, and while some records are copied; None for one of its own.
+
+    Raises:
+        ValueError: a size is below 1, the estimator is unknown, or a sequence has another length than N.
+
+    Attributes:
+        num_samples, batch_size, estimator, sample_ids, lock: As given.
+        group_labels: The distinct labels, in the order of the codes in ``records``; None without groups.
+        group_sizes: Number of samples with each label; empty without groups.
+        records: The records of the samples.
+        evidence: What was predicted for the samples, where predictions are reported with the losses.
+        exclusions: The samples in quarantine, and those under watch.
+        batch_trend: Moving average of the batch losses, and statistics of the first ones.
+        part_size: Kind of the reports, fixed by the first: None before it, EXACT for one loss per sample, the size of
+            a part for means of parts, WHOLE_BATCH for batch means.
+        are_offsets: Whether "loss" is relative to the trend as a difference; otherwise it is a ratio.
+        num_seen: Number of samples that were learned from at least once.
+        is_whole: Whether nothing is half stored; false for good once an exception has cut that.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        batch_size: int,
+        estimator: str = "relative",
+        groups: ArrayLike | None = None,
+        sample_ids: Sequence[Any] | None = None,
+        lock: Lock | None = None,
+    ) -> None:
+        self.num_samples = num_samples = whole_number("num_samples", num_samples, least=1)
+        self.batch_size = batch_size = whole_number("batch_size", batch_size, least=1)
+        check_choice("estimator", estimator, ESTIMATORS)
+        self.estimator = estimator
+        self.sample_ids = checked_ids(sample_ids, num_samples)
+        self.group_labels: NDArray[Any] | None = None
+        self.group_sizes: tuple[int, ...] = ()
+        codes: Any = None
+        if groups is not None:
+            self.group_labels, codes, self.group_sizes = coded(np.asarray(groups), num_samples, batch_size)
+        self.records = Records(num_samples)
+        if codes is not None:
+            self.records.whole["group"][:] = codes
+        self.evidence = Evidence(num_samples)
+        self.exclusions = Exclusions()
+        self.batch_trend = BatchTrend(num_samples, batch_size)
+        self.part_size: int | None = None
+        self.are_offsets = False
+        self.num_seen = 0
+        self.is_whole = True
+        self.lock: Lock = threading.RLock() if lock is None else lock
+
+    @property
+    def source(self) -> str:
+        """The source of the estimates: "exact", "parts of 4", "batch means of 32" or "nothing yet"."""
+        return source_of(self.part_size, self.batch_size)
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether "loss" in the records is relative to the trend."""
+        return self.estimator == "relative" and self.part_size != EXACT
+
+    @property
+    def untrained_loss(self) -> float:
+        """The loss of an untrained model; NaN before the first report. See `UntrainedLoss`."""
+        return self.batch_trend.untrained.value
+
+    def name_of(self, index: int) -> Any:
+        """The name of a sample: its entry in ``sample_ids``, otherwise its index."""
+        return index if self.sample_ids is None else self.sample_ids[index]
+
+    def estimates(self, records: NDArray[Any]) -> NDArray[np.float32]:
+        """float32[M], the estimated losses in ``records``, NaN for unseen samples; may be a view of them."""
+        values: NDArray[np.float32] = records["loss"]
+        if self.is_relative:
+            trend = np.float32(self.batch_trend.value)
+            values = values + trend if self.are_offsets else values * trend
+        return values if self.num_seen == self.num_samples else _of_seen(values, records)
+
+    def read(self, fields: Sequence[str], indices: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]]:
+        """Copies of fields for somebody to look at: loss as estimated; loss, last and mean NaN for unseen samples.
+
+        The lock is held for each slice of the records, see `Records.slices`.
+
+        Args:
+            fields: Their names.
+            indices: int64[M], the samples to read; None for all.
+        """
+        records = self.records
+        size = self.num_samples if indices is None else len(indices)
+        found = {name: np.empty(size, records.whole.dtype[name]) for name in fields}
+        for place, some in records.slices(self.lock, indices):
+            for name, values in found.items():
+                if name == "loss":
+                    values[place] = self.estimates(some)
+                else:
+                    values[place] = some[name] if values.dtype.kind == "u" else _of_seen(some[name], some)
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything learned, copied: arrays of N by field name, and plain numbers.
+
+        Reports that are held back are not in it: hand them over before. A million samples take some 5 ms, and as much
+        again with predictions.
+        """
+        trend = self.batch_trend
+        numbers = {
+            "part_size": self.part_size,
+            "trend": trend.value,
+            "_num_reports": trend.num_reports,
+            "_offsets": self.are_offsets,
+        }
+        return {
+            **self.records.columns(FIELDS),
+            "numbers": numbers,
+            "evidence": self.evidence.state_dict(),
+            **self.exclusions.state_dict(),
+            **trend.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned; groups stay unchanged."""
+        self.is_whole = False
+        for name in FIELDS:
+            self.records.whole[name][:] = state[name]
+        self.num_seen = int(np.count_nonzero(self.records.whole["usage_count"]))
+        numbers = state["numbers"]
+        self.part_size, self.are_offsets = numbers["part_size"], numbers["_offsets"]
+        self.exclusions.load_state_dict(state)
+        self.evidence.load_state_dict(state["evidence"])
+        self.batch_trend.load_state_dict(state, value=numbers["trend"], num_reports=numbers["_num_reports"])
+        self.is_whole = True
+
+    @functools.cached_property
+    def _digest(self) -> str | None:
+        return self.digest(self.num_samples)
+
+    def digest(self, count: int) -> str | None:
+        """Digest of the first ``count`` names, the same for lists and arrays of them; None without names."""
+        return digest_of(self.sample_ids, count)
+
+    def identity(self) -> dict[str, Any]:
+        """The facts in which a saved state must agree: sizes, estimator, and a digest of the names."""
+        return {
+            "num_samples": self.num_samples,
+            "batch_size": self.batch_size,
+            "estimator": self.estimator,
+            "sample_ids": self._digest,
+        }
+
+
+def _of_seen(values: NDArray[Any], records: NDArray[Any]) -> NDArray[np.float32]:
+    """The values, NaN for unseen samples."""
+    return np.where(records["usage_count"] > 0, values, np.float32("nan"))

@@ -1,0 +1,62 @@
+"""What a model was given and returned in a batch, to tell whether an exception is due to values that are not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from .loader import SampleError
+
+NEVER_OF_VALUES = (MemoryError, LookupError, SampleError, torch.cuda.OutOfMemoryError)
+"""Errors that no value explains."""
+
+
+class LastForward:
+    """What a model is given and returns within a ``with`` block.
+
+    Args:
+        model: The model, as the loop calls it.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model = model
+        self._seen: list[Any] = []
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> LastForward:
+        self._seen = []
+        self._hooks = [
+            self._model.register_forward_pre_hook(lambda _, *given: self._seen.append(given), with_kwargs=True),
+            self._model.register_forward_hook(lambda _, __, outputs: self._seen.append(outputs)),
+        ]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._seen = []
+
+    def explains(self, error: Exception) -> bool:
+        """Whether what was seen is not finite, so that an exception may be due to that."""
+        if isinstance(error, NEVER_OF_VALUES):
+            return False
+        try:
+            return not all(bool(torch.isfinite(each).all()) for each in _floats(self._seen))
+        except Exception:
+            # A device that has failed answers no question.
+            return False
+
+
+def _floats(tree: Any) -> Iterator[torch.Tensor]:
+    """The tensors of floats in a nest of containers."""
+    if isinstance(tree, torch.Tensor):
+        if tree.is_floating_point():
+            yield tree.detach()
+    elif isinstance(tree, Mapping):
+        for each in tree.values():
+            yield from _floats(each)
+    elif isinstance(tree, (list, tuple)):
+        for each in tree:
+            yield from _floats(each)

@@ -1,0 +1,274 @@
+"""What goes wrong costs no more than it must: experiments tell bad batches, damaged weights and new levels apart."""
+
+import math
+import threading
+
+import numpy as np
+import pytest
+
+from learnit_r8 import R8Scheduler, Recovery, TrainingDiverged, Verdict, events
+from learnit_r8.testing import FaultPlan, ToyTask, record_events
+
+N, B = 1024, 32
+
+
+def build(task, *, listeners=(), **more):
+    more = {"num_steps": 1200, "initial_lr": 0.05, "backup_every": 25} | more
+    return R8Scheduler(
+        N, batch_size=B, state_callback=task.state, load_callback=task.load, listeners=listeners, **more
+    )  # fmt: skip
+
+
+def damage(task):
+    """Weights of another task, as after a flipped sign: finite, and much worse."""
+    task.weights[2] *= -3.0
+
+
+def train(task, reported=lambda step, indices, losses: losses, *, faults=None, damaged=(), **more):
+    """A run of the quick start's loop; what is reported, rates that are at fault, and steps whose update damages."""
+    faults, heard = faults or FaultPlan(), record_events()
+    r8 = build(task, listeners=[heard], **more)
+    damaged = set(damaged)
+    for _ in r8.epoch_iterator():
+        for indices, lr in r8.batch_iterator():
+            step = r8.global_step
+            losses = task.losses(indices)
+            if r8.update_with_loss(reported(step, indices, losses)):
+                task.step(faults.rate(step, lr))
+                if step in damaged:
+                    damaged.remove(step)
+                    damage(task)
+    return r8, heard
+
+
+def undisturbed(**more):
+    """The loss that the task ends with."""
+    task = ToyTask(N)
+    train(task, **more)
+    return task.loss()
+
+
+@pytest.mark.filterwarnings("ignore:sample.* not drawn any more:RuntimeWarning")
+@pytest.mark.parametrize("exact", [False, True], ids=["means", "exact"])
+@pytest.mark.parametrize(("share", "most"), [(0.1, 0), (0.3, 5)])
+def test_nan_batches_cost_themselves(share, most, exact):
+    """A tenth or a third of NaN batches cost those batches: nothing is restored, no rate lowered, no sample blamed."""
+    task, is_bad = ToyTask(N), np.random.default_rng(1).random(1300) < share
+
+    def reported(step, indices, losses):
+        losses = losses if exact else losses.mean()
+        return losses * math.nan if is_bad[step] else losses
+
+    r8, heard = train(task, reported)
+    probes = heard.of(events.Probed)
+
+    bad_probes = [each for each in probes if not math.isfinite(each.loss)]
+
+    assert not heard.of(events.RolledBack, events.LrCapped)
+    assert len(r8.table.quarantined) <= most
+    assert len(heard.of(events.BatchRefused)) + len(bad_probes) == pytest.approx(is_bad[:1200].sum(), abs=2)
+    assert all(each.lr == r8.schedule((each.step - 1) / 1200) for each in heard.of(events.StepDone))
+    assert task.loss() < 1.1 * undisturbed(num_steps=int((1 - share) * 1200)) + 1e-3
+
+
+@pytest.mark.parametrize("steps", [(0, 1, 2), (1, 2, 3), (8, 9, 10), (3, 9, 15)])
+def test_nan_losses_in_warm_up(steps):
+    """Three NaN losses in the warm-up restore nothing, lower no rate, and change the end of the run by nothing."""
+    task = ToyTask(N)
+    _, heard = train(task, lambda step, _, losses: losses.mean() * (math.nan if step in steps else 1.0))
+
+    assert not heard.of(events.RolledBack, events.LrCapped)
+    assert task.loss() < 1.1 * undisturbed() + 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:more than half of the last 100 batches:RuntimeWarning")
+@pytest.mark.parametrize(("exact", "count"), [(False, 6), (True, 50)], ids=["means", "exact"])
+@pytest.mark.parametrize("share", [1.0, 0.6], ids=["always", "sometimes"])
+def test_bad_samples_are_found(exact, count, share):
+    """Samples whose losses are NaN, also only sometimes, are quarantined, and the others are all learned."""
+    rng, task = np.random.default_rng(2), ToyTask(N)
+    bad = rng.choice(N, count, replace=False)
+
+    def reported(step, indices, losses):
+        losses = np.where(np.isin(indices, bad) & (rng.random(B) < share), math.nan, losses)
+        return losses if exact else losses.mean()
+
+    with pytest.warns(RuntimeWarning, match="not drawn any more"):
+        r8, heard = train(task, reported, num_steps=1600)
+    found = set(r8.table.quarantined.tolist())
+
+    assert found <= set(bad.tolist())
+    assert len(found) >= (count if share == 1.0 else 0.5 * count)
+    assert not heard.of(events.RolledBack, events.LrCapped)
+    assert task.loss() < 0.1
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_three_damages_within_fifteen_steps():
+    """Each of three damages soon after one another is undone, and no restore passes healthy states."""
+    task = ToyTask(N)
+    _, heard = train(task, damaged=(600, 606, 612))
+    backs = [event.to_step for event in heard.of(events.RolledBack)]
+
+    assert backs
+    assert min(backs) >= 600 - 2 * 25
+    assert task.loss() < 1.1 * undisturbed() + 1e-3
+
+
+def test_first_restore_is_said_aloud():
+    """The first restore of a run warns, with the reason and where to read."""
+    with pytest.warns(RuntimeWarning, match=r"the weights were damaged, restored to step \d+, .*docs/recovery.md"):
+        train(ToyTask(N), damaged=(600,), num_steps=700)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("at", [1, 2, 5, 20, 79])
+def test_loss_of_1e9_is_refused_from_the_second_step_on(at):
+    """A loss that is constant and then 1e9 is refused at once, at any step from the second on."""
+    task, heard = ToyTask(N), record_events()
+    r8 = build(task, listeners=[heard])
+    for _ in range(at):
+        r8.report(r8.draw(), 1.0)
+    outcome = r8.report(r8.draw(), 1e9)
+
+    assert not outcome
+    assert len(heard.of(events.BatchRefused)) == 1
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("lr", [5.0, 50.0])
+def test_rate_too_high_from_the_start(lr):
+    """At a rate 100 or 1,000 times too high from the start, the rate falls until it holds."""
+    task = ToyTask(N)
+    r8, heard = train(task, initial_lr=lr, num_steps=1500)
+
+    assert heard.of(events.RolledBack, events.LrCapped)
+    assert task.loss() < 0.2
+    assert r8.controller.num_restored >= 1
+
+
+@pytest.mark.parametrize("rise", [0.5, 2.0])
+def test_term_added_to_the_loss(rise):
+    """A term that is added to the loss restores nothing, and the new level is accepted, once and aloud."""
+    task = ToyTask(N)
+    with pytest.warns(RuntimeWarning, match=r"Nothing was restored, and the new level\s+counts as usual"):
+        _, heard = train(task, lambda step, _, losses: losses.mean() + rise * (step >= 700))
+    refused = heard.of(events.BatchRefused)
+
+    assert not heard.of(events.RolledBack, events.LrCapped)
+    assert len(refused) + len(heard.of(events.Probed)) < 100
+    assert task.loss() < 1.1 * undisturbed() + 1e-3
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("last", [1, 2])
+def test_damage_in_the_last_updates(last):
+    """Damage in one of the last two updates is undone before the run ends."""
+    task = ToyTask(N)
+    r8, heard = train(task, damaged=(600 - 1 - last,), num_steps=600)
+
+    assert r8.global_step == 600
+    assert heard.of(events.RolledBack)
+    assert task.loss() < 0.2
+
+
+@pytest.mark.parametrize("loss", [math.nan, 1e9])
+def test_unseen_state_is_restored_at_once(loss):
+    """Where there are only `update_cpu_backup` and a load callback, as in the document, one such loss restores."""
+    loaded = []
+    r8 = R8Scheduler(N, batch_size=B, num_steps=300, load_callback=loaded.append)
+    r8.update_cpu_backup({"weight": 1.0})
+    for _ in range(100):
+        r8.report(r8.draw(), 1.0 + 0.01 * (r8.global_step % 7))
+    r8.update_cpu_backup({"weight": 2.0})
+    r8.report(r8.draw(), 1.0)
+    outcomes = [r8.report(r8.draw(), loss)]
+    if not loaded:
+        outcomes.append(r8.report(r8.draw(), loss))
+    with pytest.warns(RuntimeWarning, match="restored to step 100"):
+        outcomes += [r8.report(r8.draw(), 1.0) for _ in range(8)]
+
+    first = next(outcome for outcome in outcomes if outcome.verdict is not Verdict.GOOD)
+
+    assert first.rolled_back_to == 100
+    assert loaded[0] == {"weight": 2.0}
+
+
+def test_losses_that_stay_nan_end_the_run():
+    """After ``max_refused`` refused batches in a row the run ends; healthy weights are left as they are."""
+    task = ToyTask(N)
+    with pytest.raises(TrainingDiverged, match="60 batches in a row were refused"):
+        train(task, lambda step, _, losses: losses * (1 if step < 500 else math.nan), recovery=Recovery(max_refused=60))
+
+    assert task.loss() < 0.5
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_no_checkpoint_while_a_probe_is_open(tmp_path):
+    """Between the first probe and what is found no checkpoint is written and no backup taken."""
+    task = ToyTask(N)
+    _, heard = train(
+        task, damaged=(600,), num_steps=700, checkpoint_dir=tmp_path, checkpoint_every=1, save_callback=task.save,
+        backup_every=1,
+    )  # fmt: skip
+    kinds = heard.of(events.Probed, events.RolledBack, events.CheckpointSaved, events.BackupTaken)
+    first = next(n for n, event in enumerate(kinds) if isinstance(event, events.Probed))
+    found = next(n for n, event in enumerate(kinds) if isinstance(event, events.RolledBack))
+
+    assert all(isinstance(event, events.Probed) for event in kinds[first:found])
+    assert task.loss() < 0.2
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("out", [2, 5])
+def test_probes_with_batches_out(out):
+    """Damage heals although several batches are drawn ahead; what was computed meanwhile is not learned."""
+    task, heard = ToyTask(N), record_events()
+    r8 = build(task, listeners=[heard])
+    tickets, is_damaged = [], False
+    while True:
+        while len(tickets) < out and (ticket := r8.draw_if_any()) is not None:
+            tickets.append(ticket)
+        if not tickets:
+            break
+        ticket = r8.host.begin(tickets.pop(0))
+        if r8.report(ticket, float(task.losses(ticket.indices).mean())):
+            task.step(ticket.lr)
+            if r8.global_step == 600 and not is_damaged:
+                is_damaged = True
+                damage(task)
+
+    assert r8.global_step == 1200
+    assert heard.of(events.RolledBack)
+    assert task.loss() < 0.1
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_probes_with_two_threads():
+    """Two threads that take turns heal as one does: a probe goes to whichever draws next."""
+    task, heard = ToyTask(N), record_events()
+    r8 = build(task, listeners=[heard])
+    lock, damaged, errors = threading.Lock(), [], []
+
+    def work():
+        try:
+            while (ticket := r8.draw_if_any()) is not None:
+                with lock:
+                    if r8.report(ticket, float(task.losses(ticket.indices).mean())):
+                        task.step(ticket.lr)
+                    if r8.global_step >= 600 and not damaged:
+                        damaged.append(r8.global_step)
+                        damage(task)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert errors == []
+    assert r8.global_step == 1200
+    assert heard.of(events.RolledBack)
+    assert task.loss() < 0.1
