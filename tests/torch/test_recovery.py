@@ -87,6 +87,14 @@ def test_a_loss_that_raises_for_nan_is_refused(reduction):
     assert all(bool(each.isfinite().all()) for each in model.parameters())
 
 
+def raise_in_batch(model, adapter, x, error, *, notes=False):
+    with adapter.batch():
+        losses = model(x).flatten()
+        if notes:
+            adapter.loss(losses)
+        raise error
+
+
 @pytest.mark.parametrize("error", [RuntimeError("of the user's"), MemoryError("none left"), IndexError("no such row")])
 @pytest.mark.parametrize("factor", [1.0, float("nan")])
 def test_other_exceptions_are_raised_on(error, factor):
@@ -95,9 +103,8 @@ def test_other_exceptions_are_raised_on(error, factor):
     if type(error) is RuntimeError and factor != 1.0:
         pytest.skip("explained by the value")
     x, _ = next(iter(adapter.loader()))
-    with pytest.raises(type(error)) as raised, adapter.batch():
-        model(x * factor)
-        raise error
+    with pytest.raises(type(error)) as raised:
+        raise_in_batch(model, adapter, x * factor, error)
 
     assert raised.value is error
 
@@ -106,9 +113,8 @@ def test_what_is_raised_after_the_losses_were_noted_is_raised_on():
     """The loss is known then: nothing that comes after it is of the loss function."""
     model, adapter = probability(num_steps=20)
     x, _ = next(iter(adapter.loader()))
-    with pytest.raises(RuntimeError, match="later"), adapter.batch():
-        adapter.loss(model(x * float("nan")).flatten())
-        raise RuntimeError("later")
+    with pytest.raises(RuntimeError, match="later"):
+        raise_in_batch(model, adapter, x * float("nan"), RuntimeError("later"), notes=True)
 
 
 def test_guards_by_name():
@@ -117,5 +123,5 @@ def test_guards_by_name():
 
     assert probability(num_steps=2, guard="finite")[1].scheduler.sentry.guard == FiniteGuard()
     assert probability(num_steps=2, guard="spike")[1].scheduler.sentry.guard == SpikeGuard()
-    with pytest.raises(ValueError, match="guard must be one of .* or a guard, got 'finit'. Did you mean 'finite'"):
+    with pytest.raises(ValueError, match=r"guard must be one of .* or a guard, got 'finit'. Did you mean 'finite'"):
         probability(num_steps=2, guard="finit")
