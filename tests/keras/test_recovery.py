@@ -50,10 +50,10 @@ def run(kind):
         x[BAD_SAMPLE] = np.nan
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(1)])
     model.compile(keras.optimizers.Adam(0.01), keras.losses.MeanSquaredError())
-    r8 = R8Scheduler(len(X), batch_size=BATCH, num_steps=NUM_STEPS, initial_lr=0.01, policy="shuffle", backup_every=20)
+    r8 = R8Scheduler(len(X), batch_size=BATCH, num_steps=NUM_STEPS, initial_lr=0.01, policy="shuffle")
     dataset = R8Dataset(OnceBad() if kind == "nan batch" else x, Y, r8)
     actions = [At(r8, STEP, lambda model: strike(kind, model))]
-    model.fit(dataset, epochs=15, verbose=0, shuffle=False, callbacks=[R8Callback(dataset), *actions])
+    model.fit(dataset, epochs=15, verbose=0, shuffle=False, callbacks=[R8Callback(dataset, backup_every=20), *actions])
     return r8, float(np.mean((model.predict(X, verbose=0) - Y) ** 2))
 
 
