@@ -559,16 +559,21 @@ class RecoveryController:
         on_disk = [each for each in self._on_disk if each.witness and each.step in files and each.step not in steps]
         return sorted([*in_ram, *on_disk], key=lambda each: (each.updates, each.step))
 
+    def _newest_on_disk(self) -> Backup | None:
+        """The newest checkpoint, with a witness or without."""
+        files = self._persistence.checkpoint_steps()
+        return next((each for each in reversed(self._on_disk) if each.step in files), None)
+
     def _begin(self, alarm: Alarm, level: float, *, best: Backup | None = None) -> None:
         self.is_quiet = False
         known = self._known()
         self._live.begin()
         if not known:
             # Nothing is known yet: only a state that is damaged is put back.
-            newest = self._backup.newest
-            if newest is not None and (self._persistence.callbacks.state is None or self._live.is_damaged()):
-                if self._live.put(newest):
-                    self._restored(newest, alarm, is_sudden=True)
+            newest = self._backup.newest or self._newest_on_disk()
+            is_needed = self._persistence.callbacks.state is None or self._live.is_damaged()
+            if newest is not None and is_needed and self._live.put(newest):
+                self._restored(newest, alarm, is_sudden=True)
             return
         self._case = Case(
             alarm, level, known, self.progress.start, self.progress.first_spread,
@@ -653,6 +658,10 @@ class RecoveryController:
         elif finding.verdict == "level":
             self._accept_level(finding, step)
         elif self._live.failures:
+            newest = self._newest_on_disk()
+            if newest is not None and newest not in finding.tested and self._live.put(newest):
+                self._restored(newest, case.alarm, is_sudden=case.is_sudden)
+                return
             raise RestoreError(f"{' | '.join(self._live.failures)} The model may be partly restored.")
         self._note(step, finding.text)
         if finding.verdict != "lost" and not self._is_proving:
