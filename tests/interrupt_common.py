@@ -344,7 +344,14 @@ def memory_of(r8):
     """All that a report changes but the losses themselves, attribute by attribute, as nested tuples."""
     names = ("part_size", "are_offsets", "exclusions", "batch_trend")
     table = {name: getattr(r8.table.storage, name) for name in names}
-    parts = (r8.sentry, r8.controller, r8.host.persistence.backup, r8.host.search._test, r8.host.search.found_lr, r8.host._tally)
+    parts = (
+        r8.sentry,
+        r8.controller,
+        r8.host.persistence.backup,
+        r8.host.search._test,
+        r8.host.search.found_lr,
+        r8.host._tally,
+    )
     return _remembered((table, r8.pace.step, r8.pace.num_out, *parts), [r8.table])
 
 

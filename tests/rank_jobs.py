@@ -370,3 +370,15 @@ def predicting_run(rank, bad_step):
     is_right = (evidence["margin"] < 0).mean()
     assert (evidence["given"] == task.y.numpy()).all()
     return hashlib.sha256(evidence.tobytes()).hexdigest(), adapter.scheduler.sentry.num_refused, float(is_right)
+
+
+def faulty_run(rank, kind, accumulate, bad_rank):
+    """A training that a fault strikes, that of a batch on one rank only: the loss, the steps and the refusals."""
+    from . import fault_common
+
+    warnings.filterwarnings("ignore")
+    only = kind == "nan batch" and rank != bad_rank
+    wrap = DistributedDataParallel
+    adapter, loss = fault_common.train(kind, accumulate=accumulate, wrap=wrap, strikes=not only)
+    r8 = adapter.scheduler
+    return loss, r8.global_step, r8.sentry.num_refused, r8.controller.num_probes, r8.controller.num_restored

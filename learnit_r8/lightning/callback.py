@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -97,12 +96,11 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         Lightning takes no step then.
         """
         self._has_raised = False
-        with LastForward(pl_module) as forward, contextlib.ExitStack() as parts:
-            watched = [forward, *(parts.enter_context(LastForward(each)) for each in pl_module.children())]
+        with LastForward(pl_module) as forward:
             try:
                 return self._own_step(*args, **kwargs)
             except Exception as error:
-                if self._adapter.num_ranks > 1 or not any(each.explains(error) for each in watched):
+                if self._adapter.num_ranks > 1 or not forward.explains(error):
                     raise
                 self._has_raised = True
                 return None

@@ -8,13 +8,17 @@ from typing import Any
 import torch
 
 from .loader import SampleError
+from .state import plain_model
 
 NEVER_OF_VALUES = (MemoryError, LookupError, SampleError, torch.cuda.OutOfMemoryError)
 """Errors that no value explains."""
 
 
 class LastForward:
-    """What a model is given and returns within a ``with`` block.
+    """What a model is given and returns within a ``with`` block, and what its children return.
+
+    A model that computes its loss itself may raise before it returns, and a module of Lightning may call its children
+    alone. Children may return infinities on purpose, as masks, so of theirs only NaN counts.
 
     Args:
         model: The model, as the loop calls it.
@@ -22,27 +26,35 @@ class LastForward:
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = model
+        self._children = list(plain_model(model).children())
         self._seen: list[Any] = []
+        self._inner: list[Any] = []
         self._hooks: list[Any] = []
 
     def __enter__(self) -> LastForward:
-        self._seen = []
+        self._seen, self._inner = [], []
         self._hooks = [
             self._model.register_forward_pre_hook(lambda _, *given: self._seen.append(given), with_kwargs=True),
             self._model.register_forward_hook(lambda _, __, outputs: self._seen.append(outputs)),
+            *(
+                each.register_forward_hook(lambda _, __, outputs: self._inner.append(outputs))
+                for each in self._children
+            ),
         ]
         return self
 
     def __exit__(self, *error: object) -> None:
         for hook in self._hooks:
             hook.remove()
-        self._seen = []
+        self._seen, self._inner = [], []
 
     def explains(self, error: Exception) -> bool:
         """Whether what was seen is not finite, so that an exception may be due to that."""
         if isinstance(error, NEVER_OF_VALUES):
             return False
         try:
+            if any(bool(torch.isnan(each).any()) for each in _floats(self._inner)):
+                return True
             return not all(bool(torch.isfinite(each).all()) for each in _floats(self._seen))
         except Exception:
             # A device that has failed answers no question.

@@ -105,6 +105,10 @@ def test_order_is_kept():
     assert taken == [[], [], [], [0, 1, 2, 3], [4]]
 
 
+RESTORES = pytest.mark.filterwarnings("ignore:.*the weights were damaged", "ignore:more than half of the last 100")
+
+
+@RESTORES
 @pytest.mark.parametrize("nan_at", [0, 4, STEPS - 1, STEPS, STEPS + 6])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_nan_heals_late(nan_at, workers):
@@ -116,27 +120,29 @@ def test_nan_heals_late(nan_at, workers):
     assert len(outcomes) == adapter.scheduler.global_step == 3 * STEPS
     assert np.isfinite(weights(adapter.model)).all()
     assert np.isfinite(adapter.scheduler.table.loss).all()
-    # The batch itself, and those that were on their way: each at most once.
-    assert 3 * 200 - 7 * 16 <= uses.sum() < 3 * 200
-    assert uses.max() <= 3
+    # The batch itself, those that were on their way, and probes.
+    assert 3 * 200 - 10 * 16 <= uses.sum() < 3 * 200
+    # A probe that has passed is trained on once more.
+    assert uses.max() <= 4
 
 
+@RESTORES
 def test_a_poisoned_run_is_given_up_late_too():
     """Losses that stay bad end the run, though each is known late."""
-    adapter = adapted(sharing=Slow(2), num_epochs=8)
+    adapter = adapted(sharing=Slow(2), num_epochs=8, recovery=no_steady(max_refused=20))
     with pytest.raises(TrainingDiverged):
         train(adapter, nan_at=range(3, 999))
 
     assert np.isfinite(weights(adapter.model)).all()
 
 
+@RESTORES
 def test_batch_after_a_late_refusal_is_not_stepped():
     """The gradient of weights that are gone is dropped."""
     adapter = adapted(sharing=Slow(2), num_epochs=3)
     outcomes = train(adapter, nan_at=[5])
     refused = [number for number, outcome in enumerate(outcomes) if not outcome]
 
-    assert len(refused) == 1
     assert refused[0] > 5
     assert outcomes[refused[0]].rolled_back_to is not None
 

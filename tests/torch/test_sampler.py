@@ -480,7 +480,7 @@ def test_search_for_a_rate():
     assert r8.pace.is_finished
 
 
-@pytest.mark.filterwarnings("ignore:the loss of step")
+@pytest.mark.filterwarnings("ignore:a loss was refused, and there is nothing to restore")
 @pytest.mark.parametrize("nan_at", [0, 7, STEPS - 1])
 def test_refused_batch_with_workers_ahead(nan_at):
     """After a refused loss every other batch is trained on once, and its samples keep their records."""

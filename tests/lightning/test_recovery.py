@@ -1,0 +1,81 @@
+"""Faults in a training with Lightning: found out by probes, and healed."""
+
+import pytest
+
+pytest.importorskip("lightning")
+
+import torch
+from torch.nn.functional import binary_cross_entropy, mse_loss
+
+from learnit_r8.lightning import R8Loader
+from tests.fault_common import BATCH, FAULT_STEP, HEALED, KINDS, Fault, Samples, linear, loss_of, settings_of
+from tests.lightning.common import fit
+
+lightning = pytest.importorskip("lightning")
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Regression(lightning.LightningModule):
+    def __init__(self, kind, accumulate):
+        super().__init__()
+        self.net, self._optimizer = linear()
+        self._fault = Fault(kind, FAULT_STEP * accumulate)
+
+    def configure_optimizers(self):
+        return self._optimizer
+
+    def training_step(self, batch, _):
+        x, y = batch
+        losses = mse_loss(self.net(self._fault.strike(self.net, self._optimizer, x)), y, reduction="none").mean(1)
+        return {"loss": losses.mean(), "losses": losses.detach()}
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fault_heals(kind, accumulate):
+    """A fault of any kind is healed, though Lightning has taken its step before the loss is reported."""
+    module = Regression(kind, accumulate)
+    loader = R8Loader(Samples(kind), batch_size=BATCH, **settings_of(accumulate))
+    _, r8, _ = fit(module=module, loader=loader, epochs=-1, accumulate_grad_batches=accumulate)
+
+    assert loss_of(module.net) < HEALED
+    assert not r8.controller.is_open
+
+
+class Probability(lightning.LightningModule):
+    def __init__(self, error=None):
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Linear(4, 1), torch.nn.Sigmoid())
+        self.error, self.calls = error, 0
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def training_step(self, batch, _):
+        x, _ = batch
+        self.calls += 1
+        is_bad = self.calls == 9
+        if is_bad and self.error is not None:
+            raise self.error
+        return binary_cross_entropy(self.net(x * float("nan") if is_bad else x), torch.ones(len(x), 1))
+
+
+def test_a_loss_that_raises_for_nan_is_refused():
+    """An exception where what the network returned is seen to be NaN costs its batch, and nothing else."""
+    module = Probability()
+    _, r8, _ = fit(module=module, loader=R8Loader(Samples(), batch_size=BATCH, num_steps=20), epochs=-1)
+
+    assert r8.global_step == 20
+    assert r8.sentry.num_refused == 1
+    assert "training_step" not in vars(module)
+
+
+def test_every_other_exception_ends_the_training():
+    """An exception that no value explains is raised on, unchanged."""
+    with pytest.raises(RuntimeError, match=r"^not of a value$"):
+        fit(
+            module=Probability(RuntimeError("not of a value")),
+            loader=R8Loader(Samples(), batch_size=BATCH, num_steps=20),
+            epochs=-1,
+        )

@@ -1,0 +1,127 @@
+"""Faults in a training with torch: found out by probes, and healed, with workers, late verdicts and accumulation."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch.nn.functional import binary_cross_entropy
+
+from learnit_r8 import events
+from learnit_r8.torch import attach
+from tests.fault_common import BAD_SAMPLE, BATCH, HEALED, KINDS, NUM_STEPS, Samples, train
+from tests.torch.test_readback import Slow
+
+RESTORED = ("large weights", "moments")
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*(weights were damaged|sample 77|loss of sample)")
+
+
+@pytest.mark.parametrize(
+    ("workers", "accumulate", "is_exact"), [(0, 1, True), (0, 1, False), (2, 1, True), (0, 4, True), (2, 4, True)]
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fault_heals(kind, workers, accumulate, is_exact):
+    """A fault of any kind is healed, whoever fetches the batches and however many make an update."""
+    heard = []
+    adapter, loss = train(kind, workers=workers, accumulate=accumulate, is_exact=is_exact, listeners=[heard.append])
+    r8 = adapter.scheduler
+
+    assert loss < HEALED
+    assert r8.global_step == NUM_STEPS * accumulate
+    assert not r8.controller.is_open
+    if kind in RESTORED:
+        assert any(isinstance(each, events.RolledBack) for each in heard)
+    if kind == "bad sample" and is_exact:
+        assert r8.table.quarantined.tolist() == [BAD_SAMPLE]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fault_heals_late(kind, workers):
+    """A fault is healed where losses are known some steps later: probes wait for theirs."""
+    adapter, loss = train(kind, workers=workers, sharing=Slow(5))
+
+    assert loss < HEALED
+    assert adapter.scheduler.global_step == NUM_STEPS
+    assert not adapter.scheduler.controller.is_open
+
+
+def test_a_users_own_loader_with_workers_draws_no_probes():
+    """Batches that a loader of the user's has fetched ahead cannot be overtaken."""
+    model = torch.nn.Linear(4, 1)
+    adapter = attach(model, torch.optim.SGD(model.parameters(), lr=0.01), Samples(), batch_size=BATCH, num_epochs=1)
+    seen = []
+    for workers in (1, 0):
+        loader = torch.utils.data.DataLoader(Samples(), batch_sampler=adapter.sampler, num_workers=workers)
+        next(iter(loader))
+        seen.append(adapter.scheduler.controller.can_probe)
+
+    assert seen == [False, True]
+
+
+class Probability(torch.nn.Sequential):
+    def __init__(self):
+        super().__init__(torch.nn.Linear(4, 1), torch.nn.Sigmoid())
+
+
+def probability(**settings):
+    """A model whose loss function raises for what is not a probability, and its adapter."""
+    torch.manual_seed(0)
+    model = Probability()
+    return model, attach(model, torch.optim.SGD(model.parameters(), lr=0.1), Samples(), batch_size=BATCH, **settings)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_a_loss_that_raises_for_nan_is_refused(reduction):
+    """An exception where the model was given NaN costs its batch, and nothing else; so does one of the first batch."""
+    model, adapter = probability(num_steps=20)
+    outcomes = []
+    for x, _ in adapter.loader():
+        x = x * float("nan") if len(outcomes) in (0, 9) else x
+        with adapter.batch():
+            losses = binary_cross_entropy(model(x), torch.ones(len(x), 1), reduction=reduction)
+            adapter.step(adapter.loss(losses.flatten() if losses.ndim else losses))
+        outcomes.append(bool(adapter.outcome))
+
+    assert outcomes == [number not in (0, 9) for number in range(20)]
+    assert all(bool(each.isfinite().all()) for each in model.parameters())
+
+
+def raise_in_batch(model, adapter, x, error, *, notes=False):
+    with adapter.batch():
+        losses = model(x).flatten()
+        if notes:
+            adapter.loss(losses)
+        raise error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("of the user's"), MemoryError("none left"), IndexError("no such row")])
+@pytest.mark.parametrize("factor", [1.0, float("nan")])
+def test_other_exceptions_are_raised_on(error, factor):
+    """What no value explains is raised on unchanged: where all is finite, and of kinds that never come from values."""
+    model, adapter = probability(num_steps=20)
+    if type(error) is RuntimeError and factor != 1.0:
+        pytest.skip("explained by the value")
+    x, _ = next(iter(adapter.loader()))
+    with pytest.raises(type(error)) as raised:
+        raise_in_batch(model, adapter, x * factor, error)
+
+    assert raised.value is error
+
+
+def test_what_is_raised_after_the_losses_were_noted_is_raised_on():
+    """The loss is known then: nothing that comes after it is of the loss function."""
+    model, adapter = probability(num_steps=20)
+    x, _ = next(iter(adapter.loader()))
+    with pytest.raises(RuntimeError, match="later"):
+        raise_in_batch(model, adapter, x * float("nan"), RuntimeError("later"), notes=True)
+
+
+def test_guards_by_name():
+    """The word of a guard goes through attach() to the scheduler."""
+    from learnit_r8.guard import FiniteGuard, SpikeGuard
+
+    assert probability(num_steps=2, guard="finite")[1].scheduler.sentry.guard == FiniteGuard()
+    assert probability(num_steps=2, guard="spike")[1].scheduler.sentry.guard == SpikeGuard()
+    with pytest.raises(ValueError, match=r"guard must be one of .* or a guard, got 'finit'. Did you mean 'finite'"):
+        probability(num_steps=2, guard="finit")
