@@ -198,9 +198,7 @@ def test_losses_that_stay_nan_end_the_run():
     """After ``max_refused`` refused batches in a row the run ends; healthy weights are left as they are."""
     task = ToyTask(N)
     with pytest.raises(TrainingDiverged, match="60 batches in a row were refused"):
-        train(
-            task, lambda step, _, losses: losses * (1 if step < 500 else math.nan), recovery=Recovery(max_refused=60)
-        )
+        train(task, lambda step, _, losses: losses * (1 if step < 500 else math.nan), recovery=Recovery(max_refused=60))
 
     assert task.loss() < 0.5
 

