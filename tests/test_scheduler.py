@@ -280,11 +280,13 @@ def test_context_manager_closes():
 @pytest.mark.filterwarnings("ignore:losses or weights were not finite:RuntimeWarning")
 def test_phases_of_a_run():
     """A run catalogues, trains, steadies after a restore, and is finished."""
-    r8 = make(64, num_epochs=2, load_callback=lambda state: None)
+    r8 = make(64, num_epochs=10, load_callback=lambda state: None)
     r8.update_cpu_backup(0)
     phases = []
     for _, _, _ in steps(r8):
-        r8.update_with_loss(NAN if r8.global_step == 20 else 1.0)
+        r8.update_with_loss(NAN if r8.global_step == 100 else 1.0)
+        if r8.global_step == 90:
+            r8.update_cpu_backup(1)
         phases.append(r8.phase)
 
     assert list(dict.fromkeys(phases)) == ["cataloguing", "training", "steadying", "finished"]

@@ -246,6 +246,9 @@ class RecoveryController:
         first = self._backup.backups[0] if self._backup.backups else None
         if first is None or first.updates or not first.witness or self._experiment is not None:
             return False
+        if not self._live.can_restore:
+            # Nothing could be done about it.
+            return False
         return self.progress.is_early_alarm(loss, first.record, self.updates)
 
     @property
