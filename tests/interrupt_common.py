@@ -296,7 +296,7 @@ class User:
                     return False
         if before.global_step > step:
             self.trained.setdefault(epoch, []).extend(indices.tolist())
-            if np.isfinite(given).all():
+            if outcome:
                 self.learned.append((indices, given, keywords))
         if outcome:
             self._step_model(lr)

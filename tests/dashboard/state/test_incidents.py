@@ -96,7 +96,7 @@ def test_spike_of_the_made_up_run():
 
 
 def test_probes_are_told_and_counted():
-    """A probe says whose weights it tested, with the loss now and then; those of a rate that is tried are no incident."""
+    """A probe says whose weights it tested, with both losses; those of a rate that is tried are no incident."""
     heard = told(
         events.Probed(40, 40.0, 20, 0.012, 0.013, True, "wild"),
         events.Probed(60, 60.0, 50, 0.012, 0.013, True, "regress"),
