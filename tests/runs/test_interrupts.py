@@ -162,7 +162,7 @@ def test_cut_table_needs_a_checkpoint(tmp_path):
     r8 = make(**callbacks, checkpoint_dir=tmp_path)
     r8.save_checkpoint()
     cut(r8)
-    r8.table.is_whole = False
+    r8.table.storage.is_whole = False
     with pytest.raises(RuntimeError, match=r"restore_backup\(\) needs a whole table.*use load_checkpoint\(\)"):
         r8.restore_backup()
     r8.load_checkpoint()
@@ -204,7 +204,7 @@ def test_restore_backup_is_interrupted(at):
             r8.restore_backup()
     except KeyboardInterrupt:
         assert r8.turns.is_cut or r8.global_step == 5
-    if not r8.table.is_whole:
+    if not r8.table.storage.is_whole:
         with pytest.raises(RuntimeError, match="needs a whole table"):
             r8.restore_backup()
         return
