@@ -96,7 +96,8 @@ class Mlp:
         self.weights, self.velocity = state["weights"], state["velocity"]
 
     def poison(self) -> None:
-        self.weights[0][0] = np.nan
+        for array in (*self.weights, *self.velocity):
+            array[:] = np.nan
 
 
 class Run(NamedTuple):
@@ -216,9 +217,9 @@ def print_recovery(r8: R8Scheduler, diary: Diary) -> None:
     print("\nHow it recovered")
     print(f"  step {refused.step}   loss {refused.loss} refused: no weight update, no entry in the sample table;")
     print(f"             model restored from the {restored.source} of step {restored.to_step};")
-    print(f"             learning rate {refused.lr:.4f} -> {refused.next_lr:.4f}, {steady} batches of easy samples")
-    print(f"  step {healed.step}   enough good losses since: the incident is over")
+    print(f"             a lower learning rate for some steps, {steady} batches of easy samples")
     print(f"  step {first_full_step(r8, later)}   learning rate back on the schedule")
+    print(f"  step {healed.step}   the incident is over")
 
 
 def first_full_step(r8: R8Scheduler, steps: list[events.StepDone]) -> int:

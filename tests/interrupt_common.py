@@ -122,6 +122,7 @@ class User:
         lowest: What falls from the losses with every step; they turn negative.
         decay: What the losses are multiplied by with every step.
         damaged_at: Steps after which the model has NaN in it; -1 for never.
+        poisoned_at: Steps after which the model is finite, and its losses are far too high; -1 for never.
         has_model: Whether there are callbacks for backups.
         call: Number of the call that is interrupted, and
         at: before which bytecode in it.
@@ -136,11 +137,11 @@ class User:
 
     def __init__(
         self, *, kind="exact", loop="bare", bad=(), bad_sample=-1, lowest=0.0, decay=0.98, damaged_at=-1,
-        has_model=False, call=-1, at=0, reaction="retry", **more,
+        poisoned_at=-1, has_model=False, call=-1, at=0, reaction="retry", **more,
     ):  # fmt: skip
         self.kind, self.loop, self.lowest, self.decay, self.reaction = kind, loop, lowest, decay, reaction
-        self.bad, self.bad_sample, self.damaged_at = bad, bad_sample, damaged_at
-        self.is_plain = not bad and bad_sample < 0 and damaged_at < 0
+        self.bad, self.bad_sample, self.damaged_at, self.poisoned_at = bad, bad_sample, damaged_at, poisoned_at
+        self.is_plain = not bad and bad_sample < 0 and damaged_at < 0 and poisoned_at < 0
         self.model = Model()
         self.more = {"num_epochs": 3, "clock": FakeClock(), "handle_signals": False, **more}
         if has_model:
@@ -295,7 +296,7 @@ class User:
                     return False
         if before.global_step > step:
             self.trained.setdefault(epoch, []).extend(indices.tolist())
-            if np.isfinite(given).all():
+            if outcome:
                 self.learned.append((indices, given, keywords))
         if outcome:
             self._step_model(lr)
@@ -306,10 +307,14 @@ class User:
         if self.r8.global_step == self.damaged_at:
             self.damaged_at = -1
             self.model.step(np.nan)
+        if self.r8.global_step == self.poisoned_at:
+            self.poisoned_at = -1
+            self.model.step(1e6)
 
     def _loss(self, indices, step):
         losses = sample_losses(indices) * self.decay**step - self.lowest * step
         losses = losses * np.nan if step in self.bad else losses
+        losses = losses * 50 if abs(self.model.first[0]) > 1e5 else losses
         losses = np.where(indices == self.bad_sample, np.nan, losses)
         if self.kind == "exact":
             return losses, {}

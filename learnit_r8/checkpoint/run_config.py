@@ -84,7 +84,7 @@ def _is_same(one: Any, other: Any) -> bool:
 
 
 def _without_defaults(text: str) -> str:
-    """The repr of a guard or recovery without settings at their defaults, or that there are no more; else the text."""
+    """The repr of a guard or recovery without settings that equal their defaults; any other text unchanged."""
     try:
         call = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
@@ -97,7 +97,10 @@ def _without_defaults(text: str) -> str:
         return text
     defaults = {field.name: repr(field.default) for field in dataclasses.fields(configured[call.func.id])}
     given = {keyword.arg or "": ast.unparse(keyword.value) for keyword in call.keywords}
-    others = [f"{name}={value}" for name, value in given.items() if defaults.get(name, value) != value]
+    if given.keys() - defaults.keys():
+        # An older version wrote it, with settings that there are no more.
+        return f"{call.func.id}()"
+    others = [f"{name}={value}" for name, value in given.items() if defaults[name] != value]
     return f"{call.func.id}({', '.join(others)})"
 
 

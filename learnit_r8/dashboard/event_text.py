@@ -75,7 +75,7 @@ def _of_trouble(event: events.Event) -> EventText | None:
             kept = f" (diagnosis in {_file_name(event.bundle)})" if event.bundle else ""
             return EventText(ALERT, f"gave up{kept}: {event.text}")
         case events.IncidentEnded():
-            return EventText(GOOD, f"found: {event.text}")
+            return EventText(GOOD, f"found: {event.text}" if event.text else "recovered")
         case events.SamplesQuarantined():
             return EventText(ALERT, f"quarantine: {event.text}", "Q")
         case events.SamplesReleased():

@@ -152,6 +152,7 @@ class Progress:
         return {
             "recent": list(self.recent), "reported": list(self.reported), "first": list(self.first),
             "start": None if math.isnan(self.start) else self.start, "gap": self._gap,
+            "wait": [self._wait_until, self._look_wait],
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -161,4 +162,4 @@ class Progress:
         self.first = list(state["first"])
         self.start = math.nan if state["start"] is None else state["start"]
         self._gap = state["gap"]
-        self._wait_until = self._look_wait = 0
+        self._wait_until, self._look_wait = state["wait"]

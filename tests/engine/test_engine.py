@@ -249,6 +249,7 @@ def test_expected_loss_is_what_the_table_knew():
     np.testing.assert_allclose(told, expected, rtol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:losses or weights were not finite:RuntimeWarning")
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_losses_not_finite_in_a_row_move_no_average(value):
     """Refused losses leave every average finite."""

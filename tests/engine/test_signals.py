@@ -291,10 +291,13 @@ class Inside:
         for seconds in self.times:
             self.clock.now = seconds
             signal.raise_signal(signal.SIGINT)
-        self.got_through = True
+        self.weights.values, self.got_through = source["w"], True
 
     def report(self):
-        self.r8.report(self.r8.draw(), float("nan"))
+        ticket = self.r8.draw()
+        # Weights that are seen to be damaged are put back at once.
+        self.weights.values = np.full(2, np.nan)
+        self.r8.report(ticket, float("nan"))
         self.is_back = True
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import events
-from learnit_r8.events import EVENTS, RolledBack
+from learnit_r8.events import EVENTS
 from tests.drive import INF, NAN, FakeClock, Weights, make, train
 
 
@@ -44,7 +44,7 @@ def test_events_of_a_small_run():
         ("EpochDone", 2),
         ("BackupTaken", 2),
         ("BatchRefused", 3),
-        ("RolledBack", 3),
+        ("IncidentEnded", 4),
         ("StepDone", 4),
         ("EpochDone", 4),
         ("BackupTaken", 4),
@@ -77,9 +77,11 @@ def test_fields_of_a_small_run():
     assert isinstance(heard[4], events.BatchRefused)
     assert math.isnan(heard[4].loss)
     assert dataclasses.replace(heard[4], loss=0.0) == events.BatchRefused(
-        2, 2.0, 0, 0.0, pytest.approx(0.2), pytest.approx(0.05), 1, (), "not finite"
+        2, 2.0, 0, 0.0, pytest.approx(0.2), pytest.approx(0.1), 1, (), "not finite"
     )
-    assert heard[5] == RolledBack(2, 2.0, 0, "backup")
+    assert heard[5] == events.IncidentEnded(
+        3, 3.0, "the refused batch was to blame, not the weights: the next one was good."
+    )
 
 
 def test_refused_vector_names_its_samples():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from example import Mlp, load_task
-from learnit_r8 import R8Scheduler, Verdict, events
+from learnit_r8 import R8Scheduler, SpikeGuard, Verdict, events
 from tests.drive import INF, NAN, Weights, make
 
 
@@ -92,6 +92,8 @@ def test_real_divergence_is_refused(seed, factor):
 def ready(count, **more):
     """A run with a backup and so many healthy steps."""
     weights = Weights()
+    # The losses here come from no weights at all, so those of the first steps are not tested.
+    more = {"guard": SpikeGuard(tests_progress=False), **more}
     r8 = make(4000, num_epochs=2, state_callback=weights.get, load_callback=weights.load, backup_every=20, **more)
     draw = np.random.default_rng(0)
     for _ in range(count):
@@ -102,13 +104,12 @@ def ready(count, **more):
 def test_spike_is_looked_into():
     """A spike is refused, and probes of the present weights follow; as they have their losses, nothing is restored."""
     r8, weights = ready(300)
-    before = r8.controller.num_probes
+    before = r8.controller.num_probes, len(weights.loaded)
     outcomes = [r8.report(r8.draw(), loss) for loss in (20.0, 20.0, 1.0, 1.0, 1.0)]
 
     assert [outcome.verdict for outcome in outcomes[:3]] == [Verdict.GOOD, Verdict.SPIKE, Verdict.PROBED]
     assert [bool(outcome) for outcome in outcomes] == [True, False, False, True, True]
-    assert r8.controller.num_probes == before + 2
-    assert weights.loaded == []
+    assert (r8.controller.num_probes - before[0], len(weights.loaded) - before[1]) == (2, 0)
 
 
 def test_grad_norm_is_judged():
@@ -179,7 +180,7 @@ def test_endless_skipping_is_an_incident():
 
 def test_saved_run_judges_alike():
     """A resumed run refuses the same loss at the same step."""
-    ahead = [1.0] * 5 + [3.0] * 2
+    ahead = [1.0] * 5 + [9.0] * 2
     r8, _ = ready(300)
     state = r8.state_dict()
     found = [r8.report(r8.draw(), loss).verdict for loss in ahead]

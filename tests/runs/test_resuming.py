@@ -509,13 +509,15 @@ def test_reader_of_the_document_reads_checkpoints(tmp_path):
 
 @pytest.mark.parametrize(("before", "after"), [(SpikeGuard(), FiniteGuard()), (FiniteGuard(), SpikeGuard())])
 def test_another_kind_of_guard_starts_fresh(tmp_path, before, after):
-    """A run can resume with another kind of guard, with a warning; rollbacks to earlier checkpoints work too."""
+    """A run can resume with another kind of guard, with a warning; restores of earlier checkpoints work too."""
     model = Weights()
     more = {"num_epochs": 3, "save_callback": model.save, "state_callback": model.get}
     interrupted(tmp_path, 7, guard=before, **more)
     with pytest.warns(RuntimeWarning, match="guard is .*Guard"):
         r8 = make(20, guard=after, load_callback=model.load, checkpoint_dir=tmp_path, resume="auto", num_epochs=3)
-    train(r8, bad={9})
+    r8.update_cpu_backup(model.get())
+    with pytest.warns(RuntimeWarning, match="the weights were damaged, restored to step 7"):
+        train(r8, bad={9})
 
     assert (r8.global_step, r8.controller.num_restored) == (15, 1)
 

@@ -170,6 +170,7 @@ def test_core_loop_runs():
     assert sorted(np.concatenate(trained).tolist()) == sorted(3 * list(range(100)))
 
 
+@pytest.mark.filterwarnings("ignore:losses or weights were not finite:RuntimeWarning")
 @pytest.mark.parametrize("place", ["before the step", "after the report"])
 def test_backup_snippet_runs_inside_the_loop(place):
     """The backup snippet, put anywhere into the loop, gives the load callback a good copy after a loss explosion."""
@@ -193,5 +194,5 @@ def test_backup_snippet_runs_inside_the_loop(place):
             if place == "after the report":
                 exec(snippet, names)
 
-    assert [state.tolist() for state in loaded] == [[100]]
+    assert {float(state[0]) for state in loaded} == {100}
     assert outcome

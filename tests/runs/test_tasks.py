@@ -44,7 +44,7 @@ def run(folder, *command, code=0):
 def test_own_loop_is_put_back_after_a_nan(tmp_path):
     printed = run(tmp_path, TASKS / "own_loop.py")
 
-    assert "losses refused: 1" in printed
+    assert re.search("losses refused: [12];", printed)
     assert "model restored once" in printed
     assert float(re.search(r"largest error: ([\d.]+)", printed)[1]) < 0.1
 

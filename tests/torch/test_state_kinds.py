@@ -346,7 +346,7 @@ def test_trained_with(run, from_ram):
     own, state = adapter.model.state_dict(), adapter.state
     before = clone(own), dict(state._parts["ema"].state)
     if from_ram:
-        saved = adapter.scheduler.persistence.backup.newest.state
+        saved = adapter.scheduler.host.persistence.backup.newest.state
     else:
         saved = str(sorted(folder.glob("model_*"))[-1])
     for value in own.values():

@@ -37,7 +37,7 @@ def incidents_panel(view: View, ui: UiState, width: int, height: int, theme: The
 
 def _listed(incident: Incident, width: int, theme: Theme) -> Line:
     when = f" {clock(incident.seconds):>8} {incident.step:>9,} "
-    counts = f"{incident.num_refused} refused, {incident.num_restored} restored"
+    counts = f"{incident.num_refused} refused, {incident.num_probes} probes, {incident.num_restored} restored"
     text = clip(f"{clean(incident.reason)}; {counts}", max(0, width - len(when) - 9), theme.glyphs.ellipsis)
     return Span(when, "label"), Span(f"{incident.state:<8} ", _STYLES[incident.state]), Span(text)
 
@@ -46,14 +46,14 @@ def _details(incident: Incident, view: View, width: int, theme: Theme) -> list[L
     """What happened, what was tried, and the diagnosis, every text in full."""
     lines = [rule(f"step {incident.step:,}, epoch {incident.epoch + 1}", width, theme.glyphs, incident.state)]
     rate = f" at the rate {number(incident.lr)}" if math.isfinite(incident.lr) else ""
-    loss = f"loss {number(incident.loss)}{rate}" if incident.num_refused else "the state of the model"
+    loss = f"loss {number(incident.loss)}{rate}" if incident.num_refused else "the weights"
     lines += _part("what", f"{loss}: {incident.reason}", width, "alert")
     usual = view.ema
     if math.isfinite(usual) and math.isfinite(incident.loss):
         lines += _part("", f"the smoothed loss is {number(usual)} now", width)
     if incident.samples:
         lines += _part("samples", few(incident.samples, 12), width)
-    waiting = "not known yet: the restored state is on trial" if incident.state == "open" else "none"
+    waiting = "not settled yet" if incident.state == "open" else "none"
     lines += _part("diagnosis", incident.diagnosis or waiting, width, _STYLES[incident.state])
     for place, (step, text) in enumerate(incident.tried):
         lines += _part("tried" if not place else "", f"{step:,}: {text}", width)

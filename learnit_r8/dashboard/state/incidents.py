@@ -75,7 +75,7 @@ class IncidentLog:
             case events.SamplesQuarantined():
                 incident.samples = event.samples
             case events.IncidentEnded():
-                incident.state, incident.diagnosis = "over", event.text
+                incident.state, incident.diagnosis = "over", event.text or "recovered"
             case events.GaveUp():
                 incident.state, incident.diagnosis = "gave up", event.text
         is_end = isinstance(event, events.IncidentEnded | events.GaveUp)

@@ -30,10 +30,11 @@ if TYPE_CHECKING:
     from .incident import IncidentLog
     from .live_model import LiveModel
 
-DIVISOR, EARLY_DIVISOR = 2.0, 10.0
-"""What a rate that damages healthy weights is divided by, and the rate of the first steps."""
+DIVISOR, LASTING_DIVISOR, EARLY_DIVISOR = 2.0, 4.0, 10.0
+"""What a rate that damages healthy weights is divided by: the first two times in a row, later, and in the first
+steps."""
 
-LOWEST_SHARE = 1 / 8
+LOWEST_SHARE = 2**-12
 """Least share of the scheduled rate that a ceiling leaves after the first steps."""
 
 LOOPING, LOOP_STEPS = 3, 100
@@ -87,6 +88,7 @@ class Settlement:
         self._incidents, self._sentry, self._table = incidents, sentry, table
         self._persistence, self._announcer = persistence, announcer
         self._level_before = -math.inf
+        self._num_lowered = 0
         self._healthy_at: deque[int] = deque(maxlen=LOOPING)
 
     def tell_noise(self, tested: Sequence[Backup]) -> None:
@@ -144,9 +146,12 @@ class Settlement:
             self._level_before = backup.usual
             rate = max(lineage.rates) if lineage.rates else lr
             least = 0.0 if is_early else LOWEST_SHARE * lr
-            limit.lower(rate, by=EARLY_DIVISOR if is_early else DIVISOR, least=least)
+            self._num_lowered += 1
+            usual = DIVISOR if self._num_lowered <= 2 else LASTING_DIVISOR
+            limit.lower(rate, by=EARLY_DIVISOR if is_early else usual, least=least)
             self._announcer.tell(events.LrCapped, ceiling=limit.ceiling, reason=alarm.value)
         elif not is_early:
+            self._num_lowered = 0
             limit.restored()
         self._tell_restored(backup, alarm, undone)
         self._witnesses.went_back(backup)

@@ -79,7 +79,7 @@ def test_earlier_incident_is_chosen_with_the_arrows():
     """Down goes back to the incident before."""
     view = told(refused(20), events.IncidentEnded(30, 30.0, "the first"), refused(80))
 
-    assert any("on trial" in line for line in screen(view, 80, 24, view="incidents"))
+    assert any("not settled yet" in line for line in screen(view, 80, 24, view="incidents"))
     assert any("the first" in line for line in screen(view, 80, 24, view="incidents", selected=1))
 
 
@@ -93,3 +93,19 @@ def test_spike_of_the_made_up_run():
     (only,) = fake_view().incidents.incidents
 
     assert (only.reason, only.num_restored, only.state) == ("spike", 1, "over")
+
+
+def test_probes_are_told_and_counted():
+    """A probe says whose weights it tested, with both losses; those of a rate that is tried are no incident."""
+    heard = told(
+        events.Probed(40, 40.0, 20, 0.012, 0.013, True, "wild"),
+        events.Probed(60, 60.0, 50, 0.012, 0.013, True, "regress"),
+        events.Probed(61, 61.0, 50, 0.013, 0.013, False, "regress"),
+        events.IncidentEnded(61, 61.0, "the weights are healthy."),
+    )
+    (only,) = heard.incidents.incidents
+
+    assert (only.step, only.reason, only.num_probes, only.state) == (60, "regress", 2, "over")
+    assert only.tried[0][1] == "probe of step 50: loss 0.012, was 0.013 (present weights)"
+    assert only.tried[1][1] == "probe of step 50: loss 0.013, was 0.013 (weights of a backup)"
+    assert only.diagnosis == "the weights are healthy."
