@@ -273,8 +273,9 @@ class WithProbes:
         if rows is None:
             raise StopIteration
         loader, states = self._loader, random_state()
+        reader: Any = loader.dataset
         try:
-            return loader.collate_fn(loader.dataset.fetch_as_worker(rows))
+            return loader.collate_fn(reader.fetch_as_worker(rows))
         finally:
             set_random_state(states)
 
