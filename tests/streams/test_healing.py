@@ -12,7 +12,10 @@ from learnit_r8.streams import epoch_stream, pipe, step_stream, take
 from tests.healing_common import NUM_STEPS, Faults, X, Y, assert_healed
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.*the weights were damaged"),
+]
 
 
 def scheduler(**more):
