@@ -417,7 +417,7 @@ class RecoveryController:
             return
         progress = lineage.progress
         case = Case(
-            alarm, level, known, progress.start, progress.first_spread, share=self._refusals.share,
+            alarm, level, known, progress.start, progress.first_spread, share=self._refusals.share_of(lineage.updates),
             is_sudden=alarm is not Alarm.REGRESS and (alarm is not Alarm.RAISED or progress.is_sudden()),
             rises=lineage.rises_again, best=best, is_exact=self.experiment.can_probe,
         )  # fmt: skip

@@ -43,10 +43,13 @@ class Refusals:
         """Whether so many losses in a row were not finite that the weights may be the cause."""
         return self.bad_in_a_row >= self.bad_limit
 
-    @property
-    def share(self) -> float:
-        """Share of the last batches that were refused, in (0, 1), as far as so few can tell."""
-        return (sum(self._outcomes) + 1) / (len(self._outcomes) + 4)
+    def share_of(self, updates: int) -> float:
+        """Share of the last hundred batches that were refused, in (0, 1), as far as so few can tell.
+
+        Args:
+            updates: Batches trained on so far; good ones before the first refusal are not counted one by one.
+        """
+        return (sum(self._outcomes) + 1) / (max(len(self._outcomes), min(100, updates)) + 4)
 
     def refused(self, *, is_finite: bool) -> None:
         """Note a refused batch."""
