@@ -525,6 +525,7 @@ class RecoveryController:
         self._lineage.progress.begin_anew()
         self.witnesses.forget_records()
         self.limit.forget()
+        self._refusals.bad_in_a_row = 0
         self._incidents.note(self._live.step, "reset_baseline() was called: losses mean something else from here on")
         self._incidents.end()
         if was_on:
