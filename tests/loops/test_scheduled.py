@@ -76,16 +76,19 @@ def torch_run(faults, r8=None, parts=None, stop=None):
         return float(((model(torch.from_numpy(X)) - torch.from_numpy(Y)) ** 2).mean())
 
 
+@pytest.mark.filterwarnings("ignore:losses:RuntimeWarning")
 def test_a_state_that_is_replaced_heals():
     """Arrays in the state of a loop are put back after each fault: the next step gets the restored ones."""
     assert_healed(numpy_run)
 
 
+@pytest.mark.filterwarnings("ignore:losses:RuntimeWarning")
 def test_a_model_that_changes_in_place_heals():
     """A torch model and its optimizer that are the state of a loop are put back in place."""
     assert_healed(torch_run)
 
 
+@pytest.mark.filterwarnings("ignore:losses:RuntimeWarning")
 def test_faults_after_a_resume_heal(tmp_path):
     """A loop that goes on from a checkpoint goes on with the saved model, and heals as before."""
 
