@@ -119,6 +119,7 @@ def test_a_resumed_epoch_stream_is_the_same_run(tmp_path):
     assert trained(scheduler(checkpoint_dir=tmp_path, resume="auto"), 99) == whole
 
 
+@pytest.mark.filterwarnings("ignore:a loss was refused")
 def test_a_step_stream_says_what_to_hand_over():
     """Where nothing can be put back, the message names the arguments that change that."""
     r8 = scheduler(num_steps=6)
