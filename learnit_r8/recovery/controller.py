@@ -558,6 +558,8 @@ class RecoveryController:
         can_probe = self.can_probe
         self._begin_state()
         self.can_probe = can_probe
+        # The first good loss finds out whether it is.
+        self.is_quiet = False
         if "limit" not in state:
             self._load_older(state)
             return
@@ -569,8 +571,6 @@ class RecoveryController:
         self._first_steps.num_trials, self._num_equal = state["rate_trials"], state["num_equal"]
         self.steady_left, self._has_ended = state["steady_left"], state["has_ended"]
         self.witnesses.load_plain(state["witnesses"])
-        # The first good loss finds out whether it is.
-        self.is_quiet = False
 
     def _load_older(self, state: Mapping[str, Any]) -> None:
         """Load the state of 7ddda59: its incident is dropped, the rate it has left is kept."""

@@ -8,7 +8,7 @@ import signal
 import numpy as np
 import pytest
 
-from learnit_r8 import R8Scheduler
+from learnit_r8 import R8Scheduler, Recovery
 from learnit_r8.loops import early_stopping, every, logs, loop, report_to, scheduled
 from learnit_r8.streams import early_stop, epoch_stream, pipe, step_stream, take
 
@@ -32,7 +32,8 @@ def _python_handles_ctrl_c():
 
 
 def scheduler(**more):
-    return R8Scheduler(64, **{"batch_size": 16, "num_epochs": 9, "initial_lr": 0.01, **more})
+    few = Recovery(max_refused=5)
+    return R8Scheduler(64, **{"batch_size": 16, "num_epochs": 9, "initial_lr": 0.01, "recovery": few, **more})
 
 
 def fail(*_, **__):

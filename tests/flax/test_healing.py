@@ -66,6 +66,7 @@ def run(faults, step=None, r8=None, **more):
     return last_loss(state.params["w"])
 
 
+@pytest.mark.filterwarnings("ignore:losses:RuntimeWarning")
 @pytest.mark.parametrize("donates", [False, True])
 def test_a_train_state_heals(donates):
     """Weights are put back after each fault, also where the step was given the buffers of the state to keep."""
@@ -76,6 +77,7 @@ def test_a_train_state_heals(donates):
     assert step._cache_size() <= 2
 
 
+@pytest.mark.filterwarnings("ignore:losses:RuntimeWarning")
 def test_faults_after_a_resume_heal(tmp_path):
     """The scheduler's own checkpoints hold the state: the second session goes on with it, and heals."""
     step = compiled()
@@ -121,7 +123,7 @@ def nnx_parts():
     return model, nnx.Optimizer(model, TX, wrt=nnx.Param)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:losses:RuntimeWarning")
 def test_nnx_heals_in_place():
     """An NNX model and its optimizer, which change in place, are trained at the scheduler's rate and put back."""
 
@@ -140,6 +142,7 @@ def test_nnx_heals_in_place():
     assert_healed(run_nnx)
 
 
+@pytest.mark.filterwarnings("ignore:losses:RuntimeWarning")
 def test_a_step_stream_over_a_pytree_heals():
     """step_stream(state=) hands a restored pytree to the next step."""
     step = compiled(donates=True)

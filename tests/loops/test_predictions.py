@@ -44,7 +44,7 @@ def test_every_sample_has_its_margin():
 
 def test_refused_batch_leaves_no_trace():
     """A batch of NaN is not learned from."""
-    r8 = R8Scheduler(50, batch_size=10, num_epochs=2)
+    r8 = R8Scheduler(50, batch_size=10, num_epochs=2, guard="finite")
     run(r8, bad=[3])
 
     assert r8.sentry.num_refused == 1
@@ -54,7 +54,8 @@ def test_refused_batch_leaves_no_trace():
 def test_resumed_loop_has_the_same_evidence(tmp_path):
     """A loop that ends in mid-epoch and goes on from its checkpoint ends with the evidence of a whole one."""
     whole, first, second = (
-        R8Scheduler(50, batch_size=10, num_epochs=2, checkpoint_dir=folder) for folder in (None, tmp_path, tmp_path)
+        R8Scheduler(50, batch_size=10, num_epochs=2, guard="finite", checkpoint_dir=folder)
+        for folder in (None, tmp_path, tmp_path)
     )
     run(whole)
     state = run(first, stop=4)

@@ -129,7 +129,7 @@ TABLE = [
     ),
     ({"listeners": [print, "print"]}, TypeError, "listeners must be callables that take an event, got"),
     ({"listeners": print}, TypeError, "listeners must be"),
-    ({"guard": "spike"}, TypeError, "guard must"),
+    ({"guard": "spikes"}, (TypeError, ValueError), "guard must"),
     ({"recovery": None}, TypeError, "recovery must"),
     ({"clock": 3.0}, TypeError, "clock must"),
 ]

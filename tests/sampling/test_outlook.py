@@ -29,7 +29,7 @@ def table_of(mean_loss, part_size=EXACT):
 
 
 def look(table):
-    return look_at(table, np.random.default_rng(0))
+    return look_at(table.storage, np.random.default_rng(0))
 
 
 def test_small_table_is_read_whole():

@@ -37,8 +37,12 @@ class TestScheduled:
         optimizer = torch.optim.SGD(model.parameters(), lr=lr)
         heard = []
         r8 = R8Scheduler(
-            rows, **{"batch_size": 16, "num_epochs": 4, "initial_lr": 0.1, "listeners": [heard.append], **how}
-        )
+            rows,
+            **{
+                "batch_size": 16, "num_epochs": 4, "initial_lr": 0.1, "guard": "finite", "listeners": [heard.append],
+                **how,
+            },
+        )  # fmt: skip
         return r8, heard, optimizer, epoch_stream(data, model, optimizer, loss_fn, scheduler=r8)
 
     def test_one_event_an_epoch_to_the_end_of_the_budget(self):
@@ -101,7 +105,7 @@ class TestScheduled:
 
     def test_exact_losses_are_those_of_the_right_samples(self):
         data, model, optimizer = line(64, noise=0.5)
-        r8 = R8Scheduler(64, batch_size=16, num_epochs=1, scheduler_mode=lambda progress: 0.0)
+        r8 = R8Scheduler(64, batch_size=16, num_epochs=1, guard="finite", scheduler_mode=lambda progress: 0.0)
         list(epoch_stream(data, model, optimizer, nn.MSELoss(), scheduler=r8))
 
         expected = ((model(data[0]) - data[1]) ** 2)[:, 0].detach().numpy()
@@ -145,7 +149,8 @@ class TestScheduled:
         optimizer = torch.optim.SGD([{"params": [model.weight], "lr": 0.5}, {"params": [model.bias], "lr": 0.05}])
         drawn, used = [], []
         optimizer.register_step_pre_hook(lambda *_: used.append([group["lr"] for group in optimizer.param_groups]))
-        r8 = R8Scheduler(64, batch_size=16, num_epochs=2, listeners=[lambda e: drawn.append(getattr(e, "lr", None))])
+        hear = lambda e: drawn.append(getattr(e, "lr", None))  # noqa: E731
+        r8 = R8Scheduler(64, batch_size=16, num_epochs=2, guard="finite", listeners=[hear])
         list(epoch_stream((x, y), model, optimizer, nn.MSELoss(), scheduler=r8))
 
         rates = [rate for rate in drawn if rate is not None]
@@ -185,6 +190,7 @@ class TestScheduled:
         assert all(bool(p.isfinite().all()) for p in model.parameters())
         assert all(math.isfinite(event["train_loss"]) for event in events)
 
+    @pytest.mark.filterwarnings("ignore::RuntimeWarning")
     def test_a_run_that_only_gets_nan_diverges_as_the_scheduler_says(self):
         _, _, _, stream = self.train(lambda p, y: p.mean() * math.nan, num_epochs=200)
 
@@ -232,7 +238,7 @@ class TestScheduled:
 
     def test_an_interrupted_epoch_goes_on_in_a_new_stream(self):
         data, model, optimizer = line(64)
-        r8 = R8Scheduler(64, batch_size=16, num_epochs=2)
+        r8 = R8Scheduler(64, batch_size=16, num_epochs=2, guard="finite")
         calls = iter(range(100))
 
         def loss_fn(prediction, label):

@@ -81,12 +81,14 @@ def steps(faults, r8=None):
     return float(((X @ last - Y) ** 2).mean())
 
 
+@pytest.mark.filterwarnings("ignore:losses:RuntimeWarning")
 @pytest.mark.parametrize("run", [epochs, steps])
 def test_transient_faults_heal(run):
     """A NaN, weights 30 times as large and a rate 1,000 times as high, twice each, cost little."""
     assert_healed(run)
 
 
+@pytest.mark.filterwarnings("ignore:losses:RuntimeWarning")
 def test_an_epoch_stream_heals_after_a_resume(tmp_path):
     """The second session goes on with the saved model, and heals as the first."""
 
@@ -120,7 +122,7 @@ def test_a_resumed_epoch_stream_is_the_same_run(tmp_path):
     assert trained(scheduler(checkpoint_dir=tmp_path, resume="auto"), 99) == whole
 
 
-@pytest.mark.filterwarnings("ignore:the loss of step")
+@pytest.mark.filterwarnings("ignore:a loss was refused")
 def test_a_step_stream_says_what_to_hand_over():
     """Where nothing can be put back, the message names the arguments that change that."""
     r8 = scheduler(num_steps=6)

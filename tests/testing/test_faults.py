@@ -97,7 +97,8 @@ def test_load_fault_is_told_from_ram():
     faults = FaultPlan()
     r8 = make(**faults.callbacks(load=lambda state: got.append(state)))
     r8.update_cpu_backup({"w": 1})
-    r8.report(r8.draw(), NAN)
+    with pytest.warns(RuntimeWarning, match="restored to step 0"):
+        r8.report(r8.draw(), NAN)
 
     assert got == [{"w": 1}]
 
