@@ -61,12 +61,13 @@ def test_rate_is_set_on_the_optimizer(scheduler_mode):
 
 
 def test_nan_heals_inside_fit():
-    """Weights that turn NaN are put back, the optimizer's too, and training goes on at a lower rate."""
+    """Weights that turn NaN are put back, the optimizer's too, and training goes on."""
     heard = []
     r8 = scheduler(num_epochs=3, listeners=[heard.append])
     dataset = R8Dataset(X, Y, r8)
     model, watch = classifier(metrics=["accuracy"]), Watch(dataset)
-    history = fit(model, dataset, At(r8, 20, poison), watch, epochs=3, callback=R8Callback(dataset, backup_every=4))
+    with pytest.warns(RuntimeWarning, match="the weights were damaged, restored to step 16, 4 updates back"):
+        history = fit(model, dataset, At(r8, 20, poison), watch, epochs=3, callback=R8Callback(dataset, backup_every=4))
     [refused] = [event for event in heard if isinstance(event, events.BatchRefused)]
     [rolled_back] = [event for event in heard if isinstance(event, events.RolledBack)]
 
@@ -74,7 +75,7 @@ def test_nan_heals_inside_fit():
     assert (rolled_back.source, rolled_back.to_step) == ("backup", 16)
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
     assert all(np.isfinite(as_numpy(variable)).all() for variable in model.optimizer.variables)
-    assert watch.rates[21] < 0.6 * watch.rates[20]
+    assert r8.table.usage_count.sum() > 20 * 32
     assert np.isfinite(history.history["loss"]).all()
     assert np.isfinite(r8.table.loss).all()
 
@@ -92,16 +93,17 @@ def test_restored_state_is_that_of_the_backup():
 
 def test_too_many_refusals_end_fit():
     """TrainingDiverged comes out of fit."""
-    r8 = scheduler(num_epochs=2, recovery=Recovery(max_tries=0))
+    r8 = scheduler(num_epochs=2, recovery=Recovery(max_refused=1))
     dataset = R8Dataset(X, Y, r8)
 
     with pytest.raises(TrainingDiverged):
         fit(classifier(), dataset, At(r8, 3, poison))
 
 
+@pytest.mark.filterwarnings("ignore:losses or weights were not finite")
 def test_steady_batches_of_an_incident_that_is_over_are_not_drawn():
     """A refusal early in an epoch, long healed at its end, leaves the next epoch whole."""
-    r8 = scheduler(num_epochs=4, batch_size=8, recovery=Recovery(heal_steps=8))
+    r8 = scheduler(num_epochs=4, batch_size=8)
     dataset = R8Dataset(X, Y, r8)
     watch = Watch(dataset)
     fit(classifier(), dataset, At(r8, 70, poison), watch, epochs=3)
@@ -214,6 +216,7 @@ def test_own_callbacks_are_kept():
     assert asked
 
 
+@pytest.mark.filterwarnings("ignore:losses or weights were not finite")
 def test_nothing_is_traced_again():
     """Three epochs with a short last batch, a rollback, validation and a second fit trace the loss as often as one."""
     traces = []
@@ -283,6 +286,7 @@ def test_bad_model(case):
         fit(make(), dataset)
 
 
+@pytest.mark.filterwarnings("ignore:losses or weights were not finite")
 def test_model_that_is_not_built():
     """Before fit a model without variables is refused; in fit it is built before its first backup."""
     dataset = R8Dataset(X, Y, scheduler())

@@ -99,9 +99,11 @@ def test_nan_heals_in_a_custom_loop():
         loop.epoch(before=lambda step: poison(model) if step == 9 else None)
 
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
-    assert np.isfinite(loop.r8.table.loss).all()
+    assert np.isfinite(loop.r8.table.loss[loop.r8.table.usage_count > 0]).all()
+    assert loop.r8.table.usage_count.sum() > 16 * 32
 
 
+@pytest.mark.filterwarnings("ignore:losses or weights were not finite")
 def test_batches_of_a_model_keep_it():
     """A model that batch_dataset is given needs no callbacks to be put back; a loop that is left gives signals back."""
     before = signal.getsignal(signal.SIGINT)

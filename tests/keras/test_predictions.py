@@ -218,6 +218,7 @@ def test_two_outputs_report_losses_alone():
     assert r8.table.storage.evidence.whole is None
 
 
+@pytest.mark.filterwarnings("ignore:losses or weights were not finite")
 def test_refused_step_leaves_no_evidence():
     """Predictions of a batch of NaN go with its losses; the weights are put back and the training goes on."""
     r8 = scheduler(num_epochs=2)
