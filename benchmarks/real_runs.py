@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from learnit_r8 import FiniteGuard, R8Scheduler, Recovery, Ticket
+from learnit_r8 import FiniteGuard, R8Scheduler, Ticket
 
 torch.set_num_threads(1)
 
@@ -207,7 +207,6 @@ def train(setting: Setting, factors: Sequence[float], seeds: Sequence[int], *, b
             policy=setting.policy,
             seed=seed,
             guard=FiniteGuard(),
-            recovery=Recovery(max_tries=0),
         )
         for seed in seeds
     ]
