@@ -104,6 +104,7 @@ class RecoveryController:
         )
         self.is_early = self._tests_progress = bool(getattr(self._sentry.guard, "tests_progress", False))
         self.is_look_due = self._has_ended = self._refused_since_damage = False
+        self._is_damaged_again = False
         self.is_quiet = True
         self.steady_left = self._most_steady = self._num_equal = 0
         self._lr = math.nan
@@ -206,6 +207,8 @@ class RecoveryController:
         if not self.is_open and not lineage.is_on_trial:
             self._incidents.end()
         lineage.is_proving = lineage.is_on_trial
+        if not lineage.is_proving:
+            lineage.num_older = 0
         is_settled = self._refusals.is_none and not self._incidents.current and not lineage.is_proving
         self.is_quiet = is_settled and not (self.limit.is_on or self.is_open or self.steady_left)
 
@@ -359,11 +362,13 @@ class RecoveryController:
                 "that is intended, leave it out of the state.",
             )
         elif not self.experiment.is_open:
+            self._is_damaged_again = self._lineage.is_proving and not self._refused_since_damage
             if not self._refused_since_damage:
                 self._persistence.note_lasting(array)
             self._refused_since_damage = False
             self._incidents.open(step, f"{array!r} was not finite")
             self._begin(Alarm.NOT_FINITE, math.inf)
+            self._is_damaged_again = False
 
     # The end of the run.
 
@@ -415,6 +420,8 @@ class RecoveryController:
             if self._persistence.callbacks.state is None or self._live.is_damaged():
                 self._put_unknown(alarm)
             return
+        if lineage.comes_back(is_sudden=alarm is not Alarm.RAISED) or self._is_damaged_again:
+            known = self._older(known)
         progress = lineage.progress
         case = Case(
             alarm, level, known, progress.start, progress.first_spread, share=self._refusals.share_of(lineage.updates),
@@ -424,6 +431,13 @@ class RecoveryController:
         finding = self.experiment.begin(case, investigate(case, self._live))
         if finding is not None:
             self._settle(case, finding)
+
+    def _older(self, known: list[Backup]) -> list[Backup]:
+        """The states before the one that was put back last, ever fewer the more often the same trouble comes back."""
+        lineage = self._lineage
+        older = [each for each in known if each.updates < lineage.since] or known[:1]
+        skipped, lineage.num_older = 2**lineage.num_older - 1, lineage.num_older + 1
+        return older[: max(1, len(older) - skipped)]
 
     def _put_unknown(self, alarm: Alarm) -> None:
         """Put the newest state back, though no witness of it is known; an older one if that did not help."""

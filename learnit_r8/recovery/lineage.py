@@ -16,6 +16,14 @@ LASTING_RELAPSES, RELAPSE_UPDATES = 2, 256
 """So many gradual rises, each within four trials and this many updates after a restore, are what training does."""
 
 
+SAME_UPDATE, SAME_BLOCK, LEAST_FUSE = 2, 20, 8
+"""Updates by which two alarms may differ that come at the same update, where they are sudden and where not; and the
+least number after a restore at which that says anything."""
+
+MOST_RESTORES = 3
+"""Restores to one state in a row, after which an older one is tried."""
+
+
 class Lineage:
     """What the present weights have gone through.
 
@@ -26,12 +34,17 @@ class Lineage:
         since: Updates of the state that was put back last; 0 if none was.
         trial: Updates after it in which a new alarm is a relapse.
         is_proving: Whether a restored state has not passed its trial yet.
+        failed_at: Updates at the alarm before the last restore; -1 if it is not known.
+        num_restores: Restores in a row to the state put back last.
+        num_older: Restores in a row to older and older states, as the same trouble came back.
         relapses: Gradual rises that came back after a restore.
         rises: Whether the losses of this run rise whenever they are trained on.
     """
 
     def __init__(self) -> None:
         self.updates = self.since = self.trial = self.relapses = 0
+        self.num_restores = self.num_older = 0
+        self.failed_at = -1
         self.is_proving = self.rises = False
         self.progress = Progress()
         self.rates: deque[float] = deque(maxlen=16)
@@ -45,6 +58,15 @@ class Lineage:
     def is_on_trial(self) -> bool:
         """Whether a new alarm would be a relapse."""
         return self.is_proving and self.since_restore < self.trial
+
+    def comes_back(self, *, is_sudden: bool) -> bool:
+        """Whether the trouble is in the restored state itself, though that repeats its record.
+
+        It came back at the same update, whatever the batches and the rate; or as often as the rate was lowered.
+        """
+        near = SAME_UPDATE if is_sudden else SAME_BLOCK
+        is_same = abs(self.updates - self.failed_at) <= near and self.since_restore >= LEAST_FUSE
+        return self.is_proving and (is_same or self.num_restores > MOST_RESTORES)
 
     @property
     def is_soon(self) -> bool:
@@ -62,6 +84,8 @@ class Lineage:
 
     def begin(self, backup: Backup, trial: int = 0) -> None:
         """Count from a backup, which was put back; ``trial`` as the attribute."""
+        self.num_restores = self.num_restores + 1 if self.is_proving and self.since == backup.updates else 1
+        self.failed_at = self.updates
         self.updates = self.since = backup.updates
         self.trial, self.is_proving = trial, trial > 0
         self.rates.clear()
@@ -71,6 +95,7 @@ class Lineage:
         return {
             "updates": self.updates, "progress": self.progress.state_dict(), "relapses": self.relapses,
             "rises": self.rises, "proving": [self.since, self.trial, self.is_proving], "rates": list(self.rates),
+            "fuse": [self.failed_at, self.num_restores, self.num_older],
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -78,4 +103,5 @@ class Lineage:
         self.updates, self.relapses, self.rises = state["updates"], state["relapses"], state["rises"]
         self.since, self.trial, self.is_proving = state["proving"]
         self.rates = deque(state["rates"], maxlen=16)
+        self.failed_at, self.num_restores, self.num_older = state["fuse"]
         self.progress.load_state_dict(state["progress"])

@@ -142,7 +142,7 @@ class Settlement:
         undone = lineage.updates - backup.updates
         lineage.note_restore(is_sudden=is_sudden)
         is_early, is_relapse = backup.updates <= EARLY_UPDATES or alarm is Alarm.REGRESS, lineage.is_on_trial
-        if is_relapse or alarm is Alarm.REGRESS:
+        if (is_relapse and not lineage.num_older) or alarm is Alarm.REGRESS:
             self._level_before = backup.usual
             rate = max(lineage.rates) if lineage.rates else lr
             least = 0.0 if is_early else LOWEST_SHARE * lr
