@@ -11,7 +11,7 @@ from ..events.bus import Announcer
 from ..triggers import Condition, Elapsed, quiet_until
 from .ram_backup import RamBackup
 
-MOST_LASTING = 4
+MOST_LASTING = 8
 """Times that an array may be damaged without a refused batch before it is taken to be meant so."""
 
 

@@ -103,8 +103,7 @@ class RecoveryController:
             self.experiment, *parts, backup=self._backup, sentry=self._sentry, announcer=announcer
         )
         self.is_early = self._tests_progress = bool(getattr(self._sentry.guard, "tests_progress", False))
-        self.is_look_due = self._has_ended = self._refused_since_damage = False
-        self._is_damaged_again = False
+        self.is_look_due = self._has_ended = self._was_damaged = False
         self.is_quiet = True
         self.steady_left = self._most_steady = self._num_equal = 0
         self._lr = math.nan
@@ -281,7 +280,7 @@ class RecoveryController:
         """
         self._begin_call(step, lr)
         self.is_quiet = False
-        self._most_steady, self._last_refused, self._refused_since_damage = most_steady, ticket.indices, True
+        self._most_steady, self._last_refused, self._was_damaged = most_steady, ticket.indices, False
         loss, alarm, progress = reading.mean, ALARMS.get(verdict, Alarm.NOT_FINITE), self._lineage.progress
         self._incidents.open(step, verdict.value).num_refused += 1
         samples = not_finite_samples(reading, ticket)
@@ -362,13 +361,11 @@ class RecoveryController:
                 "that is intended, leave it out of the state.",
             )
         elif not self.experiment.is_open:
-            self._is_damaged_again = self._lineage.is_proving and not self._refused_since_damage
-            if not self._refused_since_damage:
+            is_again, self._was_damaged = self._was_damaged, True
+            if is_again:
                 self._persistence.note_lasting(array)
-            self._refused_since_damage = False
             self._incidents.open(step, f"{array!r} was not finite")
-            self._begin(Alarm.NOT_FINITE, math.inf)
-            self._is_damaged_again = False
+            self._begin(Alarm.NOT_FINITE, math.inf, is_again=is_again)
 
     # The end of the run.
 
@@ -410,7 +407,7 @@ class RecoveryController:
 
     # Experiments.
 
-    def _begin(self, alarm: Alarm, level: float, *, best: Backup | None = None) -> None:
+    def _begin(self, alarm: Alarm, level: float, *, best: Backup | None = None, is_again: bool = False) -> None:
         self.is_quiet = False
         lineage, known = self._lineage, self.witnesses.known()
         self._incidents.open(self._live.step, alarm.value)
@@ -420,13 +417,13 @@ class RecoveryController:
             if self._persistence.callbacks.state is None or self._live.is_damaged():
                 self._put_unknown(alarm)
             return
-        if lineage.comes_back(is_sudden=alarm is not Alarm.RAISED) or self._is_damaged_again:
+        if lineage.comes_back(is_sudden=alarm is not Alarm.RAISED) or (is_again and lineage.is_proving):
             known = self._older(known)
         progress = lineage.progress
         case = Case(
             alarm, level, known, progress.start, progress.first_spread, share=self._refusals.share_of(lineage.updates),
             is_sudden=alarm is not Alarm.REGRESS and (alarm is not Alarm.RAISED or progress.is_sudden()),
-            rises=lineage.rises_again, best=best, is_exact=self.experiment.can_probe,
+            rises=lineage.rises_again, best=best, is_exact=self.experiment.can_probe, is_again=is_again,
         )  # fmt: skip
         finding = self.experiment.begin(case, investigate(case, self._live))
         if finding is not None:

@@ -87,6 +87,8 @@ class Case:
         is_sudden: Whether most of the rise came within one step.
         rises: Whether the losses of this run are known to rise when they are trained on.
         best: For REGRESS, the backup whose progress was lost.
+        is_again: Whether numbers of the state are not finite again since they were mended, without a refused batch: the
+            cause is in the weights.
         is_exact: Whether witnesses are drawn; else the mean loss of some other batches stands for a probe.
     """
 
@@ -100,6 +102,7 @@ class Case:
     rises: bool = False
     best: Backup | None = None
     is_exact: bool = True
+    is_again: bool = False
 
     def record(self, backup: Backup) -> float:
         """What the loss of a probe is compared with."""
@@ -161,7 +164,7 @@ def draw_again(batch: Backup) -> Steps:
 
 def investigate(case: Case, lab: Lab) -> Steps:
     """Make the experiment; see the module."""
-    is_whole = lab.mend()
+    is_whole = False if case.is_again else lab.mend()
     # Where the state cannot be seen, a loss that is not finite or extremely high restores at once, as the seed says.
     is_blind = is_whole is None and case.alarm in (Alarm.NOT_FINITE, Alarm.SPIKE)
     if is_whole is not False and not is_blind and (yield from _is_present_healthy(case)):
