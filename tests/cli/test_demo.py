@@ -1,5 +1,3 @@
-import pytest
-
 from learnit_r8 import events
 from learnit_r8.cli.demo import run as run_demo
 from learnit_r8.journal import Run
@@ -7,7 +5,6 @@ from learnit_r8.journal.samples import sample_epochs
 from tests.cli.commands import printed
 
 
-@pytest.mark.filterwarnings("ignore:losses:RuntimeWarning")
 def test_demo_trains_and_recovers(tmp_path):
     """The demo is a real run: every epoch, one refused loss, a recovery, samples and suspects in its folder."""
     r8 = run_demo(tmp_path / "run", 0.0, sleep=lambda seconds: None, use_curses=False)
@@ -19,7 +16,6 @@ def test_demo_trains_and_recovers(tmp_path):
     assert sample_epochs(tmp_path / "run")[-1] == 19
 
 
-@pytest.mark.filterwarnings("ignore:losses:RuntimeWarning")
 def test_demo_as_a_command(tmp_path, capsys, monkeypatch):
     """`demo` runs in plain lines without a terminal, and leaves nothing behind unless it is told to."""
     monkeypatch.chdir(tmp_path)

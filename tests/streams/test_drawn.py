@@ -171,7 +171,6 @@ class TestScheduled:
 
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.4, 0.04])
 
-    @pytest.mark.filterwarnings("ignore:the loss of sample")
     def test_a_refused_batch_is_skipped(self):
         """The update of a batch whose loss is not finite is not made, and its loss is not in the mean."""
         x, y = torch.ones(64, 1), torch.ones(64, 1)
