@@ -44,7 +44,8 @@ class FakeModel:
         losses = np.where(self._wrong[batch], 2.6 + 0.25 * skill[batch] ** 0.5, losses) * np.exp(noise)
         skill += lr * 9 * len(batch) / NUM_SAMPLES
         skill[batch] += lr * 4
-        return losses + np.full(len(batch), self.state["bias"][0])
+        biased: NDArray[np.float64] = losses + self.state["bias"][0]
+        return biased
 
     def accuracy(self) -> float:
         """Accuracy of a fake validation."""
