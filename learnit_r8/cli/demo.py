@@ -24,19 +24,19 @@ class FakeModel:
     """A model whose losses fall as in a training, with mislabelled samples, and weights that go bad once.
 
     Attributes:
-        state: The "weights": skill on every sample, and whether they are poisoned.
+        state: The "weights": skill on every sample, and a bias of the losses.
     """
 
     def __init__(self, seed: int = 8) -> None:
         rng = np.random.default_rng(seed)
         self._rng = rng
-        self.state = {"skill": np.zeros(NUM_SAMPLES), "poisoned": np.zeros(1)}
+        self.state = {"skill": np.zeros(NUM_SAMPLES), "bias": np.zeros(1)}
         self._speed = rng.lognormal(-0.9, 0.8, NUM_SAMPLES)
         self._wrong = rng.random(NUM_SAMPLES) < MISLABELLED_SHARE
         self._forgets = rng.random(NUM_SAMPLES) < FORGETFUL_SHARE
 
     def train(self, batch: NDArray[np.int64], lr: float) -> NDArray[np.float64]:
-        """Learn from a batch; returns its losses, float64[B], NaN once the weights are poisoned."""
+        """Learn from a batch; returns its losses, float64[B], NaN once a weight is."""
         skill = self.state["skill"]
         noise = self._rng.normal(0, 0.12, len(batch))
         wobble = np.where(self._forgets[batch], self._rng.random(len(batch)) * 1.5, 0.0)
@@ -44,7 +44,8 @@ class FakeModel:
         losses = np.where(self._wrong[batch], 2.6 + 0.25 * skill[batch] ** 0.5, losses) * np.exp(noise)
         skill += lr * 9 * len(batch) / NUM_SAMPLES
         skill[batch] += lr * 4
-        return losses + np.where(self.state["poisoned"][0] > 0, np.nan, 0.0)
+        biased: NDArray[np.float64] = losses + self.state["bias"][0]
+        return biased
 
     def accuracy(self) -> float:
         """Accuracy of a fake validation."""
@@ -88,7 +89,7 @@ def run(
                 r8.update_with_loss(model.train(batch, lr))
                 if r8.progress > POISON_PROGRESS and not is_poisoned:
                     is_poisoned = True
-                    model.state["poisoned"][0] = 1
+                    model.state["bias"][0] = np.nan
                 sleep(max(0.0, began + r8.progress * seconds - time.monotonic()))
             r8.log(val_accuracy=model.accuracy())
             print(f"epoch {epoch + 1}: what a program prints goes to the output view (key 5)")

@@ -139,7 +139,13 @@ class Persistence:
     @property
     def has_something(self) -> bool:
         """Whether there is a model state to restore; all ranks must ask at the same point."""
-        return not self.backup.is_empty or (self.store is not None and bool(self.store.own_states()))
+        if not self.backup.is_empty:
+            return True
+        if self.saver is None:
+            return False
+        # The checkpoint being written may be the only one.
+        self.saver.settle()
+        return bool(self.saver.store.own_states())
 
     @property
     def store(self) -> CheckpointStore | None:

@@ -512,14 +512,18 @@ def test_another_kind_of_guard_starts_fresh(tmp_path, before, after):
     """A run can resume with another kind of guard, with a warning; restores of earlier checkpoints work too."""
     model = Weights()
     more = {"num_epochs": 3, "save_callback": model.save, "state_callback": model.get}
+    heard = []
     interrupted(tmp_path, 7, guard=before, **more)
     with pytest.warns(RuntimeWarning, match="guard is .*Guard"):
-        r8 = make(20, guard=after, load_callback=model.load, checkpoint_dir=tmp_path, resume="auto", num_epochs=3)
+        r8 = make(
+            20, guard=after, load_callback=model.load, checkpoint_dir=tmp_path, resume="auto", num_epochs=3,
+            listeners=[heard.append],
+        )  # fmt: skip
     r8.update_cpu_backup(model.get())
     with pytest.warns(RuntimeWarning, match="the weights were damaged, restored to step 7"):
         train(r8, bad={9})
 
-    assert (r8.global_step, r8.controller.num_restored) == (15, 1)
+    assert (r8.global_step, [type(event) for event in heard].count(events.RolledBack)) == (15, 1)
 
 
 def test_seed_of_the_saved_run_is_kept_with_a_warning(tmp_path):
