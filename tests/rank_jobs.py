@@ -381,4 +381,5 @@ def faulty_run(rank, kind, accumulate, bad_rank):
     wrap = DistributedDataParallel
     adapter, loss = fault_common.train(kind, accumulate=accumulate, wrap=wrap, strikes=not only)
     r8 = adapter.scheduler
-    return loss, r8.global_step, r8.sentry.num_refused, r8.controller.num_probes, r8.controller.num_restored
+    saved = r8.controller.state_dict()
+    return loss, r8.global_step, r8.sentry.num_refused, saved["probes"], saved["restored"]

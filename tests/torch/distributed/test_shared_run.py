@@ -736,7 +736,7 @@ def test_all_ranks_restore_the_checkpoint_that_rank_0_names(tmp_path):
     [one, other] = in_threads(2, job)
 
     assert one == other
-    assert len(one) == 1
+    assert len(set(one)) == 1
     assert one[0][0].startswith(str(tmp_path))
 
 
