@@ -341,8 +341,12 @@ def frozen(state):
     return repr(state)
 
 
-SET_ASIDE = ("_persistence", "_announcer", "_spares", "_lent")
-"""Attributes that are not part of a state: other parts, and what is only a cache."""
+SET_ASIDE = (
+    "_persistence", "_announcer", "_spares", "_lent", "_restorer", "_on_disk", "waiting", "witnesses", "_has_ended",
+    "has_ended",
+)  # fmt: skip
+"""Attributes that are not part of a state: other parts, what is only a cache, the witnesses of checkpoints (see
+`everything`), and whether the end was looked at, which a call that was cut there is not repeated for."""
 
 
 def memory_of(r8):
@@ -381,8 +385,11 @@ def everything(user):
     """All that is remembered in the end, to be compared with a run that was not interrupted."""
     r8 = user.r8
     saver = r8.host.persistence.saver
+    state = r8.state_dict()
+    witnesses, _ = state["recovery"].pop("witnesses"), state["recovery"].pop("has_ended")
     about = {
-        "state": r8.state_dict(),
+        "state": state,
+        "witnesses": witnesses,
         "memory": memory_of(r8),
         "model": user.model.get(),
         "newest": saver and saver.store.load().state["pace"]["step"],
@@ -404,7 +411,9 @@ def check(user, undisturbed):
         return
     if user.reaction in ("retry", "save") and not (user.num_lost or r8.host.plan.abandoned):
         now = everything(user)
-        others = [name for name in now if now[name] != undisturbed[name]]
+        # A checkpoint more has a witness more.
+        aside = ("witnesses",) if user.reaction == "save" else ()
+        others = [name for name in now if now[name] != undisturbed[name] and name not in aside]
         assert not others, f"{others} are other ones"
     evidence = r8.table.storage.evidence.whole
     assert evidence is None or (evidence["visits"] == r8.table.usage_count).all(), "evidence is not that of the losses"

@@ -230,7 +230,7 @@ class Persistence:
             get_state: Returns the scheduler's state.
             get_moment: Returns the `Moment` to keep with a backup.
             is_calm: Whether nothing is suspected, so that a backup may be taken.
-            saved: Is told the step of a checkpoint that is written.
+            saved: Is told the step of a checkpoint before it is written.
 
         Returns:
             The name of a non-finite array of the model, if one was found; otherwise "".
@@ -247,8 +247,9 @@ class Persistence:
                 if self.saver and not damage and self.backup.newest is not before and not run_ended:
                     self.generations.take(get_state, self.saver.store.run_id, step)
             if self.saver and self.saver.is_due(elapsed, epoch_ended=epoch_ended, run_ended=run_ended):
-                self.saver.attempt(lambda: self._write(get_state(), in_background=not run_ended), step)
+                # Before it is written, as an interrupted call that has written it does not write it again.
                 saved(step)
+                self.saver.attempt(lambda: self._write(get_state(), in_background=not run_ended), step)
                 if run_ended and self.saver.has_saved(step):
                     self.generations.clear()
         except Exception:

@@ -107,6 +107,8 @@ class RateLimit:
             "calm": self._calm,
             "hits": self._hits,
             "gentle_left": self._gentle_left,
+            "best": None if self._best == math.inf else self._best,
+            "may_rise": self._may_rise,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -115,4 +117,6 @@ class RateLimit:
         self.ceiling = math.inf if ceiling is None else ceiling
         self._bad_rate = math.inf if bad_rate is None else bad_rate
         self._calm, self._hits, self._gentle_left = state["calm"], state["hits"], state["gentle_left"]
+        best, self._may_rise = state["best"], state["may_rise"]
+        self._best = math.inf if best is None else best
         self.is_on = self._gentle_left > 0 or self.ceiling < math.inf

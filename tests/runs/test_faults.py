@@ -227,7 +227,7 @@ def test_lowered_rate_survives_a_resume():
 
 @pytest.mark.filterwarnings("ignore:losses or weights were not finite:RuntimeWarning")
 def test_losses_that_do_not_change():
-    """After eight equal losses in a row the weights are checked at once, without waiting for the next backup."""
+    """Within four updates after eight equal losses in a row the weights are checked, long before the next backup."""
     model, heard = Weights(), record_events()
     r8 = make(
         64, num_epochs=99, state_callback=model.get, load_callback=model.load, backup_every=500, listeners=[heard]
@@ -239,7 +239,7 @@ def test_losses_that_do_not_change():
         if r8.global_step == 120:
             break
 
-    assert [event.step for event in heard.of(events.DamageFound)][:1] == [108]
+    assert 108 <= heard.of(events.DamageFound)[0].step < 112
     assert np.isfinite(model.values).all()
 
 

@@ -308,8 +308,11 @@ class Upset:
                 # A listener hears of a report that is complete.
                 assert (self.part, r8.global_step) == ("listener", before + 1)
             self.seen.append((ticket.indices.tolist(), ticket.lr, r8.lr, answer is None or answer.lr == r8.lr))
-        # A backup that raised is not made up for.
-        return self.seen, frozen(r8.state_dict()), None if self.part == "state" else memory_of(r8)
+        state = r8.state_dict()
+        if self.part == "state":
+            # A backup that raised is not made up for.
+            return self.seen, frozen({**state, "recovery": {**state["recovery"], "witnesses": None}}), None
+        return self.seen, frozen(state), memory_of(r8)
 
 
 class UpsetPolicy(Policy):

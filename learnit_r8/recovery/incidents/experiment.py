@@ -112,10 +112,11 @@ class Case:
     def references(self) -> list[Backup]:
         """The backups whose records are those of healthy weights, newest first."""
         best = self.best
+        # Without those whose record was forgotten, as losses mean something else since.
+        compared = [each for each in reversed(self.known) if math.isfinite(self.record(each))]
         if best is None:
-            return [each for each in reversed(self.known) if each.is_proven or not each.updates]
-        older = (each for each in reversed(self.known) if each.is_proven and 0 < each.updates < best.updates)
-        return [best, *older]
+            return [each for each in compared if each.is_proven or not each.updates]
+        return [best, *(each for each in compared if each.is_proven and 0 < each.updates < best.updates)]
 
     def tolerance(self, backup: Backup) -> float:
         """How far above its record the loss of a witness may be."""
