@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     runs, steps = 2 if options.quick else 100, 10_000
     print(f"Alarms per 1e6 healthy steps ({runs * steps:,} of each kind, seed {options.seed})")
-    print(f"{'':26}{'SpikeGuard':>12}X" + "".join(f"{name:>19}" for name in PEERS))
+    print(f"{'':26}{'SpikeGuard':>12}{'its drifts':>12}" + "".join(f"{name:>19}" for name in PEERS))
     worst = 0.0
     for kind in kinds(options.seed, runs, steps):
         counts = judge(SpikeGuard(), kind)
