@@ -79,12 +79,9 @@ class LiveModel:
         if mended is None or not names or share > MOST_MENDED or not self._restorer.put_state(mended, self.step):
             return False
         self.put_step = self.step
-        text = (
-            f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''} in the state of the model were not finite and "
-        )
-        self._announcer.tell(
-            events.Notice, text=f"{text}were replaced by those of the backup of step {newest.step}.", is_warning=False
-        )
+        named = f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+        text = f"not finite in the state of the model: {named}; taken from the backup of step {newest.step}."
+        self._announcer.tell(events.Notice, text=text, is_warning=False)
         return True
 
     def keep_present(self) -> bool:
