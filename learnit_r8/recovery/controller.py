@@ -103,7 +103,8 @@ class RecoveryController:
             self.experiment, *parts, backup=self._backup, sentry=self._sentry, announcer=announcer
         )
         self.is_early = self._tests_progress = bool(getattr(self._sentry.guard, "tests_progress", False))
-        self.is_look_due = self._has_ended = self._was_damaged = False
+        self.is_look_due = self._has_ended = False
+        self._damaged_step: int | None = None
         self.is_quiet = True
         self.steady_left = self._most_steady = self._num_equal = 0
         self._lr = math.nan
@@ -280,7 +281,7 @@ class RecoveryController:
         """
         self._begin_call(step, lr)
         self.is_quiet = False
-        self._most_steady, self._last_refused, self._was_damaged = most_steady, ticket.indices, False
+        self._most_steady, self._last_refused, self._damaged_step = most_steady, ticket.indices, None
         loss, alarm, progress = reading.mean, ALARMS.get(verdict, Alarm.NOT_FINITE), self._lineage.progress
         self._incidents.open(step, verdict.value).num_refused += 1
         samples = not_finite_samples(reading, ticket)
@@ -361,7 +362,9 @@ class RecoveryController:
                 "that is intended, leave it out of the state.",
             )
         elif not self.experiment.is_open:
-            is_again, self._was_damaged = self._was_damaged, True
+            # After a clean check it is another fault, unless the state that was put back is still on proof.
+            last, self._damaged_step = self._damaged_step, step
+            is_again = last is not None and (self._persistence.clean_step <= last or self._lineage.is_proving)
             if is_again:
                 self._persistence.note_lasting(array)
             self._incidents.open(step, f"{array!r} was not finite")

@@ -110,7 +110,7 @@ def test_few_damaged_arrays_are_mended():
     """Where few arrays are not finite, only they come from the newest backup; nothing is undone."""
     run = Toy().run({250: Toy.break_weights})
 
-    assert any("were replaced by those of the backup of step 240" in event.text for event in run.of(events.Notice))
+    assert any("taken from the backup of step 240" in event.text for event in run.of(events.Notice))
     assert not run.of(*SPENT)
     assert run.task.loss() < 0.1
 

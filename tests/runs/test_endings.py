@@ -433,7 +433,7 @@ def test_loader_with_workers_ends_with_the_cool_down(workers, asked):
     model = torch.nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     data = torch.utils.data.TensorDataset(torch.randn(40, 3), torch.zeros(40, 1))
-    adapter = attach(model, optimizer, data, batch_size=4, scheduler_mode="wsd", warmup_steps=0)
+    adapter = attach(model, optimizer, data, batch_size=4, scheduler_mode="wsd", warmup_steps=0, guard="finite")
     count = 0
     for _ in adapter.epochs():
         for xs, ys in adapter.loader(num_workers=workers):

@@ -103,9 +103,7 @@ def test_nan_where_no_loss_sees_it(optimizer, seed):
                 table.weight[10] = NAN
 
     assert [(event.step, event.array) for event in heard.of(events.DamageFound)] == [(40, "net.table.weight")]
-    assert ["were replaced by those of the backup of step 30" in each.text for each in heard.of(events.Notice)] == [
-        True
-    ]
+    assert ["taken from the backup of step 30" in each.text for each in heard.of(events.Notice)] == [True]
     assert not heard.of(events.RolledBack)
     assert table.weight.isfinite().all()
 
@@ -119,6 +117,7 @@ def test_finite_models_are_not_damaged():
     assert not [event for event in heard if isinstance(event, (events.DamageFound, events.RolledBack))]
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_array_that_is_always_nan_is_left_alone():
     """An array that is NaN again and again without any refused loss is not checked any more, which is said."""
     scratch, heard = {"w": np.zeros(2), "metric": np.zeros(1)}, record_events()
@@ -126,7 +125,7 @@ def test_array_that_is_always_nan_is_left_alone():
     def load(state):
         scratch["metric"] = state["metric"]
 
-    r8 = make(64, num_epochs=9, state_callback=lambda: scratch, load_callback=load, backup_every=10, listeners=[heard])
+    r8 = make(64, num_epochs=40, state_callback=lambda: scratch, load_callback=load, backup_every=10, listeners=[heard])
 
     def run():
         for _, indices, _ in steps(r8):
@@ -137,7 +136,7 @@ def test_array_that_is_always_nan_is_left_alone():
         run()
 
     assert r8.pace.is_finished
-    assert not heard.of(events.RolledBack)
+    assert heard.of(events.BackupTaken)[-1].step > 600
 
 
 def test_two_isolated_faults_heal_twice():
@@ -153,7 +152,7 @@ def test_two_isolated_faults_heal_twice():
             scratch["ema"] = np.array([NAN])
         r8.update_with_loss(batch_loss(indices))
 
-    assert [each.step for each in heard.of(events.Notice) if "were replaced by" in each.text] == [60, 210]
+    assert [each.step for each in heard.of(events.Notice) if "taken from the backup of step" in each.text] == [60, 210]
     assert len(heard.of(events.IncidentEnded)) == 2
     assert heard.of(events.BackupTaken)[-1].step > 300
     assert np.isfinite(scratch["ema"]).all()

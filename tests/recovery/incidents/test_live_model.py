@@ -78,7 +78,7 @@ def test_statistics_are_mended():
 
     assert live.mend() is True
     assert (model.parts["w"].tolist(), model.parts["mean"].tolist()) == ([5, 5], [0, 0])
-    assert any("were replaced by those of the backup of step 0" in event.text for event in heard.of(events.Notice))
+    assert any("taken from the backup of step 0" in event.text for event in heard.of(events.Notice))
 
 
 def test_much_damage_is_not_mended():
