@@ -36,7 +36,6 @@ from .quarantine import Quarantine
 from .ram_backup import Backup, spread_of
 from .rate_limit import RateLimit
 from .refusals import Refusals
-from .restore import RestoreError
 from .witnesses import Witnesses
 
 if TYPE_CHECKING:
@@ -134,10 +133,6 @@ class RecoveryController:
     def can_probe(self) -> bool:
         """Whether a witness can be drawn out of turn."""
         return self.experiment.can_probe
-
-    @can_probe.setter
-    def can_probe(self, can_probe: bool) -> None:
-        self.experiment.can_probe = can_probe
 
     def let_probe(self, can_probe: bool) -> None:
         """Say whether a witness can be drawn out of turn from now on."""
@@ -448,8 +443,7 @@ class RecoveryController:
             if self._live.put(backup):
                 self._go_on_from(backup, alarm, is_sudden=True)
                 return
-        if self._live.failures:
-            raise RestoreError(f"{' | '.join(self._live.failures)} The model may be partly restored.")
+        self._live.raise_failures()
 
     def probed(self, ticket: Ticket, loss: float, *, step: int, lr: float) -> Answer:
         """Take the loss of a probe; where none can be drawn, of any batch that stands for one.
@@ -492,8 +486,8 @@ class RecoveryController:
                     self.quarantine.refused(self._last_refused, ())
             elif verdict == "level":
                 self._settlement.accept_level(case, finding)
-            elif self._live.failures:
-                raise RestoreError(f"{' | '.join(self._live.failures)} The model may be partly restored.")
+            else:
+                self._live.raise_failures()
             self._incidents.note(step, finding.text)
             if verdict in ("healthy", "level") and not self._lineage.is_proving:
                 self._incidents.end()
@@ -571,7 +565,7 @@ class RecoveryController:
         """Load what `state_dict` returned; experiments under way are dropped."""
         can_probe = self.can_probe
         self._begin_state()
-        self.can_probe = can_probe
+        self.let_probe(can_probe)
         # The first good loss finds out whether it is.
         self.is_quiet = False
         if "limit" not in state:

@@ -477,8 +477,7 @@ class Persistence:
         for backup in [*reversed(self.backup.backups), *reversed(on_disk)]:
             if restorer.put(backup):
                 return backup.step
-        if restorer.failures:
-            raise RestoreError(f"{' | '.join(restorer.failures)} The model may be partly restored.")
+        restorer.raise_failures()
         return None
 
     def summary(self) -> str:

@@ -70,6 +70,11 @@ class Restorer:
         """Put a state back that is in RAM and is not used afterwards; ``step`` is only told."""
         return self._put(state, step, "backup", from_ram=True)
 
+    def raise_failures(self) -> None:
+        """Raise RestoreError if any state could not be restored."""
+        if self.failures:
+            raise RestoreError(f"{' | '.join(self.failures)} The model may be partly restored.")
+
     def _put(self, source: Any, step: int, name: str, *, from_ram: bool) -> bool:
         trouble = ""
         try:

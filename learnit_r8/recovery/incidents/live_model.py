@@ -51,6 +51,11 @@ class LiveModel:
         """Why states could not be put back in this experiment."""
         return [] if self._restorer is None else self._restorer.failures
 
+    def raise_failures(self) -> None:
+        """Raise RestoreError if a state could not be put back in this experiment."""
+        if self._restorer is not None:
+            self._restorer.raise_failures()
+
     @property
     def guard(self) -> Any:
         """The guard's state of the checkpoint that was put back last; None for a backup."""
