@@ -79,7 +79,9 @@ class BackupTimer:
             TypeError: the callback returned None, or a state that cannot be copied.
         """
         step = elapsed.steps
-        # A backup of this step may exist already, if the call was interrupted right after taking it.
+        if self.backup.newest is not None and self.backup.newest.step == step:
+            # The call that took it was interrupted before it could note so.
+            self._note_taken(step)
         self._is_due = (step != self._step and bool(self.when(elapsed))) or self._is_due
         waits = self.backup.awaits_witness and len(self.backup.backups) > 1
         if not (self.backup.is_empty or (self._is_due and step != self._step and is_calm and not waits)):
