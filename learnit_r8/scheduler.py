@@ -21,7 +21,7 @@ from .engine import ending, refusal, run_state
 from .engine.builder import build_components
 from .engine.control import RequestDoor, Requests
 from .engine.engine import Engine
-from .engine.settings import names_settings
+from .engine.settings import Settings, suggest_settings
 from .guard.registry import GuardName
 from .guard.spike import SpikeGuard
 from .guard.verdict import Guard
@@ -136,7 +136,7 @@ class R8Scheduler:
     (30, 3)
     """
 
-    @names_settings
+    @suggest_settings
     def __init__(
         self, num_samples: int, *, batch_size: int, initial_lr: float = 0.01,
         num_epochs: float | None = None, num_steps: int | None = None, train_duration_seconds: float | None = None,
@@ -158,12 +158,27 @@ class R8Scheduler:
         name: str | None = None, listeners: Iterable[events.Listener] = (),
         seed: int = 0, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        given = {argument: value for argument, value in locals().items() if argument not in ("self", "__class__")}
-        self.host = engine = Engine(build_components(given))
+        settings = Settings(
+            num_samples=num_samples, batch_size=batch_size, initial_lr=initial_lr, num_epochs=num_epochs,
+            num_steps=num_steps, train_duration_seconds=train_duration_seconds, scheduler_mode=scheduler_mode,
+            warmup_proportion=warmup_proportion, min_lr=min_lr, warmup_steps=warmup_steps,
+            decay_proportion=decay_proportion, decay_shape=decay_shape, auto_find_lr=auto_find_lr, policy=policy,
+            estimator=estimator, alpha=alpha, groups=groups, sample_ids=sample_ids, last_batch=last_batch,
+            save_callback=save_callback, load_callback=load_callback, state_callback=state_callback,
+            backup_every=backup_every, backup_dir=backup_dir, checkpoint_dir=checkpoint_dir,
+            checkpoint_every=checkpoint_every, keep_checkpoints=keep_checkpoints, monitor=monitor, mode=mode,
+            resume=resume, guard=guard, recovery=recovery, use_curses=use_curses, run_dir=run_dir,
+            handle_signals=handle_signals, cool_down_on=cool_down_on, name=name, listeners=listeners, seed=seed,
+            clock=clock,
+        )  # fmt: skip
+        self.host = engine = Engine(build_components(settings))
         self.name, self.table, self.pace = engine.name, engine.table, engine.pace
         self.sentry, self.controller = engine.sentry, engine.controller
         # A step pays for no call that only hands on.
         self.report = engine.report  # type: ignore[method-assign]
+        if resume is not None:
+            # Before a run folder is made.
+            run_state.check_resume(engine, resume)
         self._journal: Journal | None = None
         door = RequestDoor(engine)
         if use_curses or run_dir is not None:

@@ -11,7 +11,7 @@ from .. import events
 from .._validation import did_you_mean
 from ..checkpoint.durable_io import numbered
 from ..checkpoint.reader import Checkpoint
-from ..checkpoint.run_config import GOAL
+from ..schedules.budget import BUDGETS
 from .tally import Tally
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def go_on_from(run: Engine, checkpoint: Checkpoint, state: dict[str, Any]) -> No
     before = None if run.turns.is_cut else whole_state_of(run, call="load_checkpoint")
     if run.persistence.has_changed(checkpoint, "guard") and "guard" in state:
         state = {**state, "guard": run.sentry.adapted(state["guard"])}
-    if any(run.persistence.has_changed(checkpoint, name) for name in GOAL):
+    if any(run.persistence.has_changed(checkpoint, name) for name in BUDGETS):
         # Who gives another budget wants that end, not the one of an earlier cool-down.
         state = {**state, "pace": {**state["pace"], "ending": None}}
     load_state(run, state, "load_checkpoint")
@@ -175,18 +175,22 @@ def load_checkpoint(run: Engine, path: str | os.PathLike[str] | None) -> None:
     go_on_from(run, checkpoint, checkpoint.state)
 
 
+def check_resume(run: Engine, resume: str | os.PathLike[str]) -> None:
+    """Raise OSError or ValueError unless there can be something to ``resume`` from."""
+    if resume == "auto" and run.persistence.store is None:
+        raise ValueError("resume='auto' needs a checkpoint_dir or a save_callback, got neither.")
+    if resume != "auto" and not os.path.exists(resume):
+        near = did_you_mean(resume, ["auto"])
+        raise FileNotFoundError(f"resume must be 'auto' or the file of a checkpoint, got {resume!r}.{near}")
+
+
 def resume_from(run: Engine, resume: str | os.PathLike[str]) -> None:
     """Carry out the argument ``resume`` of `R8Scheduler`."""
-    store = run.persistence.store
-    if resume != "auto":
-        if not os.path.exists(resume):
-            near = did_you_mean(resume, ["auto"])
-            raise FileNotFoundError(f"resume must be 'auto' or the file of a checkpoint, got {resume!r}.{near}")
-        load_checkpoint(run, resume)
-    elif store is None:
-        raise ValueError("resume='auto' needs a checkpoint_dir or a save_callback, got neither.")
-    else:
+    check_resume(run, resume)
+    if resume == "auto":
         _resume_from_newest(run)
+    else:
+        load_checkpoint(run, resume)
     say_if_finished(run)
 
 
@@ -248,9 +252,11 @@ def folder_of_branch(folder: Path, checkpoint: Checkpoint, new: Mapping[str, Any
     Raises:
         ValueError: a budget is given too.
     """
-    goals = sorted(new.keys() & set(GOAL))
-    if goals:
-        raise ValueError(f"at most one of cool_down and {', '.join(GOAL)} must be given, got cool_down and {goals}.")
+    budgets = sorted(new.keys() & set(BUDGETS))
+    if budgets:
+        raise ValueError(
+            f"at most one of cool_down and {', '.join(BUDGETS)} must be given, got cool_down and {budgets}."
+        )
     name = f"cool-down-{checkpoint.state['pace']['step']}"
     return next(free for free in numbered(folder / name) if not free.exists())
 

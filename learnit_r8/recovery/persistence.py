@@ -15,6 +15,7 @@ from ..checkpoint.background import LARGE, BackgroundWrite
 from ..checkpoint.callbacks import Callbacks, Unrecoverable, call_load, call_save
 from ..checkpoint.model_loader import ModelLoader, read_from
 from ..checkpoint.reader import Checkpoint
+from ..checkpoint.run_config import RunConfig
 from ..checkpoint.saver import CheckpointSaver
 from ..checkpoint.state_tree import leaves, mend
 from ..checkpoint.store import THIN, CheckpointStore
@@ -73,7 +74,7 @@ class Persistence:
         keep: int | str = 3,
         monitor: str | None = None,
         mode: str = "min",
-        config: Mapping[str, Any] | None = None,
+        config: RunConfig | None = None,
         steps_per_epoch: int,
         announcer: Announcer,
         backup: RamBackup | None = None,
@@ -91,13 +92,13 @@ class Persistence:
         self.callbacks = self._given = callbacks
         self._announcer = announcer
         self.is_restoring = False
-        self._config = dict(config or {})
+        self._config = config = config or RunConfig({})
         if backup_every is None:
             backup_every = every(time=30) | every(max(LEAST_BACKUP_STEPS, steps_per_epoch // 4))
         backup = backup or RamBackup()
         self._backup_timer = BackupTimer(as_trigger("backup_every", backup_every), announcer, backup)
-        self.generations = SharedGenerations.of(backup_dir, folder, backup, self._config, announcer)
-        self._model_loader = ModelLoader(self._config, announcer)
+        self.generations = SharedGenerations.of(backup_dir, folder, backup, config.values, announcer)
+        self._model_loader = ModelLoader(config, announcer)
         self._asked = (0, 0, 0.0)
         self.wake()
         when = never if checkpoint_every is None else as_trigger("checkpoint_every", checkpoint_every)
@@ -311,7 +312,9 @@ class Persistence:
             given = {"scheduler": state, "model": self._model_state()}
             write_model = functools.partial(call_save, save, given)
         in_background = in_background and len(state.get("table", {}).get("loss", ())) >= LARGE
-        write = self.store.begin(state, write_model, self._config, then=self._tell_saved, in_background=in_background)
+        write = self.store.begin(
+            state, write_model, self._config.values, then=self._tell_saved, in_background=in_background
+        )
         return write if in_background else write.result()
 
     def _tell_saved(self, saved: Checkpoint) -> None:
