@@ -19,7 +19,7 @@ from .checkpoint.run_config import arguments_of
 from .checkpoint.store import CheckpointStore
 from .engine import ending, refusal, run_state
 from .engine.builder import build_components
-from .engine.control import RequestDoor, Requests
+from .engine.control import Requests
 from .engine.engine import Engine
 from .engine.settings import Settings, suggest_settings
 from .guard.registry import GuardName
@@ -180,7 +180,6 @@ class R8Scheduler:
             # Before a run folder is made.
             run_state.check_resume(engine, resume)
         self._journal: Journal | None = None
-        door = RequestDoor(engine)
         if use_curses or run_dir is not None:
             from .journal.factory import open_journal
 
@@ -188,14 +187,14 @@ class R8Scheduler:
             sizes = {"num_samples": str(table.num_samples), "batch_size": str(table.batch_size)}
             self._journal = open_journal(
                 run_dir, is_shown=use_curses, name=self.name, configuration={**sizes, **engine.settings}, table=table,
-                requests=door,
+                requests=engine.requests,
             )  # fmt: skip
             if self._journal is not None:
                 self.host.announcer.add(self._journal)
         if use_curses:
             from .dashboard.live import Live
 
-            self.host.announcer.add(Live(door, folder=self.run_dir or ""))
+            self.host.announcer.add(Live(engine.requests, folder=self.run_dir or ""))
         self._open: Ticket | None = None
         self._is_closed = False
         if resume is not None:

@@ -15,6 +15,7 @@ from ..guard.monitor import Sentry
 from ..guard.registry import as_guard
 from ..guard.verdict import Guard
 from ..policies.registry import get_policy
+from ..recovery.agreement import Agreement
 from ..recovery.controller import RecoveryController
 from ..recovery.persistence import Persistence
 from ..recovery.ram_backup import RamBackup
@@ -44,6 +45,7 @@ class Components:
         persistence: Takes backups and checkpoints.
         controller: Answers refused losses.
         announcer: Passes events to listeners.
+        agreement: Decides together with other ranks, if there are any.
         search: Finds the peak learning rate before the run.
         name: Name of the run, "" if it has none.
         settings: The configuration as texts, for display.
@@ -58,6 +60,7 @@ class Components:
     persistence: Persistence
     controller: RecoveryController
     announcer: Announcer
+    agreement: Agreement
     search: LrSearch
     name: str
     settings: Mapping[str, str]
@@ -78,6 +81,7 @@ def build_components(given: Settings) -> Components:
     pace = Pace(budget, plan.steps_per_pass, given.clock, rule=_build_cool_down_rule(given))
     check_choice("mode", given.mode, MODES)
     test = _build_range_test(given, budget, plan.steps_per_pass)
+    agreement = Agreement()
     announcer = Announcer(given.listeners, lambda: (pace.step, pace.seconds))
     sentry = Sentry(guard)
     persistence = Persistence(
@@ -92,6 +96,7 @@ def build_components(given: Settings) -> Components:
         config=replace(given, guard=guard).config(),
         steps_per_epoch=plan.steps_per_pass,
         announcer=announcer,
+        agreement=agreement,
         backup=RamBackup(most=recovery.keep_backups),
     )
     return Components(
@@ -102,6 +107,7 @@ def build_components(given: Settings) -> Components:
         persistence=persistence,
         controller=RecoveryController(recovery, persistence, announcer, plan.table, sentry),
         announcer=announcer,
+        agreement=agreement,
         search=LrSearch(test, plan=plan, persistence=persistence, announcer=announcer),
         name=given.name or "",
         settings=replace(given, guard=guard).texts(),

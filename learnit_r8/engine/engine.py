@@ -53,6 +53,7 @@ class Engine:
 
     Attributes:
         member: The adapter that holds batches, as given to `join`.
+        agreement: Decides together with other ranks, if there are any.
         requests: Requests to pause, stop or save.
         turns: Lets one call at a time change the run.
     """
@@ -72,14 +73,13 @@ class Engine:
         self.name = parts.name
         self.member: membership.Member = membership.NoMember()
         self.say_once = parts.announcer.say_once
+        self.agreement = parts.agreement
         self.requests = Requests(
             parts.pace,
             parts.announcer,
-            functools.partial(run_state.save_as_asked, self),
-            cool_down=functools.partial(ending.begin, self),
             handle_signals=parts.handle_signals,
             cool_down_on=parts.cool_down_on,
-            waited=self.emitter.leave_out,
+            agreement=parts.agreement,
         )
         self.settings = parts.settings
         self._make_schedule = parts.make_schedule
@@ -255,7 +255,7 @@ class Engine:
         if not self._has_started:
             draws.start(self)
         if self.requests.is_pending:
-            self.requests.answer()
+            self._answer_requests()
         if self.controller.is_look_due:
             refusal.look_back(self)
         epoch_ended = self._epoch_ended
@@ -268,6 +268,13 @@ class Engine:
         if step < persistence.quiet_steps and not is_new and (limit == math.inf or pace.seconds < limit):
             return
         self._do_what_is_due(closing=closing)
+
+    def _answer_requests(self) -> None:
+        self.requests.answer(
+            functools.partial(run_state.save_as_asked, self),
+            cool_down=functools.partial(ending.begin, self),
+            waited=self.emitter.leave_out,
+        )
 
     def _do_what_is_due(self, *, closing: bool) -> None:
         persistence, pace, controller = self.persistence, self.pace, self.controller

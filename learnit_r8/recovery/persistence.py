@@ -22,6 +22,7 @@ from ..checkpoint.store import THIN, CheckpointStore
 from ..events.bus import Announcer
 from ..schedules.budget import Budget
 from ..triggers import Condition, Elapsed, as_trigger, every, never
+from .agreement import Agreement
 from .backup_timer import BackupTimer
 from .ram_backup import Backup, RamBackup
 from .restore import RestoreError, Restorer
@@ -47,11 +48,13 @@ class Persistence:
         config: The run's configuration, for its checkpoints.
         steps_per_epoch: Steps in an epoch.
         announcer: Receives warnings and events.
+        agreement: Shares failures and choices with other ranks, if there are any.
         backup: Holds model states in RAM.
         backup_dir: Folder of the shared memory that backups are also written to; None for the system's, False for none.
 
     Attributes:
         callbacks: As given, completed by those of an adapter.
+        agree: Shares a failure on one rank with all ranks; see `Agreement`.
         generations: The backups in shared memory.
         saver: Writes checkpoints; None without a folder.
         is_restoring: Whether the model is being restored now.
@@ -77,6 +80,7 @@ class Persistence:
         config: RunConfig | None = None,
         steps_per_epoch: int,
         announcer: Announcer,
+        agreement: Agreement | None = None,
         backup: RamBackup | None = None,
         backup_dir: str | os.PathLike[str] | bool | None = False,
     ) -> None:
@@ -95,9 +99,10 @@ class Persistence:
         self._config = config = config or RunConfig({})
         if backup_every is None:
             backup_every = every(time=30) | every(max(LEAST_BACKUP_STEPS, steps_per_epoch // 4))
-        backup = backup or RamBackup()
-        self._backup_timer = BackupTimer(as_trigger("backup_every", backup_every), announcer, backup)
-        self.generations = SharedGenerations.of(backup_dir, folder, backup, config.values, announcer)
+        backup, agreement = backup or RamBackup(), agreement or Agreement()
+        self.agree = agreement.agree
+        self._backup_timer = BackupTimer(as_trigger("backup_every", backup_every), announcer, backup, agreement)
+        self.generations = SharedGenerations.of(backup_dir, folder, backup, config.values, announcer, agreement)
         self._model_loader = ModelLoader(config, announcer)
         self._asked = (0, 0, 0.0)
         self.wake()
@@ -128,11 +133,6 @@ class Persistence:
         """When backups are due."""
         return self._backup_timer.when
 
-    @property
-    def agree(self) -> Callable[[str], str]:
-        """Shares a failure on one rank with all ranks; see `BackupTimer`."""
-        return self._backup_timer.agree
-
     def wake(self) -> None:
         """Check at the next step whether something is due, as the settings or the position have changed."""
         self.quiet_steps = self.quiet_seconds = 0.0
@@ -152,21 +152,6 @@ class Persistence:
     def store(self) -> CheckpointStore | None:
         """Where checkpoints are written; None without a folder."""
         return None if self.saver is None else self.saver.store
-
-    def share(
-        self, agree: Callable[[str], str], is_same: Callable[[str], bool], shared_store: Callable[[Any], Any]
-    ) -> None:
-        """Coordinate with the other ranks.
-
-        Args:
-            agree: Shares a failure on one rank with all ranks; see `BackupTimer`.
-            is_same: Whether all ranks call it with the same text.
-            shared_store: Wraps this rank's checkpoint store in one to which only rank 0 writes.
-        """
-        self._backup_timer.agree_with(agree)
-        self.generations.share(is_same)
-        if self.saver is not None:
-            self.saver.share(shared_store(self.saver.store))
 
     def adopt(
         self,
