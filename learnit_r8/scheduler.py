@@ -555,7 +555,7 @@ class R8Scheduler:
     @property
     def best_checkpoint(self) -> BestCheckpoint | None:
         """The checkpoint with the best value of ``monitor`` so far; None if there is none yet."""
-        return None if self.host.persistence.saver is None else self.host.persistence.saver.best
+        return None if self.host.saver is None else self.host.saver.best
 
     def update_cpu_backup(self, state: Any) -> None:
         """Copy a model state to RAM, for the load callback to restore after a refused loss.
@@ -571,7 +571,7 @@ class R8Scheduler:
             raise RuntimeError(f"load_callback must not make backups, got one at step {self.global_step}.")
         with self.host._saving:
             step, draws, moment = self.pace.step, self.host._num_draws, self.host.moment("update_cpu_backup")
-            damage = self.host.persistence.take_backup(state, step, draws, moment)
+            damage = self.host.persistence.backup_timer.take(state, step, draws, moment)
             if damage:
                 refusal.answer_damage(self.host, damage)
 
@@ -641,11 +641,12 @@ class R8Scheduler:
 
     def summary(self) -> str:
         """The run so far, as a few lines of text for people."""
-        plan, table = self.host.plan, self.table
+        plan, table, saver = self.host.plan, self.table, self.host.saver
+        checkpoints = "no checkpoints: neither checkpoint_dir nor save_callback" if saver is None else saver.summary()
         lines = [
             f"step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr {self.lr:.3g}",
             f"losses refused: {self.sentry.num_refused}; batches not reported: {plan.abandoned}; "
-            f"left out for steady ones: {plan.displaced}; {self.host.persistence.summary()}{self.controller.summary()}",
+            f"left out for steady ones: {plan.displaced}; {checkpoints}{self.controller.summary()}",
             f"losses of the samples ({table.source}):",
         ]
         lines += [

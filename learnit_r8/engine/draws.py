@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..policies.registry import STEADY
 from ..sampling.chunk import Batch
 from ..sampling.ticket import Ticket
+from .run_state import tell_loaded
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -28,7 +29,7 @@ def start(run: Engine) -> None:
         train_duration_seconds=budget.seconds,
         policy=run.plan.policy.name,
     )
-    run.persistence.tell_loaded()
+    tell_loaded(run)
     # Last, so that an interrupted start is repeated.
     run._has_started = True
 

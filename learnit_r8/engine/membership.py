@@ -80,16 +80,15 @@ def share(run: Engine, group: RankGroup, resume: str | os.PathLike[str] | None =
     run.pace.use_clock(group.shared_clock(run.pace.clock))
     run.agreement.join(group.agreeing(run.pace))
     run.requests.share()
-    saver = run.persistence.saver
-    if saver is not None:
-        saver.share(group.shared_store(saver.store))
+    if run.saver is not None:
+        run.saver.share(group.shared_store(run.saver.store))
     if resume is not None:
         resume_from(run, resume)
         group.check_same_run({"global_step": run.global_step, "seed": run.plan.seed})
 
 
 def _facts(run: Engine) -> dict[str, Any]:
-    persistence = run.persistence
+    callbacks = run.persistence.callbacks
     return {
         **identity_of(run),
         "alpha": run.table.learner.alpha,
@@ -100,9 +99,9 @@ def _facts(run: Engine) -> dict[str, Any]:
         "learning rates": [float(run.schedule(progress)) for progress in COMPARED_PROGRESS],
         "guard": run.sentry.guard,
         "recovery": run.controller.recovery,
-        "load_callback": persistence.callbacks.load is not None,
-        "state_callback": persistence.callbacks.state is not None,
-        "backup_every": persistence.backup_every,
-        "checkpoint_dir": persistence.store is not None,
+        "load_callback": callbacks.load is not None,
+        "state_callback": callbacks.state is not None,
+        "backup_every": run.persistence.backup_timer.when,
+        "checkpoint_dir": run.saver is not None,
         "global_step": run.global_step,
     }

@@ -13,7 +13,7 @@ from .. import events
 from .._validation import whole_number
 from ..checkpoint.background import LARGE, BackgroundWrite
 from ..checkpoint.callbacks import Callbacks, Unrecoverable, call_load, call_save
-from ..checkpoint.model_loader import ModelLoader, read_from
+from ..checkpoint.model_loader import ModelLoader
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.run_config import RunConfig
 from ..checkpoint.saver import CheckpointSaver
@@ -55,7 +55,9 @@ class Persistence:
     Attributes:
         callbacks: As given, completed by those of an adapter.
         agree: Shares a failure on one rank with all ranks; see `Agreement`.
+        backup_timer: Takes backups with the state callback.
         generations: The backups in shared memory.
+        model_loader: Passes the models of checkpoints to the load callback.
         saver: Writes checkpoints; None without a folder.
         is_restoring: Whether the model is being restored now.
         quiet_steps: First step at which something may be due, unless an epoch ends earlier.
@@ -101,9 +103,9 @@ class Persistence:
             backup_every = every(time=30) | every(max(LEAST_BACKUP_STEPS, steps_per_epoch // 4))
         backup, agreement = backup or RamBackup(), agreement or Agreement()
         self.agree = agreement.agree
-        self._backup_timer = BackupTimer(as_trigger("backup_every", backup_every), announcer, backup, agreement)
+        self.backup_timer = BackupTimer(as_trigger("backup_every", backup_every), announcer, backup, agreement)
         self.generations = SharedGenerations.of(backup_dir, folder, backup, config.values, announcer, agreement)
-        self._model_loader = ModelLoader(config, announcer)
+        self.model_loader = ModelLoader(config, announcer)
         self._asked = (0, 0, 0.0)
         self.wake()
         when = never if checkpoint_every is None else as_trigger("checkpoint_every", checkpoint_every)
@@ -121,17 +123,12 @@ class Persistence:
     @property
     def backup(self) -> RamBackup:
         """The model states in RAM."""
-        return self._backup_timer.backup
+        return self.backup_timer.backup
 
     @property
     def clean_step(self) -> int:
         """Steps reported when every number of the model was last found finite; -1 before that."""
-        return self._backup_timer.clean_step
-
-    @property
-    def backup_every(self) -> Condition:
-        """When backups are due."""
-        return self._backup_timer.when
+        return self.backup_timer.clean_step
 
     def wake(self) -> None:
         """Check at the next step whether something is due, as the settings or the position have changed."""
@@ -181,12 +178,12 @@ class Persistence:
             own.save or callbacks.save, own.load or callbacks.load, state, collect, callbacks.generators
         )
         if backup_every is not None:
-            self._backup_timer.when = as_trigger("backup_every", backup_every)
+            self.backup_timer.when = as_trigger("backup_every", backup_every)
         if clone is not None:
             self.backup.copy_with(clone, copy_into)
         self.backup.witness_size = witness_size
         self.wake()
-        self._model_loader.hand_over_pending(self.callbacks.load)
+        self.model_loader.hand_over_pending(self.callbacks.load)
 
     def between_steps(
         self,
@@ -227,7 +224,7 @@ class Persistence:
         try:
             if self.callbacks.state is not None:
                 before = self.backup.newest
-                damage = self._backup_timer.take_if_due(
+                damage = self.backup_timer.take_if_due(
                     elapsed, draws, self.callbacks.state, get_moment, is_calm=is_calm
                 )
                 if self.saver and not damage and self.backup.newest is not before and not run_ended:
@@ -248,7 +245,7 @@ class Persistence:
 
     def _find_quiet(self, asked: Elapsed, budget: Budget) -> None:
         """Compute until when nothing is due."""
-        untils = [] if self.callbacks.state is None else [self._backup_timer.quiet_until(asked)]
+        untils = [] if self.callbacks.state is None else [self.backup_timer.quiet_until(asked)]
         if self.saver is not None:
             untils.append(self.saver.quiet_until(asked))
         if untils or self.callbacks.load is not None:
@@ -261,18 +258,14 @@ class Persistence:
         """Count intervals from here, as the run was resumed."""
         self._asked = (step, samples, seconds)
         self.wake()
-        self._backup_timer.count_from(step)
+        self.backup_timer.count_from(step)
         if self.saver:
             self.saver.count_from(step)
 
     def look_at_weights(self) -> None:
         """Take a backup, which checks every number, as soon as the user's step is complete."""
-        self._backup_timer.look_soon()
+        self.backup_timer.look_soon()
         self.wake()
-
-    def take_backup(self, state: Any, step: int, draws: int, moment: Any = None) -> str:
-        """Copy a model state to RAM if all of it is finite; see `BackupTimer.take`."""
-        return self._backup_timer.take(state, step, draws, moment)
 
     def save(self, state: dict[str, Any], step: int) -> Checkpoint:
         """Write a checkpoint.
@@ -344,15 +337,6 @@ class Persistence:
                 "from the last checkpoint."
             ) from error
 
-    def load(self, path: str | os.PathLike[str] | None) -> Checkpoint:
-        """Read a checkpoint, by default the newest valid one; changes nothing.
-
-        Raises:
-            RuntimeError: there is neither a path nor a folder.
-            ValueError: it cannot be used.
-        """
-        return read_from(self.store, path)
-
     def put_back(self, checkpoint: Checkpoint) -> None:
         """Pass a checkpoint's model file to the load callback, if both exist; forget all backups.
 
@@ -363,30 +347,20 @@ class Persistence:
         """
         if self.saver is not None:
             self.saver.settle()
-        self._model_loader.hand_over(checkpoint, self.callbacks.load)
+        self.model_loader.hand_over(checkpoint, self.callbacks.load)
         self.backup.clear()
         self.generations.put_back(checkpoint)
         self.wake()
         if self.saver is not None:
             self.saver.go_on_from(checkpoint)
-        self._model_loader.put_back(checkpoint, has_callback=self.callbacks.load is not None)
-
-    def has_changed(self, checkpoint: Checkpoint, name: str) -> bool:
-        """Whether an argument had another value in the run of a checkpoint; False if the checkpoint does not say."""
-        return self._model_loader.has_changed(checkpoint, name)
-
-    def tell_loaded(self) -> None:
-        """Tell listeners that a checkpoint was loaded, once the run has started."""
-        if self.saver is not None:
-            self.saver.claim()
-        self._model_loader.tell()
+        self.model_loader.put_back(checkpoint, has_callback=self.callbacks.load is not None)
 
     def live_damage(self) -> str:
         """The name of a damaged array of the live model on any rank; "" if there is none or it cannot be seen.
 
         All ranks must ask at the same point.
         """
-        return self.agree(self._backup_timer.damage_of(self.callbacks.state))
+        return self.agree(self.backup_timer.damage_of(self.callbacks.state))
 
     def mend(self, newest: Backup) -> tuple[Any, list[str], float]:
         """The live state with arrays of a backup in place of damaged ones; their names, and their share of all values.
@@ -396,14 +370,14 @@ class Persistence:
         assert self.callbacks.state is not None
         live = self.callbacks.state()
         try:
-            mended, names = mend(live, newest.state, self._backup_timer.meant)
+            mended, names = mend(live, newest.state, self.backup_timer.meant)
         except ValueError:
             return None, [], 1.0
         return mended, names, len(names) / max(1, sum(1 for _ in leaves(live)))
 
     def note_lasting(self, array: str) -> None:
         """Note an array that is damaged though no batch was refused; see `BackupTimer.note_lasting`."""
-        self._backup_timer.note_lasting(array)
+        self.backup_timer.note_lasting(array)
 
     def checkpoint_steps(self) -> set[int]:
         """Steps of the checkpoints with a model that could be put back; all ranks must ask at the same point."""
@@ -425,7 +399,7 @@ class Persistence:
             functools.partial(self._load, load),
             backup=self.backup,
             store=self.store,
-            damage=lambda: self._backup_timer.damage_of(self.callbacks.state),
+            damage=lambda: self.backup_timer.damage_of(self.callbacks.state),
             agree=self.agree,
             announcer=self._announcer,
         )
@@ -467,15 +441,6 @@ class Persistence:
                 return backup.step
         restorer.raise_failures()
         return None
-
-    def summary(self) -> str:
-        """One line of text about the checkpoints: failures, and the best one."""
-        if self.saver is None:
-            return "no checkpoints: neither checkpoint_dir nor save_callback"
-        best = self.saver.best
-        kept = "" if best is None else f"; best so far: {best.path.name} of step {best.step} ({best.value:.4g})"
-        failed = f"; the last one failed: {self.saver.last_error}" if self.saver.last_error else ""
-        return f"checkpoints failed: {self.saver.num_failed}{failed}{kept}"
 
 
 def _check_folder(folder: Any, **needing: Any) -> None:

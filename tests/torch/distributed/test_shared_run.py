@@ -417,7 +417,7 @@ def test_a_stop_asked_for_on_one_rank_stops_all_after_the_same_step(asked, tmp_p
     # The wish is sent after step 10 and read after 11.
     assert in_threads(2, job) == [(11, True)] * 2
     assert (
-        make(48, batch_size=8, num_epochs=4, checkpoint_dir=tmp_path).host.persistence.load(None).state["pace"]["step"]
+        make(48, batch_size=8, num_epochs=4, checkpoint_dir=tmp_path).host.saver.store.load().state["pace"]["step"]
         == 11
     )
 
