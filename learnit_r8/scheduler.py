@@ -606,8 +606,7 @@ class R8Scheduler:
         >>> r8.sentry.num_refused
         0
         """
-        with self.host.turns.take("reset_baseline", self.pace.step) as turn:
-            turn.is_changing = True
+        with self.host.turns.take("reset_baseline", self.pace.step, is_changing=True):
             self.sentry.begin_anew()
             self.controller.begin_anew()
             text = "reset_baseline() was called: the guard has forgotten the losses before it."

@@ -98,8 +98,7 @@ def _of_incident(run: Engine, *, asks_probe: bool) -> Batch:
 
 def draw_last(run: Engine, step: int) -> Ticket | None:
     """Draw a probe after the last step of the budget."""
-    with run.turns.take("draw", step) as turn:
-        turn.is_changing = True
+    with run.turns.take("draw", step, is_changing=True):
         lr, batch = run.lr, _of_incident(run, asks_probe=True)
         batch.chunk.rates[batch.slot] = lr
         run.pace.num_out += 1

@@ -319,8 +319,7 @@ class Engine:
 
     def _settle_open(self) -> None:
         """End what is under way, as the run is left."""
-        with self.turns.take("close", self.pace.step) as turn:
-            turn.is_changing = True
+        with self.turns.take("close", self.pace.step, is_changing=True):
             self.controller.settle_open(step=self.pace.step)
 
     def moment(self, call: str) -> Any:
