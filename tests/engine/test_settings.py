@@ -54,7 +54,13 @@ def test_each_argument_is_handed_on_as_itself(monkeypatch):
 ADDED = """
 import learnit_r8
 from learnit_r8 import R8Scheduler, scheduler
-from learnit_r8.torch import attach
+from learnit_r8.engine.settings import suggest_settings
+
+
+@suggest_settings
+def attach(data, **settings: "those of R8Scheduler"):
+    return R8Scheduler(len(data), **settings)
+
 
 seen = []
 build = scheduler.build_components
@@ -65,13 +71,9 @@ r8.save_checkpoint()
 R8Scheduler.resume_from_checkpoint("{folder}")
 R8Scheduler.resume_from_checkpoint("{folder}", {name}="green")
 print(*(settings.{name} for settings in seen), r8.host.settings["{name}"])
-import torch
-model = torch.nn.Linear(1, 1)
-optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-adapter = attach(model, optimizer, range(8), batch_size=4, num_epochs=1, {name}="cyan")
-print(adapter.scheduler.host.settings["{name}"])
+print(attach(range(8), batch_size=4, num_epochs=1, {name}="cyan").host.settings["{name}"])
 try:
-    attach(model, optimizer, range(8), batch_size=4, num_epochs=1, hue="cyan")
+    attach(range(8), batch_size=4, num_epochs=1, hue="cyan")
 except TypeError as error:
     print(error)
 """
