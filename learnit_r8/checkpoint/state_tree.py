@@ -280,6 +280,38 @@ def not_finite(state: Any) -> dict[str, Fault]:
     return found
 
 
+def growth(state: Any, backup: Any) -> dict[str, float]:
+    """How much larger the numbers of each float array of a state are than they were in a backup.
+
+    Args:
+        state: A live state.
+        backup: An earlier one.
+
+    Returns:
+        By dotted key, the ratio of their mean absolute values. Arrays that are missing in the backup, or zero there,
+        and single numbers are left out.
+
+    >>> growth({"w": np.full(4, 3.0), "step": 7.0}, {"w": np.ones(4), "step": 1.0})
+    {'w': 3.0}
+    """
+    now, then = (
+        {key: [_mean(array) for array in _floats_of(leaf)] for key, leaf in leaves(each) if getattr(leaf, "shape", ())}
+        for each in (state, backup)
+    )
+    sizes = {
+        key: (_number(sum(now[key])).real, _number(sum(then[key])).real) for key in now if now[key] and then.get(key)
+    }
+    return {key: new / old for key, (new, old) in sizes.items() if old > 0}
+
+
+def _mean(array: Any) -> Any:
+    """The mean absolute value of an array; unlike a sum, it does not overflow in half precision."""
+    if isinstance(array, np.ndarray) or not hasattr(array, "mean"):
+        with np.errstate(all="ignore"):
+            return np.abs(np.asarray(array)).mean() if np.size(array) else 0.0
+    return abs(array).mean()
+
+
 def _floats_of(leaf: Any) -> Iterator[Any]:
     """The arrays of floats that a leaf is made of."""
     if isinstance(leaf, (float, complex)):

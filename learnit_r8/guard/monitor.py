@@ -85,15 +85,16 @@ class Sentry:
         """The guard's current state, immutable: kept with each backup of the model."""
         return self._losses
 
-    def go_back(self, memory: Any) -> None:
-        """Return to the guard's state of a backup, as the model was restored from it."""
-        self._losses = memory
+    def go_back(self, memory: Any, lr: float = math.nan) -> None:
+        """Return to the guard's state of a backup, as the model was restored from it; ``lr`` is the scheduled rate."""
+        moved_to = getattr(self.guard, "moved_to", None)
+        self._losses = memory if moved_to is None else moved_to(memory, lr)
         self.num_skipped = 0
 
-    def go_back_to_saved(self, state: Mapping[str, Any]) -> None:
+    def go_back_to_saved(self, state: Mapping[str, Any], lr: float = math.nan) -> None:
         """Return to the guard's state of a checkpoint, unless losses had another meaning then."""
         if state.get("baseline", 0) == self.baseline:
-            self.go_back(_formed(self.adapted(state)["losses"], self.guard.begin()))
+            self.go_back(_formed(self.adapted(state)["losses"], self.guard.begin()), lr)
 
     @property
     def suspicion(self) -> float:

@@ -17,7 +17,6 @@ from ..table.early import FirstLosses
 from ..table.records import LARGEST_LOSS
 from .level_shift import ALARM, BLOCK, WILD, WORTH_OF_A_SPIKE, raised_by
 from .thresholds import (
-    FALLEN_FAR,
     MEMORY_OF_SHARE,
     RISEN,
     UNARMED,
@@ -170,6 +169,18 @@ class SpikeGuard:
         """The state without its evidence, as the weights were found healthy."""
         return state._replace(evidence=0.0, past=state.past._replace(raised=0.0, drifted=0))
 
+    def moved_to(self, state: SpikeState, lr: float) -> SpikeState:
+        """The state of earlier losses as though they had come at the scheduled rate of now, ``lr``.
+
+        The schedule goes on while a model goes back; what it fell by in between explains no loss.
+        """
+        past, reference = state.past, state.reference
+        if not (past.lrs and past.lrs[-1] > 0 and lr > 0):
+            return state
+        factor = lr / past.lrs[-1]
+        past = past._replace(lrs=tuple(each * factor for each in past.lrs), best_lr=past.best_lr * factor)
+        return state._replace(reference=reference._replace(lr_limit=reference.lr_limit * factor), past=past)
+
     def judge(
         self,
         state: SpikeState,
@@ -253,9 +264,8 @@ class SpikeGuard:
         self, evidence: float, recent: tuple[float, ...], reference: Thresholds, past: LossHistory, lr: float
     ) -> float:
         """Evidence of a raised level; infinite if it is enough for a refusal."""
-        limit = reference.lr_limit
-        # A change of the scheduled rate may explain higher losses.
-        if past.share > WILD or lr > limit or lr < FALLEN_FAR / RISEN * limit:
+        # A higher scheduled rate may explain higher losses.
+        if past.share > WILD or lr > reference.lr_limit:
             return 0.0
         raised = raised_by(recent, past.losses[-self.lag :] if self.lag else (), reference.blocks, past.raised)
         return math.inf if raised and raised + WORTH_OF_A_SPIKE * evidence >= ALARM else raised

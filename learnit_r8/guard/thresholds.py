@@ -23,8 +23,6 @@ USUAL_SHARE_WHEN_DAMAGED = 0.5
 """Least share of losses beyond the threshold that is assumed for damaged weights."""
 RISEN = 1.25
 """Factor by which the scheduled learning rate must have risen to explain higher losses."""
-FALLEN_FAR = 0.5
-"""Factor by which it must have fallen to explain them."""
 MEMORY_OF_SHARE = 32
 """Renewals of the thresholds over which the share of usual losses beyond the threshold is averaged."""
 

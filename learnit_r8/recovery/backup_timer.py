@@ -159,6 +159,10 @@ class BackupTimer:
                 "more. If it is meant to hold such values, leave it out of the state.",
             )
 
+    def forget_lasting(self) -> None:
+        """Count the damage of `note_lasting` anew."""
+        self._num_lasting.clear()
+
     def damage_of(self, get: Callable[[], Any] | None, *, unknown: str = "") -> str:
         """The name of a damaged array of the live model, "" if there is none; ``unknown`` if that cannot be checked."""
         if get is None:

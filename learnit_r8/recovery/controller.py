@@ -45,6 +45,10 @@ EQUAL_LOSSES = 8
 """Number of equal losses in a row after which the weights are checked."""
 
 
+SOON = 16
+"""Updates within which trouble that comes back costs little, so that states are tried one by one."""
+
+
 class Answer(NamedTuple):
     """What a report leads to.
 
@@ -202,8 +206,9 @@ class RecoveryController:
         if not self.is_open and not lineage.is_on_trial:
             self._incidents.end()
         lineage.is_proving = lineage.is_on_trial
-        if not lineage.is_proving:
+        if not lineage.is_proving and lineage.num_older:
             lineage.num_older = 0
+            self._persistence.forget_lasting()
         is_settled = self._refusals.is_none and not self._incidents.current and not lineage.is_proving
         self.is_quiet = is_settled and not (self.limit.is_on or self.is_open or self.steady_left)
 
@@ -428,10 +433,12 @@ class RecoveryController:
             self._settle(case, finding)
 
     def _older(self, known: list[Backup]) -> list[Backup]:
-        """The states before the one that was put back last, ever fewer the more often the same trouble comes back."""
+        """The states before the one that was put back last, ever fewer the more often it took long to come back."""
         lineage = self._lineage
         older = [each for each in known if each.updates < lineage.since] or known[:1]
-        skipped, lineage.num_older = 2**lineage.num_older - 1, lineage.num_older + 1
+        is_soon = lineage.since_restore < SOON
+        skipped = 0 if is_soon else 2**lineage.num_older - 1
+        lineage.num_older = max(1, lineage.num_older + (not is_soon))
         return older[: max(1, len(older) - skipped)]
 
     def _put_unknown(self, alarm: Alarm) -> None:
@@ -482,6 +489,7 @@ class RecoveryController:
             if verdict in ("healthy", "data"):
                 self._refusals.weights_are_healthy()
                 self._settlement.trust_weights(case.alarm)
+                self._look_again()
                 if case.alarm is Alarm.SPIKE and self._last_refused is not None:
                     self.quarantine.refused(self._last_refused, ())
             elif verdict == "level":
@@ -498,6 +506,12 @@ class RecoveryController:
         if self._settlement.go_on_from(backup, alarm, is_sudden=is_sudden, lr=self._lr):
             self.steady_left = min(self.recovery.steady_steps, self._most_steady)
         self._refusals.bad_in_a_row = 0
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """Look at the weights after the next step, where no loss shows whether they will be damaged again."""
+        if self._damaged_step is not None:
+            self._persistence.look_at_weights()
 
     # The rate, the moment and the saved state.
 

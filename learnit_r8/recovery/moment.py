@@ -33,8 +33,8 @@ class Moment(NamedTuple):
     state: Any = None
 
 
-def go_back(moment: Moment, sentry: Sentry, table: SampleTable) -> None:
-    """Restore a moment together with the model, unless losses had another meaning then."""
+def go_back(moment: Moment, sentry: Sentry, table: SampleTable, lr: float) -> None:
+    """Restore a moment with the model, unless losses had another meaning then; ``lr`` is the scheduled rate."""
     if moment.baseline == sentry.baseline:
-        sentry.go_back(moment.memory)
+        sentry.go_back(moment.memory, lr)
         table.learner.go_back_to(moment.trend)

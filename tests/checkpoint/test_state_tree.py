@@ -6,8 +6,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from learnit_r8.checkpoint.state_tree import clone, copy_into, first_difference, mend, not_finite
+from learnit_r8.checkpoint.state_tree import clone, copy_into, first_difference, growth, mend, not_finite
 
 NAN, INF = float("nan"), float("inf")
 
@@ -233,6 +235,29 @@ def test_backup_that_cannot_mend_is_refused(backup):
     """A place that is missing, of another shape, or not finite either is named."""
     with pytest.raises(ValueError, match="backup must have a finite array like that of the state in 'w'"):
         mend({"w": np.array([NAN, NAN])}, backup)
+
+
+@given(st.floats(0.01, 1e4), st.sampled_from([np.float16, np.float32, np.float64]))
+def test_growth_is_that_of_the_numbers(factor, dtype):
+    """How much larger arrays have become is told for arrays that were not zero, in half precision too."""
+    before = {"w": np.full(70_000, 2.0, dtype), "new": np.zeros(3), "step": np.float64(1), "names": ["a"]}
+    after = {
+        "w": before["w"] * dtype(factor),
+        "new": np.ones(3),
+        "step": np.float64(9),
+        "names": ["a"],
+        "b": np.ones(2),
+    }
+
+    assert growth(after, before) == {"w": pytest.approx(float(dtype(factor)), rel=2e-3)}
+
+
+@pytest.mark.parametrize("kind", LEAVES)
+def test_growth_of_every_kind_of_array(kind):
+    """Arrays of all frameworks are compared."""
+    before, after = LEAVES[kind]([1.0, -1.0]), LEAVES[kind]([-3.0, 3.0])
+
+    assert growth({"net": [after]}, {"net": [before]}) == {"net.0": 3.0}
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,10 @@ SHARE_OF_RISE, SPREADS, SHARE_OF_PROGRESS, SHARE_OF_FIRST = 0.4, 6.0, 0.25, 0.25
 """How far a probe may be above its record: a share of the rise that raised the alarm, but at most so many spreads of
 the losses or this share of the progress; of the initial state's record, the last share."""
 
+SHARE_OF_SLOW_RISE = 0.15
+"""The first of these for losses that stayed higher, and witnesses of proven weights: in healthy training these fall. By
+the time of the alarm, weights that a high rate has damaged are half-way back."""
+
 SAME = 1e-3
 """Relative difference up to which two losses of the same batch and weights count as the same."""
 
@@ -62,6 +66,9 @@ class Lab(Protocol):
 
     def mend(self) -> bool | None:
         """Replace what is not finite in the present state; whether all of it is finite, None if it cannot be seen."""
+
+    def is_swollen(self) -> bool:
+        """Whether the state is seen to have taken a huge gradient, which its losses need not show."""
 
     def keep_present(self) -> bool:
         """Keep the present state aside; False if there is no memory for it, or if it cannot be seen or is damaged."""
@@ -115,11 +122,14 @@ class Case:
         # Without those whose record was forgotten, as losses mean something else since.
         compared = [each for each in reversed(self.known) if math.isfinite(self.record(each))]
         if best is None:
-            return [each for each in compared if each.is_proven or not each.updates]
+            # Any weights that were trained at all are better than those of the start: these tell only if nothing does.
+            return [each for each in compared if each.is_proven and each.updates] or [
+                each for each in compared if not each.updates
+            ]
         return [best, *(each for each in compared if each.is_proven and 0 < each.updates < best.updates)]
 
-    def tolerance(self, backup: Backup) -> float:
-        """How far above its record the loss of a witness may be."""
+    def tolerance(self, backup: Backup, *, is_own: bool = False) -> float:
+        """How far above its record the loss of a witness may be; ``is_own``: with the weights of its own backup."""
         is_first = not backup.updates
         spread = self.first_spread if math.isnan(backup.level) else backup.spread
         progress = self.start - backup.usual
@@ -127,7 +137,10 @@ class Case:
         if is_first:
             most = max(most, SHARE_OF_FIRST * abs(self.record(backup)))
         rise = self.level - backup.usual
-        return most if self.alarm is Alarm.NOT_FINITE or not rise > 0 else min(SHARE_OF_RISE * rise, most)
+        if self.alarm is Alarm.NOT_FINITE or not rise > 0:
+            return most
+        is_slow = self.alarm is Alarm.RAISED and not is_own and not is_first
+        return min((SHARE_OF_SLOW_RISE if is_slow else SHARE_OF_RISE) * rise, most)
 
     @property
     def repeats(self) -> int:
@@ -168,7 +181,8 @@ def investigate(case: Case, lab: Lab) -> Steps:
     is_whole = False if case.is_again else lab.mend()
     # Where the state cannot be seen, a loss that is not finite or extremely high restores at once, as the seed says.
     is_blind = is_whole is None and case.alarm in (Alarm.NOT_FINITE, Alarm.SPIKE)
-    if is_whole is not False and not is_blind and (yield from _is_present_healthy(case)):
+    is_sound = is_whole is not False and not is_blind and not (case.alarm is Alarm.SPIKE and lab.is_swollen())
+    if is_sound and (yield from _is_present_healthy(case)):
         return Finding("healthy", "the weights are healthy: the witness has its loss of then")
     has_present = lab.keep_present()
     if case.rises and has_present and not case.is_sudden:
@@ -178,6 +192,11 @@ def investigate(case: Case, lab: Lab) -> Steps:
         known = [each for each in known if each.updates <= case.best.updates]
     tested: list[Backup] = []
     newest = yield from _find_newest_healthy(case, lab, known, tested)
+    if newest is not None and not newest.updates and has_present and lab.put_present():
+        # Weights that were never trained have much the same loss on any data; those of now may still be better.
+        loss = yield from _draw(case, newest)
+        if loss <= case.record(newest):
+            return Finding("level", "only the state of the start repeats its record, and is worse", None, tested)
     if newest is None and has_present and lab.put_present():
         if tested and not any(math.isfinite(each.replayed) for each in tested):
             return Finding("data", "no state has losses that are finite: the data are to blame", None, tested)
@@ -203,8 +222,9 @@ def _is_present_healthy(case: Case) -> Generator[Backup, float, bool]:
                 return False
             has_bad = True
             continue
-        rises.append(loss - case.record(backup))
+        # A batch that is much better by now must not outweigh others that are worse.
         limits.append(case.tolerance(backup))
+        rises.append(max(loss - case.record(backup), -limits[-1]))
         if len(rises) == count:
             break
     return bool(rises) and sum(rises) <= sum(limits)
@@ -232,7 +252,7 @@ def _is_healthy(case: Case, lab: Lab, backup: Backup) -> Generator[Backup, float
         return lab.put(backup)
 
     loss = backup.replayed = yield from _draw(case, backup, put)
-    record, tolerance = case.record(backup), case.tolerance(backup)
+    record, tolerance = case.record(backup), case.tolerance(backup, is_own=True)
     near = SAME * max(abs(record), backup.spread) + 1e-12
     if not loss - record <= tolerance:
         return False
@@ -243,7 +263,8 @@ def _is_healthy(case: Case, lab: Lab, backup: Backup) -> Generator[Backup, float
         if backup.noise <= near:
             return False
     reference = next((each for each in case.references if each.updates < backup.updates), None)
-    if backup.is_proven or reference is None:
+    # Where other batches stand for probes, their losses were compared with those before the backup already.
+    if backup.is_proven or reference is None or not case.is_exact:
         return True
     # The record of an unproven state may itself be that of damaged weights.
     loss = yield from _draw(case, reference, put)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ... import events
+from ...checkpoint.state_tree import growth
 from ...events.bus import Announcer
 
 if TYPE_CHECKING:
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
 MOST_MENDED = 0.5
 """Largest share of the float arrays that is mended; with more the state is damaged."""
+
+SWOLLEN, SWOLLEN_SHARE = 30.0, 0.1
+"""How many times as large arrays are that a huge gradient was added to, and their least share of all. Adam's squares
+stay so for thousands of steps, in which the weights hardly move: no loss shows it."""
 
 
 class LiveModel:
@@ -88,6 +93,15 @@ class LiveModel:
         text = f"not finite in the state of the model: {named}; taken from the backup of step {newest.step}."
         self._announcer.tell(events.Notice, text=text, is_warning=False)
         return True
+
+    def is_swollen(self) -> bool:
+        """Whether many arrays are far larger than in the newest backup, as moments are after a huge gradient."""
+        get, newest = self._persistence.callbacks.state, self._persistence.backup.newest
+        if get is None or newest is None or newest.state is None:
+            return False
+        ratios = growth(get(), newest.state).values()
+        is_swollen = sum(ratio > SWOLLEN for ratio in ratios) > SWOLLEN_SHARE * len(ratios)
+        return bool(self._persistence.agree("swollen" if is_swollen else ""))
 
     def keep_present(self) -> bool:
         """Keep the present state aside; False if it cannot be seen or is damaged, or without memory."""

@@ -16,12 +16,15 @@ NAN, INF = math.nan, math.inf
 class FakeLab:
     """A model that is the number of the backup in it; None for the present weights."""
 
-    def __init__(self, *, whole=True, memory=True, missing=()):
-        self.whole, self.memory, self.missing = whole, memory, missing
+    def __init__(self, *, whole=True, memory=True, missing=(), swollen=False):
+        self.whole, self.memory, self.missing, self.swollen = whole, memory, missing, swollen
         self.current, self.puts = None, []
 
     def mend(self):
         return self.whole
+
+    def is_swollen(self):
+        return self.swollen
 
     def keep_present(self):
         return self.memory
@@ -140,6 +143,52 @@ def test_losses_that_are_never_finite_are_the_datas_fault():
     finding, _ = conduct(case_of(backups(4), Alarm.NOT_FINITE), lab := FakeLab(), lambda lab, witness: NAN)
 
     assert (finding.verdict, lab.current) == ("data", None)
+
+
+def test_start_that_is_worse_than_the_present_is_not_gone_back_to():
+    """Weights that were never trained repeat their loss on other data; those of now, which are better, stay."""
+
+    def answer(lab, witness):
+        if lab.current is None:
+            return 0.5 if not witness.updates else 10 * witness.record
+        return witness.record if not lab.current.updates else 10 * witness.record
+
+    finding, _ = conduct(case_of(backups(4), Alarm.RAISED, level=5.0), lab := FakeLab(), answer)
+
+    assert (finding.verdict, lab.current) == ("level", None)
+
+
+@pytest.mark.parametrize("swollen", [False, True])
+def test_huge_gradient_in_the_state_is_damage(swollen):
+    """Moments that took a huge gradient convict a state whose losses are still those of then."""
+    known = backups(4)
+    finding, _ = conduct(case_of(known), FakeLab(swollen=swollen), lambda lab, witness: witness.record)
+
+    assert (finding.verdict, finding.backup) == (("restored", known[3]) if swollen else ("healthy", None))
+
+
+@pytest.mark.parametrize(("rise", "verdict"), [(0.05, "healthy"), (0.3, "restored")])
+def test_slow_damage_is_found_when_weights_are_half_way_back(rise, verdict):
+    """By the time losses have stayed higher for long, witnesses may be above their records by a third of the rise."""
+    known = backups(6)
+    case = case_of(known, Alarm.RAISED, level=known[-1].level + 0.5)
+    finding, _ = conduct(
+        case, FakeLab(), lambda lab, witness: witness.record + (0.5 * rise if lab.current is None else 0.0)
+    )
+
+    assert finding.verdict == verdict
+
+
+def test_witness_that_is_much_better_outweighs_no_other():
+    """The sum over witnesses is not that of one lucky batch."""
+    known = backups(6)
+    answers = {known[-1].updates: -1.0, known[-2].updates: 0.4, known[-3].updates: 0.4, known[-4].updates: 0.4}
+    case = case_of(known, Alarm.RAISED, level=known[-1].level + 0.5)
+    finding, _ = conduct(
+        case, FakeLab(), lambda lab, witness: witness.record + (answers[witness.updates] if lab.current is None else 0)
+    )
+
+    assert finding.verdict == "restored"
 
 
 def test_without_memory_the_oldest_state_is_kept():
