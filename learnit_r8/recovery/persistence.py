@@ -381,7 +381,7 @@ class Persistence:
 
     def forget_lasting(self) -> None:
         """Count such damage anew, as an older state was free of it."""
-        self._backup_timer.forget_lasting()
+        self.backup_timer.forget_lasting()
 
     def checkpoint_steps(self) -> set[int]:
         """Steps of the checkpoints with a model that could be put back; all ranks must ask at the same point."""
