@@ -8,7 +8,7 @@ import hashlib
 import inspect
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,13 +95,16 @@ def _text(value: Any) -> str:
     return str(value["is"]) if isinstance(value, dict) and "is" in value else repr(value)
 
 
-def arguments_of(config: Mapping[str, Any], new: Mapping[str, Any], make: Any) -> dict[str, Any]:
+def arguments_of(
+    config: Mapping[str, Any], new: Mapping[str, Any], make: Any, *, kept: Collection[str]
+) -> dict[str, Any]:
     """The arguments that build the run of a checkpoint again.
 
     Args:
         config: The ``values`` of the saved `RunConfig`.
         new: Arguments that replace saved ones.
         make: The class to build, for its defaults.
+        kept: Settings that checkpoints hold; of others, such as folders, a file can say nothing.
 
     Raises:
         ValueError: an argument that a file cannot hold was not at its default and is missing in ``new``; or the new
@@ -112,7 +115,7 @@ def arguments_of(config: Mapping[str, Any], new: Mapping[str, Any], make: Any) -
     defaults = {name: parameter.default for name, parameter in inspect.signature(make).parameters.items()}
     arguments = {}
     for name, value in config.items():
-        if name in new or name not in defaults or _is_same(value, describe(name, defaults[name])):
+        if name in new or name not in kept or _is_same(value, describe(name, defaults[name])):
             continue
         if isinstance(value, dict):
             raise ValueError(f"{name} must be given again, as a file cannot hold it: it was {_text(value)}.")

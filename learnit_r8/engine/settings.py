@@ -144,6 +144,9 @@ class Settings:
 ELSEWHERE = {each.name: each.metadata["elsewhere"] for each in fields(Settings) if each.metadata.get("elsewhere")}
 """What other libraries call the settings."""
 
+KEPT = frozenset(each.name for each in fields(Settings) if each.metadata.get("kept"))
+"""Settings that checkpoints hold."""
+
 OF_RANK_0 = frozenset(each.name for each in fields(Settings) if each.metadata.get("is_of_rank_0"))
 """Settings of the scheduler of rank 0 alone."""
 

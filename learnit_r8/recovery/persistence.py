@@ -55,6 +55,7 @@ class Persistence:
     Attributes:
         callbacks: As given, completed by those of an adapter.
         agree: Shares a failure on one rank with all ranks; see `Agreement`.
+        config: As given.
         backup_timer: Takes backups with the state callback.
         generations: The backups in shared memory.
         model_loader: Passes the models of checkpoints to the load callback.
@@ -98,7 +99,7 @@ class Persistence:
         self.callbacks = self._given = callbacks
         self._announcer = announcer
         self.is_restoring = False
-        self._config = config = config or RunConfig({})
+        self.config = config = config or RunConfig({})
         if backup_every is None:
             backup_every = every(time=30) | every(max(LEAST_BACKUP_STEPS, steps_per_epoch // 4))
         backup, agreement = backup or RamBackup(), agreement or Agreement()
@@ -291,7 +292,7 @@ class Persistence:
             write_model = functools.partial(call_save, save, given)
         in_background = in_background and len(state.get("table", {}).get("loss", ())) >= LARGE
         write = self.store.begin(
-            state, write_model, self._config.values, then=self._tell_saved, in_background=in_background
+            state, write_model, self.config.values, then=self._tell_saved, in_background=in_background
         )
         return write if in_background else write.result()
 

@@ -13,7 +13,8 @@ import pytest
 
 import learnit_r8
 from learnit_r8 import R8Scheduler, scheduler
-from learnit_r8.engine.settings import CommonSettings, NewGoal, SchedulerSettings, Settings
+from learnit_r8.checkpoint.run_config import arguments_of
+from learnit_r8.engine.settings import KEPT, CommonSettings, NewGoal, SchedulerSettings, Settings
 
 PARAMETERS = {name: each for name, each in inspect.signature(R8Scheduler.__init__).parameters.items() if name != "self"}
 
@@ -117,6 +118,16 @@ def test_a_run_that_cannot_be_resumed_leaves_no_folder(tmp_path, resume):
         R8Scheduler(8, batch_size=4, num_epochs=1, run_dir=tmp_path / "run", resume=resume)
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_says_nothing_of_folders(tmp_path):
+    """A checkpoint that was tampered with changes no setting that checkpoints do not hold."""
+    r8 = R8Scheduler(8, batch_size=4, num_epochs=1, checkpoint_dir=tmp_path / "own")
+    config = {**r8.host.persistence.config.values, "run_dir": str(tmp_path / "elsewhere"), "nonsense": 1}
+
+    arguments = arguments_of(config, {}, R8Scheduler, kept=KEPT)
+
+    assert set(arguments) == {"num_samples", "batch_size", "num_epochs"}
 
 
 def test_resumed_run_may_change_what_the_file_holds():
