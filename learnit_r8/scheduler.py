@@ -19,9 +19,9 @@ from .checkpoint.run_config import arguments_of
 from .checkpoint.store import CheckpointStore
 from .engine import ending, refusal, run_state
 from .engine.builder import build_components
-from .engine.control import RequestDoor, Requests
+from .engine.control import Requests
 from .engine.engine import Engine
-from .engine.settings import names_settings
+from .engine.settings import KEPT, Settings, suggest_settings
 from .guard.registry import GuardName
 from .guard.spike import SpikeGuard
 from .guard.verdict import Guard
@@ -136,7 +136,7 @@ class R8Scheduler:
     (30, 3)
     """
 
-    @names_settings
+    @suggest_settings
     def __init__(
         self, num_samples: int, *, batch_size: int, initial_lr: float = 0.01,
         num_epochs: float | None = None, num_steps: int | None = None, train_duration_seconds: float | None = None,
@@ -158,14 +158,28 @@ class R8Scheduler:
         name: str | None = None, listeners: Iterable[events.Listener] = (),
         seed: int = 0, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        given = {argument: value for argument, value in locals().items() if argument not in ("self", "__class__")}
-        self.host = engine = Engine(build_components(given))
+        settings = Settings(
+            num_samples=num_samples, batch_size=batch_size, initial_lr=initial_lr, num_epochs=num_epochs,
+            num_steps=num_steps, train_duration_seconds=train_duration_seconds, scheduler_mode=scheduler_mode,
+            warmup_proportion=warmup_proportion, min_lr=min_lr, warmup_steps=warmup_steps,
+            decay_proportion=decay_proportion, decay_shape=decay_shape, auto_find_lr=auto_find_lr, policy=policy,
+            estimator=estimator, alpha=alpha, groups=groups, sample_ids=sample_ids, last_batch=last_batch,
+            save_callback=save_callback, load_callback=load_callback, state_callback=state_callback,
+            backup_every=backup_every, backup_dir=backup_dir, checkpoint_dir=checkpoint_dir,
+            checkpoint_every=checkpoint_every, keep_checkpoints=keep_checkpoints, monitor=monitor, mode=mode,
+            resume=resume, guard=guard, recovery=recovery, use_curses=use_curses, run_dir=run_dir,
+            handle_signals=handle_signals, cool_down_on=cool_down_on, name=name, listeners=listeners, seed=seed,
+            clock=clock,
+        )  # fmt: skip
+        self.host = engine = Engine(build_components(settings))
         self.name, self.table, self.pace = engine.name, engine.table, engine.pace
         self.sentry, self.controller = engine.sentry, engine.controller
         # A step pays for no call that only hands on.
         self.report = engine.report  # type: ignore[method-assign]
+        if resume is not None:
+            # Before a run folder is made.
+            run_state.check_resume(engine, resume)
         self._journal: Journal | None = None
-        door = RequestDoor(engine)
         if use_curses or run_dir is not None:
             from .journal.factory import open_journal
 
@@ -173,14 +187,14 @@ class R8Scheduler:
             sizes = {"num_samples": str(table.num_samples), "batch_size": str(table.batch_size)}
             self._journal = open_journal(
                 run_dir, is_shown=use_curses, name=self.name, configuration={**sizes, **engine.settings}, table=table,
-                requests=door,
+                requests=engine.requests,
             )  # fmt: skip
             if self._journal is not None:
                 self.host.announcer.add(self._journal)
         if use_curses:
             from .dashboard.live import Live
 
-            self.host.announcer.add(Live(door, folder=self.run_dir or ""))
+            self.host.announcer.add(Live(engine.requests, folder=self.run_dir or ""))
         self._open: Ticket | None = None
         self._is_closed = False
         if resume is not None:
@@ -228,7 +242,7 @@ class R8Scheduler:
         checkpoint = store.load(None if folder == Path(path) else path)
         span = None if cool_down is None else read_span("cool_down", cool_down)
         own = folder if span is None else run_state.folder_of_branch(folder, checkpoint, new_goal)
-        arguments = arguments_of(checkpoint.config, {"checkpoint_dir": own, **new_goal}, cls)
+        arguments = arguments_of(checkpoint.config, {"checkpoint_dir": own, **new_goal}, cls, kept=KEPT)
         r8 = cls(save_callback=save_callback, load_callback=load_callback, **arguments)
         run_state.go_on_from(r8.host, checkpoint, fitted(checkpoint.state, r8.table, r8.host.plan, remap))
         if span is not None:
@@ -541,7 +555,7 @@ class R8Scheduler:
     @property
     def best_checkpoint(self) -> BestCheckpoint | None:
         """The checkpoint with the best value of ``monitor`` so far; None if there is none yet."""
-        return None if self.host.persistence.saver is None else self.host.persistence.saver.best
+        return None if self.host.saver is None else self.host.saver.best
 
     def update_cpu_backup(self, state: Any) -> None:
         """Copy a model state to RAM, for the load callback to restore after a refused loss.
@@ -557,7 +571,7 @@ class R8Scheduler:
             raise RuntimeError(f"load_callback must not make backups, got one at step {self.global_step}.")
         with self.host._saving:
             step, draws, moment = self.pace.step, self.host._num_draws, self.host.moment("update_cpu_backup")
-            damage = self.host.persistence.take_backup(state, step, draws, moment)
+            damage = self.host.persistence.backup_timer.take(state, step, draws, moment)
             if damage:
                 refusal.answer_damage(self.host, damage)
 
@@ -592,8 +606,7 @@ class R8Scheduler:
         >>> r8.sentry.num_refused
         0
         """
-        with self.host.turns.take("reset_baseline", self.pace.step) as turn:
-            turn.is_changing = True
+        with self.host.turns.take("reset_baseline", self.pace.step, is_changing=True):
             self.sentry.begin_anew()
             self.controller.begin_anew()
             text = "reset_baseline() was called: the guard has forgotten the losses before it."
@@ -627,11 +640,12 @@ class R8Scheduler:
 
     def summary(self) -> str:
         """The run so far, as a few lines of text for people."""
-        plan, table = self.host.plan, self.table
+        plan, table, saver = self.host.plan, self.table, self.host.saver
+        checkpoints = "no checkpoints: neither checkpoint_dir nor save_callback" if saver is None else saver.summary()
         lines = [
             f"step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr {self.lr:.3g}",
             f"losses refused: {self.sentry.num_refused}; batches not reported: {plan.abandoned}; "
-            f"left out for steady ones: {plan.displaced}; {self.host.persistence.summary()}{self.controller.summary()}",
+            f"left out for steady ones: {plan.displaced}; {checkpoints}{self.controller.summary()}",
             f"losses of the samples ({table.source}):",
         ]
         lines += [

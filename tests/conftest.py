@@ -29,6 +29,18 @@ def _frameworks_are_no_garbage():
     gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _no_power_cut(request):
+    """No test cuts the power: a flush of the disk, ten milliseconds and more for each checkpoint, shows nothing.
+
+    The tests of what is flushed, and when, do flush.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.name != "test_durable_io.py":
+            patch.setattr(os, "fsync", os.fstat)
+        yield
+
+
 class CountingClock:
     """Stands in for ``time.monotonic``; counts how often it is read."""
 

@@ -1,5 +1,7 @@
 """What the tests of whole runs share: a clock turned by hand, toy models, and the quick start's loop."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 from learnit_r8 import R8Scheduler
@@ -106,3 +108,10 @@ def search_through(r8):
         search_step(r8)
         count += 1
     return count
+
+
+def run_threads(count, work):
+    """Run a function in several threads at once; raises what one of them raised."""
+    with ThreadPoolExecutor(count) as pool:
+        for each in [pool.submit(work) for _ in range(count)]:
+            each.result()

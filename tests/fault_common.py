@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch.nn.functional import mse_loss
 
@@ -11,6 +12,11 @@ from learnit_r8.torch import attach
 from .healing_common import X, Y
 
 KINDS = ("nan batch", "nan weights", "large weights", "moments", "bad sample")
+SOME_KINDS = [
+    kind if kind in ("nan weights", "bad sample") else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS
+]
+"""All kinds for tests that repeat what a quicker one has shown: one of the weights and one of the data by default."""
+
 FAULT_STEP, NUM_STEPS, BATCH = 120, 360, 16
 BAD_SAMPLE = 77
 HEALED = 0.1

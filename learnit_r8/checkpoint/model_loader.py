@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from .. import events
 from ..events.bus import Announcer
 from .callbacks import call_load
 from .reader import Checkpoint
-from .run_config import CHANGEABLE, IDENTITY, differences
+from .run_config import RunConfig
 from .store import CheckpointStore
 
 
@@ -37,8 +37,8 @@ class ModelLoader:
         announcer: Receives warnings and events.
     """
 
-    def __init__(self, config: Mapping[str, Any], announcer: Announcer) -> None:
-        self._config = dict(config)
+    def __init__(self, config: RunConfig, announcer: Announcer) -> None:
+        self._config = config
         self._announcer = announcer
         self._pending: Checkpoint | None = None
         self._loaded: Checkpoint | None = None
@@ -70,24 +70,24 @@ class ModelLoader:
                 "no model in checkpoint",
                 f"{checkpoint.path.name} holds no model, so load_callback was not called: the model is unchanged.",
             )
-        others = differences(checkpoint.config, self._config, IDENTITY)
+        others = self._config.differences(checkpoint.config, self._config.identity)
         if others:
             self._announcer.warn_once("differences", f"the resumed run is configured differently: {'; '.join(others)}.")
 
     def has_changed(self, checkpoint: Checkpoint, name: str) -> bool:
         """Whether an argument had another value in the run of a checkpoint; False if the checkpoint does not say."""
-        return bool(differences(checkpoint.config, self._config, (name,)))
+        return bool(self._config.differences(checkpoint.config, (name,)))
 
     def tell(self) -> None:
         """Tell listeners that a checkpoint was loaded, once the run has started."""
-        checkpoint, self._loaded = self._loaded, None
+        checkpoint, self._loaded, config = self._loaded, None, self._config
         if checkpoint is not None:
             self._announcer.tell(
                 events.CheckpointLoaded,
                 path=str(checkpoint.path),
                 model_path=None if checkpoint.model_path is None else str(checkpoint.model_path),
                 skipped=checkpoint.skipped,
-                differences=tuple(differences(checkpoint.config, self._config, IDENTITY + CHANGEABLE)),
+                differences=tuple(config.differences(checkpoint.config, (*config.identity, *config.changeable))),
             )
         if self._pending is not None:
             self._announcer.warn_once(

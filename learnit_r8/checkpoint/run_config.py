@@ -8,7 +8,8 @@ import hashlib
 import inspect
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,38 +18,39 @@ from .._validation import whole_number
 from ..guard.finite import FiniteGuard
 from ..guard.spike import SpikeGuard
 from ..sampling.permutation import MAX_SAMPLES
-
-GOAL = ("num_epochs", "num_steps", "train_duration_seconds")
-"""Budgets; a new one replaces the saved one, of whatever kind."""
-
-CHANGEABLE = (
-    "batch_size", "num_samples", "initial_lr", "scheduler_mode", "warmup_proportion", "warmup_steps",
-    "decay_proportion", "decay_shape", "min_lr", *GOAL,
-)  # fmt: skip
-"""Configuration that may well change on a resume; the `CheckpointLoaded` event lists changes."""
-
-IDENTITY = ("policy", "groups", "guard", "recovery", "estimator", "alpha", "last_batch")
-"""Configuration that a resumed run should share with the saved one; a change causes a warning."""
-
-_KEPT = (
-    *CHANGEABLE, *IDENTITY, "seed", "backup_every", "checkpoint_every", "keep_checkpoints", "monitor", "mode", "name",
-    "handle_signals",
-)  # fmt: skip
+from ..schedules.budget import BUDGETS
 
 
-def config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class RunConfig:
     """The configuration of a run, in a form that its checkpoints can hold.
 
-    Args:
-        arguments: The arguments of `R8Scheduler`, by name.
-
-    Returns:
-        Plain values unchanged; any other value as ``{"is": text}``, with a text that tells it from others.
+    Attributes:
+        values: Settings by name, as `describe` returns them.
+        identity: Names of those that a resumed run should share with the saved one; a change causes a warning.
+        changeable: Names of those that may well change on a resume; the `CheckpointLoaded` event lists changes.
     """
-    return {name: _described(name, arguments[name]) for name in _KEPT if name in arguments}
+
+    values: Mapping[str, Any]
+    identity: tuple[str, ...] = ()
+    changeable: tuple[str, ...] = ()
+
+    def differences(self, saved: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+        """Describe each setting that differs between a saved run and this one.
+
+        Args:
+            saved: The ``values`` of the saved run; settings that it lacks are skipped.
+            names: Settings to compare.
+        """
+        return [
+            f"{name} is {_text(self.values.get(name))}, it was {_text(saved[name])}"
+            for name in names
+            if name in saved and not _is_same(saved[name], self.values.get(name))
+        ]
 
 
-def _described(name: str, value: Any) -> Any:
+def describe(name: str, value: Any) -> Any:
+    """A setting as a checkpoint holds it: a plain value, or ``{"is": text}``, with a text that tells it from others."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, np.generic):
@@ -61,23 +63,8 @@ def _described(name: str, value: Any) -> Any:
     return {"is": getattr(value, "__qualname__", None) or re.sub(r" at 0x[0-9a-f]+", "", repr(value))}
 
 
-def differences(saved: Mapping[str, Any], now: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
-    """Describe each setting that differs between a saved run and this one.
-
-    Args:
-        saved: The saved run's configuration, from `config_of`; settings it lacks are skipped.
-        now: This run's configuration, from `config_of`.
-        names: Settings to compare.
-    """
-    return [
-        f"{name} is {_text(now.get(name))}, it was {_text(saved[name])}"
-        for name in names
-        if name in saved and not _is_same(saved[name], now.get(name))
-    ]
-
-
 def _is_same(one: Any, other: Any) -> bool:
-    """Whether two values from `config_of` mean the same; settings that an older version lacked count as defaults."""
+    """Whether two values from `describe` mean the same; settings that an older version lacked count as defaults."""
     if isinstance(one, dict) and isinstance(other, dict):
         return _without_defaults(_text(one)) == _without_defaults(_text(other))
     return bool(one == other)
@@ -108,13 +95,16 @@ def _text(value: Any) -> str:
     return str(value["is"]) if isinstance(value, dict) and "is" in value else repr(value)
 
 
-def arguments_of(config: Mapping[str, Any], new: Mapping[str, Any], make: Any) -> dict[str, Any]:
+def arguments_of(
+    config: Mapping[str, Any], new: Mapping[str, Any], make: Any, *, kept: Collection[str]
+) -> dict[str, Any]:
     """The arguments that build the run of a checkpoint again.
 
     Args:
-        config: The saved configuration, from `config_of`.
+        config: The ``values`` of the saved `RunConfig`.
         new: Arguments that replace saved ones.
         make: The class to build, for its defaults.
+        kept: Settings that checkpoints hold; of others, such as folders, a file can say nothing.
 
     Raises:
         ValueError: an argument that a file cannot hold was not at its default and is missing in ``new``; or the new
@@ -125,13 +115,13 @@ def arguments_of(config: Mapping[str, Any], new: Mapping[str, Any], make: Any) -
     defaults = {name: parameter.default for name, parameter in inspect.signature(make).parameters.items()}
     arguments = {}
     for name, value in config.items():
-        if name in new or name not in defaults or _is_same(value, _described(name, defaults[name])):
+        if name in new or name not in kept or _is_same(value, describe(name, defaults[name])):
             continue
         if isinstance(value, dict):
             raise ValueError(f"{name} must be given again, as a file cannot hold it: it was {_text(value)}.")
         arguments[name] = value
-    if any(name in new for name in GOAL):
-        for name in GOAL:
+    if any(name in new for name in BUDGETS):
+        for name in BUDGETS:
             arguments.pop(name, None)
     if "batch_size" in new:
         # The same number of samples as before.

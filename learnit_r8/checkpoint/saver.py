@@ -267,6 +267,13 @@ class CheckpointSaver:
             )
         self._announcer.tell(events.BestSaved, path=str(path), monitor=str(self._monitor), value=value)
 
+    def summary(self) -> str:
+        """One line of text: failures, and the best checkpoint."""
+        best = self.best
+        kept = "" if best is None else f"; best so far: {best.path.name} of step {best.step} ({best.value:.4g})"
+        failed = f"; the last one failed: {self.last_error}" if self.last_error else ""
+        return f"checkpoints failed: {self.num_failed}{failed}{kept}"
+
     def go_on_from(self, checkpoint: Checkpoint) -> None:
         """Continue the run that wrote a checkpoint, including its best one up to there."""
         self.store.go_on_from(checkpoint)

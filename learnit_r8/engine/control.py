@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import signal
 import time
-import weakref
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from .. import events
 from ..events.bus import Announcer
-from ..schedules.span import Span, typed_span
+from ..recovery.agreement import Agreement
+from ..schedules.span import UNITS, Span, typed_span
 from .signals import Scope, SignalWatch
 
 if TYPE_CHECKING:
@@ -25,27 +25,29 @@ POLL_SECONDS = 0.02
 """Interval at which a paused run checks whether to continue."""
 
 
-class HasRequests(Protocol):
-    """Something that requests are made of: a run."""
-
-    requests: Requests
+SAVE, STOP, PAUSE, COOL_DOWN = 1, 2, 4, 8
+"""The requests, as bits of a number."""
 
 
 class Requests:
     """Accepts requests at any time and answers them between steps, where model and scheduler are consistent.
 
+    On several ranks a request is first a wish of one of them; `agree` turns the wishes of all into requests on each,
+    which they answer after the same step. It refers to nothing of the run but its position, so that a thread which may
+    ask does not keep the run alive.
+
     Args:
         pace: Stops counting time while the run is paused, and is told when it is stopped.
         announcer: Receives events.
-        save: Writes a checkpoint; must not raise because of the disk.
-        cool_down: ``(span, source)``, begins a cool-down, or tells why not.
         handle_signals: Whether signals that end the process wait for the end of the step and a checkpoint.
+        cool_down_on: Number of the signal that asks for a cool-down, and its length; None for none.
         sleep: Waits for some seconds.
-        waited: Told after a pause how many seconds it took, as that time is not the scheduler's.
+        agreement: Knows the ranks that answer together.
 
     Attributes:
         is_pending: Whether there is something to answer; an ordinary step checks only this.
         is_paused: Whether the training thread waits.
+        is_agreed: Whether all ranks have agreed on a request that is not answered yet.
         signals: The signal handling; None if signals are not handled.
     """
 
@@ -53,17 +55,14 @@ class Requests:
         self,
         pace: Pace,
         announcer: Announcer,
-        save: Callable[[], None],
         *,
-        cool_down: Callable[[Span, str], None] = lambda span, source: None,
         handle_signals: bool = False,
         cool_down_on: tuple[int, Span] | None = None,
         sleep: Callable[[float], None] = time.sleep,
-        waited: Callable[[float], None] = lambda seconds: None,
+        agreement: Agreement | None = None,
     ) -> None:
-        self._pace, self._announcer, self._save, self._sleep = pace, announcer, save, sleep
-        self._waited = waited
-        self._begin_cool_down = cool_down
+        self._pace, self._announcer, self._sleep = pace, announcer, sleep
+        self._agreement = agreement or Agreement()
         self._cool_down_on = cool_down_on
         signum = None if cool_down_on is None else cool_down_on[0]
         self.signals: SignalWatch | None = None
@@ -79,6 +78,10 @@ class Requests:
         self._wants_save = False
         self._cool_downs: deque[tuple[Span, str]] = deque(maxlen=20)
         self._refused: deque[str] = deque(maxlen=20)
+        self.is_agreed = False
+        self._wished = 0
+        self._why = ""
+        self._span = Span("steps", 0.0)
 
     def stop(self, reason: str = "") -> None:
         """Ask the run to save and end after this step: iterators end, and no more batches are drawn.
@@ -86,14 +89,11 @@ class Requests:
         Args:
             reason: Why, as shown to the user.
         """
-        self._stop_reason = reason
-        # Last, so that a thread that sees it also sees the request.
-        self.is_pending = True
+        self._ask(STOP, reason)
 
     def save(self) -> None:
         """Ask for a checkpoint after this step."""
-        self._wants_save = True
-        self.is_pending = True
+        self._ask(SAVE)
 
     def pause(self, reason: str = "") -> None:
         """Ask the run to wait after this step, until `resume` or `stop`; the time does not count.
@@ -101,12 +101,13 @@ class Requests:
         Args:
             reason: Why, as shown to the user.
         """
-        self._pause_reason = reason
-        self.is_pending = True
+        self._ask(PAUSE, reason)
 
     def resume(self) -> None:
-        """Let a paused run continue."""
-        self._pause_reason = None
+        """Let a paused run continue; on several ranks one that was paused on this rank."""
+        self._wished &= ~PAUSE
+        if self._agreement.ranks is None:
+            self._pause_reason = None
 
     def cool_down(self, span: Span | None, source: str = "") -> None:
         """Ask for a cool-down from the next step on; a later one counts if it ends sooner.
@@ -115,8 +116,7 @@ class Requests:
             span: Its length; None for the share of the whole run that the rule gives.
             source: Who asks, as shown to the user.
         """
-        self._cool_downs.append((self.default_span if span is None else span, source))
-        self.is_pending = True
+        self._ask(COOL_DOWN, source, self.default_span if span is None else span)
 
     def cool_down_for(self, text: str, source: str = "") -> None:
         """Ask for a cool-down of the length that a person has typed; see `typed_span`.
@@ -131,6 +131,86 @@ class Requests:
         """The length of a cool-down for which none is given."""
         return Span("share", self._pace.rule.share)
 
+    def _ask(self, wish: int, why: str | None = None, span: Span | None = None) -> None:
+        if self._agreement.ranks is None:
+            self._take(wish, why or "", span)
+            return
+        if why is not None:
+            self._why = why
+        if span is not None:
+            self._span = span
+        self._wished |= wish
+
+    def _take(self, wish: int, why: str, span: Span | None) -> None:
+        """Have a request answered after this step."""
+        if wish == STOP:
+            self._stop_reason = why
+        elif wish == SAVE:
+            self._wants_save = True
+        elif wish == PAUSE:
+            self._pause_reason = why
+        elif span is not None:
+            self._cool_downs.append((span, why))
+        # Last, so that a thread that sees it also sees the request.
+        self.is_pending = True
+
+    def share(self) -> None:
+        """Make wishes of what was asked for before this rank met the others, so that all ranks answer it together."""
+        stop, pause, saves, cool_downs = self._stop_reason, self._pause_reason, self._wants_save, [*self._cool_downs]
+        self._stop_reason = self._pause_reason = None
+        self._wants_save = False
+        self._cool_downs.clear()
+        if stop is not None:
+            self._ask(STOP, stop)
+        if pause is not None:
+            self._ask(PAUSE, pause)
+        if saves:
+            self._ask(SAVE)
+        for span, source in cool_downs:
+            self._ask(COOL_DOWN, source, span)
+
+    @property
+    def wished(self) -> int:
+        """The wishes of this rank that were not answered yet, as bits."""
+        return self._wished
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The length of the cool-down that this rank wishes, as numbers: the place of its unit, and the amount."""
+        return float(UNITS.index(self._span.unit)), self._span.amount
+
+    def agree(self, wishes: list[int], spans: Sequence[Sequence[float]]) -> None:
+        """Turn the wishes of all ranks into requests; all ranks call it with the same.
+
+        Args:
+            wishes: The wishes of each rank, as bits.
+            spans: The `span` of each; of several cool-downs that of the first rank counts.
+        """
+        assert self._agreement.ranks is not None
+        self._wished &= ~(SAVE | STOP | COOL_DOWN) | ~wishes[self._agreement.ranks.rank]
+        anyone = 0
+        for wish in wishes:
+            anyone |= wish
+        self.is_agreed |= bool(anyone)
+        if anyone & SAVE:
+            self._take(SAVE, "", None)
+        if anyone & COOL_DOWN:
+            unit, amount = next(span for wish, span in zip(wishes, spans, strict=True) if wish & COOL_DOWN)
+            self._take(COOL_DOWN, self._reason(wishes, COOL_DOWN), Span(UNITS[int(unit)], amount))
+        if anyone & STOP:
+            self._wished &= ~PAUSE
+            self._take(STOP, self._reason(wishes, STOP), None)
+        elif anyone & PAUSE:
+            self._take(PAUSE, self._reason(wishes, PAUSE), None)
+        else:
+            self._pause_reason = None
+
+    def _reason(self, wishes: list[int], bit: int) -> str:
+        assert self._agreement.ranks is not None
+        ranks = [rank for rank, wish in enumerate(wishes) if wish & bit]
+        own = self._agreement.ranks.rank in ranks and self._why
+        return own or f"asked for on rank {', '.join(map(str, ranks))}"
+
     def refuse(self, text: str) -> None:
         """Have the training thread tell the user that a request was left out, and why."""
         self._refused.append(text)
@@ -142,36 +222,53 @@ class Requests:
             self.cool_down(span, f"by {signal.Signals(signum).name}")
 
     def _wake(self) -> None:
-        self.is_pending = True
+        """Have a signal on one rank end the run on all, after the same step."""
+        if self._agreement.ranks is None:
+            self.is_pending = True
+        else:
+            self.stop("a signal")
 
-    def answer(self) -> None:
-        """Carry out the requests. The training thread calls this between two steps.
+    def answer(
+        self,
+        save: Callable[[], None],
+        *,
+        cool_down: Callable[[Span, str], None] = lambda span, source: None,
+        waited: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        """Carry out the requests. The training thread calls this between two steps, on all ranks at the same place.
+
+        Args:
+            save: Writes a checkpoint; must not raise because of the disk.
+            cool_down: ``(span, source)``, begins a cool-down, or tells why not.
+            waited: Told after a pause how many seconds it took, as that time is not the scheduler's.
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed; a checkpoint was saved.
             Preempted: another signal ends the process; a checkpoint was saved.
         """
         # First, so that requests made from here on are pending again.
-        self.is_pending = False
+        self.is_pending = self.is_agreed = False
         try:
-            self._answer()
+            self._answer(save, cool_down, waited)
         except BaseException:
             self.is_pending = True
             raise
 
-    def _answer(self) -> None:
+    def _answer(
+        self, save: Callable[[], None], cool_down: Callable[[Span, str], None], waited: Callable[[float], None]
+    ) -> None:
         if self.signals is not None:
             self.signals.stay()
         if self.signals is not None and not self._pace.is_over:
             self.signals.install()
-        self._save_if_asked()
+        self._save_if_asked(save)
         if self._pause_reason is not None:
-            self._wait()
+            self._wait(save, waited)
         while self._refused:
             self._announcer.tell(events.Notice, text=self._refused.popleft(), is_warning=True)
         while self._cool_downs:
             # Taken away last: an interrupted one is begun again.
-            self._begin_cool_down(*self._cool_downs[0])
+            cool_down(*self._cool_downs[0])
             self._cool_downs.popleft()
         reason = self._stop_reason
         if reason is not None and not self._pace.is_over:
@@ -204,77 +301,29 @@ class Requests:
     def _must_end(self) -> bool:
         return self._stop_reason is not None or (self.signals is not None and self.signals.received is not None)
 
-    def _save_if_asked(self) -> None:
+    def _save_if_asked(self, save: Callable[[], None]) -> None:
         if self._wants_save or self._must_end:
             self._wants_save = False
             try:
-                self._save()
+                save()
             except BaseException:
                 self._wants_save = True
                 raise
 
-    def _wait(self) -> None:
+    def _wait(self, save: Callable[[], None], waited: Callable[[float], None]) -> None:
         """Wait until the run may continue; save meanwhile on request."""
         self._announcer.tell(events.RunPaused, reason=self._pause_reason)
         self.is_paused, began = True, self._pace.clock()
         try:
             with self._pace.paused():
                 while self._pause_reason is not None and not self._must_end:
-                    self._sleep(POLL_SECONDS)
-                    self._save_if_asked()
+                    if self._agreement.ranks is None:
+                        self._sleep(POLL_SECONDS)
+                    else:
+                        self._agreement.ranks.meet(self._wished, self.span, self.agree)
+                    self._save_if_asked(save)
         finally:
             self._pause_reason = None
             self.is_paused = False
-            self._waited(self._pace.clock() - began)
+            waited(self._pace.clock() - began)
             self._announcer.tell(events.RunResumed)
-
-
-class RequestDoor:
-    """Passes the requests of a screen or a journal to those of a run, which `membership.share` may replace.
-
-    Args:
-        run: The run; only referred to weakly.
-    """
-
-    def __init__(self, run: HasRequests) -> None:
-        self._run = weakref.ref(run)
-
-    def _pass_on(self, name: str, *arguments: object) -> None:
-        # Looked up once: the run may be collected at any time, and its requests be replaced.
-        run = self._run()
-        if run is not None:
-            getattr(run.requests, name)(*arguments)
-
-    @property
-    def is_paused(self) -> bool:
-        """Whether the training thread waits."""
-        run = self._run()
-        return run is not None and run.requests.is_paused
-
-    def stop(self, reason: str = "") -> None:
-        """See `Requests.stop`."""
-        self._pass_on("stop", reason)
-
-    def save(self) -> None:
-        """See `Requests.save`."""
-        self._pass_on("save")
-
-    def pause(self, reason: str = "") -> None:
-        """See `Requests.pause`."""
-        self._pass_on("pause", reason)
-
-    def resume(self) -> None:
-        """See `Requests.resume`."""
-        self._pass_on("resume")
-
-    def cool_down(self, span: Span | None, source: str = "") -> None:
-        """See `Requests.cool_down`."""
-        self._pass_on("cool_down", span, source)
-
-    def cool_down_for(self, text: str, source: str = "") -> None:
-        """See `Requests.cool_down_for`."""
-        self._pass_on("cool_down_for", text, source)
-
-    def refuse(self, text: str) -> None:
-        """See `Requests.refuse`."""
-        self._pass_on("refuse", text)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..policies.registry import STEADY
 from ..sampling.chunk import Batch
 from ..sampling.ticket import Ticket
+from .run_state import tell_loaded
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -28,7 +29,7 @@ def start(run: Engine) -> None:
         train_duration_seconds=budget.seconds,
         policy=run.plan.policy.name,
     )
-    run.persistence.tell_loaded()
+    tell_loaded(run)
     # Last, so that an interrupted start is repeated.
     run._has_started = True
 
@@ -97,8 +98,7 @@ def _of_incident(run: Engine, *, asks_probe: bool) -> Batch:
 
 def draw_last(run: Engine, step: int) -> Ticket | None:
     """Draw a probe after the last step of the budget."""
-    with run.turns.take("draw", step) as turn:
-        turn.is_changing = True
+    with run.turns.take("draw", step, is_changing=True):
         lr, batch = run.lr, _of_incident(run, asks_probe=True)
         batch.chunk.rates[batch.slot] = lr
         run.pace.num_out += 1

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 PLAN_POINTS = 129
 """Learning rates that stand for a schedule."""
 
-MOST_TEXT = 200
 
 T = TypeVar("T")
 
@@ -172,27 +171,3 @@ def sampled(schedule: Schedule) -> tuple[float, ...]:
     except Exception:
         # The user's own schedule may only work with the progress of a real run.
         return ()
-
-
-def settings_of(arguments: Mapping[str, Any], *, without: frozenset[str] = frozenset()) -> dict[str, str]:
-    """Arguments as short texts, without those that are None.
-
-    >>> settings_of({"batch_size": 32, "groups": [0, 1, 0, 1], "policy": "balanced", "clock": time.monotonic})
-    {'batch_size': '32', 'groups': 'list of 4', 'policy': 'balanced', 'clock': 'monotonic'}
-    """
-    given = {name: value for name, value in arguments.items() if value is not None and name not in without}
-    return {name: _text_of(value) for name, value in given.items()}
-
-
-def _text_of(value: Any) -> str:
-    if isinstance(value, str):
-        text = value
-    elif hasattr(value, "dtype") and hasattr(value, "shape"):
-        text = f"{value.dtype}[{', '.join(map(str, value.shape))}]"
-    elif isinstance(value, (list, tuple, dict, set)):
-        text = f"{type(value).__name__} of {len(value)}"
-    elif callable(value) and hasattr(value, "__name__"):
-        text = value.__name__
-    else:
-        text = repr(value)
-    return text if len(text) <= MOST_TEXT else text[: MOST_TEXT - 3] + "..."

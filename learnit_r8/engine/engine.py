@@ -20,7 +20,7 @@ import functools
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -38,8 +38,6 @@ from .tally import Tally
 from .turns import RunInterrupted, Turns
 
 if TYPE_CHECKING:
-    from ..checkpoint.callbacks import Callbacks
-    from ..triggers import Condition
     from .builder import Components
 
 T = TypeVar("T")
@@ -52,7 +50,13 @@ class Engine:
         parts: What it is put together from.
 
     Attributes:
+        adopt: See `Persistence.adopt`.
+        look_at_weights: See `Persistence.look_at_weights`.
+        backup: The model states in RAM.
+        saver: Writes checkpoints; None without a folder.
+        model_loader: Passes the models of checkpoints to the load callback.
         member: The adapter that holds batches, as given to `join`.
+        agreement: Decides together with other ranks, if there are any.
         requests: Requests to pause, stop or save.
         turns: Lets one call at a time change the run.
     """
@@ -65,21 +69,25 @@ class Engine:
         self.sentry = parts.sentry
         self.persistence = parts.persistence
         self.announcer = parts.announcer
-        self._backup = parts.persistence.backup
+        self.backup = parts.persistence.backup
+        self.saver = parts.persistence.saver
+        self.model_loader = parts.persistence.model_loader
+        # For adapters.
+        self.adopt = parts.persistence.adopt
+        self.look_at_weights = parts.persistence.look_at_weights
         self.emitter = EventEmitter(parts.announcer, parts.plan.table)
         self.controller = parts.controller
         self.search = parts.search
         self.name = parts.name
         self.member: membership.Member = membership.NoMember()
         self.say_once = parts.announcer.say_once
+        self.agreement = parts.agreement
         self.requests = Requests(
             parts.pace,
             parts.announcer,
-            functools.partial(run_state.save_as_asked, self),
-            cool_down=functools.partial(ending.begin, self),
             handle_signals=parts.handle_signals,
             cool_down_on=parts.cool_down_on,
-            waited=self.emitter.leave_out,
+            agreement=parts.agreement,
         )
         self.settings = parts.settings
         self._make_schedule = parts.make_schedule
@@ -255,7 +263,7 @@ class Engine:
         if not self._has_started:
             draws.start(self)
         if self.requests.is_pending:
-            self.requests.answer()
+            self._answer_requests()
         if self.controller.is_look_due:
             refusal.look_back(self)
         epoch_ended = self._epoch_ended
@@ -268,6 +276,13 @@ class Engine:
         if step < persistence.quiet_steps and not is_new and (limit == math.inf or pace.seconds < limit):
             return
         self._do_what_is_due(closing=closing)
+
+    def _answer_requests(self) -> None:
+        self.requests.answer(
+            functools.partial(run_state.save_as_asked, self),
+            cool_down=functools.partial(ending.begin, self),
+            waited=self.emitter.leave_out,
+        )
 
     def _do_what_is_due(self, *, closing: bool) -> None:
         persistence, pace, controller = self.persistence, self.pace, self.controller
@@ -304,8 +319,7 @@ class Engine:
 
     def _settle_open(self) -> None:
         """End what is under way, as the run is left."""
-        with self.turns.take("close", self.pace.step) as turn:
-            turn.is_changing = True
+        with self.turns.take("close", self.pace.step, is_changing=True):
             self.controller.settle_open(step=self.pace.step)
 
     def moment(self, call: str) -> Any:
@@ -368,24 +382,6 @@ class Engine:
             and self.sentry._losses is judged.losses
             and batch.chunk.states[batch.slot] == judged.state
         )
-
-    def adopt(
-        self,
-        callbacks: Callbacks,
-        *,
-        backup_every: int | str | Condition | None = None,
-        clone: Callable[[Any], Any] | None = None,
-        copy_into: Callable[[Any, Any], Any] | None = None,
-        witness_size: int = 1,
-    ) -> None:
-        """Use an adapter's callbacks where the user passed none; see `Persistence.adopt`."""
-        self.persistence.adopt(
-            callbacks, backup_every=backup_every, clone=clone, copy_into=copy_into, witness_size=witness_size
-        )
-
-    def look_at_weights(self) -> None:
-        """Take a backup, which checks every number of the model, once the current step is complete."""
-        self.persistence.look_at_weights()
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
         """The same batches; if there are listeners, the time that training waits for each is measured."""

@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .control import Requests
+from ..recovery.agreement import Ranks
 from .run_state import identity_of, resume_from
 
 if TYPE_CHECKING:
     from ..sampling.ticket import Ticket
     from .engine import Engine
+    from .pace import Pace
 
 COMPARED_PROGRESS = (0.0, 0.02, 0.1, 0.3, 0.5, 0.9, 1.0)
 """Progress at which the schedules of ranks are compared."""
@@ -57,25 +58,19 @@ class RankGroup(Protocol):
     def shared_clock(self, own: Callable[[], float]) -> Callable[[], float]:
         """A clock that shows the same time on all ranks."""
 
-    def shared_requests(self, own: Requests) -> Requests:
-        """Requests that all ranks answer after the same step."""
-
     def shared_store(self, own: Any) -> Any:
         """Wrap this rank's checkpoint store in one to which only rank 0 writes."""
 
-    def agree(self, trouble: str) -> str:
-        """Share this rank's failure with all ranks: returns that of any rank; "" if there is none."""
-
-    def is_same(self, text: str) -> bool:
-        """Whether all ranks call it with the same text."""
+    def agreeing(self, pace: Pace) -> Ranks:
+        """What the parts of a run ask the other ranks through; it must not refer to the run."""
 
 
 def share(run: Engine, group: RankGroup, resume: str | os.PathLike[str] | None = None) -> None:
     """Make the scheduler act as one with those of other ranks, before the first draw.
 
     Args:
-        group: Compares the arguments that determine batches, rates and intervals; then provides a shared clock, shared
-            requests and a shared checkpoint store in place of the scheduler's own.
+        group: Compares the arguments that determine batches, rates and intervals; then provides a shared clock and a
+            shared checkpoint store in place of the scheduler's own, and an agreement of all ranks.
         resume: As for `R8Scheduler`, for ranks that choose together what they continue from.
 
     Raises:
@@ -83,15 +78,17 @@ def share(run: Engine, group: RankGroup, resume: str | os.PathLike[str] | None =
     """
     group.check_same_run(_facts(run))
     run.pace.use_clock(group.shared_clock(run.pace.clock))
-    run.requests = group.shared_requests(run.requests)
-    run.persistence.share(group.agree, group.is_same, group.shared_store)
+    run.agreement.join(group.agreeing(run.pace))
+    run.requests.share()
+    if run.saver is not None:
+        run.saver.share(group.shared_store(run.saver.store))
     if resume is not None:
         resume_from(run, resume)
         group.check_same_run({"global_step": run.global_step, "seed": run.plan.seed})
 
 
 def _facts(run: Engine) -> dict[str, Any]:
-    persistence = run.persistence
+    callbacks = run.persistence.callbacks
     return {
         **identity_of(run),
         "alpha": run.table.learner.alpha,
@@ -102,9 +99,9 @@ def _facts(run: Engine) -> dict[str, Any]:
         "learning rates": [float(run.schedule(progress)) for progress in COMPARED_PROGRESS],
         "guard": run.sentry.guard,
         "recovery": run.controller.recovery,
-        "load_callback": persistence.callbacks.load is not None,
-        "state_callback": persistence.callbacks.state is not None,
-        "backup_every": persistence.backup_every,
-        "checkpoint_dir": persistence.store is not None,
+        "load_callback": callbacks.load is not None,
+        "state_callback": callbacks.state is not None,
+        "backup_every": run.persistence.backup_timer.when,
+        "checkpoint_dir": run.saver is not None,
         "global_step": run.global_step,
     }

@@ -107,16 +107,14 @@ def answer_damage(run: Engine, array: str) -> None:
     if run.search.is_on:
         return
     scheduled = run.scheduled_lr(run.pace.progress_at(run.pace.step))
-    with run.turns.take("between_steps", run.pace.step) as turn:
-        turn.is_changing = True
+    with run.turns.take("between_steps", run.pace.step, is_changing=True):
         run.controller.damaged(array, step=run.pace.step, lr=scheduled)
 
 
 def look_back(run: Engine) -> None:
     """Look at the progress of the first steps; see `RecoveryController.look_back`."""
     scheduled = run.scheduled_lr(run.pace.progress_at(run.pace.step))
-    with run.turns.take("between_steps", run.pace.step) as turn:
-        turn.is_changing = True
+    with run.turns.take("between_steps", run.pace.step, is_changing=True):
         run.controller.look_back(step=run.pace.step, lr=scheduled)
 
 
@@ -125,8 +123,7 @@ def look_last(run: Engine) -> bool:
     if not run.pace.is_finished or run.pace.num_out or not run.controller.may_look_last:
         return False
     scheduled = run.scheduled_lr(1.0)
-    with run.turns.take("draw", run.pace.step) as turn:
-        turn.is_changing = True
+    with run.turns.take("draw", run.pace.step, is_changing=True):
         return run.controller.looks_last(step=run.pace.step, lr=scheduled)
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from .. import events
 from .._validation import did_you_mean
 from ..checkpoint.durable_io import numbered
+from ..checkpoint.model_loader import read_from
 from ..checkpoint.reader import Checkpoint
-from ..checkpoint.run_config import GOAL
+from ..schedules.budget import BUDGETS
 from .tally import Tally
 
 if TYPE_CHECKING:
@@ -146,9 +147,9 @@ def save_as_asked(run: Engine) -> None:
 def go_on_from(run: Engine, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
     """Continue from a checkpoint, or leave the run unchanged."""
     before = None if run.turns.is_cut else whole_state_of(run, call="load_checkpoint")
-    if run.persistence.has_changed(checkpoint, "guard") and "guard" in state:
+    if run.model_loader.has_changed(checkpoint, "guard") and "guard" in state:
         state = {**state, "guard": run.sentry.adapted(state["guard"])}
-    if any(run.persistence.has_changed(checkpoint, name) for name in GOAL):
+    if any(run.model_loader.has_changed(checkpoint, name) for name in BUDGETS):
         # Who gives another budget wants that end, not the one of an earlier cool-down.
         state = {**state, "pace": {**state["pace"], "ending": None}}
     load_state(run, state, "load_checkpoint")
@@ -161,32 +162,43 @@ def go_on_from(run: Engine, checkpoint: Checkpoint, state: dict[str, Any]) -> No
         else:
             run.turns.mark_cut("load_checkpoint", run.pace.step)
         raise
-    if run.persistence.has_changed(checkpoint, "seed"):
+    if run.model_loader.has_changed(checkpoint, "seed"):
         run.announcer.warn_once(
             "seed", f"the resumed run keeps the seed of the saved one, {run.plan.seed}; the given seed is ignored."
         )
     if run._has_started:
-        run.persistence.tell_loaded()
+        tell_loaded(run)
+
+
+def tell_loaded(run: Engine) -> None:
+    """Tell listeners that a checkpoint was loaded, once the run has started."""
+    if run.saver is not None:
+        run.saver.claim()
+    run.model_loader.tell()
 
 
 def load_checkpoint(run: Engine, path: str | os.PathLike[str] | None) -> None:
     """Continue from a checkpoint, by default the newest valid one."""
-    checkpoint = run.persistence.load(path)
+    checkpoint = read_from(run.persistence.store, path)
     go_on_from(run, checkpoint, checkpoint.state)
+
+
+def check_resume(run: Engine, resume: str | os.PathLike[str]) -> None:
+    """Raise OSError or ValueError unless there can be something to ``resume`` from."""
+    if resume == "auto" and run.saver is None:
+        raise ValueError("resume='auto' needs a checkpoint_dir or a save_callback, got neither.")
+    if resume != "auto" and not os.path.exists(resume):
+        near = did_you_mean(resume, ["auto"])
+        raise FileNotFoundError(f"resume must be 'auto' or the file of a checkpoint, got {resume!r}.{near}")
 
 
 def resume_from(run: Engine, resume: str | os.PathLike[str]) -> None:
     """Carry out the argument ``resume`` of `R8Scheduler`."""
-    store = run.persistence.store
-    if resume != "auto":
-        if not os.path.exists(resume):
-            near = did_you_mean(resume, ["auto"])
-            raise FileNotFoundError(f"resume must be 'auto' or the file of a checkpoint, got {resume!r}.{near}")
-        load_checkpoint(run, resume)
-    elif store is None:
-        raise ValueError("resume='auto' needs a checkpoint_dir or a save_callback, got neither.")
-    else:
+    check_resume(run, resume)
+    if resume == "auto":
         _resume_from_newest(run)
+    else:
+        load_checkpoint(run, resume)
     say_if_finished(run)
 
 
@@ -224,7 +236,7 @@ def restore_backup(run: Engine) -> int:
             "load_checkpoint()."
         )
     with run.turns.take("restore_backup", run.pace.step, mends=True) as turn:
-        if run.persistence.callbacks.load is None or not run.persistence.backup.has_moments:
+        if run.persistence.callbacks.load is None or not run.backup.has_moments:
             raise RuntimeError(
                 "restore_backup() needs a load_callback and a backup of this run in RAM, got none; use "
                 "load_checkpoint(), or build another R8Scheduler around the model as it is."
@@ -248,9 +260,11 @@ def folder_of_branch(folder: Path, checkpoint: Checkpoint, new: Mapping[str, Any
     Raises:
         ValueError: a budget is given too.
     """
-    goals = sorted(new.keys() & set(GOAL))
-    if goals:
-        raise ValueError(f"at most one of cool_down and {', '.join(GOAL)} must be given, got cool_down and {goals}.")
+    budgets = sorted(new.keys() & set(BUDGETS))
+    if budgets:
+        raise ValueError(
+            f"at most one of cool_down and {', '.join(BUDGETS)} must be given, got cool_down and {budgets}."
+        )
     name = f"cool-down-{checkpoint.state['pace']['step']}"
     return next(free for free in numbered(folder / name) if not free.exists())
 

@@ -1,15 +1,17 @@
-"""The settings of R8Scheduler as types, for functions that hand them on, and their names in other libraries."""
+"""The settings of R8Scheduler: what there is to know of each, and their types for functions that hand them on."""
 
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from .._validation import did_you_mean
+from ..checkpoint.run_config import RunConfig, describe
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -30,7 +32,142 @@ if TYPE_CHECKING:
     else:
         from typing_extensions import Unpack as Unpack
 
+MOST_TEXT = 200
+"""Characters of a setting that are shown."""
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+CHANGEABLE, IDENTITY, NOTED = "changeable", "identity", "noted"
+"""What a checkpoint holds a setting for: see `RunConfig`; those that are only noted may change silently."""
+
+
+def _about(
+    *elsewhere: str, kept: str | None = None, is_shown: bool = True, is_of_rank_0: bool = False
+) -> Mapping[str, Any]:
+    """What there is to know of a setting beside its type.
+
+    Args:
+        *elsewhere: What other libraries call it.
+        kept: What checkpoints hold it for; None if they do not.
+        is_shown: Whether it is told to listeners with the others; some are told apart from them.
+        is_of_rank_0: Whether it is for the scheduler of rank 0 alone.
+    """
+    return {"elsewhere": elsewhere, "kept": kept, "is_shown": is_shown, "is_of_rank_0": is_of_rank_0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All arguments of `R8Scheduler`, as they were given; the parts of a run are built from them.
+
+    A new one stands in the signature and the docstring of `R8Scheduler`, and here; nowhere else.
+    """
+
+    num_samples: int = field(metadata=_about(kept=CHANGEABLE, is_shown=False))
+    batch_size: int = field(
+        metadata=_about("bs", "batch", "per_device_train_batch_size", kept=CHANGEABLE, is_shown=False)
+    )
+    initial_lr: float = field(metadata=_about("lr", "learning_rate", "peak_lr", "max_lr", "base_lr", kept=CHANGEABLE))
+    num_epochs: float | None = field(
+        metadata=_about("epochs", "max_epochs", "n_epochs", "num_train_epochs", kept=CHANGEABLE)
+    )
+    num_steps: int | None = field(
+        metadata=_about("steps", "max_steps", "n_steps", "total_steps", "iterations", kept=CHANGEABLE)
+    )
+    train_duration_seconds: float | None = field(
+        metadata=_about("max_time", "duration", "seconds", "time", kept=CHANGEABLE)
+    )
+    scheduler_mode: ScheduleName | Schedule = field(
+        metadata=_about(
+            "schedule", "lr_schedule", "lr_scheduler", "lr_scheduler_type", "schedule_mode", kept=CHANGEABLE
+        )
+    )
+    warmup_proportion: float | None = field(metadata=_about("warmup", "warmup_ratio", "warmup_share", kept=CHANGEABLE))
+    min_lr: float = field(metadata=_about("final_lr", "end_lr", "eta_min", kept=CHANGEABLE))
+    warmup_steps: int | None = field(metadata=_about(kept=CHANGEABLE))
+    decay_proportion: float | None = field(metadata=_about(kept=CHANGEABLE))
+    decay_shape: ShapeName = field(metadata=_about(kept=CHANGEABLE))
+    auto_find_lr: bool = field(metadata=_about("auto_lr_find", "find_lr", "lr_find"))
+    policy: PolicyName | Policy = field(metadata=_about("sampler", "sampling", "strategy", kept=IDENTITY))
+    estimator: Literal["relative", "additive"] = field(metadata=_about(kept=IDENTITY))
+    alpha: float | None = field(metadata=_about(kept=IDENTITY))
+    groups: ArrayLike | None = field(metadata=_about("labels", "classes", "targets", "y", kept=IDENTITY))
+    sample_ids: Sequence[Any] | None = field(metadata=_about("ids", "sample_names", "file_names"))
+    last_batch: Literal["short", "drop", "fill"] = field(metadata=_about("drop_last", kept=IDENTITY))
+    save_callback: Callable[..., Any] | None
+    load_callback: Callable[..., Any] | None
+    state_callback: Callable[[], Any] | None
+    backup_every: int | str | Condition | None = field(metadata=_about("backup", "backup_interval", kept=NOTED))
+    backup_dir: str | os.PathLike[str] | bool | None
+    checkpoint_dir: str | os.PathLike[str] | None = field(
+        metadata=_about("save_dir", "ckpt_dir", "checkpoints", "checkpoint_path", "output_dir")
+    )
+    checkpoint_every: int | str | Condition | None = field(
+        metadata=_about("save_every", "save_steps", "checkpoint_interval", kept=NOTED)
+    )
+    keep_checkpoints: int | Literal["thin"] = field(
+        metadata=_about("keep", "save_total_limit", "max_to_keep", kept=NOTED)
+    )
+    monitor: str | None = field(metadata=_about(kept=NOTED, is_of_rank_0=True))
+    mode: Literal["min", "max"] = field(metadata=_about(kept=NOTED, is_of_rank_0=True))
+    resume: str | os.PathLike[str] | None = field(metadata=_about("resume_from", "resume_from_checkpoint"))
+    guard: GuardName | Guard = field(metadata=_about(kept=IDENTITY))
+    recovery: Recovery = field(metadata=_about(kept=IDENTITY))
+    use_curses: bool = field(
+        metadata=_about("screen", "dashboard", "ui", "curses", "tui", "progress_bar", is_of_rank_0=True)
+    )
+    run_dir: str | os.PathLike[str] | bool | None = field(
+        metadata=_about("log_dir", "logdir", "logging_dir", "run_folder", is_of_rank_0=True)
+    )
+    handle_signals: bool = field(metadata=_about(kept=NOTED))
+    cool_down_on: tuple[str, int | str] | None
+    name: str | None = field(metadata=_about(kept=NOTED, is_shown=False))
+    listeners: Iterable[events.Listener] = field(metadata=_about("callbacks", "hooks", is_shown=False))
+    seed: int = field(metadata=_about("random_state", "random_seed", kept=NOTED))
+    clock: Callable[[], float]
+
+    def config(self) -> RunConfig:
+        """What checkpoints hold of them."""
+        kept = {each.name: each.metadata.get("kept") for each in fields(self)}
+        return RunConfig(
+            {name: describe(name, getattr(self, name)) for name, role in kept.items() if role},
+            identity=tuple(name for name, role in kept.items() if role == IDENTITY),
+            changeable=tuple(name for name, role in kept.items() if role == CHANGEABLE),
+        )
+
+    def texts(self) -> dict[str, str]:
+        """Short texts for display, without those that are None."""
+        shown = {each.name: getattr(self, each.name) for each in fields(self) if each.metadata.get("is_shown", True)}
+        return {name: text_of(value) for name, value in shown.items() if value is not None}
+
+
+ELSEWHERE = {each.name: each.metadata["elsewhere"] for each in fields(Settings) if each.metadata.get("elsewhere")}
+"""What other libraries call the settings."""
+
+KEPT = frozenset(each.name for each in fields(Settings) if each.metadata.get("kept"))
+"""Settings that checkpoints hold."""
+
+OF_RANK_0 = frozenset(each.name for each in fields(Settings) if each.metadata.get("is_of_rank_0"))
+"""Settings of the scheduler of rank 0 alone."""
+
+
+def text_of(value: Any) -> str:
+    """A setting as a short text.
+
+    >>> text_of([0, 1, 0, 1]), text_of("balanced"), text_of(len)
+    ('list of 4', 'balanced', 'len')
+    """
+    if isinstance(value, str):
+        text = value
+    elif hasattr(value, "dtype") and hasattr(value, "shape"):
+        text = f"{value.dtype}[{', '.join(map(str, value.shape))}]"
+    elif isinstance(value, (list, tuple, dict, set)):
+        text = f"{type(value).__name__} of {len(value)}"
+    elif callable(value) and hasattr(value, "__name__"):
+        text = value.__name__
+    else:
+        text = repr(value)
+    return text if len(text) <= MOST_TEXT else text[: MOST_TEXT - 3] + "..."
 
 
 class CommonSettings(TypedDict, total=False):
@@ -92,44 +229,17 @@ class NewGoal(CommonSettings, total=False):
     batch_size: int
 
 
-ELSEWHERE = {
-    "initial_lr": ("lr", "learning_rate", "peak_lr", "max_lr", "base_lr"),
-    "num_epochs": ("epochs", "max_epochs", "n_epochs", "num_train_epochs"),
-    "num_steps": ("steps", "max_steps", "n_steps", "total_steps", "iterations"),
-    "train_duration_seconds": ("max_time", "duration", "seconds", "time"),
-    "batch_size": ("bs", "batch", "per_device_train_batch_size"),
-    "scheduler_mode": ("schedule", "lr_schedule", "lr_scheduler", "lr_scheduler_type", "schedule_mode"),
-    "warmup_proportion": ("warmup", "warmup_ratio", "warmup_share"),
-    "min_lr": ("final_lr", "end_lr", "eta_min"),
-    "auto_find_lr": ("auto_lr_find", "find_lr", "lr_find"),
-    "policy": ("sampler", "sampling", "strategy"),
-    "groups": ("labels", "classes", "targets", "y"),
-    "sample_ids": ("ids", "sample_names", "file_names"),
-    "last_batch": ("drop_last",),
-    "backup_every": ("backup", "backup_interval"),
-    "checkpoint_dir": ("save_dir", "ckpt_dir", "checkpoints", "checkpoint_path", "output_dir"),
-    "checkpoint_every": ("save_every", "save_steps", "checkpoint_interval"),
-    "keep_checkpoints": ("keep", "save_total_limit", "max_to_keep"),
-    "resume": ("resume_from", "resume_from_checkpoint"),
-    "use_curses": ("screen", "dashboard", "ui", "curses", "tui", "progress_bar"),
-    "run_dir": ("log_dir", "logdir", "logging_dir", "run_folder"),
-    "listeners": ("callbacks", "hooks"),
-    "seed": ("random_state", "random_seed"),
-}
-"""What other libraries call the settings."""
-
-
-def names_settings(function: F) -> F:
+def suggest_settings(function: F) -> F:
     """Have a function say which setting a keyword that it does not know may stand for.
+
+    A decorator, as Python refuses such a keyword before the function could.
 
     Args:
         function: A function whose keywords are settings; of those in ``**settings`` those of `R8Scheduler`.
     """
-    # Not inspect.signature(), which takes longer than all of this module.
-    code = function.__code__
-    known = set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
-    if code.co_flags & inspect.CO_VARKEYWORDS:
-        known |= SchedulerSettings.__annotations__.keys()
+    known = function.__annotations__.keys() - {"return"}
+    if "settings" in known:
+        known = known - {"settings"} | SchedulerSettings.__annotations__.keys()
 
     @functools.wraps(function)
     def checked(*args: Any, **settings: Any) -> Any:
@@ -147,7 +257,7 @@ def _called(function: Callable[..., Any]) -> str:
     return f"{function.__qualname__.removesuffix('.__init__')}()"
 
 
-def _meant(name: str, known: set[str]) -> str:
+def _meant(name: str, known: AbstractSet[str]) -> str:
     for setting, others in ELSEWHERE.items():
         if setting in known and name.lower() in others:
             return f" Did you mean {setting!r}?"

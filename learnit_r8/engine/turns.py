@@ -71,13 +71,14 @@ class Turns:
         self._turn = threading.Lock()
 
     @contextlib.contextmanager
-    def take(self, call: str, step: int, *, mends: bool = False) -> Iterator[Turn]:
+    def take(self, call: str, step: int, *, mends: bool = False, is_changing: bool = False) -> Iterator[Turn]:
         """A ``with`` block for a call that no other call may come between.
 
         Args:
             call: Its name.
             step: Steps reported so far, for messages.
             mends: Whether it makes a run whole that was cut half-way.
+            is_changing: Whether its changes begin at once.
 
         Raises:
             RunInterrupted: an earlier call was cut half-way.
@@ -94,6 +95,7 @@ class Turns:
                         turn.is_changing = True
                     else:
                         self._check_whole()
+                        turn.is_changing = is_changing
                     self.busy = turn
                 self._announcer.is_held = True
                 try:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-BUDGETS = ("num_epochs", "num_steps", "train_duration_seconds")
-
 
 def budget_of(trainer: Any, steps_per_epoch: int, *, may_be_open: bool = False) -> dict[str, Any]:
     """``num_steps``, ``train_duration_seconds`` where the Trainer has a time limit only, or nothing: an open budget.

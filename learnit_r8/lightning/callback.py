@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import lightning
 import torch
 
+from ..schedules.budget import BUDGETS
 from ..schedules.schedule import OPEN_MODES
 from ..table.labels.predictions import Predictions
 from ..torch.last_forward import LastForward
 from ..torch.losses import check_labels
-from .budget import BUDGETS, budget_of
+from .budget import budget_of
 from .loader import R8Loader
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from .. import events
 from ..checkpoint.state_tree import not_finite
 from ..events.bus import Announcer
 from ..triggers import Condition, Elapsed, quiet_until
+from .agreement import Agreement
 from .ram_backup import RamBackup
 
 MOST_LASTING = 8
@@ -22,30 +23,28 @@ class BackupTimer:
         when: When they are due.
         announcer: Receives warnings and events.
         backup: Stores the states.
+        agreement: Shares a failure on one rank with all ranks.
 
     Attributes:
         backup: As given.
         when: As given.
         clean_step: Steps reported when every number of the model was last found finite; -1 before that.
         meant: Names of what is not finite on purpose.
-        agree: Shares a failure on one rank with all ranks: takes this rank's, "" for none, and returns any rank's.
     """
 
-    def __init__(self, when: Condition, announcer: Announcer, backup: RamBackup) -> None:
+    def __init__(
+        self, when: Condition, announcer: Announcer, backup: RamBackup, agreement: Agreement | None = None
+    ) -> None:
         self.backup = backup
         self.when = when
         self.clean_step = -1
         self.meant: set[str] = set()
-        self.agree: Callable[[str], str] = str
+        self._agreement = agreement or Agreement()
         self._announcer = announcer
         self._is_first = True
         self._num_lasting: dict[str, int] = {}
         self._is_due = False
         self._step = 0
-
-    def agree_with(self, agree: Callable[[str], str]) -> None:
-        """Share failures with the other ranks through this function; see the class."""
-        self.agree = agree
 
     def count_from(self, step: int) -> None:
         """Note that the run was resumed at this step, which needs no backup."""
@@ -109,7 +108,7 @@ class BackupTimer:
         Raises:
             TypeError: the state cannot be copied.
         """
-        damaged = self.agree(self.damage_in(state))
+        damaged = self._agreement.agree(self.damage_in(state))
         if damaged:
             self._note_taken(step)
             self._announcer.tell(events.DamageFound, array=damaged)
@@ -120,7 +119,7 @@ class BackupTimer:
             taken = self.backup.offer(state, step=step, draws=draws, moment=moment)
         except MemoryError:
             shortage = "no memory"
-        if self.agree(shortage):
+        if self._agreement.agree(shortage):
             # On all ranks, which must go back to the same step later.
             if taken is not None:
                 self.backup.backups.remove(taken)

@@ -13,14 +13,16 @@ from .. import events
 from .._validation import whole_number
 from ..checkpoint.background import LARGE, BackgroundWrite
 from ..checkpoint.callbacks import Callbacks, Unrecoverable, call_load, call_save
-from ..checkpoint.model_loader import ModelLoader, read_from
+from ..checkpoint.model_loader import ModelLoader
 from ..checkpoint.reader import Checkpoint
+from ..checkpoint.run_config import RunConfig
 from ..checkpoint.saver import CheckpointSaver
 from ..checkpoint.state_tree import leaves, mend
 from ..checkpoint.store import THIN, CheckpointStore
 from ..events.bus import Announcer
 from ..schedules.budget import Budget
 from ..triggers import Condition, Elapsed, as_trigger, every, never
+from .agreement import Agreement
 from .backup_timer import BackupTimer
 from .ram_backup import Backup, RamBackup
 from .restore import RestoreError, Restorer
@@ -46,12 +48,17 @@ class Persistence:
         config: The run's configuration, for its checkpoints.
         steps_per_epoch: Steps in an epoch.
         announcer: Receives warnings and events.
+        agreement: Shares failures and choices with other ranks, if there are any.
         backup: Holds model states in RAM.
         backup_dir: Folder of the shared memory that backups are also written to; None for the system's, False for none.
 
     Attributes:
         callbacks: As given, completed by those of an adapter.
+        agree: Shares a failure on one rank with all ranks; see `Agreement`.
+        config: As given.
+        backup_timer: Takes backups with the state callback.
         generations: The backups in shared memory.
+        model_loader: Passes the models of checkpoints to the load callback.
         saver: Writes checkpoints; None without a folder.
         is_restoring: Whether the model is being restored now.
         quiet_steps: First step at which something may be due, unless an epoch ends earlier.
@@ -73,9 +80,10 @@ class Persistence:
         keep: int | str = 3,
         monitor: str | None = None,
         mode: str = "min",
-        config: Mapping[str, Any] | None = None,
+        config: RunConfig | None = None,
         steps_per_epoch: int,
         announcer: Announcer,
+        agreement: Agreement | None = None,
         backup: RamBackup | None = None,
         backup_dir: str | os.PathLike[str] | bool | None = False,
     ) -> None:
@@ -91,13 +99,14 @@ class Persistence:
         self.callbacks = self._given = callbacks
         self._announcer = announcer
         self.is_restoring = False
-        self._config = dict(config or {})
+        self.config = config = config or RunConfig({})
         if backup_every is None:
             backup_every = every(time=30) | every(max(LEAST_BACKUP_STEPS, steps_per_epoch // 4))
-        backup = backup or RamBackup()
-        self._backup_timer = BackupTimer(as_trigger("backup_every", backup_every), announcer, backup)
-        self.generations = SharedGenerations.of(backup_dir, folder, backup, self._config, announcer)
-        self._model_loader = ModelLoader(self._config, announcer)
+        backup, agreement = backup or RamBackup(), agreement or Agreement()
+        self.agree = agreement.agree
+        self.backup_timer = BackupTimer(as_trigger("backup_every", backup_every), announcer, backup, agreement)
+        self.generations = SharedGenerations.of(backup_dir, folder, backup, config.values, announcer, agreement)
+        self.model_loader = ModelLoader(config, announcer)
         self._asked = (0, 0, 0.0)
         self.wake()
         when = never if checkpoint_every is None else as_trigger("checkpoint_every", checkpoint_every)
@@ -115,22 +124,12 @@ class Persistence:
     @property
     def backup(self) -> RamBackup:
         """The model states in RAM."""
-        return self._backup_timer.backup
+        return self.backup_timer.backup
 
     @property
     def clean_step(self) -> int:
         """Steps reported when every number of the model was last found finite; -1 before that."""
-        return self._backup_timer.clean_step
-
-    @property
-    def backup_every(self) -> Condition:
-        """When backups are due."""
-        return self._backup_timer.when
-
-    @property
-    def agree(self) -> Callable[[str], str]:
-        """Shares a failure on one rank with all ranks; see `BackupTimer`."""
-        return self._backup_timer.agree
+        return self.backup_timer.clean_step
 
     def wake(self) -> None:
         """Check at the next step whether something is due, as the settings or the position have changed."""
@@ -151,21 +150,6 @@ class Persistence:
     def store(self) -> CheckpointStore | None:
         """Where checkpoints are written; None without a folder."""
         return None if self.saver is None else self.saver.store
-
-    def share(
-        self, agree: Callable[[str], str], is_same: Callable[[str], bool], shared_store: Callable[[Any], Any]
-    ) -> None:
-        """Coordinate with the other ranks.
-
-        Args:
-            agree: Shares a failure on one rank with all ranks; see `BackupTimer`.
-            is_same: Whether all ranks call it with the same text.
-            shared_store: Wraps this rank's checkpoint store in one to which only rank 0 writes.
-        """
-        self._backup_timer.agree_with(agree)
-        self.generations.share(is_same)
-        if self.saver is not None:
-            self.saver.share(shared_store(self.saver.store))
 
     def adopt(
         self,
@@ -195,12 +179,12 @@ class Persistence:
             own.save or callbacks.save, own.load or callbacks.load, state, collect, callbacks.generators
         )
         if backup_every is not None:
-            self._backup_timer.when = as_trigger("backup_every", backup_every)
+            self.backup_timer.when = as_trigger("backup_every", backup_every)
         if clone is not None:
             self.backup.copy_with(clone, copy_into)
         self.backup.witness_size = witness_size
         self.wake()
-        self._model_loader.hand_over_pending(self.callbacks.load)
+        self.model_loader.hand_over_pending(self.callbacks.load)
 
     def between_steps(
         self,
@@ -241,7 +225,7 @@ class Persistence:
         try:
             if self.callbacks.state is not None:
                 before = self.backup.newest
-                damage = self._backup_timer.take_if_due(
+                damage = self.backup_timer.take_if_due(
                     elapsed, draws, self.callbacks.state, get_moment, is_calm=is_calm
                 )
                 if self.saver and not damage and self.backup.newest is not before and not run_ended:
@@ -262,7 +246,7 @@ class Persistence:
 
     def _find_quiet(self, asked: Elapsed, budget: Budget) -> None:
         """Compute until when nothing is due."""
-        untils = [] if self.callbacks.state is None else [self._backup_timer.quiet_until(asked)]
+        untils = [] if self.callbacks.state is None else [self.backup_timer.quiet_until(asked)]
         if self.saver is not None:
             untils.append(self.saver.quiet_until(asked))
         if untils or self.callbacks.load is not None:
@@ -275,18 +259,14 @@ class Persistence:
         """Count intervals from here, as the run was resumed."""
         self._asked = (step, samples, seconds)
         self.wake()
-        self._backup_timer.count_from(step)
+        self.backup_timer.count_from(step)
         if self.saver:
             self.saver.count_from(step)
 
     def look_at_weights(self) -> None:
         """Take a backup, which checks every number, as soon as the user's step is complete."""
-        self._backup_timer.look_soon()
+        self.backup_timer.look_soon()
         self.wake()
-
-    def take_backup(self, state: Any, step: int, draws: int, moment: Any = None) -> str:
-        """Copy a model state to RAM if all of it is finite; see `BackupTimer.take`."""
-        return self._backup_timer.take(state, step, draws, moment)
 
     def save(self, state: dict[str, Any], step: int) -> Checkpoint:
         """Write a checkpoint.
@@ -311,7 +291,9 @@ class Persistence:
             given = {"scheduler": state, "model": self._model_state()}
             write_model = functools.partial(call_save, save, given)
         in_background = in_background and len(state.get("table", {}).get("loss", ())) >= LARGE
-        write = self.store.begin(state, write_model, self._config, then=self._tell_saved, in_background=in_background)
+        write = self.store.begin(
+            state, write_model, self.config.values, then=self._tell_saved, in_background=in_background
+        )
         return write if in_background else write.result()
 
     def _tell_saved(self, saved: Checkpoint) -> None:
@@ -356,15 +338,6 @@ class Persistence:
                 "from the last checkpoint."
             ) from error
 
-    def load(self, path: str | os.PathLike[str] | None) -> Checkpoint:
-        """Read a checkpoint, by default the newest valid one; changes nothing.
-
-        Raises:
-            RuntimeError: there is neither a path nor a folder.
-            ValueError: it cannot be used.
-        """
-        return read_from(self.store, path)
-
     def put_back(self, checkpoint: Checkpoint) -> None:
         """Pass a checkpoint's model file to the load callback, if both exist; forget all backups.
 
@@ -375,30 +348,20 @@ class Persistence:
         """
         if self.saver is not None:
             self.saver.settle()
-        self._model_loader.hand_over(checkpoint, self.callbacks.load)
+        self.model_loader.hand_over(checkpoint, self.callbacks.load)
         self.backup.clear()
         self.generations.put_back(checkpoint)
         self.wake()
         if self.saver is not None:
             self.saver.go_on_from(checkpoint)
-        self._model_loader.put_back(checkpoint, has_callback=self.callbacks.load is not None)
-
-    def has_changed(self, checkpoint: Checkpoint, name: str) -> bool:
-        """Whether an argument had another value in the run of a checkpoint; False if the checkpoint does not say."""
-        return self._model_loader.has_changed(checkpoint, name)
-
-    def tell_loaded(self) -> None:
-        """Tell listeners that a checkpoint was loaded, once the run has started."""
-        if self.saver is not None:
-            self.saver.claim()
-        self._model_loader.tell()
+        self.model_loader.put_back(checkpoint, has_callback=self.callbacks.load is not None)
 
     def live_damage(self) -> str:
         """The name of a damaged array of the live model on any rank; "" if there is none or it cannot be seen.
 
         All ranks must ask at the same point.
         """
-        return self.agree(self._backup_timer.damage_of(self.callbacks.state))
+        return self.agree(self.backup_timer.damage_of(self.callbacks.state))
 
     def mend(self, newest: Backup) -> tuple[Any, list[str], float]:
         """The live state with arrays of a backup in place of damaged ones; their names, and their share of all values.
@@ -408,18 +371,18 @@ class Persistence:
         assert self.callbacks.state is not None
         live = self.callbacks.state()
         try:
-            mended, names = mend(live, newest.state, self._backup_timer.meant)
+            mended, names = mend(live, newest.state, self.backup_timer.meant)
         except ValueError:
             return None, [], 1.0
         return mended, names, len(names) / max(1, sum(1 for _ in leaves(live)))
 
     def note_lasting(self, array: str) -> None:
         """Note an array that is damaged though no batch was refused; see `BackupTimer.note_lasting`."""
-        self._backup_timer.note_lasting(array)
+        self.backup_timer.note_lasting(array)
 
     def forget_lasting(self) -> None:
         """Count such damage anew, as an older state was free of it."""
-        self._backup_timer.forget_lasting()
+        self.backup_timer.forget_lasting()
 
     def checkpoint_steps(self) -> set[int]:
         """Steps of the checkpoints with a model that could be put back; all ranks must ask at the same point."""
@@ -441,7 +404,7 @@ class Persistence:
             functools.partial(self._load, load),
             backup=self.backup,
             store=self.store,
-            damage=lambda: self._backup_timer.damage_of(self.callbacks.state),
+            damage=lambda: self.backup_timer.damage_of(self.callbacks.state),
             agree=self.agree,
             announcer=self._announcer,
         )
@@ -483,15 +446,6 @@ class Persistence:
                 return backup.step
         restorer.raise_failures()
         return None
-
-    def summary(self) -> str:
-        """One line of text about the checkpoints: failures, and the best one."""
-        if self.saver is None:
-            return "no checkpoints: neither checkpoint_dir nor save_callback"
-        best = self.saver.best
-        kept = "" if best is None else f"; best so far: {best.path.name} of step {best.step} ({best.value:.4g})"
-        failed = f"; the last one failed: {self.saver.last_error}" if self.saver.last_error else ""
-        return f"checkpoints failed: {self.saver.num_failed}{failed}{kept}"
 
 
 def _check_folder(folder: Any, **needing: Any) -> None:

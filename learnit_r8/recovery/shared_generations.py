@@ -14,6 +14,7 @@ from ..checkpoint.shared_memory import Proved, SharedBackups, default_base
 from ..checkpoint.store import CheckpointStore
 from ..events.bus import Announcer
 from ..events.launcher import first_number
+from .agreement import Agreement
 from .ram_backup import Backup, RamBackup
 
 
@@ -25,22 +26,20 @@ class SharedGenerations:
         backup: The model states in RAM, whose newest one is written.
         config: The run's configuration.
         announcer: Receives warnings.
+        agreement: Chooses what to continue from together with the other ranks.
     """
 
     def __init__(
-        self, backups: SharedBackups | None, backup: RamBackup, config: Mapping[str, Any], announcer: Announcer
+        self,
+        backups: SharedBackups | None,
+        backup: RamBackup,
+        config: Mapping[str, Any],
+        announcer: Announcer,
+        agreement: Agreement,
     ) -> None:
         self._backups, self._backup, self._config, self._announcer = backups, backup, config, announcer
         self._proved: list[Proved] = []
-        self._is_same: Callable[[str], bool] = lambda text: True
-
-    def share(self, is_same: Callable[[str], bool]) -> None:
-        """Choose what to continue from together with the other ranks.
-
-        Args:
-            is_same: Whether all ranks call it with the same text.
-        """
-        self._is_same = is_same
+        self._is_same = agreement.is_same
 
     @classmethod
     def of(
@@ -50,6 +49,7 @@ class SharedGenerations:
         backup: RamBackup,
         config: Mapping[str, Any],
         announcer: Announcer,
+        agreement: Agreement,
     ) -> SharedGenerations:
         """Those that the argument ``backup_dir`` of `R8Scheduler` asks for.
 
@@ -64,7 +64,7 @@ class SharedGenerations:
         is_on = is_given or (backup_dir is None and checkpoint_dir is not None and default_base().is_dir())
         # Ranks on several machines cannot see what the others have: they continue from their checkpoints.
         if not is_on or os.name != "posix" or not _is_one_machine():
-            return cls(None, backup, config, announcer)
+            return cls(None, backup, config, announcer, agreement)
         backups = SharedBackups(
             Path(os.fspath(backup_dir)) if is_given else default_base(),  # type: ignore[arg-type]
             Path(checkpoint_dir),
@@ -73,7 +73,7 @@ class SharedGenerations:
             note=functools.partial(announcer.warn_once if is_given else announcer.note_once, "backup_dir"),
             is_default=not is_given,
         )
-        return cls(backups, backup, config, announcer)
+        return cls(backups, backup, config, announcer, agreement)
 
     def take(self, get_state: Callable[[], dict[str, Any]], run_id: str, step: int) -> None:
         """Write the newest backup, which belongs to this step, and the scheduler's state, in the background."""

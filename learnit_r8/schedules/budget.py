@@ -12,6 +12,9 @@ from .schedule import OPEN_MODES
 if TYPE_CHECKING:
     from .cool_down import CoolDown
 
+BUDGETS = ("num_epochs", "num_steps", "train_duration_seconds")
+"""The arguments of `R8Scheduler` of which one is the budget."""
+
 OPEN_WARMUP = 0.5
 """Progress that stands for the end of the warm-up of an open budget: schedules are functions of progress."""
 
@@ -62,7 +65,7 @@ class Budget:
             ValueError: several of the three are given, or none though the mode needs an end; or one is not positive
                 and finite.
         """
-        given = {"num_epochs": num_epochs, "num_steps": num_steps, "train_duration_seconds": train_duration_seconds}
+        given = dict(zip(BUDGETS, (num_epochs, num_steps, train_duration_seconds), strict=True))
         chosen = {name: value for name, value in given.items() if value is not None}
         if not chosen and isinstance(mode, str) and mode in OPEN_MODES:
             return cls(warmup_steps=min(steps_per_epoch, MOST_WARMUP) if warmup_steps is None else warmup_steps)

@@ -13,7 +13,7 @@ from .._adapters.random_generators import random_state, set_random_state
 from .._validation import is_number, whole_number
 from ..checkpoint.callbacks import Callbacks, Generators
 from ..checkpoint.state_tree import copy_to_host, copy_to_host_into
-from ..engine.settings import names_settings
+from ..engine.settings import suggest_settings
 from .adapter import Adapter
 from .distributed.flat_shards import check_flat, is_flat
 from .distributed.shards import check_shards, reshard
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
 
 
-@names_settings
+@suggest_settings
 def attach(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -101,7 +101,7 @@ def attach(
     state = ModelState(model, optimizer, scaler=scaler, ema=ema, rank=sharing.rank, gather=sharing.gather)
     # Says at once what it cannot hold.
     state.read()
-    own = sharing.settings(_memory_settings(dict(settings), state, sharing))
+    own = sharing.settings(_memory_settings(settings, state, sharing))
     # Ranks must not continue from different states, so they choose one together.
     resume = own.pop("resume", None) if scheduler is None and isinstance(sharing, Together) else None
     r8 = _new_scheduler(size, state, own, optimizer) if scheduler is None else _checked(scheduler, size, own)
@@ -171,7 +171,7 @@ def check_dataset(dataset: Any) -> None:
         raise TypeError(f"dataset must have an index, got {dataset!r}.")
 
 
-def _memory_settings(settings: dict[str, Any], state: ModelState, sharing: Sharing) -> dict[str, Any]:
+def _memory_settings(settings: SchedulerSettings, state: ModelState, sharing: Sharing) -> SchedulerSettings:
     """The settings, without backups in shared memory if a later process could not tell whose they are.
 
     Raises:
@@ -179,7 +179,7 @@ def _memory_settings(settings: dict[str, Any], state: ModelState, sharing: Shari
     """
     is_known = sharing.size == 1 or os.environ.get("RANK") == str(sharing.rank)
     if is_known and not state.is_sharded:
-        return dict(settings)
+        return settings
     if settings.get("backup_dir"):
         raise ValueError(
             f"backup_dir must be None or False if the model is sharded, or RANK in the environment is not "
@@ -227,10 +227,10 @@ def _checked_norm(max_grad_norm: Any) -> float | None:
     return max_grad_norm  # type: ignore[no-any-return]
 
 
-def _new_scheduler(size: int, state: ModelState, settings: dict[str, Any], optimizer: Any) -> R8Scheduler:
+def _new_scheduler(size: int, state: ModelState, settings: SchedulerSettings, optimizer: Any) -> R8Scheduler:
     from ..scheduler import R8Scheduler
 
-    ours: dict[str, Any] = {"state_callback": state.read, "load_callback": state.load}
+    ours: SchedulerSettings = {"state_callback": state.read, "load_callback": state.load}
     if settings.get("checkpoint_dir") is not None:
         ours["save_callback"] = state.save
     highest = max(float(group["lr"]) for group in optimizer.param_groups)
@@ -239,10 +239,11 @@ def _new_scheduler(size: int, state: ModelState, settings: dict[str, Any], optim
             f"optimizer must have a learning rate > 0, got {highest!r}, where a training that has ended leaves it; "
             "make the optimizer anew, or give initial_lr."
         )
-    return R8Scheduler(size, **{**ours, "initial_lr": highest, **settings})
+    given: SchedulerSettings = {**ours, "initial_lr": highest, **settings}
+    return R8Scheduler(size, **given)
 
 
-def _checked(scheduler: R8Scheduler, size: int, settings: dict[str, Any]) -> R8Scheduler:
+def _checked(scheduler: R8Scheduler, size: int, settings: SchedulerSettings) -> R8Scheduler:
     check_scheduler("scheduler", scheduler)
     if settings:
         raise ValueError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..schedules.budget import BUDGETS
 from ..torch import Adapter, attach
 from ..torch.last_forward import LastForward
 from ..torch.loader import make_loader
@@ -16,7 +17,7 @@ from .callback import R8Callback
 from .losses import SampleLosses, document_losses, find_losses, is_packed
 from .sampler import WholeEpoch
 from .scheduler_state import save_along
-from .training_arguments import BUDGETS, budget_of, check_sampling, saved_batch_size, unused_rates
+from .training_arguments import budget_of, check_sampling, saved_batch_size, unused_rates
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader

@@ -11,8 +11,6 @@ import torch
 
 from .scheduler_state import ALONG
 
-BUDGETS = ("num_epochs", "num_steps", "train_duration_seconds")
-
 NOT_A_CHECKPOINT = (
     "resume_from_checkpoint must be a checkpoint of a training with R8Mixin, got {!r}, which has no state of one; to "
     "begin with its weights only, load them into the model and leave resume_from_checkpoint out."

@@ -1,6 +1,8 @@
 """Requests that other threads make of a run, and how each way to drive a run answers them."""
 
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -164,9 +166,19 @@ def test_failing_save_lets_the_run_go_on(tmp_path):
     assert r8.host.persistence.saver.num_failed == 1
 
 
+class Saves(list):
+    """Notes at which look at the requests a checkpoint was written."""
+
+    def __init__(self, looks):
+        self._looks = looks
+
+    def __call__(self):
+        self.append(len(self._looks))
+
+
 def paused_requests(act, clock=None):
     """Requests that call `act(requests, looks)` each time the waiting thread checks them."""
-    clock, heard, saved, looks = clock or FakeClock(), [], [], []
+    clock, heard, looks = clock or FakeClock(), [], []
     pace = Pace(Budget(seconds=100.0), 3, clock)
     pace.start()
 
@@ -175,17 +187,15 @@ def paused_requests(act, clock=None):
         looks.append(seconds)
         act(requests, len(looks))
 
-    requests = Requests(
-        pace, Announcer([heard.append], lambda: (0, 0.0)), lambda: saved.append(len(looks)), sleep=sleep
-    )
-    return requests, pace, heard, saved
+    requests = Requests(pace, Announcer([heard.append], lambda: (0, 0.0)), sleep=sleep)
+    return requests, pace, heard, Saves(looks)
 
 
 def test_pause_waits_and_does_not_count():
     """A paused run waits until it is resumed; that time is not training time."""
-    requests, pace, heard, _ = paused_requests(lambda requests, looks: looks == 500 and requests.resume())
+    requests, pace, heard, saved = paused_requests(lambda requests, looks: looks == 500 and requests.resume())
     requests.pause("a look at it")
-    requests.answer()
+    requests.answer(saved)
 
     assert pace.seconds == 0
     assert kinds(heard) == ["RunPaused", "RunResumed"]
@@ -217,7 +227,7 @@ def test_stop_ends_a_pause():
     """A paused run that is stopped is saved and over."""
     requests, pace, heard, saved = paused_requests(lambda requests, looks: looks == 3 and requests.stop("enough"))
     requests.pause()
-    requests.answer()
+    requests.answer(saved)
 
     assert kinds(heard) == ["RunPaused", "RunResumed", "RunStopped"]
     assert (pace.is_stopped, saved) == (True, [3])
@@ -229,17 +239,17 @@ def test_save_during_a_pause():
         lambda requests, looks: requests.save() if looks == 2 else looks == 9 and requests.resume()
     )
     requests.pause()
-    requests.answer()
+    requests.answer(saved)
 
     assert saved == [2]
 
 
 def test_resume_before_the_step_ends_cancels_a_pause():
     """A pause that is cancelled before it begins never begins."""
-    requests, _, heard, _ = paused_requests(lambda *_: None)
+    requests, _, heard, saved = paused_requests(lambda *_: None)
     requests.pause()
     requests.resume()
-    requests.answer()
+    requests.answer(saved)
 
     assert heard == []
 
@@ -251,10 +261,10 @@ def test_interrupted_pause_is_over():
         raise KeyboardInterrupt
 
     clock = FakeClock()
-    requests, pace, heard, _ = paused_requests(interrupt, clock)
+    requests, pace, heard, saved = paused_requests(interrupt, clock)
     requests.pause()
     with pytest.raises(KeyboardInterrupt):
-        requests.answer()
+        requests.answer(saved)
     clock.advance(2)
 
     assert (requests.is_paused, pace.seconds, kinds(heard)) == (False, 2, ["RunPaused", "RunResumed"])
@@ -263,10 +273,9 @@ def test_interrupted_pause_is_over():
 def test_request_made_while_another_is_answered_is_not_lost():
     """A request made while the training thread answers is answered too, at the latest after the next step."""
     requests, _, _, saved = paused_requests(lambda *_: None)
-    real = requests._save
-    requests._save = lambda: (real(), len(saved) == 1 and requests.save())
     requests.save()
-    requests.answer()
+
+    requests.answer(lambda: (saved(), len(saved) == 1 and requests.save()))
 
     assert (requests.is_pending, len(saved)) == (True, 1)
 
@@ -331,3 +340,16 @@ def test_stop_ends_epoch_stream():
             r8.requests.stop()
 
     assert (epochs, r8.global_step) == ([1, 2], 6)
+
+
+def test_who_may_ask_does_not_keep_the_run():
+    """A screen's thread holds the requests of a run that its program has dropped."""
+    r8 = make()
+    advance_to(r8, 3)
+    requests, engine = r8.requests, weakref.ref(r8.host)
+
+    del r8
+    gc.collect()
+    requests.stop("too late")
+
+    assert engine() is None

@@ -28,6 +28,14 @@ WRONG_LOSSES = [
 ]
 
 
+def test_the_engine_is_quick_to_read():
+    """Python keeps at most 30 attributes of an object where it finds them quickly, and a step reads dozens."""
+    r8 = make()
+    train(r8)
+
+    assert len(vars(r8.host)) <= 30
+
+
 @pytest.mark.parametrize(("loss", "kind", "text"), WRONG_LOSSES, ids=lambda value: str(value)[:12])
 def test_wrong_loss_changes_nothing(loss, kind, text):
     """A loss of a wrong kind or length is refused, the batch stays open, and nothing else changes."""

@@ -1,27 +1,133 @@
-"""The types of the settings: the same names and defaults everywhere."""
+"""The settings: named once, typed from the public signature to the parts of a run."""
 
+import dataclasses
 import inspect
+import os
 import pydoc
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 
 import learnit_r8
-from learnit_r8 import R8Scheduler
-from learnit_r8.engine.settings import CommonSettings, NewGoal, SchedulerSettings
+from learnit_r8 import R8Scheduler, scheduler
+from learnit_r8.checkpoint.run_config import arguments_of
+from learnit_r8.engine.settings import KEPT, CommonSettings, NewGoal, SchedulerSettings, Settings
+
+PARAMETERS = {name: each for name, each in inspect.signature(R8Scheduler.__init__).parameters.items() if name != "self"}
 
 
-def test_settings_are_the_keywords_of_the_scheduler():
-    """A keyword that is added to R8Scheduler is added for those who hand settings on."""
-    keywords = set(inspect.signature(R8Scheduler).parameters) - {"num_samples"}
-
-    assert set(SchedulerSettings.__annotations__) == keywords
+def test_settings_are_the_arguments_of_the_scheduler():
+    """A keyword that is added to R8Scheduler is added for its parts, and for those who hand settings on."""
+    assert [each.name for each in dataclasses.fields(Settings)] == list(PARAMETERS)
+    assert set(SchedulerSettings.__annotations__) == set(PARAMETERS) - {"num_samples"}
 
 
 def test_settings_have_the_types_of_the_scheduler():
     """The types are those of the constructor, word for word."""
-    parameters = inspect.signature(R8Scheduler.__init__).parameters
-    texts = {name: each.annotation for name, each in parameters.items() if name in SchedulerSettings.__annotations__}
-    given = {name: each.__forward_arg__ for name, each in SchedulerSettings.__annotations__.items()}
+    texts = {name: each.annotation for name, each in PARAMETERS.items()}
+    typed = {name: each.__forward_arg__ for name, each in SchedulerSettings.__annotations__.items()}
 
-    assert given == texts
+    assert {each.name: each.type for each in dataclasses.fields(Settings)} == texts
+    assert {"num_samples": "int", **typed} == texts
+
+
+def test_each_argument_is_handed_on_as_itself(monkeypatch):
+    """None is left out, none is taken for another."""
+
+    class Built(Exception):
+        pass
+
+    def build(settings):
+        raise Built(settings)
+
+    given = {name: object() for name in PARAMETERS}
+    monkeypatch.setattr(scheduler, "build_components", build)
+
+    with pytest.raises(Built) as built:
+        R8Scheduler(**given)
+
+    assert all(getattr(built.value.args[0], name) is value for name, value in given.items())
+
+
+ADDED = """
+import learnit_r8
+from learnit_r8 import R8Scheduler, scheduler
+from learnit_r8.engine.settings import suggest_settings
+
+
+@suggest_settings
+def attach(data, **settings: "those of R8Scheduler"):
+    return R8Scheduler(len(data), **settings)
+
+
+seen = []
+build = scheduler.build_components
+scheduler.build_components = lambda settings: seen.append(settings) or build(settings)
+r8 = R8Scheduler(8, batch_size=4, num_epochs=1, {name}="red", checkpoint_dir="{folder}")
+R8Scheduler(8, batch_size=4, num_epochs=1)
+r8.save_checkpoint()
+R8Scheduler.resume_from_checkpoint("{folder}")
+R8Scheduler.resume_from_checkpoint("{folder}", {name}="green")
+print(*(settings.{name} for settings in seen), r8.host.settings["{name}"])
+print(attach(range(8), batch_size=4, num_epochs=1, {name}="cyan").host.settings["{name}"])
+try:
+    attach(range(8), batch_size=4, num_epochs=1, hue="cyan")
+except TypeError as error:
+    print(error)
+"""
+
+
+def test_an_argument_is_added_in_two_files(tmp_path):
+    """The public signature and `Settings`: then it reaches the parts, checkpoints, listeners, adapters and messages."""
+    package = tmp_path / "learnit_r8"
+    shutil.copytree(Path(learnit_r8.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    public, settings = package / "scheduler.py", package / "engine" / "settings.py"
+    _replace(public, "seed: int = 0, clock", 'colour: str = "blue", seed: int = 0, clock')
+    _replace(public, "listeners=listeners,", "listeners=listeners, colour=colour,")
+    about = 'colour: str = field(metadata=_about("hue", kept=NOTED))'
+    _replace(settings, "    seed: int = field", f"    {about}\n    seed: int = field")
+    _replace(settings, "    seed: int\n", "    colour: str\n    seed: int\n")
+
+    code = ADDED.format(name="colour", folder=(tmp_path / "saved").as_posix())
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "red blue red green red",
+        "cyan",
+        "attach() got an unexpected keyword argument 'hue'. Did you mean 'colour'?",
+    ]
+
+
+def _replace(path, old, new):
+    text = path.read_text(encoding="utf-8")
+    assert text.count(old) == 1, old
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+@pytest.mark.parametrize("resume", ["nowhere", "auto"])
+def test_a_run_that_cannot_be_resumed_leaves_no_folder(tmp_path, resume):
+    """What is wrong is found before anything is written."""
+    with pytest.raises((OSError, ValueError), match="resume"):
+        R8Scheduler(8, batch_size=4, num_epochs=1, run_dir=tmp_path / "run", resume=resume)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_says_nothing_of_folders(tmp_path):
+    """A checkpoint that was tampered with changes no setting that checkpoints do not hold."""
+    r8 = R8Scheduler(8, batch_size=4, num_epochs=1, checkpoint_dir=tmp_path / "own")
+    config = {**r8.host.persistence.config.values, "run_dir": str(tmp_path / "elsewhere"), "nonsense": 1}
+
+    arguments = arguments_of(config, {}, R8Scheduler, kept=KEPT)
+
+    assert set(arguments) == {"num_samples", "batch_size", "num_epochs"}
 
 
 def test_resumed_run_may_change_what_the_file_holds():
@@ -43,7 +149,9 @@ def test_help_shows_the_parts_of_a_scheduler():
 
 
 def test_signature_is_that_of_the_constructor():
-    """Editors show the keywords, not what stands around them."""
-    assert "batch_size" in inspect.signature(R8Scheduler).parameters
-    assert "settings" not in inspect.signature(R8Scheduler).parameters
+    """Editors show the keywords with their defaults, not what stands around them."""
+    parameters = inspect.signature(R8Scheduler).parameters
+
+    assert parameters["initial_lr"].default == 0.01
+    assert "settings" not in parameters
     assert learnit_r8.SchedulerSettings is SchedulerSettings

@@ -5,6 +5,7 @@ import pytest
 
 from learnit_r8 import RamBackup, events
 from learnit_r8.events.bus import Announcer
+from learnit_r8.recovery.agreement import Agreement
 from learnit_r8.recovery.backup_timer import MOST_LASTING, BackupTimer
 from learnit_r8.testing import record_events
 from learnit_r8.triggers import Elapsed, as_trigger
@@ -12,10 +13,10 @@ from learnit_r8.triggers import Elapsed, as_trigger
 NAN, INF = float("nan"), float("inf")
 
 
-def of(every=10, backup=None):
+def of(every=10, backup=None, agreement=None):
     heard = record_events()
     announcer = Announcer([heard], lambda: (0, 0.0))
-    return BackupTimer(as_trigger("backup_every", every), announcer, backup or RamBackup()), heard
+    return BackupTimer(as_trigger("backup_every", every), announcer, backup or RamBackup(), agreement), heard
 
 
 def ask(timer, step, state, *, is_calm=True):
@@ -93,9 +94,13 @@ def test_no_memory_keeps_the_previous_backup():
 
 def test_shortage_of_another_rank():
     """A backup for which another rank has no memory is missing on all, which must go back to the same step."""
-    timer, _ = of()
     answers = iter(["", "rank 1"])
-    timer.agree_with(lambda own: next(answers))
+
+    class Other(Agreement):
+        def agree(self, trouble):
+            return next(answers)
+
+    timer, _ = of(agreement=Other())
     with pytest.warns(RuntimeWarning, match="no memory for the backup at step 0"):
         timer.take({"w": np.ones(2)}, 0, 0)
 

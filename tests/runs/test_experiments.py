@@ -8,6 +8,7 @@ import pytest
 
 from learnit_r8 import R8Scheduler, Recovery, TrainingDiverged, Verdict, events
 from learnit_r8.testing import FaultPlan, ToyTask, record_events
+from tests.drive import run_threads
 
 N, B = 1024, 32
 
@@ -208,8 +209,8 @@ def test_no_checkpoint_while_a_probe_is_open(tmp_path):
     """Between the first probe and what is found no checkpoint is written and no backup taken."""
     task = ToyTask(N)
     _, heard = train(
-        task, damaged=(600,), num_steps=700, checkpoint_dir=tmp_path, checkpoint_every=1, save_callback=task.save,
-        backup_every=1,
+        task, damaged=(600,), num_steps=700, checkpoint_dir=tmp_path, checkpoint_every=lambda now: now.steps > 580,
+        save_callback=task.save, backup_every=1,
     )  # fmt: skip
     kinds = heard.of(events.Probed, events.RolledBack, events.CheckpointSaved, events.BackupTaken)
     first = next(n for n, event in enumerate(kinds) if isinstance(event, events.Probed))
@@ -248,27 +249,19 @@ def test_probes_with_two_threads():
     """Two threads that take turns heal as one does: a probe goes to whichever draws next."""
     task, heard = ToyTask(N), record_events()
     r8 = build(task, listeners=[heard])
-    lock, damaged, errors = threading.Lock(), [], []
+    lock, damaged = threading.Lock(), []
 
     def work():
-        try:
-            while (ticket := r8.draw_if_any()) is not None:
-                with lock:
-                    if r8.report(ticket, float(task.losses(ticket.indices).mean())):
-                        task.step(ticket.lr)
-                    if r8.global_step >= 600 and not damaged:
-                        damaged.append(r8.global_step)
-                        damage(task)
-        except BaseException as error:
-            errors.append(error)
+        while (ticket := r8.draw_if_any()) is not None:
+            with lock:
+                if r8.report(ticket, float(task.losses(ticket.indices).mean())):
+                    task.step(ticket.lr)
+                if r8.global_step >= 600 and not damaged:
+                    damaged.append(r8.global_step)
+                    damage(task)
 
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_threads(2, work)
 
-    assert errors == []
     assert r8.global_step == 1200
     assert heard.of(events.RolledBack)
     assert task.loss() < 0.1

@@ -37,7 +37,7 @@ def generations(folder):
     return [step for rank in sorted(folder.glob("shm/learnit_r8-*/*/rank*")) for step, _ in files_in(rank)]
 
 
-@pytest.mark.parametrize("kind", ["numpy", "torch"])
+@pytest.mark.parametrize("kind", ["numpy", pytest.param("torch", marks=pytest.mark.program)])
 def test_killed_run_goes_on_from_its_newest_backup(kind, tmp_path):
     """After ``kill -9``, twice, the run loses at most the steps since a backup, and ends as if nothing had happened."""
     assert run_job(tmp_path, 47, kind)[0] == -9

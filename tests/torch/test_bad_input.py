@@ -334,6 +334,7 @@ print("all trained on:", sorted(set(seen)) == list(range(200)), "uses", uses)
 """
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("prefetch", ["1", pytest.param("4", marks=pytest.mark.slow)])
 def test_worker_that_dies(prefetch, tmp_path):
     """A worker that is killed ends the loop with an error; afterwards the epoch goes on, and nothing is lost."""

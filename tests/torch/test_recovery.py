@@ -8,7 +8,7 @@ from torch.nn.functional import binary_cross_entropy
 
 from learnit_r8 import events
 from learnit_r8.torch import attach
-from tests.fault_common import BAD_SAMPLE, BATCH, HEALED, KINDS, NUM_STEPS, Samples, train
+from tests.fault_common import BAD_SAMPLE, BATCH, HEALED, KINDS, NUM_STEPS, SOME_KINDS, Samples, train
 from tests.torch.test_readback import Slow
 
 RESTORED = ("large weights", "moments")
@@ -17,11 +17,21 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*(weights were damaged|sample 7
 
 
 @pytest.mark.parametrize(
-    ("workers", "accumulate", "is_exact"), [(0, 1, True), (0, 1, False), (2, 1, True), (0, 4, True), (2, 4, True)]
+    ("workers", "accumulate", "is_exact"), [(0, 1, True), (0, 1, False), (2, 1, True), (0, 4, True)]
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fault_heals(kind, workers, accumulate, is_exact):
     """A fault of any kind is healed, whoever fetches the batches and however many make an update."""
+    check_healing(kind, workers=workers, accumulate=accumulate, is_exact=is_exact)
+
+
+@pytest.mark.parametrize("kind", SOME_KINDS)
+def test_a_fault_heals_with_workers_and_accumulation(kind):
+    """Probes of several batches overtake what workers have fetched."""
+    check_healing(kind, workers=2, accumulate=4)
+
+
+def check_healing(kind, *, workers, accumulate, is_exact=True):
     heard = []
     adapter, loss = train(kind, workers=workers, accumulate=accumulate, is_exact=is_exact, listeners=[heard.append])
     r8 = adapter.scheduler
@@ -35,10 +45,19 @@ def test_a_fault_heals(kind, workers, accumulate, is_exact):
         assert r8.table.quarantined.tolist() == [BAD_SAMPLE]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_fault_heals_late(kind, workers):
+def test_a_fault_heals_late(kind):
     """A fault is healed where losses are known some steps later: probes wait for theirs."""
+    check_late_healing(kind, workers=0)
+
+
+@pytest.mark.parametrize("kind", SOME_KINDS)
+def test_a_fault_heals_late_with_workers(kind):
+    """So it is where workers have fetched the next batches."""
+    check_late_healing(kind, workers=2)
+
+
+def check_late_healing(kind, workers):
     adapter, loss = train(kind, workers=workers, sharing=Slow(5))
 
     assert loss < HEALED

@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 
 from ..._validation import whole_number
 from ...checkpoint.store import CheckpointStore
-from ...engine.control import Requests
 from ...events.launcher import restarts_cannot_meet
 from ...sampling.ticket import Ticket
-from .agreement import check_same, check_same_run, digest_of, digest_of_state
+from .agreement import check_same, check_same_run, digest_of_state
 from .messages import Head, MessageCodec, Note
 from .ranks import Ranks
-from .shared_parts import SharedClock, SharedRequests, SharedStore
+from .shared_parts import RankAgreement, SharedClock, SharedStore
 
 if TYPE_CHECKING:
+    from ...engine.pace import Pace
     from ...scheduler import R8Scheduler
 
 MOST_HELD_BACK = 16
@@ -93,7 +93,7 @@ class Exchange:
         self._is_hurried = True
         self._sends_predictions = False
         self._clock: SharedClock
-        self._requests: SharedRequests
+        self._requests = r8.requests
         if ranks.rank == 0 and restarts_cannot_meet():
             r8.host.say_once(
                 "restarts",
@@ -112,10 +112,9 @@ class Exchange:
         self._clock = SharedClock(own, self.ranks)
         return self._clock
 
-    def shared_requests(self, own: Requests) -> SharedRequests:
-        """Requests that all ranks answer after the same step."""
-        self._requests = SharedRequests(own, self.ranks, self._clock)
-        return self._requests
+    def agreeing(self, pace: Pace) -> RankAgreement:
+        """What the parts of the scheduler ask the other ranks through."""
+        return RankAgreement(self.ranks, self._clock, pace)
 
     def shared_store(self, own: CheckpointStore) -> SharedStore:
         """A checkpoint store to which only rank 0 writes."""
@@ -132,20 +131,6 @@ class Exchange:
             T[ceil(B / size)].
         """
         return slice_of(rows, self.ranks)
-
-    def agree(self, trouble: str) -> str:
-        """A text that says what failed on this rank, or on which ranks something failed; "" if nothing did."""
-        if self.r8.is_stopped:
-            # A rank that was told to end by a signal is gone by now.
-            return trouble
-        everyone = self.ranks.gather(np.array([bool(trouble)]))[:, 0]
-        elsewhere = ", ".join(map(str, np.flatnonzero(everyone).tolist()))
-        return trouble or (elsewhere and f"it went wrong on rank {elsewhere}")
-
-    def is_same(self, text: str) -> bool:
-        """Whether all ranks call it with the same text."""
-        own = np.array([digest_of(text)])
-        return bool((self.ranks.gather(own) == own).all())
 
     def check(self, note: Note, held: Sequence[Note]) -> None:
         """Raise ValueError unless the losses of a step can be exchanged with those held back."""

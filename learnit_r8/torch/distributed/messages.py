@@ -84,7 +84,7 @@ class MessageCodec:
         fields = [
             ("head", "i8", (len(Head._fields),)),
             ("clock", "f8"),
-            # Length of the cool-down that is wished, as `SharedRequests.span` gives it.
+            # Length of the cool-down that is wished, as `Requests.span` gives it.
             ("span", "f8", (2,)),
             # Whether the step was skipped, whether its gradient has a norm, and the norm.
             ("extras", "f8", (3, most_steps)),
@@ -121,7 +121,7 @@ class MessageCodec:
         Args:
             notes: The steps that are held back.
             clock: Seconds on the clock of this rank.
-            span: `SharedRequests.span` of this rank.
+            span: `Requests.span` of this rank.
             **head: The rest of `Head`, by name.
         """
         own = self._own[0]

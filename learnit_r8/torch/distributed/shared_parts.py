@@ -1,4 +1,4 @@
-"""The parts of a scheduler that several ranks share: the clock and the checkpoints of rank 0, and requests."""
+"""What the schedulers of several ranks share: the clock and the checkpoints of rank 0, and what they agree on."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...checkpoint.background import BackgroundWrite
 from ...checkpoint.reader import Checkpoint, NoValidCheckpoint
 from ...checkpoint.store import CheckpointStore
-from ...engine.control import Requests
-from ...schedules.span import UNITS, Span
+from .agreement import digest_of
 from .ranks import Ranks
+
+if TYPE_CHECKING:
+    from ...engine.pace import Pace
 
 
 class SharedClock:
@@ -176,120 +178,45 @@ class SharedStore:
         return self._store.load(Path(self._store.folder) / name)
 
 
-_SAVE, _STOP, _PAUSE, _COOL_DOWN = 1, 2, 4, 8
-"""The requests, as bits of a number."""
-
 LOOK_SECONDS = 0.1
 """Seconds after which paused ranks ask each other again whether to go on."""
 
 
-class SharedRequests(Requests):
-    """Requests that all ranks answer after the same step, whichever rank they were made on.
-
-    `stop`, `save` and `pause` only note a wish; `agree` turns the wishes of all ranks into requests on all of them.
+class RankAgreement:
+    """What the parts of a scheduler ask the other ranks through.
 
     Args:
-        before: The requests of this rank's scheduler.
         ranks: The ranks.
         clock: Their clock.
+        pace: Knows whether the run was stopped.
 
     Attributes:
-        is_agreed: Whether all ranks have agreed on a request that is not answered yet.
+        rank: Number of this rank.
     """
 
-    def __init__(self, before: Requests, ranks: Ranks, clock: SharedClock) -> None:
-        super().__init__(
-            before._pace,
-            before._announcer,
-            before._save,
-            cool_down=before._begin_cool_down,
-            handle_signals=before.signals is not None,
-            cool_down_on=before._cool_down_on,
-            sleep=self._wait_for_others,
-            waited=before._waited,
-        )
-        self._ranks = ranks
-        self._clock = clock
-        self._wished = 0
-        self._why = ""
-        self._span = Span("steps", 0.0)
-        self.is_agreed = False
+    def __init__(self, ranks: Ranks, clock: SharedClock, pace: Pace) -> None:
+        self.rank = ranks.rank
+        self._ranks, self._clock, self._pace = ranks, clock, pace
 
-    def answer(self) -> None:
-        """Answer the requests, on all ranks at the same place."""
-        self.is_agreed = False
-        super().answer()
+    def agree(self, trouble: str) -> str:
+        """A text that says what failed on this rank, or on which ranks something failed; "" if nothing did."""
+        if self._pace.is_stopped:
+            # A rank that was told to end by a signal is gone by now.
+            return trouble
+        everyone = self._ranks.gather(np.array([bool(trouble)]))[:, 0]
+        elsewhere = ", ".join(map(str, np.flatnonzero(everyone).tolist()))
+        return trouble or (elsewhere and f"it went wrong on rank {elsewhere}")
 
-    def _wake(self) -> None:
-        """A signal on one rank ends the run on all, after the same step."""
-        self.stop("a signal")
+    def is_same(self, text: str) -> bool:
+        """Whether all ranks call it with the same text."""
+        own = np.array([digest_of(text)])
+        return bool((self._ranks.gather(own) == own).all())
 
-    @property
-    def wished(self) -> int:
-        """The wishes of this rank that were not answered yet, as bits."""
-        return self._wished
-
-    @property
-    def span(self) -> tuple[float, float]:
-        """The length of the cool-down that this rank wishes, as numbers: the place of its unit, and the amount."""
-        return float(UNITS.index(self._span.unit)), self._span.amount
-
-    def stop(self, reason: str = "") -> None:
-        """Ask the run to save and end on all ranks."""
-        self._why = reason
-        self._wished |= _STOP
-
-    def save(self) -> None:
-        """Ask for a checkpoint."""
-        self._wished |= _SAVE
-
-    def pause(self, reason: str = "") -> None:
-        """Ask the run to wait on all ranks, until `resume` is called on this rank or `stop` on any."""
-        self._why = reason
-        self._wished |= _PAUSE
-
-    def resume(self) -> None:
-        """Let a run go on that was paused on this rank."""
-        self._wished &= ~_PAUSE
-
-    def cool_down(self, span: Span | None, source: str = "") -> None:
-        """Ask for a cool-down on all ranks, from the step on at which they agree."""
-        self._why, self._span = source, self.default_span if span is None else span
-        self._wished |= _COOL_DOWN
-
-    def agree(self, wishes: list[int], spans: Sequence[Sequence[float]]) -> None:
-        """Turn the wishes of all ranks into requests; all ranks call it with the same.
-
-        Args:
-            wishes: The wishes of each rank, as bits.
-            spans: The `span` of each; of several cool-downs that of the first rank counts.
-        """
-        self._wished &= ~(_SAVE | _STOP | _COOL_DOWN) | ~wishes[self._ranks.rank]
-        anyone = 0
-        for wish in wishes:
-            anyone |= wish
-        self.is_agreed |= bool(anyone)
-        if anyone & _SAVE:
-            super().save()
-        if anyone & _COOL_DOWN:
-            unit, amount = next(span for wish, span in zip(wishes, spans, strict=True) if wish & _COOL_DOWN)
-            super().cool_down(Span(UNITS[int(unit)], amount), self._reason(wishes, _COOL_DOWN))
-        if anyone & _STOP:
-            self._wished &= ~_PAUSE
-            super().stop(self._reason(wishes, _STOP))
-        elif anyone & _PAUSE:
-            super().pause(self._reason(wishes, _PAUSE))
-        else:
-            super().resume()
-
-    def _reason(self, wishes: list[int], bit: int) -> str:
-        ranks = [rank for rank, wish in enumerate(wishes) if wish & bit]
-        own = self._ranks.rank in ranks and self._why
-        return own or f"asked for on rank {', '.join(map(str, ranks))}"
-
-    def _wait_for_others(self, seconds: float) -> None:
-        """Wait a little while the run is paused, and exchange wishes."""
-        time.sleep(max(seconds, LOOK_SECONDS))
-        messages = self._ranks.gather(np.array([float(self._wished), self._clock.own(), *self.span]))
+    def meet(
+        self, wished: int, span: tuple[float, float], agree: Callable[[list[int], Sequence[Sequence[float]]], None]
+    ) -> None:
+        """Wait a little while the run is paused, and exchange wishes; see `Requests.agree`."""
+        time.sleep(LOOK_SECONDS)
+        messages = self._ranks.gather(np.array([float(wished), self._clock.own(), *span]))
         self._clock.now = float(messages[0, 1])
-        self.agree([int(wish) for wish in messages[:, 0]], messages[:, 2:].tolist())
+        agree([int(wish) for wish in messages[:, 0]], messages[:, 2:].tolist())

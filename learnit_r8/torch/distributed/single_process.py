@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..readback import Readback, readback_on
 
 if TYPE_CHECKING:
+    from ...engine.settings import SchedulerSettings
     from ...scheduler import R8Scheduler
 
 
@@ -26,7 +27,7 @@ class SingleProcess:
     rank, size = 0, 1
     gather = None
 
-    def settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+    def settings(self, settings: SchedulerSettings) -> SchedulerSettings:
         """The settings for the scheduler of this process.
 
         Args:
@@ -66,13 +67,13 @@ class SingleProcess:
         """A ``with`` block in which processes wait for each other; this one has nobody to wait for."""
         return _NO_WAIT
 
-    def check(self, r8: R8Scheduler, model: Any, resume: None = None, **settings: Any) -> None:
+    def check(self, r8: R8Scheduler, model: Any, resume: Any = None, **settings: Any) -> None:
         """Raise ValueError unless the scheduler and the model can be shared like this.
 
         Args:
             r8: The scheduler.
             model: The model.
-            resume: None: the scheduler has resumed by itself.
+            resume: Not used: the scheduler has resumed by itself.
             **settings: Options of the adapter that must be the same in all processes.
         """
 

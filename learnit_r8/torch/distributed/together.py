@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...engine.settings import OF_RANK_0
 from ...table.labels.predictions import NUM_ROWS, Predictions
 from ..readback import Readback, readback_on
 from .agreement import digest_of
@@ -20,12 +21,10 @@ from .shards import is_sharded
 from .single_process import ALONE, SingleProcess
 
 if TYPE_CHECKING:
+    from ...engine.settings import SchedulerSettings
     from ...scheduler import R8Scheduler
     from ..loss_pipeline import Sent
 
-
-OF_RANK_0 = ("use_curses", "run_dir", "monitor", "mode")
-"""Settings of the scheduler of rank 0 alone."""
 
 PROBED = 64
 """Weights of a model that are compared between ranks."""
@@ -53,11 +52,12 @@ class Together:
         self._exchange: Exchange | None = None
         self._border = self._begun = -1
 
-    def settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+    def settings(self, settings: SchedulerSettings) -> SchedulerSettings:
         """The settings for the scheduler of this rank: only rank 0 has a screen, a run folder and a monitor."""
         if self.ranks.rank == 0:
             return settings
-        return {name: value for name, value in settings.items() if name not in OF_RANK_0}
+        kept = {name: value for name, value in settings.items() if name not in OF_RANK_0}
+        return cast("SchedulerSettings", kept)
 
     def check(self, r8: R8Scheduler, model: Any, resume: Any = None, **settings: Any) -> None:
         """Share the scheduler with the other ranks; a warning will say if their models drift apart.

@@ -11,7 +11,6 @@ import pytest
 
 from learnit_r8 import CheckpointStore, Policy, Recovery, TrainingDiverged
 from learnit_r8.checkpoint import store
-from learnit_r8.engine.control import RequestDoor
 from learnit_r8.events import CheckpointSaved
 from learnit_r8.guard import Verdict
 from learnit_r8.schedules.span import Span
@@ -418,7 +417,7 @@ def test_a_stop_asked_for_on_one_rank_stops_all_after_the_same_step(asked, tmp_p
     # The wish is sent after step 10 and read after 11.
     assert in_threads(2, job) == [(11, True)] * 2
     assert (
-        make(48, batch_size=8, num_epochs=4, checkpoint_dir=tmp_path).host.persistence.load(None).state["pace"]["step"]
+        make(48, batch_size=8, num_epochs=4, checkpoint_dir=tmp_path).host.saver.store.load().state["pace"]["step"]
         == 11
     )
 
@@ -955,16 +954,36 @@ def test_a_cool_down_asked_for_on_any_rank_begins_on_all_after_the_same_step(ask
     assert one[2][-1] < one[2][10]
 
 
+@pytest.mark.parametrize("asked_on", [(0,), (1,), (0, 1)])
+def test_what_was_asked_before_the_ranks_met_is_answered_together(asked_on, tmp_path):
+    """A stop, a checkpoint or a cool-down that one rank was asked for in between is none of that rank alone."""
+
+    def job(ranks):
+        r8 = make(48, batch_size=8, num_epochs=None, scheduler_mode="wsd", checkpoint_dir=tmp_path / str(ranks.rank))
+        if ranks.rank in asked_on:
+            r8.requests.save()
+            r8.requests.cool_down(Span("steps", 9.0), "test")
+        shared = SharedRun(r8, ranks, every=4)
+        for share in shares(shared):
+            shared.report(share.ticket, sample_losses(share.indices))
+        return r8.global_step, r8.total_steps
+
+    one, other = in_threads(2, job)
+
+    assert one == other == (one[1], one[1])
+    assert 9 <= one[0] <= 15
+
+
 def test_a_screen_and_a_journal_ask_the_ranks_too(tmp_path):
-    """Requests from outside reach the run that is shared, not the one that each rank began with."""
+    """Requests of one who knew the run before the ranks met are those of all ranks."""
 
     def job(ranks):
         r8 = make(48, batch_size=8, num_epochs=4)
-        door = RequestDoor(r8)
+        requests = r8.requests
         shared = SharedRun(r8, ranks, every=4)
         for share in shares(shared):
             if ranks.rank == 0 and share.ticket.step == 8:
-                door.stop("enough")
+                requests.stop("enough")
             shared.report(share.ticket, sample_losses(share.indices))
         return r8.global_step, r8.is_stopped
 
@@ -1014,7 +1033,10 @@ def test_rank_0_writes_in_the_background(tmp_path, monkeypatch):
             if share.ticket.step == 30 and ranks.rank == 0:
                 # Nothing waited for the checkpoint of step 20.
                 opened.set()
-                r8.host.persistence.saver._writing[1]._write._thread.join(30)
+            writing = r8.host.persistence.saver._writing
+            if share.ticket.step in (30, 50, 70) and ranks.rank == 0 and writing is not None:
+                # On a busy machine a checkpoint may not be there when the next one is due, which is left out then.
+                writing[1]._write._thread.join(30)
             shared.report(share.ticket, sample_losses(share.indices))
             heard.append((r8.host.persistence.saver.num_failed, [saved.step for saved in told.of(CheckpointSaved)]))
         return heard

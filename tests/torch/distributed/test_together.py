@@ -256,6 +256,7 @@ def test_a_lost_rank_ends_the_others(tmp_path, killed, how):
     assert seconds < 20
 
 
+@pytest.mark.program
 def test_a_rank_lost_in_a_step_is_named(tmp_path):
     """Who dies while the others wait in the backward pass of an adapter's step is named too."""
     world = World(2, tmp_path)
