@@ -355,6 +355,7 @@ class RecoveryController:
             RestoreError: the load callback raised for every state there is.
         """
         self._begin_call(step, lr)
+        self._persistence.backup_timer.note_done(step)
         if not self._live.can_restore:
             self._announcer.warn_once(
                 f"damaged {array}",
