@@ -105,6 +105,7 @@ def discard(run: Engine, ticket: Ticket) -> None:
 def answer_damage(run: Engine, array: str) -> None:
     """Look into a model that holds non-finite numbers although its losses were finite."""
     if run.search.is_on:
+        run.persistence.backup_timer.note_done(run.pace.step)
         return
     scheduled = run.scheduled_lr(run.pace.progress_at(run.pace.step))
     with run.turns.take("between_steps", run.pace.step, is_changing=True):

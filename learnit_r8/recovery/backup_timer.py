@@ -80,7 +80,7 @@ class BackupTimer:
         step = elapsed.steps
         if self.backup.newest is not None and self.backup.newest.step == step:
             # The call that took it was interrupted before it could note so.
-            self._note_taken(step)
+            self.note_done(step)
         self._is_due = (step != self._step and bool(self.when(elapsed))) or self._is_due
         waits = self.backup.awaits_witness and len(self.backup.backups) > 1
         if not (self.backup.is_empty or (self._is_due and step != self._step and is_calm and not waits)):
@@ -91,11 +91,11 @@ class BackupTimer:
                 raise TypeError("state_callback must return the state of the model, got None.")
             return self.take(state, step, draws, get_moment())
         except Exception:
-            self._note_taken(step)
+            self.note_done(step)
             raise
 
-    def _note_taken(self, step: int) -> None:
-        # Only now, so that an interrupted backup is due again.
+    def note_done(self, step: int) -> None:
+        """Note that nothing is due at this step any more; only when all is done, so that what was cut is due again."""
         self._is_due = False
         self._step = step
 
@@ -110,7 +110,7 @@ class BackupTimer:
         """
         damaged = self._agreement.agree(self.damage_in(state))
         if damaged:
-            self._note_taken(step)
+            # Due again until it is answered.
             self._announcer.tell(events.DamageFound, array=damaged)
             return damaged
         self.clean_step = step
@@ -123,12 +123,12 @@ class BackupTimer:
             # On all ranks, which must go back to the same step later.
             if taken is not None:
                 self.backup.backups.remove(taken)
-            self._note_taken(step)
+            self.note_done(step)
             self._announcer.warn_once(
                 "no memory", f"there was no memory for the backup at step {step}; the previous one is kept."
             )
             return ""
-        self._note_taken(step)
+        self.note_done(step)
         self._announcer.tell(events.BackupTaken)
         return ""
 

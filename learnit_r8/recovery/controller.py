@@ -355,6 +355,7 @@ class RecoveryController:
             RestoreError: the load callback raised for every state there is.
         """
         self._begin_call(step, lr)
+        self._persistence.backup_timer.note_done(step)
         if not self._live.can_restore:
             self._announcer.warn_once(
                 f"damaged {array}",
@@ -424,9 +425,10 @@ class RecoveryController:
             known = self._older(known)
         progress = lineage.progress
         case = Case(
-            alarm, level, known, progress.start, progress.first_spread, share=self._refusals.share_of(lineage.updates),
+            alarm, level, known, progress.start, progress.first_spread, progress.first_level,
+            share=self._refusals.share_of(lineage.updates), rises=lineage.rises_again, best=best,
             is_sudden=alarm is not Alarm.REGRESS and (alarm is not Alarm.RAISED or progress.is_sudden()),
-            rises=lineage.rises_again, best=best, is_exact=self.experiment.can_probe, is_again=is_again,
+            is_exact=self.experiment.can_probe, is_again=is_again,
         )  # fmt: skip
         finding = self.experiment.begin(case, investigate(case, self._live))
         if finding is not None:

@@ -67,6 +67,11 @@ class RateLimit:
         self.ceiling = max(rate / by, least)
         self.is_on = True
 
+    @property
+    def was_lowered(self) -> bool:
+        """Whether a ceiling was ever set since the last `forget`."""
+        return self._bad_rate < math.inf
+
     def note_level(self, level: float) -> None:
         """Take the level of the last losses: while it is worse than it was, the ceiling must not rise; NaN is ignored.
 

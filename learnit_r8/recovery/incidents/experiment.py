@@ -27,6 +27,10 @@ SHARE_OF_RISE, SPREADS, SHARE_OF_PROGRESS, SHARE_OF_FIRST = 0.4, 6.0, 0.25, 0.25
 """How far a probe may be above its record: a share of the rise that raised the alarm, but at most so many spreads of
 the losses or this share of the progress; of the initial state's record, the last share."""
 
+MOST_OF_FIRST, LEAST_OF_FIRST = 2.0, 0.02
+"""For the initial state, most of that in units of the first losses, as at far too high rates their spread is anything;
+and least of it as a share of the rise."""
+
 SHARE_OF_SLOW_RISE = 0.15
 """The first of these for losses that stayed higher, and witnesses of proven weights: in healthy training these fall. By
 the time of the alarm, weights that a high rate has damaged are half-way back."""
@@ -90,6 +94,7 @@ class Case:
         known: The backups with a witness, oldest first.
         start: The level that the run began with; NaN if unknown.
         first_spread: Spread of the first losses of the run.
+        first_level: The lower ones of those.
         share: Share of the last batches that were refused.
         is_sudden: Whether most of the rise came within one step.
         rises: Whether the losses of this run are known to rise when they are trained on.
@@ -104,6 +109,7 @@ class Case:
     known: Sequence[Backup]
     start: float
     first_spread: float
+    first_level: float
     share: float
     is_sudden: bool
     rises: bool = False
@@ -135,10 +141,14 @@ class Case:
         progress = self.start - backup.usual
         most = max(SPREADS * spread, SHARE_OF_PROGRESS * progress if progress > 0 else 0.0)
         if is_first:
-            most = max(most, SHARE_OF_FIRST * abs(self.record(backup)))
+            record = abs(self.record(backup))
+            most = max(min(most, MOST_OF_FIRST * max(record, self.first_level)), SHARE_OF_FIRST * record)
         rise = self.level - backup.usual
         if self.alarm is Alarm.NOT_FINITE or not rise > 0:
             return most
+        if is_first:
+            # A single sample may be far above its record, and far below the alarm.
+            most = max(most, LEAST_OF_FIRST * rise)
         is_slow = self.alarm is Alarm.RAISED and not is_own and not is_first
         return min((SHARE_OF_SLOW_RISE if is_slow else SHARE_OF_RISE) * rise, most)
 
@@ -192,7 +202,8 @@ def investigate(case: Case, lab: Lab) -> Steps:
         known = [each for each in known if each.updates <= case.best.updates]
     tested: list[Backup] = []
     newest = yield from _find_newest_healthy(case, lab, known, tested)
-    if newest is not None and not newest.updates and has_present and lab.put_present():
+    was_compared = not any(each.updates for each in case.references)
+    if newest is not None and not newest.updates and not was_compared and has_present and lab.put_present():
         # Weights that were never trained have much the same loss on any data; those of now may still be better.
         loss = yield from _draw(case, newest)
         if loss <= case.record(newest):

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 RATE_TRIAL_UPDATES, RATE_TRIAL_STEPS, MOST_RATE_TRIALS = 256, 64, 3
 """Updates after the start in which a lower rate is tried, how many the trial takes, and how many trials there are."""
 
+BETTER = 0.02
+"""Share of the level of the start by which the lower rate must be better after its few steps."""
+
 UPDATES_LOOKED_AT, LARGE_UPDATE, MOST_CHANGE, USUAL_BATCH = 8, 0.025, 0.3, 32
 """Updates that are looked at before that, and the share of the level of the start by which they must have changed the
 loss of their own batch, on average over all but the largest change. Healthy ones changed it by at most .022."""
@@ -137,7 +140,11 @@ class FirstSteps:
         best = None if lineage.rises else lineage.progress.lost_progress(self._witnesses.known(), lineage.updates)
         is_due = lineage.updates >= self._measure_from and self._may_try_rates
         if best is None and is_due and lineage.progress.stands_still():
-            self.measure_updates(level)
+            if self._limit.was_lowered:
+                # It is known already that the rate was too high; weights may be past learning since.
+                self._begin_trial(level)
+            else:
+                self.measure_updates(level)
         return best
 
     def measure_updates(self, level: float) -> None:
@@ -149,7 +156,7 @@ class FirstSteps:
             (ticket, loss), self._last = self._last, None
             self._size = len(ticket.indices)
             batch = Backup(self._live.step, self._lineage.updates, witness=[ticket.indices], losses=[loss])
-            case = Case(Alarm.WILD, level, (), progress.start, 0.0, share=0.0, is_sudden=True)
+            case = Case(Alarm.WILD, level, (), progress.start, 0.0, 0.0, share=0.0, is_sudden=True)
             self._experiment.begin(case, draw_again(batch))
             return
         # Of the signed changes, as those of noise point in both directions; one outlier says nothing.
@@ -200,7 +207,8 @@ class FirstSteps:
         lineage, trial = self._lineage, self._trial
         if trial is None or lineage.updates < RATE_TRIAL_STEPS or level != level:
             return
-        if level < trial.level - 0.1 * abs(trial.progress.start):
+        # With fewer steps.
+        if level < trial.level - BETTER * abs(trial.progress.start):
             self.drop_trial()
             self._incidents.note_restore()
             self._limit.confirm()

@@ -55,7 +55,7 @@ def backups(count, *, proven=True):
 
 def case_of(known, alarm=Alarm.SPIKE, *, level=20.0, **more):
     more = {"share": 0.01, "is_sudden": True} | more
-    return Case(alarm, INF if alarm is Alarm.NOT_FINITE else level, known, 2.0, 0.02, **more)
+    return Case(alarm, INF if alarm is Alarm.NOT_FINITE else level, known, 2.0, 0.02, 2.0, **more)
 
 
 def conduct(case, lab, answer):
