@@ -119,7 +119,7 @@ def _add_samples(samples: argparse.ArgumentParser) -> None:
     samples.add_argument(
         "--epoch",
         type=_count,
-        help="of the file of this epoch, from 1; by default the newest; the one with most suspects",
+        help="of the file of this epoch, from 1; by default the newest",
     )
     samples.add_argument(
         "--precision", type=_share, default=0.5, metavar="P", help="share of the suspects to be wrong (default 0.5)"

@@ -57,6 +57,7 @@ class SamplesSurveyed(Event):
         suspect_votes: Number of visits, at least, at which that label was predicted.
         suspect_method: How the suspects were found, see `Suspects.method`.
         suspect_precision: Estimated share of wrong labels among them; NaN if unknown.
+        num_judged: Number of samples in the survey that were visited often enough to be suspected; 0 if unknown.
     """
 
     epoch: int
@@ -100,3 +101,4 @@ class SamplesSurveyed(Event):
     suspect_votes: tuple[int, ...] = ()
     suspect_method: str = ""
     suspect_precision: float = math.nan
+    num_judged: int = 0

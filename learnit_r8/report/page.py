@@ -10,7 +10,7 @@ from ..dashboard.render.svg import sparkline
 from ..dashboard.state.view import View
 from ..dashboard.text import clock, number, setting
 from ..journal.run_info import read_sessions, utc
-from ..table.label_noise import MIRROR, Suspects
+from ..table.label_noise import MIRROR, Suspects, count_text
 from .charts import HALF, flow_chart, histogram, loss_chart, lr_chart, map_chart, metric_chart, ribbon_chart, text
 from .data import ReportData, Row
 from .gallery import GALLERY_STYLE, NO_LOOK, Look, gallery_of
@@ -218,11 +218,14 @@ def _verdict(data: ReportData) -> str:
     if len(verdict.indices):
         low, high = verdict.noise_range
         body = (
-            f'<p class="big">{len(verdict.indices):,}</p><p>samples look mislabelled: {verdict.noise_rate:.1%} '
-            f"of those judged. Wrong are between {low:.1%} and {high:.1%}, by the same losses.{_precision(verdict)}</p>"
+            f'<p class="big">{len(verdict.indices):,}</p>'
+            f"<p>{count_text(len(verdict.indices), verdict.num_judged)}. Of all labels an estimated "
+            f"{verdict.noise_rate:.1%} are wrong (between {low:.1%} and {high:.1%}).{_precision(verdict)}</p>"
         )
     else:
         body = f"<p>No sample is called mislabelled: {text(verdict.reason)}</p>"
+    if data.more_before:
+        body += f"<p>The list is that of the newest samples; there were {text(data.more_before)}.</p>"
     seen = int((data.samples.usage_count > 0).sum())
     uses = data.samples.usage_count
     body += (

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ...table.label_noise import count_text
 from ..state.sample_list import Row, known_samples, listed_samples
 from ..state.ui_state import Scene, UiState
 from ..state.view import View
-from ..text import Line, Span, clean, fit, number, share
+from ..text import Line, Span, clean, fit, number
 from ..theme import Glyphs, Theme
 from .header import Rows, titled
 from .parts import aligned, bar, cropped, remark, short, spark
@@ -71,7 +72,8 @@ def _heading(view: View, listed: str) -> str:
         return "hardest samples"
     if survey is None or not survey.num_suspects:
         return "suspects"
-    return f"suspects: {survey.num_suspects:,} look mislabelled ({share(survey.noise_rate)})"
+    part = view.run is not None and survey.num_read < view.run.num_samples
+    return f"suspects: {count_text(survey.num_suspects, survey.num_judged)}{', of a random part' * part}"
 
 
 def _why_empty(view: View, ui: UiState | None, listed: str) -> str:
