@@ -6,7 +6,6 @@ import json
 import math
 import os
 import traceback
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from typing import NamedTuple
 from .. import events
 from .._validation import check_choice
 from ..events.bus import Announcer
+from ..events.caller import warn
 from ..triggers import Condition, Elapsed, quiet_until
 from .background import BackgroundWrite
 from .callbacks import Unrecoverable
@@ -177,11 +177,9 @@ class CheckpointSaver:
             self._value_to_pin = None
             self.last_error = f"{type(error).__name__}: {error}"
             again = f" The next {self._num_to_skip} are skipped." if self._num_to_skip else ""
-            warnings.warn(
+            warn(
                 f"the checkpoint at step {step} could not be written:\n{traceback.format_exc()}"
-                f"Training continues.{again}",
-                RuntimeWarning,
-                stacklevel=2,
+                f"Training continues.{again}"
             )
 
     def write(self, write: Callable[[], Checkpoint | BackgroundWrite], step: int) -> Checkpoint | None:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 DESCRIPTION = "Looks at the runs of learnit_r8 from outside; only ask touches a training."
 EPILOG = """RUN is a run folder, a folder of runs (the newest is meant), or the beginning of a name in "runs"
-(or in what R8_RUNS says); without it the newest run there is meant. Guide: docs/dashboard.md."""
+(or in what R8_RUNS says), with or without its time; without it the newest run there is meant. On a screen ? lists the
+keys; a checkpoint, a pause or the end of a training are asked for with "learnit-r8 ask"."""
 
 ASKS = ("cool-down", "pause", "unpause", "save", "stop")
 """What ``ask`` asks for: `journal.requests.KINDS`, without loading that."""
@@ -90,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--open", action="store_true", help="show it in the browser")
     _add_ask(add("ask", "ask a running training for a cool-down, a pause, a checkpoint or its end"))
     demo = add("demo", "a fake training without a framework, to see the screen", run=False, json=False)
-    demo.add_argument("--seconds", type=_positive, default=60.0, help="how long it takes, about (default 60)")
+    demo.add_argument("--seconds", type=_positive, default=20.0, help="how long it takes, about (default 20)")
     demo.add_argument("--run-dir", metavar="DIR", help="its run folder; by default one that is deleted at the end")
     add("doctor", "what this terminal and this Python can do", run=False)
     completion = add("completion", "a script that completes commands in a shell", run=False, json=False)

@@ -99,6 +99,8 @@ def _of_progress(event: events.Event) -> EventText | None:
             return EventText(INFO, f"measured: {values}")
         case events.CheckpointSaved():
             return EventText(INFO, f"checkpoint {_file_name(event.path)} saved", "C")
+        case events.CheckpointLoaded():
+            return EventText(INFO, f"goes on from {_source(event)} at step {event.step:,}")
         case events.LrFound():
             return EventText(INFO, f"learning rate {number(event.lr)} found in {event.num_steps} steps")
         case events.Notice():
@@ -157,6 +159,14 @@ def _short(value: object) -> str:
 def few(samples: tuple[int, ...], most: int) -> str:
     """Positions of the first samples, and the number of the others."""
     return ", ".join(map(str, samples[:most])) + (f" and {len(samples) - most} more" if len(samples) > most else "")
+
+
+def _source(event: events.CheckpointLoaded) -> str:
+    """Where a resumed run comes from."""
+    name = _file_name(event.path)
+    if name.startswith("gen_"):
+        return f"the backup in shared memory {event.path}, which is newer than every checkpoint on disk,"
+    return f"checkpoint {name}"
 
 
 def _file_name(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import sys
@@ -43,6 +44,9 @@ class PlainLog:
         """Print a line; does not wait for a terminal."""
         text = "r8 " + "".join(character if character.isprintable() else "?" for character in line) + "\n"
         stream = self._stream or sys.stderr
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            # What the program printed comes first, and whole: into one file, the lines would else run into each other.
+            sys.stdout.flush()
         # None where the program was started with stderr closed.
         if stream is None:
             return
@@ -123,10 +127,14 @@ def _because(reason: str) -> str:
     return f" ({reason})" if reason else ""
 
 
+_SHOWN = (events.RunResumed, events.CheckpointLoaded, events.Probed)
+"""Events that get a line though they are mere information."""
+
+
 def _of_other(event: events.Event) -> str:
     """A line for any other event that is no mere information; "" for the rest."""
     said = None if isinstance(event, events.Notice | events.BatchAbandoned) else describe(event)
-    is_shown = said is not None and (said.level != INFO or isinstance(event, events.RunResumed | events.Probed))
+    is_shown = said is not None and (said.level != INFO or isinstance(event, _SHOWN))
     return f"step {event.step}: {said.text}" if said is not None and is_shown else ""
 
 

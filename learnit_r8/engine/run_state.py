@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import events
 from .._validation import did_you_mean
-from ..checkpoint.durable_io import numbered
+from ..checkpoint.durable_io import numbered, remove
 from ..checkpoint.model_loader import read_from
 from ..checkpoint.reader import Checkpoint
 from ..schedules.budget import BUDGETS
@@ -208,6 +208,16 @@ def _resume_from_newest(run: Engine) -> None:
     if found is None or found.model_state is None:
         if found is not None:
             go_on_from(run, found, found.state)
+        return
+    folder = None if run.persistence.store is None else run.persistence.store.folder
+    if not has_other and folder is not None and not folder.exists():
+        # Whoever deletes the checkpoints wants to begin anew, and does not know of the memory.
+        remove(found.path.parent)
+        run.announcer.warn_once(
+            "generation",
+            f"the run begins anew, as the folder of its checkpoints, {str(folder)!r}, was deleted; the backup of step "
+            f"{found.state['pace']['step']} that was left in shared memory is deleted, too.",
+        )
         return
     own = ""
     try:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 MOST_TEXT = 200
 """Characters of a setting that are shown."""
 
+_KINDS = {"U": "text", "S": "bytes", "O": "objects"}
+"""Kinds of arrays whose dtype says nothing to people."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -157,10 +160,11 @@ def text_of(value: Any) -> str:
     >>> text_of([0, 1, 0, 1]), text_of("balanced"), text_of(len)
     ('list of 4', 'balanced', 'len')
     """
-    if isinstance(value, str):
-        text = value
+    if isinstance(value, (str, os.PathLike)):
+        text = str(os.fspath(value))
     elif hasattr(value, "dtype") and hasattr(value, "shape"):
-        text = f"{value.dtype}[{', '.join(map(str, value.shape))}]"
+        kind = _KINDS.get(getattr(value.dtype, "kind", ""), value.dtype)
+        text = f"{kind}[{', '.join(map(str, value.shape))}]"
     elif isinstance(value, (list, tuple, dict, set)):
         text = f"{type(value).__name__} of {len(value)}"
     elif callable(value) and hasattr(value, "__name__"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -217,12 +218,17 @@ def runs_folder() -> Path:
     return Path(os.environ.get("R8_RUNS") or "runs")
 
 
+def _without_time(name: str) -> str:
+    """The name of a run folder without the time that a new one begins with."""
+    return re.sub(r"^\d{8}-\d{6}-", "", name)
+
+
 def find_run(name: str | None, parent: str | os.PathLike[str] | None = None) -> Path:
     """The run folder that a name stands for.
 
     Args:
-        name: A run folder, a folder of runs (for its newest), or the name of a run in ``parent`` or its beginning;
-            None for the newest in ``parent``.
+        name: A run folder, a folder of runs (for its newest), or the name of a run in ``parent`` or its beginning,
+            with or without the time that it begins with (the newest is meant); None for the newest in ``parent``.
         parent: The folder of runs; by default `runs_folder`.
 
     Raises:
@@ -235,11 +241,13 @@ def find_run(name: str | None, parent: str | os.PathLike[str] | None = None) -> 
         parent, name = folder, None
     runs = runs_in(parent)
     found = [run for run in runs if name is None or run.name.startswith(name)]
+    found = found or [run for run in runs if _without_time(run.name).startswith(name or "")]
     if not found:
         from difflib import get_close_matches
 
         known = ", ".join(run.name for run in runs[:5]) or "none"
-        near = get_close_matches(name or "", [run.name for run in runs], 1)
-        meant = f" Did you mean {near[0]}?" if near else ""
+        names = {_without_time(run.name): run.name for run in runs[::-1]} | {run.name: run.name for run in runs}
+        near = get_close_matches(name or "", names, 1)
+        meant = f" Did you mean {names[near[0]]}?" if near else ""
         raise UnreadableRun(f"run must be a run folder, or one in {str(parent)!r} ({known}), got {name!r}.{meant}")
     return found[0]

@@ -13,13 +13,13 @@ import sys
 import threading
 import time
 import traceback
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..events import Alive, EpochDone, Event, ProcessLeft, RunEnded, RunStarted, StepsDone
+from ..events.caller import warn
 from ..events.codec import strict_json, to_json
 from ..events.threaded_listener import ThreadedListener
 from .reader import SCHEMA
@@ -144,11 +144,9 @@ class Journal(ThreadedListener):
     def _warn_of_trouble(self) -> None:
         if self._trouble and not self._has_warned:
             self._has_warned = True
-            warnings.warn(
+            warn(
                 f"the journal in {str(self.folder)!r} cannot be written and may lack events: {self._trouble}. "
-                "The training goes on.",
-                RuntimeWarning,
-                stacklevel=4,
+                "The training goes on."
             )
 
     def _look(self, event: Event) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Literal
 
+from ..events.caller import warn
 from ..streams.event import Record, as_scalar
 from ..triggers import Elapsed
 from .checkpoints import Kept
@@ -84,11 +84,9 @@ class early_stopping:
         """Put the best state back; warn if there never was an entry of that name."""
         self.on_step(loop_state)
         if self._others and loop_state.error is None:
-            warnings.warn(
+            warn(
                 f"monitor must be an entry of the logs, got {self._monitor!r}, which no step had, so the loop was "
-                f"never stopped; there were {sorted(self._others)}.",
-                RuntimeWarning,
-                stacklevel=2,
+                f"never stopped; there were {sorted(self._others)}."
             )
         if self._restores and self.best is not None:
             loop_state.state = self._kept.put_back()

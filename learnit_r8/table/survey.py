@@ -71,7 +71,7 @@ class Surveyor:
         self._began = self._last = math.nan
         self._flow: tuple[float, ...] = ()
         self._codes: NDArray[np.uint8] | None = None
-        self._ends: deque[NDArray[np.float16]] = deque(maxlen=HISTORY)
+        self._ends: deque[Floats] = deque(maxlen=HISTORY)
         self._slice = 0
         self._tracked: dict[int, deque[float]] = {}
         self._flagged = np.empty(0, np.int64)
@@ -145,7 +145,7 @@ class Surveyor:
             self._flow = flow_between(self._codes, codes)
         self._codes = codes
         if self._chosen is None:
-            self._ends.append(np.clip(loss, -6e4, 6e4).astype(np.float16))
+            self._ends.append(loss)
 
     def _hardest(self, loss: Floats, *, epoch_ended: bool) -> dict[str, tuple[Any, ...]]:
         if self._chosen is None:

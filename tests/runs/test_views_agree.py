@@ -58,7 +58,7 @@ def counts_of(run_dir, capsys):
 
 
 def test_every_view_counts_as_many_suspects_as_the_run(tmp_path, capsys):
-    """The table, the screen, the notebook, the report and the command name one number, and its share is that number's."""
+    """The table, the screen, the notebook, the report and the command name one number, and the share of that."""
     verdict = train(tmp_path / "run")
 
     num = len(verdict.indices)
