@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -196,7 +197,9 @@ class R8Scheduler:
 
             self.host.announcer.add(Live(engine.requests, folder=self.run_dir or ""))
         self._open: Ticket | None = None
-        self._is_closed = False
+        self._given_up: int | None = None
+        self._looping: int | None = None
+        self._is_closed = self._counts_epochs = self._ended_epoch = False
         if resume is not None:
             run_state.resume_from(self.host, resume)
 
@@ -282,6 +285,20 @@ class R8Scheduler:
             RuntimeError: no batch was drawn since the last epoch number.
         """
         run_state.say_if_spent(self.host)
+        if self._is_closed and not self.pace.is_over:
+            self.host.announcer.warn_once(
+                "closed",
+                f"the run was closed at step {self.pace.step}: what is trained from here on is not recorded in its "
+                "folder, and not saved at its end. Build another R8Scheduler, or close this one later.",
+            )
+        self._counts_epochs = True
+        here = threading.get_ident()
+        if self._looping not in (None, here) and any(each.ident == self._looping for each in threading.enumerate()):
+            raise RuntimeError(
+                "epoch_iterator() was called while another thread loops over it: it and batch_iterator() are for one "
+                "thread. Several threads use draw_if_any() and report()."
+            )
+        self._looping = here
         try:
             while True:
                 self.host.settle()
@@ -296,6 +313,7 @@ class R8Scheduler:
                         f"epoch {self.current_epoch} ended with no batch drawn; iterate over batch_iterator()."
                     )
         finally:
+            self._looping = None
             self.requests.leave()
 
     def batch_iterator(self) -> Iterator[tuple[NDArray[np.int64], float]]:
@@ -313,8 +331,9 @@ class R8Scheduler:
         self.requests.stay_within(None)
         while True:
             if self._open is not None:
-                self.host.give_up(self._open)
+                self._give_up_open()
             if pace.step // pace.steps_per_epoch != epoch and not search.is_on:
+                self._ended_epoch = True
                 self.host.between_steps()
                 if not (self.pace.is_finished and self.controller.asks_probe):
                     return
@@ -355,17 +374,31 @@ class R8Scheduler:
         self._open = None
         return outcome
 
+    def _give_up_open(self) -> None:
+        """Give up the batch of `batch_iterator` that was not reported."""
+        ticket, self._open = self._open, None
+        if ticket is not None and ticket.batch.is_out:
+            self._given_up = ticket.step
+            self.host.give_up(ticket)
+
+    def _why_none_is_open(self) -> str:
+        """Why there is no batch to report, and what would be right."""
+        if not self.host._num_draws:
+            return "draw one first"
+        if self._given_up is None or self._given_up < self.global_step - 1:
+            return "the last one was reported already; report each batch once"
+        return (
+            "the last one was given up, as the next was asked for, or the epoch ended, before it was reported; call "
+            "update_with_loss() within the loop, once for each batch"
+        )
+
     def _report_in_hand(self, loss: Any, **extras: Any) -> Outcome:
         """Report the loss of the batch that a loader handed out."""
         found = self.host.member.in_hand()
         if found is None:
-            why = (
-                "the last one was reported already; report each batch once"
-                if self.host._num_draws
-                else "draw one first"
-            )
             raise RuntimeError(
-                f"update_with_loss() was called at step {self.global_step} with no batch open; {why}. "
+                f"update_with_loss() was called at step {self.global_step} with no batch open; "
+                f"{self._why_none_is_open()}. "
                 "(Where an adapter of attach() trains, report() of that takes the losses.)"
             )
         try:
@@ -498,7 +531,7 @@ class R8Scheduler:
         Raises:
             TypeError: a value is not a number.
         """
-        values = {name: read_number(name, value) for name, value in metrics.items()}
+        values = {name: _read_metric(name, value) for name, value in metrics.items()}
         at_step = self.global_step if step is None else step
         self.host.announcer.tell(events.MetricsLogged, metrics=values, at_step=at_step)
         if self.host.persistence.note(values, at_step, self.global_step):
@@ -726,6 +759,13 @@ class R8Scheduler:
         if self._is_closed:
             return
         self._is_closed = True
+        is_first = self._ended_epoch and self.pace.step <= self.pace.steps_per_epoch
+        if is_whole and is_first and not (self._counts_epochs or self.pace.is_over):
+            self.host.announcer.warn_once(
+                "one epoch",
+                f"the run was closed at step {self.pace.step} of {self.total_steps or '?'}: batch_iterator() ends with "
+                "the epoch. To train all epochs, loop over it within: for epoch in r8.epoch_iterator().",
+            )
         try:
             # While an exception is propagating, the user's step may be half done and must not be saved; nor is a run
             # whose state is not whole.
@@ -765,3 +805,11 @@ class R8Scheduler:
     def __exit__(self, *error: object) -> None:
         # Unlike sys.exc_info(), this knows nothing of an exception that is being handled around the whole run.
         self._close(is_whole=not error or error[0] is None)
+
+
+def _read_metric(name: str, value: Any) -> float:
+    """A value given to `R8Scheduler.log` as a float."""
+    try:
+        return read_number(name, value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"log() takes one number for each metric: {error}") from None

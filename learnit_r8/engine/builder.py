@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .._validation import check_choice, whole_number
-from ..checkpoint.callbacks import Callbacks
+from ..checkpoint.callbacks import Callbacks, noting
 from ..checkpoint.saver import MODES
 from ..events.bus import Announcer
 from ..guard.monitor import Sentry
@@ -83,9 +83,16 @@ def build_components(given: Settings) -> Components:
     test = _build_range_test(given, budget, plan.steps_per_pass)
     agreement = Agreement()
     announcer = Announcer(given.listeners, lambda: (pace.step, pace.seconds))
+    if plan.table.batch_size > plan.table.num_samples:
+        announcer.warn_once(
+            "batch_size",
+            f"batch_size {plan.table.batch_size} is more than the {plan.table.num_samples} samples there are, so an "
+            "epoch is one step; num_samples comes first, then batch_size=.",
+        )
     sentry = Sentry(guard)
+    callbacks = Callbacks(given.save_callback, given.load_callback, given.state_callback)
     persistence = Persistence(
-        Callbacks(given.save_callback, given.load_callback, given.state_callback),
+        replace(callbacks, state=noting(callbacks.state)),
         backup_every=given.backup_every,
         backup_dir=given.backup_dir,
         checkpoint_dir=given.checkpoint_dir,

@@ -11,7 +11,8 @@ from .. import events
 from .._validation import did_you_mean
 from ..checkpoint.durable_io import numbered, remove
 from ..checkpoint.model_loader import read_from
-from ..checkpoint.reader import Checkpoint
+from ..checkpoint.reader import Checkpoint, NoValidCheckpoint
+from ..checkpoint.store import CheckpointStore
 from ..schedules.budget import BUDGETS
 from .tally import Tally
 
@@ -184,12 +185,20 @@ def load_checkpoint(run: Engine, path: str | os.PathLike[str] | None) -> None:
 
 
 def check_resume(run: Engine, resume: str | os.PathLike[str]) -> None:
-    """Raise OSError or ValueError unless there can be something to ``resume`` from."""
+    """Raise OSError, TypeError or ValueError unless there can be something to ``resume`` from."""
+    if not isinstance(resume, (str, os.PathLike)):
+        raise TypeError(
+            f"resume must be 'auto', the file of a checkpoint, a folder of checkpoints or None, got {resume!r}."
+            + (" Did you mean 'auto'?" if resume else " Did you mean None?")
+        )
     if resume == "auto" and run.saver is None:
         raise ValueError("resume='auto' needs a checkpoint_dir or a save_callback, got neither.")
     if resume != "auto" and not os.path.exists(resume):
-        near = did_you_mean(resume, ["auto"])
-        raise FileNotFoundError(f"resume must be 'auto' or the file of a checkpoint, got {resume!r}.{near}")
+        near = did_you_mean(os.fspath(resume), ["auto"])
+        raise FileNotFoundError(
+            f"resume must be 'auto', the file of a checkpoint or a folder of checkpoints, got {resume!r}, which is "
+            f"not there.{near}"
+        )
 
 
 def resume_from(run: Engine, resume: str | os.PathLike[str]) -> None:
@@ -197,6 +206,12 @@ def resume_from(run: Engine, resume: str | os.PathLike[str]) -> None:
     check_resume(run, resume)
     if resume == "auto":
         _resume_from_newest(run)
+    elif os.path.isdir(resume):
+        try:
+            checkpoint = CheckpointStore(resume, keep=1, run_id="").load()
+        except NoValidCheckpoint as error:
+            raise NoValidCheckpoint(str(error).replace("checkpoint_dir", "resume", 1)) from None
+        go_on_from(run, checkpoint, checkpoint.state)
     else:
         load_checkpoint(run, resume)
     say_if_finished(run)

@@ -102,6 +102,15 @@ class Journal(ThreadedListener):
                     f"run_dir must be a folder that no running process writes to, got {str(self.folder)!r} "
                     f"of process {session.get('pid')}."
                 )
+        earlier = _open_journals.get(os.path.realpath(self.folder))
+        if earlier is not None and not earlier._is_closed and earlier._pid == os.getpid():
+            # A cell of a notebook that is run again, or two schedulers of one program.
+            warn(
+                f"the run in {str(self.folder)!r} was not closed, and another one begins there: the record of the "
+                "first ends here. Close a scheduler before the next one, or give each a run_dir of its own."
+            )
+            earlier.close()
+        _open_journals[os.path.realpath(self.folder)] = self
         now = self._wall()
         write_about(self.folder, name=name, configuration=configuration, wall=now)
         path = self.folder / "events.jsonl"
@@ -254,6 +263,10 @@ class Journal(ThreadedListener):
         self._retry = 0.0
         self.write_due()
         self._warn_of_trouble()
+
+
+_open_journals: weakref.WeakValueDictionary[str, Journal] = weakref.WeakValueDictionary()
+"""The journals of this process, by their folders."""
 
 
 def _append(path: Path, text: str) -> None:

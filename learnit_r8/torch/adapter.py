@@ -286,7 +286,11 @@ class Adapter:
         """
         recorded, stepper = self._losses.recorded, self._stepper
         if recorded is None:
-            raise RuntimeError("step() was called with no losses noted; call loss() with those of the batch before.")
+            raise RuntimeError(
+                "step() was called before the losses of this batch were given to loss(). Ask for one loss per sample "
+                'and pass them through it: loss = adapter.loss(cross_entropy(outputs, labels, reduction="none")); '
+                "adapter.step(loss)."
+            )
         ends_epoch = self._ends_epoch(recorded[0].ticket)
         is_probe = stepper.is_scaled and self._losses.is_probe(recorded[0].ticket)
         with self._sharing.watching():
