@@ -59,7 +59,7 @@ def noting(callback: Callable[[], Any] | None) -> Callable[[], Any] | None:
         try:
             return callback()
         except Exception as error:
-            error.add_note(
+            error.add_note(  # type: ignore[attr-defined]
                 "raised by state_callback, which R8Scheduler calls without arguments for a backup or a checkpoint; it "
                 "must return the state of the model"
             )

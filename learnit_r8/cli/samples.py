@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from ..dashboard.export import write_csv
 from ..dashboard.text import clean, number
 from ..events.codec import strict_json
+from ..events.samples import count_text
 from ..journal.run import Run, UnreadableRun, find_run
 from ..journal.samples import Samples, more_before, read_samples, sample_epochs
-from ..table.label_noise import MIRROR, Suspects, count_text
+from ..table.label_noise import MIRROR, Suspects
 from ..table.labels.frame import write_parquet
 from .table import WIDEST, table_lines
 

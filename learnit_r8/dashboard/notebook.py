@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from .. import events
+from ..events.samples import count_text
 from ..events.threaded_listener import ThreadedListener
-from ..table.label_noise import count_text
 from .render.svg import Axis, Frame, band, line, range_of, svg
 from .state.curve import Columns
 from .state.status import state_of

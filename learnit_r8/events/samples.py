@@ -102,3 +102,14 @@ class SamplesSurveyed(Event):
     suspect_method: str = ""
     suspect_precision: float = math.nan
     num_judged: int = 0
+
+
+def count_text(num_suspects: int, num_judged: int) -> str:
+    """The number of suspects and their share of the samples judged, as every view of a run says it.
+
+    >>> count_text(175, 1400)
+    '175 of 1,400 judged look mislabelled (12.5%)'
+    """
+    judged = f" of {num_judged:,} judged" if num_judged else " samples"
+    share = f" ({num_suspects / num_judged:.1%})" if num_judged else ""
+    return f"{num_suspects:,}{judged} look mislabelled{share}"

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from ..dashboard.render.svg import sparkline
 from ..dashboard.state.view import View
 from ..dashboard.text import clock, number, setting
+from ..events.samples import count_text
 from ..journal.run_info import read_sessions, utc
-from ..table.label_noise import MIRROR, Suspects, count_text
+from ..table.label_noise import MIRROR, Suspects
 from .charts import HALF, flow_chart, histogram, loss_chart, lr_chart, map_chart, metric_chart, ribbon_chart, text
 from .data import ReportData, Row
 from .gallery import GALLERY_STYLE, NO_LOOK, Look, gallery_of

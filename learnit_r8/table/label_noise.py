@@ -92,17 +92,6 @@ class Suspects(NamedTuple):
         return html_table(repr(self), ("sample", "mean loss", "score", "why"), list(rows)[:MOST_SHOWN])
 
 
-def count_text(num_suspects: int, num_judged: int) -> str:
-    """The number of suspects and their share of the samples judged, as every view of a run says it.
-
-    >>> count_text(175, 1400)
-    '175 of 1,400 judged look mislabelled (12.5%)'
-    """
-    judged = f" of {num_judged:,} judged" if num_judged else " samples"
-    share = f" ({num_suspects / num_judged:.1%})" if num_judged else ""
-    return f"{num_suspects:,}{judged} look mislabelled{share}"
-
-
 class Ranking(NamedTuple):
     """Samples in the order of suspicion, which is no verdict.
 

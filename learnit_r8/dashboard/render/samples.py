@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ...table.label_noise import count_text
+from ...events.samples import count_text
 from ..state.sample_list import Row, known_samples, listed_samples
 from ..state.ui_state import Scene, UiState
 from ..state.view import View
