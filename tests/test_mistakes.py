@@ -158,3 +158,10 @@ def test_more_in_a_batch_than_there_are_samples_is_said():
     with pytest.warns(RuntimeWarning, match="batch_size 64 is more than the 32 samples"):
         R8Scheduler(32, batch_size=64, num_epochs=1)
     assert np.array_equal(np.sort(R8Scheduler(32, batch_size=32, num_epochs=1).draw().indices), np.arange(32))
+
+
+def test_positional_arguments_are_told_their_names():
+    with pytest.raises(
+        TypeError, match=r"takes one argument without a name, .*: name .*R8Scheduler\(100, batch_size=32"
+    ):
+        R8Scheduler(100, 32, 5)

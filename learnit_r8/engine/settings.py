@@ -248,10 +248,10 @@ def suggest_settings(function: F) -> F:
     @functools.wraps(function)
     def checked(*args: Any, **settings: Any) -> Any:
         if function.__name__ == "__init__" and len(args) > 2:
+            first = args[1] if isinstance(args[1], int) else "len(data)"
             raise TypeError(
                 f"{_called(function)} takes one argument without a name, the first, got {len(args) - 1}: name the "
-                f"others, as in {_called(function)[:-1]}{args[1] if isinstance(args[1], int) else '...'}, batch_size=32, "
-                "num_epochs=5)."
+                f"others, as in {_called(function)[:-1]}{first}, batch_size=32, num_epochs=5)."
             )
         for name in settings:
             if name not in known:
