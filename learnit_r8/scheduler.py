@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import events
+from .checkpoint.early_stop import EarlyStopping
 from .checkpoint.run_config import arguments_of
 from .checkpoint.store import CheckpointStore
 from .engine import ending, refusal, run_state
@@ -93,6 +94,8 @@ class R8Scheduler:
             others, spread over the run, to branch from (`resume_from_checkpoint`).
         monitor: Name of a metric given to `log`; the checkpoint with its best value is kept too: `best_checkpoint`.
         mode: "min" if a lower value of that metric is better, "max" if a higher one is.
+        early_stopping: Ends the run, as a success, when ``monitor`` has not become better for so many values: a number,
+            or `EarlyStopping` (patience, min_delta). `load_best` puts the best model back.
         resume: "auto" continues from the newest valid checkpoint in ``checkpoint_dir``, or from a newer backup that has
             outlived its process in ``backup_dir``, if there is one: running the
             same program again continues the run, and a finished run does nothing. A path continues from that file.
@@ -104,6 +107,10 @@ class R8Scheduler:
         run_dir: Folder to record the run in, for ``learnit-r8 watch`` and ``report`` (docs/dashboard.md); the record
             of an earlier session is continued. True for a new folder in "runs", False for none; by default a new one
             if ``use_curses`` is on. With several ranks only the first one records.
+        config: Your own hyperparameters, a dict of plain values, for the record of the run: ``learnit-r8 ls`` finds
+            runs by them, and ``compare`` shows which differ.
+        notes: A sentence on the run, for its record.
+        tags: Words to find the run by, for its record.
         handle_signals: Whether Ctrl-C, SIGTERM and SIGHUP wait during the run until the step is finished and a
             checkpoint is saved; then they act as usual (KeyboardInterrupt; exit with 128 + n; your own handler). A
             second one acts at once. Only possible in the main thread.
@@ -152,9 +159,12 @@ class R8Scheduler:
         backup_dir: str | os.PathLike[str] | bool | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None, checkpoint_every: int | str | Condition | None = None,
         keep_checkpoints: int | Literal["thin"] = 3, monitor: str | None = None, mode: Literal["min", "max"] = "min",
+        early_stopping: int | EarlyStopping | None = None,
         resume: str | os.PathLike[str] | None = None,
         guard: GuardName | Guard = SpikeGuard(), recovery: Recovery = Recovery(),
-        use_curses: bool = False, run_dir: str | os.PathLike[str] | bool | None = None, handle_signals: bool = True,
+        use_curses: bool = False, run_dir: str | os.PathLike[str] | bool | None = None,
+        config: Mapping[str, Any] | None = None, notes: str | None = None, tags: Sequence[str] = (),
+        handle_signals: bool = True,
         cool_down_on: tuple[str, int | str] | None = None,
         name: str | None = None, listeners: Iterable[events.Listener] = (),
         seed: int = 0, clock: Callable[[], float] = time.monotonic,
@@ -168,7 +178,8 @@ class R8Scheduler:
             save_callback=save_callback, load_callback=load_callback, state_callback=state_callback,
             backup_every=backup_every, backup_dir=backup_dir, checkpoint_dir=checkpoint_dir,
             checkpoint_every=checkpoint_every, keep_checkpoints=keep_checkpoints, monitor=monitor, mode=mode,
-            resume=resume, guard=guard, recovery=recovery, use_curses=use_curses, run_dir=run_dir,
+            early_stopping=early_stopping, resume=resume, guard=guard, recovery=recovery, use_curses=use_curses,
+            run_dir=run_dir, config=config, notes=notes, tags=tags,
             handle_signals=handle_signals, cool_down_on=cool_down_on, name=name, listeners=listeners, seed=seed,
             clock=clock,
         )  # fmt: skip
@@ -534,8 +545,51 @@ class R8Scheduler:
         values = {name: _read_metric(name, value) for name, value in metrics.items()}
         at_step = self.global_step if step is None else step
         self.host.announcer.tell(events.MetricsLogged, metrics=values, at_step=at_step)
+        reason = self.host.early_stop.note(values, at_step, self._state_of_best)
         if self.host.persistence.note(values, at_step, self.global_step):
             self.requests.save()
+        if reason:
+            self.stop(reason)
+
+    @property
+    def _state_of_best(self) -> Callable[[], Any] | None:
+        """Returns the model state for a copy of the best one in RAM; None where checkpoints hold it."""
+        return None if self.host.saver is not None else self.host.persistence.callbacks.state
+
+    def stop(self, reason: str = "") -> None:
+        """End the run after this step, as a success: it has done enough before its budget is used up.
+
+        The iterators end, a checkpoint is saved, and the state of the run is "finished early". The same program run
+        again with ``resume="auto"`` trains nothing more. (`Requests.stop` is for requests from outside, which only
+        break a run off.)
+
+        Args:
+            reason: Why, as viewers show it.
+
+        >>> r8 = R8Scheduler(100, batch_size=10, num_epochs=3)
+        >>> for epoch in r8.epoch_iterator():
+        ...     for batch_indices, lr in r8.batch_iterator():
+        ...         outcome = r8.update_with_loss(1.0)
+        ...     r8.stop("one epoch is enough")
+        >>> r8.global_step, r8.phase
+        (10, 'finished early')
+        """
+        if not self.pace.is_over:
+            self.requests.finish(reason)
+
+    def load_best(self) -> float:
+        """Put the best model, by ``monitor``, back through the load callback.
+
+        It comes from the best checkpoint; without a folder for checkpoints from a copy in RAM, which is made with the
+        state callback at each new best value. The scheduler stays where it is.
+
+        Returns:
+            The value of the metric.
+
+        Raises:
+            RuntimeError: there is no best model, no load callback, or it raised.
+        """
+        return run_state.load_best(self.host)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue with exactly the same batches, rates and tables; at any step.
@@ -734,9 +788,13 @@ class R8Scheduler:
 
     @property
     def phase(self) -> str:
-        """One of "searching", "cataloguing", "steadying", "training", "cooling down", "stopped" or "finished"."""
+        """A word for what the run is doing.
+
+        One of "searching", "cataloguing", "steadying", "training", "cooling down", "stopped", "finished early" or
+        "finished".
+        """
         if self.is_stopped:
-            return "stopped"
+            return "stopped" if self.pace.ended_early is None else "finished early"
         if self.host.search.is_on:
             return "searching"
         if self.pace.is_finished:
@@ -780,7 +838,9 @@ class R8Scheduler:
             raise
         finally:
             self.requests.leave()
-            self.host.announcer.tell(events.RunEnded, finished=self.pace.is_finished)
+            early = self.pace.ended_early
+            finished = self.pace.is_finished or early is not None
+            self.host.announcer.tell(events.RunEnded, finished=finished, early=early)
 
     def __repr__(self) -> str:
         return f"R8Scheduler(step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr={self.lr:.3g})"

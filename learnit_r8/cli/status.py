@@ -15,7 +15,7 @@ from ..events.codec import strict_json
 from ..journal.run import Run, State, UnreadableRun, find_run, runs_folder, runs_in, seconds_text
 from .table import table_lines
 
-EXIT_CODES = {"running": 0, "finished": 0, "empty": 0, "stalled": 3, "died": 4, "stopped": 5}
+EXIT_CODES = {"running": 0, "finished": 0, "finished early": 0, "empty": 0, "stalled": 3, "died": 4, "stopped": 5}
 
 
 def status(options: argparse.Namespace) -> int:

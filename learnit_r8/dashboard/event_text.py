@@ -120,13 +120,22 @@ def _of_run(event: events.Event) -> EventText | None:
             return EventText(INFO, "goes on")
         case events.CoolDownBegan():
             return EventText(INFO, describe_end(event), "D")
+        case events.RunStopped() if event.is_early:
+            return EventText(GOOD, f"ends early: {event.reason}" if event.reason else "ends early")
         case events.RunStopped():
             return EventText(WARN, f"asked to stop: {event.reason}" if event.reason else "asked to stop")
         case events.ProcessLeft():
             return EventText(ALERT, f"died: {event.error}") if event.error else EventText(INFO, "the process left")
         case events.RunEnded():
-            return EventText(GOOD, "finished") if event.finished else EventText(WARN, "stopped before its end")
+            return EventText(GOOD, end_of(event)) if event.finished else EventText(WARN, "stopped before its end")
     return None
+
+
+def end_of(event: events.RunEnded) -> str:
+    """How a run has ended, in one or two words."""
+    if not event.finished:
+        return "stopped"
+    return "finished" if event.early is None else "finished early"
 
 
 def describe_end(event: events.CoolDownBegan) -> str:

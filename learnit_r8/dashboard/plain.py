@@ -9,7 +9,7 @@ import sys
 from typing import TextIO
 
 from .. import events
-from .event_text import INFO, describe, describe_end, few
+from .event_text import INFO, describe, describe_end, end_of, few
 from .terminal.async_writer import AsyncWriter
 
 SECONDS_BETWEEN_LINES = 60.0
@@ -108,12 +108,12 @@ def _of_run(event: events.Event) -> str:
         case events.CoolDownBegan():
             return f"step {event.step}: {describe_end(event)}"
         case events.RunStopped():
-            return f"step {event.step}: stopped{_because(event.reason)}"
+            return f"step {event.step}: {'ends early' if event.is_early else 'stopped'}{_because(event.reason)}"
         case events.MetricsLogged():
             values = "  ".join(f"{name} {value:.4g}" for name, value in event.metrics.items())
             return f"step {event.at_step}: {values}"
         case events.RunEnded():
-            return f"{'finished' if event.finished else 'stopped'} after {event.step} steps, {_clock(event.seconds)}"
+            return f"{end_of(event)} after {event.step} steps, {_clock(event.seconds)}"
     return ""
 
 

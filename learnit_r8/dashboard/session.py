@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 from .. import events
 from ..events import launcher
 from ..events.condenser import Condenser
+from .event_text import end_of
 from .painter import Painter
 from .state.system import SystemMonitor
 from .state.ui_state import Action, Scene, UiState
@@ -308,7 +309,7 @@ class ScreenSession:
 
 def _farewell(view: View, folder: str) -> Iterator[str]:
     ended, name = view.ended, view.run.name if view.run and view.run.name else "run"
-    how = "left" if ended is None else "finished" if ended.finished else "stopped"
+    how = "left" if ended is None else end_of(ended)
     loss = "" if view.last is None else f", loss {view.last.loss:.4g}"
     best = "" if view.best is None else f", smoothed at best {view.best.value:.4g} at step {view.best.step:,}"
     alerts = f", {view.num_alerts} warnings" if view.num_alerts else ""

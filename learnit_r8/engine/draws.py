@@ -47,6 +47,9 @@ def draw_specially(run: Engine, step: int, *, may_probe: bool = True) -> Ticket 
     epoch, progress = step // plan.steps_per_pass, pace.progress_at(step)
     # The schedule is the user's: if it raises, nothing has changed.
     scheduled = math.nan if run.search.is_on else run.scheduled_lr(progress)
+    if epoch > plan.pass_number and not (pace.num_out or run.search.is_on):
+        # With batches out, an earlier epoch goes on: its metrics are still to come.
+        run.early_stop.check_name(epoch)
     with run.turns.take("draw", step) as turn:
         if pace.next_step != step:
             return None

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from .. import events
+    from ..checkpoint.early_stop import EarlyStopping
     from ..guard.registry import GuardName
     from ..guard.verdict import Guard
     from ..policies.base import Policy
@@ -113,6 +114,7 @@ class Settings:
     )
     monitor: str | None = field(metadata=_about(kept=NOTED, is_of_rank_0=True))
     mode: Literal["min", "max"] = field(metadata=_about(kept=NOTED, is_of_rank_0=True))
+    early_stopping: int | EarlyStopping | None = field(metadata=_about("early_stop", "patience"))
     resume: str | os.PathLike[str] | None = field(metadata=_about("resume_from", "resume_from_checkpoint"))
     guard: GuardName | Guard = field(metadata=_about(kept=IDENTITY))
     recovery: Recovery = field(metadata=_about(kept=IDENTITY))
@@ -122,6 +124,9 @@ class Settings:
     run_dir: str | os.PathLike[str] | bool | None = field(
         metadata=_about("log_dir", "logdir", "logging_dir", "run_folder", is_of_rank_0=True)
     )
+    config: Mapping[str, Any] | None = field(metadata=_about("hparams", "hyperparameters", "params", is_shown=False))
+    notes: str | None = field(metadata=_about("description", "comment", is_shown=False))
+    tags: Sequence[str] = field(metadata=_about(is_shown=False))
     handle_signals: bool = field(metadata=_about(kept=NOTED))
     cool_down_on: tuple[str, int | str] | None
     name: str | None = field(metadata=_about(kept=NOTED, is_shown=False))
@@ -129,7 +134,7 @@ class Settings:
     seed: int = field(metadata=_about("random_state", "random_seed", kept=NOTED))
     clock: Callable[[], float]
 
-    def config(self) -> RunConfig:
+    def run_config(self) -> RunConfig:
         """What checkpoints hold of them."""
         kept = {each.name: each.metadata.get("kept") for each in fields(self)}
         return RunConfig(
@@ -202,11 +207,15 @@ class CommonSettings(TypedDict, total=False):
     keep_checkpoints: int | Literal["thin"]
     monitor: str | None
     mode: Literal["min", "max"]
+    early_stopping: int | EarlyStopping | None
     resume: str | os.PathLike[str] | None
     guard: GuardName | Guard
     recovery: Recovery
     use_curses: bool
     run_dir: str | os.PathLike[str] | bool | None
+    config: Mapping[str, Any] | None
+    notes: str | None
+    tags: Sequence[str]
     handle_signals: bool
     cool_down_on: tuple[str, int | str] | None
     name: str | None

@@ -11,7 +11,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..events import BatchRefused, EpochDone, ProcessLeft, RunEnded, RunPaused, RunResumed, RunStarted, StepsDone
+from ..events import (
+    BatchRefused,
+    EpochDone,
+    ProcessLeft,
+    RunEnded,
+    RunPaused,
+    RunResumed,
+    RunStarted,
+    RunStopped,
+    StepsDone,
+)
 from .reader import Lines, Parser, Record, preview, read_json
 from .run_info import is_gone, read_sessions
 
@@ -32,7 +42,7 @@ class State(NamedTuple):
     """The state of a run.
 
     Attributes:
-        word: "running", "stalled", "died", "finished", "stopped" or "empty".
+        word: "running", "stalled", "died", "finished", "finished early", "stopped" or "empty".
         detail: A few more words, or "".
     """
 
@@ -79,6 +89,7 @@ class Run:
         self._heard = self._stepped = 0.0
         self._longest_pause = 0.0
         self._end: RunEnded | ProcessLeft | None = None
+        self._early: str | None = None
         self._progress = 0.0
         self._is_paused = self._is_between_epochs = False
 
@@ -129,7 +140,7 @@ class Run:
         event = record.event
         self._heard = record.time
         if isinstance(event, RunStarted):
-            self._end, self._stepped = None, record.time
+            self._end, self._early, self._stepped = None, None, record.time
             # The progress of an earlier run in this folder does not count.
             self._progress = event.step / event.total_steps if event.total_steps else 0.0
         if isinstance(event, (StepsDone, BatchRefused)):
@@ -142,8 +153,12 @@ class Run:
         if isinstance(event, (RunStarted, RunPaused, RunResumed)):
             self._is_paused = isinstance(event, RunPaused)
             self._stepped = record.time
+        if isinstance(event, RunStopped) and event.is_early:
+            self._early = event.reason
         if isinstance(event, (RunEnded, ProcessLeft)):
             self._end = event
+        if isinstance(event, RunEnded):
+            self._early = event.early
 
     def state(self) -> State:
         """State of the run, as far as it was read."""
@@ -151,6 +166,8 @@ class Run:
         if isinstance(end, ProcessLeft) and end.error:
             return State("died", end.error)
         if end is not None:
+            if self._early is not None:
+                return State("finished early", self._early)
             finished = end.finished if isinstance(end, RunEnded) else self._progress >= 1
             return State("finished" if finished else "stopped", "")
         if not self._heard:

@@ -169,6 +169,6 @@ def alert_of(event: events.Event) -> tuple[str, str] | None:
         case events.GaveUp():
             return "diverged", f"step {event.step}: {event.text}"
         case events.RunEnded():
-            how = "finished" if event.finished else "stopped"
+            how = "stopped" if not event.finished else "finished" if event.early is None else "finished early"
             return how, f"{how} after {event.step} steps, {event.seconds:.0f} s"
     return None

@@ -122,6 +122,10 @@ class Adapter:
             yield from self.scheduler.epoch_iterator()
         while not self.finished:
             yield self.scheduler.current_epoch
+            if self.num_ranks == 1 and self.scheduler.requests.is_pending:
+                # Else the loop would begin another epoch, which has no batch, after stop().
+                self.flush()
+                self._losses.between_steps()
 
     def loader(self, *, numbered: bool = False, **settings: Unpack[LoaderSettings]) -> DataLoader[Any]:
         """A `DataLoader` over the data set; an error of one of its samples names the sample.

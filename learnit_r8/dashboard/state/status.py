@@ -32,7 +32,10 @@ def state_of(view: View, scene: Scene) -> State:
     if view.gave_up is not None:
         return State("DIVERGED", "alert", "everything was tried")
     if view.ended is not None:
-        return State("FINISHED", "good") if view.ended.finished else State("STOPPED", "warn")
+        if not view.ended.finished:
+            return State("STOPPED", "warn")
+        early = view.ended.early
+        return State("FINISHED", "good", "" if early is None else clean(f"early: {early}" if early else "early", 60))
     if scene.link == "died":
         return State("DIED", "alert", "no sign of life")
     if view.run is None:
