@@ -21,6 +21,7 @@ from ..table.label_noise import Suspects
 from .confusion import Confusion, confusion_of
 
 LISTED = 30
+MOST_SUSPECTS = 1000
 IN_GALLERY = 48
 MOST_COLUMNS = 12
 """Most epochs in the chart of moves between the quarters."""
@@ -144,7 +145,7 @@ def report_data(run_dir: str | os.PathLike[str], precision: float = 0.5) -> Repo
         verdict=verdict,
         more_before=more_before(files, verdict, precision),
         hardest=_rows(samples, samples.hardest(LISTED), last, verdict),
-        suspects=_rows(samples, verdict.indices[:LISTED], last, verdict),
+        suspects=_rows(samples, verdict.indices[:MOST_SUSPECTS], last, verdict),
         confusion=confusion_of(*(map(label_text, labels) for labels in samples.labels(verdict.indices))),
         ranked=_rows(samples, ranked[:IN_GALLERY], last, verdict) if samples.is_exact else (),
         data_map=_data_map(last) if len(files) > 1 else None,

@@ -40,9 +40,12 @@ def rate_numbers(view: View) -> str:
     return opening(("to step", "rate"), ((step, mean) for step, _, mean, _ in view.lr.rows()))
 
 
-def metric_numbers(view: View, name: str) -> str:
-    """The values of a metric."""
-    return opening(("step", "value"), ((point.step, point.value) for point in view.metrics[name]))
+def metric_numbers(view: View, names: Sequence[str]) -> str:
+    """The values of metrics that share a chart."""
+    if len(names) == 1:
+        return opening(("step", "value"), ((point.step, point.value) for point in view.metrics[names[0]]))
+    rows = ((text(name, 40), point.step, point.value) for name in names for point in view.metrics[name])
+    return opening(("metric", "step", "value"), rows)
 
 
 def ribbon_numbers(data: ReportData) -> str:
