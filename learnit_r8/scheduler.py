@@ -194,7 +194,10 @@ class R8Scheduler:
         self._journal: Journal | None = None
         if use_curses or run_dir is not None:
             from .journal.factory import open_journal
+            from .journal.run_info import git_state
 
+            git = git_state()
+            engine.settings = {**engine.settings, **({"git": git} if git else {})}
             table = self.table
             sizes = {"num_samples": str(table.num_samples), "batch_size": str(table.batch_size)}
             self._journal = open_journal(

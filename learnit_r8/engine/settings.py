@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+
+import numpy as np
 
 from .._validation import did_you_mean
 from ..checkpoint.run_config import RunConfig, describe
@@ -33,8 +35,8 @@ if TYPE_CHECKING:
     else:
         from typing_extensions import Unpack as Unpack
 
-MOST_TEXT = 200
-"""Characters of a setting that are shown."""
+MOST_TEXT, MOST_RECORDED = 200, 1000
+"""Characters of a setting that are shown, and of what the user records."""
 
 _KINDS = {"U": "text", "S": "bytes", "O": "objects"}
 """Kinds of arrays whose dtype says nothing to people."""
@@ -146,7 +148,26 @@ class Settings:
     def texts(self) -> dict[str, str]:
         """Short texts for display, without those that are None."""
         shown = {each.name: getattr(self, each.name) for each in fields(self) if each.metadata.get("is_shown", True)}
-        return {name: text_of(value) for name, value in shown.items() if value is not None}
+        return {name: text_of(value) for name, value in shown.items() if value is not None} | self._record()
+
+    def _record(self) -> dict[str, str]:
+        """What the user wants to have on record of the run, as texts.
+
+        Raises:
+            TypeError: it is of another kind.
+        """
+        if self.config is not None and not (
+            isinstance(self.config, Mapping) and all(isinstance(name, str) for name in self.config)
+        ):
+            raise TypeError(f"config must be a dict with names as keys, got {self.config!r}.")
+        if self.notes is not None and not isinstance(self.notes, str):
+            raise TypeError(f"notes must be a text, got {self.notes!r}.")
+        if isinstance(self.tags, str) or not all(isinstance(tag, str) for tag in self.tags):
+            raise TypeError(f"tags must be a list of words, got {self.tags!r}.")
+        record = {f"config.{name}": str(value) for name, value in _flat(self.config or {})}
+        record |= {"notes": self.notes} if self.notes else {}
+        record |= {"tags": ", ".join(self.tags)} if self.tags else {}
+        return {name: text[:MOST_RECORDED] for name, text in record.items()}
 
 
 ELSEWHERE = {each.name: each.metadata["elsewhere"] for each in fields(Settings) if each.metadata.get("elsewhere")}
@@ -157,6 +178,26 @@ KEPT = frozenset(each.name for each in fields(Settings) if each.metadata.get("ke
 
 OF_RANK_0 = frozenset(each.name for each in fields(Settings) if each.metadata.get("is_of_rank_0"))
 """Settings of the scheduler of rank 0 alone."""
+
+
+def _flat(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested dicts, by their names with dots.
+
+    Raises:
+        TypeError: one of them is no plain value.
+    """
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{name}.")
+            continue
+        value = value.item() if isinstance(value, np.generic) else value
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        if not all(part is None or isinstance(part, (bool, int, float, str)) for part in parts):
+            raise TypeError(
+                f"config must hold plain values (numbers, texts, None, lists and dicts of them), got {value!r} for "
+                f"{above}{name!s}."
+            )
+        yield f"{above}{name}", value
 
 
 def text_of(value: Any) -> str:

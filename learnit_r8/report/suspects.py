@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import math
 from collections.abc import Sequence
 
+from ..dashboard.export import write_csv
 from ..dashboard.render.svg import sparkline
 from ..dashboard.text import number, share
 from .charts import text
@@ -53,10 +53,15 @@ def _row(place: int, row: Row) -> str:
 
 
 def _csv(rows: Sequence[Row]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        score = "" if math.isnan(row.score) else round(row.score, 4)
-        writer.writerow((row.number, row.name, row.given, row.suggested, score, row.mean, row.uses, row.votes, row.why))
+    out = io.StringIO(newline="")
+    cells = (
+        (row.number, row.name, row.given, row.suggested, score(row), row.mean, row.uses, row.votes, row.why)
+        for row in rows
+    )
+    write_csv(out, COLUMNS, cells)
     return base64.b64encode(out.getvalue().encode()).decode()
+
+
+def score(row: Row) -> float | str:
+    """The score as a cell; "" where it is not known."""
+    return "" if math.isnan(row.score) else round(row.score, 4)

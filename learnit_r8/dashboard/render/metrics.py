@@ -64,7 +64,7 @@ def _chart(view: View, ui: UiState, stem: str, names: list[str], width: int, hei
     styled = list(zip(names, STYLES, strict=False))
     first, last = window(view, ui)
     cells = max(1, width - LABEL - 1)
-    curves = [(_curve(view, name, cells * dots(glyphs), first, last), style) for name, style in styled]
+    curves = [(curve_of(view, name, cells * dots(glyphs), first, last), style) for name, style in styled]
     stacked = np.array([curve for curve, _ in curves])
     legend = joined([_label(view, name, style, theme) for name, style in styled], width - 1)
     title = (Span(" "), *legend)
@@ -88,7 +88,7 @@ def _label(view: View, name: str, style: str, theme: Theme) -> Line:
     return Span(short + " ", style), Span(number(view.metrics[name][-1].value, 4), "value"), Span(note, "label")
 
 
-def _curve(view: View, name: str, num: int, first: int, last: int) -> NDArray[np.float64]:
+def curve_of(view: View, name: str, num: int, first: int, last: int) -> NDArray[np.float64]:
     """The values between two steps, joined by straight lines; NaN before the first."""
     if name == BATCH_LOSS:
         return view.loss.columns(num, first, max(first + 1, last)).mean
