@@ -221,7 +221,9 @@ def _data_map(last: NDArray[np.float32]) -> DataMap:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         # numpy warns of samples that were never seen.
         warnings.simplefilter("ignore", RuntimeWarning)
-        return DataMap(np.nanmean(values, axis=0), np.nanstd(values, axis=0), len(last))
+        # In float64, as squares of large losses overflow.
+        mean, spread = (find(values, axis=0, dtype=np.float64) for find in (np.nanmean, np.nanstd))
+        return DataMap(mean.astype(np.float32), spread.astype(np.float32), len(last))
 
 
 def _flow(files: list[Samples]) -> Flow:

@@ -55,13 +55,13 @@ def _row(place: int, row: Row) -> str:
 def _csv(rows: Sequence[Row]) -> str:
     out = io.StringIO(newline="")
     cells = (
-        (row.number, row.name, row.given, row.suggested, score(row), row.mean, row.uses, row.votes, row.why)
+        (row.number, row.name, row.given, row.suggested, _score(row), row.mean, row.uses, row.votes, row.why)
         for row in rows
     )
     write_csv(out, COLUMNS, cells)
     return base64.b64encode(out.getvalue().encode()).decode()
 
 
-def score(row: Row) -> float | str:
+def _score(row: Row) -> float | str:
     """The score as a cell; "" where it is not known."""
     return "" if math.isnan(row.score) else round(row.score, 4)
