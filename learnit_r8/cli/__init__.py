@@ -112,7 +112,7 @@ def _add_screens(watch: argparse.ArgumentParser, replay: argparse.ArgumentParser
         )
         command.add_argument("--width", type=_count, help="of the picture of --once")
         command.add_argument("--height", type=_count, help="of the picture of --once")
-        command.add_argument("--theme", type=_theme, help="colour, clear (for colour-blind people) or mono")
+        command.add_argument("--theme", type=_theme, help="colour, light, clear, clear-light or mono")
         command.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
     replay.add_argument("--speed", type=_positive, help="training seconds per second; by default the whole in 20 s")
     replay.add_argument("--to", type=_count, metavar="STEP", help="stand still at this step")

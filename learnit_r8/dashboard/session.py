@@ -20,6 +20,7 @@ from .state.ui_state import Action, Scene, UiState
 from .state.view import View
 from .terminal.async_writer import AsyncWriter
 from .terminal.capture import STDERR, Capture
+from .terminal.ground import find_ground
 from .terminal.screen import Screen, UnusableTerminal, screen_encoding
 from .terminal.terminal_hooks import TerminalHooks
 from .terminal.tty_modes import STDOUT, TtyModes
@@ -115,7 +116,7 @@ class ScreenSession:
     def open(self) -> None:
         """Take the terminal, on the main thread; calls ``ended`` where that fails."""
         self._modes = TtyModes()
-        self._screen = Screen(choose_theme(encoding=screen_encoding()), self._modes)
+        self._screen = Screen(choose_theme(encoding=screen_encoding(), ground=find_ground()), self._modes)
         self._capture = self._open_capture()
         self._painter = Painter(self._screen, self, UiState(), capture=self._capture)
         self._hooks = TerminalHooks(self)

@@ -223,7 +223,7 @@ def _data_map(last: NDArray[np.float32]) -> DataMap:
         warnings.simplefilter("ignore", RuntimeWarning)
         # In float64, as squares of large losses overflow.
         mean, spread = (find(values, axis=0, dtype=np.float64) for find in (np.nanmean, np.nanstd))
-        return DataMap(mean.astype(np.float32), spread.astype(np.float32), len(last))
+        return DataMap(np.asarray(mean, np.float32), np.asarray(spread, np.float32), len(last))
 
 
 def _flow(files: list[Samples]) -> Flow:

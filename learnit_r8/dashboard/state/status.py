@@ -40,6 +40,9 @@ def state_of(view: View, scene: Scene) -> State:
         return State("DIED", "alert", "no sign of life")
     if view.run is None:
         return State("WAITING", "busy")
+    if view.progress >= 1 and view.incident is None:
+        # In a notebook a run is often left without close(): it trains no more all the same.
+        return State("FINISHED", "good", "not closed yet")
     if scene.is_paused or view.is_paused:
         return State("PAUSED", "warn")
     if scene.link.startswith("stalled"):

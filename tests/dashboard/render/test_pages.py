@@ -4,6 +4,7 @@ To check them again after a change: ``R8_WRITE_FRAMES=1 pytest tests/dashboard/r
 ``git diff``.
 """
 
+import copy
 import dataclasses
 import os
 import re
@@ -143,7 +144,7 @@ def test_histories_of_any_size_are_seen(low, high):
     for end in np.linspace(high, low, 6):
         table.learner.learn(np.arange(8), np.full(8, end), None, np.full(8, table.trend))
         fields = surveyor.survey(0.0, epoch=0, epoch_ended=True)
-    view = fake_view()
+    view = copy.deepcopy(fake_view())
     view.fold(SamplesSurveyed(view.step, view.seconds, **fields))
     row = next(line for line in screen(view, 100, 20, view="samples") if line.strip().startswith("0 "))
 
@@ -152,7 +153,7 @@ def test_histories_of_any_size_are_seen(low, high):
 
 def test_an_inspected_suspect_says_nothing_of_a_loss_that_is_not_known():
     """The list of suspects does not have the last loss of each: of one among the hardest it is shown, else left out."""
-    view = fake_view()
+    view = copy.deepcopy(fake_view())
     hard, other = view.survey.hardest[0], view.survey.suspects[1]
     view.fold(dataclasses.replace(view.survey, suspects=(hard, *view.survey.suspects[1:])))
     frames = ["\n".join(screen(view, 100, 20, view="samples", inspected=index)) for index in (hard, other)]
@@ -164,7 +165,7 @@ def test_an_inspected_suspect_says_nothing_of_a_loss_that_is_not_known():
 
 def test_ends_of_a_narrow_histogram_stay_apart():
     """Where the two ends do not fit beside each other, only the last is shown: run together they are no number."""
-    view = fake_view()
+    view = copy.deepcopy(fake_view())
     view.fold(dataclasses.replace(view.survey, loss_range=(0.000123, 123456.0)))
     for width in range(8, 30):
         last = "".join(span.text for span in loss_histogram(view, width, 6, ASCII)[-1])
@@ -174,7 +175,7 @@ def test_ends_of_a_narrow_histogram_stay_apart():
 
 def test_balance_over_groups_is_said():
     """With groups a batch is balanced over them first, so its quarters differ: the panel says so."""
-    view = fake_view()
+    view = copy.deepcopy(fake_view())
     without = "\n".join(screen(view, 120, 40, view="data"))
     view.run = dataclasses.replace(view.run, settings={**view.run.settings, "groups": "int64[50000]"})
 
