@@ -192,7 +192,8 @@ def choose_theme(
     No colours with ``NO_COLOR`` set, or with ``TERM`` unset, "dumb" or monochrome;
     ``FORCE_COLOR`` (1 to 3, "true") overrides that. ``COLORTERM`` or "256color" in ``TERM`` mean 256 colours,
     8 otherwise. Braille needs UTF-8 and a font that has it: the Linux console gets blocks, other encodings ASCII.
-    ``R8_GLYPHS`` ("braille", "blocks", "ascii") and ``R8_THEME`` (the name of a `Theme`) force a choice; else the ground decides between light and dark, as the terminal or ``COLORFGBG`` tells it.
+    ``R8_GLYPHS`` ("braille", "blocks", "ascii") and ``R8_THEME`` (the name of a `Theme`) force a choice;
+    else the ground decides between light and dark, as the terminal or ``COLORFGBG`` tells it.
 
     Args:
         environ: By default that of the process.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 import select
@@ -32,6 +33,8 @@ def find_ground(environ: Mapping[str, str] | None = None) -> str:
     if not (os.isatty(STDIN) and os.isatty(STDOUT)):
         return ""
     with contextlib.suppress(OSError, ImportError, ValueError):
+        # Without it there will be no screen, only lines: nothing else may go to the terminal.
+        importlib.import_module("curses")
         return ask_ground(STDIN, STDOUT)
     return ""
 
