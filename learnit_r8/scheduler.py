@@ -374,10 +374,22 @@ class R8Scheduler:
         skipped: bool = False,
         predictions: Any = None,
     ) -> Outcome:
-        """Report the loss of the last batch of `batch_iterator`, or of a loader with `R8BatchSampler`; see `report`.
+        """Report the loss of the last batch of `batch_iterator`, or of a loader with `R8BatchSampler`.
+
+        Args:
+            loss: The loss of each sample, float[B], the mean of the batch, or with ``part_size`` the means of its
+                parts; see `report`.
+            part_size: Samples in a part, >= 1.
+            grad_norm: Norm of the batch's gradient, if known.
+            skipped: Whether the optimizer's step was skipped because gradients overflowed.
+            predictions: `Predictions` of the same samples.
+
+        Returns:
+            The outcome, false if the loss was refused; the learning rate to use now is in it.
 
         Raises:
-            RuntimeError: no batch is open.
+            RuntimeError: no batch is open; the message says why.
+            TypeError, ValueError, TrainingDiverged: as for `report`.
         """
         ticket = self._open
         if ticket is None:
