@@ -19,6 +19,7 @@ def write_report(
     thumbnail: Callable[[int], Any] | None = None,
     describe: Callable[[int], object] | None = None,
     other: str | os.PathLike[str] | None = None,
+    precision: float = 0.5,
 ) -> Path:
     """Write the report of a run.
 
@@ -31,6 +32,7 @@ def write_report(
             96 pixels a side. Pictures are embedded in the page, 2 MB at most; those beyond are left out.
         describe: Returns a text on a sample, given its index, to be shown with it.
         other: The folder of a run to compare with.
+        precision: Least share of the suspects to be wrong, as for `SampleTable.suspects`.
 
     Returns:
         Its path.
@@ -42,5 +44,5 @@ def write_report(
     """
     path = Path(out)
     compared = None if other is None else report_data(other)
-    path.write_text(page(report_data(run_dir), Look(thumbnail, describe), compared), encoding="utf-8")
+    path.write_text(page(report_data(run_dir, precision), Look(thumbnail, describe), compared), encoding="utf-8")
     return path
