@@ -75,7 +75,7 @@ def test_the_rate_explains_a_level(factor, is_refused):
 
 
 def test_guard_that_goes_back_is_moved_to_the_rate_of_now():
-    """The schedule goes on while a model goes back: what it fell by since then makes the guard neither deaf nor hasty."""
+    """The schedule goes on while a model goes back; by what it fell since then, the guard's sense of rates moves."""
     guard = SpikeGuard()
     state = guard.begin()
     for loss in healthy(480):
