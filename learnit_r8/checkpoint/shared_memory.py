@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import codec
-from .durable_io import remove, temporary_name
+from .durable_io import open_output, open_temporary, remove, temporary_name
 from .reader import Checkpoint
 from .state_form import pack, size_of, unpack
 
@@ -215,10 +215,8 @@ class SharedBackups:
         try:
             path = self._folder / f"gen_{step:012d}.r8"
             temporary = temporary_name(path)
-            remove(temporary)
             try:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-                with open(os.open(temporary, flags, 0o600), "wb", buffering=0) as file:
+                with open_temporary(temporary, 0o600, buffering=0) as file:
                     codec.write(whole, file)
                 os.replace(temporary, path)
             finally:
@@ -388,7 +386,7 @@ def _lock(folder: Path) -> int | None:
     """The descriptor of a lock that this process has now; None if another has it. A process that ends gives it back."""
     import fcntl
 
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    descriptor = open_output(folder / "lock", "a", permissions=0o600)
     try:
         # Not flock(): forked loader workers would keep the lock of a trainer that was killed.
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -228,19 +228,24 @@ class CheckpointStore:
         return make_first_free(names, lambda path: write_new(path, content))
 
     def _save_model(self, number: int, write_model: Callable[[str], None]) -> Path | None:
-        temporary = temporary_name(self.folder / f"model_{number:012d}")
+        # In a folder that nobody else can put a link into: the callback opens the file as it likes.
+        private = temporary_name(self.folder / f"model_{number:012d}")
+        remove(private)
+        private.mkdir(0o700)
+        asked = private / f"model_{number:012d}"
         try:
-            write_model(str(temporary))
-            written = sorted(self.folder.glob(temporary.name + "*"))
+            write_model(str(asked))
+            written = sorted(private.iterdir())
             if not written:
                 return None
-            if len(written) > 1 or written[0].is_symlink() or not written[0].is_file():
+            suffix = written[0].name.removeprefix(asked.name)
+            is_one = len(written) == 1 and not written[0].is_symlink() and written[0].is_file()
+            if not is_one or not written[0].name.startswith(asked.name):
                 raise ValueError(f"save_callback must write one regular file, got {[path.name for path in written]}.")
             flush(written[0])
-            model = self._name_model(written[0], number, written[0].name[len(temporary.name) :])
+            model = self._name_model(written[0], number, suffix)
         finally:
-            for rest in self.folder.glob(temporary.name + "*"):
-                remove(rest)
+            remove(private)
         flush_folder(self.folder)
         return model
 
