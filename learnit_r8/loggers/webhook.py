@@ -86,6 +86,7 @@ class Webhook(Logger):
                 with _opener().open(request, timeout=TIMEOUT_SECONDS):
                     return
             except urllib.error.HTTPError as error:
+                error.close()
                 if 300 <= error.code < 400:
                     raise Redirected(
                         f"the server answered with a redirect ({error.code}), which is not followed, as it would carry "
