@@ -12,11 +12,15 @@ from .._validation import did_you_mean
 from ..checkpoint.durable_io import numbered
 from ..checkpoint.model_loader import read_from
 from ..checkpoint.reader import Checkpoint
+from ..checkpoint.state_fit import check_kinds
 from ..schedules.budget import BUDGETS
 from .tally import Tally
 
 if TYPE_CHECKING:
     from .engine import Engine
+
+DAMAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError)
+"""What reading a state of the wrong values raises."""
 
 FORMAT = 1
 """Format of the whole state; it stays, as each part has a version of its own."""
@@ -95,11 +99,20 @@ def _check(run: Engine, state: Mapping[str, Any]) -> None:
 
 def load_state(run: Engine, state: Mapping[str, Any], call: str = "load_state_dict") -> None:
     """Load a saved state, or leave the run unchanged; see `R8Scheduler.load_state_dict`."""
-    if "rescue" in state:
-        state = _renewed(state)
-    _check(run, state)
+    # Its recovery had another form under the same number.
+    is_old = "rescue" in state
+    try:
+        if is_old:
+            state = _renewed(state)
+        _check(run, state)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"state must be what state_dict() returned, got a damaged one ({error!r}).") from error
     with run.turns.take(call, run.pace.step, mends=True) as turn:
         before = None if turn.was_cut else state_of(run)
+        if before is not None:
+            # Parts that an older version wrote had other forms.
+            alike = {name for name in state if VERSIONS.get(name) == state["versions"].get(name)}
+            check_kinds({name: state[name] for name in alike - ({"recovery"} if is_old else set())}, before)
         turn.is_changing = True
         try:
             _take_over(run, state)
@@ -107,7 +120,7 @@ def load_state(run: Engine, state: Mapping[str, Any], call: str = "load_state_di
             if before is not None:
                 _take_over(run, before)
                 turn.is_changing = False
-            if not isinstance(error, (KeyError, IndexError, TypeError, ValueError)):
+            if not isinstance(error, DAMAGE):
                 raise
             raise ValueError(f"state must be what state_dict() returned, got a damaged one ({error!r}).") from error
     run.member.forget()
