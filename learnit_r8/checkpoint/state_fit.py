@@ -140,7 +140,9 @@ def fill(saved: Any, live: Any) -> Any:
 MOST_WHOLE = 2**63
 
 
-def check_kinds(given: Any, own: Any, where: str = "state") -> None:
+def check_kinds(
+    given: Any, own: Any, where: str = "state", *, strict: tuple[str, ...] = (), numbers: tuple[str, ...] = ()
+) -> None:
     """Raise ValueError where a plain state from a file cannot stand for one of this program.
 
     A number must be a number, a whole one whole, an array of the same kind and dimensions, and so on down. Numbers and
@@ -151,24 +153,30 @@ def check_kinds(given: Any, own: Any, where: str = "state") -> None:
         given: Nested dicts, lists, numbers, texts and arrays.
         own: A state of the same program, at any time.
         where: What it is, for the message.
+        numbers: Places in which no number may be None.
+        strict: Places in which only numbers and dicts may stand where None is here.
     """
-    if own is None or (given is None and isinstance(own, (int, float, Mapping))):
+    if own is None:
+        is_fine = given is None or is_number(given) or isinstance(given, Mapping) or not where.startswith(strict)
+        _require(not strict or is_fine, "a number, a dict or None", given, where)
+        return
+    if given is None and isinstance(own, (int, float, Mapping)) and not where.startswith(numbers):
         return
     if isinstance(own, Mapping):
         _require(isinstance(given, Mapping), "a dict", given, where)
         for name in own.keys() & given.keys():
-            check_kinds(given[name], own[name], f"{where}.{name}")
+            check_kinds(given[name], own[name], f"{where}.{name}", strict=strict, numbers=numbers)
     elif isinstance(own, np.ndarray):
         is_alike = isinstance(given, np.ndarray) and given.ndim == own.ndim and _kind_of(given) == _kind_of(own)
         _require(is_alike, f"an array of {own.dtype} in {own.ndim} dimensions", given, where)
     elif isinstance(own, (list, tuple)):
         _require(isinstance(given, (list, tuple)), "a list", given, where)
-        numbers = all(map(is_number, own)) and bool(own)
+        is_of_numbers = all(map(is_number, own)) and bool(own)
         for number, item in enumerate(given):
-            if numbers:
+            if is_of_numbers:
                 _require(isinstance(item, bool) or is_number(item), "a number", item, f"{where}.{number}")
             elif len(given) == len(own):
-                check_kinds(item, own[number], f"{where}.{number}")
+                check_kinds(item, own[number], f"{where}.{number}", strict=strict, numbers=numbers)
     elif isinstance(own, bool):
         _require(isinstance(given, bool), "True or False", given, where)
     elif isinstance(own, int):

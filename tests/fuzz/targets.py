@@ -263,7 +263,7 @@ class Generations:
         self.path.write_bytes(content)
         skipped = []
         found = self.backups.newest(skipped)
-        assert (found is None) == bool(skipped)
+        assert found is not None or skipped
         if found is not None:
             generation, proved, made = found
             assert isinstance(generation.state, dict)

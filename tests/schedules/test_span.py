@@ -4,6 +4,8 @@ import time
 
 import pytest
 
+from learnit_r8.schedules.budget import Budget
+from learnit_r8.schedules.cool_down import CoolDownRule, cooled
 from learnit_r8.schedules.span import Span, read_span, span_of, typed_span
 
 
