@@ -62,8 +62,8 @@ class SharedGenerations:
             raise ValueError(f"backup_dir must be a folder in memory, False or None, got {backup_dir!r}.")
         if is_given and checkpoint_dir is None:
             raise ValueError(f"backup_dir needs a checkpoint_dir or a save_callback, got {backup_dir!r} without.")
-        # Whoever names a folder in the environment has asked for it, too.
-        is_asked = is_given or bool(os.environ.get("R8_BACKUPS"))
+        # Whoever names a folder in the environment that is not there has not asked for silence.
+        is_asked = is_given or (bool(os.environ.get("R8_BACKUPS")) and not default_base().is_dir())
         is_on = is_given or (
             backup_dir is None and checkpoint_dir is not None and (is_asked or default_base().is_dir())
         )
