@@ -155,7 +155,8 @@ class SharedBackups:
             packed = pack(model)
             self._prepare()
             self._make_room(size_of(packed) + size_of(content))
-        except (TypeError, OSError, ValueError) as error:
+        except (TypeError, OSError, ValueError, ImportError) as error:
+            # ImportError: a system without the locks of POSIX.
             done()
             self._turn_off(str(error))
             return
