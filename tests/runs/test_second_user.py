@@ -60,7 +60,7 @@ else:
             file = os.path.join(path, name)
             if os.lstat(file).st_uid == os.getuid():
                 continue
-            if "/shm/" in file:
+            if file.startswith(folder + "/shm/"):
                 attempt("read " + name, lambda: open(file).read())
             attempt("written " + name, lambda: open(file, "a"))
             attempt("deleted " + name, lambda: os.unlink(file))
