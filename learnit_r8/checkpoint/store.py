@@ -13,11 +13,11 @@ import functools
 import itertools
 import os
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from ..events.caller import warn
 from .background import BackgroundWrite
 from .codec import write
 from .durable_io import (
@@ -301,7 +301,7 @@ class CheckpointStore:
         reasons: list[str] = []
         checkpoint = first_valid([self.folder / name], reasons)
         if reasons:
-            warnings.warn(f"checkpoint skipped: {reasons[0]}", RuntimeWarning, stacklevel=3)
+            warn(f"checkpoint skipped: {reasons[0]}")
         return checkpoint
 
     def go_on_from(self, checkpoint: Checkpoint) -> None:

@@ -103,6 +103,8 @@ def _of_progress(event: events.Event) -> EventText | None:
             return EventText(WARN, f"backups do not outlive the process: {event.reason}")
         case events.CheckpointSaved():
             return EventText(INFO, f"checkpoint {_file_name(event.path)} saved", "C")
+        case events.CheckpointLoaded():
+            return EventText(INFO, f"goes on from {_source(event)} at step {event.step:,}")
         case events.LrFound():
             return EventText(INFO, f"learning rate {number(event.lr)} found in {event.num_steps} steps")
         case events.Notice():
@@ -122,13 +124,22 @@ def _of_run(event: events.Event) -> EventText | None:
             return EventText(INFO, "goes on")
         case events.CoolDownBegan():
             return EventText(INFO, describe_end(event), "D")
+        case events.RunStopped() if event.is_early:
+            return EventText(GOOD, f"ends early: {event.reason}" if event.reason else "ends early")
         case events.RunStopped():
             return EventText(WARN, f"asked to stop: {event.reason}" if event.reason else "asked to stop")
         case events.ProcessLeft():
             return EventText(ALERT, f"died: {event.error}") if event.error else EventText(INFO, "the process left")
         case events.RunEnded():
-            return EventText(GOOD, "finished") if event.finished else EventText(WARN, "stopped before its end")
+            return EventText(GOOD, end_of(event)) if event.finished else EventText(WARN, "stopped before its end")
     return None
+
+
+def end_of(event: events.RunEnded) -> str:
+    """How a run has ended, in one or two words."""
+    if not event.finished:
+        return "stopped"
+    return "finished" if event.early is None else "finished early"
 
 
 def describe_end(event: events.CoolDownBegan) -> str:
@@ -161,6 +172,14 @@ def _short(value: object) -> str:
 def few(samples: tuple[int, ...], most: int) -> str:
     """Positions of the first samples, and the number of the others."""
     return ", ".join(map(str, samples[:most])) + (f" and {len(samples) - most} more" if len(samples) > most else "")
+
+
+def _source(event: events.CheckpointLoaded) -> str:
+    """Where a resumed run comes from."""
+    name = _file_name(event.path)
+    if name.startswith("gen_"):
+        return f"the backup in shared memory {event.path}, which is newer than every checkpoint on disk,"
+    return f"checkpoint {name}"
 
 
 def _file_name(path: str) -> str:

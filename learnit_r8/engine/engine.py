@@ -78,6 +78,7 @@ class Engine:
         self.emitter = EventEmitter(parts.announcer, parts.plan.table)
         self.controller = parts.controller
         self.search = parts.search
+        self.early_stop = parts.early_stop
         self.name = parts.name
         self.member: membership.Member = membership.NoMember()
         self.say_once = parts.announcer.say_once

@@ -38,6 +38,7 @@ class Pace:
         step: Batches reported so far, including refused ones.
         num_out: Batches drawn and not reported yet.
         is_stopped: Whether the run was asked to end before its budget is used up.
+        ended_early: Why the program itself has ended it so, which is a success; None if it has not.
         rule: As given.
         longest_break: Longest time between a report and the next draw so far, in seconds; known for budgets in seconds.
     """
@@ -55,6 +56,7 @@ class Pace:
         self.step = 0
         self.num_out = 0
         self.is_stopped = False
+        self.ended_early: str | None = None
         self.clock = clock
         self.rule = rule
         self.longest_break = 0.0

@@ -5,12 +5,12 @@ from __future__ import annotations
 import atexit
 import math
 import traceback
-import warnings
 from collections import deque
 from typing import Any
 
 from .. import events
 from ..events import launcher
+from ..events.caller import warn
 from ..events.threaded_listener import ThreadedListener
 
 MOST_QUEUED = 10_000
@@ -111,7 +111,7 @@ class Logger(ThreadedListener):
         if not self._has_said:
             self._has_said = True
             text = f"logger {type(self).__name__} could not write, and goes on:\n{self._trace}"
-            warnings.warn(text, RuntimeWarning, stacklevel=4)
+            warn(text)
 
     def close(self) -> None:
         """Write what is queued and end the thread; waits at most five seconds. Safe to call twice."""
@@ -126,7 +126,7 @@ class Logger(ThreadedListener):
         if self.num_lost:
             late = "" if has_ended else f", and was not done after {CLOSE_SECONDS:g} s"
             lost = f"logger {type(self).__name__} has lost {self.num_lost:,} of {self.num_events:,} events{late}"
-            warnings.warn(lost, RuntimeWarning, stacklevel=2)
+            warn(lost)
 
 
 def numbers_of(event: events.Event) -> tuple[int, dict[str, float]]:
@@ -174,6 +174,6 @@ def alert_of(event: events.Event) -> tuple[str, str] | None:
         case events.GaveUp():
             return "diverged", f"step {event.step}: {event.text}"
         case events.RunEnded():
-            how = "finished" if event.finished else "stopped"
+            how = "stopped" if not event.finished else "finished" if event.early is None else "finished early"
             return how, f"{how} after {event.step} steps, {event.seconds:.0f} s"
     return None

@@ -20,6 +20,7 @@ def write_report(
     thumbnail: Callable[[int], Any] | None = None,
     describe: Callable[[int], object] | None = None,
     other: str | os.PathLike[str] | None = None,
+    precision: float = 0.5,
 ) -> Path:
     """Write the report of a run.
 
@@ -32,6 +33,7 @@ def write_report(
             96 pixels a side. Pictures are embedded in the page, 2 MB at most; those beyond are left out.
         describe: Returns a text on a sample, given its index, to be shown with it.
         other: The folder of a run to compare with.
+        precision: Least share of the suspects to be wrong, as for `SampleTable.suspects`.
 
     Returns:
         Its path.
@@ -43,7 +45,7 @@ def write_report(
     """
     path = Path(out)
     compared = None if other is None else report_data(other)
-    text = page(report_data(run_dir), Look(thumbnail, describe), compared)
+    text = page(report_data(run_dir, precision), Look(thumbnail, describe), compared)
     with open(open_output(path), "w", encoding="utf-8") as file:
         file.write(text)
     return path

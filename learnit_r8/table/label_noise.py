@@ -61,6 +61,7 @@ class Suspects(NamedTuple):
         given: int64[K], the label of each; -1 without predictions.
         suggested: int64[K], the class predicted most for each among those that are not its label; -1 if unknown.
         votes: int64[K], a lower bound on the visits at which it was predicted; 0 if unknown.
+        num_judged: Number of samples that were visited often enough to be judged.
         method: "mirrored margins" where predictions show more labels to be wrong than right ones explain, "two humps"
             where the losses fall into two components; "" without suspects.
     """
@@ -77,6 +78,7 @@ class Suspects(NamedTuple):
     suggested: NDArray[np.int64] = _NOBODY
     votes: NDArray[np.int64] = _NOBODY
     method: str = ""
+    num_judged: int = 0
 
     def __repr__(self) -> str:
         if self.reason:
@@ -84,7 +86,8 @@ class Suspects(NamedTuple):
         some = ", ".join(map(str, self.indices[:8])) + (", ..." if len(self.indices) > 8 else "")
         if self.method == MIRROR:
             return f"Suspects({len(self.indices)} samples, about {self.precision:.0%} of them wrong: {some})"
-        return f"Suspects({len(self.indices)} samples, {self.noise_rate:.1%} of those judged: {some})"
+        share = len(self.indices) / max(1, self.num_judged)
+        return f"Suspects({len(self.indices)} samples, {share:.1%} of those judged: {some})"
 
     def _repr_html_(self) -> str:
         """The most suspect samples, for a notebook."""
@@ -143,7 +146,9 @@ def find_suspects(
     else:
         found = _by_evidence(records, evidence, untrained_loss, by_group, precision)
     given, suggested, votes = _suggestions(evidence, found.indices)
-    return found._replace(given=given, suggested=suggested, votes=votes)
+    visits = evidence["visits"] if found.method == MIRROR else records["usage_count"]
+    num_judged = int(np.count_nonzero(visits >= LEAST_USES))
+    return found._replace(given=given, suggested=suggested, votes=votes, num_judged=num_judged)
 
 
 def _by_evidence(records: Any, evidence: Any, untrained_loss: float, by_group: bool, precision: float) -> Suspects:

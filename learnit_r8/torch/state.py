@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from ..checkpoint import tensors
 from ..checkpoint.shared_memory import ResumedState
 from ..checkpoint.state_fit import fill
 from ..checkpoint.state_form import leave_out
+from ..events.caller import warn
 from . import serialization
 from .distributed.flat_shards import FlatShards, is_flat
 from .distributed.shards import Shards, is_sharded
@@ -107,11 +107,9 @@ class ModelState:
         names = [f"{name} ({what})" for name, what in found.items() if name not in self._left_out]
         if names:
             self._left_out |= found
-            warnings.warn(
+            warn(
                 f"backups and checkpoints cannot hold {', '.join(names)}: that is left out of them, and stays as it is "
-                "when they are put back.",
-                RuntimeWarning,
-                stacklevel=3,
+                "when they are put back."
             )
         return state
 
