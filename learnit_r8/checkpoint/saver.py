@@ -89,7 +89,7 @@ class CheckpointSaver:
         self._value_to_pin: float | None = None
         self._step_to_pin = 0
         self._logged: set[str] = set()
-        self._has_written = False
+        self._first_step = 0
         self._pid: int | None = None
         self._is_shared = False
 
@@ -103,7 +103,7 @@ class CheckpointSaver:
 
     def count_from(self, step: int) -> None:
         """Note that the run was resumed at this step, which needs no new checkpoint."""
-        self._step_tried = step
+        self._step_tried = self._first_step = step
 
     def has_saved(self, step: int) -> bool:
         """Whether there is a checkpoint of this step."""
@@ -128,7 +128,8 @@ class CheckpointSaver:
             run_ended: Whether this is the last call.
         """
         due = self._when(elapsed) or (self._each_epoch and epoch_ended)
-        if run_ended:
+        # A run that had finished before it was resumed logs nothing.
+        if run_ended and elapsed.steps != self._first_step:
             self._check_monitor()
         must_wait = run_ended or self._must_pin
         if self._writing is not None and not (must_wait or self._writing[1].is_done):
@@ -196,7 +197,6 @@ class CheckpointSaver:
             raise RuntimeError(f"save_checkpoint() must not be called at step {step}, {self._whose}.")
         self.settle()
         before, self._step_tried = self._step_tried, step
-        self._has_written = True
         try:
             saved = write()
         except Exception:
@@ -293,8 +293,7 @@ class CheckpointSaver:
             return None
 
     def _check_monitor(self) -> None:
-        # A run that had finished before it was resumed logs nothing.
-        if self._monitor is not None and self._monitor not in self._logged and self._has_written:
+        if self._monitor is not None and self._monitor not in self._logged:
             self._announcer.warn_once(
                 "monitor",
                 f"monitor must be a metric passed to log(), got {self._monitor!r}; logged were {sorted(self._logged)}. "
