@@ -259,7 +259,8 @@ class R8Scheduler:
         checkpoint = store.load(None if folder == Path(path) else path)
         span = None if cool_down is None else read_span("cool_down", cool_down)
         own = folder if span is None else run_state.folder_of_branch(folder, checkpoint, new_goal)
-        arguments = arguments_of(checkpoint.config, {"checkpoint_dir": own, **new_goal}, cls, kept=KEPT)
+        saved, given = len(checkpoint.state["table"]["loss"]), {"checkpoint_dir": own, **new_goal}
+        arguments = arguments_of(checkpoint.config, given, cls, kept=KEPT, num_samples=saved)
         r8 = cls(save_callback=save_callback, load_callback=load_callback, **arguments)
         run_state.go_on_from(r8.host, checkpoint, fitted(checkpoint.state, r8.table, r8.host.plan, remap))
         if span is not None:

@@ -208,9 +208,10 @@ def test_only_the_scheduler_loads_the_dashboard(path):
 def test_dashboard_knows_events_only(path):
     """The dashboard imports the events of the package, as they are or condensed; those that follow a folder, it too.
 
-    An export takes the rule for free names of files from the checkpoints.
+    What writes files takes the opener, and the rule for free names, from the checkpoints.
     """
-    more = {"journal"} if path.stem in FOLLOWERS else {"checkpoint"} if path.stem == "export" else set()
+    is_writer = path.stem in ("export", "capture")
+    more = {"journal"} if path.stem in FOLLOWERS else {"checkpoint"} if is_writer else set()
 
     assert places(path) <= {"events", "dashboard"} | more
 

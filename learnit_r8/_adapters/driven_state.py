@@ -16,6 +16,7 @@ import numpy as np
 
 from ..checkpoint.callbacks import Callbacks
 from ..checkpoint.codec import decode, encode
+from ..checkpoint.durable_io import open_output
 from ..checkpoint.state_fit import fit, unpack_saved
 from ..checkpoint.state_form import is_key, leave_out, pack
 from ..checkpoint.state_tree import nnx_of, open_node
@@ -104,7 +105,9 @@ class DrivenState:
                 f"checkpoints cannot hold {name} ({left_out[name]}): that is left out of them, and stays as it is when "
                 "they are loaded."
             )
-        Path(filepath).write_bytes(encode({"state": pack(state, holders=True), "random": random_state()}))
+        content = encode({"state": pack(state, holders=True), "random": random_state()})
+        with open(open_output(filepath), "wb") as file:
+            file.write(content)
 
     def load(self, source: Any, *, from_ram: bool = False) -> None:
         """Put a state back.

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checkpoint.durable_io import open_output
 from ..dashboard.export import write_csv
 from ..dashboard.text import clean, number
 from ..events.codec import strict_json
 from ..events.samples import count_text
-from ..journal.run import Run, UnreadableRun, find_run
+from ..journal.run import Run, UnreadableRun, find_run, free_of_runs
 from ..journal.samples import Samples, more_before, read_samples, sample_epochs
 from ..table.label_noise import MIRROR, Suspects
 from ..table.labels.frame import write_parquet
@@ -46,7 +47,8 @@ def samples(options: argparse.Namespace) -> int:
         columns = (*COLUMNS, *LABEL_COLUMNS) if options.parquet else COLUMNS
     rows = rows_of(found, verdict, chosen, columns)
     if options.parquet:
-        write_parquet(rows, options.parquet)
+        with open(open_output(free_of_runs(options.parquet)), "wb") as file:
+            write_parquet(rows, file)
         print(clean(f"{options.parquet} ({len(chosen):,} samples)"))
     elif options.json:
         print(strict_json(facts_of(run, found, verdict, rows), non_finite=lambda value: None))

@@ -176,6 +176,8 @@ def line_of(run: Run, view: View, state: State) -> str:
             parts += [f"{number(view.pacing.samples_per_second)} samples/s", f"left {clock(left)}"]
     if view.incident is not None and state.word in ("running", "stalled"):
         parts.append("RECOVERING")
+    if view.backups_off and state.word in ("running", "stalled"):
+        parts.append(f"BACKUPS DO NOT OUTLIVE IT ({clean(view.backups_off, 100)})")
     return "  ".join(parts)
 
 
@@ -199,6 +201,7 @@ def _facts(run: Run, view: View, state: State) -> dict[str, Any]:
         "loss": view.last.loss if view.last else math.nan,
         "smoothed_loss": view.ema,
         "lr": view.last.lr if view.last else math.nan,
+        "backups_off": view.backups_off or None,
         "samples_per_second": view.pacing.samples_per_second,
         "metrics": {name: points[-1].value for name, points in view.metrics.items()},
     }

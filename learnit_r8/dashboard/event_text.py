@@ -97,6 +97,10 @@ def _of_progress(event: events.Event) -> EventText | None:
         case events.MetricsLogged():
             values = "  ".join(f"{name} {number(value)}" for name, value in list(event.metrics.items())[:8])
             return EventText(INFO, f"measured: {values}")
+        case events.BackupsOutlive(is_on=True):
+            return EventText(GOOD, "backups outlive the process again")
+        case events.BackupsOutlive():
+            return EventText(WARN, f"backups do not outlive the process: {event.reason}")
         case events.CheckpointSaved():
             return EventText(INFO, f"checkpoint {_file_name(event.path)} saved", "C")
         case events.CheckpointLoaded():

@@ -13,6 +13,7 @@ from ..checkpoint.callbacks import call_load
 from ..checkpoint.durable_io import numbered, remove
 from ..checkpoint.model_loader import read_from
 from ..checkpoint.reader import Checkpoint, NoValidCheckpoint
+from ..checkpoint.state_fit import check_kinds
 from ..checkpoint.state_tree import clone
 from ..checkpoint.store import CheckpointStore
 from ..schedules.budget import BUDGETS
@@ -20,6 +21,9 @@ from .tally import Tally
 
 if TYPE_CHECKING:
     from .engine import Engine
+
+DAMAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError)
+"""What reading a state of the wrong values raises."""
 
 FORMAT = 1
 """Format of the whole state; it stays, as each part has a version of its own."""
@@ -91,6 +95,9 @@ def _check(run: Engine, state: Mapping[str, Any]) -> None:
                 f"{name!r} of the state must be of version {VERSIONS.get(name, 0)} or older, got version {version!r}: "
                 "a newer learnit_r8 has saved it. Load it with that version."
             )
+    nameless = [name for name in VERSIONS if name in state and state["versions"].get(name, 0) < 1]
+    if nameless:
+        raise ValueError(f"versions of the state must name that of {nameless[0]!r}, got {state['versions']!r}.")
     for name, value in identity_of(run).items():
         if state["data"].get(name) != value:
             remedy = "; resume_from_checkpoint() changes it" if name in CHANGED_BY_RESUME else ""
@@ -101,11 +108,24 @@ def _check(run: Engine, state: Mapping[str, Any]) -> None:
 
 def load_state(run: Engine, state: Mapping[str, Any], call: str = "load_state_dict") -> None:
     """Load a saved state, or leave the run unchanged; see `R8Scheduler.load_state_dict`."""
-    if "rescue" in state:
-        state = _renewed(state)
-    _check(run, state)
+    # Its recovery had another form under the same number.
+    is_old = "rescue" in state
+    try:
+        if is_old:
+            state = _renewed(state)
+        _check(run, state)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"state must be what state_dict() returned, got a damaged one ({error!r}).") from error
     with run.turns.take(call, run.pace.step, mends=True) as turn:
         before = None if turn.was_cut else state_of(run)
+        if before is not None:
+            # Parts that an older version wrote had other forms.
+            alike = {name for name in state if VERSIONS.get(name) == state["versions"].get(name)}
+            alike -= {"recovery"} if is_old else set()
+            # A guard of the user's own may say None where it has no number.
+            is_ours = type(run.sentry.guard).__module__.startswith("learnit_r8.")
+            guard = ("state.guard",) if is_ours else ()
+            check_kinds({name: state[name] for name in alike}, before, strict=("state.recovery", *guard), numbers=guard)
         turn.is_changing = True
         try:
             _take_over(run, state)
@@ -113,7 +133,7 @@ def load_state(run: Engine, state: Mapping[str, Any], call: str = "load_state_di
             if before is not None:
                 _take_over(run, before)
                 turn.is_changing = False
-            if not isinstance(error, (KeyError, IndexError, TypeError, ValueError)):
+            if not isinstance(error, DAMAGE):
                 raise
             raise ValueError(f"state must be what state_dict() returned, got a damaged one ({error!r}).") from error
     run.member.forget()

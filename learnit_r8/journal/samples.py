@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint.codec import read_npz
-from ..checkpoint.durable_io import open_regular
+from ..checkpoint.durable_io import open_regular, replace
 from ..events.codec import strict_json
 from ..table.figures import top
 from ..table.label_noise import Ranking, Suspects, find_suspects, rank
@@ -223,12 +223,12 @@ def _write(folder: Path, samples: Samples) -> None:
     if samples.evidence is not None:
         arrays |= samples.evidence
     text = np.frombuffer(strict_json(about, non_finite=lambda value: None).encode(), np.uint8)
-    temporary = folder / f"tmp_{os.getpid()}_samples.npz"
-    try:
-        np.savez(temporary, allow_pickle=False, about=text, **arrays)
-        os.replace(temporary, folder / _name(samples.epoch))
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Not flushed: at the end of a run, the program waits for it.
+    replace(
+        folder / _name(samples.epoch),
+        lambda file: np.savez(file, allow_pickle=False, about=text, **arrays),
+        durable=False,
+    )
 
 
 def _name(epoch: int) -> str:

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ..checkpoint.durable_io import open_output
 from ..events import Alive, EpochDone, Event, ProcessLeft, RunEnded, RunStarted, StepsDone
 from ..events.caller import warn
 from ..events.codec import strict_json, to_json
@@ -55,7 +56,7 @@ class Journal(ThreadedListener):
         requests: Takes what is asked for by files in the run folder.
 
     Raises:
-        ValueError: another running process writes to this folder.
+        ValueError: another running process writes to this folder, or its journal is a link.
         OSError: the folder cannot be made or written to.
 
     Attributes:
@@ -116,7 +117,7 @@ class Journal(ThreadedListener):
         path = self.folder / "events.jsonl"
         header = strict_json({"kind": "Journal", "schema": SCHEMA, "time": round(now, 3)}) + "\n"
         # Ends a line that a killed process left half written, which readers skip.
-        path.touch(0o644)
+        os.close(open_output(path, "a", permissions=0o644))
         _append(path, ("\n" if path.stat().st_size else "") + header)
         atexit.register(_at_exit, weakref.ref(self))
 
@@ -276,7 +277,7 @@ def _append(path: Path, text: str) -> None:
         OSError: the file cannot be written, or not all of it.
     """
     content = text.encode("utf-8", errors="replace")
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
+    descriptor = open_output(path, "r+")
     try:
         while content:
             content = content[os.write(descriptor, content) :]

@@ -54,11 +54,12 @@ class Logger(ThreadedListener):
         self.error: BaseException | None = None
         self._is_on = every_rank or not launcher.rank_of()
         self._trace, self._has_said = "", False
+        self._num_in_hand, self._is_late = 0, False
 
     @property
     def num_lost(self) -> int:
-        """Events that were not written."""
-        return self.num_dropped + self._num_failed
+        """Events that were not written; among them the one that is being written when the time is up."""
+        return self.num_dropped + self._num_failed + (self._num_in_hand if self._is_late else 0)
 
     def write(self, event: events.Event) -> None:
         """Write an event; on the thread of the logger."""
@@ -96,11 +97,14 @@ class Logger(ThreadedListener):
 
     def _guarded(self, call: Any, *arguments: Any) -> None:
         try:
+            self._num_in_hand += len(arguments)
             call(*arguments)
         except Exception as error:
             self.error = error
             self._num_failed += len(arguments)
             self._trace = self._trace or traceback.format_exc()
+        finally:
+            self._num_in_hand -= len(arguments)
 
     def _say_error(self) -> None:
         """Name the error, the first time."""
@@ -116,6 +120,7 @@ class Logger(ThreadedListener):
             return
         atexit.unregister(self.close)
         has_ended = self.end_thread(CLOSE_SECONDS)
+        self._is_late = not has_ended
         if self._trace:
             self._say_error()
         if self.num_lost:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.durable_io import open_output
 from .data import report_data
 from .gallery import Look
 from .page import page
@@ -39,10 +40,12 @@ def write_report(
 
     Raises:
         UnreadableRun: the folder holds no run.
-        OSError: the file cannot be written.
+        OSError: the file cannot be written, or is a link.
         TypeError, ValueError: a picture is none of these; then nothing is written.
     """
     path = Path(out)
     compared = None if other is None else report_data(other)
-    path.write_text(page(report_data(run_dir, precision), Look(thumbnail, describe), compared), encoding="utf-8")
+    text = page(report_data(run_dir, precision), Look(thumbnail, describe), compared)
+    with open(open_output(path), "w", encoding="utf-8") as file:
+        file.write(text)
     return path

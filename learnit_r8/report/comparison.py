@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checkpoint.durable_io import open_output
 from ..dashboard.render.svg import circle, frame, grid, line, range_of, rect, svg
 from ..dashboard.state.view import View
 from ..dashboard.text import number
@@ -52,7 +53,9 @@ def write_comparison(runs: Sequence[str | os.PathLike[str]], out: str | os.PathL
             view.fold(record.event)
         views.append(view)
     path = Path(out)
-    path.write_text(comparison_page(views, [run.name for run in found]), encoding="utf-8")
+    text = comparison_page(views, [run.name for run in found])
+    with open(open_output(path), "w", encoding="utf-8") as file:
+        file.write(text)
     return path
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from .budget import Budget
 from .schedule import DEFAULT_DECAY, DEFAULT_SHAPE, SHAPES
-from .span import Span
+from .span import Span, checked_span
 
 
 class CoolDownRule(NamedTuple):
@@ -112,7 +112,7 @@ def cooled(
 def _counted(span: Span, budget: Budget, step: int, seconds: float, steps_per_epoch: int) -> Span:
     """The span in steps, seconds, or as a wall time."""
     if span.unit == "epochs":
-        return Span("steps", math.ceil(span.amount * steps_per_epoch))
+        return checked_span("steps", math.ceil(span.amount * steps_per_epoch))
     if span.unit != "share":
         return span
     factor = span.amount / (1 - span.amount)

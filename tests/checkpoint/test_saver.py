@@ -7,6 +7,7 @@ import shutil
 import threading
 import warnings
 
+import numpy as np
 import pytest
 
 from learnit_r8 import CheckpointStore, events
@@ -130,6 +131,65 @@ def test_low_space_is_seen_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(1.2 * size)))
 
     assert r8.save_checkpoint().path.name == "ck_000000000002.r8"
+
+
+class SmallDisk:
+    """A disk that has room for some checkpoints only, as `shutil.disk_usage` tells it; writing beyond it fails."""
+
+    def __init__(self, monkeypatch, folder, capacity):
+        self.folder, self.capacity, self.usage = folder, capacity, shutil.disk_usage(folder)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: self.usage._replace(free=self.capacity - self.used))
+
+    @property
+    def used(self):
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+
+class LargeWeights(Weights):
+    """A model whose file is large beside the spare room; writing it notes what else is whole on the disk."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.values = np.zeros(2**17)
+        self.folder, self.whole = folder, []
+
+    def save(self, state_dict, filepath):
+        self.whole.append(len(list(self.folder.glob("ck_*.r8"))))
+        super().save(state_dict, filepath)
+
+
+@pytest.mark.parametrize("keep", [2, 3, "thin"])
+def test_disk_with_room_for_what_is_kept_gets_the_end_of_the_run(keep, tmp_path, monkeypatch, recwarn):
+    """Older checkpoints give way to the newest before it is written, never the newest one; after a resume as well."""
+    model = LargeWeights(tmp_path)
+    size = model.values.nbytes
+    disk = SmallDisk(monkeypatch, tmp_path, int(2.1 * size))
+    given = {"checkpoint_dir": tmp_path, "keep_checkpoints": keep, "save_callback": model.save,
+             "state_callback": model.get, "load_callback": model.load, "backup_dir": False}  # fmt: skip
+    with make(num_epochs=5, **given) as r8:
+        train(r8)
+    resumed = make(num_epochs=9, resume="auto", **given)
+    began = resumed.global_step
+    train(resumed)
+
+    assert began == 15
+    assert make(num_epochs=9, resume="auto", **given).global_step == 27
+    assert min(model.whole[1:]) >= 1
+    assert disk.used <= disk.capacity
+    assert not [str(one.message) for one in recwarn.list if "finished already" not in str(one.message)]
+
+
+def test_best_checkpoint_does_not_give_way(tmp_path, monkeypatch):
+    """On a disk with room for two, the best one stays, and a newer one that needs its place is not written."""
+    model = LargeWeights(tmp_path)
+    r8 = make(num_epochs=4, checkpoint_dir=tmp_path, monitor="val_loss", save_callback=model.save,
+              state_callback=model.get, backup_dir=False)  # fmt: skip
+    SmallDisk(monkeypatch, tmp_path, int(2.1 * model.values.nbytes))
+    with pytest.warns(RuntimeWarning, match="bytes must be free for a checkpoint"):
+        validate(r8, [1.0, 2.0, 3.0, 4.0])
+
+    assert r8.best_checkpoint.path.exists()
+    assert len(list(tmp_path.glob("ck_*.r8"))) == 2
 
 
 def test_best_checkpoint_is_kept(tmp_path):
