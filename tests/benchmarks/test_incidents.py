@@ -1,10 +1,8 @@
 """The parts of benchmarks/incidents.py: what goes wrong and when, what is counted, and which runs are compared."""
 
-import copy
 import math
 import pickle
 import sys
-import weakref
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,7 @@ pytest.importorskip("sklearn")
 from incident_faults import Faults, Injector, draw_cluster
 from incident_figures import Results, measure_beyond, measure_worse, worse_than
 from incident_groups import GROUPS
-from incident_poison import Token
+from incident_poison import PoisonRun, draw_poison
 from incident_runs import ARMS, Case, Watch
 from incident_tasks import make_network, make_task
 
@@ -118,18 +116,19 @@ def test_a_restore_behind_the_damage_leaves_it_there() -> None:
     assert watch.beyond == [0 + 10]
 
 
-def test_tokens_tell_which_copies_of_a_state_live() -> None:
-    """A copy is known as long as it lives, with the step and the mark that it was copied at."""
-    model, copies = make_network("digits", 0), weakref.WeakSet[Token]()
-    token = Token(model, copies)
-    token.step = 50
-    early = copy.deepcopy({"token": token})
-    token.step, model.mark[0] = 100, 1
-    late = copy.deepcopy({"token": token})
+@pytest.mark.filterwarnings("ignore")
+def test_newest_healthy_state_is_read_off_the_package(tmp_path: Path) -> None:
+    """Of the backups that there are, the newest without the mark of the poisoning counts, and -1 without any."""
+    case = next(case for case in draw_poison(0) if (case.where, case.resume) == ("ram", "no"))
+    run, found = PoisonRun(case, str(tmp_path)), []
+    find = run.find_newest
+    run.find_newest = lambda r8: found.append((find(r8), r8.host.persistence.backup.backups)) or found[-1][0]
 
-    assert sorted((each.step, each.is_poisoned) for each in copies) == [(50, 0), (100, 1)]
-    del early
-    assert [each.step for each in copies] == [late["token"].step]
+    assert run.run()
+    assert len(found) == case.times
+    newest, backups = found[0]
+    assert newest <= run.poisoned_at[0]
+    assert newest in [backup.step for backup in backups] or not backups
 
 
 @pytest.mark.parametrize("name", GROUPS)

@@ -45,7 +45,7 @@ def test_control_sequences_in_names_reach_no_terminal(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["x"], ["samples", "--top", "0"], ["samples", "--top", "x"], ["replay", "--speed", "-1"], ["compare", "a"],
+    [["x"], ["samples", "--top", "0"], ["samples", "--top", "x"], ["replay", "--speed", "-1"], ["compare"],
      ["replay", "--speed", "nan"], ["watch", "--view", "x"], ["samples", "--top", "9" * 30]],
 )  # fmt: skip
 def test_wrong_command_line_is_refused(arguments, capsys):
