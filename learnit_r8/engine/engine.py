@@ -30,10 +30,11 @@ from ..guard.monitor import MOST_SUSPICION
 from ..guard.verdict import Verdict
 from ..sampling.chunk import Batch
 from ..sampling.ticket import Outcome, Ticket, new_tuple
-from ..schedules.schedule import check_rate
+from ..schedules.schedule import Kept, check_rate
 from . import draws, ending, membership, refusal, run_state, step
 from .control import Requests
 from .emitter import EventEmitter
+from .feed import Feed
 from .tally import Tally
 from .turns import RunInterrupted, Turns
 
@@ -101,6 +102,11 @@ class Engine:
         self._saving = threading.RLock()
         self._epoch_ended = False
         self._has_started = False
+        # The user's own rate as far as it is told, NaN before; None where the rate is the schedule's.
+        self.own_rate = math.nan if isinstance(self.schedule, Kept) else None
+        self.feed = None if parts.feed is None else Feed(self, parts.plan, parts.feed)  # type: ignore[arg-type]
+        if self.feed is not None:
+            self.controller.let_probe(False)
         self.table.learner.hold_back(self)
 
     def join(self, member: membership.Member) -> None:
@@ -439,6 +445,9 @@ class Engine:
         """Give up a batch that will not be reported; see `R8Scheduler.give_up`."""
         if not ticket.batch.is_out:
             return
+        if self.feed is not None:
+            self.feed.give_up(ticket, is_noted=not on_purpose)
+            return
         with self.turns.take("give_up", self.pace.step) as turn:
             if ticket.batch.is_out:
                 turn.is_changing = True
@@ -449,6 +458,10 @@ class Engine:
         """The learning rate to use now."""
         pace = self.pace
         return self.search.lr or self._lr_at(pace.progress_at(pace.step))
+
+    def shown_lr(self, lr: float) -> float:
+        """A rate of the engine's as the user knows it: where the rate is the user's own, it is a factor of that."""
+        return lr if self.own_rate is None else lr * self.own_rate
 
     def lr_after(self, held_back: int) -> float | None:
         """The learning rate to use once this many more batches are reported; None during the learning-rate search."""

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from .._adapters.random_generators import set_torch_state, torch_state
+from ..checkpoint.random_generators import set_torch_state, torch_state
 from ..checkpoint.state_tree import is_own_kind
 
 _FILE_KINDS = "model", "optimizer", "random"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader
 
-from .._adapters.random_generators import random_state, random_state_of, set_random_state
+from ..checkpoint.random_generators import random_state, random_state_of, set_random_state
 from .._validation import whole_number
 from ..torch import Adapter, attach
 from ..torch.attach import check_dataset

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .._adapters.random_generators import random_state, random_state_of, set_random_state
+from ..checkpoint.random_generators import random_state, random_state_of, set_random_state
 from ..checkpoint import tensors
 from ..checkpoint.shared_memory import ResumedState
 from ..checkpoint.state_fit import fill

@@ -155,7 +155,7 @@ class FirstSteps:
                 return
             (ticket, loss), self._last = self._last, None
             self._size = len(ticket.indices)
-            batch = Backup(self._live.step, self._lineage.updates, witness=[ticket.indices], losses=[loss])
+            batch = Backup(self._live.step, self._lineage.updates, witness=[ticket.batch.witness], losses=[loss])
             case = Case(Alarm.WILD, level, (), progress.start, 0.0, 0.0, share=0.0, is_sudden=True)
             self._experiment.begin(case, draw_again(batch))
             return
