@@ -17,10 +17,10 @@ import numpy as np
 
 from ..checkpoint.callbacks import Callbacks
 from ..checkpoint.codec import decode, encode
+from ..checkpoint.random_generators import random_state, set_random_state
 from ..checkpoint.state_fit import fit, unpack_saved
 from ..checkpoint.state_form import is_key, leave_out, pack
 from ..checkpoint.state_tree import nnx_of, open_node
-from ..checkpoint.random_generators import random_state, set_random_state
 
 if TYPE_CHECKING:
     from ..sampling.ticket import Outcome

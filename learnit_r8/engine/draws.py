@@ -23,9 +23,9 @@ def start(run: Engine) -> None:
         schedule=run.schedule,
         name=run.name,
         num_samples=table.num_samples,
-        batch_size=table.batch_size,
-        steps_per_epoch=run.plan.steps_per_pass,
-        total_steps=budget.steps,
+        batch_size=table.batch_size if table.num_samples else 0,
+        steps_per_epoch=run.plan.steps_per_pass if table.num_samples else budget.steps_per_pass or 0,
+        total_steps=budget.expected_steps,
         train_duration_seconds=budget.seconds,
         policy=run.plan.policy.name,
     )

@@ -12,10 +12,10 @@ from .. import events
 from ..events.bus import Announcer
 from ..events.versions import versions
 from ..sampling.chunk import Batch
+from ..sampling.tally import Tally
 from ..sampling.ticket import Ticket
 from ..schedules.schedule import Schedule
 from ..table.table import SampleTable
-from .tally import Tally
 
 if TYPE_CHECKING:
     from ..table.survey import Surveyor

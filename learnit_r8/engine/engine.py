@@ -29,13 +29,13 @@ from numpy.typing import NDArray
 from ..guard.monitor import MOST_SUSPICION
 from ..guard.verdict import Verdict
 from ..sampling.chunk import Batch
+from ..sampling.tally import Tally
 from ..sampling.ticket import Outcome, Ticket, new_tuple
 from ..schedules.schedule import Kept, check_rate
 from . import draws, ending, membership, refusal, run_state, step
 from .control import Requests
 from .emitter import EventEmitter
-from .feed import Feed
-from .tally import Tally
+from .feed.feed import Feed
 from .turns import RunInterrupted, Turns
 
 if TYPE_CHECKING:

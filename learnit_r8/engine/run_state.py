@@ -12,8 +12,8 @@ from .._validation import did_you_mean
 from ..checkpoint.durable_io import numbered
 from ..checkpoint.model_loader import read_from
 from ..checkpoint.reader import Checkpoint
+from ..sampling.tally import Tally
 from ..schedules.budget import BUDGETS
-from .tally import Tally
 
 if TYPE_CHECKING:
     from .engine import Engine

@@ -10,9 +10,9 @@ import numpy as np
 from ..guard.monitor import MOST_SUSPICION, Judgement
 from ..guard.verdict import Verdict
 from ..sampling.chunk import OPEN, OUT_AGAIN, REPORTED
+from ..sampling.tally import Tally
 from ..sampling.ticket import Ticket, new_tuple
 from ..table.losses import EXACT, Reading, check_kind, read_loss, read_mean, read_number
-from .tally import Tally
 
 if TYPE_CHECKING:
     from .engine import Engine

@@ -138,7 +138,8 @@ class Chunk:
 
     def witness_of(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """What `Plan.draw_again` takes to draw a batch again: a copy of its indices, which the user may change."""
-        return indices.copy()
+        witness: NDArray[np.int64] = indices.copy()
+        return witness
 
     def weights_of(self, slot: int) -> NDArray[np.float32] | None:
         """float32[B], weights of one batch, or None."""

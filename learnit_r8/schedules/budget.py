@@ -99,6 +99,13 @@ class Budget:
         """Whether the end is not known."""
         return self.steps is None and self.seconds is None and self.tokens is None and self.passes is None
 
+    @property
+    def expected_steps(self) -> int | None:
+        """Steps to do; of a number of passes those that are expected, as far as that is known; else None."""
+        if self.passes is None or self.steps_per_pass is None:
+            return self.steps
+        return math.ceil(self.passes * self.steps_per_pass)
+
     def share_of(self, step: int, *, tokens: int, passes: int) -> float:
         """Finished share of a budget in tokens or passes, in [0, 1]; 1.0 means stop.
 

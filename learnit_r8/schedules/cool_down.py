@@ -118,7 +118,8 @@ def _counted(span: Span, budget: Budget, step: int, seconds: float, steps_per_ep
     if span.unit == "epochs":
         if steps_per_epoch == sys.maxsize:
             raise ValueError(
-                f"a cool-down must be given in steps or as a time where the length of an epoch is not known, got {span}."
+                "a cool-down must be given in steps or as a time where the length of an epoch is not known, got "
+                f"{span}."
             )
         return Span("steps", math.ceil(span.amount * steps_per_epoch))
     if span.unit != "share":

@@ -213,11 +213,6 @@ def make_schedule(
         raise TypeError(f"scheduler_mode must be one of {MODES} or a function of progress, got {mode!r}.")
     check_choice("scheduler_mode", mode, MODES, " or a function of progress")
     if mode == "keep":
-        if warmup_proportion is not None or min_lr:
-            raise ValueError(
-                "scheduler_mode='keep' leaves the rate to you, so warm-up and min_lr must be left out, got "
-                f"warmup_proportion={warmup_proportion!r} and min_lr={min_lr!r}."
-            )
         return Kept()
     if mode == "one_cycle":
         return OneCycle(initial_lr, warmup=0.3 if warmup_proportion is None else warmup_proportion, floor=min_lr)

@@ -48,8 +48,8 @@ class DrawnEpochs:
 
     def _adopt(self) -> None:
         """Let the scheduler keep model, optimizer and random generators: backups in RAM, and checkpoints."""
-        from ..checkpoint.random_generators import random_state, set_random_state
         from ..checkpoint.callbacks import Callbacks, Generators
+        from ..checkpoint.random_generators import random_state, set_random_state
         from ..checkpoint.state_tree import copy_to_host, copy_to_host_into
         from ..torch.state import ModelState
 

@@ -9,9 +9,9 @@ import torch
 
 from .._adapters.group_rates import GroupRates, rates_of
 from .._adapters.host import check_scheduler
-from ..checkpoint.random_generators import random_state, set_random_state
 from .._validation import is_number, whole_number
 from ..checkpoint.callbacks import Callbacks, Generators
+from ..checkpoint.random_generators import random_state, set_random_state
 from ..checkpoint.state_tree import copy_to_host, copy_to_host_into
 from ..engine.settings import suggest_settings
 from .adapter import Adapter

@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate, get_worker_info
 
 from .._adapters.prefetch import Prefetch
-from ..checkpoint.random_generators import random_state, set_random_state
 from .._validation import check_release
+from ..checkpoint.random_generators import random_state, set_random_state
 from .prepared import prepared
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ..checkpoint.random_generators import random_state, random_state_of, set_random_state
 from ..checkpoint import tensors
+from ..checkpoint.random_generators import random_state, random_state_of, set_random_state
 from ..checkpoint.shared_memory import ResumedState
 from ..checkpoint.state_fit import fill
 from ..checkpoint.state_form import leave_out

@@ -10,15 +10,15 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from .. import events
-from ..guard.verdict import Verdict
-from ..sampling.loader_plan import LoaderBatch, LoaderPlan, Size
-from ..sampling.ticket import Outcome, Ticket
+from ... import events
+from ...guard.verdict import Verdict
+from ...sampling.loader_plan import LoaderBatch, LoaderPlan, Size
+from ...sampling.ticket import Outcome, Ticket
 from . import replay
 from .batch_size import BatchMeasure, bytes_of
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from ..engine import Engine
 
 NOT_REPORTED = (
     "the batch of step {step} was not reported with update_with_loss(); it counts as no step and does not come again."
@@ -27,7 +27,6 @@ NEVER_REPORTED = (
     "an epoch of {} batches ended with no loss reported, so it counts as none and nothing is watched: call "
     "update_with_loss(loss) after each batch. To look at the data besides, iterate over your loader itself."
 )
-
 MOST_SILENT = 1000
 """Steps without a loss after which a loop is told."""
 
@@ -129,7 +128,7 @@ class Feed:
         """One run through the user's iterable, or what is left of it; see `R8Scheduler.batches`."""
         run, pace, controller = self._run, self._run.pace, self._run.controller
         this = self._iteration = object()
-        self.open = None
+        self.give_up_open()
         run.requests.stay_within(None)
         try:
             batches, num_before = self._begin(source), pace.step
@@ -404,9 +403,38 @@ class Feed:
             return None
         return self.take(None, Size())
 
-    def pass_over(self) -> Outcome:
-        """The outcome of a loss that is reported after the end."""
-        return Outcome(Verdict.GOOD, self._run.shown_lr(1.0), None)
+    def report(self, loss: Any, part_size: Any, grad_norm: Any, skipped: bool, predictions: Any) -> Outcome:
+        """Report the loss of the batch in hand, or of a step without one; see `R8Scheduler.update_with_loss`."""
+        run = self._run
+        ticket = self.open
+        if ticket is None:
+            ticket = self.open = self.take_step()
+        if ticket is None:
+            return Outcome(Verdict.GOOD, run.shown_lr(1.0), None)
+        outcome = run._report(ticket, loss, part_size, grad_norm, skipped, predictions)
+        self.open = None
+        if run.own_rate is not None:
+            return Outcome(outcome.verdict, run.shown_lr(outcome.lr), outcome.rolled_back_to)
+        return outcome
+
+    def epochs(self) -> Iterator[int]:
+        """Yield the numbers of epochs until the budget is spent; see `R8Scheduler.epoch_iterator`."""
+        run, pace = self._run, self._run.pace
+        try:
+            while True:
+                self.give_up_open()
+                self._trainer.settle()
+                is_repeated = pace.has_ended and self._resumed is not None
+                if not is_repeated:
+                    self._trainer.between_steps()
+                    if pace.is_over:
+                        return
+                before = run._num_draws
+                yield pace.epoch + (pace.has_ended and not is_repeated)
+                if run._num_draws == before and not (is_repeated or pace.is_over):
+                    raise RuntimeError(f"epoch {pace.epoch} ended with no batch taken; iterate over batches(loader).")
+        finally:
+            run.requests.leave()
 
     # What outlives the process, and what goes back.
 
@@ -454,35 +482,6 @@ class Feed:
         self._iteration = None
 
 
-class Batches:
-    """The user's iterable, whose items a run hands on as they are; each iteration is an epoch.
-
-    Args:
-        feed: Takes them.
-        source: The iterable.
-        measure: Reads the size of a batch.
-
-    What it has no attribute for is that of the iterable: ``len()``, ``set_epoch()`` and all others.
-    """
-
-    def __init__(self, feed: Feed, source: Any, measure: BatchMeasure) -> None:
-        self._feed, self._source, self._measure = feed, source, measure
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._feed.iterate(self._source, self._measure)
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("_source", "_feed", "_measure"):
-            raise AttributeError(name)
-        return getattr(self._source, name)
-
-    def __repr__(self) -> str:
-        return f"Batches({self._source!r})"
-
-
 def _is_iterator(source: Any) -> bool:
     """Whether an iterable is an iterator, which only goes on and never begins anew."""
     return callable(getattr(type(source), "__next__", None))
@@ -490,5 +489,3 @@ def _is_iterator(source: Any) -> bool:
 
 def _is_out(batch: LoaderBatch) -> bool:
     return batch.states[0] == 0
-
-

@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint.random_generators import random_state, set_random_state
+from ...checkpoint.random_generators import random_state, set_random_state
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from ..engine import Engine
 
 WAYS = ("replay", "indices", "start")
 
@@ -79,7 +79,7 @@ def resume(run: Engine, source: Any, saved: Mapping[str, Any], count: int, way: 
     """
     if saved["loader"] is not None and hasattr(source, "load_state_dict"):
         source.load_state_dict(saved["loader"])
-        batches = iter(source)
+        batches: Iterator[Any] = iter(source)
     elif way == "start":
         batches = iter(source)
         if count:
@@ -97,7 +97,8 @@ def resume(run: Engine, source: Any, saved: Mapping[str, Any], count: int, way: 
 
 def _drop(run: Engine, source: Any, count: int) -> Iterator[Any]:
     """An iterator of the source, from which so many items were drawn and dropped."""
-    batches, began, said = iter(source), time.perf_counter(), 0.0
+    batches: Iterator[Any] = iter(source)
+    began, said = time.perf_counter(), 0.0
     for number in range(count):
         try:
             next(batches)
@@ -109,7 +110,8 @@ def _drop(run: Engine, source: Any, count: int) -> Iterator[Any]:
         took = time.perf_counter() - began
         if took - said > LOUD_SECONDS:
             said = took
-            _show(f"resuming: {number + 1} of {count} batches passed over, {took / (number + 1) * count - took:.0f} s left")
+            left = took / (number + 1) * (count - number - 1)
+            _show(f"resuming: {number + 1} of {count} batches passed over, {left:.0f} s left")
     if said:
         _show(f"resuming: {count} batches passed over in {time.perf_counter() - began:.0f} s", end="\n")
     if count:
@@ -134,7 +136,8 @@ def _skip_indices(source: Any, count: int) -> Iterator[Any]:
     """
     if getattr(source, "batch_sampler", None) is None or not hasattr(source, "collate_fn"):
         raise ValueError(
-            f"resume_data must be 'replay' or 'start' for a loader without a batch_sampler, got 'indices' for {source!r}."
+            "resume_data must be 'replay' or 'start' for a loader without a batch_sampler, got 'indices' for "
+            f"{source!r}."
         )
     from copy import copy
 
@@ -156,7 +159,7 @@ class _Forwarded:
         self._sampler, self._count = sampler, count
 
     def __iter__(self) -> Iterator[Any]:
-        batches = iter(self._sampler)
+        batches: Iterator[Any] = iter(self._sampler)
         for number in range(self._count):
             if next(batches, None) is None:
                 raise ValueError(

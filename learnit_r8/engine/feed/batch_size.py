@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..sampling.loader_plan import Size
+from ...sampling.loader_plan import Size
 
 TOKEN_NAMES = ("input_ids", "tokens", "ids")
 """Names under which a batch of text holds its tokens."""
