@@ -87,7 +87,8 @@ class R8Scheduler:
         save_callback: ``(state_dict, filepath)``, writes the model to that path. With it, a checkpoint is written to
             ``checkpoint_dir`` (by default "checkpoints") after every epoch.
         load_callback: ``(source)``, loads a model state: from a path written by ``save_callback``, or from a backup.
-            If it takes the keyword ``from_ram``, that says which.
+            If it takes the keyword ``from_ram``, that says which; ``is_resume`` says whether the run goes on in a new
+            process, or from a checkpoint that was asked for, rather than after damage.
         state_callback: ``()``, returns the model state; with it, backups are taken automatically, the first one
             before the first step.
         backup_every: How often to take backups: steps, a time such as "5min", or a trigger; by default four times an

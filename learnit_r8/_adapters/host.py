@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..checkpoint.callbacks import Callbacks
+    from ..engine.feed.feed import Feed
     from ..engine.membership import Member, RankGroup
     from ..recovery.controller import RecoveryController
     from ..sampling.ticket import Ticket
@@ -35,6 +36,14 @@ class Host(Protocol):
     @property
     def seed(self) -> int:
         """The seed of the batches."""
+
+    @property
+    def own_rate(self) -> float | None:
+        """The user's own rate as far as it is told, NaN before; None where the rate is the schedule's."""
+
+    @property
+    def feed(self) -> Feed | None:
+        """Takes batches of the user's own; None where the scheduler draws them."""
 
     @property
     def next_step(self) -> int:

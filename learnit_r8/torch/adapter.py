@@ -21,6 +21,7 @@ from .losses import check_labels, cross_entropies, read_losses, read_parts, sing
 from .lr_scheduler import R8LRScheduler
 from .predictions import packed, packed_with
 from .prepared import is_accelerated
+from .rate_factor import RateFactor
 from .sampler import R8BatchSampler
 from .state import ModelState
 from .stepper import Stepper
@@ -74,6 +75,8 @@ class Adapter:
         if owner is not None:
             owner._others.append(self)
         batches.join(self._losses)
+        if scheduler.host.own_rate is not None:
+            self._factor = RateFactor(scheduler, optimizer)
         self._losses.set_rates(scheduler.lr)
 
     @property

@@ -141,10 +141,13 @@ def _skip_indices(source: Any, count: int) -> Iterator[Any]:
         )
     from copy import copy
 
-    rest = copy(source)
+    rest, sampler = copy(source), _Forwarded(source.batch_sampler, count)
     # A DataLoader refuses to have its sampler changed; this one is read once.
-    object.__setattr__(rest, "batch_sampler", _Forwarded(source.batch_sampler, count))
-    return iter(rest)
+    object.__setattr__(rest, "batch_sampler", sampler)
+    batches: Iterator[Any] = iter(rest)
+    # As the saved run has: before the random generators are set to where that was.
+    sampler.forward()
+    return batches
 
 
 class _Forwarded:
@@ -157,16 +160,27 @@ class _Forwarded:
 
     def __init__(self, sampler: Any, count: int) -> None:
         self._sampler, self._count = sampler, count
+        self._batches: Iterator[Any] | None = None
 
-    def __iter__(self) -> Iterator[Any]:
-        batches: Iterator[Any] = iter(self._sampler)
+    def forward(self) -> None:
+        """Leave them out, if that was not done yet."""
+        if self._batches is not None:
+            return
+        self._batches = iter(self._sampler)
         for number in range(self._count):
-            if next(batches, None) is None:
+            if next(self._batches, None) is None:
                 raise ValueError(
                     f"the loader must be that of the saved run, which had taken {self._count} batches of this epoch, "
                     f"got one whose sampler ends after {number}."
                 )
-        return batches
+
+    def __iter__(self) -> _Forwarded:
+        return self
+
+    def __next__(self) -> Any:
+        self.forward()
+        assert self._batches is not None
+        return next(self._batches)
 
     def __len__(self) -> int:
         return len(self._sampler) - self._count
