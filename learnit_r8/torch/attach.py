@@ -367,7 +367,8 @@ def _new_scheduler(size: int | None, state: ModelState, settings: SchedulerSetti
     if settings.get("checkpoint_dir") is not None:
         ours["save_callback"] = state.save
     if _keeps_rates(None, settings):
-        return R8Scheduler(size, **{**ours, **settings})
+        kept: SchedulerSettings = {**ours, **settings}
+        return R8Scheduler(size, **kept)
     highest = max(float(group["lr"]) for group in optimizer.param_groups)
     if "initial_lr" not in settings and not highest > 0:
         raise ValueError(

@@ -3,7 +3,7 @@ import warnings
 import pytest
 import torch
 
-from learnit_r8.events import RolledBack
+from learnit_r8.checkpoint.state_tree import clone
 from learnit_r8.torch import attach
 
 from .scripts import (
@@ -148,45 +148,36 @@ def test_a_step_that_raises_leaves_the_rate():
     assert optimizer.param_groups[0]["lr"] == 0.1
 
 
-def test_what_belongs_to_the_run_goes_back_or_stays_by_its_kind():
-    """Networks, optimizers and what is marked "heal" go back; schedules and the best value stay."""
+@pytest.mark.parametrize("is_resume", [False, True])
+def test_what_belongs_to_the_run_goes_back_or_stays_by_its_kind(is_resume):
+    """Networks, optimizers and what is marked "heal" go back; schedules and the best value only as a run is resumed."""
     seed_all()
     model, other = torch.nn.Linear(2, 1), torch.nn.Linear(2, 2)
-    optimizer, second = (torch.optim.SGD(each.parameters(), lr=0.1) for each in (model, other))
-    best, marked = {"acc": 0.0}, {"state": 0.0}
+    optimizer, second = (torch.optim.SGD(each.parameters(), lr=0.1, momentum=0.9) for each in (model, other))
+    best, marked = {"acc": 0.5}, {"state": 0.5}
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
-    heard = []
     adapter = attach(
-        model, optimizer, None, backup_every=10, handle_signals=False, listeners=[heard.append], guard="finite",
+        model, optimizer, None, handle_signals=False,
         also={
-            "net": other, "opt": second, "schedule": schedule,
+            "net": other, "opt": second, "schedule": schedule, "frozen": (torch.nn.Linear(1, 1), "resume"),
             "best": (lambda: dict(best), best.update), "marked": (lambda: dict(marked), marked.update, "heal"),
         },
     )  # fmt: skip
-    values = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for step in range(60):
-            if step == 20:
-                values = {name: value.clone() for name, value in other.state_dict().items()}
-            if step == 25:
-                with torch.no_grad():
-                    for each in [*model.parameters(), *other.parameters()]:
-                        each.fill_(float("nan"))
-            best["acc"], marked["state"] = step, float(step)
-            loss = model(torch.ones(4, 2)).square().mean() + 0.1 * torch.rand(())
-            if adapter.report(loss):
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-            schedule.step()
-            if any(isinstance(event, RolledBack) for event in heard):
-                break
+    kept, before = clone(adapter.state.read()), other.weight.detach().clone()
+    best["acc"], marked["state"] = 0.9, 0.9
+    schedule.step()
+    with torch.no_grad():
+        other.weight += 1
+    torch.rand(3)
+    generators = torch.get_rng_state()
+    adapter.state.load(kept, from_ram=True, is_resume=is_resume)
 
-    assert any(isinstance(event, RolledBack) for event in heard)
-    assert all(torch.equal(other.state_dict()[name], value) for name, value in values.items())
-    assert marked["state"] <= 20 < best["acc"]
-    assert schedule.last_epoch == step + 1
+    assert torch.equal(other.weight, before)
+    assert marked["state"] == 0.5
+    assert best["acc"] == (0.5 if is_resume else 0.9)
+    assert schedule.last_epoch == (0 if is_resume else 1)
+    assert optimizer.param_groups[0]["lr"] == (0.1 if is_resume else pytest.approx(0.01))
+    assert torch.equal(torch.get_rng_state(), generators) is not is_resume
 
 
 @pytest.mark.parametrize(
