@@ -180,7 +180,9 @@ class LoaderAdapter:
         self._note_rate()
         self._losses.record(ticket, values, count=1, part_size=None)
         outcome = self._losses.tell(norm, skipped)
-        return outcome if self.rates is not None else outcome._replace(lr=self.scheduler.lr)
+        if self.rates is not None:
+            return outcome
+        return Outcome(outcome.verdict, self.scheduler.host.shown_lr(outcome.lr), outcome.rolled_back_to)
 
     def _note_rate(self) -> None:
         """Tell views and guard the rate that the user has set."""
@@ -238,6 +240,9 @@ def _mean_of(losses: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """float32[1], the sum of the means of losses, without their gradient."""
     if not losses:
         raise TypeError("report() must get a loss, got none.")
+    if len(losses) == 1 and isinstance(losses[0], torch.Tensor) and losses[0].dtype is torch.float32:
+        loss = losses[0].detach()
+        return (loss.mean() if loss.ndim else loss).reshape(1)
     for loss in losses:
         if not (isinstance(loss, torch.Tensor) and loss.is_floating_point()):
             raise TypeError(f"loss must be a tensor of floats, got {loss!r}.")

@@ -14,6 +14,7 @@ from ... import events
 from ...guard.verdict import Verdict
 from ...sampling.loader_plan import LoaderBatch, LoaderPlan, Size
 from ...sampling.ticket import Outcome, Ticket
+from .. import draws
 from . import replay
 from .batch_size import BatchMeasure, bytes_of
 
@@ -261,10 +262,9 @@ class Feed:
     def _is_wanted(self, item: Any) -> bool:
         """Whether a batch is to be kept, as weights may be tested with it."""
         run = self._run
-        controller = run.controller
         if item is None or not self.settings.keeps_witness:
             return False
-        if not (run._backup.awaits_witness or controller.witnesses.waiting is not None or controller.is_early):
+        if not (run.controller.is_early or run._backup.awaits_witness or run.controller.witnesses.waiting is not None):
             return False
         if bytes_of(item) <= MOST_KEPT_BYTES:
             return True
@@ -275,22 +275,29 @@ class Feed:
         )
         return False
 
-    def take(self, item: Any, size: Size) -> Ticket:
-        """Take a batch, as the training on it begins."""
+    def take(self, item: Any, size: Size, *, is_of_loader: bool = True) -> Ticket:
+        """Take a batch, as the training on it begins.
+
+        Args:
+            item: What the loader gave.
+            size: Its size.
+            is_of_loader: Whether it is of a loader; else there is nothing but the step.
+        """
         run, pace, turns, plan = self._run, self._run.pace, self._run.turns, self._plan
-        is_kept = self._is_wanted(item)
+        is_kept = is_of_loader and self._is_wanted(item)
         while True:
-            number = pace.next_step
-            lr = run._lr_at(pace.progress_at(number))
+            number = pace.step + pace.num_out
+            is_plain = run.own_rate is not None and run.controller.is_quiet
+            lr = 1.0 if is_plain else run._lr_at(pace.progress_at(number))
             with turns.lock:
-                if turns.busy is None and pace.next_step == number:
+                if turns.busy is None and pace.step + pace.num_out == number:
                     turns.busy = number
-                    pace.start()
-                    if not run._tally.has_begun:
-                        run._tally.began = pace.seconds
+                    began = run._tally.began
+                    if began != began:
+                        draws.begin(run)
                     batch = plan.take(item, size, pace.epoch, is_kept=is_kept)
                     batch.chunk.rates[0] = lr
-                    if item is not None:
+                    if is_of_loader:
                         plan.taken += 1
                         self._out = [each for each in self._out if _is_out(each)]
                         self._out.append(batch.chunk)  # type: ignore[arg-type]
@@ -401,7 +408,7 @@ class Feed:
                 "where is_over is true, or iterate over steps().",
             )
             return None
-        return self.take(None, Size())
+        return self.take(None, Size(), is_of_loader=False)
 
     def report(self, loss: Any, part_size: Any, grad_norm: Any, skipped: bool, predictions: Any) -> Outcome:
         """Report the loss of the batch in hand, or of a step without one; see `R8Scheduler.update_with_loss`."""

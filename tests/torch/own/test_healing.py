@@ -2,11 +2,7 @@ import warnings
 
 import pytest
 import torch
-
-from learnit_r8.checkpoint.state_tree import clone
-from learnit_r8.torch import attach
-
-from .scripts import (
+from wild_scripts import (
     Accumulated,
     Autoencoder,
     Averaged,
@@ -24,6 +20,9 @@ from .scripts import (
     Workers,
     seed_all,
 )  # fmt: skip
+
+from learnit_r8.checkpoint.state_tree import clone
+from learnit_r8.torch import attach
 
 KINDS = [
     Accumulated, Autoencoder, Averaged, Bfloat16, Bucketed, Closures, Epochs, Gan, Iterations, OneCycle, Recurrent,
@@ -163,6 +162,7 @@ def test_what_belongs_to_the_run_goes_back_or_stays_by_its_kind(is_resume):
             "best": (lambda: dict(best), best.update), "marked": (lambda: dict(marked), marked.update, "heal"),
         },
     )  # fmt: skip
+    optimizer.step()
     kept, before = clone(adapter.state.read()), other.weight.detach().clone()
     best["acc"], marked["state"] = 0.9, 0.9
     schedule.step()

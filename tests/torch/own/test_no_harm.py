@@ -1,7 +1,6 @@
 import pytest
 import torch
-
-from .scripts import SCRIPTS, Epochs, seed_all
+from wild_scripts import SCRIPTS, Epochs, seed_all
 
 
 def flat(value, path=""):

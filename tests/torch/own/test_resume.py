@@ -1,6 +1,5 @@
 import pytest
-
-from .scripts import (
+from wild_scripts import (
     Accumulated,
     Averaged,
     Bfloat16,
@@ -16,6 +15,7 @@ from .scripts import (
     Workers,
     seed_all,
 )  # fmt: skip
+
 from .test_no_harm import differences
 
 KINDS = [

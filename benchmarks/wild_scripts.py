@@ -1,4 +1,10 @@
-"""Training scripts as people write them, each with R8 in it and without: the lines of R8 are those with ``r8``."""
+"""Training scripts as people write them: each with R8 in it, and without, for wild.py and for tests.
+
+They have the features of scripts that nobody here wrote: shuffling and augmentation, workers, weighted and bucketed
+sampling, streams without a length, accumulation, mixed precision, clipping, schedules of epochs and steps, averaged
+weights, two networks, hidden states, losses that jump or raise, closures, loops without epochs. What R8 adds to a
+script is one line before the loop, the source of the batches, and the condition of the step.
+"""
 
 import random
 
