@@ -11,8 +11,8 @@ import torch
 from ..schedules.budget import BUDGETS
 from ..schedules.schedule import OPEN_MODES
 from ..table.labels.predictions import Predictions
-from ..torch.last_forward import LastForward
 from ..torch.losses import check_labels
+from ..torch.own_loop.last_forward import LastForward
 from .budget import budget_of
 from .loader import R8Loader
 

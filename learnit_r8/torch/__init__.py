@@ -26,8 +26,8 @@ from .distributed.shared_run import Share as Share
 from .distributed.shared_run import SharedRun as SharedRun
 from .distributed.together import Together as Together
 from .loader import SampleError as SampleError
-from .loader_adapter import LoaderAdapter as LoaderAdapter
 from .lr_scheduler import R8LRScheduler as R8LRScheduler
+from .own_loop.loader_adapter import LoaderAdapter as LoaderAdapter
 from .sampler import R8BatchSampler as R8BatchSampler
 from .state import ModelState as ModelState
 

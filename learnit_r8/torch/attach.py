@@ -16,12 +16,12 @@ from ..checkpoint.random_generators import random_state, set_random_state
 from ..checkpoint.state_tree import copy_to_host, copy_to_host_into
 from ..engine.settings import suggest_settings
 from .adapter import Adapter
-from .also import read_also
 from .distributed.flat_shards import check_flat, is_flat
 from .distributed.shards import check_shards, reshard
 from .distributed.single_process import SingleProcess
 from .distributed.together import Sharing, Together, sharing_here
-from .loader_adapter import LoaderAdapter
+from .own_loop.also import read_also
+from .own_loop.loader_adapter import LoaderAdapter
 from .state import ModelState, plain_model
 from .stepper import Stepper
 

@@ -11,8 +11,8 @@ import torch
 
 from ..schedules.budget import BUDGETS
 from ..torch import Adapter, attach
-from ..torch.last_forward import LastForward
 from ..torch.loader import make_loader
+from ..torch.own_loop.last_forward import LastForward
 from .callback import R8Callback
 from .losses import SampleLosses, document_losses, find_losses, is_packed
 from .sampler import WholeEpoch

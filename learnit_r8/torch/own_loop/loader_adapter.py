@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .._adapters.group_rates import GroupRates
-from .._adapters.prefetch import Prefetch
-from ..guard.verdict import Verdict
-from ..sampling.ticket import Outcome, Ticket
+from ..._adapters.group_rates import GroupRates
+from ..._adapters.prefetch import Prefetch
+from ...guard.verdict import Verdict
+from ...sampling.ticket import Outcome, Ticket
+from ..loss_pipeline import LossPipeline
+from ..state import ModelState
+from ..stepper import Stepper
 from .last_forward import LastForward
-from .loss_pipeline import LossPipeline
 from .rate_factor import RateFactor
-from .state import ModelState
-from .stepper import Stepper
 
 if TYPE_CHECKING:
-    from ..engine.feed.batches import Batches
-    from ..scheduler import R8Scheduler
-    from .distributed.together import Sharing
+    from ...engine.feed.batches import Batches
+    from ...scheduler import R8Scheduler
+    from ..distributed.together import Sharing
 
 
 class LoaderAdapter:
