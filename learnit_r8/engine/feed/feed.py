@@ -148,9 +148,9 @@ class Feed:
                     if not self._has_probe():
                         continue
                     item = self._take_probe()
-                elif pace.is_over:
+                elif self._is_at_end():
                     self._trainer.settle()
-                    if not controller.asks_probe or pace.is_stopped:
+                    if pace.is_stopped or (pace.is_over and not controller.asks_probe):
                         run._draw_nothing()
                         return
                     continue
@@ -195,6 +195,11 @@ class Feed:
         self._has_begun = True
         self._trainer.before_first_batch()
         return batches
+
+    def _is_at_end(self) -> bool:
+        """Whether the budget is spent once all batches that are out are reported, or the run was stopped."""
+        pace = self._run.pace
+        return pace.is_stopped or pace.progress_at(pace.step + pace.num_out) >= 1
 
     def _between_steps(self) -> None:
         if not self._run.announcer.is_heard:
@@ -367,13 +372,13 @@ class Feed:
         try:
             while True:
                 self._ask()
-                if pace.is_over:
+                if self._is_at_end():
                     self._trainer.settle()
                     run._draw_nothing()
                     return
-                before = pace.step
+                before = pace.next_step
                 yield before
-                self._num_silent = 0 if pace.step != before else self._num_silent + 1
+                self._num_silent = 0 if pace.next_step != before else self._num_silent + 1
                 if self._num_silent == MOST_SILENT:
                     run.announcer.warn_once("silent", f"steps() was asked {MOST_SILENT} times with no loss reported.")
         except GeneratorExit:
@@ -401,7 +406,7 @@ class Feed:
             run.controller.let_probe(False)
             self._trainer.between_steps()
         self._has_asked = False
-        if run.pace.is_over:
+        if self._is_at_end():
             run.announcer.warn_once(
                 "spent",
                 f"the run is over at step {run.pace.step}; losses reported from here on are not watched. End your loop "
