@@ -762,14 +762,10 @@ class R8Scheduler:
 
     def summary(self) -> str:
         """The run so far, as a few lines of text for people."""
-<<<<<<< HEAD
         plan, table, saver = self.host.plan, self.table, self.host.saver
         checkpoints = "no checkpoints: neither checkpoint_dir nor save_callback" if saver is None else saver.summary()
-=======
-        plan, table = self.host.plan, self.table
         if self.host.feed is not None:
-            return self._summary_of_own_batches()
->>>>>>> 9c94440 (Take batches of the user's own loader: R8Scheduler without num_samples, batches(), steps() and rates of one's own)
+            return self._summary_of_own_batches(checkpoints)
         lines = [
             f"step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr {self.lr:.3g}",
             f"losses refused: {self.sentry.num_refused}; batches not reported: {plan.abandoned}; "
@@ -782,13 +778,13 @@ class R8Scheduler:
         ]
         return "\n".join(lines)
 
-    def _summary_of_own_batches(self) -> str:
+    def _summary_of_own_batches(self, checkpoints: str) -> str:
         plan = self.host.plan
         return "\n".join(
             [
                 f"step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr {self.lr:.3g}",
                 f"losses refused: {self.sentry.num_refused}; batches not reported: {plan.abandoned}; "
-                f"{self.host.persistence.summary()}{self.controller.summary()}",
+                f"{checkpoints}{self.controller.summary()}",
                 f"{events.NO_TABLE}.",
             ]
         )

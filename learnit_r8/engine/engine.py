@@ -81,7 +81,6 @@ class Engine:
         self.search = parts.search
         self.name = parts.name
         self.member: membership.Member = membership.NoMember()
-        self.say_once = parts.announcer.say_once
         self.agreement = parts.agreement
         self.requests = Requests(
             parts.pace,
@@ -112,6 +111,11 @@ class Engine:
     def join(self, member: membership.Member) -> None:
         """Let an adapter hold back batches and losses; it replaces the one that joined before."""
         self.member = member
+
+    @property
+    def say_once(self) -> Callable[..., None]:
+        """See `Announcer.say_once`."""
+        return self.announcer.say_once
 
     def settle(self) -> None:
         """Have the member report the losses that it holds back."""

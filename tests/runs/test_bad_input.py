@@ -92,7 +92,11 @@ TABLE = [
         )
         for name in ("save", "load", "state")
     ],
-    ({"load_callback": lambda: None}, TypeError, r"load_callback must take \(source\) or \(source, from_ram=\), got"),
+    (
+        {"load_callback": lambda: None},
+        TypeError,
+        r"load_callback must take \(source\), with the keywords from_ram= and is_resume= or without, got",
+    ),
     *[
         (
             {"backup_every": value, "state_callback": dict},

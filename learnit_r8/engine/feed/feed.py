@@ -269,7 +269,7 @@ class Feed:
         run = self._run
         if item is None or not self.settings.keeps_witness:
             return False
-        if not (run.controller.is_early or run._backup.awaits_witness or run.controller.witnesses.waiting is not None):
+        if not (run.controller.is_early or run.backup.awaits_witness or run.controller.witnesses.waiting is not None):
             return False
         if bytes_of(item) <= MOST_KEPT_BYTES:
             return True
@@ -459,7 +459,7 @@ class Feed:
     def _after_restore(self, source: Any, batches: Iterator[Any]) -> Iterator[Any]:
         """The iterator to go on with, now that the model was put back."""
         run, undone = self._run, self._updates - self._run.controller.updates
-        backup = run._backup.newest
+        backup = run.backup.newest
         moment = None if backup is None or backup.updates != run.controller.updates else backup.moment
         saved = None if moment is None or moment.state is None else moment.state["plan"]
         if self.settings.after_restore == "again" and saved is not None and saved["loader"] is not None:

@@ -95,4 +95,4 @@ def test_large_batches_are_not_kept(monkeypatch):
         r8.update_with_loss(1.0)
 
     assert [event for event in heard if isinstance(event, Notice) and "are not kept" in event.text]
-    assert all(batch is None for backup in r8.host.persistence.backup.backups for batch in backup.witness)
+    assert all(batch is None for backup in r8.host.backup.backups for batch in backup.witness)
