@@ -451,7 +451,7 @@ class R8Scheduler:
             ValueError: a rate is told where the scheduler sets it.
         """
         if lr is not None:
-            self._take_rate(lr)
+            self.tell_rate(lr)
         feed = self.host.feed
         if feed is not None:
             return feed.report(loss, part_size, grad_norm, skipped, predictions)
@@ -464,7 +464,17 @@ class R8Scheduler:
         self._open = None
         return outcome
 
-    def _take_rate(self, lr: float) -> None:
+    @property
+    def keeps_rates(self) -> bool:
+        """Whether the rate is your own: ``scheduler_mode="keep"``."""
+        return self.host.own_rate is not None
+
+    def tell_rate(self, lr: float) -> None:
+        """Tell views and guard the rate that you train with; only with ``scheduler_mode="keep"``.
+
+        Raises:
+            ValueError: the scheduler sets the rate.
+        """
         if self.host.own_rate is None:
             raise ValueError(f"lr is the scheduler's own unless scheduler_mode='keep', got lr={lr!r}.")
         self.host.own_rate = read_number("lr", lr)

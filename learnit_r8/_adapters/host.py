@@ -34,14 +34,6 @@ class Host(Protocol):
         """``(topic, text, *, is_warning=True)``: tells user and listeners the first time a topic comes up."""
 
     @property
-    def seed(self) -> int:
-        """The seed of the batches."""
-
-    @property
-    def own_rate(self) -> float | None:
-        """The user's own rate as far as it is told, NaN before; None where the rate is the schedule's."""
-
-    @property
     def feed(self) -> Feed | None:
         """Takes batches of the user's own; None where the scheduler draws them."""
 

@@ -75,7 +75,7 @@ class Adapter:
         if owner is not None:
             owner._others.append(self)
         batches.join(self._losses)
-        if scheduler.host.own_rate is not None:
+        if scheduler.keeps_rates:
             self._factor = RateFactor(scheduler, optimizer)
         self._losses.set_rates(scheduler.lr)
 

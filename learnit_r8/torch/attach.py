@@ -361,7 +361,7 @@ def _checked_norm(max_grad_norm: Any) -> float | None:
 def _keeps_rates(scheduler: R8Scheduler | None, settings: Mapping[str, Any]) -> bool:
     """Whether the rate is the user's own."""
     if scheduler is not None:
-        return getattr(getattr(scheduler, "host", None), "own_rate", None) is not None
+        return bool(getattr(scheduler, "keeps_rates", False))
     return bool(settings.get("scheduler_mode") == "keep")
 
 

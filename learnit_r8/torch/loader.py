@@ -195,8 +195,8 @@ def make_loader(dataset: Any, sampler: R8BatchSampler, *, numbered: bool, settin
         collate = NumberedCollate(collate or default_collate)
     if settings.get("generator") is None:
         # Torch's global generator belongs to the model: beginning an epoch, or resuming in one, must not draw from it.
-        settings = {**settings, "generator": torch.Generator().manual_seed(sampler.r8.host.seed % 2**63)}
-    reader = SampleReader(dataset, sampler.r8.host.seed, fetch_many)
+        settings = {**settings, "generator": torch.Generator().manual_seed(sampler.r8.seed % 2**63)}
+    reader = SampleReader(dataset, sampler.r8.seed, fetch_many)
     items = NumberedReader(reader) if numbered else reader
     return TimedLoader(items, batch_sampler=sampler, **{**settings, "collate_fn": collate})
 

@@ -182,17 +182,16 @@ class LoaderAdapter:
         outcome = self._losses.tell(norm, skipped)
         if self.rates is not None:
             return outcome
-        return Outcome(outcome.verdict, self.scheduler.host.shown_lr(outcome.lr), outcome.rolled_back_to)
+        return Outcome(outcome.verdict, self.scheduler.lr, outcome.rolled_back_to)
 
     def _note_rate(self) -> None:
         """Tell views and guard the rate that the user has set."""
-        host = self.scheduler.host
-        if host.own_rate is None:
+        if self.rates is not None:
             return
         rate = self._optimizers[0].param_groups[0]["lr"]
         # A tensor on a device is not read, as that would wait for it.
         if not getattr(rate, "is_cuda", False):
-            host.own_rate = float(rate)
+            self.scheduler.tell_rate(float(rate))
 
     @contextlib.contextmanager
     def batch(self) -> Iterator[None]:
