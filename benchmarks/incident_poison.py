@@ -1,7 +1,6 @@
 """States that are poisoned some backups before it shows, for `incidents.py`.
 
-Which backups exist at that moment is known without a look into the package: each state holds a token, and its copies
-are counted as long as they live.
+Which backups there are at that moment is read off the package; whether one is poisoned, off the mark in its state.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-import weakref
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,21 +53,6 @@ class Poison(NamedTuple):
     reports: str
 
 
-class Token:
-    """Travels with a state; a copy of it lives as long as the copy of the state."""
-
-    def __init__(self, model: Network, copies: weakref.WeakSet[Token]) -> None:
-        self._model, self._copies = model, copies
-        self.step = self.is_poisoned = 0
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Token:
-        """A copy that says what the state was at this moment."""
-        copy = Token(self._model, self._copies)
-        copy.step, copy.is_poisoned = self.step, int(self._model.mark[0])
-        self._copies.add(copy)
-        return copy
-
-
 class PoisonRun:
     """One run of a case, in one process or in two."""
 
@@ -89,7 +72,6 @@ class PoisonRun:
         self.rates: list[tuple[int, float]] = []
         self.lost = self.restores = 0
         self.files: list[tuple[int, str]] = []
-        self.copies: weakref.WeakSet[Token] = weakref.WeakSet()
         self.model = Network(self.task, case.seed)
         self.start = self.model.loss()
         self.level = self.start / 3
@@ -108,18 +90,9 @@ class PoisonRun:
     def session(self, until: int) -> None:
         """Train to this step, or to the end; a second session resumes the first."""
         case, model = self.case, self.model
-        token = Token(model, self.copies)
-
-        def state() -> dict[str, Any]:
-            # In shared memory, which is used beside checkpoints, a state holds arrays only.
-            return model.state() | ({"token": token} if case.where == "ram" else {})
-
-        def load(source: Any, from_ram: bool) -> None:
-            model.load({k: v for k, v in source.items() if k != "token"} if from_ram else source, from_ram)
-
-        settings: dict[str, Any] = {"load_callback": load}
+        settings: dict[str, Any] = {"load_callback": model.load}
         if case.where != "disk":
-            settings |= {"state_callback": state, "backup_every": BACKUP_EVERY}
+            settings |= {"state_callback": model.state, "backup_every": BACKUP_EVERY}
         if case.where != "ram":
             settings |= {"save_callback": model.save, "checkpoint_dir": self.folder, "keep_checkpoints": 40}
             settings |= {"checkpoint_every": CHECKPOINT_EVERY, "resume": "auto"}
@@ -129,15 +102,14 @@ class PoisonRun:
         )  # fmt: skip
         self.rates = [entry for entry in self.rates if entry[0] < r8.global_step]
         while r8.global_step < min(until, self.steps):
-            token.step = r8.global_step
-            self.step(r8, token)
+            self.step(r8)
         if until >= self.steps:
             r8.close()
 
-    def step(self, r8: R8Scheduler, token: Token) -> None:
+    def step(self, r8: R8Scheduler) -> None:
         """One batch."""
         ticket, model, case = r8.draw(), self.model, self.case
-        step = token.step = r8.global_step
+        step = r8.global_step
         if self.number + 1 < case.times and step >= self.poisoned_at[self.number + 1]:
             self.number += 1
             model.mark[:] = 1, 0
@@ -145,7 +117,7 @@ class PoisonRun:
         shows = self.shows(step)
         if shows:
             if len(self.newest) <= self.number:
-                self.newest.append(self.find_newest())
+                self.newest.append(self.find_newest(r8))
                 self.reached.append(None)
                 self.level = (self.start - model.loss()) / 3
             losses, scale = self.damage(losses)
@@ -180,12 +152,10 @@ class PoisonRun:
             return losses + self.level * self.noise.uniform(0.5, 1.5, len(losses)), 1.0
         return losses, 1.0
 
-    def find_newest(self) -> int:
-        """The step of the newest healthy state that can be put back; -1 if there is none.
-
-        In RAM beside checkpoints it is not known: the newest of the disk is what must be reached.
-        """
-        steps = [token.step for token in self.copies if not token.is_poisoned]
+    def find_newest(self, r8: R8Scheduler) -> int:
+        """The step of the newest healthy state that can be put back; -1 if there is none."""
+        backups = r8.host.persistence.backup.backups
+        steps = [each.step for each in backups if each.state is not None and not each.state["mark"][0]]
         for step, path in self.files:
             if os.path.exists(path):
                 with np.load(path) as file:

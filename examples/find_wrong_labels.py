@@ -120,7 +120,7 @@ def main():
         rows = list(listed(suspects, data))
         with open(options.out.with_suffix(".csv"), "w", encoding="utf-8", newline="") as file:
             write_csv(file, ("index", "name", "label", "should_be", "votes", "score", "why"), rows)
-        write_report(run, options.out, thumbnail=data.picture, describe=data.describe)
+        write_report(run, options.out, thumbnail=data.picture, describe=data.describe, precision=options.precision)
 
     print(f"{len(given):,} samples, {len(rows):,} labels look wrong{' (' + suspects.reason + ')' if not rows else ''}")
     for _, name, label, better, votes, _, _ in rows[:8]:

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .checkpoint.early_stop import EarlyStopping as EarlyStopping
     from .checkpoint.reader import NoValidCheckpoint as NoValidCheckpoint
     from .checkpoint.store import CheckpointStore as CheckpointStore
     from .engine.settings import SchedulerSettings as SchedulerSettings
@@ -55,6 +56,7 @@ _HOME = {
     "Recovery": "recovery.policy",
     "TrainingDiverged": "recovery.policy",
     "R8Scheduler": "scheduler",
+    "EarlyStopping": "checkpoint.early_stop",
     "SchedulerSettings": "engine.settings",
     "Preempted": "engine.signals",
     "Predictions": "table.labels.predictions",

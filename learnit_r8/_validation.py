@@ -49,11 +49,11 @@ def check_choice(name: str, value: Any, choices: Collection[str], otherwise: str
         raise ValueError(f"{name} must be one of {choices}{otherwise}, got {value!r}.{did_you_mean(value, choices)}")
 
 
-def did_you_mean(given: Any, names: Iterable[str]) -> str:
-    """A question that follows an error message, "" where no name is near what was given."""
+def did_you_mean(given: Any, names: Iterable[str], *, least: float = 0.6) -> str:
+    """A question that follows an error message, "" where no name is as near (``least``) to what was given."""
     import difflib
 
-    near = difflib.get_close_matches(str(given).lower(), names, n=1)
+    near = difflib.get_close_matches(str(given).lower(), names, n=1, cutoff=least)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 

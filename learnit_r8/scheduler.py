@@ -7,6 +7,7 @@ import datetime
 import functools
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import events
+from .checkpoint.early_stop import EarlyStopping
 from .checkpoint.run_config import arguments_of
 from .checkpoint.store import CheckpointStore
 from .engine import ending, refusal, run_state
@@ -103,6 +105,8 @@ class R8Scheduler:
             others, spread over the run, to branch from (`resume_from_checkpoint`).
         monitor: Name of a metric given to `log`; the checkpoint with its best value is kept too: `best_checkpoint`.
         mode: "min" if a lower value of that metric is better, "max" if a higher one is.
+        early_stopping: Ends the run, as a success, when ``monitor`` has not become better for so many values: a number,
+            or `EarlyStopping` (patience, min_delta). `load_best` puts the best model back.
         resume: "auto" continues from the newest valid checkpoint in ``checkpoint_dir``, or from a newer backup that has
             outlived its process in ``backup_dir``, if there is one: running the
             same program again continues the run, and a finished run does nothing. A path continues from that file.
@@ -121,6 +125,10 @@ class R8Scheduler:
         resume_data: How a resumed run finds its place in your loader, if that has no ``load_state_dict()``: "replay"
             draws and drops the batches before it; "indices" does so with the indices of a `DataLoader` alone, which
             gives the same samples but another random augmentation; "start" begins the epoch anew.
+        config: Your own hyperparameters, a dict of plain values, for the record of the run: ``learnit-r8 ls`` finds
+            runs by them, and ``compare`` shows which differ.
+        notes: A sentence on the run, for its record.
+        tags: Words to find the run by, for its record.
         handle_signals: Whether Ctrl-C, SIGTERM and SIGHUP wait during the run until the step is finished and a
             checkpoint is saved; then they act as usual (KeyboardInterrupt; exit with 128 + n; your own handler). A
             second one acts at once. Only possible in the main thread.
@@ -170,11 +178,14 @@ class R8Scheduler:
         backup_dir: str | os.PathLike[str] | bool | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None, checkpoint_every: int | str | Condition | None = None,
         keep_checkpoints: int | Literal["thin"] = 3, monitor: str | None = None, mode: Literal["min", "max"] = "min",
+        early_stopping: int | EarlyStopping | None = None,
         resume: str | os.PathLike[str] | None = None,
         guard: GuardName | Guard = SpikeGuard(), recovery: Recovery = Recovery(),
         use_curses: bool = False, run_dir: str | os.PathLike[str] | bool | None = None,
         keep_witness: bool = True, after_restore: Literal["next", "again"] = "next",
-        resume_data: Literal["replay", "indices", "start"] = "replay", handle_signals: bool = True,
+        resume_data: Literal["replay", "indices", "start"] = "replay",
+        config: Mapping[str, Any] | None = None, notes: str | None = None, tags: Sequence[str] = (),
+        handle_signals: bool = True,
         cool_down_on: tuple[str, int | str] | None = None,
         name: str | None = None, listeners: Iterable[events.Listener] = (),
         seed: int = 0, clock: Callable[[], float] = time.monotonic,
@@ -189,8 +200,9 @@ class R8Scheduler:
             save_callback=save_callback, load_callback=load_callback, state_callback=state_callback,
             backup_every=backup_every, backup_dir=backup_dir, checkpoint_dir=checkpoint_dir,
             checkpoint_every=checkpoint_every, keep_checkpoints=keep_checkpoints, monitor=monitor, mode=mode,
-            resume=resume, guard=guard, recovery=recovery, use_curses=use_curses, run_dir=run_dir,
-            keep_witness=keep_witness, after_restore=after_restore, resume_data=resume_data,
+            early_stopping=early_stopping, resume=resume, guard=guard, recovery=recovery, use_curses=use_curses,
+            run_dir=run_dir, keep_witness=keep_witness, after_restore=after_restore, resume_data=resume_data,
+            config=config, notes=notes, tags=tags,
             handle_signals=handle_signals, cool_down_on=cool_down_on, name=name, listeners=listeners, seed=seed,
             clock=clock,
         )  # fmt: skip
@@ -205,7 +217,10 @@ class R8Scheduler:
         self._journal: Journal | None = None
         if use_curses or run_dir is not None:
             from .journal.factory import open_journal
+            from .journal.run_info import git_state
 
+            git = git_state()
+            engine.settings = {**engine.settings, **({"git": git} if git else {})}
             table = self.table
             sizes = {"num_samples": str(table.num_samples), "batch_size": str(table.batch_size)}
             self._journal = open_journal(
@@ -219,7 +234,9 @@ class R8Scheduler:
 
             self.host.announcer.add(Live(engine.requests, folder=self.run_dir or ""))
         self._open: Ticket | None = None
-        self._is_closed = False
+        self._given_up: int | None = None
+        self._looping: int | None = None
+        self._is_closed = self._counts_epochs = self._ended_epoch = False
         if resume is not None:
             run_state.resume_from(self.host, resume)
 
@@ -265,7 +282,8 @@ class R8Scheduler:
         checkpoint = store.load(None if folder == Path(path) else path)
         span = None if cool_down is None else read_span("cool_down", cool_down)
         own = folder if span is None else run_state.folder_of_branch(folder, checkpoint, new_goal)
-        arguments = arguments_of(checkpoint.config, {"checkpoint_dir": own, **new_goal}, cls, kept=KEPT)
+        saved, given = len(checkpoint.state["table"]["loss"]), {"checkpoint_dir": own, **new_goal}
+        arguments = arguments_of(checkpoint.config, given, cls, kept=KEPT, num_samples=saved)
         r8 = cls(save_callback=save_callback, load_callback=load_callback, **arguments)
         run_state.go_on_from(r8.host, checkpoint, fitted(checkpoint.state, r8.table, r8.host.plan, remap))
         if span is not None:
@@ -314,6 +332,20 @@ class R8Scheduler:
         if self.host.feed is not None:
             yield from self.host.feed.epochs()
             return
+        if self._is_closed and not self.pace.is_over:
+            self.host.announcer.warn_once(
+                "closed",
+                f"the run was closed at step {self.pace.step}: what is trained from here on is not recorded in its "
+                "folder, and not saved at its end. Build another R8Scheduler, or close this one later.",
+            )
+        self._counts_epochs = True
+        here = threading.get_ident()
+        if self._looping not in (None, here) and any(each.ident == self._looping for each in threading.enumerate()):
+            raise RuntimeError(
+                "epoch_iterator() was called while another thread loops over it: it and batch_iterator() are for one "
+                "thread. Several threads use draw_if_any() and report()."
+            )
+        self._looping = here
         try:
             while True:
                 self.host.settle()
@@ -328,6 +360,7 @@ class R8Scheduler:
                         f"epoch {self.current_epoch} ended with no batch drawn; iterate over batch_iterator()."
                     )
         finally:
+            self._looping = None
             self.requests.leave()
 
     def batch_iterator(self) -> Iterator[tuple[NDArray[np.int64], float]]:
@@ -346,8 +379,9 @@ class R8Scheduler:
         self.requests.stay_within(None)
         while True:
             if self._open is not None:
-                self.host.give_up(self._open)
+                self._give_up_open()
             if pace.step // pace.steps_per_epoch != epoch and not search.is_on:
+                self._ended_epoch = True
                 self.host.between_steps()
                 if not (self.pace.is_finished and self.controller.asks_probe):
                     return
@@ -439,16 +473,24 @@ class R8Scheduler:
     ) -> Outcome:
         """Report the loss of the last batch of `batch_iterator` or `batches`, or of a loader with `R8BatchSampler`.
 
-        See `report`. Without ``num_samples`` and outside of a loop over `batches`, each call is a step.
+        Without ``num_samples`` and outside of a loop over `batches`, each call is a step.
 
         Args:
-            loss: As for `report`; of your own batches the mean, or an array of any shape, of which the mean is taken.
-            part_size, grad_norm, skipped, predictions: As for `report`.
+            loss: The loss of each sample, float[B], the mean of the batch, or with ``part_size`` the means of its
+                parts; see `report`. Of your own batches the mean, or an array of any shape, of which the mean is taken.
+            part_size: Samples in a part, >= 1.
+            grad_norm: Norm of the batch's gradient, if known.
+            skipped: Whether the optimizer's step was skipped because gradients overflowed.
+            predictions: `Predictions` of the same samples.
             lr: The rate that you train with, for views and messages; only with ``scheduler_mode="keep"``.
 
+        Returns:
+            The outcome, false if the loss was refused; the learning rate to use now is in it.
+
         Raises:
-            RuntimeError: no batch is open.
+            RuntimeError: no batch is open; the message says why.
             ValueError: a rate is told where the scheduler sets it.
+            TypeError, ValueError, TrainingDiverged: as for `report`.
         """
         if lr is not None:
             self.tell_rate(lr)
@@ -479,17 +521,31 @@ class R8Scheduler:
             raise ValueError(f"lr is the scheduler's own unless scheduler_mode='keep', got lr={lr!r}.")
         self.host.own_rate = read_number("lr", lr)
 
+    def _give_up_open(self) -> None:
+        """Give up the batch of `batch_iterator` that was not reported."""
+        ticket, self._open = self._open, None
+        if ticket is not None and ticket.batch.is_out:
+            self._given_up = ticket.step
+            self.host.give_up(ticket)
+
+    def _why_none_is_open(self) -> str:
+        """Why there is no batch to report, and what would be right."""
+        if not self.host._num_draws:
+            return "draw one first"
+        if self._given_up is None or self._given_up < self.global_step - 1:
+            return "the last one was reported already; report each batch once"
+        return (
+            "the last one was given up, as the next was asked for, or the epoch ended, before it was reported; call "
+            "update_with_loss() within the loop, once for each batch"
+        )
+
     def _report_in_hand(self, loss: Any, **extras: Any) -> Outcome:
         """Report the loss of the batch that a loader handed out."""
         found = self.host.member.in_hand()
         if found is None:
-            why = (
-                "the last one was reported already; report each batch once"
-                if self.host._num_draws
-                else "draw one first"
-            )
             raise RuntimeError(
-                f"update_with_loss() was called at step {self.global_step} with no batch open; {why}. "
+                f"update_with_loss() was called at step {self.global_step} with no batch open; "
+                f"{self._why_none_is_open()}. "
                 "(Where an adapter of attach() trains, report() of that takes the losses.)"
             )
         try:
@@ -630,11 +686,54 @@ class R8Scheduler:
         Raises:
             TypeError: a value is not a number.
         """
-        values = {name: read_number(name, value) for name, value in metrics.items()}
+        values = {name: _read_metric(name, value) for name, value in metrics.items()}
         at_step = self.global_step if step is None else step
         self.host.announcer.tell(events.MetricsLogged, metrics=values, at_step=at_step)
+        reason = self.host.early_stop.note(values, at_step, self._state_of_best)
         if self.host.persistence.note(values, at_step, self.global_step):
             self.requests.save()
+        if reason:
+            self.stop(reason)
+
+    @property
+    def _state_of_best(self) -> Callable[[], Any] | None:
+        """Returns the model state for a copy of the best one in RAM; None where checkpoints hold it."""
+        return None if self.host.saver is not None else self.host.persistence.callbacks.state
+
+    def stop(self, reason: str = "") -> None:
+        """End the run after this step, as a success: it has done enough before its budget is used up.
+
+        The iterators end, a checkpoint is saved, and the state of the run is "finished early". The same program run
+        again with ``resume="auto"`` trains nothing more. (`Requests.stop` is for requests from outside, which only
+        break a run off.)
+
+        Args:
+            reason: Why, as viewers show it.
+
+        >>> r8 = R8Scheduler(100, batch_size=10, num_epochs=3)
+        >>> for epoch in r8.epoch_iterator():
+        ...     for batch_indices, lr in r8.batch_iterator():
+        ...         outcome = r8.update_with_loss(1.0)
+        ...     r8.stop("one epoch is enough")
+        >>> r8.global_step, r8.phase
+        (10, 'finished early')
+        """
+        if not self.pace.is_over:
+            self.requests.finish(reason)
+
+    def load_best(self) -> float:
+        """Put the best model, by ``monitor``, back through the load callback.
+
+        It comes from the best checkpoint; without a folder for checkpoints from a copy in RAM, which is made with the
+        state callback at each new best value. The scheduler stays where it is.
+
+        Returns:
+            The value of the metric.
+
+        Raises:
+            RuntimeError: there is no best model, no load callback, or it raised.
+        """
+        return run_state.load_best(self.host)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue with exactly the same batches, rates and tables; at any step.
@@ -846,9 +945,13 @@ class R8Scheduler:
 
     @property
     def phase(self) -> str:
-        """One of "searching", "cataloguing", "steadying", "training", "cooling down", "stopped" or "finished"."""
+        """A word for what the run is doing.
+
+        One of "searching", "cataloguing", "steadying", "training", "cooling down", "stopped", "finished early" or
+        "finished".
+        """
         if self.is_stopped:
-            return "stopped"
+            return "stopped" if self.pace.ended_early is None else "finished early"
         if self.host.search.is_on:
             return "searching"
         if self.pace.is_finished:
@@ -871,6 +974,13 @@ class R8Scheduler:
         if self._is_closed:
             return
         self._is_closed = True
+        is_first = self._ended_epoch and self.pace.step <= self.pace.steps_per_epoch
+        if is_whole and is_first and not (self._counts_epochs or self.pace.is_over):
+            self.host.announcer.warn_once(
+                "one epoch",
+                f"the run was closed at step {self.pace.step} of {self.total_steps or '?'}: batch_iterator() ends with "
+                "the epoch. To train all epochs, loop over it within: for epoch in r8.epoch_iterator().",
+            )
         try:
             # While an exception is propagating, the user's step may be half done and must not be saved; nor is a run
             # whose state is not whole.
@@ -885,7 +995,9 @@ class R8Scheduler:
             raise
         finally:
             self.requests.leave()
-            self.host.announcer.tell(events.RunEnded, finished=self.pace.is_finished)
+            early = self.pace.ended_early
+            finished = self.pace.is_finished or early is not None
+            self.host.announcer.tell(events.RunEnded, finished=finished, early=early)
 
     def __repr__(self) -> str:
         return f"R8Scheduler(step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr={self.lr:.3g})"
@@ -910,3 +1022,11 @@ class R8Scheduler:
     def __exit__(self, *error: object) -> None:
         # Unlike sys.exc_info(), this knows nothing of an exception that is being handled around the whole run.
         self._close(is_whole=not error or error[0] is None)
+
+
+def _read_metric(name: str, value: Any) -> float:
+    """A value given to `R8Scheduler.log` as a float."""
+    try:
+        return read_number(name, value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"log() takes one number for each metric: {error}") from None

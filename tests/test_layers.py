@@ -158,12 +158,12 @@ def test_parts_of_the_engine_do_not_load_it():
 
 
 def test_recovery_and_checkpoint_are_handed_what_they_need():
-    """The policy of recovery knows no backup or store; the store knows no other part."""
+    """The policy of recovery knows no backup or store; the store knows no other part, but how to warn."""
     policy = PACKAGE / "recovery" / "policy.py"
     assert places(policy) <= {"_validation", "recovery"}
     assert re.findall(r"^from \.(\w+) import", policy.read_text(encoding="utf-8"), flags=re.M) == []
-    assert places(PACKAGE / "checkpoint" / "store.py") <= {"checkpoint"}
-    assert places(PACKAGE / "checkpoint" / "reader.py") <= {"checkpoint"}
+    assert places(PACKAGE / "checkpoint" / "store.py") <= {"checkpoint", "events"}
+    assert places(PACKAGE / "checkpoint" / "reader.py") <= {"checkpoint", "events"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -208,9 +208,10 @@ def test_only_the_scheduler_loads_the_dashboard(path):
 def test_dashboard_knows_events_only(path):
     """The dashboard imports the events of the package, as they are or condensed; those that follow a folder, it too.
 
-    An export takes the rule for free names of files from the checkpoints.
+    What writes files takes the opener, and the rule for free names, from the checkpoints.
     """
-    more = {"journal"} if path.stem in FOLLOWERS else {"checkpoint"} if path.stem == "export" else set()
+    is_writer = path.stem in ("export", "capture")
+    more = {"journal"} if path.stem in FOLLOWERS else {"checkpoint"} if is_writer else set()
 
     assert places(path) <= {"events", "dashboard"} | more
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,10 +16,12 @@ import numpy as np
 
 from ..checkpoint.callbacks import Callbacks
 from ..checkpoint.codec import decode, encode
-from ..checkpoint.random_generators import random_state, set_random_state
+from ..checkpoint.durable_io import open_output
 from ..checkpoint.state_fit import fit, unpack_saved
 from ..checkpoint.state_form import is_key, leave_out, pack
 from ..checkpoint.state_tree import nnx_of, open_node
+from ..events.caller import warn
+from ..sampling.random_generators import random_state, set_random_state
 
 if TYPE_CHECKING:
     from ..sampling.ticket import Outcome
@@ -100,13 +101,13 @@ class DrivenState:
         state = leave_out(self._live(), left_out, holders=True)
         for name in left_out.keys() - self._left_out:
             self._left_out.add(name)
-            warnings.warn(
+            warn(
                 f"checkpoints cannot hold {name} ({left_out[name]}): that is left out of them, and stays as it is when "
-                "they are loaded.",
-                RuntimeWarning,
-                stacklevel=2,
+                "they are loaded."
             )
-        Path(filepath).write_bytes(encode({"state": pack(state, holders=True), "random": random_state()}))
+        content = encode({"state": pack(state, holders=True), "random": random_state()})
+        with open(open_output(filepath), "wb") as file:
+            file.write(content)
 
     def load(self, source: Any, *, from_ram: bool = False) -> None:
         """Put a state back.

@@ -51,6 +51,24 @@ class Callbacks:
             check_callback(f"{name}_callback", getattr(self, name))
 
 
+def noting(callback: Callable[[], Any] | None) -> Callable[[], Any] | None:
+    """A state callback whose exceptions say who called it; before Python 3.11, the callback as it is."""
+    if not callable(callback) or not hasattr(Exception, "add_note"):
+        return callback
+
+    def state() -> Any:
+        try:
+            return callback()
+        except Exception as error:
+            error.add_note(  # type: ignore[attr-defined]
+                "raised by state_callback, which R8Scheduler calls without arguments for a backup or a checkpoint; it "
+                "must return the state of the model"
+            )
+            raise
+
+    return state
+
+
 FORMS = {
     "save_callback": "(state_dict, filepath) or (filepath)",
     "load_callback": "(source), with the keywords from_ram= and is_resume= or without",

@@ -1,4 +1,7 @@
-"""Durable files: written whole or not at all, whatever happens meanwhile, and read only if they are regular files."""
+"""Files: written whole or not at all, whatever happens meanwhile; none is read or written through a link.
+
+Every file that the package writes is opened here: by `open_output`, or under a temporary name of its own.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,101 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, Literal
 
 _TEMPORARY = re.compile(r"tmp_(\d+)_([0-9a-f]{8})_.+")
 _OLD_SECONDS = 24 * 3600
 _NO_FOLDER_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EACCES}
 _RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
+_SHARED = stat.S_ISVTX | stat.S_IWOTH
+"""A folder such as /tmp, in which everybody may make files."""
+
+
+class NotOwnFile(OSError, ValueError):
+    """A path leads to something that must not be written to: a link, a device, a file of somebody else."""
+
+
+_HOW = {
+    "w": os.O_CREAT,
+    "x": os.O_CREAT | os.O_EXCL,
+    "a": os.O_CREAT | os.O_APPEND,
+    "r+": os.O_APPEND,
+}
+
+
+def open_output(
+    path: str | os.PathLike[str], mode: Literal["w", "x", "a", "r+"] = "w", *, permissions: int = 0o666
+) -> int:
+    """Open a file for writing, and nothing else that its name may lead to.
+
+    A link, and a file that has a second name, may be anybody's: whoever made the folder has put them there.
+
+    Args:
+        path: Its name.
+        mode: "w" begins it anew, "x" makes one that is not there, "a" appends, "r+" appends to one that is there.
+        permissions: Of a file that is made, before the umask.
+
+    Returns:
+        Its descriptor.
+
+    Raises:
+        NotOwnFile: it is no regular file, has a second name, or is another user's in a folder open to all. Nothing was
+            changed.
+        OSError: it cannot be opened; with "x", FileExistsError if there is anything of this name.
+    """
+    flags = os.O_WRONLY | _HOW[mode]
+    # O_NONBLOCK: without a reader, a FIFO would wait for one.
+    flags |= sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY", "O_CLOEXEC"))
+    try:
+        if not hasattr(os, "O_NOFOLLOW") and os.path.islink(path):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
+        descriptor = os.open(path, flags, permissions)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK, errno.ENXIO):
+            raise NotOwnFile(_not_own(path, "a link or a FIFO")) from error
+        raise
+    try:
+        _check_own(about := os.fstat(descriptor), path)
+        if mode == "w" and about.st_size:
+            os.ftruncate(descriptor, 0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _not_own(path: str | os.PathLike[str], what: str) -> str:
+    return f"{os.fspath(path)!r} must be a regular file of one name to be written to, got {what}."
+
+
+def _check_own(about: os.stat_result, path: str | os.PathLike[str]) -> None:
+    if not stat.S_ISREG(about.st_mode):
+        raise NotOwnFile(_not_own(path, "a FIFO or a device"))
+    if about.st_nlink > 1:
+        raise NotOwnFile(_not_own(path, "one with a second name"))
+    if _is_foreign(about, path):
+        raise NotOwnFile(_not_own(path, f"one of user {about.st_uid}"))
+
+
+def _is_foreign(about: os.stat_result, path: str | os.PathLike[str]) -> bool:
+    """Whether a file is another user's in a folder where everybody may make files."""
+    if not hasattr(os, "getuid") or about.st_uid == os.getuid():
+        return False
+    return os.stat(Path(path).parent).st_mode & _SHARED == _SHARED
+
+
+def make_own_folder(path: Path, permissions: int = 0o777) -> None:
+    """Make a folder within a folder that may be somebody else's; one that is there must be no link.
+
+    Raises:
+        NotOwnFile: it is a link or a file.
+        OSError: it cannot be made.
+    """
+    try:
+        path.mkdir(permissions)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise NotOwnFile(f"{str(path)!r} must be a folder, got a link or a file.") from None
 
 
 def write_new(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
@@ -63,13 +155,18 @@ def make_first_free(names: Iterator[Path], make: Callable[[Path], object]) -> Pa
             return path
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, replacing any file of this name.
+def replace(path: Path, content: bytes | Callable[[IO[bytes]], object], *, durable: bool = True) -> None:
+    """Write a file whole or not at all, replacing any file or link of this name.
+
+    Args:
+        path: Its name.
+        content: Its content, or a function that writes it to the given file.
+        durable: Whether to wait until the disk has it.
 
     Raises:
         OSError: the write failed; an existing file is still whole.
     """
-    _write(path, content, rename)
+    _write(path, content, rename, durable=durable)
 
 
 def temporary_name(path: Path) -> Path:
@@ -139,23 +236,39 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _write(path: Path, content: bytes | Callable[[IO[bytes]], object], name_it: Callable[[Path, Path], None]) -> None:
-    temporary = temporary_name(path)
+def open_temporary(path: Path, permissions: int = 0o666, buffering: int = -1) -> BinaryIO:
+    """Make the file of a `temporary_name`, and open it for writing.
+
+    Raises:
+        OSError: it cannot be made, or somebody else makes it at this moment.
+    """
     # An existing one can only be left by a dead process or thread with the same id.
-    remove(temporary)
+    remove(path)
+    return open(open_output(path, "x", permissions=permissions), "wb", buffering=buffering)
+
+
+def _write(
+    path: Path,
+    content: bytes | Callable[[IO[bytes]], object],
+    name_it: Callable[[Path, Path], None],
+    *,
+    durable: bool = True,
+) -> None:
+    temporary = temporary_name(path)
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-        with open(os.open(temporary, flags, 0o666), "wb") as file:
+        with open_temporary(temporary) as file:
             if callable(content):
                 content(file)
             else:
                 file.write(content)
             file.flush()
-            _flush(file.fileno())
+            if durable:
+                _flush(file.fileno())
         name_it(temporary, path)
     finally:
         remove(temporary)
-    flush_folder(path.parent)
+    if durable:
+        flush_folder(path.parent)
 
 
 def link_new(old: Path, new: Path) -> None:
@@ -195,8 +308,11 @@ def rename(old: Path, new: Path) -> None:
 
 def flush(path: Path) -> None:
     """Flush a file that another program wrote to the disk."""
-    with open(path, "rb+") as file:
-        _flush(file.fileno())
+    descriptor = open_output(path, "r+")
+    try:
+        _flush(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _flush(descriptor: int) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..events.caller import warn
 from . import codec
 from .durable_io import open_regular, sha256
 
@@ -51,7 +51,7 @@ def first_valid(paths: Iterable[Path], reasons: list[str]) -> Checkpoint | None:
             reasons.append(f"{path.name}: {error}")
             continue
         if reasons:
-            warnings.warn("checkpoints skipped: " + " | ".join(reasons), RuntimeWarning, stacklevel=4)
+            warn("checkpoints skipped: " + " | ".join(reasons))
         return checkpoint
     return None
 

@@ -96,7 +96,12 @@ def _text(value: Any) -> str:
 
 
 def arguments_of(
-    config: Mapping[str, Any], new: Mapping[str, Any], make: Any, *, kept: Collection[str]
+    config: Mapping[str, Any],
+    new: Mapping[str, Any],
+    make: Any,
+    *,
+    kept: Collection[str],
+    num_samples: int | None = None,
 ) -> dict[str, Any]:
     """The arguments that build the run of a checkpoint again.
 
@@ -105,10 +110,11 @@ def arguments_of(
         new: Arguments that replace saved ones.
         make: The class to build, for its defaults.
         kept: Settings that checkpoints hold; of others, such as folders, a file can say nothing.
+        num_samples: Number of samples in the saved table, and no file may say more; None if it is not known.
 
     Raises:
-        ValueError: an argument that a file cannot hold was not at its default and is missing in ``new``; or the new
-            batch size is not valid.
+        ValueError: an argument that a file cannot hold was not at its default and is missing in ``new``; the new
+            batch size is not valid; or the saved number of samples is not that of the table.
     """
     if not config:
         raise ValueError("the checkpoint must hold the run's configuration, got none; use load_checkpoint() instead.")
@@ -120,6 +126,8 @@ def arguments_of(
         if isinstance(value, dict):
             raise ValueError(f"{name} must be given again, as a file cannot hold it: it was {_text(value)}.")
         arguments[name] = value
+    if num_samples is not None and arguments.get("num_samples", num_samples) != num_samples:
+        raise ValueError(f"num_samples must be {num_samples} as in the table, got {arguments['num_samples']!r}.")
     if any(name in new for name in BUDGETS):
         for name in BUDGETS:
             arguments.pop(name, None)

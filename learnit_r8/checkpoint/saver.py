@@ -6,7 +6,6 @@ import json
 import math
 import os
 import traceback
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from typing import NamedTuple
 from .. import events
 from .._validation import check_choice
 from ..events.bus import Announcer
+from ..events.caller import warn
 from ..triggers import Condition, Elapsed, quiet_until
 from .background import BackgroundWrite
 from .callbacks import Unrecoverable
@@ -56,7 +56,7 @@ class CheckpointSaver:
         announcer: Receives warnings and events.
 
     Raises:
-        ValueError: ``mode`` is unknown, or ``monitor`` is not a name.
+        ValueError: ``mode`` is unknown.
 
     Attributes:
         num_failed: Checkpoints that could not be written.
@@ -75,8 +75,6 @@ class CheckpointSaver:
         announcer: Announcer,
     ) -> None:
         check_choice("mode", mode, MODES)
-        if monitor is not None and not (isinstance(monitor, str) and monitor):
-            raise ValueError(f"monitor must be the name of a metric, got {monitor!r}.")
         self.store = store
         self.num_failed = 0
         self.last_error = ""
@@ -91,6 +89,7 @@ class CheckpointSaver:
         self._value_to_pin: float | None = None
         self._step_to_pin = 0
         self._logged: set[str] = set()
+        self._first_step = 0
         self._pid: int | None = None
         self._is_shared = False
 
@@ -104,7 +103,7 @@ class CheckpointSaver:
 
     def count_from(self, step: int) -> None:
         """Note that the run was resumed at this step, which needs no new checkpoint."""
-        self._step_tried = step
+        self._step_tried = self._first_step = step
 
     def has_saved(self, step: int) -> bool:
         """Whether there is a checkpoint of this step."""
@@ -129,7 +128,8 @@ class CheckpointSaver:
             run_ended: Whether this is the last call.
         """
         due = self._when(elapsed) or (self._each_epoch and epoch_ended)
-        if run_ended:
+        # A run that had finished before it was resumed logs nothing.
+        if run_ended and elapsed.steps != self._first_step:
             self._check_monitor()
         must_wait = run_ended or self._must_pin
         if self._writing is not None and not (must_wait or self._writing[1].is_done):
@@ -177,11 +177,9 @@ class CheckpointSaver:
             self._value_to_pin = None
             self.last_error = f"{type(error).__name__}: {error}"
             again = f" The next {self._num_to_skip} are skipped." if self._num_to_skip else ""
-            warnings.warn(
+            warn(
                 f"the checkpoint at step {step} could not be written:\n{traceback.format_exc()}"
-                f"Training continues.{again}",
-                RuntimeWarning,
-                stacklevel=2,
+                f"Training continues.{again}"
             )
 
     def write(self, write: Callable[[], Checkpoint | BackgroundWrite], step: int) -> Checkpoint | None:

@@ -11,8 +11,6 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
-import stat
 import threading
 import time
 import weakref
@@ -21,8 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import codec
-from .durable_io import remove, temporary_name
+from .durable_io import open_temporary, remove, temporary_name
 from .reader import Checkpoint
+from .shared_folders import free_bytes, is_held, is_private, lock_until_released, make_own, own_folders, own_name
 from .state_form import pack, size_of, unpack
 
 SYSTEM_BASE = "/dev/shm"
@@ -35,14 +34,18 @@ KEPT = 2
 OTHERS_SECONDS = 600.0
 """Time for which the newest generations of another run that crashed stay; all others are swept."""
 
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
+"""Errors of reading a file that some other program has written; a RecursionError is a RuntimeError."""
+
+AGAIN_SECONDS = 30.0
+"""Time after which backups that are off are tried again: there may be room again."""
+
 _NAME = re.compile(r"gen_(\d{12})\.r8")
-_held: set[str] = set()
-"""Folders that schedulers of this process write to; a lock of a process does not exclude its own."""
 
 
 def default_base() -> Path:
     """The folder of the system's shared memory, or what R8_BACKUPS says in its place."""
-    return Path(os.environ.get("R8_BACKUPS", SYSTEM_BASE))
+    return Path(os.environ.get("R8_BACKUPS") or SYSTEM_BASE)
 
 
 class ResumedState(dict[str, Any]):
@@ -74,10 +77,11 @@ class SharedBackups:
         rank: Rank of this process.
         num_ranks: Processes of the run on this machine.
         note: ``(text)``, tells the user something once.
-        is_default: Whether nobody asked for ``base``; then it is silently off where there is none.
+        is_default: Whether nobody asked for ``base``; then it is not made.
+        switched: ``(reason)``, told why backups are off, and "" when they are on again.
 
     Attributes:
-        is_off: Whether nothing is written any more, as it does not fit or the folder cannot be used.
+        is_off: Whether nothing is written now, as it does not fit or the folder cannot be used; it is tried again.
     """
 
     def __init__(
@@ -89,14 +93,15 @@ class SharedBackups:
         num_ranks: int,
         note: Callable[[str], None],
         is_default: bool = True,
+        switched: Callable[[str], None] = lambda reason: None,
     ) -> None:
-        user = os.getuid() if hasattr(os, "getuid") else "user"
-        self._parent = base / f"learnit_r8-{user}"
-        digest = hashlib.sha256(str(checkpoint_dir.absolute()).encode()).hexdigest()[:16]
-        self._run, self._rank, self._num_ranks = self._parent / digest, rank, num_ranks
-        self._folder = self._run / f"rank{rank}"
-        self._note, self._base, self._is_default = note, base, is_default
-        self.is_off = False
+        self._digest = hashlib.sha256(str(checkpoint_dir.absolute()).encode()).hexdigest()[:16]
+        self._rank, self._num_ranks = rank, num_ranks
+        self._note, self._base, self._is_default, self._switched = note, base, is_default, switched
+        own = own_folders(base)
+        known = [folder for folder in own if (folder / self._digest).is_dir()]
+        self._settle_in((known or own or [base / "none"])[0])
+        self.is_off = self._has_written = False
         self._pid = os.getpid()
         self._release: Callable[[], object] | None = None
         self._thread: threading.Thread | None = None
@@ -104,12 +109,21 @@ class SharedBackups:
         self._trouble = ""
         self._is_new = True
 
+    def _settle_in(self, parent: Path) -> None:
+        self._parent, self._run = parent, parent / self._digest
+        self._folder = self._run / f"rank{self._rank}"
+
     @property
     def is_ready(self) -> bool:
         """Whether a generation can be written now: none is being written, and the last one was long enough ago."""
+        if self.is_writing or os.getpid() != self._pid:
+            return False
         if self._trouble:
             self._turn_off(self._trouble)
-        return not (self.is_off or self.is_writing or time.monotonic() < self._rest_until or os.getpid() != self._pid)
+        elif self.is_off and self._has_written:
+            self.is_off = False
+            self._switched("")
+        return time.monotonic() >= self._rest_until
 
     @property
     def is_writing(self) -> bool:
@@ -136,11 +150,13 @@ class SharedBackups:
             proved: Steps of those that have passed their trial, with their rates.
             done: Called when ``model`` was read, by that thread or at once.
         """
+        self._has_written = False
         try:
             packed = pack(model)
             self._prepare()
             self._make_room(size_of(packed) + size_of(content))
-        except (TypeError, OSError, ValueError) as error:
+        except (TypeError, OSError, ValueError, ImportError) as error:
+            # ImportError: a system without the locks of POSIX.
             done()
             self._turn_off(str(error))
             return
@@ -151,7 +167,14 @@ class SharedBackups:
         self._thread.start()
 
     def _turn_off(self, reason: str) -> None:
-        self.is_off, self._trouble = True, ""
+        was_off, self.is_off, self._trouble = self.is_off, True, ""
+        self._rest_until = time.monotonic() + AGAIN_SECONDS
+        if self._release is not None:
+            # They take the room that others may lack; the newest may still be worth going back to.
+            for _, path in self._files()[:-1]:
+                remove(path)
+        if not was_off:
+            self._switched(reason)
         self._note(
             f"backups stay in this process and do not outlive it, as they could not be kept in {str(self._base)!r}: "
             f"{reason}"
@@ -168,11 +191,14 @@ class SharedBackups:
             return
         if self._release is not None:
             self._release()
-        self._parent.mkdir(mode=0o700, parents=not self._is_default, exist_ok=True)
-        _check_private(self._parent)
+        if not self._is_default:
+            self._base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._settle_in(self._parent if is_private(self._parent) else make_own(self._base))
+        if self._parent.name != own_name():
+            self._note(f"backups are kept in {str(self._parent)!r}, as {own_name()!r} there is not this user's alone.")
         self._sweep_others()
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        release = _locked(self._folder)
+        release = lock_until_released(self._folder)
         if release is None:
             raise ValueError(f"another running process uses {str(self._folder)!r}.")
         self._release = release
@@ -199,7 +225,7 @@ class SharedBackups:
         """
         files = self._files()
         used = sum(path.stat().st_size for _, path in files)
-        room = int(SHARE * (_free_bytes(self._folder) + used))
+        room = int(SHARE * (free_bytes(self._folder) + used))
         if 2 * size > room:
             raise ValueError(
                 f"two generations of {size / 2**20:.1f} MiB do not fit into a quarter of what is free, "
@@ -215,15 +241,14 @@ class SharedBackups:
         try:
             path = self._folder / f"gen_{step:012d}.r8"
             temporary = temporary_name(path)
-            remove(temporary)
             try:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-                with open(os.open(temporary, flags, 0o600), "wb", buffering=0) as file:
+                with open_temporary(temporary, 0o600, buffering=0) as file:
                     codec.write(whole, file)
                 os.replace(temporary, path)
             finally:
                 remove(temporary)
             self._delete_old(path, kept)
+            self._has_written = True
         except Exception as error:
             # Told by the training thread.
             self._trouble = str(error)
@@ -270,7 +295,7 @@ class SharedBackups:
             try:
                 found = self._read(path)
                 text = _moment_of(found[0])
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except _DAMAGE as error:
                 text = f"{path.name}: {error}"
             if is_same(text):
                 if found is not None:
@@ -282,12 +307,7 @@ class SharedBackups:
 
     def _common_steps(self, skipped: list[str]) -> list[int]:
         """The steps of the generations that all ranks have, newest first; empty if a running process writes them."""
-        if self.is_off or not self._run.is_dir():
-            return []
-        try:
-            _check_private(self._parent)
-        except (OSError, ValueError) as error:
-            skipped.append(str(error))
+        if not (is_private(self._parent) and self._run.is_dir()):
             return []
         if is_held(self._folder):
             return []
@@ -296,6 +316,10 @@ class SharedBackups:
 
     def _read(self, path: Path) -> tuple[Checkpoint, list[Proved], float]:
         content = codec.read(path)
+        made, run_id = content["made"], content["run_id"]
+        is_whole = isinstance(content["scheduler"], dict) and isinstance(content["config"], dict)
+        if not (is_whole and isinstance(made, float) and isinstance(run_id, str)):
+            raise ValueError(f"it must hold a scheduler's state with its time and run, got {sorted(content)[:9]}")
         state = unpack(content["backup"])
         if isinstance(state, dict):
             state = ResumedState(state)
@@ -303,13 +327,13 @@ class SharedBackups:
         for step, lr in content["proved"]:
             file = self._folder / f"gen_{step:012d}.r8"
             if file != path and file.exists():
-                with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                with contextlib.suppress(*_DAMAGE):
                     older = codec.read(file)
                     draws = int(older["scheduler"]["num_draws"])
                     proved.append(Proved(unpack(older["backup"]), int(step), draws, float(lr)))
-        found = Checkpoint(path, content["scheduler"], None, str(content["run_id"]), content["config"], (), state)
+        found = Checkpoint(path, content["scheduler"], None, run_id, content["config"], (), state)
         self._is_new = False
-        return found, proved, float(content["made"])
+        return found, proved, made
 
     def clear(self) -> None:
         """Delete the generations of this rank, as a checkpoint on disk is as new; wait for the one being written."""
@@ -340,69 +364,3 @@ def _moment_of(generation: Checkpoint) -> str:
 def _newest_time(folder: Path) -> float:
     times = [path.stat().st_mtime for path in folder.glob("rank*/gen_*")]
     return max(times, default=0.0)
-
-
-def _check_private(folder: Path) -> None:
-    """Raise ValueError unless a folder belongs to this user alone: others could put states there."""
-    about = os.lstat(folder)
-    is_own = not hasattr(os, "getuid") or about.st_uid == os.getuid()
-    if not (stat.S_ISDIR(about.st_mode) and is_own and not stat.S_IMODE(about.st_mode) & 0o077):
-        raise ValueError(f"{str(folder)!r} must be a folder that only this user can use.")
-
-
-def _locked(folder: Path) -> Callable[[], object] | None:
-    """Take the lock of a folder until the function that is returned is called; None if it is taken."""
-    if str(folder) in _held:
-        return None
-    descriptor = _lock(folder)
-    if descriptor is None:
-        return None
-    _held.add(str(folder))
-    owner = os.getpid()
-    is_done: list[bool] = []
-
-    def release() -> None:
-        if not is_done:
-            is_done.append(True)
-            os.close(descriptor)
-            if os.getpid() == owner:
-                _held.discard(str(folder))
-
-    return release
-
-
-def is_held(folder: Path) -> bool:
-    """Whether a running process has the lock of a folder."""
-    if str(folder) in _held:
-        return True
-    if not (folder / "lock").exists():
-        return False
-    descriptor = _lock(folder)
-    if descriptor is None:
-        return True
-    os.close(descriptor)
-    return False
-
-
-def _lock(folder: Path) -> int | None:
-    """The descriptor of a lock that this process has now; None if another has it. A process that ends gives it back."""
-    import fcntl
-
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
-    try:
-        # Not flock(): forked loader workers would keep the lock of a trainer that was killed.
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _free_bytes(folder: Path) -> int:
-    """Free bytes of a file system in memory, and of the container that counts it as memory."""
-    free = shutil.disk_usage(folder).free
-    with contextlib.suppress(OSError, ValueError):
-        most = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if most != "max":
-            free = min(free, int(most) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    return max(0, free)

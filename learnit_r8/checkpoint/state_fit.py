@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._validation import is_number
 from . import tensors
 from .state_form import LeftOut, as_tensor, is_key, of_other_kind, unpack
 from .state_tree import is_own_kind, nnx_of, open_node
@@ -134,3 +135,64 @@ def fill(saved: Any, live: Any) -> Any:
     if node.kind in ("tuple", "namespace") and (own.kind, len(others)) == (node.kind, len(node.parts)):
         build, others = own.build, dict(zip(node.parts, others.values(), strict=True))
     return build([fill(part, others.get(name)) for name, part in node.parts.items()])
+
+
+MOST_WHOLE = 2**63
+
+
+def check_kinds(
+    given: Any, own: Any, where: str = "state", *, strict: tuple[str, ...] = (), numbers: tuple[str, ...] = ()
+) -> None:
+    """Raise ValueError where a plain state from a file cannot stand for one of this program.
+
+    A number must be a number, a whole one whole, an array of the same kind and dimensions, and so on down. Numbers and
+    dicts may be None, as they are not known or not there at all times; what is None here may be anything there. Entries
+    that only one of them has are left to whoever reads them.
+
+    Args:
+        given: Nested dicts, lists, numbers, texts and arrays.
+        own: A state of the same program, at any time.
+        where: What it is, for the message.
+        numbers: Places in which no number may be None.
+        strict: Places in which only numbers and dicts may stand where None is here.
+    """
+    if own is None:
+        is_fine = given is None or is_number(given) or isinstance(given, Mapping) or not where.startswith(strict)
+        _require(not strict or is_fine, "a number, a dict or None", given, where)
+        return
+    if given is None and isinstance(own, (int, float, Mapping)) and not where.startswith(numbers):
+        return
+    if isinstance(own, Mapping):
+        _require(isinstance(given, Mapping), "a dict", given, where)
+        for name in own.keys() & given.keys():
+            check_kinds(given[name], own[name], f"{where}.{name}", strict=strict, numbers=numbers)
+    elif isinstance(own, np.ndarray):
+        is_alike = isinstance(given, np.ndarray) and given.ndim == own.ndim and _kind_of(given) == _kind_of(own)
+        _require(is_alike, f"an array of {own.dtype} in {own.ndim} dimensions", given, where)
+    elif isinstance(own, (list, tuple)):
+        _require(isinstance(given, (list, tuple)), "a list", given, where)
+        is_of_numbers = all(map(is_number, own)) and bool(own)
+        for number, item in enumerate(given):
+            if is_of_numbers:
+                _require(isinstance(item, bool) or is_number(item), "a number", item, f"{where}.{number}")
+            elif len(given) == len(own):
+                check_kinds(item, own[number], f"{where}.{number}", strict=strict, numbers=numbers)
+    elif isinstance(own, bool):
+        _require(isinstance(given, bool), "True or False", given, where)
+    elif isinstance(own, int):
+        is_whole = isinstance(given, int) and not isinstance(given, bool) and abs(given) < MOST_WHOLE
+        _require(is_whole, "a whole number", given, where)
+    elif isinstance(own, float):
+        _require(is_number(given) and (isinstance(given, float) or abs(given) < MOST_WHOLE), "a number", given, where)
+    else:
+        _require(isinstance(given, type(own)), type(own).__name__, given, where)
+
+
+def _kind_of(array: NDArray[Any]) -> str:
+    """Kind of its numbers; files of torch know most of those without a sign as others only."""
+    return array.dtype.kind.replace("u", "i")
+
+
+def _require(is_met: bool, kind: str, given: Any, where: str) -> None:
+    if not is_met:
+        raise ValueError(f"{where} must be {kind}, got {str(given)[:40]!r}.")

@@ -392,36 +392,3 @@ def mend(state: Any, backup: Any, meant: Collection[str] = ()) -> tuple[Any, lis
         return clone(other)
 
     return (map_leaves(mended, state) if broken else state), broken
-
-
-def first_difference(one: Any, other: Any) -> str:
-    """The dotted key of the first leaf in which two states differ in structure, kind, shape or a bit; "" if none."""
-    ones, others = dict(leaves(one)), dict(leaves(other))
-    for key in [*ones, *others]:
-        if key not in ones or key not in others or not _is_same(ones[key], others[key]):
-            return key
-    return ""
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    if type(one) is not type(other):
-        return False
-    if tensors.is_tensor(one):
-        return _is_same_tensor(one, other)
-    if isinstance(one, np.ma.MaskedArray):
-        return _is_same(one.filled(), other.filled()) and _is_same(np.ma.getmaskarray(one), np.ma.getmaskarray(other))
-    if hasattr(one, "__array__") and hasattr(one, "dtype"):
-        one, other = np.asarray(one), np.asarray(other)
-        return bool((one.dtype, one.shape) == (other.dtype, other.shape) and one.tobytes() == other.tobytes())
-    return one.hex() == other.hex() if isinstance(one, float) else bool(one == other)
-
-
-def _is_same_tensor(one: Any, other: Any) -> bool:
-    kind = tensors.kind_of(one)
-    if (kind, one.dtype, one.layout) != (tensors.kind_of(other), other.dtype, other.layout):
-        return False
-    if kind == "dense":
-        bits = tensors.bits_of(tensors.dense(one)), tensors.bits_of(tensors.dense(other))
-        return bool(one.shape == other.shape and sys.modules["torch"].equal(*bits))
-    (about, parts), (others, other_parts) = tensors.parts_of(one, kind), tensors.parts_of(other, kind)
-    return about == others and len(parts) == len(other_parts) and all(map(_is_same_tensor, parts, other_parts))

@@ -7,16 +7,17 @@ the content, durable_io.py writes it; ``benchmarks/durability.py`` tests both.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import itertools
 import os
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from ..events.caller import warn
 from .background import BackgroundWrite
 from .codec import write
 from .durable_io import (
@@ -35,6 +36,9 @@ from .reader import MODEL, Checkpoint, NoValidCheckpoint, about_model, first_val
 
 ROOM = 1.2
 """Space that must be free before a save, as a multiple of the size of the last one."""
+
+SPARE_BYTES = 2**14
+"""Space for folders and the like, where older checkpoints give way to the newest."""
 
 THIN = "thin"
 NEWEST_KEPT = 3
@@ -124,7 +128,7 @@ class CheckpointStore:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._tidy()
-        self._check_room()
+        self._make_room()
         number = self._next_number()
         model = None if write_model is None else self._save_model(number, write_model)
         about = None if model is None else about_model(model)
@@ -135,8 +139,8 @@ class CheckpointStore:
                 if model is not None:
                     remove(model)
                 return None
-            self._last_size = path.stat().st_size + (0 if model is None else model.stat().st_size)
             self._own.append(CheckpointFiles(path, model, step_of(state)))
+            self._last_size = _size_of(self._own[-1])
             self._delete_old()
             saved = Checkpoint(path, dict(state), model, self.run_id, dict(config or {}))
             then(saved)
@@ -167,13 +171,29 @@ class CheckpointStore:
             if is_ours and match[0] not in own and not (self.folder / f"ck_{match[1]}.r8").exists():
                 remove(self.folder / match[0])
 
-    def _check_room(self) -> None:
+    def _make_room(self) -> None:
+        """Where the disk has no room for one more, delete the oldest of this run, but never the newest or the pinned.
+
+        Raises:
+            OSError: that would not be enough; nothing was deleted.
+        """
         # Imported late, like zipfile: each takes longer than all modules of this package.
         import shutil
 
         free, needed = shutil.disk_usage(self.folder).free, int(ROOM * self._last_size)
-        if free < needed:
+        if free >= needed:
+            return
+        going, room = [], free
+        for own in self._oldest_first()[:-1]:
+            # No spare room is asked for any more: without the end of the run, the others are of little use.
+            if room >= self._last_size + SPARE_BYTES:
+                break
+            if own.path != self._pinned:
+                going.append(own)
+                room += _size_of(own)
+        if room < self._last_size + SPARE_BYTES:
             raise OSError(errno.ENOSPC, f"{needed} bytes must be free for a checkpoint, got {free}", str(self.folder))
+        self._delete(going)
 
     def pin(self, path: Path | None, note: bytes | None = None) -> None:
         """Keep this checkpoint of this run in addition to the newest ones, in place of the one pinned before.
@@ -207,17 +227,22 @@ class CheckpointStore:
 
     def _delete_old(self) -> None:
         """Delete the oldest beyond ``keep``, starting with those of weights that recovery gave up."""
-        trusted_last = sorted(self._own, key=lambda own: own.path not in self._given_up)
-        kept = set(trusted_last[-(NEWEST_KEPT if isinstance(self.keep, str) else self.keep) :])
+        kept = set(self._oldest_first()[-(NEWEST_KEPT if isinstance(self.keep, str) else self.keep) :])
         if self.keep == THIN:
             kept |= {own for own in self._own if not _number_of(own.path) % _stride(_number_of(self._own[-1].path))}
-        for own in self._own:
-            if own not in kept and own.path != self._pinned:
-                # In this order, a checkpoint never exists without its model.
-                remove(own.path)
-                if own.model is not None:
-                    remove(own.model)
-        self._own = [own for own in self._own if own in kept or own.path == self._pinned]
+        self._delete([own for own in self._own if own not in kept and own.path != self._pinned])
+
+    def _oldest_first(self) -> list[CheckpointFiles]:
+        """This run's checkpoints, with those of weights that recovery gave up before all others."""
+        return sorted(self._own, key=lambda own: own.path not in self._given_up)
+
+    def _delete(self, going: list[CheckpointFiles]) -> None:
+        for own in going:
+            # In this order, a checkpoint never exists without its model.
+            remove(own.path)
+            if own.model is not None:
+                remove(own.model)
+        self._own = [own for own in self._own if own not in going]
 
     def _next_number(self) -> int:
         names = [*os.listdir(self.folder), *(own.path.name for own in self._own)]
@@ -228,19 +253,24 @@ class CheckpointStore:
         return make_first_free(names, lambda path: write_new(path, content))
 
     def _save_model(self, number: int, write_model: Callable[[str], None]) -> Path | None:
-        temporary = temporary_name(self.folder / f"model_{number:012d}")
+        # In a folder that nobody else can put a link into: the callback opens the file as it likes.
+        private = temporary_name(self.folder / f"model_{number:012d}")
+        remove(private)
+        private.mkdir(0o700)
+        asked = private / f"model_{number:012d}"
         try:
-            write_model(str(temporary))
-            written = sorted(self.folder.glob(temporary.name + "*"))
+            write_model(str(asked))
+            written = sorted(private.iterdir())
             if not written:
                 return None
-            if len(written) > 1 or written[0].is_symlink() or not written[0].is_file():
+            suffix = written[0].name.removeprefix(asked.name)
+            is_one = len(written) == 1 and not written[0].is_symlink() and written[0].is_file()
+            if not is_one or not written[0].name.startswith(asked.name):
                 raise ValueError(f"save_callback must write one regular file, got {[path.name for path in written]}.")
             flush(written[0])
-            model = self._name_model(written[0], number, written[0].name[len(temporary.name) :])
+            model = self._name_model(written[0], number, suffix)
         finally:
-            for rest in self.folder.glob(temporary.name + "*"):
-                remove(rest)
+            remove(private)
         flush_folder(self.folder)
         return model
 
@@ -271,7 +301,7 @@ class CheckpointStore:
         reasons: list[str] = []
         checkpoint = first_valid([self.folder / name], reasons)
         if reasons:
-            warnings.warn(f"checkpoint skipped: {reasons[0]}", RuntimeWarning, stacklevel=3)
+            warn(f"checkpoint skipped: {reasons[0]}")
         return checkpoint
 
     def go_on_from(self, checkpoint: Checkpoint) -> None:
@@ -289,6 +319,8 @@ class CheckpointStore:
                 run_id, model, step = written_by(path)
                 if run_id == self.run_id and (not is_generation or step <= until):
                     self._own.append(CheckpointFiles(path, model, step))
+        if self._own:
+            self._last_size = _size_of(self._own[-1])
 
     def files_of(self, name: str) -> tuple[Path, Path | None]:
         """The file of a checkpoint of this run, given its name, and that of its model.
@@ -325,6 +357,15 @@ class CheckpointStore:
                 f"checkpoint_dir must hold a valid checkpoint, got none in {where!r}: {reasons or 'no files'}."
             )
         return checkpoint._replace(skipped=tuple(reasons))
+
+
+def _size_of(own: CheckpointFiles) -> int:
+    """Bytes of a checkpoint and its model file; 0 for what is gone."""
+    size = 0
+    for path in filter(None, (own.path, own.model)):
+        with contextlib.suppress(OSError):
+            size += path.stat().st_size
+    return size
 
 
 def _number_of(path: Path) -> int:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 DESCRIPTION = "Looks at the runs of learnit_r8 from outside; only ask touches a training."
 EPILOG = """RUN is a run folder, a folder of runs (the newest is meant), or the beginning of a name in "runs"
-(or in what R8_RUNS says); without it the newest run there is meant. Guide: docs/dashboard.md."""
+(or in what R8_RUNS says), with or without its time; without it the newest run there is meant. On a screen ? lists the
+keys; a checkpoint, a pause or the end of a training are asked for with "learnit-r8 ask"."""
 
 ASKS = ("cool-down", "pause", "unpause", "save", "stop")
 """What ``ask`` asks for: `journal.requests.KINDS`, without loading that."""
@@ -75,9 +76,13 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_screens(add("watch", "show a run on the screen while it goes on"), add("replay", "show a run again"))
     add("status", "one line on a run; the exit code tells its state")
-    add("ls", "list the runs in a folder, newest first").add_argument("--top", type=_count, default=20, metavar="K")
-    compare = add("compare", "two runs beside each other, and the settings that differ", run=False)
-    compare.add_argument("runs", nargs=2, metavar="RUN", help="which runs")
+    ls = add("ls", "list the runs in a folder, newest first")
+    ls.add_argument("--top", type=_count, default=20, metavar="K", help="how many (default 20)")
+    ls.add_argument("--sort", metavar="METRIC", help="by the best value of a metric, the best run first")
+    ls.add_argument("--find", metavar="TEXT", help="those with this text in name, notes, tags, config or git commit")
+    compare = add("compare", "runs beside each other: figures, settings that differ, curves", run=False)
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="which runs, two or more")
+    compare.add_argument("--html", metavar="OUT", help="write a page with their curves over each other")
     _add_samples(add("samples", "the samples with the highest loss, or those that look mislabelled", json=False))
     export = add("export", "the numbers of a run, as CSV or JSON lines", json=False)
     export.add_argument("--of", choices=("steps", "epochs", "metrics", "events"), default="steps")
@@ -90,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--open", action="store_true", help="show it in the browser")
     _add_ask(add("ask", "ask a running training for a cool-down, a pause, a checkpoint or its end"))
     demo = add("demo", "a fake training without a framework, to see the screen", run=False, json=False)
-    demo.add_argument("--seconds", type=_positive, default=60.0, help="how long it takes, about (default 60)")
+    demo.add_argument("--seconds", type=_positive, default=20.0, help="how long it takes, about (default 20)")
     demo.add_argument("--run-dir", metavar="DIR", help="its run folder; by default one that is deleted at the end")
     add("doctor", "what this terminal and this Python can do", run=False)
     completion = add("completion", "a script that completes commands in a shell", run=False, json=False)
@@ -107,7 +112,7 @@ def _add_screens(watch: argparse.ArgumentParser, replay: argparse.ArgumentParser
         )
         command.add_argument("--width", type=_count, help="of the picture of --once")
         command.add_argument("--height", type=_count, help="of the picture of --once")
-        command.add_argument("--theme", type=_theme, help="colour, clear (for colour-blind people) or mono")
+        command.add_argument("--theme", type=_theme, help="colour, light, clear, clear-light or mono")
         command.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
     replay.add_argument("--speed", type=_positive, help="training seconds per second; by default the whole in 20 s")
     replay.add_argument("--to", type=_count, metavar="STEP", help="stand still at this step")
@@ -119,7 +124,7 @@ def _add_samples(samples: argparse.ArgumentParser) -> None:
     samples.add_argument(
         "--epoch",
         type=_count,
-        help="of the file of this epoch, from 1; by default the newest; the one with most suspects",
+        help="of the file of this epoch, from 1; by default the newest",
     )
     samples.add_argument(
         "--precision", type=_share, default=0.5, metavar="P", help="share of the suspects to be wrong (default 0.5)"

@@ -1,26 +1,39 @@
-"""``learnit-r8 compare``: two runs beside each other."""
+"""``learnit-r8 compare``: runs beside each other."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import shutil
+import sys
+from collections.abc import Sequence
 
+from ..dashboard.render.compare import chart_of
 from ..dashboard.state.comparison import figures_of, settings_of
 from ..dashboard.state.view import View
-from ..dashboard.text import clean, number
+from ..dashboard.text import Line, clean, number
+from ..dashboard.theme import Theme, choose_theme
 from ..events.codec import strict_json
-from ..journal.run import Run, find_run
+from ..journal.run import Run, find_run, free_of_runs
 from .table import table_lines
 
 WIDEST = 40
+HEIGHT = 14
 
 
 def compare(options: argparse.Namespace) -> int:
-    """Print the figures of two runs, with a star at the better one, and the settings that differ."""
+    """Print the figures of runs, with a star at the best one, the settings that differ, and their curves."""
+    if len(options.runs) < 2:
+        raise ValueError(f"compare needs two runs or more, got {len(options.runs)}: {options.runs[0]!r}.")
     runs = [Run(find_run(name)) for name in options.runs]
     views = [folded(run) for run in runs]
     figures, settings = figures_of(views), settings_of(views)
     names = [clean(run.name, WIDEST) for run in runs]
+    if options.html:
+        from ..report.comparison import write_comparison
+
+        path = write_comparison([run.folder for run in runs], free_of_runs(options.html))
+        print(clean(f"{path} ({path.stat().st_size / 1000:,.0f} kB)"), file=sys.stderr if options.json else sys.stdout)
     if options.json:
         facts = {
             "runs": [str(run.folder) for run in runs],
@@ -32,6 +45,8 @@ def compare(options: argparse.Namespace) -> int:
         }
         print(strict_json(facts, non_finite=lambda value: None))
         return 0
+    if sys.stdout.isatty() and not options.html:
+        _print_charts(views, names)
     texts = [("", *names), ("state", *(run.state().word for run in runs))]
     texts += [
         (clean(row.name, WIDEST), *(_text(value, row.better == place) for place, value in enumerate(row.values)))
@@ -43,6 +58,27 @@ def compare(options: argparse.Namespace) -> int:
         rows = [(clean(row.name, WIDEST), *(clean(text, 200) for text in row.values)) for row in settings]
         print("\nsettings that differ", *table_lines(rows, widest=WIDEST), sep="\n")
     return 0
+
+
+def _print_charts(views: Sequence[View], names: Sequence[str]) -> None:
+    """The losses of batches over each other, then every metric that all runs have."""
+    theme = choose_theme(encoding=sys.stdout.encoding or "ascii")
+    width = min(shutil.get_terminal_size().columns, 120)
+    shared = [name for name in views[0].metrics if all(name in view.metrics for view in views)]
+    for metric in ("", *shared[:3]):
+        for line in chart_of(views, names, metric, width, HEIGHT, theme):
+            print(painted(line, theme))
+        print()
+
+
+def painted(line: Line, theme: Theme) -> str:
+    """A line with the colours of a theme, as a terminal takes them."""
+    parts = []
+    for text, name in line:
+        style = theme.styles.get(name)
+        colour = None if style is None or theme.num_colours < 256 else style.colour
+        parts.append(text if colour is None else f"\x1b[38;5;{colour}m{text}\x1b[0m")
+    return "".join(parts).rstrip()
 
 
 def folded(run: Run) -> View:

@@ -64,12 +64,12 @@ def demo(options: argparse.Namespace) -> int:
     """Train for about ``--seconds``, with the screen where there is a terminal."""
     if options.run_dir and is_run(Path(options.run_dir)) and Run(options.run_dir).name != NAME:
         raise ValueError(f"--run-dir must not be the folder of another run, got {options.run_dir!r}.")
-    with tempfile.TemporaryDirectory(prefix="r8-demo-") as scratch:
-        run(options.run_dir or Path(scratch) / "demo", options.seconds)
-    if not options.run_dir:
-        print("the demo's run folder is deleted again; --run-dir DIR keeps it")
-    else:
-        print(f"now: learnit-r8 replay {options.run_dir}, or learnit-r8 report {options.run_dir} --open")
+    folder = options.run_dir or Path(tempfile.mkdtemp(prefix="r8-demo-")) / "demo"
+    try:
+        run(folder, options.seconds)
+    except KeyboardInterrupt:
+        return 130
+    print(f"now: learnit-r8 replay {folder}, or learnit-r8 report {folder} --open")
     return 0
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, TextIO
 
+from ..checkpoint.durable_io import open_output
 from ..dashboard.event_text import describe
 from ..dashboard.export import write_csv
 from ..dashboard.text import clean
@@ -37,7 +38,7 @@ def export(options: argparse.Namespace) -> int:
 def _opened(out: str | None) -> contextlib.AbstractContextManager[TextIO]:
     if out is None:
         return contextlib.nullcontext(sys.stdout)
-    return open(free_of_runs(out), "w", encoding="utf-8", newline="")
+    return open(open_output(free_of_runs(out)), "w", encoding="utf-8", newline="")
 
 
 def _fields(kind: type[Event], records: Iterable[Record]) -> Iterator[Row]:

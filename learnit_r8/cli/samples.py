@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checkpoint.durable_io import open_output
 from ..dashboard.export import write_csv
 from ..dashboard.text import clean, number
 from ..events.codec import strict_json
-from ..journal.run import Run, UnreadableRun, find_run
-from ..journal.samples import Samples, most_suspects, read_samples, sample_epochs
+from ..events.samples import count_text
+from ..journal.run import Run, UnreadableRun, find_run, free_of_runs
+from ..journal.samples import Samples, more_before, read_samples, sample_epochs
 from ..table.label_noise import MIRROR, Suspects
 from ..table.labels.frame import write_parquet
 from .table import WIDEST, table_lines
@@ -30,12 +32,14 @@ Rows = dict[str, list[Any]]
 
 
 def samples(options: argparse.Namespace) -> int:
-    """Print the hardest samples of the newest file, or the suspects of the file with most, or an epoch's."""
+    """Print the hardest samples or the suspects, of the newest file or of an epoch's."""
     run = Run(find_run(options.run))
     epochs = sample_epochs(run.folder) if options.epoch is None else [_kept_epoch(run, options.epoch - 1)]
-    columns: Sequence[str] = COLUMNS
+    columns, note = COLUMNS, ""
     if options.suspects:
-        found, verdict = most_suspects(readable(run, epochs), options.precision)
+        files = list(readable(run, epochs))
+        found, verdict = files[-1], files[-1].suspects(options.precision)
+        note = more_before(files, verdict, options.precision)
         chosen, columns = verdict.indices[: options.top], (*SUSPECT_COLUMNS, *LABEL_COLUMNS)
     else:
         found = next(readable(run, epochs[::-1]))
@@ -43,16 +47,19 @@ def samples(options: argparse.Namespace) -> int:
         columns = (*COLUMNS, *LABEL_COLUMNS) if options.parquet else COLUMNS
     rows = rows_of(found, verdict, chosen, columns)
     if options.parquet:
-        write_parquet(rows, options.parquet)
+        with open(open_output(free_of_runs(options.parquet)), "wb") as file:
+            write_parquet(rows, file)
         print(clean(f"{options.parquet} ({len(chosen):,} samples)"))
     elif options.json:
         print(strict_json(facts_of(run, found, verdict, rows), non_finite=lambda value: None))
     elif options.csv:
         write_csv(sys.stdout, columns, zip(*rows.values(), strict=True))
     else:
-        about = summary(found, verdict) if options.suspects else f"losses: {trust(found)}"
+        about = summary(verdict) if options.suspects else f"losses: {trust(found)}"
         print(f"{clean(run.name, WIDEST)}, epoch {found.epoch + 1}, step {found.step:,}; {about}")
         print(*lines_of(rows), sep="\n")
+        if note:
+            print(f"\n{note}")
     return 0
 
 
@@ -106,7 +113,7 @@ def facts_of(run: Run, samples: Samples, verdict: Suspects, rows: Rows) -> dict[
         "step": samples.step,
         "losses": trust(samples),
         "is_exact": samples.is_exact,
-        "num_judged": samples.num_judged,
+        "num_judged": verdict.num_judged,
         "num_suspects": len(verdict.indices),
         "noise_rate": verdict.noise_rate,
         "noise_range": verdict.noise_range,
@@ -117,14 +124,14 @@ def facts_of(run: Run, samples: Samples, verdict: Suspects, rows: Rows) -> dict[
     }
 
 
-def summary(samples: Samples, verdict: Suspects) -> str:
+def summary(verdict: Suspects) -> str:
     """The number of suspects and the noise rate, or the reason why there are none."""
     if not len(verdict.indices):
         return f"no suspects: {verdict.reason}"
     low, high = verdict.noise_range
-    share = f"{verdict.noise_rate:.1%} of {samples.num_judged:,} judged (between {low:.1%} and {high:.1%})"
-    about = f" (an estimated {verdict.precision:.0%} of them rightly)" if verdict.method == MIRROR else ""
-    return f"{len(verdict.indices):,} look mislabelled{about}, {share}"
+    wrong = f"of all labels an estimated {verdict.noise_rate:.1%} are wrong (between {low:.1%} and {high:.1%})"
+    about = f", an estimated {verdict.precision:.0%} of them rightly" if verdict.method == MIRROR else ""
+    return f"{count_text(len(verdict.indices), verdict.num_judged)}{about}; {wrong}"
 
 
 def lines_of(rows: Rows) -> Iterator[str]:

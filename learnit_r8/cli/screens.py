@@ -62,8 +62,9 @@ def replay(options: argparse.Namespace) -> int:
     return 0
 
 
-def _theme(options: argparse.Namespace, encoding: str = "") -> Theme:
+def _theme(options: argparse.Namespace, encoding: str = "", ground: str = "") -> Theme:
     return choose_theme(
+        ground=ground,
         encoding=encoding or sys.stdout.encoding or "ascii",
         name=options.theme,
         glyphs="ascii" if options.ascii else None,
@@ -73,11 +74,12 @@ def _theme(options: argparse.Namespace, encoding: str = "") -> Theme:
 def _show(owner: Any, options: argparse.Namespace, mode: str) -> None:
     """Draw on the terminal until the person leaves."""
     # Loaded here, because a machine may have no curses.
+    from ..dashboard.terminal.ground import find_ground
     from ..dashboard.terminal.screen import Screen, UnusableTerminal, screen_encoding
     from ..dashboard.terminal.tty_modes import TtyModes
 
     ui = UiState(mode=mode, view=options.view)
-    painter = Painter(Screen(_theme(options, screen_encoding()), TtyModes()), owner, ui)
+    painter = Painter(Screen(_theme(options, screen_encoding(), find_ground()), TtyModes()), owner, ui)
     try:
         with EndingSignals(), _drawing(), contextlib.suppress(KeyboardInterrupt):
             painter.run()

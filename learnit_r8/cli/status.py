@@ -9,13 +9,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..dashboard.state.view import View
+from .._validation import did_you_mean
+from ..dashboard.state.metric_names import is_lower_better
+from ..dashboard.state.view import Point, View
 from ..dashboard.text import clean, clock, number
 from ..events.codec import strict_json
+from ..journal.reader import read_json
 from ..journal.run import Run, State, UnreadableRun, find_run, runs_folder, runs_in, seconds_text
 from .table import table_lines
 
-EXIT_CODES = {"running": 0, "finished": 0, "empty": 0, "stalled": 3, "died": 4, "stopped": 5}
+EXIT_CODES = {"running": 0, "finished": 0, "finished early": 0, "empty": 0, "stalled": 3, "died": 4, "stopped": 5}
 
 
 def status(options: argparse.Namespace) -> int:
@@ -40,21 +43,102 @@ def ls(options: argparse.Namespace) -> int:
     runs = runs_in(parent)
     if not runs:
         raise UnreadableRun(f"runs must be in {str(parent)!r}, got no run folder there.")
+    if options.find:
+        runs = [run for run in runs if _mentions(run, options.find)]
+    runs = _sorted(runs, options.sort) if options.sort else runs
+    runs = runs[: options.top]
     if options.json:
-        print(strict_json([_listed(folder) for folder in runs[: options.top]], non_finite=lambda value: None))
+        print(strict_json([_listed(folder, options.sort) for folder in runs], non_finite=lambda value: None))
         return 0
-    print(*table_lines([HEADER, *map(_columns, runs[: options.top])]), sep="\n")
+    rows = [(*_columns(folder), *_more(folder, options.sort)) for folder in runs]
+    header = (*HEADER, *([f"best {clean(options.sort, 30)}", "at step"] if options.sort else []), "notes")
+    # Without any notes, no column for them.
+    shown = len(header) if any(row[-1] for row in rows) else len(header) - 1
+    print(*table_lines([header[:shown], *(row[:shown] for row in rows)]), sep="\n")
     return 0
 
 
 HEADER = ("run", "state", "done", "step", "loss", "written")
 
 
-def _listed(folder: Path) -> dict[str, Any]:
+def _sorted(runs: list[Path], metric: str) -> list[Path]:
+    """Runs by the best value of a metric, the best first; those without it last.
+
+    Raises:
+        UnreadableRun: none has it.
+    """
+    bests = {run: _best(run, metric) for run in runs}
+    sign = 1.0 if is_lower_better(metric) else -1.0
+    known = [run for run in runs if bests[run] is not None]
+    if not known:
+        names = sorted({name for run in runs for name in _metrics(run)})
+        raise UnreadableRun(
+            f"--sort must be a metric that a run has logged ({', '.join(names) or 'none'}), got {metric!r}."
+            f"{did_you_mean(metric, names)}"
+        )
+    values = {run: sign * best.value for run, best in bests.items() if best is not None}
+    return sorted(known, key=values.__getitem__) + [run for run in runs if run not in values]
+
+
+def _view_of(folder: Path) -> View | None:
+    """The view of a run from all its records, as the best value may be in any; None where it cannot be read."""
+    view = View(skips_damage=True)
+    try:
+        for record in Run(folder).records():
+            view.fold(record.event)
+    except UnreadableRun:
+        return None
+    return view
+
+
+def _best(folder: Path, metric: str) -> Point | None:
+    view = _view_of(folder)
+    return None if view is None else view.bests.get(metric)
+
+
+def _metrics(folder: Path) -> list[str]:
+    view = _view_of(folder)
+    return [] if view is None else list(view.metrics)
+
+
+def _more(folder: Path, metric: str | None) -> tuple[str, ...]:
+    """The columns of a row behind those that are always there."""
+    record = record_of(folder)
+    said = "; ".join(text for text in (record.get("notes", ""), record.get("tags", "")) if text)
+    best = _best(folder, metric) if metric else None
+    found = () if not metric else ("-", "-") if best is None else (number(best.value, 4), f"{best.step:,}")
+    return (*found, clean(said, 60))
+
+
+def record_of(folder: Path) -> dict[str, str]:
+    """What the user recorded of a run: notes, tags, config, and the git commit; as texts."""
+    try:
+        configuration = read_json(folder / "run.json").get("configuration")
+    except (OSError, ValueError):
+        return {}
+    known = configuration if isinstance(configuration, dict) else {}
+    wanted = {name: str(value) for name, value in known.items() if name in ("notes", "tags", "git")}
+    return wanted | {name: str(value) for name, value in known.items() if name.startswith("config.")}
+
+
+def _mentions(folder: Path, wanted: str) -> bool:
+    """Whether the name of a run or its record has a text, in any case; "lr=0.1" finds a value of config."""
+    record = record_of(folder)
+    texts = [
+        folder.name,
+        *record.values(),
+        *(f"{name.removeprefix('config.')}={text}" for name, text in record.items()),
+    ]
+    return any(wanted.lower() in text.lower() for text in texts)
+
+
+def _listed(folder: Path, metric: str | None = None) -> dict[str, Any]:
     """The facts of a run, or the reason why it cannot be read."""
     try:
         run = Run(folder)
-        return _facts(run, folded(run), run.state())
+        best = _best(folder, metric) if metric else None
+        more = {"best": None if best is None else {"value": best.value, "step": best.step}} if metric else {}
+        return {**_facts(run, folded(run), run.state()), **more, "record": record_of(folder)}
     except UnreadableRun as error:
         return {"run": str(folder), "error": str(error)}
 
@@ -92,6 +176,8 @@ def line_of(run: Run, view: View, state: State) -> str:
             parts += [f"{number(view.pacing.samples_per_second)} samples/s", f"left {clock(left)}"]
     if view.incident is not None and state.word in ("running", "stalled"):
         parts.append("RECOVERING")
+    if view.backups_off and state.word in ("running", "stalled"):
+        parts.append(f"BACKUPS DO NOT OUTLIVE IT ({clean(view.backups_off, 100)})")
     return "  ".join(parts)
 
 
@@ -115,6 +201,7 @@ def _facts(run: Run, view: View, state: State) -> dict[str, Any]:
         "loss": view.last.loss if view.last else math.nan,
         "smoothed_loss": view.ema,
         "lr": view.last.lr if view.last else math.nan,
+        "backups_off": view.backups_off or None,
         "samples_per_second": view.pacing.samples_per_second,
         "metrics": {name: points[-1].value for name, points in view.metrics.items()},
     }

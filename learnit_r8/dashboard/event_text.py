@@ -97,8 +97,14 @@ def _of_progress(event: events.Event) -> EventText | None:
         case events.MetricsLogged():
             values = "  ".join(f"{name} {number(value)}" for name, value in list(event.metrics.items())[:8])
             return EventText(INFO, f"measured: {values}")
+        case events.BackupsOutlive(is_on=True):
+            return EventText(GOOD, "backups outlive the process again")
+        case events.BackupsOutlive():
+            return EventText(WARN, f"backups do not outlive the process: {event.reason}")
         case events.CheckpointSaved():
             return EventText(INFO, f"checkpoint {_file_name(event.path)} saved", "C")
+        case events.CheckpointLoaded():
+            return EventText(INFO, f"goes on from {_source(event)} at step {event.step:,}")
         case events.LrFound():
             return EventText(INFO, f"learning rate {number(event.lr)} found in {event.num_steps} steps")
         case events.Notice():
@@ -117,12 +123,14 @@ def _of_run(event: events.Event) -> EventText | None:
             return EventText(INFO, "goes on")
         case events.CoolDownBegan():
             return EventText(INFO, describe_end(event), "D")
+        case events.RunStopped() if event.is_early:
+            return EventText(GOOD, f"ends early: {event.reason}" if event.reason else "ends early")
         case events.RunStopped():
             return EventText(WARN, f"asked to stop: {event.reason}" if event.reason else "asked to stop")
         case events.ProcessLeft():
             return EventText(ALERT, f"died: {event.error}") if event.error else EventText(INFO, "the process left")
         case events.RunEnded():
-            return EventText(GOOD, "finished") if event.finished else EventText(WARN, "stopped before its end")
+            return EventText(GOOD, end_of(event)) if event.finished else EventText(WARN, "stopped before its end")
     return None
 
 
@@ -131,6 +139,13 @@ def describe_data(event: events.RunStarted) -> str:
     if not event.num_samples:
         return events.NO_TABLE
     return f"{event.num_samples:,} samples in batches of {event.batch_size:,}"
+
+
+def end_of(event: events.RunEnded) -> str:
+    """How a run has ended, in one or two words."""
+    if not event.finished:
+        return "stopped"
+    return "finished" if event.early is None else "finished early"
 
 
 def describe_end(event: events.CoolDownBegan) -> str:
@@ -163,6 +178,14 @@ def _short(value: object) -> str:
 def few(samples: tuple[int, ...], most: int) -> str:
     """Positions of the first samples, and the number of the others."""
     return ", ".join(map(str, samples[:most])) + (f" and {len(samples) - most} more" if len(samples) > most else "")
+
+
+def _source(event: events.CheckpointLoaded) -> str:
+    """Where a resumed run comes from."""
+    name = _file_name(event.path)
+    if name.startswith("gen_"):
+        return f"the backup in shared memory {event.path}, which is newer than every checkpoint on disk,"
+    return f"checkpoint {name}"
 
 
 def _file_name(path: str) -> str:

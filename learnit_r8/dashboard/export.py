@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..checkpoint.durable_io import make_first_free, numbered
+from ..checkpoint.durable_io import make_first_free, numbered, open_output
 from .render.pages import PAGES
 from .render.samples import marked_rows
 from .state.ui_state import Scene, UiState
@@ -36,7 +36,7 @@ def export_csv(view: View, ui: UiState, scene: Scene, folder: str | os.PathLike[
     stem = Path(folder) / f"{'marked' if of_marked else ui.view}-{view.step}"
 
     def write(path: Path) -> None:
-        with open(path, "x", newline="", encoding="utf-8") as file:
+        with open(open_output(path, "x"), "w", newline="", encoding="utf-8") as file:
             write_csv(file, *(marked_rows(view, ui.marked) if of_marked else PAGES[ui.view].rows(view, scene)))
 
     return str(make_first_free(numbered(stem, ".csv"), write))
@@ -64,7 +64,7 @@ def export_svg(lines: Sequence[Line], theme: Theme, step: int, folder: str | os.
     """
 
     def write(path: Path) -> None:
-        with open(path, "x", encoding="utf-8") as file:
+        with open(open_output(path, "x"), "w", encoding="utf-8") as file:
             file.write(as_svg(lines, theme))
 
     return str(make_first_free(numbered(Path(folder) / f"screen-{step}", ".svg"), write))

@@ -151,6 +151,7 @@ TABLE = (
     Binding(("p",), "p", "pause", "pause the training, or go on", Action.PAUSE, modes=("live",)),
     Binding(("s", "ctrl-s"), "s", "save", "save a checkpoint", Action.SAVE, modes=("live",)),
     Binding(("d",), "d", "", "cool down the rate, then end", _ask_length, modes=("live",)),
+    Binding(("p", "s", "ctrl-s", "d"), "p s d", "", "how to ask the training", Action.ASK, modes=("watch",)),
     Binding(("x",), "x", "export", "export the panel's numbers (CSV)", Action.EXPORT_CSV),
     Binding(("X",), "X", "", "export the chart (SVG)", Action.EXPORT_SVG),
     Binding(("c",), "c", "", "next colours (or none)", Action.THEME),

@@ -53,8 +53,11 @@ class Live:
 
     @property
     def wants_surveys(self) -> bool:
-        """Whether the screen is on; plain lines do not show surveys."""
-        return self._session.is_on or self._is_in_notebook
+        """Whether there is or will be a screen; plain lines do not show surveys.
+
+        The scheduler asks when it adds the listener, before the screen opens.
+        """
+        return self._session.is_on or self._is_in_notebook or not why_plain()
 
     def _wait_for_start(self, event: events.Event) -> None:
         self._early.append(event)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .. import events
+from ..events.samples import count_text
 from ..events.threaded_listener import ThreadedListener
 from .render.svg import Axis, Frame, band, line, range_of, svg
 from .state.curve import Columns
@@ -169,7 +170,7 @@ def _numbers(view: View, now: float) -> str:
     if view.pacing.is_measured:
         facts.append(f"{number(round(view.pacing.samples_per_second, 1))} samples/s")
     if view.survey is not None and view.survey.num_suspects:
-        facts.append(f"{view.survey.num_suspects:,} labels look wrong")
+        facts.append(count_text(view.survey.num_suspects, view.survey.num_judged))
     if view.num_refused:
         facts.append(f"{view.num_refused} losses refused")
     return f'<div style="opacity:.8">{" &middot; ".join(fact for fact in facts if fact)}</div>'

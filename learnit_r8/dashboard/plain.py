@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import sys
 from typing import TextIO
 
 from .. import events
-from .event_text import INFO, describe, describe_end, few
+from .event_text import INFO, describe, describe_end, end_of, few
 from .terminal.async_writer import AsyncWriter
 
 SECONDS_BETWEEN_LINES = 60.0
@@ -43,6 +44,9 @@ class PlainLog:
         """Print a line; does not wait for a terminal."""
         text = "r8 " + "".join(character if character.isprintable() else "?" for character in line) + "\n"
         stream = self._stream or sys.stderr
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            # What the program printed comes first, and whole: into one file, the lines would else run into each other.
+            sys.stdout.flush()
         # None where the program was started with stderr closed.
         if stream is None:
             return
@@ -105,12 +109,12 @@ def _of_run(event: events.Event) -> str:
         case events.CoolDownBegan():
             return f"step {event.step}: {describe_end(event)}"
         case events.RunStopped():
-            return f"step {event.step}: stopped{_because(event.reason)}"
+            return f"step {event.step}: {'ends early' if event.is_early else 'stopped'}{_because(event.reason)}"
         case events.MetricsLogged():
             values = "  ".join(f"{name} {value:.4g}" for name, value in event.metrics.items())
             return f"step {event.at_step}: {values}"
         case events.RunEnded():
-            return f"{'finished' if event.finished else 'stopped'} after {event.step} steps, {_clock(event.seconds)}"
+            return f"{end_of(event)} after {event.step} steps, {_clock(event.seconds)}"
     return ""
 
 
@@ -124,10 +128,14 @@ def _because(reason: str) -> str:
     return f" ({reason})" if reason else ""
 
 
+_SHOWN = (events.RunResumed, events.CheckpointLoaded, events.Probed)
+"""Events that get a line though they are mere information."""
+
+
 def _of_other(event: events.Event) -> str:
     """A line for any other event that is no mere information; "" for the rest."""
     said = None if isinstance(event, events.Notice | events.BatchAbandoned) else describe(event)
-    is_shown = said is not None and (said.level != INFO or isinstance(event, events.RunResumed | events.Probed))
+    is_shown = said is not None and (said.level != INFO or isinstance(event, _SHOWN))
     return f"step {event.step}: {said.text}" if said is not None and is_shown else ""
 
 

@@ -12,7 +12,6 @@ from ..journal.reader import Record
 from ..journal.run import Run
 from .state.ui_state import Action, Scene
 from .state.view import View
-from .watch import NOT_HERE
 
 WHOLE_SECONDS = 20.0
 """Duration of a whole run at the default speed."""
@@ -110,4 +109,4 @@ class Replay:
             case Action.FASTER | Action.SLOWER:
                 self.speed *= FACTOR if action is Action.FASTER else 1 / FACTOR
                 return f"{self.speed:.3g} training seconds a second"
-        return NOT_HERE.get(action, "")
+        return ""

@@ -13,12 +13,14 @@ from typing import NamedTuple, Protocol
 from .. import events
 from ..events import launcher
 from ..events.condenser import Condenser
+from .event_text import end_of
 from .painter import Painter
 from .state.system import SystemMonitor
 from .state.ui_state import Action, Scene, UiState
 from .state.view import View
 from .terminal.async_writer import AsyncWriter
 from .terminal.capture import STDERR, Capture
+from .terminal.ground import find_ground
 from .terminal.screen import Screen, UnusableTerminal, screen_encoding
 from .terminal.terminal_hooks import TerminalHooks
 from .terminal.tty_modes import STDOUT, TtyModes
@@ -114,7 +116,7 @@ class ScreenSession:
     def open(self) -> None:
         """Take the terminal, on the main thread; calls ``ended`` where that fails."""
         self._modes = TtyModes()
-        self._screen = Screen(choose_theme(encoding=screen_encoding()), self._modes)
+        self._screen = Screen(choose_theme(encoding=screen_encoding(), ground=find_ground()), self._modes)
         self._capture = self._open_capture()
         self._painter = Painter(self._screen, self, UiState(), capture=self._capture)
         self._hooks = TerminalHooks(self)
@@ -308,7 +310,7 @@ class ScreenSession:
 
 def _farewell(view: View, folder: str) -> Iterator[str]:
     ended, name = view.ended, view.run.name if view.run and view.run.name else "run"
-    how = "left" if ended is None else "finished" if ended.finished else "stopped"
+    how = "left" if ended is None else end_of(ended)
     loss = "" if view.last is None else f", loss {view.last.loss:.4g}"
     best = "" if view.best is None else f", smoothed at best {view.best.value:.4g} at step {view.best.step:,}"
     alerts = f", {view.num_alerts} warnings" if view.num_alerts else ""

@@ -58,8 +58,8 @@ ASCII = Glyphs("ascii", "#", "-", " .:-=+*#", "-", "+", "|", "^", "*", ".")
 COLOURS = {
     "": Style(),
     "title": Style(75, 6, bold=True),
-    "rule": Style(240, None, dim=True),
-    "label": Style(246, None, dim=True),
+    "rule": Style(245),
+    "label": Style(247),
     "value": Style(bold=True),
     "key": Style(75, 6, bold=True),
     "good": Style(78, 2, bold=True),
@@ -67,31 +67,68 @@ COLOURS = {
     "warn": Style(214, 3, bold=True),
     "alert": Style(203, 1, bold=True),
     "bar": Style(75, 6),
-    "rest": Style(238, None, dim=True),
+    "rest": Style(243, None, dim=True),
     "loss": Style(75, 6),
-    "range": Style(67, 4, dim=True),
+    "range": Style(67, 6, dim=True),
     "metric": Style(78, 2),
     "lr": Style(180, 3),
-    "plan": Style(242, None, dim=True),
+    "plan": Style(244, None, dim=True),
     "q1": Style(78, 2),
     "q2": Style(79, 6),
     "q3": Style(222, 3),
-    "q4": Style(209, 1),
+    "q4": Style(209, 1, bold=True),
     "selected": Style(None, None, reverse=True),
 }
 """Every style, by name."""
 
 _CLEAR = {
-    "good": Style(33, 4, bold=True),
+    "good": Style(39, 6, bold=True),
     "warn": Style(220, 3, bold=True),
     "alert": Style(208, 7, bold=True, reverse=True),
     "metric": Style(220, 3),
-    "q1": Style(33, 4),
+    "q1": Style(39, 6),
     "q2": Style(117, 6),
     "q3": Style(229, 3),
     "q4": Style(208, 7, bold=True),
 }
 """Changes of the theme for colour-blind people: blue against orange, never red against green."""
+
+
+_LIGHT = {
+    "title": Style(25, 4, bold=True),
+    "rule": Style(241),
+    "label": Style(240),
+    "key": Style(25, 4, bold=True),
+    "good": Style(22, bold=True),
+    "busy": Style(25, 4, bold=True),
+    # Bold red and magenta are bright ones in many terminals, too bright for this ground.
+    "warn": Style(94, 5),
+    "alert": Style(124, 1),
+    "bar": Style(25, 4),
+    "rest": Style(244, None, dim=True),
+    "loss": Style(25, 4),
+    "range": Style(67, 4, dim=True),
+    "metric": Style(22),
+    "lr": Style(94, 5),
+    "plan": Style(244, None, dim=True),
+    "q1": Style(22),
+    "q2": Style(24, 4),
+    "q3": Style(94, 5),
+    "q4": Style(124, 1),
+}
+"""Changes for a light ground."""
+
+_CLEAR_LIGHT = {
+    "good": Style(25, 4, bold=True),
+    "warn": Style(94, 5),
+    "alert": Style(88, 1, reverse=True),
+    "metric": Style(94, 5),
+    "q1": Style(25, 4),
+    "q2": Style(60),
+    "q3": Style(94, 5),
+    "q4": Style(88, 1),
+}
+"""Changes for colour-blind people on a light ground: blue against brown."""
 
 
 def _mono(style: Style) -> Style:
@@ -100,7 +137,9 @@ def _mono(style: Style) -> Style:
 
 _PALETTES = {
     "colour": COLOURS,
+    "light": COLOURS | _LIGHT,
     "clear": COLOURS | _CLEAR,
+    "clear-light": COLOURS | _LIGHT | _CLEAR_LIGHT,
     "mono": {name: _mono(style) for name, style in COLOURS.items()} | {"alert": Style(bold=True, reverse=True)},
 }
 
@@ -113,7 +152,8 @@ class Theme:
     """Colours and characters of a screen.
 
     Attributes:
-        name: "colour", "clear" (for colour-blind people) or "mono".
+        name: "colour" or "light", for a dark or a light ground; "clear" or "clear-light", the same for colour-blind
+            people; or "mono".
         glyphs: The characters.
         num_colours: 256, 8 or 0.
         styles: Name -> style, for every span.
@@ -145,26 +185,30 @@ def choose_theme(
     encoding: str = "utf-8",
     name: str | None = None,
     glyphs: str | None = None,
+    ground: str = "",
 ) -> Theme:
     """The theme that fits a terminal.
 
     No colours with ``NO_COLOR`` set, or with ``TERM`` unset, "dumb" or monochrome;
     ``FORCE_COLOR`` (1 to 3, "true") overrides that. ``COLORTERM`` or "256color" in ``TERM`` mean 256 colours,
     8 otherwise. Braille needs UTF-8 and a font that has it: the Linux console gets blocks, other encodings ASCII.
-    ``R8_GLYPHS`` ("braille", "blocks", "ascii") and ``R8_THEME`` ("colour", "clear", "mono") force a choice.
+    ``R8_GLYPHS`` ("braille", "blocks", "ascii") and ``R8_THEME`` (the name of a `Theme`) force a choice;
+    else the ground decides between light and dark, as the terminal or ``COLORFGBG`` tells it.
 
     Args:
         environ: By default that of the process.
         encoding: Of the terminal, as `locale.getencoding` says.
         name: Forces a palette, before the environment.
         glyphs: Forces characters, before the environment.
+        ground: "dark" or "light", as the terminal says; "" if it does not.
 
     Raises:
         ValueError: an unknown name was forced.
     """
     environ = os.environ if environ is None else environ
     num_colours = _num_colours(environ)
-    name = name or environ.get("R8_THEME") or ("colour" if num_colours else "mono")
+    usual = "light" if (ground or ground_of(environ)) == "light" else "colour"
+    name = name or environ.get("R8_THEME") or (usual if num_colours else "mono")
     if name not in _PALETTES:
         raise ValueError(f"theme must be one of {NAMES}, got {name!r}.")
     kinds = {"braille": BRAILLE, "blocks": BLOCKS, "ascii": ASCII}
@@ -172,6 +216,18 @@ def choose_theme(
     if chosen not in kinds:
         raise ValueError(f"glyphs must be one of {tuple(kinds)}, got {chosen!r}.")
     return _named(name if num_colours else "mono", kinds[chosen], num_colours)
+
+
+def ground_of(environ: Mapping[str, str]) -> str:
+    """The ground that ``COLORFGBG`` tells: "dark", "light" or "".
+
+    >>> ground_of({"COLORFGBG": "0;15"}), ground_of({"COLORFGBG": "15;default;0"}), ground_of({})
+    ('light', 'dark', '')
+    """
+    last = environ.get("COLORFGBG", "").rpartition(";")[2]
+    if not (last.isascii() and last.isdigit()):
+        return ""
+    return "light" if int(last) == 7 or 9 <= int(last) <= 15 else "dark"
 
 
 def _num_colours(environ: Mapping[str, str]) -> int:

@@ -24,13 +24,7 @@ STATE_SECONDS = 1.0
 OUTPUT_BYTES = 2**16
 MOST_OUTPUT = 1000
 
-NOT_HERE = {
-    Action.SAVE: "saving needs the training's own screen: this one only looks on",
-    Action.STOP: "stopping needs the training's own screen: this one only looks on",
-    Action.PAUSE: "pausing needs the training's own screen: this one only looks on",
-    Action.COOL_DOWN: "a cool-down needs learnit-r8 ask: this screen only looks on",
-    Action.DETACH: "this screen only looks on: q leaves it",
-}
+HOW_TO_ASK = "this screen only looks on; learnit-r8 ask pause (save, cool-down, stop) asks the training"
 
 
 class Watch:
@@ -161,8 +155,8 @@ class Watch:
             self._output = (self._output + new)[-MOST_OUTPUT:]
 
     def act(self, action: Action) -> str:
-        """Say why a viewer cannot take the action of a key."""
-        return NOT_HERE.get(action, "")
+        """Say how to ask the training, which a viewer does not do."""
+        return HOW_TO_ASK if action is Action.ASK else ""
 
 
 def _end_of(path: Path) -> Lines:

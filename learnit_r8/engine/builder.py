@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .._validation import check_choice, is_number, whole_number
-from ..checkpoint.callbacks import Callbacks
+from ..checkpoint.callbacks import Callbacks, noting
+from ..checkpoint.early_stop import EarlyStop
 from ..checkpoint.saver import MODES
 from ..events.bus import Announcer
 from ..guard.monitor import Sentry
@@ -55,6 +56,7 @@ class Components:
         announcer: Passes events to listeners.
         agreement: Decides together with other ranks, if there are any.
         search: Finds the peak learning rate before the run.
+        early_stop: Ends the run before its budget is used up.
         name: Name of the run, "" if it has none.
         settings: The configuration as texts, for display.
         handle_signals: Whether signals that end the process wait for the end of the step and a checkpoint.
@@ -71,6 +73,7 @@ class Components:
     announcer: Announcer
     agreement: Agreement
     search: LrSearch
+    early_stop: EarlyStop
     name: str
     settings: Mapping[str, str]
     handle_signals: bool
@@ -94,17 +97,27 @@ def build_components(given: Settings) -> Components:
     test = _build_range_test(given, budget, steps_per_epoch)
     agreement = Agreement()
     announcer = Announcer(given.listeners, lambda: (pace.step, pace.seconds))
+    if plan.table.batch_size > plan.table.num_samples > 0:
+        announcer.warn_once(
+            "batch_size",
+            f"batch_size {plan.table.batch_size} is more than the {plan.table.num_samples} samples there are, so an "
+            "epoch is one step; num_samples comes first, then batch_size=.",
+        )
     sentry = Sentry(guard)
+    has_folder = given.checkpoint_dir is not None or given.save_callback is not None
+    early_stop = EarlyStop(given.early_stopping, given.monitor, given.mode, announcer)
+    callbacks = Callbacks(given.save_callback, given.load_callback, given.state_callback)
     persistence = Persistence(
-        Callbacks(given.save_callback, given.load_callback, given.state_callback),
+        replace(callbacks, state=noting(callbacks.state)),
         backup_every=given.backup_every,
         backup_dir=given.backup_dir,
         checkpoint_dir=given.checkpoint_dir,
         checkpoint_every=given.checkpoint_every,
         keep=given.keep_checkpoints,
-        monitor=given.monitor,
+        # Without a folder the best model is kept in RAM.
+        monitor=given.monitor if has_folder else None,
         mode=given.mode,
-        config=replace(given, guard=guard).config(),
+        config=replace(given, guard=guard).run_config(),
         steps_per_epoch=USUAL_EPOCH if steps_per_epoch == UNKNOWN_LENGTH else steps_per_epoch,
         announcer=announcer,
         agreement=agreement,
@@ -120,6 +133,7 @@ def build_components(given: Settings) -> Components:
         announcer=announcer,
         agreement=agreement,
         search=LrSearch(test, plan=plan, persistence=persistence, announcer=announcer),
+        early_stop=early_stop,
         name=given.name or "",
         settings=replace(given, guard=guard).texts(),
         handle_signals=given.handle_signals,

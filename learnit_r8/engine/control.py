@@ -25,7 +25,7 @@ POLL_SECONDS = 0.02
 """Interval at which a paused run checks whether to continue."""
 
 
-SAVE, STOP, PAUSE, COOL_DOWN = 1, 2, 4, 8
+SAVE, STOP, PAUSE, COOL_DOWN, FINISH = 1, 2, 4, 8, 16
 """The requests, as bits of a number."""
 
 
@@ -74,6 +74,7 @@ class Requests:
         self.is_pending = handle_signals
         self.is_paused = False
         self._stop_reason: str | None = None
+        self._is_finish = False
         self._pause_reason: str | None = None
         self._wants_save = False
         self._cool_downs: deque[tuple[Span, str]] = deque(maxlen=20)
@@ -90,6 +91,14 @@ class Requests:
             reason: Why, as shown to the user.
         """
         self._ask(STOP, reason)
+
+    def finish(self, reason: str = "") -> None:
+        """End the run like `stop`, but as a success: the program itself has decided that it has done enough.
+
+        Args:
+            reason: Why, as shown to the user.
+        """
+        self._ask(FINISH, reason)
 
     def save(self) -> None:
         """Ask for a checkpoint after this step."""
@@ -144,7 +153,10 @@ class Requests:
     def _take(self, wish: int, why: str, span: Span | None) -> None:
         """Have a request answered after this step."""
         if wish == STOP:
-            self._stop_reason = why
+            self._stop_reason, self._is_finish = why, False
+        elif wish == FINISH:
+            if self._stop_reason is None:
+                self._stop_reason, self._is_finish = why, True
         elif wish == SAVE:
             self._wants_save = True
         elif wish == PAUSE:
@@ -161,7 +173,7 @@ class Requests:
         self._wants_save = False
         self._cool_downs.clear()
         if stop is not None:
-            self._ask(STOP, stop)
+            self._ask(FINISH if self._is_finish else STOP, stop)
         if pause is not None:
             self._ask(PAUSE, pause)
         if saves:
@@ -187,7 +199,7 @@ class Requests:
             spans: The `span` of each; of several cool-downs that of the first rank counts.
         """
         assert self._agreement.ranks is not None
-        self._wished &= ~(SAVE | STOP | COOL_DOWN) | ~wishes[self._agreement.ranks.rank]
+        self._wished &= ~(SAVE | STOP | COOL_DOWN | FINISH) | ~wishes[self._agreement.ranks.rank]
         anyone = 0
         for wish in wishes:
             anyone |= wish
@@ -197,9 +209,10 @@ class Requests:
         if anyone & COOL_DOWN:
             unit, amount = next(span for wish, span in zip(wishes, spans, strict=True) if wish & COOL_DOWN)
             self._take(COOL_DOWN, self._reason(wishes, COOL_DOWN), Span(UNITS[int(unit)], amount))
-        if anyone & STOP:
+        if anyone & (STOP | FINISH):
             self._wished &= ~PAUSE
-            self._take(STOP, self._reason(wishes, STOP), None)
+            wish = STOP if anyone & STOP else FINISH
+            self._take(wish, self._reason(wishes, wish), None)
         elif anyone & PAUSE:
             self._take(PAUSE, self._reason(wishes, PAUSE), None)
         else:
@@ -261,6 +274,9 @@ class Requests:
             self.signals.stay()
         if self.signals is not None and not self._pace.is_over:
             self.signals.install()
+        if self._is_finish and self._stop_reason is not None and not self._pace.is_over:
+            # Before the checkpoint, so that a resumed run knows that it has finished.
+            self._pace.ended_early = self._stop_reason
         self._save_if_asked(save)
         if self._pause_reason is not None:
             self._wait(save, waited)
@@ -273,7 +289,7 @@ class Requests:
         reason = self._stop_reason
         if reason is not None and not self._pace.is_over:
             self._pace.is_stopped = True
-            self._announcer.tell(events.RunStopped, reason=reason)
+            self._announcer.tell(events.RunStopped, reason=reason, is_early=self._is_finish)
         if reason is not None:
             self._stop_reason = None
         if self.signals is not None and self.signals.received is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,12 @@ def start(run: Engine) -> None:
         train_duration_seconds=budget.seconds,
         policy=run.plan.policy.name,
     )
+    folder = None if run.saver is None else run.saver.store.folder
+    if folder is not None:
+        # So that a later process can tell a folder that was deleted from one without a checkpoint yet; where it cannot
+        # be made, the first checkpoint says so.
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
     tell_loaded(run)
     # Last, so that an interrupted start is repeated.
     run._has_started = True
@@ -40,6 +47,9 @@ def draw_specially(run: Engine, step: int, *, may_probe: bool = True) -> Ticket 
     epoch, progress = step // plan.steps_per_pass, pace.progress_at(step)
     # The schedule is the user's: if it raises, nothing has changed.
     scheduled = math.nan if run.search.is_on else run.scheduled_lr(progress)
+    if epoch > plan.pass_number and not (pace.num_out or run.search.is_on):
+        # With batches out, an earlier epoch goes on: its metrics are still to come.
+        run.early_stop.check_name(epoch)
     with run.turns.take("draw", step) as turn:
         if pace.next_step != step:
             return None

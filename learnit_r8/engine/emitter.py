@@ -149,7 +149,11 @@ class EventEmitter:
         if self._batch is not None and is_due:
             self._surveyed_step = step
             fields = self._surveyor.survey(
-                announcer.seconds, epoch=epoch, epoch_ended=epoch_ended, batch_share=self._last_shares()
+                announcer.seconds,
+                epoch=epoch,
+                epoch_ended=epoch_ended,
+                run_ended=is_last,
+                batch_share=self._last_shares(),
             )
             announcer.tell(events.SamplesSurveyed, **fields)
 

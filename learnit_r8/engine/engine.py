@@ -52,7 +52,6 @@ class Engine:
 
     Attributes:
         adopt: See `Persistence.adopt`.
-        look_at_weights: See `Persistence.look_at_weights`.
         backup: The model states in RAM.
         saver: Writes checkpoints; None without a folder.
         model_loader: Passes the models of checkpoints to the load callback.
@@ -75,10 +74,10 @@ class Engine:
         self.model_loader = parts.persistence.model_loader
         # For adapters.
         self.adopt = parts.persistence.adopt
-        self.look_at_weights = parts.persistence.look_at_weights
         self.emitter = EventEmitter(parts.announcer, parts.plan.table)
         self.controller = parts.controller
         self.search = parts.search
+        self.early_stop = parts.early_stop
         self.name = parts.name
         self.member: membership.Member = membership.NoMember()
         self.agreement = parts.agreement
@@ -116,6 +115,11 @@ class Engine:
     def say_once(self) -> Callable[..., None]:
         """See `Announcer.say_once`."""
         return self.announcer.say_once
+
+    @property
+    def look_at_weights(self) -> Callable[[], None]:
+        """Takes a backup, which looks at every number, as soon as the user's step is complete."""
+        return self.persistence.look_at_weights
 
     def settle(self) -> None:
         """Have the member report the losses that it holds back."""

@@ -38,6 +38,7 @@ class Pace:
         step: Batches reported so far, including refused ones.
         num_out: Batches drawn and not reported yet.
         is_stopped: Whether the run was asked to end before its budget is used up.
+        ended_early: Why the program itself has ended it so, which is a success; None if it has not.
         rule: As given.
         passes: Runs through an iterable of the user's before the present one; 0 where batches are planned.
         has_ended: Whether the present one has ended, and none has begun since.
@@ -60,6 +61,7 @@ class Pace:
         self.passes = self.tokens = 0
         self.has_ended = False
         self.is_stopped = False
+        self.ended_early: str | None = None
         self.clock = clock
         self.rule = rule
         self.longest_break = 0.0

@@ -9,20 +9,28 @@ from typing import TYPE_CHECKING, Any
 
 from .. import events
 from .._validation import did_you_mean
-from ..checkpoint.durable_io import numbered
+from ..checkpoint.callbacks import call_load
+from ..checkpoint.durable_io import numbered, remove
 from ..checkpoint.model_loader import read_from
-from ..checkpoint.reader import Checkpoint
+from ..checkpoint.reader import Checkpoint, NoValidCheckpoint
+from ..checkpoint.state_fit import check_kinds
+from ..checkpoint.state_tree import clone
+from ..checkpoint.store import CheckpointStore
 from ..sampling.tally import Tally
 from ..schedules.budget import BUDGETS
 
 if TYPE_CHECKING:
     from .engine import Engine
 
+DAMAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError)
+"""What reading a state of the wrong values raises."""
+
 FORMAT = 1
 """Format of the whole state; it stays, as each part has a version of its own."""
 
 VERSIONS = {
     "table": 2, "plan": 1, "pace": 3, "recovery": 2, "quarantine": 2, "guard": 2, "tally": 1, "search": 1,
+    "early_stop": 1,
 }  # fmt: skip
 """Version of each part's state. A change of a part adds one here, and the part must still read the versions before it,
 down to those of the files in ``tests/runs/saved``."""
@@ -30,7 +38,8 @@ down to those of the files in ``tests/runs/saved``."""
 CHANGED_BY_RESUME = {"num_samples", "batch_size", "last_batch"}
 """Arguments that `R8Scheduler.resume_from_checkpoint` can change by adapting the state."""
 
-_REQUIRED = {"format", "versions", "data", "seed", "num_draws", *VERSIONS}
+_REQUIRED = {"format", "versions", "data", "seed", "num_draws", *VERSIONS} - {"early_stop"}
+"""Parts that a state must have; others came later."""
 
 
 def state_of(run: Engine) -> dict[str, Any]:
@@ -51,6 +60,7 @@ def position_of(run: Engine) -> dict[str, Any]:
         "tally": run._tally.state_dict(),
         "num_draws": run._num_draws,
         "search": run.search.state_dict(),
+        "early_stop": {**run.early_stop.state_dict(), "reason": run.pace.ended_early},
     }
 
 
@@ -85,6 +95,9 @@ def _check(run: Engine, state: Mapping[str, Any]) -> None:
                 f"{name!r} of the state must be of version {VERSIONS.get(name, 0)} or older, got version {version!r}: "
                 "a newer learnit_r8 has saved it. Load it with that version."
             )
+    nameless = [name for name in VERSIONS if name in state and state["versions"].get(name, 0) < 1]
+    if nameless:
+        raise ValueError(f"versions of the state must name that of {nameless[0]!r}, got {state['versions']!r}.")
     for name, value in identity_of(run).items():
         if state["data"].get(name) != value:
             remedy = "; resume_from_checkpoint() changes it" if name in CHANGED_BY_RESUME else ""
@@ -95,11 +108,24 @@ def _check(run: Engine, state: Mapping[str, Any]) -> None:
 
 def load_state(run: Engine, state: Mapping[str, Any], call: str = "load_state_dict") -> None:
     """Load a saved state, or leave the run unchanged; see `R8Scheduler.load_state_dict`."""
-    if "rescue" in state:
-        state = _renewed(state)
-    _check(run, state)
+    # Its recovery had another form under the same number.
+    is_old = "rescue" in state
+    try:
+        if is_old:
+            state = _renewed(state)
+        _check(run, state)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"state must be what state_dict() returned, got a damaged one ({error!r}).") from error
     with run.turns.take(call, run.pace.step, mends=True) as turn:
         before = None if turn.was_cut else state_of(run)
+        if before is not None:
+            # Parts that an older version wrote had other forms.
+            alike = {name for name in state if VERSIONS.get(name) == state["versions"].get(name)}
+            alike -= {"recovery"} if is_old else set()
+            # A guard of the user's own may say None where it has no number.
+            is_ours = type(run.sentry.guard).__module__.startswith("learnit_r8.")
+            guard = ("state.guard",) if is_ours else ()
+            check_kinds({name: state[name] for name in alike}, before, strict=("state.recovery", *guard), numbers=guard)
         turn.is_changing = True
         try:
             _take_over(run, state)
@@ -107,7 +133,7 @@ def load_state(run: Engine, state: Mapping[str, Any], call: str = "load_state_di
             if before is not None:
                 _take_over(run, before)
                 turn.is_changing = False
-            if not isinstance(error, (KeyError, IndexError, TypeError, ValueError)):
+            if not isinstance(error, DAMAGE):
                 raise
             raise ValueError(f"state must be what state_dict() returned, got a damaged one ({error!r}).") from error
     run.member.forget()
@@ -127,6 +153,10 @@ def _take_over(run: Engine, state: Mapping[str, Any]) -> None:
     run._tally = Tally.from_state(state["tally"])
     run._num_draws = state["num_draws"]
     run.search.load_state_dict(state["search"])
+    run.early_stop.load_state_dict(state.get("early_stop"))
+    before, run.pace.ended_early = run.pace.ended_early, run.early_stop.reason
+    if run.pace.ended_early is not None or before is not None:
+        run.pace.is_stopped = run.pace.ended_early is not None
     run.follow_schedule()
     run.emitter.forget()
     run.persistence.count_from(run.pace.step, run.plan.samples_in(run.pace.step), run.pace.seconds)
@@ -140,7 +170,9 @@ def settled_state_of(run: Engine) -> dict[str, Any]:
 
 def save_as_asked(run: Engine) -> None:
     """Write a checkpoint on request."""
-    run.persistence.save_as_asked(lambda: settled_state_of(run), run.pace.step)
+    # One of this step does not know yet that the run has ended.
+    has_ended = run.pace.ended_early is not None
+    run.persistence.save_as_asked(lambda: settled_state_of(run), run.pace.step, again=has_ended)
     run.controller.note_checkpoint(run.pace.step)
 
 
@@ -150,8 +182,10 @@ def go_on_from(run: Engine, checkpoint: Checkpoint, state: dict[str, Any]) -> No
     if run.model_loader.has_changed(checkpoint, "guard") and "guard" in state:
         state = {**state, "guard": run.sentry.adapted(state["guard"])}
     if any(run.model_loader.has_changed(checkpoint, name) for name in BUDGETS):
-        # Who gives another budget wants that end, not the one of an earlier cool-down.
+        # Who gives another budget wants that end, not the one of an earlier cool-down or early stop.
         state = {**state, "pace": {**state["pace"], "ending": None}}
+        if state.get("early_stop") is not None:
+            state["early_stop"] = {**state["early_stop"], "reason": None, "waited": 0}
     load_state(run, state, "load_checkpoint")
     try:
         run.persistence.put_back(checkpoint)
@@ -184,12 +218,20 @@ def load_checkpoint(run: Engine, path: str | os.PathLike[str] | None) -> None:
 
 
 def check_resume(run: Engine, resume: str | os.PathLike[str]) -> None:
-    """Raise OSError or ValueError unless there can be something to ``resume`` from."""
+    """Raise OSError, TypeError or ValueError unless there can be something to ``resume`` from."""
+    if not isinstance(resume, (str, os.PathLike)):
+        raise TypeError(
+            f"resume must be 'auto', the file of a checkpoint, a folder of checkpoints or None, got {resume!r}."
+            + (" Did you mean 'auto'?" if resume else " Did you mean None?")
+        )
     if resume == "auto" and run.saver is None:
         raise ValueError("resume='auto' needs a checkpoint_dir or a save_callback, got neither.")
     if resume != "auto" and not os.path.exists(resume):
-        near = did_you_mean(resume, ["auto"])
-        raise FileNotFoundError(f"resume must be 'auto' or the file of a checkpoint, got {resume!r}.{near}")
+        near = did_you_mean(os.fspath(resume), ["auto"])
+        raise FileNotFoundError(
+            f"resume must be 'auto', the file of a checkpoint or a folder of checkpoints, got {resume!r}, which is "
+            f"not there.{near}"
+        )
 
 
 def resume_from(run: Engine, resume: str | os.PathLike[str]) -> None:
@@ -197,6 +239,12 @@ def resume_from(run: Engine, resume: str | os.PathLike[str]) -> None:
     check_resume(run, resume)
     if resume == "auto":
         _resume_from_newest(run)
+    elif os.path.isdir(resume):
+        try:
+            checkpoint = CheckpointStore(resume, keep=1, run_id="").load()
+        except NoValidCheckpoint as error:
+            raise NoValidCheckpoint(str(error).replace("checkpoint_dir", "resume", 1)) from None
+        go_on_from(run, checkpoint, checkpoint.state)
     else:
         load_checkpoint(run, resume)
     say_if_finished(run)
@@ -208,6 +256,16 @@ def _resume_from_newest(run: Engine) -> None:
     if found is None or found.model_state is None:
         if found is not None:
             go_on_from(run, found, found.state)
+        return
+    folder = None if run.persistence.store is None else run.persistence.store.folder
+    if not has_other and folder is not None and not folder.exists():
+        # Whoever deletes the checkpoints wants to begin anew, and does not know of the memory.
+        remove(found.path.parent)
+        run.announcer.warn_once(
+            "generation",
+            f"the run begins anew, as the folder of its checkpoints, {str(folder)!r}, was deleted; the backup of step "
+            f"{found.state['pace']['step']} that was left in shared memory is deleted, too.",
+        )
         return
     own = ""
     try:
@@ -270,8 +328,15 @@ def folder_of_branch(folder: Path, checkpoint: Checkpoint, new: Mapping[str, Any
 
 
 def say_if_finished(run: Engine) -> None:
-    """Warn if the budget is used up already."""
-    if run.pace.is_finished:
+    """Warn if the budget is used up already, or the run has ended early."""
+    if run.pace.ended_early is not None:
+        why = f" ({run.pace.ended_early})" if run.pace.ended_early else ""
+        run.announcer.warn_once(
+            "finished",
+            f"the resumed run has finished early, at step {run.pace.step}{why}: nothing is trained. To train on, give "
+            "more patience or another budget; to start over, another checkpoint_dir or resume=None.",
+        )
+    elif run.pace.is_finished:
         run.announcer.warn_once(
             "finished",
             f"the resumed run is finished already, at step {run.pace.step}: nothing is trained. To train more, give a "
@@ -287,3 +352,28 @@ def say_if_spent(run: Engine) -> None:
             f"the budget was spent at step {run.pace.step}, so this loop trains nothing. To train from the start, "
             "build another R8Scheduler (and model); to train on, resume_from_checkpoint() with a larger budget.",
         )
+
+
+def load_best(run: Engine) -> float:
+    """Put the best model back; see `R8Scheduler.load_best`."""
+    load, saver, kept = run.persistence.callbacks.load, run.saver, run.early_stop.best
+    if load is None:
+        raise RuntimeError("load_best() needs a load_callback, got none.")
+    if saver is not None:
+        saver.settle()
+        best = saver.best
+        if best is not None and best.model_path is not None:
+            call_load(load, str(best.model_path), from_ram=False)
+            return best.value
+        if best is not None:
+            raise RuntimeError(
+                f"load_best() needs a model in the best checkpoint, got none in {str(best.path)!r}: give a "
+                "state_callback, and a save_callback that writes the file."
+            )
+    elif kept.value is not None:
+        call_load(load, clone(kept.state), from_ram=True)
+        return kept.value
+    raise RuntimeError(
+        "load_best() needs a best model, got none so far: name a metric with monitor=, give its values to log(), and "
+        "have a state_callback."
+    )

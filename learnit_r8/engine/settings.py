@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+
+import numpy as np
 
 from .._validation import did_you_mean
 from ..checkpoint.run_config import RunConfig, describe
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from .. import events
+    from ..checkpoint.early_stop import EarlyStopping
     from ..guard.registry import GuardName
     from ..guard.verdict import Guard
     from ..policies.base import Policy
@@ -32,8 +35,11 @@ if TYPE_CHECKING:
     else:
         from typing_extensions import Unpack as Unpack
 
-MOST_TEXT = 200
-"""Characters of a setting that are shown."""
+MOST_TEXT, MOST_RECORDED = 200, 1000
+"""Characters of a setting that are shown, and of what the user records."""
+
+_KINDS = {"U": "text", "S": "bytes", "O": "objects"}
+"""Kinds of arrays whose dtype says nothing to people."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -112,6 +118,7 @@ class Settings:
     )
     monitor: str | None = field(metadata=_about(kept=NOTED, is_of_rank_0=True))
     mode: Literal["min", "max"] = field(metadata=_about(kept=NOTED, is_of_rank_0=True))
+    early_stopping: int | EarlyStopping | None = field(metadata=_about("early_stop", "patience"))
     resume: str | os.PathLike[str] | None = field(metadata=_about("resume_from", "resume_from_checkpoint"))
     guard: GuardName | Guard = field(metadata=_about(kept=IDENTITY))
     recovery: Recovery = field(metadata=_about(kept=IDENTITY))
@@ -124,6 +131,9 @@ class Settings:
     keep_witness: bool = field(metadata=_about(kept=NOTED))
     after_restore: Literal["next", "again"] = field(metadata=_about(kept=NOTED))
     resume_data: Literal["replay", "indices", "start"] = field(metadata=_about("skip_batches", kept=NOTED))
+    config: Mapping[str, Any] | None = field(metadata=_about("hparams", "hyperparameters", "params", is_shown=False))
+    notes: str | None = field(metadata=_about("description", "comment", is_shown=False))
+    tags: Sequence[str] = field(metadata=_about(is_shown=False))
     handle_signals: bool = field(metadata=_about(kept=NOTED))
     cool_down_on: tuple[str, int | str] | None
     name: str | None = field(metadata=_about(kept=NOTED, is_shown=False))
@@ -131,7 +141,7 @@ class Settings:
     seed: int = field(metadata=_about("random_state", "random_seed", kept=NOTED))
     clock: Callable[[], float]
 
-    def config(self) -> RunConfig:
+    def run_config(self) -> RunConfig:
         """What checkpoints hold of them."""
         kept = {each.name: each.metadata.get("kept") for each in fields(self)}
         return RunConfig(
@@ -143,7 +153,26 @@ class Settings:
     def texts(self) -> dict[str, str]:
         """Short texts for display, without those that are None."""
         shown = {each.name: getattr(self, each.name) for each in fields(self) if each.metadata.get("is_shown", True)}
-        return {name: text_of(value) for name, value in shown.items() if value is not None}
+        return {name: text_of(value) for name, value in shown.items() if value is not None} | self._record()
+
+    def _record(self) -> dict[str, str]:
+        """What the user wants to have on record of the run, as texts.
+
+        Raises:
+            TypeError: it is of another kind.
+        """
+        if self.config is not None and not (
+            isinstance(self.config, Mapping) and all(isinstance(name, str) for name in self.config)
+        ):
+            raise TypeError(f"config must be a dict with names as keys, got {self.config!r}.")
+        if self.notes is not None and not isinstance(self.notes, str):
+            raise TypeError(f"notes must be a text, got {self.notes!r}.")
+        if isinstance(self.tags, str) or not all(isinstance(tag, str) for tag in self.tags):
+            raise TypeError(f"tags must be a list of words, got {self.tags!r}.")
+        record = {f"config.{name}": str(value) for name, value in _flat(self.config or {})}
+        record |= {"notes": self.notes} if self.notes else {}
+        record |= {"tags": ", ".join(self.tags)} if self.tags else {}
+        return {name: text[:MOST_RECORDED] for name, text in record.items()}
 
 
 ELSEWHERE = {each.name: each.metadata["elsewhere"] for each in fields(Settings) if each.metadata.get("elsewhere")}
@@ -156,16 +185,37 @@ OF_RANK_0 = frozenset(each.name for each in fields(Settings) if each.metadata.ge
 """Settings of the scheduler of rank 0 alone."""
 
 
+def _flat(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested dicts, by their names with dots.
+
+    Raises:
+        TypeError: one of them is no plain value.
+    """
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{name}.")
+            continue
+        value = value.item() if isinstance(value, np.generic) else value
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        if not all(part is None or isinstance(part, (bool, int, float, str)) for part in parts):
+            raise TypeError(
+                f"config must hold plain values (numbers, texts, None, lists and dicts of them), got {value!r} for "
+                f"{above}{name!s}."
+            )
+        yield f"{above}{name}", value
+
+
 def text_of(value: Any) -> str:
     """A setting as a short text.
 
     >>> text_of([0, 1, 0, 1]), text_of("balanced"), text_of(len)
     ('list of 4', 'balanced', 'len')
     """
-    if isinstance(value, str):
-        text = value
+    if isinstance(value, (str, os.PathLike)):
+        text = str(os.fspath(value))
     elif hasattr(value, "dtype") and hasattr(value, "shape"):
-        text = f"{value.dtype}[{', '.join(map(str, value.shape))}]"
+        kind = _KINDS.get(getattr(value.dtype, "kind", ""), value.dtype)
+        text = f"{kind}[{', '.join(map(str, value.shape))}]"
     elif isinstance(value, (list, tuple, dict, set)):
         text = f"{type(value).__name__} of {len(value)}"
     elif callable(value) and hasattr(value, "__name__"):
@@ -205,6 +255,7 @@ class CommonSettings(TypedDict, total=False):
     keep_checkpoints: int | Literal["thin"]
     monitor: str | None
     mode: Literal["min", "max"]
+    early_stopping: int | EarlyStopping | None
     resume: str | os.PathLike[str] | None
     guard: GuardName | Guard
     recovery: Recovery
@@ -213,6 +264,9 @@ class CommonSettings(TypedDict, total=False):
     keep_witness: bool
     after_restore: Literal["next", "again"]
     resume_data: Literal["replay", "indices", "start"]
+    config: Mapping[str, Any] | None
+    notes: str | None
+    tags: Sequence[str]
     handle_signals: bool
     cool_down_on: tuple[str, int | str] | None
     name: str | None
@@ -253,6 +307,12 @@ def suggest_settings(function: F) -> F:
 
     @functools.wraps(function)
     def checked(*args: Any, **settings: Any) -> Any:
+        if function.__name__ == "__init__" and len(args) > 2:
+            first = args[1] if isinstance(args[1], int) else "len(data)"
+            raise TypeError(
+                f"{_called(function)} takes one argument without a name, the first, got {len(args) - 1}: name the "
+                f"others, as in {_called(function)[:-1]}{first}, batch_size=32, num_epochs=5)."
+            )
         for name in settings:
             if name not in known:
                 raise TypeError(

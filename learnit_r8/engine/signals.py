@@ -118,11 +118,6 @@ class SignalWatch:
         self.before_exit: list[Callable[[], object]] = []
         self.scope: Scope | None = None
 
-    @property
-    def is_installed(self) -> bool:
-        """Whether its handlers are installed."""
-        return bool(self._handlers)
-
     def install(self) -> None:
         """Install the handlers, in the main thread only; not for signals ignored (nohup) or handled outside Python."""
         if self._handlers or threading.current_thread() is not threading.main_thread():

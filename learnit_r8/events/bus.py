@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import traceback
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from .caller import warn
 from .event import Event, Listener
 
 
@@ -84,7 +84,7 @@ class Announcer:
             while self._waiting:
                 waiting = self._waiting.popleft()
                 if isinstance(waiting, str):
-                    warnings.warn(waiting, RuntimeWarning, stacklevel=4)
+                    warn(waiting)
                 else:
                     self._hand_on(waiting)
         finally:
@@ -97,10 +97,8 @@ class Announcer:
             except Exception:
                 self._listeners.remove(listener)
                 self.is_heard = bool(self._listeners)
-                warnings.warn(
-                    f"listener {listener!r} raised on {type(event).__name__} and is dropped:\n{traceback.format_exc()}",
-                    RuntimeWarning,
-                    stacklevel=2,
+                warn(
+                    f"listener {listener!r} raised on {type(event).__name__} and is dropped:\n{traceback.format_exc()}"
                 )
 
     def note_once(self, topic: str, text: str) -> None:

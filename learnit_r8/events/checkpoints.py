@@ -13,6 +13,19 @@ class BackupTaken(Event):
 
 
 @dataclass(frozen=True)
+class BackupsOutlive(Event):
+    """Whether backups outlive the process has changed: from now on they are only in its own memory, or also outside.
+
+    Attributes:
+        is_on: Whether they outlive it.
+        reason: Why not; "" if they do.
+    """
+
+    is_on: bool
+    reason: str
+
+
+@dataclass(frozen=True)
 class CheckpointSaved(Event):
     """A checkpoint is on disk, flushed.
 

@@ -1,5 +1,6 @@
 """Every kind of event, and the kinds by name."""
 
+from .checkpoints import BackupsOutlive as BackupsOutlive
 from .checkpoints import BackupTaken as BackupTaken
 from .checkpoints import BestSaved as BestSaved
 from .checkpoints import CheckpointLoaded as CheckpointLoaded

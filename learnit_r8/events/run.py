@@ -61,9 +61,11 @@ class RunStopped(Event):
 
     Attributes:
         reason: The reason; "" if none was given.
+        is_early: Whether the program itself ended it, as it has done enough: a success.
     """
 
     reason: str
+    is_early: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,12 @@ class RunEnded(Event):
     """The run was closed.
 
     Attributes:
-        finished: Whether the budget was used up.
+        finished: Whether the budget was used up, or the program itself ended the run.
+        early: Why it has ended the run before its budget was used up, "" where it gave no reason; None if it has not.
     """
 
     finished: bool
+    early: str | None = None
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ class SamplesSurveyed(Event):
         suspect_votes: Number of visits, at least, at which that label was predicted.
         suspect_method: How the suspects were found, see `Suspects.method`.
         suspect_precision: Estimated share of wrong labels among them; NaN if unknown.
+        num_judged: Number of samples in the survey that were visited often enough to be suspected; 0 if unknown.
     """
 
     epoch: int
@@ -100,3 +101,15 @@ class SamplesSurveyed(Event):
     suspect_votes: tuple[int, ...] = ()
     suspect_method: str = ""
     suspect_precision: float = math.nan
+    num_judged: int = 0
+
+
+def count_text(num_suspects: int, num_judged: int) -> str:
+    """The number of suspects and their share of the samples judged, as every view of a run says it.
+
+    >>> count_text(175, 1400)
+    '175 of 1,400 judged look mislabelled (12.5%)'
+    """
+    judged = f" of {num_judged:,} judged" if num_judged else " samples"
+    share = f" ({num_suspects / num_judged:.1%})" if num_judged else ""
+    return f"{num_suspects:,}{judged} look mislabelled{share}"

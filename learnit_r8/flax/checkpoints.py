@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from .._validation import whole_number
 from ..checkpoint.codec import decode, encode
 from ..checkpoint.state_fit import fit, unpack_saved
 from ..checkpoint.state_form import pack
+from ..events.caller import warn
 from ..loops.checkpoints import numbered, save_state
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def newest_training(directory: Path) -> dict[str, Any] | None:
             if "training" not in content:
                 raise ValueError(f"{path.name} must be written by train_loop(), got one with {sorted(content)}.")
         except (OSError, ValueError) as error:
-            warnings.warn(f"a checkpoint was passed over: {path.name}: {error}", RuntimeWarning, stacklevel=4)
+            warn(f"a checkpoint was passed over: {path.name}: {error}")
             continue
         return content
     return None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import os
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..checkpoint.durable_io import make_first_free, numbered
 from ..events import launcher
+from ..events.caller import warn
 from ..table.table import SampleTable
 from .requests import Taker
 from .run import runs_folder
@@ -67,7 +67,7 @@ def open_journal(
     except OSError as error:
         if run_dir:
             raise
-        warnings.warn(f"no run folder could be made in {str(runs_folder())!r}: {error}", RuntimeWarning, stacklevel=4)
+        warn(f"no run folder could be made in {str(runs_folder())!r}: {error}")
         return None
 
 

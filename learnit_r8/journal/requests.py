@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
+import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from ..checkpoint.durable_io import open_regular, replace
+from ..checkpoint.durable_io import make_own_folder, open_regular, replace
 from ..events.codec import strict_json
-from ..schedules.span import Span, read_span, span_of
+from ..schedules.span import Span, checked_span, read_span, span_of
 from .run_info import is_gone, read_sessions
 
 FOLDER = "requests"
@@ -91,7 +91,7 @@ def ask(folder: Path, kind: str, *, length: str | None = None, until: str | None
         "made": time.time(),
     }
     requests = folder / FOLDER
-    requests.mkdir(mode=0o700, exist_ok=True)
+    make_own_folder(requests, 0o700)
     path = requests / f"{time.time_ns():020d}-{os.getpid()}.json"
     replace(path, strict_json(content).encode())
     return path
@@ -126,7 +126,9 @@ class RequestFolder:
     def look(self) -> None:
         """Carry out the requests that are there, and delete their files."""
         try:
-            names = sorted(filter(_NAME.fullmatch, os.listdir(self._folder)))
+            # Not by way of a link: what is read here is deleted.
+            is_folder = stat.S_ISDIR(os.lstat(self._folder).st_mode)
+            names = sorted(filter(_NAME.fullmatch, os.listdir(self._folder))) if is_folder else []
         except OSError:
             return
         for name in [name for name in names if name not in self._done][:MOST_FILES]:
@@ -134,7 +136,7 @@ class RequestFolder:
             self._done.add(name)
             try:
                 asked = self._read(self._folder / name)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
                 self._taker.refuse(f"the request in {name!r} is left out: {error}")
             else:
                 if asked is not None:
@@ -181,8 +183,6 @@ class RequestFolder:
 
 def _checked(span: Any) -> Span:
     """A span from a file; ValueError unless it is one."""
-    unit, amount = span
-    is_known = unit in ("steps", "epochs", "seconds", "until") and isinstance(amount, (int, float))
-    if not is_known or not 0 < amount < math.inf:
-        raise ValueError(f"its length must be one in steps, epochs or seconds, or a time, got {span!r}.")
-    return Span(unit, float(amount))
+    if not isinstance(span, list) or len(span) != 2:
+        raise ValueError(f"its length must be a unit and an amount, got {str(span)[:80]}.")
+    return checked_span(*span)

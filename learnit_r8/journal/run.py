@@ -5,12 +5,23 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..events import BatchRefused, EpochDone, ProcessLeft, RunEnded, RunPaused, RunResumed, RunStarted, StepsDone
+from ..events import (
+    BatchRefused,
+    EpochDone,
+    ProcessLeft,
+    RunEnded,
+    RunPaused,
+    RunResumed,
+    RunStarted,
+    RunStopped,
+    StepsDone,
+)
 from .reader import Lines, Parser, Record, preview, read_json
 from .run_info import is_gone, read_sessions
 
@@ -31,7 +42,7 @@ class State(NamedTuple):
     """The state of a run.
 
     Attributes:
-        word: "running", "stalled", "died", "finished", "stopped" or "empty".
+        word: "running", "stalled", "died", "finished", "finished early", "stopped" or "empty".
         detail: A few more words, or "".
     """
 
@@ -78,6 +89,7 @@ class Run:
         self._heard = self._stepped = 0.0
         self._longest_pause = 0.0
         self._end: RunEnded | ProcessLeft | None = None
+        self._early: str | None = None
         self._progress = 0.0
         self._is_paused = self._is_between_epochs = False
 
@@ -128,7 +140,7 @@ class Run:
         event = record.event
         self._heard = record.time
         if isinstance(event, RunStarted):
-            self._end, self._stepped = None, record.time
+            self._end, self._early, self._stepped = None, None, record.time
             # The progress of an earlier run in this folder does not count.
             self._progress = event.step / event.total_steps if event.total_steps else 0.0
         if isinstance(event, (StepsDone, BatchRefused)):
@@ -141,8 +153,12 @@ class Run:
         if isinstance(event, (RunStarted, RunPaused, RunResumed)):
             self._is_paused = isinstance(event, RunPaused)
             self._stepped = record.time
+        if isinstance(event, RunStopped) and event.is_early:
+            self._early = event.reason
         if isinstance(event, (RunEnded, ProcessLeft)):
             self._end = event
+        if isinstance(event, RunEnded):
+            self._early = event.early
 
     def state(self) -> State:
         """State of the run, as far as it was read."""
@@ -150,6 +166,8 @@ class Run:
         if isinstance(end, ProcessLeft) and end.error:
             return State("died", end.error)
         if end is not None:
+            if self._early is not None:
+                return State("finished early", self._early)
             finished = end.finished if isinstance(end, RunEnded) else self._progress >= 1
             return State("finished" if finished else "stopped", "")
         if not self._heard:
@@ -217,12 +235,17 @@ def runs_folder() -> Path:
     return Path(os.environ.get("R8_RUNS") or "runs")
 
 
+def _without_time(name: str) -> str:
+    """The name of a run folder without the time that a new one begins with."""
+    return re.sub(r"^\d{8}-\d{6}-", "", name)
+
+
 def find_run(name: str | None, parent: str | os.PathLike[str] | None = None) -> Path:
     """The run folder that a name stands for.
 
     Args:
-        name: A run folder, a folder of runs (for its newest), or the name of a run in ``parent`` or its beginning;
-            None for the newest in ``parent``.
+        name: A run folder, a folder of runs (for its newest), or the name of a run in ``parent`` or its beginning,
+            with or without the time that it begins with (the newest is meant); None for the newest in ``parent``.
         parent: The folder of runs; by default `runs_folder`.
 
     Raises:
@@ -235,11 +258,13 @@ def find_run(name: str | None, parent: str | os.PathLike[str] | None = None) -> 
         parent, name = folder, None
     runs = runs_in(parent)
     found = [run for run in runs if name is None or run.name.startswith(name)]
+    found = found or [run for run in runs if _without_time(run.name).startswith(name or "")]
     if not found:
         from difflib import get_close_matches
 
         known = ", ".join(run.name for run in runs[:5]) or "none"
-        near = get_close_matches(name or "", [run.name for run in runs], 1)
-        meant = f" Did you mean {near[0]}?" if near else ""
+        names = {_without_time(run.name): run.name for run in runs[::-1]} | {run.name: run.name for run in runs}
+        near = get_close_matches(name or "", names, 1)
+        meant = f" Did you mean {names[near[0]]}?" if near else ""
         raise UnreadableRun(f"run must be a run folder, or one in {str(parent)!r} ({known}), got {name!r}.{meant}")
     return found[0]

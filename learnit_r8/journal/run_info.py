@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +17,8 @@ from ..events.codec import strict_json
 
 FORMAT = 1
 MOST_SESSIONS = 100
+GIT_SECONDS = 2.0
+"""Longest wait for an answer of git."""
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -111,6 +114,24 @@ def read_sessions(folder: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError):
         return []
     return [one for one in sessions if isinstance(one, dict)] if isinstance(sessions, list) else []
+
+
+def git_state() -> str:
+    """The git commit of the program, "1a2b3c4d5e6f and changes" where its files differ; "" without one."""
+    program = Path(sys.argv[0]) if sys.argv and sys.argv[0] else Path()
+    folder = program.resolve().parent if program.is_file() else Path.cwd()
+
+    def ask(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), "--no-optional-locks", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_SECONDS, check=True)
+        return done.stdout.strip()
+
+    try:
+        commit = ask("rev-parse", "--short=12", "HEAD")
+        # Files that git does not know are no part of the commit.
+        return commit + " and changes" * bool(ask("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return ""
 
 
 def utc(wall: float) -> str:

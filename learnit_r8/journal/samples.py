@@ -16,13 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint.codec import read_npz
-from ..checkpoint.durable_io import open_regular
+from ..checkpoint.durable_io import open_regular, replace
 from ..events.codec import strict_json
 from ..table.figures import top
 from ..table.label_noise import Ranking, Suspects, find_suspects, rank
 from ..table.labels.evidence import EVIDENCE
 from ..table.labels.frame import Column, label_columns, labels_in
-from ..table.labels.suspicion import LEAST_USES
 from ..table.losses import EXACT
 from ..table.table import SampleTable
 
@@ -91,11 +90,6 @@ class Samples(NamedTuple):
         """Name of a sample, else its index."""
         return self.names.get(index, str(index))
 
-    @property
-    def num_judged(self) -> int:
-        """Number of samples that were used often enough to be suspected."""
-        return int((self.usage_count >= LEAST_USES).sum())
-
     def hardest(self, k: int) -> NDArray[np.int64]:
         """int64[<= k], the seen samples of highest estimated loss, highest first."""
         return top(self.loss, k)
@@ -135,8 +129,9 @@ class Samples(NamedTuple):
 def most_suspects(files: Iterable[Samples], precision: float = 0.5) -> tuple[Samples, Suspects]:
     """The file with most suspects, and its verdict; of several with as many the newest.
 
-    The newest file may have fewer, because a model memorises wrong labels in the end. A file in which most samples
-    cannot be judged yet counts only if all files are like that.
+    Every view shows the verdict of the newest file, as the run itself would give it. That may have fewer, because a
+    model memorises wrong labels in the end; then `more_before` names this one. A file in which most samples cannot be
+    judged yet counts only if all files are like that.
 
     Args:
         files: At least one, oldest first.
@@ -145,11 +140,19 @@ def most_suspects(files: Iterable[Samples], precision: float = 0.5) -> tuple[Sam
     best, most = None, (False, -1)
     for samples in files:
         verdict = samples.suspects(precision)
-        rank = (2 * samples.num_judged >= len(samples.loss), len(verdict.indices))
+        rank = (2 * verdict.num_judged >= len(samples.loss), len(verdict.indices))
         if rank >= most:
             best, most = (samples, verdict), rank
     assert best is not None
     return best
+
+
+def more_before(files: Iterable[Samples], verdict: Suspects, precision: float = 0.5) -> str:
+    """Names the epoch whose file has more suspects than this verdict of the newest one; "" without one."""
+    samples, most = most_suspects(files, precision)
+    if len(most.indices) <= len(verdict.indices):
+        return ""
+    return f"more at the end of epoch {samples.epoch + 1}: {len(most.indices):,} (samples --suspects --epoch)"
 
 
 def samples_of(table: SampleTable, epoch: int, step: int) -> Samples:
@@ -220,12 +223,12 @@ def _write(folder: Path, samples: Samples) -> None:
     if samples.evidence is not None:
         arrays |= samples.evidence
     text = np.frombuffer(strict_json(about, non_finite=lambda value: None).encode(), np.uint8)
-    temporary = folder / f"tmp_{os.getpid()}_samples.npz"
-    try:
-        np.savez(temporary, allow_pickle=False, about=text, **arrays)
-        os.replace(temporary, folder / _name(samples.epoch))
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Not flushed: at the end of a run, the program waits for it.
+    replace(
+        folder / _name(samples.epoch),
+        lambda file: np.savez(file, allow_pickle=False, about=text, **arrays),
+        durable=False,
+    )
 
 
 def _name(epoch: int) -> str:

@@ -13,13 +13,14 @@ import sys
 import threading
 import time
 import traceback
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ..checkpoint.durable_io import open_output
 from ..events import Alive, EpochDone, Event, ProcessLeft, RunEnded, RunStarted, StepsDone
+from ..events.caller import warn
 from ..events.codec import strict_json, to_json
 from ..events.threaded_listener import ThreadedListener
 from .reader import SCHEMA
@@ -55,7 +56,7 @@ class Journal(ThreadedListener):
         requests: Takes what is asked for by files in the run folder.
 
     Raises:
-        ValueError: another running process writes to this folder.
+        ValueError: another running process writes to this folder, or its journal is a link.
         OSError: the folder cannot be made or written to.
 
     Attributes:
@@ -102,12 +103,21 @@ class Journal(ThreadedListener):
                     f"run_dir must be a folder that no running process writes to, got {str(self.folder)!r} "
                     f"of process {session.get('pid')}."
                 )
+        earlier = _open_journals.get(os.path.realpath(self.folder))
+        if earlier is not None and not earlier._is_closed and earlier._pid == os.getpid():
+            # A cell of a notebook that is run again, or two schedulers of one program.
+            warn(
+                f"the run in {str(self.folder)!r} was not closed, and another one begins there: the record of the "
+                "first ends here. Close a scheduler before the next one, or give each a run_dir of its own."
+            )
+            earlier.close()
+        _open_journals[os.path.realpath(self.folder)] = self
         now = self._wall()
         write_about(self.folder, name=name, configuration=configuration, wall=now)
         path = self.folder / "events.jsonl"
         header = strict_json({"kind": "Journal", "schema": SCHEMA, "time": round(now, 3)}) + "\n"
         # Ends a line that a killed process left half written, which readers skip.
-        path.touch(0o644)
+        os.close(open_output(path, "a", permissions=0o644))
         _append(path, ("\n" if path.stat().st_size else "") + header)
         atexit.register(_at_exit, weakref.ref(self))
 
@@ -144,11 +154,9 @@ class Journal(ThreadedListener):
     def _warn_of_trouble(self) -> None:
         if self._trouble and not self._has_warned:
             self._has_warned = True
-            warnings.warn(
+            warn(
                 f"the journal in {str(self.folder)!r} cannot be written and may lack events: {self._trouble}. "
-                "The training goes on.",
-                RuntimeWarning,
-                stacklevel=4,
+                "The training goes on."
             )
 
     def _look(self, event: Event) -> None:
@@ -258,6 +266,10 @@ class Journal(ThreadedListener):
         self._warn_of_trouble()
 
 
+_open_journals: weakref.WeakValueDictionary[str, Journal] = weakref.WeakValueDictionary()
+"""The journals of this process, by their folders."""
+
+
 def _append(path: Path, text: str) -> None:
     """Append whole lines to an existing file: a deleted journal must not come back without its beginning.
 
@@ -265,7 +277,7 @@ def _append(path: Path, text: str) -> None:
         OSError: the file cannot be written, or not all of it.
     """
     content = text.encode("utf-8", errors="replace")
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
+    descriptor = open_output(path, "r+")
     try:
         while content:
             content = content[os.write(descriptor, content) :]

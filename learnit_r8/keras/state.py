@@ -10,8 +10,9 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint.random_generators import set_torch_state, torch_state
+from ..checkpoint.durable_io import open_output
 from ..checkpoint.state_tree import is_own_kind
+from ..sampling.random_generators import set_torch_state, torch_state
 
 _FILE_KINDS = "model", "optimizer", "random"
 
@@ -72,7 +73,7 @@ class ModelState:
         """
         arrays = {f"{kind}.{n}": a for kind, many in state_dict["model"].items() for n, a in enumerate(many)}
         # An open file, as numpy would add an ending to a name.
-        with open(filepath, "wb") as file:
+        with open(open_output(filepath), "wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
 
     def load(self, source: Any, *, from_ram: bool = False) -> None:

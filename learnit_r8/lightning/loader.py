@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from .._validation import whole_number
-from ..checkpoint.random_generators import random_state, random_state_of, set_random_state
+from ..sampling.random_generators import random_state, random_state_of, set_random_state
 from ..torch import Adapter, attach
 from ..torch.attach import check_dataset
 from ..torch.serialization import as_arrays, as_tensors

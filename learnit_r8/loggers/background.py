@@ -5,12 +5,12 @@ from __future__ import annotations
 import atexit
 import math
 import traceback
-import warnings
 from collections import deque
 from typing import Any
 
 from .. import events
 from ..events import launcher
+from ..events.caller import warn
 from ..events.threaded_listener import ThreadedListener
 
 MOST_QUEUED = 10_000
@@ -54,11 +54,12 @@ class Logger(ThreadedListener):
         self.error: BaseException | None = None
         self._is_on = every_rank or not launcher.rank_of()
         self._trace, self._has_said = "", False
+        self._num_in_hand, self._is_late = 0, False
 
     @property
     def num_lost(self) -> int:
-        """Events that were not written."""
-        return self.num_dropped + self._num_failed
+        """Events that were not written; among them the one that is being written when the time is up."""
+        return self.num_dropped + self._num_failed + (self._num_in_hand if self._is_late else 0)
 
     def write(self, event: events.Event) -> None:
         """Write an event; on the thread of the logger."""
@@ -96,18 +97,21 @@ class Logger(ThreadedListener):
 
     def _guarded(self, call: Any, *arguments: Any) -> None:
         try:
+            self._num_in_hand += len(arguments)
             call(*arguments)
         except Exception as error:
             self.error = error
             self._num_failed += len(arguments)
             self._trace = self._trace or traceback.format_exc()
+        finally:
+            self._num_in_hand -= len(arguments)
 
     def _say_error(self) -> None:
         """Name the error, the first time."""
         if not self._has_said:
             self._has_said = True
             text = f"logger {type(self).__name__} could not write, and goes on:\n{self._trace}"
-            warnings.warn(text, RuntimeWarning, stacklevel=4)
+            warn(text)
 
     def close(self) -> None:
         """Write what is queued and end the thread; waits at most five seconds. Safe to call twice."""
@@ -116,12 +120,13 @@ class Logger(ThreadedListener):
             return
         atexit.unregister(self.close)
         has_ended = self.end_thread(CLOSE_SECONDS)
+        self._is_late = not has_ended
         if self._trace:
             self._say_error()
         if self.num_lost:
             late = "" if has_ended else f", and was not done after {CLOSE_SECONDS:g} s"
             lost = f"logger {type(self).__name__} has lost {self.num_lost:,} of {self.num_events:,} events{late}"
-            warnings.warn(lost, RuntimeWarning, stacklevel=2)
+            warn(lost)
 
 
 def numbers_of(event: events.Event) -> tuple[int, dict[str, float]]:
@@ -169,6 +174,6 @@ def alert_of(event: events.Event) -> tuple[str, str] | None:
         case events.GaveUp():
             return "diverged", f"step {event.step}: {event.text}"
         case events.RunEnded():
-            how = "finished" if event.finished else "stopped"
+            how = "stopped" if not event.finished else "finished" if event.early is None else "finished early"
             return how, f"{how} after {event.step} steps, {event.seconds:.0f} s"
     return None

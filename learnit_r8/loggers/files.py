@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import events
-from ..checkpoint.durable_io import make_first_free, numbered, replace
+from ..checkpoint.durable_io import make_first_free, numbered, open_output, open_regular, replace
 from ..events.codec import to_json
 from .background import Logger, numbers_of
 
@@ -41,9 +41,9 @@ class _File(Logger):
             _keep_lines(self.path, lambda line: self._step_of(line) <= step)
         elif self.path.is_file() and self.path.stat().st_size:
             names = numbered(self.path.with_suffix(""), self.path.suffix)
-            self.path.replace(make_first_free(names, lambda path: path.touch(exist_ok=False)))
+            self.path.replace(make_first_free(names, lambda path: os.close(open_output(path, "x"))))
         is_new = not self.path.is_file() or not self.path.stat().st_size
-        self._stream = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115, until the run ends
+        self._stream = open(open_output(self.path, "a"), "a", encoding="utf-8", newline="")  # noqa: SIM115, until the run ends
         if is_new:
             self._stream.write(self.header)
 
@@ -116,7 +116,9 @@ def _cell(name: str) -> str:
 def _keep_lines(path: Path, wanted: Callable[[str], bool]) -> None:
     """Rewrite a file with some of its lines; a line cut short by a kill goes."""
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    with open_regular(path) as file:
+        text = file.read().decode()
+    for line in text.splitlines(keepends=True):
         try:
             if line.endswith("\n") and wanted(line):
                 kept.append(line)

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+import urllib.parse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import events
 from .background import Logger, alert_of
+
+if TYPE_CHECKING:
+    import urllib.request
 
 KINDS = ("incident", "quarantine", "recovered", "diverged", "finished", "stopped")
 USUAL = ("incident", "diverged", "finished", "stopped")
 TIMEOUT_SECONDS = 10.0
 TRIES = 3
 PAUSE_SECONDS = 2.0
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 class Webhook(Logger):
     """Post JSON to an address when something happens: ``{"text": ..., "kind": ..., "run": ..., "step": ...}``.
 
-    Chat services show the field ``text``. An incident is told once, however many losses it refuses.
+    Chat services show the field ``text``. An incident is told once, however many losses it refuses. A redirect is not
+    followed, as whoever it leads to would get the headers: the post counts as lost.
 
     Args:
         url: The address, http or https.
@@ -29,16 +36,21 @@ class Webhook(Logger):
         **options: Of `Logger`.
 
     Raises:
-        ValueError: ``url`` or one of ``kinds`` is not such.
+        ValueError: ``url``, one of ``kinds`` or one of ``headers`` is not such.
     """
 
     def __init__(
         self, url: str, *, kinds: Sequence[str] = USUAL, headers: dict[str, str] | None = None, **options: Any
     ) -> None:
         super().__init__(**options)
-        if not isinstance(url, str) or not url.startswith(("http://", "https://")):
+        if not _is_address(url):
             # Not the whole of it: an address of a hook is a secret.
-            raise ValueError(f"url must begin with http:// or https://, got {str(url)[:8]!r}.")
+            raise ValueError(
+                f"url must begin with http:// or https://, name a host, and have no spaces, got {str(url)[:8]!r}..."
+            )
+        for name, value in dict(headers or {}).items():
+            if not (isinstance(name, str) and _NAME.fullmatch(name) and isinstance(value, str) and _is_line(value)):
+                raise ValueError(f"headers must be names and texts of one line, got another of name {name!r}.")
         unknown = [kind for kind in kinds if kind not in KINDS]
         if unknown or isinstance(kinds, str):
             raise ValueError(f"kinds must be some of {KINDS}, got {kinds!r}.")
@@ -63,15 +75,55 @@ class Webhook(Logger):
             self._post({"text": f"{self._run or 'run'}: {text}", "kind": kind, "run": self._run, "step": event.step})
 
     def _post(self, content: dict[str, Any]) -> None:
+        import http.client
+        import urllib.error
         import urllib.request
 
         headers = {"Content-Type": "application/json", **self._headers}
         request = urllib.request.Request(self._url, json.dumps(content).encode(), headers, method="POST")
         for left in reversed(range(TRIES)):
             try:
-                with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):
+                with _opener().open(request, timeout=TIMEOUT_SECONDS):
                     return
-            except OSError:
+            except urllib.error.HTTPError as error:
+                error.close()
+                if 300 <= error.code < 400:
+                    raise Redirected(
+                        f"the server answered with a redirect ({error.code}), which is not followed, as it would carry "
+                        "the headers elsewhere; give the address that it leads to"
+                    ) from None
                 if not left:
                     raise
-                time.sleep(PAUSE_SECONDS)
+            except (OSError, http.client.HTTPException):
+                if not left:
+                    raise
+            time.sleep(PAUSE_SECONDS)
+
+
+class Redirected(OSError):
+    """The hook has another address now."""
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """An opener that leaves redirects to its caller, as errors."""
+    import urllib.request
+
+    class Stay(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, *arguments: Any) -> None:
+            return None
+
+    return urllib.request.build_opener(Stay)
+
+
+def _is_line(text: str) -> bool:
+    return text.isprintable() and text.isascii()
+
+
+def _is_address(url: Any) -> bool:
+    if not isinstance(url, str) or not url.startswith(("http://", "https://")) or not _is_line(url) or " " in url:
+        return False
+    try:
+        parts = urllib.parse.urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

@@ -14,7 +14,8 @@ from ..checkpoint.durable_io import replace
 from ..checkpoint.state_fit import fit, unpack_saved
 from ..checkpoint.state_form import pack
 from ..checkpoint.state_tree import clone
-from ..streams.event import Record, as_scalar
+from ..streams.event import as_scalar
+from ..triggers.patience import Record
 
 if TYPE_CHECKING:
     from .state import LoopState

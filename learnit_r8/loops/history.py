@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from ..events.caller import warn
 from ..streams.event import as_scalar
 from .logs import Logs, in_order
 
@@ -114,10 +114,10 @@ class History:
         logged = [rows for rows, values in columns if all(values is not column[1] for column in everywhere.values())]
         num_with_some = len(set().union(*logged))
         if num_kept < num_with_some:
-            warnings.warn(
+            warn(
                 f"collect() left out {num_with_some - num_kept} of {num_with_some} rows that lack one of {keys}; "
                 "pass fill= to keep them, or drop=True if that is meant.",
-                stacklevel=3,
+                UserWarning,
             )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Literal
 
-from ..streams.event import Record, as_scalar
+from ..events.caller import warn
+from ..streams.event import as_scalar
 from ..triggers import Elapsed
+from ..triggers.patience import Patience
 from .checkpoints import Kept
 from .period import Period, as_period
 from .state import LoopState
@@ -42,24 +43,25 @@ class early_stopping:
         restore_best_weights: bool = True,
     ) -> None:
         self._monitor, self._min_delta, self._mode = monitor, min_delta, mode
-        self._patience: Period = as_period("patience", patience)
-        if self._patience.share(Elapsed()) >= 1:
+        # A number counts values; a period of steps, samples or seconds is asked when a value comes.
+        self._period: Period | None = None if isinstance(patience, int) else as_period("patience", patience)
+        if self._period is not None and self._period.share(Elapsed()) >= 1:
             raise ValueError(f"patience must be > 0, got {patience!r}.")
-        self._counts_values = isinstance(patience, int)
+        self._patience = patience if self._period is None else 1
         self._restores = restore_best_weights
         self.on_start()
 
     def on_start(self) -> None:
         """Forget the run before."""
-        self._record = Record(self._mode, self._min_delta)
-        self._waited, self._since = 0, Elapsed()
+        self._rule = Patience(self._patience, self._mode, self._min_delta)
+        self._since = Elapsed()
         self._kept: Any = None
         self._others: set[str] | None = set()
         self.stopped = False
 
     @property
     def best(self) -> float | None:
-        return self._record.value
+        return self._rule.best
 
     def on_step(self, loop_state: LoopState) -> None:
         """Look at this step's logs."""
@@ -70,25 +72,23 @@ class early_stopping:
                 self._others.update(name for entries in loop_state.logs.values() for name in entries)
             return
         self._others = None
-        if self._record.improves(float(as_scalar(value))):
-            self._waited, self._since = 0, loop_state.elapsed
+        if self._rule.improves(float(as_scalar(value))):
+            self._since = loop_state.elapsed
             self._kept = Kept(loop_state.state) if self._restores else None
             return
-        self._waited += 1
-        waited = Elapsed(steps=self._waited) if self._counts_values else loop_state.elapsed
-        since = Elapsed() if self._counts_values else self._since
-        if self._patience.share(waited, since) >= 1:
+        is_over = (
+            self._rule.is_over if self._period is None else self._period.share(loop_state.elapsed, self._since) >= 1
+        )
+        if is_over:
             self.stopped = loop_state.stop_iteration = True
 
     def on_end(self, loop_state: LoopState) -> None:
         """Put the best state back; warn if there never was an entry of that name."""
         self.on_step(loop_state)
         if self._others and loop_state.error is None:
-            warnings.warn(
+            warn(
                 f"monitor must be an entry of the logs, got {self._monitor!r}, which no step had, so the loop was "
-                f"never stopped; there were {sorted(self._others)}.",
-                RuntimeWarning,
-                stacklevel=2,
+                f"never stopped; there were {sorted(self._others)}."
             )
         if self._restores and self.best is not None:
             loop_state.state = self._kept.put_back()

@@ -302,11 +302,11 @@ class Persistence:
         if self.callbacks.save is not None and model_path is None:
             self._announcer.note_once("no model file", "save_callback left no file: checkpoints hold no model.")
 
-    def save_as_asked(self, get_state: Callable[[], dict[str, Any]], step: int) -> None:
-        """Write a checkpoint on request, unless there is one of this step."""
+    def save_as_asked(self, get_state: Callable[[], dict[str, Any]], step: int, *, again: bool = False) -> None:
+        """Write a checkpoint on request, unless there is one of this step; with ``again`` even then."""
         if self.saver is None:
             self._announcer.note_once("no folder", "no checkpoint was saved: neither checkpoint_dir nor save_callback.")
-        elif not self.saver.has_saved(step):
+        elif again or not self.saver.has_saved(step):
             self.saver.attempt(lambda: self._write(get_state()), step)
         if self.saver is not None and self.saver.has_saved(step):
             self.generations.clear()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import events
 from .._validation import is_number
 from ..checkpoint.reader import Checkpoint, NoValidCheckpoint, step_of
 from ..checkpoint.shared_memory import Proved, SharedBackups, default_base
@@ -61,7 +62,11 @@ class SharedGenerations:
             raise ValueError(f"backup_dir must be a folder in memory, False or None, got {backup_dir!r}.")
         if is_given and checkpoint_dir is None:
             raise ValueError(f"backup_dir needs a checkpoint_dir or a save_callback, got {backup_dir!r} without.")
-        is_on = is_given or (backup_dir is None and checkpoint_dir is not None and default_base().is_dir())
+        # Whoever names a folder in the environment that is not there has not asked for silence.
+        is_asked = is_given or (bool(os.environ.get("R8_BACKUPS")) and not default_base().is_dir())
+        is_on = is_given or (
+            backup_dir is None and checkpoint_dir is not None and (is_asked or default_base().is_dir())
+        )
         # Ranks on several machines cannot see what the others have: they continue from their checkpoints.
         if not is_on or os.name != "posix" or not _is_one_machine():
             return cls(None, backup, config, announcer, agreement)
@@ -70,8 +75,9 @@ class SharedGenerations:
             Path(checkpoint_dir),
             rank=first_number(("RANK",), 0),
             num_ranks=first_number(("WORLD_SIZE",), 1),
-            note=functools.partial(announcer.warn_once if is_given else announcer.note_once, "backup_dir"),
+            note=functools.partial(_say, announcer, is_asked),
             is_default=not is_given,
+            switched=lambda reason: announcer.tell(events.BackupsOutlive, is_on=not reason, reason=reason),
         )
         return cls(backups, backup, config, announcer, agreement)
 
@@ -139,6 +145,14 @@ class SharedGenerations:
             for proved in sorted(self._proved, key=lambda one: one.step):
                 self._backup.add(Backup(proved.step, proved.step, proved.draws, proved.state, is_proven=True))
         self._proved = []
+
+
+def _say(announcer: Announcer, is_asked: bool, text: str) -> None:
+    """Say something about a folder, once: that there is another, and that it cannot be used."""
+    topic = "backups outlive in another folder" if text.startswith("backups are kept in") else "backup_dir"
+    # That they are off is an event of its own, which screens show.
+    if is_asked or topic != "backup_dir":
+        announcer.warn_once(topic, text)
 
 
 def _is_newer(generation: Checkpoint, made: float, disk: Checkpoint) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.durable_io import open_output
 from .data import report_data
 from .gallery import Look
 from .page import page
@@ -19,6 +20,7 @@ def write_report(
     thumbnail: Callable[[int], Any] | None = None,
     describe: Callable[[int], object] | None = None,
     other: str | os.PathLike[str] | None = None,
+    precision: float = 0.5,
 ) -> Path:
     """Write the report of a run.
 
@@ -31,16 +33,19 @@ def write_report(
             96 pixels a side. Pictures are embedded in the page, 2 MB at most; those beyond are left out.
         describe: Returns a text on a sample, given its index, to be shown with it.
         other: The folder of a run to compare with.
+        precision: Least share of the suspects to be wrong, as for `SampleTable.suspects`.
 
     Returns:
         Its path.
 
     Raises:
         UnreadableRun: the folder holds no run.
-        OSError: the file cannot be written.
+        OSError: the file cannot be written, or is a link.
         TypeError, ValueError: a picture is none of these; then nothing is written.
     """
     path = Path(out)
     compared = None if other is None else report_data(other)
-    path.write_text(page(report_data(run_dir), Look(thumbnail, describe), compared), encoding="utf-8")
+    text = page(report_data(run_dir, precision), Look(thumbnail, describe), compared)
+    with open(open_output(path), "w", encoding="utf-8") as file:
+        file.write(text)
     return path

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..dashboard.render.svg import Axis, Frame, band, circle, frame, grid, hint, label, line, range_of, rect, svg
+from ..dashboard.state.metric_names import is_held_out, stem_of
 from ..dashboard.state.view import Point, View
 from ..dashboard.text import clean, number
 from .data import DataMap, Flow, ReportData, marked
@@ -20,6 +21,10 @@ COLUMNS = 500
 CELLS = (60, 34)
 QUARTERS = ("Q1", "Q2", "Q3", "Q4")
 MOST_MARKS = 40
+ZONES = 120
+"""Stretches of the chart of losses that say their values."""
+KINDS = 4
+"""Looks of curves in one chart."""
 
 
 def text(value: object, most: int = 200) -> str:
@@ -31,25 +36,69 @@ def _steps(view: View) -> tuple[float, float]:
     return 0.0, float(max(1, view.loss.last_step, view.step))
 
 
+def held_out_losses(view: View) -> list[str]:
+    """The logged losses of data that is not trained on."""
+    return [name for name in view.metrics if stem_of(name) == "loss" and is_held_out(name)]
+
+
 def loss_chart(view: View, *, log: bool, width: float = WIDE) -> str:
-    """The batch losses: mean as a line, lowest to highest as a band, with marks for events."""
+    """The losses of batches and of validation: means as lines, lowest to highest as a band, with marks for events."""
     first, last = _steps(view)
     columns = view.loss.columns(min(COLUMNS, int(last)), 0, int(last))
     x = _centres(len(columns.mean), last)
     low, _ = range_of(columns.low, log=log)
     _, high = range_of(columns.high, log=log, share=0.995)
+    held_out = {name: _finite(view.metrics[name]) for name in held_out_losses(view)}
+    known = [point.value for points in held_out.values() for point in points if point.value > 0 or not log]
+    if known:
+        low, high = min(low, *known), max(high, range_of(known, log=log, share=0.95)[1])
     low, high = (low, max(high, low * 2)) if log else _with_room(min(0.0, low), high, 0.04)
     chart = frame(width, 300, (first, last), (low, high), log=log)
     parts = [
         grid(chart, x_name="step"),
+        *_zones(view, chart, held_out),
         *_marks(view, chart),
         band(chart, x, columns.low, columns.high, "range"),
         line(chart, x, columns.mean, "mean"),
+        *_held_out_lines(view, chart, held_out),
     ]
     if view.best is not None:
         title = f"best smoothed loss {number(view.best.value)} at step {view.best.step:,}"
         parts.append(circle(chart.x.at(view.best.step), chart.y.at(view.best.value), 4, "best", title))
     return svg(chart, parts, "loss of the batches over the steps" + (", logarithmic" if log else ""))
+
+
+def _finite(points: list[Point]) -> list[Point]:
+    return [point for point in points if math.isfinite(point.value)]
+
+
+def _held_out_lines(view: View, chart: Frame, held_out: dict[str, list[Point]]) -> Iterator[str]:
+    """The curves of validation losses, each with a ring at its best."""
+    for name, points in held_out.items():
+        yield line(chart, [point.step for point in points], [point.value for point in points], "metric held")
+        best = view.bests.get(name)
+        if best is not None:
+            title = f"best {text(name, 40)} {number(best.value)} at step {best.step:,}"
+            yield circle(chart.x.at(best.step), chart.y.at(best.value), 5, "best held", title)
+
+
+def _zones(view: View, chart: Frame, held_out: dict[str, list[Point]]) -> Iterator[str]:
+    """Invisible stretches of the chart that say the values below the pointer."""
+    last = max(1, view.loss.last_step, view.step)
+    num = min(ZONES, last)
+    columns = view.loss.columns(num, 0, last)
+    for place in range(num):
+        first, end = place * last // num, (place + 1) * last // num
+        parts = []
+        if math.isfinite(columns.mean[place]):
+            ends = f"{number(columns.low[place])} to {number(columns.high[place])}"
+            parts.append(f"loss {number(columns.mean[place])} ({ends})")
+        newest = {name: [point for point in points if point.step <= end][-1:] for name, points in held_out.items()}
+        parts += [f"{text(name, 40)} {number(points[0].value)}" for name, points in newest.items() if points]
+        if parts:
+            left, right = chart.x.at(first), chart.x.at(end)
+            title = f"steps {first + 1:,} to {end:,}: {', '.join(parts)}"
+            yield rect(left, chart.y.end, right - left, chart.y.start - chart.y.end, "zone", title)
 
 
 def _with_room(low: float, high: float, share: float) -> tuple[float, float]:
@@ -93,18 +142,24 @@ def lr_chart(view: View) -> str:
     return svg(chart, parts, "learning rate over the steps")
 
 
-def metric_chart(name: str, metric: list[Point], last: float) -> str:
-    """A validation metric over the steps."""
-    steps, values = np.array([point.step for point in metric]), np.array([point.value for point in metric])
-    low, high = range_of(values)
+def metric_chart(view: View, title: str, names: Sequence[str], last: float) -> str:
+    """Metrics that belong over each other, those of training and of validation: over the steps, the best ringed."""
+    low, high = range_of([point.value for name in names for point in view.metrics[name]])
     chart = frame(HALF, 220, (0.0, max(1.0, last)), (low - 0.05 * (high - low), high + 0.05 * (high - low)))
-    dots = [
-        circle(chart.x.at(step), chart.y.at(value), 2.6, "dot", f"step {step:,}: {number(value)}")
-        for step, value in metric
-        if math.isfinite(value)
-    ]
-    parts = [grid(chart, x_name="step"), line(chart, steps, values, "metric"), *dots]
-    return svg(chart, parts, f"{text(name)} over the steps")
+    parts = [grid(chart, x_name="step")]
+    for place, name in enumerate(names):
+        kind, dot, points = f"metric m{place % KINDS}", f"dot m{place % KINDS}", _finite(view.metrics[name])
+        parts.append(line(chart, [point.step for point in points], [point.value for point in points], kind))
+        called = f"{text(name, 40)}, " if len(names) > 1 else ""
+        parts += [
+            circle(chart.x.at(step), chart.y.at(value), 2.6, dot, f"{called}step {step:,}: {number(value)}")
+            for step, value in points
+        ]
+        best = view.bests.get(name)
+        if best is not None:
+            said = f"best {text(name, 40)} {number(best.value)} at step {best.step:,}"
+            parts.append(circle(chart.x.at(best.step), chart.y.at(best.value), 5, "best", said))
+    return svg(chart, parts, f"{text(title)} over the steps")
 
 
 def ribbon_chart(bounds: NDArray[np.float64]) -> str:

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from ..dashboard.state.view import View
 from ..journal.run import Run
-from ..journal.samples import Samples, most_suspects, read_samples, sample_epochs
+from ..journal.samples import Samples, more_before, read_samples, sample_epochs
 from ..table.figures import quarters_of, top
 from ..table.label_noise import Suspects
 from .confusion import Confusion, confusion_of
 
 LISTED = 30
+MOST_SUSPECTS = 1000
 IN_GALLERY = 48
 MOST_COLUMNS = 12
 """Most epochs in the chart of moves between the quarters."""
@@ -91,7 +92,8 @@ class ReportData(NamedTuple):
         bounds: float64[S, 6], step and bounds of the quarters.
         notes: Reasons why something is not shown.
         samples: The newest samples; None without a file.
-        verdict: The verdict on wrong labels; None without samples.
+        verdict: The verdict on wrong labels by the newest samples; None without any.
+        more_before: An epoch with more suspects, and how many; "" without one.
         hardest: The samples with the highest loss.
         suspects: The samples that look mislabelled; empty unless losses are exact.
         ranked: The suspects, or where there are none the samples with the highest mean loss; empty unless losses are
@@ -107,6 +109,7 @@ class ReportData(NamedTuple):
     notes: list[str]
     samples: Samples | None = None
     verdict: Suspects | None = None
+    more_before: str = ""
     hardest: Sequence[Row] = ()
     suspects: Sequence[Row] = ()
     ranked: Sequence[Row] = ()
@@ -115,8 +118,12 @@ class ReportData(NamedTuple):
     flow: Flow | None = None
 
 
-def report_data(run_dir: str | os.PathLike[str]) -> ReportData:
+def report_data(run_dir: str | os.PathLike[str], precision: float = 0.5) -> ReportData:
     """Read a run folder for a report.
+
+    Args:
+        run_dir: The folder.
+        precision: As for `SampleTable.suspects`.
 
     Raises:
         UnreadableRun: the folder holds no run.
@@ -130,15 +137,17 @@ def report_data(run_dir: str | os.PathLike[str]) -> ReportData:
     data = ReportData(run, view, time, bounds=_bounds(view, files), notes=notes)
     if not files:
         return data
-    samples, (judged, verdict), last = files[-1], most_suspects(files), np.stack([samples.last for samples in files])
-    ranked = verdict.indices if len(verdict.indices) else judged.ranking(IN_GALLERY).indices
+    samples, last = files[-1], np.stack([samples.last for samples in files])
+    verdict = samples.suspects(precision)
+    ranked = verdict.indices if len(verdict.indices) else samples.ranking(IN_GALLERY).indices
     return data._replace(
         samples=samples,
         verdict=verdict,
+        more_before=more_before(files, verdict, precision),
         hardest=_rows(samples, samples.hardest(LISTED), last, verdict),
-        suspects=_rows(samples, verdict.indices[:LISTED], last, verdict),
-        confusion=confusion_of(*(map(label_text, labels) for labels in judged.labels(verdict.indices))),
-        ranked=_rows(judged, ranked[:IN_GALLERY], last, verdict) if samples.is_exact else (),
+        suspects=_rows(samples, verdict.indices[:MOST_SUSPECTS], last, verdict),
+        confusion=confusion_of(*(map(label_text, labels) for labels in samples.labels(verdict.indices))),
+        ranked=_rows(samples, ranked[:IN_GALLERY], last, verdict) if samples.is_exact else (),
         data_map=_data_map(last) if len(files) > 1 else None,
         flow=_flow(files) if len(files) > 1 else None,
     )
@@ -212,7 +221,9 @@ def _data_map(last: NDArray[np.float32]) -> DataMap:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         # numpy warns of samples that were never seen.
         warnings.simplefilter("ignore", RuntimeWarning)
-        return DataMap(np.nanmean(values, axis=0), np.nanstd(values, axis=0), len(last))
+        # In float64, as squares of large losses overflow.
+        mean, spread = (find(values, axis=0, dtype=np.float64) for find in (np.nanmean, np.nanstd))
+        return DataMap(np.asarray(mean, np.float32), np.asarray(spread, np.float32), len(last))
 
 
 def _flow(files: list[Samples]) -> Flow:

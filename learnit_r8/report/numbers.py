@@ -40,9 +40,12 @@ def rate_numbers(view: View) -> str:
     return opening(("to step", "rate"), ((step, mean) for step, _, mean, _ in view.lr.rows()))
 
 
-def metric_numbers(view: View, name: str) -> str:
-    """The values of a metric."""
-    return opening(("step", "value"), ((point.step, point.value) for point in view.metrics[name]))
+def metric_numbers(view: View, names: Sequence[str]) -> str:
+    """The values of metrics that share a chart."""
+    if len(names) == 1:
+        return opening(("step", "value"), ((point.step, point.value) for point in view.metrics[names[0]]))
+    rows = ((text(name, 40), point.step, point.value) for name in names for point in view.metrics[name])
+    return opening(("metric", "step", "value"), rows)
 
 
 def ribbon_numbers(data: ReportData) -> str:
@@ -66,8 +69,8 @@ def histogram_numbers(view: View) -> str:
     return uses + opening(("bin", "samples"), enumerate(survey.loss_counts, start=1), "numbers: losses")
 
 
-def comparison(views: tuple[View, View], names: tuple[str, str]) -> str:
-    """The figures of two runs, the better one in bold, and the settings that differ."""
+def comparison(views: Sequence[View], names: Sequence[str]) -> str:
+    """The figures of runs, the best one in bold, and the settings that differ."""
     head = f"<tr><th></th>{''.join(f'<th>{text(name, 40)}</th>' for name in names)}</tr>"
     rows = []
     for figure in figures_of(views):
@@ -75,5 +78,5 @@ def comparison(views: tuple[View, View], names: tuple[str, str]) -> str:
         marked = [f"<b>{cell}</b>" if place == figure.better else cell for place, cell in enumerate(cells)]
         rows.append((text(figure.name, 60), *marked))
     rows += [(text(row.name, 60), *(text(setting(value)) for value in row.values)) for row in settings_of(views)]
-    body = "".join(f"<tr><th>{name}</th><td>{first}</td><td>{second}</td></tr>" for name, first, second in rows)
+    body = "".join(f"<tr><th>{row[0]}</th>{''.join(f'<td>{cell}</td>' for cell in row[1:])}</tr>" for row in rows)
     return f'<div class="wide"><table class="compared"><thead>{head}</thead>{body}</table></div>'

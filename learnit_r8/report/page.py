@@ -8,13 +8,28 @@ from collections.abc import Iterator, Sequence
 
 from ..dashboard.event_text import describe_data
 from ..dashboard.render.svg import sparkline
+from ..dashboard.state.metric_names import grouped
 from ..dashboard.state.view import View
 from ..dashboard.text import clock, number, setting
+from ..events.samples import count_text
 from ..journal.run_info import read_sessions, utc
 from ..table.label_noise import MIRROR, Suspects
-from .charts import HALF, flow_chart, histogram, loss_chart, lr_chart, map_chart, metric_chart, ribbon_chart, text
+from .charts import (
+    HALF,
+    KINDS,
+    flow_chart,
+    held_out_losses,
+    histogram,
+    loss_chart,
+    lr_chart,
+    map_chart,
+    metric_chart,
+    ribbon_chart,
+    text,
+)
 from .data import ReportData, Row
 from .gallery import GALLERY_STYLE, NO_LOOK, Look, gallery_of
+from .incidents import incident_table
 from .numbers import (
     comparison,
     flow_numbers,
@@ -25,6 +40,7 @@ from .numbers import (
     ribbon_numbers,
 )
 from .style import STYLE
+from .suspects import suspect_table
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """The browser loads and runs nothing, whatever the text of the run."""
@@ -56,20 +72,22 @@ def page(data: ReportData, look: Look = NO_LOOK, other: ReportData | None = None
 def _sections(data: ReportData, look: Look) -> Iterator[str]:
     view = data.view
     yield _cards(view)
+    incidents, count = incident_table(view)
+    if incidents:
+        yield _panel("Incidents", incidents, count)
     if not view.loss.is_empty:
         yield _loss(view)
-    yield _pair(_rate(view), *(_metric(view, name) for name in list(view.metrics)[:1]))
-    more = [_metric(view, name) for name in list(view.metrics)[1:MOST_METRICS]]
-    for start in range(0, len(more), 2):
-        yield _pair(*more[start : start + 2])
-    yield _pair(_ribbon(data), _verdict(data))
-    yield _flow(data)
-    yield _pair(_map(data), _uses(view))
+    groups = list(grouped(view.metrics).items())[:MOST_METRICS]
+    panels = [_rate(view), *(_metric(view, title, names) for title, names in groups), _ribbon(data), _verdict(data)]
+    yield from _pairs(panels)
     for title, body, note in gallery_of(data, look):
         yield _panel(title, body, note)
+    if data.suspects and data.verdict is not None:
+        body, note = suspect_table(data.suspects, len(data.verdict.indices))
+        yield _panel("Suspects", body, note)
     yield _table("Hardest samples", data.hardest, _trust(data))
-    if data.suspects:
-        yield _table("Suspects", data.suspects, "Samples that look mislabelled, most suspect first.")
+    yield _flow(data)
+    yield from _pairs([_map(data), _uses(view)])
     yield _events(view)
     yield _configuration(data)
 
@@ -124,9 +142,11 @@ def _contents(sections: list[str]) -> str:
     return f'<nav aria-label="contents">{links}</nav>'
 
 
-def _pair(*panels: str) -> str:
+def _pairs(panels: Sequence[str]) -> Iterator[str]:
+    """Panels of half the width, two beside each other."""
     shown = [panel for panel in panels if panel]
-    return f'<div class="pair">{"".join(shown)}</div>' if shown else ""
+    for start in range(0, len(shown), 2):
+        yield f'<div class="pair">{"".join(shown[start : start + 2])}</div>'
 
 
 def _loss(view: View) -> str:
@@ -138,6 +158,10 @@ def _loss(view: View) -> str:
         f'<div class="log">{_loss_charts(view, log=True)}</div>{loss_numbers(view)}'
     )
     note = "Mean of the batches, and the lowest and highest of each stretch. Lines: what happened; point at them."
+    for name in held_out_losses(view):
+        best = view.bests.get(name)
+        at = f", best {number(best.value, 4)} at step {best.step:,} (ring)" if best is not None else ""
+        note += f' <span class="key held">{text(name, 40)}{at}</span>'
     return _panel("Loss", body, note, "scales")
 
 
@@ -154,9 +178,17 @@ def _rate(view: View) -> str:
     return _panel("Learning rate", lr_chart(view) + rate_numbers(view), plan)
 
 
-def _metric(view: View, name: str) -> str:
-    chart = metric_chart(name, view.metrics[name], float(view.step))
-    return _panel(text(name, 60), chart + metric_numbers(view, name))
+def _metric(view: View, title: str, names: Sequence[str]) -> str:
+    """Metrics with one stem in one chart: those of training and of validation."""
+    notes = []
+    for place, name in enumerate(names):
+        best = view.bests.get(name)
+        at = f"best {number(best.value, 4)} at step {best.step:,}" if best is not None else ""
+        called = f'<span class="key m{place % KINDS}">{text(name, 40)}</span> ' if len(names) > 1 else ""
+        notes.append(called + at)
+    title = names[0] if len(names) == 1 else title
+    chart = metric_chart(view, title, names, float(view.step))
+    return _panel(text(title, 60), chart + metric_numbers(view, names), " ".join(notes))
 
 
 def _ribbon(data: ReportData) -> str:
@@ -219,11 +251,14 @@ def _verdict(data: ReportData) -> str:
     if len(verdict.indices):
         low, high = verdict.noise_range
         body = (
-            f'<p class="big">{len(verdict.indices):,}</p><p>samples look mislabelled: {verdict.noise_rate:.1%} '
-            f"of those judged. Wrong are between {low:.1%} and {high:.1%}, by the same losses.{_precision(verdict)}</p>"
+            f'<p class="big">{len(verdict.indices):,}</p>'
+            f"<p>{count_text(len(verdict.indices), verdict.num_judged)}. Of all labels an estimated "
+            f"{verdict.noise_rate:.1%} are wrong (between {low:.1%} and {high:.1%}).{_precision(verdict)}</p>"
         )
     else:
         body = f"<p>No sample is called mislabelled: {text(verdict.reason)}</p>"
+    if data.more_before:
+        body += f"<p>The list is that of the newest samples; there were {text(data.more_before)}.</p>"
     seen = int((data.samples.usage_count > 0).sum())
     uses = data.samples.usage_count
     body += (

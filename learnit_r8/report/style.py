@@ -29,7 +29,6 @@ dd{margin:2px 0;font-size:24px;font-weight:600;letter-spacing:-.01em}
 .cards p{margin:0;color:var(--faint);font-size:12px}
 .panel{padding:16px 18px 12px;margin-bottom:16px;min-width:0}
 .pair{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:16px}
-.pair>:only-child{grid-column:1/-1}
 @media (max-width:820px){.pair{grid-template-columns:minmax(0,1fr)}
 header{grid-template-columns:1fr}.state{justify-self:start}}
 h2{margin:0;font-size:17px;letter-spacing:-.01em}
@@ -46,6 +45,10 @@ polyline{fill:none;stroke-linejoin:round;stroke-linecap:round}
 .best{fill:var(--card);stroke:var(--accent);stroke-width:2}
 .rate{stroke:var(--rate);stroke-width:2}.plan{stroke:var(--faint);stroke-width:1.4;stroke-dasharray:5 4}
 .metric{stroke:var(--accent);stroke-width:1.8}.dot{fill:var(--accent)}
+.metric.held,.metric.m1{stroke:var(--warn)}.dot.m1{fill:var(--warn)}.best.held{stroke:var(--warn)}
+.metric.m2{stroke:var(--rate)}.dot.m2{fill:var(--rate)}.metric.m3{stroke:var(--alert)}.dot.m3{fill:var(--alert)}
+.scales .range,.scales polyline{pointer-events:none}.zone{fill:transparent;pointer-events:all}
+.zone:hover{fill:var(--accent-soft)}
 .mark{stroke:var(--faint);stroke-dasharray:2 3}.mark.alert{stroke:var(--alert)}
 .label.alert{fill:var(--alert);font-weight:700}.label.event{fill:var(--quiet)}
 .q1{fill:var(--q1)}.q2{fill:var(--q2)}.q3{fill:var(--q3)}.q4{fill:var(--q4)}
@@ -55,6 +58,8 @@ polyline{fill:none;stroke-linejoin:round;stroke-linecap:round}
 .bar{fill:var(--accent);fill-opacity:.75}
 .key{display:inline-flex;align-items:center;margin-right:10px;background:none}
 .key::before{content:"";width:10px;height:10px;border-radius:3px;margin-right:5px;background:var(--faint)}
+.key.held::before,.key.m1::before{background:var(--warn)}.key.m0::before{background:var(--accent)}
+.key.m2::before{background:var(--rate)}.key.m3::before{background:var(--alert)}
 .key.q1::before{background:var(--q1)}.key.q2::before{background:var(--q2)}
 .key.q3::before{background:var(--q3)}.key.q4::before{background:var(--q4)}
 .scales{position:relative}
@@ -75,6 +80,10 @@ td:last-child{white-space:normal;overflow-wrap:anywhere}
 .samples td:first-child{text-align:right}
 .samples td:nth-child(2){max-width:340px;overflow:hidden;text-overflow:ellipsis}
 .samples td:last-child,tr.alert td:nth-child(3){color:var(--alert)}
+.incidents td{white-space:normal;vertical-align:top}.incidents td:nth-child(-n+3){white-space:nowrap}
+.incidents ol{margin:4px 0;padding-left:18px}.incidents td:last-child{color:var(--ink)}
+.suspects td:nth-child(6),.suspects td:nth-child(7),.suspects td:nth-child(8){text-align:right}
+.note a{color:var(--accent)}
 tr.warn td:nth-child(3){color:var(--warn)}tr.good td:nth-child(3){color:var(--good)}
 .settings th{width:220px;vertical-align:top}
 footer{color:var(--faint);font-size:13px;overflow-wrap:anywhere}footer p{margin:2px 0}
@@ -106,7 +115,7 @@ border-bottom:1px solid var(--rule);padding:4px 0}
 @page{margin:14mm}main{max-width:none;padding:0}nav,summary,.scales label{display:none}
 .tall{max-height:none;overflow:visible}.wide{overflow:visible}thead th{position:static}
 .panel,.cards div,tr{break-inside:avoid}
-.panel:has(.events),.panel:has(.samples),.panel:has(.settings){break-inside:auto}
+.panel:has(.events),.panel:has(.samples),.panel:has(.suspects),.panel:has(.settings){break-inside:auto}
 .desk{display:none}.phone{display:block}.flow svg{width:100%}
 .pair{grid-template-columns:repeat(2,minmax(0,1fr))}.pair .label{font-size:16px}
 h2{break-after:avoid}table{font-size:11px}td,th{padding:2px 6px 2px 0}

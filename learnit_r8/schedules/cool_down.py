@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from .budget import Budget
 from .schedule import DEFAULT_DECAY, DEFAULT_SHAPE, SHAPES
-from .span import Span
+from .span import Span, checked_span
 
 
 class CoolDownRule(NamedTuple):
@@ -121,7 +121,7 @@ def _counted(span: Span, budget: Budget, step: int, seconds: float, steps_per_ep
                 "a cool-down must be given in steps or as a time where the length of an epoch is not known, got "
                 f"{span}."
             )
-        return Span("steps", math.ceil(span.amount * steps_per_epoch))
+        return checked_span("steps", math.ceil(span.amount * steps_per_epoch))
     if span.unit != "share":
         return span
     factor = span.amount / (1 - span.amount)

@@ -13,6 +13,12 @@ from .._validation import is_number, whole_number
 UNITS = ("steps", "epochs", "seconds", "until", "share")
 """Units of a `Span`."""
 
+MOST_AMOUNT = 1e12
+"""Most steps, epochs or seconds: more than any run has, and numbers that everything can compute with."""
+
+_LATEST = datetime.datetime(9999, 12, 1, tzinfo=datetime.timezone.utc).timestamp()
+"""Latest time that a calendar can show."""
+
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 _WORDS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h|steps?|epochs?)?\s*")
 
@@ -58,9 +64,7 @@ def span_of(
             return Span(unit, _wall_time(value, time.time() if wall is None else wall))
         if unit == "steps":
             value = whole_number("steps", value, least=1)
-        if not (is_number(value) and 0 < value < math.inf):
-            raise ValueError(f"{unit} must be a number > 0 and finite, got {value!r}.")
-        return Span(unit, float(value))
+        return checked_span(unit, value)
     return None
 
 
@@ -80,10 +84,10 @@ def read_span(name: str, value: Any) -> Span:
     if isinstance(value, Span):
         return value
     match = _WORDS.fullmatch(str(value)) if isinstance(value, str) or _is_whole(value) else None
-    if match and 0 < float(match[1]) < math.inf:
+    if match and 0 < float(match[1]) <= MOST_AMOUNT:
         number, unit = float(match[1]), match[2] or "steps"
         if unit in _SECONDS:
-            return Span("seconds", number * _SECONDS[unit])
+            return checked_span("seconds", number * _SECONDS[unit])
         if unit.startswith("epoch"):
             return Span("epochs", number)
         if number == int(number):
@@ -92,6 +96,23 @@ def read_span(name: str, value: Any) -> Span:
         f'{name} must be a number of steps >= 1, or a text such as "500 steps", "2 epochs", "30s", "20min" or "2h", '
         f"got {value!r}."
     )
+
+
+def checked_span(unit: Any, amount: Any) -> Span:
+    """The span of a unit and an amount that somebody else has chosen.
+
+    Raises:
+        ValueError: the unit is not steps, epochs, seconds or until; or there cannot be so many.
+    """
+    most = _LATEST if unit == "until" else MOST_AMOUNT
+    if unit not in UNITS[:4]:
+        raise ValueError(f"a length must be in steps, epochs, seconds or until a time, got {str(unit)[:40]!r}.")
+    if not (is_number(amount) and 0 < amount < math.inf):
+        raise ValueError(f"{unit} must be a number > 0 and finite, got {repr(amount)[:40]}.")
+    if amount > most or (unit == "steps" and amount != int(amount)):
+        kind = "a whole number" if unit == "steps" else "a number"
+        raise ValueError(f"{unit} must be {kind} of at most {most:.6g}, got {repr(amount)[:40]}.")
+    return Span(unit, float(amount))
 
 
 def typed_span(text: str) -> Span | None:

@@ -6,7 +6,8 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
-from .event import Record, number
+from ..triggers.patience import Record
+from .event import number
 
 
 class Best:

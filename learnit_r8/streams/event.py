@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,33 +59,3 @@ def as_scalar(value: Any) -> Any:
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         return value.item()
     return value
-
-
-class Record:
-    """The best value so far of a number that is to fall or to rise.
-
-    Args:
-        mode: "min" or "max".
-        min_delta: Least difference that counts as better, >= 0.
-
-    Raises:
-        ValueError: another mode, or ``min_delta`` not finite or below 0.
-    """
-
-    def __init__(self, mode: str, min_delta: float) -> None:
-        if mode not in ("min", "max"):
-            raise ValueError(f'mode must be "min" or "max", got {mode!r}.')
-        if not (isinstance(min_delta, (int, float)) and 0 <= min_delta < math.inf):
-            raise ValueError(f"min_delta must be finite and >= 0, got {min_delta!r}.")
-        self._sign = 1.0 if mode == "min" else -1.0
-        self._min_delta = min_delta
-        self.value: float | None = None
-
-    def improves(self, value: float) -> bool:
-        """Whether this value is a new best one, which it then is; one that is not finite never is."""
-        if not math.isfinite(value):
-            return False
-        if self.value is not None and not self._sign * value < self._sign * self.value - self._min_delta:
-            return False
-        self.value = value
-        return True

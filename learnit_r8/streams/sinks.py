@@ -7,9 +7,10 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from .._validation import whole_number
+from ..checkpoint.durable_io import open_output
 from ..events.codec import strict_json
 from .event import as_scalar
 
@@ -96,12 +97,12 @@ def collect_jsonl(
             file.flush()
 
 
-def _opened(dest: Any, mode: str) -> contextlib.AbstractContextManager[IO[str]]:
+def _opened(dest: Any, mode: Literal["w", "a"]) -> contextlib.AbstractContextManager[IO[str]]:
     if hasattr(dest, "write"):
         return contextlib.nullcontext(dest)
     path = Path(dest)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open(mode, encoding="utf-8")
+    return open(open_output(path, mode), mode, encoding="utf-8")
 
 
 def _json_line(fields: dict[str, Any]) -> str:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from .._validation import whole_number
 from ..triggers import Condition, Elapsed, ElapsedCounter
-from .event import Record, merged, number
+from ..triggers.patience import Patience
+from .event import merged, number
 
 AnyEvent = Mapping[str, Any]
 """An event: a dictionary of what one epoch or step was like."""
@@ -184,15 +185,14 @@ def early_stop(key: str, patience: int, mode: Literal["min", "max"] = "min", min
     >>> [e["loss"] for e in pipe([{"loss": x} for x in (5, 4, 4, 6, 1)], early_stop("loss", patience=2))]
     [5, 4, 4, 6]
     """
-    allowed = whole_number("patience", patience, least=1)
-    Record(mode, min_delta)
+    Patience(patience, mode, min_delta)
 
     def stage(events: Iterable[Any]) -> Iterator[Any]:
-        record, waited = Record(mode, min_delta), 0
+        rule = Patience(patience, mode, min_delta)
         for event in events:
-            waited = 0 if record.improves(number(event, key)) else waited + 1
+            rule.improves(number(event, key))
             yield event
-            if waited == allowed:
+            if rule.is_over:
                 return
 
     return stage

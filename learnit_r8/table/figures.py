@@ -14,6 +14,7 @@ from .quantiles import quarters, quartile_of
 BINS = 32
 LOG_RATIO = 20
 UNSEEN = 4
+TOP_BLOCK = 2**18
 
 Floats = NDArray[np.float32]
 
@@ -96,12 +97,22 @@ def uses_histogram(uses: NDArray[np.uint16]) -> dict[str, tuple[int, ...]]:
 
 def top(values: Floats, count: int) -> NDArray[np.int64]:
     """int64[<= count], indices of the highest values, highest first, of equal ones the first; NaN is left out."""
-    known = np.flatnonzero(~np.isnan(values))
-    if 0 < count < len(known):
-        # To sort millions would take seconds.
-        least = -np.partition(-values[known], count - 1)[count - 1]
-        known = known[values[known] >= least]
-    return known[np.argsort(-values[known], kind="stable")][:count]
+    # Block by block: what is not above the highest so far is compared once, and never copied or sorted.
+    best, least = np.empty(0, np.int64), -np.inf
+    for start in range(0, len(values), TOP_BLOCK):
+        block = values[start : start + TOP_BLOCK]
+        is_found = block > least if len(best) >= count else ~np.isnan(block)
+        if not is_found.any():
+            continue
+        found = np.flatnonzero(is_found)
+        if 0 < count < len(found):
+            high = block[found]
+            found = found[high >= -np.partition(-high, count - 1)[count - 1]]
+        best = np.concatenate([best, found + start])
+        best = best[np.argsort(-values[best], kind="stable")][:count]
+        if count and len(best) >= count:
+            least = values[best[-1]]
+    return best
 
 
 def rounded(value: Any) -> float:

@@ -16,6 +16,9 @@ from .labels.mirror import LEAST_POSITIVE, Mirror
 from .labels.suspicion import LEAST_USES, Suspicion, spare
 from .labels.votes import votes_of
 
+MOST_FITTED = 2**22
+"""Samples to which the components are fitted; of more, a random part of half as many."""
+
 SURE = 0.9
 
 MOST_SHOWN = 50
@@ -58,6 +61,7 @@ class Suspects(NamedTuple):
         given: int64[K], the label of each; -1 without predictions.
         suggested: int64[K], the class predicted most for each among those that are not its label; -1 if unknown.
         votes: int64[K], a lower bound on the visits at which it was predicted; 0 if unknown.
+        num_judged: Number of samples that were visited often enough to be judged.
         method: "mirrored margins" where predictions show more labels to be wrong than right ones explain, "two humps"
             where the losses fall into two components; "" without suspects.
     """
@@ -74,6 +78,7 @@ class Suspects(NamedTuple):
     suggested: NDArray[np.int64] = _NOBODY
     votes: NDArray[np.int64] = _NOBODY
     method: str = ""
+    num_judged: int = 0
 
     def __repr__(self) -> str:
         if self.reason:
@@ -81,7 +86,8 @@ class Suspects(NamedTuple):
         some = ", ".join(map(str, self.indices[:8])) + (", ..." if len(self.indices) > 8 else "")
         if self.method == MIRROR:
             return f"Suspects({len(self.indices)} samples, about {self.precision:.0%} of them wrong: {some})"
-        return f"Suspects({len(self.indices)} samples, {self.noise_rate:.1%} of those judged: {some})"
+        share = len(self.indices) / max(1, self.num_judged)
+        return f"Suspects({len(self.indices)} samples, {share:.1%} of those judged: {some})"
 
     def _repr_html_(self) -> str:
         """The most suspect samples, for a notebook."""
@@ -140,7 +146,9 @@ def find_suspects(
     else:
         found = _by_evidence(records, evidence, untrained_loss, by_group, precision)
     given, suggested, votes = _suggestions(evidence, found.indices)
-    return found._replace(given=given, suggested=suggested, votes=votes)
+    visits = evidence["visits"] if found.method == MIRROR else records["usage_count"]
+    num_judged = int(np.count_nonzero(visits >= LEAST_USES))
+    return found._replace(given=given, suggested=suggested, votes=votes, num_judged=num_judged)
 
 
 def _by_evidence(records: Any, evidence: Any, untrained_loss: float, by_group: bool, precision: float) -> Suspects:
@@ -163,28 +171,34 @@ def _by_humps(
     if not untrained_loss > 0:
         return _none(f"the loss of an untrained model must be > 0 to compare with, got {untrained_loss:.3g}.")
     uses, mean = records["usage_count"], records["mean"]
-    suspicion = Suspicion.of(mean, uses, untrained_loss)
+    part = slice(None) if len(mean) <= MOST_FITTED else _some_of(len(mean))
+    suspicion = Suspicion.of(mean[part], uses[part], untrained_loss)
     if suspicion is None or suspicion.humps.separation < least:
         return _none("no group of samples stays apart from the others and worse than an untrained model.")
-    score = suspicion.score(mean)
     flagged = suspicion.flags(mean, uses, records["group"].astype(np.int64) if by_group else None)
-    judged = uses >= LEAST_USES
-    indices = np.flatnonzero(flagged)
-    indices = indices[np.lexsort((-mean[indices], -score[indices]))]
-    indices = _longest(indices, score[indices], precision)
+    every, num_judged = np.flatnonzero(flagged), np.count_nonzero(uses >= LEAST_USES)
+    score = suspicion.score(mean[every])
+    share, surely = len(every) / num_judged, np.count_nonzero(score > SURE) / num_judged
+    order = np.lexsort((-mean[every], -score))
+    indices, score = every[order], score[order]
+    indices = _longest(indices, score, precision)
+    score = score[: len(indices)]
     if not len(indices):
         return _none("no sample is more likely wrong than learnt.")
     # The upper component takes some right labels, too, which its scores do not show.
-    sure = min(float(score[indices].mean()), 1 - (TAIL * np.count_nonzero(judged) + is_strict) / len(indices))
+    sure = min(float(score.mean()), 1 - (TAIL * num_judged + is_strict) / len(indices))
     if is_strict and sure < precision:
         return _none("too few samples stay apart from the others to be as sure of them as asked.")
-    surely = float((flagged & (score > SURE))[judged].mean())
-    not_fine = float((score > 1 - SURE)[judged].mean())
-    share = float(flagged[judged].mean())
-    found = _found(records, indices, score[indices], untrained_loss, HUMPS)
+    not_fine = float((suspicion.score(mean[part]) > 1 - SURE)[uses[part] >= LEAST_USES].mean())
+    found = _found(records, indices, score, untrained_loss, HUMPS)
     return found._replace(
         precision=max(0.0, sure), noise_rate=share, noise_range=(min(surely, share), max(not_fine, share))
     )
+
+
+def _some_of(size: int) -> NDArray[np.int64]:
+    """int64[<= MOST_FITTED / 2], positions in [0, size), in order; always the same."""
+    return np.unique(np.random.default_rng(0).integers(0, size, MOST_FITTED // 2))
 
 
 def _longest(indices: NDArray[np.int64], score: NDArray[np.float64], precision: float) -> NDArray[np.int64]:

@@ -71,7 +71,7 @@ class Surveyor:
         self._began = self._last = math.nan
         self._flow: tuple[float, ...] = ()
         self._codes: NDArray[np.uint8] | None = None
-        self._ends: deque[NDArray[np.float16]] = deque(maxlen=HISTORY)
+        self._ends: deque[Floats] = deque(maxlen=HISTORY)
         self._slice = 0
         self._tracked: dict[int, deque[float]] = {}
         self._flagged = np.empty(0, np.int64)
@@ -94,7 +94,13 @@ class Surveyor:
         return seconds >= self._last + EVERY_SECONDS and saved >= 2 * self._cost
 
     def survey(
-        self, seconds: float, *, epoch: int, epoch_ended: bool, batch_share: tuple[float, ...] = ()
+        self,
+        seconds: float,
+        *,
+        epoch: int,
+        epoch_ended: bool,
+        run_ended: bool = False,
+        batch_share: tuple[float, ...] = (),
     ) -> dict[str, Any]:
         """Make a survey: the fields of a `SamplesSurveyed`.
 
@@ -102,6 +108,7 @@ class Surveyor:
             seconds: Training seconds so far.
             epoch: The current epoch, 0-based.
             epoch_ended: Whether an epoch has just ended.
+            run_ended: Whether the run ends here: suspects are those that its last file of samples will show.
             batch_share: Share of the newest batch in each quarter that it was planned with; empty if unknown.
         """
         began = self._clock()
@@ -110,6 +117,7 @@ class Surveyor:
         quarters = quarters_of(loss, uses)
         if epoch_ended:
             self._remember(loss, quarters.codes)
+        if epoch_ended or run_ended:
             self._suspects = self._find_suspects(known)
         fields = {
             "epoch": epoch,
@@ -137,7 +145,7 @@ class Surveyor:
             self._flow = flow_between(self._codes, codes)
         self._codes = codes
         if self._chosen is None:
-            self._ends.append(np.clip(loss, -6e4, 6e4).astype(np.float16))
+            self._ends.append(loss)
 
     def _hardest(self, loss: Floats, *, epoch_ended: bool) -> dict[str, tuple[Any, ...]]:
         if self._chosen is None:
@@ -182,7 +190,7 @@ class Surveyor:
         found = suspects_in(storage, known, evidence)
         self._flagged = found.indices if self._chosen is None else self._chosen[found.indices]
         if found.reason:
-            return _no_suspects(found.reason)
+            return _no_suspects(found.reason, found.num_judged)
         rows = found.indices[:LISTED]
         indices = rows if self._chosen is None else self._chosen[rows]
         return {
@@ -198,6 +206,7 @@ class Surveyor:
             "no_suspects": "",
             "suspect_method": found.method,
             "suspect_precision": rounded(found.precision),
+            "num_judged": found.num_judged,
             "suspect_votes": tuple(found.votes[:LISTED].tolist()),
             **self._labels(known["group"], evidence, rows),
         }
@@ -213,8 +222,9 @@ class Surveyor:
         }
 
 
-def _no_suspects(reason: str) -> dict[str, Any]:
+def _no_suspects(reason: str, num_judged: int = 0) -> dict[str, Any]:
     return {
+        "num_judged": num_judged,
         "suspects": (),
         "suspect_names": (),
         "suspect_loss": (),

@@ -179,7 +179,12 @@ class SampleTable:
         """
         if not (is_number(precision) and 0 < precision < 1):
             raise ValueError(f"precision must be in (0, 1), got {precision!r}.")
-        return suspects_in(self.storage, self.read(*FIELDS, "group"), self.read_evidence(), precision)
+        if self.storage.part_size != EXACT:
+            # Nothing is read: of a hundred million samples that takes seconds.
+            return suspects_in(self.storage, {}, None, precision)
+        by_group = ["group"] if self.storage.group_labels is not None else []
+        known = self.read("last", "mean", "usage_count", *by_group)
+        return suspects_in(self.storage, known, self.read_evidence(), precision)
 
     def ranking(self, top: int = 100) -> Ranking:
         """The samples whose labels are most suspect, in order; no verdict, as there are most suspect ones anywhere.

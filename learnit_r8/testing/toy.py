@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._validation import whole_number
+from ..checkpoint.durable_io import open_output
 
 
 class ToyTask:
@@ -85,5 +86,5 @@ class ToyTask:
     def save(self, state_dict: Mapping[str, Any], filepath: str) -> None:
         """Write the model to a file; for the argument ``save_callback``."""
         arrays = {f"{name}{n}": array for name, many in self.state().items() for n, array in enumerate(many)}
-        with open(filepath, "wb") as file:
+        with open(open_output(filepath), "wb") as file:
             np.savez(file, allow_pickle=False, **arrays)

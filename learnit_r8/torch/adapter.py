@@ -125,6 +125,10 @@ class Adapter:
             yield from self.scheduler.epoch_iterator()
         while not self.finished:
             yield self.scheduler.current_epoch
+            if self.num_ranks == 1 and self.scheduler.requests.is_pending:
+                # Else the loop would begin another epoch, which has no batch, after stop().
+                self.flush()
+                self._losses.between_steps()
 
     def loader(self, *, numbered: bool = False, **settings: Unpack[LoaderSettings]) -> DataLoader[Any]:
         """A `DataLoader` over the data set; an error of one of its samples names the sample.
@@ -289,7 +293,11 @@ class Adapter:
         """
         recorded, stepper = self._losses.recorded, self._stepper
         if recorded is None:
-            raise RuntimeError("step() was called with no losses noted; call loss() with those of the batch before.")
+            raise RuntimeError(
+                "step() was called before the losses of this batch were given to loss(). Ask for one loss per sample "
+                'and pass them through it: loss = adapter.loss(cross_entropy(outputs, labels, reduction="none")); '
+                "adapter.step(loss)."
+            )
         ends_epoch = self._ends_epoch(recorded[0].ticket)
         is_probe = stepper.is_scaled and self._losses.is_probe(recorded[0].ticket)
         with self._sharing.watching():

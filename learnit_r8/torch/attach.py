@@ -12,9 +12,9 @@ from .._adapters.group_rates import GroupRates, rates_of
 from .._adapters.host import check_scheduler
 from .._validation import is_number, whole_number
 from ..checkpoint.callbacks import Callbacks, Generators
-from ..checkpoint.random_generators import random_state, set_random_state
 from ..checkpoint.state_tree import copy_to_host, copy_to_host_into
 from ..engine.settings import suggest_settings
+from ..sampling.random_generators import random_state, set_random_state
 from .adapter import Adapter
 from .distributed.flat_shards import check_flat, is_flat
 from .distributed.shards import check_shards, reshard

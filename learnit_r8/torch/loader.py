@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from .._adapters.prefetch import Prefetch
 from .._validation import check_release
-from ..checkpoint.random_generators import random_state, set_random_state
+from ..sampling.random_generators import random_state, set_random_state
 from .prepared import prepared
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..checkpoint.durable_io import open_output
 from ..checkpoint.state_form import Shelf, put_together, take_apart
 from ..checkpoint.tensors import name_of
 
@@ -59,12 +60,16 @@ def save(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     shelf = _NamedTensors()
     tree = json.dumps(take_apart(state, shelf))
     if importlib.util.find_spec("safetensors") is None:
-        torch.save({"tree": tree, "tensors": shelf.tensors}, path)
+        with open(open_output(path), "wb") as file:
+            torch.save({"tree": tree, "tensors": shelf.tensors}, file)
         return
     from safetensors.torch import save_file
 
     path = os.fspath(path)
-    save_file(shelf.tensors, path if path.endswith(SUFFIX) else path + SUFFIX, {_TREE: tree})
+    path = path if path.endswith(SUFFIX) else path + SUFFIX
+    # It takes a name only, and would follow a link.
+    os.close(open_output(path))
+    save_file(shelf.tensors, path, {_TREE: tree})
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 
 from ..checkpoint import tensors
-from ..checkpoint.random_generators import random_state, random_state_of, set_random_state
 from ..checkpoint.shared_memory import ResumedState
 from ..checkpoint.state_fit import fill
 from ..checkpoint.state_form import leave_out
+from ..events.caller import warn
+from ..sampling.random_generators import random_state, random_state_of, set_random_state
 from . import serialization
 from .distributed.flat_shards import FlatShards, is_flat
 from .distributed.shards import Shards, is_sharded
@@ -119,11 +119,9 @@ class ModelState:
         names = [f"{name} ({what})" for name, what in found.items() if name not in self._left_out]
         if names:
             self._left_out |= found
-            warnings.warn(
+            warn(
                 f"backups and checkpoints cannot hold {', '.join(names)}: that is left out of them, and stays as it is "
-                "when they are put back.",
-                RuntimeWarning,
-                stacklevel=3,
+                "when they are put back."
             )
         return state
 

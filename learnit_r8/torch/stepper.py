@@ -79,6 +79,12 @@ class Stepper:
                 f"optimizer must take a step without a closure, got {type(self._optimizer).__name__}; call "
                 "report(losses) in place of loss() and step(), and optimizer.step(closure) if its outcome is true."
             )
+        if not loss.requires_grad:
+            raise ValueError(
+                "loss must come from the model with its graph, so that backward() can go through it, got a tensor that "
+                "requires no gradient: compute it from the outputs without detach(), item() or no_grad(), and with "
+                "parameters that require gradients."
+            )
         self._last_gradients = []
         loss = loss / self._accumulate if self._accumulate > 1 else loss
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()

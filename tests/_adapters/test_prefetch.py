@@ -119,7 +119,7 @@ def test_own_callbacks_come_before_adopted_ones():
     r8 = scheduler(state_callback=own)
     r8.host.adopt(Callbacks(state=other, load=print))
 
-    assert (r8.host.persistence.callbacks.state, r8.host.persistence.callbacks.load) == (own, print)
+    assert (r8.host.persistence.callbacks.state(), r8.host.persistence.callbacks.load) == (1, print)
 
 
 def test_rows_of_nests():

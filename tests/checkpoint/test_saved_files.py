@@ -10,8 +10,9 @@ import pytest
 
 from learnit_r8._adapters.driven_state import DrivenState
 from learnit_r8.checkpoint.shared_memory import SharedBackups
-from learnit_r8.checkpoint.state_tree import clone, first_difference
+from learnit_r8.checkpoint.state_tree import clone
 from tests.saved_states import NEST, of_jax, of_keras, of_torch
+from tests.state_common import first_difference
 
 torch = pytest.importorskip("torch")
 

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnit_r8.checkpoint.state_tree import clone, copy_into, first_difference, growth, mend, not_finite
+from learnit_r8.checkpoint.state_tree import clone, copy_into, growth, mend, not_finite
+from tests.state_common import first_difference
 
 NAN, INF = float("nan"), float("inf")
 

@@ -12,8 +12,9 @@ import pytest
 
 from learnit_r8 import events
 from learnit_r8.cli import _HOME, _parser, main
+from learnit_r8.journal.run import find_run
 from tests.cli.commands import ROOT, printed
-from tests.journal.run_folders import folder_with, steps
+from tests.journal.run_folders import STARTED, folder_with, steps
 
 COMMANDS = tuple(_parser()._subparsers._group_actions[0].choices)
 
@@ -213,3 +214,15 @@ def test_closed_output_keeps_the_exit_code(run):
     done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stderr) == (4, "")
+
+
+def test_a_run_is_found_without_its_time(tmp_path, capsys, monkeypatch):
+    """The beginning of a name may leave out the time before it; a mistyped one is told which is meant."""
+    for name in ("20260101-101010-digits", "20260102-101010-digits", "20260103-101010-letters"):
+        folder_with(tmp_path / name, STARTED)
+    monkeypatch.setenv("R8_RUNS", str(tmp_path))
+
+    assert find_run("letters").name == "20260103-101010-letters"
+    assert find_run("dig").name in ("20260101-101010-digits", "20260102-101010-digits")
+    assert main(["status", "leters"]) == 1
+    assert "Did you mean 20260103-101010-letters?" in capsys.readouterr().err

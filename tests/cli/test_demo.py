@@ -1,8 +1,15 @@
+import re
+import shutil
+from pathlib import Path
+
 from learnit_r8 import events
+from learnit_r8.cli import _parser
+from learnit_r8.cli.demo import POISON_PROGRESS
 from learnit_r8.cli.demo import run as run_demo
 from learnit_r8.journal import Run
 from learnit_r8.journal.samples import sample_epochs
 from tests.cli.commands import printed
+from tests.terminals import Terminal
 
 
 def test_demo_trains_and_recovers(tmp_path):
@@ -26,3 +33,25 @@ def test_demo_as_a_command(tmp_path, capsys, monkeypatch):
 
     assert lines[-1] == "now: learnit-r8 replay kept, or learnit-r8 report kept --open"
     assert (tmp_path / "kept" / "events.jsonl").is_file()
+
+
+def test_demo_shows_its_accident_in_ten_seconds():
+    """README promises that: the weights go bad within ten seconds of the default length."""
+    options = _parser().parse_args(["demo"])
+
+    assert POISON_PROGRESS * options.seconds <= 10
+
+
+def test_demo_is_left_with_ctrl_c_and_can_be_seen_again(tmp_path):
+    """Ctrl-C ends the demo without a traceback, and what it offers to replay is there."""
+    code = "import sys; from learnit_r8.cli import main; sys.exit(main(['demo', '--seconds', '100']))"
+    with Terminal(["-c", code], cwd=tmp_path) as terminal:
+        terminal.wait_for("TRAINING")
+        terminal.press("\x03")
+        end = terminal.wait_for_end()
+        folder = re.search(r"learnit-r8 replay (\S+)", terminal.after)[1]
+
+    assert end == 130
+    assert "Traceback" not in terminal.after
+    assert Run(folder).name == "demo"
+    shutil.rmtree(Path(folder).parent)

@@ -54,20 +54,31 @@ def noisy(tmp_path):
 
 
 def test_suspects_are_listed(noisy, capsys):
-    """`samples --suspects` lists those of the first file that has any, most suspect first, and their share."""
-    code, lines = printed(capsys, "samples", noisy, "--suspects")
+    """`samples --suspects` lists those of an epoch, most suspect first, and their share."""
+    code, lines = printed(capsys, "samples", noisy, "--suspects", "--epoch", "1")
 
     assert code == 0
-    assert lines[0] == ("it, epoch 1, step 5; 10 look mislabelled, 10.0% of 100 judged (between 10.0% and 10.0%)")
+    assert lines[0] == (
+        "it, epoch 1, step 5; 10 of 100 judged look mislabelled (10.0%); "
+        "of all labels an estimated 10.0% are wrong (between 10.0% and 10.0%)"
+    )
     assert lines[1].split() == ["#", "sample", "loss", "last", "mean", "uses", "score", "why"]
     assert [line.split()[:2] for line in lines[2:]] == [[str(index), f"img{index}"] for index in range(10)]
     assert all(line.endswith("  1.000  always high") for line in lines[2:])
 
 
+def test_an_epoch_with_more_suspects_is_named(noisy, capsys):
+    """By default the newest samples are judged, as the run itself would; where earlier ones had more, that is said."""
+    _, lines = printed(capsys, "samples", noisy, "--suspects")
+
+    assert lines[0].startswith("it, epoch 2, step 6; no suspects: ")
+    assert lines[-1] == "more at the end of epoch 1: 10 (samples --suspects --epoch)"
+
+
 def test_suspects_as_csv(noisy, capsys):
     """As CSV they are all there, or as many as were asked for, with score and reason."""
-    rows = list(csv.DictReader(printed(capsys, "samples", noisy, "--suspects", "--csv")[1]))
-    fewer = printed(capsys, "samples", noisy, "--suspects", "--csv", "--top", "3")[1]
+    rows = list(csv.DictReader(printed(capsys, "samples", noisy, "--suspects", "--csv", "--epoch", "1")[1]))
+    fewer = printed(capsys, "samples", noisy, "--suspects", "--csv", "--top", "3", "--epoch", "1")[1]
 
     assert [(row["index"], row["why"]) for row in rows] == [(str(index), "always high") for index in range(10)]
     assert all(float(row["score"]) > 0.99 and row["uses"] == "5" for row in rows)
@@ -121,7 +132,7 @@ def test_epoch_that_was_not_kept_names_those_that_were(run, capsys):
 
 def test_suspects_as_json(noisy, capsys):
     """As JSON there is one object: where it is from, the verdict, and every suspect with cleanlab's columns too."""
-    _, lines = printed(capsys, "samples", noisy, "--suspects", "--json", "--top", "2")
+    _, lines = printed(capsys, "samples", noisy, "--suspects", "--json", "--top", "2", "--epoch", "1")
     facts = json.loads("\n".join(lines))
 
     assert (facts["name"], facts["epoch"], facts["num_suspects"], facts["num_judged"]) == ("it", 0, 10, 100)

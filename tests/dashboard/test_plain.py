@@ -1,4 +1,7 @@
 import io
+import re
+import subprocess
+import sys
 import unicodedata
 
 import pytest
@@ -131,3 +134,27 @@ def test_lines_go_to_the_current_stderr(capsys):
         "r8 epoch 1/1 step 3/3",
         "r8 finished after 3 steps, 0:00",
     ]
+
+
+def test_lines_of_the_program_stay_whole(tmp_path):
+    """What a program prints and the lines of the run keep their order, and their ends, in one file."""
+    code = (
+        "from learnit_r8.dashboard.plain import PlainLog\n"
+        "log = PlainLog()\n"
+        "for number in range(2000):\n"
+        "    print(f'line {number} of what the program itself prints')\n"
+        "    log.say(f'line {number}') if number % 100 == 99 else None\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+
+    assert len(lines) == 2020
+    assert all(re.fullmatch(r"(r8 line \d+|line \d+ of what the program itself prints)", text) for text in lines)
+    assert lines[100] == "r8 line 99"

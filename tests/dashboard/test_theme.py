@@ -44,8 +44,11 @@ def test_key_goes_through_the_themes():
     """The key for colours goes through all themes and comes back; without colours there is one only."""
     theme = choose_theme({"TERM": "xterm"})
 
-    assert [theme.name, theme.next().name, theme.next().next().name] == list(NAMES)
-    assert theme.next().next().next() == theme
+    themes = [theme]
+    while len(themes) <= len(NAMES):
+        themes.append(themes[-1].next())
+    assert [each.name for each in themes[:-1]] == list(NAMES)
+    assert themes[-1] == theme
     assert choose_theme({}).next().name == "mono"
 
 
@@ -77,3 +80,77 @@ def test_unknown_choice_is_refused(how, text):
     """A forced theme or set of characters that does not exist is a ValueError."""
     with pytest.raises(ValueError, match=text):
         choose_theme({"TERM": "xterm"}, **how)
+
+
+EIGHT = [
+    (0, 0, 0), (205, 0, 0), (0, 205, 0), (205, 205, 0), (0, 0, 238), (205, 0, 205), (0, 205, 205), (229, 229, 229),
+    (127, 127, 127), (255, 0, 0), (0, 255, 0), (255, 255, 0), (92, 92, 255), (255, 0, 255), (0, 255, 255),
+    (255, 255, 255),
+]  # fmt: skip
+"""The first sixteen colours as xterm has them; the last eight are the bright ones."""
+DARK, LIGHT = [(0, 0, 0), (30, 30, 30)], [(255, 255, 255), (253, 246, 227)]
+"""Grounds: black and the dark grey of many editors; white, and a warm one."""
+MARKS = {"rest", "range", "plan"}
+"""Styles of lines and areas; all others are of texts, too."""
+
+
+def rgb(number):
+    """A colour of the palette of 256."""
+    if number < 16:
+        return EIGHT[number]
+    if number >= 232:
+        return (8 + 10 * (number - 232),) * 3
+    levels = (0, 95, 135, 175, 215, 255)
+    return levels[(number - 16) // 36], levels[(number - 16) // 6 % 6], levels[(number - 16) % 6]
+
+
+def luminance(colour):
+    parts = [part / 255 for part in colour]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one, other):
+    """The contrast of two colours, as WCAG 2 defines it."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("term", ["xterm-256color", "xterm"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "mono"])
+def test_every_colour_can_be_read_on_its_ground(name, term):
+    """Texts have a contrast of 4.5 to 1 at least, marks of 3 to 1, on each ground that the theme is for."""
+    theme = choose_theme({"TERM": term}, name=name)
+    grounds = LIGHT if name.endswith("light") else DARK
+    # With eight colours only black and white: what a terminal calls red goes with its own ground.
+    for ground in grounds if theme.num_colours == 256 else grounds[:1]:
+        for kind, style in theme.styles.items():
+            if theme.num_colours == 256:
+                colour = None if style.colour is None else rgb(style.colour)
+            else:
+                colour = None if style.colour8 is None else EIGHT[style.colour8]
+                if colour is not None and style.bold:
+                    # Many terminals show bold as bright, others do not: where both differ, the worse counts on light.
+                    bright = EIGHT[style.colour8 + 8]
+                    colour = bright if ground == (0, 0, 0) else min(colour, bright, key=lambda c: contrast(c, ground))
+            if colour is not None:
+                assert contrast(colour, ground) >= (3.0 if kind in MARKS else 4.5), (kind, ground)
+            # Dimmed, the terminal's own colour is about half as far from the ground.
+            assert not (style.dim and kind not in MARKS)
+
+
+@pytest.mark.parametrize(
+    ("environ", "ground", "name"),
+    [
+        ({"COLORFGBG": "0;15"}, "", "light"),
+        ({"COLORFGBG": "15;0"}, "", "colour"),
+        ({"COLORFGBG": "12;8"}, "", "colour"),
+        ({"COLORFGBG": "default"}, "", "colour"),
+        ({}, "light", "light"),
+        ({"R8_THEME": "clear"}, "light", "clear"),
+        ({"NO_COLOR": "1"}, "light", "mono"),
+    ],
+)
+def test_the_ground_decides_between_light_and_dark(environ, ground, name):
+    """As COLORFGBG or the terminal says; whoever forces a theme gets that one."""
+    assert choose_theme({"TERM": "xterm-256color", **environ}, ground=ground).name == name

@@ -3,11 +3,11 @@
 import pytest
 
 from learnit_r8 import events
+from learnit_r8.dashboard.keys import press
 from learnit_r8.dashboard.render.frame import render
-from learnit_r8.dashboard.replay import Replay
-from learnit_r8.dashboard.state.ui_state import Action, UiState
+from learnit_r8.dashboard.state.ui_state import UiState
 from learnit_r8.dashboard.state.view import View
-from learnit_r8.dashboard.watch import NOT_HERE, Watch
+from learnit_r8.dashboard.watch import Watch
 from learnit_r8.journal import UnreadableRun
 from tests.drive import FakeClock, make, sample_losses
 from tests.journal.run_folders import STARTED, folder_with, line, steps
@@ -89,13 +89,13 @@ def test_captured_output_is_shown(tmp_path):
     assert "\x1b" not in text_of(watch.view, scene, UiState(mode="watch", view="output"))
 
 
-@pytest.mark.parametrize("action", NOT_HERE)
-def test_what_needs_the_training_is_refused_with_a_word(tmp_path, action):
-    """A key that would act on the training says why a viewer cannot."""
+@pytest.mark.parametrize("key", ["p", "s", "d", "ctrl-s"])
+def test_keys_that_act_on_the_training_say_how_to_ask_it(tmp_path, key):
+    """A key that acts on the training on its own screen names the command that does so from a viewer."""
     folder_with(tmp_path, STARTED)
-    assert "only looks on" in Watch(tmp_path).act(action)
-    if action is not Action.PAUSE:
-        assert "only looks on" in Replay(tmp_path).act(action)
+    _, action = press(key, UiState(mode="watch"), View())
+
+    assert "learnit-r8 ask pause" in Watch(tmp_path).act(action)
 
 
 def test_damaged_event_is_left_out_and_counted():

@@ -325,3 +325,12 @@ def test_report_takes_tickets_only():
     """Anything but a ticket is a TypeError."""
     with pytest.raises(TypeError, match=r"ticket must be what draw\(\) returned, got 3"):
         make().report(3, 1.0)
+
+
+def test_settings_are_texts_for_people(tmp_path):
+    """Paths and arrays of texts are shown without Python's names for them."""
+    names = np.array(["a", "b"] * 6)
+    r8 = make(sample_ids=names, checkpoint_dir=tmp_path / "saved")
+
+    assert r8.host.settings["checkpoint_dir"] == str(tmp_path / "saved")
+    assert r8.host.settings["sample_ids"] == "text[12]"

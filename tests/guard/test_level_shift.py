@@ -1,5 +1,7 @@
 """Level shifts: losses that stay higher than they were are refused, though none of them is a spike."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -64,12 +66,27 @@ def test_a_slow_rise():
     assert Verdict.RAISED not in [verdict for _, verdict in alarms(losses)]
 
 
-@pytest.mark.parametrize(("factor", "is_refused"), [(1.0, True), (1.3, False), (0.45, False)])
+@pytest.mark.parametrize(("factor", "is_refused"), [(1.0, True), (1.3, False), (0.45, True)])
 def test_the_rate_explains_a_level(factor, is_refused):
-    """If the scheduled rate has risen, or fallen to less than half, higher losses are no evidence."""
+    """If the scheduled rate has risen, higher losses are no evidence; a fall explains none."""
     rate = np.where(np.arange(700) < 490, 1.0, factor)
 
     assert bool(alarms(lifted(length=40), lr=rate)) is is_refused
+
+
+def test_guard_that_goes_back_is_moved_to_the_rate_of_now():
+    """The schedule goes on while a model goes back; by what it fell since then, the guard's sense of rates moves."""
+    guard = SpikeGuard()
+    state = guard.begin()
+    for loss in healthy(480):
+        state, _ = guard.judge(state, loss, lr=1.0)
+    moved = guard.moved_to(state, 0.1)
+
+    assert moved.reference.lr_limit == pytest.approx(0.1 * state.reference.lr_limit)
+    assert moved.past.lrs == pytest.approx([0.1 * rate for rate in state.past.lrs])
+    assert moved.past.losses == state.past.losses
+    assert guard.moved_to(guard.begin(), 0.1) == guard.begin()
+    assert guard.moved_to(state, math.nan) == state
 
 
 def test_no_progress_no_level():

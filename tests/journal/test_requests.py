@@ -145,6 +145,8 @@ def damaged(kind):
             path.mkdir()
         elif kind == "large":
             path.write_text(json.dumps({**content, "more": "x" * MOST_BYTES}))
+        elif kind == "deep":
+            path.write_text("[" * 4000)
         elif kind == "half":
             path.write_text(path.read_text()[:20])
         else:
@@ -158,6 +160,8 @@ def damaged(kind):
     [
         "link", "fifo", "folder", "large", "half", {"format": 2}, {"ask": "rm -rf"}, {"span": ["seconds", -5]},
         {"span": ["steps", 1e400]}, {"span": ["share", 0.5]}, {"span": "long"}, {"span": ["until", "now"]}, {"span": 5},
+        {"span": ["until", 1e308]}, {"span": ["epochs", 1e308]}, {"span": ["steps", True]}, {"span": ["steps", 0.5]},
+        {"span": ["steps", 10**400]}, {"span": {"steps": 1, "5": 2}}, "deep",
     ],
     ids=str,
 )  # fmt: skip

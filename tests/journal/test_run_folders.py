@@ -22,14 +22,31 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_real_full_device_does_not_stop_a_run(tmp_path):
-    """A run whose journal is on a full device trains to its end."""
+    """A run whose journal can grow no more, as on a full device, trains to its end."""
+    resource = pytest.importorskip("resource")
+    r8 = make(num_epochs=3, run_dir=tmp_path / "run")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (os.path.getsize(tmp_path / "run" / "events.jsonl"), before[1]))
+    try:
+        with pytest.warns(RuntimeWarning, match=r"cannot be written and may lack events: \[Errno 27\]"), r8:
+            train(r8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    assert r8.global_step == 9
+
+
+def test_journal_that_becomes_a_link_is_not_followed(tmp_path):
+    """A journal in whose place somebody puts a link during the run is written no more; the training goes on."""
     r8 = make(num_epochs=3, run_dir=tmp_path / "run")
     (tmp_path / "run" / "events.jsonl").unlink()
-    (tmp_path / "run" / "events.jsonl").symlink_to("/dev/full")
-    with pytest.warns(RuntimeWarning, match=r"cannot be written and may lack events: \[Errno 28\]"), r8:
+    (tmp_path / "run" / "events.jsonl").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").write_text("mine")
+    with pytest.warns(RuntimeWarning, match="may lack events: .* must be a regular file of one name"), r8:
         train(r8)
 
     assert r8.global_step == 9
+    assert (tmp_path / "elsewhere").read_text() == "mine"
 
 
 GONE = "cannot be written and may lack events: it was deleted or moved away during the run. The training goes on."

@@ -106,7 +106,7 @@ def test_a_value_that_is_not_finite_is_no_best_one():
 
 
 def test_wrong_early_stopping():
-    with pytest.raises(ValueError, match="patience must be > 0, got 0"):
+    with pytest.raises(ValueError, match="patience must be a whole number >= 1, got 0"):
         early_stopping("v", patience=0)
     with pytest.raises(ValueError, match='mode must be "min" or "max", got'):
         early_stopping("v", mode="best")

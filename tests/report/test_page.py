@@ -1,8 +1,11 @@
 """The page of a report: everything in it, whatever is in the run folder."""
 
+import base64
+import csv
 import dataclasses
 import html.parser
 import json
+import re
 import shutil
 import xml.etree.ElementTree as ElementTree
 
@@ -155,7 +158,8 @@ def test_suspects_are_listed(tmp_path):
     data = report_data(folder)
 
     assert [row.number for row in data.suspects] == [0, 1, 2, 3, 4]
-    assert page(data).count(">suspect: always high<") == 10
+    assert page(data).count(">suspect: always high<") == 5
+    assert page(data).count("<td>always high</td>") == 5
 
 
 @pytest.mark.parametrize("happened", [[], [STARTED], [STARTED, events.RunEnded(0, 0.0, False)], [steps(5)]])
@@ -298,3 +302,78 @@ MEASURE = """() => {
       return svg ? size * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width : size; });
   const rows = [...document.querySelectorAll('tr')].map(row => row.getBoundingClientRect().height);
   return [document.documentElement.scrollWidth, Math.min(...sizes), Math.max(...rows)]; }"""
+
+
+def validated(folder):
+    """A run with an incident, a training and a validation loss, and an accuracy of each."""
+    model = {"w": np.zeros(1)}
+    callbacks = {"state_callback": lambda: model, "load_callback": model.update}
+    r8 = make(40, batch_size=4, num_epochs=8, run_dir=folder, name="v", **callbacks)
+    for epoch in r8.epoch_iterator():
+        for indices, _ in r8.batch_iterator():
+            losses = 1 + sample_losses(indices) / (1 + r8.global_step)
+            r8.update_with_loss(losses * NAN if r8.global_step == 33 else losses)
+        r8.log(val_loss=2 + abs(epoch - 4), train_accuracy=epoch / 8, val_accuracy=epoch / 9, lr_scale=1.0)
+    r8.close()
+    return folder
+
+
+def section_of(text, name):
+    return re.search(rf'id="{name}">(.*?)</section>', text, re.DOTALL)[1]
+
+
+def test_incidents_are_the_first_section(tmp_path):
+    """A colleague who opens the page sees first what went wrong, what was done and what it was."""
+    text = write_report(validated(tmp_path / "run"), tmp_path / "out.html").read_text()
+    incidents = section_of(text, "incidents")
+
+    assert re.findall(r"<h2>(.*?)</h2>", text)[:2] == ["Incidents", "Loss"]
+    assert "1 incident, newest first; 1 loss refused in all" in incidents
+    assert "loss nan" in incidents
+    assert "<summary>" in incidents
+
+
+def test_training_and_validation_share_a_chart(tmp_path):
+    """Metrics of one stem are over each other, with the best step; the validation loss is over that of the batches."""
+    text = write_report(validated(tmp_path / "run"), tmp_path / "out.html").read_text()
+    loss, accuracy = section_of(text, "loss"), section_of(text, "accuracy")
+
+    assert re.findall(r"<h2>(.*?)</h2>", text).count("accuracy") == 1
+    assert "train_accuracy" in accuracy
+    assert "val_accuracy" in accuracy
+    assert "best 0.7778 at step 80" in accuracy
+    assert 'class="metric held"' in loss
+    assert "val_loss, best 2 at step 50 (ring)" in loss
+
+
+def test_the_value_under_the_pointer_is_said(tmp_path):
+    """Without a script: stretches of the chart of losses have a tooltip with their values."""
+    text = write_report(validated(tmp_path / "run"), tmp_path / "out.html").read_text()
+    said = re.findall(r'class="zone".*?<title>(.*?)</title>', text)
+
+    assert len(said) >= 70
+    assert any(re.fullmatch(r"steps \d+ to \d+: loss [\d.]+ \([\d.]+ to [\d.]+\), val_loss 2", one) for one in said)
+
+
+def test_no_panel_is_stretched(tmp_path):
+    """Panels of half the width come in pairs; an odd one at the end keeps its width."""
+    text = write_report(validated(tmp_path / "run"), tmp_path / "out.html").read_text()
+
+    assert "only-child{grid-column" not in text
+    assert '<div class="pair"></div>' not in text
+
+
+def test_every_suspect_is_listed_to_mark_and_to_take_along(tmp_path):
+    """All of them, with label, suggestion and odds; the CSV in the page holds the same rows."""
+    folder = folder_with(tmp_path / "run", STARTED, steps(5))
+    loss = np.where(np.arange(900) < 80, 5.0, 0.1)
+    for epoch in (3, 4):
+        write_samples(folder, [samples(epoch, loss, uses=np.full(900, 9), untrained=2.3)])
+    section = section_of(write_report(folder, tmp_path / "out.html").read_text(), "suspects")
+    content = base64.b64decode(re.search('base64,([^"]+)', section)[1]).decode()
+    rows = list(csv.DictReader(content.splitlines()))
+
+    assert "All 80 samples that look mislabelled" in section
+    assert section.count('type="checkbox"') == len(rows) == 80
+    assert [row["index"] for row in rows] == [str(number) for number in range(80)]
+    assert all(float(row["score"]) > 0.9 and row["why"] == "always high" for row in rows)

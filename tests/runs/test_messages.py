@@ -73,7 +73,7 @@ def test_misspelt_choice_is_answered_with_the_nearest(wrong, right):
 
 
 def test_misspelt_resume_is_answered_with_auto():
-    with pytest.raises(FileNotFoundError, match=r"resume must be 'auto' or the file of a checkpoint.*mean 'auto'"):
+    with pytest.raises(FileNotFoundError, match=r"resume must be 'auto', the file of a checkpoint.*mean 'auto'"):
         make(resume="atuo")
 
 

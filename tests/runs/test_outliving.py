@@ -1,5 +1,6 @@
 """Backups that outlive the process: runs that are really killed, and what is left afterwards."""
 
+import contextlib
 import multiprocessing
 import os
 import subprocess
@@ -12,8 +13,17 @@ import pytest
 
 from learnit_r8 import FiniteGuard, R8Scheduler
 from learnit_r8.checkpoint import shared_memory
-from learnit_r8.checkpoint.shared_memory import SharedBackups, files_in, is_held
-from learnit_r8.events import CheckpointLoaded
+from learnit_r8.checkpoint.shared_folders import is_held, own_name
+from learnit_r8.checkpoint.shared_memory import SharedBackups, files_in
+from learnit_r8.cli.status import folded, line_of
+from learnit_r8.dashboard.event_text import describe
+from learnit_r8.dashboard.render.header import title_line
+from learnit_r8.dashboard.state.ui_state import Scene, UiState
+from learnit_r8.dashboard.state.view import View
+from learnit_r8.dashboard.theme import choose_theme
+from learnit_r8.events import BackupsOutlive, CheckpointLoaded
+from learnit_r8.journal import Run
+from tests.dashboard.state.told import start
 from tests.drive import Weights, advance_to, batch_loss, steps, train
 from tests.rank_common import in_threads
 
@@ -240,7 +250,7 @@ def test_state_that_the_container_cannot_hold_stays_in_ram(tmp_path):
 
 def test_full_folder_turns_them_off(tmp_path, monkeypatch):
     """Where two generations do not fit into a quarter of what is free, none is written, and that is said once."""
-    monkeypatch.setattr(shared_memory, "_free_bytes", lambda folder: 5000)
+    monkeypatch.setattr(shared_memory, "free_bytes", lambda folder: 5000)
     r8 = opened(tmp_path)
     with pytest.warns(RuntimeWarning, match=r"two generations of .* MiB do not fit into a quarter") as said:
         advance_to(r8, 45)
@@ -267,9 +277,95 @@ def test_folder_that_fills_up_keeps_the_generation_before(tmp_path, monkeypatch)
     assert [path.name for path in tmp_path.glob("shm/*/*/rank0/*") if path.name.startswith("tmp_")] == []
 
 
+def test_backups_come_back_when_there_is_room_again(tmp_path, monkeypatch):
+    """Memory that is full for a while: that they are off is told, only the newest stays, and they come back, twice."""
+    monkeypatch.setattr(shared_memory, "AGAIN_SECONDS", 0.0)
+    heard, folder, write = [], tmp_path / "run", shared_memory.codec.write
+    r8 = opened(tmp_path, listeners=[heard.append], run_dir=folder)
+    trained(r8, 35)
+    before = generations(tmp_path)
+
+    def full(content, file):
+        raise OSError(28, "No space left on device")
+
+    for until in (55, 95):
+        monkeypatch.setattr(shared_memory.codec, "write", full)
+        with pytest.warns(RuntimeWarning, match="No space") if until == 55 else contextlib.nullcontext():
+            trained(r8, until)
+        r8._journal.write_due()
+        run = Run(folder)
+
+        assert r8.host.persistence.generations._backups.is_off
+        assert len(generations(tmp_path)) == 1
+        assert "BACKUPS DO NOT OUTLIVE IT ([Errno 28]" in line_of(run, folded(run), run.state())
+        monkeypatch.setattr(shared_memory.codec, "write", write)
+        trained(r8, until + 20)
+        assert generations(tmp_path)[-1] >= until
+
+    r8._journal.write_due()
+    run = Run(folder)
+    told = [event.is_on for event in heard if isinstance(event, BackupsOutlive)]
+
+    assert len(before) > 1
+    assert told == [False, True, False, True]
+    assert "BACKUPS" not in line_of(run, folded(run), run.state())
+
+
+def test_screen_says_that_backups_are_off():
+    """The head of the screen shows it as long as it lasts, and the lines of a run say why."""
+    view, ui, theme = View(), UiState(), choose_theme({})
+    view.fold(start())
+    shown = []
+    for reason in ("no room", ""):
+        view.fold(BackupsOutlive(5, 1.0, not reason, reason))
+        shown.append("".join(text for text, _ in title_line(view, ui, 100, theme, Scene())))
+
+    assert "BACKUPS OFF" in shown[0]
+    assert "BACKUPS OFF" not in shown[1]
+    assert describe(BackupsOutlive(5, 1.0, False, "no room")).text == "backups do not outlive the process: no room"
+    assert describe(BackupsOutlive(5, 1.0, True, "")).text == "backups outlive the process again"
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_name_that_somebody_else_has_taken_costs_a_warning_only(kind, tmp_path):
+    """Whatever lies where the folder of this user should be, the backups go beside it, and are found again there."""
+    taken = tmp_path / "shm" / own_name()
+    taken.parent.mkdir()
+    (tmp_path / "theirs").mkdir(mode=0o777)
+    if kind == "folder":
+        taken.mkdir()
+        taken.chmod(0o777)
+    elif kind == "file":
+        taken.write_text("")
+    else:
+        taken.symlink_to(tmp_path / "theirs")
+    r8 = opened(tmp_path)
+    with pytest.warns(RuntimeWarning, match=f"backups are kept in .*{own_name()}-2'") as said:
+        trained(r8, 45)
+    newest = generations(tmp_path)[-1]
+    r8.host.persistence.generations._backups._release()
+    taken.rename(tmp_path / "gone")
+
+    assert len(said) == 1
+    assert not any((tmp_path / "theirs").iterdir())
+    assert opened(tmp_path).global_step == newest
+
+
+def test_missing_folder_of_the_environment_is_said(tmp_path, monkeypatch):
+    """Who names a folder for backups that is not there is told that they do not outlive the process."""
+    monkeypatch.setenv("R8_BACKUPS", str(tmp_path / "none"))
+    r8 = opened(tmp_path, backup_dir=None)
+    with pytest.warns(RuntimeWarning, match=r"could not be kept in .*none'") as said:
+        advance_to(r8, 45)
+
+    assert len(said) == 1
+    assert not (tmp_path / "none").exists()
+
+
 def test_missing_folder_is_off_without_a_word(tmp_path, monkeypatch, recwarn):
     """A system without shared memory has backups in RAM, as ever."""
-    monkeypatch.setenv("R8_BACKUPS", str(tmp_path / "none"))
+    monkeypatch.delenv("R8_BACKUPS", raising=False)
+    monkeypatch.setattr(shared_memory, "SYSTEM_BASE", str(tmp_path / "none"))
     r8 = opened(tmp_path, backup_dir=None)
     advance_to(r8, 45)
 
@@ -288,7 +384,7 @@ def test_folder_that_cannot_be_made_is_said_once(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["open", "link"])
-def test_folder_of_another_user_is_not_trusted(how, tmp_path):
+def test_folder_that_others_could_use_is_not_trusted(how, tmp_path):
     """A folder that others may write to, or a link, is neither read nor written."""
     killed(tmp_path)
     [own] = (tmp_path / "shm").glob("learnit_r8-*")
@@ -297,13 +393,14 @@ def test_folder_of_another_user_is_not_trusted(how, tmp_path):
     else:
         own.rename(tmp_path / "elsewhere")
         own.symlink_to(tmp_path / "elsewhere")
-    with pytest.warns(RuntimeWarning, match="must be a folder that only this user can use"):
-        r8 = opened(tmp_path)
-
-    with pytest.warns(RuntimeWarning, match="could not be kept in"):
+    before = sorted(path.name for path in own.rglob("*"))
+    r8 = opened(tmp_path)
+    assert r8.global_step == 0
+    with pytest.warns(RuntimeWarning, match="is not this user's alone"):
         advance_to(r8, 25)
 
     assert r8.global_step == 25
+    assert sorted(path.name for path in own.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ WRONG = {
     "torch_script.py": ("num_epochs=10", "nmu_epochs=10"),
     "find_labels.py": ("batch_size=20", "batchsize=20"),
     "resume_after_kill.py": ("checkpoint_every=10", "checkpoint_steps=10"),
+    "early_stopping.py": ("early_stopping=5", "early_stop=5"),
     "watched.py": ("run_dir=folder", "log_dir=folder"),
 }
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
@@ -47,6 +48,15 @@ def test_own_loop_is_put_back_after_a_nan(tmp_path):
     assert re.search("losses refused: [12];", printed)
     assert "model restored once" in printed
     assert float(re.search(r"largest error: ([\d.]+)", printed)[1]) < 0.1
+
+
+def test_a_run_stops_early_and_has_its_best_model_back(tmp_path):
+    last = run(tmp_path, TASKS / "early_stopping.py").splitlines()[-1]
+    epochs, now, best = re.search(r"after (\d+) of 200 epochs; .* back: ([\d.]+) \(([\d.]+) when", last).groups()
+
+    assert last.startswith("finished early")
+    assert int(epochs) < 100
+    assert now == best
 
 
 @pytest.mark.program

@@ -4,6 +4,8 @@ import time
 
 import pytest
 
+from learnit_r8.schedules.budget import Budget
+from learnit_r8.schedules.cool_down import CoolDownRule, cooled
 from learnit_r8.schedules.span import Span, read_span, span_of, typed_span
 
 
@@ -90,3 +92,18 @@ def test_span_as_text():
     assert str(Span("steps", 500)) == "500 steps"
     assert str(Span("share", 0.2)) == "20% of the run"
     assert str(Span("until", time.mktime((2026, 11, 21, 20, 30, 0, 0, 0, -1)))) == "until 2026-11-21 20:30:00"
+
+
+@pytest.mark.parametrize("text", ["9" * 308 + "epochs", "9" * 308 + "h", "9" * 308, "1" + "0" * 13 + " steps"])
+def test_lengths_beyond_all_runs_are_refused(text):
+    """A length that nothing can compute with is refused where it is typed, and not in the training thread."""
+    with pytest.raises(ValueError, match="must be a"):
+        read_span("the length", text)
+
+
+def test_epochs_beyond_all_runs_are_refused_when_they_are_counted():
+    """As many epochs as may be typed are more steps than a run of large epochs has."""
+    with pytest.raises(ValueError, match="steps must be a whole number of at most 1e"):
+        cooled(
+            Budget(), Span("epochs", 1e12), CoolDownRule(), lr=0.1, step=5, seconds=1.0, steps_per_epoch=10**6,
+        )  # fmt: skip

@@ -38,7 +38,8 @@ def trained():
 
 def suspects(count=60):
     some = np.arange(count)
-    return Suspects(some, some.astype(np.float32), some / count, ("always high",) * count, 0.05, (0.04, 0.06), "")
+    why = ("always high",) * count
+    return Suspects(some, some.astype(np.float32), some / count, why, 0.05, (0.04, 0.06), "", num_judged=800)
 
 
 def test_ticket_is_short():
@@ -69,7 +70,7 @@ def test_scheduler_shows_its_summary_in_a_notebook():
 
 
 def test_suspects_are_counted():
-    assert repr(suspects()) == "Suspects(60 samples, 5.0% of those judged: 0, 1, 2, 3, 4, 5, 6, 7, ...)"
+    assert repr(suspects()) == "Suspects(60 samples, 7.5% of those judged: 0, 1, 2, 3, 4, 5, 6, 7, ...)"
     assert "too few" in repr(suspects()._replace(reason="too few uses."))
 
 

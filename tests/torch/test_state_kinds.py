@@ -22,9 +22,10 @@ from torch.testing._internal.two_tensor import TwoTensor
 from learnit_r8.checkpoint import tensors
 from learnit_r8.checkpoint.codec import decode, encode
 from learnit_r8.checkpoint.state_form import LeftOut, leave_out, pack, unpack
-from learnit_r8.checkpoint.state_tree import clone, copy_into, copy_to_host, first_difference, not_finite
+from learnit_r8.checkpoint.state_tree import clone, copy_into, copy_to_host, not_finite
 from learnit_r8.torch import serialization
 from learnit_r8.torch.state import ModelState
+from tests.state_common import first_difference
 from tests.torch_common import adapted, classifier, sgd, train
 
 NAN = float("nan")

@@ -23,6 +23,9 @@ _DOTS = np.array([0, 2, 4, 1, 3, 5, 6, 7])
 LEAST_TICK = 16
 """Cells of an axis for each of its round steps."""
 
+SAVED = "C"
+"""The mark of a checkpoint."""
+
 _LOCAL = 4
 """Columns on each side with which a spike is compared."""
 
@@ -58,7 +61,10 @@ class Scale(NamedTuple):
         values: list[float] = []
         for most in range(max(2, (rows + 1) // 2), 0, -1):
             values = round_ticks(self.bottom, self.top, most, is_log=self.is_log)
-            if len({self._row_of(value, rows) for value in values}) == len(values):
+            known = tick_texts(values)
+            # With fewer of them, fewer digits may do, which a power of ten needs to fit.
+            are_short = all(len(text) <= LABEL - 2 or "e" not in text for text in known)
+            if are_short and len({self._row_of(value, rows) for value in values}) == len(values):
                 break
         known = tick_texts(values)
         if any(len(text) > LABEL - 2 for text in known):
@@ -88,8 +94,9 @@ def scale_of(columns: Columns, *, is_log: bool = False) -> Scale:
     top = _top_without_spikes(high, bottom)
     if is_log and bottom > 0:
         return Scale(bottom, top if top > bottom * 1.001 else bottom * 1.1, True)
-    room = (top - bottom) or max(1e-9, abs(top) * 0.1)
-    if top - bottom < 1e-9 * max(1.0, abs(top)):
+    size = max(abs(top), abs(bottom))
+    if top - bottom <= 1e-9 * size:
+        room = 0.1 * size or 1.0
         return Scale(bottom - room / 2, bottom + room / 2)
     return Scale(bottom, top)
 
@@ -245,9 +252,14 @@ def axis(
 ) -> Line:
     """The horizontal axis from one step to another, with letters at the steps of events and a text at each end."""
     cells = [glyphs.line] * width
-    for step, letter in marks:
-        if first <= step <= last and width:
-            cells[min(width - 1, (step - first) * width // max(1, last - first))] = letter
+    placed = [
+        (min(width - 1, (step - first) * width // max(1, last - first)), letter)
+        for step, letter in marks
+        if first <= step <= last and width
+    ]
+    for place, letter in placed:
+        if letter != SAVED:
+            cells[place] = letter
     begin, end = ends
     # The mark of a refusal or a restore matters more than a number.
     begin = "" if any(letter in "SB" for letter in cells[: len(begin)]) else begin
@@ -257,6 +269,10 @@ def axis(
         cells[width - len(end) :] = end
         if begin == f"{first:,}":
             _with_ticks(cells, first, last, begin, end)
+    # A checkpoint comes every epoch: its letter leaves the numbers alone.
+    for place, letter in placed:
+        if letter == SAVED and cells[place] == glyphs.line:
+            cells[place] = letter
     spans = [Span(" " * (LABEL - 1) + glyphs.corner, "rule")]
     text = "".join(cells)
     start = 0

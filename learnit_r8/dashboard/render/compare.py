@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,9 +15,12 @@ from ..text import Line, Span, clean, clip, fit, number
 from ..theme import Theme
 from .chart import LABEL, axis, dots, plot, scale_of
 from .header import Rows, titled
-from .parts import cropped, remark, rule
+from .metrics import curve_of
+from .parts import cropped, joined, remark, rule
 
 STYLES = ("loss", "lr")
+MANY = ("loss", "lr", "metric", "q4", "q3", "label")
+"""Styles of the curves of several runs, over and over."""
 NAME = 24
 
 
@@ -35,6 +39,28 @@ def compare_panel(view: View, ui: UiState, width: int, height: int, theme: Theme
     size = max(8, min(30, (width - NAME - 4) // 2))
     head = (Span(" " * (NAME + 2)), *(Span(fit(text, size) + " ", style) for text, style in heads))
     return [cropped(line, width) for line in [*lines, head, *table[first : first + room]]]
+
+
+def chart_of(
+    views: Sequence[View], names: Sequence[str], metric: str, width: int, height: int, theme: Theme
+) -> list[Line]:
+    """The curves of any number of runs over each other: of a metric, or with "" of the losses of batches."""
+    cells = max(1, width - LABEL)
+    num, last = cells * dots(theme.glyphs), max(1, *(view.step for view in views))
+    kinds = [MANY[place % len(MANY)] for place in range(len(views))]
+    curves = [
+        (curve_of(view, metric, num, 0, last) if metric else view.loss.columns(num, 0, last).mean, kind)
+        for view, kind in zip(views, kinds, strict=True)
+    ]
+    title = rule(metric or "loss of the batches, over the steps", width, theme.glyphs)
+    called = [(Span(clip(name, 30, theme.glyphs.ellipsis), kind),) for name, kind in zip(names, kinds, strict=True)]
+    legend = joined(called, width)
+    stacked = np.array([curve for curve, _ in curves])
+    if np.isnan(stacked).all():
+        return [title, legend, remark("nothing reported yet")]
+    low, high = np.fmin.reduce(stacked), np.fmax.reduce(stacked)
+    rows = plot(curves, max(1, height - 3), theme.glyphs, scale_of(Columns(low, low, high)))
+    return [title, legend, *rows, axis(cells, 0, last, theme.glyphs, [], ("0", f"{last:,}"))]
 
 
 def _name(view: View) -> str:

@@ -44,6 +44,8 @@ def title_line(view: View, ui: UiState, width: int, theme: Theme, scene: Scene) 
     end: list[Span] = [Span(word, state.style), Span(" ")]
     if ui.frozen:
         end.insert(0, Span("FROZEN  ", "warn"))
+    if view.backups_off and view.ended is None and width >= NARROW:
+        end.insert(0, Span("BACKUPS OFF  ", "warn"))
     if ui.mode != "live" and width >= NARROW:
         speed = f" x{scene.speed:g}" if scene.speed else ""
         end.insert(0, Span(f"{ui.mode}{speed}  ", "label"))

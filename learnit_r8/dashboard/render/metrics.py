@@ -17,7 +17,7 @@ from ..theme import Theme
 from .chart import LABEL, axis, dots, plot, scale_of
 from .curves import window
 from .header import Rows, titled
-from .parts import beside, cropped, joined, remark, rule
+from .parts import beside, cropped, joined, remark, rule, size_of
 
 LEAST_WIDTH, LEAST_HEIGHT = 38, 7
 MOST_HEIGHT = 14
@@ -64,9 +64,9 @@ def _chart(view: View, ui: UiState, stem: str, names: list[str], width: int, hei
     styled = list(zip(names, STYLES, strict=False))
     first, last = window(view, ui)
     cells = max(1, width - LABEL - 1)
-    curves = [(_curve(view, name, cells * dots(glyphs), first, last), style) for name, style in styled]
+    curves = [(curve_of(view, name, cells * dots(glyphs), first, last), style) for name, style in styled]
     stacked = np.array([curve for curve, _ in curves])
-    legend = joined([_label(view, name, style, theme) for name, style in styled], width - 1)
+    legend = _legend(view, styled, width - 1, theme)
     title = (Span(" "), *legend)
     if np.isnan(stacked).all():
         return [cropped(title, width), remark("no value in this zoom")]
@@ -78,17 +78,29 @@ def _chart(view: View, ui: UiState, stem: str, names: list[str], width: int, hei
     return [cropped(title, width), *plot(curves, rows, glyphs, scale), axis(cells, first, last, glyphs, marks, ends)]
 
 
-def _label(view: View, name: str, style: str, theme: Theme) -> Line:
-    """Name, newest and best value of a metric, in the style of its curve."""
-    short = clip(name, 18, theme.glyphs.ellipsis)
-    if name == BATCH_LOSS:
-        return Span("batches ", style), Span(number(view.ema, 4), "value")
-    best = view.bests.get(name)
+def _legend(view: View, styled: Sequence[tuple[str, str]], width: int, theme: Theme) -> Line:
+    """All names of a chart, with as much beside them as there is room for: newest and best value, the newest, none."""
+    line: Line = ()
+    for details in (2, 1, 0):
+        parts = [_label(view, name, style, theme, details) for name, style in styled]
+        line = joined(parts, width)
+        if size_of(line) == sum(map(size_of, parts)) + 2 * (len(parts) - 1):
+            return line
+    return line
+
+
+def _label(view: View, name: str, style: str, theme: Theme, details: int) -> Line:
+    """Name of a metric in the style of its curve, and with more details its newest and its best value."""
+    short = "batches" if name == BATCH_LOSS else clip(name, 18, theme.glyphs.ellipsis)
+    if not details:
+        return (Span(short, style),)
+    newest = view.ema if name == BATCH_LOSS else view.metrics[name][-1].value
+    best = view.bests.get(name) if details > 1 else None
     note = f" best {number(best.value, 4)} @{best.step:,}" if best is not None else ""
-    return Span(short + " ", style), Span(number(view.metrics[name][-1].value, 4), "value"), Span(note, "label")
+    return Span(short + " ", style), Span(number(newest, 4), "value"), Span(note, "label")
 
 
-def _curve(view: View, name: str, num: int, first: int, last: int) -> NDArray[np.float64]:
+def curve_of(view: View, name: str, num: int, first: int, last: int) -> NDArray[np.float64]:
     """The values between two steps, joined by straight lines; NaN before the first."""
     if name == BATCH_LOSS:
         return view.loss.columns(num, first, max(first + 1, last)).mean

@@ -60,7 +60,9 @@ def quartile_panel(view: View, width: int, height: int, theme: Theme) -> list[Li
     """Loss range, mean, share of the data and of the last batch, uses, and moves of each quartile."""
     glyphs = theme.glyphs
     survey = view.survey
-    lines = [survey_rule(view, "samples by loss", width, glyphs)]
+    has_groups = view.run is not None and view.run.policy == "balanced" and "groups" in view.run.settings
+    groups = "; batches: groups first, then losses" if has_groups and width >= 64 else ""
+    lines = [survey_rule(view, f"samples by loss{groups}", width, glyphs)]
     if survey is None or not is_ranked(survey):
         return [*lines, remark(view.no_table or "known once every sample was seen" if view.run else "")]
     wide = width >= 92
@@ -152,7 +154,9 @@ def _histogram(
     inner = max(1, width - 2)
     lines += [(Span(" " + row, style),) for row in tower(values, inner, height - 2, glyphs)]
     first, last = ends
-    lines.append((Span(f" {first}{last:>{max(0, inner - len(first))}}", "label"),))
+    # Without room for a gap the two would read as one number.
+    text = f"{first}{last:>{inner - len(first)}}" if len(first) + len(last) < inner else last[:inner].rjust(inner)
+    lines.append((Span(f" {text}", "label"),))
     return lines
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ...events.samples import count_text
 from ..state.sample_list import Row, known_samples, listed_samples
 from ..state.ui_state import Scene, UiState
 from ..state.view import View
-from ..text import Line, Span, clean, fit, number, share
+from ..text import Line, Span, clean, fit, number
 from ..theme import Glyphs, Theme
 from .header import Rows, titled
 from .parts import aligned, bar, cropped, remark, short, spark
@@ -71,7 +72,8 @@ def _heading(view: View, listed: str) -> str:
         return "hardest samples"
     if survey is None or not survey.num_suspects:
         return "suspects"
-    return f"suspects: {survey.num_suspects:,} look mislabelled ({share(survey.noise_rate)})"
+    part = view.run is not None and survey.num_read < view.run.num_samples
+    return f"suspects: {count_text(survey.num_suspects, survey.num_judged)}{', of a random part' * part}"
 
 
 def _why_empty(view: View, ui: UiState | None, listed: str) -> str:
@@ -96,7 +98,7 @@ def _sample_row(row: Row, loss: str, name_width: int, glyphs: Glyphs, *, is_mark
         Span(f"{fit(name, name_width - 1, glyphs.ellipsis)} "),
         Span(loss, "value"),
         Span(f" {before if last == last else ''}{uses:>6}  ", "label"),
-        Span(spark(history, HISTORY, glyphs, least=0.0), "loss"),
+        Span(spark(history, HISTORY, glyphs, least=min([0.0, *filter(math.isfinite, history)])), "loss"),
         Span(f"  {note}", "warn"),
         Span(f"{' ' * max(2, NOTE - len(note))}{row.labels}" if row.labels else "", "value"),
     )
@@ -112,16 +114,19 @@ def inspect_panel(view: View, index: int, width: int, theme: Theme) -> list[Line
         return [*lines, remark("no longer in the list; Esc goes back")]
     row = rows[index]
     name, loss, last, uses, history, note = row[:6]
-    facts = [("name", name), ("loss", number(loss)), ("last loss", number(last)), ("uses", f"{uses:,}"), ("note", note)]
+    # The list of suspects does not say what each lost last.
+    last_loss = "" if math.isnan(last) else number(last)
+    facts = [("name", name), ("loss", number(loss)), ("last loss", last_loss), ("uses", f"{uses:,}"), ("note", note)]
     facts += [("label", row.given), ("should be", _suggestion(row))]
     lines += [(Span(f"  {label:<10}", "label"), Span(text, "value")) for label, text in facts if text]
     known = [(len(history) - place, value) for place, value in enumerate(history) if math.isfinite(value)]
     if known:
         lines += [(), (Span("  loss at the ends of the last epochs, newest first", "label"),)]
-        most = max(value for _, value in known) or 1.0
+        low, high = (end(0.0, *(value for _, value in known)) for end in (min, max))
+        span = high - low or 1.0
         for ago, value in reversed(known):
             when = Span(f"  {'newest' if ago == 1 else f'{ago - 1} before':<10}", "label")
-            filled = bar(max(0.0, value) / most, max(1, min(60, width - 24)), glyphs)
+            filled = bar((value - low) / span, max(1, min(60, width - 24)), glyphs)
             lines.append((when, Span(short(value, 9) + " "), *filled))
     return [cropped(line, width) for line in lines]
 

@@ -153,7 +153,8 @@ def grid(chart: Frame, *, x_name: str = "", whole_x: bool = True) -> str:
         parts.append(label(at, y.start + 17, f"{tick:,.0f}" if whole_x else number(tick), anchor="middle"))
     parts.append(f'<line class="axis" x1="{x.start}" x2="{x.end}" y1="{y.start}" y2="{y.start}"/>')
     if x_name:
-        parts.append(label(x.end, y.start - 6, x_name, "label faint", anchor="end"))
+        # In the margin, where no curve is.
+        parts.append(label(x.start - 8, y.start + 17, x_name, "label faint", anchor="end"))
     return "".join(parts)
 
 

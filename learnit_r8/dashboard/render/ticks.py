@@ -49,7 +49,7 @@ def tick_texts(values: list[float]) -> list[str]:
     if not known:
         return ["0"] * len(values)
     decimals = max(_decimals(value) for value in known)
-    if decimals <= 4 and max(known) < 1e5:
+    if decimals <= 4 and max(known) < 1e5 and min(known) >= 1e-4:
         return [f"{value:.{decimals}f}" for value in values]
     digits = max(len(f"{value:.10e}".partition("e")[0].rstrip("0").rstrip(".").replace(".", "")) for value in known) - 1
     return [_power(value, digits) for value in values]

@@ -1,4 +1,4 @@
-"""Two runs beside each other: the same figures of both, and the settings that differ."""
+"""Runs beside each other: the same figures of all, and the settings that differ."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import NamedTuple
 from .metric_names import is_lower_better
 from .view import View
 
-NOT_CHOSEN = frozenset({"machine", "process"})
+NOT_CHOSEN = frozenset({"machine", "process", "run_dir"})
 """Settings that say where a run was, not how."""
 
 
 class Figure(NamedTuple):
-    """A figure of both runs.
+    """A figure of all runs.
 
     Attributes:
         name: Its name.
@@ -54,6 +54,8 @@ def figures_of(views: Sequence[View]) -> list[Figure]:
         lower = is_lower_better(name)
         for what, value in (("last", last_of), ("best", best_of)):
             rows.append(_figure(f"{name}, {what}", [value(view, name) for view in views], lower=lower))
+        rows.append(_figure(f"{name}, best at step", [best_step_of(view, name) for view in views]))
+    rows.append(_figure("incidents", [float(len(view.incidents.incidents)) for view in views], lower=True))
     rows.append(_figure("losses refused", [float(view.num_refused) for view in views], lower=True))
     rows.append(_figure("warnings", [float(view.num_alerts) for view in views], lower=True))
     rows.append(_figure("suspects", [float(view.survey.num_suspects) if view.survey else math.nan for view in views]))
@@ -77,6 +79,11 @@ def last_of(view: View, name: str) -> float:
 def best_of(view: View, name: str) -> float:
     """The best value of a metric; NaN without one."""
     return view.bests[name].value if name in view.bests else math.nan
+
+
+def best_step_of(view: View, name: str) -> float:
+    """The step of the best value of a metric; NaN without one."""
+    return float(view.bests[name].step) if name in view.bests else math.nan
 
 
 def _best_loss(view: View) -> float:

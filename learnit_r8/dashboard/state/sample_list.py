@@ -61,8 +61,11 @@ def _labels_of(survey: SamplesSurveyed) -> dict[int, tuple[str, str, int]]:
 
 
 def known_samples(survey: SamplesSurveyed) -> dict[int, Row]:
-    """The samples of both lists by their positions; of a sample in both, what the list of suspects says."""
-    return {**rows_of(survey, "hardest"), **rows_of(survey, "suspects")}
+    """The samples of both lists by their positions; of a sample in both, what the list of suspects says of it."""
+    hardest = rows_of(survey, "hardest")
+    suspects = rows_of(survey, "suspects")
+    both = {index: row._replace(last=hardest[index].last) for index, row in suspects.items() if index in hardest}
+    return {**hardest, **suspects, **both}
 
 
 def listed_samples(ui: UiState, view: View) -> dict[int, Row]:

@@ -32,11 +32,17 @@ def state_of(view: View, scene: Scene) -> State:
     if view.gave_up is not None:
         return State("DIVERGED", "alert", "everything was tried")
     if view.ended is not None:
-        return State("FINISHED", "good") if view.ended.finished else State("STOPPED", "warn")
+        if not view.ended.finished:
+            return State("STOPPED", "warn")
+        early = view.ended.early
+        return State("FINISHED", "good", "" if early is None else clean(f"early: {early}" if early else "early", 60))
     if scene.link == "died":
         return State("DIED", "alert", "no sign of life")
     if view.run is None:
         return State("WAITING", "busy")
+    if view.progress >= 1 and view.incident is None:
+        # In a notebook a run is often left without close(): it trains no more all the same.
+        return State("FINISHED", "good", "not closed yet")
     if scene.is_paused or view.is_paused:
         return State("PAUSED", "warn")
     if scene.link.startswith("stalled"):

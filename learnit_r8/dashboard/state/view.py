@@ -119,6 +119,7 @@ class View:
         self.last: events.StepsDone | None = None
         self.ema = math.nan
         self.best: Point | None = None
+        self.backups_off = ""
         self.saved: events.CheckpointSaved | None = None
         self.metrics: dict[str, ThinnedList[Point]] = {}
         self.bests: dict[str, Point] = {}
@@ -183,6 +184,8 @@ class View:
                 self.is_lr_lowered = False
             case events.CheckpointSaved():
                 self.saved = event
+            case events.BackupsOutlive():
+                self.backups_off = event.reason
             case events.LrFound():
                 self.is_searching = False
             case events.LrPlanned():

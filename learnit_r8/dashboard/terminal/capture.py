@@ -16,6 +16,8 @@ import threading
 from collections import deque
 from typing import Any, TextIO
 
+from ...checkpoint.durable_io import open_output
+
 STDERR = 2
 LONGEST_LINE = 10_000
 MOST_READ = 64 * 1024
@@ -28,7 +30,7 @@ class Capture:
         path: File to append to; None for a temporary file.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: the file cannot be opened, or is a link.
 
     Attributes:
         is_on: Whether text goes to the file now.
@@ -225,17 +227,22 @@ class _Bytes(io.RawIOBase):
 
 def _open_log(path: str | None) -> tuple[int, int]:
     """Two descriptors of a file: one appends, one reads."""
-    binary = getattr(os, "O_BINARY", 0)
-    append = os.O_WRONLY | os.O_CREAT | os.O_APPEND | binary
-    if path is not None:
-        return os.open(path, append, 0o666), os.open(path, os.O_RDONLY | binary)
-    descriptor, name = tempfile.mkstemp(prefix="r8-output-")
-    os.close(descriptor)
-    opened = os.open(name, append), os.open(name, os.O_RDONLY | binary)
-    # Where an open file cannot be removed, the system clears it up some day.
-    with contextlib.suppress(OSError):
-        os.unlink(name)
-    return opened
+    name = path
+    if name is None:
+        descriptor, name = tempfile.mkstemp(prefix="r8-output-")
+        os.close(descriptor)
+    writer = open_output(name, "a")
+    reader = -1
+    try:
+        reader = os.open(name, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0))
+    finally:
+        if reader < 0:
+            os.close(writer)
+    if path is None:
+        # Where an open file cannot be removed, the system clears it up some day.
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+    return writer, reader
 
 
 def _overwritten(line: str) -> str:

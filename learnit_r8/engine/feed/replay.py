@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ...checkpoint.random_generators import random_state, set_random_state
+from ...sampling.random_generators import random_state, set_random_state
 
 if TYPE_CHECKING:
     from ..engine import Engine

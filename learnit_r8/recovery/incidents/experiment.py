@@ -35,6 +35,9 @@ SHARE_OF_SLOW_RISE = 0.15
 """The first of these for losses that stayed higher, and witnesses of proven weights: in healthy training these fall. By
 the time of the alarm, weights that a high rate has damaged are half-way back."""
 
+NOISES = 3.0
+"""How many times what two draws of one batch with the same weights differ by a rise must be to be more than noise."""
+
 SAME = 1e-3
 """Relative difference up to which two losses of the same batch and weights count as the same."""
 
@@ -192,7 +195,8 @@ def investigate(case: Case, lab: Lab) -> Steps:
     # Where the state cannot be seen, a loss that is not finite or extremely high restores at once, as the seed says.
     is_blind = is_whole is None and case.alarm in (Alarm.NOT_FINITE, Alarm.SPIKE)
     is_sound = is_whole is not False and not is_blind and not (case.alarm is Alarm.SPIKE and lab.is_swollen())
-    if is_sound and (yield from _is_present_healthy(case)):
+    rise = (yield from _rise_of_present(case)) if is_sound else math.inf
+    if not rise:
         return Finding("healthy", "the weights are healthy: the witness has its loss of then")
     has_present = lab.keep_present()
     if case.rises and has_present and not case.is_sudden:
@@ -202,16 +206,10 @@ def investigate(case: Case, lab: Lab) -> Steps:
         known = [each for each in known if each.updates <= case.best.updates]
     tested: list[Backup] = []
     newest = yield from _find_newest_healthy(case, lab, known, tested)
-    was_compared = not any(each.updates for each in case.references)
-    if newest is not None and not newest.updates and not was_compared and has_present and lab.put_present():
-        # Weights that were never trained have much the same loss on any data; those of now may still be better.
-        loss = yield from _draw(case, newest)
-        if loss <= case.record(newest):
-            return Finding("level", "only the state of the start repeats its record, and is worse", None, tested)
-    if newest is None and has_present and lab.put_present():
-        if tested and not any(math.isfinite(each.replayed) for each in tested):
-            return Finding("data", "no state has losses that are finite: the data are to blame", None, tested)
-        return Finding("level", "no state repeats its record: the loss or the data have changed", None, tested)
+    if has_present:
+        finding = yield from _stay(case, lab, newest, rise, tested)
+        if finding is not None:
+            return finding
     if newest is None and tested:
         # Nothing better is known than the oldest state; if no state has a finite loss, than the newest one.
         newest = tested[-1 if any(math.isfinite(each.replayed) for each in tested) else 0]
@@ -220,8 +218,29 @@ def investigate(case: Case, lab: Lab) -> Steps:
     return Finding("restored", "the weights were damaged", newest, tested)
 
 
-def _is_present_healthy(case: Case) -> Generator[Backup, float, bool]:
-    """Whether the witnesses of healthy weights have their losses of then with the present weights."""
+def _stay(
+    case: Case, lab: Lab, newest: Backup | None, rise: float, tested: Sequence[Backup]
+) -> Generator[Backup, float, Finding | None]:
+    """Go on from the present state, which was kept aside, where the newest healthy one is not known to be better."""
+    if newest is None:
+        if not lab.put_present():
+            return None
+        if tested and not any(math.isfinite(each.replayed) for each in tested):
+            return Finding("data", "no state has losses that are finite: the data are to blame", None, tested)
+        return Finding("level", "no state repeats its record: the loss or the data have changed", None, tested)
+    if rise <= NOISES * newest.noise and lab.put_present():
+        return Finding("healthy", "the witness is as near to its loss of then as it ever is", None, tested)
+    was_compared = not any(each.updates for each in case.references)
+    if not newest.updates and not was_compared and lab.put_present():
+        # Weights that were never trained have much the same loss on any data; those of now may still be better.
+        loss = yield from _draw(case, newest)
+        if loss <= case.record(newest):
+            return Finding("level", "only the state of the start repeats its record, and is worse", None, tested)
+    return None
+
+
+def _rise_of_present(case: Case) -> Generator[Backup, float, float]:
+    """How far the present weights are above the records of healthy ones; infinite if not finite, 0 for healthy ones."""
     count, has_bad = NUM_REFERENCES.get(case.alarm, 1), False
     rises: list[float] = []
     limits: list[float] = []
@@ -230,7 +249,7 @@ def _is_present_healthy(case: Case) -> Generator[Backup, float, bool]:
         if not math.isfinite(loss):
             # One witness may hold a bad sample; two of them show that the weights are damaged.
             if has_bad or rises:
-                return False
+                return math.inf
             has_bad = True
             continue
         # A batch that is much better by now must not outweigh others that are worse.
@@ -238,7 +257,9 @@ def _is_present_healthy(case: Case) -> Generator[Backup, float, bool]:
         rises.append(max(loss - case.record(backup), -limits[-1]))
         if len(rises) == count:
             break
-    return bool(rises) and sum(rises) <= sum(limits)
+    if not rises:
+        return math.inf
+    return sum(rises) / len(rises) if sum(rises) > sum(limits) else 0.0
 
 
 def _draw(case: Case, witness: Backup, put: Callable[[], bool] = lambda: True) -> Generator[Backup, float, float]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 RATE_TRIAL_UPDATES, RATE_TRIAL_STEPS, MOST_RATE_TRIALS = 256, 64, 3
 """Updates after the start in which a lower rate is tried, how many the trial takes, and how many trials there are."""
 
-BETTER = 0.02
+BETTER = 0.1
 """Share of the level of the start by which the lower rate must be better after its few steps."""
 
 UPDATES_LOOKED_AT, LARGE_UPDATE, MOST_CHANGE, USUAL_BATCH = 8, 0.025, 0.3, 32
@@ -207,7 +207,6 @@ class FirstSteps:
         lineage, trial = self._lineage, self._trial
         if trial is None or lineage.updates < RATE_TRIAL_STEPS or level != level:
             return
-        # With fewer steps.
         if level < trial.level - BETTER * abs(trial.progress.start):
             self.drop_trial()
             self._incidents.note_restore()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,7 +156,7 @@ def _polars(columns: Mapping[str, Column]) -> Any:
     return polars.DataFrame({name: polars.Series(name, values) for name, values in columns.items()})
 
 
-def write_parquet(columns: Mapping[str, Column], path: str) -> None:
+def write_parquet(columns: Mapping[str, Column], file: IO[bytes]) -> None:
     """Write columns as a Parquet file.
 
     Raises:
@@ -164,8 +164,8 @@ def write_parquet(columns: Mapping[str, Column], path: str) -> None:
         OSError: the file cannot be written.
     """
     if importlib.util.find_spec("polars") is not None:
-        _polars(columns).write_parquet(path)
+        _polars(columns).write_parquet(file)
     elif all(importlib.util.find_spec(name) is not None for name in ("pandas", "pyarrow")):
-        _pandas(columns).to_parquet(path, index=False)
+        _pandas(columns).to_parquet(file, index=False)
     else:
         raise ValueError("a Parquet file needs polars, or pandas with pyarrow: pip install polars.")

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from learnit_r8 import events
-from learnit_r8.dashboard.render.chart import scale_of
+from learnit_r8.dashboard.render.chart import axis, scale_of
 from learnit_r8.dashboard.state.curve import Columns
 from learnit_r8.dashboard.state.view import View
+from learnit_r8.dashboard.theme import BRAILLE
 from tests.screen_common import fake_events, screen
 
 
@@ -45,3 +46,25 @@ def test_log_scale_of_losses_that_may_be_negative_is_linear():
     values = np.array([-1.0, 2.0, 3.0])
 
     assert not scale_of(Columns(values, values, values), is_log=True).is_log
+
+
+@pytest.mark.parametrize("size", [3e-13, 1e-10, 1e-9, 1e-4, 1.0, 1e9, -1e-9, -1.0])
+@pytest.mark.parametrize("is_log", [False, True])
+def test_losses_of_any_size_have_labels(size, is_log):
+    """The axis names at least two values of a curve, different ones, however small or large its losses are."""
+    values = size * (2 + np.cos(np.linspace(0, 3, 60)))
+    labels = [text.strip() for text in scale_of(Columns(values, values, values), is_log=is_log).labels(8)]
+    shown = [float(text) for text in labels if text]
+
+    assert len(set(shown)) == len(shown) >= 2
+    assert all(min(values) <= value <= max(values) for value in shown)
+
+
+def test_checkpoints_leave_the_numbers_of_the_axis_alone():
+    """The letter of a checkpoint, which comes every epoch, stands between the numbers."""
+    marks = [(step, "C") for step in range(0, 1000, 10)] + [(505, "S")]
+    text = "".join(span.text for span in axis(100, 0, 1000, BRAILLE, marks, ("0", "1,000")))
+
+    assert all(f" {number} " in text for number in (200, 400, 600, 800))
+    assert text.count("S") == 1
+    assert text.count("C") > 30

@@ -104,3 +104,12 @@ def test_events_can_be_opened(size):
 
     assert reason not in cut
     assert reason in whole
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 160])
+def test_every_curve_is_named_at_any_width(width):
+    """Where the best values do not fit beside the names, these come first: val_loss has its name at 80 columns, too."""
+    frame = "\n".join(screen(fake_view(), width, 24, view="metrics"))
+
+    assert "batches" in frame
+    assert "val_loss" in frame

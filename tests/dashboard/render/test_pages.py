@@ -4,15 +4,22 @@ To check them again after a change: ``R8_WRITE_FRAMES=1 pytest tests/dashboard/r
 ``git diff``.
 """
 
+import copy
 import dataclasses
 import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from learnit_r8 import SampleTable
+from learnit_r8.dashboard.render.quartiles import loss_histogram
 from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.theme import choose_theme
+from learnit_r8.events import SamplesSurveyed
+from learnit_r8.table.losses import EXACT
+from learnit_r8.table.survey import Surveyor
 from tests.screen_common import SCENE, fake_view, screen
 
 FOLDER = Path(__file__).parent / "screens"
@@ -125,3 +132,52 @@ def test_marked_samples_are_starred():
     rows = screen(view, 110, 20, view="samples", listed="suspects", marked=marked)[3:6]
 
     assert [row.startswith("* ") for row in rows] == [False, True, False]
+
+
+@pytest.mark.parametrize(("low", "high"), [(1e-9, 5e-9), (1e9, 5e9), (-5.0, -1.0)])
+def test_histories_of_any_size_are_seen(low, high):
+    """The history of a sample is a curve, also where losses are tiny, huge or below zero."""
+    table = SampleTable(8, batch_size=4)
+    table.storage.part_size = EXACT
+    table.learner.observe(high, high)
+    surveyor = Surveyor(table)
+    for end in np.linspace(high, low, 6):
+        table.learner.learn(np.arange(8), np.full(8, end), None, np.full(8, table.trend))
+        fields = surveyor.survey(0.0, epoch=0, epoch_ended=True)
+    view = copy.deepcopy(fake_view())
+    view.fold(SamplesSurveyed(view.step, view.seconds, **fields))
+    row = next(line for line in screen(view, 100, 20, view="samples") if line.strip().startswith("0 "))
+
+    assert len(set(re.findall("[▁▂▃▄▅▆▇█]", row))) >= 3
+
+
+def test_an_inspected_suspect_says_nothing_of_a_loss_that_is_not_known():
+    """The list of suspects does not have the last loss of each: of one among the hardest it is shown, else left out."""
+    view = copy.deepcopy(fake_view())
+    hard, other = view.survey.hardest[0], view.survey.suspects[1]
+    view.fold(dataclasses.replace(view.survey, suspects=(hard, *view.survey.suspects[1:])))
+    frames = ["\n".join(screen(view, 100, 20, view="samples", inspected=index)) for index in (hard, other)]
+
+    assert "last loss" in frames[0]
+    assert "last loss" not in frames[1]
+    assert "nan" not in frames[0] + frames[1]
+
+
+def test_ends_of_a_narrow_histogram_stay_apart():
+    """Where the two ends do not fit beside each other, only the last is shown: run together they are no number."""
+    view = copy.deepcopy(fake_view())
+    view.fold(dataclasses.replace(view.survey, loss_range=(0.000123, 123456.0)))
+    for width in range(8, 30):
+        last = "".join(span.text for span in loss_histogram(view, width, 6, ASCII)[-1])
+        assert re.fullmatch(r" *(\S+ +)?\S+ *", last)
+        assert len(last) <= width
+
+
+def test_balance_over_groups_is_said():
+    """With groups a batch is balanced over them first, so its quarters differ: the panel says so."""
+    view = copy.deepcopy(fake_view())
+    without = "\n".join(screen(view, 120, 40, view="data"))
+    view.run = dataclasses.replace(view.run, settings={**view.run.settings, "groups": "int64[50000]"})
+
+    assert "batches: groups first, then losses" in "\n".join(screen(view, 120, 40, view="data"))
+    assert "groups first" not in without

@@ -280,3 +280,14 @@ def test_utf8_locale_gets_braille():
     """Where the locale has them, charts are drawn in braille."""
     with shown(program()) as terminal:
         terminal.wait_for(lambda: any("\u2800" < character < "\u2900" for character in terminal.text))
+
+
+def test_a_screen_without_a_run_folder_knows_the_samples():
+    """With run_dir=False the screen is the only listener, and its panels of samples are filled all the same."""
+    code = LOOP.replace('use_curses=True, name="matrix"', 'use_curses=True, run_dir=False, name="matrix"')
+    code = code.replace("update_with_loss(1.0)", "update_with_loss(1.0 + indices / 1000)")
+    with shown(code + "with r8:\n    train(lambda: None)\n", width=120, height=40) as terminal:
+        terminal.press("2")
+        terminal.wait_for("loss from")
+
+        assert "known once every sample was seen" not in "\n".join(terminal.screen.display)

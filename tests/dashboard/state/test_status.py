@@ -1,10 +1,15 @@
 """The state of a run in one word."""
 
+import dataclasses
+
 import pytest
 
 from learnit_r8 import events
+from learnit_r8.dashboard.notebook import html_of
+from learnit_r8.dashboard.state.status import state_of
 from learnit_r8.dashboard.state.ui_state import Scene
 from learnit_r8.dashboard.state.view import View
+from tests.dashboard.state.told import start, steps
 from tests.screen_common import fake_events, fake_view, fold_all, screen
 
 
@@ -41,3 +46,13 @@ def test_state_word_of_an_ended_run(finished, word):
     view.fold(events.RunEnded(50, 20.0, finished))
 
     assert word in screen(view, 80, 24)[0]
+
+
+def test_run_whose_steps_are_all_done_trains_no_more():
+    """A run that was never closed, as in a notebook, is not called TRAINING at 100 %, in its saved view neither."""
+    view = View()
+    view.fold(start())
+    view.fold(dataclasses.replace(steps(50, 20.0), progress=1.0))
+
+    assert state_of(view, Scene())[:2] == ("FINISHED", "good")
+    assert "TRAINING" not in html_of(view, 20.0)

@@ -326,6 +326,20 @@ def test_noisy_probes_are_told_and_tolerated():
     assert known[2].noise == pytest.approx(0.06)
 
 
+@pytest.mark.parametrize(("noise", "verdict"), [(0.4, "healthy"), (0.02, "restored")])
+def test_rise_within_the_noise_of_probes_restores_nothing(noise, verdict):
+    """A rise that is no larger than what draws with the same weights differ by says nothing of the present ones."""
+    known, count = backups(4), iter(range(100))
+
+    def answer(lab, witness):
+        return witness.record + (0.9 if lab.current is None else -noise * (1 - next(count) % 2))
+
+    finding, _ = conduct(case_of(known, level=known[-1].level + 2.0), lab := FakeLab(), answer)
+
+    assert finding.verdict == verdict
+    assert (lab.current is None) == (verdict == "healthy")
+
+
 def test_means_stand_for_probes():
     """Where no witness can be drawn, the level of the losses before a backup is what a mean is compared with."""
     known = backups(3)

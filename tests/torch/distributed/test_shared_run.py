@@ -1075,3 +1075,21 @@ def test_a_backup_for_which_one_rank_has_no_memory_is_taken_by_none():
 
     assert one == other
     assert one
+
+
+def test_a_run_that_one_rank_ends_early_is_a_success_on_all():
+    """`stop` on the rank that validates ends the run on every rank after the same step, as finished early."""
+
+    def work(ranks):
+        shared = SharedRun(make(8 * 40, batch_size=8, num_epochs=1), ranks, every=4)
+        for share in shares(shared):
+            shared.report(share.ticket, sample_losses(share.indices))
+            if ranks.rank == 0 and share.ticket.step == 9:
+                shared.r8.stop("good enough")
+        return shared.r8.global_step, shared.r8.phase, shared.r8.pace.ended_early is not None
+
+    [one, other] = in_threads(2, work)
+
+    assert one == other
+    assert 10 <= one[0] < 40
+    assert one[1:] == ("finished early", True)

@@ -1,0 +1,156 @@
+"""Early stop: ends a run on purpose before its budget is used up, which is a success, and keeps its best model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .._validation import did_you_mean
+from ..events import launcher
+from ..events.bus import Announcer
+from ..triggers.patience import Patience
+from .state_tree import clone
+
+NEAR = 0.8
+"""Likeness from which a logged name is taken for the monitored one mistyped."""
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """When a run that no longer gets better is to end; for ``early_stopping=`` of `R8Scheduler`.
+
+    Args:
+        patience: Values of ``monitor`` without improvement to accept, >= 1.
+        min_delta: Least difference that counts as better, >= 0, in the unit of the metric.
+    """
+
+    patience: int
+    min_delta: float = 0.0
+
+
+class BestModel:
+    """A copy of the best model in RAM, for runs without checkpoints.
+
+    Attributes:
+        value: The value of the metric; None before there is one.
+        step: Steps done then.
+        state: What the state callback returned then.
+    """
+
+    def __init__(self) -> None:
+        self.value: float | None = None
+        self.step = 0
+        self.state: Any = None
+
+    def keep(self, state: Any, value: float, step: int) -> None:
+        """Replace the copy."""
+        self.state, self.value, self.step = clone(state), value, step
+
+
+class EarlyStop:
+    """Watches the monitored metric, and says when to end the run.
+
+    Args:
+        rule: When to end it; None if only the loop does.
+        monitor: Name of the metric; None for none.
+        mode: "min" if lower is better, "max" if higher is.
+        announcer: Receives warnings.
+
+    Raises:
+        ValueError: the metric is no name, there is a rule without one, or one of its numbers is out of its range.
+        TypeError: the rule is none.
+
+    Attributes:
+        reason: Why the run has ended early; None as long as it has not.
+        best: The best model, where there are no checkpoints.
+    """
+
+    def __init__(self, rule: EarlyStopping | int | None, monitor: str | None, mode: str, announcer: Announcer) -> None:
+        if monitor is not None and not (isinstance(monitor, str) and monitor):
+            raise ValueError(f"monitor must be the name of a metric, got {monitor!r}.")
+        if isinstance(rule, int) and not isinstance(rule, bool):
+            rule = EarlyStopping(rule)
+        if rule is not None and not isinstance(rule, EarlyStopping):
+            raise TypeError(
+                f"early_stopping must be a number of values to wait for, or EarlyStopping(patience, min_delta), got "
+                f"{rule!r}."
+            )
+        # Ranks but the first have no metric: only the first one knows the values.
+        if rule is not None and monitor is None and not launcher.rank_of():
+            raise ValueError(
+                f'early_stopping needs the name of a metric given to log(), monitor="val_loss", got {rule!r} without.'
+            )
+        self.reason: str | None = None
+        self.best = BestModel()
+        self._monitor, self._mode, self._announcer = monitor, mode, announcer
+        self._ends = rule is not None
+        # Without a rule it only knows the best value.
+        self._patience = Patience(rule.patience, mode, rule.min_delta) if rule is not None else Patience(1, mode)
+        self._logged: set[str] = set()
+        self._is_checked = monitor is None
+        self._is_by_rule = False
+
+    def note(self, metrics: Mapping[str, float], step: int, get_state: Callable[[], Any] | None) -> str:
+        """Take logged metrics; keep the model if they are the best.
+
+        Args:
+            metrics: Values by name.
+            step: The step they belong to.
+            get_state: Returns the model state; None where checkpoints keep it, or where there is none.
+
+        Returns:
+            Why the run is to end now; "" to go on.
+        """
+        self._logged |= metrics.keys()
+        if self._monitor is None or self._monitor not in metrics:
+            return ""
+        value = metrics[self._monitor]
+        if self._patience.improves(value):
+            if get_state is not None:
+                self.best.keep(get_state(), value, step)
+            return ""
+        if not self._ends or not self._patience.is_over or self.reason is not None:
+            return ""
+        self._is_by_rule = True
+        waited, best = self._patience.waited, self._patience.best
+        since = "no finite value" if best is None else f"no value better than {best:.6g}"
+        return f"{self._monitor}: {since} in {waited} {'values' if waited > 1 else 'value'}"
+
+    def check_name(self, epoch: int) -> None:
+        """Say that the monitored metric was not logged, once an epoch that logged others is over.
+
+        Args:
+            epoch: The epoch that begins now, 0-based.
+
+        Raises:
+            ValueError: in the first epoch, and one of the others has nearly the same name.
+        """
+        if self._is_checked or not self._logged:
+            return
+        self._is_checked = True
+        if self._monitor is None or self._monitor in self._logged:
+            return
+        near = did_you_mean(self._monitor, sorted(self._logged), least=NEAR)
+        text = (
+            f"monitor must be a metric given to log(), got {self._monitor!r}; logged were {sorted(self._logged)} so "
+            f"far.{near}"
+        )
+        if near and epoch == 1:
+            raise ValueError(text)
+        self._announcer.warn_once("monitor", f"{text} Until it is, there is no best model, and no early stop.")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value, the values since, and whether the run has ended."""
+        return {**self._patience.state_dict(), "reason": self.reason, "is_by_rule": self._is_by_rule}
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Load what `state_dict` returned; None, of an older version, forgets everything.
+
+        A run that its rule has ended goes on if the rule of today would not have ended it yet.
+        """
+        state = state or {"best": None, "waited": 0, "reason": None, "is_by_rule": False}
+        self._patience.load_state_dict({"best": state["best"], "waited": state["waited"]})
+        self._is_by_rule = bool(state["is_by_rule"])
+        goes_on = self._is_by_rule and not (self._ends and self._patience.is_over)
+        self.reason = None if goes_on else state["reason"]

@@ -1,0 +1,43 @@
+"""Warnings that point at the user's own line, not at the one in this package or a framework that found the matter."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from types import FrameType
+
+PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+def warn(text: str, category: type[Warning] = RuntimeWarning) -> None:
+    """Warn of something at the innermost line of the user's code.
+
+    That is the innermost frame outside this package, the standard library and installed packages; where there is none,
+    as on a thread of a framework, the innermost outside this package.
+    """
+    frame = _users_frame()
+    warnings.warn_explicit(
+        text,
+        category,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        module=frame.f_globals.get("__name__") or "<unknown>",
+        registry=frame.f_globals.setdefault("__warningregistry__", {}),
+    )
+
+
+def _users_frame() -> FrameType:
+    import sysconfig
+
+    installed = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+    frame = outside = None
+    here = frame = sys._getframe(2)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if not path.startswith((PACKAGE, "<frozen")):
+            outside = outside or frame
+            if not path.startswith(installed):
+                return frame
+        frame = frame.f_back
+    return outside or here

@@ -1,0 +1,212 @@
+"""Any number of runs: beside each other, over each other, sorted by a metric, found by what was noted of them."""
+
+import html.parser
+import json
+import re
+import subprocess
+
+import numpy as np
+import pytest
+
+from learnit_r8 import R8Scheduler
+from learnit_r8.cli import main
+from learnit_r8.cli.compare import painted
+from learnit_r8.dashboard.render.compare import chart_of
+from learnit_r8.dashboard.text import width_of
+from learnit_r8.dashboard.theme import choose_theme
+from learnit_r8.journal.run import Run
+from learnit_r8.journal.run_info import git_state
+from learnit_r8.report.comparison import write_comparison
+from tests.cli.commands import printed
+
+VALUES = {"fast": [3.0, 1.0, 2.0], "slow": [4.0, 3.0, 2.5], "never": [9.0, 8.0, np.nan]}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Three runs whose validation losses are above."""
+    for rate, (name, values) in enumerate(VALUES.items(), start=1):
+        with R8Scheduler(
+            20, batch_size=5, num_epochs=3, initial_lr=rate / 10, name=name, run_dir=tmp_path / "runs" / name,
+            config={"rate": rate / 10, "net": {"width": 8 * rate}}, notes=f"the {name} one", tags=["sweep", name],
+        ) as r8:  # fmt: skip
+            for epoch in r8.epoch_iterator():
+                for batch, _ in r8.batch_iterator():
+                    r8.update_with_loss(rate + batch / 20)
+                r8.log(val_loss=values[epoch], accuracy=rate / 10)
+    return tmp_path / "runs"
+
+
+def test_three_runs_beside_each_other(runs, capsys):
+    """`compare` takes any number: the best is starred, with its step; settings and config that differ are listed."""
+    code, lines = printed(capsys, "compare", *(runs / name for name in VALUES))
+    rows = {re.split(r"  +", line)[0]: re.split(r"  +", line)[1:] for line in lines if line}
+
+    assert code == 0
+    assert rows["val_loss, best"] == ["1 *", "2.5", "8"]
+    assert rows["val_loss, best at step"] == ["8", "12", "8"]
+    assert rows["accuracy, best"] == ["0.1", "0.2", "0.3 *"]
+    assert rows["incidents"] == ["0", "0", "0"]
+    assert rows["initial_lr"] == ["0.1", "0.2", "0.3"]
+    assert rows["config.net.width"] == ["8", "16", "24"]
+    assert "run_dir" not in rows
+
+
+def test_one_run_is_no_comparison(runs, capsys):
+    assert main(["compare", str(runs / "fast")]) == 1
+    assert "compare needs two runs or more, got 1" in capsys.readouterr().err
+
+
+class Page(html.parser.HTMLParser):
+    """Reads a page; every tag must be closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.shapes, self.attributes = [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.attributes += attributes
+        if tag == "polyline":
+            self.shapes.append(dict(attributes)["style"])
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.attributes += attributes
+        if tag == "polyline":
+            self.shapes.append(dict(attributes)["style"])
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_one_page_has_all_curves_over_each_other(runs, tmp_path, capsys):
+    """Each chart has a curve of each run, in looks of their own; values are below the pointer; nothing is loaded."""
+    code, _ = printed(capsys, "compare", *(runs / name for name in VALUES), "--html", tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    page = Page(text)
+    colours = {re.search(r"--\w+", style)[0] for style in page.shapes}
+
+    assert code == 0
+    assert re.findall("<h2>(.*?)</h2>", text) == ["Loss of the batches", "val_loss", "accuracy", "Figures and settings"]
+    # The legend, and three charts.
+    assert len(page.shapes) == 3 * 4
+    assert len(colours) == 3
+    assert "Best: fast: 1 at step 8; slow: 2.5 at step 12; never: 8 at step 8." in text
+    assert re.search(r"<title>step 8: fast 1, slow 3, never 8</title>", text)
+    assert not [value for name, value in page.attributes if name in ("src", "href") or "http:" in str(value)]
+
+
+def test_runs_of_one_name_are_told_apart_and_texts_are_safe(tmp_path):
+    for place in range(8):
+        run_dir = tmp_path / f"run{place}"
+        with R8Scheduler(4, batch_size=2, num_epochs=1, name="<b>it</b>", run_dir=run_dir) as r8:
+            for _ in r8.batch_iterator():
+                r8.update_with_loss(1.0)
+            r8.log(**{"<i>": 1.0})
+    text = write_comparison([tmp_path / f"run{place}" for place in range(8)], tmp_path / "out.html").read_text()
+    page = Page(text)
+
+    assert "<b>it" not in text
+    assert "<i>" not in text
+    assert "&lt;b&gt;it&lt;/b&gt; (8)" in text
+    assert len(set(page.shapes)) >= 8
+
+
+def test_curves_over_each_other_fit_the_screen(runs):
+    """In a terminal the curves of all runs are in one chart, each in a style of its own, at any size."""
+    views = []
+    for name in VALUES:
+        from learnit_r8.cli.compare import folded
+
+        views.append(folded(Run(runs / name)))
+    theme = choose_theme({"TERM": "xterm-256color"})
+    for width, height in ((20, 5), (80, 14), (120, 20)):
+        lines = chart_of(views, list(VALUES), "val_loss", width, height, theme)
+        assert all(width_of("".join(span.text for span in line)) <= width for line in lines)
+    styles = {span.style for line in lines for span in line if any("\u2800" < mark <= "\u28ff" for mark in span.text)}
+
+    assert styles == {"loss", "lr", "metric"}
+    assert painted(lines[1], theme).count("\x1b[38;5;") == 3
+    assert "\x1b" not in painted(lines[1], choose_theme({"TERM": "dumb"}))
+
+
+def test_ls_sorts_by_the_best_value(runs, capsys):
+    """The best run comes first, whichever direction is better, with its best value and the step of that."""
+    code, lines = printed(capsys, "ls", runs, "--sort", "val_loss")
+    rows = [re.split(r"  +", line) for line in lines]
+    _, rising = printed(capsys, "ls", runs, "--sort", "accuracy", "--top", "1")
+    _, (text,) = printed(capsys, "ls", runs, "--sort", "val_loss", "--json")
+
+    assert code == 0
+    assert rows[0][-3:] == ["best val_loss", "at step", "notes"]
+    assert [(row[0], *row[-3:]) for row in rows[1:]] == [
+        ("fast", "1", "8", "the fast one; sweep, fast"),
+        ("slow", "2.5", "12", "the slow one; sweep, slow"),
+        ("never", "8", "8", "the never one; sweep, never"),
+    ]
+    assert rising[1].split()[0] == "never"
+    assert json.loads(text)[0]["best"] == {"value": 1.0, "step": 8}
+    assert json.loads(text)[0]["record"]["config.rate"] == "0.1"
+
+
+def test_ls_says_which_metrics_there_are(runs, capsys):
+    assert main(["ls", str(runs), "--sort", "val_los"]) == 1
+    error = capsys.readouterr().err
+
+    assert "--sort must be a metric that a run has logged (accuracy, val_loss), got 'val_los'." in error
+    assert "Did you mean 'val_loss'?" in error
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"), [("SLOW", ["slow"]), ("rate=0.3", ["never"]), ("sweep", list(VALUES)), ("width=8", ["fast"])]
+)
+def test_ls_finds_runs_by_their_record(runs, capsys, wanted, found):
+    """Names, notes, tags and config are searched, in any case."""
+    _, lines = printed(capsys, "ls", runs, "--find", wanted)
+
+    assert sorted(line.split()[0] for line in lines[1:]) == sorted(found)
+
+
+def test_the_commit_of_the_program_is_recorded(tmp_path, monkeypatch):
+    """The commit, and whether files differ from it; without git nothing is said."""
+
+    def git(*arguments):
+        who = ["-c", "user.name=x", "-c", "user.email=x@x"]
+        subprocess.run(["git", "-C", tmp_path, *who, *arguments], check=True, capture_output=True)
+
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "train.py")])
+    (tmp_path / "train.py").write_text("1\n")
+    assert git_state() == ""
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    clean = git_state()
+    (tmp_path / "new.txt").write_text("not known to git\n")
+    assert git_state() == clean
+    (tmp_path / "train.py").write_text("2\n")
+
+    assert re.fullmatch("[0-9a-f]{12}", clean)
+    assert git_state() == f"{clean} and changes"
+    with R8Scheduler(4, batch_size=2, num_epochs=1, run_dir=tmp_path / "run") as r8:
+        r8.draw()
+    assert Run(tmp_path / "run").about()["configuration"]["git"] == f"{clean} and changes"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"config": ["lr"]}, r"config must be a dict with names as keys, got \['lr'\]"),
+        ({"config": {1: 2}}, "config must be a dict with names as keys"),
+        ({"config": {"net": {"f": len}}}, "config must hold plain values .* for net.f"),
+        ({"notes": 3}, "notes must be a text, got 3"),
+        ({"tags": "sweep"}, "tags must be a list of words, got 'sweep'"),
+        ({"tags": [1]}, r"tags must be a list of words, got \[1\]"),
+    ],
+)
+def test_a_wrong_record_is_named(given, message):
+    with pytest.raises(TypeError, match=message):
+        R8Scheduler(4, batch_size=2, num_epochs=1, **given)

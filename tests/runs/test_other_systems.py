@@ -1,0 +1,111 @@
+"""Systems that lack what Linux has: a process in which all of it is hidden trains, saves, resumes and reports."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from learnit_r8 import R8Scheduler
+
+ROOT = Path(__file__).parents[2]
+
+HIDE = """
+import builtins, importlib.abc, os, signal, sys
+import numpy, hashlib, platform, tempfile, zipfile, subprocess
+
+class Hidden(importlib.abc.MetaPathFinder):
+    names = {"fcntl", "termios", "tty", "pty", "curses", "_curses", "resource", "pwd", "grp"}
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+for name in [name for name in sys.modules if name.split(".")[0] in Hidden.names]:
+    del sys.modules[name]
+sys.meta_path.insert(0, Hidden())
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name.split(".")[0] in Hidden.names else find(name, *more)
+for name in ("getuid", "geteuid", "getgid", "fork", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "register_at_fork"):
+    if hasattr(os, name):
+        delattr(os, name)
+for name in ("SIGUSR1", "SIGUSR2", "SIGTSTP", "SIGCONT", "SIGWINCH", "SIGHUP", "SIGQUIT", "pthread_sigmask"):
+    if hasattr(signal, name):
+        delattr(signal, name)
+
+def no_link(*arguments, **more):
+    raise OSError(38, "no hard links")
+os.link = no_link
+real_open, real_os_open, real_readlink = builtins.open, os.open, os.readlink
+def guard(real):
+    def call(path, *arguments, **more):
+        if isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith(("/proc", "/sys", "/dev/shm")):
+            raise FileNotFoundError(2, "there is no such place", os.fspath(path))
+        return real(path, *arguments, **more)
+    return call
+builtins.open, os.open, os.readlink = guard(real_open), guard(real_os_open), guard(real_readlink)
+"""
+
+TRAIN = """
+import math, sys, warnings
+warnings.simplefilter("error")
+from learnit_r8 import R8Scheduler
+from learnit_r8.cli import main
+from tests.drive import Weights, batch_loss, steps
+folder, until = sys.argv[1], int(sys.argv[2])
+weights = Weights()
+r8 = R8Scheduler(40, batch_size=4, num_epochs=3, run_dir=folder + "/run", checkpoint_dir=folder + "/ck", resume="auto",
+                 state_callback=weights.get, load_callback=weights.load, save_callback=weights.save, backup_every=3)
+began = r8.global_step
+for _, indices, _ in steps(r8):
+    r8.update_with_loss(batch_loss(indices))
+    if r8.global_step == until:
+        r8.save_checkpoint()
+        break
+r8.close()
+print("trained", began, r8.global_step)
+if not until:
+    for command in (["status", folder + "/run"], ["report", folder + "/run"], ["samples", folder + "/run"], ["doctor"]):
+        print(command[0], main(command))
+"""
+
+
+def run(*arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "R8_BACKUPS": ""}
+    command = [sys.executable, "-c", HIDE + TRAIN, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_training_goes_on_without_what_only_linux_has(tmp_path):
+    """Without locks, terminals, user ids, /proc, shared memory and hard links: trained, resumed, told and reported."""
+    first = run(tmp_path, 17)
+    second = run(tmp_path, 0)
+
+    assert "trained 0 17" in first
+    assert "trained 17 30" in second
+    assert {"status 0", "report 0", "samples 0"} <= set(second)
+    assert any(line.startswith("doctor ") for line in second)
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+
+
+def losses_of(indices):
+    """In a worker: some work on a batch."""
+    return float(np.asarray(indices, float).mean())
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
+def test_workers_of_every_start_method_serve_a_training(method):
+    """A pool of two workers computes the losses, however they are started; forkserver is the default from 3.14 on."""
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"this system has no {method}")
+    with multiprocessing.get_context(method).Pool(2) as pool, R8Scheduler(40, batch_size=4, num_epochs=2) as r8:
+        for _ in r8.epoch_iterator():
+            for indices, _ in r8.batch_iterator():
+                r8.update_with_loss(pool.apply(losses_of, (indices,)))
+
+    assert r8.global_step == 20

@@ -1,0 +1,167 @@
+"""Mistakes of a second visit: each is said with what would be right, before anything is changed."""
+
+import re
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from learnit_r8 import R8Scheduler
+from learnit_r8.checkpoint.reader import NoValidCheckpoint
+from learnit_r8.torch import attach
+from tests.drive import make
+
+
+def train(r8):
+    for _ in r8.epoch_iterator():
+        for _ in r8.batch_iterator():
+            r8.update_with_loss(1.0)
+
+
+def attached(**more):
+    model = torch.nn.Linear(4, 2)
+    data = torch.utils.data.TensorDataset(torch.randn(20, 4), torch.zeros(20, dtype=torch.int64))
+    return model, attach(model, torch.optim.SGD(model.parameters(), 0.1), data, batch_size=10, num_epochs=1, **more)
+
+
+def test_a_report_outside_of_the_batch_loop_is_told_where_it_belongs():
+    """A loop that reports once an epoch is told that each batch is reported within the loop, once."""
+    r8 = R8Scheduler(20, batch_size=10, num_epochs=2)
+    next(r8.epoch_iterator())
+    with pytest.warns(RuntimeWarning, match="was not reported"):
+        list(r8.batch_iterator())
+    with pytest.raises(
+        RuntimeError, match=r"given up, as the next was asked for.*within the loop, once for each batch"
+    ):
+        r8.update_with_loss(1.0)
+
+
+def test_a_report_twice_is_said():
+    r8 = R8Scheduler(20, batch_size=10, num_epochs=2)
+    next(r8.batch_iterator())
+    r8.update_with_loss(1.0)
+    with pytest.raises(RuntimeError, match="reported already; report each batch once"):
+        r8.update_with_loss(1.0)
+
+
+def test_step_without_loss_is_told_the_two_lines():
+    """`step(cross_entropy(...))` is told to pass the losses of the samples through `loss` first."""
+    model, adapter = attached()
+    for _ in adapter.epochs():
+        for inputs, labels in adapter.loader():
+            with pytest.raises(
+                RuntimeError, match=re.escape('adapter.loss(cross_entropy(outputs, labels, reduction="none"))')
+            ):
+                adapter.step(cross_entropy(model(inputs), labels))
+            adapter.step(adapter.loss(cross_entropy(model(inputs), labels, reduction="none")))
+
+
+def test_a_detached_loss_is_said():
+    """A loss without its graph is named before anything is changed; training goes on with a right one."""
+    model, adapter = attached()
+    for _ in adapter.epochs():
+        for inputs, labels in adapter.loader():
+            loss = adapter.loss(cross_entropy(model(inputs), labels, reduction="none"))
+            with pytest.raises(ValueError, match=r"loss must come from the model with its graph.* without detach\(\)"):
+                adapter.step(loss.detach())
+            adapter.step(loss)
+
+    assert adapter.scheduler.global_step == 2
+
+
+def test_resume_takes_a_folder(tmp_path):
+    """A folder of checkpoints means its newest valid one; "True" is told what it may mean."""
+    r8 = make(checkpoint_dir=tmp_path / "saved")
+    train(r8)
+    r8.close()
+    (tmp_path / "empty").mkdir()
+
+    with pytest.warns(RuntimeWarning, match="finished already"):
+        assert make(resume=tmp_path / "saved").global_step == r8.global_step
+    with pytest.raises(NoValidCheckpoint, match=r"resume must hold a valid checkpoint, got none in .*empty"):
+        make(resume=tmp_path / "empty")
+    with pytest.raises(TypeError, match=r"resume must be 'auto', the file .*, got True. Did you mean 'auto'\?"):
+        make(resume=True)
+    with pytest.raises(FileNotFoundError, match=r"a folder of checkpoints, got 'saved', which is not there"):
+        make(resume="saved")
+
+
+@pytest.mark.parametrize("value", ["high", [1.0, 2.0], None])
+def test_a_metric_is_one_number(value):
+    with pytest.raises((TypeError, ValueError), match=r"log\(\) takes one number for each metric: acc must be"):
+        make().log(acc=value)
+
+
+@pytest.mark.skipif(not hasattr(Exception, "add_note"), reason="exceptions have no notes before Python 3.11")
+def test_an_exception_of_the_state_callback_says_who_called_it():
+    """The user's own exception is raised, with a note on where the call came from."""
+    r8 = make(state_callback=lambda: 1 // 0, load_callback=lambda state: None)
+    with pytest.raises(ZeroDivisionError) as caught:
+        r8.draw()
+
+    assert "raised by state_callback" in caught.value.__notes__[0]
+
+
+def test_two_threads_on_one_loop_are_told_apart():
+    """A second thread that begins the loop of another is told which calls are for several threads."""
+    r8 = R8Scheduler(20, batch_size=10, num_epochs=2)
+    epochs = r8.epoch_iterator()
+    next(epochs)
+    said = []
+
+    def second():
+        try:
+            next(r8.epoch_iterator())
+        except RuntimeError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    thread.join()
+
+    assert "draw_if_any() and report()" in said[0]
+    epochs.close()
+    next(r8.epoch_iterator())
+
+
+def test_training_after_close_is_said():
+    r8 = R8Scheduler(20, batch_size=10, num_epochs=2)
+    r8.close()
+    with pytest.warns(RuntimeWarning, match="was closed at step 0: what is trained from here on is not recorded"):
+        train(r8)
+
+
+def test_a_loop_without_epochs_is_said():
+    """`batch_iterator` alone trains one epoch; when the run is closed with others left, it says what is missing."""
+    r8 = R8Scheduler(20, batch_size=10, num_epochs=2)
+    for _ in r8.batch_iterator():
+        r8.update_with_loss(1.0)
+    with pytest.warns(RuntimeWarning, match=r"closed at step 2 of 4: .* for epoch in r8.epoch_iterator\(\)"):
+        r8.close()
+
+
+def test_two_runs_in_one_folder_of_one_process_are_said(tmp_path):
+    """The second one says so and goes on recording; the first one's record ends, and the file stays readable."""
+    first = R8Scheduler(20, batch_size=10, num_epochs=2, run_dir=tmp_path)
+    with pytest.warns(RuntimeWarning, match="was not closed, and another one begins there"):
+        second = R8Scheduler(20, batch_size=10, num_epochs=2, run_dir=tmp_path)
+    train(second)
+    second.close()
+    first.close()
+    R8Scheduler(20, batch_size=10, num_epochs=2, run_dir=tmp_path).close()
+
+
+def test_more_in_a_batch_than_there_are_samples_is_said():
+    """The two numbers may have been confused."""
+    with pytest.warns(RuntimeWarning, match="batch_size 64 is more than the 32 samples"):
+        R8Scheduler(32, batch_size=64, num_epochs=1)
+    assert np.array_equal(np.sort(R8Scheduler(32, batch_size=32, num_epochs=1).draw().indices), np.arange(32))
+
+
+def test_positional_arguments_are_told_their_names():
+    with pytest.raises(
+        TypeError, match=r"takes one argument without a name, .*: name .*R8Scheduler\(100, batch_size=32"
+    ):
+        R8Scheduler(100, 32, 5)
