@@ -106,7 +106,7 @@ def attach(
             model, optimizer, dataset, scaler=scaler, ema=ema, accumulate=accumulate, max_grad_norm=max_grad_norm,
             scheduler=scheduler, also=also, sharing=sharing, **settings,
         )  # fmt: skip
-    check_dataset(dataset, KEEP)
+    check_dataset(dataset)
     sharing = sharing_here() if sharing is None else sharing
     check_shards(model, sharing.size)
     whole = plain_model(model)
@@ -281,22 +281,23 @@ def _check_parts(scaler: Any, ema: Any, owner: Any, sharing: Any) -> None:
         raise TypeError(f"sharing must be a Together() or None, got {sharing!r}.")
 
 
-COLLECT = "For a stream, collect as many samples as fit in memory or on disk and train on those."
+COLLECT = (
+    "For a stream, collect as many samples as fit in memory or on disk and train on those; or leave batch_size out of "
+    "attach(), to keep the batches of a loader of your own."
+)
 
-KEEP = "Leave batch_size out, to keep the batches of a loader of your own."
 
-
-def check_dataset(dataset: Any, otherwise: str = COLLECT) -> None:
-    """Raise TypeError unless a scheduler can say which samples of it come next; ``otherwise`` says what else to do."""
+def check_dataset(dataset: Any) -> None:
+    """Raise TypeError unless a scheduler can say which samples of it come next."""
     if isinstance(dataset, torch.utils.data.DataLoader):
         raise TypeError(
             f"dataset must be the data set itself, got {dataset!r}; give its .dataset, and what else it was made with "
-            f"(num_workers, collate_fn) to adapter.loader(). {KEEP if otherwise is KEEP else ''}".rstrip()
+            "(num_workers, collate_fn) to adapter.loader()."
         )
     if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__"):
         raise TypeError(
             f"dataset must have a length and an index, as the scheduler says which samples come next, got {dataset!r}. "
-            f"{otherwise}"
+            f"{COLLECT}"
         )
     if not hasattr(dataset, "__getitem__") and not hasattr(dataset, "__getitems__"):
         raise TypeError(f"dataset must have an index, got {dataset!r}.")
