@@ -463,7 +463,7 @@ class Feed:
         moment = None if backup is None or backup.updates != run.controller.updates else backup.moment
         saved = None if moment is None or moment.state is None else moment.state["plan"]
         if self.settings.after_restore == "again" and saved is not None and saved["loader"] is not None:
-            source.load_state_dict(saved["loader"])
+            replay.load_loader(source, saved["loader"])
             self._plan.taken, self._out = saved["taken"], []
             text = f"the loader goes back with the model: the {undone} batches since then come again."
             batches = iter(source)
@@ -478,11 +478,10 @@ class Feed:
         source = self._source if self._has_begun and not self._run.pace.has_ended else None
         if self._resumed is not None:
             return dict(self._resumed)
-        state = getattr(source, "state_dict", None)
         return {
             **self._plan.position(),
             "taken": self.num_taken,
-            "loader": None if state is None else state(),
+            "loader": replay.read_loader(source, self._run.announcer),
             "start": self._start,
             "now": replay.read_generators(self._source),
         }

@@ -7,9 +7,12 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ...checkpoint.state_form import leave_out, pack, unpack
+from ...checkpoint.state_tree import clone
 from ...sampling.random_generators import random_state, set_random_state
 
 if TYPE_CHECKING:
+    from ...events.bus import Announcer
     from ..engine import Engine
 
 WAYS = ("replay", "indices", "start")
@@ -64,6 +67,28 @@ def _set(generator: Any, state: Any) -> None:
     generator.set_state(torch.from_numpy(state.copy()) if torch is not None and hasattr(state, "dtype") else state)
 
 
+def read_loader(source: Any, announcer: Announcer) -> dict[str, Any] | None:
+    """The state of a loader in a form that files hold; None if it has none that can be held."""
+    if not (hasattr(source, "state_dict") and hasattr(source, "load_state_dict")):
+        return None
+    found: dict[str, str] = {}
+    state = leave_out(source.state_dict(), found)
+    if found:
+        name, what = next(iter(found.items()))
+        announcer.note_once(
+            "loader state",
+            f"the state of the loader cannot be saved, as {name!r} of it is {what}: a resumed run finds its place as "
+            "resume_data says.",
+        )
+        return None
+    return pack(clone(state))
+
+
+def load_loader(source: Any, saved: Any) -> None:
+    """Have a loader load what `read_loader` returned."""
+    source.load_state_dict(unpack(saved))
+
+
 def resume(run: Engine, source: Any, saved: Mapping[str, Any], count: int, way: str) -> Iterator[Any]:
     """The iterator whose next item is the one that the saved run would have got.
 
@@ -78,7 +103,7 @@ def resume(run: Engine, source: Any, saved: Mapping[str, Any], count: int, way: 
         ValueError: the loader ended before the position of the saved run: it is another one.
     """
     if saved["loader"] is not None and hasattr(source, "load_state_dict"):
-        source.load_state_dict(saved["loader"])
+        load_loader(source, saved["loader"])
         batches: Iterator[Any] = iter(source)
     elif way == "start":
         batches = iter(source)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler
+from learnit_r8.events import Notice
 
 from .drive import Line, Loader, generators, seed_all
 
@@ -89,11 +90,16 @@ class Rewindable(Loader):
         super().__init__()
         self.order, self.place = [], 0
 
+    held = None
+
     def state_dict(self):
-        return {"order": list(self.order), "place": self.place}
+        more = {"kinds": {1: b"bytes", "rows": (np.arange(2), {3})}, "held": self.held}
+        return {"order": list(self.order), "place": self.place, **more}
 
     def load_state_dict(self, state):
         self.order, self.place = list(state["order"]), state["place"]
+        assert state["kinds"][1] == b"bytes"
+        assert state["kinds"]["rows"][1] == {3}
 
     def __iter__(self):
         self.begun += 1
@@ -116,6 +122,24 @@ def test_a_loader_with_a_state_is_not_replayed(tmp_path):
     assert begun == 42
     assert loader.given == order.given[42:]
     assert np.array_equal(line.weights, whole.weights)
+
+
+def test_a_state_of_a_loader_that_no_file_holds_is_said(tmp_path):
+    """The run goes on, and is resumed by drawing and dropping."""
+
+    class Odd(Rewindable):
+        held = (each for each in ())
+
+    heard = []
+    whole, _, _ = train(tmp_path / "whole", loader=Rewindable())
+    killed(tmp_path / "killed", 45, loader=Odd(), listeners=[heard.append])
+    line, loader, begun = train(tmp_path / "killed", loader=Odd(), seed=9)
+
+    assert begun == 42
+    assert len(loader.given) == 60
+    assert np.array_equal(line.weights, whole.weights)
+    said = [event.text for event in heard if isinstance(event, Notice)]
+    assert any("the state of the loader cannot be saved, as 'held'" in text for text in said)
 
 
 def test_a_stream_that_nobody_can_rewind_begins_anew_loudly(tmp_path):
