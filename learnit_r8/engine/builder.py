@@ -129,7 +129,9 @@ def build_components(given: Settings) -> Components:
         make_schedule=_schedule_maker(given, budget),
         sentry=sentry,
         persistence=persistence,
-        controller=RecoveryController(recovery, persistence, announcer, plan.table, sentry),
+        controller=RecoveryController(
+            recovery, persistence, announcer, plan.table, sentry, keeps_rates=given.scheduler_mode == "keep"
+        ),
         announcer=announcer,
         agreement=agreement,
         search=LrSearch(test, plan=plan, persistence=persistence, announcer=announcer),

@@ -511,3 +511,13 @@ def test_an_exception_in_the_loop_leaves_a_whole_run():
 
     assert r8.global_step == 3
     assert r8.pace.num_out == 0
+
+
+def test_a_ceiling_is_told_as_a_share_of_the_users_rate():
+    """With rates of one's own a limit is no rate, and the summary does not give it for one."""
+    kept, set_here = R8Scheduler(num_steps=3, **QUIET), R8Scheduler(num_steps=3, handle_signals=False)
+    for r8 in (kept, set_here):
+        r8.controller.limit.lower(1.0, by=10)
+
+    assert "learning rate at most 0.1 of yours" in kept.summary()
+    assert "learning rate at most 0.1," in set_here.summary()
