@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -285,15 +285,17 @@ def train_with_adapter(run: Run, guard: Guard, folder: str) -> None:
     """Train a model of torch as its guide says."""
     case, model = run.case, run.model
     data = TensorDataset(torch.arange(model.num_samples))
-    settings: Mapping[str, Any] = settings_of(run, guard, folder)
-    is_own = case.schedule.startswith("own")
-    adapter = attach(model.net, model.optimizer, data, max_grad_norm=case.clip, sets_lr=not is_own, **settings)
+    settings = settings_of(run, guard, folder)
+    if case.schedule.startswith("own"):
+        del settings["initial_lr"]
+        settings["scheduler_mode"] = "keep"
+    adapter = attach(model.net, model.optimizer, data, max_grad_norm=case.clip, **settings)
     for _ in adapter.epochs():
         for (rows,) in adapter.loader():
             samples = rows.numpy()
             factor = run.meet(samples)
             lr = run.rate(adapter.in_hand.lr)
-            if is_own:
+            if case.schedule.startswith("own"):
                 for group in model.optimizer.param_groups:
                     group["lr"] = lr
             losses = model.forward(samples) * torch.as_tensor(factor, dtype=torch.float32)

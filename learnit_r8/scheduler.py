@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import os
 import sys
 import threading
@@ -23,6 +24,8 @@ from .engine import ending, refusal, run_state
 from .engine.builder import build_components
 from .engine.control import Requests
 from .engine.engine import Engine
+from .engine.feed.batch_size import BatchMeasure
+from .engine.feed.batches import Batches
 from .engine.settings import KEPT, Settings, suggest_settings
 from .guard.registry import GuardName
 from .guard.spike import SpikeGuard
@@ -40,6 +43,7 @@ from .triggers import Condition
 if TYPE_CHECKING:
     from .checkpoint.reader import Checkpoint
     from .checkpoint.saver import BestCheckpoint
+    from .engine.feed.feed import Feed
     from .engine.settings import NewGoal, Unpack
     from .journal.writer import Journal
 
@@ -50,16 +54,22 @@ class R8Scheduler:
     """Decides which samples to train on next and at what learning rate; your loop reports each loss back.
 
     Args:
-        num_samples: Number of samples in the data set, N >= 1.
-        batch_size: Samples in a batch, B >= 1.
+        num_samples: Number of samples in the data set, N >= 1. None where the batches are your own: `batches` hands on
+            those of any loader, and `update_with_loss` alone is a step, too; see docs/any_training.md. There is no
+            table then, and what belongs to it must be left out.
+        batch_size: Samples in a batch, B >= 1; only with ``num_samples``.
         initial_lr: Highest learning rate of the schedule, > 0.
-        num_epochs: Budget in epochs of ceil(N / B) steps; fractions are fine. Exactly one budget must be given; with
-            "wsd" or "constant" it may be none: the run goes on until `cool_down` or `requests.stop` ends it.
+        num_epochs: Budget in epochs of ceil(N / B) steps; fractions are fine. Of your own batches, an epoch is one run
+            through the iterable. Exactly one budget must be given; with "wsd", "constant" or "keep" it may be none: the
+            run goes on until `cool_down` or `requests.stop` ends it.
         num_steps: Budget in steps.
         train_duration_seconds: Budget in seconds of wall time from the first draw, pauses (`paused`) excluded. Training
             ends early enough for one more break between two steps (validation) like the longest so far.
+        num_tokens: Budget in tokens of your own batches, read from them or told to `batches`.
+        steps_per_epoch: Steps in a run through your own iterable, where rates must know it in advance.
         scheduler_mode: "cosine", "linear", "constant", "one_cycle", "wsd" (warm-up, stable, decay), or a function from
-            progress in [0, 1] to a learning rate, which is used as it is.
+            progress in [0, 1] to a learning rate, which is used as it is. With "keep" the rate is your own, whatever
+            sets it, and `lr_factor` is what recovery makes of it.
         warmup_proportion: Share of the budget in which the rate rises to ``initial_lr``, in [0, 1]; by default
             0.05, and 0.3 for "one_cycle".
         min_lr: Last learning rate, in [0, initial_lr].
@@ -79,7 +89,8 @@ class R8Scheduler:
         save_callback: ``(state_dict, filepath)``, writes the model to that path. With it, a checkpoint is written to
             ``checkpoint_dir`` (by default "checkpoints") after every epoch.
         load_callback: ``(source)``, loads a model state: from a path written by ``save_callback``, or from a backup.
-            If it takes the keyword ``from_ram``, that says which.
+            If it takes the keyword ``from_ram``, that says which; ``is_resume`` says whether the run goes on in a new
+            process, or from a checkpoint that was asked for, rather than after damage.
         state_callback: ``()``, returns the model state; with it, backups are taken automatically, the first one
             before the first step.
         backup_every: How often to take backups: steps, a time such as "5min", or a trigger; by default four times an
@@ -107,6 +118,13 @@ class R8Scheduler:
         run_dir: Folder to record the run in, for ``learnit-r8 watch`` and ``report`` (docs/dashboard.md); the record
             of an earlier session is continued. True for a new folder in "runs", False for none; by default a new one
             if ``use_curses`` is on. With several ranks only the first one records.
+        keep_witness: Whether to keep your own batch after a backup (up to 64 MiB), so that it can be handed out again
+            to test weights with it; else the losses alone decide. Only without ``num_samples``, as the next two.
+        after_restore: What your loader does when the model was put back: "next", it goes on with its next batch; or
+            "again", it goes back, too, if it has ``state_dict()`` and ``load_state_dict()``.
+        resume_data: How a resumed run finds its place in your loader, if that has no ``load_state_dict()``: "replay"
+            draws and drops the batches before it; "indices" does so with the indices of a `DataLoader` alone, which
+            gives the same samples but another random augmentation; "start" begins the epoch anew.
         config: Your own hyperparameters, a dict of plain values, for the record of the run: ``learnit-r8 ls`` finds
             runs by them, and ``compare`` shows which differ.
         notes: A sentence on the run, for its record.
@@ -146,8 +164,9 @@ class R8Scheduler:
 
     @suggest_settings
     def __init__(
-        self, num_samples: int, *, batch_size: int, initial_lr: float = 0.01,
+        self, num_samples: int | None = None, *, batch_size: int | None = None, initial_lr: float = 0.01,
         num_epochs: float | None = None, num_steps: int | None = None, train_duration_seconds: float | None = None,
+        num_tokens: int | None = None, steps_per_epoch: int | None = None,
         scheduler_mode: ScheduleName | Schedule = "cosine", warmup_proportion: float | None = None, min_lr: float = 0.0,
         warmup_steps: int | None = None, decay_proportion: float | None = None, decay_shape: ShapeName = "sqrt",
         auto_find_lr: bool = False,
@@ -163,6 +182,8 @@ class R8Scheduler:
         resume: str | os.PathLike[str] | None = None,
         guard: GuardName | Guard = SpikeGuard(), recovery: Recovery = Recovery(),
         use_curses: bool = False, run_dir: str | os.PathLike[str] | bool | None = None,
+        keep_witness: bool = True, after_restore: Literal["next", "again"] = "next",
+        resume_data: Literal["replay", "indices", "start"] = "replay",
         config: Mapping[str, Any] | None = None, notes: str | None = None, tags: Sequence[str] = (),
         handle_signals: bool = True,
         cool_down_on: tuple[str, int | str] | None = None,
@@ -171,7 +192,8 @@ class R8Scheduler:
     ) -> None:  # fmt: skip
         settings = Settings(
             num_samples=num_samples, batch_size=batch_size, initial_lr=initial_lr, num_epochs=num_epochs,
-            num_steps=num_steps, train_duration_seconds=train_duration_seconds, scheduler_mode=scheduler_mode,
+            num_steps=num_steps, train_duration_seconds=train_duration_seconds, num_tokens=num_tokens,
+            steps_per_epoch=steps_per_epoch, scheduler_mode=scheduler_mode,
             warmup_proportion=warmup_proportion, min_lr=min_lr, warmup_steps=warmup_steps,
             decay_proportion=decay_proportion, decay_shape=decay_shape, auto_find_lr=auto_find_lr, policy=policy,
             estimator=estimator, alpha=alpha, groups=groups, sample_ids=sample_ids, last_batch=last_batch,
@@ -179,7 +201,8 @@ class R8Scheduler:
             backup_every=backup_every, backup_dir=backup_dir, checkpoint_dir=checkpoint_dir,
             checkpoint_every=checkpoint_every, keep_checkpoints=keep_checkpoints, monitor=monitor, mode=mode,
             early_stopping=early_stopping, resume=resume, guard=guard, recovery=recovery, use_curses=use_curses,
-            run_dir=run_dir, config=config, notes=notes, tags=tags,
+            run_dir=run_dir, keep_witness=keep_witness, after_restore=after_restore, resume_data=resume_data,
+            config=config, notes=notes, tags=tags,
             handle_signals=handle_signals, cool_down_on=cool_down_on, name=name, listeners=listeners, seed=seed,
             clock=clock,
         )  # fmt: skip
@@ -280,8 +303,14 @@ class R8Scheduler:
 
     @property
     def lr(self) -> float:
-        """The learning rate to use now."""
-        return self.host.lr
+        """The learning rate to use now; with "keep", that which you have told, times `lr_factor`, and NaN before."""
+        return self.host.shown_lr(self.host.lr)
+
+    @property
+    def lr_factor(self) -> float:
+        """What recovery makes of the scheduled rate or, with "keep", of your own: a factor; 1.0 if all is well."""
+        lr = self.host.scheduled_lr(self.pace.progress_at(self.pace.step))
+        return self.controller.lr(lr) / lr if lr else 1.0
 
     @property
     def global_step(self) -> int:
@@ -300,6 +329,9 @@ class R8Scheduler:
             RuntimeError: no batch was drawn since the last epoch number.
         """
         run_state.say_if_spent(self.host)
+        if self.host.feed is not None:
+            yield from self.host.feed.epochs()
+            return
         if self._is_closed and not self.pace.is_over:
             self.host.announcer.warn_once(
                 "closed",
@@ -342,6 +374,7 @@ class R8Scheduler:
         Raises:
             RuntimeError: the policy weights samples; those need `draw` and `report`.
         """
+        self._check_draws("batch_iterator")
         epoch, pace, search = self.current_epoch, self.pace, self.host.search
         self.requests.stay_within(None)
         while True:
@@ -366,6 +399,68 @@ class R8Scheduler:
                 self.requests.leave()
                 raise
 
+    def batches(
+        self,
+        loader: Iterable[T],
+        *,
+        size: int | Callable[[Any], int] | None = None,
+        tokens: int | Callable[[Any], int] | None = None,
+    ) -> Batches:
+        """Your own batches, handed on as they are until the iterable or the budget ends; each iteration is an epoch.
+
+        The iterable may be anything: a `DataLoader`, a stream, a generator, of any length. It is asked for one item at
+        a time, when the loop asks for one, and all else of it (``len()``, ``set_epoch()``) can be used as before.
+        A batch that is left without a report is no step.
+
+        Args:
+            loader: The iterable.
+            size: Samples in a batch, or a function of it; by default the first dimension of its first array.
+            tokens: Tokens in a batch, or a function of it, for a budget in tokens; by default the number of its
+                "input_ids".
+
+        Raises:
+            RuntimeError: the scheduler was built with ``num_samples``, so that it draws the batches.
+            TypeError: the loader is no iterable, or a size neither a number nor a function.
+
+        >>> r8 = R8Scheduler(num_steps=5, scheduler_mode="keep")
+        >>> for epoch in r8.epoch_iterator():
+        ...     for batch in r8.batches([[1.0, 2.0], [3.0]]):
+        ...         if r8.update_with_loss(sum(batch)):
+        ...             pass  # Take the step.
+        >>> r8.global_step, r8.current_epoch
+        (5, 2)
+        """
+        feed = self._own_feed("batches")
+        if not isinstance(loader, Iterable):
+            raise TypeError(f"loader must be an iterable of batches, got {loader!r}.")
+        measure = BatchMeasure(
+            size, tokens, needs_tokens=self.pace.budget.tokens is not None,
+            tell_unknown=functools.partial(self.host.announcer.note_once, "batch size"),
+        )  # fmt: skip
+        return Batches(feed, loader, measure)
+
+    def steps(self) -> Iterator[int]:
+        """Yield the number of each step until the budget is spent, for a loop that has no iterable of batches.
+
+        >>> r8 = R8Scheduler(num_steps=3, scheduler_mode="keep")
+        >>> for step in r8.steps():
+        ...     outcome = r8.update_with_loss(1.0)
+        >>> r8.global_step
+        3
+
+        Raises:
+            RuntimeError: the scheduler was built with ``num_samples``, so that it draws the batches.
+        """
+        return self._own_feed("steps").steps()
+
+    def _own_feed(self, call: str) -> Feed:
+        if self.host.feed is None:
+            raise RuntimeError(
+                f"{call}() is for batches of your own, and this scheduler draws them from its {self.table.num_samples} "
+                "samples; leave num_samples and batch_size out, or iterate over batch_iterator()."
+            )
+        return self.host.feed
+
     def update_with_loss(
         self,
         loss: Any,
@@ -374,24 +469,34 @@ class R8Scheduler:
         grad_norm: Any = None,
         skipped: bool = False,
         predictions: Any = None,
+        lr: float | None = None,
     ) -> Outcome:
-        """Report the loss of the last batch of `batch_iterator`, or of a loader with `R8BatchSampler`.
+        """Report the loss of the last batch of `batch_iterator` or `batches`, or of a loader with `R8BatchSampler`.
+
+        Without ``num_samples`` and outside of a loop over `batches`, each call is a step.
 
         Args:
             loss: The loss of each sample, float[B], the mean of the batch, or with ``part_size`` the means of its
-                parts; see `report`.
+                parts; see `report`. Of your own batches the mean, or an array of any shape, of which the mean is taken.
             part_size: Samples in a part, >= 1.
             grad_norm: Norm of the batch's gradient, if known.
             skipped: Whether the optimizer's step was skipped because gradients overflowed.
             predictions: `Predictions` of the same samples.
+            lr: The rate that you train with, for views and messages; only with ``scheduler_mode="keep"``.
 
         Returns:
             The outcome, false if the loss was refused; the learning rate to use now is in it.
 
         Raises:
             RuntimeError: no batch is open; the message says why.
+            ValueError: a rate is told where the scheduler sets it.
             TypeError, ValueError, TrainingDiverged: as for `report`.
         """
+        if lr is not None:
+            self.tell_rate(lr)
+        feed = self.host.feed
+        if feed is not None:
+            return feed.report(loss, part_size, grad_norm, skipped, predictions)
         ticket = self._open
         if ticket is None:
             return self._report_in_hand(
@@ -400,6 +505,21 @@ class R8Scheduler:
         outcome = self.host._report(ticket, loss, part_size, grad_norm, skipped, predictions)
         self._open = None
         return outcome
+
+    @property
+    def keeps_rates(self) -> bool:
+        """Whether the rate is your own: ``scheduler_mode="keep"``."""
+        return self.host.own_rate is not None
+
+    def tell_rate(self, lr: float) -> None:
+        """Tell views and guard the rate that you train with; only with ``scheduler_mode="keep"``.
+
+        Raises:
+            ValueError: the scheduler sets the rate.
+        """
+        if self.host.own_rate is None:
+            raise ValueError(f"lr is the scheduler's own unless scheduler_mode='keep', got lr={lr!r}.")
+        self.host.own_rate = read_number("lr", lr)
 
     def _give_up_open(self) -> None:
         """Give up the batch of `batch_iterator` that was not reported."""
@@ -480,7 +600,15 @@ class R8Scheduler:
 
     def draw_if_any(self) -> Ticket | None:
         """Draw the next batch; None if the budget is spent, all remaining steps are out, or the run was stopped."""
+        self._check_draws("draw")
         return self.host.draw_if_any()
+
+    def _check_draws(self, call: str) -> None:
+        if self.host.feed is not None:
+            raise RuntimeError(
+                f"{call}() draws samples, and this scheduler was built without num_samples; iterate over "
+                "batches(loader)."
+            )
 
     def draw(self) -> Ticket:
         """Draw the next batch. Several batches may be out at a time.
@@ -745,6 +873,8 @@ class R8Scheduler:
         """The run so far, as a few lines of text for people."""
         plan, table, saver = self.host.plan, self.table, self.host.saver
         checkpoints = "no checkpoints: neither checkpoint_dir nor save_callback" if saver is None else saver.summary()
+        if self.host.feed is not None:
+            return self._summary_of_own_batches(checkpoints)
         lines = [
             f"step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr {self.lr:.3g}",
             f"losses refused: {self.sentry.num_refused}; batches not reported: {plan.abandoned}; "
@@ -757,9 +887,20 @@ class R8Scheduler:
         ]
         return "\n".join(lines)
 
+    def _summary_of_own_batches(self, checkpoints: str) -> str:
+        plan = self.host.plan
+        return "\n".join(
+            [
+                f"step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr {self.lr:.3g}",
+                f"losses refused: {self.sentry.num_refused}; batches not reported: {plan.abandoned}; "
+                f"{checkpoints}{self.controller.summary()}",
+                f"{events.NO_TABLE}.",
+            ]
+        )
+
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in an epoch, the same for every policy."""
+        """Steps in an epoch, the same for every policy; of your own batches `sys.maxsize`, as a loader ends itself."""
         return self.host.plan.steps_per_pass
 
     @property
@@ -817,7 +958,7 @@ class R8Scheduler:
             return "finished"
         if self.pace.budget.cool_down is not None:
             return "cooling down"
-        if self.current_epoch == 0:
+        if self.current_epoch == 0 and self.host.feed is None:
             return "cataloguing"
         return "steadying" if self.controller.is_steadying else "training"
 

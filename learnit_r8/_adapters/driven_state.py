@@ -21,7 +21,7 @@ from ..checkpoint.state_fit import fit, unpack_saved
 from ..checkpoint.state_form import is_key, leave_out, pack
 from ..checkpoint.state_tree import nnx_of, open_node
 from ..events.caller import warn
-from .random_generators import random_state, set_random_state
+from ..sampling.random_generators import random_state, set_random_state
 
 if TYPE_CHECKING:
     from ..sampling.ticket import Outcome

@@ -7,7 +7,7 @@ from typing import Any
 
 FOREIGN = (
     "the optimizer's learning rate was changed by something else than R8Scheduler, which sets it at each step: take "
-    "that other scheduler out (or give its curve as scheduler_mode), or pass sets_lr=False to attach()."
+    "that other scheduler out (or give its curve as scheduler_mode), or pass scheduler_mode='keep' to attach()."
 )
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..checkpoint.callbacks import Callbacks
+    from ..engine.feed.feed import Feed
     from ..engine.membership import Member, RankGroup
     from ..recovery.controller import RecoveryController
     from ..sampling.ticket import Ticket
@@ -33,8 +34,8 @@ class Host(Protocol):
         """``(topic, text, *, is_warning=True)``: tells user and listeners the first time a topic comes up."""
 
     @property
-    def seed(self) -> int:
-        """The seed of the batches."""
+    def feed(self) -> Feed | None:
+        """Takes batches of the user's own; None where the scheduler draws them."""
 
     @property
     def next_step(self) -> int:

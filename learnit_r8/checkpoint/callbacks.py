@@ -30,7 +30,8 @@ class Callbacks:
 
     Attributes:
         save: ``(state_dict, filepath)`` or ``(filepath)``: writes the model.
-        load: ``(source)`` or ``(source, from_ram=)``: restores a model state from a path or a backup.
+        load: ``(source)``, with the keywords ``from_ram`` and ``is_resume`` or without: restores a model state from a
+            path or a backup, as a run goes on in a new process or as damage is healed.
         state: ``()``: returns the model state for a backup.
         collect: ``()``: returns the model state for `save`, where that is another one; called on all ranks.
         generators: The random generators, so that dropout and augmentation repeat when a batch is drawn again.
@@ -70,7 +71,7 @@ def noting(callback: Callable[[], Any] | None) -> Callable[[], Any] | None:
 
 FORMS = {
     "save_callback": "(state_dict, filepath) or (filepath)",
-    "load_callback": "(source) or (source, from_ram=)",
+    "load_callback": "(source), with the keywords from_ram= and is_resume= or without",
     "state_callback": "()",
 }
 """Accepted signatures of each callback."""
@@ -83,7 +84,7 @@ def check_callback(name: str, callback: Any) -> None:
     if not callable(callback):
         raise TypeError(f"{name} must be a function or None, got {callback!r}.")
     given = {"save_callback": 1 if _takes_path_only(callback) else 2, "load_callback": 1, "state_callback": 0}[name]
-    keywords = _from_ram(callback, True) if name == "load_callback" else {}
+    keywords = _keywords(callback, from_ram=True, is_resume=True) if name == "load_callback" else {}
     try:
         # A decorated function takes what its wrapper takes, not what __wrapped__ shows.
         signature = inspect.signature(callback, follow_wrapped=False)
@@ -106,22 +107,23 @@ def call_save(callback: Callable[..., Any], state: dict[str, Any], filepath: str
         callback(state, filepath)
 
 
-def call_load(callback: Callable[..., Any], source: Any, *, from_ram: bool) -> None:
-    """Call ``callback(source)``, with the keyword ``from_ram`` if it has one. Its return value is ignored.
+def call_load(callback: Callable[..., Any], source: Any, *, from_ram: bool, is_resume: bool = False) -> None:
+    """Call ``callback(source)``, with the keywords ``from_ram`` and ``is_resume`` if it has them.
 
     Raises:
         RuntimeError: the callback raised; the message says what it was given.
     """
     try:
-        callback(source, **_from_ram(callback, from_ram))
+        callback(source, **_keywords(callback, from_ram=from_ram, is_resume=is_resume))
     except Exception as error:
         given = f"the RAM backup, a {type(source).__name__}" if from_ram else f"the path {source!r}"
         raise RuntimeError(f"load_callback must restore the model from {given}, but raised {error!r}.") from error
 
 
-def _from_ram(callback: Callable[..., Any], from_ram: bool) -> dict[str, bool]:
-    """The keyword ``from_ram`` for a load callback that has it."""
-    return {"from_ram": from_ram} if any(p.name == "from_ram" for p in _parameters(callback)) else {}
+def _keywords(callback: Callable[..., Any], **given: bool) -> dict[str, bool]:
+    """Those of the keywords that a load callback has."""
+    names = {parameter.name for parameter in _parameters(callback)}
+    return {name: value for name, value in given.items() if name in names}
 
 
 def _parameters(callback: Callable[..., Any]) -> list[inspect.Parameter]:

@@ -58,9 +58,9 @@ class ModelLoader:
         if self._pending is not None and load is not None:
             checkpoint, self._pending = self._pending, None
             if checkpoint.model_state is not None:
-                call_load(load, checkpoint.model_state, from_ram=True)
+                call_load(load, checkpoint.model_state, from_ram=True, is_resume=True)
             else:
-                call_load(load, str(checkpoint.model_path), from_ram=False)
+                call_load(load, str(checkpoint.model_path), from_ram=False, is_resume=True)
 
     def put_back(self, checkpoint: Checkpoint, *, has_callback: bool) -> None:
         """Note that a checkpoint was loaded; warn of a missing model and of changed settings."""

@@ -87,7 +87,10 @@ def readable(run: Run, epochs: Iterable[int]) -> Iterator[Samples]:
         is_empty = False
         yield samples
     if is_empty:
-        raise UnreadableRun(f"run must hold a samples file, got {reasons or 'none'} in {str(run.folder)!r}.")
+        raise UnreadableRun(
+            f"run must hold a samples file, got {reasons or 'none'} in {str(run.folder)!r}. (A run whose batches are "
+            "your own has no table of samples.)"
+        )
 
 
 def rows_of(samples: Samples, verdict: Suspects, chosen: NDArray[np.int64], columns: Sequence[str]) -> Rows:

@@ -116,8 +116,7 @@ def _of_run(event: events.Event) -> EventText | None:
     match event:
         case events.RunStarted():
             where = f"resumed at step {event.step:,}" if event.step else "started"
-            size = f"{event.num_samples:,} samples in batches of {event.batch_size:,}"
-            return EventText(INFO, f"{where}: {size}", "R" * bool(event.step))
+            return EventText(INFO, f"{where}: {describe_data(event)}", "R" * bool(event.step))
         case events.RunPaused():
             return EventText(INFO, f"paused: {event.reason}" if event.reason else "paused")
         case events.RunResumed():
@@ -133,6 +132,13 @@ def _of_run(event: events.Event) -> EventText | None:
         case events.RunEnded():
             return EventText(GOOD, end_of(event)) if event.finished else EventText(WARN, "stopped before its end")
     return None
+
+
+def describe_data(event: events.RunStarted) -> str:
+    """The samples of a run and its batches; or that there is no table of them."""
+    if not event.num_samples:
+        return events.NO_TABLE
+    return f"{event.num_samples:,} samples in batches of {event.batch_size:,}"
 
 
 def end_of(event: events.RunEnded) -> str:

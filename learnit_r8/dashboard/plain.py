@@ -67,7 +67,7 @@ class PlainLog:
             case events.RunStarted():
                 self._run = event
                 size = f"{event.num_samples} samples in batches of {event.batch_size}"
-                return f"{event.name or 'run'}: {size}, {_budget(event)}"
+                return f"{event.name or 'run'}: {size if event.num_samples else events.NO_TABLE}, {_budget(event)}"
             case events.CoolDownBegan() if self._run is not None:
                 total, seconds = event.total_steps, event.train_duration_seconds
                 self._run = dataclasses.replace(self._run, total_steps=total, train_duration_seconds=seconds)
@@ -76,7 +76,8 @@ class PlainLog:
     def _where(self, event: events.StepDone | events.EpochDone) -> str:
         run, epochs, steps = self._run, "", ""
         if run is not None and run.total_steps is not None:
-            epochs, steps = f"/{math.ceil(run.total_steps / run.steps_per_epoch)}", f"/{run.total_steps}"
+            each = run.steps_per_epoch
+            epochs, steps = f"/{math.ceil(run.total_steps / each)}" if each else "", f"/{run.total_steps}"
         where = f"epoch {event.epoch + 1}{epochs} step {event.step}{steps}"
         return f"{where}  loss {event.loss:.4g}  lr {event.lr:.3g}"
 

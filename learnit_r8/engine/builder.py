@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .._validation import check_choice, whole_number
+from .._validation import check_choice, is_number, whole_number
 from ..checkpoint.callbacks import Callbacks, noting
 from ..checkpoint.early_stop import EarlyStop
 from ..checkpoint.saver import MODES
 from ..events.bus import Announcer
 from ..guard.monitor import Sentry
 from ..guard.registry import as_guard
+from ..guard.spike import SpikeGuard
 from ..guard.verdict import Guard
 from ..policies.registry import get_policy
 from ..recovery.agreement import Agreement
 from ..recovery.controller import RecoveryController
 from ..recovery.persistence import Persistence
 from ..recovery.ram_backup import RamBackup
+from ..sampling.loader_plan import UNKNOWN_LENGTH, LoaderPlan
 from ..sampling.permutation import MAX_SAMPLES
 from ..sampling.plan import Plan
-from ..schedules.budget import OPEN_WARMUP, Budget
+from ..schedules.budget import BUDGETS, OPEN_WARMUP, Budget
 from ..schedules.cool_down import CoolDownRule
 from ..schedules.range_test import RangeTest
-from ..schedules.schedule import DEFAULT_DECAY, Schedule, make_schedule
+from ..schedules.schedule import DEFAULT_DECAY, OPEN_MODES, Kept, Schedule, make_schedule
 from ..schedules.span import Span, read_span
 from ..table.table import SampleTable
+from .feed.feed import FeedSettings
+from .feed.replay import WAYS
 from .lr_search import LrSearch
 from .pace import Pace
 from .settings import Settings
 from .signals import NAMES as ENDING
+
+USUAL_EPOCH = 400
+"""Steps that are taken for an epoch of unknown length, where backups are taken as often as an epoch says."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class Components:
         settings: The configuration as texts, for display.
         handle_signals: Whether signals that end the process wait for the end of the step and a checkpoint.
         cool_down_on: Number of the signal that asks for a cool-down, and its length; None for none.
+        feed: How the user's loader is treated; None where the scheduler draws the batches.
     """
 
     plan: Plan
@@ -69,6 +78,7 @@ class Components:
     settings: Mapping[str, str]
     handle_signals: bool
     cool_down_on: tuple[int, Span] | None
+    feed: FeedSettings | None = None
 
 
 def build_components(given: Settings) -> Components:
@@ -80,13 +90,14 @@ def build_components(given: Settings) -> Components:
     """
     guard, recovery = _checked_guard(given), given.recovery
     plan = _build_plan(given)
-    budget = _build_budget(given, plan.steps_per_pass)
+    steps_per_epoch = _steps_per_epoch(given, plan)
+    budget = _build_budget(given, steps_per_epoch)
     pace = Pace(budget, plan.steps_per_pass, given.clock, rule=_build_cool_down_rule(given))
     check_choice("mode", given.mode, MODES)
-    test = _build_range_test(given, budget, plan.steps_per_pass)
+    test = _build_range_test(given, budget, steps_per_epoch)
     agreement = Agreement()
     announcer = Announcer(given.listeners, lambda: (pace.step, pace.seconds))
-    if plan.table.batch_size > plan.table.num_samples:
+    if plan.table.batch_size > plan.table.num_samples > 0:
         announcer.warn_once(
             "batch_size",
             f"batch_size {plan.table.batch_size} is more than the {plan.table.num_samples} samples there are, so an "
@@ -107,7 +118,7 @@ def build_components(given: Settings) -> Components:
         monitor=given.monitor if has_folder else None,
         mode=given.mode,
         config=replace(given, guard=guard).run_config(),
-        steps_per_epoch=plan.steps_per_pass,
+        steps_per_epoch=USUAL_EPOCH if steps_per_epoch == UNKNOWN_LENGTH else steps_per_epoch,
         announcer=announcer,
         agreement=agreement,
         backup=RamBackup(most=recovery.keep_backups),
@@ -118,7 +129,9 @@ def build_components(given: Settings) -> Components:
         make_schedule=_schedule_maker(given, budget),
         sentry=sentry,
         persistence=persistence,
-        controller=RecoveryController(recovery, persistence, announcer, plan.table, sentry),
+        controller=RecoveryController(
+            recovery, persistence, announcer, plan.table, sentry, keeps_rates=given.scheduler_mode == "keep"
+        ),
         announcer=announcer,
         agreement=agreement,
         search=LrSearch(test, plan=plan, persistence=persistence, announcer=announcer),
@@ -127,11 +140,15 @@ def build_components(given: Settings) -> Components:
         settings=replace(given, guard=guard).texts(),
         handle_signals=given.handle_signals,
         cool_down_on=_checked_signal(given),
+        feed=_build_feed(given),
     )
 
 
 def _checked_guard(given: Settings) -> Guard:
     guard = as_guard(given.guard)
+    if isinstance(guard, SpikeGuard) and given.num_samples is None and given.scheduler_mode == "keep":
+        # Where the first losses rise, a rate that is the user's own is not to be tried at a tenth.
+        guard = replace(guard, tests_progress=False)
     for argument, value, method in (
         ("guard", guard, "judge"),
         ("guard", guard, "suspicion"),
@@ -144,6 +161,15 @@ def _checked_guard(given: Settings) -> Guard:
 
 
 def _build_plan(given: Settings) -> Plan:
+    if given.num_samples is None:
+        # It has what the engine uses of a plan.
+        return _build_loader_plan(given)  # type: ignore[return-value]
+    for name in _OF_LOADERS:
+        if getattr(given, name) != _OF_LOADERS[name]:
+            raise ValueError(
+                f"{name} must be left out with num_samples, as it is for batches of your own, got "
+                f"{getattr(given, name)!r}."
+            )
     num_samples = whole_number("num_samples", given.num_samples, least=1, most=MAX_SAMPLES)
     batch_size = whole_number("batch_size", given.batch_size, least=1, most=MAX_SAMPLES)
     seed = whole_number("seed", given.seed, least=0, most=2**63)
@@ -169,15 +195,71 @@ def _build_plan(given: Settings) -> Plan:
     return plan
 
 
+_OF_PLANS = {
+    "batch_size": None, "policy": "balanced", "groups": None, "sample_ids": None, "last_batch": "short",
+    "estimator": "relative", "alpha": None, "auto_find_lr": False,
+}  # fmt: skip
+"""Settings of batches that the scheduler draws, and their defaults."""
+
+_OF_LOADERS = {
+    "num_tokens": None, "steps_per_epoch": None, "keep_witness": True, "after_restore": "next", "resume_data": "replay",
+}  # fmt: skip
+"""Settings of batches that come from the user's loader, and their defaults."""
+
+
+def _build_loader_plan(given: Settings) -> LoaderPlan:
+    """The plan of a run whose batches come from the user's loader."""
+    for name, default in _OF_PLANS.items():
+        value = getattr(given, name)
+        if value is not default and not (isinstance(value, str) and value == default):
+            raise ValueError(
+                f"{name} needs num_samples, as the scheduler draws the batches then, got {value!r} without."
+            )
+    return LoaderPlan(SampleTable(0, batch_size=1), seed=whole_number("seed", given.seed, least=0, most=2**63))
+
+
+def _build_feed(given: Settings) -> FeedSettings | None:
+    if given.num_samples is not None:
+        return None
+    check_choice("after_restore", given.after_restore, ("next", "again"))
+    check_choice("resume_data", given.resume_data, WAYS)
+    return FeedSettings(bool(given.keep_witness), given.after_restore, given.resume_data)
+
+
+def _steps_per_epoch(given: Settings, plan: Plan) -> int:
+    if given.steps_per_epoch is None:
+        return plan.steps_per_pass
+    return whole_number("steps_per_epoch", given.steps_per_epoch, least=1)
+
+
+def _build_pass_budget(given: Settings) -> Budget:
+    """The budget of so many runs through the user's loader."""
+    epochs: Any = given.num_epochs
+    known, mode = given.steps_per_epoch, given.scheduler_mode
+    if not (is_number(epochs) and 0 < epochs < math.inf):
+        raise ValueError(f"num_epochs must be a number > 0 and finite, got {epochs!r}.")
+    if known is None and (mode not in OPEN_MODES or epochs != int(epochs)):
+        raise ValueError(
+            f"num_epochs={epochs!r} of a loader needs steps_per_epoch with scheduler_mode={mode!r}, as it is not known "
+            "when that ends: give steps_per_epoch, or a budget by num_steps, num_tokens or train_duration_seconds; or "
+            "whole epochs with scheduler_mode 'keep' or 'constant'."
+        )
+    return Budget(passes=epochs, steps_per_pass=known)
+
+
 def _build_budget(given: Settings, steps_per_epoch: int) -> Budget:
     warmup_steps = given.warmup_steps
     if warmup_steps is not None:
         warmup_steps = whole_number("warmup_steps", warmup_steps, least=0)
+    is_alone = all(getattr(given, name) is None for name in BUDGETS if name != "num_epochs")
+    if given.num_samples is None and given.num_epochs is not None and is_alone:
+        return _build_pass_budget(given)
     return Budget.of(
         given.num_epochs,
         given.num_steps,
         given.train_duration_seconds,
         steps_per_epoch,
+        num_tokens=given.num_tokens,
         mode=given.scheduler_mode,
         warmup_steps=warmup_steps,
     )
@@ -200,9 +282,24 @@ def _build_range_test(given: Settings, budget: Budget, steps_per_epoch: int) -> 
     return RangeTest.for_run(10 * steps_per_epoch if budget.is_open else budget.steps)
 
 
+_OF_RATES = {
+    "initial_lr": 0.01, "min_lr": 0.0, "warmup_proportion": None, "warmup_steps": None, "decay_proportion": None,
+    "auto_find_lr": False,
+}  # fmt: skip
+"""Settings of rates that the scheduler sets, and their defaults."""
+
+
 def _schedule_maker(given: Settings, budget: Budget) -> Callable[[float | None], Schedule]:
     """The function of a found peak rate, or None, that returns the schedule."""
     warmup, steps = given.warmup_proportion, given.warmup_steps
+    if given.scheduler_mode == "keep":
+        for name, default in _OF_RATES.items():
+            if getattr(given, name) != default:
+                raise ValueError(
+                    f"{name} must be left out with scheduler_mode='keep', as the rate is yours then, got "
+                    f"{getattr(given, name)!r}."
+                )
+        return lambda peak: Kept()
     if budget.is_open:
         if warmup is not None:
             raise ValueError(

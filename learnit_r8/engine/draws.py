@@ -24,9 +24,9 @@ def start(run: Engine) -> None:
         schedule=run.schedule,
         name=run.name,
         num_samples=table.num_samples,
-        batch_size=table.batch_size,
-        steps_per_epoch=run.plan.steps_per_pass,
-        total_steps=budget.steps,
+        batch_size=table.batch_size if table.num_samples else 0,
+        steps_per_epoch=run.plan.steps_per_pass if table.num_samples else budget.steps_per_pass or 0,
+        total_steps=budget.expected_steps,
         train_duration_seconds=budget.seconds,
         policy=run.plan.policy.name,
     )
@@ -59,7 +59,7 @@ def draw_specially(run: Engine, step: int, *, may_probe: bool = True) -> Ticket 
             batch, lr = run.search.draw()
             return run._ticket(step, -1, lr, batch)
         turn.is_changing = True
-        _begin(run)
+        begin(run)
         # After a resume, batches that are drawn again may be of the previous pass.
         if epoch > plan.pass_number:
             _start_pass(run, epoch, pace.policy_progress(epoch, progress))
@@ -78,7 +78,8 @@ def draw_specially(run: Engine, step: int, *, may_probe: bool = True) -> Ticket 
         return run._ticket(step, epoch, lr, batch)
 
 
-def _begin(run: Engine) -> None:
+def begin(run: Engine) -> None:
+    """Begin to count the time of the run and of its epoch, as a batch is drawn."""
     run.pace.start()
     if not run._tally.has_begun:
         run._tally.began = run.pace.seconds

@@ -12,10 +12,10 @@ from .. import events
 from ..events.bus import Announcer
 from ..events.versions import versions
 from ..sampling.chunk import Batch
+from ..sampling.tally import Tally
 from ..sampling.ticket import Ticket
 from ..schedules.schedule import Schedule
 from ..table.table import SampleTable
-from .tally import Tally
 
 if TYPE_CHECKING:
     from ..table.survey import Surveyor
@@ -87,7 +87,7 @@ class EventEmitter:
             self._announcer.tell(events.LrPlanned, lr_plan=sampled(schedule))
 
     def step_done(
-        self, ticket: Ticket, *, progress: float, loss: float, expected_loss: float, suspicion: float
+        self, ticket: Ticket, *, progress: float, loss: float, expected_loss: float, lr: float, suspicion: float
     ) -> None:
         """Emit `StepDone`: a batch was reported and learned from."""
         own, self._own = self._own, 0.0
@@ -103,7 +103,7 @@ class EventEmitter:
             progress=progress,
             loss=loss,
             expected_loss=expected_loss,
-            lr=ticket.lr,
+            lr=lr,
             batch_size=len(ticket.indices),
             steady=batch.chunk.pass_number < 0,
             own_seconds=own,
@@ -134,6 +134,8 @@ class EventEmitter:
             closing: Whether the run ends here; then there is always a survey, whatever it costs.
         """
         announcer = self._announcer
+        if not self._table.num_samples:
+            return
         step = announcer.where()[0]
         if epoch_ended:
             self._ended_step = step

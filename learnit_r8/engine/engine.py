@@ -20,7 +20,7 @@ import functools
 import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -29,12 +29,13 @@ from numpy.typing import NDArray
 from ..guard.monitor import MOST_SUSPICION
 from ..guard.verdict import Verdict
 from ..sampling.chunk import Batch
+from ..sampling.tally import Tally
 from ..sampling.ticket import Outcome, Ticket, new_tuple
-from ..schedules.schedule import check_rate
+from ..schedules.schedule import Kept, check_rate
 from . import draws, ending, membership, refusal, run_state, step
 from .control import Requests
 from .emitter import EventEmitter
-from .tally import Tally
+from .feed.feed import Feed
 from .turns import RunInterrupted, Turns
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ class Engine:
 
     Attributes:
         adopt: See `Persistence.adopt`.
-        look_at_weights: See `Persistence.look_at_weights`.
         backup: The model states in RAM.
         saver: Writes checkpoints; None without a folder.
         model_loader: Passes the models of checkpoints to the load callback.
@@ -74,14 +74,12 @@ class Engine:
         self.model_loader = parts.persistence.model_loader
         # For adapters.
         self.adopt = parts.persistence.adopt
-        self.look_at_weights = parts.persistence.look_at_weights
         self.emitter = EventEmitter(parts.announcer, parts.plan.table)
         self.controller = parts.controller
         self.search = parts.search
         self.early_stop = parts.early_stop
         self.name = parts.name
         self.member: membership.Member = membership.NoMember()
-        self.say_once = parts.announcer.say_once
         self.agreement = parts.agreement
         self.requests = Requests(
             parts.pace,
@@ -102,11 +100,26 @@ class Engine:
         self._saving = threading.RLock()
         self._epoch_ended = False
         self._has_started = False
+        # The user's own rate as far as it is told, NaN before; None where the rate is the schedule's.
+        self.own_rate = math.nan if isinstance(self.schedule, Kept) else None
+        self.feed = None if parts.feed is None else Feed(self, parts.plan, parts.feed)  # type: ignore[arg-type]
+        if self.feed is not None:
+            self.controller.let_probe(False)
         self.table.learner.hold_back(self)
 
     def join(self, member: membership.Member) -> None:
         """Let an adapter hold back batches and losses; it replaces the one that joined before."""
         self.member = member
+
+    @property
+    def say_once(self) -> Callable[..., None]:
+        """See `Announcer.say_once`."""
+        return self.announcer.say_once
+
+    @property
+    def look_at_weights(self) -> Callable[[], None]:
+        """Takes a backup, which looks at every number, as soon as the user's step is complete."""
+        return self.persistence.look_at_weights
 
     def settle(self) -> None:
         """Have the member report the losses that it holds back."""
@@ -440,6 +453,9 @@ class Engine:
         """Give up a batch that will not be reported; see `R8Scheduler.give_up`."""
         if not ticket.batch.is_out:
             return
+        if self.feed is not None:
+            self.feed.give_up(ticket, is_noted=not on_purpose)
+            return
         with self.turns.take("give_up", self.pace.step) as turn:
             if ticket.batch.is_out:
                 turn.is_changing = True
@@ -450,6 +466,10 @@ class Engine:
         """The learning rate to use now."""
         pace = self.pace
         return self.search.lr or self._lr_at(pace.progress_at(pace.step))
+
+    def shown_lr(self, lr: float) -> float:
+        """A rate of the engine's as the user knows it: where the rate is the user's own, it is a factor of that."""
+        return lr if self.own_rate is None else lr * self.own_rate
 
     def lr_after(self, held_back: int) -> float | None:
         """The learning rate to use once this many more batches are reported; None during the learning-rate search."""

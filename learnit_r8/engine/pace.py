@@ -40,6 +40,9 @@ class Pace:
         is_stopped: Whether the run was asked to end before its budget is used up.
         ended_early: Why the program itself has ended it so, which is a success; None if it has not.
         rule: As given.
+        passes: Runs through an iterable of the user's before the present one; 0 where batches are planned.
+        has_ended: Whether the present one has ended, and none has begun since.
+        tokens: Tokens trained on, as far as they are told.
         longest_break: Longest time between a report and the next draw so far, in seconds; known for budgets in seconds.
     """
 
@@ -55,6 +58,8 @@ class Pace:
         self.steps_per_epoch = steps_per_epoch
         self.step = 0
         self.num_out = 0
+        self.passes = self.tokens = 0
+        self.has_ended = False
         self.is_stopped = False
         self.ended_early: str | None = None
         self.clock = clock
@@ -98,7 +103,12 @@ class Pace:
     @property
     def epoch(self) -> int:
         """The current epoch, 0-based."""
-        return self.step // self.steps_per_epoch
+        return self.step // self.steps_per_epoch + self.passes
+
+    def begin_pass(self) -> None:
+        """Begin a run through the user's iterable, if the one before has ended."""
+        self.passes += self.has_ended
+        self.has_ended = False
 
     @property
     def progress(self) -> float:
@@ -113,7 +123,11 @@ class Pace:
         budget = self.budget
         steps = budget.steps
         if steps is None:
-            return budget.progress(step, 0.0) if budget.seconds is None else self._timed_progress(budget.seconds)
+            if budget.seconds is not None:
+                return self._timed_progress(budget.seconds)
+            if budget.is_open:
+                return budget.progress(step, 0.0)
+            return budget.share_of(step, tokens=self.tokens, passes=self.passes + self.has_ended)
         # budget.progress() inlined, as this is called twice a step.
         return step / steps if step < steps else 1.0
 
@@ -206,6 +220,8 @@ class Pace:
             "step": self.step,
             "seconds": self.seconds,
             "longest_break": self.longest_break,
+            "passes": [self.passes, self.has_ended],
+            "tokens": self.tokens,
             "ending": state_of(self.budget),
         }
 
@@ -215,6 +231,7 @@ class Pace:
         self.budget = self._given if ending is None else from_state(ending)
         self.step, self.num_out = state["step"], 0
         self.longest_break = state["longest_break"]
+        (self.passes, self.has_ended), self.tokens = state.get("passes", (0, False)), state.get("tokens", 0)
         self._break = -1, 0.0
         self._watch.reset(state["seconds"], self.clock())
         self._set_deadline()

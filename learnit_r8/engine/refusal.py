@@ -130,7 +130,7 @@ def look_last(run: Engine) -> bool:
 
 def _most_steady(run: Engine, epoch: int) -> int:
     # The first pass must see every sample, and one incident may cost at most a quarter of an epoch.
-    return run.plan.steps_per_pass // 4 if epoch > 0 else 0
+    return run.plan.steps_per_pass // 4 if epoch > 0 and run.feed is None else 0
 
 
 def give_up(run: Engine, ticket: Ticket, on_purpose: bool) -> None:

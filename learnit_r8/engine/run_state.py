@@ -16,8 +16,8 @@ from ..checkpoint.reader import Checkpoint, NoValidCheckpoint
 from ..checkpoint.state_fit import check_kinds
 from ..checkpoint.state_tree import clone
 from ..checkpoint.store import CheckpointStore
+from ..sampling.tally import Tally
 from ..schedules.budget import BUDGETS
-from .tally import Tally
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -29,7 +29,7 @@ FORMAT = 1
 """Format of the whole state; it stays, as each part has a version of its own."""
 
 VERSIONS = {
-    "table": 2, "plan": 1, "pace": 2, "recovery": 2, "quarantine": 2, "guard": 2, "tally": 1, "search": 1,
+    "table": 2, "plan": 1, "pace": 3, "recovery": 2, "quarantine": 2, "guard": 2, "tally": 1, "search": 1,
     "early_stop": 1,
 }  # fmt: skip
 """Version of each part's state. A change of a part adds one here, and the part must still read the versions before it,
@@ -52,7 +52,7 @@ def position_of(run: Engine) -> dict[str, Any]:
     """The state but for the table, as it will be once that has learned every report so far."""
     return {
         "seed": run.plan.seed,
-        "plan": run.plan.position(),
+        "plan": (run.feed or run.plan).position(),
         "pace": run.pace.state_dict(),
         "recovery": run.controller.state_dict(),
         "quarantine": run.controller.quarantine.state_dict(),
@@ -143,7 +143,7 @@ def _take_over(run: Engine, state: Mapping[str, Any]) -> None:
     run.plan.seed = state["seed"]
     if "table" in state:
         run.table.load_state_dict(state["table"])
-    run.plan.load_state_dict(state["plan"])
+    (run.feed or run.plan).load_state_dict(state["plan"])
     # The clock may stand still yet.
     run.plan.check_again()
     run.pace.load_state_dict(state["pace"])

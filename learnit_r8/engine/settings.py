@@ -69,8 +69,8 @@ class Settings:
     A new one stands in the signature and the docstring of `R8Scheduler`, and here; nowhere else.
     """
 
-    num_samples: int = field(metadata=_about(kept=CHANGEABLE, is_shown=False))
-    batch_size: int = field(
+    num_samples: int | None = field(metadata=_about(kept=CHANGEABLE, is_shown=False))
+    batch_size: int | None = field(
         metadata=_about("bs", "batch", "per_device_train_batch_size", kept=CHANGEABLE, is_shown=False)
     )
     initial_lr: float = field(metadata=_about("lr", "learning_rate", "peak_lr", "max_lr", "base_lr", kept=CHANGEABLE))
@@ -83,6 +83,8 @@ class Settings:
     train_duration_seconds: float | None = field(
         metadata=_about("max_time", "duration", "seconds", "time", kept=CHANGEABLE)
     )
+    num_tokens: int | None = field(metadata=_about("max_tokens", "tokens", kept=CHANGEABLE))
+    steps_per_epoch: int | None = field(metadata=_about("num_batches", "batches_per_epoch", kept=CHANGEABLE))
     scheduler_mode: ScheduleName | Schedule = field(
         metadata=_about(
             "schedule", "lr_schedule", "lr_scheduler", "lr_scheduler_type", "schedule_mode", kept=CHANGEABLE
@@ -126,6 +128,9 @@ class Settings:
     run_dir: str | os.PathLike[str] | bool | None = field(
         metadata=_about("log_dir", "logdir", "logging_dir", "run_folder", is_of_rank_0=True)
     )
+    keep_witness: bool = field(metadata=_about(kept=NOTED))
+    after_restore: Literal["next", "again"] = field(metadata=_about(kept=NOTED))
+    resume_data: Literal["replay", "indices", "start"] = field(metadata=_about("skip_batches", kept=NOTED))
     config: Mapping[str, Any] | None = field(metadata=_about("hparams", "hyperparameters", "params", is_shown=False))
     notes: str | None = field(metadata=_about("description", "comment", is_shown=False))
     tags: Sequence[str] = field(metadata=_about(is_shown=False))
@@ -227,6 +232,8 @@ class CommonSettings(TypedDict, total=False):
     num_epochs: float | None
     num_steps: int | None
     train_duration_seconds: float | None
+    num_tokens: int | None
+    steps_per_epoch: int | None
     scheduler_mode: ScheduleName | Schedule
     warmup_proportion: float | None
     warmup_steps: int | None
@@ -254,6 +261,9 @@ class CommonSettings(TypedDict, total=False):
     recovery: Recovery
     use_curses: bool
     run_dir: str | os.PathLike[str] | bool | None
+    keep_witness: bool
+    after_restore: Literal["next", "again"]
+    resume_data: Literal["replay", "indices", "start"]
     config: Mapping[str, Any] | None
     notes: str | None
     tags: Sequence[str]
@@ -271,7 +281,7 @@ class SchedulerSettings(CommonSettings, total=False):
     >>> settings: SchedulerSettings = {"batch_size": 32, "num_epochs": 3, "policy": "focus"}
     """
 
-    batch_size: int
+    batch_size: int | None
     save_callback: Callable[..., Any] | None
     load_callback: Callable[..., Any] | None
 
@@ -279,8 +289,8 @@ class SchedulerSettings(CommonSettings, total=False):
 class NewGoal(CommonSettings, total=False):
     """What `R8Scheduler.resume_from_checkpoint` may change."""
 
-    num_samples: int
-    batch_size: int
+    num_samples: int | None
+    batch_size: int | None
 
 
 def suggest_settings(function: F) -> F:

@@ -10,9 +10,9 @@ import numpy as np
 from ..guard.monitor import MOST_SUSPICION, Judgement
 from ..guard.verdict import Verdict
 from ..sampling.chunk import OPEN, OUT_AGAIN, REPORTED
+from ..sampling.tally import Tally
 from ..sampling.ticket import Ticket, new_tuple
-from ..table.losses import EXACT, Reading, check_kind, read_loss, read_number
-from .tally import Tally
+from ..table.losses import EXACT, Reading, check_kind, read_loss, read_mean, read_number
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -62,7 +62,7 @@ def judge(
         _refuse_ticket(run, ticket)
     if run.turns.busy is not None:
         _refuse_restoring(run, ticket)
-    reading = read_loss(loss, len(indices), part_size)
+    reading = read_loss(loss, len(indices), part_size) if table.num_samples else read_mean(loss)
     if len(indices) == 1 and table.storage.part_size == EXACT:
         # The loss of a single sample, without its dimension.
         reading = Reading(reading.mean, np.atleast_1d(reading.means), EXACT, reading.lowest)
@@ -70,12 +70,12 @@ def judge(
     if grad_norm is not None:
         grad_norm = read_number("grad_norm", grad_norm)
     storage = table.storage
-    if table.batch_size == 1:
+    if table.batch_size == 1 and table.num_samples:
         kind = EXACT
     is_plain = kind == storage.part_size
     if not is_plain:
         check_kind(kind, storage.part_size)
-    if predictions is not None:
+    if predictions is not None and table.num_samples:
         reading = table.storage.evidence.with_predictions(reading, predictions, kind)
     if epoch < 0:
         _, verdict = sentry.guard.judge(sentry.guard.begin(), mean)
@@ -96,6 +96,8 @@ def judge(
     is_quiet = controller.is_quiet
     # The guard hears the rate of the step that it judges, before recovery lowers it.
     judged_rate = rate if is_quiet else run.scheduled_lr(pace.progress_at(ticket.step))
+    if run.own_rate is not None:
+        judged_rate = run.own_rate
     if not is_quiet and controller.experiment.tests(ticket):
         if grad_norm is not None and not math.isfinite(grad_norm):
             reading = reading._replace(mean=math.nan)
@@ -201,6 +203,7 @@ def tell(run: Engine, ticket: Ticket, judged: Judged, ended: Tally | None) -> No
         progress=run.pace.progress,
         loss=judged.reading.mean,
         expected_loss=judged.expected,
+        lr=run.shown_lr(ticket.lr),
         suspicion=judged.suspicion,
     )
     tell_epoch(run, ticket, ended)
@@ -212,7 +215,7 @@ def tell_epoch(run: Engine, ticket: Ticket, ended: Tally | None) -> None:
         run.emitter.epoch_done(
             epoch=run.pace.epoch - 1,
             progress=run.pace.progress,
-            lr=ticket.lr,
+            lr=run.shown_lr(ticket.lr),
             tally=ended,
             seconds=run.pace.seconds,
         )

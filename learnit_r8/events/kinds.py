@@ -6,6 +6,7 @@ from .checkpoints import BestSaved as BestSaved
 from .checkpoints import CheckpointLoaded as CheckpointLoaded
 from .checkpoints import CheckpointSaved as CheckpointSaved
 from .event import Event
+from .run import NO_TABLE as NO_TABLE
 from .run import Alive as Alive
 from .run import CoolDownBegan as CoolDownBegan
 from .run import Notice as Notice

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from .event import Event
 
+NO_TABLE = "no table: these batches do not say which samples they hold"
+"""What views say where they would show samples, of a run whose batches are the user's own."""
+
 
 @dataclass(frozen=True)
 class RunStarted(Event):
@@ -13,9 +16,9 @@ class RunStarted(Event):
 
     Attributes:
         name: Name of the run, "" if it has none.
-        num_samples: N.
-        batch_size: B.
-        steps_per_epoch: Steps in an epoch.
+        num_samples: N; 0 where the batches are the user's own, of which there is no table.
+        batch_size: B; 0 where it is not known.
+        steps_per_epoch: Steps in an epoch; 0 where a run through the user's loader ends as that says.
         total_steps: Steps in the run; None with a time budget, and as long as the end is not known.
         train_duration_seconds: The time budget; None without one.
         policy: Name of the policy.

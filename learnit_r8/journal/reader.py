@@ -164,8 +164,9 @@ def _is_sane(event: Event) -> bool:
     if isinstance(event, StepsDone):
         return event.num_steps >= 1 and event.samples >= 0 and event.epoch >= -1
     if isinstance(event, RunStarted):
-        least = min(event.num_samples, event.batch_size, event.steps_per_epoch, event.total_steps or 1)
-        return least >= 1 and event.total_steps != 0
+        sizes = event.num_samples, event.batch_size, event.steps_per_epoch
+        # Of the user's own batches they are not known.
+        return min(sizes) >= min(event.num_samples, 1) >= 0 and (event.total_steps is None or event.total_steps >= 1)
     return True
 
 

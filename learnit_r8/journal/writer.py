@@ -161,7 +161,7 @@ class Journal(ThreadedListener):
 
     def _look(self, event: Event) -> None:
         if isinstance(event, RunStarted):
-            self._steps_per_epoch = event.steps_per_epoch
+            self._steps_per_epoch = max(1, event.steps_per_epoch)
         self._has_ended |= isinstance(event, RunEnded)
         if isinstance(event, (EpochDone, RunEnded)):
             self._look_at_samples(event)

@@ -10,9 +10,9 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from .._adapters.random_generators import set_torch_state, torch_state
 from ..checkpoint.durable_io import open_output
 from ..checkpoint.state_tree import is_own_kind
+from ..sampling.random_generators import set_torch_state, torch_state
 
 _FILE_KINDS = "model", "optimizer", "random"
 

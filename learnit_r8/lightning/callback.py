@@ -11,8 +11,8 @@ import torch
 from ..schedules.budget import BUDGETS
 from ..schedules.schedule import OPEN_MODES
 from ..table.labels.predictions import Predictions
-from ..torch.last_forward import LastForward
 from ..torch.losses import check_labels
+from ..torch.own_loop.last_forward import LastForward
 from .budget import budget_of
 from .loader import R8Loader
 
@@ -193,10 +193,10 @@ def _check(trainer: Any, loader: R8Loader, saved: dict[str, Any]) -> None:
             f"configure_optimizers() must return one optimizer for R8Callback, got {len(trainer.optimizers)}."
         )
     schedulers = [type(each.scheduler).__name__ for each in trainer.lr_scheduler_configs]
-    if schedulers and loader.sets_lr:
+    if schedulers and not loader.keeps_rates:
         raise ValueError(
             f"configure_optimizers() must return no rate scheduler, as R8Scheduler sets the rate, got {schedulers}; "
-            "leave it out, or give R8Loader sets_lr=False."
+            "leave it out, or give R8Loader scheduler_mode='keep'."
         )
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader
 
-from .._adapters.random_generators import random_state, random_state_of, set_random_state
 from .._validation import whole_number
+from ..sampling.random_generators import random_state, random_state_of, set_random_state
 from ..torch import Adapter, attach
 from ..torch.attach import check_dataset
 from ..torch.serialization import as_arrays, as_tensors
@@ -44,9 +44,8 @@ class R8Loader:
     Args:
         dataset: The data, with N samples: anything with a length and an index.
         batch_size: Samples in a batch of each process, >= 1, as for a DataLoader under Lightning.
-        sets_lr: Whether the learning rate is R8Scheduler's; False leaves it to the module's own scheduler.
         **settings: For the DataLoader (``num_workers``, ``collate_fn`` ...), and for `R8Scheduler`. The budget is the
-            Trainer's unless one is given here.
+            Trainer's unless one is given here; with ``scheduler_mode="keep"`` the rate is that of the module.
 
     Raises:
         TypeError: the data set has no length or no index, or is a DataLoader.
@@ -59,9 +58,7 @@ class R8Loader:
     4
     """
 
-    def __init__(
-        self, dataset: Any, *, batch_size: int, sets_lr: bool = True, **settings: Unpack[R8LoaderSettings]
-    ) -> None:
+    def __init__(self, dataset: Any, *, batch_size: int, **settings: Unpack[R8LoaderSettings]) -> None:
         check_dataset(dataset)
         given: dict[str, Any] = dict(settings)
         decided = sorted({"shuffle", "sampler", "batch_sampler", "drop_last"} & set(given))
@@ -72,7 +69,6 @@ class R8Loader:
         self.adapter: Adapter | None = None
         self._saved_size: int | None = None
         self._is_chained = False
-        self._sets_lr = sets_lr
         self._of_loader = {name: given.pop(name) for name in OF_LOADERS & set(given)}
         self._settings = given
         self._batches: DataLoader[Any] | None = None
@@ -90,9 +86,9 @@ class R8Loader:
         return self.adapter.scheduler
 
     @property
-    def sets_lr(self) -> bool:
-        """Whether the learning rate is R8Scheduler's."""
-        return self._sets_lr
+    def keeps_rates(self) -> bool:
+        """Whether the learning rate is left to the module's own scheduler."""
+        return bool(self._settings.get("scheduler_mode") == "keep")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -118,7 +114,7 @@ class R8Loader:
             **settings: For `learnit_r8.torch.attach`.
         """
         size, given = self.global_batch_size, self.batch_size * _num_processes()
-        self.adapter = attach(module, optimizer, self.dataset, batch_size=size, sets_lr=self._sets_lr, **settings)
+        self.adapter = attach(module, optimizer, self.dataset, batch_size=size, **settings)
         if size != given:
             self.scheduler.host.say_once("batch size", OTHER_SIZE.format(size, given), is_warning=False)
         self._batches = self.adapter.loader(**self._of_loader)

@@ -70,6 +70,7 @@ class RecoveryController:
         announcer: Tells listeners and the user.
         table: Names the samples, and keeps the quarantined ones.
         sentry: Judges losses.
+        keeps_rates: Whether rates are the user's own, of which those here are shares.
 
     Attributes:
         quarantine: Finds bad samples.
@@ -83,9 +84,10 @@ class RecoveryController:
     """
 
     def __init__(
-        self, recovery: Recovery, persistence: Persistence, announcer: Announcer, table: SampleTable, sentry: Sentry
-    ) -> None:
-        self.recovery = recovery
+        self, recovery: Recovery, persistence: Persistence, announcer: Announcer, table: SampleTable, sentry: Sentry,
+        *, keeps_rates: bool = False,
+    ) -> None:  # fmt: skip
+        self.recovery, self._keeps_rates = recovery, keeps_rates
         self.quarantine = Quarantine(table, announcer, most_share=recovery.most_quarantined)
         self._table, self._persistence, self._announcer, self._sentry = table, persistence, announcer, sentry
         self._backup = persistence.backup
@@ -93,7 +95,7 @@ class RecoveryController:
 
     def _begin_state(self) -> None:
         recovery, persistence, announcer = self.recovery, self._persistence, self._announcer
-        self.limit = RateLimit(recovery.factor, recovery.gentle_steps)
+        self.limit = RateLimit(recovery.factor, recovery.gentle_steps, is_share=self._keeps_rates)
         self.witnesses = Witnesses(persistence, recovery.trust_steps)
         self._live = LiveModel(persistence, announcer)
         self.experiment = ExperimentRun(self._live, lambda: persistence.callbacks)
@@ -561,7 +563,7 @@ class RecoveryController:
         times = "once" if num_restored == 1 else f"{num_restored} times"
         parts = [f"model restored {times}"] if num_restored else []
         if ceiling < math.inf:
-            parts.append(f"learning rate at most {ceiling:.3g}, as a higher one damaged healthy weights")
+            parts.append(f"learning rate at most {self.limit.ceiling_text}, as a higher one damaged healthy weights")
         if len(self._table.quarantined):
             parts.append(f"in quarantine: {self.quarantine.named(self._table.quarantined.tolist())}")
         return "".join(f"; {part}" for part in parts)

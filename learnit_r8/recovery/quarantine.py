@@ -64,6 +64,8 @@ class Quarantine:
             indices: int64[B], its samples.
             accused: The samples whose own losses were not finite; empty if any of the batch may be the cause.
         """
+        if not self._table.num_samples:
+            return
         members = np.unique(indices)
         if accused:
             self.cleared(np.setdiff1d(members, np.fromiter(accused, np.int64)))

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..checkpoint import state_tree
 
@@ -56,7 +55,8 @@ class Backup:
         is_on_disk: Whether it is a checkpoint.
         moment: The scheduler's own state at that time; None for a checkpoint.
         recent: The last losses before it.
-        witness: int64[B] each, the batches of the first update after it.
+        witness: The batches of the first update after it, each as the plan draws it again: int64[B], or what the user's
+            loader gave.
         losses: Their losses.
         generators: Random generators at the start of the witness; None where they cannot be set.
         is_closed: Whether its witness is complete, as the optimizer has taken its step with fewer batches.
@@ -71,7 +71,7 @@ class Backup:
     state: Any = None
     moment: Moment | None = None
     recent: tuple[float, ...] = ()
-    witness: list[NDArray[np.int64]] = field(default_factory=list)
+    witness: list[Any] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     generators: Any = None
     is_closed: bool = False

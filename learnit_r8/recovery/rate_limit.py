@@ -23,14 +23,15 @@ class RateLimit:
     Args:
         factor: Factor of the rate in the first steps after a restore.
         gentle_steps: Number of those steps.
+        is_share: Whether rates are shares of the user's own, and are told so.
 
     Attributes:
         ceiling: Highest rate allowed; infinite for no limit.
         is_on: Whether the rate is held down now.
     """
 
-    def __init__(self, factor: float, gentle_steps: int) -> None:
-        self._factor, self._gentle_steps = factor, gentle_steps
+    def __init__(self, factor: float, gentle_steps: int, *, is_share: bool = False) -> None:
+        self._factor, self._gentle_steps, self._is_share = factor, gentle_steps, is_share
         self.forget()
 
     def forget(self) -> None:
@@ -43,6 +44,11 @@ class RateLimit:
     def lr(self, scheduled_lr: float) -> float:
         """The rate to use in place of the scheduled one."""
         return min(scheduled_lr * self.factor, self.ceiling)
+
+    @property
+    def ceiling_text(self) -> str:
+        """The ceiling for people."""
+        return f"{self.ceiling:.3g}" + (" of yours" if self._is_share else "")
 
     @property
     def factor(self) -> float:

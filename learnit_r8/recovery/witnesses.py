@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..sampling.ticket import Ticket
 from .ram_backup import Backup
 
@@ -52,6 +54,9 @@ class Witnesses:
 
     def note_start(self) -> None:
         """Note the random generators as the training on a batch begins; of use for the first one after a backup."""
+        newest = self._backup.newest
+        if self.waiting is None and (newest is None or self._is_complete(newest)):
+            return
         generators = self._persistence.callbacks.generators
         begun = [] if generators is None else [each for each in self._awaiting() if not each.witness]
         if generators is not None and begun:
@@ -63,7 +68,7 @@ class Witnesses:
         """Note a batch of the first update after the newest backup or checkpoint."""
         for each in self._awaiting():
             if ticket.draw >= each.draws:
-                each.witness.append(ticket.indices.copy())
+                each.witness.append(ticket.batch.witness)
                 each.losses.append(loss)
         if self.waiting is not None and self._is_complete(self.waiting):
             self.waiting = None
@@ -124,7 +129,9 @@ class Witnesses:
 
     def to_plain(self) -> list[dict[str, Any]]:
         """What is known of all states, for a saved state."""
-        return [each.to_plain() for each in (*self._on_disk, *self._backup.backups) if each.witness]
+        known = (each for each in (*self._on_disk, *self._backup.backups) if each.witness)
+        # A batch of the user's own loader is no part of a file.
+        return [each.to_plain() for each in known if all(isinstance(batch, np.ndarray) for batch in each.witness)]
 
     def load_plain(self, saved: Iterable[Mapping[str, Any]]) -> None:
         """Load what `to_plain` returned; the states are those of checkpoints."""

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
+from ..dashboard.event_text import describe_data
 from ..dashboard.render.svg import sparkline
 from ..dashboard.state.metric_names import grouped
 from ..dashboard.state.view import View
@@ -94,7 +95,7 @@ def _sections(data: ReportData, look: Look) -> Iterator[str]:
 def _header(data: ReportData, title: str) -> str:
     run, state = data.view.run, data.run.state()
     detail = f" <small>{text(state.detail)}</small>" if state.detail else ""
-    what = "" if run is None else f"{run.num_samples:,} samples in batches of {run.batch_size:,} · policy "
+    what = "" if run is None else f"{describe_data(run)} · policy "
     what += text(run.policy, 40) if run is not None else ""
     return (
         f'<header><p class="brand">learnit::r8</p><h1>{title}</h1>'

@@ -136,6 +136,11 @@ class Chunk:
         start, view = slot * self._batch_size, self.views[slot]
         view[:] = np.resize(self.members, len(self.handed))[start : start + len(view)]
 
+    def witness_of(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What `Plan.draw_again` takes to draw a batch again: a copy of its indices, which the user may change."""
+        witness: NDArray[np.int64] = indices.copy()
+        return witness
+
     def weights_of(self, slot: int) -> NDArray[np.float32] | None:
         """float32[B], weights of one batch, or None."""
         start = slot * self._batch_size
@@ -282,6 +287,11 @@ class Batch(NamedTuple):
         """Whether it is drawn, and neither reported nor given up."""
         state = self.chunk.states[self.slot]
         return state == OUT_AGAIN or (state == OPEN and self.slot < self.chunk.drawn)
+
+    @property
+    def witness(self) -> Any:
+        """What the plan takes to draw it again."""
+        return self.chunk.witness_of(self.indices)
 
     @property
     def expected(self) -> float:

@@ -12,11 +12,14 @@ from .schedule import OPEN_MODES
 if TYPE_CHECKING:
     from .cool_down import CoolDown
 
-BUDGETS = ("num_epochs", "num_steps", "train_duration_seconds")
+BUDGETS = ("num_epochs", "num_steps", "train_duration_seconds", "num_tokens")
 """The arguments of `R8Scheduler` of which one is the budget."""
 
 OPEN_WARMUP = 0.5
 """Progress that stands for the end of the warm-up of an open budget: schedules are functions of progress."""
+
+ALMOST_DONE = math.nextafter(1.0, 0.0)
+"""Progress of a run whose last pass is longer than was told."""
 
 MOST_WARMUP = 1000
 """Most steps of the default warm-up of an open budget; it is an epoch, or this many steps."""
@@ -29,13 +32,16 @@ WHY_AN_END = (
 
 @dataclass(frozen=True)
 class Budget:
-    """A number of steps, a number of seconds, or neither: an open budget, whose end is not known yet.
+    """A number of steps, seconds, tokens or passes, or none: an open budget, whose end is not known yet.
 
     Attributes:
         steps: Steps to do, or None.
         seconds: Wall time to spend, or None.
         warmup_steps: Steps in which the rate of an open budget rises.
         cool_down: The cool-down that has set the end; None before it was asked for.
+        tokens: Tokens to train on, or None.
+        passes: Runs through an iterable of the user's, or None.
+        steps_per_pass: Steps in each of them as far as known, from which rates follow; None if unknown.
 
     >>> Budget(steps=200).progress(step=50, seconds=9.0)
     0.25
@@ -47,6 +53,9 @@ class Budget:
     seconds: float | None = None
     warmup_steps: int = 0
     cool_down: CoolDown | None = None
+    tokens: int | None = None
+    passes: float | None = None
+    steps_per_pass: int | None = None
 
     @classmethod
     def of(
@@ -56,16 +65,17 @@ class Budget:
         train_duration_seconds: float | None,
         steps_per_epoch: int,
         *,
+        num_tokens: int | None = None,
         mode: Any = None,
         warmup_steps: int | None = None,
     ) -> Budget:
         """The budget that R8Scheduler's arguments stand for.
 
         Raises:
-            ValueError: several of the three are given, or none though the mode needs an end; or one is not positive
+            ValueError: several of the four are given, or none though the mode needs an end; or one is not positive
                 and finite.
         """
-        given = dict(zip(BUDGETS, (num_epochs, num_steps, train_duration_seconds), strict=True))
+        given = dict(zip(BUDGETS, (num_epochs, num_steps, train_duration_seconds, num_tokens), strict=True))
         chosen = {name: value for name, value in given.items() if value is not None}
         if not chosen and isinstance(mode, str) and mode in OPEN_MODES:
             return cls(warmup_steps=min(steps_per_epoch, MOST_WARMUP) if warmup_steps is None else warmup_steps)
@@ -77,14 +87,44 @@ class Budget:
                 raise ValueError(f"{name} must be a number > 0 and finite, got {value!r}.")
         if num_epochs is not None:
             return cls(steps=math.ceil(num_epochs * steps_per_epoch))
-        if num_steps is not None and num_steps != int(num_steps):
-            raise ValueError(f"num_steps must be a whole number, got {num_steps!r}.")
+        for name in ("num_steps", "num_tokens"):
+            if name in chosen and chosen[name] != int(chosen[name]):
+                raise ValueError(f"{name} must be a whole number, got {chosen[name]!r}.")
+        if num_tokens is not None:
+            return cls(tokens=int(num_tokens))
         return cls(steps=None if num_steps is None else int(num_steps), seconds=train_duration_seconds)
 
     @property
     def is_open(self) -> bool:
         """Whether the end is not known."""
-        return self.steps is None and self.seconds is None
+        return self.steps is None and self.seconds is None and self.tokens is None and self.passes is None
+
+    @property
+    def expected_steps(self) -> int | None:
+        """Steps to do; of a number of passes those that are expected, as far as that is known; else None."""
+        if self.passes is None or self.steps_per_pass is None:
+            return self.steps
+        return math.ceil(self.passes * self.steps_per_pass)
+
+    def share_of(self, step: int, *, tokens: int, passes: int) -> float:
+        """Finished share of a budget in tokens or passes, in [0, 1]; 1.0 means stop.
+
+        Args:
+            step: Steps done.
+            tokens: Tokens trained on.
+            passes: Runs through the user's iterable that have ended.
+        """
+        if self.tokens is not None:
+            return min(1.0, tokens / self.tokens)
+        assert self.passes is not None
+        if passes >= self.passes:
+            return 1.0
+        if self.steps_per_pass is None:
+            return passes / self.passes
+        # Passes may be of different lengths: only the end of the last one is the end.
+        share = step / (self.passes * self.steps_per_pass)
+        is_fraction = self.passes != int(self.passes)
+        return min(share, 1.0 if is_fraction else ALMOST_DONE)
 
     def progress(self, step: int, seconds: float) -> float:
         """Finished share, in [0, 1]; 1.0 means stop. Of an open budget, the share of the warm-up, in [0, 0.5]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -86,6 +87,9 @@ def cooled(
     Raises:
         ValueError: it would end later than the run does anyway, or at a time that is past.
     """
+    if budget.tokens is not None or budget.passes is not None:
+        # Where that ends in steps or seconds is not known.
+        budget = Budget()
     is_share, span = span.unit == "share", _counted(span, budget, step, seconds, steps_per_epoch)
     if span.unit == "steps":
         ends = Budget(steps=step + max(least_steps, int(span.amount)))
@@ -112,6 +116,11 @@ def cooled(
 def _counted(span: Span, budget: Budget, step: int, seconds: float, steps_per_epoch: int) -> Span:
     """The span in steps, seconds, or as a wall time."""
     if span.unit == "epochs":
+        if steps_per_epoch == sys.maxsize:
+            raise ValueError(
+                "a cool-down must be given in steps or as a time where the length of an epoch is not known, got "
+                f"{span}."
+            )
         return checked_span("steps", math.ceil(span.amount * steps_per_epoch))
     if span.unit != "share":
         return span

@@ -26,11 +26,11 @@ SHAPES: dict[str, Callable[[float], float]] = {
 }
 """Shapes of the decay of "wsd" and of a cool-down: what is left after a share of it, both in [0, 1]."""
 
-ScheduleName = Literal["linear", "cosine", "constant", "one_cycle", "wsd"]
+ScheduleName = Literal["linear", "cosine", "constant", "one_cycle", "wsd", "keep"]
 ShapeName = Literal["linear", "sqrt", "cosine"]
 
-MODES: tuple[ScheduleName, ...] = ("linear", "cosine", "constant", "one_cycle", "wsd")
-OPEN_MODES = ("wsd", "constant")
+MODES: tuple[ScheduleName, ...] = ("linear", "cosine", "constant", "one_cycle", "wsd", "keep")
+OPEN_MODES = ("wsd", "constant", "keep")
 """Modes of a run whose end is not known: their rates before the decay do not depend on it."""
 
 DEFAULT_DECAY = 0.2
@@ -166,6 +166,18 @@ class WarmupStableDecay:
         return self.peak_lr
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The rate is the user's own, whatever it is: 1.0 of it, which recovery may lower.
+
+    >>> Kept()(0.5)
+    1.0
+    """
+
+    def __call__(self, progress: float) -> float:
+        return 1.0
+
+
 def make_schedule(
     initial_lr: float,
     *,
@@ -200,6 +212,8 @@ def make_schedule(
     if not isinstance(mode, str):
         raise TypeError(f"scheduler_mode must be one of {MODES} or a function of progress, got {mode!r}.")
     check_choice("scheduler_mode", mode, MODES, " or a function of progress")
+    if mode == "keep":
+        return Kept()
     if mode == "one_cycle":
         return OneCycle(initial_lr, warmup=0.3 if warmup_proportion is None else warmup_proportion, floor=min_lr)
     warmup = 0.05 if warmup_proportion is None else warmup_proportion

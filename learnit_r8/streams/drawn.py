@@ -48,9 +48,9 @@ class DrawnEpochs:
 
     def _adopt(self) -> None:
         """Let the scheduler keep model, optimizer and random generators: backups in RAM, and checkpoints."""
-        from .._adapters.random_generators import random_state, set_random_state
         from ..checkpoint.callbacks import Callbacks, Generators
         from ..checkpoint.state_tree import copy_to_host, copy_to_host_into
+        from ..sampling.random_generators import random_state, set_random_state
         from ..torch.state import ModelState
 
         task, rates = self._task, self._rates

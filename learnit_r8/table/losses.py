@@ -80,6 +80,25 @@ def read_loss(loss: Any, batch_size: int, part_size: int | None = None) -> Readi
     return Reading(total / batch_size, values, size, float(values.min()))
 
 
+def read_mean(loss: Any) -> Reading:
+    """Turn a reported loss into its mean, where it is not known how many samples there are.
+
+    Args:
+        loss: A number, or an array or tensor of any shape, of which the mean is taken.
+
+    Raises:
+        TypeError: the loss is not a real number or an array of them.
+        ValueError: it is empty.
+    """
+    if type(loss) is float:
+        return _new_tuple(Reading, (loss, loss, WHOLE_BATCH, loss, None))
+    values = _as_array(loss)
+    if not values.size:
+        raise ValueError(f"loss must be a number or an array of some, got shape {values.shape}.")
+    mean = float(values) if values.ndim == 0 else _sum(values.reshape(-1)) / values.size
+    return Reading(mean, mean, WHOLE_BATCH, mean)
+
+
 def _way_to_shape(count: int, shape: tuple[int, ...]) -> str:
     """A sentence on how to make one loss for each sample of an array of this shape; "" if that is unclear."""
     if shape == (count, 1):

@@ -21,6 +21,9 @@ from .trend import BatchTrend
 ESTIMATORS = ["additive", "relative"]
 """Estimators for the means of batches."""
 
+NO_TABLE_TREND = 256
+"""Batches that stand for an epoch, half of which the trend of the losses is long, where there are no samples."""
+
 FIELDS = ("loss", "last", "mean", "usage_count")
 
 
@@ -28,7 +31,7 @@ class SampleStorage:
     """What is known of every sample, and of the data as a whole. The training thread changes it.
 
     Args:
-        num_samples: N, >= 1.
+        num_samples: N, >= 0; 0 where the batches do not say which samples they hold.
         batch_size: B, >= 1.
         estimator: What "loss" in the records means: with "relative" and losses of batches or parts, the loss relative
             to the trend; otherwise the loss.
@@ -64,7 +67,7 @@ class SampleStorage:
         sample_ids: Sequence[Any] | None = None,
         lock: Lock | None = None,
     ) -> None:
-        self.num_samples = num_samples = whole_number("num_samples", num_samples, least=1)
+        self.num_samples = num_samples = whole_number("num_samples", num_samples, least=0)
         self.batch_size = batch_size = whole_number("batch_size", batch_size, least=1)
         check_choice("estimator", estimator, ESTIMATORS)
         self.estimator = estimator
@@ -79,7 +82,7 @@ class SampleStorage:
             self.records.whole["group"][:] = codes
         self.evidence = Evidence(num_samples)
         self.exclusions = Exclusions()
-        self.batch_trend = BatchTrend(num_samples, batch_size)
+        self.batch_trend = BatchTrend(num_samples or NO_TABLE_TREND * batch_size, batch_size)
         self.part_size: int | None = None
         self.are_offsets = False
         self.num_seen = 0

@@ -23,7 +23,7 @@ class SampleTable:
     """The running loss and use count of every sample, by its index.
 
     Args:
-        num_samples: N, >= 1.
+        num_samples: N, >= 0; 0 where the batches of a run do not say which samples they hold: nothing is known then.
         batch_size: B, >= 1; sets how fast the trend of the loss follows (half an epoch).
         estimator: How a batch mean updates its samples: "relative" (default) or "additive".
         alpha: Weight of a new observation, in (0, 1]; by default 0.5 for per-sample losses and 0.1 for "additive".

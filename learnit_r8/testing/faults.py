@@ -126,9 +126,9 @@ class FaultPlan:
         return state_callback
 
     def _load(self, callback: Callable[..., Any]) -> Callable[..., Any]:
-        def load_callback(source: Any, from_ram: bool) -> None:
+        def load_callback(source: Any, from_ram: bool, is_resume: bool) -> None:
             self._fail_if_due("load")
-            call_load(callback, source, from_ram=from_ram)
+            call_load(callback, source, from_ram=from_ram, is_resume=is_resume)
 
         return load_callback
 

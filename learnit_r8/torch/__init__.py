@@ -18,6 +18,7 @@ except ImportError as error:
 
 from .adapter import Adapter as Adapter
 from .attach import attach as attach
+from .attach import attach_loader as attach_loader
 from .distributed.ranks import RankLost as RankLost
 from .distributed.ranks import Ranks as Ranks
 from .distributed.ranks import RanksDiffer as RanksDiffer
@@ -26,11 +27,13 @@ from .distributed.shared_run import SharedRun as SharedRun
 from .distributed.together import Together as Together
 from .loader import SampleError as SampleError
 from .lr_scheduler import R8LRScheduler as R8LRScheduler
+from .own_loop.loader_adapter import LoaderAdapter as LoaderAdapter
 from .sampler import R8BatchSampler as R8BatchSampler
 from .state import ModelState as ModelState
 
 __all__ = [
     "Adapter",
+    "LoaderAdapter",
     "ModelState",
     "R8BatchSampler",
     "R8LRScheduler",
@@ -42,4 +45,5 @@ __all__ = [
     "SharedRun",
     "Together",
     "attach",
+    "attach_loader",
 ]

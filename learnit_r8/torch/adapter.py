@@ -14,11 +14,12 @@ from ..checkpoint.state_tree import clone
 from ..sampling.ticket import Outcome, Ticket
 from ..table.labels.predictions import Predictions
 from ..table.losses import EXACT
-from .last_forward import LastForward
 from .loader import make_loader
 from .loss_pipeline import LossPipeline
 from .losses import check_labels, cross_entropies, read_losses, read_parts, single_labels
 from .lr_scheduler import R8LRScheduler
+from .own_loop.last_forward import LastForward
+from .own_loop.rate_factor import RateFactor
 from .predictions import packed, packed_with
 from .prepared import is_accelerated
 from .sampler import R8BatchSampler
@@ -74,6 +75,8 @@ class Adapter:
         if owner is not None:
             owner._others.append(self)
         batches.join(self._losses)
+        if scheduler.keeps_rates:
+            self._factor = RateFactor(scheduler, optimizer)
         self._losses.set_rates(scheduler.lr)
 
     @property

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .._adapters.group_rates import GroupRates, rates_of
 from .._adapters.host import check_scheduler
-from .._adapters.random_generators import random_state, set_random_state
 from .._validation import is_number, whole_number
 from ..checkpoint.callbacks import Callbacks, Generators
 from ..checkpoint.state_tree import copy_to_host, copy_to_host_into
 from ..engine.settings import suggest_settings
+from ..sampling.random_generators import random_state, set_random_state
 from .adapter import Adapter
 from .distributed.flat_shards import check_flat, is_flat
 from .distributed.shards import check_shards, reshard
 from .distributed.single_process import SingleProcess
 from .distributed.together import Sharing, Together, sharing_here
+from .own_loop.also import read_also
+from .own_loop.loader_adapter import LoaderAdapter
 from .state import ModelState, plain_model
 from .stepper import Stepper
 
@@ -39,12 +42,15 @@ def attach(
     max_grad_norm: float | None = None,
     scheduler: R8Scheduler | None = None,
     owner: Adapter | None = None,
-    sets_lr: bool = True,
+    also: Mapping[str, Any] | None = None,
     ahead: int = 0,
     sharing: Sharing | None = None,
     **settings: Unpack[SchedulerSettings],
 ) -> Adapter:
     """Let a scheduler draw the batches of a training, set its learning rate, and keep its model.
+
+    Without ``batch_size`` the batches are your own: ``dataset`` is your loader then, any iterable or None, the rate is
+    yours, too, unless ``scheduler_mode`` is given, and a `LoaderAdapter` is returned; see `attach_loader`.
 
     Backups and checkpoints hold the model, the optimizer, the scaler, the averaged weights and the states of the
     random generators; no callback is needed. Checkpoints are written if ``checkpoint_dir`` is given.
@@ -53,19 +59,24 @@ def attach(
         model: The model, on its device; compiled, sharded (`fully_shard`, `FullyShardedDataParallel`) or wrapped for
             data parallelism if it is to be.
         optimizer: Its optimizer. All parameter groups follow the scheduler and keep the ratios of their rates.
-        dataset: The data, with N samples: anything with a length that a `torch.utils.data.DataLoader` takes.
+        dataset: The data, with N samples: anything with a length that a `torch.utils.data.DataLoader` takes. Without
+            ``batch_size`` your own loader.
         scaler: A `torch.amp.GradScaler`.
         ema: Averaged weights, such as `torch.optim.swa_utils.AveragedModel`: kept and put back with the model.
         accumulate: Batches whose gradients are added up for one step of the optimizer, >= 1.
         max_grad_norm: Longest gradient, > 0; longer ones are cut to it. None does not clip.
         scheduler: A scheduler of N samples made before; the settings belong to it then.
         owner: The adapter of another data set for the same model and optimizer: it sets the rate and takes the steps.
-        sets_lr: Whether to set the learning rate; False if other code does.
+        also: What else belongs to the training, by name: anything with ``state_dict()`` and ``load_state_dict()``, or
+            a pair of functions that read and load a state. Networks, optimizers and loss scalers go back with the model
+            as damage is healed; others (schedules, positions, the best value) only as a run is resumed. ``(part,
+            "heal")`` and ``(part, "resume")`` say it otherwise.
         ahead: Batches that something between loader and training fetches in advance, as accelerate and Lightning do.
         sharing: Selects this process's part of a batch: by default `Together` where ``torch.distributed`` is
             initialised with several processes, and else nothing is shared.
         **settings: For `R8Scheduler`: ``batch_size``, one of ``num_epochs``, ``num_steps`` and
-            ``train_duration_seconds``, and so on. ``initial_lr`` is by default the highest of the optimizer's.
+            ``train_duration_seconds``, and so on. ``initial_lr`` is by default the highest of the optimizer's; with
+            ``scheduler_mode="keep"`` the rate is whatever other code sets.
 
     Raises:
         TypeError: the data set has no length or no index, or something is of another kind than it must be.
@@ -88,6 +99,13 @@ def attach(
     _check_model(model, optimizer)
     _check_parameters(model, optimizer)
     _check_parts(scaler, ema, owner, sharing)
+    if _is_own_loader(dataset, scheduler, settings):
+        if owner is not None or ahead:
+            raise ValueError("owner and ahead are for batches that the scheduler draws; give batch_size, too.")
+        return attach_loader(  # type: ignore[return-value]
+            model, optimizer, dataset, scaler=scaler, ema=ema, accumulate=accumulate, max_grad_norm=max_grad_norm,
+            scheduler=scheduler, also=also, sharing=sharing, **settings,
+        )  # fmt: skip
     check_dataset(dataset)
     sharing = sharing_here() if sharing is None else sharing
     check_shards(model, sharing.size)
@@ -97,8 +115,12 @@ def attach(
     accumulate, norm = whole_number("accumulate", accumulate, least=1), _checked_norm(max_grad_norm)
     clips = whole.clip_grad_norm_ if is_flat(whole) else None
     stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=norm, clips=clips)
-    rates = _checked_rates(optimizer) if sets_lr and owner is None else None
-    state = ModelState(model, optimizer, scaler=scaler, ema=ema, rank=sharing.rank, gather=sharing.gather)
+    keeps = _keeps_rates(scheduler, settings)
+    rates = _checked_rates(optimizer) if not keeps and owner is None else None
+    state = ModelState(
+        model, optimizer, scaler=scaler, ema=ema, rank=sharing.rank, gather=sharing.gather, also=read_also(also),
+        keeps_options=keeps,
+    )  # fmt: skip
     # Says at once what it cannot hold.
     state.read()
     own = sharing.settings(_memory_settings(settings, state, sharing))
@@ -120,6 +142,110 @@ def attach(
         ahead=ahead,
         owner=owner,
     )
+
+
+def attach_loader(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: Any,
+    *,
+    scaler: Any = None,
+    ema: Any = None,
+    accumulate: int = 1,
+    max_grad_norm: float | None = None,
+    scheduler: R8Scheduler | None = None,
+    also: Mapping[str, Any] | None = None,
+    sharing: Sharing | None = None,
+    **settings: Unpack[SchedulerSettings],
+) -> LoaderAdapter:
+    """Watch a training with batches of its own, and heal its model; `attach` calls it where it gets no ``batch_size``.
+
+    Args:
+        model, optimizer, scaler, ema, accumulate, max_grad_norm, also, sharing: As for `attach`.
+        loader: Any iterable of batches, of any size and length; None where there is none.
+        scheduler: A scheduler made before, without ``num_samples``.
+        **settings: For `R8Scheduler`; ``scheduler_mode`` is "keep" unless another is given.
+
+    Raises:
+        TypeError, ValueError: as for `attach`; or there are several processes, which is not possible yet.
+
+    >>> model = torch.nn.Linear(3, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> batches = [torch.randn(4, 3), torch.randn(2, 3)]
+    >>> adapter = attach(model, optimizer, batches, num_epochs=2)
+    >>> for epoch in adapter.epochs():
+    ...     for batch in adapter.batches():
+    ...         optimizer.zero_grad()
+    ...         loss = model(batch).square().mean()
+    ...         if adapter.report(loss):
+    ...             loss.backward()
+    ...             optimizer.step()
+    >>> adapter.scheduler.global_step
+    4
+    """
+    _check_model(model, optimizer)
+    _check_parameters(model, optimizer)
+    _check_parts(scaler, ema, None, sharing)
+    sharing = sharing_here() if sharing is None else sharing
+    if sharing.size > 1:
+        raise ValueError(
+            f"batch_size must be given where {sharing.size} processes train together, as verdicts on batches of your "
+            "own cannot be shared among them yet; let the scheduler draw the batches."
+        )
+    parts = read_also(also)
+    accumulate, norm = whole_number("accumulate", accumulate, least=1), _checked_norm(max_grad_norm)
+    stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=norm)
+    own: SchedulerSettings = {**settings}
+    if scheduler is None:
+        own.setdefault("scheduler_mode", "keep")
+        length = _length_of(loader)
+        if own.get("num_epochs") is not None and length:
+            own.setdefault("steps_per_epoch", length)
+    keeps = _keeps_rates(scheduler, own)
+    rates = None if keeps else _checked_rates(optimizer)
+    state = ModelState(
+        model, optimizer, scaler=scaler, ema=ema, also=parts, keeps_options=keeps, keeps_random=True
+    )  # fmt: skip
+    # Says at once what it cannot hold.
+    state.read()
+    r8 = _new_scheduler(None, state, own, optimizer) if scheduler is None else _checked(scheduler, None, own)
+    _adopt(r8, model, state, sharing, accumulate=accumulate, ahead=0)
+    _expect_loading(optimizer, rates)
+    others = [part.holder for part in parts.values() if hasattr(part.holder, "param_groups")]
+    return LoaderAdapter(
+        r8, model=model, loader=loader, optimizers=[optimizer, *others], state=state, stepper=stepper, rates=rates,
+        sharing=sharing,
+    )  # fmt: skip
+
+
+def _length_of(loader: Any) -> int | None:
+    """Batches in a run through a loader; None where it does not know."""
+    try:
+        return len(loader)
+    except TypeError:
+        # A DataLoader over a stream has the method, which raises.
+        return None
+
+
+def _is_own_loader(dataset: Any, scheduler: R8Scheduler | None, settings: Mapping[str, Any]) -> bool:
+    """Whether batches come from a loader of the user's.
+
+    Raises:
+        ValueError: it is a data set, of which a batch size must be given.
+    """
+    if scheduler is not None:
+        return getattr(getattr(scheduler, "host", None), "feed", None) is not None
+    if "batch_size" in settings:
+        return False
+    is_stream = isinstance(dataset, torch.utils.data.IterableDataset)
+    if isinstance(dataset, torch.utils.data.Dataset) and not is_stream:
+        raise ValueError(
+            f"batch_size must be given with a data set, from which the scheduler draws batches, got {dataset!r} "
+            "without; or give your own DataLoader in its place, to keep its batches."
+        )
+    if dataset is not None and not isinstance(dataset, Iterable):
+        raise TypeError(f"the loader must be an iterable of batches, or None, got {dataset!r}.")
+    return True
 
 
 def _check_model(model: Any, optimizer: Any) -> None:
@@ -155,6 +281,12 @@ def _check_parts(scaler: Any, ema: Any, owner: Any, sharing: Any) -> None:
         raise TypeError(f"sharing must be a Together() or None, got {sharing!r}.")
 
 
+COLLECT = (
+    "For a stream, collect as many samples as fit in memory or on disk and train on those; or leave batch_size out of "
+    "attach(), to keep the batches of a loader of your own."
+)
+
+
 def check_dataset(dataset: Any) -> None:
     """Raise TypeError unless a scheduler can say which samples of it come next."""
     if isinstance(dataset, torch.utils.data.DataLoader):
@@ -164,8 +296,8 @@ def check_dataset(dataset: Any) -> None:
         )
     if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__"):
         raise TypeError(
-            f"dataset must have a length, as the scheduler says which samples come next, got {dataset!r}. For a "
-            "stream, collect as many samples as fit in memory or on disk and train on those."
+            f"dataset must have a length and an index, as the scheduler says which samples come next, got {dataset!r}. "
+            f"{COLLECT}"
         )
     if not hasattr(dataset, "__getitem__") and not hasattr(dataset, "__getitems__"):
         raise TypeError(f"dataset must have an index, got {dataset!r}.")
@@ -227,12 +359,22 @@ def _checked_norm(max_grad_norm: Any) -> float | None:
     return max_grad_norm  # type: ignore[no-any-return]
 
 
-def _new_scheduler(size: int, state: ModelState, settings: SchedulerSettings, optimizer: Any) -> R8Scheduler:
+def _keeps_rates(scheduler: R8Scheduler | None, settings: Mapping[str, Any]) -> bool:
+    """Whether the rate is the user's own."""
+    if scheduler is not None:
+        return bool(getattr(scheduler, "keeps_rates", False))
+    return bool(settings.get("scheduler_mode") == "keep")
+
+
+def _new_scheduler(size: int | None, state: ModelState, settings: SchedulerSettings, optimizer: Any) -> R8Scheduler:
     from ..scheduler import R8Scheduler
 
     ours: SchedulerSettings = {"state_callback": state.read, "load_callback": state.load}
     if settings.get("checkpoint_dir") is not None:
         ours["save_callback"] = state.save
+    if _keeps_rates(None, settings):
+        kept: SchedulerSettings = {**ours, **settings}
+        return R8Scheduler(size, **kept)
     highest = max(float(group["lr"]) for group in optimizer.param_groups)
     if "initial_lr" not in settings and not highest > 0:
         raise ValueError(
@@ -243,12 +385,19 @@ def _new_scheduler(size: int, state: ModelState, settings: SchedulerSettings, op
     return R8Scheduler(size, **given)
 
 
-def _checked(scheduler: R8Scheduler, size: int, settings: SchedulerSettings) -> R8Scheduler:
+def _checked(scheduler: R8Scheduler, size: int | None, settings: SchedulerSettings) -> R8Scheduler:
     check_scheduler("scheduler", scheduler)
     if settings:
         raise ValueError(
             f"{min(settings)} must be given to the scheduler that was made before, got it in attach() with that one."
         )
+    if size is None:
+        if scheduler.host.feed is None:
+            raise ValueError(
+                f"scheduler must be one without num_samples for a loader of your own, got one of "
+                f"{scheduler.table.num_samples} samples."
+            )
+        return scheduler
     if scheduler.table.num_samples != size:
         raise ValueError(f"dataset must have the scheduler's {scheduler.table.num_samples} samples, got {size}.")
     return scheduler

@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate, get_worker_info
 
 from .._adapters.prefetch import Prefetch
-from .._adapters.random_generators import random_state, set_random_state
 from .._validation import check_release
+from ..sampling.random_generators import random_state, set_random_state
 from .prepared import prepared
 
 if TYPE_CHECKING:
@@ -195,8 +195,8 @@ def make_loader(dataset: Any, sampler: R8BatchSampler, *, numbered: bool, settin
         collate = NumberedCollate(collate or default_collate)
     if settings.get("generator") is None:
         # Torch's global generator belongs to the model: beginning an epoch, or resuming in one, must not draw from it.
-        settings = {**settings, "generator": torch.Generator().manual_seed(sampler.r8.host.seed % 2**63)}
-    reader = SampleReader(dataset, sampler.r8.host.seed, fetch_many)
+        settings = {**settings, "generator": torch.Generator().manual_seed(sampler.r8.seed % 2**63)}
+    reader = SampleReader(dataset, sampler.r8.seed, fetch_many)
     items = NumberedReader(reader) if numbered else reader
     return TimedLoader(items, batch_sampler=sampler, **{**settings, "collate_fn": collate})
 

@@ -37,7 +37,7 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
 
     Raises:
         TypeError: ``r8`` is not an R8Scheduler.
-        ValueError: ``ahead`` is negative.
+        ValueError: ``ahead`` is negative, or the scheduler takes batches of the user's own.
 
     >>> from learnit_r8 import R8Scheduler
     >>> sampler = R8BatchSampler(R8Scheduler(6, batch_size=4, num_epochs=1))
@@ -56,6 +56,8 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
         sharing: Sharing = ALONE,
     ) -> None:
         self.batches = Prefetch.of(r8)
+        if r8.host.feed is not None:
+            raise ValueError("r8 must be an R8Scheduler with num_samples, which draws the batches, got one without.")
         self.ahead = whole_number("ahead", ahead, least=0)
         self._as_list = as_list
         self._numbered = numbered

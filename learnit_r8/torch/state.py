@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 
-from .._adapters.random_generators import random_state, random_state_of, set_random_state
 from ..checkpoint import tensors
 from ..checkpoint.shared_memory import ResumedState
 from ..checkpoint.state_fit import fill
 from ..checkpoint.state_form import leave_out
 from ..events.caller import warn
+from ..sampling.random_generators import random_state, random_state_of, set_random_state
 from . import serialization
 from .distributed.flat_shards import FlatShards, is_flat
 from .distributed.shards import Shards, is_sharded
+from .own_loop.also import AlsoPart
 
 OF_RANKS = "random of ranks"
 """Key of the random generators of all ranks, in their order, in a state that several ranks have gathered."""
@@ -33,6 +34,10 @@ class ModelState:
         rank: Number of this process among those that train together. Where a state does not hold the random generators
             of a rank, it gets some that are derived from those of the first, or all would drop out and augment alike.
         gather: Returns the values of all ranks, on each of them; None for a process that trains alone.
+        also: What else belongs to the training, by name.
+        keeps_options: Whether the options of optimizers, their rates among them, stay as they are when damage is
+            healed, as they are the user's own.
+        keeps_random: Whether the random generators stay as they are then, as the batches are the user's own.
 
     Attributes:
         num_loads: How often a state was put back.
@@ -48,10 +53,17 @@ class ModelState:
         ema: Any = None,
         rank: int = 0,
         gather: Callable[[Any], list[Any]] | None = None,
+        also: Mapping[str, AlsoPart] | None = None,
+        keeps_options: bool = False,
+        keeps_random: bool = False,
     ) -> None:
         model = plain_model(model)
         named = {"model": model, "optimizer": optimizer, "scaler": scaler, "ema": ema}
+        also = {} if also is None else also
         self._parts = {name: part for name, part in named.items() if part is not None}
+        self._parts |= {name: part.holder for name, part in also.items()}
+        self._on_resume_only = {name for name, part in also.items() if not part.is_healed}
+        self._keeps_options, self._keeps_random = keeps_options, keeps_random
         self._flat = FlatShards(model, optimizer) if is_flat(model) else None
         are_shards = self._flat is None and isinstance(model, torch.nn.Module) and is_sharded(model)
         self._shards = Shards() if are_shards else None
@@ -125,13 +137,14 @@ class ModelState:
         """
         serialization.save(state_dict["model"], filepath)
 
-    def load(self, source: Any, *, from_ram: bool = False) -> None:
-        """Put everything back, and clear the gradients.
+    def load(self, source: Any, *, from_ram: bool = False, is_resume: bool = False) -> None:
+        """Put everything back, and clear the gradients; as damage is healed, what is for that only.
 
         Args:
             source: The path of a file that `save` wrote, or with ``from_ram`` a copy of what `read` returned, which is
                 not used afterwards.
             from_ram: Which of the two.
+            is_resume: Whether the run goes on in another process.
 
         Raises:
             ValueError: it has other parts, or one of them does not fit. Then nothing was changed.
@@ -140,7 +153,9 @@ class ModelState:
         if from_ram and self._shards is not None:
             state = {name: self._shards.joined(part, name) for name, part in state.items()}
         self.check(state, from_ram=from_ram)
-        self._put_back(state, from_ram=from_ram)
+        self._put_back(state, from_ram=from_ram, heals=not is_resume)
+        if self._keeps_random and not is_resume:
+            return
         generators = state["random"] if from_ram else self._own_generators(state)
         set_random_state(generators)
         # A loader draws from the generators when it starts, which must not count.
@@ -163,13 +178,18 @@ class ModelState:
         set_random_state(self._own_generators(state))
         self._generators = None
 
-    def _put_back(self, state: Mapping[str, Any], *, from_ram: bool = False) -> None:
-        done = self._flat.put(state, local=from_ram) if self._flat is not None else ()
-        parts = {name: self._for_part(name, state[name]) for name in self._parts if name not in done}
+    def _put_back(self, state: Mapping[str, Any], *, from_ram: bool = False, heals: bool = False) -> None:
+        done: Collection[str] = self._flat.put(state, local=from_ram) if self._flat is not None else ()
+        left = {*done, *self._on_resume_only} if heals else {*done}
+        parts = {name: self._for_part(name, state[name]) for name in self._parts if name not in left}
+        optimizers = [part for part in self._parts.values() if hasattr(part, "param_groups")]
+        options = [_options_of(each) for each in optimizers] if heals and self._keeps_options else []
         for name, part in parts.items():
             _load(self._parts[name], part, is_sharded=self.is_sharded)
-        optimizer = self._parts.get("optimizer")
-        if optimizer is not None:
+        for optimizer, kept in zip(optimizers, options, strict=False):
+            for group, own in zip(optimizer.param_groups, kept, strict=True):
+                group.update(own)
+        for optimizer in optimizers:
             # The gradients belong to the weights that were replaced.
             optimizer.zero_grad()
         self.num_loads += 1
@@ -224,6 +244,11 @@ def plain_model(model: Any) -> Any:
         if inner is None:
             return model
         model = inner
+
+
+def _options_of(optimizer: Any) -> list[dict[str, Any]]:
+    """The options of its groups, such as their rates."""
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
 
 
 def _load(holder: Any, state: Any, *, is_sharded: bool) -> None:

@@ -11,8 +11,8 @@ import torch
 
 from ..schedules.budget import BUDGETS
 from ..torch import Adapter, attach
-from ..torch.last_forward import LastForward
 from ..torch.loader import make_loader
+from ..torch.own_loop.last_forward import LastForward
 from .callback import R8Callback
 from .losses import SampleLosses, document_losses, find_losses, is_packed
 from .sampler import WholeEpoch
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     class TrainerSettings(CommonSettings, total=False):
         """Settings that do not come from the TrainingArguments."""
 
-        sets_lr: bool
         ema: Any
 
 
@@ -56,7 +55,8 @@ class R8Mixin:
     ``resume_from_checkpoint`` goes on with the very same batches.
 
     Args:
-        r8: Settings for `R8Scheduler`, such as ``{"policy": "focus", "run_dir": True}``; also ``sets_lr``.
+        r8: Settings for `R8Scheduler`, such as ``{"policy": "focus", "run_dir": True}``; with
+            ``"scheduler_mode": "keep"`` the rate is the Trainer's own.
 
     Raises:
         TypeError: ``r8`` is no dict.
@@ -164,7 +164,7 @@ class R8Mixin:
     def _say_what_differs(self, adapter: Adapter, resume: Any) -> None:
         trainer: Any = self
         args, r8 = trainer.args, adapter.scheduler
-        unused = unused_rates(args) if self._r8_settings.get("sets_lr", True) else ""
+        unused = "" if self._r8_settings.get("scheduler_mode") == "keep" else unused_rates(args)
         if unused:
             r8.host.say_once("unused rates", unused)
         if self._r8_resumes and resume is not None:
@@ -181,7 +181,7 @@ class R8Mixin:
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The learning-rate scheduler of Trainer: one that shows R8Scheduler's rates, and saves its state."""
-        if not self._r8_settings.get("sets_lr", True):
+        if self._r8_settings.get("scheduler_mode") == "keep":
             own = super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
             save_along(own, self._adapter())
             return own

@@ -18,7 +18,7 @@ NOT_A_CHECKPOINT = (
 
 NOT_USED = (
     "{} of the TrainingArguments is not used, as R8Scheduler sets the rate: a warm-up, then a cosine, unless r8 holds "
-    "scheduler_mode and warmup_proportion; to keep Trainer's own rates, give r8={{'sets_lr': False}}."
+    "scheduler_mode and warmup_proportion; to keep Trainer's own rates, give r8={{'scheduler_mode': 'keep'}}."
 )
 
 

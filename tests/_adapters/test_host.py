@@ -26,7 +26,7 @@ DOCUMENTED = {
     *("state_dict", "load_state_dict", "save_checkpoint", "load_checkpoint", "update_cpu_backup", "best_checkpoint"),
     *("lr", "progress", "phase", "global_step", "total_steps", "steps_per_epoch", "current_epoch"),
     *("is_stopped", "is_over", "policy", "table", "requests", "run_dir", "summary", "paused", "reset_baseline"),
-    *("release", "__enter__", "__exit__", "host"),
+    *("release", "__enter__", "__exit__", "host", "seed", "batches", "steps", "lr_factor", "keeps_rates", "tell_rate"),
 }
 """What the README, the guides and the examples show of a scheduler."""
 

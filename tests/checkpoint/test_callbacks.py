@@ -177,7 +177,7 @@ def wrapped(outer, inner):
         (
             "load_callback",
             lambda: None,
-            r"\(source\) or \(source, from_ram=\), got .*<lambda>.* signature \(\)",
+            r"\(source\), with the keywords from_ram= and is_resume= or without, got .*<lambda>.* signature \(\)",
         ),
         ("load_callback", lambda *, from_ram: None, r"\(source\).* signature \(\*, from_ram\)"),
         ("load_callback", lambda source, model: None, r"\(source\).* signature \(source, model\)"),

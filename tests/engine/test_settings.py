@@ -31,7 +31,7 @@ def test_settings_have_the_types_of_the_scheduler():
     typed = {name: each.__forward_arg__ for name, each in SchedulerSettings.__annotations__.items()}
 
     assert {each.name: each.type for each in dataclasses.fields(Settings)} == texts
-    assert {"num_samples": "int", **typed} == texts
+    assert {"num_samples": "int | None", **typed} == texts
 
 
 def test_each_argument_is_handed_on_as_itself(monkeypatch):

@@ -137,16 +137,16 @@ def test_manual_optimization():
 
 
 def test_own_rate_scheduler():
-    """A rate scheduler of the module's is refused by name, or has its way with sets_lr=False."""
+    """A rate scheduler of the module's is refused by name, or has its way with scheduler_mode="keep"."""
 
     class Own(Digits):
         def configure_optimizers(self):
             optimizer = super().configure_optimizers()
             return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)]
 
-    with pytest.raises(ValueError, match=r"must return no rate scheduler, .*StepLR.*sets_lr=False"):
+    with pytest.raises(ValueError, match=r"must return no rate scheduler, .*StepLR.*scheduler_mode='keep'"):
         fit(module=Own())
-    _, _, trainer = fit(module=Own(), settings={"sets_lr": False})
+    _, _, trainer = fit(module=Own(), settings={"scheduler_mode": "keep"})
 
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.2 * 0.5**3)
 

@@ -13,8 +13,9 @@ GOOD = {"num_samples": 12, "batch_size": 4, "num_epochs": 2}
 TABLE = [
     *[
         ({"num_samples": value}, ValueError, r"num_samples must be a whole number (in \[1, \d+\]|>= 1), got")
-        for value in (0, -1, 1.5, "12", None, True, 2**33, [12], float("nan"))
+        for value in (0, -1, 1.5, "12", True, 2**33, [12], float("nan"))
     ],
+    ({"num_samples": None}, ValueError, "batch_size needs num_samples, as the scheduler draws the batches then, got 4"),
     *[
         ({"batch_size": value}, ValueError, r"batch_size must be a whole number (in \[1, \d+\]|>= 1), got")
         for value in (0, -4, 4.0, "4", None, False)
@@ -26,7 +27,7 @@ TABLE = [
     (
         {"num_epochs": None},
         ValueError,
-        "exactly one of num_epochs, num_steps, train_duration_seconds must be given, got none of them",
+        "exactly one of num_epochs, num_steps, train_duration_seconds, num_tokens must be given, got none of them",
     ),
     (
         {"num_steps": 5},
@@ -91,7 +92,11 @@ TABLE = [
         )
         for name in ("save", "load", "state")
     ],
-    ({"load_callback": lambda: None}, TypeError, r"load_callback must take \(source\) or \(source, from_ram=\), got"),
+    (
+        {"load_callback": lambda: None},
+        TypeError,
+        r"load_callback must take \(source\), with the keywords .* or without, got",
+    ),
     *[
         (
             {"backup_every": value, "state_callback": dict},

@@ -286,7 +286,7 @@ def test_steps_of_the_budget_follow_the_batch_size(tmp_path):
         *[
             ({name: value}, rf"{name} must be a whole number >= 1")
             for name in ("batch_size", "num_samples")
-            for value in (0, -4, 2.5, None, "4")
+            for value in (0, -4, 2.5, "4")
         ],
         ({"num_epochs": 0}, "num_epochs must be a number > 0 and finite"),
         ({"num_steps": 0}, "num_steps must be a number > 0 and finite"),

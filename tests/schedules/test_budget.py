@@ -30,8 +30,10 @@ def test_seconds_are_taken_as_they_are():
 
 @pytest.mark.parametrize("given", [(None, None, None), (1, 1, None), (None, 1, 1.0), (1, 1, 1)])
 def test_exactly_one_budget_is_given(given):
-    """None or several budgets are refused, and the three are named."""
-    with pytest.raises(ValueError, match="exactly one of num_epochs, num_steps, train_duration_seconds must be given"):
+    """None or several budgets are refused, and all of them are named."""
+    with pytest.raises(
+        ValueError, match="exactly one of num_epochs, num_steps, train_duration_seconds, num_tokens must be given"
+    ):
         Budget.of(*given, 4)
 
 

@@ -130,8 +130,8 @@ def other_rates(loader, optimizer):
 
 
 def test_rate_left_alone():
-    """With sets_lr=False the rate is somebody else's."""
-    adapter = adapted(sets_lr=False)
+    """With scheduler_mode="keep" the rate is somebody else's."""
+    adapter = adapted(scheduler_mode="keep")
     train(adapter)
 
     assert adapter.optimizer.param_groups[0]["lr"] == 0.1

@@ -50,7 +50,7 @@ def attached(model=None, optimizer=None, dataset=DIGITS, **settings):
         (
             {"dataset": Stream()},
             TypeError,
-            "dataset must have a length, as the scheduler says .* For a stream, collect",
+            "dataset must have a length and an index, as the scheduler says .* leave batch_size out",
         ),
         ({"dataset": iter([1])}, TypeError, "dataset must have a length"),
         ({"dataset": {1, 2}}, TypeError, r"dataset must have an index, got \{1, 2\}\."),

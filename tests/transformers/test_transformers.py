@@ -89,20 +89,20 @@ def test_evaluation(tmp_path):
 
 
 def test_own_rate_scheduler(tmp_path):
-    """A rate scheduler given besides is refused by name; with sets_lr=False Trainer's own has its way."""
+    """A rate scheduler given besides is refused by name; with scheduler_mode="keep" Trainer's own has its way."""
     model = Model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     own = torch.optim.lr_scheduler.StepLR(optimizer, 1)
 
     with pytest.raises(ValueError, match=r"must hold no rate scheduler, .*StepLR"):
         R8Trainer(model=model, args=arguments(tmp_path), train_dataset=Digits(), optimizers=(optimizer, own))
-    trainer = train(tmp_path, r8={"sets_lr": False}, lr_scheduler_type="constant")
+    trainer = train(tmp_path, r8={"scheduler_mode": "keep"}, lr_scheduler_type="constant")
     assert trainer.optimizer.param_groups[0]["lr"] == 0.01
 
 
 def test_resumes_with_rates_of_the_trainer(tmp_path):
     """Where the rate is left to Trainer's own scheduler, its checkpoint resumes exactly too."""
-    options = {"r8": {"sets_lr": False}, "lr_scheduler_type": "cosine", "warmup_steps": 5}
+    options = {"r8": {"scheduler_mode": "keep"}, "lr_scheduler_type": "cosine", "warmup_steps": 5}
     whole = train(tmp_path, save_strategy="steps", save_steps=1, save_total_limit=None, **options)
     resumed = train(tmp_path, resume=f"{tmp_path}/checkpoint-17", **options)
 
@@ -190,7 +190,7 @@ def double(outputs, labels, num_items_in_batch=None):
 def test_trains_on_the_loss_of_the_trainer(tmp_path, options, parts):
     """On the same batches the weights are those of the plain Trainer, whatever its loss, over all tokens of a step."""
     options = {"gradient_accumulation_steps": 4, **options}
-    ours = language_trainer(tmp_path, 4, kind=Recording, parts=parts, r8={"sets_lr": False}, **options)
+    ours = language_trainer(tmp_path, 4, kind=Recording, parts=parts, r8={"scheduler_mode": "keep"}, **options)
     ours.train()
 
     class Fixed(Trainer):

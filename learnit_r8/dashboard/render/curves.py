@@ -24,6 +24,8 @@ def window(view: View, ui: UiState) -> tuple[int, int]:
     last = max(1, view.step)
     if ui.zoom == "last 10%":
         return int(0.9 * last), last
+    if ui.zoom == "last epoch" and view.run is not None and not view.run.steps_per_epoch:
+        return min(view.epochs[-1].step if view.epochs else 0, last - 1), last
     if ui.zoom == "last epoch" and view.run is not None:
         per_epoch = max(1, view.run.steps_per_epoch)
         return max(0, (last - 1) // per_epoch * per_epoch), last

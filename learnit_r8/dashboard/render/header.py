@@ -61,8 +61,8 @@ def title_line(view: View, ui: UiState, width: int, theme: Theme, scene: Scene) 
     ]
     if view.run is not None and width >= WIDE:
         parts += [
-            labelled("samples", f"{view.run.num_samples:,}", ""),
-            labelled("batch", f"{view.run.batch_size:,}", ""),
+            labelled("samples", f"{view.run.num_samples:,}", "") if view.run.num_samples else (),
+            labelled("batch", f"{view.run.batch_size:,}", "") if view.run.num_samples else (),
             labelled("policy", clean(view.run.policy, 20), ""),
         ]
     return right((Span(" "), *joined(parts, room - 1)), tuple(end), width)
@@ -84,7 +84,7 @@ def epoch_line(view: View, width: int, theme: Theme) -> Line:
     """Progress of the epoch, and the time left in it."""
     run = view.run
     left = math.nan
-    if run is not None:
+    if run is not None and run.steps_per_epoch:
         steps = (view.epoch + 1) * run.steps_per_epoch
         steps = min(steps, run.total_steps) if run.total_steps else steps
         left = max(0, steps - view.step) * view.pacing.seconds_per_step

@@ -64,7 +64,7 @@ def quartile_panel(view: View, width: int, height: int, theme: Theme) -> list[Li
     groups = "; batches: groups first, then losses" if has_groups and width >= 64 else ""
     lines = [survey_rule(view, f"samples by loss{groups}", width, glyphs)]
     if survey is None or not is_ranked(survey):
-        return [*lines, remark("known once every sample was seen" if view.run else "")]
+        return [*lines, remark(view.no_table or "known once every sample was seen" if view.run else "")]
     wide = width >= 92
     moves = moved(survey)
     batch = f"{'last batch':<{19 if wide else 13}}"
@@ -165,7 +165,7 @@ def flow_panel(view: View, width: int, height: int, theme: Theme) -> list[Line]:
     survey = view.survey
     lines = [rule("moves in an epoch", width, theme.glyphs, "from row to column" if width >= 44 else "")]
     if survey is None or len(survey.flow) != 16:
-        return [*lines, remark("known after two epochs")]
+        return [*lines, remark(view.no_table or "known after two epochs")]
     lines.append((Span("    to" + "".join(f"{name:>7}" for name in QUARTILES), "label"),))
     for start in range(4):
         row = survey.flow[4 * start : 4 * start + 4]
@@ -188,7 +188,7 @@ def ribbon_panel(view: View, ui: UiState, width: int, height: int, theme: Theme)
     title = rule("quartile bounds of the samples' loss", width, glyphs, "Q1|Q2, Q2|Q3, Q3|Q4")
     bounds = [point for point in view.bounds if len(point.values) == 5 and first <= point.step]
     if len(bounds) < 2:
-        return [title, remark("known after two surveys")]
+        return [title, remark(view.no_table or "known after two surveys")]
     steps = np.array([point.step for point in bounds], float)
     values = np.array([point.values[1:4] for point in bounds], float).T
     places = first + (np.arange(cells * dots(glyphs)) + 0.5) / (cells * dots(glyphs)) * (last - first)

@@ -78,7 +78,7 @@ def _heading(view: View, listed: str) -> str:
 
 def _why_empty(view: View, ui: UiState | None, listed: str) -> str:
     if view.survey is None:
-        return "known after the first look at the samples"
+        return view.no_table or "known after the first look at the samples"
     if ui is not None and ui.filter:
         return f"none has {ui.filter!r} in its name"
     if listed == "suspects":

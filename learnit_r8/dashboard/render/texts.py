@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ...events import NO_TABLE
 from ..state.ui_state import Scene, UiState
 from ..state.view import Entry, View
 from ..text import Line, Span, clean, clip, clock, fit, setting, wrapped
@@ -86,9 +87,9 @@ def config_panel(view: View, ui: UiState, width: int, height: int, theme: Theme,
         budget = f"as many as {seconds:g} s allow" if seconds else "until a cool-down or a stop is asked for"
         rows = [
             ("name", run.name or "-"),
-            ("samples", f"{run.num_samples:,} in batches of {run.batch_size:,}"),
+            ("samples", f"{run.num_samples:,} in batches of {run.batch_size:,}" if run.num_samples else NO_TABLE),
             ("steps", f"{run.total_steps:,}" if run.total_steps else budget),
-            ("steps an epoch", f"{run.steps_per_epoch:,}"),
+            ("steps an epoch", f"{run.steps_per_epoch:,}" if run.steps_per_epoch else "as many as your loader gives"),
             *((name, setting(text)) for name, text in ({"policy": run.policy} | run.settings).items()),
         ]
     if scene.folder:

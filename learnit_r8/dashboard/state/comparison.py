@@ -102,7 +102,9 @@ def _settings(view: View) -> dict[str, str]:
     run = view.run
     if run is None:
         return {}
-    facts = {"samples": f"{run.num_samples:,}", "batch_size": f"{run.batch_size:,}", "policy": run.policy}
+    facts = {"policy": run.policy}
+    if run.num_samples:
+        facts = {"samples": f"{run.num_samples:,}", "batch_size": f"{run.batch_size:,}", **facts}
     if run.total_steps:
         facts["steps"] = f"{run.total_steps:,}"
     return {name: text for name, text in (facts | run.settings).items() if name not in NOT_CHOSEN}

@@ -214,7 +214,7 @@ class View:
     def _fold_start(self, event: events.RunStarted) -> None:
         self.run, self.ended, self.incident, self.gave_up = event, None, None, None
         self.lr_plan = event.lr_plan
-        self.epoch = event.step // max(1, event.steps_per_epoch)
+        self.epoch = event.step // event.steps_per_epoch if event.steps_per_epoch else self.epoch
         self.seconds = event.seconds
         self.progress = self._progress_at(event.step, event.seconds)
         self.is_lr_lowered = False
@@ -293,9 +293,9 @@ class View:
     def total_epochs(self) -> int | None:
         """Epochs in the whole run, the last one maybe cut short; None with a time budget."""
         run = self.run
-        if run is None or run.total_steps is None:
+        if run is None or run.total_steps is None or not run.steps_per_epoch:
             return None
-        return math.ceil(run.total_steps / max(1, run.steps_per_epoch))
+        return math.ceil(run.total_steps / run.steps_per_epoch)
 
     @property
     def epoch_text(self) -> str:
@@ -308,6 +308,11 @@ class View:
         """The steps done, and how many there are: "1,200/9,000"; "1,200" with a time budget."""
         total = self.run.total_steps if self.run is not None else None
         return f"{self.step:,}/{total:,}" if total else f"{self.step:,}"
+
+    @property
+    def no_table(self) -> str:
+        """Why there are no samples to show, if there never will be any; "" else."""
+        return events.NO_TABLE if self.run is not None and not self.run.num_samples else ""
 
     def time_left(self, now: float) -> TimeLeft:
         """The time to the end of the run; ``now`` is in training seconds."""
@@ -325,9 +330,9 @@ class View:
     @property
     def epoch_progress(self) -> float:
         """Finished share of the current epoch, in [0, 1]."""
-        if self.run is None:
+        if self.run is None or not self.run.steps_per_epoch:
             return 0.0
-        per_epoch = max(1, self.run.steps_per_epoch)
+        per_epoch = self.run.steps_per_epoch
         return min(1.0, max(0, self.step - self.epoch * per_epoch) / per_epoch)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from ...checkpoint.callbacks import Callbacks
@@ -58,8 +57,8 @@ class ExperimentRun:
         self.case, self._steps, self.is_open = case, steps, True
         return self._advance(None)
 
-    def draw(self) -> NDArray[np.int64]:
-        """The samples of the probe, int64[B]; sets the random generators to those at its record."""
+    def draw(self) -> Any:
+        """The batch of the probe, as the plan draws it again; sets the random generators to those at its record."""
         assert self.asked is not None
         self.asks_probe = False
         generators = self._get_callbacks().generators

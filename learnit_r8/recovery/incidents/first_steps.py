@@ -155,7 +155,7 @@ class FirstSteps:
                 return
             (ticket, loss), self._last = self._last, None
             self._size = len(ticket.indices)
-            batch = Backup(self._live.step, self._lineage.updates, witness=[ticket.indices], losses=[loss])
+            batch = Backup(self._live.step, self._lineage.updates, witness=[ticket.batch.witness], losses=[loss])
             case = Case(Alarm.WILD, level, (), progress.start, 0.0, 0.0, share=0.0, is_sudden=True)
             self._experiment.begin(case, draw_again(batch))
             return
@@ -213,7 +213,7 @@ class FirstSteps:
             self._limit.confirm()
             for each in trial.backups[1:]:
                 self._backup.recycle(each)
-            text = f"the learning rate was too high: at {self._limit.ceiling:.3g} the loss is {level:.3g} after "
+            text = f"the learning rate was too high: at {self._limit.ceiling_text} the loss is {level:.3g} after "
             text += f"{lineage.updates} steps from the start, not {trial.level:.3g}"
             self._announcer.warn_once("rate too high", f"{text}. See docs/recovery.md.")
             self._announcer.tell(events.Notice, text=text, is_warning=False)

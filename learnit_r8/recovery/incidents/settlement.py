@@ -168,9 +168,10 @@ class Settlement:
     def _tell_restored(self, backup: Backup, alarm: Alarm, undone: int) -> None:
         source, ceiling = self._live.name_of(backup), self._limit.ceiling
         self._announcer.tell(events.RolledBack, to_step=backup.step, source=source)
+        limit_text = self._limit.ceiling_text
         what = f"{_REASONS[alarm]}: the weights were damaged, restored to step {backup.step}, {undone} updates back"
         if ceiling < math.inf:
-            what += f"; the learning rate stays at or below {ceiling:.3g} for a while"
+            what += f"; the learning rate stays at or below {limit_text} for a while"
         self._incidents.note(self._live.step, what)
         self._incidents.note_restore()
         self._announcer.warn_once("restored", f"{what}. {NO_MEASURE}")

@@ -1,0 +1,39 @@
+"""The user's iterable as a loop sees it: its items, handed on as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .batch_size import BatchMeasure
+    from .feed import Feed
+
+
+class Batches:
+    """The user's iterable, whose items a run hands on as they are; each iteration is an epoch.
+
+    Args:
+        feed: Takes them.
+        source: The iterable.
+        measure: Reads the size of a batch.
+
+    What it has no attribute for is that of the iterable: ``len()``, ``set_epoch()`` and all others.
+    """
+
+    def __init__(self, feed: Feed, source: Any, measure: BatchMeasure) -> None:
+        self._feed, self._source, self._measure = feed, source, measure
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._feed.iterate(self._source, self._measure)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("_source", "_feed", "_measure"):
+            raise AttributeError(name)
+        return getattr(self._source, name)
+
+    def __repr__(self) -> str:
+        return f"Batches({self._source!r})"

@@ -1,0 +1,502 @@
+"""The feed: the batches of the user's own loader on their way through a run.
+
+A run takes them as they come: one at a time, when the loop asks for it, from the one iterator that the loop would have
+made. Nothing is fetched ahead, and nothing is drawn from a random generator.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from ... import events
+from ...guard.verdict import Verdict
+from ...sampling.loader_plan import LoaderBatch, LoaderPlan, Size
+from ...sampling.ticket import Outcome, Ticket
+from .. import draws
+from . import replay
+from .batch_size import BatchMeasure, bytes_of
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+
+NOT_REPORTED = (
+    "the batch of step {step} was not reported with update_with_loss(); it counts as no step and does not come again."
+)
+NEVER_REPORTED = (
+    "an epoch of {} batches ended with no loss reported, so it counts as none and nothing is watched: call "
+    "update_with_loss(loss) after each batch. To look at the data besides, iterate over your loader itself."
+)
+MOST_SILENT = 1000
+"""Steps without a loss after which a loop is told."""
+
+MOST_KEPT_BYTES = 2**26
+"""Largest batch that is kept to be handed out again."""
+
+
+class FeedSettings(NamedTuple):
+    """How a run treats the user's loader.
+
+    Attributes:
+        keeps_witness: Whether the batch after a backup is kept, to be handed out again where weights are tested.
+        after_restore: "next" or "again"; see `R8Scheduler`.
+        resume_data: "replay", "indices" or "start"; see `R8Scheduler`.
+    """
+
+    keeps_witness: bool = True
+    after_restore: str = "next"
+    resume_data: str = "replay"
+
+
+class FeedTrainer(Protocol):
+    """Trains on the batches of a feed: an adapter that joins it; see `_adapters.prefetch.Trainer`."""
+
+    def settle(self) -> object:
+        """Report every loss that is held back."""
+
+    def before_iteration(self) -> None:
+        """An iteration is about to begin."""
+
+    def before_first_batch(self) -> None:
+        """The first batch of an iteration is about to be taken."""
+
+    def between_steps(self) -> None:
+        """A batch is asked for, between two steps of the training."""
+
+    def before_probe(self) -> None:
+        """A probe is about to be handed out."""
+
+
+class PlainTrainer:
+    """The trainer where no adapter has joined: a loop that reports each loss at once.
+
+    Args:
+        run: The engine.
+    """
+
+    def __init__(self, run: Engine) -> None:
+        self.between_steps = run.between_steps
+
+    def settle(self) -> None:
+        """Do nothing."""
+
+    before_iteration = before_first_batch = before_probe = settle
+
+
+class Feed:
+    """Takes batches from the user's loader, and knows how far it is.
+
+    Args:
+        run: The engine.
+        plan: Counts them.
+        settings: How the loader is treated.
+
+    Attributes:
+        open: The batch in hand; None once it is reported.
+    """
+
+    def __init__(self, run: Engine, plan: LoaderPlan, settings: FeedSettings) -> None:
+        self._run, self._plan, self.settings = run, plan, settings
+        self.open: Ticket | None = None
+        self._trainer: FeedTrainer = PlainTrainer(run)
+        self._iteration: object = None
+        self._source: Any = None
+        self._start: dict[str, Any] | None = None
+        self._out: list[LoaderBatch] = []
+        self._resumed: Mapping[str, Any] | None = None
+        self._has_asked = self._has_begun = False
+        self._num_silent = self._updates = 0
+
+    def join(self, trainer: FeedTrainer) -> None:
+        """Let an adapter train on the batches; it takes the place of the one that joined before."""
+        self._trainer = trainer
+
+    @property
+    def is_iterating(self) -> bool:
+        """Whether a loop over the batches is under way."""
+        return self._iteration is not None
+
+    @property
+    def num_taken(self) -> int:
+        """Items that the loader has given in this pass and that were trained on or passed over."""
+        self._out = [batch for batch in self._out if _is_out(batch)]
+        return self._plan.taken - len(self._out)
+
+    # The iteration.
+
+    def iterate(self, source: Any, measure: BatchMeasure) -> Iterator[Any]:
+        """One run through the user's iterable, or what is left of it; see `R8Scheduler.batches`."""
+        run, pace, controller = self._run, self._run.pace, self._run.controller
+        this = self._iteration = object()
+        self.give_up_open()
+        run.requests.stay_within(None)
+        try:
+            batches, num_before = self._begin(source), pace.step
+            while True:
+                if self._iteration is not this:
+                    raise RuntimeError(
+                        "a batch was asked for by an iteration that another one has replaced; iterate over batches() "
+                        "once at a time."
+                    )
+                self.give_up_open()
+                self._between_steps()
+                if self._updates > controller.updates and not controller.is_open:
+                    batches = self._after_restore(source, batches)
+                self._updates = controller.updates
+                if controller.asks_probe and not pace.is_stopped:
+                    if not self._has_probe():
+                        continue
+                    item = self._take_probe()
+                elif self._is_at_end():
+                    self._trainer.settle()
+                    if pace.is_stopped or (pace.is_over and not controller.asks_probe):
+                        run._draw_nothing()
+                        return
+                    continue
+                else:
+                    try:
+                        item = self._next(batches)
+                    except StopIteration:
+                        self._end_pass(pace.step - num_before)
+                        return
+                    self._take_given(item, measure)
+                yield item
+        except GeneratorExit:
+            # A break: if the run goes on, the signals are taken again.
+            run.requests.leave()
+            raise
+        finally:
+            if self._iteration is this:
+                self._iteration, self._has_begun = None, False
+
+    def _begin(self, source: Any) -> Iterator[Any]:
+        run, pace, plan = self._run, self._run.pace, self._plan
+        self._trainer.before_iteration()
+        run.controller.let_probe(self.settings.keeps_witness)
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None:
+            self._source, self._start = source, resumed["start"]
+            batches: Iterator[Any] = iter(())
+            if not pace.has_ended:
+                batches = replay.resume(run, source, resumed, plan.taken, self.settings.resume_data)
+                self._has_begun = True
+            self._trainer.before_first_batch()
+            return batches
+        if plan.taken and not pace.has_ended:
+            # It was left by a break.
+            self._mark_ended()
+        pace.begin_pass()
+        if not (_is_iterator(source) and source is self._source):
+            plan.taken = 0
+            self._start = replay.read_generators(source)
+        self._source, self._out = source, []
+        batches = iter(source)
+        self._has_begun = True
+        self._trainer.before_first_batch()
+        return batches
+
+    def _is_at_end(self) -> bool:
+        """Whether the budget is spent once all batches that are out are reported, or the run was stopped."""
+        pace = self._run.pace
+        return pace.is_stopped or pace.progress_at(pace.step + pace.num_out) >= 1
+
+    def _between_steps(self) -> None:
+        if not self._run.announcer.is_heard:
+            self._trainer.between_steps()
+            return
+        self._run.emitter.begin()
+        self._trainer.between_steps()
+        self._run.emitter.end()
+
+    def _next(self, batches: Iterator[Any]) -> Any:
+        emitter = self._run.emitter
+        if not self._run.announcer.is_heard:
+            return next(batches)
+        began = time.perf_counter()
+        try:
+            return next(batches)
+        finally:
+            emitter.data_seconds += time.perf_counter() - began
+
+    def _end_pass(self, num_steps: int) -> None:
+        """End a run through the loader, if anything of it was trained on."""
+        run, pace = self._run, self._run.pace
+        self._trainer.settle()
+        if pace.has_ended:
+            # It was trained on before the run was resumed.
+            return
+        taken = self.num_taken
+        if not (num_steps or run._tally.has_begun):
+            text = NEVER_REPORTED.format(taken) if taken else "the loader of batches() gave no batch."
+            run.announcer.warn_once("empty pass", text)
+            self._plan.taken = 0
+            return
+        self._mark_ended()
+        run.controller.end_update()
+        self._between_steps()
+        if pace.is_over:
+            run._draw_nothing()
+
+    def _mark_ended(self) -> None:
+        """Note that a pass has ended, and tell listeners."""
+        run, pace = self._run, self._run.pace
+        with run.turns.take("draw", pace.step) as turn:
+            turn.is_changing = True
+            pace.has_ended = True
+            lr, tally = run.shown_lr(run.scheduled_lr(pace.progress)), run._tally
+            run._tally, run._epoch_ended = type(tally)(), True
+            if run.announcer.is_heard:
+                run.emitter.epoch_done(
+                    epoch=pace.epoch, progress=pace.progress, lr=lr, tally=tally, seconds=pace.seconds
+                )
+
+    # Batches.
+
+    def _take_given(self, item: Any, measure: BatchMeasure) -> None:
+        run = self._run
+        if not run.announcer.is_heard:
+            self.open = self.take(item, measure.of(item))
+            run.controller.note_start()
+            return
+        run.emitter.begin()
+        self.open = self.take(item, measure.of(item))
+        run.controller.note_start()
+        run.emitter.end()
+
+    def _is_wanted(self, item: Any) -> bool:
+        """Whether a batch is to be kept, as weights may be tested with it."""
+        run = self._run
+        if item is None or not self.settings.keeps_witness:
+            return False
+        if not (run.controller.is_early or run.backup.awaits_witness or run.controller.witnesses.waiting is not None):
+            return False
+        if bytes_of(item) <= MOST_KEPT_BYTES:
+            return True
+        run.announcer.note_once(
+            "large batch",
+            f"batches of more than {MOST_KEPT_BYTES >> 20} MiB are not kept, so weights are not tested with them: what "
+            "is to be done about refused losses follows from how many there are in a row.",
+        )
+        return False
+
+    def take(self, item: Any, size: Size, *, is_of_loader: bool = True) -> Ticket:
+        """Take a batch, as the training on it begins.
+
+        Args:
+            item: What the loader gave.
+            size: Its size.
+            is_of_loader: Whether it is of a loader; else there is nothing but the step.
+        """
+        run, pace, turns, plan = self._run, self._run.pace, self._run.turns, self._plan
+        is_kept = is_of_loader and self._is_wanted(item)
+        while True:
+            number = pace.step + pace.num_out
+            is_plain = run.own_rate is not None and run.controller.is_quiet
+            lr = 1.0 if is_plain else run._lr_at(pace.progress_at(number))
+            with turns.lock:
+                if turns.busy is None and pace.step + pace.num_out == number:
+                    turns.busy = number
+                    began = run._tally.began
+                    if began != began:
+                        draws.begin(run)
+                    batch = plan.take(item, size, pace.epoch, is_kept=is_kept)
+                    batch.chunk.rates[0] = lr
+                    if is_of_loader:
+                        plan.taken += 1
+                        self._out = [each for each in self._out if _is_out(each)]
+                        self._out.append(batch.chunk)  # type: ignore[arg-type]
+                    pace.tokens += size.tokens
+                    pace.num_out += 1
+                    ticket = run._ticket(number, pace.epoch, lr, batch)
+                    turns.busy = None
+                    return ticket
+            turns.wait("draw", number)
+
+    def _has_probe(self) -> bool:
+        """Whether the batch that a test asks for was kept; if not, the losses that come decide."""
+        asked = self._run.controller.experiment.asked
+        is_kept = asked is not None and all(item is not None for item in asked.witness)
+        if not is_kept:
+            self._run.controller.let_probe(False)
+        return is_kept
+
+    def _take_probe(self) -> Any:
+        """Hand out a batch once more, to test weights with it."""
+        run, pace = self._run, self._run.pace
+        self._trainer.before_probe()
+        with run.turns.take("draw", pace.next_step) as turn:
+            turn.is_changing = True
+            item = run.controller.experiment.draw()
+            batch = self._plan.draw_again(item)
+            run.controller.experiment.note_drawn(batch.chunk)
+            lr = run.lr
+            batch.chunk.rates[0] = lr
+            pace.num_out += 1
+            self.open = run._ticket(pace.next_step - 1, pace.epoch, lr, batch)
+        return item
+
+    def give_up_open(self) -> None:
+        """Pass over the batch in hand, if it was not reported: it is no step."""
+        ticket, self.open = self.open, None
+        if ticket is not None and ticket.batch.is_out:
+            self.give_up(ticket, is_noted=True)
+
+    def give_up(self, ticket: Ticket, *, is_noted: bool) -> None:
+        """Close a batch that is not reported.
+
+        Args:
+            ticket: The batch; it is out.
+            is_noted: Whether to say so once, as nobody has asked for it.
+        """
+        run = self._run
+        with run.turns.take("give_up", run.pace.step) as turn:
+            turn.is_changing = True
+            run.controller.experiment.lose(ticket)
+            run.pace.tokens -= ticket.batch.chunk.size.tokens  # type: ignore[attr-defined]
+            self._plan.abandon(ticket.batch)
+            run.pace.num_out -= 1
+            run.announcer.tell(events.BatchAbandoned, epoch=ticket.epoch, drawn_again=False)
+            if is_noted:
+                run.announcer.warn_once("abandoned", NOT_REPORTED.format(step=ticket.step))
+
+    # Steps without an iterable.
+
+    def steps(self) -> Iterator[int]:
+        """Yield the number of each step until the budget is spent or the run is stopped; see `R8Scheduler.steps`."""
+        run, pace = self._run, self._run.pace
+        run.controller.let_probe(False)
+        run.requests.stay_within(None)
+        self._trainer.before_iteration()
+        self._resume_alone()
+        try:
+            while True:
+                self._ask()
+                if self._is_at_end():
+                    self._trainer.settle()
+                    run._draw_nothing()
+                    return
+                before = pace.next_step
+                yield before
+                self._num_silent = 0 if pace.next_step != before else self._num_silent + 1
+                if self._num_silent == MOST_SILENT:
+                    run.announcer.warn_once("silent", f"steps() was asked {MOST_SILENT} times with no loss reported.")
+        except GeneratorExit:
+            run.requests.leave()
+            raise
+
+    def _ask(self) -> None:
+        self._trainer.between_steps()
+        self._has_asked = True
+
+    def take_step(self) -> Ticket | None:
+        """The step that a loss belongs to where no batch is open; None if the budget is spent.
+
+        Raises:
+            RuntimeError: a loop over the batches is under way, and its batch was reported already.
+        """
+        run = self._run
+        if self.is_iterating:
+            raise RuntimeError(
+                f"update_with_loss() was called at step {run.pace.step} with no batch open; the last one was reported "
+                "already; report each batch once."
+            )
+        self._resume_alone()
+        if not self._has_asked:
+            run.controller.let_probe(False)
+            self._trainer.between_steps()
+        self._has_asked = False
+        if self._is_at_end():
+            run.announcer.warn_once(
+                "spent",
+                f"the run is over at step {run.pace.step}; losses reported from here on are not watched. End your loop "
+                "where is_over is true, or iterate over steps().",
+            )
+            return None
+        return self.take(None, Size(), is_of_loader=False)
+
+    def report(self, loss: Any, part_size: Any, grad_norm: Any, skipped: bool, predictions: Any) -> Outcome:
+        """Report the loss of the batch in hand, or of a step without one; see `R8Scheduler.update_with_loss`."""
+        run = self._run
+        ticket = self.open
+        if ticket is None:
+            ticket = self.open = self.take_step()
+        if ticket is None:
+            return Outcome(Verdict.GOOD, run.shown_lr(1.0), None)
+        outcome = run._report(ticket, loss, part_size, grad_norm, skipped, predictions)
+        self.open = None
+        if run.own_rate is not None:
+            return Outcome(outcome.verdict, run.shown_lr(outcome.lr), outcome.rolled_back_to)
+        return outcome
+
+    def epochs(self) -> Iterator[int]:
+        """Yield the numbers of epochs until the budget is spent; see `R8Scheduler.epoch_iterator`."""
+        run, pace = self._run, self._run.pace
+        try:
+            while True:
+                self.give_up_open()
+                self._trainer.settle()
+                is_repeated = pace.has_ended and self._resumed is not None
+                if not is_repeated:
+                    self._trainer.between_steps()
+                    if pace.is_over:
+                        return
+                before = run._num_draws
+                yield pace.epoch + (pace.has_ended and not is_repeated)
+                if run._num_draws == before and not (is_repeated or pace.is_over):
+                    raise RuntimeError(f"epoch {pace.epoch} ended with no batch taken; iterate over batches(loader).")
+        finally:
+            run.requests.leave()
+
+    # What outlives the process, and what goes back.
+
+    def _resume_alone(self) -> None:
+        """Set the random generators of a saved run that has no loader to be forwarded."""
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None:
+            replay.set_generators(None, resumed["now"])
+
+    def _after_restore(self, source: Any, batches: Iterator[Any]) -> Iterator[Any]:
+        """The iterator to go on with, now that the model was put back."""
+        run, undone = self._run, self._updates - self._run.controller.updates
+        backup = run.backup.newest
+        moment = None if backup is None or backup.updates != run.controller.updates else backup.moment
+        saved = None if moment is None or moment.state is None else moment.state["plan"]
+        if self.settings.after_restore == "again" and saved is not None and saved["loader"] is not None:
+            replay.load_loader(source, saved["loader"])
+            self._plan.taken, self._out = saved["taken"], []
+            text = f"the loader goes back with the model: the {undone} batches since then come again."
+            batches = iter(source)
+        else:
+            text = f"the loader goes on with its next batch: the {undone} batches since then do not come again."
+        run.announcer.tell(events.Notice, text=text, is_warning=False)
+        return batches
+
+    def position(self) -> dict[str, Any]:
+        """How far the run is in the user's loader."""
+        # Before its iteration has begun, a loader would begin one to tell its state.
+        source = self._source if self._has_begun and not self._run.pace.has_ended else None
+        if self._resumed is not None:
+            return dict(self._resumed)
+        return {
+            **self._plan.position(),
+            "taken": self.num_taken,
+            "loader": replay.read_loader(source, self._run.announcer),
+            "start": self._start,
+            "now": replay.read_generators(self._source),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `position` returned: the next iteration goes on from there."""
+        self._plan.load_state_dict(state)
+        self._resumed, self._out, self.open = dict(state), [], None
+        self._iteration = None
+
+
+def _is_iterator(source: Any) -> bool:
+    """Whether an iterable is an iterator, which only goes on and never begins anew."""
+    return callable(getattr(type(source), "__next__", None))
+
+
+def _is_out(batch: LoaderBatch) -> bool:
+    return batch.states[0] == 0

@@ -1,0 +1,211 @@
+"""Replay: brings the user's loader to where a saved run was, and the random generators with it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ...checkpoint.state_form import leave_out, pack, unpack
+from ...checkpoint.state_tree import clone
+from ...sampling.random_generators import random_state, set_random_state
+
+if TYPE_CHECKING:
+    from ...events.bus import Announcer
+    from ..engine import Engine
+
+WAYS = ("replay", "indices", "start")
+
+LOUD_SECONDS = 2.0
+"""Seconds of drawing and dropping after which its progress is said."""
+
+HOLDERS = ("", "sampler", "batch_sampler", "batch_sampler.sampler", "dataset")
+"""Where in a loader a random generator of its own is looked for."""
+
+
+def read_generators(source: Any) -> dict[str, Any]:
+    """The states of the global random generators, and of those that a loader holds."""
+    return {"global": random_state(), "own": [_state_of(each) for each in _own_generators(source)]}
+
+
+def set_generators(source: Any, state: Mapping[str, Any] | None) -> None:
+    """Put back what `read_generators` returned."""
+    if state is None:
+        return
+    set_random_state(state["global"])
+    for generator, own in zip(_own_generators(source), state["own"], strict=False):
+        _set(generator, own)
+
+
+def _own_generators(source: Any) -> list[Any]:
+    found: list[Any] = []
+    for path in HOLDERS:
+        holder = source
+        for name in filter(None, path.split(".")):
+            holder = getattr(holder, name, None)
+        for name in ("generator", "rng", "_generator"):
+            each = vars(holder).get(name) if hasattr(holder, "__dict__") else None
+            is_known = hasattr(each, "get_state") or hasattr(each, "bit_generator")
+            if is_known and not any(each is other for other in found):
+                found.append(each)
+    return found
+
+
+def _state_of(generator: Any) -> Any:
+    if hasattr(generator, "bit_generator"):
+        return dict(generator.bit_generator.state)
+    state = generator.get_state()
+    return state.cpu().numpy().copy() if hasattr(state, "numpy") else state
+
+
+def _set(generator: Any, state: Any) -> None:
+    if hasattr(generator, "bit_generator"):
+        generator.bit_generator.state = state
+        return
+    torch: Any = sys.modules.get("torch")
+    generator.set_state(torch.from_numpy(state.copy()) if torch is not None and hasattr(state, "dtype") else state)
+
+
+def read_loader(source: Any, announcer: Announcer) -> dict[str, Any] | None:
+    """The state of a loader in a form that files hold; None if it has none that can be held."""
+    if not (hasattr(source, "state_dict") and hasattr(source, "load_state_dict")):
+        return None
+    found: dict[str, str] = {}
+    state = leave_out(source.state_dict(), found)
+    if found:
+        name, what = next(iter(found.items()))
+        announcer.note_once(
+            "loader state",
+            f"the state of the loader cannot be saved, as {name!r} of it is {what}: a resumed run finds its place as "
+            "resume_data says.",
+        )
+        return None
+    return pack(clone(state))
+
+
+def load_loader(source: Any, saved: Any) -> None:
+    """Have a loader load what `read_loader` returned."""
+    source.load_state_dict(unpack(saved))
+
+
+def resume(run: Engine, source: Any, saved: Mapping[str, Any], count: int, way: str) -> Iterator[Any]:
+    """The iterator whose next item is the one that the saved run would have got.
+
+    Args:
+        run: The engine.
+        source: The user's iterable.
+        saved: The position of the saved run.
+        count: Items that it has taken in this pass.
+        way: One of `WAYS`.
+
+    Raises:
+        ValueError: the loader ended before the position of the saved run: it is another one.
+    """
+    if saved["loader"] is not None and hasattr(source, "load_state_dict"):
+        load_loader(source, saved["loader"])
+        batches: Iterator[Any] = iter(source)
+    elif way == "start":
+        batches = iter(source)
+        if count:
+            run.announcer.warn_once(
+                "from the start",
+                f"the loader begins anew, as resume_data='start' asks for: the {count} batches that the saved run had "
+                "trained on in this epoch come again.",
+            )
+    else:
+        set_generators(source, saved["start"])
+        batches = _skip_indices(source, count) if way == "indices" else _drop(run, source, count)
+    set_generators(source, saved["now"])
+    return batches
+
+
+def _drop(run: Engine, source: Any, count: int) -> Iterator[Any]:
+    """An iterator of the source, from which so many items were drawn and dropped."""
+    batches: Iterator[Any] = iter(source)
+    began, said = time.perf_counter(), 0.0
+    for number in range(count):
+        try:
+            next(batches)
+        except StopIteration:
+            raise ValueError(
+                f"the loader must be that of the saved run, which had taken {count} batches of this epoch, got one "
+                f"that ends after {number}; to begin it anew, give resume_data='start'."
+            ) from None
+        took = time.perf_counter() - began
+        if took - said > LOUD_SECONDS:
+            said = took
+            left = took / (number + 1) * (count - number - 1)
+            _show(f"resuming: {number + 1} of {count} batches passed over, {left:.0f} s left")
+    if said:
+        _show(f"resuming: {count} batches passed over in {time.perf_counter() - began:.0f} s", end="\n")
+    if count:
+        run.announcer.note_once(
+            "passed over", f"{count} batches were drawn from the loader and passed over, to go on where the run was."
+        )
+    return batches
+
+
+def _show(text: str, end: str = "") -> None:
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(f"\r{text}", end=end, file=sys.stderr, flush=True)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _skip_indices(source: Any, count: int) -> Iterator[Any]:
+    """An iterator of a `DataLoader` whose index sampler was forwarded, so that no sample was read.
+
+    Raises:
+        ValueError: it is no loader with a batch sampler.
+    """
+    if getattr(source, "batch_sampler", None) is None or not hasattr(source, "collate_fn"):
+        raise ValueError(
+            "resume_data must be 'replay' or 'start' for a loader without a batch_sampler, got 'indices' for "
+            f"{source!r}."
+        )
+    from copy import copy
+
+    rest, sampler = copy(source), _Forwarded(source.batch_sampler, count)
+    # A DataLoader refuses to have its sampler changed; this one is read once.
+    object.__setattr__(rest, "batch_sampler", sampler)
+    batches: Iterator[Any] = iter(rest)
+    # As the saved run has: before the random generators are set to where that was.
+    sampler.forward()
+    return batches
+
+
+class _Forwarded:
+    """A batch sampler without its first batches.
+
+    Args:
+        sampler: The whole one.
+        count: Batches to leave out.
+    """
+
+    def __init__(self, sampler: Any, count: int) -> None:
+        self._sampler, self._count = sampler, count
+        self._batches: Iterator[Any] | None = None
+
+    def forward(self) -> None:
+        """Leave them out, if that was not done yet."""
+        if self._batches is not None:
+            return
+        self._batches = iter(self._sampler)
+        for number in range(self._count):
+            if next(self._batches, None) is None:
+                raise ValueError(
+                    f"the loader must be that of the saved run, which had taken {self._count} batches of this epoch, "
+                    f"got one whose sampler ends after {number}."
+                )
+
+    def __iter__(self) -> _Forwarded:
+        return self
+
+    def __next__(self) -> Any:
+        self.forward()
+        assert self._batches is not None
+        return next(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._sampler) - self._count

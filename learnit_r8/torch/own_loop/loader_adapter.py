@@ -1,0 +1,252 @@
+"""The adapter of a loop with batches of its own: it watches them, and heals the model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..._adapters.group_rates import GroupRates
+from ..._adapters.prefetch import Prefetch
+from ...guard.verdict import Verdict
+from ...sampling.ticket import Outcome, Ticket
+from ..loss_pipeline import LossPipeline
+from ..state import ModelState
+from ..stepper import Stepper
+from .last_forward import LastForward
+from .rate_factor import RateFactor
+
+if TYPE_CHECKING:
+    from ...engine.feed.batches import Batches
+    from ...scheduler import R8Scheduler
+    from ..distributed.together import Sharing
+
+
+class LoaderAdapter:
+    """A model's training with batches of the user's own loader; `attach` makes it where it gets no ``batch_size``.
+
+    Without an incident nothing of the training changes: weights, optimizer state, random generators and the order of
+    the data are to the bit those of the script without it.
+
+    Args:
+        scheduler: An R8Scheduler without ``num_samples``.
+        model: The model.
+        loader: The user's iterable of batches, or None.
+        optimizers: Those whose steps train it.
+        state: The state of the training.
+        stepper: Takes the steps of the first optimizer.
+        rates: Sets the scheduler's rates; None where they are the user's own.
+        sharing: This process.
+
+    Attributes:
+        scheduler: As given.
+        state: As given.
+    """
+
+    def __init__(
+        self,
+        scheduler: R8Scheduler,
+        *,
+        model: torch.nn.Module,
+        loader: Any,
+        optimizers: list[Any],
+        state: ModelState,
+        stepper: Stepper,
+        rates: GroupRates | None,
+        sharing: Sharing,
+    ) -> None:
+        self.scheduler, self.state, self.rates = scheduler, state, rates
+        self._model, self._loader, self._optimizers, self._stepper = model, loader, optimizers, stepper
+        feed = scheduler.host.feed
+        assert feed is not None
+        self._feed = feed
+        held = Prefetch.of(scheduler)
+        self._losses = LossPipeline(held, stepper=stepper, state=state, rates=rates, sharing=sharing, ahead=0)
+        held.join(self._losses)
+        feed.join(self._losses)
+        self._losses.set_rates(scheduler.lr)
+        self._factors = [] if rates is not None else [RateFactor(scheduler, each) for each in optimizers]
+        if loader is None:
+            # Nothing is drawn from them before the first batch.
+            state.resume_generators()
+
+    def __repr__(self) -> str:
+        return f"LoaderAdapter({self.scheduler!r})"
+
+    @property
+    def outcome(self) -> Outcome:
+        """The outcome of the last report; "pending" as long as losses are on their way from the device."""
+        return self._losses.outcome
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is spent, or the run was stopped."""
+        self.flush()
+        return self.scheduler.is_over
+
+    def epochs(self) -> Iterator[int]:
+        """Yield epoch numbers, 0-based, until the budget is spent."""
+        return self.scheduler.epoch_iterator()
+
+    def batches(
+        self,
+        loader: Any = None,
+        *,
+        size: int | Callable[[Any], int] | None = None,
+        tokens: int | Callable[[Any], int] | None = None,
+    ) -> Batches:
+        """The batches of the loader, handed on as they are; see `R8Scheduler.batches`.
+
+        Args:
+            loader: The iterable; by default the one that `attach` got.
+            size: Samples in a batch, or a function of it.
+            tokens: Tokens in a batch, or a function of it.
+
+        Raises:
+            ValueError: there is no loader.
+        """
+        loader = self._loader if loader is None else loader
+        if loader is None:
+            raise ValueError("loader must be given to attach() or here, got None; where there is none, use steps().")
+        return self.scheduler.batches(loader, size=size, tokens=tokens)
+
+    def steps(self) -> Iterator[int]:
+        """Yield the number of each step until the budget is spent; see `R8Scheduler.steps`."""
+        return self.scheduler.steps()
+
+    def report(self, *losses: torch.Tensor) -> Outcome:
+        """Report the loss of the batch in hand, or of a step without one, before ``backward()``.
+
+        Args:
+            *losses: float[...], the loss that is trained on, of any shape, of which the mean is taken; several, as of
+                a generator and a discriminator, are added up. They are only read.
+
+        Returns:
+            False if the step must not be taken, or if it was taken back. "pending" is true.
+
+        Raises:
+            TypeError: a loss is no tensor of floats.
+            RuntimeError: the batch was reported already.
+            TrainingDiverged: losses stay refused after everything was tried.
+        """
+        found = self._take()
+        if found is None:
+            return Outcome(Verdict.GOOD, self.scheduler.lr, None)
+        return self._tell(found, _mean_of(losses), None, None)
+
+    def step(self, loss: torch.Tensor) -> Outcome:
+        """Report a loss, do ``backward()``, clip, and let the optimizer take its step unless the loss is refused.
+
+        Args:
+            loss: 0-dim, with its gradient.
+
+        Returns:
+            The outcome: false if no step was taken, or if one was taken back.
+
+        Raises:
+            TypeError: the loss is no tensor, or the optimizer evaluates it by itself, as LBFGS does.
+            RuntimeError: the batch was reported already.
+            TrainingDiverged: losses stay refused after everything was tried.
+        """
+        stepper = self._stepper
+        values, found = _mean_of((loss,)), self._take()
+        is_probe = stepper.is_scaled and found is not None and self._losses.is_probe(found)
+        is_due = stepper.backward(loss, is_last=False)
+        norm = stepper.clip() if is_due and not is_probe else None
+        skipped = stepper.apply() if is_due and stepper.is_scaled and not is_probe else None
+        outcome = Outcome(Verdict.GOOD, self.scheduler.lr, None)
+        if found is not None:
+            outcome = self._tell(found, values, norm, skipped)
+        if outcome and is_due and (is_probe or not stepper.is_scaled):
+            if is_probe:
+                stepper.clip()
+            stepper.apply()
+        if is_due or not outcome:
+            stepper.clear()
+        return outcome
+
+    def _take(self) -> Ticket | None:
+        """The batch that a loss belongs to; None after the end."""
+        feed = self._feed
+        ticket = feed.open if feed.open is not None else feed.take_step()
+        feed.open = None
+        return ticket
+
+    def _tell(
+        self, ticket: Ticket, values: torch.Tensor, norm: torch.Tensor | None, skipped: torch.Tensor | None
+    ) -> Outcome:
+        self._note_rate()
+        self._losses.record(ticket, values, count=1, part_size=None)
+        outcome = self._losses.tell(norm, skipped)
+        if self.rates is not None:
+            return outcome
+        return Outcome(outcome.verdict, self.scheduler.lr, outcome.rolled_back_to)
+
+    def _note_rate(self) -> None:
+        """Tell views and guard the rate that the user has set."""
+        if self.rates is not None:
+            return
+        rate = self._optimizers[0].param_groups[0]["lr"]
+        # A tensor on a device is not read, as that would wait for it.
+        if not getattr(rate, "is_cuda", False):
+            self.scheduler.tell_rate(float(rate))
+
+    @contextlib.contextmanager
+    def batch(self) -> Iterator[None]:
+        """A ``with`` block around the training on a batch, in which a loss function may raise because of a NaN.
+
+        An exception before the loss is reported, where what the model was given or returned within the block is not
+        finite, counts as a refused loss, and the block ends there; `outcome` is false. Every other one is raised on.
+
+        Raises:
+            TrainingDiverged: losses stay refused after everything was tried.
+        """
+        before = self.scheduler.global_step
+        with LastForward(self._model) as forward:
+            try:
+                yield
+            except Exception as error:
+                if self.scheduler.global_step != before or not forward.explains(error):
+                    raise
+                self.refuse()
+
+    def refuse(self) -> Outcome:
+        """Report that the loss of the batch in hand could not be computed, as values are not finite.
+
+        Raises:
+            TrainingDiverged: losses stay refused after everything was tried.
+        """
+        return self.report(torch.tensor(float("nan")))
+
+    def flush(self) -> None:
+        """Wait for all losses on their way, and report them."""
+        self._losses.settle()
+
+    def close(self) -> None:
+        """Finish: report, save what is due, tell listeners. Safe to call twice."""
+        self.scheduler.close()
+
+    def __enter__(self) -> LoaderAdapter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.scheduler.__exit__(*error)
+
+
+def _mean_of(losses: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """float32[1], the sum of the means of losses, without their gradient."""
+    if not losses:
+        raise TypeError("report() must get a loss, got none.")
+    if len(losses) == 1 and isinstance(losses[0], torch.Tensor) and losses[0].dtype is torch.float32:
+        loss = losses[0].detach()
+        return (loss.mean() if loss.ndim else loss).reshape(1)
+    for loss in losses:
+        if not (isinstance(loss, torch.Tensor) and loss.is_floating_point()):
+            raise TypeError(f"loss must be a tensor of floats, got {loss!r}.")
+    means = [loss.detach() if loss.ndim == 0 else loss.detach().mean() for loss in losses]
+    total = means[0]
+    for mean in means[1:]:
+        total = total + mean
+    return total.to(torch.float32).reshape(1)

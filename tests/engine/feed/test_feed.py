@@ -1,0 +1,523 @@
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+
+from learnit_r8 import R8Scheduler
+from learnit_r8.events import EpochDone, Notice, RolledBack, RunStarted, SamplesSurveyed, StepDone
+from learnit_r8.testing import FakeClock
+
+from .drive import Line, Loader, generators, seed_all, train
+
+QUIET = {"handle_signals": False, "scheduler_mode": "keep"}
+
+
+def run(loader, *, loss=1.0, skips=(), r8=None, **settings):
+    """Train on a loader, but for some items, and return the scheduler and the batches."""
+    r8 = R8Scheduler(**{**QUIET, **settings}) if r8 is None else r8
+    seen = []
+    for _ in r8.epoch_iterator():
+        for batch in r8.batches(loader):
+            if batch == "error":
+                raise ZeroDivisionError
+            seen.append(batch)
+            if not any(batch is each for each in skips):
+                r8.update_with_loss(loss)
+    return r8, seen
+
+
+# Do no harm.
+
+
+@pytest.mark.parametrize("settings", [{}, {"is_blind": True}, {"keep_witness": False}, {"listeners": [lambda _: None]}])
+def test_a_run_without_an_incident_is_that_of_the_script_to_the_bit(settings, recwarn):
+    """Weights, momentum, random generators and the order of the data are those of the same script without R8."""
+    seed_all()
+    plain, order, _ = train(with_r8=False)
+    after = generators()
+    seed_all()
+    line, loader, r8 = train(**settings)
+
+    assert np.array_equal(line.weights, plain.weights)
+    assert np.array_equal(line.speed, plain.speed)
+    assert loader.given == order.given
+    assert loader.begun == 4
+    assert generators() == after
+    assert r8.global_step == 120
+    assert r8.sentry.num_refused == 0
+    assert not [each for each in recwarn if "refused" in str(each.message)]
+
+
+def test_batches_are_handed_on_as_they_are():
+    """Items of any kind come out unchanged, the very same objects."""
+    items = [object(), None, "text", {"a": np.zeros(2)}, [1, 2]]
+    _, seen = run(items, num_epochs=1)
+
+    assert all(one is other for one, other in zip(seen, items, strict=True))
+
+
+def test_nothing_is_asked_for_before_the_loop_asks():
+    """The iterable is begun once an epoch, and an item is taken only when the loop asks for it."""
+    taken = []
+
+    def stream():
+        for number in itertools.count():
+            taken.append(number)
+            yield number
+
+    r8 = R8Scheduler(num_steps=3, **QUIET)
+    for batch in r8.batches(stream()):
+        assert taken == list(range(batch + 1))
+        r8.update_with_loss(1.0)
+
+    assert taken == [0, 1, 2]
+
+
+def test_length_and_attributes_are_those_of_the_loader():
+    """``len()``, ``set_epoch()`` and every attribute go to the loader; one that it lacks is an AttributeError."""
+    loader = Loader(5)
+    batches = R8Scheduler(num_epochs=1, **QUIET).batches(loader)
+    batches.set_epoch(3)
+
+    assert len(batches) == 5
+    assert loader.epoch == 3
+    with pytest.raises(AttributeError, match="no_such"):
+        _ = batches.no_such
+
+
+# Epochs and budgets.
+
+
+def test_an_epoch_is_one_run_through_the_iterable():
+    """Of runs of different lengths each is an epoch, and listeners hear of its end."""
+    heard = []
+    lengths = iter([3, 1, 5])
+    r8 = R8Scheduler(num_epochs=3, listeners=[heard.append], **QUIET)
+    numbers = []
+    for epoch in r8.epoch_iterator():
+        for _ in r8.batches([[0.0]] * next(lengths)):
+            numbers.append((epoch, r8.current_epoch))
+            r8.update_with_loss(1.0)
+
+    assert numbers == [(0, 0)] * 3 + [(1, 1)] + [(2, 2)] * 5
+    assert [event.epoch for event in heard if isinstance(event, EpochDone)] == [0, 1, 2]
+    assert [event.samples for event in heard if isinstance(event, EpochDone)] == [3, 1, 5]
+    assert r8.is_over
+
+
+def test_own_loop_over_epochs_counts_the_same():
+    """With a ``range`` of one's own, current_epoch is its number."""
+    r8 = R8Scheduler(num_epochs=3, **QUIET)
+    for epoch in range(3):
+        for _ in r8.batches([1, 2]):
+            r8.update_with_loss(1.0)
+            assert r8.current_epoch == epoch
+        assert r8.current_epoch == epoch
+
+    assert r8.global_step == 6
+
+
+def test_a_pass_that_is_left_by_a_break_was_an_epoch():
+    """After a break the next loop begins the iterable anew, as without R8."""
+    r8 = R8Scheduler(num_epochs=5, **QUIET)
+    seen = []
+    for _ in range(2):
+        for batch in r8.batches([1, 2, 3]):
+            seen.append((r8.current_epoch, batch))
+            r8.update_with_loss(1.0)
+            if batch == 2:
+                break
+
+    assert seen == [(0, 1), (0, 2), (1, 1), (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps"),
+    [
+        ({"num_steps": 7}, 7),
+        ({"num_epochs": 2}, 8),
+        ({"num_epochs": 1.5, "steps_per_epoch": 4}, 6),
+        ({"num_tokens": 50}, 5),
+        ({"train_duration_seconds": 10}, 10),
+    ],
+)
+def test_budget_ends_the_run(budget, steps):
+    """Steps, epochs, tokens or seconds; the step that reaches it is the last."""
+    clock = FakeClock()
+    r8 = R8Scheduler(clock=clock, **budget, **QUIET)
+    for _ in r8.epoch_iterator():
+        for _ in r8.batches([{"input_ids": np.zeros((2, 5))}] * 4):
+            clock.advance(1.0)
+            r8.update_with_loss(1.0)
+
+    assert r8.global_step == pytest.approx(steps, abs=1 if "train_duration_seconds" in budget else 0)
+    assert r8.progress == 1.0
+
+
+def test_without_a_budget_the_loop_decides():
+    """With "keep" there may be no budget at all."""
+    r8 = R8Scheduler(**QUIET)
+    for _ in r8.batches([1.0] * 5):
+        r8.update_with_loss(1.0)
+
+    assert not r8.is_over
+    assert r8.progress == 0.0
+
+
+def test_rates_of_ours_follow_the_steps_of_epochs_that_are_told():
+    """With steps_per_epoch the schedule falls over the epochs, and a longer last one is trained to its end."""
+    rates = []
+    r8 = R8Scheduler(num_epochs=2, steps_per_epoch=4, initial_lr=1.0, scheduler_mode="linear", warmup_proportion=0.0,
+                     handle_signals=False)  # fmt: skip
+    for epoch in r8.epoch_iterator():
+        for _ in r8.batches([0] * (4 + epoch)):
+            rates.append(r8.lr)
+            r8.update_with_loss(1.0)
+
+    assert rates[:8] == pytest.approx([1 - step / 8 for step in range(8)])
+    assert len(rates) == 9
+    assert rates[8] < 1e-6
+
+
+def test_steps_ends_with_the_budget():
+    """A loop without an iterable ends with the budget, and each report is one step."""
+    r8 = R8Scheduler(num_steps=4, **QUIET)
+
+    assert [(step, bool(r8.update_with_loss(1.0))) for step in r8.steps()] == [
+        (0, True),
+        (1, True),
+        (2, True),
+        (3, True),
+    ]
+    assert r8.is_over
+
+
+def test_a_report_alone_is_a_step():
+    """With neither batches() nor steps() each report is one step; what comes after the budget is not watched."""
+    r8 = R8Scheduler(num_steps=2, **QUIET)
+    r8.update_with_loss(1.0)
+    r8.update_with_loss(2.0)
+    with pytest.warns(RuntimeWarning, match="the run is over at step 2; losses reported from here on are not watched"):
+        outcome = r8.update_with_loss(float("nan"))
+
+    assert outcome
+    assert r8.global_step == 2
+
+
+# Rates of one's own.
+
+
+def test_the_rate_is_what_was_told():
+    """r8.lr is NaN before a rate is told, then that rate; views hear it too."""
+    heard = []
+    r8 = R8Scheduler(num_steps=3, listeners=[heard.append], **QUIET)
+    assert np.isnan(r8.lr)
+    for step in r8.steps():
+        r8.update_with_loss(1.0, lr=0.1 * (step + 1))
+
+    assert r8.lr == pytest.approx(0.3)
+    assert [event.lr for event in heard if isinstance(event, StepDone)] == pytest.approx([0.1, 0.2, 0.3])
+    assert r8.lr_factor == 1.0
+
+
+@pytest.mark.parametrize(
+    "setting", [{"initial_lr": 0.1}, {"min_lr": 0.001}, {"warmup_proportion": 0.1}, {"warmup_steps": 5}]
+)
+def test_settings_of_rates_are_refused_with_rates_of_ones_own(setting):
+    """They would do nothing."""
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} must be left out with scheduler_mode='keep'"):
+        R8Scheduler(num_steps=3, **QUIET, **setting)
+
+
+def test_a_rate_is_told_only_where_it_is_the_users():
+    """Where the scheduler sets it, telling one is an error."""
+    r8 = R8Scheduler(num_steps=3, handle_signals=False)
+    with pytest.raises(ValueError, match=r"lr is the scheduler's own unless scheduler_mode='keep', got lr=0\.1"):
+        r8.update_with_loss(1.0, lr=0.1)
+
+
+# Incidents.
+
+
+@pytest.mark.parametrize("step", [15, 60, 100])
+@pytest.mark.parametrize("settings", [{}, {"keep_witness": False}])
+def test_weights_that_become_nan_are_put_back(step, settings):
+    """One NaN written into the weights costs some batches; the loader goes on, and the end is as good."""
+    heard, broken = [], []
+
+    def spoil(r8, line):
+        if r8.global_step == step and not broken:
+            broken.append(True)
+            line.spoil()
+
+    seed_all()
+    plain, _, _ = train(with_r8=False)
+    seed_all()
+    with pytest.warns(RuntimeWarning, match="restored"):
+        line, loader, _ = train(on_batch=spoil, listeners=[heard.append], **settings)
+
+    assert broken
+    assert np.abs(line.weights - line.target).max() < np.abs(plain.weights - line.target).max() + 0.05
+    assert [event for event in heard if isinstance(event, RolledBack)]
+    # Every batch of the loader came once.
+    assert len(loader.given) == 120
+    said = [event.text for event in heard if isinstance(event, Notice)]
+    assert any("goes on with its next batch" in text for text in said)
+
+
+def test_a_loss_that_is_not_finite_costs_one_batch():
+    """The batch is refused, nothing is put back, and the next ones are trained on."""
+    r8 = R8Scheduler(num_epochs=1, **QUIET)
+    outcomes = []
+    for batch in r8.batches([1.0] * 20 + [float("inf")] + [1.0] * 20):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            outcomes.append(bool(r8.update_with_loss(batch)))
+
+    assert outcomes == [True] * 20 + [False] + [True] * 20
+
+
+def test_the_batch_after_a_backup_is_handed_out_again_where_weights_are_tested():
+    """A test is a batch that comes once more, the very same object, and is no batch of the loader."""
+    seen = []
+
+    def spoil(r8, line):
+        seen.append(id(r8))
+        if r8.global_step == 50:
+            line.weights = line.weights + 1e3
+
+    class Noted(Loader):
+        def __iter__(self):
+            yield from super().__iter__()
+
+    items = []
+    line, loader = Line(), Noted()
+    r8 = R8Scheduler(num_epochs=4, backup_every=10, state_callback=line.read, load_callback=line.load, **QUIET)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in r8.epoch_iterator():
+            for batch in r8.batches(loader):
+                spoil(r8, line)
+                items.append(id(batch))
+                if r8.update_with_loss(line.loss(batch)):
+                    line.step(0.02 * r8.lr_factor)
+
+    assert r8.controller.summary()
+    assert len(items) > len(loader.given)
+    assert set(items) <= {id(batch) for batch in loader.batches}
+    assert np.abs(line.weights - line.target).max() < 0.1
+
+
+def test_the_rate_is_a_factor_after_a_restore():
+    """Recovery lowers the user's rate for some steps, whatever it is, and gives it back."""
+    factors = []
+
+    def spoil(r8, line):
+        factors.append(r8.lr_factor)
+        if len(factors) == 101:
+            line.spoil()
+
+    with pytest.warns(RuntimeWarning, match="restored"):
+        _, _, r8 = train(on_batch=spoil)
+
+    assert min(factors) < 1
+    assert factors[-1] == 1.0
+    assert r8.lr_factor == 1.0
+
+
+class Rewinding(Loader):
+    """A loader that can tell where it is."""
+
+    place = 0
+
+    def state_dict(self):
+        return {"place": self.place}
+
+    def load_state_dict(self, state):
+        self.place = state["place"]
+
+    def __iter__(self):
+        self.begun += 1
+        while self.place < len(self.batches):
+            self.given.append(self.place)
+            self.place += 1
+            yield self.batches[self.place - 1]
+        self.place = 0
+
+
+def test_the_loader_goes_back_with_the_model_where_it_is_asked_to():
+    """With after_restore="again" the batches since the backup come again."""
+    broken = []
+
+    def spoil(r8, line):
+        if r8.global_step == 25 and not broken:
+            broken.append(True)
+            line.spoil()
+
+    with pytest.warns(RuntimeWarning, match="restored"):
+        _, loader, _ = train(epochs=1, loader=Rewinding(60), on_batch=spoil, after_restore="again")
+
+    # Backups are taken every ten steps; the batch that was refused is not of the backup's past.
+    assert loader.given[:26] == list(range(26))
+    again = next(place for place, (one, two) in enumerate(itertools.pairwise(loader.given)) if two <= one)
+    assert loader.given[again + 1] == 20
+    assert loader.given[again + 1 :] == list(range(20, 60))
+
+
+# Views.
+
+
+def test_views_say_that_there_is_no_table():
+    """The summary says so in one line; the table is there and empty; no survey is made."""
+    heard = []
+    r8, _ = run([[1.0]] * 3, num_epochs=2, listeners=[heard.append])
+    r8.close()
+
+    assert "no table: these batches do not say which samples they hold." in r8.summary().splitlines()
+    assert len(r8.table) == 0
+    assert r8.table.quartiles() == r8.table.hardest() == []
+    assert not r8.table.suspects().indices.size
+    assert not [event for event in heard if isinstance(event, SamplesSurveyed)]
+    started = next(event for event in heard if isinstance(event, RunStarted))
+    assert (started.num_samples, started.batch_size, started.steps_per_epoch) == (0, 0, 0)
+
+
+def test_losses_of_any_shape_are_reported_by_their_mean():
+    """A batch of any size may come with a loss of any shape, another one each time."""
+    heard = []
+    r8 = R8Scheduler(num_steps=3, listeners=[heard.append], **QUIET)
+    for loss in (1.0, np.array([1.0, 3.0]), np.full((2, 3), 4.0)):
+        r8.update_with_loss(loss)
+
+    assert [event.loss for event in heard if isinstance(event, StepDone)] == [1.0, 2.0, 4.0]
+
+
+# Bad input.
+
+
+def test_what_belongs_to_the_table_is_refused():
+    """Settings of batches that the scheduler draws need num_samples."""
+    for name, value in {"batch_size": 4, "policy": "focus", "groups": [0, 1], "last_batch": "drop", "alpha": 0.5,
+                        "sample_ids": ["a"], "estimator": "additive", "auto_find_lr": True}.items():  # fmt: skip
+        with pytest.raises(ValueError, match=f"{name} needs num_samples"):
+            R8Scheduler(num_steps=3, handle_signals=False, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["num_tokens", "steps_per_epoch", "keep_witness", "after_restore", "resume_data"])
+def test_what_belongs_to_a_loader_is_refused_with_num_samples(name):
+    """Settings of batches of one's own are of no use where the scheduler draws them."""
+    value = {"keep_witness": False, "after_restore": "again", "resume_data": "start"}.get(name, 5)
+    with pytest.raises(ValueError, match=f"{name} must be left out with num_samples"):
+        R8Scheduler(10, batch_size=2, num_epochs=1, **{name: value})
+
+
+@pytest.mark.parametrize("mode", ["cosine", "linear", "one_cycle", "wsd"])
+def test_rates_that_need_an_end_ask_for_one(mode):
+    """Epochs of unknown length do not say when the end is, unless the rate need not know."""
+    if mode == "wsd":
+        assert R8Scheduler(num_epochs=2, scheduler_mode=mode).lr > 0
+        return
+    with pytest.raises(ValueError, match=r"needs steps_per_epoch .* num_steps, num_tokens or train_duration_seconds"):
+        R8Scheduler(num_epochs=2, scheduler_mode=mode)
+
+
+@pytest.mark.parametrize(("name", "value"), [("after_restore", "later"), ("resume_data", "fast")])
+def test_choices_are_named(name, value):
+    """A wrong choice names the right ones."""
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        R8Scheduler(num_steps=2, **{name: value})
+
+
+def test_calls_of_the_other_kind_are_refused():
+    """Neither kind of run takes the calls of the other."""
+    drawing, taking = R8Scheduler(10, batch_size=2, num_epochs=1), R8Scheduler(num_steps=3)
+    with pytest.raises(RuntimeError, match=r"batches\(\) is for batches of your own"):
+        drawing.batches([1])
+    with pytest.raises(RuntimeError, match=r"steps\(\) is for batches of your own"):
+        drawing.steps()
+    for call in (taking.draw, taking.draw_if_any, lambda: next(taking.batch_iterator())):
+        with pytest.raises(RuntimeError, match=r"was built without num_samples; iterate over batches\(loader\)"):
+            call()
+
+
+def test_a_loader_must_be_iterable():
+    """A data set without an iterator is named."""
+    with pytest.raises(TypeError, match="loader must be an iterable of batches, got 5"):
+        R8Scheduler(num_steps=3).batches(5)
+
+
+def test_a_loader_that_yields_nothing_is_said():
+    """An empty loader is no epoch, and the loop over epochs does not go on for ever."""
+    with (
+        pytest.warns(RuntimeWarning, match=r"the loader of batches\(\) gave no batch"),
+        pytest.raises(RuntimeError, match="epoch 0 ended with no batch taken"),
+    ):
+        run([], num_epochs=2)
+
+
+def test_batches_that_are_never_reported_are_said():
+    """They count as no steps, and an epoch of them is none."""
+    r8 = R8Scheduler(num_epochs=2, **QUIET)
+    with pytest.warns(RuntimeWarning) as said:
+        for _ in r8.batches([1, 2, 3]):
+            pass
+
+    assert r8.global_step == r8.current_epoch == 0
+    assert any("was not reported with update_with_loss(); it counts as no step" in str(each.message) for each in said)
+    assert r8.pace.num_out == 0
+
+
+def test_one_batch_may_be_left_out():
+    """A batch that is skipped is no step, and the others are."""
+    with pytest.warns(RuntimeWarning, match="it counts as no step and does not come again"):
+        r8, _ = run([1, 2, 3], skips=[2], num_epochs=1)
+
+    assert r8.global_step == 2
+
+
+def test_two_loops_at_once_are_refused():
+    """The newer loop has the run; the older one is told so when it asks."""
+    r8 = R8Scheduler(num_steps=20, **QUIET)
+    batches = r8.batches([1, 2, 3])
+    older, newer = iter(batches), iter(batches)
+    next(older)
+    r8.update_with_loss(1.0)
+    next(newer)
+    r8.update_with_loss(1.0)
+    with pytest.raises(RuntimeError, match="an iteration that another one has replaced"):
+        next(older)
+    assert next(newer) == 2
+
+
+def test_a_batch_is_reported_once():
+    """A second report of a batch is named."""
+    r8 = R8Scheduler(num_steps=9, **QUIET)
+    for _ in r8.batches([1, 2]):
+        r8.update_with_loss(1.0)
+        with pytest.raises(RuntimeError, match="the last one was reported already"):
+            r8.update_with_loss(1.0)
+
+    assert r8.global_step == 2
+
+
+def test_an_exception_in_the_loop_leaves_a_whole_run():
+    """The loop can be entered again, and goes on with a new run through the loader."""
+    r8 = R8Scheduler(num_epochs=2, **QUIET)
+    with pytest.raises(ZeroDivisionError):
+        run([1, "error"], r8=r8)
+    with pytest.warns(RuntimeWarning, match="was not reported"):
+        run([1, 2], r8=r8)
+
+    assert r8.global_step == 3
+    assert r8.pace.num_out == 0
+
+
+def test_a_ceiling_is_told_as_a_share_of_the_users_rate():
+    """With rates of one's own a limit is no rate, and the summary does not give it for one."""
+    kept, set_here = R8Scheduler(num_steps=3, **QUIET), R8Scheduler(num_steps=3, handle_signals=False)
+    for r8 in (kept, set_here):
+        r8.controller.limit.lower(1.0, by=10)
+
+    assert "learning rate at most 0.1 of yours" in kept.summary()
+    assert "learning rate at most 0.1," in set_here.summary()

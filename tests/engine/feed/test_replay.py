@@ -1,0 +1,261 @@
+import random
+
+import numpy as np
+import pytest
+
+from learnit_r8 import R8Scheduler
+from learnit_r8.events import Notice
+
+from .drive import Line, Loader, generators, seed_all
+
+END = 100
+
+
+class Killed(BaseException):
+    """Stands for a process that ends at once."""
+
+
+def train(folder, *, kill_at=None, loader=None, seed=3, **settings):
+    """Train for three epochs of a loader, checkpoints every 7 steps; ``kill_at`` ends it in that step."""
+    seed_all(seed)
+    line, loader = Line(), Loader() if loader is None else loader
+    r8 = R8Scheduler(
+        **{
+            "num_epochs": 3, "scheduler_mode": "keep", "checkpoint_dir": folder, "checkpoint_every": 7,
+            "resume": "auto", "backup_dir": False, "handle_signals": False, "state_callback": line.read,
+            "load_callback": line.load, "save_callback": line.save, **settings,
+        }
+    )  # fmt: skip
+    begun = r8.global_step
+    for _ in r8.epoch_iterator():
+        for batch in r8.batches(loader):
+            if r8.global_step == kill_at:
+                raise Killed
+            if r8.update_with_loss(line.loss(batch)):
+                line.step(0.02)
+    r8.close()
+    return line, loader, begun
+
+
+def killed(folder, step, **more):
+    """Train up to a step and lose the process."""
+    with pytest.raises(Killed):
+        train(folder, kill_at=step, **more)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    line, loader, _ = train(tmp_path_factory.mktemp("whole"))
+    return line, loader, generators()
+
+
+@pytest.mark.parametrize("step", [8, 29, 31, 45, 62, 89])
+def test_a_killed_run_goes_on_with_the_same_next_batch(tmp_path, whole, step):
+    """Drawing and dropping, with the generators of the start of the epoch, leads to equal weights to the bit."""
+    killed(tmp_path, step)
+    line, loader, begun = train(tmp_path, seed=99)
+
+    plain, order, after = whole
+    assert begun == step // 7 * 7
+    assert np.array_equal(line.weights, plain.weights)
+    assert loader.given[-(90 - begun) :] == order.given[begun:]
+    assert generators() == after
+
+
+def test_a_run_is_resumed_twice(tmp_path, whole):
+    """The second resume, in the epoch of the first, goes on as well."""
+    killed(tmp_path, 40)
+    killed(tmp_path, 52, seed=5)
+    line, _, begun = train(tmp_path, seed=6)
+
+    assert begun == 49
+    assert np.array_equal(line.weights, whole[0].weights)
+
+
+def test_a_finished_run_does_nothing(tmp_path):
+    """Running the same program again trains nothing."""
+    first, _, _ = train(tmp_path)
+    with pytest.warns(RuntimeWarning, match="the resumed run is finished already"):
+        line, loader, begun = train(tmp_path)
+
+    assert begun == 90
+    assert not loader.given
+    assert np.array_equal(line.weights, first.weights)
+
+
+class Rewindable(Loader):
+    """A loader that knows its place, which it keeps when it is asked for its state."""
+
+    def __init__(self):
+        super().__init__()
+        self.order, self.place = [], 0
+
+    held = None
+
+    def state_dict(self):
+        more = {"kinds": {1: b"bytes", "rows": (np.arange(2), {3})}, "held": self.held}
+        return {"order": list(self.order), "place": self.place, **more}
+
+    def load_state_dict(self, state):
+        self.order, self.place = list(state["order"]), state["place"]
+        assert state["kinds"][1] == b"bytes"
+        assert state["kinds"]["rows"][1] == {3}
+
+    def __iter__(self):
+        self.begun += 1
+        if not self.order:
+            self.order = list(range(len(self.batches)))
+            random.shuffle(self.order)
+        while self.place < len(self.order):
+            self.place += 1
+            self.given.append(self.order[self.place - 1])
+            yield self.batches[self.given[-1]]
+        self.order, self.place = [], 0
+
+
+def test_a_loader_with_a_state_is_not_replayed(tmp_path):
+    """Its state is in the checkpoint, so that no batch is drawn for nothing."""
+    whole, order, _ = train(tmp_path / "whole", loader=Rewindable())
+    killed(tmp_path / "killed", 45, loader=Rewindable())
+    line, loader, begun = train(tmp_path / "killed", loader=Rewindable(), seed=9)
+
+    assert begun == 42
+    assert loader.given == order.given[42:]
+    assert np.array_equal(line.weights, whole.weights)
+
+
+def test_a_state_of_a_loader_that_no_file_holds_is_said(tmp_path):
+    """The run goes on, and is resumed by drawing and dropping."""
+
+    class Odd(Rewindable):
+        held = (each for each in ())
+
+    heard = []
+    whole, _, _ = train(tmp_path / "whole", loader=Rewindable())
+    killed(tmp_path / "killed", 45, loader=Odd(), listeners=[heard.append])
+    line, loader, begun = train(tmp_path / "killed", loader=Odd(), seed=9)
+
+    assert begun == 42
+    assert len(loader.given) == 60
+    assert np.array_equal(line.weights, whole.weights)
+    said = [event.text for event in heard if isinstance(event, Notice)]
+    assert any("the state of the loader cannot be saved, as 'held'" in text for text in said)
+
+
+def test_a_stream_that_nobody_can_rewind_begins_anew_loudly(tmp_path):
+    """With resume_data="start" the epoch begins with its first batch, and a warning says how many come again."""
+    killed(tmp_path, 45)
+    with pytest.warns(RuntimeWarning, match=r"the loader begins anew, .*: the 12 batches .* come again"):
+        _, loader, _ = train(tmp_path, resume_data="start")
+
+    assert len(loader.given) == 60
+
+
+def test_another_loader_is_noticed(tmp_path):
+    """One that ends before the saved place is not that of the saved run."""
+    killed(tmp_path, 55)
+    with pytest.raises(ValueError, match=r"the loader must be that of the saved run, .* 19 batches .* ends after 10"):
+        train(tmp_path, loader=Loader(10))
+
+
+def test_an_iterator_is_replayed_from_its_beginning(tmp_path):
+    """An endless stream goes on over epochs that are cut from it, and a new one is brought to the same place."""
+
+    def stream():
+        rng = np.random.default_rng(0)
+        while True:
+            yield rng.normal(size=(4, 3))
+
+    def run(kill_at=None):
+        line, source = Line(), stream()
+        seed_all()
+        r8 = R8Scheduler(
+            num_steps=40, scheduler_mode="keep", checkpoint_dir=tmp_path / str(kill_at is None), checkpoint_every=5,
+            resume="auto", backup_dir=False, handle_signals=False, state_callback=line.read,
+            load_callback=line.load, save_callback=line.save,
+        )  # fmt: skip
+        while not r8.is_over:
+            for place, batch in enumerate(r8.batches(source)):
+                if r8.global_step == kill_at:
+                    raise Killed
+                if r8.update_with_loss(line.loss(batch)):
+                    line.step(0.02)
+                if place == 7:
+                    break
+        r8.close()
+        return line
+
+    whole = run()
+    (tmp_path / "True").rename(tmp_path / "kept")
+    with pytest.raises(Killed):
+        run(kill_at=27)
+    (tmp_path / "False").rename(tmp_path / "True")
+
+    assert np.array_equal(run().weights, whole.weights)
+
+
+def test_a_kill_in_the_validation_repeats_the_validation(tmp_path):
+    """A checkpoint of the end of an epoch resumes in that epoch, which has no batches left."""
+
+    def run(kill_in=None):
+        line, loader, validated = Line(), Loader(7), []
+        r8 = R8Scheduler(
+            num_epochs=3, scheduler_mode="keep", checkpoint_dir=tmp_path, resume="auto", backup_dir=False,
+            handle_signals=False, state_callback=line.read, load_callback=line.load, save_callback=line.save,
+        )  # fmt: skip
+        for epoch in r8.epoch_iterator():
+            for batch in r8.batches(loader):
+                if r8.update_with_loss(line.loss(batch)):
+                    line.step(0.02)
+            if epoch == kill_in:
+                raise Killed
+            validated.append((epoch, r8.current_epoch, r8.global_step))
+        r8.close()
+        return validated
+
+    with pytest.raises(Killed):
+        run(kill_in=1)
+
+    assert run() == [(1, 1, 14), (2, 2, 21)]
+
+
+def test_a_loop_of_steps_goes_on_with_its_generators(tmp_path):
+    """Where there is nothing to iterate over, the generators alone say which batch is next."""
+
+    def run(folder, kill_at=None, seed=1):
+        seed_all(seed)
+        line = Line()
+        r8 = R8Scheduler(
+            num_steps=30, scheduler_mode="keep", checkpoint_dir=folder, checkpoint_every=4, resume="auto",
+            backup_dir=False, handle_signals=False, state_callback=line.read, load_callback=line.load,
+            save_callback=line.save,
+        )  # fmt: skip
+        for step in r8.steps():
+            if step == kill_at:
+                raise Killed
+            if r8.update_with_loss(line.loss(np.random.standard_normal((4, 3)))):
+                line.step(0.02)
+        r8.close()
+        return line.weights
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", kill_at=22)
+
+    assert np.array_equal(run(tmp_path / "killed", seed=8), whole)
+
+
+def test_generators_of_a_loader_are_put_back():
+    """A loader's own generators, of numpy or torch's kind, are part of its place."""
+    from learnit_r8.engine.feed.replay import read_generators, set_generators
+
+    class Own:
+        def __init__(self):
+            self.rng = np.random.default_rng(0)
+
+    own = Own()
+    state = read_generators(own)
+    first = own.rng.random()
+    set_generators(own, state)
+
+    assert own.rng.random() == first

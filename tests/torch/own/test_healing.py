@@ -1,0 +1,208 @@
+import warnings
+
+import pytest
+import torch
+from wild_scripts import (
+    Accumulated,
+    Autoencoder,
+    Averaged,
+    Bfloat16,
+    Bucketed,
+    Closures,
+    Epochs,
+    Gan,
+    Iterations,
+    OneCycle,
+    Recurrent,
+    Rewards,
+    Streamed,
+    WarmRestarts,
+    Workers,
+    seed_all,
+)  # fmt: skip
+
+from learnit_r8.checkpoint.state_tree import clone
+from learnit_r8.torch import attach
+
+KINDS = [
+    Accumulated, Autoencoder, Averaged, Bfloat16, Bucketed, Closures, Epochs, Gan, Iterations, OneCycle, Recurrent,
+    Rewards, Streamed, WarmRestarts, Workers,
+]  # fmt: skip
+
+
+class Fault:
+    """Writes one NaN into the weights, once.
+
+    Args:
+        at: The step before which it does.
+    """
+
+    def __init__(self, at):
+        self.at, self.has_struck = at, False
+
+    def __call__(self, step, script):
+        if step == self.at and not self.has_struck:
+            self.has_struck = True
+            with torch.no_grad():
+                next(iter(script.model.parameters())).view(-1)[0] = float("nan")
+
+
+def trained(kind, seed=0, **settings):
+    seed_all(seed)
+    script = kind(**settings)
+    seed_all(seed + 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return script.run()
+
+
+def level(script):
+    """The mean of its last losses."""
+    last = [loss for loss in script.losses[-8:] if loss == loss]
+    return sum(last) / len(last)
+
+
+@pytest.mark.parametrize("at", [3, 18])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_a_nan_in_the_weights_is_healed(kind, at):
+    """Every weight is finite in the end, and the losses are where they are without the fault, within their spread."""
+    fault = Fault(at)
+    healed = trained(kind, hook=fault)
+    levels = [level(trained(kind, seed)) for seed in (0, 10, 20)]
+    spread = max(levels) - min(levels)
+
+    assert fault.has_struck
+    for part in healed.parts():
+        if isinstance(part, torch.nn.Module):
+            assert all(bool(each.isfinite().all()) for each in part.parameters())
+    assert abs(level(healed) - levels[0]) <= max(0.1 * abs(levels[0]), spread) or level(healed) < max(levels)
+
+
+def test_the_rate_stays_the_users_after_a_restore():
+    """A recursive schedule goes on from its own rate, not from that of the backup or a lowered one."""
+    seen = {}
+
+    class Noted(OneCycle):
+        def ok(self, *losses):
+            rates = seen.setdefault(self.hook is not None and self.name, [])
+            rates.append((self.optimizer.param_groups[0]["lr"], self.optimizer.param_groups[0]["momentum"]))
+            return super().ok(*losses)
+
+    for name, hook in (("healed", Fault(18)), ("whole", lambda step, script: None)):
+        Noted.name = name
+        trained(Noted, hook=hook)
+
+    healed, whole = seen["healed"], seen["whole"]
+    # The tests of weights are iterations of the loop, in which its schedule goes on, too.
+    assert healed[:18] == whole[:18]
+    assert set(healed) <= set(whole) or healed[: len(whole)] == whole
+
+
+def test_the_factor_is_put_on_for_the_step_only():
+    """Within the step the rate is lowered; before and after it, it is the user's, also of a tensor and in groups."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    groups = [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[1].parameters(), "lr": torch.tensor(0.01)}]
+    optimizer = torch.optim.Adam(groups)
+    adapter = attach(model, optimizer, None, handle_signals=False)
+    inside = []
+    optimizer.register_step_pre_hook(lambda *_: inside.append([float(group["lr"]) for group in optimizer.param_groups]))
+    limit = adapter.scheduler.controller.limit
+    for step in range(3):
+        if step == 1:
+            limit.restored()
+            adapter.scheduler.controller.is_quiet = False
+        loss = model(torch.ones(4, 2)).square().mean()
+        loss.backward()
+        optimizer.step()
+        assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx([0.1, 0.01])
+
+    factor = adapter.scheduler.lr_factor
+    assert factor < 1
+    assert inside[0] == pytest.approx([0.1, 0.01])
+    assert inside[1] == pytest.approx([0.1 * factor, 0.01 * factor])
+
+
+def test_a_step_that_raises_leaves_the_rate():
+    """The rate that an interrupted step has lowered is taken back before the next one."""
+
+    class Broken(torch.optim.SGD):
+        raises = False
+
+        def step(self, closure=None):
+            if self.raises:
+                raise ZeroDivisionError
+            return super().step(closure)
+
+    model = torch.nn.Linear(2, 1)
+    optimizer = Broken(model.parameters(), lr=0.1)
+    adapter = attach(model, optimizer, None, handle_signals=False)
+    adapter.scheduler.controller.limit.restored()
+    adapter.scheduler.controller.is_quiet = False
+    optimizer.raises = True
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step()
+    optimizer.raises = False
+    optimizer.step()
+
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize("is_resume", [False, True])
+def test_what_belongs_to_the_run_goes_back_or_stays_by_its_kind(is_resume):
+    """Networks, optimizers and what is marked "heal" go back; schedules and the best value only as a run is resumed."""
+    seed_all()
+    model, other = torch.nn.Linear(2, 1), torch.nn.Linear(2, 2)
+    optimizer, second = (torch.optim.SGD(each.parameters(), lr=0.1, momentum=0.9) for each in (model, other))
+    best, marked = {"acc": 0.5}, {"state": 0.5}
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    adapter = attach(
+        model, optimizer, None, handle_signals=False,
+        also={
+            "net": other, "opt": second, "schedule": schedule, "frozen": (torch.nn.Linear(1, 1), "resume"),
+            "best": (lambda: dict(best), best.update), "marked": (lambda: dict(marked), marked.update, "heal"),
+        },
+    )  # fmt: skip
+    optimizer.step()
+    kept, before = clone(adapter.state.read()), other.weight.detach().clone()
+    best["acc"], marked["state"] = 0.9, 0.9
+    schedule.step()
+    with torch.no_grad():
+        other.weight += 1
+    torch.rand(3)
+    generators = torch.get_rng_state()
+    adapter.state.load(kept, from_ram=True, is_resume=is_resume)
+
+    assert torch.equal(other.weight, before)
+    assert marked["state"] == 0.5
+    assert best["acc"] == (0.5 if is_resume else 0.9)
+    assert schedule.last_epoch == (0 if is_resume else 1)
+    assert optimizer.param_groups[0]["lr"] == (0.1 if is_resume else pytest.approx(0.01))
+    assert torch.equal(torch.get_rng_state(), generators) is not is_resume
+
+
+@pytest.mark.parametrize(
+    ("also", "error", "message"),
+    [
+        ([1], TypeError, r"also must be a dict of parts by their names, got \[1\]"),
+        ({"model": torch.nn.Linear(1, 1)}, ValueError, "also must have names other than"),
+        ({"x": 5}, TypeError, r"the part 'x' of also must have state_dict\(\) and load_state_dict\(\), or be a pair"),
+        ({"x": (torch.nn.Linear(1, 1), "later")}, ValueError, "'x' of also must be put back at 'heal' or 'resume'"),
+    ],
+)
+def test_parts_that_cannot_be_kept_are_named(also, error, message):
+    """The name of the part, and what it must be."""
+    model = torch.nn.Linear(1, 1)
+    with pytest.raises(error, match=message):
+        attach(model, torch.optim.SGD(model.parameters(), lr=0.1), [1], also=also)
+
+
+def test_a_data_set_needs_a_batch_size():
+    """A data set without one may be a mistake, and its items are no batches."""
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="batch_size must be given with a data set"):
+        attach(model, optimizer, torch.utils.data.TensorDataset(torch.ones(3, 1)), num_epochs=1)
+    with pytest.raises(TypeError, match="the loader must be an iterable of batches, or None, got 5"):
+        attach(model, optimizer, 5, num_epochs=1)
+    with pytest.raises(ValueError, match=r"loader must be given to attach\(\) or here, got None"):
+        attach(model, optimizer, None).batches()
