@@ -51,22 +51,23 @@ class Callbacks:
             check_callback(f"{name}_callback", getattr(self, name))
 
 
-def noting(callback: Callable[[], Any] | None) -> Callable[[], Any] | None:
-    """A state callback whose exceptions say who called it; before Python 3.11, the callback as it is."""
-    if not callable(callback) or not hasattr(Exception, "add_note"):
-        return callback
+@dataclass(frozen=True)
+class StateCallback:
+    """A user's state callback whose exceptions say who called it, from Python 3.11 on."""
 
-    def state() -> Any:
+    function: Callable[[], Any]
+
+    def __call__(self) -> Any:
+        """What the function returns."""
         try:
-            return callback()
+            return self.function()
         except Exception as error:
-            error.add_note(  # type: ignore[attr-defined]
-                "raised by state_callback, which R8Scheduler calls without arguments for a backup or a checkpoint; it "
-                "must return the state of the model"
-            )
+            if hasattr(error, "add_note"):
+                error.add_note(
+                    "raised by state_callback, which R8Scheduler calls without arguments for a backup or a checkpoint; "
+                    "it must return the state of the model"
+                )
             raise
-
-    return state
 
 
 FORMS = {

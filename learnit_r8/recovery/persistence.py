@@ -12,7 +12,7 @@ from typing import Any
 from .. import events
 from .._validation import whole_number
 from ..checkpoint.background import LARGE, BackgroundWrite
-from ..checkpoint.callbacks import Callbacks, Unrecoverable, call_load, call_save
+from ..checkpoint.callbacks import Callbacks, StateCallback, Unrecoverable, call_load, call_save
 from ..checkpoint.model_loader import ModelLoader
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.run_config import RunConfig
@@ -174,7 +174,9 @@ class Persistence:
         """
         own = self._given
         state = own.state or callbacks.state
-        collect = callbacks.collect if state == callbacks.state else None
+        # An adapter gives its own to the constructor, too.
+        is_own = isinstance(own.state, StateCallback) and own.state.function != callbacks.state
+        collect = None if is_own else callbacks.collect
         self.callbacks = Callbacks(
             own.save or callbacks.save, own.load or callbacks.load, state, collect, callbacks.generators
         )
