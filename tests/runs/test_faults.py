@@ -108,6 +108,40 @@ def test_nan_where_no_loss_sees_it(optimizer, seed):
     assert table.weight.isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore:losses or weights were not finite:RuntimeWarning")
+def test_damage_that_comes_back_at_once_is_traced_state_by_state():
+    """Backups that hold the cause of a NaN that no loss sees are passed over one by one, twice in a run."""
+    task, heard = ToyTask(512), record_events()
+    average, is_sick = np.zeros(2), np.zeros(1)
+
+    def get():
+        return {"task": task.state(), "average": average, "is_sick": is_sick}
+
+    def load(state):
+        task.load(state["task"], from_ram=True)
+        average[:], is_sick[:] = state["average"], state["is_sick"]
+
+    r8 = R8Scheduler(
+        512, batch_size=16, num_steps=800, initial_lr=0.05, state_callback=get, load_callback=load, backup_every=20,
+        listeners=[heard],
+    )  # fmt: skip
+    for _, indices, rate in steps(r8):
+        step = r8.global_step
+        is_sick[0] = is_sick[0] or step in (205, 505)
+        if r8.update_with_loss(task.losses(indices).mean()):
+            task.step(rate)
+        if is_sick[0] and not (205 <= step < 265 or 505 <= step < 565):
+            average[0] = NAN
+
+    restored = [event.to_step for event in heard.of(events.RolledBack)]
+    assert not is_sick[0]
+    assert np.isfinite(average).all()
+    # The first search ends at the newest state without the cause, the second one too.
+    assert restored[-1] == 500
+    assert 200 in restored
+    assert len(restored) <= 10
+
+
 def test_finite_models_are_not_damaged():
     """Numbers whose sum overflows, and infinities present from the start, are no damage."""
     state = {"mask": np.array([0.0, -INF]), "large": np.full(9, 1e308)}
