@@ -74,14 +74,17 @@ def places_of(name, folder):
 
 def broken(name, folder, chosen, undisturbed):
     """The failures of some interrupted runs, with their places."""
-    wrong = []
+    wrong, missed = [], []
     for number, (call, at, reaction) in enumerate(chosen):
         try:
             run = user(name, folder / str(number), call=call, at=at, reaction=reaction).run()
-            assert run.num_interrupted
             check(run, undisturbed)
+            if not run.num_interrupted:
+                missed.append((call, at, reaction))
         except Exception as error:
             wrong.append((call, at, reaction, repr(error)[:150]))
+    # Whether a thread that writes is done yet changes what a call does, and so a place or two may not come.
+    assert len(missed) <= max(2, len(chosen) // 20), missed
     return wrong
 
 
