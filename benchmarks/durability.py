@@ -248,9 +248,11 @@ class Recorder:
     def look(self):
         """Note what has changed, and every state that a cut at this moment may leave."""
         before, self.now = self.now, {}
-        for entry in os.scandir(self.folder):
-            with contextlib.suppress(FileNotFoundError):
-                self.now[entry.name] = (entry.inode(), Path(entry.path).read_bytes())
+        # A model is written within a folder of its own first.
+        for path in self.folder.rglob("*"):
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+                name = path.relative_to(self.folder).as_posix()
+                self.now[name] = (path.stat().st_ino, path.read_bytes())
         for name in before.keys() | self.now.keys():
             old, new = before.get(name, (None,))[0], self.now.get(name, (None,))[0]
             if old != new:
@@ -297,6 +299,7 @@ def cuts(saves=110, forgets=()):
             disk = folder / "disk"
             disk.mkdir()
             for name, content in state:
+                (disk / name).parent.mkdir(exist_ok=True)
                 (disk / name).write_bytes(content)
             try:
                 lost += newest(disk) < acknowledged
