@@ -53,9 +53,11 @@ def ask_ground(reader: int, writer: int, limit: float = LIMIT_SECONDS) -> str:
     if select.select([reader], [], [], 0)[0]:
         return ""
     before = termios.tcgetattr(reader)
+    # Opened anew, so that only this write does not wait: output that was stopped (Ctrl-S) would hold the program up.
+    asked = os.open(os.ttyname(writer), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         tty.setcbreak(reader, termios.TCSANOW)
-        os.write(writer, _QUESTION)
+        os.write(asked, _QUESTION)
         answer, until = b"", time.monotonic() + limit
         while not _END.search(answer) and len(answer) < _MOST:
             left = until - time.monotonic()
@@ -63,6 +65,7 @@ def ask_ground(reader: int, writer: int, limit: float = LIMIT_SECONDS) -> str:
                 break
             answer += os.read(reader, 256)
     finally:
+        os.close(asked)
         termios.tcsetattr(reader, termios.TCSANOW, before)
     return ground_in(answer)
 

@@ -63,6 +63,29 @@ def test_what_was_typed_ahead_is_not_read():
     os.close(slave)
 
 
+def test_stopped_output_holds_nothing_up():
+    """A terminal whose output was stopped, as by Ctrl-S, is not waited for."""
+    master, slave = pty.openpty()
+    termios.tcflow(slave, termios.TCOOFF)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(find_or_refuse(slave)), daemon=True)
+    thread.start()
+    thread.join(10)
+    termios.tcflow(slave, termios.TCOON)
+    thread.join(10)
+    os.close(master)
+    os.close(slave)
+
+    assert found == ["refused"]
+
+
+def find_or_refuse(terminal):
+    try:
+        return ask_ground(terminal, terminal)
+    except BlockingIOError:
+        return "refused"
+
+
 def test_nobody_is_asked_where_the_environment_tells():
     assert find_ground({"COLORFGBG": "0;15", "TERM": "xterm"}) == "light"
     assert find_ground({"TERM": "dumb"}) == ""
