@@ -78,7 +78,8 @@ class BackupTimer:
             TypeError: the callback returned None, or a state that cannot be copied.
         """
         step = elapsed.steps
-        if self.backup.newest is not None and self.backup.newest.step == step:
+        newest = self.backup.newest
+        if step != self._step and newest is not None and newest.step == step:
             # The call that took it was interrupted before it could note so.
             self.note_done(step)
         self._is_due = (step != self._step and bool(self.when(elapsed))) or self._is_due

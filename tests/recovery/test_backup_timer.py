@@ -46,6 +46,17 @@ def test_backup_waits_while_something_is_suspected():
     assert [each.step for each in timer.backup.backups] == [0, 13]
 
 
+def test_look_that_is_asked_for_after_a_backup_is_not_lost():
+    """With two batches out, a step is asked about twice: a look asked for in between comes with the next step."""
+    timer, _ = of()
+    for step in range(11):
+        ask(timer, step, {"w": np.ones(2)})
+    timer.look_soon()
+    ask(timer, 10, {"w": np.ones(2)})
+
+    assert ask(timer, 11, {"w": np.array([1.0, NAN])}) == "w"
+
+
 @pytest.mark.parametrize("bad", [NAN, INF])
 def test_damaged_state_is_not_taken(bad):
     """A state with a number that is not finite is not taken; its array is named."""
