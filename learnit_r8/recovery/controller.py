@@ -210,7 +210,7 @@ class RecoveryController:
         lineage.is_proving = lineage.is_on_trial
         if not lineage.is_proving and lineage.num_older:
             lineage.num_older = 0
-            self._persistence.forget_lasting()
+            self._persistence.backup_timer.forget_lasting()
         is_settled = self._refusals.is_none and not self._incidents.current and not lineage.is_proving
         self.is_quiet = is_settled and not (self.limit.is_on or self.is_open or self.steady_left)
 
@@ -357,7 +357,8 @@ class RecoveryController:
             RestoreError: the load callback raised for every state there is.
         """
         self._begin_call(step, lr)
-        self._persistence.backup_timer.note_done(step)
+        timer = self._persistence.backup_timer
+        timer.note_done(step)
         if not self._live.can_restore:
             self._announcer.warn_once(
                 f"damaged {array}",
@@ -367,9 +368,9 @@ class RecoveryController:
         elif not self.experiment.is_open:
             # After a clean check it is another fault, unless the state that was put back is still on proof.
             last, self._damaged_step = self._damaged_step, step
-            is_again = last is not None and (self._persistence.clean_step <= last or self._lineage.is_proving)
+            is_again = last is not None and (timer.clean_step <= last or self._lineage.is_proving)
             if is_again:
-                self._persistence.note_lasting(array)
+                timer.note_lasting(array)
             self._incidents.open(step, f"{array!r} was not finite")
             self._begin(Alarm.NOT_FINITE, math.inf, is_again=is_again)
 

@@ -126,11 +126,6 @@ class Persistence:
         """The model states in RAM."""
         return self.backup_timer.backup
 
-    @property
-    def clean_step(self) -> int:
-        """Steps reported when every number of the model was last found finite; -1 before that."""
-        return self.backup_timer.clean_step
-
     def wake(self) -> None:
         """Check at the next step whether something is due, as the settings or the position have changed."""
         self.quiet_steps = self.quiet_seconds = 0.0
@@ -377,14 +372,6 @@ class Persistence:
         except ValueError:
             return None, [], 1.0
         return mended, names, len(names) / max(1, sum(1 for _ in leaves(live)))
-
-    def note_lasting(self, array: str) -> None:
-        """Note an array that is damaged though no batch was refused; see `BackupTimer.note_lasting`."""
-        self.backup_timer.note_lasting(array)
-
-    def forget_lasting(self) -> None:
-        """Count such damage anew, as an older state was free of it."""
-        self.backup_timer.forget_lasting()
 
     def checkpoint_steps(self) -> set[int]:
         """Steps of the checkpoints with a model that could be put back; all ranks must ask at the same point."""

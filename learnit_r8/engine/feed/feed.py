@@ -202,12 +202,12 @@ class Feed:
         return pace.is_stopped or pace.progress_at(pace.step + pace.num_out) >= 1
 
     def _between_steps(self) -> None:
-        if not self._run.announcer.is_heard:
-            self._trainer.between_steps()
-            return
-        self._run.emitter.begin()
+        run, is_heard = self._run, self._run.announcer.is_heard
+        if is_heard:
+            run.emitter.begin()
         self._trainer.between_steps()
-        self._run.emitter.end()
+        if is_heard:
+            run.emitter.end()
 
     def _next(self, batches: Iterator[Any]) -> Any:
         emitter = self._run.emitter
@@ -241,8 +241,7 @@ class Feed:
     def _mark_ended(self) -> None:
         """Note that a pass has ended, and tell listeners."""
         run, pace = self._run, self._run.pace
-        with run.turns.take("draw", pace.step) as turn:
-            turn.is_changing = True
+        with run.turns.take("draw", pace.step, is_changing=True):
             pace.has_ended = True
             lr, tally = run.shown_lr(run.scheduled_lr(pace.progress)), run._tally
             run._tally, run._epoch_ended = type(tally)(), True
@@ -254,15 +253,13 @@ class Feed:
     # Batches.
 
     def _take_given(self, item: Any, measure: BatchMeasure) -> None:
-        run = self._run
-        if not run.announcer.is_heard:
-            self.open = self.take(item, measure.of(item))
-            run.controller.note_start()
-            return
-        run.emitter.begin()
+        run, is_heard = self._run, self._run.announcer.is_heard
+        if is_heard:
+            run.emitter.begin()
         self.open = self.take(item, measure.of(item))
         run.controller.note_start()
-        run.emitter.end()
+        if is_heard:
+            run.emitter.end()
 
     def _is_wanted(self, item: Any) -> bool:
         """Whether a batch is to be kept, as weights may be tested with it."""
@@ -325,8 +322,7 @@ class Feed:
         """Hand out a batch once more, to test weights with it."""
         run, pace = self._run, self._run.pace
         self._trainer.before_probe()
-        with run.turns.take("draw", pace.next_step) as turn:
-            turn.is_changing = True
+        with run.turns.take("draw", pace.next_step, is_changing=True):
             item = run.controller.experiment.draw()
             batch = self._plan.draw_again(item)
             run.controller.experiment.note_drawn(batch.chunk)
@@ -350,8 +346,7 @@ class Feed:
             is_noted: Whether to say so once, as nobody has asked for it.
         """
         run = self._run
-        with run.turns.take("give_up", run.pace.step) as turn:
-            turn.is_changing = True
+        with run.turns.take("give_up", run.pace.step, is_changing=True):
             run.controller.experiment.lose(ticket)
             run.pace.tokens -= ticket.batch.chunk.size.tokens  # type: ignore[attr-defined]
             self._plan.abandon(ticket.batch)
