@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 
-class Unrecoverable(RuntimeError):
-    """An error after which this process cannot go on with the others; unlike other errors of a save it ends the run."""
+class RankLost(RuntimeError):
+    """Another process of the training died, hangs, or stopped on its own.
+
+    Unlike other errors of a save it ends the run.
+    """
 
 
 class Generators(NamedTuple):
@@ -49,6 +52,28 @@ class Callbacks:
     def __post_init__(self) -> None:
         for name in ("save", "load", "state"):
             check_callback(f"{name}_callback", getattr(self, name))
+
+    def model_state(self, newest: Any) -> Any:
+        """The model state for `save`.
+
+        Args:
+            newest: That of the newest backup, for a run without another way to it.
+
+        Raises:
+            RankLost: it was not collected; the other ranks are in the midst of that.
+        """
+        if self.collect is None:
+            return newest if self.state is None else self.state()
+        try:
+            return self.collect()
+        except RankLost:
+            raise
+        except Exception as error:
+            # The others would take this rank's next message for an answer.
+            raise RankLost(
+                f"the state of the model must be collected from all ranks, but this one raised {error!r}. Start again "
+                "from the last checkpoint."
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import os
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .. import events
 from .._validation import check_choice
@@ -16,7 +16,7 @@ from ..events.bus import Announcer
 from ..events.caller import warn
 from ..triggers import Condition, Elapsed, quiet_until
 from .background import BackgroundWrite
-from .callbacks import Unrecoverable
+from .callbacks import RankLost
 from .reader import Checkpoint
 from .store import CheckpointStore
 
@@ -167,7 +167,7 @@ class CheckpointSaver:
             return
         try:
             self.write(write, step)
-        except Unrecoverable:
+        except RankLost:
             raise
         except Exception as error:
             # Whatever failed, the user's callback or the disk: the run is worth more than the file.
@@ -298,4 +298,21 @@ class CheckpointSaver:
                 "monitor",
                 f"monitor must be a metric passed to log(), got {self._monitor!r}; logged were {sorted(self._logged)}. "
                 "No best checkpoint was kept.",
+            )
+
+
+def check_folder(folder: Any, **needing: Any) -> None:
+    """Raise ValueError unless the folder exists or can be made, and is given if any of ``needing`` is."""
+    for name, value in needing.items():
+        if value is not None and folder is None:
+            raise ValueError(f"{name} needs a checkpoint_dir or a save_callback, got {value!r} without.")
+    if folder is not None and not (isinstance(folder, (str, os.PathLike)) and os.fspath(folder)):
+        raise ValueError(f"checkpoint_dir must name a folder, got {folder!r}.")
+    if folder is not None:
+        path = Path(folder)
+        nearest = next(filter(os.path.exists, (path, *path.parents)), path)
+        if os.path.exists(nearest) and not os.path.isdir(nearest):
+            raise ValueError(
+                "checkpoint_dir must be a folder, or a path where one can be made, "
+                f"got {folder!r}: {str(nearest)!r} is not a folder."
             )

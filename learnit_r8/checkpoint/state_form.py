@@ -12,7 +12,7 @@ import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,19 +72,29 @@ class _Array:
             yield whole[start : start + BLOCK_BYTES]
 
 
-class Shelf:
-    """Where `take_apart` puts arrays: a checkpoint file takes them where they stand in the tree."""
+class Shelf(Protocol):
+    """Where `take_apart` puts arrays."""
 
     def has_kind(self, tensor: Any) -> bool:
         """Whether a tensor of this kind of numbers can be put here."""
-        return tensors.is_known_to_numpy(tensor)
 
     def put(self, key: str, array: Any) -> Any:
         """What stands in the tree for an array of numpy or a dense tensor."""
-        return _Array(array if isinstance(array, np.ndarray) else array.numpy())
 
     def put_array(self, key: str, array: NDArray[Any]) -> Any:
         """The node of an array of numpy."""
+
+
+class _Tree:
+    """A checkpoint file takes arrays where they stand in the tree."""
+
+    def has_kind(self, tensor: Any) -> bool:
+        return tensors.is_known_to_numpy(tensor)
+
+    def put(self, key: str, array: Any) -> Any:
+        return _Array(array if isinstance(array, np.ndarray) else array.numpy())
+
+    def put_array(self, key: str, array: NDArray[Any]) -> Any:
         return {"array": self.put(key, array)}
 
 
@@ -294,7 +304,7 @@ def of_other_kind(name: str, bits: NDArray[Any]) -> Any:
 
 def pack(state: Any, *, holders: bool = False) -> dict[str, Any]:
     """A state in the form that `codec.write` takes; its arrays are not copied. See `take_apart`."""
-    return {"version": VERSION, "tree": take_apart(state, Shelf(), holders=holders)}
+    return {"version": VERSION, "tree": take_apart(state, _Tree(), holders=holders)}
 
 
 def unpack(packed: Any) -> Any:

@@ -276,7 +276,7 @@ class Requests:
             self.signals.install()
         if self._is_finish and self._stop_reason is not None and not self._pace.is_over:
             # Before the checkpoint, so that a resumed run knows that it has finished.
-            self._pace.ended_early = self._stop_reason
+            self._pace.end_early(self._stop_reason)
         self._save_if_asked(save)
         if self._pause_reason is not None:
             self._wait(save, waited)
@@ -288,7 +288,7 @@ class Requests:
             self._cool_downs.popleft()
         reason = self._stop_reason
         if reason is not None and not self._pace.is_over:
-            self._pace.is_stopped = True
+            self._pace.stop()
             self._announcer.tell(events.RunStopped, reason=reason, is_early=self._is_finish)
         if reason is not None:
             self._stop_reason = None

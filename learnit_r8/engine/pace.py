@@ -201,6 +201,14 @@ class Pace:
         """Whether no batch is drawn any more: the budget is used up, or the run was stopped."""
         return self.is_stopped or self.is_finished
 
+    def stop(self) -> None:
+        """End before the budget is used up."""
+        self.is_stopped = True
+
+    def end_early(self, reason: str) -> None:
+        """Note that the program itself ends the run, which is a success; `stop` does it."""
+        self.ended_early = reason
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Do not count the time spent inside."""

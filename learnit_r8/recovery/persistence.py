@@ -6,18 +6,16 @@ import functools
 import math
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from .. import events
 from .._validation import whole_number
 from ..checkpoint.background import LARGE, BackgroundWrite
-from ..checkpoint.callbacks import Callbacks, StateCallback, Unrecoverable, call_load, call_save
+from ..checkpoint.callbacks import Callbacks, StateCallback, call_load, call_save
 from ..checkpoint.model_loader import ModelLoader
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.run_config import RunConfig
-from ..checkpoint.saver import CheckpointSaver
-from ..checkpoint.state_tree import leaves, mend
+from ..checkpoint.saver import CheckpointSaver, check_folder
 from ..checkpoint.store import THIN, CheckpointStore
 from ..events.bus import Announcer
 from ..schedules.budget import Budget
@@ -95,7 +93,7 @@ class Persistence:
                 f"backup_every needs a state_callback that returns the model state, got {backup_every!r} without."
             )
         folder = DEFAULT_FOLDER if checkpoint_dir is None and callbacks.save is not None else checkpoint_dir
-        _check_folder(folder, checkpoint_every=checkpoint_every, monitor=monitor)
+        check_folder(folder, checkpoint_every=checkpoint_every, monitor=monitor)
         self.callbacks = self._given = callbacks
         self._announcer = announcer
         self.is_restoring = False
@@ -285,7 +283,8 @@ class Persistence:
         write_model = None
         save = self.callbacks.save
         if save is not None:
-            given = {"scheduler": state, "model": self._model_state()}
+            newest = self.backup.newest
+            given = {"scheduler": state, "model": self.callbacks.model_state(newest and newest.state)}
             write_model = functools.partial(call_save, save, given)
         in_background = in_background and len(state.get("table", {}).get("loss", ())) >= LARGE
         write = self.store.begin(
@@ -315,26 +314,6 @@ class Persistence:
         self.wake()
         return self.saver.note(metrics, at_step, step)
 
-    def _model_state(self) -> Any:
-        if self.callbacks.collect is not None:
-            return self._collected(self.callbacks.collect)
-        if self.callbacks.state is not None:
-            return self.callbacks.state()
-        return self.backup.newest.state if self.backup.newest is not None else None
-
-    @staticmethod
-    def _collected(collect: Callable[[], Any]) -> Any:
-        try:
-            return collect()
-        except Unrecoverable:
-            raise
-        except Exception as error:
-            # The other ranks are in the midst of it, and would take this rank's next message for an answer.
-            raise Unrecoverable(
-                f"the state of the model must be collected from all ranks, but this one raised {error!r}. Start again "
-                "from the last checkpoint."
-            ) from error
-
     def put_back(self, checkpoint: Checkpoint) -> None:
         """Pass a checkpoint's model file to the load callback, if both exist; forget all backups.
 
@@ -352,26 +331,6 @@ class Persistence:
         if self.saver is not None:
             self.saver.go_on_from(checkpoint)
         self.model_loader.put_back(checkpoint, has_callback=self.callbacks.load is not None)
-
-    def live_damage(self) -> str:
-        """The name of a damaged array of the live model on any rank; "" if there is none or it cannot be seen.
-
-        All ranks must ask at the same point.
-        """
-        return self.agree(self.backup_timer.damage_of(self.callbacks.state))
-
-    def mend(self, newest: Backup) -> tuple[Any, list[str], float]:
-        """The live state with arrays of a backup in place of damaged ones; their names, and their share of all values.
-
-        The state is None if the backup does not fit.
-        """
-        assert self.callbacks.state is not None
-        live = self.callbacks.state()
-        try:
-            mended, names = mend(live, newest.state, self.backup_timer.meant)
-        except ValueError:
-            return None, [], 1.0
-        return mended, names, len(names) / max(1, sum(1 for _ in leaves(live)))
 
     def checkpoint_steps(self) -> set[int]:
         """Steps of the checkpoints with a model that could be put back; all ranks must ask at the same point."""
@@ -435,20 +394,3 @@ class Persistence:
                 return backup.step
         restorer.raise_failures()
         return None
-
-
-def _check_folder(folder: Any, **needing: Any) -> None:
-    """Raise ValueError unless the folder exists or can be made, and is given if any of ``needing`` is."""
-    for name, value in needing.items():
-        if value is not None and folder is None:
-            raise ValueError(f"{name} needs a checkpoint_dir or a save_callback, got {value!r} without.")
-    if folder is not None and not (isinstance(folder, (str, os.PathLike)) and os.fspath(folder)):
-        raise ValueError(f"checkpoint_dir must name a folder, got {folder!r}.")
-    if folder is not None:
-        path = Path(folder)
-        nearest = next(filter(os.path.exists, (path, *path.parents)), path)
-        if os.path.exists(nearest) and not os.path.isdir(nearest):
-            raise ValueError(
-                "checkpoint_dir must be a folder, or a path where one can be made, "
-                f"got {folder!r}: {str(nearest)!r} is not a folder."
-            )

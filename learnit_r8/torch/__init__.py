@@ -16,10 +16,10 @@ except ImportError as error:
         "learnit_r8.torch needs PyTorch, which could not be imported; pip install 'learnit-r8[torch]'."
     ) from error
 
+from ..checkpoint.callbacks import RankLost as RankLost
 from .adapter import Adapter as Adapter
 from .attach import attach as attach
 from .attach import attach_loader as attach_loader
-from .distributed.ranks import RankLost as RankLost
 from .distributed.ranks import Ranks as Ranks
 from .distributed.ranks import RanksDiffer as RanksDiffer
 from .distributed.shared_run import Share as Share

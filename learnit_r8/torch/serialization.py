@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..checkpoint.durable_io import open_output
-from ..checkpoint.state_form import Shelf, put_together, take_apart
+from ..checkpoint.state_form import put_together, take_apart
 from ..checkpoint.tensors import name_of
 
 SUFFIX = ".safetensors"
@@ -24,7 +24,7 @@ _HELD = re.compile(r"bool|u?int8|int(16|32|64)|b?float(16|32|64)|float8_e(4m3|5m
 """Kinds of numbers that all versions of both formats can hold."""
 
 
-class _NamedTensors(Shelf):
+class _NamedTensors:
     """The tensors of a file, by their dotted keys."""
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ... import events
-from ...checkpoint.state_tree import growth
+from ...checkpoint.state_tree import growth, leaves, mend
 from ...events.bus import Announcer
 
 if TYPE_CHECKING:
@@ -73,20 +73,27 @@ class LiveModel:
 
     def is_damaged(self) -> bool:
         """Whether the live state is seen to hold numbers that are not finite."""
-        return bool(self._persistence.live_damage())
+        persistence = self._persistence
+        return bool(persistence.agree(persistence.backup_timer.damage_of(persistence.callbacks.state)))
 
     def mend(self) -> bool | None:
         """Replace what is not finite by the newest backup's, where that is little; see `Lab`."""
-        state = self._persistence.callbacks.state
-        if state is None:
+        get = self._persistence.callbacks.state
+        if get is None:
             return None
         if not self.is_damaged():
             return True
         newest = next((each for each in reversed(self._persistence.backup.backups) if each.witness), None)
         if self._restorer is None or newest is None or newest.state is None:
             return False
-        mended, names, share = self._persistence.mend(newest)
-        if mended is None or not names or share > MOST_MENDED or not self._restorer.put_state(mended, self.step):
+        live = get()
+        try:
+            mended, names = mend(live, newest.state, self._persistence.backup_timer.meant)
+        except ValueError:
+            # The backup does not fit.
+            return False
+        is_little = len(names) <= MOST_MENDED * sum(1 for _ in leaves(live))
+        if not names or not is_little or not self._restorer.put_state(mended, self.step):
             return False
         self.put_step = self.step
         named = f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"

@@ -19,17 +19,13 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from ..._validation import is_number
-from ...checkpoint.callbacks import Unrecoverable
+from ...checkpoint.callbacks import RankLost
 
 MOST_SECONDS = 1e9
 """Longest time to wait for a rank: half a lifetime."""
 
 ROLL_CALL_SECONDS = 2.0
 """How long the other ranks have to answer that they are alive, once a connection is lost."""
-
-
-class RankLost(Unrecoverable):
-    """Another process of the training died, hangs, or stopped on its own."""
 
 
 class RanksDiffer(RuntimeError):
