@@ -1,6 +1,7 @@
 """How the package is built: which folder may import which, how deep, how wide, and what an import loads."""
 
 import ast
+import functools
 import os
 import re
 import shutil
@@ -60,6 +61,7 @@ def is_lazy(node):
     return for_types_only or isinstance(node, (ast.FunctionDef, ast.ClassDef))
 
 
+@functools.cache
 def imports(path, *, lazy=True):
     """Top-level packages imported by a file, and files of its own package."""
     tree = ast.parse(path.read_text(encoding="utf-8"))

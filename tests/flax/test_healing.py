@@ -13,7 +13,7 @@ jax = pytest.importorskip("jax")
 optax = pytest.importorskip("optax")
 r8flax = pytest.importorskip("learnit_r8.flax", exc_type=ImportError)
 nnx = pytest.importorskip("flax.nnx")
-pytestmark = pytest.mark.filterwarnings("ignore:.*the weights were damaged")
+pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore:.*the weights were damaged")]
 jnp = jax.numpy
 
 KEY = jax.random.key(5)

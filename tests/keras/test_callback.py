@@ -133,6 +133,7 @@ def interrupt(_):
     raise KeyboardInterrupt
 
 
+@pytest.mark.program
 def test_interrupted_fit_goes_on_with_the_same_batch():
     """After Ctrl-C the next fit takes up the batch that was in hand, and every epoch still covers every sample."""
     dataset = R8Dataset(X, Y, scheduler(num_epochs=3))

@@ -163,6 +163,7 @@ def test_tensorflow_gathers_plain_arrays(form):
     assert gathered_by_python(Counting(FORMS[form][0], Y, scheduler())) < 16
 
 
+@pytest.mark.program
 def test_python_gathers_what_tensorflow_cannot(tmp_path):
     """Files, columns on the disk, class weights and batches that a subclass changes go through Python."""
     on_disk = np.memmap(tmp_path / "x", np.float32, "w+", shape=X.shape)
@@ -174,7 +175,9 @@ def test_python_gathers_what_tensorflow_cannot(tmp_path):
     assert gathered_by_python(Augmented(X, Y, scheduler())) >= 48
 
 
-@pytest.mark.parametrize("form", ["array", "tuple", "dict"])
+@pytest.mark.parametrize(
+    "form", ["dict", *(pytest.param(form, marks=pytest.mark.program) for form in ("array", "tuple"))]
+)
 def test_both_ways_train_alike(form):
     """What TensorFlow gathers is what Python gathers: the same losses of the same samples, to the bit."""
     data = {"a": X, "b": X + 1} if form == "dict" else FORMS[form][0]

@@ -24,7 +24,11 @@ def reported(model, *, data=None, steps=16, **fit_arguments):
 
 
 @pytest.mark.parametrize("steps", [10, 16], ids=["whole batch", "short batch"])
-@pytest.mark.parametrize("how", [{}, {"run_eagerly": True}, {"jit_compile": True}], ids=["graph", "eager", "xla"])
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"run_eagerly": True}, pytest.param({"jit_compile": True}, marks=pytest.mark.program)],
+    ids=["graph", "eager", "xla"],
+)
 def test_losses_are_those_of_the_step(how, steps):
     """What is reported equals the losses computed afterwards with the weights the step began with."""
     model = classifier(**how)

@@ -230,6 +230,7 @@ def test_refused_step_leaves_no_evidence():
     assert int(r8.table.storage.evidence.whole["visits"].sum()) == int(r8.table.usage_count.sum())
 
 
+@pytest.mark.program
 def test_resumed_fit_has_the_same_evidence(tmp_path):
     """A `fit` that ends in mid-epoch and is resumed from a checkpoint ends with the evidence of a whole one."""
 

@@ -15,7 +15,7 @@ from tests.keras_common import At
 KINDS = ("nan batch", "nan weights", "large weights", "moments", "bad sample")
 STEP, NUM_STEPS, BATCH, BAD_SAMPLE, HEALED = 120, 480, 16, 77, 0.1
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore")]
 
 
 def strike(kind, model):

@@ -50,7 +50,9 @@ def test_learns(exact, predicts, source):
     assert accuracy > 0.9
 
 
-@pytest.mark.parametrize(("accumulate", "workers"), [(1, 0), (3, 0), (1, 2)])
+@pytest.mark.parametrize(
+    ("accumulate", "workers"), [(3, 0), *(pytest.param(*each, marks=pytest.mark.program) for each in [(1, 0), (1, 2)])]
+)
 def test_resumes_by_its_own_checkpoint(tmp_path, accumulate, workers):
     """Killed at any step of the optimizer and resumed by ckpt_path, weights and tables are those of a whole run."""
     at = (3, 6, STEPS - 1, STEPS, STEPS + 3, 3 * STEPS - 1)

@@ -13,7 +13,7 @@ from tests.lightning.common import fit
 
 lightning = pytest.importorskip("lightning")
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore")]
 
 
 class Regression(lightning.LightningModule):

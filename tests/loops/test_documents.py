@@ -139,6 +139,7 @@ def reader():
     }
 
 
+@pytest.mark.program
 def test_beagle_blocks_run(reader, tmp_path, capsys):
     """All blocks but the signature, one after the other, as a reader would type them."""
     run = 0

@@ -88,6 +88,7 @@ def test_a_model_that_changes_in_place_heals():
     assert_healed(torch_run)
 
 
+@pytest.mark.program
 @pytest.mark.filterwarnings("ignore:losses:RuntimeWarning")
 def test_faults_after_a_resume_heal(tmp_path):
     """A loop that goes on from a checkpoint goes on with the saved model, and heals as before."""

@@ -44,6 +44,7 @@ def run(arguments, folder):
     return done.stdout
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("block", BLOCKS)
 def test_code_in_documents_runs(block, tmp_path):
     """Every Python block of the documents runs unchanged, except for the Quick Start's sleep."""
@@ -98,6 +99,7 @@ def test_description_on_the_package_index_has_absolute_links():
     assert [name for name in files if not (ROOT / name).exists()] == []
 
 
+@pytest.mark.program
 def test_example_finds_the_flipped_labels(tmp_path):
     """suspects() finds at least 80 % of the labels that example.py flips, at a precision of at least 80 %."""
     printed = run([str(ROOT / "example.py"), "--quick"], tmp_path)

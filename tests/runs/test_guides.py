@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NEEDS = {"flax.md": "learnit_r8.flax", "streams.md": "torch", "triggers.md": "torch"}
 
 
+@pytest.mark.program
 @pytest.mark.parametrize(
     "page", ["budgets.md", "flax.md", "guard.md", "index.md", "loops.md", "recovery.md", "streams.md", "triggers.md"]
 )

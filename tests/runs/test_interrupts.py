@@ -373,7 +373,7 @@ def test_some_places(name, tmp_path, short_chunks):
     """A run that is interrupted before some bytecode of the package ends as one that was not."""
     visits, undisturbed = places_of(name, tmp_path / "undisturbed")
 
-    assert broken(name, tmp_path, some(visits, 20, name), undisturbed) == []
+    assert broken(name, tmp_path, some(visits, 10, name), undisturbed) == []
 
 
 @pytest.mark.slow

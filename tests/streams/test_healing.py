@@ -88,6 +88,7 @@ def test_transient_faults_heal(run):
     assert_healed(run)
 
 
+@pytest.mark.program
 @pytest.mark.filterwarnings("ignore:losses:RuntimeWarning")
 def test_an_epoch_stream_heals_after_a_resume(tmp_path):
     """The second session goes on with the saved model, and heals as the first."""
@@ -103,6 +104,7 @@ def test_an_epoch_stream_heals_after_a_resume(tmp_path):
     assert_healed(run)
 
 
+@pytest.mark.program
 def test_a_resumed_epoch_stream_is_the_same_run(tmp_path):
     """With dropout and Adam, a run in two sessions ends in the weights of one session, bit for bit."""
 

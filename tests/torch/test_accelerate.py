@@ -96,6 +96,7 @@ def test_old_release(monkeypatch):
         Training()
 
 
+@pytest.mark.program
 @pytest.mark.parametrize(("accumulate", "workers"), [(1, 2), (3, 0)])
 def test_resumes_where_gradients_add_up(tmp_path, accumulate, workers):
     """Saved after any step of the optimizer, with accumulated gradients and workers too, the run goes on the same."""

@@ -813,6 +813,7 @@ def test_skipped_batch():
     assert set(adapter.scheduler.table.usage_count.tolist()) == {1}
 
 
+@pytest.mark.program
 def test_search_for_a_rate():
     """auto_find_lr works under a loader, and the training goes on with the rate it found."""
     adapter = adapted(num_epochs=6, auto_find_lr=True)

@@ -16,6 +16,7 @@ RESTORED = ("large weights", "moments")
 pytestmark = pytest.mark.filterwarnings("ignore:.*(weights were damaged|sample 77|loss of sample)")
 
 
+@pytest.mark.program
 @pytest.mark.parametrize(
     ("workers", "accumulate", "is_exact"), [(0, 1, True), (0, 1, False), (2, 1, True), (0, 4, True)]
 )
@@ -25,6 +26,7 @@ def test_a_fault_heals(kind, workers, accumulate, is_exact):
     check_healing(kind, workers=workers, accumulate=accumulate, is_exact=is_exact)
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("kind", SOME_KINDS)
 def test_a_fault_heals_with_workers_and_accumulation(kind):
     """Probes of several batches overtake what workers have fetched."""

@@ -61,7 +61,10 @@ def go_on(adapter, workers, seen, stop_after=None):
 
 
 @pytest.mark.parametrize("safetensors", [True, False])
-@pytest.mark.parametrize(("workers", "stop_after"), [(0, 7), (2, 17), (2, 28)])
+@pytest.mark.parametrize(
+    ("workers", "stop_after"),
+    [(2, 17), pytest.param(0, 7, marks=pytest.mark.program), pytest.param(2, 28, marks=pytest.mark.program)],
+)
 def test_resumes_bit_for_bit(workers, stop_after, safetensors, tmp_path, monkeypatch):
     """A run that ends anywhere goes on from its last checkpoint with the same batches, rates, weights and dropout."""
     if safetensors:
@@ -105,7 +108,10 @@ def run_noisy(adapter, workers, stop_after=None):
     return sums
 
 
-@pytest.mark.parametrize(("workers", "again"), [(0, 0), (2, 2), (2, 1)])
+@pytest.mark.parametrize(
+    ("workers", "again"),
+    [pytest.param(0, 0, marks=pytest.mark.program), pytest.param(2, 2, marks=pytest.mark.program), (2, 1)],
+)
 def test_augmentation_goes_on_bit_for_bit(workers, again, tmp_path):
     """Random augmentation is the same after a resume in mid-epoch, in any number of workers."""
     random.seed(1), np.random.seed(1)

@@ -21,7 +21,7 @@ from tests.fault_common import (
     loss_of,
 )  # fmt: skip
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore")]
 
 
 class Rows(Samples):

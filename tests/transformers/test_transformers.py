@@ -45,7 +45,9 @@ def test_learns(tmp_path):
     assert accuracy > 0.9
 
 
-@pytest.mark.parametrize(("accumulate", "workers"), [(1, 0), (3, 0), (1, 2)])
+@pytest.mark.parametrize(
+    ("accumulate", "workers"), [(3, 0), *(pytest.param(*each, marks=pytest.mark.program) for each in [(1, 0), (1, 2)])]
+)
 def test_resumes_by_its_own_checkpoint(tmp_path, accumulate, workers):
     """Killed at any step and resumed by resume_from_checkpoint, weights and tables are those of a whole run."""
     options = {"gradient_accumulation_steps": accumulate, "dataloader_num_workers": workers}

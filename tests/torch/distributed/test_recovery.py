@@ -7,6 +7,8 @@ torch = pytest.importorskip("torch")
 from tests import rank_jobs as jobs
 from tests.fault_common import HEALED, KINDS, NUM_STEPS, SOME_KINDS
 
+pytestmark = pytest.mark.program
+
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fault_heals_on_two_ranks(pair, kind):

@@ -5,6 +5,8 @@ import torch
 
 import tests.shard_jobs as jobs
 
+pytestmark = pytest.mark.program
+
 KINDS = ["fsdp2", "fsdp1", "fsdp1 flat"]
 
 

@@ -66,6 +66,7 @@ def test_a_model_under_ddp_heals(pair, bad_rank, every):
     assert one[3] > 0.93
 
 
+@pytest.mark.program
 def test_adapters_share_what_they_predict(pair):
     """Adapters report each rank's own logits, and the evidence is the same on both, a refused NaN and all."""
     [one, other] = pair.run(jobs.predicting_run, 75)
@@ -85,6 +86,7 @@ def test_an_adapter_heals_on_all_ranks(pair, workers):
     assert one[5] > 0.93
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("at", [36, 37, 38, 39])
 @pytest.mark.parametrize("how", ["state", "checkpoint"])
 def test_a_state_is_loaded_while_losses_are_under_way(pair, tmp_path, at, how):
@@ -105,6 +107,7 @@ def test_an_adapter_takes_every_sample_once(pair):
     assert one[4] == [3]
 
 
+@pytest.mark.program
 def test_an_adapter_ends_with_the_time_of_rank_0(pair):
     """A budget in seconds ends both ranks after the same step."""
     [one, other] = pair.run(jobs.attached_run, None, None, {"train_duration_seconds": 1.0}, 2)
@@ -147,6 +150,7 @@ def test_adapters_that_differ_are_refused(pair):
         )
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("workers", [pytest.param((0, 2), marks=pytest.mark.slow), (2, 1)])
 def test_workers_may_differ(pair, workers):
     """How far the loader of a rank fetches ahead changes nothing on any."""
@@ -231,6 +235,7 @@ def test_a_rank_that_is_to_end_ends_all_with_a_checkpoint(pair, tmp_path, at):
     assert CheckpointStore(tmp_path, keep=1, run_id="").load().state["pace"]["step"] == step
 
 
+@pytest.mark.program
 @pytest.mark.parametrize(
     ("killed", "how"),
     [

@@ -41,6 +41,7 @@ def trained(kind, folder, *, kill_at=None, seed=0, **settings):
     return script.run()
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("at", [8, 23])
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_killed_script_goes_on_with_the_same_next_batch(kind, at, tmp_path):
