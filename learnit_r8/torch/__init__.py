@@ -17,8 +17,8 @@ except ImportError as error:
     ) from error
 
 from .adapter import Adapter as Adapter
-from .attach import attach as attach
-from .attach import attach_loader as attach_loader
+from .attachment import attach as attach
+from .attachment import attach_loader as attach_loader
 from .distributed.ranks import RankLost as RankLost
 from .distributed.ranks import Ranks as Ranks
 from .distributed.ranks import RanksDiffer as RanksDiffer
