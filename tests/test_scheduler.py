@@ -307,6 +307,25 @@ def test_summary_is_for_people():
     assert [line.split()[0] for line in lines[3:]] == ["Q1", "Q2", "Q3", "Q4"]
 
 
+@pytest.mark.filterwarnings("ignore:losses or weights were not finite:RuntimeWarning")
+def test_summary_of_damage_that_no_loss_shows():
+    """A restore without a refused loss is counted as a restore, and no refused loss is spoken of."""
+    state = {name: np.ones(3) for name in "abc"}
+
+    def load(saved):
+        state.update({name: array.copy() for name, array in saved.items()})
+
+    r8 = make(40, num_epochs=4, backup_every=10, state_callback=lambda: state, load_callback=load)
+    for _, batch, _ in steps(r8):
+        if r8.global_step == 25:
+            for array in state.values():
+                array[0] = NAN
+        r8.update_with_loss(batch_loss(batch))
+
+    assert r8.summary().splitlines()[1].startswith("losses refused: 0;")
+    assert r8.summary().splitlines()[1].endswith("; model restored once")
+
+
 def test_summary_of_a_time_budget():
     """A summary before the first step of a run without a number of steps is a summary all the same."""
     assert make(train_duration_seconds=9).summary().startswith("step 0 of ?")

@@ -1,6 +1,7 @@
 """The run in a notebook: one HTML view that is updated in place, without widgets or scripts.
 
-The notebook keeps the newest view only, so that a file that is opened again shows the run as it was left.
+The notebook keeps the newest view only, so that a file that is opened again shows the run as it was left: the view is
+brought up to date when the cell ends, closed run or not. What is trained in a later cell is shown there.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 import html
 import importlib
 import sys
+import threading
 import time
 import uuid
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -52,7 +55,7 @@ class NotebookView(ThreadedListener):
 
     Args:
         display: Shows a view: called with its HTML, its text, and whether it replaces the one before. By default that
-            of IPython.
+            of IPython, whose cells the view follows then.
         clock: Returns seconds, monotonic.
         cpu_clock: Returns the CPU seconds of the calling thread.
 
@@ -77,11 +80,34 @@ class NotebookView(ThreadedListener):
         self._clock, self._cpu_clock = clock, cpu_clock
         self._anchor = (clock(), 0.0)
         self._is_shown = False
+        self._left, self._trains_on = "", 0
+        if display is None:
+            _follow_cells(self)
 
     def __call__(self, event: events.Event) -> None:
         """Queue an event; on the training thread."""
+        self._trains_on = threading.get_ident()
+        if self._left and isinstance(event, (events.StepDone, events.BatchRefused)):
+            # It goes on in a cell further down, or in one that is run again, whose output is gone.
+            self._left, self._is_shown = "", False
         super().__call__(event)
         if isinstance(event, events.RunEnded):
+            self.end_thread(END_SECONDS)
+
+    def cell_ended(self, error: BaseException | None) -> None:
+        """Show the run as it is left by its cell, which has ended; a later one gets a view of its own.
+
+        A run that trains on another thread goes on.
+
+        Args:
+            error: What ended the cell; None if it was its last line.
+        """
+        if self._trains_on != threading.get_ident():
+            return
+        self._trains_on = 0
+        self._left = "the cell has ended" if error is None else f"{type(error).__name__} {error}".strip()
+        if self.view.ended is None:
+            self._condenser.flush()
             self.end_thread(END_SECONDS)
 
     def enqueue(self, event: events.Event) -> None:
@@ -90,8 +116,8 @@ class NotebookView(ThreadedListener):
         super().enqueue(event)
 
     def handle(self, waiting: deque[events.Event], *, is_last: bool) -> None:
-        """Fold the events of the queue, and update the view if there are any."""
-        if not waiting or self.error is not None:
+        """Fold the events of the queue, and update the view if there are any, or if the run is left."""
+        if not (waiting or (is_last and self._left)) or self.error is not None:
             waiting.clear()
             return
         began = self._cpu_clock()
@@ -99,7 +125,8 @@ class NotebookView(ThreadedListener):
         try:
             while waiting:
                 self.view.fold(waiting.popleft())
-            page, text = html_of(self.view, seconds + self._clock() - arrived), text_of(self.view)
+            now = seconds + self._clock() - arrived
+            page, text = html_of(self.view, now, left=self._left), text_of(self.view)
             self._display(page, text, self._is_shown)
             self._is_shown = True
         except Exception as error:
@@ -110,12 +137,30 @@ class NotebookView(ThreadedListener):
 
 def _display_of_ipython() -> Callable[[str, str, bool], None]:
     display: Any = importlib.import_module("IPython.display").display
-    name = f"learnit-r8-{uuid.uuid4().hex}"
+    name = ""
 
     def show(page: str, text: str, again: bool) -> None:
+        nonlocal name
+        # An output that is gone, as that of a cell that is run again, cannot be updated.
+        name = name if again else f"learnit-r8-{uuid.uuid4().hex}"
         display({"text/html": page, "text/plain": text}, raw=True, display_id=name, update=again)
 
     return show
+
+
+def _follow_cells(view: NotebookView) -> None:
+    """Tell a view when a cell has ended, as long as there is the view and its run."""
+    cells = importlib.import_module("IPython").get_ipython().events
+    reference = weakref.ref(view)
+
+    def ended(result: Any) -> None:
+        view = reference()
+        if view is not None:
+            view.cell_ended(result.error_before_exec or result.error_in_exec)
+        if view is None or view.view.ended is not None:
+            cells.unregister("post_run_cell", ended)
+
+    cells.register("post_run_cell", ended)
 
 
 def text_of(view: View) -> str:
@@ -125,14 +170,15 @@ def text_of(view: View) -> str:
     return f"{name or 'run'}: {share(view.progress)}, step {view.step_text}{loss}"
 
 
-def html_of(view: View, now: float) -> str:
+def html_of(view: View, now: float, *, left: str = "") -> str:
     """The view as HTML with inline styles only, in the colours of the notebook.
 
     Args:
         view: The run.
         now: Training seconds now.
+        left: Why nothing trains now though the run is open; "" where it does.
     """
-    parts = [_head(view, now), _bar(view), _numbers(view, now)]
+    parts = [_head(view, now, left), _bar(view), _numbers(view, now, left)]
     if not view.loss.is_empty:
         last = max(1, view.step)
         loss = view.loss.columns(min(COLUMNS, last), 0, last)
@@ -148,8 +194,8 @@ def _safe(value: object, most: int = 120) -> str:
     return html.escape(clean(value, most))
 
 
-def _head(view: View, now: float) -> str:
-    state = state_of(view, Scene(now=None if view.is_paused or view.ended else now))
+def _head(view: View, now: float, left: str) -> str:
+    state = state_of(view, Scene(now=None if view.is_paused or view.ended or left else now, left=left))
     name = _safe(view.run.name if view.run is not None and view.run.name else "run", 60)
     detail = f" {_safe(state.detail)}" if state.detail else ""
     colour = _COLOURS.get(state.style, "inherit")
@@ -161,9 +207,10 @@ def _bar(view: View) -> str:
     return f'<div style="background:#8884;border-radius:3px;margin:4px 0"><div style="{filled}"></div></div>'
 
 
-def _numbers(view: View, now: float) -> str:
-    left = "" if view.ended is not None else f"left {clock(view.time_left(now).seconds)}"
-    facts = [share(view.progress), f"epoch {view.epoch_text}", f"step {view.step_text}", left]
+def _numbers(view: View, now: float, left: str) -> str:
+    is_over = left or view.ended is not None or view.progress >= 1
+    rest = "" if is_over else f"left {clock(view.time_left(now).seconds)}"
+    facts = [share(view.progress), f"epoch {view.epoch_text}", f"step {view.step_text}", rest]
     if view.last is not None:
         facts += [f"loss {number(view.last.last_loss, 4)}", f"smoothed {number(view.ema, 4)}"]
         facts.append(f"lr {number(view.last.lr, 4)}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from ..loops.elapse import opened
+from ..loops.elapsed_data import opened
 
 KEYS_AT_ONCE = 64
 """Random keys that are made in one call on the device."""

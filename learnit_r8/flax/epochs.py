@@ -12,8 +12,8 @@ from typing import Any
 from .._adapters.driven_state import DrivenState
 from .._adapters.prefetch import Prefetch
 from ..checkpoint.state_fit import fit, unpack_saved
-from ..loops.elapse import batch_size
-from ..loops.logs import Entries, Logs
+from ..loops.elapsed_data import batch_size
+from ..loops.log_entries import Entries, Logs
 from ..loops.state import LoopState
 from ..triggers import every
 from .checkpoints import newest_training, save_training

@@ -8,14 +8,14 @@
 from ..triggers import Elapsed, after, always, at, every, never
 from .bars import keras_bar
 from .checkpoints import checkpoint, load_state, save_state
-from .elapse import elapse
+from .elapsed_data import elapse
 from .history import History
+from .log_entries import Logs, logs
 from .loggers import wandb
-from .logs import Logs, logs
 from .patience import early_stopping
 from .period import Period
 from .run import loop
-from .scheduled import Drawn, report_to, scheduled
+from .scheduled_data import Drawn, report_to, scheduled
 from .state import LoopState
 
 __all__ = [

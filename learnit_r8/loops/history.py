@@ -7,7 +7,7 @@ from typing import Any
 
 from ..events.caller import warn
 from ..streams.event import as_scalar
-from .logs import Logs, in_order
+from .log_entries import Logs, in_order
 
 _ABSENT: Any = object()
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..triggers import Elapsed
-from .elapse import StopRule, batch_size, opened
+from .elapsed_data import StopRule, batch_size, opened
 from .history import History
 from .period import as_stop
 from .state import LoopState

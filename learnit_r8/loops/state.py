@@ -8,7 +8,7 @@ from typing import Any
 from ..triggers import Elapsed
 from .history import History
 from .inject import Call
-from .logs import Entries, Logs
+from .log_entries import Entries, Logs
 from .period import Period
 
 

@@ -6,7 +6,7 @@
 """
 
 from .batches import iter_batches
-from .best import Best, best
+from .best_weights import Best, best
 from .epochs import epoch_stream
 from .event import Event
 from .sinks import collect, collect_jsonl, collect_pd, print_keys

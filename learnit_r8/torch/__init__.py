@@ -18,8 +18,8 @@ except ImportError as error:
 
 from ..checkpoint.callbacks import RankLost as RankLost
 from .adapter import Adapter as Adapter
-from .attach import attach as attach
-from .attach import attach_loader as attach_loader
+from .attachment import attach as attach
+from .attachment import attach_loader as attach_loader
 from .distributed.ranks import Ranks as Ranks
 from .distributed.ranks import RanksDiffer as RanksDiffer
 from .distributed.shared_run import Share as Share

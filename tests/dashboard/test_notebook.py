@@ -1,5 +1,6 @@
 """The view of a notebook."""
 
+import gc
 import html.parser
 import itertools
 import json
@@ -23,14 +24,29 @@ class Kernel:
     """Keeps what is displayed, as a notebook does: by the name of the output."""
 
     def __init__(self, monkeypatch):
-        self.shown, self.updates = {}, []
-        shell = types.SimpleNamespace(kernel=object())
+        self.shown, self.updates, self.following = {}, [], []
+        shell = types.SimpleNamespace(kernel=object(), events=self)
         module = types.ModuleType("IPython")
         module.get_ipython = lambda: shell
         display = types.ModuleType("IPython.display")
         display.display = self.display
         monkeypatch.setitem(sys.modules, "IPython", module)
         monkeypatch.setitem(sys.modules, "IPython.display", display)
+
+    def register(self, name, function):
+        assert name == "post_run_cell"
+        self.following.append(function)
+
+    def unregister(self, name, function):
+        self.following.remove(function)
+
+    def end_cell(self, error=None):
+        result = types.SimpleNamespace(error_before_exec=None, error_in_exec=error)
+        for function in list(self.following):
+            function(result)
+
+    def pages(self):
+        return [bundle["text/html"] for bundle in self.shown.values()]
 
     def display(self, bundle, *, raw, display_id, update):
         assert raw
@@ -61,6 +77,85 @@ def test_run_is_one_view_that_is_updated(monkeypatch, capsys):
     assert all("FINISHED" in page and "accuracy" in page for page in pages)
     assert {thread for _, thread in kernel.updates} == {"r8-notebook"}
     assert capsys.readouterr().err == ""
+
+
+def scheduler(num_epochs=2):
+    return R8Scheduler(100, batch_size=10, num_epochs=num_epochs, use_curses=True, run_dir=False)
+
+
+def train(r8, most=1000):
+    for _, _ in zip(range(most), (batch for _ in r8.epoch_iterator() for batch in r8.batch_iterator()), strict=False):
+        r8.update_with_loss(1.0)
+
+
+def test_run_under_a_second_is_shown_whole_when_its_cell_ends(monkeypatch):
+    """A run that nobody closes shows its last step, and that it has finished."""
+    kernel = Kernel(monkeypatch)
+    r8 = scheduler()
+    train(r8)
+    kernel.end_cell()
+    kernel.end_cell()
+    (page,) = kernel.pages()
+
+    assert "FINISHED" in page
+    assert "step 20/20" in page
+    assert len(kernel.updates) <= 2
+
+
+@pytest.mark.filterwarnings("ignore:step .* was not reported")
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (None, "the cell has ended"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (ValueError("<b>"), "ValueError &lt;b&gt;"),
+    ],
+)
+def test_run_that_is_left_ends_as_what_it_was_and_goes_on_in_another_cell(monkeypatch, error, said):
+    """The view says how its cell ended; the next cell, or the same one run again, has a view of its own."""
+    kernel = Kernel(monkeypatch)
+    r8 = scheduler()
+    train(r8, most=7)
+    kernel.end_cell(error)
+    (page,) = kernel.pages()
+    train(r8)
+    kernel.end_cell()
+
+    assert f"<b>STOPPED</b> {said}" in page
+    assert "step 7/20" in page
+    assert "left" not in page.replace("left out", "")
+    assert kernel.pages()[0] == page
+    assert "FINISHED" in kernel.pages()[1]
+    assert len(kernel.pages()) == 2
+    r8.close()
+    kernel.end_cell()
+    assert kernel.following == []
+
+
+def test_training_on_another_thread_outlives_the_cell(monkeypatch):
+    """Its view is not ended by the cell that started the thread."""
+    kernel = Kernel(monkeypatch)
+    r8 = scheduler()
+    thread = threading.Thread(target=train, args=(r8, 5))
+    thread.start()
+    thread.join()
+    kernel.end_cell()
+
+    assert not any("STOPPED" in page for page in kernel.pages())
+    r8.close()
+
+
+def test_view_that_is_gone_is_not_told_of_cells(monkeypatch):
+    """A scheduler that was replaced and collected leaves nothing behind with IPython."""
+    kernel = Kernel(monkeypatch)
+    r8 = scheduler()
+    train(r8, most=3)
+    kernel.end_cell()
+    del r8
+    gc.collect()
+    kernel.end_cell()
+
+    assert kernel.following == []
 
 
 def test_updates_come_at_most_once_a_second(monkeypatch):
@@ -177,19 +272,25 @@ def test_any_losses_can_be_drawn(losses):
     assert "nan," not in html_of(view, 5.0)
 
 
-def test_real_notebook_keeps_one_output(tmp_path):
-    """A real kernel runs a notebook: each run is one output of its cell, and the file is small."""
+@pytest.mark.program
+def test_real_notebook_shows_runs_as_they_were_left():
+    """In a real kernel: runs under a second, closed or not, an error, and the loop once more; an output each."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
-    code = (
-        f"import sys, time; sys.path.insert(0, {str(ROOT)!r})\nfrom learnit_r8 import R8Scheduler\n"
-        "with R8Scheduler(100, batch_size=10, num_epochs=3, use_curses=True, run_dir=False, name='nb') as r8:\n"
-        "    for _ in r8.epoch_iterator():\n        for _ in r8.batch_iterator():\n"
-        "            time.sleep(0.1)\n            r8.update_with_loss(1.0)\n"
-    )
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code), nbformat.v4.new_code_cell(code)])
-    nbclient.NotebookClient(book, timeout=120, kernel_name="python3").execute()
-    for cell in book.cells:
-        (output,) = cell.outputs
-        assert "FINISHED" in output["data"]["text/html"]
-    assert len(json.dumps(book)) < 40_000
+    begin = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom learnit_r8 import R8Scheduler\n"
+    made = "r8 = R8Scheduler(100, batch_size=10, num_epochs=3, use_curses=True, run_dir=False, name='nb')\n"
+    loop = "for _ in r8.epoch_iterator():\n    for _ in r8.batch_iterator():\n        r8.update_with_loss(1.0)\n"
+    broken = loop + "        if r8.global_step == 17: raise ValueError('by the user')\n"
+    codes = [begin + made + loop + "r8.close()", made + loop, made, broken, loop, "r8.close()"]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in codes])
+    nbclient.NotebookClient(book, timeout=120, kernel_name="python3", allow_errors=True).execute()
+    pages = [[out["data"]["text/html"] for out in cell.outputs if "data" in out] for cell in book.cells]
+
+    assert [len(found) for found in pages] == [1, 1, 0, 1, 1, 0]
+    assert "FINISHED" in pages[0][0]
+    assert "FINISHED" in pages[1][0]
+    assert "<b>STOPPED</b> ValueError by the user" in pages[3][0]
+    assert "step 17/30" in pages[3][0]
+    assert "step 30/30" in pages[4][0]
+    assert "not closed yet" not in pages[4][0]
+    assert len(json.dumps(book)) < 80_000

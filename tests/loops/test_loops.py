@@ -441,7 +441,7 @@ def test_logs_are_a_pytree_of_jax():
 
 def test_logs_wait_for_a_jax_that_is_being_imported(monkeypatch):
     """A JAX that is loaded by half is left alone."""
-    module = sys.modules["learnit_r8.loops.logs"]
+    module = sys.modules["learnit_r8.loops.log_entries"]
     monkeypatch.setattr(module, "_with_jax", set())
     monkeypatch.setitem(sys.modules, "jax", object())
     monkeypatch.setitem(sys.modules, "jax.tree_util", object())

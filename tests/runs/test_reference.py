@@ -70,3 +70,11 @@ def test_every_page_of_the_site_is_there():
 
     assert len(pages) > 30
     assert [page for page in pages if page not in made and not (ROOT / "docs" / page).exists()] == []
+
+
+def test_no_public_name_is_hidden_by_a_module_of_its_name():
+    """The entry `learnit_r8.torch.attach` shows the function; a module of that path would be shown in its place."""
+    paths = {name: ROOT.joinpath(*name.split(".")) for name in ENTRIES}
+
+    assert len(paths) > 100
+    assert [name for name, path in paths.items() if path.is_dir() or path.with_suffix(".py").is_file()] == []

@@ -43,6 +43,8 @@ def state_of(view: View, scene: Scene) -> State:
     if view.progress >= 1 and view.incident is None:
         # In a notebook a run is often left without close(): it trains no more all the same.
         return State("FINISHED", "good", "not closed yet")
+    if scene.left:
+        return State("STOPPED", "warn", clean(scene.left, 60))
     if scene.is_paused or view.is_paused:
         return State("PAUSED", "warn")
     if scene.link.startswith("stalled"):

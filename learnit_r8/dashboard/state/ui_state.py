@@ -93,6 +93,7 @@ class Scene:
         ui_share: Share of one core that the screen takes; NaN if unknown.
         said: An answer to the last key, such as "save requested...".
         link: State of the process as a viewer sees it: "", "running", "stalled 45 s", "died" or "finished".
+        left: Why nothing trains now though the run is open, as a notebook's cell has ended; "" where it does.
         is_paused: Whether the training is paused by a key.
         folder: The run folder; "" without one.
         speed: Training seconds per second of a replay; 0 otherwise.
@@ -107,6 +108,7 @@ class Scene:
     ui_share: float = float("nan")
     said: str = ""
     link: str = ""
+    left: str = ""
     is_paused: bool = False
     folder: str = ""
     speed: float = 0.0

@@ -11,7 +11,7 @@ from .._adapters.prefetch import Prefetch
 from .._adapters.rows import check_rows, leaves, take_rows
 from ..engine.signals import running
 from ..guard.verdict import Verdict
-from .logs import Logs
+from .log_entries import Logs
 from .run import loop
 from .state import LoopState
 
