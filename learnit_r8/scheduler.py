@@ -26,6 +26,7 @@ from .engine.control import Requests
 from .engine.engine import Engine
 from .engine.feed.batch_size import BatchMeasure
 from .engine.feed.batches import Batches
+from .engine.feed.trainer_batches import TrainerBatches
 from .engine.settings import KEPT, Settings, suggest_settings
 from .guard.registry import GuardName
 from .guard.spike import SpikeGuard
@@ -433,11 +434,45 @@ class R8Scheduler:
         feed = self._own_feed("batches")
         if not isinstance(loader, Iterable):
             raise TypeError(f"loader must be an iterable of batches, got {loader!r}.")
-        measure = BatchMeasure(
+        return Batches(feed, loader, self._measure(size, tokens))
+
+    def _measure(
+        self, size: int | Callable[[Any], int] | None, tokens: int | Callable[[Any], int] | None
+    ) -> BatchMeasure:
+        return BatchMeasure(
             size, tokens, needs_tokens=self.pace.budget.tokens is not None,
             tell_unknown=functools.partial(self.host.announcer.note_once, "batch size"),
         )  # fmt: skip
-        return Batches(feed, loader, measure)
+
+    def follow(
+        self,
+        *,
+        size: int | Callable[[Any], int] | None = None,
+        tokens: int | Callable[[Any], int] | None = None,
+        sets_generators: bool = True,
+    ) -> TrainerBatches:
+        """What a trainer that takes its batches by itself is to tell of them; for callbacks of trainers.
+
+        Args:
+            size: Samples in a batch, or a function of it; by default the first dimension of its first array.
+            tokens: Tokens in a batch, or a function of it.
+            sets_generators: Whether a resumed run sets the random generators, as the trainer does not.
+
+        Raises:
+            RuntimeError: the scheduler was built with ``num_samples``, so that it draws the batches.
+
+        >>> r8 = R8Scheduler(num_steps=5, scheduler_mode="keep")
+        >>> batches = r8.follow()
+        >>> batches.begin_run()
+        >>> for batch in [[1.0, 2.0], [3.0]]:
+        ...     batches.begin(batch)
+        ...     outcome = r8.update_with_loss(sum(batch))
+        True
+        True
+        >>> batches.end_run()
+        """
+        measure = self._measure(size, tokens)
+        return TrainerBatches(self._own_feed("follow"), measure, sets_generators=sets_generators)
 
     def steps(self) -> Iterator[int]:
         """Yield the number of each step until the budget is spent, for a loop that has no iterable of batches.

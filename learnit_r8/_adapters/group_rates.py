@@ -19,7 +19,6 @@ class GroupRates:
 
     Attributes:
         highest: The highest rate that a group had at first.
-        has_grown: Whether groups were added; the caller that acts on it sets it back.
     """
 
     def __init__(self, optimizer: Any) -> None:
@@ -29,7 +28,6 @@ class GroupRates:
         initial = [_plain(rate) for rate in initial]
         self.highest = max(initial, default=0.0)
         self._shares = [rate / self.highest if self.highest > 0 else 1.0 for rate in initial]
-        self.has_grown = False
         self._set: list[float] | None = None
         self._lr = math.nan
 
@@ -46,7 +44,6 @@ class GroupRates:
         # A group that was added later has no share yet: it gets the highest rate.
         if len(groups) > len(shares):
             shares += [1.0] * (len(groups) - len(shares))
-            self.has_grown = True
         foreign = self._set is not None and self._is_changed(groups, self._set)
         self._set = [lr * share for share in shares]
         self._lr = lr

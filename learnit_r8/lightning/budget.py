@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+from lightning.pytorch.utilities import CombinedLoader
 
 
 def budget_of(trainer: Any, steps_per_epoch: int, *, may_be_open: bool = False) -> dict[str, Any]:
@@ -34,6 +37,37 @@ def budget_of(trainer: Any, steps_per_epoch: int, *, may_be_open: bool = False) 
         f"the Trainer must have a budget, got max_epochs={trainer.max_epochs!r} and max_steps={trainer.max_steps!r}; "
         "give it max_epochs, max_steps or max_time, or R8Loader one of its own (num_steps=...)."
     )
+
+
+NOT_TOGETHER = (
+    "an R8Loader must give a batch to each step of fit(), got CombinedLoader(..., {!r}), where it does not; use "
+    "'max_size_cycle' or 'min_size', or keep your own loaders, with R8Callback() alone."
+)
+
+
+def num_batches_of(trainer: Any, loader: Any) -> int:
+    """Batches of an epoch as Lightning counts them, before a limit: where ``fit`` got several loaders, of them all.
+
+    Args:
+        trainer: A `lightning.Trainer`, in ``fit``.
+        loader: The R8Loader among what it is trained on.
+
+    Raises:
+        ValueError: some steps of the Trainer would have no batch of the R8Loader.
+    """
+    given = trainer.fit_loop._data_source.instance
+    if isinstance(given, CombinedLoader):
+        mode, loaders = given._mode, given.flattened
+    else:
+        mode, loaders = "max_size_cycle", CombinedLoader(given).flattened
+    if loader not in loaders or len(loaders) == 1:
+        # A module or a data module makes them later; what they are is checked then.
+        return len(loader)
+    lengths = [len(each) if hasattr(each, "__len__") else math.inf for each in loaders]
+    found = min(lengths) if mode == "min_size" else max(lengths)
+    if mode == "sequential" or (mode == "max_size" and len(loader) < found):
+        raise ValueError(NOT_TOGETHER.format(mode))
+    return len(loader) if found == math.inf else int(found)
 
 
 def batches_of(num_updates: int, num_batches: int, accumulate: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import lightning
@@ -13,11 +14,21 @@ from ..schedules.schedule import OPEN_MODES
 from ..table.labels.predictions import Predictions
 from ..torch.losses import check_labels
 from ..torch.own_loop.last_forward import LastForward
-from .budget import budget_of
+from .budget import budget_of, num_batches_of
 from .loader import R8Loader
+from .own_batches import OwnBatches
 
 if TYPE_CHECKING:
+    from ..engine.settings import CommonSettings, Unpack
+    from ..scheduler import R8Scheduler
     from ..torch import Adapter
+    from ..torch.own_loop.loader_adapter import LoaderAdapter
+
+    class R8CallbackSettings(CommonSettings, total=False):
+        """Settings for a training on loaders of the user's own."""
+
+        also: Mapping[str, Any]
+
 
 RESUMED = "fit() was given ckpt_path, so resume={!r} of R8Loader is ignored."
 
@@ -28,27 +39,50 @@ WEIGHTED = (
 
 
 class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
-    """Goes into ``Trainer(callbacks=[...])``, with the loader that `fit` trains on.
+    """Goes into ``Trainer(callbacks=[...])``, with the loader that `fit` trains on, or alone.
 
-    ``training_step`` returns the loss as ever; the losses of samples are then estimated from means of batches. Where it
-    returns ``{"loss": losses.mean(), "losses": losses.detach()}`` they are known. With
+    Alone it keeps loaders, rates and the Trainer's budget as they are, and heals the module: any loaders, streams,
+    several optimizers, manual optimization. Without an incident the weights are to the bit those of the same Trainer
+    without it.
+
+    With an `R8Loader`, ``training_step`` returns the loss as ever; the losses of samples are then estimated from means
+    of batches. Where it returns ``{"loss": losses.mean(), "losses": losses.detach()}`` they are known. With
     ``return learnit_r8.lightning.cross_entropy(logits, targets)``, or with what
     `learnit_r8.torch.predictions.predictions_of` returned as ``"predictions"``, `SampleTable.suspects` judges labels.
 
     Args:
-        loader: The R8Loader.
+        loader: The R8Loader; None to keep your own loaders.
+        **settings: For `R8Scheduler`, without an R8Loader; ``scheduler_mode`` is "keep" unless another is given.
+            ``also`` names what else belongs to the training, as for `learnit_r8.torch.attach`.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: the loader is something else.
+        ValueError: settings are given beside an R8Loader, which takes them itself.
     """
 
-    def __init__(self, loader: R8Loader) -> None:
-        if not isinstance(loader, R8Loader):
-            raise TypeError(f"loader must be an R8Loader, got {loader!r}.")
-        self._loader = loader
+    def __init__(self, loader: R8Loader | None = None, **settings: Unpack[R8CallbackSettings]) -> None:
+        if not (loader is None or isinstance(loader, R8Loader)):
+            raise TypeError(
+                f"loader must be an R8Loader, or be left out to keep your own, got {loader!r}; give yours to fit()."
+            )
+        if loader is not None and settings:
+            raise ValueError(f"{min(settings)} must be given to R8Loader, got it in R8Callback with one.")
+        self._loader: R8Loader | OwnBatches = OwnBatches(settings) if loader is None else loader
         self._saved: dict[str, Any] = {}
         self._own_step: Any = None
         self._has_raised = False
+        self._num_batches = 0
+
+    @property
+    def scheduler(self) -> R8Scheduler:
+        """The scheduler.
+
+        Raises:
+            RuntimeError: the training has not begun.
+        """
+        if self._loader.adapter is None:
+            raise RuntimeError("scheduler was asked for before fit() was called; the scheduler is built there.")
+        return self._loader.adapter.scheduler
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state of the scheduler, for Lightning's checkpoints; called on all processes."""
@@ -70,26 +104,34 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         self._own_step = pl_module.training_step
         pl_module.training_step = functools.partial(self._training_step, pl_module)
         loader, settings = self._loader, self._loader.settings
-        loader.keep_batch_size(self._saved if trainer.ckpt_path is not None else {})
-        if not any(settings.get(name) is not None for name in BUDGETS):
-            settings |= budget_of(trainer, len(loader), may_be_open=settings.get("scheduler_mode") in OPEN_MODES)
         ckpt_path, resume = trainer.ckpt_path, settings.get("resume")
         if ckpt_path is not None:
             settings.pop("resume", None)
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        adapter = loader.attach(
-            pl_module,
-            trainer.optimizers[0],
-            is_chained=trainer.limit_train_batches != 1.0,
-            accumulate=trainer.accumulate_grad_batches,
-            scaler=scaler,
-            **settings,
-        )
-        if ckpt_path is None:
-            return
-        loader.go_on_from(self._saved)
-        if resume is not None:
+        settings |= {
+            "accumulate": trainer.accumulate_grad_batches,
+            "scaler": getattr(trainer.precision_plugin, "scaler", None),
+            "also": {**_others(trainer), **settings.get("also", {})},
+        }
+        saved = {} if ckpt_path is None else self._saved
+        if isinstance(loader, OwnBatches):
+            adapter: Any = loader.attach(trainer, pl_module, saved, **settings)
+        else:
+            adapter = self._attach_loader(loader, trainer, pl_module, saved, settings)
+        if ckpt_path is not None and resume is not None:
             adapter.scheduler.host.say_once("resume", RESUMED.format(resume), is_warning=False)
+
+    def _attach_loader(
+        self, loader: R8Loader, trainer: Any, pl_module: Any, saved: dict[str, Any], settings: dict[str, Any]
+    ) -> Adapter:
+        loader.keep_batch_size(saved)
+        self._num_batches = num_batches_of(trainer, loader)
+        if not any(settings.get(name) is not None for name in BUDGETS):
+            settings |= budget_of(trainer, self._num_batches, may_be_open=settings.get("scheduler_mode") in OPEN_MODES)
+        is_chained = trainer.limit_train_batches != 1.0 or self._num_batches < len(loader)
+        adapter = loader.attach(pl_module, trainer.optimizers[0], is_chained=is_chained, **settings)
+        if saved:
+            loader.go_on_from(saved)
+        return adapter
 
     def _training_step(self, pl_module: Any, *args: Any, **kwargs: Any) -> Any:
         """What ``training_step`` returns; nothing where it raises and its values are seen to be not finite.
@@ -101,16 +143,46 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             try:
                 return self._own_step(*args, **kwargs)
             except Exception as error:
-                if self._adapter.num_ranks > 1 or not forward.explains(error):
+                if getattr(self._adapter, "num_ranks", 1) > 1 or not forward.explains(error):
                     raise
                 self._has_raised = True
                 return None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Raise ValueError unless the training is on the loader."""
+        """Raise ValueError unless the training is on the loader, and as long as it was thought to be."""
+        if isinstance(self._loader, OwnBatches):
+            return
         given = trainer.fit_loop._combined_loader.flattened
+        others = [each for each in given if isinstance(each, R8Loader) and each is not self._loader]
+        if others:
+            raise ValueError(
+                f"one R8Loader must be among the loaders of fit(), got {1 + len(others)}: their batches would belong "
+                "to one step; give the others as DataLoaders."
+            )
+        limit = trainer.limit_train_batches
+        most = self._num_batches
+        expected = min(most, limit) if isinstance(limit, int) else int(most * limit)
+        if len(given) > 1 and trainer.num_training_batches != expected and not self._has_budget:
+            raise ValueError(
+                f"R8Loader must be given num_steps where a module makes several loaders, as Lightning counts "
+                f"{trainer.num_training_batches} batches in an epoch, got none, and {expected} batches of its own."
+            )
         if not any(each is self._loader for each in given):
             raise ValueError(f"fit() must be given the R8Loader of R8Callback to train on, got {given!r}.")
+
+    @property
+    def _has_budget(self) -> bool:
+        return any(self._loader.settings.get(name) is not None for name in BUDGETS)
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Count the epoch, where the loaders are the user's own."""
+        if isinstance(self._loader, OwnBatches):
+            self._loader.following.begin_pass(trainer.current_epoch)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Do what is due between two steps, where the loaders are the user's own."""
+        if isinstance(self._loader, OwnBatches):
+            self._loader.following.begin(batch)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Report the losses of the batch.
@@ -120,7 +192,11 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             ValueError: the policy gives losses weights; or there are predictions without the losses of samples.
             TrainingDiverged: losses stay refused after everything was tried.
         """
-        adapter = self._adapter
+        loader = self._loader
+        if isinstance(loader, OwnBatches):
+            self._report_own(loader, trainer, outputs)
+            return
+        adapter: Any = self._adapter
         if self._has_raised:
             adapter.refuse()
             self._end_if_over(trainer)
@@ -144,6 +220,20 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             pl_module.log("lr", adapter.scheduler.lr, prog_bar=True, batch_size=1)
         self._end_if_over(trainer)
 
+    def _report_own(self, loader: OwnBatches, trainer: Any, outputs: Any) -> None:
+        assert loader.adapter is not None
+        is_automatic = trainer.lightning_module.automatic_optimization
+        if loader.following.is_watched:
+            if self._has_raised:
+                loader.adapter.refuse()
+            elif not (outputs is None and is_automatic):
+                accumulate = trainer.accumulate_grad_batches if is_automatic else 1
+                loader.adapter.report(loader.loss_of(outputs, accumulate=accumulate))
+        if trainer.is_last_batch:
+            loader.following.end_pass()
+        if loader.may_stop():
+            trainer.should_stop = True
+
     def _end_if_over(self, trainer: Any) -> None:
         if self._adapter.scheduler.is_over:
             trainer.should_stop = True
@@ -152,6 +242,9 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         """Report the losses on their way before validation and checkpoints; end the training with the budget."""
         adapter = self._adapter
         adapter.flush()
+        if isinstance(self._loader, OwnBatches):
+            self._loader.following.end_pass()
+            return
         if adapter.scheduler.is_over:
             # A budget in seconds may be spent between two epochs: the next one would have no batch that could say so.
             trainer.should_stop = True
@@ -169,6 +262,8 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
 
     def _give_back(self, pl_module: Any) -> None:
         """Give the module its own ``training_step`` back."""
+        if isinstance(self._loader, OwnBatches):
+            self._loader.end()
         own, self._own_step = self._own_step, None
         if own is not None:
             del pl_module.training_step
@@ -177,26 +272,38 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
                 pl_module.training_step = own
 
     @property
-    def _adapter(self) -> Adapter:
+    def _adapter(self) -> Adapter | LoaderAdapter:
         assert self._loader.adapter is not None
         return self._loader.adapter
 
 
-def _check(trainer: Any, loader: R8Loader, saved: dict[str, Any]) -> None:
+def _others(trainer: Any) -> dict[str, Any]:
+    """What else Lightning trains: further optimizers, and averages of the weights that callbacks keep."""
+    found = {f"optimizer {number}": each for number, each in enumerate(trainer.optimizers[1:], start=2)}
+    for number, callback in enumerate(trainer.callbacks, start=1):
+        average = getattr(callback, "_average_model", None)
+        if isinstance(average, torch.nn.Module):
+            found[f"average {number}"] = average
+    return found
+
+
+def _check(trainer: Any, loader: R8Loader | OwnBatches, saved: dict[str, Any]) -> None:
     if trainer.ckpt_path is not None and "scheduler" not in saved:
         raise ValueError(
-            f"ckpt_path must be a checkpoint of a training with R8Loader, got {trainer.ckpt_path!r}, which has no "
+            f"ckpt_path must be a checkpoint of a training with R8Callback, got {trainer.ckpt_path!r}, which has no "
             "state of one; to begin with its weights only, load them into the module and leave ckpt_path out."
         )
-    if len(trainer.optimizers) != 1:
+    least = "one optimizer" if isinstance(loader, R8Loader) else "an optimizer"
+    if len(trainer.optimizers) != 1 and (isinstance(loader, R8Loader) or not trainer.optimizers):
         raise ValueError(
-            f"configure_optimizers() must return one optimizer for R8Callback, got {len(trainer.optimizers)}."
+            f"configure_optimizers() must return {least} for R8Callback, got {len(trainer.optimizers)}"
+            f"{'; keep your own loaders, with R8Callback() alone' if trainer.optimizers else ''}."
         )
     schedulers = [type(each.scheduler).__name__ for each in trainer.lr_scheduler_configs]
     if schedulers and not loader.keeps_rates:
         raise ValueError(
             f"configure_optimizers() must return no rate scheduler, as R8Scheduler sets the rate, got {schedulers}; "
-            "leave it out, or give R8Loader scheduler_mode='keep'."
+            "leave it out, or set scheduler_mode='keep'."
         )
 
 

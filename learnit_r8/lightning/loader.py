@@ -122,6 +122,13 @@ class R8Loader:
         return self.adapter
 
     def __iter__(self) -> Iterator[Any]:
+        # Lightning may begin an iteration as it counts the steps, before there is a scheduler.
+        return self._begin() if self._batches is not None else self._begin_late()
+
+    def _begin_late(self) -> Iterator[Any]:
+        yield from self._begin()
+
+    def _begin(self) -> Iterator[Any]:
         if self._batches is None:
             raise RuntimeError(NO_CALLBACK)
         batches = iter(self._batches)

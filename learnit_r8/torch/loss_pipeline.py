@@ -229,14 +229,13 @@ class LossPipeline:
             rates.forget()
         if rates.set(lr):
             self._r8.host.say_once("foreign rate", FOREIGN)
-        if rates.has_grown:
-            # Earlier backups do not fit the optimizer any more.
-            rates.has_grown = False
-            self._r8.host.look_at_weights()
 
     def between_steps(self) -> None:
         """Do what is due between two steps; a loader calls it whenever it asks for a batch."""
         if self._stepper.ask_between_steps():
+            if self._stepper.has_grown():
+                # Earlier backups do not fit the optimizer any more.
+                self._r8.host.look_at_weights()
             num_loads = self._state.num_loads
             self._sharing.between_steps(self._r8, self.num_on_their_way)
             if self._state.num_loads != num_loads:

@@ -12,6 +12,7 @@ from .serialization import as_arrays, as_tensors
 
 if TYPE_CHECKING:
     from .adapter import Adapter
+    from .own_loop.loader_adapter import LoaderAdapter
 
 
 class R8LRScheduler(LRScheduler):
@@ -21,7 +22,7 @@ class R8LRScheduler(LRScheduler):
         adapter: Sets the rates.
     """
 
-    def __init__(self, adapter: Adapter) -> None:
+    def __init__(self, adapter: Adapter | LoaderAdapter) -> None:
         # The constructor of the base class would take a step, and count those of the optimizer.
         self._adapter = adapter
         self.optimizer = adapter.optimizer

@@ -34,6 +34,7 @@ class Stepper:
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._clips = clips
         self._is_sharded = any(map(is_shard, self._parameters()))
+        self._num_groups = len(optimizer.param_groups)
         self._num_added = 0
         self._is_adding = False
         self._last_gradients: list[torch.Tensor | None] = []
@@ -46,6 +47,11 @@ class Stepper:
     def _note_step(self) -> None:
         self._num_added = 0
         self._is_adding = False
+
+    def has_grown(self) -> bool:
+        """Whether the optimizer has other groups of parameters than at the last call."""
+        before, self._num_groups = self._num_groups, len(self._optimizer.param_groups)
+        return before != self._num_groups
 
     @property
     def is_scaled(self) -> bool:

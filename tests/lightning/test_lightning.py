@@ -160,7 +160,7 @@ def test_checkpoint_without_a_scheduler(tmp_path):
     plain.fit(Digits(), DataLoader(DATA, batch_size=32, shuffle=True))
     plain.save_checkpoint(tmp_path / "plain.ckpt")
 
-    with pytest.raises(ValueError, match="ckpt_path must be a checkpoint of a training with R8Loader"):
+    with pytest.raises(ValueError, match="ckpt_path must be a checkpoint of a training with R8Callback"):
         fit(ckpt_path=tmp_path / "plain.ckpt")
 
 

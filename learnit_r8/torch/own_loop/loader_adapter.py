@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,7 @@ from ..._adapters.prefetch import Prefetch
 from ...guard.verdict import Verdict
 from ...sampling.ticket import Outcome, Ticket
 from ..loss_pipeline import LossPipeline
+from ..lr_scheduler import R8LRScheduler
 from ..state import ModelState
 from ..stepper import Stepper
 from .last_forward import LastForward
@@ -20,6 +21,7 @@ from .rate_factor import RateFactor
 
 if TYPE_CHECKING:
     from ...engine.feed.batches import Batches
+    from ...engine.feed.trainer_batches import TrainerBatches
     from ...scheduler import R8Scheduler
     from ..distributed.together import Sharing
 
@@ -43,6 +45,8 @@ class LoaderAdapter:
     Attributes:
         scheduler: As given.
         state: As given.
+        rates: As given.
+        optimizer: The first of the optimizers.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class LoaderAdapter:
         rates: GroupRates | None,
         sharing: Sharing,
     ) -> None:
-        self.scheduler, self.state, self.rates = scheduler, state, rates
+        self.scheduler, self.state, self.rates, self.optimizer = scheduler, state, rates, optimizers[0]
         self._model, self._loader, self._optimizers, self._stepper = model, loader, optimizers, stepper
         feed = scheduler.host.feed
         assert feed is not None
@@ -85,6 +89,38 @@ class LoaderAdapter:
         """Whether the budget is spent, or the run was stopped."""
         self.flush()
         return self.scheduler.is_over
+
+    @property
+    def lr_scheduler(self) -> R8LRScheduler:
+        """The scheduler's state in the form of a learning-rate scheduler of torch's, which trainers save and load."""
+        return R8LRScheduler(self)
+
+    def follow(
+        self,
+        *,
+        size: int | Callable[[Any], int] | None = None,
+        tokens: int | Callable[[Any], int] | None = None,
+        sets_generators: bool = True,
+    ) -> TrainerBatches:
+        """What a trainer that takes its batches by itself is to tell of them; `report` then takes their losses.
+
+        Args:
+            size: Samples in a batch, or a function of it.
+            tokens: Tokens in a batch, or a function of it.
+            sets_generators: Whether a resumed run sets the random generators, as the trainer does not.
+        """
+        return self.scheduler.follow(size=size, tokens=tokens, sets_generators=sets_generators)
+
+    def load_scheduler(self, state: Mapping[str, Any]) -> None:
+        """Take over the state of the scheduler alone; losses on their way are dropped.
+
+        Raises:
+            ValueError: it is of another run. Then nothing was changed.
+        """
+        if self.rates is not None:
+            self.rates.forget()
+        self.scheduler.load_state_dict(state)
+        self._losses.set_rates(self.scheduler.lr)
 
     def epochs(self) -> Iterator[int]:
         """Yield epoch numbers, 0-based, until the budget is spent."""

@@ -1,0 +1,102 @@
+"""The batches of a trainer that takes them from its loader by itself: a run hears when each begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from ...sampling.loader_plan import Size
+from . import replay
+
+if TYPE_CHECKING:
+    from .batch_size import BatchMeasure
+    from .feed import Feed
+
+
+class TrainerBatches:
+    """Tells a feed of batches that somebody else has fetched, epoch by epoch.
+
+    None of them can be handed out again, so the losses that follow stand for a test of weights.
+
+    Args:
+        feed: Of a run without samples.
+        measure: Reads the size of a batch.
+        sets_generators: Whether a resumed run sets the random generators; some trainers do so themselves.
+    """
+
+    def __init__(self, feed: Feed, measure: BatchMeasure, *, sets_generators: bool = True) -> None:
+        self._feed, self._measure, self._sets_generators = feed, measure, sets_generators
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a batch has begun and is not reported yet."""
+        return self._feed.open is not None
+
+    def begin_run(self, scope: Callable[[FrameType | None], bool] | None = None) -> None:
+        """Note that the trainer begins, before it sets up its loader.
+
+        Args:
+            scope: Whether a frame is within the training, for signals.
+        """
+        feed = self._feed
+        run, resumed = feed._run, feed._resumed
+        feed.give_up_open()
+        run.controller.let_probe(False)
+        run.requests.stay_within(scope)
+        feed._trainer.before_iteration()
+        if resumed is not None and not self._sets_generators:
+            feed._resumed = None
+        elif resumed is not None and run.pace.has_ended:
+            # Between two epochs: the next one draws its order from them.
+            feed._resumed = None
+            replay.set_generators(None, resumed["now"])
+
+    def begin_pass(self, number: int | None = None) -> None:
+        """Note that an epoch begins.
+
+        Args:
+            number: Which, 0-based, where the trainer counts them.
+        """
+        pace = self._feed._run.pace
+        pace.begin_pass()
+        if number is not None:
+            pace.passes = number
+
+    def begin(self, item: Any = None) -> bool:
+        """Note that the training on a batch begins; a batch before it that was not reported is no step.
+
+        Args:
+            item: The batch, of which the size is read; None where it is not known.
+
+        Returns:
+            Whether the run goes on; else the budget is spent or the run was stopped, and the batch is not watched.
+        """
+        feed = self._feed
+        run, resumed = feed._run, feed._resumed
+        feed.give_up_open()
+        if resumed is not None:
+            feed._resumed = None
+            replay.set_generators(None, resumed["now"])
+        feed._between_steps()
+        if feed._is_at_end():
+            feed._trainer.settle()
+            run._draw_nothing()
+            return False
+        size = Size() if item is None else self._measure.of(item)
+        feed.open = feed.take(item, size, is_of_loader=False)
+        run.controller.note_start()
+        return True
+
+    def end_pass(self) -> None:
+        """Note that an epoch has ended, before it is validated."""
+        feed = self._feed
+        feed._trainer.settle()
+        if not feed._run.pace.has_ended:
+            feed._mark_ended()
+            feed._run.controller.end_update()
+
+    def end_run(self) -> None:
+        """Note that the trainer has ended."""
+        self._feed.give_up_open()
+        self._feed._run.requests.leave()

@@ -1,0 +1,128 @@
+"""A training with Lightning whose loaders are the user's own: R8 watches it, and heals the module."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..sampling.random_generators import random_state
+from ..schedules.budget import BUDGETS
+from ..torch.attach import attach_loader
+from ..torch.serialization import as_arrays, as_tensors
+
+if TYPE_CHECKING:
+    from ..engine.feed.trainer_batches import TrainerBatches
+    from ..torch.own_loop.loader_adapter import LoaderAdapter
+
+NO_LOSS = (
+    "training_step() must return the loss, or a dict with 'loss', or call manual_backward(loss), for R8Callback, got "
+    "{!r}."
+)
+
+
+class OwnBatches:
+    """What `R8Callback` does where it has no loader.
+
+    Args:
+        settings: For `R8Scheduler`.
+
+    Attributes:
+        adapter: What watches the training; None before it.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.adapter: LoaderAdapter | None = None
+        self._settings = dict(settings)
+        self._batches: TrainerBatches | None = None
+        self._module: Any = None
+        self._manual: list[torch.Tensor] = []
+        self._has_budget = any(self._settings.get(name) is not None for name in BUDGETS)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings for `R8Scheduler`."""
+        return dict(self._settings)
+
+    @property
+    def keeps_rates(self) -> bool:
+        """Whether the rates are the module's own."""
+        return bool(self._settings.get("scheduler_mode", "keep") == "keep")
+
+    @property
+    def following(self) -> TrainerBatches:
+        """What is told of the batches."""
+        assert self._batches is not None
+        return self._batches
+
+    def attach(self, trainer: Any, module: Any, saved: Mapping[str, Any], **settings: Any) -> LoaderAdapter:
+        """Begin to watch a training.
+
+        Args:
+            trainer: The Trainer, whose optimizers are there.
+            module: The module.
+            saved: What `whole_state` returned, to go on from; or nothing.
+            **settings: For `learnit_r8.torch.attach`.
+        """
+        if not self._has_budget:
+            settings |= _budget_of(trainer)
+        adapter = self.adapter = attach_loader(module, trainer.optimizers[0], None, **settings)
+        if saved:
+            adapter.load_scheduler(as_arrays(saved["scheduler"]))
+        self._batches = adapter.follow()
+        self._batches.begin_run()
+        if not module.automatic_optimization:
+            self._module = module
+            module.manual_backward = functools.partial(self._manual_backward, module.manual_backward)
+        return adapter
+
+    def _manual_backward(self, own: Any, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        self._manual.append(loss.detach())
+        own(loss, *args, **kwargs)
+
+    def loss_of(self, outputs: Any, *, accumulate: int) -> torch.Tensor:
+        """The loss of a step: what ``training_step`` has returned, or the sum of those it went backward from.
+
+        Args:
+            outputs: What Lightning says that ``training_step`` returned.
+            accumulate: What it has divided the loss by.
+
+        Raises:
+            TypeError: there is none.
+        """
+        manual, self._manual = self._manual, []
+        found = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if isinstance(found, torch.Tensor):
+            return found.detach() * accumulate
+        if not manual:
+            raise TypeError(NO_LOSS.format(outputs))
+        return torch.stack([each.mean().float() for each in manual]).sum()
+
+    def whole_state(self) -> dict[str, Any]:
+        """The scheduler's state, with that of the random generators in it."""
+        if self.adapter is None:
+            return {}
+        return {"scheduler": self.adapter.lr_scheduler.state_dict(), "random": [as_tensors(random_state())]}
+
+    def may_stop(self) -> bool:
+        """Whether the Trainer must be told to end: the run was stopped, or has spent a budget that it was given."""
+        assert self.adapter is not None
+        r8 = self.adapter.scheduler
+        return r8.is_stopped or (self._has_budget and r8.is_over)
+
+    def end(self) -> None:
+        """Note that the training has ended."""
+        if self._batches is not None:
+            self._batches.end_run()
+        if self._module is not None:
+            del self._module.manual_backward
+            self._module = None
+
+
+def _budget_of(trainer: Any) -> dict[str, Any]:
+    """The epochs of a Trainer that counts nothing else, for views; else nothing, as only the Trainer ends it."""
+    if trainer.max_epochs is None or trainer.max_epochs < 0 or trainer.max_steps >= 0:
+        return {}
+    return {"num_epochs": trainer.max_epochs}

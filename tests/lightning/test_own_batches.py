@@ -1,0 +1,249 @@
+"""R8Callback alone: loaders, rates and steps of the user's own, to the bit, and one NaN healed."""
+
+import warnings
+
+import pytest
+
+pytest.importorskip("lightning")
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.utilities import CombinedLoader
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.utils.data import DataLoader, IterableDataset
+
+from learnit_r8.lightning import R8Callback, R8Loader
+from tests.lightning.common import DATA, QUIET, Digits, fit
+
+# Lightning's own, of how it looks at several loaders.
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+
+
+class Plain(Digits):
+    """With a rate of its own, and a NaN in its weights before one of its steps."""
+
+    def __init__(self, nan_at=None):
+        super().__init__(exact=False)
+        self.nan_at, self.num_steps = nan_at, 0
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.9)]
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.num_steps += 1
+        if self.num_steps == self.nan_at:
+            self.net[0].weight.data[0, 0] = float("nan")
+
+    def loaders(self):
+        return DataLoader(DATA, batch_size=32, shuffle=True)
+
+
+class Stream(Plain):
+    class Samples(IterableDataset):
+        def __iter__(self):
+            for index in torch.randperm(len(DATA)).tolist():
+                yield DATA[index]
+
+    def loaders(self):
+        return DataLoader(self.Samples(), batch_size=32)
+
+
+class Two(Plain):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch["a"], batch_idx) + super().training_step(batch["b"], batch_idx)
+
+    def loaders(self):
+        rest = torch.utils.data.Subset(DATA, range(100))
+        loaders = {"a": DataLoader(DATA, 32, shuffle=True), "b": DataLoader(rest, 16, shuffle=True)}
+        return CombinedLoader(loaders, "max_size_cycle")
+
+
+class Gan(Plain):
+    """Two networks, two optimizers, manual optimization, nothing returned."""
+
+    def __init__(self, nan_at=None):
+        super().__init__(nan_at)
+        self.automatic_optimization = False
+        self.generator = torch.nn.Linear(8, 64)
+
+    def configure_optimizers(self):
+        own = [torch.optim.Adam(each.parameters(), 1e-3) for each in (self.net, self.generator)]
+        return own, []
+
+    def training_step(self, batch, _):
+        x, _ = batch
+        first, second = self.optimizers()
+        ones, fake = torch.ones(len(x), 1), self.generator(torch.randn(len(x), 8))
+        first.zero_grad()
+        real = binary_cross_entropy_with_logits(self.net(x)[:, :1], ones)
+        self.manual_backward(real + binary_cross_entropy_with_logits(self.net(fake.detach())[:, :1], 0 * ones))
+        first.step()
+        second.zero_grad()
+        self.manual_backward(binary_cross_entropy_with_logits(self.net(fake)[:, :1], ones))
+        second.step()
+
+
+def train(module, *, callbacks=(), ckpt_path=None, **options):
+    torch.manual_seed(1)
+    given = {"max_epochs": 3, "enable_checkpointing": False, **QUIET, **options}
+    trainer = lightning.Trainer(callbacks=list(callbacks), **given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(module, module.loaders(), ckpt_path=ckpt_path)
+    return trainer
+
+
+def built(kind, **settings):
+    torch.manual_seed(0)
+    return kind(**settings)
+
+
+def state_of(module, trainer):
+    optimizers = [each.state_dict()["state"] for each in trainer.optimizers]
+    return [*module.state_dict().values(), torch.get_rng_state(), *torch.utils._pytree.tree_leaves(optimizers)]
+
+
+def equal(one, two):
+    return all(
+        torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
+        for first, second in zip(one, two, strict=True)
+    )
+
+
+def loss_of(module):
+    with torch.no_grad():
+        return float(cross_entropy(module.eval().net(DATA.tensors[0]), DATA.tensors[1]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(Plain, {}), (Plain, {"accumulate_grad_batches": 3, "max_epochs": 8}), (Stream, {}), (Two, {}), (Gan, {})],
+    ids=["loader", "accumulated", "stream", "two loaders", "gan"],
+)
+def test_nothing_changes_without_an_incident_and_a_nan_is_healed(kind, options):
+    """Weights, optimizers and generators are those of the Trainer alone; one NaN in the weights goes back."""
+    plain = built(kind)
+    plain_state = state_of(plain, train(plain, **options))
+    watched, callback = built(kind), R8Callback()
+    trainer = train(watched, callbacks=[callback], **options)
+
+    assert equal(plain_state, state_of(watched, trainer))
+    assert callback.scheduler.global_step == 13 * trainer.max_epochs
+    assert callback.scheduler.current_epoch == trainer.max_epochs - 1
+    assert callback.scheduler.sentry.num_refused == 0
+    assert "training_step" not in vars(watched)
+    assert "manual_backward" not in vars(watched)
+
+    hurt, callback = built(kind, nan_at=29), R8Callback(guard="finite", backup_every=9)
+    train(hurt, callbacks=[callback], **options)
+    assert callback.scheduler.sentry.num_refused >= 1
+    assert all(each.isfinite().all() for each in hurt.state_dict().values())
+    if kind is not Gan:
+        assert loss_of(hurt) < max(1.25 * loss_of(plain), 0.6)
+
+
+def test_resumes_at_the_end_of_an_epoch(tmp_path):
+    """A checkpoint of Lightning's brings the generators back, so that the next epoch has the same order."""
+    whole = built(Plain)
+    train(whole, callbacks=[R8Callback()])
+    callbacks = [R8Callback(), lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, save_last=True)]
+    train(built(Plain), callbacks=callbacks, max_epochs=2, enable_checkpointing=True)
+    torch.manual_seed(99)
+    again, callback = built(Plain), R8Callback()
+    train(again, callbacks=[callback], ckpt_path=tmp_path / "last.ckpt")
+
+    assert callback.scheduler.global_step == 39
+    assert equal(whole.state_dict().values(), again.state_dict().values())
+
+
+@pytest.mark.parametrize("with_loader", [False, True])
+def test_averaged_weights_are_healed_too(with_loader):
+    """The copy that a callback of Lightning's averages goes back with the model."""
+    module = built(Plain, nan_at=29)
+    loader = R8Loader(DATA, batch_size=32, scheduler_mode="keep", backup_every=9) if with_loader else None
+    callback = R8Callback(loader) if with_loader else R8Callback(backup_every=9)
+    module.loaders = lambda: loader or DataLoader(DATA, 32)
+    train(module, callbacks=[callback, EMAWeightAveraging(decay=0.9)])
+
+    assert callback.scheduler.sentry.num_refused >= 1
+    assert all(each.isfinite().all() for each in module.state_dict().values())
+
+
+def test_parameters_that_are_unfrozen_are_healed():
+    """A NaN in the step after a group was added goes back to a state with that group."""
+
+    class Unfrozen(Plain):
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.net[3].parameters(), 1e-2)
+
+        def on_train_epoch_start(self):
+            if self.current_epoch == 1:
+                self.optimizers().add_param_group({"params": self.net[0].parameters(), "lr": 1e-3})
+
+        def on_before_optimizer_step(self, optimizer):
+            if self.num_steps == 15:
+                self.net[0].weight.data[0, 0] = float("nan")
+
+    module, callback = built(Unfrozen), R8Callback(backup_every=100)
+    train(module, callbacks=[callback])
+
+    assert all(each.isfinite().all() for each in module.state_dict().values())
+    assert callback.scheduler.sentry.num_refused >= 1
+
+
+class Counted(Digits):
+    """Asks how many steps there will be as the optimizer is made."""
+
+    def configure_optimizers(self):
+        self.num_estimated = self.trainer.estimated_stepping_batches
+        return super().configure_optimizers()
+
+
+def test_steps_can_be_estimated():
+    """Lightning may count the steps of an R8Loader before there is a scheduler."""
+    module, r8, _ = fit(module=Counted())
+
+    assert module.num_estimated == r8.global_step == 39
+
+
+@pytest.mark.parametrize(("mode", "per_epoch"), [("max_size_cycle", 25), ("min_size", 13)])
+def test_beside_another_loader_an_epoch_is_as_lightning_counts_it(mode, per_epoch):
+    """The schedule of an R8Loader beside another loader ends where the Trainer ends."""
+
+    class Pair(Digits):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch["a"], batch_idx)
+
+    loader = R8Loader(DATA, batch_size=32)
+    torch.manual_seed(0)
+    trainer = lightning.Trainer(callbacks=[R8Callback(loader)], max_epochs=2, enable_checkpointing=False, **QUIET)
+    trainer.fit(Pair(), CombinedLoader({"a": loader, "b": DataLoader(DATA, 16)}, mode))
+
+    assert trainer.global_step == loader.scheduler.global_step == loader.scheduler.total_steps == 2 * per_epoch
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: R8Callback(3), "loader must be an R8Loader, or be left out"),
+        (lambda: R8Callback(R8Loader(DATA, batch_size=8), seed=1), "seed must be given to R8Loader"),
+        (lambda: R8Callback().scheduler, "before fit"),
+        (lambda: train(built(Plain), callbacks=[R8Callback(scheduler_mode="cosine")]), "must return no rate scheduler"),
+    ],
+)
+def test_refusals(call, text):
+    """What cannot be is refused by name."""
+    with pytest.raises((TypeError, ValueError, RuntimeError), match=text):
+        call()
+
+
+@pytest.mark.parametrize("mode", ["sequential", "max_size"])
+def test_refuses_modes_in_which_a_step_has_no_batch(mode):
+    """An R8Loader that would give no batch to some steps is refused before training."""
+    loader = R8Loader(DATA, batch_size=32)
+    trainer = lightning.Trainer(callbacks=[R8Callback(loader)], max_epochs=2, enable_checkpointing=False, **QUIET)
+
+    with pytest.raises(ValueError, match=f"got CombinedLoader.*{mode}"):
+        trainer.fit(Digits(), CombinedLoader({"a": loader, "b": DataLoader(DATA, 16)}, mode))
