@@ -119,6 +119,9 @@ class R8Scheduler:
         run_dir: Folder to record the run in, for ``learnit-r8 watch`` and ``report`` (docs/dashboard.md); the record
             of an earlier session is continued. True for a new folder in "runs", False for none; by default a new one
             if ``use_curses`` is on. With several ranks only the first one records.
+        record: What is written of an incident, into the folder "incidents" of the run folder, or of the checkpoints
+            where there is none: "names", which samples it was, and no data; "batch", also the batch and the random
+            generators at its start; "all", also the refused weights.
         keep_witness: Whether to keep your own batch after a backup (up to 64 MiB), so that it can be handed out again
             to test weights with it; else the losses alone decide. Only without ``num_samples``, as the next two.
         after_restore: What your loader does when the model was put back: "next", it goes on with its next batch; or
@@ -183,6 +186,7 @@ class R8Scheduler:
         resume: str | os.PathLike[str] | None = None,
         guard: GuardName | Guard = SpikeGuard(), recovery: Recovery = Recovery(),
         use_curses: bool = False, run_dir: str | os.PathLike[str] | bool | None = None,
+        record: Literal["names", "batch", "all"] = "names",
         keep_witness: bool = True, after_restore: Literal["next", "again"] = "next",
         resume_data: Literal["replay", "indices", "start"] = "replay",
         config: Mapping[str, Any] | None = None, notes: str | None = None, tags: Sequence[str] = (),
@@ -202,8 +206,8 @@ class R8Scheduler:
             backup_every=backup_every, backup_dir=backup_dir, checkpoint_dir=checkpoint_dir,
             checkpoint_every=checkpoint_every, keep_checkpoints=keep_checkpoints, monitor=monitor, mode=mode,
             early_stopping=early_stopping, resume=resume, guard=guard, recovery=recovery, use_curses=use_curses,
-            run_dir=run_dir, keep_witness=keep_witness, after_restore=after_restore, resume_data=resume_data,
-            config=config, notes=notes, tags=tags,
+            run_dir=run_dir, record=record, keep_witness=keep_witness, after_restore=after_restore,
+            resume_data=resume_data, config=config, notes=notes, tags=tags,
             handle_signals=handle_signals, cool_down_on=cool_down_on, name=name, listeners=listeners, seed=seed,
             clock=clock,
         )  # fmt: skip
@@ -230,6 +234,11 @@ class R8Scheduler:
             )  # fmt: skip
             if self._journal is not None:
                 self.host.announcer.add(self._journal)
+        recorder = self.controller.recorder
+        if recorder is not None:
+            if self.run_dir is not None:
+                recorder.write_to(self.run_dir)
+            engine.announcer.add(recorder)
         if use_curses:
             from .dashboard.live import Live
 

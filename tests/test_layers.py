@@ -23,6 +23,7 @@ LEVELS = [
     ["table", "guard", "schedules"],
     ["policies"],
     ["sampling", "checkpoint"],
+    ["flight"],
     ["recovery"],
     ["engine"],
     ["scheduler"],
@@ -38,7 +39,7 @@ UPWARDS = {("scheduler.py", "journal"), ("scheduler.py", "dashboard"), ("checkpo
 configuration is compared with the settings of a recovery."""
 
 LONGEST_CHAIN = 12
-MOST_ENTRIES = {"": 26}
+MOST_ENTRIES = {"": 27, "torch": 17}
 MOST_ENTRIES_ELSEWHERE = 16
 
 VIEWERS = {"dashboard", "report", "cli"}

@@ -38,6 +38,9 @@ class Callbacks:
         state: ``()``: returns the model state for a backup.
         collect: ``()``: returns the model state for `save`, where that is another one; called on all ranks.
         generators: The random generators, so that dropout and augmentation repeat when a batch is drawn again.
+        examine: ``(refusal)``: looks for the cause of a refusal, and returns a finding; see `flight.finding`.
+        in_hand: ``(with_state)``: copies of the refused batch, of the random generators at its start, and of
+            the refused state, by name, for the record of an incident.
 
     Raises:
         TypeError: one is neither callable nor None, or does not accept the arguments it will be called with.
@@ -48,6 +51,8 @@ class Callbacks:
     state: Callable[[], Any] | None = None
     collect: Callable[[], Any] | None = None
     generators: Generators | None = None
+    examine: Callable[[Any], Any] | None = None
+    in_hand: Callable[..., dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         for name in ("save", "load", "state"):

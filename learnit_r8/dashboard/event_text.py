@@ -54,6 +54,8 @@ def _of_trouble(event: events.Event) -> EventText | None:
             rate = f"; lr {number(event.lr)} -> {number(event.next_lr)}" if event.next_lr != event.lr else ""
             again = f" ({event.tries} in a row)" if event.tries > 1 else ""
             return EventText(ALERT, f"loss {number(event.loss)} refused, {event.reason}{again}{samples}{rate}", "S")
+        case events.CauseFound():
+            return EventText(ALERT, f"cause: {event.text}")
         case events.Probed():
             weights = "present weights" if event.is_present else "weights of a backup"
             losses = f"loss {number(event.loss)}, was {number(event.record)}"

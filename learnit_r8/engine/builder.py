@@ -13,6 +13,7 @@ from ..checkpoint.callbacks import Callbacks, StateCallback
 from ..checkpoint.early_stop import EarlyStop
 from ..checkpoint.saver import MODES
 from ..events.bus import Announcer
+from ..flight.recorder import FlightRecorder
 from ..guard.monitor import Sentry
 from ..guard.registry import as_guard
 from ..guard.spike import SpikeGuard
@@ -94,6 +95,7 @@ def build_components(given: Settings) -> Components:
     budget = _build_budget(given, steps_per_epoch)
     pace = Pace(budget, plan.steps_per_pass, given.clock, rule=_build_cool_down_rule(given))
     check_choice("mode", given.mode, MODES)
+    check_choice("record", given.record, ("names", "batch", "all"))
     test = _build_range_test(given, budget, steps_per_epoch)
     agreement = Agreement()
     announcer = Announcer(given.listeners, lambda: (pace.step, pace.seconds))
@@ -123,6 +125,8 @@ def build_components(given: Settings) -> Components:
         agreement=agreement,
         backup=RamBackup(most=recovery.keep_backups),
     )
+    store = persistence.store
+    recorder = FlightRecorder(given.record, None if store is None else store.folder, given.name or "")
     return Components(
         plan=plan,
         pace=pace,
@@ -130,7 +134,13 @@ def build_components(given: Settings) -> Components:
         sentry=sentry,
         persistence=persistence,
         controller=RecoveryController(
-            recovery, persistence, announcer, plan.table, sentry, keeps_rates=given.scheduler_mode == "keep"
+            recovery,
+            persistence,
+            announcer,
+            plan.table,
+            sentry,
+            keeps_rates=given.scheduler_mode == "keep",
+            recorder=recorder,
         ),
         announcer=announcer,
         agreement=agreement,

@@ -128,6 +128,7 @@ class Settings:
     run_dir: str | os.PathLike[str] | bool | None = field(
         metadata=_about("log_dir", "logdir", "logging_dir", "run_folder", is_of_rank_0=True)
     )
+    record: Literal["names", "batch", "all"] = field(metadata=_about("record_incidents", kept=NOTED))
     keep_witness: bool = field(metadata=_about(kept=NOTED))
     after_restore: Literal["next", "again"] = field(metadata=_about(kept=NOTED))
     resume_data: Literal["replay", "indices", "start"] = field(metadata=_about("skip_batches", kept=NOTED))
@@ -261,6 +262,7 @@ class CommonSettings(TypedDict, total=False):
     recovery: Recovery
     use_curses: bool
     run_dir: str | os.PathLike[str] | bool | None
+    record: Literal["names", "batch", "all"]
     keep_witness: bool
     after_restore: Literal["next", "again"]
     resume_data: Literal["replay", "indices", "start"]

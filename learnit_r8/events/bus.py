@@ -23,7 +23,8 @@ class Announcer:
         TypeError: a listener is not callable.
 
     Attributes:
-        is_heard: Whether there is a listener; without one events need not be made.
+        is_heard: Whether there is a listener to every event; without one those of usual steps need not be made. A
+            listener may say in an attribute ``hears`` which kinds alone it wants.
         wants_surveys: Whether a listener wants `SamplesSurveyed`: its attribute of this name is true.
         seconds: Training seconds of the last event.
         is_held: Whether events wait, as a call is changing the run.
@@ -55,12 +56,15 @@ class Announcer:
         if not callable(listener):
             raise TypeError(f"listeners must be callables that take an event, got {listener!r}.")
         self._listeners.append(listener)
-        self.is_heard = True
+        self.is_heard = self._is_any_heard()
         self.wants_surveys |= bool(getattr(listener, "wants_surveys", False))
+
+    def _is_any_heard(self) -> bool:
+        return any(_wanted(each) is Event for each in self._listeners)
 
     def tell(self, kind: type[Event], **fields: Any) -> None:
         """Make an event of this kind and hand it to all listeners, in order."""
-        if not self._listeners:
+        if not self.is_heard and not any(issubclass(kind, _wanted(each)) for each in self._listeners):
             return
         step, seconds = self.where()
         self.add_event(kind(step=step, seconds=seconds, **fields))
@@ -92,11 +96,13 @@ class Announcer:
 
     def _hand_on(self, event: Event) -> None:
         for listener in list(self._listeners):
+            if not isinstance(event, _wanted(listener)):
+                continue
             try:
                 listener(event)
             except Exception:
                 self._listeners.remove(listener)
-                self.is_heard = bool(self._listeners)
+                self.is_heard = self._is_any_heard()
                 warn(
                     f"listener {listener!r} raised on {type(event).__name__} and is dropped:\n{traceback.format_exc()}"
                 )
@@ -117,3 +123,8 @@ class Announcer:
             self.deliver()
 
     warn_once = say_once
+
+
+def _wanted(listener: Listener) -> type[Event] | tuple[type[Event], ...]:
+    """The kinds of events that a listener wants; most want all."""
+    return getattr(listener, "hears", Event)

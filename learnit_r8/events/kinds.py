@@ -25,6 +25,7 @@ from .steps import MetricsLogged as MetricsLogged
 from .steps import StepDone as StepDone
 from .steps import StepsDone as StepsDone
 from .trouble import BatchRefused as BatchRefused
+from .trouble import CauseFound as CauseFound
 from .trouble import DamageFound as DamageFound
 from .trouble import GaveUp as GaveUp
 from .trouble import IncidentEnded as IncidentEnded

@@ -32,6 +32,25 @@ class BatchRefused(Event):
 
 
 @dataclass(frozen=True)
+class CauseFound(Event):
+    """Where the trouble began, as far as it was seen, before anything is put back.
+
+    Attributes:
+        text: One sentence, for people; never more certain than what was seen.
+        fault: What was at fault; one of `flight.finding.KINDS`.
+        where: The module, the parameter or the operation; "" if that is not known.
+        samples: Positions of the samples to blame.
+        is_certain: Whether an experiment has confirmed it.
+    """
+
+    text: str
+    fault: str
+    where: str
+    samples: tuple[int, ...]
+    is_certain: bool
+
+
+@dataclass(frozen=True)
 class DamageFound(Event):
     """An array in the state of the model was not finite when a backup was due; the losses may have been fine.
 

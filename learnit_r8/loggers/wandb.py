@@ -9,7 +9,7 @@ from .background import Logger, alert_of, numbers_of
 from .libraries import needed
 
 LIBRARIES = ("wandb", "trackio")
-LEVELS = {"incident": "WARN", "diverged": "ERROR"}
+LEVELS = {"incident": "WARN", "cause": "WARN", "diverged": "ERROR"}
 
 
 class Wandb(Logger):

@@ -15,8 +15,8 @@ from .background import Logger, alert_of
 if TYPE_CHECKING:
     import urllib.request
 
-KINDS = ("incident", "quarantine", "recovered", "diverged", "finished", "stopped")
-USUAL = ("incident", "diverged", "finished", "stopped")
+KINDS = ("incident", "cause", "quarantine", "recovered", "diverged", "finished", "stopped")
+USUAL = ("incident", "cause", "diverged", "finished", "stopped")
 TIMEOUT_SECONDS = 10.0
 TRIES = 3
 PAUSE_SECONDS = 2.0
@@ -31,7 +31,7 @@ class Webhook(Logger):
 
     Args:
         url: The address, http or https.
-        kinds: What to tell of, of "incident", "quarantine", "recovered", "diverged", "finished" and "stopped".
+        kinds: What to tell of, of "incident", "cause", "quarantine", "recovered", "diverged", "finished" and "stopped".
         headers: More headers, such as an authorisation.
         **options: Of `Logger`.
 

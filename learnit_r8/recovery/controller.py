@@ -22,6 +22,7 @@ from ..sampling.ticket import Ticket
 from ..table.losses import Reading
 from ..table.records import LARGEST_LOSS
 from ..table.table import SampleTable
+from .incidents.cause_search import CauseSearch
 from .incidents.experiment import Alarm, Case, Finding, investigate
 from .incidents.experiment_run import ExperimentRun
 from .incidents.first_steps import FirstSteps
@@ -39,6 +40,7 @@ from .refusals import Refusals
 from .witnesses import Witnesses
 
 if TYPE_CHECKING:
+    from ..flight.recorder import FlightRecorder
     from .persistence import Persistence
 
 EQUAL_LOSSES = 8
@@ -71,8 +73,10 @@ class RecoveryController:
         table: Names the samples, and keeps the quarantined ones.
         sentry: Judges losses.
         keeps_rates: Whether rates are the user's own, of which those here are shares.
+        recorder: Writes a record of each incident; None for none.
 
     Attributes:
+        recorder: As given.
         quarantine: Finds bad samples.
         limit: Holds the learning rate down.
         experiment: The experiment under way.
@@ -85,12 +89,14 @@ class RecoveryController:
 
     def __init__(
         self, recovery: Recovery, persistence: Persistence, announcer: Announcer, table: SampleTable, sentry: Sentry,
-        *, keeps_rates: bool = False,
+        *, keeps_rates: bool = False, recorder: FlightRecorder | None = None,
     ) -> None:  # fmt: skip
         self.recovery, self._keeps_rates = recovery, keeps_rates
         self.quarantine = Quarantine(table, announcer, most_share=recovery.most_quarantined)
         self._table, self._persistence, self._announcer, self._sentry = table, persistence, announcer, sentry
         self._backup = persistence.backup
+        self.recorder = recorder
+        self._cause_search = CauseSearch(persistence, announcer, table, sentry, recorder)
         self._begin_state()
 
     def _begin_state(self) -> None:
@@ -285,8 +291,14 @@ class RecoveryController:
         self.is_quiet = False
         self._most_steady, self._last_refused, self._damaged_step = most_steady, ticket.indices, None
         loss, alarm, progress = reading.mean, ALARMS.get(verdict, Alarm.NOT_FINITE), self._lineage.progress
-        self._incidents.open(step, verdict.value).num_refused += 1
+        incident = self._incidents.open(step, verdict.value)
+        incident.num_refused += 1
         samples = not_finite_samples(reading, ticket)
+        cause = self._cause_search.look(
+            ticket, reading, verdict, step=step, recent=progress.recent, samples=samples,
+            is_finite=alarm is not Alarm.NOT_FINITE,
+        )  # fmt: skip
+        incident.cause = incident.cause or cause
         if alarm is Alarm.NOT_FINITE:
             self.quarantine.refused(ticket.indices, samples)
         elif math.isfinite(loss):

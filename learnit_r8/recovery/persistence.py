@@ -171,8 +171,9 @@ class Persistence:
         is_own = isinstance(own.state, StateCallback) and own.state.function != callbacks.state
         collect = None if is_own else callbacks.collect
         self.callbacks = Callbacks(
-            own.save or callbacks.save, own.load or callbacks.load, state, collect, callbacks.generators
-        )
+            own.save or callbacks.save, own.load or callbacks.load, state, collect, callbacks.generators,
+            callbacks.examine, callbacks.in_hand,
+        )  # fmt: skip
         if backup_every is not None:
             self.backup_timer.when = as_trigger("backup_every", backup_every)
         if clone is not None:

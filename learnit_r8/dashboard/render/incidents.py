@@ -53,6 +53,8 @@ def _details(incident: Incident, view: View, width: int, theme: Theme) -> list[L
         lines += _part("", f"the smoothed loss is {number(usual)} now", width)
     if incident.samples:
         lines += _part("samples", few(incident.samples, 12), width)
+    if incident.cause:
+        lines += _part("cause", incident.cause, width, "alert")
     waiting = "not settled yet" if incident.state == "open" else "none"
     lines += _part("diagnosis", incident.diagnosis or waiting, width, _STYLES[incident.state])
     for place, (step, text) in enumerate(incident.tried):

@@ -25,7 +25,8 @@ class Incident:
         samples: Positions of samples that were to blame, as far as it is known.
         num_refused, num_probes, num_restored: Losses refused, batches drawn again and states restored in it.
         tried: Step and text of what was done, oldest first.
-        diagnosis: The cause that was found; "" while it is not known.
+        diagnosis: What was found and done; "" while it is not known.
+        cause: One sentence on where it began; "" if that was not looked for.
         state: "open", "over" or "gave up".
         last_step: The step of its newest event.
     """
@@ -44,6 +45,7 @@ class Incident:
     diagnosis: str = ""
     state: str = "open"
     last_step: int = 0
+    cause: str = ""
 
 
 class IncidentLog:
@@ -67,6 +69,9 @@ class IncidentLog:
         match event:
             case events.BatchRefused():
                 incident.num_refused += 1
+                incident.samples = incident.samples or event.samples
+            case events.CauseFound():
+                incident.cause = incident.cause or event.text
                 incident.samples = incident.samples or event.samples
             case events.Probed():
                 incident.num_probes += 1
@@ -108,6 +113,7 @@ class IncidentLog:
 
 _KINDS = (
     events.BatchRefused,
+    events.CauseFound,
     events.DamageFound,
     events.Probed,
     events.RolledBack,

@@ -34,6 +34,7 @@ class Incident:
         num_probes: Witnesses drawn again.
         findings: What experiments have found, oldest first.
         is_restored: Whether the model was restored.
+        cause: One sentence on where it began; "" if nobody could look.
     """
 
     first_step: int
@@ -42,6 +43,7 @@ class Incident:
     num_probes: int = 0
     findings: list[str] = field(default_factory=list)
     is_restored: bool = False
+    cause: str = ""
 
     def note(self, step: int, text: str) -> None:
         """Add a finding."""
@@ -132,6 +134,7 @@ def diverged_text(
         else "The model was never restored: pass load_callback with state_callback, or call update_cpu_backup()."
     )
     lines = [
+        f"It began at {incident.cause}." if incident.cause else "",
         f"{refused} batches in a row were refused, the last loss ({loss:.6g}) at step {step - 1} with lr={lr:.3g}, "
         f"{incident.reason}. {restored}",
         f"Suspected: {samples}." if samples else "",

@@ -1,0 +1,144 @@
+"""The record of an incident: what it holds, how many there are, and what is no record."""
+
+import json
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+
+from learnit_r8 import R8Scheduler, TrainingDiverged, events
+from learnit_r8.events.bus import Announcer
+from learnit_r8.flight import recorder as recorder_module
+from learnit_r8.flight.record import BadRecord, numbers_in, read_part, read_record
+from learnit_r8.flight.recorder import FlightRecorder
+from learnit_r8.testing import FaultPlan, ToyTask
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+def train(steps, *, faults, **settings):
+    task = ToyTask()
+    ids = [f"img/{number}.png" for number in range(2048)]
+    r8 = R8Scheduler(
+        2048, batch_size=32, num_steps=steps, initial_lr=0.05, state_callback=task.state, load_callback=task.load,
+        sample_ids=ids, **settings,
+    )  # fmt: skip
+    with r8:
+        for _ in r8.epoch_iterator():
+            for indices, lr in r8.batch_iterator():
+                loss = faults.loss(r8.global_step, task.losses(indices).mean())
+                if r8.update_with_loss(loss):
+                    task.step(faults.rate(r8.global_step, lr))
+    return r8
+
+
+def test_every_incident_leaves_a_record(tmp_path):
+    """A refused batch and damaged weights: two records, with what the guard saw, the samples and what was done."""
+    train(300, faults=FaultPlan(nan=[100], lr=[200], lr_by=1e4), run_dir=tmp_path / "run")
+
+    first, second = (read_record(tmp_path / "run" / "incidents" / str(number)) for number in (1, 2))
+    assert numbers_in(tmp_path / "run") == [1, 2]
+    assert (first["step"], first["state"], second["state"]) == (101, "over", "over")
+    assert first["diagnosis"] == "the refused batch was to blame, not the weights: the next one was good."
+    refusal = first["refusals"][0]
+    assert refusal["loss"] == "nan"
+    assert refusal["verdict"] == "not finite"
+    assert len(refusal["samples"]) == 32
+    assert refusal["names"][0] == f"img/{refusal['samples'][0]}.png"
+    assert len(refusal["losses_before"]) > 30
+    assert refusal["guard"]["threshold"] > 0
+    assert {"Probed", "RolledBack", "IncidentEnded"} <= {each["kind"] for each in second["timeline"]}
+    assert first["versions"].keys() >= {"python", "numpy", "learnit_r8"}
+
+
+def test_records_are_beside_the_checkpoints_where_there_is_no_run_folder(tmp_path):
+    """And continue in the same folder as the run is resumed; without any folder there is none."""
+    for _ in range(2):
+        train(120, faults=FaultPlan(nan=[100]), checkpoint_dir=tmp_path / "saved")
+
+    assert numbers_in(tmp_path / "saved") == [1, 2]
+
+
+def test_a_run_that_gives_up_leaves_a_record(tmp_path):
+    """It is on the disk when the error is raised."""
+    with pytest.raises(TrainingDiverged):
+        train(900, faults=FaultPlan(nan=range(100, 900)), run_dir=tmp_path)
+
+    record = read_record(tmp_path / "incidents" / "1")
+    assert record["state"] == "gave up"
+    assert record["num_refused"] == len(record["refusals"]) > 10
+    assert sum(each["kind"] == "Probed" for each in record["timeline"]) > 300
+
+
+def test_records_are_bounded(tmp_path, monkeypatch):
+    """The oldest go first, and the first of the run stays."""
+    monkeypatch.setattr(recorder_module, "MOST_RECORDS", 3)
+    recorder = FlightRecorder("names", tmp_path, "run")
+    for step in range(6):
+        recorder.note(step, 1.0, facts={"step": step}, finding=None, cause="", parts={})
+        recorder(events.IncidentEnded(step, 1.0, "well"))
+        recorder.close()
+
+    assert numbers_in(tmp_path) == [1, 5, 6]
+
+
+def test_large_parts_are_left_out_by_name(tmp_path, monkeypatch):
+    """A batch with something that no file can hold, and states that are too large."""
+    monkeypatch.setattr(recorder_module, "MOST_PART", 1000)
+    recorder = FlightRecorder("all", tmp_path, "run")
+    parts = {"batch": {"x": np.arange(5.0), "f": len}, "refused": {"w": np.zeros(1000)}}
+    recorder.note(3, 1.0, facts={}, finding=None, cause="", parts=parts)
+    recorder.close()
+
+    home = tmp_path / "incidents" / "1"
+    record = read_record(home)
+    assert record["left_out"].keys() == {"batch.f", "refused"}
+    assert read_part(home, "batch")["x"].tolist() == [0, 1, 2, 3, 4]
+    assert read_part(home, "refused") is None
+
+
+def test_a_folder_that_cannot_be_written_to_ends_no_training(tmp_path):
+    """It is said once."""
+    (tmp_path / "incidents").write_text("a file in the way")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        r8 = train(200, faults=FaultPlan(nan=[100, 150]), run_dir=tmp_path)
+
+    assert r8.global_step == 200
+    assert sum("record of an incident could not be written" in str(each.message) for each in said) == 1
+
+
+def test_what_is_no_record_is_refused(tmp_path):
+    """Of another version, forged, cut off, or nested without end."""
+    recorder = FlightRecorder("batch", tmp_path, "run")
+    recorder.note(3, 1.0, facts={}, finding=None, cause="", parts={"batch": [np.ones(3)]})
+    recorder.close()
+    good = tmp_path / "incidents" / "1"
+    content = json.loads((good / "incident.json").read_text())
+    for number, (name, value) in enumerate(
+        [("format", 2), ("kind", "other"), ("refusals", [3]), ("files", {"../x": "a"}), ("step", "3"), ("finding", {})]
+    ):
+        bad = tmp_path / f"bad{number}"
+        shutil.copytree(good, bad)
+        (bad / "incident.json").write_text(json.dumps({**content, name: value}))
+        with pytest.raises(BadRecord):
+            read_record(bad)
+    (good / "incident.json").write_text("[" * 100_000)
+    with pytest.raises(BadRecord):
+        read_record(good)
+    (good / "incident.json").write_text(json.dumps(content))
+    (good / "batch.r8").write_bytes((good / "batch.r8").read_bytes()[:-9])
+    with pytest.raises(BadRecord, match="damaged"):
+        read_part(good, "batch")
+
+
+def test_a_recorder_does_not_have_steps_told():
+    """Nothing is made for it while all is well."""
+    announcer = Announcer([], lambda: (1, 1.0))
+    announcer.add(FlightRecorder("names", None, ""))
+    assert not announcer.is_heard
+
+    announcer.add(heard := [].append)
+    assert announcer.is_heard
+    assert callable(heard)
