@@ -43,6 +43,7 @@ _SILENT = (
     events.BackupTaken,
     events.LrPlanned,
     events.Alive,
+    events.MachineLoad,
 )
 """Events that only carry numbers."""
 

@@ -13,9 +13,9 @@ from typing import NamedTuple, Protocol
 from .. import events
 from ..events import launcher
 from ..events.condenser import Condenser
+from ..events.system import SystemMonitor
 from .event_text import end_of
 from .painter import Painter
-from .state.system import SystemMonitor
 from .state.ui_state import Action, Scene, UiState
 from .state.view import View
 from .terminal.async_writer import AsyncWriter

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..events import Event
+from ..events.system import Load, SystemMonitor
 from ..journal.reader import Lines
 from ..journal.run import Run, State
-from .state.system import Load, SystemMonitor
 from .state.ui_state import Action, Scene
 from .state.view import View
 

@@ -9,6 +9,7 @@ from .event import Event
 from .run import NO_TABLE as NO_TABLE
 from .run import Alive as Alive
 from .run import CoolDownBegan as CoolDownBegan
+from .run import MachineLoad as MachineLoad
 from .run import Notice as Notice
 from .run import ProcessLeft as ProcessLeft
 from .run import RunEnded as RunEnded

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..checkpoint.durable_io import make_first_free, numbered
 from ..events import launcher
 from ..events.caller import warn
+from ..events.system import SystemMonitor
 from ..table.table import SampleTable
 from .requests import Taker
 from .run import runs_folder
@@ -56,6 +57,7 @@ def open_journal(
         configuration=configuration,
         samples=functools.partial(samples_of, table) if table.num_samples else None,
         requests=requests,
+        machine=SystemMonitor().load,
     )
     if isinstance(run_dir, (str, os.PathLike)):
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import sys
 import threading
@@ -19,9 +20,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..checkpoint.durable_io import open_output
-from ..events import Alive, EpochDone, Event, ProcessLeft, RunEnded, RunStarted, StepsDone
+from ..events import Alive, EpochDone, Event, MachineLoad, ProcessLeft, RunEnded, RunStarted, StepsDone
 from ..events.caller import warn
 from ..events.codec import strict_json, to_json
+from ..events.system import Load
 from ..events.threaded_listener import ThreadedListener
 from .reader import SCHEMA
 from .requests import RequestFolder, Taker
@@ -34,6 +36,9 @@ SECONDS_BETWEEN_HEARTBEATS = 10.0
 SECONDS_BETWEEN_LOOKS = 1.0
 """Least time between two looks for requests."""
 SECONDS_BETWEEN_TRIES = 10.0
+SECONDS_BETWEEN_LOADS = 10.0
+FIRST_LOAD_SECONDS = 2.0
+"""Time until the first look at the load of the machine, and from there to the second, which tells the use of cores."""
 MOST_WAITING = 20_000
 SAMPLES_PAUSE = 20
 """Pause after a samples file, in units of the time it took to write: writing takes at most 5 % of the time."""
@@ -54,6 +59,7 @@ class Journal(ThreadedListener):
         wall: Returns seconds since 1970.
         in_background: Whether a thread writes; else a call of `write_due` does.
         requests: Takes what is asked for by files in the run folder.
+        machine: Returns the load of the machine; None to write none.
 
     Raises:
         ValueError: another running process writes to this folder, or its journal is a link.
@@ -76,6 +82,7 @@ class Journal(ThreadedListener):
         wall: Callable[[], float] = time.time,
         in_background: bool = True,
         requests: Taker | None = None,
+        machine: Callable[[], Load] | None = None,
     ) -> None:
         super().__init__("learnit_r8 journal", most_queued=MOST_WAITING, every_seconds=SECONDS_BETWEEN_WRITES)
         self.folder = Path(folder)
@@ -94,6 +101,7 @@ class Journal(ThreadedListener):
         self._prepare(name, configuration or {})
         self._requests = None if requests is None else RequestFolder(self.folder, requests)
         self._next_look = 0.0
+        self._machine, self._load_due = machine, clock() + FIRST_LOAD_SECONDS
 
     def _prepare(self, name: str, configuration: Mapping[str, str]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -192,6 +200,8 @@ class Journal(ThreadedListener):
             self._next_look = now + SECONDS_BETWEEN_LOOKS
             self._requests.look()
         self._sum_up(waiting)
+        if now >= self._load_due and not self._is_closed:
+            self._note_load(now)
         if now - self._last_written >= SECONDS_BETWEEN_HEARTBEATS:
             self._add(Alive(*self._position))
         if now < self._retry:
@@ -203,6 +213,15 @@ class Journal(ThreadedListener):
             is_gone = isinstance(error, FileNotFoundError)
             self._trouble = "it was deleted or moved away during the run" if is_gone else str(error)
             self._retry = now + SECONDS_BETWEEN_TRIES
+
+    def _note_load(self, now: float) -> None:
+        load = Load() if self._machine is None else self._machine()
+        self._load_due = now + (FIRST_LOAD_SECONDS if math.isnan(load.cpu) else SECONDS_BETWEEN_LOADS)
+        if load.is_known:
+            self._add(MachineLoad(*self._position, **load._asdict()))
+        elif math.isnan(load.total):
+            # Nothing here can tell it.
+            self._load_due = math.inf
 
     def _sum_up(self, waiting: deque[Event]) -> None:
         """Turn waiting events into lines, of which memory holds at most `MOST_WAITING`."""

@@ -43,6 +43,6 @@ def _row(incident: Incident) -> str:
     steps = f"<details><summary>{len(incident.tried)} events</summary><ol>{tried}</ol></details>" if tried else ""
     kind = "alert" if incident.state == "gave up" else "warn" if incident.state == "open" else "good"
     return (
-        f'<tr class="{kind}"><td>{clock(incident.seconds)}</td><td>{incident.step:,}</td><td>{incident.epoch + 1}</td>'
-        f"<td>{what}</td><td>{done}{steps}</td><td>{found}</td></tr>"
+        f'<tr class="{kind}" tabindex="0"><td>{clock(incident.seconds)}</td><td>{incident.step:,}</td>'
+        f"<td>{incident.epoch + 1}</td><td>{what}</td><td>{done}{steps}</td><td>{found}</td></tr>"
     )

@@ -30,12 +30,14 @@ from .charts import (
 from .data import ReportData, Row
 from .gallery import GALLERY_STYLE, NO_LOOK, Look, gallery_of
 from .incidents import incident_table
+from .machine import machine_charts
 from .numbers import (
     comparison,
     flow_numbers,
     histogram_numbers,
     loss_numbers,
     metric_numbers,
+    opening,
     rate_numbers,
     ribbon_numbers,
 )
@@ -87,7 +89,7 @@ def _sections(data: ReportData, look: Look) -> Iterator[str]:
         yield _panel("Suspects", body, note)
     yield _table("Hardest samples", data.hardest, _trust(data))
     yield _flow(data)
-    yield from _pairs([_map(data), _uses(view)])
+    yield from _pairs([_map(data), _uses(view), *_machine(view)])
     yield _events(view)
     yield _configuration(data)
 
@@ -214,6 +216,12 @@ def _uses(view: View) -> str:
         f"<h3>uses per sample</h3>{uses}<h3>loss per sample</h3>{loss}{histogram_numbers(view)}",
         note,
     )
+
+
+def _machine(view: View) -> Iterator[str]:
+    """The load of the machine over the training time."""
+    for title, chart, note, columns, rows in machine_charts(view):
+        yield _panel(title, chart + opening(columns, rows), note)
 
 
 def _ends(ends: tuple[float, ...]) -> tuple[float, float]:

@@ -99,11 +99,12 @@ main{padding:16px 10px 32px}h1{font-size:24px}.panel{padding:14px 12px 10px;bord
 .label{font-size:18px}.flow .label{font-size:11.5px}
 .scales label{top:0;float:none;display:inline-block;margin:0 6px 6px 0}
 .samples td,.samples td:last-child{white-space:nowrap}
-.events thead{display:none}.events,.events tbody{display:block}
-.events tr{display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:3;overflow:hidden;
+:is(.events,.incidents) thead{display:none}:is(.events,.incidents),:is(.events,.incidents) tbody{display:block}
+:is(.events,.incidents) tr{display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:3;overflow:hidden;
 border-bottom:1px solid var(--rule);padding:4px 0}
-.events tr:focus{display:block}
-.events td{display:inline;border:0;padding:0 6px 0 0;color:var(--quiet)}.events td:last-child{color:var(--ink)}
+:is(.events,.incidents) tr:is(:focus,:focus-within){display:block}
+:is(.events,.incidents) td{display:inline;border:0;padding:0 6px 0 0;color:var(--quiet)}
+:is(.events,.incidents) td:last-child{color:var(--ink)}
 .settings,.settings tbody,.settings tr,.settings th,.settings td{display:block;width:auto;white-space:normal}
 .settings th{border:0;padding-bottom:0}.settings td{overflow-wrap:anywhere;padding:0;margin-bottom:4px}
 .settings tr:not(:focus) td{display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:2;overflow:hidden}

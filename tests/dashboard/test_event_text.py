@@ -9,7 +9,7 @@ from learnit_r8.dashboard.event_text import describe
 from learnit_r8.dashboard.state.view import View
 from tests.events.any_events import any_event
 
-SILENT = {"StepDone", "StepsDone", "SamplesSurveyed", "BackupTaken", "LrPlanned", "Alive"}
+SILENT = {"StepDone", "StepsDone", "SamplesSurveyed", "BackupTaken", "LrPlanned", "Alive", "MachineLoad"}
 
 
 @given(any_event())

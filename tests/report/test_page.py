@@ -346,6 +346,37 @@ def test_training_and_validation_share_a_chart(tmp_path):
     assert "val_loss, best 2 at step 50 (ring)" in loss
 
 
+def test_machine_over_time_has_its_panels(tmp_path):
+    """Use of cores and GPUs in percent, memory in GB, over the training time; what is not known has no curve."""
+    gpu = (0.5, 3e9, 24e9, 60.0)
+    loads = [
+        events.MachineLoad(n, 600.0 * n, 0.25, 2.0, 16, 8e9, 64e9, 1e9 * n, (gpu, (1.0, *gpu[1:])))
+        for n in range(1, 19)
+    ]
+    folder = folder_with(tmp_path / "run", STARTED, steps(18), *loads)
+    written = write_report(folder, tmp_path / "out.html").read_text()
+    used, held = section_of(written, "use-of-the-machine"), section_of(written, "memory-of-the-machine")
+
+    assert "Percent of 16 cores." in used
+    assert "this process, 3:00:00: 12.5</title>" in used
+    assert "2 GPUs, mean, 10:00: 75</title>" in used
+    assert "64 GB in all, 48 GB on 2 GPUs" in held
+    assert "this process, 3:00:00: 18</title>" in held
+    assert re.search(r'class="label faint"[^>]*>h</text>', used)
+
+
+def test_machine_without_numbers_has_no_panel(tmp_path):
+    """A run whose journal tells no load, or only that of another kind, draws what there is."""
+    nan = float("nan")
+    folder = folder_with(
+        tmp_path / "run", STARTED, steps(9), events.MachineLoad(9, 0.9, 0.5, nan, 0, nan, nan, nan, ((),))
+    )
+    written = write_report(folder, tmp_path / "out.html").read_text()
+
+    assert "this process" not in section_of(written, "use-of-the-machine")
+    assert "memory-of-the-machine" not in written
+
+
 def test_the_value_under_the_pointer_is_said(tmp_path):
     """Without a script: stretches of the chart of losses have a tooltip with their values."""
     text = write_report(validated(tmp_path / "run"), tmp_path / "out.html").read_text()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .system import Load
+    from ...events.system import Load
     from .view import View
 
 ZOOMS = ("all", "last 10%", "last epoch")

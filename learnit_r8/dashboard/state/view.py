@@ -92,6 +92,7 @@ class View:
         survey: The newest survey of the samples; None before.
         bounds: Quartiles over time; thinned.
         epochs: The newest ends of epochs.
+        loads: The load of the machine over time; thinned.
         pacing: Speed of the run.
         incidents: The newest incidents, with what was tried.
         incident: The newest refusal while its incident lasts; else None.
@@ -132,6 +133,7 @@ class View:
         self.survey: events.SamplesSurveyed | None = None
         self.bounds: ThinnedList[Bounds] = ThinnedList(MOST_SURVEYS)
         self.epochs: deque[events.EpochDone] = deque(maxlen=64)
+        self.loads: ThinnedList[events.MachineLoad] = ThinnedList(MOST_POINTS)
         self.pacing = Pacing()
         self.incidents = IncidentLog()
         self.incident: events.BatchRefused | None = None
@@ -194,6 +196,8 @@ class View:
                 self._fold_end(event)
             case events.RunPaused() | events.RunResumed():
                 self.is_paused = isinstance(event, events.RunPaused)
+            case events.MachineLoad():
+                self.loads.add(event)
             case events.RunEnded():
                 self.ended = event
         self._note(event)
@@ -228,6 +232,7 @@ class View:
             curve.cut(step)
         self.bounds.keep(lambda bounds: bounds.step <= step)
         self.marks.keep(lambda mark: mark.step <= step)
+        self.loads.keep(lambda load: load.step <= step)
         for points in self.metrics.values():
             points.keep(lambda point: point.step <= step)
         self.metrics = {name: points for name, points in self.metrics.items() if points}

@@ -45,6 +45,11 @@ class Load(NamedTuple):
     own: float = math.nan
     gpus: tuple[Gpu, ...] = ()
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it tells how busy cores or GPUs are."""
+        return not math.isnan(self.cpu) or bool(self.gpus)
+
 
 class SystemMonitor:
     """Looks at the load of this machine, at most every two seconds.
@@ -77,8 +82,9 @@ class SystemMonitor:
         psutil = self._psutil
         if psutil is None:
             return Load()
-        # Use is counted since the look before, so the first one tells none.
-        cpu = psutil.cpu_percent() / 100 if self._load is not None else math.nan
+        # Use is counted since the look before, so the first one tells none, but begins the count.
+        cpu = psutil.cpu_percent() / 100
+        cpu = cpu if self._load is not None else math.nan
         memory = psutil.virtual_memory()
         own_cpu, own = self._look_at_process()
         used = float(memory.total - memory.available)

@@ -6,9 +6,9 @@ import types
 
 import pytest
 
-from learnit_r8.dashboard.state.system import Gpu, Load, SystemMonitor
 from learnit_r8.dashboard.state.ui_state import Scene
 from learnit_r8.dashboard.state.view import View
+from learnit_r8.events.system import Gpu, Load, SystemMonitor
 from learnit_r8.testing import FakeClock
 from tests.dashboard.state.told import start, steps
 from tests.screen_common import screen
@@ -55,6 +55,20 @@ def test_load_is_that_between_two_looks(monkeypatch):
     assert math.isnan(first.own_cpu)
     assert (second.cpu, second.own_cpu, second.num_cpus) == (0.75, 1.5, 4)
     assert (second.used, second.total, second.own) == (600, 1000, 25e6)
+
+
+def test_count_begins_with_the_first_look(monkeypatch):
+    """psutil's own first answer on a thread is 0, as it only begins to count; it is never taken for the load."""
+    module = system()[1]
+    answers = iter([0.0, 75.0])
+    module.cpu_percent = lambda: next(answers)
+    monkeypatch.setitem(sys.modules, "psutil", module)
+    clock = FakeClock()
+    monitor = SystemMonitor(7, clock=clock)
+    monitor.load()
+    clock.advance(2.0)
+
+    assert monitor.load().cpu == 0.75
 
 
 def test_process_that_has_ended(monkeypatch):
