@@ -39,3 +39,9 @@ def is_accelerated() -> bool:
     """Whether this process has made an `accelerate.Accelerator`."""
     state = sys.modules.get("accelerate.state")
     return state is not None and bool(state.AcceleratorState._shared_state)
+
+
+def is_skipping(loader: Any) -> bool:
+    """Whether accelerate's ``skip_first_batches`` has made a loader."""
+    samplers = [getattr(loader, name, None) for name in ("batch_sampler", "sampler")]
+    return any(getattr(each, "skip_batches", 0) for each in (loader, *samplers))

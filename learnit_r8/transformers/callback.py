@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from .own_batches import OwnBatches
 from .sampler import WholeEpoch
 
 if TYPE_CHECKING:
@@ -26,22 +27,30 @@ class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         adapter: What `learnit_r8.torch.attach` returned, or a function that returns it once it is there.
     """
 
-    def __init__(self, adapter: Adapter | Callable[[], Adapter]) -> None:
+    def __init__(self, adapter: Adapter | Callable[[], Adapter | OwnBatches]) -> None:
         self._adapter = adapter
 
     @property
-    def adapter(self) -> Adapter:
+    def adapter(self) -> Adapter | OwnBatches:
         """The adapter."""
         return self._adapter() if callable(self._adapter) else self._adapter
 
     def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
         """Raise ValueError if Trainer would skip batches that the scheduler has counted already."""
+        if isinstance(self.adapter, OwnBatches):
+            self.adapter.begin_run()
+            return
         r8 = self.adapter.scheduler
         is_whole = isinstance(getattr(train_dataloader, "batch_sampler", None), WholeEpoch)
         if is_whole or not r8.global_step % r8.steps_per_epoch:
             return
         if not args.ignore_data_skip or args.gradient_accumulation_steps > 1:
             raise ValueError(SKIPPED_TWICE.format(args.ignore_data_skip, args.gradient_accumulation_steps))
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Count the epoch, where the batches are the Trainer's own."""
+        if isinstance(self.adapter, OwnBatches):
+            self.adapter.begin_epoch(int(state.epoch or 0))
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Report the losses of a batch whose gradient is added to others."""
@@ -54,12 +63,15 @@ class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         if control.should_save or control.should_evaluate:
             # On all processes: the first one alone writes the scheduler's state. An evaluation may ask for a save.
             adapter.flush()
-        if adapter.scheduler.is_over:
+        is_over = adapter.must_stop() if isinstance(adapter, OwnBatches) else adapter.scheduler.is_over
+        if is_over:
             control.should_training_stop = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Report the losses on their way before evaluation and checkpoints."""
         self.adapter.flush()
+        if isinstance(self.adapter, OwnBatches):
+            self.adapter.end_epoch()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Tell the scheduler's listeners the metrics of an evaluation."""

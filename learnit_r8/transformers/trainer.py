@@ -15,6 +15,7 @@ from ..torch.loader import make_loader
 from ..torch.own_loop.last_forward import LastForward
 from .callback import R8Callback
 from .losses import SampleLosses, document_losses, find_losses, is_packed
+from .own_batches import OwnBatches
 from .sampler import WholeEpoch
 from .scheduler_state import save_along
 from .training_arguments import budget_of, check_sampling, saved_batch_size, unused_rates
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
         """Settings that do not come from the TrainingArguments."""
 
         ema: Any
+        also: Mapping[str, Any]
+        batches: bool
 
 
 DECIDED = ("batch_size", "accumulate", "max_grad_norm", "ahead")
@@ -56,42 +59,46 @@ class R8Mixin:
 
     Args:
         r8: Settings for `R8Scheduler`, such as ``{"policy": "focus", "run_dir": True}``; with
-            ``"scheduler_mode": "keep"`` the rate is the Trainer's own.
+            ``"scheduler_mode": "keep"`` the rate is the Trainer's own. With ``"batches": False`` the batches are, too:
+            its loader and sampler, streams, ``group_by_length``, whatever a subclass makes of them; there is no table
+            of samples then, and without an incident the weights are to the bit those of the Trainer alone.
 
     Raises:
         TypeError: ``r8`` is no dict.
         ValueError: it holds a setting that comes from the TrainingArguments, or a learning-rate scheduler was given
-            in ``optimizers``.
+            in ``optimizers`` where R8Scheduler sets the rate.
     """
 
     def __init__(self, *args: Any, r8: TrainerSettings | None = None, **kwargs: Any) -> None:
         self._r8_settings = _checked({} if r8 is None else r8)
-        self._r8_adapter: Adapter | None = None
+        self._r8_adapter: Adapter | OwnBatches | None = None
+        self._r8_draws = bool(self._r8_settings.pop("batches", True))
         self._r8_shifts: bool | None = None
         self._r8_classes: int | None = None
         self._r8_resumes: Any = None
         super().__init__(*args, **kwargs)
         trainer: Any = self
         given = trainer.lr_scheduler
-        if given is not None:
+        if given is not None and not self._r8_keeps_rates:
             raise ValueError(
                 f"optimizers must hold no rate scheduler, as R8Scheduler sets the rate, got a {type(given).__name__}; "
-                "give optimizers=(optimizer, None)."
+                "give optimizers=(optimizer, None), or r8={'scheduler_mode': 'keep'}."
             )
-        trainer.add_callback(R8Callback(self._adapter))
+        trainer.add_callback(R8Callback(self._r8_current))
         # Around the method of the object, since a class made of this one may have a compute_loss of its own.
-        trainer.compute_loss = functools.partial(self._compute_loss, trainer.compute_loss)
+        trainer.compute_loss = functools.partial(self._r8_compute_loss, trainer.compute_loss)
 
     @property
-    def r8(self) -> Adapter:
+    def r8(self) -> Adapter | OwnBatches:
         """The adapter; its ``scheduler`` is the R8Scheduler.
 
         Raises:
             RuntimeError: the training has not begun.
         """
-        return self._adapter()
+        found: Adapter | OwnBatches = self._r8_current()
+        return found
 
-    def _adapter(self) -> Adapter:
+    def _r8_current(self) -> Any:
         if self._r8_adapter is None:
             raise RuntimeError("r8 was asked for before train() was called; the scheduler is built there.")
         return self._r8_adapter
@@ -99,22 +106,26 @@ class R8Mixin:
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """Train, as the Trainer does; with ``resume_from_checkpoint`` go on from its checkpoint."""
         trainer: Any = self
-        check_sampling(trainer.args)
+        if self._r8_draws:
+            check_sampling(trainer)
         self._r8_adapter = self._r8_shifts = self._r8_classes = None
         self._r8_resumes = resume_from_checkpoint
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)  # type: ignore[misc]
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """The loader of the batches that R8Scheduler draws.
+        """The loader of the batches that R8Scheduler draws; with ``"batches": False`` the Trainer's own.
 
         Raises:
             ValueError: the checkpoint to go on from is of a training without R8Scheduler.
         """
+        if not self._r8_draws:
+            return super().get_train_dataloader()  # type: ignore[misc, no-any-return]
         trainer: Any = self
         args, size = trainer.args, self._r8_batch_size()
-        if self._r8_adapter is None or self._r8_adapter.scheduler.table.batch_size != size:
+        adapter: Any = self._r8_adapter
+        if adapter is None or adapter.scheduler.table.batch_size != size:
             # The second time with auto_find_batch_size, after there was too little memory.
-            self._r8_adapter = self._attach(size)
+            adapter = self._r8_adapter = self._r8_attach(size)
         dataset, collate = _columns_used(trainer)
         settings: dict[str, Any] = {
             "collate_fn": collate,
@@ -125,7 +136,7 @@ class R8Mixin:
         if args.dataloader_prefetch_factor is not None:
             settings["prefetch_factor"] = args.dataloader_prefetch_factor
         skips = bool(self._r8_resumes) and not args.ignore_data_skip
-        sampler: Any = WholeEpoch(self._r8_adapter.sampler, skips=skips)
+        sampler: Any = WholeEpoch(adapter.sampler, skips=skips)
         return make_loader(dataset, sampler, numbered=False, settings=settings)
 
     def _r8_batch_size(self) -> int:
@@ -135,7 +146,7 @@ class R8Mixin:
         saved = saved_batch_size(trainer.args, self._r8_resumes) if self._r8_resumes else None
         return size if saved is None else saved
 
-    def _attach(self, size: int) -> Adapter:
+    def _r8_attach(self, size: int) -> Adapter:
         trainer: Any = self
         args, settings = trainer.args, dict(self._r8_settings)
         if args.dataloader_drop_last:
@@ -147,6 +158,7 @@ class R8Mixin:
         # One that is None, ``num_epochs=None``, is an open budget, see docs/budgets.md.
         if not any(name in settings for name in BUDGETS) and hasattr(dataset, "__len__"):
             settings |= budget_of(args, len(dataset), size, drops=settings.get("last_batch") == "drop")
+        settings.setdefault("seed", args.seed if args.data_seed is None else args.data_seed)
         accumulate = args.gradient_accumulation_steps
         trainer.create_optimizer()
         adapter = attach(
@@ -158,13 +170,13 @@ class R8Mixin:
             ahead=accumulate - 1,
             **settings,
         )
-        self._say_what_differs(adapter, resume)
+        self._r8_say_what_differs(adapter, resume)
         return adapter
 
-    def _say_what_differs(self, adapter: Adapter, resume: Any) -> None:
+    def _r8_say_what_differs(self, adapter: Adapter, resume: Any) -> None:
         trainer: Any = self
         args, r8 = trainer.args, adapter.scheduler
-        unused = "" if self._r8_settings.get("scheduler_mode") == "keep" else unused_rates(args)
+        unused = "" if self._r8_keeps_rates else unused_rates(args)
         if unused:
             r8.host.say_once("unused rates", unused)
         if self._r8_resumes and resume is not None:
@@ -181,11 +193,35 @@ class R8Mixin:
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The learning-rate scheduler of Trainer: one that shows R8Scheduler's rates, and saves its state."""
-        if self._r8_settings.get("scheduler_mode") == "keep":
+        if not self._r8_draws:
+            return self._r8_watch(num_training_steps, optimizer)
+        if self._r8_keeps_rates:
             own = super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
-            save_along(own, self._adapter())
+            save_along(own, self._r8_current())
             return own
-        self.lr_scheduler = self._adapter().lr_scheduler
+        self.lr_scheduler = self._r8_current().lr_scheduler
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    @property
+    def _r8_keeps_rates(self) -> bool:
+        mode = self._r8_settings.get("scheduler_mode", None if self._r8_draws else "keep")
+        return bool(mode == "keep")
+
+    def _r8_watch(self, num_training_steps: int, optimizer: Any) -> Any:
+        """Begin to watch a training on the Trainer's own batches; returns its learning-rate scheduler."""
+        settings = dict(self._r8_settings)
+        resume = settings.pop("resume", None) if self._r8_resumes else None
+        keeps = self._r8_keeps_rates
+        own = super().create_scheduler(num_training_steps, optimizer) if keeps else None  # type: ignore[misc]
+        watched = self._r8_adapter = OwnBatches(self, settings)
+        if resume is not None:
+            text = f"train() was given resume_from_checkpoint, so resume={resume!r} of r8 is ignored."
+            watched.scheduler.host.say_once("resume", text, is_warning=False)
+        if own is not None:
+            save_along(own, watched.adapter)
+            return own
+        self.lr_scheduler = watched.adapter.lr_scheduler
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -208,29 +244,31 @@ class R8Mixin:
         if self._r8_shifts is None:
             self._r8_shifts = _shifts(trainer, model)
         found = find_losses(outputs, inputs.get("labels"), shifted=self._r8_shifts, smoothing=smoothing)
-        if found is None or (found.losses.ndim == 1 and self._config_says(model, "problem_type") in OTHER_PROBLEMS):
+        if found is None or (found.losses.ndim == 1 and self._r8_config_says(model, "problem_type") in OTHER_PROBLEMS):
             return None
-        return found if self._has_classes(model, found.logits) else found._replace(logits=None, targets=None)
+        return found if self._r8_has_classes(model, found.logits) else found._replace(logits=None, targets=None)
 
-    def _config_says(self, model: Any, name: str, default: Any = None) -> Any:
+    def _r8_config_says(self, model: Any, name: str, default: Any = None) -> Any:
         trainer: Any = self
         return getattr(getattr(trainer.accelerator.unwrap_model(model), "config", None), name, default)
 
-    def _has_classes(self, model: Any, logits: torch.Tensor | None) -> bool:
+    def _r8_has_classes(self, model: Any, logits: torch.Tensor | None) -> bool:
         """Whether scores are of the model's classes, or of as many as in the first batch: not of choices or pairs."""
         if logits is None:
             return True
         if self._r8_classes is None:
-            self._r8_classes = self._config_says(model, "num_labels", logits.shape[1])
+            self._r8_classes = self._r8_config_says(model, "num_labels", logits.shape[1])
         return bool(logits.shape[1] == self._r8_classes)
 
-    def _compute_loss(
+    def _r8_compute_loss(
         self, own: Callable[..., Any], model: Any, inputs: Any, return_outputs: bool = False, **more: Any
     ) -> Any:
         """What the Trainer's ``compute_loss`` returns; in training, the losses of the batch's samples are noted too."""
         if not model.training:
             return own(model, inputs, return_outputs, **more)
-        given, adapter = dict(inputs), self._adapter()
+        if not self._r8_draws:
+            return self._r8_current().compute_loss(self, own, model, inputs, return_outputs, **more)
+        given, adapter = dict(inputs), self._r8_current()
         with _outputs_of(model) as outputs, LastForward(model) as forward:
             try:
                 found = own(model, inputs, return_outputs, **more)
@@ -241,17 +279,19 @@ class R8Mixin:
                 adapter.loss(adapter.unknown_losses(adapter.in_hand))
                 return _no_loss(model, outputs, return_outputs)
         loss = found[0] if return_outputs else found
-        loss = self._noted(model, given, outputs[0] if outputs else None, loss, more.get("num_items_in_batch"))
+        loss = self._r8_noted(model, given, outputs[0] if outputs else None, loss, more.get("num_items_in_batch"))
         return (loss, found[1]) if return_outputs else loss
 
-    def _noted(self, model: Any, inputs: Mapping[str, Any], outputs: Any, loss: torch.Tensor, num_items: Any) -> Any:
+    def _r8_noted(self, model: Any, inputs: Mapping[str, Any], outputs: Any, loss: torch.Tensor, num_items: Any) -> Any:
         """Note the losses of a batch; returns the loss to train on."""
         trainer: Any = self
-        adapter = self._adapter()
+        adapter = self._r8_current()
         ticket = adapter.in_hand
         with torch.set_grad_enabled(ticket.weights is not None):
             own = self.sample_losses(model, inputs, outputs)
-            own = None if own is None else self._of_samples(own, inputs, -(-len(ticket.indices) // adapter.num_ranks))
+            own = (
+                None if own is None else self._r8_of_samples(own, inputs, -(-len(ticket.indices) // adapter.num_ranks))
+            )
             if own is not None:
                 noted = adapter.loss(own.losses, mask=own.mask, ticket=ticket, logits=own.logits, targets=own.targets)
             else:
@@ -264,9 +304,9 @@ class R8Mixin:
         # The policy's weights belong to losses of samples, so the mean of these is trained on.
         return noted if num_items is None else noted / trainer.current_gradient_accumulation_steps
 
-    def _of_samples(self, own: SampleLosses, inputs: Mapping[str, Any], count: int) -> SampleLosses | None:
+    def _r8_of_samples(self, own: SampleLosses, inputs: Mapping[str, Any], count: int) -> SampleLosses | None:
         """The losses if they are those of the batch's samples, or of documents that are; else None."""
-        r8 = self._adapter().scheduler
+        r8 = self._r8_current().scheduler
         if len(own.losses) == count:
             if not r8.global_step and is_packed(inputs):
                 r8.host.say_once("packed", PACKED, is_warning=False)
@@ -303,6 +343,8 @@ def _checked(r8: Any) -> dict[str, Any]:
         raise ValueError(
             f"{decided[0]} must be left out of r8, the TrainingArguments decide it, got {r8[decided[0]]!r}."
         )
+    if not isinstance(r8.get("batches", True), bool):
+        raise TypeError(f"batches in r8 must be True or False, got {r8['batches']!r}.")
     return dict(r8)
 
 

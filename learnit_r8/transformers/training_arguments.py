@@ -43,15 +43,30 @@ def budget_of(args: Any, num_samples: int, batch_size: int, *, drops: bool) -> d
     return {"num_steps": whole * num_batches + min(rest * args.gradient_accumulation_steps, num_batches)}
 
 
-def check_sampling(args: Any) -> None:
-    """Raise ValueError if the arguments ask for an order of the samples that is not R8Scheduler's."""
+def check_sampling(trainer: Any) -> None:
+    """Raise ValueError if arguments, or the class of a Trainer, ask for an order of the samples of their own."""
+    args = trainer.args
     strategy = getattr(args, "train_sampling_strategy", "random")
     if strategy != "random":
         raise ValueError(
-            f"train_sampling_strategy must be 'random', as R8Scheduler draws the batches, got {strategy!r}."
+            f"train_sampling_strategy must be 'random', as R8Scheduler draws the batches, got {strategy!r}; {OWN}."
         )
     if getattr(args, "group_by_length", False):
-        raise ValueError("group_by_length must be False, as R8Scheduler draws the batches, got True.")
+        raise ValueError(f"group_by_length must be False, as R8Scheduler draws the batches, got True; {OWN}.")
+    kind = getattr(args, "batch_sampler", None)
+    if kind is not None and getattr(kind, "value", kind) != "batch_sampler":
+        # That of sentence-transformers.
+        raise ValueError(f"batch_sampler must be left out, as R8Scheduler draws the batches, got {kind!r}; {OWN}.")
+    for owner in type(trainer).__mro__:
+        is_foreign = not owner.__module__.startswith(("transformers.", "learnit_r8."))
+        if is_foreign and "_get_train_sampler" in vars(owner):
+            raise ValueError(
+                f"a Trainer must draw its samples at random, as R8Scheduler takes the place of that, got "
+                f"{owner.__name__} with a _get_train_sampler() of its own; {OWN}."
+            )
+
+
+OWN = "to keep the Trainer's own batches, give r8={'batches': False}"
 
 
 def unused_rates(args: Any) -> str:

@@ -96,3 +96,27 @@ def test_dpo(tmp_path):
 
     assert trainer.r8.scheduler.table.source == "batch means of 4"
     assert (trainer.state.global_step, trainer.r8.scheduler.global_step) == (8, 8)
+
+
+def test_trainers_with_samplers_of_their_own(tmp_path):
+    """GRPO and RLOO draw their samples in their own way: refused, and watched with the Trainer's own batches."""
+    trl = pytest.importorskip("trl")
+    rows = datasets.Dataset.from_dict({"prompt": [sentence(number, 4) for number in range(8)]})
+    quiet = {name: value for name, value in QUIET.items() if name != "max_length"}
+    for name in ("GRPO", "RLOO"):
+        config, base = getattr(trl, f"{name}Config"), getattr(trl, f"{name}Trainer")
+        kind = type(f"R8{name}", (R8Mixin, base), {})
+        args = config(
+            output_dir=str(tmp_path), num_generations=2, max_completion_length=4, max_steps=3, beta=0.0,
+            **{**quiet, "num_train_epochs": 1},
+        )  # fmt: skip
+        parts = {
+            "model": model(), "args": args, "train_dataset": rows, "processing_class": tokenizer(),
+            "reward_funcs": lambda completions, **_: [float(len(each)) for each in completions],
+        }  # fmt: skip
+        with pytest.raises(ValueError, match="'batches': False"):
+            kind(**parts).train()
+        trainer = kind(**parts, r8={"batches": False, "guard": "finite"})
+        trainer.train()
+
+        assert trainer.r8.scheduler.global_step >= 3

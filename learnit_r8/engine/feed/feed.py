@@ -118,6 +118,11 @@ class Feed:
         return self._iteration is not None
 
     @property
+    def is_resumed(self) -> bool:
+        """Whether a saved position waits for the next iteration."""
+        return self._resumed is not None
+
+    @property
     def num_taken(self) -> int:
         """Items that the loader has given in this pass and that were trained on or passed over."""
         self._out = [batch for batch in self._out if _is_out(batch)]

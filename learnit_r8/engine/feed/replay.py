@@ -69,7 +69,7 @@ def _set(generator: Any, state: Any) -> None:
 
 def read_loader(source: Any, announcer: Announcer) -> dict[str, Any] | None:
     """The state of a loader in a form that files hold; None if it has none that can be held."""
-    if not (hasattr(source, "state_dict") and hasattr(source, "load_state_dict")):
+    if not _has_state(source):
         return None
     found: dict[str, str] = {}
     state = leave_out(source.state_dict(), found)
@@ -82,6 +82,12 @@ def read_loader(source: Any, announcer: Announcer) -> dict[str, Any] | None:
         )
         return None
     return pack(clone(state))
+
+
+def _has_state(source: Any) -> bool:
+    """Whether a loader can be brought to a place; one of accelerate's only has what the loader in it has."""
+    inner = getattr(source, "base_dataloader", source)
+    return all(hasattr(each, name) for each in (source, inner) for name in ("state_dict", "load_state_dict"))
 
 
 def load_loader(source: Any, saved: Any) -> None:
@@ -102,7 +108,7 @@ def resume(run: Engine, source: Any, saved: Mapping[str, Any], count: int, way: 
     Raises:
         ValueError: the loader ended before the position of the saved run: it is another one.
     """
-    if saved["loader"] is not None and hasattr(source, "load_state_dict"):
+    if saved["loader"] is not None and _has_state(source):
         load_loader(source, saved["loader"])
         batches: Iterator[Any] = iter(source)
     elif way == "start":

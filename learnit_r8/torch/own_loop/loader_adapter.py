@@ -14,6 +14,7 @@ from ...guard.verdict import Verdict
 from ...sampling.ticket import Outcome, Ticket
 from ..loss_pipeline import LossPipeline
 from ..lr_scheduler import R8LRScheduler
+from ..prepared import is_skipping
 from ..state import ModelState
 from ..stepper import Stepper
 from .last_forward import LastForward
@@ -141,9 +142,14 @@ class LoaderAdapter:
             tokens: Tokens in a batch, or a function of it.
 
         Raises:
-            ValueError: there is no loader.
+            ValueError: there is no loader; or the run was resumed, and batches are skipped besides.
         """
         loader = self._loader if loader is None else loader
+        if self._feed.is_resumed and is_skipping(loader):
+            raise ValueError(
+                "skip_first_batches() must be left out where the run is resumed, as it finds its place by itself, got "
+                f"{loader!r}; give the loader as it is."
+            )
         if loader is None:
             raise ValueError("loader must be given to attach() or here, got None; where there is none, use steps().")
         return self.scheduler.batches(loader, size=size, tokens=tokens)

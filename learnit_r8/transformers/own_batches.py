@@ -1,0 +1,110 @@
+"""A training with Trainer whose loader and rates stay its own: R8 watches it, and heals the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..sampling.ticket import Outcome
+from ..schedules.budget import BUDGETS
+from ..torch.attach import attach_loader
+from ..torch.own_loop.last_forward import LastForward
+
+if TYPE_CHECKING:
+    from ..scheduler import R8Scheduler
+
+
+class OwnBatches:
+    """Watches the batches of a Trainer; `R8Callback` tells it of steps and epochs.
+
+    Args:
+        trainer: The Trainer, whose optimizer is there.
+        settings: For `learnit_r8.torch.attach`.
+
+    Attributes:
+        adapter: What heals the model.
+    """
+
+    def __init__(self, trainer: Any, settings: Mapping[str, Any]) -> None:
+        args, given = trainer.args, dict(settings)
+        self._has_budget = any(given.get(name) is not None for name in BUDGETS)
+        if not self._has_budget:
+            given |= _budget_of(args)
+        accumulate = args.gradient_accumulation_steps
+        self.adapter = attach_loader(trainer.model, trainer.optimizer, None, accumulate=accumulate, **given)
+        # Trainer sets the random generators as it resumes.
+        self._batches = self.adapter.follow(sets_generators=False)
+        self._noted: torch.Tensor | None = None
+
+    @property
+    def scheduler(self) -> R8Scheduler:
+        """The scheduler."""
+        return self.adapter.scheduler
+
+    @property
+    def outcome(self) -> Outcome:
+        """The outcome of the last report."""
+        return self.adapter.outcome
+
+    def begin_run(self) -> None:
+        """Note that the training begins."""
+        self._batches.begin_run()
+
+    def begin_epoch(self, number: int) -> None:
+        """Note that an epoch begins."""
+        self._batches.begin_pass(number)
+
+    def end_epoch(self) -> None:
+        """Note that an epoch has ended."""
+        self._batches.end_pass()
+
+    def compute_loss(
+        self, trainer: Any, own: Callable[..., Any], model: Any, inputs: Any, return_outputs: bool, **more: Any
+    ) -> Any:
+        """What the Trainer's ``compute_loss`` returns; the loss of the batch is noted, and reported after the step."""
+        self._batches.begin(inputs)
+        with LastForward(model) as forward:
+            try:
+                found = own(model, inputs, return_outputs, **more)
+            except Exception as error:
+                if not forward.explains(error):
+                    raise
+                self._noted = torch.tensor(float("nan"))
+                weights = next(model.parameters())
+                loss = torch.zeros((), device=weights.device, requires_grad=True)
+                return (loss, None) if return_outputs else loss
+        loss = (found[0] if return_outputs else found).detach()
+        # The Trainer has divided by the items of all batches of a step.
+        is_part = more.get("num_items_in_batch") is not None and trainer.compute_loss_func is None
+        self._noted = loss * trainer.current_gradient_accumulation_steps if is_part else loss
+        return found
+
+    def report(self) -> None:
+        """Report the loss that was noted."""
+        noted, self._noted = self._noted, None
+        if noted is not None and self._batches.is_watched:
+            self.adapter.report(noted)
+
+    def must_stop(self) -> bool:
+        """Whether the Trainer is to end: the run was stopped, or has spent a budget that it was given."""
+        r8 = self.scheduler
+        return r8.is_stopped or (self._has_budget and r8.is_over)
+
+    def flush(self) -> None:
+        """Report the losses on their way."""
+        self.adapter.flush()
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._batches.end_run()
+        self.adapter.close()
+
+
+def _budget_of(args: Any) -> dict[str, Any]:
+    """The Trainer's own, for views; it ends the training itself."""
+    if args.max_steps > 0:
+        # Fewer batches where an epoch ends within an accumulated gradient.
+        return {"num_steps": args.max_steps * args.gradient_accumulation_steps}
+    return {"num_epochs": int(args.num_train_epochs)} if float(args.num_train_epochs).is_integer() else {}

@@ -1,0 +1,170 @@
+"""R8Mixin with the Trainer's own batches and rates: to the bit what the Trainer does alone, and one NaN healed."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+pytest.importorskip("sklearn")
+
+from torch.nn.functional import cross_entropy
+from torch.utils.data import IterableDataset, WeightedRandomSampler
+from transformers import Trainer
+
+from learnit_r8.transformers import R8Mixin
+from tests.transformers.common import IMAGES, LABELS, STEPS, Digits, Model, R8Trainer, arguments
+from tests.transformers.test_transformers import GROUPED
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        for index in torch.randperm(len(LABELS)).tolist():
+            yield Digits()[index]
+
+
+class Sampled(Trainer):
+    """With a sampler of its own: half of what it draws are zeros."""
+
+    def _get_train_sampler(self, *_):
+        weights = torch.where(LABELS == 0, 9.0, 1.0)
+        return WeightedRandomSampler(weights, len(LABELS))
+
+
+class OwnLoss(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        loss = cross_entropy(outputs["logits"], inputs["labels"], label_smoothing=0.1)
+        return (loss, outputs) if return_outputs else loss
+
+
+class Grouped(Digits):
+    """Rows with a length to group them by."""
+
+    def __getitem__(self, index):
+        return {**super().__getitem__(index), "input_ids": torch.zeros(1 + index % 7)}
+
+
+def collate(rows):
+    return torch.utils.data.default_collate([{name: row[name] for name in ("images", "labels")} for row in rows])
+
+
+class Hurt(Model):
+    def __init__(self, nan_at=None):
+        super().__init__()
+        self.nan_at = nan_at
+
+    def forward(self, images, labels=None):
+        if self.calls == self.nan_at and self.training:
+            self.net[0].weight.data[0, 0] = float("nan")
+        return super().forward(images, labels)
+
+
+def run(folder, base, *, with_r8=True, nan_at=None, resume=None, dataset=None, r8=None, **options):
+    kind = type("Own", (R8Mixin, base), {}) if with_r8 else base
+    given = {"data_collator": collate} if isinstance(dataset, Grouped) else {}
+    if with_r8:
+        given["r8"] = {"batches": False, **(r8 or {})}
+    torch.manual_seed(0)
+    model, args = Hurt(nan_at), arguments(folder, **{"lr_scheduler_type": "cosine", "warmup_steps": 5, **options})
+    trainer = kind(model=model, args=args, train_dataset=dataset or Digits(), **given)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def state_of(trainer):
+    optimizer = torch.utils._pytree.tree_leaves(trainer.optimizer.state_dict())
+    return [*trainer.model.state_dict().values(), torch.get_rng_state(), *optimizer]
+
+
+def equal(one, two):
+    return len(one) == len(two) and all(
+        torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
+        for first, second in zip(one, two, strict=True)
+    )
+
+
+SITUATIONS = {
+    "loader": (Trainer, {}),
+    "accumulated": (Trainer, {"gradient_accumulation_steps": 3, "num_train_epochs": 5}),
+    "stream": (Trainer, {"dataset": Stream(), "max_steps": 3 * STEPS}),
+    "sampler": (Sampled, {}),
+    "own loss": (OwnLoss, {}),
+    "groups": (Trainer, {**GROUPED, "dataset": Grouped(), "remove_unused_columns": False}),
+}
+
+
+@pytest.mark.parametrize(("base", "options"), SITUATIONS.values(), ids=SITUATIONS)
+def test_nothing_changes_without_an_incident_and_a_nan_is_healed(tmp_path, base, options):
+    """Weights, optimizer and generators are those of the Trainer alone; one NaN in the weights goes back."""
+    plain = run(tmp_path, base, with_r8=False, **options)
+    before = state_of(plain)
+    watched = run(tmp_path, base, **options)
+
+    assert equal(before, state_of(watched))
+    r8 = watched.r8.scheduler
+    assert r8.global_step == STEPS * int(options.get("num_train_epochs", 3))
+    assert r8.sentry.num_refused == 0
+
+    hurt = run(tmp_path, base, nan_at=22, r8={"backup_every": 9}, **options)
+    assert hurt.r8.scheduler.sentry.num_refused >= 1
+    assert hurt.state.global_step == plain.state.global_step
+    losses = [float(cross_entropy(each.model.eval().net(IMAGES), LABELS).detach()) for each in (plain, hurt)]
+    assert losses[1] < max(1.25 * losses[0], 0.6)
+
+
+def test_resumes_by_the_trainers_checkpoint(tmp_path):
+    """A checkpoint of Trainer's in mid-epoch holds the scheduler; the run ends as it would have."""
+    whole = state_of(run(tmp_path, Trainer, save_strategy="steps", save_steps=10, save_total_limit=None))
+    again = run(tmp_path, Trainer, resume=f"{tmp_path}/checkpoint-20")
+
+    assert again.r8.scheduler.global_step == 3 * STEPS
+    assert equal(whole, state_of(again))
+
+
+def test_a_checkpoint_without_r8_is_refused(tmp_path):
+    """One that the Trainer alone has written is refused by name."""
+    run(tmp_path, Trainer, with_r8=False, save_strategy="steps", save_steps=10, max_steps=10)
+
+    with pytest.raises(ValueError, match="one that has no state of it"):
+        run(tmp_path, Trainer, resume=f"{tmp_path}/checkpoint-10")
+
+
+def test_a_sampler_of_the_class_is_not_dropped(tmp_path):
+    """Where R8Scheduler draws, a Trainer with a sampler or a batch sampler of its own is refused, before training."""
+    kind = type("Own", (R8Mixin, Sampled), {})
+    args = arguments(tmp_path)
+    with pytest.raises(ValueError, match=r"got Sampled with a _get_train_sampler.*'batches': False"):
+        kind(model=Model(), args=args, train_dataset=Digits()).train()
+
+    args.batch_sampler = "no_duplicates"
+    with pytest.raises(ValueError, match="got 'no_duplicates'"):
+        R8Trainer(model=Model(), args=args, train_dataset=Digits()).train()
+
+
+def test_the_seed_is_that_of_the_arguments(tmp_path):
+    """Other seeds of the TrainingArguments draw other batches; one given in r8 goes first."""
+    seeds = [
+        R8Trainer(model=Model(), args=arguments(tmp_path, **seed), train_dataset=Digits(), r8=r8)
+        for seed, r8 in [({"seed": 1}, None), ({"seed": 1, "data_seed": 7}, None), ({"seed": 1}, {"seed": 3})]
+    ]
+    for trainer in seeds:
+        trainer.get_train_dataloader()
+
+    assert [trainer.r8.scheduler.seed for trainer in seeds] == [1, 7, 3]
+
+
+def test_names_do_not_shadow_those_of_trainers():
+    """What R8Mixin adds to a Trainer of others is private to it by name, as TRL's have a _compute_loss()."""
+    own = {name for name in vars(R8Mixin) if name.startswith("_") and not name.startswith("__")}
+
+    assert own
+    assert all(name.startswith("_r8_") for name in own)
+
+
+@pytest.mark.parametrize("value", [0, None, "no"])
+def test_batches_must_be_a_truth_value(tmp_path, value):
+    """A value that is neither is refused."""
+    with pytest.raises(TypeError, match="batches in r8 must be True or False"):
+        R8Trainer(model=Model(), args=arguments(tmp_path), train_dataset=Digits(), r8={"batches": value})
