@@ -228,7 +228,7 @@ class RecoveryController:
             self._persistence.look_at_weights()
         self.witnesses.trust(updates, is_calm=is_calm)
         if self.limit.is_on and not updates % LOOK_EVERY:
-            self.limit.note_level(progress.level)
+            self.limit.note_level(progress.level, progress.level_noise)
         if updates <= START_UPDATES:
             first = self.witnesses.first
             progress.note_first(loss, math.nan if first is None else first.record)

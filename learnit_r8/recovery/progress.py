@@ -20,6 +20,9 @@ EARLY_UPDATES, START_UPDATES = 80, 384
 LOOK_EVERY, LEVEL = 16, 32
 """Updates between two looks at the level, and losses that it is computed from."""
 
+LEVEL_SPREADS = 0.5
+"""Spreads of the losses by which a level, the median of 32 of them, is above the lowest of some others by chance."""
+
 LOST = 0.33
 """Share of the best progress whose loss is looked into."""
 
@@ -98,6 +101,11 @@ class Progress:
         """Median of the last losses; NaN before there are enough."""
         return float(np.median(list(self.recent)[-LEVEL:])) if len(self.recent) >= LEVEL else math.nan
 
+    @property
+    def level_noise(self) -> float:
+        """By how much the level differs from the lowest of some others by chance."""
+        return LEVEL_SPREADS * spread_of(list(self.recent)[-LEVEL:])
+
     def is_early_alarm(self, loss: float, record: float, updates: int) -> bool:
         """Whether a loss of the first steps is worth a probe; changes nothing.
 
@@ -128,15 +136,19 @@ class Progress:
         is_clear = progress > wide or not best.updates
         return best if is_clear and float(np.median(last)) > lowest + max(LOST * progress, wide) else None
 
-    def stands_still(self) -> bool:
-        """Whether the losses of the first steps are wild and make no progress, as they do at far too high rates."""
+    def stands_still(self, *, is_known: bool) -> bool:
+        """Whether the losses of the first steps are wild and make no progress, as they do at far too high rates.
+
+        Args:
+            is_known: Whether the rate is known to have been too high: then units may be dead, and losses are calm.
+        """
         if len(self.recent) < 2 * LEVEL or not self.start > 0:
             return False
         losses = list(self.recent)
         last, before = losses[-LEVEL:], losses[-2 * LEVEL : -LEVEL]
         level = float(np.median(last))
         stands = level > float(np.median(before)) - STILL * self.start and level > HIGH_LEVEL * self.start
-        return stands and spread_of(last) > WILD_SPREAD * self.start
+        return stands and (is_known or spread_of(last) > WILD_SPREAD * self.start)
 
     def rise(self, count: int) -> float:
         """Mean of the last reported losses."""

@@ -12,6 +12,8 @@ HOLD_STEPS = 32
 MOST_HITS = 5
 """A ceiling is held up to 2 ** MOST_HITS times longer, the more often a lower rate has proved better."""
 
+MOST_OF_BAD = 0.5
+"""Share of a rate that failed to which a ceiling rises at first; twice the ceiling, where that is less."""
 
 WORSE, FAR_WORSE = 0.1, 0.5
 """How much worse than its best the level of the losses may be for a ceiling to rise, and to stay, as shares of it."""
@@ -36,14 +38,16 @@ class RateLimit:
 
     def forget(self) -> None:
         """Follow the schedule."""
-        self.ceiling = self._bad_rate = math.inf
+        self.ceiling = self._slow_above = math.inf
         self._calm = self._hits = self._gentle_left = 0
-        self._best, self._may_rise = math.inf, True
+        self._best, self._may_rise, self._top = math.inf, True, 0.0
         self.is_on = False
 
     def lr(self, scheduled_lr: float) -> float:
         """The rate to use in place of the scheduled one."""
-        return min(scheduled_lr * self.factor, self.ceiling)
+        # From its highest rate on, below a ceiling as above it, the schedule falls.
+        falls = scheduled_lr / self._top if scheduled_lr < self._top else 1.0
+        return min(scheduled_lr * self.factor, self.ceiling * falls)
 
     @property
     def ceiling_text(self) -> str:
@@ -68,26 +72,30 @@ class RateLimit:
             by: What to divide it by.
             least: Lowest ceiling.
         """
-        self._bad_rate, self._calm = rate, 0
-        self._best, self._may_rise = math.inf, True
+        self._slow_above, self._calm = rate * min(MOST_OF_BAD, 2.0 / by), 0
+        self._best, self._may_rise, self._top = math.inf, True, 0.0
         self.ceiling = max(rate / by, least)
         self.is_on = True
 
     @property
     def was_lowered(self) -> bool:
         """Whether a ceiling was ever set since the last `forget`."""
-        return self._bad_rate < math.inf
+        return self._slow_above < math.inf
 
-    def note_level(self, level: float) -> None:
-        """Take the level of the last losses: while it is worse than it was, the ceiling must not rise; NaN is ignored.
+    def note_level(self, level: float, noise: float) -> None:
+        """Take the level of the last losses: while it is worse than it was, the ceiling must not rise.
 
         Where it is far worse, the ceiling has risen too far, and goes back.
+
+        Args:
+            level: The level; NaN is ignored.
+            noise: How much worse it may be by chance, to rise.
         """
         if level != level or self.ceiling == math.inf:
             return
         worse = level - self._best
         self._best = min(self._best, level)
-        self._may_rise = not worse > WORSE * abs(self._best)
+        self._may_rise = not worse > WORSE * abs(self._best) + noise
         if worse > FAR_WORSE * abs(self._best):
             self.ceiling, self._calm, self._best = self.ceiling / 2, 0, level
 
@@ -99,13 +107,14 @@ class RateLimit:
         """Note a calm update; returns whether the rate follows the schedule again."""
         self._gentle_left = max(0, self._gentle_left - 1)
         self._calm += 1
+        self._top = max(self._top, scheduled_lr)
         hold = HOLD_STEPS * 2 ** min(self._hits, MOST_HITS)
         if self.ceiling < math.inf and self._calm > hold and self._may_rise:
-            # It doubles within half of the time that it was held, but passes the rate that failed only late.
+            # It doubles within half of the time that it was held, but comes near the rate that failed only late.
             self.ceiling *= 2 ** (2.0 / hold)
             if self._calm < 4 * hold:
-                self.ceiling = min(self.ceiling, 0.5 * self._bad_rate)
-            if self.ceiling > 4 * scheduled_lr:
+                self.ceiling = min(self.ceiling, self._slow_above)
+            if self.ceiling > 4 * self._top:
                 self.ceiling = math.inf
         self.is_on = self._gentle_left > 0 or self.ceiling < math.inf
         return not self.is_on
@@ -114,20 +123,21 @@ class RateLimit:
         """The limit, as plain values; an infinite rate as None."""
         return {
             "ceiling": None if self.ceiling == math.inf else self.ceiling,
-            "bad_rate": None if self._bad_rate == math.inf else self._bad_rate,
+            "slow_above": None if self._slow_above == math.inf else self._slow_above,
             "calm": self._calm,
             "hits": self._hits,
             "gentle_left": self._gentle_left,
             "best": None if self._best == math.inf else self._best,
             "may_rise": self._may_rise,
+            "top": self._top,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned."""
-        ceiling, bad_rate = state["ceiling"], state["bad_rate"]
+        ceiling, slow_above = state["ceiling"], state["slow_above"]
         self.ceiling = math.inf if ceiling is None else ceiling
-        self._bad_rate = math.inf if bad_rate is None else bad_rate
+        self._slow_above = math.inf if slow_above is None else slow_above
         self._calm, self._hits, self._gentle_left = state["calm"], state["hits"], state["gentle_left"]
-        best, self._may_rise = state["best"], state["may_rise"]
+        best, self._may_rise, self._top = state["best"], state["may_rise"], state["top"]
         self._best = math.inf if best is None else best
         self.is_on = self._gentle_left > 0 or self.ceiling < math.inf

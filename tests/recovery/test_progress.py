@@ -62,12 +62,15 @@ def test_lost_progress_is_of_the_first_steps_only():
 
 
 def test_wild_losses():
-    """Losses that swing and make no progress look like those of too high a rate; falling or calm ones do not."""
+    """Losses that swing and make no progress look like those of too high a rate; falling or calm ones do not.
+
+    Where the rate is known to have been too high, calm ones do, too: units may be dead.
+    """
     swing = np.tile([1.0, 3.0, 2.0, 4.0], 20)
 
-    assert after([2.0] * FIRST + swing.tolist()).stands_still()
-    assert not after([2.0] * FIRST + (swing * np.linspace(1, 0.3, 80)).tolist()).stands_still()
-    assert not after([2.0] * 80).stands_still()
+    assert after([2.0] * FIRST + swing.tolist()).stands_still(is_known=False)
+    assert not after([2.0] * FIRST + (swing * np.linspace(1, 0.3, 80)).tolist()).stands_still(is_known=True)
+    assert [after([2.0] * 80).stands_still(is_known=known) for known in (False, True)] == [False, True]
 
 
 def test_sudden_rise():

@@ -85,7 +85,7 @@ def test_ceiling_is_relative_to_the_rate_that_failed():
 
 
 def test_rate_that_failed_comes_late():
-    """The ceiling is held, then rises to half of the rate that failed, and passes that only later."""
+    """The ceiling is held, then rises to twice as much, and passes that only later."""
     limit = RateLimit(1.0, 0)
     limit.lower(1.0, by=10.0)
     ceilings = []
@@ -94,8 +94,34 @@ def test_rate_that_failed_comes_late():
         ceilings.append(limit.ceiling)
 
     assert set(ceilings[:HOLD_STEPS]) == {0.1}
-    assert max(ceilings[: 4 * HOLD_STEPS - 1]) == 0.5
-    assert ceilings[-1] > 0.5
+    assert max(ceilings[: 4 * HOLD_STEPS - 1]) == 0.2
+    assert ceilings[-1] > 0.2
+
+
+def test_rate_below_a_ceiling_falls_as_the_schedule_does():
+    """A ceiling is a peak: of a schedule that has fallen to a tenth, a tenth of the ceiling is left."""
+    limit = RateLimit(1.0, 0)
+    limit.lower(1.0, by=2.0)
+    rates = []
+    for scheduled in (0.4, 1.0, 2.0, 0.2):
+        rates.append(limit.lr(scheduled))
+        limit.accepted(scheduled)
+
+    assert rates == [0.4, 0.5, 0.5, pytest.approx(0.05)]
+
+
+def test_a_level_within_its_noise_does_not_hold_the_ceiling():
+    """The ceiling rises while the losses are as good as their noise tells, and goes back where they are far worse."""
+    limit = RateLimit(1.0, 0)
+    limit.lower(1.0, by=10.0)
+    for _ in range(2 * HOLD_STEPS):
+        limit.note_level(1.0, 0.2)
+        limit.note_level(1.2, 0.2)
+        limit.accepted(1.0)
+    risen = limit.ceiling
+    limit.note_level(1.6, 0.2)
+
+    assert (risen, limit.ceiling) == (0.2, 0.1)
 
 
 def test_confirmed_ceiling_is_held_longer():

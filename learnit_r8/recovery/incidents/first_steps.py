@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 RATE_TRIAL_UPDATES, RATE_TRIAL_STEPS, MOST_RATE_TRIALS = 256, 64, 3
 """Updates after the start in which a lower rate is tried, how many the trial takes, and how many trials there are."""
 
+AGAIN_DIVISOR = 4.0
+"""What a rate is divided by that was lowered before."""
+
 BETTER = 0.1
 """Share of the level of the start by which the lower rate must be better after its few steps."""
 
@@ -139,7 +142,7 @@ class FirstSteps:
         lineage = self._lineage
         best = None if lineage.rises else lineage.progress.lost_progress(self._witnesses.known(), lineage.updates)
         is_due = lineage.updates >= self._measure_from and self._may_try_rates
-        if best is None and is_due and lineage.progress.stands_still():
+        if best is None and is_due and lineage.progress.stands_still(is_known=self._limit.was_lowered):
             if self._limit.was_lowered:
                 # It is known already that the rate was too high; weights may be past learning since.
                 self._begin_trial(level)
@@ -195,7 +198,8 @@ class FirstSteps:
         )  # fmt: skip
         self.num_trials += 1
         self._backup.backups, lineage.progress = [first], Progress.again(lineage.progress)
-        self._limit.lower(rate, by=EARLY_DIVISOR)
+        # Losses that stand still at a rate that was lowered already are near to where they would fall.
+        self._limit.lower(rate, by=AGAIN_DIVISOR if self._limit.was_lowered else EARLY_DIVISOR)
         self._sentry.forget()
         lineage.begin(first)
         self._witnesses.begin_trust()
