@@ -55,6 +55,7 @@ def _facts(incident: Incident) -> dict[str, Any]:
         "num_probes": incident.num_probes,
         "num_restored": incident.num_restored,
         "state": incident.state,
+        "cause": clean(incident.cause, 1000),
         "diagnosis": clean(incident.diagnosis, 1000),
         "tried": [{"step": step, "text": clean(said, 500)} for step, said in incident.tried],
     }

@@ -113,7 +113,7 @@ class Journals:
                 )
                 if r8.global_step == 20:
                     r8.log(accuracy=0.5)
-        self.whole = {path.name: path.read_bytes() for path in self.folder.iterdir()}
+        self.whole = {path.name: path.read_bytes() for path in self.folder.iterdir() if path.is_file()}
         self.count = 0
 
     def seeds(self):
