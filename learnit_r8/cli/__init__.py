@@ -16,7 +16,7 @@ keys; a checkpoint, a pause or the end of a training are asked for with "learnit
 ASKS = ("cool-down", "pause", "unpause", "save", "stop")
 """What ``ask`` asks for: `journal.requests.KINDS`, without loading that."""
 
-_HOME = {"watch": "screens", "replay": "screens", "ls": "status"}
+_HOME = {"watch": "screens", "replay": "screens", "ls": "status", "mcp": "agent_server"}
 """The modules of the commands that are not in one of their own name."""
 
 
@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     compare = add("compare", "runs beside each other: figures, settings that differ, curves", run=False)
     compare.add_argument("runs", nargs="+", metavar="RUN", help="which runs, two or more")
     compare.add_argument("--html", metavar="OUT", help="write a page with their curves over each other")
+    add("incidents", "what went wrong, what was done about it, and what it was found to be")
     _add_samples(add("samples", "the samples with the highest loss, or those that look mislabelled", json=False))
     export = add("export", "the numbers of a run, as CSV or JSON lines", json=False)
     export.add_argument("--of", choices=("steps", "epochs", "metrics", "events"), default="steps")
@@ -94,6 +95,11 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--compare", metavar="OTHER", help="a run to compare with, on the same page")
     report.add_argument("--open", action="store_true", help="show it in the browser")
     _add_ask(add("ask", "ask a running training for a cool-down, a pause, a checkpoint or its end"))
+    mcp = add("mcp", "serve the runs to programs and agents, over the Model Context Protocol", run=False, json=False)
+    mcp.add_argument(
+        "run", nargs="?", metavar="RUNS", help='the folder of runs; by default "runs", or what R8_RUNS says'
+    )
+    mcp.add_argument("--allow-ask", action="store_true", help="also take requests: pause, save, cool-down, stop")
     demo = add("demo", "a fake training without a framework, to see the screen", run=False, json=False)
     demo.add_argument("--seconds", type=_positive, default=20.0, help="how long it takes, about (default 20)")
     demo.add_argument("--run-dir", metavar="DIR", help="its run folder; by default one that is deleted at the end")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from pathlib import Path
 
 from ..journal.requests import ask as write_request
 from ..journal.run import find_run
@@ -18,15 +19,22 @@ def ask(options: argparse.Namespace) -> int:
     Returns:
         0 when it was read, 3 if that took longer than some seconds.
     """
-    path = write_request(find_run(options.run), options.kind, length=options.length, until=options.until)
-    until = time.monotonic() + WAIT_SECONDS
-    while time.monotonic() < until:
-        if not path.exists():
-            return _answered(options, True, "the run has read it and answers after its step")
-        time.sleep(0.05)
-    return _answered(options, False, f"not read yet; the request stays in {path}")
-
-
-def _answered(options: argparse.Namespace, is_read: bool, text: str) -> int:
-    print(json.dumps({"request": options.kind, "is_read": is_read}) if options.json else f"{options.kind}: {text}")
+    is_read = wait_for(find_run(options.run), options.kind, options.length, options.until)
+    said = "the run has read it and answers after its step" if is_read else "not read yet; the request stays there"
+    print(json.dumps({"request": options.kind, "is_read": is_read}) if options.json else f"{options.kind}: {said}")
     return 0 if is_read else 3
+
+
+def wait_for(folder: Path, kind: str, length: str | None, until: str | None) -> bool:
+    """Ask the run in a folder for something; see `journal.requests.ask`.
+
+    Returns:
+        Whether it has read the request within some seconds; if not, the request stays.
+    """
+    path = write_request(folder, kind, length=length, until=until)
+    end = time.monotonic() + WAIT_SECONDS
+    while path.exists():
+        if time.monotonic() >= end:
+            return False
+        time.sleep(0.05)
+    return True

@@ -7,6 +7,7 @@ import math
 import shutil
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from ..dashboard.render.compare import chart_of
 from ..dashboard.state.comparison import figures_of, settings_of
@@ -23,11 +24,9 @@ HEIGHT = 14
 
 def compare(options: argparse.Namespace) -> int:
     """Print the figures of runs, with a star at the best one, the settings that differ, and their curves."""
-    if len(options.runs) < 2:
-        raise ValueError(f"compare needs two runs or more, got {len(options.runs)}: {options.runs[0]!r}.")
     runs = [Run(find_run(name)) for name in options.runs]
     views = [folded(run) for run in runs]
-    figures, settings = figures_of(views), settings_of(views)
+    facts = facts_of(runs, views)
     names = [clean(run.name, WIDEST) for run in runs]
     if options.html:
         from ..report.comparison import write_comparison
@@ -35,14 +34,6 @@ def compare(options: argparse.Namespace) -> int:
         path = write_comparison([run.folder for run in runs], free_of_runs(options.html))
         print(clean(f"{path} ({path.stat().st_size / 1000:,.0f} kB)"), file=sys.stderr if options.json else sys.stdout)
     if options.json:
-        facts = {
-            "runs": [str(run.folder) for run in runs],
-            "names": names,
-            "states": [run.state().word for run in runs],
-            "figures": {row.name: row.values for row in figures},
-            "better": {row.name: row.better for row in figures if row.better >= 0},
-            "settings": {row.name: row.values for row in settings},
-        }
         print(strict_json(facts, non_finite=lambda value: None))
         return 0
     if sys.stdout.isatty() and not options.html:
@@ -50,14 +41,34 @@ def compare(options: argparse.Namespace) -> int:
     texts = [("", *names), ("state", *(run.state().word for run in runs))]
     texts += [
         (clean(row.name, WIDEST), *(_text(value, row.better == place) for place, value in enumerate(row.values)))
-        for row in figures
+        for row in figures_of(views)
         if any(map(math.isfinite, row.values))
     ]
     print(*table_lines(texts, widest=WIDEST), sep="\n")
+    settings = settings_of(views)
     if settings:
         rows = [(clean(row.name, WIDEST), *(clean(text, 200) for text in row.values)) for row in settings]
         print("\nsettings that differ", *table_lines(rows, widest=WIDEST), sep="\n")
     return 0
+
+
+def facts_of(runs: Sequence[Run], views: Sequence[View]) -> dict[str, Any]:
+    """A comparison for programs.
+
+    Raises:
+        ValueError: there are not two runs.
+    """
+    if len(runs) < 2:
+        raise ValueError(f"compare needs two runs or more, got {len(runs)}: {[run.name for run in runs]}.")
+    figures = figures_of(views)
+    return {
+        "runs": [str(run.folder) for run in runs],
+        "names": [clean(run.name, WIDEST) for run in runs],
+        "states": [run.state().word for run in runs],
+        "figures": {row.name: row.values for row in figures},
+        "better": {row.name: row.better for row in figures if row.better >= 0},
+        "settings": {row.name: row.values for row in settings_of(views)},
+    }
 
 
 def _print_charts(views: Sequence[View], names: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ COLUMNS: Sequence[str] = ("index", "name", "loss", "last", "mean", "uses")
 SUSPECT_COLUMNS: Sequence[str] = (*COLUMNS, "score", "why")
 LABEL_COLUMNS: Sequence[str] = ("is_label_issue", "label_score", "given_label", "predicted_label")
 """The columns of cleanlab's tables, behind ours."""
+ALL_COLUMNS: Sequence[str] = (*SUSPECT_COLUMNS, *LABEL_COLUMNS)
 HARDEST = 50
 
 Rows = dict[str, list[Any]]
@@ -34,13 +35,11 @@ Rows = dict[str, list[Any]]
 def samples(options: argparse.Namespace) -> int:
     """Print the hardest samples or the suspects, of the newest file or of an epoch's."""
     run = Run(find_run(options.run))
-    epochs = sample_epochs(run.folder) if options.epoch is None else [_kept_epoch(run, options.epoch - 1)]
+    epochs = kept_epochs(run) if options.epoch is None else [_kept_epoch(run, options.epoch - 1)]
     columns, note = COLUMNS, ""
     if options.suspects:
-        files = list(readable(run, epochs))
-        found, verdict = files[-1], files[-1].suspects(options.precision)
-        note = more_before(files, verdict, options.precision)
-        chosen, columns = verdict.indices[: options.top], (*SUSPECT_COLUMNS, *LABEL_COLUMNS)
+        found, verdict, note = suspects_of(run, epochs, options.precision)
+        chosen, columns = verdict.indices[: options.top], ALL_COLUMNS
     else:
         found = next(readable(run, epochs[::-1]))
         verdict, chosen = found.suspects(), found.hardest(options.top or HARDEST)
@@ -61,6 +60,30 @@ def samples(options: argparse.Namespace) -> int:
         if note:
             print(f"\n{note}")
     return 0
+
+
+class FoundSuspects(NamedTuple):
+    """The newest samples, the verdict on their labels, and where an earlier epoch had more suspects; "" if none had."""
+
+    samples: Samples
+    verdict: Suspects
+    more_before: str
+
+
+def suspects_of(run: Run, epochs: Sequence[int], precision: float) -> FoundSuspects:
+    """The suspects of a run by the newest of these epochs.
+
+    Raises:
+        UnreadableRun: none of them can be read.
+    """
+    files = list(readable(run, epochs))
+    verdict = files[-1].suspects(precision)
+    return FoundSuspects(files[-1], verdict, more_before(files, verdict, precision))
+
+
+def kept_epochs(run: Run) -> list[int]:
+    """The epochs whose samples were kept, 0-based, oldest first."""
+    return sample_epochs(run.folder)
 
 
 def _kept_epoch(run: Run, epoch: int) -> int:

@@ -40,15 +40,9 @@ def status(options: argparse.Namespace) -> int:
 def ls(options: argparse.Namespace) -> int:
     """Print a line on every run in a folder."""
     parent = runs_folder() if options.run is None else Path(options.run)
-    runs = runs_in(parent)
-    if not runs:
-        raise UnreadableRun(f"runs must be in {str(parent)!r}, got no run folder there.")
-    if options.find:
-        runs = [run for run in runs if _mentions(run, options.find)]
-    runs = _sorted(runs, options.sort) if options.sort else runs
-    runs = runs[: options.top]
+    runs = chosen_runs(parent, find=options.find, sort=options.sort, top=options.top)
     if options.json:
-        print(strict_json([_listed(folder, options.sort) for folder in runs], non_finite=lambda value: None))
+        print(strict_json([listed(folder, options.sort) for folder in runs], non_finite=lambda value: None))
         return 0
     rows = [(*_columns(folder), *_more(folder, options.sort)) for folder in runs]
     header = (*HEADER, *([f"best {clean(options.sort, 30)}", "at step"] if options.sort else []), "notes")
@@ -56,6 +50,20 @@ def ls(options: argparse.Namespace) -> int:
     shown = len(header) if any(row[-1] for row in rows) else len(header) - 1
     print(*table_lines([header[:shown], *(row[:shown] for row in rows)]), sep="\n")
     return 0
+
+
+def chosen_runs(parent: Path, *, find: str | None, sort: str | None, top: int) -> list[Path]:
+    """The runs in a folder that a list shows, in its order: the newest first, or that with the best value of a metric.
+
+    Raises:
+        UnreadableRun: there is none, or none has the metric.
+    """
+    runs = runs_in(parent)
+    if not runs:
+        raise UnreadableRun(f"runs must be in {str(parent)!r}, got no run folder there.")
+    if find:
+        runs = [run for run in runs if _mentions(run, find)]
+    return (_sorted(runs, sort) if sort else runs)[:top]
 
 
 HEADER = ("run", "state", "done", "step", "loss", "written")
@@ -132,13 +140,13 @@ def _mentions(folder: Path, wanted: str) -> bool:
     return any(wanted.lower() in text.lower() for text in texts)
 
 
-def _listed(folder: Path, metric: str | None = None) -> dict[str, Any]:
+def listed(folder: Path, metric: str | None = None) -> dict[str, Any]:
     """The facts of a run, or the reason why it cannot be read."""
     try:
         run = Run(folder)
         best = _best(folder, metric) if metric else None
         more = {"best": None if best is None else {"value": best.value, "step": best.step}} if metric else {}
-        return {**_facts(run, folded(run), run.state()), **more, "record": record_of(folder)}
+        return {**facts_of(run, folded(run), run.state()), **more, "record": record_of(folder)}
     except UnreadableRun as error:
         return {"run": str(folder), "error": str(error)}
 
@@ -183,10 +191,11 @@ def line_of(run: Run, view: View, state: State) -> str:
 
 def print_facts(run: Run, view: View) -> None:
     """Print the facts of a run as a JSON object."""
-    print(strict_json(_facts(run, view, run.state()), non_finite=lambda value: None))
+    print(strict_json(facts_of(run, view, run.state()), non_finite=lambda value: None))
 
 
-def _facts(run: Run, view: View, state: State) -> dict[str, Any]:
+def facts_of(run: Run, view: View, state: State) -> dict[str, Any]:
+    """The facts of a run for programs."""
     return {
         "run": str(run.folder),
         "name": run.name,

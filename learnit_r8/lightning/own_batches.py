@@ -10,7 +10,7 @@ import torch
 
 from ..sampling.random_generators import random_state
 from ..schedules.budget import BUDGETS
-from ..torch.attach import attach_loader
+from ..torch.attachment import attach_loader
 from ..torch.serialization import as_arrays, as_tensors
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from learnit_r8 import R8Scheduler
 from learnit_r8.checkpoint import codec
 from learnit_r8.checkpoint.run_config import arguments_of
 from learnit_r8.checkpoint.shared_memory import SharedBackups
-from learnit_r8.cli.status import _facts, folded, line_of
+from learnit_r8.cli.status import facts_of, folded, line_of
 from learnit_r8.engine.settings import KEPT
 from learnit_r8.events.codec import strict_json
 from learnit_r8.journal.requests import KINDS, RequestFolder, ask
@@ -113,7 +113,7 @@ class Journals:
                 )
                 if r8.global_step == 20:
                     r8.log(accuracy=0.5)
-        self.whole = {path.name: path.read_bytes() for path in self.folder.iterdir()}
+        self.whole = {path.name: path.read_bytes() for path in self.folder.iterdir() if path.is_file()}
         self.count = 0
 
     def seeds(self):
@@ -142,7 +142,7 @@ class Journals:
             view = folded(run)
             state = run.state()
             line_of(run, view, state)
-            json.loads(strict_json(_facts(run, view, state), non_finite=lambda value: None))
+            json.loads(strict_json(facts_of(run, view, state), non_finite=lambda value: None))
             self.count += 1
             if name.startswith("samples"):
                 with contextlib.suppress(ValueError, OSError):
