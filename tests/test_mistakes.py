@@ -33,7 +33,7 @@ def test_a_report_outside_of_the_batch_loop_is_told_where_it_belongs():
     with pytest.warns(RuntimeWarning, match="was not reported"):
         list(r8.batch_iterator())
     with pytest.raises(
-        RuntimeError, match=r"given up, as the next was asked for.*within the loop, once for each batch"
+        RuntimeError, match=r"dropped, as the next one was drawn.*within the loop, once for each batch"
     ):
         r8.update_with_loss(1.0)
 
@@ -145,7 +145,7 @@ def test_a_loop_without_epochs_is_said():
 def test_two_runs_in_one_folder_of_one_process_are_said(tmp_path):
     """The second one says so and goes on recording; the first one's record ends, and the file stays readable."""
     first = R8Scheduler(20, batch_size=10, num_epochs=2, run_dir=tmp_path)
-    with pytest.warns(RuntimeWarning, match="was not closed, and another one begins there"):
+    with pytest.warns(RuntimeWarning, match="was not closed, and another one starts there"):
         second = R8Scheduler(20, batch_size=10, num_epochs=2, run_dir=tmp_path)
     train(second)
     second.close()
@@ -162,6 +162,6 @@ def test_more_in_a_batch_than_there_are_samples_is_said():
 
 def test_positional_arguments_are_told_their_names():
     with pytest.raises(
-        TypeError, match=r"takes one argument without a name, .*: name .*R8Scheduler\(100, batch_size=32"
+        TypeError, match=r"takes one positional argument, .*: name .*R8Scheduler\(100, batch_size=32"
     ):
         R8Scheduler(100, 32, 5)

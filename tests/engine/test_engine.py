@@ -117,7 +117,7 @@ def test_ticket_is_reported_once():
     r8 = make()
     ticket = r8.draw()
     r8.report(ticket, 1.0)
-    with pytest.raises(RuntimeError, match="ticket of step 0 was reported or given up before, or is not of this run"):
+    with pytest.raises(RuntimeError, match="ticket of step 0 was reported or given up before, or is of another run"):
         r8.report(ticket, 1.0)
 
     assert r8.global_step == 1
@@ -128,7 +128,7 @@ def test_ticket_belongs_to_its_scheduler():
     r8, other = make(), make()
     r8.draw()
     ticket = other.draw()
-    with pytest.raises(RuntimeError, match="is not of this run"):
+    with pytest.raises(RuntimeError, match="is of another run"):
         r8.report(ticket, 1.0)
 
     assert (r8.global_step, other.global_step) == (0, 0)

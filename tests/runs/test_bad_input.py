@@ -178,7 +178,7 @@ def test_wrong_value_is_shown(wrong, kind, text):
 
 def test_only_num_samples_is_positional():
     """All arguments except the number of samples are keyword-only."""
-    with pytest.raises(TypeError, match="takes one argument without a name"):
+    with pytest.raises(TypeError, match="takes one positional argument"):
         R8Scheduler(12, 4, num_epochs=2)
 
 

@@ -139,7 +139,7 @@ def test_interrupted_restore_says_so(way, tmp_path):
         with pytest.raises(RunInterrupted, match=r"report\(\) at step 0 was cut half-way"):
             call()
     getattr(r8, way)()
-    with pytest.raises(RuntimeError, match="was reported or given up before"):
+    with pytest.raises(RuntimeError, match="was already reported or dropped"):
         r8.report(ticket, 1.0)
     outcome = r8.report(r8.draw(), 1.0)
 

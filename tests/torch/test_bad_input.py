@@ -132,7 +132,7 @@ def test_logits_are_no_losses(name):
     given = made(classifier()(X[:16]))[name]
 
     with pytest.raises(
-        ValueError, match=r"losses must be losses, got what looks like logits of shape .* cross_entropy"
+        ValueError, match=r"losses must be one number per sample, got what look like logits of shape .* cross_entropy"
     ):
         read_losses(given, len(given))
 
