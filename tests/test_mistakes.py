@@ -32,9 +32,7 @@ def test_a_report_outside_of_the_batch_loop_is_told_where_it_belongs():
     next(r8.epoch_iterator())
     with pytest.warns(RuntimeWarning, match="was not reported"):
         list(r8.batch_iterator())
-    with pytest.raises(
-        RuntimeError, match=r"dropped, as the next one was drawn.*within the loop, once for each batch"
-    ):
+    with pytest.raises(RuntimeError, match=r"dropped, as the next one was drawn.*within the loop, once for each batch"):
         r8.update_with_loss(1.0)
 
 
@@ -161,7 +159,5 @@ def test_more_in_a_batch_than_there_are_samples_is_said():
 
 
 def test_positional_arguments_are_told_their_names():
-    with pytest.raises(
-        TypeError, match=r"takes one positional argument, .*: name .*R8Scheduler\(100, batch_size=32"
-    ):
+    with pytest.raises(TypeError, match=r"takes one positional argument, .*: name .*R8Scheduler\(100, batch_size=32"):
         R8Scheduler(100, 32, 5)

@@ -349,8 +349,7 @@ def _checked_signal(given: Settings) -> tuple[int, Span] | None:
     found = getattr(signal, name, None) if isinstance(name, str) and name.startswith("SIG") else None
     if not isinstance(found, signal.Signals) or name in (*ENDING, "SIGKILL", "SIGSTOP"):
         raise ValueError(
-            f'the signal in cool_down_on must exist on this system and end no run, such as "SIGUSR1", '
-            f"got {name!r}."
+            f'the signal in cool_down_on must exist on this system and end no run, such as "SIGUSR1", got {name!r}.'
         )
     if not given.handle_signals:
         raise ValueError("cool_down_on needs handle_signals=True, got False.")
