@@ -82,7 +82,7 @@ def test_resume_takes_a_folder(tmp_path):
         make(resume=tmp_path / "empty")
     with pytest.raises(TypeError, match=r"resume must be 'auto', the file .*, got True. Did you mean 'auto'\?"):
         make(resume=True)
-    with pytest.raises(FileNotFoundError, match=r"a folder of checkpoints, got 'saved', which is not there"):
+    with pytest.raises(FileNotFoundError, match=r"a folder of checkpoints, got 'saved', which does not exist"):
         make(resume="saved")
 
 

@@ -258,4 +258,4 @@ def test_request_that_cannot_be_met_is_told(tmp_path):
     texts = [event.text for event in heard if isinstance(event, events.Notice)]
 
     assert r8.global_step == 4000
-    assert any("is left out: a cool-down must not be longer than what is left" in text for text in texts)
+    assert any("is ignored: a cool-down must not be longer than what is left" in text for text in texts)

@@ -128,7 +128,7 @@ def test_two_requests_before_one_step(recwarn):
 
         assert len(rates_with(r8, ask)) == 14
         notices = [event.text for event in heard if isinstance(event, events.Notice)]
-        assert ("is left out: a cool-down must not be longer" in "".join(notices)) is (lengths[0] == 4)
+        assert ("is ignored: a cool-down must not be longer" in "".join(notices)) is (lengths[0] == 4)
 
 
 def test_cool_down_of_a_run_that_is_over_is_an_error():

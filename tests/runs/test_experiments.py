@@ -49,7 +49,7 @@ def undisturbed(**more):
     return task.loss()
 
 
-@pytest.mark.filterwarnings("ignore:sample.* not drawn any more:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:sample.* no longer drawn:RuntimeWarning")
 @pytest.mark.parametrize("exact", [False, True], ids=["means", "exact"])
 @pytest.mark.parametrize(("share", "most"), [(0.1, 0), (0.3, 5)])
 def test_nan_batches_cost_themselves(share, most, exact):
@@ -94,7 +94,7 @@ def test_bad_samples_are_found(exact, count, share):
         losses = np.where(np.isin(indices, bad) & (rng.random(B) < share), math.nan, losses)
         return losses if exact else losses.mean()
 
-    with pytest.warns(RuntimeWarning, match="not drawn any more"):
+    with pytest.warns(RuntimeWarning, match="no longer drawn"):
         r8, heard = train(task, reported, num_steps=1600)
     found = set(r8.table.quarantined.tolist())
 

@@ -136,7 +136,7 @@ def test_interrupted_restore_says_so(way, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         r8.report(ticket, float("nan"))
     for call in (r8.draw, r8.state_dict, r8.save_checkpoint, lambda: r8.report(ticket, 1.0)):
-        with pytest.raises(RunInterrupted, match=r"report\(\) at step 0 was cut half-way"):
+        with pytest.raises(RunInterrupted, match=r"report\(\) at step 0 was cut short"):
             call()
     getattr(r8, way)()
     with pytest.raises(RuntimeError, match="was already reported or dropped"):
@@ -219,7 +219,7 @@ def test_restore_backup_is_interrupted(at):
 
 
 def cut(r8):
-    """A scheduler whose report was cut half-way."""
+    """A scheduler whose report was cut short."""
     ticket = r8.draw()
     step = r8.controller.accepted
 

@@ -138,7 +138,7 @@ def test_backup_of_another_model_is_left_out(tmp_path):
     def load(source, from_ram=False):
         raise ValueError("another model")
 
-    with pytest.warns(RuntimeWarning, match="cannot be used, so the run begins anew: load_callback must restore"):
+    with pytest.warns(RuntimeWarning, match="cannot be used, so the run starts over: load_callback must restore"):
         r8 = opened(tmp_path, load_callback=load)
 
     assert r8.global_step == 0
@@ -148,7 +148,7 @@ def test_backup_of_another_model_is_left_out(tmp_path):
 def test_backup_of_other_data_is_left_out(tmp_path):
     """A generation of a run on more samples changes nothing."""
     killed(tmp_path)
-    with pytest.warns(RuntimeWarning, match="so the run begins anew: num_samples must be that of the saved run"):
+    with pytest.warns(RuntimeWarning, match="so the run starts over: num_samples must be that of the saved run"):
         r8 = opened(tmp_path, num_samples=320)
 
     assert r8.global_step == 0

@@ -149,7 +149,7 @@ def test_losses_of_tokens_are_no_logits():
     ("arguments", "error", "message"),
     [
         ({"scheduler": 3}, TypeError, r"scheduler must be an R8Scheduler, got 3\."),
-        ({"scheduler": scheduler(), "seed": 3}, ValueError, "seed must be given to the scheduler that was made before"),
+        ({"scheduler": scheduler(), "seed": 3}, ValueError, "seed must be given to the scheduler itself"),
         ({"scheduler": scheduler(99)}, ValueError, r"dataset must have the scheduler's 99 samples, got 200\."),
     ],
 )
