@@ -439,7 +439,7 @@ def test_finite_guard_tests_no_progress():
 
 
 def test_level_without_anything_to_restore():
-    """Without a state to restore, a loss that is higher for good costs one batch, and then counts as usual."""
+    """Without a state to restore, a loss that is higher for good costs one batch, and then counts as normal."""
     task, heard = ToyTask(1024), record_events()
     r8 = R8Scheduler(1024, batch_size=32, num_epochs=16, initial_lr=0.05, listeners=[heard])
 

@@ -152,7 +152,7 @@ def test_rate_too_high_from_the_start(lr):
 def test_term_added_to_the_loss(rise):
     """A term that is added to the loss restores nothing, and the new level is accepted, once and aloud."""
     task = ToyTask(N)
-    with pytest.warns(RuntimeWarning, match=r"Nothing was restored, and the new level\s+counts as usual"):
+    with pytest.warns(RuntimeWarning, match=r"Nothing was restored, and the new level\s+counts as normal"):
         _, heard = train(task, lambda step, _, losses: losses.mean() + rise * (step >= 700))
     refused = heard.of(events.BatchRefused)
 

@@ -104,7 +104,7 @@ def test_notebook_cells_run_twice_say_what_happened():
 
     with pytest.warns(RuntimeWarning, match="the budget was spent at step"):
         assert list(adapter.epochs()) == []
-    with pytest.raises(ValueError, match=r"learning rate > 0, got 0\.0, where a training that has ended leaves it"):
+    with pytest.raises(ValueError, match=r"learning rate > 0, got 0\.0, as a finished training leaves it"):
         attached(model, optimizer)
 
 
