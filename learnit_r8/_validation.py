@@ -74,7 +74,7 @@ def check_release(package: str, least: str) -> None:
 
     found = importlib.metadata.version(package)
     if _numbers(found) < _numbers(least):
-        raise ImportError(f"{package} must be of release {least} or newer, got {found}; pip install -U {package}.")
+        raise ImportError(f"{package} must be release {least} or newer, got {found}; pip install -U {package}.")
 
 
 def _numbers(release: str) -> list[int]:

@@ -579,7 +579,7 @@ class R8Scheduler:
         if self._given_up is None or self._given_up < self.global_step - 1:
             return "the last one was reported already; report each batch once"
         return (
-            "the last one was given up, as the next was asked for, or the epoch ended, before it was reported; call "
+            "the last one was dropped, as the next one was drawn or the epoch ended before it was reported; call "
             "update_with_loss() within the loop, once for each batch"
         )
 
@@ -589,8 +589,7 @@ class R8Scheduler:
         if found is None:
             raise RuntimeError(
                 f"update_with_loss() was called at step {self.global_step} with no batch open; "
-                f"{self._why_none_is_open()}. "
-                "(Where an adapter of attach() trains, report() of that takes the losses.)"
+                f"{self._why_none_is_open()}. (With attach(), pass the losses to the adapter's report().)"
             )
         try:
             return self.report(self.host.begin(found, is_late=True), loss, **extras)

@@ -32,9 +32,7 @@ def test_a_report_outside_of_the_batch_loop_is_told_where_it_belongs():
     next(r8.epoch_iterator())
     with pytest.warns(RuntimeWarning, match="was not reported"):
         list(r8.batch_iterator())
-    with pytest.raises(
-        RuntimeError, match=r"given up, as the next was asked for.*within the loop, once for each batch"
-    ):
+    with pytest.raises(RuntimeError, match=r"dropped, as the next one was drawn.*within the loop, once for each batch"):
         r8.update_with_loss(1.0)
 
 
@@ -84,7 +82,7 @@ def test_resume_takes_a_folder(tmp_path):
         make(resume=tmp_path / "empty")
     with pytest.raises(TypeError, match=r"resume must be 'auto', the file .*, got True. Did you mean 'auto'\?"):
         make(resume=True)
-    with pytest.raises(FileNotFoundError, match=r"a folder of checkpoints, got 'saved', which is not there"):
+    with pytest.raises(FileNotFoundError, match=r"a folder of checkpoints, got 'saved', which does not exist"):
         make(resume="saved")
 
 
@@ -145,7 +143,7 @@ def test_a_loop_without_epochs_is_said():
 def test_two_runs_in_one_folder_of_one_process_are_said(tmp_path):
     """The second one says so and goes on recording; the first one's record ends, and the file stays readable."""
     first = R8Scheduler(20, batch_size=10, num_epochs=2, run_dir=tmp_path)
-    with pytest.warns(RuntimeWarning, match="was not closed, and another one begins there"):
+    with pytest.warns(RuntimeWarning, match="was not closed, and another one starts there"):
         second = R8Scheduler(20, batch_size=10, num_epochs=2, run_dir=tmp_path)
     train(second)
     second.close()
@@ -161,7 +159,5 @@ def test_more_in_a_batch_than_there_are_samples_is_said():
 
 
 def test_positional_arguments_are_told_their_names():
-    with pytest.raises(
-        TypeError, match=r"takes one argument without a name, .*: name .*R8Scheduler\(100, batch_size=32"
-    ):
+    with pytest.raises(TypeError, match=r"takes one positional argument, .*: name .*R8Scheduler\(100, batch_size=32"):
         R8Scheduler(100, 32, 5)

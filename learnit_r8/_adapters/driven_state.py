@@ -102,7 +102,7 @@ class DrivenState:
         for name in left_out.keys() - self._left_out:
             self._left_out.add(name)
             warn(
-                f"checkpoints cannot hold {name} ({left_out[name]}): that is left out of them, and stays as it is when "
+                f"checkpoints cannot hold {name} ({left_out[name]}): it is left out, and stays as it is when "
                 "they are loaded."
             )
         content = encode({"state": pack(state, holders=True), "random": random_state()})

@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 FOREIGN = (
-    "the optimizer's learning rate was changed by something else than R8Scheduler, which sets it at each step: take "
-    "that other scheduler out (or give its curve as scheduler_mode), or pass scheduler_mode='keep' to attach()."
+    "the optimizer's learning rate was changed by something other than R8Scheduler, which sets it at each step: take "
+    "out the other scheduler (or give its curve as scheduler_mode), or pass scheduler_mode='keep' to attach()."
 )
 
 

@@ -105,7 +105,7 @@ class Prefetch:
         prefetch = cls.of(r8)
         if r8.phase == "searching":
             raise ValueError(
-                f"auto_find_lr must be False where batches are drawn ahead, got True in {r8!r}; give initial_lr."
+                f"auto_find_lr must be False if batches are drawn ahead, got True in {r8!r}; give initial_lr."
             )
         return prefetch
 

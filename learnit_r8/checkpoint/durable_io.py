@@ -82,7 +82,7 @@ def open_output(
 
 
 def _not_own(path: str | os.PathLike[str], what: str) -> str:
-    return f"{os.fspath(path)!r} must be a regular file of one name to be written to, got {what}."
+    return f"{os.fspath(path)!r} must be a regular file with one name to be written to, got {what}."
 
 
 def _check_own(about: os.stat_result, path: str | os.PathLike[str]) -> None:
@@ -91,7 +91,7 @@ def _check_own(about: os.stat_result, path: str | os.PathLike[str]) -> None:
     if about.st_nlink > 1:
         raise NotOwnFile(_not_own(path, "one with a second name"))
     if _is_foreign(about, path):
-        raise NotOwnFile(_not_own(path, f"one of user {about.st_uid}"))
+        raise NotOwnFile(_not_own(path, f"one that belongs to user {about.st_uid}"))
 
 
 def _is_foreign(about: os.stat_result, path: str | os.PathLike[str]) -> bool:

@@ -79,7 +79,7 @@ class EarlyStop:
         # Ranks but the first have no metric: only the first one knows the values.
         if rule is not None and monitor is None and not launcher.rank_of():
             raise ValueError(
-                f'early_stopping needs the name of a metric given to log(), monitor="val_loss", got {rule!r} without.'
+                f'early_stopping needs the name of a metric given to log(), monitor="val_loss", got only {rule!r}.'
             )
         self.reason: str | None = None
         self.best = BestModel()
@@ -138,7 +138,7 @@ class EarlyStop:
         )
         if near and epoch == 1:
             raise ValueError(text)
-        self._announcer.warn_once("monitor", f"{text} Until it is, there is no best model, and no early stop.")
+        self._announcer.warn_once("monitor", f"{text} Until it is, there is no best model and no early stopping.")
 
     def state_dict(self) -> dict[str, Any]:
         """The best value, the values since, and whether the run has ended."""

@@ -261,7 +261,7 @@ class CheckpointSaver:
             self.store.pin(path, json.dumps(about).encode())
         except OSError as error:
             self._announcer.warn_once(
-                "best", f"the best checkpoint could not be noted, so a resume will not find it: {error}"
+                "best", f"the best checkpoint could not be recorded, so a resume will not find it: {error}"
             )
         self._announcer.tell(events.BestSaved, path=str(path), monitor=str(self._monitor), value=value)
 
@@ -305,7 +305,7 @@ def check_folder(folder: Any, **needing: Any) -> None:
     """Raise ValueError unless the folder exists or can be made, and is given if any of ``needing`` is."""
     for name, value in needing.items():
         if value is not None and folder is None:
-            raise ValueError(f"{name} needs a checkpoint_dir or a save_callback, got {value!r} without.")
+            raise ValueError(f"{name} needs a checkpoint_dir or a save_callback, got {value!r} without either.")
     if folder is not None and not (isinstance(folder, (str, os.PathLike)) and os.fspath(folder)):
         raise ValueError(f"checkpoint_dir must name a folder, got {folder!r}.")
     if folder is not None:

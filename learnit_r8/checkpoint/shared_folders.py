@@ -46,7 +46,7 @@ def make_own(base: Path) -> Path:
             path.mkdir(0o700)
         if is_private(path):
             return path
-    raise OSError(f"all names of a folder for backups are taken in {str(base)!r}.")
+    raise OSError(f"every name for a backup folder is taken in {str(base)!r}.")
 
 
 def own_name() -> str:

@@ -195,7 +195,8 @@ class SharedBackups:
             self._base.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._settle_in(self._parent if is_private(self._parent) else make_own(self._base))
         if self._parent.name != own_name():
-            self._note(f"backups are kept in {str(self._parent)!r}, as {own_name()!r} there is not this user's alone.")
+            own = own_name()
+            self._note(f"backups are kept in {str(self._parent)!r}, as {own!r} there is not private to this user.")
         self._sweep_others()
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         release = lock_until_released(self._folder)
@@ -301,7 +302,7 @@ class SharedBackups:
                 if found is not None:
                     return found
             elif found is not None:
-                text = f"{path.name}: another rank has none of this moment that it can read"
+                text = f"{path.name}: another rank has no readable one of this moment"
             skipped.append(text)
         return None
 

@@ -62,14 +62,14 @@ def _of_trouble(event: events.Event) -> EventText | None:
             losses = f"loss {number(event.loss)}, was {number(event.record)}"
             return EventText(INFO, f"probe of step {event.of_step:,}: {losses} ({weights})", "P")
         case events.RolledBack() if event.step == event.to_step:
-            return EventText(ALERT, "the weights that were kept aside were put back", "B")
+            return EventText(ALERT, "the weights set aside were restored", "B")
         case events.RolledBack():
             steps = event.step - event.to_step
             state = f"{event.source} of step {event.to_step:,}"
             return EventText(ALERT, f"model restored from {state} ({-steps:+,} steps)", "B")
         case events.RestoreFailed():
             where = f"{_file_name(event.source)} of step {event.to_step:,}"
-            return EventText(WARN, f"{where} could not be put back: {event.reason}")
+            return EventText(WARN, f"{where} could not be restored: {event.reason}")
         case events.DamageFound():
             return EventText(ALERT, f"the model holds a number that is not finite, in {event.array}")
         case events.LrCapped():

@@ -108,5 +108,5 @@ class Replay:
                 return "stands still" if self.is_paused else "goes on"
             case Action.FASTER | Action.SLOWER:
                 self.speed *= FACTOR if action is Action.FASTER else 1 / FACTOR
-                return f"{self.speed:.3g} training seconds a second"
+                return f"{self.speed:.3g} training seconds per second"
         return ""

@@ -209,7 +209,7 @@ class ScreenSession:
                 before = self.view.saved
                 return self._ask("saving after this step...", lambda: self.view.saved is not before)
             case Action.STOP:
-                requests.stop("asked for on the screen")
+                requests.stop("requested on the screen")
                 return self._ask("stopping after this step, and saving...", lambda: self.view.ended is not None)
             case Action.COOL_DOWN:
                 return self._cool_down(self._painter.ui.asked)
@@ -236,7 +236,7 @@ class ScreenSession:
         if launcher.num_ranks_of() > 1:
             return "no pause: several processes train together"
         self._wants_pause = True
-        self._requests.pause("asked for on the screen")
+        self._requests.pause("requested on the screen")
         return self._ask("pausing after this step...", lambda: self._requests.is_paused or not self._wants_pause)
 
     def detach(self) -> None:

@@ -177,7 +177,7 @@ def _build_plan(given: Settings) -> Plan:
     for name in _OF_LOADERS:
         if getattr(given, name) != _OF_LOADERS[name]:
             raise ValueError(
-                f"{name} must be left out with num_samples, as it is for batches of your own, got "
+                f"{name} must be left out with num_samples, as it is for your own batches, got "
                 f"{getattr(given, name)!r}."
             )
     num_samples = whole_number("num_samples", given.num_samples, least=1, most=MAX_SAMPLES)
@@ -223,7 +223,7 @@ def _build_loader_plan(given: Settings) -> LoaderPlan:
         value = getattr(given, name)
         if value is not default and not (isinstance(value, str) and value == default):
             raise ValueError(
-                f"{name} needs num_samples, as the scheduler draws the batches then, got {value!r} without."
+                f"{name} needs num_samples, so that the scheduler draws the batches, got {value!r} without it."
             )
     return LoaderPlan(SampleTable(0, batch_size=1), seed=whole_number("seed", given.seed, least=0, most=2**63))
 
@@ -250,9 +250,9 @@ def _build_pass_budget(given: Settings) -> Budget:
         raise ValueError(f"num_epochs must be a number > 0 and finite, got {epochs!r}.")
     if known is None and (mode not in OPEN_MODES or epochs != int(epochs)):
         raise ValueError(
-            f"num_epochs={epochs!r} of a loader needs steps_per_epoch with scheduler_mode={mode!r}, as it is not known "
-            "when that ends: give steps_per_epoch, or a budget by num_steps, num_tokens or train_duration_seconds; or "
-            "whole epochs with scheduler_mode 'keep' or 'constant'."
+            f"num_epochs={epochs!r} of a loader needs steps_per_epoch with scheduler_mode={mode!r}, as nobody knows "
+            "when an epoch ends: give steps_per_epoch, or a budget in num_steps, num_tokens or "
+            "train_duration_seconds; or whole epochs with scheduler_mode 'keep' or 'constant'."
         )
     return Budget(passes=epochs, steps_per_pass=known)
 
@@ -313,7 +313,7 @@ def _schedule_maker(given: Settings, budget: Budget) -> Callable[[float | None],
     if budget.is_open:
         if warmup is not None:
             raise ValueError(
-                f"warmup_proportion needs a budget to be a share of, got {warmup!r} without; give warmup_steps."
+                f"warmup_proportion needs a budget to be a share of, got {warmup!r} without one; give warmup_steps."
             )
         warmup = OPEN_WARMUP if budget.warmup_steps else 0.0
     elif steps is not None:
@@ -349,8 +349,7 @@ def _checked_signal(given: Settings) -> tuple[int, Span] | None:
     found = getattr(signal, name, None) if isinstance(name, str) and name.startswith("SIG") else None
     if not isinstance(found, signal.Signals) or name in (*ENDING, "SIGKILL", "SIGSTOP"):
         raise ValueError(
-            f'the signal in cool_down_on must be one that this system has and that ends no run, such as "SIGUSR1", '
-            f"got {name!r}."
+            f'the signal in cool_down_on must exist on this system and end no run, such as "SIGUSR1", got {name!r}.'
         )
     if not given.handle_signals:
         raise ValueError("cool_down_on needs handle_signals=True, got False.")

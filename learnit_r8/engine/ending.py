@@ -38,7 +38,7 @@ def branch(run: Engine, span: Span, step: int) -> None:
     is_decaying = isinstance(run.schedule, WarmupStableDecay) and progress > 1 - run.schedule.decay
     if pace.budget.cool_down is not None or is_decaying:
         raise ValueError(
-            f"cool_down needs a checkpoint of the stable part, got one of step {step}, where the rate falls already."
+            f"cool_down needs a checkpoint of the stable part, got one of step {step}, where the rate already falls."
         )
     pace.end_at(pace.with_cool_down(span, run.scheduled_lr(progress)))
     run.follow_schedule()
@@ -60,7 +60,7 @@ def begin(run: Engine, span: Span, source: str) -> None:
     try:
         budget = pace.with_cool_down(span, lr)
     except ValueError as error:
-        asked = f"the cool-down asked for {source} is left out: {error}"
+        asked = f"the cool-down asked for {source} is ignored: {error}"
         run.announcer.tell(events.Notice, text=asked, is_warning=True)
         return
     is_same = before.cool_down is not None and (before.steps, before.seconds) == (budget.steps, budget.seconds)

@@ -229,8 +229,8 @@ def check_resume(run: Engine, resume: str | os.PathLike[str]) -> None:
     if resume != "auto" and not os.path.exists(resume):
         near = did_you_mean(os.fspath(resume), ["auto"])
         raise FileNotFoundError(
-            f"resume must be 'auto', the file of a checkpoint or a folder of checkpoints, got {resume!r}, which is "
-            f"not there.{near}"
+            f"resume must be 'auto', the file of a checkpoint or a folder of checkpoints, got {resume!r}, which does "
+            f"not exist.{near}"
         )
 
 
@@ -259,11 +259,11 @@ def _resume_from_newest(run: Engine) -> None:
         return
     folder = None if run.persistence.store is None else run.persistence.store.folder
     if not has_other and folder is not None and not folder.exists():
-        # Whoever deletes the checkpoints wants to begin anew, and does not know of the memory.
+        # Whoever deletes the checkpoints wants to start over, and does not know of the memory.
         remove(found.path.parent)
         run.announcer.warn_once(
             "generation",
-            f"the run begins anew, as the folder of its checkpoints, {str(folder)!r}, was deleted; the backup of step "
+            f"the run starts over, as the folder of its checkpoints, {str(folder)!r}, was deleted; the backup of step "
             f"{found.state['pace']['step']} that was left in shared memory is deleted, too.",
         )
         return
@@ -276,9 +276,9 @@ def _resume_from_newest(run: Engine) -> None:
     if not trouble:
         return
     if not (own or has_other):
-        # This rank's model has been replaced: it cannot begin anew with the others.
+        # This rank's model has been replaced: it cannot start over with the others.
         raise RuntimeError(f"the backup in shared memory, {str(found.path)!r}, cannot be used: {trouble}; delete it.")
-    other = "the newest checkpoint is taken" if has_other else "the run begins anew"
+    other = "the newest checkpoint is used" if has_other else "the run starts over"
     run.announcer.warn_once(
         "generation", f"the backup in shared memory, {str(found.path)!r}, cannot be used, so {other}: {trouble}"
     )
@@ -290,8 +290,8 @@ def restore_backup(run: Engine) -> int:
     """Go on from the newest backup in RAM; see `R8Scheduler.restore_backup`."""
     if not run.table.storage.is_whole:
         raise RuntimeError(
-            "restore_backup() needs a whole table, but the call was cut while that stored what it had learned; use "
-            "load_checkpoint()."
+            "restore_backup() needs a whole table, but the call was cut short while the table was storing what it had "
+            "learned; use load_checkpoint()."
         )
     with run.turns.take("restore_backup", run.pace.step, mends=True) as turn:
         if run.persistence.callbacks.load is None or not run.backup.has_moments:

@@ -167,9 +167,9 @@ class Settings:
         ):
             raise TypeError(f"config must be a dict with names as keys, got {self.config!r}.")
         if self.notes is not None and not isinstance(self.notes, str):
-            raise TypeError(f"notes must be a text, got {self.notes!r}.")
+            raise TypeError(f"notes must be a string, got {self.notes!r}.")
         if isinstance(self.tags, str) or not all(isinstance(tag, str) for tag in self.tags):
-            raise TypeError(f"tags must be a list of words, got {self.tags!r}.")
+            raise TypeError(f"tags must be a list of strings, got {self.tags!r}.")
         record = {f"config.{name}": str(value) for name, value in _flat(self.config or {})}
         record |= {"notes": self.notes} if self.notes else {}
         record |= {"tags": ", ".join(self.tags)} if self.tags else {}
@@ -200,7 +200,7 @@ def _flat(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
         parts = value if isinstance(value, (list, tuple)) else [value]
         if not all(part is None or isinstance(part, (bool, int, float, str)) for part in parts):
             raise TypeError(
-                f"config must hold plain values (numbers, texts, None, lists and dicts of them), got {value!r} for "
+                f"config must hold plain values (numbers, strings, None, lists and dicts of them), got {value!r} for "
                 f"{above}{name!s}."
             )
         yield f"{above}{name}", value
@@ -312,7 +312,7 @@ def suggest_settings(function: F) -> F:
         if function.__name__ == "__init__" and len(args) > 2:
             first = args[1] if isinstance(args[1], int) else "len(data)"
             raise TypeError(
-                f"{_called(function)} takes one argument without a name, the first, got {len(args) - 1}: name the "
+                f"{_called(function)} takes one positional argument, the first, got {len(args) - 1}: name the "
                 f"others, as in {_called(function)[:-1]}{first}, batch_size=32, num_epochs=5)."
             )
         for name in settings:

@@ -138,7 +138,7 @@ def _refuse_ticket(run: Engine, ticket: Ticket) -> None:
         # What another call is doing with it, or has left half done, is the reason.
         run.turns.wait("report", run.pace.step)
     raise RuntimeError(
-        f"ticket of step {ticket.step} was reported or given up before, or is not of this run; report each batch once."
+        f"ticket of step {ticket.step} was already reported or dropped, or is of another run; report each batch once."
     )
 
 

@@ -158,12 +158,12 @@ class Turns:
             )
 
     def _check_whole(self) -> None:
-        """Raise RunInterrupted if a call was cut half-way; while nobody has the turn and the lock is held."""
+        """Raise RunInterrupted if a call was cut short; while nobody has the turn and the lock is held."""
         if _is_cut(self.busy):
             raise RunInterrupted(
-                f"{_named(self.busy)} was cut half-way by an exception, so the state of this run is not whole. Go on "
-                "with load_checkpoint(), or with restore_backup(), which brings model and scheduler back to the newest "
-                "backup in RAM; where there is neither, build another R8Scheduler around the model as it is."
+                f"{_named(self.busy)} was cut short by an exception, so the state of this run is not whole. Go on "
+                "with load_checkpoint(), or with restore_backup(), which takes model and scheduler back to the newest "
+                "backup in RAM; if there is neither, build another R8Scheduler around the model as it is."
             )
         self.busy = None
 

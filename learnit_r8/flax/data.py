@@ -57,8 +57,8 @@ class EpochBatches:
         self._coming = _UNREAD
         if self.is_last:
             raise ValueError(
-                f"data_iterator_fn must give at least one batch an epoch, got none in epoch {epoch}; pass a function "
-                "or a list where an iterator is used up."
+                f"data_iterator_fn must give at least one batch an epoch, got none in epoch {epoch}; an iterator can "
+                "be read only once, so pass a function or a list."
             )
         while not self.is_last:
             batch, self._coming = self._coming, _UNREAD

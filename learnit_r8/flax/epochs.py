@@ -101,7 +101,7 @@ class Training:
             return state
         training = content["training"]
         if (training["scheduler"] is None) != (self._r8 is None):
-            raise ValueError(f"scheduler must be given where the saved run had one, and only there, got {self._r8!r}.")
+            raise ValueError(f"scheduler must be given if the saved run had one, and only then, got {self._r8!r}.")
         if self._r8 is not None:
             self._check_same_place(training["epoch"])
             self._r8.load_state_dict(training["scheduler"])

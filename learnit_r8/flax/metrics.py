@@ -53,7 +53,8 @@ def average_metrics(batch_metrics: Sequence[Metrics], weights: Sequence[float] |
     chosen = [1.0] * len(batch_metrics) if weights is None else list(weights)
     if not batch_metrics or len(chosen) != len(batch_metrics):
         raise ValueError(
-            f"weights must be one for each of the metrics (at least 1), got {len(chosen)} for {len(batch_metrics)}."
+            f"weights must have one entry for each of the metrics (at least 1), got {len(chosen)} for "
+            f"{len(batch_metrics)}."
         )
     means = RunningMeans()
     for metrics, weight in zip(batch_metrics, chosen, strict=True):

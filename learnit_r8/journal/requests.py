@@ -81,7 +81,7 @@ def ask(folder: Path, kind: str, *, length: str | None = None, until: str | None
     span = _span(length, until)
     session = next(iter(read_sessions(folder)[-1:]), None)
     if session is None or is_gone(session) is True:
-        raise ValueError(f"no process trains in {str(folder)!r} any more, so nobody would read the request.")
+        raise ValueError(f"no process trains in {str(folder)!r} any more, so nothing would read the request.")
     content = {
         "format": FORMAT,
         "ask": kind,
@@ -137,7 +137,7 @@ class RequestFolder:
             try:
                 asked = self._read(self._folder / name)
             except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
-                self._taker.refuse(f"the request in {name!r} is left out: {error}")
+                self._taker.refuse(f"the request in {name!r} is ignored: {error}")
             else:
                 if asked is not None:
                     self._carry_out(asked)

@@ -205,7 +205,7 @@ def free_of_runs(out: str | os.PathLike[str]) -> Path:
     path = Path(out)
     target = path.resolve()
     if is_run(target.parent) and any(fnmatch.fnmatch(target.name, pattern) for pattern in OWN_FILES):
-        raise ValueError(f"the file to write must not be one that a run keeps, got {str(path)!r}.")
+        raise ValueError(f"the file to write must not be one of a run's own files, got {str(path)!r}.")
     return path
 
 

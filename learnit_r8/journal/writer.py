@@ -115,8 +115,8 @@ class Journal(ThreadedListener):
         if earlier is not None and not earlier._is_closed and earlier._pid == os.getpid():
             # A cell of a notebook that is run again, or two schedulers of one program.
             warn(
-                f"the run in {str(self.folder)!r} was not closed, and another one begins there: the record of the "
-                "first ends here. Close a scheduler before the next one, or give each a run_dir of its own."
+                f"the run in {str(self.folder)!r} was not closed, and another one starts there: the record of the "
+                "first ends here. Close a scheduler before the next one, or give each its own run_dir."
             )
             earlier.close()
         _open_journals[os.path.realpath(self.folder)] = self

@@ -19,8 +19,8 @@ METRICS_EVERY = 16
 """Batches between two copies of Keras' running means; one is made before the last batch of an epoch too."""
 
 OTHER_DATA = (
-    "x must be the R8Dataset in fit(), or a PyDataset that takes its batches from that one by their numbers, got one "
-    "that was trained on without asking for batch {}."
+    "x must be the R8Dataset in fit(), or a PyDataset that takes its batches from that one by number, got one that "
+    "never asked it for batch {}."
 )
 
 
@@ -196,7 +196,7 @@ def _rate_of(optimizer: Any) -> Any:
 def _check_model(model: Any) -> None:
     optimizer = getattr(model, "optimizer", None)
     if optimizer is None:
-        raise ValueError(f"model must be compiled with an optimizer, got {model!r} without; call compile().")
+        raise ValueError(f"model must be compiled with an optimizer, got {model!r} without one; call compile().")
     _rate_of(optimizer)
     if model.steps_per_execution != 1:
         raise ValueError(f"steps_per_execution must be 1, got {model.steps_per_execution!r}.")

@@ -101,7 +101,7 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         if not tickets:
             if isinstance(threading.current_thread(), threading._DummyThread):
                 # A thread of TensorFlow's, ahead of a training that has stopped: it must not draw.
-                raise IndexError(f"index must be of an epoch that was begun, got {index!r} between two.")
+                raise IndexError(f"index must be of an epoch that has begun, got {index!r} between two epochs.")
             tickets = self.prefetch.draw_epoch()
         self._fetched.add(index)
         indices, weights = tickets[index].indices, tickets[index].weights
@@ -194,8 +194,8 @@ def _check_trains() -> None:
     method = method_of_model()
     if method in ("predict", "evaluate"):
         raise ValueError(
-            f"x must be the arrays themselves in {method}(), got an R8Dataset, whose batches are those of a training, "
-            "in the order drawn."
+            f"x must be the arrays themselves in {method}(), got an R8Dataset, whose batches are for training, in the "
+            "order drawn."
         )
 
 

@@ -12,7 +12,7 @@ from .fit_frame import callbacks_of_fit, local_of_fit
 REFUSED = {
     "LearningRateScheduler": "the scheduler sets the rate at each step: give the curve as its scheduler_mode",
     "ReduceLROnPlateau": "the scheduler sets the rate at each step: choose its initial_lr and scheduler_mode",
-    "BackupAndRestore": "it would bring Keras' epochs back, and not the scheduler: use checkpoint_dir and "
+    "BackupAndRestore": "it would restore Keras' epochs, but not the scheduler: use checkpoint_dir and "
     "resume='auto' of R8Scheduler",
 }
 """Callbacks of Keras that would do nothing or harm, and what to do instead."""
@@ -31,7 +31,7 @@ def check_fit(dataset: R8Dataset) -> bool:
         ValueError: an argument that does not go with a scheduler; the message says what does.
     """
     if local_of_fit("shuffle"):
-        raise ValueError("shuffle must be False in fit(), as the scheduler says what comes when; got True.")
+        raise ValueError("shuffle must be False in fit(), as the scheduler decides the order; got True.")
     steps, most = local_of_fit("steps_per_epoch"), dataset.r8.steps_per_epoch
     if steps is not None and steps != most:
         raise ValueError(f"steps_per_epoch must be left out in fit(), or be the scheduler's {most}, got {steps!r}.")

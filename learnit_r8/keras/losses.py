@@ -134,8 +134,8 @@ class LossRecorder:
         if calls != 1:
             raise RuntimeError(
                 f"train_step must compute its loss with one call of self.compute_loss(x, y, y_pred, sample_weight), "
-                f"which is where the scheduler hears the losses, got {calls} in this step. Call it once, or train in a "
-                "loop of your own with batch_dataset() and report()."
+                f"where the scheduler reads the losses, got {calls} in this step. Call it once, or write your own loop "
+                "with batch_dataset() and report()."
             )
         self._rows = array[:-1].reshape(1 + NUM_ROWS, self.capacity)[:, :count]
         return self._rows[0] if self.is_exact else float(array[0])

@@ -34,7 +34,7 @@ RESUMED = "fit() was given ckpt_path, so resume={!r} of R8Loader is ignored."
 
 WEIGHTED = (
     "policy must give no weights under Lightning, where training_step computes the loss that is trained on, got some; "
-    "use a loop of your own with learnit_r8.torch.attach()."
+    "write your own loop with learnit_r8.torch.attach()."
 )
 
 
@@ -66,7 +66,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
                 f"loader must be an R8Loader, or be left out to keep your own, got {loader!r}; give yours to fit()."
             )
         if loader is not None and settings:
-            raise ValueError(f"{min(settings)} must be given to R8Loader, got it in R8Callback with one.")
+            raise ValueError(f"{min(settings)} must be given to R8Loader, got it in an R8Callback that has one.")
         self._loader: R8Loader | OwnBatches = OwnBatches(settings) if loader is None else loader
         self._saved: dict[str, Any] = {}
         self._own_step: Any = None
@@ -290,8 +290,8 @@ def _others(trainer: Any) -> dict[str, Any]:
 def _check(trainer: Any, loader: R8Loader | OwnBatches, saved: dict[str, Any]) -> None:
     if trainer.ckpt_path is not None and "scheduler" not in saved:
         raise ValueError(
-            f"ckpt_path must be a checkpoint of a training with R8Callback, got {trainer.ckpt_path!r}, which has no "
-            "state of one; to begin with its weights only, load them into the module and leave ckpt_path out."
+            f"ckpt_path must be a checkpoint of a training with R8Callback, got {trainer.ckpt_path!r}, which holds no "
+            "state of R8; to start from its weights only, load them into the module and leave ckpt_path out."
         )
     least = "one optimizer" if isinstance(loader, R8Loader) else "an optimizer"
     if len(trainer.optimizers) != 1 and (isinstance(loader, R8Loader) or not trainer.optimizers):

@@ -32,7 +32,7 @@ NO_CALLBACK = (
     "Trainer(callbacks=[R8Callback(loader)])."
 )
 
-OTHER_SIZE = "the batches of all processes together have {} samples, as those of the checkpoint, in place of {}."
+OTHER_SIZE = "the batches of all processes together have {} samples, as in the checkpoint, in place of {}."
 
 
 class R8Loader:

@@ -50,7 +50,7 @@ class Webhook(Logger):
             )
         for name, value in dict(headers or {}).items():
             if not (isinstance(name, str) and _NAME.fullmatch(name) and isinstance(value, str) and _is_line(value)):
-                raise ValueError(f"headers must be names and texts of one line, got another of name {name!r}.")
+                raise ValueError(f"headers must be names and one-line strings, got something else for {name!r}.")
         unknown = [kind for kind in kinds if kind not in KINDS]
         if unknown or isinstance(kinds, str):
             raise ValueError(f"kinds must be some of {KINDS}, got {kinds!r}.")
@@ -89,8 +89,8 @@ class Webhook(Logger):
                 error.close()
                 if 300 <= error.code < 400:
                     raise Redirected(
-                        f"the server answered with a redirect ({error.code}), which is not followed, as it would carry "
-                        "the headers elsewhere; give the address that it leads to"
+                        f"the server answered with a redirect ({error.code}), which is not followed, as that would "
+                        "send the headers elsewhere; give the address that it leads to"
                     ) from None
                 if not left:
                     raise

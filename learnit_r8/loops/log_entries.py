@@ -52,7 +52,7 @@ class Logs(dict[str, Entries]):
             TypeError: the collection or the name is not a text.
         """
         if not (isinstance(collection, str) and isinstance(name, str)):
-            raise TypeError(f"collection and name must be texts, got {collection!r} and {name!r}.")
+            raise TypeError(f"collection and name must be strings, got {collection!r} and {name!r}.")
         entries = self.get(collection)
         if entries is None:
             entries = self[collection] = Entries()

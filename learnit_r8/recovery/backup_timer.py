@@ -156,8 +156,8 @@ class BackupTimer:
             self.meant.add(name)
             self._announcer.warn_once(
                 f"meant {name}",
-                f"{name!r} in the model's state is not finite again and again, whatever is done; it is not checked any "
-                "more. If it is meant to hold such values, leave it out of the state.",
+                f"{name!r} in the model's state is not finite again and again, whatever is done; it is no longer "
+                "checked. If it is meant to hold NaN or infinities, leave it out of the state.",
             )
 
     def forget_lasting(self) -> None:

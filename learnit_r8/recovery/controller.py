@@ -320,11 +320,11 @@ class RecoveryController:
         if not self._live.can_restore:
             self._announcer.warn_once(
                 "nothing to restore",
-                "a loss was refused, and there is nothing to restore the model from, should its weights be damaged. "
-                "Pass load_callback with state_callback, or call update_cpu_backup().",
+                "a loss was refused, and there is nothing to restore the model from if its weights are damaged. Pass "
+                "load_callback with state_callback, or call update_cpu_backup().",
             )
             if alarm is not Alarm.NOT_FINITE:
-                # Otherwise a loss that is higher for good would be refused for ever.
+                # Otherwise a loss that stays higher for good would be refused for ever.
                 self._sentry.forget()
             return False
         is_blind = self._persistence.callbacks.state is None
@@ -338,7 +338,7 @@ class RecoveryController:
             self._announcer.warn_once(
                 "broken data",
                 f"more than half of the last 100 batches before step {step} were refused: the data, the loss function "
-                f"or the code are broken.{named}",
+                f"or the code is broken.{named}",
             )
 
     def _check_end(self, loss: float, lr: float, step: int) -> None:
@@ -620,8 +620,8 @@ class RecoveryController:
         if state["tries"]:
             self._announcer.warn_once(
                 "older incident",
-                "the saved run was within an incident, which this version does not continue: the model goes on from "
-                "the saved state, and the learning rate stays lower for a while.",
+                "the saved run was in the middle of an incident, which this version does not continue: the model goes "
+                "on from the saved state, and the learning rate stays lower for a while.",
             )
 
 

@@ -90,7 +90,7 @@ class Persistence:
         keep = keep if isinstance(keep, str) else whole_number("keep_checkpoints", keep, least=1)
         if backup_every is not None and callbacks.state is None:
             raise ValueError(
-                f"backup_every needs a state_callback that returns the model state, got {backup_every!r} without."
+                f"backup_every needs a state_callback that returns the model state, got {backup_every!r} without one."
             )
         folder = DEFAULT_FOLDER if checkpoint_dir is None and callbacks.save is not None else checkpoint_dir
         check_folder(folder, checkpoint_every=checkpoint_every, monitor=monitor)

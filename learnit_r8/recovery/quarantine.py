@@ -123,9 +123,8 @@ class Quarantine:
         if len(found) > room:
             self._announcer.warn_once(
                 "quarantine full",
-                f"more than {self._most_share:.0%} of the samples would be in quarantine; no more are excluded. So "
-                "many refusals have another cause than single samples: check the data, the loss function and the "
-                "learning rate.",
+                f"more than {self._most_share:.0%} of the samples would be in quarantine; no more are excluded. Single "
+                "samples do not cause so many refusals: check the data, the loss function and the learning rate.",
             )
         samples = tuple(sorted(found)[: max(0, room)])
         if not samples:
@@ -135,7 +134,7 @@ class Quarantine:
         text = f"{self.named(samples)} {'were' if len(samples) > 1 else 'was'} in {refusals} refused batches and in no "
         text += "good one since"
         self._announcer.tell(events.SamplesQuarantined, samples=samples, refusals=refusals, text=text)
-        self._announcer.warn_once(f"quarantine {samples}", f"{text}; not drawn any more. release() puts it back.")
+        self._announcer.warn_once(f"quarantine {samples}", f"{text}; no longer drawn. release() brings it back.")
         self.is_watching = bool(self._suspects)
 
     def named(self, samples: Collection[int]) -> str:

@@ -61,7 +61,7 @@ class SharedGenerations:
         if is_given and not (isinstance(backup_dir, (str, os.PathLike)) and os.fspath(backup_dir)):
             raise ValueError(f"backup_dir must be a folder in memory, False or None, got {backup_dir!r}.")
         if is_given and checkpoint_dir is None:
-            raise ValueError(f"backup_dir needs a checkpoint_dir or a save_callback, got {backup_dir!r} without.")
+            raise ValueError(f"backup_dir needs a checkpoint_dir or a save_callback, got only {backup_dir!r}.")
         # Whoever names a folder in the environment that is not there has not asked for silence.
         is_asked = is_given or (bool(os.environ.get("R8_BACKUPS")) and not default_base().is_dir())
         is_on = is_given or (

@@ -287,7 +287,7 @@ def _trust(data: ReportData) -> str:
         return ""
     if samples.is_exact:
         return "The loss of every sample was reported, so these numbers are exact."
-    return "Only means were reported; what a single sample lost is an estimate, and the order of samples is rough."
+    return "Only means were reported; so the loss of a single sample is an estimate, and the order of samples is rough."
 
 
 def _table(title: str, rows: Sequence[Row], note: str) -> str:

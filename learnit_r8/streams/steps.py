@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 NOTHING_HANDED_OVER = (
-    "step_stream() does not know what train_step trains: a refused loss puts the model back only if R8Scheduler has a "
+    "step_stream() does not know what train_step trains: it can restore the model only if R8Scheduler has a "
     "state_callback and a load_callback, or step_stream() a state=, such as (model, optimizer)."
 )
 

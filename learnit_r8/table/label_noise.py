@@ -174,7 +174,7 @@ def _by_humps(
     part = slice(None) if len(mean) <= MOST_FITTED else _some_of(len(mean))
     suspicion = Suspicion.of(mean[part], uses[part], untrained_loss)
     if suspicion is None or suspicion.humps.separation < least:
-        return _none("no group of samples stays apart from the others and worse than an untrained model.")
+        return _none("no group of samples stands apart from the others and is worse than an untrained model.")
     flagged = suspicion.flags(mean, uses, records["group"].astype(np.int64) if by_group else None)
     every, num_judged = np.flatnonzero(flagged), np.count_nonzero(uses >= LEAST_USES)
     score = suspicion.score(mean[every])
@@ -188,7 +188,7 @@ def _by_humps(
     # The upper component takes some right labels, too, which its scores do not show.
     sure = min(float(score.mean()), 1 - (TAIL * num_judged + is_strict) / len(indices))
     if is_strict and sure < precision:
-        return _none("too few samples stay apart from the others to be as sure of them as asked.")
+        return _none("too few samples stand apart from the others for the precision asked for.")
     not_fine = float((suspicion.score(mean[part]) > 1 - SURE)[uses[part] >= LEAST_USES].mean())
     found = _found(records, indices, score, untrained_loss, HUMPS)
     return found._replace(
@@ -214,7 +214,7 @@ def _by_mirror(
     group = (records["group"] if by_group else evidence["given"])[judged].astype(np.int64)
     margin, mirror, chosen = mirrored(margins[judged].astype(np.float64), group, precision)
     if mirror is None or not len(chosen):
-        return _none("no more samples look wrong than right labels explain that are hard for this model.")
+        return _none("no more samples look wrong than hard ones with right labels would explain.")
     score = mirror.score(margin)
     found = _found(records, judged[chosen], score[chosen], untrained_loss, MIRROR)
     right = float(mirror.expected(margin, margin[chosen[-1:]])[0])

@@ -94,7 +94,7 @@ def read_mean(loss: Any) -> Reading:
         return _new_tuple(Reading, (loss, loss, WHOLE_BATCH, loss, None))
     values = _as_array(loss)
     if not values.size:
-        raise ValueError(f"loss must be a number or an array of some, got shape {values.shape}.")
+        raise ValueError(f"loss must be a number or an array of numbers, got shape {values.shape}.")
     mean = float(values) if values.ndim == 0 else _sum(values.reshape(-1)) / values.size
     return Reading(mean, mean, WHOLE_BATCH, mean)
 
@@ -105,7 +105,7 @@ def _way_to_shape(count: int, shape: tuple[int, ...]) -> str:
         return " Add .squeeze(1)."
     if len(shape) > 1 and shape[0] == count:
         axes = 1 if len(shape) == 2 else tuple(range(1, len(shape)))
-        return f" Average several losses of a sample with .mean({axes}); scores of classes are no losses."
+        return f" Average several losses of a sample with .mean({axes}); class scores are not losses."
     return ""
 
 
@@ -175,4 +175,4 @@ def check_kind(part_size: int, first: int | None) -> None:
     if first is not None and part_size != first:
         kinds = {EXACT: "one loss per sample", WHOLE_BATCH: "one mean per batch"}
         old, new = (kinds.get(size, f"means of parts of {size}") for size in (first, part_size))
-        raise ValueError(f"loss must stay of the kind reported first ({old}), got {new}.")
+        raise ValueError(f"loss must be of the kind reported first ({old}), got {new}.")

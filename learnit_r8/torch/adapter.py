@@ -259,7 +259,7 @@ class Adapter:
             TrainingDiverged: losses stay refused after everything was tried.
         """
         if losses is None and self._losses.recorded is None:
-            raise RuntimeError("report() was called with no losses given or noted; pass them, or call loss() before.")
+            raise RuntimeError("report() was called with no losses given or noted; pass them, or call loss() first.")
         self._losses.tell()
         if losses is None:
             return self.outcome

@@ -189,8 +189,8 @@ def attach_loader(
     sharing = sharing_here() if sharing is None else sharing
     if sharing.size > 1:
         raise ValueError(
-            f"batch_size must be given where {sharing.size} processes train together, as verdicts on batches of your "
-            "own cannot be shared among them yet; let the scheduler draw the batches."
+            f"batch_size must be given if {sharing.size} processes train together, as they cannot share verdicts on "
+            "your own batches yet; let the scheduler draw the batches."
         )
     parts = read_also(also)
     accumulate, norm = whole_number("accumulate", accumulate, least=1), _checked_norm(max_grad_norm)
@@ -266,7 +266,7 @@ def _check_parameters(model: torch.nn.Module, optimizer: Any) -> None:
     if held and own and not held & own:
         raise ValueError(
             f"optimizer must hold parameters of the model, got {len(held)} tensors that are not among its {len(own)}; "
-            "make the optimizer after what replaces the parameters (fully_shard(), to_empty(), another model)."
+            "make the optimizer after anything that replaces the parameters (fully_shard(), to_empty(), another model)."
         )
 
 
@@ -283,7 +283,7 @@ def _check_parts(scaler: Any, ema: Any, owner: Any, sharing: Any) -> None:
 
 COLLECT = (
     "For a stream, collect as many samples as fit in memory or on disk and train on those; or leave batch_size out of "
-    "attach(), to keep the batches of a loader of your own."
+    "attach(), to keep your own loader's batches."
 )
 
 
@@ -291,7 +291,7 @@ def check_dataset(dataset: Any) -> None:
     """Raise TypeError unless a scheduler can say which samples of it come next."""
     if isinstance(dataset, torch.utils.data.DataLoader):
         raise TypeError(
-            f"dataset must be the data set itself, got {dataset!r}; give its .dataset, and what else it was made with "
+            f"dataset must be the data set itself, got {dataset!r}; give its .dataset, and pass its other arguments "
             "(num_workers, collate_fn) to adapter.loader()."
         )
     if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__"):
@@ -378,8 +378,8 @@ def _new_scheduler(size: int | None, state: ModelState, settings: SchedulerSetti
     highest = max(float(group["lr"]) for group in optimizer.param_groups)
     if "initial_lr" not in settings and not highest > 0:
         raise ValueError(
-            f"optimizer must have a learning rate > 0, got {highest!r}, where a training that has ended leaves it; "
-            "make the optimizer anew, or give initial_lr."
+            f"optimizer must have a learning rate > 0, got {highest!r}, as a finished training leaves it; make a new "
+            "optimizer, or give initial_lr."
         )
     given: SchedulerSettings = {**ours, "initial_lr": highest, **settings}
     return R8Scheduler(size, **given)
@@ -389,12 +389,12 @@ def _checked(scheduler: R8Scheduler, size: int | None, settings: SchedulerSettin
     check_scheduler("scheduler", scheduler)
     if settings:
         raise ValueError(
-            f"{min(settings)} must be given to the scheduler that was made before, got it in attach() with that one."
+            f"{min(settings)} must be given to the scheduler itself, got it in attach() together with scheduler=."
         )
     if size is None:
         if scheduler.host.feed is None:
             raise ValueError(
-                f"scheduler must be one without num_samples for a loader of your own, got one of "
+                f"scheduler must be one without num_samples for your own loader, got one of "
                 f"{scheduler.table.num_samples} samples."
             )
         return scheduler

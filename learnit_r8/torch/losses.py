@@ -103,8 +103,8 @@ def _check_not_logits(losses: torch.Tensor) -> None:
         made_by = made_by.next_functions[0][0] if made_by.next_functions else None
     if made_by is not None and _operation(made_by) in SCORES:
         raise ValueError(
-            f"losses must be losses, got what looks like logits of shape {tuple(losses.shape)} (the result of "
-            f"{_operation(made_by)}); give cross_entropy(logits, labels, reduction='none')."
+            f"losses must be one number per sample, got what look like logits of shape {tuple(losses.shape)} (the "
+            f"result of {_operation(made_by)}); give cross_entropy(logits, labels, reduction='none')."
         )
 
 

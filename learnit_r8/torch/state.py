@@ -120,7 +120,7 @@ class ModelState:
         if names:
             self._left_out |= found
             warn(
-                f"backups and checkpoints cannot hold {', '.join(names)}: that is left out of them, and stays as it is "
+                f"backups and checkpoints cannot hold {', '.join(names)}: it is left out, and stays as it is "
                 "when they are put back."
             )
         return state

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SKIPPED_TWICE = (
     "resume_from_checkpoint in mid-epoch must be used with R8Mixin, or with ignore_data_skip=True and "
     "gradient_accumulation_steps=1, as the loader goes on where it was by itself and Trainer would skip the batches "
-    "once more, got ignore_data_skip={!r} and gradient_accumulation_steps={!r}."
+    "again, got ignore_data_skip={!r} and gradient_accumulation_steps={!r}."
 )
 
 

@@ -186,7 +186,7 @@ class R8Mixin:
         if size != given:
             r8.host.say_once(
                 "batch size",
-                f"the batches have {size} samples, as those of the checkpoint: {size // args.world_size} for each of "
+                f"the batches have {size} samples, as in the checkpoint: {size // args.world_size} for each of "
                 f"{args.world_size} processes, in place of {trainer._train_batch_size}.",
                 is_warning=False,
             )

@@ -12,8 +12,8 @@ import torch
 from .scheduler_state import ALONG
 
 NOT_A_CHECKPOINT = (
-    "resume_from_checkpoint must be a checkpoint of a training with R8Mixin, got {!r}, which has no state of one; to "
-    "begin with its weights only, load them into the model and leave resume_from_checkpoint out."
+    "resume_from_checkpoint must be a checkpoint of a training with R8Mixin, got {!r}, which holds no state of R8; to "
+    "start from its weights only, load them into the model and leave resume_from_checkpoint out."
 )
 
 NOT_USED = (

@@ -156,7 +156,7 @@ def test_a_scheduler_has_one_prefetch():
 def test_no_epoch_is_drawn_while_a_rate_is_searched_for():
     """A search gives each batch its rate when the loss of the one before is known."""
     r8 = scheduler(auto_find_lr=True, load_callback=print, state_callback=dict)
-    with pytest.raises(ValueError, match="auto_find_lr must be False where batches are drawn ahead, got True"):
+    with pytest.raises(ValueError, match="auto_find_lr must be False if batches are drawn ahead, got True"):
         Prefetch.of_epochs(r8)
 
 

@@ -196,7 +196,7 @@ def test_a_monitor_that_is_only_late_is_no_error():
             if epoch % 2:
                 r8.log(val_loss=1.0)
 
-    with pytest.warns(RuntimeWarning, match="Until it is, there is no best model, and no early stop"):
+    with pytest.warns(RuntimeWarning, match="Until it is, there is no best model and no early stopping"):
         go_on()
 
     assert r8.phase == "finished early"

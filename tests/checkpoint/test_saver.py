@@ -300,7 +300,7 @@ def test_note_that_cannot_be_written_causes_a_warning(tmp_path, monkeypatch):
 
     monkeypatch.setattr("learnit_r8.checkpoint.store.replace", refuse)
     r8 = make(checkpoint_dir=tmp_path, monitor="val_loss")
-    with pytest.warns(RuntimeWarning, match="the best checkpoint could not be noted.*No space left"):
+    with pytest.warns(RuntimeWarning, match="the best checkpoint could not be recorded.*No space left"):
         validate(r8, [1.0, 2.0])
 
     assert r8.best_checkpoint.step == 3

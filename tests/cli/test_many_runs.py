@@ -202,9 +202,9 @@ def test_the_commit_of_the_program_is_recorded(tmp_path, monkeypatch):
         ({"config": ["lr"]}, r"config must be a dict with names as keys, got \['lr'\]"),
         ({"config": {1: 2}}, "config must be a dict with names as keys"),
         ({"config": {"net": {"f": len}}}, "config must hold plain values .* for net.f"),
-        ({"notes": 3}, "notes must be a text, got 3"),
-        ({"tags": "sweep"}, "tags must be a list of words, got 'sweep'"),
-        ({"tags": [1]}, r"tags must be a list of words, got \[1\]"),
+        ({"notes": 3}, "notes must be a string, got 3"),
+        ({"tags": "sweep"}, "tags must be a list of strings, got 'sweep'"),
+        ({"tags": [1]}, r"tags must be a list of strings, got \[1\]"),
     ],
 )
 def test_a_wrong_record_is_named(given, message):

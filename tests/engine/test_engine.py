@@ -66,7 +66,7 @@ def test_kind_of_report_is_fixed_by_the_first():
     r8.update_with_loss(1.0)
     r8.draw()
     with pytest.raises(
-        ValueError, match=r"loss must stay of the kind reported first \(one mean per batch\), got one loss per sample"
+        ValueError, match=r"loss must be of the kind reported first \(one mean per batch\), got one loss per sample"
     ):
         r8.report(r8.draw(), [1.0, 2.0, 3.0, 4.0])
 
@@ -117,7 +117,7 @@ def test_ticket_is_reported_once():
     r8 = make()
     ticket = r8.draw()
     r8.report(ticket, 1.0)
-    with pytest.raises(RuntimeError, match="ticket of step 0 was reported or given up before, or is not of this run"):
+    with pytest.raises(RuntimeError, match="ticket of step 0 was already reported or dropped, or is of another run"):
         r8.report(ticket, 1.0)
 
     assert r8.global_step == 1
@@ -128,7 +128,7 @@ def test_ticket_belongs_to_its_scheduler():
     r8, other = make(), make()
     r8.draw()
     ticket = other.draw()
-    with pytest.raises(RuntimeError, match="is not of this run"):
+    with pytest.raises(RuntimeError, match="is of another run"):
         r8.report(ticket, 1.0)
 
     assert (r8.global_step, other.global_step) == (0, 0)

@@ -324,7 +324,7 @@ def test_third_signal_cuts_a_call(times, capfd):
     run = Inside(*times)
     with pytest.raises(KeyboardInterrupt):
         run.report()
-    with pytest.raises(RunInterrupted, match=r"report\(\) at step 1 was cut half-way"):
+    with pytest.raises(RunInterrupted, match=r"report\(\) at step 1 was cut short"):
         run.r8.draw()
     run.r8.requests.leave()
 

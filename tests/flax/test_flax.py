@@ -372,7 +372,7 @@ def test_resume_passes_over_damaged_files(tmp_path):
     assert same(whole, again)
     assert history == continued
     (tmp_path / "checkpoint_4").unlink()
-    with pytest.raises(ValueError, match="scheduler must be given where the saved run had one, and only there, got R8"):
+    with pytest.raises(ValueError, match="scheduler must be given if the saved run had one, and only then, got R8"):
         train(
             data=lambda indices: None,
             num_batches=None,
@@ -548,7 +548,7 @@ def test_metrics():
     assert r8flax.average_metrics([one, two]).values == {"a": 2.5, "b": 2.0}
     assert r8flax.average_metrics([one], weights=[0]).values["a"] is not None
     assert r8flax.format_metrics({"a": 1}, precision=1) == "a: 1.0"
-    with pytest.raises(ValueError, match="weights must be one for each of the metrics"):
+    with pytest.raises(ValueError, match="weights must have one entry for each of the metrics"):
         r8flax.average_metrics([])
     with pytest.raises(AttributeError):
         one.values = {}

@@ -106,7 +106,7 @@ def test_request_of_another_run_is_dropped(folder, looked, tmp_path_factory):
 def test_nobody_to_ask_is_an_error(tmp_path):
     """A request to a run whose process is gone is refused before anything is written."""
     gone = folder_with(tmp_path / "gone", STARTED, process=GONE)
-    with pytest.raises(ValueError, match=r"no process trains in .* any more, so nobody would read the request"):
+    with pytest.raises(ValueError, match=r"no process trains in .* any more, so nothing would read the request"):
         ask(gone, "stop")
 
     assert not (gone / FOLDER).exists()
@@ -173,7 +173,7 @@ def test_files_that_are_no_requests_are_left_out(folder, looked, kind):
     reader.look()
 
     assert [each[0] for each in heard] == ["refused", "save"]
-    assert "is left out: " in heard[0][1]
+    assert "is ignored: " in heard[0][1]
 
 
 def test_file_of_another_user_is_left_out(folder, looked, monkeypatch):
@@ -258,4 +258,4 @@ def test_request_that_cannot_be_met_is_told(tmp_path):
     texts = [event.text for event in heard if isinstance(event, events.Notice)]
 
     assert r8.global_step == 4000
-    assert any("is left out: a cool-down must not be longer than what is left" in text for text in texts)
+    assert any("is ignored: a cool-down must not be longer than what is left" in text for text in texts)

@@ -42,7 +42,7 @@ def test_journal_that_becomes_a_link_is_not_followed(tmp_path):
     (tmp_path / "run" / "events.jsonl").unlink()
     (tmp_path / "run" / "events.jsonl").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere").write_text("mine")
-    with pytest.warns(RuntimeWarning, match="may lack events: .* must be a regular file of one name"), r8:
+    with pytest.warns(RuntimeWarning, match="may lack events: .* must be a regular file with one name"), r8:
         train(r8)
 
     assert r8.global_step == 9

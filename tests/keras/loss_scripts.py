@@ -441,7 +441,7 @@ OTHERS: dict[str, Callable[[], Script]] = {
 
 REFUSED: dict[str, Callable[[], Script]] = {
     "a step without compute_loss": lambda: refused(an_own_step(False), "one call of self.compute_loss"),
-    "other data": lambda: refused(regression(), "without asking for batch", wrap=lambda dataset: Unrelated()),
+    "other data": lambda: refused(regression(), "never asked it for batch", wrap=lambda dataset: Unrelated()),
     "arrays": lambda: refused(
         regression(), "x must be the R8Dataset", wrap=lambda dataset: X, fit={"y": REAL, "batch_size": BATCH}
     ),

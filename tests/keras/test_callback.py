@@ -261,7 +261,7 @@ def test_bad_data(case):
 def test_search_is_refused():
     """A search for the rate needs each loss before the next batch is drawn."""
     r8 = scheduler(auto_find_lr=True, load_callback=lambda source: None)
-    with pytest.raises(ValueError, match=r"auto_find_lr must be False where batches are drawn ahead, got True"):
+    with pytest.raises(ValueError, match=r"auto_find_lr must be False if batches are drawn ahead, got True"):
         R8Dataset(X, Y, r8)
 
 
@@ -350,7 +350,7 @@ def test_loader_left_behind_draws_nothing():
     _thread.start_new_thread(ask, ())
     done.wait(10)
 
-    assert heard == ["index must be of an epoch that was begun, got 3 between two."]
+    assert heard == ["index must be of an epoch that has begun, got 3 between two."]
     assert not dataset.prefetch.epoch
 
 

@@ -69,7 +69,7 @@ def test_other_data_are_refused(form):
 
 def test_a_wrapper_that_has_other_data_is_found_out():
     """A PyDataset that does not ask for the scheduler's batches is refused at its first batch."""
-    with pytest.raises(ValueError, match="was trained on without asking for batch 0"):
+    with pytest.raises(ValueError, match="never asked it for batch 0"):
         fit_on(Other(), R8Dataset(X, Y, scheduler()))
 
 

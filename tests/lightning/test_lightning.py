@@ -355,5 +355,5 @@ def test_old_release(monkeypatch):
     """An old release of Lightning is named when the adapter is imported, with what will do."""
     monkeypatch.setattr("importlib.metadata.version", lambda _: "1.9.5")
 
-    with pytest.raises(ImportError, match=r"lightning must be of release 2.5 or newer, got 1.9.5; pip install -U"):
+    with pytest.raises(ImportError, match=r"lightning must be release 2.5 or newer, got 1.9.5; pip install -U"):
         importlib.reload(learnit_r8.lightning)

@@ -419,7 +419,7 @@ def test_logs_have_collections_and_short_names():
         _ = step.losses.loss
     with pytest.raises(KeyError, match="key must be one of"):
         step.find("losses.y")
-    with pytest.raises(TypeError, match="collection and name must be texts, got 'a' and 3"):
+    with pytest.raises(TypeError, match="collection and name must be strings, got 'a' and 3"):
         step.add_entry("a", 3, 1)
 
 

@@ -203,7 +203,7 @@ def test_broken_data_end_the_run():
         run.run(bad=range(300, 10**4))
 
     assert "no state was found to be better" in str(error.value)
-    assert "no state has losses that are finite: the data are to blame" in str(error.value)
+    assert "no state has finite losses: the data are to blame" in str(error.value)
     assert run.of(events.GaveUp)
     assert run.task.loss() < 0.1
 
@@ -439,7 +439,7 @@ def test_finite_guard_tests_no_progress():
 
 
 def test_level_without_anything_to_restore():
-    """Without a state to restore, a loss that is higher for good costs one batch, and then counts as usual."""
+    """Without a state to restore, a loss that is higher for good costs one batch, and then counts as normal."""
     task, heard = ToyTask(1024), record_events()
     r8 = R8Scheduler(1024, batch_size=32, num_epochs=16, initial_lr=0.05, listeners=[heard])
 

@@ -15,7 +15,7 @@ TABLE = [
         ({"num_samples": value}, ValueError, r"num_samples must be a whole number (in \[1, \d+\]|>= 1), got")
         for value in (0, -1, 1.5, "12", True, 2**33, [12], float("nan"))
     ],
-    ({"num_samples": None}, ValueError, "batch_size needs num_samples, as the scheduler draws the batches then, got 4"),
+    ({"num_samples": None}, ValueError, "batch_size needs num_samples, so that the scheduler draws the batches, got 4"),
     *[
         ({"batch_size": value}, ValueError, r"batch_size must be a whole number (in \[1, \d+\]|>= 1), got")
         for value in (0, -4, 4.0, "4", None, False)
@@ -178,7 +178,7 @@ def test_wrong_value_is_shown(wrong, kind, text):
 
 def test_only_num_samples_is_positional():
     """All arguments except the number of samples are keyword-only."""
-    with pytest.raises(TypeError, match="takes one argument without a name"):
+    with pytest.raises(TypeError, match="takes one positional argument"):
         R8Scheduler(12, 4, num_epochs=2)
 
 

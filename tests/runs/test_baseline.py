@@ -41,7 +41,7 @@ def test_without_it_an_experiment():
     task, heard = ToyTask(), record_events()
     r8 = build(heard, task)
     train(r8, task, steps=600)
-    with pytest.warns(RuntimeWarning, match="Nothing was restored, and the new level counts as usual"):
+    with pytest.warns(RuntimeWarning, match="Nothing was restored, and the new level counts as normal"):
         train(r8, task, steps=1000, scale=1000.0)
 
     assert not heard.of(events.RolledBack, events.LrCapped)

@@ -392,7 +392,7 @@ def test_scheduler_can_go_back_to_its_own_state():
     r8.report(first, 1.0)
     out = r8.draw()
     r8.load_state_dict(state)
-    with pytest.raises(RuntimeError, match="was reported or given up before, or is not of this run"):
+    with pytest.raises(RuntimeError, match="was already reported or dropped, or is of another run"):
         r8.report(out, 1.0)
     with pytest.raises(RuntimeError, match="with no batch open"):
         r8.update_with_loss(1.0)

@@ -49,7 +49,7 @@ def undisturbed(**more):
     return task.loss()
 
 
-@pytest.mark.filterwarnings("ignore:sample.* not drawn any more:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:sample.* no longer drawn:RuntimeWarning")
 @pytest.mark.parametrize("exact", [False, True], ids=["means", "exact"])
 @pytest.mark.parametrize(("share", "most"), [(0.1, 0), (0.3, 5)])
 def test_nan_batches_cost_themselves(share, most, exact):
@@ -94,7 +94,7 @@ def test_bad_samples_are_found(exact, count, share):
         losses = np.where(np.isin(indices, bad) & (rng.random(B) < share), math.nan, losses)
         return losses if exact else losses.mean()
 
-    with pytest.warns(RuntimeWarning, match="not drawn any more"):
+    with pytest.warns(RuntimeWarning, match="no longer drawn"):
         r8, heard = train(task, reported, num_steps=1600)
     found = set(r8.table.quarantined.tolist())
 
@@ -152,7 +152,7 @@ def test_rate_too_high_from_the_start(lr):
 def test_term_added_to_the_loss(rise):
     """A term that is added to the loss restores nothing, and the new level is accepted, once and aloud."""
     task = ToyTask(N)
-    with pytest.warns(RuntimeWarning, match=r"Nothing was restored, and the new level\s+counts as usual"):
+    with pytest.warns(RuntimeWarning, match=r"Nothing was restored, and the new level\s+counts as normal"):
         _, heard = train(task, lambda step, _, losses: losses.mean() + rise * (step >= 700))
     refused = heard.of(events.BatchRefused)
 

@@ -136,10 +136,10 @@ def test_interrupted_restore_says_so(way, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         r8.report(ticket, float("nan"))
     for call in (r8.draw, r8.state_dict, r8.save_checkpoint, lambda: r8.report(ticket, 1.0)):
-        with pytest.raises(RunInterrupted, match=r"report\(\) at step 0 was cut half-way"):
+        with pytest.raises(RunInterrupted, match=r"report\(\) at step 0 was cut short"):
             call()
     getattr(r8, way)()
-    with pytest.raises(RuntimeError, match="was reported or given up before"):
+    with pytest.raises(RuntimeError, match="was already reported or dropped"):
         r8.report(ticket, 1.0)
     outcome = r8.report(r8.draw(), 1.0)
 
@@ -219,7 +219,7 @@ def test_restore_backup_is_interrupted(at):
 
 
 def cut(r8):
-    """A scheduler whose report was cut half-way."""
+    """A scheduler whose report was cut short."""
     ticket = r8.draw()
     step = r8.controller.accepted
 

@@ -328,7 +328,7 @@ def test_opener_refuses_what_is_no_file_of_ones_own(mode, tmp_path):
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "folder").mkdir()
     for name in ("link", "second", "fifo", "folder"):
-        with pytest.raises(OSError, match=r"must be a regular file of one name|Is a directory|exists"):
+        with pytest.raises(OSError, match=r"must be a regular file with one name|Is a directory|exists"):
             open_output(tmp_path / name, mode)
 
     assert (tmp_path / "file").read_text() == "mine"

@@ -101,7 +101,7 @@ def test_number_above_its_range_is_told_the_range():
     ("shape", "way"),
     [
         ((10, 1), r"got shape \(10, 1\)\. Add \.squeeze\(1\)\."),
-        ((10, 3), r"Average several losses of a sample with \.mean\(1\); scores of classes are no losses\."),
+        ((10, 3), r"Average several losses of a sample with \.mean\(1\); class scores are not losses\."),
         ((10, 3, 2), r"with \.mean\(\(1, 2\)\)"),
         ((7,), r"got shape \(7,\)\.$"),
     ],

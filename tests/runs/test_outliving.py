@@ -132,13 +132,13 @@ def test_generation_and_checkpoint_are_told_apart_by_their_steps(tmp_path):
 
 
 def test_backup_of_another_model_is_left_out(tmp_path):
-    """A load callback that refuses the state: the newest checkpoint is taken, or the run begins anew, and says so."""
+    """A load callback that refuses the state: the newest checkpoint is used, or the run begins anew, and says so."""
     killed(tmp_path)
 
     def load(source, from_ram=False):
         raise ValueError("another model")
 
-    with pytest.warns(RuntimeWarning, match="cannot be used, so the run begins anew: load_callback must restore"):
+    with pytest.warns(RuntimeWarning, match="cannot be used, so the run starts over: load_callback must restore"):
         r8 = opened(tmp_path, load_callback=load)
 
     assert r8.global_step == 0
@@ -148,7 +148,7 @@ def test_backup_of_another_model_is_left_out(tmp_path):
 def test_backup_of_other_data_is_left_out(tmp_path):
     """A generation of a run on more samples changes nothing."""
     killed(tmp_path)
-    with pytest.warns(RuntimeWarning, match="so the run begins anew: num_samples must be that of the saved run"):
+    with pytest.warns(RuntimeWarning, match="so the run starts over: num_samples must be that of the saved run"):
         r8 = opened(tmp_path, num_samples=320)
 
     assert r8.global_step == 0
@@ -396,7 +396,7 @@ def test_folder_that_others_could_use_is_not_trusted(how, tmp_path):
     before = sorted(path.name for path in own.rglob("*"))
     r8 = opened(tmp_path)
     assert r8.global_step == 0
-    with pytest.warns(RuntimeWarning, match="is not this user's alone"):
+    with pytest.warns(RuntimeWarning, match="is not private to this user"):
         advance_to(r8, 25)
 
     assert r8.global_step == 25
@@ -488,7 +488,7 @@ def test_ranks_leave_out_what_one_of_them_cannot_read(tmp_path):
     (one, why), (other, own) = found_by_ranks(tmp_path)
 
     assert one == other == "gen_000000000010.r8"
-    assert why == ["gen_000000000020.r8: another rank has none of this moment that it can read"]
+    assert why == ["gen_000000000020.r8: another rank has no readable one of this moment"]
     assert len(own) == 1
 
 

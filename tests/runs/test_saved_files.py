@@ -78,7 +78,7 @@ def test_resumes_with_the_same_batches(saved, name, way):
     check_expected(saved / name, step, go_on(r8, name, NEXT_STEPS[name]), r8.table)
 
 
-@pytest.mark.filterwarnings("ignore:the saved run was within an incident:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:the saved run was in the middle of an incident:RuntimeWarning")
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_model_is_loaded(saved, name):
     """The model of a saved checkpoint gets to the load callback."""
@@ -104,7 +104,7 @@ def test_best_checkpoint_is_known(saved):
 @pytest.mark.parametrize("way", WAYS)
 def test_saved_incident_is_dropped(saved, way):
     """A run that was saved within an incident goes on without it, which is said; all else is kept."""
-    with pytest.warns(RuntimeWarning, match="the saved run was within an incident"):
+    with pytest.warns(RuntimeWarning, match="the saved run was in the middle of an incident"):
         r8 = loaded(way, "incident", saved / "incident", ToyTask(16))
 
     assert r8.global_step == 202
@@ -113,7 +113,7 @@ def test_saved_incident_is_dropped(saved, way):
     assert r8.table.usage_count.sum() == 3128
 
 
-@pytest.mark.filterwarnings("ignore:the saved run was within an incident:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:the saved run was in the middle of an incident:RuntimeWarning")
 @pytest.mark.parametrize("way", WAYS)
 def test_saved_incident_runs_to_its_end(saved, way):
     """A run that was saved during a recovery continues to its end, with batches of distinct samples."""

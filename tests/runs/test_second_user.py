@@ -118,7 +118,7 @@ def test_second_user_reads_writes_and_stops_nothing(place):
     assert said == "steps 45 off False"
     assert len(left) >= 1
     assert all(name.startswith("shm/learnit_r8-12345-3/") for name in left)
-    assert "is not this user's alone" in warned
+    assert "is not private to this user" in warned
     assert "logger CsvFile could not write" in warned
     assert (place / "log.csv").read_text() == "theirs"
     assert not (place / "theirs").exists()

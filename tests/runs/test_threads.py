@@ -144,7 +144,7 @@ def test_a_ticket_is_reported_once_by_two_threads(often):
             try:
                 r8.report(ticket, 1.0)
             except RuntimeError as error:
-                return "was reported or given up before" in str(error)
+                return "was already reported or dropped" in str(error)
             return False
 
         told = sorted(thread.get() for thread in [Thread(report), Thread(report)])

@@ -23,7 +23,7 @@ def test_memory_of_a_deleted_folder_is_ignored_with_a_word(tmp_path):
     """Whoever deletes the checkpoints after a kill begins anew; what was in memory is gone, also for the next run."""
     killed(tmp_path)
     shutil.rmtree(tmp_path / "ck")
-    with pytest.warns(RuntimeWarning, match=r"begins anew, as the folder of its checkpoints, .* was deleted"):
+    with pytest.warns(RuntimeWarning, match=r"starts over, as the folder of its checkpoints, .* was deleted"):
         r8 = resumed(tmp_path, [])
 
     assert r8.global_step == 0

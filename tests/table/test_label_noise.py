@@ -85,7 +85,7 @@ def humble(num_samples=1000):
     return records
 
 
-NO_GROUP = "no group of samples stays apart from the others and worse than an untrained model."
+NO_GROUP = "no group of samples stands apart from the others and is worse than an untrained model."
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_right_labels_that_overlap_have_no_verdict():
         records, evidence, _ = overlapping(seed, wrong=0)
         suspects = find_suspects(records, math.log(10), exact=True, evidence=evidence)
 
-        assert suspects.reason == "no more samples look wrong than right labels explain that are hard for this model."
+        assert suspects.reason == "no more samples look wrong than hard ones with right labels would explain."
         assert len(suspects.suggested) == 0
 
 
@@ -275,6 +275,6 @@ def test_few_suspects_are_not_sure():
 
     assert len(listed.indices) == 18
     assert listed.precision < 0.3
-    assert strict.reason.startswith("too few samples stay apart")
+    assert strict.reason.startswith("too few samples stand apart")
     assert len(many.indices) == 300
     assert find_suspects(records, UNTRAINED, exact=True, evidence=evidence_of(margin)).reason

@@ -230,7 +230,7 @@ def test_kind_of_reports_is_fixed():
     check_kind(4, None)
     check_kind(EXACT, EXACT)
 
-    with pytest.raises(ValueError, match=r"loss must stay of .* first \(one loss per sample\), got one mean per batch"):
+    with pytest.raises(ValueError, match=r"loss must be of .* first \(one loss per sample\), got one mean per batch"):
         check_kind(WHOLE_BATCH, EXACT)
     with pytest.raises(ValueError, match=r"\(one loss per sample\), got means of parts of 4"):
         check_kind(4, EXACT)

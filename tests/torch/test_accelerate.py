@@ -92,7 +92,7 @@ def test_old_release(monkeypatch):
     Training()
     monkeypatch.setattr("importlib.metadata.version", lambda _: "1.2.1")
 
-    with pytest.raises(ImportError, match=r"accelerate must be of release 1.11 or newer, got 1.2.1; pip install -U"):
+    with pytest.raises(ImportError, match=r"accelerate must be release 1.11 or newer, got 1.2.1; pip install -U"):
         Training()
 
 

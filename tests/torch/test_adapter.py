@@ -116,7 +116,7 @@ def test_somebody_else_sets_the_rate():
     optimizer = sgd(model)
     adapter = adapted(model=model, optimizer=optimizer, num_epochs=1)
     loader = adapter.loader()
-    with pytest.warns(RuntimeWarning, match="changed by something else than R8Scheduler") as said:
+    with pytest.warns(RuntimeWarning, match="changed by something other than R8Scheduler") as said:
         train(adapter, other_rates(loader, optimizer), epochs=1)
 
     assert len(said) == 1
@@ -285,7 +285,7 @@ def test_optimizer_loaded_by_other_code():
     adapter.optimizer.load_state_dict(saved)
     train(adapter, epochs=1)
 
-    assert not any("changed by something else" in text for text in notices)
+    assert not any("changed by something other" in text for text in notices)
 
 
 def test_beginning_an_epoch_draws_no_number():

@@ -104,7 +104,7 @@ def test_notebook_cells_run_twice_say_what_happened():
 
     with pytest.warns(RuntimeWarning, match="the budget was spent at step"):
         assert list(adapter.epochs()) == []
-    with pytest.raises(ValueError, match=r"learning rate > 0, got 0\.0, where a training that has ended leaves it"):
+    with pytest.raises(ValueError, match=r"learning rate > 0, got 0\.0, as a finished training leaves it"):
         attached(model, optimizer)
 
 
@@ -132,7 +132,7 @@ def test_logits_are_no_losses(name):
     given = made(classifier()(X[:16]))[name]
 
     with pytest.raises(
-        ValueError, match=r"losses must be losses, got what looks like logits of shape .* cross_entropy"
+        ValueError, match=r"losses must be one number per sample, got what look like logits of shape .* cross_entropy"
     ):
         read_losses(given, len(given))
 
@@ -149,7 +149,7 @@ def test_losses_of_tokens_are_no_logits():
     ("arguments", "error", "message"),
     [
         ({"scheduler": 3}, TypeError, r"scheduler must be an R8Scheduler, got 3\."),
-        ({"scheduler": scheduler(), "seed": 3}, ValueError, "seed must be given to the scheduler that was made before"),
+        ({"scheduler": scheduler(), "seed": 3}, ValueError, "seed must be given to the scheduler itself"),
         ({"scheduler": scheduler(99)}, ValueError, r"dataset must have the scheduler's 99 samples, got 200\."),
     ],
 )

@@ -369,7 +369,7 @@ def test_left_out(name, tmp_path):
     """What no file can hold is named when a training is attached, stays as it is, and no checkpoint fails."""
     odd = LEFT_OUT[name]
     ema = Holder({"it": odd, "w": torch.ones(2)})
-    with pytest.warns(RuntimeWarning, match=r"^backups and checkpoints cannot hold ema\.it \(.+\): that is left out"):
+    with pytest.warns(RuntimeWarning, match=r"^backups and checkpoints cannot hold ema\.it \(.+\): it is left out"):
         adapter = adapted(ema=ema, num_epochs=1, checkpoint_dir=tmp_path, checkpoint_every=5, backup_every=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

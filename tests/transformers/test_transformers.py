@@ -445,7 +445,7 @@ def test_another_batch_size(tmp_path):
 
     assert digest(resumed) == whole
     # Old releases of Trainer take the size from the checkpoint themselves.
-    is_said = any("the batches have 32 samples, as those of the checkpoint" in text for text in heard)
+    is_said = any("the batches have 32 samples, as in the checkpoint" in text for text in heard)
     assert is_said or resumed._train_batch_size == 32
 
 
@@ -515,5 +515,5 @@ def test_old_release(monkeypatch):
     """An old release of Transformers is named when the adapter is imported, with what will do."""
     monkeypatch.setattr("importlib.metadata.version", lambda _: "4.9.2")
 
-    with pytest.raises(ImportError, match=r"transformers must be of release 4.57 or newer, got 4.9.2; pip install -U"):
+    with pytest.raises(ImportError, match=r"transformers must be release 4.57 or newer, got 4.9.2; pip install -U"):
         importlib.reload(learnit_r8.transformers)

@@ -26,7 +26,7 @@ NOT_REPORTED = (
 )
 NEVER_REPORTED = (
     "an epoch of {} batches ended with no loss reported, so it counts as none and nothing is watched: call "
-    "update_with_loss(loss) after each batch. To look at the data besides, iterate over your loader itself."
+    "update_with_loss(loss) after each batch. To look at the data without training, iterate over your loader itself."
 )
 MOST_SILENT = 1000
 """Steps without a loss after which a loop is told."""
@@ -277,8 +277,8 @@ class Feed:
             return True
         run.announcer.note_once(
             "large batch",
-            f"batches of more than {MOST_KEPT_BYTES >> 20} MiB are not kept, so weights are not tested with them: what "
-            "is to be done about refused losses follows from how many there are in a row.",
+            f"batches of more than {MOST_KEPT_BYTES >> 20} MiB are not kept, so weights are not tested with them: "
+            "what happens after refused losses depends on how many there are in a row.",
         )
         return False
 

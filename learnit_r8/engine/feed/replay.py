@@ -116,7 +116,7 @@ def resume(run: Engine, source: Any, saved: Mapping[str, Any], count: int, way: 
         if count:
             run.announcer.warn_once(
                 "from the start",
-                f"the loader begins anew, as resume_data='start' asks for: the {count} batches that the saved run had "
+                f"the loader starts over, as resume_data='start' asks: the {count} batches that the saved run had "
                 "trained on in this epoch come again.",
             )
     else:
@@ -136,18 +136,18 @@ def _drop(run: Engine, source: Any, count: int) -> Iterator[Any]:
         except StopIteration:
             raise ValueError(
                 f"the loader must be that of the saved run, which had taken {count} batches of this epoch, got one "
-                f"that ends after {number}; to begin it anew, give resume_data='start'."
+                f"that ends after {number}; to start over, give resume_data='start'."
             ) from None
         took = time.perf_counter() - began
         if took - said > LOUD_SECONDS:
             said = took
             left = took / (number + 1) * (count - number - 1)
-            _show(f"resuming: {number + 1} of {count} batches passed over, {left:.0f} s left")
+            _show(f"resuming: {number + 1} of {count} batches skipped, {left:.0f} s left")
     if said:
-        _show(f"resuming: {count} batches passed over in {time.perf_counter() - began:.0f} s", end="\n")
+        _show(f"resuming: {count} batches skipped in {time.perf_counter() - began:.0f} s", end="\n")
     if count:
         run.announcer.note_once(
-            "passed over", f"{count} batches were drawn from the loader and passed over, to go on where the run was."
+            "passed over", f"{count} batches were drawn from the loader and skipped, to go on where the run was."
         )
     return batches
 

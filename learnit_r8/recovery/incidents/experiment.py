@@ -168,7 +168,7 @@ class Finding(NamedTuple):
     Attributes:
         verdict: "healthy": the present weights are. "restored": a backup was put back. "level": no state repeats its
             record, so the loss or the data have changed. "data": no state has finite losses, so neither is it the
-            weights. "lost": no state could be put back.
+            weights. "lost": no state could be restored.
         text: The finding, for people.
         backup: The backup that was restored.
         tested: Backups that were put back and probed.
@@ -197,7 +197,7 @@ def investigate(case: Case, lab: Lab) -> Steps:
     is_sound = is_whole is not False and not is_blind and not (case.alarm is Alarm.SPIKE and lab.is_swollen())
     rise = (yield from _rise_of_present(case)) if is_sound else math.inf
     if not rise:
-        return Finding("healthy", "the weights are healthy: the witness has its loss of then")
+        return Finding("healthy", "the weights are healthy: the witness has its recorded loss")
     has_present = lab.keep_present()
     if case.rises and has_present and not case.is_sudden:
         return Finding("level", "training itself raises the loss")
@@ -214,7 +214,7 @@ def investigate(case: Case, lab: Lab) -> Steps:
         # Nothing better is known than the oldest state; if no state has a finite loss, than the newest one.
         newest = tested[-1 if any(math.isfinite(each.replayed) for each in tested) else 0]
     if newest is None or not lab.put(newest):
-        return Finding("lost", "no state could be put back", None, tested)
+        return Finding("lost", "no state could be restored", None, tested)
     return Finding("restored", "the weights were damaged", newest, tested)
 
 
@@ -226,16 +226,16 @@ def _stay(
         if not lab.put_present():
             return None
         if tested and not any(math.isfinite(each.replayed) for each in tested):
-            return Finding("data", "no state has losses that are finite: the data are to blame", None, tested)
+            return Finding("data", "no state has finite losses: the data are to blame", None, tested)
         return Finding("level", "no state repeats its record: the loss or the data have changed", None, tested)
     if rise <= NOISES * newest.noise and lab.put_present():
-        return Finding("healthy", "the witness is as near to its loss of then as it ever is", None, tested)
+        return Finding("healthy", "the witness is as close to its recorded loss as it ever gets", None, tested)
     was_compared = not any(each.updates for each in case.references)
     if not newest.updates and not was_compared and lab.put_present():
         # Weights that were never trained have much the same loss on any data; those of now may still be better.
         loss = yield from _draw(case, newest)
         if loss <= case.record(newest):
-            return Finding("level", "only the state of the start repeats its record, and is worse", None, tested)
+            return Finding("level", "only the initial state repeats its record, and it is worse", None, tested)
     return None
 
 

@@ -123,7 +123,7 @@ class LiveModel:
             self._present = None
             self._announcer.warn_once(
                 "no present",
-                "there was no memory to keep the present weights aside: should no backup prove better, they are lost.",
+                "there was no memory to set the present weights aside: if no backup proves better, they are lost.",
             )
         return self._present is not None
 

@@ -44,7 +44,7 @@ _REASONS = {
     Alarm.NOT_FINITE: "losses or weights were not finite",
     Alarm.SPIKE: "losses were far too high",
     Alarm.RAISED: "losses stayed higher",
-    Alarm.EARLY: "a loss of the first steps was too high",
+    Alarm.EARLY: "a loss in the first steps was too high",
     Alarm.REGRESS: "much of the progress was lost",
     Alarm.END: "the last losses were unusual",
 }
@@ -98,8 +98,8 @@ class Settlement:
             self._announcer.note_once(
                 "noisy probes",
                 f"probes are noisy: with the same weights, the loss of a batch that was drawn again differed by "
-                f"{noisy.noise:.3g} from the time before, where losses usually spread by {noisy.spread:.3g}; as with "
-                "dropout or augmentation, damage that is smaller may not be found.",
+                f"{noisy.noise:.3g} from the time before, while losses usually spread by {noisy.spread:.3g}, as with "
+                "dropout or augmentation; smaller damage may not be found.",
             )
 
     def trust_weights(self, alarm: Alarm) -> None:
@@ -126,7 +126,7 @@ class Settlement:
         self._announcer.warn_once(
             f"level {step}",
             f"the losses stay higher from step {step} on: {finding.text}. Nothing was restored, and the new level "
-            "counts as usual.",
+            "counts as normal.",
         )
 
     def go_on_from(self, backup: Backup, alarm: Alarm, *, is_sudden: bool, lr: float) -> bool:

@@ -105,7 +105,7 @@ def check_shapes(logits: tuple[int, ...], targets: tuple[int, ...], *, is_whole:
         kind = "sequences of labels" if len(logits) > 2 else "several labels a sample"
         raise ValueError(
             f"logits must have shape (B, C) or (B,) with targets of shape (B,), got {logits} and {targets}: with "
-            f"{kind} no one class is predicted in place of the label; report the losses without predictions."
+            f"{kind}, no single class is predicted; report the losses without predictions."
         )
     if len(targets) != 1 or targets[0] != logits[0]:
         raise ValueError(f"targets must have shape ({logits[0]},), one class a sample, got {targets}.")

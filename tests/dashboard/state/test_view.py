@@ -177,7 +177,7 @@ def test_pause_is_no_warning():
     """Somebody who pauses a run is not warned of it."""
     view = View()
     view.fold(start())
-    view.fold(events.RunPaused(1, 1.0, "asked for on the screen"))
+    view.fold(events.RunPaused(1, 1.0, "requested on the screen"))
     view.fold(events.RunResumed(1, 1.0))
 
     assert view.num_alerts == 0

@@ -145,7 +145,7 @@ def test_a_state_of_a_loader_that_no_file_holds_is_said(tmp_path):
 def test_a_stream_that_nobody_can_rewind_begins_anew_loudly(tmp_path):
     """With resume_data="start" the epoch begins with its first batch, and a warning says how many come again."""
     killed(tmp_path, 45)
-    with pytest.warns(RuntimeWarning, match=r"the loader begins anew, .*: the 12 batches .* come again"):
+    with pytest.warns(RuntimeWarning, match=r"the loader starts over, .*: the 12 batches .* come again"):
         _, loader, _ = train(tmp_path, resume_data="start")
 
     assert len(loader.given) == 60

@@ -65,7 +65,7 @@ def test_no_memory_for_a_third_copy(monkeypatch):
         raise MemoryError
 
     r8.host.persistence.backup.copy_with(no_memory)
-    with pytest.warns(RuntimeWarning, match="no memory to keep the present weights aside: .* they are lost"):
+    with pytest.warns(RuntimeWarning, match="no memory to set the present weights aside: .* they are lost"):
         assert not live.keep_present()
     assert live.put_present() is False
 

@@ -894,7 +894,7 @@ def test_losses_must_stay_of_one_kind():
         for share in shares(shared):
             shared.report(share.ticket, sample_losses(share.indices) if share.ticket.step < 2 else 1.0)
 
-    assert "must stay of the kind reported first" in raised(in_threads(2, job))[1]
+    assert "must be of the kind reported first" in raised(in_threads(2, job))[1]
 
 
 @pytest.mark.filterwarnings("ignore:sample 7 was in", "ignore:the loss of sample 7")
