@@ -54,7 +54,7 @@ def open_journal(
         Journal,
         name=name,
         configuration=configuration,
-        samples=functools.partial(samples_of, table) if table.num_samples else None,
+        samples=functools.partial(samples_of, table) if table.num_samples or table.storage.ids is not None else None,
         requests=requests,
     )
     if isinstance(run_dir, (str, os.PathLike)):
