@@ -33,6 +33,9 @@ from learnit_r8.torch import attach
 PLACES = (0.1, 0.5, 0.85)
 """Shares of the run at which the fault strikes."""
 
+BATCH = 32
+"""Samples in a batch of the loop with a table."""
+
 STEPS = 2000
 """Steps of a round in which the cost is measured."""
 
@@ -158,11 +161,40 @@ def loop_of_torch(losses: list[Any], *, with_r8: bool) -> float:
     return (time.thread_time() - began) / len(losses)
 
 
+def loop_of_table(losses: list[Any], *, with_r8: bool) -> float:
+    """A loop over a `DataLoader` whose indices are observed, with the losses of 32 samples a batch.
+
+    Both sides read the losses once. The loader gives one number, as it is not what is measured.
+    """
+    rows = torch.tensor(np.random.default_rng(1).gamma(4, 0.2, (8, BATCH)), dtype=torch.float32)
+    vectors = [rows[place % 8] for place in range(len(losses))]
+    loader: Any = torch.utils.data.DataLoader(
+        range(BATCH * len(losses)), batch_size=BATCH, shuffle=True, collate_fn=lambda each: each[0]
+    )  # type: ignore[arg-type]
+    model = torch.nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    adapter = attach(model, optimizer, loader, backup_every=10**9, handle_signals=False) if with_r8 else None
+    batches = iter(loader if adapter is None else adapter.batches(size=BATCH))
+    # The permutation and the first backup are no step's.
+    next(batches)
+    if adapter is not None:
+        adapter.report(vectors[0])
+    began = time.thread_time()
+    if adapter is None:
+        for vector, _ in zip(vectors[1:], batches, strict=False):
+            vector.numpy()
+    else:
+        for vector, _ in zip(vectors[1:], batches, strict=False):
+            adapter.report(vector)
+        adapter.scheduler.host.hand_over()
+    return (time.thread_time() - began) / len(losses)
+
+
 def cost(rounds: int) -> None:
     """Print what a step costs."""
     # Equal losses would have the weights looked at.
     losses = [float(loss) for loss in np.random.default_rng(0).gamma(4, 0.2, STEPS)]
-    for name, loop in (("core", loop_of_core), ("attach", loop_of_torch)):
+    for name, loop in (("core", loop_of_core), ("attach", loop_of_torch), ("table", loop_of_table)):
         loop(losses, with_r8=True)
         more = []
         for _ in range(rounds):

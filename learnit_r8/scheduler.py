@@ -26,8 +26,9 @@ from .engine.control import Requests
 from .engine.engine import Engine
 from .engine.feed.batch_size import BatchMeasure
 from .engine.feed.batches import Batches
+from .engine.feed.samples import BatchSamples
 from .engine.feed.trainer_batches import TrainerBatches
-from .engine.settings import KEPT, Settings, suggest_settings
+from .engine.settings import KEPT, MOST_IDS, Settings, suggest_settings
 from .guard.registry import GuardName
 from .guard.spike import SpikeGuard
 from .guard.verdict import Guard
@@ -129,6 +130,7 @@ class R8Scheduler:
         resume_data: How a resumed run finds its place in your loader, if that has no ``load_state_dict()``: "replay"
             draws and drops the batches before it; "indices" does so with the indices of a `DataLoader` alone, which
             gives the same samples but another random augmentation; "start" begins the epoch anew.
+        max_ids: Most samples of your own batches that the table holds, >= 1; the visits of others are only counted.
         config: Your own hyperparameters, a dict of plain values, for the record of the run: ``learnit-r8 ls`` finds
             runs by them, and ``compare`` shows which differ.
         notes: A sentence on the run, for its record.
@@ -188,7 +190,7 @@ class R8Scheduler:
         use_curses: bool = False, run_dir: str | os.PathLike[str] | bool | None = None,
         record: Literal["names", "batch", "all"] = "names",
         keep_witness: bool = True, after_restore: Literal["next", "again"] = "next",
-        resume_data: Literal["replay", "indices", "start"] = "replay",
+        resume_data: Literal["replay", "indices", "start"] = "replay", max_ids: int = MOST_IDS,
         config: Mapping[str, Any] | None = None, notes: str | None = None, tags: Sequence[str] = (),
         handle_signals: bool = True,
         cool_down_on: tuple[str, int | str] | None = None,
@@ -207,7 +209,7 @@ class R8Scheduler:
             checkpoint_every=checkpoint_every, keep_checkpoints=keep_checkpoints, monitor=monitor, mode=mode,
             early_stopping=early_stopping, resume=resume, guard=guard, recovery=recovery, use_curses=use_curses,
             run_dir=run_dir, record=record, keep_witness=keep_witness, after_restore=after_restore,
-            resume_data=resume_data, config=config, notes=notes, tags=tags,
+            resume_data=resume_data, max_ids=max_ids, config=config, notes=notes, tags=tags,
             handle_signals=handle_signals, cool_down_on=cool_down_on, name=name, listeners=listeners, seed=seed,
             clock=clock,
         )  # fmt: skip
@@ -415,6 +417,8 @@ class R8Scheduler:
         *,
         size: int | Callable[[Any], int] | None = None,
         tokens: int | Callable[[Any], int] | None = None,
+        ids: Callable[[Any], Any] | str | int | None = None,
+        skip: Callable[[list[Any]], object] | None = None,
     ) -> Batches:
         """Your own batches, handed on as they are until the iterable or the budget ends; each iteration is an epoch.
 
@@ -427,10 +431,15 @@ class R8Scheduler:
             size: Samples in a batch, or a function of it; by default the first dimension of its first array.
             tokens: Tokens in a batch, or a function of it, for a budget in tokens; by default the number of its
                 "input_ids".
+            ids: Which samples a batch holds, for the table: a function of it, or the key under which it has them. Whole
+                numbers or texts, one for each row of the batch or several, as nested lists or an array of two
+                dimensions. By default those of a map-style `DataLoader` are observed as its sampler draws them.
+            skip: Called with a list of the ids in quarantine whenever there are others, so that your loader can leave
+                them out. From what an observed sampler draws they are left out by themselves.
 
         Raises:
             RuntimeError: the scheduler was built with ``num_samples``, so that it draws the batches.
-            TypeError: the loader is no iterable, or a size neither a number nor a function.
+            TypeError: the loader is no iterable, a size neither a number nor a function, or ids no function or key.
 
         >>> r8 = R8Scheduler(num_steps=5, scheduler_mode="keep")
         >>> for epoch in r8.epoch_iterator():
@@ -443,7 +452,7 @@ class R8Scheduler:
         feed = self._own_feed("batches")
         if not isinstance(loader, Iterable):
             raise TypeError(f"loader must be an iterable of batches, got {loader!r}.")
-        return Batches(feed, loader, self._measure(size, tokens))
+        return Batches(feed, loader, self._measure(size, tokens), BatchSamples(self.host, ids, skip))
 
     def _measure(
         self, size: int | Callable[[Any], int] | None, tokens: int | Callable[[Any], int] | None
@@ -514,6 +523,7 @@ class R8Scheduler:
         skipped: bool = False,
         predictions: Any = None,
         lr: float | None = None,
+        ids: Any = None,
     ) -> Outcome:
         """Report the loss of the last batch of `batch_iterator` or `batches`, or of a loader with `R8BatchSampler`.
 
@@ -521,12 +531,14 @@ class R8Scheduler:
 
         Args:
             loss: The loss of each sample, float[B], the mean of the batch, or with ``part_size`` the means of its
-                parts; see `report`. Of your own batches the mean, or an array of any shape, of which the mean is taken.
+                parts; see `report`. Of your own batches the mean, or an array of any shape, of which the mean is taken;
+                if they say which samples they hold, a value for each row is the loss of that.
             part_size: Samples in a part, >= 1.
             grad_norm: Norm of the batch's gradient, if known.
             skipped: Whether the optimizer's step was skipped because gradients overflowed.
             predictions: `Predictions` of the same samples.
             lr: The rate that you train with, for views and messages; only with ``scheduler_mode="keep"``.
+            ids: The ids of the samples, where `batches` does not know them; see there.
 
         Returns:
             The outcome, false if the loss was refused; the learning rate to use now is in it.
@@ -540,7 +552,9 @@ class R8Scheduler:
             self.tell_rate(lr)
         feed = self.host.feed
         if feed is not None:
-            return feed.report(loss, part_size, grad_norm, skipped, predictions)
+            return feed.report(loss, part_size, grad_norm, skipped, predictions, ids)
+        if ids is not None:
+            raise ValueError(f"ids must be left out where the scheduler draws the samples, got {ids!r:.60}.")
         ticket = self._open
         if ticket is None:
             return self._report_in_hand(
@@ -563,7 +577,7 @@ class R8Scheduler:
         """
         if self.host.own_rate is None:
             raise ValueError(f"lr is the scheduler's own unless scheduler_mode='keep', got lr={lr!r}.")
-        self.host.own_rate = read_number("lr", lr)
+        self.host.own_rate = lr if type(lr) is float else read_number("lr", lr)
 
     def _give_up_open(self) -> None:
         """Give up the batch of `batch_iterator` that was not reported."""
@@ -924,20 +938,22 @@ class R8Scheduler:
             f"left out for steady ones: {plan.displaced}; {checkpoints}{self.controller.summary()}",
             f"losses of the samples ({table.source}):",
         ]
-        lines += [
+        return "\n".join([*lines, *self._quarters()])
+
+    def _quarters(self) -> list[str]:
+        return [
             f"  Q{number} {q.low:9.3g} to {q.high:<9.3g} mean {q.mean:<9.3g} used {q.uses:.1f} times"
-            for number, q in enumerate(table.quartiles(), start=1)
+            for number, q in enumerate(self.table.quartiles(), start=1)
         ]
-        return "\n".join(lines)
 
     def _summary_of_own_batches(self, checkpoints: str) -> str:
-        plan = self.host.plan
+        plan, has_table, none = self.host.plan, bool(self.table.num_samples), [f"{events.NO_TABLE}."]
         return "\n".join(
             [
                 f"step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr {self.lr:.3g}",
                 f"losses refused: {self.sentry.num_refused}; batches not reported: {plan.abandoned}; "
                 f"{checkpoints}{self.controller.summary()}",
-                f"{events.NO_TABLE}.",
+                *([f"losses of the samples ({self.table.source}):", *self._quarters()] if has_table else none),
             ]
         )
 

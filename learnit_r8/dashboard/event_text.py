@@ -139,6 +139,9 @@ def _of_run(event: events.Event) -> EventText | None:
 
 def describe_data(event: events.RunStarted) -> str:
     """The samples of a run and its batches; or that there is no table of them."""
+    if event.grows:
+        known = f"{event.num_samples:,} samples" if event.num_samples else "samples counted as they come,"
+        return f"{known} in your own batches"
     if not event.num_samples:
         return events.NO_TABLE
     return f"{event.num_samples:,} samples in batches of {event.batch_size:,}"

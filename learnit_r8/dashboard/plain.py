@@ -9,7 +9,7 @@ import sys
 from typing import TextIO
 
 from .. import events
-from .event_text import INFO, describe, describe_end, end_of, few
+from .event_text import INFO, describe, describe_data, describe_end, end_of, few
 from .terminal.async_writer import AsyncWriter
 
 SECONDS_BETWEEN_LINES = 60.0
@@ -66,8 +66,7 @@ class PlainLog:
                 return f"{self._where(event)}  {speed:,.0f} samples/s  {_left(event)}"
             case events.RunStarted():
                 self._run = event
-                size = f"{event.num_samples} samples in batches of {event.batch_size}"
-                return f"{event.name or 'run'}: {size if event.num_samples else events.NO_TABLE}, {_budget(event)}"
+                return f"{event.name or 'run'}: {describe_data(event)}, {_budget(event)}"
             case events.CoolDownBegan() if self._run is not None:
                 total, seconds = event.total_steps, event.train_duration_seconds
                 self._run = dataclasses.replace(self._run, total_steps=total, train_duration_seconds=seconds)

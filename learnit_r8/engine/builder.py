@@ -36,7 +36,7 @@ from .feed.feed import FeedSettings
 from .feed.replay import WAYS
 from .lr_search import LrSearch
 from .pace import Pace
-from .settings import Settings
+from .settings import MOST_IDS, Settings
 from .signals import NAMES as ENDING
 
 USUAL_EPOCH = 400
@@ -213,6 +213,7 @@ _OF_PLANS = {
 
 _OF_LOADERS = {
     "num_tokens": None, "steps_per_epoch": None, "keep_witness": True, "after_restore": "next", "resume_data": "replay",
+    "max_ids": MOST_IDS,
 }  # fmt: skip
 """Settings of batches that come from the user's loader, and their defaults."""
 
@@ -225,7 +226,10 @@ def _build_loader_plan(given: Settings) -> LoaderPlan:
             raise ValueError(
                 f"{name} needs num_samples, so that the scheduler draws the batches, got {value!r} without it."
             )
-    return LoaderPlan(SampleTable(0, batch_size=1), seed=whole_number("seed", given.seed, least=0, most=2**63))
+    most = whole_number("max_ids", given.max_ids, least=1, most=MAX_SAMPLES)
+    return LoaderPlan(
+        SampleTable(0, batch_size=1, most_ids=most), seed=whole_number("seed", given.seed, least=0, most=2**63)
+    )
 
 
 def _build_feed(given: Settings) -> FeedSettings | None:

@@ -24,11 +24,12 @@ def start(run: Engine) -> None:
         schedule=run.schedule,
         name=run.name,
         num_samples=table.num_samples,
-        batch_size=table.batch_size if table.num_samples else 0,
-        steps_per_epoch=run.plan.steps_per_pass if table.num_samples else budget.steps_per_pass or 0,
+        batch_size=table.batch_size if run.feed is None else 0,
+        steps_per_epoch=run.plan.steps_per_pass if run.feed is None else budget.steps_per_pass or 0,
         total_steps=budget.expected_steps,
         train_duration_seconds=budget.seconds,
         policy=run.plan.policy.name,
+        grows=run.feed is not None and run.feed.has_ids,
     )
     folder = None if run.saver is None else run.saver.store.folder
     if folder is not None:

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 MOST_TEXT, MOST_RECORDED = 200, 1000
 """Characters of a setting that are shown, and of what the user records."""
 
+MOST_IDS = 10_000_000
+"""Samples that a table which grows with the ids of batches holds at most, unless more are asked for: 160 MB."""
+
 _KINDS = {"U": "text", "S": "bytes", "O": "objects"}
 """Kinds of arrays whose dtype says nothing to people."""
 
@@ -132,6 +135,7 @@ class Settings:
     keep_witness: bool = field(metadata=_about(kept=NOTED))
     after_restore: Literal["next", "again"] = field(metadata=_about(kept=NOTED))
     resume_data: Literal["replay", "indices", "start"] = field(metadata=_about("skip_batches", kept=NOTED))
+    max_ids: int = field(metadata=_about("max_samples", kept=NOTED))
     config: Mapping[str, Any] | None = field(metadata=_about("hparams", "hyperparameters", "params", is_shown=False))
     notes: str | None = field(metadata=_about("description", "comment", is_shown=False))
     tags: Sequence[str] = field(metadata=_about(is_shown=False))
@@ -266,6 +270,7 @@ class CommonSettings(TypedDict, total=False):
     keep_witness: bool
     after_restore: Literal["next", "again"]
     resume_data: Literal["replay", "indices", "start"]
+    max_ids: int
     config: Mapping[str, Any] | None
     notes: str | None
     tags: Sequence[str]

@@ -12,7 +12,7 @@ from ..guard.verdict import Verdict
 from ..sampling.chunk import OPEN, OUT_AGAIN, REPORTED
 from ..sampling.tally import Tally
 from ..sampling.ticket import Ticket, new_tuple
-from ..table.losses import EXACT, Reading, check_kind, read_loss, read_mean, read_number
+from ..table.losses import EXACT, Reading, check_kind, read_loss, read_number
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -62,21 +62,21 @@ def judge(
         _refuse_ticket(run, ticket)
     if run.turns.busy is not None:
         _refuse_restoring(run, ticket)
-    reading = read_loss(loss, len(indices), part_size) if table.num_samples else read_mean(loss)
-    if len(indices) == 1 and table.storage.part_size == EXACT:
+    storage, is_drawn = table.storage, run.feed is None
+    reading = read_loss(loss, len(indices), part_size) if is_drawn else chunk.read(loss)  # type: ignore[attr-defined]
+    if is_drawn and len(indices) == 1 and storage.part_size == EXACT:
         # The loss of a single sample, without its dimension.
         reading = Reading(reading.mean, np.atleast_1d(reading.means), EXACT, reading.lowest)
     mean, _, kind, lowest, _ = reading
     if grad_norm is not None:
         grad_norm = read_number("grad_norm", grad_norm)
-    storage = table.storage
-    if table.batch_size == 1 and table.num_samples:
+    if storage.is_single:
         kind = EXACT
     is_plain = kind == storage.part_size
-    if not is_plain:
+    if not is_plain and is_drawn:
         check_kind(kind, storage.part_size)
-    if predictions is not None and table.num_samples:
-        reading = table.storage.evidence.with_predictions(reading, predictions, kind)
+    if predictions is not None and storage.num_samples:
+        reading = storage.evidence.with_predictions(reading, predictions, kind)
     if epoch < 0:
         _, verdict = sentry.guard.judge(sentry.guard.begin(), mean)
         judgement = sentry.unjudged(verdict)
@@ -179,11 +179,12 @@ def learn(run: Engine, ticket: Ticket, judged: Judged) -> Tally | None:
     if not pace.step % run.plan.steps_per_pass:
         ended = end_epoch(run)
     # The chunk keeps it. The table learns the whole chunk at once, when that is used up or somebody reads the table.
-    means = mean if table.batch_size == 1 else means
+    means = mean if storage.is_single else means
     if is_plain and predictions is None:
         chunk, slot, _ = batch
         chunk.reports[slot], chunk.trends[slot], chunk.states[slot] = means, before, REPORTED
     else:
+        storage.part_size = kind
         run.plan.report(batch, means, before, predictions)
     return ended
 

@@ -16,7 +16,7 @@ class RunStarted(Event):
 
     Attributes:
         name: Name of the run, "" if it has none.
-        num_samples: N; 0 where the batches are the user's own, of which there is no table.
+        num_samples: N; of the user's own batches the samples that are known so far, 0 where there is no table.
         batch_size: B; 0 where it is not known.
         steps_per_epoch: Steps in an epoch; 0 where a run through the user's loader ends as that says.
         total_steps: Steps in the run; None with a time budget, and as long as the end is not known.
@@ -24,6 +24,7 @@ class RunStarted(Event):
         policy: Name of the policy.
         settings: Configuration of the run and versions, name -> value as text.
         lr_plan: Learning rates of the schedule at equal distances of progress, from 0 to 1; empty if unknown.
+        grows: Whether the table grows with the samples that the user's own batches hold.
 
     A resumed run has the step and the seconds it goes on from.
     """
@@ -37,6 +38,7 @@ class RunStarted(Event):
     policy: str
     settings: dict[str, str] = field(default_factory=dict)
     lr_plan: tuple[float, ...] = ()
+    grows: bool = False
 
 
 @dataclass(frozen=True)

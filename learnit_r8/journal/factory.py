@@ -55,7 +55,7 @@ def open_journal(
         Journal,
         name=name,
         configuration=configuration,
-        samples=functools.partial(samples_of, table) if table.num_samples else None,
+        samples=functools.partial(samples_of, table) if table.num_samples or table.storage.ids is not None else None,
         requests=requests,
         machine=SystemMonitor().load,
     )

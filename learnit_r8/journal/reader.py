@@ -166,7 +166,8 @@ def _is_sane(event: Event) -> bool:
     if isinstance(event, RunStarted):
         sizes = event.num_samples, event.batch_size, event.steps_per_epoch
         # Of the user's own batches they are not known.
-        return min(sizes) >= min(event.num_samples, 1) >= 0 and (event.total_steps is None or event.total_steps >= 1)
+        least = 0 if event.grows else min(event.num_samples, 1)
+        return min(sizes) >= least >= 0 and (event.total_steps is None or event.total_steps >= 1)
     return True
 
 

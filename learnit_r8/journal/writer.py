@@ -91,6 +91,7 @@ class Journal(ThreadedListener):
         self._lines: list[str] = []
         self._pending_samples: list[Samples] = []
         self._samples_due, self._samples_step, self._steps_per_epoch = -1.0, -1, 1
+        self._epoch = self._epoch_step = -1
         self._summary = Summary(clock())
         self._position = (0, 0.0)
         self._last_written, self._retry = clock(), 0.0
@@ -169,7 +170,9 @@ class Journal(ThreadedListener):
 
     def _look(self, event: Event) -> None:
         if isinstance(event, RunStarted):
-            self._steps_per_epoch = max(1, event.steps_per_epoch)
+            self._steps_per_epoch = event.steps_per_epoch
+        if isinstance(event, EpochDone):
+            self._epoch, self._epoch_step = event.epoch, event.step
         self._has_ended |= isinstance(event, RunEnded)
         if isinstance(event, (EpochDone, RunEnded)):
             self._look_at_samples(event)
@@ -185,7 +188,12 @@ class Journal(ThreadedListener):
             return
         began = self._clock()
         self._samples_step = event.step
-        samples = self._samples_of((event.step - 1) // self._steps_per_epoch, event.step)
+        # Of the user's own batches an epoch may have no known length.
+        per_epoch = self._steps_per_epoch
+        epoch = (event.step - 1) // per_epoch if per_epoch else self._epoch + (event.step > self._epoch_step)
+        samples = self._samples_of(epoch, event.step)
+        if not len(samples.loss):
+            return
         with self._lock:
             self._pending_samples.append(samples)
         self._samples_due = self._clock() + SAMPLES_PAUSE * (self._clock() - began)

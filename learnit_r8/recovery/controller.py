@@ -300,7 +300,7 @@ class RecoveryController:
         )  # fmt: skip
         incident.cause = incident.cause or cause
         if alarm is Alarm.NOT_FINITE:
-            self.quarantine.refused(ticket.indices, samples)
+            self.quarantine.refused(accused_of(reading, ticket), samples)
         elif math.isfinite(loss):
             progress.reported.append(loss)
         self._refusals.refused(is_finite=alarm is not Alarm.NOT_FINITE)
@@ -632,10 +632,19 @@ ALARMS = {
 """What a verdict speaks for; any other one for losses that are not finite."""
 
 
+def accused_of(reading: Reading, ticket: Ticket) -> NDArray[np.int64]:
+    """The samples of a batch that may be the cause of a loss that is not finite: all, or those of the rows with it."""
+    counts = getattr(getattr(ticket.batch.chunk, "members", None), "counts", None)
+    if counts is None or len(np.atleast_1d(reading.means)) != len(counts):
+        return ticket.indices
+    chosen: NDArray[np.int64] = ticket.indices[np.repeat(~(np.abs(reading.means) <= LARGEST_LOSS), counts)]
+    return chosen
+
+
 def not_finite_samples(reading: Reading, ticket: Ticket) -> tuple[int, ...]:
     """The samples whose own loss is not finite; none if only means were reported, or if it is all of the batch."""
     losses = np.atleast_1d(reading.means)
     if len(losses) != len(ticket.indices):
         return ()
     bad = ~(np.abs(losses) <= LARGEST_LOSS)
-    return () if bad.all() else tuple(ticket.indices[bad].tolist())
+    return () if bad.all() else tuple(each for each in ticket.indices[bad].tolist() if each >= 0)

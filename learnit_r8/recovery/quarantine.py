@@ -67,6 +67,10 @@ class Quarantine:
         if not self._table.num_samples:
             return
         members = np.unique(indices)
+        # Of the user's own batches not all samples may be known.
+        members = members[members >= 0]
+        if not len(members):
+            return
         if accused:
             self.cleared(np.setdiff1d(members, np.fromiter(accused, np.int64)))
             # A batch may hold a sample twice.
@@ -134,7 +138,10 @@ class Quarantine:
         text = f"{self.named(samples)} {'were' if len(samples) > 1 else 'was'} in {refusals} refused batches and in no "
         text += "good one since"
         self._announcer.tell(events.SamplesQuarantined, samples=samples, refusals=refusals, text=text)
-        self._announcer.warn_once(f"quarantine {samples}", f"{text}; no longer drawn. release() brings it back.")
+        what = "no longer drawn. release() brings it back"
+        if not self._table.storage.exclusions.are_left_out:
+            what = "your loader still draws it, so leave it out there, or give batches() a function skip= that does"
+        self._announcer.warn_once(f"quarantine {samples}", f"{text}; {what}.")
         self.is_watching = bool(self._suspects)
 
     def named(self, samples: Collection[int]) -> str:

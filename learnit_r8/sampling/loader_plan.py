@@ -1,4 +1,4 @@
-"""The plan of a run whose batches come from the user's loader: it counts them, and knows no sample.
+"""The plan of a run whose batches come from the user's loader: it counts them, and draws none.
 
 It has what the engine uses of a `Plan`. A batch is a chunk of its own, so that a report finds its place as it does in a
 chunk that was planned.
@@ -14,13 +14,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .chunk import SETTLED, Batch
+from ..table.losses import WHOLE_BATCH, Reading, read_mean, read_rows
+from ..table.names import Members
+from .chunk import REPORTED, SETTLED, Batch
+from .held_reports import HeldReports
 
 if TYPE_CHECKING:
     from ..table.table import SampleTable
 
 UNKNOWN_LENGTH = sys.maxsize
 """Steps of a pass that only ends where its loader does."""
+
+MOST_HELD = 2**13
+"""Samples whose reports are held back at most, unless they are more in one batch: some .5 ms of learning."""
 
 
 class Size(NamedTuple):
@@ -43,24 +49,49 @@ class LoaderBatch:
         pass_number: Its pass; -1 for one that is handed out again.
         item: What the loader gave, to be handed out again; None if it is not kept.
         size: Its size.
+        members: Its samples; None if it does not say which.
 
     Attributes:
         states, drawn, reports, trends, rates: As of a `Chunk`, of one batch.
         item: As given.
         size: As given.
+        members: As given.
+        predictions: float32[3, M], what was reported with the loss; empty without.
     """
 
-    __slots__ = ("drawn", "item", "pass_number", "rates", "reports", "size", "states", "table", "trends")
+    __slots__ = (
+        "drawn", "item", "members", "pass_number", "predictions", "rates", "reports", "size", "states", "table",
+        "trends",
+    )  # fmt: skip
 
     expected = (math.nan,)
     typical = math.nan
     sweep = 0
     weights = None
 
-    def __init__(self, table: SampleTable, pass_number: int, item: Any, size: Size) -> None:
-        self.table, self.pass_number, self.item, self.size = table, pass_number, item, size
+    def __init__(
+        self, table: SampleTable, pass_number: int, item: Any, size: Size, members: Members | None = None
+    ) -> None:
+        self.table, self.pass_number, self.item, self.size, self.members = table, pass_number, item, size, members
         self.states, self.drawn = bytearray(1), 1
+        self.predictions: list[NDArray[np.float32]] = []
         self.reports, self.trends, self.rates = [0.0], [0.0], [0.0]
+
+    def read(self, loss: Any) -> Reading:
+        """Turn a reported loss into numbers; its kind is that of the table, once that has one."""
+        kind = self.table.storage.part_size
+        if self.members is None:
+            reading = read_mean(loss)
+        else:
+            reading = read_rows(loss, self.members.num_rows, self.members.counts, None if self._is_first else kind)
+            if self._is_first:
+                kind = None
+        return reading if kind is None or kind == reading[2] else reading._replace(part_size=kind)
+
+    @property
+    def _is_first(self) -> bool:
+        """Whether the table has learned of no sample yet, so that its kind is only that of batches without any."""
+        return not self.table.storage.num_seen and self.table.storage.part_size in (None, WHOLE_BATCH)
 
     def settle(self, slot: int) -> None:
         """Close it."""
@@ -87,16 +118,18 @@ class UserBatches(NamedTuple):
 
 
 class LoaderPlan:
-    """Counts the batches that a run takes from the user's loader.
+    """Counts the batches that a run takes from the user's loader, and passes their reports to the table.
 
     Args:
-        table: A table of no samples.
+        table: A table that grows.
         seed: >= 0; nothing is drawn with it.
 
     Attributes:
         steps_per_pass: More than there will ever be, as a pass ends where its loader does.
         num_samples: Samples in the batches so far.
         taken: Items that the loader has given in this pass, but for the one in hand.
+        left_out: Batches of this pass that the loader's sampler has drawn and that held nothing but samples in
+            quarantine.
         abandoned: Batches that were not reported.
     """
 
@@ -112,15 +145,21 @@ class LoaderPlan:
         self.table, self.seed = table, seed
         self.policy = UserBatches()
         self.steps_per_pass = UNKNOWN_LENGTH
-        self.num_samples = self.taken = self.abandoned = 0
+        self.num_samples = self.taken = self.left_out = self.abandoned = 0
         self._planner = _NoSweeps()
+        self._held = HeldReports(table)
         table.learner.hold_back(self)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the reports that are held back are many enough to be learned."""
+        return self._held.num_samples >= MOST_HELD
 
     def samples_in(self, steps: int) -> int:
         """Samples in the batches so far, which are those of ``steps`` steps."""
         return self.num_samples
 
-    def take(self, item: Any, size: Size, pass_number: int, *, is_kept: bool) -> Batch:
+    def take(self, item: Any, size: Size, pass_number: int, *, is_kept: bool, members: Members | None = None) -> Batch:
         """Take a batch that the loader has given.
 
         Args:
@@ -128,9 +167,19 @@ class LoaderPlan:
             size: Its size.
             pass_number: The pass.
             is_kept: Whether the item is kept as long as a backup may want it.
+            members: Its samples, or None.
         """
         self.num_samples += size.samples
-        return self._as_batch(LoaderBatch(self.table, pass_number, item if is_kept else None, size))
+        batch = LoaderBatch(self.table, pass_number, item if is_kept else None, size, members)
+        if members is None:
+            return self._as_batch(batch)
+        self._held.add(members, batch)
+        return _new_tuple(Batch, (batch, 0, members[0]))
+
+    def tell_members(self, chunk: LoaderBatch, members: Members) -> None:
+        """Note the samples of a batch that was taken without."""
+        chunk.members = members
+        self._held.add(members, chunk)
 
     def draw_again(self, item: Any) -> Batch:
         """Hand out a batch once more, outside any pass."""
@@ -143,12 +192,18 @@ class LoaderPlan:
         return Batch(chunk, 0, indices[:count])  # type: ignore[arg-type]
 
     def report(self, batch: Batch, means: Any, trend: float, predictions: Any = None) -> None:
-        """Close a batch that was reported: there is no sample to learn its loss."""
-        self.settle(batch)
+        """Keep the report of a batch, from which the table learns later."""
+        chunk: Any = batch.chunk
+        if chunk.members is None:
+            chunk.settle(0)
+            return
+        chunk.reports[0], chunk.trends[0], chunk.states[0] = means, trend, REPORTED
+        chunk.predictions[:] = [] if predictions is None else [predictions.rows]
 
     def settle(self, batch: Batch) -> None:
-        """Close a batch without learning from it."""
+        """Close a batch without learning from it; what came before is learned, as its samples may be suspected."""
         batch.chunk.settle(batch.slot)
+        self.hand_over()
 
     def abandon(self, batch: Batch) -> bool:
         """Close a batch that will not be reported; it does not come again, so returns False."""
@@ -160,19 +215,26 @@ class LoaderPlan:
     def check_again(self) -> None:
         """Do nothing: no batch is planned."""
 
-    hand_over = check_again
-
     def use_offsets(self, trend: float) -> None:
         """Do nothing: no loss is predicted."""
 
+    def hand_over(self) -> None:
+        """Let the table learn all reports so far."""
+        self._held.hand_over()
+
     def position(self) -> dict[str, Any]:
         """How far the run is; the loader's own state is kept by the `Feed`."""
-        return {"samples": self.num_samples, "taken": self.taken, "abandoned": self.abandoned}
+        return {
+            "samples": self.num_samples, "taken": self.taken, "left_out": self.left_out, "abandoned": self.abandoned,
+        }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `position` returned."""
         self.num_samples, self.taken, self.abandoned = state["samples"], state["taken"], state["abandoned"]
+        self.left_out = state["left_out"]
+        self._held.forget()
 
 
 _NOBODY = np.full(4096, -1)
 _NOBODY.flags.writeable = False
+_new_tuple = tuple.__new__

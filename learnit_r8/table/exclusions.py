@@ -32,10 +32,12 @@ class Exclusions:
     Attributes:
         quarantined: int64[K], the samples that are not drawn any more, in order; read-only.
         watched: int64[K], samples to spread over the batches; read-only.
+        are_left_out: Whether whoever gives the batches leaves those in quarantine out.
     """
 
     def __init__(self) -> None:
         self.quarantined = self.watched = _NOBODY
+        self.are_left_out = True
 
     def holds(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
         """bool[M], which of some samples are in quarantine."""

@@ -99,6 +99,39 @@ def read_mean(loss: Any) -> Reading:
     return Reading(mean, mean, WHOLE_BATCH, mean)
 
 
+def read_rows(loss: Any, rows: int, counts: NDArray[np.int64] | None, kind: int | None) -> Reading:
+    """Turn the reported loss of a batch of the user's, whose samples are known, into numbers.
+
+    Args:
+        loss: A number; an array or tensor with a value, or several, for each row; or of any other shape, of which the
+            mean is taken.
+        rows: Rows of the batch.
+        counts: int64[rows], samples in each row, where there are several in one.
+        kind: The kind of report that the table learns from, fixed by the first: WHOLE_BATCH for means, other numbers
+            for losses of rows; None before.
+
+    Returns:
+        The loss, with one mean for each row unless that is not known or the table learns from means of batches. Its
+        part size is EXACT where each row is one sample, else the samples that a row has on average.
+
+    Raises:
+        TypeError: the loss is not a real number or an array of them.
+        ValueError: it is empty.
+    """
+    if type(loss) is float or kind == WHOLE_BATCH:
+        return read_mean(loss)
+    if type(loss) is np.ndarray and loss.dtype == _FLOAT32 and loss.shape == (rows,):
+        reading = _read_float32(loss)
+    else:
+        values = _as_array(loss)
+        if not values.ndim or len(values) != rows or not values.size:
+            return read_mean(values)
+        means = values.reshape(rows, -1).mean(axis=1)
+        reading = Reading(_sum(values.reshape(-1)) / values.size, means, EXACT, float(means.min()))
+    size = kind if kind is not None else EXACT if counts is None else max(2, round(float(counts.mean())))
+    return reading if size == EXACT else reading._replace(part_size=size)
+
+
 def _way_to_shape(count: int, shape: tuple[int, ...]) -> str:
     """A sentence on how to make one loss for each sample of an array of this shape; "" if that is unclear."""
     if shape == (count, 1):

@@ -1,10 +1,10 @@
-"""The user's names of samples, and group labels."""
+"""The user's names of samples, the ids that come with batches, and group labels."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,177 @@ def digest_of(sample_ids: Sequence[Any] | None, count: int) -> str | None:
     if sample_ids is None:
         return None
     return hashlib.sha256("\n".join(map(str, sample_ids[:count])).encode()).hexdigest()
+
+
+INDICES, INTEGERS, TEXTS = "indices", "integers", "texts"
+"""Kinds of ids: positions in a data set, which are the rows of the table, and names of two kinds."""
+
+
+class Members(NamedTuple):
+    """The samples of a batch of the user's.
+
+    Attributes:
+        indices: int64[M], their positions in the table, -1 for one that is not kept.
+        counts: int64[P], how many of them are in each row of the batch; None if there is one in each.
+    """
+
+    indices: NDArray[np.int64]
+    counts: NDArray[np.int64] | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the batch."""
+        return len(self.indices if self.counts is None else self.counts)
+
+
+class SampleIds:
+    """The ids that came with the user's batches; the first id is sample 0 of the table, and so on.
+
+    Args:
+        most: Most ids that are kept, >= 1.
+
+    Attributes:
+        most: As given.
+        kind: One of "indices", "integers" and "texts", fixed by the first ids; None before.
+        names: The ids in the order in which they came; of indices none, as they are their own names.
+        num_beyond: Visits of samples that are not kept, as there were `most` others before.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.kind: str | None = None
+        self.names: list[Any] = []
+        self.num_beyond = 0
+        self._places: dict[Any, int] = {}
+        self._size = 0
+
+    def __len__(self) -> int:
+        """Samples that are known."""
+        return self._size
+
+    def expect(self, size: int) -> None:
+        """Take the positions in a data set of this size for ids.
+
+        Raises:
+            ValueError: ids of another kind came before.
+        """
+        self._check_kind(INDICES, "the indices that a DataLoader draws")
+        self._size = min(self.most, max(self._size, size))
+
+    def find(self, ids: Any) -> Members:
+        """The places of the ids of a batch; those that are new get the next ones.
+
+        Args:
+            ids: One id a row, or a sequence of ids a row: sequences, or an array of one or two dimensions.
+
+        Raises:
+            TypeError: an id is neither an integer nor a text.
+            ValueError: ids are of another kind than those before; or an integer has more than 64 bits.
+        """
+        rows = ids.tolist() if hasattr(ids, "tolist") else ids
+        if self._places and isinstance(rows, (list, tuple)):
+            try:
+                # Nearly always every id is known.
+                found = np.fromiter(map(self._places.__getitem__, rows), np.int64, len(rows))
+                return _new_tuple(Members, (found, None))
+            except (KeyError, TypeError):
+                pass
+        rows = _plain(rows)
+        if not isinstance(rows, (list, tuple)):
+            raise TypeError(f"ids must be a sequence with an id, or several, for each row of a batch, got {ids!r}.")
+        counts = None
+        if any(isinstance(row, (list, tuple)) for row in rows):
+            rows = [row if isinstance(row, (list, tuple)) else (row,) for row in rows]
+            counts = np.fromiter(map(len, rows), np.int64, len(rows))
+            rows = [each for row in rows for each in row]
+            counts = None if (counts == 1).all() else counts
+        return Members(np.fromiter(self._added(list(rows)), np.int64, len(rows)), counts)
+
+    def find_indices(self, indices: Any) -> NDArray[np.int64]:
+        """The places of samples that a sampler has drawn by their positions in a data set."""
+        found: NDArray[np.int64] = np.array(indices, np.int64)
+        # A negative one is larger than all as an unsigned number.
+        if len(found) and int(np.maximum.reduce(found.view(np.uint64))) >= self._size:
+            self._size = min(self.most, max(self._size, int(found.max()) + 1))
+            is_kept = (found >= 0) & (found < self._size)
+            self.num_beyond += len(found) - int(np.count_nonzero(is_kept))
+            found[~is_kept] = -1
+        return found
+
+    def _added(self, ids: list[Any]) -> Iterator[int]:
+        places, names = self._places, self.names
+        # All are checked before the first is added.
+        for each in ids:
+            kind = _kind_of(each)
+            self._check_kind(kind, repr(each))
+        for each in ids:
+            place = places.get(each, -1)
+            if place < 0 and len(names) < self.most:
+                place = places[each] = len(names)
+                names.append(each)
+                self._size = len(names)
+            self.num_beyond += place < 0
+            yield place
+
+    def _check_kind(self, kind: str, what: str) -> None:
+        if self.kind is None:
+            self.kind = kind
+        elif kind != self.kind:
+            raise ValueError(
+                f"ids must stay of one kind in a run, and of that of a saved run that it continues, got {what} where "
+                f"those before were {_SAID[self.kind]}."
+            )
+
+    def name_of(self, index: int) -> Any:
+        """The id of a sample."""
+        return self.names[index] if self.names else index
+
+    def state_dict(self) -> dict[str, Any]:
+        """All ids, as arrays."""
+        state: dict[str, Any] = {"kind": self.kind, "size": self._size, "num_beyond": self.num_beyond}
+        if self.kind == INTEGERS:
+            state["names"] = np.array(self.names, np.int64)
+        elif self.kind == TEXTS:
+            texts = [text.encode("utf-8", "surrogatepass") for text in self.names]
+            state["lengths"] = np.fromiter(map(len, texts), np.int64, len(texts))
+            state["names"] = np.frombuffer(b"".join(texts), np.uint8).copy()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned."""
+        names: list[Any] = []
+        if state["kind"] == INTEGERS:
+            names = np.asarray(state["names"], np.int64).tolist()
+        elif state["kind"] == TEXTS:
+            ends = np.cumsum(np.asarray(state["lengths"], np.int64)).tolist()
+            whole = np.asarray(state["names"], np.uint8).tobytes()
+            starts = [0, *ends[:-1]]
+            names = [whole[a:b].decode("utf-8", "surrogatepass") for a, b in zip(starts, ends, strict=True)]
+        self.kind, self.num_beyond, self._size = state["kind"], int(state["num_beyond"]), int(state["size"])
+        # The list itself is what views hold.
+        self.names[:] = names
+        self._places = {name: place for place, name in enumerate(names)}
+
+
+def _plain(ids: Any) -> Any:
+    """Ids of a batch, in which arrays and tensors are lists."""
+    if isinstance(ids, (list, tuple)) and any(hasattr(each, "tolist") for each in ids):
+        return [each.tolist() if hasattr(each, "tolist") else each for each in ids]
+    return ids
+
+
+def _kind_of(name: Any) -> str:
+    if isinstance(name, str):
+        return TEXTS
+    if isinstance(name, int) and not isinstance(name, bool):
+        if not -(2**63) <= name < 2**63:
+            raise ValueError(f"ids must be integers of 64 bits or texts, got {name!r}; give str(id).")
+        return INTEGERS
+    raise TypeError(f"ids must be integers or texts, got {name!r}, a {type(name).__name__}.")
+
+
+_SAID = {INDICES: "indices that a DataLoader drew", INTEGERS: "integers", TEXTS: "texts"}
+_new_tuple = tuple.__new__
 
 
 def coded(

@@ -29,6 +29,9 @@ _WORD = np.complex128
 _PAGE = 4096 // 16
 """Records in a page of memory."""
 
+LEAST_ROOM = 1024
+"""Records that there is room for at least, once records are added."""
+
 SLICE = 2**16
 """Records that are copied at a time: some .3 ms, and what is copied stays in the processor's cache."""
 
@@ -44,7 +47,7 @@ class Records:
     """
 
     def __init__(self, size: int, dtype: np.dtype[Any] = RECORD) -> None:
-        self._all = np.zeros(size, dtype)
+        self._room = self._all = np.zeros(size, dtype)
         self._words = self._all.view(_WORD)
         # The system allocates and clears a page when it is first written to. The first chunk of a random order writes
         # to nearly all of them, so a step would wait for that.
@@ -52,6 +55,20 @@ class Records:
 
     def __len__(self) -> int:
         return len(self._all)
+
+    def resize(self, size: int) -> None:
+        """Have this many records, of which new ones are zero; the caller holds the lock of whoever looks at them.
+
+        There is room for as many again, so that records which come one by one are copied twice on average.
+        """
+        if size > len(self._room):
+            room = np.zeros(max(size, 2 * len(self._room), LEAST_ROOM), self._all.dtype)
+            room[: len(self._all)] = self._all
+            self._room = room
+        elif size < len(self._all):
+            self._room[size:] = np.zeros((), self._all.dtype)
+        self._all = self._room[:size]
+        self._words = self._all.view(_WORD)
 
     @property
     def whole(self) -> NDArray[Any]:
@@ -71,19 +88,23 @@ class Records:
         """Write some records back."""
         self._words[indices] = records.view(_WORD)
 
-    def slices(self, lock: Lock | None = None, indices: NDArray[np.int64] | None = None) -> Iterator[Slice]:
+    def slices(
+        self, lock: Lock | None = None, indices: NDArray[np.int64] | None = None, *, size: int | None = None
+    ) -> Iterator[Slice]:
         """Pass over the records, some at a time, each time holding the lock.
 
         Args:
             lock: Held while the caller looks at a slice, and free in between, so that no step waits for all of them.
             indices: int64[M], the records to pass over; None for all.
+            size: How many of all, the first ones, where more may be added meanwhile.
 
         Yields:
             The positions of the slice among those passed over, and RECORD[<= 65536]: a view if all are passed over.
         """
         lock = nullcontext() if lock is None else lock
-        for start in range(0, len(self) if indices is None else len(indices), SLICE):
-            place = slice(start, start + SLICE)
+        size = (len(self) if size is None else size) if indices is None else len(indices)
+        for start in range(0, size, SLICE):
+            place = slice(start, min(start + SLICE, size))
             with lock:
                 yield place, self._all[place] if indices is None else self.take(indices[place])
 
@@ -99,7 +120,7 @@ class Records:
         """
         size, dtype = len(self) if indices is None else len(indices), self._all.dtype
         found = {name: np.empty(size, dtype[name]) for name in fields or dtype.names or ()}
-        for place, records in self.slices(lock, indices):
+        for place, records in self.slices(lock, indices, size=size):
             for name, values in found.items():
                 values[place] = records[name]
         return found

@@ -14,7 +14,7 @@ from .._validation import check_choice, whole_number
 from .exclusions import Exclusions
 from .labels.evidence import Evidence
 from .losses import EXACT, source_of
-from .names import checked_ids, coded, digest_of
+from .names import Members, SampleIds, checked_ids, coded, digest_of
 from .records import Lock, Records
 from .trend import BatchTrend
 
@@ -37,13 +37,17 @@ class SampleStorage:
             to the trend; otherwise the loss.
         groups: Sequence of N labels (classes), or None.
         sample_ids: Sequence of N names to show in place of indices, or None.
+        most_ids: Most samples of a table that begins with none and grows with the ids of the user's batches; None for
+            one of N samples for good.
         lock: Held while something is stored, and while some records are copied; None for one of its own.
 
     Raises:
         ValueError: a size is below 1, the estimator is unknown, or a sequence has another length than N.
 
     Attributes:
-        num_samples, batch_size, estimator, sample_ids, lock: As given.
+        num_samples, batch_size, estimator, sample_ids, lock: As given; the first three grow with the ids.
+        ids: The ids that came so far; None where their number is given.
+        is_single: Whether every batch is one sample.
         group_labels: The distinct labels, in the order of the codes in ``records``; None without groups.
         group_sizes: Number of samples with each label; empty without groups.
         records: The records of the samples.
@@ -65,6 +69,7 @@ class SampleStorage:
         estimator: str = "relative",
         groups: ArrayLike | None = None,
         sample_ids: Sequence[Any] | None = None,
+        most_ids: int | None = None,
         lock: Lock | None = None,
     ) -> None:
         self.num_samples = num_samples = whole_number("num_samples", num_samples, least=0)
@@ -72,6 +77,8 @@ class SampleStorage:
         check_choice("estimator", estimator, ESTIMATORS)
         self.estimator = estimator
         self.sample_ids = checked_ids(sample_ids, num_samples)
+        self.ids = None if most_ids is None else SampleIds(most_ids)
+        self.is_single = batch_size == 1 and most_ids is None
         self.group_labels: NDArray[Any] | None = None
         self.group_sizes: tuple[int, ...] = ()
         codes: Any = None
@@ -108,6 +115,48 @@ class SampleStorage:
         """The name of a sample: its entry in ``sample_ids``, otherwise its index."""
         return index if self.sample_ids is None else self.sample_ids[index]
 
+    # A table that grows.
+
+    def expect(self, size: int) -> None:
+        """Make room for the samples of a data set, whose positions are their ids.
+
+        Raises:
+            ValueError: ids of another kind came before.
+        """
+        assert self.ids is not None
+        self.ids.expect(size)
+        self._grow()
+
+    def find(self, ids: Any, *, are_indices: bool) -> Members:
+        """The samples of a batch by their ids; the table grows by those that are new.
+
+        Args:
+            ids: See `SampleIds.find`.
+            are_indices: Whether they are positions in the data set that `expect` was told of, one a row.
+
+        Raises:
+            TypeError, ValueError: as for `SampleIds.find`; the table is as before.
+        """
+        known = self.ids
+        assert known is not None
+        members = Members(known.find_indices(ids)) if are_indices else known.find(ids)
+        if len(known) > self.num_samples:
+            self._grow()
+        if self.part_size is None and len(members.indices) > self.batch_size:
+            self.batch_size = len(members.indices)
+        return members
+
+    def _grow(self) -> None:
+        assert self.ids is not None
+        with self.lock:
+            self.sample_ids = self.ids.names or None
+            self._resize(len(self.ids))
+
+    def _resize(self, num_samples: int) -> None:
+        self.records.resize(num_samples)
+        self.evidence.resize(num_samples)
+        self.num_samples = num_samples
+
     def estimates(self, records: NDArray[Any]) -> NDArray[np.float32]:
         """float32[M], the estimated losses in ``records``, NaN for unseen samples; may be a view of them."""
         values: NDArray[np.float32] = records["loss"]
@@ -128,7 +177,7 @@ class SampleStorage:
         records = self.records
         size = self.num_samples if indices is None else len(indices)
         found = {name: np.empty(size, records.whole.dtype[name]) for name in fields}
-        for place, some in records.slices(self.lock, indices):
+        for place, some in records.slices(self.lock, indices, size=size):
             for name, values in found.items():
                 if name == "loss":
                     values[place] = self.estimates(some)
@@ -149,8 +198,10 @@ class SampleStorage:
             "_num_reports": trend.num_reports,
             "_offsets": self.are_offsets,
         }
+        grown = {} if self.ids is None else {"ids": self.ids.state_dict(), "batch_size": self.batch_size}
         return {
             **self.records.columns(FIELDS),
+            **grown,
             "numbers": numbers,
             "evidence": self.evidence.state_dict(),
             **self.exclusions.state_dict(),
@@ -160,6 +211,10 @@ class SampleStorage:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned; groups stay unchanged."""
         self.is_whole = False
+        if self.ids is not None and "ids" in state:
+            self.ids.load_state_dict(state["ids"])
+            self.batch_size = int(state["batch_size"])
+            self._grow()
         for name in FIELDS:
             self.records.whole[name][:] = state[name]
         self.num_seen = int(np.count_nonzero(self.records.whole["usage_count"]))
@@ -180,6 +235,8 @@ class SampleStorage:
 
     def identity(self) -> dict[str, Any]:
         """The facts in which a saved state must agree: sizes, estimator, and a digest of the names."""
+        if self.ids is not None:
+            return {"num_samples": 0, "batch_size": 1, "estimator": self.estimator, "sample_ids": None}
         return {
             "num_samples": self.num_samples,
             "batch_size": self.batch_size,

@@ -61,12 +61,9 @@ class Surveyor:
     ) -> None:
         self._table = table
         self._clock = clock
-        self._size = min(table.num_samples, most_scanned)
+        self._most_scanned = most_scanned
         self._chosen: NDArray[np.int64] | None = None
-        if self._size < table.num_samples:
-            # With replacement, to avoid a permutation of N; duplicates are dropped.
-            drawn = np.random.default_rng(0).integers(0, table.num_samples, self._size)
-            self._chosen = np.unique(drawn)
+        self._choose()
         self._cost = self._spent = 0.0
         self._began = self._last = math.nan
         self._flow: tuple[float, ...] = ()
@@ -76,6 +73,26 @@ class Surveyor:
         self._tracked: dict[int, deque[float]] = {}
         self._flagged = np.empty(0, np.int64)
         self._suspects: dict[str, Any] = _no_suspects("known at the end of an epoch")
+
+    def _choose(self) -> None:
+        """Choose the samples that are read: all, or a random part."""
+        self._num_samples = self._table.num_samples
+        self._size = min(self._num_samples, self._most_scanned)
+        if self._size < self._num_samples:
+            # With replacement, to avoid a permutation of N; duplicates are dropped.
+            drawn = np.random.default_rng(0).integers(0, self._num_samples, self._size)
+            self._chosen = np.unique(drawn)
+
+    def _follow_growth(self) -> None:
+        """Read the samples that have come since, too; of a random part others, once there are twice as many."""
+        now, is_part = self._table.num_samples, self._chosen is not None
+        if now < 2 * self._num_samples if is_part else now == self._num_samples:
+            return
+        self._choose()
+        if self._chosen is not None:
+            # They are not those of before.
+            self._codes = None
+            self._ends.clear()
 
     def is_due(self, seconds: float, *, epoch_ended: bool) -> bool:
         """Whether to make a survey now.
@@ -112,6 +129,7 @@ class Surveyor:
             batch_share: Share of the newest batch in each quarter that it was planned with; empty if unknown.
         """
         began = self._clock()
+        self._follow_growth()
         known = self._table.read(*(RECORD.names or ()), indices=self._chosen)
         loss, uses = known["loss"], known["usage_count"]
         quarters = quarters_of(loss, uses)
@@ -142,7 +160,8 @@ class Surveyor:
 
     def _remember(self, loss: Floats, codes: NDArray[np.uint8]) -> None:
         if self._codes is not None:
-            self._flow = flow_between(self._codes, codes)
+            # Those that a table has grown by come last.
+            self._flow = flow_between(self._codes, codes[: len(self._codes)])
         self._codes = codes
         if self._chosen is None:
             self._ends.append(loss)
@@ -166,7 +185,10 @@ class Surveyor:
         }
 
     def _history_of(self, indices: NDArray[np.int64]) -> list[tuple[float, ...]]:
-        return [tuple(rounded(end[index]) for end in self._ends) for index in indices.tolist()]
+        return [
+            tuple(rounded(end[index]) if index < len(end) else math.nan for end in self._ends)
+            for index in indices.tolist()
+        ]
 
     def _track(self, *, epoch_ended: bool) -> NDArray[np.int64]:
         """The hardest samples found so far; every survey searches another slice of the data."""

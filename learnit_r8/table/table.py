@@ -30,6 +30,7 @@ class SampleTable:
             "relative" does not use it.
         groups: Sequence of N labels (classes), or None.
         sample_ids: Sequence of N names to show in place of indices, or None.
+        most_ids: Most samples of a table that begins with none and grows with the ids of the user's batches, or None.
         lock: Held by whoever changes what is known of the samples; None for one of its own. Views hold it while they
             copy some samples, and never while they compute.
 
@@ -38,7 +39,6 @@ class SampleTable:
             length than N.
 
     Attributes:
-        num_samples, batch_size: As given.
         storage: What is known.
         learner: Learns from reports.
         lock: As given.
@@ -53,14 +53,25 @@ class SampleTable:
         alpha: float | None = None,
         groups: ArrayLike | None = None,
         sample_ids: Sequence[Any] | None = None,
+        most_ids: int | None = None,
         lock: Lock | None = None,
     ) -> None:
         self.storage = SampleStorage(
-            num_samples, batch_size=batch_size, estimator=estimator, groups=groups, sample_ids=sample_ids, lock=lock
-        )
+            num_samples, batch_size=batch_size, estimator=estimator, groups=groups, sample_ids=sample_ids,
+            most_ids=most_ids, lock=lock,
+        )  # fmt: skip
         self.learner = LossLearner(self.storage, alpha=alpha)
         self.lock = self.storage.lock
-        self.num_samples, self.batch_size = self.storage.num_samples, self.storage.batch_size
+
+    @property
+    def num_samples(self) -> int:
+        """N, as given; of a table that grows, the samples so far."""
+        return self.storage.num_samples
+
+    @property
+    def batch_size(self) -> int:
+        """B, as given; of a table that grows, that of the largest of the first batches."""
+        return self.storage.batch_size
 
     def __len__(self) -> int:
         return self.num_samples

@@ -143,6 +143,21 @@ class LossPipeline:
             self.outcome = Outcome(Verdict.PENDING, self.outcome.lr, None)
         return self.outcome
 
+    def tell_now(self, ticket: Ticket, loss: Any) -> Outcome:
+        """Report a loss that is in main memory, in a process that trains alone with rates of the user's own.
+
+        Args:
+            ticket: The batch.
+            loss: A number, or float32[P].
+        """
+        num_loads = self._state.num_loads
+        outcome = self.outcome = self._r8.report(ticket, loss)
+        if not outcome:
+            self._stepper.give_up_update()
+            if outcome.rolled_back_to is not None or self._state.num_loads != num_loads:
+                self.drop()
+        return outcome
+
     def settle(self) -> None:
         """Wait for all losses on their way, and report them."""
         self.tell()
@@ -242,7 +257,8 @@ class LossPipeline:
                 self.drop()
         if not self.num_on_their_way:
             self._r8.controller.note_start()
-        self.set_next_rates()
+        if self._rates is not None:
+            self.set_next_rates()
 
     def before_probe(self) -> None:
         """Forget the gradients that wait for others to be added."""

@@ -62,7 +62,7 @@ def title_line(view: View, ui: UiState, width: int, theme: Theme, scene: Scene) 
     if view.run is not None and width >= WIDE:
         parts += [
             labelled("samples", f"{view.run.num_samples:,}", "") if view.run.num_samples else (),
-            labelled("batch", f"{view.run.batch_size:,}", "") if view.run.num_samples else (),
+            labelled("batch", f"{view.run.batch_size:,}", "") if view.run.batch_size else (),
             labelled("policy", clean(view.run.policy, 20), ""),
         ]
     return right((Span(" "), *joined(parts, room - 1)), tuple(end), width)

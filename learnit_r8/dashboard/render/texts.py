@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...events import NO_TABLE
+from ..event_text import describe_data
 from ..state.ui_state import Scene, UiState
 from ..state.view import Entry, View
 from ..text import Line, Span, clean, clip, clock, fit, setting, wrapped
@@ -87,7 +87,7 @@ def config_panel(view: View, ui: UiState, width: int, height: int, theme: Theme,
         budget = f"as many as {seconds:g} s allow" if seconds else "until a cool-down or a stop is asked for"
         rows = [
             ("name", run.name or "-"),
-            ("samples", f"{run.num_samples:,} in batches of {run.batch_size:,}" if run.num_samples else NO_TABLE),
+            ("samples", describe_data(run).replace(" samples in", " in")),
             ("steps", f"{run.total_steps:,}" if run.total_steps else budget),
             ("steps an epoch", f"{run.steps_per_epoch:,}" if run.steps_per_epoch else "as many as your loader gives"),
             *((name, setting(text)) for name, text in ({"policy": run.policy} | run.settings).items()),

@@ -103,8 +103,10 @@ def _settings(view: View) -> dict[str, str]:
     if run is None:
         return {}
     facts = {"policy": run.policy}
+    if run.batch_size:
+        facts = {"batch_size": f"{run.batch_size:,}", **facts}
     if run.num_samples:
-        facts = {"samples": f"{run.num_samples:,}", "batch_size": f"{run.batch_size:,}", **facts}
+        facts = {"samples": f"{run.num_samples:,}", **facts}
     if run.total_steps:
         facts["steps"] = f"{run.total_steps:,}"
     return {name: text for name, text in (facts | run.settings).items() if name not in NOT_CHOSEN}

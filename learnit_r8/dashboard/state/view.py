@@ -317,7 +317,8 @@ class View:
     @property
     def no_table(self) -> str:
         """Why there are no samples to show, if there never will be any; "" else."""
-        return events.NO_TABLE if self.run is not None and not self.run.num_samples else ""
+        has_none = self.run is not None and not (self.run.num_samples or self.run.grows)
+        return events.NO_TABLE if has_none else ""
 
     def time_left(self, now: float) -> TimeLeft:
         """The time to the end of the run; ``now`` is in training seconds."""

@@ -37,6 +37,9 @@ class BatchMeasure:
             if not (told is None or callable(told) or (type(told) is int and told >= 1)):
                 raise TypeError(f"{name} must be a whole number >= 1, a function of a batch, or None, got {told!r}.")
         self._size, self._tokens, self._needs_tokens, self._tell = size, tokens, needs_tokens, tell_unknown
+        is_same = type(size) is int and type(tokens) is int
+        # Of every batch, if that was told.
+        self._same = Size(size, tokens) if is_same else None  # type: ignore[arg-type]
 
     def of(self, item: Any) -> Size:
         """The size of a batch.
@@ -44,6 +47,18 @@ class BatchMeasure:
         Raises:
             ValueError: the budget needs the tokens of a batch, and they cannot be read; or what was told is no number.
         """
+        if self._same is not None:
+            return self._same
+        kind = type(item)
+        if (
+            self._tokens is None
+            and not self._needs_tokens
+            and (kind is tuple or kind is list or hasattr(item, "shape"))
+        ):
+            # Such a batch has no names, under which there could be tokens.
+            samples = self._size if type(self._size) is int else read_size(item) if self._size is None else None
+            if samples is not None:
+                return _new_tuple(Size, (samples, 0))
         samples = _told("size", self._size, item) if self._size is not None else read_size(item)
         if samples is None:
             self._tell(
@@ -96,8 +111,8 @@ def bytes_of(item: Any) -> int:
 
 def _read_tokens(item: Any) -> int | None:
     if not isinstance(item, Mapping):
-        # Those of transformers are dicts of another kind.
-        item = getattr(item, "data", None)
+        # Those of transformers are dicts of another kind; the data of a tensor would be another tensor.
+        item = None if hasattr(item, "shape") else getattr(item, "data", None)
     if isinstance(item, Mapping):
         for name in TOKEN_NAMES:
             shape = getattr(item.get(name), "shape", None)
@@ -107,3 +122,6 @@ def _read_tokens(item: Any) -> int | None:
                     count *= int(length)
                 return count
     return None
+
+
+_new_tuple = tuple.__new__

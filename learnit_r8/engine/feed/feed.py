@@ -17,8 +17,10 @@ from ...sampling.ticket import Outcome, Ticket
 from .. import draws
 from . import replay
 from .batch_size import BatchMeasure, bytes_of
+from .samples import BatchSamples, find
 
 if TYPE_CHECKING:
+    from ...table.names import Members
     from ..engine import Engine
 
 NOT_REPORTED = (
@@ -102,6 +104,7 @@ class Feed:
         self._trainer: FeedTrainer = PlainTrainer(run)
         self._iteration: object = None
         self._source: Any = None
+        self._samples = BatchSamples(run)
         self._start: dict[str, Any] | None = None
         self._out: list[LoaderBatch] = []
         self._resumed: Mapping[str, Any] | None = None
@@ -128,12 +131,18 @@ class Feed:
         self._out = [batch for batch in self._out if _is_out(batch)]
         return self._plan.taken - len(self._out)
 
+    @property
+    def has_ids(self) -> bool:
+        """Whether batches say which samples they hold, as far as is known."""
+        return self._samples.is_known or bool(self._run.table.num_samples)
+
     # The iteration.
 
-    def iterate(self, source: Any, measure: BatchMeasure) -> Iterator[Any]:
+    def iterate(self, source: Any, measure: BatchMeasure, samples: BatchSamples) -> Iterator[Any]:
         """One run through the user's iterable, or what is left of it; see `R8Scheduler.batches`."""
         run, pace, controller = self._run, self._run.pace, self._run.controller
         this = self._iteration = object()
+        self._samples = samples
         self.give_up_open()
         run.requests.stay_within(None)
         try:
@@ -146,6 +155,7 @@ class Feed:
                     )
                 self.give_up_open()
                 self._between_steps()
+                samples.tell_quarantined()
                 if self._updates > controller.updates and not controller.is_open:
                     batches = self._after_restore(source, batches)
                 self._updates = controller.updates
@@ -165,7 +175,7 @@ class Feed:
                     except StopIteration:
                         self._end_pass(pace.step - num_before)
                         return
-                    self._take_given(item, measure)
+                    self._take_given(item, measure, batches)
                 yield item
         except GeneratorExit:
             # A break: if the run goes on, the signals are taken again.
@@ -179,12 +189,15 @@ class Feed:
         run, pace, plan = self._run, self._run.pace, self._plan
         self._trainer.before_iteration()
         run.controller.let_probe(self.settings.keeps_witness)
+        self._samples.begin(source)
         resumed, self._resumed = self._resumed, None
         if resumed is not None:
             self._source, self._start = source, resumed["start"]
             batches: Iterator[Any] = iter(())
             if not pace.has_ended:
-                batches = replay.resume(run, source, resumed, plan.taken, self.settings.resume_data)
+                way, count = self.settings.resume_data, plan.taken + plan.left_out
+                batches = replay.resume(run, source, resumed, count, way, opens=self._samples.open)
+                plan.left_out *= way != "start"
                 self._has_begun = True
             self._trainer.before_first_batch()
             return batches
@@ -193,10 +206,10 @@ class Feed:
             self._mark_ended()
         pace.begin_pass()
         if not (_is_iterator(source) and source is self._source):
-            plan.taken = 0
+            plan.taken = plan.left_out = 0
             self._start = replay.read_generators(source)
         self._source, self._out = source, []
-        batches = iter(source)
+        batches = self._samples.open(source)
         self._has_begun = True
         self._trainer.before_first_batch()
         return batches
@@ -257,11 +270,11 @@ class Feed:
 
     # Batches.
 
-    def _take_given(self, item: Any, measure: BatchMeasure) -> None:
+    def _take_given(self, item: Any, measure: BatchMeasure, batches: Iterator[Any]) -> None:
         run, is_heard = self._run, self._run.announcer.is_heard
         if is_heard:
             run.emitter.begin()
-        self.open = self.take(item, measure.of(item))
+        self.open = self.take(item, measure.of(item), self._samples.of(item, batches))
         run.controller.note_start()
         if is_heard:
             run.emitter.end()
@@ -282,16 +295,19 @@ class Feed:
         )
         return False
 
-    def take(self, item: Any, size: Size, *, is_of_loader: bool = True) -> Ticket:
+    def take(self, item: Any, size: Size, members: Members | None = None, *, is_of_loader: bool = True) -> Ticket:
         """Take a batch, as the training on it begins.
 
         Args:
             item: What the loader gave.
             size: Its size.
+            members: Its samples; None if they are not known.
             is_of_loader: Whether it is of a loader; else there is nothing but the step.
         """
         run, pace, turns, plan = self._run, self._run.pace, self._run.turns, self._plan
         is_kept = is_of_loader and self._is_wanted(item)
+        if plan.is_full:
+            run.hand_over()
         while True:
             number = pace.step + pace.num_out
             is_plain = run.own_rate is not None and run.controller.is_quiet
@@ -302,7 +318,7 @@ class Feed:
                     began = run._tally.began
                     if began != began:
                         draws.begin(run)
-                    batch = plan.take(item, size, pace.epoch, is_kept=is_kept)
+                    batch = plan.take(item, size, pace.epoch, is_kept=is_kept, members=members)
                     batch.chunk.rates[0] = lr
                     if is_of_loader:
                         plan.taken += 1
@@ -415,7 +431,26 @@ class Feed:
             return None
         return self.take(None, Size(), is_of_loader=False)
 
-    def report(self, loss: Any, part_size: Any, grad_norm: Any, skipped: bool, predictions: Any) -> Outcome:
+    def with_ids(self, ticket: Ticket, ids: Any) -> Ticket:
+        """A batch in hand, now that it is told which samples it holds; None for those it was taken with.
+
+        Raises:
+            TypeError, ValueError: they are no ids, or it was told before.
+        """
+        if ids is None:
+            return ticket
+        chunk: Any = ticket.batch.chunk
+        if chunk.members is not None:
+            raise ValueError(
+                f"ids must be given to batches() or with the loss, not both, got {ids!r:.60} with the loss."
+            )
+        members = find(self._run, ids)
+        self._plan.tell_members(chunk, members)
+        return ticket._replace(indices=members.indices, batch=ticket.batch._replace(indices=members.indices))
+
+    def report(
+        self, loss: Any, part_size: Any, grad_norm: Any, skipped: bool, predictions: Any, ids: Any = None
+    ) -> Outcome:
         """Report the loss of the batch in hand, or of a step without one; see `R8Scheduler.update_with_loss`."""
         run = self._run
         ticket = self.open
@@ -423,6 +458,7 @@ class Feed:
             ticket = self.open = self.take_step()
         if ticket is None:
             return Outcome(Verdict.GOOD, run.shown_lr(1.0), None)
+        ticket = self.open = self.with_ids(ticket, ids)
         outcome = run._report(ticket, loss, part_size, grad_norm, skipped, predictions)
         self.open = None
         if run.own_rate is not None:
@@ -438,12 +474,15 @@ class Feed:
                 self._trainer.settle()
                 is_repeated = pace.has_ended and self._resumed is not None
                 if not is_repeated:
-                    self._trainer.between_steps()
+                    # Listeners hear of the start once it is known what the batches say of their samples.
+                    if run._has_started or pace.is_over:
+                        self._trainer.between_steps()
                     if pace.is_over:
                         return
-                before = run._num_draws
+                # A pass that goes on after a resume may have nothing left but its end.
+                before = run._num_draws, pace.passes, pace.has_ended
                 yield pace.epoch + (pace.has_ended and not is_repeated)
-                if run._num_draws == before and not (is_repeated or pace.is_over):
+                if (run._num_draws, pace.passes, pace.has_ended) == before and not (is_repeated or pace.is_over):
                     raise RuntimeError(f"epoch {pace.epoch} ended with no batch taken; iterate over batches(loader).")
         finally:
             run.requests.leave()
@@ -466,7 +505,7 @@ class Feed:
             replay.load_loader(source, saved["loader"])
             self._plan.taken, self._out = saved["taken"], []
             text = f"the loader goes back with the model: the {undone} batches since then come again."
-            batches = iter(source)
+            batches = self._samples.open(source)
         else:
             text = f"the loader goes on with its next batch: the {undone} batches since then do not come again."
         run.announcer.tell(events.Notice, text=text, is_warning=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...checkpoint.state_form import leave_out, pack, unpack
@@ -95,7 +95,15 @@ def load_loader(source: Any, saved: Any) -> None:
     source.load_state_dict(unpack(saved))
 
 
-def resume(run: Engine, source: Any, saved: Mapping[str, Any], count: int, way: str) -> Iterator[Any]:
+def resume(
+    run: Engine,
+    source: Any,
+    saved: Mapping[str, Any],
+    count: int,
+    way: str,
+    *,
+    opens: Callable[[Any, int], Iterator[Any]],
+) -> Iterator[Any]:
     """The iterator whose next item is the one that the saved run would have got.
 
     Args:
@@ -104,15 +112,16 @@ def resume(run: Engine, source: Any, saved: Mapping[str, Any], count: int, way: 
         saved: The position of the saved run.
         count: Items that it has taken in this pass.
         way: One of `WAYS`.
+        opens: Begins to iterate over a loader, of which so many items come as they came to the saved run.
 
     Raises:
         ValueError: the loader ended before the position of the saved run: it is another one.
     """
     if saved["loader"] is not None and _has_state(source):
         load_loader(source, saved["loader"])
-        batches: Iterator[Any] = iter(source)
+        batches: Iterator[Any] = opens(source, 0)
     elif way == "start":
-        batches = iter(source)
+        batches = opens(source, 0)
         if count:
             run.announcer.warn_once(
                 "from the start",
@@ -121,14 +130,13 @@ def resume(run: Engine, source: Any, saved: Mapping[str, Any], count: int, way: 
             )
     else:
         set_generators(source, saved["start"])
-        batches = _skip_indices(source, count) if way == "indices" else _drop(run, source, count)
+        batches = _skip_indices(source, count, opens) if way == "indices" else _drop(run, opens(source, count), count)
     set_generators(source, saved["now"])
     return batches
 
 
-def _drop(run: Engine, source: Any, count: int) -> Iterator[Any]:
-    """An iterator of the source, from which so many items were drawn and dropped."""
-    batches: Iterator[Any] = iter(source)
+def _drop(run: Engine, batches: Iterator[Any], count: int) -> Iterator[Any]:
+    """The iterator, from which so many items were drawn and dropped."""
     began, said = time.perf_counter(), 0.0
     for number in range(count):
         try:
@@ -159,7 +167,7 @@ def _show(text: str, end: str = "") -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _skip_indices(source: Any, count: int) -> Iterator[Any]:
+def _skip_indices(source: Any, count: int, opens: Callable[[Any, int], Iterator[Any]]) -> Iterator[Any]:
     """An iterator of a `DataLoader` whose index sampler was forwarded, so that no sample was read.
 
     Raises:
@@ -175,7 +183,7 @@ def _skip_indices(source: Any, count: int) -> Iterator[Any]:
     rest, sampler = copy(source), _Forwarded(source.batch_sampler, count)
     # A DataLoader refuses to have its sampler changed; this one is read once.
     object.__setattr__(rest, "batch_sampler", sampler)
-    batches: Iterator[Any] = iter(rest)
+    batches = opens(rest, 0)
     # As the saved run has: before the random generators are set to where that was.
     sampler.forward()
     return batches

@@ -55,6 +55,12 @@ class Evidence:
         """EVIDENCE[N], a view, for the thread that learns; None before the first predictions."""
         return None if self.records is None else self.records.whole
 
+    def resize(self, num_samples: int) -> None:
+        """Have this many records, once there are any; see `Records.resize`."""
+        self._num_samples = num_samples
+        if self.records is not None:
+            self.records.resize(num_samples)
+
     def take(self, indices: NDArray[np.int64]) -> NDArray[Any] | None:
         """EVIDENCE[M], copies of some records; None before the first predictions."""
         return None if self.records is None else self.records.take(indices)

@@ -11,7 +11,7 @@ import torch
 from ..._adapters.group_rates import GroupRates
 from ..._adapters.prefetch import Prefetch
 from ...guard.verdict import Verdict
-from ...sampling.ticket import Outcome, Ticket
+from ...sampling.ticket import Outcome, Ticket, new_tuple
 from ..loss_pipeline import LossPipeline
 from ..lr_scheduler import R8LRScheduler
 from ..prepared import is_skipping
@@ -72,6 +72,8 @@ class LoaderAdapter:
         held.join(self._losses)
         feed.join(self._losses)
         self._losses.set_rates(scheduler.lr)
+        # What is in main memory needs no way round.
+        self._is_direct = rates is None and sharing.size == 1
         self._factors = [] if rates is not None else [RateFactor(scheduler, each) for each in optimizers]
         if loader is None:
             # Nothing is drawn from them before the first batch.
@@ -133,6 +135,8 @@ class LoaderAdapter:
         *,
         size: int | Callable[[Any], int] | None = None,
         tokens: int | Callable[[Any], int] | None = None,
+        ids: Callable[[Any], Any] | str | int | None = None,
+        skip: Callable[[list[Any]], object] | None = None,
     ) -> Batches:
         """The batches of the loader, handed on as they are; see `R8Scheduler.batches`.
 
@@ -140,6 +144,8 @@ class LoaderAdapter:
             loader: The iterable; by default the one that `attach` got.
             size: Samples in a batch, or a function of it.
             tokens: Tokens in a batch, or a function of it.
+            ids: Which samples a batch holds: a function of it, or its key; by default a `DataLoader` is observed.
+            skip: Called with the ids in quarantine whenever there are others.
 
         Raises:
             ValueError: there is no loader; or the run was resumed, and batches are skipped besides.
@@ -152,18 +158,20 @@ class LoaderAdapter:
             )
         if loader is None:
             raise ValueError("loader must be given to attach() or here, got None; where there is none, use steps().")
-        return self.scheduler.batches(loader, size=size, tokens=tokens)
+        return self.scheduler.batches(loader, size=size, tokens=tokens, ids=ids, skip=skip)
 
     def steps(self) -> Iterator[int]:
         """Yield the number of each step until the budget is spent; see `R8Scheduler.steps`."""
         return self.scheduler.steps()
 
-    def report(self, *losses: torch.Tensor) -> Outcome:
+    def report(self, *losses: torch.Tensor, ids: Any = None) -> Outcome:
         """Report the loss of the batch in hand, or of a step without one, before ``backward()``.
 
         Args:
             *losses: float[...], the loss that is trained on, of any shape, of which the mean is taken; several, as of
-                a generator and a discriminator, are added up. They are only read.
+                a generator and a discriminator, are added up. They are only read. Of a batch whose samples are known, a
+                single one with a value, or several, for each row holds the losses of these.
+            ids: The ids of the samples, where `batches` does not know them; see `R8Scheduler.batches`.
 
         Returns:
             False if the step must not be taken, or if it was taken back. "pending" is true.
@@ -173,16 +181,18 @@ class LoaderAdapter:
             RuntimeError: the batch was reported already.
             TrainingDiverged: losses stay refused after everything was tried.
         """
-        found = self._take()
+        found = self._take(ids)
         if found is None:
             return Outcome(Verdict.GOOD, self.scheduler.lr, None)
-        return self._tell(found, _mean_of(losses), None, None)
+        return self._tell(found, *_values_of(losses, found), None, None)
 
-    def step(self, loss: torch.Tensor) -> Outcome:
+    def step(self, loss: torch.Tensor, *, losses: torch.Tensor | None = None, ids: Any = None) -> Outcome:
         """Report a loss, do ``backward()``, clip, and let the optimizer take its step unless the loss is refused.
 
         Args:
             loss: 0-dim, with its gradient.
+            losses: The losses of the rows of the batch, which are reported in its place; they are only read.
+            ids: As for `report`.
 
         Returns:
             The outcome: false if no step was taken, or if one was taken back.
@@ -193,14 +203,15 @@ class LoaderAdapter:
             TrainingDiverged: losses stay refused after everything was tried.
         """
         stepper = self._stepper
-        values, found = _mean_of((loss,)), self._take()
+        reported, found = (loss if losses is None else losses,), self._take(ids)
+        values, count = _values_of(reported, found)
         is_probe = stepper.is_scaled and found is not None and self._losses.is_probe(found)
         is_due = stepper.backward(loss, is_last=False)
         norm = stepper.clip() if is_due and not is_probe else None
         skipped = stepper.apply() if is_due and stepper.is_scaled and not is_probe else None
         outcome = Outcome(Verdict.GOOD, self.scheduler.lr, None)
         if found is not None:
-            outcome = self._tell(found, values, norm, skipped)
+            outcome = self._tell(found, values, count, norm, skipped)
         if outcome and is_due and (is_probe or not stepper.is_scaled):
             if is_probe:
                 stepper.clip()
@@ -209,18 +220,28 @@ class LoaderAdapter:
             stepper.clear()
         return outcome
 
-    def _take(self) -> Ticket | None:
+    def _take(self, ids: Any = None) -> Ticket | None:
         """The batch that a loss belongs to; None after the end."""
         feed = self._feed
         ticket = feed.open if feed.open is not None else feed.take_step()
+        if ids is not None and ticket is not None:
+            ticket = feed.with_ids(ticket, ids)
         feed.open = None
         return ticket
 
     def _tell(
-        self, ticket: Ticket, values: torch.Tensor, norm: torch.Tensor | None, skipped: torch.Tensor | None
+        self, ticket: Ticket, values: torch.Tensor, count: int, norm: torch.Tensor | None, skipped: torch.Tensor | None
     ) -> Outcome:
+        if self._is_direct and norm is None and skipped is None and values.is_cpu and self._losses.recorded is None:
+            self._note_rate()
+            outcome = self._losses.tell_now(ticket, values.numpy() if count else float(values))
+            if outcome.verdict is Verdict.GOOD and outcome.lr == 1.0:
+                return new_tuple(Outcome, (Verdict.GOOD, self.scheduler.host.own_rate, None))
+            return Outcome(outcome.verdict, self.scheduler.lr, outcome.rolled_back_to)
         self._note_rate()
-        self._losses.record(ticket, values, count=1, part_size=None)
+        self._losses.record(
+            ticket, values if count else values.reshape(1), count=count or 1, part_size=1 if count else None
+        )
         outcome = self._losses.tell(norm, skipped)
         if self.rates is not None:
             return outcome
@@ -231,6 +252,9 @@ class LoaderAdapter:
         if self.rates is not None:
             return
         rate = self._optimizers[0].param_groups[0]["lr"]
+        if type(rate) is float:
+            self.scheduler.host.own_rate = rate
+            return
         # A tensor on a device is not read, as that would wait for it.
         if not getattr(rate, "is_cuda", False):
             self.scheduler.tell_rate(float(rate))
@@ -277,8 +301,28 @@ class LoaderAdapter:
         self.scheduler.__exit__(*error)
 
 
+def _values_of(losses: tuple[torch.Tensor, ...], ticket: Ticket | None) -> tuple[torch.Tensor, int]:
+    """What is reported of losses, without their gradient, and of how many rows each has one value; 0 for one mean.
+
+    Returns:
+        float32[P], the losses of the rows of a batch whose samples are known; or float32[1], the sum of the means.
+    """
+    batch: Any = None if ticket is None else ticket.batch.chunk
+    members = None if batch is None else batch.members
+    if members is not None and len(losses) == 1 and isinstance(losses[0], torch.Tensor):
+        shape, rows = losses[0].shape, members.num_rows
+        if shape and shape[0] == rows and losses[0].is_floating_point() and losses[0].numel():
+            values = losses[0].detach()
+            values = values.reshape(rows, -1).mean(1, dtype=torch.float32) if len(shape) > 1 else values
+            return values if values.dtype is torch.float32 else values.float(), rows
+    return _mean_of(losses), 0
+
+
 def _mean_of(losses: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """float32[1], the sum of the means of losses, without their gradient."""
+    """float32, the sum of the means of losses, without their gradient."""
+    if len(losses) == 1 and isinstance(losses[0], torch.Tensor) and losses[0].dtype is torch.float32:
+        loss = losses[0].detach()
+        return loss if not loss.ndim else loss.mean()
     if not losses:
         raise TypeError("report() must get a loss, got none.")
     if len(losses) == 1 and isinstance(losses[0], torch.Tensor) and losses[0].dtype is torch.float32:
@@ -291,4 +335,4 @@ def _mean_of(losses: tuple[torch.Tensor, ...]) -> torch.Tensor:
     total = means[0]
     for mean in means[1:]:
         total = total + mean
-    return total.to(torch.float32).reshape(1)
+    return total.to(torch.float32)

@@ -1,0 +1,175 @@
+"""Observed indices: which samples the batches of a `DataLoader` hold, by what its sampler gives to the workers.
+
+The sampler's own iterator is asked when the loader asks, and what it gives is noted on the way, in the process that
+trains; so nothing is drawn twice or earlier, and workers of any kind see what they would have seen. Only samples in
+quarantine are left out, once there are any.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from ...table.exclusions import Exclusions
+
+UNORDERED = "its workers may give batches in another order than that of their indices (in_order=False)"
+
+
+class Drawn(NamedTuple):
+    """A batch that a sampler has drawn.
+
+    Attributes:
+        indices: Its samples.
+        num_before: Batches drawn since the one before, of which nothing was left without the samples in quarantine.
+    """
+
+    indices: Any
+    num_before: int
+
+
+def is_observable(source: Any) -> bool:
+    """Whether the batches of a loader come in the order in which its sampler has drawn their indices."""
+    data: Any = sys.modules.get("torch.utils.data")
+    if data is None or not isinstance(source, data.DataLoader):
+        return False
+    # A class that iterates in its own way may fetch ahead, or leave batches out.
+    if type(source).__iter__ is not data.DataLoader.__iter__ or isinstance(source.dataset, data.IterableDataset):
+        return False
+    return bool(getattr(source, "in_order", True) or not source.num_workers)
+
+
+def size_of(source: Any) -> int:
+    """Samples in the data set of a loader; 0 where it does not say."""
+    try:
+        return len(source.dataset)
+    except TypeError:
+        return 0
+
+
+class ObservedBatches:
+    """The batches of a `DataLoader`, and the samples of the newest.
+
+    Args:
+        source: The loader.
+        exclusions: The samples in quarantine.
+        num_whole: Batches at the beginning that were drawn before there were any.
+
+    Attributes:
+        drawn: What the sampler has drawn for the batch that was given last.
+    """
+
+    def __init__(self, source: Any, exclusions: Exclusions, num_whole: int = 0) -> None:
+        name = "sampler" if source.batch_sampler is None else "batch_sampler"
+        sampler = getattr(source, name)
+        self.drawn: Drawn = Drawn((), 0)
+        self._waiting: deque[Drawn] = deque()
+        watched = _Watched(sampler, _Watch(sampler, self._waiting, exclusions, num_whole))
+        # Workers that stay from epoch to epoch stay with an iterator that knows the sampler by itself.
+        lasting = getattr(source, "_iterator", None)
+        known = None if lasting is None else lasting._index_sampler
+        # A DataLoader refuses to have its sampler changed; this is for the length of one call.
+        object.__setattr__(source, name, watched)
+        if lasting is not None:
+            lasting._index_sampler = watched
+        try:
+            self._batches: Iterator[Any] = iter(source)
+        finally:
+            object.__setattr__(source, name, sampler)
+            if lasting is not None:
+                lasting._index_sampler = known
+        # Whoever iterates over the loader besides is not watched.
+        watched.watch = None
+
+    def __iter__(self) -> ObservedBatches:
+        return self
+
+    def __next__(self) -> Any:
+        item = next(self._batches)
+        self.drawn = self._waiting.popleft()
+        return item
+
+
+class _Watched:
+    """A sampler whose next iteration is watched.
+
+    Args:
+        sampler: The sampler.
+        watch: Iterates over it; None for an iteration like any other.
+    """
+
+    def __init__(self, sampler: Any, watch: _Watch | None) -> None:
+        self.sampler, self.watch = sampler, watch
+
+    def __iter__(self) -> Iterator[Any]:
+        watch = self.watch
+        if watch is None:
+            return iter(self.sampler)
+        watch.begin()
+        return watch
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("sampler", "watch"):
+            raise AttributeError(name)
+        return getattr(self.sampler, name)
+
+
+class _Watch:
+    """One iteration over a sampler.
+
+    Args:
+        sampler: The sampler.
+        waiting: Gets what it draws.
+        exclusions: The samples in quarantine.
+        num_whole: Batches at the beginning from which none is left out.
+    """
+
+    def __init__(self, sampler: Any, waiting: deque[Drawn], exclusions: Exclusions, num_whole: int) -> None:
+        self._sampler, self._waiting, self._exclusions, self._num_whole = sampler, waiting, exclusions, num_whole
+        self._indices: Iterator[Any] = iter(())
+        self._known = exclusions.quarantined
+        self._left_out: frozenset[int] = frozenset(self._known.tolist())
+
+    def begin(self) -> None:
+        """Begin it, when the loader does."""
+        self._indices = iter(self._sampler)
+
+    def __iter__(self) -> _Watch:
+        return self
+
+    def __next__(self) -> Any:
+        num_before = 0
+        while True:
+            given = next(self._indices)
+            if self._exclusions.quarantined is not self._known:
+                self._known = self._exclusions.quarantined
+                self._left_out = frozenset(self._known.tolist())
+            self._num_whole -= 1
+            indices = given
+            if self._left_out and self._num_whole < 0:
+                indices = self._without(given)
+                if indices is None:
+                    num_before += 1
+                    continue
+            self._waiting.append(Drawn(indices, num_before))
+            return indices
+
+    def _without(self, given: Any) -> Any:
+        """What a sampler gives without the samples in quarantine; None if nothing is left."""
+        if not isinstance(given, (list, tuple)):
+            return None if _is_in(given, self._left_out) else given
+        kept = [each for each in given if not _is_in(each, self._left_out)]
+        if len(kept) == len(given):
+            return given
+        return kept or None
+
+
+def _is_in(index: Any, left_out: frozenset[int]) -> bool:
+    try:
+        return index in left_out
+    except TypeError:
+        return False

@@ -1,0 +1,147 @@
+"""The samples of the user's batches: which ones a batch holds, and how those in quarantine are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from ...table.names import Members
+from . import observed
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+
+Ids = Callable[[Any], Any] | str | int | None
+Skip = Callable[[list[Any]], object] | None
+
+
+class BatchSamples:
+    """Finds out which samples batches hold: told by ``ids``, else observed where the loader is a `DataLoader`.
+
+    Args:
+        run: The engine.
+        ids: A function of a batch, or the key under which a batch has them; None to observe them.
+        skip: Told the ids of the samples in quarantine, whenever there are others.
+
+    Raises:
+        TypeError: ``ids`` or ``skip`` is neither of that.
+
+    Attributes:
+        is_known: Whether batches say which samples they hold.
+    """
+
+    def __init__(self, run: Engine, ids: Ids = None, skip: Skip = None) -> None:
+        if not (ids is None or callable(ids) or (isinstance(ids, (str, int)) and not isinstance(ids, bool))):
+            raise TypeError(f"ids must be a function of a batch, the key of its ids, or None, got {ids!r}.")
+        if not (skip is None or callable(skip)):
+            raise TypeError(f"skip must be a function of a list of ids, or None, got {skip!r}.")
+        self._run, self._ids, self._skip = run, ids, skip
+        self._storage = run.table.storage
+        self._observes = False
+        self._told = self._storage.exclusions.quarantined[:0]
+
+    @property
+    def is_known(self) -> bool:
+        """Whether batches say which samples they hold."""
+        return self._ids is not None or self._observes
+
+    def begin(self, source: Any) -> None:
+        """Prepare for an iteration over a loader."""
+        self._observes = self._ids is None and self._can_observe(source)
+        if self._observes:
+            self._storage.expect(observed.size_of(source))
+        self._storage.exclusions.are_left_out = self._observes or self._skip is not None
+        self.tell_quarantined()
+
+    def _can_observe(self, source: Any) -> bool:
+        if not observed.is_observable(source):
+            return False
+        known = self._storage.ids
+        assert known is not None
+        size = observed.size_of(source)
+        if known.kind not in (None, "indices"):
+            self._run.announcer.warn_once(
+                "other ids",
+                f"the table knows its samples by ids that are {known.kind}, so those of this DataLoader, which gives "
+                "none, are not in it; give batches(..., ids=).",
+            )
+            return False
+        if known.kind is not None and 0 < size < len(known):
+            self._run.announcer.warn_once(
+                "other data",
+                f"the table is of {len(known)} samples, and the data set of this DataLoader has {size}: it must be "
+                "another one, so that its samples are not in the table; give batches(..., ids=).",
+            )
+            return False
+        return True
+
+    def open(self, source: Any, num_whole: int = 0) -> Iterator[Any]:
+        """Begin to iterate over a loader.
+
+        Args:
+            source: The loader, or a copy of it.
+            num_whole: Batches at its beginning that were drawn before any sample was in quarantine.
+        """
+        if not self._observes:
+            return iter(source)
+        return observed.ObservedBatches(source, self._storage.exclusions, num_whole)
+
+    def of(self, item: Any, batches: Iterator[Any]) -> Members | None:
+        """The samples of the batch that an iterator of `open` has just given; None if they are not known.
+
+        Raises:
+            TypeError, ValueError: ids were told that are none, or of another kind than those before.
+        """
+        if self._observes:
+            return self._observed(batches.drawn)  # type: ignore[attr-defined]
+        if self._ids is None:
+            return None
+        ids = self._ids(item) if callable(self._ids) else self._told_under(self._ids, item)
+        return None if ids is None else find(self._run, ids)
+
+    @staticmethod
+    def _told_under(key: Any, item: Any) -> Any:
+        try:
+            return item[key]
+        except (LookupError, TypeError):
+            raise ValueError(
+                f"ids must be a key that every batch has, or a function of a batch, got {key!r} for a "
+                f"{type(item).__name__} without it."
+            ) from None
+
+    def _observed(self, drawn: observed.Drawn) -> Members | None:
+        indices, num_before = drawn
+        if num_before:
+            self._run.plan.left_out += num_before  # type: ignore[attr-defined]
+        try:
+            return find(self._run, indices if isinstance(indices, (list, tuple)) else [indices], are_indices=True)
+        except (TypeError, ValueError, OverflowError):
+            self._run.announcer.warn_once(
+                "no indices",
+                f"the sampler of the DataLoader draws no whole numbers, got {indices!r:.60}, so there is no table of "
+                "these samples; give batches(..., ids=).",
+            )
+            return None
+
+    def tell_quarantined(self) -> None:
+        """Tell ``skip`` which samples are in quarantine, if there are others than the last time."""
+        now = self._storage.exclusions.quarantined
+        if now is self._told:
+            return
+        before, self._told = self._told, now
+        if self._skip is not None and (len(now) or len(before)):
+            self._skip([self._storage.name_of(index) for index in now.tolist()])
+
+
+def find(run: Engine, ids: Any, *, are_indices: bool = False) -> Members:
+    """The samples with these ids; see `SampleStorage.find`."""
+    storage = run.table.storage
+    members, known = storage.find(ids, are_indices=are_indices), storage.ids
+    assert known is not None
+    if known.num_beyond:
+        run.announcer.note_once(
+            "beyond",
+            f"the table is full, at {known.most:,} samples; visits of others are only counted, {known.num_beyond:,} so "
+            "far. max_ids=, which takes 16 bytes a sample, says how many it holds.",
+        )
+    return members

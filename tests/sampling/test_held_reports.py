@@ -1,0 +1,87 @@
+"""Reports of the user's batches are learned together as they would be one by one."""
+
+import numpy as np
+import pytest
+
+from learnit_r8.sampling.loader_plan import LoaderPlan, Size
+from learnit_r8.table.labels.predictions import PredictionRows
+from learnit_r8.table.names import Members
+from learnit_r8.table.table import SampleTable
+
+
+def batches_of(kind, rng, num_samples=60, count=120):
+    """Members and reports of batches in which samples come again, also within one, and some are not kept."""
+    for number in range(count):
+        size = int(rng.integers(1, 9))
+        counts = rng.integers(0 if size > 1 else 1, 4, size) if kind == "parts" and number % 3 else None
+        total = size if counts is None else int(counts.sum())
+        indices = rng.integers(-1 if number % 5 == 0 else 0, num_samples, total)
+        means = float(rng.gamma(2)) if kind == "means" else rng.gamma(2, size=size)
+        yield Members(indices, counts), means
+
+
+def learned(kind, part_size, *, at_once, has_predictions=False):
+    """The table after all of them."""
+    table = SampleTable(0, batch_size=1, most_ids=100)
+    table.storage.expect(60)
+    plan = LoaderPlan(table)
+    table.storage.part_size, table.storage.batch_size = part_size, 8
+    rng = np.random.default_rng(3)
+    for members, means in batches_of(kind, rng):
+        batch = plan.take(None, Size(), 0, is_kept=False, members=members)
+        trend = table.learner.observe(float(np.mean(means)), 0.1)
+        predictions = None
+        if has_predictions:
+            table.storage.evidence.begin(4)
+            predictions = PredictionRows(rng.integers(0, 4, (3, len(members.indices))).astype(np.float32), 4)
+        plan.report(batch, means, trend, predictions)
+        if not at_once:
+            plan.hand_over()
+    plan.hand_over()
+    return table
+
+
+@pytest.mark.parametrize(
+    ("kind", "part_size", "has_predictions"),
+    [("rows", 1, False), ("rows", 1, True), ("means", 0, False), ("parts", 3, False), ("parts", 1, False)],
+)
+def test_reports_that_are_held_back_are_learned_as_if_each_was_learned_at_once(kind, part_size, has_predictions):
+    """Whatever samples come again in whatever batches, the table is to the bit that of learning after each report."""
+    one = learned(kind, part_size, at_once=True, has_predictions=has_predictions)
+    two = learned(kind, part_size, at_once=False, has_predictions=has_predictions)
+
+    assert one.usage_count.sum() > 300
+    assert one.storage.records.whole.tobytes() == two.storage.records.whole.tobytes()
+    if has_predictions:
+        assert one.storage.evidence.whole.tobytes() == two.storage.evidence.whole.tobytes()
+
+
+def test_each_time_that_a_sample_comes_is_a_visit():
+    """A sample that is in a batch twice has two uses, and its mean is that of both losses."""
+    table = SampleTable(0, batch_size=1, most_ids=100)
+    plan, members = LoaderPlan(table), table.storage.find(["a", "b", "a"], are_indices=False)
+    batch = plan.take(None, Size(), 0, is_kept=False, members=members)
+    table.storage.part_size = 1
+    plan.report(batch, np.array([1.0, 2.0, 4.0]), 1.0)
+    plan.hand_over()
+
+    assert table.usage_count.tolist() == [2, 1]
+    assert table.mean.tolist() == [2.5, 2.0]
+    assert table.last.tolist() == [4.0, 2.0]
+
+
+def test_a_batch_that_is_out_is_learned_when_it_is_reported():
+    """One that is not reported when others are learned waits; one that is given up is never learned."""
+    table = SampleTable(0, batch_size=1, most_ids=100)
+    plan = LoaderPlan(table)
+    members = [table.storage.find([name], are_indices=False) for name in "abc"]
+    first, second, third = (plan.take(None, Size(), 0, is_kept=False, members=each) for each in members)
+    table.storage.part_size = 1
+    plan.report(second, np.array([2.0]), 1.0)
+    plan.hand_over()
+    plan.abandon(third)
+
+    assert table.usage_count.tolist() == [0, 1, 0]
+    plan.report(first, np.array([1.0]), 1.0)
+    plan.hand_over()
+    assert table.usage_count.tolist() == [1, 1, 0]

@@ -1,0 +1,197 @@
+"""The samples of a `DataLoader` of the user's, observed as its sampler draws them."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, WeightedRandomSampler
+from wild_scripts import seed_all
+
+from learnit_r8.torch import attach
+
+from .test_resume import Killed
+
+SIZE = 40
+
+
+class Points(Dataset):
+    """Points with their class, noise from the generator, and their index; some have NaN for a label's loss."""
+
+    def __init__(self, bad=()):
+        self.x = torch.randn(SIZE, 6, generator=torch.Generator().manual_seed(0))
+        self.y, self.bad = self.x[:, :3].argmax(1), bad
+
+    def __len__(self):
+        return SIZE
+
+    def __getitem__(self, index):
+        x = self.x[index] + 0.1 * torch.randn(6)
+        return x * float("nan") if index in self.bad else x, self.y[index], index
+
+
+class Twice(BatchSampler):
+    """A batch sampler of one's own: batches of changing sizes, in which samples come again."""
+
+    def __init__(self):
+        super().__init__(RandomSampler(range(SIZE)), 4, False)
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            yield batch + batch[: len(batch) // 2]
+
+
+def loader_of(kind, data, **settings):
+    if kind == "batches":
+        return DataLoader(data, batch_sampler=Twice(), **settings)
+    if kind == "weighted":
+        return DataLoader(data, batch_size=8, sampler=WeightedRandomSampler(torch.rand(SIZE), SIZE), **settings)
+    if kind == "single":
+        return DataLoader(data, batch_size=None, shuffle=True, **settings)
+    return DataLoader(data, batch_size=8, shuffle=True, drop_last=True, **settings)
+
+
+def train(kind, *, with_r8=True, epochs=3, bad=(), hook=None, workers=None, loader=None, **settings):
+    """Train a model; returns what it has seen and its weights."""
+    seed_all(0)
+    data = Points(bad)
+    loader = loader_of(kind, data, **(workers or {})) if loader is None else loader
+    model = torch.nn.Linear(6, 3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    adapter = None
+    if with_r8:
+        adapter = attach(model, optimizer, loader, num_epochs=epochs, handle_signals=False, **settings)
+    seen = []
+    for _ in range(epochs) if adapter is None else adapter.epochs():
+        for x, y, index in loader if adapter is None else adapter.batches():
+            losses = cross_entropy(torch.atleast_2d(model(x)), torch.atleast_1d(y), reduction="none")
+            seen.append((torch.atleast_1d(torch.as_tensor(index)).tolist(), losses.detach().tolist()))
+            if hook is not None:
+                hook(adapter)
+            if adapter is None or adapter.report(losses):
+                optimizer.zero_grad()
+                losses.mean().backward()
+                optimizer.step()
+    return seen, model.state_dict(), torch.get_rng_state(), adapter
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "weighted", "batches", "single"])
+@pytest.mark.parametrize(
+    "workers",
+    [
+        None,
+        {"num_workers": 2, "multiprocessing_context": "fork"},
+        pytest.param(
+            {"num_workers": 1, "multiprocessing_context": "fork", "persistent_workers": True}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {"num_workers": 1, "multiprocessing_context": "spawn", "persistent_workers": True}, marks=pytest.mark.slow
+        ),
+        pytest.param({"num_workers": 1, "multiprocessing_context": "forkserver"}, marks=pytest.mark.slow),
+    ],
+    ids=["here", "fork", "stay", "spawn", "forkserver"],
+)
+def test_samples_are_known_and_nothing_is_changed(kind, workers):
+    """Whatever sampler and workers: the table is that of the samples seen, and the script is what it was to the bit."""
+    plain, weights, generator, _ = train(kind, with_r8=False, workers=workers)
+    seen, own, own_generator, adapter = train(kind, workers=workers)
+    table, uses, last = adapter.scheduler.table, torch.zeros(SIZE), torch.full((SIZE,), float("nan"))
+    for indices, losses in seen:
+        for index, loss in zip(indices, losses, strict=True):
+            uses[index] += 1
+            last[index] = loss
+
+    assert seen == plain
+    assert all(torch.equal(weights[name], own[name]) for name in weights)
+    assert torch.equal(generator, own_generator)
+    assert table.source == "exact"
+    assert table.usage_count.tolist() == uses.tolist()
+    assert torch.equal(torch.nan_to_num(torch.from_numpy(table.last)), torch.nan_to_num(last))
+
+
+def test_a_loader_that_was_used_before_and_is_used_besides():
+    """Workers that stay are watched from the second use on; other iterations over the loader stay out of it."""
+    data = Points()
+    loader = DataLoader(data, batch_size=8, shuffle=True, num_workers=1, persistent_workers=True)
+    sampler = loader.batch_sampler
+    list(loader)
+    passes = []
+    seen, _, _, adapter = train("", loader=loader, epochs=2)
+    passes = list(loader)
+
+    assert loader.batch_sampler is sampler
+    assert len(passes) == 5
+    assert adapter.scheduler.table.usage_count.tolist() == [2] * SIZE
+    assert len(seen) == 10
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        [(torch.zeros(2, 6), torch.zeros(2, dtype=torch.long), [0, 1])] * 3,
+        DataLoader(list(Points()), batch_sampler=[["a", "b"]]).batch_sampler,
+    ],
+    ids=["list", "names"],
+)
+def test_where_samples_are_not_known_there_is_no_table(loader):
+    """The views say so in one line."""
+    if loader[0] == ["a", "b"]:
+        points = Points()
+        named = dict(zip("ab", (points[0], points[1]), strict=True))
+        loader = DataLoader(named, batch_sampler=[["a", "b"]] * 3)
+        with pytest.warns(RuntimeWarning, match="draws no whole numbers, got .*so there is no table.*ids="):
+            _, _, _, adapter = train("", loader=loader, epochs=1)
+    else:
+        _, _, _, adapter = train("", loader=loader, epochs=1)
+        assert "no table" in adapter.scheduler.summary()
+
+    assert adapter.scheduler.global_step == 3
+    assert adapter.scheduler.table.num_seen == 0
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "single"])
+def test_a_bad_sample_is_left_out_of_what_the_sampler_draws(kind):
+    """It is found by its own loss, and its batches come without it; a batch of nothing else does not come at all."""
+    with pytest.warns(RuntimeWarning, match=r"sample 17 was in \d refused batches.*not drawn any more"):
+        seen, weights, _, adapter = train(kind, bad=(17,), epochs=6)
+    times = [number for number, (indices, _) in enumerate(seen) if 17 in indices]
+
+    assert adapter.scheduler.table.quarantined.tolist() == [17]
+    assert len(times) <= 3
+    assert all(bool(each.isfinite().all()) for each in weights.values())
+    assert {len(indices) for indices, _ in seen} == ({1} if kind == "single" else {7, 8})
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "single"])
+def test_a_resumed_run_draws_what_the_whole_one_would_have(kind, tmp_path):
+    """Also where batches before the checkpoint were left out, as they held nothing but a bad sample."""
+    steps = 50 if kind == "shuffled" else 230
+    settings = {"bad": (17,), "epochs": 14 if kind == "shuffled" else 7, "backup_dir": False, "checkpoint_every": 10}
+    folder = tmp_path / "killed"
+
+    def hook(adapter):
+        if adapter.scheduler.global_step == steps + 7:
+            raise Killed
+
+    with pytest.warns(RuntimeWarning, match="sample 17"):
+        whole, weights, _, _ = train(kind, checkpoint_dir=tmp_path / "whole", **settings)
+    with pytest.warns(RuntimeWarning, match="sample 17"), pytest.raises(Killed):
+        train(kind, checkpoint_dir=folder, hook=hook, **settings)
+    seen, own, _, adapter = train(kind, checkpoint_dir=folder, resume="auto", **settings)
+
+    assert seen == whole[-len(seen) :]
+    assert len(whole) - len(seen) in (steps, steps - 1, steps - 2)
+    assert all(torch.equal(weights[name], own[name]) for name in weights)
+    assert adapter.scheduler.table.quarantined.tolist() == [17]
+
+
+def test_several_losses_a_row_and_one_for_all():
+    """Losses of tokens are averaged by row; step() takes those of rows beside the one that is differentiated."""
+    data = [(torch.randn(6), 0, 0) for _ in range(8)]
+    loader = DataLoader(data, batch_size=4)
+    model = torch.nn.Linear(6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    adapter = attach(model, optimizer, loader, num_epochs=1)
+    tokens = torch.arange(8.0).reshape(4, 2)
+    for x, *_ in adapter.batches():
+        adapter.step(model(x).square().mean(), losses=tokens)
+
+    assert adapter.scheduler.table.last.tolist() == [0.5, 2.5, 4.5, 6.5] * 2
