@@ -342,7 +342,7 @@ def test_file_of_another_user_is_refused_where_everybody_may_make_files(mode, is
     tmp_path.chmod(mode)
     (tmp_path / "log.csv").write_text("theirs")
     os.chown(tmp_path / "log.csv", 12345, 12345)
-    refusal = pytest.raises(ValueError, match="got one of user 12345") if is_refused else contextlib.nullcontext()
+    refusal = pytest.raises(ValueError, match="belongs to user 12345") if is_refused else contextlib.nullcontext()
     with refusal:
         os.close(open_output(tmp_path / "log.csv", "a"))
 

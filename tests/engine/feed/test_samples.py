@@ -171,7 +171,7 @@ def test_without_such_a_function_the_warning_says_what_to_do():
         for batch in stream(count=40, seed=1)
     ]
     model = Line()
-    with pytest.warns(RuntimeWarning, match="your loader still gives it.*skip="):
+    with pytest.warns(RuntimeWarning, match="your loader still draws it.*skip="):
         run(batches, state_callback=model.read, load_callback=model.load)
 
 
