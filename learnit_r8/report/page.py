@@ -73,10 +73,10 @@ def page(data: ReportData, look: Look = NO_LOOK, other: ReportData | None = None
 
 def _sections(data: ReportData, look: Look) -> Iterator[str]:
     view = data.view
-    yield _cards(view)
-    incidents, count = incident_table(view)
+    incidents, count = incident_table(view, data.run.folder)
     if incidents:
         yield _panel("Incidents", incidents, count)
+    yield _cards(view)
     if not view.loss.is_empty:
         yield _loss(view)
     groups = list(grouped(view.metrics).items())[:MOST_METRICS]

@@ -69,6 +69,9 @@ class FeedTrainer(Protocol):
     def before_probe(self) -> None:
         """A probe is about to be handed out."""
 
+    def hand_out(self, item: Any) -> object:
+        """A batch is handed out, of which the next loss is."""
+
 
 class PlainTrainer:
     """The trainer where no adapter has joined: a loop that reports each loss at once.
@@ -84,6 +87,9 @@ class PlainTrainer:
         """Do nothing."""
 
     before_iteration = before_first_batch = before_probe = settle
+
+    def hand_out(self, item: Any) -> None:
+        """Do nothing."""
 
 
 class Feed:
@@ -176,6 +182,7 @@ class Feed:
                         self._end_pass(pace.step - num_before)
                         return
                     self._take_given(item, measure, batches)
+                self._trainer.hand_out(item)
                 yield item
         except GeneratorExit:
             # A break: if the run goes on, the signals are taken again.
