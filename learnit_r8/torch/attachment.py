@@ -182,7 +182,7 @@ def attach_loader(
         **settings: For `R8Scheduler`; ``scheduler_mode`` is "keep" unless another is given.
 
     Raises:
-        TypeError, ValueError: as for `attach`; or there are several processes, which is not possible yet.
+        TypeError, ValueError: as for `attach`.
 
     >>> model = torch.nn.Linear(3, 1)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -202,11 +202,8 @@ def attach_loader(
     _check_parameters(model, optimizer)
     _check_parts(scaler, ema, None, sharing)
     sharing = sharing_here() if sharing is None else sharing
-    if sharing.size > 1:
-        raise ValueError(
-            f"batch_size must be given if {sharing.size} processes train together, as they cannot share verdicts on "
-            "your own batches yet; let the scheduler draw the batches."
-        )
+    check_shards(model, sharing.size)
+    check_flat(plain_model(model), optimizer, sharing.size, scaler=scaler, ema=ema)
     parts = read_also(also)
     accumulate, norm = whole_number("accumulate", accumulate, least=1), _checked_norm(max_grad_norm)
     stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=norm)
@@ -214,22 +211,37 @@ def attach_loader(
     if scheduler is None:
         own.setdefault("scheduler_mode", "keep")
         length = _length_of(loader)
+        if sharing.gather is not None:
+            # The shortest ends the epoch of all.
+            lengths = sharing.gather(length)
+            length = None if None in lengths else min(lengths)
         if own.get("num_epochs") is not None and length:
             own.setdefault("steps_per_epoch", length)
     keeps = _keeps_rates(scheduler, own)
     rates = None if keeps else _checked_rates(optimizer)
     state = ModelState(
-        model, optimizer, scaler=scaler, ema=ema, also=parts, keeps_options=keeps, keeps_random=True
+        model, optimizer, scaler=scaler, ema=ema, rank=sharing.rank, gather=sharing.gather, also=parts,
+        keeps_options=keeps, keeps_random=True,
     )  # fmt: skip
     # Says at once what it cannot hold.
     state.read()
+    own = sharing.settings(_memory_settings(own, state, sharing))
+    # Ranks must not continue from different states, so they choose one together.
+    resume = own.pop("resume", None) if scheduler is None and isinstance(sharing, Together) else None
     r8 = _new_scheduler(None, state, own, optimizer) if scheduler is None else _checked(scheduler, None, own)
     hand = Hand(keeps_generators=_keeps_generators(r8))
     examiner = Examiner(
-        model, optimizer, scaler=scaler, run_batch=_checked_run(run_batch), hand=hand, state=state, num_ranks=1
+        model,
+        optimizer,
+        scaler=scaler,
+        run_batch=_checked_run(run_batch),
+        hand=hand,
+        state=state,
+        num_ranks=sharing.size,
     )
     if run_batch is None:
         hand.watch(model)
+    sharing.check(r8, model, resume, accumulate=accumulate)
     _adopt(r8, model, state, sharing, accumulate=accumulate, ahead=0, examiner=examiner)
     _expect_loading(optimizer, rates)
     others = [part.holder for part in parts.values() if hasattr(part.holder, "param_groups")]
