@@ -156,9 +156,12 @@ class LossPipeline:
             ticket: The batch.
             loss: A number, or float32[P].
         """
-        num_loads = self._state.num_loads
+        num_loads, hand = self._state.num_loads, self._hand
+        held = hand.reported = hand.take(ticket)
         outcome = self.outcome = self._r8.report(ticket, loss)
-        if not outcome:
+        if outcome:
+            hand.good = held
+        else:
             self._stepper.give_up_update()
             if outcome.rolled_back_to is not None or self._state.num_loads != num_loads:
                 self.drop()
