@@ -63,6 +63,7 @@ def train(
         settings["run_batch"] = loss_of(model)
     if own_loader:
         loader = torch.utils.data.DataLoader(dataset, batch_size=8)
+        loader = list(loader) if own_loader == "list" else loader
         adapter = attach(model, optimizer, loader, num_steps=steps, backup_every=4, listeners=[heard], **settings)
     else:
         adapter = attach(
@@ -100,14 +101,15 @@ def test_without_run_batch_the_forward_pass_is_looked_at():
     assert told.fault in ("unknown", "weight")
 
 
-def test_in_a_loader_of_ones_own_the_row_is_named():
-    """There are no numbers of samples there."""
+def test_in_batches_of_ones_own_the_sample_is_named_or_the_row():
+    """A `DataLoader` is observed; of other batches the samples have no numbers."""
     dataset = data()
     dataset.tensors[0][BAD, 2] = float("nan")
-    told = train(dataset, own_loader=True)[0]
+    observed, other = train(dataset, own_loader=True)[0], train(dataset, own_loader="list")[0]
 
-    assert "for row 5 of the batch, whose input holds NaN at [2]" in told.text
-    assert told.samples == ()
+    assert "for sample 21, whose input holds NaN at [2]" in observed.text
+    assert "for row 5 of the batch, whose input holds NaN at [2]" in other.text
+    assert (observed.samples, other.samples) == ((BAD,), ())
 
 
 def test_a_damaged_weight_is_named_with_its_place():
