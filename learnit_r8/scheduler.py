@@ -56,22 +56,22 @@ class R8Scheduler:
     """Decides which samples to train on next and at what learning rate; your loop reports each loss back.
 
     Args:
-        num_samples: Number of samples in the data set, N >= 1. None where the batches are your own: `batches` hands on
+        num_samples: Number of samples in the data set, N >= 1. None if the batches are your own: `batches` passes on
             those of any loader, and `update_with_loss` alone is a step, too; see docs/any_training.md. There is no
-            table then, and what belongs to it must be left out.
+            table then, so leave out its arguments.
         batch_size: Samples in a batch, B >= 1; only with ``num_samples``.
         initial_lr: Highest learning rate of the schedule, > 0.
-        num_epochs: Budget in epochs of ceil(N / B) steps; fractions are fine. Of your own batches, an epoch is one run
-            through the iterable. Exactly one budget must be given; with "wsd", "constant" or "keep" it may be none: the
+        num_epochs: Budget in epochs of ceil(N / B) steps; fractions are fine. With your own batches, an epoch is one
+            run through the iterable. Give exactly one budget; with "wsd", "constant" or "keep" you may give none: the
             run goes on until `cool_down` or `requests.stop` ends it.
         num_steps: Budget in steps.
         train_duration_seconds: Budget in seconds of wall time from the first draw, pauses (`paused`) excluded. Training
             ends early enough for one more break between two steps (validation) like the longest so far.
-        num_tokens: Budget in tokens of your own batches, read from them or told to `batches`.
-        steps_per_epoch: Steps in a run through your own iterable, where rates must know it in advance.
+        num_tokens: Budget in tokens of your own batches, read from them or as you tell `batches`.
+        steps_per_epoch: Steps in a run through your own iterable, if the schedule must know it in advance.
         scheduler_mode: "cosine", "linear", "constant", "one_cycle", "wsd" (warm-up, stable, decay), or a function from
             progress in [0, 1] to a learning rate, which is used as it is. With "keep" the rate is your own, whatever
-            sets it, and `lr_factor` is what recovery makes of it.
+            sets it, and `lr_factor` is the factor that recovery puts on it.
         warmup_proportion: Share of the budget in which the rate rises to ``initial_lr``, in [0, 1]; by default
             0.05, and 0.3 for "one_cycle".
         min_lr: Last learning rate, in [0, initial_lr].
@@ -91,14 +91,14 @@ class R8Scheduler:
         save_callback: ``(state_dict, filepath)``, writes the model to that path. With it, a checkpoint is written to
             ``checkpoint_dir`` (by default "checkpoints") after every epoch.
         load_callback: ``(source)``, loads a model state: from a path written by ``save_callback``, or from a backup.
-            If it takes the keyword ``from_ram``, that says which; ``is_resume`` says whether the run goes on in a new
-            process, or from a checkpoint that was asked for, rather than after damage.
+            If it takes the keyword ``from_ram``, that says which; ``is_resume`` says whether the run continues in a new
+            process, or from a checkpoint that you asked for, rather than after damage.
         state_callback: ``()``, returns the model state; with it, backups are taken automatically, the first one
             before the first step.
         backup_every: How often to take backups: steps, a time such as "5min", or a trigger; by default four times an
             epoch (at least 10 steps apart) and every 30 s.
         backup_dir: Folder in memory to which the backups of the state callback are also written, so that they outlive a
-            process that is killed (docs/budgets.md); by default the system's, where there is one and checkpoints are
+            process that is killed (docs/budgets.md); by default the system's, if there is one and checkpoints are
             written. False for none.
         checkpoint_dir: Folder of the checkpoints.
         checkpoint_every: How often to write checkpoints, in the same form; by default every epoch. The end of the run
@@ -107,16 +107,16 @@ class R8Scheduler:
             others, spread over the run, to branch from (`resume_from_checkpoint`).
         monitor: Name of a metric given to `log`; the checkpoint with its best value is kept too: `best_checkpoint`.
         mode: "min" if a lower value of that metric is better, "max" if a higher one is.
-        early_stopping: Ends the run, as a success, when ``monitor`` has not become better for so many values: a number,
-            or `EarlyStopping` (patience, min_delta). `load_best` puts the best model back.
+        early_stopping: Ends the run, as a success, after this many values of ``monitor`` without improvement: a number,
+            or `EarlyStopping` (patience, min_delta). `load_best` restores the best model.
         resume: "auto" continues from the newest valid checkpoint in ``checkpoint_dir``, or from a newer backup that has
-            outlived its process in ``backup_dir``, if there is one: running the
-            same program again continues the run, and a finished run does nothing. A path continues from that file.
-            None starts a new run. ``load_callback`` loads the model, or an adapter does once it is attached.
-        guard: Decides which losses to refuse: "spike", the default, or "finite", which refuses only what is not finite,
-            for losses that need not fall; or a guard of your own.
+            outlived its process in ``backup_dir``, if there is one: running the same program again continues the run,
+            and a finished run does nothing. A path continues from that file. None starts a new run.
+            ``load_callback`` loads the model, or an adapter does once it is attached.
+        guard: Decides which losses to refuse: "spike", the default; "finite", which refuses only losses that are not
+            finite, for losses that need not fall; or your own guard.
         recovery: Decides what to do about refused losses.
-        use_curses: Whether to show the run in the terminal: on a full screen, or as plain lines where there is none.
+        use_curses: Whether to show the run in the terminal: on a full screen, or as plain lines if there is no screen.
         run_dir: Folder to record the run in, for ``learnit-r8 watch`` and ``report`` (docs/dashboard.md); the record
             of an earlier session is continued. True for a new folder in "runs", False for none; by default a new one
             if ``use_curses`` is on. With several ranks only the first one records.
@@ -124,12 +124,12 @@ class R8Scheduler:
             where there is none: "names", which samples it was, and no data; "batch", also the batch and the random
             generators at its start; "all", also the refused weights.
         keep_witness: Whether to keep your own batch after a backup (up to 64 MiB), so that it can be handed out again
-            to test weights with it; else the losses alone decide. Only without ``num_samples``, as the next two.
-        after_restore: What your loader does when the model was put back: "next", it goes on with its next batch; or
+            to test the weights; otherwise the losses alone decide. Only without ``num_samples``, as the next two.
+        after_restore: What your loader does after the model was restored: "next", it goes on with its next batch; or
             "again", it goes back, too, if it has ``state_dict()`` and ``load_state_dict()``.
         resume_data: How a resumed run finds its place in your loader, if that has no ``load_state_dict()``: "replay"
-            draws and drops the batches before it; "indices" does so with the indices of a `DataLoader` alone, which
-            gives the same samples but another random augmentation; "start" begins the epoch anew.
+            draws and drops the batches before it; "indices" draws and drops only the indices of a `DataLoader`, which
+            gives the same samples but different random augmentation; "start" starts the epoch over.
         max_ids: Most samples of your own batches that the table holds, >= 1; the visits of others are only counted.
         config: Your own hyperparameters, a dict of plain values, for the record of the run: ``learnit-r8 ls`` finds
             runs by them, and ``compare`` shows which differ.
@@ -137,16 +137,16 @@ class R8Scheduler:
         tags: Words to find the run by, for its record.
         handle_signals: Whether Ctrl-C, SIGTERM and SIGHUP wait during the run until the step is finished and a
             checkpoint is saved; then they act as usual (KeyboardInterrupt; exit with 128 + n; your own handler). A
-            second one acts at once. Only possible in the main thread.
-        cool_down_on: A signal that asks for a cool-down, and the length of that, ``("SIGUSR1", "10min")``, for batch
-            systems that send one before the end: steps, or a text such as "500 steps", "2 epochs", "10min".
+            second one does not wait for the step. Only possible in the main thread.
+        cool_down_on: A signal that asks for a cool-down, and its length, ``("SIGUSR1", "10min")``, for batch systems
+            that send one before the end: steps, or a text such as "500 steps", "2 epochs", "10min".
         name: Name of the run, for listeners.
         listeners: Called with every event, in order; a listener that raises is dropped with a warning.
         seed: >= 0; the same seed gives the same batches on every machine.
         clock: Returns monotonic seconds.
 
     Attributes:
-        table: What is known of every sample: `SampleTable.loss`, `SampleTable.hardest`, `SampleTable.suspects`,
+        table: What is known about every sample: `SampleTable.loss`, `SampleTable.hardest`, `SampleTable.suspects`,
             `SampleTable.quartiles`, `SampleTable.quarantined`.
         schedule: The schedule, a function from progress in [0, 1] to a learning rate; ``lr`` is the rate to use now.
         pace: The position of the run: its step, its epoch, its training time in ``pace.seconds``.
@@ -154,7 +154,7 @@ class R8Scheduler:
         controller: The recovery at work: ``controller.lr_factor`` is the share of the scheduled rate that is used now.
         requests: What other threads may ask of the run: `Requests.stop`, `Requests.save`, `Requests.pause`.
         name: Name of the run, "" without one.
-        host: What adapters use: the engine, of which ``_adapters/host.py`` lists the members for them.
+        host: The engine, for adapters; ``_adapters/host.py`` lists the members that they may use.
 
     Raises:
         ValueError: an argument outside its range, or not exactly one budget.
@@ -269,15 +269,15 @@ class R8Scheduler:
         the position on the schedule. Without changes the next batches are exactly those of the saved run.
 
         Args:
-            path: A checkpoint's file, or a folder, whose newest valid one is taken.
+            path: A checkpoint's file, or a folder, for the newest valid one in it.
             save_callback: As in `R8Scheduler`.
             load_callback: As in `R8Scheduler`; gets the model's file.
             remap: int[N], the position that each of the N samples had in the saved run, -1 for new samples. By
                 default the samples of the saved run come first, and all others are new.
-            cool_down: Length of a cool-down that begins there, a branch of the saved run: steps, or a text such as
-                "2 epochs" or "20min". The checkpoint must be of the stable part.
+            cool_down: Length of a cool-down that starts there, as a branch of the saved run: steps, or a text such as
+                "2 epochs" or "20min". The checkpoint must be from the stable part.
             **new_goal: Arguments of `R8Scheduler` to change: ``num_epochs``, ``batch_size``, ``initial_lr``,
-                ``num_samples`` ...; and those that a file cannot hold, such as ``groups`` or a policy of your own.
+                ``num_samples`` ...; and those that a file cannot hold, such as ``groups`` or your own policy.
 
         Returns:
             The scheduler. It writes its checkpoints to the folder of ``path``, a branch to a new folder within it,
@@ -286,7 +286,7 @@ class R8Scheduler:
         Raises:
             NoValidCheckpoint: the folder holds no readable checkpoint.
             ValueError: the file is damaged; there are fewer samples and no ``remap``; something must be given again; or
-                the cool-down cannot begin there.
+                the cool-down cannot start there.
             RuntimeError: the load callback raised.
         """
         folder = Path(path) if Path(path).is_dir() else Path(path).parent
@@ -305,7 +305,7 @@ class R8Scheduler:
 
     @property
     def requests(self) -> Requests:
-        """What other threads may ask of the run."""
+        """The requests that other threads may make of the run."""
         return self.host.requests
 
     @property
@@ -315,12 +315,12 @@ class R8Scheduler:
 
     @property
     def lr(self) -> float:
-        """The learning rate to use now; with "keep", that which you have told, times `lr_factor`, and NaN before."""
+        """The learning rate to use now; with "keep", the one you have told times `lr_factor`, and NaN before that."""
         return self.host.shown_lr(self.host.lr)
 
     @property
     def lr_factor(self) -> float:
-        """What recovery makes of the scheduled rate or, with "keep", of your own: a factor; 1.0 if all is well."""
+        """The factor that recovery puts on the scheduled rate or, with "keep", on your own; 1.0 if all is well."""
         lr = self.host.scheduled_lr(self.pace.progress_at(self.pace.step))
         return self.controller.lr(lr) / lr if lr else 1.0
 
@@ -378,7 +378,7 @@ class R8Scheduler:
     def batch_iterator(self) -> Iterator[tuple[NDArray[np.int64], float]]:
         """Yield ``(batch_indices, lr)`` until the epoch ends or the time is up.
 
-        Asking for the next batch gives up a batch that was not reported; it is drawn once more at the end of the epoch.
+        A batch that was not reported when the next one is asked for is drawn once more at the end of the epoch.
 
         Yields:
             int64[B], the samples to train on (fewer in a short last batch), and the learning rate to use.
@@ -420,11 +420,11 @@ class R8Scheduler:
         ids: Callable[[Any], Any] | str | int | None = None,
         skip: Callable[[list[Any]], object] | None = None,
     ) -> Batches:
-        """Your own batches, handed on as they are until the iterable or the budget ends; each iteration is an epoch.
+        """Pass on your own batches, as they are, until the iterable or the budget ends; each iteration is an epoch.
 
-        The iterable may be anything: a `DataLoader`, a stream, a generator, of any length. It is asked for one item at
-        a time, when the loop asks for one, and all else of it (``len()``, ``set_epoch()``) can be used as before.
-        A batch that is left without a report is no step.
+        The iterable may be anything: a `DataLoader`, a stream, a generator, of any length. It is read one item at a
+        time, when the loop asks for one, and you can use its other methods (``len()``, ``set_epoch()``) as before.
+        A batch that is not reported does not count as a step.
 
         Args:
             loader: The iterable.
@@ -439,7 +439,7 @@ class R8Scheduler:
 
         Raises:
             RuntimeError: the scheduler was built with ``num_samples``, so that it draws the batches.
-            TypeError: the loader is no iterable, a size neither a number nor a function, or ids no function or key.
+            TypeError: the loader is not iterable, a size neither a number nor a function, or ids no function or key.
 
         >>> r8 = R8Scheduler(num_steps=5, scheduler_mode="keep")
         >>> for epoch in r8.epoch_iterator():
@@ -469,7 +469,7 @@ class R8Scheduler:
         tokens: int | Callable[[Any], int] | None = None,
         sets_generators: bool = True,
     ) -> TrainerBatches:
-        """What a trainer that takes its batches by itself is to tell of them; for callbacks of trainers.
+        """Follow a trainer that takes its batches by itself; callbacks of trainers tell the result of each batch.
 
         Args:
             size: Samples in a batch, or a function of it; by default the first dimension of its first array.
@@ -493,7 +493,7 @@ class R8Scheduler:
         return TrainerBatches(self._own_feed("follow"), measure, sets_generators=sets_generators)
 
     def steps(self) -> Iterator[int]:
-        """Yield the number of each step until the budget is spent, for a loop that has no iterable of batches.
+        """Yield the number of each step until the budget is spent, for a loop without an iterable of batches.
 
         >>> r8 = R8Scheduler(num_steps=3, scheduler_mode="keep")
         >>> for step in r8.steps():
@@ -531,8 +531,8 @@ class R8Scheduler:
 
         Args:
             loss: The loss of each sample, float[B], the mean of the batch, or with ``part_size`` the means of its
-                parts; see `report`. Of your own batches the mean, or an array of any shape, of which the mean is taken;
-                if they say which samples they hold, a value for each row is the loss of that.
+                parts; see `report`. For your own batches, the mean, or an array of any shape, whose mean counts; if
+                they say which samples they hold, a value for each row is the loss of that row.
             part_size: Samples in a part, >= 1.
             grad_norm: Norm of the batch's gradient, if known.
             skipped: Whether the optimizer's step was skipped because gradients overflowed.
@@ -541,11 +541,11 @@ class R8Scheduler:
             ids: The ids of the samples, where `batches` does not know them; see there.
 
         Returns:
-            The outcome, false if the loss was refused; the learning rate to use now is in it.
+            The outcome, false if the loss was refused; it holds the learning rate to use now.
 
         Raises:
             RuntimeError: no batch is open; the message says why.
-            ValueError: a rate is told where the scheduler sets it.
+            ValueError: a rate is given, although the scheduler sets it.
             TypeError, ValueError, TrainingDiverged: as for `report`.
         """
         if lr is not None:
@@ -633,22 +633,22 @@ class R8Scheduler:
                 float[B], the loss of each sample. Or with ``part_size``, float[P], the means of consecutive parts.
                 The first report fixes which of the three. Tensors are detached.
             part_size: Samples in a part, >= 1; the last part of a batch may have fewer.
-            grad_norm: Norm of the batch's gradient, if known: the guard judges it by the same rule as the loss. A
-                number, or a 0-dim array or tensor.
+            grad_norm: Norm of the batch's gradient, if known: the batch is refused if it is not finite, or more than
+                a hundred times as long as all before. A number, or a 0-dim array or tensor.
             skipped: Whether the optimizer's step was skipped because gradients overflowed, as a loss scaler does. The
-                step counts, raises no alarm however often it happens, and a finite loss is learned from.
-            predictions: `Predictions` of the same samples, from which `SampleTable.suspects` judges their labels; with
-                one loss per sample only. They are learned from if the loss is.
+                step counts, raises no alarm (up to 20 in a row), and the table learns a finite loss.
+            predictions: `Predictions` of the same samples, from which `SampleTable.suspects` judges their labels; only
+                with one loss per sample. The table learns them if it learns the loss.
 
         Returns:
             The verdict, the learning rate to use now, and the step that the model was restored to.
 
         Raises:
             RuntimeError: this ticket was reported before, or belongs to another run; or an earlier call was cut
-                half-way, and the message says how to go on.
+                short, and the message says how to go on.
             TypeError: the loss is not a real number or a vector of them, the norm is not a number, or the ticket not
                 a ticket.
-            ValueError: the loss has another length or kind than it must have. Nothing was changed.
+            ValueError: the loss has the wrong length or kind. Nothing was changed.
             TrainingDiverged: losses are still refused after everything was tried.
         """
         return self.host.report(
@@ -689,11 +689,11 @@ class R8Scheduler:
     def give_up(self, ticket: Ticket, *, on_purpose: bool = False) -> None:
         """Give up a batch that will not be reported: it is drawn once more at the end of its epoch.
 
-        If it is given up a second time, it counts as a refused step.
+        If you give it up a second time, it counts as a refused step.
 
         Args:
             ticket: The batch; nothing happens if it is not out.
-            on_purpose: Whether the user asked for it, so that no notice is needed.
+            on_purpose: Whether this is intended, so that no notice is needed.
         """
         self.host.give_up(ticket, on_purpose=on_purpose)
 
@@ -705,10 +705,10 @@ class R8Scheduler:
         seconds: float | None = None,
         until: str | datetime.datetime | None = None,
     ) -> None:
-        """Let the rate fall from the next step on, in the shape ``decay_shape`` to ``min_lr``, and end the run with it.
+        """Let the rate fall from the next step on, in the shape ``decay_shape`` to ``min_lr``, then end the run.
 
-        A second request replaces the first one if it ends sooner. Any thread may call it. With none of the arguments
-        the cool-down takes ``decay_proportion`` of the whole run. It survives a resume; see docs/budgets.md.
+        A second request replaces the first one if it ends sooner. Any thread may call it. Without arguments the
+        cool-down takes ``decay_proportion`` of the whole run. It survives a resume; see docs/budgets.md.
 
         Args:
             steps: Its length in steps, >= 1.
@@ -734,7 +734,7 @@ class R8Scheduler:
         self.requests.cool_down(ending.check(self.host, span))
 
     def log(self, step: int | None = None, **metrics: Any) -> None:
-        """Log validation metrics, or any numbers of your own, for listeners and for ``monitor``.
+        """Log validation metrics, or any other numbers, for listeners and for ``monitor``.
 
         Args:
             step: The step that they belong to; by default the current one.
@@ -761,11 +761,11 @@ class R8Scheduler:
         """End the run after this step, as a success: it has done enough before its budget is used up.
 
         The iterators end, a checkpoint is saved, and the state of the run is "finished early". The same program run
-        again with ``resume="auto"`` trains nothing more. (`Requests.stop` is for requests from outside, which only
-        break a run off.)
+        again with ``resume="auto"`` trains no further. (`Requests.stop` is for requests from outside, which only
+        interrupt a run.)
 
         Args:
-            reason: Why, as viewers show it.
+            reason: The reason, for viewers to show.
 
         >>> r8 = R8Scheduler(100, batch_size=10, num_epochs=3)
         >>> for epoch in r8.epoch_iterator():
@@ -779,10 +779,10 @@ class R8Scheduler:
             self.requests.finish(reason)
 
     def load_best(self) -> float:
-        """Put the best model, by ``monitor``, back through the load callback.
+        """Restore the best model, by ``monitor``, through the load callback.
 
-        It comes from the best checkpoint; without a folder for checkpoints from a copy in RAM, which is made with the
-        state callback at each new best value. The scheduler stays where it is.
+        It comes from the best checkpoint; without a folder for checkpoints, from a copy in RAM that the state callback
+        makes at each new best value. The scheduler stays where it is.
 
         Returns:
             The value of the metric.
@@ -793,10 +793,9 @@ class R8Scheduler:
         return run_state.load_best(self.host)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to continue with exactly the same batches, rates and tables; at any step.
+        """Return all that is needed to continue with exactly the same batches, rates and tables; at any step.
 
-        Batches that are out will be drawn again, first of all. The model, the callbacks and the budget are not
-        included.
+        Batches that are out will be drawn again first. The model, the callbacks and the budget are not included.
 
         Returns:
             Nested dicts and lists of arrays and plain values.
@@ -849,8 +848,8 @@ class R8Scheduler:
         """Copy a model state to RAM, for the load callback to restore after a refused loss.
 
         Args:
-            state: Anything `copy.deepcopy` copies: arrays, tensors, nests of them. During the learning-rate search no
-                backup is taken, as the search restores its own. A state with NaN in it, or with infinities that the
+            state: Anything that `copy.deepcopy` copies: arrays, tensors, nests of them. During the learning-rate search
+                no backup is taken, as the search restores its own. A state with NaN in it, or with infinities that the
                 first one did not have, is not kept: the model is restored instead.
         """
         if self.host.search.is_on and self.host._has_started:
@@ -866,22 +865,22 @@ class R8Scheduler:
     def restore_backup(self) -> int:
         """Go on from the newest backup in RAM: the model, the guard, the counters and the rates of one step.
 
-        This makes a run whole that was cut half-way by an exception, as `RunInterrupted` says. The batches drawn since
-        then come once more; what the table has learned from them stays.
+        This repairs a run in which an exception cut a call short (`RunInterrupted`). The batches drawn since then come
+        once more; what the table has learned from them stays.
 
         Returns:
             The step of the backup, which is ``global_step`` now.
 
         Raises:
-            RuntimeError: there is no backup or no load callback, it raised, or the table was cut while it stored
-                what it had learned; use `load_checkpoint`.
+            RuntimeError: there is no backup or no load callback, it raised, or the call was cut short while the table
+                was storing what it had learned; use `load_checkpoint`.
         """
         return run_state.restore_backup(self.host)
 
     def reset_baseline(self) -> None:
         """Tell the guard that losses mean something else from here on: another scale, another term, other data.
 
-        The guard forgets the losses so far, and only checks the next 80 or so for being finite. An incident that is
+        The guard forgets the losses so far, and treats the next 80 like the first ones of a run. An incident that is
         under way ends, and the learning rate follows the schedule again. The model and the table stay as they are.
 
         >>> from learnit_r8 import R8Scheduler
@@ -927,7 +926,7 @@ class R8Scheduler:
             self.host.announcer.tell(events.SamplesReleased, samples=tuple(samples.tolist()))
 
     def summary(self) -> str:
-        """The run so far, as a few lines of text for people."""
+        """Describe the run so far in a few lines of text."""
         plan, table, saver = self.host.plan, self.table, self.host.saver
         checkpoints = "no checkpoints: neither checkpoint_dir nor save_callback" if saver is None else saver.summary()
         if self.host.feed is not None:
@@ -959,7 +958,7 @@ class R8Scheduler:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in an epoch, the same for every policy; of your own batches `sys.maxsize`, as a loader ends itself."""
+        """Steps in an epoch, the same for every policy; `sys.maxsize` for your own batches, as the loader ends it."""
         return self.host.plan.steps_per_pass
 
     @property
