@@ -216,7 +216,7 @@ class R8Scheduler:
         self.host = engine = Engine(build_components(settings))
         self.name, self.table, self.pace = engine.name, engine.table, engine.pace
         self.sentry, self.controller = engine.sentry, engine.controller
-        # A step pays for no call that only hands on.
+        # A step pays for no call that only passes arguments on.
         self.report = engine.report  # type: ignore[method-assign]
         if resume is not None:
             # Before a run folder is made.

@@ -69,7 +69,7 @@ class Host(Protocol):
         """Draw what is left of the epoch at once."""
 
     def begin(self, ticket: Ticket, *, held_back: int = 0, is_late: bool = False) -> Ticket:
-        """The ticket of a batch drawn ahead, with the rate of now, as its training begins."""
+        """The ticket of a batch drawn ahead, with the present rate, as its training begins."""
 
     def hand_back(self, ticket: Ticket) -> None:
         """Take back a batch that was not trained on: it is the next one drawn."""
@@ -84,10 +84,10 @@ class Host(Protocol):
         """Do what must wait until the user's step is complete."""
 
     def may_be_due(self, step: int) -> bool:
-        """Whether a backup or a checkpoint may be due once so many steps are reported."""
+        """Whether a backup or a checkpoint may be due once this many steps are reported."""
 
     def lr_after(self, held_back: int) -> float | None:
-        """The rate once so many more batches are reported; None while one is searched for."""
+        """The rate once this many more batches are reported; None while one is searched for."""
 
     def look_at_weights(self) -> None:
         """Take a backup, which looks at every number, as soon as the user's step is complete."""

@@ -200,7 +200,7 @@ class Prefetch:
         return self.current
 
     def take(self, ticket: Ticket) -> None:
-        """Note that a batch does not wait any more; nothing happens if it never did."""
+        """Note that a batch no longer waits; nothing happens if it never did."""
         if self.waiting.get(ticket.draw) is not ticket:
             return
         # First in the one, then out of the other: an interruption between them loses nothing.

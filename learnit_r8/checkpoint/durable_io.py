@@ -49,7 +49,7 @@ def open_output(
 
     Args:
         path: Its name.
-        mode: "w" begins it anew, "x" makes one that is not there, "a" appends, "r+" appends to one that is there.
+        mode: "w" starts it over, "x" makes a new one, "a" appends, "r+" appends to an existing one.
         permissions: Of a file that is made, before the umask.
 
     Returns:

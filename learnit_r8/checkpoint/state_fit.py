@@ -1,4 +1,4 @@
-"""Saved states in live ones: a state like that of now with the values of a file, of this version or of 7ddda59."""
+"""Saved states in live ones: a state like the present one with the values of a file, of this version or of 7ddda59."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def fill(saved: Any, live: Any) -> Any:
 
     Args:
         saved: A copy of a state, or what `put_together` returned.
-        live: The state of now; it may have other parts.
+        live: The present state; it may have other parts.
     """
     if isinstance(saved, LeftOut):
         return live

@@ -168,7 +168,7 @@ def copy_into(buffer: Any, state: Any) -> Any:
 
     Args:
         buffer: An earlier result of this function, which must not be used afterwards; or None.
-        state: What to copy. numpy arrays and dense torch tensors are copied into the buffer; all else is copied anew.
+        state: What to copy. numpy arrays and dense torch tensors are copied into the buffer; all else to new memory.
 
     Returns:
         The copy. It shares no memory with ``state``; an array that occurs twice there is one array here too.

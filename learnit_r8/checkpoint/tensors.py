@@ -1,4 +1,4 @@
-"""The kinds of torch's tensors: which of them a state may hold, what each is made of, and how it is made again.
+"""The kinds of torch's tensors: which of them a state may hold, their parts, and how to rebuild them.
 
 torch is not imported here: where a state has tensors, its program has.
 """

@@ -158,7 +158,7 @@ def summary(verdict: Suspects) -> str:
 
 
 def lines_of(rows: Rows) -> Iterator[str]:
-    """The lines of a table for people; the labels are in it where they are known."""
+    """The lines of a table; with the labels, if they are known."""
     shown = {"#": _texts(rows["index"]), "sample": rows["name"]}
     shown |= {name: [number(value, 4) for value in rows[name]] for name in ("loss", "last", "mean")}
     shown["uses"] = _texts(rows["uses"])

@@ -1,4 +1,4 @@
-"""Events as text for people: a level and one sentence."""
+"""Events as text: a level and one sentence."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Owner(Protocol):
     """The owner of a screen, which the painter draws.
 
     Attributes:
-        view: The run. Its owner replaces it when it reads the run anew.
+        view: The run. Its owner replaces it when it reads the run again.
     """
 
     view: View

@@ -43,7 +43,7 @@ class Request(NamedTuple):
     Attributes:
         text: What it asked for.
         is_answered: Tells whether the training has answered it.
-        until: Time after which it is not shown any more, as a save may fail.
+        until: Time after which it is no longer shown, as a save may fail.
     """
 
     text: str

@@ -184,7 +184,7 @@ def number(value: float, digits: int | None = None) -> str:
 
 
 def setting(text: str) -> str:
-    """The value of a setting for people, who do not read Python.
+    """The value of a setting for readers who do not know Python.
 
     >>> setting("False"), setting("Recovery(factor=0.5, gentle_steps=16)")
     ('no', 'Recovery: factor 0.5; gentle steps 16')

@@ -247,7 +247,7 @@ def _steps_per_epoch(given: Settings, plan: Plan) -> int:
 
 
 def _build_pass_budget(given: Settings) -> Budget:
-    """The budget of so many runs through the user's loader."""
+    """The budget of a number of runs through the user's loader."""
     epochs: Any = given.num_epochs
     known, mode = given.steps_per_epoch, given.scheduler_mode
     if not (is_number(epochs) and 0 < epochs < math.inf):

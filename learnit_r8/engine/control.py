@@ -37,7 +37,7 @@ class Requests:
     ask does not keep the run alive.
 
     Args:
-        pace: Stops counting time while the run is paused, and is told when it is stopped.
+        pace: Stops counting time while the run is paused, and learns when it is stopped.
         announcer: Receives events.
         handle_signals: Whether signals that end the process wait for the end of the step and a checkpoint.
         cool_down_on: Number of the signal that asks for a cool-down, and its length; None for none.

@@ -42,7 +42,7 @@ class Pace:
         rule: As given.
         passes: Runs through an iterable of the user's before the present one; 0 where batches are planned.
         has_ended: Whether the present one has ended, and none has begun since.
-        tokens: Tokens trained on, as far as they are told.
+        tokens: Tokens trained on, as far as they are known.
         longest_break: Longest time between a report and the next draw so far, in seconds; known for budgets in seconds.
     """
 
@@ -198,7 +198,7 @@ class Pace:
 
     @property
     def is_over(self) -> bool:
-        """Whether no batch is drawn any more: the budget is used up, or the run was stopped."""
+        """Whether no more batches are drawn: the budget is used up, or the run was stopped."""
         return self.is_stopped or self.is_finished
 
     def stop(self) -> None:

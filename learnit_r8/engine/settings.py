@@ -1,4 +1,4 @@
-"""The settings of R8Scheduler: what there is to know of each, and their types for functions that hand them on."""
+"""The settings of R8Scheduler: what there is to know of each, and their types for functions that pass them on."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _about(
     Args:
         *elsewhere: What other libraries call it.
         kept: What checkpoints hold it for; None if they do not.
-        is_shown: Whether it is told to listeners with the others; some are told apart from them.
+        is_shown: Whether listeners hear of it with the others; they hear of some separately.
         is_of_rank_0: Whether it is for the scheduler of rank 0 alone.
     """
     return {"elsewhere": elsewhere, "kept": kept, "is_shown": is_shown, "is_of_rank_0": is_of_rank_0}

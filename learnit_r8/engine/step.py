@@ -28,7 +28,7 @@ class Judged(NamedTuple):
         reading: The loss.
         kind: What it is the loss of: see `SampleTable.part_size`.
         expected: The loss that the table expected.
-        judgement: What the guard makes of it.
+        judgement: The guard's judgement of it.
         lr: The scheduled learning rate after it.
         is_calm: Whether the guard suspects nothing, where recovery asks.
         suspicion: How near the guard is to refusing after it; NaN unless somebody listens.

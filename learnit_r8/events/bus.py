@@ -63,7 +63,7 @@ class Announcer:
         return any(_wanted(each) is Event for each in self._listeners)
 
     def tell(self, kind: type[Event], **fields: Any) -> None:
-        """Make an event of this kind and hand it to all listeners, in order."""
+        """Make an event of this kind and pass it to all listeners, in order."""
         if not self.is_heard and not any(issubclass(kind, _wanted(each)) for each in self._listeners):
             return
         step, seconds = self.where()

@@ -13,7 +13,7 @@ EVERY_SECONDS = 2.0
 """Least time between two looks."""
 
 _LOST = 3
-"""Failed looks at the GPUs after which they are not asked any more."""
+"""Failed looks at the GPUs after which they are no longer asked."""
 
 
 class Gpu(NamedTuple):

@@ -36,7 +36,7 @@ class CauseFound(Event):
     """Where the trouble began, as far as it was seen, before anything is put back.
 
     Attributes:
-        text: One sentence, for people; never more certain than what was seen.
+        text: One sentence; never more certain than what was seen.
         fault: What was at fault; one of `flight.finding.KINDS`.
         where: The module, the parameter or the operation; "" if that is not known.
         samples: Positions of the samples to blame.
@@ -128,12 +128,12 @@ class LrRestored(Event):
 
 @dataclass(frozen=True)
 class SamplesQuarantined(Event):
-    """Samples that refused batches have in common are not drawn any more.
+    """Samples that refused batches have in common are no longer drawn.
 
     Attributes:
         samples: Their positions.
         refusals: Refused batches that each of them was in.
-        text: The evidence, for people.
+        text: The evidence, in words.
     """
 
     samples: tuple[int, ...]
@@ -157,7 +157,7 @@ class IncidentEnded(Event):
     """What was at fault is settled, and training goes on.
 
     Attributes:
-        text: What was found, for people.
+        text: What was found, in words.
     """
 
     text: str = ""

@@ -39,7 +39,7 @@ def average_metrics(batch_metrics: Sequence[Metrics], weights: Sequence[float] |
 
     Args:
         batch_metrics: One or more.
-        weights: One for each, >= 0, the sizes of the batches for instance; by default all the same.
+        weights: One for each, >= 0, the sizes of the batches for instance; by default all equal.
 
     Returns:
         Floats.

@@ -35,7 +35,7 @@ STATES = ("open", "over", "gave up")
 
 
 class BadRecord(ValueError):
-    """A file is no record of an incident, or a damaged one, or of another version; the message says which."""
+    """A file is not a record of an incident, is damaged, or of another version; the message says which."""
 
 
 def numbers_in(folder: Path) -> list[int]:

@@ -31,7 +31,7 @@ CLOSE_SECONDS = 5.0
 
 MOST_QUEUED = 1000
 MOST_REFUSALS, MOST_TIMELINE = 200, 500
-"""Refused batches and events that a record lists; of later ones only their number is told."""
+"""Refused batches and events that a record lists; it only counts later ones."""
 
 MOST_PART = MOST_BYTES // 4
 """Bytes of a batch or a state; larger ones are left out."""

@@ -20,12 +20,12 @@ MOST_SKIPPED = 20
 _NOT_REFUSED = (Verdict.GOOD, Verdict.SKIPPED, Verdict.PROBED)
 
 FAR_NORM, LEAST_NORMS = 100.0, 16
-"""A gradient norm so many times as high as all before it is refused, once so many are known. Norms rise in healthy
+"""A gradient norm this many times as high as all before it is refused, once this many are known. Norms rise in healthy
 training, and clipping bounds what a high one can do: see benchmarks/incidents.py."""
 
 
 class Judgement(NamedTuple):
-    """What the guard makes of a report, before the sentry keeps it.
+    """The guard's judgement of a report, before the sentry keeps it.
 
     Attributes:
         losses: The guard's state after this loss.
@@ -98,7 +98,7 @@ class Sentry:
 
     @property
     def suspicion(self) -> float:
-        """How near the guard is to refusing, from 0 (calm) to 1."""
+        """How close the guard is to refusing, from 0 (calm) to 1."""
         return self.guard.suspicion(self._losses)
 
     def judge(
@@ -144,7 +144,7 @@ class Sentry:
         return Judgement(losses, highest, count, 0, verdict)
 
     def unjudged(self, verdict: Verdict) -> Judgement:
-        """A verdict that the guard was not asked for; its state stays."""
+        """Give a verdict without asking the guard; its state stays."""
         return Judgement(self._losses, self._highest_norm, self._num_norms, self.num_skipped, verdict)
 
     def keep(self, judgement: Judgement) -> None:
@@ -154,7 +154,7 @@ class Sentry:
             self.num_refused += 1
 
     def suspicion_of(self, judgement: Judgement) -> float:
-        """How near the guard is to refusing after a report that it is about to keep."""
+        """How close the guard is to refusing after a report that it is about to keep."""
         return self.guard.suspicion(judgement.losses)
 
     def _skipped(self, loss: float) -> tuple[int, Verdict]:
@@ -186,7 +186,7 @@ class Sentry:
             ValueError: it is of another kind of guard.
         """
         self._losses = _formed(state["losses"], self.guard.begin())
-        # The guard judged the norms of 7ddda59 as it does losses; they are learned anew.
+        # The guard judged the norms of 7ddda59 as it does losses; they are learned again.
         norms = state["norms"]
         self._highest_norm, self._num_norms = float(norms.get("highest", 0.0)), int(norms.get("count", 0))
         self.num_refused, self.num_skipped = state["num_refused"], state["num_skipped"]

@@ -1,4 +1,4 @@
-"""The guards that may be chosen by name."""
+"""The guards that can be chosen by name."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ RARE = 0.02
 """If a larger share of usual losses is beyond the threshold, an alarm needs a third more evidence than ``alarm``."""
 HELD_FROM, HELD_FROM_RAISED, MOST_HELD = 0.5, 3.0, 8
 """The thresholds are not renewed above this share of the alarm's evidence, or above this evidence of a raised level,
-for at most so many renewals."""
+for at most this many renewals."""
 ABSURD = 10.0
 """A single loss this many times ``far`` is refused: an update from it would spoil the optimizer's moments."""
 MOST_SPREAD = 2 / 3
@@ -170,9 +170,9 @@ class SpikeGuard:
         return state._replace(evidence=0.0, past=state.past._replace(raised=0.0, drifted=0))
 
     def moved_to(self, state: SpikeState, lr: float) -> SpikeState:
-        """The state of earlier losses as though they had come at the scheduled rate of now, ``lr``.
+        """The state of earlier losses as though they had come at the present scheduled rate, ``lr``.
 
-        The schedule goes on while a model goes back; what it fell by in between explains no loss.
+        The schedule goes on while a model goes back; how far it fell in between explains no loss.
         """
         past, reference = state.past, state.reference
         if not (past.lrs and past.lrs[-1] > 0 and lr > 0):

@@ -62,4 +62,4 @@ class Guard(Protocol):
         """
 
     def suspicion(self, state: Any) -> float:
-        """How near the guard is to refusing, from 0 (calm) to 1; backups are taken and confirmed only while calm."""
+        """How close the guard is to refusing, from 0 (calm) to 1; backups are taken and confirmed only while calm."""

@@ -127,7 +127,7 @@ class Parser:
     """Turns lines into records, and counts the others.
 
     Attributes:
-        num_damaged: Number of lines that are no record: cut, garbled, of another type.
+        num_damaged: Number of lines that are not records: cut, garbled, of another type.
         num_unknown: Number of records of kinds that this version does not know.
     """
 

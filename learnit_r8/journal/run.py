@@ -58,12 +58,12 @@ class Run:
         wall: Returns seconds since 1970.
 
     Raises:
-        UnreadableRun: it is no folder, or holds no journal.
+        UnreadableRun: it is not a folder, or holds no journal.
 
     Attributes:
         folder: The run folder.
         lines: The journal, as far as it was read.
-        parser: Counts the lines that are no records.
+        parser: Counts the lines that are not records.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, wall: Callable[[], float] = time.time) -> None:
@@ -197,7 +197,7 @@ OWN_FILES = ("events.jsonl*", "run.json*", "output.log", "samples-*.npz", "*.r8"
 
 
 def free_of_runs(out: str | os.PathLike[str]) -> Path:
-    """The path to write to, which is no file that a run keeps in its folder.
+    """The path to write to, which must not be one of a run's own files.
 
     Raises:
         ValueError: it is one.

@@ -106,7 +106,7 @@ class Samples(NamedTuple):
         )
 
     def ranking(self, top: int) -> Ranking:
-        """Samples in the order of suspicion, which is no verdict; see `SampleTable.ranking`."""
+        """Samples in the order of suspicion, which is not a verdict; see `SampleTable.ranking`."""
         return rank(self._asdict(), self.evidence, top)
 
     def labels(self, chosen: NDArray[np.int64]) -> tuple[list[Any], list[Any]]:
@@ -190,7 +190,7 @@ def _plain_labels(labels: NDArray[Any] | None) -> tuple[Any, ...]:
 
 
 def write_samples(folder: Path, pending: Sequence[Samples]) -> None:
-    """Write the files of some epochs, each whole, and delete those that are not kept any more.
+    """Write the files of some epochs, each whole, and delete those that are no longer kept.
 
     Files of later epochs are deleted too: an earlier run in this folder wrote them, or a resumed run will again.
 

@@ -30,9 +30,9 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
     Args:
         x: Inputs with N rows: an array or tensor, anything with a length and an index (whose items are stacked), or
             a list, tuple or dict of those.
-        y: Targets, likewise; None for a model that needs none.
+        y: Targets, in the same form; None for a model that needs none.
         r8: The scheduler of N samples; it must not search for a learning rate.
-        sample_weight: Weights of the samples in the loss that is trained on, likewise. Losses are reported without.
+        sample_weight: Weights of the samples in the training loss, in the same form. Losses are reported without them.
         workers: Threads or processes that gather batches ahead of time, >= 1; 1 is no extra one. Keras' own workers
             are not used: they keep batches from one epoch for the next.
         use_multiprocessing: Whether the workers are processes. They are started afresh, so the program needs

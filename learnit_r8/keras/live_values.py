@@ -53,7 +53,7 @@ class LiveValues:
             self._model.jax_state_sync()
 
     def forget(self) -> None:
-        """Look for all variables anew; the model may have been compiled again."""
+        """Look for all variables again; the model may have been compiled again."""
         self._lengths = ()
 
     def _place_of(self, variable: Any) -> tuple[Any, int]:

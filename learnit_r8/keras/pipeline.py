@@ -17,7 +17,7 @@ class Pipeline:
 
     Args:
         columns: N rows each: a tensor, or a tuple or dict of them; None for the indices, int64[B], alone.
-        r8: Whose batches: so many at most in an epoch, and of so many samples.
+        r8: The scheduler, which sets the number and the size of an epoch's batches.
 
     Attributes:
         dataset: ``tf.data.Dataset`` of the batches of a whole epoch.

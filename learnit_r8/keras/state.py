@@ -68,7 +68,7 @@ class ModelState:
         """Write what `read` returned to a file in numpy's npz format, without pickled objects.
 
         Args:
-            state_dict: Holds it under "model", as `R8Scheduler` hands it to a ``save_callback``.
+            state_dict: Holds it under "model", as `R8Scheduler` passes it to a ``save_callback``.
             filepath: The file.
         """
         arrays = {f"{kind}.{n}": a for kind, many in state_dict["model"].items() for n, a in enumerate(many)}

@@ -71,7 +71,7 @@ def num_batches_of(trainer: Any, loader: Any) -> int:
 
 
 def batches_of(num_updates: int, num_batches: int, accumulate: int) -> int:
-    """Batches that so many steps of an optimizer take; the last step of an epoch may take fewer.
+    """Batches that this many steps of an optimizer take; the last step of an epoch may take fewer.
 
     >>> batches_of(5, num_batches=7, accumulate=3)
     13

@@ -34,7 +34,7 @@ def cross_entropy(
         `SampleTable.suspects` judges labels. More entries may be added.
 
     Raises:
-        TypeError: logits or targets are no tensors.
+        TypeError: logits or targets are not tensors.
         ValueError: they are not those of a classification with one label a sample; or, on a CPU, a target is outside
             [0, C).
 

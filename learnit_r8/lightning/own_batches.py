@@ -53,7 +53,7 @@ class OwnBatches:
 
     @property
     def following(self) -> TrainerBatches:
-        """What is told of the batches."""
+        """What R8 learns of the batches."""
         assert self._batches is not None
         return self._batches
 

@@ -21,7 +21,7 @@ COLUMNS = ("step", "seconds", "name", "value")
 class _File(Logger):
     """A file of lines that grows with the run.
 
-    A resumed run removes the lines after the step it goes on from; a run begun anew keeps the old file under another
+    A resumed run removes the lines after the step it goes on from; a new run keeps the old file under another
     name.
     """
 

@@ -19,7 +19,7 @@ class MLflow(Logger):
     Args:
         experiment: Name of the experiment; it is made if there is none.
         tracking_uri: The server or folder; by default that of MLflow's own settings.
-        run_id: A run of yours to log to, which stays open; by default one is begun with the training.
+        run_id: Your own run to log to, which stays open; by default the training starts one.
         **options: Of `Logger`.
 
     Raises:

@@ -19,7 +19,7 @@ class Wandb(Logger):
 
     Args:
         library: "wandb" or "trackio".
-        run: A run of yours, which stays open; by default one is begun with the training and finished with it.
+        run: Your own run, which stays open; by default the training starts and finishes one.
         alerts: Whether to send an alert where a loss was refused or the training diverged.
         most_queued, every_rank: Of `Logger`.
         **options: For ``init`` of the library, such as ``project``.

@@ -26,7 +26,7 @@ _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 class Webhook(Logger):
     """Post JSON to an address when something happens: ``{"text": ..., "kind": ..., "run": ..., "step": ...}``.
 
-    Chat services show the field ``text``. An incident is told once, however many losses it refuses. A redirect is not
+    Chat services show the field ``text``. An incident is posted once, however many losses it refuses. A redirect is not
     followed, as whoever it leads to would get the headers: the post counts as lost.
 
     Args:

@@ -95,7 +95,7 @@ def elapse(dataset: Any, *, stop: Any = None, elapsed: Elapsed | None = None) ->
         Steps, samples and seconds once this batch is finished, for triggers and bars; and the batch.
 
     Raises:
-        TypeError: the data set is no iterable.
+        TypeError: the data set is not iterable.
         ValueError: ``stop`` is not a condition.
 
     >>> [(elapsed.steps, elapsed.samples) for elapsed, _ in elapse([[1, 2], [3, 4], [5]])]

@@ -13,7 +13,7 @@ class wandb:
     """Send metrics, stateful metrics and losses of each step to Weights & Biases.
 
     Args:
-        run: A run of yours, which stays open; by default one is begun and finished with the loop.
+        run: Your own run, which stays open; by default the loop starts and finishes one.
         **options: For ``wandb.init``.
 
     Raises:

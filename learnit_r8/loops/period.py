@@ -16,7 +16,7 @@ from ..triggers.when import After, At, seconds
 
 @dataclass(frozen=True, eq=False)
 class Period(Trigger):
-    """So many steps, samples or seconds, whichever are over first; as a trigger, whether they are over.
+    """A number of steps, samples or seconds, whichever is reached first; as a trigger, whether it is reached.
 
     Args:
         steps: Steps, >= 0, or None.

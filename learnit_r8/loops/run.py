@@ -48,13 +48,13 @@ def loop(
         elapsed: Steps, samples and seconds to go on from, as a loop returned them.
         metadata: Anything, for callbacks that look at ``loop_state.metadata``.
         catch_keyboard_interrupt: Whether Ctrl-C ends the loop, which then returns what there is. A loop inside
-            another one hands it on.
+            another one passes it on.
 
     Returns:
         The state, the logs of all steps that had any, and the steps, samples and seconds that are finished.
 
     Raises:
-        TypeError: the data set is no iterable, or something is not a callback.
+        TypeError: the data set is not iterable, or something is not a callback.
         ValueError: a key of the tasks, or ``stop``, does not say when.
 
     >>> from learnit_r8.triggers import every

@@ -23,7 +23,7 @@ class LoopState:
         logs: The logs of this step so far.
         history: The rows of the steps before.
         total: When the loop is to stop, if that is a number of steps, samples or seconds; else None.
-        metadata: Whatever the caller of the loop handed in.
+        metadata: Whatever the caller of the loop passed in.
         stop_iteration: Set it, and this step is the last one.
         is_interrupted: Whether the loop ends because of Ctrl-C.
         error: The exception that the loop ends with; None if it ends well.

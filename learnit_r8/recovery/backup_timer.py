@@ -13,7 +13,7 @@ from .agreement import Agreement
 from .ram_backup import RamBackup
 
 MOST_LASTING = 8
-"""Times that an array may be damaged without a refused batch before it is taken to be meant so."""
+"""Times that an array may be damaged without a refused batch before that is taken as intended."""
 
 
 class BackupTimer:
@@ -96,7 +96,7 @@ class BackupTimer:
             raise
 
     def note_done(self, step: int) -> None:
-        """Note that nothing is due at this step any more; only when all is done, so that what was cut is due again."""
+        """Note that nothing more is due at this step; call it last, so that what was cut short is due again."""
         self._is_due = False
         self._step = step
 
@@ -147,9 +147,9 @@ class BackupTimer:
         return next(iter(self.damaged_in(state)), "")
 
     def note_lasting(self, name: str) -> None:
-        """Note an array that is damaged again though no batch was refused since it was mended.
+        """Note an array that is damaged again, although no batch was refused since its repair.
 
-        After some times it is taken to be meant so, loudly.
+        After some times it is taken as intended, with a warning.
         """
         self._num_lasting[name] = self._num_lasting.get(name, 0) + 1
         if self._num_lasting[name] == MOST_LASTING:
@@ -161,7 +161,7 @@ class BackupTimer:
             )
 
     def forget_lasting(self) -> None:
-        """Count the damage of `note_lasting` anew."""
+        """Count the damage of `note_lasting` from 0 again."""
         self._num_lasting.clear()
 
     def damage_of(self, get: Callable[[], Any] | None, *, unknown: str = "") -> str:

@@ -1,8 +1,8 @@
-"""The recovery controller: refuses batches, lets experiments find out what was at fault, and does what they find.
+"""The recovery controller: refuses batches, lets experiments find out what was at fault, and acts on what they find.
 
 refused once                 the next batch is a free test: if it is good, nothing else happens
 refused again, or a spike    an experiment (experiment.py): probes of the present weights, then of backups
-its finding                  is settled (settlement.py)
+its finding                  is acted on (settlement.py)
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ EQUAL_LOSSES = 8
 
 
 SOON = 16
-"""Updates within which trouble that comes back costs little, so that states are tried one by one."""
+"""If trouble comes back within this many updates, trying states one by one costs little."""
 
 
 class Answer(NamedTuple):
     """What a report leads to.
 
     Attributes:
-        is_good: Whether the batch is to be trained on.
-        put_to: Steps reported when the state that was put back was taken; None if none was.
+        is_good: Whether to train on the batch.
+        put_to: Steps reported when the restored state was taken; None if none was restored.
     """
 
     is_good: bool
@@ -82,7 +82,7 @@ class RecoveryController:
         experiment: The experiment under way.
         witnesses: The witnesses of backups and checkpoints.
         is_early: Whether `is_suspicious` must be asked.
-        is_look_due: Whether `look_back` is to be called before the next batch is drawn.
+        is_look_due: Whether to call `look_back` before the next batch is drawn.
         is_quiet: Whether a good loss changes nothing that listeners hear of.
         steady_left: Batches of low-loss samples still to draw.
     """
@@ -171,7 +171,7 @@ class RecoveryController:
 
     @property
     def is_calm_due(self) -> bool:
-        """Whether it matters for the next loss that is learned from whether the guard is calm."""
+        """Whether the next good loss needs to know if the guard is calm."""
         return self._lineage.updates & 3 == 3
 
     def accepted(self, loss: float, ticket: Ticket, scheduled_lr: float, *, is_calm: bool) -> None:
@@ -206,7 +206,7 @@ class RecoveryController:
             self.is_look_due = self.is_look_due or self._first_steps.is_measuring
 
     def _note_good(self, scheduled_lr: float) -> None:
-        """What a good loss settles after others were refused."""
+        """Draw the conclusions from a good loss after others were refused."""
         lineage = self._lineage
         self._refusals.good()
         if self.limit.is_on and self.limit.accepted(scheduled_lr):
@@ -221,7 +221,7 @@ class RecoveryController:
         self.is_quiet = is_settled and not (self.limit.is_on or self.is_open or self.steady_left)
 
     def _look(self, loss: float, *, is_calm: bool) -> None:
-        """Every fourth update: what needs not be looked at in each."""
+        """Do what need not be done at every update; called at every fourth."""
         updates, progress = self._lineage.updates, self._lineage.progress
         if self._num_equal >= EQUAL_LOSSES - 1:
             self._num_equal = 0
@@ -316,7 +316,7 @@ class RecoveryController:
         return Answer(False, self._live.put_step)
 
     def _is_worth_looking(self, alarm: Alarm) -> bool:
-        """Whether a refusal is more than a batch to leave out."""
+        """Whether a refusal calls for more than leaving out its batch."""
         if not self._live.can_restore:
             self._announcer.warn_once(
                 "nothing to restore",
@@ -394,7 +394,7 @@ class RecoveryController:
         return not self._has_ended or self.experiment.is_open
 
     def looks_last(self, *, step: int, lr: float) -> bool:
-        """Begin an experiment before the run ends, if its last losses were unusual; returns whether one is open.
+        """Start an experiment before the run ends, if its last losses were unusual; returns whether one is open.
 
         Raises:
             RestoreError: the load callback raised for every state there is.
@@ -495,7 +495,7 @@ class RecoveryController:
         return Answer(finding is not None and finding.verdict == "healthy" and is_single, self._live.put_step)
 
     def _settle(self, case: Case, finding: Finding) -> None:
-        """Do what an experiment has found."""
+        """Act on what an experiment has found."""
         step, verdict = self._live.step, finding.verdict
         self._settlement.tell_noise(finding.tested)
         if case.alarm is Alarm.WILD:
@@ -571,7 +571,7 @@ class RecoveryController:
             self._announcer.tell(events.LrRestored)
 
     def summary(self) -> str:
-        """What recovery has done and is still doing, as text for people; "" if nothing."""
+        """Describe what recovery has done and is still doing; "" if nothing."""
         num_restored, ceiling = self._incidents.num_restored, self.limit.ceiling
         times = "once" if num_restored == 1 else f"{num_restored} times"
         parts = [f"model restored {times}"] if num_restored else []
@@ -582,7 +582,7 @@ class RecoveryController:
         return "".join(f"; {part}" for part in parts)
 
     def state_dict(self) -> dict[str, Any]:
-        """What outlives the process: counts, the limit of the rate, and the witnesses of checkpoints."""
+        """Return what outlives the process: counts, the limit of the rate, and the witnesses of checkpoints."""
         return {
             "restored": self._incidents.num_restored, "probes": self._incidents.num_probes,
             "limit": self.limit.state_dict(), "lineage": self._lineage.state_dict(),
@@ -629,7 +629,7 @@ ALARMS = {
     Verdict.SPIKE: Alarm.SPIKE, Verdict.RAISED: Alarm.RAISED, Verdict.LASTING_DRIFT: Alarm.RAISED,
     Verdict.EARLY: Alarm.EARLY,
 }  # fmt: skip
-"""What a verdict speaks for; any other one for losses that are not finite."""
+"""The alarm of each verdict; all others mean losses that are not finite."""
 
 
 def accused_of(reading: Reading, ticket: Ticket) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ LEAST_TRIAL = 64
 """Updates after a restore in which a new alarm is a relapse, if they are more than twice those that it undid."""
 
 LASTING_RELAPSES, RELAPSE_UPDATES = 2, 256
-"""So many gradual rises, each within four trials and this many updates after a restore, are what training does."""
+"""This many gradual rises, each within four trials and this many updates after a restore, are what training does."""
 
 
 SAME_UPDATE, SAME_BLOCK, LEAST_FUSE = 2, 20, 8
@@ -31,7 +31,7 @@ class Lineage:
         updates: Updates that they have taken.
         progress: Their losses.
         rates: Learning rates of the last updates.
-        since: Updates of the state that was put back last; 0 if none was.
+        since: Updates of the state that was restored last; 0 if none was.
         trial: Updates after it in which a new alarm is a relapse.
         is_proving: Whether a restored state has not passed its trial yet.
         failed_at: Updates at the alarm before the last restore; -1 if it is not known.
@@ -60,7 +60,7 @@ class Lineage:
         return self.is_proving and self.since_restore < self.trial
 
     def comes_back(self, *, is_sudden: bool) -> bool:
-        """Whether the trouble is in the restored state itself, though that repeats its record.
+        """Whether the trouble is in the restored state itself, although it repeats its record.
 
         It came back at the same update, whatever the batches and the rate; or as often as the rate was lowered.
         """
@@ -83,7 +83,7 @@ class Lineage:
         self.relapses = (self.relapses if self.is_soon else 0) + (not is_sudden)
 
     def begin(self, backup: Backup, trial: int = 0) -> None:
-        """Count from a backup, which was put back; ``trial`` as the attribute."""
+        """Start counting at a backup that was restored; ``trial`` as the attribute."""
         self.num_restores = self.num_restores + 1 if self.is_proving and self.since == backup.updates else 1
         self.failed_at = self.updates
         self.updates = self.since = backup.updates

@@ -1,7 +1,7 @@
 """A moment: the scheduler's own state when a model state is copied, restored together with the model.
 
-Reports since then stay in the table, whether it has learned them already or not: that depends on when somebody last
-read the table, and reading must not change the run.
+Later reports stay in the table, whether or not it has learned them already: that depends on when somebody last read
+the table, and reading must not change the run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Moment(NamedTuple):
         baseline: Number of baseline resets by then.
         updates: Updates that the weights had taken.
         recent: The last losses learned from.
-        state: The state of the run but for the table's records, from which a run goes on whose state is not whole.
+        state: The state of the run except the table's records; a run that was cut short goes on from it.
     """
 
     memory: Any

@@ -210,7 +210,7 @@ class Persistence:
             get_state: Returns the scheduler's state.
             get_moment: Returns the `Moment` to keep with a backup.
             is_calm: Whether nothing is suspected, so that a backup may be taken.
-            saved: Is told the step of a checkpoint before it is written.
+            saved: Called with the step of a checkpoint before it is written.
 
         Returns:
             The name of a non-finite array of the model, if one was found; otherwise "".
@@ -300,7 +300,7 @@ class Persistence:
             self._announcer.note_once("no model file", "save_callback left no file: checkpoints hold no model.")
 
     def save_as_asked(self, get_state: Callable[[], dict[str, Any]], step: int, *, again: bool = False) -> None:
-        """Write a checkpoint on request, unless there is one of this step; with ``again`` even then."""
+        """Write a checkpoint on request, unless there is one for this step; with ``again`` even then."""
         if self.saver is None:
             self._announcer.note_once("no folder", "no checkpoint was saved: neither checkpoint_dir nor save_callback.")
         elif again or not self.saver.has_saved(step):
@@ -316,7 +316,7 @@ class Persistence:
         return self.saver.note(metrics, at_step, step)
 
     def put_back(self, checkpoint: Checkpoint) -> None:
-        """Pass a checkpoint's model file to the load callback, if both exist; forget all backups.
+        """Pass a checkpoint's model file to the load callback, if there are both; drop all backups.
 
         Without a load callback the model waits for `adopt`.
 
@@ -367,7 +367,7 @@ class Persistence:
             self.wake()
 
     def restore_backup(self) -> Backup:
-        """Put the newest backup back that was made in this run and can be put back.
+        """Restore the newest backup of this run that can be restored.
 
         Raises:
             RestoreError: none can be.
@@ -381,7 +381,7 @@ class Persistence:
         raise RestoreError(f"no backup could be restored: {' | '.join(failures)}. The model may be partly restored.")
 
     def restore_newest(self) -> int | None:
-        """Put the newest backup back, or the newest checkpoint; its step, None if there is none.
+        """Restore the newest backup, or else the newest checkpoint; returns its step, None if there is none.
 
         Raises:
             RestoreError: the load callback raised for every state there is.

@@ -8,7 +8,7 @@ from .._validation import is_number, whole_number
 
 
 class TrainingDiverged(RuntimeError):
-    """Losses are still refused after recovery has tried everything it can.
+    """Losses are still refused after recovery has tried everything.
 
     Attributes:
         bundle: Path of a JSON file with the last losses and findings; None if there is no folder for it.
@@ -22,7 +22,7 @@ class Recovery:
     """What recovery may use: copies of the model, steps, and how long it goes on.
 
     Attributes:
-        keep_backups: Copies of the model in RAM, >= 2; while backups are tested there is one copy more.
+        keep_backups: Copies of the model in RAM, >= 2; one more while backups are tested.
         trust_steps: Calm losses after a backup that make its witness a reference, >= 1.
         factor: Factor of the learning rate in the first steps after a restore, in (0, 1].
         gentle_steps: Number of those steps.

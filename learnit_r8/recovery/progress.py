@@ -1,6 +1,6 @@
 """The progress of the losses: what is usual, and the sensitive tests of the first steps.
 
-A suspicious loss costs one probe to settle, so these tests may be wrong often; they only decide when to look.
+A suspicious loss costs only one probe, so these tests may often be wrong; they only decide when to look.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Progress:
         self._gap = 1
 
     def note_healthy(self, updates: int) -> None:
-        """Wait twice as long before the next look, as one after so many updates found healthy weights."""
+        """Wait twice as long before the next look, as one after this many updates found healthy weights."""
         self._gap *= 2
         self._wait_until, self._look_wait = updates + self._gap, LOOK_EVERY * self._gap
 

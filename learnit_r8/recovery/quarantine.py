@@ -47,7 +47,7 @@ class Quarantine:
         self.forget()
 
     def forget(self) -> None:
-        """Suspect nobody, and know nothing of passing faults."""
+        """Suspect no sample, and forget passing faults."""
         self.is_watching = False
         self._suspects: dict[int, int] = {}
         self._num_clean = self._num_clean_refused = self._num_suspected = 0

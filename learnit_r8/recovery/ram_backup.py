@@ -1,7 +1,7 @@
 """Backups: model states to go back to, each with its witness, the first batch that was trained on after it.
 
 The loss of the witness was computed with exactly the weights of its backup. So drawing that batch again tells whether
-given weights are as good as those were.
+other weights are as good.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Backup:
         )  # fmt: skip
 
     def forget_record(self) -> None:
-        """Forget its losses, as losses mean something else from here on; no probe tells anything about it any more."""
+        """Forget its losses, as losses mean something else from here on; probes say nothing about it any more."""
         self.losses, self.recent, self.is_proven = [math.nan], (), False
         for name in ("level", "spread"):
             self.__dict__.pop(name, None)
@@ -131,7 +131,7 @@ class Backup:
 
 
 def spread_of(losses: Sequence[float]) -> float:
-    """Robust standard deviation of losses: 1.4826 times their median distance from the median, 0 for fewer than two."""
+    """Robust standard deviation of losses: 1.4826 times their median distance from the median; 0 for fewer than two."""
     if len(losses) < 2:
         return 0.0
     values = np.asarray(losses, np.float64)
@@ -256,7 +256,7 @@ class RamBackup:
         return backup
 
     def _thin(self) -> None:
-        """Forget the state whose neighbours are nearest to each other, for its age; never the first and the newest."""
+        """Forget the state whose neighbours are closest to each other, for its age; never the first or the newest."""
         while len(self.backups) > self.most:
             updates = [backup.updates for backup in self.backups]
             now = updates[-1]
@@ -264,7 +264,7 @@ class RamBackup:
             self.recycle(self.backups.pop(1 + int(np.argmin(gaps[:-1] or gaps))))
 
     def recycle(self, backup: Backup) -> None:
-        """Reuse the memory of a state that is not stored any more."""
+        """Reuse the memory of a state that is no longer stored."""
         if backup.state is not None and backup.state is not self._lent and self._copy_into is not None:
             self._spares = [*self._spares, backup.state][-2:]
 
@@ -273,7 +273,7 @@ class RamBackup:
         return Copy(self._clone(backup.state), backup.step, backup.moment)
 
     def forget_after(self, updates: int) -> None:
-        """Forget the states whose weights had taken more updates: they come from weights that were given up."""
+        """Forget the states whose weights had taken more updates: they come from weights that were abandoned."""
         for backup in [each for each in self.backups if each.updates > updates]:
             self.backups.remove(backup)
             self.recycle(backup)

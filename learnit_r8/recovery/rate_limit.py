@@ -25,7 +25,7 @@ class RateLimit:
     Args:
         factor: Factor of the rate in the first steps after a restore.
         gentle_steps: Number of those steps.
-        is_share: Whether rates are shares of the user's own, and are told so.
+        is_share: Whether rates are shares of the user's own, and are shown as such.
 
     Attributes:
         ceiling: Highest rate allowed; infinite for no limit.
@@ -51,7 +51,7 @@ class RateLimit:
 
     @property
     def ceiling_text(self) -> str:
-        """The ceiling for people."""
+        """The ceiling in words."""
         return f"{self.ceiling:.3g}" + (" of yours" if self._is_share else "")
 
     @property

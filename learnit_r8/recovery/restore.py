@@ -55,7 +55,7 @@ class Restorer:
         return next((name for name, step in self._store.own_states() if step == backup.step), "")
 
     def put(self, backup: Backup) -> bool:
-        """Put a backup back; False if it is missing, cannot be loaded, or is not finite afterwards."""
+        """Restore a backup; False if it is missing, cannot be loaded, or is not finite afterwards."""
         name = self.name_of(backup)
         if not backup.is_on_disk:
             self.guard = None
@@ -67,7 +67,7 @@ class Restorer:
         return self._put(str(checkpoint.model_path), backup.step, name, from_ram=False)
 
     def put_state(self, state: Any, step: int) -> bool:
-        """Put a state back that is in RAM and is not used afterwards; ``step`` is only told."""
+        """Restore a state in RAM that is not used afterwards; ``step`` is only for messages."""
         return self._put(state, step, "backup", from_ram=True)
 
     def raise_failures(self) -> None:

@@ -52,10 +52,10 @@ class SharedGenerations:
         announcer: Announcer,
         agreement: Agreement,
     ) -> SharedGenerations:
-        """Those that the argument ``backup_dir`` of `R8Scheduler` asks for.
+        """Make those that the argument ``backup_dir`` of `R8Scheduler` asks for.
 
         Raises:
-            ValueError: it is no folder, or there is no checkpoint folder to know the run by.
+            ValueError: it is not a folder, or there is no checkpoint folder to identify the run by.
         """
         is_given = backup_dir is not None and backup_dir is not False
         if is_given and not (isinstance(backup_dir, (str, os.PathLike)) and os.fspath(backup_dir)):
@@ -148,7 +148,7 @@ class SharedGenerations:
 
 
 def _say(announcer: Announcer, is_asked: bool, text: str) -> None:
-    """Say something about a folder, once: that there is another, and that it cannot be used."""
+    """Say once about a folder that there is another, or that it cannot be used."""
     topic = "backups outlive in another folder" if text.startswith("backups are kept in") else "backup_dir"
     # That they are off is an event of its own, which screens show.
     if is_asked or topic != "backup_dir":

@@ -99,7 +99,7 @@ class Witnesses:
         return [each for each in self.all_states() if each.witness]
 
     def went_back(self, backup: Backup) -> None:
-        """Forget the states that come from weights that were given up, as this one was put back."""
+        """Forget the states of abandoned weights, as this one was restored."""
         self._backup.forget_after(backup.updates)
         self._on_disk, self.waiting = [each for each in self._on_disk if each.updates <= backup.updates], None
         backup.is_proven = True
@@ -110,7 +110,7 @@ class Witnesses:
         self._calm_run = 0
 
     def begin_anew(self, replayed: Iterable[Backup]) -> None:
-        """Take what backups were replayed with for their records; forget all others."""
+        """Take the losses of the last replays as records; forget all other records."""
         kept = list(replayed)
         self.forget_checkpoints()
         for each in list(self._backup.backups):
@@ -121,7 +121,7 @@ class Witnesses:
                 self._backup.recycle(each)
 
     def forget_records(self) -> None:
-        """Forget what losses tell about all states, as they mean something else from here on."""
+        """Forget what losses say about all states, as they mean something else from here on."""
         self.forget_checkpoints()
         for each in self._backup.backups:
             if each.witness:

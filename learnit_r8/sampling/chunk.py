@@ -27,7 +27,7 @@ QUARTERS = 4
 
 
 class Planned(NamedTuple):
-    """The losses that a chunk was planned with, from which viewers tell what its batches are made of.
+    """The losses that a chunk was planned with, from which viewers see what its batches are made of.
 
     Attributes:
         pool: float32[P], estimates of all samples that the policy chose from; NaN for unseen ones.
@@ -175,7 +175,7 @@ class Chunk:
         self._records = None
 
     def give_up(self) -> None:
-        """Close every batch, so that none can be reported any more."""
+        """Close every batch, so that no more can be reported."""
         self.states[:] = bytes([SETTLED]) * len(self.states)
 
     def learn(self) -> None:

@@ -137,7 +137,7 @@ class Plan:
         self._context = self._planner.context(number, progress)
 
     def _let_others_share(self) -> None:
-        """Let the table learn everything, and do not rely on the open chunks' copies of records any more."""
+        """Let the table learn everything, and stop relying on the open chunks' copies of records."""
         self.hand_over()
         for chunk in self._open:
             chunk.forget_records()

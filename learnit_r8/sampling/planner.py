@@ -28,7 +28,7 @@ MOST_SAMPLES = 2**16
 """A chunk has at least `CHUNK_BATCHES` batches unless they have more samples than this, which limits memory."""
 
 POOL_SAMPLES, POOL_BATCHES = 2**12, 8
-"""A batch outside the pass is chosen from at least so many random samples, and at least so many batches of them."""
+"""A batch outside the pass is chosen from at least this many random samples, and at least this many batches of them."""
 
 PASS_KEY, _OUTSIDE, _POLICY, _OUTSIDE_POLICY, _OUTLOOK, NEW_KEY, _WATCHED = range(7)
 """Purposes of random keys. Keys of one purpose must have one length, as trailing zeros of a key have no effect."""

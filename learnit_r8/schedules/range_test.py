@@ -108,7 +108,7 @@ class RangeTest:
         if self._was_refused or self.num_steps >= self.max_steps:
             self._finish(SAFE_SHARE * self._lr_of_lowest)
             return False
-        # The model begins anew, and so does the curve.
+        # The model starts over, and so does the curve.
         self._was_refused = True
         self._smooth, self._lowest = math.nan, math.inf
         return True

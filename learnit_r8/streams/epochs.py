@@ -62,7 +62,7 @@ def epoch_stream(
         ValueError: no rows, unequal lengths, no label, an argument out of its range or not the scheduler's, or a
             reserved key in ``extra``.
         TypeError: an argument of the wrong kind.
-        FloatingPointError: later, where the next event is asked for: weights are not finite any more.
+        FloatingPointError: later, when the next event is asked for: weights are no longer finite.
     """
     check_data(data, loss_fn, last_label=last_label)
     task = Task(data, check_model(model), check_optimizer(optimizer), loss_fn, last_label)
@@ -83,7 +83,7 @@ class _Epochs(Protocol):
         """Train one more: its mean loss and its samples, or None if there is nothing left to do."""
 
     def end(self) -> None:
-        """The stream has ended, or nobody reads it any more."""
+        """The stream has ended, or is no longer read."""
 
 
 class _ShuffledEpochs:

@@ -103,7 +103,7 @@ class MeanLoss:
         self._rows = 0
 
     def add(self, loss: torch.Tensor, size: int) -> None:
-        """Take the loss of one more batch, a 0-dim tensor, of so many rows."""
+        """Take the loss of one more batch, a 0-dim tensor, of this many rows."""
         self._unread.append(loss)
         self._sizes.append(size)
         if len(self._unread) == READ_EVERY:

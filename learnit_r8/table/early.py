@@ -1,6 +1,6 @@
 """The first losses: which of them are too high, while there are too few for thresholds.
 
-The rule needs eight losses and no setting. In 214 healthy starts of ten tasks with heavy tails and batches of 1 to 256
+The rule needs eight losses and no settings. In 214 healthy starts of ten tasks with heavy tails and batches of 1 to 256
 (``benchmarks/incidents.py``), no loss was a hundred times as high as the highest before it, and there were never three
 of four losses three times as high as the highest before them.
 """

@@ -1,4 +1,4 @@
-"""Exclusions: samples that are not drawn any more, and suspect samples, which are spread over the batches."""
+"""Exclusions: samples that are no longer drawn, and suspect samples, which are spread over the batches."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Exclusions:
     """Samples in quarantine, and samples under watch, by index.
 
     Attributes:
-        quarantined: int64[K], the samples that are not drawn any more, in order; read-only.
+        quarantined: int64[K], the samples that are no longer drawn, in order; read-only.
         watched: int64[K], samples to spread over the batches; read-only.
         are_left_out: Whether whoever gives the batches leaves those in quarantine out.
     """

@@ -96,7 +96,7 @@ class Suspects(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """Samples in the order of suspicion, which is no verdict.
+    """Samples in the order of suspicion, which is not a verdict.
 
     Attributes:
         indices: int64[K], most suspect first.

@@ -56,7 +56,7 @@ class LossLearner:
         self._holder: ReportHolder | None = None
 
     def hold_back(self, holder: ReportHolder) -> None:
-        """Register ``holder`` to hand over its reports before the table is read; it replaces the one before."""
+        """Register ``holder`` to hand over its reports before the table is read; it replaces the previous one."""
         self._holder = holder
 
     def hand_over(self) -> None:

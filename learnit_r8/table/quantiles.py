@@ -84,7 +84,7 @@ def quarters(loss: NDArray[np.float32]) -> list[NDArray[np.int64]]:
 
 
 MOST_RANKED = 2**21
-"""Most samples that are ranked. Larger data is divided into so many stretches, of each of which one sample is ranked:
+"""Most samples that are ranked. Larger data is divided into this many stretches, and one sample of each is ranked:
 with a probability of 99.5 %, the limits of the quarters are within 0.1 % of N of their ranks."""
 
 

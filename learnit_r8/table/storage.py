@@ -188,7 +188,7 @@ class SampleStorage:
     def state_dict(self) -> dict[str, Any]:
         """Everything learned, copied: arrays of N by field name, and plain numbers.
 
-        Reports that are held back are not in it: hand them over before. A million samples take some 5 ms, and as much
+        Reports that are held back are not in it: hand them over first. A million samples take some 5 ms, and as much
         again with predictions.
         """
         trend = self.batch_trend

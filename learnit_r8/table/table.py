@@ -106,7 +106,7 @@ class SampleTable:
 
     @property
     def quarantined(self) -> NDArray[np.int64]:
-        """int64[K], the samples that are not drawn any more, in order; read-only."""
+        """int64[K], the samples that are no longer drawn, in order; read-only."""
         return self.storage.exclusions.quarantined
 
     @property

@@ -9,7 +9,7 @@ LEAST_LOSSES = 8
 """Least number of losses from which outliers are recognized."""
 
 MOST_LOSSES = 1024
-"""Most losses that are averaged; after so many steps a model has learnt something in any case."""
+"""Most losses that are averaged; after this many steps a model has learnt something in any case."""
 
 OUTLYING, LEAST_SPREAD = 5.0, 0.05
 """Standard deviations above the median from which a loss is left out, and the least standard deviation as a share of

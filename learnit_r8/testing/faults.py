@@ -33,7 +33,7 @@ class FaultPlan:
         disk: As ``save``, with half of the file and the error of a full disk.
 
     Raises:
-        TypeError: an argument is no list of steps.
+        TypeError: an argument is not a list of steps.
         ValueError: a step is negative, or a factor is not finite.
 
     Attributes:

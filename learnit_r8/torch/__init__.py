@@ -1,4 +1,4 @@
-"""PyTorch: data-aware batches for any `DataLoader`, and an adapter for loops of your own.
+"""PyTorch: data-aware batches for any `DataLoader`, and an adapter for your own loops.
 
 >>> from learnit_r8.torch import attach  # doctest: +SKIP
 >>> adapter = attach(model, optimizer, dataset, batch_size=128, num_epochs=10)  # doctest: +SKIP

@@ -39,13 +39,13 @@ class Adapter:
     """A model's training under a scheduler; `attach` makes it.
 
     Two orders are right. ``step(loss(losses))`` does everything, and reports before the optimizer steps. In a loop with
-    its own ``backward()`` and ``optimizer.step()``, call `report` with the losses before them, and leave them out
-    where its outcome is false; or after them.
+    its own ``backward()`` and ``optimizer.step()``, call `report` with the losses before them, and skip them if its
+    outcome is false; or call it after them.
 
     Attributes:
         scheduler: The R8Scheduler.
         optimizer: As given to `attach`.
-        sampler: The batches, for a `DataLoader` of your own.
+        sampler: The batches, for your own `DataLoader`.
         rates: Sets the learning rates; None if another adapter or other code does.
     """
 
@@ -111,7 +111,7 @@ class Adapter:
 
     @property
     def num_waits(self) -> int:
-        """How often a step waited for the device to read a loss; ends of epochs, backups and checkpoints aside."""
+        """How often a step waited for the device to read a loss, not counting ends of epochs, backups, checkpoints."""
         readback = self._losses.readback
         return 0 if readback is None else readback.num_waits
 
@@ -167,9 +167,9 @@ class Adapter:
         Args:
             losses: float[B, ...], unreduced, before any weights. Or 0-dim, their mean: then the losses of samples are
                 estimated.
-            mask: bool[B, ...], which of them count: tokens that are no padding. The result is the mean over these.
+            mask: bool[B, ...], which of them count: tokens that are not padding. The result is the mean over these.
             weights: float[B], weights of samples or their classes; the result is the weighted mean.
-            exact: False where a loss is not one sample's own, with mixup for instance: only the mean is reported.
+            exact: False if a loss is not one sample's own, as with mixup: only the mean is reported.
             ticket: The batch; by default the oldest that the loader handed out.
             logits: float[B, C], or float[B] or float[B, 1] for two classes: with them `SampleTable.suspects` also
                 judges labels of a model that is far from fitting the data, and suggests others. They are read on
@@ -180,7 +180,7 @@ class Adapter:
             0-dim, for `step` or ``backward()``.
 
         Raises:
-            TypeError: the losses are not a tensor of floats; or logits or targets are no tensors.
+            TypeError: the losses are not a tensor of floats; or logits or targets are not tensors.
             ValueError: a shape that does not fit the batch. Nothing was changed.
             RuntimeError: it is not clear which batch it is; or the losses noted before were not used.
         """
@@ -249,11 +249,11 @@ class Adapter:
             predictions: With float[B], what `learnit_r8.torch.predictions.predictions_of` returned, to judge labels.
 
         Returns:
-            False if the step must not be taken, or if it was taken back. "pending" is true.
+            False if the step must not be taken, or if it was undone. "pending" is true.
 
         Raises:
             RuntimeError: there are no losses, or it is not clear which batch they belong to.
-            TypeError: the losses are not a tensor of floats, or the predictions none.
+            TypeError: the losses are not a tensor of floats, or the predictions are not `Predictions`.
             ValueError: a shape that does not fit the batch, or predictions without a loss for each sample. Nothing was
                 changed.
             TrainingDiverged: losses stay refused after everything was tried.
@@ -281,13 +281,13 @@ class Adapter:
         """Do ``backward()``, clip, and let the optimizer take its step unless the guard refuses the losses.
 
         Args:
-            loss: What `loss` returned, or something made of it; of several adapters of one model, their sum.
+            loss: What `loss` returned, or something computed from it; for several adapters of one model, their sum.
 
         Returns:
-            The outcome: false if no step was taken, or if one was taken back.
+            The outcome: false if no step was taken, or if one was undone.
 
         Raises:
-            TypeError: the optimizer evaluates the loss by itself, as LBFGS does; or the loss is no tensor.
+            TypeError: the optimizer evaluates the loss by itself, as LBFGS does; or the loss is not a tensor.
             RuntimeError: `loss` was not called before.
             TrainingDiverged: losses stay refused after everything was tried.
         """
@@ -331,10 +331,10 @@ class Adapter:
     def batch(self) -> Iterator[None]:
         """A ``with`` block around the training on a batch, in which a loss function may raise because of a NaN.
 
-        Binary cross entropy does, for instance. An exception before the losses are noted, where what the model was
-        given or returned within the block is seen to be not finite, counts as a refused loss, and the block ends
-        there; `outcome` is false. Every other one is raised on, unchanged: out of memory, indices, samples that cannot
-        be read, all that is raised later, and any on several processes, where the others would wait.
+        Binary cross entropy does, for instance. An exception before the losses are noted counts as a refused loss if
+        the inputs or outputs of the model within the block are not finite; the block ends there, and `outcome` is
+        false. Every other one is raised unchanged: out of memory, indices, samples that cannot be read, all that is
+        raised later, and any on several processes, where the others would wait.
 
         Raises:
             TrainingDiverged: losses stay refused after everything was tried.
@@ -373,7 +373,7 @@ class Adapter:
         return self.report(losses, ticket=found, part_size=kind if losses.ndim and kind != EXACT else None)
 
     def unknown_losses(self, ticket: Ticket) -> torch.Tensor:
-        """NaN in place of the losses of a batch, as losses were reported before: of samples, of parts, or the mean.
+        """Return NaN in place of a batch's losses, in the form of earlier reports: of samples, of parts, or the mean.
 
         Args:
             ticket: The batch.
@@ -383,7 +383,7 @@ class Adapter:
         return torch.full(shape, float("nan"))
 
     def skip(self) -> None:
-        """Pass over the batch in hand, its losses noted or not; it comes once more at the end of the epoch."""
+        """Skip the batch in hand, whether or not its losses were noted; it comes again at the end of the epoch."""
         if not self._losses.skip():
             self.sampler.skip()
 
@@ -392,9 +392,9 @@ class Adapter:
         self._losses.settle()
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole training: the scheduler as tensors under "scheduler", model, optimizer and so on under "model".
+        """Return the whole training: the scheduler as tensors under "scheduler", model, optimizer etc. under "model".
 
-        On several processes all must call it: each gets whole tensors, and the random generators of all.
+        With several processes all must call it: each gets whole tensors, and the random generators of all.
         """
         # First, as it reports the losses on their way, which may put the model back.
         scheduler = self.lr_scheduler.state_dict()
@@ -437,7 +437,7 @@ class Adapter:
         self.scheduler.__exit__(*error)
 
     def _check_used(self) -> None:
-        """Raise RuntimeError if the losses noted last were neither reported nor passed over."""
+        """Raise RuntimeError if the losses noted last were neither reported nor skipped."""
         recorded = self._losses.recorded
         if recorded is not None:
             raise RuntimeError(

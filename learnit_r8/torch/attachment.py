@@ -49,8 +49,8 @@ def attach(
 ) -> Adapter:
     """Let a scheduler draw the batches of a training, set its learning rate, and keep its model.
 
-    Without ``batch_size`` the batches are your own: ``dataset`` is your loader then, any iterable or None, the rate is
-    yours, too, unless ``scheduler_mode`` is given, and a `LoaderAdapter` is returned; see `attach_loader`.
+    Without ``batch_size`` the batches are your own: ``dataset`` is then your loader, any iterable or None; the rate is
+    yours, too, unless you give ``scheduler_mode``; and a `LoaderAdapter` is returned. See `attach_loader`.
 
     Backups and checkpoints hold the model, the optimizer, the scaler, the averaged weights and the states of the
     random generators; no callback is needed. Checkpoints are written if ``checkpoint_dir`` is given.
@@ -62,24 +62,24 @@ def attach(
         dataset: The data, with N samples: anything with a length that a `torch.utils.data.DataLoader` takes. Without
             ``batch_size`` your own loader.
         scaler: A `torch.amp.GradScaler`.
-        ema: Averaged weights, such as `torch.optim.swa_utils.AveragedModel`: kept and put back with the model.
+        ema: Averaged weights, such as `torch.optim.swa_utils.AveragedModel`: saved and restored with the model.
         accumulate: Batches whose gradients are added up for one step of the optimizer, >= 1.
-        max_grad_norm: Longest gradient, > 0; longer ones are cut to it. None does not clip.
-        scheduler: A scheduler of N samples made before; the settings belong to it then.
+        max_grad_norm: Largest norm of the gradient, > 0; larger ones are clipped. None does not clip.
+        scheduler: A scheduler of N samples that you have made; give the settings to it.
         owner: The adapter of another data set for the same model and optimizer: it sets the rate and takes the steps.
         also: What else belongs to the training, by name: anything with ``state_dict()`` and ``load_state_dict()``, or
-            a pair of functions that read and load a state. Networks, optimizers and loss scalers go back with the model
-            as damage is healed; others (schedules, positions, the best value) only as a run is resumed. ``(part,
-            "heal")`` and ``(part, "resume")`` say it otherwise.
+            a pair of functions that read and load a state. Networks, optimizers and loss scalers are restored with the
+            model after damage; others (schedules, positions, the best value) only when a run is resumed. ``(part,
+            "heal")`` and ``(part, "resume")`` override this.
         ahead: Batches that something between loader and training fetches in advance, as accelerate and Lightning do.
-        sharing: Selects this process's part of a batch: by default `Together` where ``torch.distributed`` is
-            initialised with several processes, and else nothing is shared.
+        sharing: Selects this process's part of a batch: by default `Together` if ``torch.distributed`` is initialised
+            with several processes; otherwise nothing is shared.
         **settings: For `R8Scheduler`: ``batch_size``, one of ``num_epochs``, ``num_steps`` and
             ``train_duration_seconds``, and so on. ``initial_lr`` is by default the highest of the optimizer's; with
             ``scheduler_mode="keep"`` the rate is whatever other code sets.
 
     Raises:
-        TypeError: the data set has no length or no index, or something is of another kind than it must be.
+        TypeError: the data set has no length or no index, or an argument has the wrong type.
         ValueError: the model is on the meta device or sharded in a way that cannot be kept, the optimizer holds none of
             its parameters, or an argument is outside its range.
 
@@ -158,16 +158,16 @@ def attach_loader(
     sharing: Sharing | None = None,
     **settings: Unpack[SchedulerSettings],
 ) -> LoaderAdapter:
-    """Watch a training with batches of its own, and heal its model; `attach` calls it where it gets no ``batch_size``.
+    """Watch a training with your own batches, and heal its model; `attach` calls it if it gets no ``batch_size``.
 
     Args:
         model, optimizer, scaler, ema, accumulate, max_grad_norm, also, sharing: As for `attach`.
-        loader: Any iterable of batches, of any size and length; None where there is none.
-        scheduler: A scheduler made before, without ``num_samples``.
+        loader: Any iterable of batches, of any size and length; None if there is none.
+        scheduler: A scheduler that you have made, without ``num_samples``.
         **settings: For `R8Scheduler`; ``scheduler_mode`` is "keep" unless another is given.
 
     Raises:
-        TypeError, ValueError: as for `attach`; or there are several processes, which is not possible yet.
+        TypeError, ValueError: as for `attach`; or there are several processes, which are not supported yet.
 
     >>> model = torch.nn.Linear(3, 1)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -219,7 +219,7 @@ def attach_loader(
 
 
 def _length_of(loader: Any) -> int | None:
-    """Batches in a run through a loader; None where it does not know."""
+    """Batches in a run through a loader; None if it does not know."""
     try:
         return len(loader)
     except TypeError:
@@ -228,7 +228,7 @@ def _length_of(loader: Any) -> int | None:
 
 
 def _is_own_loader(dataset: Any, scheduler: R8Scheduler | None, settings: Mapping[str, Any]) -> bool:
-    """Whether batches come from a loader of the user's.
+    """Whether batches come from the user's own loader.
 
     Raises:
         ValueError: it is a data set, of which a batch size must be given.

@@ -125,7 +125,7 @@ def _seed_generators(seed: int, indices: Any) -> None:
 
 
 def _take_rows(tensors: Sequence[torch.Tensor], indices: Any) -> list[torch.Tensor]:
-    """What `default_collate` makes of the rows one by one, taken all at once."""
+    """What `default_collate` makes of single rows, taken all at once."""
     rows = torch.as_tensor(indices)
     return [tensor[rows] for tensor in tensors]
 

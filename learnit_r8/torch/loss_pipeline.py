@@ -249,7 +249,7 @@ class LossPipeline:
         """Do what is due between two steps; a loader calls it whenever it asks for a batch."""
         if self._stepper.ask_between_steps():
             if self._stepper.has_grown():
-                # Earlier backups do not fit the optimizer any more.
+                # Earlier backups no longer fit the optimizer.
                 self._r8.host.look_at_weights()
             num_loads = self._state.num_loads
             self._sharing.between_steps(self._r8, self.num_on_their_way)

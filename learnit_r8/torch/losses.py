@@ -40,13 +40,13 @@ def read_losses(
     Args:
         losses: float[B, ...], unreduced; or 0-dim, their mean.
         count: B.
-        mask: bool or number [B, ...], like the losses: which count (tokens that are no padding).
+        mask: bool or number [B, ...], like the losses: which count (tokens that are not padding).
         weights: float[B], weights of the samples in the loss that is trained on (class weights).
         shares: float32[B], weights of a policy that selects samples, or None.
         exact: Whether each loss is one sample's own.
 
     Raises:
-        TypeError: the losses are not a tensor of floats, or the mask or the weights are no tensor.
+        TypeError: the losses are not a tensor of floats, or the mask or the weights are not tensors.
         ValueError: a shape that does not fit.
     """
     if not isinstance(losses, torch.Tensor) or not losses.is_floating_point():
@@ -185,7 +185,7 @@ def cross_entropies(
         none, or None where all are known to be 1.
 
     Raises:
-        TypeError: they are no tensors.
+        TypeError: they are not tensors.
         ValueError: they are not those of a classification with one label a sample; or, on a CPU, a target is outside
             [0, C). Elsewhere the device says so, or the report.
     """

@@ -69,7 +69,7 @@ def packed(losses: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) ->
         float32[4 * B] on the device of the logits, the rows of `pack`; and C.
 
     Raises:
-        TypeError: logits or targets are no tensors.
+        TypeError: logits or targets are not tensors.
         ValueError: as `predictions_of` does; on a CPU also where a target is outside [0, C).
     """
     for name, given in (("logits", logits), ("targets", targets)):

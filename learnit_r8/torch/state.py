@@ -129,7 +129,7 @@ class ModelState:
         """Write what `read` or `collect` returned; see `files.save`.
 
         Args:
-            state_dict: Holds it under "model", as `R8Scheduler` hands it to a ``save_callback``.
+            state_dict: Holds it under "model", as `R8Scheduler` passes it to a ``save_callback``.
             filepath: The file.
 
         Raises:

@@ -76,7 +76,7 @@ class Stepper:
             Whether the step is due.
 
         Raises:
-            TypeError: the optimizer evaluates the loss by itself, several times a step; or the loss is no tensor.
+            TypeError: the optimizer evaluates the loss by itself, several times a step; or the loss is not a tensor.
         """
         if not isinstance(loss, torch.Tensor):
             raise TypeError(f"loss must be the tensor that loss() returned, or one made of it, got {loss!r}.")

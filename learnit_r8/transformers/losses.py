@@ -97,7 +97,7 @@ def document_losses(own: SampleLosses, positions: Any, count: int) -> SampleLoss
         count: Documents that there must be.
 
     Returns:
-        float[B]; None where the row does not hold so many documents.
+        float[B]; None if the row does not hold that many documents.
 
     >>> own = SampleLosses(torch.tensor([[1.0, 3.0, 9.0, 5.0]]), torch.tensor([[True, True, False, True]]))
     >>> document_losses(own, torch.tensor([[0, 1, 2, 0, 1]]), 2).losses
@@ -117,7 +117,7 @@ def document_losses(own: SampleLosses, positions: Any, count: int) -> SampleLoss
 
 
 def is_packed(inputs: Mapping[str, Any]) -> bool:
-    """Whether a row of a batch holds several documents: positions begin anew within it, or one row holds all."""
+    """Whether a row of a batch holds several documents: positions start over within it, or one row holds all."""
     if any(name in inputs for name in ("cu_seq_lens_q", "seq_idx")):
         return True
     positions = inputs.get("position_ids")

@@ -51,7 +51,7 @@ NOT_OF_SAMPLES = (
 
 
 class R8Mixin:
-    """Goes before the Trainer among the bases: ``class MyTrainer(R8Mixin, Trainer): pass``; SFTTrainer likewise.
+    """Goes before the Trainer among the bases: ``class MyTrainer(R8Mixin, Trainer): pass``; or SFTTrainer.
 
     Batch size, budget, accumulation and the peak rate are those of the TrainingArguments; ``lr_scheduler_type`` and
     ``warmup_ratio`` are not used, as R8Scheduler sets the rate. Trainer's own checkpoints hold R8Scheduler's state, and

@@ -46,7 +46,7 @@ class ElapsedCounter:
         self._origin = time.monotonic()
 
     def count(self, steps: int = 1, samples: int = 0) -> Elapsed:
-        """Note that so many more are finished.
+        """Note that this many more are finished.
 
         Args:
             steps: Steps since the call before, >= 0.

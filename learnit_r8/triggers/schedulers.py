@@ -46,7 +46,7 @@ class Scheduler(abc.ABC):
         self._callbacks.append(callback)
 
     def remove_callback(self, callback: Callback) -> None:
-        """Do not call this one any more, from the next occasion on; a callback may remove itself.
+        """Stop calling this one, from the next occasion on; a callback may remove itself.
 
         Raises:
             ValueError: it is not registered.

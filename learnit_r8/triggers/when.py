@@ -1,4 +1,4 @@
-"""Grids and points: every so many steps, samples or seconds, at some, after some."""
+"""Grids and points: every N steps, samples or seconds, at some, after some."""
 
 from __future__ import annotations
 

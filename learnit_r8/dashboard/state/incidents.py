@@ -59,7 +59,7 @@ class IncidentLog:
         self.incidents: list[Incident] = []
 
     def fold(self, event: events.Event, epoch: int, text: str) -> None:
-        """Add an event, with its text for people, if it belongs to an incident."""
+        """Add an event, with its text, if it belongs to an incident."""
         if not isinstance(event, _KINDS):
             return
         incident = self._open(event, epoch)

@@ -45,7 +45,7 @@ class BatchMeasure:
         """The size of a batch.
 
         Raises:
-            ValueError: the budget needs the tokens of a batch, and they cannot be read; or what was told is no number.
+            ValueError: the budget needs the tokens of a batch, and they cannot be read; or a size is not a number.
         """
         if self._same is not None:
             return self._same

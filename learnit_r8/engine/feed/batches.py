@@ -1,4 +1,4 @@
-"""The user's iterable as a loop sees it: its items, handed on as they are."""
+"""The user's iterable as a loop sees it: its items, passed on as they are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Batches:
-    """The user's iterable, whose items a run hands on as they are; each iteration is an epoch.
+    """The user's iterable, whose items a run passes on as they are; each iteration is an epoch.
 
     Args:
         feed: Takes them.

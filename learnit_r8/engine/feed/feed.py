@@ -31,7 +31,7 @@ NEVER_REPORTED = (
     "update_with_loss(loss) after each batch. To look at the data without training, iterate over your loader itself."
 )
 MOST_SILENT = 1000
-"""Steps without a loss after which a loop is told."""
+"""Steps without a loss after which the loop gets an error."""
 
 MOST_KEPT_BYTES = 2**26
 """Largest batch that is kept to be handed out again."""
@@ -354,7 +354,7 @@ class Feed:
         return item
 
     def give_up_open(self) -> None:
-        """Pass over the batch in hand, if it was not reported: it is no step."""
+        """Pass over the batch in hand, if it was not reported: it does not count as a step."""
         ticket, self.open = self.open, None
         if ticket is not None and ticket.batch.is_out:
             self.give_up(ticket, is_noted=True)
@@ -533,7 +533,7 @@ class Feed:
 
 
 def _is_iterator(source: Any) -> bool:
-    """Whether an iterable is an iterator, which only goes on and never begins anew."""
+    """Whether an iterable is an iterator, which only goes on and never starts over."""
     return callable(getattr(type(source), "__next__", None))
 
 

@@ -136,7 +136,7 @@ def resume(
 
 
 def _drop(run: Engine, batches: Iterator[Any], count: int) -> Iterator[Any]:
-    """The iterator, from which so many items were drawn and dropped."""
+    """The iterator, from which this many items were drawn and dropped."""
     began, said = time.perf_counter(), 0.0
     for number in range(count):
         try:
@@ -171,7 +171,7 @@ def _skip_indices(source: Any, count: int, opens: Callable[[Any, int], Iterator[
     """An iterator of a `DataLoader` whose index sampler was forwarded, so that no sample was read.
 
     Raises:
-        ValueError: it is no loader with a batch sampler.
+        ValueError: it is not a loader with a batch sampler.
     """
     if getattr(source, "batch_sampler", None) is None or not hasattr(source, "collate_fn"):
         raise ValueError(

@@ -64,7 +64,7 @@ class TrainerBatches:
             pace.passes = number
 
     def begin(self, item: Any = None) -> bool:
-        """Note that the training on a batch begins; a batch before it that was not reported is no step.
+        """Note that the training on a batch begins; a batch before it that was not reported does not count as a step.
 
         Args:
             item: The batch, of which the size is read; None where it is not known.

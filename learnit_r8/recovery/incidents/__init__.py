@@ -1,1 +1,1 @@
-"""An incident: what finds out by experiment what was at fault, and does what was found."""
+"""Incidents: experiments find out what was at fault, and the findings are acted on."""

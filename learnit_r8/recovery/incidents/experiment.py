@@ -1,13 +1,13 @@
 """The experiment: finds out by probes whether weights are damaged, and which state is the newest healthy one.
 
 A probe is a witness drawn again: the batch whose loss is known for the weights of one backup. The experiment is a
-generator: it yields the backup whose witness is to be drawn next, and is sent the loss.
+generator: it yields the backup whose witness to draw next, and is sent the loss.
 
-    1. The present weights. A witness of healthy weights has its loss of then, or a lower one: the weights are healthy,
-       and the refused batches are to blame.
+    1. The present weights. If a witness has its recorded loss, or a lower one, the weights are healthy, and the refused
+       batches are to blame.
     2. Otherwise, the backups, each with its own witness: back by 1, 2, 4, ... until one repeats its record, then
        bisection. That one is the state to go on from.
-    3. If none repeats its record, weights are not the cause: the present state comes back, and its losses are the new
+    3. If none repeats its record, the weights are not the cause: the present state returns, and its losses are the new
        level.
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 from ..ram_backup import Backup
 
 SHARE_OF_RISE, SPREADS, SHARE_OF_PROGRESS, SHARE_OF_FIRST = 0.4, 6.0, 0.25, 0.25
-"""How far a probe may be above its record: a share of the rise that raised the alarm, but at most so many spreads of
+"""How far a probe may be above its record: a share of the rise that raised the alarm, but at most this many spreads of
 the losses or this share of the progress; of the initial state's record, the last share."""
 
 MOST_OF_FIRST, LEAST_OF_FIRST = 2.0, 0.02
@@ -89,7 +89,7 @@ class Lab(Protocol):
 
 @dataclass(frozen=True)
 class Case:
-    """What an experiment is told.
+    """What an experiment is given.
 
     Attributes:
         alarm: Why it is made.
@@ -169,7 +169,7 @@ class Finding(NamedTuple):
         verdict: "healthy": the present weights are. "restored": a backup was put back. "level": no state repeats its
             record, so the loss or the data have changed. "data": no state has finite losses, so neither is it the
             weights. "lost": no state could be restored.
-        text: The finding, for people.
+        text: The finding, in words.
         backup: The backup that was restored.
         tested: Backups that were put back and probed.
     """
@@ -232,7 +232,7 @@ def _stay(
         return Finding("healthy", "the witness is as close to its recorded loss as it ever gets", None, tested)
     was_compared = not any(each.updates for each in case.references)
     if not newest.updates and not was_compared and lab.put_present():
-        # Weights that were never trained have much the same loss on any data; those of now may still be better.
+        # Weights that were never trained have much the same loss on any data; the present ones may still be better.
         loss = yield from _draw(case, newest)
         if loss <= case.record(newest):
             return Finding("level", "only the initial state repeats its record, and it is worse", None, tested)

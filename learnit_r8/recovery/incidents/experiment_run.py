@@ -51,7 +51,7 @@ class ExperimentRun:
         self.is_open = self.asks_probe = False
 
     def begin(self, case: Case, steps: Steps) -> Finding | None:
-        """Begin an experiment; returns its finding if it needs no probe."""
+        """Start an experiment; returns its finding if it needs no probe."""
         generators = self._get_callbacks().generators
         self._generators = None if generators is None else generators.get()
         self.case, self._steps, self.is_open = case, steps, True
@@ -75,7 +75,7 @@ class ExperimentRun:
         return ticket.batch.chunk is self._chunk
 
     def tests(self, ticket: Ticket) -> bool:
-        """Whether a report is not to be judged, as weights are tested: its own, or those that it was trained with."""
+        """Whether a report must not be judged, as weights are being tested: its own, or those it was trained with."""
         return self.is_open and (self.is_probe(ticket) or not self.can_probe or self._live.current is not None)
 
     def takes(self, ticket: Ticket) -> bool:
@@ -83,7 +83,7 @@ class ExperimentRun:
         return self.is_open and (self.is_probe(ticket) or not self.can_probe)
 
     def lose(self, ticket: Ticket) -> None:
-        """Draw the probe again if this is its batch, which was given up."""
+        """Draw the probe again if this abandoned batch was it."""
         if self.is_open and self.is_probe(ticket):
             self.asks_probe, self._chunk = self.can_probe, None
 

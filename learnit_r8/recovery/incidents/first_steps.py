@@ -230,7 +230,7 @@ class FirstSteps:
         self._trial = None
 
     def undo_trial(self) -> None:
-        """Go on with the weights and the rate of before the trial, if there is one."""
+        """Go on with the weights and the rate from before the trial, if there is one."""
         trial, self._trial = self._trial, None
         if trial is None:
             return

@@ -1,4 +1,4 @@
-"""An incident: from the first refused loss until what was at fault is settled, told in words."""
+"""An incident, told in words: from the first refused loss until the cause is known."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def write_bundle(
 
 
 def _strict(value: Any) -> Any:
-    """Replace the numbers that strict JSON does not allow with texts."""
+    """Replace numbers that strict JSON does not allow with strings."""
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The live model: kept aside, mended and put back through the user's callbacks while backups are tested."""
+"""The live model: set aside, repaired and restored through the user's callbacks while backups are tested."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..restore import Restorer
 
 MOST_MENDED = 0.5
-"""Largest share of the float arrays that is mended; with more the state is damaged."""
+"""Largest share of the float arrays that is repaired; with more, the state counts as damaged."""
 
 SWOLLEN, SWOLLEN_SHARE = 30.0, 0.1
 """How many times as large arrays are that a huge gradient was added to, and their least share of all. Adam's squares
@@ -77,7 +77,7 @@ class LiveModel:
         return bool(persistence.agree(persistence.backup_timer.damage_of(persistence.callbacks.state)))
 
     def mend(self) -> bool | None:
-        """Replace what is not finite by the newest backup's, where that is little; see `Lab`."""
+        """Replace what is not finite with the newest backup's, if that is little; see `Lab`."""
         get = self._persistence.callbacks.state
         if get is None:
             return None
@@ -111,7 +111,7 @@ class LiveModel:
         return bool(self._persistence.agree("swollen" if is_swollen else ""))
 
     def keep_present(self) -> bool:
-        """Keep the present state aside; False if it cannot be seen or is damaged, or without memory."""
+        """Set the present state aside; False if it cannot be seen or is damaged, or without memory."""
         if self._persistence.callbacks.state is None or self.is_damaged():
             return False
         shortage = ""
@@ -140,7 +140,7 @@ class LiveModel:
         return present is not None and self.put_copy(present)
 
     def take_present(self) -> Any:
-        """The state kept aside, which is forgotten here; None if there is none."""
+        """Hand over the state set aside, and drop it here; None if there is none."""
         present, self._present = self._present, None
         return present
 
@@ -156,5 +156,5 @@ class LiveModel:
         return "" if self._restorer is None else self._restorer.name_of(backup)
 
     def end(self) -> None:
-        """End an experiment: forget the state kept aside."""
+        """End an experiment: drop the state set aside."""
         self._present, self.current = None, None

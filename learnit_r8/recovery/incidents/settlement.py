@@ -1,4 +1,4 @@
-"""The settlement of an experiment: does what it has found.
+"""The settlement of an experiment: acts on what it has found.
 
 healthy     go on; the refused batches were to blame, and their samples are suspects
 restored    go on from the newest state that repeats its record, gently for some steps
@@ -38,7 +38,7 @@ LOWEST_SHARE = 2**-12
 """Least share of the scheduled rate that a ceiling leaves after the first steps."""
 
 LOOPING, LOOP_STEPS = 3, 100
-"""So many experiments that found healthy weights within so many steps make the guard forget its losses."""
+"""This many experiments that found healthy weights within this many steps make the guard forget its losses."""
 
 _REASONS = {
     Alarm.NOT_FINITE: "losses or weights were not finite",
@@ -57,7 +57,7 @@ NO_MEASURE = (
 
 
 class Settlement:
-    """Does what experiments have found.
+    """Acts on what experiments have found.
 
     Args:
         live: The model.
@@ -92,7 +92,7 @@ class Settlement:
         self._healthy_at: deque[int] = deque(maxlen=LOOPING)
 
     def tell_noise(self, tested: Sequence[Backup]) -> None:
-        """Say once, and by how much, that a batch with the same weights does not have the same loss twice."""
+        """Say once that a batch does not have the same loss twice with the same weights, and by how much."""
         noisy = max((each for each in tested if each.noise > 0), key=lambda each: each.noise, default=None)
         if noisy is not None:
             self._announcer.note_once(
@@ -114,7 +114,7 @@ class Settlement:
             self._sentry.forget()
 
     def accept_level(self, case: Case, finding: Finding) -> None:
-        """Take the new level of the losses for the usual one."""
+        """Take the new level of the losses as the usual one."""
         step, lineage = self._live.step, self._lineage
         self._sentry.forget()
         lineage.progress.begin_anew()
@@ -130,7 +130,7 @@ class Settlement:
         )
 
     def go_on_from(self, backup: Backup, alarm: Alarm, *, is_sudden: bool, lr: float) -> bool:
-        """Go on from a state that was put back; returns whether the first steps are to be gentle.
+        """Go on from a restored state; returns whether the first steps must be gentle.
 
         Args:
             backup: The state.

@@ -126,7 +126,7 @@ def learn(records: NDArray[Any], rows: NDArray[np.float32]) -> None:
     """Update records with one visit each.
 
     Args:
-        records: EVIDENCE[M], changed. A sample whose label is another than before starts anew.
+        records: EVIDENCE[M], changed. A sample whose label has changed starts afresh.
         rows: float32[3, M], see `PredictionRows`.
     """
     margin, predicted, given = rows

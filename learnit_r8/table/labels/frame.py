@@ -1,4 +1,4 @@
-"""The frame: what is known of every sample as columns, in pandas or polars, with the names that cleanlab gives them."""
+"""The frame: what is known of every sample, as pandas or polars columns with cleanlab's names."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class Shards:
         return value.to_local().detach()
 
     def joined(self, state: Any, *path: Any) -> Any:
-        """What `local` was given, made of what it returned or of a copy of that."""
+        """What `local` was given, rebuilt from what it returned or from a copy of that."""
         return map_leaves(self._joined, state, *path)
 
     def _joined(self, value: Any, *path: Any) -> Any:

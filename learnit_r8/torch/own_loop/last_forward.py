@@ -18,7 +18,7 @@ class LastForward:
     """What a model is given and returns within a ``with`` block, and what its children return.
 
     A model that computes its loss itself may raise before it returns, and a module of Lightning may call its children
-    alone. Children may return infinities on purpose, as masks, so of theirs only NaN counts.
+    alone. Children may return infinities on purpose, as masks, so only NaN counts in theirs.
 
     Args:
         model: The model, as the loop calls it.

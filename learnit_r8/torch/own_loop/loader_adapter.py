@@ -138,7 +138,7 @@ class LoaderAdapter:
         ids: Callable[[Any], Any] | str | int | None = None,
         skip: Callable[[list[Any]], object] | None = None,
     ) -> Batches:
-        """The batches of the loader, handed on as they are; see `R8Scheduler.batches`.
+        """The batches of the loader, passed on as they are; see `R8Scheduler.batches`.
 
         Args:
             loader: The iterable; by default the one that `attach` got.
@@ -177,7 +177,7 @@ class LoaderAdapter:
             False if the step must not be taken, or if it was taken back. "pending" is true.
 
         Raises:
-            TypeError: a loss is no tensor of floats.
+            TypeError: a loss is not a tensor of floats.
             RuntimeError: the batch was reported already.
             TrainingDiverged: losses stay refused after everything was tried.
         """
@@ -198,7 +198,7 @@ class LoaderAdapter:
             The outcome: false if no step was taken, or if one was taken back.
 
         Raises:
-            TypeError: the loss is no tensor, or the optimizer evaluates it by itself, as LBFGS does.
+            TypeError: the loss is not a tensor, or the optimizer evaluates it by itself, as LBFGS does.
             RuntimeError: the batch was reported already.
             TrainingDiverged: losses stay refused after everything was tried.
         """
