@@ -8,16 +8,16 @@ import os
 import sys
 from collections.abc import Sequence
 
-DESCRIPTION = "Looks at the runs of learnit_r8 from outside; only ask touches a training."
-EPILOG = """RUN is a run folder, a folder of runs (the newest is meant), or the beginning of a name in "runs"
-(or in what R8_RUNS says), with or without its time; without it the newest run there is meant. On a screen ? lists the
-keys; a checkpoint, a pause or the end of a training are asked for with "learnit-r8 ask"."""
+DESCRIPTION = "Look at learnit_r8 runs from outside; only ask touches a training."
+EPILOG = """RUN is a run folder, a folder of runs (its newest run is used), or the beginning of a name in "runs"
+(or in the folder that R8_RUNS names), with or without its time; by default it is the newest run there. On a screen,
+? lists the keys. Use "learnit-r8 ask" to ask a training for a checkpoint, a pause or its end."""
 
 ASKS = ("cool-down", "pause", "unpause", "save", "stop")
-"""What ``ask`` asks for: `journal.requests.KINDS`, without loading that."""
+"""What ``ask`` can ask for: `journal.requests.KINDS`, without loading that module."""
 
 _HOME = {"watch": "screens", "replay": "screens", "ls": "status", "mcp": "agent_server"}
-"""The modules of the commands that are not in one of their own name."""
+"""The modules of commands that are not in a module of their own name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,66 +74,68 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--json", action="store_true", help="for programs, as strict JSON")
         return command
 
-    _add_screens(add("watch", "show a run on the screen while it goes on"), add("replay", "show a run again"))
-    add("status", "one line on a run; the exit code tells its state")
+    _add_screens(add("watch", "show a run on the screen while it goes on"), add("replay", "play a run again"))
+    add("status", "describe a run in one line; the exit code gives its state")
     ls = add("ls", "list the runs in a folder, newest first")
     ls.add_argument("--top", type=_count, default=20, metavar="K", help="how many (default 20)")
     ls.add_argument("--sort", metavar="METRIC", help="by the best value of a metric, the best run first")
-    ls.add_argument("--find", metavar="TEXT", help="those with this text in name, notes, tags, config or git commit")
-    compare = add("compare", "runs beside each other: figures, settings that differ, curves", run=False)
+    ls.add_argument(
+        "--find", metavar="TEXT", help="only runs with this text in name, notes, tags, config or git commit"
+    )
+    compare = add("compare", "compare runs: figures, settings that differ, curves", run=False)
     compare.add_argument("runs", nargs="+", metavar="RUN", help="which runs, two or more")
-    compare.add_argument("--html", metavar="OUT", help="write a page with their curves over each other")
-    add("incidents", "what went wrong, what was done about it, and what it was found to be")
-    _add_samples(add("samples", "the samples with the highest loss, or those that look mislabelled", json=False))
-    export = add("export", "the numbers of a run, as CSV or JSON lines", json=False)
+    compare.add_argument("--html", metavar="OUT", help="write a page with their curves in one chart each")
+    add("incidents", "list what went wrong, what was done about it, and the cause")
+    _add_samples(add("samples", "list the samples with the highest loss, or those that look mislabelled", json=False))
+    export = add("export", "print the numbers of a run, as CSV or JSON lines", json=False)
     export.add_argument("--of", choices=("steps", "epochs", "metrics", "events"), default="steps")
     export.add_argument("--format", choices=("csv", "jsonl"), default="csv")
     export.add_argument("--json", action="store_const", const="jsonl", dest="format", help="as --format jsonl")
-    export.add_argument("--out", metavar="FILE", help="by default standard output")
-    report = add("report", "a page on a run, in one HTML file that needs nothing else")
+    export.add_argument("--out", metavar="FILE", help="the file to write; by default standard output")
+    report = add("report", "write a page about a run, as one self-contained HTML file")
     report.add_argument("--html", metavar="OUT", help="the file to write; by default report.html in the run folder")
     report.add_argument("--compare", metavar="OTHER", help="a run to compare with, on the same page")
     report.add_argument("--open", action="store_true", help="show it in the browser")
     _add_ask(add("ask", "ask a running training for a cool-down, a pause, a checkpoint or its end"))
     mcp = add("mcp", "serve the runs to programs and agents, over the Model Context Protocol", run=False, json=False)
     mcp.add_argument(
-        "run", nargs="?", metavar="RUNS", help='the folder of runs; by default "runs", or what R8_RUNS says'
+        "run", nargs="?", metavar="RUNS", help='the folder of runs; by default "runs", or the one that R8_RUNS names'
     )
     mcp.add_argument("--allow-ask", action="store_true", help="also take requests: pause, save, cool-down, stop")
-    demo = add("demo", "a fake training without a framework, to see the screen", run=False, json=False)
-    demo.add_argument("--seconds", type=_positive, default=20.0, help="how long it takes, about (default 20)")
+    demo = add("demo", "run a fake training without a framework, to show the screen", run=False, json=False)
+    demo.add_argument("--seconds", type=_positive, default=20.0, help="about how long it takes (default 20)")
     demo.add_argument("--run-dir", metavar="DIR", help="its run folder; by default one that is deleted at the end")
-    add("doctor", "what this terminal and this Python can do", run=False)
-    completion = add("completion", "a script that completes commands in a shell", run=False, json=False)
+    add("doctor", "say what this terminal and this Python can do", run=False)
+    completion = add("completion", "print a script that completes commands in a shell", run=False, json=False)
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     return parser
 
 
 def _add_screens(watch: argparse.ArgumentParser, replay: argparse.ArgumentParser) -> None:
-    watch.add_argument("other", nargs="?", metavar="OTHER", help="a second run, to show both over each other")
+    watch.add_argument("other", nargs="?", metavar="OTHER", help="a second run, to show both in the same charts")
     for command in (watch, replay):
-        command.add_argument("--once", action="store_true", help="print one picture as text, and leave")
+        command.add_argument("--once", action="store_true", help="print one picture as text, and exit")
         command.add_argument(
-            "--view", type=_view, default="overview", help="the view to begin with, as the footer names them"
+            "--view", type=_view, default="overview", help="the view to start with, by its name in the footer"
         )
-        command.add_argument("--width", type=_count, help="of the picture of --once")
-        command.add_argument("--height", type=_count, help="of the picture of --once")
+        command.add_argument("--width", type=_count, help="width of the picture of --once")
+        command.add_argument("--height", type=_count, help="height of the picture of --once")
         command.add_argument("--theme", type=_theme, help="colour, light, clear, clear-light or mono")
         command.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
-    replay.add_argument("--speed", type=_positive, help="training seconds per second; by default the whole in 20 s")
+    replay.add_argument("--speed", type=_positive, help="training seconds per second; by default the whole run in 20 s")
     replay.add_argument("--to", type=_count, metavar="STEP", help="stand still at this step")
 
 
 def _add_samples(samples: argparse.ArgumentParser) -> None:
     samples.add_argument("--suspects", action="store_true", help="those that look mislabelled, most suspect first")
-    samples.add_argument("--top", type=_count, metavar="K", help="how many (default 50; all the suspects)")
+    samples.add_argument("--top", type=_count, metavar="K", help="how many (default 50, or all suspects)")
     samples.add_argument(
         "--epoch",
         type=_count,
-        help="of the file of this epoch, from 1; by default the newest",
+        help="as of this epoch, from 1; by default the newest",
     )
     samples.add_argument(
-        "--precision", type=_share, default=0.5, metavar="P", help="share of the suspects to be wrong (default 0.5)"
+        "--precision", type=_share, default=0.5, metavar="P", help="least share of the list to be wrong (default 0.5)"
     )
     form = samples.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="as CSV")
@@ -144,7 +146,9 @@ def _add_samples(samples: argparse.ArgumentParser) -> None:
 def _add_ask(ask: argparse.ArgumentParser) -> None:
     ask.add_argument("kind", choices=ASKS, metavar="WHAT", help=", ".join(ASKS))
     length = ask.add_mutually_exclusive_group()
-    length.add_argument("--for", dest="length", metavar="LENGTH", help='of a cool-down: "20min", 500, "2 epochs"')
+    length.add_argument(
+        "--for", dest="length", metavar="LENGTH", help='length of a cool-down: "20min", 500, "2 epochs"'
+    )
     length.add_argument("--until", metavar="TIME", help='end of a cool-down, local time: "20:30", "2026-11-22 06:00"')
 
 

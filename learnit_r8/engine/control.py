@@ -119,7 +119,7 @@ class Requests:
             self._pause_reason = None
 
     def cool_down(self, span: Span | None, source: str = "") -> None:
-        """Ask for a cool-down from the next step on; a later one counts if it ends sooner.
+        """Ask for a cool-down from the next step on; a later request counts if it ends sooner.
 
         Args:
             span: Its length; None for the share of the whole run that the rule gives.
@@ -131,7 +131,7 @@ class Requests:
         """Ask for a cool-down of the length that a person has typed; see `typed_span`.
 
         Raises:
-            ValueError: the text is no length.
+            ValueError: the text is not a length.
         """
         self.cool_down(typed_span(text), source)
 

@@ -1,4 +1,4 @@
-"""The announcer: hands events to listeners, and warns the user once of each topic."""
+"""The announcer: passes events to listeners, and warns the user once of each topic."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .event import Event, Listener
 
 
 class Announcer:
-    """Hands events to listeners; one that raises is dropped with a warning, because a viewer must not end a run.
+    """Passes events to listeners; one that raises is dropped with a warning, because a viewer must not end a run.
 
     Args:
         listeners: Called with every event, in this order.

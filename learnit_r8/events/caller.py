@@ -1,4 +1,4 @@
-"""Warnings that point at the user's own line, not at the one in this package or a framework that found the matter."""
+"""Warnings that point at the user's own line, not at the line in this package or a framework that noticed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 def warn(text: str, category: type[Warning] = RuntimeWarning) -> None:
-    """Warn of something at the innermost line of the user's code.
+    """Warn at the innermost line of the user's code.
 
     That is the innermost frame outside this package, the standard library and installed packages; where there is none,
     as on a thread of a framework, the innermost outside this package.

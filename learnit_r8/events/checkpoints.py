@@ -14,7 +14,7 @@ class BackupTaken(Event):
 
 @dataclass(frozen=True)
 class BackupsOutlive(Event):
-    """Whether backups outlive the process has changed: from now on they are only in its own memory, or also outside.
+    """Backups are kept only in the memory of the process from now on, or also outside it, so that they outlive it.
 
     Attributes:
         is_on: Whether they outlive it.

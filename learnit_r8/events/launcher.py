@@ -1,4 +1,4 @@
-"""What the launcher of this process says of the processes that train together: torchrun, srun or mpirun."""
+"""What the launcher of this process (torchrun, srun or mpirun) says about the processes that train together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def num_ranks_of(environ: Mapping[str, str] | None = None) -> int:
 
 
 def restarts_cannot_meet() -> bool:
-    """Whether torchrun may restart the ranks, but with the store of those before."""
+    """Whether torchrun may restart the ranks, but with the store of the previous ones."""
     may_restart = first_number(("TORCHELASTIC_MAX_RESTARTS",), 0) > 0
     return may_restart and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 

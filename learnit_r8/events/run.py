@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from .event import Event
 
 NO_TABLE = "no table: these batches do not say which samples they hold"
-"""What views say where they would show samples, of a run whose batches are the user's own."""
+"""What views say in place of samples if the batches are the user's own."""
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,9 @@ class RunStarted(Event):
 
     Attributes:
         name: Name of the run, "" if it has none.
-        num_samples: N; of the user's own batches the samples that are known so far, 0 where there is no table.
-        batch_size: B; 0 where it is not known.
-        steps_per_epoch: Steps in an epoch; 0 where a run through the user's loader ends as that says.
+        num_samples: N; for the user's own batches, the samples known so far, 0 if there is no table.
+        batch_size: B; 0 if it is not known.
+        steps_per_epoch: Steps in an epoch; 0 if the user's loader decides.
         total_steps: Steps in the run; None with a time budget, and as long as the end is not known.
         train_duration_seconds: The time budget; None without one.
         policy: Name of the policy.
@@ -63,7 +63,7 @@ class RunStopped(Event):
 
     Attributes:
         reason: The reason; "" if none was given.
-        is_early: Whether the program itself ended it, as it has done enough: a success.
+        is_early: Whether the program itself ended it because it had done enough: a success.
     """
 
     reason: str
@@ -72,13 +72,13 @@ class RunStopped(Event):
 
 @dataclass(frozen=True)
 class CoolDownBegan(Event):
-    """A cool-down was asked for and begins: the rate falls from here on, and the run ends with it.
+    """A cool-down was asked for and starts: the rate falls from here on, then the run ends.
 
     Attributes:
         total_steps: Steps in the run; None where its end is a time.
         train_duration_seconds: Training seconds in the run; None where its end is a step.
         until: Wall time of the end, seconds since 1970; None where steps or training seconds count.
-        lr: Rate at which it begins, before the factor of recovery.
+        lr: Rate at which it starts, before the factor of recovery.
         reason: Who asked for it; "" for the program itself.
     """
 
@@ -95,7 +95,7 @@ class RunEnded(Event):
 
     Attributes:
         finished: Whether the budget was used up, or the program itself ended the run.
-        early: Why it has ended the run before its budget was used up, "" where it gave no reason; None if it has not.
+        early: Why it ended the run before its budget was used up, "" if it gave no reason; None if it did not.
     """
 
     finished: bool

@@ -12,7 +12,7 @@ from .event import Event
 class SamplesSurveyed(Event):
     """Statistics of the sample table, at the end of an epoch and every few seconds.
 
-    Only made where a listener has a true attribute ``wants_surveys``. Rows of quartiles are Q1 (lowest loss) to Q4.
+    Only made if a listener has a true attribute ``wants_surveys``. Rows of quartiles are Q1 (lowest loss) to Q4.
 
     Attributes:
         epoch: The current epoch, 0-based.

@@ -20,8 +20,8 @@ class StepDone(Event):
         batch_size: Samples in it.
         steady: Whether it was drawn to steady the training.
         own_seconds: Time inside the scheduler since the step before, listeners included.
-        data_seconds: Time of waiting for data since the step before, where an adapter measures it.
-        suspicion: How near the guard is to refusing, from 0 (calm) to 1.
+        data_seconds: Time spent waiting for data since the step before, if an adapter measures it.
+        suspicion: How close the guard is to refusing, from 0 (calm) to 1.
     """
 
     epoch: int
@@ -54,7 +54,7 @@ class StepsDone(Event):
         samples: Samples in them.
         num_steady: Number of steps drawn to steady the training.
         own_seconds: Time inside the scheduler for them, listeners included.
-        data_seconds: Time of waiting for their data, where an adapter measures it.
+        data_seconds: Time spent waiting for their data, if an adapter measures it.
         suspicion: The highest suspicion among them.
     """
 
@@ -110,7 +110,7 @@ class BatchAbandoned(Event):
 
 @dataclass(frozen=True)
 class MetricsLogged(Event):
-    """The user logged metrics, of a validation for instance.
+    """The user logged metrics, for instance of a validation.
 
     Attributes:
         at_step: The step they belong to.

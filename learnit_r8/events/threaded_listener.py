@@ -1,4 +1,4 @@
-"""A listener with a thread of its own, so that the training waits for no file, network or front end."""
+"""A listener with its own thread, so that the training waits for no file, network or front end."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class BatchRefused(Event):
         next_lr: Learning rate from now on.
         tries: Number of refusals in a row, probes included.
         samples: Positions of the samples whose own loss was not finite; empty if only a mean was reported, or if
-            all were so.
+            that holds for all of them.
         reason: The guard's verdict.
     """
 
@@ -63,12 +63,12 @@ class DamageFound(Event):
 
 @dataclass(frozen=True)
 class Probed(Event):
-    """A witness was drawn again, the first batch trained on after a backup, to test weights.
+    """A witness, the first batch trained on after a backup, was drawn again to test weights.
 
     Attributes:
         of_step: Steps reported when that backup was taken.
         loss: The loss of the witness now.
-        record: Its loss then.
+        record: Its loss on the weights of the backup.
         is_present: Whether the present weights were tested, and not those of a backup.
         reason: Why weights are tested.
     """
@@ -154,7 +154,7 @@ class SamplesReleased(Event):
 
 @dataclass(frozen=True)
 class IncidentEnded(Event):
-    """What was at fault is settled, and training goes on.
+    """The cause of an incident is known, and training goes on.
 
     Attributes:
         text: What was found, in words.

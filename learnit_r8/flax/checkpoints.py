@@ -1,4 +1,4 @@
-"""Checkpoints of Flax states: files that are whole or not there, restored into a state that can train on."""
+"""Checkpoints of Flax states: files that are whole or absent, restored into a state that can train on."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def pack_scheduler(r8: R8Scheduler) -> NDArray[np.uint8]:
 
 
 def unpack_scheduler(r8: R8Scheduler, packed: Any) -> None:
-    """Let a scheduler go on from where `pack_scheduler` was called; the training's state is put back beside it.
+    """Let a scheduler go on from where `pack_scheduler` was called; restore the training's state yourself.
 
     Args:
         r8: Built with the same arguments.
@@ -101,7 +101,7 @@ def save_training(
 
 
 def newest_training(directory: Path) -> dict[str, Any] | None:
-    """The content of the newest valid checkpoint of a training; None without. Damaged ones are said and passed over."""
+    """The content of the newest valid checkpoint of a training; None without. Warns of damaged ones and skips them."""
     for _, path in reversed(numbered(directory, PREFIX)):
         try:
             content = decode(path.read_bytes())

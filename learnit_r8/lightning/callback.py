@@ -41,12 +41,12 @@ WEIGHTED = (
 class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
     """Goes into ``Trainer(callbacks=[...])``, with the loader that `fit` trains on, or alone.
 
-    Alone it keeps loaders, rates and the Trainer's budget as they are, and heals the module: any loaders, streams,
-    several optimizers, manual optimization. Without an incident the weights are to the bit those of the same Trainer
-    without it.
+    Alone, it keeps loaders, rates and the Trainer's budget as they are, and heals the module: any loaders, streams,
+    several optimizers, manual optimization. As long as nothing goes wrong, the weights are bit for bit those of the
+    same Trainer without it.
 
-    With an `R8Loader`, ``training_step`` returns the loss as ever; the losses of samples are then estimated from means
-    of batches. Where it returns ``{"loss": losses.mean(), "losses": losses.detach()}`` they are known. With
+    With an `R8Loader`, ``training_step`` returns the loss as usual; the losses of samples are then estimated from means
+    of batches. If it returns ``{"loss": losses.mean(), "losses": losses.detach()}`` they are known. With
     ``return learnit_r8.lightning.cross_entropy(logits, targets)``, or with what
     `learnit_r8.torch.predictions.predictions_of` returned as ``"predictions"``, `SampleTable.suspects` judges labels.
 
@@ -57,7 +57,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
 
     Raises:
         TypeError: the loader is something else.
-        ValueError: settings are given beside an R8Loader, which takes them itself.
+        ValueError: settings are given together with an R8Loader, which takes them itself.
     """
 
     def __init__(self, loader: R8Loader | None = None, **settings: Unpack[R8CallbackSettings]) -> None:

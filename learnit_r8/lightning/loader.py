@@ -38,8 +38,8 @@ OTHER_SIZE = "the batches of all processes together have {} samples, as in the c
 class R8Loader:
     """The batches that an R8Scheduler draws; `R8Callback` builds the scheduler as the training begins.
 
-    It is no `DataLoader`, so that Lightning leaves it as it is on several processes. Its state, which is the
-    scheduler's, is in each of Lightning's own checkpoints.
+    It is not a `DataLoader`, so that Lightning leaves it as it is with several processes. Lightning's own checkpoints
+    hold its state, which is the scheduler's.
 
     Args:
         dataset: The data, with N samples: anything with a length and an index.

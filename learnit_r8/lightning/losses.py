@@ -19,7 +19,7 @@ def cross_entropy(
 ) -> dict[str, Any]:
     """The cross entropy of a batch, for ``training_step`` to return.
 
-    Nothing is read from the device: the numbers come back with the losses, some steps later.
+    Nothing waits for the device: the numbers come back with the losses, some steps later.
 
     Args:
         logits: float[B, C]; or float[B] or float[B, 1], the logit of class 1 of two.

@@ -1,6 +1,6 @@
 """Label noise: samples look mislabelled if their losses stay above an untrained model's, apart from all others.
 
-With predictions there is a second way, where losses overlap: see `labels.mirror`.
+With predictions there is a second way, for losses that overlap: see `labels.mirror`.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Suspects(NamedTuple):
         indices: int64[K], most suspect first: by score, then by mean loss.
         mean_loss: float32[K], mean loss of each over the run.
         score: float64[K], in [0, 1], the probability that each is not one of the learnt samples.
-        why: K texts: the losses are "always high"; "rising", as the model learns what contradicts the label; or were
-            high and are "memorised" by now.
+        why: K texts: the losses are "always high"; "rising", as the model learns what contradicts the label; or
+            "memorised": high before, and low by now.
         noise_rate: An estimate of the share of wrong labels, K / (samples judged) or, from margins, the mean score of
             all; NaN if unknown.
         noise_range: Lower and upper estimate: the share of certain suspects, and of samples that are not certainly
@@ -62,8 +62,8 @@ class Suspects(NamedTuple):
         suggested: int64[K], the class predicted most for each among those that are not its label; -1 if unknown.
         votes: int64[K], a lower bound on the visits at which it was predicted; 0 if unknown.
         num_judged: Number of samples that were visited often enough to be judged.
-        method: "mirrored margins" where predictions show more labels to be wrong than right ones explain, "two humps"
-            where the losses fall into two components; "" without suspects.
+        method: "mirrored margins" if more labels look wrong by their predictions than right ones explain, "two humps"
+            if the losses fall into two components; "" without suspects.
     """
 
     indices: NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""The sample table: what a person can ask about the samples, at any time and from any thread."""
+"""The sample table: what you can ask about the samples, at any time and from any thread."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class SampleTable:
     """The running loss and use count of every sample, by its index.
 
     Args:
-        num_samples: N, >= 0; 0 where the batches of a run do not say which samples they hold: nothing is known then.
+        num_samples: N, >= 0; 0 if the batches of a run do not say which samples they hold: then nothing is known.
         batch_size: B, >= 1; sets how fast the trend of the loss follows (half an epoch).
         estimator: How a batch mean updates its samples: "relative" (default) or "additive".
         alpha: Weight of a new observation, in (0, 1]; by default 0.5 for per-sample losses and 0.1 for "additive".
             "relative" does not use it.
         groups: Sequence of N labels (classes), or None.
         sample_ids: Sequence of N names to show in place of indices, or None.
-        most_ids: Most samples of a table that begins with none and grows with the ids of the user's batches, or None.
-        lock: Held by whoever changes what is known of the samples; None for one of its own. Views hold it while they
-            copy some samples, and never while they compute.
+        most_ids: Most samples of a table that starts empty and grows with the ids of the user's batches, or None.
+        lock: Held by whoever changes what is known of the samples; None to make one. Views hold it while they copy
+            some samples, and never while they compute.
 
     Raises:
         ValueError: a size is below 1, the estimator is unknown, alpha is outside (0, 1], or a sequence has another
@@ -138,7 +138,7 @@ class SampleTable:
 
     @property
     def suggested(self) -> NDArray[np.int64]:
-        """int64[N], the class predicted most for every sample among those that are not its label; -1 where none is."""
+        """int64[N], the class other than its label predicted most for each sample; -1 where there is none."""
         return _classes(self.read_evidence("leader", "lead"), "leader", "lead", self.num_samples)
 
     def read(self, *fields: str, indices: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]]:
@@ -179,8 +179,8 @@ class SampleTable:
     def suspects(self, precision: float = 0.5) -> Suspects:
         """Samples that look mislabelled, most suspect first; only samples with at least 4 uses are judged.
 
-        Without predictions, they are known only where the losses fall into two groups, as in networks that fit their
-        data. Report predictions with the losses for a verdict in others; see `find_suspects`.
+        Without predictions, they are known only if the losses fall into two groups, as in networks that fit their
+        data. For other networks, report predictions with the losses; see `find_suspects`.
 
         Args:
             precision: Least share of the list to be wrong, as estimated, in (0, 1): the higher, the shorter the list.
@@ -198,7 +198,7 @@ class SampleTable:
         return suspects_in(self.storage, known, self.read_evidence(), precision)
 
     def ranking(self, top: int = 100) -> Ranking:
-        """The samples whose labels are most suspect, in order; no verdict, as there are most suspect ones anywhere.
+        """The samples whose labels are most suspect, in order; not a verdict, as some are the most suspect anywhere.
 
         Args:
             top: Most samples to list, >= 0.
@@ -214,12 +214,12 @@ class SampleTable:
 
         Returns:
             The columns of cleanlab: is_label_issue; label_score in [0, 1], 0 = bad; given_label and predicted_label,
-            missing where unknown. Then ours: sample (its name or index), loss, last, mean, uses; and of the suspects
+            missing where unknown. Then our own: sample (its name or index), loss, last, mean, uses; and for suspects
             score and why.
 
         Raises:
-            ImportError: neither library is installed, or not the one that was asked for.
-            ValueError: the library is another.
+            ImportError: neither library is installed, or not the one you asked for.
+            ValueError: ``library`` is neither of them.
         """
         known, evidence = self.read(*FIELDS, "group"), self.read_evidence()
         verdict = suspects_in(self.storage, known, evidence)

@@ -24,23 +24,23 @@ OF_RANKS = "random of ranks"
 
 
 class ModelState:
-    """Reads, saves and puts back everything that a training with torch changes.
+    """Reads, saves and restores everything that a training with torch changes.
 
     Args:
-        model: The model; what `torch.compile` or DistributedDataParallel wrap around it is looked through.
+        model: The model; wrappers of `torch.compile` and DistributedDataParallel are looked through.
         optimizer: Its optimizer, or None.
         scaler: A `torch.amp.GradScaler`, or None.
         ema: Averaged weights, anything with ``state_dict`` and ``load_state_dict``, or None.
-        rank: Number of this process among those that train together. Where a state does not hold the random generators
-            of a rank, it gets some that are derived from those of the first, or all would drop out and augment alike.
+        rank: Number of this process among those that train together. If a state lacks the random generators of a rank,
+            that rank gets some derived from those of the first; otherwise all would drop out and augment alike.
         gather: Returns the values of all ranks, on each of them; None for a process that trains alone.
         also: What else belongs to the training, by name.
-        keeps_options: Whether the options of optimizers, their rates among them, stay as they are when damage is
+        keeps_options: Whether the options of optimizers, including their rates, stay as they are when damage is
             healed, as they are the user's own.
-        keeps_random: Whether the random generators stay as they are then, as the batches are the user's own.
+        keeps_random: Whether the random generators stay as they are then, too, as the batches are the user's own.
 
     Attributes:
-        num_loads: How often a state was put back.
+        num_loads: How often a state was restored.
         rank: As given.
     """
 
@@ -84,9 +84,9 @@ class ModelState:
         return self.is_sharded or self._gather is not None
 
     def read(self) -> dict[str, Any]:
-        """The state of this process as it is, not copied: of a sharded model, its shards.
+        """Return the state of this process as it is, not copied: for a sharded model, its shards.
 
-        What no file could hold is left out, and said once.
+        What no file could hold is left out, and a warning says so once.
         """
         state = self._flat.local() if self._flat is not None else {}
         state |= {name: part.state_dict() for name, part in self._parts.items() if name not in state}
@@ -113,7 +113,7 @@ class ModelState:
         return state
 
     def _held(self, state: dict[str, Any]) -> dict[str, Any]:
-        """A state without what no file could hold; what that is is said once."""
+        """A state without what no file could hold, which a warning names once."""
         found: dict[str, str] = {}
         state = leave_out(state, found)
         names = [f"{name} ({what})" for name, what in found.items() if name not in self._left_out]
@@ -138,7 +138,7 @@ class ModelState:
         serialization.save(state_dict["model"], filepath)
 
     def load(self, source: Any, *, from_ram: bool = False, is_resume: bool = False) -> None:
-        """Put everything back, and clear the gradients; as damage is healed, what is for that only.
+        """Restore everything, and clear the gradients; after damage, restore only the parts meant for that.
 
         Args:
             source: The path of a file that `save` wrote, or with ``from_ram`` a copy of what `read` returned, which is
@@ -167,7 +167,7 @@ class ModelState:
         return {name: fill(part, parts[name].state_dict()) if name in parts else part for name, part in state.items()}
 
     def take_over(self, state: Mapping[str, Any]) -> None:
-        """Put back what `collect` returned, or a copy of it, which is not used afterwards.
+        """Load what `collect` returned, or a copy of it, which is not used afterwards.
 
         Raises:
             ValueError: it has other parts, or one of them does not fit. Then nothing was changed.

@@ -21,7 +21,7 @@ SKIPPED_TWICE = (
 
 
 class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """Reports what `Adapter.loss` noted, after each batch; `R8Mixin` adds it by itself.
+    """Reports what `Adapter.loss` noted, after each batch; `R8Mixin` adds it automatically.
 
     Args:
         adapter: What `learnit_r8.torch.attach` returned, or a function that returns it once it is there.

@@ -64,7 +64,7 @@ class R8Mixin:
             of samples then, and without an incident the weights are to the bit those of the Trainer alone.
 
     Raises:
-        TypeError: ``r8`` is no dict.
+        TypeError: ``r8`` is not a dict.
         ValueError: it holds a setting that comes from the TrainingArguments, or a learning-rate scheduler was given
             in ``optimizers`` where R8Scheduler sets the rate.
     """
@@ -226,10 +226,10 @@ class R8Mixin:
         return self.lr_scheduler
 
     def sample_losses(self, model: Any, inputs: Mapping[str, Any], outputs: Any) -> SampleLosses | None:
-        """The losses of samples, to be overridden for tasks other than classification of samples or tokens.
+        """The losses of samples; override it for tasks other than classification of samples or tokens.
 
-        They are what R8Scheduler learns; the model is trained on the Trainer's own loss. Of a classifier with one
-        label a sample the logits go along, so that `SampleTable.suspects` can judge the labels.
+        R8Scheduler learns them; the model is trained on the Trainer's own loss. For a classifier with one label a
+        sample they include the logits, so that `SampleTable.suspects` can judge the labels.
 
         Args:
             model: The model, as Trainer calls it.

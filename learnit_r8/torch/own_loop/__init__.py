@@ -1,1 +1,1 @@
-"""What a loop of the user's own has: its batches, its rates, its exceptions, and what else belongs to it."""
+"""Parts of the user's own loop: its batches, its rates, its exceptions, and what else belongs to it."""

@@ -18,7 +18,7 @@ class AlsoPart(NamedTuple):
 
     Attributes:
         holder: Has ``state_dict()`` and ``load_state_dict()``.
-        is_healed: Whether it is put back with the model as damage is healed, too; else only as a run is resumed.
+        is_healed: Whether it is restored with the model after damage, too; otherwise only when a run is resumed.
     """
 
     holder: Any
@@ -38,10 +38,10 @@ class CallablePart:
 
 
 def read_also(also: Any) -> dict[str, AlsoPart]:
-    """The parts that `attach` was given as ``also``.
+    """Read the parts that `attach` was given as ``also``.
 
     Raises:
-        TypeError: it is no dict, or a part is neither something with a state nor a pair of functions.
+        TypeError: it is not a dict, or a part is neither something with a state nor a pair of functions.
         ValueError: a name is taken, or what follows a part is neither "heal" nor "resume".
     """
     if also is None:

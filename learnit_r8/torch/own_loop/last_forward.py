@@ -1,4 +1,4 @@
-"""What a model was given and returned in a batch, to tell whether an exception is due to values that are not finite."""
+"""A model's inputs and outputs in a batch, to tell whether an exception is due to values that are not finite."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NEVER_OF_VALUES = (MemoryError, LookupError, SampleError, torch.cuda.OutOfMemory
 
 
 class LastForward:
-    """What a model is given and returns within a ``with`` block, and what its children return.
+    """The inputs and outputs of a model within a ``with`` block, and the outputs of its children.
 
     A model that computes its loss itself may raise before it returns, and a module of Lightning may call its children
     alone. Children may return infinities on purpose, as masks, so only NaN counts in theirs.

@@ -1,4 +1,4 @@
-"""The adapter of a loop with batches of its own: it watches them, and heals the model."""
+"""The adapter for the user's own batches: it watches them, and heals the model."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 class LoaderAdapter:
-    """A model's training with batches of the user's own loader; `attach` makes it where it gets no ``batch_size``.
+    """A model's training with the user's own loader; `attach` makes it if it gets no ``batch_size``.
 
-    Without an incident nothing of the training changes: weights, optimizer state, random generators and the order of
-    the data are to the bit those of the script without it.
+    As long as nothing goes wrong, the training does not change: weights, optimizer state, random generators and the
+    order of the data are bit for bit those of the script without it.
 
     Args:
         scheduler: An R8Scheduler without ``num_samples``.
@@ -95,7 +95,7 @@ class LoaderAdapter:
 
     @property
     def lr_scheduler(self) -> R8LRScheduler:
-        """The scheduler's state in the form of a learning-rate scheduler of torch's, which trainers save and load."""
+        """The scheduler's state in the form of a torch learning-rate scheduler, which trainers save and load."""
         return R8LRScheduler(self)
 
     def follow(
@@ -105,7 +105,7 @@ class LoaderAdapter:
         tokens: int | Callable[[Any], int] | None = None,
         sets_generators: bool = True,
     ) -> TrainerBatches:
-        """What a trainer that takes its batches by itself is to tell of them; `report` then takes their losses.
+        """Follow a trainer that takes its batches by itself; `report` then takes their losses.
 
         Args:
             size: Samples in a batch, or a function of it.
@@ -138,7 +138,7 @@ class LoaderAdapter:
         ids: Callable[[Any], Any] | str | int | None = None,
         skip: Callable[[list[Any]], object] | None = None,
     ) -> Batches:
-        """The batches of the loader, passed on as they are; see `R8Scheduler.batches`.
+        """Pass on the batches of the loader as they are; see `R8Scheduler.batches`.
 
         Args:
             loader: The iterable; by default the one that `attach` got.
@@ -168,13 +168,13 @@ class LoaderAdapter:
         """Report the loss of the batch in hand, or of a step without one, before ``backward()``.
 
         Args:
-            *losses: float[...], the loss that is trained on, of any shape, of which the mean is taken; several, as of
-                a generator and a discriminator, are added up. They are only read. Of a batch whose samples are known, a
-                single one with a value, or several, for each row holds the losses of these.
-            ids: The ids of the samples, where `batches` does not know them; see `R8Scheduler.batches`.
+            *losses: float[...], the training loss, of any shape, whose mean counts; several, as of a generator and a
+                discriminator, are added up. They are only read. If the samples of the batch are known, a single loss
+                with a value, or several, for each row holds the losses of those samples.
+            ids: The ids of the samples, if `batches` does not know them; see `R8Scheduler.batches`.
 
         Returns:
-            False if the step must not be taken, or if it was taken back. "pending" is true.
+            False if the step must not be taken, or if it was undone. "pending" is true.
 
         Raises:
             TypeError: a loss is not a tensor of floats.
@@ -195,7 +195,7 @@ class LoaderAdapter:
             ids: As for `report`.
 
         Returns:
-            The outcome: false if no step was taken, or if one was taken back.
+            The outcome: false if no step was taken, or if one was undone.
 
         Raises:
             TypeError: the loss is not a tensor, or the optimizer evaluates it by itself, as LBFGS does.
@@ -263,8 +263,8 @@ class LoaderAdapter:
     def batch(self) -> Iterator[None]:
         """A ``with`` block around the training on a batch, in which a loss function may raise because of a NaN.
 
-        An exception before the loss is reported, where what the model was given or returned within the block is not
-        finite, counts as a refused loss, and the block ends there; `outcome` is false. Every other one is raised on.
+        An exception before the loss is reported counts as a refused loss if the inputs or outputs of the model within
+        the block are not finite; the block ends there, and `outcome` is false. Any other one is raised.
 
         Raises:
             TrainingDiverged: losses stay refused after everything was tried.

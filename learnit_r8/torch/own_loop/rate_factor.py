@@ -1,4 +1,4 @@
-"""The factor of recovery on rates that are the user's own."""
+"""The factor that recovery puts on the user's own rates."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
 
 
 class RateFactor:
-    """Lowers the rates of an optimizer for the length of its step, where recovery asks for it.
+    """Lowers the rates of an optimizer for the duration of its step, if recovery asks for it.
 
-    It is put on in a hook before the step and taken back by the saved values in one after it, so that whatever sets the
-    rate, recursive schedules too, never reads it.
+    A hook puts it on before the step, and another one puts the saved values back after it, so that whatever sets the
+    rate, even a recursive schedule, never sees it.
 
     Args:
-        r8: Says the factor.
+        r8: Gives the factor.
         optimizer: A `torch.optim.Optimizer`, or what wraps one.
     """
 
