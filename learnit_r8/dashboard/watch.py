@@ -24,7 +24,7 @@ STATE_SECONDS = 1.0
 OUTPUT_BYTES = 2**16
 MOST_OUTPUT = 1000
 
-HOW_TO_ASK = "this screen only looks on; learnit-r8 ask pause (save, cool-down, stop) asks the training"
+HOW_TO_ASK = "this screen only watches; to control the training: learnit-r8 ask pause (save, cool-down, stop)"
 
 
 class Watch:

@@ -1,4 +1,4 @@
-"""What train_loop gives to the loop: batches with an end of each epoch, the step, and what an epoch's end brings."""
+"""The parts of train_loop: batches that know where an epoch ends, the step, and what happens at an epoch's end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .metrics import RunningMeans, format_metrics
 from .state import with_lr
 
 MOST_UNREAD = 32
-"""Epochs whose means may wait on the device while nobody asks for them: reading drains what is under way there."""
+"""Epochs whose means may wait on the device until somebody asks: reading them waits for all work queued there."""
 
 _VALIDATION = 2**31 - 1
 """Folded into an epoch's key for its validation; the blocks of the steps' keys count from 0."""

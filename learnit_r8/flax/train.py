@@ -36,17 +36,17 @@ def train_loop(
 ) -> tuple[Any, dict[str, list[float]]]:
     """Train for some epochs, validate after each, save checkpoints, and keep the metrics.
 
-    Means are weighted by the sizes of the batches, and read from the device when someone wants them. The keys of the
-    steps follow from ``rng_key``, the epoch and the step alone. Ctrl-C ends the run and returns what there is.
+    Means are weighted by the sizes of the batches, and read from the device when somebody asks for them. The keys of
+    the steps follow from ``rng_key``, the epoch and the step alone. On Ctrl-C it ends and returns what it has so far.
 
     Args:
         state: A `TrainState`, or whatever the step takes and returns.
         train_step_fn: ``(state, batch, rng_key)``, returns the new state and a dictionary of metrics: numbers, 0-dim
             arrays, or vectors, which count by their mean.
         data_iterator_fn: A function that returns an epoch's batches (given the epoch, 0-based, if it takes
-            ``epoch``); or an iterable of them; or an iterator, of which each epoch takes its share. With a scheduler,
+            ``epoch``); or an iterable of them; or an iterator, from which each epoch takes its share. With a scheduler,
             ``(indices)``, returns the batch of these samples.
-        num_epochs: Epochs, >= 1, those before a resume included; with a scheduler it may be left out.
+        num_epochs: Epochs, >= 1, including those before a resume; with a scheduler you may leave it out.
         num_batches: Most batches in an epoch, >= 1; None for all. An epoch of fewer batches is a shorter epoch.
         rng_key: A key of ``jax.random``.
         checkpoint_dir: Folder for ``checkpoint_<epochs>``, the last epoch always among them; None for none.
@@ -56,23 +56,23 @@ def train_loop(
             whose first ``val_num_batches`` batches are kept.
         val_num_batches: How many, >= 1; None for all.
         show_progress: Whether to print a line an epoch.
-        scheduler: Draws the batches, sets the ``learning_rate`` of ``optax.inject_hyperparams``, and hears
+        scheduler: Draws the batches, sets the ``learning_rate`` of ``optax.inject_hyperparams``, and reads
             ``metrics["losses"]``, float[B], if there is such an entry, else ``metrics["loss"]``; and with the losses
             ``metrics["predictions"]``, what `learnit_r8.flax.predictions_of` returned. It keeps the state
-            (backups in RAM; checkpoints where it has a ``checkpoint_dir``) unless it was given callbacks of its own: a
-            refused batch leaves the state as it was, or replaces it by an older one. The step may donate it. A
+            (backups in RAM; checkpoints if it has a ``checkpoint_dir``) unless you gave it your own callbacks: a
+            refused batch leaves the state as it was, or replaces it with an older one. The step may donate it. A
             policy's weights are ``batch["weights"]``.
-        resume: Whether to go on from the newest valid checkpoint in ``checkpoint_dir``, if there is one: with its
-            state, key, history, and scheduler.
+        resume: Whether to continue from the newest valid checkpoint in ``checkpoint_dir``, if there is one: with its
+            state, key, history and scheduler.
         callbacks: As in `learnit_r8.loops.loop`; called at each step. Logs have the step's metrics by their names,
             and at an epoch's end those of the history.
 
     Returns:
-        The final state, and for each metric a list of one value an epoch, "train_..." and "val_...".
+        The final state, and for each metric a list with one value per epoch, "train_..." and "val_...".
 
     Raises:
         ValueError: an argument out of its range or missing, an epoch without batches, or no loss for the scheduler.
-        TypeError: a function is none.
+        TypeError: a function is not one.
     """
     _check_step("train_step_fn", train_step_fn)
     if rng_key is None or (resume and checkpoint_dir is None):

@@ -1,4 +1,4 @@
-"""R8Callback: reports the losses of ``model.fit``, sets its learning rate, and wires backups and checkpoints."""
+"""R8Callback: reports the losses of ``model.fit``, sets its learning rate, and sets up backups and checkpoints."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ OTHER_DATA = (
 class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
     """Goes with an `R8Dataset` into ``model.fit(dataset, shuffle=False, callbacks=[R8Callback(dataset)])``.
 
-    After each step it reports the loss of every sample, as it was in that step, before weights of samples and
-    classes, and with a cross entropy of single labels what the model predicts, so that `SampleTable.suspects` judges
-    them. A refused loss is answered by putting model and optimizer back, and the running means that Keras shows too
-    (by up to 16 batches). Before each step it sets the learning rate on the optimizer. At the end of an epoch it passes
-    what Keras logged on to `R8Scheduler.log`, and when the budget is spent it stops the training. Callbacks that the
-    scheduler was given keep their place; the others are the model's own.
+    After each step it reports the loss of every sample in that step, before weights of samples and classes, and with a
+    cross entropy of single labels also what the model predicts, so that `SampleTable.suspects` judges the labels. To
+    undo a refused loss it restores model and optimizer, and the running means that Keras shows (by up to 16 batches).
+    Before each step it sets the learning rate on the optimizer. At the end of an epoch it passes what Keras logged on
+    to `R8Scheduler.log`, and when the budget is spent it stops the training. Callbacks that you gave the scheduler stay
+    in use; the others come from the model.
 
     Args:
         dataset: What ``fit`` trains on.
-        model: The model, built and compiled, to wire before ``fit``: then `R8Scheduler.load_checkpoint` puts it back.
+        model: The model, built and compiled, to attach before ``fit``: then `R8Scheduler.load_checkpoint` restores it.
         backup_every: When to copy the model to RAM: steps, a time such as "5min", or a trigger; by default every 30 s
             and every epoch.
 
@@ -77,13 +77,13 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         self._prefetch.r8.host.adopt(Callbacks(state.save, state.load, state.read), backup_every=self._backup_every)
 
     def set_model(self, model: Any) -> None:
-        """Keras' word that a ``fit`` begins."""
+        """Take the model; Keras calls it as a ``fit`` begins."""
         super().set_model(model)
         _check_model(model)
         self._recorder = LossRecorder.of(model, self._prefetch.r8.table.batch_size)
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Check what can be checked only now, and wire the model."""
+        """Check what can only be checked now, and attach the model."""
         self._is_wrapped = check_fit(self.dataset)
         self.dataset.end_epoch()
         if not _is_built(self.model):

@@ -95,7 +95,7 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
 
         Raises:
             RuntimeError: the budget is spent.
-            IndexError: a loader that was left behind asks after the end of its epoch.
+            IndexError: an abandoned loader asks after the end of its epoch.
         """
         tickets = self.prefetch.epoch
         if not tickets:
@@ -135,7 +135,7 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         return ProcessPoolExecutor(self._num_workers, context, initializer=share, initargs=(self._data,))
 
     def on_epoch_begin(self) -> None:
-        """Keras' word that it begins to ask for batches.
+        """Check the ``fit``; Keras calls it before it asks for batches.
 
         Raises:
             RuntimeError: ``fit`` was called without an `R8Callback` of this data set.

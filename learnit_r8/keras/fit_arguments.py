@@ -1,4 +1,4 @@
-"""What ``fit`` may be called with where a scheduler draws the batches and sets the rate."""
+"""Checks of the arguments of ``fit``, if a scheduler draws the batches and sets the rate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_fit(dataset: R8Dataset) -> bool:
         Whether it trains on something else, which may take its batches from there.
 
     Raises:
-        ValueError: an argument that does not go with a scheduler; the message says what does.
+        ValueError: an argument that does not work with a scheduler; the message says what does.
     """
     if local_of_fit("shuffle"):
         raise ValueError("shuffle must be False in fit(), as the scheduler decides the order; got True.")

@@ -1,4 +1,4 @@
-"""Training loops of your own under ``tf.function``: R8Scheduler's batches as tensors, its rate as a variable."""
+"""Your own training loops under ``tf.function``: R8Scheduler's batches as tensors, its rate as a variable."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def batch_dataset(
         data: N rows each: an array or tensor, or a tuple or dict of them; None for the indices, int64[B], alone.
         prefetch: Batches to gather ahead, >= 0; -1 lets TensorFlow choose.
         model: The Keras model that the loop trains, built, for backups, checkpoints and restores. Without it the
-            scheduler needs callbacks, see `model_callbacks`, or nothing is put back.
+            scheduler needs callbacks, see `model_callbacks`, or nothing is restored.
         optimizer: Its optimizer; by default the one it was compiled with.
 
     Returns:
-        To iterate over, once an epoch.
+        The batches, to iterate over once an epoch.
 
     Raises:
         ImportError: TensorFlow is not installed.
@@ -48,8 +48,8 @@ def batch_dataset(
 class Batches:
     """One epoch each time it is iterated over; report the loss of every batch before asking for the next.
 
-    A batch that is not reported is given up, and comes once more at the end of the epoch. After a ``break`` the
-    next iteration goes on in the same epoch. Arguments and errors are those of `batch_dataset`.
+    A batch that is not reported comes once more at the end of the epoch. After a ``break`` the next iteration continues
+    in the same epoch. Arguments and errors are those of `batch_dataset`.
 
     Attributes:
         lr: float32 ``tf.Variable``, the rate to use now; an optimizer reads it through ``lambda: batches.lr``.

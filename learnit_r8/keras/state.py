@@ -142,7 +142,7 @@ def _read_file(path: str | os.PathLike[str]) -> dict[str, list[NDArray[Any]]]:
 
 
 def model_callbacks(model: Any, optimizer: Any = None) -> dict[str, Callable[..., Any]]:
-    """The three callbacks of `R8Scheduler` for a model trained in a loop of your own; `R8Callback` brings its own.
+    """Make the three callbacks of `R8Scheduler` for a model trained in your own loop; `R8Callback` brings its own.
 
     Args:
         model: A Keras model, built.

@@ -1,7 +1,7 @@
-"""Loggers: listeners that send a run to TensorBoard, Weights & Biases, trackio, MLflow, files or a web hook.
+"""Loggers: listeners that send a run to TensorBoard, Weights & Biases, trackio, MLflow, files or a webhook.
 
-Hand them to the scheduler: ``R8Scheduler(..., listeners=[loggers.TensorBoard("tb")])``. Each has a thread of its own
-and a bounded queue, so that one that hangs, or raises, costs no step; what it loses is counted and said.
+Pass them to the scheduler: ``R8Scheduler(..., listeners=[loggers.TensorBoard("tb")])``. Each has its own thread and a
+bounded queue, so that one that hangs, or raises, costs no step; what it loses is counted and reported.
 """
 
 from .background import Logger as Logger

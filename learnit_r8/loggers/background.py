@@ -24,9 +24,9 @@ EVERY_SECONDS = 0.25
 
 
 class Logger(ThreadedListener):
-    """A listener that hands events to `write` on a thread of its own.
+    """A listener that passes events to `write` on its own thread.
 
-    The training thread only appends to a queue; it never waits, but at the end of the run for `close`. Steps come as
+    The training thread only appends to a queue; it never waits, except for `close` at the end of the run. Steps come as
     `StepsDone`, at most four a second. The thread starts with the first event after a start or a `close`, so one logger
     serves several runs, one after the other.
 
@@ -58,7 +58,7 @@ class Logger(ThreadedListener):
 
     @property
     def num_lost(self) -> int:
-        """Events that were not written; among them the one that is being written when the time is up."""
+        """Events that were not written, including one that is still being written when the time is up."""
         return self.num_dropped + self._num_failed + (self._num_in_hand if self._is_late else 0)
 
     def write(self, event: events.Event) -> None:
@@ -159,7 +159,7 @@ def numbers_of(event: events.Event) -> tuple[int, dict[str, float]]:
 
 
 def alert_of(event: events.Event) -> tuple[str, str] | None:
-    """Kind and text of an event that somebody may want to be called for; None for the others."""
+    """Kind and text of an event worth an alert; None for the others."""
     match event:
         case events.BatchRefused():
             return "incident", f"step {event.step}: loss {event.loss:.4g} refused: {event.reason}"

@@ -15,12 +15,12 @@ LEVELS = {"incident": "WARN", "cause": "WARN", "diverged": "ERROR"}
 class Wandb(Logger):
     """Send numbers, settings and incidents to Weights & Biases or trackio.
 
-    The number of the step goes along as ``r8/step``, so that a resumed run, whose steps go back, loses nothing.
+    Each record has the step as ``r8/step``, so that a resumed run, whose steps go back, loses nothing.
 
     Args:
         library: "wandb" or "trackio".
         run: Your own run, which stays open; by default the training starts and finishes one.
-        alerts: Whether to send an alert where a loss was refused or the training diverged.
+        alerts: Whether to send an alert when a loss is refused or the training diverges.
         most_queued, every_rank: Of `Logger`.
         **options: For ``init`` of the library, such as ``project``.
 

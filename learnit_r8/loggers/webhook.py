@@ -1,4 +1,4 @@
-"""A logger that calls a web hook where somebody should look."""
+"""A logger that calls a webhook when somebody should look."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Webhook(Logger):
 
     Args:
         url: The address, http or https.
-        kinds: What to tell of, of "incident", "cause", "quarantine", "recovered", "diverged", "finished" and "stopped".
+        kinds: What to post: some of "incident", "cause", "quarantine", "recovered", "diverged", "finished", "stopped".
         headers: More headers, such as an authorisation.
         **options: Of `Logger`.
 
     Raises:
-        ValueError: ``url``, one of ``kinds`` or one of ``headers`` is not such.
+        ValueError: ``url``, one of ``kinds`` or one of ``headers`` is not valid.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Progress bars: one line that says how far a loop is and what its metrics are."""
+"""Progress bars: one line that says how far a loop has come and what its metrics are."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WIDTH = 30
 
 
 def shown_values(logs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """The numbers of a row that people want to see, read from their device.
+    """The numbers of a row to show, read from their device.
 
     >>> shown_values({"metrics": {"loss": 0.5, "each": [1, 2]}, "outputs": {"y": 3.0}})
     {'loss': 0.5}
@@ -68,15 +68,15 @@ def _duration(seconds: float) -> str:
 
 
 class keras_bar:
-    """A progress bar like that of Keras, with the metrics of the last step that had each.
+    """A progress bar like Keras', with the newest value of each metric.
 
-    Values are read from their device only when the line is drawn. Where the stream is no terminal, it is a line a
-    minute and one at the end. In a loop of your own, call it with `Elapsed` and logs, and ``close()`` it at the end.
+    Values are read from their device only when the line is drawn. If the stream is not a terminal, it prints a line a
+    minute and one at the end. In your own loop, call it with `Elapsed` and logs, and ``close()`` it at the end.
 
     Args:
         total: How long the run is: steps, a time such as "5min", a `Period` or ``at(...)``; by default the loop's stop.
         interval: Least seconds between two drawings, >= 0.
-        stream: Where to; by default ``sys.stdout`` of the moment.
+        stream: Where to write; by default the current ``sys.stdout``.
 
     Raises:
         ValueError: an argument out of its range.

@@ -1,4 +1,4 @@
-"""Keeping states: copies in RAM for early stopping, files for checkpoints."""
+"""States of a loop, kept: copies in RAM for early stopping, files for checkpoints."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class checkpoint:
         self.on_start()
 
     def on_start(self) -> None:
-        """Forget the run before."""
+        """Forget the previous run."""
         self._record = Record(self._mode, self._min_delta)
         self._own: list[Path] = []
 

@@ -1,4 +1,4 @@
-"""Counting steps, samples and seconds over a data set, in a loop of your own."""
+"""A data set that counts steps, samples and seconds, for your own loop."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class StopRule:
 
 
 def elapse(dataset: Any, *, stop: Any = None, elapsed: Elapsed | None = None) -> Iterator[tuple[Elapsed, Any]]:
-    """Go through a data set and count, for a loop of your own.
+    """Go through a data set and count, for your own loop.
 
     Args:
         dataset: An iterable of batches, or a function that returns one.

@@ -1,4 +1,4 @@
-"""Logs: what one step of a loop has to say, in named collections; a JAX pytree wherever JAX is in use."""
+"""Logs: what one step of a loop reports, in named collections; a JAX pytree if JAX is in use."""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ from .state import LoopState
 
 
 class early_stopping:
-    """End the loop when an entry of the logs has not become better for a while.
+    """End the loop when an entry of the logs has not improved for a while.
 
-    It looks only at steps that have the entry, so it may stand beside a test that is run once in a while.
+    It looks only at steps that have the entry, so a validation that logs it may run only once in a while.
 
     Args:
         monitor: Name of the entry.
@@ -24,7 +24,7 @@ class early_stopping:
             steps, samples or seconds since the best value, asked when a new value comes.
         min_delta: Least difference that counts as better, >= 0, in the unit of the entry.
         mode: "min" if lower is better, "max" if higher is.
-        restore_best_weights: Whether the loop is to return the state it had at the best value, however it ends.
+        restore_best_weights: Whether the loop returns the state it had at the best value, however it ends.
 
     Attributes:
         best: The best value so far; None before the first finite one.
@@ -52,7 +52,7 @@ class early_stopping:
         self.on_start()
 
     def on_start(self) -> None:
-        """Forget the run before."""
+        """Forget the previous run."""
         self._rule = Patience(self._patience, self._mode, self._min_delta)
         self._since = Elapsed()
         self._kept: Any = None

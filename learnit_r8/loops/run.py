@@ -39,15 +39,15 @@ def loop(
     Args:
         state: Anything: a number, an array, a pytree, a torch module; given to callbacks and replaced by theirs.
         dataset: An iterable of batches, or a function that returns one.
-        tasks: ``{when: callback or callbacks}``. When is a trigger such as ``every(10)``, a function of `Elapsed`, a
-            number of steps or a time such as "30s"; "on_start" and "on_end" for once.
+        tasks: ``{when: callback or callbacks}``. ``when`` is a trigger such as ``every(10)``, a function of `Elapsed`,
+            a number of steps or a time such as "30s"; or "on_start" or "on_end", which run once.
         callbacks: Callbacks for every step, after the tasks.
         stop: Steps in all, a time such as "5min", a `Period`, a trigger, or a function of `Elapsed`; by default the
-            data set's end. It is asked before a batch is taken.
+            data set's end. It is checked before a batch is taken.
         history: Rows to go on from; new ones are added to it.
         elapsed: Steps, samples and seconds to go on from, as a loop returned them.
         metadata: Anything, for callbacks that look at ``loop_state.metadata``.
-        catch_keyboard_interrupt: Whether Ctrl-C ends the loop, which then returns what there is. A loop inside
+        catch_keyboard_interrupt: Whether Ctrl-C ends the loop, which then returns what it has so far. A loop inside
             another one passes it on.
 
     Returns:

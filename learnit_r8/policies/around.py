@@ -14,7 +14,7 @@ class Around(Policy):
     """Wraps another policy and passes everything to it; subclasses change a part of that.
 
     Args:
-        inner: The other policy.
+        inner: The policy to wrap.
 
     Raises:
         TypeError: ``inner`` is not a policy.

@@ -159,7 +159,7 @@ def _loss(view: View) -> str:
         f'<div class="linear">{_loss_charts(view, log=False)}</div>'
         f'<div class="log">{_loss_charts(view, log=True)}</div>{loss_numbers(view)}'
     )
-    note = "Mean of the batches, and the lowest and highest of each stretch. Lines: what happened; point at them."
+    note = "Mean of the batches, and the lowest and highest of each stretch. Lines mark events; hover over one to read it."
     for name in held_out_losses(view):
         best = view.bests.get(name)
         at = f", best {number(best.value, 4)} at step {best.step:,} (ring)" if best is not None else ""
@@ -210,7 +210,7 @@ def _uses(view: View) -> str:
     wide = math.ceil((most - least + 1) / len(survey.uses_counts)) * len(survey.uses_counts)
     uses = histogram(survey.uses_counts, (least - 0.5, least - 0.5 + wide), "uses per sample")
     loss = histogram(survey.loss_counts, _ends(survey.loss_range), "loss per sample", log=survey.loss_is_log)
-    note = "The outer bars of the losses hold what lies beyond, too."
+    note = "The outermost bars of the losses include everything beyond them."
     return _panel(
         "How often, how hard",
         f"<h3>uses per sample</h3>{uses}<h3>loss per sample</h3>{loss}{histogram_numbers(view)}",
@@ -247,7 +247,7 @@ def _map(data: ReportData) -> str:
     which = "suspects" if data.suspects else "the ten highest"
     note = (
         f"Every sample by its mean loss and how much it varied over {data.data_map.num_epochs} epochs: easy ones "
-        f"below, wavering ones at the right, hard or mislabelled ones at the upper left. Circles: {which}."
+        f"below, wavering ones on the right, hard or mislabelled ones at the upper left. Circles: {which}."
     )
     return _panel("Data map", map_chart(data.data_map, data), note)
 
@@ -260,13 +260,13 @@ def _verdict(data: ReportData) -> str:
         low, high = verdict.noise_range
         body = (
             f'<p class="big">{len(verdict.indices):,}</p>'
-            f"<p>{count_text(len(verdict.indices), verdict.num_judged)}. Of all labels an estimated "
-            f"{verdict.noise_rate:.1%} are wrong (between {low:.1%} and {high:.1%}).{_precision(verdict)}</p>"
+            f"<p>{count_text(len(verdict.indices), verdict.num_judged)}. An estimated {verdict.noise_rate:.1%} of all "
+            f"labels are wrong (between {low:.1%} and {high:.1%}).{_precision(verdict)}</p>"
         )
     else:
         body = f"<p>No sample is called mislabelled: {text(verdict.reason)}</p>"
     if data.more_before:
-        body += f"<p>The list is that of the newest samples; there were {text(data.more_before)}.</p>"
+        body += f"<p>The list is from the newest survey; there were {text(data.more_before)}.</p>"
     seen = int((data.samples.usage_count > 0).sum())
     uses = data.samples.usage_count
     body += (
@@ -277,7 +277,7 @@ def _verdict(data: ReportData) -> str:
 
 
 def _precision(verdict: Suspects) -> str:
-    """How much of the list is right, where that is an estimate of its own."""
+    """The share of the list that is wrong, if there is a separate estimate of it."""
     return f" An estimated {verdict.precision:.0%} of the list are wrong." if verdict.method == MIRROR else ""
 
 
@@ -287,7 +287,7 @@ def _trust(data: ReportData) -> str:
         return ""
     if samples.is_exact:
         return "The loss of every sample was reported, so these numbers are exact."
-    return "Only means were reported; so the loss of a single sample is an estimate, and the order of samples is rough."
+    return "Only means were reported, so the loss of a single sample is an estimate, and the order of samples is rough."
 
 
 def _table(title: str, rows: Sequence[Row], note: str) -> str:
@@ -340,7 +340,7 @@ def _footer(data: ReportData) -> str:
     notes = [f"could not be shown: {text(note)}" for note in data.notes[:5]]
     num_damaged = data.run.parser.num_damaged + data.view.num_left_out
     if num_damaged:
-        notes.append(f"{num_damaged:,} lines of the journal could not be read and are left out")
+        notes.append(f"{num_damaged:,} lines of the journal could not be read and were skipped")
     when = utc(data.time) if math.isfinite(data.time) else "no record"
     notes.append(f"{text(data.run.folder)} · last record {when}")
     return f"<footer>{''.join(f'<p>{note}</p>' for note in notes)}</footer>"

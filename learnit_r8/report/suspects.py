@@ -28,7 +28,7 @@ def suspect_table(rows: Sequence[Row], total: int) -> tuple[str, str]:
     export = f'<a download="suspects.csv" href="data:text/csv;base64,{_csv(rows)}">Save them as CSV</a>'
     note = (
         f"{shown} samples that look mislabelled, most suspect first. Odds: the probability that the label is wrong, by "
-        f"this model. {export}; learnit-r8 samples --suspects has them, too."
+        f"this model. {export}; or run learnit-r8 samples --suspects."
     )
     table = f'<table class="suspects"><thead><tr>{head}</tr></thead>{body}</table>'
     return f'<div class="wide tall">{table}</div>', note

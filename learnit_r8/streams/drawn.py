@@ -35,7 +35,7 @@ class DrawnEpochs:
         task: The data, the model, its optimizer and the loss.
 
     Attributes:
-        step: Epochs finished, the last one of a broken budget included.
+        step: Epochs finished, including a last one that the budget cut short.
     """
 
     def __init__(self, scheduler: R8Scheduler, task: Task) -> None:

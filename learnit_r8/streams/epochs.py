@@ -53,10 +53,10 @@ def epoch_stream(
         generator: Where the order is drawn from; by default torch's global one.
         last_label: Whether the last tensor is the label; if not, ``loss_fn(model(*data))``.
         scheduler: An R8Scheduler, which then draws the batches, sets the learning rate (groups keep their ratios),
-            hears the loss of every sample (and what is predicted, where ``loss_fn`` is one of torch's for classes, so
-            that `SampleTable.suspects` judges labels), keeps model and optimizer (backups in RAM; checkpoints where it
-            has a ``checkpoint_dir``) unless it was given callbacks of its own, skips refused batches or puts an older
-            state back, and ends the stream with its budget.
+            reads the loss of every sample (and the predictions, if ``loss_fn`` is one of torch's for classes, so that
+            `SampleTable.suspects` judges labels), keeps model and optimizer (backups in RAM; checkpoints if it has a
+            ``checkpoint_dir``) unless you gave it your own callbacks, skips refused batches or restores an older
+            state, and ends the stream with its budget.
 
     Raises:
         ValueError: no rows, unequal lengths, no label, an argument out of its range or not the scheduler's, or a

@@ -9,7 +9,7 @@ from ..triggers import Elapsed
 
 
 class Event(dict[str, Any]):
-    """A dictionary of what one epoch or step was like, which also knows how far training was.
+    """A dictionary that describes one epoch or step, and knows how far training had come.
 
     Attributes:
         elapsed: Steps (those that ``event["step"]`` counts), samples and seconds so far, for triggers; None in an

@@ -58,7 +58,7 @@ def take(n: int) -> Stage:
 
 
 def augment(fn: Callable[[Any], AnyEvent | None]) -> Stage:
-    """Add what ``fn(event)`` returns to every event; the event before it is left as it was.
+    """Add what ``fn(event)`` returns to every event; the original event stays unchanged.
 
     Args:
         fn: Returns a dictionary of entries to add, or None.
@@ -85,7 +85,7 @@ def augment(fn: Callable[[Any], AnyEvent | None]) -> Stage:
 
 
 def tap(fn: Callable[[Any], object], every: int | Condition = 1, start: int | None = None) -> Stage:
-    """Call ``fn(event)`` now and then, and pass every event on unchanged.
+    """Call ``fn(event)`` every so often, and pass every event on unchanged.
 
     Args:
         fn: Called before the event is passed on; its result is ignored.

@@ -42,10 +42,10 @@ def step_stream(
             ``(indices, lr, weights)`` under a policy that weights. With ``state`` that comes first, and a pair of the
             new state and the loss is returned. What `predictions_of` returned may follow the losses of samples, so
             that `SampleTable.suspects` judges labels.
-        state: What training changes, for backups, checkpoints and restores: a pytree, which a refused loss replaces by
-            an older one in the next call; or objects with ``load_state_dict``, such as ``(model, optimizer)``, which
-            are put back in place. Events have it as "state" then. Without it the scheduler needs a
-            ``state_callback`` and a ``load_callback`` to put anything back.
+        state: What training changes, for backups, checkpoints and restores: a pytree, which a refused loss replaces
+            with an older one in the next call; or objects with ``load_state_dict``, such as ``(model, optimizer)``,
+            which are restored in place. Events then have it as "state". Without it, the scheduler needs a
+            ``state_callback`` and a ``load_callback`` to restore anything.
         part_size: As in `R8Scheduler.report`, for losses of parts (gradient accumulation).
 
     Raises:

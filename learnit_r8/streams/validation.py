@@ -30,7 +30,7 @@ def validation_loss(
 ) -> Callable[[Mapping[str, Any]], dict[str, float]]:
     """Make an augmenter that evaluates ``event["model"]``: in eval mode, without gradients, batch by batch.
 
-    Every module is in the mode it was in before when it is done, also after an error.
+    Afterwards every module is back in its previous mode, even after an error.
 
     Args:
         data: [N, ...] tensors; inputs, and the label last.
@@ -42,7 +42,7 @@ def validation_loss(
 
     Raises:
         ValueError: no rows, unequal lengths, no label, or a batch size below 1.
-        TypeError: a tensor or the loss function is none; later, the event has no torch module.
+        TypeError: a tensor or the loss function is not one; later, the event has no torch module.
     """
     check_data(data, loss_fn, last_label=last_label)
     size = whole_number("batch_size", batch_size, least=1)

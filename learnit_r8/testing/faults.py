@@ -16,7 +16,7 @@ class FaultPlan:
     """Faults at given steps, to test how a run reacts.
 
     Pass losses through `loss`, learning rates through `rate`, and the callbacks through `callbacks`. Every fault
-    happens once in the life of a plan: a step that is repeated, in a resumed run for instance, has no fault.
+    happens once in the life of a plan: a repeated step, as in a resumed run, has no fault.
 
     Args:
         nan: Steps whose loss is NaN.

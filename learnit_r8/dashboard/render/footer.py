@@ -45,7 +45,7 @@ def help_panel(view: View, ui: UiState, width: int, height: int, theme: Theme, s
 
 
 def footer(ui: UiState, scene: Scene, width: int, theme: Theme) -> Line:
-    """Views and keys, or the filter being typed, or the question how to leave."""
+    """Views and keys, or the filter being typed, or the question of how to leave."""
     if ui.typing is not None:
         typed = Span(" / ", "key"), Span(clean(ui.typing)), Span("_", "key")
         return cropped((*typed, Span("   Enter keeps, Esc goes back", "label")), width)

@@ -84,12 +84,12 @@ def config_panel(view: View, ui: UiState, width: int, height: int, theme: Theme,
     rows: list[tuple[str, str]] = []
     if run is not None:
         seconds = run.train_duration_seconds
-        budget = f"as many as {seconds:g} s allow" if seconds else "until a cool-down or a stop is asked for"
+        budget = f"as many as {seconds:g} s allow" if seconds else "until you ask for a cool-down or a stop"
         rows = [
             ("name", run.name or "-"),
             ("samples", describe_data(run).replace(" samples in", " in")),
             ("steps", f"{run.total_steps:,}" if run.total_steps else budget),
-            ("steps an epoch", f"{run.steps_per_epoch:,}" if run.steps_per_epoch else "as many as your loader gives"),
+            ("steps per epoch", f"{run.steps_per_epoch:,}" if run.steps_per_epoch else "as many as your loader gives"),
             *((name, setting(text)) for name, text in ({"policy": run.policy} | run.settings).items()),
         ]
     if scene.folder:

@@ -70,7 +70,7 @@ class Action(enum.Enum):
     SAVE = "save a checkpoint"
     STOP = "stop after this step and save"
     COOL_DOWN = "let the rate fall, then end"
-    ASK = "say how to ask the training from a viewer"
+    ASK = "say how to control the training from a viewer"
     DETACH = "only close the screen"
     LEAVE = "leave the viewer"
     EXPORT_CSV = "export the panel as CSV"
