@@ -159,7 +159,9 @@ def _loss(view: View) -> str:
         f'<div class="linear">{_loss_charts(view, log=False)}</div>'
         f'<div class="log">{_loss_charts(view, log=True)}</div>{loss_numbers(view)}'
     )
-    note = "Mean of the batches, and the lowest and highest of each stretch. Lines mark events; hover over one to read it."
+    note = (
+        "Mean of the batches, and the lowest and highest of each stretch. Lines mark events; hover over one to read it."
+    )
     for name in held_out_losses(view):
         best = view.bests.get(name)
         at = f", best {number(best.value, 4)} at step {best.step:,} (ring)" if best is not None else ""
