@@ -153,7 +153,7 @@ def test_bad_samples_are_named_to_the_function_that_leaves_them_out():
         left_out[:] = names
 
     model = Line()
-    with pytest.warns(RuntimeWarning, match="sample 's13' was in 2 refused batches.*not drawn any more"):
+    with pytest.warns(RuntimeWarning, match="sample 's13' was in 2 refused batches.*no longer drawn"):
         r8 = run(batches(), skip=skip, state_callback=model.read, load_callback=model.load)
 
     assert left_out == ["s13"]

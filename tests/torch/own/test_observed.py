@@ -137,7 +137,7 @@ def test_where_samples_are_not_known_there_is_no_table(loader):
         points = Points()
         named = dict(zip("ab", (points[0], points[1]), strict=True))
         loader = DataLoader(named, batch_sampler=[["a", "b"]] * 3)
-        with pytest.warns(RuntimeWarning, match="draws no whole numbers, got .*so there is no table.*ids="):
+        with pytest.warns(RuntimeWarning, match="must draw whole numbers, got .*so there is no table.*ids="):
             _, _, _, adapter = train("", loader=loader, epochs=1)
     else:
         _, _, _, adapter = train("", loader=loader, epochs=1)
@@ -150,7 +150,7 @@ def test_where_samples_are_not_known_there_is_no_table(loader):
 @pytest.mark.parametrize("kind", ["shuffled", "single"])
 def test_a_bad_sample_is_left_out_of_what_the_sampler_draws(kind):
     """It is found by its own loss, and its batches come without it; a batch of nothing else does not come at all."""
-    with pytest.warns(RuntimeWarning, match=r"sample 17 was in \d refused batches.*not drawn any more"):
+    with pytest.warns(RuntimeWarning, match=r"sample 17 was in \d refused batches.*no longer drawn"):
         seen, weights, _, adapter = train(kind, bad=(17,), epochs=6)
     times = [number for number, (indices, _) in enumerate(seen) if 17 in indices]
 
