@@ -120,7 +120,7 @@ class BatchSamples:
         except (TypeError, ValueError, OverflowError):
             self._run.announcer.warn_once(
                 "no indices",
-                f"the sampler of the DataLoader draws no whole numbers, got {indices!r:.60}, so there is no table of "
+                f"the sampler of the DataLoader must draw whole numbers, got {indices!r:.60}, so there is no table of "
                 "these samples; give batches(..., ids=).",
             )
             return None

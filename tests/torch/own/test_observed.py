@@ -137,7 +137,7 @@ def test_where_samples_are_not_known_there_is_no_table(loader):
         points = Points()
         named = dict(zip("ab", (points[0], points[1]), strict=True))
         loader = DataLoader(named, batch_sampler=[["a", "b"]] * 3)
-        with pytest.warns(RuntimeWarning, match="draws no whole numbers, got .*so there is no table.*ids="):
+        with pytest.warns(RuntimeWarning, match="must draw whole numbers, got .*so there is no table.*ids="):
             _, _, _, adapter = train("", loader=loader, epochs=1)
     else:
         _, _, _, adapter = train("", loader=loader, epochs=1)
