@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 HIDE = """
 import builtins, importlib.abc, os, signal, sys
-import numpy, hashlib, platform, tempfile, zipfile, subprocess
+import numpy, hashlib, platform, shutil, tempfile, zipfile, subprocess
 
 class Hidden(importlib.abc.MetaPathFinder):
     names = {"fcntl", "termios", "tty", "pty", "curses", "_curses", "resource", "pwd", "grp"}
@@ -61,6 +61,8 @@ def no_folders(real):
     return call
 builtins.open, os.readlink = guard(real_open), guard(real_readlink)
 os.open = no_folders(guard(real_os_open))
+# The standard library asked what there is when it was imported.
+shutil._use_fd_functions = False
 for known in (os.supports_dir_fd, os.supports_fd, os.supports_follow_symlinks):
     known.clear()
 """
