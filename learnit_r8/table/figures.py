@@ -97,21 +97,29 @@ def uses_histogram(uses: NDArray[np.uint16]) -> dict[str, tuple[int, ...]]:
 
 def top(values: Floats, count: int) -> NDArray[np.int64]:
     """int64[<= count], indices of the highest values, highest first, of equal ones the first; NaN is left out."""
-    # Block by block: what is not above the highest so far is compared once, and never copied or sorted.
-    best, least = np.empty(0, np.int64), -np.inf
-    for start in range(0, len(values), TOP_BLOCK):
-        block = values[start : start + TOP_BLOCK]
-        is_found = block > least if len(best) >= count else ~np.isnan(block)
-        if not is_found.any():
-            continue
+    size = max(TOP_BLOCK, count)
+    return top_of(((start, values[start : start + size]) for start in range(0, len(values), size)), count)
+
+
+def top_of(blocks: Iterable[tuple[int, Floats]], count: int) -> NDArray[np.int64]:
+    """As `top`, of values that come block by block, each with the index of its first.
+
+    What is not above the highest so far is compared once, and never copied or sorted. Blocks should have at least
+    ``count`` values.
+    """
+    best, high = np.empty(0, np.int64), np.empty(0, np.float32)
+    for start, block in blocks:
+        is_found = block > (high[-1] if count else np.inf) if len(best) >= count else ~np.isnan(block)
         found = np.flatnonzero(is_found)
-        if 0 < count < len(found):
-            high = block[found]
-            found = found[high >= -np.partition(-high, count - 1)[count - 1]]
-        best = np.concatenate([best, found + start])
-        best = best[np.argsort(-values[best], kind="stable")][:count]
-        if count and len(best) >= count:
-            least = values[best[-1]]
+        if not len(found):
+            continue
+        values = block[found]
+        if count < len(found):
+            is_high = values >= -np.partition(-values, count - 1)[count - 1]
+            found, values = found[is_high], values[is_high]
+        best, high = np.concatenate([best, found + start]), np.concatenate([high, values])
+        order = np.argsort(-high, kind="stable")[:count]
+        best, high = best[order], high[order]
     return best
 
 

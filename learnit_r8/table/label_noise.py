@@ -6,18 +6,22 @@ With predictions there is a second way, for losses that overlap: see `labels.mir
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .figures import html_table
+from .figures import html_table, top_of
+from .labels.columns import Columns, Fields, spread
 from .labels.mirror import LEAST_POSITIVE, Mirror
-from .labels.suspicion import LEAST_USES, Suspicion, spare
+from .labels.suspicion import LEAST_USES, Suspicion, are_spared, spare
 from .labels.votes import votes_of
+from .quantiles import falling_order
 
-MOST_FITTED = 2**22
-"""Samples to which the components are fitted; of more, a random part of half as many."""
+MOST_FITTED = 2**21
+"""Samples to which the components are fitted; of more, a random part of a quarter as many."""
 
 SURE = 0.9
 
@@ -127,7 +131,8 @@ def find_suspects(
     component is far away. A network that expects labels to be wrong in one way has margins like those of right labels.
 
     Args:
-        records: Fields last, mean float32[N] and usage_count uint16[N]; also group uint16[N] if ``by_group``.
+        records: Fields last, mean float32[N] and usage_count uint16[N]; also group uint16[N] if ``by_group``. Arrays,
+            or `Columns`, which are read block by block.
         untrained_loss: Loss of an untrained model, in the unit of the loss.
         exact: Whether the losses were reported per sample; otherwise there are no suspects.
         by_group: Whether to protect groups, see `Suspicion.flags`.
@@ -139,49 +144,69 @@ def find_suspects(
     """
     if not exact:
         return _none("per-sample losses are needed: report a vector of losses.")
-    if int(records["usage_count"].max()) < LEAST_USES:
+    known, shown = Columns.of(records, "usage_count"), None if evidence is None else Columns.of(evidence, "visits")
+    num_judged = _num_judged(known, "usage_count")
+    if not num_judged:
         return _none(f"too early: samples are judged from {LEAST_USES} uses on.")
-    if evidence is None:
-        found = _by_humps(records, untrained_loss, by_group, precision, is_strict=precision > 0.5)
+    by_humps = partial(_by_humps, known, num_judged, untrained_loss, by_group, precision)
+    if shown is None:
+        found = by_humps(is_strict=precision > 0.5)
     else:
-        found = _by_evidence(records, evidence, untrained_loss, by_group, precision)
-    given, suggested, votes = _suggestions(evidence, found.indices)
-    visits = evidence["visits"] if found.method == MIRROR else records["usage_count"]
-    num_judged = int(np.count_nonzero(visits >= LEAST_USES))
+        found = _by_mirror(known, shown, untrained_loss, by_group, precision)
+        if found.reason:
+            # So few tell nothing against the losses.
+            are_few = _num_positive(shown) < LEAST_POSITIVE
+            apart = by_humps(is_strict=True, least=0.0 if are_few else FAR_APART)
+            found = apart if are_few or not apart.reason else found
+    given, suggested, votes = _suggestions(shown, found.indices)
+    if shown is not None and found.method == MIRROR:
+        num_judged = _num_judged(shown, "visits")
     return found._replace(given=given, suggested=suggested, votes=votes, num_judged=num_judged)
 
 
-def _by_evidence(records: Any, evidence: Any, untrained_loss: float, by_group: bool, precision: float) -> Suspects:
-    """The samples that the margins name; if they name none, those whose losses are far from all others."""
-    margins = _margins(evidence)
-    found = _by_mirror(records, evidence, margins, untrained_loss, by_group, precision)
-    if not found.reason:
-        return found
-    # So few tell nothing against the losses.
-    are_few = np.count_nonzero(margins > 0) < LEAST_POSITIVE
-    least = 0.0 if are_few else FAR_APART
-    apart = _by_humps(records, untrained_loss, by_group, precision, is_strict=True, least=least)
-    return apart if are_few or not apart.reason else found
+def _num_judged(columns: Columns, field: str) -> int:
+    """Number of samples that were visited often enough to be judged."""
+    return sum(int(np.count_nonzero(some[field] >= LEAST_USES)) for _, some in columns.blocks(field))
+
+
+def _num_positive(evidence: Columns) -> int:
+    """Number of samples for which the model prefers another class, among those to which something is fitted."""
+    some = _part_of(evidence, "margin", "early")
+    return int(np.count_nonzero(some[margin_field(some)] > 0))
+
+
+def _part_of(columns: Columns, *fields: str) -> Fields:
+    """Some fields of the samples to which something is fitted: of all, or of some of many."""
+    size = len(columns)
+    return columns.read(*fields, where=None if size <= MOST_FITTED else spread(size, MOST_FITTED // 4))
 
 
 def _by_humps(
-    records: Any, untrained_loss: float, by_group: bool, precision: float, *, is_strict: bool, least: float = 0.0
+    records: Columns,
+    num_judged: int,
+    untrained_loss: float,
+    by_group: bool,
+    precision: float,
+    *,
+    is_strict: bool,
+    least: float = 0.0,
 ) -> Suspects:
     """The samples of the higher component; none unless the components are as far apart as ``least``, by Ashman's D."""
     if not untrained_loss > 0:
         return _none(f"the loss of an untrained model must be > 0 to compare with, got {untrained_loss:.3g}.")
-    uses, mean = records["usage_count"], records["mean"]
-    part = slice(None) if len(mean) <= MOST_FITTED else _some_of(len(mean))
-    suspicion = Suspicion.of(mean[part], uses[part], untrained_loss)
+    part = _part_of(records, "mean", "usage_count", *(["group"] if by_group else []))
+    suspicion = Suspicion.of(part["mean"], part["usage_count"], untrained_loss)
     if suspicion is None or suspicion.humps.separation < least:
         return _none("no group of samples stands apart from the others and is worse than an untrained model.")
-    flagged = suspicion.flags(mean, uses, records["group"].astype(np.int64) if by_group else None)
-    every, num_judged = np.flatnonzero(flagged), np.count_nonzero(uses >= LEAST_USES)
-    score = suspicion.score(mean[every])
+    every, mean = _chosen(records, ("mean", "usage_count"), suspicion.flags)
+    # The score never falls with the mean loss.
+    order = falling_order(mean)
+    every, score = every[order], suspicion.score(mean[order])
+    if by_group:
+        is_left = ~are_spared(records.read("group", where=every)["group"], part["group"])
+        every, score = every[is_left], score[is_left]
     share, surely = len(every) / num_judged, np.count_nonzero(score > SURE) / num_judged
-    order = np.lexsort((-mean[every], -score))
-    indices, score = every[order], score[order]
-    indices = _longest(indices, score, precision)
+    indices = _longest(every, score, precision)
     score = score[: len(indices)]
     if not len(indices):
         return _none("no sample is more likely wrong than learnt.")
@@ -189,16 +214,23 @@ def _by_humps(
     sure = min(float(score.mean()), 1 - (TAIL * num_judged + is_strict) / len(indices))
     if is_strict and sure < precision:
         return _none("too few samples stand apart from the others for the precision asked for.")
-    not_fine = float((suspicion.score(mean[part]) > 1 - SURE)[uses[part] >= LEAST_USES].mean())
+    not_fine = float((suspicion.score(part["mean"]) > 1 - SURE)[part["usage_count"] >= LEAST_USES].mean())
     found = _found(records, indices, score, untrained_loss, HUMPS)
     return found._replace(
         precision=max(0.0, sure), noise_rate=share, noise_range=(min(surely, share), max(not_fine, share))
     )
 
 
-def _some_of(size: int) -> NDArray[np.int64]:
-    """int64[<= MOST_FITTED / 2], positions in [0, size), in order; always the same."""
-    return np.unique(np.random.default_rng(0).integers(0, size, MOST_FITTED // 2))
+def _chosen(
+    columns: Columns, fields: tuple[str, str], choose: Callable[..., NDArray[np.bool_]]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """int64[K], the samples of all that ``choose`` takes by two of their fields, in order; and the first field."""
+    places, values = [], []
+    for start, some in columns.blocks(*fields):
+        chosen = np.flatnonzero(choose(*(some[field] for field in fields)))
+        places.append(chosen + start)
+        values.append(some[fields[0]][chosen])
+    return np.concatenate(places), np.concatenate(values)
 
 
 def _longest(indices: NDArray[np.int64], score: NDArray[np.float64], precision: float) -> NDArray[np.int64]:
@@ -208,33 +240,47 @@ def _longest(indices: NDArray[np.int64], score: NDArray[np.float64], precision: 
 
 
 def _by_mirror(
-    records: Any, evidence: Any, margins: NDArray[np.float32], untrained_loss: float, by_group: bool, precision: float
+    records: Columns, evidence: Columns, untrained_loss: float, by_group: bool, precision: float
 ) -> Suspects:
-    judged = np.flatnonzero(evidence["visits"] >= LEAST_USES)
-    group = (records["group"] if by_group else evidence["given"])[judged].astype(np.int64)
-    margin, mirror, chosen = mirrored(margins[judged].astype(np.float64), group, precision)
+    """The samples whose margins no right labels explain, by margins of all samples or, of many, of some."""
+    part = _part_of(evidence, "margin", "early", "visits", "given")
+    field = margin_field(part)
+    judged = np.flatnonzero(part["visits"] >= LEAST_USES)
+    group = (_part_of(records, "group")["group"] if by_group else part["given"])[judged].astype(np.int64)
+    margin, mirror, chosen = mirrored(part[field][judged].astype(np.float64), group, precision)
     if mirror is None or not len(chosen):
         return _none("no more samples look wrong than hard ones with right labels would explain.")
-    score = mirror.score(margin)
-    found = _found(records, judged[chosen], score[chosen], untrained_loss, MIRROR)
-    right = float(mirror.expected(margin, margin[chosen[-1:]])[0])
+    score, least = mirror.score(margin), margin[chosen[-1:]]
+    indices, scores = judged[chosen], score[chosen]
+    if len(part["visits"]) < len(evidence):
+        named = (records, "group") if by_group else (evidence, "given")
+        indices, high = _above(evidence, field, least, *named, group)
+        scores = mirror.score(margin, high)
     careful = Mirror.of(margin, caution=3.0)
     low = 0.0 if careful is None else float(careful.score(margin).mean())
-    return found._replace(
-        precision=max(0.0, 1 - right / len(chosen)),
+    return _found(records, indices, scores, untrained_loss, MIRROR)._replace(
+        precision=max(0.0, 1 - float(mirror.expected(margin, least)[0]) / len(chosen)),
         noise_rate=float(score.mean()),
         noise_range=(low, float((margin > 0).mean())),
     )
 
 
-def _margins(evidence: Any) -> NDArray[np.float32]:
-    """float32[N], mean margins: those in which late visits count more, unless the labels are being memorised."""
-    chosen: NDArray[np.float32] = evidence[margin_field(evidence)]
-    return chosen
+def _above(
+    evidence: Columns, field: str, least: NDArray[np.float64], named: Columns, name: str, groups: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """int64[K] and float64[K], all samples with at least this margin but those of groups with too many, and margins."""
+    indices, high = _chosen(evidence, (field, "visits"), lambda margin, n: (margin >= least) & (n >= LEAST_USES))
+    order = falling_order(high)
+    indices, high = indices[order], high[order]
+    is_left = ~are_spared(named.read(name, where=indices)[name], groups)
+    return indices[is_left], high[is_left].astype(np.float64)
 
 
 def margin_field(evidence: Any) -> str:
-    """The field of the evidence by which labels are judged."""
+    """The field of the evidence by which labels are judged.
+
+    Mean margins: those in which late visits count more, unless the labels are being memorised.
+    """
     return "early" if _is_fading(evidence) else "margin"
 
 
@@ -263,24 +309,26 @@ def mirrored(
 
 
 def _found(
-    records: Any, indices: NDArray[np.int64], score: NDArray[np.float64], untrained_loss: float, method: str
+    records: Columns, indices: NDArray[np.int64], score: NDArray[np.float64], untrained_loss: float, method: str
 ) -> Suspects:
-    last, mean = records["last"][indices], records["mean"][indices]
-    why = tuple(_why(last, mean, untrained_loss))
+    known = records.read("last", "mean", where=indices)
+    why = _why(known["last"], known["mean"], untrained_loss)
     precision = float(score.mean())
-    return Suspects(indices, mean, score, why, math.nan, (math.nan, math.nan), "", precision, method=method)
+    unknown = (math.nan, math.nan)
+    return Suspects(indices, known["mean"], score, why, math.nan, unknown, "", precision, method=method)
 
 
 def _suggestions(
-    evidence: Any, indices: NDArray[np.int64]
+    evidence: Columns | None, indices: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """int64[K] three times: labels of samples, the classes predicted in their place, and the votes for these."""
     unknown = np.full(len(indices), -1)
     if evidence is None:
         return unknown, unknown, np.zeros(len(indices), np.int64)
-    votes = votes_of({name: evidence[name][indices] for name in ("lead", "visits")})
-    given = np.where(evidence["visits"][indices] > 0, evidence["given"][indices].astype(np.int64), -1)
-    return given, np.where(votes > 0, evidence["leader"][indices].astype(np.int64), -1), votes
+    known = evidence.read("lead", "visits", "given", "leader", where=indices)
+    votes = votes_of(known)
+    given = np.where(known["visits"] > 0, known["given"].astype(np.int64), -1)
+    return given, np.where(votes > 0, known["leader"].astype(np.int64), -1), votes
 
 
 def rank(records: Any, evidence: Any, top: int) -> Ranking:
@@ -291,16 +339,19 @@ def rank(records: Any, evidence: Any, top: int) -> Ranking:
         evidence: The fields of `EVIDENCE` by name, N each; None without predictions.
         top: Most samples to return.
     """
-    values = records["mean"] if evidence is None else _margins(evidence)
-    uses = records["usage_count"] if evidence is None else evidence["visits"]
-    seen = np.flatnonzero(uses > 0)
-    order = seen[np.argsort(-values[seen], kind="stable")][:top]
-    return Ranking(order, records["mean"][order], *_suggestions(evidence, order))
+    known, shown = Columns.of(records, "usage_count"), None if evidence is None else Columns.of(evidence, "visits")
+    field, uses = (
+        ("mean", "usage_count") if shown is None else (margin_field(_part_of(shown, "margin", "early")), "visits")
+    )
+    blocks = (known if shown is None else shown).blocks(field, uses, least=top)
+    order = top_of(((start, np.where(some[uses] > 0, some[field], np.float32("nan"))) for start, some in blocks), top)
+    return Ranking(order, known.read("mean", where=order)["mean"], *_suggestions(shown, order))
 
 
-def _why(last: NDArray[np.float32], mean: NDArray[np.float32], untrained_loss: float) -> list[str]:
-    known = np.where(last < untrained_loss / 2, MEMORISED, np.where(last / 1.2 > mean, RISING, ALWAYS_HIGH))
-    return [str(each) for each in known]
+def _why(last: NDArray[np.float32], mean: NDArray[np.float32], untrained_loss: float) -> tuple[str, ...]:
+    texts = np.array([MEMORISED, RISING, ALWAYS_HIGH], object)
+    known = np.where(last < untrained_loss / 2, 0, np.where(last / 1.2 > mean, 1, 2))
+    return tuple(texts[known].tolist())
 
 
 def _none(reason: str) -> Suspects:

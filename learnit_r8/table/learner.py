@@ -102,12 +102,14 @@ class LossLearner:
         if not (storage.is_relative and storage.batch_trend.num_reports):
             storage.are_offsets = True
             return
-        known, trend = storage.records.whole, storage.batch_trend.value
-        estimate = known["loss"]
-        offsets = np.where(known["usage_count"] > 0, estimate - np.float32(1), estimate) * np.float32(trend)
+        trend = storage.batch_trend.value
         with storage.lock:
             storage.is_whole = False
-            estimate[:] = offsets
+            # Slice by slice: what is as large as the table would first have to be found by the system.
+            for _, known in storage.records.slices():
+                estimate = known["loss"]
+                seen = np.where(known["usage_count"] > 0, estimate - np.float32(1), estimate)
+                np.multiply(seen, np.float32(trend), out=estimate)
             if self._holder is not None:
                 self._holder.use_offsets(trend)
             storage.are_offsets = True

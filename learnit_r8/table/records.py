@@ -36,6 +36,8 @@ SLICE = 2**16
 """Records that are copied at a time: some .3 ms, and what is copied stays in the processor's cache."""
 
 Lock = AbstractContextManager[Any]
+Where = slice | NDArray[np.int64]
+ALL = slice(None)
 
 
 class Records:
@@ -88,42 +90,54 @@ class Records:
         """Write some records back."""
         self._words[indices] = records.view(_WORD)
 
-    def slices(
-        self, lock: Lock | None = None, indices: NDArray[np.int64] | None = None, *, size: int | None = None
-    ) -> Iterator[Slice]:
+    def settled(self, where: Where) -> Where:
+        """The same places, where it is a slice within the records that there are now: more may be added meanwhile."""
+        return slice(*where.indices(len(self))) if isinstance(where, slice) else where
+
+    def slices(self, lock: Lock | None = None, where: Where = ALL) -> Iterator[Slice]:
         """Pass over the records, some at a time, each time holding the lock.
 
         Args:
             lock: Held while the caller looks at a slice, and free in between, so that no step waits for all of them.
-            indices: int64[M], the records to pass over; None for all.
-            size: How many of all, the first ones, where more may be added meanwhile.
+            where: The records to pass over: a slice without a step, or int64[M].
 
         Yields:
-            The positions of the slice among those passed over, and RECORD[<= 65536]: a view if all are passed over.
+            The positions of the slice among those passed over, and RECORD[<= 65536]: a view if ``where`` is a slice.
         """
         lock = nullcontext() if lock is None else lock
-        size = (len(self) if size is None else size) if indices is None else len(indices)
-        for start in range(0, size, SLICE):
-            place = slice(start, min(start + SLICE, size))
+        where = self.settled(where)
+        begin, count = where.start if isinstance(where, slice) else 0, count_of(where)
+        for start in range(0, count, SLICE):
+            place = slice(start, min(start + SLICE, count))
             with lock:
-                yield place, self._all[place] if indices is None else self.take(indices[place])
+                # Asked for each time, as it is another array once records have been added.
+                if isinstance(where, slice):
+                    yield place, self._all[begin + place.start : begin + place.stop]
+                else:
+                    yield place, self.take(where[place])
 
     def columns(
-        self, fields: Sequence[str] = (), lock: Lock | None = None, indices: NDArray[np.int64] | None = None
+        self, fields: Sequence[str] = (), lock: Lock | None = None, where: Where = ALL
     ) -> dict[str, NDArray[Any]]:
         """Copies of fields, by name; see `slices`.
 
         Args:
             fields: Their names; none for all.
             lock: See `slices`.
-            indices: See `slices`.
+            where: See `slices`.
         """
-        size, dtype = len(self) if indices is None else len(indices), self._all.dtype
+        where, dtype = self.settled(where), self._all.dtype
+        size = count_of(where)
         found = {name: np.empty(size, dtype[name]) for name in fields or dtype.names or ()}
-        for place, records in self.slices(lock, indices, size=size):
+        for place, records in self.slices(lock, where):
             for name, values in found.items():
                 values[place] = records[name]
         return found
+
+
+def count_of(where: Where) -> int:
+    """Number of places in a slice that is `Records.settled`, or in int64[M]."""
+    return max(0, where.stop - where.start) if isinstance(where, slice) else len(where)
 
 
 Slice = tuple[slice, NDArray[Any]]

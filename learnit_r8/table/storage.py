@@ -15,7 +15,7 @@ from .exclusions import Exclusions
 from .labels.evidence import Evidence
 from .losses import EXACT, source_of
 from .names import Members, SampleIds, checked_ids, coded, digest_of
-from .records import Lock, Records
+from .records import ALL, Lock, Records, Where, count_of
 from .trend import BatchTrend
 
 ESTIMATORS = ["additive", "relative"]
@@ -163,26 +163,32 @@ class SampleStorage:
         if self.is_relative:
             trend = np.float32(self.batch_trend.value)
             values = values + trend if self.are_offsets else values * trend
-        return values if self.num_seen == self.num_samples else _of_seen(values, records)
+        return self._of_seen(values, records)
 
-    def read(self, fields: Sequence[str], indices: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]]:
+    def _of_seen(self, values: NDArray[Any], records: NDArray[Any]) -> NDArray[Any]:
+        """The values, NaN for unseen samples."""
+        if self.num_seen == self.num_samples:
+            return values
+        return np.where(records["usage_count"] > 0, values, np.float32("nan"))
+
+    def read(self, fields: Sequence[str], where: Where = ALL) -> dict[str, NDArray[Any]]:
         """Copies of fields for somebody to look at: loss as estimated; loss, last and mean NaN for unseen samples.
 
         The lock is held for each slice of the records, see `Records.slices`.
 
         Args:
             fields: Their names.
-            indices: int64[M], the samples to read; None for all.
+            where: The samples to read: a slice without a step, or int64[M].
         """
         records = self.records
-        size = self.num_samples if indices is None else len(indices)
-        found = {name: np.empty(size, records.whole.dtype[name]) for name in fields}
-        for place, some in records.slices(self.lock, indices, size=size):
+        where = records.settled(where)
+        found = {name: np.empty(count_of(where), records.whole.dtype[name]) for name in fields}
+        for place, some in records.slices(self.lock, where):
             for name, values in found.items():
                 if name == "loss":
                     values[place] = self.estimates(some)
                 else:
-                    values[place] = some[name] if values.dtype.kind == "u" else _of_seen(some[name], some)
+                    values[place] = some[name] if values.dtype.kind == "u" else self._of_seen(some[name], some)
         return found
 
     def state_dict(self) -> dict[str, Any]:
@@ -243,8 +249,3 @@ class SampleStorage:
             "estimator": self.estimator,
             "sample_ids": self._digest,
         }
-
-
-def _of_seen(values: NDArray[Any], records: NDArray[Any]) -> NDArray[np.float32]:
-    """The values, NaN for unseen samples."""
-    return np.where(records["usage_count"] > 0, values, np.float32("nan"))

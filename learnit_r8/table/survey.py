@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .figures import flow_between, loss_histogram, quarters_of, rounded, top, uses_histogram
+from .labels.columns import spread
 from .labels.frame import labels_in
 from .losses import EXACT, WHOLE_BATCH
-from .records import RECORD
+from .records import ALL, RECORD
 from .table import SampleTable, suspects_in
 
 MOST_SCANNED = 2**18
@@ -79,9 +80,8 @@ class Surveyor:
         self._num_samples = self._table.num_samples
         self._size = min(self._num_samples, self._most_scanned)
         if self._size < self._num_samples:
-            # With replacement, to avoid a permutation of N; duplicates are dropped.
-            drawn = np.random.default_rng(0).integers(0, self._num_samples, self._size)
-            self._chosen = np.unique(drawn)
+            self._chosen = spread(self._num_samples, self._size)
+        self._where = ALL if self._chosen is None else self._chosen
 
     def _follow_growth(self) -> None:
         """Read the samples that have come since, too; of a random part others, once there are twice as many."""
@@ -130,7 +130,7 @@ class Surveyor:
         """
         began = self._clock()
         self._follow_growth()
-        known = self._table.read(*(RECORD.names or ()), indices=self._chosen)
+        known = self._table.read(*(RECORD.names or ()), where=self._where)
         loss, uses = known["loss"], known["usage_count"]
         quarters = quarters_of(loss, uses)
         if epoch_ended:
@@ -195,10 +195,9 @@ class Surveyor:
         table, size = self._table, self._size
         start = self._slice * size % table.num_samples
         self._slice += 1
-        part = np.arange(start, min(start + size, table.num_samples))
-        found = start + top(table.read("loss", indices=part)["loss"], TRACKED)
+        found = start + top(table.read("loss", where=slice(start, start + size))["loss"], TRACKED)
         candidates = np.union1d(found, np.fromiter(self._tracked, np.int64))
-        loss = table.read("loss", indices=candidates)["loss"]
+        loss = table.read("loss", where=candidates)["loss"]
         best = top(loss, TRACKED)
         kept = candidates[best].tolist()
         self._tracked = {index: self._tracked.get(index, deque(maxlen=HISTORY)) for index in kept}
@@ -208,7 +207,7 @@ class Surveyor:
         return candidates[best[:LISTED]]
 
     def _find_suspects(self, known: dict[str, NDArray[Any]]) -> dict[str, Any]:
-        storage, evidence = self._table.storage, self._table.read_evidence(indices=self._chosen)
+        storage, evidence = self._table.storage, self._table.read_evidence(where=self._where)
         found = suspects_in(storage, known, evidence)
         self._flagged = found.indices if self._chosen is None else self._chosen[found.indices]
         if found.reason:

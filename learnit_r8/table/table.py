@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._validation import is_number, whole_number
-from .figures import html_table, top
+from .figures import html_table, top_of
 from .label_noise import Ranking, Suspects, find_suspects, rank
+from .labels.columns import Columns, spread
 from .labels.frame import columns_of, make_frame
 from .learner import LossLearner
 from .losses import EXACT
 from .quantiles import MOST_RANKED, Quartile, Sample, quartiles_of, quartiles_of_some, samples_of
-from .records import Lock
+from .records import ALL, Lock, Where
 from .storage import FIELDS, SampleStorage
 
 
@@ -141,27 +142,38 @@ class SampleTable:
         """int64[N], the class other than its label predicted most for each sample; -1 where there is none."""
         return _classes(self.read_evidence("leader", "lead"), "leader", "lead", self.num_samples)
 
-    def read(self, *fields: str, indices: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]]:
+    def read(self, *fields: str, where: Where = ALL) -> dict[str, NDArray[Any]]:
         """Copies of fields of all samples, or of some; see `SampleStorage.read`."""
         self.learner.hand_over()
-        return self.storage.read(fields, indices)
+        return self.storage.read(fields, where)
 
-    def read_evidence(self, *fields: str, indices: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]] | None:
+    def read_evidence(self, *fields: str, where: Where = ALL) -> dict[str, NDArray[Any]] | None:
         """Copies of fields of the evidence, by default of all of them; None without predictions."""
         self.learner.hand_over()
         records = self.storage.evidence.records
-        return None if records is None else records.columns(fields, self.lock, indices)
+        return None if records is None else records.columns(fields, self.lock, where)
+
+    def _columns(self) -> tuple[Columns, Columns | None]:
+        """What is known of the samples, and the evidence, to be read block by block; None without predictions."""
+        self.learner.hand_over()
+        records = self.storage.evidence.records
+        known = Columns(self.num_samples, self.storage.read)
+        if records is None:
+            return known, None
+        return known, Columns(len(records), lambda fields, where: records.columns(fields, self.lock, where))
 
     def describe(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Sample]:
         """The figures of some samples, in the given order."""
         chosen = np.asarray(indices, np.int64)
         if chosen.size and not 0 <= chosen.min() <= chosen.max() < self.num_samples:
             raise ValueError(f"indices must be in [0, {self.num_samples}), got {indices!r}.")
-        return samples_of(chosen, self.read(*FIELDS, indices=chosen), self.storage.sample_ids)
+        return samples_of(chosen, self.read(*FIELDS, where=chosen), self.storage.sample_ids)
 
     def hardest(self, k: int = 10) -> list[Sample]:
         """The ``k`` seen samples with the highest estimated loss, highest first."""
-        return self.describe(top(self.loss, whole_number("k", k, least=0)))
+        k = whole_number("k", k, least=0)
+        blocks = self._columns()[0].blocks("loss", least=k)
+        return self.describe(top_of(((start, known["loss"]) for start, known in blocks), k))
 
     def quartiles(self) -> list[Quartile]:
         """The seen samples in four quarters, Q1 (lowest loss) to Q4; empty if fewer than four were seen.
@@ -171,9 +183,7 @@ class SampleTable:
         if self.num_samples <= MOST_RANKED:
             known = self.read("loss", "usage_count")
             return quartiles_of(known["loss"], known["usage_count"])
-        each = self.num_samples / MOST_RANKED
-        places = (np.arange(MOST_RANKED) + np.random.default_rng(0).random(MOST_RANKED)) * each
-        known = self.read("loss", "usage_count", indices=places.astype(np.int64))
+        known = self.read("loss", "usage_count", where=spread(self.num_samples, MOST_RANKED))
         return quartiles_of_some(known["loss"], known["usage_count"], self.num_seen)
 
     def suspects(self, precision: float = 0.5) -> Suspects:
@@ -190,12 +200,7 @@ class SampleTable:
         """
         if not (is_number(precision) and 0 < precision < 1):
             raise ValueError(f"precision must be in (0, 1), got {precision!r}.")
-        if self.storage.part_size != EXACT:
-            # Nothing is read: of a hundred million samples that takes seconds.
-            return suspects_in(self.storage, {}, None, precision)
-        by_group = ["group"] if self.storage.group_labels is not None else []
-        known = self.read("last", "mean", "usage_count", *by_group)
-        return suspects_in(self.storage, known, self.read_evidence(), precision)
+        return suspects_in(self.storage, *self._columns(), precision)
 
     def ranking(self, top: int = 100) -> Ranking:
         """The samples whose labels are most suspect, in order; not a verdict, as some are the most suspect anywhere.
@@ -204,7 +209,7 @@ class SampleTable:
             top: Most samples to list, >= 0.
         """
         whole_number("top", top, least=0)
-        return rank(self.read("mean", "usage_count"), self.read_evidence(), top)
+        return rank(*self._columns(), top)
 
     def to_frame(self, library: str | None = None) -> Any:
         """A data frame with a row for each sample, for tools that clean data.

@@ -20,6 +20,7 @@ from learnit_r8.checkpoint.shared_memory import SharedBackups
 from learnit_r8.cli.status import facts_of, folded, line_of
 from learnit_r8.engine.settings import KEPT
 from learnit_r8.events.codec import strict_json
+from learnit_r8.flight.record import PARTS, BadRecord, export, numbers_in, read_part, read_record
 from learnit_r8.journal.requests import KINDS, RequestFolder, ask
 from learnit_r8.journal.run import Run, UnreadableRun
 from learnit_r8.journal.run_info import write_about
@@ -272,9 +273,59 @@ class Generations:
             assert isinstance(proved, list)
 
 
+class Records:
+    """The record of an incident with its parts, and the same as one file that somebody sent."""
+
+    def __init__(self, folder):
+        weights, self.sent = Weights(), folder / "sent.r8"
+        callbacks = {"state_callback": weights.get, "load_callback": weights.load}
+        with make(60, num_epochs=2, run_dir=folder / "run", record="all", **callbacks) as r8:
+            for _, indices, _ in steps(r8):
+                r8.update_with_loss(math.nan if r8.global_step == 7 else batch_loss(indices))
+        [number] = numbers_in(folder / "run")
+        self.folder = folder / "run" / "incidents" / str(number)
+        with self.sent.open("wb") as file:
+            export(self.folder, PARTS, file)
+        self.whole = {path: path.read_bytes() for path in (*sorted(self.folder.iterdir()), self.sent)}
+        self.kept = sorted(path.name for path in self.folder.iterdir())
+
+    def seeds(self):
+        return [json.dumps([path.name, ""]).encode() for path in self.whole]
+
+    def damaged(self, random):
+        path = random.choice([self.folder / "incident.json", *self.whole])
+        content = self.whole[path]
+        if random.randrange(3) == 0:
+            content = damage_bytes(random, content)
+        elif path.suffix == ".json":
+            content = json.dumps(damage_value(random, json.loads(content))).encode("utf-8", "replace")
+        else:
+            with contextlib.suppress(TypeError, ValueError, UnicodeError):
+                content = codec.encode(damage_value(random, codec.decode(content)))
+        return json.dumps([path.name, content.decode("latin-1")]).encode()
+
+    def read(self, content):
+        name, text = json.loads(content)
+        path = self.sent if name == self.sent.name else self.folder / name
+        path.write_bytes(text.encode("latin-1") if text else self.whole[path])
+        home = path if path == self.sent else self.folder
+        try:
+            for part in PARTS:
+                read_part(home, part)
+            record = read_record(home)
+            assert (record["kind"], record["format"]) == ("learnit_r8 incident", 1)
+            assert set(record["files"]) <= set(PARTS)
+            json.loads(strict_json(record, non_finite=lambda value: None))
+        except BadRecord:
+            assert text, "a whole record was refused"
+        finally:
+            path.write_bytes(self.whole[path])
+        assert sorted(path.name for path in self.folder.iterdir()) == self.kept
+
+
 TARGETS = {
     "requests": Requests, "journals": Journals, "checkpoints": Checkpoints, "settings": Settings,
-    "generations": Generations,
+    "generations": Generations, "records": Records,
 }  # fmt: skip
 
 

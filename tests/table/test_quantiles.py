@@ -5,7 +5,7 @@ import pytest
 
 from learnit_r8 import SampleTable
 from learnit_r8.table import table as table_module
-from learnit_r8.table.quantiles import _at_ranks, quartiles_of, quartiles_of_some
+from learnit_r8.table.quantiles import _at_ranks, falling_order, quartiles_of, quartiles_of_some
 
 VALUES = {
     "positive": lambda rng, count: rng.gamma(1, 1, count),
@@ -24,6 +24,15 @@ def test_values_at_ranks(kind, count):
     ranks = [0, count // 4, count // 2, count - 1]
 
     assert _at_ranks(values, ranks) == np.sort(values)[ranks].tolist()
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_order_in_which_values_fall(kind):
+    """It is that of a stable sort: equal values, and zeros of both signs, as they come."""
+    values = VALUES[kind](np.random.default_rng(0), 1000).astype(np.float32)
+    values[::7], values[::11] = 0.0, -0.0
+
+    assert falling_order(values).tolist() == np.argsort(-values, kind="stable").tolist()
 
 
 def test_quarters_of_all_samples_are_right():

@@ -112,21 +112,30 @@ class Mirror(NamedTuple):
         ends = np.flatnonzero(enough)
         return order[: int(ends[-1]) + 1] if len(ends) else order[:0]
 
-    def score(self, margin: Doubles) -> Doubles:
-        """float64[M] in [0, 1], the estimated probability that each label is wrong; never falls with the margin."""
+    def score(self, margin: Doubles, at: Doubles | None = None) -> Doubles:
+        """float64[M] in [0, 1], the estimated probability that each label is wrong; never falls with the margin.
+
+        Args:
+            margin: float64[M], of the samples that tell.
+            at: float64[K], > 0 and falling: margins of others, whose probabilities are returned, float64[K].
+        """
         chosen = np.flatnonzero(margin > 0)
         chosen = chosen[np.argsort(margin[chosen], kind="stable")]
         score = np.zeros(len(margin))
         num_bins = min(MOST_BINS, len(chosen) // BIN)
         if not num_bins:
-            return score
+            return score if at is None else np.zeros(len(at))
         starts = np.arange(num_bins) * len(chosen) // num_bins
         sizes = np.diff(np.append(starts, len(chosen)))
         edges = np.append(margin[chosen[starts]], np.inf)
         edges[0] = 0
         size = -margin[margin < 0]
         right = np.histogram(size, edges, weights=self.odds(size))[0]
-        score[chosen] = np.repeat(np.clip(_rising(1 - right / sizes, sizes), 0, 1), sizes)
+        steps = np.clip(_rising(1 - right / sizes, sizes), 0, 1)
+        if at is not None:
+            ends = np.searchsorted(at[::-1], edges[1:-1])
+            return np.repeat(steps, np.diff(ends, prepend=0, append=len(at)))[::-1]
+        score[chosen] = np.repeat(steps, sizes)
         return score
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..quantiles import falling_order
 from .mixture import Humps, find_humps
 
 LEAST_USES = 4
@@ -114,16 +115,33 @@ class Suspicion(NamedTuple):
 def spare(flagged: NDArray[np.bool_], mean_loss: NDArray[np.float32], group: NDArray[Any]) -> None:
     """Clear the flags of the samples with the lowest losses in groups that have too many."""
     chosen = np.flatnonzero(flagged)
-    chosen = chosen[np.lexsort((-mean_loss[chosen], group[chosen]))]
-    of_chosen = group[chosen]
-    rank = np.arange(len(chosen)) - np.searchsorted(of_chosen, of_chosen)
-    size = np.bincount(group)[of_chosen]
-    count, left = 0, np.ones(len(chosen), bool)
+    chosen = chosen[falling_order(mean_loss[chosen])]
+    flagged[chosen[are_spared(group[chosen], group)]] = False
+
+
+def are_spared(group: NDArray[Any], groups: NDArray[Any]) -> NDArray[np.bool_]:
+    """bool[K], which of some suspects are not, as they have the lowest losses of a group that has too many.
+
+    Args:
+        group: int[K], the code of the group of each, < 65536; the highest loss first.
+        groups: int[M], that of each of all samples, or of some of many, suspect or not.
+    """
+    if not len(group):
+        return np.zeros(0, bool)
+    sizes = np.bincount(groups, minlength=int(group.max()) + 1)
+    order = np.argsort(group.astype(np.uint16), kind="stable")
+    found = np.bincount(group, minlength=len(sizes))
+    # None of a rare group may be among some of the samples.
+    sizes = np.maximum(sizes, 1)
+    count, most = 0, found
     # Each flag that is cleared lowers the share that the other groups may have.
-    while count != np.count_nonzero(left):
-        count = int(np.count_nonzero(left))
-        left = rank < np.ceil(GROUP_SHARE * count / len(group) * size)
-    flagged[chosen[~left]] = False
+    while count != most.sum():
+        count = int(most.sum())
+        most = np.minimum(found, np.ceil(GROUP_SHARE * count / len(groups) * sizes).astype(np.int64))
+    rank = np.arange(len(order)) - (np.cumsum(found) - found)[group[order]]
+    spared = np.empty(len(order), bool)
+    spared[order] = rank >= most[group[order]]
+    return spared
 
 
 def _scaled(mean_loss: NDArray[np.float32], untrained_loss: float) -> NDArray[np.float64]:
