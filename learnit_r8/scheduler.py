@@ -474,6 +474,7 @@ class R8Scheduler:
         size: int | Callable[[Any], int] | None = None,
         tokens: int | Callable[[Any], int] | None = None,
         sets_generators: bool = True,
+        begins_anew: bool = False,
     ) -> TrainerBatches:
         """Follow a trainer that takes its batches by itself; callbacks of trainers tell the result of each batch.
 
@@ -481,6 +482,7 @@ class R8Scheduler:
             size: Samples in a batch, or a function of it; by default the first dimension of its first array.
             tokens: Tokens in a batch, or a function of it.
             sets_generators: Whether a resumed run sets the random generators, as the trainer does not.
+            begins_anew: Whether the trainer begins the epoch anew in which a saved run was, which is said then.
 
         Raises:
             RuntimeError: the scheduler was built with ``num_samples``, so that it draws the batches.
@@ -496,7 +498,8 @@ class R8Scheduler:
         >>> batches.end_run()
         """
         measure = self._measure(size, tokens)
-        return TrainerBatches(self._own_feed("follow"), measure, sets_generators=sets_generators)
+        feed = self._own_feed("follow")
+        return TrainerBatches(feed, measure, sets_generators=sets_generators, begins_anew=begins_anew)
 
     def steps(self) -> Iterator[int]:
         """Yield the number of each step until the budget is spent, for a loop without an iterable of batches.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -14,6 +14,9 @@ from .fit_arguments import check_fit
 from .fit_frame import local_of_fit, scope_of_fit
 from .losses import LossRecorder
 from .state import ModelState
+
+if TYPE_CHECKING:
+    from ..scheduler import R8Scheduler
 
 METRICS_EVERY = 16
 """Batches between two copies of Keras' running means; one is made before the last batch of an epoch too."""
@@ -34,8 +37,11 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
     to `R8Scheduler.log`, and when the budget is spent it stops the training. Callbacks that you gave the scheduler stay
     in use; the others come from the model.
 
+    With an `R8Scheduler` without ``num_samples`` in place of the data set, ``fit`` trains on whatever it is given: see
+    `OwnBatchesCallback`.
+
     Args:
-        dataset: What ``fit`` trains on.
+        dataset: What ``fit`` trains on; or a scheduler that draws no batches.
         model: The model, built and compiled, to attach before ``fit``: then `R8Scheduler.load_checkpoint` restores it.
         backup_every: When to copy the model to RAM: steps, a time such as "5min", or a trigger; by default every 30 s
             and every epoch.
@@ -50,12 +56,23 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         dataset: As given.
     """
 
+    def __new__(cls, dataset: Any = None, *args: Any, **kwargs: Any) -> R8Callback:
+        """A callback of the kind that the data needs."""
+        from .own_batches import OwnBatchesCallback
+
+        is_own = cls is R8Callback and getattr(getattr(dataset, "host", None), "feed", None) is not None
+        callback: R8Callback = super().__new__(OwnBatchesCallback if is_own else cls)
+        return callback
+
     def __init__(
-        self, dataset: R8Dataset, model: Any = None, *, backup_every: int | str | Condition | None = None
+        self, dataset: R8Dataset | R8Scheduler, model: Any = None, *, backup_every: int | str | Condition | None = None
     ) -> None:
         super().__init__()
         if not isinstance(dataset, R8Dataset):
-            raise TypeError(f"dataset must be an R8Dataset, got {dataset!r}.")
+            raise TypeError(
+                f"dataset must be an R8Dataset, or an R8Scheduler without num_samples to keep your own data, got "
+                f"{dataset!r}."
+            )
         self.dataset = dataset
         self._prefetch = dataset.prefetch
         self._backup_every = backup_every

@@ -70,5 +70,9 @@ class LiveValues:
             self._places = {
                 id(each): (kind, position) for kind, own in owners.items() for position, each in enumerate(own)
             }
-        kind, position = self._places[id(variable)]
+        found = self._places.get(id(variable))
+        if found is None:
+            # Of another optimizer, say, which the trainer does not carry.
+            return None, 0
+        kind, position = found
         return state[kind], position

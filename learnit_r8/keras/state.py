@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -14,7 +14,7 @@ from ..checkpoint.durable_io import open_output
 from ..checkpoint.state_tree import is_own_kind
 from ..sampling.random_generators import set_torch_state, torch_state
 
-_FILE_KINDS = "model", "optimizer", "random"
+_FILE_KINDS = "model", "optimizer", "rate", "random"
 
 
 class ModelState:
@@ -23,23 +23,28 @@ class ModelState:
     Args:
         model: A Keras model, built.
         optimizer: Its optimizer; by default the one it was compiled with.
+        others: Further optimizers, of a model with a ``train_step`` of its own; they may be built by their first step.
+        keeps_rates: Whether the rates are the user's own: they stay as damage is healed, and come back on resume.
 
     Raises:
         ValueError: there is no optimizer.
         RuntimeError: the model has no variables yet.
     """
 
-    def __init__(self, model: Any, optimizer: Any = None) -> None:
+    def __init__(
+        self, model: Any, optimizer: Any = None, *, others: Sequence[Any] = (), keeps_rates: bool = False
+    ) -> None:
         optimizer = getattr(model, "optimizer", None) if optimizer is None else optimizer
         if optimizer is None:
             raise ValueError(
                 f"model must be compiled, or an optimizer be given, got {model!r} without; call compile()."
             )
-        if not model.built:
+        # A model with a step of its own, as a GAN, is never called as a whole, and so never "built".
+        if not (model.built or model.trainable_variables):
             raise RuntimeError(f"model must be built, got {model!r} without variables; give it an Input.")
-        if not optimizer.built:
+        if not (optimizer.built or others):
             optimizer.build(model.trainable_variables)
-        self._model, self._optimizer = model, optimizer
+        self._model, self._optimizers, self._keeps_rates = model, [optimizer, *others], keeps_rates
         self._random: list[NDArray[Any]] = []
 
     def _variables(self) -> dict[str, list[Any]]:
@@ -47,22 +52,23 @@ class ModelState:
         if hasattr(model, "jax_state_sync"):
             model.jax_state_sync()
         # Not `variables`: those of the metrics are no part of what was learned.
-        return {
-            "model": [*model.trainable_variables, *model.non_trainable_variables],
+        found = {"model": [*model.trainable_variables, *model.non_trainable_variables]}
+        for number, optimizer in enumerate(self._optimizers, start=1):
             # Without the rate, which the scheduler sets at each step: it may be a variable of the optimizer's own when
             # the state is saved, and a function of another one when it is put back.
-            "optimizer": [each for each in self._optimizer.variables if each is not self._rate],
-        }
+            rate = rate_of(optimizer)
+            found[_kind(number)] = [each for each in optimizer.variables if each is not rate]
+        return found
 
-    @property
-    def _rate(self) -> Any:
-        return getattr(getattr(self._optimizer, "inner_optimizer", self._optimizer), "_learning_rate", None)
+    def _rates(self) -> list[Any]:
+        rates = map(rate_of, self._optimizers) if self._keeps_rates else ()
+        return [rate for rate in rates if isinstance(rate, keras.Variable)]
 
     def read(self) -> dict[str, list[NDArray[Any]]]:
         """Copies of all variables, under "model" and "optimizer"; `R8Scheduler` calls it for backups."""
         state = {kind: [as_numpy(each).copy() for each in variables] for kind, variables in self._variables().items()}
         # Layers of Keras on torch draw from torch's own generators, which are no variables.
-        return {**state, "random": _random_state()}
+        return {**state, "rate": [as_numpy(each).copy() for each in self._rates()], "random": _random_state()}
 
     def save(self, state_dict: Mapping[str, Any], filepath: str | os.PathLike[str]) -> None:
         """Write what `read` returned to a file in numpy's npz format, without pickled objects.
@@ -76,12 +82,13 @@ class ModelState:
         with open(open_output(filepath), "wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
 
-    def load(self, source: Any, *, from_ram: bool = False) -> None:
+    def load(self, source: Any, *, from_ram: bool = False, is_resume: bool = False) -> None:
         """Put all variables back.
 
         Args:
             source: The path of a file that `save` wrote, or with ``from_ram`` what `read` returned.
             from_ram: Which of the two.
+            is_resume: Whether the run goes on in another process.
 
         Raises:
             ValueError: it is of another model or optimizer. Nothing was changed.
@@ -90,12 +97,16 @@ class ModelState:
         pairs: list[tuple[Any, Any]] = []
         for kind, variables in self._variables().items():
             shapes = [tuple(each.shape) for each in variables]
-            arrays = state.get(kind, [])
+            arrays = list(state.get(kind, []))
+            if len(self._optimizers) > 1 and kind != "model" and len(arrays) == 1 < len(shapes):
+                # It was built by a step since, and begins with zeros.
+                arrays += [np.zeros(shape) for shape in shapes[1:]]
             given = [array.shape for array in arrays]
             if shapes != given:
                 raise ValueError(f"the saved {kind} must have variables of shapes {shapes}, got {given}.")
             pairs += zip(variables, arrays, strict=True)
-        for variable, array in pairs:
+        rates = self._rates() if is_resume or not from_ram else []
+        for variable, array in [*pairs, *zip(rates, state.get("rate", []), strict=False)]:
             variable.assign(array)
         random = state["random"]
         _set_random_state(random)
@@ -111,6 +122,15 @@ class ModelState:
         if is_set:
             _set_random_state(self._random)
         self._random = []
+
+
+def rate_of(optimizer: Any) -> Any:
+    """The rate of an optimizer, one that scales losses too: a variable, a schedule or a function."""
+    return getattr(getattr(optimizer, "inner_optimizer", optimizer), "_learning_rate", None)
+
+
+def _kind(number: int) -> str:
+    return "optimizer" if number == 1 else f"optimizer {number}"
 
 
 def _random_state() -> list[NDArray[Any]]:
@@ -134,8 +154,9 @@ def as_numpy(variable: Any) -> NDArray[Any]:
 
 def _read_file(path: str | os.PathLike[str]) -> dict[str, list[NDArray[Any]]]:
     with np.load(path, allow_pickle=False) as file:
-        names = [name for name in file.files if name.split(".")[0] in _FILE_KINDS]
-        state: dict[str, list[NDArray[Any]]] = {kind: [] for kind in _FILE_KINDS}
+        names = [name for name in file.files if name.split(".")[0].split()[0] in _FILE_KINDS]
+        state: dict[str, list[NDArray[Any]]] = {name.split(".")[0]: [] for name in names}
+        state |= {kind: [] for kind in _FILE_KINDS}
         for name in sorted(names, key=lambda name: int(name.split(".")[1])):
             state[name.split(".")[0]].append(file[name])
     return state

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
 
 
+NOT_SHARED = (
+    "a Trainer with batches of its own must run in one process, got {}; let R8Scheduler draw them, or train in a loop "
+    "of your own with learnit_r8.torch.attach()."
+)
+
+
 class OwnBatches:
     """Watches the batches of a Trainer; `R8Callback` tells it of steps and epochs.
 
@@ -23,12 +29,17 @@ class OwnBatches:
         trainer: The Trainer, whose optimizer is there.
         settings: For `learnit_r8.torch.attach`.
 
+    Raises:
+        ValueError: there are several processes.
+
     Attributes:
         adapter: What heals the model.
     """
 
     def __init__(self, trainer: Any, settings: Mapping[str, Any]) -> None:
         args, given = trainer.args, dict(settings)
+        if args.world_size > 1:
+            raise ValueError(NOT_SHARED.format(args.world_size))
         self._has_budget = any(given.get(name) is not None for name in BUDGETS)
         if not self._has_budget:
             given |= _budget_of(args)

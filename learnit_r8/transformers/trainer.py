@@ -343,9 +343,10 @@ def _checked(r8: Any) -> dict[str, Any]:
         raise ValueError(
             f"{decided[0]} must be left out of r8, the TrainingArguments decide it, got {r8[decided[0]]!r}."
         )
-    if not isinstance(r8.get("batches", True), bool):
-        raise TypeError(f"batches in r8 must be True or False, got {r8['batches']!r}.")
-    return dict(r8)
+    settings = dict(r8)
+    if not isinstance(settings.get("batches", True), bool):
+        raise TypeError(f"batches in r8 must be True or False, got {settings['batches']!r}.")
+    return settings
 
 
 def _columns_used(trainer: Any) -> tuple[Any, Any]:

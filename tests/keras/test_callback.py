@@ -246,7 +246,7 @@ BAD_DATA = {
     "no scheduler": (lambda r8: R8Dataset(X, Y, None), TypeError, r"r8 must be an R8Scheduler, got None\."),
     "workers": (lambda r8: R8Dataset(X, Y, r8, workers=0), ValueError, r"workers must be .*, got 0\."),
     "queue": (lambda r8: R8Dataset(X, Y, r8, max_queue_size=0), ValueError, r"max_queue_size must be .*, got 0\."),
-    "callback": (lambda r8: R8Callback(X), TypeError, r"dataset must be an R8Dataset, got array"),
+    "callback": (lambda r8: R8Callback(X), TypeError, r"dataset must be an R8Dataset, or an R8Scheduler .*, got array"),
 }
 
 

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from .feed import Feed
 
 
+FROM_THE_START = (
+    "the saved run was within an epoch, at step {}; the trainer begins that epoch anew, so the batches that were "
+    "trained on in it come again. Checkpoints between two epochs are exact."
+)
+
+
 class TrainerBatches:
     """Tells a feed of batches that somebody else has fetched, epoch by epoch.
 
@@ -23,10 +29,14 @@ class TrainerBatches:
         feed: Of a run without samples.
         measure: Reads the size of a batch.
         sets_generators: Whether a resumed run sets the random generators; some trainers do so themselves.
+        begins_anew: Whether a run that is resumed in mid-epoch gets the epoch's batches from the first one on.
     """
 
-    def __init__(self, feed: Feed, measure: BatchMeasure, *, sets_generators: bool = True) -> None:
+    def __init__(
+        self, feed: Feed, measure: BatchMeasure, *, sets_generators: bool = True, begins_anew: bool = False
+    ) -> None:
         self._feed, self._measure, self._sets_generators = feed, measure, sets_generators
+        self._begins_anew = begins_anew
 
     @property
     def is_watched(self) -> bool:
@@ -58,7 +68,9 @@ class TrainerBatches:
         Args:
             number: Which, 0-based, where the trainer counts them.
         """
-        pace = self._feed._run.pace
+        feed, pace = self._feed, self._feed._run.pace
+        if feed.is_resumed and not pace.has_ended and self._begins_anew:
+            feed._run.announcer.warn_once("from the start", FROM_THE_START.format(feed._run.pace.step))
         pace.begin_pass()
         if number is not None:
             pace.passes = number
@@ -87,6 +99,24 @@ class TrainerBatches:
         feed.open = feed.take(item, size, is_of_loader=False)
         run.controller.note_start()
         return True
+
+    def begin_more(self) -> bool:
+        """Note one more batch of those that the trainer takes at once, of which only the first begins between steps.
+
+        Returns:
+            As of `begin`.
+        """
+        feed = self._feed
+        if feed._is_at_end():
+            return False
+        feed.open = feed.take(None, Size(), is_of_loader=False)
+        return True
+
+    def discard(self) -> None:
+        """Count the batch in hand as one whose training was undone before its loss was judged."""
+        ticket, self._feed.open = self._feed.open, None
+        if ticket is not None:
+            self._feed._run.discard(ticket)
 
     def end_pass(self) -> None:
         """Note that an epoch has ended, before it is validated."""

@@ -1,0 +1,165 @@
+"""The callback of a ``fit`` over data of the user's own: it watches the training, and heals the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from ..checkpoint.callbacks import Callbacks
+from ..triggers import Condition
+from .callback import METRICS_EVERY, R8Callback
+from .fit_frame import scope_of_fit
+from .rate_factor import NOT_SCALED, RateFactor
+from .state import ModelState, rate_of
+from .step_losses import StepLosses
+
+SETS_RATE = (
+    "learning_rate must be a number in the optimizer where the scheduler sets it, got {!r}; to keep it, give the "
+    "scheduler scheduler_mode='keep'."
+)
+
+
+class OwnBatchesCallback(R8Callback):
+    """What `R8Callback` is with an `R8Scheduler` without ``num_samples``: ``fit`` keeps its data, R8 heals the model.
+
+    Any data goes (``tf.data``, generators, arrays), with ``steps_per_execution``, weights of classes and samples,
+    several inputs and outputs, a ``train_step`` of one's own, a strategy of several devices. Without an incident the
+    weights are those of the ``fit`` without it. A step has been taken by the time its loss is known, so a refused loss
+    puts model and optimizers back.
+
+    Args:
+        dataset: The scheduler.
+        model: The model, built and compiled, to wire before ``fit``: then `R8Scheduler.load_checkpoint` puts it back.
+        backup_every: When to copy the model to RAM; see `R8Scheduler`.
+
+    Raises:
+        TypeError: it is not a scheduler without samples.
+        ValueError: the model is not compiled; or the scheduler is to set a rate that is a schedule.
+    """
+
+    def __init__(self, dataset: Any, model: Any = None, *, backup_every: int | str | Condition | None = None) -> None:
+        keras.callbacks.Callback.__init__(self)
+        self._r8, self._backup_every = dataset, backup_every
+        self._batches = dataset.follow(begins_anew=True)
+        self._state: ModelState | None = None
+        self._wired: Any = None
+        self._metrics: list[tuple[Any, Any]] = []
+        if model is not None:
+            self._wire(model)
+
+    def _wire(self, model: Any) -> None:
+        if self._wired is not model:
+            optimizers = _optimizers_of(model)
+            self._state = ModelState(
+                model, optimizers[0], others=optimizers[1:], keeps_rates=self._r8.keeps_rates
+            )  # fmt: skip
+            self._wired = model
+        state = self._state
+        assert state is not None
+        self._r8.host.adopt(Callbacks(state.save, state.load, state.read), backup_every=self._backup_every)
+
+    def set_model(self, model: Any) -> None:
+        """Keras' word that a ``fit`` begins."""
+        keras.callbacks.Callback.set_model(self, model)
+        optimizers = _optimizers_of(model)
+        rate = rate_of(optimizers[0])
+        if not self._r8.keeps_rates and not isinstance(rate, keras.Variable):
+            raise ValueError(SETS_RATE.format(rate))
+        self._losses = StepLosses.of(model)
+        self._rates = RateFactor(optimizers, self._losses.live)
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Wire the model, which is built by now."""
+        self._wire(self.model)
+        self._batches.begin_run(scope_of_fit(self.model))
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Count the epoch."""
+        self._batches.begin_pass(epoch)
+        self._losses.begin()
+
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Do what is due between two steps, and lower the rate where recovery asks for it."""
+        r8 = self._r8
+        if not batch % METRICS_EVERY or not self._metrics:
+            self._keep_metrics()
+        if not self._batches.begin():
+            return
+        if not r8.keeps_rates:
+            self._losses.live.set(rate_of(self.model.optimizer), r8.lr)
+            return
+        if not r8.controller.is_quiet or r8.lr_factor != 1:
+            if r8.lr_factor != 1 and self._rates.unscaled is not None:
+                r8.host.say_once("rate in the step", NOT_SCALED.format(self._rates.unscaled))
+            self._rates.put_on(r8.lr_factor)
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Report the losses of the step, or of all those that ``steps_per_execution`` has taken at once."""
+        r8, batches = self._r8, self._batches
+        self._rates.take_back()
+        losses = self._losses.read(logs)
+        rate = self._rates.value
+        is_undone = False
+        try:
+            for number, loss in enumerate(losses):
+                if not (batches.begin_more() if number else batches.is_watched):
+                    break
+                if is_undone:
+                    # A step of weights that are gone.
+                    batches.discard()
+                    continue
+                outcome = r8.update_with_loss(loss, lr=rate if r8.keeps_rates and rate == rate else None)
+                if not outcome:
+                    self._put_metrics_back()
+                is_undone = outcome.rolled_back_to is not None
+        except BaseException:
+            # fit() ends without telling its callbacks.
+            r8.requests.leave()
+            raise
+        if r8.is_over:
+            self.model.stop_training = True
+
+    def _keep_metrics(self) -> None:
+        """Remember Keras' running means: one NaN would stay in them to the end of the epoch."""
+        own, read = self._losses.memory, self._losses.live.read
+        self._metrics = [(each, np.array(read(each))) for each in self.model.metrics_variables if each is not own]
+
+    def _put_metrics_back(self) -> None:
+        self._losses.live.sync()
+        # Some may be built since.
+        self.model.reset_metrics()
+        for variable, value in self._metrics:
+            variable.assign(value)
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Pass on what Keras logged; write the checkpoint that is due."""
+        r8 = self._r8
+        self._batches.end_pass()
+        numbers = {name: value for name, value in (logs or {}).items() if name != "step" and _is_number(value)}
+        if numbers:
+            r8.log(r8.global_step, **numbers)
+        r8.host.between_steps()
+        self._metrics = []
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Note that the training has ended."""
+        self._batches.end_run()
+
+
+def _optimizers_of(model: Any) -> list[Any]:
+    """The optimizer that a model was compiled with, and those that it has as attributes."""
+    found = [each for each in vars(model).values() if isinstance(each, keras.optimizers.Optimizer)]
+    compiled = getattr(model, "optimizer", None)
+    if compiled is not None:
+        found.insert(0, compiled)
+    found = [each for number, each in enumerate(found) if not any(each is other for other in found[:number])]
+    if not found:
+        raise ValueError(f"model must be compiled with an optimizer, got {model!r} without; call compile().")
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return np.ndim(value) == 0

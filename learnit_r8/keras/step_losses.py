@@ -1,0 +1,198 @@
+"""The loss of each training step of a Keras model, as it was in that step, whatever the step does."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+from keras import ops
+
+from .live_values import LiveValues
+
+try:
+    from keras.src.losses.loss import unscale_loss_for_distribution as _unscale
+except ImportError:
+
+    def _unscale(value: Any) -> Any:
+        return value
+
+
+class StepLosses:
+    """Keeps the losses of the last training steps in a variable, at the cost of one small copy.
+
+    It listens to ``compute_loss``; in a step that does not call it, to the means of losses that the model tracks; else
+    it takes what ``train_step`` returns. It never reads a running mean. The model keeps it.
+
+    Args:
+        model: A compiled Keras model.
+        capacity: Steps of one call of the model's training function, >= 1.
+
+    Attributes:
+        live: The values of the model's variables.
+    """
+
+    def __init__(self, model: Any, capacity: int) -> None:
+        self.capacity = capacity
+        self.live = LiveValues(model)
+        self._model = model
+        self._heard = threading.local()
+        self._num_written = 0
+        strategy = getattr(model, "distribute_strategy", None)
+        self._is_jax = keras.backend.backend() == "jax"
+        with contextlib.nullcontext() if strategy is None else strategy.scope():
+            self._memory = _Ring(capacity)
+        self._replace(model)
+        # A step traced before knows nothing of the variable.
+        model.train_function = None
+
+    @property
+    def memory(self) -> Any:
+        """The variable."""
+        return self._memory.values
+
+    @classmethod
+    def of(cls, model: Any) -> StepLosses:
+        """Those of a model, which keeps them for good so that a second ``fit`` traces nothing again."""
+        found = getattr(model.compute_loss, "step_losses", None)
+        if isinstance(found, cls) and found.capacity == model.steps_per_execution:
+            return found
+        return cls(model, model.steps_per_execution)
+
+    def begin(self) -> None:
+        """Note that the next step that is written is that of the next batch."""
+        self.live.forget()
+        self._num_written = int(self.live.read(self.memory)[-1])
+
+    def read(self, logs: Mapping[str, Any] | None) -> list[float]:
+        """The losses of the steps since the last call, in their order.
+
+        Args:
+            logs: What ``fit`` got of the last of them, for a step in which nothing was heard.
+
+        Raises:
+            RuntimeError: there is no loss.
+        """
+        array = self.live.read(self.memory)
+        count = (int(array[-1]) - self._num_written) % self._memory.modulus
+        self._num_written = int(array[-1])
+        if count:
+            first = self._num_written - min(count, self.capacity)
+            return [float(array[number % self.capacity]) for number in range(first, self._num_written)]
+        found = [float(value) for name, value in (logs or {}).items() if "loss" in name]
+        if not found:
+            raise RuntimeError(
+                "train_step must have a loss to be watched: call self.compute_loss(), or track it with a "
+                "keras.metrics.Mean whose name has 'loss' in it, or return it under such a name, got "
+                f"{sorted(logs or {})}."
+            )
+        return [sum(found)]
+
+    def _replace(self, model: Any) -> None:
+        original = getattr(model.compute_loss, "__wrapped__", model.compute_loss)
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def compute_loss(*args: Any, **kwargs: Any) -> Any:
+            total = original(*args, **kwargs)
+            if signature.bind(*args, **kwargs).arguments.get("training", True):
+                self._hear_total(total)
+            return total
+
+        compute_loss.step_losses = self  # type: ignore[attr-defined]
+        model.compute_loss = compute_loss
+        if self._is_jax:
+            # JAX steps hand back only variables that they know of.
+            model._metrics = [each for each in model._metrics if not isinstance(each, _Ring)]
+            model._metrics.append(self._memory)
+            return
+        step = getattr(model.train_step, "__wrapped__", model.train_step)
+
+        @functools.wraps(step)
+        def train_step(*args: Any, **kwargs: Any) -> Any:
+            heard = self._heard
+            heard.totals, heard.means = [], []
+            try:
+                logs = step(*args, **kwargs)
+                self._keep(heard.totals or heard.means or _losses_in(logs))
+                return logs
+            finally:
+                del heard.totals, heard.means
+
+        model.train_step = train_step
+        for metric in model.metrics:
+            if isinstance(metric, keras.metrics.Mean) and "loss" in metric.name:
+                self._listen(metric)
+
+    def _listen(self, metric: Any) -> None:
+        update = getattr(metric.update_state, "__wrapped__", metric.update_state)
+
+        @functools.wraps(update)
+        def update_state(values: Any, *args: Any, **kwargs: Any) -> Any:
+            means = getattr(self._heard, "means", None)
+            if means is not None:
+                means.append(_mean_of(values))
+            return update(values, *args, **kwargs)
+
+        metric.update_state = update_state
+
+    def _hear_total(self, total: Any) -> None:
+        if self._is_jax:
+            self._memory.keep(total)
+        elif hasattr(self._heard, "totals"):
+            self._heard.totals.append(_unscale(total))
+
+    def _keep(self, losses: list[Any]) -> None:
+        if losses:
+            # Not a sum of sums, which TensorFlow would rearrange together with the user's own.
+            self._memory.keep(losses[0] if len(losses) == 1 else ops.sum(ops.stack(losses)))
+
+
+def _losses_in(logs: Any) -> list[Any]:
+    """The losses that a step returns by name."""
+    if not isinstance(logs, Mapping):
+        return []
+    return [_mean_of(value) for name, value in logs.items() if "loss" in name]
+
+
+def _mean_of(value: Any) -> Any:
+    value = ops.cast(value, "float32")
+    return ops.mean(value) if len(value.shape) else value
+
+
+class _Ring(keras.metrics.Metric):  # type: ignore[misc]
+    """A variable that holds the losses of the last steps, and how many were written.
+
+    It is a metric only so that every back end carries it along.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(name="r8_step_losses")
+        self._capacity = capacity
+        # Which float32 counts exactly.
+        self.modulus = capacity * (2**23 // capacity)
+        # Of several replicas the mean: each has a part of the batch.
+        self.values = self.add_variable(
+            shape=(capacity + 1,), initializer="zeros", dtype="float32", aggregation="mean", name="values"
+        )
+
+    def keep(self, loss: Any) -> None:
+        """Note the loss of a step, 0-dim."""
+        loss, values = ops.cast(ops.stop_gradient(loss), "float32"), self.values
+        place = ops.mod(values[-1], float(self._capacity))
+        kept = ops.where(ops.arange(self._capacity, dtype="float32") == place, loss, values[:-1])
+        self.values.assign(ops.concatenate([kept, ops.mod(values[-1:] + 1.0, float(self.modulus))]))
+
+    def update_state(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the training step writes."""
+
+    def reset_state(self) -> None:
+        """Do nothing: the last batch is not of an epoch."""
+
+    def result(self) -> dict[str, Any]:
+        """Nothing to show."""
+        return {}

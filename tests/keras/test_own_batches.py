@@ -1,0 +1,180 @@
+"""R8Callback with a scheduler that draws nothing: ``fit`` keeps its data, rates and steps, and is healed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("keras")
+tf = pytest.importorskip("tensorflow")
+pytest.importorskip("tests.keras_common")
+
+import keras
+import numpy as np
+
+from learnit_r8 import R8Scheduler
+from learnit_r8.keras import R8Callback
+from tests.keras.own_fits import BATCHES, FITS, QUICK, Fit, X, Y, batches_of, classifier, outcome, schedule
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FITS]
+)
+def test_nothing_changes_without_an_incident_and_a_nan_is_healed(name):
+    """Weights, optimizer and history are those of ``fit`` alone, losses are those of the steps; one NaN goes back."""
+    assert outcome(*FITS[name]) == "equal, healed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("back_end", "flags"), [("jax", []), ("jax", ["--devices"]), ("torch", [])])
+def test_other_back_ends(back_end, flags):
+    """The same on JAX, also on two devices with their data in parallel, and on torch."""
+    environment = {
+        **os.environ, "KERAS_BACKEND": back_end, "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "tests.keras.own_fits", *flags]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+
+
+class Gan(keras.Model):
+    """Two networks with an optimizer each, and a step of its own; it tracks means of losses, or returns them."""
+
+    def __init__(self, *, tracks):
+        super().__init__()
+        layers = [keras.Input((8,)), keras.layers.Dense(8, activation="tanh"), keras.layers.Dense(1)]
+        self.judge = keras.Sequential(layers)
+        self.maker = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+        self.seed = keras.random.SeedGenerator(1)
+        self.own = [keras.metrics.Mean(name=name) for name in ("d_loss", "g_loss")] if tracks else []
+
+    def compile(self):
+        super().compile()
+        self.d_optimizer, self.g_optimizer = keras.optimizers.Adam(1e-3), keras.optimizers.Adam(1e-3)
+        self.loss_of = keras.losses.BinaryCrossentropy(from_logits=True)
+
+    @property
+    def metrics(self):
+        return self.own
+
+    def train_step(self, data):
+        x = data[0]
+        size = tf.shape(x)[0]
+        ones, noise = tf.ones((size, 1)), keras.random.normal((size, 4), seed=self.seed)
+        with tf.GradientTape(persistent=True) as tape:
+            made = self.maker(noise)
+            d_loss = self.loss_of(ones, self.judge(x)) + self.loss_of(0 * ones, self.judge(made))
+            g_loss = self.loss_of(ones, self.judge(made))
+        for loss, net, optimizer in (
+            (d_loss, self.judge, self.d_optimizer), (g_loss, self.maker, self.g_optimizer),
+        ):  # fmt: skip
+            optimizer.apply(tape.gradient(loss, net.trainable_variables), net.trainable_variables)
+        losses = {"d_loss": d_loss, "g_loss": g_loss}
+        for metric in self.own:
+            metric.update_state(losses[metric.name])
+        return {metric.name: metric.result() for metric in self.own} or losses
+
+
+@pytest.mark.parametrize("tracks", [False, True])
+def test_a_step_of_ones_own_is_healed(tracks):
+    """A GAN in ``fit``, with both networks and both optimizers; its losses are those of steps, not running means."""
+
+    def gan():
+        model = Gan(tracks=tracks)
+        model.compile()
+        return model
+
+    def data():
+        return {"x": batches_of(X, Y)}
+
+    assert outcome(gan, data, guard="finite") == "equal, healed"
+    watched = Fit(gan, data, guard="finite", epochs=1)
+    assert len(set(watched.reported)) == BATCHES
+    if tracks:
+        means = [watched.history[name][-1] for name in ("d_loss", "g_loss")]
+        assert np.mean(watched.reported) == pytest.approx(sum(means), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_two_replicas():
+    """Under MirroredStrategy the loss is that of the whole batch, and the mirrored variables go back."""
+
+    def mirrored():
+        with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+            return classifier(schedule())
+
+    assert outcome(mirrored, lambda: {"x": tf.data.Dataset.from_tensor_slices((X, Y)).batch(32)}) == "equal, healed"
+
+
+@pytest.mark.parametrize("rate", [0.01, schedule()], ids=["number", "schedule"])
+def test_recovery_lowers_a_rate_for_the_step_alone(rate):
+    """The rate of a step is the user's times the factor of recovery, a schedule's too; after it, it is whole again."""
+    model, callback = classifier(rate), R8Callback(R8Scheduler(scheduler_mode="keep"))
+    callback.set_model(model)
+    for factor in (1.0, 0.25, 0.25, 1.0):
+        callback._rates.put_on(factor)
+        assert float(model.optimizer.learning_rate) == pytest.approx(0.01 * factor)
+        callback._rates.take_back()
+
+    assert isinstance(rate, float) is isinstance(model.optimizer._learning_rate, keras.Variable)
+    assert isinstance(rate, float) or model.optimizer._learning_rate is rate
+
+
+def test_resumes_at_the_end_of_an_epoch(tmp_path):
+    """Killed after two epochs and run again, the run is the one without; a third time it does nothing."""
+
+    class Data(keras.utils.PyDataset):
+        def __len__(self):
+            return BATCHES
+
+        def __getitem__(self, index):
+            return X[32 * index : 32 * index + 32], Y[32 * index : 32 * index + 32]
+
+    def train(epochs, folder):
+        keras.utils.set_random_seed(0)
+        model = classifier(schedule())
+        r8 = R8Scheduler(scheduler_mode="keep", num_epochs=4, checkpoint_dir=folder, resume="auto")
+        callback = R8Callback(r8, model)
+        if not r8.is_over:
+            done = r8.global_step // BATCHES
+            model.fit(Data(), initial_epoch=done, epochs=epochs, verbose=0, callbacks=[callback])
+        r8.close()
+        return r8, model.get_weights()
+
+    _, whole = train(4, tmp_path / "whole")
+    train(2, tmp_path / "parts")
+    r8, parts = train(4, tmp_path / "parts")
+    again, last = train(4, tmp_path / "parts")
+
+    assert r8.global_step == again.global_step == 4 * BATCHES
+    assert all(map(np.array_equal, whole, parts))
+    assert all(map(np.array_equal, whole, last))
+
+
+def test_what_cannot_be_watched_is_said():
+    """A step without any loss, a model without an optimizer, and a schedule where the scheduler sets the rate."""
+
+    class Silent(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.net = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])
+
+        def train_step(self, data):
+            return {"size": tf.reduce_mean(self.net(data[0]))}
+
+    silent = Silent()
+    silent.compile()
+    with pytest.raises(RuntimeError, match=r"train_step must have a loss to be watched.*got \['size'\]"):
+        silent.fit(X, Y, verbose=0, callbacks=[R8Callback(R8Scheduler(scheduler_mode="keep"))])
+
+    with pytest.raises(ValueError, match="learning_rate must be a number"):
+        classifier(schedule()).fit(X, Y, verbose=0, callbacks=[R8Callback(R8Scheduler(num_steps=9))])
+    with pytest.raises(TypeError, match="or an R8Scheduler without num_samples"):
+        R8Callback(R8Scheduler(8, batch_size=2, num_epochs=1))
