@@ -51,8 +51,9 @@ def _answer(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, 
     if verdict is Verdict.SKIPPED:
         return verdict, None
     answer = run.controller.refused(
-        ticket, reading, verdict, step=run.pace.step, lr=judged.lr, most_steady=_most_steady(run, ticket.epoch)
-    )
+        ticket, reading, verdict, step=run.pace.step, lr=judged.lr, most_steady=_most_steady(run, ticket.epoch),
+        own_rate=run.own_rate,
+    )  # fmt: skip
     return verdict, answer.put_to
 
 

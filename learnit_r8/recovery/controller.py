@@ -271,8 +271,9 @@ class RecoveryController:
         self._lr = lr
 
     def refused(
-        self, ticket: Ticket, reading: Reading, verdict: Verdict, *, step: int, lr: float, most_steady: int
-    ) -> Answer:
+        self, ticket: Ticket, reading: Reading, verdict: Verdict, *, step: int, lr: float, most_steady: int,
+        own_rate: float | None = None,
+    ) -> Answer:  # fmt: skip
         """Answer a refused loss.
 
         Args:
@@ -282,6 +283,7 @@ class RecoveryController:
             step: Steps reported, this one included.
             lr: The scheduled learning rate.
             most_steady: Most batches of low-loss samples after a restore.
+            own_rate: The rate that is the user's own, of which those here are shares; None where there is none.
 
         Raises:
             TrainingDiverged: too many batches in a row were refused.
@@ -307,13 +309,14 @@ class RecoveryController:
         if not self.experiment.is_open and self._is_worth_looking(alarm):
             rise = {Alarm.SPIKE: 2, Alarm.RAISED: 16}.get(alarm, 1)
             self._begin(alarm, math.inf if alarm is Alarm.NOT_FINITE else progress.rise(rise))
+        unit = 1.0 if own_rate is None else own_rate
         self._announcer.tell(
-            events.BatchRefused, epoch=ticket.epoch, loss=loss, lr=ticket.lr, next_lr=self.lr(lr),
+            events.BatchRefused, epoch=ticket.epoch, loss=loss, lr=ticket.lr * unit, next_lr=self.lr(lr) * unit,
             tries=self._refusals.in_a_row, samples=samples, reason=verdict.value,
         )  # fmt: skip
         self._cause_search.tell()
         self._check_broken(step)
-        self._check_end(loss, ticket.lr, step)
+        self._check_end(loss, ticket.lr * unit, step)
         return Answer(False, self._live.put_step)
 
     def _is_worth_looking(self, alarm: Alarm) -> bool:

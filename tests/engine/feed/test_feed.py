@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler
-from learnit_r8.events import EpochDone, Notice, RolledBack, RunStarted, SamplesSurveyed, StepDone
+from learnit_r8.events import BatchRefused, EpochDone, Notice, RolledBack, RunStarted, SamplesSurveyed, StepDone
 from learnit_r8.testing import FakeClock
 
 from .drive import Line, Loader, generators, seed_all, train
@@ -521,3 +521,17 @@ def test_a_ceiling_is_told_as_a_share_of_the_users_rate():
 
     assert "learning rate at most 0.1 of yours" in kept.summary()
     assert "learning rate at most 0.1," in set_here.summary()
+
+
+@pytest.mark.filterwarnings("ignore:a loss was refused, and there is nothing to restore")
+@pytest.mark.parametrize("told", [0.3, None])
+def test_a_refusal_tells_the_rate_that_is_the_users(told):
+    """Not the share of it that recovery uses; NaN where it is not told."""
+    heard = []
+    r8 = R8Scheduler(num_steps=6, listeners=[heard.append], **QUIET)
+    for step in r8.steps():
+        r8.update_with_loss(float("nan") if step == 4 else 1.0, lr=told)
+    refused = [event for event in heard if isinstance(event, BatchRefused)]
+
+    assert len(refused) == 1
+    assert [refused[0].lr, refused[0].next_lr] == pytest.approx([told or np.nan] * 2, nan_ok=True)
