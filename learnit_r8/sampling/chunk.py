@@ -132,7 +132,7 @@ class Chunk:
         return Batch(self, slot, self.views[slot])
 
     def restore_view(self, slot: int) -> None:
-        """Undo changes that the user may have made to a batch's indices, before it is drawn again."""
+        """Undo any changes by the user to a batch's indices, before it is drawn again."""
         start, view = slot * self._batch_size, self.views[slot]
         view[:] = np.resize(self.members, len(self.handed))[start : start + len(view)]
 
