@@ -85,7 +85,6 @@ def _parser() -> argparse.ArgumentParser:
     compare = add("compare", "compare runs: figures, settings that differ, curves", run=False)
     compare.add_argument("runs", nargs="+", metavar="RUN", help="which runs, two or more")
     compare.add_argument("--html", metavar="OUT", help="write a page with their curves in one chart each")
-    add("incidents", "list what went wrong, what was done about it, and the cause")
     _add_samples(add("samples", "list the samples with the highest loss, or those that look mislabelled", json=False))
     export = add("export", "print the numbers of a run, as CSV or JSON lines", json=False)
     export.add_argument("--of", choices=("steps", "epochs", "metrics", "events"), default="steps")
@@ -96,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--html", metavar="OUT", help="the file to write; by default report.html in the run folder")
     report.add_argument("--compare", metavar="OTHER", help="a run to compare with, on the same page")
     report.add_argument("--open", action="store_true", help="show it in the browser")
+    _add_incidents(add("incidents", "what went wrong in a run, where it began, and what was done"))
     _add_ask(add("ask", "ask a running training for a cool-down, a pause, a checkpoint or its end"))
     mcp = add("mcp", "serve the runs to programs and agents, over the Model Context Protocol", run=False, json=False)
     mcp.add_argument(
@@ -141,6 +141,12 @@ def _add_samples(samples: argparse.ArgumentParser) -> None:
     form.add_argument("--csv", action="store_true", help="as CSV")
     form.add_argument("--json", action="store_true", help="for programs, as strict JSON")
     form.add_argument("--parquet", metavar="FILE", help="write a Parquet file; needs polars, or pandas with pyarrow")
+
+
+def _add_incidents(incidents: argparse.ArgumentParser) -> None:
+    incidents.add_argument("number", nargs="?", type=_count, metavar="K", help="show this one")
+    incidents.add_argument("--export", metavar="OUT", help="write one, by default the newest, as a file to send")
+    incidents.add_argument("--data", action="store_true", help="with the batch and the weights that were recorded")
 
 
 def _add_ask(ask: argparse.ArgumentParser) -> None:

@@ -66,9 +66,8 @@ class RunTools:
         return status.facts_of(opened, view, opened.state())
 
     def list_incidents(self, run: str = "") -> dict[str, Any]:
-        """List what went wrong in a run, the newest first: what happened, what was tried, and the diagnosis."""
-        opened = self._open(run)
-        return incidents.facts_of(opened, compare.folded(opened))
+        """List what went wrong in a run: what happened, where it began, what was tried, and the diagnosis."""
+        return incidents.facts_of(self._open(run).folder)
 
     def list_suspects(self, run: str = "", top: int = 50, precision: float = 0.5) -> dict[str, Any]:
         """List the training samples whose labels look wrong, the most suspect first, with label and suggestion.

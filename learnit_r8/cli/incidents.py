@@ -1,61 +1,140 @@
-"""``learnit-r8 incidents``: what went wrong in a run, what was done about it, and what it was found to be."""
+"""``learnit-r8 incidents``: what went wrong in a run, from the records in its folder."""
 
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from ..dashboard.state.incidents import Incident
-from ..dashboard.state.view import View
-from ..dashboard.text import clean, clock, number
+from ..checkpoint.durable_io import open_output
+from ..dashboard.text import clean, number
 from ..events.codec import strict_json
-from ..journal.run import Run, find_run
-from .compare import folded
+from ..flight.record import PARTS, BadRecord, export, numbers_in, read_record
+from ..journal.run import UnreadableRun, find_run, free_of_runs
 from .table import table_lines
+
+MOST_LOSSES, MOST_SAMPLES, MOST_LINES = 8, 16, 40
 
 
 def incidents(options: argparse.Namespace) -> int:
-    """Print the incidents of a run, the newest first."""
-    run = Run(find_run(options.run))
-    view = folded(run)
-    if options.json:
-        print(strict_json(facts_of(run, view), non_finite=lambda value: None))
+    """List the incidents of a run, show one, or write one as a file."""
+    folder, chosen = _folder_of(options.run), options.number
+    there = numbers_in(folder)
+    if chosen is None and options.export is None:
+        _print_list(folder, there, as_json=options.json)
         return 0
-    found = view.incidents.incidents[::-1]
-    print(f"{clean(run.name, 60)}: {len(found)} incidents, {view.num_refused:,} losses refused in all")
-    for incident in found:
-        loss = "" if incident.loss != incident.loss and not incident.num_refused else f"loss {number(incident.loss)}, "
-        print(f"\nstep {incident.step:,} ({clock(incident.seconds)}): {loss}{clean(incident.reason, 200)}")
-        rows = [(f"  step {step:,}", clean(said, 300)) for step, said in incident.tried]
-        rows.append((f"  {incident.state}", clean(incident.diagnosis, 300)))
-        print(*table_lines(rows, widest=300), sep="\n")
+    if not there:
+        raise UnreadableRun(f"run must have a recorded incident, got none in {str(folder)!r}.")
+    chosen = there[-1] if chosen is None else chosen
+    if chosen not in there:
+        raise UnreadableRun(f"the number must be that of an incident ({', '.join(map(str, there))}), got {chosen}.")
+    home = folder / "incidents" / str(chosen)
+    if options.export is not None:
+        path = free_of_runs(options.export if options.export.endswith(".r8") else f"{options.export}.r8")
+        with open(open_output(path), "wb") as file:
+            export(home, PARTS if options.data else (), file)
+        print(clean(f"{path} (incident {chosen}, {'with' if options.data else 'without'} data)"))
+        return 0
+    record = read_record(home)
+    if options.json:
+        print(strict_json(record, non_finite=lambda value: None))
+    else:
+        print(*map(clean, _lines_of(record)), sep="\n")
     return 0
 
 
-def facts_of(run: Run, view: View) -> dict[str, Any]:
-    """The incidents of a run for programs, the newest first."""
-    return {
-        "run": str(run.folder),
-        "name": run.name,
-        "num_refused": view.num_refused,
-        "incidents": [_facts(incident) for incident in reversed(view.incidents.incidents)],
-    }
+def _folder_of(name: str | None) -> Path:
+    """The folder that holds the records: that of a run, or one of checkpoints."""
+    if name is not None and (Path(name) / "incidents").is_dir():
+        return Path(name)
+    return find_run(name)
 
 
-def _facts(incident: Incident) -> dict[str, Any]:
-    return {
-        "step": incident.step,
-        "seconds": incident.seconds,
-        "epoch": incident.epoch,
-        "reason": clean(incident.reason, 500),
-        "loss": incident.loss,
-        "lr": incident.lr,
-        "samples": list(incident.samples),
-        "num_refused": incident.num_refused,
-        "num_probes": incident.num_probes,
-        "num_restored": incident.num_restored,
-        "state": incident.state,
-        "cause": clean(incident.cause, 1000),
-        "diagnosis": clean(incident.diagnosis, 1000),
-        "tried": [{"step": step, "text": clean(said, 500)} for step, said in incident.tried],
-    }
+def facts_of(folder: Path, there: list[int] | None = None) -> dict[str, Any]:
+    """The records of a folder for programs, the oldest first; of a damaged one, its number and the error."""
+    records = []
+    for each in numbers_in(folder) if there is None else there:
+        try:
+            records.append(read_record(folder / "incidents" / str(each)))
+        except (BadRecord, OSError) as error:
+            records.append({"number": each, "error": str(error)})
+    return {"run": str(folder), "incidents": records}
+
+
+def _print_list(folder: Path, there: list[int], *, as_json: bool) -> None:
+    facts = facts_of(folder, there)
+    records = facts["incidents"]
+    if as_json:
+        print(strict_json(facts, non_finite=lambda value: None))
+    elif not records:
+        print("no incident is recorded")
+    else:
+        rows = [_row(each) for each in records]
+        print(*table_lines([("#", "step", "refused", "state", "what"), *rows], right=(0, 1, 2), widest=110), sep="\n")
+
+
+def _row(record: dict[str, Any]) -> tuple[str, ...]:
+    if "error" in record:
+        return str(record["number"]), "", "", "unreadable", clean(record["error"], 110)
+    said = record["cause"] or record["diagnosis"] or _reason(record)
+    return (
+        str(record["number"]), f"{record['step'] - 1:,}", str(record["num_refused"]), record["state"], clean(said, 400),
+    )  # fmt: skip
+
+
+def _reason(record: dict[str, Any]) -> str:
+    refusals = record["refusals"]
+    return str(refusals[0].get("verdict", "")) if refusals else "the weights were tested"
+
+
+def _lines_of(record: dict[str, Any]) -> Iterator[str]:
+    """One incident: the sentence first, then the evidence."""
+    yield record["cause"] or f"step {record['step'] - 1:,}: nobody has looked where it began"
+    finding = record["finding"]
+    if finding is not None and finding["missing"]:
+        yield f"  not looked at: {finding['missing']}"
+    yield f"found   {record['diagnosis'] or 'not settled'}"
+    yield ""
+    if finding is not None:
+        yield "evidence"
+        yield from (f"  {line}" for line in finding["evidence"][:MOST_LINES])
+    for refusal in record["refusals"][:3]:
+        yield from _refusal_lines(refusal)
+    if len(record["refusals"]) > 3:
+        yield f"... and {record['num_refused'] - 3} more refused batches"
+    yield "what was done"
+    for event in record["timeline"][:MOST_LINES]:
+        facts = ", ".join(f"{name} {_shown(value)}" for name, value in event.items() if name not in _LEFT)
+        yield f"  step {event.get('step', '?')}: {event.get('kind', '?')} {facts}"
+    if record["num_events"] > MOST_LINES:
+        yield f"  ... and {record['num_events'] - MOST_LINES} more"
+    held = ", ".join(record["files"]) or "names only"
+    left = "".join(f"; not {name} ({why})" for name, why in record["left_out"].items())
+    yield f"holds   {held}{left}"
+    yield "with    " + ", ".join(f"{name} {value}" for name, value in record["versions"].items())
+
+
+_LEFT = ("step", "seconds", "kind")
+
+
+def _refusal_lines(refusal: dict[str, Any]) -> Iterator[str]:
+    step, loss = refusal.get("step", "?"), _shown(refusal.get("loss"))
+    yield f"refused at step {step}: loss {loss}, {refusal.get('verdict', '')}, rate {_shown(refusal.get('lr'))}"
+    guard = refusal.get("guard")
+    if isinstance(guard, dict) and "threshold" in guard:
+        yield f"  the guard's threshold was {_shown(guard['threshold'])}, the usual loss {_shown(guard.get('level'))}"
+    before = refusal.get("losses_before")
+    if isinstance(before, list) and before:
+        yield f"  losses before: {', '.join(map(_shown, before[-MOST_LOSSES:]))}"
+    names = refusal.get("names")
+    if isinstance(names, list) and names:
+        more = f" and {len(names) - MOST_SAMPLES} more" if len(names) > MOST_SAMPLES else ""
+        yield f"  samples: {', '.join(map(str, names[:MOST_SAMPLES]))}{more}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return number(value, 4) if math.isfinite(value) else repr(value)
+    return str(value)

@@ -54,6 +54,7 @@ class Finding(NamedTuple):
         num_runs: How often the model was run.
         seconds: How long it took.
         where: The module or parameter alone.
+        samples: Positions of the samples to blame, where the rows are not those of the refused batch.
     """
 
     kind: str
@@ -68,6 +69,7 @@ class Finding(NamedTuple):
     num_runs: int = 0
     seconds: float = 0.0
     where: str = ""
+    samples: tuple[int, ...] = ()
 
 
 def sentence_of(finding: Finding, step: int, samples: Sequence[str]) -> str:

@@ -21,6 +21,9 @@ class Ranks(Protocol):
     def is_same(self, text: str) -> bool:
         """Whether all ranks call it with the same text."""
 
+    def gather(self, numbers: Sequence[int]) -> list[list[int]]:
+        """The numbers of all ranks, in their order; every rank calls it with as many."""
+
     def meet(
         self, wished: int, span: tuple[float, float], agree: Callable[[list[int], Sequence[Sequence[float]]], None]
     ) -> None:
@@ -44,6 +47,10 @@ class Agreement:
     def agree(self, trouble: str) -> str:
         """Share this rank's failure: returns that of any rank; "" if there is none."""
         return trouble if self.ranks is None else self.ranks.agree(trouble)
+
+    def gather(self, numbers: Sequence[int]) -> list[list[int]]:
+        """The numbers of all ranks, in their order."""
+        return [list(numbers)] if self.ranks is None else self.ranks.gather(numbers)
 
     def is_same(self, text: str) -> bool:
         """Whether all ranks call it with the same text."""

@@ -311,6 +311,7 @@ class RecoveryController:
             events.BatchRefused, epoch=ticket.epoch, loss=loss, lr=ticket.lr, next_lr=self.lr(lr),
             tries=self._refusals.in_a_row, samples=samples, reason=verdict.value,
         )  # fmt: skip
+        self._cause_search.tell()
         self._check_broken(step)
         self._check_end(loss, ticket.lr, step)
         return Answer(False, self._live.put_step)

@@ -73,10 +73,10 @@ def page(data: ReportData, look: Look = NO_LOOK, other: ReportData | None = None
 
 def _sections(data: ReportData, look: Look) -> Iterator[str]:
     view = data.view
-    yield _cards(view)
-    incidents, count = incident_table(view)
+    incidents, count = incident_table(view, data.run.folder)
     if incidents:
         yield _panel("Incidents", incidents, count)
+    yield _cards(view)
     if not view.loss.is_empty:
         yield _loss(view)
     groups = list(grouped(view.metrics).items())[:MOST_METRICS]
@@ -159,9 +159,7 @@ def _loss(view: View) -> str:
         f'<div class="linear">{_loss_charts(view, log=False)}</div>'
         f'<div class="log">{_loss_charts(view, log=True)}</div>{loss_numbers(view)}'
     )
-    note = (
-        "Mean of the batches, and the lowest and highest of each stretch. Lines mark events; hover over one to read it."
-    )
+    note = "Mean of the batches, and the lowest and highest of each stretch. Lines mark events; hover to read them."
     for name in held_out_losses(view):
         best = view.bests.get(name)
         at = f", best {number(best.value, 4)} at step {best.step:,} (ring)" if best is not None else ""

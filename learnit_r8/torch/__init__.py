@@ -25,6 +25,8 @@ from .distributed.ranks import RanksDiffer as RanksDiffer
 from .distributed.shared_run import Share as Share
 from .distributed.shared_run import SharedRun as SharedRun
 from .distributed.together import Together as Together
+from .flight.incident import RecordedIncident as RecordedIncident
+from .flight.incident import load_incident as load_incident
 from .loader import SampleError as SampleError
 from .lr_scheduler import R8LRScheduler as R8LRScheduler
 from .own_loop.loader_adapter import LoaderAdapter as LoaderAdapter
@@ -40,10 +42,12 @@ __all__ = [
     "RankLost",
     "Ranks",
     "RanksDiffer",
+    "RecordedIncident",
     "SampleError",
     "Share",
     "SharedRun",
     "Together",
     "attach",
     "attach_loader",
+    "load_incident",
 ]

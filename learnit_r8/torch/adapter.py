@@ -14,6 +14,7 @@ from ..checkpoint.state_tree import clone
 from ..sampling.ticket import Outcome, Ticket
 from ..table.labels.predictions import Predictions
 from ..table.losses import EXACT
+from .flight.hand import Hand
 from .loader import make_loader
 from .loss_pipeline import LossPipeline
 from .losses import check_labels, cross_entropies, read_losses, read_parts, single_labels
@@ -62,6 +63,7 @@ class Adapter:
         sharing: Sharing,
         ahead: int,
         owner: Adapter | None,
+        hand: Hand,
     ) -> None:
         self.scheduler, self.optimizer, self.rates = scheduler, optimizer, rates
         self.sampler = R8BatchSampler(scheduler, ahead=ahead, sharing=sharing)
@@ -69,7 +71,10 @@ class Adapter:
         self._model = model
         self._dataset, self._sharing, self._ahead, self._stepper = dataset, sharing, ahead, stepper
         batches = self.sampler.batches
-        self._losses = LossPipeline(batches, stepper=stepper, state=state, rates=rates, sharing=sharing, ahead=ahead)
+        self._hand = hand
+        self._losses = LossPipeline(
+            batches, stepper=stepper, state=state, rates=rates, sharing=sharing, ahead=ahead, hand=hand
+        )
         # Those of other data sets for the same model, whose steps this one takes.
         self._others: list[Adapter] = []
         if owner is not None:
@@ -147,6 +152,7 @@ class Adapter:
         if numbered:
             sampler = R8BatchSampler(self.scheduler, ahead=self._ahead, sharing=self._sharing, numbered=True)
         loader = make_loader(self._dataset, sampler, numbered=numbered, settings=settings)
+        loader.hold_in(self._hand)
         if is_accelerated():
             loader.leave_to(self.optimizer.param_groups[0]["params"][0].device)
         return loader

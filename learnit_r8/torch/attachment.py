@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,8 @@ from .distributed.flat_shards import check_flat, is_flat
 from .distributed.shards import check_shards, reshard
 from .distributed.single_process import SingleProcess
 from .distributed.together import Sharing, Together, sharing_here
+from .flight.examiner import Examiner
+from .flight.hand import Hand
 from .own_loop.also import read_also
 from .own_loop.loader_adapter import LoaderAdapter
 from .state import ModelState, plain_model
@@ -45,6 +47,7 @@ def attach(
     also: Mapping[str, Any] | None = None,
     ahead: int = 0,
     sharing: Sharing | None = None,
+    run_batch: Callable[[Any], Any] | None = None,
     **settings: Unpack[SchedulerSettings],
 ) -> Adapter:
     """Let a scheduler draw the batches of a training, set its learning rate, and keep its model.
@@ -74,6 +77,9 @@ def attach(
         ahead: Batches that something between loader and training fetches in advance, as accelerate and Lightning do.
         sharing: Selects this process's part of a batch: by default `Together` if ``torch.distributed`` is initialised
             with several processes; otherwise nothing is shared.
+        run_batch: Returns the loss of a batch as the loader gives it, without a step. It runs a refused batch once
+            more, watched, to name the module, the sample or the parameter where it went wrong; without it only the
+            model runs again. It is called only after a batch was refused.
         **settings: For `R8Scheduler`: ``batch_size``, one of ``num_epochs``, ``num_steps`` and
             ``train_duration_seconds``, and so on. ``initial_lr`` is by default the highest of the optimizer's; with
             ``scheduler_mode="keep"`` the rate is whatever other code sets.
@@ -104,7 +110,7 @@ def attach(
             raise ValueError("owner and ahead are for batches that the scheduler draws; give batch_size, too.")
         return attach_loader(  # type: ignore[return-value]
             model, optimizer, dataset, scaler=scaler, ema=ema, accumulate=accumulate, max_grad_norm=max_grad_norm,
-            scheduler=scheduler, also=also, sharing=sharing, **settings,
+            scheduler=scheduler, also=also, sharing=sharing, run_batch=run_batch, **settings,
         )  # fmt: skip
     check_dataset(dataset)
     sharing = sharing_here() if sharing is None else sharing
@@ -128,7 +134,14 @@ def attach(
     resume = own.pop("resume", None) if scheduler is None and isinstance(sharing, Together) else None
     r8 = _new_scheduler(size, state, own, optimizer) if scheduler is None else _checked(scheduler, size, own)
     sharing.check(r8, model, resume, accumulate=accumulate)
-    _adopt(r8, model, state, sharing, accumulate=accumulate, ahead=ahead)
+    hand = Hand(keeps_generators=_keeps_generators(r8))
+    examiner = Examiner(
+        model, optimizer, scaler=scaler, run_batch=_checked_run(run_batch), hand=hand, state=state,
+        num_ranks=sharing.size, redraw=dataset.__getitem__ if hasattr(dataset, "__getitem__") else None,
+    )  # fmt: skip
+    if run_batch is None and sharing.size == 1:
+        hand.watch(model)
+    _adopt(r8, model, state, sharing, accumulate=accumulate, ahead=ahead, examiner=examiner)
     _expect_loading(optimizer, rates)
     return Adapter(
         r8,
@@ -141,6 +154,7 @@ def attach(
         sharing=sharing,
         ahead=ahead,
         owner=owner,
+        hand=hand,
     )
 
 
@@ -156,18 +170,19 @@ def attach_loader(
     scheduler: R8Scheduler | None = None,
     also: Mapping[str, Any] | None = None,
     sharing: Sharing | None = None,
+    run_batch: Callable[[Any], Any] | None = None,
     **settings: Unpack[SchedulerSettings],
 ) -> LoaderAdapter:
     """Watch a training with your own batches, and heal its model; `attach` calls it if it gets no ``batch_size``.
 
     Args:
-        model, optimizer, scaler, ema, accumulate, max_grad_norm, also, sharing: As for `attach`.
+        model, optimizer, scaler, ema, accumulate, max_grad_norm, also, sharing, run_batch: As for `attach`.
         loader: Any iterable of batches, of any size and length; None if there is none.
         scheduler: A scheduler that you have made, without ``num_samples``.
         **settings: For `R8Scheduler`; ``scheduler_mode`` is "keep" unless another is given.
 
     Raises:
-        TypeError, ValueError: as for `attach`; or there are several processes, which are not supported yet.
+        TypeError, ValueError: as for `attach`.
 
     >>> model = torch.nn.Linear(3, 1)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -187,11 +202,8 @@ def attach_loader(
     _check_parameters(model, optimizer)
     _check_parts(scaler, ema, None, sharing)
     sharing = sharing_here() if sharing is None else sharing
-    if sharing.size > 1:
-        raise ValueError(
-            f"batch_size must be given if {sharing.size} processes train together, as they cannot share verdicts on "
-            "your own batches yet; let the scheduler draw the batches."
-        )
+    check_shards(model, sharing.size)
+    check_flat(plain_model(model), optimizer, sharing.size, scaler=scaler, ema=ema)
     parts = read_also(also)
     accumulate, norm = whole_number("accumulate", accumulate, least=1), _checked_norm(max_grad_norm)
     stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=norm)
@@ -199,22 +211,43 @@ def attach_loader(
     if scheduler is None:
         own.setdefault("scheduler_mode", "keep")
         length = _length_of(loader)
+        if sharing.gather is not None:
+            # The shortest ends the epoch of all.
+            lengths = sharing.gather(length)
+            length = None if None in lengths else min(lengths)
         if own.get("num_epochs") is not None and length:
             own.setdefault("steps_per_epoch", length)
     keeps = _keeps_rates(scheduler, own)
     rates = None if keeps else _checked_rates(optimizer)
     state = ModelState(
-        model, optimizer, scaler=scaler, ema=ema, also=parts, keeps_options=keeps, keeps_random=True
+        model, optimizer, scaler=scaler, ema=ema, rank=sharing.rank, gather=sharing.gather, also=parts,
+        keeps_options=keeps, keeps_random=True,
     )  # fmt: skip
     # Says at once what it cannot hold.
     state.read()
+    own = sharing.settings(_memory_settings(own, state, sharing))
+    # Ranks must not continue from different states, so they choose one together.
+    resume = own.pop("resume", None) if scheduler is None and isinstance(sharing, Together) else None
     r8 = _new_scheduler(None, state, own, optimizer) if scheduler is None else _checked(scheduler, None, own)
-    _adopt(r8, model, state, sharing, accumulate=accumulate, ahead=0)
+    hand = Hand(keeps_generators=_keeps_generators(r8))
+    examiner = Examiner(
+        model,
+        optimizer,
+        scaler=scaler,
+        run_batch=_checked_run(run_batch),
+        hand=hand,
+        state=state,
+        num_ranks=sharing.size,
+    )
+    if run_batch is None:
+        hand.watch(model)
+    sharing.check(r8, model, resume, accumulate=accumulate)
+    _adopt(r8, model, state, sharing, accumulate=accumulate, ahead=0, examiner=examiner)
     _expect_loading(optimizer, rates)
     others = [part.holder for part in parts.values() if hasattr(part.holder, "param_groups")]
     return LoaderAdapter(
         r8, model=model, loader=loader, optimizers=[optimizer, *others], state=state, stepper=stepper, rates=rates,
-        sharing=sharing,
+        sharing=sharing, hand=hand,
     )  # fmt: skip
 
 
@@ -321,8 +354,9 @@ def _memory_settings(settings: SchedulerSettings, state: ModelState, sharing: Sh
 
 
 def _adopt(
-    r8: R8Scheduler, model: torch.nn.Module, state: ModelState, sharing: Sharing, *, accumulate: int, ahead: int
-) -> None:
+    r8: R8Scheduler, model: torch.nn.Module, state: ModelState, sharing: Sharing, *, accumulate: int, ahead: int,
+    examiner: Examiner,
+) -> None:  # fmt: skip
     """Let the scheduler keep the model, on the host."""
 
     def collect() -> dict[str, Any]:
@@ -331,11 +365,26 @@ def _adopt(
 
     # Where batches are fetched ahead, the generators at the start of a step are not known.
     generators = None if ahead else Generators(random_state, set_random_state)
-    callbacks = Callbacks(state.save, state.load, state.read, collect if state.is_spread else None, generators)
+    callbacks = Callbacks(
+        state.save, state.load, state.read, collect if state.is_spread else None, generators, examiner.examine,
+        examiner.collect,
+    )  # fmt: skip
     if any(each.is_cuda for each in model.parameters()):
         r8.host.adopt(callbacks, clone=copy_to_host, copy_into=copy_to_host_into, witness_size=accumulate)
     else:
         r8.host.adopt(callbacks, witness_size=accumulate)
+
+
+def _keeps_generators(r8: R8Scheduler) -> bool:
+    """Whether the random generators at the start of each batch are noted, for the records of incidents."""
+    recorder = r8.controller.recorder
+    return recorder is not None and recorder.record != "names"
+
+
+def _checked_run(run_batch: Any) -> Any:
+    if not (run_batch is None or callable(run_batch)):
+        raise TypeError(f"run_batch must be a function of a batch that returns its loss, or None, got {run_batch!r}.")
+    return run_batch
 
 
 def _checked_rates(optimizer: Any) -> GroupRates:

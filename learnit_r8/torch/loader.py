@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 from .._adapters.prefetch import Prefetch
 from .._validation import check_release
 from ..sampling.random_generators import random_state, set_random_state
+from .flight.hand import Hand
 from .prepared import prepared
 
 if TYPE_CHECKING:
@@ -205,6 +206,7 @@ class TimedLoader(DataLoader[Any]):
     """A loader that tells the scheduler of its batch sampler how long the training waits for each batch."""
 
     _device: torch.device | None = None
+    _hand: Hand | None = None
 
     def leave_to(self, device: torch.device) -> None:
         """Put batches on a device, as accelerate's own loaders do, which would split batches that are split already."""
@@ -212,6 +214,10 @@ class TimedLoader(DataLoader[Any]):
         self._device = device
         # What accelerator.prepare() looks for.
         self._is_accelerate_prepared = True
+
+    def hold_in(self, hand: Hand) -> None:
+        """Hold each batch until the next one, so that it can run again."""
+        self._hand = hand
 
     def __iter__(self) -> Any:
         batches: Any = super().__iter__()
@@ -222,7 +228,8 @@ class TimedLoader(DataLoader[Any]):
             batches = WithProbes(batches, self, Prefetch.of(r8))
         if self._device is not None:
             batches = prepared(batches, self, self._device)
-        return batches if r8 is None else r8.host.timed(batches)
+        batches = batches if r8 is None else r8.host.timed(batches)
+        return batches if self._hand is None else self._hand.pass_on(batches)
 
 
 class WithProbes:

@@ -11,6 +11,7 @@ from .._adapters.prefetch import Prefetch
 from ..guard.verdict import Verdict
 from ..sampling.ticket import Outcome, Ticket
 from ..table.labels.predictions import NUM_ROWS, Predictions
+from .flight.hand import Hand, Held
 from .readback import Readback
 from .sampler_iterator import find_batch
 from .state import ModelState
@@ -29,6 +30,7 @@ class Sent(NamedTuple):
         part_size: 1 where the values are losses of single samples, None for one mean over ``num_samples`` of them, else
             the samples in a part of which each value is a mean.
         extras: Names of the values behind the losses, of "grad_norm" and "skipped".
+        held: The batch itself, so that it can run again.
         num_classes: C, where three more values of each sample follow the losses, as `predictions.packed` makes them; 0
             where there are losses only.
     """
@@ -38,6 +40,7 @@ class Sent(NamedTuple):
     part_size: int | None
     extras: tuple[str, ...] = ()
     num_classes: int = 0
+    held: Held | None = None
 
 
 def _with_extras(sent: Sent, values: torch.Tensor, **extras: torch.Tensor | None) -> tuple[Sent, torch.Tensor]:
@@ -56,6 +59,7 @@ class LossPipeline:
         rates: Sets the scheduler's rate on the optimizer; None if other code does.
         sharing: Selects this process's part of a batch.
         ahead: Batches that something between loader and training fetches in advance.
+        hand: Holds the batch in hand.
 
     Attributes:
         outcome: The outcome of the last report.
@@ -72,6 +76,7 @@ class LossPipeline:
         rates: GroupRates | None,
         sharing: Sharing,
         ahead: int,
+        hand: Hand,
     ) -> None:
         r8 = batches.r8
         self.outcome = Outcome(Verdict.PENDING, r8.lr, None)
@@ -79,7 +84,7 @@ class LossPipeline:
         self.readback: Readback | None = None
         self._r8, self._rates, self._sharing, self._ahead = r8, rates, sharing, ahead
         self._batches, self._stepper, self._state = batches, stepper, state
-        self._num_loads = state.num_loads
+        self._num_loads, self._hand = state.num_loads, hand
 
     @property
     def num_on_their_way(self) -> int:
@@ -112,7 +117,8 @@ class LossPipeline:
         self._batches.take(ticket)
         begun = self._r8.host.begin(ticket, held_back=self.num_on_their_way, is_late=True)
         self.set_rates(begun.lr)
-        self.recorded = Sent(begun, count, part_size, num_classes=num_classes), values
+        held = self._hand.take(begun)
+        self.recorded = Sent(begun, count, part_size, num_classes=num_classes, held=held), values
         return begun
 
     def tell(self, norm: torch.Tensor | None = None, skipped: torch.Tensor | None = None) -> Outcome:
@@ -150,9 +156,12 @@ class LossPipeline:
             ticket: The batch.
             loss: A number, or float32[P].
         """
-        num_loads = self._state.num_loads
+        num_loads, hand = self._state.num_loads, self._hand
+        held = hand.reported = hand.take(ticket)
         outcome = self.outcome = self._r8.report(ticket, loss)
-        if not outcome:
+        if outcome:
+            hand.good = held
+        else:
             self._stepper.give_up_update()
             if outcome.rolled_back_to is not None or self._state.num_loads != num_loads:
                 self.drop()
@@ -168,7 +177,10 @@ class LossPipeline:
         for number, (sent, values) in enumerate(here):
             num_loads, put_back_to = self._state.num_loads, None
             try:
+                self._hand.reported = sent.held
                 self.outcome = self._report(sent, values)
+                if self.outcome:
+                    self._hand.good = sent.held
                 if not self.outcome:
                     self._stepper.give_up_update()
                 put_back_to = self.outcome.rolled_back_to
@@ -263,6 +275,10 @@ class LossPipeline:
     def before_probe(self) -> None:
         """Forget the gradients that wait for others to be added."""
         self._stepper.give_up_update()
+
+    def hand_out(self, item: Any) -> None:
+        """Hold a batch that is handed out, until the next one."""
+        self._hand.hold(item)
 
     def is_probe(self, ticket: Ticket) -> bool:
         """Whether a batch tests weights, which must not change before its loss is known."""

@@ -166,13 +166,3 @@ def test_without_the_sdk_it_says_what_to_install(monkeypatch, tmp_path, capsys):
 def test_a_folder_that_is_not_there_is_said(tmp_path, capsys):
     assert main(["mcp", str(tmp_path / "none")]) == 1
     assert "RUNS must be a folder of runs, got" in capsys.readouterr().err
-
-
-def test_incidents_are_printed_for_people(runs, capsys):
-    """Each with what happened, what was done and what was found."""
-    code, lines = printed(capsys, "incidents", runs / "second")
-
-    assert code == 0
-    assert lines[0] == "second: 1 incidents, 1 losses refused in all"
-    assert any(line.startswith("step 16 (") and "loss nan" in line for line in lines)
-    assert any("over" in line and "to blame, not the weights" in line for line in lines)

@@ -89,7 +89,7 @@ def config_panel(view: View, ui: UiState, width: int, height: int, theme: Theme,
             ("name", run.name or "-"),
             ("samples", describe_data(run).replace(" samples in", " in")),
             ("steps", f"{run.total_steps:,}" if run.total_steps else budget),
-            ("steps an epoch", f"{run.steps_per_epoch:,}" if run.steps_per_epoch else "as many as your loader gives"),
+            ("steps per epoch", f"{run.steps_per_epoch:,}" if run.steps_per_epoch else "as many as your loader gives"),
             *((name, setting(text)) for name, text in ({"policy": run.policy} | run.settings).items()),
         ]
     if scene.folder:

@@ -69,6 +69,9 @@ class FeedTrainer(Protocol):
     def before_probe(self) -> None:
         """A probe is about to be handed out."""
 
+    def hand_out(self, item: Any) -> object:
+        """A batch is handed out, of which the next loss is."""
+
 
 class PlainTrainer:
     """The trainer where no adapter has joined: a loop that reports each loss at once.
@@ -84,6 +87,9 @@ class PlainTrainer:
         """Do nothing."""
 
     before_iteration = before_first_batch = before_probe = settle
+
+    def hand_out(self, item: Any) -> None:
+        """Do nothing."""
 
 
 class Feed:
@@ -173,9 +179,15 @@ class Feed:
                     try:
                         item = self._next(batches)
                     except StopIteration:
+                        self._meet(None)
                         self._end_pass(pace.step - num_before)
                         return
-                    self._take_given(item, measure, batches)
+                    size = self._meet(measure.of(item))
+                    if size is None:
+                        self._end_pass(pace.step - num_before)
+                        return
+                    self._take_given(item, size, batches)
+                self._trainer.hand_out(item)
                 yield item
         except GeneratorExit:
             # A break: if the run goes on, the signals are taken again.
@@ -237,6 +249,28 @@ class Feed:
         finally:
             emitter.data_seconds += time.perf_counter() - began
 
+    def _meet(self, size: Size | None) -> Size | None:
+        """The size of the batches of all ranks; None where one of them has none, as its stream has ended.
+
+        Args:
+            size: That of the batch of this rank; None if it has none.
+        """
+        agreement = self._run.agreement
+        if agreement.ranks is None:
+            return size
+        samples, tokens = (0, 0) if size is None else size
+        everyone = agreement.gather([size is not None, samples, tokens])
+        if all(has for has, _, _ in everyone):
+            return Size(*map(sum, zip(*(each[1:] for each in everyone), strict=True)))
+        if size is not None:
+            ended = ", ".join(str(rank) for rank, (has, _, _) in enumerate(everyone) if not has)
+            self._run.announcer.note_once(
+                "uneven ends",
+                f"a run through the loader ends for all ranks where that of rank {ended} does, so the batches that "
+                "others have left are not trained on.",
+            )
+        return None
+
     def _end_pass(self, num_steps: int) -> None:
         """End a run through the loader, if anything of it was trained on."""
         run, pace = self._run, self._run.pace
@@ -270,11 +304,11 @@ class Feed:
 
     # Batches.
 
-    def _take_given(self, item: Any, measure: BatchMeasure, batches: Iterator[Any]) -> None:
+    def _take_given(self, item: Any, size: Size, batches: Iterator[Any]) -> None:
         run, is_heard = self._run, self._run.announcer.is_heard
         if is_heard:
             run.emitter.begin()
-        self.open = self.take(item, measure.of(item), self._samples.of(item, batches))
+        self.open = self.take(item, size, self._samples.of(item, batches))
         run.controller.note_start()
         if is_heard:
             run.emitter.end()
@@ -335,6 +369,7 @@ class Feed:
         """Whether the batch that a test asks for was kept; if not, the next losses decide."""
         asked = self._run.controller.experiment.asked
         is_kept = asked is not None and all(item is not None for item in asked.witness)
+        is_kept = all(each[0] for each in self._run.agreement.gather([is_kept]))
         if not is_kept:
             self._run.controller.let_probe(False)
         return is_kept
@@ -437,7 +472,7 @@ class Feed:
         Raises:
             TypeError, ValueError: they are not ids, or the samples were told before.
         """
-        if ids is None:
+        if ids is None or self._run.agreement.ranks is not None:
             return ticket
         chunk: Any = ticket.batch.chunk
         if chunk.members is not None:
@@ -527,8 +562,12 @@ class Feed:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `position` returned: the next iteration goes on from there."""
-        self._plan.load_state_dict(state)
-        self._resumed, self._out, self.open = dict(state), [], None
+        ranks, own = self._run.agreement.ranks, dict(state)
+        of_ranks = own.pop("ranks", None) or []
+        if ranks is not None and ranks.rank < len(of_ranks):
+            own |= of_ranks[ranks.rank]
+        self._plan.load_state_dict(own)
+        self._resumed, self._out, self.open = own, [], None
         self._iteration = None
 
 

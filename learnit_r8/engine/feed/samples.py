@@ -43,7 +43,7 @@ class BatchSamples:
     @property
     def is_known(self) -> bool:
         """Whether batches say which samples they hold."""
-        return self._ids is not None or self._observes
+        return (self._ids is not None or self._observes) and self._run.agreement.ranks is None
 
     def begin(self, source: Any) -> None:
         """Prepare for an iteration over a loader."""
@@ -58,6 +58,8 @@ class BatchSamples:
             return False
         known = self._storage.ids
         assert known is not None
+        if self._run.agreement.ranks is not None:
+            return False
         size = observed.size_of(source)
         if known.kind not in (None, "indices"):
             self._run.announcer.warn_once(
@@ -94,7 +96,7 @@ class BatchSamples:
         """
         if self._observes:
             return self._observed(batches.drawn)  # type: ignore[attr-defined]
-        if self._ids is None:
+        if not self.is_known:
             return None
         ids = self._ids(item) if callable(self._ids) else self._told_under(self._ids, item)
         return None if ids is None else find(self._run, ids)

@@ -57,6 +57,7 @@ class CauseSearch:
         self._sentry, self._recorder = sentry, recorder
         self._looks: Counter[str] = Counter()
         self._seconds = 0.0
+        self._found: dict[str, Any] | None = None
 
     def look(
         self,
@@ -69,7 +70,7 @@ class CauseSearch:
         samples: Sequence[int],
         is_finite: bool,
     ) -> str:
-        """Look for the cause of a refusal, tell it and note it; returns the sentence, "" if nobody has looked.
+        """Look for the cause of a refusal and note it; returns the sentence, "" if nobody has looked. `tell` tells it.
 
         Args:
             ticket: The batch.
@@ -83,14 +84,21 @@ class CauseSearch:
         finding = self._find(ticket, reading, verdict, step=step, recent=recent, is_finite=is_finite)
         text = ""
         if finding is not None:
-            blamed = [int(ticket.indices[row]) for row in finding.rows if row < len(ticket.indices)]
+            own = self._samples_of(ticket)
+            blamed = list(finding.samples) or [own[row] for row in finding.rows if row < len(own)]
             text = sentence_of(finding, step - 1, self._names(blamed))
-            self._announcer.tell(
-                events.CauseFound, text=text, fault=finding.kind, where=finding.where, samples=tuple(blamed),
-                is_certain=finding.is_certain,
-            )  # fmt: skip
+            self._found = {
+                "text": text, "fault": finding.kind, "where": finding.where, "samples": tuple(blamed),
+                "is_certain": finding.is_certain,
+            }  # fmt: skip
         self._note(ticket, reading, verdict, step=step, recent=recent, samples=samples, finding=finding, text=text)
         return text
+
+    def tell(self) -> None:
+        """Tell what was found since it was told last."""
+        found, self._found = self._found, None
+        if found is not None:
+            self._announcer.tell(events.CauseFound, **found)
 
     def _find(
         self, ticket: Ticket, reading: Reading, verdict: Verdict, *, step: int, recent: Sequence[float], is_finite: bool
@@ -116,6 +124,10 @@ class CauseSearch:
         self._seconds += time.perf_counter() - began
         return finding
 
+    def _samples_of(self, ticket: Ticket) -> list[int]:
+        """The positions of the samples of a batch; none where batches are the user's own."""
+        return ticket.indices.tolist() if self._table.num_samples else []
+
     def _names(self, samples: Sequence[int]) -> list[str]:
         """The samples by number, and by name where they have one."""
         name_of = self._table.storage.name_of
@@ -128,7 +140,7 @@ class CauseSearch:
         recorder = self._recorder
         if recorder is None or not recorder.is_writing:
             return
-        indices = ticket.indices[:4096].tolist()
+        indices = self._samples_of(ticket)[:4096]
         facts = {
             "step": step - 1, "epoch": ticket.epoch, "loss": reading.mean, "lr": ticket.lr, "verdict": verdict.value,
             "samples": indices, "names": [str(self._table.storage.name_of(each)) for each in indices[:256]],

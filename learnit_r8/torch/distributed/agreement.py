@@ -64,7 +64,7 @@ def _described(fact: Any) -> str:
 def digest_of_state(r8: R8Scheduler, turn: int) -> int:
     """A digest of all that decides the next steps; of the table it takes 65,536 samples, other ones each turn."""
     num_samples = r8.table.num_samples
-    begin = turn % -(-num_samples // WINDOW) * WINDOW
+    begin = turn % max(1, -(-num_samples // WINDOW)) * WINDOW
     return digest_of(r8.host.deciding_state(np.arange(begin, min(begin + WINDOW, num_samples))))
 
 

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from ...engine.pace import Pace
 
 
+OF_RANK = ("taken", "left_out", "loader", "start", "now")
+"""What is a rank's own of the position in a loader of the user's, see `Feed.position`."""
+
+
 class SharedClock:
     """Shows the time of rank 0 at the last exchange on all ranks; budget, rates and triggers follow it.
 
@@ -126,6 +130,7 @@ class SharedStore:
     ) -> SharedWrite:
         """Start to write a checkpoint on rank 0, as `CheckpointStore.begin`; write nothing on other ranks."""
         write, error = None, None
+        state = self._with_all_ranks(state)
         if self._ranks.rank == 0:
             try:
                 write = self._store.begin(state, write_model, config, then=then, in_background=in_background)
@@ -133,6 +138,14 @@ class SharedStore:
                 error = raised
         elsewhere = Checkpoint(self._store.folder / "written by rank 0", dict(state), None, self._store.run_id, {})
         return SharedWrite(write, error, self._ranks, then, elsewhere)
+
+    def _with_all_ranks(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The state, with where each rank is in its part of a stream of the user's."""
+        plan = state.get("plan", {})
+        if "now" not in plan:
+            return state
+        own = {name: plan[name] for name in OF_RANK}
+        return {**state, "plan": {**plan, "ranks": self._ranks.gather_values(own)}}
 
     def pin(self, path: Path | None, note: bytes | None = None) -> None:
         """Keep a checkpoint, as `CheckpointStore.pin`; only rank 0 has any."""
@@ -211,6 +224,11 @@ class RankAgreement:
         """Whether all ranks call it with the same text."""
         own = np.array([digest_of(text)])
         return bool((self._ranks.gather(own) == own).all())
+
+    def gather(self, numbers: Sequence[int]) -> list[list[int]]:
+        """The numbers of all ranks, in their order."""
+        everyone: list[list[int]] = self._ranks.gather(np.array(numbers, np.int64)).tolist()
+        return everyone
 
     def meet(
         self, wished: int, span: tuple[float, float], agree: Callable[[list[int], Sequence[Sequence[float]]], None]

@@ -12,6 +12,7 @@ from ..._adapters.group_rates import GroupRates
 from ..._adapters.prefetch import Prefetch
 from ...guard.verdict import Verdict
 from ...sampling.ticket import Outcome, Ticket, new_tuple
+from ..flight.hand import Hand
 from ..loss_pipeline import LossPipeline
 from ..lr_scheduler import R8LRScheduler
 from ..prepared import is_skipping
@@ -42,6 +43,7 @@ class LoaderAdapter:
         stepper: Takes the steps of the first optimizer.
         rates: Sets the scheduler's rates; None where they are the user's own.
         sharing: This process.
+        hand: Holds the batch in hand.
 
     Attributes:
         scheduler: As given.
@@ -61,6 +63,7 @@ class LoaderAdapter:
         stepper: Stepper,
         rates: GroupRates | None,
         sharing: Sharing,
+        hand: Hand,
     ) -> None:
         self.scheduler, self.state, self.rates, self.optimizer = scheduler, state, rates, optimizers[0]
         self._model, self._loader, self._optimizers, self._stepper = model, loader, optimizers, stepper
@@ -68,7 +71,9 @@ class LoaderAdapter:
         assert feed is not None
         self._feed = feed
         held = Prefetch.of(scheduler)
-        self._losses = LossPipeline(held, stepper=stepper, state=state, rates=rates, sharing=sharing, ahead=0)
+        self._losses = LossPipeline(
+            held, stepper=stepper, state=state, rates=rates, sharing=sharing, ahead=0, hand=hand
+        )
         held.join(self._losses)
         feed.join(self._losses)
         self._losses.set_rates(scheduler.lr)

@@ -1,0 +1,115 @@
+"""Where did it begin? Causes that are planted in small real trainings, and what the flight recorder calls them.
+
+Every run is a whole training with `attach`, in which something of `cause_plants.py` goes wrong. What counts is the
+first sentence that is told. Right: the kind of the cause, with the sample or the place where the plant has one. Wrong
+and certain: a sentence that claims another cause without a "probably". Not refused: the guard has found nothing wrong.
+
+Half of the plants are held out: which ones follows from their names, and nothing was tuned on them.
+
+    python benchmarks/causes.py [--quick] [--without] [--only TEXT] [--held-out | --tuned]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import platform
+import time
+import warnings
+from collections import Counter
+from typing import Any
+
+import torch
+from cause_plants import BAD, BATCH_SIZE, NUM_STEPS, PLANTED_AT, Plant, Task, plants
+
+from learnit_r8 import TrainingDiverged, events
+from learnit_r8.testing import record_events
+from learnit_r8.torch import attach
+
+QUICK = 6
+
+
+def train(plant: Plant | None, task: Task, *, with_run_batch: bool) -> list[Any]:
+    """Train with something planted, or a NaN reported for nothing; returns what was told of causes."""
+    if plant is not None:
+        plant.prepare(task)
+    task.build()
+    heard = record_events()
+    settings: dict[str, Any] = {"run_batch": task.run_batch} if with_run_batch else {}
+    adapter = attach(
+        task.model, task.optimizer, task.data, batch_size=BATCH_SIZE, num_steps=NUM_STEPS, scheduler_mode="keep",
+        backup_every=8, listeners=[heard], **settings,
+    )  # fmt: skip
+    with contextlib.suppress(TrainingDiverged):
+        for _ in adapter.epochs():
+            for batch in adapter.loader():
+                step = adapter.scheduler.global_step
+                if plant is not None:
+                    plant.strike(task, step)
+                losses = task.losses(batch)
+                if plant is None and step == PLANTED_AT:
+                    losses = losses * float("nan")
+                adapter.step(adapter.loss(losses))
+                if heard.of(events.CauseFound):
+                    return list(heard.of(events.CauseFound))
+    return list(heard.of(events.CauseFound))
+
+
+def verdict_on(plant: Plant, told: list[Any]) -> str:
+    """ "right", "wrong", "wrong and certain" or "unknown"."""
+    if not told:
+        return "not refused"
+    first = told[0]
+    names_sample = plant.names_sample and first.samples == (BAD,)
+    names_place = any(each in f"{first.where} {first.text}" for each in plant.where)
+    is_named = names_sample or names_place or not (plant.names_sample or plant.where)
+    if first.fault in plant.kinds and is_named:
+        return "right"
+    if first.fault == "unknown":
+        return "unknown"
+    return "wrong and certain" if first.is_certain and first.fault not in plant.kinds else "wrong"
+
+
+def main() -> None:
+    """Run the plants, and print what was told."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="some of the plants")
+    parser.add_argument("--without", action="store_true", help="without run_batch")
+    parser.add_argument("--only", default="", help="plants with this text in their name")
+    half = parser.add_mutually_exclusive_group()
+    half.add_argument("--held-out", action="store_true", help="only those that nothing was tuned on")
+    half.add_argument("--tuned", action="store_true", help="only the others")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    chosen = [each for each in plants() if options.only in each.name]
+    if options.held_out or options.tuned:
+        chosen = [each for each in chosen if each.is_held_out == options.held_out]
+    if options.quick:
+        chosen = chosen[:: max(1, len(chosen) // QUICK)][:QUICK]
+    print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, seed 0, {len(chosen)} plants")
+    counts: Counter[tuple[str, bool]] = Counter()
+    began = time.perf_counter()
+    for plant in chosen:
+        task = Task(plant.model, getattr(torch, plant.dtype))
+        told = train(plant, task, with_run_batch=not options.without)
+        verdict = verdict_on(plant, told)
+        counts[verdict, plant.is_held_out] += 1
+        said = told[0].text if told else "nothing"
+        print(f"{verdict:17} {'held out' if plant.is_held_out else 'tuned':8} {plant.name:40} {said}")
+    for is_held_out in (False, True):
+        mine = {verdict: count for (verdict, held), count in counts.items() if held == is_held_out}
+        if mine:
+            half_name = "held out" if is_held_out else "tuned"
+            print(f"{half_name}: {mine.get('right', 0)} of {sum(mine.values())} right; {mine}")
+    fine = 0
+    models = ("mlp", "cnn", "transformer", "vae")[: 1 if options.quick else 4]
+    for model in models:
+        told = train(None, Task(model, torch.float32), with_run_batch=not options.without)
+        fine += bool(told) and told[0].fault == "nothing"
+        print(f"nothing planted, {model}: {told[0].text if told else 'nothing'}")
+    print(f"nothing planted: {fine} of {len(models)} say that model, data and gradients are fine")
+    print(f"{time.perf_counter() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,355 @@
+"""The case of a refused batch: which runs are made, and what follows from them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from ...flight.finding import (
+    BACKWARD,
+    BATCH_SIZE,
+    INPUT,
+    LABEL,
+    LOSS,
+    NOTHING,
+    OPTIMIZER,
+    SCALE,
+    UNKNOWN,
+    UPDATE,
+    WEIGHT,
+    Finding,
+    Refusal,
+)  # fmt: skip
+from .hand import Held
+from .rows import Odd, far_off, join, not_finite, num_rows, some_rows
+from .runs import Runs
+from .state_faults import Moved, OptimizerFault, bad_weights, compare, optimizer_faults
+from .trace import Trace
+from .untouched import weights_of
+from .words import describe_gradient, describe_place, finding_of, place_of, value_of
+
+SPREADS = frozenset(["std", "var", "std_mean", "var_mean", "native_batch_norm", "_batch_norm_impl_index"])
+"""Operations that need more than one row."""
+
+HEALTHY = "the weights are healthy"
+STATISTICS = "it has damaged the statistics of the model, and the weights are healthy"
+EVERYWHERE = "it is so with other batches and with the weights of backups, too"
+
+FIRST = ("0", "0.0", "state")
+"""What the first array of a batch is called, which needs no name."""
+
+LARGE_CHANGE, MANY = 0.5, 0.5
+"""Share of its length that the weights have moved by since a healthy backup, from which the updates are to blame, and
+share of the arrays that must have moved by a tenth."""
+
+MOST_BACKUPS = 3
+"""Backups that are tried."""
+
+
+class Case:
+    """A refused batch, and all that may be asked of it.
+
+    Args:
+        refusal: What the run knows.
+        model: The model, as it was refused.
+        optimizer, scaler: What trains it.
+        run: Runs a batch.
+        held, batch: The refused batch.
+        good_held, good: The last one whose loss was good; None without one.
+        backups: Steps and states, newest first.
+        has_loss: Whether a run gives a loss, not only what the model returns.
+        redraw: Returns a sample anew, or None.
+    """
+
+    def __init__(
+        self, refusal: Refusal, model: torch.nn.Module, optimizer: Any, *, scaler: Any, run: Callable[[Any], Any],
+        held: Held, batch: Any, good_held: Held | None, good: Any, backups: Sequence[tuple[int, Any]], has_loss: bool,
+        redraw: Callable[[int], Any] | None,
+    ) -> None:  # fmt: skip
+        self._refusal, self._model, self._optimizer, self._scaler = refusal, model, optimizer, scaler
+        self._held, self._batch, self._redraw, self._backups = held, batch, redraw, backups
+        self._good_held, self._good = good_held, good
+        self._runs = Runs(refusal, model, run, has_loss=has_loss)
+        self._loss = math.nan
+        self._healthy: tuple[int, Any] | None = None
+
+    @contextlib.contextmanager
+    def _healthy_weights(self) -> Iterator[None]:
+        assert self._healthy is not None
+        with weights_of(self._model, self._healthy[1]["model"]):
+            yield
+
+    # The case.
+
+    def solve(self) -> Finding:
+        """Find where it began."""
+        weights = bad_weights(self._model)
+        if weights:
+            return self._of_bad_weights(weights)
+        first = self._runs.watch(self._batch, "the refused batch on the refused weights", backward=True)
+        self._loss = first.loss
+        if not self._runs.is_bad(first):
+            return self._of_good_run(first)
+        clear = self._of_clear_input(first)
+        if clear is not None:
+            return clear
+        second = None
+        if self._good is not None:
+            second = self._runs.watch(self._good, "the last good batch on the refused weights")
+        is_good_here = second is not None and not self._runs.is_bad(second)
+        self._find_healthy()
+        if self._healthy is None:
+            return self._without_healthy(first, second, is_good_here=is_good_here)
+        with self._healthy_weights():
+            third = self._runs.watch(self._batch, f"the refused batch on the weights of step {self._healthy[0]:,}")
+            if self._runs.is_bad(third):
+                return self._of_data(third, (HEALTHY,) if is_good_here else (self._said_of_healthy(),))
+        return self._of_weights(first)
+
+    def _without_healthy(self, first: Trace, second: Trace | None, *, is_good_here: bool) -> Finding:
+        """No backup is seen to be healthy: the last good batch is bad with all, or there is none."""
+        if is_good_here:
+            return self._of_data(first, (HEALTHY,))
+        if first.error is not None:
+            return self._end(finding_of(first))
+        if second is not None and self._backups:
+            return self._end(finding_of(first), certain=first.fault is not None, rest=(EVERYWHERE,))
+        return self._end(finding_of(first), rest=("there is no healthy backup to compare with",))
+
+    def _of_clear_input(self, first: Trace) -> Finding | None:
+        """Values of the input that are not finite, without which the batch is good; None for all else."""
+        odd = not_finite(self._batch, self._good)
+        found = self._of_odd(odd, first, num_rows(self._batch)) if odd else None
+        return None if found is None else self._end(found, certain=True, rest=(HEALTHY, *self._redrawn(found)))
+
+    def _find_healthy(self) -> None:
+        """Look for a backup with which the last good batch is good; where there is none, the newest finite one."""
+        for step, state in self._backups[:MOST_BACKUPS]:
+            finite = all(
+                bool(torch.isfinite(each).all()) for each in state["model"].values()
+                if isinstance(each, torch.Tensor) and each.is_floating_point()
+            )  # fmt: skip
+            if not finite:
+                continue
+            with weights_of(self._model, state["model"]):
+                if self._good is None or not self._runs.is_bad(
+                    self._runs.watch(self._good, f"the last good batch on the weights of step {step:,}")
+                ):
+                    self._healthy = step, state
+                    return
+
+    def _said_of_healthy(self) -> str:
+        assert self._healthy is not None
+        return f"it is so with the healthy weights of step {self._healthy[0]:,}, too"
+
+    # Weights.
+
+    def _of_bad_weights(self, weights: dict[str, int]) -> Finding:
+        """The weights themselves are not finite: was it a batch, the optimizer, or one element?"""
+        parameters = dict(self._model.named_parameters())
+        did = "its update has damaged the weights" if parameters.keys() & weights.keys() else STATISTICS
+        total = sum(each.numel() for each in self._model.parameters())
+        name, count = next(iter(weights.items()))
+        count_all = sum(weights.values())
+        self._runs.evidence.append(f"{count_all:,} of {total:,} weights in {len(weights)} arrays are not finite")
+        self._find_healthy()
+        if self._healthy is None:
+            return self._end(Finding(UNKNOWN, f"the weights hold values that are not finite, as in `{name}`"))
+        with self._healthy_weights():
+            step = self._healthy[0]
+            third = self._runs.watch(self._batch, f"the refused batch on the weights of step {step:,}", backward=True)
+            if self._runs.is_bad(third):
+                return self._of_data(third, (did,))
+            if third.bad_gradients:
+                return self._of_gradient(third, self._batch, self._held, (did,))
+            if self._good is not None:
+                fourth = self._runs.watch(
+                    self._good, f"the batch before on the weights of step {step:,}", backward=True
+                )
+                if fourth.bad_gradients:
+                    assert self._good_held is not None
+                    rest = ("its loss was finite, and its update has damaged the weights",)
+                    return self._of_gradient(fourth, self._good, self._good_held, rest)
+        few = len(weights) == 1 and count <= 4
+        if few:
+            text = f"{count} of the weights `{name}` {'is' if count == 1 else 'are'} not finite, and all others are"
+            found = Finding(WEIGHT, text, where=name)
+            return self._end(found, certain=True, rest=("both batches are good with the weights of a backup",))
+        text = f"{len(weights)} arrays of weights are not finite, as `{name}`; batches and gradients are not to blame"
+        return self._end(Finding(UNKNOWN, text), rest=("an update that was too large, or the optimizer's state",))
+
+    def _of_weights(self, first: Trace) -> Finding:
+        """The refused weights are bad, and those of a backup are healthy."""
+        assert self._healthy is not None
+        step, state = self._healthy
+        faults = self._optimizer_faults(state.get("optimizer"), max(1, self._refusal.step - step))
+        if faults:
+            return self._of_optimizer(faults)
+        moved = compare(self._model, state["model"])
+        if moved.name:
+            found = self._of_lone_weight(moved, step)
+            if found is not None:
+                return found
+        if moved.share <= LARGE_CHANGE or moved.many < MANY:
+            text = f"with the weights of step {step:,} the batch is good"
+            apart = f"`{moved.farthest}` has moved farthest, by {moved.farthest_share:.0%} of its length"
+            return self._end(finding_of(first), rest=(text, apart))
+        text = f"the updates since step {step:,} were too large: they have moved the weights by {moved.share:.0%} of "
+        text += f"their length, at the rate {self._rate:.3g}"
+        rest: tuple[str, ...] = ("the data and the optimizer's state are not to blame",)
+        top = max(first.modules.items(), key=lambda each: each[1] if each[1] == each[1] else -1.0, default=("", 0.0))
+        if first.first_module:
+            rest += (f"it shows first in `{first.first_module}`",)
+        elif top[0]:
+            rest += (f"outputs of `{top[0]}` reach {top[1]:.3g}",)
+        return self._end(Finding(UPDATE, text), certain=True, rest=rest)
+
+    def _of_lone_weight(self, moved: Moved, step: int) -> Finding | None:
+        """One element has changed alone: with its old value, is the batch good?"""
+        parameter = dict(self._model.named_parameters())[moved.name]
+        flat, place = parameter.data.view(-1), moved.at(parameter.shape)
+        now = flat[moved.flat].clone()
+        flat[moved.flat] = moved.then
+        try:
+            again = self._runs.watch(self._batch, f"the refused batch with `{moved.name}`{place} as in the backup")
+        finally:
+            flat[moved.flat] = now
+        if self._runs.is_bad(again):
+            return None
+        text = f"one weight has changed alone: `{moved.name}` at {place} is {moved.now:.4g}, and was {moved.then:.4g}"
+        rest = (f"with its value of step {step:,} the batch is good",)
+        return self._end(Finding(WEIGHT, text, where=moved.name), certain=True, rest=rest)
+
+    def _optimizer_faults(self, backup: Any, updates: int) -> list[OptimizerFault]:
+        names = {id(each): name for name, each in self._model.named_parameters()}
+        return optimizer_faults(self._optimizer, names, backup, updates)
+
+    def _of_optimizer(self, faults: list[OptimizerFault]) -> Finding:
+        text = f"the optimizer's state of `{faults[0].name}` is damaged: {faults[0].text}"
+        rest = (f"and that of {len(faults) - 1} more",) if len(faults) > 1 else ()
+        return self._end(Finding(OPTIMIZER, text, where=faults[0].name), certain=True, rest=rest)
+
+    @property
+    def _rate(self) -> float:
+        groups = getattr(self._optimizer, "param_groups", ())
+        return max((float(group["lr"]) for group in groups), default=self._refusal.lr)
+
+    # A batch that is good when it runs again.
+
+    def _of_good_run(self, first: Trace) -> Finding:
+        faults = self._optimizer_faults(None, 0)
+        if faults:
+            return self._of_optimizer(faults)
+        if first.bad_gradients:
+            return self._of_gradient(first, self._batch, self._held, ())
+        scale = self._scale()
+        if scale > 1 and self._runs.has_loss:
+            what = f"the refused batch with the loss scale {scale:g}"
+            if self._runs.watch(self._batch, what, backward=True, scale=scale).bad_gradients:
+                text = f"the loss scale {scale:g} is too high: with it gradients are not finite, without it they are"
+                return self._end(Finding(SCALE, text, where="loss scale"), certain=True)
+        if not self._runs.has_loss:
+            text = "all that the model returns for the batch is finite: the loss function, the labels or the gradient"
+            return self._end(Finding(UNKNOWN, text))
+        text = f"run again, the batch has the loss {first.loss:.6g}"
+        reported = self._refusal.loss
+        if math.isfinite(reported) and abs(reported - first.loss) <= 0.1 * abs(reported - self._refusal.usual):
+            return self._end(Finding(UNKNOWN, f"{text}, and all of it is finite"))
+        rest: tuple[str, ...] = (f"the loss that was reported ({reported:.6g}) is not what the model gives",)
+        if self._runs.is_random and self._held.generators is None:
+            rest += ("with other random numbers, as those of then were not kept",)
+        return self._end(Finding(NOTHING, f"{text}: model, data and gradients are fine"), certain=True, rest=rest)
+
+    def _scale(self) -> float:
+        get = getattr(self._scaler, "get_scale", None)
+        return float(get()) if get is not None and self._scaler.is_enabled() else 1.0
+
+    # Data.
+
+    def _of_data(self, trace: Trace, rest: tuple[str, ...]) -> Finding:
+        """The batch is to blame, with weights that are healthy: what in it?"""
+        size, batch = num_rows(self._batch), self._batch
+        if trace.bad_labels is not None:
+            rows, text = trace.bad_labels
+            rows = rows if len(rows) < size else ()
+            certain = self._confirms(rows, size) or not rows
+            return self._end(Finding(LABEL, text, rows, where="label"), certain=certain, rest=rest)
+        odd = not_finite(batch, self._good) or far_off(batch, self._good)
+        if odd:
+            found = self._of_odd(odd, trace, size)
+            if found is not None:
+                anew = () if odd[0].is_finite else self._redrawn(found)
+                return self._end(found, certain=True, rest=(*rest, *anew))
+        fault = trace.fault
+        if size == 1 and fault is not None and fault.op in SPREADS:
+            return self._of_single(trace, rest)
+        found = finding_of(trace)._replace(rows=self._runs.find_row(batch, trace))
+        return self._end(found, certain=found.kind != UNKNOWN, rest=rest)
+
+    def _confirms(self, rows: Sequence[int], size: int) -> bool:
+        """Whether the batch is good without these rows."""
+        if not rows or len(rows) >= size:
+            return False
+        left = [row for row in range(size) if row not in rows]
+        trace = self._runs.watch(some_rows(self._batch, left, size), f"the batch without the rows {list(rows)[:8]}")
+        return not self._runs.is_bad(trace)
+
+    def _of_odd(self, odd: Sequence[Odd], trace: Trace, size: int) -> Finding | None:
+        """A finding on values of the input that are not finite or far off, if they are to blame."""
+        rows = tuple(sorted({row for each in odd for row in each.rows}))
+        first = odd[0]
+        place = f" at {list(first.at)}" if first.at else ""
+        about = f"whose input holds {first.value}{place}" + ("" if first.key in FIRST else f" of {first.key}")
+        certain = self._confirms(rows, size)
+        if not certain and (first.is_finite or len(rows) < size):
+            return None
+        fault = trace.fault
+        text = f"{first.value} in the input" if not first.is_finite else f"an input of {first.value}, far beyond others"
+        if trace.first_module:
+            text = f"{value_of(trace)} first in `{trace.first_module}` (forward)"
+        elif fault is not None:
+            text = describe_place(trace)
+        return Finding(INPUT, text, rows, about, where=first.key)
+
+    def _redrawn(self, found: Finding) -> tuple[str, ...]:
+        """Whether the sample is good as the data set gives it anew."""
+        if self._redraw is None or len(found.rows) != 1 or found.rows[0] >= len(self._held.ticket.indices):
+            return ()
+        sample = int(self._held.ticket.indices[found.rows[0]])
+        try:
+            anew = [self._redraw(sample) for _ in range(8)]
+        except Exception:
+            return ()
+        bad = sum(bool(not_finite(each, None)) for each in anew)
+        self._runs.evidence.append(f"of 8 times that the sample is drawn anew {bad} are not finite")
+        return ("drawn anew it is not always so: its random augmentation is to blame",) if 0 <= bad < 8 else ()
+
+    def _of_single(self, trace: Trace, rest: tuple[str, ...]) -> Finding:
+        """A batch of one row, in an operation that needs several."""
+        text = f"{describe_place(trace)}: a batch of 1 has no spread"
+        certain = False
+        if self._good is not None and num_rows(self._good) > 1:
+            both = join(self._batch, some_rows(self._good, [0], num_rows(self._good)))
+            if both is not None:
+                certain = not self._runs.is_bad(self._runs.watch(both, "the refused row with a good one beside it"))
+        return self._end(Finding(BATCH_SIZE, text, where=place_of(trace)), certain=certain, rest=rest)
+
+    def _of_gradient(self, trace: Trace, batch: Any, held: Held, rest: tuple[str, ...]) -> Finding:
+        """The loss is finite and its gradient is not."""
+        fault, rows = trace.fault, self._runs.find_row(batch, trace)
+        text, where = describe_gradient(trace)
+        found = Finding(LOSS if fault is not None and not fault.where else BACKWARD, text, rows, where=where)
+        if held is not self._held:
+            own = held.ticket.indices
+            found = found._replace(samples=tuple(int(own[row]) for row in rows if row < len(own) and own[row] >= 0))
+        return self._end(found, certain=fault is not None, rest=rest)
+
+    def _end(self, found: Finding, *, certain: bool = False, rest: tuple[str, ...] = ()) -> Finding:
+        return found._replace(
+            is_certain=certain and found.kind != UNKNOWN, rest=(*found.rest, *rest), loss=self._loss,
+            evidence=tuple(self._runs.evidence), num_runs=self._runs.count,
+        )  # fmt: skip

@@ -1,0 +1,94 @@
+"""The batch in hand: held by reference from the loader to the report of its loss, so that it can run again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from ...sampling.random_generators import random_state
+
+if TYPE_CHECKING:
+    from ...sampling.ticket import Ticket
+
+
+class Held(NamedTuple):
+    """A batch that was trained on.
+
+    Attributes:
+        ticket: What the run knows of it.
+        batch: As the loader gave it; None where it is not known.
+        inputs: What the model got, positional and by name; None where it is not held.
+        generators: The random generators at its start; None where they are not kept.
+    """
+
+    ticket: Ticket
+    batch: Any
+    inputs: tuple[tuple[Any, ...], dict[str, Any]] | None
+    generators: Any
+
+
+class LastInputs:
+    """A hook that holds what a model was given last in training; a copy of the model gets an empty one."""
+
+    def __init__(self) -> None:
+        self.held: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+
+    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Hold the inputs, by reference."""
+        if module.training:
+            self.held = args, kwargs
+
+    def __deepcopy__(self, memo: Any) -> LastInputs:
+        return LastInputs()
+
+    def __reduce__(self) -> Any:
+        return LastInputs, ()
+
+
+class Hand:
+    """Holds the batch that is trained on, and the last one whose loss was good.
+
+    Args:
+        keeps_generators: Whether to note the random generators at the start of each batch, which copies them.
+
+    Attributes:
+        batch: The batch that the loader has handed out last.
+        inputs: Holds what the model was given last; None where the batch itself can run again.
+        reported: The batch whose loss is being reported.
+        good: The last one whose loss was good.
+    """
+
+    def __init__(self, *, keeps_generators: bool) -> None:
+        self._keeps_generators = keeps_generators
+        self.batch: Any = None
+        self.inputs: LastInputs | None = None
+        self.reported: Held | None = None
+        self.good: Held | None = None
+        self._generators: Any = None
+
+    def watch(self, model: torch.nn.Module) -> None:
+        """Hold what the model is given, as its batches cannot run again otherwise."""
+        self.inputs = LastInputs()
+        try:
+            model.register_forward_pre_hook(self.inputs, with_kwargs=True)
+        except Exception:
+            # A scripted module takes no such hook.
+            self.inputs = None
+
+    def pass_on(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The same batches, each held until the next one."""
+        for batch in batches:
+            self.hold(batch)
+            yield batch
+
+    def hold(self, batch: Any) -> None:
+        """Hold a batch, as the training on it begins; and the random generators, if they are to be kept."""
+        self.batch = batch
+        if self._keeps_generators:
+            self._generators = random_state()
+
+    def take(self, ticket: Ticket) -> Held:
+        """The batch in hand, as its loss is noted."""
+        return Held(ticket, self.batch, None if self.inputs is None else self.inputs.held, self._generators)

@@ -1,0 +1,101 @@
+"""A recorded incident, loaded to have the same failure again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...flight.record import read_part, read_record
+from ...sampling.random_generators import set_random_state
+from ..state import plain_model
+
+
+class RecordedIncident:
+    """An incident as its record holds it; `load_incident` makes it.
+
+    Attributes:
+        record: All facts, as plain values: the record's JSON.
+        cause: One sentence on where it began; "" if nobody could look.
+        batch: The refused batch, with tensors on the CPU; None if the record holds none. Where the batch itself was not
+            known, what the model got: ``{"args": ..., "kwargs": ...}``.
+        generators: The random generators at its start, for `replay`; None if they were not kept.
+        refused: The refused state, "model" and "optimizer" among its parts; None if the record holds none.
+        loss: The loss of the batch when it was run again, which `replay` repeats; NaN if it was not.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.record = read_record(path)
+        self.cause: str = self.record["cause"]
+        held = read_part(path, "batch")
+        self.batch: Any = None if held is None else held["batch"]
+        self._is_inputs = held is not None and bool(held["is_inputs"])
+        self._is_training = held is None or bool(held["is_training"])
+        if self._is_inputs:
+            args, kwargs = self.batch
+            self.batch = {"args": args, "kwargs": kwargs}
+        self.generators = read_part(path, "generators")
+        self.refused = read_part(path, "refused")
+        refusals = self.record["refusals"]
+        finding = (refusals[0].get("finding") if refusals else None) or {}
+        self.loss = float(finding.get("loss", "nan"))
+
+    def __repr__(self) -> str:
+        return f"RecordedIncident(step {self.record['step'] - 1}: {self.cause or self.record['diagnosis'] or '?'})"
+
+    def replay(self, model: torch.nn.Module, loss_fn: Callable[[torch.nn.Module, Any], Any] | None = None) -> Any:
+        """Run the refused batch once more, as it was: the refused weights, if they are recorded, and the generators.
+
+        On a CPU the loss is the same to the bit. It has its graph, so ``backward()`` may follow, and a debugger or
+        ``torch.autograd.set_detect_anomaly(True)`` may be on.
+
+        Args:
+            model: A model like the one that was trained. The refused weights are loaded into it; without them in the
+                record, it is run as it is.
+            loss_fn: ``(model, batch)``, returns the loss. Without it the model gets the batch as it did then.
+
+        Returns:
+            What ``loss_fn`` returns, else what the model does.
+
+        Raises:
+            ValueError: the record holds no batch: it was made with ``record="names"``, or exported without data.
+        """
+        if self.batch is None:
+            raise ValueError(
+                f"{str(self.path)!r} must hold a batch to be run again, got none: train with record='batch' or "
+                "record='all', and export with --data."
+            )
+        own = plain_model(model)
+        if self.refused is not None:
+            own.load_state_dict(self.refused["model"])
+        own.train(self._is_training)
+        device = next((each.device for each in own.parameters()), torch.device("cpu"))
+        batch = _moved(self.batch, device)
+        if self.generators is not None:
+            set_random_state(self.generators)
+        if loss_fn is not None:
+            return loss_fn(model, batch)
+        return model(*batch["args"], **batch["kwargs"]) if self._is_inputs else model(batch)
+
+
+def load_incident(path: str | os.PathLike[str]) -> RecordedIncident:
+    """Load the record of an incident.
+
+    Args:
+        path: Its folder, ``<run folder>/incidents/3``, or a file of ``learnit-r8 incidents --export``.
+
+    Raises:
+        ValueError: it is no such record, a damaged one or one of another version.
+        OSError: it cannot be read.
+    """
+    return RecordedIncident(path)
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    from ...checkpoint.state_tree import map_leaves
+
+    return map_leaves(lambda leaf, *_: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, batch)

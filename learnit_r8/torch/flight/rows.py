@@ -1,0 +1,139 @@
+"""The rows of a batch: what they hold, batches of some of them, and which of them are to blame."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ...checkpoint.state_tree import leaves, open_node
+
+FAR = 50.0
+"""How many times as large as in a good batch a value is that is worth a look."""
+
+
+class Odd(NamedTuple):
+    """Values of a batch that are not finite, or far larger than those of a good one.
+
+    Attributes:
+        key: Which array.
+        rows: Its rows.
+        at: Where in the first of them.
+        value: "NaN", "Inf", or the number.
+        is_finite: Whether it is a number.
+    """
+
+    key: str
+    rows: tuple[int, ...]
+    at: tuple[int, ...]
+    value: str
+    is_finite: bool
+
+
+def num_rows(batch: Any) -> int:
+    """Rows of a batch: the first dimension of its first tensor; 0 without any."""
+    sizes = [len(each) for _, each in leaves(batch) if isinstance(each, torch.Tensor) and each.ndim]
+    return sizes[0] if sizes else 0
+
+
+def some_rows(batch: Any, rows: Sequence[int], size: int) -> Any:
+    """A batch of some rows of another.
+
+    Args:
+        batch: A nest of tensors and other values.
+        rows: Which.
+        size: Rows of the batch; what has another length is left as it is.
+    """
+    if isinstance(batch, torch.Tensor):
+        if batch.ndim and len(batch) == size:
+            return batch[torch.tensor(list(rows), device=batch.device)]
+        return batch
+    node = open_node(batch)
+    if node is None:
+        return batch
+    parts = list(node.parts.values())
+    has_tensors = any(isinstance(each, torch.Tensor) for _, each in leaves(batch))
+    if node.kind in ("list", "tuple") and len(parts) == size and not has_tensors:
+        return node.build([parts[row] for row in rows])
+    return node.build([some_rows(part, rows, size) for part in parts])
+
+
+def not_finite(batch: Any, good: Any) -> list[Odd]:
+    """Arrays of floats that are not finite, and are so in no good batch."""
+    meant = {key for key, each in _floats(good) if not bool(torch.isfinite(each).all())} if good is not None else set()
+    found = []
+    for key, each in _floats(batch):
+        if key in meant:
+            continue
+        bad = ~torch.isfinite(each)
+        if bool(bad.any()):
+            place = bad.nonzero()[0].tolist()
+            value = "NaN" if bool(torch.isnan(each[tuple(place)])) else "Inf"
+            found.append(Odd(key, _rows_of(bad), tuple(place[1:]), value, False))
+    return found
+
+
+def far_off(batch: Any, good: Any) -> list[Odd]:
+    """Arrays with values that are far larger than all of those of a good batch."""
+    usual = dict(_numbers(good)) if good is not None else {}
+    found = []
+    for key, each in _numbers(batch):
+        other = usual.get(key)
+        if other is None or not other.numel() or not each.ndim or not bool(torch.isfinite(each).all()):
+            continue
+        limit = FAR * max(float(other.abs().max()), 1e-6)
+        if not math.isfinite(limit):
+            continue
+        bad = each.abs() > limit
+        if bool(bad.any()):
+            place = bad.nonzero()[0].tolist()
+            found.append(Odd(key, _rows_of(bad), tuple(place[1:]), f"{float(each[tuple(place)]):.4g}", True))
+    return found
+
+
+def halve(is_bad: Callable[[list[int]], bool], size: int, most_runs: int) -> tuple[tuple[int, ...], int]:
+    """Find a row to blame by halving the batch.
+
+    Args:
+        is_bad: Whether a batch of these rows goes wrong.
+        size: Rows of the whole batch, which does.
+        most_runs: How often it may be asked.
+
+    Returns:
+        The row, or none where no row alone goes wrong; and how often it was asked.
+    """
+    rows, runs = list(range(size)), 0
+    while len(rows) > 1 and runs < most_runs - 1:
+        half = rows[: len(rows) // 2]
+        runs += 1
+        rows = half if is_bad(half) else rows[len(rows) // 2 :]
+    if len(rows) != 1 or not is_bad(rows):
+        return (), runs + 1
+    return tuple(rows), runs + 1
+
+
+def join(one: Any, other: Any) -> Any:
+    """A batch of the rows of two."""
+    if isinstance(one, torch.Tensor):
+        return torch.cat([one, other]) if one.ndim and one.shape[1:] == other.shape[1:] else one
+    node, another = open_node(one), open_node(other)
+    if node is None or another is None or len(node.parts) != len(another.parts):
+        return one
+    return node.build([join(a, b) for a, b in zip(node.parts.values(), another.parts.values(), strict=True)])
+
+
+def _rows_of(bad: torch.Tensor) -> tuple[int, ...]:
+    if bad.ndim == 0:
+        return ()
+    return tuple(bad.reshape(len(bad), -1).any(1).nonzero().reshape(-1).tolist())
+
+
+def _floats(batch: Any) -> list[tuple[str, torch.Tensor]]:
+    return [(key, each) for key, each in _numbers(batch) if each.is_floating_point()]
+
+
+def _numbers(batch: Any) -> list[tuple[str, torch.Tensor]]:
+    found = [(key, each.detach()) for key, each in leaves(batch) if isinstance(each, torch.Tensor)]
+    return [(key, each) for key, each in found if each.dtype is not torch.bool and not each.is_complex()]

@@ -1,0 +1,97 @@
+"""The runs of a case: each from the same random numbers, counted and noted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ...flight.finding import Refusal
+from ...sampling.random_generators import random_state, set_random_state
+from .rows import halve, num_rows, some_rows
+from .trace import Trace, run_watched
+from .words import describe_run
+
+FAR, LEAST = 100.0, 0.01
+"""How far beyond the usual a finite loss is bad where that of the run was not finite, in units of the usual."""
+
+
+class Runs:
+    """Runs batches, and says whether they go wrong as the refused one did.
+
+    Args:
+        refusal: What the run knows.
+        model: The model.
+        run: Runs a batch.
+        has_loss: Whether that gives a loss, not only what the model returns.
+
+    Attributes:
+        evidence: What the runs have shown, line by line.
+        count: How many there were.
+        is_random: Whether the model draws random numbers.
+        has_loss: As given.
+    """
+
+    def __init__(self, refusal: Refusal, model: torch.nn.Module, run: Callable[[Any], Any], *, has_loss: bool) -> None:
+        self._refusal, self._model, self._run, self.has_loss = refusal, model, run, has_loss
+        self._generators, self._own_generator = random_state(), torch.get_rng_state()
+        self.evidence: list[str] = []
+        self.count = 0
+        self.is_random = False
+
+    def watch(self, batch: Any, what: str = "", *, backward: bool = False, scale: float = 1.0) -> Trace:
+        """Run a batch, and note what it shows as ``what``."""
+        set_random_state(self._generators)
+        self.count += 1
+        trace = run_watched(self._model, self._run, batch, backward=backward and self.has_loss, scale=scale)
+        self.is_random = self.is_random or not torch.equal(torch.get_rng_state(), self._own_generator)
+        if what:
+            self.evidence.append(f"{what}: {describe_run(trace, has_loss=self.has_loss)}")
+        return trace
+
+    def is_bad(self, trace: Trace) -> bool:
+        """Whether a run goes wrong as the refused batch did."""
+        if trace.error is not None or not trace.is_finite:
+            return True
+        return self.has_loss and trace.loss > self.threshold
+
+    @property
+    def threshold(self) -> float:
+        """A loss beyond it is a bad one."""
+        loss, usual = self._refusal.loss, self._refusal.usual
+        if usual != usual or loss <= usual:
+            return math.inf
+        if not math.isfinite(loss):
+            return usual + FAR * (abs(usual) + LEAST)
+        return math.sqrt(loss * usual) if usual > 0 else (loss + usual) / 2
+
+    def find_row(self, batch: Any, like: Trace) -> tuple[int, ...]:
+        """The row to blame for what a run of the batch has shown, found by halving it; none if no row alone is."""
+
+        def is_like(part: list[int]) -> bool:
+            trace = self.watch(some_rows(batch, part, size), backward=bool(like.bad_gradients))
+            if like.bad_gradients:
+                return bool(trace.bad_gradients)
+            # A part of a batch may fail for reasons of its own, as one row alone does in BatchNorm.
+            return type(trace.error) is type(like.error) and self.is_bad(trace)
+
+        size = num_rows(batch)
+        if size < 2:
+            return ()
+        rows = self._bad_losses(like, size)
+        if not rows:
+            rows, runs = halve(is_like, size, math.ceil(math.log2(size)) + 2)
+            found = f"row {rows[0]} alone goes wrong" if rows else "no row alone goes wrong"
+            self.evidence.append(f"{runs} runs of parts of the batch: {found}")
+        return rows
+
+    def _bad_losses(self, trace: Trace, size: int) -> tuple[int, ...]:
+        """The rows whose own losses are bad, where they are known."""
+        if trace.losses is None or len(trace.losses) != size or trace.bad_gradients:
+            return ()
+        losses = trace.losses.reshape(size, -1).mean(1)
+        bad = ~torch.isfinite(losses) if not math.isfinite(trace.loss) else losses > self.threshold
+        rows = tuple(bad.nonzero().reshape(-1).tolist())
+        return rows if len(rows) < size else ()

@@ -1,0 +1,89 @@
+"""A model that is run on trial: all that this changes is put back to the bit."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from ...sampling.random_generators import random_state, set_random_state
+
+_OWN = ("_parameters", "_buffers", "_modules")
+
+
+@contextlib.contextmanager
+def untouched(model: torch.nn.Module, optimizer: Any) -> Iterator[None]:
+    """A ``with`` block in which a model may run, forward and backward, and after which all is as it was.
+
+    Buffers, random generators, gradients, modes and the attributes of modules are put back. Gradients are not copied:
+    they are taken away meanwhile.
+    """
+    parameters = list({id(each): each for each in _all_parameters(model, optimizer)}.values())
+    gradients = [each.grad for each in parameters]
+    buffers = [(each, each.detach().clone()) for each in model.buffers()]
+    attributes = [
+        (module, {name: value for name, value in vars(module).items() if name not in _OWN})
+        for module in model.modules()
+    ]
+    held = [(module, dict(module._buffers)) for module in model.modules()]
+    generators = random_state()
+    try:
+        for each in parameters:
+            each.grad = None
+        with torch.enable_grad(), contextlib.ExitStack() as stack:
+            # A compiled model runs as it was written: it has no modules to look at.
+            if hasattr(torch.compiler, "set_stance"):
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            yield
+    finally:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        for module, before in attributes:
+            _put_back(module, before)
+        for module, own in held:
+            module._buffers.clear()
+            module._buffers.update(own)
+        for buffer, value in buffers:
+            # Not through copy_() of its own: a graph that waits for backward() would be refused.
+            buffer.data.copy_(value)
+        set_random_state(generators)
+
+
+def _put_back(module: torch.nn.Module, before: Mapping[str, Any]) -> None:
+    now = vars(module)
+    for name in [name for name in now if name not in before and name not in _OWN]:
+        del now[name]
+    now.update(before)
+
+
+def _all_parameters(model: torch.nn.Module, optimizer: Any) -> Iterator[torch.Tensor]:
+    yield from model.parameters()
+    for group in getattr(optimizer, "param_groups", ()):
+        yield from group["params"]
+
+
+@contextlib.contextmanager
+def weights_of(model: torch.nn.Module, state: Mapping[str, Any]) -> Iterator[None]:
+    """A ``with`` block in which the model has the weights and buffers of a backup."""
+    own = {name: each for name, each in model.state_dict(keep_vars=True).items() if isinstance(each, torch.Tensor)}
+    saved = {name: each.detach().clone() for name, each in own.items()}
+    try:
+        for name, each in own.items():
+            each.data.copy_(state[name])
+        yield
+    finally:
+        for name, each in own.items():
+            each.data.copy_(saved[name])
+
+
+def fits(model: torch.nn.Module, state: Any) -> bool:
+    """Whether a backup holds dense weights of this model."""
+    if not isinstance(state, Mapping):
+        return False
+    return all(
+        isinstance(state.get(name), torch.Tensor) and state[name].shape == each.shape and each.layout is torch.strided
+        for name, each in model.state_dict().items()
+        if isinstance(each, torch.Tensor)
+    )

@@ -1,0 +1,120 @@
+"""What the ranks of `test_own_batches` run: a small model on a stream of each rank's own."""
+
+import hashlib
+import itertools
+import warnings
+
+import torch
+from torch.nn.functional import mse_loss
+from torch.nn.parallel import DistributedDataParallel
+
+from learnit_r8.torch import attach
+
+
+class Stream:
+    """Batches of changing sizes, in an order and with noise from this rank's generators; endless without a length."""
+
+    def __init__(self, rank, length):
+        generator = torch.Generator().manual_seed(10 + rank)
+        self.batches = [torch.randn(2 + place % 4, 3, generator=generator) for place in range(length or 8)]
+        self.is_endless, self.seen = length is None, []
+
+    def __iter__(self):
+        order = torch.randperm(len(self.batches)).tolist()
+        for place in itertools.cycle(order) if self.is_endless else order:
+            self.seen.append(place)
+            batch = self.batches[place]
+            yield batch + 0.01 * torch.randn(batch.shape)
+
+
+def begun(rank, length):
+    """A model that is averaged over the ranks, its optimizer, and the stream of this one."""
+    torch.manual_seed(0)
+    model = DistributedDataParallel(torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)))
+    torch.manual_seed(1 + rank)
+    return model, torch.optim.Adam(model.parameters(), lr=0.01), Stream(rank, length)
+
+
+def loss_of(model, batch):
+    return mse_loss(model(batch), batch.sum(1, keepdim=True))
+
+
+def digest(model):
+    return hashlib.sha256(b"".join(each.detach().numpy().tobytes() for each in model.parameters())).hexdigest()
+
+
+def step_of(optimizer, loss):
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def plain_run(rank, lengths):
+    """Train three epochs without R8, of as many batches as both ranks have; the weights."""
+    model, optimizer, stream = begun(rank, lengths[rank])
+    least = min(each for each in lengths if each)
+    for _ in range(3):
+        # As R8 asks for the next batch to find out that there is none.
+        for number, batch in enumerate(stream):
+            if number == least:
+                break
+            step_of(optimizer, loss_of(model, batch))
+    return digest(model)
+
+
+def own_run(rank, lengths, fault):
+    """Train three epochs with R8."""
+    model, optimizer, stream = begun(rank, lengths[rank])
+    adapter = attach(model, optimizer, stream, num_epochs=3, handle_signals=False, backup_every=10)
+    r8, hits, count = adapter.scheduler, [], []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in adapter.epochs():
+            for batch in adapter.batches():
+                count.append(batch)
+                loss = loss_of(model, batch)
+                if fault and (rank or fault == "weights") and len(count) >= 35 and not hits:
+                    hits.append(len(count))
+                    loss = loss * (float("nan") if fault == "loss" else 1)
+                    if fault == "weights":
+                        next(model.parameters()).data[:] = float("nan")
+                if adapter.report(loss):
+                    step_of(optimizer, loss)
+    adapter.close()
+    return {
+        "weights": digest(model), "steps": r8.global_step, "samples": r8.host.plan.num_samples,
+        "refused": r8.sentry.num_refused,
+        "is_finite": all(bool(each.isfinite().all()) for each in model.parameters()),
+    }  # fmt: skip
+
+
+def token_run(rank, most):
+    """Train until all ranks together have seen so many tokens; steps and tokens."""
+    model, optimizer, stream = begun(rank, None)
+    adapter = attach(model, optimizer, stream, num_tokens=most, handle_signals=False)
+    for batch in adapter.batches(tokens=lambda batch: len(batch) * (rank + 1)):
+        loss = loss_of(model, batch)
+        if adapter.report(loss):
+            step_of(optimizer, loss)
+    adapter.close()
+    return adapter.scheduler.global_step, adapter.scheduler.pace.tokens
+
+
+def resumed_run(rank, folder, until):
+    """Train with checkpoints; what was seen from the first batch of this process on, and the weights."""
+    model, optimizer, stream = begun(rank, 8)
+    adapter = attach(
+        model, optimizer, stream, num_epochs=4, handle_signals=False, checkpoint_dir=folder, checkpoint_every=5,
+        resume="auto", backup_dir=False,
+    )  # fmt: skip
+    seen = []
+    for _ in adapter.epochs():
+        for batch in adapter.batches():
+            seen.append(batch.tolist())
+            loss = loss_of(model, batch)
+            if adapter.report(loss):
+                step_of(optimizer, loss)
+            if len(seen) == until:
+                return None
+    adapter.close()
+    return {"weights": digest(model), "seen": seen}

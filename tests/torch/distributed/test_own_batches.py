@@ -1,0 +1,54 @@
+"""Batches of one's own on two ranks: each has its part of the stream, and all decide together."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tests import own_rank_jobs as jobs
+
+pytestmark = pytest.mark.program
+
+
+@pytest.mark.parametrize("lengths", [(6, 6), (9, 5), (4, None)])
+def test_uneven_ends_hang_nowhere_and_nothing_else_is_changed(pair, lengths):
+    """An epoch ends for all where the first stream does; up to there the training is to the bit that without R8."""
+    one, other = pair.run(jobs.own_run, lengths, None)
+    plain, _ = pair.run(jobs.plain_run, lengths)
+
+    assert one["weights"] == other["weights"] == plain
+    assert one["steps"] == other["steps"] == 3 * min(each for each in lengths if each)
+    assert one["samples"] == other["samples"]
+    assert one["refused"] == other["refused"] == 0
+
+
+@pytest.mark.parametrize("fault", ["loss", "weights"])
+def test_a_fault_is_answered_by_all_alike(pair, fault):
+    """A loss that is not finite on one rank is refused by both; spoilt weights are put back on both."""
+    one, other = pair.run(jobs.own_run, (20, 20), fault)
+
+    assert one["weights"] == other["weights"]
+    assert one["is_finite"]
+    assert one["refused"] == other["refused"] >= 1
+    # Probes are steps, too.
+    assert 60 <= one["steps"] == other["steps"] <= 64
+
+
+def test_a_budget_in_tokens_is_that_of_all_ranks(pair):
+    """Both end at the same step, though one has longer batches."""
+    one, other = pair.run(jobs.token_run, 300)
+
+    assert one == other
+    assert one[1] >= 300
+
+
+def test_each_rank_goes_on_with_its_own_next_batch(pair, tmp_path):
+    """A run that was broken off goes on to the bit, with the order and the random numbers of each rank."""
+    whole = pair.run(jobs.resumed_run, str(tmp_path / "whole"), None)
+    pair.run(jobs.resumed_run, str(tmp_path / "cut"), 14)
+    resumed = pair.run(jobs.resumed_run, str(tmp_path / "cut"), None)
+
+    assert [each["weights"] for each in resumed] == [each["weights"] for each in whole]
+    for one, two in zip(whole, resumed, strict=True):
+        assert 0 < len(two["seen"]) < len(one["seen"])
+        assert two["seen"] == one["seen"][-len(two["seen"]) :]
+    assert whole[0]["seen"] != whole[1]["seen"]

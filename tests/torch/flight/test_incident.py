@@ -1,0 +1,119 @@
+"""The same failure again: a recorded incident is loaded, replayed, listed, shown and sent."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+
+from learnit_r8.cli import main
+from learnit_r8.report import write_report
+from learnit_r8.torch import attach, load_incident
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+BAD = 21
+
+
+class Net(nn.Module):
+    """With dropout, which draws random numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.drop, self.head = nn.Linear(4, 8), nn.Dropout(0.3), nn.Linear(8, 1)
+
+    def forward(self, x):
+        return self.head(self.drop(torch.relu(self.first(x))))
+
+
+def loss_fn(model, batch):
+    return mse_loss(model(batch[0]), batch[1])
+
+
+def train(folder, *, value, own_loader, **settings):
+    """Train with a bad sample; returns the losses that were reported."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 4)
+    x[BAD] = value
+    dataset = torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True).clamp(-9, 9))
+    model = Net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    common = {"num_steps": 60, "run_dir": folder, "run_batch": lambda batch: loss_fn(model, batch), **settings}
+    if own_loader:
+        loader = torch.utils.data.DataLoader(dataset, batch_size=8, shuffle=True)
+        adapter = attach(model, optimizer, loader, **common)
+    else:
+        adapter = attach(
+            model, optimizer, dataset, batch_size=8, sample_ids=[f"img/{n}.png" for n in range(64)], **common
+        )
+    losses = {}
+    for _ in adapter.epochs():
+        for batch in adapter.batches() if own_loader else adapter.loader():
+            loss = loss_fn(model, batch)
+            losses[adapter.scheduler.global_step] = loss.item()
+            adapter.step(loss if own_loader else adapter.loss(loss))
+    adapter.close()
+    return losses
+
+
+@pytest.mark.parametrize("own_loader", [False, True])
+def test_a_replayed_loss_is_the_same_to_the_bit(tmp_path, own_loader):
+    """With dropout: the weights, the batch and the random generators of then, in a new model."""
+    losses = train(tmp_path, value=3e3, own_loader=own_loader, record="all")
+    incident = load_incident(tmp_path / "incidents" / "1")
+    step = incident.record["refusals"][0]["step"]
+    torch.manual_seed(5)
+    again = incident.replay(Net(), loss_fn)
+
+    assert again.item() == incident.loss == losses[step] > 1000
+    assert incident.replay(Net(), loss_fn).item() == incident.loss
+    again.backward()
+    assert own_loader or "whose input holds 3000 at [0]" in incident.cause
+    assert incident.refused["optimizer"]["param_groups"][0]["lr"] > 0
+
+
+def test_without_data_nothing_of_the_batch_is_written(tmp_path, capsys):
+    """Names only by default; one file to send, with the data only if that is asked for."""
+    train(tmp_path / "a", value=float("nan"), own_loader=False)
+    assert [each.name for each in (tmp_path / "a" / "incidents" / "1").iterdir()] == ["incident.json"]
+    incident = load_incident(tmp_path / "a" / "incidents" / "1")
+    with pytest.raises(ValueError, match="record='batch'"):
+        incident.replay(Net(), loss_fn)
+
+    train(tmp_path / "b", value=float("nan"), own_loader=False, record="batch")
+    for name, flags in (("plain", []), ("whole.r8", ["--data"])):
+        assert main(["incidents", str(tmp_path / "b"), "1", "--export", str(tmp_path / name), *flags]) == 0
+    plain, whole = load_incident(tmp_path / "plain.r8"), load_incident(tmp_path / "whole.r8")
+    assert (plain.batch, plain.cause) == (None, whole.cause)
+    assert math.isnan(whole.replay(Net(), loss_fn).item())
+    assert "with data" in capsys.readouterr().out
+
+
+def test_incidents_are_listed_and_shown(tmp_path, capsys):
+    """The sentence first, then the evidence; the same in the report, first of all."""
+    train(tmp_path, value=float("nan"), own_loader=False)
+    assert main(["incidents", str(tmp_path)]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert listed[0].split() == ["#", "step", "refused", "state", "what"]
+    assert "NaN first in `first` (forward), for sample 21 ('img/21.png')" in listed[1]
+
+    assert main(["incidents", str(tmp_path), "1"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("step ")
+    for part in ("whose input holds NaN at [0]; the weights are healthy", "evidence", "losses before:", "img/21.png"):
+        assert part in shown
+    assert main(["incidents", str(tmp_path), "9"]) == 1
+
+    text = write_report(tmp_path, tmp_path / "page.html").read_text(encoding="utf-8")
+    body = text[text.index("<main>") :]
+    assert "NaN first in `first` (forward), for sample 21" in body
+    assert body.index("NaN first in") < body.index('class="cards"')
+
+
+def test_a_forged_incident_runs_nothing(tmp_path):
+    """A file of another kind, and one whose parts are others."""
+    (tmp_path / "x.r8").write_bytes(b"R8CK" + bytes(200))
+    with pytest.raises(ValueError, match="exported incident"):
+        load_incident(tmp_path / "x.r8")
+    with pytest.raises((ValueError, OSError)):
+        load_incident(tmp_path / "nothing")

@@ -1,0 +1,274 @@
+"""Where an incident began: the refused batch runs once more, and everything is put back to the bit."""
+
+import copy
+import typing
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from learnit_r8 import events
+from learnit_r8.flight.finding import Refusal
+from learnit_r8.testing import record_events
+from learnit_r8.torch import attach
+from learnit_r8.torch.flight.examiner import Examiner
+from learnit_r8.torch.flight.hand import Hand, Held
+from learnit_r8.torch.flight.rows import halve, num_rows, some_rows
+from learnit_r8.torch.flight.trace import run_watched
+from learnit_r8.torch.state import ModelState
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+BAD = 21
+
+
+class Net(nn.Module):
+    """BatchNorm, dropout, and a count that is no buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.drop = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.2)
+        self.head = nn.Linear(8, 3)
+        self.num_calls = 0
+        self.last = None
+
+    def forward(self, x):
+        self.num_calls += 1
+        hidden = self.drop(self.norm(self.first(x)))
+        self.last = hidden.detach()
+        return self.head(hidden)
+
+
+def data(count=64):
+    torch.manual_seed(0)
+    return torch.utils.data.TensorDataset(torch.randn(count, 4), torch.randint(3, (count,)))
+
+
+def loss_of(model):
+    return lambda batch: cross_entropy(model(batch[0]), batch[1])
+
+
+def train(
+    dataset, *, steps=24, model=None, with_run=True, own_loader=False, strike=lambda step, task: None, **settings
+):
+    """Train on batches of 8; returns what was told of causes from the moment on at which it is known that there is one.
+
+    Before it some of the first losses are refused as they are high, of which nothing can be told.
+    """
+    torch.manual_seed(1)
+    model = Net() if model is None else model
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    heard = record_events()
+    if with_run:
+        settings["run_batch"] = loss_of(model)
+    if own_loader:
+        loader = torch.utils.data.DataLoader(dataset, batch_size=8)
+        loader = list(loader) if own_loader == "list" else loader
+        adapter = attach(model, optimizer, loader, num_steps=steps, backup_every=4, listeners=[heard], **settings)
+    else:
+        adapter = attach(
+            model, optimizer, dataset, batch_size=8, num_steps=steps, backup_every=4, listeners=[heard], **settings
+        )
+    for _ in adapter.epochs():
+        for x, y in adapter.batches() if own_loader else adapter.loader():
+            strike(adapter.scheduler.global_step, (model, optimizer))
+            loss = cross_entropy(model(x), y, reduction="none" if not own_loader else "mean")
+            adapter.step(loss if own_loader else adapter.loss(loss))
+    adapter.close()
+    return [each for each in heard.of(events.CauseFound) if each.fault != "unknown"] or heard.of(events.CauseFound)
+
+
+def test_the_sample_and_the_module_are_named():
+    """NaN in an input: which sample, where in it, and the first module that shows it; a second time, too."""
+    dataset = data()
+    dataset.tensors[0][BAD, 2] = float("nan")
+    told = train(dataset)
+
+    assert len(told) >= 2
+    for each in told[:2]:
+        assert (each.fault, each.samples, each.is_certain) == ("input", (BAD,), True)
+        assert "NaN first in `first` (forward), for sample 21, whose input holds NaN at [2]" in each.text
+
+
+def test_without_run_batch_the_forward_pass_is_looked_at():
+    """The model's last inputs are held by reference; what lies behind the model stays unknown."""
+    dataset = data()
+    dataset.tensors[0][BAD, 2] = float("inf")
+    told = train(dataset, with_run=False)[0]
+    assert (told.fault, told.samples) == ("input", (BAD,))
+
+    told = train(data(), with_run=False, strike=lambda step, task: _spoil(step, task[0].head, float("nan")))[0]
+    assert told.fault in ("unknown", "weight")
+
+
+def test_in_batches_of_ones_own_the_sample_is_named_or_the_row():
+    """A `DataLoader` is observed; of other batches the samples have no numbers."""
+    dataset = data()
+    dataset.tensors[0][BAD, 2] = float("nan")
+    observed, other = train(dataset, own_loader=True)[0], train(dataset, own_loader="list")[0]
+
+    assert "for sample 21, whose input holds NaN at [2]" in observed.text
+    assert "for row 5 of the batch, whose input holds NaN at [2]" in other.text
+    assert (observed.samples, other.samples) == ((BAD,), ())
+
+
+def test_a_damaged_weight_is_named_with_its_place():
+    """One element changes alone, as when a memory flips a bit."""
+    told = train(data(), strike=lambda step, task: _spoil(step, task[0].head, 1e30))[0]
+
+    assert (told.fault, told.where, told.is_certain) == ("weight", "head.weight", True)
+    assert "`head.weight` at [1, 3] is 1e+30, and was" in told.text
+
+
+def test_a_damaged_optimizer_is_not_taken_for_a_rate_that_is_too_high():
+    """No gradients give Adam such averages."""
+
+    def strike(step, task):
+        if step == 13:
+            task[1].state[task[0].head.weight]["exp_avg"].view(-1)[11] = 1e25
+
+    told = train(data(), strike=strike)[0]
+    assert (told.fault, told.where) == ("optimizer", "head.weight")
+
+
+def test_updates_that_are_too_large_are_told_by_the_weights():
+    """The batches are good with the weights of a backup, and every array has moved far."""
+
+    def strike(step, task):
+        if step == 13:
+            with torch.no_grad():
+                for each in task[0].parameters():
+                    each.add_(300 * torch.randn_like(each))
+
+    told = train(data(), strike=strike)[0]
+    assert told.fault == "update"
+    assert "have moved the weights by" in told.text
+
+
+def _spoil(step, layer, value):
+    if step == 13:
+        with torch.no_grad():
+            layer.weight[1, 3] = value
+
+
+def test_what_is_touched_is_put_back_to_the_bit():
+    """Weights, buffers, gradients that wait, random generators, modes and attributes of modules."""
+    model, dataset = Net(), data()
+    optimizer = torch.optim.Adam(model.parameters())
+    cross_entropy(model(dataset.tensors[0][:8]), dataset.tensors[1][:8]).backward()
+    optimizer.step()
+    backup = copy.deepcopy({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    with torch.no_grad():
+        model.head.weight[0, 0] = 1e30
+    hand = Hand(keeps_generators=False)
+    ticket = type("Ticket", (), {"indices": list(range(8))})()
+    batch = tuple(each[:8] for each in dataset.tensors)
+    hand.reported = hand.good = Held(ticket, batch, None, None)
+    examiner = Examiner(
+        model, optimizer, scaler=None, run_batch=loss_of(model), hand=hand, state=ModelState(model), num_ranks=1
+    )
+    gradients = [each.grad for each in model.parameters()]
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict(), [each.clone() for each in gradients]))
+    waiting = model(batch[0]).sum()
+    generator, calls, last = torch.get_rng_state(), model.num_calls, model.last
+    statistics = copy.deepcopy(model.norm.state_dict())
+
+    found = examiner.examine(Refusal(3, 1e30, 1.0, True, False, [(1, backup)], 1e-3))
+
+    assert found.num_runs >= 5
+    assert found.kind == "weight"
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert (model.num_calls, model.last) == (calls, last)
+    assert all(now.grad is then for now, then in zip(model.parameters(), gradients, strict=True))
+    after = (model.state_dict(), optimizer.state_dict(), gradients)
+    assert all(torch.equal(after[0][name], statistics[name[5:]]) for name in after[0] if name.startswith("norm."))
+    assert all(torch.equal(after[0][name], before[0][name]) for name in after[0] if not name.startswith("norm."))
+    assert all(torch.equal(a, b) for a, b in zip(after[2], before[2], strict=True))
+    assert str(after[1]) == str(before[1])
+    # A graph that was made before is still good.
+    waiting.backward()
+
+
+class Once(Net):
+    """A model that cannot be run a second time on the same batch."""
+
+    seen: typing.ClassVar = []
+
+    def forward(self, x):
+        if any(x is each for each in self.seen):
+            raise RuntimeError("each batch only once")
+        self.seen.append(x)
+        return super().forward(x)
+
+
+def test_a_model_that_cannot_be_run_twice_ends_no_training():
+    """That is said, and the run goes on."""
+    told = train(data(), model=Once(), strike=lambda step, task: _spoil(step, task[0].head, float("inf")))
+
+    assert told
+    assert not any(each.is_certain for each in told)
+
+
+def test_a_compiled_model_is_run_as_it_was_written():
+    """Modules have names again; nothing is compiled anew."""
+    model = Net()
+    dataset = data()
+    dataset.tensors[0][BAD, 2] = float("nan")
+    compiled = torch.compile(model, backend="eager")
+    told = train(dataset, model=compiled, steps=12)[0]
+
+    assert (told.fault, told.samples) == ("input", (BAD,))
+    assert "`first`" in told.text
+
+
+def test_a_copy_of_a_watched_model_holds_nothing():
+    """Averaged weights copy the model; a saved one must not hold a batch."""
+    model = Net()
+    train(data(), model=model, with_run=False, steps=4)
+    twin = copy.deepcopy(model)
+
+    (hook,) = twin._forward_pre_hooks.values()
+    assert hook.held is None
+
+
+def test_the_operation_outside_of_modules_is_named():
+    """In the loss: the operation, and the line of the code."""
+    batch = torch.tensor([[0.0], [2.0]])
+    model = nn.Linear(1, 1)
+    trace = run_watched(model, lambda x: (model(x) * 0 + torch.log(x)).mean(), batch, backward=False)
+
+    assert (trace.fault.op, trace.fault.where, trace.fault.what) == ("log", "", "Inf")
+    assert trace.fault.site.startswith("test_place.py:")
+
+
+def test_masks_are_no_faults():
+    """Attention is masked with infinities; a row that is masked as a whole is what goes wrong."""
+    scores = torch.zeros(2, 2)
+    model = nn.Linear(1, 1)
+
+    def run(mask):
+        return torch.softmax(scores.masked_fill(mask, float("-inf")), -1).sum()
+
+    fine = run_watched(model, run, torch.tensor([[True, False], [False, False]]), backward=False)
+    bad = run_watched(model, run, torch.tensor([[True, True], [False, False]]), backward=False)
+    assert fine.fault is None
+    assert (bad.fault.op, bad.fault.what) == ("_softmax", "NaN")
+
+
+@pytest.mark.parametrize("row", [0, 5, 12])
+def test_halving_asks_no_more_than_it_may(row):
+    """log2(B) + 2 runs for any row; no row where only the whole batch goes wrong."""
+    asked = []
+    found = halve(lambda part: asked.append(part) or row in part, 13, 6)
+    assert found == ((row,), len(asked))
+    assert len(asked) <= 6
+    assert halve(lambda part: len(part) == 13, 13, 6)[0] == ()
+
+
+def test_some_rows_of_any_batch():
+    """Tensors and lists of the batch's length are cut, and nothing else."""
+    batch = {"x": torch.arange(6).reshape(3, 2), "names": ["a", "b", "c"], "scale": torch.ones(2), "flag": True}
+    part = some_rows(batch, [2, 0], num_rows(batch))
+
+    assert part["x"].tolist() == [[4, 5], [0, 1]]
+    assert (part["names"], part["scale"].tolist(), part["flag"]) == (["c", "a"], [1, 1], True)
