@@ -2,8 +2,8 @@
 
 python examples/own_loader.py
 
-A stream of two kinds of spirals without a length, in batches of similar difficulty and changing size, with OneCycleLR. It
-runs three times: without R8, with it, and with it after a NaN was written into the weights.
+A stream of two kinds of spirals without a length, in batches of similar difficulty and changing size, with OneCycleLR.
+It runs three times: without R8, with it, and with it after a NaN was written into the weights.
 """
 
 from __future__ import annotations
