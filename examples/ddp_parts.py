@@ -1,4 +1,4 @@
-"""The digits, and what comes of a training on several ranks, for ddp.py and ddp_plain.py."""
+"""The digits, and the result of a training on several ranks, for ddp.py and ddp_plain.py."""
 
 import argparse
 import hashlib

@@ -6,8 +6,8 @@
     python examples/find_wrong_labels.py --table FILE --label COLUMN      # a CSV file with a header
     LEARNIT_R8_DATA=FOLDER python examples/find_wrong_labels.py --cifar10 # FOLDER/cifar10_jpeg.npz (needs Pillow)
 
-It writes wrong_labels.html, the page, and wrong_labels.csv, the list. Where it made labels wrong by itself, it says how
-many it has found, and what a training on all of them would have cost. docs/labels.md says what to make of it.
+It writes wrong_labels.html, the page, and wrong_labels.csv, the list. If it flipped labels itself, it says how many of
+them it found, and what training on all of them would have cost. docs/labels.md explains the result.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The training of the FitStream tutorial, as a stream: house prices in California, or digits where there are none.
+"""The training of the FitStream tutorial, as a stream: house prices in California, or else digits.
 
     python examples/housing_stream.py [--scheduler] [--epochs 500] [--runs runs]
 
 Reads california_housing.csv from the folder named by the environment variable LEARNIT_R8_DATA, by default
-../shared/data beside the checkout. Without that file it trains on the digits that scikit-learn brings along.
+../shared/data beside the checkout. Without that file it trains on scikit-learn's digits.
 """
 
 from __future__ import annotations

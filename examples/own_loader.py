@@ -1,9 +1,9 @@
-"""A training with a loader, batches and a schedule of its own: left alone to the bit, and healed after an accident.
+"""A training that keeps its loader, batches and schedule: bit for bit the same with R8, and healed after an accident.
 
 python examples/own_loader.py
 
-A stream of two kinds of spirals without a length, in batches of similar difficulty and changing size, a rate of
-OneCycleLR. It runs three times: without R8, with it, and with it and a NaN that is written into the weights.
+A stream of two kinds of spirals without a length, in batches of similar difficulty and changing size, with OneCycleLR.
+It runs three times: without R8, with it, and with it after a NaN was written into the weights.
 """
 
 from __future__ import annotations

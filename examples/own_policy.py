@@ -1,4 +1,4 @@
-"""A policy of one's own: visit the easiest quarter of the samples less often. It needs one method, `select`.
+"""Your own policy: visit the easiest quarter of the samples less often. It needs one method, `select`.
 
 It shows how to write one; whether this one pays is another question.
 """

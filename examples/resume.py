@@ -1,6 +1,6 @@
 """A run that is killed in the middle and goes on when it is started again: resume="auto" and a folder are all it takes.
 
-python examples/resume.py          # ends itself at step 70, as a power cut would
+python examples/resume.py          # ends at step 70, as in a power cut
 python examples/resume.py          # goes on from the newest checkpoint, to the end
 """
 

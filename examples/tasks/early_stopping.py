@@ -1,4 +1,4 @@
-"""Validate after each epoch, stop when it gets no better, and go back to the best model.
+"""Validate after each epoch, stop when the loss no longer improves, and go back to the best model.
 
 python examples/tasks/early_stopping.py
 """

@@ -1,4 +1,4 @@
-"""A numpy loop of one's own whose model is put back after a NaN.
+"""Your own numpy loop, whose model is restored after a NaN.
 
 python examples/tasks/own_loop.py
 """

@@ -1,7 +1,7 @@
-"""DrivenState: the state that a loop drives, copied for backups and checkpoints and put back into the loop.
+"""DrivenState: the state that a loop drives, copied for backups and checkpoints and restored into the loop.
 
-Objects that change in place (torch modules and optimizers, NNX modules) are put back in place; everything else,
-numbers, arrays and pytrees of JAX, is replaced, and the loop's next step gets the restored one.
+Objects that change in place (torch modules and optimizers, NNX modules) are restored in place; everything else
+(numbers, arrays, JAX pytrees) is replaced, and the loop's next step gets the restored one.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class DrivenState:
         self._left_out: set[str] = set()
 
     def callbacks(self) -> Callbacks:
-        """What a scheduler adopts."""
+        """The callbacks that a scheduler adopts."""
         return Callbacks(self.save, self.load, self.read)
 
     @property

@@ -45,7 +45,7 @@ class Host(Protocol):
         """Let an adapter hold batches and losses back."""
 
     def share(self, group: RankGroup, resume: str | os.PathLike[str] | None = None) -> None:
-        """Become one with the schedulers of other ranks."""
+        """Act as one scheduler with those of other ranks."""
 
     def adopt(
         self,
@@ -72,10 +72,10 @@ class Host(Protocol):
         """The ticket of a batch drawn ahead, with the present rate, as its training begins."""
 
     def hand_back(self, ticket: Ticket) -> None:
-        """Take back a batch that was not trained on: it is the next one drawn."""
+        """Return a batch that was not trained on: it is the next one drawn."""
 
     def give_up(self, ticket: Ticket, *, on_purpose: bool = False) -> None:
-        """Take back a batch that will not be reported: it comes once more at the end of its epoch."""
+        """Give up a batch that will not be reported: it comes once more at the end of its epoch."""
 
     def discard(self, ticket: Ticket) -> None:
         """Count a batch whose training was undone before its loss was judged."""
@@ -96,7 +96,7 @@ class Host(Protocol):
         """The same batches; listeners hear how long the training waits for each."""
 
     def deciding_state(self, samples: NDArray[np.int64]) -> list[Any]:
-        """What decides the next steps, to be compared between ranks."""
+        """What decides the next steps, to compare between ranks."""
 
 
 if TYPE_CHECKING:

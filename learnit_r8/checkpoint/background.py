@@ -1,4 +1,4 @@
-"""Background writing: a thread of its own writes a checkpoint's file, or the caller's thread does."""
+"""Background writing: a separate thread writes a checkpoint's file, or the caller's thread does."""
 
 from __future__ import annotations
 

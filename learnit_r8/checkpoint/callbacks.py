@@ -65,7 +65,7 @@ class Callbacks:
             newest: That of the newest backup, for a run without another way to it.
 
         Raises:
-            RankLost: it was not collected; the other ranks are in the midst of that.
+            RankLost: it was not collected, while the other ranks are still collecting.
         """
         if self.collect is None:
             return newest if self.state is None else self.state()

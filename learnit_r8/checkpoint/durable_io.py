@@ -45,7 +45,7 @@ def open_output(
 ) -> int:
     """Open a file for writing, and nothing else that its name may lead to.
 
-    A link, and a file that has a second name, may be anybody's: whoever made the folder has put them there.
+    A link, or a file with a second name, may belong to anyone: whoever made the folder may have put it there.
 
     Args:
         path: Its name.
@@ -56,8 +56,8 @@ def open_output(
         Its descriptor.
 
     Raises:
-        NotOwnFile: it is no regular file, has a second name, or is another user's in a folder open to all. Nothing was
-            changed.
+        NotOwnFile: it is not a regular file, has a second name, or is another user's in a folder open to all. Nothing
+            was changed.
         OSError: it cannot be opened; with "x", FileExistsError if there is anything of this name.
     """
     flags = os.O_WRONLY | _HOW[mode]
@@ -142,7 +142,7 @@ def numbered(stem: Path, ending: str = "") -> Iterator[Path]:
 
 
 def make_first_free(names: Iterator[Path], make: Callable[[Path], object]) -> Path:
-    """Make a file or folder under the first name that nobody has taken, not even another process meanwhile.
+    """Make a file or folder under the first free name, even if other processes do the same.
 
     Args:
         names: The names, without end.

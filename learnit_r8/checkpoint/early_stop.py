@@ -13,12 +13,12 @@ from ..triggers.patience import Patience
 from .state_tree import clone
 
 NEAR = 0.8
-"""Likeness from which a logged name is taken for the monitored one mistyped."""
+"""Likeness from which a logged name is taken for the monitored one, mistyped."""
 
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """When a run that no longer gets better is to end; for ``early_stopping=`` of `R8Scheduler`.
+    """When to end a run that no longer improves; for ``early_stopping=`` of `R8Scheduler`.
 
     Args:
         patience: Values of ``monitor`` without improvement to accept, >= 1.
@@ -58,8 +58,8 @@ class EarlyStop:
         announcer: Receives warnings.
 
     Raises:
-        ValueError: the metric is no name, there is a rule without one, or one of its numbers is out of its range.
-        TypeError: the rule is none.
+        ValueError: the metric is not a name, there is a rule without one, or one of its numbers is out of its range.
+        TypeError: the rule is not a number or `EarlyStopping`.
 
     Attributes:
         reason: Why the run has ended early; None as long as it has not.
@@ -100,7 +100,7 @@ class EarlyStop:
             get_state: Returns the model state; None where checkpoints keep it, or where there is none.
 
         Returns:
-            Why the run is to end now; "" to go on.
+            Why the run must end now; "" to go on.
         """
         self._logged |= metrics.keys()
         if self._monitor is None or self._monitor not in metrics:
@@ -147,7 +147,7 @@ class EarlyStop:
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Load what `state_dict` returned; None, of an older version, forgets everything.
 
-        A run that its rule has ended goes on if the rule of today would not have ended it yet.
+        A run that its rule has ended goes on if the present rule would not have ended it yet.
         """
         state = state or {"best": None, "waited": 0, "reason": None, "is_by_rule": False}
         self._patience.load_state_dict({"best": state["best"], "waited": state["waited"]})

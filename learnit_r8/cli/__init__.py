@@ -146,7 +146,7 @@ def _add_samples(samples: argparse.ArgumentParser) -> None:
 def _add_incidents(incidents: argparse.ArgumentParser) -> None:
     incidents.add_argument("number", nargs="?", type=_count, metavar="K", help="show this one")
     incidents.add_argument("--export", metavar="OUT", help="write one, by default the newest, as a file to send")
-    incidents.add_argument("--data", action="store_true", help="with the batch and the weights that were recorded")
+    incidents.add_argument("--data", action="store_true", help="include the recorded batch and weights")
 
 
 def _add_ask(ask: argparse.ArgumentParser) -> None:

@@ -64,15 +64,15 @@ class EventEmitter:
             yield batch
 
     def begin(self) -> None:
-        """Start to measure the scheduler's own time: the user's code ends here."""
+        """Start measuring the scheduler's own time: the user's code ends here."""
         self._since = self._clock()
 
     def end(self) -> None:
-        """Stop to measure the scheduler's own time: the user's code begins here."""
+        """Stop measuring the scheduler's own time: the user's code begins here."""
         self._own += self._clock() - self._since
 
     def leave_out(self, seconds: float) -> None:
-        """Do not count some of the time since `begin`: the user had the run wait."""
+        """Do not count some of the time since `begin`: the user made the run wait."""
         self._since += seconds
 
     def run_started(self, *, settings: Mapping[str, str], schedule: Schedule, **facts: Any) -> None:

@@ -7,10 +7,9 @@ table/                          LEARN: keep the report, from which the table lea
 pace.py, schedules/             ADVANCE: progress and learning rate
 events/                         TELL: listeners hear of it
 
-Whatever the user has given (schedule, policy, guard, losses that raise while they are read) is asked before the first
-change, and listeners hear of it after the last one; turns.py says what happens if a call is cut in between. Everything
-outside an ordinary step is in modules beside it: step.py judges and learns, and there are refusal.py, run_state.py,
-draws.py and membership.py.
+The user's own parts (schedule, policy, guard, losses that raise while they are read) are asked before the first change,
+and listeners hear of it after the last one; turns.py says what happens if a call is cut short in between. step.py
+judges and learns; everything outside an ordinary step is in refusal.py, run_state.py, draws.py and membership.py.
 """
 
 from __future__ import annotations
@@ -128,7 +127,7 @@ class Engine:
     def hand_over(self) -> None:
         """Have the table learn everything reported so far; any thread may call it.
 
-        Nothing happens while another thread restores the model, or if the run was cut: who looks at it sees less then.
+        Nothing happens while another thread restores the model, or if a call was cut short: then views show less.
         """
         if self.turns.is_mine:
             self.plan.hand_over()
@@ -468,7 +467,7 @@ class Engine:
         return self.search.lr or self._lr_at(pace.progress_at(pace.step))
 
     def shown_lr(self, lr: float) -> float:
-        """A rate of the engine's as the user knows it: where the rate is the user's own, it is a factor of that."""
+        """A rate of the engine as the user knows it: if the rate is the user's own, the engine's is a factor on it."""
         return lr if self.own_rate is None else lr * self.own_rate
 
     def lr_after(self, held_back: int) -> float | None:

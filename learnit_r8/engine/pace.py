@@ -13,8 +13,8 @@ from ..schedules.cool_down import CoolDownRule, cooled, from_state, state_of
 from ..schedules.span import Span
 
 OPEN_EPOCHS = 20
-"""Epochs that policies take an open run to have, until a cool-down sets its end: what they do at a share of the budget
-they do after that share of these, up to half of them."""
+"""Epochs that policies assume for an open run, until a cool-down sets its end; they see at most half of its budget as
+spent."""
 
 MOST_RESERVE = 0.5
 """Largest share of a budget in seconds that is kept for the break at the end."""
@@ -38,9 +38,9 @@ class Pace:
         step: Batches reported so far, including refused ones.
         num_out: Batches drawn and not reported yet.
         is_stopped: Whether the run was asked to end before its budget is used up.
-        ended_early: Why the program itself has ended it so, which is a success; None if it has not.
+        ended_early: Why the program itself has ended it early, which is a success; None if it has not.
         rule: As given.
-        passes: Runs through an iterable of the user's before the present one; 0 where batches are planned.
+        passes: Runs through the user's iterable before the present one; 0 if batches are planned.
         has_ended: Whether the present one has ended, and none has begun since.
         tokens: Tokens trained on, as far as they are known.
         longest_break: Longest time between a report and the next draw so far, in seconds; known for budgets in seconds.
@@ -143,7 +143,7 @@ class Pace:
         return seconds / end if seconds < end else 1.0
 
     def begin_break(self) -> None:
-        """Count the break after this step from here: the time of a restore is no validation."""
+        """Count the break after this step from here: the time of a restore is not validation."""
         if self.budget.seconds is not None:
             self._break = self.step, self.seconds
 

@@ -135,7 +135,7 @@ def _most_steady(run: Engine, epoch: int) -> int:
 
 
 def give_up(run: Engine, ticket: Ticket, on_purpose: bool) -> None:
-    """Take back a batch that will not be reported; see `Engine.give_up`."""
+    """Give up a batch that will not be reported; see `Engine.give_up`."""
     if ticket.epoch < 0:
         run.search.skip(ticket.batch)
         run.use_found_lr()

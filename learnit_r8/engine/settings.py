@@ -1,4 +1,4 @@
-"""The settings of R8Scheduler: what there is to know of each, and their types for functions that pass them on."""
+"""The settings of R8Scheduler: facts about each, and their types for functions that pass them on."""
 
 from __future__ import annotations
 

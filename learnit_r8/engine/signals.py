@@ -1,8 +1,8 @@
 """Signals: a run that a signal ends is saved first, between two steps, and then ends as without this package.
 
 Ctrl-C, a closing terminal, ``kill`` and a cluster's preemption notice all arrive in the middle of a step, where model
-and scheduler are not consistent. So the handlers only note the signal. A second one ends the step, but no call of this
-package, which would leave half of its changes: that is left first, unless it takes too long (a disk or a rank that
+and scheduler are not consistent. So the handlers only note the signal. A second one ends the step, but not a call of
+this package, which would leave half of its changes: that may finish first, unless it takes too long (a disk or a rank
 hangs).
 """
 
@@ -86,7 +86,7 @@ class SignalWatch:
         wake: Called in the handler, to make the training thread check for a signal soon.
         clock: Returns seconds.
         ask: Called in the handler of ``asking``.
-        asking: A signal that ends nothing, but asks for something; None for none.
+        asking: A signal that does not end the run but makes a request; None for none.
         count_steps: Returns how many steps the run has made.
 
     Attributes:

@@ -31,7 +31,7 @@ class Judged(NamedTuple):
         judgement: The guard's judgement of it.
         lr: The scheduled learning rate after it.
         is_calm: Whether the guard suspects nothing, where recovery asks.
-        suspicion: How near the guard is to refusing after it; NaN unless somebody listens.
+        suspicion: How close the guard is to refusing after it; NaN unless somebody listens.
         is_plain: Whether it is good, and there is no trouble.
     """
 
@@ -190,7 +190,7 @@ def learn(run: Engine, ticket: Ticket, judged: Judged) -> Tally | None:
 
 
 def end_epoch(run: Engine) -> Tally | None:
-    """Begin another tally if an epoch has just ended; returns the one that is over."""
+    """Start another tally if an epoch has just ended; returns the one that is over."""
     if run.pace.step % run.plan.steps_per_pass:
         return None
     ended, run._tally, run._epoch_ended = run._tally, Tally(), True

@@ -1,9 +1,9 @@
-"""Turns: calls from several threads change a run one after another, and a call that was cut half-way is not forgotten.
+"""Turns: calls from several threads change a run one after another, and a call that was cut short is not forgotten.
 
-The lock is held for the microseconds of an ordinary step and of what is stored by others, and never while a function of
-the user runs. What takes longer has a turn: other calls wait until it is over, but whoever only looks at the run does
-not. While anything changes, ``busy`` says what. It is set again by nobody but the call that is done, so whatever cuts a
-call (Ctrl-C without handlers, an exception thrown into the thread, MemoryError) leaves it set, and the next call raises
+The lock is held for the microseconds of an ordinary step or of storing something, and never while a function of the
+user runs. What takes longer has a turn: other calls wait until it is over, but those that only look at the run do not.
+While anything changes, ``busy`` says what. Only the call that is done clears it, so whatever cuts a call short (Ctrl-C
+without handlers, an exception thrown into the thread, MemoryError) leaves it set, and the next call raises
 `RunInterrupted`.
 """
 
@@ -29,7 +29,7 @@ PATIENCE = 0.05
 
 
 class RunInterrupted(RuntimeError):
-    """A call was cut half-way, so that the state of the run is not whole; the message says how to go on."""
+    """A call was cut short, so the state of the run is not whole; the message says how to go on."""
 
 
 class Turn:
@@ -41,7 +41,7 @@ class Turn:
 
     Attributes:
         is_changing: Whether the run is half changed; set by the call before its first change.
-        was_cut: Whether an earlier call was cut half-way, which this one mends.
+        was_cut: Whether an earlier call was cut short, which this one repairs.
     """
 
     def __init__(self, call: str, step: int) -> None:
@@ -77,11 +77,11 @@ class Turns:
         Args:
             call: Its name.
             step: Steps reported so far, for messages.
-            mends: Whether it makes a run whole that was cut half-way.
+            mends: Whether it repairs a run in which a call was cut short.
             is_changing: Whether its changes begin at once.
 
         Raises:
-            RunInterrupted: an earlier call was cut half-way.
+            RunInterrupted: an earlier call was cut short.
             RuntimeError: a function of the user that has a turn calls back.
         """
         self._refuse_nested(call, step)
@@ -117,7 +117,7 @@ class Turns:
         """Wait until another call is over.
 
         Raises:
-            RunInterrupted: it was cut half-way.
+            RunInterrupted: it was cut short.
             RuntimeError: a function of the user that has a turn calls back.
         """
         self._refuse_nested(call, step)
@@ -139,12 +139,12 @@ class Turns:
 
     @property
     def is_cut(self) -> bool:
-        """Whether a call was cut half-way."""
+        """Whether a call was cut short."""
         with self.lock:
             return _is_cut(self.busy) and not self._turn.locked()
 
     def is_free(self) -> bool:
-        """Whether nobody has the turn, or gives it back at once: not while a function of the user has it."""
+        """Whether nobody has the turn, or will give it back at once; false while a function of the user has it."""
         is_free = self._turn.acquire(timeout=PATIENCE)
         if is_free:
             self._turn.release()

@@ -1,1 +1,1 @@
-"""The flight recorder: what was seen of an incident, where it began, and the file that says so."""
+"""The flight recorder: what was seen of an incident, where it began, and the file that records it."""

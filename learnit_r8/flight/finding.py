@@ -1,4 +1,4 @@
-"""What is asked of an adapter when a batch is refused, and what it has found."""
+"""Findings: what an adapter is asked when a batch is refused, and what it has found."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Finding(NamedTuple):
     Attributes:
         kind: One of `KINDS`.
         text: What was seen, and where: a part of a sentence.
-        rows: Rows of the batch that are to blame; empty if it is not known, or if it is none.
-        about: What is said of them, after their names.
+        rows: Rows of the batch that are to blame; empty if unknown, or if none is.
+        about: What is said about them, after their names.
         rest: Further clauses of the sentence.
         is_certain: Whether an experiment confirms it.
         evidence: What was tried, and what it has shown, line by line.

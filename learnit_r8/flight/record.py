@@ -54,7 +54,7 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
         path: Its folder, its ``incident.json``, or a file that ``learnit-r8 incidents --export`` wrote.
 
     Raises:
-        BadRecord: it is no such record.
+        BadRecord: it is not one.
         OSError: it cannot be read.
     """
     path = Path(path)
@@ -143,12 +143,12 @@ def _checked_record(content: Any, path: Path) -> dict[str, Any]:
         if name not in content or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise refuse(f"{str(value)[:40]!r} for {name}")
     if content["state"] not in STATES or set(content["files"]) - set(PARTS):
-        raise refuse("a state or files that there are not")
+        raise refuse("an unknown state or unknown files")
     if not all(isinstance(each, dict) for each in (*content["refusals"], *content["timeline"])):
-        raise refuse("a refusal or an event that is none")
+        raise refuse("an invalid refusal or event")
     finding = content["finding"]
     if finding is not None and not _is_finding(finding):
-        raise refuse("a finding that is none")
+        raise refuse("an invalid finding")
     if _depth(content) > MOST_DEPTH:
         raise refuse(f"one nested deeper than {MOST_DEPTH}")
     return content

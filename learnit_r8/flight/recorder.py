@@ -1,6 +1,6 @@
-"""The flight recorder: writes a record of every incident, on a thread of its own.
+"""The flight recorder: writes a record of every incident, on its own thread.
 
-While all is well it holds nothing and hears nothing: it listens to the events of trouble alone.
+While all is well it holds nothing and hears nothing: it listens only to events of trouble.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class FlightRecorder(ThreadedListener):
         return home
 
     def _write_part(self, record: dict[str, Any], name: str, part: Any) -> None:
-        """Write a batch, generators or a state; what cannot be is named in the record."""
+        """Write a batch, generators or a state; the record names what cannot be written."""
         left: dict[str, str] = {}
         try:
             packed = pack(leave_out(part, left))

@@ -1,4 +1,4 @@
-"""The size of a batch of the user's: read from it, or told."""
+"""The size of the user's batch: read from it, or told."""
 
 from __future__ import annotations
 

@@ -314,7 +314,7 @@ class Feed:
             run.emitter.end()
 
     def _is_wanted(self, item: Any) -> bool:
-        """Whether a batch is to be kept, as weights may be tested with it."""
+        """Whether to keep a batch, as weights may be tested with it."""
         run = self._run
         if item is None or not self.settings.keeps_witness:
             return False
@@ -366,7 +366,7 @@ class Feed:
             turns.wait("draw", number)
 
     def _has_probe(self) -> bool:
-        """Whether the batch that a test asks for was kept; if not, the losses that come decide."""
+        """Whether the batch that a test asks for was kept; if not, the next losses decide."""
         asked = self._run.controller.experiment.asked
         is_kept = asked is not None and all(item is not None for item in asked.witness)
         is_kept = all(each[0] for each in self._run.agreement.gather([is_kept]))
@@ -399,7 +399,7 @@ class Feed:
 
         Args:
             ticket: The batch; it is out.
-            is_noted: Whether to say so once, as nobody has asked for it.
+            is_noted: Whether to say so once, as nobody asked for it.
         """
         run = self._run
         with run.turns.take("give_up", run.pace.step, is_changing=True):
@@ -467,10 +467,10 @@ class Feed:
         return self.take(None, Size(), is_of_loader=False)
 
     def with_ids(self, ticket: Ticket, ids: Any) -> Ticket:
-        """A batch in hand, now that it is told which samples it holds; None for those it was taken with.
+        """A batch in hand, now that its samples are told; None for those it was taken with.
 
         Raises:
-            TypeError, ValueError: they are no ids, or it was told before.
+            TypeError, ValueError: they are not ids, or the samples were told before.
         """
         if ids is None or self._run.agreement.ranks is not None:
             return ticket
@@ -531,7 +531,7 @@ class Feed:
             replay.set_generators(None, resumed["now"])
 
     def _after_restore(self, source: Any, batches: Iterator[Any]) -> Iterator[Any]:
-        """The iterator to go on with, now that the model was put back."""
+        """The iterator to go on with, now that the model was restored."""
         run, undone = self._run, self._updates - self._run.controller.updates
         backup = run.backup.newest
         moment = None if backup is None or backup.updates != run.controller.updates else backup.moment

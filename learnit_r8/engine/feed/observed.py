@@ -1,7 +1,7 @@
-"""Observed indices: which samples the batches of a `DataLoader` hold, by what its sampler gives to the workers.
+"""Observed indices: which samples the batches of a `DataLoader` hold, judging by what its sampler gives the workers.
 
-The sampler's own iterator is asked when the loader asks, and what it gives is noted on the way, in the process that
-trains; so nothing is drawn twice or earlier, and workers of any kind see what they would have seen. Only samples in
+The sampler's own iterator is asked when the loader asks, and what it gives is noted on the way, in the training
+process; so nothing is drawn twice or earlier, and workers of any kind see what they would have seen. Only samples in
 quarantine are left out, once there are any.
 """
 
@@ -22,7 +22,7 @@ class Drawn(NamedTuple):
 
     Attributes:
         indices: Its samples.
-        num_before: Batches drawn since the one before, of which nothing was left without the samples in quarantine.
+        num_before: Batches drawn since the previous one that held only samples in quarantine.
     """
 
     indices: Any

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 WAYS = ("replay", "indices", "start")
 
 LOUD_SECONDS = 2.0
-"""Seconds of drawing and dropping after which its progress is said."""
+"""Seconds of drawing and dropping after which it reports its progress."""
 
 HOLDERS = ("", "sampler", "batch_sampler", "batch_sampler.sampler", "dataset")
-"""Where in a loader a random generator of its own is looked for."""
+"""Where to look in a loader for its own random generator."""
 
 
 def read_generators(source: Any) -> dict[str, Any]:

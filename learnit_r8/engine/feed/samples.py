@@ -16,15 +16,15 @@ Skip = Callable[[list[Any]], object] | None
 
 
 class BatchSamples:
-    """Finds out which samples batches hold: told by ``ids``, else observed where the loader is a `DataLoader`.
+    """Finds out which samples batches hold: from ``ids``, or by observing the loader if it is a `DataLoader`.
 
     Args:
         run: The engine.
         ids: A function of a batch, or the key under which a batch has them; None to observe them.
-        skip: Told the ids of the samples in quarantine, whenever there are others.
+        skip: Called with the ids of the samples in quarantine, whenever they change.
 
     Raises:
-        TypeError: ``ids`` or ``skip`` is neither of that.
+        TypeError: ``ids`` or ``skip`` is something else.
 
     Attributes:
         is_known: Whether batches say which samples they hold.
@@ -92,7 +92,7 @@ class BatchSamples:
         """The samples of the batch that an iterator of `open` has just given; None if they are not known.
 
         Raises:
-            TypeError, ValueError: ids were told that are none, or of another kind than those before.
+            TypeError, ValueError: ids are invalid, or of another kind than those before.
         """
         if self._observes:
             return self._observed(batches.drawn)  # type: ignore[attr-defined]
@@ -126,7 +126,7 @@ class BatchSamples:
             return None
 
     def tell_quarantined(self) -> None:
-        """Tell ``skip`` which samples are in quarantine, if there are others than the last time."""
+        """Tell ``skip`` which samples are in quarantine, if that has changed."""
         now = self._storage.exclusions.quarantined
         if now is self._told:
             return
