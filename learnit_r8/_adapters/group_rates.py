@@ -4,11 +4,36 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from weakref import WeakKeyDictionary
 
 FOREIGN = (
     "the optimizer's learning rate was changed by something other than R8Scheduler, which sets it at each step: take "
     "out the other scheduler (or give its curve as scheduler_mode), or pass scheduler_mode='keep' to attach()."
 )
+
+
+class _Last:
+    """What is known of the rates of an optimizer.
+
+    Args:
+        own: The highest rate that whoever made it gave it.
+        rates: Those that it has; None if it was put back since.
+    """
+
+    def __init__(self, own: float, rates: list[float]) -> None:
+        self.own = own
+        self.rates: list[float] | None = rates
+
+    def has(self, now: list[float]) -> bool:
+        """Whether nobody else has set these rates, float[G]; some groups may be new."""
+        if self.rates is None:
+            return True
+        # A rate may be a tensor of float32.
+        return len(now) >= len(self.rates) and all(map(_is_close, now, self.rates))
+
+
+_LAST: WeakKeyDictionary[Any, _Last] = WeakKeyDictionary()
+"""By optimizer, as whoever attaches to one again must know that its rates are those that a schedule has come to."""
 
 
 class GroupRates:
@@ -23,11 +48,14 @@ class GroupRates:
 
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
+        now, before = rates_of(optimizer), _LAST.get(optimizer)
         # As torch's own schedulers do, so that a second one measures the same ratios.
         initial = [group.setdefault("initial_lr", _plain(group["lr"])) for group in optimizer.param_groups]
         initial = [_plain(rate) for rate in initial]
         self.highest = max(initial, default=0.0)
         self._shares = [rate / self.highest if self.highest > 0 else 1.0 for rate in initial]
+        own = before.own if before is not None and before.has(now) else max(now, default=0.0)
+        self._last = _LAST[optimizer] = _Last(own, now)
         self._set: list[float] | None = None
         self._lr = math.nan
 
@@ -45,7 +73,7 @@ class GroupRates:
         if len(groups) > len(shares):
             shares += [1.0] * (len(groups) - len(shares))
         foreign = self._set is not None and self._is_changed(groups, self._set)
-        self._set = [lr * share for share in shares]
+        self._set = self._last.rates = [lr * share for share in shares]
         self._lr = lr
         for group, rate in zip(groups, self._set, strict=True):
             # A tensor, as compiled and captured optimizers have, stays that tensor.
@@ -64,12 +92,23 @@ class GroupRates:
 
     def forget(self) -> None:
         """Expect no particular rates at the next `set`; the optimizer was put back."""
-        self._set, self._lr = None, math.nan
+        self._set = self._last.rates = None
+        self._lr = math.nan
+
+
+def own_rate_of(optimizer: Any) -> float:
+    """The highest rate that whoever made the optimizer gave it: that of now, unless a `GroupRates` has set it."""
+    last = _LAST.get(optimizer)
+    return max(rates_of(optimizer), default=0.0) if last is None else last.own
 
 
 def rates_of(optimizer: Any) -> list[float]:
     """The rate of each parameter group."""
     return [_plain(group["lr"]) for group in optimizer.param_groups]
+
+
+def _is_close(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-6)
 
 
 def _plain(rate: Any) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .._adapters.group_rates import GroupRates, rates_of
+from .._adapters.group_rates import GroupRates, own_rate_of, rates_of
 from .._adapters.host import check_scheduler
 from .._validation import is_number, whole_number
 from ..checkpoint.callbacks import Callbacks, Generators
@@ -81,7 +81,7 @@ def attach(
             with it, watched, so that the module, the sample or the parameter where it went wrong can be named; without
             it only the model runs again. It is called when a batch was refused, and never else.
         **settings: For `R8Scheduler`: ``batch_size``, one of ``num_epochs``, ``num_steps`` and
-            ``train_duration_seconds``, and so on. ``initial_lr`` is by default the highest of the optimizer's; with
+            ``train_duration_seconds``, and so on. ``initial_lr`` is by default the highest of the optimizer's own; with
             ``scheduler_mode="keep"`` the rate is whatever other code sets.
 
     Raises:
@@ -426,10 +426,10 @@ def _new_scheduler(size: int | None, state: ModelState, settings: SchedulerSetti
     if _keeps_rates(None, settings):
         kept: SchedulerSettings = {**ours, **settings}
         return R8Scheduler(size, **kept)
-    highest = max(float(group["lr"]) for group in optimizer.param_groups)
+    highest = own_rate_of(optimizer)
     if "initial_lr" not in settings and not highest > 0:
         raise ValueError(
-            f"optimizer must have a learning rate > 0, got {highest!r}, as a finished training leaves it; make a new "
+            f"optimizer must have a learning rate > 0, got {highest!r}, as a finished schedule leaves it; make a new "
             "optimizer, or give initial_lr."
         )
     given: SchedulerSettings = {**ours, "initial_lr": highest, **settings}

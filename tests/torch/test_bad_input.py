@@ -94,9 +94,10 @@ def test_wrong_keyword_of_attach_leads_to_the_right_one(wrong, right):
 
 
 def test_notebook_cells_run_twice_say_what_happened():
-    """The loop trains nothing more, and the optimizer has the last rate of a schedule, which is 0."""
+    """The loop trains nothing more; attached again, the optimizer trains with its own rate, not with the last, 0."""
     model = classifier()
     optimizer = sgd(model)
+    own = optimizer.param_groups[0]["lr"]
     adapter = attached(model, optimizer, scheduler_mode="linear")
     for _ in adapter.epochs():
         for x, y, *_ in adapter.loader():
@@ -104,7 +105,19 @@ def test_notebook_cells_run_twice_say_what_happened():
 
     with pytest.warns(RuntimeWarning, match="the budget was spent at step"):
         assert list(adapter.epochs()) == []
-    with pytest.raises(ValueError, match=r"learning rate > 0, got 0\.0, as a finished training leaves it"):
+    assert optimizer.param_groups[0]["lr"] == 0
+    for again in (attached(model, optimizer), attached(model, optimizer)):
+        assert max(again.scheduler.host.scheduled_lr(progress / 100) for progress in range(100)) == pytest.approx(own)
+
+
+def test_rate_of_a_finished_schedule_is_no_peak():
+    """Where something else than R8 has set the rate to 0, it is not guessed what it was."""
+    model = classifier()
+    optimizer = sgd(model)
+    attached(model, optimizer)
+    optimizer.param_groups[0]["lr"] = 0.0
+
+    with pytest.raises(ValueError, match=r"learning rate > 0, got 0\.0, as a finished schedule leaves it"):
         attached(model, optimizer)
 
 
