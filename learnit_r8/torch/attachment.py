@@ -66,7 +66,8 @@ def attach(
             ``batch_size`` your own loader.
         scaler: A `torch.amp.GradScaler`.
         ema: Averaged weights, such as `torch.optim.swa_utils.AveragedModel`: saved and restored with the model.
-        accumulate: Batches whose gradients are added up for one step of the optimizer, >= 1.
+        accumulate: Batches whose gradients are added up for one step of the optimizer, >= 1. What is left over at the
+            end of an epoch makes a step of its own, with the gradients divided by this number all the same.
         max_grad_norm: Largest norm of the gradient, > 0; larger ones are clipped. None does not clip.
         scheduler: A scheduler of N samples that you have made; give the settings to it.
         owner: The adapter of another data set for the same model and optimizer: it sets the rate and takes the steps.
