@@ -23,6 +23,9 @@ from . import tensors
 Fault = Literal["NaN", "infinity", "number"]
 """What is wrong in an array, or that a single number is NaN."""
 
+MOST_DEPTH = 200
+"""Containers within each other. Real states have a dozen; one that holds itself has no end."""
+
 _LEAVES = (type(None), bool, int, float, str, np.ndarray)
 
 
@@ -65,10 +68,13 @@ def open_node(value: Any, *, holders: bool = False) -> Node | None:
     return _open_pytree(value) or _open_record(value)
 
 
-def _open_mapping(value: Mapping[Any, Any]) -> Node:
+def _open_mapping(value: Mapping[Any, Any]) -> Node | None:
     kind, names = type(value), list(value)
     if not isinstance(value, dict):
-        return Node("dict", dict(value), lambda parts: kind(zip(names, parts, strict=True)))  # type: ignore[call-arg]
+        make: Any = kind
+        if not _takes_mapping(make):
+            return None
+        return Node("dict", dict(value), lambda parts: make(dict(zip(names, parts, strict=True))))
     if kind is dict:
         return Node("dict", value, lambda parts: dict(zip(names, parts, strict=True)))
     # torch attaches version numbers (_metadata) to a state_dict; others have a default.
@@ -84,6 +90,22 @@ def _open_mapping(value: Mapping[Any, Any]) -> Node:
         return new
 
     return Node("ordered" if kind is OrderedDict else "dict", value, build)
+
+
+def _takes_mapping(kind: Any) -> bool:
+    """Whether a kind of mapping is made from another mapping."""
+    try:
+        made = kind({})
+    except Exception:
+        return False
+    return isinstance(made, Mapping) and not len(made)
+
+
+def _check_depth(depth: int, key: str) -> None:
+    if depth > MOST_DEPTH:
+        raise ValueError(
+            f"state must be nested at most {MOST_DEPTH} deep, and must not hold itself, got more at {key[:60]}..."
+        )
 
 
 def _open_record(value: Any) -> Node | None:
@@ -141,17 +163,19 @@ def map_leaves(change: Callable[..., Any], state: Any, *path: Any) -> Any:
     node = open_node(state)
     if node is None:
         return change(state, *path)
+    _check_depth(len(path), ".".join(map(str, path[:8])))
     return node.build([map_leaves(change, part, *path, name) for name, part in node.parts.items()])
 
 
-def leaves(state: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(state: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
     """All leaves of a nest with their dotted keys; a bare leaf is called "state"."""
     node = open_node(state)
     if node is None:
         yield path[1:] or "state", state
         return
+    _check_depth(depth, path[1:])
     for name, part in node.parts.items():
-        yield from leaves(part, f"{path}.{name}")
+        yield from leaves(part, f"{path}.{name}", depth + 1)
 
 
 def clone(state: Any) -> Any:
@@ -201,13 +225,15 @@ class _Copying:
         self._copies: dict[Any, Any] = {}
         self._used: set[int] = set()
 
-    def of(self, buffer: Any, value: Any, key: str) -> Any:
+    def of(self, buffer: Any, value: Any, key: str, depth: int = 0) -> Any:
         node = open_node(value)
         if node is not None:
+            _check_depth(depth, key)
             old = open_node(buffer) if type(buffer) is type(value) else None
             is_alike = old is not None and (node.kind not in ("list", "tuple") or len(old.parts) == len(node.parts))
             olds = old.parts if old is not None and is_alike else {}
-            return node.build([self.of(olds.get(name), part, f"{key}.{name}") for name, part in node.parts.items()])
+            parts = node.parts.items()
+            return node.build([self.of(olds.get(name), part, f"{key}.{name}", depth + 1) for name, part in parts])
         if type(value) is np.ndarray and not value.dtype.hasobject:
             place = value.__array_interface__["data"][0], value.shape, value.strides, value.dtype
             return self._array(place, buffer, value)

@@ -1,6 +1,8 @@
 import dataclasses
 import warnings
 from collections import OrderedDict
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnit_r8.checkpoint.state_tree import clone, copy_into, growth, mend, not_finite
+from learnit_r8.checkpoint.state_tree import clone, copy_into, growth, map_leaves, mend, not_finite
 from tests.state_common import first_difference
 
 NAN, INF = float("nan"), float("inf")
@@ -311,3 +313,46 @@ def test_sparse_tensors_are_looked_at():
     sparse = torch.sparse_coo_tensor([[0]], [NAN], (3,), check_invariants=True)
 
     assert not_finite({"e": sparse}) == {"e": "NaN"}
+
+
+def test_state_that_holds_itself_is_refused_by_name():
+    """It has no end, and neither has one that is nested too deeply: said where, not by an error of Python's stack."""
+    loop = {"w": np.zeros(2)}
+    loop["again"] = loop
+    deep = []
+    for _ in range(2000):
+        deep = [deep]
+
+    for state, where in ((loop, "again.again"), (deep, "0.0.0")):
+        for look in (clone, not_finite, lambda state: map_leaves(lambda leaf, *path: leaf, state)):
+            with pytest.raises(ValueError, match=rf"at most 200 deep, .* got more at .*{where}"):
+                look(state)
+
+
+class Settings(Mapping):
+    """A mapping that is made from something else than a mapping."""
+
+    def __init__(self, values, *, name):
+        self.values, self.name = values, name
+
+    def __getitem__(self, key):
+        return self.values[key]
+
+    def __iter__(self):
+        return iter(self.values)
+
+    def __len__(self):
+        return len(self.values)
+
+
+def test_mappings_of_other_kinds_are_copied():
+    """One that cannot be made again from its parts is copied as a whole; a read-only view of a dict is made again."""
+    weights = np.ones(2)
+    state = {"proxy": MappingProxyType({"w": weights, "n": 1}), "own": Settings({"w": weights}, name="it")}
+    copied = clone(state)
+    weights[:] = 5
+
+    assert copied["proxy"]["w"].tolist() == copied["own"]["w"].tolist() == [1, 1]
+    assert type(copied["proxy"]) is MappingProxyType
+    assert copied["own"].name == "it"
+    assert not_finite({"proxy": MappingProxyType({"w": np.array(NAN)})}) == {"proxy.w": "NaN"}
