@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 
@@ -23,11 +23,11 @@ def whole_number(name: str, value: Any, *, least: int, most: float = float("inf"
         # The upper end is told only to those who are beyond it.
         is_above = is_number(value) and value > most
         bounds = f"in [{least}, {most}]" if is_above else f">= {least}"
-        raise ValueError(f"{name} must be a whole number {bounds}, got {_described(value)}.")
+        raise ValueError(f"{name} must be a whole number {bounds}, got {described(value)}.")
     return int(value)
 
 
-def _described(value: Any) -> str:
+def described(value: Any) -> str:
     """What was given in place of a number, in one line, and how to get the number where that is clear."""
     if isinstance(value, str):
         return f"{value!r}, which is a str"
@@ -55,6 +55,22 @@ def did_you_mean(given: Any, names: Iterable[str], *, least: float = 0.6) -> str
 
     near = difflib.get_close_matches(str(given).lower(), names, n=1, cutoff=least)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def no_attribute(owner: object, name: str, meant: Mapping[str, str]) -> AttributeError:
+    """The error of an attribute that is not there, with the name that is meant.
+
+    Args:
+        owner: The object that was asked.
+        name: The attribute.
+        meant: What to say of names that other libraries have.
+    """
+    hint = ""
+    # Python itself asks for names such as __deepcopy__.
+    if not name.startswith("_"):
+        names = [each for each in dir(type(owner)) if not each.startswith("_")]
+        hint = f" {meant[name]}" if name in meant else did_you_mean(name, names)
+    return AttributeError(f"{type(owner).__name__!r} object has no attribute {name!r}.{hint}")
 
 
 def is_number(value: Any) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import events
+from ._validation import no_attribute
 from .checkpoint.early_stop import EarlyStopping
 from .checkpoint.run_config import arguments_of
 from .checkpoint.store import CheckpointStore
@@ -50,6 +51,16 @@ if TYPE_CHECKING:
     from .journal.writer import Journal
 
 T = TypeVar("T")
+
+OTHER_NAMES = {
+    "step": "Report each batch with update_with_loss(losses), which moves batches and rate on.",
+    "get_last_lr": "The rate is r8.lr.",
+    "epochs": "Loop over epochs: for epoch in r8.epoch_iterator().",
+    "loader": "Loop over batches: for batch, lr in r8.batch_iterator().",
+    "train": "The loop stays yours: for epoch in r8.epoch_iterator().",
+    "fit": "The loop stays yours: for epoch in r8.epoch_iterator().",
+}
+"""What to say of names that schedulers and trainers of other libraries have."""
 
 
 class R8Scheduler:
@@ -1065,6 +1076,11 @@ class R8Scheduler:
             early = self.pace.ended_early
             finished = self.pace.is_finished or early is not None
             self.host.announcer.tell(events.RunEnded, finished=finished, early=early)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(self, name, OTHER_NAMES)
 
     def __repr__(self) -> str:
         return f"R8Scheduler(step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr={self.lr:.3g})"

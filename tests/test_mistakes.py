@@ -20,10 +20,12 @@ def train(r8):
             r8.update_with_loss(1.0)
 
 
-def attached(**more):
+def attached(num_epochs=1, **more):
     model = torch.nn.Linear(4, 2)
     data = torch.utils.data.TensorDataset(torch.randn(20, 4), torch.zeros(20, dtype=torch.int64))
-    return model, attach(model, torch.optim.SGD(model.parameters(), 0.1), data, batch_size=10, num_epochs=1, **more)
+    return model, attach(
+        model, torch.optim.SGD(model.parameters(), 0.1), data, batch_size=10, num_epochs=num_epochs, **more
+    )
 
 
 def test_a_report_outside_of_the_batch_loop_is_told_where_it_belongs():
@@ -161,3 +163,77 @@ def test_more_in_a_batch_than_there_are_samples_is_said():
 def test_positional_arguments_are_told_their_names():
     with pytest.raises(TypeError, match=r"takes one positional argument, .*: name .*R8Scheduler\(100, batch_size=32"):
         R8Scheduler(100, 32, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("step", r"Report each batch with update_with_loss\(losses\)"),
+        ("get_last_lr", r"The rate is r8\.lr\."),
+        ("epochs", r"for epoch in r8\.epoch_iterator\(\)"),
+        ("loader", r"for batch, lr in r8\.batch_iterator\(\)"),
+        ("loadbest", "Did you mean 'load_best'"),
+        ("fly", r"no attribute 'fly'\.$"),
+    ],
+)
+def test_a_wrong_name_of_the_scheduler_says_the_right_one(name, said):
+    """Names of torch's schedulers and of trainers are answered with ours; others with the nearest."""
+    with pytest.raises(AttributeError, match=rf"'R8Scheduler' object has no attribute '{name}'\..*{said}|{said}"):
+        getattr(make(), name)
+    assert not hasattr(make(), "_" + name)
+
+
+def test_a_wrong_name_of_the_adapter_says_the_right_one():
+    _, adapter = attached()
+    with pytest.raises(AttributeError, match=r"no attribute 'log'\. It is adapter\.scheduler\.log\."):
+        _ = adapter.log
+    with pytest.raises(AttributeError, match=r"for epoch in adapter\.epochs\(\)"):
+        _ = adapter.epoch_iterator
+    with pytest.raises(AttributeError, match="Did you mean 'loader'"):
+        _ = adapter.loaders
+
+
+def test_a_second_backward_is_told_whose_it_is():
+    """A loop that calls backward() itself and then step() is not told to retain the graph."""
+    model, adapter = attached()
+    for inputs, labels in adapter.loader():
+        loss = adapter.loss(cross_entropy(model(inputs), labels, reduction="none"))
+        loss.backward()
+        with pytest.raises(RuntimeError, match=r"step\(loss\) calls backward\(\) itself: take loss.backward\(\) out"):
+            adapter.step(loss)
+        break
+
+
+def test_a_loss_of_a_batch_from_elsewhere_is_said():
+    model, adapter = attached()
+    for inputs, labels in torch.utils.data.DataLoader(adapter._dataset, batch_size=10):
+        with pytest.raises(RuntimeError, match=r"got none out; .* for batch in adapter\.loader\(\)"):
+            adapter.loss(cross_entropy(model(inputs), labels, reduction="none"))
+
+
+def test_a_loader_without_epochs_is_said():
+    """`loader` alone trains one epoch; when the run is closed with others left, it says what is missing."""
+    model, adapter = attached(num_epochs=2)
+    for inputs, labels in adapter.loader():
+        adapter.step(adapter.loss(cross_entropy(model(inputs), labels, reduction="none")))
+    with pytest.warns(RuntimeWarning, match=r"closed at step 2 of 4: .* for epoch in adapter\.epochs\(\)"):
+        adapter.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"initial_lr": "1e-3"}, "initial_lr must be > 0 and finite, got '1e-3', which is a str"),
+        ({"num_epochs": None, "train_duration_seconds": "2h"}, "got '2h', which is a str"),
+        ({"warmup_proportion": 5}, r"warmup_proportion must be in \[0, 1\], got 5; for steps give warmup_steps"),
+    ],
+)
+def test_settings_of_another_kind_are_said(settings, said):
+    with pytest.raises(ValueError, match=said):
+        R8Scheduler(20, **({"batch_size": 10, "num_epochs": 1} | settings))
+
+
+@pytest.mark.parametrize(("length", "meant"), [("20min", "seconds=1200"), ("2 epochs", "epochs=2"), ("5", "steps=5")])
+def test_a_cool_down_of_a_text_is_told_the_argument(length, meant):
+    with pytest.raises(ValueError, match=f"steps must be a whole number >= 1, got '{length}'.* Give {meant}"):
+        R8Scheduler(20, batch_size=10, num_steps=100).cool_down(length)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .._validation import is_number
+from .._validation import described, is_number
 from .schedule import OPEN_MODES
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Budget:
             raise ValueError(f"exactly one of {', '.join(given)} must be given, got {chosen or 'none of them'}{why}.")
         for name, value in chosen.items():
             if not (is_number(value) and 0 < value < math.inf):
-                raise ValueError(f"{name} must be a number > 0 and finite, got {value!r}.")
+                raise ValueError(f"{name} must be a number > 0 and finite, got {described(value)}.")
         if num_epochs is not None:
             return cls(steps=math.ceil(num_epochs * steps_per_epoch))
         for name in ("num_steps", "num_tokens"):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .._validation import check_choice, is_number
+from .._validation import check_choice, described, is_number
 
 Schedule = Callable[[float], float]
 """Maps progress, the finished share of the budget in [0, 1], to a learning rate."""
@@ -246,8 +246,9 @@ def check_rate(lr: float, progress: float) -> float:
 
 def _check_shape(peak_lr: float, warmup: float, floor: float) -> None:
     if not (is_number(peak_lr) and 0 < peak_lr < math.inf):
-        raise ValueError(f"initial_lr must be > 0 and finite, got {peak_lr!r}.")
+        raise ValueError(f"initial_lr must be > 0 and finite, got {described(peak_lr)}.")
     if not (is_number(warmup) and 0 <= warmup <= 1):
-        raise ValueError(f"warmup_proportion must be in [0, 1], got {warmup!r}.")
+        steps = "; for steps give warmup_steps" if is_number(warmup) and warmup > 1 else ""
+        raise ValueError(f"warmup_proportion must be in [0, 1], got {warmup!r}{steps}.")
     if not (is_number(floor) and 0 <= floor <= peak_lr):
         raise ValueError(f"min_lr must be in [0, initial_lr={peak_lr!r}], got {floor!r}.")

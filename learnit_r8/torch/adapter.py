@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from .._adapters.group_rates import GroupRates
+from .._validation import no_attribute
 from ..checkpoint.state_tree import clone
 from ..sampling.ticket import Outcome, Ticket
 from ..table.labels.predictions import Predictions
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     from .loader import LoaderSettings
 
 MEAN_LOSS = "losses of samples are estimated from batch means; with reduction='none' they would be known."
+
+
+EPOCHS = "Loop over epochs: for epoch in adapter.epochs()."
+LOADER = "Loop over batches: for batch in adapter.loader()."
 
 
 class Adapter:
@@ -80,6 +85,7 @@ class Adapter:
         if owner is not None:
             owner._others.append(self)
         batches.join(self._losses)
+        self._has_loader = self._counts_epochs = False
         if scheduler.keeps_rates:
             self._factor = RateFactor(scheduler, optimizer)
         self._losses.set_rates(scheduler.lr)
@@ -120,11 +126,27 @@ class Adapter:
         readback = self._losses.readback
         return 0 if readback is None else readback.num_waits
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            meant = {
+                "epoch_iterator": EPOCHS,
+                "batch_iterator": LOADER,
+                "batches": LOADER,
+                "train": EPOCHS,
+                "fit": EPOCHS,
+            }
+            scheduler = self.__dict__.get("scheduler")
+            if not name.startswith("_") and hasattr(type(scheduler), name):
+                meant = {name: f"It is adapter.scheduler.{name}.", **meant}
+            raise no_attribute(self, name, meant)
+
     def __repr__(self) -> str:
         return f"Adapter({self.scheduler!r})"
 
     def epochs(self) -> Iterator[int]:
         """Yield epoch numbers, 0-based, until the budget is spent."""
+        self._counts_epochs = True
         if self.finished:
             # Says so, and yields nothing.
             yield from self.scheduler.epoch_iterator()
@@ -153,6 +175,7 @@ class Adapter:
             sampler = R8BatchSampler(self.scheduler, ahead=self._ahead, sharing=self._sharing, numbered=True)
         loader = make_loader(self._dataset, sampler, numbered=numbered, settings=settings)
         loader.hold_in(self._hand)
+        self._has_loader = True
         if is_accelerated():
             loader.leave_to(self.optimizer.param_groups[0]["params"][0].device)
         return loader
@@ -435,12 +458,26 @@ class Adapter:
     def close(self) -> None:
         """Finish: report, save what is due, tell listeners. Safe to call twice."""
         self.scheduler.close()
+        self._warn_of_one_epoch()
+
+    def _warn_of_one_epoch(self) -> None:
+        """Say so if the loop was over the loader alone, which ends with the epoch."""
+        r8 = self.scheduler
+        is_one = r8.global_step == r8.steps_per_epoch and not r8.is_over
+        if is_one and self._has_loader and not self._counts_epochs:
+            r8.host.announcer.warn_once(
+                "one epoch",
+                f"the run was closed at step {r8.global_step} of {r8.total_steps or '?'}: adapter.loader() ends with "
+                "the epoch. To train all epochs, loop over it within: for epoch in adapter.epochs().",
+            )
 
     def __enter__(self) -> Adapter:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.scheduler.__exit__(*error)
+        if not any(error):
+            self._warn_of_one_epoch()
 
     def _check_used(self) -> None:
         """Raise RuntimeError if the losses noted last were neither reported nor skipped."""

@@ -93,7 +93,15 @@ class Stepper:
             )
         self._last_gradients = []
         loss = loss / self._accumulate if self._accumulate > 1 else loss
-        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+        try:
+            (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+        except RuntimeError as error:
+            if "backward through the graph a second time" not in str(error):
+                raise
+            raise RuntimeError(
+                "step(loss) calls backward() itself: take loss.backward() out of the loop, and optimizer.step() and "
+                "zero_grad() with it. To keep them, call report(losses) in place of loss() and step()."
+            ) from error
         self._num_added += 1
         return is_last or self._num_added >= self._accumulate
 
