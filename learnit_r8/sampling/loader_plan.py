@@ -79,19 +79,17 @@ class LoaderBatch:
 
     def read(self, loss: Any) -> Reading:
         """Turn a reported loss into numbers; its kind is that of the table, once that has one."""
-        kind = self.table.storage.part_size
-        if self.members is None:
+        storage, members = self.table.storage, self.members
+        kind = storage.part_size
+        if members is None:
             reading = read_mean(loss)
         else:
-            reading = read_rows(loss, self.members.num_rows, self.members.counts, None if self._is_first else kind)
-            if self._is_first:
+            indices, counts = members
+            if kind == WHOLE_BATCH and not storage.num_seen:
+                # That of batches without samples.
                 kind = None
+            reading = read_rows(loss, len(indices if counts is None else counts), counts, kind)
         return reading if kind is None or kind == reading[2] else reading._replace(part_size=kind)
-
-    @property
-    def _is_first(self) -> bool:
-        """Whether the table has learned of no sample yet, so that its kind is only that of batches without any."""
-        return not self.table.storage.num_seen and self.table.storage.part_size in (None, WHOLE_BATCH)
 
     def settle(self, slot: int) -> None:
         """Close it."""

@@ -59,6 +59,7 @@ class SampleIds:
     Attributes:
         most: As given.
         kind: One of "indices", "integers" and "texts", fixed by the first ids; None before.
+        size: Samples that are known.
         names: The ids in the order in which they came; of indices none, as they are their own names.
         num_beyond: Visits of samples that are not kept, as there were `most` others before.
     """
@@ -69,11 +70,7 @@ class SampleIds:
         self.names: list[Any] = []
         self.num_beyond = 0
         self._places: dict[Any, int] = {}
-        self._size = 0
-
-    def __len__(self) -> int:
-        """Samples that are known."""
-        return self._size
+        self.size = 0
 
     def expect(self, size: int) -> None:
         """Take the positions in a data set of this size for ids.
@@ -82,7 +79,7 @@ class SampleIds:
             ValueError: ids of another kind came before.
         """
         self._check_kind(INDICES, "the indices that a DataLoader draws")
-        self._size = min(self.most, max(self._size, size))
+        self.size = min(self.most, max(self.size, size))
 
     def find(self, ids: Any) -> Members:
         """The places of the ids of a batch; those that are new get the next ones.
@@ -117,9 +114,9 @@ class SampleIds:
         """The places of samples that a sampler has drawn by their positions in a data set."""
         found: NDArray[np.int64] = np.array(indices, np.int64)
         # A negative one is larger than all as an unsigned number.
-        if len(found) and int(np.maximum.reduce(found.view(np.uint64))) >= self._size:
-            self._size = min(self.most, max(self._size, int(found.max()) + 1))
-            is_kept = (found >= 0) & (found < self._size)
+        if len(found) and int(np.maximum.reduce(found.view(np.uint64))) >= self.size:
+            self.size = min(self.most, max(self.size, int(found.max()) + 1))
+            is_kept = (found >= 0) & (found < self.size)
             self.num_beyond += len(found) - int(np.count_nonzero(is_kept))
             found[~is_kept] = -1
         return found
@@ -135,7 +132,7 @@ class SampleIds:
             if place < 0 and len(names) < self.most:
                 place = places[each] = len(names)
                 names.append(each)
-                self._size = len(names)
+                self.size = len(names)
             self.num_beyond += place < 0
             yield place
 
@@ -154,7 +151,7 @@ class SampleIds:
 
     def state_dict(self) -> dict[str, Any]:
         """All ids, as arrays."""
-        state: dict[str, Any] = {"kind": self.kind, "size": self._size, "num_beyond": self.num_beyond}
+        state: dict[str, Any] = {"kind": self.kind, "size": self.size, "num_beyond": self.num_beyond}
         if self.kind == INTEGERS:
             state["names"] = np.array(self.names, np.int64)
         elif self.kind == TEXTS:
@@ -173,7 +170,7 @@ class SampleIds:
             whole = np.asarray(state["names"], np.uint8).tobytes()
             starts = [0, *ends[:-1]]
             names = [whole[a:b].decode("utf-8", "surrogatepass") for a, b in zip(starts, ends, strict=True)]
-        self.kind, self.num_beyond, self._size = state["kind"], int(state["num_beyond"]), int(state["size"])
+        self.kind, self.num_beyond, self.size = state["kind"], int(state["num_beyond"]), int(state["size"])
         # The list itself is what views hold.
         self.names[:] = names
         self._places = {name: place for place, name in enumerate(names)}

@@ -356,7 +356,7 @@ class Feed:
                     batch.chunk.rates[0] = lr
                     if is_of_loader:
                         plan.taken += 1
-                        self._out = [each for each in self._out if _is_out(each)]
+                        self._out = [each for each in self._out if not each.states[0]]
                         self._out.append(batch.chunk)  # type: ignore[arg-type]
                     pace.tokens += size.tokens
                     pace.num_out += 1

@@ -155,7 +155,7 @@ class _Watch:
                 if indices is None:
                     num_before += 1
                     continue
-            self._waiting.append(Drawn(indices, num_before))
+            self._waiting.append(_new_tuple(Drawn, (indices, num_before)))
             return indices
 
     def _without(self, given: Any) -> Any:
@@ -173,3 +173,6 @@ def _is_in(index: Any, left_out: frozenset[int]) -> bool:
         return index in left_out
     except TypeError:
         return False
+
+
+_new_tuple = tuple.__new__

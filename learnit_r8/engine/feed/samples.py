@@ -37,6 +37,9 @@ class BatchSamples:
             raise TypeError(f"skip must be a function of a list of ids, or None, got {skip!r}.")
         self._run, self._ids, self._skip = run, ids, skip
         self._storage = run.table.storage
+        known = self._storage.ids
+        assert known is not None
+        self._known = known
         self._observes = False
         self._told = self._storage.exclusions.quarantined[:0]
 
@@ -56,8 +59,7 @@ class BatchSamples:
     def _can_observe(self, source: Any) -> bool:
         if not observed.is_observable(source):
             return False
-        known = self._storage.ids
-        assert known is not None
+        known = self._known
         if self._run.agreement.ranks is not None:
             return False
         size = observed.size_of(source)
@@ -68,10 +70,10 @@ class BatchSamples:
                 "none, are not in it; give batches(..., ids=).",
             )
             return False
-        if known.kind is not None and 0 < size < len(known):
+        if known.kind is not None and 0 < size < known.size:
             self._run.announcer.warn_once(
                 "other data",
-                f"the table is of {len(known)} samples, and the data set of this DataLoader has {size}: it must be "
+                f"the table is of {known.size} samples, and the data set of this DataLoader has {size}: it must be "
                 "another one, so that its samples are not in the table; give batches(..., ids=).",
             )
             return False
@@ -95,7 +97,18 @@ class BatchSamples:
             TypeError, ValueError: ids are invalid, or of another kind than those before.
         """
         if self._observes:
-            return self._observed(batches.drawn)  # type: ignore[attr-defined]
+            indices, num_before = batches.drawn  # type: ignore[attr-defined]
+            if num_before:
+                self._run.plan.left_out += num_before  # type: ignore[attr-defined]
+            try:
+                rows = indices if type(indices) is list else list(indices) if type(indices) is tuple else [indices]
+                members = self._storage.find(rows, are_indices=True)
+            except (TypeError, ValueError, OverflowError):
+                self._tell_not_indices(indices)
+                return None
+            if self._known.num_beyond:
+                tell_beyond(self._run)
+            return members
         if not self.is_known:
             return None
         ids = self._ids(item) if callable(self._ids) else self._told_under(self._ids, item)
@@ -111,19 +124,12 @@ class BatchSamples:
                 f"{type(item).__name__} without it."
             ) from None
 
-    def _observed(self, drawn: observed.Drawn) -> Members | None:
-        indices, num_before = drawn
-        if num_before:
-            self._run.plan.left_out += num_before  # type: ignore[attr-defined]
-        try:
-            return find(self._run, indices if isinstance(indices, (list, tuple)) else [indices], are_indices=True)
-        except (TypeError, ValueError, OverflowError):
-            self._run.announcer.warn_once(
-                "no indices",
-                f"the sampler of the DataLoader must draw whole numbers, got {indices!r:.60}, so there is no table of "
-                "these samples; give batches(..., ids=).",
-            )
-            return None
+    def _tell_not_indices(self, indices: Any) -> None:
+        self._run.announcer.warn_once(
+            "no indices",
+            f"the sampler of the DataLoader must draw whole numbers, got {indices!r:.60}, so there is no table of "
+            "these samples; give batches(..., ids=).",
+        )
 
     def tell_quarantined(self) -> None:
         """Tell ``skip`` which samples are in quarantine, if that has changed."""
@@ -135,15 +141,21 @@ class BatchSamples:
             self._skip([self._storage.name_of(index) for index in now.tolist()])
 
 
-def find(run: Engine, ids: Any, *, are_indices: bool = False) -> Members:
+def find(run: Engine, ids: Any) -> Members:
     """The samples with these ids; see `SampleStorage.find`."""
     storage = run.table.storage
-    members, known = storage.find(ids, are_indices=are_indices), storage.ids
-    assert known is not None
-    if known.num_beyond:
-        run.announcer.note_once(
-            "beyond",
-            f"the table is full, at {known.most:,} samples; visits of others are only counted, {known.num_beyond:,} so "
-            "far. max_ids=, which takes 16 bytes a sample, says how many it holds.",
-        )
+    members = storage.find(ids, are_indices=False)
+    if storage.ids is not None and storage.ids.num_beyond:
+        tell_beyond(run)
     return members
+
+
+def tell_beyond(run: Engine) -> None:
+    """Say once that the table is full."""
+    known = run.table.storage.ids
+    assert known is not None
+    run.announcer.note_once(
+        "beyond",
+        f"the table is full, at {known.most:,} samples; visits of others are only counted, {known.num_beyond:,} so "
+        "far. max_ids=, which takes 16 bytes a sample, says how many it holds.",
+    )

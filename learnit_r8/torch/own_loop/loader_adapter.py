@@ -315,9 +315,10 @@ def _values_of(losses: tuple[torch.Tensor, ...], ticket: Ticket | None) -> tuple
     batch: Any = None if ticket is None else ticket.batch.chunk
     members = None if batch is None else batch.members
     if members is not None and len(losses) == 1 and isinstance(losses[0], torch.Tensor):
-        shape, rows = losses[0].shape, members.num_rows
-        if shape and shape[0] == rows and losses[0].is_floating_point() and losses[0].numel():
-            values = losses[0].detach()
+        loss, (indices, counts) = losses[0], members
+        shape, rows = loss.shape, len(indices if counts is None else counts)
+        if shape and shape[0] == rows and loss.is_floating_point() and loss.numel():
+            values = loss.detach()
             values = values.reshape(rows, -1).mean(1, dtype=torch.float32) if len(shape) > 1 else values
             return values if values.dtype is torch.float32 else values.float(), rows
     return _mean_of(losses), 0
