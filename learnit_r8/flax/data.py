@@ -72,6 +72,21 @@ class EpochBatches:
         return self._coming is _NONE_LEFT
 
 
+class OneEpoch:
+    """One epoch of them, as an iterable.
+
+    Args:
+        batches: Those of all epochs.
+        number: Which, 0-based.
+    """
+
+    def __init__(self, batches: EpochBatches, number: int) -> None:
+        self._batches, self._number = batches, number
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._batches.of(self._number)
+
+
 class ValidationBatches:
     """The same batches at every validation.
 

@@ -17,12 +17,17 @@ from ..loops.log_entries import Entries, Logs
 from ..loops.state import LoopState
 from ..triggers import every
 from .checkpoints import newest_training, save_training
-from .data import ValidationBatches, fold_in, step_keys
+from .data import OneEpoch, ValidationBatches, fold_in, step_keys
 from .metrics import RunningMeans, format_metrics
-from .state import with_lr
+from .state import lr_of, with_lr
 
 MOST_UNREAD = 32
 """Epochs whose means may wait on the device until somebody asks: reading them waits for all work queued there."""
+
+NOT_LOWERED = (
+    "the learning rate is compiled into the step: recovery cannot lower it there, and only puts the state back. To let "
+    "it, make the optimizer with optax.inject_hyperparams."
+)
 
 _VALIDATION = 2**31 - 1
 """Folded into an epoch's key for its validation; the blocks of the steps' keys count from 0."""
@@ -81,11 +86,13 @@ class Training:
         self._train_step, self._data, self._num_epochs, self._key = train_step, data, num_epochs, key
         self._validation, self._folder, self._checkpoint_every = validation, folder, checkpoint_every
         self._show_progress, self._r8, self._logs_steps = show_progress, scheduler, logs_steps
-        self._prefetch: Any = None if scheduler is None else Prefetch.of(scheduler)
+        self._is_own = scheduler is not None and scheduler.host.feed is not None
+        self._prefetch: Any = None if scheduler is None or self._is_own else Prefetch.of(scheduler)
         self._first_epoch = 0 if scheduler is None else scheduler.current_epoch
         self._ticket: Any = None
         self._unread: list[RunningMeans] = []
         self._ticket_epoch: int | None = None
+        self._num_ended = -1
         self._begin(self._first_epoch)
 
     def _begin(self, epoch: int, step: int = 0) -> None:
@@ -96,6 +103,11 @@ class Training:
     def resume(self, state: Any) -> Any:
         """The state of the newest checkpoint, and everything else set as it was then; without one, as given."""
         assert self._folder is not None
+        if self._is_own:
+            raise ValueError(
+                "resume must be False with a scheduler of your own batches, got True; give the scheduler "
+                "checkpoint_dir and resume='auto', which brings the state and the data back."
+            )
         content = newest_training(self._folder)
         if content is None:
             return state
@@ -136,6 +148,8 @@ class Training:
 
     def batches(self) -> Iterator[Any]:
         """The batches of all epochs."""
+        if self._is_own:
+            return self._watched()
         return self._drawn() if self._r8 is not None else self._given()
 
     def _given(self) -> Iterator[Any]:
@@ -143,6 +157,16 @@ class Training:
         for epoch in range(self._first_epoch, self._num_epochs):
             self._begin(epoch)
             yield from self._data.of(epoch)
+
+    def _watched(self) -> Iterator[Any]:
+        """The user's own batches, by way of the scheduler."""
+        r8, feed = self._r8, self._r8.host.feed
+        assert self._num_epochs is not None
+        for epoch in range(self._first_epoch, self._num_epochs):
+            if r8.is_over:
+                return
+            self._begin(epoch, feed.num_taken if feed.is_resumed else 0)
+            yield from r8.batches(OneEpoch(self._data, epoch))
 
     def _drawn(self) -> Iterator[Any]:
         r8 = self._r8
@@ -168,6 +192,8 @@ class Training:
     def step(self, loop_state: LoopState) -> Any:
         """Train on a batch."""
         ticket, batch = self._ticket, loop_state.batch
+        if self._is_own:
+            return self._step_watched(loop_state)
         state = loop_state.state if ticket is None else with_lr(loop_state.state, ticket.lr)
         state, metrics = self._train_step(state, batch, next(self._keys))
         if ticket is not None:
@@ -177,6 +203,33 @@ class Training:
                 return None
         self._means.add(metrics, batch_size(batch))
         return (Logs(metrics=Entries(metrics)) if self._logs_steps else None), state
+
+    def _step_watched(self, loop_state: LoopState) -> Any:
+        r8, batch = self._r8, loop_state.batch
+        before, own_rate = self._with_rate(loop_state.state)
+        state, metrics = self._train_step(before, batch, next(self._keys))
+        if own_rate is not None:
+            state = with_lr(state, own_rate)
+        metrics = dict(metrics)
+        loss = self._loss_of(metrics)
+        if not self._driven.judge(state, lambda: r8.update_with_loss(loss)):
+            return None
+        self._means.add(metrics, batch_size(batch))
+        return (Logs(metrics=Entries(metrics)) if self._logs_steps else None), state
+
+    def _with_rate(self, state: Any) -> tuple[Any, float | None]:
+        """The state with the rate to train with; and the user's own, if recovery has lowered it for this step."""
+        r8 = self._r8
+        if not r8.keeps_rates:
+            return with_lr(state, r8.lr), None
+        factor = r8.lr_factor
+        if factor == 1:
+            return state, None
+        own = lr_of(state)
+        if own is None:
+            r8.host.say_once("rate in the step", NOT_LOWERED)
+            return state, None
+        return with_lr(state, own * factor), own
 
     def _loss_of(self, metrics: dict[str, Any]) -> Any:
         """What to report; the losses of the samples are taken out of the metrics."""
@@ -188,8 +241,10 @@ class Training:
 
     def end_epoch(self, loop_state: LoopState) -> Logs | None:
         """Validate, remember, save and show, if this step was the last one of its epoch."""
-        if not self._is_last():
+        if not self._is_last() or self._epoch == self._num_ended:
+            # The second: a batch that tests weights may follow the last one.
             return None
+        self._num_ended = self._epoch
         self._means.close()
         self._unread.append(self._means)
         self._means = RunningMeans()
@@ -230,14 +285,15 @@ class Training:
         print(f"epoch {self._epoch + 1}{of}: {format_metrics(metrics)} ({seconds:.1f} s)", flush=True)
 
     def _is_last(self) -> bool:
-        if self._r8 is None:
+        if self._r8 is None or self._is_own:
             return bool(self._data.is_last)
         is_over = self._r8.current_epoch > self._epoch or self._r8.progress >= 1
         return bool(self._ticket.epoch >= 0 and is_over)
 
     def _is_saved(self) -> bool:
         done = self._epoch + 1
-        is_final = done == self._num_epochs or (self._r8 is not None and self._r8.progress >= 1)
+        is_drawn = self._r8 is not None and not self._is_own
+        is_final = done == self._num_epochs or (is_drawn and self._r8.progress >= 1)
         return self._folder is not None and (is_final or done % self._checkpoint_every == 0)
 
     def _save(self, state: Any) -> None:

@@ -42,6 +42,18 @@ def with_lr(state: Any, lr: float) -> Any:
     return new
 
 
+def lr_of(part: Any) -> float | None:
+    """The learning rate of ``optax.inject_hyperparams`` in a state as `with_lr` takes it; None if none can be set."""
+    hyperparams = getattr(part, "hyperparams", None)
+    if hyperparams is not None and "learning_rate" in hyperparams:
+        is_set = "learning_rate" in getattr(part, "hyperparams_states", {})
+        return None if is_set else float(np.max(np.asarray(hyperparams["learning_rate"])))
+    if hasattr(part, "opt_state"):
+        return lr_of(part.opt_state)
+    inner = part.values() if isinstance(part, Mapping) else part if isinstance(part, (tuple, list)) else ()
+    return next((found for each in inner if (found := lr_of(each)) is not None), None)
+
+
 def _name_of(state: Any) -> str:
     return type(getattr(state, "opt_state", state)).__name__
 

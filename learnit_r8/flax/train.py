@@ -56,12 +56,13 @@ def train_loop(
             whose first ``val_num_batches`` batches are kept.
         val_num_batches: How many, >= 1; None for all.
         show_progress: Whether to print a line an epoch.
-        scheduler: Draws the batches, sets the ``learning_rate`` of ``optax.inject_hyperparams``, and reads
-            ``metrics["losses"]``, float[B], if there is such an entry, else ``metrics["loss"]``; and with the losses
-            ``metrics["predictions"]``, what `learnit_r8.flax.predictions_of` returned. It keeps the state
-            (backups in RAM; checkpoints if it has a ``checkpoint_dir``) unless you gave it your own callbacks: a
-            refused batch leaves the state as it was, or replaces it with an older one. The step may donate it. A
-            policy's weights are ``batch["weights"]``.
+        scheduler: One without ``num_samples`` keeps the batches and, with ``scheduler_mode="keep"``, the rates as they
+            are, and heals the state. Any other draws the batches, sets the ``learning_rate`` of
+            ``optax.inject_hyperparams``, and reads ``metrics["losses"]``, float[B], if there is such an entry, else
+            ``metrics["loss"]``; and with the losses ``metrics["predictions"]``, what
+            `learnit_r8.flax.predictions_of` returned. It keeps the state (backups in RAM; checkpoints if it has a
+            ``checkpoint_dir``) unless you gave it your own callbacks: a refused batch leaves the state as it was, or
+            replaces it with an older one. The step may donate it. A policy's weights are ``batch["weights"]``.
         resume: Whether to continue from the newest valid checkpoint in ``checkpoint_dir``, if there is one: with its
             state, key, history and scheduler.
         callbacks: As in `learnit_r8.loops.loop`; called at each step. Logs have the step's metrics by their names,
@@ -118,6 +119,8 @@ def _data(source: Any, num_batches: int | None, scheduler: Any) -> Any:
     if scheduler is None:
         return EpochBatches(source, most)
     check_scheduler("scheduler", scheduler)
+    if scheduler.host.feed is not None:
+        return EpochBatches(source, most)
     if not callable(source):
         raise TypeError(f"data_iterator_fn must be a function of indices where a scheduler draws, got {source!r}.")
     if most is not None and most != scheduler.steps_per_epoch:
@@ -128,6 +131,6 @@ def _data(source: Any, num_batches: int | None, scheduler: Any) -> Any:
 
 
 def _num_epochs(num_epochs: int | None, scheduler: Any) -> int | None:
-    if num_epochs is None and scheduler is not None:
+    if num_epochs is None and scheduler is not None and scheduler.host.feed is None:
         return None
     return whole_number("num_epochs", num_epochs, least=1)

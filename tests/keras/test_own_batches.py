@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from learnit_r8 import R8Scheduler
-from learnit_r8.keras import R8Callback
+from learnit_r8.keras import R8Callback, model_callbacks
 from tests.keras.own_fits import BATCHES, FITS, QUICK, Fit, X, Y, batches_of, classifier, outcome, schedule
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -178,3 +178,43 @@ def test_what_cannot_be_watched_is_said():
         classifier(schedule()).fit(X, Y, verbose=0, callbacks=[R8Callback(R8Scheduler(num_steps=9))])
     with pytest.raises(TypeError, match="or an R8Scheduler without num_samples"):
         R8Callback(R8Scheduler(8, batch_size=2, num_epochs=1))
+
+
+def test_a_loop_under_tf_function():
+    """A tf.function loop over tf.data, with the model's two callbacks: equal to the bit, and a NaN healed."""
+
+    def run(with_r8, nan_at=None):
+        keras.utils.set_random_seed(0)
+        layers = [keras.Input((8,)), keras.layers.Dense(8, activation="tanh"), keras.layers.Dense(2)]
+        model, optimizer = keras.Sequential(layers), keras.optimizers.Adam(0.01)
+        data = batches_of(X, Y)
+
+        @tf.function
+        def train_step(x, y):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(y, model(x), from_logits=True))
+            optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+            return loss
+
+        r8 = None
+        if with_r8:
+            r8 = R8Scheduler(num_epochs=3, scheduler_mode="keep", backup_every=10, **model_callbacks(model, optimizer))
+        number = 0
+        for _ in r8.epoch_iterator() if with_r8 else range(3):
+            for x, y in r8.batches(data) if with_r8 else data:
+                number += 1
+                if number == nan_at:
+                    weights = model.get_weights()
+                    model.set_weights([weights[0] * np.nan, *weights[1:]])
+                loss = train_step(x, y)
+                if with_r8:
+                    r8.update_with_loss(loss)
+        return r8, model.get_weights()
+
+    r8, watched = run(True)
+    assert all(map(np.array_equal, run(False)[1], watched))
+    assert (r8.global_step, r8.sentry.num_refused) == (3 * BATCHES, 0)
+
+    r8, healed = run(True, nan_at=34)
+    assert r8.sentry.num_refused >= 1
+    assert all(np.isfinite(each).all() for each in healed)
