@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 METRICS_EVERY = 16
 """Batches between two copies of Keras' running means; one is made before the last batch of an epoch too."""
 
+FINISHED = "the run was over, at step {}, when it was resumed: fit() trains nothing."
+
 OTHER_DATA = (
     "x must be the R8Dataset in fit(), or a PyDataset that takes its batches from that one by number, got one that "
     "never asked it for batch {}."
@@ -104,12 +106,16 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         self._is_wrapped = check_fit(self.dataset)
         self.dataset.end_epoch()
         if not _is_built(self.model):
-            self.model._symbolic_build(data_batch=self.dataset[0])
+            data: Any = local_of_fit("x") if self._is_wrapped else self.dataset
+            self.model._symbolic_build(data_batch=data[0])
         self._wire(self.model)
         self._prefetch.r8.requests.stay_within(scope_of_fit(self.model))
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Draw the epoch."""
+        if self.dataset.is_finished:
+            self._skip_epoch()
+            return
         self.dataset.start_epoch()
         assert self._recorder is not None
         self._recorder.begin()
@@ -122,14 +128,27 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         if not self._is_wrapped:
             self._hasten(iterator)
 
+    def _skip_epoch(self) -> None:
+        """End ``fit`` without a step: the run was over when it was resumed."""
+        iterator = local_of_fit("epoch_iterator")
+        if iterator is not None:
+            iterator._enumerate_iterator = lambda: iter(())
+        self.model.stop_training = True
+        self._prefetch.r8.host.say_once("finished", FINISHED.format(self._prefetch.r8.global_step), is_warning=False)
+
     def _hasten(self, iterator: Any) -> None:
         """Let TensorFlow gather the batches, where it can, in place of the Python generator that Keras made."""
         replaced = getattr(iterator, "_distributed_dataset", None)
-        if replaced is None or getattr(iterator.data_adapter, "class_weight", None) is not None:
+        if replaced is None:
             return
-        pipeline = self.dataset.pipeline(replaced.element_spec)
-        if pipeline is not None:
-            iterator._distributed_dataset = pipeline.batches(self._prefetch.epoch, prefetch=-1)
+        if getattr(iterator.data_adapter, "class_weight", None) is None:
+            pipeline = self.dataset.pipeline(replaced.element_spec)
+            if pipeline is not None:
+                replaced = pipeline.batches(self._prefetch.epoch, prefetch=-1)
+        if self.dataset.is_bare and isinstance(replaced.element_spec, tuple):
+            # A step of the user's own sees what a plain ``fit(x)`` would give it.
+            replaced = replaced.map(lambda *columns: columns[0])
+        iterator._distributed_dataset = replaced
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Set the learning rate."""
@@ -189,6 +208,8 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Pass on what Keras logged; write the checkpoint that is due."""
         r8 = self._prefetch.r8
+        if self.dataset.is_finished:
+            return
         self.dataset.end_epoch()
         r8.log(r8.global_step, **{name: value for name, value in (logs or {}).items() if name != "step"})
         r8.host.between_steps()

@@ -45,6 +45,8 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
 
     Attributes:
         prefetch: The batches of the epoch.
+        is_finished: Whether the run was over before, as one that is resumed and had ended: ``fit`` trains nothing then.
+        is_bare: Whether a batch is the inputs alone, and ``fit`` on them would hand them on without a tuple.
     """
 
     def __init__(
@@ -60,6 +62,10 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.prefetch = Prefetch.of_epochs(r8)
+        self.is_finished = r8.is_over
+        self.is_bare = (
+            y is None and sample_weight is None and not isinstance(x, (tuple, list)) and not r8.policy.selects
+        )
         for name, data in (("x", x), ("y", y), ("sample_weight", sample_weight)):
             check_rows(name, data, r8.table.num_samples)
         self._data = (x, y, sample_weight)
@@ -85,6 +91,9 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
             RuntimeError: the budget is spent.
         """
         _check_trains()
+        if self.is_finished:
+            # Keras looks at a batch before it asks its callbacks.
+            return 1
         return self.prefetch.epoch_length or len(self.prefetch.draw_epoch())
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
@@ -98,6 +107,8 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
             IndexError: an abandoned loader asks after the end of its epoch.
         """
         tickets = self.prefetch.epoch
+        if self.is_finished:
+            return tuple(each for each in take_rows(self._data, np.arange(1)) if each is not None)
         if not tickets:
             if isinstance(threading.current_thread(), threading._DummyThread):
                 # A thread of TensorFlow's, ahead of a training that has stopped: it must not draw.

@@ -20,11 +20,13 @@ from tests.keras.own_fits import BATCHES, FITS, QUICK, Fit, X, Y, batches_of, cl
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+MARKS = {True: pytest.mark.program, False: pytest.mark.slow}
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FITS]
+    "name",
+    [name if name == QUICK[0] else pytest.param(name, marks=MARKS[name in QUICK]) for name in FITS],
 )
 def test_nothing_changes_without_an_incident_and_a_nan_is_healed(name):
     """Weights, optimizer and history are those of ``fit`` alone, losses are those of the steps; one NaN goes back."""
@@ -82,6 +84,7 @@ class Gan(keras.Model):
         return {metric.name: metric.result() for metric in self.own} or losses
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("tracks", [False, True])
 def test_a_step_of_ones_own_is_healed(tracks):
     """A GAN in ``fit``, with both networks and both optimizers; its losses are those of steps, not running means."""
@@ -127,6 +130,7 @@ def test_recovery_lowers_a_rate_for_the_step_alone(rate):
     assert isinstance(rate, float) or model.optimizer._learning_rate is rate
 
 
+@pytest.mark.program
 def test_resumes_at_the_end_of_an_epoch(tmp_path):
     """Killed after two epochs and run again, the run is the one without; a third time it does nothing."""
 
