@@ -126,7 +126,8 @@ class CauseSearch:
 
     def _samples_of(self, ticket: Ticket) -> list[int]:
         """The positions of the samples of a batch; none where batches are the user's own."""
-        return ticket.indices.tolist() if self._table.num_samples else []
+        indices = ticket.indices
+        return indices.tolist() if self._table.num_samples and not (indices < 0).any() else []
 
     def _names(self, samples: Sequence[int]) -> list[str]:
         """The samples by number, and by name where they have one."""

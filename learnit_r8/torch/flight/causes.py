@@ -28,7 +28,7 @@ from .hand import Held
 from .rows import Odd, far_off, join, not_finite, num_rows, some_rows
 from .runs import Runs
 from .state_faults import Moved, OptimizerFault, bad_weights, compare, optimizer_faults
-from .trace import Trace
+from .trace import Trace, extent_of
 from .untouched import weights_of
 from .words import describe_gradient, describe_place, finding_of, place_of, value_of
 
@@ -129,10 +129,8 @@ class Case:
     def _find_healthy(self) -> None:
         """Look for a backup with which the last good batch is good; where there is none, the newest finite one."""
         for step, state in self._backups[:MOST_BACKUPS]:
-            finite = all(
-                bool(torch.isfinite(each).all()) for each in state["model"].values()
-                if isinstance(each, torch.Tensor) and each.is_floating_point()
-            )  # fmt: skip
+            arrays = (each for each in state["model"].values() if isinstance(each, torch.Tensor) and each.numel())
+            finite = all(math.isfinite(extent_of(each)) for each in arrays if each.is_floating_point())
             if not finite:
                 continue
             with weights_of(self._model, state["model"]):

@@ -14,7 +14,7 @@ import torch
 
 from ...checkpoint.state_tree import clone, copy_to_host
 from ...flight.finding import UNKNOWN, Finding, Refusal
-from ...sampling.random_generators import set_random_state
+from ...sampling.random_generators import set_random_state, state_of
 from ..distributed.flat_shards import is_flat
 from ..distributed.shards import is_sharded
 from ..state import ModelState, plain_model
@@ -87,7 +87,7 @@ class Examiner:
             if isinstance(state, Mapping) and fits(self._model, state.get("model"))
         ]  # fmt: skip
         if held.generators is not None:
-            set_random_state(held.generators)
+            set_random_state(state_of(held.generators))
         case = Case(
             refusal, self._model, self._optimizer, scaler=self._scaler, run=self._run, held=held,
             batch=self._batch_of(held), good_held=good, good=None if good is None else self._batch_of(good),
@@ -130,7 +130,7 @@ class Examiner:
             about = {"is_inputs": held.batch is None, "is_training": self._model.training}
             parts["batch"] = copy_to_host({"batch": batch, **about})
             if held.generators is not None:
-                parts["generators"] = held.generators
+                parts["generators"] = state_of(held.generators)
         if with_state:
             parts["refused"] = clone(copy_to_host(self._state.read()))
         return parts

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from ...sampling.random_generators import random_state
+from ...sampling.random_generators import hold_random_state
 
 if TYPE_CHECKING:
     from ...sampling.ticket import Ticket
+
+
+# Much faster than the constructor of a named tuple, which is a Python function.
+_new_tuple = tuple.__new__
 
 
 class Held(NamedTuple):
@@ -20,7 +24,8 @@ class Held(NamedTuple):
         ticket: What the run knows of it.
         batch: As the loader gave it; None where it is not known.
         inputs: What the model got, positional and by name; None where it is not held.
-        generators: The random generators at its start; None where they are not kept.
+        generators: The random generators at its start, as `hold_random_state` returns them; None where they are not
+            kept.
     """
 
     ticket: Ticket
@@ -87,8 +92,9 @@ class Hand:
         """Hold a batch, as the training on it begins; and the random generators, if they are to be kept."""
         self.batch = batch
         if self._keeps_generators:
-            self._generators = random_state()
+            self._generators = hold_random_state()
 
     def take(self, ticket: Ticket) -> Held:
         """The batch in hand, as its loss is noted."""
-        return Held(ticket, self.batch, None if self.inputs is None else self.inputs.held, self._generators)
+        inputs = self.inputs
+        return _new_tuple(Held, (ticket, self.batch, inputs and inputs.held, self._generators))

@@ -35,8 +35,8 @@ class RecordedIncident:
         self.batch: Any = None if held is None else held["batch"]
         self._is_inputs = held is not None and bool(held["is_inputs"])
         self._is_training = held is None or bool(held["is_training"])
-        if self._is_inputs:
-            args, kwargs = self.batch
+        if held is not None and self._is_inputs:
+            args, kwargs = held["batch"]
             self.batch = {"args": args, "kwargs": kwargs}
         self.generators = read_part(path, "generators")
         self.refused = read_part(path, "refused")

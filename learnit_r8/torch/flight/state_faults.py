@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .trace import extent_of
+
 ALONE = 100.0
 """How many times as far as any other of its array an element has moved that has changed alone."""
 
@@ -67,7 +69,7 @@ def bad_weights(model: torch.nn.Module) -> dict[str, int]:
     """Parameters and buffers that are not finite, and how many of their elements."""
     found = {}
     for name, each in [*model.named_parameters(), *model.named_buffers()]:
-        if each.is_floating_point() and not bool(torch.isfinite(each).all()):
+        if each.is_floating_point() and each.numel() and not math.isfinite(extent_of(each)):
             found[name] = int((~torch.isfinite(each)).sum())
     return found
 
@@ -134,7 +136,7 @@ def _states_of(backup: Any) -> dict[Any, Any]:
 
 def _fault_of(state: Mapping[str, Any], before: Mapping[str, Any], group: Mapping[str, Any], updates: int) -> str:
     for key, value in state.items():
-        if _is_floats(value) and not bool(torch.isfinite(value).all()):
+        if _is_floats(value) and not math.isfinite(extent_of(value)):
             count = int((~torch.isfinite(value)).sum())
             return f"{key} holds {count:,} of {value.numel():,} values that are not finite"
     squares: Any = state.get("exp_avg_sq")
