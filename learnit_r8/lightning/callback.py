@@ -38,6 +38,14 @@ WEIGHTED = (
 )
 
 
+LOGS = ("log", "log_dict")
+"""What a module logs with."""
+
+
+def _log_nothing(*args: Any, **kwargs: Any) -> None:
+    """Stands for them while a batch runs again."""
+
+
 class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
     """Goes into ``Trainer(callbacks=[...])``, with the loader that `fit` trains on, or alone.
 
@@ -112,6 +120,9 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             "scaler": getattr(trainer.precision_plugin, "scaler", None),
             "also": {**_others(trainer), **settings.get("also", {})},
         }
+        if pl_module.automatic_optimization:
+            # Else the step itself takes those of the optimizer.
+            settings.setdefault("run_batch", functools.partial(self._run_again, trainer, pl_module))
         saved = {} if ckpt_path is None else self._saved
         if isinstance(loader, OwnBatches):
             adapter: Any = loader.attach(trainer, pl_module, saved, **settings)
@@ -139,6 +150,8 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         Lightning takes no step then.
         """
         self._has_raised = False
+        if self._loader.adapter is not None:
+            self._loader.adapter.hold((args, kwargs))
         with LastForward(pl_module) as forward:
             try:
                 return self._own_step(*args, **kwargs)
@@ -147,6 +160,20 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
                     raise
                 self._has_raised = True
                 return None
+
+    def _run_again(self, trainer: Any, pl_module: Any, held: Any) -> Any:
+        """The loss of a batch that ``training_step`` was given; what it logs is logged no second time."""
+        args, kwargs = held
+        own = {name: pl_module.__dict__[name] for name in LOGS if name in pl_module.__dict__}
+        try:
+            pl_module.__dict__.update(dict.fromkeys(LOGS, _log_nothing))
+            with trainer.precision_plugin.train_step_context():
+                outputs = self._own_step(*args, **kwargs)
+        finally:
+            for name in LOGS:
+                pl_module.__dict__.pop(name, None)
+            pl_module.__dict__.update(own)
+        return outputs.get("loss") if isinstance(outputs, Mapping) else outputs
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Raise ValueError unless the training is on the loader, and as long as it was thought to be."""

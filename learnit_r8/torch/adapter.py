@@ -411,6 +411,10 @@ class Adapter:
         shape = (-(-self._count(ticket) // kind),) if kind else ()
         return torch.full(shape, float("nan"))
 
+    def hold(self, batch: Any) -> None:
+        """Hold a batch by reference until the next one, where a trainer hands it over by itself; see ``run_batch``."""
+        self._losses.hand_out(batch)
+
     def skip(self) -> None:
         """Skip the batch in hand, whether or not its losses were noted; it comes again at the end of the epoch."""
         if not self._losses.skip():

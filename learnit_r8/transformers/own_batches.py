@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,9 @@ class OwnBatches:
         if not self._has_budget:
             given |= _budget_of(args)
         accumulate = args.gradient_accumulation_steps
+        self._trainer = trainer
+        self._again: Any = None
+        given.setdefault("run_batch", self._run_again)
         self.adapter = attach_loader(trainer.model, trainer.optimizer, None, accumulate=accumulate, **given)
         # Trainer sets the random generators as it resumes.
         self._batches = self.adapter.follow(sets_generators=False)
@@ -76,6 +80,9 @@ class OwnBatches:
     ) -> Any:
         """What the Trainer's ``compute_loss`` returns; the loss of the batch is noted, and reported after the step."""
         self._batches.begin(inputs)
+        self._again = functools.partial(own, model, **more)
+        # The Trainer may take the labels out of it.
+        self.adapter.hold(dict(inputs))
         with LastForward(model) as forward:
             try:
                 found = own(model, inputs, return_outputs, **more)
@@ -91,6 +98,11 @@ class OwnBatches:
         is_part = more.get("num_items_in_batch") is not None and trainer.compute_loss_func is None
         self._noted = loss * trainer.current_gradient_accumulation_steps if is_part else loss
         return found
+
+    def _run_again(self, inputs: Any) -> Any:
+        """The loss of a batch, as the Trainer has computed it last."""
+        with self._trainer.compute_loss_context_manager():
+            return self._again(dict(inputs))
 
     def report(self) -> None:
         """Report the loss that was noted."""

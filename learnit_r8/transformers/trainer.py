@@ -161,6 +161,7 @@ class R8Mixin:
         settings.setdefault("seed", args.seed if args.data_seed is None else args.data_seed)
         accumulate = args.gradient_accumulation_steps
         trainer.create_optimizer()
+        settings.setdefault("run_batch", self._r8_run_again)
         adapter = attach(
             trainer.model,
             trainer.optimizer,
@@ -269,6 +270,8 @@ class R8Mixin:
         if not self._r8_draws:
             return self._r8_current().compute_loss(self, own, model, inputs, return_outputs, **more)
         given, adapter = dict(inputs), self._r8_current()
+        self._r8_again = functools.partial(own, model, **more)
+        adapter.hold(given)
         with _outputs_of(model) as outputs, LastForward(model) as forward:
             try:
                 found = own(model, inputs, return_outputs, **more)
@@ -281,6 +284,12 @@ class R8Mixin:
         loss = found[0] if return_outputs else found
         loss = self._r8_noted(model, given, outputs[0] if outputs else None, loss, more.get("num_items_in_batch"))
         return (loss, found[1]) if return_outputs else loss
+
+    def _r8_run_again(self, inputs: Any) -> Any:
+        """The loss of a batch, as the Trainer has computed it last."""
+        trainer: Any = self
+        with trainer.compute_loss_context_manager():
+            return self._r8_again(dict(inputs))
 
     def _r8_noted(self, model: Any, inputs: Mapping[str, Any], outputs: Any, loss: torch.Tensor, num_items: Any) -> Any:
         """Note the losses of a batch; returns the loss to train on."""

@@ -13,7 +13,9 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.utils.data import DataLoader, IterableDataset
 
+from learnit_r8 import events
 from learnit_r8.lightning import R8Callback, R8Loader
+from learnit_r8.testing import record_events
 from tests.lightning.common import DATA, QUIET, Digits, fit
 
 # Lightning's own, of how it looks at several loaders.
@@ -255,3 +257,15 @@ def test_several_processes_are_refused(monkeypatch):
 
     with pytest.raises(ValueError, match="must run in one process, got 2"):
         train(built(Plain), callbacks=[R8Callback()])
+
+
+def test_the_place_of_an_incident_is_found_by_running_the_step_again():
+    """R8Callback hands over batch and step; nothing is logged a second time."""
+    heard = record_events()
+    hurt, callback = built(Plain, nan_at=29), R8Callback(guard="finite", backup_every=9, listeners=[heard])
+    train(hurt, callbacks=[callback])
+
+    (cause, *_) = heard.of(events.CauseFound)
+    # The optimizer has taken its step by then, and has spread it.
+    assert "as `net.0.weight`; batches and gradients are not to blame" in cause.text
+    assert not {"log", "log_dict"} & vars(hurt).keys()

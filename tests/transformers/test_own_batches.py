@@ -11,6 +11,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import IterableDataset, WeightedRandomSampler
 from transformers import Trainer
 
+from learnit_r8 import events
+from learnit_r8.testing import record_events
 from learnit_r8.transformers import R8Mixin
 from learnit_r8.transformers.own_batches import OwnBatches
 from tests.transformers.common import IMAGES, LABELS, STEPS, Digits, Model, R8Trainer, arguments
@@ -177,3 +179,15 @@ def test_several_processes_are_refused(tmp_path, monkeypatch):
 
     with pytest.raises(ValueError, match="must run in one process, got 2"):
         OwnBatches(R8Trainer(model=Model(), args=arguments(tmp_path), train_dataset=Digits()), {})
+
+
+@pytest.mark.parametrize("batches", [False, True])
+def test_the_place_of_an_incident_is_found_by_computing_the_loss_again(tmp_path, batches):
+    """The Trainer's own compute_loss, on its own batches and on those of the scheduler."""
+    heard = record_events()
+    settings = {"batches": batches, "guard": "finite", "backup_every": 9, "listeners": [heard]}
+    run(tmp_path, OwnLoss, nan_at=29, r8=settings)
+
+    (cause, *_) = heard.of(events.CauseFound)
+    # The optimizer has taken its step by then, and has spread it.
+    assert "as `net.0.weight`; batches and gradients are not to blame" in cause.text

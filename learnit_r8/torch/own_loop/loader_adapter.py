@@ -291,6 +291,10 @@ class LoaderAdapter:
         """
         return self.report(torch.tensor(float("nan")))
 
+    def hold(self, batch: Any) -> None:
+        """Hold a batch by reference until the next one, where a trainer hands it over by itself; see ``run_batch``."""
+        self._losses.hand_out(batch)
+
     def flush(self) -> None:
         """Wait for all losses on their way, and report them."""
         self._losses.settle()
