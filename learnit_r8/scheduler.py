@@ -59,7 +59,11 @@ class R8Scheduler:
         num_samples: Number of samples in the data set, N >= 1. None if the batches are your own: `batches` passes on
             those of any loader, and `update_with_loss` alone is a step, too; see docs/any_training.md. There is no
             table then, so leave out its arguments.
-        batch_size: Samples in a batch, B >= 1; only with ``num_samples``.
+        batch_size: Samples in a batch, B >= 1; only with ``num_samples``. With ``lengths``, the most that a batch may
+            have, and optional.
+        lengths: Tokens of each sample, int[N], >= 1: a batch then holds samples of similar length, as many as fit into
+            ``max_tokens``, and balanced among those as far as that allows.
+        max_tokens: Most tokens in a batch, its samples padded to the longest of them.
         initial_lr: Highest learning rate of the schedule, > 0.
         num_epochs: Budget in epochs of ceil(N / B) steps; fractions are fine. With your own batches, an epoch is one
             run through the iterable. Give exactly one budget; with "wsd", "constant" or "keep" you may give none: the
@@ -170,7 +174,8 @@ class R8Scheduler:
 
     @suggest_settings
     def __init__(
-        self, num_samples: int | None = None, *, batch_size: int | None = None, initial_lr: float = 0.01,
+        self, num_samples: int | None = None, *, batch_size: int | None = None, lengths: ArrayLike | None = None,
+        max_tokens: int | None = None, initial_lr: float = 0.01,
         num_epochs: float | None = None, num_steps: int | None = None, train_duration_seconds: float | None = None,
         num_tokens: int | None = None, steps_per_epoch: int | None = None,
         scheduler_mode: ScheduleName | Schedule = "cosine", warmup_proportion: float | None = None, min_lr: float = 0.0,
@@ -198,7 +203,8 @@ class R8Scheduler:
         seed: int = 0, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         settings = Settings(
-            num_samples=num_samples, batch_size=batch_size, initial_lr=initial_lr, num_epochs=num_epochs,
+            num_samples=num_samples, batch_size=batch_size, lengths=lengths, max_tokens=max_tokens,
+            initial_lr=initial_lr, num_epochs=num_epochs,
             num_steps=num_steps, train_duration_seconds=train_duration_seconds, num_tokens=num_tokens,
             steps_per_epoch=steps_per_epoch, scheduler_mode=scheduler_mode,
             warmup_proportion=warmup_proportion, min_lr=min_lr, warmup_steps=warmup_steps,

@@ -55,10 +55,11 @@ def describe(name: str, value: Any) -> Any:
         return value
     if isinstance(value, np.generic):
         return value.item()
-    if name == "groups":
+    if name in ("groups", "lengths"):
         labels = np.asarray(value)
         content = labels.tobytes() if labels.dtype.kind in "biufSU" else repr(labels.tolist()).encode()
-        return {"is": f"{len(labels)} labels with the digest {hashlib.sha256(content).hexdigest()[:16]}"}
+        kind = "labels" if name == "groups" else name
+        return {"is": f"{len(labels)} {kind} with the digest {hashlib.sha256(content).hexdigest()[:16]}"}
     # The address in the repr of a function differs between processes.
     return {"is": getattr(value, "__qualname__", None) or re.sub(r" at 0x[0-9a-f]+", "", repr(value))}
 

@@ -90,7 +90,7 @@ def as_svg(lines: Sequence[Line], theme: Theme) -> str:
 
 def _span(text: str, style: Style, row: int, column: int) -> str:
     left, top, wide = 8 + column * CELL_WIDTH, 8 + row * CELL_HEIGHT, width_of(text) * CELL_WIDTH
-    ink = _colour(style) or (FAINT if style.dim else INK)
+    ink = colour_of(style)
     paper = ""
     if style.reverse:
         paper = f'<rect x="{left:.1f}" y="{top}" width="{wide:.1f}" height="{CELL_HEIGHT}" fill="{ink}"/>'
@@ -100,6 +100,11 @@ def _span(text: str, style: Style, row: int, column: int) -> str:
         f'{paper}<text x="{left:.1f}" y="{top + 13}" textLength="{wide:.1f}" lengthAdjust="spacingAndGlyphs" '
         f'xml:space="preserve" fill="{ink}"{weight}>{html.escape(text)}</text>'
     )
+
+
+def colour_of(style: Style) -> str:
+    """The colour of a style's text on dark paper, as "#rrggbb"."""
+    return _colour(style) or (FAINT if style.dim else INK)
 
 
 def _colour(style: Style) -> str:

@@ -23,6 +23,7 @@ from ..recovery.agreement import Agreement
 from ..recovery.controller import RecoveryController
 from ..recovery.persistence import Persistence
 from ..recovery.ram_backup import RamBackup
+from ..sampling.lengths import Buckets
 from ..sampling.loader_plan import UNKNOWN_LENGTH, LoaderPlan
 from ..sampling.permutation import MAX_SAMPLES
 from ..sampling.plan import Plan
@@ -181,7 +182,9 @@ def _build_plan(given: Settings) -> Plan:
                 f"{getattr(given, name)!r}."
             )
     num_samples = whole_number("num_samples", given.num_samples, least=1, most=MAX_SAMPLES)
-    batch_size = whole_number("batch_size", given.batch_size, least=1, most=MAX_SAMPLES)
+    buckets = _build_buckets(given, num_samples)
+    batch_size = buckets.largest if buckets is not None else given.batch_size
+    batch_size = whole_number("batch_size", batch_size, least=1, most=MAX_SAMPLES)
     seed = whole_number("seed", given.seed, least=0, most=2**63)
     table = SampleTable(
         num_samples,
@@ -191,7 +194,10 @@ def _build_plan(given: Settings) -> Plan:
         groups=given.groups,
         sample_ids=given.sample_ids,
     )
-    plan = Plan(table, policy=get_policy(given.policy), seed=seed, last_batch=given.last_batch)
+    policy = get_policy(given.policy)
+    if buckets is not None and policy.selects:
+        raise ValueError(f"policy must take every sample once a pass with lengths, got {given.policy!r}.")
+    plan = Plan(table, policy=policy, seed=seed, last_batch=given.last_batch, buckets=buckets)
     if given.groups is not None and not plan.policy.uses_groups:
         raise ValueError(
             "groups need a policy that uses them ('balanced', 'focus', even_groups() or your own), got "
@@ -205,8 +211,24 @@ def _build_plan(given: Settings) -> Plan:
     return plan
 
 
+def _build_buckets(given: Settings, num_samples: int) -> Buckets | None:
+    """The samples by their length; None without lengths."""
+    if given.lengths is None:
+        if given.max_tokens is not None:
+            raise ValueError(f"max_tokens needs lengths, the tokens of each sample, got {given.max_tokens!r} without.")
+        return None
+    if given.max_tokens is None:
+        raise ValueError("lengths need max_tokens, the most tokens of a batch with its padding, got None.")
+    if given.last_batch != "short":
+        raise ValueError(f"last_batch must be 'short' with lengths, got {given.last_batch!r}.")
+    most = None if given.batch_size is None else whole_number("batch_size", given.batch_size, least=1)
+    tokens = whole_number("max_tokens", given.max_tokens, least=1)
+    return Buckets(given.lengths, tokens, num_samples=num_samples, most=most)
+
+
 _OF_PLANS = {
-    "batch_size": None, "policy": "balanced", "groups": None, "sample_ids": None, "last_batch": "short",
+    "batch_size": None, "lengths": None, "max_tokens": None, "policy": "balanced", "groups": None, "sample_ids": None,
+    "last_batch": "short",
     "estimator": "relative", "alpha": None, "auto_find_lr": False,
 }  # fmt: skip
 """Settings of batches that the scheduler draws, and their defaults."""

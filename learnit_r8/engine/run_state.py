@@ -72,7 +72,9 @@ def whole_state_of(run: Engine, *, call: str = "state_dict") -> dict[str, Any]:
 
 def identity_of(run: Engine) -> dict[str, Any]:
     """The facts in which a saved state must agree with the run."""
-    return {**run.table.storage.identity(), "last_batch": run.plan.last_batch}
+    buckets = getattr(run.plan, "buckets", None)
+    lengths = {} if buckets is None else {"lengths": buckets.digest()}
+    return {**run.table.storage.identity(), "last_batch": run.plan.last_batch, **lengths}
 
 
 def _renewed(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,6 +76,8 @@ class Settings:
     batch_size: int | None = field(
         metadata=_about("bs", "batch", "per_device_train_batch_size", kept=CHANGEABLE, is_shown=False)
     )
+    lengths: ArrayLike | None = field(metadata=_about("sample_lengths", kept=IDENTITY))
+    max_tokens: int | None = field(metadata=_about("batch_tokens", "tokens_per_batch", kept=IDENTITY))
     initial_lr: float = field(metadata=_about("lr", "learning_rate", "peak_lr", "max_lr", "base_lr", kept=CHANGEABLE))
     num_epochs: float | None = field(
         metadata=_about("epochs", "max_epochs", "n_epochs", "num_train_epochs", kept=CHANGEABLE)
@@ -86,7 +88,7 @@ class Settings:
     train_duration_seconds: float | None = field(
         metadata=_about("max_time", "duration", "seconds", "time", kept=CHANGEABLE)
     )
-    num_tokens: int | None = field(metadata=_about("max_tokens", "tokens", kept=CHANGEABLE))
+    num_tokens: int | None = field(metadata=_about("tokens", kept=CHANGEABLE))
     steps_per_epoch: int | None = field(metadata=_about("num_batches", "batches_per_epoch", kept=CHANGEABLE))
     scheduler_mode: ScheduleName | Schedule = field(
         metadata=_about(
@@ -246,6 +248,8 @@ class CommonSettings(TypedDict, total=False):
     decay_shape: ShapeName
     min_lr: float
     auto_find_lr: bool
+    lengths: ArrayLike | None
+    max_tokens: int | None
     policy: PolicyName | Policy
     estimator: Literal["relative", "additive"]
     alpha: float | None

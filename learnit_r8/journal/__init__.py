@@ -5,12 +5,6 @@
     samples-<epoch>.npz losses and uses of every sample
     output.log          the text that the run printed, where the screen captured it
 
-``docs/files.md`` describes the formats for other programs.
+``docs/files.md`` describes the formats for other programs. Nothing is imported here: who looks at a run in a terminal
+does not load what writes one.
 """
-
-from .factory import open_journal as open_journal
-from .reader import Record as Record
-from .run import Run as Run
-from .run import UnreadableRun as UnreadableRun
-from .run import find_run as find_run
-from .writer import Journal as Journal

@@ -114,12 +114,18 @@ class Chunk:
         self.planned = planned
         self.table = table
         self._records = records
-        full = len(self.handed) // table.batch_size * table.batch_size
-        self.views = list(self.handed[:full].reshape(-1, table.batch_size))
-        if full < len(self.handed):
-            self.views.append(self.handed[full:])
         self._batch_size = table.batch_size
         self._sizes = sizes
+        # Where each batch begins; None where all but the last are of one size.
+        self._starts: list[int] | None = None
+        if len(sizes) and (sizes[:-1] != table.batch_size).any():
+            self._starts = [0, *np.cumsum(sizes)[:-1].tolist()]
+            self.views = np.split(self.handed, self._starts[1:])
+        else:
+            full = len(self.handed) // table.batch_size * table.batch_size
+            self.views = list(self.handed[:full].reshape(-1, table.batch_size))
+            if full < len(self.handed):
+                self.views.append(self.handed[full:])
         # Python's arrays: storing a float in a numpy array takes twice as long.
         one_each = table.storage.part_size == WHOLE_BATCH or table.batch_size == 1
         self.reports: Any = array("d", bytes(8 * len(expected))) if one_each else [0.0] * len(expected)
@@ -131,9 +137,12 @@ class Chunk:
         """The batch at a position of the chunk."""
         return Batch(self, slot, self.views[slot])
 
+    def _start_of(self, slot: int) -> int:
+        return slot * self._batch_size if self._starts is None else self._starts[slot]
+
     def restore_view(self, slot: int) -> None:
         """Undo any changes by the user to a batch's indices, before it is drawn again."""
-        start, view = slot * self._batch_size, self.views[slot]
+        start, view = self._start_of(slot), self.views[slot]
         view[:] = np.resize(self.members, len(self.handed))[start : start + len(view)]
 
     def witness_of(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -143,12 +152,12 @@ class Chunk:
 
     def weights_of(self, slot: int) -> NDArray[np.float32] | None:
         """float32[B], weights of one batch, or None."""
-        start = slot * self._batch_size
-        return None if self.weights is None else self.weights[start : start + self._batch_size]
+        start = self._start_of(slot)
+        return None if self.weights is None else self.weights[start : start + len(self.views[slot])]
 
     def shares_of(self, slot: int, count: int) -> tuple[float, ...]:
         """Share of a batch of ``count`` samples in each quarter that it was planned with; empty if unknown."""
-        first = slot * self._batch_size
+        first = self._start_of(slot)
         return () if self.planned is None else self.planned.shares(first, min(first + count, len(self.members)))
 
     def settle(self, slot: int) -> None:

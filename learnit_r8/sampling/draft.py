@@ -88,6 +88,44 @@ class Draft:
             records=records if in_pass else None,
         )
 
+    def chunk_of_batches(
+        self, batches: list[NDArray[np.int64]], places: list[int], full: list[int], *, sweep: int
+    ) -> Chunk:
+        """A chunk of batches of different sizes; the policy arranges the samples among those of one place.
+
+        Args:
+            batches: int64[B] each, in drawing order.
+            places: For each, a number; batches of one number may exchange samples.
+            full: For each, the samples of a full batch of its place.
+            sweep: Number of their sweep.
+        """
+        sizes, numbers = np.array([len(each) for each in batches]), np.array(places)
+        indices = np.concatenate(batches)
+        of = np.repeat(numbers, sizes)
+        order = np.arange(len(indices))
+        for place in dict.fromkeys(places):
+            own = np.flatnonzero(of == place)
+            candidates = self._candidates(indices[own], self._storage.records.gather(indices[own]))
+            size = full[places.index(place)]
+            arranged = self._policy.arrange(candidates, size, self._rng)
+            if (sizes[numbers == place][:-1] != size).any():
+                # Some batches have lost samples, so that an order of full ones fits them no better than any.
+                arranged = np.arange(len(own))
+            order[own] = own[arranged]
+        records = self._storage.records.gather(indices[order])
+        loss = self._storage.estimates(self._storage.records.gather(indices))
+        return Chunk(
+            indices[order],
+            self._table,
+            sizes=sizes,
+            expected=self._learner.expected(records, sizes),
+            typical=self._mean_of(records),
+            pass_number=self._context.pass_number,
+            sweep=sweep,
+            planned=Planned(loss, loss, order),
+            records=records,
+        )
+
     def _mean_of(self, records: NDArray[Any]) -> float:
         return self._learner.expected(records, np.array([len(records)]))[0]
 

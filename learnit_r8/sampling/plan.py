@@ -21,6 +21,7 @@ from ..policies.base import Context, Outlook, Policy
 from ..table.labels.predictions import PredictionRows
 from ..table.table import SampleTable
 from .chunk import OPEN, OUT_AGAIN, REPORTED, WAITING, Batch, Chunk
+from .lengths import Buckets
 from .outlook import from_plain, to_plain
 from .planner import Planner
 
@@ -37,12 +38,14 @@ class Plan:
         last_batch: What happens with the N mod B samples at the end of a pass: they make a "short" batch, are dropped
             ("drop"), or are filled up ("fill") with samples from earlier in the pass, which are trained on again but
             learned from once.
+        buckets: The samples by their length, where batches are of similar ones; else None.
 
     Raises:
         ValueError: ``last_batch`` is unknown, or "drop" with fewer samples than a batch.
 
     Attributes:
         steps_per_pass: Batches in a pass.
+        buckets: As given.
         displaced: Batches that were not drawn before their pass ended.
         abandoned: Batches that were drawn and given up.
         chunk: The chunk of the next batches.
@@ -50,7 +53,15 @@ class Plan:
         returned: Batches that are drawn before any other.
     """
 
-    def __init__(self, table: SampleTable, *, policy: Policy, seed: int = 0, last_batch: str = "short") -> None:
+    def __init__(
+        self,
+        table: SampleTable,
+        *,
+        policy: Policy,
+        seed: int = 0,
+        last_batch: str = "short",
+        buckets: Buckets | None = None,
+    ) -> None:
         size, batch = table.num_samples, table.batch_size
         check_choice("last_batch", last_batch, LAST_BATCH)
         if last_batch == "drop" and size < batch:
@@ -59,13 +70,17 @@ class Plan:
         self.policy = policy
         self.last_batch = last_batch
         self.steps_per_pass = size // batch if last_batch == "drop" else -(-size // batch)
+        self.buckets = buckets
+        if buckets is not None:
+            self.steps_per_pass = buckets.num_batches
         self.displaced = 0
         self.abandoned = 0
         self._no_chunk = Chunk(_NOBODY, table, sizes=_NOBODY, expected=[], pass_number=-1, sweep=-1)
         self._reset()
         self._planner = Planner(
-            table, policy=policy, seed=seed, last_batch=last_batch, before_sweep=self._let_others_share
-        )
+            table, policy=policy, seed=seed, last_batch=last_batch, before_sweep=self._let_others_share,
+            buckets=buckets,
+        )  # fmt: skip
         table.learner.hold_back(self)
 
     def _reset(self) -> None:
@@ -87,9 +102,14 @@ class Plan:
         self._planner.seed = seed
 
     def samples_in(self, steps: int) -> int:
-        """Samples drawn in ``steps`` steps, counting steady batches and fillings like any others."""
+        """Samples drawn in ``steps`` steps, counting steady batches and fillings like any others.
+
+        Of batches of different sizes within a pass it is as many as there are on average.
+        """
         passes, rest = divmod(steps, self.steps_per_pass)
         size, batch = self.table.num_samples, self.table.batch_size
+        if self.buckets is not None:
+            return passes * size + rest * size // self.steps_per_pass
         each = size if self.last_batch == "short" else self.steps_per_pass * batch
         return passes * each + rest * batch
 

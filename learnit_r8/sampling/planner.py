@@ -17,6 +17,7 @@ from ..table.exclusions import holds
 from ..table.table import SampleTable
 from .chunk import Chunk
 from .draft import Draft
+from .lengths import Buckets, LengthSweep
 from .outlook import look_at
 from .sweep import Sweep, Weighted
 
@@ -43,6 +44,7 @@ class Planner:
         seed: >= 0; together with the numbers of pass and chunk, the key of all randomness.
         last_batch: "short", "drop" or "fill"; see `Plan`.
         before_sweep: Called before a sweep, whose chunks may share samples with earlier ones.
+        buckets: The samples by their length, where batches are of similar ones; else None.
 
     Attributes:
         seed: As given, or that of a loaded state.
@@ -50,14 +52,16 @@ class Planner:
     """
 
     def __init__(
-        self, table: SampleTable, *, policy: Policy, seed: int, last_batch: str, before_sweep: Callable[[], None]
-    ) -> None:
+        self, table: SampleTable, *, policy: Policy, seed: int, last_batch: str, before_sweep: Callable[[], None],
+        buckets: Buckets | None = None,
+    ) -> None:  # fmt: skip
         self.seed = seed
         self.num_sweeps = -1
         self._table, self._storage = table, table.storage
         self._policy = policy
         self._last_batch = last_batch
         self._before_sweep = before_sweep
+        self._buckets = buckets
         size, batch = table.num_samples, table.batch_size
         self._full = min(batch, size)
         batches = -(-size // batch)
@@ -72,8 +76,11 @@ class Planner:
         self.num_sweeps += 1
         self._sweep = self._new_sweep()
 
-    def _new_sweep(self) -> Sweep:
-        return Sweep(self._table.num_samples, self._chunk_size, [self.seed, PASS_KEY, max(0, self.num_sweeps)])
+    def _new_sweep(self) -> Any:
+        key = [self.seed, PASS_KEY, max(0, self.num_sweeps)]
+        if self._buckets is not None:
+            return LengthSweep(self._buckets, self._chunk_size, key)
+        return Sweep(self._table.num_samples, self._chunk_size, key)
 
     def context(self, number: int, progress: float) -> Context:
         """The policy's context for a pass; the table must have learned all reports.
@@ -111,6 +118,8 @@ class Planner:
 
     def _next_chunk(self, context: Context, num_left: int) -> Chunk:
         policy = SHUFFLE if context.pass_number == 0 else self._policy
+        if self._buckets is not None:
+            return self._next_chunk_of_lengths(self._buckets, policy, context)
         if policy.selects or len(self._table.quarantined):
             return self._next_selected_chunk(policy, context, self._room(num_left))
         if self._sweep.is_done:
@@ -121,6 +130,23 @@ class Planner:
         if self._last_batch == "drop":
             indices = indices[: len(indices) // self._full * self._full]
         return draft.chunk((indices, None), sweep=self.num_sweeps, fill=self._last_batch == "fill", watch_rng=watch_rng)
+
+    def _next_chunk_of_lengths(self, buckets: Buckets, policy: Policy, context: Context) -> Chunk:
+        """Plan batches of samples of similar length; those in quarantine are left out of them."""
+        if self._sweep.is_done:
+            self.start_sweep()
+        draft = self._draft(policy, context, _POLICY, self.num_sweeps, self._sweep.rank)
+        batches, places = self._sweep.next_batches()
+        if len(self._table.quarantined):
+            gone = self._table.quarantined
+            batches = [each[~self._storage.exclusions.holds(each)] for each in batches]
+            # A pass has its number of batches, so one that has lost all its samples gets another.
+            batches = [
+                each if len(each) else buckets.other(place, gone) for each, place in zip(batches, places, strict=True)
+            ]
+        return draft.chunk_of_batches(
+            batches, places, [buckets.size_in(place) for place in places], sweep=self.num_sweeps
+        )
 
     def _watch_rng(self) -> np.random.Generator | None:
         if not len(self._storage.exclusions.watched):
@@ -189,6 +215,7 @@ class Planner:
         if len(kept) < self._full:
             return None
         first = draft.first(kept, self._full)
+        first = first if self._buckets is None else self._buckets.fitting(first)
         chunk = self._draft(SHUFFLE, context).chunk((first, None), sweep=-1, fill=False)
         chunk.typical = draft.typical
         if draft.pool is not None and chunk.planned is not None:

@@ -43,6 +43,12 @@ def fit_state(
     now = {**table.storage.identity(), "last_batch": plan.last_batch}
     if remap is None and all(saved[name] == now[name] for name in ("num_samples", "batch_size", "last_batch")):
         return dict(state)
+    if plan.buckets is not None or saved.get("lengths") is not None:
+        raise ValueError(
+            f"num_samples and batch_size must be those of the saved run ({saved['num_samples']}, "
+            f"{saved['batch_size']}) where batches are of similar lengths, got {now['num_samples']} and "
+            f"{now['batch_size']}."
+        )
     if state["search"]["test"] is not None:
         raise ValueError("batch_size and num_samples must not change while auto_find_lr searches; finish it first.")
     was = _positions(saved, table, remap)

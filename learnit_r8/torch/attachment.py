@@ -203,10 +203,12 @@ def attach_loader(
     _check_parts(scaler, ema, None, sharing)
     sharing = sharing_here() if sharing is None else sharing
     check_shards(model, sharing.size)
-    check_flat(plain_model(model), optimizer, sharing.size, scaler=scaler, ema=ema)
+    whole = plain_model(model)
+    check_flat(whole, optimizer, sharing.size, scaler=scaler, ema=ema)
     parts = read_also(also)
     accumulate, norm = whole_number("accumulate", accumulate, least=1), _checked_norm(max_grad_norm)
-    stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=norm)
+    clips = whole.clip_grad_norm_ if is_flat(whole) else None
+    stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=norm, clips=clips)
     own: SchedulerSettings = {**settings}
     if scheduler is None:
         own.setdefault("scheduler_mode", "keep")
@@ -268,7 +270,7 @@ def _is_own_loader(dataset: Any, scheduler: R8Scheduler | None, settings: Mappin
     """
     if scheduler is not None:
         return getattr(getattr(scheduler, "host", None), "feed", None) is not None
-    if "batch_size" in settings:
+    if "batch_size" in settings or "lengths" in settings:
         return False
     is_stream = isinstance(dataset, torch.utils.data.IterableDataset)
     if isinstance(dataset, torch.utils.data.Dataset) and not is_stream:

@@ -9,7 +9,7 @@ import torch
 
 from ..sampling.ticket import Outcome
 from ..schedules.budget import BUDGETS
-from ..torch.attach import attach_loader
+from ..torch.attachment import attach_loader
 from ..torch.own_loop.last_forward import LastForward
 
 if TYPE_CHECKING:

@@ -143,6 +143,10 @@ print(*sys.modules, sep="\\n", file=sys.stderr)
 HEAVY = {"torch", "tensorflow", "jax", "keras", "flax", "matplotlib", "pandas", "rich"}
 
 
+WRITERS = {"learnit_r8.scheduler", "learnit_r8.journal.writer", "learnit_r8.table.table", "learnit_r8.checkpoint.store"}
+"""What trains and writes, which one line on a run does not need."""
+
+
 def modules_of(*arguments):
     command = [sys.executable, "-c", HELP, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
@@ -166,6 +170,7 @@ def test_no_command_loads_a_framework(run, command):
 
     assert not loaded & (HEAVY | {"curses", "_curses", "learnit_r8.scheduler"})
     assert "learnit_r8.journal" in loaded
+    assert command != ["status"] or not loaded & WRITERS
 
 
 def test_doctor_has_a_line_for_every_topic(capsys):

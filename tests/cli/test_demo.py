@@ -6,7 +6,7 @@ from learnit_r8 import events
 from learnit_r8.cli import _parser
 from learnit_r8.cli.demo import POISON_PROGRESS
 from learnit_r8.cli.demo import run as run_demo
-from learnit_r8.journal import Run
+from learnit_r8.journal.run import Run
 from learnit_r8.journal.samples import sample_epochs
 from tests.cli.commands import printed
 from tests.terminals import Terminal

@@ -15,7 +15,7 @@ from learnit_r8.cli import main
 from learnit_r8.cli.screens import _drawing
 from learnit_r8.dashboard.render.pages import VIEWS
 from learnit_r8.dashboard.watch import Watch
-from learnit_r8.journal import UnreadableRun
+from learnit_r8.journal.run import UnreadableRun
 from tests.cli.commands import ROOT
 from tests.drive import INF, NAN
 from tests.events.any_events import any_event

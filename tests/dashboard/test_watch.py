@@ -8,7 +8,7 @@ from learnit_r8.dashboard.render.frame import render
 from learnit_r8.dashboard.state.ui_state import UiState
 from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.watch import Watch
-from learnit_r8.journal import UnreadableRun
+from learnit_r8.journal.run import UnreadableRun
 from tests.drive import FakeClock, make, sample_losses
 from tests.journal.run_folders import STARTED, folder_with, line, steps
 

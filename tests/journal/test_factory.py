@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from learnit_r8.journal import find_run
 from learnit_r8.journal.factory import open_journal
+from learnit_r8.journal.run import find_run
 from tests.drive import make, train
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import learnit_r8
 from learnit_r8 import events
-from learnit_r8.journal import Run
+from learnit_r8.journal.run import Run
 from tests.drive import advance_to, make, sample_losses, steps, train
 from tests.journal.run_folders import kinds_of, lines_of
 
@@ -77,7 +77,7 @@ def test_deleted_folder_is_warned_of_once(tmp_path, what, is_noticed_early):
 
 def test_folder_of_a_running_process_is_refused(tmp_path):
     """Two processes do not write to one folder: the second is told so before it trains."""
-    code = "import sys, time; from learnit_r8.journal import Journal\nJournal(sys.argv[1]); print(1, flush=True)"
+    code = "import sys, time; from learnit_r8.journal.writer import Journal\nJournal(sys.argv[1]); print(1, flush=True)"
     command = [sys.executable, "-c", f"{code}; time.sleep(60)", str(tmp_path)]
     other = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
     try:

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from learnit_r8 import events
 from learnit_r8.events.system import Load
-from learnit_r8.journal import Journal, Run, writer
+from learnit_r8.journal import writer
 from learnit_r8.journal.reader import _is_sane
+from learnit_r8.journal.run import Run
 from learnit_r8.journal.samples import sample_epochs, samples_of
+from learnit_r8.journal.writer import Journal
 from tests.drive import NAN, FakeClock, make, train
 from tests.events.any_events import any_event
 from tests.journal.run_folders import lines_of

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learnit_r8 import events
-from learnit_r8.journal import UnreadableRun
+from learnit_r8.journal.run import UnreadableRun
 from learnit_r8.journal.samples import write_samples
 from learnit_r8.report import write_report
 from learnit_r8.report.data import report_data

@@ -22,7 +22,7 @@ from learnit_r8.dashboard.state.ui_state import Scene, UiState
 from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.theme import choose_theme
 from learnit_r8.events import BackupsOutlive, CheckpointLoaded
-from learnit_r8.journal import Run
+from learnit_r8.journal.run import Run
 from tests.dashboard.state.told import start
 from tests.drive import Weights, advance_to, batch_loss, steps, train
 from tests.rank_common import in_threads

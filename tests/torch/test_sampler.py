@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 
-from learnit_r8.torch import R8BatchSampler
+from learnit_r8.torch import R8BatchSampler, attach
 from learnit_r8.torch.loader import make_loader
 from tests.torch_common import DIGITS, STEPS, ManyRows, Rows, X, Y, as_is, no_steady, scheduler, together
 
@@ -538,3 +538,23 @@ def test_pinned_memory():
     loader, sampler = loader_of(r8, TensorDataset(X, Y, torch.arange(200)), pin_memory=torch.cuda.is_available())
 
     assert len(run(r8, loader, sampler, epochs=1)) == STEPS
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_of_similar_lengths_are_drawn_for_a_loader(workers):
+    """With attach() and lengths= alone; padded batches stay within the budget, and each text comes once an epoch."""
+    lengths = np.random.default_rng(0).integers(1, 90, 60)
+    texts = [torch.full((int(length),), number) for number, length in enumerate(lengths)]
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    adapter = attach(model, optimizer, texts, lengths=lengths, max_tokens=256, num_epochs=2)
+    pad = torch.nn.utils.rnn.pad_sequence
+    for _ in adapter.epochs():
+        seen = []
+        for batch in adapter.loader(num_workers=workers, collate_fn=lambda rows: pad(rows, batch_first=True)):
+            assert batch.numel() <= 256
+            seen += batch[:, 0].tolist()
+            adapter.step(adapter.loss(model(batch[:, :1] / 60).square().flatten()))
+        assert sorted(seen) == list(range(60))
+
+    assert adapter.scheduler.table.usage_count.tolist() == [2] * 60
