@@ -36,7 +36,7 @@ from .guard.verdict import Guard
 from .policies.base import Policy
 from .policies.registry import PolicyName
 from .recovery.policy import Recovery
-from .sampling.refit import fitted
+from .sampling.refit import fit_state
 from .sampling.ticket import Outcome, Ticket
 from .schedules.schedule import Schedule, ScheduleName, ShapeName
 from .schedules.span import read_span, span_of
@@ -314,7 +314,7 @@ class R8Scheduler:
         saved, given = len(checkpoint.state["table"]["loss"]), {"checkpoint_dir": own, **new_goal}
         arguments = arguments_of(checkpoint.config, given, cls, kept=KEPT, num_samples=saved)
         r8 = cls(save_callback=save_callback, load_callback=load_callback, **arguments)
-        run_state.go_on_from(r8.host, checkpoint, fitted(checkpoint.state, r8.table, r8.host.plan, remap))
+        run_state.go_on_from(r8.host, checkpoint, fit_state(checkpoint.state, r8.table, r8.host.plan, remap))
         if span is not None:
             ending.branch(r8.host, span, r8.pace.step)
         run_state.say_if_finished(r8.host)

@@ -87,7 +87,7 @@ class DrivenState:
 
         The random generators of the process go with it.
         """
-        leaves, form = taken_apart(self._live())
+        leaves, form = take_apart(self._live())
         return {"state": leaves, "form": Form(form), "random": random_state()}
 
     def save(self, state_dict: Mapping[str, Any], filepath: str | os.PathLike[str]) -> None:
@@ -150,17 +150,17 @@ class Form:
         return self
 
 
-def taken_apart(value: Any) -> tuple[Any, Callable[[Any], Any]]:
+def take_apart(value: Any) -> tuple[Any, Callable[[Any], Any]]:
     """The leaves of a state in dicts, and a function that makes a state of such leaves."""
     if hasattr(value, "load_state_dict") and hasattr(value, "state_dict"):
         return value.state_dict(), lambda saved: _loaded(value, saved)
     if (nnx := nnx_of(value)) is not None:
-        leaves, make = taken_apart(nnx.state(value))
+        leaves, make = take_apart(nnx.state(value))
         return leaves, lambda saved: _updated(value, nnx, make(saved))
     node = open_node(value)
     if node is None:
         return _leaf(value)
-    pairs = {name: taken_apart(part) for name, part in node.parts.items()}
+    pairs = {name: take_apart(part) for name, part in node.parts.items()}
     build, makers = node.build, {name: make for name, (_, make) in pairs.items()}
     return (
         {name: leaves for name, (leaves, _) in pairs.items()},

@@ -79,12 +79,14 @@ class EventEmitter:
         """Emit `RunStarted`: the first batch of this process is about to be drawn."""
         if self._announcer.is_heard:
             here = {**versions(), "machine": platform.node(), "process": str(os.getpid())}
-            self._announcer.tell(events.RunStarted, settings={**settings, **here}, lr_plan=sampled(schedule), **facts)
+            self._announcer.tell(
+                events.RunStarted, settings={**settings, **here}, lr_plan=sample_rates(schedule), **facts
+            )
 
     def lr_planned(self, schedule: Schedule) -> None:
         """Emit `LrPlanned`: the schedule has changed."""
         if self._announcer.is_heard:
-            self._announcer.tell(events.LrPlanned, lr_plan=sampled(schedule))
+            self._announcer.tell(events.LrPlanned, lr_plan=sample_rates(schedule))
 
     def step_done(
         self, ticket: Ticket, *, progress: float, loss: float, expected_loss: float, lr: float, suspicion: float
@@ -170,7 +172,7 @@ class EventEmitter:
         self._surveyed_step = self._ended_step = -1
 
 
-def sampled(schedule: Schedule) -> tuple[float, ...]:
+def sample_rates(schedule: Schedule) -> tuple[float, ...]:
     """Learning rates of a schedule at equal steps of progress, for display; empty if the schedule raises."""
     try:
         return tuple(float(f"{schedule(place / (PLAN_POINTS - 1)):.5g}") for place in range(PLAN_POINTS))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..schedules.budget import Budget, Stopwatch
-from ..schedules.cool_down import CoolDownRule, cooled, from_state, state_of
+from ..schedules.cool_down import CoolDownRule, cool_down_budget, from_state, state_of
 from ..schedules.span import Span
 
 OPEN_EPOCHS = 20
@@ -152,7 +152,7 @@ class Pace:
         return min(0.5, epoch / OPEN_EPOCHS) if self.budget.is_open else progress
 
     def with_cool_down(self, span: Span, lr: float) -> Budget:
-        """The budget that a cool-down from here would leave; see `schedules.cool_down.cooled`.
+        """The budget that a cool-down from here would leave; see `schedules.cool_down.cool_down_budget`.
 
         Args:
             span: Its length.
@@ -161,7 +161,7 @@ class Pace:
         Raises:
             ValueError: it would end later than the run does anyway, or at a time that is past.
         """
-        return cooled(
+        return cool_down_budget(
             self.budget,
             span,
             self.rule,

@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 
-def needed(module: str, package: str, what: str) -> Any:
+def import_needed(module: str, package: str, what: str) -> Any:
     """Import a module.
 
     Raises:
@@ -27,4 +27,4 @@ def summary_writer(what: str) -> Any:
     try:
         return importlib.import_module("tensorboardX").SummaryWriter
     except ImportError:
-        return needed("torch.utils.tensorboard", "tensorboardX", what).SummaryWriter
+        return import_needed("torch.utils.tensorboard", "tensorboardX", what).SummaryWriter

@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import events
 from .background import Logger, alert_of, numbers_of
-from .libraries import needed
+from .libraries import import_needed
 
 LONGEST_VALUE = 500
 
@@ -31,8 +31,8 @@ class MLflow(Logger):
         **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(**options)
-        self._make = needed("mlflow.tracking", "mlflow", "loggers.MLflow").MlflowClient
-        self._entities = needed("mlflow.entities", "mlflow", "loggers.MLflow")
+        self._make = import_needed("mlflow.tracking", "mlflow", "loggers.MLflow").MlflowClient
+        self._entities = import_needed("mlflow.entities", "mlflow", "loggers.MLflow")
         self._experiment, self._uri, self._given = experiment, tracking_uri, run_id
         self._client: Any = None
         self._run_id = run_id

@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import events
 from .background import Logger, alert_of, numbers_of
-from .libraries import needed
+from .libraries import import_needed
 
 LIBRARIES = ("wandb", "trackio")
 LEVELS = {"incident": "WARN", "cause": "WARN", "diverged": "ERROR"}
@@ -36,7 +36,7 @@ class Wandb(Logger):
         super().__init__(most_queued=most_queued, every_rank=every_rank)
         if library not in LIBRARIES:
             raise ValueError(f"library must be one of {LIBRARIES}, got {library!r}.")
-        self._library = needed(library, library, "loggers.Wandb")
+        self._library = import_needed(library, library, "loggers.Wandb")
         self._given, self._options, self._alerts = run, options, alerts
         self._run = run
 

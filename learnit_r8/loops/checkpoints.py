@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .._adapters.driven_state import taken_apart
+from .._adapters.driven_state import take_apart
 from .._validation import whole_number
 from ..checkpoint.codec import decode, encode
 from ..checkpoint.durable_io import replace
@@ -29,7 +29,7 @@ class Kept:
     """
 
     def __init__(self, state: Any) -> None:
-        leaves, self._make = taken_apart(state)
+        leaves, self._make = take_apart(state)
         self._leaves = clone(leaves)
 
     def put_back(self) -> Any:
@@ -114,7 +114,7 @@ class checkpoint:
 
     def on_step(self, loop_state: LoopState) -> None:
         """Save, if that is due."""
-        if self._monitor is None or watched(loop_state, self._monitor, self._record):
+        if self._monitor is None or is_new_best(loop_state, self._monitor, self._record):
             self._save(loop_state)
 
     def on_end(self, loop_state: LoopState) -> None:
@@ -133,7 +133,7 @@ class checkpoint:
         del self._own[: -self._keep]
 
 
-def watched(loop_state: LoopState, monitor: str, record: Record) -> bool:
+def is_new_best(loop_state: LoopState, monitor: str, record: Record) -> bool:
     """Whether this step has logged a new best value; False where it has logged none."""
     try:
         value = as_scalar(loop_state.logs.find(monitor))

@@ -113,13 +113,13 @@ def _counted(
     if watch.is_over(elapsed):
         return
     for batch in batches:
-        elapsed = advanced(elapsed, batch, watch)
+        elapsed = advance(elapsed, batch, watch)
         yield elapsed, batch
         if watch.is_over(elapsed):
             return
 
 
-def advanced(elapsed: Elapsed, batch: Any, watch: StopRule) -> Elapsed:
+def advance(elapsed: Elapsed, batch: Any, watch: StopRule) -> Elapsed:
     """Where the run is with one more batch."""
     steps, samples, seconds = elapsed[:3]
     return Elapsed(steps + 1, samples + batch_size(batch), watch.seconds(), steps, samples, seconds)

@@ -14,7 +14,7 @@ Call = Callable[[Any], Any]
 """A callback as a function of the loop's state."""
 
 
-def injected(name: str, callback: Any) -> Call:
+def inject(name: str, callback: Any) -> Call:
     """``callback`` as a function of the loop's state.
 
     A parameter of a known name gets what it names; another one gets what belongs to its position, or keeps its

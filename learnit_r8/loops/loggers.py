@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..loggers.libraries import needed
+from ..loggers.libraries import import_needed
 from .bars import shown_values
 from .state import LoopState
 
@@ -21,7 +21,7 @@ class wandb:
     """
 
     def __init__(self, run: Any = None, **options: Any) -> None:
-        self._wandb: Any = None if run is not None else needed("wandb", "wandb", "wandb()")
+        self._wandb: Any = None if run is not None else import_needed("wandb", "wandb", "wandb()")
         self._given, self._options = run, options
         self._run: Any = run
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ..triggers import Condition, as_trigger
 from ..triggers.when import Every
-from .inject import Call, injected
+from .inject import Call, inject
 
 Step = tuple[Condition | None, tuple[Call, ...]]
 """When, None for every step, and what."""
@@ -67,7 +67,7 @@ def _condition(when: Any) -> Condition | None:
 
 
 def _calls(name: str, callbacks: Iterable[Any]) -> tuple[Call, ...]:
-    return tuple(injected(name, one) for one in callbacks if callable(one) or hasattr(one, "on_step"))
+    return tuple(inject(name, one) for one in callbacks if callable(one) or hasattr(one, "on_step"))
 
 
 def _hooks(callbacks: Iterable[Any], hook: str) -> tuple[Call, ...]:
@@ -75,7 +75,7 @@ def _hooks(callbacks: Iterable[Any], hook: str) -> tuple[Call, ...]:
     found: dict[int, Call] = {}
     for callback in callbacks:
         if hasattr(callback, hook) and id(callback) not in found:
-            found[id(callback)] = injected(hook, getattr(callback, hook))
+            found[id(callback)] = inject(hook, getattr(callback, hook))
     return tuple(found.values())
 
 

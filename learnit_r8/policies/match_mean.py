@@ -11,7 +11,7 @@ from .._validation import is_number, whole_number
 from .around import Around
 from .base import Candidates, Order, Policy
 from .radix import keys_of, order_of
-from .ranking import filled_in
+from .ranking import fill_in
 from .shuffle import Shuffle
 
 
@@ -51,7 +51,7 @@ class MatchMean(Around):
 
     def arrange(self, chunk: Candidates, batch_size: int, rng: np.random.Generator) -> Order:
         order: Order = self.inner.arrange(chunk, batch_size, rng).copy()
-        loss = filled_in(chunk.loss).astype(np.float64)
+        loss = fill_in(chunk.loss).astype(np.float64)
         target = loss.mean()
         rows = len(order) // batch_size
         batches = order[: rows * batch_size].reshape(rows, batch_size)

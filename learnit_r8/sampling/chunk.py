@@ -141,7 +141,7 @@ class Chunk:
         return slot * self._batch_size if self._starts is None else self._starts[slot]
 
     def restore_view(self, slot: int) -> None:
-        """Undo changes that the user may have made to a batch's indices, before it is drawn again."""
+        """Undo any changes by the user to a batch's indices, before it is drawn again."""
         start, view = self._start_of(slot), self.views[slot]
         view[:] = np.resize(self.members, len(self.handed))[start : start + len(view)]
 

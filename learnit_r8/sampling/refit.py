@@ -23,7 +23,9 @@ from .planner import NEW_KEY, PASS_KEY
 _TABLE_ARRAYS = ("loss", "last", "mean", "usage_count")
 
 
-def fitted(state: Mapping[str, Any], table: SampleTable, plan: Plan, remap: ArrayLike | None = None) -> dict[str, Any]:
+def fit_state(
+    state: Mapping[str, Any], table: SampleTable, plan: Plan, remap: ArrayLike | None = None
+) -> dict[str, Any]:
     """Adapt a saved state to another batch size or other samples; a state that fits is unchanged.
 
     Args:

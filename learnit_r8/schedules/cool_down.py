@@ -59,7 +59,7 @@ class CoolDown:
         return self.floor + (self.lr - self.floor) * SHAPES[self.shape](share)
 
 
-def cooled(
+def cool_down_budget(
     budget: Budget,
     span: Span,
     rule: CoolDownRule,

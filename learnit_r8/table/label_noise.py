@@ -247,7 +247,7 @@ def _by_mirror(
     field = margin_field(part)
     judged = np.flatnonzero(part["visits"] >= LEAST_USES)
     group = (_part_of(records, "group")["group"] if by_group else part["given"])[judged].astype(np.int64)
-    margin, mirror, chosen = mirrored(part[field][judged].astype(np.float64), group, precision)
+    margin, mirror, chosen = mirror_margins(part[field][judged].astype(np.float64), group, precision)
     if mirror is None or not len(chosen):
         return _none("no more samples look wrong than hard ones with right labels would explain.")
     score, least = mirror.score(margin), margin[chosen[-1:]]
@@ -294,7 +294,7 @@ def _is_fading(evidence: Any) -> bool:
     return bool(np.count_nonzero(evidence["margin"] > high) < FADED * np.count_nonzero(positive > high))
 
 
-def mirrored(
+def mirror_margins(
     margin: NDArray[np.float64], group: NDArray[np.int64], precision: float
 ) -> tuple[NDArray[np.float64], Mirror | None, NDArray[np.int64]]:
     """The margins, their mirror, and the positions of the suspects, int64[K], highest margin first."""

@@ -76,11 +76,11 @@ def attach(
             model after damage; others (schedules, positions, the best value) only when a run is resumed. ``(part,
             "heal")`` and ``(part, "resume")`` override this.
         ahead: Batches that something between loader and training fetches in advance, as accelerate and Lightning do.
-        sharing: Selects this process's part of a batch: by default `Together` where ``torch.distributed`` is
-            initialised with several processes, and else nothing is shared.
-        run_batch: Returns the loss of a batch as the loader gives it, without a step. A refused batch runs once more
-            with it, watched, so that the module, the sample or the parameter where it went wrong can be named; without
-            it only the model runs again. It is called when a batch was refused, and never else.
+        sharing: Selects this process's part of a batch: by default `Together` if ``torch.distributed`` is initialised
+            with several processes; otherwise nothing is shared.
+        run_batch: Returns the loss of a batch as the loader gives it, without a step. It runs a refused batch once
+            more, watched, to name the module, the sample or the parameter where it went wrong; without it only the
+            model runs again. It is called only after a batch was refused.
         **settings: For `R8Scheduler`: ``batch_size``, one of ``num_epochs``, ``num_steps`` and
             ``train_duration_seconds``, and so on. ``initial_lr`` is by default the highest of the optimizer's own; with
             ``scheduler_mode="keep"`` the rate is whatever other code sets.
@@ -178,8 +178,8 @@ def attach_loader(
 
     Args:
         model, optimizer, scaler, ema, accumulate, max_grad_norm, also, sharing, run_batch: As for `attach`.
-        loader: Any iterable of batches, of any size and length; None where there is none.
-        scheduler: A scheduler made before, without ``num_samples``.
+        loader: Any iterable of batches, of any size and length; None if there is none.
+        scheduler: A scheduler that you have made, without ``num_samples``.
         **settings: For `R8Scheduler`; ``scheduler_mode`` is "keep" unless another is given.
 
     Raises:

@@ -16,7 +16,7 @@ from .._adapters.prefetch import Prefetch
 from .._validation import check_release
 from ..sampling.random_generators import random_state, set_random_state
 from .flight.hand import Hand
-from .prepared import prepared
+from .prepared import prepare
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
@@ -227,7 +227,7 @@ class TimedLoader(DataLoader[Any]):
         if r8 is not None and self.num_workers and self.worker_init_fn is None:
             batches = WithProbes(batches, self, Prefetch.of(r8))
         if self._device is not None:
-            batches = prepared(batches, self, self._device)
+            batches = prepare(batches, self, self._device)
         batches = batches if r8 is None else r8.host.timed(batches)
         return batches if self._hand is None else self._hand.pass_on(batches)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 
-def prepared(batches: Iterator[Any], loader: Any, device: torch.device) -> Iterator[Any]:
+def prepare(batches: Iterator[Any], loader: Any, device: torch.device) -> Iterator[Any]:
     """Put batches on a device, and tell `accelerate.Accelerator` of the last one of an epoch, as its own loaders do.
 
     It then takes the optimizer's step there, with as many gradients as were added up.

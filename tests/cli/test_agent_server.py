@@ -149,7 +149,7 @@ def test_a_training_is_asked_and_answers(tmp_path):
     assert [tool.name for tool in tools] == [*READING, "ask"]
     assert not tools[-1].annotations.read_only_hint
     assert [answer["is_read"] for answer in answers] == [True] * 3
-    assert "nobody would read the request" in refused[0]
+    assert "nothing would read the request" in refused[0]
     assert refused[1] == "run must be named where something is asked for, got ''."
     assert "request" in refused[2]
     assert not training.is_alive()

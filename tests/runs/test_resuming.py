@@ -25,7 +25,7 @@ from learnit_r8 import (
 )
 from learnit_r8.checkpoint.callbacks import Callbacks
 from learnit_r8.policies import Shuffle
-from learnit_r8.sampling.refit import fitted
+from learnit_r8.sampling.refit import fit_state
 from tests.drive import FakeClock, Weights, advance_to, batch_loss, flat, make, sample_losses, steps, train
 
 resume_from = R8Scheduler.resume_from_checkpoint
@@ -429,7 +429,7 @@ def test_every_sample_once_an_epoch_whatever_changes(num_samples, before, after,
     for _ in range(min(out, first.total_steps - first.global_step)):
         first.draw()
     second = make(num_samples + more, batch_size=after, **arguments)
-    second.load_state_dict(fitted(first.state_dict(), second.table, second.host.plan))
+    second.load_state_dict(fit_state(first.state_dict(), second.table, second.host.plan))
     while (ticket := second.draw_if_any()) is not None:
         second.report(ticket, sample_losses(ticket.indices))
         seen.append((ticket.epoch, ticket.indices.tolist()))

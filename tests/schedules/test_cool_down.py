@@ -4,7 +4,7 @@ from learnit_r8.schedules.budget import Budget
 from learnit_r8.schedules.cool_down import (
     CoolDown,
     CoolDownRule,
-    cooled,
+    cool_down_budget,
     from_state,
     state_of,
 )
@@ -13,7 +13,7 @@ from learnit_r8.schedules.span import Span
 
 
 def ending(budget, span, *, step=50, seconds=0.0, wall=1000.0, **more):
-    return cooled(
+    return cool_down_budget(
         budget, span, CoolDownRule(), lr=0.1, step=step, seconds=seconds, steps_per_epoch=8, wall=lambda: wall, **more
     )
 

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from learnit_r8.schedules.budget import Budget
-from learnit_r8.schedules.cool_down import CoolDownRule, cooled
+from learnit_r8.schedules.cool_down import CoolDownRule, cool_down_budget
 from learnit_r8.schedules.span import Span, read_span, span_of, typed_span
 
 
@@ -104,6 +104,6 @@ def test_lengths_beyond_all_runs_are_refused(text):
 def test_epochs_beyond_all_runs_are_refused_when_they_are_counted():
     """As many epochs as may be typed are more steps than a run of large epochs has."""
     with pytest.raises(ValueError, match="steps must be a whole number of at most 1e"):
-        cooled(
+        cool_down_budget(
             Budget(), Span("epochs", 1e12), CoolDownRule(), lr=0.1, step=5, seconds=1.0, steps_per_epoch=10**6,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from learnit_r8 import SampleTable, events
-from learnit_r8.engine.emitter import EventEmitter, sampled
+from learnit_r8.engine.emitter import EventEmitter, sample_rates
 from learnit_r8.engine.settings import text_of
 from learnit_r8.events.codec import to_json
 from learnit_r8.table.figures import flow_between, loss_histogram, quarters_of, top, uses_histogram
@@ -345,7 +345,7 @@ def test_schedule_that_raises_is_not_planned():
     def touchy(progress):
         raise RuntimeError(progress)
 
-    assert sampled(touchy) == ()
+    assert sample_rates(touchy) == ()
 
 
 def test_long_settings_are_cut():

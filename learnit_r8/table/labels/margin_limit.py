@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..label_noise import margin_field, mirrored
+from ..label_noise import margin_field, mirror_margins
 from .suspicion import LEAST_USES, spare
 
 FEW = 0.005
@@ -51,7 +51,7 @@ class MarginLimit(NamedTuple):
         margin = limit.margins(evidence)[judged]
         is_fresh = margin < np.inf
         group = (records["group"] if by_group else evidence["given"])[judged].astype(np.int64)
-        fitted, _, chosen = mirrored(margin[is_fresh].astype(np.float64), group[is_fresh], precision)
+        fitted, _, chosen = mirror_margins(margin[is_fresh].astype(np.float64), group[is_fresh], precision)
         if len(chosen):
             return limit._replace(least=float(fitted[chosen[-1]]))
         return None if is_fresh.all() else limit
