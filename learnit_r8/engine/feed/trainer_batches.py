@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 FROM_THE_START = (
-    "the saved run was within an epoch, at step {}; the trainer begins that epoch anew, so the batches that were "
+    "the saved run was within an epoch, at step {}; the trainer starts that epoch over, so the batches that were "
     "trained on in it come again. Checkpoints between two epochs are exact."
 )
 
