@@ -226,9 +226,7 @@ class User:
         r8 = self.r8
         self.out.clear()
         for call in (r8.draw_if_any, r8.state_dict, r8.host.between_steps):
-            with pytest.raises(
-                RunInterrupted, match=r"was cut half-way.*load_checkpoint\(\), or with restore_backup\(\)"
-            ):
+            with pytest.raises(RunInterrupted, match=r"was cut short.*load_checkpoint\(\), or with restore_backup\(\)"):
                 call()
         self.came_back = self._restored()
         assert not r8.host.turns.is_cut or self.came_back == "anew"

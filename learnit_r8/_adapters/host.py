@@ -38,6 +38,10 @@ class Host(Protocol):
         """Takes batches of the user's own; None where the scheduler draws them."""
 
     @property
+    def own_rate(self) -> float | None:
+        """The user's own rate for the batch in hand; NaN if it is not known, None with rates of ours."""
+
+    @property
     def next_step(self) -> int:
         """The step that a batch drawn now will be."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..policies.radix import order_of
 from ..table.labels.predictions import UNLABELLED
 from ..table.losses import EXACT, WHOLE_BATCH
 from ..table.names import Members
@@ -148,7 +149,8 @@ def rounds(parts: list[Part]) -> Iterator[list[Part]]:
     """Parts in their order, cut where a sample comes again; without samples that are not kept."""
     if not parts:
         return
-    ordered = np.sort(_joined(parts))
+    indices = _joined(parts)
+    ordered = indices[order_of(indices)]
     if ordered[0] >= 0 and (ordered[1:] != ordered[:-1]).all():
         yield parts
         return
@@ -173,7 +175,7 @@ def _joined(parts: list[Part]) -> Ints:
 def _newest_before(parts: list[Part]) -> Ints:
     """int64[P], the newest part up to each that holds one of its samples, itself if one is in it twice; -1 for none."""
     indices = _joined(parts)
-    order = np.argsort(indices, kind="stable")
+    order = order_of(indices)
     again = np.flatnonzero(np.diff(indices[order]) == 0)
     place = np.repeat(np.arange(len(parts)), [len(each.indices) for each in parts])
     newest = np.full(len(parts), -1)
@@ -184,7 +186,7 @@ def _newest_before(parts: list[Part]) -> Ints:
 def distinct(part: Part) -> list[Part]:
     """The same part as several ones, in each of which a sample is once; without samples that are not kept."""
     indices, size = part.indices, len(part.indices)
-    order = np.argsort(indices, kind="stable")
+    order = order_of(indices)
     begins = np.concatenate([[True], np.diff(indices[order]) != 0])
     # How often each sample was in the part before.
     number = np.empty(size, np.int64)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..policies.radix import order_of
 from .permutation import Permutation
 
 SIMILAR = 1.1
@@ -85,7 +86,7 @@ class Buckets:
         self.num_batches = sum(bucket.num_batches for bucket in self._buckets)
 
     def _cut(self, most: int) -> list[Bucket]:
-        order = np.argsort(-self.lengths.astype(np.int64), kind="stable")
+        order = order_of(-self.lengths.astype(np.int64))
         ordered = self.lengths[order]
         buckets: list[Bucket] = []
         start, num_batches = 0, 0
@@ -97,7 +98,8 @@ class Buckets:
             # Whole batches, so that only the last bucket has a short one; and no rest that is less than a bucket.
             end = start + -(-(end - start) // size) * size
             end = len(order) if len(order) - end < size else end
-            bucket = Bucket(np.sort(order[start:end]), size, num_batches)
+            members = order[start:end]
+            bucket = Bucket(members[order_of(members)], size, num_batches)
             buckets.append(bucket)
             start, num_batches = end, num_batches + bucket.num_batches
         return buckets
@@ -127,8 +129,9 @@ class Buckets:
 
     def other(self, place: int, left_out: Ints) -> Ints:
         """int64[<= 1], a sample of a bucket that is not among some."""
-        rest: Ints = np.setdiff1d(self._buckets[place].members, left_out)
-        return rest[:1]
+        some, members = set(left_out.tolist()), self._buckets[place].members
+        first = next((at for at in range(len(members)) if members[at] not in some), len(members))
+        return members[first : first + 1]
 
     def fitting(self, indices: Ints) -> Ints:
         """The first of some samples, as many as fit into a batch."""

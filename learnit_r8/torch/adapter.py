@@ -469,7 +469,7 @@ class Adapter:
         r8 = self.scheduler
         is_one = r8.global_step == r8.steps_per_epoch and not r8.is_over
         if is_one and self._has_loader and not self._counts_epochs:
-            r8.host.announcer.warn_once(
+            r8.host.say_once(
                 "one epoch",
                 f"the run was closed at step {r8.global_step} of {r8.total_steps or '?'}: adapter.loader() ends with "
                 "the epoch. To train all epochs, loop over it within: for epoch in adapter.epochs().",

@@ -13,7 +13,7 @@ from tests.drive import INF, NAN, FakeClock, make, train
 STARTED = events.RunStarted(0, 0.0, "digits", 1000, 32, 32, 320, None, "balanced")
 
 SCRIPT = [
-    (STARTED, "r8 digits: 1000 samples in batches of 32, 320 steps"),
+    (STARTED, "r8 digits: 1,000 samples in batches of 32, 320 steps"),
     (events.BackupTaken(0, 0.0), None),
     (events.StepDone(1, 0.5, 0, 1 / 320, 2.3026, NAN, 0.001, 32, False), None),
     (

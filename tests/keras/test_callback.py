@@ -350,7 +350,7 @@ def test_loader_left_behind_draws_nothing():
     _thread.start_new_thread(ask, ())
     done.wait(10)
 
-    assert heard == ["index must be of an epoch that has begun, got 3 between two."]
+    assert heard == ["index must be of an epoch that has begun, got 3 between two epochs."]
     assert not dataset.prefetch.epoch
 
 

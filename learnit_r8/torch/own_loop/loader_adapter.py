@@ -257,11 +257,8 @@ class LoaderAdapter:
         if self.rates is not None:
             return
         rate = self._optimizers[0].param_groups[0]["lr"]
-        if type(rate) is float:
-            self.scheduler.host.own_rate = rate
-            return
         # A tensor on a device is not read, as that would wait for it.
-        if not getattr(rate, "is_cuda", False):
+        if type(rate) is float or not getattr(rate, "is_cuda", False):
             self.scheduler.tell_rate(float(rate))
 
     @contextlib.contextmanager
