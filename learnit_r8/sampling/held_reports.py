@@ -150,7 +150,7 @@ def rounds(parts: list[Part]) -> Iterator[list[Part]]:
     if not parts:
         return
     indices = _joined(parts)
-    ordered = indices[order_of(indices)]
+    ordered = indices.take(order_of(indices))
     if ordered[0] >= 0 and (ordered[1:] != ordered[:-1]).all():
         yield parts
         return

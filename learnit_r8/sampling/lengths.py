@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..policies.radix import order_of
+from ..table.exclusions import holds
 from .permutation import Permutation
 
 SIMILAR = 1.1
@@ -98,8 +99,8 @@ class Buckets:
             # Whole batches, so that only the last bucket has a short one; and no rest that is less than a bucket.
             end = start + -(-(end - start) // size) * size
             end = len(order) if len(order) - end < size else end
-            members = order[start:end]
-            bucket = Bucket(members[order_of(members)], size, num_batches)
+            own = order[start:end]
+            bucket = Bucket(own[order_of(own)], size, num_batches)
             buckets.append(bucket)
             start, num_batches = end, num_batches + bucket.num_batches
         return buckets
@@ -128,10 +129,9 @@ class Buckets:
         return self._buckets[place].size
 
     def other(self, place: int, left_out: Ints) -> Ints:
-        """int64[<= 1], a sample of a bucket that is not among some."""
-        some, members = set(left_out.tolist()), self._buckets[place].members
-        first = next((at for at in range(len(members)) if members[at] not in some), len(members))
-        return members[first : first + 1]
+        """int64[<= 1], a sample of a bucket that is not among some, which are in ascending order."""
+        members = self._buckets[place].members
+        return members[~holds(left_out, members)][:1]
 
     def fitting(self, indices: Ints) -> Ints:
         """The first of some samples, as many as fit into a batch."""
