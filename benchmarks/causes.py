@@ -13,24 +13,66 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
+import math
 import platform
+import tempfile
 import time
 import warnings
 from collections import Counter
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from cause_plants import BAD, BATCH_SIZE, NUM_STEPS, PLANTED_AT, Plant, Task, plants
 
 from learnit_r8 import TrainingDiverged, events
+from learnit_r8.flight.record import numbers_in
 from learnit_r8.testing import record_events
-from learnit_r8.torch import attach
+from learnit_r8.torch import attach, load_incident
 
 QUICK = 6
 
 
-def train(plant: Plant | None, task: Task, *, with_run_batch: bool) -> list[Any]:
-    """Train with something planted, or a NaN reported for nothing; returns what was told of causes."""
+class Told(NamedTuple):
+    """What came of a training.
+
+    Attributes:
+        causes: The events.
+        seconds: Time that the first search took; NaN if there was none.
+        is_replayed: Whether the recorded incident has the same loss again, to the bit; None if nothing was recorded.
+    """
+
+    causes: list[Any]
+    seconds: float
+    is_replayed: bool | None
+
+
+def train(plant: Plant | None, task: Task, *, with_run_batch: bool) -> Told:
+    """Train with something planted, or a NaN reported for nothing; returns what was told of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _train(plant, task, Path(folder), with_run_batch=with_run_batch)
+
+
+def _replays(task: Task, folder: Path) -> tuple[float, bool | None]:
+    """The time of the search, and whether the recorded loss comes again."""
+    if not numbers_in(folder):
+        return math.nan, None
+    incident = load_incident(folder / "incidents" / "1")
+    if incident.batch is None:
+        # Weights were tested, and no batch was refused.
+        return math.nan, None
+    finding = incident.record["finding"] or {}
+    task.model = copy.deepcopy(task.model)
+    again = incident.replay(task.model, lambda model, batch: task.run_batch(batch)).item()
+    seconds, loss = finding.get("seconds", math.nan), incident.loss
+    if math.isnan(loss):
+        # Where the weights are not finite, the batch was not run on them.
+        return seconds, None if math.isfinite(again) else math.isnan(again)
+    return seconds, again == loss
+
+
+def _train(plant: Plant | None, task: Task, folder: Path, *, with_run_batch: bool) -> Told:
     if plant is not None:
         plant.prepare(task)
     task.build()
@@ -38,7 +80,7 @@ def train(plant: Plant | None, task: Task, *, with_run_batch: bool) -> list[Any]
     settings: dict[str, Any] = {"run_batch": task.run_batch} if with_run_batch else {}
     adapter = attach(
         task.model, task.optimizer, task.data, batch_size=BATCH_SIZE, num_steps=NUM_STEPS, scheduler_mode="keep",
-        backup_every=8, listeners=[heard], **settings,
+        backup_every=8, listeners=[heard], run_dir=folder, record="all", **settings,
     )  # fmt: skip
     with contextlib.suppress(TrainingDiverged):
         for _ in adapter.epochs():
@@ -51,15 +93,18 @@ def train(plant: Plant | None, task: Task, *, with_run_batch: bool) -> list[Any]
                     losses = losses * float("nan")
                 adapter.step(adapter.loss(losses))
                 if heard.of(events.CauseFound):
-                    return list(heard.of(events.CauseFound))
-    return list(heard.of(events.CauseFound))
+                    break
+            if heard.of(events.CauseFound):
+                break
+    adapter.close()
+    return Told(list(heard.of(events.CauseFound)), *_replays(task, folder))
 
 
-def verdict_on(plant: Plant, told: list[Any]) -> str:
+def verdict_on(plant: Plant, causes: list[Any]) -> str:
     """ "right", "wrong", "wrong and certain" or "unknown"."""
-    if not told:
+    if not causes:
         return "not refused"
-    first = told[0]
+    first = causes[0]
     names_sample = plant.names_sample and first.samples == (BAD,)
     names_place = any(each in f"{first.where} {first.text}" for each in plant.where)
     is_named = names_sample or names_place or not (plant.names_sample or plant.where)
@@ -88,13 +133,15 @@ def main() -> None:
         chosen = chosen[:: max(1, len(chosen) // QUICK)][:QUICK]
     print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, seed 0, {len(chosen)} plants")
     counts: Counter[tuple[str, bool]] = Counter()
+    all_told: list[Told] = []
     began = time.perf_counter()
     for plant in chosen:
         task = Task(plant.model, getattr(torch, plant.dtype))
         told = train(plant, task, with_run_batch=not options.without)
-        verdict = verdict_on(plant, told)
+        verdict = verdict_on(plant, told.causes)
+        all_told.append(told)
         counts[verdict, plant.is_held_out] += 1
-        said = told[0].text if told else "nothing"
+        said = told.causes[0].text if told.causes else "nothing"
         print(f"{verdict:17} {'held out' if plant.is_held_out else 'tuned':8} {plant.name:40} {said}")
     for is_held_out in (False, True):
         mine = {verdict: count for (verdict, held), count in counts.items() if held == is_held_out}
@@ -104,10 +151,15 @@ def main() -> None:
     fine = 0
     models = ("mlp", "cnn", "transformer", "vae")[: 1 if options.quick else 4]
     for model in models:
-        told = train(None, Task(model, torch.float32), with_run_batch=not options.without)
-        fine += bool(told) and told[0].fault == "nothing"
-        print(f"nothing planted, {model}: {told[0].text if told else 'nothing'}")
+        causes = train(None, Task(model, torch.float32), with_run_batch=not options.without).causes
+        fine += bool(causes) and causes[0].fault == "nothing"
+        print(f"nothing planted, {model}: {causes[0].text if causes else 'nothing'}")
     print(f"nothing planted: {fine} of {len(models)} say that model, data and gradients are fine")
+    seconds = sorted(each.seconds for each in all_told if each.seconds == each.seconds)
+    if seconds:
+        print(f"time of a search: median {seconds[len(seconds) // 2]:.2f} s, longest {seconds[-1]:.2f} s")
+    replayed = [each.is_replayed for each in all_told if each.is_replayed is not None]
+    print(f"replayed: the loss of {sum(replayed)} of {len(replayed)} to the bit")
     print(f"{time.perf_counter() - began:.0f} s")
 
 

@@ -33,6 +33,9 @@ MOST_QUEUED = 1000
 MOST_REFUSALS, MOST_TIMELINE = 200, 500
 """Refused batches and events that a record lists; it only counts later ones."""
 
+WILD = "wild"
+"""Reason of the probes that measure how much an update changes; they are no incident."""
+
 MOST_PART = MOST_BYTES // 4
 """Bytes of a batch or a state; larger ones are left out."""
 
@@ -143,8 +146,9 @@ class FlightRecorder(ThreadedListener):
         if isinstance(event, events.RunEnded):
             return False
         if self._open is None:
-            if not isinstance(event, (Noted, events.DamageFound, events.Probed)):
-                # What comes after an incident, such as the rate on its schedule again.
+            begins = isinstance(event, (Noted, events.DamageFound, events.Probed))
+            if not begins or getattr(event, "reason", "") == WILD:
+                # What comes after an incident, such as the rate on its schedule again; or a measurement.
                 return False
             self._begin(event)
         record = self._open
