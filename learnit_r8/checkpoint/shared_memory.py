@@ -95,7 +95,7 @@ class SharedBackups:
         is_default: bool = True,
         switched: Callable[[str], None] = lambda reason: None,
     ) -> None:
-        self._digest = hashlib.sha256(str(checkpoint_dir.absolute()).encode()).hexdigest()[:16]
+        self._digest = hashlib.sha256(os.fsencode(checkpoint_dir.absolute())).hexdigest()[:16]
         self._rank, self._num_ranks = rank, num_ranks
         self._note, self._base, self._is_default, self._switched = note, base, is_default, switched
         own = own_folders(base)

@@ -85,7 +85,8 @@ class Journal(ThreadedListener):
         machine: Callable[[], Load] | None = None,
     ) -> None:
         super().__init__("learnit_r8 journal", most_queued=MOST_WAITING, every_seconds=SECONDS_BETWEEN_WRITES)
-        self.folder = Path(folder)
+        # A relative path must mean the same folder after the program changes its working directory.
+        self.folder = Path(folder).absolute()
         self.num_lost = 0
         self._samples_of, self._clock, self._wall = samples, clock, wall
         self._lines: list[str] = []

@@ -29,7 +29,8 @@ class _File(Logger):
 
     def __init__(self, path: str | os.PathLike[str], **options: Any) -> None:
         super().__init__(**options)
-        self.path = Path(path)
+        # A relative path must mean the same file after the program changes its working directory.
+        self.path = Path(path).absolute()
         if self.path.is_dir():
             raise ValueError(f"path must be a file, got the folder {str(self.path)!r}.")
         self._stream: Any = None

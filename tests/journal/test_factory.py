@@ -1,12 +1,14 @@
 """Where the run folder of a scheduler is, and when there is none."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from learnit_r8.journal.factory import open_journal
 from learnit_r8.journal.run import find_run
-from tests.drive import make, train
+from learnit_r8.loggers import CsvFile
+from tests.drive import batch_loss, make, steps, train
 
 
 @pytest.fixture
@@ -66,8 +68,8 @@ def test_environment_says_where_runs_go(here, monkeypatch):
     with make(run_dir=True) as r8:
         made = r8.run_dir
 
-    assert made.parent == Path("elsewhere")
-    assert find_run(None) == made
+    assert made.parent == here / "elsewhere"
+    assert find_run(None).absolute() == made
 
 
 def test_folder_that_cannot_be_made(here):
@@ -79,3 +81,29 @@ def test_folder_that_cannot_be_made(here):
         make(run_dir=True)
     with pytest.warns(RuntimeWarning, match="no run folder could be made in 'runs'"):
         assert open_journal(None, is_shown=True, name="", configuration={}, table=make().table) is None
+
+
+def test_program_that_changes_its_folder_loses_nothing(here, monkeypatch):
+    """Relative names of the run folder, the checkpoints and a logger's file mean what they meant at the beginning."""
+    (here / "other").mkdir()
+    with make(run_dir="run", checkpoint_dir="ck", listeners=[CsvFile("run.csv")]) as r8:
+        for step, (_, indices, _) in enumerate(steps(r8)):
+            if step == 2:
+                monkeypatch.chdir("other")
+            r8.update_with_loss(batch_loss(indices))
+
+    assert list((here / "other").iterdir()) == []
+    assert '"kind":"RunEnded"' in (here / "run" / "events.jsonl").read_text().replace(" ", "")
+    assert len((here / "run.csv").read_text().splitlines()) > 4
+    assert list((here / "ck").iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of bytes")
+def test_folder_whose_name_is_no_text(here):
+    """Names that hold bytes of another encoding, as old disks have them, are folders like others."""
+    name = os.fsdecode(b"caf\xe9")
+    os.mkdir(os.fsencode(name))
+    with make(run_dir=Path(name) / "run", checkpoint_dir=Path(name) / "ck") as r8:
+        train(r8)
+
+    assert {each.name for each in Path(name).iterdir()} == {"run", "ck"}
