@@ -76,7 +76,7 @@ def own_run(rank, lengths, fault):
                 if fault and (rank or fault == "weights") and len(count) >= 35 and not hits:
                     hits.append(len(count))
                     loss = loss * (float("nan") if fault == "loss" else 1)
-                    if fault == "weights":
+                    if fault in ("weights", "weights of one"):
                         next(model.parameters()).data[:] = float("nan")
                 if adapter.report(loss):
                     step_of(optimizer, loss)

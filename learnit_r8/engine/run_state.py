@@ -274,7 +274,7 @@ def _resume_from_newest(run: Engine) -> None:
         go_on_from(run, found, found.state)
     except (ValueError, RuntimeError) as error:
         own = str(error)
-    trouble = run.persistence.agree(own)
+    trouble = run.persistence.agreement.agree(own)
     if not trouble:
         return
     if not (own or has_other):

@@ -52,7 +52,7 @@ class Persistence:
 
     Attributes:
         callbacks: As given, completed by those of an adapter.
-        agree: Shares a failure on one rank with all ranks; see `Agreement`.
+        agreement: As given; a run alone answers itself.
         config: As given.
         backup_timer: Takes backups with the state callback.
         generations: The backups in shared memory.
@@ -101,7 +101,7 @@ class Persistence:
         if backup_every is None:
             backup_every = every(time=30) | every(max(LEAST_BACKUP_STEPS, steps_per_epoch // 4))
         backup, agreement = backup or RamBackup(), agreement or Agreement()
-        self.agree = agreement.agree
+        self.agreement = agreement
         self.backup_timer = BackupTimer(as_trigger("backup_every", backup_every), announcer, backup, agreement)
         self.generations = SharedGenerations.of(backup_dir, folder, backup, config.values, announcer, agreement)
         self.model_loader = ModelLoader(config, announcer)
@@ -354,7 +354,7 @@ class Persistence:
             backup=self.backup,
             store=self.store,
             damage=lambda: self.backup_timer.damage_of(self.callbacks.state),
-            agree=self.agree,
+            agree=self.agreement.agree,
             announcer=self._announcer,
         )
 

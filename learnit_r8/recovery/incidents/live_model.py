@@ -74,7 +74,7 @@ class LiveModel:
     def is_damaged(self) -> bool:
         """Whether the live state is seen to hold numbers that are not finite."""
         persistence = self._persistence
-        return bool(persistence.agree(persistence.backup_timer.damage_of(persistence.callbacks.state)))
+        return bool(persistence.agreement.agree(persistence.backup_timer.damage_of(persistence.callbacks.state)))
 
     def mend(self) -> bool | None:
         """Replace what is not finite with the newest backup's, if that is little; see `Lab`."""
@@ -91,12 +91,14 @@ class LiveModel:
             mended, names = mend(live, newest.state, self._persistence.backup_timer.meant)
         except ValueError:
             # The backup does not fit.
+            mended, names = live, []
+        is_little = 0 < len(names) <= MOST_MENDED * sum(1 for _ in leaves(live))
+        # Damage of some ranks only is no case for mending, which would make their weights differ.
+        is_common = self._persistence.agreement.is_same(", ".join(names) if is_little else "")
+        if not is_common or not is_little or not self._restorer.put_state(mended, self.step):
             return False
-        is_little = len(names) <= MOST_MENDED * sum(1 for _ in leaves(live))
-        if not names or not is_little or not self._restorer.put_state(mended, self.step):
-            return False
-        self.put_step = self.step
         named = f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+        self.put_step = self.step
         text = f"not finite in the state of the model: {named}; taken from the backup of step {newest.step}."
         self._announcer.tell(events.Notice, text=text, is_warning=False)
         return True
@@ -108,7 +110,7 @@ class LiveModel:
             return False
         ratios = growth(get(), newest.state).values()
         is_swollen = sum(ratio > SWOLLEN for ratio in ratios) > SWOLLEN_SHARE * len(ratios)
-        return bool(self._persistence.agree("swollen" if is_swollen else ""))
+        return bool(self._persistence.agreement.agree("swollen" if is_swollen else ""))
 
     def keep_present(self) -> bool:
         """Set the present state aside; False if it cannot be seen or is damaged, or without memory."""
@@ -119,7 +121,7 @@ class LiveModel:
             self._present = self._persistence.backup.copy(self._persistence.callbacks.state())
         except MemoryError:
             shortage = "no memory"
-        if self._persistence.agree(shortage):
+        if self._persistence.agreement.agree(shortage):
             self._present = None
             self._announcer.warn_once(
                 "no present",

@@ -21,9 +21,9 @@ def test_uneven_ends_hang_nowhere_and_nothing_else_is_changed(pair, lengths):
     assert one["refused"] == other["refused"] == 0
 
 
-@pytest.mark.parametrize("fault", ["loss", "weights"])
+@pytest.mark.parametrize("fault", ["loss", "weights", "weights of one"])
 def test_a_fault_is_answered_by_all_alike(pair, fault):
-    """A loss that is not finite on one rank is refused by both; spoilt weights are put back on both."""
+    """A loss that is not finite on one rank is refused by both; spoilt weights, also of one rank, are put back on both."""
     one, other = pair.run(jobs.own_run, (20, 20), fault)
 
     assert one["weights"] == other["weights"]
