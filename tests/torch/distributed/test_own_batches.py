@@ -23,7 +23,7 @@ def test_uneven_ends_hang_nowhere_and_nothing_else_is_changed(pair, lengths):
 
 @pytest.mark.parametrize("fault", ["loss", "weights", "weights of one"])
 def test_a_fault_is_answered_by_all_alike(pair, fault):
-    """A loss that is not finite on one rank is refused by both; spoilt weights, also of one rank, are put back on both."""
+    """A loss that is not finite on one rank is refused by both; both put back weights spoilt on any."""
     one, other = pair.run(jobs.own_run, (20, 20), fault)
 
     assert one["weights"] == other["weights"]
