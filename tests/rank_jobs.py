@@ -235,6 +235,7 @@ def resumed_numbers(rank, folder):
     adapter = attach(task.model, task.optimizer, dataset, batch_size=64, num_epochs=2, checkpoint_dir=folder)
     for generator in (torch.manual_seed, np.random.seed, random.seed):
         generator(rank)
+    next(adapter.epochs())
     for xs, ys in adapter.loader():
         adapter.step(adapter.loss(torch.nn.functional.cross_entropy(task.model(xs), ys, reduction="none")))
     adapter.scheduler.save_checkpoint()

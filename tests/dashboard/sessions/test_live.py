@@ -264,7 +264,7 @@ def test_two_runs_at_once_have_one_screen():
     with ended(code, 200) as terminal:
         assert terminal.code == 0
         assert terminal.raw.count(ENTER) == 1
-        assert "r8 other: 1000 samples" in terminal.after
+        assert "r8 other: 1,000 samples" in terminal.after
 
 
 def test_bug_in_the_drawing_ends_the_screen_only():
