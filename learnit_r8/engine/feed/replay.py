@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ...checkpoint.state_form import leave_out, pack, unpack
 from ...checkpoint.state_tree import clone
@@ -23,6 +26,9 @@ LOUD_SECONDS = 2.0
 HOLDERS = ("", "sampler", "batch_sampler", "batch_sampler.sampler", "dataset")
 """Where to look in a loader for its own random generator."""
 
+USUAL_NAMES = ("generator", "rng", "_generator")
+"""What generators are called first in a saved run, whatever else holds them."""
+
 
 def read_generators(source: Any) -> dict[str, Any]:
     """The states of the global random generators, and of those that a loader holds."""
@@ -39,22 +45,39 @@ def set_generators(source: Any, state: Mapping[str, Any] | None) -> None:
 
 
 def _own_generators(source: Any) -> list[Any]:
-    found: list[Any] = []
+    """The generators in the attributes of a loader and its parts: a sampler may call its own as it likes."""
+    holders: list[Any] = []
     for path in HOLDERS:
         holder = source
         for name in filter(None, path.split(".")):
             holder = getattr(holder, name, None)
-        for name in ("generator", "rng", "_generator"):
-            each = vars(holder).get(name) if hasattr(holder, "__dict__") else None
-            is_known = hasattr(each, "get_state") or hasattr(each, "bit_generator")
-            if is_known and not any(each is other for other in found):
-                found.append(each)
+        if hasattr(holder, "__dict__") and not isinstance(holder, type):
+            holders.append(vars(holder))
+    # Those of the usual names first, as saved runs have them in this order.
+    candidates = [holder.get(name) for holder in holders for name in USUAL_NAMES]
+    candidates += [each for holder in holders for each in holder.values() if _is_generator(each)]
+    found: list[Any] = []
+    for each in candidates:
+        is_known = hasattr(each, "get_state") or hasattr(each, "bit_generator")
+        if (is_known or _is_generator(each)) and not any(each is other for other in found):
+            found.append(each)
     return found
+
+
+def _is_generator(thing: Any) -> bool:
+    """Whether it is a random generator by its kind, however it is called."""
+    torch: Any = sys.modules.get("torch")
+    kinds = (random.Random, np.random.Generator, np.random.RandomState)
+    # That of the system has no state.
+    is_kind = isinstance(thing, kinds if torch is None else (*kinds, torch.Generator))
+    return is_kind and not isinstance(thing, random.SystemRandom)
 
 
 def _state_of(generator: Any) -> Any:
     if hasattr(generator, "bit_generator"):
         return dict(generator.bit_generator.state)
+    if isinstance(generator, random.Random):
+        return generator.getstate()
     state = generator.get_state()
     return state.cpu().numpy().copy() if hasattr(state, "numpy") else state
 
@@ -62,6 +85,10 @@ def _state_of(generator: Any) -> Any:
 def _set(generator: Any, state: Any) -> None:
     if hasattr(generator, "bit_generator"):
         generator.bit_generator.state = state
+        return
+    if isinstance(generator, random.Random):
+        version, words, spare = state
+        generator.setstate((version, tuple(words), spare))
         return
     torch: Any = sys.modules.get("torch")
     generator.set_state(torch.from_numpy(state.copy()) if torch is not None and hasattr(state, "dtype") else state)

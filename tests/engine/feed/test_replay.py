@@ -1,9 +1,13 @@
+import pickle
 import random
+import types
 
 import numpy as np
 import pytest
+import torch
 
 from learnit_r8 import R8Scheduler
+from learnit_r8.engine.feed.replay import read_generators, set_generators
 from learnit_r8.events import Notice
 
 from .drive import Line, Loader, generators, seed_all
@@ -245,17 +249,48 @@ def test_a_loop_of_steps_goes_on_with_its_generators(tmp_path):
     assert np.array_equal(run(tmp_path / "killed", seed=8), whole)
 
 
-def test_generators_of_a_loader_are_put_back():
-    """A loader's own generators, of numpy or torch's kind, are part of its place."""
-    from learnit_r8.engine.feed.replay import read_generators, set_generators
-
-    class Own:
-        def __init__(self):
-            self.rng = np.random.default_rng(0)
-
-    own = Own()
-    state = read_generators(own)
-    first = own.rng.random()
+@pytest.mark.parametrize(
+    ("name", "generator", "draw"),
+    [
+        ("rng", np.random.default_rng(0), lambda each: each.random()),
+        ("g", np.random.default_rng(0), lambda each: each.random()),
+        ("dice", np.random.RandomState(0), lambda each: each.rand()),
+        ("_random", random.Random(0), lambda each: each.random()),
+        ("g", torch.Generator(), lambda each: torch.rand((), generator=each).item()),
+    ],
+)
+def test_generators_of_a_loader_are_put_back(name, generator, draw):
+    """A loader's own generators are part of its place, of whatever kind and in whatever attribute."""
+    own = types.SimpleNamespace(sampler=types.SimpleNamespace(**{name: generator}), system=random.SystemRandom())
+    state = pickle.loads(pickle.dumps(read_generators(own)))
+    first = draw(generator)
     set_generators(own, state)
 
-    assert own.rng.random() == first
+    assert len(state["own"]) == 1
+    assert draw(generator) == first
+
+
+class Dice(Loader):
+    """Shuffles with a generator of its own."""
+
+    def __init__(self, generator):
+        super().__init__()
+        self.dice = generator
+
+    def __iter__(self):
+        order = list(range(len(self.batches)))
+        self.dice.shuffle(order)
+        for place in order:
+            self.given.append(place)
+            yield self.batches[place]
+
+
+@pytest.mark.parametrize("make", [random.Random, np.random.RandomState, np.random.default_rng])
+def test_a_run_whose_loader_shuffles_by_itself_goes_on_with_the_same_next_batch(tmp_path, make):
+    """In an epoch other than the first, too, whose order follows from what the generator drew before."""
+    plain, _, _ = train(tmp_path / "plain", loader=Dice(make(1)))
+    killed(tmp_path / "killed", 45, loader=Dice(make(1)))
+    line, _, begun = train(tmp_path / "killed", loader=Dice(make(1)))
+
+    assert begun == 42
+    assert np.array_equal(line.weights, plain.weights)
