@@ -185,9 +185,12 @@ class FlightRecorder(ThreadedListener):
         is_better = finding is not None and finding["is_certain"] and not (record["finding"] or {}).get("is_certain")
         if noted.cause and (not record["cause"] or is_better):
             record["cause"], record["finding"] = noted.cause, finding
-        for name, part in noted.parts.items():
-            if name not in record["files"]:
-                self._write_part(record, name, part)
+        parts = {name: part for name, part in noted.parts.items() if name not in record["files"]}
+        if parts:
+            # Before the parts, which take far longer: a process that is killed meanwhile leaves a record to read.
+            self._write()
+        for name, part in parts.items():
+            self._write_part(record, name, part)
 
     def _home(self) -> Path:
         """The folder of the open incident, which is made."""

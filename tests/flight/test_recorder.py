@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from collections import deque
 
 import numpy as np
 import pytest
@@ -96,6 +97,26 @@ def test_large_parts_are_left_out_by_name(tmp_path, monkeypatch):
     assert record["left_out"].keys() == {"batch.f", "refused"}
     assert read_part(home, "batch")["x"].tolist() == [0, 1, 2, 3, 4]
     assert read_part(home, "refused") is None
+
+
+def test_a_process_that_is_killed_while_it_writes_a_batch_leaves_a_record(tmp_path, monkeypatch):
+    """The sentence and the samples are on the disk before the large parts."""
+
+    class Killed(BaseException):
+        """Stands for a process that ends at once."""
+
+    def kill(*_):
+        raise Killed
+
+    monkeypatch.setattr(recorder_module.codec, "write", kill)
+    recorder = FlightRecorder("batch", tmp_path, "")
+    noted = recorder_module.Noted(7, 0.0, {"samples": [1, 2]}, None, "seen", {"batch": np.zeros(3)})
+    with pytest.raises(Killed):
+        recorder.handle(deque([noted]), is_last=False)
+
+    record = read_record(tmp_path / "incidents" / "1")
+    assert (record["state"], record["cause"], record["files"]) == ("open", "seen", {})
+    assert read_part(tmp_path / "incidents" / "1", "batch") is None
 
 
 def test_a_folder_that_cannot_be_written_to_ends_no_training(tmp_path):
