@@ -517,7 +517,9 @@ class RecoveryController:
                 self._settlement.accept_level(case, finding)
             else:
                 self._live.raise_failures()
-            self._incidents.note(step, finding.text)
+            # Else a record whose cause is a NaN in the weights would end with nothing but healthy weights.
+            mended = self._live.mended
+            self._incidents.note(step, f"{mended}; since then {finding.text}" if mended else finding.text)
             if verdict in ("healthy", "level") and not self._lineage.is_proving:
                 self._incidents.end()
         self._live.end()

@@ -111,6 +111,11 @@ def test_few_damaged_arrays_are_mended():
     run = Toy().run({250: Toy.break_weights})
 
     assert any("taken from the backup of step 240" in event.text for event in run.of(events.Notice))
+    [ended] = run.of(events.IncidentEnded)
+    assert (
+        "had numbers that are not finite, and came from the backup of step 240; since then the weights are"
+        in ended.text
+    )
     assert not run.of(*SPENT)
     assert run.task.loss() < 0.1
 

@@ -32,6 +32,7 @@ class LiveModel:
         step: Steps reported in the present call.
         put_step: Steps reported when the state that was put last was taken; None since `begin_call`.
         current: The backup that is in the model; None for the present state.
+        mended: What `mend` has replaced in this experiment, in words; "" for nothing.
     """
 
     def __init__(self, persistence: Persistence, announcer: Announcer) -> None:
@@ -41,6 +42,7 @@ class LiveModel:
         self._restorer: Restorer | None = None
         self.put_step: int | None = None
         self.current: Backup | None = None
+        self.mended = ""
 
     def begin_call(self, step: int) -> None:
         """Note the step of a report; nothing was put since."""
@@ -70,6 +72,7 @@ class LiveModel:
         """Begin an experiment."""
         self._restorer = self._persistence.make_restorer()
         self._present, self.current = None, None
+        self.mended = ""
 
     def is_damaged(self) -> bool:
         """Whether the live state is seen to hold numbers that are not finite."""
@@ -101,6 +104,7 @@ class LiveModel:
         self.put_step = self.step
         text = f"not finite in the state of the model: {named}; taken from the backup of step {newest.step}."
         self._announcer.tell(events.Notice, text=text, is_warning=False)
+        self.mended = f"{named} had numbers that are not finite, and came from the backup of step {newest.step}"
         return True
 
     def is_swollen(self) -> bool:
