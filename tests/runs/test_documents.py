@@ -11,7 +11,16 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # The blocks of these stand on names of the reader's own, or on a framework, which their own test brings, or are many
 # and quick, and run in one process in test_guides.py.
-ELSEWHERE = {"distributed.md", "flax.md", "keras.md", "loops.md", "streams.md", "triggers.md", "index.md"}
+ELSEWHERE = {
+    "distributed.md",
+    "flax.md",
+    "incidents.md",
+    "keras.md",
+    "loops.md",
+    "streams.md",
+    "triggers.md",
+    "index.md",
+}
 ALL_PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 PAGES = [page for page in ALL_PAGES if page.name not in ELSEWHERE]
 GUIDES = sorted((ROOT / "docs").glob("*.md"))

@@ -96,9 +96,10 @@ class LiveModel:
             # The backup does not fit.
             mended, names = live, []
         is_little = 0 < len(names) <= MOST_MENDED * sum(1 for _ in leaves(live))
-        # Damage of some ranks only is no case for mending, which would make their weights differ.
-        is_common = self._persistence.agreement.is_same(", ".join(names) if is_little else "")
-        if not is_common or not is_little or not self._restorer.put_state(mended, self.step):
+        # Where some ranks hold no damage, mending the others would make their weights differ.
+        if self._persistence.agreement.agree("" if is_little else "go back") or not self._restorer.put_state(
+            mended, self.step
+        ):
             return False
         named = f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
         self.put_step = self.step

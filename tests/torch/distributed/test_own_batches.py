@@ -28,7 +28,8 @@ def test_a_fault_is_answered_by_all_alike(pair, fault):
 
     assert one["weights"] == other["weights"]
     assert one["is_finite"]
-    assert one["refused"] == other["refused"] >= 1
+    # A backup may find the weights before a loss shows them.
+    assert one["refused"] == other["refused"] >= (fault == "loss")
     # Probes are steps, too.
     assert 60 <= one["steps"] == other["steps"] <= 64
 
