@@ -22,7 +22,7 @@ from .distributed.single_process import SingleProcess
 from .distributed.together import Sharing, Together, sharing_here
 from .flight.examiner import Examiner
 from .flight.hand import Hand
-from .own_loop.also import read_also
+from .own_loop.also import networks_of, read_also
 from .own_loop.loader_adapter import LoaderAdapter
 from .state import ModelState, plain_model
 from .stepper import Stepper
@@ -124,8 +124,9 @@ def attach(
     stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=norm, clips=clips)
     keeps = _keeps_rates(scheduler, settings)
     rates = _checked_rates(optimizer) if not keeps and owner is None else None
+    parts = read_also(also)
     state = ModelState(
-        model, optimizer, scaler=scaler, ema=ema, rank=sharing.rank, gather=sharing.gather, also=read_also(also),
+        model, optimizer, scaler=scaler, ema=ema, rank=sharing.rank, gather=sharing.gather, also=parts,
         keeps_options=keeps,
     )  # fmt: skip
     # Says at once what it cannot hold.
@@ -139,6 +140,7 @@ def attach(
     examiner = Examiner(
         model, optimizer, scaler=scaler, run_batch=_checked_run(run_batch), hand=hand, state=state,
         num_ranks=sharing.size, redraw=dataset.__getitem__ if hasattr(dataset, "__getitem__") else None,
+        others=networks_of(parts),
     )  # fmt: skip
     if run_batch is None and sharing.size == 1:
         hand.watch(model)
@@ -241,6 +243,7 @@ def attach_loader(
         hand=hand,
         state=state,
         num_ranks=sharing.size,
+        others=networks_of(parts),
     )
     if run_batch is None:
         hand.watch(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,13 +63,15 @@ class Case:
         backups: Steps and states, newest first.
         has_loss: Whether a run gives a loss, not only what the model returns.
         redraw: Returns a sample anew, or None.
+        others: Networks that are trained beside the model, by their names.
     """
 
     def __init__(
         self, refusal: Refusal, model: torch.nn.Module, optimizer: Any, *, scaler: Any, run: Callable[[Any], Any],
         held: Held, batch: Any, good_held: Held | None, good: Any, backups: Sequence[tuple[int, Any]], has_loss: bool,
-        redraw: Callable[[int], Any] | None,
+        redraw: Callable[[int], Any] | None, others: Mapping[str, torch.nn.Module],
     ) -> None:  # fmt: skip
+        self._others = others
         self._refusal, self._model, self._optimizer, self._scaler = refusal, model, optimizer, scaler
         self._held, self._batch, self._redraw, self._backups = held, batch, redraw, backups
         self._good_held, self._good = good_held, good
@@ -92,11 +94,13 @@ class Case:
             return self._of_bad_weights(weights)
         first = self._runs.watch(self._batch, "the refused batch on the refused weights", backward=True)
         self._loss = first.loss
-        if not self._runs.is_bad(first):
+        is_bad = self._runs.is_bad(first)
+        clear = self._of_clear_input(first) if is_bad else None
+        found = clear if clear is not None and clear.is_certain else self._of_others() or clear
+        if found is not None:
+            return found
+        if not is_bad:
             return self._of_good_run(first)
-        clear = self._of_clear_input(first)
-        if clear is not None:
-            return clear
         second = None
         if self._good is not None:
             second = self._runs.watch(self._good, "the last good batch on the refused weights")
@@ -124,7 +128,23 @@ class Case:
         """Values of the input that are not finite, without which the batch is good; None for all else."""
         odd = not_finite(self._batch, self._good)
         found = self._of_odd(odd, first, num_rows(self._batch)) if odd else None
-        return None if found is None else self._end(found, certain=True, rest=(HEALTHY, *self._redrawn(found)))
+        if found is None:
+            return None
+        if not self._runs.has_loss and len(found.rows) == num_rows(self._batch):
+            # What the model got is no batch of the loader, and nothing was good without some of its rows.
+            return self._end(found, rest=("what comes before the model was not run again",))
+        return self._end(found, certain=True, rest=(HEALTHY, *self._redrawn(found)))
+
+    def _of_others(self) -> Finding | None:
+        """A network beside the model that is not finite, so that what it gives the model is not either."""
+        for name, other in self._others.items():
+            bad = bad_weights(other)
+            if bad:
+                text = (
+                    f"`{name}`, trained beside the model, holds values that are not finite, as in `{next(iter(bad))}`"
+                )
+                return self._end(Finding(UNKNOWN, text, where=name))
+        return None
 
     def _find_healthy(self) -> None:
         """Look for a backup with which the last good batch is good; where there is none, the newest finite one."""

@@ -41,6 +41,7 @@ class Examiner:
         state: The state of the training, for a record.
         num_ranks: Processes that train together.
         redraw: Returns a sample anew; None where it cannot be had.
+        others: Networks that are trained beside the model, by their names.
     """
 
     def __init__(
@@ -54,7 +55,9 @@ class Examiner:
         state: ModelState,
         num_ranks: int,
         redraw: Callable[[int], Any] | None = None,
+        others: Mapping[str, torch.nn.Module] | None = None,
     ) -> None:
+        self._others = others or {}
         self._model, self._optimizer, self._scaler = plain_model(model), optimizer, scaler
         self._called, self._run_batch, self._hand, self._state = model, run_batch, hand, state
         self._redraw, self._num_ranks = redraw, num_ranks
@@ -92,6 +95,7 @@ class Examiner:
             refusal, self._model, self._optimizer, scaler=self._scaler, run=self._run, held=held,
             batch=self._batch_of(held), good_held=good, good=None if good is None else self._batch_of(good),
             backups=backups, has_loss=self._run_batch is not None, redraw=self._redraw,
+            others=self._others,
         )  # fmt: skip
         finding = case.solve()
         return finding if self._run_batch is not None else finding._replace(missing=NO_LOSS)

@@ -54,6 +54,11 @@ def read_also(also: Any) -> dict[str, AlsoPart]:
     return {name: _read(name, part) for name, part in also.items()}
 
 
+def networks_of(parts: Mapping[str, AlsoPart]) -> dict[str, torch.nn.Module]:
+    """The networks among the parts, by their names."""
+    return {name: part.holder for name, part in parts.items() if isinstance(part.holder, torch.nn.Module)}
+
+
 def _read(name: str, given: Any) -> AlsoPart:
     part, when = given, ""
     if isinstance(given, tuple) and given and isinstance(given[-1], str):

@@ -1,12 +1,14 @@
 """Where an incident began: the refused batch runs once more, and everything is put back to the bit."""
 
 import copy
+import math
 import typing
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, softplus
+from torch.utils.data import DataLoader, TensorDataset
 
 from learnit_r8 import Recovery, TrainingDiverged, events
 from learnit_r8.flight.finding import Refusal
@@ -300,3 +302,30 @@ def test_a_run_that_gives_up_says_first_where_it_began(tmp_path):
     assert read_record(tmp_path / "incidents" / "1")["cause"] == sentence
     # Not more than the first three of a kind are looked into.
     assert len(heard.of(events.CauseFound)) == 3
+
+
+@pytest.mark.parametrize("fault", ["weights", "weights with run_batch", "output"])
+def test_a_network_beside_the_model_is_not_taken_for_the_data(fault):
+    """What a damaged generator gives a healthy discriminator is no fault of the samples of the batch."""
+    torch.manual_seed(0)
+    maker, judge, noise = nn.Linear(2, 3), nn.Linear(3, 1), torch.randn(8, 2)
+    heard = record_events()
+    adapter = attach(
+        judge, torch.optim.SGD(judge.parameters(), 0.01), DataLoader(TensorDataset(torch.randn(64, 3)), 8),
+        num_steps=16, guard="finite", also={"maker": maker}, listeners=[heard],
+        run_batch=(lambda _: softplus(judge(maker(noise))).mean()) if "run_batch" in fault else None,
+    )  # fmt: skip
+    for _ in adapter.epochs():
+        for (real,) in adapter.batches():
+            is_time = adapter.scheduler.global_step == 6
+            if is_time and fault != "output":
+                maker.weight.data[0, 0] = math.nan
+            made = maker(noise) * (math.nan if is_time and fault == "output" else 1.0)
+            adapter.step(softplus(-judge(real)).mean() + softplus(judge(made)).mean())
+    adapter.close()
+
+    [found] = heard.of(events.CauseFound)
+    assert not found.is_certain
+    assert "healthy" not in found.text
+    said = "what comes before the model" if fault == "output" else "`maker`, trained beside the model, holds values"
+    assert said in found.text
