@@ -45,7 +45,9 @@ class RecordedIncident:
         self.loss = float(finding.get("loss", "nan"))
 
     def __repr__(self) -> str:
-        return f"RecordedIncident(step {self.record['step'] - 1}: {self.cause or self.record['diagnosis'] or '?'})"
+        # The cause begins with its step.
+        step = f"step {self.record['step'] - 1:,}: "
+        return f"RecordedIncident({step}{(self.cause or self.record['diagnosis'] or '?').removeprefix(step)})"
 
     def replay(self, model: torch.nn.Module, loss_fn: Callable[[torch.nn.Module, Any], Any] | None = None) -> Any:
         """Run the refused batch once more, as it was: the refused weights, if they are recorded, and the generators.

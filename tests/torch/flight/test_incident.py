@@ -70,6 +70,7 @@ def test_a_replayed_loss_is_the_same_to_the_bit(tmp_path, own_loader):
     again.backward()
     assert own_loader or "whose input holds 3000 at [0]" in incident.cause
     assert incident.refused["optimizer"]["param_groups"][0]["lr"] > 0
+    assert repr(incident).count("step ") == 1
 
 
 def test_without_data_nothing_of_the_batch_is_written(tmp_path, capsys):
