@@ -526,7 +526,8 @@ class RecoveryController:
 
     def _go_on_from(self, backup: Backup, alarm: Alarm, *, is_sudden: bool) -> None:
         self._first_steps.drop_trial()
-        if self._settlement.go_on_from(backup, alarm, is_sudden=is_sudden, lr=self._lr):
+        is_probed = self.experiment.can_probe
+        if self._settlement.go_on_from(backup, alarm, is_sudden=is_sudden, lr=self._lr, is_probed=is_probed):
             self.steady_left = min(self.recovery.steady_steps, self._most_steady)
         self._refusals.bad_in_a_row = 0
         self._look_again()

@@ -64,15 +64,16 @@ class RateLimit:
         self._calm, self._gentle_left = 0, self._gentle_steps
         self.is_on = True
 
-    def lower(self, rate: float, *, by: float, least: float = 0.0) -> None:
+    def lower(self, rate: float, *, by: float, least: float = 0.0, is_probed: bool = True) -> None:
         """Set the ceiling below a rate at which a healthy state was damaged.
 
         Args:
             rate: The rate at which that happened.
             by: What to divide it by.
             least: Lowest ceiling.
+            is_probed: Whether probes have shown it; if not, the ceiling rises sooner, as it may have been the data.
         """
-        self._slow_above, self._calm = rate * min(MOST_OF_BAD, 2.0 / by), 0
+        self._slow_above, self._calm = rate * (min(MOST_OF_BAD, 2.0 / by) if is_probed else MOST_OF_BAD), 0
         self._best, self._may_rise, self._top = math.inf, True, 0.0
         self.ceiling = max(rate / by, least)
         self.is_on = True

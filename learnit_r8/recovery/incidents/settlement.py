@@ -129,7 +129,7 @@ class Settlement:
             "counts as normal.",
         )
 
-    def go_on_from(self, backup: Backup, alarm: Alarm, *, is_sudden: bool, lr: float) -> bool:
+    def go_on_from(self, backup: Backup, alarm: Alarm, *, is_sudden: bool, lr: float, is_probed: bool) -> bool:
         """Go on from a restored state; returns whether the first steps must be gentle.
 
         Args:
@@ -137,6 +137,7 @@ class Settlement:
             alarm: Why it was put back.
             is_sudden: Whether most of the rise came within one step.
             lr: The scheduled learning rate.
+            is_probed: Whether witnesses were drawn.
         """
         lineage, limit, step = self._lineage, self._limit, self._live.step
         undone = lineage.updates - backup.updates
@@ -148,7 +149,7 @@ class Settlement:
             least = 0.0 if is_early else LOWEST_SHARE * lr
             self._num_lowered += 1
             usual = DIVISOR if self._num_lowered <= 2 else LASTING_DIVISOR
-            limit.lower(rate, by=EARLY_DIVISOR if is_early else usual, least=least)
+            limit.lower(rate, by=EARLY_DIVISOR if is_early else usual, least=least, is_probed=is_probed)
             self._announcer.tell(events.LrCapped, ceiling=limit.ceiling, reason=alarm.value)
         elif not is_early:
             self._num_lowered = 0
