@@ -60,6 +60,10 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(path)
     if path.suffix == ".r8":
         return _checked_record(_exported(path).get("record"), path)
+    if path.is_dir() and not (path / RECORD).exists():
+        there = numbers_in(path)
+        inside = f"; give one of its incidents, as {path / FOLDER / str(there[0])}" if there else ""
+        raise BadRecord(f"{path} must be the folder of one incident, got one without {RECORD}{inside}.")
     path = path / RECORD if path.is_dir() else path
     try:
         with open_regular(path) as file:

@@ -61,6 +61,16 @@ def test_records_are_beside_the_checkpoints_where_there_is_no_run_folder(tmp_pat
     assert numbers_in(tmp_path / "saved") == [1, 2]
 
 
+def test_the_folder_of_a_run_is_not_that_of_an_incident(tmp_path):
+    """Who gives it is told which to give."""
+    (tmp_path / "incidents" / "2").mkdir(parents=True)
+
+    with pytest.raises(BadRecord, match=r"without incident.json; give one of its incidents, as .*incidents.2\.$"):
+        read_record(tmp_path)
+    with pytest.raises(BadRecord, match=r"got one without incident.json\.$"):
+        read_record(tmp_path / "incidents" / "2")
+
+
 def test_a_run_that_gives_up_leaves_a_record(tmp_path):
     """It is on the disk when the error is raised."""
     with pytest.raises(TrainingDiverged):
