@@ -453,11 +453,7 @@ class Adapter:
         Raises:
             ValueError: it is of another run. Then nothing was changed.
         """
-        if self.rates is not None:
-            # Whoever loads the scheduler has loaded the optimizer too, with its rates.
-            self.rates.forget()
-        self.scheduler.load_state_dict(state)
-        self._losses.set_rates(self.scheduler.lr)
+        self._losses.load_scheduler(state)
 
     def close(self) -> None:
         """Finish: report, save what is due, tell listeners. Safe to call twice."""

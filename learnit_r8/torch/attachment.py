@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -22,7 +22,7 @@ from .distributed.single_process import SingleProcess
 from .distributed.together import Sharing, Together, sharing_here
 from .flight.examiner import Examiner
 from .flight.hand import Hand
-from .own_loop.also import networks_of, read_also
+from .own_loop.also import AlsoPart, networks_of, read_also
 from .own_loop.loader_adapter import LoaderAdapter
 from .state import ModelState, plain_model
 from .stepper import Stepper
@@ -103,9 +103,6 @@ def attach(
     >>> adapter.scheduler.global_step, adapter.scheduler.table.source
     (8, 'exact')
     """
-    _check_model(model, optimizer)
-    _check_parameters(model, optimizer)
-    _check_parts(scaler, ema, owner, sharing)
     if _is_own_loader(dataset, scheduler, settings):
         if owner is not None or ahead:
             raise ValueError("owner and ahead are for batches that the scheduler draws; give batch_size, too.")
@@ -113,52 +110,18 @@ def attach(
             model, optimizer, dataset, scaler=scaler, ema=ema, accumulate=accumulate, max_grad_norm=max_grad_norm,
             scheduler=scheduler, also=also, sharing=sharing, run_batch=run_batch, **settings,
         )  # fmt: skip
+    sharing = _checked_sharing(model, optimizer, scaler, ema, owner, sharing)
     check_dataset(dataset)
-    sharing = sharing_here() if sharing is None else sharing
-    check_shards(model, sharing.size)
-    whole = plain_model(model)
-    check_flat(whole, optimizer, sharing.size, scaler=scaler, ema=ema)
-    size, ahead = len(dataset), whole_number("ahead", ahead, least=0)
-    accumulate, norm = whole_number("accumulate", accumulate, least=1), _checked_norm(max_grad_norm)
-    clips = whole.clip_grad_norm_ if is_flat(whole) else None
-    stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=norm, clips=clips)
-    keeps = _keeps_rates(scheduler, settings)
-    rates = _checked_rates(optimizer) if not keeps and owner is None else None
-    parts = read_also(also)
-    state = ModelState(
-        model, optimizer, scaler=scaler, ema=ema, rank=sharing.rank, gather=sharing.gather, also=parts,
-        keeps_options=keeps,
+    ahead = whole_number("ahead", ahead, least=0)
+    kept = _keep(
+        model, optimizer, settings, size=len(dataset), sharing=sharing, scheduler=scheduler, scaler=scaler, ema=ema,
+        accumulate=accumulate, max_grad_norm=max_grad_norm, also=also, ahead=ahead, run_batch=run_batch,
+        sets_rates=owner is None, redraw=getattr(dataset, "__getitem__", None),
     )  # fmt: skip
-    # Says at once what it cannot hold.
-    state.read()
-    own = sharing.settings(_memory_settings(settings, state, sharing))
-    # Ranks must not continue from different states, so they choose one together.
-    resume = own.pop("resume", None) if scheduler is None and isinstance(sharing, Together) else None
-    r8 = _new_scheduler(size, state, own, optimizer) if scheduler is None else _checked(scheduler, size, own)
-    sharing.check(r8, model, resume, accumulate=accumulate)
-    hand = Hand(keeps_generators=_keeps_generators(r8))
-    examiner = Examiner(
-        model, optimizer, scaler=scaler, run_batch=_checked_run(run_batch), hand=hand, state=state,
-        num_ranks=sharing.size, redraw=dataset.__getitem__ if hasattr(dataset, "__getitem__") else None,
-        others=networks_of(parts),
-    )  # fmt: skip
-    if run_batch is None and sharing.size == 1:
-        hand.watch(model)
-    _adopt(r8, model, state, sharing, accumulate=accumulate, ahead=ahead, examiner=examiner)
-    _expect_loading(optimizer, rates)
     return Adapter(
-        r8,
-        model=model,
-        dataset=dataset,
-        optimizer=optimizer,
-        state=state,
-        stepper=stepper,
-        rates=rates,
-        sharing=sharing,
-        ahead=ahead,
-        owner=owner,
-        hand=hand,
-    )
+        kept.scheduler, model=model, dataset=dataset, optimizer=optimizer, state=kept.state, stepper=kept.stepper,
+        rates=kept.rates, sharing=sharing, ahead=ahead, owner=owner, hand=kept.hand,
+    )  # fmt: skip
 
 
 def attach_loader(
@@ -201,17 +164,7 @@ def attach_loader(
     >>> adapter.scheduler.global_step
     4
     """
-    _check_model(model, optimizer)
-    _check_parameters(model, optimizer)
-    _check_parts(scaler, ema, None, sharing)
-    sharing = sharing_here() if sharing is None else sharing
-    check_shards(model, sharing.size)
-    whole = plain_model(model)
-    check_flat(whole, optimizer, sharing.size, scaler=scaler, ema=ema)
-    parts = read_also(also)
-    accumulate, norm = whole_number("accumulate", accumulate, least=1), _checked_norm(max_grad_norm)
-    clips = whole.clip_grad_norm_ if is_flat(whole) else None
-    stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=norm, clips=clips)
+    sharing = _checked_sharing(model, optimizer, scaler, ema, None, sharing)
     own: SchedulerSettings = {**settings}
     if scheduler is None:
         own.setdefault("scheduler_mode", "keep")
@@ -222,39 +175,89 @@ def attach_loader(
             length = None if None in lengths else min(lengths)
         if own.get("num_epochs") is not None and length:
             own.setdefault("steps_per_epoch", length)
-    keeps = _keeps_rates(scheduler, own)
-    rates = None if keeps else _checked_rates(optimizer)
+    kept = _keep(
+        model, optimizer, own, size=None, sharing=sharing, scheduler=scheduler, scaler=scaler, ema=ema,
+        accumulate=accumulate, max_grad_norm=max_grad_norm, also=also, run_batch=run_batch, keeps_random=True,
+    )  # fmt: skip
+    others = [part.holder for part in kept.parts.values() if hasattr(part.holder, "param_groups")]
+    return LoaderAdapter(
+        kept.scheduler, model=model, loader=loader, optimizers=[optimizer, *others], state=kept.state,
+        stepper=kept.stepper, rates=kept.rates, sharing=sharing, hand=kept.hand,
+    )  # fmt: skip
+
+
+class _Kept(NamedTuple):
+    """What the adapters of both kinds are made of."""
+
+    scheduler: R8Scheduler
+    state: ModelState
+    stepper: Stepper
+    rates: GroupRates | None
+    hand: Hand
+    parts: Mapping[str, AlsoPart]
+
+
+def _keep(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    settings: SchedulerSettings,
+    *,
+    size: int | None,
+    sharing: Sharing,
+    scheduler: R8Scheduler | None,
+    scaler: Any,
+    ema: Any,
+    accumulate: int,
+    max_grad_norm: float | None,
+    also: Mapping[str, Any] | None,
+    run_batch: Callable[[Any], Any] | None,
+    ahead: int = 0,
+    sets_rates: bool = True,
+    keeps_random: bool = False,
+    redraw: Callable[[int], Any] | None = None,
+) -> _Kept:
+    """Let a scheduler, a new one or that which is given, keep a model; ``size`` is None for batches of the user's."""
+    whole, parts = plain_model(model), read_also(also)
+    accumulate, norm = whole_number("accumulate", accumulate, least=1), _checked_norm(max_grad_norm)
+    clips = whole.clip_grad_norm_ if is_flat(whole) else None
+    stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=norm, clips=clips)
+    keeps_rates = _keeps_rates(scheduler, settings)
+    rates = _checked_rates(optimizer) if sets_rates and not keeps_rates else None
     state = ModelState(
         model, optimizer, scaler=scaler, ema=ema, rank=sharing.rank, gather=sharing.gather, also=parts,
-        keeps_options=keeps, keeps_random=True,
+        keeps_options=keeps_rates, keeps_random=keeps_random,
     )  # fmt: skip
     # Says at once what it cannot hold.
     state.read()
-    own = sharing.settings(_memory_settings(own, state, sharing))
+    own = sharing.settings(_memory_settings(settings, state, sharing))
     # Ranks must not continue from different states, so they choose one together.
     resume = own.pop("resume", None) if scheduler is None and isinstance(sharing, Together) else None
-    r8 = _new_scheduler(None, state, own, optimizer) if scheduler is None else _checked(scheduler, None, own)
+    r8 = _new_scheduler(size, state, own, optimizer) if scheduler is None else _checked(scheduler, size, own)
+    sharing.check(r8, model, resume, accumulate=accumulate)
     hand = Hand(keeps_generators=_keeps_generators(r8))
     examiner = Examiner(
-        model,
-        optimizer,
-        scaler=scaler,
-        run_batch=_checked_run(run_batch),
-        hand=hand,
-        state=state,
-        num_ranks=sharing.size,
-        others=networks_of(parts),
-    )
-    if run_batch is None:
-        hand.watch(model)
-    sharing.check(r8, model, resume, accumulate=accumulate)
-    _adopt(r8, model, state, sharing, accumulate=accumulate, ahead=0, examiner=examiner)
-    _expect_loading(optimizer, rates)
-    others = [part.holder for part in parts.values() if hasattr(part.holder, "param_groups")]
-    return LoaderAdapter(
-        r8, model=model, loader=loader, optimizers=[optimizer, *others], state=state, stepper=stepper, rates=rates,
-        sharing=sharing, hand=hand,
+        model, optimizer, scaler=scaler, run_batch=_checked_run(run_batch), hand=hand, state=state,
+        num_ranks=sharing.size, redraw=redraw, others=networks_of(parts),
     )  # fmt: skip
+    # On several ranks nothing runs again, but of a step without a loader only the inputs can be looked at.
+    if run_batch is None and (sharing.size == 1 or size is None):
+        hand.watch(model)
+    _adopt(r8, model, state, sharing, accumulate=accumulate, ahead=ahead, examiner=examiner)
+    _expect_loading(optimizer, rates)
+    return _Kept(r8, state, stepper, rates, hand, parts)
+
+
+def _checked_sharing(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, ema: Any, owner: Any, sharing: Any
+) -> Sharing:
+    """How the processes here share, after a check that they can train the model."""
+    _check_model(model, optimizer)
+    _check_parameters(model, optimizer)
+    _check_parts(scaler, ema, owner, sharing)
+    found: Sharing = sharing_here() if sharing is None else sharing
+    check_shards(model, found.size)
+    check_flat(plain_model(model), optimizer, found.size, scaler=scaler, ema=ema)
+    return found
 
 
 def _length_of(loader: Any) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -166,6 +167,18 @@ class LossPipeline:
             if outcome.rolled_back_to is not None or self._state.num_loads != num_loads:
                 self.drop()
         return outcome
+
+    def load_scheduler(self, state: Mapping[str, Any]) -> None:
+        """Take over the state of the scheduler alone; losses on their way are dropped.
+
+        Raises:
+            ValueError: it is of another run. Then nothing was changed.
+        """
+        if self._rates is not None:
+            # Whoever loads the scheduler has loaded the optimizer too, with its rates.
+            self._rates.forget()
+        self._r8.load_state_dict(state)
+        self.set_rates(self._r8.lr)
 
     def settle(self) -> None:
         """Wait for all losses on their way, and report them."""

@@ -125,10 +125,7 @@ class LoaderAdapter:
         Raises:
             ValueError: it is of another run. Then nothing was changed.
         """
-        if self.rates is not None:
-            self.rates.forget()
-        self.scheduler.load_state_dict(state)
-        self._losses.set_rates(self.scheduler.lr)
+        self._losses.load_scheduler(state)
 
     def epochs(self) -> Iterator[int]:
         """Yield epoch numbers, 0-based, until the budget is spent."""
