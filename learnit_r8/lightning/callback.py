@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import lightning
 import torch
 
-from ..schedules.budget import BUDGETS
+from ..schedules.budget import has_budget
 from ..schedules.schedule import OPEN_MODES
 from ..table.labels.predictions import Predictions
 from ..torch.losses import check_labels
@@ -136,7 +136,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
     ) -> Adapter:
         loader.keep_batch_size(saved)
         self._num_batches = num_batches_of(trainer, loader)
-        if not any(settings.get(name) is not None for name in BUDGETS):
+        if not has_budget(settings):
             settings |= budget_of(trainer, self._num_batches, may_be_open=settings.get("scheduler_mode") in OPEN_MODES)
         is_chained = trainer.limit_train_batches != 1.0 or self._num_batches < len(loader)
         adapter = loader.attach(pl_module, trainer.optimizers[0], is_chained=is_chained, **settings)
@@ -199,7 +199,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
 
     @property
     def _has_budget(self) -> bool:
-        return any(self._loader.settings.get(name) is not None for name in BUDGETS)
+        return has_budget(self._loader.settings)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Count the epoch, where the loaders are the user's own."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..sampling.random_generators import random_state
-from ..schedules.budget import BUDGETS
+from ..schedules.budget import has_budget
 from ..torch.attachment import attach_loader
 from ..torch.serialization import as_arrays, as_tensors
 
@@ -44,7 +44,7 @@ class OwnBatches:
         self._batches: TrainerBatches | None = None
         self._module: Any = None
         self._manual: list[torch.Tensor] = []
-        self._has_budget = any(self._settings.get(name) is not None for name in BUDGETS)
+        self._has_budget = has_budget(self._settings)
 
     @property
     def settings(self) -> dict[str, Any]:

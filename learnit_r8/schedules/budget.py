@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
 
 BUDGETS = ("num_epochs", "num_steps", "train_duration_seconds", "num_tokens")
 """The arguments of `R8Scheduler` of which one is the budget."""
+
+
+def has_budget(settings: Mapping[str, Any]) -> bool:
+    """Whether one of the arguments for a budget is among these and not None."""
+    return any(settings.get(name) is not None for name in BUDGETS)
+
 
 OPEN_WARMUP = 0.5
 """Progress that stands for the end of the warm-up of an open budget: schedules are functions of progress."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..sampling.ticket import Outcome
-from ..schedules.budget import BUDGETS
+from ..schedules.budget import has_budget
 from ..torch.attachment import attach_loader
 from ..torch.own_loop.last_forward import LastForward
 
@@ -41,7 +41,7 @@ class OwnBatches:
         args, given = trainer.args, dict(settings)
         if args.world_size > 1:
             raise ValueError(NOT_SHARED.format(args.world_size))
-        self._has_budget = any(given.get(name) is not None for name in BUDGETS)
+        self._has_budget = has_budget(given)
         if not self._has_budget:
             given |= _budget_of(args)
         accumulate = args.gradient_accumulation_steps
