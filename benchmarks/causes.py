@@ -73,6 +73,9 @@ def _replays(task: AnyTask, folder: Path) -> tuple[float, bool | None]:
     task.model = copy.deepcopy(task.model)
     again = incident.replay(task.model, lambda model, batch: task.run_batch(batch)).item()
     seconds, loss = finding.get("seconds", math.nan), incident.loss
+    if finding.get("missing"):
+        # Only the forward pass has run, which gives no loss.
+        return seconds, None
     if math.isnan(loss):
         # Where the weights are not finite, the batch was not run on them.
         return seconds, None if math.isfinite(again) else math.isnan(again)

@@ -199,8 +199,8 @@ class Case:
                 )
                 if fourth.bad_gradients:
                     assert self._good_held is not None
-                    rest = ("its loss was finite, and its update has damaged the weights",)
-                    return self._of_gradient(fourth, self._good, self._good_held, rest)
+                    said = ("its loss was finite, and its update has damaged the weights",)
+                    return self._of_gradient(fourth, self._good, self._good_held, said)
         own = [each for each in weights if each in parameters]
         # A weight damages the statistics of the model, too; the names of parameters come first.
         few = len(own) == 1 and count <= 4
@@ -210,8 +210,8 @@ class Case:
             return self._of_optimizer(faults, (f"its update has damaged `{name}`",))
         if few:
             text = f"{count} of the weights `{name}` {'is' if count == 1 else 'are'} not finite, and all others are"
-            rest = ("both batches are good with the weights of a backup",)
-            rest += ("it has damaged statistics of the model",) * (len(weights) > 1)
+            others = ("it has damaged statistics of the model",) * (len(weights) > 1)
+            rest = ("both batches are good with the weights of a backup", *others)
             return self._end(Finding(WEIGHT, text, where=name), certain=True, rest=rest)
         text = f"{len(weights)} arrays of weights are not finite, as `{name}`; batches and gradients are not to blame"
         return self._end(Finding(UNKNOWN, text), rest=("an update that was too large, or the optimizer's state",))

@@ -21,7 +21,6 @@ from learnit_r8.torch.flight.rows import halve, num_rows, some_rows
 from learnit_r8.torch.flight.runs import Runs
 from learnit_r8.torch.flight.trace import run_watched
 from learnit_r8.torch.flight.words import describe_place
-from learnit_r8.torch.state import ModelState
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 BAD = 21
@@ -270,9 +269,7 @@ def test_what_is_touched_is_put_back_to_the_bit():
     ticket = type("Ticket", (), {"indices": list(range(8))})()
     batch = tuple(each[:8] for each in dataset.tensors)
     hand.reported = hand.good = Held(ticket, batch, None, None)
-    examiner = Examiner(
-        model, optimizer, scaler=None, run_batch=loss_of(model), hand=hand, state=ModelState(model), num_ranks=1
-    )
+    examiner = Examiner(model, optimizer, scaler=None, run_batch=loss_of(model), hand=hand, num_ranks=1)
     gradients = [each.grad for each in model.parameters()]
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict(), [each.clone() for each in gradients]))
     waiting = model(batch[0]).sum()
