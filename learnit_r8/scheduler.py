@@ -414,7 +414,7 @@ class R8Scheduler:
                 self.host.between_steps()
                 if not (self.pace.is_finished and self.controller.asks_probe):
                     return
-            ticket = self._open = self.draw_if_any()
+            ticket = self._open = self.host.draw_if_any()
             if ticket is None:
                 return
             if ticket.weights is not None:

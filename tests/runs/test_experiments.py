@@ -136,6 +136,32 @@ def test_loss_of_1e9_is_refused_from_the_second_step_on(at):
     assert len(heard.of(events.BatchRefused)) == 1
 
 
+@pytest.mark.parametrize("at", [5, 20, 60])
+def test_a_somewhat_high_loss_of_the_first_steps_is_trained_on_and_looked_into(at):
+    """No batch of a healthy training is left out for it: a probe finds the weights healthy."""
+    task = ToyTask(N)
+    first = task.losses(np.arange(N)).mean()
+
+    def reported(step, indices, losses):
+        return 3 * first if step == at else losses.mean()
+
+    _, heard = train(task, reported, num_steps=200)
+
+    assert not heard.of(events.BatchRefused, events.RolledBack)
+    assert [(each.step, each.reason) for each in heard.of(events.Probed)][:1] == [(at + 1, "early")]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("at", [5, 20, 60])
+def test_weights_that_are_somewhat_worse_in_the_first_steps_are_looked_into(at):
+    """Damage that a somewhat high loss shows is undone, although its batch was trained on."""
+    task = ToyTask(N)
+    _, heard = train(task, damaged=[at], num_steps=400)
+
+    assert heard.of(events.RolledBack)
+    assert task.loss() < 1.5 * undisturbed(num_steps=400)
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("lr", [5.0, 50.0])
 def test_rate_too_high_from_the_start(lr):
