@@ -159,7 +159,7 @@ def test_a_batch_with_a_somewhat_high_loss_in_the_first_steps_comes_again(at):
     start = (at - 1) // (N // B) * (N // B)
     end = start + N // B + 2
     assert seen[end - 1] == high[0]
-    assert set(sum(seen[start:end], [])) == set(range(N))
+    assert {each for batch in seen[start:end] for each in batch} == set(range(N))
 
 
 @pytest.mark.parametrize("at", [5, 20, 60])
