@@ -5,12 +5,13 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from learnit_r8.policies import Balanced, Shuffle, Steady
 from learnit_r8.table.estimators import leak_of
 from tests.common import EVERYTHING, Loop, build, catalogued, load, report, run_pass, saved, scripts, true_losses
+from tests.examples import examples
 
 
 class SlowTable:
@@ -60,7 +61,7 @@ class SlowTable:
         return np.where(self.uses > 0, loss, np.nan)
 
 
-@settings(max_examples=120)
+@examples(3)
 @given(
     size=st.tuples(st.integers(1, 60), st.integers(1, 12)),
     part_size=st.sampled_from([None, 1, 2, 3, 5, 20]),
@@ -129,7 +130,7 @@ def test_losses_may_turn_negative_at_any_report(turns_at, part_size):
 
 @pytest.mark.parametrize("part_size", [None, 1, 3])
 @pytest.mark.parametrize("policy", EVERYTHING)
-@settings(max_examples=12)
+@examples(0.3)
 @given(script=scripts, size=st.tuples(st.integers(1, 40), st.integers(1, 9)), lowest=st.sampled_from([0.0, 0.4]))
 def test_reading_changes_nothing(policy, part_size, script, size, lowest):
     """Reading the table, at any time and however often, changes neither batches nor table."""
@@ -421,9 +422,10 @@ def test_expected_loss_when_losses_turn_negative():
     assert table.learner.with_trend(batch.expected) == pytest.approx(table.loss[batch.indices].mean(), rel=1e-4)
 
 
-@pytest.mark.parametrize("last_batch", ["short", "fill"])
-@pytest.mark.parametrize("batch_size", [32, 256, 2048])
-@pytest.mark.parametrize("part_size", [None, 1])
+@pytest.mark.parametrize(
+    ("batch_size", "last_batch", "part_size"),
+    [(32, "short", 1), (32, "fill", None), (256, "fill", 1), (2048, "short", None)],
+)
 def test_memory(batch_size, last_batch, part_size):
     """Beside 16 bytes a sample a pass takes at most 5 MB, to its last batch."""
     num_samples = 1_000_000
