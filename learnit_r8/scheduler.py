@@ -137,7 +137,7 @@ class R8Scheduler:
             if ``use_curses`` is on. With several ranks only the first one records.
         record: What is written of an incident, into the folder "incidents" of the run folder, or of the checkpoints
             where there is none: "names", which samples it was, and no data; "batch", also the batch and the random
-            generators at its start; "all", also the refused weights.
+            generators at its start; "all", also the refused and the restored weights.
         keep_witness: Whether to keep your own batch after a backup (up to 64 MiB), so that it can be handed out again
             to test the weights; otherwise the losses alone decide. Only without ``num_samples``, as the next two.
         after_restore: What your loader does after the model was restored: "next", it goes on with its next batch; or

@@ -238,7 +238,7 @@ def _keep(
     sharing.check(r8, model, resume, accumulate=accumulate)
     hand = Hand(keeps_generators=_keeps_generators(r8))
     examiner = Examiner(
-        model, optimizer, scaler=scaler, run_batch=run_batch, hand=hand, state=state,
+        model, optimizer, scaler=scaler, run_batch=run_batch, hand=hand,
         num_ranks=sharing.size, redraw=redraw, others=networks_of(parts),
     )  # fmt: skip
     # On several ranks nothing runs again, but of a step without a loader only the inputs can be looked at.
