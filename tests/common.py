@@ -179,7 +179,7 @@ class Loop:
             if action == "report":
                 self._report(batch)
             elif action == "refuse" or batch.chunk.pass_number < 0:
-                self.plan.settle(batch)
+                self.plan.close(batch)
             else:
                 self.steps -= self.plan.abandon(batch)
 

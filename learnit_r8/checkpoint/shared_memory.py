@@ -130,7 +130,7 @@ class SharedBackups:
         """Whether a thread is writing a generation."""
         return self._thread is not None and self._thread.is_alive()
 
-    def begin(
+    def start_write(
         self,
         model: Any,
         content: Mapping[str, Any],

@@ -104,9 +104,9 @@ class CheckpointStore:
             TypeError: a value cannot be saved.
             OSError: the write failed; earlier checkpoints are unchanged.
         """
-        return self.begin(state, write_model, config).result()
+        return self.start_write(state, write_model, config).result()
 
-    def begin(
+    def start_write(
         self,
         state: Mapping[str, Any],
         write_model: Callable[[str], None] | None = None,
@@ -287,7 +287,7 @@ class CheckpointStore:
             (own.path.name, own.step) for own in self._own if own.model is not None and own.path not in self._given_up
         ]
 
-    def give_up(self, after: int, until: int) -> None:
+    def mark_abandoned(self, after: int, until: int) -> None:
         """Note that the model was restored: checkpoints of this run written in between hold weights that are given up.
 
         Args:

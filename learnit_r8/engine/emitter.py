@@ -63,11 +63,11 @@ class EventEmitter:
             self.data_seconds += self._clock() - began
             yield batch
 
-    def begin(self) -> None:
+    def start_timing(self) -> None:
         """Start measuring the scheduler's own time: the user's code ends here."""
         self._since = self._clock()
 
-    def end(self) -> None:
+    def stop_timing(self) -> None:
         """Stop measuring the scheduler's own time: the user's code begins here."""
         self._own += self._clock() - self._since
 
@@ -166,7 +166,7 @@ class EventEmitter:
         chunk, slot, indices = self._batch
         return chunk.shares_of(slot, len(indices))
 
-    def forget(self) -> None:
+    def drop_surveys(self) -> None:
         """Drop the surveys so far, as a state was loaded."""
         self._surveyor = self._batch = None
         self._surveyed_step = self._ended_step = -1

@@ -160,7 +160,7 @@ class Chunk:
         first = self._start_of(slot)
         return () if self.planned is None else self.planned.shares(first, min(first + count, len(self.members)))
 
-    def settle(self, slot: int) -> None:
+    def close(self, slot: int) -> None:
         """Close a batch that was drawn and will not be learned from."""
         self.states[slot] = SETTLED
 
@@ -172,7 +172,7 @@ class Chunk:
     def drop_undrawn(self) -> None:
         """Close the batches that were not drawn."""
         for slot in range(self.drawn, len(self.states)):
-            self.settle(slot)
+            self.close(slot)
         self.drawn = len(self.states)
 
     def batches_out(self) -> list[Batch]:
@@ -183,7 +183,7 @@ class Chunk:
         """Read the records again in `learn`, as they may change before."""
         self._records = None
 
-    def give_up(self) -> None:
+    def close_all(self) -> None:
         """Close every batch, so that no more can be reported."""
         self.states[:] = bytes([SETTLED]) * len(self.states)
 

@@ -47,9 +47,9 @@ class HeldReports:
 
     def __init__(self, table: SampleTable) -> None:
         self._table = table
-        self.forget()
+        self.clear()
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop them all."""
         self._held: list[_Held] = []
         self.num_samples = 0

@@ -150,7 +150,7 @@ class Plan:
         if self.pass_number >= 0:
             self.displaced += self.steps_per_pass - self._drawn_before
         for batch in self._waiting:
-            self.settle(batch)
+            self.close(batch)
         self._waiting.clear()
         self._drawn_before = 0
         self._planner.start_sweep()
@@ -280,9 +280,9 @@ class Plan:
         if late:
             chunk.learn()
 
-    def settle(self, batch: Batch) -> None:
+    def close(self, batch: Batch) -> None:
         """Close a drawn batch without learning from it."""
-        batch.chunk.settle(batch.slot)
+        batch.chunk.close(batch.slot)
 
     def hand_back(self, batch: Batch) -> None:
         """Take back a drawn batch, which is then drawn next."""
@@ -301,7 +301,7 @@ class Plan:
             chunk.states[slot] = WAITING
             self._waiting.append(batch)
             return True
-        self.settle(batch)
+        self.close(batch)
         return False
 
     def forget_outside(self) -> None:
@@ -351,7 +351,7 @@ class Plan:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned; the table must be loaded first."""
         for chunk in self._open:
-            chunk.give_up()
+            chunk.close_all()
         self._reset()
         progress, number, batch_size, untrained_loss, outlook = state["context"]
         known = from_plain(outlook)

@@ -91,7 +91,7 @@ def test_equals_learning_step_by_step(size, part_size, estimator, alpha, falls_b
             batch, members = out.pop(rng.integers(len(out)))
             what = rng.random()
             if what < 0.08:
-                plan.settle(batch)
+                plan.close(batch)
             elif what < 0.16:
                 left += plan.abandon(batch)
             else:
@@ -204,7 +204,7 @@ def test_refused_batches_leave_no_trace():
     table, plan = build(6, 3, Shuffle())
     plan.start_pass(0, 0.0)
     refused, good = plan.draw(), plan.draw()
-    plan.settle(refused)
+    plan.close(refused)
     report(plan, good, np.array([1.0, 2.0, 3.0]), 1)
 
     assert np.isnan(table.loss[refused.indices]).all()
@@ -440,7 +440,7 @@ def test_memory(batch_size, last_batch, part_size):
             if step < 2200 or step > plan.steps_per_pass - 1100:
                 report(plan, batch, ones[: len(batch.indices)], part_size)
             else:
-                plan.settle(batch)
+                plan.close(batch)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
