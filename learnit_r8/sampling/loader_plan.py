@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..table.losses import WHOLE_BATCH, Reading, read_mean, read_rows
 from ..table.names import Members
-from .chunk import REPORTED, SETTLED, Batch
+from .chunk import CLOSED, REPORTED, Batch
 from .held_reports import HeldReports
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class LoaderBatch:
 
     def close(self, slot: int) -> None:
         """Close it."""
-        self.states[slot] = SETTLED
+        self.states[slot] = CLOSED
 
     def witness_of(self, indices: NDArray[np.int64]) -> Any:
         """What `LoaderPlan.draw_again` takes: the item; None if it is not kept."""

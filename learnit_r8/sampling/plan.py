@@ -2,7 +2,7 @@
 
 An epoch is one pass over the data in a random order that is never stored as a whole. A chunk of about 25,000 samples
 is taken from it, its records are gathered once and arranged into batches, and its reports are written to the table at
-once when its last batch is settled. As the samples of a pass are distinct, this equals learning from every report at
+once when its last batch is closed. As the samples of a pass are distinct, this equals learning from every report at
 once (``tests/sampling/test_plan.py``), and drawing or reporting a batch needs no numpy arithmetic. Cost:
 ``benchmarks/overhead.py``.
 """
@@ -226,13 +226,13 @@ class Plan:
         self._drawn_before += self.chunk.drawn
         self.chunk.drop_undrawn()
         self.chunk, self.limit = self._no_chunk, 0
-        self._close_settled()
+        self._drop_closed()
 
     def draw_outside(self, policy: Policy) -> Batch | None:
         """Draw a batch from a random part of the data, outside the pass; None if the policy selects too few samples."""
         if self.returned:
             return self._drawn_again(self.returned.popleft())
-        self._close_settled()
+        self._drop_closed()
         self.hand_over()
         chunk = self._planner.chunk_outside(policy, self._context)
         if chunk is None:
@@ -243,7 +243,7 @@ class Plan:
 
     def draw_again(self, indices: NDArray[np.int64]) -> Batch:
         """Draw a batch of these samples, int64[M] and distinct, outside the pass."""
-        self._close_settled()
+        self._drop_closed()
         self.hand_over()
         chunk = self._planner.chunk_of(indices, self._context)
         chunk.drawn = 1
@@ -321,8 +321,8 @@ class Plan:
         for chunk in self._open:
             chunk.learn()
 
-    def _close_settled(self) -> None:
-        for chunk in [chunk for chunk in self._open if chunk.is_settled and chunk is not self.chunk]:
+    def _drop_closed(self) -> None:
+        for chunk in [chunk for chunk in self._open if chunk.is_closed and chunk is not self.chunk]:
             chunk.learn()
             self._open.remove(chunk)
 
