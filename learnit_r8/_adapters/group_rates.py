@@ -13,7 +13,7 @@ FOREIGN = (
 
 
 class _Last:
-    """What is known of the rates of an optimizer.
+    """The rates that an optimizer was given last.
 
     Args:
         own: The highest rate that whoever made it gave it.

@@ -357,7 +357,7 @@ def files_in(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _moment_of(generation: Checkpoint) -> str:
-    """What tells a generation from one of the same step that another launch of the run has left."""
+    """Return what distinguishes a generation from one of the same step that an earlier launch of the run left."""
     state = generation.state
     return f"{generation.run_id} {state['num_draws']} {state['pace']!r}"
 

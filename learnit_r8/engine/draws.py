@@ -106,7 +106,7 @@ def _start_pass(run: Engine, number: int, progress: float) -> None:
 
 
 def _of_incident(run: Engine, *, asks_probe: bool) -> Batch:
-    """A probe, or a steady batch."""
+    """Draw a probe or a steady batch."""
     controller = run.controller
     if asks_probe:
         batch = run.plan.draw_again(controller.experiment.draw())

@@ -160,7 +160,7 @@ class EventEmitter:
             announcer.tell(events.SamplesSurveyed, **fields)
 
     def _last_shares(self) -> tuple[float, ...]:
-        """The strata of the newest batch, of when it was planned: its own report has moved its samples since."""
+        """Return the strata of the newest batch as it was planned; its own report has moved its samples since."""
         if self._batch is None:
             return ()
         chunk, slot, indices = self._batch

@@ -86,7 +86,7 @@ def _learn(run: Engine, ticket: Ticket, judged: step.Judged) -> None:
 
 
 def _close_unlearned(run: Engine, ticket: Ticket) -> None:
-    """Count a step that nothing is learned from."""
+    """Close a batch that nothing is learned from, and count its step."""
     run.plan.close(ticket.batch)
     run.pace.num_out -= 1
     run.pace.step += 1

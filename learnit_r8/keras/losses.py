@@ -204,7 +204,7 @@ def _output_at(path: tuple[Any, ...], y_pred: Any) -> Any:
 
 
 class _Heard(NamedTuple):
-    """A loss function, what it was called with, and what it returned: [B, ...], or 0-dim."""
+    """A loss function with what it was called with and what it returned: [B, ...], or 0-dim."""
 
     function: Any
     y_true: Any

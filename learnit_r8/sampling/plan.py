@@ -84,7 +84,7 @@ class Plan:
         table.learner.hold_back(self)
 
     def _reset(self) -> None:
-        """Go to the start, before the first pass."""
+        """Return to the state before the first pass."""
         self._context = Context(0.0, -1, self.table.batch_size, float("nan"))
         self.chunk, self.limit = self._no_chunk, 0
         self._open: list[Chunk] = []

@@ -142,7 +142,7 @@ def _words_of(records: NDArray[Any]) -> NDArray[Any]:
 
 
 def count_of(where: Where) -> int:
-    """Number of places in a slice that is `Records.settled`, or in int64[M]."""
+    """Number of places in a slice that `Records.clip` returned, or in int64[M]."""
     return max(0, where.stop - where.start) if isinstance(where, slice) else len(where)
 
 

@@ -250,7 +250,7 @@ class Feed:
             emitter.data_seconds += time.perf_counter() - began
 
     def _meet(self, size: Size | None) -> Size | None:
-        """The size of the batches of all ranks; None where one of them has none, as its stream has ended.
+        """Agree on the size of the batch of all ranks together; None if the stream of one of them has ended.
 
         Args:
             size: That of the batch of this rank; None if it has none.
@@ -525,7 +525,7 @@ class Feed:
     # What outlives the process, and what goes back.
 
     def _resume_alone(self) -> None:
-        """Set the random generators of a saved run that has no loader to be forwarded."""
+        """Set the random generators of a saved run whose loader is not forwarded."""
         resumed, self._resumed = self._resumed, None
         if resumed is not None:
             replay.set_generators(None, resumed["now"])
