@@ -142,7 +142,7 @@ def _open_pytree(value: Any) -> Node | None:
 
 
 def _name(key: Any) -> str:
-    """What a step of a path is called: of an attribute, a dictionary, a sequence."""
+    """Return the name of one step of a path: an attribute, a key or a number."""
     return str(next((getattr(key, each) for each in ("name", "key", "idx") if hasattr(key, each)), key))
 
 

@@ -159,7 +159,7 @@ class Training:
             yield from self._data.of(epoch)
 
     def _watched(self) -> Iterator[Any]:
-        """The user's own batches, by way of the scheduler."""
+        """Yield the user's own batches, which the scheduler watches."""
         r8, feed = self._r8, self._r8.host.feed
         assert self._num_epochs is not None
         for epoch in range(self._first_epoch, self._num_epochs):
@@ -232,7 +232,7 @@ class Training:
         return with_lr(state, own * factor), own
 
     def _loss_of(self, metrics: dict[str, Any]) -> Any:
-        """What to report; the losses of the samples are taken out of the metrics."""
+        """Return the loss to report, and take the losses of samples out of the metrics."""
         loss = metrics.get("losses", metrics.get("loss"))
         if loss is None:
             raise ValueError(f'metrics must have "losses" or "loss" for the scheduler, got {sorted(metrics)}.')

@@ -211,7 +211,7 @@ def _check_trains() -> None:
 
 
 def _product(own: Any, weights: NDArray[np.float32] | None, count: int) -> Any:
-    """Both weights of each sample; ones where there are neither."""
+    """Multiply the two weights of each sample; without either they are 1."""
     if own is None:
         return np.ones(count, np.float32) if weights is None else weights
     if weights is None:

@@ -90,7 +90,7 @@ def test_rise_is_the_mean_of_the_last():
 def test_going_back():
     """After a restore, the last losses are those from before the backup."""
     progress = after([2.0] * FIRST + [9.0] * 40)
-    progress.went_back([1.0] * 40)
+    progress.went_back([1.0] * 40, 100)
 
     assert (progress.level, progress.rise(2), progress.start) == (1.0, 1.0, 2.0)
 

@@ -201,7 +201,7 @@ class Feed:
         run, pace, plan = self._run, self._run.pace, self._plan
         self._trainer.before_iteration()
         run.controller.let_probe(self.settings.keeps_witness)
-        self._samples.begin(source)
+        self._samples.prepare(source)
         resumed, self._resumed = self._resumed, None
         if resumed is not None:
             self._source, self._start = source, resumed["start"]
@@ -234,10 +234,10 @@ class Feed:
     def _between_steps(self) -> None:
         run, is_heard = self._run, self._run.announcer.is_heard
         if is_heard:
-            run.emitter.begin()
+            run.emitter.start_timing()
         self._trainer.between_steps()
         if is_heard:
-            run.emitter.end()
+            run.emitter.stop_timing()
 
     def _next(self, batches: Iterator[Any]) -> Any:
         emitter = self._run.emitter
@@ -250,7 +250,7 @@ class Feed:
             emitter.data_seconds += time.perf_counter() - began
 
     def _meet(self, size: Size | None) -> Size | None:
-        """The size of the batches of all ranks; None where one of them has none, as its stream has ended.
+        """Agree on the size of the batch of all ranks together; None if the stream of one of them has ended.
 
         Args:
             size: That of the batch of this rank; None if it has none.
@@ -307,11 +307,11 @@ class Feed:
     def _take_given(self, item: Any, size: Size, batches: Iterator[Any]) -> None:
         run, is_heard = self._run, self._run.announcer.is_heard
         if is_heard:
-            run.emitter.begin()
+            run.emitter.start_timing()
         self.open = self.take(item, size, self._samples.of(item, batches))
         run.controller.note_start()
         if is_heard:
-            run.emitter.end()
+            run.emitter.stop_timing()
 
     def _is_wanted(self, item: Any) -> bool:
         """Whether to keep a batch, as weights may be tested with it."""
@@ -351,7 +351,7 @@ class Feed:
                     turns.busy = number
                     began = run._tally.began
                     if began != began:
-                        draws.begin(run)
+                        draws.start_clock(run)
                     batch = plan.take(item, size, pace.epoch, is_kept=is_kept, members=members)
                     batch.chunk.rates[0] = lr
                     if is_of_loader:
@@ -525,7 +525,7 @@ class Feed:
     # What outlives the process, and what goes back.
 
     def _resume_alone(self) -> None:
-        """Set the random generators of a saved run that has no loader to be forwarded."""
+        """Set the random generators of a saved run whose loader is not forwarded."""
         resumed, self._resumed = self._resumed, None
         if resumed is not None:
             replay.set_generators(None, resumed["now"])

@@ -65,7 +65,7 @@ def _own_generators(source: Any) -> list[Any]:
 
 
 def _is_generator(thing: Any) -> bool:
-    """Whether it is a random generator by its kind, however it is called."""
+    """Whether an object is a random generator, whatever its attribute is called."""
     torch: Any = sys.modules.get("torch")
     kinds = (random.Random, np.random.Generator, np.random.RandomState)
     # That of the system has no state.
@@ -163,7 +163,7 @@ def resume(
 
 
 def _drop(run: Engine, batches: Iterator[Any], count: int) -> Iterator[Any]:
-    """The iterator, from which this many items were drawn and dropped."""
+    """Draw this many items from an iterator, drop them, and return it."""
     began, said = time.perf_counter(), 0.0
     for number in range(count):
         try:

@@ -157,7 +157,7 @@ class Settlement:
         self._tell_restored(backup, alarm, undone)
         self._witnesses.went_back(backup)
         if self._persistence.store is not None:
-            self._persistence.store.give_up(backup.step, step)
+            self._persistence.store.mark_abandoned(backup.step, step)
         if backup.moment is not None:
             go_back(backup.moment, self._sentry, self._table, lr)
         elif self._live.guard is not None:
