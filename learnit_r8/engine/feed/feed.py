@@ -110,6 +110,7 @@ class Feed:
         self._trainer: FeedTrainer = PlainTrainer(run)
         self._iteration: object = None
         self._source: Any = None
+        self._batches: Any = None
         self._samples = BatchSamples(run)
         self._start: dict[str, Any] | None = None
         self._out: list[LoaderBatch] = []
@@ -130,6 +131,11 @@ class Feed:
     def is_resumed(self) -> bool:
         """Whether a saved position waits for the next iteration."""
         return self._resumed is not None
+
+    @property
+    def num_passes(self) -> int:
+        """Runs through the loader that have ended."""
+        return self._run.pace.passes + self._run.pace.has_ended
 
     @property
     def num_taken(self) -> int:
@@ -153,6 +159,7 @@ class Feed:
         run.requests.stay_within(None)
         try:
             batches, num_before = self._begin(source), pace.step
+            self._batches = batches
             while True:
                 if self._iteration is not this:
                     raise RuntimeError(
@@ -163,7 +170,7 @@ class Feed:
                 self._between_steps()
                 samples.tell_quarantined()
                 if self._updates > controller.updates and not controller.is_open:
-                    batches = self._after_restore(source, batches)
+                    batches = self._batches = self._after_restore(source, batches)
                 self._updates = controller.updates
                 if controller.asks_probe and not pace.is_stopped:
                     if not self._has_probe():
@@ -211,6 +218,8 @@ class Feed:
                 batches = replay.resume(run, source, resumed, count, way, opens=self._samples.open)
                 plan.left_out *= way != "start"
                 self._has_begun = True
+            elif replay.goes_on(source):
+                replay.open_at(source, resumed["loader"], self._samples.open, run.announcer)
             self._trainer.before_first_batch()
             return batches
         if plan.taken and not pace.has_ended:
@@ -536,11 +545,12 @@ class Feed:
         backup = run.backup.newest
         moment = None if backup is None or backup.updates != run.controller.updates else backup.moment
         saved = None if moment is None or moment.state is None else moment.state["plan"]
-        if self.settings.after_restore == "again" and saved is not None and saved["loader"] is not None:
-            replay.load_loader(source, saved["loader"])
-            self._plan.taken, self._out = saved["taken"], []
+        again = None
+        if self.settings.after_restore == "again" and saved is not None:
+            again = replay.open_at(source, saved["loader"], self._samples.open, run.announcer)
+        if again is not None and saved is not None:
+            self._plan.taken, self._out, batches = saved["taken"], [], again
             text = f"the loader goes back with the model: the {undone} batches since then come again."
-            batches = self._samples.open(source)
         else:
             text = f"the loader goes on with its next batch: the {undone} batches since then do not come again."
         run.announcer.tell(events.Notice, text=text, is_warning=False)
@@ -549,13 +559,14 @@ class Feed:
     def position(self) -> dict[str, Any]:
         """How far the run is in the user's loader."""
         # Before its iteration has begun, a loader would begin one to tell its state.
-        source = self._source if self._has_begun and not self._run.pace.has_ended else None
+        is_under_way = self._has_begun and not self._run.pace.has_ended
+        source = self._source if is_under_way or replay.goes_on(self._source) else None
         if self._resumed is not None:
             return dict(self._resumed)
         return {
             **self._plan.position(),
             "taken": self.num_taken,
-            "loader": replay.read_loader(source, self._run.announcer),
+            "loader": replay.read_loader(source, self._batches, self._run.announcer),
             "start": self._start,
             "now": replay.read_generators(self._source),
         }
