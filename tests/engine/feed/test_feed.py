@@ -27,6 +27,20 @@ def run(loader, *, loss=1.0, skips=(), r8=None, **settings):
     return r8, seen
 
 
+@pytest.mark.parametrize(("budget", "gap"), [({"num_steps": 80}, 10), ({"num_steps": 1200}, 30), ({}, 100)])
+def test_backups_without_epochs_fit_a_short_run(budget, gap):
+    """Where nobody knows the length of an epoch, a short run has some forty backups, at least ten steps apart."""
+    taken, weights = [], np.zeros(2)
+    r8 = R8Scheduler(**QUIET, **budget, state_callback=lambda: taken.append(r8.global_step) or {"w": weights})
+    for step in r8.steps():
+        r8.update_with_loss(1.0 + step % 7)
+        if step == 220:
+            break
+
+    assert {later - before for before, later in itertools.pairwise(sorted(set(taken)))} <= {1, gap - 1, gap}
+    assert gap in taken
+
+
 # Do no harm.
 
 
