@@ -39,8 +39,8 @@ class Callbacks:
         collect: ``()``: returns the model state for `save`, where that is another one; called on all ranks.
         generators: The random generators, so that dropout and augmentation repeat when a batch is drawn again.
         examine: ``(refusal)``: looks for the cause of a refusal, and returns a finding; see `flight.finding`.
-        in_hand: ``(with_state)``: copies of the refused batch, of the random generators at its start, and of
-            the refused state, by name, for the record of an incident.
+        in_hand: ``()``: copies of the refused batch and of the random generators at its start, by name, for the record
+            of an incident.
 
     Raises:
         TypeError: one is neither callable nor None, or does not accept the arguments it will be called with.

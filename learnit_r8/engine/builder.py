@@ -127,7 +127,10 @@ def build_components(given: Settings) -> Components:
         backup=RamBackup(most=recovery.keep_backups),
     )
     store = persistence.store
-    recorder = FlightRecorder(given.record, None if store is None else store.folder, given.name or "")
+    recorder = FlightRecorder(
+        given.record, None if store is None else store.folder, given.name or "",
+        copy_state=lambda: _copy_state(persistence),
+    )  # fmt: skip
     return Components(
         plan=plan,
         pace=pace,
@@ -153,6 +156,12 @@ def build_components(given: Settings) -> Components:
         cool_down_on=_checked_signal(given),
         feed=_build_feed(given),
     )
+
+
+def _copy_state(persistence: Persistence) -> Any:
+    """A copy of the state of the model as it is; None without a state callback."""
+    get = persistence.callbacks.state
+    return None if get is None else persistence.backup.copy(get())
 
 
 def _checked_guard(given: Settings) -> Guard:

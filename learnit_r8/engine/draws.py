@@ -14,6 +14,11 @@ from .run_state import tell_loaded
 if TYPE_CHECKING:
     from .engine import Engine
 
+STATE_ALONE = (
+    "state_callback was given without load_callback, so backups are taken and nothing can be put back; pass "
+    "load_callback=, which takes what state_callback returned."
+)
+
 
 def start(run: Engine) -> None:
     """Tell listeners that the run has started."""
@@ -37,6 +42,9 @@ def start(run: Engine) -> None:
         # be made, the first checkpoint says so.
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
+    callbacks = run.persistence.callbacks
+    if callbacks.state is not None and callbacks.load is None and run.saver is None:
+        run.announcer.warn_once("state alone", STATE_ALONE)
     tell_loaded(run)
     # Last, so that an interrupted start is repeated.
     run._has_started = True

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..guard.monitor import MOST_SUSPICION
-from ..guard.verdict import Verdict
+from ..guard.verdict import GOOD
 from ..sampling.chunk import Batch
 from ..sampling.tally import Tally
 from ..sampling.ticket import Outcome, Ticket, new_tuple
@@ -384,7 +384,7 @@ class Engine:
                 if is_heard:
                     self.emitter.end()
                     step.tell(self, ticket, judged, ended)
-                return new_tuple(Outcome, (Verdict.GOOD, lr, None))
+                return new_tuple(Outcome, (GOOD, lr, None))
             turns.wait("report", self.pace.step)
 
     def is_now(self, ticket: Ticket, judged: step.Judged) -> bool:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from .._validation import whole_number
 from ..sampling.random_generators import random_state, random_state_of, set_random_state
 from ..torch import Adapter, attach
-from ..torch.attachment import check_dataset
+from ..torch.loader import check_dataset
 from ..torch.serialization import as_arrays, as_tensors
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from ..table.table import SampleTable
 from .incidents.cause_search import CauseSearch
 from .incidents.experiment import Alarm, Case, Finding, investigate
 from .incidents.experiment_run import ExperimentRun
-from .incidents.first_steps import FirstSteps
+from .incidents.first_steps import FAR, FirstSteps
 from .incidents.incident import Incident, IncidentLog, diverged_text, write_bundle
 from .incidents.live_model import LiveModel
 from .incidents.settlement import DIVISOR, Settlement
@@ -81,7 +81,7 @@ class RecoveryController:
         limit: Holds the learning rate down.
         experiment: The experiment under way.
         witnesses: The witnesses of backups and checkpoints.
-        is_early: Whether `is_suspicious` must be asked.
+        is_early: Whether `is_far` must be asked.
         is_look_due: Whether to call `look_back` before the next batch is drawn.
         is_quiet: Whether a good loss changes nothing that listeners hear of.
         steady_left: Batches of low-loss samples still to draw.
@@ -165,9 +165,9 @@ class RecoveryController:
 
     # Good losses.
 
-    def is_suspicious(self, loss: float) -> bool:
-        """Whether one of the first losses is worth a probe, though the guard has accepted it."""
-        return self._first_steps.is_suspicious(loss)
+    def is_far(self, loss: float) -> bool:
+        """Whether one of the first losses is too high to train on, though the guard has accepted it."""
+        return self._first_steps.suspicion(loss) > FAR
 
     @property
     def is_calm_due(self) -> bool:
@@ -203,7 +203,7 @@ class RecoveryController:
             self._look(loss, is_calm=is_calm)
         if self.is_early:
             self._first_steps.note(ticket, loss)
-            self.is_look_due = self.is_look_due or self._first_steps.is_measuring
+            self.is_look_due = self.is_look_due or self._first_steps.is_look_due
 
     def _note_good(self, scheduled_lr: float) -> None:
         """Draw the conclusions from a good loss after others were refused."""
@@ -238,7 +238,7 @@ class RecoveryController:
             self.is_early = False
 
     def look_back(self, *, step: int, lr: float) -> None:
-        """In the first steps: see whether progress was lost, or there is none, as the rate may be too high.
+        """In the first steps: see whether a loss was high, and whether progress was lost or never came.
 
         Args:
             step: Steps reported.
@@ -248,9 +248,13 @@ class RecoveryController:
             RestoreError: the load callback raised for every state there is.
         """
         self.is_look_due = False
+        suspected = self._first_steps.take_suspected()
         if self.experiment.is_open:
             return
         self._begin_call(step, lr)
+        if suspected is not None:
+            self._begin(Alarm.EARLY, suspected)
+            return
         first_steps, level = self._first_steps, self._lineage.progress.level
         if first_steps.is_on_trial:
             first_steps.end_trial(level)

@@ -106,8 +106,8 @@ class Progress:
         """By how much the level differs from the lowest of some others by chance."""
         return LEVEL_SPREADS * spread_of(list(self.recent)[-LEVEL:])
 
-    def is_early_alarm(self, loss: float, record: float, updates: int) -> bool:
-        """Whether a loss of the first steps is worth a probe; changes nothing.
+    def early_suspicion(self, loss: float, record: float, updates: int) -> float:
+        """How far a loss of the first steps is above what is usual: worth a probe from 1 on; changes nothing.
 
         Args:
             loss: The loss, finite.
@@ -115,10 +115,12 @@ class Progress:
             updates: Updates so far.
         """
         if updates < self._wait_until or not math.isfinite(record):
-            return False
+            return 0.0
         known = self.first
         middle = float(np.median(known[:FIRST])) if known else record
-        return loss > max(record, middle) + max(0.5 * abs(record), 3 * spread_of(known))
+        limit = max(0.5 * abs(record), 3 * spread_of(known))
+        rise = loss - max(record, middle)
+        return rise / limit if limit else math.inf if rise > 0 else 0.0
 
     def lost_progress(self, backups: Iterable[Backup], updates: int) -> Backup | None:
         """The backup whose progress was lost, where a third of it was in the first steps; else None."""

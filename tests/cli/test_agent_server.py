@@ -84,6 +84,8 @@ def test_every_view_of_the_command_line_is_served_read_only(runs, capsys):
             await answer_of(client, "compare_runs", runs=["first"]),
             await answer_of(client, "list_suspects", precision=2.0),
             await answer_of(client, "list_runs", sort="val_los"),
+            await answer_of(client, "list_runs", top=0),
+            await answer_of(client, "list_suspects", top=-1),
         ]
         return tools, listed, status, incidents, suspects, compared, asked, refused
 
@@ -109,6 +111,7 @@ def test_every_view_of_the_command_line_is_served_read_only(runs, capsys):
     assert refused[2].startswith("compare needs two runs or more, got 1")
     assert refused[3] == "precision must be in (0, 1), got 2.0."
     assert refused[4].endswith("Did you mean 'val_loss'?")
+    assert refused[5:] == [f"top must be a whole number >= 1, got {number}." for number in (0, -1)]
 
 
 @pytest.mark.program

@@ -30,17 +30,17 @@ def test_start_is_known_after_eight_losses():
 @pytest.mark.parametrize(("loss", "is_alarm"), [(2.9, False), (3.1, True)])
 def test_early_alarm(loss, is_alarm):
     """A loss of the first steps is suspicious if it exceeds the first one by half of it."""
-    assert after([2.0] * 5, record=2.0).is_early_alarm(loss, 2.0, 5) is is_alarm
+    assert (after([2.0] * 5, record=2.0).early_suspicion(loss, 2.0, 5) > 1) is is_alarm
 
 
 def test_early_alarms_wait_while_weights_prove_healthy():
     """After a look that found healthy weights, the next ones wait two updates, then four."""
     progress = after([2.0] * 5, record=2.0)
     progress.note_healthy(10)
-    assert [progress.is_early_alarm(9.0, 2.0, updates) for updates in (10, 11, 12)] == [False, False, True]
+    assert [progress.early_suspicion(9.0, 2.0, updates) > 1 for updates in (10, 11, 12)] == [False, False, True]
     progress.note_healthy(12)
 
-    assert [progress.is_early_alarm(9.0, 2.0, updates) for updates in (13, 15, 16)] == [False, False, True]
+    assert [progress.early_suspicion(9.0, 2.0, updates) > 1 for updates in (13, 15, 16)] == [False, False, True]
 
 
 def best_backup():

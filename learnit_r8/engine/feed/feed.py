@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ... import events
-from ...guard.verdict import Verdict
+from ...guard.verdict import GOOD
 from ...sampling.loader_plan import LoaderBatch, LoaderPlan, Size
 from ...sampling.ticket import Outcome, Ticket
 from .. import draws
@@ -494,7 +494,7 @@ class Feed:
         if ticket is None:
             ticket = self.open = self.take_step()
         if ticket is None:
-            return Outcome(Verdict.GOOD, run.shown_lr(1.0), None)
+            return Outcome(GOOD, run.shown_lr(1.0), None)
         ticket = self.open = self.with_ids(ticket, ids)
         outcome = run._report(ticket, loss, part_size, grad_norm, skipped, predictions)
         self.open = None

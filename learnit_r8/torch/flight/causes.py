@@ -121,10 +121,19 @@ class Case:
         if first.error is not None:
             return self._end(finding_of(first))
         if second is not None and self._backups:
-            return self._end(finding_of(first), certain=first.fault is not None, rest=(EVERYWHERE,))
+            return self._of_loss(first, second)
         return self._end(finding_of(first), rest=("there is no healthy backup to compare with",))
 
-    def _of_clear_input(self, first: Trace) -> Finding | None:
+    def _of_loss(self, first: Trace, second: Trace) -> Finding:
+        """The last good batch is bad as well, on all weights: something else than data and weights has changed."""
+        usual = self._refusal.usual
+        if first.fault is not None or not (usual > 0 and math.isfinite(first.loss + second.loss)):
+            return self._end(finding_of(first), certain=first.fault is not None, rest=(EVERYWHERE,))
+        text = f"the loss of the last good batch is {second.loss / usual:,.3g} times the usual, with the weights of"
+        text += " backups, too: its scale or one of its terms has changed"
+        return self._end(Finding(SCALE, text, where="scale of the loss"), certain=self._runs.has_loss)
+
+    def _of_clear_input(self, first: Trace, rest: tuple[str, ...] = (HEALTHY,)) -> Finding | None:
         """Values of the input that are not finite, without which the batch is good; None for all else."""
         odd = not_finite(self._batch, self._good)
         found = self._of_odd(odd, first, num_rows(self._batch)) if odd else None
@@ -133,7 +142,7 @@ class Case:
         if not self._runs.has_loss and len(found.rows) == num_rows(self._batch):
             # What the model got is no batch of the loader, and nothing was good without some of its rows.
             return self._end(found, rest=("what comes before the model was not run again",))
-        return self._end(found, certain=True, rest=(HEALTHY, *self._redrawn(found)))
+        return self._end(found, certain=True, rest=(*rest, *self._redrawn(found)))
 
     def _of_others(self) -> Finding | None:
         """A network beside the model that is not finite, so that what it gives the model is not either."""
@@ -190,13 +199,20 @@ class Case:
                 )
                 if fourth.bad_gradients:
                     assert self._good_held is not None
-                    rest = ("its loss was finite, and its update has damaged the weights",)
-                    return self._of_gradient(fourth, self._good, self._good_held, rest)
-        few = len(weights) == 1 and count <= 4
+                    said = ("its loss was finite, and its update has damaged the weights",)
+                    return self._of_gradient(fourth, self._good, self._good_held, said)
+        own = [each for each in weights if each in parameters]
+        # A weight damages the statistics of the model, too; the names of parameters come first.
+        few = len(own) == 1 and count <= 4
+        # Gradients were finite, and so could not bring this into the optimizer's state.
+        faults = [each for each in self._optimizer_faults(None, 0) if each.name == name] if few else []
+        if faults:
+            return self._of_optimizer(faults, (f"its update has damaged `{name}`",))
         if few:
             text = f"{count} of the weights `{name}` {'is' if count == 1 else 'are'} not finite, and all others are"
-            found = Finding(WEIGHT, text, where=name)
-            return self._end(found, certain=True, rest=("both batches are good with the weights of a backup",))
+            others = ("it has damaged statistics of the model",) * (len(weights) > 1)
+            rest = ("both batches are good with the weights of a backup", *others)
+            return self._end(Finding(WEIGHT, text, where=name), certain=True, rest=rest)
         text = f"{len(weights)} arrays of weights are not finite, as `{name}`; batches and gradients are not to blame"
         return self._end(Finding(UNKNOWN, text), rest=("an update that was too large, or the optimizer's state",))
 
@@ -246,9 +262,9 @@ class Case:
         names = {id(each): name for name, each in self._model.named_parameters()}
         return optimizer_faults(self._optimizer, names, backup, updates)
 
-    def _of_optimizer(self, faults: list[OptimizerFault]) -> Finding:
+    def _of_optimizer(self, faults: list[OptimizerFault], rest: tuple[str, ...] = ()) -> Finding:
         text = f"the optimizer's state of `{faults[0].name}` is damaged: {faults[0].text}"
-        rest = (f"and that of {len(faults) - 1} more",) if len(faults) > 1 else ()
+        rest += (f"and that of {len(faults) - 1} more",) if len(faults) > 1 else ()
         return self._end(Finding(OPTIMIZER, text, where=faults[0].name), certain=True, rest=rest)
 
     @property
@@ -291,21 +307,23 @@ class Case:
     def _of_data(self, trace: Trace, rest: tuple[str, ...]) -> Finding:
         """The batch is to blame, with weights that are healthy: what in it?"""
         size, batch = num_rows(self._batch), self._batch
-        if trace.bad_labels is not None:
+        clear = self._of_clear_input(trace, rest)
+        if clear is not None and clear.is_certain:
+            return clear
+        odd = far_off(batch, self._good)
+        found = self._of_odd(odd, trace, size) if odd else clear
+        # An autoencoder's input is its label, too.
+        if trace.bad_labels is not None and (found is None or found.where not in trace.read):
             rows, text = trace.bad_labels
             rows = rows if len(rows) < size else ()
             certain = self._confirms(rows, size) or not rows
             return self._end(Finding(LABEL, text, rows, where="label"), certain=certain, rest=rest)
-        odd = not_finite(batch, self._good) or far_off(batch, self._good)
-        if odd:
-            found = self._of_odd(odd, trace, size)
-            if found is not None:
-                anew = () if odd[0].is_finite else self._redrawn(found)
-                return self._end(found, certain=True, rest=(*rest, *anew))
+        if found is not None:
+            return found if found is clear else self._end(found, certain=True, rest=rest)
         fault = trace.fault
         if size == 1 and fault is not None and fault.op in SPREADS:
             return self._of_single(trace, rest)
-        found = finding_of(trace)._replace(rows=self._runs.find_row(batch, trace))
+        found = finding_of(trace)._replace(rows=self._runs.find_row(batch, trace, self._good))
         return self._end(found, certain=found.kind != UNKNOWN, rest=rest)
 
     def _confirms(self, rows: Sequence[int], size: int) -> bool:
@@ -325,13 +343,19 @@ class Case:
         certain = self._confirms(rows, size)
         if not certain and (first.is_finite or len(rows) < size):
             return None
-        fault = trace.fault
         text = f"{first.value} in the input" if not first.is_finite else f"an input of {first.value}, far beyond others"
-        if trace.first_module:
+        kind, where = INPUT, first.key
+        if first.is_finite and trace.fault is not None:
+            # The operation is to blame, which does not bear what the row holds; or no such class exists.
+            found = finding_of(trace)
+            kind, text, where = found.kind, found.text, found.where
+            if first.is_whole and first.key not in trace.read:
+                kind, where = LABEL, first.key
+        elif trace.first_module:
             text = f"{value_of(trace)} first in `{trace.first_module}` (forward)"
-        elif fault is not None:
+        elif trace.fault is not None:
             text = describe_place(trace)
-        return Finding(INPUT, text, rows, about, where=first.key)
+        return Finding(kind, text, rows, about, where=where)
 
     def _redrawn(self, found: Finding) -> tuple[str, ...]:
         """Whether the sample is good as the data set gives it anew."""
@@ -358,7 +382,7 @@ class Case:
 
     def _of_gradient(self, trace: Trace, batch: Any, held: Held, rest: tuple[str, ...]) -> Finding:
         """The loss is finite and its gradient is not."""
-        fault, rows = trace.fault, self._runs.find_row(batch, trace)
+        fault, rows = trace.fault, self._runs.find_row(batch, trace, self._good)
         text, where = describe_gradient(trace)
         found = Finding(LOSS if fault is not None and not fault.where else BACKWARD, text, rows, where=where)
         if held is not self._held:

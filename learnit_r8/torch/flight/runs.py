@@ -10,7 +10,7 @@ import torch
 
 from ...flight.finding import Refusal
 from ...sampling.random_generators import random_state, set_random_state
-from .rows import halve, num_rows, some_rows
+from .rows import halve, join, num_rows, some_rows
 from .trace import Trace, run_watched
 from .words import describe_run
 
@@ -67,11 +67,20 @@ class Runs:
             return usual + FAR * (abs(usual) + LEAST)
         return math.sqrt(loss * usual) if usual > 0 else (loss + usual) / 2
 
-    def find_row(self, batch: Any, like: Trace) -> tuple[int, ...]:
-        """The row to blame for what a run of the batch has shown, found by halving it; none if no row alone is."""
+    def find_row(self, batch: Any, like: Trace, good: Any) -> tuple[int, ...]:
+        """The row to blame for what a run of the batch has shown, found by halving it; none if no row alone is.
+
+        A model with BatchNorm raises at a row alone, which then gets one of a good batch beside it.
+        """
+        beside: Any = None
 
         def is_like(part: list[int]) -> bool:
-            trace = self.watch(some_rows(batch, part, size), backward=bool(like.bad_gradients))
+            nonlocal beside
+            rows = some_rows(batch, part, size)
+            trace = self.watch(rows if beside is None else join(rows, beside), backward=bool(like.bad_gradients))
+            if trace.error is not None and like.error is None and len(part) == 1 and beside is None and num_rows(good):
+                beside = some_rows(good, [0], num_rows(good))
+                return is_like(part)
             if like.bad_gradients:
                 return bool(trace.bad_gradients)
             # A part of a batch may fail for reasons of its own, as one row alone does in BatchNorm.
