@@ -16,7 +16,7 @@ from ...sampling.loader_plan import LoaderBatch, LoaderPlan, Size
 from ...sampling.ticket import Outcome, Ticket
 from .. import draws
 from . import replay
-from .batch_size import BatchMeasure, bytes_of
+from .batch_size import BatchMeasure, bytes_of, copied
 from .samples import BatchSamples, find
 
 if TYPE_CHECKING:
@@ -220,6 +220,8 @@ class Feed:
                 self._has_begun = True
             elif replay.goes_on(source):
                 replay.open_at(source, resumed["loader"], self._samples.open, run.announcer)
+            else:
+                replay.set_order(source, resumed["now"].get("order"))
             self._trainer.before_first_batch()
             return batches
         if plan.taken and not pace.has_ended:
@@ -228,7 +230,7 @@ class Feed:
         pace.begin_pass()
         if not (_is_iterator(source) and source is self._source):
             plan.taken = plan.left_out = 0
-            self._start = replay.read_generators(source)
+            self._start = self._read_place(source)
         self._source, self._out = source, []
         batches = self._samples.open(source)
         self._has_begun = True
@@ -348,7 +350,7 @@ class Feed:
             is_of_loader: Whether it is of a loader; else there is nothing but the step.
         """
         run, pace, turns, plan = self._run, self._run.pace, self._run.turns, self._plan
-        is_kept = is_of_loader and self._is_wanted(item)
+        kept = copied(item) if is_of_loader and self._is_wanted(item) else None
         if plan.is_full:
             run.hand_over()
         while True:
@@ -361,7 +363,7 @@ class Feed:
                     began = run._tally.began
                     if began != began:
                         draws.start_clock(run)
-                    batch = plan.take(item, size, pace.epoch, is_kept=is_kept, members=members)
+                    batch = plan.take(kept, size, pace.epoch, members=members)
                     batch.chunk.rates[0] = lr
                     if is_of_loader:
                         plan.taken += 1
@@ -395,7 +397,7 @@ class Feed:
             batch.chunk.rates[0] = lr
             pace.num_out += 1
             self.open = run._ticket(pace.next_step - 1, pace.epoch, lr, batch)
-        return item
+        return copied(item)
 
     def give_up_open(self) -> None:
         """Pass over the batch in hand, if it was not reported: it does not count as a step."""
@@ -568,8 +570,13 @@ class Feed:
             "taken": self.num_taken,
             "loader": replay.read_loader(source, self._batches, self._run.announcer),
             "start": self._start,
-            "now": replay.read_generators(self._source),
+            "now": self._read_place(self._source),
         }
+
+    @staticmethod
+    def _read_place(source: Any) -> dict[str, Any]:
+        """What the batches from here on depend on."""
+        return {**replay.read_generators(source), "order": replay.read_order(source)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `position` returned: the next iteration goes on from there."""
