@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +19,7 @@ from ..loops.state import LoopState
 from ..triggers import every
 from .checkpoints import newest_training, save_training
 from .data import OneEpoch, ValidationBatches, fold_in, step_keys
+from .examiner import Examiner
 from .metrics import RunningMeans, format_metrics
 from .state import lr_of, with_lr
 
@@ -90,6 +92,7 @@ class Training:
         self._prefetch: Any = None if scheduler is None or self._is_own else Prefetch.of(scheduler)
         self._first_epoch = 0 if scheduler is None else scheduler.current_epoch
         self._ticket: Any = None
+        self._examiner: Examiner | None = None
         self._unread: list[RunningMeans] = []
         self._ticket_epoch: int | None = None
         self._num_ended = -1
@@ -144,7 +147,9 @@ class Training:
         if self._r8 is not None:
             self._driven = DrivenState(loop_state)
             if self._driven.has_model:
-                self._r8.host.adopt(self._driven.callbacks())
+                self._examiner = examiner = Examiner(self._driven, self._train_step)
+                callbacks = self._driven.callbacks()
+                self._r8.host.adopt(replace(callbacks, examine=examiner.examine, in_hand=examiner.collect))
 
     def batches(self) -> Iterator[Any]:
         """The batches of all epochs."""
@@ -195,7 +200,7 @@ class Training:
         if self._is_own:
             return self._step_watched(loop_state)
         state = loop_state.state if ticket is None else with_lr(loop_state.state, ticket.lr)
-        state, metrics = self._train_step(state, batch, next(self._keys))
+        state, metrics = self._train_step(state, batch, self._take(batch))
         if ticket is not None:
             metrics = dict(metrics)
             loss, predictions = self._loss_of(metrics), metrics.pop("predictions", None)
@@ -204,10 +209,17 @@ class Training:
         self._means.add(metrics, batch_size(batch))
         return (Logs(metrics=Entries(metrics)) if self._logs_steps else None), state
 
+    def _take(self, batch: Any) -> Any:
+        """The key of the next step, whose batch is held until the one after it."""
+        key = next(self._keys)
+        if self._examiner is not None:
+            self._examiner.take(batch, key, () if self._ticket is None else self._ticket.indices)
+        return key
+
     def _step_watched(self, loop_state: LoopState) -> Any:
         r8, batch = self._r8, loop_state.batch
         before, own_rate = self._with_rate(loop_state.state)
-        state, metrics = self._train_step(before, batch, next(self._keys))
+        state, metrics = self._train_step(before, batch, self._take(batch))
         if own_rate is not None:
             state = with_lr(state, own_rate)
         metrics = dict(metrics)
