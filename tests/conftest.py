@@ -10,6 +10,9 @@ from hypothesis import HealthCheck, Phase, settings
 # Small models are not worth threads; read when jax is first imported.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
+# Hundreds of tests start a program, which would compile the whole package anew: half of its time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 pytest.register_assert_rewrite("tests.common")
 
 

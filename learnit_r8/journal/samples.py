@@ -22,13 +22,14 @@ from ..table.figures import top
 from ..table.label_noise import Ranking, Suspects, find_suspects, rank
 from ..table.labels.evidence import EVIDENCE
 from ..table.labels.frame import Column, label_columns, labels_in
+from ..table.labels.overview import Overview
 from ..table.losses import EXACT
 from ..table.table import SampleTable
 
 KEEP_NEWEST = 3
 KEEP_OLDER = 8
 NUM_NAMES = MOST_LABELS = 1000
-MOST_MEMBERS = 16
+MOST_MEMBERS = 24
 _MEMBER = re.compile(r"\w{1,40}\.npy")
 
 _DAMAGE = (
@@ -116,6 +117,10 @@ class Samples(NamedTuple):
             chosen: int64[K], positions of samples.
         """
         return labels_in(self.evidence, self.group, self.group_labels, chosen)
+
+    def overview(self) -> Overview:
+        """How every sample was learnt; see `SampleTable.overview`."""
+        return Overview.of(self.last, self.evidence)
 
     def columns(self, verdict: Suspects) -> dict[str, Column]:
         """The columns of `SampleTable.to_frame`, by this file."""

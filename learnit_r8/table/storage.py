@@ -195,8 +195,8 @@ class SampleStorage:
     def state_dict(self) -> dict[str, Any]:
         """Everything learned, copied: arrays of N by field name, and plain numbers.
 
-        Reports that are held back are not in it: hand them over first. A million samples take some 5 ms, and as much
-        again with predictions.
+        Reports that are held back are not in it: hand them over first. A million samples take some 5 ms, and
+        three times as much with predictions.
         """
         trend = self.batch_trend
         numbers = {

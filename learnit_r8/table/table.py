@@ -13,6 +13,7 @@ from .figures import html_table, top_of
 from .label_noise import Ranking, Suspects, find_suspects, rank
 from .labels.columns import Columns, spread
 from .labels.frame import columns_of, make_frame
+from .labels.overview import Overview
 from .learner import LossLearner
 from .losses import EXACT
 from .quantiles import MOST_RANKED, Quartile, Sample, quartiles_of, quartiles_of_some, samples_of
@@ -219,8 +220,8 @@ class SampleTable:
 
         Returns:
             The columns of cleanlab: is_label_issue; label_score in [0, 1], 0 = bad; given_label and predicted_label,
-            missing where unknown. Then our own: sample (its name or index), loss, last, mean, uses; and for suspects
-            score and why.
+            missing where unknown. Then our own: sample (its name or index), loss, last, mean, uses; for suspects score
+            and why; and from predictions margin, variability, confidence, learned and forgotten, see `Overview`.
 
         Raises:
             ImportError: neither library is installed, or not the one you asked for.
@@ -229,6 +230,13 @@ class SampleTable:
         known, evidence = self.read(*FIELDS, "group"), self.read_evidence()
         verdict = suspects_in(self.storage, known, evidence)
         return make_frame(columns_of(self.storage, known, evidence, verdict), library)
+
+    def overview(self) -> Overview:
+        """How every sample was learnt, by the predictions of its visits: the data at a glance.
+
+        Without predictions all is unknown.
+        """
+        return Overview.of(self.last, self.read_evidence())
 
     def state_dict(self) -> dict[str, Any]:
         """Everything learned, with the reports held back; see `SampleStorage.state_dict`."""

@@ -101,11 +101,12 @@ def test_cut_file_is_refused(share):
         decode(content[: int(share * len(content))])
 
 
-@pytest.mark.parametrize("length", range(49))
-def test_file_cut_in_its_header_is_refused(length):
+def test_file_cut_in_its_header_is_refused():
     """A file cut within or right after its header is refused."""
-    with pytest.raises(ValueError, match="the file must"):
-        decode(encode(STATE)[:length])
+    content = encode(STATE)
+    for length in range(49):
+        with pytest.raises(ValueError, match="the file must"):
+            decode(content[:length])
 
 
 def test_longer_file_is_refused():
@@ -116,13 +117,13 @@ def test_longer_file_is_refused():
         decode(encode(STATE) + b"\0")
 
 
-@pytest.mark.parametrize("bit", range(48 * 8))
-def test_every_bit_of_the_header_counts(bit):
+def test_every_bit_of_the_header_counts():
     """A file with any single bit of its header flipped is refused."""
-    content = bytearray(encode({"a": 1}))
-    content[bit // 8] ^= 1 << bit % 8
-    with pytest.raises(ValueError, match="the file"):
-        decode(bytes(content))
+    for bit in range(48 * 8):
+        content = bytearray(encode({"a": 1}))
+        content[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ValueError, match="the file"):
+            decode(bytes(content))
 
 
 @pytest.mark.parametrize("place", [48, 60, 200, -100, -1])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("keras")
-pytest.importorskip("tensorflow")
+tf = pytest.importorskip("tensorflow")
 
 import keras
 

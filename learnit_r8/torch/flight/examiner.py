@@ -55,6 +55,10 @@ class Examiner:
         redraw: Callable[[int], Any] | None = None,
         others: Mapping[str, torch.nn.Module] | None = None,
     ) -> None:
+        if not (run_batch is None or callable(run_batch)):
+            raise TypeError(
+                f"run_batch must be a function of a batch that returns its loss, or None, got {run_batch!r}."
+            )
         self._others = others or {}
         self._model, self._optimizer, self._scaler = plain_model(model), optimizer, scaler
         self._called, self._run_batch, self._hand = model, run_batch, hand
