@@ -103,7 +103,7 @@ class Case:
             return self._of_good_run(first)
         second = None
         if self._good is not None:
-            second = self._runs.watch(self._good, "the last good batch on the refused weights")
+            second = self._runs.watch(self._good, "the last good batch on the refused weights", is_quick=True)
         is_good_here = second is not None and not self._runs.is_bad(second)
         self._find_healthy()
         if self._healthy is None:
@@ -163,9 +163,8 @@ class Case:
             if not finite:
                 continue
             with weights_of(self._model, state["model"]):
-                if self._good is None or not self._runs.is_bad(
-                    self._runs.watch(self._good, f"the last good batch on the weights of step {step:,}")
-                ):
+                what = f"the last good batch on the weights of step {step:,}"
+                if self._good is None or not self._runs.goes_wrong(self._good, what):
                     self._healthy = step, state
                     return
 
@@ -249,10 +248,12 @@ class Case:
         now = flat[moved.flat].clone()
         flat[moved.flat] = moved.then
         try:
-            again = self._runs.watch(self._batch, f"the refused batch with `{moved.name}`{place} as in the backup")
+            is_bad = self._runs.goes_wrong(
+                self._batch, f"the refused batch with `{moved.name}`{place} as in the backup"
+            )
         finally:
             flat[moved.flat] = now
-        if self._runs.is_bad(again):
+        if is_bad:
             return None
         text = f"one weight has changed alone: `{moved.name}` at {place} is {moved.now:.4g}, and was {moved.then:.4g}"
         rest = (f"with its value of step {step:,} the batch is good",)
@@ -331,8 +332,8 @@ class Case:
         if not rows or len(rows) >= size:
             return False
         left = [row for row in range(size) if row not in rows]
-        trace = self._runs.watch(some_rows(self._batch, left, size), f"the batch without the rows {list(rows)[:8]}")
-        return not self._runs.is_bad(trace)
+        what = f"the batch without the rows {list(rows)[:8]}"
+        return not self._runs.goes_wrong(some_rows(self._batch, left, size), what)
 
     def _of_odd(self, odd: Sequence[Odd], trace: Trace, size: int) -> Finding | None:
         """A finding on values of the input that are not finite or far off, if they are to blame."""
@@ -377,7 +378,7 @@ class Case:
         if self._good is not None and num_rows(self._good) > 1:
             both = join(self._batch, some_rows(self._good, [0], num_rows(self._good)))
             if both is not None:
-                certain = not self._runs.is_bad(self._runs.watch(both, "the refused row with a good one beside it"))
+                certain = not self._runs.goes_wrong(both, "the refused row with a good one beside it")
         return self._end(Finding(BATCH_SIZE, text, where=place_of(trace)), certain=certain, rest=rest)
 
     def _of_gradient(self, trace: Trace, batch: Any, held: Held, rest: tuple[str, ...]) -> Finding:

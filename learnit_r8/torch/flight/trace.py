@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -303,8 +304,9 @@ def largest(value: Any) -> float:
 
 
 def run_watched(
-    model: torch.nn.Module, run: Callable[[Any], Any], batch: Any, *, backward: bool, scale: float = 1.0
-) -> Trace:
+    model: torch.nn.Module, run: Callable[[Any], Any], batch: Any, *, backward: bool, scale: float = 1.0,
+    is_quick: bool = False,
+) -> Trace:  # fmt: skip
     """Run a batch, and watch.
 
     Args:
@@ -313,6 +315,7 @@ def run_watched(
         batch: The batch.
         backward: Whether to compute gradients.
         scale: Factor of the loss for the backward pass.
+        is_quick: Whether only loss and gradients are looked at, and no operation, which takes several times as long.
     """
     trace = Trace()
     names = {id(module): name or type(module).__name__ for name, module in model.named_modules()}
@@ -336,10 +339,10 @@ def run_watched(
     # Not those that torch has for all modules at once: a compiled model warns of them.
     hooks: list[Any] = []
     try:
-        for module in model.modules():
+        for module in () if is_quick else model.modules():
             hooks.append(module.register_forward_pre_hook(enter))
             hooks.append(module.register_forward_hook(leave))
-        with watch:
+        with contextlib.nullcontext() if is_quick else watch:
             _run(model, trace, watch, run, batch, backward=backward, scale=scale, hooks=hooks)
     except Exception as error:
         trace.error = error

@@ -1,8 +1,10 @@
 """Where an incident began: the refused batch runs once more, and everything is put back to the bit."""
 
 import copy
+import gc
 import math
 import typing
+import weakref
 
 import pytest
 import torch
@@ -325,14 +327,49 @@ def test_a_compiled_model_is_run_as_it_was_written():
     assert "`first`" in told.text
 
 
-def test_a_copy_of_a_watched_model_holds_nothing():
-    """Averaged weights copy the model; a saved one must not hold a batch."""
+def test_a_watched_model_is_copied_saved_and_freed_as_any_other(tmp_path):
+    """Averaged weights copy it; a copy holds no batch, and nothing keeps it but its owners."""
     model = Net()
-    train(data(), model=model, with_run=False, steps=4)
-    twin = copy.deepcopy(model)
+    hand = Hand(keeps_generators=False)
+    hand.watch(model)
+    model(x := torch.randn(8, 4))
+    held = hand.take("ticket").inputs
+    assert held[0][0] is x
+    # A step that does not call the model has no inputs.
+    assert hand.take("ticket").inputs is None
+    assert torch.equal(model.eval()(x), copy.deepcopy(model)(x))
+    assert hand.inputs.held is None
 
-    (hook,) = twin._forward_pre_hooks.values()
-    assert hook.held is None
+    torch.save(model, tmp_path / "model.pt")
+    twin = copy.deepcopy(model.train())
+    twin(x)
+    assert hand.inputs.held is None
+    alive = weakref.ref(model)
+    gc.disable()
+    del model
+    gc.enable()
+    assert alive() is None
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_model_is_watched_too(in_place):
+    """Wrapped or by `Module.compile`; it runs compiled as before."""
+    torch._dynamo.reset()
+    model, traced = Net(), []
+
+    def backend(graph, inputs):
+        traced.append(graph)
+        return graph
+
+    if in_place:
+        model.compile(backend=backend)
+    compiled = model if in_place else torch.compile(model, backend=backend)
+    hand = Hand(keeps_generators=False)
+    hand.watch(compiled)
+    for _ in range(2):
+        compiled(x := torch.randn(8, 4))
+        assert hand.take("ticket").inputs[0][0] is x
+    assert traced
 
 
 def test_the_operation_outside_of_modules_is_named():
