@@ -66,7 +66,7 @@ def _highest(
 
 
 def _falling(size: Doubles, positive: NDArray[Any], total: NDArray[Any]) -> float:
-    """The slope, if the odds only fall."""
+    """Return the slope, on the assumption that the odds only fall."""
     slope = 0.0
     for _ in range(NUM_ROUNDS):
         chance = 1 / (1 + np.exp(np.clip(slope * size, -30, 30)))
