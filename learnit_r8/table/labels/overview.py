@@ -148,7 +148,7 @@ class Overview(NamedTuple):
         for name, (low, high) in (("margin", margin), ("variability", variability)):
             if not low <= high:
                 raise ValueError(f"{name} must be a range (low, high) with low <= high, got {(low, high)!r}.")
-            values = getattr(self, name)
+            values = getattr(self, name).astype(np.float64)
             inside &= (values >= low) & (values < high)
         return np.flatnonzero(inside)
 
