@@ -83,7 +83,7 @@ def draw_specially(run: Engine, step: int, *, may_probe: bool = True) -> Ticket 
         if returned and is_of_pass:
             lr = batch.chunk.rates[batch.slot]
         batch.chunk.rates[batch.slot] = lr
-        pace.num_out += 1
+        pace.num_out += not batch.chunk.is_extra
         return run._ticket(step, epoch, lr, batch)
 
 
@@ -110,6 +110,7 @@ def _of_incident(run: Engine, *, asks_probe: bool) -> Batch:
     controller = run.controller
     if asks_probe:
         batch = run.plan.draw_again(controller.experiment.draw())
+        batch.chunk.is_extra = controller.experiment.take_extra()
         controller.experiment.note_drawn(batch.chunk)
         return batch
     controller.steady_left -= 1
@@ -120,7 +121,7 @@ def draw_last(run: Engine, step: int) -> Ticket | None:
     """Draw a probe after the last step of the budget."""
     with run.turns.take("draw", step, is_changing=True):
         lr, batch = run.lr, _of_incident(run, asks_probe=True)
-        batch.chunk.rates[batch.slot] = lr
+        batch.chunk.rates[batch.slot], batch.chunk.is_extra = lr, False
         run.pace.num_out += 1
         return run._ticket(step, max(0, step - 1) // run.plan.steps_per_pass, lr, batch)
 

@@ -255,7 +255,7 @@ class Engine:
             if ticket.batch.is_out and ticket.epoch >= 0:
                 turn.is_changing = True
                 self.plan.hand_back(ticket.batch)
-                self.pace.num_out -= 1
+                self.pace.num_out -= not ticket.batch.chunk.is_extra
 
     def between_steps(self, *, held_back: int = 0, closing: bool = False) -> None:
         """Take backups and write checkpoints that are due; between steps, model and scheduler are at the same step.

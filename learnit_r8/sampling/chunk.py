@@ -84,7 +84,10 @@ class Chunk:
         trends: For each REPORTED batch, what `LossLearner.observe` returned for it.
         drawn: Batches drawn so far.
         planned: As given.
+        is_extra: Whether its batch takes no step of the run.
     """
+
+    is_extra = False
 
     def __init__(
         self,

@@ -68,6 +68,7 @@ class LoaderBatch:
     typical = math.nan
     sweep = 0
     weights = None
+    is_extra = False
 
     def __init__(
         self, table: SampleTable, pass_number: int, item: Any, size: Size, members: Members | None = None

@@ -289,13 +289,16 @@ class Plan:
         self.returned.appendleft(batch)
 
     def abandon(self, batch: Batch) -> bool:
-        """Take back a batch that will not be reported.
+        """Take back a batch that will not be reported; returns what `put_back` does."""
+        self.abandoned += 1
+        return self.put_back(batch)
+
+    def put_back(self, batch: Batch) -> bool:
+        """Take back a batch to be drawn once more at the end of the pass, so that its step is free again.
 
         Returns:
-            Whether it is drawn once more at the end of the pass, so that its step is free again: only a batch of the
-            current pass, and only the first time.
+            Whether it is: only a batch of the current pass, and only the first time. Else it is settled.
         """
-        self.abandoned += 1
         chunk, slot, _ = batch
         if chunk.states[slot] == OPEN and chunk.pass_number == self.pass_number:
             chunk.states[slot] = WAITING

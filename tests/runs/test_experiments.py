@@ -137,18 +137,38 @@ def test_loss_of_1e9_is_refused_from_the_second_step_on(at):
 
 
 @pytest.mark.parametrize("at", [5, 20, 60])
-def test_a_somewhat_high_loss_of_the_first_steps_is_trained_on_and_looked_into(at):
-    """No batch of a healthy training is left out for it: a probe finds the weights healthy."""
-    task = ToyTask(N)
+def test_a_batch_with_a_somewhat_high_loss_in_the_first_steps_comes_again(at):
+    """No batch of a healthy training is left out for it, and the probe that finds the weights healthy costs no step."""
+    task, seen, high = ToyTask(N), [], []
     first = task.losses(np.arange(N)).mean()
 
     def reported(step, indices, losses):
-        return 3 * first if step == at else losses.mean()
+        seen.append(indices.tolist())
+        if len(seen) == at:
+            high.append(indices.tolist())
+            return 3 * first
+        return losses.mean()
 
-    _, heard = train(task, reported, num_steps=200)
+    r8, heard = train(task, reported, num_steps=2 * N // B)
 
     assert not heard.of(events.BatchRefused, events.RolledBack)
-    assert [(each.step, each.reason) for each in heard.of(events.Probed)][:1] == [(at + 1, "early")]
+    assert [(each.step, each.reason) for each in heard.of(events.Probed)] == [(at - 1, "early")]
+    assert r8.global_step == 2 * N // B == len(seen) - 2
+    start = (at - 1) // (N // B) * (N // B)
+    end = start + N // B + 2
+    assert seen[end - 1] == high[0]
+    assert {each for batch in seen[start:end] for each in batch} == set(range(N))
+
+
+@pytest.mark.parametrize("at", [5, 20, 60])
+def test_a_high_loss_that_is_tied_to_its_step_costs_no_restore(at):
+    """Whoever tries what happens reports such a loss at a step, whatever its batch: the probe is drawn again."""
+    task = ToyTask(N)
+    first = task.losses(np.arange(N)).mean()
+    _, heard = train(task, lambda step, indices, losses: 3 * first if step == at else losses.mean(), num_steps=200)
+
+    assert not heard.of(events.BatchRefused, events.RolledBack)
+    assert [each.step for each in heard.of(events.Probed)] == [at + 1]
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
