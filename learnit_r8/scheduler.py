@@ -111,13 +111,13 @@ class R8Scheduler:
         state_callback: ``()``, returns the model state; with it, backups are taken automatically, the first one
             before the first step.
         backup_every: How often to take backups: steps, a time such as "5min", or a trigger; by default four times an
-            epoch (at least 10 steps apart) and every 30 s.
+            epoch, or forty times a run without epochs (at least 10 steps apart), and every 30 s.
         backup_dir: Folder in memory to which the backups of the state callback are also written, so that they outlive a
             process that is killed (docs/budgets.md); by default the system's, if there is one and checkpoints are
             written. False for none.
         checkpoint_dir: Folder of the checkpoints.
-        checkpoint_every: How often to write checkpoints, in the same form; by default every epoch. The end of the run
-            always writes one.
+        checkpoint_every: How often to write checkpoints, in the same form; by default every epoch, every ten if they
+            are of one step. The end of the run always writes one.
         keep_checkpoints: Number of checkpoints of this run to keep, >= 1; or "thin" for the newest three and at most 16
             others, spread over the run, to branch from (`resume_from_checkpoint`).
         monitor: Name of a metric given to `log`; the checkpoint with its best value is kept too: `best_checkpoint`.

@@ -24,6 +24,9 @@ MODES = ("min", "max")
 STEPS_BETWEEN_LOOKS = 16
 """Steps after which to look again whether a thread has written a checkpoint; several ranks exchange messages for it."""
 
+STEPS_OF_EPOCHS = 10
+"""Steps between two checkpoints of epochs that are a single step long, as those of a full batch."""
+
 MOST_SKIPPED = 64
 """Most intervals between two attempts while saving fails."""
 
@@ -89,7 +92,7 @@ class CheckpointSaver:
         self._value_to_pin: float | None = None
         self._step_to_pin = 0
         self._logged: set[str] = set()
-        self._first_step = 0
+        self._first_step = self._step_of_epoch = 0
         self._pid: int | None = None
         self._is_shared = False
 
@@ -103,7 +106,7 @@ class CheckpointSaver:
 
     def count_from(self, step: int) -> None:
         """Note that the run was resumed at this step, which needs no new checkpoint."""
-        self._step_tried = self._first_step = step
+        self._step_tried = self._first_step = self._step_of_epoch = step
 
     def has_saved(self, step: int) -> bool:
         """Whether there is a checkpoint of this step."""
@@ -127,7 +130,7 @@ class CheckpointSaver:
             epoch_ended: Whether an epoch has ended since the previous call.
             run_ended: Whether this is the last call.
         """
-        due = self._when(elapsed) or (self._each_epoch and epoch_ended)
+        due = self._when(elapsed) or (epoch_ended and self._each_epoch and self._is_epoch_due(elapsed.steps))
         # A run that had finished before it was resumed logs nothing.
         if run_ended and elapsed.steps != self._first_step:
             self._check_monitor()
@@ -143,6 +146,11 @@ class CheckpointSaver:
             self._num_to_skip -= 1
             return False
         return due or run_ended or self._must_pin
+
+    def _is_epoch_due(self, step: int) -> bool:
+        """Whether a checkpoint is due as an epoch has ended."""
+        length, self._step_of_epoch = step - self._step_of_epoch, step
+        return length > 1 or step - self._step_tried >= STEPS_OF_EPOCHS
 
     def quiet_until(self, asked: Elapsed) -> tuple[float, float]:
         """Steps and seconds before which none is due unless an epoch ends; ``asked`` is the last `is_due` call."""

@@ -158,18 +158,17 @@ class LoaderPlan:
         """Samples in the batches so far, which are those of ``steps`` steps."""
         return self.num_samples
 
-    def take(self, item: Any, size: Size, pass_number: int, *, is_kept: bool, members: Members | None = None) -> Batch:
+    def take(self, item: Any, size: Size, pass_number: int, *, members: Members | None = None) -> Batch:
         """Take a batch that the loader has given.
 
         Args:
-            item: What it gave.
+            item: What is kept of it as long as a backup may want it; None for nothing.
             size: Its size.
             pass_number: The pass.
-            is_kept: Whether the item is kept as long as a backup may want it.
             members: Its samples, or None.
         """
         self.num_samples += size.samples
-        batch = LoaderBatch(self.table, pass_number, item if is_kept else None, size, members)
+        batch = LoaderBatch(self.table, pass_number, item, size, members)
         if members is None:
             return self._as_batch(batch)
         self._held.add(members, batch)

@@ -355,7 +355,7 @@ def test_loader_left_behind_draws_nothing():
     done.wait(10)
 
     assert heard == ["index must be of an epoch that has begun, got 3 between two epochs."]
-    assert not dataset.prefetch.epoch
+    assert not dataset.drawn.epoch
 
 
 def test_stop_ends_fit_after_the_step(tmp_path):

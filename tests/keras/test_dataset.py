@@ -41,7 +41,7 @@ def test_forms_of_data(form):
     data, back = FORMS[form]
     dataset = R8Dataset(data, Y, scheduler())
     x, y = dataset[2]
-    indices = dataset.prefetch.epoch[2].indices
+    indices = dataset.drawn.epoch[2].indices
     expected = X[indices] if form != "list of numbers" else X[indices][:, 20:21] * np.ones(64)
 
     assert back(x) == pytest.approx(expected, abs=1e-6)
@@ -54,7 +54,7 @@ def test_table_of_pandas():
     pandas = pytest.importorskip("pandas")
     dataset = R8Dataset(pandas.DataFrame(X).iloc[::-1], pandas.Series(Y), scheduler())
     x, y = dataset[0]
-    indices = dataset.prefetch.epoch[0].indices
+    indices = dataset.drawn.epoch[0].indices
 
     assert np.array_equal(x, X[::-1][indices])
     assert np.array_equal(y, Y[indices])
@@ -70,7 +70,7 @@ def test_asking_twice_gives_the_same_batch():
     dataset = R8Dataset(X, Y, scheduler())
 
     assert np.array_equal(dataset[1][0], dataset[1][0])
-    assert np.array_equal(dataset[0][1], Y[dataset.prefetch.epoch[0].indices])
+    assert np.array_equal(dataset[0][1], Y[dataset.drawn.epoch[0].indices])
 
 
 def test_own_weights():
@@ -78,7 +78,7 @@ def test_own_weights():
     weights = np.arange(500, dtype=np.float32)
     dataset = R8Dataset(X, Y, scheduler(), sample_weight=weights)
 
-    assert np.array_equal(dataset[0][2], dataset.prefetch.epoch[0].indices)
+    assert np.array_equal(dataset[0][2], dataset.drawn.epoch[0].indices)
 
 
 class Weighting(policies.Policy):

@@ -162,7 +162,7 @@ class Settlement:
             go_back(backup.moment, self._sentry, self._table, lr)
         elif self._live.guard is not None:
             self._sentry.go_back_to_saved(self._live.guard, lr)
-        lineage.progress.went_back(backup.recent)
+        lineage.progress.went_back(backup.recent, backup.updates)
         lineage.begin(backup, max(LEAST_TRIAL, 2 * undone))
         return not (is_relapse or is_early)
 

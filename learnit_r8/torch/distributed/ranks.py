@@ -28,10 +28,6 @@ ROLL_CALL_SECONDS = 2.0
 """How long the other ranks have to answer that they are alive, once a connection is lost."""
 
 
-class RanksDiffer(RuntimeError):
-    """The processes of a training differ in their arguments or steps, so that their tables cannot be equal."""
-
-
 class Ranks:
     """This process among those that train together; every one of them must make it, at the same place.
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..._adapters.ranks.agreement import digest_of
 from ...engine.settings import OF_RANK_0
 from ...table.labels.predictions import NUM_ROWS, Predictions
 from ..readback import Readback, readback_on
-from .agreement import digest_of
 from .exchange import Exchange, check_every, slice_of
 from .messages import Note
 from .ranks import Ranks, are_there
