@@ -478,16 +478,19 @@ def test_same_training_four_ways():
 
 def test_a_refused_batch_is_not_trained_on():
     """A NaN is not in the means, and the state before it is kept; validation metrics go to the scheduler's log."""
-    events = []
+    events, taken = [], []
     r8 = R8Scheduler(60, batch_size=20, num_epochs=1, guard="finite", listeners=[events.append])
-    losses = iter([1.0, math.nan, 3.0])
+
+    def take(indices):
+        taken.append(indices)
+        return X[indices]
 
     def step(state, batch, rng_key):
-        return state.replace(step=state.step + 1), {"loss": next(losses)}
+        return state.replace(step=state.step + 1), {"loss": [1.0, math.nan, 3.0][len(taken) - 1]}
 
     final, history = train(
         step=step,
-        data=lambda indices: X[indices],
+        data=take,
         epochs=None,
         num_batches=3,
         scheduler=r8,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("keras")
-pytest.importorskip("tensorflow")
+tf = pytest.importorskip("tensorflow")
 
 import keras
 
@@ -227,7 +227,8 @@ def test_nothing_is_traced_again():
     traces = []
 
     def loss(y_true, y_pred):
-        traces.append(1)
+        # The search for the cause runs the refused batch eagerly.
+        traces.extend([1] * (not tf.executing_eagerly()))
         return CROSS_ENTROPY.call(y_true, y_pred)
 
     dataset = R8Dataset(X, Y, scheduler(num_epochs=4))
