@@ -68,7 +68,7 @@ def draw_specially(run: Engine, step: int, *, may_probe: bool = True) -> Ticket 
             batch, lr = run.search.draw()
             return run._ticket(step, -1, lr, batch)
         turn.is_changing = True
-        begin(run)
+        start_clock(run)
         # After a resume, batches that are drawn again may be of the previous pass.
         if epoch > plan.pass_number:
             _start_pass(run, epoch, pace.policy_progress(epoch, progress))
@@ -87,7 +87,7 @@ def draw_specially(run: Engine, step: int, *, may_probe: bool = True) -> Ticket 
         return run._ticket(step, epoch, lr, batch)
 
 
-def begin(run: Engine) -> None:
+def start_clock(run: Engine) -> None:
     """Begin to count the time of the run and of its epoch, as a batch is drawn."""
     run.pace.start()
     if not run._tally.has_begun:
@@ -106,7 +106,7 @@ def _start_pass(run: Engine, number: int, progress: float) -> None:
 
 
 def _of_incident(run: Engine, *, asks_probe: bool) -> Batch:
-    """A probe, or a steady batch."""
+    """Draw a probe or a steady batch."""
     controller = run.controller
     if asks_probe:
         batch = run.plan.draw_again(controller.experiment.draw())

@@ -93,7 +93,7 @@ def _test(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, in
         return Verdict.GOOD, answer.put_to
     if is_last and not is_extra:
         # The budget has no step for it.
-        run.plan.settle(ticket.batch)
+        run.plan.close(ticket.batch)
         run.pace.num_out -= 1
     else:
         _close_unlearned(run, ticket)
@@ -103,13 +103,13 @@ def _test(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, in
 def _learn(run: Engine, ticket: Ticket, judged: step.Judged) -> None:
     ended = step.learn(run, ticket, judged)
     if run.announcer.is_heard:
-        run.emitter.end()
+        run.emitter.stop_timing()
         step.tell(run, ticket, judged, ended)
 
 
 def _close_unlearned(run: Engine, ticket: Ticket) -> None:
-    """Count a step that nothing is learned from."""
-    run.plan.settle(ticket.batch)
+    """Close a batch that nothing is learned from, and count its step unless it is extra."""
+    run.plan.close(ticket.batch)
     if ticket.batch.chunk.is_extra:
         return
     run.pace.num_out -= 1

@@ -26,7 +26,6 @@ class Examiner:
     Args:
         driven: The state.
         step: ``(state, batch, key)``, as `train_loop` takes it.
-
     """
 
     def __init__(self, driven: DrivenState, step: Callable[..., Any]) -> None:

@@ -75,7 +75,7 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
                 f"{dataset!r}."
             )
         self.dataset = dataset
-        self._prefetch = dataset.prefetch
+        self._prefetch = dataset.drawn
         self._backup_every = backup_every
         self._recorder: LossRecorder | None = None
         self._count, self._indices = 0, np.empty(0, np.int64)
@@ -144,9 +144,8 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         if replaced is None:
             return
         if getattr(iterator.data_adapter, "class_weight", None) is None:
-            pipeline = self.dataset.pipeline(replaced.element_spec)
-            if pipeline is not None:
-                replaced = pipeline.batches(self._prefetch.epoch, prefetch=-1)
+            quick = self.dataset.quick_batches(replaced.element_spec)
+            replaced = replaced if quick is None else quick
         if self.dataset.is_bare and isinstance(replaced.element_spec, tuple):
             # A step of the user's own sees what a plain ``fit(x)`` would give it.
             replaced = replaced.map(lambda *columns: columns[0])

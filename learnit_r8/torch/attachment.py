@@ -352,7 +352,7 @@ def _expect_loading(optimizer: Any, rates: GroupRates | None) -> None:
     # What accelerate wraps around an optimizer hands load_state_dict() on to it.
     plain = getattr(optimizer, "optimizer", optimizer)
     if rates is not None and isinstance(plain, torch.optim.Optimizer):
-        plain.register_load_state_dict_post_hook(lambda _: rates.forget())
+        plain.register_load_state_dict_post_hook(lambda _: rates.expect_any())
 
 
 def _keeps_rates(scheduler: R8Scheduler | None, settings: Mapping[str, Any]) -> bool:

@@ -10,19 +10,7 @@ from typing import Any
 import torch
 
 from ...flight.finding import (
-    BACKWARD,
-    BATCH_SIZE,
-    INPUT,
-    LABEL,
-    LOSS,
-    NOTHING,
-    OPTIMIZER,
-    SCALE,
-    UNKNOWN,
-    UPDATE,
-    WEIGHT,
-    Finding,
-    Refusal,
+    BACKWARD, BATCH_SIZE, INPUT, LABEL, LOSS, NOTHING, OPTIMIZER, SCALE, UNKNOWN, UPDATE, WEIGHT, Finding, Refusal,
 )  # fmt: skip
 from .hand import Held
 from .rows import Odd, far_off, join, not_finite, num_rows, some_rows
@@ -116,7 +104,7 @@ class Case:
         return self._of_weights(first)
 
     def _without_healthy(self, first: Trace, second: Trace | None, *, is_good_here: bool) -> Finding:
-        """No backup is seen to be healthy: the last good batch is bad with all, or there is none."""
+        """Return a finding where no backup is known to be healthy: the last good batch fails on all, or is missing."""
         if is_good_here:
             return self._of_data(first, (HEALTHY,))
         if first.error is not None:
@@ -126,7 +114,7 @@ class Case:
         return self._end(finding_of(first), rest=("there is no healthy backup to compare with",))
 
     def _of_loss(self, first: Trace, second: Trace) -> Finding:
-        """The last good batch is bad as well, on all weights: something else than data and weights has changed."""
+        """Return a finding where the last good batch fails on all weights: neither data nor weights are to blame."""
         usual = self._refusal.usual
         if first.fault is not None or not (usual > 0 and math.isfinite(first.loss + second.loss)):
             return self._end(finding_of(first), certain=first.fault is not None, rest=(EVERYWHERE,))
@@ -175,7 +163,7 @@ class Case:
     # Weights.
 
     def _of_bad_weights(self, weights: dict[str, int]) -> Finding:
-        """The weights themselves are not finite: was it a batch, the optimizer, or one element?"""
+        """Find what made the weights not finite: a batch, the optimizer, or a change of one element."""
         parameters = dict(self._model.named_parameters())
         did = "its update has damaged the weights" if parameters.keys() & weights.keys() else STATISTICS
         total = sum(each.numel() for each in self._model.parameters())
@@ -215,7 +203,7 @@ class Case:
         return self._end(Finding(UNKNOWN, text), rest=("an update that was too large, or the optimizer's state",))
 
     def _of_weights(self, first: Trace) -> Finding:
-        """The refused weights are bad, and those of a backup are healthy."""
+        """Return a finding where the refused weights are bad and those of a backup are healthy."""
         assert self._healthy is not None
         step, state = self._healthy
         faults = self._optimizer_faults(state.get("optimizer"), max(1, self._refusal.step - step))
@@ -241,7 +229,7 @@ class Case:
         return self._end(Finding(UPDATE, text), certain=True, rest=rest)
 
     def _of_lone_weight(self, moved: Moved, step: int) -> Finding | None:
-        """One element has changed alone: with its old value, is the batch good?"""
+        """Test whether the batch is good again with the old value of the one element that changed."""
         parameter = dict(self._model.named_parameters())[moved.name]
         flat, place = parameter.data.view(-1), moved.at(parameter.shape)
         now = flat[moved.flat].clone()
@@ -307,7 +295,7 @@ class Case:
     # Data.
 
     def _of_data(self, trace: Trace, rest: tuple[str, ...]) -> Finding:
-        """The batch is to blame, with weights that are healthy: what in it?"""
+        """Find what in the batch is to blame, given healthy weights."""
         size, batch = num_rows(self._batch), self._batch
         clear = self._of_clear_input(trace, rest)
         if clear is not None and clear.is_certain:
@@ -373,7 +361,7 @@ class Case:
         return ("drawn anew it is not always so: its random augmentation is to blame",) if 0 <= bad < 8 else ()
 
     def _of_single(self, trace: Trace, rest: tuple[str, ...]) -> Finding:
-        """A batch of one row, in an operation that needs several."""
+        """Return a finding where an operation that needs several rows got a batch of one."""
         text = f"{describe_place(trace)}: a batch of 1 has no spread"
         certain = False
         if self._good is not None and num_rows(self._good) > 1:
@@ -383,7 +371,7 @@ class Case:
         return self._end(Finding(BATCH_SIZE, text, where=place_of(trace)), certain=certain, rest=rest)
 
     def _of_gradient(self, trace: Trace, batch: Any, held: Held, rest: tuple[str, ...]) -> Finding:
-        """The loss is finite and its gradient is not."""
+        """Return a finding where the loss is finite and its gradient is not."""
         fault, rows = trace.fault, self._runs.find_row(batch, trace, self._good)
         text, where = describe_gradient(trace)
         found = Finding(LOSS if fault is not None and not fault.where else BACKWARD, text, rows, where=where)

@@ -331,6 +331,7 @@ def test_a_model_that_cannot_be_run_twice_ends_no_training():
     assert not any(each.is_certain for each in told)
 
 
+@pytest.mark.program
 def test_a_compiled_model_is_run_as_it_was_written():
     """Modules have names again; nothing is compiled anew."""
     model = Net()
