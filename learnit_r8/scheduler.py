@@ -780,7 +780,7 @@ class R8Scheduler:
 
     @property
     def _state_of_best(self) -> Callable[[], Any] | None:
-        """Returns the model state for a copy of the best one in RAM; None where checkpoints hold it."""
+        """Return the model state to copy as the best one in RAM; None where checkpoints hold it."""
         return None if self.host.saver is not None else self.host.persistence.callbacks.state
 
     def stop(self, reason: str = "") -> None:

@@ -138,7 +138,7 @@ class CheckpointSaver:
         if self._writing is not None and not (must_wait or self._writing[1].is_done):
             # One after the other; the next is of a later step anyway.
             return False
-        self.settle()
+        self.wait()
         if elapsed.steps == self._step_tried and not self._must_pin:
             return False
         # The best checkpoint must be of this very step, so it is tried even while others are skipped.
@@ -159,7 +159,7 @@ class CheckpointSaver:
         steps, seconds = quiet_until(self._when, asked)
         return (steps if self._writing is None else min(steps, asked.steps + STEPS_BETWEEN_LOOKS)), seconds
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """Wait until the checkpoint that a thread is writing is complete; if it failed, warn."""
         if self._writing is not None:
             step, writing = self._writing
@@ -203,7 +203,7 @@ class CheckpointSaver:
         """
         if self._is_in_child:
             raise RuntimeError(f"save_checkpoint() must not be called at step {step}, {self._whose}.")
-        self.settle()
+        self.wait()
         before, self._step_tried = self._step_tried, step
         try:
             saved = write()

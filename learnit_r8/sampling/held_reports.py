@@ -17,7 +17,7 @@ from ..policies.radix import order_of
 from ..table.labels.predictions import UNLABELLED
 from ..table.losses import EXACT, WHOLE_BATCH
 from ..table.names import Members
-from .chunk import OPEN, REPORTED, SETTLED
+from .chunk import CLOSED, OPEN, REPORTED
 
 if TYPE_CHECKING:
     from ..table.table import SampleTable
@@ -48,9 +48,9 @@ class HeldReports:
 
     def __init__(self, table: SampleTable) -> None:
         self._table = table
-        self.forget()
+        self.clear()
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop them all."""
         self._held: list[_Held] = []
         self.num_samples = 0
@@ -71,7 +71,7 @@ class HeldReports:
             for some in rounds([part for each in reported if (part := Part.of(each, kind)) is not None]):
                 self._learn(some, is_exact=kind == EXACT)
         # Those from which nothing could be learned, too.
-        _settle(reported)
+        _close(reported)
         # Last: if this is interrupted, those not learned are learned the next time.
         self._held = [each for each in self._held if each.states[0] == OPEN]
         self.num_samples = sum(len(each.members.indices) for each in self._held)
@@ -92,7 +92,7 @@ class HeldReports:
         ordered = joined.take(order_of(joined))
         if not len(joined) or ordered[0] < 0 or not (ordered[1:] != ordered[:-1]).all():
             return False
-        done = functools.partial(_settle, reported)
+        done = functools.partial(_close, reported)
         self._table.learner.learn(joined, np.concatenate(means), None, np.repeat(trends, counts), done=done)
         return True
 
@@ -107,14 +107,14 @@ class HeldReports:
         def done() -> None:
             for each in parts:
                 if each.is_last:
-                    each.states[0] = SETTLED
+                    each.states[0] = CLOSED
 
         self._table.learner.learn(indices, means, sizes, trend, predictions=_predictions(parts), done=done)
 
 
-def _settle(held: list[_Held]) -> None:
+def _close(held: list[_Held]) -> None:
     for each in held:
-        each.states[0] = SETTLED
+        each.states[0] = CLOSED
 
 
 class Part(NamedTuple):

@@ -112,6 +112,7 @@ class Feed:
         self.trainer: FeedTrainer = PlainTrainer(run)
         self._iteration: object = None
         self._source: Any = None
+        self._batches: Any = None
         self._samples = BatchSamples(run)
         self._start: dict[str, Any] | None = None
         self._out: list[LoaderBatch] = []
@@ -139,6 +140,11 @@ class Feed:
         return resumed
 
     @property
+    def num_passes(self) -> int:
+        """Runs through the loader that have ended."""
+        return self.run.pace.passes + self.run.pace.has_ended
+
+    @property
     def num_taken(self) -> int:
         """Items that the loader has given in this pass and that were trained on or passed over."""
         self._out = [batch for batch in self._out if _is_out(batch)]
@@ -160,6 +166,7 @@ class Feed:
         run.requests.stay_within(None)
         try:
             batches, num_before = self._begin(source), pace.step
+            self._batches = batches
             while True:
                 if self._iteration is not this:
                     raise RuntimeError(
@@ -170,7 +177,7 @@ class Feed:
                 self.between_steps()
                 samples.tell_quarantined()
                 if self._updates > controller.updates and not controller.is_open:
-                    batches = self._after_restore(source, batches)
+                    batches = self._batches = self._after_restore(source, batches)
                 self._updates = controller.updates
                 if controller.asks_probe and not pace.is_stopped:
                     if not self._has_probe():
@@ -208,7 +215,7 @@ class Feed:
         run, pace, plan = self.run, self.run.pace, self._plan
         self.trainer.before_iteration()
         run.controller.let_probe(self.settings.keeps_witness)
-        self._samples.begin(source)
+        self._samples.prepare(source)
         resumed = self.take_resumed()
         if resumed is not None:
             self._source, self._start = source, resumed["start"]
@@ -218,6 +225,8 @@ class Feed:
                 batches = replay.resume(run, source, resumed, count, way, opens=self._samples.open)
                 plan.left_out *= way != "start"
                 self._has_begun = True
+            elif replay.goes_on(source):
+                replay.open_at(source, resumed["loader"], self._samples.open, run.announcer)
             else:
                 replay.set_order(source, resumed["now"].get("order"))
             self.trainer.before_first_batch()
@@ -244,10 +253,10 @@ class Feed:
         """Do what is due between two steps."""
         run, is_heard = self.run, self.run.announcer.is_heard
         if is_heard:
-            run.emitter.begin()
+            run.emitter.start_timing()
         self.trainer.between_steps()
         if is_heard:
-            run.emitter.end()
+            run.emitter.stop_timing()
 
     def _next(self, batches: Iterator[Any]) -> Any:
         emitter = self.run.emitter
@@ -260,7 +269,7 @@ class Feed:
             emitter.data_seconds += time.perf_counter() - began
 
     def _meet(self, size: Size | None) -> Size | None:
-        """The size of the batches of all ranks; None where one of them has none, as its stream has ended.
+        """Agree on the size of the batch of all ranks together; None if the stream of one of them has ended.
 
         Args:
             size: That of the batch of this rank; None if it has none.
@@ -317,11 +326,11 @@ class Feed:
     def _take_given(self, item: Any, size: Size, batches: Iterator[Any]) -> None:
         run, is_heard = self.run, self.run.announcer.is_heard
         if is_heard:
-            run.emitter.begin()
+            run.emitter.start_timing()
         self.open = self.take(item, size, self._samples.of(item, batches))
         run.controller.note_start()
         if is_heard:
-            run.emitter.end()
+            run.emitter.stop_timing()
 
     def _is_wanted(self, item: Any) -> bool:
         """Whether to keep a batch, as weights may be tested with it."""
@@ -361,7 +370,7 @@ class Feed:
                     turns.busy = number
                     began = run._tally.began
                     if began != began:
-                        draws.begin(run)
+                        draws.start_clock(run)
                     batch = plan.take(kept, size, pace.epoch, members=members)
                     batch.chunk.rates[0] = lr
                     if is_of_loader:
@@ -553,7 +562,7 @@ class Feed:
     # What outlives the process, and what goes back.
 
     def _resume_alone(self) -> None:
-        """Set the random generators of a saved run that has no loader to be forwarded."""
+        """Set the random generators of a saved run whose loader is not forwarded."""
         resumed = self.take_resumed()
         if resumed is not None:
             replay.set_generators(None, resumed["now"])
@@ -564,11 +573,12 @@ class Feed:
         backup = run.backup.newest
         moment = None if backup is None or backup.updates != run.controller.updates else backup.moment
         saved = None if moment is None or moment.state is None else moment.state["plan"]
-        if self.settings.after_restore == "again" and saved is not None and saved["loader"] is not None:
-            replay.load_loader(source, saved["loader"])
-            self._plan.taken, self._out = saved["taken"], []
+        again = None
+        if self.settings.after_restore == "again" and saved is not None:
+            again = replay.open_at(source, saved["loader"], self._samples.open, run.announcer)
+        if again is not None and saved is not None:
+            self._plan.taken, self._out, batches = saved["taken"], [], again
             text = f"the loader goes back with the model: the {undone} batches since then come again."
-            batches = self._samples.open(source)
         else:
             text = f"the loader goes on with its next batch: the {undone} batches since then do not come again."
         run.announcer.tell(events.Notice, text=text, is_warning=False)
@@ -577,13 +587,14 @@ class Feed:
     def position(self) -> dict[str, Any]:
         """How far the run is in the user's loader."""
         # Before its iteration has begun, a loader would begin one to tell its state.
-        source = self._source if self._has_begun and not self.run.pace.has_ended else None
+        is_under_way = self._has_begun and not self.run.pace.has_ended
+        source = self._source if is_under_way or replay.goes_on(self._source) else None
         if self._resumed is not None:
             return dict(self._resumed)
         return {
             **self._plan.position(),
             "taken": self.num_taken,
-            "loader": replay.read_loader(source, self.run.announcer),
+            "loader": replay.read_loader(source, self._batches, self.run.announcer),
             "start": self._start,
             "now": self._read_place(self._source),
         }

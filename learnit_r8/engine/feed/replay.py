@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 WAYS = ("replay", "indices", "start")
 
+NOT_LOADED = (
+    "the iterator of the loader refused its saved state, so batches are drawn and skipped to find its place ({})."
+)
+
 LOUD_SECONDS = 2.0
 """Seconds of drawing and dropping after which it reports its progress."""
 
@@ -122,7 +126,7 @@ def _own_generators(source: Any) -> list[Any]:
 
 
 def _is_generator(thing: Any) -> bool:
-    """Whether it is a random generator by its kind, however it is called."""
+    """Whether an object is a random generator, whatever its attribute is called."""
     torch: Any = sys.modules.get("torch")
     kinds = (random.Random, np.random.Generator, np.random.RandomState)
     # That of the system has no state.
@@ -151,12 +155,21 @@ def _set(generator: Any, state: Any) -> None:
     generator.set_state(torch.from_numpy(state.copy()) if torch is not None and hasattr(state, "dtype") else state)
 
 
-def read_loader(source: Any, announcer: Announcer) -> dict[str, Any] | None:
-    """The state of a loader in a form that files hold; None if it has none that can be held."""
-    if not _has_state(source):
+def read_loader(source: Any, batches: Any, announcer: Announcer) -> dict[str, Any] | None:
+    """The state of a loader, or of its iterator, in a form that files hold; None if none has one that can be held.
+
+    Args:
+        source: The loader; None before its iteration has begun.
+        batches: Its iterator.
+        announcer: Says why it cannot be held.
+    """
+    if source is None or not (_has_state(source) or has_position(batches)):
+        return None
+    state = source.state_dict() if _has_state(source) else batches.get_state()
+    if state is None:
         return None
     found: dict[str, str] = {}
-    state = leave_out(source.state_dict(), found)
+    state = leave_out(state, found)
     if found:
         name, what = next(iter(found.items()))
         announcer.note_once(
@@ -174,9 +187,44 @@ def _has_state(source: Any) -> bool:
     return all(hasattr(each, name) for each in (source, inner) for name in ("state_dict", "load_state_dict"))
 
 
-def load_loader(source: Any, saved: Any) -> None:
-    """Have a loader load what `read_loader` returned."""
-    source.load_state_dict(unpack(saved))
+def goes_on(source: Any) -> bool:
+    """Whether the next run through an iterable begins where this one ends, so that its place counts at an end, too."""
+    return callable(getattr(type(source), "__next__", None)) or getattr(source, "goes_on", False)
+
+
+def has_position(batches: Any) -> bool:
+    """Whether an iterator can tell where it is, and be brought there, as grain's can."""
+    return hasattr(batches, "get_state") and hasattr(batches, "set_state")
+
+
+def open_at(
+    source: Any, saved: Any, opens: Callable[[Any, int], Iterator[Any]], announcer: Announcer
+) -> Iterator[Any] | None:
+    """The iterator of a loader where it was when `read_loader` was called; None if it cannot be brought there.
+
+    Args:
+        source: The loader.
+        saved: What `read_loader` returned.
+        opens: Begins to iterate over a loader.
+        announcer: Says why it cannot.
+    """
+    if saved is None:
+        return None
+    if _has_state(source):
+        source.load_state_dict(unpack(saved))
+        return opens(source, 0)
+    batches: Any = opens(source, 0)
+    if not has_position(batches):
+        return None
+    try:
+        batches.set_state(unpack(saved))
+    except ValueError as error:
+        # A DataLoader of grain compares the repr of its source, which may hold an address.
+        if goes_on(source):
+            raise
+        announcer.warn_once("loader state", NOT_LOADED.format(str(error).splitlines()[0]))
+        return None
+    return batches  # type: ignore[no-any-return]
 
 
 def resume(
@@ -201,9 +249,9 @@ def resume(
     Raises:
         ValueError: the loader ended before the position of the saved run: it is another one.
     """
-    if saved["loader"] is not None and _has_state(source):
-        load_loader(source, saved["loader"])
-        batches: Iterator[Any] = opens(source, 0)
+    batches = open_at(source, saved["loader"], opens, run.announcer)
+    if batches is not None:
+        pass
     elif way == "start":
         batches = opens(source, 0)
         if count:
@@ -221,7 +269,7 @@ def resume(
 
 
 def _drop(run: Engine, batches: Iterator[Any], count: int) -> Iterator[Any]:
-    """The iterator, from which this many items were drawn and dropped."""
+    """Draw this many items from an iterator, drop them, and return it."""
     began, said = time.perf_counter(), 0.0
     for number in range(count):
         try:

@@ -308,7 +308,7 @@ class LoaderAdapter:
 
 
 def _values_of(losses: tuple[torch.Tensor, ...], ticket: Ticket | None) -> tuple[torch.Tensor, int]:
-    """What is reported of losses, without their gradient, and of how many rows each has one value; 0 for one mean.
+    """Return the values to report, without gradient, and the rows that each stands for; 0 for a single mean.
 
     Returns:
         float32[P], the losses of the rows of a batch whose samples are known; or float32[1], the sum of the means.
