@@ -37,7 +37,7 @@ def inner_of(source: Any) -> Any:
     """The `DataLoader` whose batches a loader passes on; the loader itself if it wraps none."""
     kind = type(source)
     name = WRAPPERS.get((kind.__module__.partition(".")[0], kind.__name__))
-    return source if name is None or getattr(source, "skip_batches", 0) else getattr(source, name)
+    return source if name is None or getattr(source, "skip_batches", False) else getattr(source, name)
 
 
 def is_observable(source: Any) -> bool:
