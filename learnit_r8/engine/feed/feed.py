@@ -514,9 +514,9 @@ class Feed:
         if given != members.num_rows:
             self.run.announcer.note_once(
                 "uneven rows",
-                f"a loss with {given} rows was reported for a batch with {members.num_rows} rows of samples, so "
-                "only its mean counts, divided among them; to learn from each, report one or several values for each "
-                "row of ids.",
+                f"a loss with {given} rows was reported for a batch with {members.num_rows} rows of samples, "
+                "so only its mean counts, divided among them; to learn from each, report one or several values for "
+                "each row of ids.",
             )
 
     def report(
