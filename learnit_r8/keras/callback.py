@@ -10,6 +10,7 @@ import keras
 from ..checkpoint.callbacks import Callbacks
 from ..triggers import Condition
 from .dataset import R8Dataset
+from .devices import OTHER_NUMBER, TOO_FEW, check_devices, num_devices, num_replicas, scope_of, split, strategy_of
 from .fit_arguments import check_fit
 from .fit_frame import local_of_fit, scope_of_fit
 from .losses import LossRecorder
@@ -50,8 +51,8 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
 
     Raises:
         TypeError: ``dataset`` is not an R8Dataset.
-        ValueError: the model is not compiled, its learning rate is a schedule, or it takes several steps or
-            replicas at a time; for ``backup_every`` an interval that cannot be read.
+        ValueError: the model is not compiled, its learning rate is a schedule, it takes several steps at a time, or
+            several processes train it; for ``backup_every`` an interval that cannot be read.
         RuntimeError: the model is not built.
 
     Attributes:
@@ -107,8 +108,10 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         self.dataset.end_epoch()
         if not _is_built(self.model):
             data: Any = local_of_fit("x") if self._is_wrapped else self.dataset
-            self.model._symbolic_build(data_batch=data[0])
+            with scope_of(self.model):
+                self.model._symbolic_build(data_batch=data[0])
         self._wire(self.model)
+        say_devices(self._prefetch.r8, self._state, self.model)
         self._prefetch.r8.requests.stay_within(scope_of_fit(self.model))
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -125,8 +128,7 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         if iterator._num_batches is not None:
             # Keras counts the batches once a fit; an epoch that goes on after an interruption has fewer.
             iterator._num_batches = len(self.dataset)
-        if not self._is_wrapped:
-            self._hasten(iterator)
+        self._hasten(iterator)
 
     def _skip_epoch(self) -> None:
         """End ``fit`` without a step: the run was over when it was resumed."""
@@ -138,16 +140,21 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def _hasten(self, iterator: Any) -> None:
         """Let TensorFlow gather the batches, where it can, in place of the Python generator that Keras made."""
-        replaced = getattr(iterator, "_distributed_dataset", None)
-        if replaced is None:
+        replaced, replicas = getattr(iterator, "_distributed_dataset", None), num_replicas(self.model)
+        if replaced is None or (self._is_wrapped and replicas == 1):
             return
-        if getattr(iterator.data_adapter, "class_weight", None) is None:
+        if replicas > 1:
+            replaced = iterator.data_adapter.get_tf_dataset()
+            smallest = min(len(ticket.indices) for ticket in self._prefetch.epoch)
+            if smallest < replicas:
+                raise ValueError(TOO_FEW.format(replicas, smallest))
+        if not self._is_wrapped and getattr(iterator.data_adapter, "class_weight", None) is None:
             quick = self.dataset.quick_batches(replaced.element_spec)
             replaced = replaced if quick is None else quick
-        if self.dataset.is_bare and isinstance(replaced.element_spec, tuple):
+        if not self._is_wrapped and self.dataset.is_bare and isinstance(replaced.element_spec, tuple):
             # A step of the user's own sees what a plain ``fit(x)`` would give it.
             replaced = replaced.map(lambda *columns: columns[0])
-        iterator._distributed_dataset = replaced
+        iterator._distributed_dataset = split(replaced, strategy_of(self.model)) if replicas > 1 else replaced
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Set the learning rate."""
@@ -236,10 +243,18 @@ def _check_model(model: Any) -> None:
         raise ValueError(f"model must be compiled with an optimizer, got {model!r} without one; call compile().")
     _rate_of(optimizer)
     if model.steps_per_execution != 1:
-        raise ValueError(f"steps_per_execution must be 1, got {model.steps_per_execution!r}.")
-    strategy = getattr(model, "distribute_strategy", None)
-    if strategy is not None and strategy.num_replicas_in_sync > 1:
-        raise ValueError(f"model must be on one device, got a strategy of {strategy.num_replicas_in_sync} replicas.")
+        raise ValueError(
+            f"steps_per_execution must be 1 with an R8Dataset, got {model.steps_per_execution!r}: losses of samples "
+            "come back after each step. To be healed alone, give R8Callback an R8Scheduler without num_samples."
+        )
+    check_devices(model)
+
+
+def say_devices(r8: R8Scheduler, state: ModelState | None, model: Any) -> None:
+    """Tell of a resume on another number of devices."""
+    saved, now = getattr(state, "num_saved_devices", None), num_devices(model)
+    if saved not in (None, now):
+        r8.host.say_once("devices", OTHER_NUMBER.format(saved, now), is_warning=False)
 
 
 def _is_built(model: Any) -> bool:

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..checkpoint.callbacks import Callbacks
 from ..triggers import Condition
-from .callback import METRICS_EVERY, R8Callback
+from .callback import METRICS_EVERY, R8Callback, say_devices
+from .devices import check_devices
 from .fit_frame import scope_of_fit
 from .rate_factor import NOT_SCALED, RateFactor
 from .state import ModelState, rate_of
@@ -51,6 +52,7 @@ class OwnBatchesCallback(R8Callback):
             self._wire(model)
 
     def _wire(self, model: Any) -> None:
+        check_devices(model)
         if self._wired is not model:
             optimizers = _optimizers_of(model)
             self._state = ModelState(
@@ -74,6 +76,7 @@ class OwnBatchesCallback(R8Callback):
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Wire the model, which is built by now."""
         self._wire(self.model)
+        say_devices(self._r8, self._state, self.model)
         self._batches.begin_run(scope_of_fit(self.model))
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
