@@ -16,7 +16,7 @@ from ..policies.radix import order_of
 from ..table.labels.predictions import UNLABELLED
 from ..table.losses import EXACT, WHOLE_BATCH
 from ..table.names import Members
-from .chunk import OPEN, REPORTED, SETTLED
+from .chunk import CLOSED, OPEN, REPORTED
 
 if TYPE_CHECKING:
     from ..table.table import SampleTable
@@ -47,9 +47,9 @@ class HeldReports:
 
     def __init__(self, table: SampleTable) -> None:
         self._table = table
-        self.forget()
+        self.clear()
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop them all."""
         self._held: list[_Held] = []
         self.num_samples = 0
@@ -71,7 +71,7 @@ class HeldReports:
                 self._learn(some, is_exact=kind == EXACT)
             for each in reported:
                 # Those from which nothing could be learned, too.
-                each.states[0] = SETTLED
+                each.states[0] = CLOSED
         # Last: if this is interrupted, those not learned are learned the next time.
         self._held = [each for each in self._held if each.states[0] == OPEN]
         self.num_samples = sum(len(each.members.indices) for each in self._held)
@@ -87,7 +87,7 @@ class HeldReports:
         def done() -> None:
             for each in parts:
                 if each.is_last:
-                    each.states[0] = SETTLED
+                    each.states[0] = CLOSED
 
         self._table.learner.learn(indices, means, sizes, trend, predictions=_predictions(parts), done=done)
 

@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from learnit_r8 import SpikeGuard, Verdict
@@ -122,7 +122,6 @@ def test_first_losses_need_a_far_spike():
 
 @pytest.mark.parametrize("sign", [1, -1])
 @given(exponent=st.integers(-60, 60), seed=st.integers(0, 50))
-@settings(max_examples=20, deadline=None)
 def test_unit_of_the_loss(sign, exponent, seed):
     """Losses in another unit get the same verdicts at the same steps."""
     losses = falling(400, seed)

@@ -103,7 +103,13 @@ def test_weights_of_the_policy(own):
     assert set(dataset[0][2].tolist()) == {2 * factor}
 
 
-@pytest.mark.parametrize("workers", [{"workers": 3, "max_queue_size": 4}, {"workers": 2, "use_multiprocessing": True}])
+@pytest.mark.parametrize(
+    "workers",
+    [
+        pytest.param({"workers": 3, "max_queue_size": 4}, id="threads"),
+        pytest.param({"workers": 2, "use_multiprocessing": True}, id="processes", marks=pytest.mark.program),
+    ],
+)
 def test_workers_change_nothing(workers):
     """With threads or processes running ahead, every report still meets its own batch: the same run as without."""
     runs = []
@@ -157,7 +163,7 @@ def gathered_by_python(dataset, **arguments):
     return dataset.asked
 
 
-@pytest.mark.parametrize("form", ["array", "tensor"])
+@pytest.mark.parametrize("form", ["array", pytest.param("tensor", marks=pytest.mark.program)])
 def test_tensorflow_gathers_plain_arrays(form):
     """Rows of arrays and tensors are not gathered by Python, but for the first batches, which Keras looks at."""
     assert gathered_by_python(Counting(FORMS[form][0], Y, scheduler())) < 16
@@ -175,9 +181,8 @@ def test_python_gathers_what_tensorflow_cannot(tmp_path):
     assert gathered_by_python(Augmented(X, Y, scheduler())) >= 48
 
 
-@pytest.mark.parametrize(
-    "form", ["dict", *(pytest.param(form, marks=pytest.mark.program) for form in ("array", "tuple"))]
-)
+@pytest.mark.program
+@pytest.mark.parametrize("form", ["dict", "array", "tuple"])
 def test_both_ways_train_alike(form):
     """What TensorFlow gathers is what Python gathers: the same losses of the same samples, to the bit."""
     data = {"a": X, "b": X + 1} if form == "dict" else FORMS[form][0]

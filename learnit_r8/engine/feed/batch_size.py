@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ...checkpoint.state_tree import clone
 from ...sampling.loader_plan import Size
 
 TOKEN_NAMES = ("input_ids", "tokens", "ids")
@@ -107,6 +108,14 @@ def bytes_of(item: Any) -> int:
     if isinstance(item, Mapping):
         return sum(map(bytes_of, item.values()))
     return sum(map(bytes_of, item)) if isinstance(item, (tuple, list)) else 0
+
+
+def copied(item: Any) -> Any:
+    """A copy of a batch, as a loop may change the one that it gets; the batch itself if it cannot be copied."""
+    try:
+        return clone(item)
+    except Exception:
+        return item
 
 
 def _read_tokens(item: Any) -> int | None:

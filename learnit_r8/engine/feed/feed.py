@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ... import events
-from ...guard.verdict import Verdict
+from ...guard.verdict import GOOD
 from ...sampling.loader_plan import LoaderBatch, LoaderPlan, Size
 from ...sampling.ticket import Outcome, Ticket
 from .. import draws
 from . import replay
-from .batch_size import BatchMeasure, bytes_of
+from .batch_size import BatchMeasure, bytes_of, copied
 from .samples import BatchSamples, find
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ class Feed:
         self._trainer: FeedTrainer = PlainTrainer(run)
         self._iteration: object = None
         self._source: Any = None
+        self._batches: Any = None
         self._samples = BatchSamples(run)
         self._start: dict[str, Any] | None = None
         self._out: list[LoaderBatch] = []
@@ -130,6 +131,11 @@ class Feed:
     def is_resumed(self) -> bool:
         """Whether a saved position waits for the next iteration."""
         return self._resumed is not None
+
+    @property
+    def num_passes(self) -> int:
+        """Runs through the loader that have ended."""
+        return self._run.pace.passes + self._run.pace.has_ended
 
     @property
     def num_taken(self) -> int:
@@ -153,6 +159,7 @@ class Feed:
         run.requests.stay_within(None)
         try:
             batches, num_before = self._begin(source), pace.step
+            self._batches = batches
             while True:
                 if self._iteration is not this:
                     raise RuntimeError(
@@ -163,7 +170,7 @@ class Feed:
                 self._between_steps()
                 samples.tell_quarantined()
                 if self._updates > controller.updates and not controller.is_open:
-                    batches = self._after_restore(source, batches)
+                    batches = self._batches = self._after_restore(source, batches)
                 self._updates = controller.updates
                 if controller.asks_probe and not pace.is_stopped:
                     if not self._has_probe():
@@ -201,7 +208,7 @@ class Feed:
         run, pace, plan = self._run, self._run.pace, self._plan
         self._trainer.before_iteration()
         run.controller.let_probe(self.settings.keeps_witness)
-        self._samples.begin(source)
+        self._samples.prepare(source)
         resumed, self._resumed = self._resumed, None
         if resumed is not None:
             self._source, self._start = source, resumed["start"]
@@ -211,6 +218,10 @@ class Feed:
                 batches = replay.resume(run, source, resumed, count, way, opens=self._samples.open)
                 plan.left_out *= way != "start"
                 self._has_begun = True
+            elif replay.goes_on(source):
+                replay.open_at(source, resumed["loader"], self._samples.open, run.announcer)
+            else:
+                replay.set_order(source, resumed["now"].get("order"))
             self._trainer.before_first_batch()
             return batches
         if plan.taken and not pace.has_ended:
@@ -219,7 +230,7 @@ class Feed:
         pace.begin_pass()
         if not (_is_iterator(source) and source is self._source):
             plan.taken = plan.left_out = 0
-            self._start = replay.read_generators(source)
+            self._start = self._read_place(source)
         self._source, self._out = source, []
         batches = self._samples.open(source)
         self._has_begun = True
@@ -234,10 +245,10 @@ class Feed:
     def _between_steps(self) -> None:
         run, is_heard = self._run, self._run.announcer.is_heard
         if is_heard:
-            run.emitter.begin()
+            run.emitter.start_timing()
         self._trainer.between_steps()
         if is_heard:
-            run.emitter.end()
+            run.emitter.stop_timing()
 
     def _next(self, batches: Iterator[Any]) -> Any:
         emitter = self._run.emitter
@@ -250,7 +261,7 @@ class Feed:
             emitter.data_seconds += time.perf_counter() - began
 
     def _meet(self, size: Size | None) -> Size | None:
-        """The size of the batches of all ranks; None where one of them has none, as its stream has ended.
+        """Agree on the size of the batch of all ranks together; None if the stream of one of them has ended.
 
         Args:
             size: That of the batch of this rank; None if it has none.
@@ -307,11 +318,11 @@ class Feed:
     def _take_given(self, item: Any, size: Size, batches: Iterator[Any]) -> None:
         run, is_heard = self._run, self._run.announcer.is_heard
         if is_heard:
-            run.emitter.begin()
+            run.emitter.start_timing()
         self.open = self.take(item, size, self._samples.of(item, batches))
         run.controller.note_start()
         if is_heard:
-            run.emitter.end()
+            run.emitter.stop_timing()
 
     def _is_wanted(self, item: Any) -> bool:
         """Whether to keep a batch, as weights may be tested with it."""
@@ -339,7 +350,7 @@ class Feed:
             is_of_loader: Whether it is of a loader; else there is nothing but the step.
         """
         run, pace, turns, plan = self._run, self._run.pace, self._run.turns, self._plan
-        is_kept = is_of_loader and self._is_wanted(item)
+        kept = copied(item) if is_of_loader and self._is_wanted(item) else None
         if plan.is_full:
             run.hand_over()
         while True:
@@ -351,8 +362,8 @@ class Feed:
                     turns.busy = number
                     began = run._tally.began
                     if began != began:
-                        draws.begin(run)
-                    batch = plan.take(item, size, pace.epoch, is_kept=is_kept, members=members)
+                        draws.start_clock(run)
+                    batch = plan.take(kept, size, pace.epoch, members=members)
                     batch.chunk.rates[0] = lr
                     if is_of_loader:
                         plan.taken += 1
@@ -386,7 +397,7 @@ class Feed:
             batch.chunk.rates[0] = lr
             pace.num_out += 1
             self.open = run._ticket(pace.next_step - 1, pace.epoch, lr, batch)
-        return item
+        return copied(item)
 
     def give_up_open(self) -> None:
         """Pass over the batch in hand, if it was not reported: it does not count as a step."""
@@ -492,7 +503,7 @@ class Feed:
         if ticket is None:
             ticket = self.open = self.take_step()
         if ticket is None:
-            return Outcome(Verdict.GOOD, run.shown_lr(1.0), None)
+            return Outcome(GOOD, run.shown_lr(1.0), None)
         ticket = self.open = self.with_ids(ticket, ids)
         outcome = run._report(ticket, loss, part_size, grad_norm, skipped, predictions)
         self.open = None
@@ -525,7 +536,7 @@ class Feed:
     # What outlives the process, and what goes back.
 
     def _resume_alone(self) -> None:
-        """Set the random generators of a saved run that has no loader to be forwarded."""
+        """Set the random generators of a saved run whose loader is not forwarded."""
         resumed, self._resumed = self._resumed, None
         if resumed is not None:
             replay.set_generators(None, resumed["now"])
@@ -536,11 +547,12 @@ class Feed:
         backup = run.backup.newest
         moment = None if backup is None or backup.updates != run.controller.updates else backup.moment
         saved = None if moment is None or moment.state is None else moment.state["plan"]
-        if self.settings.after_restore == "again" and saved is not None and saved["loader"] is not None:
-            replay.load_loader(source, saved["loader"])
-            self._plan.taken, self._out = saved["taken"], []
+        again = None
+        if self.settings.after_restore == "again" and saved is not None:
+            again = replay.open_at(source, saved["loader"], self._samples.open, run.announcer)
+        if again is not None and saved is not None:
+            self._plan.taken, self._out, batches = saved["taken"], [], again
             text = f"the loader goes back with the model: the {undone} batches since then come again."
-            batches = self._samples.open(source)
         else:
             text = f"the loader goes on with its next batch: the {undone} batches since then do not come again."
         run.announcer.tell(events.Notice, text=text, is_warning=False)
@@ -549,16 +561,22 @@ class Feed:
     def position(self) -> dict[str, Any]:
         """How far the run is in the user's loader."""
         # Before its iteration has begun, a loader would begin one to tell its state.
-        source = self._source if self._has_begun and not self._run.pace.has_ended else None
+        is_under_way = self._has_begun and not self._run.pace.has_ended
+        source = self._source if is_under_way or replay.goes_on(self._source) else None
         if self._resumed is not None:
             return dict(self._resumed)
         return {
             **self._plan.position(),
             "taken": self.num_taken,
-            "loader": replay.read_loader(source, self._run.announcer),
+            "loader": replay.read_loader(source, self._batches, self._run.announcer),
             "start": self._start,
-            "now": replay.read_generators(self._source),
+            "now": self._read_place(self._source),
         }
+
+    @staticmethod
+    def _read_place(source: Any) -> dict[str, Any]:
+        """What the batches from here on depend on."""
+        return {**replay.read_generators(source), "order": replay.read_order(source)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `position` returned: the next iteration goes on from there."""

@@ -152,7 +152,7 @@ class CauseSearch:
         parts: dict[str, Any] = {}
         collect = self._persistence.callbacks.in_hand
         if recorder.record != "names" and collect is not None:
-            parts = collect(with_state=recorder.record == "all")
+            parts = collect()
         recorder.note(step, self._announcer.where()[1], facts=facts, finding=finding, cause=text, parts=parts)
 
     def _thresholds(self) -> dict[str, float]:

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from ...checkpoint.state_tree import clone, copy_to_host
+from ...checkpoint.state_tree import copy_to_host
 from ...flight.finding import UNKNOWN, Finding, Refusal
 from ...sampling.random_generators import set_random_state, state_of
 from ..distributed.flat_shards import is_flat
 from ..distributed.shards import is_sharded
-from ..state import ModelState, plain_model
+from ..state import plain_model
 from .causes import Case
 from .hand import Hand, Held
 from .rows import not_finite
@@ -38,7 +38,6 @@ class Examiner:
         scaler: Its loss scaler, or None.
         run_batch: Returns the loss of a batch as the loader gives it; None where only the model can run again.
         hand: Holds the batches.
-        state: The state of the training, for a record.
         num_ranks: Processes that train together.
         redraw: Returns a sample anew; None where it cannot be had.
         others: Networks that are trained beside the model, by their names.
@@ -52,14 +51,17 @@ class Examiner:
         scaler: Any,
         run_batch: Callable[[Any], Any] | None,
         hand: Hand,
-        state: ModelState,
         num_ranks: int,
         redraw: Callable[[int], Any] | None = None,
         others: Mapping[str, torch.nn.Module] | None = None,
     ) -> None:
+        if not (run_batch is None or callable(run_batch)):
+            raise TypeError(
+                f"run_batch must be a function of a batch that returns its loss, or None, got {run_batch!r}."
+            )
         self._others = others or {}
         self._model, self._optimizer, self._scaler = plain_model(model), optimizer, scaler
-        self._called, self._run_batch, self._hand, self._state = model, run_batch, hand, state
+        self._called, self._run_batch, self._hand = model, run_batch, hand
         self._redraw, self._num_ranks = redraw, num_ranks
 
     def examine(self, refusal: Refusal) -> Finding:
@@ -125,8 +127,8 @@ class Examiner:
         text = "; ".join(seen) or "input, weights and the optimizer's state are finite" * (batch is not None)
         return Finding(UNKNOWN, text or "the weights and the optimizer's state are finite")
 
-    def collect(self, *, with_state: bool) -> dict[str, Any]:
-        """Copies of the refused batch, of the generators at its start and of the refused state, for a record."""
+    def collect(self) -> dict[str, Any]:
+        """Copies of the refused batch and of the generators at its start, for a record."""
         held = self._hand.reported
         parts: dict[str, Any] = {}
         if held is not None:
@@ -135,6 +137,4 @@ class Examiner:
             parts["batch"] = copy_to_host({"batch": batch, **about})
             if held.generators is not None:
                 parts["generators"] = state_of(held.generators)
-        if with_state:
-            parts["refused"] = clone(copy_to_host(self._state.read()))
         return parts

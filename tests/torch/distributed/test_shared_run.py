@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from learnit_r8 import CheckpointStore, Policy, Recovery, TrainingDiverged
+from learnit_r8._adapters.ranks import agreement as agreement_module
 from learnit_r8.checkpoint import store
 from learnit_r8.events import CheckpointSaved
 from learnit_r8.guard import Verdict
 from learnit_r8.schedules.span import Span
 from learnit_r8.testing import record_events
 from learnit_r8.torch import RanksDiffer, SharedRun
-from learnit_r8.torch.distributed import agreement as agreement_module
 from tests.drive import INF, NAN, FakeClock, TickingClock, Weights, advance_to, flat, known, make, sample_losses
 from tests.rank_common import in_threads
 
@@ -178,7 +178,11 @@ def test_losses_are_read_at_once_where_a_backup_is_due():
     weights = Weights()
 
     def work(ranks):
-        callbacks = {"state_callback": weights.get, "listeners": [events[ranks.rank].append]}
+        callbacks = {
+            "state_callback": weights.get,
+            "load_callback": weights.load,
+            "listeners": [events[ranks.rank].append],
+        }
         r8 = make(8 * 30, batch_size=8, num_epochs=1, backup_every=12, **callbacks)
         shared = SharedRun(r8, ranks, every=4)
         return [job(shared, share) for share in shares(shared)]
