@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 FINISHED = "the run was over, at step {}, when it was resumed: fit() trains nothing."
 
+KEEPS = (
+    "scheduler_mode must be a curve with an R8Dataset, got 'keep'; to keep the optimizer's rate or its schedule, give "
+    "R8Callback an R8Scheduler(scheduler_mode='keep') without num_samples."
+)
+
 OTHER_DATA = (
     "x must be the R8Dataset in fit(), or a PyDataset that takes its batches from that one by number, got one that "
     "never asked it for batch {}."
@@ -52,8 +57,9 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
 
     Raises:
         TypeError: ``dataset`` is not an R8Dataset.
-        ValueError: the model is not compiled, its learning rate is a schedule, it takes several steps at a time, or
-            several processes train it; for ``backup_every`` an interval that cannot be read.
+        ValueError: the scheduler keeps the optimizer's rate; the model is not compiled, its learning rate is a
+            schedule, it takes several steps at a time, or several processes train it; for ``backup_every`` an
+            interval that cannot be read.
         RuntimeError: the model is not built.
 
     Attributes:
@@ -76,6 +82,8 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
                 f"{dataset!r}."
             )
         self.dataset = dataset
+        if dataset.r8.keeps_rates:
+            raise ValueError(KEEPS)
         self._prefetch = dataset.drawn
         self._backup_every = backup_every
         self._recorder: LossRecorder | None = None
@@ -222,7 +230,8 @@ def _rate_of(optimizer: Any) -> Any:
     rate = getattr(optimizer, "inner_optimizer", optimizer)._learning_rate
     if not isinstance(rate, keras.Variable):
         raise ValueError(
-            f"learning_rate must be a number in the optimizer, as the scheduler sets it at each step, got {rate!r}."
+            f"learning_rate must be a number in the optimizer, as the scheduler sets it at each step, got {rate!r}; to "
+            "keep it, give R8Callback an R8Scheduler(scheduler_mode='keep') without num_samples."
         )
     return rate
 
