@@ -358,15 +358,10 @@ class R8Scheduler:
             RuntimeError: no batch was drawn since the last epoch number.
         """
         run_state.say_if_spent(self.host)
+        self._say_if_closed()
         if self.host.feed is not None:
             yield from self.host.feed.epochs()
             return
-        if self._is_closed and not self.pace.is_over:
-            self.host.announcer.warn_once(
-                "closed",
-                f"the run was closed at step {self.pace.step}: what is trained from here on is not recorded in its "
-                "folder, and not saved at its end. Build another R8Scheduler, or close this one later.",
-            )
         self._counts_epochs = True
         here = threading.get_ident()
         if self._looping not in (None, here) and any(each.ident == self._looping for each in threading.enumerate()):
@@ -391,6 +386,14 @@ class R8Scheduler:
         finally:
             self._looping = None
             self.requests.leave()
+
+    def _say_if_closed(self) -> None:
+        if self._is_closed and not self.pace.is_over:
+            self.host.announcer.warn_once(
+                "closed",
+                f"the run was closed at step {self.pace.step}: what is trained from here on is not recorded in its "
+                "folder, and not saved at its end. Build another R8Scheduler, or close this one later.",
+            )
 
     def batch_iterator(self) -> Iterator[tuple[NDArray[np.int64], float]]:
         """Yield ``(batch_indices, lr)`` until the epoch ends or the time is up.
@@ -533,6 +536,7 @@ class R8Scheduler:
                 f"{call}() is for batches of your own, and this scheduler draws them from its {self.table.num_samples} "
                 "samples; leave num_samples and batch_size out, or iterate over batch_iterator()."
             )
+        self._say_if_closed()
         return self.host.feed
 
     def update_with_loss(

@@ -108,7 +108,7 @@ def _learn(run: Engine, ticket: Ticket, judged: step.Judged) -> None:
 
 
 def _close_unlearned(run: Engine, ticket: Ticket) -> None:
-    """Close a batch that nothing is learned from, and count its step."""
+    """Close a batch that nothing is learned from, and count its step unless it is extra."""
     run.plan.close(ticket.batch)
     if ticket.batch.chunk.is_extra:
         return

@@ -239,7 +239,7 @@ def _keep(
     hand = Hand(keeps_generators=_keeps_generators(r8))
     examiner = Examiner(
         model, optimizer, scaler=scaler, run_batch=run_batch, hand=hand,
-        num_ranks=sharing.size, redraw=redraw, others=networks_of(parts),
+        sharing=sharing, redraw=redraw, others=networks_of(parts),
     )  # fmt: skip
     # On several ranks nothing runs again, but of a step without a loader only the inputs can be looked at.
     if run_batch is None and (sharing.size == 1 or size is None):

@@ -10,20 +10,10 @@ from hypothesis import strategies as st
 
 from learnit_r8 import SpikeGuard, Verdict
 from learnit_r8.guard.thresholds import corrected, in_order, median, share_at_most, spread, weights_of_evidence
+from tests.guard.judging import judge_all
 
 NAN, INF = math.nan, math.inf
 ALARMS = (Verdict.SPIKE, Verdict.LASTING_DRIFT)
-
-
-def judge_all(losses, guard=SpikeGuard(), state=None, **told):
-    """All verdicts except GOOD, with their steps; ``told`` are sequences as long as the losses."""
-    state = guard.begin() if state is None else state
-    found = []
-    for step, loss in enumerate(losses):
-        state, verdict = guard.judge(state, float(loss), **{name: float(values[step]) for name, values in told.items()})
-        if verdict is not Verdict.GOOD:
-            found.append((step, verdict))
-    return found
 
 
 def state_after(losses, guard=SpikeGuard()):

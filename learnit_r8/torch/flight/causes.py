@@ -10,19 +10,7 @@ from typing import Any
 import torch
 
 from ...flight.finding import (
-    BACKWARD,
-    BATCH_SIZE,
-    INPUT,
-    LABEL,
-    LOSS,
-    NOTHING,
-    OPTIMIZER,
-    SCALE,
-    UNKNOWN,
-    UPDATE,
-    WEIGHT,
-    Finding,
-    Refusal,
+    BACKWARD, BATCH_SIZE, INPUT, LABEL, LOSS, NOTHING, OPTIMIZER, SCALE, UNKNOWN, UPDATE, WEIGHT, Finding, Refusal,
 )  # fmt: skip
 from .hand import Held
 from .rows import Odd, far_off, join, not_finite, num_rows, some_rows
@@ -64,18 +52,19 @@ class Case:
         has_loss: Whether a run gives a loss, not only what the model returns.
         redraw: Returns a sample anew, or None.
         others: Networks that are trained beside the model, by their names.
+        is_alone: Whether it is the whole batch. Of a part of one only the forward pass runs.
     """
 
     def __init__(
         self, refusal: Refusal, model: torch.nn.Module, optimizer: Any, *, scaler: Any, run: Callable[[Any], Any],
         held: Held, batch: Any, good_held: Held | None, good: Any, backups: Sequence[tuple[int, Any]], has_loss: bool,
-        redraw: Callable[[int], Any] | None, others: Mapping[str, torch.nn.Module],
+        redraw: Callable[[int], Any] | None, others: Mapping[str, torch.nn.Module], is_alone: bool,
     ) -> None:  # fmt: skip
-        self._others = others
+        self._others, self._is_alone = others, is_alone
         self._refusal, self._model, self._optimizer, self._scaler = refusal, model, optimizer, scaler
         self._held, self._batch, self._redraw, self._backups = held, batch, redraw, backups
         self._good_held, self._good = good_held, good
-        self._runs = Runs(refusal, model, run, has_loss=has_loss)
+        self._runs = Runs(refusal, model, run, has_loss=has_loss, is_alone=is_alone)
         self._loss = math.nan
         self._healthy: tuple[int, Any] | None = None
 
@@ -291,6 +280,8 @@ class Case:
             text = "all that the model returns for the batch is finite: the loss function, the labels or the gradient"
             return self._end(Finding(UNKNOWN, text))
         text = f"run again, the batch has the loss {first.loss:.6g}"
+        if not self._is_alone:
+            return self._end(Finding(UNKNOWN, f"{text}, and all of its forward pass is finite"))
         reported = self._refusal.loss
         if math.isfinite(reported) and abs(reported - first.loss) <= 0.1 * abs(reported - self._refusal.usual):
             return self._end(Finding(UNKNOWN, f"{text}, and all of it is finite"))

@@ -26,6 +26,8 @@ class Runs:
         model: The model.
         run: Runs a batch.
         has_loss: Whether that gives a loss, not only what the model returns.
+        is_alone: Whether no other process trains the model; else there is no backward pass, and what asks others for
+            something raises.
 
     Attributes:
         evidence: What the runs have shown, line by line.
@@ -34,7 +36,11 @@ class Runs:
         has_loss: As given.
     """
 
-    def __init__(self, refusal: Refusal, model: torch.nn.Module, run: Callable[[Any], Any], *, has_loss: bool) -> None:
+    def __init__(
+        self, refusal: Refusal, model: torch.nn.Module, run: Callable[[Any], Any], *, has_loss: bool,
+        is_alone: bool = True,
+    ) -> None:  # fmt: skip
+        self._is_alone = is_alone
         self._refusal, self._model, self._run, self.has_loss = refusal, model, run, has_loss
         self._generators, self._own_generator = random_state(), torch.get_rng_state()
         self.evidence: list[str] = []
@@ -47,9 +53,11 @@ class Runs:
         """Run a batch, and note what it shows as ``what``; see `run_watched`."""
         set_random_state(self._generators)
         self.count += 1
+        backward = backward and self.has_loss and self._is_alone
         trace = run_watched(
-            self._model, self._run, batch, backward=backward and self.has_loss, scale=scale, is_quick=is_quick
-        )
+            self._model, self._run, batch, backward=backward, scale=scale, is_quick=is_quick and self._is_alone,
+            is_alone=self._is_alone,
+        )  # fmt: skip
         self.is_random = self.is_random or not torch.equal(torch.get_rng_state(), self._own_generator)
         if what:
             self.evidence.append(f"{what}: {describe_run(trace, has_loss=self.has_loss)}")

@@ -115,8 +115,9 @@ class Trace:
 class _Watch(TorchDispatchMode):
     """Looks at the result of every operation."""
 
-    def __init__(self, trace: Trace, keys: dict[int, str], seeds: dict[int, int]) -> None:
+    def __init__(self, trace: Trace, keys: dict[int, str], seeds: dict[int, int], *, is_alone: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._is_alone = is_alone
         self._trace, self._keys, self._chain = trace, keys, dict(seeds)
         self.stack: list[str] = []
         self.has_entered = False
@@ -127,6 +128,8 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
+        if not self._is_alone and "c10d" in func.namespace:
+            raise RuntimeError(f"{name} asks the other processes, which do not run this batch")
         self._number += 1
         self._check_labels(name, args)
         self._numbers = [abs(float(each)) for each in args if type(each) in (int, float)]
@@ -305,7 +308,7 @@ def largest(value: Any) -> float:
 
 def run_watched(
     model: torch.nn.Module, run: Callable[[Any], Any], batch: Any, *, backward: bool, scale: float = 1.0,
-    is_quick: bool = False,
+    is_quick: bool = False, is_alone: bool = True,
 ) -> Trace:  # fmt: skip
     """Run a batch, and watch.
 
@@ -316,13 +319,14 @@ def run_watched(
         backward: Whether to compute gradients.
         scale: Factor of the loss for the backward pass.
         is_quick: Whether only loss and gradients are looked at, and no operation, which takes several times as long.
+        is_alone: Whether there are no other processes, which would wait for this one for ever, or it for them.
     """
     trace = Trace()
     names = {id(module): name or type(module).__name__ for name, module in model.named_modules()}
     keys = {_place(each): key for key, each in leaves(batch) if isinstance(each, torch.Tensor)}
     seeds = dict.fromkeys(keys, INPUT)
     seeds |= {_place(each): WEIGHTS for each in (*model.parameters(), *model.buffers())}
-    watch = _Watch(trace, keys, seeds)
+    watch = _Watch(trace, keys, seeds, is_alone=is_alone)
 
     def enter(module: torch.nn.Module, args: Any) -> None:
         watch.has_entered = True

@@ -186,7 +186,10 @@ class LoaderAdapter:
         found = self._take(ids)
         if found is None:
             return Outcome(GOOD, self.scheduler.lr, None)
-        return self._tell(found, *_values_of(losses, found), None, None)
+        values, count = _values_of(losses, found)
+        if not count and len(losses) == 1:
+            self._feed.note_rows(found, losses[0])
+        return self._tell(found, values, count, None, None)
 
     def step(self, loss: torch.Tensor, *, losses: torch.Tensor | None = None, ids: Any = None) -> Outcome:
         """Report a loss, do ``backward()``, clip, and let the optimizer take its step unless the loss is refused.
@@ -329,9 +332,6 @@ def _mean_of(losses: tuple[torch.Tensor, ...]) -> torch.Tensor:
         return loss if not loss.ndim else loss.mean()
     if not losses:
         raise TypeError("report() must get a loss, got none.")
-    if len(losses) == 1 and isinstance(losses[0], torch.Tensor) and losses[0].dtype is torch.float32:
-        loss = losses[0].detach()
-        return (loss.mean() if loss.ndim else loss).reshape(1)
     for loss in losses:
         if not (isinstance(loss, torch.Tensor) and loss.is_floating_point()):
             raise TypeError(f"loss must be a tensor of floats, got {loss!r}.")

@@ -17,6 +17,7 @@ from learnit_r8.flight.finding import Refusal
 from learnit_r8.flight.record import read_record
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
+from learnit_r8.torch.distributed.single_process import ALONE
 from learnit_r8.torch.flight.examiner import Examiner
 from learnit_r8.torch.flight.hand import Hand, Held
 from learnit_r8.torch.flight.rows import halve, num_rows, some_rows
@@ -181,6 +182,22 @@ def test_a_loss_whose_scale_changes_is_told_from_data_and_weights():
     assert "times the usual, with the weights of backups, too" in told.text
 
 
+@pytest.mark.parametrize(("scale", "kind"), [(2.0**127, "scale"), (1024.0, "nothing")])
+def test_a_loss_scale_that_is_too_high_is_named(scale, kind):
+    """Gradients are finite without it, and not with it; both are tried on the same batch."""
+    model, dataset, hand = Net(), data(), Hand(keeps_generators=False)
+    batch = tuple(each[:8] for each in dataset.tensors)
+    hand.reported = Held(type("Ticket", (), {"indices": list(range(8))})(), batch, None, None)
+    examiner = Examiner(
+        model, torch.optim.Adam(model.parameters()), scaler=torch.amp.GradScaler("cpu", init_scale=scale),
+        run_batch=lambda batch: 100 * loss_of(model)(batch), hand=hand, sharing=ALONE,
+    )  # fmt: skip
+    found = examiner.examine(Refusal(3, math.nan, math.nan, False, True, [], 1e-3))
+
+    assert (found.kind, found.is_certain) == (kind, True)
+    assert all(each.grad is None for each in model.parameters())
+
+
 class Rows(TensorDataset):
     """Rows by name."""
 
@@ -271,7 +288,7 @@ def test_what_is_touched_is_put_back_to_the_bit():
     ticket = type("Ticket", (), {"indices": list(range(8))})()
     batch = tuple(each[:8] for each in dataset.tensors)
     hand.reported = hand.good = Held(ticket, batch, None, None)
-    examiner = Examiner(model, optimizer, scaler=None, run_batch=loss_of(model), hand=hand, num_ranks=1)
+    examiner = Examiner(model, optimizer, scaler=None, run_batch=loss_of(model), hand=hand, sharing=ALONE)
     gradients = [each.grad for each in model.parameters()]
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict(), [each.clone() for each in gradients]))
     waiting = model(batch[0]).sum()
