@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 from .._adapters.host import check_scheduler
 from .._validation import whole_number
 from ..loops.run import loop
-from ..recovery.persistence import LEAST_BACKUP_STEPS
-from ..triggers import every
 from .data import EpochBatches, ValidationBatches
 from .epochs import Training, Validation
 
@@ -126,8 +124,8 @@ def _backup_every(given: Any, num_batches: int | None, scheduler: Any) -> Any:
         if given is not None:
             raise ValueError(f"backup_every must be left out without a scheduler, got {given!r}.")
         return None
-    if given is None and num_batches and scheduler.host.feed is not None:
-        return every(time=30) | every(max(LEAST_BACKUP_STEPS, num_batches // 4))
+    if num_batches and scheduler.host.feed is not None:
+        scheduler.host.feed.expect_epochs_of(num_batches)
     return given
 
 

@@ -98,8 +98,9 @@ class Persistence:
         self._announcer = announcer
         self.is_restoring = False
         self.config = config = config or RunConfig({})
+        self._is_usual = backup_every is None
         if backup_every is None:
-            backup_every = every(time=30) | every(max(LEAST_BACKUP_STEPS, steps_per_epoch // 4))
+            backup_every = _usual_interval(steps_per_epoch)
         backup, agreement = backup or RamBackup(), agreement or Agreement()
         self.agreement = agreement
         self.backup_timer = BackupTimer(as_trigger("backup_every", backup_every), announcer, backup, agreement)
@@ -175,6 +176,7 @@ class Persistence:
             callbacks.examine, callbacks.in_hand,
         )  # fmt: skip
         if backup_every is not None:
+            self._is_usual = False
             self.backup_timer.when = as_trigger("backup_every", backup_every)
         if clone is not None:
             self.backup.copy_with(clone, copy_into)
@@ -258,6 +260,12 @@ class Persistence:
         self.backup_timer.count_from(step)
         if self.saver:
             self.saver.count_from(step)
+
+    def expect_epochs_of(self, steps: int) -> None:
+        """Take backups as often as epochs of so many steps ask for, unless the user has said how often."""
+        if self._is_usual:
+            self.backup_timer.when = _usual_interval(steps)
+            self.wake()
 
     def look_at_weights(self) -> None:
         """Take a backup, which checks every number, as soon as the user's step is complete."""
@@ -395,3 +403,7 @@ class Persistence:
                 return backup.step
         restorer.raise_failures()
         return None
+
+
+def _usual_interval(steps_per_epoch: int) -> Condition:
+    return every(time=30) | every(max(LEAST_BACKUP_STEPS, steps_per_epoch // 4))

@@ -244,8 +244,13 @@ def _loader_above() -> Any:
 
 
 def _check(loader: Any) -> None:
-    """Raise ValueError if a loader makes batches of batches."""
+    """Raise ValueError if a loader makes batches of batches, or leaves some out that would be taken for others."""
     sampler = loader._index_sampler
+    if getattr(sampler, "skip_batches", 0) and getattr(sampler.batch_sampler, "finds_its_place", False):
+        raise ValueError(
+            "skip_first_batches() must be left out where R8Scheduler draws the batches, as the loader goes on where it "
+            f"was by itself, got {sampler.skip_batches} batches to skip; iterate over the loader as it is."
+        )
     if type(sampler) is BatchSampler:
         raise ValueError(
             f"sampler must be left out and R8BatchSampler given as batch_sampler to the DataLoader, got {sampler!r}; "

@@ -216,7 +216,7 @@ class R8Mixin:
         resume = settings.pop("resume", None) if self._r8_resumes else None
         keeps = self._r8_keeps_rates
         own = super().create_scheduler(num_training_steps, optimizer) if keeps else None  # type: ignore[misc]
-        watched = self._r8_adapter = OwnBatches(self, settings)
+        watched = self._r8_adapter = OwnBatches(self, settings, num_training_steps)
         if resume is not None:
             text = f"train() was given resume_from_checkpoint, so resume={resume!r} of r8 is ignored."
             watched.scheduler.host.say_once("resume", text, is_warning=False)

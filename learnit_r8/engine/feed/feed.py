@@ -124,6 +124,10 @@ class Feed:
         """Let an adapter train on the batches; it takes the place of the one that joined before."""
         self.trainer = trainer
 
+    def expect_epochs_of(self, steps: int) -> None:
+        """Have backups taken as often as epochs of so many steps ask for, unless the user has said how often."""
+        self._run.persistence.expect_epochs_of(steps)
+
     @property
     def is_iterating(self) -> bool:
         """Whether a loop over the batches is under way."""
