@@ -261,8 +261,8 @@ class Prefetch:
 
     def discard_epoch(self, epoch: int) -> None:
         """Count the batches left in an epoch as refused, so that one run through a loader is one epoch."""
-        for ticket in self.waiting.values():
-            self.r8.host.discard(ticket)
+        host, waiting = self.r8.host, list(self.waiting.values())
         self.waiting.clear()
-        while self.r8.current_epoch == epoch and (left := self.r8.host.draw_ahead()) is not None:
-            self.r8.host.discard(left)
+        while waiting or (self.r8.current_epoch == epoch and (left := host.draw_ahead()) is not None):
+            host.discard(waiting.pop(0) if waiting else left)
+            host.plan.abandoned += 1
