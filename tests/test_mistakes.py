@@ -374,7 +374,6 @@ ROWS = torch.utils.data.TensorDataset(torch.randn(20, 4))
         ((WRONG, [SGD, SGD], ROWS), {}, r'give the first, and the others as also=\{"second"'),
         ((SGD, WRONG, ROWS), {}, r"got SGD \( Parameter Group 0 .*\.\.\.\.$"),
         ((WRONG, SGD, torch.utils.data.DataLoader(ROWS)), {}, "or leave batch_size out"),
-        ((WRONG, SGD, ROWS), {"state_callback": dict}, "state_callback must be left out of attach"),
         ((WRONG, SGD, ROWS), {"shuffle": True}, "The scheduler decides which samples come next"),
         ((WRONG, SGD, ROWS), {"num_workers": 2}, r"adapter\.loader\(\.\.\.\) takes it"),
     ],

@@ -263,6 +263,9 @@ class Prefetch:
         """Count the batches left in an epoch as refused, so that one run through a loader is one epoch."""
         host, waiting = self.r8.host, list(self.waiting.values())
         self.waiting.clear()
-        while waiting or (self.r8.current_epoch == epoch and (left := host.draw_ahead()) is not None):
-            host.discard(waiting.pop(0) if waiting else left)
+        while self.r8.current_epoch == epoch or waiting:
+            left = waiting.pop(0) if waiting else host.draw_ahead()
+            if left is None:
+                break
+            host.discard(left)
             host.plan.abandoned += 1

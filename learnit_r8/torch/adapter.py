@@ -93,7 +93,8 @@ class Adapter:
         self._has_loader = self._counts_epochs = False
         # What accelerate wraps around an optimizer has no hooks of its own.
         register = getattr(getattr(optimizer, "optimizer", optimizer), "register_step_post_hook", None)
-        self._first_step = None if register is None else register(self._note_first_step)
+        self._has_stepped = register is None
+        self._first_step = None if register is None else register(self._note_step)
         if scheduler.keeps_rates:
             self._factor = RateFactor(scheduler, optimizer)
         self._losses.set_rates(scheduler.lr)
@@ -160,8 +161,12 @@ class Adapter:
             yield from self.scheduler.epoch_iterator()
         while not self.finished:
             yield self.scheduler.current_epoch
-            if self._first_step is not None and self.scheduler.global_step > self.scheduler.sentry.num_refused:
-                self.scheduler.host.say_once("no step", NO_STEP)
+            if self._first_step is not None:
+                # Not within the step, which goes through its hooks then.
+                self._first_step.remove()
+                self._first_step = None
+                if not self._has_stepped and self.scheduler.global_step > self.scheduler.sentry.num_refused:
+                    self.scheduler.host.say_once("no step", NO_STEP)
             if self.num_ranks == 1 and self.scheduler.requests.is_pending:
                 # Else the loop would begin another epoch, which has no batch, after stop().
                 self.flush()
@@ -489,10 +494,8 @@ class Adapter:
         if not any(error):
             self._warn_of_one_epoch()
 
-    def _note_first_step(self, *_: Any) -> None:
-        first, self._first_step = self._first_step, None
-        if first is not None:
-            first.remove()
+    def _note_step(self, *_: Any) -> None:
+        self._has_stepped = True
 
     def _check_used(self) -> None:
         """Raise RuntimeError if the losses noted last were neither reported nor skipped."""

@@ -366,12 +366,6 @@ def _keeps_rates(scheduler: R8Scheduler | None, settings: Mapping[str, Any]) -> 
 def _new_scheduler(size: int | None, state: ModelState, settings: SchedulerSettings, optimizer: Any) -> R8Scheduler:
     from ..scheduler import R8Scheduler
 
-    for name in ("state_callback", "load_callback", "save_callback"):
-        if settings.get(name) is not None:
-            raise ValueError(
-                f"{name} must be left out of attach(), which keeps the model itself, got {shortened(settings[name])}; "  # type: ignore[literal-required]
-                "what else belongs to the training goes into also=."
-            )
     ours: SchedulerSettings = {"state_callback": state.read, "load_callback": state.load}
     if settings.get("checkpoint_dir") is not None:
         ours["save_callback"] = state.save

@@ -265,9 +265,11 @@ class LoaderAdapter:
 
     def _values_of(self, losses: tuple[torch.Tensor, ...], ticket: Ticket | None) -> tuple[torch.Tensor, int]:
         values, count = _values_of(losses, ticket)
-        if not count and len(losses) == 1 and losses[0].ndim and ticket is not None and len(ticket.indices):
-            rows = len(ticket.indices)
-            self.scheduler.host.say_once("other rows", NOT_OF_ROWS.format(tuple(losses[0].shape), rows))
+        if not count and len(losses) == 1 and losses[0].ndim and ticket is not None:
+            batch: Any = ticket.batch.chunk
+            if batch.members is not None:
+                text = NOT_OF_ROWS.format(tuple(losses[0].shape), len(ticket.indices))
+                self.scheduler.host.say_once("other rows", text)
         return values, count
 
     def _tell(
