@@ -111,13 +111,13 @@ class R8Scheduler:
         state_callback: ``()``, returns the model state; with it, backups are taken automatically, the first one
             before the first step.
         backup_every: How often to take backups: steps, a time such as "5min", or a trigger; by default four times an
-            epoch (at least 10 steps apart) and every 30 s.
+            epoch, or forty times a run without epochs (at least 10 steps apart), and every 30 s.
         backup_dir: Folder in memory to which the backups of the state callback are also written, so that they outlive a
             process that is killed (docs/budgets.md); by default the system's, if there is one and checkpoints are
             written. False for none.
         checkpoint_dir: Folder of the checkpoints.
-        checkpoint_every: How often to write checkpoints, in the same form; by default every epoch. The end of the run
-            always writes one.
+        checkpoint_every: How often to write checkpoints, in the same form; by default every epoch, every ten if they
+            are of one step. The end of the run always writes one.
         keep_checkpoints: Number of checkpoints of this run to keep, >= 1; or "thin" for the newest three and at most 16
             others, spread over the run, to branch from (`resume_from_checkpoint`).
         monitor: Name of a metric given to `log`; the checkpoint with its best value is kept too: `best_checkpoint`.
@@ -358,15 +358,10 @@ class R8Scheduler:
             RuntimeError: no batch was drawn since the last epoch number.
         """
         run_state.say_if_spent(self.host)
+        self._say_if_closed()
         if self.host.feed is not None:
             yield from self.host.feed.epochs()
             return
-        if self._is_closed and not self.pace.is_over:
-            self.host.announcer.warn_once(
-                "closed",
-                f"the run was closed at step {self.pace.step}: what is trained from here on is not recorded in its "
-                "folder, and not saved at its end. Build another R8Scheduler, or close this one later.",
-            )
         self._counts_epochs = True
         here = threading.get_ident()
         if self._looping not in (None, here) and any(each.ident == self._looping for each in threading.enumerate()):
@@ -391,6 +386,14 @@ class R8Scheduler:
         finally:
             self._looping = None
             self.requests.leave()
+
+    def _say_if_closed(self) -> None:
+        if self._is_closed and not self.pace.is_over:
+            self.host.announcer.warn_once(
+                "closed",
+                f"the run was closed at step {self.pace.step}: what is trained from here on is not recorded in its "
+                "folder, and not saved at its end. Build another R8Scheduler, or close this one later.",
+            )
 
     def batch_iterator(self) -> Iterator[tuple[NDArray[np.int64], float]]:
         """Yield ``(batch_indices, lr)`` until the epoch ends or the time is up.
@@ -533,6 +536,7 @@ class R8Scheduler:
                 f"{call}() is for batches of your own, and this scheduler draws them from its {self.table.num_samples} "
                 "samples; leave num_samples and batch_size out, or iterate over batch_iterator()."
             )
+        self._say_if_closed()
         return self.host.feed
 
     def update_with_loss(
@@ -781,7 +785,7 @@ class R8Scheduler:
 
     @property
     def _state_of_best(self) -> Callable[[], Any] | None:
-        """Returns the model state for a copy of the best one in RAM; None where checkpoints hold it."""
+        """Return the model state to copy as the best one in RAM; None where checkpoints hold it."""
         return None if self.host.saver is not None else self.host.persistence.callbacks.state
 
     def stop(self, reason: str = "") -> None:

@@ -276,14 +276,6 @@ def test_epochs_left_by_a_break_go_on():
     assert adapter.scheduler.is_over
 
 
-def test_losses_of_other_rows_are_said():
-    model, _, adapter = attached_loader()
-    inputs, labels = next(iter(adapter.batches()))
-    losses = cross_entropy(model(inputs[:7]), labels[:7], reduction="none")
-    with pytest.warns(RuntimeWarning, match=r"losses of the shape \(7,\) for a batch of 10 samples count as one mean"):
-        adapter.report(losses)
-
-
 def test_losses_in_place_of_a_loss_are_told_the_two_arguments():
     model, _, adapter = attached_loader()
     inputs, labels = next(iter(adapter.batches()))

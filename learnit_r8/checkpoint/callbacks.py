@@ -155,7 +155,7 @@ def call_load(callback: Callable[..., Any], source: Any, *, from_ram: bool, is_r
 
 
 def _keywords(callback: Callable[..., Any], **given: bool) -> dict[str, bool]:
-    """Those of the keywords that a load callback has."""
+    """Return the keyword arguments that a load callback accepts, out of those that it may be given."""
     names = {parameter.name for parameter in _parameters(callback)}
     return {name: value for name, value in given.items() if name in names}
 

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 
 from ..checkpoint.callbacks import Callbacks
 from ..triggers import Condition
 from .dataset import R8Dataset
+from .examiner import Examiner
 from .fit_arguments import check_fit
 from .fit_frame import local_of_fit, scope_of_fit
 from .live_values import METRICS_EVERY
@@ -73,10 +75,10 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
                 f"{dataset!r}."
             )
         self.dataset = dataset
-        self._prefetch = dataset.prefetch
+        self._prefetch = dataset.drawn
         self._backup_every = backup_every
         self._recorder: LossRecorder | None = None
-        self._count = 0
+        self._count, self._indices = 0, np.empty(0, np.int64)
         self._state: ModelState | None = None
         self._wired: Any = None
         self._is_wrapped = False
@@ -89,7 +91,11 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
             self._state, self._wired = ModelState(model), model
         state = self._state
         assert state is not None
-        self._prefetch.r8.host.adopt(Callbacks(state.save, state.load, state.read), backup_every=self._backup_every)
+        examiner = Examiner(model, state, lambda: self.dataset.rows_of(self._indices))
+        self._prefetch.r8.host.adopt(
+            Callbacks(state.save, state.load, state.read, examine=examiner.examine, in_hand=examiner.collect),
+            backup_every=self._backup_every,
+        )
 
     def set_model(self, model: Any) -> None:
         """Take the model; Keras calls it as a ``fit`` begins."""
@@ -138,9 +144,8 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         if replaced is None:
             return
         if getattr(iterator.data_adapter, "class_weight", None) is None:
-            pipeline = self.dataset.pipeline(replaced.element_spec)
-            if pipeline is not None:
-                replaced = pipeline.batches(self._prefetch.epoch, prefetch=-1)
+            quick = self.dataset.quick_batches(replaced.element_spec)
+            replaced = replaced if quick is None else quick
         if self.dataset.is_bare and isinstance(replaced.element_spec, tuple):
             # A step of the user's own sees what a plain ``fit(x)`` would give it.
             replaced = replaced.map(lambda *columns: columns[0])
@@ -158,7 +163,7 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         if batch % METRICS_EVERY == 0 or batch + 1 == self._prefetch.epoch_length:
             recorder.live.keep_metrics(recorder.memory)
         ticket = prefetch.begin()
-        self._count = len(ticket.indices)
+        self._count, self._indices = len(ticket.indices), ticket.indices
         recorder.live.set(_rate_of(self.model.optimizer), ticket.lr)
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:

@@ -136,7 +136,7 @@ class Persistence:
         if self.saver is None:
             return False
         # The checkpoint being written may be the only one.
-        self.saver.settle()
+        self.saver.wait()
         return bool(self.saver.store.own_states())
 
     @property
@@ -288,7 +288,7 @@ class Persistence:
             given = {"scheduler": state, "model": self.callbacks.model_state(newest and newest.state)}
             write_model = functools.partial(call_save, save, given)
         in_background = in_background and len(state.get("table", {}).get("loss", ())) >= LARGE
-        write = self.store.begin(
+        write = self.store.start_write(
             state, write_model, self.config.values, then=self._tell_saved, in_background=in_background
         )
         return write if in_background else write.result()
@@ -324,7 +324,7 @@ class Persistence:
             RuntimeError: the load callback raised; nothing else was changed.
         """
         if self.saver is not None:
-            self.saver.settle()
+            self.saver.wait()
         self.model_loader.hand_over(checkpoint, self.callbacks.load)
         self.backup.clear()
         self.generations.put_back(checkpoint)
@@ -348,7 +348,7 @@ class Persistence:
             return None
         if self.saver is not None:
             # The checkpoint being written may be the one to go back to, or hold weights that are given up.
-            self.saver.settle()
+            self.saver.wait()
         return Restorer(
             functools.partial(self._load, load),
             backup=self.backup,

@@ -239,7 +239,7 @@ def _keep(
     hand = Hand(keeps_generators=_keeps_generators(r8))
     examiner = Examiner(
         model, optimizer, scaler=scaler, run_batch=run_batch, hand=hand,
-        num_ranks=sharing.size, redraw=redraw, others=networks_of(parts),
+        sharing=sharing, redraw=redraw, others=networks_of(parts),
     )  # fmt: skip
     # On several ranks nothing runs again, but of a step without a loader only the inputs can be looked at.
     if run_batch is None and (sharing.size == 1 or size is None):
@@ -353,7 +353,7 @@ def _expect_loading(optimizer: Any, rates: GroupRates | None) -> None:
     # What accelerate wraps around an optimizer hands load_state_dict() on to it.
     plain = getattr(optimizer, "optimizer", optimizer)
     if rates is not None and isinstance(plain, torch.optim.Optimizer):
-        plain.register_load_state_dict_post_hook(lambda _: rates.forget())
+        plain.register_load_state_dict_post_hook(lambda _: rates.expect_any())
 
 
 def _keeps_rates(scheduler: R8Scheduler | None, settings: Mapping[str, Any]) -> bool:

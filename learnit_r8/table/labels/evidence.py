@@ -92,7 +92,7 @@ class Evidence:
         rows = read_predictions(predictions, np.size(reading.means), self.num_classes)
         return reading._replace(predictions=rows)
 
-    def begin(self, num_classes: int) -> None:
+    def make_records(self, num_classes: int) -> None:
         """Note the number of classes; the first time, make the records, which takes as long as with the table's own."""
         if self.records is None:
             self.records = Records(self._num_samples, EVIDENCE)
@@ -121,7 +121,7 @@ class Evidence:
             self.num_classes, self.records = 0, None
             return
         arrays = {name: np.asarray(state[name], EVIDENCE[name]) for name in EVIDENCE.names or ()}
-        self.begin(int(state["num_classes"]))
+        self.make_records(int(state["num_classes"]))
         whole = self.whole
         assert whole is not None
         for name, values in arrays.items():

@@ -37,10 +37,6 @@ NOT_OF_BATCHES = (
     "resumed run does not find its place in the loader. Write adapter.batches() in place of the loader; for steps "
     "without one, attach None and iterate over adapter.steps()."
 )
-NOT_OF_ROWS = (
-    "losses of the shape {} for a batch of {} samples count as one mean, so nothing is learned about each sample: "
-    "report one loss for each, in the order of the batch, or several in one row each."
-)
 
 
 class LoaderAdapter:
@@ -210,7 +206,10 @@ class LoaderAdapter:
         found = self._take(ids)
         if found is None:
             return Outcome(GOOD, self.scheduler.lr, None)
-        return self._tell(found, *self._values_of(losses, found), None, None)
+        values, count = _values_of(losses, found)
+        if not count and len(losses) == 1:
+            self._feed.note_rows(found, losses[0])
+        return self._tell(found, values, count, None, None)
 
     def step(self, loss: torch.Tensor, *, losses: torch.Tensor | None = None, ids: Any = None) -> Outcome:
         """Report a loss, do ``backward()``, clip, and let the optimizer take its step unless the loss is refused.
@@ -235,7 +234,9 @@ class LoaderAdapter:
                 "step(losses.mean(), losses=losses)."
             )
         reported, found = (loss if losses is None else losses,), self._take(ids)
-        values, count = self._values_of(reported, found)
+        values, count = _values_of(reported, found)
+        if losses is not None and not count and found is not None:
+            self._feed.note_rows(found, losses)
         is_probe = stepper.is_scaled and found is not None and self._losses.is_probe(found)
         is_due = stepper.backward(loss, is_last=False)
         norm = stepper.clip() if is_due and not is_probe else None
@@ -262,15 +263,6 @@ class LoaderAdapter:
             ticket = feed.with_ids(ticket, ids)
         feed.open = None
         return ticket
-
-    def _values_of(self, losses: tuple[torch.Tensor, ...], ticket: Ticket | None) -> tuple[torch.Tensor, int]:
-        values, count = _values_of(losses, ticket)
-        if not count and len(losses) == 1 and losses[0].ndim and ticket is not None:
-            batch: Any = ticket.batch.chunk
-            if batch.members is not None:
-                text = NOT_OF_ROWS.format(tuple(losses[0].shape), len(ticket.indices))
-                self.scheduler.host.say_once("other rows", text)
-        return values, count
 
     def _tell(
         self, ticket: Ticket, values: torch.Tensor, count: int, norm: torch.Tensor | None, skipped: torch.Tensor | None
@@ -346,7 +338,7 @@ class LoaderAdapter:
 
 
 def _values_of(losses: tuple[torch.Tensor, ...], ticket: Ticket | None) -> tuple[torch.Tensor, int]:
-    """What is reported of losses, without their gradient, and of how many rows each has one value; 0 for one mean.
+    """Return the values to report, without gradient, and the rows that each stands for; 0 for a single mean.
 
     Returns:
         float32[P], the losses of the rows of a batch whose samples are known; or float32[1], the sum of the means.
@@ -370,9 +362,6 @@ def _mean_of(losses: tuple[torch.Tensor, ...]) -> torch.Tensor:
         return loss if not loss.ndim else loss.mean()
     if not losses:
         raise TypeError("report() must get a loss, got none.")
-    if len(losses) == 1 and isinstance(losses[0], torch.Tensor) and losses[0].dtype is torch.float32:
-        loss = losses[0].detach()
-        return (loss.mean() if loss.ndim else loss).reshape(1)
     for loss in losses:
         if not (isinstance(loss, torch.Tensor) and loss.is_floating_point()):
             raise TypeError(f"loss must be a tensor of floats, got {loss!r}.")
