@@ -128,7 +128,7 @@ class Feed:
 
     def expect_epochs_of(self, steps: int) -> None:
         """Have backups taken as often as epochs of so many steps ask for, unless the user has said how often."""
-        self._run.persistence.expect_epochs_of(steps)
+        self.run.persistence.expect_epochs_of(steps)
 
     @property
     def is_iterating(self) -> bool:
