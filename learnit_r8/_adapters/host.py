@@ -48,6 +48,9 @@ class Host(Protocol):
     def join(self, member: Member) -> None:
         """Let an adapter hold batches and losses back."""
 
+    def count_batches(self) -> None:
+        """Note that a trainer counts the batches, too."""
+
     def share(self, group: RankGroup, resume: str | os.PathLike[str] | None = None) -> None:
         """Act as one scheduler with those of other ranks."""
 

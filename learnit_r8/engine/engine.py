@@ -110,6 +110,10 @@ class Engine:
         """Let an adapter hold back batches and losses; it replaces the one that joined before."""
         self.member = member
 
+    def count_batches(self) -> None:
+        """Note that a trainer counts the batches, too, and stops after so many."""
+        self.pace.is_counted = True
+
     @property
     def say_once(self) -> Callable[..., None]:
         """See `Announcer.say_once`."""

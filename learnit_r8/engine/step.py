@@ -107,7 +107,8 @@ def judge(
             mean, predicted, typical, judged_rate, grad_norm=grad_norm, skipped=skipped, is_usual=is_usual
         )
         if controller.is_early and judgement.verdict is GOOD and controller.is_suspicious(mean):
-            judgement = sentry.unjudged(Verdict.EARLY)
+            # A batch that comes again was looked into the first time.
+            judgement = sentry.unjudged(Verdict.EARLY) if state == OPEN or controller.is_far(mean) else judgement
     steps = pace.budget.steps
     progress = (step + 1) / steps if steps is not None and step + 1 < steps else pace.progress_at(step + 1)
     last, lr = run._scheduled

@@ -185,7 +185,7 @@ class R8Mixin:
             ahead=accumulate - 1,
             **settings,
         )
-        adapter.scheduler.pace.is_counted = True
+        adapter.scheduler.host.count_batches()
         self._r8_say_what_differs(adapter, resume)
         return adapter
 

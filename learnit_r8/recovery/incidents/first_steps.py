@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from .incident import IncidentLog
     from .live_model import LiveModel
 
-FAR = 4.0
-"""Suspicion from which the batch of one of the first losses is left out; healthy ones reach 2."""
+FAR = 16.0
+"""Suspicion from which the batch of one of the first losses is left out; healthy ones reach 5."""
 
 RATE_TRIAL_UPDATES, RATE_TRIAL_STEPS, MOST_RATE_TRIALS = 256, 64, 3
 """Updates after the start in which a lower rate is tried, how many the trial takes, and how many trials there are."""
